@@ -1,0 +1,234 @@
+"""The settings of a training: typed, from options and TOML, to and from JSON."""
+
+import difflib
+import math
+import tomllib
+from dataclasses import Field, asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Self
+
+from storage.errors import BadDataError, UnreachableError, UsageError
+from storage.sealed import digest_of
+
+OPTIMIZERS = ("sgd", "momentum", "nesterov", "adam", "adamw")
+SCHEDULES = ("constant", "cosine", "one-cycle")
+INITS = (
+    "scaled",
+    "he-normal",
+    "he-uniform",
+    "glorot-normal",
+    "glorot-uniform",
+    "lecun-normal",
+    "normal-0.1",
+)
+SMALLEST_SHUFFLE_MEMORY = 2**20
+TOML_LIMIT = 2**20
+
+
+def _setting(
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[str, ...] | None = None,
+    least: float | None = None,
+    most: float | None = None,
+    may_change: bool = False,
+) -> Any:
+    """A setting's default with what the commands and the checks need to know of it.
+
+    `least` and `most` bound it, both allowed. `may_change` says that a resume may give another
+    value: the bits of the run do not depend on it.
+    """
+    metadata = {
+        "help": help,
+        "choices": choices,
+        "least": least,
+        "most": most,
+        "may_change": may_change,
+    }
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that the result of a training depends on, besides the dataset."""
+
+    network: str = _setting(
+        "784-relu-200-sigmoid-80-softmax-10",
+        "Layer widths with the activation between them: relu, sigmoid or tanh; softmax last.",
+    )
+    epochs: int = _setting(10, "Times each training row is visited.", least=1, most=10**6)
+    batch_size: int = _setting(
+        100, "Rows of a mini-batch, one optimiser step; 0 takes all rows.", least=0
+    )
+    optimizer: str = _setting("adamw", "How a gradient becomes a step.", choices=OPTIMIZERS)
+    learning_rate: float = _setting(
+        0.003, "Step size; the largest one where the schedule varies it.", least=0, most=1e6
+    )
+    schedule: str = _setting(
+        "one-cycle", "How the learning rate goes over the run.", choices=SCHEDULES
+    )
+    momentum: float = _setting(
+        0.9, "Of momentum and nesterov: how much of the last step is kept.", least=0, most=0.9999
+    )
+    l2: float = _setting(
+        0.0,
+        "Weight decay: l2 / 2 times the squared weights joins the loss (adamw: decoupled).",
+        least=0,
+        most=1e6,
+    )
+    init: str = _setting(
+        "scaled", "First weights: scaled is He's for relu, Glorot's otherwise.", choices=INITS
+    )
+    seed: int = _setting(0, "Of the first weights and the order.", least=0, most=2**63 - 1)
+    dtype: str = _setting("float32", "Of the arithmetic.", choices=("float32", "float64"))
+    shuffle: bool = _setting(True, "Visit the rows in a new random order each epoch.")
+    shuffle_memory: int = _setting(
+        256 * 2**20,
+        "Bytes for the two windows within which rows are shuffled.",
+        least=SMALLEST_SHUFFLE_MEMORY,
+    )
+    drop_last: bool = _setting(False, "Leave out an epoch's last mini-batch where it is short.")
+    micro_batches: int = _setting(
+        0, "Parts whose gradients are computed apart; 0 chooses by the batch size.", least=0
+    )
+    evaluate: str = _setting(
+        "test", "Splits to evaluate after each epoch: train, test, train,test or none."
+    )
+    holdout: int = _setting(
+        0, "Last rows of the training split to keep for validation.", least=0
+    )
+    patience: int = _setting(
+        0, "Epochs without a better validation before stopping; 0 never stops.", least=0
+    )
+    checkpoint_every: int = _setting(
+        0, "Mini-batches between checkpoints within an epoch; 0 for none.", least=0, may_change=True
+    )
+    keep: int = _setting(
+        3, "Newest checkpoints to keep, besides the best.", least=1, may_change=True
+    )
+    threads: int = _setting(
+        0, "Threads for the arithmetic; 0 for one per core.", least=0, most=1024, may_change=True
+    )
+
+    def __post_init__(self) -> None:
+        """Raise `UsageError` for the first setting that is out of range."""
+        for setting in fields(self):
+            _check(setting, getattr(self, setting.name))
+        if self.patience and not self.holdout:
+            raise UsageError(
+                "--patience stops by the validation split; give it one with --holdout ROWS."
+            )
+        self.evaluated_splits  # noqa: B018 - a property that checks
+
+    @property
+    def evaluated_splits(self) -> tuple[str, ...]:
+        """The splits to evaluate after each epoch."""
+        names = tuple(name.strip() for name in self.evaluate.split(",") if name.strip())
+        if names == ("none",):
+            return ()
+        if not names or len(set(names)) != len(names) or set(names) - {"train", "test"}:
+            raise UsageError(
+                f"--evaluate is {self.evaluate!r}; expected train, test, train,test or none."
+            )
+        return names
+
+    def to_json(self) -> dict[str, Any]:
+        """All settings by name."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any], place: str) -> Self:
+        """The inverse; raises `BadDataError` that names `place` for anything else."""
+        try:
+            return cls().updated(document, place)
+        except UsageError as error:
+            raise BadDataError(str(error)) from error
+
+    def updated(self, settings: dict[str, Any], place: str) -> Self:
+        """This configuration with some settings replaced.
+
+        Raises `UsageError` that names `place`, and the nearest known setting for an unknown one.
+        """
+        known = {setting.name: setting for setting in fields(self)}
+        changes = {}
+        for key, value in settings.items():
+            name = key.replace("-", "_")
+            if name not in known:
+                nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)
+                raise UsageError(
+                    f"{place} has an unknown setting '{key}'; did you mean '{nearest[0]}'?"
+                )
+            changes[name] = _typed(known[name], value, place)
+        return replace(self, **changes)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the settings that a resume may not change."""
+        return digest_of(
+            {
+                setting.name: getattr(self, setting.name)
+                for setting in fields(self)
+                if not may_change(setting, self)
+            }
+        )
+
+    def differences(self, recorded: "TrainConfig") -> list[str]:
+        """Where this configuration may not go on with a run that has the recorded one."""
+        return [
+            f"{setting.name}: {getattr(recorded, setting.name)!r} recorded, "
+            f"{getattr(self, setting.name)!r} given"
+            for setting in fields(self)
+            if not may_change(setting, recorded)
+            and getattr(self, setting.name) != getattr(recorded, setting.name)
+        ]
+
+
+def may_change(setting: "Field[Any]", recorded: TrainConfig) -> bool:
+    """Whether a resume may give another value: epochs too, where the schedule ignores them."""
+    if setting.name == "epochs":
+        return recorded.schedule == "constant"
+    return bool(setting.metadata["may_change"])
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The settings in a TOML file. Raises `UsageError` where it cannot be read as one."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(TOML_LIMIT + 1)
+        if len(data) > TOML_LIMIT:
+            raise UsageError(f"{path} has more than {TOML_LIMIT:,} bytes; it is no configuration.")
+        return tomllib.loads(data.decode())
+    except FileNotFoundError:
+        raise UsageError(f"There is no configuration file {path}.") from None
+    except OSError as error:
+        raise UnreachableError(f"Cannot read {path}: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is not valid TOML ({error}).") from error
+
+
+def _typed(setting: "Field[Any]", value: Any, place: str) -> Any:
+    """`value` as the setting's own type; an integer passes for a float."""
+    kind = type(setting.default)
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise UsageError(
+            f"{place} gives {setting.name} as {value!r}; expected a value of type {kind.__name__}."
+        )
+    return value
+
+
+def _check(setting: "Field[Any]", value: Any) -> None:
+    choices, least, most = (setting.metadata[key] for key in ("choices", "least", "most"))
+    option = "--" + setting.name.replace("_", "-")
+    if choices and value not in choices:
+        nearest = difflib.get_close_matches(str(value), choices, n=1, cutoff=0)
+        raise UsageError(
+            f"{option} is {value!r}; expected one of {', '.join(choices)} "
+            f"(nearest: {nearest[0]})."
+        )
+    out = isinstance(value, float) and not math.isfinite(value)
+    if out or (least is not None and value < least) or (most is not None and value > most):
+        bounds = f"at least {least:,}" if most is None else f"{least:,} to {most:,}"
+        raise UsageError(f"{option} is {value}; expected {bounds}.")

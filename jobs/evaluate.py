@@ -1,0 +1,92 @@
+"""Evaluation: how well parameters do on rows that they are not trained on meanwhile."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from jobs.nn.network import LossSum, Network
+from jobs.nn.parameters import Floats
+from jobs.step import Workers
+from pipeline.stream import Batch, BatchStream
+from pipeline.transforms import scale
+from storage.dataset import Dataset
+from storage.errors import BadDataError
+
+BLOCK_ROWS = 500
+"""Rows of one forward pass; fixed, so that the bits do not depend on the number of threads."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The quality on some rows."""
+
+    accuracy: float
+    """Share of rows whose most probable class is the target's, in [0, 1]."""
+    cross_entropy: float
+    """Mean over the rows, in nats."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Both figures by name."""
+        return dict(vars(self))
+
+
+class Evaluator:
+    """Evaluates one range of rows again and again; reads the next time's first rows ahead."""
+
+    def __init__(
+        self,
+        network: Network,
+        dataset: Dataset,
+        split: str,
+        *,
+        first_row: int,
+        rows: int,
+        times: int,
+        threads: int,
+    ) -> None:
+        """Over rows [first_row, first_row + rows) of a labelled split, at most `times` times."""
+        if not dataset.split(split).schema.classes:
+            raise BadDataError(f"Split {split} has no labels; leave it out of --evaluate.")
+        self._network = network
+        self._workers = Workers(self._block, threads)
+        self._stream = BatchStream(
+            dataset,
+            split,
+            batch_size=min(BLOCK_ROWS, rows),
+            shuffle=False,
+            first_row=first_row,
+            rows=rows,
+            epochs=times,
+        )
+
+    def evaluate(self, parameters: Floats) -> Evaluation:
+        """Read all the rows once and judge the parameters by them."""
+        loss_sum, correct, rows = 0.0, 0, 0
+        blocks: Iterator[tuple[Floats, Batch]] = ((parameters, batch) for batch in self._stream)
+        for block in self._workers.map(blocks):
+            loss_sum += block.loss_sum
+            correct += block.correct
+            rows += block.rows
+        return Evaluation(correct / rows, loss_sum / rows)
+
+    def _block(self, work: tuple[Floats, Batch]) -> LossSum:
+        parameters, batch = work
+        assert batch.targets is not None  # the split is labelled
+        return self._network.loss(parameters, scale(batch.inputs, self._network.dtype), batch.targets)
+
+    def close(self) -> None:
+        """Stop the stream and the threads."""
+        self._workers.close()
+        self._stream.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,1 @@
+"""A multilayer perceptron from scratch; imports only NumPy, so it can be read alone."""

@@ -1,0 +1,96 @@
+"""The shape of a network: its layers, and the short text that names them."""
+
+import difflib
+import re
+from dataclasses import dataclass
+
+HIDDEN_ACTIVATIONS = ("relu", "sigmoid", "tanh")
+"""What a layer before the last may apply to its weighted sums."""
+
+OUTPUT_ACTIVATION = "softmax"
+"""What the last layer applies: the loss is the cross-entropy of its probabilities."""
+
+_WIDTH = re.compile(r"[1-9][0-9]{0,6}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A fully connected layer: `activation(inputs @ weights + bias)`."""
+
+    inputs: int
+    """The values it takes per row, the bias not counted."""
+
+    activation: str
+    """What is applied to the weighted sums: relu, sigmoid, tanh, or softmax in the last layer."""
+
+    outputs: int
+    """The values it gives per row."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The shape of its parameters, `(1 + inputs, outputs)`: the bias is the first row."""
+        return 1 + self.inputs, self.outputs
+
+    @property
+    def parameter_count(self) -> int:
+        """How many numbers the layer learns, biases included."""
+        return (1 + self.inputs) * self.outputs
+
+
+def parse_network(text: str) -> tuple[Layer, ...]:
+    """The layers that a text such as `784-relu-200-softmax-10` names, from input to output.
+
+    Widths and activations take turns; the last activation is softmax, and no other is.
+    Raises ValueError, naming the piece and what may stand there, for any other text.
+    """
+    pieces = text.strip().split("-")
+    for position, piece in enumerate(pieces, start=1):
+        if position % 2:
+            _check_width(text, position, piece)
+        else:
+            _check_activation(text, position, piece, is_last=position >= len(pieces) - 1)
+    if len(pieces) < 3 or len(pieces) % 2 == 0:
+        raise ValueError(
+            f"The network {text!r} ends after piece {len(pieces)}, {pieces[-1]!r}: expected a last "
+            f"layer, as in '784-relu-200-softmax-10'."
+        )
+    return tuple(
+        Layer(int(pieces[i]), pieces[i + 1], int(pieces[i + 2]))
+        for i in range(0, len(pieces) - 2, 2)
+    )
+
+
+def format_network(layers: tuple[Layer, ...]) -> str:
+    """The text that `parse_network` reads back as `layers`."""
+    return "-".join(
+        [str(layers[0].inputs), *(f"{layer.activation}-{layer.outputs}" for layer in layers)]
+    )
+
+
+def count_parameters(layers: tuple[Layer, ...]) -> int:
+    """How many numbers the network learns, biases included."""
+    return sum(layer.parameter_count for layer in layers)
+
+
+def _check_width(text: str, position: int, piece: str) -> None:
+    if not _WIDTH.fullmatch(piece):
+        raise ValueError(
+            f"Piece {position} of the network {text!r} is {piece!r}: expected a layer's width, "
+            f"a whole number from 1 to 9999999."
+        )
+
+
+def _check_activation(text: str, position: int, piece: str, *, is_last: bool) -> None:
+    allowed = (OUTPUT_ACTIVATION,) if is_last else HIDDEN_ACTIVATIONS
+    if piece in allowed:
+        return
+    place = "the last layer's activation" if is_last else "a hidden layer's activation"
+    raise ValueError(
+        f"Piece {position} of the network {text!r} is {piece!r}: expected {place}, "
+        f"{' or '.join(allowed)}.{_suggestion(piece, allowed)}"
+    )
+
+
+def _suggestion(piece: str, allowed: tuple[str, ...]) -> str:
+    nearest = difflib.get_close_matches(piece.lower(), allowed, n=1)
+    return f" Did you mean {nearest[0]!r}?" if nearest else ""

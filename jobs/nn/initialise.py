@@ -1,0 +1,99 @@
+"""The parameters that training starts from: a pure function of scheme, layers, seed and dtype.
+
+NumPy promises that a bit generator's raw stream never changes, and promises no such thing for the
+distributions drawn from it. So only `Philox.random_raw` is used, and the distributions are here.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from jobs.nn.architecture import Layer, count_parameters
+from jobs.nn.parameters import Floats, views
+
+
+DEVIATIONS: dict[str, Callable[[Layer], float]] = {
+    # He, Zhang, Ren and Sun, Delving Deep into Rectifiers, 2015, eq. 10
+    "he": lambda layer: math.sqrt(2 / layer.inputs),
+    # Glorot and Bengio, Understanding the difficulty of training deep feedforward neural
+    # networks, 2010, eq. 12
+    "glorot": lambda layer: math.sqrt(2 / (layer.inputs + layer.outputs)),
+    # LeCun, Bottou, Orr and Mueller, Efficient BackProp, 1998, eq. 16
+    "lecun": lambda layer: math.sqrt(1 / layer.inputs),
+}
+"""The standard deviation of a layer's weights, by the authors who proposed it."""
+
+SCHEMES = (
+    "scaled",
+    "he-normal",
+    "he-uniform",
+    "glorot-normal",
+    "glorot-uniform",
+    "lecun-normal",
+    "normal-0.1",
+)
+"""`scaled` is he-normal for the layers with relu and glorot-normal for the others. `normal-0.1`
+is the standard normal / 10 for weights and biases alike, as in the notebook this project began
+with."""
+
+
+def initialise(
+    scheme: str, layers: tuple[Layer, ...], seed: int, dtype: DTypeLike = np.float32
+) -> Floats:
+    """The flat vector of initial parameters, `(parameters,)`, for one of `SCHEMES`.
+
+    Weights are drawn in float64 and rounded to `dtype`; biases are 0, save in `normal-0.1`, which
+    draws them too. Raises ValueError for an unknown scheme.
+    """
+    if scheme not in SCHEMES:
+        raise ValueError(f"The initialisation is {scheme!r}: expected one of {', '.join(SCHEMES)}.")
+    flat: Floats = np.zeros(count_parameters(layers), dtype)
+    for number, (layer, matrix) in enumerate(zip(layers, views(flat, layers), strict=True)):
+        if scheme == "normal-0.1":
+            matrix[:] = normals(layer.parameter_count, seed, number).reshape(layer.shape) / 10
+        else:
+            matrix[1:] = _weights(scheme, layer, seed, number)
+    return flat
+
+
+def _weights(scheme: str, layer: Layer, seed: int, number: int) -> NDArray[np.float64]:
+    """A layer's weights without the biases, `(inputs, outputs)`."""
+    if scheme == "scaled":
+        scheme = "he-normal" if layer.activation == "relu" else "glorot-normal"
+    author, distribution = scheme.split("-")
+    deviation = DEVIATIONS[author](layer)
+    count = layer.inputs * layer.outputs
+    if distribution == "normal":
+        weights = normals(count, seed, number) * deviation
+    else:
+        # The uniform distribution on (-a, a) has the standard deviation a / sqrt(3).
+        weights = (2 * uniforms(count, seed, number) - 1) * (math.sqrt(3) * deviation)
+    return weights.reshape(layer.inputs, layer.outputs)
+
+
+def uniforms(count: int, seed: int, layer: int) -> NDArray[np.float64]:
+    """`count` numbers in the open interval (0, 1), uniform: odd multiples of 2^-53.
+
+    The stream is Philox with counter 0 and a key of the first 128 bits, as two little-endian
+    integers, of the SHA-256 of `mnist-stream init 1|{seed}|{layer}`.
+    """
+    digest = hashlib.sha256(f"mnist-stream init 1|{seed}|{layer}".encode("ascii")).digest()
+    key = np.frombuffer(digest, "<u8", count=2).astype(np.uint64)
+    words = np.random.Philox(key=key, counter=0).random_raw(count)
+    return ((words >> np.uint64(11)) | np.uint64(1)) * 2.0**-53
+
+
+def normals(count: int, seed: int, layer: int) -> NDArray[np.float64]:
+    """`count` standard normal numbers, from `uniforms` (Box and Muller, 1958).
+
+    The logarithm and the cosine are the C library's: where a platform rounds them otherwise, a
+    number may differ in its last bit.
+    """
+    pairs = (count + 1) // 2
+    draws = uniforms(2 * pairs, seed, layer)
+    radii = np.sqrt(-2 * np.log(draws[:pairs]))
+    angles = 2 * np.pi * draws[pairs:]
+    return np.concatenate([radii * np.cos(angles), radii * np.sin(angles)])[:count]

@@ -1,0 +1,46 @@
+"""The loss: cross-entropy of the softmax, and its gradient with respect to the logits."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jobs.nn.activations import by_class
+from jobs.nn.parameters import Floats
+
+
+@dataclass(frozen=True, eq=False)
+class CrossEntropy:
+    """The loss of a block of rows."""
+
+    loss_sum: float
+    """The cross-entropy summed over the rows, in nats."""
+
+    correct: int
+    """The rows whose largest logit is the target's class."""
+
+    delta: Floats
+    """The gradient of `loss_sum` with respect to the logits, `(rows, classes)`."""
+
+
+def cross_entropy(logits: Floats, targets: NDArray[np.uint8]) -> CrossEntropy:
+    """The softmax cross-entropy of `logits` `(rows, classes)` to one-hot `targets`, same shape.
+
+    A row's loss is -log softmax(x)[t] = log(sum of exp(x - max)) - (x[t] - max), whose logarithm
+    is taken of at least 1, and its gradient softmax(x) - target (Bishop, Pattern Recognition and
+    Machine Learning, 2006, eq. 4.109).
+    """
+    rows = np.arange(len(logits))
+    labels = targets.argmax(axis=1)
+    correct = int(np.count_nonzero(logits.argmax(axis=1) == labels))
+
+    values = by_class(logits)
+    values -= values.max(axis=0)
+    of_target = values[labels, rows]
+    np.exp(values, out=values)
+    totals = values.sum(axis=0)
+    loss_sum = float((np.log(totals) - of_target).sum(dtype=np.float64))
+
+    values /= totals
+    values[labels, rows] -= 1
+    return CrossEntropy(loss_sum, correct, values.T)

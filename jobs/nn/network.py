@@ -1,0 +1,146 @@
+"""The network: forward and backward through its layers, as pure functions of the parameters."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from jobs.nn.activations import ACTIVATIONS, softmax
+from jobs.nn.architecture import Layer, count_parameters
+from jobs.nn.loss import cross_entropy
+from jobs.nn.parameters import Floats, views, weight_slices
+
+
+@dataclass(frozen=True, eq=False)
+class GradientSum:
+    """What one block of rows adds to a mini-batch: sums over its rows, not means."""
+
+    gradient: Floats
+    """The gradient of `loss_sum`, flat, `(parameters,)`, in the network's dtype."""
+
+    loss_sum: float
+    """The cross-entropy summed over the rows, in nats."""
+
+    correct: int
+    """The rows whose most probable class was the target's, before this step."""
+
+    rows: int
+    """How many rows were summed."""
+
+
+@dataclass(frozen=True)
+class LossSum:
+    """How well the network does on a block of rows: sums over its rows."""
+
+    loss_sum: float
+    """The cross-entropy summed over the rows, in nats."""
+
+    correct: int
+    """The rows whose most probable class is the target's."""
+
+    rows: int
+    """How many rows were summed."""
+
+
+class Network:
+    """A multilayer perceptron of fixed layers and dtype. It holds no parameters and no state.
+
+    Every method is pure and may be called from several threads at once. Throughout,
+    `parameters` is the flat vector of `jobs.nn.parameters`, in the network's dtype; `inputs` is
+    `(rows, 1 + features)` in that dtype, a column of ones (the bias) first; `targets` is
+    `(rows, classes)`, one-hot uint8. Arrays that do not fit raise ValueError.
+    """
+
+    def __init__(self, layers: tuple[Layer, ...], dtype: DTypeLike = np.float32) -> None:
+        """`layers` as `parse_network` gives them; `dtype` is float32 or float64."""
+        self.layers = layers
+        self.dtype = np.dtype(dtype)
+        if self.dtype not in (np.float32, np.float64):
+            raise ValueError(f"The dtype is {self.dtype}: expected float32 or float64.")
+        self.parameter_count = count_parameters(layers)
+        self._hidden = [ACTIVATIONS[layer.activation] for layer in layers[:-1]]
+        self._weight_slices = weight_slices(layers)
+
+    def forward(self, parameters: Floats, inputs: Floats) -> Floats:
+        """The probability of each class for each row: `(rows, classes)`."""
+        self._check_inputs(parameters, inputs)
+        _, logits = self._forward(views(parameters, self.layers), inputs)
+        return softmax(logits)
+
+    def loss(self, parameters: Floats, inputs: Floats, targets: NDArray[np.uint8]) -> LossSum:
+        """The loss and the correct rows, summed; the log of no probability is taken, so none is 0."""
+        self._check_inputs(parameters, inputs)
+        self._check_targets(inputs, targets)
+        _, logits = self._forward(views(parameters, self.layers), inputs)
+        loss = cross_entropy(logits, targets)
+        return LossSum(loss.loss_sum, loss.correct, len(inputs))
+
+    def gradient_sum(
+        self, parameters: Floats, inputs: Floats, targets: NDArray[np.uint8]
+    ) -> GradientSum:
+        """The gradient of the summed cross-entropy, by backpropagation (Rumelhart et al., 1986)."""
+        self._check_inputs(parameters, inputs)
+        self._check_targets(inputs, targets)
+        weights = views(parameters, self.layers)
+        outputs, logits = self._forward(weights, inputs)
+        loss = cross_entropy(logits, targets)
+
+        gradient = np.empty_like(parameters)
+        gradients = views(gradient, self.layers)
+        delta = loss.delta  # (rows, outputs of the layer): the gradient with respect to its sums
+        for layer in range(len(self.layers) - 1, 0, -1):
+            output = outputs[layer - 1]
+            np.matmul(output.T, delta, out=gradients[layer][1:])
+            np.add.reduce(delta, axis=0, out=gradients[layer][0])
+            delta = delta @ weights[layer][1:].T
+            delta *= self._hidden[layer - 1].derivative(output)
+        np.matmul(inputs.T, delta, out=gradients[0])
+        return GradientSum(gradient, loss.loss_sum, loss.correct, len(inputs))
+
+    def l2_penalty(self, parameters: Floats, l2: float) -> float:
+        """l2 / 2 times the sum of the squared weights, to be added to the *mean* loss.
+
+        Biases are left out: they set where a unit switches, not how wild the function is
+        (Goodfellow, Bengio and Courville, Deep Learning, 2016, section 7.1).
+        """
+        squares = sum(float(np.vdot(parameters[s], parameters[s])) for s in self._weight_slices)
+        return l2 / 2 * squares
+
+    def l2_gradient(self, parameters: Floats, l2: float) -> Floats:
+        """The gradient of `l2_penalty`, `(parameters,)`: l2 times each weight, 0 for each bias."""
+        gradient = np.zeros_like(parameters)
+        for weights in self._weight_slices:
+            np.multiply(parameters[weights], l2, out=gradient[weights])
+        return gradient
+
+    def _forward(self, weights: list[Floats], inputs: Floats) -> tuple[list[Floats], Floats]:
+        """The outputs of each hidden layer, `(rows, outputs)`, and the last layer's logits."""
+        outputs: list[Floats] = []
+        sums = inputs @ weights[0]  # the inputs' first column, ones, meets the bias row
+        for activation, matrix in zip(self._hidden, weights[1:], strict=True):
+            output = activation.apply(sums, sums)
+            outputs.append(output)
+            sums = output @ matrix[1:]
+            sums += matrix[0]
+        return outputs, sums
+
+    def _check_inputs(self, parameters: Floats, inputs: Floats) -> None:
+        if parameters.dtype != self.dtype or inputs.dtype != self.dtype:
+            raise ValueError(
+                f"The parameters are {parameters.dtype} and the inputs {inputs.dtype}: "
+                f"expected both to be {self.dtype}, the network's dtype."
+            )
+        columns = 1 + self.layers[0].inputs
+        if inputs.ndim != 2 or inputs.shape[1] != columns:
+            raise ValueError(
+                f"The inputs have the shape {inputs.shape}: expected (rows, {columns}), "
+                f"a bias column and {columns - 1} features."
+            )
+
+    def _check_targets(self, inputs: Floats, targets: NDArray[np.uint8]) -> None:
+        expected = (len(inputs), self.layers[-1].outputs)
+        if targets.shape != expected or targets.dtype != np.uint8:
+            raise ValueError(
+                f"The targets are {targets.dtype} of the shape {targets.shape}: expected one-hot "
+                f"uint8 of the shape {expected}, (rows, classes)."
+            )

@@ -1,0 +1,51 @@
+"""SIGINT and SIGTERM: the first asks a job to stop where it can be resumed, the second ends it."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+from storage.errors import StoppedError
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopSignal:
+    """Whether a job has been asked to stop, and by which signal."""
+
+    def __init__(self) -> None:
+        """Nobody has asked yet."""
+        self.number: int | None = None
+
+    @property
+    def requested(self) -> bool:
+        """Whether to stop at the next place from which one can go on."""
+        return self.number is not None
+
+    def raise_stopped(self, message: str) -> NoReturn:
+        """Raise `StoppedError` with the exit code of the signal that came."""
+        raise StoppedError(message, self.number or signal.SIGTERM)
+
+    def check(self, message: str) -> None:
+        """Raise `StoppedError` where a signal has come."""
+        if self.requested:
+            self.raise_stopped(message)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            os._exit(128 + number)  # at once: whoever asks twice means it
+        self.number = number
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopSignal]:
+    """Listen for SIGINT and SIGTERM while the block runs; for the main thread of a process."""
+    stop = StopSignal()
+    before = {number: signal.signal(number, stop._handle) for number in SIGNALS}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,363 @@
+"""The training job: open or resume a run, train its epochs, record each, save what is needed."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+from jobs.config import TrainConfig
+from jobs.environment import environment
+from jobs.evaluate import Evaluation, Evaluator
+from jobs.nn.architecture import Layer, parse_network
+from jobs.step import STEP_VERSION, one_blas_thread, thread_count
+from jobs.stop import StopSignal
+from jobs.trainer import RunningSums, Trainer, parameters_digest, template
+from pipeline.order import ORDER_VERSION
+from storage.checkpoints import (
+    Checkpoint,
+    CheckpointName,
+    load_newest,
+    prune_checkpoints,
+    save_checkpoint,
+    sweep_checkpoints,
+)
+from storage.dataset import Dataset, open_dataset
+from storage.errors import BadDataError, ConflictError, UsageError
+from storage.location import Location, open_location
+from storage.runs import RECORD, Run, create_run, open_run, run_exists, run_lock
+
+DEFAULT_DATASET = "data/mnist"
+DEFAULT_RUN = "runs/mnist"
+VALIDATION = "validation"
+
+Metrics = dict[str, Any]
+
+
+class TrainListener:
+    """Told of what a training does; every method may be left as it is."""
+
+    def started(self, run: Run, config: TrainConfig, resumed_at: str | None) -> None:
+        """The run is open; `resumed_at` is the checkpoint's name, or None for a fresh start."""
+
+    def warned(self, text: str) -> None:
+        """Something is not as it should be, and the training goes on."""
+
+    def stepped(self, epoch: int, rows: int, total: int, loss: float) -> None:
+        """Rows of the epoch (from 1) done, of how many, and the mean loss so far."""
+
+    def finished_epoch(self, metrics: Metrics) -> None:
+        """A line of metrics, as it is recorded."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training came to."""
+
+    run: Run
+    config: TrainConfig
+    metrics: tuple[Metrics, ...]
+    """A line per epoch, all of the run's epochs."""
+    parameters_digest: str
+    """Of the final parameters: the model's digest."""
+    order_digest: str
+    """Two runs that show the same have seen the same rows in the same batches in order."""
+    best: CheckpointName | None
+    """The checkpoint with the lowest validation cross-entropy, where there is a validation."""
+    already_done: bool
+    """True where the run had been finished before."""
+    stopped_early: bool
+
+
+def train(
+    config: TrainConfig,
+    *,
+    dataset: str | Path = DEFAULT_DATASET,
+    run: str | Path = DEFAULT_RUN,
+    resume: bool = False,
+    listener: TrainListener | None = None,
+    stop: StopSignal | None = None,
+) -> TrainResult:
+    """Train a network on a dataset's training split, into a run.
+
+    With `resume` a run that has a checkpoint goes on from it, to the same bits as if it had never
+    stopped, and one that has none is started. Raises `UsageError` for settings that do not fit the
+    dataset, `BadDataError` for damage, `ConflictError` where the run exists (without `resume`), is
+    locked, or has another configuration or dataset, `StoppedError` after a signal.
+    """
+    data = open_dataset(open_location(dataset))
+    layers = check_fit(config, data)
+    location = open_location(run)
+    listener = listener or TrainListener()
+    if run_exists(location) and not resume:
+        raise ConflictError(
+            f"The run {location} exists. Pass --resume to go on with it, or choose another --run."
+        )
+    with run_lock(location), one_blas_thread():
+        record = _open_or_create(location, config, data)
+        checkpoint = _newest(record, template(config, layers), listener)
+        job = _Job(record, config, data, layers, checkpoint, listener, stop or StopSignal())
+        return job.run_to_end()
+
+
+def check_fit(config: TrainConfig, dataset: Dataset) -> tuple[Layer, ...]:
+    """The network's layers, where the configuration fits the dataset; else `UsageError`."""
+    try:
+        layers = parse_network(config.network)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    schema = dataset.split("train").schema
+    if not schema.classes:
+        raise BadDataError(
+            f"The training split of {dataset.location} has no labels; there is nothing to learn."
+        )
+    found = (layers[0].inputs, layers[-1].outputs)
+    expected = (schema.features, schema.classes)
+    if found != expected:
+        middle = config.network.split("-", 1)[1].rsplit("-", 1)[0]
+        raise UsageError(
+            f"The network {config.network} takes {found[0]} values and gives {found[1]} classes; "
+            f"{dataset.location} has {expected[0]} and {expected[1]}. Pass for example "
+            f"--network {expected[0]}-{middle}-{expected[1]}."
+        )
+    rows = schema.rows - config.holdout
+    if rows < 1:
+        raise UsageError(
+            f"--holdout {config.holdout:,} leaves nothing of the {schema.rows:,} training rows."
+        )
+    if config.batch_size > rows:
+        raise UsageError(
+            f"--batch-size {config.batch_size:,} is more than the {rows:,} training rows; "
+            "expected at most that, or 0 for all of them."
+        )
+    for name in config.evaluated_splits:
+        dataset.split(name)
+    return layers
+
+
+def _open_or_create(location: Location, config: TrainConfig, dataset: Dataset) -> Run:
+    if not location.exists(RECORD):
+        return create_run(
+            location,
+            configuration=config.to_json(),
+            dataset_digest=dataset.digest,
+            versions={"order": ORDER_VERSION, "step": STEP_VERSION},
+            environment=environment(),
+        )
+    run = open_run(location)
+    if run.dataset_digest != dataset.digest:
+        raise ConflictError(
+            f"The run {location} was trained on a dataset with digest {run.dataset_digest}; "
+            f"{dataset.location} has {dataset.digest}. Give the same dataset, or another --run."
+        )
+    recorded = TrainConfig.from_json(run.configuration, f"{location}/{RECORD}")
+    if differences := config.differences(recorded):
+        raise ConflictError(
+            f"The run {location} has another configuration ({'; '.join(differences)}). "
+            "Give the recorded settings, or another --run."
+        )
+    versions = {"order": ORDER_VERSION, "step": STEP_VERSION}
+    if run.versions != versions:
+        raise ConflictError(
+            f"The run {location} has versions {run.versions}; this release has {versions}. "
+            "Go on with the release that began it."
+        )
+    sweep_checkpoints(run)
+    return run
+
+
+def _newest(run: Run, tensors: dict[str, Any], listener: TrainListener) -> Checkpoint | None:
+    for found in load_newest(run, tensors):
+        if isinstance(found, Checkpoint):
+            return found
+        name, error = found
+        listener.warned(f"Checkpoint {name} is not used: {error}")
+    return None
+
+
+class _Job:
+    """One training from its opening to its end; lives inside `train`."""
+
+    def __init__(
+        self,
+        run: Run,
+        config: TrainConfig,
+        dataset: Dataset,
+        layers: tuple[Layer, ...],
+        checkpoint: Checkpoint | None,
+        listener: TrainListener,
+        stop: StopSignal,
+    ) -> None:
+        self.run = run
+        self.config = config
+        self.dataset = dataset
+        self.layers = layers
+        self.checkpoint = checkpoint
+        self.listener = listener
+        self.stop = stop
+        self.metrics: list[Metrics] = []
+        if checkpoint is not None:
+            self.metrics = list(checkpoint.progress["metrics"])
+        run.rewrite_metrics(self.metrics)
+
+    def run_to_end(self) -> TrainResult:
+        """Train what epochs are left."""
+        resumed_at = None if self.checkpoint is None else str(self.checkpoint.name)
+        self.listener.started(self.run, self.config, resumed_at)
+        self._warn_of_environment()
+        state = self.checkpoint and (self.checkpoint.tensors, self.checkpoint.progress)
+        with Trainer(self.config, self.layers, self.dataset, state) as trainer:
+            self.trainer = trainer
+            already_done = self._finished
+            if not already_done:
+                self._train_epochs()
+            return TrainResult(
+                run=self.run,
+                config=self.config,
+                metrics=tuple(self.metrics),
+                parameters_digest=self._digest(),
+                order_digest=trainer.stream.state.order_digest,
+                best=best_checkpoint(self.metrics),
+                already_done=already_done,
+                stopped_early=self._out_of_patience,
+            )
+
+    def _train_epochs(self) -> None:
+        evaluators = self._evaluators()
+        try:
+            while not self._finished:
+                self._train_epoch(evaluators)
+        finally:
+            for evaluator in evaluators.values():
+                evaluator.close()
+
+    def _train_epoch(self, evaluators: dict[str, Evaluator]) -> None:
+        began = time.perf_counter()
+        first_row, waited = self.trainer.sums.rows, self.trainer.stream.seconds_waited
+        self.trainer.train_epoch(self._after_step)
+        seconds = time.perf_counter() - began
+        rows = self.trainer.sums.rows - first_row
+        evaluations = {
+            name: evaluator.evaluate(self.trainer.parameters)
+            for name, evaluator in evaluators.items()
+        }
+        timing = {
+            "seconds": round(seconds, 3),
+            "rows_per_second": round(rows / max(seconds, 1e-9)),
+            "seconds_waited": round(self.trainer.stream.seconds_waited - waited, 3),
+        }
+        line = self._line(evaluations) | {"timing": timing}
+        self.metrics.append(line)
+        self.trainer.sums = RunningSums()
+        self.run.append_metrics(line)
+        self._save()
+        self.listener.finished_epoch(line)
+        self._stop_if_asked()
+
+    def _line(self, evaluations: dict[str, Evaluation]) -> Metrics:
+        """What there is to say of the epoch just ended; the same, to the bit, however it ran."""
+        sums, state = self.trainer.sums, self.trainer.stream.state
+        return {
+            "epoch": state.epoch,
+            "steps": self.trainer.steps,
+            "loss": sums.loss_sum / sums.rows,
+            "accuracy": sums.correct / sums.rows,
+            "evaluation": {name: found.to_json() for name, found in evaluations.items()},
+            "order_digest": state.order_digest,
+            "parameters_digest": self._digest(),
+        }
+
+    def _after_step(self) -> None:
+        sums, state = self.trainer.sums, self.trainer.stream.state
+        self.listener.stepped(
+            len(self.metrics) + 1, sums.rows, state.rows, sums.loss_sum / sums.rows
+        )
+        if not state.next_batch:
+            return  # the epoch's end, which is recorded and saved as such
+        every = self.config.checkpoint_every
+        due = every and state.next_batch % every == 0
+        if due or self.stop.requested:
+            self._save()
+        self._stop_if_asked()
+
+    def _stop_if_asked(self) -> None:
+        if self.stop.requested and not self._finished:
+            self.stop.raise_stopped(
+                f"Stopped after {self.trainer.steps:,} steps; the checkpoint is saved. "
+                "Run the same command with --resume to go on."
+            )
+
+    def _save(self) -> None:
+        """Save a checkpoint, then let go of the oldest."""
+        state = self.trainer.stream.state
+        save_checkpoint(
+            self.run,
+            CheckpointName(state.epoch, state.next_batch),
+            self.trainer.tensors(),
+            parameters_digest=self._digest(),
+            config_digest=self.config.digest,
+            progress=self.trainer.progress() | {"metrics": self.metrics},
+        )
+        best = best_checkpoint(self.metrics)
+        prune_checkpoints(self.run, self.config.keep, {best} if best else set())
+
+    def _evaluators(self) -> dict[str, Evaluator]:
+        """One for each split to evaluate, and one for the validation rows."""
+        rows = {name: split.schema.rows for name, split in self.dataset.splits.items()}
+        kept = rows["train"] - self.config.holdout
+        ranges = {name: (name, 0, rows[name]) for name in self.config.evaluated_splits}
+        if "train" in ranges:
+            ranges["train"] = ("train", 0, kept)
+        if self.config.holdout:
+            ranges[VALIDATION] = ("train", kept, self.config.holdout)
+        return {
+            name: Evaluator(
+                self.trainer.network,
+                self.dataset,
+                split,
+                first_row=first_row,
+                rows=count,
+                times=self.config.epochs - len(self.metrics),
+                threads=thread_count(self.config.threads),
+            )
+            for name, (split, first_row, count) in ranges.items()
+        }
+
+    @property
+    def _finished(self) -> bool:
+        return len(self.metrics) >= self.config.epochs or self._out_of_patience
+
+    @property
+    def _out_of_patience(self) -> bool:
+        best = best_checkpoint(self.metrics)
+        patience = self.config.patience
+        return bool(patience and best and len(self.metrics) - best.epoch >= patience)
+
+    def _digest(self) -> str:
+        return parameters_digest(self.layers, self.trainer.parameters)
+
+    def _warn_of_environment(self) -> None:
+        here = environment()
+        differing = [
+            f"{name}: {self.run.environment.get(name)!r} then, {here[name]!r} now"
+            for name in here
+            if self.run.environment.get(name) != here[name]
+        ]
+        if differing:
+            self.listener.warned(
+                "The run was begun in another environment, so its last bits may differ from here "
+                f"on ({'; '.join(differing)})."
+            )
+
+
+def best_checkpoint(metrics: list[Metrics]) -> CheckpointName | None:
+    """The checkpoint of the epoch with the lowest validation cross-entropy, the first of equals.
+
+    None where there is no validation split.
+    """
+    scored = [
+        (line["evaluation"][VALIDATION]["cross_entropy"], line["epoch"])
+        for line in metrics
+        if VALIDATION in line["evaluation"]
+    ]
+    return CheckpointName(min(scored)[1], 0) if scored else None

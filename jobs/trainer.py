@@ -1,0 +1,170 @@
+"""The trainer: parameters, optimiser and stream, moved on together one mini-batch at a time."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from jobs.config import TrainConfig
+from jobs.nn import parameters as layout
+from jobs.nn.architecture import Layer, format_network
+from jobs.nn.initialise import initialise
+from jobs.nn.network import GradientSum, Network
+from jobs.nn.optimizers import make_optimizer
+from jobs.nn.parameters import Floats
+from jobs.nn.schedules import learning_rate
+from jobs.step import StepArithmetic, default_micro_batches, thread_count
+from pipeline.stream import BatchStream, StreamState
+from storage.checkpoints import Tensors
+from storage.dataset import Dataset
+from storage.errors import QualityGateError
+
+
+@dataclass
+class RunningSums:
+    """Over the rows of the current epoch, each counted as it was when it was trained on."""
+
+    loss_sum: float = 0.0
+    correct: int = 0
+    rows: int = 0
+
+    def add(self, step: GradientSum) -> None:
+        """Count one more mini-batch."""
+        self.loss_sum += step.loss_sum
+        self.correct += step.correct
+        self.rows += step.rows
+
+
+class Trainer:
+    """All that changes while training, and how one step changes it."""
+
+    def __init__(
+        self, config: TrainConfig, layers: tuple[Layer, ...], dataset: Dataset, state: Any = None
+    ) -> None:
+        """Begin at the beginning, or, with `load`'s arguments as `state`, where those were saved."""
+        self.config = config
+        self.network = Network(layers, config.dtype)
+        self.parameters = initialise(config.init, layers, config.seed, config.dtype)
+        self._optimizer = make_optimizer(
+            config.optimizer, layers, momentum=config.momentum, l2=config.l2
+        )
+        self._memory = self._optimizer.initial_state(self.parameters)
+        self.sums = RunningSums()
+        stream_state = None if state is None else self._load(*state)
+        self.stream = BatchStream(
+            dataset,
+            "train",
+            batch_size=config.batch_size,
+            seed=config.seed,
+            shuffle=config.shuffle,
+            shuffle_memory=config.shuffle_memory,
+            drop_last=config.drop_last,
+            rows=dataset.split("train").schema.rows - config.holdout,
+            epochs=config.epochs,
+            state=stream_state,
+        )
+        batch_rows = self.stream.state.batch_size
+        self._micro_batches = config.micro_batches or default_micro_batches(batch_rows)
+        threads = min(thread_count(config.threads), self._micro_batches)
+        self._arithmetic = StepArithmetic(self.network, threads)
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps taken so far in the run."""
+        return self.stream.state.epoch * self.stream.batches + self.stream.state.next_batch
+
+    @property
+    def learning_rate(self) -> float:
+        """That of the next step or, after the last one, of the last."""
+        total = self.config.epochs * self.stream.batches
+        step = min(self.steps, total - 1)
+        return learning_rate(self.config.schedule, self.config.learning_rate, step, total)
+
+    def train_epoch(self, after_step: Callable[[], None]) -> None:
+        """Train on the rest of the current epoch; `after_step` is called after each step.
+
+        Raises `QualityGateError` where the loss is no longer a finite number.
+        """
+        for micro_batches in self.stream.micro_batches(self._micro_batches):
+            rate = self.learning_rate
+            with np.errstate(over="ignore", invalid="ignore"):
+                step = self._arithmetic.gradient_sum(self.parameters, micro_batches)
+                self._apply(step, rate)
+            self.sums.add(step)
+            if not np.isfinite(step.loss_sum):
+                raise QualityGateError(
+                    f"Training diverged: the loss of step {self.steps} is {step.loss_sum}. Start "
+                    f"another run with a --learning-rate below {self.config.learning_rate:g}."
+                )
+            after_step()
+
+    def _apply(self, step: GradientSum, rate: float) -> None:
+        gradient = step.gradient
+        gradient /= step.rows
+        if self.config.l2 and not self._optimizer.decouples_l2:
+            gradient += self.network.l2_gradient(self.parameters, self.config.l2)
+        self.parameters, self._memory = self._optimizer.step(
+            self.parameters, gradient, self._memory, rate, self.steps
+        )
+
+    def tensors(self) -> Tensors:
+        """What a checkpoint holds: each layer's matrix, and what the optimiser remembers."""
+        return layer_tensors(self.network.layers, self.parameters) | {
+            f"optimizer.{name}": vector for name, vector in self._memory.items()
+        }
+
+    def progress(self) -> dict[str, Any]:
+        """The rest of the state, for the checkpoint's manifest."""
+        return {"stream": self.stream.state.to_json(), "sums": asdict(self.sums)}
+
+    def _load(self, tensors: Tensors, progress: dict[str, Any]) -> StreamState:
+        self.parameters = flat_parameters(self.network.layers, tensors)
+        self._memory = {name: tensors[f"optimizer.{name}"] for name in self._memory}
+        self.sums = RunningSums(**progress["sums"])
+        return StreamState.from_json(progress["stream"])
+
+    def close(self) -> None:
+        """Stop the threads and the stream."""
+        self._arithmetic.close()
+        self.stream.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def template(config: TrainConfig, layers: tuple[Layer, ...]) -> Tensors:
+    """Tensors of the names, shapes and dtypes that a checkpoint of this configuration has."""
+    parameters = np.zeros(sum(layer.parameter_count for layer in layers), config.dtype)
+    optimizer = make_optimizer(config.optimizer, layers)
+    return layer_tensors(layers, parameters) | {
+        f"optimizer.{name}": vector for name, vector in optimizer.initial_state(parameters).items()
+    }
+
+
+def layer_tensors(layers: tuple[Layer, ...], parameters: Floats) -> Tensors:
+    """The parameters as one named matrix `(1 + inputs, outputs)` per layer."""
+    matrices = layout.views(parameters, layers)
+    return dict(zip(layout.names(layers), matrices, strict=True))
+
+
+def flat_parameters(layers: tuple[Layer, ...], tensors: Tensors) -> Floats:
+    """The flat vector `(parameters,)` from the named matrices."""
+    return np.concatenate([tensors[name].reshape(-1) for name in layout.names(layers)])
+
+
+def parameters_digest(layers: tuple[Layer, ...], parameters: Floats) -> str:
+    """SHA-256 of a model: its network's text, its dtype, and its parameters, little-endian."""
+    content = hashlib.sha256(f"{format_network(layers)}|{parameters.dtype}|".encode())
+    content.update(parameters.astype(parameters.dtype.newbyteorder("<"), copy=False))
+    return content.hexdigest()

@@ -1,0 +1,178 @@
+"""The staged conversion: read -> check -> transform -> write -> verify -> publish."""
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.sources import Part, Source, SplitSource, open_source
+from pipeline.transforms import BIAS_COLUMN, ONE_HOT, SCALE, add_bias, one_hot
+from storage.dataset import Block, Dataset, open_dataset
+from storage.dataset_writer import (
+    ChunkRecord,
+    DatasetWriter,
+    SplitWriter,
+    create_dataset,
+    dataset_lock,
+    recover,
+)
+from storage.errors import UsageError
+from storage.location import open_location
+from storage.schema import DatasetSchema, SplitSchema
+from storage.store import METADATA_NAME
+
+T = TypeVar("T")
+
+DEFAULT_THREADS = min(4, os.cpu_count() or 1)
+
+Report = Callable[[str, int, int], None]
+"""Told of progress: what is being done, rows done, rows in all."""
+
+
+@dataclass(frozen=True)
+class IngestResult:
+    """What an ingest did."""
+
+    dataset: Dataset
+    already_done: bool
+    """True where the dataset was there already, from the same source in the same way."""
+    source: str
+    """Where the rows came from, for people."""
+    seconds: float
+
+
+def ingest(
+    source: str | Source = "mnist",
+    out: str | Path = "data/mnist",
+    *,
+    rows_per_chunk: int | None = None,
+    overwrite: bool = False,
+    seed: int = 0,
+    threads: int = DEFAULT_THREADS,
+    report: Report = lambda stage, done, total: None,
+    announce: Callable[[str], None] = lambda text: None,
+) -> IngestResult:
+    """Turn a source into a published dataset at `out`.
+
+    `source` is a directory, a known name, or `synthetic[:TRAIN[,TEST]]` (see
+    `pipeline.sources.open_source`); `seed` is for generated digits. Raises `UsageError`,
+    `BadDataError`, `ConflictError` or `UnreachableError`; whatever happens, nothing half-made
+    is left at `out`, and an old dataset there stays until the new one is complete.
+    """
+    began = time.perf_counter()
+    if rows_per_chunk is not None and rows_per_chunk < 1:
+        raise UsageError(f"The rows per chunk are {rows_per_chunk}; expected at least 1.")
+    if isinstance(source, str):
+        source = open_source(source, seed=seed, announce=announce)
+    target = open_location(out)
+    schema = plan_dataset(source, rows_per_chunk)
+    fingerprint = source.fingerprint()
+    with dataset_lock(target):
+        recover(target)
+    if not overwrite and target.exists(METADATA_NAME):
+        existing = open_dataset(target)
+        if existing.fingerprint == fingerprint and _splits(existing) == schema.splits:
+            return IngestResult(existing, True, source.description, time.perf_counter() - began)
+    classes = np.array([int(name) for name in schema.class_names], dtype=np.int64)
+    with (
+        create_dataset(target, schema, overwrite=overwrite) as writer,
+        ThreadPoolExecutor(threads, thread_name_prefix="ingest") as pool,
+    ):
+        records = {
+            split.name: _convert_split(split, writer, classes, pool, 2 * threads, report)
+            for split in source.splits
+        }
+        files = [
+            {"split": split.name, **vars(file)} for split in source.splits for file in split.files()
+        ]
+        dataset = writer.publish(records, files, fingerprint)
+    return IngestResult(dataset, False, source.description, time.perf_counter() - began)
+
+
+def plan_dataset(source: Source, rows_per_chunk: int | None = None) -> DatasetSchema:
+    """The schema of the dataset that a source becomes; reads headers and labels only."""
+    labels = sorted({label for split in source.splits for label in split.label_values()})
+    first = source.splits[0]
+    features = int(np.prod(first.image_shape))
+    splits = {
+        split.name: SplitSchema.plan(
+            rows=split.rows,
+            features=features,
+            dtype=str(split.dtype),
+            classes=len(labels) if split.has_labels else 0,
+            chunk_rows=rows_per_chunk,
+        )
+        for split in source.splits
+    }
+    transforms = [BIAS_COLUMN, *([SCALE] if first.dtype == np.uint8 else []), ONE_HOT]
+    return DatasetSchema(
+        name=source.name,
+        class_names=tuple(str(label) for label in labels),
+        image_shape=tuple(first.image_shape),
+        transforms=tuple(transforms),
+        splits=splits,
+    )
+
+
+def _splits(dataset: Dataset) -> dict[str, SplitSchema]:
+    return {name: split.schema for name, split in dataset.splits.items()}
+
+
+def _convert_split(
+    split: SplitSource,
+    writer: DatasetWriter,
+    classes: NDArray[np.int64],
+    pool: Executor,
+    in_flight: int,
+    report: Report,
+) -> list[ChunkRecord]:
+    """Convert a split part by part, `in_flight` parts at a time, and return its chunk records."""
+    split_writer = writer.split(split.name)
+    stage = f"ingest {split.name}"
+    report(stage, 0, split.rows)
+    records: list[ChunkRecord] = []
+    done = 0
+    for finished in _bounded(
+        (
+            pool.submit(convert_part, part, split_writer, classes)
+            for part in split.parts(split_writer.part_rows)
+        ),
+        in_flight,
+    ):
+        rows, chunk_records = finished
+        records += chunk_records
+        done += rows
+        report(stage, done, split.rows)
+    return records
+
+
+def convert_part(
+    part: Part, writer: SplitWriter, classes: NDArray[np.int64]
+) -> tuple[int, list[ChunkRecord]]:
+    """Load, transform, write and read back one part; its rows, and its chunks' records.
+
+    Pure but for what it writes, and writing it twice gives the same bytes: it may run anywhere,
+    and again.
+    """
+    images, labels = part.load()
+    targets = None if labels is None else one_hot(labels, classes)
+    block = Block(add_bias(images), targets)
+    return len(images), writer.write_part(part.start // writer.part_rows, block)
+
+
+def _bounded(submitted: "Iterator[Future[T]]", limit: int) -> Iterator[T]:
+    """The futures' results in order, with at most `limit` of them under way."""
+    waiting: deque[Future[T]] = deque()
+    for future in submitted:
+        waiting.append(future)
+        if len(waiting) >= limit:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()

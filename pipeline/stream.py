@@ -1,0 +1,308 @@
+"""BatchStream: shuffled mini-batches from a dataset on disk, with a small state in and out."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.order import CHAIN_START, ORDER_VERSION, EpochOrder, RowNumbers, Window
+from pipeline.windows import DEFAULT_THREADS, WindowLoader
+from storage.dataset import Block, Dataset
+from storage.errors import BadDataError, ConflictError, UsageError
+from storage.schema import SplitSchema
+
+SHUFFLE_MEMORY = 256 * 2**20
+"""Bytes for two windows, by default."""
+PLAIN_WINDOW_CHUNKS = 4
+"""Chunks of a window where nothing is shuffled: enough to read ahead."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some rows, in the order in which they are to be visited."""
+
+    inputs: NDArray[Any]
+    """`(rows, 1 + features)`, bias first, in the stored element type."""
+    targets: NDArray[np.uint8] | None
+    """`(rows, classes)` one-hot, or None where the split has no labels."""
+    rows: RowNumbers
+    """`(rows,)`: their numbers in the split."""
+
+
+@dataclass(frozen=True)
+class StreamState:
+    """Where a stream stands, and what it must be a stream of; a few hundred bytes of JSON."""
+
+    order_version: int
+    dataset_digest: str
+    split: str
+    first_row: int
+    rows: int
+    seed: int
+    shuffle: bool
+    batch_size: int
+    window_chunks: int
+    drop_last: bool
+    epoch: int
+    """The epoch of the next mini-batch, from 0."""
+    next_batch: int
+    """The next mini-batch's number in its epoch, from 0."""
+    order_digest: str
+    """The chain over all mini-batches so far, in hex (see `pipeline.order.link`)."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The state as a JSON object."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> Self:
+        """The inverse; raises `BadDataError` for anything else."""
+        expected = {name: kind for name, kind in cls.__annotations__.items()}
+        if {name: type(value) for name, value in document.items()} != expected:
+            raise BadDataError("A stream state does not have the fields of one; it is damaged.")
+        if min(document["epoch"], document["next_batch"]) < 0:
+            raise BadDataError("A stream state has a negative epoch or batch; it is damaged.")
+        if len(document["order_digest"]) != 64 or set(document["order_digest"]) - set(
+            "0123456789abcdef"
+        ):
+            raise BadDataError("A stream state's order digest is not one; it is damaged.")
+        return cls(**document)
+
+
+class BatchStream:
+    """An endless sequence of epochs over a split, cut into mini-batches.
+
+    Iterating gives the rest of the current epoch; iterating again, the next one. The windows load
+    in the background through Dask while the ones before are in use.
+
+    >>> with BatchStream(dataset, "train", batch_size=128, seed=0) as stream:
+    ...     for batch in stream:
+    ...         step(batch.inputs, batch.targets)
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        split: str,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        shuffle: bool = True,
+        shuffle_memory: int = SHUFFLE_MEMORY,
+        window_chunks: int | None = None,
+        drop_last: bool = False,
+        first_row: int = 0,
+        rows: int | None = None,
+        epochs: int | None = None,
+        threads: int = DEFAULT_THREADS,
+        state: StreamState | None = None,
+    ) -> None:
+        """A stream over rows [first_row, first_row + rows) of `split`, by default all.
+
+        `batch_size` 0 means one mini-batch of all rows. `window_chunks` overrides what
+        `shuffle_memory` (bytes) gives. After `epochs` epochs nothing is read ahead any more.
+        `state` goes on where another stream stood. Raises `ConflictError` where that one was over
+        something else, `UsageError` for rows or sizes out of range.
+        """
+        self._split = dataset.split(split)
+        schema = self._split.schema
+        rows = schema.rows - first_row if rows is None else rows
+        if rows < 1 or first_row < 0 or first_row + rows > schema.rows:
+            raise UsageError(
+                f"Rows {first_row}..{first_row + rows - 1} were asked for; split {split} has rows "
+                f"0..{schema.rows - 1}."
+            )
+        if not 0 <= batch_size <= rows:
+            raise UsageError(
+                f"The batch size is {batch_size:,}; expected 1 to the {rows:,} rows of the split, "
+                "or 0 for all of them."
+            )
+        fresh = StreamState(
+            order_version=ORDER_VERSION,
+            dataset_digest=dataset.digest,
+            split=split,
+            first_row=first_row,
+            rows=rows,
+            seed=seed,
+            shuffle=shuffle,
+            batch_size=batch_size or rows,
+            window_chunks=window_chunks or chunks_per_window(schema, shuffle_memory, shuffle),
+            drop_last=drop_last,
+            epoch=0,
+            next_batch=0,
+            order_digest=CHAIN_START.hex(),
+        )
+        self._state = fresh if state is None else _continued(fresh, state)
+        self._epochs = epochs
+        self._order = self._epoch_order(self._state.epoch)
+        self._window: tuple[Window, Block] | None = None
+        self._loader = WindowLoader(self._split, threads)
+        self._read_ahead(self._state.epoch, self._order.window_at(self._place))
+
+    @property
+    def state(self) -> StreamState:
+        """Where the stream stands: right after the mini-batch that was handed out last."""
+        return self._state
+
+    @property
+    def batches(self) -> int:
+        """Mini-batches of an epoch."""
+        full, rest = divmod(self._state.rows, self._state.batch_size)
+        return full if self._state.drop_last or not rest else full + 1
+
+    @property
+    def seconds_waited(self) -> float:
+        """How long, so far, the consumer has waited for windows."""
+        return self._loader.seconds_waited
+
+    def __iter__(self) -> Iterator[Batch]:
+        for micro_batches in self.micro_batches(1):
+            yield from micro_batches
+
+    def micro_batches(self, parts: int) -> Iterator[Iterator[Batch]]:
+        """For each mini-batch of the rest of the epoch, its contiguous parts.
+
+        Sizes are those of `numpy.array_split`; empty parts are left out. The parts of one
+        mini-batch are to be taken before the next is asked for, and its state counts when the last
+        of them is. So a mini-batch may be larger than memory.
+        """
+        epoch = self._state.epoch
+        while self._state.epoch == epoch:
+            yield self._cut(parts)
+
+    def _cut(self, parts: int) -> Iterator[Batch]:
+        state = self._state
+        place = self._place
+        size = min(state.batch_size, state.rows - place)
+        chain = hashlib.sha256(bytes.fromhex(state.order_digest))
+        smaller, larger = divmod(size, parts)
+        counts = [smaller + 1] * larger + [smaller] * (parts - larger)
+        for count in counts:
+            if not count:
+                break
+            batch = self._take(place, count)
+            place += count
+            chain.update(batch.rows.astype("<u8").tobytes())
+            if place == self._place + size:
+                self._advance(chain.hexdigest())
+                yield batch
+                return
+            yield batch
+
+    @property
+    def _place(self) -> int:
+        """The place in the epoch of the next mini-batch's first row."""
+        return self._state.next_batch * self._state.batch_size
+
+    def _advance(self, order_digest: str) -> None:
+        state = replace(
+            self._state, next_batch=self._state.next_batch + 1, order_digest=order_digest
+        )
+        if state.next_batch == self.batches:
+            state = replace(state, epoch=state.epoch + 1, next_batch=0)
+        self._state = state
+
+    def _take(self, place: int, count: int) -> Batch:
+        """Rows [place, place + count) of the epoch; a view where one window holds them all."""
+        pieces = []
+        while count:
+            window, block, start = self._window_at(place)
+            stop = min(start + count, len(window.places))
+            pieces.append(_slice(window, block, start, stop))
+            place += stop - start
+            count -= stop - start
+        return pieces[0] if len(pieces) == 1 else _join(pieces)
+
+    def _window_at(self, place: int) -> tuple[Window, Block, int]:
+        """The window with a row of the current epoch, and the row's number in it."""
+        if self._order.epoch != self._state.epoch:
+            self._order = self._epoch_order(self._state.epoch)
+        number = self._order.window_at(place)
+        if self._window is None or (self._window[0].epoch, self._window[0].number) != (
+            self._order.epoch,
+            number,
+        ):
+            self._window = None  # before the next one is waited for: never hold three
+            self._window = self._loader.take(self._order, number)
+            self._read_ahead(self._order.epoch, number + 1)
+        window, block = self._window
+        return window, block, place - int(self._order.window_starts[number])
+
+    def _read_ahead(self, epoch: int, number: int) -> None:
+        order = self._order if epoch == self._order.epoch else self._epoch_order(epoch)
+        if number == order.windows:
+            order, number = self._epoch_order(epoch + 1), 0
+        if self._epochs is None or order.epoch < self._epochs:
+            self._loader.expect(order, number)
+
+    def _epoch_order(self, epoch: int) -> EpochOrder:
+        state = self._state
+        return EpochOrder(
+            seed=state.seed,
+            epoch=epoch,
+            rows=state.rows,
+            chunk_rows=self._split.schema.chunk_rows,
+            window_chunks=state.window_chunks,
+            shuffle=state.shuffle,
+            first_row=state.first_row,
+        )
+
+    def close(self) -> None:
+        """Stop reading ahead and let the windows go."""
+        self._window = None
+        self._loader.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def chunks_per_window(schema: SplitSchema, shuffle_memory: int, shuffle: bool = True) -> int:
+    """W: as many chunks as fit the shuffle memory (bytes), two windows counted; at least 1.
+
+    Raises `UsageError` where not even two chunks fit.
+    """
+    chunk_bytes = schema.chunk_rows * schema.row_bytes
+    fitting = shuffle_memory // (2 * chunk_bytes)
+    if fitting < 1:
+        raise UsageError(
+            f"The shuffle memory is {shuffle_memory:,} bytes; two chunks of this dataset need "
+            f"{2 * chunk_bytes:,}. Give more, or ingest with fewer rows per chunk."
+        )
+    return min(fitting, schema.chunks if shuffle else PLAIN_WINDOW_CHUNKS)
+
+
+def _continued(fresh: StreamState, state: StreamState) -> StreamState:
+    """`state`, where it is a state of the very stream that `fresh` begins."""
+    position = {"epoch": 0, "next_batch": 0, "order_digest": CHAIN_START.hex()}
+    here, there = asdict(fresh), asdict(replace(state, **position))
+    differing = [name for name in here if here[name] != there[name]]
+    if differing:
+        sides = "; ".join(f"{name}: {there[name]!r} saved, {here[name]!r} now" for name in differing)
+        raise ConflictError(f"The saved state is of another stream ({sides}).")
+    return state
+
+
+def _slice(window: Window, block: Block, start: int, stop: int) -> Batch:
+    targets = None if block.targets is None else block.targets[start:stop]
+    return Batch(block.inputs[start:stop], targets, window.row_numbers[start:stop])
+
+
+def _join(pieces: list[Batch]) -> Batch:
+    targets = [piece.targets for piece in pieces if piece.targets is not None]
+    return Batch(
+        np.concatenate([piece.inputs for piece in pieces]),
+        np.concatenate(targets) if targets else None,
+        np.concatenate([piece.rows for piece in pieces]),
+    )

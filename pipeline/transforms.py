@@ -1,0 +1,49 @@
+"""Scale, bias column, one-hot: pure functions on blocks of rows."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage.errors import BadDataError
+
+BIAS_COLUMN = "bias-column"
+SCALE = "scale-1/255"
+ONE_HOT = "one-hot"
+
+
+def bias_value(dtype: np.dtype[Any]) -> int:
+    """What the bias column holds: 255 for bytes, which are scaled by 1/255 when used, else 1."""
+    return 255 if dtype == np.uint8 else 1
+
+
+def add_bias(images: NDArray[Any]) -> NDArray[Any]:
+    """`(rows, *image_shape)` to `(rows, 1 + features)` of the same type, bias first."""
+    rows = len(images)
+    flat = images.reshape(rows, -1)
+    inputs = np.empty((rows, 1 + flat.shape[1]), dtype=images.dtype)
+    inputs[:, 0] = bias_value(images.dtype)
+    inputs[:, 1:] = flat
+    return inputs
+
+
+def one_hot(labels: NDArray[Any], classes: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """`(rows,)` labels to `(rows, len(classes))` uint8; `classes` are sorted and distinct.
+
+    Raises `BadDataError` that names the first row whose label is not among the classes.
+    """
+    columns = np.searchsorted(classes, labels)
+    strange = classes[np.minimum(columns, len(classes) - 1)] != labels
+    if strange.any():
+        row = int(np.argmax(strange))
+        raise BadDataError(f"Row {row} has label {labels[row]}; it is none of the classes found.")
+    targets = np.zeros((len(labels), len(classes)), dtype=np.uint8)
+    targets[np.arange(len(labels)), columns] = 1
+    return targets
+
+
+def scale(inputs: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Stored inputs as the network takes them: bytes to [0, 1], the bias to exactly 1."""
+    if inputs.dtype == np.uint8:
+        return np.multiply(inputs, dtype.type(1 / 255), dtype=dtype)
+    return inputs.astype(dtype)

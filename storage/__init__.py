@@ -1,0 +1,1 @@
+"""Bytes at rest: the formats on disk, and how they get there whole."""

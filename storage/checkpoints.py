@@ -1,0 +1,227 @@
+"""Checkpoints of a run: save, load, list, prune, and fall back from a damaged one."""
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_safetensors
+from safetensors.numpy import save as save_safetensors
+
+from storage import sealed
+from storage.errors import BadDataError
+from storage.location import Location
+from storage.runs import Run
+
+FORMAT = "mnist-stream checkpoint"
+FORMAT_VERSION = 1
+DIRECTORY = "checkpoints"
+STATE = "state.safetensors"
+MANIFEST = "manifest.json"
+NAME = re.compile(r"(\d{6,})-(\d{6,})")
+
+Tensors = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, order=True)
+class CheckpointName:
+    """Where in the run a checkpoint was taken: whole epochs, then steps of the next one."""
+
+    epoch: int
+    step: int
+
+    def __str__(self) -> str:
+        return f"{self.epoch:06d}-{self.step:06d}"
+
+    @property
+    def key(self) -> str:
+        """The checkpoint's directory inside the run."""
+        return f"{DIRECTORY}/{self}"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that has been read, every digest checked."""
+
+    name: CheckpointName
+    tensors: Tensors
+    parameters_digest: str
+    """SHA-256 over the parameters: the model's digest."""
+    progress: dict[str, Any]
+    """The trainer's own state: the stream's, the running sums, the metrics so far."""
+
+
+def save_checkpoint(
+    run: Run,
+    name: CheckpointName,
+    tensors: Tensors,
+    *,
+    parameters_digest: str,
+    config_digest: str,
+    progress: dict[str, Any],
+) -> None:
+    """Write a checkpoint: wholly, and for good, or not at all.
+
+    Both files are written and synced in a hidden sibling, the manifest last; the rename makes the
+    checkpoint. One of the same name that is there already is replaced.
+    """
+    state = save_safetensors({key: np.ascontiguousarray(tensors[key]) for key in sorted(tensors)})
+    manifest = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "run_id": run.run_id,
+        "epoch": name.epoch,
+        "step": name.step,
+        "state_bytes": len(state),
+        "state_sha256": hashlib.sha256(state).hexdigest(),
+        "parameters_digest": parameters_digest,
+        "config_digest": config_digest,
+        "dataset_digest": run.dataset_digest,
+        "progress": progress,
+    }
+    temporary = run.location.child(f"{DIRECTORY}/.{name}.tmp")
+    temporary.delete_tree()
+    try:
+        temporary.put(STATE, state)
+        temporary.put(MANIFEST, sealed.sealed_bytes(manifest))
+        run.location.child(name.key).delete_tree()
+        temporary.take_place_of(run.location.child(name.key))
+    except BaseException:
+        _discard(temporary)
+        raise
+
+
+def _discard(temporary: Location) -> None:
+    """Remove what is left of a failed save; the failure itself is what matters."""
+    try:
+        temporary.delete_tree()
+    except Exception:  # the disk may refuse this too; the next save of this name clears it
+        return
+
+
+def list_checkpoints(run: Run) -> list[CheckpointName]:
+    """The names of the run's checkpoints, sound or not, oldest first."""
+    matches = (NAME.fullmatch(name) for name in run.location.names(DIRECTORY))
+    return sorted(CheckpointName(int(match[1]), int(match[2])) for match in matches if match)
+
+
+def load_checkpoint(run: Run, name: CheckpointName, template: Tensors | None = None) -> Checkpoint:
+    """One checkpoint, its digests checked, its tensors compared with a template's.
+
+    Raises `BadDataError` that names the file and what is wrong with it.
+    """
+    location = run.location.child(name.key)
+    manifest = _read_manifest(run, name, location)
+    state = _read_state(location, manifest)
+    try:
+        tensors = load_safetensors(state)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise BadDataError(f"{location}/{STATE} is not in safetensors format ({error}).") from error
+    if template is not None:
+        _check_template(location, tensors, template)
+    return Checkpoint(name, tensors, manifest["parameters_digest"], manifest["progress"])
+
+
+def _read_manifest(run: Run, name: CheckpointName, location: Location) -> dict[str, Any]:
+    place = f"{location}/{MANIFEST}"
+    try:
+        manifest = sealed.read_sealed(location, MANIFEST)
+    except FileNotFoundError:
+        raise BadDataError(f"{place} is missing: the checkpoint is not whole.") from None
+    expected = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "run_id": run.run_id,
+        "epoch": name.epoch,
+        "step": name.step,
+        "dataset_digest": run.dataset_digest,
+    }
+    for field, value in expected.items():
+        if manifest.get(field) != value:
+            raise BadDataError(
+                f"{place} has {field} {manifest.get(field)!r}; expected {value!r}: it belongs to "
+                "another checkpoint, run or release."
+            )
+    kinds = {"state_sha256": str, "parameters_digest": str, "config_digest": str, "progress": dict}
+    for field, kind in kinds.items():
+        if not isinstance(manifest.get(field), kind):
+            raise BadDataError(f"{place} has no {field}; it is not the manifest of a checkpoint.")
+    return manifest
+
+
+def _read_state(location: Location, manifest: dict[str, Any]) -> bytes:
+    place = f"{location}/{STATE}"
+    try:
+        size = location.size(STATE)
+        if size != manifest.get("state_bytes"):
+            raise BadDataError(
+                f"{place} has {size:,} bytes; its manifest says {manifest.get('state_bytes')!r}."
+            )
+        state = location.get(STATE)
+    except FileNotFoundError:
+        raise BadDataError(f"{place} is missing: the checkpoint is not whole.") from None
+    found = hashlib.sha256(state).hexdigest()
+    if found != manifest["state_sha256"]:
+        raise BadDataError(
+            f"{place} has digest {found}; its manifest says {manifest['state_sha256']}: damaged."
+        )
+    return state
+
+
+def _check_template(location: Location, tensors: Tensors, template: Tensors) -> None:
+    saved = {key: f"{value.dtype}{list(value.shape)}" for key, value in tensors.items()}
+    wanted = {key: f"{value.dtype}{list(value.shape)}" for key, value in template.items()}
+    differing = [
+        f"{key}: {saved.get(key, 'nothing')} saved, {wanted.get(key, 'nothing')} expected"
+        for key in sorted(saved.keys() | wanted.keys())
+        if saved.get(key) != wanted.get(key)
+    ]
+    if differing:
+        raise BadDataError(f"{location}/{STATE} does not fit the run: {'; '.join(differing)}.")
+
+
+def load_newest(
+    run: Run, template: Tensors
+) -> Iterator[Checkpoint | tuple[CheckpointName, BadDataError]]:
+    """The newest sound checkpoint last; before it, each damaged one with what is wrong with it.
+
+    Yields nothing where the run has no checkpoint. Raises `BadDataError` where it has some and
+    none is sound: a fresh start would throw the run away without a word.
+    """
+    names = list_checkpoints(run)
+    for name in reversed(names):
+        try:
+            checkpoint = load_checkpoint(run, name, template)
+        except BadDataError as error:
+            yield name, error
+        else:
+            yield checkpoint
+            return
+    if names:
+        raise BadDataError(
+            f"None of the {len(names)} checkpoints of {run.location} is sound; nothing was changed. "
+            "Restore one from a copy, or train into another --run."
+        )
+
+
+def prune_checkpoints(run: Run, keep: int, also: set[CheckpointName]) -> None:
+    """Remove all but the newest `keep` (at least 1) and those in `also`."""
+    names = list_checkpoints(run)
+    for name in names[:-keep]:
+        if name not in also:
+            # Under another name first: a death half-way must not leave half a checkpoint.
+            doomed = run.location.child(f"{DIRECTORY}/.{name}.old")
+            doomed.delete_tree()
+            run.location.child(name.key).take_place_of(doomed)
+            doomed.delete_tree()
+
+
+def sweep_checkpoints(run: Run) -> None:
+    """Remove what dead writers left; the caller holds the run's lock."""
+    for name in run.location.names(DIRECTORY):
+        if name.startswith("."):
+            run.location.child(f"{DIRECTORY}/{name}").delete_tree()

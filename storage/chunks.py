@@ -1,0 +1,91 @@
+"""One chunk of a Zarr array, read and decoded in the calling thread.
+
+Zarr's own reads go through one event loop that all threads of a process share: 0.4 to 0.8 ms a
+chunk, and no faster on four threads than on one. This reads what the Zarr v3 specification and
+its `sharding_indexed` codec say is there, with the codecs that Zarr itself uses, which let other
+threads run meanwhile. Writing, and every array that is read once, goes through Zarr.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import google_crc32c
+import numpy as np
+from numcodecs.zstd import Zstd
+from numpy.typing import NDArray
+
+from storage.errors import BadDataError
+from storage.location import Location
+
+CHECKSUM_BYTES = 4
+INDEX_ENTRY_BYTES = 16
+"""A shard's index has offset and length, little-endian uint64, of each of its chunks."""
+
+
+@dataclass(frozen=True)
+class ChunkReader:
+    """The chunks of one two-dimensional array, chunked by whole rows."""
+
+    location: Location
+    """The array's own directory."""
+    rows: int
+    columns: int
+    dtype: str
+    chunk_rows: int
+    chunks_per_shard: int = 1
+    two_dimensional: bool = True
+    """False for an array of shape `(rows,)`, which reads as one column."""
+
+    def read(self, number: int) -> NDArray[Any]:
+        """Chunk `number` as `(rows, columns)`; the last one has the rows that are left.
+
+        Raises `BadDataError` that names the object where it is missing or cannot be decoded.
+        """
+        key = f"c.{number // self.chunks_per_shard}" + (".0" if self.two_dimensional else "")
+        place = f"{self.location}/{key}"
+        try:
+            stored = self._stored(key, number % self.chunks_per_shard)
+        except FileNotFoundError:
+            raise BadDataError(
+                f"Chunk {number} is missing: there is no {place}. Restore it from a copy, or make "
+                "this anew."
+            ) from None
+        try:
+            values = self._decode(stored)
+        except (RuntimeError, ValueError) as error:
+            raise BadDataError(
+                f"Chunk {number} in {place} is damaged ({error}). Restore it from a copy, or make "
+                "this anew."
+            ) from error
+        return values[: min(self.chunk_rows, self.rows - number * self.chunk_rows)]
+
+    def _stored(self, key: str, place_in_shard: int) -> bytes:
+        if self.chunks_per_shard == 1:
+            return self.location.get(key)
+        start, length = self._shard_entry(key, place_in_shard)
+        return self.location.get(key, start, start + length)
+
+    def _shard_entry(self, key: str, place_in_shard: int) -> tuple[int, int]:
+        """Offset and length, in bytes, of a chunk inside its shard."""
+        index_bytes = self.chunks_per_shard * INDEX_ENTRY_BYTES
+        index = _checked(self.location.get(key, -(index_bytes + CHECKSUM_BYTES)))
+        if len(index) != index_bytes:
+            raise ValueError(f"its shard index has {len(index)} bytes, not {index_bytes}")
+        start, length = np.frombuffer(index, "<u8").reshape(-1, 2)[place_in_shard].tolist()
+        if start + length > self.location.size(key):
+            raise ValueError("its shard index points past the end of the shard")
+        return start, length
+
+    def _decode(self, stored: bytes) -> NDArray[Any]:
+        """Undo CRC-32C and Zstandard into an array of just the size that the schema gives."""
+        values = np.zeros((self.chunk_rows, self.columns), np.dtype(self.dtype).newbyteorder("<"))
+        Zstd().decode(_checked(stored), out=values.reshape(-1).view(np.uint8))
+        return values
+
+
+def _checked(data: bytes) -> bytes:
+    """The bytes before a CRC-32C (little-endian, at the end), which must agree."""
+    body, recorded = data[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
+    if google_crc32c.value(body) != int.from_bytes(recorded, "little"):
+        raise ValueError("its CRC-32C does not match")
+    return body

@@ -1,0 +1,311 @@
+"""The dataset format, written: arrays beside the target, chunk by chunk, then published."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import Crc32cCodec, ZstdCodec
+
+from storage import sealed
+from storage.dataset import (
+    Block,
+    Dataset,
+    open_dataset,
+    replaced_sibling,
+    root_attributes,
+    root_document_digest,
+)
+from storage.errors import BadDataError, ConflictError
+from storage.location import Location
+from storage.locks import writer_lock
+from storage.schema import (
+    FORMAT,
+    FORMAT_VERSION,
+    DatasetSchema,
+    SplitRecord,
+    SplitSchema,
+    dataset_digest,
+)
+from storage.store import METADATA_NAME, LocationStore
+
+
+@dataclass(frozen=True)
+class ChunkRecord:
+    """What the writing of one chunk leaves to be recorded."""
+
+    number: int
+    digest: bytes
+    """SHA-256 of the decoded inputs, then targets."""
+    class_counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class SplitWriter:
+    """Writes the parts of one split; small, picklable, and usable from any thread or worker."""
+
+    location: Location
+    """The staged dataset."""
+    name: str
+    schema: SplitSchema
+
+    @property
+    def part_rows(self) -> int:
+        """Rows that are written together: those of a chunk or, where there are shards, a shard."""
+        return self.schema.chunk_rows * self.schema.chunks_per_shard
+
+    def write_part(self, number: int, block: Block) -> list[ChunkRecord]:
+        """Write part `number`, read it back, and return the records of its chunks.
+
+        Raises `BadDataError` where what was read back is not what was written.
+        """
+        start = number * self.part_rows
+        stop = start + len(block.inputs)
+        pairs: list[tuple[str, NDArray[Any]]] = [("inputs", block.inputs)]
+        if block.targets is not None:
+            pairs.append(("targets", block.targets))
+        store = LocationStore(self.location)
+        for array_name, values in pairs:
+            path = f"{self.name}/{array_name}"
+            array = zarr.open_array(store, path=path, mode="r+", zarr_format=3)
+            array[start:stop] = values
+            if not np.array_equal(np.asarray(array[start:stop]), values):
+                raise BadDataError(
+                    f"Rows {start}..{stop - 1} of {path} read back other than they were written. "
+                    "The disk or the memory of this machine is not to be trusted."
+                )
+        return [self._record(number, offset, block) for offset in self._offsets(block)]
+
+    def _offsets(self, block: Block) -> range:
+        return range(0, len(block.inputs), self.schema.chunk_rows)
+
+    def _record(self, part: int, offset: int, block: Block) -> ChunkRecord:
+        rows = slice(offset, offset + self.schema.chunk_rows)
+        targets = None if block.targets is None else block.targets[rows]
+        counts = () if targets is None else targets.sum(axis=0, dtype=np.int64).tolist()
+        number = part * self.schema.chunks_per_shard + offset // self.schema.chunk_rows
+        return ChunkRecord(number, Block(block.inputs[rows], targets).digest(), tuple(counts))
+
+
+class DatasetWriter:
+    """A dataset that is being written beside its place, and takes it when it is published."""
+
+    def __init__(self, target: Location, staged: Location, schema: DatasetSchema) -> None:
+        """`staged` is empty and on the same disk as `target`."""
+        self.target = target
+        self.schema = schema
+        self._staged = staged
+        self._store = LocationStore(staged)
+        self._create_arrays()
+
+    def split(self, name: str) -> SplitWriter:
+        """The writer of one split's parts."""
+        return SplitWriter(self._staged, name, self.schema.splits[name])
+
+    def publish(
+        self,
+        records: dict[str, list[ChunkRecord]],
+        sources: list[dict[str, Any]],
+        fingerprint: dict[str, Any],
+    ) -> Dataset:
+        """Record every chunk, say that the dataset is complete, and put it in its place.
+
+        Raises `BadDataError` where a chunk has no record, or two.
+        """
+        splits = {name: self._record_split(name, records[name]) for name in self.schema.splits}
+        self._complete(splits, sources, fingerprint)
+        _swap(self._staged, self.target)
+        return open_dataset(self.target)
+
+    def _create_arrays(self) -> None:
+        root = zarr.create_group(
+            self._store, attributes={"format": FORMAT, "format_version": FORMAT_VERSION}
+        )
+        for name, split in self.schema.splits.items():
+            group = root.create_group(name)
+            _create(
+                group,
+                "inputs",
+                (split.rows, split.columns),
+                split.dtype,
+                split,
+                dimensions=("sample", "feature"),
+                attributes=_scaling(split.dtype),
+            )
+            if split.classes:
+                _create(
+                    group,
+                    "targets",
+                    (split.rows, split.classes),
+                    "uint8",
+                    split,
+                    dimensions=("sample", "class"),
+                )
+
+    def _record_split(self, name: str, records: list[ChunkRecord]) -> SplitRecord:
+        split = self.schema.splits[name]
+        records = sorted(records, key=lambda record: record.number)
+        if [record.number for record in records] != list(range(split.chunks)):
+            raise BadDataError(
+                f"{len(records)} chunk records for the {split.chunks} chunks of split {name}."
+            )
+        digests = b"".join(record.digest for record in records)
+        self._store_small(
+            name, "chunk_digests", np.frombuffer(digests, "u1").reshape(-1, 32), "byte"
+        )
+        counts = np.array([record.class_counts for record in records], dtype="<i8")
+        if split.classes:
+            self._store_small(name, "chunk_class_counts", counts, "class")
+        return SplitRecord(
+            split,
+            tuple(counts.sum(axis=0).tolist()) if split.classes else (),
+            hashlib.sha256(digests).hexdigest(),
+            hashlib.sha256(counts.tobytes()).hexdigest(),
+        )
+
+    def _store_small(self, split: str, name: str, values: NDArray[Any], column: str) -> None:
+        group = zarr.open_group(self._store, path=split, mode="r+", zarr_format=3)
+        array = _create(
+            group, name, values.shape, str(values.dtype), None, dimensions=("chunk", column)
+        )
+        array[:] = values
+
+    def _complete(
+        self,
+        splits: dict[str, SplitRecord],
+        sources: list[dict[str, Any]],
+        fingerprint: dict[str, Any],
+    ) -> None:
+        """Write the root's `zarr.json` last: nothing before it makes a dataset."""
+        schema = self.schema
+        document = sealed.parse(self._staged.get(METADATA_NAME), str(self._staged))
+        document["attributes"] = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "name": schema.name,
+            "class_names": list(schema.class_names),
+            "image_shape": list(schema.image_shape),
+            "transforms": list(schema.transforms),
+            "sources": sources,
+            "fingerprint": fingerprint,
+            "splits": {name: record.to_json() for name, record in splits.items()},
+            "metadata_digests": self._metadata_digests(),
+            "digest": dataset_digest(
+                schema.class_names, schema.image_shape, schema.transforms, splits
+            ),
+            "complete": True,
+        }
+        document["attributes"][sealed.SEAL] = root_document_digest(document)
+        self._staged.put(METADATA_NAME, sealed.document_bytes(document))
+
+    def _metadata_digests(self) -> dict[str, str]:
+        return {
+            key: hashlib.sha256(self._staged.get(key)).hexdigest()
+            for key in self._staged.keys()
+            if key.endswith("/" + METADATA_NAME)
+        }
+
+
+@contextmanager
+def create_dataset(
+    target: Location, schema: DatasetSchema, *, overwrite: bool = False
+) -> Iterator[DatasetWriter]:
+    """Write a dataset beside `target`, under its lock; nothing stays of it but by `publish`.
+
+    Raises `ConflictError` where something is at `target` that must not be replaced.
+    """
+    with dataset_lock(target):
+        recover(target)
+        _check_free(target, overwrite)
+        staged = target.sibling("", ".ingest")
+        staged.delete_tree()
+        try:
+            yield DatasetWriter(target, staged, schema)
+        finally:
+            staged.delete_tree()
+
+
+def dataset_lock(target: Location) -> Any:
+    """The lock of whoever writes at `target`, in a hidden file beside it."""
+    return writer_lock(target.sibling("", ".lock"), str(target))
+
+
+def recover(target: Location) -> None:
+    """Finish, one way or the other, a replacement that died half-way; call it under the lock."""
+    old = replaced_sibling(target)
+    if not old.exists():
+        return
+    if target.exists():
+        old.delete_tree()
+    else:
+        old.take_place_of(target)
+
+
+def _check_free(target: Location, overwrite: bool) -> None:
+    """Refuse to replace anything but, when asked to, a dataset of ours."""
+    if not target.names() and not target.exists(METADATA_NAME):
+        return
+    try:
+        root_attributes(target)
+    except BadDataError:
+        raise ConflictError(
+            f"{target} exists and is not a dataset of this project; it is left alone. "
+            "Choose another --out, or remove it yourself."
+        ) from None
+    if not overwrite:
+        raise ConflictError(
+            f"{target} exists and was made from something else or in another way. "
+            "Pass --overwrite to replace it, or choose another --out."
+        )
+
+
+def _swap(staged: Location, target: Location) -> None:
+    """Put the staged tree in the target's place; `recover` mends a death between the renames."""
+    old = replaced_sibling(target)
+    if target.exists():
+        target.take_place_of(old)
+    staged.take_place_of(target)
+    old.delete_tree()
+
+
+def _scaling(dtype: str) -> dict[str, Any]:
+    """The CF convention's attributes: bytes stand for [0, 1], other types for themselves.
+
+    xarray decodes these to float64: JSON has no float32 to tell it otherwise.
+    """
+    return {"scale_factor": 1 / 255 if dtype == "uint8" else 1.0, "add_offset": 0.0}
+
+
+def _create(
+    group: zarr.Group,
+    name: str,
+    shape: tuple[int, ...],
+    dtype: str,
+    split: SplitSchema | None,
+    *,
+    dimensions: tuple[str, ...],
+    attributes: dict[str, Any] | None = None,
+) -> "zarr.Array[Any]":
+    """An array in a split's chunks, or in one chunk where no split is given.
+
+    Chunks lie in one directory (`c.0.0`), compressed by Zstandard with its checksum, then CRC-32C.
+    """
+    rows = split.chunk_rows if split else shape[0]
+    shards = (rows * split.chunks_per_shard, shape[1]) if split else None
+    return group.create_array(
+        name,
+        shape=shape,
+        dtype=dtype,
+        chunks=(rows, shape[1]),
+        shards=shards if split and split.chunks_per_shard > 1 else None,
+        compressors=[ZstdCodec(level=0, checksum=True), Crc32cCodec()],
+        chunk_key_encoding={"name": "default", "separator": "."},
+        dimension_names=dimensions,
+        attributes=attributes or {},
+        fill_value=0,
+        config={"write_empty_chunks": True},
+    )

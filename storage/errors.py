@@ -1,0 +1,50 @@
+"""The errors that every floor raises, each with the exit code that a user's script sees."""
+
+
+class PipelineError(Exception):
+    """An error that a user can act on; its text is one or two whole sentences.
+
+    The text names the place (file, row, chunk or field), what was found, what was
+    expected, and what to do.
+    """
+
+    exit_code: int = 1
+
+
+class UsageError(PipelineError):
+    """A command, setting or argument that cannot be used as given."""
+
+    exit_code = 2
+
+
+class BadDataError(PipelineError):
+    """Data that is damaged, incomplete, or not what it says it is."""
+
+    exit_code = 3
+
+
+class ConflictError(PipelineError):
+    """Something else is in the way: a lock, an existing result, a recorded configuration."""
+
+    exit_code = 4
+
+
+class QualityGateError(PipelineError):
+    """The work is done and published, but misses the quality that was asked of it."""
+
+    exit_code = 5
+
+
+class UnreachableError(PipelineError):
+    """Storage, network or cluster is out of reach or refuses; the same command may work later."""
+
+    exit_code = 6
+
+
+class StoppedError(PipelineError):
+    """SIGINT or SIGTERM asked the job to stop; what was done is saved and can be resumed."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        """`signal_number` sets the exit code by the shell's convention: 130 SIGINT, 143 SIGTERM."""
+        super().__init__(message)
+        self.exit_code = 128 + signal_number

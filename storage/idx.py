@@ -1,0 +1,319 @@
+"""The IDX format: header, bounded streaming reads, strict checks, and a writer.
+
+An IDX file is two zero bytes, a type code, the number of dimensions, each dimension as a
+big-endian uint32, then the values, big-endian, the last dimension fastest
+("The IDX file format", http://yann.lecun.com/exdb/mnist/). The first dimension counts the rows.
+"""
+
+import gzip
+import lzma
+import math
+import os
+import struct
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage.decoding import BLOCK_BYTES, GZIP_MAGIC, DecodedFile
+from storage.errors import BadDataError, UsageError
+
+ELEMENT_TYPES: dict[int, np.dtype[Any]] = {
+    0x08: np.dtype("u1"),
+    0x09: np.dtype("i1"),
+    0x0B: np.dtype(">i2"),
+    0x0C: np.dtype(">i4"),
+    0x0D: np.dtype(">f4"),
+    0x0E: np.dtype(">f8"),
+}
+"""IDX type codes and the element types they stand for, as stored."""
+
+MAX_ROW_BYTES = 64 * 1024**2
+"""The largest row that is read: whoever asks for n rows is given n times this at the most."""
+
+MAX_DIMENSIONS = 64
+"""NumPy's limit (`NPY_MAXDIMS`, since NumPy 2)."""
+
+_MAGIC_BYTES = 4
+_GET_IT_AGAIN = "Copy or download the file again."
+
+# Checked in this order; offset, first bytes, what that is.
+_OTHER_FORMATS = (
+    (0, b"\x89PNG", "a PNG picture"),
+    (0, b"\xff\xd8\xff", "a JPEG picture"),
+    (0, b"PK\x03\x04", "a ZIP archive"),
+    (0, b"\x93NUMPY", "a NumPy array"),
+    (0, b"\x89HDF", "an HDF5 file"),
+    (0, b"BZh", "a bzip2 file"),
+    (0, b"\x28\xb5\x2f\xfd", "a Zstandard file"),
+    (0, GZIP_MAGIC, "a gzip file inside another"),
+    (257, b"ustar", "a tar archive"),
+)
+
+
+@dataclass(frozen=True)
+class IdxHeader:
+    """What an IDX file says of itself."""
+
+    dtype: np.dtype[Any]
+    """The element type in this machine's byte order."""
+    shape: tuple[int, ...]
+    """(rows, ...), as claimed: none of it is proven before the data is read."""
+    header_bytes: int
+    """The length of the header in bytes; the values follow it."""
+
+    @property
+    def row_bytes(self) -> int:
+        """The size of one row in bytes."""
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
+
+    @property
+    def file_bytes(self) -> int:
+        """The decoded size of the whole file in bytes, as claimed."""
+        return self.header_bytes + self.shape[0] * self.row_bytes
+
+
+@dataclass(frozen=True)
+class IdxDigests:
+    """Sizes and SHA-256 (hex) of a file as it is stored, and of its bytes once decompressed."""
+
+    stored_bytes: int
+    stored_sha256: str
+    decoded_bytes: int
+    decoded_sha256: str
+
+
+class IdxReader:
+    """Reads a raw, gzip or xz IDX file from its first row to its last, in bounded memory.
+
+    Opening reads and checks the header, and compares a raw file's size with it. Holds a file and a
+    thread: a context manager.
+
+    Raises `BadDataError` where the file is missing, is not IDX, is cut off, damaged or empty, has
+    bytes after its end, or rows above 64 MiB; `UnreachableError` where it cannot be read.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._rows_read = 0
+        with ExitStack() as on_error:
+            self._file = on_error.enter_context(DecodedFile(self.path))
+            self.header = _read_header(self._file)
+            self._check_raw_size()
+            on_error.pop_all()
+
+    @property
+    def rows(self) -> int:
+        """How many rows the header claims."""
+        return self.header.shape[0]
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """The shape of one row; () where a row is one value."""
+        return self.header.shape[1:]
+
+    def read_rows(self, count: int) -> NDArray[Any]:
+        """The next `count` rows, `(count, *row_shape)` in native byte order; fewer at the end.
+
+        Raises `BadDataError` where the data ends before the rows that the header claims.
+        """
+        if count < 0:
+            raise ValueError(f"count must be 0 or more, not {count}")
+        count = min(count, self.rows - self._rows_read)
+        stored_type = self.header.dtype.newbyteorder(">")
+        values = np.empty((count, *self.row_shape), stored_type)
+        view = values.reshape(-1).view(np.uint8).data
+        if self._file.readinto(view) < len(view):
+            raise self._cut_off_error(self._file.decoded.length)
+        self._rows_read += count
+        if not stored_type.isnative:
+            values.byteswap(inplace=True)
+        return values.view(self.header.dtype)
+
+    def finish(self) -> IdxDigests:
+        """Check that the file ends where its rows do, and give the digests of all of it.
+
+        Call it once every row is read. A file that goes on is known after one more block.
+        """
+        if self._rows_read < self.rows:
+            raise RuntimeError(f"finish() after {self._rows_read} of {self.rows} rows")
+        extra = self._file.readinto(memoryview(bytearray(BLOCK_BYTES)))
+        if extra:
+            more = "or more " if extra == BLOCK_BYTES else ""
+            raise self._trailing_error(f"{extra:,} {more}bytes")
+        if self._file.cut_off:
+            raise BadDataError(
+                f"{self.path}: its {self._file.compression} data is cut off before the checksum "
+                f"that proves its {self.rows:,} rows. {_GET_IT_AGAIN}"
+            )
+        return IdxDigests(
+            stored_bytes=self._file.stored.length,
+            stored_sha256=self._file.stored.hexdigest(),
+            decoded_bytes=self._file.decoded.length,
+            decoded_sha256=self._file.decoded.hexdigest(),
+        )
+
+    def close(self) -> None:
+        """Give back the file and the thread; closing again does nothing."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _check_raw_size(self) -> None:
+        if self._file.compression is not None:
+            return  # a compressed file's size proves nothing; it is read block by block
+        excess = self._file.stored_size - self.header.file_bytes
+        if excess < 0:
+            raise self._cut_off_error(self._file.stored_size)
+        if excess > 0:
+            raise self._trailing_error(f"{excess:,} bytes")
+
+    def _cut_off_error(self, found_bytes: int) -> BadDataError:
+        whole_rows = (found_bytes - self.header.header_bytes) // self.header.row_bytes
+        return BadDataError(
+            f"{self.path}: the data is cut off; found {whole_rows:,} whole rows "
+            f"({found_bytes:,} bytes{' decoded' if self._file.compression else ''}), expected the "
+            f"{self.rows:,} rows ({self.header.file_bytes:,} bytes) that its header claims. "
+            f"{_GET_IT_AGAIN}"
+        )
+
+    def _trailing_error(self, amount: str) -> BadDataError:
+        return BadDataError(
+            f"{self.path}: {amount} follow the end of its {self.rows:,} rows; expected the end of "
+            f"the file there, as its header {self.header.shape} says. {_GET_IT_AGAIN}"
+        )
+
+
+def write_idx(path: str | os.PathLike[str], values: NDArray[Any]) -> None:
+    """Write `values` (rows, ...) as an IDX file, compressed where the name ends in .gz or .xz.
+
+    An existing file is replaced once the new one is whole. The same values give the same bytes.
+
+    Raises `UsageError` where IDX cannot hold the element type or shape.
+    """
+    path = Path(path)
+    header = _encode_header(path, values)
+    rows_per_block = max(1, BLOCK_BYTES // (values[:1].nbytes or 1))
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with ExitStack() as stack:
+            file = _open_to_write(stack, partial, path.suffix)
+            file.write(header)
+            for start in range(0, values.shape[0], rows_per_block):
+                block = values[start : start + rows_per_block]
+                file.write(block.astype(values.dtype.newbyteorder(">")).tobytes())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _open_to_write(stack: ExitStack, path: Path, suffix: str) -> IO[bytes]:
+    file = stack.enter_context(path.open("wb"))
+    if suffix == ".gz":  # neither name nor time inside: the same values give the same bytes
+        packed = gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0)
+        return cast(IO[bytes], stack.enter_context(packed))
+    if suffix == ".xz":
+        return cast(IO[bytes], stack.enter_context(lzma.LZMAFile(file, "wb")))
+    return file
+
+
+def _encode_header(path: Path, values: NDArray[Any]) -> bytes:
+    stored_type = values.dtype.newbyteorder(">")
+    codes = [code for code, known in ELEMENT_TYPES.items() if known == stored_type]
+    if not codes:
+        raise UsageError(
+            f"{path}: IDX has no element type for {values.dtype}; convert the values to uint8, "
+            "int8, int16, int32, float32 or float64 first."
+        )
+    if not 1 <= values.ndim <= MAX_DIMENSIONS or max(values.shape) >= 2**32:
+        raise UsageError(
+            f"{path}: IDX cannot hold the shape {values.shape}; expected 1 to {MAX_DIMENSIONS} "
+            "dimensions, each below 2**32."
+        )
+    return struct.pack(f">HBB{values.ndim}I", 0, codes[0], values.ndim, *values.shape)
+
+
+def _read_header(file: DecodedFile) -> IdxHeader:
+    magic = _read_bytes(file, _MAGIC_BYTES)
+    if magic[:2].strip(b"\0"):
+        raise _not_idx_error(file, magic)
+    if len(magic) < _MAGIC_BYTES:
+        raise _header_cut_off_error(file, f"{_MAGIC_BYTES} bytes or more")
+    code, dimensions = magic[2], magic[3]
+    if code not in ELEMENT_TYPES:
+        known = ", ".join(f"0x{code:02x}" for code in ELEMENT_TYPES)
+        raise BadDataError(
+            f"{file.path}: its element type code is 0x{code:02x}; expected one of {known}. "
+            "Check that this is an IDX file."
+        )
+    if not 1 <= dimensions <= MAX_DIMENSIONS:
+        raise BadDataError(
+            f"{file.path}: its header gives {dimensions} dimensions; expected 1 to "
+            f"{MAX_DIMENSIONS}. Check that this is an IDX file."
+        )
+    header_bytes = _MAGIC_BYTES + 4 * dimensions
+    sizes = _read_bytes(file, 4 * dimensions)
+    if len(sizes) < 4 * dimensions:
+        raise _header_cut_off_error(file, f"{header_bytes} bytes")
+    shape = struct.unpack(f">{dimensions}I", sizes)
+    header = IdxHeader(ELEMENT_TYPES[code].newbyteorder("="), shape, header_bytes)
+    _check_shape(file, header)
+    return header
+
+
+def _check_shape(file: DecodedFile, header: IdxHeader) -> None:
+    if 0 in header.shape:
+        raise BadDataError(
+            f"{file.path}: the set is empty, its header gives the shape {header.shape}; expected "
+            "at least one row and one value in each. Use a file that holds data."
+        )
+    if header.row_bytes > MAX_ROW_BYTES:
+        raise BadDataError(
+            f"{file.path}: its header {header.shape} claims rows of {header.row_bytes:,} bytes; "
+            f"expected {MAX_ROW_BYTES:,} bytes (64 MiB) at the most. Check that this is an IDX "
+            "file, or cut its rows into smaller ones."
+        )
+
+
+def _read_bytes(file: DecodedFile, count: int) -> bytes:
+    block = bytearray(count)
+    return bytes(block[: file.readinto(memoryview(block))])
+
+
+def _header_cut_off_error(file: DecodedFile, expected: str) -> BadDataError:
+    return BadDataError(
+        f"{file.path}: the IDX header is cut off; found {file.decoded.length} "
+        f"{'decoded ' if file.compression else ''}bytes, expected {expected}. {_GET_IT_AGAIN}"
+    )
+
+
+def _not_idx_error(file: DecodedFile, magic: bytes) -> BadDataError:
+    start = magic + _read_bytes(file, 512 - len(magic))
+    looks_like = _recognise(start)
+    return BadDataError(
+        f"{file.path}: this is not an IDX file; it starts with the bytes {magic.hex(' ')}"
+        f"{f', {looks_like}' if looks_like else ''}; expected 00 00, a type code and the number of "
+        "dimensions. Give an IDX file, raw or as .gz or .xz; unpack archives first."
+    )
+
+
+def _recognise(start: bytes) -> str | None:
+    for offset, first_bytes, name in _OTHER_FORMATS:
+        if start.startswith(first_bytes, offset):
+            return name
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        return "an HTML page, as servers send in place of a file"
+    return None

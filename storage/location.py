@@ -1,0 +1,242 @@
+"""A place for bytes: whole objects put, got and listed under a path, atomically and durably."""
+
+import errno
+import itertools
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from storage import files
+from storage.errors import BadDataError, UnreachableError, UsageError
+
+_temporary_numbers = itertools.count()
+
+REMEDY = {
+    errno.ENOSPC: "Free some space and run the same command again.",
+    errno.EDQUOT: "Free some space and run the same command again.",
+    errno.EACCES: "Check the permissions and run the same command again.",
+    errno.EPERM: "Check the permissions and run the same command again.",
+    errno.EROFS: "Choose a place that can be written, or remount it, and run again.",
+}
+
+
+def open_location(place: str | Path) -> "Location":
+    """The location that a path or a `file://` URL names; nothing is read or made yet.
+
+    Raises `UsageError` for an empty name or a URL of a kind that is not known.
+    """
+    text = str(place)
+    if not text.strip():
+        raise UsageError("A location is empty; give a path.")
+    if text.startswith("file://"):
+        text = text.removeprefix("file://")
+    elif "://" in text:
+        scheme = text.split("://", 1)[0]
+        raise UsageError(f"'{text}' is a {scheme} URL; expected a path or a file:// URL.")
+    if "\0" in text:
+        raise UsageError("A path cannot hold a null character.")
+    return Location(Path(text).expanduser())
+
+
+@contextmanager
+def reaching(verb: str, path: Path) -> Iterator[None]:
+    """Turn the system's refusals into `UnreachableError`; a missing file stays what it is."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        remedy = REMEDY.get(error.errno or 0, "See to the disk or mount and run again.")
+        raise UnreachableError(
+            f"Cannot {verb} {path}: {error.strerror or error}. What was complete before is "
+            f"untouched. {remedy}"
+        ) from error
+
+
+@dataclass(frozen=True)
+class Location:
+    """A directory of whole objects, each named by a relative key with `/` between its parts.
+
+    What `put` has returned from is whole and on disk for good: written to a temporary sibling,
+    synced, renamed, and the directory synced. A reader sees the old object or the new one.
+    """
+
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def name(self) -> str:
+        """The last part of the path, for people."""
+        return self.path.resolve().name
+
+    def child(self, key: str) -> "Location":
+        """The location at `key` below this one; a key that leads outside is refused."""
+        return Location(self._at(key))
+
+    def sibling(self, prefix: str, suffix: str) -> "Location":
+        """A hidden neighbour in the same directory, so that a rename between the two is atomic."""
+        resolved = self.path.resolve()
+        return Location(resolved.parent / f".{prefix}{resolved.name}{suffix}")
+
+    def _at(self, key: str) -> Path:
+        if key.startswith("/") or ".." in key.split("/") or "\0" in key:
+            raise BadDataError(f"The name '{key}' leads outside {self.path}; it is refused.")
+        return self.path / key
+
+    def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
+        """Bytes [start, stop) of an object; a negative start counts from its end.
+
+        Raises `FileNotFoundError` where there is no such object.
+        """
+        path = self._at(key)
+        with reaching("read", path):
+            try:
+                with open(path, "rb", buffering=0) as file:
+                    size = os.fstat(file.fileno()).st_size
+                    first = max(0, size + start) if start < 0 else start
+                    last = size if stop is None else min(stop, size)
+                    if first:
+                        file.seek(first)
+                    return _read_all(file.fileno(), max(0, last - first))
+            except (IsADirectoryError, NotADirectoryError) as error:
+                raise FileNotFoundError(str(path)) from error
+
+    def put(self, key: str, data: bytes | memoryview) -> None:
+        """Make `key` hold `data`: wholly or, whatever happens, not at all."""
+        path = self._at(key)
+        with reaching("write", path):
+            make_directories(path.parent)
+            temporary = path.with_name(f".{path.name}.{os.getpid()}-{next(_temporary_numbers)}.tmp")
+            try:
+                _write_synced(temporary, data)
+                files.rename(temporary, path)
+            except BaseException:
+                with suppress(OSError):
+                    files.unlink(temporary)
+                raise
+            files.fsync_directory(path.parent)
+
+    def append(self, key: str, data: bytes) -> None:
+        """Add `data` to the end of an object and sync it; the caller tells a torn end apart."""
+        path = self._at(key)
+        with reaching("append to", path):
+            make_directories(path.parent)
+            new = not path.exists()
+            descriptor = files.open_append(path)
+            try:
+                files.write(descriptor, data)
+                files.fsync(descriptor)
+            finally:
+                files.close(descriptor)
+            if new:
+                files.fsync_directory(path.parent)
+
+    def exists(self, key: str = "") -> bool:
+        """Whether there is an object or a directory at `key`."""
+        path = self._at(key) if key else self.path
+        with reaching("look at", path):
+            try:
+                path.lstat()
+            except (FileNotFoundError, NotADirectoryError):
+                return False
+            return True
+
+    def size(self, key: str) -> int:
+        """An object's length in bytes; `FileNotFoundError` where there is none."""
+        path = self._at(key)
+        with reaching("look at", path):
+            status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise FileNotFoundError(str(path))
+        return status.st_size
+
+    def names(self, key: str = "") -> list[str]:
+        """The names directly below `key`, sorted; none where there is no such directory."""
+        path = self._at(key) if key else self.path
+        with reaching("list", path):
+            try:
+                return sorted(os.listdir(path))
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+
+    def keys(self) -> list[str]:
+        """Every object below this location, sorted."""
+        found = []
+        with reaching("list", self.path):
+            for directory, _, names in os.walk(self.path):
+                base = Path(directory).relative_to(self.path)
+                found += [(base / name).as_posix() for name in names]
+        return sorted(found)
+
+    def delete(self, key: str) -> None:
+        """Remove one object; nothing happens where there is none."""
+        path = self._at(key)
+        with reaching("remove", path), suppress(FileNotFoundError):
+            files.unlink(path)
+
+    def delete_tree(self) -> None:
+        """Remove this location and all below it."""
+        with reaching("remove", self.path):
+            _remove_tree(self.path)
+
+    def take_place_of(self, target: "Location") -> None:
+        """Rename this tree to `target`, which must not exist, and make the new name durable."""
+        with reaching("publish", target.path):
+            destination = target.path.resolve()
+            make_directories(destination.parent)
+            files.rename(self.path, destination)
+            files.fsync_directory(destination.parent)
+
+    def free_bytes(self) -> int:
+        """Space left for us on the disk that holds (or will hold) this location."""
+        path = self.path.resolve()
+        while not path.exists():
+            path = path.parent
+        with reaching("look at", path):
+            return shutil.disk_usage(path).free
+
+
+def make_directories(path: Path) -> None:
+    """Make a directory and those above it, each durable in its parent."""
+    if path.is_dir():
+        return
+    make_directories(path.parent)
+    with suppress(FileExistsError):  # another thread or process was first
+        files.mkdir(path)
+        files.fsync_directory(path.parent)
+
+
+def _write_synced(path: Path, data: bytes | memoryview) -> None:
+    descriptor = files.create(path)
+    try:
+        files.write(descriptor, data)
+        files.fsync(descriptor)
+    finally:
+        files.close(descriptor)
+
+
+def _read_all(descriptor: int, count: int) -> bytes:
+    """One read as a rule; more where the system gives less than it was asked for."""
+    data = os.read(descriptor, count)
+    while len(data) < count:
+        more = os.read(descriptor, count - len(data))
+        if not more:
+            break
+        data += more
+    return data
+
+
+def _remove_tree(path: Path) -> None:
+    if not path.is_dir() or path.is_symlink():
+        with suppress(FileNotFoundError):
+            files.unlink(path)
+        return
+    for entry in sorted(path.iterdir()):
+        _remove_tree(entry)
+    files.rmdir(path)

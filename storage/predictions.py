@@ -1,0 +1,295 @@
+"""The scores format: probabilities and predicted classes, chunk by chunk, then published."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import Crc32cCodec, ZstdCodec
+
+from storage import sealed
+from storage.chunks import ChunkReader
+from storage.errors import BadDataError
+from storage.location import Location
+from storage.locks import writer_lock
+from storage.store import METADATA_NAME, LocationStore
+
+FORMAT = "mnist-stream scores"
+FORMAT_VERSION = 1
+METRICS = "metrics.json"
+JOURNAL = "chunks.jsonl"
+"""Digests of the chunks written so far; gone once the scoring is complete."""
+AGAIN = "Remove the directory and score again."
+
+
+@dataclass(frozen=True)
+class ScoresSchema:
+    """What a scoring is of, and the shape of its arrays."""
+
+    model_digest: str
+    dataset_digest: str
+    split: str
+    rows: int
+    classes: int
+    chunk_rows: int
+    class_names: tuple[str, ...]
+
+    @property
+    def home(self) -> str:
+        """The scoring's one directory name under `scores/`."""
+        both = f"{self.model_digest}|{self.dataset_digest}".encode()
+        return f"{self.split}-{hashlib.sha256(both).hexdigest()[:12]}"
+
+    @property
+    def chunks(self) -> int:
+        """Chunks of each array."""
+        return -(-self.rows // self.chunk_rows)
+
+    def chunk_bounds(self, number: int) -> tuple[int, int]:
+        """The rows [start, stop) of a chunk."""
+        start = number * self.chunk_rows
+        return start, min(start + self.chunk_rows, self.rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """The attributes that say what was scored."""
+        return {**vars(self), "class_names": list(self.class_names)}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A complete scoring, opened for reading; chunks are checked as they are read."""
+
+    location: Location
+    schema: ScoresSchema
+    chunk_digests: tuple[str, ...]
+
+    def read_chunk(self, number: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+        """Probabilities `(rows, classes)` and predicted class indices `(rows,)` of a chunk.
+
+        Raises `BadDataError` that names the chunk where it is missing or damaged.
+        """
+        probabilities, predicted = _read_chunk(self.location, self.schema, number)
+        if _chunk_digest(probabilities, predicted) != self.chunk_digests[number]:
+            raise BadDataError(
+                f"Chunk {number} of {self.location} does not have its recorded digest. {AGAIN}"
+            )
+        return probabilities, predicted
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the chunk digests: of all predictions."""
+        return hashlib.sha256("".join(self.chunk_digests).encode()).hexdigest()
+
+    def metrics(self) -> dict[str, Any]:
+        """The content of metrics.json, checked."""
+        try:
+            return sealed.read_sealed(self.location, METRICS)
+        except FileNotFoundError:
+            raise BadDataError(f"{self.location}/{METRICS} is missing. {AGAIN}") from None
+
+
+class ScoresWriter:
+    """A scoring that is being written, possibly one that goes on where another died."""
+
+    def __init__(self, location: Location, schema: ScoresSchema) -> None:
+        """Takes over what sound chunks there are; the caller holds the lock."""
+        self.location = location
+        self.schema = schema
+        self._store = LocationStore(location)
+        self._digests = self._journalled() if location.exists(METADATA_NAME) else {}
+        if not self._digests:
+            location.delete_tree()
+            self._create_arrays()
+
+    @property
+    def missing(self) -> list[int]:
+        """The chunks that are still to be written."""
+        return [number for number in range(self.schema.chunks) if number not in self._digests]
+
+    def write_chunk(
+        self, number: int, probabilities: NDArray[np.float32], predicted: NDArray[np.int32]
+    ) -> None:
+        """Write one chunk: `(rows, classes)` and `(rows,)`; durable when this returns."""
+        start, stop = self.schema.chunk_bounds(number)
+        for name, values in (("probabilities", probabilities), ("predicted", predicted)):
+            zarr.open_array(self._store, path=name, mode="r+", zarr_format=3)[start:stop] = values
+        digest = _chunk_digest(probabilities, predicted)
+        self.location.append(
+            JOURNAL, sealed.sealed_bytes({"chunk": number, "digest": digest}, indent=None)
+        )
+        self._digests[number] = digest
+
+    def read_chunk(self, number: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+        """A chunk that was written, perhaps by the job before, checked."""
+        return self._scores().read_chunk(number)
+
+    def publish(self, metrics: dict[str, Any]) -> Scores:
+        """Write the metrics, then say that the scoring is complete."""
+        scores = self._scores()
+        self.location.put(METRICS, sealed.sealed_bytes(metrics))
+        document = sealed.parse(self.location.get(METADATA_NAME), str(self.location))
+        document["attributes"] |= {
+            "chunk_digests": list(scores.chunk_digests),
+            "metadata_digests": {
+                key: hashlib.sha256(self.location.get(key)).hexdigest()
+                for key in (f"{name}/{METADATA_NAME}" for name in ("predicted", "probabilities"))
+            },
+            "metrics_sha256": hashlib.sha256(self.location.get(METRICS)).hexdigest(),
+            "complete": True,
+        }
+        self.location.put(METADATA_NAME, sealed.sealed_bytes(document))
+        self.location.delete(JOURNAL)
+        return scores
+
+    def _scores(self) -> Scores:
+        digests = tuple(self._digests.get(number, "") for number in range(self.schema.chunks))
+        return Scores(self.location, self.schema, digests)
+
+    def _journalled(self) -> dict[int, str]:
+        """The chunks that a job before wrote and that are sound, by their journal."""
+        try:
+            if _attributes(self.location).get("scored") != self.schema.to_json():
+                return {}
+            lines = sealed.read(self.location, JOURNAL).split(b"\n")
+        except (FileNotFoundError, BadDataError):
+            return {}
+        recorded: dict[int, str] = {}
+        for line in lines:
+            try:
+                entry = sealed.check_seal(sealed.parse(line, JOURNAL), JOURNAL)
+                recorded[int(entry["chunk"])] = str(entry["digest"])
+            except (BadDataError, KeyError, ValueError, TypeError):
+                continue  # a line cut off by the death: its chunk is scored again
+        return {number: digest for number, digest in recorded.items() if self._sound(number, digest)}
+
+    def _sound(self, number: int, digest: str) -> bool:
+        if not 0 <= number < self.schema.chunks:
+            return False
+        try:
+            return digest == _chunk_digest(*_read_chunk(self.location, self.schema, number))
+        except BadDataError:
+            return False
+
+    def _create_arrays(self) -> None:
+        schema = self.schema
+        root = zarr.create_group(
+            self._store,
+            attributes={
+                "format": FORMAT,
+                "format_version": FORMAT_VERSION,
+                "scored": schema.to_json(),
+            },
+        )
+        shapes = {"probabilities": ("float32", schema.classes), "predicted": ("int32", 1)}
+        for name, (dtype, columns) in shapes.items():
+            one_column = name == "predicted"
+            root.create_array(
+                name,
+                shape=(schema.rows,) if one_column else (schema.rows, columns),
+                dtype=dtype,
+                chunks=(schema.chunk_rows,) if one_column else (schema.chunk_rows, columns),
+                compressors=[ZstdCodec(level=0, checksum=True), Crc32cCodec()],
+                chunk_key_encoding={"name": "default", "separator": "."},
+                dimension_names=("sample",) if one_column else ("sample", "class"),
+                fill_value=0,
+                config={"write_empty_chunks": True},
+            )
+
+
+@contextmanager
+def score_into(location: Location, schema: ScoresSchema) -> Iterator[ScoresWriter]:
+    """Write, or go on writing, a scoring in its home, under its lock."""
+    with scores_lock(location):
+        yield ScoresWriter(location, schema)
+
+
+def scores_lock(location: Location) -> Any:
+    """The right to write one scoring; `ConflictError` names the holder where another has it."""
+    return writer_lock(location.sibling("", ".lock"), f"The scoring {location}")
+
+
+def open_scores(location: Location) -> Scores:
+    """A complete scoring, its attributes checked.
+
+    Raises `BadDataError` where there is none, or it is incomplete or damaged.
+    """
+    attributes = _attributes(location)
+    if attributes.get("complete") is not True:
+        raise BadDataError(f"{location} is incomplete: run the same `pipeline score` again.")
+    place = f"{location}/{METADATA_NAME}"
+    sealed.check_seal(sealed.parse(sealed.read(location, METADATA_NAME), place), place)
+    try:
+        scored = dict(attributes["scored"])
+        schema = ScoresSchema(**scored | {"class_names": tuple(scored["class_names"])})
+        digests = tuple(str(digest) for digest in attributes["chunk_digests"])
+        recorded = dict(attributes["metadata_digests"]) | {METRICS: attributes["metrics_sha256"]}
+        if len(digests) != schema.chunks:
+            raise ValueError(f"{len(digests)} digests for {schema.chunks} chunks")
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadDataError(f"{place} is not of a scoring ({error!r}). {AGAIN}") from error
+    for key, expected in recorded.items():
+        _check_digest(location, key, expected)
+    return Scores(location, schema, digests)
+
+
+def _check_digest(location: Location, key: str, expected: str) -> None:
+    try:
+        found = hashlib.sha256(sealed.read(location, key)).hexdigest()
+    except FileNotFoundError:
+        raise BadDataError(f"{location}/{key} is missing. {AGAIN}") from None
+    if found != expected:
+        raise BadDataError(f"{location}/{key} has digest {found}, recorded is {expected}. {AGAIN}")
+
+
+def is_complete(location: Location) -> bool:
+    """Whether a scoring says that it is complete, whatever else may be wrong with it."""
+    try:
+        return _attributes(location).get("complete") is True
+    except BadDataError:
+        return False
+
+
+def _attributes(location: Location) -> dict[str, Any]:
+    place = f"{location}/{METADATA_NAME}"
+    try:
+        document = sealed.parse(sealed.read(location, METADATA_NAME), place)
+    except FileNotFoundError:
+        raise BadDataError(f"There is no scoring at {location}. Run `pipeline score`.") from None
+    attributes = document.get("attributes")
+    if not isinstance(attributes, dict) or attributes.get("format") != FORMAT:
+        raise BadDataError(f"{place} does not say '{FORMAT}'; it is not a scoring. {AGAIN}")
+    if attributes.get("format_version") != FORMAT_VERSION:
+        raise BadDataError(
+            f"{place} has format version {attributes.get('format_version')!r}; this release reads "
+            f"{FORMAT_VERSION}. Install a newer mnist-stream."
+        )
+    return attributes
+
+
+def _read_chunk(
+    location: Location, schema: ScoresSchema, number: int
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    shape = (schema.rows, schema.classes)
+    readers = (
+        ChunkReader(location.child("probabilities"), *shape, "float32", schema.chunk_rows),
+        ChunkReader(
+            location.child("predicted"),
+            schema.rows,
+            columns=1,
+            dtype="int32",
+            chunk_rows=schema.chunk_rows,
+            two_dimensional=False,
+        ),
+    )
+    probabilities, predicted = (reader.read(number) for reader in readers)
+    return probabilities, predicted[:, 0]
+
+
+def _chunk_digest(probabilities: NDArray[np.float32], predicted: NDArray[np.int32]) -> str:
+    content = hashlib.sha256(np.ascontiguousarray(probabilities, dtype="<f4"))
+    content.update(np.ascontiguousarray(predicted, dtype="<i4"))
+    return content.hexdigest()

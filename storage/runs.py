@@ -1,0 +1,149 @@
+"""The run directory: run.json, metrics.jsonl, and the writer's lock."""
+
+import json
+import uuid
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from storage import sealed
+from storage.errors import BadDataError, ConflictError
+from storage.location import Location
+from storage.locks import writer_lock
+
+FORMAT = "mnist-stream run"
+FORMAT_VERSION = 1
+RECORD = "run.json"
+METRICS = "metrics.jsonl"
+LOCK = ".lock"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's record, as it was written when the run began."""
+
+    location: Location
+    run_id: str
+    """Drawn when the run began; every checkpoint carries it, so none of another run passes."""
+    configuration: dict[str, Any]
+    """The effective configuration, field by field."""
+    dataset_digest: str
+    versions: dict[str, int]
+    """Of the order and of the step's arithmetic."""
+    environment: dict[str, Any]
+    """NumPy, its BLAS and kernel, Python, the machine's architecture."""
+
+    @property
+    def name(self) -> str:
+        """The directory's name, for people."""
+        return self.location.name
+
+    def append_metrics(self, line: dict[str, Any]) -> None:
+        """Add one sealed line to metrics.jsonl."""
+        self.location.append(METRICS, sealed.sealed_bytes(line, indent=None))
+
+    def rewrite_metrics(self, lines: list[dict[str, Any]]) -> None:
+        """Make metrics.jsonl hold just these lines, in one step."""
+        data = b"".join(sealed.sealed_bytes(line, indent=None) for line in lines)
+        self.location.put(METRICS, data)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, each checked; none where there is no such file.
+
+        A last line that was cut off by a death is left out: the next resume writes it anew.
+        """
+        try:
+            data = sealed.read(self.location, METRICS)
+        except FileNotFoundError:
+            return []
+        *whole, torn = data.split(b"\n")
+        place = f"{self.location}/{METRICS}"
+        lines = [
+            sealed.check_seal(sealed.parse(line, f"{place} line {number}"), f"{place} line {number}")
+            for number, line in enumerate(whole, 1)
+        ]
+        if torn and not _is_torn_json(torn):
+            raise BadDataError(f"{place} ends in something that is no line of metrics.")
+        return lines
+
+
+def create_run(
+    location: Location,
+    *,
+    configuration: dict[str, Any],
+    dataset_digest: str,
+    versions: dict[str, int],
+    environment: dict[str, Any],
+) -> Run:
+    """Begin a run: write its record. The caller holds its lock.
+
+    Raises `ConflictError` where there is a run already, or the directory holds something else.
+    """
+    if location.exists(RECORD):
+        raise ConflictError(f"{location} is a run already.")
+    strange = [name for name in location.names() if name != LOCK and not name.endswith(".tmp")]
+    if strange:
+        raise ConflictError(
+            f"{location} holds {strange[0]!r} but no {RECORD}; it is not a run and is left alone. "
+            "Choose another --run."
+        )
+    run = Run(location, uuid.uuid4().hex, configuration, dataset_digest, versions, environment)
+    record = {name: value for name, value in vars(run).items() if name != "location"}
+    document = {"format": FORMAT, "format_version": FORMAT_VERSION} | record
+    location.put(RECORD, sealed.sealed_bytes(document))
+    return run
+
+
+def open_run(location: Location) -> Run:
+    """The run at a location, its record checked.
+
+    Raises `BadDataError` where there is none, or it is damaged or of a newer format.
+    """
+    place = f"{location}/{RECORD}"
+    try:
+        document = sealed.parse(sealed.read(location, RECORD), place)
+    except FileNotFoundError:
+        raise BadDataError(_nothing_there(location)) from None
+    if document.get("format") != FORMAT:
+        raise BadDataError(f"{place} does not say '{FORMAT}'; it is not the record of a run.")
+    if document.get("format_version") != FORMAT_VERSION:
+        raise BadDataError(
+            f"{place} has format version {document.get('format_version')!r}; this release reads "
+            f"{FORMAT_VERSION}. Install a newer mnist-stream."
+        )
+    body = sealed.check_seal(document, place)
+    try:
+        return Run(
+            location=location,
+            run_id=str(body["run_id"]),
+            configuration=dict(body["configuration"]),
+            dataset_digest=str(body["dataset_digest"]),
+            versions=dict(body["versions"]),
+            environment=dict(body["environment"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadDataError(f"{place} is not the record of a run ({error!r}).") from error
+
+
+def run_exists(location: Location) -> bool:
+    """Whether there is a run's record, sound or not."""
+    return location.exists(RECORD)
+
+
+def run_lock(location: Location) -> AbstractContextManager[None]:
+    """The right to write to a run; `ConflictError` names the holder where another has it."""
+    return writer_lock(location.child(LOCK), f"The run {location}")
+
+
+def _nothing_there(location: Location) -> str:
+    if not location.exists():
+        return f"There is no run at {location}. Start one with `pipeline train --run`."
+    return f"{location} is not a run: it holds no {RECORD}. Restore it, or choose another --run."
+
+
+def _is_torn_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return line.startswith(b"{")
+    return True

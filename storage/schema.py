@@ -1,0 +1,155 @@
+"""What a dataset consists of: its splits, arrays and attributes, as values."""
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+
+from storage.errors import BadDataError
+from storage.sealed import digest_of
+
+FORMAT = "mnist-stream dataset"
+FORMAT_VERSION = 1
+CHUNK_BYTES = 1_570_000
+"""Decoded bytes of a default chunk: 2,000 rows of MNIST with its bias column."""
+SHARD_THRESHOLD = 1_000
+"""Datasets whose splits have more chunks than this keep them in shards."""
+CHUNKS_PER_SHARD = 16
+ELEMENT_TYPES = ("uint8", "int8", "int16", "int32", "float32", "float64")
+ROW_LIMIT = 64 * 2**20
+"""The longest row, in bytes, so that no stored number makes us allocate without bound."""
+CHUNK_LIMIT = 2**30
+"""The largest chunk, in decoded bytes, for the same reason."""
+
+
+@dataclass(frozen=True)
+class SplitSchema:
+    """The shape of one split; all its arrays follow from it."""
+
+    rows: int
+    """Rows of `inputs` and `targets`, at least 1."""
+    features: int
+    """Values of an image; `inputs` has one column more, the bias, first."""
+    dtype: str
+    """Element type of `inputs`, one of `ELEMENT_TYPES`."""
+    classes: int
+    """Columns of `targets`; 0 where the split has no labels, and no `targets`."""
+    chunk_rows: int
+    """Rows of a chunk; the last one may be shorter."""
+    chunks_per_shard: int
+    """Chunks of a Zarr shard; 1 where each chunk is an object of its own."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be: `BadDataError` names the field."""
+        for field in ("rows", "features", "chunk_rows", "chunks_per_shard"):
+            value = getattr(self, field)
+            if type(value) is not int or not 1 <= value < 2**48:
+                raise BadDataError(f"A split's {field} is {value!r}; expected a positive integer.")
+        if type(self.classes) is not int or not 0 <= self.classes <= 2**16:
+            raise BadDataError(f"A split's classes is {self.classes!r}; expected 0 to 65,536.")
+        if self.dtype not in ELEMENT_TYPES:
+            raise BadDataError(f"A split's dtype is {self.dtype!r}; expected {ELEMENT_TYPES}.")
+        if self.row_bytes > ROW_LIMIT or self.row_bytes * self.chunk_rows > CHUNK_LIMIT:
+            raise BadDataError(
+                f"A chunk of {self.chunk_rows:,} rows of {self.row_bytes:,} bytes is more than "
+                f"{CHUNK_LIMIT:,} bytes; use fewer rows per chunk."
+            )
+
+    @property
+    def columns(self) -> int:
+        """Columns of `inputs`: the bias and the features."""
+        return 1 + self.features
+
+    @property
+    def row_bytes(self) -> int:
+        """Decoded bytes of one row, inputs and targets."""
+        return self.columns * np.dtype(self.dtype).itemsize + self.classes
+
+    @property
+    def chunks(self) -> int:
+        """Chunks of the split, the last short one too."""
+        return -(-self.rows // self.chunk_rows)
+
+    def chunk_bounds(self, number: int) -> tuple[int, int]:
+        """The rows [start, stop) of chunk `number`, in [0, chunks - 1]."""
+        start = number * self.chunk_rows
+        return start, min(start + self.chunk_rows, self.rows)
+
+    @classmethod
+    def plan(
+        cls,
+        *,
+        rows: int,
+        features: int,
+        dtype: str,
+        classes: int,
+        chunk_rows: int | None = None,
+    ) -> Self:
+        """A split with chunks of about `CHUNK_BYTES`, in shards where there are thousands."""
+        row_bytes = (1 + features) * np.dtype(dtype).itemsize
+        chunk_rows = min(chunk_rows or max(1, CHUNK_BYTES // row_bytes), rows)
+        chunks = -(-rows // chunk_rows)
+        shard = CHUNKS_PER_SHARD if chunks > SHARD_THRESHOLD else 1
+        return cls(rows, features, dtype, classes, chunk_rows, shard)
+
+
+@dataclass(frozen=True)
+class SplitRecord:
+    """What is known of a finished split: its shape, and digests of what it holds."""
+
+    schema: SplitSchema
+    class_counts: tuple[int, ...]
+    """Rows of each class, in the order of the class names."""
+    digest: str
+    """SHA-256 over the chunk digests, in order."""
+    class_counts_digest: str
+    """SHA-256 over the array of class counts per chunk (int64, little-endian)."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The split's entry in the root attributes."""
+        return {**vars(self.schema), "class_counts": list(self.class_counts)} | {
+            "digest": self.digest,
+            "class_counts_digest": self.class_counts_digest,
+        }
+
+    @classmethod
+    def from_json(cls, entry: dict[str, Any]) -> Self:
+        """The inverse of `to_json`; raises `KeyError` or `TypeError` for other shapes."""
+        schema = SplitSchema(**{name: entry[name] for name in SplitSchema.__dataclass_fields__})
+        counts = tuple(int(count) for count in entry["class_counts"])
+        return cls(schema, counts, str(entry["digest"]), str(entry["class_counts_digest"]))
+
+
+@dataclass(frozen=True)
+class DatasetSchema:
+    """A dataset before its rows are known: names and shapes."""
+
+    name: str
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, ...]
+    transforms: tuple[str, ...]
+    splits: dict[str, SplitSchema]
+
+    @property
+    def decoded_bytes(self) -> int:
+        """Bytes of all inputs and targets, uncompressed."""
+        return sum(split.row_bytes * split.rows for split in self.splits.values())
+
+
+def dataset_digest(
+    class_names: tuple[str, ...],
+    image_shape: tuple[int, ...],
+    transforms: tuple[str, ...],
+    splits: dict[str, SplitRecord],
+) -> str:
+    """SHA-256 over all that gives the rows their meaning; not over names, sources or times."""
+    return digest_of(
+        {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "class_names": class_names,
+            "image_shape": image_shape,
+            "transforms": transforms,
+            "splits": {name: record.to_json() for name, record in splits.items()},
+        }
+    )

@@ -1,0 +1,85 @@
+"""JSON documents that carry their own digest, so that no changed bit passes for a value."""
+
+import hashlib
+import json
+from typing import Any
+
+from storage.errors import BadDataError
+from storage.location import Location
+
+DOCUMENT_LIMIT = 256 * 2**20
+"""The largest document that is read, in bytes; what is larger is none of ours."""
+
+SEAL = "seal"
+
+
+def canonical(value: object) -> bytes:
+    """The one JSON text of a value: sorted keys, no spaces, ASCII; floats round-trip exactly."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def digest_of(value: object) -> str:
+    """SHA-256, in hex, of a value's canonical JSON."""
+    return hashlib.sha256(canonical(value)).hexdigest()
+
+
+def seal(document: dict[str, Any]) -> dict[str, Any]:
+    """The document with its seal added: the digest of everything else in it."""
+    body = {key: value for key, value in document.items() if key != SEAL}
+    return body | {SEAL: digest_of(body)}
+
+
+def document_bytes(document: dict[str, Any], indent: int | None = 2) -> bytes:
+    """A document as text for a file; `indent=None` gives one line."""
+    return (json.dumps(document, indent=indent, allow_nan=False) + "\n").encode()
+
+
+def sealed_bytes(document: dict[str, Any], indent: int | None = 2) -> bytes:
+    """The same, with its seal."""
+    return document_bytes(seal(document), indent)
+
+
+def parse(data: bytes, place: str) -> dict[str, Any]:
+    """A JSON object from bytes, or `BadDataError` that names `place`."""
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise BadDataError(f"{place} is not valid JSON ({error}); it is damaged.") from error
+    if not isinstance(document, dict):
+        raise BadDataError(f"{place} holds a JSON {type(document).__name__}, not an object.")
+    return document
+
+
+def check_seal(document: dict[str, Any], place: str) -> dict[str, Any]:
+    """The document without its seal, or `BadDataError` where the two do not agree."""
+    body = {key: value for key, value in document.items() if key != SEAL}
+    found = document.get(SEAL)
+    try:
+        expected = digest_of(body)
+    except (ValueError, RecursionError) as error:
+        raise BadDataError(f"{place} holds a value that is not JSON ({error}).") from error
+    if found != expected:
+        raise BadDataError(
+            f"{place} is damaged: its seal is {found!r}, its content has digest {expected}. "
+            "Restore it from a copy, or make it again."
+        )
+    return body
+
+
+def read(location: Location, key: str) -> bytes:
+    """A document's bytes, refused by its size before it is read.
+
+    Raises `FileNotFoundError` where there is none.
+    """
+    size = location.size(key)
+    if size > DOCUMENT_LIMIT:
+        raise BadDataError(
+            f"{location.child(key)} has {size:,} bytes; expected at most {DOCUMENT_LIMIT:,}."
+        )
+    return location.get(key)
+
+
+def read_sealed(location: Location, key: str) -> dict[str, Any]:
+    """A sealed document from a file, checked. `FileNotFoundError` where there is none."""
+    place = str(location.child(key))
+    return check_seal(parse(read(location, key), place), place)

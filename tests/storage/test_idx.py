@@ -1,0 +1,408 @@
+"""The IDX format: what is written is read, and what is not IDX is refused with a reason."""
+
+import gzip
+import hashlib
+import io
+import lzma
+import os
+import struct
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
+
+from storage.errors import BadDataError, PipelineError, UnreachableError, UsageError
+from storage.idx import IdxDigests, IdxReader, write_idx
+
+COMPRESS: dict[str, Callable[[bytes], bytes]] = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".xz": lzma.compress,
+}
+ENDINGS = pytest.mark.parametrize("ending", list(COMPRESS))
+
+MNIST_TRAIN_IMAGES_SHA256 = "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"
+
+
+def idx_bytes(shape: tuple[int, ...], data: bytes = b"", code: int = 0x08) -> bytes:
+    """An IDX file whose header claims `shape`, whatever `data` follows it."""
+    return struct.pack(f">HBB{len(shape)}I", 0, code, len(shape), *shape) + data
+
+
+def write(directory: Path, content: bytes, ending: str = "") -> Path:
+    path = directory / f"images-idx3-ubyte{ending}"
+    path.write_bytes(COMPRESS[ending](content))
+    return path
+
+
+def read_whole(path: Path, rows_at_a_time: int = 1000) -> tuple[NDArray[Any], IdxDigests]:
+    with IdxReader(path) as reader:
+        blocks = [reader.read_rows(rows_at_a_time)]
+        while len(blocks[-1]):
+            blocks.append(reader.read_rows(rows_at_a_time))
+        return np.concatenate(blocks), reader.finish()
+
+
+def refusal(path: Path, kind: type[PipelineError] = BadDataError) -> str:
+    """The message with which reading all of `path` is refused."""
+    with pytest.raises(kind) as caught:
+        read_whole(path)
+    message = str(caught.value)
+    assert str(path) in message
+    return message
+
+
+@settings(deadline=None)
+@given(
+    values=hnp.arrays(
+        dtype=st.sampled_from(["u1", "i1", "i2", ">i2", "i4", "f4", "f8", "<f8"]),
+        shape=hnp.array_shapes(min_dims=1, max_dims=4, max_side=6),
+    ),
+    ending=st.sampled_from(list(COMPRESS)),
+    rows_at_a_time=st.integers(1, 7),
+)
+def test_round_trip(values: NDArray[Any], ending: str, rows_at_a_time: int) -> None:
+    """Every element type, shape and compression is read as it was written, in native order."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / f"values{ending}"
+        write_idx(path, values)
+        found, _ = read_whole(path, rows_at_a_time)
+    assert values.dtype.newbyteorder("=") == found.dtype
+    assert found.dtype.isnative
+    assert values.shape == found.shape
+    assert values.astype(found.dtype).tobytes() == found.tobytes()
+
+
+def test_bytes_of_the_format(tmp_path: Path) -> None:
+    """The written bytes are those of the specification, worked by hand."""
+    write_idx(tmp_path / "a", np.array([[1, -2]], np.int16))
+    expected = bytes.fromhex("00000b02 00000001 00000002 0001fffe")
+    assert expected == (tmp_path / "a").read_bytes()
+
+
+@ENDINGS
+def test_header(tmp_path: Path, ending: str) -> None:
+    """Opening tells element type, shape and header size before any row is read."""
+    path = write(tmp_path, idx_bytes((2, 1, 3), bytes(24), code=0x0C), ending)
+    with IdxReader(path) as reader:
+        assert np.dtype("i4") == reader.header.dtype
+        assert (2, 1, 3) == reader.header.shape
+        assert 16 == reader.header.header_bytes
+        assert (2, (1, 3)) == (reader.rows, reader.row_shape)
+
+
+@ENDINGS
+def test_digests(tmp_path: Path, ending: str) -> None:
+    """The digests are those of the stored and of the decoded bytes, over many blocks."""
+    data = np.random.default_rng(0).integers(0, 256, 1_200_000, np.uint8).tobytes()
+    content = idx_bytes((3000, 400), data)
+    path = write(tmp_path, content, ending)
+    stored = path.read_bytes()
+    expected = IdxDigests(
+        len(stored),
+        hashlib.sha256(stored).hexdigest(),
+        len(content),
+        hashlib.sha256(content).hexdigest(),
+    )
+    assert expected == read_whole(path, 700)[1]
+
+
+def test_caller_may_change_rows(tmp_path: Path) -> None:
+    """Rows belong to the caller: changing them does not change the digests."""
+    content = idx_bytes((4, 500_000), bytes(2_000_000))
+    with IdxReader(write(tmp_path, content)) as reader:
+        for _ in range(4):
+            reader.read_rows(1)[:] = 7
+        assert hashlib.sha256(content).hexdigest() == reader.finish().decoded_sha256
+
+
+@pytest.mark.parametrize("ending", [".gz", ".xz"])
+def test_several_members(tmp_path: Path, ending: str) -> None:
+    """Members written one after the other, padded with zeros, are one file."""
+    content = idx_bytes((4, 2), bytes(range(8)))
+    compress = COMPRESS[ending]
+    path = tmp_path / "images"
+    path.write_bytes(compress(content[:5]) + compress(b"") + compress(content[5:]) + bytes(8))
+    rows, digests = read_whole(path)
+    assert list(range(8)) == rows.reshape(-1).tolist()
+    assert path.stat().st_size == digests.stored_bytes
+
+
+def test_compression_is_told_by_content(tmp_path: Path) -> None:
+    """A gzip file without .gz, and a raw file with it, are both read."""
+    content = idx_bytes((1, 1), b"\x05")
+    (tmp_path / "packed").write_bytes(gzip.compress(content))
+    (tmp_path / "raw.gz").write_bytes(content)
+    assert [[5]] == read_whole(tmp_path / "packed")[0].tolist()
+    assert [[5]] == read_whole(tmp_path / "raw.gz")[0].tolist()
+
+
+@ENDINGS
+@pytest.mark.parametrize("length", range(16))
+def test_header_cut_off(tmp_path: Path, ending: str, length: int) -> None:
+    """A header cut off at any byte is refused, with how much of it was found."""
+    path = write(tmp_path, idx_bytes((2, 2, 2))[:length], ending)
+    message = refusal(path)
+    assert "header is cut off" in message
+    assert f"found {length} " in message
+
+
+@ENDINGS
+def test_data_cut_off(tmp_path: Path, ending: str) -> None:
+    """Data that ends early is refused, with the whole rows and the claimed ones."""
+    path = write(tmp_path, idx_bytes((10, 2, 2), bytes(30)), ending)
+    assert "found 7 whole rows" in refusal(path)
+    assert "expected the 10 rows" in refusal(path)
+
+
+@ENDINGS
+def test_stored_file_cut_off_anywhere(tmp_path: Path, ending: str) -> None:
+    """A file cut off at any of its stored bytes is refused, none is taken for whole."""
+    data = np.random.default_rng(1).integers(0, 256, 64, np.uint8).tobytes()
+    stored = COMPRESS[ending](idx_bytes((16, 2, 2), data))
+    path = tmp_path / "cut"
+    for length in range(len(stored)):
+        path.write_bytes(stored[:length])
+        refusal(path)
+
+
+@pytest.mark.parametrize("ending", [".gz", ".xz"])
+def test_flipped_bits(tmp_path: Path, ending: str) -> None:
+    """No flipped bit in a compressed file's data or checksums goes unnoticed."""
+    data = np.random.default_rng(2).integers(0, 256, 256, np.uint8).tobytes()
+    stored = COMPRESS[ending](idx_bytes((64, 2, 2), data))
+    path = tmp_path / "flipped"
+    unchecked = 10 if ending == ".gz" else 0  # gzip's own header has a time and no checksum
+    for place in range(unchecked, len(stored)):
+        flipped = bytearray(stored)
+        flipped[place] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        refusal(path)
+
+
+def test_wrong_checksum_is_named(tmp_path: Path) -> None:
+    """A gzip file whose checksum is wrong is called damaged, and the remedy is given."""
+    stored = bytearray(gzip.compress(idx_bytes((1, 1), b"\x05")))
+    stored[-8] ^= 1
+    (tmp_path / "a.gz").write_bytes(stored)
+    message = refusal(tmp_path / "a.gz")
+    assert "gzip data is damaged" in message
+    assert "download the file again" in message
+
+
+@ENDINGS
+def test_trailing_bytes(tmp_path: Path, ending: str) -> None:
+    """Bytes after the last row are refused, with how many there are."""
+    path = write(tmp_path, idx_bytes((2, 2), bytes(4 + 3)), ending)
+    assert "3 bytes follow the end" in refusal(path)
+
+
+@pytest.mark.parametrize("ending", [".gz", ".xz"])
+def test_junk_after_compressed_data(tmp_path: Path, ending: str) -> None:
+    """Bytes of another kind after the compressed data are refused."""
+    path = write(tmp_path, idx_bytes((2, 2), bytes(4)), ending)
+    path.write_bytes(path.read_bytes() + b"junk")
+    assert "6a 75 6e 6b" in refusal(path)
+
+
+def test_raw_claim_beyond_file(tmp_path: Path) -> None:
+    """A raw file that claims 2**40 bytes of rows is refused when opened, before any read."""
+    path = write(tmp_path, idx_bytes((2**28, 64, 64), bytes(100)))
+    with pytest.raises(BadDataError, match="found 0 whole rows"):
+        IdxReader(path)
+
+
+@pytest.mark.parametrize("shape", [(2**32 - 1,) * 3, (1, 2**13, 2**13 + 1), (2**32 - 1,) * 64])
+@ENDINGS
+def test_huge_rows(tmp_path: Path, ending: str, shape: tuple[int, ...]) -> None:
+    """A single row above 64 MiB is refused, also where its size overflows 64 bits."""
+    assert "64 MiB" in refusal(write(tmp_path, idx_bytes(shape), ending))
+
+
+BOUNDED_READ = """
+import resource, sys
+from storage.errors import BadDataError
+from storage.idx import IdxReader
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 64 * 2**20,) * 2)
+try:
+    with IdxReader(sys.argv[1]) as reader:
+        while len(reader.read_rows(2000)):
+            pass
+        reader.finish()
+except BadDataError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize("ending", [".gz", ".xz"])
+@pytest.mark.parametrize(
+    ("shape", "found"),
+    [((10, 28, 28), "262,144 or more bytes follow the end"), ((2**32 - 1, 28, 28), "cut off")],
+)
+def test_bomb(tmp_path: Path, ending: str, shape: tuple[int, ...], found: str) -> None:
+    """200 MB behind a small file is refused within 64 MiB, whether claimed as rows or not."""
+    path = tmp_path / "bomb"
+    opened = gzip.open(path, "wb", 1) if ending == ".gz" else lzma.open(path, "wb", preset=0)
+    with opened as file:
+        file.write(idx_bytes(shape))
+        for _ in range(50):
+            file.write(bytes(4_000_000))
+    reading = subprocess.run(
+        [sys.executable, "-c", BOUNDED_READ, str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[2],
+    )
+    assert "" == reading.stderr
+    assert found in reading.stdout
+
+
+def test_xz_that_asks_for_memory(tmp_path: Path) -> None:
+    """An xz file whose dictionary would need more than 128 MiB is refused."""
+    filters = [{"id": lzma.FILTER_LZMA2, "dict_size": 2**29}]
+    content = lzma.compress(idx_bytes((1, 1), b"\0"), filters=filters)
+    (tmp_path / "a.xz").write_bytes(content)
+    assert "xz data is damaged" in refusal(tmp_path / "a.xz")
+
+
+@ENDINGS
+@pytest.mark.parametrize("shape", [(0, 28, 28), (5, 0, 28), (0,)])
+def test_empty_set(tmp_path: Path, ending: str, shape: tuple[int, ...]) -> None:
+    """A set without rows, or rows without values, is refused."""
+    assert "the set is empty" in refusal(write(tmp_path, idx_bytes(shape), ending))
+
+
+def test_unknown_element_type(tmp_path: Path) -> None:
+    """A type code that IDX does not have is refused, and the known ones are named."""
+    message = refusal(write(tmp_path, idx_bytes((1, 1), b"\0", code=0x0A)))
+    assert "0x0a" in message
+    assert "0x08, 0x09, 0x0b, 0x0c, 0x0d, 0x0e" in message
+
+
+@pytest.mark.parametrize("dimensions", [0, 65, 255])
+def test_number_of_dimensions(tmp_path: Path, dimensions: int) -> None:
+    """No dimensions, or more than NumPy has, are refused."""
+    path = write(tmp_path, bytes([0, 0, 8, dimensions]) + bytes(4 * dimensions))
+    assert f"gives {dimensions} dimensions" in refusal(path)
+
+
+def tar_bytes() -> bytes:
+    target = io.BytesIO()
+    with tarfile.open(fileobj=target, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("train-images-idx3-ubyte"))
+    return target.getvalue()
+
+
+def zip_bytes() -> bytes:
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w") as archive:
+        archive.writestr("train-images-idx3-ubyte", b"")
+    return target.getvalue()
+
+
+def npy_bytes() -> bytes:
+    target = io.BytesIO()
+    np.save(target, np.zeros(3))
+    return target.getvalue()
+
+
+@ENDINGS
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (b"\x89PNG\r\n\x1a\n", "PNG"),
+        (zip_bytes(), "ZIP"),
+        (npy_bytes(), "NumPy"),
+        (tar_bytes(), "tar"),
+        (b"\n<!DOCTYPE html><title>404</title>", "HTML"),
+        (b"<html>", "HTML"),
+        (b"label,pixel\n", "6c 61 62 65"),
+    ],
+)
+def test_not_idx(tmp_path: Path, ending: str, content: bytes, name: str) -> None:
+    """A file of another kind is refused, with its first bytes and its kind where it is known."""
+    message = refusal(write(tmp_path, content, ending))
+    assert "not an IDX file" in message
+    assert name in message
+
+
+def test_compressed_twice(tmp_path: Path) -> None:
+    """A gzip file inside another is refused, and called so."""
+    path = write(tmp_path, gzip.compress(idx_bytes((1, 1), b"\0")), ".gz")
+    assert "a gzip file inside another" in refusal(path)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    """A missing file is bad data, and so is one below a file that is no directory."""
+    (tmp_path / "file").touch()
+    assert "no such file" in refusal(tmp_path / "missing")
+    assert "no such file" in refusal(tmp_path / "file" / "below")
+
+
+def test_not_a_regular_file(tmp_path: Path) -> None:
+    """A directory or a named pipe is refused, without waiting for anybody to write."""
+    os.mkfifo(tmp_path / "pipe")
+    assert "not a regular file" in refusal(tmp_path)
+    assert "not a regular file" in refusal(tmp_path / "pipe")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not stop the superuser")
+def test_forbidden_file(tmp_path: Path) -> None:
+    """A file that may not be read is out of reach, not bad."""
+    path = write(tmp_path, idx_bytes((1, 1), b"\0"))
+    path.chmod(0)
+    assert "EACCES" in refusal(path, UnreachableError)
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs Linux's /proc")
+def test_failing_disk(tmp_path: Path) -> None:
+    """A read that fails with an input/output error is out of reach, not bad."""
+    path = tmp_path / "images"
+    path.symlink_to("/proc/self/mem")  # its first page is never mapped: reading it gives EIO
+    assert "EIO" in refusal(path, UnreachableError)
+
+
+def test_finish_needs_all_rows(tmp_path: Path) -> None:
+    """Finishing before the last row is a defect of the caller's."""
+    with (
+        IdxReader(write(tmp_path, idx_bytes((2, 1), bytes(2)))) as reader,
+        pytest.raises(RuntimeError, match="0 of 2 rows"),
+    ):
+        reader.finish()
+
+
+def test_unsupported_element_type_is_not_written(tmp_path: Path) -> None:
+    """Element types that IDX lacks are refused, and nothing is left behind."""
+    with pytest.raises(UsageError, match="int64"):
+        write_idx(tmp_path / "a", np.zeros((2, 2), np.int64))
+    assert [] == list(tmp_path.iterdir())
+
+
+def test_same_values_same_bytes(tmp_path: Path) -> None:
+    """A compressed file depends on its values alone, not on its name or the time."""
+    for name in ("a.gz", "b.gz"):
+        write_idx(tmp_path / name, np.arange(6, dtype=np.uint8).reshape(3, 2))
+    stored = (tmp_path / "a.gz").read_bytes()
+    assert stored == (tmp_path / "b.gz").read_bytes()
+    assert bytes(4) == stored[4:8]  # the time, RFC 1952
+
+
+def test_real_mnist(mnist_dir: Path) -> None:
+    """MNIST's training images decode to the bytes that everybody else has."""
+    rows, digests = read_whole(next(mnist_dir.glob("train-images*")), 2000)
+    assert (60_000, 28, 28) == rows.shape
+    assert MNIST_TRAIN_IMAGES_SHA256 == digests.decoded_sha256
