@@ -59,11 +59,11 @@ class TrainConfig:
     )
     epochs: int = _setting(10, "Times each training row is visited.", least=1, most=10**6)
     batch_size: int = _setting(
-        100, "Rows of a mini-batch, one optimiser step; 0 takes all rows.", least=0
+        200, "Rows of a mini-batch, one optimiser step; 0 takes all rows.", least=0
     )
     optimizer: str = _setting("adamw", "How a gradient becomes a step.", choices=OPTIMIZERS)
     learning_rate: float = _setting(
-        0.003, "Step size; the largest one where the schedule varies it.", least=0, most=1e6
+        0.006, "Step size; the largest one where the schedule varies it.", least=0, most=1e6
     )
     schedule: str = _setting(
         "one-cycle", "How the learning rate goes over the run.", choices=SCHEDULES
@@ -72,7 +72,7 @@ class TrainConfig:
         0.9, "Of momentum and nesterov: how much of the last step is kept.", least=0, most=0.9999
     )
     l2: float = _setting(
-        0.0,
+        0.1,
         "Weight decay: l2 / 2 times the squared weights joins the loss (adamw: decoupled).",
         least=0,
         most=1e6,

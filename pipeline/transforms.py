@@ -45,5 +45,6 @@ def one_hot(labels: NDArray[Any], classes: NDArray[np.int64]) -> NDArray[np.uint
 def scale(inputs: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     """Stored inputs as the network takes them: bytes to [0, 1], the bias to exactly 1."""
     if inputs.dtype == np.uint8:
-        return np.multiply(inputs, dtype.type(1 / 255), dtype=dtype)
+        scaled: NDArray[Any] = np.multiply(inputs, dtype.type(1 / 255), dtype=dtype)
+        return scaled
     return inputs.astype(dtype)

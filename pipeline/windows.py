@@ -7,8 +7,8 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
-import dask
 import numpy as np
+from dask.delayed import delayed
 from numpy.typing import NDArray
 
 from pipeline.order import EpochOrder, RowNumbers, Window
@@ -47,13 +47,13 @@ def window_graph(split: Split, window: Window) -> Any:
     Keys name run-wide unique work: two tasks of one key would be taken for the same.
     """
     name = f"{split.name}-{window.epoch}-{window.number}"
-    read = dask.delayed(partial(load_chunk, split), pure=False, traverse=False)
+    read = delayed(partial(load_chunk, split), pure=False, traverse=False)
     chunks = zip(window.chunks.tolist(), window.starts.tolist(), window.stops.tolist(), strict=True)
     blocks = [
         read(chunk, start, stop, dask_key_name=f"load-chunk-{name}-{chunk}")
         for chunk, start, stop in chunks
     ]
-    join = dask.delayed(gather, pure=False, traverse=False)
+    join = delayed(gather, pure=False, traverse=False)
     return join(blocks, window.destinations, dask_key_name=f"load-window-{name}")
 
 
@@ -90,8 +90,7 @@ class WindowLoader:
     def _load(self, order: EpochOrder, number: int) -> tuple[Window, Block]:
         window = order.window(number)
         graph = window_graph(self.split, window)
-        (block,) = dask.compute(graph, scheduler="threads", pool=self._pool)
-        return window, block
+        return window, graph.compute(scheduler="threads", pool=self._pool)
 
     def close(self) -> None:
         """Stop the threads; what is on its way is dropped."""

@@ -36,22 +36,34 @@ class ChunkReader:
     two_dimensional: bool = True
     """False for an array of shape `(rows,)`, which reads as one column."""
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The array's shape as Zarr has it."""
+        return (self.rows, self.columns) if self.two_dimensional else (self.rows,)
+
+    @property
+    def keys(self) -> list[str]:
+        """The names of the array's chunk objects, or of its shards, all of which must exist."""
+        shard_rows = self.chunk_rows * self.chunks_per_shard
+        return [self._key(number) for number in range(-(-self.rows // shard_rows))]
+
+    def _key(self, number: int) -> str:
+        return f"c.{number}" + (".0" if self.two_dimensional else "")
+
     def read(self, number: int) -> NDArray[Any]:
         """Chunk `number` as `(rows, columns)`; the last one has the rows that are left.
 
         Raises `BadDataError` that names the object where it is missing or cannot be decoded.
         """
-        key = f"c.{number // self.chunks_per_shard}" + (".0" if self.two_dimensional else "")
+        key = self._key(number // self.chunks_per_shard)
         place = f"{self.location}/{key}"
         try:
-            stored = self._stored(key, number % self.chunks_per_shard)
+            values = self._decode(self._stored(key, number % self.chunks_per_shard))
         except FileNotFoundError:
             raise BadDataError(
                 f"Chunk {number} is missing: there is no {place}. Restore it from a copy, or make "
                 "this anew."
             ) from None
-        try:
-            values = self._decode(stored)
         except (RuntimeError, ValueError) as error:
             raise BadDataError(
                 f"Chunk {number} in {place} is damaged ({error}). Restore it from a copy, or make "
@@ -78,7 +90,11 @@ class ChunkReader:
 
     def _decode(self, stored: bytes) -> NDArray[Any]:
         """Undo CRC-32C and Zstandard into an array of just the size that the schema gives."""
-        values = np.zeros((self.chunk_rows, self.columns), np.dtype(self.dtype).newbyteorder("<"))
+        try:
+            shape = (self.chunk_rows, self.columns)
+            values = np.zeros(shape, np.dtype(self.dtype).newbyteorder("<"))
+        except MemoryError as error:
+            raise ValueError(f"chunks of shape {shape} do not fit in memory") from error
         Zstd().decode(_checked(stored), out=values.reshape(-1).view(np.uint8))
         return values
 
@@ -86,6 +102,8 @@ class ChunkReader:
 def _checked(data: bytes) -> bytes:
     """The bytes before a CRC-32C (little-endian, at the end), which must agree."""
     body, recorded = data[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
+    if not body:
+        raise ValueError(f"it has {len(data)} bytes")
     if google_crc32c.value(body) != int.from_bytes(recorded, "little"):
         raise ValueError("its CRC-32C does not match")
     return body

@@ -5,15 +5,18 @@ import itertools
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from storage import files
 from storage.errors import BadDataError, UnreachableError, UsageError
 
 _temporary_numbers = itertools.count()
+
+Write = Callable[[bytes | memoryview], None]
 
 REMEDY = {
     errno.ENOSPC: "Free some space and run the same command again.",
@@ -109,12 +112,19 @@ class Location:
 
     def put(self, key: str, data: bytes | memoryview) -> None:
         """Make `key` hold `data`: wholly or, whatever happens, not at all."""
+        with self.writing(key) as write:
+            write(data)
+
+    @contextmanager
+    def writing(self, key: str) -> Iterator[Write]:
+        """Like `put`, for what comes piece by piece: gives the function that takes the pieces."""
         path = self._at(key)
         with reaching("write", path):
             make_directories(path.parent)
             temporary = path.with_name(f".{path.name}.{os.getpid()}-{next(_temporary_numbers)}.tmp")
             try:
-                _write_synced(temporary, data)
+                with _synced_file(temporary) as descriptor:
+                    yield partial(files.write, descriptor)
                 files.rename(temporary, path)
             except BaseException:
                 with suppress(OSError):
@@ -138,20 +148,28 @@ class Location:
                 files.fsync_directory(path.parent)
 
     def exists(self, key: str = "") -> bool:
-        """Whether there is an object or a directory at `key`."""
+        """Whether there is an object or a directory at `key`; a link to nothing is neither."""
         path = self._at(key) if key else self.path
         with reaching("look at", path):
             try:
-                path.lstat()
+                path.stat()
             except (FileNotFoundError, NotADirectoryError):
                 return False
             return True
+
+    def is_free(self) -> bool:
+        """Whether nothing is here yet: no object, and no directory but an empty one."""
+        with reaching("look at", self.path):
+            return not self.path.exists() or (self.path.is_dir() and not os.listdir(self.path))
 
     def size(self, key: str) -> int:
         """An object's length in bytes; `FileNotFoundError` where there is none."""
         path = self._at(key)
         with reaching("look at", path):
-            status = path.stat()
+            try:
+                status = path.stat()
+            except NotADirectoryError as error:
+                raise FileNotFoundError(str(path)) from error
         if not stat.S_ISREG(status.st_mode):
             raise FileNotFoundError(str(path))
         return status.st_size
@@ -165,8 +183,8 @@ class Location:
             except (FileNotFoundError, NotADirectoryError):
                 return []
 
-    def keys(self) -> list[str]:
-        """Every object below this location, sorted."""
+    def objects(self) -> list[str]:
+        """The keys of every object below this location, sorted."""
         found = []
         with reaching("list", self.path):
             for directory, _, names in os.walk(self.path):
@@ -186,11 +204,14 @@ class Location:
             _remove_tree(self.path)
 
     def take_place_of(self, target: "Location") -> None:
-        """Rename this tree to `target`, which must not exist, and make the new name durable."""
+        """Rename this tree to `target`, which must not exist, and make the new name durable.
+
+        A link on either side stays a link: it is what it leads to that is renamed.
+        """
         with reaching("publish", target.path):
             destination = target.path.resolve()
             make_directories(destination.parent)
-            files.rename(self.path, destination)
+            files.rename(self.path.resolve(), destination)
             files.fsync_directory(destination.parent)
 
     def free_bytes(self) -> int:
@@ -212,10 +233,12 @@ def make_directories(path: Path) -> None:
         files.fsync_directory(path.parent)
 
 
-def _write_synced(path: Path, data: bytes | memoryview) -> None:
+@contextmanager
+def _synced_file(path: Path) -> Iterator[int]:
+    """A new file's descriptor; its content is synced when the block ends well."""
     descriptor = files.create(path)
     try:
-        files.write(descriptor, data)
+        yield descriptor
         files.fsync(descriptor)
     finally:
         files.close(descriptor)

@@ -53,7 +53,8 @@ def _sign(path: Path) -> None:
 
 def _holder(path: Path) -> str:
     try:
-        holder = json.loads(path.read_text()[:4096])
+        with open(path, "rb") as file:
+            holder = json.loads(file.read(4096))
         return (
             f"process {int(holder['process'])} on {str(holder['host'])[:80]} "
             f"since {str(holder['since'])[:40]}"

@@ -66,6 +66,20 @@ def check_seal(document: dict[str, Any], place: str) -> dict[str, Any]:
     return body
 
 
+def seal_group(document: dict[str, Any]) -> dict[str, Any]:
+    """A Zarr group's document with its seal added, among the attributes: Zarr has no other place."""
+    attributes = {key: value for key, value in document["attributes"].items() if key != SEAL}
+    body = document | {"attributes": attributes}
+    return document | {"attributes": attributes | {SEAL: digest_of(body)}}
+
+
+def check_group_seal(document: dict[str, Any], place: str) -> None:
+    """Raise `BadDataError` where a Zarr group's document does not agree with its seal."""
+    attributes = dict(document["attributes"])
+    found = attributes.pop(SEAL, None)
+    check_seal(document | {"attributes": attributes, SEAL: found}, place)
+
+
 def read(location: Location, key: str) -> bytes:
     """A document's bytes, refused by its size before it is read.
 

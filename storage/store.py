@@ -110,12 +110,12 @@ class LocationStore(Store):
 
     async def list(self) -> AsyncIterator[str]:
         """Every key."""
-        for key in self.location.keys():
+        for key in self.location.objects():
             yield key
 
     async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
         """Every key that begins with `prefix`."""
-        for key in self.location.keys():
+        for key in self.location.objects():
             if key.startswith(prefix):
                 yield key
 

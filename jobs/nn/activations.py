@@ -68,9 +68,9 @@ def softmax(logits: Floats) -> Floats:
     The row's maximum is subtracted first, which changes nothing but keeps exp from overflowing.
     """
     probabilities = by_class(logits)
-    probabilities -= probabilities.max(axis=0)
+    probabilities -= np.maximum.reduce(probabilities, axis=0)
     np.exp(probabilities, out=probabilities)
-    probabilities /= probabilities.sum(axis=0)
+    probabilities /= np.add.reduce(probabilities, axis=0)
     return np.ascontiguousarray(probabilities.T)
 
 

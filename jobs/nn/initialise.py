@@ -14,7 +14,6 @@ from numpy.typing import DTypeLike, NDArray
 from jobs.nn.architecture import Layer, count_parameters
 from jobs.nn.parameters import Floats, views
 
-
 DEVIATIONS: dict[str, Callable[[Layer], float]] = {
     # He, Zhang, Ren and Sun, Delving Deep into Rectifiers, 2015, eq. 10
     "he": lambda layer: math.sqrt(2 / layer.inputs),
@@ -83,7 +82,8 @@ def uniforms(count: int, seed: int, layer: int) -> NDArray[np.float64]:
     digest = hashlib.sha256(f"mnist-stream init 1|{seed}|{layer}".encode("ascii")).digest()
     key = np.frombuffer(digest, "<u8", count=2).astype(np.uint64)
     words = np.random.Philox(key=key, counter=0).random_raw(count)
-    return ((words >> np.uint64(11)) | np.uint64(1)) * 2.0**-53
+    odd = (words >> np.uint64(11)) | np.uint64(1)
+    return odd.astype(np.float64) * 2.0**-53
 
 
 def normals(count: int, seed: int, layer: int) -> NDArray[np.float64]:

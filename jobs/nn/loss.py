@@ -35,11 +35,11 @@ def cross_entropy(logits: Floats, targets: NDArray[np.uint8]) -> CrossEntropy:
     correct = int(np.count_nonzero(logits.argmax(axis=1) == labels))
 
     values = by_class(logits)
-    values -= values.max(axis=0)
+    values -= np.maximum.reduce(values, axis=0)
     of_target = values[labels, rows]
     np.exp(values, out=values)
-    totals = values.sum(axis=0)
-    loss_sum = float((np.log(totals) - of_target).sum(dtype=np.float64))
+    totals = np.add.reduce(values, axis=0)
+    loss_sum = float(np.add.reduce(np.log(totals) - of_target, dtype=np.float64))
 
     values /= totals
     values[labels, rows] -= 1

@@ -68,7 +68,7 @@ def make_optimizer(
     if name == "adam":
         return Adam()
     if name == "adamw":
-        return AdamW(layers, l2)
+        return AdamW(layers=layers, l2=l2)
     raise ValueError(f"The optimizer is {name!r}: expected one of {', '.join(OPTIMIZERS)}.")
 
 
@@ -206,14 +206,29 @@ class Adam:
         step_number: int,
     ) -> tuple[Floats, State]:
         """See `Optimizer.step`."""
-        # The corrected moments are first * M and second^2 * S, so that
+        stepped = np.empty_like(parameters)
+        return self._step_into(
+            stepped, parameters, gradient, state, float(learning_rate), step_number
+        )
+
+    def _step_into(
+        self,
+        stepped: Floats,
+        parameters: Floats,
+        gradient: Floats,
+        state: State,
+        rate: float,
+        step_number: int,
+    ) -> tuple[Floats, State]:
+        """Write the new parameters into `stepped`, which may be `parameters` itself."""
+        # The corrected moments are first * M and second^2 * S, and Adam's step is
         # rate first M / (second sqrt(S) + epsilon) = size M / (sqrt(S) + floor).
         first = (1 - self.beta1) / (1 - self.beta1**step_number)
         second = math.sqrt((1 - self.beta2) / (1 - self.beta2**step_number))
-        size = float(learning_rate) * first / second
+        size = rate * first / second
         floor = self.epsilon / second
 
-        stepped, gradients, squares = (np.empty_like(parameters) for _ in range(3))
+        gradients, squares = np.empty_like(parameters), np.empty_like(parameters)
         workspace = np.empty_like(parameters[:BLOCK])
         for block in _blocks(parameters):
             new_gradient = gradient[block]
@@ -233,24 +248,20 @@ class Adam:
 
 
 @dataclass(frozen=True)
-class AdamW:
+class AdamW(Adam):
     """Adam with decoupled weight decay (Loshchilov and Hutter, 2019, algorithm 2, as PyTorch).
 
     Before the step each weight, but no bias, is multiplied by 1 - learning_rate * l2.
     """
 
-    layers: tuple[Layer, ...]
+    layers: tuple[Layer, ...] = ()
     """The network's layers, which say where the weights lie."""
 
-    l2: float
+    l2: float = 0.0
     """The weight decay."""
 
     name: ClassVar[str] = "adamw"
     decouples_l2: ClassVar[bool] = True
-
-    def initial_state(self, parameters: Floats) -> State:
-        """As Adam's."""
-        return Adam().initial_state(parameters)
 
     def step(
         self,
@@ -261,10 +272,11 @@ class AdamW:
         step_number: int,
     ) -> tuple[Floats, State]:
         """See `Optimizer.step`."""
-        decayed = parameters.copy()
+        rate = float(learning_rate)
+        stepped = parameters.copy()
         for weights in weight_slices(self.layers):
-            decayed[weights] *= 1 - float(learning_rate) * self.l2
-        return Adam().step(decayed, gradient, state, learning_rate, step_number)
+            stepped[weights] *= 1 - rate * self.l2
+        return self._step_into(stepped, stepped, gradient, state, rate, step_number)
 
 
 def _blocks(vector: Floats) -> Iterator[slice]:

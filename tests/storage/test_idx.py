@@ -129,11 +129,13 @@ def test_caller_may_change_rows(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ending", [".gz", ".xz"])
 def test_several_members(tmp_path: Path, ending: str) -> None:
-    """Members written one after the other, padded with zeros, are one file."""
+    """Members written one after the other, padded with zeros of any length, are one file."""
     content = idx_bytes((4, 2), bytes(range(8)))
     compress = COMPRESS[ending]
     path = tmp_path / "images"
-    path.write_bytes(compress(content[:5]) + compress(b"") + compress(content[5:]) + bytes(8))
+    path.write_bytes(
+        compress(content[:5]) + compress(b"") + bytes(600_000) + compress(content[5:]) + bytes(8)
+    )
     rows, digests = read_whole(path)
     assert list(range(8)) == rows.reshape(-1).tolist()
     assert path.stat().st_size == digests.stored_bytes
@@ -255,8 +257,7 @@ except BadDataError as error:
 def test_bomb(tmp_path: Path, ending: str, shape: tuple[int, ...], found: str) -> None:
     """200 MB behind a small file is refused within 64 MiB, whether claimed as rows or not."""
     path = tmp_path / "bomb"
-    opened = gzip.open(path, "wb", 1) if ending == ".gz" else lzma.open(path, "wb", preset=0)
-    with opened as file:
+    with gzip.open(path, "wb", 1) if ending == ".gz" else lzma.open(path, "wb", preset=0) as file:
         file.write(idx_bytes(shape))
         for _ in range(50):
             file.write(bytes(4_000_000))

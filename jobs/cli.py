@@ -1,0 +1,334 @@
+"""The commands: parse, call a job, print. The only file that knows click.
+
+Everything heavier than click is imported when a command runs, so that help answers at once.
+"""
+
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from storage.errors import PipelineError, UsageError
+
+if TYPE_CHECKING:
+    from jobs.config import TrainConfig
+    from jobs.console import Console
+
+Command = Callable[..., Any]
+
+DATA_ROOT = "data"
+DEFAULT_DATASET = f"{DATA_ROOT}/mnist"
+DEFAULT_RUN = "runs/mnist"
+
+
+def _options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Several options as one decorator."""
+
+    def decorate(command: Command) -> Command:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
+output_options = _options(
+    click.option("--quiet", is_flag=True, help="Print only the result and warnings."),
+    click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document."),
+)
+dataset_option = click.option(
+    "--dataset", default=DEFAULT_DATASET, show_default=True, help="The dataset's directory."
+)
+run_option = click.option(
+    "--run", default=DEFAULT_RUN, show_default=True, help="The run's directory."
+)
+seed_option = click.option(
+    "--seed", default=0, show_default=True, type=click.IntRange(0), help="Of generated digits."
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="mnist-stream", prog_name="pipeline")
+def cli() -> None:
+    """Turn IDX files into chunked arrays, train a network from them, score with it.
+
+    \b
+    pipeline ingest && pipeline train --resume && pipeline score
+
+    Exit codes: 0 done, 2 wrong usage, 3 bad data, 4 conflict, 5 below a quality gate, 6 out of
+    reach (try again), 130 and 143 interrupted with a checkpoint saved, 1 a defect of ours.
+    """
+
+
+@cli.command()
+@click.argument("source", default="mnist")
+@click.option("--out", help="The dataset to make.  [default: data/ and the source's name]")
+@click.option(
+    "--rows-per-chunk", type=click.IntRange(1), help="Rows of a chunk.  [default: about 1.5 MB]"
+)
+@click.option("--overwrite", is_flag=True, help="Replace the dataset that is there.")
+@seed_option
+@output_options
+def ingest(
+    source: str,
+    out: str | None,
+    rows_per_chunk: int | None,
+    overwrite: bool,
+    seed: int,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Make a dataset of SOURCE.
+
+    SOURCE is a directory with IDX files (raw, .gz or .xz), or mnist (the default), fashion-mnist
+    or kmnist, which are downloaded, or synthetic[:TRAIN[,TEST]]: digits drawn for you.
+    """
+    with _console(quiet, as_json) as console, _stopping() as stop:
+        from jobs.report import ingest_report
+        from pipeline.ingest import ingest as run_ingest
+        from pipeline.sources import open_source
+
+        def report(stage: str, done: int, total: int) -> None:
+            console.progress(stage, done, total)
+            stop.check("Stopped; nothing was published. Run the same command to begin again.")
+
+        opened = open_source(source, seed=seed, announce=console.say)
+        result = run_ingest(
+            opened,
+            out or f"{DATA_ROOT}/{opened.name}",
+            rows_per_chunk=rows_per_chunk,
+            overwrite=overwrite,
+            report=report,
+        )
+        told = ingest_report(result)
+        console.result(told.document, told.text)
+
+
+@cli.command()
+@click.argument("place")
+@click.option("--images", metavar="FILE.png", help="Write a grid of a dataset's images.")
+@output_options
+def inspect(place: str, images: str | None, quiet: bool, as_json: bool) -> None:
+    """Tell what PLACE, a dataset or a run, is and holds."""
+    with _console(quiet, as_json) as console:
+        from jobs.report import inspect_location
+        from storage.location import open_location
+
+        told = inspect_location(open_location(place))
+        if images is not None:
+            from jobs.pictures import write_examples
+
+            write_examples(open_location(place), Path(images))
+        console.result(told.document, told.text)
+        if images is not None:
+            console.say(f"\n{images} shows examples.")
+
+
+@cli.command()
+@click.argument("place")
+@output_options
+def verify(place: str, quiet: bool, as_json: bool) -> None:
+    """Read all of PLACE, a dataset or a run, and check every digest."""
+    with _console(quiet, as_json) as console:
+        from storage.location import open_location
+        from storage.verify import verify_location
+
+        checked, wrong = 0, []
+        for what, error in verify_location(open_location(place)):
+            checked += 1
+            if error is not None:
+                wrong.append({"what": what, "error": str(error)})
+        console.result(
+            {"place": place, "checked": checked, "wrong": wrong},
+            "\n".join(item["error"] for item in wrong)
+            or f"{place} is sound: {checked:,} things checked.",
+        )
+        if wrong:
+            from storage.errors import BadDataError
+
+            raise BadDataError(f"{place} is damaged in {len(wrong)} of {checked:,} things checked.")
+
+
+class _TrainCommand(click.Command):
+    """`train`, whose options are the fields of `TrainConfig`; they are looked up when needed."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        own = super().get_params(ctx)
+        return [*own[:-1], *_setting_options(), own[-1]]
+
+
+@cli.command(cls=_TrainCommand)
+@dataset_option
+@run_option
+@click.option("--resume", is_flag=True, help="Go on with the run, or start it if it is new.")
+@click.option("--config", "config_file", metavar="FILE.toml", help="Settings; options override.")
+@output_options
+def train(
+    dataset: str,
+    run: str,
+    resume: bool,
+    config_file: str | None,
+    quiet: bool,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Train a network on a dataset, into a run that can be resumed to the last bit."""
+    with _console(quiet, as_json) as console, _stopping() as stop:
+        config = _train_config(config_file, settings)
+        from jobs.train import train as run_train
+        from jobs.train_console import ConsoleListener, train_report
+
+        result = run_train(
+            config,
+            dataset=dataset,
+            run=run,
+            resume=resume,
+            listener=ConsoleListener(console),
+            stop=stop,
+        )
+        told = train_report(result)
+        console.result(told.document, told.text)
+
+
+@cli.command()
+@run_option
+@dataset_option
+@click.option("--split", default="test", show_default=True, help="The split to score.")
+@click.option(
+    "--checkpoint",
+    default="best",
+    show_default=True,
+    help="best (by validation; the latest without one), latest, or an epoch's number.",
+)
+@click.option("--out", metavar="FILE", help="Write predictions to a .csv or .npz file as well.")
+@click.option("--threads", default=0, help="Threads for the arithmetic; 0 for one per core.")
+@output_options
+def score(
+    run: str,
+    dataset: str,
+    split: str,
+    checkpoint: str,
+    out: str | None,
+    threads: int,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Score a split with a checkpoint of a run; what is scored already is found, not redone."""
+    with _console(quiet, as_json) as console, _stopping() as stop:
+        from jobs.score import score as run_score
+        from jobs.score_console import score_report
+
+        result = run_score(
+            run=run,
+            dataset=dataset,
+            split=split,
+            checkpoint=checkpoint,
+            out=out,
+            threads=threads,
+            report=console.progress,
+            stop=stop,
+        )
+        for warning in result.warnings:
+            console.warn(warning)
+        told = score_report(result)
+        console.result(told.document, told.text)
+
+
+@cli.command()
+@click.argument("directory", default="mnist-demo")
+@output_options
+def demo(directory: str, quiet: bool, as_json: bool) -> None:
+    """Go the whole way in DIRECTORY: ingest, train, score, and a picture of the worst mistakes.
+
+    Takes MNIST where it can be had (MNIST_DIR, the cache, a download), else draws digits.
+    """
+    with _console(quiet, as_json) as console, _stopping() as stop:
+        from jobs.demo import run_demo
+
+        told = run_demo(Path(directory), console, stop)
+        console.result(told.document, told.text)
+
+
+def _setting_options() -> list[click.Parameter]:
+    """An option for each field of `TrainConfig`, without a default: TOML has its say before."""
+    from dataclasses import fields
+
+    from jobs.config import TrainConfig
+
+    return [_setting_option(setting) for setting in fields(TrainConfig)]
+
+
+def _setting_option(setting: Any) -> click.Parameter:
+    name = "--" + setting.name.replace("_", "-")
+    text = f"{setting.metadata['help']}  [default: {_shown(setting.default)}]"
+    if isinstance(setting.default, bool):
+        return click.Option([f"{name}/--no-{name[2:]}"], default=None, help=text)
+    choices = setting.metadata["choices"]
+    kind = click.Choice(choices) if choices else type(setting.default)
+    return click.Option([name], type=kind, default=None, help=text)
+
+
+def _shown(default: Any) -> str:
+    return str(default).lower() if isinstance(default, bool) else str(default)
+
+
+def _train_config(config_file: str | None, settings: dict[str, Any]) -> "TrainConfig":
+    """Defaults, then the file, then the options that were given."""
+    from jobs.config import TrainConfig, read_toml
+
+    from_file = read_toml(Path(config_file)) if config_file else {}
+    given = {name: value for name, value in settings.items() if value is not None}
+    return TrainConfig().updated(from_file, str(config_file)).updated(given, "The command line")
+
+
+@contextmanager
+def _console(quiet: bool, as_json: bool) -> Iterator["Console"]:
+    from jobs.console import Console
+
+    console = Console(quiet=quiet, as_json=as_json)
+    try:
+        yield console
+    finally:
+        console.close()
+
+
+@contextmanager
+def _stopping() -> Iterator[Any]:
+    from jobs.stop import stop_on_signals
+
+    with stop_on_signals() as stop:
+        yield stop
+
+
+def main() -> None:
+    """Run a command; whatever goes wrong ends in a message and the documented exit code."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Exit as leave:
+        sys.exit(leave.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(UsageError.exit_code)
+    except PipelineError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read the output has gone; nothing is left to say
+        sys.exit(1)
+    except Exception:
+        traceback.print_exc()
+        print(
+            "This is a defect of mnist-stream. Please report it with the lines above.",
+            file=sys.stderr,
+        )
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,263 @@
+"""What datasets, runs and results are, as documents for scripts and as text for people."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.console import facts, percent, size, table
+from pipeline.ingest import IngestResult
+from storage.checkpoints import Checkpoint, list_checkpoints, load_checkpoint
+from storage.dataset import Dataset, open_dataset
+from storage.errors import BadDataError
+from storage.location import Location
+from storage.runs import RECORD, Run, open_run
+from storage.store import METADATA_NAME
+
+SHOWN_CLASSES = 30
+"""More classes than this are not listed one by one."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """One thing, told twice."""
+
+    document: dict[str, Any]
+    text: str
+
+
+def inspect_location(location: Location) -> Report:
+    """What is there: a dataset or a run. Raises `BadDataError` where it is neither."""
+    if location.exists(RECORD):
+        return inspect_run(open_run(location))
+    if location.exists(METADATA_NAME) or not location.exists():
+        return inspect_dataset(open_dataset(location))
+    raise BadDataError(
+        f"{location} is neither a dataset nor a run: it holds no {METADATA_NAME} and no {RECORD}."
+    )
+
+
+def inspect_dataset(dataset: Dataset) -> Report:
+    """Splits, shapes, chunks, bytes, class counts, transforms and sources of a dataset."""
+    splits = {name: _split_document(dataset, name) for name in dataset.splits}
+    document = {
+        "kind": "dataset",
+        "location": str(dataset.location),
+        "name": dataset.name,
+        "digest": dataset.digest,
+        "class_names": list(dataset.class_names),
+        "image_shape": list(dataset.image_shape),
+        "transforms": list(dataset.transforms),
+        "splits": splits,
+        "sources": list(dataset.sources),
+    }
+    return Report(document, _dataset_text(dataset, splits))
+
+
+def _split_document(dataset: Dataset, name: str) -> dict[str, Any]:
+    split = dataset.splits[name]
+    schema = split.schema
+    location = dataset.location.child(name)
+    return {
+        "rows": schema.rows,
+        "inputs_shape": [schema.rows, schema.columns],
+        "targets_shape": [schema.rows, schema.classes] if schema.classes else None,
+        "dtype": schema.dtype,
+        "chunks": schema.chunks,
+        "chunk_rows": schema.chunk_rows,
+        "chunks_per_shard": schema.chunks_per_shard,
+        "stored_bytes": sum(location.size(key) for key in location.objects()),
+        "decoded_bytes": schema.rows * schema.row_bytes,
+        "class_counts": list(split.record.class_counts),
+        "digest": split.record.digest,
+    }
+
+
+def _dataset_text(dataset: Dataset, splits: dict[str, dict[str, Any]]) -> str:
+    shape = " x ".join(map(str, dataset.image_shape))
+    parts = [
+        facts(
+            [
+                ("dataset", f"{dataset.name} in {dataset.location}"),
+                ("digest", dataset.digest),
+                ("images", f"{shape}, stored with {', '.join(dataset.transforms)}"),
+            ]
+        ),
+        table(
+            ["split", "rows", "inputs", "targets", "dtype", "chunks", "stored", "decoded"],
+            [
+                [
+                    name,
+                    f"{split['rows']:,}",
+                    " x ".join(map(str, split["inputs_shape"])),
+                    " x ".join(map(str, split["targets_shape"] or ["none"])),
+                    split["dtype"],
+                    f"{split['chunks']} of {split['chunk_rows']:,} rows",
+                    size(split["stored_bytes"]),
+                    size(split["decoded_bytes"]),
+                ]
+                for name, split in splits.items()
+            ],
+        ),
+    ]
+    names = dataset.class_names
+    if 0 < len(names) <= SHOWN_CLASSES:
+        rows = [
+            [name, *(f"{count:,}" for count in split["class_counts"])]
+            for name, split in splits.items()
+            if split["class_counts"]
+        ]
+        parts.append(table(["class", *names], rows))
+    parts.append(
+        table(
+            ["source", "split", "kind", "stored", "SHA-256 of the content"],
+            [
+                [
+                    source.get("name"),
+                    source.get("split"),
+                    source.get("kind"),
+                    size(source["stored_bytes"]) if source.get("stored_bytes") else "-",
+                    source.get("decoded_sha256") or "-",
+                ]
+                for source in dataset.sources
+            ],
+        )
+    )
+    return "\n\n".join(parts)
+
+
+def inspect_run(run: Run) -> Report:
+    """Configuration, epochs and checkpoints of a run."""
+    metrics = run.metrics()
+    checkpoints = [_checkpoint_document(run, name) for name in list_checkpoints(run)]
+    scores = [name for name in run.location.names("scores") if not name.startswith(".")]
+    document = {
+        "kind": "run",
+        "location": str(run.location),
+        "configuration": run.configuration,
+        "dataset_digest": run.dataset_digest,
+        "versions": run.versions,
+        "environment": run.environment,
+        "epochs": metrics,
+        "checkpoints": checkpoints,
+        "scores": scores,
+    }
+    return Report(document, _run_text(run, metrics, checkpoints, scores))
+
+
+def _checkpoint_document(run: Run, name: Any) -> dict[str, Any]:
+    try:
+        found: Checkpoint = load_checkpoint(run, name)
+    except BadDataError as error:
+        return {"name": str(name), "sound": False, "error": str(error)}
+    return {
+        "name": str(name),
+        "sound": True,
+        "epoch": name.epoch,
+        "step": name.step,
+        "parameters_digest": found.parameters_digest,
+    }
+
+
+def _run_text(
+    run: Run, metrics: list[dict[str, Any]], checkpoints: list[dict[str, Any]], scores: list[str]
+) -> str:
+    parts = [
+        facts([("run", run.location), ("dataset", run.dataset_digest), *run.environment.items()]),
+        "configuration\n" + settings_text(run.configuration),
+        epochs_table(metrics) if metrics else "no epoch is finished yet",
+        table(
+            ["checkpoint", "state", "model digest"],
+            [
+                [
+                    found["name"],
+                    "sound" if found["sound"] else "DAMAGED",
+                    found.get("parameters_digest", found.get("error")),
+                ]
+                for found in checkpoints
+            ],
+        )
+        if checkpoints
+        else "no checkpoint yet",
+    ]
+    if scores:
+        parts.append("scores\n" + "\n".join(f"  scores/{name}" for name in scores))
+    return "\n\n".join(parts)
+
+
+def settings_text(settings: dict[str, Any]) -> str:
+    """Settings as TOML lines, which `--config` reads back."""
+    return "\n".join(f"  {name} = {_toml(value)}" for name, value in settings.items())
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f'"{value}"' if isinstance(value, str) else repr(value)
+
+
+def epochs_table(metrics: list[dict[str, Any]]) -> str:
+    """A line per epoch: loss and accuracies."""
+    names = list(metrics[0]["evaluation"])
+    header = ["epoch", "loss", "accuracy"]
+    header += [f"{name} {what}" for name in names for what in ("accuracy", "cross-entropy")]
+    rows = []
+    for line in metrics:
+        row = [line["epoch"], f"{line['loss']:.4f}", percent(line["accuracy"])]
+        for name in names:
+            found = line["evaluation"][name]
+            row += [percent(found["accuracy"]), f"{found['cross_entropy']:.4f}"]
+        rows.append([*row, f"{line['timing']['seconds']:.1f}"])
+    return table([*header, "seconds"], rows)
+
+
+def epoch_line(metrics: dict[str, Any], epochs: int) -> str:
+    """What to say at an epoch's end."""
+    evaluations = "".join(
+        f"  {name} {percent(found['accuracy'])} ({found['cross_entropy']:.4f})"
+        for name, found in metrics["evaluation"].items()
+    )
+    timing = metrics["timing"]
+    return (
+        f"epoch {metrics['epoch']:>{len(str(epochs))}}/{epochs}  loss {metrics['loss']:.4f}  "
+        f"accuracy {percent(metrics['accuracy'])}{evaluations}  "
+        f"{timing['seconds']:.1f} s  {timing['rows_per_second']:,} rows/s"
+    )
+
+
+def ingest_report(result: IngestResult) -> Report:
+    """What an ingest made, or found made."""
+    dataset = result.dataset
+    rows = ", ".join(f"{split.schema.rows:,} {name}" for name, split in dataset.splits.items())
+    document = inspect_dataset(dataset).document | {
+        "already_done": result.already_done,
+        "seconds": round(result.seconds, 3),
+    }
+    if result.already_done:
+        return Report(document, f"{dataset.location} is there already, from the same source.")
+    return Report(
+        document,
+        f"{rows} rows of {dataset.name} are in {dataset.location} after {result.seconds:.1f} s.\n"
+        f"digest  {dataset.digest}",
+    )
+
+
+def quality_text(quality: dict[str, Any]) -> str:
+    """Accuracy, per-class figures and the confusion matrix."""
+    names = [found["name"] for found in quality["classes"]]
+    parts = [
+        f"accuracy {percent(quality['accuracy'])}, cross-entropy {quality['cross_entropy']:.4f}",
+        table(
+            ["class", "precision", "recall", "F1", "rows"],
+            [
+                [
+                    found["name"],
+                    *(percent(found[figure]) for figure in ("precision", "recall", "f1")),
+                    f"{found['rows']:,}",
+                ]
+                for found in quality["classes"]
+            ],
+        ),
+    ]
+    if len(names) <= SHOWN_CLASSES:
+        rows = [[name, *row] for name, row in zip(names, quality["confusion"], strict=True)]
+        parts.append(table(["true \\ predicted", *names], rows))
+    return "\n\n".join(parts)

@@ -1,0 +1,185 @@
+"""The scoring job: a model's probabilities for every row of a split, published in one home."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jobs.metrics import QualityCount
+from jobs.model import Model, load_model
+from jobs.outputs import write_output
+from jobs.step import Workers, one_blas_thread, thread_count
+from jobs.stop import StopSignal
+from jobs.train import DEFAULT_DATASET, DEFAULT_RUN
+from pipeline.stream import Batch, BatchStream
+from pipeline.transforms import scale
+from storage.dataset import Dataset, open_dataset
+from storage.errors import UsageError
+from storage.location import open_location
+from storage.predictions import (
+    Scores,
+    ScoresSchema,
+    ScoresWriter,
+    is_complete,
+    open_scores,
+    score_into,
+)
+from storage.runs import open_run
+
+BLOCK_ROWS = 500
+"""Rows of one forward pass; fixed, so that the bits do not depend on the number of threads."""
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class ScoreResult:
+    """What a scoring came to."""
+
+    scores: Scores
+    metrics: dict[str, Any]
+    """As in metrics.json; `quality` is None where the split has no labels."""
+    already_done: bool
+    """True where the same model had scored the same split before."""
+    warnings: tuple[str, ...]
+    output: Path | None
+    """The plain file that was asked for."""
+
+
+def score(
+    *,
+    run: str | Path = DEFAULT_RUN,
+    dataset: str | Path = DEFAULT_DATASET,
+    split: str = "test",
+    checkpoint: str = "best",
+    out: str | Path | None = None,
+    threads: int = 0,
+    report: Progress = lambda stage, done, total: None,
+    stop: StopSignal | None = None,
+) -> ScoreResult:
+    """Score a split of a dataset with a checkpoint of a run.
+
+    `checkpoint` is `best`, `latest` or an epoch's number; `out` asks for a .csv or .npz file
+    besides. What has been scored already is found and said so; what died is gone on with. Raises
+    `UsageError`, `BadDataError`, `ConflictError`, or `StoppedError` after a signal.
+    """
+    output = None if out is None else _checked_output(Path(out))
+    opened = open_run(open_location(run))
+    data = open_dataset(open_location(dataset))
+    model = load_model(opened, checkpoint)
+    schema = _schema(model, data, split)
+    home = opened.location.child(f"scores/{schema.home}")
+    already_done = is_complete(home)
+    if not already_done:
+        with one_blas_thread(), score_into(home, schema) as writer:
+            _score(writer, model, data, thread_count(threads), report, stop or StopSignal())
+    scores = open_scores(home)
+    if output is not None:
+        write_output(output, scores)
+    return ScoreResult(scores, scores.metrics(), already_done, model.warnings, output)
+
+
+def _checked_output(path: Path) -> Path:
+    if path.suffix not in (".csv", ".npz"):
+        raise UsageError(f"--out is {str(path)!r}; expected a name that ends in .csv or .npz.")
+    return path
+
+
+def _schema(model: Model, dataset: Dataset, split: str) -> ScoresSchema:
+    """What is to be scored; `UsageError` where the model does not fit the dataset."""
+    rows = dataset.split(split).schema
+    layers = model.network.layers
+    found = (layers[0].inputs, layers[-1].outputs)
+    expected = (rows.features, len(dataset.class_names) or found[1])
+    if found != expected:
+        raise UsageError(
+            f"The model takes {found[0]} values and gives {found[1]} classes; {dataset.location} "
+            f"has {expected[0]} and {expected[1]}. Give the dataset it was trained for."
+        )
+    names = dataset.class_names or tuple(str(number) for number in range(found[1]))
+    return ScoresSchema(
+        model.digest, dataset.digest, split, rows.rows, found[1], rows.chunk_rows, names
+    )
+
+
+def _score(
+    writer: ScoresWriter,
+    model: Model,
+    dataset: Dataset,
+    threads: int,
+    report: Progress,
+    stop: StopSignal,
+) -> None:
+    """Score every chunk that is missing, then publish with the metrics of all of them."""
+    began = time.perf_counter()
+    schema = writer.schema
+    missing = set(writer.missing)
+    count = QualityCount(schema.class_names)
+    done = 0
+    for number, targets, predictions in _chunks(model, dataset, schema, missing, threads):
+        if predictions is None:
+            predictions = writer.read_chunk(number)
+        else:
+            writer.write_chunk(number, *predictions)
+        if targets is not None:
+            count.add(*predictions, targets)
+        done += len(predictions[0])
+        report(f"score {schema.split}", done, schema.rows)
+        stop.check("Stopped; the chunks scored so far are kept. Run the same command to go on.")
+    labelled = bool(dataset.split(schema.split).schema.classes)
+    writer.publish(
+        {
+            "model_digest": schema.model_digest,
+            "dataset_digest": schema.dataset_digest,
+            "split": schema.split,
+            "rows": schema.rows,
+            "checkpoint": str(model.checkpoint),
+            "quality": count.result().to_json() if labelled else None,
+            "seconds": round(time.perf_counter() - began, 3),
+        }
+    )
+
+
+Predictions = tuple[NDArray[np.float32], NDArray[np.int32]]
+
+
+def _chunks(
+    model: Model, dataset: Dataset, schema: ScoresSchema, missing: set[int], threads: int
+) -> Iterator[tuple[int, NDArray[np.uint8] | None, Predictions | None]]:
+    """Each chunk's number, targets, and predictions, None where it has been written before."""
+    workers = Workers(_Forward(model), threads)
+    stream = BatchStream(
+        dataset, schema.split, batch_size=schema.chunk_rows, shuffle=False, epochs=1
+    )
+    with stream:
+        try:
+            for number, batch in enumerate(stream):
+                scored = _predict(workers, batch) if number in missing else None
+                yield number, batch.targets, scored
+        finally:
+            workers.close()
+
+
+class _Forward:
+    """The forward pass of one block of rows."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+
+    def __call__(self, inputs: NDArray[Any]) -> NDArray[np.float32]:
+        network = self._model.network
+        scaled = scale(inputs, network.dtype)
+        return network.forward(self._model.parameters, scaled).astype(np.float32, copy=False)
+
+
+def _predict(
+    workers: "Workers[NDArray[Any], NDArray[np.float32]]", batch: Batch
+) -> Predictions:
+    starts = range(0, len(batch.inputs), BLOCK_ROWS)
+    blocks = (batch.inputs[start : start + BLOCK_ROWS] for start in starts)
+    probabilities = np.concatenate(list(workers.map(blocks)))
+    return probabilities, probabilities.argmax(axis=1).astype(np.int32)

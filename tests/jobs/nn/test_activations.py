@@ -1,0 +1,72 @@
+"""The activations at hand-worked points and at the ends of their range."""
+
+import numpy as np
+import pytest
+
+from jobs.nn.activations import ACTIVATIONS, relu, sigmoid, softmax, tanh
+
+DTYPES = [np.float32, np.float64]
+
+
+def test_relu_cuts_off_below_zero() -> None:
+    """relu is the identity above zero and zero below."""
+    np.testing.assert_array_equal([[0, 0, 3]], relu(np.array([[-2.0, 0.0, 3.0]])))
+
+
+def test_sigmoid_at_known_points() -> None:
+    """sigmoid(0) = 1/2 and sigmoid(log 3) = 3/4."""
+    sums = np.array([[0.0, np.log(3.0), -np.log(3.0)]])
+    np.testing.assert_allclose(sigmoid(sums), [[0.5, 0.75, 0.25]], rtol=1e-15)
+
+
+def test_tanh_at_known_points() -> None:
+    """tanh(log 2) = 3/5."""
+    np.testing.assert_allclose(tanh(np.array([[0.0, np.log(2.0)]])), [[0, 0.6]], rtol=1e-15)
+
+
+def test_softmax_at_known_points() -> None:
+    """Logits log 1, log 2, log 5 have the probabilities 1/8, 2/8, 5/8, whatever is added."""
+    logits = np.log([[1.0, 2.0, 5.0], [1.0, 2.0, 5.0]]) + [[0.0], [700.0]]
+    np.testing.assert_allclose(softmax(logits), [[0.125, 0.25, 0.625]] * 2, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_finite_input_is_in_range(name: str, dtype: type[np.floating]) -> None:
+    """From the smallest to the largest float there is a finite output, and no warning."""
+    ends: list[float] = [float(np.finfo(dtype).max), 1e4, 89, 1, float(np.finfo(dtype).tiny), 0]
+    sums = np.array([[sign * end for end in ends for sign in (1, -1)]], dtype)
+    output = ACTIVATIONS[name].apply(sums, None)
+    slope = ACTIVATIONS[name].derivative(output)
+    assert np.isfinite(output).all()
+    assert ((0 <= slope) & (slope <= 1)).all()
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_activations_keep_the_dtype_and_the_input(name: str, dtype: type[np.floating]) -> None:
+    """Without `out` the input is left as it was; the result has its dtype and its shape."""
+    sums = np.random.default_rng(1).normal(size=(5, 7)).astype(dtype)
+    before = sums.copy()
+    output = ACTIVATIONS[name].apply(sums, None)
+    slope = ACTIVATIONS[name].derivative(output)
+    np.testing.assert_array_equal(before, sums)
+    assert dtype == output.dtype == slope.dtype
+    assert (5, 7) == output.shape == slope.shape
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_out_may_be_the_input(name: str) -> None:
+    """Written over its input, an activation gives the same bits."""
+    sums = np.random.default_rng(2).normal(size=(5, 7))
+    expected = ACTIVATIONS[name].apply(sums, None)
+    np.testing.assert_array_equal(expected, ACTIVATIONS[name].apply(sums, sums))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_softmax_of_far_apart_logits(dtype: type[np.floating]) -> None:
+    """Logits of +-1e4 make probabilities of exactly 1 and 0, without a warning."""
+    probabilities = softmax(np.array([[1e4, -1e4, 0], [-1e4, -1e4, -1e4]], dtype))
+    expected = np.array([[1, 0, 0], [1 / 3, 1 / 3, 1 / 3]])
+    np.testing.assert_allclose(probabilities, expected, rtol=1e-6)
+    assert dtype == probabilities.dtype

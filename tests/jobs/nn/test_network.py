@@ -1,0 +1,170 @@
+"""The network's promises: exact gradients, purity, dtypes, and refusals of what does not fit."""
+
+import pickle
+import re
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeAlias
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from jobs.nn.architecture import parse_network
+from jobs.nn.initialise import initialise
+from jobs.nn.network import Network
+from jobs.nn.parameters import Floats
+
+NETWORKS = [
+    "5-softmax-3",
+    "5-relu-4-softmax-3",
+    "5-sigmoid-4-softmax-3",
+    "5-tanh-4-softmax-3",
+    "5-relu-6-sigmoid-5-tanh-4-softmax-3",
+]
+
+
+Rows: TypeAlias = tuple[Floats, Floats, NDArray[np.uint8]]
+"""Parameters, inputs and targets, in the order in which a network takes them."""
+
+
+def example(text: str, dtype: type[np.floating], rows: int = 11) -> tuple[Network, Rows]:
+    """A network with parameters (biases too), inputs and targets, from a fixed seed."""
+    layers = parse_network(text)
+    generator = np.random.default_rng(4)
+    parameters = initialise("normal-0.1", layers, 0, dtype) * 5
+    inputs = generator.normal(size=(rows, 1 + layers[0].inputs)).astype(dtype)
+    inputs[:, 0] = 1
+    classes = layers[-1].outputs
+    targets = np.eye(classes, dtype=np.uint8)[generator.integers(0, classes, rows)]
+    return Network(layers, dtype), (parameters, inputs, targets)
+
+
+@pytest.mark.parametrize("l2", [0.0, 0.3])
+@pytest.mark.parametrize("text", NETWORKS)
+def test_the_gradient_is_the_slope_of_the_loss(text: str, l2: float) -> None:
+    """Each entry agrees with the central difference of the mean loss plus the L2 penalty."""
+    network, (parameters, inputs, targets) = example(text, np.float64)
+
+    def cost(at: Floats) -> float:
+        mean = network.loss(at, inputs, targets).loss_sum / len(inputs)
+        return mean + network.l2_penalty(at, l2)
+
+    step = 1e-5
+    differences = np.array(
+        [
+            (cost(parameters + move) - cost(parameters - move)) / (2 * step)
+            for move in step * np.eye(len(parameters))
+        ]
+    )
+    mean_gradient = network.gradient_sum(parameters, inputs, targets).gradient / len(inputs)
+    gradient = mean_gradient + network.l2_gradient(parameters, l2)
+    np.testing.assert_allclose(gradient, differences, rtol=1e-6, atol=1e-9)
+
+
+def test_gradient_sum_and_loss_report_the_same_rows() -> None:
+    """Loss, correct rows and row count are those of the forward pass."""
+    network, (parameters, inputs, targets) = example(NETWORKS[-1], np.float64)
+    probabilities = network.forward(parameters, inputs)
+    labels = targets.argmax(axis=1)
+    expected_loss = -np.log(probabilities[np.arange(11), labels]).sum()
+    expected_correct = (probabilities.argmax(axis=1) == labels).sum()
+    for result in (
+        network.loss(parameters, inputs, targets),
+        network.gradient_sum(parameters, inputs, targets),
+    ):
+        np.testing.assert_allclose(result.loss_sum, expected_loss, rtol=1e-13)
+        assert (expected_correct, 11) == (result.correct, result.rows)
+
+
+def test_sums_over_parts_are_the_sum_over_all() -> None:
+    """A batch's gradient is the sum of its micro-batches' gradients, an empty one among them."""
+    network, (parameters, inputs, targets) = example(NETWORKS[-1], np.float64)
+    whole = network.gradient_sum(parameters, inputs, targets)
+    parts = [
+        network.gradient_sum(parameters, inputs[part], targets[part])
+        for part in (slice(0, 4), slice(4, 4), slice(4, 11))
+    ]
+    np.testing.assert_allclose(sum(part.gradient for part in parts), whole.gradient, rtol=1e-12)
+    np.testing.assert_allclose(sum(part.loss_sum for part in parts), whole.loss_sum, rtol=1e-13)
+    assert whole.correct == sum(part.correct for part in parts)
+
+
+def test_l2_penalises_weights_alone() -> None:
+    """Half the sum of squares of what is not a bias; the biases' gradient is exactly zero."""
+    network = Network(parse_network("2-softmax-2"), np.float64)
+    parameters = np.array([10.0, 20.0, 1.0, 2.0, 3.0, 4.0])
+    assert 0.1 / 2 * 30 == network.l2_penalty(parameters, 0.1)
+    expected = [0.0, 0.0, 0.1, 0.2, 0.1 * 3, 0.4]
+    np.testing.assert_array_equal(expected, network.l2_gradient(parameters, 0.1))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("text", NETWORKS)
+def test_nothing_that_was_passed_is_changed(text: str, dtype: type[np.floating]) -> None:
+    """Every method leaves its arguments as they were and returns arrays of its own."""
+    network, arguments = example(text, dtype)
+    before = [argument.copy() for argument in arguments]
+    parameters, inputs, _ = arguments
+    results = [
+        network.gradient_sum(*arguments).gradient,
+        network.forward(parameters, inputs),
+        network.l2_gradient(parameters, 0.1),
+    ]
+    network.loss(*arguments)
+    network.l2_penalty(parameters, 0.1)
+    for result in results:
+        assert dtype == result.dtype
+        assert not any(np.shares_memory(result, argument) for argument in arguments)
+    for expected, argument in zip(before, arguments, strict=True):
+        np.testing.assert_array_equal(expected, argument)
+
+
+def test_threads_share_a_network() -> None:
+    """Four threads that call one network at once each get the bits of a call made alone."""
+    network, arguments = example("60-relu-50-sigmoid-40-softmax-10", np.float32, rows=200)
+    expected = network.gradient_sum(*arguments)
+    with ThreadPoolExecutor(4) as threads:
+        results = list(threads.map(lambda _: network.gradient_sum(*arguments), range(40)))
+    for result in results:
+        np.testing.assert_array_equal(expected.gradient, result.gradient)
+        assert expected.loss_sum == result.loss_sum
+
+
+def test_a_network_travels_by_pickle() -> None:
+    """A cluster's worker can be sent a network, and computes the same bits with it."""
+    network, arguments = example(NETWORKS[-1], np.float64)
+    copy = pickle.loads(pickle.dumps(network))
+    np.testing.assert_array_equal(
+        network.gradient_sum(*arguments).gradient, copy.gradient_sum(*arguments).gradient
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("text", NETWORKS)
+def test_huge_inputs_stay_finite(text: str, dtype: type[np.floating]) -> None:
+    """Inputs of +-1e4 give finite probabilities, losses and gradients, and no warning."""
+    network, (parameters, inputs, targets) = example(text, dtype)
+    inputs[:, 1:] = 1e4 * np.sign(inputs[:, 1:])
+    result = network.gradient_sum(parameters, inputs, targets)
+    assert np.isfinite(result.gradient).all()
+    assert np.isfinite(result.loss_sum)
+    probabilities = network.forward(parameters, inputs)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-6)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    """A wrong dtype or shape is named with what was expected."""
+    network, (parameters, inputs, targets) = example(NETWORKS[0], np.float32)
+    refusals: list[Any] = [
+        (parameters.astype(np.float64), inputs, targets, "parameters are float64"),
+        (parameters, inputs.astype(np.float64), targets, "inputs float64"),
+        (parameters, inputs[:, 1:], targets, "expected (rows, 6)"),
+        (parameters[1:], inputs, targets, "expected a contiguous vector of shape (18,)"),
+        (parameters, inputs, targets[1:], "expected one-hot uint8 of the shape (11, 3)"),
+        (parameters, inputs, targets.astype(np.int64), "The targets are int64"),
+    ]
+    for *arguments, complaint in refusals:
+        with pytest.raises(ValueError, match=re.escape(complaint)):
+            network.gradient_sum(*arguments)
+    with pytest.raises(ValueError, match="expected float32 or float64"):
+        Network(network.layers, np.float16)

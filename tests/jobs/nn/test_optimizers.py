@@ -1,0 +1,86 @@
+"""The optimisers: hand-worked first steps, purity, dtypes, and blocks that leave no seam."""
+
+import numpy as np
+import pytest
+
+from jobs.nn import optimizers
+from jobs.nn.architecture import parse_network
+from jobs.nn.optimizers import OPTIMIZERS, make_optimizer
+from jobs.nn.parameters import Floats
+
+LAYERS = parse_network("1-softmax-2")
+
+
+def two_steps(name: str, dtype: type[np.floating] = np.float64) -> Floats:
+    """Two steps at rate 0.1 with the same gradient, momentum 0.5 and L2 0.2."""
+    optimizer = make_optimizer(name, LAYERS, momentum=0.5, l2=0.2)
+    parameters = np.array([1, 2, 3, 4], dtype)
+    gradient = np.array([1, -1, 2, 0], dtype)
+    state = optimizer.initial_state(parameters)
+    for number in (1, 2):
+        parameters, state = optimizer.step(parameters, gradient, state, 0.1, number)
+    return parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("sgd", [1 - 0.2, 2 + 0.2, 3 - 0.4, 4]),
+        # velocities g, then 1.5 g
+        ("momentum", [1 - 0.25, 2 + 0.25, 3 - 0.5, 4]),
+        # g + 0.5 g, then g + 0.75 g
+        ("nesterov", [1 - 0.325, 2 + 0.325, 3 - 0.65, 4]),
+        # a constant gradient makes both corrected moments exact: each step is rate * sign(g)
+        ("adam", [1 - 0.2, 2 + 0.2, 3 - 0.2, 4]),
+        # weights, but not the two biases, shrink by 1 - 0.1 * 0.2 before each step
+        ("adamw", [1 - 0.2, 2 + 0.2, (3 * 0.98 - 0.1) * 0.98 - 0.1, 4 * 0.98**2]),
+    ],
+)
+def test_two_hand_worked_steps(name: str, expected: list[float]) -> None:
+    """Two steps from the published formula, worked by hand."""
+    np.testing.assert_allclose(two_steps(name), expected, rtol=1e-7)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_nothing_that_was_passed_is_changed(name: str) -> None:
+    """Parameters, gradient and state are as before, later steps included, and the dtype stays."""
+    optimizer = make_optimizer(name, LAYERS, l2=0.1)
+    parameters, gradient = np.ones(4, np.float32), np.full(4, 0.5, np.float32)
+    first, state = optimizer.step(
+        parameters, gradient, optimizer.initial_state(parameters), np.float64(0.1), 1
+    )
+    kept = {key: value.copy() for key, value in state.items()}
+    kept_first = first.copy()
+    second, next_state = optimizer.step(first, gradient, state, 0.1, 2)
+    again, _ = optimizer.step(first, gradient, state, 0.1, 2)
+
+    np.testing.assert_array_equal(np.ones(4), parameters)
+    np.testing.assert_array_equal(np.full(4, 0.5), gradient)
+    np.testing.assert_array_equal(kept_first, first)
+    np.testing.assert_array_equal(second, again)
+    for key, value in kept.items():
+        np.testing.assert_array_equal(value, state[key])
+    assert set(optimizer.initial_state(parameters)) == set(next_state)
+    for vector in (first, second, *state.values(), *next_state.values()):
+        assert np.float32 == vector.dtype
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_blocks_leave_no_seam(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Walked in blocks of 3, of which the last is short, a step gives the bits of one block."""
+    whole = two_steps(name, np.float32)
+    monkeypatch.setattr(optimizers, "BLOCK", 3)
+    np.testing.assert_array_equal(whole, two_steps(name, np.float32))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizers_are_known_by_name(name: str) -> None:
+    """What `make_optimizer` makes carries the name it was asked for; adamw decouples L2."""
+    optimizer = make_optimizer(name, LAYERS)
+    assert (name, name == "adamw") == (optimizer.name, optimizer.decouples_l2)
+
+
+def test_an_unknown_optimizer_is_refused() -> None:
+    """The error lists the optimisers there are."""
+    with pytest.raises(ValueError, match="'lion': expected one of sgd, momentum, nesterov, adam"):
+        make_optimizer("lion", LAYERS)

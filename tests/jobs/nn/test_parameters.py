@@ -1,0 +1,41 @@
+"""The flat vector and the matrices seen in it."""
+
+import numpy as np
+import pytest
+
+from jobs.nn.architecture import parse_network
+from jobs.nn.parameters import names, views, weight_slices
+
+LAYERS = parse_network("2-relu-3-softmax-2")
+
+
+def test_views_share_the_vectors_memory() -> None:
+    """The matrices are the vector, cut and folded, bias row first; nothing is copied."""
+    flat = np.arange(17.0)
+    first, second = views(flat, LAYERS)
+    np.testing.assert_array_equal([[0, 1, 2], [3, 4, 5], [6, 7, 8]], first)
+    np.testing.assert_array_equal([[9, 10], [11, 12], [13, 14], [15, 16]], second)
+    second[0, 0] = -1
+    assert -1 == flat[9]
+
+
+@pytest.mark.parametrize("flat", [np.zeros(16), np.zeros((17, 1)), np.zeros(34)[::2]])
+def test_a_vector_that_does_not_fit_is_refused(flat: np.ndarray) -> None:
+    """Another length, another rank or a stride cannot be seen as the network's matrices."""
+    with pytest.raises(ValueError, match=r"contiguous vector of shape \(17,\)"):
+        views(flat, LAYERS)
+
+
+def test_weight_slices_leave_out_the_biases() -> None:
+    """What the slices address is every row of every matrix but the first."""
+    flat = np.zeros(17)
+    for weights in weight_slices(LAYERS):
+        flat[weights] = 1
+    for matrix in views(flat, LAYERS):
+        np.testing.assert_array_equal(0, matrix[0])
+        np.testing.assert_array_equal(1, matrix[1:])
+
+
+def test_names_number_the_layers() -> None:
+    """Saved matrices are called layer_0, layer_1, and so on."""
+    assert ["layer_0", "layer_1"] == names(LAYERS)
