@@ -3,16 +3,17 @@
 Everything heavier than click is imported when a command runs, so that help answers at once.
 """
 
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from storage.errors import PipelineError, UsageError
+from storage.errors import PipelineError, StoppedError, UsageError
 
 if TYPE_CHECKING:
     from jobs.config import TrainConfig
@@ -23,6 +24,7 @@ Command = Callable[..., Any]
 DATA_ROOT = "data"
 DEFAULT_DATASET = f"{DATA_ROOT}/mnist"
 DEFAULT_RUN = "runs/mnist"
+DEFECT = "This is a defect of mnist-stream. Please report it with the lines above."
 
 
 def _options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
@@ -47,30 +49,47 @@ run_option = click.option(
     "--run", default=DEFAULT_RUN, show_default=True, help="The run's directory."
 )
 seed_option = click.option(
-    "--seed", default=0, show_default=True, type=click.IntRange(0), help="Of generated digits."
+    "--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of drawn digits."
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _InOrderOfUse(click.Group):
+    """Lists its commands as they stand in this file, not by the alphabet."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=_InOrderOfUse, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="mnist-stream", prog_name="pipeline")
 def cli() -> None:
-    """Turn IDX files into chunked arrays, train a network from them, score with it.
+    """Turn IDX files into chunked arrays, train a network on them, score with it.
 
     \b
     pipeline ingest && pipeline train --resume && pipeline score
 
-    Exit codes: 0 done, 2 wrong usage, 3 bad data, 4 conflict, 5 below a quality gate, 6 out of
-    reach (try again), 130 and 143 interrupted with a checkpoint saved, 1 a defect of ours.
+    \b
+    Exit codes:
+      0         done, or already done
+      1         a defect of ours: traceback, and where to report it
+      2         wrong usage
+      3         bad data: IDX, dataset, checkpoint, scores
+      4         conflict: locked, exists already, configuration differs
+      5         a quality gate was missed
+      6         storage or cluster out of reach: worth trying again
+      130, 143  interrupted, checkpoint saved
     """
 
 
 @cli.command()
 @click.argument("source", default="mnist")
-@click.option("--out", help="The dataset to make.  [default: data/ and the source's name]")
+@click.option("--out", help="The directory to make.  [default: data/ and the source's name]")
 @click.option(
-    "--rows-per-chunk", type=click.IntRange(1), help="Rows of a chunk.  [default: about 1.5 MB]"
+    "--rows-per-chunk",
+    type=click.IntRange(1),
+    help="Rows that are stored and read together.  [default: about 1.5 MB of them]",
 )
-@click.option("--overwrite", is_flag=True, help="Replace the dataset that is there.")
+@click.option("--overwrite", is_flag=True, help="Replace the dataset that is there already.")
 @seed_option
 @output_options
 def ingest(
@@ -91,6 +110,10 @@ def ingest(
         from jobs.report import ingest_report
         from pipeline.ingest import ingest as run_ingest
         from pipeline.sources import open_source
+        from storage.location import open_location
+
+        if out is not None:
+            open_location(out)  # refused before anything is downloaded
 
         def report(stage: str, done: int, total: int) -> None:
             console.progress(stage, done, total)
@@ -99,7 +122,7 @@ def ingest(
         opened = open_source(source, seed=seed, announce=console.say)
         result = run_ingest(
             opened,
-            out or f"{DATA_ROOT}/{opened.name}",
+            f"{DATA_ROOT}/{opened.name}" if out is None else out,
             rows_per_chunk=rows_per_chunk,
             overwrite=overwrite,
             report=report,
@@ -118,6 +141,10 @@ def inspect(place: str, images: str | None, quiet: bool, as_json: bool) -> None:
         from jobs.report import inspect_location
         from storage.location import open_location
 
+        if images is not None:
+            from jobs.pictures import check_picture_name
+
+            check_picture_name(Path(images))
         told = inspect_location(open_location(place))
         if images is not None:
             from jobs.pictures import write_examples
@@ -176,7 +203,11 @@ def train(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Train a network on a dataset, into a run that can be resumed to the last bit."""
+    """Train a network on a dataset.
+
+    What it comes to lies in a run, which --resume goes on with wherever it stopped, to the same
+    bits as if it never had. Each setting below is also a key of the TOML file for --config.
+    """
     with _console(quiet, as_json) as console, _stopping() as stop:
         config = _train_config(config_file, settings)
         from jobs.train import train as run_train
@@ -205,7 +236,13 @@ def train(
     help="best (by validation; the latest without one), latest, or an epoch's number.",
 )
 @click.option("--out", metavar="FILE", help="Write predictions to a .csv or .npz file as well.")
-@click.option("--threads", default=0, help="Threads for the arithmetic; 0 for one per core.")
+@click.option(
+    "--threads",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0, 1024),
+    help="Threads for the arithmetic; 0 for one per core.",
+)
 @output_options
 def score(
     run: str,
@@ -217,7 +254,10 @@ def score(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Score a split with a checkpoint of a run; what is scored already is found, not redone."""
+    """Score a split of a dataset with a run's model.
+
+    What the same model has scored before is found, and not done again.
+    """
     with _console(quiet, as_json) as console, _stopping() as stop:
         from jobs.score import score as run_score
         from jobs.score_console import score_report
@@ -242,9 +282,11 @@ def score(
 @click.argument("directory", default="mnist-demo")
 @output_options
 def demo(directory: str, quiet: bool, as_json: bool) -> None:
-    """Go the whole way in DIRECTORY: ingest, train, score, and a picture of the worst mistakes.
+    """Go the whole way in one directory.
 
-    Takes MNIST where it can be had (MNIST_DIR, the cache, a download), else draws digits.
+    Makes DIRECTORY (mnist-demo unless told otherwise) and in it ingests, trains, scores and draws
+    a picture of the worst mistakes. Takes MNIST where it can be had (the directory that MNIST_DIR
+    names, the cache, a download), else draws digits.
     """
     with _console(quiet, as_json) as console, _stopping() as stop:
         from jobs.demo import run_demo
@@ -306,28 +348,36 @@ def _stopping() -> Iterator[Any]:
 
 def main() -> None:
     """Run a command; whatever goes wrong ends in a message and the documented exit code."""
+    sys.exit(_run())
+
+
+def _run() -> int:
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Exit as leave:
-        sys.exit(leave.exit_code)
+        return leave.exit_code
     except click.ClickException as error:
-        error.show()
-        sys.exit(UsageError.exit_code)
+        with suppress(OSError):
+            error.show()
+        return UsageError.exit_code
+    except StoppedError as stopped:
+        _tell(str(stopped))
+        return stopped.exit_code
     except PipelineError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _tell(f"Error: {error}")
+        return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.stderr.close()  # whoever read the output has gone; nothing is left to say
-        sys.exit(1)
-    except Exception:
-        traceback.print_exc()
-        print(
-            "This is a defect of mnist-stream. Please report it with the lines above.",
-            file=sys.stderr,
-        )
-        sys.exit(1)
+        return 128 + signal.SIGINT
+    except Exception:  # noqa: BLE001 - the last resort: a defect, told as such
+        _tell(f"{traceback.format_exc()}{DEFECT}")
+        return 1
+    return 0
+
+
+def _tell(text: str) -> None:
+    """Print on stderr; where even that cannot be written, the exit code has to do."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

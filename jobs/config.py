@@ -23,6 +23,7 @@ INITS = (
 )
 SMALLEST_SHUFFLE_MEMORY = 2**20
 TOML_LIMIT = 2**20
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text in quotes"}
 
 
 def _setting(
@@ -63,7 +64,7 @@ class TrainConfig:
     )
     optimizer: str = _setting("adamw", "How a gradient becomes a step.", choices=OPTIMIZERS)
     learning_rate: float = _setting(
-        0.006, "Step size; the largest one where the schedule varies it.", least=0, most=1e6
+        0.006, "Step size; the largest one where the schedule varies it.", least=0, most=10**6
     )
     schedule: str = _setting(
         "one-cycle", "How the learning rate goes over the run.", choices=SCHEDULES
@@ -75,7 +76,7 @@ class TrainConfig:
         0.1,
         "Weight decay: l2 / 2 times the squared weights joins the loss (adamw: decoupled).",
         least=0,
-        most=1e6,
+        most=10**6,
     )
     init: str = _setting(
         "scaled", "First weights: scaled is He's for relu, Glorot's otherwise.", choices=INITS
@@ -95,9 +96,7 @@ class TrainConfig:
     evaluate: str = _setting(
         "test", "Splits to evaluate after each epoch: train, test, train,test or none."
     )
-    holdout: int = _setting(
-        0, "Last rows of the training split to keep for validation.", least=0
-    )
+    holdout: int = _setting(0, "Last rows of the training split to keep for validation.", least=0)
     patience: int = _setting(
         0, "Epochs without a better validation before stopping; 0 never stops.", least=0
     )
@@ -211,11 +210,9 @@ def _typed(setting: "Field[Any]", value: Any, place: str) -> Any:
     """`value` as the setting's own type; an integer passes for a float."""
     kind = type(setting.default)
     if kind is float and type(value) is int:
-        return float(value)
+        return float(str(value))  # an integer beyond all floats becomes infinite, and is refused
     if type(value) is not kind:
-        raise UsageError(
-            f"{place} gives {setting.name} as {value!r}; expected a value of type {kind.__name__}."
-        )
+        raise UsageError(f"{place} gives {setting.name} as {value!r}; expected {KINDS[kind]}.")
     return value
 
 
@@ -225,8 +222,7 @@ def _check(setting: "Field[Any]", value: Any) -> None:
     if choices and value not in choices:
         nearest = difflib.get_close_matches(str(value), choices, n=1, cutoff=0)
         raise UsageError(
-            f"{option} is {value!r}; expected one of {', '.join(choices)} "
-            f"(nearest: {nearest[0]})."
+            f"{option} is {value!r}; expected one of {', '.join(choices)} (nearest: {nearest[0]})."
         )
     out = isinstance(value, float) and not math.isfinite(value)
     if out or (least is not None and value < least) or (most is not None and value > most):

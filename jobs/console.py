@@ -1,10 +1,13 @@
 """What people and scripts read while a job runs: results on stdout, all else on stderr."""
 
 import json
+import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
+
+from storage.errors import StoppedError, UnreachableError
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -30,7 +33,7 @@ class Console:
         """A line of what is going on."""
         if not self._silent:
             self._end_stage()
-            print(text, flush=True)
+            _print(text)
 
     def warn(self, text: str) -> None:
         """Something that somebody should see to; shown even when quiet."""
@@ -41,9 +44,9 @@ class Console:
         """What the job came to: the document where scripts read, the text where people do."""
         self._end_stage()
         if self.as_json:
-            print(json.dumps(document, indent=2), flush=True)
+            _print(json.dumps(document, indent=2))
         elif text:
-            print(text, flush=True)
+            _print(text)
 
     def progress(self, stage: str, done: int, total: int, note: str = "") -> None:
         """Rows done of a stage, of how many."""
@@ -56,9 +59,9 @@ class Console:
         elif time.monotonic() - self._last_line > PLAIN_SECONDS:
             self._last_line = time.monotonic()
             rate = done / max(self._last_line - self._began, 1e-9)
-            left = (total - done) / max(rate, 1e-9)
+            left = duration((total - done) / max(rate, 1e-9))
             print(
-                f"{stage}: {done:,} of {total:,} rows, {rate:,.0f} rows/s, {left:,.0f} s left"
+                f"{stage}: {done:,} of {total:,} rows, {rate:,.0f} rows/s, {left} left"
                 f"{', ' + note if note else ''}",
                 file=sys.stderr,
                 flush=True,
@@ -85,16 +88,31 @@ class Console:
         self._end_stage()
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Aligned columns as text: the first one to the left, the others to the right."""
+def _print(text: str) -> None:
+    """Print on stdout, at once. Raises `StoppedError` or `UnreachableError` where that fails."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError as error:  # as other commands end when `head` has seen enough
+        sys.stdout = None  # or Python tries to flush it once more
+        raise StoppedError("Stopped: nobody reads the output.", signal.SIGPIPE) from error
+    except OSError as error:
+        sys.stdout = None
+        raise UnreachableError(
+            f"Cannot write the output: {error.strerror}. What was complete before is untouched; "
+            "free some space, or send the output elsewhere."
+        ) from error
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]], left: Collection[str] = ()) -> str:
+    """Aligned columns as text: the first one and those named in `left` to the left."""
     cells = [list(header), *([str(cell) for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
-    lines = []
-    for row in cells:
-        first = row[0].ljust(widths[0])
-        rest = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        lines.append("  ".join([first, *rest]).rstrip())
-    return "\n".join(lines)
+    align = [str.ljust if name in (header[0], *left) else str.rjust for name in header]
+    lines = [
+        "  ".join(put(cell, width) for put, cell, width in zip(align, row, widths, strict=True))
+        for row in cells
+    ]
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def facts(pairs: Sequence[tuple[str, Any]]) -> str:
@@ -111,23 +129,44 @@ def size(count: int) -> str:
     return f"{count} bytes"
 
 
+def duration(seconds: float) -> str:
+    """A time for people: `42 s`, `3 min 20 s`, `1 h 05 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600:,} h {whole % 3600 // 60:02} min"
+
+
 def percent(share: float) -> str:
     """A share in [0, 1] for people: `98.21 %`."""
     return f"{100 * share:.2f} %"
 
 
 def _progress_bar() -> "Progress":
+    """What fits into 80 columns: stage, bar, rows, rows per second, time left, loss."""
     from rich.console import Console as RichConsole
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as TimeLeft
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+    from rich.table import Column
+    from rich.text import Text
+
+    class Figures(ProgressColumn):
+        """Rows, rate and time left; the last two once they are known."""
+
+        def render(self, task: Task) -> Text:
+            rows = f"{task.completed:,.0f}/{task.total or 0:,.0f} rows"
+            if not task.speed:
+                return Text(rows)
+            left = duration(((task.total or 0) - task.completed) / task.speed)
+            return Text(f"{rows}  {task.speed:,.0f}/s  {left} left")
 
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("rows"),
-        TimeLeft(),
-        TextColumn("{task.fields[note]}"),
+        BarColumn(bar_width=None, table_column=Column(ratio=1)),
+        Figures(Column(no_wrap=True)),
+        TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True)),
         console=RichConsole(stderr=True),
         transient=True,
+        expand=True,
     )

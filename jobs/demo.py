@@ -14,7 +14,7 @@ from jobs.train_console import ConsoleListener, train_report
 from pipeline.ingest import ingest
 from pipeline.sources import Source, open_source
 from storage.dataset import Dataset
-from storage.errors import UnreachableError, UsageError
+from storage.errors import StoppedError, UnreachableError, UsageError
 from storage.predictions import Scores
 
 PICTURE = "worst-mistakes.png"
@@ -22,12 +22,19 @@ PICTURE = "worst-mistakes.png"
 
 def run_demo(directory: Path, console: Console, stop: StopSignal) -> Report:
     """Ingest, train, score and picture, below `directory`; run again, it goes on or is done."""
+    try:
+        return _run_demo(directory, console, stop)
+    except StoppedError:  # each job would name its own command
+        stop.raise_stopped("Stopped; what is done is kept. Run the same command to go on.")
+
+
+def _run_demo(directory: Path, console: Console, stop: StopSignal) -> Report:
     began = time.perf_counter()
     source = _source(console)
 
     def report(stage: str, done: int, total: int) -> None:
         console.progress(stage, done, total)
-        stop.check("Stopped. Run the same command to go on.")
+        stop.check("Stopped.")
 
     dataset_place = directory / "data" / source.name
     made = ingest(source, dataset_place, report=report)
@@ -47,8 +54,10 @@ def run_demo(directory: Path, console: Console, stop: StopSignal) -> Report:
     quality = scored.metrics["quality"]
     seconds = time.perf_counter() - began
     lines = [
-        f"{percent(quality['accuracy'])} of {scored.metrics['rows']:,} test images are "
-        f"recognised, {seconds:.0f} s from the start.",
+        (
+            f"{percent(quality['accuracy'])} of {scored.metrics['rows']:,} test images are "
+            f"recognised, {seconds:.0f} s from the start."
+        ),
         f"dataset  {dataset_place}",
         f"run      {run_place}",
         f"scores   {scored.scores.location}",
@@ -73,7 +82,7 @@ def _source(console: Console) -> Source:
     try:
         source = open_source("mnist", announce=console.say)
     except UnreachableError as error:
-        console.say(f"MNIST cannot be had here ({error})\nDrawing digits instead.")
+        console.say(f"{error}\nMeanwhile the demo draws digits itself.")
         source = open_source("synthetic")
     console.say(f"Using {source.name}: {source.description}.")
     return source

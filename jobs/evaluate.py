@@ -7,9 +7,8 @@ from typing import Any, Self
 
 from jobs.nn.network import LossSum, Network
 from jobs.nn.parameters import Floats
-from jobs.step import Workers
+from jobs.step import Workers, network_inputs, unheeded_overflow
 from pipeline.stream import Batch, BatchStream
-from pipeline.transforms import scale
 from storage.dataset import Dataset
 from storage.errors import BadDataError
 
@@ -73,7 +72,9 @@ class Evaluator:
     def _block(self, work: tuple[Floats, Batch]) -> LossSum:
         parameters, batch = work
         assert batch.targets is not None  # the split is labelled
-        return self._network.loss(parameters, scale(batch.inputs, self._network.dtype), batch.targets)
+        inputs, columns = network_inputs(batch.inputs, self._network.dtype)
+        with unheeded_overflow():
+            return self._network.loss(parameters, inputs, batch.targets, columns)
 
     def close(self) -> None:
         """Stop the stream and the threads."""

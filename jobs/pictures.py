@@ -74,13 +74,18 @@ def as_image(row: NDArray[Any], image_shape: tuple[int, ...]) -> NDArray[Any]:
     return row[1:].reshape(image_shape[0], -1)
 
 
+def check_picture_name(path: Path) -> None:
+    """Raise `UsageError` for a name that does not end in .png."""
+    if path.suffix != ".png":
+        raise UsageError(f"The picture is to be {str(path)!r}; expected a name that ends in .png.")
+
+
 def write_grid(tiles: Sequence[Tile], path: Path, title: str) -> None:
     """Write tiles in rows of ten as a PNG file, whole or not at all.
 
     Raises `UsageError` where matplotlib is not installed or the name does not end in .png.
     """
-    if path.suffix != ".png":
-        raise UsageError(f"The picture is to be {str(path)!r}; expected a name that ends in .png.")
+    check_picture_name(path)
     try:
         from matplotlib.figure import Figure
     except ImportError:

@@ -1,12 +1,14 @@
 """What datasets, runs and results are, as documents for scripts and as text for people."""
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from jobs.console import facts, percent, size, table
 from pipeline.ingest import IngestResult
 from storage.checkpoints import Checkpoint, list_checkpoints, load_checkpoint
-from storage.dataset import Dataset, open_dataset
+from storage.dataset import Dataset, open_dataset, replaced_sibling
 from storage.errors import BadDataError
 from storage.location import Location
 from storage.runs import RECORD, Run, open_run
@@ -28,10 +30,15 @@ def inspect_location(location: Location) -> Report:
     """What is there: a dataset or a run. Raises `BadDataError` where it is neither."""
     if location.exists(RECORD):
         return inspect_run(open_run(location))
-    if location.exists(METADATA_NAME) or not location.exists():
+    if location.exists(METADATA_NAME) or replaced_sibling(location).exists():
         return inspect_dataset(open_dataset(location))
+    if not location.exists():
+        raise BadDataError(
+            f"There is nothing at {location}. Give a dataset's or a run's directory."
+        )
     raise BadDataError(
-        f"{location} is neither a dataset nor a run: it holds no {METADATA_NAME} and no {RECORD}."
+        f"{location} is neither a dataset nor a run: it holds no {METADATA_NAME} and no {RECORD}. "
+        "Give a directory that `pipeline ingest` or `pipeline train` made."
     )
 
 
@@ -72,13 +79,15 @@ def _split_document(dataset: Dataset, name: str) -> dict[str, Any]:
 
 
 def _dataset_text(dataset: Dataset, splits: dict[str, dict[str, Any]]) -> str:
-    shape = " x ".join(map(str, dataset.image_shape))
     parts = [
         facts(
             [
                 ("dataset", f"{dataset.name} in {dataset.location}"),
                 ("digest", dataset.digest),
-                ("images", f"{shape}, stored with {', '.join(dataset.transforms)}"),
+                (
+                    "images",
+                    f"{_shape(dataset.image_shape)}, stored with {', '.join(dataset.transforms)}",
+                ),
             ]
         ),
         table(
@@ -87,8 +96,8 @@ def _dataset_text(dataset: Dataset, splits: dict[str, dict[str, Any]]) -> str:
                 [
                     name,
                     f"{split['rows']:,}",
-                    " x ".join(map(str, split["inputs_shape"])),
-                    " x ".join(map(str, split["targets_shape"] or ["none"])),
+                    _shape(split["inputs_shape"]),
+                    _shape(split["targets_shape"] or []),
                     split["dtype"],
                     f"{split['chunks']} of {split['chunk_rows']:,} rows",
                     size(split["stored_bytes"]),
@@ -119,9 +128,14 @@ def _dataset_text(dataset: Dataset, splits: dict[str, dict[str, Any]]) -> str:
                 ]
                 for source in dataset.sources
             ],
+            left=("split", "kind", "SHA-256 of the content"),
         )
     )
     return "\n\n".join(parts)
+
+
+def _shape(sizes: Sequence[int]) -> str:
+    return " x ".join(f"{size:,}" for size in sizes) or "-"
 
 
 def inspect_run(run: Run) -> Report:
@@ -174,6 +188,7 @@ def _run_text(
                 ]
                 for found in checkpoints
             ],
+            left=("state", "model digest"),
         )
         if checkpoints
         else "no checkpoint yet",
@@ -191,7 +206,7 @@ def settings_text(settings: dict[str, Any]) -> str:
 def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    return f'"{value}"' if isinstance(value, str) else repr(value)
+    return json.dumps(value) if isinstance(value, str) else repr(value)
 
 
 def epochs_table(metrics: list[dict[str, Any]]) -> str:

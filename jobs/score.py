@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 from jobs.metrics import QualityCount
 from jobs.model import Model, load_model
 from jobs.outputs import write_output
-from jobs.step import Workers, one_blas_thread, thread_count
+from jobs.step import Workers, network_inputs, one_blas_thread, thread_count
 from jobs.stop import StopSignal
 from jobs.train import DEFAULT_DATASET, DEFAULT_RUN
 from pipeline.stream import Batch, BatchStream
-from pipeline.transforms import scale
 from storage.dataset import Dataset, open_dataset
 from storage.errors import UsageError
 from storage.location import open_location
@@ -91,6 +90,11 @@ def _checked_output(path: Path) -> Path:
 
 def _schema(model: Model, dataset: Dataset, split: str) -> ScoresSchema:
     """What is to be scored; `UsageError` where the model does not fit the dataset."""
+    if split not in dataset.splits:
+        raise UsageError(
+            f"{dataset.location} has no split '{split}'; pass --split with one of those it has: "
+            f"{', '.join(dataset.splits)}."
+        )
     rows = dataset.split(split).schema
     layers = model.network.layers
     found = (layers[0].inputs, layers[-1].outputs)
@@ -172,8 +176,9 @@ class _Forward:
 
     def __call__(self, inputs: NDArray[Any]) -> NDArray[np.float32]:
         network = self._model.network
-        scaled = scale(inputs, network.dtype)
-        return network.forward(self._model.parameters, scaled).astype(np.float32, copy=False)
+        scaled, columns = network_inputs(inputs, network.dtype)
+        probabilities = network.forward(self._model.parameters, scaled, columns)
+        return probabilities.astype(np.float32, copy=False)
 
 
 def _predict(

@@ -4,19 +4,20 @@ The bits depend on the configuration alone, not on how many threads did the work
 """
 
 import os
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from jobs.nn.network import GradientSum, Network
+from jobs.nn.network import Columns, GradientSum, Network
 from jobs.nn.parameters import Floats
 from pipeline.stream import Batch
-from pipeline.transforms import scale
+from pipeline.transforms import occupied_columns, scale
 from storage.errors import BadDataError
 
 STEP_VERSION = 1
@@ -42,9 +43,22 @@ def one_blas_thread() -> AbstractContextManager[Any]:
     return threadpool_limits(limits=1, user_api="blas")
 
 
+def unheeded_overflow() -> AbstractContextManager[Any]:
+    """No NumPy warnings where a training diverges: its loss tells, once. For one thread only."""
+    return np.errstate(over="ignore", invalid="ignore")
+
+
 def thread_count(threads: int) -> int:
     """How many threads a setting means; 0 is one per core that this process may use."""
     return threads or len(os.sched_getaffinity(0))
+
+
+def network_inputs(
+    stored: NDArray[Any], dtype: np.dtype[Any]
+) -> tuple[Floats, Columns | None]:
+    """Stored rows as the network takes them: scaled, and narrowed to their occupied columns."""
+    columns = occupied_columns(stored)
+    return scale(stored if columns is None else stored[:, columns], dtype), columns
 
 
 class Workers(Generic[Given, Result]):
@@ -54,20 +68,21 @@ class Workers(Generic[Given, Result]):
         """`threads` 1 works in the calling thread."""
         self._function = function
         self._threads = threads
-        self._pool = ThreadPoolExecutor(threads, "compute") if threads > 1 else None
+        self._pool = ThreadPoolExecutor(threads - 1, "compute") if threads > 1 else None
 
     def map(self, items: Iterator[Given]) -> Iterator[Result]:
-        """Results in order; at most one item more than there are threads is under way."""
+        """Results in order; no more items are taken ahead than there are threads.
+
+        The calling thread does its share: handing work over costs as much as a small micro-batch.
+        """
         if self._pool is None:
             yield from map(self._function, items)
             return
-        under_way: deque[Future[Result]] = deque()
-        for item in items:
-            under_way.append(self._pool.submit(self._function, item))
-            if len(under_way) > self._threads:
-                yield under_way.popleft().result()
-        while under_way:
-            yield under_way.popleft().result()
+        while group := list(islice(items, self._threads)):
+            others = [self._pool.submit(self._function, item) for item in group[1:]]
+            yield self._function(group[0])
+            for other in others:
+                yield other.result()
 
     def close(self) -> None:
         """Stop the threads."""
@@ -133,7 +148,8 @@ class StepArithmetic:
         if batch.targets is None:
             raise BadDataError("The split has no labels to learn from; choose a labelled one.")
         inputs = scale(batch.inputs, self._network.dtype)
-        return self._network.gradient_sum(parameters, inputs, batch.targets)
+        with unheeded_overflow():
+            return self._network.gradient_sum(parameters, inputs, batch.targets)
 
     def close(self) -> None:
         """Stop the threads."""

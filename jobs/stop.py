@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -10,6 +11,7 @@ from typing import NoReturn
 from storage.errors import StoppedError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SHOW_CURSOR = b"\x1b[?25h\n"
 
 
 class StopSignal:
@@ -35,6 +37,8 @@ class StopSignal:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
+            if sys.stderr.isatty():
+                os.write(2, SHOW_CURSOR)  # a progress bar may have hidden it
             os._exit(128 + number)  # at once: whoever asks twice means it
         self.number = number
 

@@ -25,7 +25,7 @@ from storage.checkpoints import (
 from storage.dataset import Dataset, open_dataset
 from storage.errors import BadDataError, ConflictError, UsageError
 from storage.location import Location, open_location
-from storage.runs import RECORD, Run, create_run, open_run, run_exists, run_lock
+from storage.runs import RECORD, Run, check_place, create_run, open_run, run_exists, run_lock
 
 DEFAULT_DATASET = "data/mnist"
 DEFAULT_RUN = "runs/mnist"
@@ -93,6 +93,8 @@ def train(
         raise ConflictError(
             f"The run {location} exists. Pass --resume to go on with it, or choose another --run."
         )
+    if not run_exists(location):
+        check_place(location)  # before the lock leaves its file in what is not ours
     with run_lock(location), one_blas_thread():
         record = _open_or_create(location, config, data)
         checkpoint = _newest(record, template(config, layers), listener)
@@ -106,6 +108,11 @@ def check_fit(config: TrainConfig, dataset: Dataset) -> tuple[Layer, ...]:
         layers = parse_network(config.network)
     except ValueError as error:
         raise UsageError(str(error)) from error
+    if "train" not in dataset.splits:
+        raise BadDataError(
+            f"{dataset.location} has no training split; it has {', '.join(dataset.splits)}. "
+            "Ingest the training files as well, or give another --dataset."
+        )
     schema = dataset.split("train").schema
     if not schema.classes:
         raise BadDataError(
@@ -131,7 +138,11 @@ def check_fit(config: TrainConfig, dataset: Dataset) -> tuple[Layer, ...]:
             "expected at most that, or 0 for all of them."
         )
     for name in config.evaluated_splits:
-        dataset.split(name)
+        if name not in dataset.splits:
+            raise UsageError(
+                f"{dataset.location} has no split '{name}' to evaluate after each epoch; "
+                "pass --evaluate train, or --evaluate none."
+            )
     return layers
 
 
@@ -241,6 +252,8 @@ class _Job:
             name: evaluator.evaluate(self.trainer.parameters)
             for name, evaluator in evaluators.items()
         }
+        for name, found in evaluations.items():
+            self.trainer.check_finite(f"the cross-entropy of {name}", found.cross_entropy)
         timing = {
             "seconds": round(seconds, 3),
             "rows_per_second": round(rows / max(seconds, 1e-9)),
@@ -290,16 +303,17 @@ class _Job:
     def _save(self) -> None:
         """Save a checkpoint, then let go of the oldest."""
         state = self.trainer.stream.state
+        name = CheckpointName(state.epoch, state.next_batch)
         save_checkpoint(
             self.run,
-            CheckpointName(state.epoch, state.next_batch),
+            name,
             self.trainer.tensors(),
             parameters_digest=self._digest(),
             config_digest=self.config.digest,
             progress=self.trainer.progress() | {"metrics": self.metrics},
         )
         best = best_checkpoint(self.metrics)
-        prune_checkpoints(self.run, self.config.keep, {best} if best else set())
+        prune_checkpoints(self.run, name, self.config.keep, {best} if best else set())
 
     def _evaluators(self) -> dict[str, Evaluator]:
         """One for each split to evaluate, and one for the validation rows."""

@@ -16,7 +16,12 @@ from jobs.nn.network import GradientSum, Network
 from jobs.nn.optimizers import make_optimizer
 from jobs.nn.parameters import Floats
 from jobs.nn.schedules import learning_rate
-from jobs.step import StepArithmetic, default_micro_batches, thread_count
+from jobs.step import (
+    StepArithmetic,
+    default_micro_batches,
+    thread_count,
+    unheeded_overflow,
+)
 from pipeline.stream import BatchStream, StreamState
 from storage.checkpoints import Tensors
 from storage.dataset import Dataset
@@ -67,7 +72,8 @@ class Trainer:
             state=stream_state,
         )
         batch_rows = self.stream.state.batch_size
-        self._micro_batches = config.micro_batches or default_micro_batches(batch_rows)
+        parts = config.micro_batches or default_micro_batches(batch_rows)
+        self._micro_batches = min(parts, batch_rows)  # more would be empty
         threads = min(thread_count(config.threads), self._micro_batches)
         self._arithmetic = StepArithmetic(self.network, threads)
 
@@ -86,20 +92,26 @@ class Trainer:
     def train_epoch(self, after_step: Callable[[], None]) -> None:
         """Train on the rest of the current epoch; `after_step` is called after each step.
 
-        Raises `QualityGateError` where the loss is no longer a finite number.
+        Raises `QualityGateError` where the loss or a parameter is no longer a finite number.
         """
         for micro_batches in self.stream.micro_batches(self._micro_batches):
             rate = self.learning_rate
-            with np.errstate(over="ignore", invalid="ignore"):
-                step = self._arithmetic.gradient_sum(self.parameters, micro_batches)
+            step = self._arithmetic.gradient_sum(self.parameters, micro_batches)
+            with unheeded_overflow():
                 self._apply(step, rate)
             self.sums.add(step)
-            if not np.isfinite(step.loss_sum):
-                raise QualityGateError(
-                    f"Training diverged: the loss of step {self.steps} is {step.loss_sum}. Start "
-                    f"another run with a --learning-rate below {self.config.learning_rate:g}."
-                )
+            self.check_finite(f"the loss of step {self.steps}", step.loss_sum)
             after_step()
+        # The last step's own harm shows in no loss of this epoch.
+        self.check_finite("the largest parameter", float(np.abs(self.parameters).max()))
+
+    def check_finite(self, what: str, value: float) -> None:
+        """Raise `QualityGateError` where a figure shows that the training has diverged."""
+        if not np.isfinite(value):
+            raise QualityGateError(
+                f"Training diverged: {what} is {value}. Start another run with a --learning-rate "
+                f"below {self.config.learning_rate:g}."
+            )
 
     def _apply(self, step: GradientSum, rate: float) -> None:
         gradient = step.gradient

@@ -22,6 +22,7 @@ from storage.dataset_writer import (
     create_dataset,
     dataset_lock,
     recover,
+    refuse_foreign,
 )
 from storage.errors import UsageError
 from storage.location import open_location
@@ -76,6 +77,7 @@ def ingest(
     fingerprint = source.fingerprint()
     with dataset_lock(target):
         recover(target)
+        refuse_foreign(target)
     if not overwrite and target.exists(METADATA_NAME):
         existing = open_dataset(target)
         if existing.fingerprint == fingerprint and _splits(existing) == schema.splits:
@@ -111,7 +113,8 @@ def plan_dataset(source: Source, rows_per_chunk: int | None = None) -> DatasetSc
         )
         for split in source.splits
     }
-    transforms = [BIAS_COLUMN, *([SCALE] if first.dtype == np.uint8 else []), ONE_HOT]
+    scaling = [SCALE] if first.dtype == np.uint8 else []
+    transforms = [BIAS_COLUMN, *scaling, *([ONE_HOT] if labels else [])]
     return DatasetSchema(
         name=source.name,
         class_names=tuple(str(label) for label in labels),

@@ -28,9 +28,7 @@ def raw_numbers(
     return np.random.Philox(key=key.astype(np.uint64), counter=0).random_raw(count)
 
 
-def permutation(
-    count: int, seed: int, epoch: int, level: str, window: int = 0
-) -> RowNumbers:
+def permutation(count: int, seed: int, epoch: int, level: str, window: int = 0) -> RowNumbers:
     """`(count,)`: the stable argsort of `count` raw numbers."""
     return np.argsort(raw_numbers(count, seed, epoch, level, window), kind="stable")
 

@@ -1,6 +1,7 @@
 """BatchStream: shuffled mini-batches from a dataset on disk, with a small state in and out."""
 
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from types import TracebackType
@@ -19,6 +20,8 @@ SHUFFLE_MEMORY = 256 * 2**20
 """Bytes for two windows, by default."""
 PLAIN_WINDOW_CHUNKS = 4
 """Chunks of a window where nothing is shuffled: enough to read ahead."""
+EPOCH_LIMIT = 2**63
+"""Epochs of a state are below this; whoever counts further did not get there by training."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,12 @@ class StreamState:
     order_digest: str
     """The chain over all mini-batches so far, in hex (see `pipeline.order.link`)."""
 
+    @property
+    def batches(self) -> int:
+        """Mini-batches of an epoch."""
+        full, rest = divmod(self.rows, self.batch_size)
+        return full if self.drop_last or not rest else full + 1
+
     def to_json(self) -> dict[str, Any]:
         """The state as a JSON object."""
         return asdict(self)
@@ -61,16 +70,18 @@ class StreamState:
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> Self:
         """The inverse; raises `BadDataError` for anything else."""
-        expected = {name: kind for name, kind in cls.__annotations__.items()}
-        if {name: type(value) for name, value in document.items()} != expected:
+        found = document.items() if isinstance(document, dict) else ()
+        if {name: type(value) for name, value in found} != cls.__annotations__:
             raise BadDataError("A stream state does not have the fields of one; it is damaged.")
-        if min(document["epoch"], document["next_batch"]) < 0:
-            raise BadDataError("A stream state has a negative epoch or batch; it is damaged.")
-        if len(document["order_digest"]) != 64 or set(document["order_digest"]) - set(
-            "0123456789abcdef"
-        ):
+        if not 0 <= document["epoch"] < EPOCH_LIMIT or document["next_batch"] < 0:
+            raise BadDataError("A stream state's epoch or batch is out of range; it is damaged.")
+        if not re.fullmatch("[0-9a-f]{64}", document["order_digest"]):
             raise BadDataError("A stream state's order digest is not one; it is damaged.")
         return cls(**document)
+
+
+POSITION = ("epoch", "next_batch", "order_digest")
+"""The fields of a state that change from one mini-batch to the next."""
 
 
 class BatchStream:
@@ -121,6 +132,8 @@ class BatchStream:
                 f"The batch size is {batch_size:,}; expected 1 to the {rows:,} rows of the split, "
                 "or 0 for all of them."
             )
+        if window_chunks is not None and window_chunks < 1:
+            raise UsageError(f"The window is {window_chunks:,} chunks; expected at least 1.")
         fresh = StreamState(
             order_version=ORDER_VERSION,
             dataset_digest=dataset.digest,
@@ -151,8 +164,7 @@ class BatchStream:
     @property
     def batches(self) -> int:
         """Mini-batches of an epoch."""
-        full, rest = divmod(self._state.rows, self._state.batch_size)
-        return full if self._state.drop_last or not rest else full + 1
+        return self._state.batches
 
     @property
     def seconds_waited(self) -> float:
@@ -181,17 +193,15 @@ class BatchStream:
         chain = hashlib.sha256(bytes.fromhex(state.order_digest))
         smaller, larger = divmod(size, parts)
         counts = [smaller + 1] * larger + [smaller] * (parts - larger)
-        for count in counts:
-            if not count:
-                break
+        end = place + size
+        for count in filter(None, counts):
             batch = self._take(place, count)
             place += count
             chain.update(batch.rows.astype("<u8").tobytes())
-            if place == self._place + size:
+            if place == end:
                 self._advance(chain.hexdigest())
-                yield batch
-                return
             yield batch
+            del batch  # it may be a view, and would keep its window in memory
 
     @property
     def _place(self) -> int:
@@ -208,14 +218,26 @@ class BatchStream:
 
     def _take(self, place: int, count: int) -> Batch:
         """Rows [place, place + count) of the epoch; a view where one window holds them all."""
-        pieces = []
-        while count:
-            window, block, start = self._window_at(place)
-            stop = min(start + count, len(window.places))
-            pieces.append(_slice(window, block, start, stop))
-            place += stop - start
-            count -= stop - start
-        return pieces[0] if len(pieces) == 1 else _join(pieces)
+        window, block, start = self._window_at(place)
+        if start + count <= len(window.places):
+            return _slice(window, block, start, start + count)
+        del window, block  # the copies below need no more than one window at a time
+        batch = _empty_batch(self._split.schema, count)
+        copied = 0
+        while copied < count:
+            copied += self._copy(place + copied, batch, copied)
+        return batch
+
+    def _copy(self, place: int, batch: Batch, first: int) -> int:
+        """Fill the batch from its row `first` on, as far as one window goes; rows copied."""
+        window, block, start = self._window_at(place)
+        rows = min(len(batch.rows) - first, len(window.places) - start)
+        piece = _slice(window, block, start, start + rows)
+        batch.inputs[first : first + rows] = piece.inputs
+        batch.rows[first : first + rows] = piece.rows
+        if batch.targets is not None and piece.targets is not None:
+            batch.targets[first : first + rows] = piece.targets
+        return rows
 
     def _window_at(self, place: int) -> tuple[Window, Block, int]:
         """The window with a row of the current epoch, and the row's number in it."""
@@ -285,12 +307,18 @@ def chunks_per_window(schema: SplitSchema, shuffle_memory: int, shuffle: bool = 
 
 def _continued(fresh: StreamState, state: StreamState) -> StreamState:
     """`state`, where it is a state of the very stream that `fresh` begins."""
-    position = {"epoch": 0, "next_batch": 0, "order_digest": CHAIN_START.hex()}
-    here, there = asdict(fresh), asdict(replace(state, **position))
-    differing = [name for name in here if here[name] != there[name]]
+    here, there = asdict(fresh), asdict(state)
+    differing = [name for name in here if name not in POSITION and here[name] != there[name]]
     if differing:
-        sides = "; ".join(f"{name}: {there[name]!r} saved, {here[name]!r} now" for name in differing)
+        sides = "; ".join(
+            f"{name}: {there[name]!r} saved, {here[name]!r} now" for name in differing
+        )
         raise ConflictError(f"The saved state is of another stream ({sides}).")
+    if state.next_batch >= state.batches:
+        raise BadDataError(
+            f"The saved state goes on at mini-batch {state.next_batch}; an epoch of this stream "
+            f"has {state.batches}, from 0. It is damaged."
+        )
     return state
 
 
@@ -299,10 +327,9 @@ def _slice(window: Window, block: Block, start: int, stop: int) -> Batch:
     return Batch(block.inputs[start:stop], targets, window.row_numbers[start:stop])
 
 
-def _join(pieces: list[Batch]) -> Batch:
-    targets = [piece.targets for piece in pieces if piece.targets is not None]
+def _empty_batch(schema: SplitSchema, rows: int) -> Batch:
     return Batch(
-        np.concatenate([piece.inputs for piece in pieces]),
-        np.concatenate(targets) if targets else None,
-        np.concatenate([piece.rows for piece in pieces]),
+        np.empty((rows, schema.columns), schema.dtype),
+        np.empty((rows, schema.classes), np.uint8) if schema.classes else None,
+        np.empty(rows, np.int64),
     )

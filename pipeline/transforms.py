@@ -1,5 +1,6 @@
 """Scale, bias column, one-hot: pure functions on blocks of rows."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,9 @@ BIAS_COLUMN = "bias-column"
 SCALE = "scale-1/255"
 ONE_HOT = "one-hot"
 
+MOST_OCCUPIED = 0.9
+"""With more of the columns in use than this, narrowing costs more than it saves."""
+
 
 def bias_value(dtype: np.dtype[Any]) -> int:
     """What the bias column holds: 255 for bytes, which are scaled by 1/255 when used, else 1."""
@@ -20,10 +24,10 @@ def bias_value(dtype: np.dtype[Any]) -> int:
 def add_bias(images: NDArray[Any]) -> NDArray[Any]:
     """`(rows, *image_shape)` to `(rows, 1 + features)` of the same type, bias first."""
     rows = len(images)
-    flat = images.reshape(rows, -1)
-    inputs = np.empty((rows, 1 + flat.shape[1]), dtype=images.dtype)
+    features = math.prod(images.shape[1:])
+    inputs = np.empty((rows, 1 + features), dtype=images.dtype)
     inputs[:, 0] = bias_value(images.dtype)
-    inputs[:, 1:] = flat
+    inputs[:, 1:] = images.reshape(rows, features)
     return inputs
 
 
@@ -48,3 +52,14 @@ def scale(inputs: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
         scaled: NDArray[Any] = np.multiply(inputs, dtype.type(1 / 255), dtype=dtype)
         return scaled
     return inputs.astype(dtype)
+
+
+def occupied_columns(inputs: NDArray[Any]) -> NDArray[np.intp] | None:
+    """The columns of byte inputs in which any row is not 0, ascending.
+
+    None where leaving the others out would not pay, and for other types than bytes.
+    """
+    if inputs.dtype != np.uint8:
+        return None
+    columns = np.flatnonzero(np.bitwise_or.reduce(inputs, axis=0))
+    return columns if len(columns) <= MOST_OCCUPIED * inputs.shape[1] else None

@@ -13,9 +13,9 @@ from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
 from storage import sealed
-from storage.errors import BadDataError
+from storage.errors import BadDataError, PipelineError
 from storage.location import Location
-from storage.runs import Run
+from storage.runs import METRICS, Run
 
 FORMAT = "mnist-stream checkpoint"
 FORMAT_VERSION = 1
@@ -69,7 +69,7 @@ def save_checkpoint(
     Both files are written and synced in a hidden sibling, the manifest last; the rename makes the
     checkpoint. One of the same name that is there already is replaced.
     """
-    state = save_safetensors({key: np.ascontiguousarray(tensors[key]) for key in sorted(tensors)})
+    state = save_safetensors({key: np.asarray(tensors[key], order="C") for key in sorted(tensors)})
     manifest = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -88,7 +88,8 @@ def save_checkpoint(
     try:
         temporary.put(STATE, state)
         temporary.put(MANIFEST, sealed.sealed_bytes(manifest))
-        run.location.child(name.key).delete_tree()
+        if run.location.exists(name.key):
+            _remove(run, name)
         temporary.take_place_of(run.location.child(name.key))
     except BaseException:
         _discard(temporary)
@@ -99,7 +100,10 @@ def _discard(temporary: Location) -> None:
     """Remove what is left of a failed save; the failure itself is what matters."""
     try:
         temporary.delete_tree()
-    except Exception:  # the disk may refuse this too; the next save of this name clears it
+    except (
+        PipelineError,
+        OSError,
+    ):  # the disk may refuse this too; the next save of this name clears it
         return
 
 
@@ -197,27 +201,72 @@ def load_newest(
         try:
             checkpoint = load_checkpoint(run, name, template)
         except BadDataError as error:
-            yield name, error
+            if run.location.exists(name.key):  # else its successor came, and it was pruned
+                yield name, error
         else:
             yield checkpoint
             return
-    if names:
+    if list_checkpoints(run) != names:
+        yield from load_newest(run, template)
+    elif names:
         raise BadDataError(
             f"None of the {len(names)} checkpoints of {run.location} is sound; nothing was changed. "
             "Restore one from a copy, or train into another --run."
         )
 
 
-def prune_checkpoints(run: Run, keep: int, also: set[CheckpointName]) -> None:
-    """Remove all but the newest `keep` (at least 1) and those in `also`."""
+def prune_checkpoints(
+    run: Run, saved: CheckpointName, keep: int, also: set[CheckpointName]
+) -> None:
+    """Remove all but the newest `keep` (at least 1), counted back from `saved`, and `also`.
+
+    Those later than `saved` go too: they were found damaged, which is why the run is back before
+    them, and must not be counted as newer than what is sound.
+    """
     names = list_checkpoints(run)
-    for name in names[:-keep]:
-        if name not in also:
-            # Under another name first: a death half-way must not leave half a checkpoint.
-            doomed = run.location.child(f"{DIRECTORY}/.{name}.old")
-            doomed.delete_tree()
-            run.location.child(name.key).take_place_of(doomed)
-            doomed.delete_tree()
+    kept = [name for name in names if name <= saved][-keep:]
+    for name in names:
+        if name not in kept and name not in also:
+            _remove(run, name)
+
+
+def _remove(run: Run, name: CheckpointName) -> None:
+    """Remove a checkpoint, under another name first: a death half-way leaves no half of it."""
+    doomed = run.location.child(f"{DIRECTORY}/.{name}.old")
+    doomed.delete_tree()
+    run.location.child(name.key).take_place_of(doomed)
+    doomed.delete_tree()
+
+
+def recorded_metrics(run: Run) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, compared with the newest sound checkpoint's copy of them.
+
+    One more line than it has is an epoch whose checkpoint a death forestalled; more are there
+    where newer checkpoints are damaged. Raises `BadDataError` for any other difference.
+    """
+    saved: Any = []
+    damaged = False
+    names = list_checkpoints(run)
+    for name in reversed(names):
+        try:
+            saved = load_checkpoint(run, name).progress.get("metrics")
+            break
+        except BadDataError:
+            damaged = True
+    lines = run.metrics()
+    if list_checkpoints(run) != names:  # the run goes on meanwhile: look again
+        return recorded_metrics(run)
+    if not isinstance(saved, list) or lines[: len(saved)] != saved:
+        raise BadDataError(
+            f"{run.location}/{METRICS} does not have the lines that the newest sound checkpoint "
+            "recorded; it is damaged or another run's. `pipeline train --resume` writes it anew."
+        )
+    if len(lines) > len(saved) + 1 and not damaged:
+        raise BadDataError(
+            f"{run.location}/{METRICS} has {len(lines)} epochs, the newest checkpoint "
+            f"{len(saved)}: checkpoints are missing. Restore them from a copy."
+        )
+    return lines
 
 
 def sweep_checkpoints(run: Run) -> None:

@@ -3,7 +3,7 @@
 Zarr's own reads go through one event loop that all threads of a process share: 0.4 to 0.8 ms a
 chunk, and no faster on four threads than on one. This reads what the Zarr v3 specification and
 its `sharding_indexed` codec say is there, with the codecs that Zarr itself uses, which let other
-threads run meanwhile. Writing, and every array that is read once, goes through Zarr.
+threads run meanwhile. Writing goes through Zarr.
 """
 
 from dataclasses import dataclass

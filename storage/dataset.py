@@ -1,7 +1,6 @@
-"""The dataset format, read: open a published dataset, read its chunks, verify all of it."""
+"""The dataset format, read: open a published dataset and read its chunks, each checked."""
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -37,9 +36,9 @@ class Block:
 
     def digest(self) -> bytes:
         """SHA-256 of the decoded inputs, followed by the targets: 32 bytes."""
-        content = hashlib.sha256(np.ascontiguousarray(self.inputs))
+        content = hashlib.sha256(np.ascontiguousarray(self.inputs).data)
         if self.targets is not None:
-            content.update(np.ascontiguousarray(self.targets))
+            content.update(np.ascontiguousarray(self.targets).data)
         return content.digest()
 
 
@@ -53,85 +52,80 @@ class Split:
         self.schema: SplitSchema = record.schema
         self._store = store
 
-    def _array(self, name: str, shape: tuple[int, ...], dtype: str) -> zarr.Array[Any]:
-        path = f"{self.name}/{name}"
-        place = f"{self._store.location}/{path}"
-        try:
-            array = zarr.open_array(self._store, path=path, mode="r", zarr_format=3)
-        except PipelineError:
-            raise
-        except Exception as error:  # zarr raises whatever a strange zarr.json leads it to
-            raise BadDataError(
-                f"{place} cannot be opened as a Zarr array ({error}). {MAKE_AGAIN}"
-            ) from error
-        if (array.shape, str(array.dtype)) != (shape, dtype):
-            raise BadDataError(
-                f"{place} has shape {array.shape} of {array.dtype}; the dataset's attributes say "
-                f"{shape} of {dtype}. {MAKE_AGAIN}"
-            )
-        return array
+    @cached_property
+    def readers(self) -> dict[str, ChunkReader]:
+        """The split's arrays by name, as readers of whole chunks.
+
+        The digests and class counts of all chunks are one chunk each. A split without labels has
+        neither `targets` nor `chunk_class_counts`.
+        """
+        schema = self.schema
+        rows, chunks = schema.rows, schema.chunks
+        cut = (schema.chunk_rows, schema.chunks_per_shard)
+        location = self._store.location.child(self.name)
+        readers = {
+            "inputs": ChunkReader(
+                location.child("inputs"), rows, schema.columns, schema.dtype, *cut
+            ),
+            "chunk_digests": ChunkReader(
+                location.child("chunk_digests"), chunks, 32, "uint8", chunks
+            ),
+        }
+        if schema.classes:
+            readers |= {
+                "targets": ChunkReader(
+                    location.child("targets"), rows, schema.classes, "uint8", *cut
+                ),
+                "chunk_class_counts": ChunkReader(
+                    location.child("chunk_class_counts"), chunks, schema.classes, "int64", chunks
+                ),
+            }
+        return readers
 
     @cached_property
     def inputs(self) -> "zarr.Array[Any]":
         """The Zarr array `(rows, 1 + features)`."""
-        schema = self.schema
-        return self._array("inputs", (schema.rows, schema.columns), schema.dtype)
+        return open_array(self._store, self.readers["inputs"])
 
     @cached_property
     def targets(self) -> "zarr.Array[Any] | None":
         """The Zarr array `(rows, classes)`, or None where the split has no labels."""
-        if not self.schema.classes:
-            return None
-        return self._array("targets", (self.schema.rows, self.schema.classes), "uint8")
-
-    def _chunks(self, name: str, columns: int, dtype: str) -> ChunkReader:
-        schema = self.schema
-        location = self._store.location.child(f"{self.name}/{name}")
-        return ChunkReader(
-            location, schema.rows, columns, dtype, schema.chunk_rows, schema.chunks_per_shard
-        )
-
-    @cached_property
-    def _input_chunks(self) -> ChunkReader:
-        return self._chunks("inputs", self.schema.columns, self.schema.dtype)
-
-    @cached_property
-    def _target_chunks(self) -> ChunkReader:
-        return self._chunks("targets", self.schema.classes, "uint8")
+        reader = self.readers.get("targets")
+        return None if reader is None else open_array(self._store, reader)
 
     @cached_property
     def chunk_digests(self) -> NDArray[np.uint8]:
         """`(chunks, 32)`: each chunk's recorded digest, checked against the split's own."""
-        array = self._array("chunk_digests", (self.schema.chunks, 32), "uint8")
-        digests = np.asarray(_read(array, 0, self.schema.chunks), dtype=np.uint8)
-        if hashlib.sha256(digests.tobytes()).hexdigest() != self.record.digest:
-            raise BadDataError(
-                f"{self._store.location}/{self.name}/chunk_digests does not have the digest that "
-                f"the dataset records for the split. {MAKE_AGAIN}"
-            )
-        return digests
+        return self._small_array("chunk_digests", self.record.digest)
 
     @cached_property
     def chunk_class_counts(self) -> NDArray[np.int64]:
-        """`(chunks, classes)`: the rows of each class in each chunk, checked."""
-        shape = (self.schema.chunks, self.schema.classes)
-        array = self._array("chunk_class_counts", shape, "int64")
-        counts = np.asarray(_read(array, 0, self.schema.chunks), dtype="<i8")
-        if hashlib.sha256(counts.tobytes()).hexdigest() != self.record.class_counts_digest:
+        """`(chunks, classes)`: the rows of each class in each chunk, checked.
+
+        A split without labels has no classes to count.
+        """
+        if not self.schema.classes:
+            return np.zeros((self.schema.chunks, 0), dtype=np.int64)
+        return self._small_array("chunk_class_counts", self.record.class_counts_digest)
+
+    def _small_array(self, name: str, recorded: str) -> NDArray[Any]:
+        reader = self.readers[name]
+        values = reader.read(0)
+        if hashlib.sha256(values.data).hexdigest() != recorded:
             raise BadDataError(
-                f"{self._store.location}/{self.name}/chunk_class_counts does not have the digest "
-                f"that the dataset records for it. {MAKE_AGAIN}"
+                f"{reader.location} does not have the digest that the dataset records for it. "
+                f"{MAKE_AGAIN}"
             )
-        return counts
+        return values
 
     def read_chunk(self, number: int) -> Block:
         """Chunk `number`, in [0, chunks - 1], whole, decoded and checked.
 
         Raises `BadDataError` that names the chunk where it is missing, damaged or another's.
         """
+        targets = self.readers.get("targets")
         block = Block(
-            self._input_chunks.read(number),
-            self._target_chunks.read(number) if self.schema.classes else None,
+            self.readers["inputs"].read(number), None if targets is None else targets.read(number)
         )
         if block.digest() != self.chunk_digests[number].tobytes():
             start, stop = self.schema.chunk_bounds(number)
@@ -169,19 +163,43 @@ class Dataset:
         return self.splits[name]
 
 
+def open_array(store: LocationStore, reader: ChunkReader) -> "zarr.Array[Any]":
+    """The array that `reader` reads, as Zarr itself opens it, its shape and type compared.
+
+    Raises `BadDataError` where Zarr cannot open it, or finds something else.
+    """
+    place = str(reader.location)
+    path = reader.location.path.relative_to(store.location.path).as_posix()
+    try:
+        array = zarr.open_array(store, path=path, mode="r", zarr_format=3)
+    except PipelineError:
+        raise
+    except Exception as error:  # zarr raises whatever a strange zarr.json leads it to
+        raise BadDataError(
+            f"{place} cannot be opened as a Zarr array ({error}). Restore it from a copy, or make "
+            "it again."
+        ) from error
+    if (array.shape, str(array.dtype)) != (reader.shape, reader.dtype):
+        raise BadDataError(
+            f"{place} has shape {array.shape} of {array.dtype}; the attributes say "
+            f"{reader.shape} of {reader.dtype}. Restore it from a copy, or make it again."
+        )
+    return array
+
+
 def open_dataset(location: Location) -> Dataset:
     """Open a published dataset: its attributes are checked, its rows when they are read.
 
     Raises `BadDataError` where there is none, or it is incomplete, damaged, of a newer format,
     or not a dataset.
     """
-    attributes = root_attributes(location)
+    document = root_document(location)
+    attributes = document["attributes"]
     if attributes.get("complete") is not True:
         raise BadDataError(
             f"{location} is incomplete: its ingest has not finished. Run `pipeline ingest` again."
         )
-    document = sealed.parse(sealed.read(location, METADATA_NAME), f"{location}/{METADATA_NAME}")
-    _check_root_seal(document, location)
+    sealed.check_group_seal(document, f"{location}/{METADATA_NAME}")
     try:
         dataset = _from_attributes(location, attributes)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -193,8 +211,8 @@ def open_dataset(location: Location) -> Dataset:
     return dataset
 
 
-def root_attributes(location: Location) -> dict[str, Any]:
-    """The attributes of what claims to be a dataset, its format and version checked."""
+def root_document(location: Location) -> dict[str, Any]:
+    """The `zarr.json` of what claims to be a dataset; its format and version are checked."""
     place = f"{location}/{METADATA_NAME}"
     try:
         document = sealed.parse(sealed.read(location, METADATA_NAME), place)
@@ -212,7 +230,7 @@ def root_attributes(location: Location) -> dict[str, Any]:
             f"{location} has format version {version!r}; this release reads {FORMAT_VERSION}. "
             "Install a newer mnist-stream, or ingest again with this one."
         )
-    return attributes
+    return document
 
 
 def _nothing_there(location: Location) -> str:
@@ -222,28 +240,18 @@ def _nothing_there(location: Location) -> str:
             "again: it puts the old dataset back and goes on."
         )
     if not location.exists():
-        return f"There is no dataset at {location}. Make one with `pipeline ingest --out`."
-    return f"{location} is not a dataset: it holds no {METADATA_NAME}. Make one with `ingest`."
+        return (
+            f"There is no dataset at {location}. Make one with `pipeline ingest --out {location}`."
+        )
+    return (
+        f"{location} is not a dataset: it holds no {METADATA_NAME}. Give the directory that "
+        "`pipeline ingest` made, or make one with it."
+    )
 
 
 def replaced_sibling(location: Location) -> Location:
     """Where an old dataset waits while the new one takes its name."""
     return location.sibling("", ".replaced")
-
-
-def root_document_digest(document: dict[str, Any]) -> str:
-    """SHA-256 of the root `zarr.json` but for the seal in its attributes."""
-    attributes = {key: value for key, value in document["attributes"].items() if key != sealed.SEAL}
-    return sealed.digest_of(document | {"attributes": attributes})
-
-
-def _check_root_seal(document: dict[str, Any], location: Location) -> None:
-    found, expected = document["attributes"].get(sealed.SEAL), root_document_digest(document)
-    if found != expected:
-        raise BadDataError(
-            f"{location}/{METADATA_NAME} is damaged: its seal is {found!r}, its content has digest "
-            f"{expected}. {MAKE_AGAIN}"
-        )
 
 
 def _from_attributes(location: Location, attributes: dict[str, Any]) -> Dataset:
@@ -284,65 +292,3 @@ def _check_metadata(location: Location, key: str, expected: str) -> None:
         raise BadDataError(
             f"{place} has digest {found}; the dataset records {expected}. {MAKE_AGAIN}"
         )
-
-
-def _read(array: "zarr.Array[Any]", start: int, stop: int) -> Any:
-    """Rows [start, stop) of an array; whatever a damaged chunk makes the codecs raise is ours."""
-    try:
-        return array[start:stop]
-    except PipelineError:
-        raise
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise BadDataError(
-            f"Rows {start}..{stop - 1} of {array.store}/{array.path} cannot be decoded ({error}). "
-            f"{MAKE_AGAIN}"
-        ) from error
-
-
-def verify_dataset(location: Location) -> Iterator[BadDataError | None]:
-    """Read all of a dataset and check every digest and count.
-
-    Yields once for each thing that was checked: None, or what is wrong with it.
-    """
-    try:
-        dataset = open_dataset(location)
-    except BadDataError as error:
-        yield error
-        return
-    for split in dataset.splits.values():
-        for number in range(split.schema.chunks):
-            yield _trouble(split, number)
-        yield _class_count_trouble(split)
-
-
-def _trouble(split: Split, number: int) -> BadDataError | None:
-    try:
-        block = split.read_chunk(number)
-        if block.targets is not None:
-            found = block.targets.sum(axis=0, dtype=np.int64)
-            recorded = split.chunk_class_counts[number]
-            if found.tolist() != recorded.tolist():
-                raise BadDataError(
-                    f"Chunk {number} of split {split.name} has class counts {found.tolist()}; "
-                    f"recorded are {recorded.tolist()}. {MAKE_AGAIN}"
-                )
-    except BadDataError as error:
-        return error
-    return None
-
-
-def _class_count_trouble(split: Split) -> BadDataError | None:
-    if not split.schema.classes:
-        return None
-    try:
-        found = split.chunk_class_counts.sum(axis=0).tolist()
-    except BadDataError as error:
-        return error
-    if found != list(split.record.class_counts):
-        return BadDataError(
-            f"Split {split.name} counts {found} rows per class; recorded are "
-            f"{list(split.record.class_counts)}. {MAKE_AGAIN}"
-        )
-    return None

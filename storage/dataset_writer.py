@@ -17,10 +17,9 @@ from storage.dataset import (
     Dataset,
     open_dataset,
     replaced_sibling,
-    root_attributes,
-    root_document_digest,
+    root_document,
 )
-from storage.errors import BadDataError, ConflictError
+from storage.errors import BadDataError, ConflictError, UnreachableError
 from storage.location import Location
 from storage.locks import writer_lock
 from storage.schema import (
@@ -31,7 +30,7 @@ from storage.schema import (
     SplitSchema,
     dataset_digest,
 )
-from storage.store import METADATA_NAME, LocationStore
+from storage.store import METADATA_NAME, LocationStore, open_for_writing
 
 
 @dataclass(frozen=True)
@@ -68,10 +67,9 @@ class SplitWriter:
         pairs: list[tuple[str, NDArray[Any]]] = [("inputs", block.inputs)]
         if block.targets is not None:
             pairs.append(("targets", block.targets))
-        store = LocationStore(self.location)
         for array_name, values in pairs:
             path = f"{self.name}/{array_name}"
-            array = zarr.open_array(store, path=path, mode="r+", zarr_format=3)
+            array = open_for_writing(self.location, path)
             array[start:stop] = values
             if not np.array_equal(np.asarray(array[start:stop]), values):
                 raise BadDataError(
@@ -199,13 +197,12 @@ class DatasetWriter:
             ),
             "complete": True,
         }
-        document["attributes"][sealed.SEAL] = root_document_digest(document)
-        self._staged.put(METADATA_NAME, sealed.document_bytes(document))
+        self._staged.put(METADATA_NAME, sealed.document_bytes(sealed.seal_group(document)))
 
     def _metadata_digests(self) -> dict[str, str]:
         return {
             key: hashlib.sha256(self._staged.get(key)).hexdigest()
-            for key in self._staged.keys()
+            for key in self._staged.objects()
             if key.endswith("/" + METADATA_NAME)
         }
 
@@ -239,24 +236,29 @@ def recover(target: Location) -> None:
     old = replaced_sibling(target)
     if not old.exists():
         return
-    if target.exists():
-        old.delete_tree()
-    else:
+    if target.is_free():
         old.take_place_of(target)
+    else:
+        old.delete_tree()
 
 
-def _check_free(target: Location, overwrite: bool) -> None:
-    """Refuse to replace anything but, when asked to, a dataset of ours."""
-    if not target.names() and not target.exists(METADATA_NAME):
+def refuse_foreign(target: Location) -> None:
+    """Raise `ConflictError` where something is at `target` that is no dataset of ours."""
+    if target.is_free():
         return
     try:
-        root_attributes(target)
+        root_document(target)
     except BadDataError:
         raise ConflictError(
             f"{target} exists and is not a dataset of this project; it is left alone. "
             "Choose another --out, or remove it yourself."
         ) from None
-    if not overwrite:
+
+
+def _check_free(target: Location, overwrite: bool) -> None:
+    """Refuse to replace anything but, when asked to, a dataset of ours."""
+    refuse_foreign(target)
+    if not overwrite and not target.is_free():
         raise ConflictError(
             f"{target} exists and was made from something else or in another way. "
             "Pass --overwrite to replace it, or choose another --out."
@@ -266,9 +268,13 @@ def _check_free(target: Location, overwrite: bool) -> None:
 def _swap(staged: Location, target: Location) -> None:
     """Put the staged tree in the target's place; `recover` mends a death between the renames."""
     old = replaced_sibling(target)
-    if target.exists():
+    if not target.is_free():
         target.take_place_of(old)
-    staged.take_place_of(target)
+    try:
+        staged.take_place_of(target)
+    except UnreachableError:
+        recover(target)
+        raise
     old.delete_tree()
 
 

@@ -1,10 +1,10 @@
 """A place for bytes: whole objects put, got and listed under a path, atomically and durably."""
 
 import errno
-import itertools
 import os
 import shutil
 import stat
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -14,8 +14,6 @@ from pathlib import Path
 from storage import files
 from storage.errors import BadDataError, UnreachableError, UsageError
 
-_temporary_numbers = itertools.count()
-
 Write = Callable[[bytes | memoryview], None]
 
 REMEDY = {
@@ -24,6 +22,8 @@ REMEDY = {
     errno.EACCES: "Check the permissions and run the same command again.",
     errno.EPERM: "Check the permissions and run the same command again.",
     errno.EROFS: "Choose a place that can be written, or remount it, and run again.",
+    errno.EEXIST: "A file lies where a directory is needed: choose another place.",
+    errno.ENOTDIR: "A file lies where a directory is needed: choose another place.",
 }
 
 
@@ -121,7 +121,7 @@ class Location:
         path = self._at(key)
         with reaching("write", path):
             make_directories(path.parent)
-            temporary = path.with_name(f".{path.name}.{os.getpid()}-{next(_temporary_numbers)}.tmp")
+            temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
             try:
                 with _synced_file(temporary) as descriptor:
                     yield partial(files.write, descriptor)
@@ -228,9 +228,13 @@ def make_directories(path: Path) -> None:
     if path.is_dir():
         return
     make_directories(path.parent)
-    with suppress(FileExistsError):  # another thread or process was first
+    try:
         files.mkdir(path)
-        files.fsync_directory(path.parent)
+    except FileExistsError:  # another thread or process was first
+        return
+    except FileNotFoundError as error:  # its parent is there: below /proc, say
+        raise PermissionError(errno.EPERM, "No directory can be made here") from error
+    files.fsync_directory(path.parent)
 
 
 @contextmanager

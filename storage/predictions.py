@@ -10,13 +10,16 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.core.buffer import Buffer
+from zarr.storage import MemoryStore
 
 from storage import sealed
 from storage.chunks import ChunkReader
-from storage.errors import BadDataError
+from storage.errors import BadDataError, ConflictError
 from storage.location import Location
 from storage.locks import writer_lock
-from storage.store import METADATA_NAME, LocationStore
+from storage.schema import CHUNK_LIMIT
+from storage.store import METADATA_NAME, open_for_writing
 
 FORMAT = "mnist-stream scores"
 FORMAT_VERSION = 1
@@ -37,6 +40,20 @@ class ScoresSchema:
     classes: int
     chunk_rows: int
     class_names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be: `BadDataError` names the field."""
+        for field in ("rows", "classes", "chunk_rows"):
+            value = getattr(self, field)
+            if type(value) is not int or not 1 <= value < 2**48:
+                raise BadDataError(
+                    f"A scoring's {field} is {value!r}; expected a positive integer."
+                )
+        if 4 * self.classes * self.chunk_rows > CHUNK_LIMIT:
+            raise BadDataError(
+                f"A chunk of {self.chunk_rows:,} rows of {self.classes:,} classes is more than "
+                f"{CHUNK_LIMIT:,} bytes; use fewer rows per chunk."
+            )
 
     @property
     def home(self) -> str:
@@ -72,12 +89,41 @@ class Scores:
 
         Raises `BadDataError` that names the chunk where it is missing or damaged.
         """
-        probabilities, predicted = _read_chunk(self.location, self.schema, number)
+        probabilities, predicted = self.read_unchecked(number)
         if _chunk_digest(probabilities, predicted) != self.chunk_digests[number]:
             raise BadDataError(
                 f"Chunk {number} of {self.location} does not have its recorded digest. {AGAIN}"
             )
         return probabilities, predicted
+
+    def read_unchecked(self, number: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+        """The same of whatever decodes, whether or not it is what was recorded."""
+        probabilities, predicted = (
+            self.readers[name].read(number) for name in ("probabilities", "predicted")
+        )
+        return probabilities, predicted[:, 0]
+
+    @property
+    def readers(self) -> dict[str, ChunkReader]:
+        """The two arrays by name, as readers of whole chunks."""
+        schema, location = self.schema, self.location
+        return {
+            "probabilities": ChunkReader(
+                location.child("probabilities"),
+                schema.rows,
+                schema.classes,
+                "float32",
+                schema.chunk_rows,
+            ),
+            "predicted": ChunkReader(
+                location.child("predicted"),
+                schema.rows,
+                columns=1,
+                dtype="int32",
+                chunk_rows=schema.chunk_rows,
+                two_dimensional=False,
+            ),
+        }
 
     @property
     def digest(self) -> str:
@@ -96,14 +142,18 @@ class ScoresWriter:
     """A scoring that is being written, possibly one that goes on where another died."""
 
     def __init__(self, location: Location, schema: ScoresSchema) -> None:
-        """Takes over what sound chunks there are; the caller holds the lock."""
+        """Takes over what sound chunks there are; the caller holds the lock.
+
+        Of a scoring before, nothing else is used: the arrays' metadata is written anew.
+        """
         self.location = location
         self.schema = schema
-        self._store = LocationStore(location)
-        self._digests = self._journalled() if location.exists(METADATA_NAME) else {}
+        self._digests: dict[int, str] = {}
+        self._digests = self._journalled()
         if not self._digests:
             location.delete_tree()
-            self._create_arrays()
+        for key, document in _metadata(schema).items():
+            location.put(key, document)
 
     @property
     def missing(self) -> list[int]:
@@ -116,7 +166,7 @@ class ScoresWriter:
         """Write one chunk: `(rows, classes)` and `(rows,)`; durable when this returns."""
         start, stop = self.schema.chunk_bounds(number)
         for name, values in (("probabilities", probabilities), ("predicted", predicted)):
-            zarr.open_array(self._store, path=name, mode="r+", zarr_format=3)[start:stop] = values
+            open_for_writing(self.location, name)[start:stop] = values
         digest = _chunk_digest(probabilities, predicted)
         self.location.append(
             JOURNAL, sealed.sealed_bytes({"chunk": number, "digest": digest}, indent=None)
@@ -136,12 +186,12 @@ class ScoresWriter:
             "chunk_digests": list(scores.chunk_digests),
             "metadata_digests": {
                 key: hashlib.sha256(self.location.get(key)).hexdigest()
-                for key in (f"{name}/{METADATA_NAME}" for name in ("predicted", "probabilities"))
+                for key in (f"{name}/{METADATA_NAME}" for name in scores.readers)
             },
             "metrics_sha256": hashlib.sha256(self.location.get(METRICS)).hexdigest(),
             "complete": True,
         }
-        self.location.put(METADATA_NAME, sealed.sealed_bytes(document))
+        self.location.put(METADATA_NAME, sealed.document_bytes(sealed.seal_group(document)))
         self.location.delete(JOURNAL)
         return scores
 
@@ -152,7 +202,7 @@ class ScoresWriter:
     def _journalled(self) -> dict[int, str]:
         """The chunks that a job before wrote and that are sound, by their journal."""
         try:
-            if _attributes(self.location).get("scored") != self.schema.to_json():
+            if _document(self.location)["attributes"].get("scored") != self.schema.to_json():
                 return {}
             lines = sealed.read(self.location, JOURNAL).split(b"\n")
         except (FileNotFoundError, BadDataError):
@@ -164,46 +214,28 @@ class ScoresWriter:
                 recorded[int(entry["chunk"])] = str(entry["digest"])
             except (BadDataError, KeyError, ValueError, TypeError):
                 continue  # a line cut off by the death: its chunk is scored again
-        return {number: digest for number, digest in recorded.items() if self._sound(number, digest)}
+        return {
+            number: digest for number, digest in recorded.items() if self._sound(number, digest)
+        }
 
     def _sound(self, number: int, digest: str) -> bool:
         if not 0 <= number < self.schema.chunks:
             return False
         try:
-            return digest == _chunk_digest(*_read_chunk(self.location, self.schema, number))
+            return digest == _chunk_digest(*self._scores().read_unchecked(number))
         except BadDataError:
             return False
-
-    def _create_arrays(self) -> None:
-        schema = self.schema
-        root = zarr.create_group(
-            self._store,
-            attributes={
-                "format": FORMAT,
-                "format_version": FORMAT_VERSION,
-                "scored": schema.to_json(),
-            },
-        )
-        shapes = {"probabilities": ("float32", schema.classes), "predicted": ("int32", 1)}
-        for name, (dtype, columns) in shapes.items():
-            one_column = name == "predicted"
-            root.create_array(
-                name,
-                shape=(schema.rows,) if one_column else (schema.rows, columns),
-                dtype=dtype,
-                chunks=(schema.chunk_rows,) if one_column else (schema.chunk_rows, columns),
-                compressors=[ZstdCodec(level=0, checksum=True), Crc32cCodec()],
-                chunk_key_encoding={"name": "default", "separator": "."},
-                dimension_names=("sample",) if one_column else ("sample", "class"),
-                fill_value=0,
-                config={"write_empty_chunks": True},
-            )
 
 
 @contextmanager
 def score_into(location: Location, schema: ScoresSchema) -> Iterator[ScoresWriter]:
-    """Write, or go on writing, a scoring in its home, under its lock."""
+    """Write, or go on writing, a scoring in its home, under its lock.
+
+    Raises `ConflictError` where another writes it, or has completed it in the meantime.
+    """
     with scores_lock(location):
+        if is_complete(location):
+            raise ConflictError(f"The scoring {location} is complete; open it, or remove it first.")
         yield ScoresWriter(location, schema)
 
 
@@ -217,11 +249,12 @@ def open_scores(location: Location) -> Scores:
 
     Raises `BadDataError` where there is none, or it is incomplete or damaged.
     """
-    attributes = _attributes(location)
+    document = _document(location)
+    attributes = document["attributes"]
     if attributes.get("complete") is not True:
         raise BadDataError(f"{location} is incomplete: run the same `pipeline score` again.")
     place = f"{location}/{METADATA_NAME}"
-    sealed.check_seal(sealed.parse(sealed.read(location, METADATA_NAME), place), place)
+    sealed.check_group_seal(document, place)
     try:
         scored = dict(attributes["scored"])
         schema = ScoresSchema(**scored | {"class_names": tuple(scored["class_names"])})
@@ -231,6 +264,11 @@ def open_scores(location: Location) -> Scores:
             raise ValueError(f"{len(digests)} digests for {schema.chunks} chunks")
     except (KeyError, TypeError, ValueError) as error:
         raise BadDataError(f"{place} is not of a scoring ({error!r}). {AGAIN}") from error
+    if location.name != schema.home:
+        raise BadDataError(
+            f"{location} holds the scoring whose home is {schema.home}: it was renamed or swapped "
+            "with another. Give it its name back."
+        )
     for key, expected in recorded.items():
         _check_digest(location, key, expected)
     return Scores(location, schema, digests)
@@ -248,12 +286,13 @@ def _check_digest(location: Location, key: str, expected: str) -> None:
 def is_complete(location: Location) -> bool:
     """Whether a scoring says that it is complete, whatever else may be wrong with it."""
     try:
-        return _attributes(location).get("complete") is True
+        return _document(location)["attributes"].get("complete") is True
     except BadDataError:
         return False
 
 
-def _attributes(location: Location) -> dict[str, Any]:
+def _document(location: Location) -> dict[str, Any]:
+    """The `zarr.json` of what claims to be a scoring; its format and version are checked."""
     place = f"{location}/{METADATA_NAME}"
     try:
         document = sealed.parse(sealed.read(location, METADATA_NAME), place)
@@ -267,29 +306,40 @@ def _attributes(location: Location) -> dict[str, Any]:
             f"{place} has format version {attributes.get('format_version')!r}; this release reads "
             f"{FORMAT_VERSION}. Install a newer mnist-stream."
         )
-    return attributes
+    return document
 
 
-def _read_chunk(
-    location: Location, schema: ScoresSchema, number: int
-) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    shape = (schema.rows, schema.classes)
-    readers = (
-        ChunkReader(location.child("probabilities"), *shape, "float32", schema.chunk_rows),
-        ChunkReader(
-            location.child("predicted"),
-            schema.rows,
-            columns=1,
-            dtype="int32",
-            chunk_rows=schema.chunk_rows,
-            two_dimensional=False,
-        ),
+def _metadata(schema: ScoresSchema) -> dict[str, bytes]:
+    """Every `zarr.json` of an empty scoring, by key; the root's comes first."""
+    documents: dict[str, Buffer] = {}
+    root = zarr.create_group(
+        MemoryStore(documents),
+        attributes={
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "scored": schema.to_json(),
+        },
     )
-    probabilities, predicted = (reader.read(number) for reader in readers)
-    return probabilities, predicted[:, 0]
+    shapes = {
+        "probabilities": ("float32", ("sample", "class"), (schema.classes,)),
+        "predicted": ("int32", ("sample",), ()),
+    }
+    for name, (dtype, dimensions, columns) in shapes.items():
+        root.create_array(
+            name,
+            shape=(schema.rows, *columns),
+            dtype=dtype,
+            chunks=(schema.chunk_rows, *columns),
+            compressors=[ZstdCodec(level=0, checksum=True), Crc32cCodec()],
+            chunk_key_encoding={"name": "default", "separator": "."},
+            dimension_names=dimensions,
+            fill_value=0,
+            config={"write_empty_chunks": True},
+        )
+    return {key: document.to_bytes() for key, document in documents.items()}
 
 
 def _chunk_digest(probabilities: NDArray[np.float32], predicted: NDArray[np.int32]) -> str:
-    content = hashlib.sha256(np.ascontiguousarray(probabilities, dtype="<f4"))
-    content.update(np.ascontiguousarray(predicted, dtype="<i4"))
+    content = hashlib.sha256(np.ascontiguousarray(probabilities, dtype="<f4").data)
+    content.update(np.ascontiguousarray(predicted, dtype="<i4").data)
     return content.hexdigest()

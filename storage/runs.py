@@ -15,6 +15,8 @@ FORMAT = "mnist-stream run"
 FORMAT_VERSION = 1
 RECORD = "run.json"
 METRICS = "metrics.jsonl"
+SCORES = "scores"
+"""The directory of the run's scorings."""
 LOCK = ".lock"
 
 
@@ -59,12 +61,26 @@ class Run:
         *whole, torn = data.split(b"\n")
         place = f"{self.location}/{METRICS}"
         lines = [
-            sealed.check_seal(sealed.parse(line, f"{place} line {number}"), f"{place} line {number}")
+            sealed.check_seal(
+                sealed.parse(line, f"{place} line {number}"), f"{place} line {number}"
+            )
             for number, line in enumerate(whole, 1)
         ]
         if torn and not _is_torn_json(torn):
             raise BadDataError(f"{place} ends in something that is no line of metrics.")
         return lines
+
+
+def check_place(location: Location) -> None:
+    """Raise `ConflictError` where a run cannot begin: one is there, or something else is."""
+    if location.exists(RECORD):
+        raise ConflictError(f"{location} is a run already.")
+    strange = [name for name in location.names() if name != LOCK and not name.endswith(".tmp")]
+    if strange:
+        raise ConflictError(
+            f"{location} holds {strange[0]!r} but no {RECORD}; it is not a run and is left alone. "
+            "Choose another --run."
+        )
 
 
 def create_run(
@@ -79,14 +95,7 @@ def create_run(
 
     Raises `ConflictError` where there is a run already, or the directory holds something else.
     """
-    if location.exists(RECORD):
-        raise ConflictError(f"{location} is a run already.")
-    strange = [name for name in location.names() if name != LOCK and not name.endswith(".tmp")]
-    if strange:
-        raise ConflictError(
-            f"{location} holds {strange[0]!r} but no {RECORD}; it is not a run and is left alone. "
-            "Choose another --run."
-        )
+    check_place(location)
     run = Run(location, uuid.uuid4().hex, configuration, dataset_digest, versions, environment)
     record = {name: value for name, value in vars(run).items() if name != "location"}
     document = {"format": FORMAT, "format_version": FORMAT_VERSION} | record
@@ -137,7 +146,7 @@ def run_lock(location: Location) -> AbstractContextManager[None]:
 
 def _nothing_there(location: Location) -> str:
     if not location.exists():
-        return f"There is no run at {location}. Start one with `pipeline train --run`."
+        return f"There is no run at {location}. Make one with `pipeline train --run {location}`."
     return f"{location} is not a run: it holds no {RECORD}. Restore it, or choose another --run."
 
 

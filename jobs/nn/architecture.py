@@ -3,6 +3,7 @@
 import difflib
 import re
 from dataclasses import dataclass
+from functools import cached_property
 
 HIDDEN_ACTIVATIONS = ("relu", "sigmoid", "tanh")
 """What a layer before the last may apply to its weighted sums."""
@@ -10,7 +11,7 @@ HIDDEN_ACTIVATIONS = ("relu", "sigmoid", "tanh")
 OUTPUT_ACTIVATION = "softmax"
 """What the last layer applies: the loss is the cross-entropy of its probabilities."""
 
-_WIDTH = re.compile(r"[1-9][0-9]{0,6}", re.ASCII)
+_WIDTH = re.compile(r"[1-9][0-9]{0,6}")
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,12 @@ class Layer:
     outputs: int
     """The values it gives per row."""
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, int]:
         """The shape of its parameters, `(1 + inputs, outputs)`: the bias is the first row."""
         return 1 + self.inputs, self.outputs
 
-    @property
+    @cached_property
     def parameter_count(self) -> int:
         """How many numbers the layer learns, biases included."""
         return (1 + self.inputs) * self.outputs

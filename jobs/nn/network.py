@@ -1,6 +1,7 @@
 """The network: forward and backward through its layers, as pure functions of the parameters."""
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -9,6 +10,10 @@ from jobs.nn.activations import ACTIVATIONS, softmax
 from jobs.nn.architecture import Layer, count_parameters
 from jobs.nn.loss import cross_entropy
 from jobs.nn.parameters import Floats, views, weight_slices
+
+
+Columns: TypeAlias = NDArray[np.intp]
+"""Numbers of input columns, ascending; 0 is the bias."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +54,11 @@ class Network:
     `parameters` is the flat vector of `jobs.nn.parameters`, in the network's dtype; `inputs` is
     `(rows, 1 + features)` in that dtype, a column of ones (the bias) first; `targets` is
     `(rows, classes)`, one-hot uint8. Arrays that do not fit raise ValueError.
+
+    `columns` may name, in ascending order, the columns that `inputs` was narrowed to: the others
+    are zero in all its rows, so they add nothing to the sums and get no gradient. A third of a
+    handwritten digit's pixels are blank in a whole mini-batch; leaving them out saves a fifth of
+    a step.
     """
 
     def __init__(self, layers: tuple[Layer, ...], dtype: DTypeLike = np.float32) -> None:
@@ -61,28 +71,40 @@ class Network:
         self._hidden = [ACTIVATIONS[layer.activation] for layer in layers[:-1]]
         self._weight_slices = weight_slices(layers)
 
-    def forward(self, parameters: Floats, inputs: Floats) -> Floats:
+    def forward(
+        self, parameters: Floats, inputs: Floats, columns: Columns | None = None
+    ) -> Floats:
         """The probability of each class for each row: `(rows, classes)`."""
-        self._check_inputs(parameters, inputs)
-        _, logits = self._forward(views(parameters, self.layers), inputs)
+        self._check_inputs(parameters, inputs, columns)
+        _, logits = self._forward(views(parameters, self.layers), inputs, columns)
         return softmax(logits)
 
-    def loss(self, parameters: Floats, inputs: Floats, targets: NDArray[np.uint8]) -> LossSum:
-        """The loss and the correct rows, summed; the log of no probability is taken, so none is 0."""
-        self._check_inputs(parameters, inputs)
+    def loss(
+        self,
+        parameters: Floats,
+        inputs: Floats,
+        targets: NDArray[np.uint8],
+        columns: Columns | None = None,
+    ) -> LossSum:
+        """The summed loss and the correct rows, without the gradient; from logits, so never log(0)."""
+        self._check_inputs(parameters, inputs, columns)
         self._check_targets(inputs, targets)
-        _, logits = self._forward(views(parameters, self.layers), inputs)
+        _, logits = self._forward(views(parameters, self.layers), inputs, columns)
         loss = cross_entropy(logits, targets)
         return LossSum(loss.loss_sum, loss.correct, len(inputs))
 
     def gradient_sum(
-        self, parameters: Floats, inputs: Floats, targets: NDArray[np.uint8]
+        self,
+        parameters: Floats,
+        inputs: Floats,
+        targets: NDArray[np.uint8],
+        columns: Columns | None = None,
     ) -> GradientSum:
         """The gradient of the summed cross-entropy, by backpropagation (Rumelhart et al., 1986)."""
-        self._check_inputs(parameters, inputs)
+        self._check_inputs(parameters, inputs, columns)
         self._check_targets(inputs, targets)
         weights = views(parameters, self.layers)
-        outputs, logits = self._forward(weights, inputs)
+        outputs, logits = self._forward(weights, inputs, columns)
         loss = cross_entropy(logits, targets)
 
         gradient = np.empty_like(parameters)
@@ -94,7 +116,11 @@ class Network:
             np.add.reduce(delta, axis=0, out=gradients[layer][0])
             delta = delta @ weights[layer][1:].T
             delta *= self._hidden[layer - 1].derivative(output)
-        np.matmul(inputs.T, delta, out=gradients[0])
+        if columns is None:
+            np.matmul(inputs.T, delta, out=gradients[0])
+        else:
+            gradients[0].fill(0)
+            gradients[0][columns] = inputs.T @ delta
         return GradientSum(gradient, loss.loss_sum, loss.correct, len(inputs))
 
     def l2_penalty(self, parameters: Floats, l2: float) -> float:
@@ -113,10 +139,13 @@ class Network:
             np.multiply(parameters[weights], l2, out=gradient[weights])
         return gradient
 
-    def _forward(self, weights: list[Floats], inputs: Floats) -> tuple[list[Floats], Floats]:
+    def _forward(
+        self, weights: list[Floats], inputs: Floats, columns: Columns | None
+    ) -> tuple[list[Floats], Floats]:
         """The outputs of each hidden layer, `(rows, outputs)`, and the last layer's logits."""
         outputs: list[Floats] = []
-        sums = inputs @ weights[0]  # the inputs' first column, ones, meets the bias row
+        first = weights[0] if columns is None else weights[0][columns]
+        sums = inputs @ first  # the inputs' first column, ones, meets the bias row
         for activation, matrix in zip(self._hidden, weights[1:], strict=True):
             output = activation.apply(sums, sums)
             outputs.append(output)
@@ -124,17 +153,20 @@ class Network:
             sums += matrix[0]
         return outputs, sums
 
-    def _check_inputs(self, parameters: Floats, inputs: Floats) -> None:
+    def _check_inputs(
+        self, parameters: Floats, inputs: Floats, columns: Columns | None
+    ) -> None:
         if parameters.dtype != self.dtype or inputs.dtype != self.dtype:
             raise ValueError(
                 f"The parameters are {parameters.dtype} and the inputs {inputs.dtype}: "
                 f"expected both to be {self.dtype}, the network's dtype."
             )
-        columns = 1 + self.layers[0].inputs
-        if inputs.ndim != 2 or inputs.shape[1] != columns:
+        features = self.layers[0].inputs
+        expected = 1 + features if columns is None else len(columns)
+        if inputs.ndim != 2 or inputs.shape[1] != expected:
             raise ValueError(
-                f"The inputs have the shape {inputs.shape}: expected (rows, {columns}), "
-                f"a bias column and {columns - 1} features."
+                f"The inputs have the shape {inputs.shape}: expected (rows, {expected}), "
+                f"a bias column and {expected - 1} of {features} features."
             )
 
     def _check_targets(self, inputs: Floats, targets: NDArray[np.uint8]) -> None:

@@ -168,3 +168,29 @@ def test_what_does_not_fit_is_refused() -> None:
             network.gradient_sum(*arguments)
     with pytest.raises(ValueError, match="expected float32 or float64"):
         Network(network.layers, np.float16)
+
+
+def test_columns_that_are_zero_in_every_row_may_be_left_out() -> None:
+    """Narrowed inputs with their columns give what the full inputs give."""
+    generator = np.random.default_rng(5)
+    layers = parse_network("12-relu-7-tanh-5-softmax-3")
+    network = Network(layers, np.float64)
+    parameters = initialise("scaled", layers, 1, np.float64)
+    inputs = generator.random((9, 13))
+    inputs[:, 0] = 1
+    inputs[:, [2, 3, 8, 12]] = 0
+    targets = np.eye(3, dtype=np.uint8)[generator.integers(0, 3, 9)]
+    columns = np.flatnonzero(inputs.any(axis=0))
+    narrow = np.ascontiguousarray(inputs[:, columns])
+
+    full = network.gradient_sum(parameters, inputs, targets)
+    narrowed = network.gradient_sum(parameters, narrow, targets, columns)
+
+    np.testing.assert_allclose(narrowed.gradient, full.gradient, rtol=0, atol=1e-14)
+    assert full.correct == narrowed.correct
+    np.testing.assert_allclose(narrowed.loss_sum, full.loss_sum, rtol=1e-14)
+    np.testing.assert_allclose(
+        network.forward(parameters, narrow, columns), network.forward(parameters, inputs), rtol=1e-14
+    )
+    with pytest.raises(ValueError, match="12"):
+        network.forward(parameters, narrow, columns[:-1])

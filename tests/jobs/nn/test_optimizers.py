@@ -74,6 +74,19 @@ def test_blocks_leave_no_seam(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_numpy_rate_gives_the_same_bits(name: str) -> None:
+    """A float64 scalar as the rate does not draw float32 arithmetic into float64."""
+    layers = parse_network("99-softmax-10")
+    generator = np.random.default_rng(8)
+    parameters, gradient = generator.normal(size=(2, 1000)).astype(np.float32)
+    optimizer = make_optimizer(name, layers, l2=0.1)
+    state = optimizer.initial_state(parameters)
+    expected, _ = optimizer.step(parameters, gradient, state, 0.1, 1)
+    stepped, _ = optimizer.step(parameters, gradient, state, np.float64(0.1), 1)
+    np.testing.assert_array_equal(expected, stepped)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_optimizers_are_known_by_name(name: str) -> None:
     """What `make_optimizer` makes carries the name it was asked for; adamw decouples L2."""
     optimizer = make_optimizer(name, LAYERS)

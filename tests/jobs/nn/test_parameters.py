@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jobs.nn.architecture import parse_network
-from jobs.nn.parameters import names, views, weight_slices
+from jobs.nn.parameters import Floats, names, views, weight_slices
 
 LAYERS = parse_network("2-relu-3-softmax-2")
 
@@ -20,7 +20,7 @@ def test_views_share_the_vectors_memory() -> None:
 
 
 @pytest.mark.parametrize("flat", [np.zeros(16), np.zeros((17, 1)), np.zeros(34)[::2]])
-def test_a_vector_that_does_not_fit_is_refused(flat: np.ndarray) -> None:
+def test_a_vector_that_does_not_fit_is_refused(flat: Floats) -> None:
     """Another length, another rank or a stride cannot be seen as the network's matrices."""
     with pytest.raises(ValueError, match=r"contiguous vector of shape \(17,\)"):
         views(flat, LAYERS)

@@ -1,0 +1,183 @@
+"""Verification: read all of a dataset, a run or a scoring, and check everything that is recorded.
+
+Each function yields, for each thing that it has checked, what that was and what is wrong with it:
+`None` where nothing is. Files that are no part of what is verified are wrong too, for nothing
+vouches for them; what a dead writer left under a hidden temporary name is not.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import numpy as np
+
+from storage import sealed
+from storage.checkpoints import (
+    DIRECTORY,
+    MANIFEST,
+    NAME,
+    STATE,
+    list_checkpoints,
+    load_checkpoint,
+    recorded_metrics,
+)
+from storage.chunks import ChunkReader
+from storage.dataset import MAKE_AGAIN, Dataset, Split, open_array, open_dataset
+from storage.errors import BadDataError
+from storage.location import Location
+from storage.predictions import FORMAT as SCORES_FORMAT
+from storage.predictions import JOURNAL, METRICS, Scores, open_scores
+from storage.runs import RECORD, SCORES, open_run
+from storage.store import METADATA_NAME, LocationStore
+
+Check = tuple[str, BadDataError | None]
+
+Found = TypeVar("Found")
+
+
+def verify_location(location: Location) -> Iterator[Check]:
+    """Verify whatever is at a location: a run, a scoring, or else what should be a dataset."""
+    if location.exists(RECORD):
+        return verify_run(location)
+    return verify_scores(location) if _is_scoring(location) else verify_dataset(location)
+
+
+def verify_dataset(location: Location) -> Iterator[Check]:
+    """Every chunk, count and digest of a dataset, and how Zarr itself opens its arrays."""
+    dataset, error = _attempt(lambda: open_dataset(location))
+    yield f"{location}: attributes", error
+    if dataset is None:
+        return
+    for split in dataset.splits.values():
+        yield from _verify_split(split, LocationStore(location, read_only=True))
+    yield from _strangers(location, _dataset_keys(dataset).__contains__)
+
+
+def _verify_split(split: Split, store: LocationStore) -> Iterator[Check]:
+    place = f"{store.location}/{split.name}"
+    yield from _verify_arrays(store, split.readers)
+    for number in range(split.schema.chunks):
+        yield f"{place}: chunk {number}", _trouble(_check_chunk, split, number)
+    if split.schema.classes:
+        yield f"{place}: class counts", _trouble(_check_class_counts, split)
+
+
+def _check_chunk(split: Split, number: int) -> None:
+    targets = split.read_chunk(number).targets
+    if targets is None:
+        return
+    found = targets.sum(axis=0, dtype=np.int64).tolist()
+    recorded = split.chunk_class_counts[number].tolist()
+    if found != recorded:
+        raise BadDataError(
+            f"Chunk {number} of split {split.name} has class counts {found}; recorded are "
+            f"{recorded}. {MAKE_AGAIN}"
+        )
+
+
+def _check_class_counts(split: Split) -> None:
+    found = split.chunk_class_counts.sum(axis=0).tolist()
+    if found != list(split.record.class_counts):
+        raise BadDataError(
+            f"Split {split.name} counts {found} rows per class; recorded are "
+            f"{list(split.record.class_counts)}. {MAKE_AGAIN}"
+        )
+
+
+def _dataset_keys(dataset: Dataset) -> set[str]:
+    keys = {METADATA_NAME, *dataset.metadata_digests}
+    for split in dataset.splits.values():
+        keys |= _chunk_keys(f"{split.name}/", split.readers)
+    return keys
+
+
+def verify_scores(location: Location) -> Iterator[Check]:
+    """Every chunk and digest of a complete scoring, its metrics, and how Zarr opens its arrays."""
+    scores, error = _attempt(lambda: open_scores(location))
+    yield f"{location}: attributes", error
+    if scores is None:
+        return
+    yield from _verify_arrays(LocationStore(location, read_only=True), scores.readers)
+    for number in range(scores.schema.chunks):
+        yield f"{location}: chunk {number}", _trouble(scores.read_chunk, number)
+    yield f"{location}: metrics", _trouble(scores.metrics)
+    yield from _strangers(location, _scores_keys(scores).__contains__)
+
+
+def _scores_keys(scores: Scores) -> set[str]:
+    # A death between the scoring's completion and its journal's removal leaves the journal.
+    metadata = {f"{name}/{METADATA_NAME}" for name in scores.readers}
+    return {METADATA_NAME, METRICS, JOURNAL} | metadata | _chunk_keys("", scores.readers)
+
+
+def _is_scoring(location: Location) -> bool:
+    try:
+        document = sealed.parse(sealed.read(location, METADATA_NAME), str(location))
+    except (FileNotFoundError, BadDataError):
+        return False
+    attributes = document.get("attributes")
+    return isinstance(attributes, dict) and attributes.get("format") == SCORES_FORMAT
+
+
+def verify_run(location: Location) -> Iterator[Check]:
+    """A run's record, every checkpoint, the lines of metrics, and every scoring.
+
+    Other files at the run's top belong to whoever put them there.
+    """
+    run, error = _attempt(lambda: open_run(location))
+    yield f"{location}: record", error
+    if run is None:
+        return
+    for name in list_checkpoints(run):
+        error = _trouble(load_checkpoint, run, name)
+        if error is None or location.exists(name.key):  # a run that goes on prunes meanwhile
+            yield f"{location}: checkpoint {name}", error
+    yield f"{location}: metrics", _trouble(recorded_metrics, run)
+    yield from _strangers(location, _is_of_run)
+    for home in location.names(SCORES):
+        if not home.startswith("."):
+            yield from verify_scores(location.child(f"{SCORES}/{home}"))
+
+
+def _is_of_run(key: str) -> bool:
+    """Whether a file is a checkpoint's, or lies where this function's caller does not judge."""
+    directory, *rest = key.split("/")
+    if directory != DIRECTORY:
+        return True
+    return len(rest) == 2 and bool(NAME.fullmatch(rest[0])) and rest[1] in (STATE, MANIFEST)
+
+
+def _verify_arrays(store: LocationStore, readers: dict[str, ChunkReader]) -> Iterator[Check]:
+    """What our own reading of chunks does not look at: the arrays' own metadata."""
+    for reader in readers.values():
+        yield f"{reader.location}: metadata", _trouble(open_array, store, reader)
+
+
+def _chunk_keys(prefix: str, readers: dict[str, ChunkReader]) -> set[str]:
+    return {f"{prefix}{name}/{key}" for name, reader in readers.items() for key in reader.keys}
+
+
+def _strangers(location: Location, is_expected: Callable[[str], bool]) -> Iterator[Check]:
+    """Every object whose key is not expected, and which is no leftover of a dead writer."""
+    for key in location.objects():
+        if is_expected(key) or any(_is_leftover(part) for part in key.split("/")):
+            continue
+        place = f"{location}/{key}"
+        yield (
+            place,
+            BadDataError(f"{place} is no part of what is recorded here. Move it elsewhere."),
+        )
+
+
+def _is_leftover(name: str) -> bool:
+    return name.startswith(".") and name.endswith((".tmp", ".old"))
+
+
+def _attempt(read: Callable[[], Found]) -> tuple[Found | None, BadDataError | None]:
+    try:
+        return read(), None
+    except BadDataError as error:
+        return None, error
+
+
+def _trouble(check: Callable[..., Any], *arguments: Any) -> BadDataError | None:
+    return _attempt(lambda: check(*arguments))[1]

@@ -1,0 +1,66 @@
+"""`python -m tests.benchmarks [NAMES]`: measure, print one table, write JSON."""
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from jobs.console import table
+from jobs.environment import environment
+from tests.benchmarks.contest import Verdict
+from tests.benchmarks.data import CORES, SOURCE, Workplace
+from tests.benchmarks.epochs import bench_epochs
+from tests.benchmarks.processes import bench_help, bench_ingest, bench_to_98, bench_train
+from tests.benchmarks.streams import bench_score, bench_stream
+
+BENCHMARKS = {
+    "help": bench_help,
+    "stream": bench_stream,
+    "ingest": bench_ingest,
+    "score": bench_score,
+    "epochs": bench_epochs,
+    "train": bench_train,
+    "to-98": bench_to_98,
+}
+
+
+def main() -> None:
+    """Run the benchmarks that were named, by default all but the large ones."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAMES", help=", ".join(BENCHMARKS))
+    parser.add_argument("--rounds", type=int, default=5, help="counted rounds of each contest")
+    parser.add_argument("--json", type=Path, default=Path("benchmarks.json"), help="where to")
+    arguments = parser.parse_args()
+    names = arguments.names or list(BENCHMARKS)
+    if unknown := set(names) - set(BENCHMARKS):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(BENCHMARKS)}")
+    verdicts: list[Verdict] = []
+    with tempfile.TemporaryDirectory(prefix="benchmarks-") as scratch:
+        workplace = Workplace(Path(scratch))
+        for name in names:
+            for verdict in BENCHMARKS[name](workplace, arguments.rounds):
+                verdicts.append(verdict)
+                print(f"{verdict.name}: {verdict.figure:,.3f}  {verdict.note}", file=sys.stderr)
+    print(f"{SOURCE} on {CORES} cores: {environment()}\n")
+    print(_table(verdicts))
+    document = {"environment": environment(), "cores": CORES, "source": SOURCE}
+    document["verdicts"] = [verdict.to_json() for verdict in verdicts]
+    arguments.json.write_text(json.dumps(document, indent=2) + "\n")
+
+
+def _table(verdicts: list[Verdict]) -> str:
+    rows = [
+        [
+            verdict.name,
+            f"{'>=' if verdict.at_least else '<='} {verdict.target:,g}",
+            f"{verdict.figure:,.0f}" if verdict.figure > 1000 else f"{verdict.figure:.2f}",
+            "met" if verdict.met else "MISSED",
+        ]
+        for verdict in verdicts
+    ]
+    return table(["what", "target", "figure", "verdict"], rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""An epoch of training: streamed from disk, from memory, as bare products, and in PyTorch."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from jobs.config import TrainConfig
+from jobs.nn.architecture import parse_network
+from jobs.nn.initialise import initialise
+from jobs.nn.network import Network
+from jobs.nn.optimizers import make_optimizer
+from jobs.step import StepArithmetic, default_micro_batches, one_blas_thread
+from jobs.trainer import RunningSums, Trainer
+from pipeline.stream import Batch
+from tests.benchmarks.contest import Contestant, Verdict, medians
+from tests.benchmarks.data import CORES, NETWORK, Workplace
+from tests.benchmarks.peers import bare_products, torch_epoch
+
+MANY = 10**6
+
+
+def streamed_epoch(
+    workplace: Workplace, batch_size: int, threads: int, stack: ExitStack
+) -> Contestant:
+    """All that `pipeline train` does in an epoch but evaluation and checkpoint."""
+    config = TrainConfig(
+        batch_size=batch_size,
+        threads=threads,
+        optimizer="sgd",
+        learning_rate=0.1,
+        schedule="constant",
+        l2=0.0,
+        epochs=MANY,
+    )
+    trainer = stack.enter_context(Trainer(config, parse_network(NETWORK), workplace.dataset))
+
+    def epoch() -> None:
+        with one_blas_thread():
+            trainer.sums = RunningSums()
+            trainer.train_epoch(lambda: None)
+
+    return epoch
+
+
+def memory_epoch(
+    workplace: Workplace, batch_size: int, threads: int, stack: ExitStack
+) -> Contestant:
+    """Our own arithmetic over rows that lie in memory, shuffled afresh."""
+    inputs, targets = workplace.train_bytes, workplace.train_targets
+    layers = parse_network(NETWORK)
+    optimizer = make_optimizer("sgd", layers)
+    arithmetic = StepArithmetic(Network(layers), min(threads, default_micro_batches(batch_size)))
+    stack.callback(arithmetic.close)
+    parameters = initialise("scaled", layers, 0)
+
+    def cut(rows: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> Iterator[Batch]:
+        for part in np.array_split(rows, default_micro_batches(batch_size)):
+            yield Batch(inputs[part], targets[part], part)
+
+    def epoch() -> None:
+        nonlocal parameters
+        order = np.random.default_rng(0).permutation(len(inputs))
+        with one_blas_thread():
+            for number, start in enumerate(range(0, len(order), batch_size), 1):
+                step = arithmetic.gradient_sum(parameters, cut(order[start : start + batch_size]))
+                gradient = step.gradient / step.rows
+                parameters, _ = optimizer.step(parameters, gradient, {}, 0.1, number)
+
+    return epoch
+
+
+def bench_epochs(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
+    """The four rows: one thread and all cores, batches of 100 and 1000."""
+    rows = len(workplace.train_bytes)
+    bare_targets = {(1, 1000): 1.12, (1, 100): 1.20, (CORES, 1000): 1.6}
+    for threads in dict.fromkeys((1, CORES)):
+        for batch_size in (100, 1000):
+            with ExitStack() as stack:
+                products = bare_products(rows, batch_size)
+
+                def bare(products: Contestant = products, threads: int = threads) -> None:
+                    with threadpool_limits(threads, user_api="blas"):
+                        products()
+
+                found = medians(
+                    {
+                        "bare": bare,
+                        "torch": torch_epoch(workplace, batch_size, threads, loader=False),
+                        "loader": torch_epoch(workplace, batch_size, threads, loader=True),
+                        "memory": memory_epoch(workplace, batch_size, threads, stack),
+                        "streamed": streamed_epoch(workplace, batch_size, threads, stack),
+                    },
+                    rounds,
+                )
+            where = f"{threads} thread{'s' if threads > 1 else ''}, batch {batch_size}"
+            note = ", ".join(f"{name} {seconds:.3f} s" for name, seconds in found.items())
+            streamed = found["streamed"]
+            if (threads, batch_size) in bare_targets:
+                target = bare_targets[threads, batch_size]
+                yield Verdict(f"streamed / bare, {where}", streamed / found["bare"], target, note=note)
+            yield Verdict(f"streamed / PyTorch in memory, {where}", streamed / found["torch"], 0.75)
+            yield Verdict(f"streamed / PyTorch DataLoader, {where}", streamed / found["loader"], 0.55)
+            yield Verdict(f"streamed / our own in memory, {where}", streamed / found["memory"], 1.05)

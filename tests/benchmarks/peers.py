@@ -1,0 +1,111 @@
+"""The peers: bare matrix products, and the same training in PyTorch."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from jobs.nn.architecture import Layer, parse_network
+from tests.benchmarks.contest import Contestant
+from tests.benchmarks.data import NETWORK, Workplace
+
+
+def bare_products(rows: int, batch_size: int, *, backward: bool = True) -> Contestant:
+    """Nothing but the matrix products of an epoch, into arrays made before."""
+    products = list(_products(parse_network(NETWORK), batch_size, backward))
+
+    def epoch() -> None:
+        for _ in range(rows // batch_size):
+            for left, right, out in products:
+                np.matmul(left, right, out=out)
+
+    return epoch
+
+
+def _products(
+    layers: tuple[Layer, ...], rows: int, backward: bool
+) -> Iterator[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]:
+    generator = np.random.default_rng(0)
+
+    def some(*shape: int) -> NDArray[np.float32]:
+        return generator.random(shape, dtype=np.float32)
+
+    for number, layer in enumerate(layers):
+        inputs = layer.inputs if number else 1 + layer.inputs
+        values, weights, deltas = (
+            some(rows, inputs),
+            some(inputs, layer.outputs),
+            some(rows, layer.outputs),
+        )
+        yield values, weights, some(rows, layer.outputs)
+        if backward:
+            yield values.T, deltas, some(inputs, layer.outputs)
+            if number:
+                yield deltas, weights.T, some(rows, inputs)
+
+
+def torch_model() -> torch.nn.Sequential:
+    """The default network, its output as logits."""
+    return torch.nn.Sequential(
+        torch.nn.Linear(784, 200),
+        torch.nn.ReLU(),
+        torch.nn.Linear(200, 80),
+        torch.nn.Sigmoid(),
+        torch.nn.Linear(80, 10),
+    )
+
+
+def torch_tensors(workplace: Workplace) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images scaled to float32, and labels, in memory."""
+    images = torch.from_numpy(workplace.train_bytes[:, 1:].astype(np.float32) / 255)
+    return images, torch.from_numpy(workplace.train_targets.argmax(axis=1))
+
+
+def torch_epoch(
+    workplace: Workplace, batch_size: int, threads: int, *, loader: bool
+) -> Contestant:
+    """An epoch of SGD in PyTorch, from memory or through its DataLoader."""
+    images, labels = torch_tensors(workplace)
+    model = torch_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    batches = loader_batches if loader else memory_batches
+
+    def epoch() -> None:
+        torch.set_num_threads(threads)
+        for inputs, targets in batches(images, labels, batch_size):
+            optimizer.zero_grad(set_to_none=True)
+            torch.nn.functional.cross_entropy(model(inputs), targets).backward()
+            optimizer.step()
+
+    return epoch
+
+
+Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
+
+
+def memory_batches(images: torch.Tensor, labels: torch.Tensor, batch_size: int) -> Batches:
+    """Shuffled batches gathered from tensors in memory."""
+    order = torch.randperm(len(images))
+    for start in range(0, len(images), batch_size):
+        rows = order[start : start + batch_size]
+        yield images[rows], labels[rows]
+
+
+def loader_batches(images: torch.Tensor, labels: torch.Tensor, batch_size: int) -> Batches:
+    """Shuffled batches of a DataLoader that asks its dataset for whole batches, its fastest way."""
+    dataset = torch.utils.data.TensorDataset(images, labels)
+    sampler = torch.utils.data.BatchSampler(
+        torch.utils.data.RandomSampler(dataset), batch_size, drop_last=False
+    )
+    yield from torch.utils.data.DataLoader(dataset, sampler=sampler, batch_size=None)
+
+
+def plain_loader_batches(images: torch.Tensor, labels: torch.Tensor, batch_size: int) -> Batches:
+    """Shuffled batches of a DataLoader as its documentation shows it, row by row."""
+    dataset = torch.utils.data.TensorDataset(images, labels)
+    yield from torch.utils.data.DataLoader(dataset, batch_size=batch_size, shuffle=True)
+
+
+Loader = Callable[[torch.Tensor, torch.Tensor, int], Batches]

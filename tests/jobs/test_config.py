@@ -1,0 +1,278 @@
+"""The settings: their types and ranges, from TOML and JSON, and what may differ in a resume."""
+
+import re
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.config import INITS, OPTIMIZERS, SCHEDULES, TrainConfig, may_change, read_toml
+from jobs.nn import initialise, optimizers, schedules
+from storage.errors import BadDataError, UsageError
+
+OTHER = TrainConfig(
+    network="784-tanh-5-softmax-10",
+    epochs=3,
+    batch_size=7,
+    optimizer="sgd",
+    learning_rate=0.5,
+    schedule="constant",
+    momentum=0.5,
+    l2=0.0,
+    init="normal-0.1",
+    seed=9,
+    dtype="float64",
+    shuffle=False,
+    shuffle_memory=2**21,
+    drop_last=True,
+    micro_batches=3,
+    evaluate="train,test",
+    holdout=11,
+    patience=4,
+    checkpoint_every=6,
+    keep=8,
+    threads=2,
+)
+"""Every setting differs from its default."""
+
+
+def refusal(**settings: Any) -> str:
+    """The message with which these settings are refused."""
+    with pytest.raises(UsageError) as caught:
+        TrainConfig(**settings)
+    return str(caught.value)
+
+
+def test_lists_agree() -> None:
+    """The names that the commands offer are those that the network's own lists have."""
+    assert optimizers.OPTIMIZERS == OPTIMIZERS
+    assert schedules.SCHEDULES == SCHEDULES
+    assert initialise.SCHEMES == INITS
+
+
+def test_every_setting_is_explained() -> None:
+    """Each setting has a help text that is a sentence."""
+    for setting in fields(TrainConfig):
+        assert re.fullmatch(r"[A-Z].*[^.]\.|.*none\.", setting.metadata["help"]), setting.name
+
+
+def test_other_differs() -> None:
+    """`OTHER` has no default left, so that the tests with it leave out no setting."""
+    assert all(getattr(OTHER, f.name) != f.default for f in fields(TrainConfig))
+
+
+def test_json_round_trip() -> None:
+    """The settings go to JSON and back."""
+    assert OTHER == TrainConfig.from_json(OTHER.to_json(), "run.json")
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({"batchsize": 3}, "run.json has an unknown setting 'batchsize'"),
+        ({"epochs": "3"}, "run.json gives epochs as '3'; expected a value of type int"),
+        ({"epochs": 0}, "--epochs is 0; expected 1 to 1,000,000."),
+        ({"epochs": None}, "type int"),
+    ],
+)
+def test_bad_json(document: dict[str, Any], message: str) -> None:
+    """A record that holds anything else is bad data, and its place is named."""
+    with pytest.raises(BadDataError) as caught:
+        TrainConfig.from_json(document, "run.json")
+    assert message in str(caught.value)
+
+
+def test_toml(tmp_path: Path) -> None:
+    """Every setting can be given in TOML by its name, with dashes or underscores."""
+    lines = []
+    for number, (name, value) in enumerate(OTHER.to_json().items()):
+        key = name.replace("_", "-") if number % 2 else name
+        text = str(value).lower() if isinstance(value, bool) else repr(value)
+        lines.append(f"{key} = {text}\n")
+    (tmp_path / "run.toml").write_text("".join(lines))
+    assert OTHER == TrainConfig().updated(read_toml(tmp_path / "run.toml"), "run.toml")
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("batchsize", "batch_size"),
+        ("lr", "l2"),
+        ("learning-rte", "learning_rate"),
+        ("optimiser", "optimizer"),
+        ("epoch", "epochs"),
+        ("Seed", "seed"),
+    ],
+)
+def test_unknown_setting(key: str, nearest: str) -> None:
+    """An unknown setting is an error that names the place and the nearest known one."""
+    with pytest.raises(UsageError) as caught:
+        TrainConfig().updated({key: 1}, "my.toml")
+    expected = f"my.toml has an unknown setting '{key}'; did you mean '{nearest}'?"
+    assert expected == str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind"),
+    [
+        ({"epochs": 2.0}, "int"),
+        ({"epochs": True}, "int"),
+        ({"epochs": "2"}, "int"),
+        ({"learning_rate": "0.1"}, "float"),
+        ({"learning_rate": True}, "float"),
+        ({"shuffle": 1}, "bool"),
+        ({"shuffle": "true"}, "bool"),
+        ({"network": 784}, "str"),
+        ({"evaluate": ["train", "test"]}, "str"),
+        ({"seed": {"a": 1}}, "int"),
+    ],
+)
+def test_types(settings: dict[str, Any], kind: str) -> None:
+    """A value of another type is refused with the place, the setting and the type."""
+    ((name, value),) = settings.items()
+    with pytest.raises(UsageError) as caught:
+        TrainConfig().updated(settings, "my.toml")
+    expected = f"my.toml gives {name} as {value!r}; expected a value of type {kind}."
+    assert expected == str(caught.value)
+
+
+def test_integers_for_floats() -> None:
+    """A whole number passes for a float, and is one from there on."""
+    rate = TrainConfig().updated({"learning_rate": 1}, "my.toml").learning_rate
+    assert (1.0, float) == (rate, type(rate))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epochs": 0}, "--epochs is 0; expected 1 to 1,000,000."),
+        ({"epochs": 10**6 + 1}, "--epochs"),
+        ({"batch_size": -1}, "--batch-size is -1; expected at least 0."),
+        ({"learning_rate": -0.1}, "--learning-rate is -0.1; expected 0 to 1,000,000"),
+        ({"learning_rate": float("nan")}, "--learning-rate is nan"),
+        ({"learning_rate": float("inf")}, "--learning-rate is inf"),
+        ({"momentum": 1.0}, "--momentum is 1.0; expected 0 to 0.9999."),
+        ({"momentum": -0.5}, "--momentum"),
+        ({"l2": -1.0}, "--l2"),
+        ({"l2": float("nan")}, "--l2"),
+        ({"seed": -1}, "--seed"),
+        ({"seed": 2**63}, "--seed"),
+        ({"shuffle_memory": 2**20 - 1}, "--shuffle-memory is 1048575; expected at least 1,048,576"),
+        ({"micro_batches": -1}, "--micro-batches"),
+        ({"holdout": -1}, "--holdout"),
+        ({"patience": -1, "holdout": 1}, "--patience"),
+        ({"checkpoint_every": -1}, "--checkpoint-every"),
+        ({"keep": 0}, "--keep is 0; expected at least 1."),
+        ({"threads": -1}, "--threads"),
+        ({"threads": 1025}, "--threads is 1025; expected 0 to 1,024."),
+        ({"optimizer": "adamm"}, "(nearest: adam)"),
+        ({"schedule": "cosin"}, "(nearest: cosine)"),
+        ({"init": "he"}, "expected one of scaled, he-normal,"),
+        ({"dtype": "float16"}, "--dtype is 'float16'; expected one of float32, float64"),
+        ({"evaluate": "valid"}, "--evaluate is 'valid'; expected train, test, train,test or none."),
+        ({"evaluate": ""}, "--evaluate"),
+        ({"evaluate": "test,test"}, "--evaluate"),
+        ({"evaluate": "none,test"}, "--evaluate"),
+        ({"patience": 3}, "--holdout ROWS"),
+    ],
+)
+def test_ranges(settings: dict[str, Any], message: str) -> None:
+    """A setting out of range is refused with its option, its value, and the range."""
+    assert message in refusal(**settings)
+
+
+def test_enormous_integer() -> None:
+    """An integer beyond all floats is out of range like any other."""
+    with pytest.raises(UsageError, match="--learning-rate is inf"):
+        TrainConfig().updated({"learning_rate": 10**400}, "my.toml")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"epochs": 1},
+        {"batch_size": 0},
+        {"learning_rate": 0.0},
+        {"momentum": 0.0},
+        {"momentum": 0.9999},
+        {"seed": 2**63 - 1},
+        {"shuffle_memory": 2**20},
+        {"keep": 1},
+        {"threads": 1024},
+        {"holdout": 1, "patience": 1},
+    ],
+)
+def test_limits(settings: dict[str, Any]) -> None:
+    """Both ends of each range are allowed."""
+    assert replace(TrainConfig(), **settings).to_json().items() >= settings.items()
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "splits"),
+    [
+        ("none", ()),
+        ("test", ("test",)),
+        ("test,train", ("test", "train")),
+        (" train , test ", ("train", "test")),
+    ],
+)
+def test_evaluated_splits(evaluate: str, splits: tuple[str, ...]) -> None:
+    """The splits to evaluate, in the order given."""
+    assert splits == TrainConfig(evaluate=evaluate).evaluated_splits
+
+
+def _others() -> list[tuple[str, Any]]:
+    return [(name, value) for name, value in OTHER.to_json().items() if name != "patience"]
+
+
+@pytest.mark.parametrize(("name", "value"), _others(), ids=[name for name, _ in _others()])
+def test_digest_and_differences(name: str, value: Any) -> None:
+    """The digest and the differences tell every setting but those that a resume may change."""
+    recorded = TrainConfig()
+    given = replace(recorded, **{name: value})
+    if name in ("checkpoint_every", "keep", "threads"):
+        assert ([], recorded.digest) == (given.differences(recorded), given.digest)
+        return
+    expected = [f"{name}: {getattr(recorded, name)!r} recorded, {value!r} given"]
+    assert expected == given.differences(recorded)
+    assert recorded.digest != given.digest
+
+
+@pytest.mark.parametrize(
+    ("schedule", "changes"), [("constant", True), ("cosine", False), ("one-cycle", False)]
+)
+def test_epochs_may_change(schedule: str, changes: bool) -> None:
+    """The number of epochs may change where the schedule does not go by it."""
+    recorded = TrainConfig(schedule=schedule)
+    given = replace(recorded, epochs=99)
+    assert changes == (not given.differences(recorded))
+    assert changes == (given.digest == recorded.digest)
+    epochs = next(setting for setting in fields(TrainConfig) if setting.name == "epochs")
+    assert changes == may_change(epochs, recorded)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"epochs = ", "is not valid TOML"),
+        (b"epochs = 1\nepochs = 2\n", "is not valid TOML"),
+        (b"network = '\xff'", "is not valid TOML"),
+        (b"a = " + b"[" * 5000, "is not valid TOML"),
+        (b"epochs = " + b"9" * 5000, "is not valid TOML"),
+        (b"#" * (2**20 + 1), "more than 1,048,576 bytes"),
+    ],
+)
+def test_bad_toml(content: bytes, message: str, tmp_path: Path) -> None:
+    """What is not TOML is refused with the file's name."""
+    (tmp_path / "my.toml").write_bytes(content)
+    with pytest.raises(UsageError) as caught:
+        read_toml(tmp_path / "my.toml")
+    assert message in str(caught.value)
+    assert str(tmp_path / "my.toml") in str(caught.value)
+
+
+def test_no_toml(tmp_path: Path) -> None:
+    """A file that is not there is named."""
+    with pytest.raises(UsageError, match=r"There is no configuration file .*absent\.toml"):
+        read_toml(tmp_path / "absent.toml")

@@ -1,0 +1,87 @@
+"""Learning: what the default settings reach on MNIST, and that the original's are reachable."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+from jobs.config import TrainConfig
+from jobs.train import train
+from pipeline.ingest import ingest
+
+SEEDS = range(5)
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory of this session, the same for all of its pytest-xdist workers."""
+    base = tmp_path_factory.getbasetemp()
+    directory = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "learning"
+    directory.mkdir(exist_ok=True)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def mnist(mnist_dir: Path, shared: Path) -> Path:
+    """Real MNIST as a dataset."""
+    with FileLock(shared / "mnist.lock"):  # the second worker finds what the first has made
+        ingest(str(mnist_dir), shared / "mnist")
+    return shared / "mnist"
+
+
+def accuracy(seed: int, mnist: Path) -> float:
+    """The test accuracy of the default training; a run that is there already is taken."""
+    run = mnist.with_name(f"seed-{seed}")
+    with FileLock(f"{run}.lock"):
+        result = train(TrainConfig(seed=seed), dataset=mnist, run=run, resume=True)
+    assert 10 == len(result.metrics)
+    return float(result.metrics[-1]["evaluation"]["test"]["accuracy"])
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_each_seed(seed: int, mnist: Path) -> None:
+    """The default training reaches 98.0 % on MNIST with every seed."""
+    assert 0.98 <= accuracy(seed, mnist)
+
+
+def test_on_average(mnist: Path) -> None:
+    """The default training reaches 98.2 % on average over the seeds."""
+    assert 0.982 <= sum(accuracy(seed, mnist) for seed in SEEDS) / len(SEEDS)
+
+
+ORIGINAL = {
+    "epochs": 1,
+    "optimizer": "sgd",
+    "learning_rate": 0.1,
+    "schedule": "constant",
+    "shuffle": False,
+    "init": "normal-0.1",
+}
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps", "least"),
+    [
+        ({"batch_size": 100, "l2": 0.0}, 600, 0.85),
+        ({"batch_size": 1000, "l2": 0.0}, 60, 0.55),
+        ({"batch_size": 1000, "l2": 0.01}, 60, 0.5),
+        ({"batch_size": 0, "l2": 0.0}, 1, 0.05),
+    ],
+)
+def test_original_settings(
+    settings: dict[str, Any], steps: int, least: float, mnist: Path, tmp_path: Path
+) -> None:
+    """The original's settings can be had, and learn in an epoch what so many steps can teach."""
+    config = TrainConfig().updated(ORIGINAL | settings, "the test")
+    result = train(config, dataset=mnist, run=tmp_path / "run")
+    assert steps == result.metrics[0]["steps"]
+    assert least <= result.metrics[0]["evaluation"]["test"]["accuracy"]
+
+
+def test_drawn_digits(tmp_path: Path) -> None:
+    """Drawn digits are work, but can be learned: the default training ends at 95 to 99.5 %."""
+    ingest("synthetic", tmp_path / "data")
+    result = train(TrainConfig(), dataset=tmp_path / "data", run=tmp_path / "run")
+    assert 0.95 <= result.metrics[-1]["evaluation"]["test"]["accuracy"] <= 0.995

@@ -1,0 +1,136 @@
+"""The model of a run: which checkpoint a choice means, and what is refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from jobs.model import load_model
+from jobs.train import TrainResult, train
+from storage import sealed
+from storage.checkpoints import MANIFEST, STATE, CheckpointName
+from storage.errors import BadDataError, UsageError
+from storage.location import open_location
+from storage.runs import RECORD, Run, open_run
+from tests.jobs.trainings import small
+
+CONFIG = small(
+    epochs=6, holdout=50, learning_rate=0.03, schedule="constant", l2=0.0, checkpoint_every=6
+)
+
+
+@pytest.fixture(scope="module")
+def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    """A run whose best epoch is not its last, with all its checkpoints."""
+    return train(CONFIG, dataset=digits, run=tmp_path_factory.mktemp("trained") / "run")
+
+
+@pytest.fixture
+def run(trained: TrainResult, tmp_path: Path) -> Run:
+    """A copy of it, to do as one likes with."""
+    return open_run(open_location(shutil.copytree(trained.run.location.path, tmp_path / "run")))
+
+
+def damage(run: Run, name: CheckpointName) -> None:
+    """Flip a bit of a checkpoint's tensors."""
+    path = run.location.path / name.key / STATE
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def test_best(run: Run, trained: TrainResult) -> None:
+    """`best` is the checkpoint with the lowest validation cross-entropy."""
+    model = load_model(run, "best")
+    assert trained.best == model.checkpoint
+    assert CheckpointName(6, 0) != model.checkpoint
+    assert trained.metrics[model.checkpoint.epoch - 1]["parameters_digest"] == model.digest
+    assert () == model.warnings
+
+
+def test_latest(run: Run, trained: TrainResult) -> None:
+    """`latest` is the newest."""
+    model = load_model(run, "latest")
+    assert (CheckpointName(6, 0), trained.parameters_digest) == (model.checkpoint, model.digest)
+
+
+def test_latest_within_an_epoch(run: Run) -> None:
+    """`latest` may lie within an epoch."""
+    shutil.rmtree(run.location.path / CheckpointName(6, 0).key)
+    assert CheckpointName(5, 6) == load_model(run, "latest").checkpoint
+
+
+@pytest.mark.parametrize("epoch", range(1, 7))
+def test_epoch(epoch: int, run: Run, trained: TrainResult) -> None:
+    """A number is the checkpoint at that epoch's end."""
+    model = load_model(run, str(epoch))
+    expected = (CheckpointName(epoch, 0), trained.metrics[epoch - 1]["parameters_digest"])
+    assert expected == (model.checkpoint, model.digest)
+
+
+def test_best_without_validation(digits: Path, tmp_path: Path) -> None:
+    """Where the run keeps no validation rows, `best` is the latest."""
+    result = train(small(epochs=2), dataset=digits, run=tmp_path / "run")
+    assert CheckpointName(2, 0) == load_model(result.run, "best").checkpoint
+
+
+@pytest.mark.parametrize("choice", ["", "bset", "-1", "1.5", "²", "1 "])
+def test_no_choice(choice: str, run: Run) -> None:
+    """Anything else is refused with what is expected."""
+    with pytest.raises(UsageError, match="expected best, latest, or the number of an epoch"):
+        load_model(run, choice)
+
+
+def test_epoch_that_is_not_kept(run: Run) -> None:
+    """An epoch without a checkpoint is refused with the epochs that have one."""
+    shutil.rmtree(run.location.path / CheckpointName(2, 0).key)
+    with pytest.raises(BadDataError, match=r"of epoch 2; it keeps those of epochs 1, 3, 4, 5, 6"):
+        load_model(run, "2")
+
+
+def test_no_checkpoint(run: Run) -> None:
+    """A run without checkpoints is refused with how to get one."""
+    shutil.rmtree(run.location.path / "checkpoints")
+    with pytest.raises(BadDataError, match="no checkpoint yet. Train it with `pipeline train`"):
+        load_model(run, "best")
+
+
+def test_damaged_newest(run: Run, trained: TrainResult) -> None:
+    """A damaged newest checkpoint is reported; `latest` is the one before, `best` is unharmed."""
+    damage(run, CheckpointName(6, 0))
+    latest = load_model(run, "latest")
+    assert CheckpointName(5, 6) == latest.checkpoint
+    assert ["000006-000000" in warning for warning in latest.warnings] == [True]
+    best = load_model(run, "best")
+    assert (trained.best, latest.warnings) == (best.checkpoint, best.warnings)
+
+
+def test_damaged_choice(run: Run, trained: TrainResult) -> None:
+    """A checkpoint that was asked for and is damaged is an error: no other was meant."""
+    damage(run, CheckpointName(3, 0))
+    with pytest.raises(BadDataError, match="000003-000000"):
+        load_model(run, "3")
+    assert trained.best is not None
+    damage(run, trained.best)
+    with pytest.raises(BadDataError, match=str(trained.best)):
+        load_model(run, "best")
+
+
+def test_parameters_of_another_digest(run: Run) -> None:
+    """A manifest that is sealed well but tells another model's digest is refused."""
+    manifest = run.location.path / CheckpointName(6, 0).key / MANIFEST
+    document = json.loads(manifest.read_text()) | {"parameters_digest": "0" * 64}
+    manifest.write_bytes(sealed.sealed_bytes(document))
+    with pytest.raises(BadDataError, match="it is damaged"):
+        load_model(run, "6")
+
+
+def test_network_that_is_none(run: Run) -> None:
+    """A record whose network is none is bad data, and its place is named."""
+    record = run.location.path / RECORD
+    document = json.loads(record.read_text())
+    document["configuration"]["network"] = "784-10"
+    record.write_bytes(sealed.sealed_bytes(document))
+    with pytest.raises(BadDataError, match=r"run\.json: "):
+        load_model(open_run(run.location), "best")

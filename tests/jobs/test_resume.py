@@ -1,0 +1,521 @@
+"""Resume: a run that was stopped anywhere is, to the last bit, the run that never was."""
+
+import json
+import shutil
+import signal
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.config import OPTIMIZERS, SCHEDULES, TrainConfig, may_change
+from jobs.model import load_model
+from jobs.train import TrainResult, train
+from pipeline.ingest import ingest
+from storage import sealed
+from storage.checkpoints import MANIFEST, STATE, CheckpointName
+from storage.errors import BadDataError, ConflictError, StoppedError
+from storage.location import open_location
+from storage.runs import METRICS, RECORD, create_run, open_run, run_lock
+from tests.jobs.trainings import (
+    SMALL,
+    Listed,
+    StopAt,
+    checkpoints,
+    new_process,
+    outcome,
+    small,
+    stopped_at,
+    untimed,
+)
+
+BATCHES = 11
+"""Mini-batches of an epoch of `SMALL`."""
+
+MATRIX = [
+    (optimizer, schedule, shuffle, dtype)
+    for optimizer in OPTIMIZERS
+    for schedule in SCHEDULES
+    for shuffle in (True, False)
+    for dtype in ("float32", "float64")
+]
+
+STOPS = [CheckpointName(epoch, step) for epoch in range(6) for step in (0, 7)][1:]
+"""The checkpoints of a run that saves every 7 batches, but for the last."""
+
+
+@pytest.mark.parametrize("number", range(len(MATRIX)), ids=["-".join(map(str, m)) for m in MATRIX])
+def test_every_configuration(number: int, digits: Path, tmp_path: Path) -> None:
+    """Every optimiser, schedule, order and dtype goes on exactly, within an epoch and between two.
+
+    Each takes three of the stops, one after the other in turn, so that all are taken many times.
+    """
+    optimizer, schedule, shuffle, dtype = MATRIX[number]
+    config = small(
+        optimizer=optimizer,
+        schedule=schedule,
+        shuffle=shuffle,
+        dtype=dtype,
+        l2=0.01,
+        checkpoint_every=7,
+    )
+    expected = outcome(train(config, dataset=digits, run=tmp_path / "whole"))
+    for stop in (STOPS[(number + 4 * turn) % len(STOPS)] for turn in range(3)):
+        run = stopped_at(tmp_path / "whole", stop, tmp_path / str(stop))
+        listener = Listed()
+        # No more checkpoints within the epochs: that may change, and saves time.
+        goes_on = replace(config, checkpoint_every=0)
+        result = train(goes_on, dataset=digits, run=run, resume=True, listener=listener)
+        assert str(stop) == listener.resumed_at
+        assert expected == outcome(result), stop
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"optimizer": "sgd", "schedule": "cosine", "dtype": "float64"},
+        {"optimizer": "momentum", "schedule": "one-cycle", "shuffle": False},
+        {"optimizer": "nesterov", "schedule": "constant", "micro_batches": 5},
+        {"optimizer": "adam", "schedule": "cosine", "drop_last": True, "batch_size": 101},
+        {"optimizer": "adamw", "schedule": "one-cycle", "dtype": "float64", "holdout": 77},
+    ],
+    ids=lambda settings: settings["optimizer"],
+)
+def test_new_processes(settings: dict[str, Any], digits: Path, tmp_path: Path) -> None:
+    """A new process goes on exactly from every one of a run's checkpoints, three an epoch."""
+    config = small(checkpoint_every=4, **settings)
+    expected = outcome(train(config, dataset=digits, run=tmp_path / "whole"))
+    stops = checkpoints(tmp_path / "whole")[:-1]
+    assert 6 * 3 - 1 == len(stops)
+    runs = [stopped_at(tmp_path / "whole", stop, tmp_path / str(stop)) for stop in stops]
+    process = new_process("RESUME", digits, *runs)
+    out, err = process.communicate()
+    assert ("", 0) == (err, process.returncode)
+    outcomes = [json.loads(line) for line in out.splitlines()]
+    assert dict.fromkeys(stops, expected) == dict(zip(stops, outcomes, strict=True))
+
+
+@pytest.fixture(scope="module")
+def whole(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    """`SMALL`, never stopped, with a checkpoint every four batches."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    return train(small(checkpoint_every=4), dataset=digits, run=run)
+
+
+@pytest.fixture(scope="module")
+def expected(whole: TrainResult) -> dict[str, Any]:
+    """What `whole` came to."""
+    return outcome(whole)
+
+
+@pytest.fixture
+def finished(whole: TrainResult, tmp_path: Path) -> Path:
+    """A copy of the run of `whole`, to do as one likes with."""
+    return shutil.copytree(whole.run.location.path, tmp_path / "finished")
+
+
+@pytest.fixture
+def half_done(whole: TrainResult, tmp_path: Path) -> Path:
+    """The run of `whole`, stopped in its fourth epoch; it has the two checkpoints before, too."""
+    run = stopped_at(whole.run.location.path, CheckpointName(3, 4), tmp_path / "half-done")
+    for name in (CheckpointName(2, 8), CheckpointName(3, 0)):
+        shutil.copytree(whole.run.location.path / name.key, run / name.key)
+    return run
+
+
+@pytest.mark.parametrize("step", [1, 10, 11, 12, 15, 22, 40, 65])
+def test_stop_when_asked(
+    step: int, digits: Path, tmp_path: Path, expected: dict[str, Any]
+) -> None:
+    """Asked to stop, a training saves the step it is at and says so; resumed, it ends the same."""
+    config = small()
+    listener = StopAt(step)
+    with pytest.raises(StoppedError, match=f"after {step} steps") as caught:
+        train(config, dataset=digits, run=tmp_path / "run", listener=listener, stop=listener.signal)
+    assert 143 == caught.value.exit_code
+    assert CheckpointName(*divmod(step, BATCHES)) == checkpoints(tmp_path / "run")[-1]
+    assert expected == outcome(train(config, dataset=digits, run=tmp_path / "run", resume=True))
+
+
+def test_stop_at_the_end(digits: Path, tmp_path: Path, expected: dict[str, Any]) -> None:
+    """Asked to stop during its very last step, a training is done and nothing is left to resume."""
+    listener = StopAt(6 * BATCHES)
+    result = train(
+        SMALL, dataset=digits, run=tmp_path / "run", listener=listener, stop=listener.signal
+    )
+    assert expected == outcome(result)
+
+
+def test_stop_after_every_step(digits: Path, tmp_path: Path) -> None:
+    """A run of one step at a time comes to the same as one in one go."""
+    config = small(epochs=2, holdout=31)
+    expected = outcome(train(config, dataset=digits, run=tmp_path / "whole"))
+    for _ in range(2 * BATCHES - 1):
+        one_step = StopAt(1)
+        with pytest.raises(StoppedError):
+            train(
+                config,
+                dataset=digits,
+                run=tmp_path / "run",
+                resume=True,
+                listener=one_step,
+                stop=one_step.signal,
+            )
+    assert expected == outcome(train(config, dataset=digits, run=tmp_path / "run", resume=True))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal(
+    number: signal.Signals, half_done: Path, digits: Path, expected: dict[str, Any]
+) -> None:
+    """A process that gets the signal in a step saves that step and exits; another goes on."""
+    process = new_process("PAUSE", digits, half_done, 2)
+    assert process.stdout is not None
+    assert "paused\n" == process.stdout.readline()
+    process.send_signal(number)
+    out, err = process.communicate("go on\n")
+    assert (128 + number, "") == (process.returncode, err)
+    assert "the checkpoint is saved" in out
+    assert CheckpointName(3, 6) == checkpoints(half_done)[-1]
+    assert expected == outcome(train(SMALL, dataset=digits, run=half_done, resume=True))
+
+
+def test_killed(half_done: Path, digits: Path, expected: dict[str, Any]) -> None:
+    """A process that is killed in a step loses what it did since the last checkpoint, not more."""
+    process = new_process("PAUSE", digits, half_done, 2)
+    assert process.stdout is not None
+    assert "paused\n" == process.stdout.readline()
+    process.kill()
+    process.communicate()
+    assert CheckpointName(3, 4) == checkpoints(half_done)[-1]
+    assert expected == outcome(train(SMALL, dataset=digits, run=half_done, resume=True))
+
+
+def tree(directory: Path) -> dict[str, bytes]:
+    """Every file below a directory with its content, but for locks."""
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+def test_finished(finished: Path, digits: Path, expected: dict[str, Any]) -> None:
+    """A finished run is found done and left as it is."""
+    before = tree(finished)
+    result = train(SMALL, dataset=digits, run=finished, resume=True)
+    assert result.already_done
+    assert expected == outcome(result)
+    assert before == tree(finished)
+
+
+def test_a_new_run_is_not_already_done(whole: TrainResult) -> None:
+    """A run that was trained just now does not claim to have been done before."""
+    assert not whole.already_done
+
+
+def test_exists_without_resume(finished: Path, digits: Path) -> None:
+    """Without `resume` an existing run is refused, and left as it is."""
+    before = tree(finished)
+    with pytest.raises(ConflictError, match="--resume"):
+        train(SMALL, dataset=digits, run=finished)
+    assert before == tree(finished)
+
+
+def test_resume_starts_a_new_run(digits: Path, tmp_path: Path, expected: dict[str, Any]) -> None:
+    """`resume` starts a run that is not there, so that a scheduler can always pass it."""
+    listener = Listed()
+    result = train(SMALL, dataset=digits, run=tmp_path / "r", resume=True, listener=listener)
+    assert listener.resumed_at is None
+    assert expected == outcome(result)
+
+
+def test_no_checkpoint_yet(digits: Path, tmp_path: Path, whole: TrainResult) -> None:
+    """A run that died before its first checkpoint is begun again."""
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(whole.run.location.path / RECORD, run)
+    assert outcome(whole) == outcome(train(SMALL, dataset=digits, run=run, resume=True))
+
+
+def test_more_epochs(digits: Path, tmp_path: Path) -> None:
+    """With a constant rate a run may be given more epochs, and is then as if it had them always."""
+    six = small(schedule="constant")
+    expected = outcome(train(six, dataset=digits, run=tmp_path / "six"))
+    three = replace(six, epochs=3)
+    assert 3 == len(train(three, dataset=digits, run=tmp_path / "run").metrics)
+    result = train(six, dataset=digits, run=tmp_path / "run", resume=True)
+    assert not result.already_done
+    assert expected == outcome(result)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "one-cycle"])
+def test_more_epochs_refused(schedule: str, digits: Path, tmp_path: Path) -> None:
+    """A schedule that goes by the number of epochs does not let it change."""
+    config = small(schedule=schedule, epochs=1)
+    train(config, dataset=digits, run=tmp_path / "run")
+    with pytest.raises(ConflictError, match="epochs: 1 recorded, 2 given"):
+        train(replace(config, epochs=2), dataset=digits, run=tmp_path / "run", resume=True)
+
+
+def test_what_may_change(half_done: Path, digits: Path, expected: dict[str, Any]) -> None:
+    """Checkpoints and threads are nothing that the result depends on: they may change."""
+    config = small(keep=2, threads=3, checkpoint_every=5)
+    assert expected == outcome(train(config, dataset=digits, run=half_done, resume=True))
+    assert [CheckpointName(5, 10), CheckpointName(6, 0)] == checkpoints(half_done)
+
+
+OTHERS = {
+    "network": "784-relu-8-softmax-10",
+    "epochs": 7,
+    "batch_size": 98,
+    "optimizer": "adam",
+    "learning_rate": 0.02,
+    "schedule": "constant",
+    "momentum": 0.8,
+    "l2": 0.2,
+    "init": "he-normal",
+    "seed": 1,
+    "dtype": "float64",
+    "shuffle": False,
+    "shuffle_memory": 2**21,
+    "drop_last": True,
+    "micro_batches": 3,
+    "evaluate": "none",
+    "holdout": 10,
+}
+"""Another value of each setting that a resume may not change."""
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_another_setting(name: str, finished: Path, digits: Path) -> None:
+    """Any other setting that differs is refused by name, with both values, and nothing is lost."""
+    before = tree(finished)
+    with pytest.raises(ConflictError) as caught:
+        train(small(**{name: OTHERS[name]}), dataset=digits, run=finished, resume=True)
+    assert f"({name}: {getattr(SMALL, name)!r} recorded, {OTHERS[name]!r} given)" in str(
+        caught.value
+    )
+    assert before == tree(finished)
+
+
+def test_several_other_settings(finished: Path, digits: Path) -> None:
+    """All settings that differ are named at once."""
+    with pytest.raises(ConflictError, match=r"holdout: 0 .*, 9 given; patience: 0 .*, 2 given"):
+        train(small(holdout=9, patience=2), dataset=digits, run=finished, resume=True)
+
+
+def test_no_setting_is_left_out() -> None:
+    """The tests above go through every setting there is."""
+    fixed = {setting.name for setting in fields(TrainConfig) if not may_change(setting, SMALL)}
+    assert fixed == OTHERS.keys() | {"patience"}
+
+
+def test_another_dataset(finished: Path, tmp_path: Path) -> None:
+    """A dataset with other rows is refused, both digests shown."""
+    other = ingest("synthetic:1031,211", tmp_path / "other", rows_per_chunk=230, seed=1).dataset
+    with pytest.raises(ConflictError) as caught:
+        train(SMALL, dataset=tmp_path / "other", run=finished, resume=True)
+    recorded = open_run(open_location(finished)).dataset_digest
+    assert recorded in str(caught.value)
+    assert other.digest in str(caught.value)
+
+
+def _flip(path: Path, position: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.write_bytes(data)
+
+
+def _of_another_run(checkpoint: Path) -> None:
+    """The checkpoint as another run of the same configuration would have it."""
+    manifest = json.loads((checkpoint / MANIFEST).read_text())
+    (checkpoint / MANIFEST).write_bytes(sealed.sealed_bytes(manifest | {"run_id": "0" * 32}))
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "a bit of the tensors flipped": lambda c: _flip(c / STATE, -1),
+    "a bit of the header flipped": lambda c: _flip(c / STATE, 12),
+    "the state cut off": lambda c: (c / STATE).write_bytes((c / STATE).read_bytes()[:-1]),
+    "the state missing": lambda c: (c / STATE).unlink(),
+    "a bit of the manifest flipped": lambda c: _flip(c / MANIFEST, 200),
+    "the manifest empty": lambda c: (c / MANIFEST).write_bytes(b""),
+    "the manifest missing": lambda c: (c / MANIFEST).unlink(),
+    "another run's": _of_another_run,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_newest(
+    damage: str, half_done: Path, digits: Path, expected: dict[str, Any]
+) -> None:
+    """A damaged newest checkpoint is reported, the one before is used, and the end is the same."""
+    newest = checkpoints(half_done)[-1]
+    DAMAGE[damage](half_done / newest.key)
+    listener = Listed()
+    # Keeping one must not keep the damaged one because it has the highest number.
+    config = small(keep=1)
+    result = train(config, dataset=digits, run=half_done, resume=True, listener=listener)
+    assert [str(newest) in warning for warning in listener.warnings] == [True]
+    assert "000003-000000" == listener.resumed_at
+    assert expected == outcome(result)
+    assert [CheckpointName(6, 0)] == checkpoints(half_done)
+
+
+def test_several_damaged(half_done: Path, digits: Path, expected: dict[str, Any]) -> None:
+    """Each damaged checkpoint is reported, the newest first, down to one that is sound."""
+    for name in checkpoints(half_done)[1:]:
+        _flip(half_done / name.key / STATE, -1)
+    listener = Listed()
+    result = train(SMALL, dataset=digits, run=half_done, resume=True, listener=listener)
+    names = [warning.split()[1] for warning in listener.warnings]
+    assert ["000003-000004", "000003-000000"] == names
+    assert "000002-000008" == listener.resumed_at
+    assert expected == outcome(result)
+
+
+def test_all_damaged(half_done: Path, digits: Path) -> None:
+    """Where no checkpoint is sound, that is an error and no fresh start: nothing is changed."""
+    for name in checkpoints(half_done):
+        _flip(half_done / name.key / STATE, -1)
+    before = tree(half_done)
+    with pytest.raises(BadDataError, match="None of the 3 checkpoints"):
+        train(SMALL, dataset=digits, run=half_done, resume=True)
+    assert before == tree(half_done)
+
+
+def test_leftovers_of_dead_writers(half_done: Path, digits: Path, expected: dict[str, Any]) -> None:
+    """Half a checkpoint that a dead writer left is no checkpoint, and is cleared away."""
+    left = half_done / "checkpoints" / ".000003-000008.tmp"
+    left.mkdir()
+    (left / STATE).write_bytes(b"half")
+    assert expected == outcome(train(SMALL, dataset=digits, run=half_done, resume=True))
+    assert not left.exists()
+
+
+METRICS_DAMAGE: dict[str, Callable[[Path], object]] = {
+    "torn": lambda m: m.write_bytes(m.read_bytes()[:-30]),
+    "a bit flipped": lambda m: _flip(m, 50),
+    "missing": lambda m: m.unlink(),
+    "empty": lambda m: m.write_bytes(b""),
+    "not text": lambda m: m.write_bytes(b"\xff\xfe\n\n"),
+}
+
+
+@pytest.mark.parametrize("damage", METRICS_DAMAGE)
+def test_damaged_metrics(
+    damage: str, half_done: Path, digits: Path, expected: dict[str, Any]
+) -> None:
+    """metrics.jsonl is written anew from the checkpoint, whatever became of it."""
+    METRICS_DAMAGE[damage](half_done / METRICS)
+    assert expected == outcome(train(SMALL, dataset=digits, run=half_done, resume=True))
+
+
+def test_metrics_go_back(half_done: Path, digits: Path, whole: TrainResult) -> None:
+    """Lines past the checkpoint, which a resume will write again, are gone as soon as it starts."""
+    stop = StopAt(1)
+    with pytest.raises(StoppedError):
+        train(SMALL, dataset=digits, run=half_done, resume=True, listener=stop, stop=stop.signal)
+    lines = open_run(open_location(half_done)).metrics()
+    assert untimed(whole.metrics[:3]) == untimed(tuple(lines))
+
+
+EARLY = small(epochs=12, holdout=50, patience=2, learning_rate=0.03, schedule="constant", l2=0.0)
+"""A training that learns its few rows by heart, and stops early."""
+
+
+def test_early_stopping(digits: Path, tmp_path: Path) -> None:
+    """Patience counts over a resume: it stops after the same epoch, with the same best one."""
+    result = train(EARLY, dataset=digits, run=tmp_path / "whole")
+    expected = outcome(result)
+    assert result.stopped_early
+    epochs = len(result.metrics)
+    assert 4 <= epochs < 12
+    scores = [line["evaluation"]["validation"]["cross_entropy"] for line in result.metrics]
+    best = 1 + scores.index(min(scores))
+    assert CheckpointName(best, 0) == result.best
+    assert best + 2 == epochs
+    for stop in checkpoints(tmp_path / "whole")[:-1]:
+        run = stopped_at(tmp_path / "whole", stop, tmp_path / str(stop))
+        assert expected == outcome(train(EARLY, dataset=digits, run=run, resume=True)), stop
+    assert train(EARLY, dataset=digits, run=tmp_path / "whole", resume=True).already_done
+
+
+def test_best_checkpoint_stays(digits: Path, tmp_path: Path) -> None:
+    """The best checkpoint outlives the pruning of older ones, and is what `best` means."""
+    result = train(replace(EARLY, keep=1), dataset=digits, run=tmp_path / "run")
+    last = CheckpointName(len(result.metrics), 0)
+    assert result.best is not None
+    assert [result.best, last] == checkpoints(tmp_path / "run")
+    model = load_model(result.run, "best")
+    assert result.best == model.checkpoint
+    assert result.metrics[result.best.epoch - 1]["parameters_digest"] == model.digest
+
+
+def test_keep(digits: Path, tmp_path: Path) -> None:
+    """The newest N checkpoints stay, those within epochs counted."""
+    train(small(epochs=2, keep=3, checkpoint_every=4), dataset=digits, run=tmp_path / "run")
+    expected = [CheckpointName(1, 4), CheckpointName(1, 8), CheckpointName(2, 0)]
+    assert expected == checkpoints(tmp_path / "run")
+
+
+def test_another_environment(half_done: Path, digits: Path, expected: dict[str, Any]) -> None:
+    """A run that was begun with another NumPy may go on, and it is said."""
+    record = json.loads((half_done / RECORD).read_text())
+    record["environment"]["numpy"] = "1.2.3"
+    (half_done / RECORD).write_bytes(sealed.sealed_bytes(record))
+    listener = Listed()
+    result = train(SMALL, dataset=digits, run=half_done, resume=True, listener=listener)
+    assert expected == outcome(result)
+    assert 1 == len(listener.warnings)
+    assert "numpy: '1.2.3' then" in listener.warnings[0]
+
+
+def test_other_versions(half_done: Path, digits: Path) -> None:
+    """A run of another version of the order or of the arithmetic is not gone on with."""
+    record = json.loads((half_done / RECORD).read_text())
+    record["versions"]["order"] = 2
+    (half_done / RECORD).write_bytes(sealed.sealed_bytes(record))
+    with pytest.raises(ConflictError, match="'order': 2"):
+        train(SMALL, dataset=digits, run=half_done, resume=True)
+
+
+def test_locked(half_done: Path, digits: Path) -> None:
+    """A run that another is writing to is refused and left alone."""
+    before = tree(half_done)
+    with (
+        run_lock(open_location(half_done)),
+        pytest.raises(ConflictError, match="is being written by process"),
+    ):
+        train(SMALL, dataset=digits, run=half_done, resume=True)
+    assert before == tree(half_done)
+
+
+def test_something_else_there(digits: Path, tmp_path: Path) -> None:
+    """A directory that holds something other than a run is left alone."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("years of work")
+    with pytest.raises(ConflictError, match=r"thesis\.tex"):
+        train(SMALL, dataset=digits, run=tmp_path / "run", resume=True)
+    assert {"thesis.tex": b"years of work"} == tree(tmp_path / "run")
+
+
+def test_record_that_is_none(digits: Path, tmp_path: Path) -> None:
+    """A record whose settings are of another release is refused with the place and the name."""
+    create_run(
+        open_location(tmp_path / "run"),
+        configuration={"batchsize": 3},
+        dataset_digest=train_digest(digits),
+        versions={"order": 1, "step": 1},
+        environment={},
+    )
+    with pytest.raises(BadDataError, match=r"run\.json has an unknown setting 'batchsize'"):
+        train(SMALL, dataset=digits, run=tmp_path / "run", resume=True)
+
+
+def train_digest(dataset: Path) -> str:
+    """The digest of a dataset on disk."""
+    document = json.loads((dataset / "zarr.json").read_text())
+    return str(document["attributes"]["digest"])

@@ -1,0 +1,344 @@
+"""Scoring: a model's probabilities for every row, once, whatever happens on the way."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from jobs.model import load_model
+from jobs.nn.network import Network
+from jobs.score import ScoreResult, score
+from jobs.stop import StopSignal
+from jobs.train import TrainResult, train
+from pipeline.ingest import ingest
+from storage.checkpoints import STATE, CheckpointName
+from storage.dataset import open_dataset
+from storage.errors import BadDataError, ConflictError, PipelineError, StoppedError, UsageError
+from storage.idx import write_idx
+from storage.location import open_location
+from storage.predictions import scores_lock
+from storage.runs import open_run
+from tests.jobs.trainings import small
+
+CONFIG = small(epochs=2, learning_rate=0.03, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    """A run of two epochs."""
+    return train(CONFIG, dataset=digits, run=tmp_path_factory.mktemp("trained") / "run")
+
+
+@pytest.fixture
+def run(trained: TrainResult, tmp_path: Path) -> Path:
+    """A copy of it without scores, to do as one likes with."""
+    return shutil.copytree(trained.run.location.path, tmp_path / "run")
+
+
+def predictions(result: ScoreResult) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """All probabilities `(rows, classes)` and predicted classes `(rows,)`."""
+    chunks = [result.scores.read_chunk(number) for number in range(result.scores.schema.chunks)]
+    return np.concatenate([one for one, _ in chunks]), np.concatenate([two for _, two in chunks])
+
+
+def direct(
+    run: Path, dataset: Path, split: str, checkpoint: str = "latest"
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Probabilities of all rows at once, in float64, and the labels."""
+    opened = open_dataset(open_location(dataset)).split(split)
+    assert opened.targets is not None
+    model = load_model(open_run(open_location(run)), checkpoint)
+    network = Network(model.network.layers, "float64")
+    inputs = np.asarray(opened.inputs[:]) / 255
+    labels = np.asarray(opened.targets[:]).argmax(axis=1)
+    probabilities = network.forward(model.parameters.astype("float64"), inputs)
+    return np.asarray(probabilities, np.float64), labels
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_scores(split: str, run: Path, digits: Path) -> None:
+    """The scores are the network's probabilities, row by row, and the figures are theirs."""
+    result = score(run=run, dataset=digits, split=split)
+    probabilities, predicted = predictions(result)
+    expected, labels = direct(run, digits, split)
+    np.testing.assert_allclose(probabilities, expected, rtol=2e-4, atol=1e-7)
+    assert expected.argmax(axis=1).tolist() == predicted.tolist()
+    assert (np.float32, np.int32) == (probabilities.dtype, predicted.dtype)
+    quality = result.metrics["quality"]
+    assert float(np.mean(predicted == labels)) == quality["accuracy"]
+    cross_entropy = -np.log(expected[np.arange(len(labels)), labels]).mean()
+    assert pytest.approx(cross_entropy, rel=1e-5) == quality["cross_entropy"]
+    assert len(labels) == sum(map(sum, quality["confusion"])) == result.metrics["rows"]
+
+
+def test_figures_of_the_training(run: Path, digits: Path, trained: TrainResult) -> None:
+    """Scoring the last checkpoint finds the accuracy that the training found."""
+    result = score(run=run, dataset=digits)
+    evaluation = trained.metrics[-1]["evaluation"]["test"]
+    assert evaluation["accuracy"] == result.metrics["quality"]["accuracy"]
+    found = result.metrics["quality"]["cross_entropy"]
+    assert pytest.approx(evaluation["cross_entropy"], rel=1e-5) == found
+
+
+def test_metrics_file(run: Path, digits: Path, trained: TrainResult) -> None:
+    """metrics.json tells what was scored with what."""
+    result = score(run=run, dataset=digits)
+    document = json.loads((result.scores.location.path / "metrics.json").read_text())
+    assert document.items() >= result.metrics.items()
+    assert {
+        "model_digest": trained.parameters_digest,
+        "dataset_digest": open_dataset(open_location(digits)).digest,
+        "split": "test",
+        "rows": 211,
+        "checkpoint": "000002-000000",
+    }.items() <= result.metrics.items()
+    assert run / "scores" == result.scores.location.path.parent
+
+
+def test_already_done(run: Path, digits: Path) -> None:
+    """What has been scored is found and said so; nothing is written again."""
+    first = score(run=run, dataset=digits)
+    files = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    again = score(run=run, dataset=digits, checkpoint="2")
+    assert (False, True) == (first.already_done, again.already_done)
+    assert first.scores.digest == again.scores.digest
+    assert files == {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+
+
+def test_one_home_each(run: Path, digits: Path) -> None:
+    """Each model and split has a home of its own."""
+    results = [
+        score(run=run, dataset=digits, checkpoint=checkpoint, split=split)
+        for checkpoint in ("1", "2")
+        for split in ("train", "test")
+    ]
+    assert [False] * 4 == [result.already_done for result in results]
+    assert 4 == len({result.scores.location for result in results})
+    assert 4 == len({result.scores.digest for result in results})
+
+
+def test_threads(run: Path, digits: Path, tmp_path: Path) -> None:
+    """The scores are the same to the bit on any number of threads."""
+    digests = set()
+    for threads in (1, 2, 3):
+        copy = shutil.copytree(run, tmp_path / str(threads))
+        result = score(run=copy, dataset=digits, split="train", threads=threads)
+        digests.add(result.scores.digest)
+    assert 1 == len(digests)
+
+
+def stop_after(chunks: int, run: Path, dataset: Path) -> Path:
+    """Score the training split but stop after so many chunks; the scoring's home."""
+    stop = StopSignal()
+    left = chunks
+
+    def report(stage: str, done: int, total: int) -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            stop.number = 15
+
+    with pytest.raises(StoppedError, match="Run the same command to go on") as caught:
+        score(run=run, dataset=dataset, split="train", report=report, stop=stop)
+    assert 143 == caught.value.exit_code
+    (home,) = (run / "scores").glob("train-*")
+    return home
+
+
+@pytest.mark.parametrize("chunks", [1, 2, 4, 5])
+def test_goes_on(
+    chunks: int, run: Path, trained: TrainResult, digits: Path, tmp_path: Path
+) -> None:
+    """A scoring that was stopped is continued from its chunks, which are not computed again."""
+    whole = score(
+        run=shutil.copytree(trained.run.location.path, tmp_path / "whole"),
+        dataset=digits,
+        split="train",
+    )
+    home = stop_after(chunks, run, digits)
+    kept = {path: path.stat().st_mtime_ns for path in home.glob("*/c*") if path.is_file()}
+    assert 2 * chunks == len(kept)
+    result = score(run=run, dataset=digits, split="train")
+    assert not result.already_done
+    assert whole.scores.digest == result.scores.digest
+    assert whole.metrics["quality"] == result.metrics["quality"]
+    assert kept == {path: path.stat().st_mtime_ns for path in kept}
+
+
+def test_goes_on_from_sound_chunks(run: Path, digits: Path, tmp_path: Path) -> None:
+    """Of an unfinished scoring, damaged and missing chunks are scored again."""
+    whole = score(run=shutil.copytree(run, tmp_path / "whole"), dataset=digits, split="train")
+    home = stop_after(4, run, digits)
+    chunks = sorted(path for path in home.glob("probabilities/c*") if path.is_file())
+    assert 4 == len(chunks)
+    data = bytearray(chunks[1].read_bytes())
+    data[len(data) // 2] ^= 1
+    chunks[1].write_bytes(data)
+    chunks[2].unlink()
+    result = score(run=run, dataset=digits, split="train")
+    assert whole.scores.digest == result.scores.digest
+    assert whole.metrics["quality"] == result.metrics["quality"]
+
+
+def test_incomplete_is_not_found(run: Path, digits: Path) -> None:
+    """A scoring that was stopped is not taken for one that is done."""
+    stop_after(2, run, digits)
+    assert not score(run=run, dataset=digits, split="train").already_done
+
+
+def test_locked(run: Path, digits: Path, tmp_path: Path) -> None:
+    """A scoring that another is writing is refused."""
+    done = score(run=shutil.copytree(run, tmp_path / "other"), dataset=digits)
+    home = open_location(run).child(f"scores/{done.scores.location.name}")
+    with scores_lock(home), pytest.raises(ConflictError, match="is being written by process"):
+        score(run=run, dataset=digits)
+
+
+def test_damaged_scores(run: Path, digits: Path) -> None:
+    """A complete scoring that has been damaged since is an error with the remedy."""
+    result = score(run=run, dataset=digits)
+    metrics = result.scores.location.path / "metrics.json"
+    metrics.write_bytes(metrics.read_bytes().replace(b"0", b"1", 1))
+    with pytest.raises(BadDataError, match="score again"):
+        score(run=run, dataset=digits)
+
+
+def unlabelled_test(digits: Path, directory: Path) -> Path:
+    """A dataset with labelled training rows, and the test rows of `digits` without labels."""
+    directory.mkdir()
+    opened = open_dataset(open_location(digits))
+    for prefix, split, labelled in (("train", "train", True), ("t10k", "test", False)):
+        found = opened.split(split)
+        assert found.targets is not None
+        images = np.asarray(found.inputs[:])[:, 1:].reshape(-1, 28, 28)
+        write_idx(directory / f"{prefix}-images-idx3-ubyte", images)
+        if labelled:
+            labels = np.asarray(found.targets[:]).argmax(axis=1).astype(np.uint8)
+            write_idx(directory / f"{prefix}-labels-idx1-ubyte", labels)
+    ingest(str(directory), directory / "data", rows_per_chunk=230)
+    return directory / "data"
+
+
+def test_unlabelled(run: Path, digits: Path, tmp_path: Path) -> None:
+    """A split without labels is scored like any other, without figures."""
+    result = score(run=run, dataset=unlabelled_test(digits, tmp_path / "set"))
+    assert result.metrics["quality"] is None
+    labelled = score(run=run, dataset=digits)
+    assert labelled.scores.digest == result.scores.digest
+    assert labelled.scores.location != result.scores.location
+
+
+def test_csv(run: Path, digits: Path, tmp_path: Path) -> None:
+    """The CSV file has a line per row, whose numbers are the scores to the bit."""
+    result = score(run=run, dataset=digits, split="train", out=tmp_path / "scores.csv")
+    assert tmp_path / "scores.csv" == result.output
+    with open(tmp_path / "scores.csv", newline="") as file:
+        header, *lines = csv.reader(file)
+    names = [f"probability_{digit}" for digit in range(10)]
+    assert ["row", "predicted", "probability", *names] == header
+    probabilities, predicted = predictions(result)
+    assert list(range(1031)) == [int(line[0]) for line in lines]
+    assert predicted.tolist() == [int(line[1]) for line in lines]
+    table = np.array([line[2:] for line in lines], np.float32)
+    assert probabilities.max(axis=1).tolist() == table[:, 0].tolist()
+    assert probabilities.tolist() == table[:, 1:].tolist()
+
+
+def test_npz(run: Path, digits: Path, tmp_path: Path) -> None:
+    """The npz file has the scores to the bit, and says what they are of."""
+    result = score(run=run, dataset=digits, split="train", out=tmp_path / "scores.npz")
+    probabilities, predicted = predictions(result)
+    with np.load(tmp_path / "scores.npz") as found:
+        assert {
+            "probabilities",
+            "predicted",
+            "class_names",
+            "model_digest",
+            "dataset_digest",
+        } == set(found)
+        assert probabilities.tolist() == found["probabilities"].tolist()
+        assert predicted.tolist() == found["predicted"].tolist()
+        assert (np.float32, np.int32) == (found["probabilities"].dtype, found["predicted"].dtype)
+        assert [str(digit) for digit in range(10)] == found["class_names"].tolist()
+        assert result.metrics["model_digest"] == str(found["model_digest"])
+        assert result.metrics["dataset_digest"] == str(found["dataset_digest"])
+
+
+def test_output_of_what_is_done(run: Path, digits: Path, tmp_path: Path) -> None:
+    """A plain file can be had of a scoring that was done before, too."""
+    score(run=run, dataset=digits)
+    result = score(run=run, dataset=digits, out=tmp_path / "late.csv")
+    assert result.already_done
+    assert 1 + 211 == len((tmp_path / "late.csv").read_text().splitlines())
+
+
+def test_other_output(run: Path, digits: Path) -> None:
+    """A file of another kind is refused before anything is scored."""
+    with pytest.raises(UsageError, match=r"ends in \.csv or \.npz"):
+        score(run=run, dataset=digits, out="scores.parquet")
+    assert not (run / "scores").exists()
+
+
+@pytest.mark.parametrize("checkpoint", ["1", "2", "best", "latest"])
+def test_checkpoint(checkpoint: str, run: Path, digits: Path, trained: TrainResult) -> None:
+    """The model is that of the checkpoint that was asked for."""
+    result = score(run=run, dataset=digits, checkpoint=checkpoint)
+    epoch = 1 if checkpoint == "1" else 2
+    assert str(CheckpointName(epoch, 0)) == result.metrics["checkpoint"]
+    assert trained.metrics[epoch - 1]["parameters_digest"] == result.metrics["model_digest"]
+    expected, _ = direct(run, digits, "test", checkpoint)
+    np.testing.assert_allclose(predictions(result)[0], expected, rtol=2e-4, atol=1e-7)
+
+
+def test_damaged_newest(run: Path, digits: Path) -> None:
+    """A damaged newest checkpoint is reported, and the one before scores."""
+    state = run / CheckpointName(2, 0).key / STATE
+    state.write_bytes(state.read_bytes()[:-1])
+    result = score(run=run, dataset=digits)
+    assert ["000002-000000" in warning for warning in result.warnings] == [True]
+    assert "000001-000000" == result.metrics["checkpoint"]
+
+
+def other_set(directory: Path, side: int, classes: int) -> Path:
+    """A dataset of noise with other shapes."""
+    directory.mkdir()
+    images = np.random.default_rng(1).integers(0, 256, (30, side, side), dtype=np.uint8)
+    write_idx(directory / "train-images-idx3-ubyte", images)
+    labels = (np.arange(30) % classes).astype(np.uint8)
+    write_idx(directory / "train-labels-idx1-ubyte", labels)
+    ingest(str(directory), directory / "data")
+    return directory / "data"
+
+
+@pytest.mark.parametrize(("side", "classes"), [(27, 10), (28, 9)])
+def test_model_that_does_not_fit(side: int, classes: int, run: Path, tmp_path: Path) -> None:
+    """A dataset of another shape than the model's is refused, both sides shown."""
+    dataset = other_set(tmp_path / "set", side, classes)
+    with pytest.raises(UsageError) as caught:
+        score(run=run, dataset=dataset, split="train")
+    assert "The model takes 784 values and gives 10 classes" in str(caught.value)
+    assert f"has {side * side} and {classes}" in str(caught.value)
+    assert not (run / "scores").exists()
+
+
+@pytest.mark.parametrize(
+    ("missing", "kind", "message"),
+    [
+        ("run", BadDataError, "There is no run at"),
+        ("dataset", BadDataError, "There is no dataset at"),
+        ("split", UsageError, "no split 'absent'; .* one of those it has: train, test"),
+    ],
+)
+def test_missing(
+    missing: str, kind: type[PipelineError], message: str, run: Path, digits: Path, tmp_path: Path
+) -> None:
+    """What is not there is named."""
+    arguments: dict[str, Any] = {"run": run, "dataset": digits, "split": "test"}
+    arguments[missing] = "absent" if missing == "split" else tmp_path / "absent"
+    with pytest.raises(kind, match=message):
+        score(**arguments)

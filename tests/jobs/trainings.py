@@ -1,0 +1,161 @@
+"""Small trainings, what there is to compare of two of them, and a process that resumes them.
+
+    python -m tests.jobs.trainings RESUME DATASET RUN...
+    python -m tests.jobs.trainings PAUSE DATASET RUN STEP
+"""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from jobs.config import TrainConfig
+from jobs.stop import StopSignal, stop_on_signals
+from jobs.train import TrainListener, TrainResult, train
+from storage.checkpoints import DIRECTORY, STATE, CheckpointName, list_checkpoints
+from storage.errors import PipelineError
+from storage.location import open_location
+from storage.runs import Run, open_run
+
+REPOSITORY = Path(__file__).parents[2]
+
+SMALL = TrainConfig(
+    network="784-relu-9-softmax-10",
+    epochs=6,
+    batch_size=97,  # 11 batches of the 1,031 rows, the last of 61
+    learning_rate=0.01,
+    shuffle_memory=2**20,  # two windows of two chunks: an epoch has three
+    keep=1000,
+)
+"""A training of the dataset `digits`."""
+
+
+def small(**settings: Any) -> TrainConfig:
+    """`SMALL` with other settings."""
+    return replace(SMALL, **settings)
+
+
+def untimed(metrics: tuple[dict[str, Any], ...]) -> list[dict[str, Any]]:
+    """Metrics without how long they took, which no two runs share."""
+    return [{key: line[key] for key in line if key != "timing"} for line in metrics]
+
+
+def outcome(result: TrainResult) -> dict[str, Any]:
+    """All that must be the same of a run however often it was stopped, as a JSON object."""
+    run = result.run
+    last = run.location.path / list_checkpoints(run)[-1].key / STATE
+    assert run.metrics() == list(result.metrics)
+    return {
+        "parameters_digest": result.parameters_digest,
+        "order_digest": result.order_digest,
+        "metrics": untimed(result.metrics),
+        "best": str(result.best),
+        "stopped_early": result.stopped_early,
+        "optimizer_too": hashlib.sha256(last.read_bytes()).hexdigest(),
+    }
+
+
+def checkpoints(run: Path) -> list[CheckpointName]:
+    """The names of a run's checkpoints, oldest first."""
+    return list_checkpoints(open_run(open_location(run)))
+
+
+def stopped_at(run: Path, checkpoint: CheckpointName, copy: Path) -> Path:
+    """A copy of a run as it would be had it died right after that checkpoint.
+
+    Its metrics.jsonl has all lines: those past the checkpoint are the resume's to take back.
+    """
+    copy.mkdir()
+    for name in ("run.json", "metrics.jsonl"):
+        shutil.copy(run / name, copy)
+    shutil.copytree(run / checkpoint.key, copy / checkpoint.key)
+    return copy
+
+
+class StopAt(TrainListener):
+    """Asks for a stop during the given step of this process, as a signal would."""
+
+    def __init__(self, step: int) -> None:
+        self.signal = StopSignal()
+        self._left = step
+
+    def stepped(self, epoch: int, rows: int, total: int, loss: float) -> None:
+        self._left -= 1
+        if not self._left:
+            self.signal.number = 15
+
+
+class Listed(TrainListener):
+    """Keeps what a training says."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+        self.resumed_at: str | None = "never started"
+
+    def started(self, run: Run, config: TrainConfig, resumed_at: str | None) -> None:
+        self.resumed_at = resumed_at
+
+    def warned(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+def new_process(*arguments: object, **options: Any) -> "subprocess.Popen[str]":
+    """This module in a new Python process, with pipes for all three of its streams."""
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-m", "tests.jobs.trainings", *map(str, arguments)],
+        cwd=REPOSITORY,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def _recorded(run: Path) -> TrainConfig:
+    return TrainConfig.from_json(open_run(open_location(run)).configuration, str(run))
+
+
+class _PauseAt(TrainListener):
+    """Says when it is in a step, and waits there for a line."""
+
+    def __init__(self, step: int) -> None:
+        self._left = step
+
+    def stepped(self, epoch: int, rows: int, total: int, loss: float) -> None:
+        self._left -= 1
+        if not self._left:
+            print("paused", flush=True)
+            sys.stdin.readline()
+
+
+def _main(action: str, dataset: str, *arguments: str) -> None:
+    if action == "RESUME":
+        for run in map(Path, arguments):
+            # No more checkpoints within the epochs: that may change, and saves time.
+            config = replace(_recorded(run), checkpoint_every=0)
+            result = train(config, dataset=dataset, run=run, resume=True)
+            print(json.dumps(outcome(result)))
+        return
+    run, step = Path(arguments[0]), int(arguments[1])
+    with stop_on_signals() as stop:
+        try:
+            train(
+                _recorded(run),
+                dataset=dataset,
+                run=run,
+                resume=True,
+                listener=_PauseAt(step),
+                stop=stop,
+            )
+        except PipelineError as error:
+            print(error)
+            sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

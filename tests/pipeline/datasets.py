@@ -1,0 +1,54 @@
+"""Small datasets for the stream's tests: real ones on disk, and the arrays that are in them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.transforms import add_bias, one_hot
+from storage.dataset import Block, Dataset
+from storage.dataset_writer import create_dataset
+from storage.location import open_location
+from storage.schema import DatasetSchema, SplitSchema
+
+CLASSES = np.arange(4)
+FEATURES = 5
+
+
+@dataclass(frozen=True)
+class Known:
+    """A dataset on disk whose split `train` holds these rows."""
+
+    dataset: Dataset
+    path: Path
+    inputs: NDArray[Any]
+    targets: NDArray[np.uint8] | None
+
+
+def write_known(
+    path: Path, rows: int, chunk_rows: int, *, labelled: bool = True, seed: int = 0
+) -> Known:
+    """Write a dataset of random bytes at `path`; many chunks make shards, as in an ingest."""
+    random = np.random.default_rng([rows, seed])
+    inputs = add_bias(random.integers(0, 256, (rows, FEATURES), np.uint8))
+    targets = one_hot(random.choice(CLASSES, rows), CLASSES) if labelled else None
+    split = SplitSchema.plan(
+        rows=rows,
+        features=FEATURES,
+        dtype="uint8",
+        classes=len(CLASSES) if labelled else 0,
+        chunk_rows=chunk_rows,
+    )
+    names = tuple(map(str, CLASSES)) if labelled else ()
+    schema = DatasetSchema("known", names, (FEATURES,), (), {"train": split})
+    with create_dataset(open_location(path), schema) as writer:
+        split_writer = writer.split("train")
+        records = []
+        for start in range(0, rows, split_writer.part_rows):
+            part = slice(start, start + split_writer.part_rows)
+            block = Block(inputs[part], None if targets is None else targets[part])
+            records += split_writer.write_part(start // split_writer.part_rows, block)
+        dataset = writer.publish({"train": records}, [], {})
+    return Known(dataset, path, inputs, targets)

@@ -1,0 +1,49 @@
+"""Streams over the dataset `known`: any settings for them, and what their tests compare."""
+
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from pipeline.stream import Batch, BatchStream
+from tests.pipeline.datasets import Known
+
+SETTINGS = settings(max_examples=30, deadline=None, derandomize=True, database=None)
+
+ROWS, CHUNK_ROWS, CHUNKS = 61, 7, 9
+
+
+@st.composite
+def stream_settings(draw: st.DrawFn) -> dict[str, Any]:
+    """Settings of a stream over some range of the 61 rows, windows from one chunk to all."""
+    first_row = draw(st.integers(0, ROWS - 1) | st.just(0))
+    rows = draw(st.integers(1, ROWS - first_row) | st.just(ROWS - first_row))
+    return {
+        "first_row": first_row,
+        "rows": rows,
+        "batch_size": draw(st.integers(0, rows)),
+        "window_chunks": draw(st.integers(1, CHUNKS)),
+        "seed": draw(st.integers(0, 2**40)),
+        "shuffle": draw(st.booleans()),
+        "drop_last": draw(st.booleans()),
+        "threads": draw(st.integers(1, 3)),
+    }
+
+
+def open_stream(known: Known, **options: Any) -> BatchStream:
+    return BatchStream(known.dataset, "train", **options)
+
+
+def row_lists(batches: list[Batch]) -> list[list[int]]:
+    return [batch.rows.tolist() for batch in batches]
+
+
+def assert_contents(known: Known, batch: Batch) -> None:
+    """The batch holds just the rows whose numbers it gives."""
+    assert known.inputs[batch.rows].tolist() == batch.inputs.tolist()
+    assert known.inputs.dtype == batch.inputs.dtype
+    if known.targets is None:
+        assert batch.targets is None
+    else:
+        assert batch.targets is not None
+        assert known.targets[batch.rows].tolist() == batch.targets.tolist()

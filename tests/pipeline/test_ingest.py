@@ -1,0 +1,451 @@
+"""Ingest: an IDX set or generated digits become a published dataset, wholly or not at all."""
+
+import gzip
+import hashlib
+import lzma
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from numpy.typing import NDArray
+
+from pipeline.digits import draw_digits
+from pipeline.ingest import IngestResult, ingest
+from pipeline.sources import open_directory
+from storage.dataset import Dataset, open_dataset
+from storage.dataset_writer import dataset_lock
+from storage.errors import BadDataError, ConflictError, PipelineError, UsageError
+from storage.idx import write_idx
+from storage.location import open_location
+
+TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
+TEST_IMAGES, TEST_LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
+
+
+def images(rows: int, *row_shape: int, dtype: str = "uint8", seed: int = 0) -> NDArray[Any]:
+    """Whole numbers that every element type can hold."""
+    random = np.random.default_rng([rows, seed])
+    return random.integers(0, 120, (rows, *(row_shape or (4, 3)))).astype(dtype)
+
+
+def labels(rows: int, values: tuple[int, ...] = (0, 1, 2)) -> NDArray[Any]:
+    dtype = np.uint8 if min(values) >= 0 else np.int32
+    return np.random.default_rng(rows).choice(values, rows).astype(dtype)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A directory with 37 training and 11 test images of three classes."""
+    directory = tmp_path / "source"
+    directory.mkdir()
+    write_idx(directory / TRAIN_IMAGES, images(37))
+    write_idx(directory / TRAIN_LABELS, labels(37))
+    write_idx(directory / TEST_IMAGES, images(11))
+    write_idx(directory / TEST_LABELS, labels(11))
+    return directory
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """Where the dataset is to be, in a directory that does not exist yet."""
+    return tmp_path / "data" / "set"
+
+
+def rows_of(dataset: Dataset, split: str) -> tuple[NDArray[Any], NDArray[np.uint8] | None]:
+    """All inputs and targets of a split, each chunk checked as it is read."""
+    blocks = [dataset.split(split).read_chunk(n) for n in range(dataset.split(split).schema.chunks)]
+    targets = [block.targets for block in blocks if block.targets is not None]
+    inputs = np.concatenate([block.inputs for block in blocks])
+    return inputs, np.concatenate(targets) if targets else None
+
+
+def content(directory: Path) -> dict[str, bytes]:
+    """Every file below a directory, the lock beside a dataset aside."""
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and not path.name.endswith(".lock")
+    }
+
+
+def refusal(kind: type[PipelineError], *arguments: Any, **options: Any) -> str:
+    with pytest.raises(kind) as caught:
+        ingest(*arguments, **options)
+    return str(caught.value)
+
+
+def assert_all_rows(dataset: Dataset, rows: dict[str, int]) -> None:
+    """The dataset holds the rows of `source`: each split's images, bias first, and labels."""
+    assert list(rows) == list(dataset.splits)
+    for split, count in rows.items():
+        inputs, targets = rows_of(dataset, split)
+        assert images(count).reshape(count, -1).tolist() == inputs[:, 1:].tolist()
+        assert {255} == set(inputs[:, 0].tolist())
+        assert targets is not None
+        assert np.eye(3, dtype=int)[labels(count)].tolist() == targets.tolist()
+
+
+@pytest.mark.parametrize("rows_per_chunk", [None, 1, 8, 37, 1000])
+def test_a_directory(source: Path, out: Path, rows_per_chunk: int | None) -> None:
+    """Every row comes out as it went in, in chunks of any size."""
+    result = ingest(str(source), out, rows_per_chunk=rows_per_chunk)
+    assert not result.already_done
+    assert f"IDX files in {source}" == result.source
+    dataset = open_dataset(open_location(out))
+    assert_all_rows(dataset, {"train": 37, "test": 11})
+    assert min(rows_per_chunk or 37, 37) == dataset.split("train").schema.chunk_rows
+    assert min(rows_per_chunk or 11, 11) == dataset.split("test").schema.chunk_rows
+
+
+@pytest.mark.parametrize(("ending", "compress"), [(".gz", gzip.compress), (".xz", lzma.compress)])
+def test_compressed_files(source: Path, out: Path, ending: str, compress: Any) -> None:
+    """Compressed files give the rows, and the dataset digest, of the raw ones."""
+    raw = ingest(str(source), out.with_name("raw"), rows_per_chunk=8).dataset
+    for path in list(source.iterdir()):
+        path.with_name(path.name + ending).write_bytes(compress(path.read_bytes()))
+        path.unlink()
+    dataset = ingest(str(source), out, rows_per_chunk=8).dataset
+    assert_all_rows(dataset, {"train": 37, "test": 11})
+    assert raw.digest == dataset.digest
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "int32", "float32", "float64"])
+@pytest.mark.parametrize("row_shape", [(2, 5), (7,), (2, 3, 2)])
+def test_element_types_and_shapes(
+    tmp_path: Path, out: Path, dtype: str, row_shape: tuple[int, ...]
+) -> None:
+    """Images of any IDX type and shape keep both; only bytes are to be scaled."""
+    write_idx(tmp_path / TRAIN_IMAGES, images(9, *row_shape, dtype=dtype))
+    write_idx(tmp_path / TRAIN_LABELS, labels(9))
+    dataset = ingest(str(tmp_path), out, rows_per_chunk=4).dataset
+    inputs, _ = rows_of(dataset, "train")
+    assert np.dtype(dtype) == inputs.dtype
+    assert images(9, *row_shape).reshape(9, -1).tolist() == inputs[:, 1:].tolist()
+    assert {255 if dtype == "uint8" else 1} == set(inputs[:, 0].tolist())
+    assert row_shape == dataset.image_shape
+    scaling = ["scale-1/255"] if dtype == "uint8" else []
+    assert ["bias-column", *scaling, "one-hot"] == list(dataset.transforms)
+
+
+@pytest.mark.parametrize("values", [(1, 26, 5), (-7, 0, 300_000), (200,)])
+def test_labels(tmp_path: Path, out: Path, values: tuple[int, ...]) -> None:
+    """The classes are the labels found, in ascending order, whatever numbers they are."""
+    found = labels(40, values)
+    write_idx(tmp_path / TRAIN_IMAGES, images(40))
+    write_idx(tmp_path / TRAIN_LABELS, found)
+    dataset = ingest(str(tmp_path), out, rows_per_chunk=7).dataset
+    assert [str(value) for value in sorted(values)] == list(dataset.class_names)
+    _, targets = rows_of(dataset, "train")
+    assert targets is not None
+    assert found.tolist() == np.array(sorted(values))[targets.argmax(axis=1)].tolist()
+    counts = [int((found == value).sum()) for value in sorted(values)]
+    assert counts == list(dataset.split("train").record.class_counts)
+
+
+def test_classes_of_both_splits(tmp_path: Path, out: Path) -> None:
+    """A class that only one split has is a column of the other's targets too."""
+    for name, values in [("train", [1, 2, 1]), ("test", [3, 1, 1])]:
+        write_idx(tmp_path / f"{name}-images-idx3-ubyte", images(3))
+        write_idx(tmp_path / f"{name}-labels-idx1-ubyte", np.array(values, np.uint8))
+    dataset = ingest(str(tmp_path), out).dataset
+    assert ("1", "2", "3") == dataset.class_names
+    assert (2, 1, 0) == dataset.split("train").record.class_counts
+    assert (2, 0, 1) == dataset.split("test").record.class_counts
+
+
+def test_labels_with_more_columns(tmp_path: Path, out: Path) -> None:
+    """Of QMNIST's label files the first column is the class."""
+    table = np.arange(24, dtype=np.int32).reshape(3, 8)
+    write_idx(tmp_path / "qmnist-test-images-idx3-ubyte", images(3))
+    write_idx(tmp_path / "qmnist-test-labels-idx2-int", table)
+    dataset = ingest(str(tmp_path), out).dataset
+    assert ("0", "8", "16") == dataset.class_names
+    assert "qmnist" == dataset.name
+
+
+def test_an_unlabelled_split(source: Path, out: Path) -> None:
+    """A test split without labels is kept without targets, beside a labelled one."""
+    (source / TEST_LABELS).unlink()
+    dataset = ingest(str(source), out, rows_per_chunk=4).dataset
+    inputs, targets = rows_of(dataset, "test")
+    assert images(11).reshape(11, -1).tolist() == inputs[:, 1:].tolist()
+    assert targets is None
+    assert 3 == dataset.split("train").schema.classes
+
+
+def test_no_labels_at_all(tmp_path: Path, out: Path) -> None:
+    """A source without any label makes a dataset without classes, and no one-hot is claimed."""
+    write_idx(tmp_path / TEST_IMAGES, images(5))
+    dataset = ingest(str(tmp_path), out).dataset
+    assert () == dataset.class_names
+    assert ("bias-column", "scale-1/255") == dataset.transforms
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_one_split_alone(source: Path, out: Path, split: str) -> None:
+    """A train or test split alone is fine."""
+    for path in source.glob("t10k*" if split == "train" else "train*"):
+        path.unlink()
+    assert [split] == list(ingest(str(source), out).dataset.splits)
+
+
+def test_sources_are_recorded(source: Path, out: Path) -> None:
+    """The dataset names each file it was made from, with its size and SHA-256, stored and decoded."""
+    packed = source / (TRAIN_IMAGES + ".gz")
+    write_idx(packed, images(37))
+    raw = (source / TRAIN_IMAGES).read_bytes()
+    (source / TRAIN_IMAGES).unlink()
+    recorded = {entry["name"]: entry for entry in ingest(str(source), out).dataset.sources}
+    assert {packed.name, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS} == set(recorded)
+    assert {
+        "split": "train",
+        "name": packed.name,
+        "kind": "images",
+        "stored_bytes": packed.stat().st_size,
+        "stored_sha256": hashlib.sha256(packed.read_bytes()).hexdigest(),
+        "decoded_bytes": len(raw),
+        "decoded_sha256": hashlib.sha256(raw).hexdigest(),
+    } == recorded[packed.name]
+
+
+def test_already_done(source: Path, out: Path) -> None:
+    """The same source again is found done: not a byte is written, wherever its files lie now."""
+    first = ingest(str(source), out, rows_per_chunk=8)
+    before = content(out)
+    stamps = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    moved = source.rename(source.with_name("moved"))
+    again = ingest(str(moved), out, rows_per_chunk=8)
+    assert (False, True) == (first.already_done, again.already_done)
+    assert first.dataset.digest == again.dataset.digest
+    assert before == content(out)
+    assert stamps == {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+
+
+def test_another_source_is_a_conflict(source: Path, out: Path) -> None:
+    """One changed pixel makes another source: the dataset that is there stays."""
+    ingest(str(source), out)
+    before = content(out)
+    changed = images(37)
+    changed[30, 1, 1] ^= 1
+    write_idx(source / TRAIN_IMAGES, changed)
+    message = refusal(ConflictError, str(source), out)
+    assert "Pass --overwrite to replace it, or choose another --out." in message
+    assert before == content(out)
+
+
+def test_other_chunks_are_a_conflict(source: Path, out: Path) -> None:
+    """The same source in other chunks is another dataset."""
+    ingest(str(source), out, rows_per_chunk=8)
+    assert "--overwrite" in refusal(ConflictError, str(source), out, rows_per_chunk=9)
+
+
+def test_overwrite(source: Path, out: Path) -> None:
+    """Asked to, an ingest replaces the dataset, and nothing of the old one stays."""
+    old = ingest(str(source), out, rows_per_chunk=2)
+    write_idx(source / TRAIN_IMAGES, images(37, seed=1))
+    new = ingest(str(source), out, rows_per_chunk=8, overwrite=True)
+    assert not new.already_done
+    assert old.dataset.digest != new.dataset.digest
+    inputs, _ = rows_of(open_dataset(open_location(out)), "train")
+    assert images(37, seed=1).reshape(37, -1).tolist() == inputs[:, 1:].tolist()
+    assert ["set"] == [path.name for path in out.parent.iterdir() if path.suffix != ".lock"]
+    fresh = ingest(str(source), out.with_name("fresh"), rows_per_chunk=8)
+    assert content(fresh.dataset.location.path) == content(out)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_threads_make_no_difference(source: Path, out: Path, seed: int) -> None:
+    """Any number of threads writes the same files, byte for byte."""
+    spec = str(source) if seed else "synthetic:50,9"
+    datasets = [
+        ingest(spec, out / str(threads), rows_per_chunk=3, seed=seed, threads=threads).dataset
+        for threads in (1, 2, 5)
+    ]
+    assert 1 == len({dataset.digest for dataset in datasets})
+    first, *others = [content(dataset.location.path) for dataset in datasets]
+    assert [first, first] == others
+
+
+def truncate(path: Path) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) - 40])
+
+
+def truncate_gz(path: Path) -> None:
+    packed = gzip.compress(path.read_bytes(), compresslevel=0, mtime=0)
+    path.unlink()
+    path.with_name(path.name + ".gz").write_bytes(packed[: len(packed) - 60])
+
+
+def lengthen(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b"\0")
+
+
+@pytest.mark.parametrize("harm", [truncate, truncate_gz, lengthen])
+@pytest.mark.parametrize("threads", [1, 4])
+def test_a_failure_in_the_middle(source: Path, out: Path, harm: Any, threads: int) -> None:
+    """A source that turns out damaged after rows were written leaves nothing at all behind."""
+    harm(source / TEST_IMAGES)
+    message = refusal(BadDataError, str(source), out, rows_per_chunk=1, threads=threads)
+    assert TEST_IMAGES in message
+    assert {} == content(out.parent)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_failure_leaves_the_old_dataset(source: Path, out: Path, overwrite: bool) -> None:
+    """An ingest that fails, overwriting or not, leaves the dataset that was there whole."""
+    old = ingest(str(source), out, rows_per_chunk=2)
+    before = content(out.parent)
+    truncate_gz(source / TEST_IMAGES)
+    with pytest.raises(PipelineError):
+        ingest(str(source), out, rows_per_chunk=2, overwrite=overwrite)
+    assert before == content(out.parent)
+    assert old.dataset.digest == open_dataset(open_location(out)).digest
+
+
+def test_a_failing_progress_report(source: Path, out: Path) -> None:
+    """Whatever ends an ingest half-way, Ctrl-C say, nothing half-made is left."""
+
+    def interrupt(stage: str, done: int, total: int) -> None:
+        if stage == "ingest test" and done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ingest(str(source), out, rows_per_chunk=2, report=interrupt)
+    assert {} == content(out.parent)
+    assert not ingest(str(source), out, rows_per_chunk=2).already_done
+
+
+def test_progress(source: Path, out: Path) -> None:
+    """Progress counts each split's rows from none to all of them."""
+    told: list[tuple[str, int, int]] = []
+    ingest(str(source), out, rows_per_chunk=20, report=lambda *progress: told.append(progress))
+    expected = [("ingest train", done, 37) for done in (0, 20, 37)]
+    assert expected + [("ingest test", 0, 11), ("ingest test", 11, 11)] == told
+
+
+def make_directory(out: Path) -> None:
+    out.mkdir(parents=True)
+    (out / "diary.txt").write_text("mine")
+
+
+def make_zarr(out: Path) -> None:
+    zarr.create_group(str(out), attributes={"mine": True})
+
+
+def make_file(out: Path) -> None:
+    out.parent.mkdir(parents=True)
+    out.write_text("mine")
+
+
+@pytest.mark.parametrize("make", [make_directory, make_zarr, make_file])
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_what_is_not_ours_stays(source: Path, out: Path, make: Any, overwrite: bool) -> None:
+    """A file, a directory or a Zarr group that is no dataset of ours is never replaced."""
+    make(out)
+    before = content(out.parent)
+    message = refusal(ConflictError, str(source), out, overwrite=overwrite)
+    assert f"{out} exists and is not a dataset of this project; it is left alone." in message
+    assert before == content(out.parent)
+
+
+def test_an_empty_directory_is_free(source: Path, out: Path) -> None:
+    """An empty directory may become the dataset."""
+    out.mkdir(parents=True)
+    assert 37 == ingest(str(source), out).dataset.split("train").schema.rows
+
+
+def test_a_damaged_dataset_is_not_taken_for_done(source: Path, out: Path) -> None:
+    """A dataset whose metadata is damaged is reported, and made anew only when asked to."""
+    ingest(str(source), out)
+    (out / "train" / "inputs" / "zarr.json").write_text("{}")
+    assert "pipeline ingest --overwrite" in refusal(BadDataError, str(source), out)
+    assert not ingest(str(source), out, overwrite=True).already_done
+
+
+def test_one_writer_at_a_time(source: Path, out: Path) -> None:
+    """While another ingest writes at the same place, this one is refused and names it."""
+    with dataset_lock(open_location(out)):
+        message = refusal(ConflictError, str(source), out)
+    assert f"{out} is being written by process {os.getpid()}" in message
+    assert not ingest(str(source), out).already_done
+
+
+def test_an_interrupted_replacement_is_put_right(source: Path, out: Path) -> None:
+    """A death between the two renames leaves the old dataset aside; the next ingest finds it."""
+    ingest(str(source), out)
+    out.rename(out.with_name(".set.replaced"))
+    assert ingest(str(source), out).already_done
+
+
+@pytest.mark.parametrize("rows_per_chunk", [0, -5])
+def test_rows_per_chunk_out_of_range(source: Path, out: Path, rows_per_chunk: int) -> None:
+    """A chunk has at least one row."""
+    message = refusal(UsageError, str(source), out, rows_per_chunk=rows_per_chunk)
+    assert f"The rows per chunk are {rows_per_chunk}; expected at least 1." == message
+
+
+def test_an_opened_source(source: Path, out: Path) -> None:
+    """A source that is open already can be given in place of its name."""
+    result = ingest(open_directory(source, name="letters"), out)
+    assert isinstance(result, IngestResult)
+    assert "letters" == result.dataset.name
+
+
+def test_a_file_that_changes_under_way(source: Path, out: Path) -> None:
+    """A label that was not there when the classes were counted is refused with its row."""
+    opened = open_directory(source)
+
+    def change(stage: str, done: int, total: int) -> None:
+        if (stage, done) == ("ingest test", 0):
+            write_idx(source / TEST_LABELS, np.full(11, 9, np.uint8))
+
+    message = refusal(BadDataError, opened, out, report=change)
+    assert "has label 9; it is none of the classes found" in message
+    assert not out.exists()
+
+
+def test_synthetic(out: Path) -> None:
+    """Generated digits come out as they are drawn, the same for the same seed only."""
+    dataset = ingest("synthetic:23,6", out, rows_per_chunk=5, seed=3).dataset
+    drawn, classes = draw_digits(3, "train", 0, 23)
+    inputs, targets = rows_of(dataset, "train")
+    assert drawn.reshape(23, -1).tolist() == inputs[:, 1:].tolist()
+    assert targets is not None
+    assert classes.tolist() == targets.argmax(axis=1).tolist()
+    assert tuple("0123456789") == dataset.class_names
+    assert ingest("synthetic:23,6", out, rows_per_chunk=5, seed=3).already_done
+    refusal(ConflictError, "synthetic:23,6", out, rows_per_chunk=5, seed=4)
+
+
+def test_mnist(mnist_dir: Path, tmp_path: Path, out: Path) -> None:
+    """MNIST itself: its class counts, every row as in its files, and the digest it has for good."""
+    dataset = ingest(str(mnist_dir), out).dataset
+    counts = (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949)
+    assert counts == dataset.split("train").record.class_counts
+    counts = (980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009)
+    assert counts == dataset.split("test").record.class_counts
+    assert (30, 5) == tuple(dataset.split(name).schema.chunks for name in ("train", "test"))
+    # The decoded rows, put back into IDX files, are the files of the set, byte for byte.
+    expected = {
+        TRAIN_IMAGES: "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+        TRAIN_LABELS: "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+        TEST_IMAGES: "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+        TEST_LABELS: "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+    }
+    for split, names in [
+        ("train", (TRAIN_IMAGES, TRAIN_LABELS)),
+        ("test", (TEST_IMAGES, TEST_LABELS)),
+    ]:
+        inputs, targets = rows_of(dataset, split)
+        assert targets is not None
+        write_idx(tmp_path / names[0], inputs[:, 1:].reshape(-1, 28, 28))
+        write_idx(tmp_path / names[1], targets.argmax(axis=1).astype(np.uint8))
+    found = {name: hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in expected}
+    assert expected == found
+    assert "7100e1c181d5e2237a395f73b876d817e908c7186226448302d3e72a9c7d60dd" == dataset.digest

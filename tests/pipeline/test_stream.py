@@ -1,0 +1,353 @@
+"""BatchStream: which rows it hands out, what it reads and holds, and how it fails."""
+
+import hashlib
+import threading
+import weakref
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import windows
+from pipeline.order import CHAIN_START, EpochOrder, link
+from pipeline.stream import BatchStream, chunks_per_window
+from pipeline.windows import WindowLoader
+from storage.dataset import Block, Split
+from storage.errors import BadDataError, UsageError
+from storage.schema import SplitSchema
+from tests.pipeline.datasets import Known, write_known
+from tests.pipeline.streams import (
+    CHUNK_ROWS,
+    CHUNKS,
+    ROWS,
+    SETTINGS,
+    assert_contents,
+    open_stream,
+    row_lists,
+    stream_settings,
+)
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> Known:
+    """1,003 chunks of one row, in shards of 16."""
+    return write_known(tmp_path_factory.mktemp("sharded") / "set", 1003, 1)
+
+
+def expected_batches(options: dict[str, Any], epoch: int) -> list[list[int]]:
+    """The row numbers of each mini-batch, cut from the windows of the order."""
+    order = EpochOrder(
+        seed=options["seed"],
+        epoch=epoch,
+        rows=options["rows"],
+        chunk_rows=CHUNK_ROWS,
+        window_chunks=options["window_chunks"],
+        shuffle=options["shuffle"],
+        first_row=options["first_row"],
+    )
+    rows = [row for n in range(order.windows) for row in order.window(n).row_numbers.tolist()]
+    size = options["batch_size"] or len(rows)
+    batches = [rows[start : start + size] for start in range(0, len(rows), size)]
+    return batches[:-1] if options["drop_last"] and len(batches[-1]) < size else batches
+
+
+def count_reads(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
+    """From now on, how often each chunk is read."""
+    reads: Counter[int] = Counter()
+    lock = threading.Lock()
+    read_chunk = Split.read_chunk
+
+    def counted(split: Split, number: int) -> Block:
+        with lock:
+            reads[number] += 1
+        return read_chunk(split, number)
+
+    monkeypatch.setattr(Split, "read_chunk", counted)
+    return reads
+
+
+@SETTINGS
+@given(options=stream_settings())
+def test_batches(known: Known, options: dict[str, Any]) -> None:
+    """Two epochs give the order's rows, cut into mini-batches, with the rows' own contents."""
+    with open_stream(known, **options) as stream:
+        epochs = [list(stream), list(stream)]
+    for epoch, batches in enumerate(epochs):
+        assert expected_batches(options, epoch) == row_lists(batches)
+        assert stream.batches == len(batches)
+        for batch in batches:
+            assert_contents(known, batch)
+
+
+@SETTINGS
+@given(options=stream_settings())
+def test_every_row_once_per_epoch(known: Known, options: dict[str, Any]) -> None:
+    """No row is left out or repeated, whatever divides what; drop_last drops less than a batch."""
+    with open_stream(known, **options) as stream:
+        rows = [row for batch in stream for row in batch.rows.tolist()]
+    expected = range(options["first_row"], options["first_row"] + options["rows"])
+    dropped = options["rows"] % (options["batch_size"] or options["rows"])
+    assert set() == set(rows) - set(expected)
+    assert len(expected) - (dropped if options["drop_last"] else 0) == len(rows) == len(set(rows))
+
+
+@SETTINGS
+@given(options=stream_settings())
+def test_the_order_digest(known: Known, options: dict[str, Any]) -> None:
+    """The state's digest is the chain over all mini-batches so far, across epochs."""
+    digest = CHAIN_START
+    with open_stream(known, **options) as stream:
+        for _ in range(2):
+            for batch in stream:
+                digest = link(digest, batch.rows)
+                assert digest.hex() == stream.state.order_digest
+
+
+@SETTINGS
+@given(options=stream_settings(), parts=st.integers(1, 9))
+def test_micro_batches(known: Known, options: dict[str, Any], parts: int) -> None:
+    """The parts of a mini-batch are those of `numpy.array_split`, and leave the same state."""
+    with open_stream(known, **options) as whole, open_stream(known, **options) as cut:
+        for batch, micro_batches in zip(whole, cut.micro_batches(parts), strict=True):
+            pieces = list(micro_batches)
+            expected = [rows.tolist() for rows in np.array_split(batch.rows, parts) if rows.size]
+            assert expected == row_lists(pieces)
+            assert whole.state == cut.state
+            for piece in pieces:
+                assert_contents(known, piece)
+
+
+def test_a_mini_batch_counts_with_its_last_part(known: Known) -> None:
+    """Until its last part is taken, the state is the one before the mini-batch."""
+    with open_stream(known, batch_size=20) as stream:
+        before = stream.state
+        micro_batches = next(stream.micro_batches(3))
+        next(micro_batches)
+        next(micro_batches)
+        assert before == stream.state
+        next(micro_batches)
+        assert 1 == stream.state.next_batch
+
+
+def test_unshuffled(known: Known) -> None:
+    """Without a shuffle every epoch goes through the rows as they lie on disk."""
+    with open_stream(known, batch_size=10, shuffle=False) as stream:
+        for _ in range(2):
+            rows = [row for batch in stream for row in batch.rows.tolist()]
+            assert list(range(ROWS)) == rows
+
+
+def test_epochs_and_seeds_differ(known: Known) -> None:
+    """Each epoch of each seed has an order of its own."""
+    orders = set()
+    for seed in (0, 1):
+        with open_stream(known, batch_size=0, seed=seed) as stream:
+            for _ in range(3):
+                orders |= {tuple(batch.rows.tolist()) for batch in stream}
+    assert 6 == len(orders)
+
+
+def test_unlabelled(tmp_path: Path) -> None:
+    """A split without labels gives inputs alone, also where a mini-batch spans windows."""
+    known = write_known(tmp_path / "set", 20, 3, labelled=False)
+    with open_stream(known, batch_size=7, window_chunks=2) as stream:
+        for batch in stream:
+            assert_contents(known, batch)
+
+
+def test_shards(sharded: Known) -> None:
+    """More than a thousand chunks lie in shards; the rows that come out of them are the same."""
+    assert 16 == sharded.dataset.split("train").schema.chunks_per_shard
+    with open_stream(sharded, batch_size=100, window_chunks=300) as stream:
+        batches = list(stream)
+    assert list(range(1003)) == sorted(row for rows in row_lists(batches) for row in rows)
+    for batch in batches:
+        assert_contents(sharded, batch)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+def test_any_number_of_threads(known: Known, threads: int) -> None:
+    """How many threads load chunks makes no difference to the order digest or the rows."""
+    digests = []
+    for loaders in (1, threads):
+        content = hashlib.sha256()
+        with open_stream(known, batch_size=8, window_chunks=3, threads=loaders) as stream:
+            for _ in range(3):
+                for batch in stream:
+                    content.update(batch.inputs.tobytes())
+        digests.append((stream.state.order_digest, content.hexdigest()))
+    assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize("window_chunks", [1, 2, 4, 9, 50])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_every_chunk_is_read_once_per_epoch(
+    known: Known, monkeypatch: pytest.MonkeyPatch, window_chunks: int, shuffle: bool
+) -> None:
+    """Three epochs read each chunk three times, and nothing is read ahead of an end that is known."""
+    reads = count_reads(monkeypatch)
+    with open_stream(
+        known, batch_size=4, window_chunks=window_chunks, shuffle=shuffle, epochs=3
+    ) as stream:
+        for _ in range(3):
+            list(stream)
+    assert dict.fromkeys(range(CHUNKS), 3) == dict(reads)
+
+
+def test_a_range_reads_its_own_chunks_only(known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows 20..33 lie in chunks 2 to 4: no other one is read."""
+    reads = count_reads(monkeypatch)
+    with open_stream(known, batch_size=5, first_row=20, rows=14, epochs=1) as stream:
+        list(stream)
+    assert {2: 1, 3: 1, 4: 1} == dict(reads)
+
+
+def test_seeking_reads_two_windows(known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To go on in the middle of an epoch takes the window that holds the next row, and the next."""
+    options: dict[str, Any] = {"batch_size": 7, "window_chunks": 2, "shuffle": False}
+    with open_stream(known, **options) as stream:
+        batches = iter(stream)
+        for _ in range(4):
+            next(batches)
+        state = stream.state
+    reads = count_reads(monkeypatch)
+    with open_stream(known, **options, state=state) as stream:
+        batch = next(iter(stream))
+    assert list(range(28, 35)) == batch.rows.tolist()
+    assert {4, 5} <= set(reads) <= {4, 5, 6, 7}  # closed before it is done, the next may be cut off
+    assert 1 == max(reads.values())
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("batch_size", [1, 5, 14, 40, 0])
+def test_two_windows_are_held(
+    known: Known, monkeypatch: pytest.MonkeyPatch, batch_size: int, parts: int
+) -> None:
+    """The window in use and the next are in memory, never a third, if loading is ever so fast."""
+    loaded: list[weakref.ref[Any]] = []
+    held = []
+    gather, expect = windows.gather, WindowLoader.expect
+
+    def watched(blocks: list[Block], destinations: Any) -> Block:
+        block = gather(blocks, destinations)
+        loaded.append(weakref.ref(block.inputs))
+        return block
+
+    def expect_and_wait(loader: WindowLoader, order: EpochOrder, number: int) -> None:
+        expect(loader, order, number)
+        loader._ahead.submit(int).result()  # one thread, so what came before is done
+        held.append(sum(window() is not None for window in loaded))
+
+    monkeypatch.setattr(windows, "gather", watched)
+    monkeypatch.setattr(WindowLoader, "expect", expect_and_wait)
+    with open_stream(known, batch_size=batch_size, window_chunks=2, epochs=3) as stream:
+        while stream.state.epoch < 3:
+            for micro_batches in stream.micro_batches(parts):
+                for batch in micro_batches:
+                    assert len(batch.rows)
+                    del batch
+    assert 15 == len(loaded)
+    assert 2 == max(held)
+
+
+def test_the_window_fits_the_shuffle_memory() -> None:
+    """Two windows fit the memory: W is half of it in chunks, and at most all of them."""
+    schema = SplitSchema.plan(rows=1000, features=99, dtype="uint8", classes=10, chunk_rows=10)
+    for memory, expected in [(2200, 1), (6599, 2), (6600, 3), (2**40, 100)]:
+        assert expected == chunks_per_window(schema, memory)
+    assert 4 == chunks_per_window(schema, 2**40, shuffle=False)
+
+
+def test_too_little_shuffle_memory(known: Known) -> None:
+    """A memory that cannot hold two chunks is refused, with both figures."""
+    with pytest.raises(UsageError, match=r"100 bytes; two chunks of this dataset need 140\."):
+        open_stream(known, batch_size=1, shuffle_memory=100)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 62}, "The batch size is 62; expected 1 to the 61 rows"),
+        ({"batch_size": -1}, "The batch size is -1"),
+        ({"batch_size": 1, "first_row": 61}, r"split train has rows 0\.\.60"),
+        ({"batch_size": 1, "first_row": -1}, r"Rows -1\.\.60 were asked for"),
+        ({"batch_size": 1, "first_row": 60, "rows": 2}, r"Rows 60\.\.61 were asked for"),
+        ({"batch_size": 1, "rows": 0}, "were asked for"),
+        ({"batch_size": 1, "window_chunks": 0}, "The window is 0 chunks; expected at least 1"),
+        ({"batch_size": 1, "window_chunks": -2}, "The window is -2 chunks"),
+    ],
+)
+def test_settings_out_of_range(known: Known, options: dict[str, Any], message: str) -> None:
+    """Rows and sizes that the split does not have are refused before anything is read."""
+    with pytest.raises(UsageError, match=message):
+        open_stream(known, **options)
+
+
+def test_no_such_split(known: Known) -> None:
+    """A split that is not there is refused, and the ones that are there are named."""
+    with pytest.raises(BadDataError, match="has no split 'tost'; it has train"):
+        BatchStream(known.dataset, "tost", batch_size=1)
+
+
+def flip_a_bit(chunk: Path) -> None:
+    data = bytearray(chunk.read_bytes())
+    data[len(data) // 2] ^= 1
+    chunk.write_bytes(data)
+
+
+def take_another(chunk: Path) -> None:
+    chunk.write_bytes(chunk.with_name("c.3.0").read_bytes())
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, flip_a_bit, take_another])
+@pytest.mark.parametrize("array", ["inputs", "targets"])
+@pytest.mark.parametrize("threads", [1, 4])
+def test_a_damaged_chunk(tmp_path: Path, array: str, harm: Any, threads: int) -> None:
+    """A chunk that is damaged, gone or another's ends the iteration; closing ends the threads."""
+    known = write_known(tmp_path / "set", 40, 4)
+    harm(known.path / "train" / array / "c.7.0")
+    taken = []
+    with open_stream(
+        known, batch_size=4, window_chunks=2, shuffle=False, threads=threads
+    ) as stream:
+        with pytest.raises(BadDataError, match="Chunk 7 "):
+            for batch in stream:
+                taken.append(batch.rows.tolist())
+        assert [list(range(n, n + 4)) for n in range(0, 24, 4)] == taken
+        assert 6 == stream.state.next_batch
+    assert [] == [thread.name for thread in threading.enumerate() if "load-" in thread.name]
+
+
+def test_going_on_after_a_repair(tmp_path: Path) -> None:
+    """A chunk that is put back is read: iterating again goes on at the batch that failed."""
+    known = write_known(tmp_path / "set", 40, 4)
+    chunk = known.path / "train" / "inputs" / "c.7.0"
+    sound = chunk.read_bytes()
+    chunk.unlink()
+    with open_stream(known, batch_size=4, window_chunks=2, shuffle=False) as stream:
+        with pytest.raises(BadDataError):
+            list(stream)
+        chunk.write_bytes(sound)
+        assert [list(range(n, n + 4)) for n in range(24, 40, 4)] == row_lists(list(stream))
+
+
+@pytest.mark.parametrize("place", [-20, 10])
+def test_a_damaged_shard(sharded: Known, place: int) -> None:
+    """A flipped bit in a shard, in the index at its end or in a chunk, is bad data like any other."""
+    path = sharded.path / "train" / "inputs" / "c.3.0"
+    sound = path.read_bytes()
+    data = bytearray(sound)
+    data[place] ^= 1
+    path.write_bytes(data)
+    try:
+        with (
+            open_stream(sharded, batch_size=16, first_row=48, rows=16) as stream,
+            pytest.raises(BadDataError, match=r"c\.3\.0"),
+        ):
+            list(stream)
+    finally:
+        path.write_bytes(sound)

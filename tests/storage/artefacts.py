@@ -1,0 +1,152 @@
+"""Small datasets, runs and scorings, the same at every call, for the storage floor's tests."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from storage.checkpoints import CheckpointName, Tensors, save_checkpoint
+from storage.dataset import Block, Dataset
+from storage.dataset_writer import SplitWriter, create_dataset
+from storage.location import Location
+from storage.predictions import Scores, ScoresSchema, ScoresWriter, score_into
+from storage.runs import SCORES, Run, create_run
+from storage.schema import DatasetSchema, SplitSchema
+
+REPOSITORY = Path(__file__).parents[2]
+MODEL_DIGEST = "d" * 64
+SOURCES = [{"split": "train", "name": "train-images", "decoded_sha256": "5" * 64}]
+FINGERPRINT = {"kind": "test", "seed": 1}
+
+
+def split_schema(rows: int = 11, **fields: Any) -> SplitSchema:
+    """A split of few rows in chunks of four: the last one is short."""
+    tiny = SplitSchema(rows, features=6, dtype="uint8", classes=3, chunk_rows=4, chunks_per_shard=1)
+    return replace(tiny, **fields)
+
+
+def dataset_schema(*, test_rows: int = 5, **fields: Any) -> DatasetSchema:
+    """A dataset of 11 training rows, and of test rows that always have chunks of their own."""
+    train = split_schema(**fields)
+    return DatasetSchema(
+        name="tiny",
+        class_names=("0", "1", "2") if train.classes else (),
+        image_shape=(2, 3),
+        transforms=("bias",),
+        splits={"train": train, "test": split_schema(**fields | {"rows": test_rows})},
+    )
+
+
+def rows_of(name: str, split: SplitSchema) -> Block:
+    """All rows of a split: counted out from its name, with a bias column and one-hot targets."""
+    first = sum(name.encode())
+    counted = (first + 37 * np.arange(split.rows * split.columns)) % 100
+    values = counted.reshape(split.rows, split.columns).astype(split.dtype)
+    values[:, 0] = 255 if split.dtype == "uint8" else 1
+    if not split.classes:
+        return Block(values, None)
+    labels = (first + np.arange(split.rows) ** 2) % split.classes
+    return Block(values, np.eye(split.classes, dtype=np.uint8)[labels])
+
+
+def part_of(name: str, writer: SplitWriter, number: int) -> Block:
+    """The rows that part `number` is to be written with."""
+    rows = rows_of(name, writer.schema)
+    part = slice(number * writer.part_rows, (number + 1) * writer.part_rows)
+    return Block(rows.inputs[part], None if rows.targets is None else rows.targets[part])
+
+
+def part_numbers(writer: SplitWriter) -> range:
+    """The parts of a split."""
+    return range(-(-writer.schema.rows // writer.part_rows))
+
+
+def make_dataset(
+    location: Location, schema: DatasetSchema | None = None, *, overwrite: bool = False
+) -> Dataset:
+    """Write and publish a dataset."""
+    schema = schema or dataset_schema()
+    with create_dataset(location, schema, overwrite=overwrite) as writer:
+        splits = {name: writer.split(name) for name in schema.splits}
+        records = {
+            name: [
+                record
+                for number in part_numbers(split)
+                for record in split.write_part(number, part_of(name, split, number))
+            ]
+            for name, split in splits.items()
+        }
+        return writer.publish(records, SOURCES, FINGERPRINT)
+
+
+def metrics_line(epoch: int) -> dict[str, Any]:
+    """What a run records of an epoch, counted from 1."""
+    return {"epoch": epoch, "loss": 1 / epoch, "order_digest": f"{epoch:064x}"}
+
+
+def tensors_of(epoch: int) -> Tensors:
+    """A tiny network's parameters and an optimiser's memory, different in each epoch."""
+    generator = np.random.default_rng(epoch)
+    return {
+        "layer.0": generator.normal(size=(7, 3)).astype(np.float32),
+        "optimizer.velocity": generator.normal(size=21).astype(np.float32),
+    }
+
+
+def begin_run(location: Location, dataset_digest: str = "0" * 64) -> Run:
+    """A run without any epoch."""
+    return create_run(
+        location,
+        configuration={"network": "6-3", "epochs": 3, "learning_rate": 0.1},
+        dataset_digest=dataset_digest,
+        versions={"order": 1, "step": 1},
+        environment={"numpy": "2"},
+    )
+
+
+def save_epoch(run: Run, epoch: int) -> CheckpointName:
+    """Save the checkpoint after an epoch, counted from 1, with the metrics up to it."""
+    name = CheckpointName(epoch, 0)
+    save_checkpoint(
+        run,
+        name,
+        tensors_of(epoch),
+        parameters_digest=f"{epoch:064x}",
+        config_digest="c" * 64,
+        progress={"metrics": [metrics_line(number) for number in range(1, epoch + 1)]},
+    )
+    return name
+
+
+def make_run(location: Location, dataset_digest: str = "0" * 64, epochs: int = 3) -> Run:
+    """A run as a training leaves it: a line and a checkpoint for each epoch."""
+    run = begin_run(location, dataset_digest)
+    for epoch in range(1, epochs + 1):
+        run.append_metrics(metrics_line(epoch))
+        save_epoch(run, epoch)
+    return run
+
+
+def scores_schema(rows: int = 5, split: str = "test", **fields: Any) -> ScoresSchema:
+    """A scoring of few rows in chunks of two: the last one is short."""
+    tiny = ScoresSchema(MODEL_DIGEST, "0" * 64, split, rows, 3, 2, ("0", "1", "2"))
+    return replace(tiny, **fields)
+
+
+def write_scores(writer: ScoresWriter, numbers: Sequence[int]) -> None:
+    """Write these chunks of a scoring, each drawn by its number."""
+    for number in numbers:
+        start, stop = writer.schema.chunk_bounds(number)
+        generator = np.random.default_rng([number, len(writer.schema.split)])
+        probabilities = generator.random((stop - start, writer.schema.classes), np.float32)
+        writer.write_chunk(number, probabilities, probabilities.argmax(axis=1).astype(np.int32))
+
+
+def make_scores(place: Location, schema: ScoresSchema | None = None) -> Scores:
+    """A complete scoring in its home below `place`, which is a run's directory."""
+    schema = schema or scores_schema()
+    with score_into(place.child(f"{SCORES}/{schema.home}"), schema) as writer:
+        write_scores(writer, writer.missing)
+        return writer.publish({"rows": schema.rows, "accuracy": 0.5})

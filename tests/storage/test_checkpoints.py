@@ -1,0 +1,342 @@
+"""Checkpoints: whole or not at all, loaded into a template, fallen back from when damaged."""
+
+import errno
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from storage import checkpoints, files, sealed
+from storage.checkpoints import (
+    DIRECTORY,
+    MANIFEST,
+    STATE,
+    Checkpoint,
+    CheckpointName,
+    Tensors,
+    list_checkpoints,
+    load_checkpoint,
+    load_newest,
+    prune_checkpoints,
+    recorded_metrics,
+    save_checkpoint,
+    sweep_checkpoints,
+)
+from storage.errors import BadDataError, UnreachableError
+from storage.location import Location, open_location
+from storage.runs import METRICS, Run
+from tests.storage.artefacts import begin_run, make_run, metrics_line, save_epoch, tensors_of
+
+TEMPLATE = {name: np.zeros_like(tensor) for name, tensor in tensors_of(1).items()}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """A run with a checkpoint after each of three epochs."""
+    return make_run(open_location(tmp_path / "run"))
+
+
+def home(run: Run, epoch: int) -> Location:
+    return run.location.child(CheckpointName(epoch, 0).key)
+
+
+def spoil(place: Location, key: str) -> None:
+    """Flip a bit in the middle of a file."""
+    data = bytearray(place.get(key))
+    data[len(data) // 2] ^= 4
+    place.put(key, bytes(data))
+
+
+def assert_same_tensors(expected: Tensors, actual: Tensors) -> None:
+    assert expected.keys() == actual.keys()
+    for name, tensor in expected.items():
+        assert (tensor.dtype, tensor.shape) == (actual[name].dtype, actual[name].shape)
+        assert tensor.tobytes() == actual[name].tobytes()
+
+
+def test_what_was_saved_is_loaded(run: Run) -> None:
+    """Tensors to the last bit, the model's digest, and the progress."""
+    loaded = load_checkpoint(run, CheckpointName(2, 0), TEMPLATE)
+    assert_same_tensors(tensors_of(2), loaded.tensors)
+    assert f"{2:064x}" == loaded.parameters_digest
+    assert {"metrics": [metrics_line(1), metrics_line(2)]} == loaded.progress
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "uint8", "bool"])
+def test_tensors_of_every_kind(run: Run, dtype: str) -> None:
+    """Scalars, empty tensors, those that lie otherwise in memory, and values that are no number."""
+    values = np.arange(12).reshape(3, 4).astype(dtype)
+    if values.dtype.kind == "f":
+        values[0] = [np.nan, np.inf, -0.0, 5e-324]
+    tensors = {"turned": values.T, "scalar": values[1, 1], "empty": values[:0]}
+    tensors = {name: np.asarray(tensor) for name, tensor in tensors.items()}
+    name = CheckpointName(3, 7)
+    digests = {"parameters_digest": "a" * 64, "config_digest": "b" * 64}
+    save_checkpoint(run, name, tensors, **digests, progress={})
+    assert_same_tensors(
+        {
+            name: np.ascontiguousarray(tensor).reshape(tensor.shape)
+            for name, tensor in tensors.items()
+        },
+        load_checkpoint(run, name, tensors).tensors,
+    )
+
+
+def test_checkpoints_are_listed_oldest_first(run: Run) -> None:
+    """By epoch, then by step, past a million too; what has another name is not listed."""
+    for name in (CheckpointName(10**6, 0), CheckpointName(1, 5), CheckpointName(1, 10**6)):
+        save_checkpoint(run, name, {}, parameters_digest="", config_digest="", progress={})
+    for other in ("notes.txt", ".000004-000000.tmp/x", "4-0/x"):
+        run.location.put(f"{DIRECTORY}/{other}", b"")
+    expected = ["000001-000000", "000001-000005", "000001-1000000", "000002-000000"]
+    expected += ["000003-000000", "1000000-000000"]
+    assert expected == [str(name) for name in list_checkpoints(run)]
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (TEMPLATE | {"layer.1": np.zeros(2)}, "layer.1: nothing saved, float64[2] expected"),
+        ({"layer.0": TEMPLATE["layer.0"]}, "velocity: float32[21] saved, nothing expected"),
+        (
+            TEMPLATE | {"layer.0": np.zeros((3, 7), np.float32)},
+            "layer.0: float32[7, 3] saved, float32[3, 7] expected",
+        ),
+        (
+            TEMPLATE | {"layer.0": np.zeros((7, 3))},
+            "layer.0: float32[7, 3] saved, float64[7, 3] expected",
+        ),
+    ],
+    ids=["name", "surplus", "shape", "dtype"],
+)
+def test_what_does_not_fit_the_template_is_refused(
+    run: Run, template: Tensors, message: str
+) -> None:
+    """A name, shape or dtype that differs is shown from both sides."""
+    with pytest.raises(BadDataError) as caught:
+        load_checkpoint(run, CheckpointName(3, 0), template)
+    assert message in str(caught.value)
+
+
+def newest(run: Run) -> tuple[list[str], Checkpoint | None]:
+    """The damaged checkpoints that were passed over, and the one that is used."""
+    passed: list[str] = []
+    for found in load_newest(run, TEMPLATE):
+        if isinstance(found, Checkpoint):
+            return passed, found
+        passed.append(str(found[0]))
+    return passed, None
+
+
+def test_the_newest_is_used(run: Run) -> None:
+    """With all of them sound nothing is passed over; without any there is nothing."""
+    passed, found = newest(run)
+    assert found is not None
+    assert ([], CheckpointName(3, 0)) == (passed, found.name)
+    assert ([], None) == newest(begin_run(run.location.child("fresh")))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda place: spoil(place, STATE),
+        lambda place: spoil(place, MANIFEST),
+        lambda place: place.put(STATE, place.get(STATE)[:-1]),
+        lambda place: place.put(STATE, b""),
+        lambda place: place.put(MANIFEST, b""),
+        lambda place: place.delete(STATE),
+        lambda place: place.delete(MANIFEST),
+        lambda place: place.put(
+            STATE, place.path.parent.joinpath("000002-000000", STATE).read_bytes()
+        ),
+    ],
+    ids=["state", "manifest", "cut", "empty", "empty manifest", "gone", "no manifest", "another's"],
+)
+def test_a_damaged_newest_is_passed_over(run: Run, damage: Callable[[Location], None]) -> None:
+    """It is told by its name and the one before is used; nothing is removed."""
+    damage(home(run, 3))
+    before = run.location.objects()
+    passed, found = newest(run)
+    assert found is not None
+    assert (["000003-000000"], CheckpointName(2, 0)) == (passed, found.name)
+    assert_same_tensors(tensors_of(2), found.tensors)
+    assert before == run.location.objects()
+
+
+def test_all_damaged_is_an_error(run: Run) -> None:
+    """Never a silent fresh start: exit 3 after each has been told, and nothing is removed."""
+    for epoch in (1, 2, 3):
+        spoil(home(run, epoch), STATE)
+    before = run.location.objects()
+    with pytest.raises(BadDataError, match=r"None of the 3 checkpoints of .* is sound"):
+        newest(run)
+    assert before == run.location.objects()
+
+
+def test_a_checkpoint_of_another_run_is_refused(run: Run, tmp_path: Path) -> None:
+    """A sound checkpoint that was copied from another run has the wrong identity."""
+    other = make_run(open_location(tmp_path / "other"))
+    for key in (STATE, MANIFEST):
+        home(run, 3).put(key, home(other, 3).get(key))
+    with pytest.raises(BadDataError, match=f"has run_id '{other.run_id}'; expected '{run.run_id}'"):
+        load_checkpoint(run, CheckpointName(3, 0))
+
+
+def test_swapped_checkpoints_are_refused(run: Run) -> None:
+    """Two directories that took each other's names are neither of them what they say."""
+    home(run, 2).path.rename(run.location.path / "aside")
+    home(run, 3).path.rename(home(run, 2).path)
+    (run.location.path / "aside").rename(home(run, 3).path)
+    for epoch, other in ((2, 3), (3, 2)):
+        with pytest.raises(BadDataError, match=f"has epoch {other}; expected {epoch}"):
+            load_checkpoint(run, CheckpointName(epoch, 0))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format_version": 2},
+        {"dataset_digest": "1" * 64},
+        {"progress": []},
+        {"parameters_digest": None},
+        {"state_bytes": 10**15},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_manifest_of_other_content_is_refused(run: Run, change: dict[str, object]) -> None:
+    """Sealed, but of another version, dataset, kind or size: it is not loaded."""
+    manifest = sealed.read_sealed(home(run, 3), MANIFEST) | change
+    home(run, 3).put(MANIFEST, sealed.sealed_bytes(manifest))
+    with pytest.raises(BadDataError, match="000003-000000"):
+        load_checkpoint(run, CheckpointName(3, 0))
+
+
+@pytest.mark.parametrize("state", [b"", b"\0" * 8, b"\xff" * 64, (2**62).to_bytes(8, "little")])
+def test_a_state_that_is_no_safetensors_is_refused(run: Run, state: bytes) -> None:
+    """A state with the right digest and the wrong format, with claims of any size, is refused."""
+    manifest = sealed.read_sealed(home(run, 3), MANIFEST)
+    digest = hashlib.sha256(state).hexdigest()
+    manifest |= {"state_bytes": len(state), "state_sha256": digest}
+    home(run, 3).put(STATE, state)
+    home(run, 3).put(MANIFEST, sealed.sealed_bytes(manifest))
+    with pytest.raises(BadDataError, match="not in safetensors format"):
+        load_checkpoint(run, CheckpointName(3, 0))
+
+
+def prune_while_reading(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a run that goes on save its fourth epoch, keeping one, once its list has been read."""
+    look = checkpoints.list_checkpoints
+
+    def look_once(run: Run) -> list[CheckpointName]:
+        names = look(run)
+        monkeypatch.undo()
+        run.append_metrics(metrics_line(4))
+        prune_checkpoints(run, save_epoch(run, 4), keep=1, also=set())
+        return names
+
+    monkeypatch.setattr(checkpoints, "list_checkpoints", look_once)
+
+
+def test_a_reader_finds_the_successor_of_what_is_pruned(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever loads while the run goes on gets the newer checkpoint, and no false alarm."""
+    prune_while_reading(run, monkeypatch)
+    passed, found = newest(run)
+    assert found is not None
+    assert ([], CheckpointName(4, 0)) == (passed, found.name)
+
+
+def test_metrics_are_compared_while_the_run_goes_on(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lines that come meanwhile are given, and are no difference."""
+    prune_while_reading(run, monkeypatch)
+    assert [metrics_line(epoch) for epoch in (1, 2, 3, 4)] == recorded_metrics(run)
+
+
+def test_pruning_keeps_the_newest_and_the_best(run: Run) -> None:
+    """The last N and those asked for stay; the others leave nothing behind."""
+    for epoch in (4, 5):
+        save_epoch(run, epoch)
+    prune_checkpoints(run, CheckpointName(5, 0), keep=2, also={CheckpointName(2, 0)})
+    expected = ["000002-000000", "000004-000000", "000005-000000"]
+    assert expected == run.location.names(DIRECTORY)
+
+
+def test_pruning_after_a_fall_back_keeps_what_is_sound(run: Run) -> None:
+    """Damaged later ones do not count as the newest: the one just saved is kept, they go."""
+    spoil(home(run, 3), STATE)
+    save_checkpoint(
+        run, CheckpointName(2, 4), TEMPLATE, parameters_digest="", config_digest="", progress={}
+    )
+    prune_checkpoints(run, CheckpointName(2, 4), keep=1, also=set())
+    assert ["000002-000004"] == run.location.names(DIRECTORY)
+
+
+def test_a_checkpoint_is_saved_again(run: Run) -> None:
+    """One of the same name is replaced, a damaged one too, and nothing stays beside it."""
+    spoil(home(run, 3), STATE)
+    name = save_epoch(run, 3)
+    assert_same_tensors(tensors_of(3), load_checkpoint(run, name, TEMPLATE).tensors)
+    assert ["manifest.json", "state.safetensors"] == home(run, 3).names()
+    assert 3 == len(run.location.names(DIRECTORY))
+
+
+@pytest.mark.parametrize("operation", ["create", "write", "fsync", "rename", "mkdir"])
+def test_a_failed_save_leaves_the_older_ones(
+    run: Run, monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
+    """A full disk, at whatever operation, costs the new checkpoint only, and leaves no rest."""
+
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = run.location.objects()
+    with monkeypatch.context() as broken:
+        broken.setattr(files, operation, refuse)
+        with pytest.raises(UnreachableError, match="No space left on device"):
+            save_epoch(run, 4)
+    assert before == run.location.objects()
+
+
+def test_what_dead_writers_left_is_swept(run: Run) -> None:
+    """Half-written and half-removed checkpoints are hidden, are not listed, and are removed."""
+    for name in (".000004-000000.tmp", ".000001-000000.old"):
+        run.location.put(f"{DIRECTORY}/{name}/{STATE}", b"half")
+    assert 3 == len(list_checkpoints(run))
+    sweep_checkpoints(run)
+    assert 3 == len(run.location.names(DIRECTORY))
+
+
+def test_recorded_metrics_are_the_checkpoints(run: Run) -> None:
+    """The lines agree with the newest sound checkpoint; a line more is an epoch that died."""
+    lines = [metrics_line(epoch) for epoch in (1, 2, 3)]
+    assert lines == recorded_metrics(run)
+    run.append_metrics(metrics_line(4))
+    assert [*lines, metrics_line(4)] == recorded_metrics(run)
+    assert [] == recorded_metrics(begin_run(run.location.child("fresh")))
+
+
+def test_metrics_that_were_cut_off_are_told(run: Run) -> None:
+    """Fewer lines than the checkpoint recorded, by a byte or by all of them, are damage."""
+    whole = run.location.get(METRICS)
+    for length in range(len(whole)):
+        run.location.put(METRICS, whole[:length])
+        with pytest.raises(BadDataError, match=r"metrics\.jsonl"):
+            recorded_metrics(run)
+    run.location.delete(METRICS)
+    with pytest.raises(BadDataError, match=r"metrics\.jsonl does not have the lines"):
+        recorded_metrics(run)
+
+
+def test_metrics_without_their_checkpoints_are_told(run: Run) -> None:
+    """Epochs that no checkpoint vouches for, and no damaged one explains, are told."""
+    for epoch in (2, 3):
+        home(run, epoch).delete_tree()
+    with pytest.raises(BadDataError, match="has 3 epochs, the newest checkpoint 1"):
+        recorded_metrics(run)
+    home(run, 3).put(MANIFEST, b"damaged")
+    assert 3 == len(recorded_metrics(run))

@@ -1,0 +1,139 @@
+"""ChunkReader: what it reads is what Zarr reads, and what is damaged does not pass."""
+
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+import pytest
+import zarr
+from zarr.codecs import ZstdCodec
+
+from storage.chunks import ChunkReader
+from storage.dataset import Split
+from storage.errors import BadDataError
+from storage.location import open_location
+from storage.schema import ELEMENT_TYPES
+from tests.storage.artefacts import dataset_schema, make_dataset, rows_of
+
+
+def make_split(
+    path: Path, dtype: str = "uint8", rows: int = 11, chunks_per_shard: int = 1
+) -> Split:
+    """The training split of a dataset in chunks of four rows."""
+    schema = dataset_schema(dtype=dtype, rows=rows, chunks_per_shard=chunks_per_shard)
+    return make_dataset(open_location(path), schema).split("train")
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> ChunkReader:
+    """A reader of 19 rows in 5 chunks, in shards of 3."""
+    return make_split(tmp_path / "set", rows=19, chunks_per_shard=3).readers["inputs"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rows", "chunks_per_shard"),
+    [
+        *((dtype, 11, chunks_per_shard) for dtype in ELEMENT_TYPES for chunks_per_shard in (1, 2)),
+        *(("uint8", rows, chunks_per_shard) for rows in (12, 3) for chunks_per_shard in (1, 3)),
+    ],
+)
+def test_every_chunk_is_what_zarr_reads(
+    tmp_path: Path, dtype: str, rows: int, chunks_per_shard: int
+) -> None:
+    """All arrays of a split, plain and in shards, the last chunk short or whole."""
+    split = make_split(tmp_path / "set", dtype, rows, chunks_per_shard)
+    assert {"inputs", "targets", "chunk_digests", "chunk_class_counts"} == split.readers.keys()
+    for name, reader in split.readers.items():
+        array = zarr.open_array(str(reader.location), mode="r")
+        assert (array.shape, array.dtype) == (reader.shape, np.dtype(reader.dtype))
+        for start in range(0, reader.rows, reader.chunk_rows):
+            expected = np.asarray(array[start : start + reader.chunk_rows])
+            found = reader.read(start // reader.chunk_rows)
+            assert (expected.dtype, expected.shape) == (found.dtype, found.shape), name
+            assert expected.tobytes() == found.tobytes(), name
+
+
+def test_the_keys_are_the_objects_that_zarr_wrote(tmp_path: Path) -> None:
+    """`keys` names each chunk's object, or each shard's, and nothing else but metadata is there."""
+    plain = make_split(tmp_path / "plain", rows=19).readers["inputs"]
+    sharded = make_split(tmp_path / "sharded", rows=19, chunks_per_shard=3).readers["inputs"]
+    assert ["c.0.0", "c.1.0", "c.2.0", "c.3.0", "c.4.0"] == plain.keys
+    assert ["c.0.0", "c.1.0"] == sharded.keys
+    assert [*plain.keys, "zarr.json"] == plain.location.names()
+    assert [*sharded.keys, "zarr.json"] == sharded.location.names()
+
+
+@pytest.mark.parametrize("number", [0, 4])
+def test_a_missing_object_is_named(sharded: ChunkReader, number: int) -> None:
+    """Where Zarr would give zeros, the chunk and its object are named."""
+    key = f"c.{number // 3}.0"
+    sharded.location.delete(key)
+    with pytest.raises(BadDataError, match=f"Chunk {number} is missing: there is no .*{key}"):
+        sharded.read(number)
+
+
+def test_a_short_object_is_damaged(tmp_path: Path) -> None:
+    """An object that was cut off anywhere, to nothing too, is no chunk."""
+    reader = make_split(tmp_path / "set").readers["inputs"]
+    whole = reader.location.get("c.1.0")
+    for length in range(len(whole)):
+        reader.location.put("c.1.0", whole[:length])
+        with pytest.raises(BadDataError, match=r"Chunk 1 in .*c\.1\.0 is damaged"):
+            reader.read(1)
+
+
+def test_an_object_of_zeros_is_damaged(tmp_path: Path) -> None:
+    """Zeros, as a lost write leaves them, have a CRC-32C of zero only when there are none."""
+    reader = make_split(tmp_path / "set").readers["inputs"]
+    for length in (4, 8, 100):
+        reader.location.put("c.0.0", bytes(length))
+        with pytest.raises(BadDataError, match="Chunk 0"):
+            reader.read(0)
+
+
+def test_no_bit_of_a_shard_flips_unseen(sharded: ChunkReader) -> None:
+    """Each flipped bit of a shard, its index too, is found when its chunks are read."""
+    whole = sharded.location.get("c.0.0")
+    for place in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << place % 8
+        sharded.location.path.joinpath("c.0.0").write_bytes(damaged)
+        with pytest.raises(BadDataError, match=r"c\.0\.0 is damaged"):
+            [sharded.read(number) for number in range(3)]
+
+
+@pytest.mark.parametrize("entry", [(2**64 - 1, 2**64 - 1), (0, 2**63), (2**40, 8)])
+def test_a_shard_index_that_points_outside_is_refused(
+    sharded: ChunkReader, entry: tuple[int, int]
+) -> None:
+    """An index with a right checksum and a wrong place in it allocates and reads nothing."""
+    whole = sharded.location.get("c.0.0")
+    index = bytearray(whole[-(3 * 16 + 4) : -4])
+    index[16:32] = np.array(entry, "<u8").tobytes()
+    checksum = google_crc32c.value(bytes(index)).to_bytes(4, "little")
+    sharded.location.put("c.0.0", whole[: -(3 * 16 + 4)] + bytes(index) + checksum)
+    with pytest.raises(BadDataError, match="points past the end of the shard"):
+        sharded.read(1)
+
+
+def test_a_chunk_that_decodes_to_more_than_its_rows_is_refused(tmp_path: Path) -> None:
+    """The memory is of the size that the schema gives; a larger frame does not fit and is told."""
+    large = zarr.create_array(
+        str(tmp_path / "large"),
+        shape=(8, 7),
+        chunks=(8, 7),
+        dtype="uint8",
+        compressors=[ZstdCodec(checksum=True), zarr.codecs.Crc32cCodec()],
+        chunk_key_encoding={"name": "default", "separator": "."},
+    )
+    large[:] = rows_of("large", dataset_schema().splits["train"]).inputs[:8]
+    reader = ChunkReader(open_location(tmp_path / "large"), 4, 7, "uint8", 4)
+    with pytest.raises(BadDataError, match="Chunk 0"):
+        reader.read(0)
+
+
+def test_a_chunk_larger_than_memory_is_bad_data(tmp_path: Path) -> None:
+    """Rows that no machine can hold, as only a hostile file claims them, end in exit 3."""
+    location = make_split(tmp_path / "set").readers["inputs"].location
+    with pytest.raises(BadDataError, match="do not fit in memory"):
+        ChunkReader(location, 2**47, 2**12, "uint8", 2**47).read(0)

@@ -1,0 +1,425 @@
+"""The dataset format: published whole or not at all, read exactly, by us and by others."""
+
+import json
+import multiprocessing
+import pickle
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray
+import zarr
+
+from storage.dataset import Block, Dataset, Split, open_dataset, replaced_sibling
+from storage.dataset_writer import ChunkRecord, create_dataset, dataset_lock, recover
+from storage.errors import BadDataError, ConflictError
+from storage.location import Location, open_location
+from storage.schema import ELEMENT_TYPES, DatasetSchema, SplitSchema
+from storage.store import LocationStore
+from tests.storage.artefacts import (
+    FINGERPRINT,
+    SOURCES,
+    dataset_schema,
+    make_dataset,
+    part_numbers,
+    part_of,
+    rows_of,
+)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Location:
+    return open_location(tmp_path / "set")
+
+
+@pytest.fixture
+def dataset(dataset_place: Location) -> Dataset:
+    """A dataset that has been published at `place`."""
+    return open_dataset(dataset_place)
+
+
+def stored_rows(split: Split) -> Block:
+    """All rows of a split, chunk by chunk."""
+    blocks = [split.read_chunk(number) for number in range(split.schema.chunks)]
+    targets = [block.targets for block in blocks if block.targets is not None]
+    return Block(
+        np.concatenate([block.inputs for block in blocks]),
+        np.concatenate(targets) if targets else None,
+    )
+
+
+def assert_holds_its_rows(dataset: Dataset, schema: DatasetSchema) -> None:
+    assert schema.splits == {name: split.schema for name, split in dataset.splits.items()}
+    for name, split in dataset.splits.items():
+        assert rows_of(name, split.schema).digest() == stored_rows(split).digest()
+
+
+@pytest.mark.parametrize("dtype", ELEMENT_TYPES)
+@pytest.mark.parametrize(("classes", "chunks_per_shard"), [(3, 1), (0, 2)])
+def test_what_was_written_is_read(
+    place: Location, dtype: str, classes: int, chunks_per_shard: int
+) -> None:
+    """Every element type, with labels and without, plain and in shards, comes back."""
+    schema = dataset_schema(dtype=dtype, classes=classes, chunks_per_shard=chunks_per_shard)
+    make_dataset(place, schema)
+    found = open_dataset(place)
+    assert_holds_its_rows(found, schema)
+    assert np.dtype(dtype) == found.split("train").read_chunk(0).inputs.dtype
+
+
+def test_what_is_known_of_a_dataset(place: Location, dataset: Dataset) -> None:
+    """Names, shapes, sources and class counts are those it was published with."""
+    found = open_dataset(place)
+    assert dataset.digest == found.digest
+    assert ("tiny", ("0", "1", "2"), (2, 3)) == (found.name, found.class_names, found.image_shape)
+    assert (tuple(SOURCES), FINGERPRINT) == (found.sources, found.fingerprint)
+    targets = rows_of("train", found.split("train").schema).targets
+    assert targets is not None
+    assert tuple(targets.sum(axis=0)) == found.split("train").record.class_counts
+    with pytest.raises(BadDataError, match="no split 'valid'; it has train, test"):
+        found.split("valid")
+
+
+def test_the_digest_is_pinned(dataset: Dataset) -> None:
+    """The format's version 1 gives this digest, on every machine and with every release."""
+    expected = "8b316be246a119fbffb0555a41065134783b1cb054c0992bf4cfd7019e240fde"
+    assert expected == dataset.digest
+
+
+def test_the_digest_is_of_the_content(tmp_path: Path, dataset: Dataset) -> None:
+    """Another row count, chunk size or meaning is another digest; a shard count too."""
+    others = [
+        dataset_schema(test_rows=6),
+        dataset_schema(chunk_rows=5),
+        dataset_schema(chunks_per_shard=2),
+        dataset_schema(dtype="int16"),
+    ]
+    made = [
+        make_dataset(open_location(tmp_path / str(number)), schema).digest
+        for number, schema in enumerate(others)
+    ]
+    assert 5 == len({dataset.digest, *made})
+
+
+@pytest.mark.parametrize(("threads", "chunks_per_shard"), [(1, 1), (4, 1), (4, 2)])
+def test_the_order_of_writing_leaves_no_trace(
+    tmp_path: Path, threads: int, chunks_per_shard: int
+) -> None:
+    """Parts written backwards and side by side make the same files, bit by bit, and digest."""
+    schema = dataset_schema(rows=35, chunks_per_shard=chunks_per_shard)
+    expected = make_dataset(open_location(tmp_path / "forwards"), schema)
+    target = open_location(tmp_path / "backwards")
+    with create_dataset(target, schema) as writer, ThreadPoolExecutor(threads) as pool:
+        records: dict[str, list[ChunkRecord]] = {}
+        for name in reversed(list(schema.splits)):
+            split = writer.split(name)
+            written = pool.map(
+                lambda number, name=name, split=split: split.write_part(
+                    number, part_of(name, split, number)
+                ),
+                reversed(part_numbers(split)),
+            )
+            records[name] = [record for part in written for record in part]
+        found = writer.publish(records, SOURCES, FINGERPRINT)
+    assert expected.digest == found.digest
+    assert contents(expected.location) == contents(found.location)
+
+
+def contents(location: Location) -> dict[str, bytes]:
+    return {key: location.get(key) for key in location.objects()}
+
+
+def test_writing_a_part_twice_is_writing_it_once(place: Location) -> None:
+    """A part may be done again, as after a worker's death: same records, same bytes."""
+    with create_dataset(place, dataset_schema()) as writer:
+        split = writer.split("train")
+        block = part_of("train", split, 1)
+        first, again = split.write_part(1, block), split.write_part(1, block)
+    assert first == again
+
+
+def write_and_read(split: Any, number: int) -> Any:
+    """In another process: write a part, or read a chunk."""
+    if isinstance(split, Split):
+        return split.read_chunk(number).digest()
+    return split.write_part(number, part_of("train", split, number))
+
+
+@pytest.fixture(scope="module")
+def other_process() -> Iterator[ProcessPoolExecutor]:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield pool
+
+
+def test_another_process_writes_and_reads(
+    tmp_path: Path, other_process: ProcessPoolExecutor
+) -> None:
+    """A split's writer and an opened split are sent to a process and work there."""
+    schema = dataset_schema(chunks_per_shard=2)
+    expected = make_dataset(open_location(tmp_path / "here"), schema)
+    with create_dataset(open_location(tmp_path / "there"), schema) as writer:
+        written = {}
+        for name in schema.splits:
+            split = writer.split(name)
+            written[name] = [
+                record
+                for number in part_numbers(split)
+                for record in (
+                    other_process.submit(write_and_read, split, number).result()
+                    if name == "train"
+                    else split.write_part(number, part_of(name, split, number))
+                )
+            ]
+        found = writer.publish(written, SOURCES, FINGERPRINT)
+    assert expected.digest == found.digest
+    train = found.split("train")
+    assert train.read_chunk(2).digest() == other_process.submit(write_and_read, train, 2).result()
+
+
+def test_a_used_split_is_pickled(dataset: Dataset) -> None:
+    """A split pickles small, before and after it has read digests and opened arrays."""
+    split = dataset.split("train")
+    assert len(pickle.dumps(split)) < 5_000
+    split.read_chunk(0)
+    assert (11, 7) == split.inputs.shape
+    copy = pickle.loads(pickle.dumps(split))
+    assert split.read_chunk(2).digest() == copy.read_chunk(2).digest()
+    assert np.array_equal(split.inputs[:], copy.inputs[:])
+
+
+def test_zarr_alone_reads_a_dataset(place: Location, dataset: Dataset) -> None:
+    """Plain zarr-python opens the group and finds the rows, without anything of ours."""
+    root = zarr.open_group(str(place), mode="r")
+    for name, split in dataset.splits.items():
+        rows = rows_of(name, split.schema)
+        assert np.array_equal(rows.inputs, np.asarray(root[f"{name}/inputs"]))
+        assert rows.targets is not None
+        assert np.array_equal(rows.targets, np.asarray(root[f"{name}/targets"]))
+    assert root.attrs["complete"] is True
+    metadata = json.loads(place.get("train/inputs/zarr.json"))
+    assert ["sample", "feature"] == metadata["dimension_names"]
+
+
+@pytest.mark.parametrize("chunks_per_shard", [1, 2])
+def test_xarray_reads_floats_with_a_bias_of_one(place: Location, chunks_per_shard: int) -> None:
+    """By the CF convention bytes decode to [0, 1], the bias column to exactly 1.0."""
+    make_dataset(place, dataset_schema(chunks_per_shard=chunks_per_shard))
+    with xarray.open_zarr(str(place), group="train", consolidated=False, chunks=None) as opened:
+        inputs = opened["inputs"]
+        assert (("sample", "feature"), "f") == (inputs.dims, inputs.dtype.kind)
+        values = inputs.values
+        targets = opened["targets"].values
+    rows = rows_of("train", dataset_schema().splits["train"])
+    assert [1.0] == np.unique(values[:, 0]).tolist()
+    assert 0.0 <= values.min() <= values.max() <= 1.0
+    assert np.array_equal(rows.inputs, np.rint(values * 255))
+    assert rows.targets is not None
+    assert np.array_equal(rows.targets, targets)
+
+
+def test_xarray_reads_other_types_as_they_are(place: Location) -> None:
+    """Types that are no bytes have a scale of 1: the values are the stored ones."""
+    make_dataset(place, dataset_schema(dtype="int16"))
+    with xarray.open_zarr(str(place), group="train", consolidated=False, chunks=None) as opened:
+        values = opened["inputs"].values
+    assert np.array_equal(
+        rows_of("train", dataset_schema(dtype="int16").splits["train"]).inputs, values
+    )
+
+
+def test_a_dataset_is_not_there_before_it_is_published(place: Location) -> None:
+    """While it is written, and after a failure, nothing is at its place or left beside it."""
+    with pytest.raises(ZeroDivisionError), create_dataset(place, dataset_schema()) as writer:
+        writer.split("train").write_part(0, part_of("train", writer.split("train"), 0))
+        assert not place.exists()
+        raise ZeroDivisionError
+    assert [".set.lock"] == open_location(place.path.parent).names()
+    with pytest.raises(BadDataError, match="There is no dataset at"):
+        open_dataset(place)
+
+
+def test_an_incomplete_dataset_is_told(place: Location) -> None:
+    """A `zarr.json` without `complete`, as it is until the last step, is not opened."""
+    with create_dataset(place, dataset_schema()):
+        staged = place.sibling("", ".ingest")
+        with pytest.raises(BadDataError, match="is incomplete: its ingest has not finished"):
+            open_dataset(staged)
+
+
+@pytest.mark.parametrize("records", [[], [0, 1], [0, 1, 1], [0, 1, 3], [0, 1, 2, 2]])
+def test_every_chunk_must_be_recorded_once(place: Location, records: list[int]) -> None:
+    """A chunk without a record, or with two, is not published."""
+    with create_dataset(place, dataset_schema()) as writer:
+        made = {"train": [ChunkRecord(number, bytes(32), (1, 1, 1)) for number in records]}
+        with pytest.raises(BadDataError, match="chunk records for the 3 chunks of split train"):
+            writer.publish(made | {"test": []}, [], {})
+    assert not place.exists()
+
+
+def test_an_existing_dataset_is_kept(place: Location, dataset: Dataset) -> None:
+    """Without `overwrite` it is a conflict, and the dataset stays what it was."""
+    with pytest.raises(ConflictError, match="Pass --overwrite"):
+        make_dataset(place, dataset_schema(rows=7))
+    assert dataset.digest == open_dataset(place).digest
+
+
+def test_an_existing_dataset_is_replaced_when_asked(place: Location, dataset: Dataset) -> None:
+    """With `overwrite` the new one is there, and nothing of the old one beside it."""
+    schema = dataset_schema(rows=7)
+    make_dataset(place, schema, overwrite=True)
+    assert_holds_its_rows(open_dataset(place), schema)
+    assert [".set.lock", "set"] == open_location(place.path.parent).names()
+    with pytest.raises(BadDataError):
+        stored_rows(dataset.split("train"))  # a reader of the old one never sees a mixture
+
+
+def test_an_overwriting_that_fails_leaves_the_old_dataset(
+    place: Location, dataset: Dataset
+) -> None:
+    """Until the new one is published, readers find the old one whole."""
+    with (
+        pytest.raises(ZeroDivisionError),
+        create_dataset(place, dataset_schema(rows=7), overwrite=True),
+    ):
+        raise ZeroDivisionError
+    assert_holds_its_rows(open_dataset(place), dataset_schema())
+    assert dataset.digest == open_dataset(place).digest
+
+
+@pytest.mark.parametrize("strange", ["a file", "a directory", "another group"])
+def test_what_is_not_ours_is_never_replaced(place: Location, strange: str) -> None:
+    """Files, directories and Zarr groups of others are left alone, `overwrite` or not."""
+    if strange == "a file":
+        place.path.write_text("precious")
+    elif strange == "a directory":
+        place.put("notes.txt", b"precious")
+    else:
+        zarr.create_group(str(place), attributes={"precious": True})
+    before = contents(place) or place.path.read_text()
+    with pytest.raises(ConflictError, match="is not a dataset of this project; it is left alone"):
+        make_dataset(place, overwrite=True)
+    assert before == (contents(place) or place.path.read_text())
+
+
+def test_a_dataset_is_replaced_behind_a_link(tmp_path: Path, dataset: Dataset) -> None:
+    """A link to a dataset stays a link to the new one, and the old one's files are gone."""
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "set")
+    make_dataset(open_location(link), dataset_schema(rows=7), overwrite=True)
+    assert link.is_symlink()
+    assert 7 == open_dataset(dataset.location).split("train").schema.rows
+    assert [".set.lock", "link", "set"] == open_location(tmp_path).names()
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_replacement_that_died_between_the_renames(
+    tmp_path: Path, dataset: Dataset, linked: bool
+) -> None:
+    """A reader is told; the next writer puts the old dataset back, behind a link too."""
+    if linked:
+        (tmp_path / "link").symlink_to(tmp_path / "set")
+    target = open_location(tmp_path / ("link" if linked else "set"))
+    dataset.location.take_place_of(replaced_sibling(target))
+    with pytest.raises(BadDataError, match="was being replaced when the ingest ended"):
+        open_dataset(target)
+    with dataset_lock(target):
+        recover(target)
+    assert dataset.digest == open_dataset(target).digest
+    assert not replaced_sibling(target).exists()
+
+
+def test_a_replacement_that_died_after_the_renames(place: Location, dataset: Dataset) -> None:
+    """The new dataset is in its place: the next writer removes what is left of the old one."""
+    replaced_sibling(place).put("zarr.json", b"half removed")
+    with dataset_lock(place):
+        recover(place)
+    assert dataset.digest == open_dataset(place).digest
+    assert not replaced_sibling(place).exists()
+
+
+def test_two_writers_of_one_dataset(place: Location) -> None:
+    """The second is refused while the first one writes, and the first one is not disturbed."""
+    with create_dataset(place, dataset_schema()) as writer:
+        with pytest.raises(ConflictError, match="is being written by process"):
+            make_dataset(place)
+        assert writer.split("train").write_part(0, part_of("train", writer.split("train"), 0))
+
+
+def test_a_missing_chunk_is_an_error_for_zarr_too(place: Location, dataset: Dataset) -> None:
+    """Through our store Zarr raises and names the chunk, where alone it would give zeros."""
+    place.delete("train/inputs/c.1.0")
+    with pytest.raises(BadDataError, match=r"train/inputs/c\.1\.0 .*is missing"):
+        _ = dataset.split("train").inputs[:]
+    with pytest.raises(BadDataError, match=r"Chunk 1 is missing: .*train/inputs/c\.1\.0"):
+        dataset.split("train").read_chunk(1)
+
+
+def test_chunks_that_were_swapped_are_told(place: Location, dataset: Dataset) -> None:
+    """A whole chunk in another's place decodes, and does not have its digest."""
+    place.put("train/inputs/c.0.0", place.get("train/inputs/c.1.0"))
+    with pytest.raises(BadDataError, match=r"Chunk 0 \(rows 0..3\) .* recorded digest"):
+        dataset.split("train").read_chunk(0)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"attributes": []}', b"\xff" * 9])
+def test_a_root_that_is_none(place: Location, dataset: Dataset, content: bytes) -> None:
+    """Whatever stands in the root's `zarr.json`, opening ends in exit 3 and names the place."""
+    place.put("zarr.json", content)
+    with pytest.raises(BadDataError, match=str(place)):
+        open_dataset(place)
+
+
+def test_a_newer_format_is_told(place: Location, dataset: Dataset) -> None:
+    """A version that this release does not know is refused with the advice to install another."""
+    document = json.loads(place.get("zarr.json"))
+    document["attributes"]["format_version"] = 2
+    place.put("zarr.json", json.dumps(document).encode())
+    with pytest.raises(BadDataError, match="format version 2; this release reads 1"):
+        open_dataset(place)
+
+
+def test_a_file_is_no_dataset(place: Location) -> None:
+    """A path to a file is told to be no dataset, rather than out of reach."""
+    place.path.write_text("x")
+    with pytest.raises(BadDataError, match="is not a dataset"):
+        open_dataset(place)
+
+
+def test_an_opened_dataset_is_read_only(dataset: Dataset) -> None:
+    """The arrays of an opened dataset cannot be written."""
+    with pytest.raises(ValueError, match="read-only"):
+        dataset.split("train").inputs[0] = 0
+    assert LocationStore(dataset.location, read_only=True).read_only
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"rows": 0},
+        {"rows": 2.0},
+        {"rows": True},
+        {"classes": -1},
+        {"dtype": "object"},
+        {"chunk_rows": 2**40},
+        {"features": 2**30},
+        {"chunks_per_shard": 0},
+    ],
+)
+def test_a_schema_that_cannot_be_is_refused(fields: dict[str, Any]) -> None:
+    """Sizes that a file may claim are checked before anything is allocated for them."""
+    good = dataset_schema().splits["train"]
+    with pytest.raises(BadDataError):
+        SplitSchema(**vars(good) | fields)
+
+
+def test_mnist_has_thirty_chunks_and_a_large_dataset_has_shards() -> None:
+    """The default: 2,000 rows of MNIST in a chunk; shards where there are over 1,000 chunks."""
+    plan = partial(SplitSchema.plan, features=784, dtype="uint8", classes=10)
+    mnist = plan(rows=60_000)
+    assert (2000, 30, 1) == (mnist.chunk_rows, mnist.chunks, mnist.chunks_per_shard)
+    assert 16 == plan(rows=10_000_000).chunks_per_shard
+    assert 5 == plan(rows=5).chunk_rows

@@ -1,0 +1,249 @@
+"""Locations: objects are put whole and for good, or not at all, and nothing leads outside."""
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from storage import files
+from storage.errors import BadDataError, UnreachableError, UsageError
+from storage.location import Location, open_location
+
+OPERATIONS = ("create", "write", "fsync", "close", "rename", "mkdir", "unlink", "fsync_directory")
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Location:
+    return open_location(tmp_path / "place")
+
+
+def record_operations(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the file operations, as they are called from now on."""
+    called: list[str] = []
+
+    def recorded(name: str, operation: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            called.append(name)
+            return operation(*arguments)
+
+        return call
+
+    for name in OPERATIONS:
+        monkeypatch.setattr(files, name, recorded(name, getattr(files, name)))
+    return called
+
+
+def fail(monkeypatch: pytest.MonkeyPatch, operation: str, number: int) -> None:
+    """Make a file operation fail with an errno from now on."""
+
+    def refuse(*arguments: Any) -> Any:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(files, operation, refuse)
+
+
+def test_what_was_put_is_got(place: Location) -> None:
+    """An object put below directories that are not there yet is got back, byte for byte."""
+    place.put("a/b/c", b"content")
+    assert b"content" == place.get("a/b/c")
+
+
+def test_a_put_replaces(place: Location) -> None:
+    """The second put of a key is what is got, and nothing else lies beside it."""
+    place.put("key", b"a long first content")
+    place.put("key", memoryview(b"second"))
+    assert b"second" == place.get("key")
+    assert ["key"] == place.names()
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(start=st.integers(-12, 12), stop=st.none() | st.integers(0, 12))
+def test_a_range_is_got(
+    tmp_path_factory: pytest.TempPathFactory, start: int, stop: int | None
+) -> None:
+    """A range gives the bytes that a slice with both ends cut to the object gives."""
+    place = open_location(tmp_path_factory.getbasetemp() / "ranges")
+    if not place.exists("digits"):
+        place.put("digits", b"0123456789")
+    first = max(0, 10 + start) if start < 0 else start
+    assert b"0123456789"[first:stop] == place.get("digits", start, stop)
+
+
+@pytest.mark.parametrize("key", ["absent", "directory", "directory/object/below", "a/b"])
+def test_a_missing_object_is_file_not_found(place: Location, key: str) -> None:
+    """Getting, or asking the size of, what is no object says that there is none."""
+    place.put("directory/object", b"x")
+    with pytest.raises(FileNotFoundError):
+        place.get(key)
+    with pytest.raises(FileNotFoundError):
+        place.size(key)
+
+
+def test_a_put_is_synced_before_and_after_the_rename(
+    place: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The content is on disk before it gets its name, and the name before put returns."""
+    place.put("key", b"old")
+    called = record_operations(monkeypatch)
+    place.put("key", b"new")
+    expected = ["create", "write", "fsync", "close", "rename", "fsync_directory", "fsync"]
+    assert expected == called
+
+
+def test_new_directories_are_synced(place: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each directory that a put makes is durable in its parent before the object is written."""
+    called = record_operations(monkeypatch)
+    place.put("a/key", b"x")
+    made = ["mkdir", "fsync_directory", "fsync"]
+    assert [*made, *made, "create"] == called[:7]
+
+
+@pytest.mark.parametrize("operation", ["create", "write", "fsync", "rename"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EACCES])
+def test_a_failed_put_leaves_the_old_object(
+    place: Location, monkeypatch: pytest.MonkeyPatch, operation: str, number: int
+) -> None:
+    """Whichever operation fails: exit 6, a message that names the file, the old bytes, no rest."""
+    place.put("key", b"old")
+    with monkeypatch.context() as broken:
+        fail(broken, operation, number)
+        with pytest.raises(UnreachableError) as caught:
+            place.put("key", b"new")
+    assert f"Cannot write {place}/key: {os.strerror(number)}." in str(caught.value)
+    assert b"old" == place.get("key")
+    assert ["key"] == place.names()
+
+
+def test_a_full_disk_says_what_to_do(place: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ENOSPC is answered with the advice to free some space."""
+    fail(monkeypatch, "write", errno.ENOSPC)
+    with pytest.raises(UnreachableError, match="Free some space and run the same command again"):
+        place.put("key", b"new")
+
+
+def test_writing_in_pieces_is_all_or_nothing(place: Location) -> None:
+    """Pieces become one object at the block's end; a block that fails leaves the old one."""
+    with place.writing("key") as write:
+        write(b"one ")
+        write(b"two")
+    with pytest.raises(ZeroDivisionError), place.writing("key") as write:
+        write(b"three")
+        raise ZeroDivisionError
+    assert b"one two" == place.get("key")
+    assert ["key"] == place.names()
+
+
+def test_an_append_adds_to_the_end(place: Location) -> None:
+    """Appends come after each other, the first one makes the object."""
+    place.append("log/lines", b"one\n")
+    place.append("log/lines", b"two\n")
+    assert b"one\ntwo\n" == place.get("log/lines")
+    assert 8 == place.size("log/lines")
+
+
+@pytest.mark.parametrize("key", ["../outside", "a/../../outside", "/etc/outside", "a\0b"])
+def test_a_key_that_leads_outside_is_refused(place: Location, key: str) -> None:
+    """No key reaches out of its location, for reading, writing or removing."""
+    for act in (place.get, place.exists, place.delete, place.child, place.names, place.size):
+        with pytest.raises(BadDataError, match="leads outside"):
+            act(key)
+    with pytest.raises(BadDataError, match="leads outside"):
+        place.put(key, b"x")
+
+
+def test_names_and_objects_are_sorted(place: Location) -> None:
+    """`names` gives one level, `objects` every object below, both in order; none where nothing."""
+    for key in ("b", "a/2", "a/10"):
+        place.put(key, b"")
+    assert ["a", "b"] == place.names()
+    assert ["10", "2"] == place.names("a")
+    assert ["a/10", "a/2", "b"] == place.objects()
+    assert ([], [], []) == (place.names("c"), place.names("b"), place.child("c").objects())
+
+
+def test_deleting_what_is_not_there_is_no_error(place: Location) -> None:
+    """`delete` and `delete_tree` remove, and may be called again."""
+    place.put("a/b", b"x")
+    place.delete("a/b")
+    place.delete("a/b")
+    assert not place.exists("a/b")
+    place.delete_tree()
+    place.delete_tree()
+    assert not place.exists()
+
+
+def test_a_tree_is_removed_without_what_its_links_lead_to(place: Location, tmp_path: Path) -> None:
+    """`delete_tree` removes a link to a directory, and leaves that directory alone."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").write_text("kept")
+    place.put("x", b"")
+    (place.path / "link").symlink_to(tmp_path / "mine")
+    place.delete_tree()
+    assert "kept" == (tmp_path / "mine" / "file").read_text()
+
+
+def test_a_tree_takes_a_place(place: Location) -> None:
+    """A published tree is found under its new name only, in directories made for it."""
+    place.put("x", b"1")
+    target = open_location(place.path.parent / "new" / "home")
+    place.take_place_of(target)
+    assert (False, b"1") == (place.exists(), target.get("x"))
+
+
+def test_a_link_stays_a_link(place: Location, tmp_path: Path) -> None:
+    """A tree that is moved away and replaced by the name of a link: the link is kept both times."""
+    place.put("x", b"1")
+    link = open_location(tmp_path / "link")
+    link.path.symlink_to(place.path)
+    link.take_place_of(open_location(tmp_path / "away"))
+    assert (True, False) == (link.path.is_symlink(), link.exists())
+    open_location(tmp_path / "away").take_place_of(link)
+    assert (True, b"1") == (link.path.is_symlink(), place.get("x"))
+
+
+def test_what_is_free_to_be_taken(place: Location) -> None:
+    """Nothing, and an empty directory, are free; a file and a directory with entries are not."""
+    assert place.is_free()
+    place.path.mkdir()
+    assert place.is_free()
+    place.put("x", b"")
+    assert not place.is_free()
+    assert not place.child("x").is_free()
+
+
+def test_a_sibling_is_hidden_and_next_to_what_a_link_leads_to(tmp_path: Path) -> None:
+    """The neighbour lies on the same disk as the real directory, so that a rename is atomic."""
+    (tmp_path / "disk" / "real").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "real")
+    sibling = open_location(tmp_path / "link").sibling("", ".ingest")
+    assert (tmp_path / "disk").resolve() / ".real.ingest" == sibling.path
+
+
+def test_free_bytes_of_a_place_that_is_not_there_yet(place: Location) -> None:
+    """The space is that of the disk which will hold the location."""
+    assert 0 < place.child("a/b/c").free_bytes()
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        ("", "is empty"),
+        ("  ", "is empty"),
+        ("s3://bucket/key", "is a s3 URL"),
+        ("a\0b", "null character"),
+    ],
+)
+def test_a_name_that_is_no_place_is_wrong_usage(named: str, message: str) -> None:
+    """Empty names, null characters and URLs of other kinds are refused with exit 2."""
+    with pytest.raises(UsageError, match=message):
+        open_location(named)
+
+
+def test_a_file_url_is_a_path(tmp_path: Path) -> None:
+    """`file:///a/b` and `/a/b` are one location."""
+    assert open_location(tmp_path) == open_location(f"file://{tmp_path}")

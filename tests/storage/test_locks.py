@@ -1,0 +1,118 @@
+"""The writer's lock: one process has it, others are told who, and death frees it."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from storage.errors import ConflictError, PipelineError
+from storage.location import Location, open_location
+from storage.locks import writer_lock
+from tests.storage.artefacts import REPOSITORY
+
+HOLD = """
+import sys
+from storage.errors import ConflictError
+from storage.location import open_location
+from storage.locks import writer_lock
+try:
+    with writer_lock(open_location(sys.argv[1]), "The run"):
+        print("held", flush=True)
+        sys.stdin.read()
+except ConflictError as error:
+    print(error, flush=True)
+    sys.exit(error.exit_code)
+"""
+
+
+@pytest.fixture
+def lock_file(tmp_path: Path) -> Location:
+    return open_location(tmp_path / "run" / ".lock")
+
+
+@contextmanager
+def process(lock_file: Location) -> Iterator[subprocess.Popen[str]]:
+    """A real process that tries to hold the lock until it is killed or its input ends."""
+    command = [sys.executable, "-c", HOLD, str(lock_file)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=REPOSITORY, text=True, stdin=pipe, stdout=pipe) as started:
+        try:
+            yield started
+        finally:
+            started.kill()
+
+
+def said(started: subprocess.Popen[str]) -> str:
+    assert started.stdout is not None
+    return started.stdout.readline().strip()
+
+
+def test_another_process_is_told_who_holds_the_lock(lock_file: Location) -> None:
+    """A second writer is refused at once, with the first one's process, host and since when."""
+    with process(lock_file) as holder:
+        assert "held" == said(holder)
+        with pytest.raises(ConflictError) as caught, writer_lock(lock_file, "The run"):
+            pytest.fail("two hold the lock")
+    expected = f"The run is being written by process {holder.pid} on {socket.gethostname()} since "
+    assert expected in str(caught.value)
+
+
+def test_a_killed_holder_frees_the_lock(lock_file: Location) -> None:
+    """After SIGKILL the next one gets the lock without any mending."""
+    with process(lock_file) as holder:
+        assert "held" == said(holder)
+        holder.send_signal(signal.SIGKILL)
+        assert -signal.SIGKILL == holder.wait()
+        with writer_lock(lock_file, "The run"):
+            pass
+
+
+def test_a_second_process_exits_with_a_conflict(lock_file: Location) -> None:
+    """While this process holds the lock, another one ends with exit 4 and names this one."""
+    with writer_lock(lock_file, "The run"), process(lock_file) as other:
+        assert f"process {os.getpid()} on {socket.gethostname()}" in said(other)
+        assert 4 == other.wait()
+
+
+def test_a_second_lock_in_one_process_is_refused(lock_file: Location) -> None:
+    """The lock is not shared within a process: two runs in it exclude each other too."""
+    with (
+        writer_lock(lock_file, "The run"),
+        pytest.raises(ConflictError),
+        writer_lock(lock_file, "The run"),
+    ):
+        pytest.fail("two hold the lock")
+
+
+def test_the_lock_is_free_after_a_failure(lock_file: Location) -> None:
+    """A block that raises gives the lock back."""
+    with pytest.raises(ZeroDivisionError), writer_lock(lock_file, "The run"):
+        raise ZeroDivisionError
+    with writer_lock(lock_file, "The run"):
+        pass
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\0", b"[]", b'{"process": "x"}', b"[" * 100_000])
+def test_a_lock_file_that_tells_nothing(lock_file: Location, content: bytes) -> None:
+    """Whatever stands in the file, it is the kernel that locks: the holder is just not named."""
+    with writer_lock(lock_file, "The run"):
+        lock_file.path.write_bytes(content)
+        with (
+            pytest.raises(ConflictError, match="written by another process"),
+            writer_lock(lock_file, "The run"),
+        ):
+            pytest.fail("two hold the lock")
+
+
+def test_a_lock_below_a_file_is_out_of_reach(tmp_path: Path) -> None:
+    """Where the directory cannot be made, the error is a documented one that names the place."""
+    (tmp_path / "file").write_text("")
+    lock_file = open_location(tmp_path / "file" / ".lock")
+    with pytest.raises(PipelineError, match="file"), writer_lock(lock_file, "The run"):
+        pytest.fail("a lock below a file")

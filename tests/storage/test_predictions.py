@@ -1,0 +1,281 @@
+"""The scores format: written chunk by chunk, gone on with after a death, opened when complete."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from storage import sealed
+from storage.errors import BadDataError, ConflictError
+from storage.location import Location, open_location
+from storage.predictions import (
+    JOURNAL,
+    METRICS,
+    Scores,
+    ScoresSchema,
+    is_complete,
+    open_scores,
+    score_into,
+)
+from tests.storage.artefacts import make_scores, scores_schema, write_scores
+
+SCHEMA = scores_schema(rows=9)  # five chunks, the last one of a single row
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Location:
+    return open_location(tmp_path / "run")
+
+
+@pytest.fixture
+def home(run: Location) -> Location:
+    return run.child(f"scores/{SCHEMA.home}")
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> Scores:
+    """The scoring that never died."""
+    return make_scores(open_location(tmp_path_factory.mktemp("expected")), SCHEMA)
+
+
+def die_after(home: Location, *numbers: int) -> None:
+    """Score these chunks and end without publishing."""
+    with score_into(home, SCHEMA) as writer:
+        write_scores(writer, numbers)
+
+
+def go_on(home: Location) -> tuple[list[int], Scores]:
+    """Score what is missing and publish; the chunks that were missing, and the scoring."""
+    with score_into(home, SCHEMA) as writer:
+        missing = writer.missing
+        write_scores(writer, missing)
+        return missing, writer.publish({"accuracy": 0.5})
+
+
+def test_what_was_scored_is_read(run: Location, home: Location) -> None:
+    """Probabilities and classes come back to the last bit, the short last chunk too."""
+    rng = np.random.default_rng(3)
+    written = []
+    with score_into(home, SCHEMA) as writer:
+        for number in range(SCHEMA.chunks):
+            start, stop = SCHEMA.chunk_bounds(number)
+            probabilities = rng.random((stop - start, 3), np.float32)
+            written.append((probabilities, probabilities.argmax(axis=1).astype(np.int32)))
+            writer.write_chunk(number, *written[-1])
+            assert np.array_equal(probabilities, writer.read_chunk(number)[0])
+        writer.publish({"accuracy": 0.25})
+    scores = open_scores(home)
+    assert SCHEMA == scores.schema
+    assert {"accuracy": 0.25} == scores.metrics()
+    for number, (probabilities, predicted) in enumerate(written):
+        found = scores.read_chunk(number)
+        assert ("float32", "int32") == (found[0].dtype.name, found[1].dtype.name)
+        assert probabilities.tobytes() == found[0].tobytes()
+        assert predicted.tobytes() == found[1].tobytes()
+
+
+def test_zarr_alone_reads_a_scoring(run: Location) -> None:
+    """Plain zarr-python opens the published group and finds both arrays."""
+    scores = make_scores(run)
+    root = zarr.open_group(str(scores.location), mode="r")
+    probabilities, predicted = (np.asarray(root[name]) for name in ("probabilities", "predicted"))
+    assert ((5, 3), (5,)) == (probabilities.shape, predicted.shape)
+    assert np.array_equal(scores.read_chunk(1)[0], probabilities[2:4])
+    assert np.array_equal(scores.read_chunk(2)[1], predicted[4:])
+
+
+def test_the_home_is_named_by_what_is_scored() -> None:
+    """Each of model, dataset and split has its own place, the same every time."""
+    others = [
+        scores_schema(split="train"),
+        scores_schema(model_digest="e" * 64),
+        scores_schema(dataset_digest="1" * 64),
+    ]
+    assert SCHEMA.home == scores_schema(rows=9).home
+    assert SCHEMA.home.startswith("test-")
+    assert 4 == len({SCHEMA.home, *(schema.home for schema in others)})
+
+
+def test_a_scoring_is_complete_only_when_published(home: Location) -> None:
+    """Until then opening says that it is incomplete; before it began, that there is none."""
+    with pytest.raises(BadDataError, match="There is no scoring at"):
+        open_scores(home)
+    die_after(home, *range(SCHEMA.chunks))
+    assert not is_complete(home)
+    with pytest.raises(BadDataError, match="is incomplete: run the same"):
+        open_scores(home)
+    assert [] == go_on(home)[0]
+    assert is_complete(home)
+
+
+def test_a_scoring_goes_on_after_a_death(home: Location, expected: Scores) -> None:
+    """Only the chunks that were not written are scored, and the result is the same."""
+    die_after(home, 0, 3)
+    missing, scores = go_on(home)
+    assert [1, 2, 4] == missing
+    assert expected.digest == scores.digest == open_scores(home).digest
+    assert not home.exists(JOURNAL)
+
+
+@pytest.mark.parametrize("array", ["probabilities/c.3.0", "predicted/c.3"])
+@pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "gone", "another's"])
+def test_a_chunk_damaged_before_completion_is_scored_again(
+    home: Location, expected: Scores, array: str, damage: str
+) -> None:
+    """What the death, or the disk, did to a chunk is found when the scoring goes on."""
+    die_after(home, 0, 1, 3)
+    data = home.get(array)
+    match damage:
+        case "flipped":
+            home.put(array, data[:9] + bytes([data[9] ^ 16]) + data[10:])
+        case "cut":
+            home.put(array, data[:-1])
+        case "empty":
+            home.put(array, b"")
+        case "gone":
+            home.delete(array)
+        case _:
+            home.put(array, home.get(array.replace("c.3", "c.1")))
+    missing, scores = go_on(home)
+    assert [2, 3, 4] == missing
+    assert expected.digest == scores.digest
+
+
+def test_a_torn_journal_costs_its_last_chunk(home: Location, expected: Scores) -> None:
+    """Wherever the journal was cut off: the chunks of its whole lines are kept."""
+    die_after(home, 0, 1)
+    journal = home.get(JOURNAL)
+    first = journal.index(b"\n") + 1
+    for length in (first, first + 1, len(journal) - 2):
+        home.put(JOURNAL, journal[:length])
+        with score_into(home, SCHEMA) as writer:
+            assert [1, 2, 3, 4] == writer.missing
+    assert expected.digest == go_on(home)[1].digest
+
+
+@pytest.mark.parametrize("line", [b"\xff", b"{}", b"[]", b'{"chunk": 0, "digest": "x"}'])
+def test_a_journal_line_that_is_none_is_passed_over(home: Location, line: bytes) -> None:
+    """Garbage among the lines costs nothing but itself."""
+    die_after(home, 0)
+    journal = home.get(JOURNAL)
+    home.put(JOURNAL, line + b"\n" + journal)
+    with score_into(home, SCHEMA) as writer:
+        assert [1, 2, 3, 4] == writer.missing
+
+
+def test_a_chunk_number_that_leads_elsewhere_is_passed_over(home: Location) -> None:
+    """A sealed line of a chunk that the scoring does not have is not followed."""
+    die_after(home, 0)
+    for number in (-1, 5, 10**30):
+        entry = {"chunk": number, "digest": "0" * 64}
+        home.append(JOURNAL, sealed.sealed_bytes(entry, indent=None))
+    with score_into(home, SCHEMA) as writer:
+        assert [1, 2, 3, 4] == writer.missing
+
+
+@pytest.mark.parametrize("key", ["probabilities/zarr.json", "predicted/zarr.json"])
+@pytest.mark.parametrize("content", [b"", b"{", None])
+def test_damaged_metadata_does_not_outlive_a_death(
+    home: Location, expected: Scores, key: str, content: bytes | None
+) -> None:
+    """Going on, the arrays' metadata is written anew; the sound chunks are kept."""
+    die_after(home, 0, 1)
+    if content is None:
+        home.delete(key)
+    else:
+        home.put(key, content)
+    missing, scores = go_on(home)
+    assert [2, 3, 4] == missing
+    assert expected.location.get(key) == home.get(key)
+    assert expected.digest == scores.digest
+
+
+def test_a_damaged_root_starts_over(home: Location, expected: Scores) -> None:
+    """Where it cannot be told what was scored, nothing of it is used."""
+    die_after(home, 0, 1)
+    home.put("zarr.json", b"{")
+    missing, scores = go_on(home)
+    assert [0, 1, 2, 3, 4] == missing
+    assert expected.digest == scores.digest
+
+
+def test_what_another_model_scored_is_not_used(home: Location) -> None:
+    """A scoring of something else in the same directory is replaced."""
+    with score_into(home, scores_schema(rows=9, model_digest="e" * 64)) as writer:
+        write_scores(writer, [0, 1])
+    with score_into(home, SCHEMA) as writer:
+        assert [0, 1, 2, 3, 4] == writer.missing
+
+
+def test_a_complete_scoring_is_not_written_again(home: Location) -> None:
+    """One who finds it completed in the meantime is told so, and it stays."""
+    scores = go_on(home)[1]
+    with pytest.raises(ConflictError, match="is complete; open it"), score_into(home, SCHEMA):
+        pytest.fail("a complete scoring was opened for writing")
+    assert scores.digest == open_scores(home).digest
+
+
+def test_two_scorings_of_the_same_thing(home: Location) -> None:
+    """The second is refused while the first one writes."""
+    with (
+        score_into(home, SCHEMA),
+        pytest.raises(ConflictError, match="The scoring .* is being written by process"),
+        score_into(home, SCHEMA),
+    ):
+        pytest.fail("two write one scoring")
+
+
+@pytest.mark.parametrize("key", ["probabilities/c.1.0", "predicted/c.1"])
+def test_a_damaged_chunk_is_named(home: Location, key: str) -> None:
+    """In a complete scoring a chunk that is gone, or another's, is not read."""
+    scores = go_on(home)[1]
+    home.put(key, home.get(key.replace("c.1", "c.2")))
+    with pytest.raises(BadDataError, match="Chunk 1 of .* recorded digest"):
+        scores.read_chunk(1)
+    home.delete(key)
+    with pytest.raises(BadDataError, match="Chunk 1 is missing"):
+        scores.read_chunk(1)
+
+
+@pytest.mark.parametrize("key", [METRICS, "predicted/zarr.json", "probabilities/zarr.json"])
+def test_damaged_documents_are_told_on_opening(home: Location, key: str) -> None:
+    """The metrics and both arrays' metadata are held to the root's digests, and must be there."""
+    go_on(home)
+    data = home.get(key)
+    home.put(key, data + b" ")
+    with pytest.raises(BadDataError, match=f"{key} has digest"):
+        open_scores(home)
+    home.delete(key)
+    with pytest.raises(BadDataError, match=f"{key} is missing"):
+        open_scores(home)
+
+
+def test_swapped_scorings_are_told(run: Location) -> None:
+    """A complete scoring under another's name is not taken for the other's."""
+    train = make_scores(run, scores_schema(split="train"))
+    test = make_scores(run)
+    train.location.path.rename(run.path / "aside")
+    test.location.path.rename(train.location.path)
+    with pytest.raises(BadDataError, match=f"whose home is {test.schema.home}"):
+        open_scores(train.location)
+
+
+@pytest.mark.parametrize(
+    "change", [{"rows": 0}, {"chunk_rows": 0}, {"classes": 2**40}, {"rows": "9"}, {"chunks": 4}]
+)
+def test_a_root_of_other_shape_is_refused(home: Location, change: dict[str, object]) -> None:
+    """Sealed attributes that no scoring has end in exit 3, before anything is allocated."""
+    go_on(home)
+    document = json.loads(home.get("zarr.json"))
+    document["attributes"]["scored"] |= change
+    home.put("zarr.json", sealed.document_bytes(sealed.seal_group(document)))
+    with pytest.raises(BadDataError):
+        open_scores(home)
+
+
+def test_a_schema_is_checked() -> None:
+    """A chunk that is larger than any of ours is refused with its figures."""
+    with pytest.raises(BadDataError, match="use fewer rows per chunk"):
+        ScoresSchema("a", "b", "test", 2**40, 10, 2**40, ())

@@ -1,0 +1,278 @@
+"""Verification: what is sound passes, and damage of every kind is told or without effect."""
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from storage.checkpoints import list_checkpoints, load_checkpoint, recorded_metrics
+from storage.dataset import open_dataset
+from storage.location import Location, open_location
+from storage.predictions import open_scores
+from storage.runs import open_run
+from storage.verify import verify_dataset, verify_location, verify_run, verify_scores
+from tests.storage.artefacts import (
+    dataset_schema,
+    make_dataset,
+    make_run,
+    scores_schema,
+)
+
+FLIPS_PER_FILE = 9
+SEED = 2
+
+
+@pytest.fixture
+def dataset(dataset_place: Location) -> Location:
+    return dataset_place
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Location:
+    schema = dataset_schema(chunks_per_shard=2, classes=0)
+    return make_dataset(open_location(tmp_path / "sharded"), schema).location
+
+
+@pytest.fixture
+def run(run_place: Location) -> Location:
+    return run_place
+
+
+def wrong(location: Location) -> list[str]:
+    """The messages of a verification."""
+    return [str(error) for _, error in verify_location(location) if error is not None]
+
+
+def test_a_sound_dataset_passes(dataset: Location, sharded: Location) -> None:
+    """All is checked and nothing is wrong: every array, chunk and count is named."""
+    checked = dict(verify_dataset(dataset))
+    assert [None] == list(set(checked.values()))
+    for what in (
+        "train/targets: metadata",
+        "train: chunk 2",
+        "test: chunk 1",
+        "test: class counts",
+    ):
+        assert f"{dataset}/{what}" in checked
+    assert [] == wrong(sharded)
+
+
+def test_a_sound_run_passes(run: Location) -> None:
+    """Its record, metrics, checkpoints and both scorings are checked and named."""
+    checked = dict(verify_run(run))
+    assert [None] == list(set(checked.values()))
+    for what in ("record", "metrics", "checkpoint 000001-000000"):
+        assert f"{run}: {what}" in checked
+    assert 2 == sum(what.endswith(": attributes") for what in checked)
+    of_one = dict(verify_scores(run.child(f"scores/{scores_schema().home}")))
+    assert of_one.items() <= checked.items()
+
+
+def test_what_dead_writers_left_is_passed_over(dataset: Location, run: Location) -> None:
+    """Temporary files and half-removed checkpoints are not part of anything, nor wrong."""
+    dataset.put("train/.c.0.0.17-3.tmp", b"")
+    run.put("checkpoints/.000001-000000.old/manifest.json", b"")
+    run.put("checkpoints/.000004-000000.tmp/state.safetensors", b"")
+    assert [] == wrong(dataset) + wrong(run)
+
+
+def test_a_run_that_died_is_sound(run: Location) -> None:
+    """An epoch that was recorded and not yet saved is what a resume mends by itself."""
+    open_run(run).append_metrics({"epoch": 4})
+    assert [] == wrong(run)
+
+
+@pytest.mark.parametrize(
+    "key", ["train/inputs/c.9.0", "notes.txt", "valid/inputs/zarr.json", "train/c"]
+)
+def test_a_strange_file_in_a_dataset_is_told(dataset: Location, key: str) -> None:
+    """What nothing vouches for is named: a chunk too many, another's metadata, notes."""
+    dataset.put(key, b"strange")
+    found = wrong(dataset)
+    assert [f"{dataset}/{key} is no part of what is recorded here. Move it elsewhere."] == found
+
+
+def test_a_strange_file_in_a_run_is_told(run: Location) -> None:
+    """Among checkpoints and in a scoring; at the run's top others may keep what they like."""
+    home = f"scores/{scores_schema().home}"
+    run.put("notes.txt", b"mine")
+    run.put("checkpoints/000003-000000x/state.safetensors", b"strange")
+    run.put(f"{home}/probabilities/c.7.0", b"strange")
+    found = wrong(run)
+    assert 2 == len(found)
+    assert "checkpoints/000003-000000x/state.safetensors is no part" in found[0]
+    assert f"{home}/probabilities/c.7.0 is no part" in found[1]
+
+
+def swap(location: Location, one: str, other: str) -> None:
+    first, second = location.get(one), location.get(other)
+    location.put(one, second)
+    location.put(other, first)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda place: place.delete("train/targets/c.2.0"),
+        lambda place: place.delete("test/chunk_digests/c.0.0"),
+        lambda place: place.delete("test/chunk_class_counts/zarr.json"),
+        lambda place: place.delete("train/zarr.json"),
+        lambda place: place.delete("zarr.json"),
+        lambda place: place.put("train/inputs/c.0.0", b""),
+        lambda place: place.put("zarr.json", b""),
+        lambda place: swap(place, "train/inputs/c.0.0", "train/inputs/c.1.0"),
+        lambda place: swap(place, "train/targets/c.0.0", "test/targets/c.0.0"),
+        lambda place: swap(place, "train/inputs/zarr.json", "test/inputs/zarr.json"),
+        lambda place: swap(place, "train/chunk_digests/c.0.0", "test/chunk_digests/c.0.0"),
+        lambda place: swap(
+            place, "train/chunk_class_counts/c.0.0", "test/chunk_class_counts/c.0.0"
+        ),
+    ],
+)
+def test_a_dataset_with_a_file_gone_empty_or_swapped_is_told(
+    dataset: Location, damage: Callable[[Location], None]
+) -> None:
+    """Each is found, and every message names the dataset's directory."""
+    damage(dataset)
+    found = wrong(dataset)
+    assert found
+    assert all(str(dataset) in message for message in found)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda place: place.delete("run.json"),
+        lambda place: place.delete("metrics.jsonl"),
+        lambda place: place.delete("checkpoints/000002-000000/manifest.json"),
+        lambda place: place.delete("checkpoints/000003-000000/state.safetensors"),
+        lambda place: place.delete(f"scores/{scores_schema().home}/zarr.json"),
+        lambda place: place.delete(f"scores/{scores_schema().home}/metrics.json"),
+        lambda place: place.delete(f"scores/{scores_schema().home}/predicted/c.1"),
+        lambda place: place.put("metrics.jsonl", b""),
+        lambda place: place.put("run.json", b""),
+        lambda place: swap(
+            place,
+            "checkpoints/000002-000000/state.safetensors",
+            "checkpoints/000003-000000/state.safetensors",
+        ),
+        lambda place: swap(
+            place,
+            "checkpoints/000002-000000/manifest.json",
+            "checkpoints/000003-000000/manifest.json",
+        ),
+        lambda place: swap(place, "run.json", "metrics.jsonl"),
+        lambda place: swap(
+            place,
+            f"scores/{scores_schema().home}/predicted/c.0",
+            f"scores/{scores_schema().home}/predicted/c.1",
+        ),
+        lambda place: swap(
+            place,
+            f"scores/{scores_schema().home}/metrics.json",
+            f"scores/{scores_schema(split='train').home}/metrics.json",
+        ),
+    ],
+)
+def test_a_run_with_a_file_gone_empty_or_swapped_is_told(
+    run: Location, damage: Callable[[Location], None]
+) -> None:
+    """Each is found, and every message names the run's directory."""
+    damage(run)
+    found = wrong(run)
+    assert found
+    assert all(str(run) in message for message in found)
+
+
+def test_files_of_another_run_are_told(run: Location, tmp_path: Path) -> None:
+    """A run in whose place are the record, or the metrics, of another one."""
+    other = make_run(open_location(tmp_path / "other"), epochs=4).location
+    record = run.get("run.json")
+    run.put("run.json", other.get("run.json"))
+    assert 3 == sum("has run_id" in message for message in wrong(run))
+    run.put("run.json", record)
+    run.put("metrics.jsonl", other.get("metrics.jsonl").split(b"\n", 1)[1])
+    assert ["metrics.jsonl"] == [Path(message.split()[0]).name for message in wrong(run)]
+
+
+def dataset_content(location: Location) -> Any:
+    """All that a dataset gives its readers."""
+    dataset = open_dataset(location)
+    chunks = [
+        split.read_chunk(number).digest()
+        for split in dataset.splits.values()
+        for number in range(split.schema.chunks)
+    ]
+    counts = [split.chunk_class_counts.tolist() for split in dataset.splits.values()]
+    arrays = [np.asarray(split.inputs[:]).tobytes() for split in dataset.splits.values()]
+    said = (dataset.digest, dataset.name, dataset.sources, dataset.fingerprint)
+    return said, chunks, counts, arrays
+
+
+def run_content(location: Location) -> Any:
+    """All that a run and its scorings give their readers."""
+    run = open_run(location)
+    checkpoints = [
+        (
+            name,
+            found.parameters_digest,
+            found.progress,
+            {key: tensor.tobytes() for key, tensor in found.tensors.items()},
+        )
+        for name in list_checkpoints(run)
+        for found in [load_checkpoint(run, name)]
+    ]
+    scorings = [
+        (scores.schema, scores.digest, scores.metrics())
+        for home in location.names("scores")
+        if not home.startswith(".")
+        for scores in [open_scores(location.child(f"scores/{home}"))]
+    ]
+    return run, recorded_metrics(run), checkpoints, scorings
+
+
+def flipped(data: bytes, draw: random.Random) -> Iterator[bytes]:
+    """The file with a single bit flipped, anywhere in it, again and again."""
+    for _ in range(FLIPS_PER_FILE if data else 0):
+        damaged = bytearray(data)
+        damaged[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+        yield bytes(damaged)
+
+
+def truncated(data: bytes, draw: random.Random) -> Iterator[bytes]:
+    """The file cut off: to nothing, by a byte, and anywhere."""
+    yield from (data[:length] for length in {0, len(data) - 1, draw.randrange(len(data) + 1)})
+
+
+@pytest.mark.parametrize("damages", [flipped, truncated])
+@pytest.mark.parametrize(
+    ("artefact", "content"),
+    [("dataset", dataset_content), ("sharded", dataset_content), ("run", run_content)],
+)
+def test_no_damage_goes_unseen(
+    request: pytest.FixtureRequest,
+    artefact: str,
+    content: Callable[[Location], Any],
+    damages: Callable[[bytes, random.Random], Iterator[bytes]],
+) -> None:
+    """Every file of a dataset, run and scoring: told, or the content is what it was."""
+    location: Location = request.getfixturevalue(artefact)
+    whole = content(location)
+    draw = random.Random(SEED)
+    told = without_effect = 0
+    for key in location.objects():
+        path = location.path / key
+        data = path.read_bytes()
+        for damaged in damages(data, draw):
+            path.write_bytes(damaged)
+            if wrong(location):
+                told += 1
+            else:
+                assert whole == content(location), f"silent damage in {key}"
+                without_effect += 1
+        path.write_bytes(data)
+    assert [] == wrong(location)
+    assert without_effect < told / 5  # files of locks, final line breaks

@@ -1,0 +1,113 @@
+"""The house of section 2: three floors, arrows only downward, one role per file, none too long."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FLOORS = ("storage", "pipeline", "jobs")
+FILES = [
+    path.relative_to(ROOT) for floor in FLOORS for path in sorted((ROOT / floor).rglob("*.py"))
+]
+LINES = 450
+
+FORBIDDEN = {
+    "storage": {"pipeline", "jobs", "dask", "distributed", "click"},
+    "pipeline": {"jobs", "click"},
+}
+"""What a floor must not import: the floors above it, and what is theirs to use."""
+
+every_file = pytest.mark.parametrize("path", FILES, ids=str)
+
+
+def imported(source: str, package: str) -> Iterator[str]:
+    """The full name of every module imported anywhere in `source`, a module of `package`."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) + 1 - node.level]
+            base = ".".join([*(parents if node.level else []), *filter(None, [node.module])])
+            # `from jobs import nn` may import the module jobs.nn
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def imports_of(path: Path) -> set[str]:
+    return set(imported((ROOT / path).read_text(), ".".join(path.parent.parts)))
+
+
+def packages_of(path: Path) -> set[str]:
+    return {name.partition(".")[0] for name in imports_of(path)}
+
+
+def knows_click(path: Path) -> bool:
+    """jobs/cli.py may, and its parts jobs/cli_*.py."""
+    return path.parent == Path("jobs") and (path.stem == "cli" or path.stem.startswith("cli_"))
+
+
+def test_imports_are_seen() -> None:
+    """The reader of imports sees them at any depth, under other names, and relative ones."""
+    source = """
+import a.b as c, d
+from e.f import g
+from . import h
+from ..i import j
+def later():
+    if True:
+        from k import l
+"""
+    expected = {"a.b", "d", "e.f.g", "jobs.nn.h", "jobs.i.j", "k.l"}
+    assert expected == set(imported(source, "jobs.nn"))
+
+
+def test_the_floors_are_here() -> None:
+    """Each floor has files to be held to the rules."""
+    assert set(FLOORS) == {path.parts[0] for path in FILES}
+    assert Path("jobs/nn/network.py") in FILES
+
+
+@every_file
+def test_arrows_point_down(path: Path) -> None:
+    """storage imports neither pipeline, jobs, dask nor click; pipeline neither jobs nor click."""
+    assert set() == packages_of(path) & FORBIDDEN.get(path.parts[0], set())
+
+
+@every_file
+def test_only_the_commands_know_click(path: Path) -> None:
+    """click is imported by jobs/cli.py and its parts alone."""
+    assert knows_click(path) or "click" not in packages_of(path)
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.parts[1] == "nn"], ids=str)
+def test_the_network_can_be_read_alone(path: Path) -> None:
+    """jobs/nn imports numpy, the standard library and itself, nothing else."""
+    outside = {
+        name
+        for name in imports_of(path)
+        if name.partition(".")[0] not in {"numpy", *sys.stdlib_module_names}
+        and not name.startswith("jobs.nn.")
+    }
+    assert set() == outside
+
+
+@every_file
+def test_a_file_says_its_role(path: Path) -> None:
+    """The first statement of every file is a docstring whose first line is not empty."""
+    docstring = ast.get_docstring(ast.parse((ROOT / path).read_text()), clean=False)
+    assert docstring is not None
+    assert docstring.partition("\n")[0].strip()
+
+
+@every_file
+def test_no_file_is_long(path: Path) -> None:
+    """Past some 400 lines a file wants two roles; none has more than 450."""
+    assert LINES >= len((ROOT / path).read_text().splitlines())
+
+
+@every_file
+def test_no_file_is_for_everything(path: Path) -> None:
+    """No file is called after nothing in particular: one role each."""
+    assert not {"utils", "util", "helpers", "helper", "common", "misc"} & {*path.parts, path.stem}
