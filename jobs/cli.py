@@ -161,11 +161,14 @@ def inspect(place: str, images: str | None, quiet: bool, as_json: bool) -> None:
 def verify(place: str, quiet: bool, as_json: bool) -> None:
     """Read all of PLACE, a dataset or a run, and check every digest."""
     with _console(quiet, as_json) as console:
+        from jobs.report import check_something_there
         from storage.location import open_location
         from storage.verify import verify_location
 
+        location = open_location(place)
+        check_something_there(location)
         checked, wrong = 0, []
-        for what, error in verify_location(open_location(place)):
+        for what, error in verify_location(location):
             checked += 1
             if error is not None:
                 wrong.append({"what": what, "error": str(error)})
@@ -353,7 +356,7 @@ def main() -> None:
 
 def _run() -> int:
     try:
-        cli.main(standalone_mode=False)
+        cli.main(prog_name="pipeline", standalone_mode=False)
     except click.exceptions.Exit as leave:
         return leave.exit_code
     except click.ClickException as error:

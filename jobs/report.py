@@ -7,7 +7,12 @@ from typing import Any
 
 from jobs.console import facts, percent, size, table
 from pipeline.ingest import IngestResult
-from storage.checkpoints import Checkpoint, list_checkpoints, load_checkpoint
+from storage.checkpoints import (
+    Checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    recorded_metrics,
+)
 from storage.dataset import Dataset, open_dataset, replaced_sibling
 from storage.errors import BadDataError
 from storage.location import Location
@@ -28,18 +33,23 @@ class Report:
 
 def inspect_location(location: Location) -> Report:
     """What is there: a dataset or a run. Raises `BadDataError` where it is neither."""
+    check_something_there(location)
     if location.exists(RECORD):
         return inspect_run(open_run(location))
-    if location.exists(METADATA_NAME) or replaced_sibling(location).exists():
-        return inspect_dataset(open_dataset(location))
-    if not location.exists():
+    return inspect_dataset(open_dataset(location))
+
+
+def check_something_there(location: Location) -> None:
+    """Raise `BadDataError` where nothing is, or nothing that a command of ours has made."""
+    if not location.exists() and not replaced_sibling(location).exists():
         raise BadDataError(
-            f"There is nothing at {location}. Give a dataset's or a run's directory."
+            f"There is nothing at {location}. Give the directory of a dataset or of a run."
         )
-    raise BadDataError(
-        f"{location} is neither a dataset nor a run: it holds no {METADATA_NAME} and no {RECORD}. "
-        "Give a directory that `pipeline ingest` or `pipeline train` made."
-    )
+    if location.exists() and not location.exists(RECORD) and not location.exists(METADATA_NAME):
+        raise BadDataError(
+            f"{location} is neither a dataset nor a run: it holds no {METADATA_NAME} and no "
+            f"{RECORD}. Give a directory that `pipeline ingest` or `pipeline train` made."
+        )
 
 
 def inspect_dataset(dataset: Dataset) -> Report:
@@ -140,7 +150,7 @@ def _shape(sizes: Sequence[int]) -> str:
 
 def inspect_run(run: Run) -> Report:
     """Configuration, epochs and checkpoints of a run."""
-    metrics = run.metrics()
+    metrics = recorded_metrics(run)
     checkpoints = [_checkpoint_document(run, name) for name in list_checkpoints(run)]
     scores = [name for name in run.location.names("scores") if not name.startswith(".")]
     document = {

@@ -2,7 +2,7 @@
 
 import os
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -11,50 +11,63 @@ import numpy as np
 from dask.delayed import delayed
 from numpy.typing import NDArray
 
-from pipeline.order import EpochOrder, RowNumbers, Window
+from pipeline.order import EpochOrder, Window
 from storage.dataset import Block, Split
 
 DEFAULT_THREADS = min(4, os.cpu_count() or 1)
 
 
-def load_chunk(split: Split, number: int, start: int, stop: int) -> Block:
-    """Rows [start, stop) of the split, which lie in chunk `number`: read, checked, decoded."""
-    block = split.read_chunk(number)
-    first, _ = split.schema.chunk_bounds(number)
-    rows = slice(start - first, stop - first)
-    return Block(block.inputs[rows], None if block.targets is None else block.targets[rows])
+def load_window(split: Split, window: Window, pool: Executor) -> Block:
+    """A window's rows in their shuffled order, through a Dask graph on the pool's threads.
 
-
-def gather(blocks: list[Block], destinations: RowNumbers) -> Block:
-    """The blocks' rows, listed one after the other, each at its destination."""
-    inputs = _scatter([block.inputs for block in blocks], destinations)
-    targets = [block.targets for block in blocks if block.targets is not None]
-    return Block(inputs, _scatter(targets, destinations) if targets else None)
-
-
-def _scatter(parts: list[NDArray[Any]], destinations: RowNumbers) -> NDArray[Any]:
-    result = np.empty((len(destinations), *parts[0].shape[1:]), dtype=parts[0].dtype)
-    start = 0
-    for part in parts:
-        result[destinations[start : start + len(part)]] = part
-        start += len(part)
+    A task per chunk reads, checks and decodes it, and lays its rows in their places; one more
+    gathers the whole. So there is never more in memory than the window and a chunk per thread.
+    Keys name the work once for all: two tasks of one key would be taken for the same.
+    """
+    name = f"{split.name}-{window.epoch}-{window.number}"
+    block = _empty_block(split, window)
+    place = delayed(partial(place_chunk, split, window, block), pure=False, traverse=False)
+    placed = [
+        place(position, dask_key_name=f"load-chunk-{name}-{chunk}")
+        for position, chunk in enumerate(window.chunks.tolist())
+    ]
+    gather = delayed(partial(gathered, block), pure=False, traverse=False)
+    whole = gather(placed, dask_key_name=f"load-window-{name}")
+    result: Block = whole.compute(scheduler="threads", pool=pool, optimize_graph=False)
     return result
 
 
-def window_graph(split: Split, window: Window) -> Any:
-    """A lazy Dask value of one window: a task per chunk, and one that gathers the rows.
+def place_chunk(split: Split, window: Window, block: Block, position: int) -> int:
+    """Lay the rows of the window's chunk number `position` in the block; how many they are."""
+    number, start, stop = (
+        int(values[position]) for values in (window.chunks, window.starts, window.stops)
+    )
+    chunk = split.read_chunk(number)
+    first, _ = split.schema.chunk_bounds(number)
+    listed = int((window.stops - window.starts)[:position].sum())
+    places = window.destinations[listed : listed + stop - start]
+    for whole, part in ((block.inputs, chunk.inputs), (block.targets, chunk.targets)):
+        if whole is not None and part is not None:
+            _as_items(whole)[places] = _as_items(part)[start - first : stop - first]
+    return stop - start
 
-    Keys name run-wide unique work: two tasks of one key would be taken for the same.
-    """
-    name = f"{split.name}-{window.epoch}-{window.number}"
-    read = delayed(partial(load_chunk, split), pure=False, traverse=False)
-    chunks = zip(window.chunks.tolist(), window.starts.tolist(), window.stops.tolist(), strict=True)
-    blocks = [
-        read(chunk, start, stop, dask_key_name=f"load-chunk-{name}-{chunk}")
-        for chunk, start, stop in chunks
-    ]
-    join = delayed(gather, pure=False, traverse=False)
-    return join(blocks, window.destinations, dask_key_name=f"load-window-{name}")
+
+def gathered(block: Block, placed: list[int]) -> Block:
+    """The block, once all its rows are in their places."""
+    assert sum(placed) == len(block.inputs)
+    return block
+
+
+def _empty_block(split: Split, window: Window) -> Block:
+    rows, schema = len(window.places), split.schema
+    inputs = np.empty((rows, schema.columns), dtype=schema.dtype)
+    targets = np.empty((rows, schema.classes), dtype=np.uint8) if schema.classes else None
+    return Block(inputs, targets)
+
+
+def _as_items(rows: NDArray[Any]) -> NDArray[np.void]:
+    """Each row as one opaque item, which NumPy moves in one piece and half as fast again."""
+    return rows.view(np.dtype((np.void, rows.shape[1] * rows.itemsize))).reshape(-1)
 
 
 class WindowLoader:
@@ -89,8 +102,7 @@ class WindowLoader:
 
     def _load(self, order: EpochOrder, number: int) -> tuple[Window, Block]:
         window = order.window(number)
-        graph = window_graph(self.split, window)
-        return window, graph.compute(scheduler="threads", pool=self._pool)
+        return window, load_window(self.split, window, self._pool)
 
     def close(self) -> None:
         """Stop the threads; what is on its way is dropped."""

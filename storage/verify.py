@@ -139,7 +139,7 @@ def verify_run(location: Location) -> Iterator[Check]:
 
 
 def _is_of_run(key: str) -> bool:
-    """Whether a file is a checkpoint's, or lies where this function's caller does not judge."""
+    """Whether a file of a run is a checkpoint's; what lies elsewhere is not judged by its name."""
     directory, *rest = key.split("/")
     if directory != DIRECTORY:
         return True

@@ -71,9 +71,9 @@ def test_json_round_trip() -> None:
     ("document", "message"),
     [
         ({"batchsize": 3}, "run.json has an unknown setting 'batchsize'"),
-        ({"epochs": "3"}, "run.json gives epochs as '3'; expected a value of type int"),
+        ({"epochs": "3"}, "run.json gives epochs as '3'; expected a whole number."),
         ({"epochs": 0}, "--epochs is 0; expected 1 to 1,000,000."),
-        ({"epochs": None}, "type int"),
+        ({"epochs": None}, "gives epochs as None; expected a whole number."),
     ],
 )
 def test_bad_json(document: dict[str, Any], message: str) -> None:
@@ -116,24 +116,24 @@ def test_unknown_setting(key: str, nearest: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "kind"),
     [
-        ({"epochs": 2.0}, "int"),
-        ({"epochs": True}, "int"),
-        ({"epochs": "2"}, "int"),
-        ({"learning_rate": "0.1"}, "float"),
-        ({"learning_rate": True}, "float"),
-        ({"shuffle": 1}, "bool"),
-        ({"shuffle": "true"}, "bool"),
-        ({"network": 784}, "str"),
-        ({"evaluate": ["train", "test"]}, "str"),
-        ({"seed": {"a": 1}}, "int"),
+        ({"epochs": 2.0}, "a whole number"),
+        ({"epochs": True}, "a whole number"),
+        ({"epochs": "2"}, "a whole number"),
+        ({"learning_rate": "0.1"}, "a number"),
+        ({"learning_rate": True}, "a number"),
+        ({"shuffle": 1}, "true or false"),
+        ({"shuffle": "true"}, "true or false"),
+        ({"network": 784}, "a text in quotes"),
+        ({"evaluate": ["train", "test"]}, "a text in quotes"),
+        ({"seed": {"a": 1}}, "a whole number"),
     ],
 )
 def test_types(settings: dict[str, Any], kind: str) -> None:
-    """A value of another type is refused with the place, the setting and the type."""
+    """A value of another type is refused with the place, the setting and what is expected."""
     ((name, value),) = settings.items()
     with pytest.raises(UsageError) as caught:
         TrainConfig().updated(settings, "my.toml")
-    expected = f"my.toml gives {name} as {value!r}; expected a value of type {kind}."
+    expected = f"my.toml gives {name} as {value!r}; expected {kind}."
     assert expected == str(caught.value)
 
 

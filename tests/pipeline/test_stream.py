@@ -230,10 +230,10 @@ def test_two_windows_are_held(
     """The window in use and the next are in memory, never a third, if loading is ever so fast."""
     loaded: list[weakref.ref[Any]] = []
     held = []
-    gather, expect = windows.gather, WindowLoader.expect
+    load_window, expect = windows.load_window, WindowLoader.expect
 
-    def watched(blocks: list[Block], destinations: Any) -> Block:
-        block = gather(blocks, destinations)
+    def watched(*arguments: Any) -> Block:
+        block = load_window(*arguments)
         loaded.append(weakref.ref(block.inputs))
         return block
 
@@ -242,7 +242,7 @@ def test_two_windows_are_held(
         loader._ahead.submit(int).result()  # one thread, so what came before is done
         held.append(sum(window() is not None for window in loaded))
 
-    monkeypatch.setattr(windows, "gather", watched)
+    monkeypatch.setattr(windows, "load_window", watched)
     monkeypatch.setattr(WindowLoader, "expect", expect_and_wait)
     with open_stream(known, batch_size=batch_size, window_chunks=2, epochs=3) as stream:
         while stream.state.epoch < 3:

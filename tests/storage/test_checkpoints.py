@@ -225,15 +225,16 @@ def test_a_state_that_is_no_safetensors_is_refused(run: Run, state: bytes) -> No
         load_checkpoint(run, CheckpointName(3, 0))
 
 
-def prune_while_reading(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a run that goes on save its fourth epoch, keeping one, once its list has been read."""
+def go_on_while_reading(run: Run, keep: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the run save two more epochs and prune, right after its list has been read once."""
     look = checkpoints.list_checkpoints
 
     def look_once(run: Run) -> list[CheckpointName]:
         names = look(run)
         monkeypatch.undo()
-        run.append_metrics(metrics_line(4))
-        prune_checkpoints(run, save_epoch(run, 4), keep=1, also=set())
+        for epoch in (4, 5):
+            run.append_metrics(metrics_line(epoch))
+            prune_checkpoints(run, save_epoch(run, epoch), keep, also=set())
         return names
 
     monkeypatch.setattr(checkpoints, "list_checkpoints", look_once)
@@ -243,18 +244,18 @@ def test_a_reader_finds_the_successor_of_what_is_pruned(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever loads while the run goes on gets the newer checkpoint, and no false alarm."""
-    prune_while_reading(run, monkeypatch)
+    go_on_while_reading(run, 1, monkeypatch)
     passed, found = newest(run)
     assert found is not None
-    assert ([], CheckpointName(4, 0)) == (passed, found.name)
+    assert ([], CheckpointName(5, 0)) == (passed, found.name)
 
 
 def test_metrics_are_compared_while_the_run_goes_on(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The lines that come meanwhile are given, and are no difference."""
-    prune_while_reading(run, monkeypatch)
-    assert [metrics_line(epoch) for epoch in (1, 2, 3, 4)] == recorded_metrics(run)
+    go_on_while_reading(run, 5, monkeypatch)
+    assert [metrics_line(epoch) for epoch in (1, 2, 3, 4, 5)] == recorded_metrics(run)
 
 
 def test_pruning_keeps_the_newest_and_the_best(run: Run) -> None:

@@ -315,15 +315,17 @@ def test_a_dataset_is_replaced_behind_a_link(tmp_path: Path, dataset: Dataset) -
     assert [".set.lock", "link", "set"] == open_location(tmp_path).names()
 
 
-@pytest.mark.parametrize("linked", [False, True])
+@pytest.mark.parametrize("left", ["nothing", "a link", "an empty directory"])
 def test_a_replacement_that_died_between_the_renames(
-    tmp_path: Path, dataset: Dataset, linked: bool
+    tmp_path: Path, dataset: Dataset, left: str
 ) -> None:
-    """A reader is told; the next writer puts the old dataset back, behind a link too."""
-    if linked:
+    """A reader is told; the next writer puts the old dataset back, whatever is at its place."""
+    if left == "a link":
         (tmp_path / "link").symlink_to(tmp_path / "set")
-    target = open_location(tmp_path / ("link" if linked else "set"))
+    target = open_location(tmp_path / ("link" if left == "a link" else "set"))
     dataset.location.take_place_of(replaced_sibling(target))
+    if left == "an empty directory":
+        target.path.mkdir()
     with pytest.raises(BadDataError, match="was being replaced when the ingest ended"):
         open_dataset(target)
     with dataset_lock(target):
@@ -370,6 +372,31 @@ def test_a_root_that_is_none(place: Location, dataset: Dataset, content: bytes) 
     """Whatever stands in the root's `zarr.json`, opening ends in exit 3 and names the place."""
     place.put("zarr.json", content)
     with pytest.raises(BadDataError, match=str(place)):
+        open_dataset(place)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "other"},
+        {"sources": []},
+        {"fingerprint": {}},
+        {"class_names": ["a", "b", "c"]},
+        {"image_shape": [3, 2]},
+        {"digest": "0" * 64},
+        {"metadata_digests": {}},
+        {"seal": None},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_changed_attribute_is_told(
+    place: Location, dataset: Dataset, change: dict[str, Any]
+) -> None:
+    """Nothing that the root says of the dataset can be other than it was published."""
+    document = json.loads(place.get("zarr.json"))
+    document["attributes"] |= change
+    place.put("zarr.json", json.dumps(document).encode())
+    with pytest.raises(BadDataError, match=r"zarr\.json is damaged: its seal"):
         open_dataset(place)
 
 

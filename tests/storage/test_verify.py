@@ -1,23 +1,30 @@
 """Verification: what is sound passes, and damage of every kind is told or without effect."""
 
+import json
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from storage import sealed
 from storage.checkpoints import list_checkpoints, load_checkpoint, recorded_metrics
 from storage.dataset import open_dataset
+from storage.dataset_writer import create_dataset
 from storage.location import Location, open_location
 from storage.predictions import open_scores
 from storage.runs import open_run
+from storage.schema import SplitRecord, dataset_digest
 from storage.verify import verify_dataset, verify_location, verify_run, verify_scores
 from tests.storage.artefacts import (
     dataset_schema,
     make_dataset,
     make_run,
+    part_numbers,
+    part_of,
     scores_schema,
 )
 
@@ -196,6 +203,41 @@ def test_files_of_another_run_are_told(run: Location, tmp_path: Path) -> None:
     run.put("run.json", record)
     run.put("metrics.jsonl", other.get("metrics.jsonl").split(b"\n", 1)[1])
     assert ["metrics.jsonl"] == [Path(message.split()[0]).name for message in wrong(run)]
+
+
+def test_class_counts_that_were_never_true_are_told(tmp_path: Path) -> None:
+    """A writer that counts wrong seals what it says, and is found out by the rows themselves."""
+    schema = dataset_schema()
+    with create_dataset(open_location(tmp_path / "set"), schema) as writer:
+        records = {}
+        for name in schema.splits:
+            split = writer.split(name)
+            written = [
+                split.write_part(number, part_of(name, split, number))
+                for number in part_numbers(split)
+            ]
+            records[name] = [replace(part[0], class_counts=(4, 0, 0)) for part in written]
+        dataset = writer.publish(records, [], {})
+    found = wrong(dataset.location)
+    assert 5 == len(found)
+    assert all("class counts" in message for message in found)
+
+
+def test_a_sum_of_class_counts_that_is_none_is_told(dataset: Location) -> None:
+    """The root's counts are those of the chunks added up, however well the root is sealed."""
+    document = json.loads(dataset.get("zarr.json"))
+    attributes = document["attributes"]
+    attributes["splits"]["test"]["class_counts"] = [5, 0, 0]
+    records = {name: SplitRecord.from_json(entry) for name, entry in attributes["splits"].items()}
+    attributes["digest"] = dataset_digest(
+        tuple(attributes["class_names"]),
+        tuple(attributes["image_shape"]),
+        tuple(attributes["transforms"]),
+        records,
+    )
+    dataset.put("zarr.json", sealed.document_bytes(sealed.seal_group(document)))
+    [message] = wrong(dataset)
+    assert "Split test counts [0, 2, 3] rows per class; recorded are [5, 0, 0]" in message
 
 
 def dataset_content(location: Location) -> Any:

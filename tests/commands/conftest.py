@@ -1,0 +1,72 @@
+"""Fixtures that the tests of the commands share: a set of files, a dataset, a run, and a call."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from jobs import cli
+from jobs.config import TrainConfig
+from jobs.train import train
+from pipeline.ingest import ingest
+from tests.commands.process import Ended
+from tests.commands.sets import copy, write_set
+
+Call = Callable[..., Ended]
+
+SMALL = ("--network", "784-relu-8-softmax-10", "--batch-size", "50")
+"""Options of a training that takes a moment."""
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory as the bare commands leave it: `files`, `data/mnist` and `runs/mnist`."""
+    place = tmp_path_factory.mktemp("made")
+    dataset, run = place / "data" / "mnist", place / "runs" / "mnist"
+    ingest(str(write_set(place / "files")), dataset, rows_per_chunk=64)
+    config = TrainConfig(network=SMALL[1], batch_size=int(SMALL[3]), epochs=2)
+    train(config, dataset=dataset, run=run)
+    return place
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty directory, which is the current one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MNIST_DIR", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def files(made: Path, here: Path) -> Path:
+    """The four raw files of a small set, in `files`."""
+    return copy(made / "files", here / "files")
+
+
+@pytest.fixture
+def dataset(made: Path, here: Path) -> Path:
+    """The dataset made of them, in `data/mnist`."""
+    return copy(made / "data" / "mnist", here / "data" / "mnist")
+
+
+@pytest.fixture
+def run(made: Path, here: Path) -> Path:
+    """A run of two epochs with `SMALL` on that dataset, in `runs/mnist`."""
+    return copy(made / "runs" / "mnist", here / "runs" / "mnist")
+
+
+@pytest.fixture
+def call(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """`call(*arguments)` runs the command's `main` in this process, in the directory `here`."""
+
+    def call_main(*arguments: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["pipeline", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        out, err = capsys.readouterr()
+        assert isinstance(left.value.code, int)
+        return Ended(left.value.code, out, err)
+
+    return call_main

@@ -1,0 +1,70 @@
+"""The real command in a process of its own, and what came of it."""
+
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).parents[2]
+
+COMMAND = (sys.executable, "-W", "error", "-m", "jobs.cli")
+"""`pipeline`, of this checkout and Python, with warnings as errors."""
+
+NOT_INHERITED = ("MNIST_DIR", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def start_pipeline(
+    *arguments: object, cwd: Path, env: dict[str, str] | None = None, **options: Any
+) -> "subprocess.Popen[str]":
+    """Start `pipeline` with arguments in a directory; `env` adds to a plain environment."""
+    inherited = {
+        name: value for name, value in os.environ.items() if name.upper() not in NOT_INHERITED
+    }
+    plain = {"PYTHONPATH": str(REPOSITORY), "XDG_CACHE_HOME": str(cwd / "cache"), "COLUMNS": "80"}
+    return subprocess.Popen(
+        [*COMMAND, *map(str, arguments)],
+        cwd=cwd,
+        env=inherited | plain | (env or {}),
+        text=True,
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options,
+    )
+
+
+def run_pipeline(
+    *arguments: object, cwd: Path, env: dict[str, str] | None = None, **options: Any
+) -> Ended:
+    """Run `pipeline` to its end."""
+    with start_pipeline(*arguments, cwd=cwd, env=env, **options) as process:
+        out, err = process.communicate()
+    return Ended(process.returncode, out, err)
+
+
+def limited_to(address_space: int) -> Callable[[], None]:
+    """For `preexec_fn`: an upper bound of the process's address space, in bytes."""
+    return lambda: resource.setrlimit(resource.RLIMIT_AS, (address_space, address_space))
+
+
+def assert_refused(ended: Ended, code: int, *words: object) -> None:
+    """The command ended with a code, no output, and a message in one line that has the words."""
+    assert code == ended.code, ended.err
+    assert ended.out == ""
+    assert "Traceback" not in ended.err
+    usage, _, message = ended.err.rpartition("Error: ")
+    assert usage == "" or usage.startswith("Usage: pipeline")
+    assert message.count("\n") == 1, message
+    assert usage or message.endswith((".\n", "?\n")), message
+    for word in words:
+        assert str(word) in message

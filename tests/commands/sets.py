@@ -1,0 +1,68 @@
+"""Small sets of IDX files, sound ones and such as are broken in one way."""
+
+import gzip
+import json
+import lzma
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.digits import draw_digits
+from storage.idx import write_idx
+
+TRAIN_ROWS = 300
+TEST_ROWS = 60
+TRAIN_IMAGES = "train-images-idx3-ubyte"
+TRAIN_LABELS = "train-labels-idx1-ubyte"
+TEST_IMAGES = "t10k-images-idx3-ubyte"
+TEST_LABELS = "t10k-labels-idx1-ubyte"
+IMAGE_HEADER_BYTES = 16
+
+PACK: dict[str, Callable[[bytes], bytes]] = {
+    "": bytes,
+    ".gz": lambda data: gzip.compress(data, mtime=0),
+    ".xz": lzma.compress,
+}
+"""Each form of a file, by the end of its name."""
+
+
+def write_set(directory: Path, seed: int = 0) -> Path:
+    """The four raw files of a set of drawn digits."""
+    directory.mkdir(parents=True)
+    for split, rows, images_name, labels_name in (
+        ("train", TRAIN_ROWS, TRAIN_IMAGES, TRAIN_LABELS),
+        ("test", TEST_ROWS, TEST_IMAGES, TEST_LABELS),
+    ):
+        images, labels = draw_digits(seed, split, 0, rows)
+        write_idx(directory / images_name, images)
+        write_idx(directory / labels_name, labels)
+    return directory
+
+
+def replace_file(directory: Path, name: str, data: bytes, form: str = "") -> Path:
+    """Put `data`, packed, in the place of a raw file; returns the new file."""
+    (directory / name).unlink()
+    new = directory / (name + form)
+    new.write_bytes(PACK[form](data))
+    return new
+
+
+def images_header(*shape: int) -> bytes:
+    """The header of an IDX file of bytes that claims a shape."""
+    return bytes((0, 0, 8, len(shape))) + np.array(shape, ">u4").tobytes()
+
+
+def edit_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change a JSON document in place."""
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+
+
+def copy(tree: Path, new: Path) -> Path:
+    """A copy of a directory, at a place that need not have a parent yet."""
+    shutil.copytree(tree, new)
+    return new

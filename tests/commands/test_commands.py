@@ -1,0 +1,396 @@
+"""The commands from end to end, as real processes: what they make, print, and say when repeated."""
+
+import fcntl
+import json
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jobs import demo
+from jobs.config import TrainConfig
+from pipeline.sources import Source, open_source
+from storage.errors import UnreachableError
+from tests.commands.conftest import SMALL, Call
+from tests.commands.process import Ended, assert_refused, run_pipeline, start_pipeline
+from tests.commands.sets import TEST_ROWS, TRAIN_ROWS
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def document(ended: Ended) -> dict[str, Any]:
+    """The one JSON document that a command printed; it succeeded and said nothing besides."""
+    assert (0, "") == (ended.code, ended.err)
+    found = json.loads(ended.out)
+    assert isinstance(found, dict)
+    return found
+
+
+def succeeded(ended: Ended) -> str:
+    """The output of a command that succeeded and had nothing to warn of."""
+    assert (0, "") == (ended.code, ended.err)
+    return ended.out
+
+
+def test_three_bare_commands(files: Path) -> None:
+    """ingest, train --resume and score work bare in an empty directory, and again find it done."""
+    here, env = files.parent, {"MNIST_DIR": str(files)}
+    made = succeeded(run_pipeline("ingest", cwd=here, env=env))
+    assert f"{TRAIN_ROWS} train, {TEST_ROWS} test rows of mnist are in data/mnist" in made
+    trained = succeeded(run_pipeline("train", "--resume", cwd=here, env=env))
+    assert "epoch 10/10  loss " in trained
+    scored = succeeded(run_pipeline("score", cwd=here, env=env))
+    assert scored.startswith("accuracy ")
+    assert "true \\ predicted" in scored
+    assert f"{TEST_ROWS} rows are in runs/mnist/scores/test-" in scored
+
+    again = succeeded(run_pipeline("ingest", cwd=here, env=env))
+    assert again == "data/mnist is there already, from the same source.\n"
+    again = succeeded(run_pipeline("train", "--resume", cwd=here, env=env))
+    assert "runs/mnist is trained already.\n" in again
+    assert trained.splitlines()[-3:] == again.splitlines()[-3:]
+    again = succeeded(run_pipeline("score", cwd=here, env=env))
+    assert "Scored already with this model:\n" + scored == again
+
+
+def test_documents_for_scripts(files: Path) -> None:
+    """With --json each command prints one document, which the next one agrees with."""
+    here = files.parent
+    made = document(run_pipeline("ingest", "files", "--json", cwd=here))
+    assert [TRAIN_ROWS, 785] == made["splits"]["train"]["inputs_shape"]
+    assert TEST_ROWS == sum(made["splits"]["test"]["class_counts"])
+    assert not made["already_done"]
+
+    place = ("--dataset", "data/files", "--run", "runs/files")
+    trained = document(run_pipeline("train", *place, *SMALL, "--epochs", 2, "--json", cwd=here))
+    assert [1, 2] == [line["epoch"] for line in trained["epochs"]]
+    assert 50 == trained["configuration"]["batch_size"]
+    assert trained["parameters_digest"] == trained["epochs"][-1]["parameters_digest"]
+
+    scored = document(run_pipeline("score", *place, "--json", cwd=here))
+    assert made["digest"] == scored["dataset_digest"]
+    assert trained["parameters_digest"] == scored["model_digest"]
+    evaluated = trained["epochs"][-1]["evaluation"]["test"]
+    assert evaluated["accuracy"] == scored["quality"]["accuracy"]
+    assert (
+        scored["quality"]
+        == json.loads((here / scored["location"] / "metrics.json").read_text())["quality"]
+    )
+
+
+def test_quiet(files: Path, call: Call) -> None:
+    """With --quiet only the result is printed: no settings, no epochs."""
+    assert 2 == len(
+        succeeded(call("ingest", "files", "--out", "data/mnist", "--quiet")).splitlines()
+    )
+    trained = succeeded(call("train", *SMALL, "--epochs", 3, "--quiet")).splitlines()
+    assert ["epoch 3: test", "model", "order"] == [
+        " ".join(line.split()[:-1]).rstrip(" 0123456789.") for line in trained
+    ]
+    assert succeeded(call("score", "--quiet")).startswith("accuracy ")
+
+
+def test_inspect_dataset(dataset: Path, call: Call) -> None:
+    """inspect tells of a dataset's splits, chunks, counts, transforms and sources."""
+    text = succeeded(call("inspect", "data/mnist"))
+    for words in ("300 x 785", "5 of 64 rows", "bias-column", "train-images-idx3-ubyte"):
+        assert words in text
+    told = document(call("inspect", "data/mnist", "--json"))
+    assert ("dataset", "files") == (told["kind"], told["name"])
+    stored = sum(path.stat().st_size for path in (dataset / "test").rglob("*") if path.is_file())
+    assert stored == told["splits"]["test"]["stored_bytes"]
+
+
+def test_inspect_run(run: Path, call: Call) -> None:
+    """inspect tells of a run's settings, epochs and checkpoints, a damaged one too."""
+    told = document(call("inspect", "runs/mnist", "--json"))
+    assert ("run", SMALL[1]) == (told["kind"], told["configuration"]["network"])
+    assert [1, 2] == [line["epoch"] for line in told["epochs"]]
+    assert [True, True] == [found["sound"] for found in told["checkpoints"]]
+    (run / "checkpoints" / "000001-000000" / "state.safetensors").write_bytes(b"")
+    text = succeeded(call("inspect", "runs/mnist"))
+    assert "000001-000000  DAMAGED  " in text
+    assert "000002-000000  sound    " in text
+
+
+def test_inspect_images(dataset: Path) -> None:
+    """inspect --images writes a picture, and says so; --json stays one document."""
+    here = dataset.parent.parent
+    said = succeeded(run_pipeline("inspect", "data/mnist", "--images", "some.png", cwd=here))
+    assert said.endswith("some.png shows examples.\n")
+    assert (here / "some.png").read_bytes().startswith(PNG)
+    document(run_pipeline("inspect", "data/mnist", "--images", "a/b.png", "--json", cwd=here))
+    assert (here / "a" / "b.png").read_bytes() == (here / "some.png").read_bytes()
+
+
+@pytest.mark.parametrize("form", ["csv", "npz"])
+def test_plain_file(form: str, dataset: Path, run: Path, call: Call) -> None:
+    """score --out writes a row per image, of a scoring that is found done as well."""
+    here = dataset.parent.parent
+    for name in ("first", "again"):
+        text = succeeded(call("score", "--out", f"{name}.{form}"))
+        assert text.endswith(f"and in {name}.{form}\n")
+    assert (here / f"first.{form}").read_bytes() == (here / f"again.{form}").read_bytes()
+    if form == "csv":
+        lines = (here / "first.csv").read_text().splitlines()
+        assert 1 + TEST_ROWS == len(lines)
+        assert lines[0].startswith("row,predicted,probability,probability_0,")
+    else:
+        with np.load(here / "first.npz") as arrays:
+            assert (TEST_ROWS, 10) == arrays["probabilities"].shape
+            assert np.array_equal(arrays["probabilities"].argmax(1), arrays["predicted"])
+
+
+def test_verify_sound(dataset: Path, run: Path, call: Call) -> None:
+    """verify finds a dataset, a run and its scores sound."""
+    succeeded(call("score"))
+    for place in ("data/mnist", "runs/mnist"):
+        assert succeeded(call("verify", place)).startswith(f"{place} is sound: ")
+        assert [] == document(call("verify", place, "--json"))["wrong"]
+
+
+def test_verify_damaged(dataset: Path, run: Path) -> None:
+    """verify lists all that is wrong, each with its place, and exits 3."""
+    here = dataset.parent.parent
+    chunks = [dataset / "train" / "inputs" / "c.1.0", dataset / "test" / "targets" / "c.0.0"]
+    chunks[0].unlink()
+    chunks[1].write_bytes(chunks[1].read_bytes()[:-1] + b"\0")
+    ended = run_pipeline("verify", "data/mnist", cwd=here)
+    assert ended.code == 3
+    assert ended.err.startswith("Error: data/mnist is damaged in 2 of ")
+    first, second = sorted(ended.out.splitlines())
+    assert "test/targets/c.0.0" in first + second
+    assert "train/inputs/c.1.0" in first + second
+    ended = run_pipeline("verify", "data/mnist", "--json", cwd=here)
+    assert (3, 2) == (ended.code, len(json.loads(ended.out)["wrong"]))
+
+
+def test_settings_from_a_file(dataset: Path, call: Call) -> None:
+    """Options override --config, which overrides the defaults; what is printed is TOML again."""
+    here = dataset.parent.parent
+    (here / "settings.toml").write_text(
+        'network = "784-tanh-6-softmax-10"\nepochs = 1\nlearning-rate = 1\nseed = 3\nl2 = 1e-5\n'
+    )
+    said = succeeded(call("train", "--config", "settings.toml", "--seed", 4, "--batch-size", 100))
+    printed = tomllib.loads("\n".join(said.splitlines()[1 : 1 + len(TrainConfig().to_json())]))
+    config = TrainConfig().updated(printed, "what was printed")
+    expected = TrainConfig(
+        network="784-tanh-6-softmax-10",
+        epochs=1,
+        learning_rate=1.0,
+        seed=4,
+        l2=1e-5,
+        batch_size=100,
+    )
+    assert expected == config
+    assert expected.digest == config.digest
+    recorded = document(call("inspect", "runs/mnist", "--json"))["configuration"]
+    assert expected == TrainConfig.from_json(recorded, "run.json")
+
+
+def test_no_shuffle(dataset: Path, call: Call) -> None:
+    """--no-shuffle visits the rows as they lie: the order is another, the seed does not matter."""
+    orders = [
+        document(
+            call("train", *SMALL, "--epochs", 1, "--json", "--run", f"runs/{number}", *options)
+        )["order_digest"]
+        for number, options in enumerate(
+            [("--no-shuffle",), ("--no-shuffle", "--seed", 1), ("--seed", 0), ("--seed", 1)]
+        )
+    ]
+    assert 3 == len(set(orders))
+    assert orders[0] == orders[1]
+
+
+# ------------------------------------------------------------------ the demo
+
+
+def test_demo(files: Path) -> None:
+    """The demo goes the whole way, says what it takes, and ends with where everything lies."""
+    here, env = files.parent, {"MNIST_DIR": str(files)}
+    said = succeeded(run_pipeline("demo", cwd=here, env=env))
+    assert said.startswith(f"Using mnist: IDX files in {files}, named by MNIST_DIR.\n")
+    *_, result, dataset, run, scores, picture, closer = said.splitlines()
+    assert f" % of {TEST_ROWS} test images are recognised, " in result
+    places = [here / line.split()[-1] for line in (dataset, run, scores, picture)]
+    assert [True] * 4 == [place.exists() for place in places]
+    assert places[3].read_bytes().startswith(PNG)
+    assert closer == "Look closer: pipeline inspect mnist-demo/runs/mnist"
+    again = document(run_pipeline("demo", "--json", cwd=here, env=env))
+    assert f"{100 * again['accuracy']:.2f} % of" in result
+
+
+def test_demo_without_mnist(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where MNIST cannot be had the demo says why, and draws digits."""
+
+    def no_network(spec: str, **options: Any) -> Source:
+        if spec == "mnist":
+            raise UnreachableError("mnist could not be downloaded.")
+        return open_source(f"{spec}:300,60", **options)
+
+    monkeypatch.setattr(demo, "open_source", no_network)
+    said = succeeded(call("demo", "place"))
+    assert said.startswith(
+        "mnist could not be downloaded.\nMeanwhile the demo draws digits itself.\n"
+        "Using synthetic: digits drawn by mnist-stream with seed 0.\n"
+    )
+    assert "picture  place/worst-mistakes.png" in said
+
+
+# ------------------------------------------------------------------ signals
+
+LONG = (*SMALL, "--epochs", "60", "--checkpoint-every", "1")
+"""A training whose lines do not fit into a pipe of 4 KiB: unread, it cannot come to its end."""
+
+
+def _training(here: Path) -> "subprocess.Popen[str]":
+    """The training `LONG`, after its first epoch and before its last."""
+    reading, writing = os.pipe()
+    fcntl.fcntl(reading, fcntl.F_SETPIPE_SZ, 4096)
+    process = start_pipeline("train", "--resume", *LONG, cwd=here, stdout=writing)
+    os.close(writing)
+    process.stdout = os.fdopen(reading)
+    seen = ""
+    while "epoch  1/60" not in seen:  # byte by byte, to leave the rest in the pipe
+        byte = os.read(reading, 1)
+        assert byte, process.communicate()
+        seen += byte.decode()
+    return process
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(made: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the training `LONG` comes to when nobody stops it."""
+    here = tmp_path_factory.mktemp("uninterrupted")
+    shutil.copytree(made / "data", here / "data")
+    return document(run_pipeline("train", *LONG, "--json", cwd=here))
+
+
+def _assert_resumes_to(uninterrupted: dict[str, Any], here: Path) -> None:
+    resumed = document(run_pipeline("train", "--resume", *LONG, "--json", cwd=here))
+    for name in ("parameters_digest", "order_digest"):
+        assert uninterrupted[name] == resumed[name]
+    without_timing = [
+        [{key: value for key, value in line.items() if key != "timing"} for line in run["epochs"]]
+        for run in (uninterrupted, resumed)
+    ]
+    assert without_timing[0] == without_timing[1]
+
+
+@pytest.mark.skipif(not hasattr(fcntl, "F_SETPIPE_SZ"), reason="pipes have one size here")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_and_resume(
+    number: signal.Signals, dataset: Path, uninterrupted: dict[str, Any]
+) -> None:
+    """The first signal saves a checkpoint and exits 143 or 130; the resume ends in the same bits."""
+    here = dataset.parent.parent
+    with _training(here) as process:
+        process.send_signal(number)
+        out, err = process.communicate()
+    assert 128 + number == process.returncode
+    assert err.startswith("Stopped after ")
+    assert err.endswith("Run the same command with --resume to go on.\n")
+    assert "epoch 60/60" not in out
+    _assert_resumes_to(uninterrupted, here)
+
+
+@pytest.mark.skipif(not hasattr(fcntl, "F_SETPIPE_SZ"), reason="pipes have one size here")
+def test_second_signal(dataset: Path, uninterrupted: dict[str, Any]) -> None:
+    """A second signal ends the process at once; what was saved before it is sound."""
+    here = dataset.parent.parent
+    with _training(here) as process:
+        process.send_signal(signal.SIGSTOP)  # so that both have come before it looks
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGCONT)
+        _, err = process.communicate()
+    assert (128 + signal.SIGTERM, "") == (process.returncode, err)
+    _assert_resumes_to(uninterrupted, here)
+
+
+# ------------------------------------------------------------------ terminals and pipes
+
+
+@pytest.mark.parametrize("arguments", [("inspect", "data/mnist"), ("train", *SMALL)], ids=str)
+def test_broken_pipe(arguments: tuple[str, ...], dataset: Path) -> None:
+    """Whoever reads the output may leave: the command ends as one does then, without a traceback."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    ended = run_pipeline(*arguments, cwd=dataset.parent.parent, stdout=writing)
+    os.close(writing)
+    assert (128 + signal.SIGPIPE, "Stopped: nobody reads the output.\n") == (ended.code, ended.err)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_full_disk_for_the_output(dataset: Path) -> None:
+    """Output that cannot be written is an error with a remedy."""
+    with open("/dev/full", "w") as full:
+        ended = run_pipeline("inspect", "data/mnist", cwd=dataset.parent.parent, stdout=full)
+    assert_refused(
+        Ended(ended.code, "", ended.err), 6, "No space left on device", "free some space"
+    )
+
+
+def test_progress_on_a_terminal(dataset: Path) -> None:
+    """On a terminal a bar shows rows and loss within its width, and leaves the cursor as it was."""
+    controlling, terminal = pty.openpty()
+    shown = bytearray()
+    reader = threading.Thread(target=_read_all, args=(controlling, shown))
+    reader.start()
+    ended = run_pipeline(
+        "train",
+        *SMALL,
+        "--epochs",
+        2,
+        cwd=dataset.parent.parent,
+        env={"TERM": "xterm"},
+        stderr=terminal,
+    )
+    os.close(terminal)
+    reader.join()
+    os.close(controlling)
+    assert ended.code == 0
+    assert b"epoch 2/2" in shown
+    assert b"300/300 rows" in shown
+    assert b"loss" in shown
+    assert shown.count(b"\x1b[?25l") == shown.count(b"\x1b[?25h") == 2
+    assert "\x1b" not in ended.out
+
+
+def _read_all(descriptor: int, into: bytearray) -> None:
+    while True:
+        try:
+            data = os.read(descriptor, 4096)
+        except OSError:  # Linux: the other side has been closed
+            return
+        if not data:
+            return
+        into += data
+
+
+def test_version(here: Path) -> None:
+    """--version prints the version of the distribution."""
+    from importlib.metadata import version
+
+    assert f"pipeline, version {version('mnist-stream')}\n" == succeeded(
+        run_pipeline("--version", cwd=here)
+    )
+
+
+@pytest.mark.skipif(
+    not (Path(sys.executable).parent / "pipeline").exists(), reason="pipeline is not installed"
+)
+def test_installed_script(here: Path) -> None:
+    """The installed script `pipeline` is the same command."""
+    script = Path(sys.executable).parent / "pipeline"
+    found = subprocess.run([script, "--help"], capture_output=True, text=True, check=True)
+    assert succeeded(run_pipeline("--help", cwd=here)) == found.stdout

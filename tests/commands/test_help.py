@@ -1,0 +1,132 @@
+"""Help: it answers without the heavy imports, it is complete, and the README agrees with it."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from jobs.cli import cli
+from storage import errors
+from tests.commands.process import COMMAND, REPOSITORY, run_pipeline
+
+README = (REPOSITORY / "README.md").read_text()
+
+EXIT_CODES = {
+    "0": "done, or already done",
+    "1": "a defect of ours: traceback, and where to report it",
+    "2": "wrong usage",
+    "3": "bad data: IDX, dataset, checkpoint, scores",
+    "4": "conflict: locked, exists already, configuration differs",
+    "5": "a quality gate was missed",
+    "6": "storage or cluster out of reach: worth trying again",
+    "130, 143": "interrupted, checkpoint saved",
+}
+"""Section 9 of the design."""
+
+HEAVY = {"numpy", "zarr", "dask", "distributed", "safetensors", "rich", "matplotlib", "pooch"}
+
+every_command = pytest.mark.parametrize("name", list(cli.commands))
+
+
+def options_of(name: str) -> dict[str, click.Option]:
+    """A command's options by their long names; `--no-...` goes with its positive."""
+    command = cli.commands[name]
+    parameters = command.get_params(click.Context(command))
+    options = [found for found in parameters if isinstance(found, click.Option)]
+    return {max(option.opts, key=len): option for option in options}
+
+
+def imported(*arguments: str, cwd: Path) -> set[str]:
+    """The top-level packages that the real command imports, as Python itself reports them."""
+    python, *rest = COMMAND
+    process = subprocess.run(
+        [python, "-X", "importtime", *rest, *arguments],
+        cwd=cwd,
+        env={"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = re.findall(r"^import time: .*\| +([\w.]+)$", process.stderr, re.MULTILINE)
+    return {line.partition(".")[0] for line in lines}
+
+
+@pytest.mark.parametrize("arguments", [(), *((name,) for name in cli.commands)], ids=" ".join)
+def test_help_imports_little(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    """`pipeline --help` and every command's --help import neither numpy, zarr nor dask."""
+    found = imported(*arguments, "--help", cwd=tmp_path)
+    assert {"click", "jobs"} <= found
+    assert set() == HEAVY & found
+
+
+def test_imports_are_seen(tmp_path: Path) -> None:
+    """The test above would see the imports: a command that runs makes some of them."""
+    assert {"numpy", "zarr"} <= imported("inspect", "nothing", cwd=tmp_path)
+
+
+def test_exit_codes(tmp_path: Path) -> None:
+    """The list of exit codes in --help is the design's, and the errors' own."""
+    ended = run_pipeline("--help", cwd=tmp_path)
+    _, _, rest = ended.out.partition("Exit codes:\n")
+    listed = re.findall(r"^ {4}(\S.*?)  +(.*)$", rest.partition("\n\n")[0], re.MULTILINE)
+    assert EXIT_CODES == dict(listed)
+    kinds = [found for found in vars(errors).values() if isinstance(found, type)]
+    codes = {str(kind.exit_code) for kind in kinds if issubclass(kind, errors.PipelineError)}
+    assert codes == {"1", "2", "3", "4", "5", "6"}
+
+
+def test_commands_in_order_of_use(tmp_path: Path) -> None:
+    """--help lists the commands in the order of use, each with a whole sentence."""
+    listing = run_pipeline("--help", cwd=tmp_path).out.partition("Commands:\n")[2]
+    found = re.findall(r"^  (\w+) +(.*)$", listing, re.MULTILINE)
+    assert [name for name, _ in found] == [
+        "ingest",
+        "inspect",
+        "verify",
+        "train",
+        "score",
+        "demo",
+    ]
+    assert [] == [text for _, text in found if not text.endswith(".") or text.endswith("...")]
+
+
+@every_command
+def test_every_option_has_a_help_text(name: str) -> None:
+    """Every command and every option says in a sentence what it is for."""
+    assert (cli.commands[name].help or "").split("\n")[0].endswith(".")
+    texts = {option: found.help or "" for option, found in options_of(name).items()}
+    without = [
+        option for option, text in texts.items() if not re.fullmatch(r"\S.*[.\])]", text, re.DOTALL)
+    ]
+    assert [] == without
+
+
+@every_command
+def test_every_option_is_documented(name: str) -> None:
+    """The README names every command and each of its options."""
+    assert f"pipeline {name}" in README
+    options = set(options_of(name)) - {"--help"}
+    missing = {option for option in options if not re.search(rf"{option}(?![\w-])", README)}
+    assert set() == missing
+
+
+def test_settings_table() -> None:
+    """The README's table of settings has a row for each option of train with its default."""
+    from dataclasses import fields
+
+    from jobs.config import TrainConfig
+
+    rows = dict(re.findall(r"^\| `(--[\w-]+)[^|]*\| `?([^|`]*?)`? \|", README, re.MULTILINE))
+    defaults = {
+        "--" + setting.name.replace("_", "-"): str(setting.default)
+        for setting in fields(TrainConfig)
+    }
+    assert set(defaults) <= set(rows)
+
+
+def test_python_is_new_enough() -> None:
+    """The package runs on the Python that the project promises."""
+    assert (3, 11) <= sys.version_info
