@@ -53,9 +53,7 @@ def thread_count(threads: int) -> int:
     return threads or len(os.sched_getaffinity(0))
 
 
-def network_inputs(
-    stored: NDArray[Any], dtype: np.dtype[Any]
-) -> tuple[Floats, Columns | None]:
+def network_inputs(stored: NDArray[Any], dtype: np.dtype[Any]) -> tuple[Floats, Columns | None]:
     """Stored rows as the network takes them: scaled, and narrowed to their occupied columns."""
     columns = occupied_columns(stored)
     return scale(stored if columns is None else stored[:, columns], dtype), columns

@@ -33,6 +33,9 @@ T = TypeVar("T")
 
 DEFAULT_THREADS = min(4, os.cpu_count() or 1)
 
+BYTES_IN_FLIGHT = 16 * 2**20
+"""Decoded bytes that are converted at once, whatever the size of a part, so long as one fits."""
+
 Report = Callable[[str, int, int], None]
 """Told of progress: what is being done, rows done, rows in all."""
 
@@ -88,7 +91,7 @@ def ingest(
         ThreadPoolExecutor(threads, thread_name_prefix="ingest") as pool,
     ):
         records = {
-            split.name: _convert_split(split, writer, classes, pool, 2 * threads, report)
+            split.name: _convert_split(split, writer, classes, pool, report)
             for split in source.splits
         }
         files = [
@@ -133,11 +136,12 @@ def _convert_split(
     writer: DatasetWriter,
     classes: NDArray[np.int64],
     pool: Executor,
-    in_flight: int,
     report: Report,
 ) -> list[ChunkRecord]:
-    """Convert a split part by part, `in_flight` parts at a time, and return its chunk records."""
+    """Convert a split, `BYTES_IN_FLIGHT` at a time, and return its chunk records."""
     split_writer = writer.split(split.name)
+    part_bytes = split_writer.part_rows * split_writer.schema.row_bytes
+    in_flight = max(1, BYTES_IN_FLIGHT // part_bytes)
     stage = f"ingest {split.name}"
     report(stage, 0, split.rows)
     records: list[ChunkRecord] = []

@@ -308,7 +308,7 @@ def _create(
         dtype=dtype,
         chunks=(rows, shape[1]),
         shards=shards if split and split.chunks_per_shard > 1 else None,
-        compressors=[ZstdCodec(level=0, checksum=True), Crc32cCodec()],
+        compressors=[ZstdCodec(level=1, checksum=True), Crc32cCodec()],
         chunk_key_encoding={"name": "default", "separator": "."},
         dimension_names=dimensions,
         attributes=attributes or {},

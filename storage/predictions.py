@@ -328,7 +328,7 @@ def _metadata(schema: ScoresSchema) -> dict[str, bytes]:
             shape=(schema.rows, *columns),
             dtype=dtype,
             chunks=(schema.chunk_rows, *columns),
-            compressors=[ZstdCodec(level=0, checksum=True), Crc32cCodec()],
+            compressors=[ZstdCodec(level=1, checksum=True), Crc32cCodec()],
             chunk_key_encoding={"name": "default", "separator": "."},
             dimension_names=dimensions,
             fill_value=0,

@@ -14,7 +14,7 @@ CHUNK_BYTES = 1_570_000
 """Decoded bytes of a default chunk: 2,000 rows of MNIST with its bias column."""
 SHARD_THRESHOLD = 1_000
 """Datasets whose splits have more chunks than this keep them in shards."""
-CHUNKS_PER_SHARD = 16
+CHUNKS_PER_SHARD = 8
 ELEMENT_TYPES = ("uint8", "int8", "int16", "int32", "float32", "float64")
 ROW_LIMIT = 64 * 2**20
 """The longest row, in bytes, so that no stored number makes us allocate without bound."""

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -70,3 +71,9 @@ def call(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
         return Ended(left.value.code, out, err)
 
     return call_main
+
+
+@pytest.fixture(scope="session")
+def fonts() -> None:
+    """Have matplotlib look for fonts now: it says so on stderr where that takes it long."""
+    import_module("matplotlib.font_manager")

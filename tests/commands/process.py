@@ -33,7 +33,7 @@ def start_pipeline(
     inherited = {
         name: value for name, value in os.environ.items() if name.upper() not in NOT_INHERITED
     }
-    plain = {"PYTHONPATH": str(REPOSITORY), "XDG_CACHE_HOME": str(cwd / "cache"), "COLUMNS": "80"}
+    plain = {"PYTHONPATH": str(REPOSITORY), "COLUMNS": "80"}
     return subprocess.Popen(
         [*COMMAND, *map(str, arguments)],
         cwd=cwd,

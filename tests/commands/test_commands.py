@@ -122,7 +122,7 @@ def test_inspect_run(run: Path, call: Call) -> None:
     assert "000002-000000  sound    " in text
 
 
-def test_inspect_images(dataset: Path) -> None:
+def test_inspect_images(dataset: Path, fonts: None) -> None:
     """inspect --images writes a picture, and says so; --json stays one document."""
     here = dataset.parent.parent
     said = succeeded(run_pipeline("inspect", "data/mnist", "--images", "some.png", cwd=here))
@@ -214,7 +214,7 @@ def test_no_shuffle(dataset: Path, call: Call) -> None:
 # ------------------------------------------------------------------ the demo
 
 
-def test_demo(files: Path) -> None:
+def test_demo(files: Path, fonts: None) -> None:
     """The demo goes the whole way, says what it takes, and ends with where everything lies."""
     here, env = files.parent, {"MNIST_DIR": str(files)}
     said = succeeded(run_pipeline("demo", cwd=here, env=env))
@@ -229,7 +229,7 @@ def test_demo(files: Path) -> None:
     assert f"{100 * again['accuracy']:.2f} % of" in result
 
 
-def test_demo_without_mnist(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_without_mnist(call: Call, fonts: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where MNIST cannot be had the demo says why, and draws digits."""
 
     def no_network(spec: str, **options: Any) -> Source:
@@ -248,7 +248,7 @@ def test_demo_without_mnist(call: Call, monkeypatch: pytest.MonkeyPatch) -> None
 
 # ------------------------------------------------------------------ signals
 
-LONG = (*SMALL, "--epochs", "60", "--checkpoint-every", "1")
+LONG = (*SMALL, "--epochs", "60")
 """A training whose lines do not fit into a pipe of 4 KiB: unread, it cannot come to its end."""
 
 

@@ -127,9 +127,7 @@ def half_done(whole: TrainResult, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("step", [1, 10, 11, 12, 15, 22, 40, 65])
-def test_stop_when_asked(
-    step: int, digits: Path, tmp_path: Path, expected: dict[str, Any]
-) -> None:
+def test_stop_when_asked(step: int, digits: Path, tmp_path: Path, expected: dict[str, Any]) -> None:
     """Asked to stop, a training saves the step it is at and says so; resumed, it ends the same."""
     config = small()
     listener = StopAt(step)
@@ -363,6 +361,20 @@ def test_damaged_newest(
     assert "000003-000000" == listener.resumed_at
     assert expected == outcome(result)
     assert [CheckpointName(6, 0)] == checkpoints(half_done)
+
+
+def test_damaged_and_stopped_again(half_done: Path, digits: Path, expected: dict[str, Any]) -> None:
+    """What is saved before the place of a damaged checkpoint is not pruned in favour of it."""
+    _flip(half_done / CheckpointName(3, 4).key / STATE, -1)
+    config = small(keep=1)
+    stop = StopAt(3)
+    with pytest.raises(StoppedError):
+        train(config, dataset=digits, run=half_done, resume=True, listener=stop, stop=stop.signal)
+    assert [CheckpointName(3, 3)] == checkpoints(half_done)
+    listener = Listed()
+    result = train(config, dataset=digits, run=half_done, resume=True, listener=listener)
+    assert ([], "000003-000003") == (listener.warnings, listener.resumed_at)
+    assert expected == outcome(result)
 
 
 def test_several_damaged(half_done: Path, digits: Path, expected: dict[str, Any]) -> None:

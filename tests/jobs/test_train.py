@@ -54,7 +54,9 @@ def parameters_after(result: TrainResult, epoch: int) -> Floats:
     return flat_parameters(layers, load_checkpoint(result.run, name).tensors)
 
 
-@pytest.mark.parametrize("settings", [{}, {"batch_size": 0, "micro_batches": 7}, {"shuffle": False}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"batch_size": 0, "micro_batches": 7}, {"shuffle": False}]
+)
 def test_any_number_of_threads(settings: dict[str, Any], digits: Path, tmp_path: Path) -> None:
     """One to four threads give the same run, to the last bit."""
     outcomes = [
@@ -82,9 +84,7 @@ def test_any_number_of_threads(settings: dict[str, Any], digits: Path, tmp_path:
         ({"batch_size": 1030}, 2),
     ],
 )
-def test_batch_sizes(
-    settings: dict[str, Any], steps: int, digits: Path, tmp_path: Path
-) -> None:
+def test_batch_sizes(settings: dict[str, Any], steps: int, digits: Path, tmp_path: Path) -> None:
     """Any batch size takes its steps and learns from finite figures."""
     result = train(small(epochs=1, **settings), dataset=digits, run=tmp_path / "run")
     assert steps == result.metrics[0]["steps"]

@@ -1,7 +1,7 @@
 """Small trainings, what there is to compare of two of them, and a process that resumes them.
 
-    python -m tests.jobs.trainings RESUME DATASET RUN...
-    python -m tests.jobs.trainings PAUSE DATASET RUN STEP
+python -m tests.jobs.trainings RESUME DATASET RUN...
+python -m tests.jobs.trainings PAUSE DATASET RUN STEP
 """
 
 import hashlib

@@ -34,7 +34,7 @@ from tests.pipeline.streams import (
 
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory: pytest.TempPathFactory) -> Known:
-    """1,003 chunks of one row, in shards of 16."""
+    """1,003 chunks of one row, in shards of 8."""
     return write_known(tmp_path_factory.mktemp("sharded") / "set", 1003, 1)
 
 
@@ -161,7 +161,7 @@ def test_unlabelled(tmp_path: Path) -> None:
 
 def test_shards(sharded: Known) -> None:
     """More than a thousand chunks lie in shards; the rows that come out of them are the same."""
-    assert 16 == sharded.dataset.split("train").schema.chunks_per_shard
+    assert 8 == sharded.dataset.split("train").schema.chunks_per_shard
     with open_stream(sharded, batch_size=100, window_chunks=300) as stream:
         batches = list(stream)
     assert list(range(1003)) == sorted(row for rows in row_lists(batches) for row in rows)
@@ -345,7 +345,7 @@ def test_a_damaged_shard(sharded: Known, place: int) -> None:
     path.write_bytes(data)
     try:
         with (
-            open_stream(sharded, batch_size=16, first_row=48, rows=16) as stream,
+            open_stream(sharded, batch_size=8, first_row=24, rows=8) as stream,
             pytest.raises(BadDataError, match=r"c\.3\.0"),
         ):
             list(stream)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from storage.checkpoints import CheckpointName, Tensors, save_checkpoint
-from storage.dataset import Block, Dataset
+from storage.dataset import Block, Dataset, Split
 from storage.dataset_writer import SplitWriter, create_dataset
 from storage.location import Location
 from storage.predictions import Scores, ScoresSchema, ScoresWriter, score_into
@@ -79,6 +79,28 @@ def make_dataset(
             for name, split in splits.items()
         }
         return writer.publish(records, SOURCES, FINGERPRINT)
+
+
+def stored_rows(split: Split) -> Block:
+    """All rows of a split, chunk by chunk."""
+    blocks = [split.read_chunk(number) for number in range(split.schema.chunks)]
+    targets = [block.targets for block in blocks if block.targets is not None]
+    return Block(
+        np.concatenate([block.inputs for block in blocks]),
+        np.concatenate(targets) if targets else None,
+    )
+
+
+def assert_holds_its_rows(dataset: Dataset, schema: DatasetSchema) -> None:
+    """Hold a dataset to what `make_dataset` writes for a schema."""
+    assert schema.splits == {name: split.schema for name, split in dataset.splits.items()}
+    for name, split in dataset.splits.items():
+        assert rows_of(name, split.schema).digest() == stored_rows(split).digest()
+
+
+def contents(location: Location) -> dict[str, bytes]:
+    """Every object below a location, by key."""
+    return {key: location.get(key) for key in location.objects()}
 
 
 def metrics_line(epoch: int) -> dict[str, Any]:

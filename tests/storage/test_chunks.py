@@ -33,7 +33,8 @@ def sharded(tmp_path: Path) -> ChunkReader:
 @pytest.mark.parametrize(
     ("dtype", "rows", "chunks_per_shard"),
     [
-        *((dtype, 11, chunks_per_shard) for dtype in ELEMENT_TYPES for chunks_per_shard in (1, 2)),
+        *((dtype, 11, 1) for dtype in ELEMENT_TYPES),
+        *((dtype, 11, 2) for dtype in ("uint8", "float64")),
         *(("uint8", rows, chunks_per_shard) for rows in (12, 3) for chunks_per_shard in (1, 3)),
     ],
 )

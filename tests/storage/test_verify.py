@@ -28,7 +28,7 @@ from tests.storage.artefacts import (
     scores_schema,
 )
 
-FLIPS_PER_FILE = 9
+FLIPS_PER_FILE = 6
 SEED = 2
 
 
