@@ -181,9 +181,7 @@ class _Forward:
         return probabilities.astype(np.float32, copy=False)
 
 
-def _predict(
-    workers: "Workers[NDArray[Any], NDArray[np.float32]]", batch: Batch
-) -> Predictions:
+def _predict(workers: "Workers[NDArray[Any], NDArray[np.float32]]", batch: Batch) -> Predictions:
     starts = range(0, len(batch.inputs), BLOCK_ROWS)
     blocks = (batch.inputs[start : start + BLOCK_ROWS] for start in starts)
     probabilities = np.concatenate(list(workers.map(blocks)))

@@ -40,7 +40,8 @@ def default_micro_batches(batch_size: int) -> int:
 
 def one_blas_thread() -> AbstractContextManager[Any]:
     """Hold BLAS to one thread: its bits differ between one and several."""
-    return threadpool_limits(limits=1, user_api="blas")
+    limits: AbstractContextManager[Any] = threadpool_limits(limits=1, user_api="blas")
+    return limits
 
 
 def unheeded_overflow() -> AbstractContextManager[Any]:

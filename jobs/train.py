@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-
 from jobs.config import TrainConfig
 from jobs.environment import environment
 from jobs.evaluate import Evaluation, Evaluator

@@ -178,5 +178,5 @@ def flat_parameters(layers: tuple[Layer, ...], tensors: Tensors) -> Floats:
 def parameters_digest(layers: tuple[Layer, ...], parameters: Floats) -> str:
     """SHA-256 of a model: its network's text, its dtype, and its parameters, little-endian."""
     content = hashlib.sha256(f"{format_network(layers)}|{parameters.dtype}|".encode())
-    content.update(parameters.astype(parameters.dtype.newbyteorder("<"), copy=False))
+    content.update(parameters.astype(parameters.dtype.newbyteorder("<"), copy=False).data)
     return content.hexdigest()

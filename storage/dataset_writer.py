@@ -17,7 +17,6 @@ from storage.dataset import (
     Dataset,
     open_dataset,
     replaced_sibling,
-    root_document,
 )
 from storage.errors import BadDataError, ConflictError, UnreachableError
 from storage.location import Location
@@ -243,16 +242,21 @@ def recover(target: Location) -> None:
 
 
 def refuse_foreign(target: Location) -> None:
-    """Raise `ConflictError` where something is at `target` that is no dataset of ours."""
+    """Raise `ConflictError` where something is at `target` that is no dataset of ours.
+
+    One of ours may be damaged: that it once said what it is, is enough to know it by.
+    """
     if target.is_free():
         return
     try:
-        root_document(target)
-    except BadDataError:
+        ours = FORMAT.encode() in sealed.read(target, METADATA_NAME)
+    except (FileNotFoundError, BadDataError):
+        ours = False
+    if not ours:
         raise ConflictError(
             f"{target} exists and is not a dataset of this project; it is left alone. "
             "Choose another --out, or remove it yourself."
-        ) from None
+        )
 
 
 def _check_free(target: Location, overwrite: bool) -> None:

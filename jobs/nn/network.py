@@ -11,7 +11,6 @@ from jobs.nn.architecture import Layer, count_parameters
 from jobs.nn.loss import cross_entropy
 from jobs.nn.parameters import Floats, views, weight_slices
 
-
 Columns: TypeAlias = NDArray[np.intp]
 """Numbers of input columns, ascending; 0 is the bias."""
 
@@ -71,9 +70,7 @@ class Network:
         self._hidden = [ACTIVATIONS[layer.activation] for layer in layers[:-1]]
         self._weight_slices = weight_slices(layers)
 
-    def forward(
-        self, parameters: Floats, inputs: Floats, columns: Columns | None = None
-    ) -> Floats:
+    def forward(self, parameters: Floats, inputs: Floats, columns: Columns | None = None) -> Floats:
         """The probability of each class for each row: `(rows, classes)`."""
         self._check_inputs(parameters, inputs, columns)
         _, logits = self._forward(views(parameters, self.layers), inputs, columns)
@@ -153,9 +150,7 @@ class Network:
             sums += matrix[0]
         return outputs, sums
 
-    def _check_inputs(
-        self, parameters: Floats, inputs: Floats, columns: Columns | None
-    ) -> None:
+    def _check_inputs(self, parameters: Floats, inputs: Floats, columns: Columns | None) -> None:
         if parameters.dtype != self.dtype or inputs.dtype != self.dtype:
             raise ValueError(
                 f"The parameters are {parameters.dtype} and the inputs {inputs.dtype}: "

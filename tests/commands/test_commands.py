@@ -248,19 +248,20 @@ def test_demo_without_mnist(call: Call, fonts: None, monkeypatch: pytest.MonkeyP
 
 # ------------------------------------------------------------------ signals
 
-LONG = (*SMALL, "--epochs", "60")
+STEPS = TRAIN_ROWS // 5
+LONG = ("--network", SMALL[1], "--batch-size", "5", "--epochs", "60")
 """A training whose lines do not fit into a pipe of 4 KiB: unread, it cannot come to its end."""
 
 
-def _training(here: Path) -> "subprocess.Popen[str]":
-    """The training `LONG`, after its first epoch and before its last."""
+def _training(here: Path, until: str) -> "subprocess.Popen[str]":
+    """The training `LONG`, after it has printed `until` and before its end."""
     reading, writing = os.pipe()
     fcntl.fcntl(reading, fcntl.F_SETPIPE_SZ, 4096)
     process = start_pipeline("train", "--resume", *LONG, cwd=here, stdout=writing)
     os.close(writing)
     process.stdout = os.fdopen(reading)
     seen = ""
-    while "epoch  1/60" not in seen:  # byte by byte, to leave the rest in the pipe
+    while until not in seen:  # byte by byte, to leave the rest in the pipe
         byte = os.read(reading, 1)
         assert byte, process.communicate()
         seen += byte.decode()
@@ -293,13 +294,15 @@ def test_signal_and_resume(
 ) -> None:
     """The first signal saves a checkpoint and exits 143 or 130; the resume ends in the same bits."""
     here = dataset.parent.parent
-    with _training(here) as process:
+    with _training(here, until="threads = 0\n") as process:
         process.send_signal(number)
         out, err = process.communicate()
     assert 128 + number == process.returncode
-    assert err.startswith("Stopped after ")
     assert err.endswith("Run the same command with --resume to go on.\n")
     assert "epoch 60/60" not in out
+    newest = max(path.name for path in (here / "runs/mnist/checkpoints").iterdir())
+    epoch, step = map(int, newest.split("-"))
+    assert err.startswith(f"Stopped after {epoch * STEPS + step:,} steps; ")
     _assert_resumes_to(uninterrupted, here)
 
 
@@ -307,7 +310,7 @@ def test_signal_and_resume(
 def test_second_signal(dataset: Path, uninterrupted: dict[str, Any]) -> None:
     """A second signal ends the process at once; what was saved before it is sound."""
     here = dataset.parent.parent
-    with _training(here) as process:
+    with _training(here, until="epoch  1/60") as process:
         process.send_signal(signal.SIGSTOP)  # so that both have come before it looks
         process.send_signal(signal.SIGINT)
         process.send_signal(signal.SIGTERM)

@@ -19,7 +19,8 @@ OF_TRUTH = [0.5, 0.75, 0.25, 0.125, 0.5, 1.0, 0.25, 0.5, 0.125, 0.0625]
 
 def probabilities(truth: list[int], of_truth: list[float]) -> NDArray[np.float32]:
     """`(rows, classes)`: the true class has its probability, the others share the rest."""
-    table = np.repeat((1 - np.array(of_truth, np.float32))[:, None] / 3, 4, axis=1)
+    table = np.empty((len(truth), 4), np.float32)
+    table[:] = (1 - np.array(of_truth)[:, None]) / 3
     table[np.arange(len(truth)), truth] = of_truth
     return table
 

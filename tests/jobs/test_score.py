@@ -68,7 +68,7 @@ def test_scores(split: str, run: Path, digits: Path) -> None:
     expected, labels = direct(run, digits, split)
     np.testing.assert_allclose(probabilities, expected, rtol=2e-4, atol=1e-7)
     assert expected.argmax(axis=1).tolist() == predicted.tolist()
-    assert (np.float32, np.int32) == (probabilities.dtype, predicted.dtype)
+    assert ("float32", "int32") == (str(probabilities.dtype), str(predicted.dtype))
     quality = result.metrics["quality"]
     assert float(np.mean(predicted == labels)) == quality["accuracy"]
     cross_entropy = -np.log(expected[np.arange(len(labels)), labels]).mean()

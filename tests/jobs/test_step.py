@@ -162,7 +162,7 @@ def test_workers_look_ahead(threads: int) -> None:
             taken += 1
             yield item
 
-    workers = Workers(lambda item: item, threads)
+    workers = Workers[int, int](lambda item: item, threads)
     ahead = [taken - given for given, _ in enumerate(workers.map(items()))]
     workers.close()
     assert threads == max(ahead)
@@ -172,7 +172,7 @@ def test_workers_look_ahead(threads: int) -> None:
 @pytest.mark.parametrize("bad", [0, 1, 5])
 def test_workers_pass_errors_on(threads: int, bad: int) -> None:
     """What goes wrong in a thread goes wrong in the caller."""
-    workers = Workers(lambda item: 1 // (item - bad), threads)
+    workers = Workers[int, int](lambda item: 1 // (item - bad), threads)
     with pytest.raises(ZeroDivisionError):
         list(workers.map(iter(range(9))))
     workers.close()

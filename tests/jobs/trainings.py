@@ -16,7 +16,7 @@ from typing import Any
 from jobs.config import TrainConfig
 from jobs.stop import StopSignal, stop_on_signals
 from jobs.train import TrainListener, TrainResult, train
-from storage.checkpoints import DIRECTORY, STATE, CheckpointName, list_checkpoints
+from storage.checkpoints import STATE, CheckpointName, list_checkpoints
 from storage.errors import PipelineError
 from storage.location import open_location
 from storage.runs import Run, open_run

@@ -14,11 +14,11 @@ import pytest
 import xarray
 import zarr
 
-from storage.dataset import Dataset, Split, open_dataset
+from storage.dataset import Block, Dataset, Split, open_dataset
 from storage.dataset_writer import ChunkRecord, create_dataset
 from storage.errors import BadDataError
 from storage.location import Location, open_location
-from storage.schema import ELEMENT_TYPES, SplitSchema
+from storage.schema import ELEMENT_TYPES, DatasetSchema, SplitSchema
 from storage.store import LocationStore
 from tests.storage.artefacts import (
     FINGERPRINT,
@@ -312,3 +312,25 @@ def test_mnist_has_thirty_chunks_and_a_large_dataset_has_shards() -> None:
     assert (2000, 30, 1) == (mnist.chunk_rows, mnist.chunks, mnist.chunks_per_shard)
     assert 8 == plan(rows=10_000_000).chunks_per_shard
     assert 5 == plan(rows=5).chunk_rows
+
+
+def test_a_dataset_with_a_damaged_root_can_be_replaced(tmp_path: Path) -> None:
+    """`overwrite` takes a dataset for ours, even if its root `zarr.json` is cut off."""
+    target = open_location(tmp_path / "set")
+    schema = DatasetSchema(
+        "set", ("0", "1"), (3,), ("bias-column",), {"train": SplitSchema(2, 3, "uint8", 2, 2, 1)}
+    )
+    block = Block(np.ones((2, 4), "u1"), np.eye(2, dtype=np.uint8))
+
+    def write(overwrite: bool) -> str:
+        with create_dataset(target, schema, overwrite=overwrite) as writer:
+            records = writer.split("train").write_part(0, block)
+            return writer.publish({"train": records}, [], {}).digest
+
+    digest = write(overwrite=False)
+    root = tmp_path / "set" / "zarr.json"
+    root.write_bytes(root.read_bytes()[:-40])
+    with pytest.raises(BadDataError):
+        open_dataset(target)
+    assert digest == write(overwrite=True)
+    assert digest == open_dataset(target).digest

@@ -1,0 +1,76 @@
+"""The long run: every experiment, as often as wanted, and a table of what came of it.
+
+    python -m tests.chaos [--kills N] [--flips N] [--seed S] [--jobs J] [--only NAME,NAME]
+
+A failure prints the one command that repeats it, which names its `--case`.
+"""
+
+import argparse
+import os
+import sys
+from importlib import import_module
+
+from tests.chaos.tally import Experiment, Plan, Tally
+
+MODULES = (
+    "faults",
+    "crashes",
+    "kills",
+    "signals",
+    "writers",
+    "clock",
+    "leaks",
+    "damage",
+    "hostile",
+)
+"""Each has `EXPERIMENTS`, a tuple."""
+
+DEFAULTS = {"kills": 200, "flips": 5000}
+"""What the experiments' own counts are for: other numbers scale them."""
+
+
+def experiments(only: set[str]) -> list[Experiment]:
+    """The experiments to run, by their names or their modules'; all where none is named."""
+    found = []
+    for module in MODULES:
+        for experiment in import_module(f"tests.chaos.{module}").EXPERIMENTS:
+            if not only or {module, experiment.name} & only:
+                found.append(experiment)
+    return found
+
+
+def main() -> int:
+    """Run them; 0 where every case ended well."""
+    options = _options()
+    chosen = experiments(set(filter(None, options.only.split(","))))
+    if not chosen or (options.case is not None and len(chosen) > 1):
+        print("--only names no experiment, or --case more than one.", file=sys.stderr)
+        return 2
+    tally = Tally()
+    for experiment in chosen:
+        count = experiment.count
+        if experiment.scaled_by:
+            wanted = getattr(options, experiment.scaled_by)
+            count = max(1, round(count * wanted / DEFAULTS[experiment.scaled_by]))
+        print(f"{experiment.name} ...", file=sys.stderr, flush=True)
+        failed = len(tally.failures)
+        experiment.run(Plan(count, options.seed, options.jobs, options.case), tally)
+        for failure in tally.failures[failed:]:
+            print(failure, flush=True)
+    print(tally.table())
+    return 1 if tally.failures else 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    for name, default in DEFAULTS.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--only", default="", metavar="NAMES")
+    parser.add_argument("--case", type=int, help="the one case to try, with --only")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""Real processes of the commands, watched for the moment from which they may write, and ended."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.commands.process import Ended, start_pipeline
+
+GIVEN_UP = 300.0
+"""Seconds after which a process that should have ended is a failure: it hangs."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command with its arguments, the directory it runs in, and the lock it writes under."""
+
+    arguments: tuple[str, ...]
+    place: Path
+    lock: Path
+
+
+@dataclass(frozen=True)
+class Work:
+    """How long a command takes where nothing disturbs it, in seconds."""
+
+    start_up: float
+    """From its start to its lock."""
+    writing: float
+    """From its lock to its end."""
+
+
+@contextmanager
+def started(command: Command, **options: Any) -> Iterator["subprocess.Popen[str]"]:
+    """The command in a new process, which does not outlive the block."""
+    process = start_pipeline(*command.arguments, "--quiet", cwd=command.place, **options)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def run(command: Command) -> Ended:
+    """Run the command to its end."""
+    with started(command) as process:
+        return ended(process)
+
+
+def ended(process: "subprocess.Popen[str]") -> Ended:
+    """Wait for a process's end."""
+    out, err = process.communicate(timeout=GIVEN_UP)
+    return Ended(process.returncode, out, err)
+
+
+def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]") -> bool:
+    """Wait until something has come true; False where the process has ended before it."""
+    while not condition():
+        if process.poll() is not None:
+            return False
+        time.sleep(0.001)  # lets the process work meanwhile; nothing depends on how long
+    return True
+
+
+def wait_for_lock(process: "subprocess.Popen[str]", command: Command) -> bool:
+    """Wait until the process holds its lock; False where it has ended without, or after it."""
+    return wait_for(lambda: holder(command.lock) == process.pid, process)
+
+
+def holder(lock: Path) -> int | None:
+    """The process that a lock file names, if any."""
+    try:
+        return int(json.loads(lock.read_bytes())["process"])
+    except (OSError, ValueError):
+        return None
+
+
+def measure(command: Command) -> Work:
+    """Run the command undisturbed to see how long it takes."""
+    began = time.monotonic()
+    with started(command) as process:
+        assert wait_for_lock(process, command)
+        locked = time.monotonic()
+        found = ended(process)
+    assert found.code == 0, found.err
+    return Work(locked - began, time.monotonic() - locked)
+
+
+def end_at(process: "subprocess.Popen[str]", moment: float, number: int) -> bool:
+    """Send a signal after so many seconds; False where the process has ended before."""
+    try:
+        process.wait(timeout=moment)
+    except subprocess.TimeoutExpired:
+        process.send_signal(number)
+        return True
+    return False
+
+
+@contextmanager
+def held_still(process: "subprocess.Popen[str]") -> Iterator[None]:
+    """The process stands still, wherever it is, while the block runs."""
+    process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGCONT)

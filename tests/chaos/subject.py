@@ -1,0 +1,246 @@
+"""The subject of all experiments: a small set, a small training, and the oracle that judges them.
+
+The oracle is the outcome of the run that nothing ever disturbed; whatever is done to another run
+of the same commands, it must come to the same in the end.
+"""
+
+import contextlib
+import hashlib
+import io
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from jobs.cli import main
+from jobs.config import TrainConfig
+from jobs.nn.architecture import parse_network
+from jobs.trainer import template
+from pipeline.digits import draw_digits
+from storage.checkpoints import Checkpoint, load_newest, recorded_metrics
+from storage.dataset import open_dataset
+from storage.idx import write_idx
+from storage.location import Location, open_location
+from storage.predictions import open_scores
+from storage.runs import SCORES, open_run
+
+ROWS_PER_CHUNK = 20
+SPLITS = {"train": ("train", 90), "test": ("t10k", 31)}
+"""By split, how its files are called, and its rows: the last chunk is a short one."""
+
+CONFIG = TrainConfig(
+    network="784-relu-4-softmax-10",
+    epochs=3,
+    batch_size=32,  # three batches of the 80 rows that are left, the last of 16
+    learning_rate=0.01,
+    shuffle_memory=2**20,
+    holdout=10,
+    checkpoint_every=2,
+    keep=2,
+    threads=1,
+)
+"""A training that saves within epochs, prunes, and has a best checkpoint."""
+
+Outcome = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A directory in which the three commands have been, or are to be, run."""
+
+    home: Path
+    source: Path
+    """The IDX files; may be another subject's."""
+    config: TrainConfig = CONFIG
+
+    @property
+    def dataset(self) -> Path:
+        """Where `ingest` publishes."""
+        return self.home / "dataset"
+
+    @property
+    def run(self) -> Path:
+        """Where `train` and `score` write."""
+        return self.home / "run"
+
+    @property
+    def ingest(self) -> list[str]:
+        """The arguments of `pipeline` that make the dataset."""
+        chunks = ["--rows-per-chunk", str(ROWS_PER_CHUNK)]
+        return ["ingest", str(self.source), "--out", str(self.dataset), *chunks, "--quiet"]
+
+    @property
+    def train(self) -> list[str]:
+        """The arguments that train, or go on training."""
+        places = ["--dataset", str(self.dataset), "--run", str(self.run)]
+        return ["train", *places, "--resume", *config_options(self.config), "--quiet"]
+
+    @property
+    def score(self) -> list[str]:
+        """The arguments that score the test split."""
+        places = ["--dataset", str(self.dataset), "--run", str(self.run)]
+        return ["score", *places, "--threads", "1", "--quiet"]
+
+    @property
+    def commands(self) -> dict[str, list[str]]:
+        """The three by name, in the order in which each finds what it needs."""
+        return {"ingest": self.ingest, "train": self.train, "score": self.score}
+
+    @cached_property
+    def scoring(self) -> Path:
+        """The one scoring's directory."""
+        return next(path for path in (self.run / SCORES).iterdir() if path.name[0] != ".")
+
+    def copy(self, home: Path) -> "Subject":
+        """A copy of all that the commands made, with the same source."""
+        shutil.copytree(self.home, home, symlinks=True, ignore=shutil.ignore_patterns("source"))
+        return Subject(home, self.source, self.config)
+
+    def outcome(self) -> Outcome:
+        """See the function `outcome`."""
+        return outcome(self.home)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def new_subject(home: Path, config: TrainConfig = CONFIG) -> Subject:
+    """A directory with a source of drawn digits, in which nothing has been run."""
+    source = home / "source"
+    source.mkdir(parents=True)
+    for split, (name, rows) in SPLITS.items():
+        images, labels = draw_digits(7, split, 0, rows)
+        write_idx(source / f"{name}-images-idx3-ubyte", images)
+        write_idx(source / f"{name}-labels-idx1-ubyte", labels)
+    return Subject(home, source, config)
+
+
+def undisturbed(home: Path, config: TrainConfig = CONFIG) -> Subject:
+    """A subject whose three commands have been run to their ends; its outcome is the oracle."""
+    subject = new_subject(home, config)
+    for arguments in subject.commands.values():
+        ended = run_here(arguments)
+        assert 0 == ended.code, ended.err
+    return subject
+
+
+def config_options(config: TrainConfig) -> list[str]:
+    """The options of `pipeline train` that give a configuration."""
+    options = []
+    for setting in fields(config):
+        name, value = "--" + setting.name.replace("_", "-"), getattr(config, setting.name)
+        if isinstance(value, bool):
+            options.append(name if value else f"--no-{name[2:]}")
+        else:
+            options += [name, str(value)]
+    return options
+
+
+def run_here(arguments: list[str]) -> Ended:
+    """Run `pipeline` in this process; its streams are caught, its exit code is returned."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        mock.patch.object(sys, "argv", ["pipeline", *arguments]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            main()
+        except SystemExit as leaving:
+            assert isinstance(leaving.code, int), leaving.code
+            return Ended(leaving.code, out.getvalue(), err.getvalue())
+    raise AssertionError("the command did not end in an exit code")
+
+
+def outcome(home: Path) -> Outcome:
+    """All that must be the same in the end, of what there is in `home`: read, and checked.
+
+    Keys are `dataset`, `run` and `scores`, where each is there. Raises `BadDataError` where one is
+    damaged or incomplete.
+    """
+    found: dict[str, tuple[Path, Callable[[Location], Outcome]]] = {
+        "dataset": (home / "dataset", dataset_outcome),
+        "run": (home / "run", run_outcome),
+        "scores": (home / "run" / SCORES, scores_outcome),
+    }
+    return {
+        name: read(open_location(path)) for name, (path, read) in found.items() if path.exists()
+    }
+
+
+def dataset_outcome(location: Location) -> Outcome:
+    """The dataset's digest and each split's rows, every chunk having been read and checked."""
+    dataset = open_dataset(location)
+    content = hashlib.sha256()
+    for split in dataset.splits.values():
+        for number in range(split.schema.chunks):
+            content.update(split.read_chunk(number).digest())
+    return {
+        "digest": dataset.digest,
+        "content": content.hexdigest(),
+        "rows": {name: split.schema.rows for name, split in dataset.splits.items()},
+    }
+
+
+def run_outcome(location: Location) -> Outcome:
+    """The newest checkpoint's name, tensors and order, and the metrics without how long they took.
+
+    A checkpoint that is damaged is passed over, as a resume would.
+    """
+    run = open_run(location)
+    config = TrainConfig.from_json(run.configuration, str(location))
+    newest = None
+    for found in load_newest(run, template(config, parse_network(config.network))):
+        newest = found if isinstance(found, Checkpoint) else None
+    if newest is None:
+        return {"checkpoint": None, "metrics": untimed(recorded_metrics(run))}
+    tensors = hashlib.sha256()
+    for name in sorted(newest.tensors):
+        tensors.update(name.encode() + newest.tensors[name].tobytes())
+    return {
+        "checkpoint": str(newest.name),
+        "parameters_digest": newest.parameters_digest,
+        "tensors": tensors.hexdigest(),
+        "order_digest": newest.progress["stream"]["order_digest"],
+        "metrics": untimed(recorded_metrics(run)),
+    }
+
+
+def scores_outcome(location: Location) -> Outcome:
+    """Of each scoring of a run: its predictions, each read and checked, and its quality."""
+    return {
+        home: scoring_outcome(location.child(home))
+        for home in location.names()
+        if not home.startswith(".")
+    }
+
+
+def scoring_outcome(location: Location) -> Outcome:
+    """One scoring's predictions, read and checked, and its metrics without the seconds."""
+    scores = open_scores(location)
+    content = hashlib.sha256()
+    for number in range(scores.schema.chunks):
+        probabilities, predicted = scores.read_chunk(number)
+        content.update(probabilities.tobytes() + predicted.tobytes())
+    metrics = {key: value for key, value in scores.metrics().items() if key != "seconds"}
+    return {"digest": scores.digest, "content": content.hexdigest(), "metrics": metrics}
+
+
+def untimed(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Lines of metrics without how long they took, which no two runs share."""
+    return [{key: line[key] for key in line if key != "timing"} for line in metrics]
+
+
+def longer(**settings: Any) -> TrainConfig:
+    """`CONFIG` with other settings, for a training that lasts."""
+    return replace(CONFIG, **settings)
