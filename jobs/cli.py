@@ -126,6 +126,7 @@ def ingest(
             rows_per_chunk=rows_per_chunk,
             overwrite=overwrite,
             report=report,
+            announce=console.say,
         )
         told = ingest_report(result)
         console.result(told.document, told.text)
@@ -273,6 +274,7 @@ def score(
             out=out,
             threads=threads,
             report=console.progress,
+            announce=console.say,
             stop=stop,
         )
         for warning in result.warnings:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs.memory import check_memory, score_memory
 from jobs.metrics import QualityCount
 from jobs.model import Model, load_model
 from jobs.outputs import write_output
@@ -58,6 +59,7 @@ def score(
     out: str | Path | None = None,
     threads: int = 0,
     report: Progress = lambda stage, done, total: None,
+    announce: Callable[[str], None] = lambda text: None,
     stop: StopSignal | None = None,
 ) -> ScoreResult:
     """Score a split of a dataset with a checkpoint of a run.
@@ -74,6 +76,8 @@ def score(
     home = opened.location.child(f"scores/{schema.home}")
     already_done = is_complete(home)
     if not already_done:
+        memory = score_memory(model.network, data.split(split).schema)
+        announce(f"memory at most {check_memory(memory) / 1e6:,.0f} MB")
         with one_blas_thread(), score_into(home, schema) as writer:
             _score(writer, model, data, thread_count(threads), report, stop or StopSignal())
     scores = open_scores(home)

@@ -8,6 +8,7 @@ from typing import Any
 from jobs.config import TrainConfig
 from jobs.environment import environment
 from jobs.evaluate import Evaluation, Evaluator
+from jobs.memory import check_memory, train_memory
 from jobs.nn.architecture import Layer, parse_network
 from jobs.step import STEP_VERSION, one_blas_thread, thread_count
 from jobs.stop import StopSignal
@@ -35,6 +36,9 @@ Metrics = dict[str, Any]
 
 class TrainListener:
     """Told of what a training does; every method may be left as it is."""
+
+    def planned(self, memory: int) -> None:
+        """The training needs `memory` bytes at most."""
 
     def started(self, run: Run, config: TrainConfig, resumed_at: str | None) -> None:
         """The run is open; `resumed_at` is the checkpoint's name, or None for a fresh start."""
@@ -88,6 +92,7 @@ def train(
     layers = check_fit(config, data)
     location = open_location(run)
     listener = listener or TrainListener()
+    listener.planned(check_memory(train_memory(config, layers, data.split("train").schema)))
     if run_exists(location) and not resume:
         raise ConflictError(
             f"The run {location} exists. Pass --resume to go on with it, or choose another --run."

@@ -15,6 +15,10 @@ class ConsoleListener(TrainListener):
         self._console = console
         self._epochs = 0
 
+    def planned(self, memory: int) -> None:
+        """Before anything is made."""
+        self._console.say(f"memory at most {memory / 1e6:,.0f} MB")
+
     def started(self, run: Run, config: TrainConfig, resumed_at: str | None) -> None:
         """The effective configuration, and where the run goes on."""
         self._epochs = config.epochs

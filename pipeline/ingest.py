@@ -36,6 +36,11 @@ DEFAULT_THREADS = min(4, os.cpu_count() or 1)
 BYTES_IN_FLIGHT = 16 * 2**20
 """Decoded bytes that are converted at once, whatever the size of a part, so long as one fits."""
 
+BASE_MEMORY = 130_000_000
+"""Bytes of the interpreter with its libraries, their threads and what they keep for themselves."""
+FORMS_OF_A_CHUNK = 4
+"""A chunk as it is stored, decoded, transformed and on its way."""
+
 Report = Callable[[str, int, int], None]
 """Told of progress: what is being done, rows done, rows in all."""
 
@@ -85,6 +90,7 @@ def ingest(
         existing = open_dataset(target)
         if existing.fingerprint == fingerprint and _splits(existing) == schema.splits:
             return IngestResult(existing, True, source.description, time.perf_counter() - began)
+    announce(f"memory at most {memory_needed(schema) / 1e6:,.0f} MB")
     classes = np.array([int(name) for name in schema.class_names], dtype=np.int64)
     with (
         create_dataset(target, schema, overwrite=overwrite) as writer,
@@ -125,6 +131,15 @@ def plan_dataset(source: Source, rows_per_chunk: int | None = None) -> DatasetSc
         transforms=tuple(transforms),
         splits=splits,
     )
+
+
+def memory_needed(schema: DatasetSchema) -> int:
+    """Bytes that an ingest needs at most; they do not grow with the rows."""
+    part = max(
+        split.chunk_rows * split.chunks_per_shard * split.row_bytes
+        for split in schema.splits.values()
+    )
+    return BASE_MEMORY + FORMS_OF_A_CHUNK * (max(BYTES_IN_FLIGHT, part) + part)
 
 
 def _splits(dataset: Dataset) -> dict[str, SplitSchema]:

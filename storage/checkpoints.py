@@ -14,7 +14,7 @@ from safetensors.numpy import save as save_safetensors
 
 from storage import sealed
 from storage.errors import BadDataError, PipelineError
-from storage.location import Location
+from storage.location import Location, is_leftover
 from storage.runs import METRICS, Run
 
 FORMAT = "mnist-stream checkpoint"
@@ -272,5 +272,5 @@ def recorded_metrics(run: Run) -> list[dict[str, Any]]:
 def sweep_checkpoints(run: Run) -> None:
     """Remove what dead writers left; the caller holds the run's lock."""
     for name in run.location.names(DIRECTORY):
-        if name.startswith("."):
+        if is_leftover(name):
             run.location.child(f"{DIRECTORY}/{name}").delete_tree()

@@ -66,6 +66,9 @@ class Location:
 
     What `put` has returned from is whole and on disk for good: written to a temporary sibling,
     synced, renamed, and the directory synced. A reader sees the old object or the new one.
+
+    The location itself may be a link, and links within it are followed; a name below it that leads
+    outside, by its parts or by a link, is refused: nothing there is read, written or removed.
     """
 
     path: Path
@@ -88,9 +91,21 @@ class Location:
         return Location(resolved.parent / f".{prefix}{resolved.name}{suffix}")
 
     def _at(self, key: str) -> Path:
-        if key.startswith("/") or ".." in key.split("/") or "\0" in key:
-            raise BadDataError(f"The name '{key}' leads outside {self.path}; it is refused.")
+        parts = key.split("/")
+        if key.startswith("/") or ".." in parts or not _can_be_named(key):
+            raise BadDataError(f"The name {key!r} leads outside {self.path}; it is refused.")
+        step = str(self.path)
+        for part in parts:
+            step = f"{step}/{part}"
+            if os.path.islink(step) and not self._holds(os.path.realpath(step)):
+                raise BadDataError(
+                    f"{step} is a link that leads outside {self.path}; it is refused. Put what it "
+                    "leads to in its place."
+                )
         return self.path / key
+
+    def _holds(self, resolved: str) -> bool:
+        return Path(resolved).is_relative_to(os.path.realpath(self.path))
 
     def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
         """Bytes [start, stop) of an object; a negative start counts from its end.
@@ -98,17 +113,13 @@ class Location:
         Raises `FileNotFoundError` where there is no such object.
         """
         path = self._at(key)
-        with reaching("read", path):
-            try:
-                with open(path, "rb", buffering=0) as file:
-                    size = os.fstat(file.fileno()).st_size
-                    first = max(0, size + start) if start < 0 else start
-                    last = size if stop is None else min(stop, size)
-                    if first:
-                        file.seek(first)
-                    return _read_all(file.fileno(), max(0, last - first))
-            except (IsADirectoryError, NotADirectoryError) as error:
-                raise FileNotFoundError(str(path)) from error
+        with reaching("read", path), open(path, "rb", buffering=0, opener=_open_regular) as file:
+            size = os.fstat(file.fileno()).st_size
+            first = max(0, size + start) if start < 0 else start
+            last = size if stop is None else min(stop, size)
+            if first:
+                file.seek(first)
+            return _read_all(file.fileno(), max(0, last - first))
 
     def put(self, key: str, data: bytes | memoryview) -> None:
         """Make `key` hold `data`: wholly or, whatever happens, not at all."""
@@ -248,6 +259,25 @@ def _synced_file(path: Path) -> Iterator[int]:
         files.close(descriptor)
 
 
+def _can_be_named(key: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(key)
+    except UnicodeEncodeError:  # half a surrogate pair, which JSON can spell
+        return False
+
+
+def _open_regular(path: str, flags: int) -> int:
+    """Open a regular file; whatever else is there is no object, and a pipe is not waited for."""
+    try:
+        descriptor = os.open(path, flags | os.O_NONBLOCK)
+    except (NotADirectoryError, IsADirectoryError) as error:
+        raise FileNotFoundError(path) from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise FileNotFoundError(path)
+    return descriptor
+
+
 def _read_all(descriptor: int, count: int) -> bytes:
     """One read as a rule; more where the system gives less than it was asked for."""
     data = os.read(descriptor, count)
@@ -257,6 +287,11 @@ def _read_all(descriptor: int, count: int) -> bytes:
             break
         data += more
     return data
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a file or directory of this name is what a writer that died left behind."""
+    return name.startswith(".") and name.endswith((".tmp", ".old"))
 
 
 def _remove_tree(path: Path) -> None:

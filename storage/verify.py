@@ -23,7 +23,7 @@ from storage.checkpoints import (
 from storage.chunks import ChunkReader
 from storage.dataset import MAKE_AGAIN, Dataset, Split, open_array, open_dataset
 from storage.errors import BadDataError
-from storage.location import Location
+from storage.location import Location, is_leftover
 from storage.predictions import FORMAT as SCORES_FORMAT
 from storage.predictions import JOURNAL, METRICS, Scores, open_scores
 from storage.runs import RECORD, SCORES, open_run
@@ -159,17 +159,13 @@ def _chunk_keys(prefix: str, readers: dict[str, ChunkReader]) -> set[str]:
 def _strangers(location: Location, is_expected: Callable[[str], bool]) -> Iterator[Check]:
     """Every object whose key is not expected, and which is no leftover of a dead writer."""
     for key in location.objects():
-        if is_expected(key) or any(_is_leftover(part) for part in key.split("/")):
+        if is_expected(key) or any(is_leftover(part) for part in key.split("/")):
             continue
         place = f"{location}/{key}"
         yield (
             place,
             BadDataError(f"{place} is no part of what is recorded here. Move it elsewhere."),
         )
-
-
-def _is_leftover(name: str) -> bool:
-    return name.startswith(".") and name.endswith((".tmp", ".old"))
 
 
 def _attempt(read: Callable[[], Found]) -> tuple[Found | None, BadDataError | None]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.commands.process import Ended, start_pipeline
+from tests.commands.process import REPOSITORY, Ended, start_pipeline
 
 GIVEN_UP = 300.0
 """Seconds after which a process that should have ended is a failure: it hangs."""
@@ -19,10 +19,9 @@ GIVEN_UP = 300.0
 
 @dataclass(frozen=True)
 class Command:
-    """A command with its arguments, the directory it runs in, and the lock it writes under."""
+    """A command's arguments, and the file of the lock that it writes under."""
 
     arguments: tuple[str, ...]
-    place: Path
     lock: Path
 
 
@@ -39,7 +38,7 @@ class Work:
 @contextmanager
 def started(command: Command, **options: Any) -> Iterator["subprocess.Popen[str]"]:
     """The command in a new process, which does not outlive the block."""
-    process = start_pipeline(*command.arguments, "--quiet", cwd=command.place, **options)
+    process = start_pipeline(*command.arguments, cwd=REPOSITORY, **options)
     try:
         yield process
     finally:

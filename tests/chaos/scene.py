@@ -1,108 +1,102 @@
-"""What the experiments with real processes work on: commands that last, and what they must give.
+"""What the experiments with real processes share: commands that last, and what they must give.
 
 The subject is larger than that of the experiments inside one process: an undisturbed command
-works for about a second after its start, so that a moment drawn at random falls anywhere.
+writes for some time after its start, so that a moment drawn at random falls anywhere.
 """
 
-import hashlib
+import atexit
 import shutil
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
-from typing import Any
+from tempfile import TemporaryDirectory
 
-from jobs.config import TrainConfig
-from jobs.score import score
-from jobs.train import train
-from pipeline.digits import draw_digits
-from pipeline.ingest import ingest
-from storage.checkpoints import STATE, Checkpoint, list_checkpoints, load_checkpoint
-from storage.dataset import open_dataset
-from storage.idx import write_idx
+from tests.chaos.processes import Command, Work, measure
+from tests.chaos.subject import Outcome, Subject, dataset_outcome, longer, new_subject, undisturbed
 from storage.location import open_location
-from storage.predictions import open_scores
-from storage.runs import Run, open_run
-from tests.chaos.processes import Command
+from storage.runs import SCORES
 
-TRAIN_ROWS = 1210
-TEST_ROWS = 410
-CHUNK_ROWS = 30  # 41 and 14 chunks, the last ones short
-CONFIG = TrainConfig(
-    network="784-relu-8-softmax-10",
-    epochs=5,
-    batch_size=43,
-    holdout=60,
-    shuffle_memory=2**20,  # two windows: an epoch has several
-    checkpoint_every=4,
-    keep=2,
-    threads=2,
-)
-
-Outcome = dict[str, Any]
+TIMES = 15
+"""1,350 training rows in 68 chunks, 465 test rows in 24."""
+CONFIG = longer(epochs=8, batch_size=97, checkpoint_every=4)
+"""An epoch has three windows, and 14 batches."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A directory with sources, and what came of them where nothing was disturbed."""
+    """A directory for the cases, and what comes of the three commands undisturbed."""
 
     place: Path
-    home: str
-    """The directory of the scoring, below the run's `scores`."""
-    dataset: Outcome
+    oracle: Subject
+    other: Subject
+    """Of other rows: its dataset is another."""
+    outcome: Outcome
     other_dataset: Outcome
-    """Made of the other source."""
-    run: Outcome
-    scores: Outcome
+    work: dict[str, Work]
+    """How long each command takes."""
 
-    def ingest(self, out: Path, *, other: bool = False, overwrite: bool = False) -> Command:
-        """Make a dataset at `out` of the one source or the other."""
-        arguments = ["ingest", str(self.place / ("other" if other else "source"))]
-        arguments += ["--out", str(out), "--rows-per-chunk", str(CHUNK_ROWS)]
-        arguments += ["--overwrite"] * overwrite
-        return Command(tuple(arguments), self.place, out.parent / f".{out.name}.lock")
+    def ingest(self, dataset: Path, *options: str, other: bool = False) -> Command:
+        """Make a dataset of one source or the other."""
+        return ingest(self.other if other else self.oracle, dataset, *options)
 
-    def train(self, run: Path, dataset: Path | None = None) -> Command:
-        """Begin the run, or go on with it."""
-        settings = [
-            f"--{name.replace('_', '-')}={value}"
-            for name, value in CONFIG.to_json().items()
-            if value != getattr(TrainConfig(), name)
-        ]
-        arguments = ["train", "--dataset", str(dataset or self.place / "dataset")]
-        arguments += ["--run", str(run), "--resume", *settings]
-        return Command(tuple(arguments), self.place, run / ".lock")
+    def train(self, run: Path) -> Command:
+        """Begin a run on the oracle's dataset, or go on with it."""
+        return train(self.oracle, run)
 
-    def score(self, run: Path, dataset: Path | None = None) -> Command:
-        """Score the test split with the run's best checkpoint."""
-        arguments = ["score", "--dataset", str(dataset or self.place / "dataset")]
-        arguments += ["--run", str(run), "--threads", "2"]
-        return Command(tuple(arguments), self.place, run / "scores" / f".{self.home}.lock")
+    def score(self, run: Path) -> Command:
+        """Score the test split with a run."""
+        return score(self.oracle, run)
 
-    def unscored_run(self, copy: Path) -> Path:
-        """A copy of the finished run, without its scoring."""
-        shutil.copytree(self.place / "run", copy, ignore=shutil.ignore_patterns("scores", ".lock"))
-        return copy
+    @contextmanager
+    def case(self) -> Iterator[Path]:
+        """An empty directory for one case."""
+        with TemporaryDirectory(dir=self.place) as directory:
+            yield Path(directory)
+
+    def unscored_run(self, directory: Path) -> Path:
+        """The oracle's run, copied without its scoring."""
+        names = shutil.ignore_patterns(SCORES, ".lock")
+        return Path(shutil.copytree(self.oracle.run, directory / "run", ignore=names))
+
+
+def ingest(subject: Subject, dataset: Path, *options: str) -> Command:
+    """Make a subject's dataset elsewhere."""
+    arguments = (*subject.ingest, "--out", str(dataset), *options)
+    return Command(arguments, dataset.with_name(f".{dataset.name}.lock"))
+
+
+def train(subject: Subject, run: Path) -> Command:
+    """Do a subject's training in another run."""
+    return Command((*subject.train, "--run", str(run)), run / ".lock")
+
+
+def score(subject: Subject, run: Path) -> Command:
+    """Score with another run of the same model."""
+    home = subject.scoring
+    return Command(
+        (*subject.score, "--run", str(run)),
+        run / SCORES / home.with_name(f".{home.name}.lock").name,
+    )
 
 
 @cache
 def scene() -> Scene:
-    """The one scene of this process; its directory goes when the process ends."""
-    place = Path(mkdtemp(prefix="chaos-"))
-    atexit_remove(place)
-    for name, seed in (("source", 1), ("other", 2)):
-        write_source(place / name, seed)
-    dataset, other, run = place / "dataset", place / "other-dataset", place / "run"
-    ingest(str(place / "source"), dataset, rows_per_chunk=CHUNK_ROWS)
-    ingest(str(place / "other"), other, rows_per_chunk=CHUNK_ROWS)
-    train(CONFIG, dataset=dataset, run=run)
-    scores = score(run=run, dataset=dataset).scores.location.path
-    return Scene(
-        place,
-        scores.name,
-        dataset_outcome(dataset),
-        dataset_outcome(other),
-        run_outcome(run),
-        scores_outcome(scores),
-    )
+    """The one scene of this process: every command run once here, and once more to take its time.
+
+    Its directory goes when the process ends. Worker processes are given it.
+    """
+    directory = TemporaryDirectory(prefix="chaos-")
+    atexit.register(directory.cleanup)
+    place = Path(directory.name)
+    oracle = undisturbed(place / "oracle", CONFIG, times=TIMES)
+    other = new_subject(place / "other", CONFIG, times=TIMES, seed=8)
+    timed = place / "timed"
+    work = {
+        "ingest": measure(ingest(other, other.dataset)),
+        "train": measure(train(oracle, timed)),
+        "score": measure(score(oracle, timed)),
+    }
+    other_dataset = dataset_outcome(open_location(other.dataset))
+    return Scene(place, oracle, other, oracle.outcome(), other_dataset, work)

@@ -21,12 +21,18 @@ from jobs.config import TrainConfig
 from jobs.nn.architecture import parse_network
 from jobs.trainer import template
 from pipeline.digits import draw_digits
-from storage.checkpoints import Checkpoint, load_newest, recorded_metrics
+from storage.checkpoints import (
+    Checkpoint,
+    CheckpointName,
+    load_checkpoint,
+    load_newest,
+    recorded_metrics,
+)
 from storage.dataset import open_dataset
 from storage.idx import write_idx
 from storage.location import Location, open_location
 from storage.predictions import open_scores
-from storage.runs import SCORES, open_run
+from storage.runs import SCORES, Run, open_run
 
 ROWS_PER_CHUNK = 20
 SPLITS = {"train": ("train", 90), "test": ("t10k", 31)}
@@ -114,20 +120,25 @@ class Ended:
     err: str
 
 
-def new_subject(home: Path, config: TrainConfig = CONFIG) -> Subject:
-    """A directory with a source of drawn digits, in which nothing has been run."""
+def new_subject(
+    home: Path, config: TrainConfig = CONFIG, *, times: int = 1, seed: int = 7
+) -> Subject:
+    """A directory with a source of drawn digits, in which nothing has been run.
+
+    The source has so many times the rows, for commands that are to last.
+    """
     source = home / "source"
     source.mkdir(parents=True)
     for split, (name, rows) in SPLITS.items():
-        images, labels = draw_digits(7, split, 0, rows)
+        images, labels = draw_digits(seed, split, 0, times * rows)
         write_idx(source / f"{name}-images-idx3-ubyte", images)
         write_idx(source / f"{name}-labels-idx1-ubyte", labels)
     return Subject(home, source, config)
 
 
-def undisturbed(home: Path, config: TrainConfig = CONFIG) -> Subject:
+def undisturbed(home: Path, config: TrainConfig = CONFIG, *, times: int = 1) -> Subject:
     """A subject whose three commands have been run to their ends; its outcome is the oracle."""
-    subject = new_subject(home, config)
+    subject = new_subject(home, config, times=times)
     for arguments in subject.commands.values():
         ended = run_here(arguments)
         assert 0 == ended.code, ended.err
@@ -202,17 +213,26 @@ def run_outcome(location: Location) -> Outcome:
     newest = None
     for found in load_newest(run, template(config, parse_network(config.network))):
         newest = found if isinstance(found, Checkpoint) else None
+    metrics = {"metrics": untimed(recorded_metrics(run))}
     if newest is None:
-        return {"checkpoint": None, "metrics": untimed(recorded_metrics(run))}
+        return {"checkpoint": None} | metrics
+    return _of_checkpoint(newest) | metrics
+
+
+def checkpoint_outcome(run: Run, name: CheckpointName) -> Outcome:
+    """One checkpoint's name, tensors and order."""
+    return _of_checkpoint(load_checkpoint(run, name))
+
+
+def _of_checkpoint(checkpoint: Checkpoint) -> Outcome:
     tensors = hashlib.sha256()
-    for name in sorted(newest.tensors):
-        tensors.update(name.encode() + newest.tensors[name].tobytes())
+    for name in sorted(checkpoint.tensors):
+        tensors.update(name.encode() + checkpoint.tensors[name].tobytes())
     return {
-        "checkpoint": str(newest.name),
-        "parameters_digest": newest.parameters_digest,
+        "checkpoint": str(checkpoint.name),
+        "parameters_digest": checkpoint.parameters_digest,
         "tensors": tensors.hexdigest(),
-        "order_digest": newest.progress["stream"]["order_digest"],
-        "metrics": untimed(recorded_metrics(run)),
+        "order_digest": checkpoint.progress["stream"]["order_digest"],
     }
 
 

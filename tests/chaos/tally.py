@@ -60,7 +60,7 @@ class Tally:
     """Counts the outcomes of all experiments, by name."""
 
     outcomes: dict[str, Counter[str]] = field(default_factory=dict)
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
 
     def count(self, name: str, outcome: str) -> None:
@@ -81,7 +81,7 @@ class Tally:
     def table(self) -> str:
         """A line per experiment: how often it was tried, and how the cases ended."""
         header = ("experiment", "tried", *OUTCOMES, "failed", "seconds")
-        rows = [header]
+        rows: list[tuple[str, ...]] = [header]
         for name, ended in self.outcomes.items():
             figures = (ended.total(), *(ended[outcome] for outcome in (*OUTCOMES, "failed")))
             rows.append((name, *map(str, figures), f"{self.seconds[name]:.0f}"))
@@ -121,7 +121,7 @@ def try_cases(name: str, plan: Plan, tally: Tally, try_case: TryCase, cases: Ite
         spawn = multiprocessing.get_context("spawn")  # a fork would copy locks that threads hold
         with ProcessPoolExecutor(min(plan.jobs, len(cases)), mp_context=spawn) as pool:
             _count(name, plan.seed, cases, pool.map(_attempt, attempts, chunksize=4), tally)
-    tally.seconds[name] += time.perf_counter() - began
+    tally.seconds[name] = tally.seconds.get(name, 0) + time.perf_counter() - began
 
 
 def _count(

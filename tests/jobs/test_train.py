@@ -91,6 +91,16 @@ def test_batch_sizes(settings: dict[str, Any], steps: int, digits: Path, tmp_pat
     assert np.isfinite(result.metrics[0]["loss"])
 
 
+def test_more_parts_than_rows(digits: Path, tmp_path: Path) -> None:
+    """Micro-batches beyond the rows would be empty: any such number means one row each."""
+    digests = set()
+    for number in (50, 51, 10**12):
+        config = small(epochs=1, batch_size=50, micro_batches=number, holdout=900)
+        result = train(config, dataset=digits, run=tmp_path / str(number))
+        digests.add(result.parameters_digest)
+    assert 1 == len(digests)
+
+
 def test_loss_goes_down(digits: Path, tmp_path: Path) -> None:
     """The loss falls from epoch to epoch, and the digits are learned."""
     result = train(SMALL, dataset=digits, run=tmp_path / "run")

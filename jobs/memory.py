@@ -1,0 +1,76 @@
+"""What memory a job will need at most, worked out before it starts; it does not grow with rows."""
+
+import os
+from collections.abc import Iterable
+
+import numpy as np
+
+from jobs.config import TrainConfig
+from jobs.nn.architecture import Layer, count_parameters
+from jobs.nn.network import Network
+from jobs.step import default_micro_batches, thread_count
+from pipeline.ingest import BASE_MEMORY, FORMS_OF_A_CHUNK
+from pipeline.stream import PLAIN_WINDOW_CHUNKS, chunks_per_window
+from pipeline.windows import DEFAULT_THREADS
+from storage.errors import UsageError
+from storage.schema import SplitSchema
+
+ROW_NUMBERS = 48
+"""Bytes per row of a window for its permutation, its inverse and the row numbers."""
+FORMS_OF_THE_PARAMETERS = 8
+"""Parameters, gradients and the optimiser's two vectors, of the step before and of this one."""
+
+
+def train_memory(config: TrainConfig, layers: tuple[Layer, ...], split: SplitSchema) -> int:
+    """Bytes that a training needs at most; `split` is the training split's schema."""
+    rows = split.rows - config.holdout
+    batch_rows = config.batch_size or rows
+    parts = min(config.micro_batches or default_micro_batches(batch_rows), batch_rows)
+    itemsize = np.dtype(config.dtype).itemsize
+    threads = min(thread_count(config.threads), parts)
+    micro_batch = -(-batch_rows // parts) * _row_bytes(layers, itemsize)
+    sums = threads + parts.bit_length()
+    parameters = (FORMS_OF_THE_PARAMETERS + sums) * count_parameters(layers) * itemsize
+    window = chunks_per_window(split, config.shuffle_memory, config.shuffle)
+    evaluations = len(config.evaluated_splits) + bool(config.holdout)
+    return (
+        BASE_MEMORY
+        + _stream_bytes(split, window)
+        + evaluations * _stream_bytes(split, PLAIN_WINDOW_CHUNKS)
+        + parameters
+        + threads * micro_batch
+    )
+
+
+def score_memory(network: Network, split: SplitSchema) -> int:
+    """Bytes that a scoring needs at most; `split` is the schema of the split to score."""
+    itemsize = network.dtype.itemsize
+    outputs = network.layers[-1].outputs
+    chunk = split.chunk_rows * (_row_bytes(network.layers, itemsize) + 4 * (outputs + 1))
+    parameters = 2 * network.parameter_count * itemsize
+    return BASE_MEMORY + _stream_bytes(split, PLAIN_WINDOW_CHUNKS) + parameters + chunk
+
+
+def check_memory(needed: int) -> int:
+    """`needed`, where this machine has so many bytes at all; else `UsageError`."""
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > there:
+        raise UsageError(
+            f"This needs about {needed / 1e9:,.1f} GB of memory; the machine has "
+            f"{there / 1e9:,.1f} GB. Choose a smaller network, batch or --shuffle-memory."
+        )
+    return needed
+
+
+def _stream_bytes(split: SplitSchema, window_chunks: int) -> int:
+    """Two windows, their row numbers, and the chunks that are being decoded."""
+    window_rows = min(window_chunks, split.chunks) * split.chunk_rows
+    chunk = split.chunk_rows * split.row_bytes
+    in_hand = DEFAULT_THREADS * FORMS_OF_A_CHUNK * chunk
+    return 2 * window_rows * (split.row_bytes + ROW_NUMBERS) + in_hand
+
+
+def _row_bytes(layers: Iterable[Layer], itemsize: int) -> int:
+    """What one row costs on its way forward and back: inputs, sums, outputs and deltas."""
+    widths = [(1 + layer.inputs, layer.outputs) for layer in layers]
+    return itemsize * (2 * widths[0][0] + 4 * sum(outputs for _, outputs in widths))

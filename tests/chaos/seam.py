@@ -1,0 +1,70 @@
+"""The seam between the storage floor and the system, with something else put in its place."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+from pipeline import ingest
+from storage import files
+
+OPERATIONS = (
+    "create",
+    "open_append",
+    "write",
+    "fsync",
+    "close",
+    "rename",
+    "mkdir",
+    "unlink",
+    "rmdir",
+    "fsync_directory",
+)
+
+Operation = Callable[..., Any]
+Around = Callable[[str, Operation, tuple[Any, ...]], Any]
+"""Called in place of an operation, with its name, the real one, and its arguments."""
+
+
+@contextmanager
+def operations_through(around: Around) -> Iterator[None]:
+    """Let every operation that changes the disk go through `around` while the block runs.
+
+    An operation within another (the fsync of a directory) is part of that one. Ingest works on one
+    thread, so that the n-th operation is the same one each time.
+    """
+    within = threading.local()
+
+    def replaced(name: str, real: Operation) -> Operation:
+        def operation(*arguments: Any) -> Any:
+            if getattr(within, "one", False):
+                return real(*arguments)
+            within.one = True
+            try:
+                return around(name, real, arguments)
+            finally:
+                within.one = False
+
+        return operation
+
+    defaults = ingest.ingest.__kwdefaults__
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.dict(defaults, threads=1))
+        for name in OPERATIONS:
+            real = getattr(files, name)
+            stack.enter_context(mock.patch.object(files, name, replaced(name, real)))
+        yield
+
+
+@contextmanager
+def counted() -> Iterator[list[str]]:
+    """The names of the operations of the block, in order."""
+    done: list[str] = []
+
+    def around(name: str, real: Operation, arguments: tuple[Any, ...]) -> Any:
+        done.append(name)
+        return real(*arguments)
+
+    with operations_through(around):
+        yield done
