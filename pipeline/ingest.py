@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 DEFAULT_THREADS = min(4, os.cpu_count() or 1)
 
-BYTES_IN_FLIGHT = 16 * 2**20
+BYTES_IN_FLIGHT = 8 * 2**20
 """Decoded bytes that are converted at once, whatever the size of a part, so long as one fits."""
 
 BASE_MEMORY = 130_000_000

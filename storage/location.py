@@ -17,13 +17,13 @@ from storage.errors import BadDataError, UnreachableError, UsageError
 Write = Callable[[bytes | memoryview], None]
 
 REMEDY = {
-    errno.ENOSPC: "Free some space and run the same command again.",
-    errno.EDQUOT: "Free some space and run the same command again.",
-    errno.EACCES: "Check the permissions and run the same command again.",
-    errno.EPERM: "Check the permissions and run the same command again.",
-    errno.EROFS: "Choose a place that can be written, or remount it, and run again.",
-    errno.EEXIST: "A file lies where a directory is needed: choose another place.",
-    errno.ENOTDIR: "A file lies where a directory is needed: choose another place.",
+    errno.ENOSPC: "free some space and run the same command again.",
+    errno.EDQUOT: "free some space and run the same command again.",
+    errno.EACCES: "check the permissions and run the same command again.",
+    errno.EPERM: "check the permissions and run the same command again.",
+    errno.EROFS: "choose a place that can be written, or remount it, and run again.",
+    errno.EEXIST: "a file lies where a directory is needed: choose another place.",
+    errno.ENOTDIR: "a file lies where a directory is needed: choose another place.",
 }
 
 
@@ -53,10 +53,10 @@ def reaching(verb: str, path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except OSError as error:
-        remedy = REMEDY.get(error.errno or 0, "See to the disk or mount and run again.")
+        remedy = REMEDY.get(error.errno or 0, "see to the disk or mount and run again.")
         raise UnreachableError(
             f"Cannot {verb} {path}: {error.strerror or error}. What was complete before is "
-            f"untouched. {remedy}"
+            f"untouched; {remedy}"
         ) from error
 
 

@@ -170,7 +170,7 @@ class Stage:
         done = self._before.copy(self._done.home)
         with counted() as operations:
             _run(self.scenario.command(done))
-        facts = {
+        facts: dict[str, Any] = {
             "operations": len(operations),
             "before": self._before.outcome(),
             "done": done.outcome(),

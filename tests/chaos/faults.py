@@ -1,0 +1,104 @@
+"""Every operation that changes the disk fails, each in its turn: once, and for ever after."""
+
+import errno
+import os
+import random
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from storage.errors import UnreachableError
+from tests.chaos.scenarios import SCENARIOS, Stage
+from tests.chaos.seam import Operation, operations_through
+from tests.chaos.subject import run_here
+from tests.chaos.tally import Experiment, Plan, Tally, try_cases
+
+ERRORS = (errno.ENOSPC, errno.EIO, errno.EACCES)
+MODES = ("once", "for ever")
+
+
+def fault_run(name: str, plan: Plan, tally: Tally) -> None:
+    """Each operation of a scenario, with each error, once and for ever."""
+    with TemporaryDirectory() as base:
+        stage = Stage(Path(base), name)
+        stage.prepare()
+        cases = plan.cases(stage.operations * len(ERRORS) * len(MODES))
+        try_cases(f"fault-{name}", plan, tally, partial(_try_fault, stage), cases)
+
+
+def _try_fault(stage: Stage, case: int, chance: random.Random) -> str:
+    """Fail an operation; the command says so, spoils nothing, and run again does its work."""
+    case, mode = divmod(case, len(MODES))
+    number, kind = divmod(case, len(ERRORS))
+    with stage.subject() as subject:
+        command = stage.scenario.command(subject)
+        descriptors = _open_descriptors()
+        with failing(number, ERRORS[kind], MODES[mode], chance) as failed:
+            ended = run_here(command)
+        assert failed, f"there is no operation {number}"
+        doing = (
+            f"operation {number}, {failed[0]}, fails {MODES[mode]} ({os.strerror(ERRORS[kind])})"
+        )
+        try:
+            if ended.code != 0:
+                check_refusal(ended.code, ended.err, ERRORS[kind])
+            stage.check_between(subject)
+            assert descriptors >= _open_descriptors(), "a descriptor stays open"
+            again = run_here(command)
+            assert 0 == again.code, f"run again: {again.code} {again.err}"
+            stage.check_done(subject)
+        except AssertionError as error:
+            raise AssertionError(f"{doing}: {error}") from error
+        return "survived" if ended.code else "harmless"
+
+
+@contextmanager
+def failing(
+    number: int, error_number: int, mode: str, chance: random.Random
+) -> Iterator[list[str]]:
+    """Let operation `number` fail, and all later ones where `mode` says for ever.
+
+    Gives the names of those that did. A write that fails has written some; a close that fails has
+    closed, as on Linux.
+    """
+    failed: list[str] = []
+    count = 0
+
+    def around(name: str, real: Operation, arguments: tuple[Any, ...]) -> Any:
+        nonlocal count
+        count += 1
+        if count - 1 < number or (failed and mode == "once"):
+            return real(*arguments)
+        failed.append(name)
+        if name == "close":
+            real(*arguments)
+        if name == "write":
+            descriptor, data = arguments
+            real(descriptor, memoryview(data).cast("B")[: chance.randrange(len(data))])
+        raise OSError(error_number, os.strerror(error_number))
+
+    with operations_through(around):
+        yield failed
+
+
+def check_refusal(code: int, text: str, error_number: int) -> None:
+    """The documented exit code, and one or two whole sentences that name place and cause."""
+    assert UnreachableError.exit_code == code, f"exit code {code}: {text}"
+    assert "Traceback" not in text, text
+    assert text.startswith("Error: Cannot ") and text.count("\n") == 1, text
+    assert os.strerror(error_number) in text, text
+    sentences = re.findall(r"[.?](?:\s|$)", text)
+    assert 1 <= len(sentences) <= 2, f"{len(sentences)} sentences: {text}"
+
+
+def _open_descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+EXPERIMENTS = tuple(
+    Experiment(f"fault-{name}", partial(fault_run, name), count=0) for name in SCENARIOS
+)
