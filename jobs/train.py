@@ -151,6 +151,7 @@ def check_fit(config: TrainConfig, dataset: Dataset) -> tuple[Layer, ...]:
 
 
 def _open_or_create(location: Location, config: TrainConfig, dataset: Dataset) -> Run:
+    location.sweep()
     if not location.exists(RECORD):
         return create_run(
             location,

@@ -24,8 +24,8 @@ from storage.dataset_writer import (
     recover,
     refuse_foreign,
 )
-from storage.errors import UsageError
-from storage.location import open_location
+from storage.errors import UnreachableError, UsageError
+from storage.location import Location, open_location
 from storage.schema import DatasetSchema, SplitSchema
 from storage.store import METADATA_NAME
 
@@ -36,6 +36,8 @@ DEFAULT_THREADS = min(4, os.cpu_count() or 1)
 BYTES_IN_FLIGHT = 8 * 2**20
 """Decoded bytes that are converted at once, whatever the size of a part, so long as one fits."""
 
+BEST_COMPRESSION = 1000
+"""No images worth learning from shrink more than this."""
 BASE_MEMORY = 130_000_000
 """Bytes of the interpreter with its libraries, their threads and what they keep for themselves."""
 FORMS_OF_A_CHUNK = 4
@@ -90,6 +92,7 @@ def ingest(
         existing = open_dataset(target)
         if existing.fingerprint == fingerprint and _splits(existing) == schema.splits:
             return IngestResult(existing, True, source.description, time.perf_counter() - began)
+    _check_room(target, schema)
     announce(f"memory at most {memory_needed(schema) / 1e6:,.0f} MB")
     classes = np.array([int(name) for name in schema.class_names], dtype=np.int64)
     with (
@@ -140,6 +143,16 @@ def memory_needed(schema: DatasetSchema) -> int:
         for split in schema.splits.values()
     )
     return BASE_MEMORY + FORMS_OF_A_CHUNK * (max(BYTES_IN_FLIGHT, part) + part)
+
+
+def _check_room(target: Location, schema: DatasetSchema) -> None:
+    """Refuse what cannot fit on the disk, rather than fill it first."""
+    least, free = schema.decoded_bytes // BEST_COMPRESSION, target.free_bytes()
+    if least > free:
+        raise UnreachableError(
+            f"The dataset has {schema.decoded_bytes:,} bytes before compression; there are "
+            f"{free:,} free for {target}. Free some space, or choose another --out."
+        )
 
 
 def _splits(dataset: Dataset) -> dict[str, SplitSchema]:

@@ -270,7 +270,7 @@ def recorded_metrics(run: Run) -> list[dict[str, Any]]:
 
 
 def sweep_checkpoints(run: Run) -> None:
-    """Remove what dead writers left; the caller holds the run's lock."""
+    """Remove what dead writers left of them; the caller holds the run's lock."""
     for name in run.location.names(DIRECTORY):
         if is_leftover(name):
             run.location.child(f"{DIRECTORY}/{name}").delete_tree()

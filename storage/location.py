@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 import stat
 import uuid
@@ -15,6 +16,9 @@ from storage import files
 from storage.errors import BadDataError, UnreachableError, UsageError
 
 Write = Callable[[bytes | memoryview], None]
+
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
+"""The name of what `put` has not finished."""
 
 REMEDY = {
     errno.ENOSPC: "free some space and run the same command again.",
@@ -208,6 +212,15 @@ class Location:
         path = self._at(key)
         with reaching("remove", path), suppress(FileNotFoundError):
             files.unlink(path)
+
+    def sweep(self, key: str = "") -> None:
+        """Remove what dead writers left unfinished directly below `key`.
+
+        The caller holds the lock of all who write there: a live one's is no different.
+        """
+        for name in self.names(key):
+            if TEMPORARY.fullmatch(name):
+                self.delete(f"{key}/{name}" if key else name)
 
     def delete_tree(self) -> None:
         """Remove this location and all below it."""

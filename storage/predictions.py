@@ -152,6 +152,8 @@ class ScoresWriter:
         self._digests = self._journalled()
         if not self._digests:
             location.delete_tree()
+        for key in ("", *self._scores().readers):
+            location.sweep(key)
         for key, document in _metadata(schema).items():
             location.put(key, document)
 

@@ -93,12 +93,19 @@ def measure(command: Command) -> Work:
 
 def end_at(process: "subprocess.Popen[str]", moment: float, number: int) -> bool:
     """Send a signal after so many seconds; False where the process has ended before."""
+    if has_ended(process, moment):
+        return False
+    process.send_signal(number)
+    return True
+
+
+def has_ended(process: "subprocess.Popen[str]", seconds: float = 0) -> bool:
+    """Whether a process has ended; it is let go on for so many seconds."""
     try:
-        process.wait(timeout=moment)
+        process.wait(timeout=seconds)
     except subprocess.TimeoutExpired:
-        process.send_signal(number)
-        return True
-    return False
+        return False
+    return True
 
 
 @contextmanager

@@ -13,15 +13,23 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.chaos.processes import Command, Work, measure
-from tests.chaos.subject import Outcome, Subject, dataset_outcome, longer, new_subject, undisturbed
 from storage.location import open_location
 from storage.runs import SCORES
+from tests.chaos.processes import Command, Work, measure
+from tests.chaos.subject import (
+    SPLITS,
+    Outcome,
+    Subject,
+    dataset_outcome,
+    longer,
+    new_subject,
+    undisturbed,
+)
 
-TIMES = 15
-"""1,350 training rows in 68 chunks, 465 test rows in 24."""
-CONFIG = longer(epochs=8, batch_size=97, checkpoint_every=4)
-"""An epoch has three windows, and 14 batches."""
+TIMES = 10
+"""900 training rows in 45 chunks, 310 test rows in 16."""
+CONFIG = longer(epochs=6, batch_size=67, checkpoint_every=4)
+"""An epoch has two windows, and 14 batches, the last of 19 rows."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,11 @@ class Scene:
     other_dataset: Outcome
     work: dict[str, Work]
     """How long each command takes."""
+
+    @property
+    def batches(self) -> int:
+        """Mini-batches of an epoch."""
+        return -(-(TIMES * SPLITS["train"][1] - CONFIG.holdout) // CONFIG.batch_size)
 
     def ingest(self, dataset: Path, *options: str, other: bool = False) -> Command:
         """Make a dataset of one source or the other."""

@@ -17,7 +17,13 @@ from pipeline.ingest import IngestResult, ingest
 from pipeline.sources import open_directory
 from storage.dataset import Dataset, open_dataset
 from storage.dataset_writer import dataset_lock
-from storage.errors import BadDataError, ConflictError, PipelineError, UsageError
+from storage.errors import (
+    BadDataError,
+    ConflictError,
+    PipelineError,
+    UnreachableError,
+    UsageError,
+)
 from storage.idx import write_idx
 from storage.location import open_location
 
@@ -449,3 +455,10 @@ def test_mnist(mnist_dir: Path, tmp_path: Path, out: Path) -> None:
     found = {name: hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in expected}
     assert expected == found
     assert "7100e1c181d5e2237a395f73b876d817e908c7186226448302d3e72a9c7d60dd" == dataset.digest
+
+
+def test_more_than_the_disk_can_hold(tmp_path: Path) -> None:
+    """A set that cannot fit is refused before anything is written."""
+    with pytest.raises(UnreachableError, match="before compression"):
+        ingest("synthetic:9000000000000", tmp_path / "set")
+    assert not (tmp_path / "set").exists()
