@@ -3,6 +3,7 @@
 Everything heavier than click is imported when a command runs, so that help answers at once.
 """
 
+import atexit
 import signal
 import sys
 import traceback
@@ -353,7 +354,14 @@ def _stopping() -> Iterator[Any]:
 
 def main() -> None:
     """Run a command; whatever goes wrong ends in a message and the documented exit code."""
+    atexit.register(_ignore_signals)
     sys.exit(_run())
+
+
+def _ignore_signals() -> None:
+    """While Python winds down the job is over, and a signal must not give it another exit code."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _run() -> int:

@@ -12,6 +12,7 @@ from tests.benchmarks.contest import Verdict
 from tests.benchmarks.data import CORES, SOURCE, Workplace
 from tests.benchmarks.epochs import bench_epochs
 from tests.benchmarks.processes import bench_help, bench_ingest, bench_to_98, bench_train
+from tests.benchmarks.scale import bench_latency, bench_scale
 from tests.benchmarks.streams import bench_score, bench_stream
 
 BENCHMARKS = {
@@ -22,24 +23,28 @@ BENCHMARKS = {
     "epochs": bench_epochs,
     "train": bench_train,
     "to-98": bench_to_98,
+    "latency": bench_latency,
 }
+LARGE = {"scale": bench_scale}
+"""These take long and much disk; they run when they are named."""
 
 
 def main() -> None:
     """Run the benchmarks that were named, by default all but the large ones."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAMES", help=", ".join(BENCHMARKS))
+    parser.add_argument("names", nargs="*", metavar="NAMES", help=", ".join(BENCHMARKS | LARGE))
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds of each contest")
     parser.add_argument("--json", type=Path, default=Path("benchmarks.json"), help="where to")
     arguments = parser.parse_args()
     names = arguments.names or list(BENCHMARKS)
-    if unknown := set(names) - set(BENCHMARKS):
-        parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(BENCHMARKS)}")
+    known = BENCHMARKS | LARGE
+    if unknown := set(names) - set(known):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(known)}")
     verdicts: list[Verdict] = []
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as scratch:
         workplace = Workplace(Path(scratch))
         for name in names:
-            for verdict in BENCHMARKS[name](workplace, arguments.rounds):
+            for verdict in known[name](workplace, arguments.rounds):
                 verdicts.append(verdict)
                 print(f"{verdict.name}: {verdict.figure:,.3f}  {verdict.note}", file=sys.stderr)
     print(f"{SOURCE} on {CORES} cores: {environment()}\n")

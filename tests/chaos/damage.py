@@ -10,14 +10,14 @@ import random
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from storage.checkpoints import DIRECTORY, STATE, list_checkpoints
+from storage.checkpoints import DIRECTORY, MANIFEST, STATE, list_checkpoints
 from storage.location import open_location
-from storage.runs import METRICS, RECORD, SCORES, open_run
+from storage.runs import LOCK, RECORD, SCORES, open_run
 from tests.chaos.subject import (
     Ended,
     Outcome,
@@ -51,7 +51,7 @@ class Scene:
     def files(self) -> list[str]:
         """Every file that the commands made, by its key below the subject's home."""
         made = open_location(self.whole.home).objects()
-        return [key for key in made if not key.startswith("source/")]
+        return [key for key in made if key.startswith(("dataset/", "run/"))]
 
     @contextmanager
     def copy(self) -> Iterator[Subject]:
@@ -72,10 +72,8 @@ def scene() -> Scene:
         assert 0 == run_here(arguments).code
     scores_at = {}
     for name in checkpoints(whole):
-        copy = whole.copy(place / name)
-        score_latest(copy, name)
-        scores_at[name] = scores_outcome(open_location(copy.run / SCORES))
-        shutil.rmtree(copy.home)
+        with halted(whole, name) as run:
+            scores_at[name] = score_latest(whole, run)[1]
     return Scene(whole, other, whole.outcome(), scores_at)
 
 
@@ -84,18 +82,22 @@ def checkpoints(subject: Subject) -> list[str]:
     return [str(name) for name in list_checkpoints(open_run(open_location(subject.run)))]
 
 
-def forget_later(subject: Subject, checkpoint: str) -> None:
-    """Let the run be as if it had died right after a checkpoint."""
-    for path in (subject.run / DIRECTORY).iterdir():
-        if path.name > checkpoint:
-            shutil.rmtree(path)
+@contextmanager
+def halted(subject: Subject, checkpoint: str) -> Iterator[Path]:
+    """A copy of the run as it was right after a checkpoint, and never scored."""
+    with TemporaryDirectory(dir=subject.home) as directory:
+        names = shutil.ignore_patterns(SCORES)
+        run = Path(shutil.copytree(subject.run, Path(directory) / "run", ignore=names))
+        for path in (run / DIRECTORY).iterdir():
+            if path.name > checkpoint:
+                shutil.rmtree(path)
+        yield run
 
 
-def score_latest(subject: Subject, checkpoint: str) -> Ended:
-    """Score anew with the latest checkpoint, where none is later than the given one."""
-    forget_later(subject, checkpoint)
-    shutil.rmtree(subject.run / SCORES)
-    return run_here([*subject.score, "--checkpoint", "latest"])
+def score_latest(subject: Subject, run: Path) -> tuple[Ended, Outcome]:
+    """Score with the latest checkpoint; the scoring, where there is one."""
+    ended = run_here([*subject.score, "--run", str(run), "--checkpoint", "latest"])
+    return ended, scores_outcome(open_location(run / SCORES)) if ended.code == 0 else {}
 
 
 def flip(scene: Scene, case: int, chance: random.Random) -> str:
@@ -194,11 +196,11 @@ def misplacement_cases(scene: Scene) -> list[tuple[Act, str]]:
         for act in (delete, swap, take_others)
         if act is not swap or next_of_kind(scene, key) != key
     ]
-    directories = {str(Path(key).parent): key for key in files}
+    directories = {str(Path(key).parent): key for key in files if key.count("/") > 1}
     for directory, key in directories.items():
-        cases.append((delete_directory, key))
-        if directory not in ("dataset", "run"):  # the whole of another is sound
-            cases.append((take_others_directory, key))
+        cases.append((take_others_directory, key))
+        if DIRECTORY not in directory:  # a run with one checkpoint less is a sound run
+            cases.append((delete_directory, key))
     return cases
 
 
@@ -210,11 +212,12 @@ def judge(scene: Scene, copy: Subject, key: str) -> str:
     if verified.code == 3:
         assert names_place(verified.out + verified.err, copy.home / key), f"{key}: {verified}"
     refused = []
+    documented = (0, 3) if (copy.run / RECORD).exists() else (0, 3, 4)  # 4: not a run to write to
     for use in uses(key):
         ended = use(scene, copy, key)
-        assert ended.code in (0, 3), f"{key}: {use.__name__} ended with {ended}"
+        assert ended.code in documented, f"{key}: {use.__name__} ended with {ended}"
         assert "Traceback" not in ended.err, f"{key}: {use.__name__} says {ended.err}"
-        refused.append(ended.code == 3)
+        refused.append(ended.code != 0)
     if verified.code == 3:
         return "detected" if any(refused) else "survived"
     assert not any(refused), f"{key}: verify found nothing, and a command refused it"
@@ -222,8 +225,9 @@ def judge(scene: Scene, copy: Subject, key: str) -> str:
 
 
 def names_place(text: str, path: Path) -> bool:
-    """Whether a message names the file, or the directory above it and a chunk or its like."""
-    return any(str(place) in text for place in (path, path.parent, path.parent.parent))
+    """Whether a message names the file, what it is a part of, or the chunk with its split."""
+    places = [path, path.parent, *([path.parent.parent] if "Chunk " in text else [])]
+    return any(f"{place}" in text for place in places)
 
 
 Use = Callable[[Scene, Subject, str], Ended]
@@ -236,7 +240,7 @@ def uses(key: str) -> tuple[Use, ...]:
         return inspect, train_anew, score_anew
     if first == SCORES:
         return (score_again,)
-    return inspect, go_on, score_with
+    return inspect, go_on, score_latest_of
 
 
 def inspect(scene: Scene, copy: Subject, key: str) -> Ended:
@@ -272,11 +276,89 @@ def score_again(scene: Scene, copy: Subject, key: str) -> Ended:
     return ended
 
 
-def score_with(scene: Scene, copy: Subject, key: str) -> Ended:
-    """Score with the checkpoint that was hit, the latest one: as before, or with a warning."""
-    checkpoint = hit_checkpoint(scene, key)
-    ended = score_latest(replace_run(copy, scene, key), checkpoint)
-    if ended.code == 0 and f"Checkpoint {checkpoint} is not used" not in ended.err:
-        found = scores_outcome(open_location(copy.home / "hit" / "run" / SCORES))
-        assert scene.scores_at[checkpoint] == found, f"{key}: another scoring"
+def go_on(scene: Scene, copy: Subject, key: str) -> Ended:
+    """Go on from the checkpoint that was hit, or the one before: to the same end."""
+    with halted(copy, hit_checkpoint(scene, key)) as run:
+        ended = run_here([*copy.train, "--run", str(run)])
+        if ended.code == 0:
+            found = run_outcome(open_location(run))
+            assert scene.outcome["run"] == found, f"{key}: another training"
     return ended
+
+
+def score_latest_of(scene: Scene, copy: Subject, key: str) -> Ended:
+    """Score with the checkpoint that was hit: the same predictions, or a warning that names it."""
+    name = hit_checkpoint(scene, key)
+    with halted(copy, name) as run:
+        ended, found = score_latest(copy, run)
+        if ended.code == 0 and f"Checkpoint {name} is not used" not in ended.err:
+            assert scene.scores_at[name] == found, f"{key}: another scoring"
+    return ended
+
+
+def hit_checkpoint(scene: Scene, key: str) -> str:
+    """The checkpoint that a file is of; the newest one where it is of none."""
+    parts = key.split("/")
+    return parts[2] if parts[1] == DIRECTORY else checkpoints(scene.whole)[-1]
+
+
+def fall_back(scene: Scene, case: int, chance: random.Random) -> str:
+    """Damage the newest checkpoints, or all of them, each in one of its files.
+
+    Each is named by a warning, the newest sound one is used, and the end is the same; where none
+    is sound, that is refused, and nothing is changed.
+    """
+    names = checkpoints(scene.whole)
+    hit = names[-1 - case % len(names) :]
+    with scene.copy() as copy:
+        for name in hit:
+            path = copy.run / DIRECTORY / name / chance.choice((STATE, MANIFEST))
+            path.write_bytes(with_flipped_bit(path.read_bytes().rstrip(), chance))
+        before = contents(copy.run)
+        ended = run_here(copy.train)
+        for name in hit:
+            assert f"Checkpoint {name} is not used" in ended.err, f"{name}: {ended}"
+        if len(hit) < len(names):
+            assert ended.code == 0, str(ended)
+            found = run_outcome(open_location(copy.run))
+            assert scene.outcome["run"] == found, f"{hit}: another training"
+            return "survived"
+        assert ended.code == 3, str(ended)
+        assert before == contents(copy.run), "something was changed"
+        return "detected"
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    """Every file below a directory but the lock, which names its last holder."""
+    location = open_location(directory)
+    return {key: location.get(key) for key in location.objects() if key != LOCK}
+
+
+def run_flips(plan: Plan, tally: Tally) -> None:
+    """Single-bit flips."""
+    try_cases("damage-flip", plan, tally, partial(flip, scene()), plan.cases())
+
+
+def run_truncations(plan: Plan, tally: Tally) -> None:
+    """Every truncation."""
+    cases = plan.cases(len(truncation_cases(scene())))
+    try_cases("damage-truncate", plan, tally, partial(truncate, scene()), cases)
+
+
+def run_misplacements(plan: Plan, tally: Tally) -> None:
+    """Files that are gone, swapped or another's."""
+    cases = plan.cases(len(misplacement_cases(scene())))
+    try_cases("damage-misplace", plan, tally, partial(misplace, scene()), cases)
+
+
+def run_fallbacks(plan: Plan, tally: Tally) -> None:
+    """The newest checkpoints damaged, one more in each case, up to all."""
+    try_cases("damage-fallback", plan, tally, partial(fall_back, scene()), plan.cases())
+
+
+EXPERIMENTS = (
+    Experiment("damage-flip", run_flips, 5000, "flips"),
+    Experiment("damage-truncate", run_truncations, 0),
+    Experiment("damage-misplace", run_misplacements, 0),
+    Experiment("damage-fallback", run_fallbacks, 60),
+)

@@ -1,0 +1,165 @@
+"""Scale: memory and time per row at 60 thousand, 600 thousand and 6 million rows; seeking; slow stores."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs.config import TrainConfig
+from jobs.nn.architecture import parse_network
+from jobs.step import one_blas_thread
+from jobs.trainer import Trainer
+from pipeline.stream import BatchStream
+from storage.dataset import Dataset, open_dataset
+from storage.location import Location, open_location
+from tests.benchmarks.contest import Verdict
+from tests.benchmarks.data import NETWORK, Workplace
+from tests.benchmarks.processes import PROJECT
+
+SIZES = (60_000, 600_000, 6_000_000)
+SHUFFLE_MEMORY = 32 * 2**20
+"""Small enough that the windows of every size are full."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a process took."""
+
+    seconds: float
+    peak_bytes: int
+    stated_bytes: int
+    """What it said that it would need, in whole MB."""
+
+
+def measured(*arguments: str) -> Usage:
+    """Run the command; its time, its peak resident memory, and what it stated."""
+    command = [sys.executable, "-m", "jobs.cli", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
+    began = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as job:
+        assert job.stdout is not None
+        printed = job.stdout.read()
+        _, status, usage = os.wait4(job.pid, 0)
+        job.returncode = os.waitstatus_to_exitcode(status)
+    if job.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {job.returncode}")
+    stated = next(line for line in printed.splitlines() if line.startswith("memory at most"))
+    megabytes = int(stated.split()[3].replace(",", ""))
+    return Usage(time.perf_counter() - began, usage.ru_maxrss * 1024, megabytes * 10**6)
+
+
+def bench_scale(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
+    """Ingest, one epoch of training, and scoring, for each size."""
+    found: dict[str, list[Usage]] = {"ingest": [], "train": [], "score": []}
+    for rows in SIZES:
+        place = workplace.directory / f"rows-{rows}"
+        data, run = str(place / "data"), str(place / "run")
+        found["ingest"].append(measured("ingest", f"synthetic:{rows},{rows // 6}", "--out", data))
+        common = ["--dataset", data, "--run", run]
+        found["train"].append(
+            measured(
+                "train", *common, "--epochs", "1", "--shuffle-memory", str(SHUFFLE_MEMORY)
+            )
+        )
+        found["score"].append(measured("score", *common, "--split", "train"))
+    for job, usages in found.items():
+        peaks = [usage.peak_bytes / 1e6 for usage in usages]
+        note = ", ".join(f"{peak:.0f} MB" for peak in peaks)
+        yield Verdict(f"{job}: largest / smallest peak memory", max(peaks) / min(peaks), 1.1, note=note)
+        over = max(usage.peak_bytes / usage.stated_bytes for usage in usages)
+        yield Verdict(f"{job}: peak memory / what it stated", over, 1.0)
+        slopes = [
+            (usages[large].seconds - usages[0].seconds) / (SIZES[large] - SIZES[0])
+            for large in (1, 2)
+        ]
+        note = ", ".join(f"{usage.seconds:.1f} s" for usage in usages)
+        yield Verdict(
+            f"{job}: time per further row, up to 6 million / up to 600 thousand",
+            slopes[1] / slopes[0],
+            1.1,
+            note=note,
+        )
+    yield from _reading(open_dataset(open_location(workplace.directory / "rows-6000000" / "data")))
+
+
+def _reading(dataset: Dataset) -> Iterator[Verdict]:
+    """Bytes read per epoch, and what it takes to seek, on the largest set."""
+    split = dataset.split("train")
+    location = dataset.location.child("train")
+    stored = sum(
+        location.size(key)
+        for key in location.objects()
+        if key.startswith(("inputs/c", "targets/c"))
+    )
+    with watched_reads() as reads, BatchStream(
+        dataset, "train", batch_size=10_000, shuffle_memory=SHUFFLE_MEMORY, epochs=1
+    ) as stream:
+        for _ in stream:
+            pass
+        state = stream.state
+    read = sum(size for key, size in reads if key.startswith("c."))
+    yield Verdict("bytes read in an epoch / bytes stored", read / stored, 1.0, unit="ratio")
+    batch = split.schema.rows // 10_000 // 2
+    sought = type(state).from_json(state.to_json() | {"epoch": 0, "next_batch": batch})
+    with watched_reads() as reads:
+        began = time.perf_counter()
+        with BatchStream(
+            dataset,
+            "train",
+            batch_size=10_000,
+            shuffle_memory=SHUFFLE_MEMORY,
+            epochs=1,
+            state=sought,
+        ) as stream:
+            next(iter(stream))
+            waited = stream.seconds_waited
+            seconds = time.perf_counter() - began - waited
+            window = stream.state.window_chunks
+    chunks = len({key for key, _ in reads if key.startswith("c.")})
+    note = f"{chunks} objects for windows of {window} chunks"
+    yield Verdict("seeking, besides reading, seconds", seconds, 0.1, unit="s", note=note)
+
+
+def bench_latency(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
+    """The share of an epoch that training waits when every read of the store takes 50 ms."""
+    config = TrainConfig(
+        optimizer="sgd", learning_rate=0.1, schedule="constant", l2=0.0, epochs=10**6
+    )
+    with ExitStack() as stack:
+        stack.enter_context(watched_reads(delay=0.05))
+        stack.enter_context(one_blas_thread())
+        trainer = stack.enter_context(
+            Trainer(config, parse_network(NETWORK), workplace.dataset)
+        )
+        trainer.train_epoch(lambda: None)
+        before = trainer.stream.seconds_waited
+        began = time.perf_counter()
+        for _ in range(rounds):
+            trainer.train_epoch(lambda: None)
+        share = (trainer.stream.seconds_waited - before) / (time.perf_counter() - began)
+    yield Verdict("waiting for a store with 50 ms latency / epoch", share, 0.1)
+
+
+@contextmanager
+def watched_reads(delay: float = 0.0) -> Iterator[list[tuple[str, int]]]:
+    """Every read of a location, by the object's name and the bytes; each first waits `delay` s."""
+    reads: list[tuple[str, int]] = []
+    get = Location.get
+
+    def watched(location: Location, key: str, *bounds: Any) -> bytes:
+        if delay:
+            time.sleep(delay)
+        data = get(location, key, *bounds)
+        reads.append((Path(key).name, len(data)))
+        return data
+
+    Location.get = watched  # type: ignore[method-assign, assignment]
+    try:
+        yield reads
+    finally:
+        Location.get = get  # type: ignore[method-assign]
