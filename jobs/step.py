@@ -29,11 +29,11 @@ Result = TypeVar("Result")
 
 
 def default_micro_batches(batch_size: int) -> int:
-    """m for a batch size, whatever the machine: two halves of small batches, then about
-    `MICRO_BATCH_ROWS` rows each, four at the least."""
+    """m for a batch size, whatever the machine: parts of 32 to 80 rows in small batches, four
+    parts or more of at most `MICRO_BATCH_ROWS` rows in large ones."""
     if batch_size < 64:
         return 1
-    if batch_size < 4 * MICRO_BATCH_ROWS // 2:
+    if batch_size < 160:
         return 2
     return max(4, -(-batch_size // MICRO_BATCH_ROWS))
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.commands.process import REPOSITORY, Ended, start_pipeline
+from tests.chaos.subject import Ended
+from tests.commands.process import REPOSITORY, start_pipeline
 
 GIVEN_UP = 300.0
 """Seconds after which a process that should have ended is a failure: it hangs."""

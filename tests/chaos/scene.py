@@ -1,21 +1,24 @@
-"""What the experiments with real processes share: commands that last, and what they must give.
+"""What the experiments with real processes share: jobs that last, and what must come of them.
 
-The subject is larger than that of the experiments inside one process: an undisturbed command
-writes for some time after its start, so that a moment drawn at random falls anywhere.
+The subject is larger than that of the experiments inside one process: an undisturbed job writes
+for some time after its start, so that a moment drawn at random falls anywhere.
 """
 
 import atexit
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from storage.errors import BadDataError
 from storage.location import open_location
-from storage.runs import SCORES
-from tests.chaos.processes import Command, Work, measure
+from storage.predictions import is_complete
+from storage.runs import RECORD, SCORES, open_run
+from storage.verify import verify_run
+from tests.chaos.processes import Command, Work, measure, run
 from tests.chaos.subject import (
     SPLITS,
     Outcome,
@@ -23,55 +26,115 @@ from tests.chaos.subject import (
     dataset_outcome,
     longer,
     new_subject,
+    run_outcome,
+    scores_outcome,
     undisturbed,
+    untimed,
 )
 
 TIMES = 10
 """900 training rows in 45 chunks, 310 test rows in 16."""
 CONFIG = longer(epochs=6, batch_size=67, checkpoint_every=4)
 """An epoch has two windows, and 14 batches, the last of 19 rows."""
+BATCHES = -(-(TIMES * SPLITS["train"][1] - CONFIG.holdout) // CONFIG.batch_size)
+
+JOBS = ("train", "ingest", "score", "replace")
+"""The last one is an ingest with `--overwrite` where another dataset is."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One of the jobs in a case's directory, and how to tell what has come of it."""
+
+    command: Command
+    place: Path
+    target: Path
+    """What it writes: a dataset, a run, or a run's scores."""
+    work: Work
+    expected: Outcome
+    outcome: Callable[[], Outcome]
+    look: Callable[[], None]
+    """Looks as a reader would, at any moment; an `AssertionError` says what is not whole."""
+
+    def finish(self) -> None:
+        """Run the command to its end: all is as it must be, and nothing is left of the dead."""
+        last = run(self.command)
+        assert 0 == last.code, last.err
+        self.check()
+
+    def check(self) -> None:
+        """What is there is the oracle's; nothing else is but locks."""
+        assert self.expected == self.outcome()
+        hidden = [path.name for path in self.place.rglob(".*") if path.suffix != ".lock"]
+        assert not [name for name in hidden if name != ".lock"], f"left behind: {hidden}"
 
 
 @dataclass(frozen=True)
 class Scene:
     """A directory for the cases, and what comes of the three commands undisturbed."""
 
-    place: Path
+    directory: Path
     oracle: Subject
     other: Subject
     """Of other rows: its dataset is another."""
-    outcome: Outcome
+    expected: Outcome
     other_dataset: Outcome
     work: dict[str, Work]
-    """How long each command takes."""
-
-    @property
-    def batches(self) -> int:
-        """Mini-batches of an epoch."""
-        return -(-(TIMES * SPLITS["train"][1] - CONFIG.holdout) // CONFIG.batch_size)
-
-    def ingest(self, dataset: Path, *options: str, other: bool = False) -> Command:
-        """Make a dataset of one source or the other."""
-        return ingest(self.other if other else self.oracle, dataset, *options)
-
-    def train(self, run: Path) -> Command:
-        """Begin a run on the oracle's dataset, or go on with it."""
-        return train(self.oracle, run)
-
-    def score(self, run: Path) -> Command:
-        """Score the test split with a run."""
-        return score(self.oracle, run)
+    """How long each job takes."""
 
     @contextmanager
-    def case(self) -> Iterator[Path]:
-        """An empty directory for one case."""
-        with TemporaryDirectory(dir=self.place) as directory:
-            yield Path(directory)
+    def job(self, name: str) -> Iterator[Job]:
+        """One of `JOBS`, to be done in an empty directory for one case."""
+        with TemporaryDirectory(dir=self.directory) as directory:
+            place = Path(directory)
+            yield {
+                "train": self._train,
+                "score": self._score,
+                "ingest": self._ingest,
+                "replace": self._replace,
+            }[name](place)
 
-    def unscored_run(self, directory: Path) -> Path:
-        """The oracle's run, copied without its scoring."""
-        names = shutil.ignore_patterns(SCORES, ".lock")
-        return Path(shutil.copytree(self.oracle.run, directory / "run", ignore=names))
+    def _train(self, place: Path) -> Job:
+        target, expected = place / "run", self.expected["run"]
+        return Job(
+            train(self.oracle, target),
+            place,
+            target,
+            self.work["train"],
+            expected,
+            partial(run_outcome, open_location(target)),
+            partial(look_at_run, target, expected),
+        )
+
+    def _score(self, place: Path) -> Job:
+        unscored = shutil.ignore_patterns(SCORES, ".lock")
+        copy = Path(shutil.copytree(self.oracle.run, place / "run", ignore=unscored))
+        target, expected = copy / SCORES, self.expected["scores"]
+        return Job(
+            score(self.oracle, copy),
+            place,
+            target,
+            self.work["score"],
+            expected,
+            partial(scores_outcome, open_location(target)),
+            partial(look_at_scores, target, expected),
+        )
+
+    def _ingest(self, place: Path, *options: str, before: Outcome | None = None) -> Job:
+        target, expected = place / "dataset", self.expected["dataset"]
+        return Job(
+            ingest(self.oracle, target, *options),
+            place,
+            target,
+            self.work["ingest"],
+            expected,
+            partial(dataset_outcome, open_location(target)),
+            partial(look_at_dataset, target, before, expected),
+        )
+
+    def _replace(self, place: Path) -> Job:
+        shutil.copytree(self.other.dataset, place / "dataset")
+        return self._ingest(place, "--overwrite", before=self.other_dataset)
 
 
 def ingest(subject: Subject, dataset: Path, *options: str) -> Command:
@@ -80,18 +143,45 @@ def ingest(subject: Subject, dataset: Path, *options: str) -> Command:
     return Command(arguments, dataset.with_name(f".{dataset.name}.lock"))
 
 
-def train(subject: Subject, run: Path) -> Command:
+def train(subject: Subject, directory: Path) -> Command:
     """Do a subject's training in another run."""
-    return Command((*subject.train, "--run", str(run)), run / ".lock")
+    return Command((*subject.train, "--run", str(directory)), directory / ".lock")
 
 
-def score(subject: Subject, run: Path) -> Command:
+def score(subject: Subject, directory: Path) -> Command:
     """Score with another run of the same model."""
-    home = subject.scoring
-    return Command(
-        (*subject.score, "--run", str(run)),
-        run / SCORES / home.with_name(f".{home.name}.lock").name,
-    )
+    lock = directory / SCORES / f".{subject.scoring.name}.lock"
+    return Command((*subject.score, "--run", str(directory)), lock)
+
+
+def look_at_dataset(dataset: Path, before: Outcome | None, after: Outcome) -> None:
+    """A reader finds the dataset there was before, if any, or the new one, each whole."""
+    try:
+        found = dataset_outcome(open_location(dataset))
+    except BadDataError as error:
+        expected = "being replaced" if before else "There is no dataset"
+        assert expected in str(error), error
+    else:
+        assert found in (before, after), f"a reader finds {found}"
+
+
+def look_at_run(directory: Path, expected: Outcome) -> None:
+    """Once there is a run, all that is in it is sound, and its metrics are the oracle's first."""
+    location = open_location(directory)
+    if not location.exists(RECORD):
+        return
+    wrong = [str(error) for _, error in verify_run(location) if error is not None]
+    assert not wrong, wrong
+    metrics = untimed(open_run(location).metrics())
+    assert metrics == expected["metrics"][: len(metrics)]
+
+
+def look_at_scores(directory: Path, expected: Outcome) -> None:
+    """What says that it is complete is what it has to be."""
+    location = open_location(directory)
+    for home in expected:
+        if is_complete(location.child(home)):
+            assert expected == scores_outcome(location)
 
 
 @cache
@@ -100,16 +190,16 @@ def scene() -> Scene:
 
     Its directory goes when the process ends. Worker processes are given it.
     """
-    directory = TemporaryDirectory(prefix="chaos-")
-    atexit.register(directory.cleanup)
-    place = Path(directory.name)
-    oracle = undisturbed(place / "oracle", CONFIG, times=TIMES)
-    other = new_subject(place / "other", CONFIG, times=TIMES, seed=8)
-    timed = place / "timed"
+    temporary = TemporaryDirectory(prefix="chaos-")
+    atexit.register(temporary.cleanup)
+    directory = Path(temporary.name)
+    oracle = undisturbed(directory / "oracle", CONFIG, times=TIMES)
+    other = new_subject(directory / "other", CONFIG, times=TIMES, seed=8)
+    timed = directory / "timed"
     work = {
         "ingest": measure(ingest(other, other.dataset)),
         "train": measure(train(oracle, timed)),
         "score": measure(score(oracle, timed)),
     }
     other_dataset = dataset_outcome(open_location(other.dataset))
-    return Scene(place, oracle, other, oracle.outcome(), other_dataset, work)
+    return Scene(directory, oracle, other, oracle.outcome(), other_dataset, work)

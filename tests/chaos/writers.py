@@ -1,44 +1,100 @@
 """Two writers at one moment: one works, the other is told who does; readers never wait.
 
-A holder is made to stand still (SIGSTOP) while others are at it: that these end at all shows that
-they do not wait for it.
+A holder is made to stand still while others are at it: that they end at all shows that they do
+not wait for it.
 """
 
 import random
+import re
 import signal
 import socket
-from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 
-from storage.location import open_location
-from storage.runs import RECORD, SCORES
-from tests.chaos.kills import look_at_dataset, look_at_run, look_at_scores
 from tests.chaos.processes import (
-    Command,
+    Ended,
     ended,
-    end_at,
     has_ended,
     held_still,
     run,
     started,
     wait_for_lock,
 )
-from tests.chaos.scene import Scene, scene
-from tests.chaos.subject import Outcome, dataset_outcome, run_outcome, scores_outcome
+from tests.chaos.scene import JOBS, Scene, scene
 from tests.chaos.tally import Experiment, Plan, Tally, try_cases
-from tests.commands.process import Ended, start_pipeline
 
-JOBS = ("train", "ingest", "score")
+RACERS = 3
 
 
-@dataclass(frozen=True)
-class Writing:
-    """One of the three jobs at work in a case's directory."""
+def second_writer(name: str, scene: Scene, case: int, chance: random.Random) -> str:
+    """While one writes, a second is refused and readers read; killed, it frees the lock."""
+    with scene.job(name) as job:
+        with started(job.command) as process:
+            assert wait_for_lock(process, job.command)
+            assert not has_ended(process, chance.uniform(0, job.work.writing / 2))
+            with held_still(process):
+                check_refused(run(job.command), process.pid)
+                job.look()
+                if case % 2:
+                    process.send_signal(signal.SIGKILL)
+            assert (-signal.SIGKILL if case % 2 else 0) == ended(process).code
+        job.look()
+        job.finish()
+    return "survived"
 
-    command: Command
-    target: Path
-    """The dataset, the run, or the run whose scores are written."""
-    outcome: Callable[[], Outcome]
-    expected: Outcome
-    look: Callable[[], None]
+
+def race(name: str, scene: Scene, case: int, chance: random.Random) -> str:
+    """Of several that start at one moment, some work and some are refused; the end is the same."""
+    with scene.job(name) as job:
+        with ExitStack() as stack:
+            racers = [stack.enter_context(started(job.command)) for _ in range(RACERS)]
+            found = [ended(process) for process in racers]
+        processes = {process.pid for process in racers}
+        losers = [one for one in found if one.code != 0]
+        assert len(losers) < RACERS, losers
+        for loser in losers:
+            holder = check_refused(loser)
+            assert holder in processes
+        job.check()
+    return "survived"
+
+
+def check_refused(found: Ended, holder: int | None = None) -> int:
+    """A writer was refused, with one line that says who holds the lock; returns that process."""
+    assert 4 == found.code, found
+    assert "" == found.out and 1 == found.err.count("\n"), found
+    named = re.search(
+        rf"being written by process (\d+) on {re.escape(socket.gethostname())} since \d{{4}}-\S+\.",
+        found.err,
+    )
+    assert named, found.err
+    assert holder in (None, int(named[1])), found.err
+    return int(named[1])
+
+
+def read_on(name: str, scene: Scene, case: int, chance: random.Random) -> str:
+    """Readers that look again and again while one writes find nothing half."""
+    with scene.job(name) as job:
+        with started(job.command) as process:
+            while not has_ended(process):
+                job.look()
+            assert 0 == ended(process).code
+        job.check()
+    return "survived"
+
+
+TRIES = {
+    f"{what}-{name}": partial(attempt, name)
+    for what, attempt in (("second", second_writer), ("race", race), ("read", read_on))
+    for name in JOBS
+}
+
+
+def run_writers(name: str, plan: Plan, tally: Tally) -> None:
+    """Try the cases of one experiment."""
+    try_cases(name, plan, tally, partial(TRIES[name], scene()), plan.cases())
+
+
+EXPERIMENTS = tuple(
+    Experiment(name, partial(run_writers, name), 10, scaled_by="kills") for name in TRIES
+)
