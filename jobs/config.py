@@ -23,6 +23,10 @@ INITS = (
 )
 SMALLEST_SHUFFLE_MEMORY = 2**20
 TOML_LIMIT = 2**20
+FLOAT_BITS = 1023
+"""An integer of as many bits is a float too; no setting takes a larger one."""
+SHOWN = 200
+"""Characters of a value, or an unknown setting's name, that are looked at and shown."""
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text in quotes"}
 
 
@@ -154,9 +158,9 @@ class TrainConfig:
         for key, value in settings.items():
             name = key.replace("-", "_")
             if name not in known:
-                nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)
+                nearest = difflib.get_close_matches(name[:SHOWN], known, n=1, cutoff=0)
                 raise UsageError(
-                    f"{place} has an unknown setting '{key}'; did you mean '{nearest[0]}'?"
+                    f"{place} has an unknown setting '{key[:SHOWN]}'; did you mean '{nearest[0]}'?"
                 )
             changes[name] = _typed(known[name], value, place)
         return replace(self, **changes)
@@ -209,20 +213,33 @@ def read_toml(path: Path) -> dict[str, Any]:
 def _typed(setting: "Field[Any]", value: Any, place: str) -> Any:
     """`value` as the setting's own type; an integer passes for a float."""
     kind = type(setting.default)
+    enormous = type(value) is int and value.bit_length() > FLOAT_BITS
     if kind is float and type(value) is int:
-        return float(str(value))  # an integer beyond all floats becomes infinite, and is refused
-    if type(value) is not kind:
-        raise UsageError(f"{place} gives {setting.name} as {value!r}; expected {KINDS[kind]}.")
+        return math.inf if enormous else float(value)  # infinity is refused later
+    if type(value) is not kind or enormous:
+        raise UsageError(
+            f"{place} gives {setting.name} as {_shown(value)}; expected {KINDS[kind]}."
+        )
     return value
+
+
+def _shown(value: Any) -> str:
+    """A value as a message shows it: TOML can hold numbers and texts of any length."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # Python refuses to print thousands of digits
+        return "something enormous"
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def _check(setting: "Field[Any]", value: Any) -> None:
     choices, least, most = (setting.metadata[key] for key in ("choices", "least", "most"))
     option = "--" + setting.name.replace("_", "-")
     if choices and value not in choices:
-        nearest = difflib.get_close_matches(str(value), choices, n=1, cutoff=0)
+        nearest = difflib.get_close_matches(str(value)[:SHOWN], choices, n=1, cutoff=0)
         raise UsageError(
-            f"{option} is {value!r}; expected one of {', '.join(choices)} (nearest: {nearest[0]})."
+            f"{option} is {_shown(value)}; expected one of {', '.join(choices)} "
+            f"(nearest: {nearest[0]})."
         )
     out = isinstance(value, float) and not math.isfinite(value)
     if out or (least is not None and value < least) or (most is not None and value > most):

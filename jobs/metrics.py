@@ -6,6 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from storage.errors import BadDataError
+from storage.sealed import check_fields
+
 
 @dataclass(frozen=True)
 class ClassQuality:
@@ -42,6 +45,19 @@ class Quality:
             "classes": [dict(vars(found)) for found in self.classes],
             "confusion": [list(row) for row in self.confusion],
         }
+
+
+def check_quality(document: Any, classes: int, place: str) -> None:
+    """Raise `BadDataError` that names `place` for what is not a `Quality` of so many classes."""
+    kinds = {"accuracy": float, "cross_entropy": float, "classes": list, "confusion": list}
+    check_fields(document, kinds, place)
+    of_class = {"name": str, "precision": float, "recall": float, "f1": float, "rows": int}
+    for found in document["classes"]:
+        check_fields(found, of_class, place)
+    rows = document["confusion"]
+    square = all(type(row) is list and len(row) == classes for row in rows)
+    if {classes} != {len(rows), len(document["classes"])} or not square:
+        raise BadDataError(f"{place} does not have the figures of {classes:,} classes.")
 
 
 class QualityCount:

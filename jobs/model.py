@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.config import TrainConfig
+from jobs.history import history_of
 from jobs.nn.architecture import parse_network
 from jobs.nn.network import Network
 from jobs.nn.parameters import Floats
@@ -75,7 +76,7 @@ def _choose(
         else:
             warnings.append(f"Checkpoint {found[0]} is not used: {found[1]}")
     assert newest is not None  # load_newest raises where none is sound
-    best = best_checkpoint(newest.progress["metrics"])
+    best = best_checkpoint(history_of(newest))
     if choice == "best" and best and best != newest.name:
         return load_checkpoint(run, best, tensors), tuple(warnings)
     return newest, tuple(warnings)

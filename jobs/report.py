@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.console import facts, percent, size, table
+from jobs.history import check_history
 from pipeline.ingest import IngestResult
 from storage.checkpoints import (
     Checkpoint,
@@ -16,7 +17,7 @@ from storage.checkpoints import (
 from storage.dataset import Dataset, open_dataset, replaced_sibling
 from storage.errors import BadDataError
 from storage.location import Location
-from storage.runs import RECORD, Run, open_run
+from storage.runs import METRICS, RECORD, Run, open_run
 from storage.store import METADATA_NAME
 
 SHOWN_CLASSES = 30
@@ -81,7 +82,9 @@ def _split_document(dataset: Dataset, name: str) -> dict[str, Any]:
         "chunks": schema.chunks,
         "chunk_rows": schema.chunk_rows,
         "chunks_per_shard": schema.chunks_per_shard,
-        "stored_bytes": sum(location.size(key) for key in location.objects()),
+        "stored_bytes": sum(
+            location.size(key) for key in location.objects() if location.holds(key)
+        ),
         "decoded_bytes": schema.rows * schema.row_bytes,
         "class_counts": list(split.record.class_counts),
         "digest": split.record.digest,
@@ -133,7 +136,7 @@ def _dataset_text(dataset: Dataset, splits: dict[str, dict[str, Any]]) -> str:
                     source.get("name"),
                     source.get("split"),
                     source.get("kind"),
-                    size(source["stored_bytes"]) if source.get("stored_bytes") else "-",
+                    size(stored) if type(stored := source.get("stored_bytes")) is int else "-",
                     source.get("decoded_sha256") or "-",
                 ]
                 for source in dataset.sources
@@ -150,7 +153,7 @@ def _shape(sizes: Sequence[int]) -> str:
 
 def inspect_run(run: Run) -> Report:
     """Configuration, epochs and checkpoints of a run."""
-    metrics = recorded_metrics(run)
+    metrics = check_history(recorded_metrics(run), f"{run.location}/{METRICS}")
     checkpoints = [_checkpoint_document(run, name) for name in list_checkpoints(run)]
     scores = [name for name in run.location.names("scores") if not name.startswith(".")]
     document = {

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.memory import check_memory, score_memory
-from jobs.metrics import QualityCount
+from jobs.metrics import QualityCount, check_quality
 from jobs.model import Model, load_model
 from jobs.outputs import write_output
 from jobs.step import Workers, network_inputs, one_blas_thread, thread_count
@@ -18,9 +18,10 @@ from jobs.stop import StopSignal
 from jobs.train import DEFAULT_DATASET, DEFAULT_RUN
 from pipeline.stream import Batch, BatchStream
 from storage.dataset import Dataset, open_dataset
-from storage.errors import UsageError
+from storage.errors import ConflictError, UsageError
 from storage.location import open_location
 from storage.predictions import (
+    METRICS,
     Scores,
     ScoresSchema,
     ScoresWriter,
@@ -78,12 +79,25 @@ def score(
     if not already_done:
         memory = score_memory(model.network, data.split(split).schema)
         announce(f"memory at most {check_memory(memory) / 1e6:,.0f} MB")
-        with one_blas_thread(), score_into(home, schema) as writer:
-            _score(writer, model, data, thread_count(threads), report, stop or StopSignal())
+        try:
+            with one_blas_thread(), score_into(home, schema) as writer:
+                _score(writer, model, data, thread_count(threads), report, stop or StopSignal())
+        except ConflictError:
+            already_done = is_complete(home)  # by another, in the meantime
+            if not already_done:
+                raise
     scores = open_scores(home)
     if output is not None:
         write_output(output, scores)
-    return ScoreResult(scores, scores.metrics(), already_done, model.warnings, output)
+    return ScoreResult(scores, _checked_metrics(scores), already_done, model.warnings, output)
+
+
+def _checked_metrics(scores: Scores) -> dict[str, Any]:
+    """The content of metrics.json; `BadDataError` where it is not a scoring's."""
+    metrics = scores.metrics()
+    if metrics.get("quality") is not None:
+        check_quality(metrics["quality"], scores.schema.classes, f"{scores.location}/{METRICS}")
+    return {"quality": None} | metrics
 
 
 def _checked_output(path: Path) -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 from jobs.config import TrainConfig
 from jobs.environment import environment
 from jobs.evaluate import Evaluation, Evaluator
+from jobs.history import Metrics, history_of
 from jobs.memory import check_memory, train_memory
 from jobs.nn.architecture import Layer, parse_network
 from jobs.step import STEP_VERSION, one_blas_thread, thread_count
@@ -30,8 +31,6 @@ from storage.runs import RECORD, Run, check_place, create_run, open_run, run_exi
 DEFAULT_DATASET = "data/mnist"
 DEFAULT_RUN = "runs/mnist"
 VALIDATION = "validation"
-
-Metrics = dict[str, Any]
 
 
 class TrainListener:
@@ -213,7 +212,7 @@ class _Job:
         self.stop = stop
         self.metrics: list[Metrics] = []
         if checkpoint is not None:
-            self.metrics = list(checkpoint.progress["metrics"])
+            self.metrics = history_of(checkpoint)
         run.rewrite_metrics(self.metrics)
 
     def run_to_end(self) -> TrainResult:

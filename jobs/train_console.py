@@ -2,8 +2,9 @@
 
 from jobs.config import TrainConfig
 from jobs.console import Console, percent
+from jobs.history import Metrics
 from jobs.report import Report, epoch_line, settings_text
-from jobs.train import Metrics, TrainListener, TrainResult
+from jobs.train import TrainListener, TrainResult
 from storage.runs import Run
 
 

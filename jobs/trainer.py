@@ -25,7 +25,8 @@ from jobs.step import (
 from pipeline.stream import BatchStream, StreamState
 from storage.checkpoints import Tensors
 from storage.dataset import Dataset
-from storage.errors import QualityGateError
+from storage.errors import BadDataError, QualityGateError
+from storage.sealed import check_fields
 
 
 @dataclass
@@ -35,6 +36,15 @@ class RunningSums:
     loss_sum: float = 0.0
     correct: int = 0
     rows: int = 0
+
+    @classmethod
+    def from_json(cls, document: Any) -> Self:
+        """What `asdict` gave; raises `BadDataError` for anything else."""
+        kinds = {"loss_sum": float, "correct": int, "rows": int}
+        check_fields(document, kinds, "The trainer's state in a checkpoint")
+        if not 0 <= document["correct"] <= document["rows"]:
+            raise BadDataError("The trainer's state in a checkpoint counts wrong; it is damaged.")
+        return cls(**{name: document[name] for name in kinds})
 
     def add(self, step: GradientSum) -> None:
         """Count one more mini-batch."""
@@ -135,8 +145,8 @@ class Trainer:
     def _load(self, tensors: Tensors, progress: dict[str, Any]) -> StreamState:
         self.parameters = flat_parameters(self.network.layers, tensors)
         self._memory = {name: tensors[f"optimizer.{name}"] for name in self._memory}
-        self.sums = RunningSums(**progress["sums"])
-        return StreamState.from_json(progress["stream"])
+        self.sums = RunningSums.from_json(progress.get("sums"))
+        return StreamState.from_json(progress.get("stream"))
 
     def close(self) -> None:
         """Stop the threads and the stream."""

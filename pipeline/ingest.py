@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +19,10 @@ from storage.dataset_writer import (
     ChunkRecord,
     DatasetWriter,
     SplitWriter,
-    create_dataset,
     dataset_lock,
     recover,
     refuse_foreign,
+    stage_dataset,
 )
 from storage.errors import UnreachableError, UsageError
 from storage.location import Location, open_location
@@ -85,20 +85,41 @@ def ingest(
     target = open_location(out)
     schema = plan_dataset(source, rows_per_chunk)
     fingerprint = source.fingerprint()
-    with dataset_lock(target):
+    with dataset_lock(target):  # throughout, so that nobody comes between the look and the work
         recover(target)
         refuse_foreign(target)
-    if not overwrite and target.exists(METADATA_NAME):
-        existing = open_dataset(target)
-        if existing.fingerprint == fingerprint and _splits(existing) == schema.splits:
-            return IngestResult(existing, True, source.description, time.perf_counter() - began)
-    _check_room(target, schema)
-    announce(f"memory at most {memory_needed(schema) / 1e6:,.0f} MB")
-    classes = np.array([int(name) for name in schema.class_names], dtype=np.int64)
-    with (
-        create_dataset(target, schema, overwrite=overwrite) as writer,
-        ThreadPoolExecutor(threads, thread_name_prefix="ingest") as pool,
-    ):
+        dataset = None if overwrite else _same_dataset(target, schema, fingerprint)
+        already_done = dataset is not None
+        if dataset is None:
+            _check_room(target, schema)
+            announce(f"memory at most {memory_needed(schema) / 1e6:,.0f} MB")
+            with stage_dataset(target, schema, overwrite=overwrite) as writer:
+                dataset = _convert(source, writer, fingerprint, threads, report)
+    return IngestResult(dataset, already_done, source.description, time.perf_counter() - began)
+
+
+def _same_dataset(
+    target: Location, schema: DatasetSchema, fingerprint: dict[str, Any]
+) -> Dataset | None:
+    """The dataset that is there, where it was made from the same source in the same way."""
+    if not target.exists(METADATA_NAME):
+        return None
+    existing = open_dataset(target)
+    splits = {name: split.schema for name, split in existing.splits.items()}
+    same = existing.fingerprint == fingerprint and splits == schema.splits
+    return existing if same else None
+
+
+def _convert(
+    source: Source,
+    writer: DatasetWriter,
+    fingerprint: dict[str, Any],
+    threads: int,
+    report: Report,
+) -> Dataset:
+    """Convert every split and publish them."""
+    classes = np.array([int(name) for name in writer.schema.class_names], dtype=np.int64)
+    with ThreadPoolExecutor(threads, thread_name_prefix="ingest") as pool:
         records = {
             split.name: _convert_split(split, writer, classes, pool, report)
             for split in source.splits
@@ -106,8 +127,7 @@ def ingest(
         files = [
             {"split": split.name, **vars(file)} for split in source.splits for file in split.files()
         ]
-        dataset = writer.publish(records, files, fingerprint)
-    return IngestResult(dataset, False, source.description, time.perf_counter() - began)
+        return writer.publish(records, files, fingerprint)
 
 
 def plan_dataset(source: Source, rows_per_chunk: int | None = None) -> DatasetSchema:
@@ -153,10 +173,6 @@ def _check_room(target: Location, schema: DatasetSchema) -> None:
             f"The dataset has {schema.decoded_bytes:,} bytes before compression; there are "
             f"{free:,} free for {target}. Free some space, or choose another --out."
         )
-
-
-def _splits(dataset: Dataset) -> dict[str, SplitSchema]:
-    return {name: split.schema for name, split in dataset.splits.items()}
 
 
 def _convert_split(

@@ -68,7 +68,7 @@ class StreamState:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, document: dict[str, Any]) -> Self:
+    def from_json(cls, document: Any) -> Self:
         """The inverse; raises `BadDataError` for anything else."""
         found = document.items() if isinstance(document, dict) else ()
         if {name: type(value) for name, value in found} != cls.__annotations__:

@@ -13,7 +13,7 @@ from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
 from storage import sealed
-from storage.errors import BadDataError, PipelineError
+from storage.errors import BadDataError
 from storage.location import Location, is_leftover
 from storage.runs import METRICS, Run
 
@@ -22,6 +22,14 @@ FORMAT_VERSION = 1
 DIRECTORY = "checkpoints"
 STATE = "state.safetensors"
 MANIFEST = "manifest.json"
+RECORDED = {
+    "state_bytes": int,
+    "state_sha256": str,
+    "parameters_digest": str,
+    "config_digest": str,
+    "progress": dict,
+}
+"""The fields of a manifest that are not known beforehand."""
 NAME = re.compile(r"(\d{6,})-(\d{6,})")
 
 Tensors = dict[str, NDArray[Any]]
@@ -92,25 +100,20 @@ def save_checkpoint(
             _remove(run, name)
         temporary.take_place_of(run.location.child(name.key))
     except BaseException:
-        _discard(temporary)
+        temporary.discard()
         raise
-
-
-def _discard(temporary: Location) -> None:
-    """Remove what is left of a failed save; the failure itself is what matters."""
-    try:
-        temporary.delete_tree()
-    except (
-        PipelineError,
-        OSError,
-    ):  # the disk may refuse this too; the next save of this name clears it
-        return
 
 
 def list_checkpoints(run: Run) -> list[CheckpointName]:
     """The names of the run's checkpoints, sound or not, oldest first."""
-    matches = (NAME.fullmatch(name) for name in run.location.names(DIRECTORY))
-    return sorted(CheckpointName(int(match[1]), int(match[2])) for match in matches if match)
+    return sorted(filter(None, map(parse_name, run.location.names(DIRECTORY))))
+
+
+def parse_name(text: str) -> CheckpointName | None:
+    """The checkpoint's name that a directory's name spells in the one way that there is."""
+    match = NAME.fullmatch(text)
+    name = CheckpointName(int(match[1]), int(match[2])) if match else None
+    return name if str(name) == text else None
 
 
 def load_checkpoint(run: Run, name: CheckpointName, template: Tensors | None = None) -> Checkpoint:
@@ -150,10 +153,7 @@ def _read_manifest(run: Run, name: CheckpointName, location: Location) -> dict[s
                 f"{place} has {field} {manifest.get(field)!r}; expected {value!r}: it belongs to "
                 "another checkpoint, run or release."
             )
-    kinds = {"state_sha256": str, "parameters_digest": str, "config_digest": str, "progress": dict}
-    for field, kind in kinds.items():
-        if not isinstance(manifest.get(field), kind):
-            raise BadDataError(f"{place} has no {field}; it is not the manifest of a checkpoint.")
+    sealed.check_fields(manifest, RECORDED, place)
     return manifest
 
 
@@ -168,6 +168,8 @@ def _read_state(location: Location, manifest: dict[str, Any]) -> bytes:
         state = location.get(STATE)
     except FileNotFoundError:
         raise BadDataError(f"{place} is missing: the checkpoint is not whole.") from None
+    except MemoryError:
+        raise BadDataError(f"{place} does not fit in memory; it is none of ours.") from None
     found = hashlib.sha256(state).hexdigest()
     if found != manifest["state_sha256"]:
         raise BadDataError(

@@ -47,6 +47,19 @@ class ChunkReader:
         shard_rows = self.chunk_rows * self.chunks_per_shard
         return [self._key(number) for number in range(-(-self.rows // shard_rows))]
 
+    def check_claim(self) -> None:
+        """Raise `BadDataError` where most of the chunk objects, or shards, are not there.
+
+        How many there are is but a claim until then; from here on, work for each is bounded.
+        """
+        claimed = -(-self.rows // (self.chunk_rows * self.chunks_per_shard))
+        there = len(self.location.names())
+        if claimed > 2 * there:
+            raise BadDataError(
+                f"{self.location} holds {there:,} files; its {self.rows:,} rows should fill "
+                f"{claimed:,} chunks or shards. Restore it from a copy, or make this anew."
+            )
+
     def _key(self, number: int) -> str:
         return f"c.{number}" + (".0" if self.two_dimensional else "")
 
@@ -72,10 +85,19 @@ class ChunkReader:
         return values[: min(self.chunk_rows, self.rows - number * self.chunk_rows)]
 
     def _stored(self, key: str, place_in_shard: int) -> bytes:
-        if self.chunks_per_shard == 1:
-            return self.location.get(key)
-        start, length = self._shard_entry(key, place_in_shard)
-        return self.location.get(key, start, start + length)
+        start, length = 0, self._stored_limit
+        if self.chunks_per_shard > 1:
+            start, length = self._shard_entry(key, place_in_shard)
+        return self.location.get(key, start, start + min(length, self._stored_limit))
+
+    @property
+    def _stored_limit(self) -> int:
+        """Bytes that a chunk may take: those that Zstandard makes longer are cut off, and told.
+
+        `ZSTD_compressBound` adds 1/256 and at most 64 KiB; a frame header and checksums are short.
+        """
+        decoded = self.chunk_rows * self.columns * np.dtype(self.dtype).itemsize
+        return decoded + decoded // 256 + 2**17
 
     def _shard_entry(self, key: str, place_in_shard: int) -> tuple[int, int]:
         """Offset and length, in bytes, of a chunk inside its shard."""

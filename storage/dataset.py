@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from storage import sealed
 from storage.chunks import ChunkReader
-from storage.errors import BadDataError, PipelineError
+from storage.errors import BadDataError, ConflictError, PipelineError
 from storage.location import Location
 from storage.schema import (
     FORMAT,
@@ -45,12 +45,15 @@ class Block:
 class Split:
     """One split of an open dataset. Chunks are checked against their digests as they are read."""
 
-    def __init__(self, store: LocationStore, name: str, record: SplitRecord) -> None:
+    def __init__(
+        self, store: LocationStore, name: str, record: SplitRecord, dataset_digest: str
+    ) -> None:
         """Nothing is read yet but by the properties below."""
         self.name = name
         self.record = record
         self.schema: SplitSchema = record.schema
         self._store = store
+        self._dataset_digest = dataset_digest
 
     @cached_property
     def readers(self) -> dict[str, ChunkReader]:
@@ -81,6 +84,11 @@ class Split:
                 ),
             }
         return readers
+
+    def check_claim(self) -> None:
+        """Raise `BadDataError` where most chunks are not there: see `ChunkReader.check_claim`."""
+        for reader in self.readers.values():
+            reader.check_claim()
 
     @cached_property
     def inputs(self) -> "zarr.Array[Any]":
@@ -121,8 +129,28 @@ class Split:
     def read_chunk(self, number: int) -> Block:
         """Chunk `number`, in [0, chunks - 1], whole, decoded and checked.
 
-        Raises `BadDataError` that names the chunk where it is missing, damaged or another's.
+        Raises `BadDataError` that names the chunk where it is missing, damaged or another's, and
+        `ConflictError` where another dataset has taken the place of the one that was opened.
         """
+        try:
+            return self._read_checked(number)
+        except BadDataError:
+            self._check_not_replaced()
+            raise
+
+    def _check_not_replaced(self) -> None:
+        location = self._store.location
+        try:
+            replaced = root_document(location)["attributes"].get("digest") != self._dataset_digest
+        except BadDataError:
+            replaced = replaced_sibling(location).exists()
+        if replaced:
+            raise ConflictError(
+                f"{location} was replaced by another dataset while it was being read. "
+                "Run the same command again."
+            )
+
+    def _read_checked(self, number: int) -> Block:
         targets = self.readers.get("targets")
         block = Block(
             self.readers["inputs"].read(number), None if targets is None else targets.read(number)
@@ -155,11 +183,12 @@ class Dataset:
     splits: dict[str, Split] = field(repr=False)
 
     def split(self, name: str) -> Split:
-        """The split of that name; `BadDataError` that lists the others where there is none."""
+        """The split of that name; `BadDataError` where there is none, or next to none of it."""
         if name not in self.splits:
             raise BadDataError(
                 f"{self.location} has no split '{name}'; it has {', '.join(self.splits)}."
             )
+        self.splits[name].check_claim()
         return self.splits[name]
 
 
@@ -194,6 +223,15 @@ def open_dataset(location: Location) -> Dataset:
     or not a dataset.
     """
     document = root_document(location)
+    try:
+        return _opened(location, document)
+    except BadDataError:
+        if root_document(location) == document:
+            raise
+    return open_dataset(location)  # it was replaced meanwhile: look again
+
+
+def _opened(location: Location, document: dict[str, Any]) -> Dataset:
     attributes = document["attributes"]
     if attributes.get("complete") is not True:
         raise BadDataError(
@@ -217,7 +255,10 @@ def root_document(location: Location) -> dict[str, Any]:
     try:
         document = sealed.parse(sealed.read(location, METADATA_NAME), place)
     except FileNotFoundError:
-        raise BadDataError(_nothing_there(location)) from None
+        trouble = _nothing_there(location)
+        if location.holds(METADATA_NAME):  # published in this moment
+            return root_document(location)
+        raise BadDataError(trouble) from None
     attributes = document.get("attributes")
     if not isinstance(attributes, dict) or attributes.get("format") != FORMAT:
         raise BadDataError(
@@ -236,8 +277,8 @@ def root_document(location: Location) -> dict[str, Any]:
 def _nothing_there(location: Location) -> str:
     if replaced_sibling(location).exists():
         return (
-            f"{location} was being replaced when the ingest ended. Run the same `pipeline ingest` "
-            "again: it puts the old dataset back and goes on."
+            f"{location} was being replaced when the ingest ended, unless it is still at work. Run "
+            "the same `pipeline ingest` again: it puts the old dataset back and goes on."
         )
     if not location.exists():
         return (
@@ -267,6 +308,10 @@ def _from_attributes(location: Location, attributes: dict[str, Any]) -> Dataset:
             f"The digest of {location} is {attributes['digest']!r}; its attributes give "
             f"{expected}. {MAKE_AGAIN}"
         )
+    for name, record in records.items():
+        record.check_names(name, class_names, image_shape)
+    for source in attributes["sources"]:
+        sealed.check_fields(source, {"name": str, "split": str}, f"A source of {location}")
     store = LocationStore(location, read_only=True)
     return Dataset(
         location=location,
@@ -278,7 +323,7 @@ def _from_attributes(location: Location, attributes: dict[str, Any]) -> Dataset:
         fingerprint=dict(attributes["fingerprint"]),
         metadata_digests=dict(attributes["metadata_digests"]),
         digest=expected,
-        splits={name: Split(store, name, record) for name, record in records.items()},
+        splits={name: Split(store, name, record, expected) for name, record in records.items()},
     )
 
 

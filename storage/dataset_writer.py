@@ -214,15 +214,25 @@ def create_dataset(
 
     Raises `ConflictError` where something is at `target` that must not be replaced.
     """
-    with dataset_lock(target):
-        recover(target)
-        _check_free(target, overwrite)
-        staged = target.sibling("", ".ingest")
-        staged.delete_tree()
-        try:
-            yield DatasetWriter(target, staged, schema)
-        finally:
-            staged.delete_tree()
+    with dataset_lock(target), stage_dataset(target, schema, overwrite=overwrite) as writer:
+        yield writer
+
+
+@contextmanager
+def stage_dataset(
+    target: Location, schema: DatasetSchema, *, overwrite: bool = False
+) -> Iterator[DatasetWriter]:
+    """Like `create_dataset`, for a caller who holds the lock already."""
+    recover(target)
+    _check_free(target, overwrite)
+    staged = target.sibling("", ".ingest")
+    staged.delete_tree()
+    try:
+        yield DatasetWriter(target, staged, schema)
+    except BaseException:
+        staged.discard()
+        raise
+    staged.delete_tree()
 
 
 def dataset_lock(target: Location) -> Any:

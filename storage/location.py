@@ -101,14 +101,14 @@ class Location:
         step = str(self.path)
         for part in parts:
             step = f"{step}/{part}"
-            if os.path.islink(step) and not self._holds(os.path.realpath(step)):
+            if os.path.islink(step) and not self._contains(os.path.realpath(step)):
                 raise BadDataError(
                     f"{step} is a link that leads outside {self.path}; it is refused. Put what it "
                     "leads to in its place."
                 )
         return self.path / key
 
-    def _holds(self, resolved: str) -> bool:
+    def _contains(self, resolved: str) -> bool:
         return Path(resolved).is_relative_to(os.path.realpath(self.path))
 
     def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
@@ -172,6 +172,14 @@ class Location:
                 return False
             return True
 
+    def holds(self, key: str) -> bool:
+        """Whether there is an object at `key`, which can be read."""
+        try:
+            self.size(key)
+        except FileNotFoundError:
+            return False
+        return True
+
     def is_free(self) -> bool:
         """Whether nothing is here yet: no object, and no directory but an empty one."""
         with reaching("look at", self.path):
@@ -226,6 +234,11 @@ class Location:
         """Remove this location and all below it."""
         with reaching("remove", self.path):
             _remove_tree(self.path)
+
+    def discard(self) -> None:
+        """The same after a failure, which is what matters: where this fails too, it is let be."""
+        with suppress(OSError, UnreachableError):
+            self.delete_tree()
 
     def take_place_of(self, target: "Location") -> None:
         """Rename this tree to `target`, which must not exist, and make the new name durable.

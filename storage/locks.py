@@ -1,45 +1,64 @@
 """The writer's lock: held by the kernel, so it is free the moment its holder is dead."""
 
+import fcntl
 import json
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-
-from filelock import FileLock, Timeout
+from typing import Any
 
 from storage.errors import ConflictError
 from storage.location import Location, make_directories, reaching
+
+SIGNATURE_TRIES = 50
+"""How often to look for the signature of a holder that has yet to sign, 10 ms apart."""
 
 
 @contextmanager
 def writer_lock(lock_file: Location, what: str) -> Iterator[None]:
     """Hold the only right to write `what` while the block runs; never waits for it.
 
-    Raises `ConflictError` that names the holder where another process, or another lock in this
-    one, has it.
+    It is the open file that the kernel locks (flock, 2): the file itself stays, and says who
+    holds it. Raises `ConflictError` that names the holder where another process, or another lock
+    in this one, has it.
     """
     path = lock_file.path
     with reaching("lock", path):
         make_directories(path.parent)
-        lock = FileLock(path, timeout=0, thread_local=False)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise ConflictError(
-                f"{what} is being written by {_holder(path)}. Wait for it, or stop it."
-            ) from None
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        _sign(path)
-        yield
+        with reaching("lock", path):
+            _lock(descriptor, what)
+        _sign(descriptor)
+        try:
+            yield
+        finally:
+            _erase(descriptor)
     finally:
-        lock.release()
+        os.close(descriptor)
 
 
-def _sign(path: Path) -> None:
+def _lock(descriptor: int, what: str) -> None:
+    """Lock an open file, or raise `ConflictError` that names who has done so before."""
+    holder = None
+    for _ in range(SIGNATURE_TRIES):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            holder = _read(descriptor)
+        if holder and _may_live(holder):
+            break
+        time.sleep(0.01)
+    raise ConflictError(f"{what} is being written by {_told(holder)}. Wait for it, or stop it.")
+
+
+def _sign(descriptor: int) -> None:
     """Leave word of who holds the lock; the lock holds without it, on a full disk say."""
     holder = {
         "process": os.getpid(),
@@ -47,17 +66,43 @@ def _sign(path: Path) -> None:
         "since": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:3]]),
     }
-    with suppress(OSError), open(path, "w") as file:
-        json.dump(holder, file)
+    _erase(descriptor)
+    with suppress(OSError):
+        os.pwrite(descriptor, json.dumps(holder).encode(), 0)
 
 
-def _holder(path: Path) -> str:
+def _erase(descriptor: int) -> None:
+    with suppress(OSError):
+        os.ftruncate(descriptor, 0)
+
+
+def _read(descriptor: int) -> dict[str, Any] | None:
+    """The signature in a lock file, or None where it is not one, or not yet."""
     try:
-        with open(path, "rb") as file:
-            holder = json.loads(file.read(4096))
-        return (
-            f"process {int(holder['process'])} on {str(holder['host'])[:80]} "
-            f"since {str(holder['since'])[:40]}"
-        )
+        holder = json.loads(os.pread(descriptor, 4096, 0))
+        return {
+            "process": int(holder["process"]),
+            "host": str(holder["host"])[:80],
+            "since": str(holder["since"])[:40],
+        }
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _may_live(holder: dict[str, Any]) -> bool:
+    """Whether a signature is not that of a dead one, whose successor has yet to sign."""
+    if holder["host"] != socket.gethostname():
+        return True
+    try:
+        os.kill(holder["process"], 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
+
+
+def _told(holder: dict[str, Any] | None) -> str:
+    if holder is None:
         return "another process"
+    return f"process {holder['process']} on {holder['host']} since {holder['since']}"

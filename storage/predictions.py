@@ -54,6 +54,10 @@ class ScoresSchema:
                 f"A chunk of {self.chunk_rows:,} rows of {self.classes:,} classes is more than "
                 f"{CHUNK_LIMIT:,} bytes; use fewer rows per chunk."
             )
+        if len(self.class_names) != self.classes:
+            raise BadDataError(
+                f"A scoring of {self.classes:,} classes has {len(self.class_names):,} names."
+            )
 
     @property
     def home(self) -> str:
@@ -256,8 +260,7 @@ def open_scores(location: Location) -> Scores:
     place = f"{location}/{METADATA_NAME}"
     sealed.check_group_seal(document, place)
     try:
-        scored = dict(attributes["scored"])
-        schema = ScoresSchema(**scored | {"class_names": tuple(scored["class_names"])})
+        schema = _schema(attributes["scored"], place)
         digests = tuple(str(digest) for digest in attributes["chunk_digests"])
         recorded = dict(attributes["metadata_digests"]) | {METRICS: attributes["metrics_sha256"]}
         if len(digests) != schema.chunks:
@@ -272,6 +275,16 @@ def open_scores(location: Location) -> Scores:
     for key, expected in recorded.items():
         _check_digest(location, key, expected)
     return Scores(location, schema, digests)
+
+
+def _schema(scored: Any, place: str) -> ScoresSchema:
+    sealed.check_fields(
+        scored, {name: str for name in ("model_digest", "dataset_digest", "split")}, place
+    )
+    names = scored["class_names"]
+    if type(names) is not list or any(type(name) is not str for name in names):
+        raise BadDataError(f"{place} has class names that are no list of texts. {AGAIN}")
+    return ScoresSchema(**scored | {"class_names": tuple(names)})
 
 
 def _check_digest(location: Location, key: str, expected: str) -> None:

@@ -18,6 +18,14 @@ METRICS = "metrics.jsonl"
 SCORES = "scores"
 """The directory of the run's scorings."""
 LOCK = ".lock"
+RECORDED = {
+    "run_id": str,
+    "configuration": dict,
+    "dataset_digest": str,
+    "versions": dict,
+    "environment": dict,
+}
+"""The fields of run.json besides its format."""
 
 
 @dataclass(frozen=True)
@@ -121,17 +129,8 @@ def open_run(location: Location) -> Run:
             f"{FORMAT_VERSION}. Install a newer mnist-stream."
         )
     body = sealed.check_seal(document, place)
-    try:
-        return Run(
-            location=location,
-            run_id=str(body["run_id"]),
-            configuration=dict(body["configuration"]),
-            dataset_digest=str(body["dataset_digest"]),
-            versions=dict(body["versions"]),
-            environment=dict(body["environment"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise BadDataError(f"{place} is not the record of a run ({error!r}).") from error
+    sealed.check_fields(body, RECORDED, place)
+    return Run(location=location, **{name: body[name] for name in RECORDED})
 
 
 def run_exists(location: Location) -> bool:

@@ -1,5 +1,6 @@
 """What a dataset consists of: its splits, arrays and attributes, as values."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -15,6 +16,8 @@ CHUNK_BYTES = 1_570_000
 SHARD_THRESHOLD = 1_000
 """Datasets whose splits have more chunks than this keep them in shards."""
 CHUNKS_PER_SHARD = 8
+SHARD_LIMIT = 1024
+"""The most chunks of a shard, so that a few objects do not claim chunks without number."""
 ELEMENT_TYPES = ("uint8", "int8", "int16", "int32", "float32", "float64")
 ROW_LIMIT = 64 * 2**20
 """The longest row, in bytes, so that no stored number makes us allocate without bound."""
@@ -45,6 +48,11 @@ class SplitSchema:
             value = getattr(self, field)
             if type(value) is not int or not 1 <= value < 2**48:
                 raise BadDataError(f"A split's {field} is {value!r}; expected a positive integer.")
+        if self.chunks_per_shard > SHARD_LIMIT:
+            raise BadDataError(
+                f"A split has {self.chunks_per_shard:,} chunks in a shard; expected at most "
+                f"{SHARD_LIMIT:,}."
+            )
         if type(self.classes) is not int or not 0 <= self.classes <= 2**16:
             raise BadDataError(f"A split's classes is {self.classes!r}; expected 0 to 65,536.")
         if self.dtype not in ELEMENT_TYPES:
@@ -104,6 +112,24 @@ class SplitRecord:
     """SHA-256 over the chunk digests, in order."""
     class_counts_digest: str
     """SHA-256 over the array of class counts per chunk (int64, little-endian)."""
+
+    def check_names(
+        self, name: str, class_names: tuple[str, ...], image_shape: tuple[int, ...]
+    ) -> None:
+        """Raise `BadDataError` where the split, its classes and its images do not fit together."""
+        schema = self.schema
+        if not name.isidentifier():
+            raise BadDataError(f"A split is called {name!r}; expected letters, as in 'train'.")
+        if schema.classes not in (0, len(class_names)) or len(self.class_counts) != schema.classes:
+            raise BadDataError(
+                f"Split {name} has {schema.classes:,} classes and {len(self.class_counts):,} class "
+                f"counts; the dataset names {len(class_names):,}."
+            )
+        if min(image_shape, default=0) < 1 or math.prod(image_shape) != schema.features:
+            raise BadDataError(
+                f"Split {name} has {schema.features:,} features; images of shape {image_shape} "
+                "have another number."
+            )
 
     def to_json(self) -> dict[str, Any]:
         """The split's entry in the root attributes."""

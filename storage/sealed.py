@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from storage.errors import BadDataError
@@ -47,7 +48,34 @@ def parse(data: bytes, place: str) -> dict[str, Any]:
         raise BadDataError(f"{place} is not valid JSON ({error}); it is damaged.") from error
     if not isinstance(document, dict):
         raise BadDataError(f"{place} holds a JSON {type(document).__name__}, not an object.")
+    if _has_half_character(data, document):
+        raise BadDataError(f"{place} holds half a surrogate pair, which is no text; it is damaged.")
     return document
+
+
+def _has_half_character(data: bytes, document: dict[str, Any]) -> bool:
+    """Whether a text is none that can be printed or encoded: JSON's escapes can spell it."""
+    if b"\\ud" not in data.lower():
+        return False
+    try:
+        json.dumps(document, ensure_ascii=False).encode()
+    except (UnicodeEncodeError, RecursionError):
+        return True
+    return False
+
+
+def check_fields(document: Any, kinds: Mapping[str, type], place: str) -> None:
+    """Raise `BadDataError` for the first field that is missing or not of its type.
+
+    An integer does not pass for a float, nor a boolean for an integer: we write none for the other.
+    """
+    for name, kind in kinds.items():
+        found = document.get(name) if isinstance(document, dict) else None
+        if type(found) is not kind:
+            raise BadDataError(
+                f"{place} has a {type(found).__name__} for its '{name}'; expected a "
+                f"{kind.__name__}. Restore it from a copy, or make it again."
+            )
 
 
 def check_seal(document: dict[str, Any], place: str) -> dict[str, Any]:

@@ -14,10 +14,10 @@ from storage import sealed
 from storage.checkpoints import (
     DIRECTORY,
     MANIFEST,
-    NAME,
     STATE,
     list_checkpoints,
     load_checkpoint,
+    parse_name,
     recorded_metrics,
 )
 from storage.chunks import ChunkReader
@@ -55,6 +55,10 @@ def verify_dataset(location: Location) -> Iterator[Check]:
 def _verify_split(split: Split, store: LocationStore) -> Iterator[Check]:
     place = f"{store.location}/{split.name}"
     yield from _verify_arrays(store, split.readers)
+    error = _trouble(split.check_claim)
+    yield f"{place}: presence of chunks", error
+    if error is not None:
+        return
     for number in range(split.schema.chunks):
         yield f"{place}: chunk {number}", _trouble(_check_chunk, split, number)
     if split.schema.classes:
@@ -143,7 +147,7 @@ def _is_of_run(key: str) -> bool:
     directory, *rest = key.split("/")
     if directory != DIRECTORY:
         return True
-    return len(rest) == 2 and bool(NAME.fullmatch(rest[0])) and rest[1] in (STATE, MANIFEST)
+    return len(rest) == 2 and parse_name(rest[0]) is not None and rest[1] in (STATE, MANIFEST)
 
 
 def _verify_arrays(store: LocationStore, readers: dict[str, ChunkReader]) -> Iterator[Check]:

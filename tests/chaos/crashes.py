@@ -34,7 +34,7 @@ def crash_run(name: str, plan: Plan, tally: Tally) -> None:
     with TemporaryDirectory() as base:
         stage = Stage(Path(base), name)
         stage.prepare()
-        cases = plan.cases((stage.operations - 1) * VARIANTS)
+        cases = plan.cases(stage.operations * VARIANTS)
         try_cases(f"crash-{name}", plan, tally, partial(_try_crash, stage), cases)
 
 
@@ -54,6 +54,8 @@ def _try_crash(stage: Stage, case: int, chance: random.Random) -> str:
                 told += f"death after operation {survivors}, {disk.last}"
                 told += disk.settle(chance) + "; "
                 stage.check_between(subject)
+                if not disk.dead:  # the command had ended: what it told the user is there for good
+                    stage.check_outcome(subject)
             again = run_here(command)
             assert 0 == again.code, f"run again: {again.code} {again.err}"
             stage.check_done(subject)
@@ -81,6 +83,7 @@ class Disk:
     """Operations that are done; all later ones find the machine dead."""
     last: str = ""
     dead: bool = False
+    """Whether there was an operation after those."""
     _done: int = 0
     _written: dict[int, Written] = field(default_factory=dict)
     """By inode: descriptors are used again."""

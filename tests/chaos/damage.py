@@ -133,7 +133,7 @@ def misplace(scene: Scene, case: int, chance: random.Random) -> str:
     act, key = misplacement_cases(scene)[case]
     with scene.copy() as copy:
         act(scene, copy, key)
-        return judge(scene, copy, key)
+        return judge(scene, copy, key, *([next_of_kind(scene, key)] if act is swap else []))
 
 
 Act = Callable[[Scene, Subject, str], None]
@@ -204,15 +204,16 @@ def misplacement_cases(scene: Scene) -> list[tuple[Act, str]]:
     return cases
 
 
-def judge(scene: Scene, copy: Subject, key: str) -> str:
-    """How a case ended, after something was done to the file `key` of a copy."""
+def judge(scene: Scene, copy: Subject, key: str, *more: str) -> str:
+    """How a case ended, after something was done to the file `key` of a copy, and to `more`."""
     artefact = key.split("/")[0]
     verified = run_here(["verify", str(copy.home / artefact), "--quiet"])
     assert verified.code in (0, 3), f"{key}: verify ended with {verified}"
     if verified.code == 3:
-        assert names_place(verified.out + verified.err, copy.home / key), f"{key}: {verified}"
+        told = verified.out + verified.err
+        assert any(names_place(told, copy.home / at) for at in (key, *more)), f"{key}: {verified}"
     refused = []
-    documented = (0, 3) if (copy.run / RECORD).exists() else (0, 3, 4)  # 4: not a run to write to
+    documented = (0, 3, 4) if key.endswith(RECORD) else (0, 3)  # 4: not ours, or another run
     for use in uses(key):
         ended = use(scene, copy, key)
         assert ended.code in documented, f"{key}: {use.__name__} ended with {ended}"

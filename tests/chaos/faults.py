@@ -39,7 +39,7 @@ def _try_fault(stage: Stage, case: int, chance: random.Random) -> str:
         descriptors = _open_descriptors()
         with failing(number, ERRORS[kind], MODES[mode], chance) as failed:
             ended = run_here(command)
-        assert failed, f"there is no operation {number}"
+        assert failed, f"there is no operation {number}: {ended}"
         doing = (
             f"operation {number}, {failed[0]}, fails {MODES[mode]} ({os.strerror(ERRORS[kind])})"
         )
@@ -78,7 +78,7 @@ def failing(
             real(*arguments)
         if name == "write":
             descriptor, data = arguments
-            real(descriptor, memoryview(data).cast("B")[: chance.randrange(len(data))])
+            real(descriptor, memoryview(data).cast("B")[: chance.randint(0, len(data))])
         raise OSError(error_number, os.strerror(error_number))
 
     with operations_through(around):

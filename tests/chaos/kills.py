@@ -50,7 +50,9 @@ def killed(job: Job, chance: random.Random) -> bool:
 
 def run_kills(name: str, plan: Plan, tally: Tally) -> None:
     """Try the cases of one job."""
-    try_cases(f"kill-{name}", plan, tally, partial(kill, name, scene()), plan.cases())
+    try_cases(
+        f"kill-{name}", plan, tally, partial(kill, name, scene()), plan.cases(), in_threads=True
+    )
 
 
 EXPERIMENTS = tuple(

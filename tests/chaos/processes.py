@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tests.chaos.subject import Ended
-from tests.commands.process import REPOSITORY, start_pipeline
+from tests.commands.process import MODULE, REPOSITORY, start_pipeline
 
 GIVEN_UP = 300.0
 """Seconds after which a process that should have ended is a failure: it hangs."""
@@ -37,9 +36,15 @@ class Work:
 
 
 @contextmanager
-def started(command: Command, **options: Any) -> Iterator["subprocess.Popen[str]"]:
-    """The command in a new process, which does not outlive the block."""
-    process = start_pipeline(*command.arguments, cwd=REPOSITORY, **options)
+def started(
+    command: Command, *module: str, env: dict[str, str] | None = None
+) -> Iterator["subprocess.Popen[str]"]:
+    """The command in a new process, which does not outlive the block.
+
+    It is `pipeline`'s or, where one is named, that of another module with the arguments it takes
+    before the command's.
+    """
+    process = start_pipeline(*command.arguments, cwd=REPOSITORY, env=env, module=module or MODULE)
     try:
         yield process
     finally:

@@ -12,7 +12,7 @@ from typing import Any
 from jobs.config import TrainConfig
 from jobs.stop import StopSignal
 from jobs.train import TrainListener, train
-from storage.checkpoints import list_checkpoints
+from storage.checkpoints import NAME, list_checkpoints
 from storage.errors import BadDataError, StoppedError
 from storage.location import Location, open_location
 from storage.predictions import JOURNAL
@@ -196,11 +196,15 @@ class Stage:
             f"{OUTPUT} is there in part"
         )
 
+    def check_outcome(self, subject: Subject) -> None:
+        """The command came to the oracle's outcome."""
+        done, found = self._facts["done"], subject.outcome()
+        assert done == found, f"expected {done}, found {found}"
+
     def check_done(self, subject: Subject) -> None:
         """Run again, undisturbed, the command came to the oracle's outcome, and left no litter."""
         facts = self._facts
-        found = subject.outcome()
-        assert facts["done"] == found, f"expected {facts['done']}, found {found}"
+        self.check_outcome(subject)
         for place in filter(Path.exists, (subject.dataset, subject.run)):
             wrong = [error for _, error in verify_location(open_location(place)) if error]
             assert not wrong, f"verify: {wrong[0]}"
@@ -220,13 +224,16 @@ def files_of(subject: Subject) -> list[str]:
 
 
 def _is_litter(name: str) -> bool:
-    """Whether it should not stay: all but what no lock protects, or is known to do no harm.
+    """Whether it should not stay: all but what does no harm, and no command may judge.
 
     The temporary file of a plain output lies in the user's own directory, where a dead writer's
-    cannot be told from a live one's; a complete scoring is not opened for writing again, so its
-    journal stays where only the removal failed.
+    cannot be told from a live one's. A complete scoring is not opened for writing again, so its
+    journal stays where only the removal failed; nor is a run that is done, where a sound
+    checkpoint may then stay beyond the number to keep.
     """
-    return not name.startswith(f".{OUTPUT}.") and not name.endswith(f"/{JOURNAL}")
+    directory, _, rest = name.partition("/checkpoints/")
+    checkpoint = directory == "run" and NAME.fullmatch(rest.split("/")[0])
+    return not (checkpoint or name.startswith(f".{OUTPUT}.") or name.endswith(f"/{JOURNAL}"))
 
 
 def _bytes(path: Path) -> bytes:

@@ -13,7 +13,7 @@ from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from storage.errors import BadDataError
+from storage.errors import BadDataError, ConflictError
 from storage.location import open_location
 from storage.predictions import is_complete
 from storage.runs import RECORD, SCORES, open_run
@@ -161,6 +161,8 @@ def look_at_dataset(dataset: Path, before: Outcome | None, after: Outcome) -> No
     except BadDataError as error:
         expected = "being replaced" if before else "There is no dataset"
         assert expected in str(error), error
+    except ConflictError as error:
+        assert before and "was replaced by another dataset" in str(error), error
     else:
         assert found in (before, after), f"a reader finds {found}"
 

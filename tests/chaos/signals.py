@@ -1,9 +1,18 @@
-"""SIGTERM and SIGINT: a job stops where it can be gone on with, soon; the second one ends it."""
+"""SIGTERM and SIGINT: a job stops where it can be gone on with, soon; the second one ends it.
 
+    python -m tests.chaos.signals NUMBER COMMAND...
+
+runs `pipeline COMMAND...`, to which a signal comes when all is over but for Python's winding down.
+"""
+
+import atexit
+import os
 import random
 import signal
+import sys
 from functools import partial
 
+from jobs import cli
 from storage.checkpoints import CheckpointName, list_checkpoints
 from storage.location import open_location
 from storage.runs import open_run, run_exists
@@ -126,9 +135,21 @@ TRIES = {
 
 def run_signals(name: str, plan: Plan, tally: Tally) -> None:
     """Try the cases of one experiment."""
-    try_cases(name, plan, tally, partial(TRIES[name], scene()), plan.cases())
+    try_cases(name, plan, tally, partial(TRIES[name], scene()), plan.cases(), in_threads=True)
 
 
 EXPERIMENTS = tuple(
     Experiment(name, partial(run_signals, name), 20, scaled_by="kills") for name in TRIES
 )
+
+
+def main() -> None:
+    """Run a command and send this process a signal after whatever the command does at exit."""
+    _, number, *arguments = sys.argv
+    atexit.register(os.kill, os.getpid(), int(number))  # what is registered first is done last
+    sys.argv = ["pipeline", *arguments]
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -6,7 +6,7 @@ import shlex
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 OUTCOMES = ("survived", "detected", "harmless")
@@ -104,12 +104,21 @@ class Experiment:
     """The option of the long run that `count` goes with: `kills`, `flips` or none."""
 
 
-def try_cases(name: str, plan: Plan, tally: Tally, try_case: TryCase, cases: Iterable[int]) -> None:
+def try_cases(
+    name: str,
+    plan: Plan,
+    tally: Tally,
+    try_case: TryCase,
+    cases: Iterable[int],
+    *,
+    in_threads: bool = False,
+) -> None:
     """Try cases of experiment `name` and count how they end.
 
     Each gets its number and a generator seeded by name, seed and number, so that it can be
     repeated alone. `try_case` can be pickled (a function of a module, or a partial of one): with
-    `plan.jobs` above 1 it is called in other processes.
+    `plan.jobs` above 1 it is called in other processes or, where it starts some itself and does
+    little else, `in_threads`.
     """
     began = time.perf_counter()
     cases = list(cases)
@@ -119,7 +128,12 @@ def try_cases(name: str, plan: Plan, tally: Tally, try_case: TryCase, cases: Ite
         _count(name, plan.seed, cases, endings, tally)
     else:
         spawn = multiprocessing.get_context("spawn")  # a fork would copy locks that threads hold
-        with ProcessPoolExecutor(min(plan.jobs, len(cases)), mp_context=spawn) as pool:
+        several: Executor = (
+            ThreadPoolExecutor(plan.jobs)
+            if in_threads
+            else ProcessPoolExecutor(min(plan.jobs, len(cases)), mp_context=spawn)
+        )
+        with several as pool:
             _count(name, plan.seed, cases, pool.map(_attempt, attempts, chunksize=4), tally)
     tally.seconds[name] = tally.seconds.get(name, 0) + time.perf_counter() - began
 

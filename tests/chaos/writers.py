@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from functools import partial
 
 from tests.chaos.processes import (
-    Ended,
     ended,
     has_ended,
     held_still,
@@ -21,6 +20,7 @@ from tests.chaos.processes import (
     wait_for_lock,
 )
 from tests.chaos.scene import JOBS, Scene, scene
+from tests.chaos.subject import Ended
 from tests.chaos.tally import Experiment, Plan, Tally, try_cases
 
 RACERS = 3
@@ -28,6 +28,7 @@ RACERS = 3
 
 def second_writer(name: str, scene: Scene, case: int, chance: random.Random) -> str:
     """While one writes, a second is refused and readers read; killed, it frees the lock."""
+    killed = chance.random() < 0.5
     with scene.job(name) as job:
         with started(job.command) as process:
             assert wait_for_lock(process, job.command)
@@ -35,9 +36,9 @@ def second_writer(name: str, scene: Scene, case: int, chance: random.Random) -> 
             with held_still(process):
                 check_refused(run(job.command), process.pid)
                 job.look()
-                if case % 2:
+                if killed:
                     process.send_signal(signal.SIGKILL)
-            assert (-signal.SIGKILL if case % 2 else 0) == ended(process).code
+            assert (-signal.SIGKILL if killed else 0) == ended(process).code
         job.look()
         job.finish()
     return "survived"
@@ -92,7 +93,7 @@ TRIES = {
 
 def run_writers(name: str, plan: Plan, tally: Tally) -> None:
     """Try the cases of one experiment."""
-    try_cases(name, plan, tally, partial(TRIES[name], scene()), plan.cases())
+    try_cases(name, plan, tally, partial(TRIES[name], scene()), plan.cases(), in_threads=True)
 
 
 EXPERIMENTS = tuple(

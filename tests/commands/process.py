@@ -11,8 +11,11 @@ from typing import Any
 
 REPOSITORY = Path(__file__).parents[2]
 
-COMMAND = (sys.executable, "-W", "error", "-m", "jobs.cli")
-"""`pipeline`, of this checkout and Python, with warnings as errors."""
+PYTHON = (sys.executable, "-W", "error")
+"""This Python, with warnings as errors."""
+MODULE = ("jobs.cli",)
+COMMAND = (*PYTHON, "-m", *MODULE)
+"""`pipeline`, of this checkout."""
 
 NOT_INHERITED = ("MNIST_DIR", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY")
 
@@ -27,15 +30,22 @@ class Ended:
 
 
 def start_pipeline(
-    *arguments: object, cwd: Path, env: dict[str, str] | None = None, **options: Any
+    *arguments: object,
+    cwd: Path,
+    env: dict[str, str] | None = None,
+    module: tuple[str, ...] = MODULE,
+    **options: Any,
 ) -> "subprocess.Popen[str]":
-    """Start `pipeline` with arguments in a directory; `env` adds to a plain environment."""
+    """Start `pipeline` with arguments in a directory; `env` adds to a plain environment.
+
+    Another `module`, with what it takes before the arguments, may stand for the command's own.
+    """
     inherited = {
         name: value for name, value in os.environ.items() if name.upper() not in NOT_INHERITED
     }
     plain = {"PYTHONPATH": str(REPOSITORY), "COLUMNS": "80"}
     return subprocess.Popen(
-        [*COMMAND, *map(str, arguments)],
+        [*PYTHON, "-m", *module, *map(str, arguments)],
         cwd=cwd,
         env=inherited | plain | (env or {}),
         text=True,

@@ -72,7 +72,7 @@ def test_an_existing_dataset_is_replaced_when_asked(place: Location, dataset: Da
     make_dataset(place, schema, overwrite=True)
     assert_holds_its_rows(open_dataset(place), schema)
     assert [".set.lock", "set"] == open_location(place.path.parent).names()
-    with pytest.raises(BadDataError):
+    with pytest.raises(ConflictError, match="was replaced by another dataset while it was"):
         stored_rows(dataset.split("train"))  # a reader of the old one never sees a mixture
 
 

@@ -96,7 +96,7 @@ def test_a_record_of_other_fields_is_refused(place: Location, change: dict[str, 
     document = sealed.read_sealed(place, RECORD) | change
     kept = {field: value for field, value in document.items() if value is not None}
     place.put(RECORD, sealed.sealed_bytes(kept))
-    with pytest.raises(BadDataError, match="is not the record of a run"):
+    with pytest.raises(BadDataError, match=r"run\.json has a \w+ for its"):
         open_run(place)
 
 

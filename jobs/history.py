@@ -1,0 +1,51 @@
+"""A run's history: what is recorded of each of its epochs, checked as it is read."""
+
+from typing import Any
+
+from storage.checkpoints import Checkpoint
+from storage.errors import BadDataError
+from storage.sealed import check_fields
+
+LINE = {
+    "epoch": int,
+    "steps": int,
+    "loss": float,
+    "accuracy": float,
+    "evaluation": dict,
+    "order_digest": str,
+    "parameters_digest": str,
+    "timing": dict,
+}
+EVALUATION = {"accuracy": float, "cross_entropy": float}
+TIMING = {"seconds": float, "rows_per_second": int, "seconds_waited": float}
+
+Metrics = dict[str, Any]
+
+
+def history_of(checkpoint: Checkpoint) -> list[Metrics]:
+    """The lines of metrics up to a checkpoint: as many as it has whole epochs.
+
+    Raises `BadDataError` for anything else, however well it is sealed.
+    """
+    place = f"The manifest of checkpoint {checkpoint.name}"
+    lines = check_history(checkpoint.progress.get("metrics"), place)
+    if len(lines) != checkpoint.name.epoch:
+        raise BadDataError(
+            f"{place} has the metrics of {len(lines):,} epochs; expected {checkpoint.name.epoch:,}."
+        )
+    return lines
+
+
+def check_history(lines: Any, place: str) -> list[Metrics]:
+    """The same lines; raises `BadDataError` that names `place` where they are no epochs' metrics."""
+    if not isinstance(lines, list):
+        raise BadDataError(f"{place} has no list of metrics.")
+    for number, line in enumerate(lines, 1):
+        here = f"Epoch {number} in {place}"
+        check_fields(line, LINE, here)
+        check_fields(line["timing"], TIMING, here)
+        for found in line["evaluation"].values():
+            check_fields(found, EVALUATION, here)
+        if line["epoch"] != number or line["evaluation"].keys() != lines[0]["evaluation"].keys():
+            raise BadDataError(f"{here} is another epoch's, or of other splits.")
+    return lines

@@ -1,0 +1,408 @@
+"""Documents that lie: what the commands made, with anything in any place, and sealed anew.
+
+A forgery is drawn as a list of edits, numbers and values that mean something for any document, and
+is then applied to one target of a copy of the subject. What a seal, digest or size vouches for is
+vouched for again, so that it is what the document says that is put to the test.
+"""
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hypothesis import strategies as st
+
+from storage import sealed
+from storage.checkpoints import DIRECTORY, MANIFEST, STATE
+from storage.errors import BadDataError
+from storage.predictions import JOURNAL
+from storage.runs import METRICS, RECORD
+from storage.schema import SplitRecord, dataset_digest
+from storage.store import METADATA_NAME
+from tests.chaos.subject import Subject
+from tests.commands.sets import PACK
+
+OUTSIDE = "outside"
+"""A directory beside the subject's copy, in which nothing may be opened."""
+
+Json = Any
+Edits = list[tuple[int, str, Json]]
+"""Which place of a document, what is done there, and with what value."""
+
+SPARSE_BYTES = 2**40
+"""A file that says to be this long and takes no space."""
+
+STRINGS = (
+    "",
+    "..",
+    f"../{OUTSIDE}/secret",
+    f"../../{OUTSIDE}/secret",
+    f"../../../../{OUTSIDE}/secret",
+    "/etc/passwd",
+    "a\0b",
+    "\ud800",
+    "\x1b[2J",
+    "é" * 300,
+    "784-relu-9999999-softmax-10",
+    "784-relu-9999999-relu-9999999-softmax-10",
+    "validation",
+    "1",
+)
+NUMBERS = (0, -1, 1, 2, 7, 255, 2**31, 2**48 - 1, 2**63 - 1, 2**63, 10**400, 1e308, 1e-320, -0.0)
+
+
+def _nested(depth: int) -> Json:
+    value: Json = 0
+    for level in range(depth):
+        value = [value] if level % 2 else {"a": value}
+    return value
+
+
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.sampled_from(NUMBERS)
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.sampled_from(STRINGS)
+    | st.text(max_size=8)
+)
+values = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=4,
+) | st.sampled_from([100, 400, 900]).map(_nested)
+edits = st.lists(
+    st.tuples(
+        st.integers(0, 2**16),
+        st.sampled_from(["replace", "replace", "remove", "add", "repeat"]),
+        values,
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What can be forged, how, and which commands look at it."""
+
+    draw: st.SearchStrategy[Any]
+    """Of what `forge` is given."""
+    forge: Callable[[Subject, Any], None]
+    artefact: str
+    """What the commands are to use: `source`, `dataset`, its `attributes`, `run`, `scores`, `config`."""
+
+
+def apply(document: Json, changes: Edits) -> Json:
+    """A copy of a document with changes: each place counts, however deep it lies."""
+    root = [json.loads(json.dumps(document))]
+    for number, act, value in changes:
+        found = list(_places(root))
+        holder, key = found[number % len(found)]
+        if act == "remove" and holder is not root:
+            del holder[key]
+        elif act == "add" and isinstance(holder[key], dict):
+            holder[key][str(value)[:40]] = value
+        elif act == "add" and isinstance(holder[key], list):
+            holder[key].append(value)
+        elif act == "repeat" and isinstance(holder[key], list):
+            holder[key] += holder[key][-1:]
+        else:
+            holder[key] = value
+    return root[0]
+
+
+def _places(node: Json) -> "list[tuple[Any, Any]]":
+    """Every place below a node, as what holds it and under which key or index."""
+    keys = node.keys() if isinstance(node, dict) else range(len(node))
+    found = []
+    for key in list(keys):
+        found.append((node, key))
+        if isinstance(node[key], dict | list):
+            found += _places(node[key])
+    return found
+
+
+def _read(path: Path) -> Json:
+    return json.loads(path.read_bytes())
+
+
+def _bytes(document: Json, *, sealed_too: bool = True, line: bool = False) -> bytes:
+    """A document as text; sealed where it is one that can be."""
+    with suppress(ValueError, RecursionError, AttributeError, TypeError):
+        if sealed_too:
+            document = sealed.seal(document)
+    try:
+        return (json.dumps(document, indent=None if line else 2) + "\n").encode()
+    except RecursionError:
+        return b"[" * 5000 + b"]" * 5000
+
+
+def _write_group(path: Path, document: Json) -> None:
+    """A Zarr group's document, sealed among its attributes."""
+    with suppress(ValueError, RecursionError, AttributeError, TypeError, KeyError):
+        document = sealed.seal_group(document)
+    path.write_bytes(_bytes(document, sealed_too=False))
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def forge_dataset_root(subject: Subject, changes: Edits) -> None:
+    """The dataset's attributes, their digest and their seal."""
+    path = subject.dataset / METADATA_NAME
+    document = _read(path)
+    attributes = document["attributes"] = apply(document["attributes"], changes)
+    with suppress(KeyError, TypeError, ValueError, AttributeError, RecursionError, BadDataError):
+        attributes["digest"] = dataset_digest(
+            tuple(str(name) for name in attributes["class_names"]),
+            tuple(int(size) for size in attributes["image_shape"]),
+            tuple(str(name) for name in attributes["transforms"]),
+            {
+                str(name): SplitRecord.from_json(entry)
+                for name, entry in attributes["splits"].items()
+            },
+        )
+    _write_group(path, document)
+
+
+def forge_dataset_arrays(subject: Subject, changes: Edits) -> None:
+    """The metadata of the dataset's groups and arrays, and their digests in the root."""
+    paths = sorted(subject.dataset.glob(f"*/**/{METADATA_NAME}"))
+    path = paths[changes[0][0] % len(paths)]
+    path.write_bytes(_bytes(apply(_read(path), changes), sealed_too=False))
+    root = _read(subject.dataset / METADATA_NAME)
+    key = path.relative_to(subject.dataset).as_posix()
+    root["attributes"]["metadata_digests"][key] = _sha256(path)
+    _write_group(subject.dataset / METADATA_NAME, root)
+
+
+def forge_record(subject: Subject, changes: Edits) -> None:
+    """run.json."""
+    path = subject.run / RECORD
+    path.write_bytes(_bytes(apply(_read(path), changes)))
+
+
+def _newest(subject: Subject) -> Path:
+    return max((subject.run / DIRECTORY).glob("[0-9]*"))
+
+
+def forge_manifest(subject: Subject, changes: Edits) -> None:
+    """A checkpoint's manifest, and the lines of metrics after what it says they are."""
+    path = _newest(subject) / MANIFEST
+    document = apply(_read(path), changes)
+    path.write_bytes(_bytes(document))
+    with suppress(KeyError, TypeError, AttributeError):
+        lines = [_bytes(line, line=True) for line in document["progress"]["metrics"]]
+        (subject.run / METRICS).write_bytes(b"".join(lines))
+
+
+def forge_progress(subject: Subject, changes: Edits) -> None:
+    """The same, with all changes in the trainer's own state."""
+    path = _newest(subject) / MANIFEST
+    document = _read(path)
+    document["progress"] = apply(document["progress"], changes)
+    path.write_bytes(_bytes(document))
+    forge_manifest(subject, [])
+
+
+def forge_metrics(subject: Subject, changes: Edits) -> None:
+    """The lines of metrics, each sealed; the checkpoint's copy of them stays."""
+    path = subject.run / METRICS
+    lines = apply([json.loads(line) for line in path.read_bytes().splitlines()], changes)
+    whole = lines if isinstance(lines, list) else [lines]
+    path.write_bytes(b"".join(_bytes(line, line=True) for line in whole))
+
+
+def forge_tensors(subject: Subject, changes: Edits) -> None:
+    """The header of a checkpoint's tensors; the manifest has the file's size and digest."""
+    path = _newest(subject) / STATE
+    data = path.read_bytes()
+    size = struct.unpack("<Q", data[:8])[0]
+    header = json.dumps(apply(json.loads(data[8 : 8 + size]), changes)).encode()
+    claimed = changes[0][0] if changes[0][0] % 5 == 0 else len(header)
+    path.write_bytes(struct.pack("<Q", claimed) + header + data[8 + size :])
+    manifest = _read(path.with_name(MANIFEST))
+    manifest |= {"state_bytes": path.stat().st_size, "state_sha256": _sha256(path)}
+    path.with_name(MANIFEST).write_bytes(_bytes(manifest))
+
+
+def forge_scoring(subject: Subject, changes: Edits) -> None:
+    """A complete scoring's attributes."""
+    path = subject.scoring / METADATA_NAME
+    document = _read(path)
+    document["attributes"] = apply(document["attributes"], changes)
+    _write_group(path, document)
+
+
+def forge_quality(subject: Subject, changes: Edits) -> None:
+    """A complete scoring's metrics, and their digest in its attributes."""
+    path = subject.scoring / "metrics.json"
+    path.write_bytes(_bytes(apply(_read(path), changes)))
+    document = _read(subject.scoring / METADATA_NAME)
+    document["attributes"]["metrics_sha256"] = _sha256(path)
+    _write_group(subject.scoring / METADATA_NAME, document)
+
+
+def forge_journal(subject: Subject, changes: Edits) -> None:
+    """The journal of a scoring that died: one entry per chunk."""
+    path = subject.scoring / METADATA_NAME
+    document = _read(path)
+    digests = document["attributes"].pop("chunk_digests")
+    document["attributes"]["complete"] = False
+    path.write_bytes(_bytes(document, sealed_too=False))
+    entries = apply(
+        [{"chunk": number, "digest": digest} for number, digest in enumerate(digests)], changes
+    )
+    whole = entries if isinstance(entries, list) else [entries]
+    journal = b"".join(_bytes(entry, line=True) for entry in whole)
+    (subject.scoring / JOURNAL).write_bytes(journal)
+
+
+idx_heads = st.tuples(
+    st.sampled_from([0, 0, 0, 0, 1, 0x80]),
+    st.sampled_from([8, 8, 8, 9, 11, 12, 13, 14, 10, 0, 255]),
+    st.integers(0, 255) | st.integers(1, 4),
+    st.lists(st.integers(0, 2**32 - 1) | st.integers(0, 100), max_size=6),
+    st.binary(max_size=40) | st.sampled_from([b"\0" * 3000, b"\1" * 90, b"\x1f\x8b\x08"]),
+    st.sampled_from(sorted(PACK)),
+    st.integers(0, 3),
+    st.integers(0, 40),
+)
+
+
+def forge_idx(subject: Subject, drawn: Any) -> None:
+    """One IDX file of the source: any header, any content, packed in any way, and cut."""
+    first, code, dimensions, sizes, content, form, number, cut = drawn
+    paths = sorted(subject.source.iterdir())
+    path = paths[number]
+    data = struct.pack(f">BBBB{len(sizes)}I", 0, first, code, dimensions, *sizes) + content
+    packed = PACK[form](data)
+    path.unlink()
+    path.with_name(path.name + form).write_bytes(
+        packed[: len(packed) - cut if cut % 4 == 0 else None]
+    )
+
+
+toml_values = (
+    st.sampled_from(
+        [
+            "0",
+            "-1",
+            "1e308",
+            "nan",
+            "inf",
+            "-inf",
+            "1" * 400,
+            "1" * 5000,
+            "0x" + "f" * 400,
+            "0x" + "f" * 5000,
+            "[0x" + "f" * 5000 + "]",
+            "true",
+            "1979-05-27",
+            '"' + "a" * 100_000 + '"',
+            '"784-relu-9999999-softmax-10"',
+            '"784-relu-9999999-relu-9999999-softmax-10"',
+            "{a = 1}",
+            "[" * 900 + "]" * 900,
+            "[" * 90_000 + "]" * 90_000,
+            '"\\ud800"',
+        ]
+    )
+    | st.integers().map(str)
+    | st.floats().map(str)
+    | st.text(max_size=10).map(lambda text: json.dumps(text, ensure_ascii=False))
+)
+toml_lines = st.tuples(
+    st.integers(0, 30), st.sampled_from(["", "a" * 50_000, "[", ".x", "-"]), toml_values
+)
+toml_documents = st.lists(toml_lines, min_size=1, max_size=3)
+
+
+def forge_config(subject: Subject, drawn: Any) -> None:
+    """A configuration in TOML: settings of ours and others, with any value."""
+    names = list(subject.config.to_json())
+    lines = [f"{names[number % len(names)]}{end} = {value}\n" for number, end, value in drawn]
+    if not any(line.startswith("batch_size ") for line in lines):
+        lines.append(f"batch_size = {subject.config.batch_size}\n")  # as the tiny set needs it
+    (subject.home / "config.toml").write_text("".join(lines), errors="surrogatepass")
+
+
+TEXTS = (
+    b"",
+    b"null",
+    b"[]",
+    b"[" * 100_000,
+    b'{"a":' * 100_000,
+    b"1" * 10_000,
+    b'{"a": 1e999}',
+    b'{"a": NaN}',
+    b"\xff\xfe{}",
+    b'{"attributes": "\\ud800"}',
+    b'{"attributes": {"format": "mnist-stream dataset", "format_version": 1, "complete": true}}',
+    b'{"attributes": {"format": "mnist-stream scores", "format_version": 1, "complete": true}}',
+    b'{"format": "mnist-stream run", "format_version": 1}',
+)
+KINDS = ("text", "sparse", "pipe", "directory", "empty", "link", "linked", "loop", "nowhere")
+places = st.tuples(st.integers(0, 2**16), st.sampled_from(KINDS), st.sampled_from(TEXTS))
+
+
+def replace_place(subject: Subject, drawn: Any, names: tuple[str, ...]) -> None:
+    """A file, or for links a directory too, replaced by something else altogether.
+
+    A `link` leads to what lay there, moved outside; a `linked` one to another file outside.
+    """
+    number, kind, text = drawn
+    paths = sorted(
+        path
+        for name in names
+        for path in (subject.home / name).rglob("*")
+        if path.is_file() or kind in ("link", "linked", "loop", "nowhere")
+    )
+    path = paths[number % len(paths)]
+    outside = subject.home.parent / OUTSIDE
+    path.rename(outside / "moved")
+    if kind == "text":
+        path.write_bytes(text)
+    elif kind == "sparse":
+        path.touch()
+        os.truncate(path, SPARSE_BYTES)
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "directory":
+        path.mkdir()
+    elif kind == "empty":
+        path.touch()
+    else:
+        leads_to = {"link": outside / "moved", "linked": outside / "secret", "loop": path}
+        path.symlink_to(leads_to.get(kind, outside / "nothing"))
+
+
+def _replaced(*names: str) -> Callable[[Subject, Any], None]:
+    return lambda subject, drawn: replace_place(subject, drawn, names)
+
+
+TARGETS = {
+    "dataset-root": Target(edits, forge_dataset_root, "attributes"),
+    "dataset-arrays": Target(edits, forge_dataset_arrays, "dataset"),
+    "dataset-places": Target(places, _replaced("dataset"), "dataset"),
+    "record": Target(edits, forge_record, "run"),
+    "manifest": Target(edits, forge_manifest, "run"),
+    "progress": Target(edits, forge_progress, "run"),
+    "metrics": Target(edits, forge_metrics, "run"),
+    "tensors": Target(edits, forge_tensors, "run"),
+    "run-places": Target(places, _replaced("run"), "run"),
+    "scoring": Target(edits, forge_scoring, "scores"),
+    "quality": Target(edits, forge_quality, "scores"),
+    "journal": Target(edits, forge_journal, "scores"),
+    "scores-places": Target(places, _replaced("run/scores"), "scores"),
+    "idx": Target(idx_heads, forge_idx, "source"),
+    "config": Target(toml_documents, forge_config, "config"),
+}

@@ -1,0 +1,247 @@
+"""Hostile files: whatever they say, commands end with a documented exit, in bounded memory.
+
+Hypothesis draws the forgeries (see `documents`). A session of them runs in a process of its own,
+whose address space and processor time are limited, and in which an audit hook watches: nothing is
+unpickled, and nothing outside what the command was given is opened, moved or removed.
+
+    python -m tests.chaos.hostile SUBJECT EXAMPLES SEED TARGET...
+"""
+
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from hypothesis import HealthCheck, given, seed, settings
+
+from storage.errors import (
+    BadDataError,
+    ConflictError,
+    QualityGateError,
+    UnreachableError,
+    UsageError,
+)
+from tests.chaos.damage import CONFIG, scene
+from tests.chaos.documents import OUTSIDE, TARGETS, Target
+from tests.chaos.processes import GIVEN_UP
+from tests.chaos.subject import Subject, config_options, run_here
+from tests.chaos.tally import Experiment, Plan, Tally, try_cases
+from tests.commands.process import REPOSITORY
+
+DOCUMENTED = (
+    0,
+    *(
+        error.exit_code
+        for error in (UsageError, BadDataError, ConflictError, QualityGateError, UnreachableError)
+    ),
+)
+MEMORY = 2**30
+"""Bytes of address space that commands may take, beyond what the imports took."""
+STACK = 2**19
+"""Bytes of a thread's stack: the system's own choice would count as memory taken."""
+PROCESSOR_SECONDS = 30
+"""Of one example; most take a hundredth."""
+SECRET = b"not for you"
+DASK = "dask."
+"""Dask pickles its own graphs, in memory, to name them."""
+FOLLOWING = ("open", "os.truncate", "os.chmod", "os.mkdir", "os.listdir", "os.scandir")
+"""Audited operations that go where a link leads."""
+NOT_FOLLOWING = ("os.rename", "os.remove", "os.rmdir")
+"""Those that are done to the link itself."""
+EXAMPLES = 100
+"""Of one session, which is one case."""
+
+
+def try_targets(
+    home: Path, examples: int, targets: tuple[str, ...], case: int, chance: random.Random
+) -> str:
+    """A session over targets, in a process of its own."""
+    session = (str(home), str(examples), str(chance.randrange(2**32)), *targets)
+    ended = subprocess.run(
+        [sys.executable, "-m", "tests.chaos.hostile", *session],
+        cwd=REPOSITORY,
+        env=os.environ | {"MALLOC_ARENA_MAX": "2"},
+        capture_output=True,
+        text=True,
+        timeout=20 * GIVEN_UP,
+        check=False,
+    )
+    assert 0 == ended.returncode, f"{' '.join(session)}: {ended.returncode}\n{ended.stderr[-4000:]}"
+    return "detected"
+
+
+class Watch:
+    """An audit hook that notes what must not happen while a command runs."""
+
+    def __init__(self) -> None:
+        self.outside: str | None = None
+        """The directory, resolved, in which nothing may be touched; None while nothing runs."""
+        self.seen: list[str] = []
+
+    def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if self.outside is None:
+            return
+        if event == "pickle.find_class" and not arguments[0].startswith(DASK):
+            self.seen.append(f"{event} {arguments}")
+        elif event in FOLLOWING or event in NOT_FOLLOWING:
+            for argument in arguments[:2]:
+                if isinstance(argument, str | bytes | os.PathLike):
+                    self._look(event, Path(os.fsdecode(argument)))
+
+    def _look(self, event: str, path: Path) -> None:
+        if event in FOLLOWING:
+            found = os.path.realpath(path)
+        else:
+            found = os.path.join(os.path.realpath(path.parent), path.name)
+        if self.outside is not None and f"{found}/".startswith(f"{self.outside}/"):
+            self.seen.append(f"{event} {path}")
+
+
+def run_session(home: Path, examples: int, number: int, names: list[str]) -> None:
+    """All examples of a session, in this process, which is limited from here on."""
+    watch = Watch()
+    sys.addaudithook(watch)
+    threading.stack_size(STACK)
+    signal.signal(signal.SIGPROF, give_up)
+    subject = Subject(home, home / "source", CONFIG)
+    for target in TARGETS.values():  # has everything imported that the commands import
+        with copied(subject) as copy:
+            for arguments in commands(copy, target.artefact, plain=True):
+                assert 0 == run_here(arguments).code, run_here(arguments)
+    limit_memory()
+    for name in names:
+        try_target(subject, name, examples, number, watch)
+
+
+def try_target(subject: Subject, name: str, examples: int, number: int, watch: Watch) -> None:
+    """So many forgeries of one target; raises for the simplest that ends badly."""
+    target = TARGETS[name]
+
+    @seed(number)
+    @settings(
+        max_examples=examples,
+        database=None,
+        deadline=None,
+        print_blob=False,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(target.draw)
+    def session(drawn: Any) -> None:
+        with copied(subject) as copy:
+            target.forge(copy, drawn)
+            watched(copy, target, watch)
+
+    session()
+
+
+def watched(copy: Subject, target: Target, watch: Watch) -> None:
+    """Run the commands that look at a forgery; raises where one does not end as documented."""
+    outside = copy.home.parent / OUTSIDE
+    watch.seen.clear()
+    before = contents(outside)
+    for arguments in commands(copy, target.artefact):
+        watch.outside = str(outside.resolve())
+        try:
+            with limited_time():
+                ended = run_here(arguments)
+        finally:
+            watch.outside = None
+        command = " ".join(arguments[:2])
+        assert ended.code in DOCUMENTED, f"{command} ended with {ended.code}:\n{ended.err}"
+        assert "Traceback" not in ended.err, f"{command}: {ended.err}"
+        assert [] == watch.seen, f"{command}: {watch.seen}"
+    assert before == contents(outside), "something outside was changed"
+
+
+@contextmanager
+def copied(subject: Subject) -> Iterator[Subject]:
+    """A copy of a subject, its source too, and beside it a directory that is not its own."""
+    with TemporaryDirectory(prefix="hostile-") as directory:
+        outside = Path(directory) / OUTSIDE
+        outside.mkdir()
+        (outside / "secret").write_bytes(SECRET)
+        copy = subject.copy(Path(directory) / "copy")
+        shutil.copytree(subject.source, copy.home / "source")
+        yield Subject(copy.home, copy.home / "source", subject.config)
+
+
+def contents(directory: Path) -> dict[str, bytes | None]:
+    """Every file below a directory, and every directory with None."""
+    return {
+        path.relative_to(directory).as_posix(): path.read_bytes() if path.is_file() else None
+        for path in directory.rglob("*")
+    }
+
+
+def commands(subject: Subject, artefact: str, *, plain: bool = False) -> list[list[str]]:
+    """The commands that look at what was forged, the reading ones first; `plain` before it is."""
+    if artefact == "source":
+        return [[*subject.ingest, "--out", str(subject.home / "new")]]
+    if artefact == "config":
+        config = (
+            config_options(subject.config)
+            if plain
+            else ["--config", str(subject.home / "config.toml")]
+        )
+        new = ["--run", str(subject.home / "new-run"), "--epochs", "1"]
+        return [["train", "--dataset", str(subject.dataset), *new, *config, "--quiet"]]
+    place = subject.run if artefact in ("run", "scores") else subject.dataset
+    reading = [["verify", str(place)], ["inspect", str(place)]]
+    if artefact == "scores":
+        out = subject.home / "scores.csv"
+        return [*reading, [*subject.score, "--out", str(out)], subject.score]
+    picture = ["--images", str(subject.home / "images.png")]
+    anew = [*subject.score, "--checkpoint", "1", "--split", "train"]
+    if artefact in ("dataset", "attributes"):
+        train = [*subject.train, "--run", str(subject.home / "new-run")]
+        drawing = [["inspect", str(place), *picture]] if artefact == "attributes" else []
+        return [*reading, *drawing, anew, train]
+    return [*reading, subject.score, anew, subject.train]
+
+
+def limit_memory() -> None:
+    """Let the address space grow by no more than `MEMORY` from here on."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    most = pages * resource.getpagesize() + MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+
+@contextmanager
+def limited_time() -> Iterator[None]:
+    """Give up on what takes too much of the processor, by an error in whatever is running."""
+    signal.setitimer(signal.ITIMER_PROF, PROCESSOR_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+def give_up(number: int, frame: Any) -> None:
+    """The handler of the timer's signal."""
+    raise TimeoutError(f"more than {PROCESSOR_SECONDS} s of the processor")
+
+
+def run_sessions(name: str, targets: tuple[str, ...], plan: Plan, tally: Tally) -> None:
+    """Sessions over some targets, so many examples of each."""
+    try_case = partial(try_targets, scene().whole.home, EXAMPLES, targets)
+    try_cases(name, plan, tally, try_case, plan.cases())
+
+
+EXPERIMENTS = tuple(
+    Experiment(f"hostile-{name}", partial(run_sessions, f"hostile-{name}", (name,)), 4)
+    for name in TARGETS
+)
+
+
+if __name__ == "__main__":
+    run_session(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])

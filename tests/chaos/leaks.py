@@ -1,0 +1,104 @@
+"""What grows with each epoch or scoring in one process: no open files, no threads, no memory.
+
+    python -m tests.chaos.leaks JOB COUNT
+
+does so many epochs of a training, or so many scorings, and prints what it held after each.
+"""
+
+import gc
+import json
+import os
+import random
+import resource
+import shutil
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from jobs.score import score
+from jobs.train import TrainListener, train
+from storage.runs import SCORES
+from tests.chaos.processes import GIVEN_UP
+from tests.chaos.subject import longer, undisturbed
+from tests.chaos.tally import Experiment, Plan, Tally, try_cases
+from tests.commands.process import REPOSITORY
+
+JOBS = ("train", "score")
+MEMORY_SLACK = 3 * 2**20
+"""Bytes that the second half may need above the first: the allocator's own, and lines of metrics."""
+
+Held = dict[str, int]
+
+
+def repeat(name: str, count: int, case: int, chance: random.Random) -> str:
+    """Repeat a job in a process of its own: its second half holds no more than its first."""
+    found = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "tests.chaos.leaks", name, str(count)],
+        cwd=REPOSITORY,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=GIVEN_UP,
+    )
+    assert 0 == found.returncode, found.stderr
+    held: list[Held] = json.loads(found.stdout)
+    assert count == len(held)
+    first, second = held[: count // 2], held[count // 2 :]
+    for what, slack in (("files", 0), ("threads", 0), ("memory", MEMORY_SLACK)):
+        before = max(one[what] for one in first)
+        after = max(one[what] for one in second)
+        assert after <= before + slack, f"{what}: {before:,} at first, {after:,} later"
+    return "survived"
+
+
+def holds() -> Held:
+    """What this process holds: open files, threads, and bytes of memory."""
+    gc.collect()
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return {
+        "files": len(os.listdir("/proc/self/fd")),
+        "threads": len(os.listdir("/proc/self/task")),
+        "memory": pages * resource.getpagesize(),
+    }
+
+
+class _Holding(TrainListener):
+    """Looks after each epoch."""
+
+    def __init__(self) -> None:
+        self.held: list[Held] = []
+
+    def finished_epoch(self, metrics: dict[str, Any]) -> None:
+        self.held.append(holds())
+
+
+def repeat_here(name: str, count: int) -> list[Held]:
+    """What this process holds after each epoch of a training, or after each of many scorings."""
+    with TemporaryDirectory(prefix="chaos-") as directory:
+        subject = undisturbed(Path(directory))
+        if name == "train":
+            listener = _Holding()
+            config = longer(epochs=count)
+            train(config, dataset=subject.dataset, run=subject.home / "long", listener=listener)
+            return listener.held
+        held = []
+        for _ in range(count):
+            shutil.rmtree(subject.run / SCORES)
+            score(run=subject.run, dataset=subject.dataset, threads=2)
+            held.append(holds())
+        return held
+
+
+def run_leaks(name: str, plan: Plan, tally: Tally) -> None:
+    """One case: as many repetitions as are wanted."""
+    try_cases(f"leaks-{name}", plan, tally, partial(repeat, name, plan.count), [0])
+
+
+EXPERIMENTS = tuple(Experiment(f"leaks-{name}", partial(run_leaks, name), 200) for name in JOBS)
+
+
+if __name__ == "__main__":
+    print(json.dumps(repeat_here(sys.argv[1], int(sys.argv[2]))))
