@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from jobs.nn.network import LossSum, Network
 from jobs.nn.parameters import Floats
 from jobs.step import Workers, network_inputs, unheeded_overflow
 from pipeline.stream import Batch, BatchStream
+from storage.closing import Closing
 from storage.dataset import Dataset
 from storage.errors import BadDataError
 
@@ -30,7 +30,7 @@ class Evaluation:
         return dict(vars(self))
 
 
-class Evaluator:
+class Evaluator(Closing):
     """Evaluates one range of rows again and again; reads the next time's first rows ahead."""
 
     def __init__(
@@ -80,14 +80,3 @@ class Evaluator:
         """Stop the stream and the threads."""
         self._workers.close()
         self._stream.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

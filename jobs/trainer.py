@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -24,6 +23,7 @@ from jobs.step import (
 )
 from pipeline.stream import BatchStream, StreamState
 from storage.checkpoints import Tensors
+from storage.closing import Closing
 from storage.dataset import Dataset
 from storage.errors import BadDataError, QualityGateError
 from storage.sealed import check_fields
@@ -53,7 +53,7 @@ class RunningSums:
         self.rows += step.rows
 
 
-class Trainer:
+class Trainer(Closing):
     """All that changes while training, and how one step changes it."""
 
     def __init__(
@@ -152,17 +152,6 @@ class Trainer:
         """Stop the threads and the stream."""
         self._arithmetic.close()
         self.stream.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def template(config: TrainConfig, layers: tuple[Layer, ...]) -> Tensors:

@@ -4,7 +4,6 @@ import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.order import CHAIN_START, ORDER_VERSION, EpochOrder, RowNumbers, Window
 from pipeline.windows import DEFAULT_THREADS, WindowLoader
+from storage.closing import Closing
 from storage.dataset import Block, Dataset
 from storage.errors import BadDataError, ConflictError, UsageError
 from storage.schema import SplitSchema
@@ -84,7 +84,7 @@ POSITION = ("epoch", "next_batch", "order_digest")
 """The fields of a state that change from one mini-batch to the next."""
 
 
-class BatchStream:
+class BatchStream(Closing):
     """An endless sequence of epochs over a split, cut into mini-batches.
 
     Iterating gives the rest of the current epoch; iterating again, the next one. The windows load
@@ -277,17 +277,6 @@ class BatchStream:
         """Stop reading ahead and let the windows go."""
         self._window = None
         self._loader.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def chunks_per_window(schema: SplitSchema, shuffle_memory: int, shuffle: bool = True) -> int:

@@ -4,14 +4,14 @@ import os
 import time
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from dask.delayed import delayed
 from numpy.typing import NDArray
 
 from pipeline.order import EpochOrder, Window
+from storage.closing import Closing
 from storage.dataset import Block, Split
 
 DEFAULT_THREADS = min(4, os.cpu_count() or 1)
@@ -70,7 +70,7 @@ def _as_items(rows: NDArray[Any]) -> NDArray[np.void]:
     return rows.view(np.dtype((np.void, rows.shape[1] * rows.itemsize))).reshape(-1)
 
 
-class WindowLoader:
+class WindowLoader(Closing):
     """Loads windows in the background, at most one ahead of the one that is in use."""
 
     def __init__(self, split: Split, threads: int = DEFAULT_THREADS) -> None:
@@ -109,14 +109,3 @@ class WindowLoader:
         self._ahead.shutdown(cancel_futures=True)
         self._pool.shutdown(cancel_futures=True)
         self._coming.clear()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -15,9 +15,9 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
+from storage.closing import Closing
 from storage.errors import BadDataError, UnreachableError
 
 BLOCK_BYTES = 256 * 1024
@@ -56,7 +56,7 @@ class RunningDigest:
         return self._sha256.hexdigest()
 
 
-class DecodedFile:
+class DecodedFile(Closing):
     """A regular file's bytes, decompressed if its first bytes (not its name) are gzip's or xz's.
 
     A gzip or xz file may have several members and zero padding between and after them, as their
@@ -145,17 +145,6 @@ class DecodedFile:
         """Give back the file and the thread; closing again does nothing."""
         self._thread.shutdown()
         self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def hash_stored(path: Path) -> tuple[int, str]:

@@ -13,12 +13,12 @@ import struct
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Self, cast
+from typing import IO, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from storage.closing import Closing
 from storage.decoding import BLOCK_BYTES, GZIP_MAGIC, DecodedFile
 from storage.errors import BadDataError, UsageError
 
@@ -87,7 +87,7 @@ class IdxDigests:
     decoded_sha256: str
 
 
-class IdxReader:
+class IdxReader(Closing):
     """Reads a raw, gzip or xz IDX file from its first row to its last, in bounded memory.
 
     Opening reads and checks the header, and compares a raw file's size with it. Holds a file and a
@@ -160,17 +160,6 @@ class IdxReader:
     def close(self) -> None:
         """Give back the file and the thread; closing again does nothing."""
         self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _check_raw_size(self) -> None:
         if self._file.compression is not None:

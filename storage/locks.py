@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from storage.errors import ConflictError
 from storage.location import Location, make_directories, reaching
@@ -51,11 +50,13 @@ def _lock(descriptor: int, what: str) -> None:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except BlockingIOError:
-            holder = _read(descriptor)
-        if holder and _may_live(holder):
+            holder = _holder(descriptor)
+        if holder:
             break
         time.sleep(0.01)
-    raise ConflictError(f"{what} is being written by {_told(holder)}. Wait for it, or stop it.")
+    raise ConflictError(
+        f"{what} is being written by {holder or 'another process'}. Wait for it, or stop it."
+    )
 
 
 def _sign(descriptor: int) -> None:
@@ -76,33 +77,23 @@ def _erase(descriptor: int) -> None:
         os.ftruncate(descriptor, 0)
 
 
-def _read(descriptor: int) -> dict[str, Any] | None:
-    """The signature in a lock file, or None where it is not one, or not yet."""
+def _holder(descriptor: int) -> str | None:
+    """Who has signed a lock file and may still live; None where there is no such signature."""
     try:
         holder = json.loads(os.pread(descriptor, 4096, 0))
-        return {
-            "process": int(holder["process"]),
-            "host": str(holder["host"])[:80],
-            "since": str(holder["since"])[:40],
-        }
+        process, host, since = int(holder["process"]), str(holder["host"]), str(holder["since"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
+    if host == socket.gethostname() and not _lives(process):
+        return None  # a dead one's, whose successor has yet to sign
+    return f"process {process} on {host[:80]} since {since[:40]}"
 
 
-def _may_live(holder: dict[str, Any]) -> bool:
-    """Whether a signature is not that of a dead one, whose successor has yet to sign."""
-    if holder["host"] != socket.gethostname():
-        return True
+def _lives(process: int) -> bool:
     try:
-        os.kill(holder["process"], 0)
-    except (ProcessLookupError, OverflowError):
-        return False
+        os.kill(process, 0)
     except PermissionError:  # another user's
         return True
+    except (ProcessLookupError, OverflowError):
+        return False
     return True
-
-
-def _told(holder: dict[str, Any] | None) -> str:
-    if holder is None:
-        return "another process"
-    return f"process {holder['process']} on {holder['host']} since {holder['since']}"

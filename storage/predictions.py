@@ -98,6 +98,10 @@ class Scores:
             raise BadDataError(
                 f"Chunk {number} of {self.location} does not have its recorded digest. {AGAIN}"
             )
+        if not 0 <= predicted.min() <= predicted.max() < self.schema.classes:
+            raise BadDataError(
+                f"Chunk {number} of {self.location} predicts a class that is none. {AGAIN}"
+            )
         return probabilities, predicted
 
     def read_unchecked(self, number: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:

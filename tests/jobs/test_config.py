@@ -189,6 +189,18 @@ def test_enormous_integer() -> None:
 
 
 @pytest.mark.parametrize(
+    "value",
+    [16**5000, -(16**5000), [16**5000], "a" * 10**6],
+    ids=["large", "small", "list", "text"],
+)
+def test_value_that_is_too_long_to_show(value: object) -> None:
+    """TOML's hexadecimal numbers may be longer than Python prints: told in a short message."""
+    with pytest.raises(UsageError, match=r"my.toml gives epochs as .*; expected") as refusal:
+        TrainConfig().updated({"epochs": value}, "my.toml")
+    assert len(str(refusal.value)) < 400
+
+
+@pytest.mark.parametrize(
     "settings",
     [
         {"epochs": 1},

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from jobs.metrics import Quality, QualityCount
+from jobs.metrics import Quality, QualityCount, check_quality
+from storage.errors import BadDataError
 
 NAMES = ("cat", "dog", "owl", "yak")
 
@@ -103,3 +104,22 @@ def test_json() -> None:
     assert [2, 1, 1, 0] == document["confusion"][0]
     expected = {"name": "dog", "precision": 0.4, "recall": 2 / 3, "f1": 0.5, "rows": 3}
     assert expected == document["classes"][1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"accuracy": None},
+        {"classes": []},
+        {"classes": [{}] * 4},
+        {"confusion": [[0] * 4] * 3},
+        {"confusion": [[0] * 3] * 4},
+        {"confusion": [None] * 4},
+    ],
+)
+def test_figures_that_are_none(change: dict[str, object]) -> None:
+    """What is read back is a quality of that many classes, or is refused with its place."""
+    document = quality(10).to_json()
+    check_quality(document, 4, "metrics.json")
+    with pytest.raises(BadDataError, match=r"^metrics\.json "):
+        check_quality(document | change, 4, "metrics.json")

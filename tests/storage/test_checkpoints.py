@@ -27,6 +27,7 @@ from storage.checkpoints import (
 from storage.errors import BadDataError, UnreachableError
 from storage.location import Location, open_location
 from storage.runs import METRICS, Run
+from storage.verify import verify_run
 from tests.storage.artefacts import begin_run, make_run, metrics_line, save_epoch, tensors_of
 
 TEMPLATE = {name: np.zeros_like(tensor) for name, tensor in tensors_of(1).items()}
@@ -341,3 +342,20 @@ def test_metrics_without_their_checkpoints_are_told(run: Run) -> None:
         recorded_metrics(run)
     home(run, 3).put(MANIFEST, b"damaged")
     assert 3 == len(recorded_metrics(run))
+
+
+def test_a_name_is_spelled_in_one_way(run: Run) -> None:
+    """A directory that names the same checkpoint with more zeros is none, and is told."""
+    names = list_checkpoints(run)
+    run.location.put("checkpoints/0000003-000000/manifest.json", b"{}")
+    assert names == list_checkpoints(run)
+    assert 1 == sum(error is not None for _, error in verify_run(run.location))
+
+
+def test_a_sweep_leaves_what_is_not_ours(run: Run) -> None:
+    """Hidden files that no dead writer of ours has left stay."""
+    run.location.put("checkpoints/.notes", b"mine")
+    run.location.put("checkpoints/.000004-000000.tmp/state.safetensors", b"")
+    sweep_checkpoints(run)
+    assert b"mine" == run.location.get("checkpoints/.notes")
+    assert not run.location.exists("checkpoints/.000004-000000.tmp")

@@ -1,5 +1,7 @@
 """ChunkReader: what it reads is what Zarr reads, and what is damaged does not pass."""
 
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import google_crc32c
@@ -138,3 +140,18 @@ def test_a_chunk_larger_than_memory_is_bad_data(tmp_path: Path) -> None:
     location = make_split(tmp_path / "set").readers["inputs"].location
     with pytest.raises(BadDataError, match="do not fit in memory"):
         ChunkReader(location, 2**47, 2**12, "uint8", 2**47).read(0)
+
+
+def test_chunks_without_number_are_a_claim(sharded: ChunkReader) -> None:
+    """Where there are far fewer files than chunks are claimed, that is told before any is read."""
+    sharded.check_claim()
+    with pytest.raises(BadDataError, match=r"inputs holds 3 files; its .* rows should fill"):
+        replace(sharded, rows=2**47).check_claim()
+
+
+def test_a_file_that_is_too_long_is_not_read_whole(tmp_path: Path) -> None:
+    """No more than the longest chunk is read of a file that says to have a terabyte."""
+    reader = make_split(tmp_path / "set").readers["inputs"]
+    os.truncate(tmp_path / "set" / "train" / "inputs" / "c.1.0", 2**40)
+    with pytest.raises(BadDataError, match=r"Chunk 1 in .* is damaged \(its CRC-32C"):
+        reader.read(1)

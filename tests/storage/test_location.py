@@ -247,3 +247,42 @@ def test_a_name_that_is_no_place_is_wrong_usage(named: str, message: str) -> Non
 def test_a_file_url_is_a_path(tmp_path: Path) -> None:
     """`file:///a/b` and `/a/b` are one location."""
     assert open_location(tmp_path) == open_location(f"file://{tmp_path}")
+
+
+@pytest.mark.parametrize("key", ["file", "directory/file"])
+def test_a_link_that_leads_outside_is_refused(place: Location, tmp_path: Path, key: str) -> None:
+    """Whether a file or a directory is a link: nothing is read, written or removed there."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").write_text("mine")
+    place.path.mkdir()
+    (place.path / key.split("/")[0]).symlink_to(tmp_path / "mine" / key.partition("/")[2])
+    for use in (place.get, place.size, place.exists, place.child, place.delete):
+        with pytest.raises(BadDataError, match="is a link that leads outside"):
+            use(key)
+    with pytest.raises(BadDataError, match="is a link that leads outside"):
+        place.append(key, b"x")
+    assert "mine" == (tmp_path / "mine" / "file").read_text()
+
+
+def test_a_link_within_a_location_is_followed(place: Location, tmp_path: Path) -> None:
+    """And so is one that is the location itself."""
+    place.put("a/file", b"1")
+    (place.path / "b").symlink_to("a")
+    (tmp_path / "link").symlink_to(place.path)
+    assert b"1" == open_location(tmp_path / "link").child("b").get("file")
+
+
+def test_what_is_no_file_is_no_object(place: Location) -> None:
+    """A named pipe is not waited for; like a directory, it holds nothing to read."""
+    place.put("directory/file", b"")
+    os.mkfifo(place.path / "pipe")
+    for key in ("pipe", "directory", "directory/file/below"):
+        assert not place.holds(key)
+        with pytest.raises(FileNotFoundError):
+            place.get(key)
+
+
+def test_a_name_that_cannot_be_encoded_is_refused(place: Location) -> None:
+    """JSON can spell half a character, which no file is called."""
+    with pytest.raises(BadDataError, match="it is refused"):
+        place.get("\ud800")

@@ -63,6 +63,34 @@ def test_another_process_is_told_who_holds_the_lock(lock_file: Location) -> None
     assert expected in str(caught.value)
 
 
+def test_whoever_is_refused_leaves_the_holder_s_name(lock_file: Location) -> None:
+    """The third writer is told as much as the second."""
+    with process(lock_file) as holder:
+        assert "held" == said(holder)
+        for _ in range(2):
+            with (
+                pytest.raises(ConflictError, match=f"process {holder.pid} "),
+                writer_lock(lock_file, "The run"),
+            ):
+                pytest.fail("two hold the lock")
+
+
+def test_a_dead_holder_is_not_named(lock_file: Location) -> None:
+    """Where the next holder has yet to sign, the one that was killed before it is not blamed."""
+    with process(lock_file) as killed:
+        assert "held" == said(killed)
+        killed.kill()
+        killed.wait()
+        left = lock_file.path.read_bytes()
+    with writer_lock(lock_file, "The run"):
+        lock_file.path.write_bytes(left)
+        with (
+            pytest.raises(ConflictError, match="written by another process"),
+            writer_lock(lock_file, "The run"),
+        ):
+            pytest.fail("two hold the lock")
+
+
 def test_a_killed_holder_frees_the_lock(lock_file: Location) -> None:
     """After SIGKILL the next one gets the lock without any mending."""
     with process(lock_file) as holder:

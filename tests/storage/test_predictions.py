@@ -279,3 +279,13 @@ def test_a_schema_is_checked() -> None:
     """A chunk that is larger than any of ours is refused with its figures."""
     with pytest.raises(BadDataError, match="use fewer rows per chunk"):
         ScoresSchema("a", "b", "test", 2**40, 10, 2**40, ())
+
+
+@pytest.mark.parametrize("predicted", [-1, 3])
+def test_a_class_that_is_none_is_told(run: Location, home: Location, predicted: int) -> None:
+    """A prediction of a class that has no name is refused, though its digest is right."""
+    probabilities = np.ones((2, 3), np.float32)
+    with score_into(home, SCHEMA) as writer:
+        writer.write_chunk(0, probabilities, np.array([0, predicted], np.int32))
+        with pytest.raises(BadDataError, match="Chunk 0 of .* predicts a class that is none"):
+            writer.read_chunk(0)

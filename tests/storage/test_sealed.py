@@ -129,3 +129,18 @@ def test_a_document_on_disk(tmp_path: Path) -> None:
     assert DOCUMENT.items() <= json.loads(place.get("run.json")).items()
     with pytest.raises(FileNotFoundError):
         sealed.read_sealed(place, "absent.json")
+
+
+def test_half_a_character_is_refused() -> None:
+    """JSON's escapes can spell half a surrogate pair, which cannot be printed; a whole one can."""
+    with pytest.raises(BadDataError, match="half a surrogate pair"):
+        sealed.parse(rb'{"name": "\uD83D"}', "the document")
+    assert {"name": "\U0001f600"} == sealed.parse(rb'{"name": "\uD83D\uDE00"}', "the document")
+
+
+@pytest.mark.parametrize("document", [None, [], {}, {"rows": 1.0}, {"rows": True}, {"rows": None}])
+def test_fields_of_other_types_are_refused(document: Any) -> None:
+    """A field that is missing, or only nearly of its type, is told by its name."""
+    with pytest.raises(BadDataError, match="the document has a .* for its 'rows'; expected a int"):
+        sealed.check_fields(document, {"rows": int}, "the document")
+    sealed.check_fields({"rows": 1}, {"rows": int}, "the document")

@@ -27,6 +27,7 @@ from tests.storage.artefacts import (
     part_of,
     scores_schema,
 )
+from tests.storage.damages import truncations, with_flipped_bit
 
 FLIPS_PER_FILE = 6
 SEED = 2
@@ -279,14 +280,13 @@ def run_content(location: Location) -> Any:
 def flipped(data: bytes, draw: random.Random) -> Iterator[bytes]:
     """The file with a single bit flipped, anywhere in it, again and again."""
     for _ in range(FLIPS_PER_FILE if data else 0):
-        damaged = bytearray(data)
-        damaged[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
-        yield bytes(damaged)
+        yield with_flipped_bit(data, draw)
 
 
 def truncated(data: bytes, draw: random.Random) -> Iterator[bytes]:
     """The file cut off: to nothing, by a byte, and anywhere."""
-    yield from (data[:length] for length in {0, len(data) - 1, draw.randrange(len(data) + 1)})
+    lengths = {*truncations(len(data)), draw.randrange(len(data) + 1)} if data else ()
+    yield from (data[:length] for length in lengths)
 
 
 @pytest.mark.parametrize("damages", [flipped, truncated])
