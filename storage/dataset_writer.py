@@ -10,6 +10,8 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.core.buffer import Buffer
+from zarr.storage import MemoryStore
 
 from storage import sealed
 from storage.dataset import (
@@ -119,8 +121,10 @@ class DatasetWriter:
         return open_dataset(self.target)
 
     def _create_arrays(self) -> None:
+        documents: dict[str, Buffer] = {}
         root = zarr.create_group(
-            self._store, attributes={"format": FORMAT, "format_version": FORMAT_VERSION}
+            MemoryStore(documents),
+            attributes={"format": FORMAT, "format_version": FORMAT_VERSION},
         )
         for name, split in self.schema.splits.items():
             group = root.create_group(name)
@@ -142,6 +146,9 @@ class DatasetWriter:
                     split,
                     dimensions=("sample", "class"),
                 )
+        # One by one: Zarr writes them side by side, and where one fails, goes on with the others.
+        for key, document in documents.items():
+            self._staged.put(key, document.to_bytes())
 
     def _record_split(self, name: str, records: list[ChunkRecord]) -> SplitRecord:
         split = self.schema.splits[name]

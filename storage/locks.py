@@ -1,6 +1,5 @@
 """The writer's lock: held by the kernel, so it is free the moment its holder is dead."""
 
-import fcntl
 import json
 import os
 import socket
@@ -10,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+
+from filelock import BaseFileLock, FileLock, Timeout
 
 from storage.errors import ConflictError
 from storage.location import Location, make_directories, reaching
@@ -22,35 +23,31 @@ SIGNATURE_TRIES = 50
 def writer_lock(lock_file: Location, what: str) -> Iterator[None]:
     """Hold the only right to write `what` while the block runs; never waits for it.
 
-    It is the open file that the kernel locks (flock, 2): the file itself stays, and says who
-    holds it. Raises `ConflictError` that names the holder where another process, or another lock
-    in this one, has it.
+    The file itself stays, and says who holds it. Raises `ConflictError` that names the holder
+    where another process, or another lock in this one, has it.
     """
     path = lock_file.path
+    lock = FileLock(path, timeout=0, thread_local=False, fallback_to_soft=False)
     with reaching("lock", path):
         make_directories(path.parent)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        _acquire(lock, path, what)
     try:
-        with reaching("lock", path):
-            _lock(descriptor, what)
-        _sign(descriptor)
-        try:
-            yield
-        finally:
-            _erase(descriptor)
+        _sign(path)
+        yield
     finally:
-        os.close(descriptor)
+        _write(path, b"")
+        lock.release()
 
 
-def _lock(descriptor: int, what: str) -> None:
-    """Lock an open file, or raise `ConflictError` that names who has done so before."""
+def _acquire(lock: BaseFileLock, path: Path, what: str) -> None:
+    """Take the lock, or raise `ConflictError` that names who has it."""
     holder = None
     for _ in range(SIGNATURE_TRIES):
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock.acquire()
             return
-        except BlockingIOError:
-            holder = _holder(descriptor)
+        except Timeout:
+            holder = _holder(path)
         if holder:
             break
         time.sleep(0.01)
@@ -59,28 +56,28 @@ def _lock(descriptor: int, what: str) -> None:
     )
 
 
-def _sign(descriptor: int) -> None:
-    """Leave word of who holds the lock; the lock holds without it, on a full disk say."""
+def _sign(path: Path) -> None:
+    """Leave word of who holds the lock."""
     holder = {
         "process": os.getpid(),
         "host": socket.gethostname(),
         "since": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:3]]),
     }
-    _erase(descriptor)
-    with suppress(OSError):
-        os.pwrite(descriptor, json.dumps(holder).encode(), 0)
+    _write(path, json.dumps(holder).encode())
 
 
-def _erase(descriptor: int) -> None:
-    with suppress(OSError):
-        os.ftruncate(descriptor, 0)
+def _write(path: Path, signature: bytes) -> None:
+    """Make the lock file hold a signature; the lock holds without it, on a full disk say."""
+    with suppress(OSError), open(path, "wb", buffering=0) as file:
+        file.write(signature)
 
 
-def _holder(descriptor: int) -> str | None:
+def _holder(path: Path) -> str | None:
     """Who has signed a lock file and may still live; None where there is no such signature."""
     try:
-        holder = json.loads(os.pread(descriptor, 4096, 0))
+        with open(path, "rb") as file:
+            holder = json.loads(file.read(4096))
         process, host, since = int(holder["process"]), str(holder["host"]), str(holder["since"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

@@ -99,7 +99,13 @@ def bench_epochs(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
             streamed = found["streamed"]
             if (threads, batch_size) in bare_targets:
                 target = bare_targets[threads, batch_size]
-                yield Verdict(f"streamed / bare, {where}", streamed / found["bare"], target, note=note)
+                yield Verdict(
+                    f"streamed / bare, {where}", streamed / found["bare"], target, note=note
+                )
             yield Verdict(f"streamed / PyTorch in memory, {where}", streamed / found["torch"], 0.75)
-            yield Verdict(f"streamed / PyTorch DataLoader, {where}", streamed / found["loader"], 0.55)
-            yield Verdict(f"streamed / our own in memory, {where}", streamed / found["memory"], 1.05)
+            yield Verdict(
+                f"streamed / PyTorch DataLoader, {where}", streamed / found["loader"], 0.55
+            )
+            yield Verdict(
+                f"streamed / our own in memory, {where}", streamed / found["memory"], 1.05
+            )

@@ -63,9 +63,7 @@ def torch_tensors(workplace: Workplace) -> tuple[torch.Tensor, torch.Tensor]:
     return images, torch.from_numpy(workplace.train_targets.argmax(axis=1))
 
 
-def torch_epoch(
-    workplace: Workplace, batch_size: int, threads: int, *, loader: bool
-) -> Contestant:
+def torch_epoch(workplace: Workplace, batch_size: int, threads: int, *, loader: bool) -> Contestant:
     """An epoch of SGD in PyTorch, from memory or through its DataLoader."""
     images, labels = torch_tensors(workplace)
     model = torch_model()

@@ -62,15 +62,15 @@ def bench_scale(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
         found["ingest"].append(measured("ingest", f"synthetic:{rows},{rows // 6}", "--out", data))
         common = ["--dataset", data, "--run", run]
         found["train"].append(
-            measured(
-                "train", *common, "--epochs", "1", "--shuffle-memory", str(SHUFFLE_MEMORY)
-            )
+            measured("train", *common, "--epochs", "1", "--shuffle-memory", str(SHUFFLE_MEMORY))
         )
         found["score"].append(measured("score", *common, "--split", "train"))
     for job, usages in found.items():
         peaks = [usage.peak_bytes / 1e6 for usage in usages]
         note = ", ".join(f"{peak:.0f} MB" for peak in peaks)
-        yield Verdict(f"{job}: largest / smallest peak memory", max(peaks) / min(peaks), 1.1, note=note)
+        yield Verdict(
+            f"{job}: largest / smallest peak memory", max(peaks) / min(peaks), 1.1, note=note
+        )
         over = max(usage.peak_bytes / usage.stated_bytes for usage in usages)
         yield Verdict(f"{job}: peak memory / what it stated", over, 1.0)
         slopes = [
@@ -96,9 +96,12 @@ def _reading(dataset: Dataset) -> Iterator[Verdict]:
         for key in location.objects()
         if key.startswith(("inputs/c", "targets/c"))
     )
-    with watched_reads() as reads, BatchStream(
-        dataset, "train", batch_size=10_000, shuffle_memory=SHUFFLE_MEMORY, epochs=1
-    ) as stream:
+    with (
+        watched_reads() as reads,
+        BatchStream(
+            dataset, "train", batch_size=10_000, shuffle_memory=SHUFFLE_MEMORY, epochs=1
+        ) as stream,
+    ):
         for _ in stream:
             pass
         state = stream.state
@@ -133,9 +136,7 @@ def bench_latency(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
     with ExitStack() as stack:
         stack.enter_context(watched_reads(delay=0.05))
         stack.enter_context(one_blas_thread())
-        trainer = stack.enter_context(
-            Trainer(config, parse_network(NETWORK), workplace.dataset)
-        )
+        trainer = stack.enter_context(Trainer(config, parse_network(NETWORK), workplace.dataset))
         trainer.train_epoch(lambda: None)
         before = trainer.stream.seconds_waited
         began = time.perf_counter()

@@ -7,7 +7,6 @@ vouched for again, so that it is what the document says that is put to the test.
 
 import hashlib
 import json
-import os
 import struct
 from collections.abc import Callable
 from contextlib import suppress
@@ -24,18 +23,13 @@ from storage.predictions import JOURNAL
 from storage.runs import METRICS, RECORD
 from storage.schema import SplitRecord, dataset_digest
 from storage.store import METADATA_NAME
+from tests.chaos.places import OUTSIDE, places, replaced
 from tests.chaos.subject import Subject
 from tests.commands.sets import PACK
-
-OUTSIDE = "outside"
-"""A directory beside the subject's copy, in which nothing may be opened."""
 
 Json = Any
 Edits = list[tuple[int, str, Json]]
 """Which place of a document, what is done there, and with what value."""
-
-SPARSE_BYTES = 2**40
-"""A file that says to be this long and takes no space."""
 
 STRINGS = (
     "",
@@ -335,74 +329,20 @@ def forge_config(subject: Subject, drawn: Any) -> None:
     (subject.home / "config.toml").write_text("".join(lines), errors="surrogatepass")
 
 
-TEXTS = (
-    b"",
-    b"null",
-    b"[]",
-    b"[" * 100_000,
-    b'{"a":' * 100_000,
-    b"1" * 10_000,
-    b'{"a": 1e999}',
-    b'{"a": NaN}',
-    b"\xff\xfe{}",
-    b'{"attributes": "\\ud800"}',
-    b'{"attributes": {"format": "mnist-stream dataset", "format_version": 1, "complete": true}}',
-    b'{"attributes": {"format": "mnist-stream scores", "format_version": 1, "complete": true}}',
-    b'{"format": "mnist-stream run", "format_version": 1}',
-)
-KINDS = ("text", "sparse", "pipe", "directory", "empty", "link", "linked", "loop", "nowhere")
-places = st.tuples(st.integers(0, 2**16), st.sampled_from(KINDS), st.sampled_from(TEXTS))
-
-
-def replace_place(subject: Subject, drawn: Any, names: tuple[str, ...]) -> None:
-    """A file, or for links a directory too, replaced by something else altogether.
-
-    A `link` leads to what lay there, moved outside; a `linked` one to another file outside.
-    """
-    number, kind, text = drawn
-    paths = sorted(
-        path
-        for name in names
-        for path in (subject.home / name).rglob("*")
-        if path.is_file() or kind in ("link", "linked", "loop", "nowhere")
-    )
-    path = paths[number % len(paths)]
-    outside = subject.home.parent / OUTSIDE
-    path.rename(outside / "moved")
-    if kind == "text":
-        path.write_bytes(text)
-    elif kind == "sparse":
-        path.touch()
-        os.truncate(path, SPARSE_BYTES)
-    elif kind == "pipe":
-        os.mkfifo(path)
-    elif kind == "directory":
-        path.mkdir()
-    elif kind == "empty":
-        path.touch()
-    else:
-        leads_to = {"link": outside / "moved", "linked": outside / "secret", "loop": path}
-        path.symlink_to(leads_to.get(kind, outside / "nothing"))
-
-
-def _replaced(*names: str) -> Callable[[Subject, Any], None]:
-    return lambda subject, drawn: replace_place(subject, drawn, names)
-
-
 TARGETS = {
     "dataset-root": Target(edits, forge_dataset_root, "attributes"),
     "dataset-arrays": Target(edits, forge_dataset_arrays, "dataset"),
-    "dataset-places": Target(places, _replaced("dataset"), "dataset"),
+    "dataset-places": Target(places, replaced("dataset"), "dataset"),
     "record": Target(edits, forge_record, "run"),
     "manifest": Target(edits, forge_manifest, "run"),
     "progress": Target(edits, forge_progress, "run"),
     "metrics": Target(edits, forge_metrics, "run"),
     "tensors": Target(edits, forge_tensors, "run"),
-    "run-places": Target(places, _replaced("run"), "run"),
+    "run-places": Target(places, replaced("run"), "run"),
     "scoring": Target(edits, forge_scoring, "scores"),
     "quality": Target(edits, forge_quality, "scores"),
     "journal": Target(edits, forge_journal, "scores"),
-    "scores-places": Target(places, _replaced("run/scores"), "scores"),
+    "scores-places": Target(places, replaced("run/scores"), "scores"),
     "idx": Target(idx_heads, forge_idx, "source"),
     "config": Target(toml_documents, forge_config, "config"),
 }

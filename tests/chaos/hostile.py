@@ -32,7 +32,8 @@ from storage.errors import (
     UsageError,
 )
 from tests.chaos.damage import CONFIG, scene
-from tests.chaos.documents import OUTSIDE, TARGETS, Target
+from tests.chaos.documents import TARGETS, Target
+from tests.chaos.places import OUTSIDE
 from tests.chaos.processes import GIVEN_UP
 from tests.chaos.subject import Subject, config_options, run_here
 from tests.chaos.tally import Experiment, Plan, Tally, try_cases
@@ -59,7 +60,9 @@ FOLLOWING = ("open", "os.truncate", "os.chmod", "os.mkdir", "os.listdir", "os.sc
 NOT_FOLLOWING = ("os.rename", "os.remove", "os.rmdir")
 """Those that are done to the link itself."""
 EXAMPLES = 100
-"""Of one session, which is one case."""
+"""Of one session, which is one case of an experiment."""
+SAMPLE_EXAMPLES = 5
+"""Of each target in the one session that has them all."""
 
 
 def try_targets(
@@ -231,15 +234,26 @@ def give_up(number: int, frame: Any) -> None:
     raise TimeoutError(f"more than {PROCESSOR_SECONDS} s of the processor")
 
 
-def run_sessions(name: str, targets: tuple[str, ...], plan: Plan, tally: Tally) -> None:
+def run_sessions(
+    name: str, examples: int, targets: tuple[str, ...], plan: Plan, tally: Tally
+) -> None:
     """Sessions over some targets, so many examples of each."""
-    try_case = partial(try_targets, scene().whole.home, EXAMPLES, targets)
+    try_case = partial(try_targets, scene().whole.home, examples, targets)
     try_cases(name, plan, tally, try_case, plan.cases())
 
 
-EXPERIMENTS = tuple(
-    Experiment(f"hostile-{name}", partial(run_sessions, f"hostile-{name}", (name,)), 4)
-    for name in TARGETS
+SAMPLE = Experiment(
+    "hostile-sample", partial(run_sessions, "hostile-sample", SAMPLE_EXAMPLES, tuple(TARGETS)), 1
+)
+"""All targets in one session: the short part."""
+EXPERIMENTS = (
+    SAMPLE,
+    *(
+        Experiment(
+            f"hostile-{name}", partial(run_sessions, f"hostile-{name}", EXAMPLES, (name,)), 4
+        )
+        for name in TARGETS
+    ),
 )
 
 

@@ -64,7 +64,9 @@ class Job:
 
     def check(self) -> None:
         """What is there is the oracle's; nothing else is but locks."""
-        assert self.expected == self.outcome()
+        found = self.outcome()
+        differing = [key for key in self.expected if self.expected[key] != found.get(key)]
+        assert not differing, f"other than undisturbed: {', '.join(differing)}"
         hidden = [path.name for path in self.place.rglob(".*") if path.suffix != ".lock"]
         assert not [name for name in hidden if name != ".lock"], f"left behind: {hidden}"
 

@@ -110,6 +110,18 @@ def test_already_done(run: Path, digits: Path) -> None:
     assert files == {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
 
 
+def test_done_by_another_in_the_meantime(run: Path, digits: Path) -> None:
+    """A scoring that another completes between the look and the lock is found done, no conflict."""
+    others: list[ScoreResult] = []
+
+    def another(text: str) -> None:
+        others.append(score(run=run, dataset=digits))
+
+    result = score(run=run, dataset=digits, announce=another)
+    assert [False, True] == [others[0].already_done, result.already_done]
+    assert others[0].scores.digest == result.scores.digest
+
+
 def test_one_home_each(run: Path, digits: Path) -> None:
     """Each model and split has a home of its own."""
     results = [

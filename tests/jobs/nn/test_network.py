@@ -190,7 +190,9 @@ def test_columns_that_are_zero_in_every_row_may_be_left_out() -> None:
     assert full.correct == narrowed.correct
     np.testing.assert_allclose(narrowed.loss_sum, full.loss_sum, rtol=1e-14)
     np.testing.assert_allclose(
-        network.forward(parameters, narrow, columns), network.forward(parameters, inputs), rtol=1e-14
+        network.forward(parameters, narrow, columns),
+        network.forward(parameters, inputs),
+        rtol=1e-14,
     )
     with pytest.raises(ValueError, match="12"):
         network.forward(parameters, narrow, columns[:-1])
