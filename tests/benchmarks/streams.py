@@ -44,7 +44,7 @@ def bench_stream(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
         order = np.random.default_rng(0).permutation(len(inputs))
         for start in range(0, len(order), BATCH_ROWS):
             rows = order[start : start + BATCH_ROWS]
-            inputs[rows], targets[rows]  # noqa: B018 - the gathering is the point
+            inputs[rows], targets[rows]
 
     def loaded(batches: Loader) -> Contestant:
         def epoch() -> None:
