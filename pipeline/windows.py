@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from dask.delayed import delayed
+from dask.threaded import get
 from numpy.typing import NDArray
 
 from pipeline.order import EpochOrder, Window
@@ -26,14 +26,15 @@ def load_window(split: Split, window: Window, pool: Executor) -> Block:
     """
     name = f"{split.name}-{window.epoch}-{window.number}"
     block = _empty_block(split, window)
-    place = delayed(partial(place_chunk, split, window, block), pure=False, traverse=False)
-    placed = [
-        place(position, dask_key_name=f"load-chunk-{name}-{chunk}")
+    place = partial(place_chunk, split, window, block)
+    graph: dict[str, Any] = {
+        f"load-chunk-{name}-{chunk}": (place, position)
         for position, chunk in enumerate(window.chunks.tolist())
-    ]
-    gather = delayed(partial(gathered, block), pure=False, traverse=False)
-    whole = gather(placed, dask_key_name=f"load-window-{name}")
-    result: Block = whole.compute(scheduler="threads", pool=pool, optimize_graph=False)
+    }
+    key = f"load-window-{name}"
+    graph[key] = (partial(gathered, block), list(graph))
+    # The scheduler itself: `dask.compute` would import all of `distributed` to look for a client.
+    result: Block = get(graph, key, pool=pool)
     return result
 
 

@@ -114,7 +114,7 @@ class ChunkReader:
         """Undo CRC-32C and Zstandard into an array of just the size that the schema gives."""
         try:
             shape = (self.chunk_rows, self.columns)
-            values = np.zeros(shape, np.dtype(self.dtype).newbyteorder("<"))
+            values = np.empty(shape, np.dtype(self.dtype).newbyteorder("<"))
         except MemoryError as error:
             raise ValueError(f"chunks of shape {shape} do not fit in memory") from error
         Zstd().decode(_checked(stored), out=values.reshape(-1).view(np.uint8))
