@@ -149,6 +149,8 @@ def inspect(place: str, images: str | None, quiet: bool, as_json: bool) -> None:
             check_picture_name(Path(images))
         told = inspect_location(open_location(place))
         if images is not None:
+            if told.document["kind"] != "dataset":
+                raise UsageError(f"--images shows a dataset's images; {place} is a run.")
             from jobs.pictures import write_examples
 
             write_examples(open_location(place), Path(images))

@@ -21,6 +21,8 @@ INITS = (
     "lecun-normal",
     "normal-0.1",
 )
+L2_BY_OPTIMIZER = -1.0
+"""Stands for the l2 that suits the optimizer, which takes its place."""
 SMALLEST_SHUFFLE_MEMORY = 2**20
 TOML_LIMIT = 2**20
 FLOAT_BITS = 1023
@@ -77,10 +79,11 @@ class TrainConfig:
         0.9, "Of momentum and nesterov: how much of the last step is kept.", least=0, most=0.9999
     )
     l2: float = _setting(
-        0.1,
-        "Weight decay: l2 / 2 times the squared weights joins the loss (adamw: decoupled).",
+        L2_BY_OPTIMIZER,
+        "Weight decay: l2 / 2 times the squared weights joins the loss (adamw: decoupled); "
+        "-1 is 0.1 for adamw and 0 for the others.",
         least=0,
-        most=10**6,
+        most=1e6,
     )
     init: str = _setting(
         "scaled", "First weights: scaled is He's for relu, Glorot's otherwise.", choices=INITS
@@ -118,6 +121,8 @@ class TrainConfig:
         """Raise `UsageError` for the first setting that is out of range."""
         for setting in fields(self):
             _check(setting, getattr(self, setting.name))
+        if self.l2 == L2_BY_OPTIMIZER:
+            object.__setattr__(self, "l2", _default_l2(self.optimizer))
         if self.patience and not self.holdout:
             raise UsageError(
                 "--patience stops by the validation split; give it one with --holdout ROWS."
@@ -163,6 +168,8 @@ class TrainConfig:
                     f"{place} has an unknown setting '{key[:SHOWN]}'; did you mean '{nearest[0]}'?"
                 )
             changes[name] = _typed(known[name], value, place)
+        if "optimizer" in changes and self.l2 == _default_l2(self.optimizer):
+            changes.setdefault("l2", L2_BY_OPTIMIZER)
         return replace(self, **changes)
 
     @property
@@ -210,6 +217,11 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is not valid TOML ({error}).") from error
 
 
+def _default_l2(optimizer: str) -> float:
+    """What suits AdamW, where the decay is decoupled, would drown the gradient elsewhere."""
+    return 0.1 if optimizer == "adamw" else 0.0
+
+
 def _typed(setting: "Field[Any]", value: Any, place: str) -> Any:
     """`value` as the setting's own type; an integer passes for a float."""
     kind = type(setting.default)
@@ -233,6 +245,7 @@ def _shown(value: Any) -> str:
 
 
 def _check(setting: "Field[Any]", value: Any) -> None:
+    _typed(setting, value, "The configuration")
     choices, least, most = (setting.metadata[key] for key in ("choices", "least", "most"))
     option = "--" + setting.name.replace("_", "-")
     if choices and value not in choices:
@@ -241,6 +254,8 @@ def _check(setting: "Field[Any]", value: Any) -> None:
             f"{option} is {_shown(value)}; expected one of {', '.join(choices)} "
             f"(nearest: {nearest[0]})."
         )
+    if setting.name == "l2" and value == L2_BY_OPTIMIZER:
+        return
     out = isinstance(value, float) and not math.isfinite(value)
     if out or (least is not None and value < least) or (most is not None and value > most):
         bounds = f"at least {least:,}" if most is None else f"{least:,} to {most:,}"

@@ -63,9 +63,13 @@ def check_quality(document: Any, classes: int, place: str) -> None:
 class QualityCount:
     """Counts predictions block by block, in memory for the confusion matrix alone."""
 
-    def __init__(self, class_names: tuple[str, ...]) -> None:
-        """No rows yet."""
+    def __init__(
+        self, class_names: tuple[str, ...], target_names: tuple[str, ...] | None = None
+    ) -> None:
+        """No rows yet. `target_names`, by default all, are the classes that targets have columns
+        for: a dataset may lack some of those that a model knows."""
         self._names = class_names
+        self._columns = np.array([class_names.index(name) for name in target_names or class_names])
         self._confusion = np.zeros((len(class_names), len(class_names)), dtype=np.int64)
         self._loss_sum = 0.0
 
@@ -76,7 +80,7 @@ class QualityCount:
         targets: NDArray[np.uint8],
     ) -> None:
         """Count a block: `(rows, classes)`, `(rows,)` and one-hot `(rows, classes)`."""
-        truth = targets.argmax(axis=1)
+        truth = self._columns[targets.argmax(axis=1)]
         pairs = truth * len(self._names) + predicted
         self._confusion += np.bincount(pairs, minlength=self._confusion.size).reshape(
             self._confusion.shape

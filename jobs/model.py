@@ -30,6 +30,10 @@ class Model:
     digest: str
     """SHA-256 of network, dtype and parameters."""
     checkpoint: CheckpointName
+    class_names: tuple[str, ...]
+    """In the order of the network's outputs."""
+    transforms: tuple[str, ...]
+    """Of the dataset that it was trained on."""
     warnings: tuple[str, ...]
     """Checkpoints that were passed over because they are damaged."""
 
@@ -60,7 +64,23 @@ def load_model(run: Run, choice: str) -> Model:
             f"The parameters of checkpoint {checkpoint.name} have digest {digest}; its manifest "
             f"says {checkpoint.parameters_digest}: it is damaged."
         )
-    return Model(Network(layers, config.dtype), parameters, digest, checkpoint.name, warnings)
+    network = Network(layers, config.dtype)
+    class_names, transforms = _trained_on(run, layers[-1].outputs)
+    return Model(network, parameters, digest, checkpoint.name, class_names, transforms, warnings)
+
+
+def _trained_on(run: Run, outputs: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The class names and the transforms of the dataset of a run."""
+    names, transforms = (run.dataset.get(field) for field in ("class_names", "transforms"))
+    for values in (names, transforms):
+        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+            raise BadDataError(f"{run.location}/{RECORD} does not say what it was trained on.")
+    assert isinstance(names, list) and isinstance(transforms, list)
+    if len(set(names)) != outputs or len(names) != outputs:
+        raise BadDataError(
+            f"{run.location}/{RECORD} has {len(names)} class names for {outputs} outputs."
+        )
+    return tuple(names), tuple(transforms)
 
 
 def _choose(

@@ -17,6 +17,7 @@ from jobs.step import Workers, network_inputs, one_blas_thread, thread_count
 from jobs.stop import StopSignal
 from jobs.train import DEFAULT_DATASET, DEFAULT_RUN
 from pipeline.stream import Batch, BatchStream
+from pipeline.transforms import SCALE
 from storage.dataset import Dataset, open_dataset
 from storage.errors import ConflictError, UsageError
 from storage.location import open_location
@@ -117,14 +118,29 @@ def _schema(model: Model, dataset: Dataset, split: str) -> ScoresSchema:
     layers = model.network.layers
     found = (layers[0].inputs, layers[-1].outputs)
     expected = (rows.features, len(dataset.class_names) or found[1])
-    if found != expected:
+    if found[0] != expected[0] or found[1] < expected[1]:
         raise UsageError(
             f"The model takes {found[0]} values and gives {found[1]} classes; {dataset.location} "
             f"has {expected[0]} and {expected[1]}. Give the dataset it was trained for."
         )
-    names = dataset.class_names or tuple(str(number) for number in range(found[1]))
+    if strange := set(dataset.class_names) - set(model.class_names):
+        raise UsageError(
+            f"{dataset.location} has classes that the model does not know: "
+            f"{', '.join(sorted(strange)[:10])}. Give the dataset it was trained for."
+        )
+    if (SCALE in model.transforms) != (SCALE in dataset.transforms):
+        raise UsageError(
+            f"The model was trained on rows stored with {', '.join(model.transforms)}; those of "
+            f"{dataset.location} are stored with {', '.join(dataset.transforms)}. Give one like it."
+        )
     return ScoresSchema(
-        model.digest, dataset.digest, split, rows.rows, found[1], rows.chunk_rows, names
+        model.digest,
+        dataset.digest,
+        split,
+        rows.rows,
+        found[1],
+        rows.chunk_rows,
+        model.class_names,
     )
 
 
@@ -140,7 +156,7 @@ def _score(
     began = time.perf_counter()
     schema = writer.schema
     missing = set(writer.missing)
-    count = QualityCount(schema.class_names)
+    count = QualityCount(schema.class_names, dataset.class_names)
     done = 0
     for number, targets, predictions in _chunks(model, dataset, schema, missing, threads):
         if predictions is None:

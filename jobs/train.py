@@ -146,6 +146,8 @@ def check_fit(config: TrainConfig, dataset: Dataset) -> tuple[Layer, ...]:
                 f"{dataset.location} has no split '{name}' to evaluate after each epoch; "
                 "pass --evaluate train, or --evaluate none."
             )
+        if not dataset.split(name).schema.classes:
+            raise BadDataError(f"Split {name} has no labels; leave it out of --evaluate.")
     return layers
 
 
@@ -156,6 +158,10 @@ def _open_or_create(location: Location, config: TrainConfig, dataset: Dataset) -
             location,
             configuration=config.to_json(),
             dataset_digest=dataset.digest,
+            dataset={
+                "class_names": list(dataset.class_names),
+                "transforms": list(dataset.transforms),
+            },
             versions={"order": ORDER_VERSION, "step": STEP_VERSION},
             environment=environment(),
         )

@@ -24,7 +24,7 @@ from storage.dataset_writer import (
     refuse_foreign,
     stage_dataset,
 )
-from storage.errors import UnreachableError, UsageError
+from storage.errors import BadDataError, UnreachableError, UsageError
 from storage.location import Location, open_location
 from storage.schema import DatasetSchema, SplitSchema
 from storage.store import METADATA_NAME
@@ -213,6 +213,12 @@ def convert_part(
     and again.
     """
     images, labels = part.load()
+    if images.dtype.kind == "f" and not np.isfinite(images).all():
+        row = part.start + int(np.argmin(np.isfinite(images).reshape(len(images), -1).all(axis=1)))
+        raise BadDataError(
+            f"Row {row} of the {writer.name} images holds a value that is not a finite number; "
+            "nothing can be learned from it. Leave the row out, or give it a number."
+        )
     targets = None if labels is None else one_hot(labels, classes)
     block = Block(add_bias(images), targets)
     return len(images), writer.write_part(part.start // writer.part_rows, block)

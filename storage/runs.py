@@ -22,6 +22,7 @@ RECORDED = {
     "run_id": str,
     "configuration": dict,
     "dataset_digest": str,
+    "dataset": dict,
     "versions": dict,
     "environment": dict,
 }
@@ -38,6 +39,8 @@ class Run:
     configuration: dict[str, Any]
     """The effective configuration, field by field."""
     dataset_digest: str
+    dataset: dict[str, Any]
+    """What a scoring must know of it: `class_names` and `transforms`."""
     versions: dict[str, int]
     """Of the order and of the step's arithmetic."""
     environment: dict[str, Any]
@@ -96,6 +99,7 @@ def create_run(
     *,
     configuration: dict[str, Any],
     dataset_digest: str,
+    dataset: dict[str, Any],
     versions: dict[str, int],
     environment: dict[str, Any],
 ) -> Run:
@@ -104,7 +108,15 @@ def create_run(
     Raises `ConflictError` where there is a run already, or the directory holds something else.
     """
     check_place(location)
-    run = Run(location, uuid.uuid4().hex, configuration, dataset_digest, versions, environment)
+    run = Run(
+        location,
+        uuid.uuid4().hex,
+        configuration,
+        dataset_digest,
+        dataset,
+        versions,
+        environment,
+    )
     record = {name: value for name, value in vars(run).items() if name != "location"}
     document = {"format": FORMAT, "format_version": FORMAT_VERSION} | record
     location.put(RECORD, sealed.sealed_bytes(document))

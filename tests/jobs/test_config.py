@@ -154,7 +154,7 @@ def test_integers_for_floats() -> None:
         ({"learning_rate": float("inf")}, "--learning-rate is inf"),
         ({"momentum": 1.0}, "--momentum is 1.0; expected 0 to 0.9999."),
         ({"momentum": -0.5}, "--momentum"),
-        ({"l2": -1.0}, "--l2"),
+        ({"l2": -0.5}, "--l2"),
         ({"l2": float("nan")}, "--l2"),
         ({"seed": -1}, "--seed"),
         ({"seed": 2**63}, "--seed"),
@@ -288,3 +288,18 @@ def test_no_toml(tmp_path: Path) -> None:
     """A file that is not there is named."""
     with pytest.raises(UsageError, match=r"There is no configuration file .*absent\.toml"):
         read_toml(tmp_path / "absent.toml")
+
+
+def test_l2_by_optimizer() -> None:
+    """Unless it is given, l2 is AdamW's for adamw and none for the others."""
+    assert 0.1 == TrainConfig().l2 == TrainConfig().updated({"optimizer": "adamw"}, "here").l2
+    for name in ("sgd", "momentum", "nesterov", "adam"):
+        assert 0.0 == TrainConfig(optimizer=name).l2
+        assert 0.0 == TrainConfig().updated({"optimizer": name}, "here").l2
+    assert 0.3 == TrainConfig().updated({"optimizer": "sgd", "l2": 0.3}, "here").l2
+    assert 0.3 == TrainConfig(l2=0.3).updated({"optimizer": "sgd"}, "here").l2
+
+
+def test_a_setting_of_another_type() -> None:
+    """From Python too, a text for a number is refused as such."""
+    assert "learning_rate" in refusal(learning_rate="fast")

@@ -522,6 +522,7 @@ def test_record_that_is_none(digits: Path, tmp_path: Path) -> None:
         open_location(tmp_path / "run"),
         configuration={"batchsize": 3},
         dataset_digest=train_digest(digits),
+        dataset={},
         versions={"order": 1, "step": 1},
         environment={},
     )

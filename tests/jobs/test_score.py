@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from jobs.config import TrainConfig
 from jobs.model import load_model
 from jobs.nn.network import Network
 from jobs.score import ScoreResult, score
@@ -327,7 +328,65 @@ def other_set(directory: Path, side: int, classes: int) -> Path:
     return directory / "data"
 
 
-@pytest.mark.parametrize(("side", "classes"), [(27, 10), (28, 9)])
+def letters(directory: Path, labels: list[int], *, labelled: bool = True) -> Path:
+    """A dataset of small images in two element types' worth of classes: the labels given."""
+    directory.mkdir()
+    images = np.random.default_rng(2).integers(0, 256, (len(labels), 3, 3), dtype=np.uint8)
+    write_idx(directory / "train-images-idx3-ubyte", images)
+    if labelled:
+        write_idx(directory / "train-labels-idx1-ubyte", np.array(labels, np.uint8))
+    ingest(str(directory), directory / "data")
+    return directory / "data"
+
+
+@pytest.fixture
+def letters_run(tmp_path: Path) -> Path:
+    """A run over the classes 4, 7 and 9."""
+    config = TrainConfig(network="9-softmax-3", epochs=1, batch_size=5, evaluate="none")
+    train(config, dataset=letters(tmp_path / "l", [9, 4, 7] * 5), run=tmp_path / "letters")
+    return tmp_path / "letters"
+
+
+def test_unlabelled_rows_get_the_names_of_the_model(letters_run: Path, tmp_path: Path) -> None:
+    """Class names are those that the model was trained on, with and without labels."""
+    dataset = letters(tmp_path / "u", [4, 7], labelled=False)
+    result = score(run=letters_run, dataset=dataset, split="train", out=tmp_path / "u.csv")
+    assert ("4", "7", "9") == result.scores.schema.class_names
+    header, *rows = (tmp_path / "u.csv").read_text().splitlines()
+    assert "row,predicted,probability,probability_4,probability_7,probability_9" == header
+    assert {row.split(",")[1] for row in rows} <= {"4", "7", "9"}
+
+
+def test_a_dataset_that_lacks_a_class(letters_run: Path, tmp_path: Path) -> None:
+    """Rows of some of the model's classes are judged by name, not by column."""
+    dataset = letters(tmp_path / "some", [9, 7, 9, 9])
+    result = score(run=letters_run, dataset=dataset, split="train")
+    quality = result.metrics["quality"]
+    assert [("4", 0), ("7", 1), ("9", 3)] == [
+        (found["name"], found["rows"]) for found in quality["classes"]
+    ]
+    _, predicted = predictions(result)
+    expected = np.mean(np.array(["4", "7", "9"])[predicted] == np.array(["9", "7", "9", "9"]))
+    assert expected == quality["accuracy"]
+
+
+def test_classes_that_the_model_does_not_know(letters_run: Path, tmp_path: Path) -> None:
+    """As many classes, but others, are refused by name."""
+    with pytest.raises(UsageError, match="does not know: 5"):
+        score(run=letters_run, dataset=letters(tmp_path / "o", [4, 5, 9]), split="train")
+
+
+def test_rows_that_are_scaled_otherwise(letters_run: Path, tmp_path: Path) -> None:
+    """A model of scaled bytes does not score floats as they are."""
+    directory = tmp_path / "floats"
+    directory.mkdir()
+    write_idx(directory / "train-images-idx3-float", np.ones((4, 3, 3), np.float32))
+    ingest(str(directory), directory / "data")
+    with pytest.raises(UsageError, match="was trained on rows stored with bias-column, scale"):
+        score(run=letters_run, dataset=directory / "data", split="train")
+
+
+@pytest.mark.parametrize(("side", "classes"), [(27, 10), (28, 11)])
 def test_model_that_does_not_fit(side: int, classes: int, run: Path, tmp_path: Path) -> None:
     """A dataset of another shape than the model's is refused, both sides shown."""
     dataset = other_set(tmp_path / "set", side, classes)

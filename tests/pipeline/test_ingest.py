@@ -462,3 +462,14 @@ def test_more_than_the_disk_can_hold(tmp_path: Path) -> None:
     with pytest.raises(UnreachableError, match="before compression"):
         ingest("synthetic:9000000000000", tmp_path / "set")
     assert not (tmp_path / "set").exists()
+
+
+def test_a_value_that_is_no_number(tmp_path: Path) -> None:
+    """A NaN among the pixels is named by its row, and nothing is made."""
+    images = np.ones((9, 2, 2), np.float32)
+    images[6, 1, 0] = np.nan
+    (tmp_path / "files").mkdir()
+    write_idx(tmp_path / "files" / "train-images-idx3-float", images)
+    with pytest.raises(BadDataError, match="Row 6 of the train images"):
+        ingest(str(tmp_path / "files"), tmp_path / "set")
+    assert not (tmp_path / "set").exists()

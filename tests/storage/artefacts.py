@@ -123,6 +123,7 @@ def begin_run(location: Location, dataset_digest: str = "0" * 64) -> Run:
         location,
         configuration={"network": "6-3", "epochs": 3, "learning_rate": 0.1},
         dataset_digest=dataset_digest,
+        dataset={"class_names": ["0", "1", "2"], "transforms": ["bias-column"]},
         versions={"order": 1, "step": 1},
         environment={"numpy": "2"},
     )
