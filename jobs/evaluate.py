@@ -6,7 +6,8 @@ from typing import Any
 
 from jobs.nn.network import LossSum, Network
 from jobs.nn.parameters import Floats
-from jobs.step import Workers, network_inputs, unheeded_overflow
+from jobs.step import network_inputs, unheeded_overflow
+from jobs.workers import Workers
 from pipeline.stream import Batch, BatchStream
 from storage.closing import Closing
 from storage.dataset import Dataset

@@ -9,6 +9,7 @@ from jobs.config import TrainConfig
 from jobs.nn.architecture import Layer, count_parameters
 from jobs.nn.network import Network
 from jobs.step import default_micro_batches, thread_count
+from jobs.stepper import GROUP
 from pipeline.ingest import BASE_MEMORY, FORMS_OF_A_CHUNK
 from pipeline.stream import PLAIN_WINDOW_CHUNKS, chunks_per_window
 from pipeline.windows import DEFAULT_THREADS
@@ -18,7 +19,11 @@ from storage.schema import SplitSchema
 ROW_NUMBERS = 48
 """Bytes per row of a window for its permutation, its inverse and the row numbers."""
 FORMS_OF_THE_PARAMETERS = 8
-"""Parameters, gradients and the optimiser's two vectors, of the step before and of this one."""
+"""Parameters and the optimiser's two vectors before and after a step, and a checkpoint's copy."""
+FORMS_PER_CORE = 2
+"""The first layer's weights and gradient, narrowed to the occupied columns."""
+FORK_MEMORY = 16 * 2**20
+"""What a forked process has of its own besides arrays, in bytes."""
 
 
 def train_memory(config: TrainConfig, layers: tuple[Layer, ...], split: SplitSchema) -> int:
@@ -27,10 +32,11 @@ def train_memory(config: TrainConfig, layers: tuple[Layer, ...], split: SplitSch
     batch_rows = config.batch_size or rows
     parts = min(config.micro_batches or default_micro_batches(batch_rows), batch_rows)
     itemsize = np.dtype(config.dtype).itemsize
-    threads = min(thread_count(config.threads), parts)
+    cores = min(thread_count(config.threads), parts)
     micro_batch = -(-batch_rows // parts) * _row_bytes(layers, itemsize)
-    sums = threads + parts.bit_length()
-    parameters = (FORMS_OF_THE_PARAMETERS + sums) * count_parameters(layers) * itemsize
+    sums = min(parts, 2 * max(GROUP, cores)) + parts.bit_length()
+    forms = FORMS_OF_THE_PARAMETERS + sums + cores * FORMS_PER_CORE
+    parameters = forms * count_parameters(layers) * itemsize
     window = chunks_per_window(split, config.shuffle_memory, config.shuffle)
     evaluations = len(config.evaluated_splits) + bool(config.holdout)
     return (
@@ -38,7 +44,7 @@ def train_memory(config: TrainConfig, layers: tuple[Layer, ...], split: SplitSch
         + _stream_bytes(split, window)
         + evaluations * _stream_bytes(split, PLAIN_WINDOW_CHUNKS)
         + parameters
-        + threads * micro_batch
+        + cores * (FORK_MEMORY + micro_batch)
     )
 
 

@@ -13,9 +13,10 @@ from jobs.memory import check_memory, score_memory
 from jobs.metrics import QualityCount, check_quality
 from jobs.model import Model, load_model
 from jobs.outputs import write_output
-from jobs.step import Workers, network_inputs, one_blas_thread, thread_count
+from jobs.step import network_inputs, one_blas_thread, thread_count
 from jobs.stop import StopSignal
 from jobs.train import DEFAULT_DATASET, DEFAULT_RUN
+from jobs.workers import Workers
 from pipeline.stream import Batch, BatchStream
 from pipeline.transforms import SCALE
 from storage.dataset import Dataset, open_dataset

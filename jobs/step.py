@@ -1,31 +1,29 @@
 """The arithmetic of a step, version 1: micro-batches apart, summed in a fixed tree.
 
-The bits depend on the configuration alone, not on how many threads did the work.
+The bits depend on the configuration alone, not on how many cores did the work.
 """
 
 import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from itertools import islice
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from jobs.nn.network import Columns, GradientSum, Network
-from jobs.nn.parameters import Floats
-from pipeline.stream import Batch
+from jobs.nn.network import Columns, Network
+from jobs.nn.optimizers import Optimizer, Stepped
+from jobs.nn.parameters import Floats, weight_slices
+from jobs.nn.workspace import Workspace
 from pipeline.transforms import occupied_columns, scale
-from storage.errors import BadDataError
 
 STEP_VERSION = 1
 MICRO_BATCH_ROWS = 256
-"""Rows that one thread computes at a time in a large batch."""
+"""Rows that one core computes at a time in a large batch."""
 
-Given = TypeVar("Given")
-Result = TypeVar("Result")
+Item = TypeVar("Item")
 
 
 def default_micro_batches(batch_size: int) -> int:
@@ -50,106 +48,91 @@ def unheeded_overflow() -> AbstractContextManager[Any]:
 
 
 def thread_count(threads: int) -> int:
-    """How many threads a setting means; 0 is one per core that this process may use."""
+    """How many cores a setting means; 0 is all that this process may use."""
     return threads or len(os.sched_getaffinity(0))
 
 
-def network_inputs(stored: NDArray[Any], dtype: np.dtype[Any]) -> tuple[Floats, Columns | None]:
+def network_inputs(
+    stored: NDArray[Any], dtype: np.dtype[Any], workspace: Workspace | None = None
+) -> tuple[Floats, Columns | None]:
     """Stored rows as the network takes them: scaled, and narrowed to their occupied columns."""
     columns = occupied_columns(stored)
-    return scale(stored if columns is None else stored[:, columns], dtype), columns
+    narrow = stored if columns is None else stored[:, columns]
+    out = None if workspace is None else workspace.array("inputs", narrow.shape, dtype)
+    return scale(narrow, dtype, out), columns
 
 
-class Workers(Generic[Given, Result]):
-    """Threads that apply a function to items and give the results in the items' order."""
-
-    def __init__(self, function: Callable[[Given], Result], threads: int) -> None:
-        """`threads` 1 works in the calling thread."""
-        self._function = function
-        self._threads = threads
-        self._pool = ThreadPoolExecutor(threads - 1, "compute") if threads > 1 else None
-
-    def map(self, items: Iterator[Given]) -> Iterator[Result]:
-        """Results in order; no more items are taken ahead than there are threads.
-
-        The calling thread does its share: handing work over costs as much as a small micro-batch.
-        """
-        if self._pool is None:
-            yield from map(self._function, items)
-            return
-        while group := list(islice(items, self._threads)):
-            others = [self._pool.submit(self._function, item) for item in group[1:]]
-            yield self._function(group[0])
-            for other in others:
-                yield other.result()
-
-    def close(self) -> None:
-        """Stop the threads."""
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-
-
-class TreeSum:
+class TreeSum(Generic[Item]):
     """A sum in a fixed binary tree over the items' index, in memory for log2(items) of them.
 
     Neighbours are added, then neighbouring pairs, and so on; what is left over at the end joins
-    from the right. The items' arrays are taken over: sums are made in place in them.
+    from the right.
     """
 
-    def __init__(self) -> None:
-        self._subtrees: list[tuple[int, GradientSum]] = []  # (items, sum), the largest first
+    def __init__(self, add: Callable[[Item, Item, int], Item]) -> None:
+        """`add(left, right, depth)` adds two; what it gives is the only sum of that depth."""
+        self._add = add
+        self._subtrees: list[tuple[int, Item]] = []  # (items, sum), the largest first
 
-    def add(self, item: GradientSum) -> None:
+    def add(self, item: Item) -> None:
         """The next item, by index."""
         items = 1
         while self._subtrees and self._subtrees[-1][0] == items:
             left_items, left = self._subtrees.pop()
-            item = _added(left, item)
+            item = self._add(left, item, len(self._subtrees))
             items += left_items
         self._subtrees.append((items, item))
 
-    def result(self) -> GradientSum:
+    def result(self) -> Item:
         """The sum of all items, at least one."""
         _, total = self._subtrees.pop()
         while self._subtrees:
             _, left = self._subtrees.pop()
-            total = _added(left, total)
+            total = self._add(left, total, len(self._subtrees))
         return total
 
 
-def _added(left: GradientSum, right: GradientSum) -> GradientSum:
-    np.add(left.gradient, right.gradient, out=left.gradient)
-    return GradientSum(
-        left.gradient,
-        left.loss_sum + right.loss_sum,
-        left.correct + right.correct,
-        left.rows + right.rows,
-    )
+@dataclass(frozen=True)
+class StepRule:
+    """How a mean gradient becomes new parameters. It holds no state."""
 
+    network: Network
+    optimizer: Optimizer
+    l2: float
+    """The weight decay; see `--l2`."""
 
-class StepArithmetic:
-    """Gradients of whole mini-batches from their micro-batches, on several threads."""
+    def apply(
+        self,
+        block: slice,
+        before: Stepped,
+        gradient: Floats,
+        learning_rate: float,
+        step_number: int,
+        after: Stepped,
+    ) -> None:
+        """Take a step on one block of the flat vectors, from `before` into `after`.
 
-    def __init__(self, network: Network, threads: int) -> None:
-        """At most `threads` micro-batches are computed at once; the bits are those of one."""
-        self._network = network
-        self._workers = Workers(self._micro_batch, threads)
+        `gradient` is the block's mean gradient, and is overwritten.
+        """
+        parameters = before[0][block]
+        if self.l2 and self.optimizer.decouples_l2:
+            parameters = parameters.copy()
+            for weights in self._weights(block):
+                parameters[weights] *= 1 - learning_rate * self.l2
+        elif self.l2:
+            for weights in self._weights(block):
+                gradient[weights] += parameters[weights] * self.l2
+        state = {name: vector[block] for name, vector in before[1].items()}
+        new_state = {name: vector[block] for name, vector in after[1].items()}
+        self.optimizer.step(
+            parameters, gradient, state, learning_rate, step_number, (after[0][block], new_state)
+        )
 
-    def gradient_sum(self, parameters: Floats, micro_batches: Iterator[Batch]) -> GradientSum:
-        """The sums over a mini-batch, given as its micro-batches in order."""
-        tree = TreeSum()
-        for part in self._workers.map((parameters, batch) for batch in micro_batches):
-            tree.add(part)
-        return tree.result()
-
-    def _micro_batch(self, work: tuple[Floats, Batch]) -> GradientSum:
-        parameters, batch = work
-        if batch.targets is None:
-            raise BadDataError("The split has no labels to learn from; choose a labelled one.")
-        inputs = scale(batch.inputs, self._network.dtype)
-        with unheeded_overflow():
-            return self._network.gradient_sum(parameters, inputs, batch.targets)
-
-    def close(self) -> None:
-        """Stop the threads."""
-        self._workers.close()
+    def _weights(self, block: slice) -> list[slice]:
+        """Where in the block the weights are that L2 pulls at: all but the biases."""
+        size = block.stop - block.start
+        return [
+            slice(max(0, weights.start - block.start), min(size, weights.stop - block.start))
+            for weights in weight_slices(self.network.layers)
+            if weights.start < block.stop and block.start < weights.stop
+        ]

@@ -11,16 +11,12 @@ from jobs.config import TrainConfig
 from jobs.nn import parameters as layout
 from jobs.nn.architecture import Layer, format_network
 from jobs.nn.initialise import initialise
-from jobs.nn.network import GradientSum, Network
+from jobs.nn.network import LossSum, Network
 from jobs.nn.optimizers import make_optimizer
 from jobs.nn.parameters import Floats
 from jobs.nn.schedules import learning_rate
-from jobs.step import (
-    StepArithmetic,
-    default_micro_batches,
-    thread_count,
-    unheeded_overflow,
-)
+from jobs.step import StepRule, default_micro_batches, thread_count
+from jobs.stepper import Stepper
 from pipeline.stream import BatchStream, StreamState
 from storage.checkpoints import Tensors
 from storage.closing import Closing
@@ -46,7 +42,7 @@ class RunningSums:
             raise BadDataError("The trainer's state in a checkpoint counts wrong; it is damaged.")
         return cls(**{name: document[name] for name in kinds})
 
-    def add(self, step: GradientSum) -> None:
+    def add(self, step: LossSum) -> None:
         """Count one more mini-batch."""
         self.loss_sum += step.loss_sum
         self.correct += step.correct
@@ -62,13 +58,33 @@ class Trainer(Closing):
         """Begin at the beginning, or, with `load`'s arguments as `state`, where those were saved."""
         self.config = config
         self.network = Network(layers, config.dtype)
-        self.parameters = initialise(config.init, layers, config.seed, config.dtype)
-        self._optimizer = make_optimizer(
-            config.optimizer, layers, momentum=config.momentum, l2=config.l2
-        )
-        self._memory = self._optimizer.initial_state(self.parameters)
+        optimizer = make_optimizer(config.optimizer, momentum=config.momentum)
+        parameters = initialise(config.init, layers, config.seed, config.dtype)
+        memory = optimizer.initial_state(parameters)
         self.sums = RunningSums()
-        stream_state = None if state is None else self._load(*state)
+        stream_state = None
+        if state is not None:
+            tensors, progress = state
+            parameters = flat_parameters(layers, tensors)
+            memory = {name: tensors[f"optimizer.{name}"] for name in memory}
+            self.sums = RunningSums.from_json(progress.get("sums"))
+            stream_state = StreamState.from_json(progress.get("stream"))
+        schema = dataset.split("train").schema
+        rows = schema.rows - config.holdout
+        batch_size = config.batch_size or rows
+        self._micro_batches = min(
+            config.micro_batches or default_micro_batches(batch_size), batch_size
+        )  # more would be empty
+        # The stepper forks, and does so before the stream starts its threads.
+        self._stepper = Stepper(
+            StepRule(self.network, optimizer, config.l2),
+            parameters,
+            memory,
+            schema,
+            batch_size=batch_size,
+            micro_batches=self._micro_batches,
+            threads=thread_count(config.threads),
+        )
         self.stream = BatchStream(
             dataset,
             "train",
@@ -77,15 +93,15 @@ class Trainer(Closing):
             shuffle=config.shuffle,
             shuffle_memory=config.shuffle_memory,
             drop_last=config.drop_last,
-            rows=dataset.split("train").schema.rows - config.holdout,
+            rows=rows,
             epochs=config.epochs,
             state=stream_state,
         )
-        batch_rows = self.stream.state.batch_size
-        parts = config.micro_batches or default_micro_batches(batch_rows)
-        self._micro_batches = min(parts, batch_rows)  # more would be empty
-        threads = min(thread_count(config.threads), self._micro_batches)
-        self._arithmetic = StepArithmetic(self.network, threads)
+
+    @property
+    def parameters(self) -> Floats:
+        """The network's, `(parameters,)`; to be read before the next step."""
+        return self._stepper.parameters
 
     @property
     def steps(self) -> int:
@@ -105,12 +121,9 @@ class Trainer(Closing):
         Raises `QualityGateError` where the loss or a parameter is no longer a finite number.
         """
         for micro_batches in self.stream.micro_batches(self._micro_batches):
-            rate = self.learning_rate
-            step = self._arithmetic.gradient_sum(self.parameters, micro_batches)
-            with unheeded_overflow():
-                self._apply(step, rate)
-            self.sums.add(step)
-            self.check_finite(f"the loss of step {self.steps}", step.loss_sum)
+            loss = self._stepper.step(micro_batches, self.learning_rate, self.steps + 1)
+            self.sums.add(loss)
+            self.check_finite(f"the loss of step {self.steps}", loss.loss_sum)
             after_step()
         # The last step's own harm shows in no loss of this epoch.
         self.check_finite("the largest parameter", float(np.abs(self.parameters).max()))
@@ -123,41 +136,26 @@ class Trainer(Closing):
                 f"below {self.config.learning_rate:g}."
             )
 
-    def _apply(self, step: GradientSum, rate: float) -> None:
-        gradient = step.gradient
-        gradient /= step.rows
-        if self.config.l2 and not self._optimizer.decouples_l2:
-            gradient += self.network.l2_gradient(self.parameters, self.config.l2)
-        self.parameters, self._memory = self._optimizer.step(
-            self.parameters, gradient, self._memory, rate, self.steps
-        )
-
     def tensors(self) -> Tensors:
         """What a checkpoint holds: each layer's matrix, and what the optimiser remembers."""
         return layer_tensors(self.network.layers, self.parameters) | {
-            f"optimizer.{name}": vector for name, vector in self._memory.items()
+            f"optimizer.{name}": vector for name, vector in self._stepper.state.items()
         }
 
     def progress(self) -> dict[str, Any]:
         """The rest of the state, for the checkpoint's manifest."""
         return {"stream": self.stream.state.to_json(), "sums": asdict(self.sums)}
 
-    def _load(self, tensors: Tensors, progress: dict[str, Any]) -> StreamState:
-        self.parameters = flat_parameters(self.network.layers, tensors)
-        self._memory = {name: tensors[f"optimizer.{name}"] for name in self._memory}
-        self.sums = RunningSums.from_json(progress.get("sums"))
-        return StreamState.from_json(progress.get("stream"))
-
     def close(self) -> None:
-        """Stop the threads and the stream."""
-        self._arithmetic.close()
+        """End the other processes and the stream."""
+        self._stepper.close()
         self.stream.close()
 
 
 def template(config: TrainConfig, layers: tuple[Layer, ...]) -> Tensors:
     """Tensors of the names, shapes and dtypes that a checkpoint of this configuration has."""
     parameters = np.zeros(sum(layer.parameter_count for layer in layers), config.dtype)
-    optimizer = make_optimizer(config.optimizer, layers)
+    optimizer = make_optimizer(config.optimizer)
     return layer_tensors(layers, parameters) | {
         f"optimizer.{name}": vector for name, vector in optimizer.initial_state(parameters).items()
     }

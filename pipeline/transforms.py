@@ -46,12 +46,20 @@ def one_hot(labels: NDArray[Any], classes: NDArray[np.int64]) -> NDArray[np.uint
     return targets
 
 
-def scale(inputs: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Stored inputs as the network takes them: bytes to [0, 1], the bias to exactly 1."""
+def scale(
+    inputs: NDArray[Any], dtype: np.dtype[Any], out: NDArray[Any] | None = None
+) -> NDArray[Any]:
+    """Stored inputs as the network takes them: bytes to [0, 1], the bias to exactly 1.
+
+    They are written to `out` where that is given.
+    """
+    if out is None:
+        out = np.empty(inputs.shape, dtype)
     if inputs.dtype == np.uint8:
-        scaled: NDArray[Any] = np.multiply(inputs, dtype.type(1 / 255), dtype=dtype)
-        return scaled
-    return inputs.astype(dtype)
+        np.multiply(inputs, dtype.type(1 / 255), out=out, dtype=dtype)
+    else:
+        np.copyto(out, inputs, casting="unsafe")
+    return out
 
 
 def occupied_columns(inputs: NDArray[Any]) -> NDArray[np.intp] | None:

@@ -10,6 +10,7 @@ from jobs.nn.activations import ACTIVATIONS, softmax
 from jobs.nn.architecture import Layer, count_parameters
 from jobs.nn.loss import cross_entropy
 from jobs.nn.parameters import Floats, views, weight_slices
+from jobs.nn.workspace import Workspace
 
 Columns: TypeAlias = NDArray[np.intp]
 """Numbers of input columns, ascending; 0 is the bias."""
@@ -49,7 +50,8 @@ class LossSum:
 class Network:
     """A multilayer perceptron of fixed layers and dtype. It holds no parameters and no state.
 
-    Every method is pure and may be called from several threads at once. Throughout,
+    Every method is pure and may be called from several threads at once, each with a `workspace`
+    of its own or with none. Throughout,
     `parameters` is the flat vector of `jobs.nn.parameters`, in the network's dtype; `inputs` is
     `(rows, 1 + features)` in that dtype, a column of ones (the bias) first; `targets` is
     `(rows, classes)`, one-hot uint8. Arrays that do not fit raise ValueError.
@@ -73,7 +75,7 @@ class Network:
     def forward(self, parameters: Floats, inputs: Floats, columns: Columns | None = None) -> Floats:
         """The probability of each class for each row: `(rows, classes)`."""
         self._check_inputs(parameters, inputs, columns)
-        _, logits = self._forward(views(parameters, self.layers), inputs, columns)
+        _, logits = self._forward(views(parameters, self.layers), inputs, columns, Workspace())
         return softmax(logits)
 
     def loss(
@@ -86,7 +88,7 @@ class Network:
         """The summed loss and the correct rows, without the gradient; from logits, so never log(0)."""
         self._check_inputs(parameters, inputs, columns)
         self._check_targets(inputs, targets)
-        _, logits = self._forward(views(parameters, self.layers), inputs, columns)
+        _, logits = self._forward(views(parameters, self.layers), inputs, columns, Workspace())
         loss = cross_entropy(logits, targets)
         return LossSum(loss.loss_sum, loss.correct, len(inputs))
 
@@ -96,29 +98,51 @@ class Network:
         inputs: Floats,
         targets: NDArray[np.uint8],
         columns: Columns | None = None,
+        *,
+        out: Floats | None = None,
+        workspace: Workspace | None = None,
     ) -> GradientSum:
-        """The gradient of the summed cross-entropy, by backpropagation (Rumelhart et al., 1986)."""
+        """The gradient of the summed cross-entropy, by backpropagation (Rumelhart et al., 1986).
+
+        It is written to `out` `(parameters,)` where that is given; `workspace` saves allocations.
+        """
         self._check_inputs(parameters, inputs, columns)
         self._check_targets(inputs, targets)
+        workspace = workspace or Workspace()
         weights = views(parameters, self.layers)
-        outputs, logits = self._forward(weights, inputs, columns)
+        outputs, logits = self._forward(weights, inputs, columns, workspace)
         loss = cross_entropy(logits, targets)
 
-        gradient = np.empty_like(parameters)
+        gradient = np.empty_like(parameters) if out is None else out
         gradients = views(gradient, self.layers)
         delta = loss.delta  # (rows, outputs of the layer): the gradient with respect to its sums
         for layer in range(len(self.layers) - 1, 0, -1):
             output = outputs[layer - 1]
             np.matmul(output.T, delta, out=gradients[layer][1:])
             np.add.reduce(delta, axis=0, out=gradients[layer][0])
-            delta = delta @ weights[layer][1:].T
+            back = workspace.array(f"delta-{layer}", output.shape, self.dtype)
+            delta = np.matmul(delta, weights[layer][1:].T, out=back)
             delta *= self._hidden[layer - 1].derivative(output)
-        if columns is None:
-            np.matmul(inputs.T, delta, out=gradients[0])
-        else:
-            gradients[0].fill(0)
-            gradients[0][columns] = inputs.T @ delta
+        self._first_gradient(inputs, delta, columns, gradients[0], workspace)
         return GradientSum(gradient, loss.loss_sum, loss.correct, len(inputs))
+
+    def _first_gradient(
+        self,
+        inputs: Floats,
+        delta: Floats,
+        columns: Columns | None,
+        gradient: Floats,
+        workspace: Workspace,
+    ) -> None:
+        """Write the first layer's gradient, whose rows of blank columns are zero."""
+        if columns is None:
+            np.matmul(inputs.T, delta, out=gradient)
+            return
+        shape = (len(columns), gradient.shape[1])
+        narrow = workspace.array("gradient", shape, self.dtype)
+        np.matmul(inputs.T, delta, out=narrow)
+        gradient.fill(0)
+        gradient[columns] = narrow
 
     def l2_penalty(self, parameters: Floats, l2: float) -> float:
         """l2 / 2 times the sum of the squared weights, to be added to the *mean* loss.
@@ -137,18 +161,34 @@ class Network:
         return gradient
 
     def _forward(
-        self, weights: list[Floats], inputs: Floats, columns: Columns | None
+        self,
+        weights: list[Floats],
+        inputs: Floats,
+        columns: Columns | None,
+        workspace: Workspace,
     ) -> tuple[list[Floats], Floats]:
         """The outputs of each hidden layer, `(rows, outputs)`, and the last layer's logits."""
         outputs: list[Floats] = []
-        first = weights[0] if columns is None else weights[0][columns]
-        sums = inputs @ first  # the inputs' first column, ones, meets the bias row
-        for activation, matrix in zip(self._hidden, weights[1:], strict=True):
+        sums = workspace.array("sums-0", (len(inputs), self.layers[0].outputs), self.dtype)
+        first = self._first_weights(weights[0], columns, workspace)
+        np.matmul(inputs, first, out=sums)  # the inputs' first column, ones, meets the bias row
+        for number, activation in enumerate(self._hidden, 1):
             output = activation.apply(sums, sums)
             outputs.append(output)
-            sums = output @ matrix[1:]
-            sums += matrix[0]
+            shape = (len(inputs), self.layers[number].outputs)
+            sums = workspace.array(f"sums-{number}", shape, self.dtype)
+            np.matmul(output, weights[number][1:], out=sums)
+            sums += weights[number][0]
         return outputs, sums
+
+    def _first_weights(
+        self, weights: Floats, columns: Columns | None, workspace: Workspace
+    ) -> Floats:
+        if columns is None:
+            return weights
+        narrow = workspace.array("weights", (len(columns), weights.shape[1]), self.dtype)
+        # Without mode="clip", which nothing meets here, NumPy would make a copy of `out` first.
+        return np.take(weights, columns, axis=0, out=narrow, mode="clip")
 
     def _check_inputs(self, parameters: Floats, inputs: Floats, columns: Columns | None) -> None:
         if parameters.dtype != self.dtype or inputs.dtype != self.dtype:

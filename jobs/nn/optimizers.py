@@ -1,27 +1,25 @@
 """The optimisers: each turns parameters, a gradient and its own state into new ones.
 
-The vectors are walked in blocks that fit the processor's cache, so that the several passes of a
-step read main memory once. Nothing the caller passed is changed.
+All of them work element by element, so a step may be taken on any part of the vectors alone, and
+on all parts at once. Nothing the caller passed is changed but `out`.
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, TypeAlias
 
 import numpy as np
 
-from jobs.nn.architecture import Layer
-from jobs.nn.parameters import Floats, weight_slices
+from jobs.nn.parameters import Floats
 
 State: TypeAlias = dict[str, Floats]
 """What an optimiser remembers between steps: named vectors, each like the parameters."""
 
+Stepped: TypeAlias = tuple[Floats, State]
+"""Parameters and state after a step, or the arrays to write them to."""
+
 OPTIMIZERS = ("sgd", "momentum", "nesterov", "adam", "adamw")
 """The optimisers by name."""
-
-BLOCK = 32_768
-"""Elements of a block: with the eight vectors that Adam touches, 1 MiB in float32."""
 
 
 class Optimizer(Protocol):
@@ -31,7 +29,7 @@ class Optimizer(Protocol):
     """The name that `make_optimizer` knows it by."""
 
     decouples_l2: ClassVar[bool]
-    """Whether it applies L2 by itself; else the caller adds the penalty's gradient."""
+    """Whether L2 shrinks the weights before the step (see `AdamW`), or joins the gradient."""
 
     def initial_state(self, parameters: Floats) -> State:
         """The state before the first step, for parameters of this shape and dtype."""
@@ -43,21 +41,20 @@ class Optimizer(Protocol):
         state: State,
         learning_rate: float,
         step_number: int,
-    ) -> tuple[Floats, State]:
-        """The new parameters and the new state, in new arrays of the parameters' dtype.
+        out: Stepped | None = None,
+    ) -> Stepped:
+        """The new parameters and the new state, in the arrays of `out` or in new ones.
 
         `parameters` and `gradient` are flat `(parameters,)` vectors of one dtype, the gradient
         that of the mean loss; `step_number` counts the steps of the run from 1, this one included.
+        The arrays of `out` are none of the others.
         """
 
 
-def make_optimizer(
-    name: str, layers: tuple[Layer, ...], *, momentum: float = 0.9, l2: float = 0.0
-) -> Optimizer:
+def make_optimizer(name: str, *, momentum: float = 0.9) -> Optimizer:
     """The optimiser of that name; raises ValueError where there is none.
 
-    `momentum` matters to momentum and nesterov. `l2` matters to adamw, the only one that decouples
-    it: for the others, add `Network.l2_gradient` to the gradient.
+    `momentum` matters to momentum and nesterov.
     """
     if name == "sgd":
         return Sgd()
@@ -68,7 +65,7 @@ def make_optimizer(
     if name == "adam":
         return Adam()
     if name == "adamw":
-        return AdamW(layers=layers, l2=l2)
+        return AdamW()
     raise ValueError(f"The optimizer is {name!r}: expected one of {', '.join(OPTIMIZERS)}.")
 
 
@@ -90,14 +87,13 @@ class Sgd:
         state: State,
         learning_rate: float,
         step_number: int,
-    ) -> tuple[Floats, State]:
+        out: Stepped | None = None,
+    ) -> Stepped:
         """See `Optimizer.step`."""
-        rate = float(learning_rate)
-        stepped = np.empty_like(parameters)
-        for block in _blocks(parameters):
-            new = np.multiply(gradient[block], -rate, out=stepped[block])
-            new += parameters[block]
-        return stepped, {}
+        new, _ = out or _like(parameters, state)
+        np.multiply(gradient, -float(learning_rate), out=new)
+        new += parameters
+        return new, {}
 
 
 @dataclass(frozen=True)
@@ -120,16 +116,15 @@ class Momentum:
         state: State,
         learning_rate: float,
         step_number: int,
-    ) -> tuple[Floats, State]:
+        out: Stepped | None = None,
+    ) -> Stepped:
         """See `Optimizer.step`."""
-        rate = float(learning_rate)
-        stepped, velocities = np.empty_like(parameters), np.empty_like(parameters)
-        for block in _blocks(parameters):
-            velocity = np.multiply(state["velocity"][block], self.momentum, out=velocities[block])
-            velocity += gradient[block]
-            new = np.multiply(velocity, -rate, out=stepped[block])
-            new += parameters[block]
-        return stepped, {"velocity": velocities}
+        new, new_state = out or _like(parameters, state)
+        velocity = np.multiply(state["velocity"], self.momentum, out=new_state["velocity"])
+        velocity += gradient
+        np.multiply(velocity, -float(learning_rate), out=new)
+        new += parameters
+        return new, new_state
 
 
 @dataclass(frozen=True)
@@ -155,18 +150,17 @@ class Nesterov:
         state: State,
         learning_rate: float,
         step_number: int,
-    ) -> tuple[Floats, State]:
+        out: Stepped | None = None,
+    ) -> Stepped:
         """See `Optimizer.step`."""
-        rate = float(learning_rate)
-        stepped, velocities = np.empty_like(parameters), np.empty_like(parameters)
-        for block in _blocks(parameters):
-            velocity = np.multiply(state["velocity"][block], self.momentum, out=velocities[block])
-            velocity += gradient[block]
-            new = np.multiply(velocity, self.momentum, out=stepped[block])
-            new += gradient[block]
-            new *= -rate
-            new += parameters[block]
-        return stepped, {"velocity": velocities}
+        new, new_state = out or _like(parameters, state)
+        velocity = np.multiply(state["velocity"], self.momentum, out=new_state["velocity"])
+        velocity += gradient
+        np.multiply(velocity, self.momentum, out=new)
+        new += gradient
+        new *= -float(learning_rate)
+        new += parameters
+        return new, new_state
 
 
 @dataclass(frozen=True)
@@ -204,81 +198,44 @@ class Adam:
         state: State,
         learning_rate: float,
         step_number: int,
-    ) -> tuple[Floats, State]:
+        out: Stepped | None = None,
+    ) -> Stepped:
         """See `Optimizer.step`."""
-        stepped = np.empty_like(parameters)
-        return self._step_into(
-            stepped, parameters, gradient, state, float(learning_rate), step_number
-        )
-
-    def _step_into(
-        self,
-        stepped: Floats,
-        parameters: Floats,
-        gradient: Floats,
-        state: State,
-        rate: float,
-        step_number: int,
-    ) -> tuple[Floats, State]:
-        """Write the new parameters into `stepped`, which may be `parameters` itself."""
         # The corrected moments are first * M and second^2 * S, and Adam's step is
         # rate first M / (second sqrt(S) + epsilon) = size M / (sqrt(S) + floor).
         first = (1 - self.beta1) / (1 - self.beta1**step_number)
         second = math.sqrt((1 - self.beta2) / (1 - self.beta2**step_number))
-        size = rate * first / second
+        size = float(learning_rate) * first / second
         floor = self.epsilon / second
 
-        gradients, squares = np.empty_like(parameters), np.empty_like(parameters)
-        workspace = np.empty_like(parameters[:BLOCK])
-        for block in _blocks(parameters):
-            new_gradient = gradient[block]
-            scratch = workspace[: len(new_gradient)]
-            gradient_sum = np.multiply(state["gradients"][block], self.beta1, out=gradients[block])
-            gradient_sum += new_gradient
-            square_sum = np.multiply(
-                state["squared_gradients"][block], self.beta2, out=squares[block]
-            )
-            square_sum += np.square(new_gradient, out=scratch)
-            np.sqrt(square_sum, out=scratch)
-            scratch += floor
-            np.divide(gradient_sum, scratch, out=scratch)
-            scratch *= size
-            np.subtract(parameters[block], scratch, out=stepped[block])
-        return stepped, {"gradients": gradients, "squared_gradients": squares}
+        new, new_state = out or _like(parameters, state)
+        gradients = np.multiply(state["gradients"], self.beta1, out=new_state["gradients"])
+        gradients += gradient
+        squares = new_state["squared_gradients"]
+        np.multiply(state["squared_gradients"], self.beta2, out=squares)
+        squares += np.square(gradient, out=new)
+        np.sqrt(squares, out=new)
+        new += floor
+        np.divide(gradients, new, out=new)
+        new *= size
+        np.subtract(parameters, new, out=new)
+        return new, new_state
 
 
 @dataclass(frozen=True)
 class AdamW(Adam):
     """Adam with decoupled weight decay (Loshchilov and Hutter, 2019, algorithm 2, as PyTorch).
 
-    Before the step each weight, but no bias, is multiplied by 1 - learning_rate * l2.
+    Before the step each weight, but no bias, is multiplied by 1 - learning_rate * l2; the caller
+    does that, as the caller adds L2 to the gradient for the others.
     """
-
-    layers: tuple[Layer, ...] = ()
-    """The network's layers, which say where the weights lie."""
-
-    l2: float = 0.0
-    """The weight decay."""
 
     name: ClassVar[str] = "adamw"
     decouples_l2: ClassVar[bool] = True
 
-    def step(
-        self,
-        parameters: Floats,
-        gradient: Floats,
-        state: State,
-        learning_rate: float,
-        step_number: int,
-    ) -> tuple[Floats, State]:
-        """See `Optimizer.step`."""
-        rate = float(learning_rate)
-        stepped = parameters.copy()
-        for weights in weight_slices(self.layers):
-            stepped[weights] *= 1 - rate * self.l2
-        return self._step_into(stepped, stepped, gradient, state, rate, step_number)
 
-
-def _blocks(vector: Floats) -> Iterator[slice]:
-    """Slices of at most BLOCK elements that cover the vector."""
-    return (slice(start, start + BLOCK) for start in range(0, len(vector), BLOCK))
+def _like(parameters: Floats, state: State) -> Stepped:
+    """New arrays of these shapes and dtypes."""
+    return np.empty_like(parameters), {
+        name: np.empty_like(vector) for name, vector in state.items()
+    }

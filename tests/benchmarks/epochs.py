@@ -11,7 +11,8 @@ from jobs.nn.architecture import parse_network
 from jobs.nn.initialise import initialise
 from jobs.nn.network import Network
 from jobs.nn.optimizers import make_optimizer
-from jobs.step import StepArithmetic, default_micro_batches, one_blas_thread
+from jobs.step import StepRule, default_micro_batches, one_blas_thread
+from jobs.stepper import Stepper
 from jobs.trainer import RunningSums, Trainer
 from pipeline.stream import Batch
 from tests.benchmarks.contest import Contestant, Verdict, medians
@@ -47,26 +48,32 @@ def streamed_epoch(
 def memory_epoch(
     workplace: Workplace, batch_size: int, threads: int, stack: ExitStack
 ) -> Contestant:
-    """Our own arithmetic over rows that lie in memory, shuffled afresh."""
+    """Our own steps over rows that lie in memory, shuffled afresh."""
     inputs, targets = workplace.train_bytes, workplace.train_targets
     layers = parse_network(NETWORK)
-    optimizer = make_optimizer("sgd", layers)
-    arithmetic = StepArithmetic(Network(layers), min(threads, default_micro_batches(batch_size)))
-    stack.callback(arithmetic.close)
-    parameters = initialise("scaled", layers, 0)
+    parts = default_micro_batches(batch_size)
+    rule = StepRule(Network(layers), make_optimizer("sgd"), l2=0.0)
+    stepper = stack.enter_context(
+        Stepper(
+            rule,
+            initialise("scaled", layers, 0),
+            {},
+            workplace.dataset.split("train").schema,
+            batch_size=batch_size,
+            micro_batches=parts,
+            threads=threads,
+        )
+    )
 
     def cut(rows: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> Iterator[Batch]:
-        for part in np.array_split(rows, default_micro_batches(batch_size)):
+        for part in np.array_split(rows, parts):
             yield Batch(inputs[part], targets[part], part)
 
     def epoch() -> None:
-        nonlocal parameters
         order = np.random.default_rng(0).permutation(len(inputs))
         with one_blas_thread():
             for number, start in enumerate(range(0, len(order), batch_size), 1):
-                step = arithmetic.gradient_sum(parameters, cut(order[start : start + batch_size]))
-                gradient = step.gradient / step.rows
-                parameters, _ = optimizer.step(parameters, gradient, {}, 0.1, number)
+                stepper.step(cut(order[start : start + batch_size]), 0.1, number)
 
     return epoch
 

@@ -117,7 +117,7 @@ def test_training_on_mnist(name: str, mnist_dir: Path) -> None:
     parameters = np.concatenate(
         [generator.randn(*layer.shape).ravel() / 10 for layer in network.layers]
     )
-    sgd = make_optimizer("sgd", network.layers)
+    sgd = make_optimizer("sgd")
     train, test = Mnist(mnist_dir, "train"), Mnist(mnist_dir, "t10k")
     batch_size = recorded["batch_size"]
     # More BLAS threads than free cores would make this many times slower.

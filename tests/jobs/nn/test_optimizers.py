@@ -1,19 +1,15 @@
-"""The optimisers: hand-worked first steps, purity, dtypes, and blocks that leave no seam."""
+"""The optimisers: hand-worked first steps, purity, dtypes, and parts that leave no seam."""
 
 import numpy as np
 import pytest
 
-from jobs.nn import optimizers
-from jobs.nn.architecture import parse_network
 from jobs.nn.optimizers import OPTIMIZERS, make_optimizer
 from jobs.nn.parameters import Floats
 
-LAYERS = parse_network("1-softmax-2")
-
 
 def two_steps(name: str, dtype: type[np.floating] = np.float64) -> Floats:
-    """Two steps at rate 0.1 with the same gradient, momentum 0.5 and L2 0.2."""
-    optimizer = make_optimizer(name, LAYERS, momentum=0.5, l2=0.2)
+    """Two steps at rate 0.1 with the same gradient and momentum 0.5."""
+    optimizer = make_optimizer(name, momentum=0.5)
     parameters = np.array([1, 2, 3, 4], dtype)
     gradient = np.array([1, -1, 2, 0], dtype)
     state = optimizer.initial_state(parameters)
@@ -32,8 +28,7 @@ def two_steps(name: str, dtype: type[np.floating] = np.float64) -> Floats:
         ("nesterov", [1 - 0.325, 2 + 0.325, 3 - 0.65, 4]),
         # a constant gradient makes both corrected moments exact: each step is rate * sign(g)
         ("adam", [1 - 0.2, 2 + 0.2, 3 - 0.2, 4]),
-        # weights, but not the two biases, shrink by 1 - 0.1 * 0.2 before each step
-        ("adamw", [1 - 0.2, 2 + 0.2, (3 * 0.98 - 0.1) * 0.98 - 0.1, 4 * 0.98**2]),
+        ("adamw", [1 - 0.2, 2 + 0.2, 3 - 0.2, 4]),
     ],
 )
 def test_two_hand_worked_steps(name: str, expected: list[float]) -> None:
@@ -44,7 +39,7 @@ def test_two_hand_worked_steps(name: str, expected: list[float]) -> None:
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_nothing_that_was_passed_is_changed(name: str) -> None:
     """Parameters, gradient and state are as before, later steps included, and the dtype stays."""
-    optimizer = make_optimizer(name, LAYERS, l2=0.1)
+    optimizer = make_optimizer(name)
     parameters, gradient = np.ones(4, np.float32), np.full(4, 0.5, np.float32)
     first, state = optimizer.step(
         parameters, gradient, optimizer.initial_state(parameters), np.float64(0.1), 1
@@ -66,20 +61,34 @@ def test_nothing_that_was_passed_is_changed(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_blocks_leave_no_seam(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Walked in blocks of 3, of which the last is short, a step gives the bits of one block."""
-    whole = two_steps(name, np.float32)
-    monkeypatch.setattr(optimizers, "BLOCK", 3)
-    np.testing.assert_array_equal(whole, two_steps(name, np.float32))
+def test_parts_leave_no_seam(name: str) -> None:
+    """A step taken part by part, into arrays that were given, has the bits of one step."""
+    optimizer = make_optimizer(name)
+    generator = np.random.default_rng(4)
+    parameters, gradient = generator.normal(size=(2, 1001)).astype(np.float32)
+    _, state = optimizer.step(parameters, gradient, optimizer.initial_state(parameters), 0.1, 1)
+    whole, whole_state = optimizer.step(parameters, gradient, state, 0.1, 2)
+    out, out_state = np.empty_like(whole), {key: np.empty_like(whole) for key in state}
+    for part in (slice(0, 7), slice(7, 600), slice(600, 1001)):
+        optimizer.step(
+            parameters[part],
+            gradient[part],
+            {key: vector[part] for key, vector in state.items()},
+            0.1,
+            2,
+            (out[part], {key: vector[part] for key, vector in out_state.items()}),
+        )
+    np.testing.assert_array_equal(whole, out)
+    for key, vector in whole_state.items():
+        np.testing.assert_array_equal(vector, out_state[key])
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_numpy_rate_gives_the_same_bits(name: str) -> None:
     """A float64 scalar as the rate does not draw float32 arithmetic into float64."""
-    layers = parse_network("99-softmax-10")
     generator = np.random.default_rng(8)
     parameters, gradient = generator.normal(size=(2, 1000)).astype(np.float32)
-    optimizer = make_optimizer(name, layers, l2=0.1)
+    optimizer = make_optimizer(name)
     state = optimizer.initial_state(parameters)
     expected, _ = optimizer.step(parameters, gradient, state, 0.1, 1)
     stepped, _ = optimizer.step(parameters, gradient, state, np.float64(0.1), 1)
@@ -89,11 +98,11 @@ def test_a_numpy_rate_gives_the_same_bits(name: str) -> None:
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_optimizers_are_known_by_name(name: str) -> None:
     """What `make_optimizer` makes carries the name it was asked for; adamw decouples L2."""
-    optimizer = make_optimizer(name, LAYERS)
+    optimizer = make_optimizer(name)
     assert (name, name == "adamw") == (optimizer.name, optimizer.decouples_l2)
 
 
 def test_an_unknown_optimizer_is_refused() -> None:
     """The error lists the optimisers there are."""
     with pytest.raises(ValueError, match="'lion': expected one of sgd, momentum, nesterov, adam"):
-        make_optimizer("lion", LAYERS)
+        make_optimizer("lion")

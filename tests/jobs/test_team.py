@@ -1,0 +1,110 @@
+"""A team of processes: order, shared memory, what dies, and what it leaves to its owner."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs.team import PATIENCE, Reply, Task, Team, shared_array
+from storage.location import open_location
+from storage.locks import writer_lock
+
+OWNER = """
+import sys
+from jobs.team import Team
+from storage.location import open_location
+from storage.locks import writer_lock
+with writer_lock(open_location(sys.argv[1]), "The run"):
+    team = Team(lambda task: task, 3)
+    team.run([(1,), (2,), (3,)])
+    print(*team.process_numbers, flush=True)
+    sys.stdin.read()
+"""
+
+
+def doubled(task: Task) -> Reply:
+    """Each number twice as large."""
+    return [2 * number for number in task]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_replies_are_in_order(size: int) -> None:
+    """Task by task, whatever their length, for as many tasks as there are processes or fewer."""
+    with Team(doubled, size) as team:
+        assert size == team.size
+        for count in range(1, size + 1):
+            tasks = [tuple(range(number)) for number in range(count)]
+            expected = [[2 * value for value in task] for task in tasks]
+            assert expected == [list(reply) for reply in team.run(tasks)]
+
+
+def test_memory_is_shared() -> None:
+    """What one process writes, all read; each task is done in a process of its own."""
+    places = shared_array((3,), np.int64)
+
+    def sign(task: Task) -> Reply:
+        places[int(task[0])] = os.getpid()
+        return ()
+
+    with Team(sign, 3) as team:
+        team.run([(0,), (1,), (2,)])
+        assert [os.getpid(), *team.process_numbers] == places.tolist()
+
+
+def test_a_task_of_a_dead_process_is_done_by_its_owner() -> None:
+    """Killed before, or by its task: the reply is there, and so are the following ones."""
+
+    def fatal(task: Task) -> Reply:
+        if task[0] == 13 and os.getpid() != owner:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return doubled(task)
+
+    owner = os.getpid()
+    with Team(fatal, 3) as team:
+        os.kill(team.process_numbers[1], signal.SIGKILL)
+        for middle in (1, 13, 2):
+            replies = team.run([(0,), (middle,), (5,)])
+            assert [[0], [2 * middle], [10]] == [list(reply) for reply in replies]
+        assert [] == team.process_numbers
+
+
+def test_an_error_is_raised_by_its_owner() -> None:
+    """What a fork cannot do ends the fork, and shows as what it is where it is done again."""
+    with Team(lambda task: [1 / task[0]], 2) as team, pytest.raises(ZeroDivisionError):
+        team.run([(1,), (0,)])
+
+
+def test_close_ends_the_processes() -> None:
+    """After the block none of the forks is left, not even as a zombie."""
+    with Team(doubled, 3) as team:
+        processes = team.process_numbers
+    assert 2 == len(processes)
+    for process in processes:
+        with pytest.raises(ProcessLookupError):
+            os.kill(process, 0)
+
+
+def test_forks_do_not_outlive_their_owner(tmp_path: Path) -> None:
+    """They hold no file of its, so when it is killed its lock is free at once; then they end."""
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER, str(tmp_path / "lock")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with owner:
+        assert owner.stdout is not None
+        forks = [int(number) for number in owner.stdout.readline().split()]
+        assert 2 == len(forks)
+        assert [[], []] == [os.listdir(f"/proc/{fork}/fd") for fork in forks]
+        owner.kill()
+    with writer_lock(open_location(tmp_path / "lock"), "The run"):
+        pass
+    deadline = time.monotonic() + 200 * PATIENCE
+    while any(Path(f"/proc/{fork}").exists() for fork in forks):
+        assert time.monotonic() < deadline
+        os.sched_yield()
