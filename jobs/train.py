@@ -291,14 +291,15 @@ class _Job:
         }
 
     def _after_step(self) -> None:
-        sums, state = self.trainer.sums, self.trainer.stream.state
+        sums, stream = self.trainer.sums, self.trainer.stream
         self.listener.stepped(
-            len(self.metrics) + 1, sums.rows, state.rows, sums.loss_sum / sums.rows
+            len(self.metrics) + 1, sums.rows, stream.rows, sums.loss_sum / sums.rows
         )
-        if not state.next_batch:
+        next_batch = stream.batches_taken % stream.batches
+        if not next_batch:
             return  # the epoch's end, which is recorded and saved as such
         every = self.config.checkpoint_every
-        due = every and state.next_batch % every == 0
+        due = every and next_batch % every == 0
         if due or self.stop.requested:
             self._save()
         self._stop_if_asked()

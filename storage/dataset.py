@@ -126,14 +126,21 @@ class Split:
             )
         return values
 
-    def read_chunk(self, number: int) -> Block:
+    def empty_chunk(self) -> Block:
+        """Arrays of any content for `read_chunk` to decode chunks into, one after the other."""
+        targets = self.readers.get("targets")
+        return Block(
+            self.readers["inputs"].empty_chunk(), None if targets is None else targets.empty_chunk()
+        )
+
+    def read_chunk(self, number: int, out: Block | None = None) -> Block:
         """Chunk `number`, in [0, chunks - 1], whole, decoded and checked.
 
-        Raises `BadDataError` that names the chunk where it is missing, damaged or another's, and
+        Its arrays are views of those of `out`, an `empty_chunk`, where that is given. Raises `BadDataError` that names the chunk where it is missing, damaged or another's, and
         `ConflictError` where another dataset has taken the place of the one that was opened.
         """
         try:
-            return self._read_checked(number)
+            return self._read_checked(number, out)
         except BadDataError:
             self._check_not_replaced()
             raise
@@ -150,11 +157,12 @@ class Split:
                 "Run the same command again."
             )
 
-    def _read_checked(self, number: int) -> Block:
-        targets = self.readers.get("targets")
-        block = Block(
-            self.readers["inputs"].read(number), None if targets is None else targets.read(number)
-        )
+    def _read_checked(self, number: int, out: Block | None) -> Block:
+        inputs = self.readers["inputs"].read(number, out and out.inputs)
+        targets = None
+        if self.schema.classes:
+            targets = self.readers["targets"].read(number, out and out.targets)
+        block = Block(inputs, targets)
         if block.digest() != self.chunk_digests[number].tobytes():
             start, stop = self.schema.chunk_bounds(number)
             raise BadDataError(

@@ -2,6 +2,7 @@
 
 import hashlib
 import threading
+import time
 import weakref
 from collections import Counter
 from pathlib import Path
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from pipeline import windows
 from pipeline.order import CHAIN_START, EpochOrder, link
 from pipeline.stream import BatchStream, chunks_per_window
-from pipeline.windows import WindowLoader
+from pipeline.windows import Placed, WindowLoader
 from storage.dataset import Block, Split
 from storage.errors import BadDataError, UsageError
 from storage.schema import SplitSchema
@@ -61,10 +62,10 @@ def count_reads(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
     lock = threading.Lock()
     read_chunk = Split.read_chunk
 
-    def counted(split: Split, number: int) -> Block:
+    def counted(split: Split, number: int, *out: Block) -> Block:
         with lock:
             reads[number] += 1
-        return read_chunk(split, number)
+        return read_chunk(split, number, *out)
 
     monkeypatch.setattr(Split, "read_chunk", counted)
     return reads
@@ -232,10 +233,10 @@ def test_two_windows_are_held(
     held = []
     load_window, expect = windows.load_window, WindowLoader.expect
 
-    def watched(*arguments: Any) -> Block:
-        block = load_window(*arguments)
+    def watched(*arguments: Any) -> tuple[Block, Placed]:
+        block, placed = load_window(*arguments)
         loaded.append(weakref.ref(block.inputs))
-        return block
+        return block, placed
 
     def expect_and_wait(loader: WindowLoader, order: EpochOrder, number: int) -> None:
         expect(loader, order, number)
@@ -252,6 +253,34 @@ def test_two_windows_are_held(
                     del batch
     assert 15 == len(loaded)
     assert 2 == max(held)
+
+
+def test_a_slow_store_is_asked_for_more_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a window that was mostly waited for, the next ones read more chunks side by side."""
+    known = write_known(tmp_path / "set", 200, 5)
+    read_chunk = Split.read_chunk
+    lock = threading.Lock()
+    reading, most = 0, {}
+
+    def slow(split: Split, number: int, *out: Block) -> Block:
+        nonlocal reading
+        window = number // 20
+        with lock:
+            reading += 1
+            most[window] = max(most.get(window, 0), reading)
+        time.sleep(0.01)  # what the store takes
+        with lock:
+            reading -= 1
+        return read_chunk(split, number, *out)
+
+    monkeypatch.setattr(Split, "read_chunk", slow)
+    with open_stream(
+        known, batch_size=10, window_chunks=20, shuffle=False, epochs=1, threads=2
+    ) as stream:
+        assert list(range(200)) == [row for batch in stream for row in batch.rows.tolist()]
+    assert {0: 2, 1: windows.WAITING_THREADS} == most
 
 
 def test_the_window_fits_the_shuffle_memory() -> None:
