@@ -158,11 +158,10 @@ class Split:
             )
 
     def _read_checked(self, number: int, out: Block | None) -> Block:
-        inputs = self.readers["inputs"].read(number, out and out.inputs)
         targets = None
         if self.schema.classes:
-            targets = self.readers["targets"].read(number, out and out.targets)
-        block = Block(inputs, targets)
+            targets = self.readers["targets"].read(number, out.targets if out else None)
+        block = Block(self.readers["inputs"].read(number, out.inputs if out else None), targets)
         if block.digest() != self.chunk_digests[number].tobytes():
             start, stop = self.schema.chunk_bounds(number)
             raise BadDataError(
