@@ -64,15 +64,17 @@ class Team(Closing):
         return [member.process_number for member in self._others if member.process_number]
 
     def run(self, tasks: Sequence[Task]) -> list[Reply]:
-        """The replies to at most `size` tasks, in order; the first is done in this process."""
-        helped = list(zip(self._others, tasks[1:], strict=False))
+        """The replies to at most `size` tasks, in order; the last is done in this process."""
+        *tasks, own_task = tasks
+        helped = list(zip(self._others, tasks, strict=False))
         for member, task in helped:
             member.begin(task)
-        replies = [self._work(tasks[0])]
+        own_reply = self._work(own_task)
+        replies = []
         for member, task in helped:
             reply = member.reply()
             replies.append(self._work(task) if reply is None else reply)
-        return replies
+        return [*replies, own_reply]
 
     def close(self) -> None:
         """End the other processes, which hold nothing that could be lost."""

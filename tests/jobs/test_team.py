@@ -52,8 +52,8 @@ def test_memory_is_shared() -> None:
         return ()
 
     with Team(sign, 3) as team:
-        team.run([(0,), (1,), (2,)])
-        assert [os.getpid(), *team.process_numbers] == places.tolist()
+        assert [[], [], []] == [list(reply) for reply in team.run([(0,), (1,), (2,)])]
+        assert [*team.process_numbers, os.getpid()] == places.tolist()
 
 
 def test_a_task_of_a_dead_process_is_done_by_its_owner() -> None:
@@ -66,7 +66,7 @@ def test_a_task_of_a_dead_process_is_done_by_its_owner() -> None:
 
     owner = os.getpid()
     with Team(fatal, 3) as team:
-        os.kill(team.process_numbers[1], signal.SIGKILL)
+        os.kill(team.process_numbers[0], signal.SIGKILL)
         for middle in (1, 13, 2):
             replies = team.run([(0,), (middle,), (5,)])
             assert [[0], [2 * middle], [10]] == [list(reply) for reply in replies]
@@ -76,7 +76,7 @@ def test_a_task_of_a_dead_process_is_done_by_its_owner() -> None:
 def test_an_error_is_raised_by_its_owner() -> None:
     """What a fork cannot do ends the fork, and shows as what it is where it is done again."""
     with Team(lambda task: [1 / task[0]], 2) as team, pytest.raises(ZeroDivisionError):
-        team.run([(1,), (0,)])
+        team.run([(0,), (1,)])
 
 
 def test_close_ends_the_processes() -> None:
