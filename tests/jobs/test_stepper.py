@@ -153,10 +153,12 @@ def steps(threads: int, *, kill: bool = False, signals: tuple[int, ...] = ()) ->
 
 
 def harm(processes: list[int], signals: tuple[int, ...]) -> None:
-    """Send each process each signal."""
+    """Send each process each signal, and see those that it kills die."""
     for process in processes:
         for number in signals:
             os.kill(process, number)
+            if number == signal.SIGKILL:
+                os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT)
 
 
 def test_a_process_that_is_killed_is_not_missed() -> None:
