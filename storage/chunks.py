@@ -6,7 +6,7 @@ its `sharding_indexed` codec say is there, with the codecs that Zarr itself uses
 threads run meanwhile. Writing goes through Zarr.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import google_crc32c
@@ -37,6 +37,12 @@ class ChunkReader:
     chunks_per_shard: int = 1
     two_dimensional: bool = True
     """False for an array of shape `(rows,)`, which reads as one column."""
+    _indexes: "dict[str, ShardIndex]" = field(default_factory=dict, repr=False, compare=False)
+    """Those of the shards so far, each read once: 16 bytes a chunk."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled: all but the indexes, which are read again where they are needed."""
+        return vars(self) | {"_indexes": {}}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -113,18 +119,33 @@ class ChunkReader:
 
     def _shard_entry(self, key: str, place_in_shard: int) -> tuple[int, int]:
         """Offset and length, in bytes, of a chunk inside its shard."""
+        if key not in self._indexes:
+            self._indexes[key] = self._read_index(key)
+        index = self._indexes[key]
+        start, length = index.entries[place_in_shard].tolist()
+        if start + length > index.shard_bytes:
+            raise ValueError("its shard index points past the end of the shard")
+        return start, length
+
+    def _read_index(self, key: str) -> "ShardIndex":
         index_bytes = self.chunks_per_shard * INDEX_ENTRY_BYTES
         index = _checked(self.location.get(key, -(index_bytes + CHECKSUM_BYTES)))
         if len(index) != index_bytes:
             raise ValueError(f"its shard index has {len(index)} bytes, not {index_bytes}")
-        start, length = np.frombuffer(index, "<u8").reshape(-1, 2)[place_in_shard].tolist()
-        if start + length > self.location.size(key):
-            raise ValueError("its shard index points past the end of the shard")
-        return start, length
+        return ShardIndex(np.frombuffer(index, "<u8").reshape(-1, 2), self.location.size(key))
 
     def _decode(self, stored: bytes, values: NDArray[Any]) -> None:
         """Undo CRC-32C and Zstandard into an array of just the size that the schema gives."""
         Zstd().decode(_checked(stored), out=values.reshape(-1).view(np.uint8))
+
+
+@dataclass(frozen=True, eq=False)
+class ShardIndex:
+    """Where the chunks of a shard lie in it."""
+
+    entries: NDArray[np.uint64]
+    """`(chunks, 2)`: each one's offset and length, in bytes."""
+    shard_bytes: int
 
 
 def _checked(data: bytes) -> memoryview:
