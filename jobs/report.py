@@ -84,9 +84,7 @@ def _split_document(dataset: Dataset, name: str) -> dict[str, Any]:
         "chunks": schema.chunks,
         "chunk_rows": schema.chunk_rows,
         "chunks_per_shard": schema.chunks_per_shard,
-        "stored_bytes": sum(
-            location.size(key) for key in location.objects() if location.holds(key)
-        ),
+        "stored_bytes": sum(location.sizes().values()),
         "decoded_bytes": schema.rows * schema.row_bytes,
         "class_counts": list(split.record.class_counts),
         "digest": split.record.digest,

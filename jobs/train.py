@@ -2,7 +2,6 @@
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from jobs.config import TrainConfig
@@ -25,7 +24,7 @@ from storage.checkpoints import (
 )
 from storage.dataset import Dataset, open_dataset
 from storage.errors import BadDataError, ConflictError, UsageError
-from storage.location import Location, open_location
+from storage.location import Location, Place, TakeOver, open_location
 from storage.runs import RECORD, Run, check_place, create_run, open_run, run_exists, run_lock
 
 DEFAULT_DATASET = "data/mnist"
@@ -74,16 +73,18 @@ class TrainResult:
 def train(
     config: TrainConfig,
     *,
-    dataset: str | Path = DEFAULT_DATASET,
-    run: str | Path = DEFAULT_RUN,
+    dataset: Place = DEFAULT_DATASET,
+    run: Place = DEFAULT_RUN,
     resume: bool = False,
+    take_over: TakeOver | None = None,
     listener: TrainListener | None = None,
     stop: StopSignal | None = None,
 ) -> TrainResult:
     """Train a network on a dataset's training split, into a run.
 
     With `resume` a run that has a checkpoint goes on from it, to the same bits as if it had never
-    stopped, and one that has none is started. Raises `UsageError` for settings that do not fit the
+    stopped, and one that has none is started. `take_over` is leave to take the lock of a dead writer
+    in a store. Raises `UsageError` for settings that do not fit the
     dataset, `BadDataError` for damage, `ConflictError` where the run exists (without `resume`), is
     locked, or has another configuration or dataset, `StoppedError` after a signal.
     """
@@ -98,7 +99,7 @@ def train(
         )
     if not run_exists(location):
         check_place(location)  # before the lock leaves its file in what is not ours
-    with run_lock(location), one_blas_thread():
+    with run_lock(location, take_over) as location, one_blas_thread():
         record = _open_or_create(location, config, data)
         checkpoint = _newest(record, template(config, layers), listener)
         job = _Job(record, config, data, layers, checkpoint, listener, stop or StopSignal())

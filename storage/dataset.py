@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from storage import sealed
 from storage.chunks import ChunkReader
 from storage.errors import BadDataError, ConflictError, PipelineError
-from storage.location import Location
+from storage.location import REPLACED, Location
 from storage.schema import (
     FORMAT,
     FORMAT_VERSION,
@@ -205,7 +205,7 @@ def open_array(store: LocationStore, reader: ChunkReader) -> "zarr.Array[Any]":
     Raises `BadDataError` where Zarr cannot open it, or finds something else.
     """
     place = str(reader.location)
-    path = reader.location.path.relative_to(store.location.path).as_posix()
+    path = reader.location.below(store.location)
     try:
         array = zarr.open_array(store, path=path, mode="r", zarr_format=3)
     except PipelineError:
@@ -285,7 +285,7 @@ def _nothing_there(location: Location) -> str:
     if replaced_sibling(location).exists():
         return (
             f"{location} was being replaced when the ingest ended, unless it is still at work. Run "
-            "the same `pipeline ingest` again: it puts the old dataset back and goes on."
+            "the same `pipeline ingest` again: it mends that and goes on."
         )
     if not location.exists():
         return (
@@ -299,7 +299,7 @@ def _nothing_there(location: Location) -> str:
 
 def replaced_sibling(location: Location) -> Location:
     """Where an old dataset waits while the new one takes its name."""
-    return location.sibling("", ".replaced")
+    return location.sibling("", REPLACED)
 
 
 def _from_attributes(location: Location, attributes: dict[str, Any]) -> Dataset:
