@@ -83,7 +83,8 @@ class ChunkReader:
         """Chunk `number` as `(rows, columns)`; the last one has the rows that are left.
 
         It is a view of `out`, an `empty_chunk`, where that is given: fresh memory for each chunk
-        takes half as long as decoding it. Raises `BadDataError` that names the object where it is missing or cannot be decoded.
+        takes half as long as decoding it. Raises `BadDataError` that names the object where it is
+        missing or cannot be decoded.
         """
         key = self._key(number // self.chunks_per_shard)
         place = f"{self.location}/{key}"

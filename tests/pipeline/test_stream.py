@@ -5,6 +5,7 @@ import threading
 import time
 import weakref
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from pipeline import windows
 from pipeline.order import CHAIN_START, EpochOrder, link
 from pipeline.stream import BatchStream, chunks_per_window
 from pipeline.windows import Placed, WindowLoader
-from storage.dataset import Block, Split
+from storage.dataset import Block, Split, open_dataset
 from storage.errors import BadDataError, UsageError
+from storage.location import open_location
 from storage.schema import SplitSchema
 from tests.pipeline.datasets import Known, write_known
 from tests.pipeline.streams import (
@@ -367,6 +369,7 @@ def test_going_on_after_a_repair(tmp_path: Path) -> None:
 @pytest.mark.parametrize("place", [-20, 10])
 def test_a_damaged_shard(sharded: Known, place: int) -> None:
     """A flipped bit in a shard, in the index at its end or in a chunk, is bad data like any other."""
+    unread = replace(sharded, dataset=open_dataset(open_location(sharded.path)))
     path = sharded.path / "train" / "inputs" / "c.3.0"
     sound = path.read_bytes()
     data = bytearray(sound)
@@ -374,7 +377,7 @@ def test_a_damaged_shard(sharded: Known, place: int) -> None:
     path.write_bytes(data)
     try:
         with (
-            open_stream(sharded, batch_size=8, first_row=24, rows=8) as stream,
+            open_stream(unread, batch_size=8, first_row=24, rows=8) as stream,
             pytest.raises(BadDataError, match=r"c\.3\.0"),
         ):
             list(stream)
