@@ -1,4 +1,5 @@
-"""The commands: parse, call a job, print. The only file that knows click.
+"""The commands: parse, call a job, print. The commands of scoring and of the
+schedule are in files of their own; no others know click.
 
 Everything heavier than click is imported when a command runs, so that help answers at once.
 """
@@ -7,52 +8,30 @@ import atexit
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from jobs.cli_options import (
+    console_of,
+    dataset_option,
+    output_options,
+    run_option,
+    seed_option,
+    stopping,
+)
 from jobs.cli_places import storage_option, store_options, take_over_option
+from jobs.cli_schedule import schedule
+from jobs.cli_score import promote, score, scores
 from storage.errors import PipelineError, StoppedError, UsageError
 
 if TYPE_CHECKING:
     from jobs.config import TrainConfig
-    from jobs.console import Console
-
-Command = Callable[..., Any]
 
 DATA_ROOT = "data"
-DEFAULT_DATASET = f"{DATA_ROOT}/mnist"
-DEFAULT_RUN = "runs/mnist"
 DEFECT = "This is a defect of mnist-stream. Please report it with the lines above."
-
-
-def _options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    """Several options as one decorator."""
-
-    def decorate(command: Command) -> Command:
-        for decorator in reversed(decorators):
-            command = decorator(command)
-        return command
-
-    return decorate
-
-
-output_options = _options(
-    click.option("--quiet", is_flag=True, help="Print only the result and warnings."),
-    click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document."),
-)
-dataset_option = click.option(
-    "--dataset", default=DEFAULT_DATASET, show_default=True, help="The dataset's path or URL."
-)
-run_option = click.option(
-    "--run", default=DEFAULT_RUN, show_default=True, help="The run's path or URL."
-)
-seed_option = click.option(
-    "--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of drawn digits."
-)
 
 
 class _InOrderOfUse(click.Group):
@@ -112,7 +91,7 @@ def ingest(
     SOURCE is a directory with IDX files (raw, .gz or .xz), or mnist (the default), fashion-mnist
     or kmnist, which are downloaded, or synthetic[:TRAIN[,TEST]]: digits drawn for you.
     """
-    with _console(quiet, as_json) as console, _stopping() as stop:
+    with console_of(quiet, as_json) as console, stopping() as stop:
         from jobs.report import ingest_report
         from pipeline.ingest import ingest as run_ingest
         from pipeline.sources import open_source
@@ -152,7 +131,7 @@ def inspect(
     as_json: bool,
 ) -> None:
     """Tell what PLACE, a dataset or a run, is and holds."""
-    with _console(quiet, as_json) as console:
+    with console_of(quiet, as_json) as console:
         from jobs.report import inspect_location
         from storage.location import open_location
 
@@ -179,7 +158,7 @@ def inspect(
 @output_options
 def verify(place: str, storage_options: tuple[str, ...], quiet: bool, as_json: bool) -> None:
     """Read all of PLACE, a dataset or a run, and check every digest."""
-    with _console(quiet, as_json) as console:
+    with console_of(quiet, as_json) as console:
         from jobs.report import check_something_there
         from storage.location import open_location
         from storage.verify import verify_location
@@ -234,7 +213,7 @@ def train(
     What it comes to lies in a run, which --resume goes on with wherever it stopped, to the same
     bits as if it never had. Each setting below is also a key of the TOML file for --config.
     """
-    with _console(quiet, as_json) as console, _stopping() as stop:
+    with console_of(quiet, as_json) as console, stopping() as stop:
         config = _train_config(config_file, settings)
         from jobs.train import train as run_train
         from jobs.train_console import ConsoleListener, train_report
@@ -254,65 +233,10 @@ def train(
         console.result(told.document, told.text)
 
 
-@cli.command()
-@run_option
-@dataset_option
-@click.option("--split", default="test", show_default=True, help="The split to score.")
-@click.option(
-    "--checkpoint",
-    default="best",
-    show_default=True,
-    help="best (by validation; the latest without one), latest, or an epoch's number.",
-)
-@click.option("--out", metavar="FILE", help="Write predictions to a .csv or .npz file as well.")
-@click.option(
-    "--threads",
-    default=0,
-    show_default=True,
-    type=click.IntRange(0, 1024),
-    help="Threads for the arithmetic; 0 for one per core.",
-)
-@storage_option
-@take_over_option
-@output_options
-def score(
-    run: str,
-    dataset: str,
-    split: str,
-    checkpoint: str,
-    out: str | None,
-    threads: int,
-    storage_options: tuple[str, ...],
-    take_over: bool,
-    quiet: bool,
-    as_json: bool,
-) -> None:
-    """Score a split of a dataset with a run's model.
-
-    What the same model has scored before is found, and not done again.
-    """
-    with _console(quiet, as_json) as console, _stopping() as stop:
-        from jobs.score import score as run_score
-        from jobs.score_console import score_report
-        from storage.location import open_location
-
-        options = store_options(storage_options, run, dataset, out)
-        result = run_score(
-            run=open_location(run, options),
-            dataset=open_location(dataset, options),
-            split=split,
-            checkpoint=checkpoint,
-            out=None if out is None else open_location(out, options),
-            take_over=console.warn if take_over else None,
-            threads=threads,
-            report=console.progress,
-            announce=console.say,
-            stop=stop,
-        )
-        for warning in result.warnings:
-            console.warn(warning)
-        told = score_report(result)
-        console.result(told.document, told.text)
+cli.add_command(score)
+cli.add_command(scores)
+cli.add_command(promote)
+cli.add_command(schedule)
 
 
 @cli.command()
@@ -325,7 +249,7 @@ def demo(directory: str, quiet: bool, as_json: bool) -> None:
     a picture of the worst mistakes. Takes MNIST where it can be had (the directory that MNIST_DIR
     names, the cache, a download), else draws digits.
     """
-    with _console(quiet, as_json) as console, _stopping() as stop:
+    with console_of(quiet, as_json) as console, stopping() as stop:
         from jobs.demo import run_demo
 
         told = run_demo(Path(directory), console, stop)
@@ -362,25 +286,6 @@ def _train_config(config_file: str | None, settings: dict[str, Any]) -> "TrainCo
     from_file = read_toml(Path(config_file)) if config_file else {}
     given = {name: value for name, value in settings.items() if value is not None}
     return TrainConfig().updated(from_file, str(config_file)).updated(given, "The command line")
-
-
-@contextmanager
-def _console(quiet: bool, as_json: bool) -> Iterator["Console"]:
-    from jobs.console import Console
-
-    console = Console(quiet=quiet, as_json=as_json)
-    try:
-        yield console
-    finally:
-        console.close()
-
-
-@contextmanager
-def _stopping() -> Iterator[Any]:
-    from jobs.stop import stop_on_signals
-
-    with stop_on_signals() as stop:
-        yield stop
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from storage.errors import StoppedError, UnreachableError
@@ -14,6 +15,14 @@ if TYPE_CHECKING:
 
 PLAIN_SECONDS = 10.0
 """Between two lines of progress where there is no terminal."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """One thing, told twice."""
+
+    document: dict[str, Any]
+    text: str
 
 
 class Console:
@@ -33,7 +42,7 @@ class Console:
         """A line of what is going on."""
         if not self._silent:
             self._end_stage()
-            _print(text)
+            print_line(text)
 
     def warn(self, text: str) -> None:
         """Something that somebody should see to; shown even when quiet."""
@@ -44,9 +53,9 @@ class Console:
         """What the job came to: the document where scripts read, the text where people do."""
         self._end_stage()
         if self.as_json:
-            _print(json.dumps(document, indent=2))
+            print_line(json.dumps(document, indent=2))
         elif text:
-            _print(text)
+            print_line(text)
 
     def progress(self, stage: str, done: int, total: int, note: str = "") -> None:
         """Rows done of a stage, of how many."""
@@ -88,7 +97,7 @@ class Console:
         self._end_stage()
 
 
-def _print(text: str) -> None:
+def print_line(text: str) -> None:
     """Print on stdout, at once. Raises `StoppedError` or `UnreachableError` where that fails."""
     try:
         print(text, flush=True)

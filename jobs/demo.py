@@ -4,9 +4,9 @@ import time
 from pathlib import Path
 
 from jobs.config import TrainConfig
-from jobs.console import Console, percent
+from jobs.console import Console, Report, percent
 from jobs.pictures import worst_mistakes, write_grid
-from jobs.report import Report, ingest_report
+from jobs.report import ingest_report
 from jobs.score import score
 from jobs.stop import StopSignal
 from jobs.train import train

@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from jobs.console import facts, percent, size, table
+from jobs.console import Report, facts, percent, size, table
 from jobs.history import check_history
+from jobs.quality_text import SHOWN_CLASSES
 from pipeline.ingest import IngestResult
 from storage.checkpoints import (
     Checkpoint,
@@ -17,21 +17,12 @@ from storage.checkpoints import (
 from storage.dataset import Dataset, open_dataset, replaced_sibling
 from storage.errors import BadDataError
 from storage.location import Location
-from storage.runs import METRICS, RECORD, Run, open_run
+from storage.runs import METRICS, RECORD, SCORES, Run, open_run
+from storage.scorings import scoring_homes
 from storage.store import METADATA_NAME
 
 WORTH_TELLING = 0.1
 """Share of an epoch that training waited for data, from which on its line says so."""
-SHOWN_CLASSES = 30
-"""More classes than this are not listed one by one."""
-
-
-@dataclass(frozen=True)
-class Report:
-    """One thing, told twice."""
-
-    document: dict[str, Any]
-    text: str
 
 
 def inspect_location(location: Location) -> Report:
@@ -155,7 +146,7 @@ def inspect_run(run: Run) -> Report:
     """Configuration, epochs and checkpoints of a run."""
     metrics = check_history(recorded_metrics(run), f"{run.location}/{METRICS}")
     checkpoints = [_checkpoint_document(run, name) for name in list_checkpoints(run)]
-    scores = [name for name in run.location.names("scores") if not name.startswith(".")]
+    scores = scoring_homes(run.location.child(SCORES))
     document = {
         "kind": "run",
         "location": str(run.location),
@@ -268,26 +259,3 @@ def ingest_report(result: IngestResult) -> Report:
         f"{rows} rows of {dataset.name} are in {dataset.location} after {result.seconds:.1f} s.\n"
         f"digest  {dataset.digest}",
     )
-
-
-def quality_text(quality: dict[str, Any]) -> str:
-    """Accuracy, per-class figures and the confusion matrix."""
-    names = [found["name"] for found in quality["classes"]]
-    parts = [
-        f"accuracy {percent(quality['accuracy'])}, cross-entropy {quality['cross_entropy']:.4f}",
-        table(
-            ["class", "precision", "recall", "F1", "rows"],
-            [
-                [
-                    found["name"],
-                    *(percent(found[figure]) for figure in ("precision", "recall", "f1")),
-                    f"{found['rows']:,}",
-                ]
-                for found in quality["classes"]
-            ],
-        ),
-    ]
-    if len(names) <= SHOWN_CLASSES:
-        rows = [[name, *row] for name, row in zip(names, quality["confusion"], strict=True)]
-        parts.append(table(["true \\ predicted", *names], rows))
-    return "\n\n".join(parts)

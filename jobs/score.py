@@ -2,35 +2,33 @@
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs.batch import run_batch
+from jobs.gates import Gates
 from jobs.memory import check_memory, score_memory
-from jobs.metrics import QualityCount, check_quality
-from jobs.model import Model, load_model
-from jobs.outputs import checked_output, write_output
+from jobs.metrics import QualityCount
+from jobs.model import Model
+from jobs.score_config import DEFAULT_DATASET, DEFAULT_MODELS, ScoreConfig
+from jobs.score_listener import ScoreListener
+from jobs.scored import ScoreResult, checked_record
 from jobs.step import network_inputs, one_blas_thread, thread_count
 from jobs.stop import StopSignal
-from jobs.train import DEFAULT_DATASET, DEFAULT_RUN
+from jobs.turns import wait_for_turn
 from jobs.workers import Workers
 from pipeline.stream import Batch, BatchStream
 from pipeline.transforms import SCALE
-from storage.dataset import Dataset, open_dataset
-from storage.errors import ConflictError, UsageError
-from storage.location import Place, TakeOver, open_location
-from storage.predictions import (
-    METRICS,
-    Scores,
-    ScoresSchema,
-    ScoresWriter,
-    is_complete,
-    open_scores,
-    score_into,
-)
-from storage.runs import open_run
+from storage.dataset import Dataset
+from storage.errors import UsageError
+from storage.location import Place, TakeOver
+from storage.predictions import ScoresSchema, ScoresWriter, is_complete, score_into
+from storage.runs import SCORES, Run
+
+__all__ = ["ScoreResult", "make_scores", "score"]
 
 BLOCK_ROWS = 500
 """Rows of one forward pass; fixed, so that the bits do not depend on the number of threads."""
@@ -38,68 +36,98 @@ BLOCK_ROWS = 500
 Progress = Callable[[str, int, int], None]
 
 
-@dataclass(frozen=True)
-class ScoreResult:
-    """What a scoring came to."""
-
-    scores: Scores
-    metrics: dict[str, Any]
-    """As in metrics.json; `quality` is None where the split has no labels."""
-    already_done: bool
-    """True where the same model had scored the same split before."""
-    warnings: tuple[str, ...]
-    output: Place | None
-    """The plain file that was asked for."""
-
-
 def score(
     *,
-    run: Place = DEFAULT_RUN,
+    run: Place | None = None,
     dataset: Place = DEFAULT_DATASET,
     split: str = "test",
     checkpoint: str = "best",
+    model: str | None = None,
+    models: Place = DEFAULT_MODELS,
     out: Place | None = None,
-    take_over: TakeOver | None = None,
+    all_probabilities: bool = False,
     threads: int = 0,
+    wait: float = 0.0,
+    take_over: TakeOver | None = None,
+    gates: Gates | None = None,
     report: Progress = lambda stage, done, total: None,
     announce: Callable[[str], None] = lambda text: None,
     stop: StopSignal | None = None,
 ) -> ScoreResult:
-    """Score a split of a dataset with a checkpoint of a run.
+    """Score one split of a dataset with a checkpoint of a run, and record it in the ledger.
 
-    `checkpoint` is `best`, `latest` or an epoch's number; `out` asks for a .csv or .npz file
-    besides; `take_over` is leave to take the lock of a dead writer in a store. What has been scored already is found and said so; what died is gone on with. Raises
-    `UsageError`, `BadDataError`, `ConflictError`, or `StoppedError` after a signal.
+    The options are those of `ScoreConfig`, which can do more. What has been scored already is
+    found and said so; what died is gone on with. Raises `UsageError`, `BadDataError`,
+    `ConflictError`, `QualityGateError` where a gate is missed (the result is published all the
+    same), or `StoppedError` after a signal.
     """
-    output = None if out is None else checked_output(out)
-    opened = open_run(open_location(run))
-    data = open_dataset(open_location(dataset))
-    model = load_model(opened, checkpoint)
-    schema = _schema(model, data, split)
-    home = opened.location.child(f"scores/{schema.home}")
-    already_done = is_complete(home)
-    if not already_done:
-        memory = score_memory(model.network, data.split(split).schema)
-        announce(f"memory at most {check_memory(memory) / 1e6:,.0f} MB")
-        try:
-            with one_blas_thread(), score_into(home, schema, take_over) as writer:
-                _score(writer, model, data, thread_count(threads), report, stop or StopSignal())
-        except ConflictError:
-            already_done = is_complete(home)  # by another, in the meantime
-            if not already_done:
-                raise
-    scores = open_scores(home)
-    if output is not None:
-        write_output(output, scores)
-    return ScoreResult(scores, _checked_metrics(scores), already_done, model.warnings, out)
+    config = ScoreConfig(
+        run=run,
+        dataset=dataset,
+        splits=(split,),
+        checkpoint=checkpoint,
+        model=model,
+        models=models,
+        out=out,
+        all_probabilities=all_probabilities,
+        threads=threads,
+        wait=wait,
+        take_over=take_over,
+        gates=gates or Gates(),
+    )
+    listener = _Calls(report, announce)
+    batch = run_batch(config, listener=listener, stop=stop)
+    if batch.error is not None:
+        raise batch.error
+    return batch.results[0]
 
 
-def _checked_metrics(scores: Scores) -> dict[str, Any]:
-    """The content of metrics.json; `BadDataError` where it is not a scoring's."""
-    metrics = scores.metrics()
-    if metrics.get("quality") is not None:
-        check_quality(metrics["quality"], scores.schema.classes, f"{scores.location}/{METRICS}")
-    return {"quality": None} | metrics
+class _Calls(ScoreListener):
+    """Two functions as a listener."""
+
+    def __init__(self, report: Progress, announce: Callable[[str], None]) -> None:
+        self._report = report
+        self._announce = announce
+
+    def say(self, text: str) -> None:
+        self._announce(text)
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        self._report(stage, done, total)
+
+
+def make_scores(
+    run: Run,
+    model: Model,
+    dataset: Dataset,
+    split: str,
+    *,
+    threads: int,
+    wait: float,
+    take_over: TakeOver | None,
+    listener: ScoreListener,
+    stop: StopSignal,
+) -> ScoreResult:
+    """Score a split in its home, or go on where a scoring of it died, and publish it.
+
+    Where another job has it in hand, wait for it for so many seconds. Raises `ConflictError` that
+    names the other after that; what it has completed meanwhile is found.
+    """
+    schema = _schema(model, dataset, split)
+    home = run.location.child(f"{SCORES}/{schema.home}")
+    memory = score_memory(model.network, dataset.split(split).schema)
+
+    def work() -> None:
+        listener.say(f"memory at most {check_memory(memory) / 1e6:,.0f} MB")
+        with one_blas_thread(), score_into(home, schema, take_over) as writer:
+            _score(writer, model, dataset, thread_count(threads), listener.progress, stop)
+
+    if is_complete(home):
+        return ScoreResult(*checked_record(home), already_done=True)
+    already_done = not wait_for_turn(
+        work, partial(is_complete, home), wait=wait, listener=listener, stop=stop
+    )
+    return ScoreResult(*checked_record(home), already_done)
 
 
 def _schema(model: Model, dataset: Dataset, split: str) -> ScoresSchema:

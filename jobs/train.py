@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from jobs.choice import VALIDATION, best_checkpoint
 from jobs.config import TrainConfig
 from jobs.environment import environment
 from jobs.evaluate import Evaluation, Evaluator
@@ -29,7 +30,6 @@ from storage.runs import RECORD, Run, check_place, create_run, open_run, run_exi
 
 DEFAULT_DATASET = "data/mnist"
 DEFAULT_RUN = "runs/mnist"
-VALIDATION = "validation"
 
 
 class TrainListener:
@@ -374,16 +374,3 @@ class _Job:
                 "The run was begun in another environment, so its last bits may differ from here "
                 f"on ({'; '.join(differing)})."
             )
-
-
-def best_checkpoint(metrics: list[Metrics]) -> CheckpointName | None:
-    """The checkpoint of the epoch with the lowest validation cross-entropy, the first of equals.
-
-    None where there is no validation split.
-    """
-    scored = [
-        (line["evaluation"][VALIDATION]["cross_entropy"], line["epoch"])
-        for line in metrics
-        if VALIDATION in line["evaluation"]
-    ]
-    return CheckpointName(min(scored)[1], 0) if scored else None

@@ -1,9 +1,9 @@
 """What a training tells people while it runs and when it ends."""
 
 from jobs.config import TrainConfig
-from jobs.console import Console, percent
+from jobs.console import Console, Report, percent
 from jobs.history import Metrics
-from jobs.report import Report, epoch_line, settings_text
+from jobs.report import epoch_line, settings_text
 from jobs.train import TrainListener, TrainResult
 from storage.runs import Run
 

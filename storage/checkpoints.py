@@ -22,6 +22,8 @@ FORMAT_VERSION = 1
 DIRECTORY = "checkpoints"
 STATE = "state.safetensors"
 MANIFEST = "manifest.json"
+PINS = "pins"
+"""The directory of a run with an object for each checkpoint that has been given a name."""
 RECORDED = {
     "state_bytes": int,
     "state_sha256": str,
@@ -184,7 +186,7 @@ def _check_template(location: Location, tensors: Tensors, template: Tensors) -> 
 
 
 def load_newest(
-    run: Run, template: Tensors
+    run: Run, template: Tensors | None
 ) -> Iterator[Checkpoint | tuple[CheckpointName, BadDataError]]:
     """The newest sound checkpoint last; before it, each damaged one with what is wrong with it.
 
@@ -215,15 +217,26 @@ def prune_checkpoints(
 ) -> None:
     """Remove all but the newest `keep` (at least 1), counted back from `saved`, and `also`.
 
-    Those later than `saved` go too: they were found damaged, which is why the run is back before
-    them, and must not be counted as newer than what is sound.
+    Those that are pinned stay, too. Those later than `saved` go: they were found damaged, which is
+    why the run is back before them, and must not be counted as newer than what is sound.
     """
     run.location.check_held()
     names = list_checkpoints(run)
     kept = [name for name in names if name <= saved][-keep:]
     for name in names:
-        if name not in kept and name not in also:
+        if name not in kept and name not in also and not (name <= saved and is_pinned(run, name)):
             run.location.remove_whole(name.key)
+
+
+def pin_checkpoint(run: Run, name: CheckpointName) -> None:
+    """Keep a checkpoint for good, whatever the run's training prunes."""
+    pin = {"checkpoint": str(name), "run_id": run.run_id}
+    run.location.put(f"{PINS}/{name}.json", sealed.sealed_bytes(pin))
+
+
+def is_pinned(run: Run, name: CheckpointName) -> bool:
+    """Whether a checkpoint is kept for good."""
+    return run.location.exists(f"{PINS}/{name}.json")
 
 
 def recorded_metrics(run: Run) -> list[dict[str, Any]]:

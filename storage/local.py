@@ -3,9 +3,10 @@
 import os
 import shutil
 import stat
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -158,6 +159,22 @@ class LocalLocation(Location):
 
     def size(self, key: str) -> int:
         """An object's length in bytes; `FileNotFoundError` where there is none."""
+        return self._status(key).st_size
+
+    def version(self, key: str) -> str:
+        """The file's inode, size and time."""
+        status = self._status(key)
+        return f"{status.st_ino} {status.st_size} {status.st_mtime_ns}"
+
+    def age(self, key: str) -> float:
+        """Seconds since somebody wrote to the file, by this machine's clock."""
+        return time.time() - self._status(key).st_mtime_ns / 1e9
+
+    def as_file(self, key: str) -> AbstractContextManager[Path]:
+        """The file itself."""
+        return nullcontext(self._at(key))
+
+    def _status(self, key: str) -> os.stat_result:
         path = self._at(key)
         with reaching("look at", path):
             try:
@@ -166,7 +183,7 @@ class LocalLocation(Location):
                 raise FileNotFoundError(str(path)) from error
         if not stat.S_ISREG(status.st_mode):
             raise FileNotFoundError(str(path))
-        return status.st_size
+        return status
 
     def sizes(self) -> dict[str, int]:
         """The length in bytes of every file below this location that can be read, by key."""
@@ -185,7 +202,7 @@ class LocalLocation(Location):
         """The keys of every object below this location, sorted."""
         found = []
         with reaching("list", self.path):
-            for directory, _, names in os.walk(self.path):
+            for directory, _, names in os.walk(self.path, onerror=_raise_unless_gone):
                 base = Path(directory).relative_to(self.path)
                 found += [(base / name).as_posix() for name in names]
         return sorted(found)
@@ -360,3 +377,9 @@ def _read_all(descriptor: int, count: int) -> bytes:
             break
         data += more
     return data
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    """What `os.walk` would pass over, as if the directory were empty."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error

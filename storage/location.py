@@ -107,6 +107,18 @@ class Location(ABC):
         """An object's length in bytes; `FileNotFoundError` where there is none."""
 
     @abstractmethod
+    def version(self, key: str) -> str:
+        """What changes when somebody writes to an object; `FileNotFoundError` where none is."""
+
+    @abstractmethod
+    def age(self, key: str) -> float:
+        """Seconds since somebody wrote to an object that may be half-written; else infinite."""
+
+    @abstractmethod
+    def as_file(self, key: str) -> AbstractContextManager[Path]:
+        """An object as a file of this machine, for those who read files."""
+
+    @abstractmethod
     def sizes(self) -> dict[str, int]:
         """The length in bytes of every object below this location that can be read, by key."""
 

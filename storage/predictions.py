@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,75 +17,37 @@ from storage.chunks import ChunkReader
 from storage.errors import BadDataError, ConflictError
 from storage.location import Location, TakeOver
 from storage.locks import writer_lock
-from storage.schema import CHUNK_LIMIT
-from storage.store import METADATA_NAME, open_for_writing
+from storage.schema import METADATA_NAME
+from storage.scorings import (
+    AGAIN,
+    FORMAT,
+    FORMAT_VERSION,
+    JOURNAL,
+    METRICS,
+    ScoresRecord,
+    ScoresSchema,
+    is_complete,
+    open_record,
+    root_document,
+)
+from storage.store import open_for_writing
 
-FORMAT = "mnist-stream scores"
-FORMAT_VERSION = 1
-METRICS = "metrics.json"
-JOURNAL = "chunks.jsonl"
-"""Digests of the chunks written so far; gone once the scoring is complete."""
-AGAIN = "Remove the directory and score again."
-
-
-@dataclass(frozen=True)
-class ScoresSchema:
-    """What a scoring is of, and the shape of its arrays."""
-
-    model_digest: str
-    dataset_digest: str
-    split: str
-    rows: int
-    classes: int
-    chunk_rows: int
-    class_names: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be: `BadDataError` names the field."""
-        for field in ("rows", "classes", "chunk_rows"):
-            value = getattr(self, field)
-            if type(value) is not int or not 1 <= value < 2**48:
-                raise BadDataError(
-                    f"A scoring's {field} is {value!r}; expected a positive integer."
-                )
-        if 4 * self.classes * self.chunk_rows > CHUNK_LIMIT:
-            raise BadDataError(
-                f"A chunk of {self.chunk_rows:,} rows of {self.classes:,} classes is more than "
-                f"{CHUNK_LIMIT:,} bytes; use fewer rows per chunk."
-            )
-        if len(self.class_names) != self.classes:
-            raise BadDataError(
-                f"A scoring of {self.classes:,} classes has {len(self.class_names):,} names."
-            )
-
-    @property
-    def home(self) -> str:
-        """The scoring's one directory name under `scores/`."""
-        both = f"{self.model_digest}|{self.dataset_digest}".encode()
-        return f"{self.split}-{hashlib.sha256(both).hexdigest()[:12]}"
-
-    @property
-    def chunks(self) -> int:
-        """Chunks of each array."""
-        return -(-self.rows // self.chunk_rows)
-
-    def chunk_bounds(self, number: int) -> tuple[int, int]:
-        """The rows [start, stop) of a chunk."""
-        start = number * self.chunk_rows
-        return start, min(start + self.chunk_rows, self.rows)
-
-    def to_json(self) -> dict[str, Any]:
-        """The attributes that say what was scored."""
-        return {**vars(self), "class_names": list(self.class_names)}
+__all__ = [
+    "FORMAT",
+    "JOURNAL",
+    "METRICS",
+    "Scores",
+    "ScoresSchema",
+    "ScoresWriter",
+    "is_complete",
+    "open_scores",
+    "score_into",
+    "scores_lock",
+]
 
 
-@dataclass(frozen=True)
-class Scores:
+class Scores(ScoresRecord):
     """A complete scoring, opened for reading; chunks are checked as they are read."""
-
-    location: Location
-    schema: ScoresSchema
-    chunk_digests: tuple[str, ...]
 
     def read_chunk(self, number: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """Probabilities `(rows, classes)` and predicted class indices `(rows,)` of a chunk.
@@ -132,18 +93,6 @@ class Scores:
                 two_dimensional=False,
             ),
         }
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 over the chunk digests: of all predictions."""
-        return hashlib.sha256("".join(self.chunk_digests).encode()).hexdigest()
-
-    def metrics(self) -> dict[str, Any]:
-        """The content of metrics.json, checked."""
-        try:
-            return sealed.read_sealed(self.location, METRICS)
-        except FileNotFoundError:
-            raise BadDataError(f"{self.location}/{METRICS} is missing. {AGAIN}") from None
 
 
 class ScoresWriter:
@@ -213,7 +162,7 @@ class ScoresWriter:
     def _journalled(self) -> dict[int, str]:
         """The chunks that a job before wrote and that are sound, by their journal."""
         try:
-            if _document(self.location)["attributes"].get("scored") != self.schema.to_json():
+            if root_document(self.location)["attributes"].get("scored") != self.schema.to_json():
                 return {}
             lines = self.location.notes(JOURNAL).split(b"\n")
         except BadDataError:
@@ -265,73 +214,7 @@ def open_scores(location: Location) -> Scores:
 
     Raises `BadDataError` where there is none, or it is incomplete or damaged.
     """
-    document = _document(location)
-    attributes = document["attributes"]
-    if attributes.get("complete") is not True:
-        raise BadDataError(f"{location} is incomplete: run the same `pipeline score` again.")
-    place = f"{location}/{METADATA_NAME}"
-    sealed.check_group_seal(document, place)
-    try:
-        schema = _schema(attributes["scored"], place)
-        digests = tuple(str(digest) for digest in attributes["chunk_digests"])
-        recorded = dict(attributes["metadata_digests"]) | {METRICS: attributes["metrics_sha256"]}
-        if len(digests) != schema.chunks:
-            raise ValueError(f"{len(digests)} digests for {schema.chunks} chunks")
-    except (KeyError, TypeError, ValueError) as error:
-        raise BadDataError(f"{place} is not of a scoring ({error!r}). {AGAIN}") from error
-    if location.name != schema.home:
-        raise BadDataError(
-            f"{location} holds the scoring whose home is {schema.home}: it was renamed or swapped "
-            "with another. Give it its name back."
-        )
-    for key, expected in recorded.items():
-        _check_digest(location, key, expected)
-    return Scores(location, schema, digests)
-
-
-def _schema(scored: Any, place: str) -> ScoresSchema:
-    sealed.check_fields(
-        scored, {name: str for name in ("model_digest", "dataset_digest", "split")}, place
-    )
-    names = scored["class_names"]
-    if type(names) is not list or any(type(name) is not str for name in names):
-        raise BadDataError(f"{place} has class names that are no list of texts. {AGAIN}")
-    return ScoresSchema(**scored | {"class_names": tuple(names)})
-
-
-def _check_digest(location: Location, key: str, expected: str) -> None:
-    try:
-        found = hashlib.sha256(sealed.read(location, key)).hexdigest()
-    except FileNotFoundError:
-        raise BadDataError(f"{location}/{key} is missing. {AGAIN}") from None
-    if found != expected:
-        raise BadDataError(f"{location}/{key} has digest {found}, recorded is {expected}. {AGAIN}")
-
-
-def is_complete(location: Location) -> bool:
-    """Whether a scoring says that it is complete, whatever else may be wrong with it."""
-    try:
-        return _document(location)["attributes"].get("complete") is True
-    except BadDataError:
-        return False
-
-
-def _document(location: Location) -> dict[str, Any]:
-    """The `zarr.json` of what claims to be a scoring; its format and version are checked."""
-    place = f"{location}/{METADATA_NAME}"
-    try:
-        document = sealed.parse(sealed.read(location, METADATA_NAME), place)
-    except FileNotFoundError:
-        raise BadDataError(f"There is no scoring at {location}. Run `pipeline score`.") from None
-    attributes = document.get("attributes")
-    if not isinstance(attributes, dict) or attributes.get("format") != FORMAT:
-        raise BadDataError(f"{place} does not say '{FORMAT}'; it is not a scoring. {AGAIN}")
-    if attributes.get("format_version") != FORMAT_VERSION:
-        raise BadDataError(
-            f"{place} has format version {attributes.get('format_version')!r}; this release reads "
-            f"{FORMAT_VERSION}. Install a newer mnist-stream."
-        )
-    return document
+    return Scores(**vars(open_record(location)))
 
 
 def _metadata(schema: ScoresSchema) -> dict[str, bytes]:

@@ -21,6 +21,7 @@ What a file system gives by rename, append and the kernel's locks, a store must 
 - **Locks**: see `storage/s3_lock.py`.
 """
 
+import math
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
@@ -28,6 +29,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from os import environ
+from pathlib import Path, PurePosixPath
 from typing import Self
 
 from storage.errors import BadDataError, ConflictError, PipelineError, UsageError
@@ -45,6 +47,8 @@ from storage.s3_lock import s3_lock
 
 COPIES_AT_ONCE = 16
 """Requests of one publishing, or reads of one journal, that are under way together."""
+PIECE_BYTES = 16 * 2**20
+"""What is read at once of an object that is copied to this machine."""
 UNFINISHED = ".tmp"
 """The suffix of the marker beside a tree that is not whole."""
 LIMITLESS = 2**63 - 1
@@ -191,6 +195,26 @@ class S3Location(Location):
     def size(self, key: str) -> int:
         """An object's length in bytes; `FileNotFoundError` where there is none."""
         return self.client.size(self._at(key))
+
+    def version(self, key: str) -> str:
+        """The object's entity tag and time."""
+        return self.client.version(self._at(key))
+
+    def age(self, key: str) -> float:
+        """Infinite: what is there is whole."""
+        self.client.size(self._at(key))
+        return math.inf
+
+    @contextmanager
+    def as_file(self, key: str) -> Iterator[Path]:
+        """A copy, piece by piece, which goes when the block ends."""
+        with tempfile.TemporaryDirectory() as directory:
+            path = Path(directory) / PurePosixPath(key).name
+            size = self.size(key)
+            with path.open("wb") as file:
+                for start in range(0, size, PIECE_BYTES):
+                    file.write(self.get(key, start, min(start + PIECE_BYTES, size)))
+            yield path
 
     def sizes(self) -> dict[str, int]:
         """By one listing."""

@@ -137,6 +137,15 @@ class S3Client:
         """An object's length in bytes; `FileNotFoundError` where there is none."""
         return self._try("look at", key, lambda: obstore.head(self.store, key)["size"])
 
+    def version(self, key: str) -> str:
+        """What changes when an object is put anew; `FileNotFoundError` where there is none."""
+
+        def ask() -> str:
+            found = obstore.head(self.store, key)
+            return f"{found['e_tag']} {found['last_modified']}"
+
+        return self._try("look at", key, ask)
+
     def holds(self, key: str) -> bool:
         """Whether there is an object of this name."""
         try:

@@ -11,6 +11,8 @@ from storage.sealed import digest_of
 
 FORMAT = "mnist-stream dataset"
 FORMAT_VERSION = 1
+METADATA_NAME = "zarr.json"
+"""What Zarr v3 calls the document of a group or array."""
 CHUNK_BYTES = 1_570_000
 """Decoded bytes of a default chunk: 2,000 rows of MNIST with its bias column."""
 SHARD_THRESHOLD = 1_000

@@ -16,8 +16,9 @@ from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 
 from storage.errors import BadDataError
 from storage.location import Location
+from storage.schema import METADATA_NAME
 
-METADATA_NAME = "zarr.json"
+__all__ = ["METADATA_NAME", "LocationStore", "open_for_writing"]
 
 
 class LocationStore(Store):

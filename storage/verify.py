@@ -23,10 +23,12 @@ from storage.checkpoints import (
 from storage.chunks import ChunkReader
 from storage.dataset import MAKE_AGAIN, Dataset, Split, open_array, open_dataset
 from storage.errors import BadDataError
+from storage.ledger import Ledger
 from storage.location import Location, is_leftover
 from storage.predictions import FORMAT as SCORES_FORMAT
 from storage.predictions import JOURNAL, METRICS, Scores, open_scores
 from storage.runs import RECORD, SCORES, open_run
+from storage.scorings import LEDGER, scoring_homes
 from storage.store import METADATA_NAME, LocationStore
 
 Check = tuple[str, BadDataError | None]
@@ -123,7 +125,7 @@ def _is_scoring(location: Location) -> bool:
 
 
 def verify_run(location: Location) -> Iterator[Check]:
-    """A run's record, every checkpoint, the lines of metrics, and every scoring.
+    """A run's record, every checkpoint, the lines of metrics, the ledger, and every scoring.
 
     Other files at the run's top belong to whoever put them there.
     """
@@ -137,8 +139,10 @@ def verify_run(location: Location) -> Iterator[Check]:
             yield f"{location}: checkpoint {name}", error
     yield f"{location}: metrics", _trouble(recorded_metrics, run)
     yield from _strangers(location, _is_of_run)
-    for home in location.names(SCORES):
-        if not home.startswith("."):
+    if location.exists(f"{SCORES}/{LEDGER}"):
+        yield f"{Ledger(location)}: lines", _trouble(Ledger(location).entries)
+    if location.exists(SCORES):
+        for home in scoring_homes(location.child(SCORES)):
             yield from verify_scores(location.child(f"{SCORES}/{home}"))
 
 

@@ -18,6 +18,7 @@ MODULES = (
     "kills",
     "signals",
     "writers",
+    "schedulers",
     "clock",
     "leaks",
     "damage",

@@ -233,7 +233,11 @@ def _is_litter(name: str) -> bool:
     """
     directory, _, rest = name.partition("/checkpoints/")
     checkpoint = directory == "run" and NAME.fullmatch(rest.split("/")[0])
-    return not (checkpoint or name.startswith(f".{OUTPUT}.") or name.endswith(f"/{JOURNAL}"))
+    return not (
+        checkpoint
+        or name.startswith((f".{OUTPUT}.", f".{OUTPUT}-"))
+        or name.endswith(f"/{JOURNAL}")
+    )
 
 
 def _bytes(path: Path) -> bytes:

@@ -33,6 +33,7 @@ from storage.idx import write_idx
 from storage.location import Location, open_location
 from storage.predictions import open_scores
 from storage.runs import SCORES, Run, open_run
+from storage.scorings import scoring_homes
 
 ROWS_PER_CHUNK = 20
 SPLITS = {"train": ("train", 90), "test": ("t10k", 31)}
@@ -99,7 +100,8 @@ class Subject:
     @cached_property
     def scoring(self) -> Path:
         """The one scoring's directory."""
-        return next(path for path in (self.run / SCORES).iterdir() if path.name[0] != ".")
+        (home,) = scoring_homes(open_location(self.run / SCORES))
+        return self.run / SCORES / home
 
     def copy(self, home: Path) -> "Subject":
         """A copy of all that the commands made, with the same source."""
@@ -238,11 +240,7 @@ def _of_checkpoint(checkpoint: Checkpoint) -> Outcome:
 
 def scores_outcome(location: Location) -> Outcome:
     """Of each scoring of a run: its predictions, each read and checked, and its quality."""
-    return {
-        home: scoring_outcome(location.child(home))
-        for home in location.names()
-        if not home.startswith(".")
-    }
+    return {home: scoring_outcome(location.child(home)) for home in scoring_homes(location)}
 
 
 def scoring_outcome(location: Location) -> Outcome:

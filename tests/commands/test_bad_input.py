@@ -649,8 +649,8 @@ def test_damaged_newest_checkpoint(dataset: Path, run: Path, call: Call) -> None
         (("--split", "validation"), USAGE, ("'validation'", "--split", "train, test")),
         (("--checkpoint", "newest"), USAGE, ("'newest'", "best, latest")),
         (("--checkpoint", "9"), BAD_DATA, ("epoch 9", "epochs 1, 2", "--keep")),
-        (("--out", "scores.txt"), USAGE, ("'scores.txt'", ".csv or .npz")),
-        (("--out", "scores"), USAGE, ("'scores'", ".csv or .npz")),
+        (("--out", "scores.txt"), USAGE, ("'scores.txt'", ".csv, .npz or .parquet")),
+        (("--out", "scores"), USAGE, ("'scores'", ".csv, .npz or .parquet")),
     ],
     ids=str,
 )

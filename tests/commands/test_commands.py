@@ -137,13 +137,13 @@ def test_plain_file(form: str, dataset: Path, run: Path, call: Call) -> None:
     """score --out writes a row per image, of a scoring that is found done as well."""
     here = dataset.parent.parent
     for name in ("first", "again"):
-        text = succeeded(call("score", "--out", f"{name}.{form}"))
+        text = succeeded(call("score", "--probabilities", "--out", f"{name}.{form}"))
         assert text.endswith(f"and in {name}.{form}\n")
     assert (here / f"first.{form}").read_bytes() == (here / f"again.{form}").read_bytes()
     if form == "csv":
         lines = (here / "first.csv").read_text().splitlines()
         assert 1 + TEST_ROWS == len(lines)
-        assert lines[0].startswith("row,predicted,probability,probability_0,")
+        assert lines[0].startswith("row,predicted,name,probability,probability_0,")
     else:
         with np.load(here / "first.npz") as arrays:
             assert (TEST_ROWS, 10) == arrays["probabilities"].shape

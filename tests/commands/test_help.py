@@ -27,7 +27,17 @@ EXIT_CODES = {
 }
 """Section 9 of the design."""
 
-HEAVY = {"numpy", "zarr", "dask", "distributed", "safetensors", "rich", "matplotlib", "pooch"}
+HEAVY = {
+    "numpy",
+    "zarr",
+    "dask",
+    "pyarrow",
+    "distributed",
+    "safetensors",
+    "rich",
+    "matplotlib",
+    "pooch",
+}
 
 every_command = pytest.mark.parametrize("name", list(cli.commands))
 
@@ -89,6 +99,9 @@ def test_commands_in_order_of_use(tmp_path: Path) -> None:
         "verify",
         "train",
         "score",
+        "scores",
+        "promote",
+        "schedule",
         "demo",
     ]
     assert [] == [text for _, text in found if not text.endswith(".") or text.endswith("...")]

@@ -199,7 +199,7 @@ def test_a_store_that_is_lost_midway(
         (("inspect", "s3://bucket/set", "--storage-option", "region"), 2, "expected KEY=VALUE"),
         (("inspect", "s3://bucket/set", "--storage-option", "a=b"), 2, "--storage-option a is not"),
         (("demo", "s3://bucket/demo"), 2, "the demo works in a local directory"),
-        (("score", "--out", "s3://bucket/rows.txt"), 2, "ends in .csv or .npz"),
+        (("score", "--out", "s3://bucket/rows.txt"), 2, "ends in .csv, .npz or .parquet"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, tuple) else None,
 )

@@ -78,7 +78,7 @@ def test_best_without_validation(digits: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("choice", ["", "bset", "-1", "1.5", "²", "1 "])
 def test_no_choice(choice: str, run: Run) -> None:
     """Anything else is refused with what is expected."""
-    with pytest.raises(UsageError, match="expected best, latest, or the number of an epoch"):
+    with pytest.raises(UsageError, match="expected best, latest, the number of an epoch"):
         load_model(run, choice)
 
 

@@ -1,6 +1,5 @@
 """Scoring: a model's probabilities for every row, once, whatever happens on the way."""
 
-import csv
 import json
 import shutil
 from pathlib import Path
@@ -13,7 +12,8 @@ from numpy.typing import NDArray
 from jobs.config import TrainConfig
 from jobs.model import load_model
 from jobs.nn.network import Network
-from jobs.score import ScoreResult, score
+from jobs.score import score
+from jobs.scored import ScoreResult
 from jobs.stop import StopSignal
 from jobs.train import TrainResult, train
 from pipeline.ingest import ingest
@@ -246,42 +246,6 @@ def test_unlabelled(run: Path, digits: Path, tmp_path: Path) -> None:
     assert labelled.scores.location != result.scores.location
 
 
-def test_csv(run: Path, digits: Path, tmp_path: Path) -> None:
-    """The CSV file has a line per row, whose numbers are the scores to the bit."""
-    result = score(run=run, dataset=digits, split="train", out=tmp_path / "scores.csv")
-    assert tmp_path / "scores.csv" == result.output
-    with open(tmp_path / "scores.csv", newline="") as file:
-        header, *lines = csv.reader(file)
-    names = [f"probability_{digit}" for digit in range(10)]
-    assert ["row", "predicted", "probability", *names] == header
-    probabilities, predicted = predictions(result)
-    assert list(range(1031)) == [int(line[0]) for line in lines]
-    assert predicted.tolist() == [int(line[1]) for line in lines]
-    table = np.array([line[2:] for line in lines], np.float32)
-    assert probabilities.max(axis=1).tolist() == table[:, 0].tolist()
-    assert probabilities.tolist() == table[:, 1:].tolist()
-
-
-def test_npz(run: Path, digits: Path, tmp_path: Path) -> None:
-    """The npz file has the scores to the bit, and says what they are of."""
-    result = score(run=run, dataset=digits, split="train", out=tmp_path / "scores.npz")
-    probabilities, predicted = predictions(result)
-    with np.load(tmp_path / "scores.npz") as found:
-        assert {
-            "probabilities",
-            "predicted",
-            "class_names",
-            "model_digest",
-            "dataset_digest",
-        } == set(found)
-        assert probabilities.tolist() == found["probabilities"].tolist()
-        assert predicted.tolist() == found["predicted"].tolist()
-        assert (np.float32, np.int32) == (found["probabilities"].dtype, found["predicted"].dtype)
-        assert [str(digit) for digit in range(10)] == found["class_names"].tolist()
-        assert result.metrics["model_digest"] == str(found["model_digest"])
-        assert result.metrics["dataset_digest"] == str(found["dataset_digest"])
-
-
 def test_output_of_what_is_done(run: Path, digits: Path, tmp_path: Path) -> None:
     """A plain file can be had of a scoring that was done before, too."""
     score(run=run, dataset=digits)
@@ -292,8 +256,8 @@ def test_output_of_what_is_done(run: Path, digits: Path, tmp_path: Path) -> None
 
 def test_other_output(run: Path, digits: Path) -> None:
     """A file of another kind is refused before anything is scored."""
-    with pytest.raises(UsageError, match=r"ends in \.csv or \.npz"):
-        score(run=run, dataset=digits, out="scores.parquet")
+    with pytest.raises(UsageError, match=r"ends in \.csv, \.npz or \.parquet"):
+        score(run=run, dataset=digits, out="scores.xlsx")
     assert not (run / "scores").exists()
 
 
@@ -350,11 +314,17 @@ def letters_run(tmp_path: Path) -> Path:
 def test_unlabelled_rows_get_the_names_of_the_model(letters_run: Path, tmp_path: Path) -> None:
     """Class names are those that the model was trained on, with and without labels."""
     dataset = letters(tmp_path / "u", [4, 7], labelled=False)
-    result = score(run=letters_run, dataset=dataset, split="train", out=tmp_path / "u.csv")
+    result = score(
+        run=letters_run,
+        dataset=dataset,
+        split="train",
+        out=tmp_path / "u.csv",
+        all_probabilities=True,
+    )
     assert ("4", "7", "9") == result.scores.schema.class_names
     header, *rows = (tmp_path / "u.csv").read_text().splitlines()
-    assert "row,predicted,probability,probability_4,probability_7,probability_9" == header
-    assert {row.split(",")[1] for row in rows} <= {"4", "7", "9"}
+    assert "row,predicted,name,probability,probability_4,probability_7,probability_9" == header
+    assert {row.split(",")[2] for row in rows} <= {"4", "7", "9"}
 
 
 def test_a_dataset_that_lacks_a_class(letters_run: Path, tmp_path: Path) -> None:

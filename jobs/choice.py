@@ -1,0 +1,130 @@
+"""Which checkpoint of a run is meant: the best, the latest, an epoch's, or that of a digest.
+
+Imports neither Zarr nor Dask: a job that finds its work done needs no more than this.
+"""
+
+import re
+
+from jobs.history import Metrics, history_of
+from storage.checkpoints import (
+    Checkpoint,
+    CheckpointName,
+    Tensors,
+    list_checkpoints,
+    load_checkpoint,
+    load_newest,
+)
+from storage.errors import BadDataError, UsageError
+from storage.runs import Run
+
+VALIDATION = "validation"
+"""What the evaluation on the rows that are held out is called."""
+EPOCH = re.compile(r"[0-9]{1,7}", re.ASCII)
+DIGEST = re.compile(r"[0-9a-f]{8,64}", re.ASCII)
+"""The first digits of a model's digest; a shorter number is an epoch's."""
+NAME = re.compile(r"[0-9]{6,}-[0-9]{6,}", re.ASCII)
+
+
+def best_checkpoint(metrics: list[Metrics]) -> CheckpointName | None:
+    """The checkpoint of the epoch with the lowest validation cross-entropy, the first of equals.
+
+    None where there is no validation split.
+    """
+    scored = [
+        (line["evaluation"][VALIDATION]["cross_entropy"], line["epoch"])
+        for line in metrics
+        if VALIDATION in line["evaluation"]
+    ]
+    return CheckpointName(min(scored)[1], 0) if scored else None
+
+
+def choose_checkpoint(
+    run: Run, choice: str, template: Tensors | None = None
+) -> tuple[Checkpoint, tuple[str, ...]]:
+    """The checkpoint `best`, `latest`, of an epoch's number or a model's digest; and warnings.
+
+    `best` is the one with the lowest validation cross-entropy or, where the run keeps no
+    validation rows, the latest; damaged ones that were passed over are warned of. A checkpoint's
+    own name (`000010-000000`) will do, too. Raises `BadDataError` where there is none that is
+    sound, and `UsageError` for a choice that is none.
+    """
+    names = list_checkpoints(run)
+    if not names:
+        raise BadDataError(
+            f"The run {run.location} has no checkpoint yet. Train it with `pipeline train`."
+        )
+    if EPOCH.fullmatch(choice):
+        return load_checkpoint(run, _of_epoch(run, choice, names), template), ()
+    if NAME.fullmatch(choice):
+        return load_checkpoint(run, _named(run, choice, names), template), ()
+    if DIGEST.fullmatch(choice):
+        return _of_digest(run, choice, names, template), ()
+    if choice not in ("best", "latest"):
+        raise UsageError(
+            f"--checkpoint is {choice!r}; expected best, latest, the number of an epoch, or the "
+            "first 8 or more digits of a model's digest."
+        )
+    return _newest_or_best(run, choice, template)
+
+
+def _newest_or_best(
+    run: Run, choice: str, template: Tensors | None
+) -> tuple[Checkpoint, tuple[str, ...]]:
+    warnings = []
+    newest = None
+    for found in load_newest(run, template):
+        if isinstance(found, Checkpoint):
+            newest = found
+        else:
+            warnings.append(f"Checkpoint {found[0]} is not used: {found[1]}")
+    assert newest is not None  # load_newest raises where none is sound
+    best = best_checkpoint(history_of(newest))
+    if choice == "best" and best and best != newest.name:
+        return load_checkpoint(run, best, template), tuple(warnings)
+    return newest, tuple(warnings)
+
+
+def _of_epoch(run: Run, choice: str, names: list[CheckpointName]) -> CheckpointName:
+    name = CheckpointName(int(choice), 0)
+    if name not in names:
+        kept = ", ".join(str(found.epoch) for found in names if not found.step)
+        raise BadDataError(
+            f"The run {run.location} has no checkpoint of epoch {choice}; it keeps those of "
+            f"epochs {kept or '(none)'}. Train with a larger --keep to have more."
+        )
+    return name
+
+
+def _named(run: Run, choice: str, names: list[CheckpointName]) -> CheckpointName:
+    for name in names:
+        if str(name) == choice:
+            return name
+    raise BadDataError(
+        f"The run {run.location} has no checkpoint {choice}; it keeps {', '.join(map(str, names))}."
+    )
+
+
+def _of_digest(
+    run: Run, digest: str, names: list[CheckpointName], template: Tensors | None
+) -> Checkpoint:
+    """The newest checkpoint whose model has a digest that begins so; damaged ones do not count."""
+    found: Checkpoint | None = None
+    for name in reversed(names):
+        try:
+            checkpoint = load_checkpoint(run, name, template)
+        except BadDataError:
+            continue
+        if not checkpoint.parameters_digest.startswith(digest):
+            continue
+        if found is not None and found.parameters_digest != checkpoint.parameters_digest:
+            raise UsageError(
+                f"Several models of {run.location} have a digest that begins with {digest}; give "
+                "more of it."
+            )
+        found = found or checkpoint
+    if found is None:
+        raise BadDataError(
+            f"The run {run.location} has no sound checkpoint of a model with digest {digest}. "
+            f"`pipeline inspect {run.location}` lists those that there are."
+        )
+    return found

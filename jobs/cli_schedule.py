@@ -1,0 +1,171 @@
+"""The command of the schedule. Thin: parse, call the scheduler, print."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from storage.errors import UsageError
+
+if TYPE_CHECKING:
+    from jobs.cron import CronTimes
+
+SHOWN_TIMES = 10
+
+
+@click.command()
+@click.argument("cron", metavar="'CRON'")
+@click.argument("job", nargs=-1, type=click.UNPROCESSED, metavar="-- score ...")
+@click.option(
+    "--timezone", metavar="ZONE", help="Such as Europe/Berlin.  [default: this machine's]"
+)
+@click.option(
+    "--catch-up",
+    type=click.Choice(["once", "none"]),
+    default="once",
+    show_default=True,
+    help="What becomes of runs that were missed.",
+)
+@click.option(
+    "--heartbeat",
+    metavar="FILE",
+    help="The file that tells that the scheduler lives, and from which a new one goes on.  "
+    "[default: in schedules/]",
+)
+@click.option("--dry-run", is_flag=True, help="Print the next ten times, and start nothing.")
+@click.option(
+    "--print",
+    "kind",
+    type=click.Choice(["cron", "systemd", "kubernetes", "airflow"]),
+    help="Print the file for a scheduler that you have already.",
+)
+@click.option("--to", metavar="DIRECTORY", help="Write what --print prints into files there.")
+@click.option(
+    "--name", default="mnist-stream", show_default=True, help="What the printed schedule is called."
+)
+@click.option("--image", help="The container image to print.  [default: mnist-stream:VERSION]")
+@click.option(
+    "--claim",
+    default="mnist-stream",
+    show_default=True,
+    help="The volume claim to print, which holds the current directory.",
+)
+@click.option("--log-json", is_flag=True, help="Print a line of JSON for each event instead.")
+def schedule(
+    cron: str,
+    job: tuple[str, ...],
+    timezone: str | None,
+    catch_up: str,
+    heartbeat: str | None,
+    dry_run: bool,
+    kind: str | None,
+    to: str | None,
+    name: str,
+    image: str | None,
+    claim: str,
+    log_json: bool,
+) -> None:
+    """Run a command of pipeline whenever CRON says, in the foreground.
+
+    \b
+    pipeline schedule '0 3 * * *' -- score --inbox arrivals --model champion
+
+    CRON has five fields: minute, hour, day of the month, month, day of the week. One job runs at a
+    time, in a process of its own. SIGTERM or Ctrl-C lets it end; a second one has it stop where it
+    can be gone on with.
+    """
+    _check_job(job)
+    from jobs.cron import cron_times
+
+    times = cron_times(cron, timezone)
+    if kind is not None:
+        _print_files(kind, times, job, timezone, catch_up, to, name, image, claim)
+        return
+    if to is not None:
+        raise UsageError("--to goes with --print; pass --print systemd, for example.")
+    if dry_run:
+        _print_times(times)
+        return
+    _run(times, job, catch_up, heartbeat, log_json)
+
+
+def _check_job(job: tuple[str, ...]) -> None:
+    """Refuse now what would fail each night: the command must be one, with options that it has."""
+    from jobs.cli import cli
+
+    if not job:
+        raise UsageError("No command is given; put it behind --, such as -- score --split test.")
+    command = cli.commands.get(job[0])
+    if command is None or job[0] == "schedule":
+        known = ", ".join(name for name in cli.commands if name != "schedule")
+        raise UsageError(f"{job[0]!r} is no command to schedule; expected one of {known}.")
+    if "--help" not in job[1:] and "-h" not in job[1:]:
+        command.make_context(f"pipeline {job[0]}", list(job[1:]))
+
+
+def _print_times(times: "CronTimes") -> None:
+    from datetime import UTC, datetime
+    from itertools import islice
+
+    from jobs.console import print_line
+
+    for due in islice(times.times_after(datetime.now(UTC)), SHOWN_TIMES):
+        local = due.astimezone(times.zone)
+        print_line(f"{local.isoformat(sep=' ')}  {local:%a} {times.zone_name}")
+
+
+def _print_files(
+    kind: str,
+    times: "CronTimes",
+    job: tuple[str, ...],
+    timezone: str | None,
+    catch_up: str,
+    to: str | None,
+    name: str,
+    image: str | None,
+    claim: str,
+) -> None:
+    import os
+
+    from jobs.console import print_line
+    from jobs.schedule_files import Plan, default_image, schedule_files
+    from storage.location import open_location
+
+    plan = Plan(
+        times=times,
+        arguments=job,
+        name=name,
+        catch_up=catch_up == "once",
+        zone_given=timezone is not None,
+        directory=os.getcwd(),
+        image=image or default_image(),
+        claim=claim,
+    )
+    files = schedule_files(kind, plan)
+    if to is None:
+        print_line("\n".join(files.values()).rstrip("\n"))
+        return
+    place = open_location(to)
+    for file_name, text in files.items():
+        place.put(file_name, text.encode())
+        print_line(f"{place}/{file_name}")
+
+
+def _run(
+    times: "CronTimes",
+    job: tuple[str, ...],
+    catch_up: str,
+    heartbeat: str | None,
+    log_json: bool,
+) -> None:
+    from jobs.schedule import Scheduler, heeding_signals, launch_pipeline
+    from jobs.schedule_log import heartbeat_at, json_log, text_log
+
+    scheduler = Scheduler(
+        times,
+        lambda: launch_pipeline(job),
+        json_log() if log_json else text_log(times.zone),
+        catch_up=catch_up == "once",
+        heartbeat=heartbeat_at(heartbeat, times, job),
+    )
+    with heeding_signals(scheduler):
+        scheduler.run()

@@ -1,0 +1,153 @@
+"""When a cron expression is due: five fields, a time zone, and days that have 23 or 25 hours."""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, tzinfo
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+from cronsim import CronSim, CronSimError
+
+from storage.errors import UsageError
+
+LOCAL_TIME = Path("/etc/localtime")
+EXAMPLE = "such as '0 3 * * *' for three o'clock every night"
+FIELDS = 5
+EXTENDED = re.compile(r"#|L|\dW")
+"""Last days and counted weekdays, which cronsim knows and cron does not; WED is none of them."""
+
+
+@dataclass(frozen=True)
+class CronTimes:
+    """The times of one expression in one time zone; all moments in and out are in UTC.
+
+    The expression means what Debian's cron(8) makes of it. Where the clock is put forward, a time
+    that the day does not have is due right after the gap; where it is put back, a time that the
+    day has twice is due the first time; expressions whose minute or hour begins with `*` follow
+    the hours as they pass.
+    """
+
+    expression: str
+    zone: tzinfo
+    zone_name: str
+    """Its name in the IANA database, or `local` where the machine does not tell."""
+
+    def after(self, moment: datetime) -> datetime:
+        """The first time that is due later than a moment."""
+        return next(self.times_after(moment))
+
+    def times_after(self, moment: datetime) -> Iterator[datetime]:
+        """Every time later than a moment, in order."""
+        for local in CronSim(self.expression, moment.astimezone(self.zone)):
+            due = local.astimezone(UTC)
+            if due > moment:  # of an hour that comes twice, the first may be over
+                yield due
+
+    def between(self, start: datetime, stop: datetime, limit: int) -> list[datetime]:
+        """The times in (start, stop]: all of them or, of more than `limit`, the first so many."""
+        found = []
+        for due in islice(self.times_after(start), limit):
+            if due > stop:
+                break
+            found.append(due)
+        return found
+
+    @cached_property
+    def fields(self) -> "CronFields":
+        """What each field allows."""
+        parsed = CronSim(self.expression, datetime(2000, 1, 1, tzinfo=UTC))
+        return CronFields(
+            minutes=tuple(sorted(parsed.minutes)),
+            hours=tuple(sorted(parsed.hours)),
+            days=tuple(sorted(parsed.days)),
+            months=tuple(sorted(parsed.months)),
+            weekdays=tuple(sorted({int(day) % 7 for day in parsed.weekdays})),  # type: ignore[arg-type]
+            both_days=parsed.day_and,
+        )
+
+
+@dataclass(frozen=True)
+class CronFields:
+    """The values that each field of an expression allows."""
+
+    minutes: tuple[int, ...]
+    hours: tuple[int, ...]
+    days: tuple[int, ...]
+    months: tuple[int, ...]
+    weekdays: tuple[int, ...]
+    """0 is Sunday."""
+    both_days: bool
+    """Whether day and weekday must both agree; one is enough where neither begins with `*`."""
+
+    @property
+    def any_day(self) -> bool:
+        """Whether the day of the month does not matter."""
+        return len(self.days) == 31
+
+    @property
+    def any_weekday(self) -> bool:
+        """Whether the day of the week does not matter."""
+        return len(self.weekdays) == 7
+
+
+def cron_times(expression: str, zone_name: str | None = None) -> CronTimes:
+    """The times of a five-field expression. Raises `UsageError` for anything else.
+
+    The zone is one of the IANA database; by default the machine's.
+    """
+    fields = expression.split()
+    if len(fields) != FIELDS:
+        raise UsageError(
+            f"The schedule {expression!r} has {len(fields)} fields; expected five: minute, hour, "
+            f"day of the month, month, day of the week, {EXAMPLE}."
+        )
+    if EXTENDED.search(f"{fields[2]} {fields[4]}".upper()):
+        raise UsageError(
+            f"The schedule {expression!r} has an L, W or #, which standard cron does not know; use "
+            f"five plain fields, {EXAMPLE}."
+        )
+    zone, name = _zone(zone_name)
+    try:
+        CronSim(expression, datetime(2000, 1, 1, tzinfo=UTC))
+        times = CronTimes(" ".join(fields), zone, name)
+        times.after(datetime.now(UTC))
+    except CronSimError as error:
+        raise UsageError(
+            f"The schedule {expression!r} cannot be used: {error}. Expected five fields, {EXAMPLE}."
+        ) from error
+    except StopIteration:
+        raise UsageError(f"The schedule {expression!r} is never due.") from None
+    return times
+
+
+def _zone(name: str | None) -> tuple[tzinfo, str]:
+    """A time zone and its name; the machine's where none is given."""
+    if name is not None:
+        return _named_zone(name), name
+    if named := os.environ.get("TZ", "").lstrip(":"):
+        try:
+            return _named_zone(named), named
+        except UsageError:
+            pass  # a rule such as CET-1CEST, or a file: the machine's own has to do
+    if not LOCAL_TIME.exists():
+        return UTC, "UTC"
+    _, _, known = os.path.realpath(LOCAL_TIME).rpartition("/zoneinfo/")
+    try:
+        return _named_zone(known), known
+    except UsageError:
+        with open(LOCAL_TIME, "rb") as file:
+            return ZoneInfo.from_file(file), "local"
+
+
+def _named_zone(name: str) -> tzinfo:
+    try:
+        return UTC if name == "UTC" else ZoneInfo(name)
+    except (KeyError, ValueError, OSError) as error:
+        raise UsageError(
+            f"There is no time zone {name!r}; expected one of the IANA database, such as "
+            "Europe/Berlin or UTC."
+        ) from error

@@ -1,0 +1,266 @@
+"""The scheduler: starts a job when it is due, one at a time, in a process of its own.
+
+What is missed while the scheduler was down, or the job before was still at work, is made up once,
+or skipped; either way it is said. The heartbeat file tells that the scheduler lives, and what it
+has seen to: started again, it goes on from there.
+"""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from types import FrameType
+from typing import Any, Protocol
+
+from storage import sealed
+from storage.errors import BadDataError, StoppedError, UnreachableError
+from storage.location import Location
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+TICK_SECONDS = 1.0
+"""Between two looks at the clock, which may jump."""
+BEAT_SECONDS = 15.0
+"""Between two heartbeats."""
+ON_TIME = timedelta(seconds=60)
+"""A job that starts so soon after it was due is not late."""
+CORRECTION = timedelta(hours=3)
+"""A clock that is put back by more was wrong before, as cron(8) has it: due times count anew."""
+COUNTED = 1000
+"""More missed runs than this are not counted one by one."""
+
+
+class Times(Protocol):
+    """When the job is due: see `jobs.cron.CronTimes`."""
+
+    def after(self, moment: datetime) -> datetime: ...
+    def between(self, start: datetime, stop: datetime, limit: int) -> list[datetime]: ...
+
+
+class Process(Protocol):
+    """A job that runs."""
+
+    @property
+    def pid(self) -> int: ...
+    def poll(self) -> int | None:
+        """Its exit code, None while it runs."""
+        ...
+
+    def send_signal(self, number: int) -> None: ...
+
+
+class Clock:
+    """The machine's clock."""
+
+    def now(self) -> datetime:
+        """The time in UTC."""
+        return datetime.now(UTC)
+
+    def sleep(self, seconds: float) -> None:
+        """Let so much time pass."""
+        time.sleep(seconds)
+
+
+Log = Callable[..., None]
+"""`log(event, **facts)`; times among the facts are in UTC."""
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """The file that says that the scheduler lives, and what it has seen to."""
+
+    location: Location
+    key: str
+
+    def read(self) -> dict[str, Any] | None:
+        """What the scheduler before has left; None where there was none. Raises `BadDataError`."""
+        try:
+            return sealed.read_sealed(self.location, self.key)
+        except FileNotFoundError:
+            return None
+
+    def write(self, document: dict[str, Any]) -> None:
+        """Replace it, in one step."""
+        self.location.put(self.key, sealed.sealed_bytes(document))
+
+
+class Scheduler:
+    """Runs one job by one schedule until it is told to stop."""
+
+    def __init__(
+        self,
+        times: Times,
+        launch: Callable[[], Process],
+        log: Log,
+        *,
+        catch_up: bool = True,
+        heartbeat: Heartbeat | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        """`catch_up` makes up once for whatever was missed; else that is skipped."""
+        self._times = times
+        self._launch = launch
+        self._log = log
+        self._catch_up = catch_up
+        self._heartbeat = heartbeat
+        self._clock = clock or Clock()
+        self._last = self._clock.now()
+        self._known_next: tuple[datetime, datetime] | None = None
+        self._running: datetime | None = None
+        self._last_exit: int | None = None
+        self._beaten: datetime | None = None
+        self._asked: list[int] = []
+        self._heard = 0
+
+    def ask_to_stop(self, number: int) -> None:
+        """Heed a signal: finish the job; at the second stop it where it can be gone on with."""
+        self._asked.append(number)
+
+    def run(self) -> None:
+        """Wait and start the job, again and again.
+
+        Raises `StoppedError` with the exit code of the signal, once nothing runs any more.
+        """
+        self._remember()
+        self._log("waiting", next=self._next())
+        while True:
+            now = self._clock.now()
+            self._look_at_clock(now)
+            self._check_stop()
+            if self._next() <= now:
+                self._see_to(self._times.between(self._last, now, COUNTED), now)
+            else:
+                self._beat()
+                until = (self._next() - now).total_seconds()
+                self._clock.sleep(min(until, TICK_SECONDS))
+
+    def _next(self) -> datetime:
+        """The first time that has not been seen to; worked out once, for that takes its time."""
+        if self._known_next is None or self._known_next[0] != self._last:
+            self._known_next = (self._last, self._times.after(self._last))
+        return self._known_next[1]
+
+    def _remember(self) -> None:
+        """Take up what the scheduler before has left; a job that it did not see end is missed."""
+        if self._heartbeat is None:
+            return
+        try:
+            found = self._heartbeat.read()
+            if found is None:
+                return
+            last = datetime.fromisoformat(found["last"])
+            if found["running"] is not None:
+                last = datetime.fromisoformat(found["running"]) - timedelta(seconds=1)
+        except (BadDataError, KeyError, TypeError, ValueError) as error:
+            self._log("warning", text=f"The heartbeat before cannot be used: {error}")
+            return
+        self._last = last
+        self._last_exit = found.get("last_exit")
+
+    def _look_at_clock(self, now: datetime) -> None:
+        if self._last - now > CORRECTION:
+            self._log("clock", text="The clock was put back by hours; what is due counts anew.")
+            self._last = now
+
+    def _check_stop(self) -> None:
+        if self._asked:
+            self._beat(state="stopped", force=True)
+            self._log("stopped", signal=self._asked[0])
+            raise StoppedError("The schedule was stopped; no job is running.", self._asked[0])
+
+    def _see_to(self, due: list[datetime], now: datetime) -> None:
+        """Start the job for the last of the times that have come; the others are missed."""
+        if len(due) == COUNTED:
+            due = [*due[:-1], now]  # too many to look at each
+        *earlier, last = due
+        on_time = now - last <= ON_TIME
+        missed = earlier if on_time else due
+        if missed:
+            made_up = on_time or self._catch_up
+            self._log(
+                "missed",
+                runs=len(missed),
+                first=missed[0],
+                last=missed[-1],
+                made_up="once, now" if made_up else "not at all",
+            )
+        self._last = last
+        if on_time or self._catch_up:
+            self._run_job(last)
+        else:
+            self._log("skip", due=last, next=self._next())
+
+    def _run_job(self, due: datetime) -> None:
+        began = self._clock.now()
+        self._running = due
+        self._beat(force=True)
+        process = self._launch()
+        self._log("start", due=due, process=process.pid)
+        while (code := process.poll()) is None:
+            self._pass_signals_on(process)
+            self._beat()
+            self._clock.sleep(TICK_SECONDS / 10)
+        self._running = None
+        self._last_exit = code
+        seconds = (self._clock.now() - began).total_seconds()
+        self._log("end", due=due, exit=code, seconds=seconds, next=self._next())
+        self._beat(force=True)
+
+    def _pass_signals_on(self, process: Process) -> None:
+        """The first signal lets the job end; each one after it is passed on."""
+        while self._heard < len(self._asked):
+            number = self._asked[self._heard]
+            self._heard += 1
+            if self._heard == 1:
+                self._log("stopping", signal=number, text="The job may end; once more stops it.")
+            else:
+                self._log("stopping", signal=number, text="The job is told to stop.")
+                process.send_signal(number)
+
+    def _beat(self, *, state: str | None = None, force: bool = False) -> None:
+        now = self._clock.now()
+        recent = self._beaten is not None and abs(now - self._beaten).total_seconds() < BEAT_SECONDS
+        if self._heartbeat is None or (recent and not force):
+            return
+        self._beaten = now
+        running = self._running and self._running.isoformat()
+        document = {
+            "time": now.isoformat(),
+            "state": state or ("running" if running else "waiting"),
+            "last": self._last.isoformat(),
+            "running": running,
+            "last_exit": self._last_exit,
+            "next": self._next().isoformat(),
+        }
+        try:
+            self._heartbeat.write(document)
+        except UnreachableError as error:  # a full disk is no reason to miss a run
+            self._log("warning", text=f"No heartbeat: {error}")
+
+
+def launch_pipeline(arguments: Sequence[str]) -> "subprocess.Popen[bytes]":
+    """Start `pipeline` in a process of its own, which does not get this one's Ctrl-C."""
+    return subprocess.Popen([*this_pipeline(), *arguments], start_new_session=True)
+
+
+def this_pipeline() -> list[str]:
+    """The command that is `pipeline` here; `-P` keeps the current directory out of its imports."""
+    return [sys.executable, "-P", "-m", "jobs.cli"]
+
+
+@contextmanager
+def heeding_signals(scheduler: Scheduler) -> Iterator[None]:
+    """Tell a scheduler of SIGINT and SIGTERM while the block runs; in the main thread."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        scheduler.ask_to_stop(number)
+
+    before = {number: signal.signal(number, handle) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

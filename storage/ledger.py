@@ -1,0 +1,188 @@
+"""The ledger of a run's scorings: a sealed line for each, and what could not be scored.
+
+`scores/ledger.jsonl` is only ever added to, under a lock of its own. `scores/failed/` holds a
+document for each thing in an inbox that is bad now; the ledger keeps their history.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from storage import sealed
+from storage.errors import BadDataError, ConflictError
+from storage.location import Location, Lock, TakeOver
+from storage.locks import writer_lock
+from storage.runs import SCORES
+from storage.scorings import FAILED, LEDGER
+
+LOCK = ".ledger.lock"
+LOCK_SECONDS = 10.0
+"""How long to wait for another's line: one is written in milliseconds."""
+POLL_SECONDS = 0.02
+
+SCORED = "scored"
+"""A scoring was published; there is one such line for each scoring, whatever died meanwhile."""
+FOUND = "found"
+"""Rows that had been scored before turned up under another name or in another form."""
+JUDGED = "judged"
+"""A scoring of before was held against gates again, and the verdict is another."""
+FAILED_EVENT = "failed"
+"""Something in an inbox could not be scored."""
+
+FIELDS = {"event": str, "time": str, "exit": int, "model_digest": str}
+"""What every line has."""
+
+Entry = dict[str, Any]
+
+
+class LedgerError(BadDataError):
+    """The ledger is damaged: no fault of what is to be recorded in it."""
+
+
+class Ledger:
+    """The ledger of one run."""
+
+    def __init__(self, run: Location, take_over: TakeOver | None = None) -> None:
+        """Nothing is read yet; there need not be a ledger.
+
+        `take_over` is leave to take the lock that a dead writer left in a store.
+        """
+        self._take_over = take_over
+        self.location = run.child(SCORES)
+        self._known: tuple[int, list[bytes]] = (0, [b""])
+
+    def __str__(self) -> str:
+        return f"{self.location}/{LEDGER}"
+
+    def entries(self, containing: str = "") -> list[Entry]:
+        """The lines, oldest first, whose text contains a text; each of them is checked.
+
+        A last line that a death has cut off is left out. Raises `LedgerError` for any other
+        line that is damaged.
+        """
+        *lines, torn = self._lines()
+        wanted = containing.encode()
+        found = [
+            self._checked(line, number) for number, line in enumerate(lines, 1) if wanted in line
+        ]
+        if torn and not torn.startswith(b"{"):
+            raise LedgerError(f"{self} ends in something that is no line of it. {self._remedy}")
+        return found
+
+    def record(self, entry: Entry, known: Callable[[list[Entry]], bool], containing: str) -> bool:
+        """Add a line unless it is `known`, as told by the lines that contain a text.
+
+        Looks before it locks and again under the lock, so that of several jobs that know of one
+        thing just one records it. Returns whether this one did.
+        """
+        if known(self.entries(containing)):
+            return False
+        with self._locked() as location:
+            if known(self.entries(containing)):
+                return False
+            self._mend()
+            location.check_held()
+            location.append(LEDGER, sealed.sealed_bytes(entry, indent=None))
+        return True
+
+    def failures(self) -> list[Entry]:
+        """What is bad now, by content and model."""
+        return [
+            sealed.read_sealed(self.location, f"{FAILED}/{name}")
+            for name in self.location.names(FAILED)
+            if name.endswith(".json")
+        ]
+
+    def put_failure(self, entry: Entry) -> None:
+        """Record that something is bad, by its content and the model."""
+        self.location.put(_failure_key(entry), sealed.sealed_bytes(entry))
+
+    def delete_failure(self, entry: Entry) -> None:
+        """It is bad no more, or there no more."""
+        self.location.delete(_failure_key(entry))
+
+    def _lines(self) -> list[bytes]:
+        """The lines as they are, and what follows the last whole one.
+
+        They are read again where the size has changed: the ledger only grows, but for a torn end.
+        """
+        try:
+            size = self.location.size(LEDGER)
+        except FileNotFoundError:
+            size = 0
+        if size != self._known[0] or self._known[1][-1]:
+            data = self._data()
+            self._known = (len(data), data.split(b"\n"))
+        return self._known[1]
+
+    def _data(self) -> bytes:
+        try:
+            return sealed.read(self.location, LEDGER)
+        except FileNotFoundError:
+            return b""
+
+    def _checked(self, line: bytes, number: int) -> Entry:
+        place = f"{self} line {number}"
+        try:
+            entry = sealed.check_seal(sealed.parse(line, place), place)
+            sealed.check_fields(entry, FIELDS, place)
+        except BadDataError as error:
+            raise LedgerError(f"{error} {self._remedy}") from error
+        return entry
+
+    @property
+    def _remedy(self) -> str:
+        return (
+            "Or move the ledger away: `pipeline score` begins another, with what it finds scored."
+        )
+
+    @contextmanager
+    def _locked(self) -> Iterator[Location]:
+        what = f"The ledger {self}"
+        lock_file = self.location.child(LOCK)
+        with waiting_lock(lock_file, what, LOCK_SECONDS, take_over=self._take_over) as lock:
+            yield self.location.under(lock)
+
+    def _mend(self) -> None:
+        """Take off the end of the file what a death has left of a line."""
+        data = self._data()
+        whole = data[: data.rfind(b"\n") + 1]
+        if whole != data:
+            self.location.put(LEDGER, whole)
+
+
+def _failure_key(entry: Entry) -> str:
+    both = hashlib.sha256(f"{entry['content']}|{entry['model_digest']}".encode()).hexdigest()
+    return f"{FAILED}/{both[:16]}.json"
+
+
+@contextmanager
+def waiting_lock(
+    lock_file: Location,
+    what: str,
+    seconds: float,
+    pause: Callable[[], None] = lambda: time.sleep(POLL_SECONDS),
+    take_over: TakeOver | None = None,
+) -> Iterator[Lock]:
+    """A writer's lock that is waited for; `ConflictError` names the holder after so long.
+
+    `pause` is called between two looks, and may raise to give up. With leave to `take_over`, a lock
+    in a store is taken then: its holder is dead, or it would have given it back.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        last = time.monotonic() >= deadline
+        held = writer_lock(lock_file, what, take_over if last else None)
+        try:
+            lock = held.__enter__()
+            break
+        except ConflictError:
+            if last:
+                raise
+        pause()
+    try:
+        yield lock
+    finally:
+        held.__exit__(None, None, None)

@@ -1,0 +1,184 @@
+"""Two schedulers on one inbox, and SIGKILL: each file is scored once, whoever dies meanwhile.
+
+Both start the same job every second. Again and again one of them, or the job of one, is killed;
+a scheduler that was killed is started again, as a service would be.
+"""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cache, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from storage.ledger import SCORED, Ledger
+from storage.location import open_location
+from storage.runs import SCORES
+from storage.verify import verify_run
+from tests.chaos.processes import GIVEN_UP, Command, has_ended, run
+from tests.chaos.scene import scene
+from tests.chaos.tally import Experiment, Plan, Tally, try_cases
+from tests.commands.process import start_pipeline
+from tests.jobs.inboxes import put_images
+
+FILES = 8
+KILLS = 5
+"""In each case."""
+NAME = "kill-schedulers"
+
+
+def job(place: Path) -> list[str]:
+    """The arguments of the job."""
+    places = ["--run", str(place / "run"), "--inbox", str(place / "inbox")]
+    return ["score", *places, "--settle", "0", "--threads", "1", "--quiet"]
+
+
+def command(place: Path) -> Command:
+    """The job as somebody starts it by hand."""
+    return Command(tuple(job(place)), place / "run" / SCORES)
+
+
+@cache
+def expected() -> dict[str, str]:
+    """Of each content of the inbox, the digest of its scores where nothing is killed."""
+    place = prepare(scene().directory / "inbox-oracle")
+    ended = run(command(place))
+    assert 0 == ended.code, ended.err
+    return scored(place / "run")
+
+
+def prepare(place: Path) -> Path:
+    """A run without scores, and an inbox with some files."""
+    unscored = shutil.ignore_patterns(SCORES, ".lock")
+    shutil.copytree(scene().oracle.run, place / "run", ignore=unscored)
+    for number in range(FILES):
+        put_images(place / "inbox" / f"{number}.idx3-ubyte", number, rows=300)
+    return place
+
+
+def scored(run: Path) -> dict[str, str]:
+    """What the ledger has; an `AssertionError` where something was scored twice."""
+    lines = [line for line in Ledger(open_location(run)).entries() if line["event"] == SCORED]
+    counts = Counter(line["content"] for line in lines)
+    assert set(counts.values()) <= {1}, f"scored twice: {counts}"
+    return {line["content"]: line["scores_digest"] for line in lines}
+
+
+@dataclass
+class Service:
+    """A scheduler that is started again whenever it dies."""
+
+    place: Path
+    name: str
+    process: "subprocess.Popen[str] | None" = field(default=None)
+
+    def start(self) -> None:
+        """Start it, unless it runs."""
+        if self.process is not None and self.process.poll() is None:
+            return
+        with open(self.log, "a") as log:
+            self.process = start_pipeline(
+                self.place / f"{self.name}.json",
+                *job(self.place),
+                cwd=self.place,
+                module=("tests.jobs.every_second",),
+                stdout=log,
+                stderr=log,
+            )
+
+    @property
+    def log(self) -> Path:
+        """What it and its jobs have printed."""
+        return self.place / f"{self.name}.log"
+
+    def jobs(self) -> list[int]:
+        """The processes that it has started and not seen end, the latest last."""
+        running = []
+        for line in self.log.read_text().splitlines():
+            with suppress(ValueError):
+                found = json.loads(line)
+                if found["event"] == "start":
+                    running.append(int(found["process"]))
+                if found["event"] == "end":
+                    running.clear()
+        return running
+
+    def kill(self, *, its_job: bool) -> None:
+        """Kill its job, if it has one, or itself."""
+        assert self.process is not None
+        jobs = self.jobs() if its_job else []
+        with suppress(ProcessLookupError):
+            os.kill(jobs[-1] if jobs else self.process.pid, signal.SIGKILL)
+
+    def end_orphans(self) -> None:
+        """Kill the jobs that outlived a scheduler that was killed: the last of the deaths."""
+        for process in self.started():
+            with suppress(OSError):
+                if str(self.place).encode() in Path(f"/proc/{process}/cmdline").read_bytes():
+                    os.kill(process, signal.SIGKILL)
+                    while Path(f"/proc/{process}/cmdline").read_bytes():
+                        time.sleep(0.01)  # lets it die; nothing depends on how long
+
+    def started(self) -> list[int]:
+        """The processes of all its jobs."""
+        found = re.findall(r'"event": "start".*"process": (\d+)', self.log.read_text())
+        return [int(process) for process in found]
+
+    def stop(self) -> None:
+        """Have it end, once its job has."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            self.process.wait(GIVEN_UP)
+
+
+def kill_schedulers(oracle: dict[str, str], case: int, chance: random.Random) -> str:
+    """Kill so many times, look after each, then let all come to its end."""
+    with TemporaryDirectory(dir=scene().directory) as directory:
+        place = prepare(Path(directory) / "place")
+        services = [Service(place, name) for name in ("one", "two")]
+        try:
+            for _ in range(KILLS):
+                for service in services:
+                    service.start()
+                victim = chance.choice(services)
+                assert victim.process is not None
+                has_ended(victim.process, chance.uniform(0.3, 1.5))
+                victim.kill(its_job=chance.random() < 0.6)
+                check_so_far(place, oracle)
+        finally:
+            for service in services:
+                service.stop()
+                service.end_orphans()
+        last = run(command(place))
+        assert 0 == last.code, last.err
+        assert oracle == scored(place / "run"), "other scores than undisturbed"
+        wrong = [error for _, error in verify_run(open_location(place / "run")) if error]
+        assert not wrong, f"verify: {wrong[0]}"
+        left = [path.name for path in (place / "run" / SCORES).glob(".*") if path.suffix != ".lock"]
+        assert not left, f"left behind: {left}"
+        printed = "".join(service.log.read_text() for service in services)
+        assert "Traceback" not in printed, printed
+    return "survived"
+
+
+def check_so_far(place: Path, oracle: dict[str, str]) -> None:
+    """Whatever is in the ledger is what it has to be, and once."""
+    found = scored(place / "run")
+    assert found.items() <= oracle.items(), "other scores than undisturbed"
+
+
+def run_schedulers(plan: Plan, tally: Tally) -> None:
+    """Try the cases."""
+    kill = partial(kill_schedulers, expected())
+    try_cases(NAME, plan, tally, kill, plan.cases(), in_threads=True)
+
+
+EXPERIMENTS = (Experiment(NAME, run_schedulers, 10, scaled_by="kills"),)

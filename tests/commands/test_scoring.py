@@ -1,0 +1,190 @@
+"""The commands of scoring as scripts and schedulers use them: exit codes, output, imports."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.commands.conftest import Call
+from tests.commands.process import Ended, assert_refused, run_pipeline
+from tests.commands.test_help import imported
+from tests.jobs.inboxes import put_images, settle
+
+USAGE, BAD_DATA, BELOW_GATE, UNREACHABLE = 2, 3, 5, 6
+
+
+def lines(ended: Ended) -> list[dict[str, object]]:
+    """The lines of a JSON log."""
+    return [json.loads(line) for line in ended.out.splitlines()]
+
+
+def test_a_rerun_imports_little(dataset: Path, run: Path, call: Call) -> None:
+    """A rerun that finds its work done answers without Zarr, Dask or the network's step."""
+    assert 0 == call("score").code
+    found = imported("score", cwd=dataset.parent.parent)
+    assert {"click", "jobs", "storage"} <= found
+    assert set() == {"zarr", "dask", "distributed", "numcodecs", "rich"} & found
+
+
+def test_gate(dataset: Path, run: Path, call: Call) -> None:
+    """A missed gate ends with exit 5 after the result; the ledger shows it."""
+    ended = call("score", "--min-accuracy", "1")
+    assert BELOW_GATE == ended.code
+    assert "accuracy " in ended.out
+    assert re.fullmatch(r"Error: test scored by .* as test-\w+\.\n", ended.err)
+    shown = call("scores").out.splitlines()
+    assert shown[0].split() == ["time", "what", "outcome", "rows", "accuracy", "model", "result"]
+    assert "below gate" in shown[1]
+    entries = json.loads(call("scores", "--failed", "--json").out)["entries"]
+    assert [5] == [entry["exit"] for entry in entries]
+
+
+def test_log_ends_in_a_summary(dataset: Path, run: Path, call: Call) -> None:
+    """--log-json prints a line per event, the last one with the exit code and the counts."""
+    log = lines(call("score", "--split", "test", "--split", "train", "--log-json"))
+    assert "started" == log[0]["event"]
+    summary = log[-1]
+    assert ("summary", 0, 2, 0) == tuple(
+        summary[name] for name in ("event", "exit", "scored", "found")
+    )
+    again = lines(call("score", "--log-json", "--min-accuracy", "1"))[-1]
+    assert (5, 1, 1) == tuple(again[name] for name in ("exit", "found", "below_gate"))
+
+
+def test_log_of_what_cannot_begin(here: Path, call: Call) -> None:
+    """The summary is there whatever happens."""
+    ended = call("score", "--log-json")
+    assert BAD_DATA == ended.code
+    (summary,) = lines(ended)
+    assert ("summary", 3) == (summary["event"], summary["exit"])
+    assert "There is no run" in str(summary["error"])
+
+
+def test_inbox(run: Path, call: Call) -> None:
+    """An inbox is scored, and told as a table, or as a document."""
+    inbox = run.parent.parent / "inbox"
+    put_images(inbox / "a-images-idx3-ubyte", 1, labelled=True)
+    ended = call("score", "--inbox", "inbox")
+    assert 0 == ended.code, ended.err
+    assert "1 scored, 0 scored before; the scores are in runs/mnist/scores\n" in ended.out
+    (inbox / "bad").write_bytes(b"no images")
+    settle(inbox / "bad")
+    ended = call("score", "--inbox", "inbox", "--json")
+    document = json.loads(ended.out)
+    assert BAD_DATA == ended.code
+    assert [("a-images-idx3-ubyte", True)] == [
+        (found["file"], found["already_done"]) for found in document["results"]
+    ]
+    assert ["bad"] == [found["file"] for found in document["failed"]]
+    *_, last = ended.err.splitlines()
+    assert last.startswith("Error: 1 in the inbox could not be scored: bad.")
+
+
+def test_tries_again_and_gives_up(run: Path, call: Call) -> None:
+    """What is out of reach is tried so often again, then it is exit 6."""
+    ended = call("score", "--inbox", "absent", "--retries", "2", "--retry-wait", "0")
+    assert UNREACHABLE == ended.code
+    assert 2 == ended.err.count("Trying again")
+
+
+def test_promote_score_undo(dataset: Path, run: Path, call: Call) -> None:
+    """A name is given, used, shown and taken back."""
+    assert_refused(call("score", "--model", "champion"), USAGE, "No model is called 'champion'")
+    assert 0 == call("promote", "--as", "champion", "--checkpoint", "1").code
+    told = call("promote", "--as", "champion", "--not-worse-than", "champion")
+    assert "champion is model" in told.out and "before" in told.out
+    document = json.loads(call("score", "--model", "champion", "--json").out)
+    assert "000002-000000" == document["checkpoint"]
+    assert "000001-000000" in call("promote", "--as", "champion", "--undo").out
+    document = json.loads(call("promote", "--list", "--json").out)
+    assert ["promoted", "promoted", "undone"] == [
+        event["event"] for event in document["names"][0]["events"]
+    ]
+    entries = json.loads(call("scores", "--json").out)["entries"]
+    assert {"000001-000000", "000002-000000"} == {entry["checkpoint"] for entry in entries}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("score", "--inbox", "i", "--split", "test"), ("leave out --split",)),
+        (("score", "--json", "--log-json"), ("leave one out",)),
+        (("score", "--max-drop", "2"), ("--max-drop is 2.0", "0 to 1")),
+        (("promote",), ("--as",)),
+        (("promote", "--as", "a/b"), ("'a/b'",)),
+        (("promote", "--as", "nobody", "--undo"), ("No model is called",)),
+        (("schedule", "0 3 * * *"), ("No command",)),
+        (("schedule", "0 3 * * *", "--", "sleep"), ("'sleep' is no command",)),
+        (("schedule", "0 3 * * *", "--", "schedule"), ("'schedule' is no command",)),
+        (("schedule", "0 3 * * *", "--", "score", "--inbx", "i"), ("--inbx",)),
+        (("schedule", "nightly", "--", "score"), ("five",)),
+        (("schedule", "0 3 * * *", "--timezone", "Mars", "--", "score"), ("Mars",)),
+        (("schedule", "0 3 * * *", "--to", "d", "--", "score"), ("--print",)),
+    ],
+    ids=str,
+)
+def test_wrong_usage(arguments: tuple[str, ...], words: tuple[str, ...], call: Call) -> None:
+    """What cannot be meant is refused at once, not in the night."""
+    assert_refused(call(*arguments), USAGE, *words)
+
+
+@pytest.mark.parametrize("since", ["yesterday", "3x", ""])
+def test_since_what(since: str, run: Path, call: Call) -> None:
+    """A time that is none is refused with examples."""
+    assert_refused(call("scores", "--since", since), USAGE, "--since", "12h")
+
+
+def test_since(dataset: Path, run: Path, call: Call) -> None:
+    """What is older is left out."""
+    call("score")
+    for since, expected in (("1h", 1), ("2020-01-01", 1), ("2999-01-01T12:00", 0)):
+        document = json.loads(call("scores", "--since", since, "--json").out)
+        assert expected == len(document["entries"])
+
+
+def test_scores_of_no_run(call: Call) -> None:
+    """Where there is no run that is said."""
+    assert_refused(call("scores", "absent"), BAD_DATA, "There is no run at absent")
+
+
+def test_ten_times(call: Call) -> None:
+    """--dry-run prints the next ten times and starts nothing."""
+    ended = call("schedule", "0 3 * * *", "--timezone", "UTC", "--dry-run", "--", "score")
+    times = ended.out.splitlines()
+    assert (0, 10) == (ended.code, len(times))
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\d 03:00:00\+00:00  \w{3} UTC", one) for one in times)
+
+
+def test_printed_into_files(here: Path, call: Call) -> None:
+    """--to writes the files under their names; without it they are printed."""
+    arguments = ("schedule", "0 3 * * *", "--print", "systemd", "--name", "nightly")
+    written = call(*arguments, "--to", "units", "--", "score").out.splitlines()
+    assert ["units/nightly.service", "units/nightly.timer"] == written
+    printed = call(*arguments, "--", "score").out
+    for name in written:
+        assert (here / name).read_text().strip() in printed
+
+
+def test_the_printed_cron_line_runs(dataset: Path, run: Path, call: Call) -> None:
+    """The command of the crontab works for a shell that knows nothing else."""
+    if not shutil.which("sh"):
+        pytest.skip("there is no sh")
+    text = call("schedule", "0 3 * * *", "--print", "cron", "--", "score", "--quiet").out
+    command = text.splitlines()[-1].split(" ", 5)[5]
+    ended = subprocess.run(
+        ["sh", "-c", command], cwd="/", capture_output=True, text=True, env={}, check=False
+    )
+    assert 0 == ended.returncode, ended.stderr
+    assert ended.stdout.startswith("accuracy ")
+
+
+def test_real_command(dataset: Path, run: Path) -> None:
+    """The commands work in processes of their own, in a row, as a script has them."""
+    here = dataset.parent.parent
+    assert 0 == run_pipeline("promote", "--as", "champion", "--min-accuracy", "0", cwd=here).code
+    ended = run_pipeline("score", "--model", "champion", "--split", "train", "--quiet", cwd=here)
+    assert 0 == ended.code, ended.err
+    assert "champion" in run_pipeline("scores", cwd=here).out

@@ -1,0 +1,94 @@
+"""Scheduled scoring where inbox, names, run and ledger all lie in a store."""
+
+from pathlib import Path
+
+import pytest
+
+from storage import ledger
+from storage.locks import writer_lock
+from tests.commands.conftest import SMALL, Call
+from tests.commands.process import assert_refused
+from tests.commands.test_commands import document
+from tests.jobs.inboxes import put_images
+from tests.object_store.server import Store
+
+
+@pytest.fixture
+def home(store: Store, call: Call, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A place in the store with a dataset and a run of one epoch."""
+    for name, value in store.environment.items():
+        monkeypatch.setenv(name, value)
+    place = str(store.new_place())
+    call("ingest", "synthetic:300,60", "--rows-per-chunk", 64, "--out", f"{place}/set")
+    where = ("--dataset", f"{place}/set", "--run", f"{place}/run")
+    assert 0 == call("train", *SMALL, "--epochs", 1, *where).code
+    return place
+
+
+def key_of(place: str) -> str:
+    return place.split("/", 3)[3]
+
+
+def upload(store: Store, place: str, path: Path, name: str | None = None) -> None:
+    """Put a file into the inbox."""
+    store.location(f"{key_of(place)}/inbox").put(name or path.name, path.read_bytes())
+
+
+def test_an_inbox_in_a_store(store: Store, home: str, call: Call, here: Path) -> None:
+    """Each object is scored once, by content; what is bad is recorded, the others are scored."""
+    score = ("score", "--run", f"{home}/run", "--inbox", f"{home}/inbox", "--json")
+    assert 0 == call(*score).code
+    upload(store, home, put_images(here / "one.idx3", seed=1, labelled=False))
+    upload(store, home, put_images(here / "two.idx3", seed=2, labelled=False), "deep/two.idx3")
+    upload(store, home, put_images(here / "part.idx3", seed=3, labelled=False), "three.idx3.part")
+    bad = here / "bad.idx3"
+    bad.write_bytes(b"no images")
+    upload(store, home, bad)
+
+    out = ("--out", f"{home}/rows/{{home}}.csv")
+    ended = call(*score, *out)
+    assert 3 == ended.code
+    assert "bad.idx3" in ended.err
+    told = document(call("scores", f"{home}/run", "--json"))["entries"]
+    lines = {(line["event"], line["file"]) for line in told}
+    assert {("scored", "one.idx3"), ("scored", "deep/two.idx3"), ("failed", "bad.idx3")} == lines
+    assert 4 == len(store.location(f"{key_of(home)}/rows").names())
+    assert [] == document(call("verify", f"{home}/run", "--json"))["wrong"]
+
+    store.location(f"{key_of(home)}/inbox").delete("bad.idx3")
+    upload(store, home, here / "one.idx3", "renamed.idx3")
+    assert 0 == call(*score, *out).code
+    again = document(call("scores", f"{home}/run", "--json"))["entries"]
+    assert told == again
+    assert [] == store.location(f"{key_of(home)}/run/scores/failed").names()
+
+
+def test_names_in_a_store(home: str, call: Call) -> None:
+    """A name is given, judged, used and taken back there."""
+    names = ("--models", f"{home}/models")
+    data = ("--dataset", f"{home}/set")
+    promote = ("promote", f"{home}/run", "--as", "champion", *names, *data)
+    missed = call(*promote, "--min-accuracy", 1)
+    assert 5 == missed.code, missed.err
+    assert 0 == call(*promote, "--min-accuracy", 0).code
+    scored = call("score", "--model", "champion", *names, *data, "--json")
+    assert document(scored)["already_done"]
+    assert 0 == call("promote", "--as", "champion", *names, "--undo").code
+    assert_refused(call("score", "--model", "champion", *names, *data), 2, "champion")
+
+
+def test_a_dead_job_holds_the_ledger(
+    store: Store, home: str, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lock that a dead job left there is told, and taken over by leave."""
+    monkeypatch.setattr(ledger, "LOCK_SECONDS", 0.1)
+    scores = store.location(f"{key_of(home)}/run/scores")
+    dead = writer_lock(scores.child(".ledger.lock"), "The ledger")
+    dead.__enter__()
+    score = ("score", "--run", f"{home}/run", "--dataset", f"{home}/set")
+    assert_refused(call(*score), 4, "--take-over")
+    ended = call(*score, "--take-over")
+    assert 0 == ended.code, ended.err
+    assert "was being written by process" in ended.err
+    (line,) = document(call("scores", f"{home}/run", "--json"))["entries"]
+    assert "scored" == line["event"]

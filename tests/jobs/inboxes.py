@@ -1,0 +1,75 @@
+"""An inbox and a run to score it with: files of a few rows, and what came of them."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jobs.batch import BatchResult, run_batch
+from jobs.gates import Gates
+from jobs.score_config import ScoreConfig
+from jobs.score_listener import ScoreListener
+from pipeline.digits import draw_digits
+from storage.idx import write_idx
+from storage.ledger import Entry, Ledger
+from storage.location import open_location
+
+LONG_AGO = 1_700_000_000
+"""When files were last written that have settled: in 2023."""
+
+
+def put_images(path: Path, seed: int, rows: int = 20, *, labelled: bool = False) -> Path:
+    """A settled file of drawn digits and, if wanted, its labels beside it."""
+    images, labels = draw_digits(seed, "inbox", 0, rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_idx(path, images)
+    settle(path)
+    if labelled:
+        beside = path.with_name(path.name.replace("images", "labels").replace("idx3", "idx1"))
+        write_idx(beside, labels)
+        settle(beside)
+    return path
+
+
+def settle(path: Path) -> Path:
+    """Have a file look as if nobody had written to it for long."""
+    os.utime(path, (LONG_AGO, LONG_AGO))
+    return path
+
+
+class Listed(ScoreListener):
+    """Keeps every event."""
+
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+        self.warnings: list[str] = []
+
+    def event(self, name: str, **facts: Any) -> None:
+        self.events.append({"event": name} | facts)
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+    def named(self, name: str) -> list[dict[str, Any]]:
+        """The events of a name."""
+        return [event for event in self.events if event["event"] == name]
+
+
+def score_inbox(run: Path, inbox: Path, gates: Gates | None = None, **options: Any) -> BatchResult:
+    """Score an inbox."""
+    listener = options.pop("listener", None)
+    config = ScoreConfig(
+        run=str(run), inbox=str(inbox), gates=gates or Gates(), **{"settle": 0.0} | options
+    )
+    return run_batch(config, listener=listener)
+
+
+def ledger(run: Path) -> list[Entry]:
+    """The lines of a run's ledger."""
+    return Ledger(open_location(run)).entries()
+
+
+def events(run: Path) -> Iterator[tuple[str, str]]:
+    """What each line is, and of which file."""
+    for line in ledger(run):
+        yield line["event"], line["file"]

@@ -1,0 +1,143 @@
+"""The ledger: a line for each scoring, once, whatever dies while it is written."""
+
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storage.errors import BadDataError, ConflictError
+from storage.ledger import LOCK, Entry, Ledger, waiting_lock
+from storage.location import open_location
+
+
+def entry(**facts: Any) -> Entry:
+    """A line."""
+    plain = {"event": "scored", "time": "2026-01-01T00:00:00+00:00", "exit": 0}
+    return plain | {"model_digest": "ab" * 32, "result": "scores/test-1"} | facts
+
+
+def record(run: Path, line: Entry) -> bool:
+    """Record a line unless there is one of the same result."""
+    return Ledger(open_location(run)).record(line, bool, f'"{line["result"]}"')
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    """A ledger that does not exist yet."""
+    return Ledger(open_location(tmp_path))
+
+
+def file_of(ledger: Ledger) -> Path:
+    return ledger.location.path / "ledger.jsonl"
+
+
+def test_lines_in_order(ledger: Ledger, tmp_path: Path) -> None:
+    """Lines are read back in the order in which they were recorded."""
+    assert [] == ledger.entries()
+    lines = [entry(result=f"scores/test-{number}") for number in range(3)]
+    assert [True] * 3 == [record(tmp_path, line) for line in lines]
+    assert lines == ledger.entries()
+    assert lines[1:2] == ledger.entries('"scores/test-1"')
+
+
+def test_once(ledger: Ledger, tmp_path: Path) -> None:
+    """What is known is not recorded again."""
+    assert [True, False] == [record(tmp_path, entry()) for _ in range(2)]
+    assert 1 == len(ledger.entries())
+
+
+def test_recorded_by_another_meanwhile(ledger: Ledger, tmp_path: Path) -> None:
+    """A line that another records between the look and the lock is not recorded again."""
+    looks: list[int] = []
+
+    def known(lines: list[Entry]) -> bool:
+        looks.append(len(lines))
+        if len(looks) == 1:
+            record(tmp_path, entry())
+            return False
+        return bool(lines)
+
+    assert not ledger.record(entry(), known, '"scores/test-1"')
+    assert [0, 1] == looks
+    assert 1 == len(ledger.entries())
+
+
+def test_once_of_many_processes(ledger: Ledger, tmp_path: Path) -> None:
+    """Of several jobs that know of the same scorings, just one records each."""
+    lines = [entry(result=f"scores/test-{number % 5}") for number in range(40)]
+    with multiprocessing.get_context("spawn").Pool(3) as pool:
+        recorded = pool.starmap(record, [(tmp_path, line) for line in lines], chunksize=1)
+    assert 5 == sum(recorded)
+    assert 5 == len({line["result"] for line in ledger.entries()})
+
+
+@pytest.mark.parametrize("length", [1, 20, -1])
+def test_torn_line(length: int, ledger: Ledger, tmp_path: Path) -> None:
+    """A line that a death cut off does not count, and is taken off by the next one."""
+    record(tmp_path, entry(result="scores/test-0"))
+    whole = file_of(ledger).read_bytes()
+    record(tmp_path, entry(result="scores/test-1"))
+    rest = file_of(ledger).read_bytes()[len(whole) :]
+    file_of(ledger).write_bytes(whole + rest[:length])
+    assert ["scores/test-0"] == [line["result"] for line in ledger.entries()]
+    assert record(tmp_path, entry(result="scores/test-1"))
+    assert whole + rest == file_of(ledger).read_bytes()
+
+
+def test_damage(ledger: Ledger, tmp_path: Path) -> None:
+    """A changed bit is an error that names the line and says what to do."""
+    for number in range(2):
+        record(tmp_path, entry(result=f"scores/test-{number}"))
+    data = file_of(ledger).read_bytes()
+    file_of(ledger).write_bytes(data.replace(b"test-1", b"test-7"))
+    with pytest.raises(BadDataError, match=r"ledger\.jsonl line 2 is damaged.* move the ledger"):
+        ledger.entries()
+
+
+def test_something_else_at_the_end(ledger: Ledger, tmp_path: Path) -> None:
+    """What was never the beginning of a line is no torn line."""
+    record(tmp_path, entry())
+    with open(file_of(ledger), "ab") as file:
+        file.write(b"garbage")
+    with pytest.raises(BadDataError, match="ends in something that is no line"):
+        ledger.entries()
+
+
+def test_failures(ledger: Ledger) -> None:
+    """What is bad is there until it is deleted, once for each content and model."""
+    bad = entry(content="c1", error="why")
+    for one in (bad, bad, entry(content="c2", error="why")):
+        ledger.put_failure(one)
+    assert ["c1", "c2"] == sorted(found["content"] for found in ledger.failures())
+    ledger.delete_failure(bad)
+    assert ["c2"] == [found["content"] for found in ledger.failures()]
+
+
+def test_waiting_gives_up(ledger: Ledger) -> None:
+    """After so many seconds whoever holds the lock is named."""
+    lock = ledger.location.child(LOCK)
+    with (
+        waiting_lock(lock, "It", 0),
+        pytest.raises(ConflictError, match="It is being written by process"),
+        waiting_lock(lock, "It", 0.05),
+    ):
+        pass
+
+
+def test_waiting_gets_its_turn(ledger: Ledger) -> None:
+    """A lock that is freed meanwhile is taken."""
+    lock = ledger.location.child(LOCK)
+    first = waiting_lock(lock, "It", 0)
+    first.__enter__()
+    looks = 0
+
+    def free() -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 3:
+            first.__exit__(None, None, None)
+
+    with waiting_lock(lock, "It", 60, free):
+        pass
+    assert 3 == looks

@@ -1,0 +1,98 @@
+"""Names for models: who has them, who had them, and that no half a document ever does."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from storage.errors import BadDataError, ConflictError, UsageError
+from storage.location import Location, open_location
+from storage.models import (
+    Holder,
+    ModelName,
+    check_model_name,
+    held_name,
+    name_lock,
+    names,
+    open_name,
+    run_reference,
+)
+
+HOLDER = Holder("../run", "id", "000001-000000", "ab" * 32, "2026-01-01T00:00:00", 0.5, "test of d")
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Location:
+    """A place for names that does not exist yet."""
+    return open_location(tmp_path / "models")
+
+
+def test_round_trip(place: Location) -> None:
+    """A name is read back as it was saved."""
+    other = replace(HOLDER, accuracy=None, judged_by=None)
+    saved = ModelName(place, "champion", (other, HOLDER), ({"event": "promoted"},))
+    saved.save()
+    assert saved == open_name(place, "champion")
+    assert (saved, HOLDER) == held_name(place, "champion")
+    assert ["champion"] == names(place)
+
+
+def test_nobody(place: Location) -> None:
+    """A name that nobody has is empty, and an error where a model is needed."""
+    assert ModelName(place, "champion") == open_name(place, "champion")
+    with pytest.raises(UsageError, match="No model is called 'champion'.*pipeline promote"):
+        held_name(place, "champion")
+    assert not place.exists()
+
+
+def test_damage(place: Location) -> None:
+    """A changed bit is an error that names the document."""
+    ModelName(place, "champion", (HOLDER,)).save()
+    path = place.path / "champion.json"
+    path.write_bytes(path.read_bytes().replace(b"000001", b"000002"))
+    with pytest.raises(BadDataError, match=r"champion\.json is damaged"):
+        open_name(place, "champion")
+
+
+def test_renamed(place: Location) -> None:
+    """A document under another name is no promotion of that name."""
+    ModelName(place, "challenger", (HOLDER,)).save()
+    (place.path / "challenger.json").rename(place.path / "champion.json")
+    with pytest.raises(BadDataError, match="'challenger': it was renamed"):
+        open_name(place, "champion")
+
+
+@pytest.mark.parametrize("name", ["", ".hidden", "a/b", "..", "a b", "x" * 65, "-x"])
+def test_no_name(name: str) -> None:
+    """What could not be a file of its own is refused."""
+    with pytest.raises(UsageError, match="cannot name a model"):
+        check_model_name(name)
+
+
+def test_lock(place: Location) -> None:
+    """Only one may change a name at a time."""
+    with (
+        name_lock(place, "champion"),
+        pytest.raises(ConflictError, match="The model name champion"),
+        name_lock(place, "champion"),
+    ):
+        pass
+
+
+def test_moved_together(tmp_path: Path) -> None:
+    """A run is found where names and runs have been moved together."""
+    before = tmp_path / "before"
+    (before / "runs" / "r").mkdir(parents=True)
+    place = open_location(before / "models")
+    reference = run_reference(place, open_location(before / "runs" / "r"))
+    ModelName(place, "champion", (replace(HOLDER, run=reference),)).save()
+    before.rename(tmp_path / "after")
+    found, holder = held_name(open_location(tmp_path / "after" / "models"), "champion")
+    assert str(tmp_path / "after" / "runs" / "r") == found.run_place(holder)
+
+
+def test_url(place: Location) -> None:
+    """A run at a URL is referred to as it is."""
+    found = ModelName(place, "champion", (replace(HOLDER, run="s3://b/run"),))
+    assert found.holder is not None
+    assert "s3://b/run" == found.run_place(found.holder)
