@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from jobs.cli_cluster import cluster_options, opened_cluster, take_cluster_options
 from storage.errors import PipelineError, StoppedError, UsageError
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def cli() -> None:
 )
 @click.option("--overwrite", is_flag=True, help="Replace the dataset that is there already.")
 @seed_option
+@cluster_options
 @output_options
 def ingest(
     source: str,
@@ -101,6 +103,7 @@ def ingest(
     seed: int,
     quiet: bool,
     as_json: bool,
+    **chosen: Any,
 ) -> None:
     """Make a dataset of SOURCE.
 
@@ -121,14 +124,16 @@ def ingest(
             stop.check("Stopped; nothing was published. Run the same command to begin again.")
 
         opened = open_source(source, seed=seed, announce=console.say)
-        result = run_ingest(
-            opened,
-            f"{DATA_ROOT}/{opened.name}" if out is None else out,
-            rows_per_chunk=rows_per_chunk,
-            overwrite=overwrite,
-            report=report,
-            announce=console.say,
-        )
+        with opened_cluster(chosen, console.say) as cluster:
+            result = run_ingest(
+                opened,
+                f"{DATA_ROOT}/{opened.name}" if out is None else out,
+                rows_per_chunk=rows_per_chunk,
+                overwrite=overwrite,
+                report=report,
+                announce=console.say,
+                cluster=cluster,
+            )
         told = ingest_report(result)
         console.result(told.document, told.text)
 
@@ -200,6 +205,7 @@ class _TrainCommand(click.Command):
 @run_option
 @click.option("--resume", is_flag=True, help="Go on with the run, or start it if it is new.")
 @click.option("--config", "config_file", metavar="FILE.toml", help="Settings; options override.")
+@cluster_options
 @output_options
 def train(
     dataset: str,
@@ -216,18 +222,21 @@ def train(
     bits as if it never had. Each setting below is also a key of the TOML file for --config.
     """
     with _console(quiet, as_json) as console, _stopping() as stop:
+        chosen = take_cluster_options(settings)
         config = _train_config(config_file, settings)
         from jobs.train import train as run_train
         from jobs.train_console import ConsoleListener, train_report
 
-        result = run_train(
-            config,
-            dataset=dataset,
-            run=run,
-            resume=resume,
-            listener=ConsoleListener(console),
-            stop=stop,
-        )
+        with opened_cluster(chosen, console.say) as cluster:
+            result = run_train(
+                config,
+                dataset=dataset,
+                run=run,
+                resume=resume,
+                listener=ConsoleListener(console),
+                stop=stop,
+                cluster=cluster,
+            )
         told = train_report(result)
         console.result(told.document, told.text)
 
@@ -250,6 +259,7 @@ def train(
     type=click.IntRange(0, 1024),
     help="Threads for the arithmetic; 0 for one per core.",
 )
+@cluster_options
 @output_options
 def score(
     run: str,
@@ -260,6 +270,7 @@ def score(
     threads: int,
     quiet: bool,
     as_json: bool,
+    **chosen: Any,
 ) -> None:
     """Score a split of a dataset with a run's model.
 
@@ -269,17 +280,19 @@ def score(
         from jobs.score import score as run_score
         from jobs.score_console import score_report
 
-        result = run_score(
-            run=run,
-            dataset=dataset,
-            split=split,
-            checkpoint=checkpoint,
-            out=out,
-            threads=threads,
-            report=console.progress,
-            announce=console.say,
-            stop=stop,
-        )
+        with opened_cluster(chosen, console.say) as cluster:
+            result = run_score(
+                run=run,
+                dataset=dataset,
+                split=split,
+                checkpoint=checkpoint,
+                out=out,
+                threads=threads,
+                report=console.progress,
+                announce=console.say,
+                stop=stop,
+                cluster=cluster,
+            )
         for warning in result.warnings:
             console.warn(warning)
         told = score_report(result)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 from jobs.memory import check_memory, score_memory
 from jobs.metrics import QualityCount, check_quality
 from jobs.model import Model, load_model
+from jobs.nn.network import Network
+from jobs.nn.parameters import Floats
 from jobs.outputs import write_output
 from jobs.step import network_inputs, one_blas_thread, thread_count
 from jobs.stop import StopSignal
 from jobs.train import DEFAULT_DATASET, DEFAULT_RUN
 from jobs.workers import Workers
-from pipeline.stream import Batch, BatchStream
+from pipeline.stream import BatchStream
 from pipeline.transforms import SCALE
 from storage.dataset import Dataset, open_dataset
 from storage.errors import ConflictError, UsageError
@@ -32,6 +34,9 @@ from storage.predictions import (
     score_into,
 )
 from storage.runs import open_run
+
+if TYPE_CHECKING:
+    from pipeline.cluster import Cluster
 
 BLOCK_ROWS = 500
 """Rows of one forward pass; fixed, so that the bits do not depend on the number of threads."""
@@ -64,8 +69,9 @@ def score(
     report: Progress = lambda stage, done, total: None,
     announce: Callable[[str], None] = lambda text: None,
     stop: StopSignal | None = None,
+    cluster: "Cluster | None" = None,
 ) -> ScoreResult:
-    """Score a split of a dataset with a checkpoint of a run.
+    """Score a split of a dataset with a checkpoint of a run; on a `cluster`'s workers, if given.
 
     `checkpoint` is `best`, `latest` or an epoch's number; `out` asks for a .csv or .npz file
     besides. What has been scored already is found and said so; what died is gone on with. Raises
@@ -83,7 +89,15 @@ def score(
         announce(f"memory at most {check_memory(memory) / 1e6:,.0f} MB")
         try:
             with one_blas_thread(), score_into(home, schema) as writer:
-                _score(writer, model, data, thread_count(threads), report, stop or StopSignal())
+                _score(
+                    writer,
+                    model,
+                    data,
+                    thread_count(threads),
+                    report,
+                    stop or StopSignal(),
+                    cluster,
+                )
         except ConflictError:
             already_done = is_complete(home)  # by another, in the meantime
             if not already_done:
@@ -152,21 +166,15 @@ def _score(
     threads: int,
     report: Progress,
     stop: StopSignal,
+    cluster: "Cluster | None",
 ) -> None:
     """Score every chunk that is missing, then publish with the metrics of all of them."""
     began = time.perf_counter()
     schema = writer.schema
-    missing = set(writer.missing)
     count = QualityCount(schema.class_names, dataset.class_names)
     done = 0
-    for number, targets, predictions in _chunks(model, dataset, schema, missing, threads):
-        if predictions is None:
-            predictions = writer.read_chunk(number)
-        else:
-            writer.write_chunk(number, *predictions)
-        if targets is not None:
-            count.add(*predictions, targets)
-        done += len(predictions[0])
+    for rows in _scored(writer, model, dataset, threads, count, cluster):
+        done += rows
         report(f"score {schema.split}", done, schema.rows)
         stop.check("Stopped; the chunks scored so far are kept. Run the same command to go on.")
     labelled = bool(dataset.split(schema.split).schema.classes)
@@ -183,6 +191,37 @@ def _score(
     )
 
 
+def _scored(
+    writer: ScoresWriter,
+    model: Model,
+    dataset: Dataset,
+    threads: int,
+    count: QualityCount,
+    cluster: "Cluster | None",
+) -> Iterator[int]:
+    """See to it that each chunk is written and counted, in order; the rows of each."""
+    if cluster is None:
+        return _scored_here(writer, model, dataset, threads, count)
+    from jobs.cluster_score import score_on_cluster  # and with it Dask's cluster, now needed
+
+    return score_on_cluster(cluster, writer, model, dataset, count)
+
+
+def _scored_here(
+    writer: ScoresWriter, model: Model, dataset: Dataset, threads: int, count: QualityCount
+) -> Iterator[int]:
+    """The same in this process."""
+    missing = set(writer.missing)
+    for number, targets, predictions in _chunks(model, dataset, writer.schema, missing, threads):
+        if predictions is None:
+            predictions = writer.read_chunk(number)
+        else:
+            writer.write_chunk(number, *predictions)
+        if targets is not None:
+            count.add(*predictions, targets)
+        yield len(predictions[0])
+
+
 Predictions = tuple[NDArray[np.float32], NDArray[np.int32]]
 
 
@@ -190,34 +229,39 @@ def _chunks(
     model: Model, dataset: Dataset, schema: ScoresSchema, missing: set[int], threads: int
 ) -> Iterator[tuple[int, NDArray[np.uint8] | None, Predictions | None]]:
     """Each chunk's number, targets, and predictions, None where it has been written before."""
-    workers = Workers(_Forward(model), threads)
+    workers = Workers(Forward(model.network, model.parameters), threads)
     stream = BatchStream(
         dataset, schema.split, batch_size=schema.chunk_rows, shuffle=False, epochs=1
     )
     with stream:
         try:
             for number, batch in enumerate(stream):
-                scored = _predict(workers, batch) if number in missing else None
+                scored = predict(workers.map, batch.inputs) if number in missing else None
                 yield number, batch.targets, scored
         finally:
             workers.close()
 
 
-class _Forward:
+class Forward:
     """The forward pass of one block of rows."""
 
-    def __init__(self, model: Model) -> None:
-        self._model = model
+    def __init__(self, network: Network, parameters: Floats) -> None:
+        """With the network's `parameters`, `(parameters,)`."""
+        self._network = network
+        self._parameters = parameters
 
     def __call__(self, inputs: NDArray[Any]) -> NDArray[np.float32]:
-        network = self._model.network
-        scaled, columns = network_inputs(inputs, network.dtype)
-        probabilities = network.forward(self._model.parameters, scaled, columns)
+        """`(rows, 1 + features)` as stored to the probabilities `(rows, classes)`."""
+        scaled, columns = network_inputs(inputs, self._network.dtype)
+        probabilities = self._network.forward(self._parameters, scaled, columns)
         return probabilities.astype(np.float32, copy=False)
 
 
-def _predict(workers: "Workers[NDArray[Any], NDArray[np.float32]]", batch: Batch) -> Predictions:
-    starts = range(0, len(batch.inputs), BLOCK_ROWS)
-    blocks = (batch.inputs[start : start + BLOCK_ROWS] for start in starts)
-    probabilities = np.concatenate(list(workers.map(blocks)))
+def predict(
+    forward: Callable[[Iterator[NDArray[Any]]], Iterator[NDArray[np.float32]]], inputs: NDArray[Any]
+) -> Predictions:
+    """Probabilities and classes of a chunk's rows, in blocks that `forward` takes one by one."""
+    starts = range(0, len(inputs), BLOCK_ROWS)
+    blocks = (inputs[start : start + BLOCK_ROWS] for start in starts)
+    probabilities = np.concatenate(list(forward(blocks)))
     return probabilities, probabilities.argmax(axis=1).astype(np.int32)
