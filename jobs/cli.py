@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from jobs.cli_cluster import cluster_options, opened_cluster, take_cluster_options
+from jobs.cli_places import storage_option, store_options, take_over_option
 from storage.errors import PipelineError, StoppedError, UsageError
 
 if TYPE_CHECKING:
@@ -45,10 +46,10 @@ output_options = _options(
     click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document."),
 )
 dataset_option = click.option(
-    "--dataset", default=DEFAULT_DATASET, show_default=True, help="The dataset's directory."
+    "--dataset", default=DEFAULT_DATASET, show_default=True, help="The dataset's path or URL."
 )
 run_option = click.option(
-    "--run", default=DEFAULT_RUN, show_default=True, help="The run's directory."
+    "--run", default=DEFAULT_RUN, show_default=True, help="The run's path or URL."
 )
 seed_option = click.option(
     "--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of drawn digits."
@@ -85,7 +86,7 @@ def cli() -> None:
 
 @cli.command()
 @click.argument("source", default="mnist")
-@click.option("--out", help="The directory to make.  [default: data/ and the source's name]")
+@click.option("--out", help="The path or URL to make.  [default: data/ and the source's name]")
 @click.option(
     "--rows-per-chunk",
     type=click.IntRange(1),
@@ -93,6 +94,8 @@ def cli() -> None:
 )
 @click.option("--overwrite", is_flag=True, help="Replace the dataset that is there already.")
 @seed_option
+@storage_option
+@take_over_option
 @cluster_options
 @output_options
 def ingest(
@@ -101,6 +104,8 @@ def ingest(
     rows_per_chunk: int | None,
     overwrite: bool,
     seed: int,
+    storage_options: tuple[str, ...],
+    take_over: bool,
     quiet: bool,
     as_json: bool,
     **chosen: Any,
@@ -116,8 +121,8 @@ def ingest(
         from pipeline.sources import open_source
         from storage.location import open_location
 
-        if out is not None:
-            open_location(out)  # refused before anything is downloaded
+        options = store_options(storage_options, out)
+        place = None if out is None else open_location(out, options)  # refused before downloads
 
         def report(stage: str, done: int, total: int) -> None:
             console.progress(stage, done, total)
@@ -127,9 +132,10 @@ def ingest(
         with opened_cluster(chosen, console.say) as cluster:
             result = run_ingest(
                 opened,
-                f"{DATA_ROOT}/{opened.name}" if out is None else out,
+                place or f"{DATA_ROOT}/{opened.name}",
                 rows_per_chunk=rows_per_chunk,
                 overwrite=overwrite,
+                take_over=console.warn if take_over else None,
                 report=report,
                 announce=console.say,
                 cluster=cluster,
@@ -141,24 +147,32 @@ def ingest(
 @cli.command()
 @click.argument("place")
 @click.option("--images", metavar="FILE.png", help="Write a grid of a dataset's images.")
+@storage_option
 @output_options
-def inspect(place: str, images: str | None, quiet: bool, as_json: bool) -> None:
+def inspect(
+    place: str,
+    images: str | None,
+    storage_options: tuple[str, ...],
+    quiet: bool,
+    as_json: bool,
+) -> None:
     """Tell what PLACE, a dataset or a run, is and holds."""
     with _console(quiet, as_json) as console:
         from jobs.report import inspect_location
         from storage.location import open_location
 
+        location = open_location(place, store_options(storage_options, place))
         if images is not None:
             from jobs.pictures import check_picture_name
 
             check_picture_name(Path(images))
-        told = inspect_location(open_location(place))
+        told = inspect_location(location)
         if images is not None:
             if told.document["kind"] != "dataset":
                 raise UsageError(f"--images shows a dataset's images; {place} is a run.")
             from jobs.pictures import write_examples
 
-            write_examples(open_location(place), Path(images))
+            write_examples(location, Path(images))
         console.result(told.document, told.text)
         if images is not None:
             console.say(f"\n{images} shows examples.")
@@ -166,15 +180,16 @@ def inspect(place: str, images: str | None, quiet: bool, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("place")
+@storage_option
 @output_options
-def verify(place: str, quiet: bool, as_json: bool) -> None:
+def verify(place: str, storage_options: tuple[str, ...], quiet: bool, as_json: bool) -> None:
     """Read all of PLACE, a dataset or a run, and check every digest."""
     with _console(quiet, as_json) as console:
         from jobs.report import check_something_there
         from storage.location import open_location
         from storage.verify import verify_location
 
-        location = open_location(place)
+        location = open_location(place, store_options(storage_options, place))
         check_something_there(location)
         checked, wrong = 0, []
         for what, error in verify_location(location):
@@ -205,6 +220,8 @@ class _TrainCommand(click.Command):
 @run_option
 @click.option("--resume", is_flag=True, help="Go on with the run, or start it if it is new.")
 @click.option("--config", "config_file", metavar="FILE.toml", help="Settings; options override.")
+@storage_option
+@take_over_option
 @cluster_options
 @output_options
 def train(
@@ -212,6 +229,8 @@ def train(
     run: str,
     resume: bool,
     config_file: str | None,
+    storage_options: tuple[str, ...],
+    take_over: bool,
     quiet: bool,
     as_json: bool,
     **settings: Any,
@@ -226,13 +245,16 @@ def train(
         config = _train_config(config_file, settings)
         from jobs.train import train as run_train
         from jobs.train_console import ConsoleListener, train_report
+        from storage.location import open_location
 
+        options = store_options(storage_options, dataset, run)
         with opened_cluster(chosen, console.say) as cluster:
             result = run_train(
                 config,
-                dataset=dataset,
-                run=run,
+                dataset=open_location(dataset, options),
+                run=open_location(run, options),
                 resume=resume,
+                take_over=console.warn if take_over else None,
                 listener=ConsoleListener(console),
                 stop=stop,
                 cluster=cluster,
@@ -259,6 +281,8 @@ def train(
     type=click.IntRange(0, 1024),
     help="Threads for the arithmetic; 0 for one per core.",
 )
+@storage_option
+@take_over_option
 @cluster_options
 @output_options
 def score(
@@ -268,6 +292,8 @@ def score(
     checkpoint: str,
     out: str | None,
     threads: int,
+    storage_options: tuple[str, ...],
+    take_over: bool,
     quiet: bool,
     as_json: bool,
     **chosen: Any,
@@ -279,14 +305,17 @@ def score(
     with _console(quiet, as_json) as console, _stopping() as stop:
         from jobs.score import score as run_score
         from jobs.score_console import score_report
+        from storage.location import open_location
 
+        options = store_options(storage_options, run, dataset, out)
         with opened_cluster(chosen, console.say) as cluster:
             result = run_score(
-                run=run,
-                dataset=dataset,
+                run=open_location(run, options),
+                dataset=open_location(dataset, options),
                 split=split,
                 checkpoint=checkpoint,
-                out=out,
+                out=None if out is None else open_location(out, options),
+                take_over=console.warn if take_over else None,
                 threads=threads,
                 report=console.progress,
                 announce=console.say,

@@ -1,7 +1,6 @@
 """Which rows a training visits, told so that any worker finds them."""
 
 from jobs.config import TrainConfig
-from pipeline.cluster import seen_from_anywhere
 from pipeline.rows import OrderedRows
 from pipeline.stream import chunks_per_window
 from storage.dataset import Dataset
@@ -11,7 +10,7 @@ def ordered_rows(config: TrainConfig, dataset: Dataset) -> OrderedRows:
     """The rows that a training visits, for workers to find."""
     schema = dataset.split("train").schema
     return OrderedRows(
-        dataset=seen_from_anywhere(dataset.location),
+        dataset=dataset.location.absolute(),
         dataset_digest=dataset.digest,
         split="train",
         seed=config.seed,

@@ -11,9 +11,10 @@ from jobs.nn.architecture import format_network, parse_network
 from jobs.nn.network import Network
 from jobs.nn.parameters import Floats
 from jobs.score import Forward, predict
-from pipeline.cluster import Cluster, seen_from_anywhere
+from pipeline.cluster import Cluster
 from pipeline.rows import open_split
 from pipeline.tasks import Pending, Task
+from pipeline.windows import Scratch
 from pipeline.worker_side import hold
 from storage.closing import Closing
 from storage.dataset import Dataset
@@ -54,6 +55,7 @@ class ScoreBench(Closing):
     def __init__(self, work: ScoreWork, parameters: Floats) -> None:
         """Opens the dataset."""
         self.split = open_split(work.dataset, work.dataset_digest, work.schema.split)
+        self.scratch = Scratch(self.split)
         self.forward = Forward(Network(parse_network(work.network), work.dtype), parameters)
 
     def close(self) -> None:
@@ -82,7 +84,7 @@ def score_chunk(
         bench = hold(job, work, make)
     except _NotHereError:
         return None
-    block = bench.split.read_chunk(number)
+    block = bench.split.read_chunk(number, bench.scratch.chunk)
     if digest is None:
         predictions = predict(partial(map, bench.forward), block.inputs)
         digest = write_arrays(work.home, work.schema, number, *predictions)
@@ -100,10 +102,10 @@ def score_on_cluster(
 ) -> Iterator[int]:
     """See to it that each chunk is written and counted, in order; the rows of each."""
     work = ScoreWork(
-        dataset=seen_from_anywhere(dataset.location),
+        dataset=dataset.location.absolute(),
         dataset_digest=dataset.digest,
         class_names=dataset.class_names,
-        home=seen_from_anywhere(writer.location),
+        home=writer.location.absolute(),
         schema=writer.schema,
         network=format_network(model.network.layers),
         dtype=str(model.network.dtype),

@@ -142,7 +142,7 @@ class TrainConfig:
         3, "Newest checkpoints to keep, besides the best.", least=1, may_change=True
     )
     threads: int = _setting(
-        0, "Threads for the arithmetic; 0 for one per core.", least=0, most=1024, may_change=True
+        0, "Cores to compute on at once; 0 for all.", least=0, most=1024, may_change=True
     )
 
     def __post_init__(self) -> None:

@@ -29,6 +29,8 @@ def run_demo(directory: Path, console: Console, stop: StopSignal) -> Report:
 
 
 def _run_demo(directory: Path, console: Console, stop: StopSignal) -> Report:
+    if directory.parts and directory.parts[0].endswith(":"):
+        raise UsageError(f"'{directory}' is of a URL; the demo works in a local directory.")
     began = time.perf_counter()
     source = _source(console)
 

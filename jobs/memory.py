@@ -10,9 +10,9 @@ from jobs.nn.architecture import Layer, count_parameters
 from jobs.nn.network import Network
 from jobs.step import default_micro_batches, thread_count
 from jobs.stepper import GROUP
-from pipeline.ingest import BASE_MEMORY, FORMS_OF_A_CHUNK
+from pipeline.ingest import BASE_MEMORY
 from pipeline.stream import PLAIN_WINDOW_CHUNKS, chunks_per_window
-from pipeline.windows import DEFAULT_THREADS
+from pipeline.windows import WAITING_THREADS
 from storage.errors import UsageError
 from storage.schema import SplitSchema
 
@@ -76,7 +76,7 @@ def _stream_bytes(split: SplitSchema, window_chunks: int) -> int:
     """Two windows, their row numbers, and the chunks that are being decoded."""
     window_rows = min(window_chunks, split.chunks) * split.chunk_rows
     chunk = split.chunk_rows * split.row_bytes
-    in_hand = DEFAULT_THREADS * FORMS_OF_A_CHUNK * chunk
+    in_hand = WAITING_THREADS * 2 * chunk  # as stored and decoded
     return 2 * window_rows * (split.row_bytes + ROW_NUMBERS) + in_hand
 
 

@@ -3,20 +3,29 @@
 import io
 import zipfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.location import Write, open_location
+from storage.errors import UsageError
+from storage.location import Location, Place, Write, open_location
 from storage.predictions import Scores
 
 
-def write_output(path: Path, scores: Scores) -> None:
-    """Write all predictions to `path`, by its suffix .csv or .npz."""
-    with open_location(path.parent).writing(path.name) as write:
-        if path.suffix == ".csv":
+def checked_output(place: Place) -> Location:
+    """Where predictions are to be written; `UsageError` where the name has another suffix."""
+    location = open_location(place)
+    if location.split()[1][-4:] not in (".csv", ".npz"):
+        raise UsageError(f"--out is '{place}'; expected a name that ends in .csv or .npz.")
+    return location
+
+
+def write_output(file: Location, scores: Scores) -> None:
+    """Write all predictions to `file`, by its suffix .csv or .npz."""
+    location, name = file.split()
+    with location.writing(name) as write:
+        if name.endswith(".csv"):
             for text in _csv(scores):
                 write(text.encode())
         else:

@@ -20,6 +20,8 @@ from storage.location import Location
 from storage.runs import METRICS, RECORD, Run, open_run
 from storage.store import METADATA_NAME
 
+WORTH_TELLING = 0.1
+"""Share of an epoch that training waited for data, from which on its line says so."""
 SHOWN_CLASSES = 30
 """More classes than this are not listed one by one."""
 
@@ -82,9 +84,7 @@ def _split_document(dataset: Dataset, name: str) -> dict[str, Any]:
         "chunks": schema.chunks,
         "chunk_rows": schema.chunk_rows,
         "chunks_per_shard": schema.chunks_per_shard,
-        "stored_bytes": sum(
-            location.size(key) for key in location.objects() if location.holds(key)
-        ),
+        "stored_bytes": sum(location.sizes().values()),
         "decoded_bytes": schema.rows * schema.row_bytes,
         "class_counts": list(split.record.class_counts),
         "digest": split.record.digest,
@@ -244,10 +244,12 @@ def epoch_line(metrics: dict[str, Any], epochs: int) -> str:
         for name, found in metrics["evaluation"].items()
     )
     timing = metrics["timing"]
+    waited = timing["seconds_waited"] / max(timing["seconds"], 1e-9)
+    waiting = f" ({100 * waited:.0f} % waiting)" if waited >= WORTH_TELLING else ""
     return (
         f"epoch {metrics['epoch']:>{len(str(epochs))}}/{epochs}  loss {metrics['loss']:.4f}  "
         f"accuracy {percent(metrics['accuracy'])}{evaluations}  "
-        f"{timing['seconds']:.1f} s  {timing['rows_per_second']:,} rows/s"
+        f"{timing['seconds']:.1f} s{waiting}  {timing['rows_per_second']:,} rows/s"
     )
 
 

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from jobs.metrics import QualityCount, check_quality
 from jobs.model import Model, load_model
 from jobs.nn.network import Network
 from jobs.nn.parameters import Floats
-from jobs.outputs import write_output
+from jobs.outputs import checked_output, write_output
 from jobs.step import network_inputs, one_blas_thread, thread_count
 from jobs.stop import StopSignal
 from jobs.train import DEFAULT_DATASET, DEFAULT_RUN
@@ -23,7 +22,7 @@ from pipeline.stream import BatchStream
 from pipeline.transforms import SCALE
 from storage.dataset import Dataset, open_dataset
 from storage.errors import ConflictError, UsageError
-from storage.location import open_location
+from storage.location import Place, TakeOver, open_location
 from storage.predictions import (
     METRICS,
     Scores,
@@ -54,17 +53,18 @@ class ScoreResult:
     already_done: bool
     """True where the same model had scored the same split before."""
     warnings: tuple[str, ...]
-    output: Path | None
+    output: Place | None
     """The plain file that was asked for."""
 
 
 def score(
     *,
-    run: str | Path = DEFAULT_RUN,
-    dataset: str | Path = DEFAULT_DATASET,
+    run: Place = DEFAULT_RUN,
+    dataset: Place = DEFAULT_DATASET,
     split: str = "test",
     checkpoint: str = "best",
-    out: str | Path | None = None,
+    out: Place | None = None,
+    take_over: TakeOver | None = None,
     threads: int = 0,
     report: Progress = lambda stage, done, total: None,
     announce: Callable[[str], None] = lambda text: None,
@@ -74,10 +74,11 @@ def score(
     """Score a split of a dataset with a checkpoint of a run; on a `cluster`'s workers, if given.
 
     `checkpoint` is `best`, `latest` or an epoch's number; `out` asks for a .csv or .npz file
-    besides. What has been scored already is found and said so; what died is gone on with. Raises
-    `UsageError`, `BadDataError`, `ConflictError`, or `StoppedError` after a signal.
+    besides; `take_over` is leave to take the lock of a dead writer in a store. What has been scored
+    already is found and said so; what died is gone on with. Raises `UsageError`, `BadDataError`,
+    `ConflictError`, or `StoppedError` after a signal.
     """
-    output = None if out is None else _checked_output(Path(out))
+    output = None if out is None else checked_output(out)
     opened = open_run(open_location(run))
     data = open_dataset(open_location(dataset))
     model = load_model(opened, checkpoint)
@@ -88,7 +89,7 @@ def score(
         memory = score_memory(model.network, data.split(split).schema)
         announce(f"memory at most {check_memory(memory) / 1e6:,.0f} MB")
         try:
-            with one_blas_thread(), score_into(home, schema) as writer:
+            with one_blas_thread(), score_into(home, schema, take_over) as writer:
                 _score(
                     writer,
                     model,
@@ -105,7 +106,7 @@ def score(
     scores = open_scores(home)
     if output is not None:
         write_output(output, scores)
-    return ScoreResult(scores, _checked_metrics(scores), already_done, model.warnings, output)
+    return ScoreResult(scores, _checked_metrics(scores), already_done, model.warnings, out)
 
 
 def _checked_metrics(scores: Scores) -> dict[str, Any]:
@@ -114,12 +115,6 @@ def _checked_metrics(scores: Scores) -> dict[str, Any]:
     if metrics.get("quality") is not None:
         check_quality(metrics["quality"], scores.schema.classes, f"{scores.location}/{METRICS}")
     return {"quality": None} | metrics
-
-
-def _checked_output(path: Path) -> Path:
-    if path.suffix not in (".csv", ".npz"):
-        raise UsageError(f"--out is {str(path)!r}; expected a name that ends in .csv or .npz.")
-    return path
 
 
 def _schema(model: Model, dataset: Dataset, split: str) -> ScoresSchema:

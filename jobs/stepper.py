@@ -6,7 +6,6 @@ exchange lies in memory that they share; no sum is written where another one rea
 """
 
 from collections.abc import Iterator
-from itertools import islice
 
 import numpy as np
 
@@ -62,8 +61,10 @@ class Stepper(Closing):
             for _ in range(min(group, micro_batches))
         ]
         self._own: Batch | None = None
-        self._inputs = [shared_array((rows, schema.columns), schema.dtype) for _ in range(size)]
-        self._targets = [shared_array((rows, schema.classes), np.uint8) for _ in range(size)]
+        others = range(size - 1)
+        self._inputs = [shared_array((rows, schema.columns), schema.dtype) for _ in others]
+        self._targets = [shared_array((rows, schema.classes), np.uint8) for _ in others]
+        self._size = size
         self._spans = np.linspace(0, len(parameters), size + 1).astype(int).tolist()
         self._workspace = Workspace()
         with one_blas_thread():  # which the forks inherit
@@ -90,7 +91,7 @@ class Stepper(Closing):
         """Take the step of a mini-batch, given as its micro-batches in order; its loss."""
         sums, loss = self._sum_gradients(micro_batches)
         step = (STEP, self._now, sums, loss.rows, learning_rate, step_number)
-        self._team.run([(*step, span) for span in range(self._team.size)])
+        self._team.run([(*step, span) for span in range(self._size)])
         self._now = 1 - self._now
         return loss
 
@@ -100,13 +101,12 @@ class Stepper(Closing):
         groups = TreeSum[Floats](_add_in_place)
         in_groups = len(self._sums) < self._micro_batches
         used = correct = rows = 0
-        while parts := list(islice(micro_batches, min(self._team.size, len(self._sums) - used))):
-            tasks = [self._gradient_task(member, used, part) for member, part in enumerate(parts)]
-            for loss, right in self._team.run(tasks):
+        while tasks := list(self._gradient_tasks(micro_batches, used)):
+            for loss, right, size in self._team.run(tasks):
                 losses.add(loss)
                 correct += int(right)
-            rows += sum(len(part.inputs) for part in parts)
-            used += len(parts)
+                rows += int(size)
+            used += len(tasks)
             if in_groups and used == len(self._sums):
                 groups.add(self._added_up(used).copy())
                 used = 0
@@ -124,16 +124,27 @@ class Stepper(Closing):
             tree.add(gradient_sum)
         return tree.result()
 
-    def _gradient_task(self, member: int, used: int, part: Batch) -> Task:
-        """Lay a micro-batch where a member of the team finds it."""
-        if part.targets is None:
-            raise BadDataError("The split has no labels to learn from; choose a labelled one.")
-        if member:
-            self._inputs[member][: len(part.inputs)] = part.inputs
-            self._targets[member][: len(part.inputs)] = part.targets
-        else:
-            self._own = part
-        return (GRADIENT, self._now, member, len(part.inputs), used + member)
+    def _gradient_tasks(self, micro_batches: Iterator[Batch], used: int) -> Iterator[Task]:
+        """Lay the next micro-batches where the team finds them.
+
+        They are copied, but for the one that this process takes at last, so that no window is
+        kept when the stream goes on to the next.
+        """
+        self._own = None
+        for member in range(min(self._size, len(self._sums) - used)):
+            part = next(micro_batches, None)
+            if part is None:
+                return
+            if part.targets is None:
+                raise BadDataError("The split has no labels to learn from; choose a labelled one.")
+            rows = len(part.inputs)
+            if member == self._size - 1:
+                self._own = part
+            else:
+                self._inputs[member][:rows] = part.inputs
+                self._targets[member][:rows] = part.targets
+            del part
+            yield (GRADIENT, self._now, member, rows, used + member)
 
     def _work(self, task: Task) -> Reply:
         """What a member of the team does; twice with the same result."""
@@ -147,9 +158,12 @@ class Stepper(Closing):
 
     def _gradient(self, now: int, member: int, rows: int, place: int) -> Reply:
         """Compute a micro-batch's gradient sum."""
-        inputs, targets = self._inputs[member][:rows], self._targets[member][:rows]
-        if not member and self._own and self._own.targets is not None:
+        if member == self._size - 1:
+            assert self._own is not None
             inputs, targets = self._own.inputs, self._own.targets
+        else:
+            inputs, targets = self._inputs[member][:rows], self._targets[member][:rows]
+        assert targets is not None
         network = self._rule.network
         scaled, columns = network_inputs(inputs, network.dtype, self._workspace)
         found = network.gradient_sum(
@@ -160,7 +174,7 @@ class Stepper(Closing):
             out=self._sums[place],
             workspace=self._workspace,
         )
-        return found.loss_sum, found.correct
+        return found.loss_sum, found.correct, found.rows
 
     def _step(
         self, now: int, sums: int, rows: float, learning_rate: float, step_number: int, span: int

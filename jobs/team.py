@@ -60,19 +60,25 @@ class Team(Closing):
 
     @property
     def process_numbers(self) -> list[int]:
-        """Those of the forks that are alive, as far as is known."""
-        return [member.process_number for member in self._others if member.process_number]
+        """Those of the forks that are alive."""
+        return [member.process_number for member in self._others if member.is_there()]
 
     def run(self, tasks: Sequence[Task]) -> list[Reply]:
-        """The replies to at most `size` tasks, in order; the first is done in this process."""
-        helped = list(zip(self._others, tasks[1:], strict=False))
+        """The replies to at most `size` tasks, in order; the last is done in this process.
+
+        So is any other that nobody has begun by then: on a busy machine a process may wait for
+        long until a core is free for it.
+        """
+        *tasks, own_task = tasks
+        helped = list(zip(self._others, tasks, strict=False))
         for member, task in helped:
             member.begin(task)
-        replies = [self._work(tasks[0])]
+        own_reply = self._work(own_task)
+        replies = []
         for member, task in helped:
-            reply = member.reply()
+            reply = None if member.take_back() else member.reply()
             replies.append(self._work(task) if reply is None else reply)
-        return replies
+        return [*replies, own_reply]
 
     def close(self) -> None:
         """End the other processes, which hold nothing that could be lost."""
@@ -100,13 +106,17 @@ class _Member:
             self._write(task)
             self._asked.release()
 
+    def take_back(self) -> bool:
+        """Take the task back, where the process has not begun it."""
+        return self._asked.acquire(False)
+
     def reply(self) -> Reply | None:
         """What came of the task; None where the process has died."""
-        return self._read() if self.process_number and _wait(self._done, self._is_there) else None
+        return self._read() if self.process_number and _wait(self._done, self.is_there) else None
 
     def end(self) -> None:
         """End the process; harmless when called again."""
-        if self.process_number and self._is_there():
+        if self.process_number and self.is_there():
             os.kill(self.process_number, signal.SIGKILL)
             os.waitpid(self.process_number, 0)
             self.process_number = 0
@@ -120,7 +130,8 @@ class _Member:
         numbers: list[float] = self._letter[1 : 1 + count].tolist()
         return numbers
 
-    def _is_there(self) -> bool:
+    def is_there(self) -> bool:
+        """Whether the process is alive."""
         if self.process_number and os.waitpid(self.process_number, os.WNOHANG) != (0, 0):
             self.process_number = 0
         return bool(self.process_number)

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.config import TrainConfig
@@ -28,7 +27,7 @@ from storage.checkpoints import (
 )
 from storage.dataset import Dataset, Split, open_dataset
 from storage.errors import BadDataError, ConflictError, UsageError
-from storage.location import Location, open_location
+from storage.location import Location, Place, TakeOver, open_location
 from storage.runs import RECORD, Run, check_place, create_run, open_run, run_exists, run_lock
 
 if TYPE_CHECKING:
@@ -80,9 +79,10 @@ class TrainResult:
 def train(
     config: TrainConfig,
     *,
-    dataset: str | Path = DEFAULT_DATASET,
-    run: str | Path = DEFAULT_RUN,
+    dataset: Place = DEFAULT_DATASET,
+    run: Place = DEFAULT_RUN,
     resume: bool = False,
+    take_over: TakeOver | None = None,
     listener: TrainListener | None = None,
     stop: StopSignal | None = None,
     cluster: "Cluster | None" = None,
@@ -92,7 +92,8 @@ def train(
     Gradients are computed by the workers of a `cluster` where one is given, to the same bits.
 
     With `resume` a run that has a checkpoint goes on from it, to the same bits as if it had never
-    stopped, and one that has none is started. Raises `UsageError` for settings that do not fit the
+    stopped, and one that has none is started. `take_over` is leave to take the lock of a dead writer
+    in a store. Raises `UsageError` for settings that do not fit the
     dataset, `BadDataError` for damage, `ConflictError` where the run exists (without `resume`), is
     locked, or has another configuration or dataset, `StoppedError` after a signal.
     """
@@ -107,7 +108,7 @@ def train(
         )
     if not run_exists(location):
         check_place(location)  # before the lock leaves its file in what is not ours
-    with run_lock(location), one_blas_thread():
+    with run_lock(location, take_over) as location, one_blas_thread():
         record = _open_or_create(location, config, data)
         checkpoint = _newest(record, template(config, layers), listener)
         job = _Job(
@@ -318,16 +319,17 @@ class _Job:
         }
 
     def _after_step(self) -> None:
-        sums, state = self.trainer.sums, self.trainer.stream.state
+        sums, stream = self.trainer.sums, self.trainer.stream
         self.listener.stepped(
-            len(self.metrics) + 1, sums.rows, state.rows, sums.loss_sum / sums.rows
+            len(self.metrics) + 1, sums.rows, stream.rows, sums.loss_sum / sums.rows
         )
-        if not state.next_batch:
+        next_batch = stream.batches_taken % stream.batches
+        if not next_batch:
             return  # the epoch's end, which is recorded and saved as such
         every = self.config.checkpoint_every
         # Where several mini-batches are a round, its border may lie past the one that is due.
-        due = every and state.next_batch // every != self._last_batch // every
-        self._last_batch = state.next_batch
+        due = every and next_batch // every != self._last_batch // every
+        self._last_batch = next_batch
         if due or self.stop.requested:
             self._save()
         self._stop_if_asked()

@@ -145,7 +145,7 @@ class Trainer(Closing):
     @property
     def steps(self) -> int:
         """Optimiser steps taken so far in the run."""
-        return self.stream.state.epoch * self.stream.batches + self.stream.state.next_batch
+        return self.stream.batches_taken
 
     @property
     def learning_rate(self) -> float:

@@ -19,7 +19,6 @@ from pipeline.cluster_options import ClusterOptions
 from pipeline.worker_side import PACKAGES, WorkerSide, versions_here
 from storage.closing import Closing
 from storage.errors import UnreachableError, UsageError
-from storage.location import Location
 
 Announce = Callable[[str], None]
 
@@ -155,11 +154,6 @@ def connect(options: ClusterOptions, announce: Announce = lambda text: None) -> 
         cluster.close()
         raise
     return cluster
-
-
-def seen_from_anywhere(location: Location) -> Location:
-    """The same location by a name that does not depend on the directory a process is in."""
-    return Location(location.path.absolute())
 
 
 def _place(options: ClusterOptions, announce: Announce) -> tuple[str | None, LocalCluster | None]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cluster import Cluster, seen_from_anywhere
+from pipeline.cluster import Cluster
 from pipeline.ingest import convert_part
 from pipeline.splits import LoadedPart, SplitSource
 from pipeline.tasks import Task, results
@@ -25,7 +25,7 @@ def convert_parts(
     Digits are drawn by the worker. What a part becomes is the same wherever, and however often, it
     is written.
     """
-    writer = replace(writer, location=seen_from_anywhere(writer.location))
+    writer = replace(writer, location=writer.location.absolute())
     tasks = (
         Task(
             name="write-part",

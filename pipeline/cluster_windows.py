@@ -1,13 +1,13 @@
 """Windows that a cluster's workers load, check and gather, for a stream that is used here."""
 
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 
-from pipeline.cluster import Cluster, seen_from_anywhere
+from pipeline.cluster import Cluster
 from pipeline.order import EpochOrder, Window
 from pipeline.rows import READING_THREADS, open_split
 from pipeline.tasks import Pending, Task
-from pipeline.windows import WindowLoader, load_window
+from pipeline.windows import WindowLoader
 from pipeline.worker_side import hold
 from storage.closing import Closing
 from storage.dataset import Block, Dataset, Split
@@ -19,12 +19,17 @@ class OpenSplit(Closing):
 
     def __init__(self, dataset: Location, digest: str, split: str) -> None:
         """Opens the dataset."""
-        self.split = open_split(dataset, digest, split)
-        self.pool = ThreadPoolExecutor(READING_THREADS, thread_name_prefix="load-chunk")
+        self._loader = WindowLoader(open_split(dataset, digest, split), READING_THREADS)
+        self._lock = threading.Lock()
+
+    def load(self, order: EpochOrder, number: int) -> Block:
+        """A window's rows; one window at a time, whatever the number of the worker's threads."""
+        with self._lock:
+            return self._loader.take(order, number)[1]
 
     def close(self) -> None:
         """Stop the threads."""
-        self.pool.shutdown(cancel_futures=True)
+        self._loader.close()
 
 
 def load_window_there(
@@ -32,8 +37,7 @@ def load_window_there(
 ) -> Block:
     """For a worker: a window's rows in their shuffled order, each chunk checked."""
     key = ("windows", dataset, digest, split)
-    opened = hold(job, key, lambda: OpenSplit(dataset, digest, split))
-    return load_window(opened.split, order.window(number), opened.pool)
+    return hold(job, key, lambda: OpenSplit(dataset, digest, split)).load(order, number)
 
 
 class ClusterWindows(WindowLoader):
@@ -43,7 +47,7 @@ class ClusterWindows(WindowLoader):
         """Of a split of `dataset`; `BatchStream` takes `functools.partial` of this as `loader`."""
         super().__init__(split, threads=1)
         self._cluster = cluster
-        self._place = (seen_from_anywhere(dataset.location), dataset.digest, split.name)
+        self._place = (dataset.location.absolute(), dataset.digest, split.name)
         self._pending: dict[tuple[int, int], Pending] = {}
 
     def expect(self, order: EpochOrder, number: int) -> None:

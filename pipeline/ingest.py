@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -25,7 +24,7 @@ from storage.dataset_writer import (
     stage_dataset,
 )
 from storage.errors import BadDataError, UnreachableError, UsageError
-from storage.location import Location, open_location
+from storage.location import Location, Place, TakeOver, open_location
 from storage.schema import DatasetSchema, SplitSchema
 from storage.store import METADATA_NAME
 
@@ -64,11 +63,12 @@ class IngestResult:
 
 def ingest(
     source: str | Source = "mnist",
-    out: str | Path = "data/mnist",
+    out: Place = "data/mnist",
     *,
     rows_per_chunk: int | None = None,
     overwrite: bool = False,
     seed: int = 0,
+    take_over: TakeOver | None = None,
     threads: int = DEFAULT_THREADS,
     report: Report = lambda stage, done, total: None,
     announce: Callable[[str], None] = lambda text: None,
@@ -77,7 +77,8 @@ def ingest(
     """Turn a source into a published dataset at `out`; the workers of a `cluster` write its parts.
 
     `source` is a directory, a known name, or `synthetic[:TRAIN[,TEST]]` (see
-    `pipeline.sources.open_source`); `seed` is for generated digits. Raises `UsageError`,
+    `pipeline.sources.open_source`); `seed` is for generated digits; `take_over` is leave
+    to take the lock of a dead writer in a store. Raises `UsageError`,
     `BadDataError`, `ConflictError` or `UnreachableError`; whatever happens, nothing half-made
     is left at `out`, and an old dataset there stays until the new one is complete.
     """
@@ -89,7 +90,8 @@ def ingest(
     target = open_location(out)
     schema = plan_dataset(source, rows_per_chunk)
     fingerprint = source.fingerprint()
-    with dataset_lock(target):  # throughout, so that nobody comes between the look and the work
+    # The lock throughout, so that nobody comes between the look and the work.
+    with dataset_lock(target, take_over) as target:
         recover(target)
         refuse_foreign(target)
         dataset = None if overwrite else _same_dataset(target, schema, fingerprint)

@@ -88,16 +88,13 @@ class EpochOrder:
         return starts, stops
 
     def window(self, number: int) -> "Window":
-        """Window `number`, in [0, windows - 1]: its chunks and the permutation of its rows."""
+        """Window `number`, in [0, windows - 1]; its rows are permuted when they are asked for."""
         first = number * self.window_chunks
         chunks = self.chunk_order[first : first + self.window_chunks]
         starts, stops = self.chunk_bounds(chunks)
-        rows = int((stops - starts).sum())
-        if self.shuffle:
-            places = permutation(rows, self.seed, self.epoch, "rows", number)
-        else:
-            places = np.arange(rows)
-        return Window(self.epoch, number, chunks, starts, stops, places)
+        return Window(
+            self.epoch, number, chunks, starts, stops, self.seed if self.shuffle else None
+        )
 
     def window_at(self, place: int) -> int:
         """The window that holds the row visited as number `place` of the epoch."""
@@ -115,8 +112,20 @@ class Window:
     starts: RowNumbers
     stops: RowNumbers
     """Of each chunk, the rows [start, stop) of the split that belong to the order."""
-    places: RowNumbers
-    """`(rows,)`: a permutation; the window's row i is the listed row `places[i]`."""
+    seed: int | None
+    """The order's seed, or None where nothing is shuffled."""
+
+    @cached_property
+    def rows(self) -> int:
+        """How many rows the window has."""
+        return int((self.stops - self.starts).sum())
+
+    @cached_property
+    def places(self) -> RowNumbers:
+        """`(rows,)`: a permutation; the window's row i is the listed row `places[i]`."""
+        if self.seed is None:
+            return np.arange(self.rows)
+        return permutation(self.rows, self.seed, self.epoch, "rows", self.number)
 
     @cached_property
     def row_numbers(self) -> RowNumbers:

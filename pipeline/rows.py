@@ -1,7 +1,6 @@
 """Rows by their places in the order: what a worker reads for itself, and keeps between steps."""
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,7 +8,7 @@ from numpy.typing import NDArray
 
 from pipeline.order import EpochOrder, RowNumbers, Window
 from pipeline.stream import Batch
-from pipeline.windows import WindowLoader, load_window
+from pipeline.windows import WindowLoader
 from storage.closing import Closing
 from storage.dataset import Block, Split, open_dataset
 from storage.errors import ConflictError
@@ -77,7 +76,6 @@ class RowReader(Closing):
         self._all: Block | None = None
         self._row_numbers: RowNumbers | None = None
         """Of the epoch whose order is at hand, where one window holds them all."""
-        self._pool = ThreadPoolExecutor(READING_THREADS, thread_name_prefix="load-chunk")
         self._lock = threading.Lock()
 
     def take(self, epoch: int, start: int, stop: int) -> Batch:
@@ -105,7 +103,7 @@ class RowReader(Closing):
         """The same out of all rows, which are held as they are stored."""
         if self._all is None:
             stored = replace(self._order, shuffle=False)
-            self._all = load_window(self._split, stored.window(0), self._pool)
+            _, self._all = self._loader.take(stored, 0)
         if self._row_numbers is None:
             self._row_numbers = self._order.window(0).row_numbers
         rows = self._row_numbers[start:stop]
@@ -119,7 +117,7 @@ class RowReader(Closing):
         number = self._order_at(epoch).window_at(start)
         window, block = self._window_number(number)
         first = int(self._order.window_starts[number])
-        places = slice(start - first, min(stop - first, len(window.places)))
+        places = slice(start - first, min(stop - first, window.rows))
         targets = None if block.targets is None else block.targets[places]
         return Batch(block.inputs[places], targets, window.row_numbers[places])
 
@@ -150,7 +148,6 @@ class RowReader(Closing):
     def close(self) -> None:
         """Stop reading ahead and let the windows go."""
         self._window = self._all = None
-        self._pool.shutdown(cancel_futures=True)
         self._loader.close()
 
 
@@ -178,7 +175,7 @@ class Unread(WindowLoader):
     def take(self, order: EpochOrder, number: int) -> tuple[Window, Block]:
         """The window, and a block of its shape that takes no memory."""
         window = order.window(number)
-        rows, schema = len(window.places), self.split.schema
+        rows, schema = window.rows, self.split.schema
         inputs = np.broadcast_to(np.zeros((), schema.dtype), (rows, schema.columns))
         nothing = np.zeros((), np.uint8)
         targets = np.broadcast_to(nothing, (rows, schema.classes)) if schema.classes else None

@@ -151,22 +151,44 @@ class BatchStream(Closing):
             next_batch=0,
             order_digest=CHAIN_START.hex(),
         )
-        self._state = fresh if state is None else _continued(fresh, state)
+        self._began = fresh if state is None else _continued(fresh, state)
+        self._epoch, self._next_batch = self._began.epoch, self._began.next_batch
+        self._chain = bytes.fromhex(self._began.order_digest)
         self._epochs = epochs
-        self._order = self._epoch_order(self._state.epoch)
+        self._order = self._epoch_order(self._epoch)
         self._window: tuple[Window, Block] | None = None
         self._loader = loader(self._split) if loader else WindowLoader(self._split, threads)
-        self._read_ahead(self._state.epoch, self._order.window_at(self.place))
+        self._read_ahead(self._epoch, self._order.window_at(self.place))
 
     @property
     def state(self) -> StreamState:
         """Where the stream stands: right after the mini-batch that was handed out last."""
-        return self._state
+        return replace(
+            self._began,
+            epoch=self._epoch,
+            next_batch=self._next_batch,
+            order_digest=self._chain.hex(),
+        )
+
+    @property
+    def rows(self) -> int:
+        """Rows that an epoch visits, those of a short last mini-batch among them."""
+        return self._began.rows
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of a mini-batch, but for an epoch's last one."""
+        return self._began.batch_size
 
     @property
     def batches(self) -> int:
         """Mini-batches of an epoch."""
-        return self._state.batches
+        return self._began.batches
+
+    @property
+    def batches_taken(self) -> int:
+        """Mini-batches handed out since the first epoch began."""
+        return self._epoch * self.batches + self._next_batch
 
     @property
     def seconds_waited(self) -> float:
@@ -184,44 +206,41 @@ class BatchStream(Closing):
         mini-batch are to be taken before the next is asked for, and its state counts when the last
         of them is. So a mini-batch may be larger than memory.
         """
-        epoch = self._state.epoch
-        while self._state.epoch == epoch:
+        epoch = self._epoch
+        while self._epoch == epoch:
             yield self._cut(parts)
 
     def _cut(self, parts: int) -> Iterator[Batch]:
-        state = self._state
         place = self.place
-        size = min(state.batch_size, state.rows - place)
-        chain = hashlib.sha256(bytes.fromhex(state.order_digest))
+        size = min(self.batch_size, self.rows - place)
+        chain = hashlib.sha256(self._chain)
         smaller, larger = divmod(size, parts)
         counts = [smaller + 1] * larger + [smaller] * (parts - larger)
         end = place + size
         for count in filter(None, counts):
             batch = self._take(place, count)
             place += count
-            chain.update(batch.rows.astype("<u8").tobytes())
+            chain.update(batch.rows.astype("<u8", copy=False).data)
             if place == end:
-                self._advance(chain.hexdigest())
+                self._advance(chain.digest())
             yield batch
             del batch  # it may be a view, and would keep its window in memory
 
     @property
     def place(self) -> int:
         """The place in the epoch of the next mini-batch's first row."""
-        return self._state.next_batch * self._state.batch_size
+        return self._next_batch * self.batch_size
 
-    def _advance(self, order_digest: str) -> None:
-        state = replace(
-            self._state, next_batch=self._state.next_batch + 1, order_digest=order_digest
-        )
-        if state.next_batch == self.batches:
-            state = replace(state, epoch=state.epoch + 1, next_batch=0)
-        self._state = state
+    def _advance(self, chain: bytes) -> None:
+        self._chain = chain
+        self._next_batch += 1
+        if self._next_batch == self.batches:
+            self._epoch, self._next_batch = self._epoch + 1, 0
 
     def _take(self, place: int, count: int) -> Batch:
         """Rows [place, place + count) of the epoch; a view where one window holds them all."""
         window, block, start = self._window_at(place)
-        if start + count <= len(window.places):
+        if start + count <= window.rows:
             return _slice(window, block, start, start + count)
         del window, block  # the copies below need no more than one window at a time
         batch = _empty_batch(self._split.schema, count)
@@ -233,7 +252,7 @@ class BatchStream(Closing):
     def _copy(self, place: int, batch: Batch, first: int) -> int:
         """Fill the batch from its row `first` on, as far as one window goes; rows copied."""
         window, block, start = self._window_at(place)
-        rows = min(len(batch.rows) - first, len(window.places) - start)
+        rows = min(len(batch.rows) - first, window.rows - start)
         piece = _slice(window, block, start, start + rows)
         batch.inputs[first : first + rows] = piece.inputs
         batch.rows[first : first + rows] = piece.rows
@@ -243,8 +262,8 @@ class BatchStream(Closing):
 
     def _window_at(self, place: int) -> tuple[Window, Block, int]:
         """The window with a row of the current epoch, and the row's number in it."""
-        if self._order.epoch != self._state.epoch:
-            self._order = self._epoch_order(self._state.epoch)
+        if self._order.epoch != self._epoch:
+            self._order = self._epoch_order(self._epoch)
         number = self._order.window_at(place)
         if self._window is None or (self._window[0].epoch, self._window[0].number) != (
             self._order.epoch,
@@ -264,15 +283,15 @@ class BatchStream(Closing):
             self._loader.expect(order, number)
 
     def _epoch_order(self, epoch: int) -> EpochOrder:
-        state = self._state
+        began = self._began
         return EpochOrder(
-            seed=state.seed,
+            seed=began.seed,
             epoch=epoch,
-            rows=state.rows,
+            rows=began.rows,
             chunk_rows=self._split.schema.chunk_rows,
-            window_chunks=state.window_chunks,
-            shuffle=state.shuffle,
-            first_row=state.first_row,
+            window_chunks=began.window_chunks,
+            shuffle=began.shuffle,
+            first_row=began.first_row,
         )
 
     def close(self) -> None:

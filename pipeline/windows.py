@@ -1,8 +1,10 @@
 """Windows of shuffled rows, loaded through Dask: one in use, the next one on its way."""
 
 import os
+import threading
 import time
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,9 +17,34 @@ from storage.closing import Closing
 from storage.dataset import Block, Split
 
 DEFAULT_THREADS = min(4, os.cpu_count() or 1)
+"""Chunks that are read and decoded at once. More would only fight for the interpreter's lock."""
+WAITING_THREADS = 16
+"""The same for a store that is slow to answer: its threads wait most of the time."""
+SLOW = 3.0
+"""Time that a chunk takes over processor time that it takes, from which a store is slow."""
 
 
-def load_window(split: Split, window: Window, pool: Executor) -> Block:
+class Scratch(threading.local):
+    """A chunk's arrays, of each thread its own, that chunks are decoded into."""
+
+    def __init__(self, split: Split) -> None:
+        """Called anew by each thread that looks at `chunk`."""
+        self.chunk = split.empty_chunk()
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Some rows that have been laid in their places."""
+
+    rows: int
+    seconds: float
+    """How long that took, waiting included."""
+    processor_seconds: float
+
+
+def load_window(
+    split: Split, window: Window, pool: Executor, scratch: Scratch
+) -> tuple[Block, Placed]:
     """A window's rows in their shuffled order, through a Dask graph on the pool's threads.
 
     A task per chunk reads, checks and decodes it, and lays its rows in their places; one more
@@ -26,43 +53,50 @@ def load_window(split: Split, window: Window, pool: Executor) -> Block:
     """
     name = f"{split.name}-{window.epoch}-{window.number}"
     block = _empty_block(split, window)
-    place = partial(place_chunk, split, window, block)
+    place = partial(place_chunk, split, window, block, scratch)
     graph: dict[str, Any] = {
         f"load-chunk-{name}-{chunk}": (place, position)
         for position, chunk in enumerate(window.chunks.tolist())
     }
     key = f"load-window-{name}"
-    graph[key] = (partial(gathered, block), list(graph))
+    graph[key] = (gathered, list(graph))
     # The scheduler itself: `dask.compute` would import all of `distributed` to look for a client.
-    result: Block = get(graph, key, pool=pool)
-    return result
+    placed: Placed = get(graph, key, pool=pool)
+    assert placed.rows == window.rows
+    return block, placed
 
 
-def place_chunk(split: Split, window: Window, block: Block, position: int) -> int:
-    """Lay the rows of the window's chunk number `position` in the block; how many they are."""
+def place_chunk(
+    split: Split, window: Window, block: Block, scratch: Scratch, position: int
+) -> Placed:
+    """Lay the rows of the window's chunk number `position` in the block."""
+    began, processor_began = time.perf_counter(), time.thread_time()
     number, start, stop = (
         int(values[position]) for values in (window.chunks, window.starts, window.stops)
     )
-    chunk = split.read_chunk(number)
+    chunk = split.read_chunk(number, scratch.chunk)
     first, _ = split.schema.chunk_bounds(number)
     listed = int((window.stops - window.starts)[:position].sum())
     places = window.destinations[listed : listed + stop - start]
     for whole, part in ((block.inputs, chunk.inputs), (block.targets, chunk.targets)):
         if whole is not None and part is not None:
             _as_items(whole)[places] = _as_items(part)[start - first : stop - first]
-    return stop - start
+    return Placed(stop - start, time.perf_counter() - began, time.thread_time() - processor_began)
 
 
-def gathered(block: Block, placed: list[int]) -> Block:
-    """The block, once all its rows are in their places."""
-    assert sum(placed) == len(block.inputs)
-    return block
+def gathered(parts: list[Placed]) -> Placed:
+    """All the parts as one, once they are in their places."""
+    return Placed(
+        sum(part.rows for part in parts),
+        sum(part.seconds for part in parts),
+        sum(part.processor_seconds for part in parts),
+    )
 
 
 def _empty_block(split: Split, window: Window) -> Block:
-    rows, schema = len(window.places), split.schema
-    inputs = np.empty((rows, schema.columns), dtype=schema.dtype)
-    targets = np.empty((rows, schema.classes), dtype=np.uint8) if schema.classes else None
+    schema = split.schema
+    inputs = np.empty((window.rows, schema.columns), dtype=schema.dtype)
+    targets = np.empty((window.rows, schema.classes), np.uint8) if schema.classes else None
     return Block(inputs, targets)
 
 
@@ -75,11 +109,16 @@ class WindowLoader(Closing):
     """Loads windows in the background, at most one ahead of the one that is in use."""
 
     def __init__(self, split: Split, threads: int = DEFAULT_THREADS) -> None:
-        """`threads` is how many chunks are read and decoded at once."""
+        """`threads` is how many chunks are read and decoded at once, at first.
+
+        After a window whose chunks were mostly waited for, it is `WAITING_THREADS`.
+        """
         self.split = split
         self.seconds_waited = 0.0
         """How long `take` has kept its caller waiting, in all."""
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="load-chunk")
+        self._scratch = Scratch(split)
+        self._threads = threads
+        self._pool = _pool(threads)
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="load-window")
         self._coming: dict[tuple[int, int], Future[tuple[Window, Block]]] = {}
 
@@ -103,10 +142,20 @@ class WindowLoader(Closing):
 
     def _load(self, order: EpochOrder, number: int) -> tuple[Window, Block]:
         window = order.window(number)
-        return window, load_window(self.split, window, self._pool)
+        block, placed = load_window(self.split, window, self._pool, self._scratch)
+        _ = window.row_numbers  # worked out here, not while the caller waits
+        if self._threads < WAITING_THREADS and placed.seconds > SLOW * placed.processor_seconds:
+            self._pool.shutdown()
+            self._threads = WAITING_THREADS
+            self._pool = _pool(self._threads)
+        return window, block
 
     def close(self) -> None:
         """Stop the threads; what is on its way is dropped."""
         self._ahead.shutdown(cancel_futures=True)
         self._pool.shutdown(cancel_futures=True)
         self._coming.clear()
+
+
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="load-chunk")

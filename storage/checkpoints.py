@@ -14,7 +14,7 @@ from safetensors.numpy import save as save_safetensors
 
 from storage import sealed
 from storage.errors import BadDataError
-from storage.location import Location, is_leftover
+from storage.location import Location
 from storage.runs import METRICS, Run
 
 FORMAT = "mnist-stream checkpoint"
@@ -74,8 +74,8 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint: wholly, and for good, or not at all.
 
-    Both files are written and synced in a hidden sibling, the manifest last; the rename makes the
-    checkpoint. One of the same name that is there already is replaced.
+    The manifest is written last, and nothing is listed before it is there (see `Location.making`).
+    One of the same name that is there already is replaced.
     """
     state = save_safetensors({key: np.asarray(tensors[key], order="C") for key in sorted(tensors)})
     manifest = {
@@ -91,17 +91,10 @@ def save_checkpoint(
         "dataset_digest": run.dataset_digest,
         "progress": progress,
     }
-    temporary = run.location.child(f"{DIRECTORY}/.{name}.tmp")
-    temporary.delete_tree()
-    try:
-        temporary.put(STATE, state)
-        temporary.put(MANIFEST, sealed.sealed_bytes(manifest))
-        if run.location.exists(name.key):
-            _remove(run, name)
-        temporary.take_place_of(run.location.child(name.key))
-    except BaseException:
-        temporary.discard()
-        raise
+    with run.location.making(name.key) as tree:
+        tree.put(STATE, state)
+        run.location.check_held()
+        tree.put_new(MANIFEST, sealed.sealed_bytes(manifest))
 
 
 def list_checkpoints(run: Run) -> list[CheckpointName]:
@@ -225,19 +218,12 @@ def prune_checkpoints(
     Those later than `saved` go too: they were found damaged, which is why the run is back before
     them, and must not be counted as newer than what is sound.
     """
+    run.location.check_held()
     names = list_checkpoints(run)
     kept = [name for name in names if name <= saved][-keep:]
     for name in names:
         if name not in kept and name not in also:
-            _remove(run, name)
-
-
-def _remove(run: Run, name: CheckpointName) -> None:
-    """Remove a checkpoint, under another name first: a death half-way leaves no half of it."""
-    doomed = run.location.child(f"{DIRECTORY}/.{name}.old")
-    doomed.delete_tree()
-    run.location.child(name.key).take_place_of(doomed)
-    doomed.delete_tree()
+            run.location.remove_whole(name.key)
 
 
 def recorded_metrics(run: Run) -> list[dict[str, Any]]:
@@ -273,6 +259,4 @@ def recorded_metrics(run: Run) -> list[dict[str, Any]]:
 
 def sweep_checkpoints(run: Run) -> None:
     """Remove what dead writers left of them; the caller holds the run's lock."""
-    for name in run.location.names(DIRECTORY):
-        if is_leftover(name):
-            run.location.child(f"{DIRECTORY}/{name}").delete_tree()
+    run.location.sweep_trees(DIRECTORY)

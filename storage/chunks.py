@@ -6,7 +6,7 @@ its `sharding_indexed` codec say is there, with the codecs that Zarr itself uses
 threads run meanwhile. Writing goes through Zarr.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import google_crc32c
@@ -18,6 +18,8 @@ from storage.errors import BadDataError
 from storage.location import Location
 
 CHECKSUM_BYTES = 4
+CHECKED = 0x48674BC7
+"""The CRC-32C of anything that is followed by its own CRC-32C, little-endian."""
 INDEX_ENTRY_BYTES = 16
 """A shard's index has offset and length, little-endian uint64, of each of its chunks."""
 
@@ -35,6 +37,12 @@ class ChunkReader:
     chunks_per_shard: int = 1
     two_dimensional: bool = True
     """False for an array of shape `(rows,)`, which reads as one column."""
+    _indexes: "dict[str, ShardIndex]" = field(default_factory=dict, repr=False, compare=False)
+    """Those of the shards so far, each read once: 16 bytes a chunk."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled: all but the indexes, which are read again where they are needed."""
+        return vars(self) | {"_indexes": {}}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -63,15 +71,26 @@ class ChunkReader:
     def _key(self, number: int) -> str:
         return f"c.{number}" + (".0" if self.two_dimensional else "")
 
-    def read(self, number: int) -> NDArray[Any]:
+    def empty_chunk(self) -> NDArray[Any]:
+        """An array of any content for `read` to decode chunks into, one after the other."""
+        shape = (self.chunk_rows, self.columns)
+        try:
+            return np.empty(shape, np.dtype(self.dtype).newbyteorder("<"))
+        except MemoryError as error:
+            raise ValueError(f"chunks of shape {shape} do not fit in memory") from error
+
+    def read(self, number: int, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Chunk `number` as `(rows, columns)`; the last one has the rows that are left.
 
-        Raises `BadDataError` that names the object where it is missing or cannot be decoded.
+        It is a view of `out`, an `empty_chunk`, where that is given: fresh memory for each chunk
+        takes half as long as decoding it. Raises `BadDataError` that names the object where it is
+        missing or cannot be decoded.
         """
         key = self._key(number // self.chunks_per_shard)
         place = f"{self.location}/{key}"
         try:
-            values = self._decode(self._stored(key, number % self.chunks_per_shard))
+            values = self.empty_chunk() if out is None else out
+            self._decode(self._stored(key, number % self.chunks_per_shard), values)
         except FileNotFoundError:
             raise BadDataError(
                 f"Chunk {number} is missing: there is no {place}. Restore it from a copy, or make "
@@ -101,31 +120,39 @@ class ChunkReader:
 
     def _shard_entry(self, key: str, place_in_shard: int) -> tuple[int, int]:
         """Offset and length, in bytes, of a chunk inside its shard."""
+        if key not in self._indexes:
+            self._indexes[key] = self._read_index(key)
+        index = self._indexes[key]
+        start, length = index.entries[place_in_shard].tolist()
+        if start + length > index.shard_bytes:
+            raise ValueError("its shard index points past the end of the shard")
+        return start, length
+
+    def _read_index(self, key: str) -> "ShardIndex":
         index_bytes = self.chunks_per_shard * INDEX_ENTRY_BYTES
         index = _checked(self.location.get(key, -(index_bytes + CHECKSUM_BYTES)))
         if len(index) != index_bytes:
             raise ValueError(f"its shard index has {len(index)} bytes, not {index_bytes}")
-        start, length = np.frombuffer(index, "<u8").reshape(-1, 2)[place_in_shard].tolist()
-        if start + length > self.location.size(key):
-            raise ValueError("its shard index points past the end of the shard")
-        return start, length
+        return ShardIndex(np.frombuffer(index, "<u8").reshape(-1, 2), self.location.size(key))
 
-    def _decode(self, stored: bytes) -> NDArray[Any]:
+    def _decode(self, stored: bytes, values: NDArray[Any]) -> None:
         """Undo CRC-32C and Zstandard into an array of just the size that the schema gives."""
-        try:
-            shape = (self.chunk_rows, self.columns)
-            values = np.empty(shape, np.dtype(self.dtype).newbyteorder("<"))
-        except MemoryError as error:
-            raise ValueError(f"chunks of shape {shape} do not fit in memory") from error
         Zstd().decode(_checked(stored), out=values.reshape(-1).view(np.uint8))
-        return values
 
 
-def _checked(data: bytes) -> bytes:
+@dataclass(frozen=True, eq=False)
+class ShardIndex:
+    """Where the chunks of a shard lie in it."""
+
+    entries: NDArray[np.uint64]
+    """`(chunks, 2)`: each one's offset and length, in bytes."""
+    shard_bytes: int
+
+
+def _checked(data: bytes) -> memoryview:
     """The bytes before a CRC-32C (little-endian, at the end), which must agree."""
-    body, recorded = data[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
-    if not body:
+    if len(data) <= CHECKSUM_BYTES:
         raise ValueError(f"it has {len(data)} bytes")
-    if google_crc32c.value(body) != int.from_bytes(recorded, "little"):
+    if google_crc32c.value(data) != CHECKED:
         raise ValueError("its CRC-32C does not match")
-    return body
+    return memoryview(data)[:-CHECKSUM_BYTES]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from storage import sealed
 from storage.chunks import ChunkReader
 from storage.errors import BadDataError, ConflictError, PipelineError
-from storage.location import Location
+from storage.location import REPLACED, Location
 from storage.schema import (
     FORMAT,
     FORMAT_VERSION,
@@ -126,14 +126,21 @@ class Split:
             )
         return values
 
-    def read_chunk(self, number: int) -> Block:
+    def empty_chunk(self) -> Block:
+        """Arrays of any content for `read_chunk` to decode chunks into, one after the other."""
+        targets = self.readers.get("targets")
+        return Block(
+            self.readers["inputs"].empty_chunk(), None if targets is None else targets.empty_chunk()
+        )
+
+    def read_chunk(self, number: int, out: Block | None = None) -> Block:
         """Chunk `number`, in [0, chunks - 1], whole, decoded and checked.
 
-        Raises `BadDataError` that names the chunk where it is missing, damaged or another's, and
+        Its arrays are views of those of `out`, an `empty_chunk`, where that is given. Raises `BadDataError` that names the chunk where it is missing, damaged or another's, and
         `ConflictError` where another dataset has taken the place of the one that was opened.
         """
         try:
-            return self._read_checked(number)
+            return self._read_checked(number, out)
         except BadDataError:
             self._check_not_replaced()
             raise
@@ -150,11 +157,11 @@ class Split:
                 "Run the same command again."
             )
 
-    def _read_checked(self, number: int) -> Block:
-        targets = self.readers.get("targets")
-        block = Block(
-            self.readers["inputs"].read(number), None if targets is None else targets.read(number)
-        )
+    def _read_checked(self, number: int, out: Block | None) -> Block:
+        targets = None
+        if self.schema.classes:
+            targets = self.readers["targets"].read(number, out.targets if out else None)
+        block = Block(self.readers["inputs"].read(number, out.inputs if out else None), targets)
         if block.digest() != self.chunk_digests[number].tobytes():
             start, stop = self.schema.chunk_bounds(number)
             raise BadDataError(
@@ -198,7 +205,7 @@ def open_array(store: LocationStore, reader: ChunkReader) -> "zarr.Array[Any]":
     Raises `BadDataError` where Zarr cannot open it, or finds something else.
     """
     place = str(reader.location)
-    path = reader.location.path.relative_to(store.location.path).as_posix()
+    path = reader.location.below(store.location)
     try:
         array = zarr.open_array(store, path=path, mode="r", zarr_format=3)
     except PipelineError:
@@ -278,7 +285,7 @@ def _nothing_there(location: Location) -> str:
     if replaced_sibling(location).exists():
         return (
             f"{location} was being replaced when the ingest ended, unless it is still at work. Run "
-            "the same `pipeline ingest` again: it puts the old dataset back and goes on."
+            "the same `pipeline ingest` again: it mends that and goes on."
         )
     if not location.exists():
         return (
@@ -292,7 +299,7 @@ def _nothing_there(location: Location) -> str:
 
 def replaced_sibling(location: Location) -> Location:
     """Where an old dataset waits while the new one takes its name."""
-    return location.sibling("", ".replaced")
+    return location.sibling("", REPLACED)
 
 
 def _from_attributes(location: Location, attributes: dict[str, Any]) -> Dataset:

@@ -18,10 +18,9 @@ from storage.dataset import (
     Block,
     Dataset,
     open_dataset,
-    replaced_sibling,
 )
-from storage.errors import BadDataError, ConflictError, UnreachableError
-from storage.location import Location
+from storage.errors import BadDataError, ConflictError
+from storage.location import Location, TakeOver
 from storage.locks import writer_lock
 from storage.schema import (
     FORMAT,
@@ -94,7 +93,7 @@ class DatasetWriter:
     """A dataset that is being written beside its place, and takes it when it is published."""
 
     def __init__(self, target: Location, staged: Location, schema: DatasetSchema) -> None:
-        """`staged` is empty and on the same disk as `target`."""
+        """`staged` is what `target.staging()` gave."""
         self.target = target
         self.schema = schema
         self._staged = staged
@@ -117,7 +116,7 @@ class DatasetWriter:
         """
         splits = {name: self._record_split(name, records[name]) for name in self.schema.splits}
         self._complete(splits, sources, fingerprint)
-        _swap(self._staged, self.target)
+        self.target.publish(self._staged, METADATA_NAME)
         return open_dataset(self.target)
 
     def _create_arrays(self) -> None:
@@ -221,7 +220,10 @@ def create_dataset(
 
     Raises `ConflictError` where something is at `target` that must not be replaced.
     """
-    with dataset_lock(target), stage_dataset(target, schema, overwrite=overwrite) as writer:
+    with (
+        dataset_lock(target) as locked,
+        stage_dataset(locked, schema, overwrite=overwrite) as writer,
+    ):
         yield writer
 
 
@@ -232,30 +234,25 @@ def stage_dataset(
     """Like `create_dataset`, for a caller who holds the lock already."""
     recover(target)
     _check_free(target, overwrite)
-    staged = target.sibling("", ".ingest")
-    staged.delete_tree()
+    staged = target.staging()
     try:
         yield DatasetWriter(target, staged, schema)
     except BaseException:
-        staged.discard()
+        target.abandon(staged)
         raise
     staged.delete_tree()
 
 
-def dataset_lock(target: Location) -> Any:
-    """The lock of whoever writes at `target`, in a hidden file beside it."""
-    return writer_lock(target.sibling("", ".lock"), str(target))
+@contextmanager
+def dataset_lock(target: Location, take_over: TakeOver | None = None) -> Iterator[Location]:
+    """Hold the lock of whoever writes at `target`, beside it; gives `target` to its holder."""
+    with writer_lock(target.sibling("", ".lock"), str(target), take_over) as lock:
+        yield target.under(lock)
 
 
 def recover(target: Location) -> None:
     """Finish, one way or the other, a replacement that died half-way; call it under the lock."""
-    old = replaced_sibling(target)
-    if not old.exists():
-        return
-    if target.is_free():
-        old.take_place_of(target)
-    else:
-        old.delete_tree()
+    target.recover(METADATA_NAME)
 
 
 def refuse_foreign(target: Location) -> None:
@@ -284,19 +281,6 @@ def _check_free(target: Location, overwrite: bool) -> None:
             f"{target} exists and was made from something else or in another way. "
             "Pass --overwrite to replace it, or choose another --out."
         )
-
-
-def _swap(staged: Location, target: Location) -> None:
-    """Put the staged tree in the target's place; `recover` mends a death between the renames."""
-    old = replaced_sibling(target)
-    if not target.is_free():
-        target.take_place_of(old)
-    try:
-        staged.take_place_of(target)
-    except UnreachableError:
-        recover(target)
-        raise
-    old.delete_tree()
 
 
 def _scaling(dtype: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from zarr.storage import MemoryStore
 from storage import sealed
 from storage.chunks import ChunkReader
 from storage.errors import BadDataError, ConflictError
-from storage.location import Location
+from storage.location import Location, TakeOver
 from storage.locks import writer_lock
 from storage.schema import CHUNK_LIMIT
 from storage.store import METADATA_NAME, open_for_writing
@@ -180,9 +180,8 @@ class ScoresWriter:
 
     def record_chunk(self, number: int, digest: str) -> None:
         """Enter a chunk that `write_arrays` has written, here or elsewhere, in the journal."""
-        self.location.append(
-            JOURNAL, sealed.sealed_bytes({"chunk": number, "digest": digest}, indent=None)
-        )
+        line = sealed.sealed_bytes({"chunk": number, "digest": digest}, indent=None)
+        self.location.note(JOURNAL, number, line)
         self._digests[number] = digest
 
     def recorded_digest(self, number: int) -> str | None:
@@ -196,6 +195,7 @@ class ScoresWriter:
     def publish(self, metrics: dict[str, Any]) -> Scores:
         """Write the metrics, then say that the scoring is complete."""
         scores = self._scores()
+        self.location.check_held()
         self.location.put(METRICS, sealed.sealed_bytes(metrics))
         document = sealed.parse(self.location.get(METADATA_NAME), str(self.location))
         document["attributes"] |= {
@@ -207,8 +207,9 @@ class ScoresWriter:
             "metrics_sha256": hashlib.sha256(self.location.get(METRICS)).hexdigest(),
             "complete": True,
         }
+        self.location.check_held()
         self.location.put(METADATA_NAME, sealed.document_bytes(sealed.seal_group(document)))
-        self.location.delete(JOURNAL)
+        self.location.delete_notes(JOURNAL)
         return scores
 
     def _scores(self) -> Scores:
@@ -220,8 +221,8 @@ class ScoresWriter:
         try:
             if _document(self.location)["attributes"].get("scored") != self.schema.to_json():
                 return {}
-            lines = sealed.read(self.location, JOURNAL).split(b"\n")
-        except (FileNotFoundError, BadDataError):
+            lines = self.location.notes(JOURNAL).split(b"\n")
+        except BadDataError:
             return {}
         recorded: dict[int, str] = {}
         for line in lines:
@@ -268,20 +269,27 @@ def read_arrays(
 
 
 @contextmanager
-def score_into(location: Location, schema: ScoresSchema) -> Iterator[ScoresWriter]:
+def score_into(
+    location: Location, schema: ScoresSchema, take_over: TakeOver | None = None
+) -> Iterator[ScoresWriter]:
     """Write, or go on writing, a scoring in its home, under its lock.
 
     Raises `ConflictError` where another writes it, or has completed it in the meantime.
     """
-    with scores_lock(location):
+    with scores_lock(location, take_over) as locked:
         if is_complete(location):
             raise ConflictError(f"The scoring {location} is complete; open it, or remove it first.")
-        yield ScoresWriter(location, schema)
+        yield ScoresWriter(locked, schema)
 
 
-def scores_lock(location: Location) -> Any:
-    """The right to write one scoring; `ConflictError` names the holder where another has it."""
-    return writer_lock(location.sibling("", ".lock"), f"The scoring {location}")
+@contextmanager
+def scores_lock(location: Location, take_over: TakeOver | None = None) -> Iterator[Location]:
+    """Hold the right to write one scoring, which is given to its holder as a location.
+
+    Raises `ConflictError` that names the holder where another has it.
+    """
+    with writer_lock(location.sibling("", ".lock"), f"The scoring {location}", take_over) as lock:
+        yield location.under(lock)
 
 
 def open_scores(location: Location) -> Scores:

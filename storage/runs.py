@@ -2,13 +2,14 @@
 
 import json
 import uuid
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from storage import sealed
 from storage.errors import BadDataError, ConflictError
-from storage.location import Location
+from storage.location import Location, TakeOver
 from storage.locks import writer_lock
 
 FORMAT = "mnist-stream run"
@@ -53,11 +54,13 @@ class Run:
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Add one sealed line to metrics.jsonl."""
+        self.location.check_held()
         self.location.append(METRICS, sealed.sealed_bytes(line, indent=None))
 
     def rewrite_metrics(self, lines: list[dict[str, Any]]) -> None:
         """Make metrics.jsonl hold just these lines, in one step."""
         data = b"".join(sealed.sealed_bytes(line, indent=None) for line in lines)
+        self.location.check_held()
         self.location.put(METRICS, data)
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -84,9 +87,10 @@ class Run:
 
 def check_place(location: Location) -> None:
     """Raise `ConflictError` where a run cannot begin: one is there, or something else is."""
-    if location.exists(RECORD):
+    names = location.names()  # in one look: another may begin a run meanwhile
+    if RECORD in names:
         raise ConflictError(f"{location} is a run already.")
-    strange = [name for name in location.names() if name != LOCK and not name.endswith(".tmp")]
+    strange = [name for name in names if name != LOCK and not name.endswith(".tmp")]
     if strange:
         raise ConflictError(
             f"{location} holds {strange[0]!r} but no {RECORD}; it is not a run and is left alone. "
@@ -119,7 +123,7 @@ def create_run(
     )
     record = {name: value for name, value in vars(run).items() if name != "location"}
     document = {"format": FORMAT, "format_version": FORMAT_VERSION} | record
-    location.put(RECORD, sealed.sealed_bytes(document))
+    location.put_new(RECORD, sealed.sealed_bytes(document))
     return run
 
 
@@ -150,9 +154,14 @@ def run_exists(location: Location) -> bool:
     return location.exists(RECORD)
 
 
-def run_lock(location: Location) -> AbstractContextManager[None]:
-    """The right to write to a run; `ConflictError` names the holder where another has it."""
-    return writer_lock(location.child(LOCK), f"The run {location}")
+@contextmanager
+def run_lock(location: Location, take_over: TakeOver | None = None) -> Iterator[Location]:
+    """Hold the right to write to a run, which is given to its holder as a location.
+
+    Raises `ConflictError` that names the holder where another has it.
+    """
+    with writer_lock(location.child(LOCK), f"The run {location}", take_over) as lock:
+        yield location.under(lock)
 
 
 def _nothing_there(location: Location) -> str:

@@ -117,7 +117,7 @@ def _scoring(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
     with ExitStack() as stack:
         clusters = {str(workers): _cluster(workers, stack) for workers in (1, WORKERS)}
         ingest(f"synthetic:{SCORED_ROWS},100", data, cluster=clusters[str(WORKERS)])
-        train(TrainConfig(epochs=1), dataset=workplace.dataset.location.path, run=run)
+        train(TrainConfig(epochs=1), dataset=workplace.dataset.location, run=run)
 
         def scoring(cluster: Cluster) -> Contestant:
             def again() -> None:

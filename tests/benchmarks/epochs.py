@@ -17,7 +17,7 @@ from jobs.trainer import RunningSums, Trainer
 from pipeline.stream import Batch
 from tests.benchmarks.contest import Contestant, Verdict, medians
 from tests.benchmarks.data import CORES, NETWORK, Workplace
-from tests.benchmarks.peers import bare_products, torch_epoch
+from tests.benchmarks.peers import bare_products, sklearn_epoch, torch_epoch
 
 MANY = 10**6
 
@@ -91,16 +91,16 @@ def bench_epochs(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
                     with threadpool_limits(threads, user_api="blas"):
                         products()
 
-                found = medians(
-                    {
-                        "bare": bare,
-                        "torch": torch_epoch(workplace, batch_size, threads, loader=False),
-                        "loader": torch_epoch(workplace, batch_size, threads, loader=True),
-                        "memory": memory_epoch(workplace, batch_size, threads, stack),
-                        "streamed": streamed_epoch(workplace, batch_size, threads, stack),
-                    },
-                    rounds,
-                )
+                contestants = {
+                    "bare": bare,
+                    "torch": torch_epoch(workplace, batch_size, threads, loader=False),
+                    "loader": torch_epoch(workplace, batch_size, threads, loader=True),
+                    "memory": memory_epoch(workplace, batch_size, threads, stack),
+                    "streamed": streamed_epoch(workplace, batch_size, threads, stack),
+                }
+                if (threads, batch_size) == (CORES, 1000):
+                    contestants["scikit-learn"] = sklearn_epoch(workplace, batch_size)
+                found = medians(contestants, rounds)
             where = f"{threads} thread{'s' if threads > 1 else ''}, batch {batch_size}"
             note = ", ".join(f"{name} {seconds:.3f} s" for name, seconds in found.items())
             streamed = found["streamed"]

@@ -1,4 +1,4 @@
-"""The peers: bare matrix products, and the same training in PyTorch."""
+"""The peers: bare matrix products, and the same training in PyTorch and scikit-learn."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.neural_network import MLPClassifier
 
 from jobs.nn.architecture import Layer, parse_network
 from tests.benchmarks.contest import Contestant
@@ -64,11 +65,11 @@ def torch_tensors(workplace: Workplace) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def torch_epoch(workplace: Workplace, batch_size: int, threads: int, *, loader: bool) -> Contestant:
-    """An epoch of SGD in PyTorch, from memory or through its DataLoader."""
+    """An epoch of SGD in PyTorch, from memory or through its DataLoader as documented."""
     images, labels = torch_tensors(workplace)
     model = torch_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    batches = loader_batches if loader else memory_batches
+    batches = plain_loader_batches if loader else memory_batches
 
     def epoch() -> None:
         torch.set_num_threads(threads)
@@ -76,6 +77,19 @@ def torch_epoch(workplace: Workplace, batch_size: int, threads: int, *, loader: 
             optimizer.zero_grad(set_to_none=True)
             torch.nn.functional.cross_entropy(model(inputs), targets).backward()
             optimizer.step()
+
+    return epoch
+
+
+def sklearn_epoch(workplace: Workplace, batch_size: int) -> Contestant:
+    """An epoch of SGD in scikit-learn's MLPClassifier, from memory, on all cores."""
+    images = workplace.train_bytes[:, 1:].astype(np.float32) / 255
+    labels = workplace.train_targets.argmax(axis=1)
+    model = MLPClassifier((200, 80), solver="sgd", batch_size=batch_size, alpha=0.0)
+    classes = np.arange(workplace.train_targets.shape[1])
+
+    def epoch() -> None:
+        model.partial_fit(images, labels, classes)
 
     return epoch
 

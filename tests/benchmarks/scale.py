@@ -1,5 +1,6 @@
 """Scale: memory and time per row at 60 thousand, 600 thousand and 6 million rows; seeking; slow stores."""
 
+import json
 import os
 import subprocess
 import sys
@@ -36,21 +37,34 @@ class Usage:
     """What it said that it would need, in whole MB."""
 
 
+LAUNCHER = """
+import json, os, subprocess, sys, time
+began = time.perf_counter()
+with subprocess.Popen(sys.argv[1:], stdout=subprocess.PIPE, text=True) as job:
+    printed = job.stdout.read()
+    _, status, usage = os.wait4(job.pid, 0)
+    job.returncode = os.waitstatus_to_exitcode(status)
+found = (job.returncode, time.perf_counter() - began, usage.ru_maxrss * 1024, printed)
+print(json.dumps(found))
+"""
+"""A process's peak counts that of the process which started it, so a small one has to."""
+
+
 def measured(*arguments: str) -> Usage:
     """Run the command; its time, its peak resident memory, and what it stated."""
     command = [sys.executable, "-m", "jobs.cli", *arguments]
-    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
-    began = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as job:
-        assert job.stdout is not None
-        printed = job.stdout.read()
-        _, status, usage = os.wait4(job.pid, 0)
-        job.returncode = os.waitstatus_to_exitcode(status)
-    if job.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with {job.returncode}")
+    launched = subprocess.run(
+        [sys.executable, "-S", "-c", LAUNCHER, *command],
+        stdout=subprocess.PIPE,
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(PROJECT)},
+    )
+    code, seconds, peak_bytes, printed = json.loads(launched.stdout)
+    if code:
+        raise RuntimeError(f"{' '.join(command)} ended with {code}")
     stated = next(line for line in printed.splitlines() if line.startswith("memory at most"))
     megabytes = int(stated.split()[3].replace(",", ""))
-    return Usage(time.perf_counter() - began, usage.ru_maxrss * 1024, megabytes * 10**6)
+    return Usage(seconds, peak_bytes, megabytes * 10**6)
 
 
 def bench_scale(workplace: Workplace, rounds: int) -> Iterator[Verdict]:

@@ -73,7 +73,7 @@ def bench_stream(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
 def bench_score(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
     """Scoring the test split in this process, each time into a run that has no scores yet."""
     trained = workplace.directory / "scored"
-    train(TrainConfig(epochs=1), dataset=workplace.dataset.location.path, run=trained)
+    train(TrainConfig(epochs=1), dataset=workplace.dataset.location, run=trained)
     names = itertools.count()
     rows = workplace.dataset.split("test").schema.rows
 
@@ -82,7 +82,7 @@ def bench_score(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
             workplace.directory / f"scores-{next(names)}"
         )
         began = time.perf_counter()
-        score(run=trained, dataset=workplace.dataset.location.path)
+        score(run=trained, dataset=workplace.dataset.location)
         return time.perf_counter() - began
 
     products = bare_products(rows, 500, backward=False)

@@ -4,17 +4,22 @@ Each case kills its command once or twice in a row, and after each kill looks at
 disk as a reader would: what counts as there is whole.
 """
 
+import os
 import random
 import signal
+from contextlib import suppress
 from functools import partial
 
-from tests.chaos.processes import end_at, ended, started, wait_for_lock
+from tests.chaos.processes import end_at, ended, forks, has_ended, started, wait_for_lock
 from tests.chaos.scene import Job, Scene, scene
 from tests.chaos.tally import Experiment, Plan, Tally, try_cases
 
 KILLS_IN_A_ROW = (1, 1, 2)
 IN_START_UP = 0.1
 """The share of kills before the command holds its lock."""
+
+TRIES = 20
+"""How often to begin anew where a training had ended, or not begun to fork, at the moment."""
 
 COUNTS = {"train": 200, "ingest": 50, "replace": 50, "score": 100}
 """Cases of the long run, by the job that is killed."""
@@ -48,6 +53,24 @@ def killed(job: Job, chance: random.Random) -> bool:
     return False
 
 
+def kill_a_fork(scene: Scene, case: int, chance: random.Random) -> str:
+    """Kill a process that helps a training to compute; the training itself goes on to its end."""
+    for _ in range(TRIES):
+        with scene.job("train") as job, started(job.command) as process:
+            wait_for_lock(process, job.command)
+            has_ended(process, chance.uniform(0, job.work.writing))
+            helping = forks(process.pid)
+            for fork in helping:
+                with suppress(ProcessLookupError):
+                    os.kill(fork, signal.SIGKILL)
+            found = ended(process)
+            assert 0 == found.code, found.err
+            job.check()
+            if helping:
+                return "survived"
+    raise AssertionError("none of the trainings had a process to help it")
+
+
 def run_kills(name: str, plan: Plan, tally: Tally) -> None:
     """Try the cases of one job."""
     try_cases(
@@ -55,7 +78,17 @@ def run_kills(name: str, plan: Plan, tally: Tally) -> None:
     )
 
 
-EXPERIMENTS = tuple(
-    Experiment(f"kill-{name}", partial(run_kills, name), count, scaled_by="kills")
-    for name, count in COUNTS.items()
+def run_fork_kills(plan: Plan, tally: Tally) -> None:
+    """Try the cases in which a helping process dies."""
+    try_cases(
+        "kill-fork", plan, tally, partial(kill_a_fork, scene()), plan.cases(), in_threads=True
+    )
+
+
+EXPERIMENTS = (
+    *(
+        Experiment(f"kill-{name}", partial(run_kills, name), count, scaled_by="kills")
+        for name, count in COUNTS.items()
+    ),
+    Experiment("kill-fork", run_fork_kills, 100, scaled_by="kills"),
 )

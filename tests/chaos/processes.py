@@ -105,6 +105,19 @@ def end_at(process: "subprocess.Popen[str]", moment: float, number: int) -> bool
     return True
 
 
+def forks(process: int) -> list[int]:
+    """The processes that a process has forked and that have not ended."""
+    try:
+        return [int(number) for number in _children(process).read_text().split()]
+    except FileNotFoundError:
+        return []
+
+
+def _children(process: int) -> Path:
+    """What the kernel lists as the children of a process's main thread."""
+    return Path(f"/proc/{process}/task/{process}/children")
+
+
 def has_ended(process: "subprocess.Popen[str]", seconds: float = 0) -> bool:
     """Whether a process has ended; it is let go on for so many seconds."""
     try:

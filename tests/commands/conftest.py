@@ -13,6 +13,7 @@ from jobs.train import train
 from pipeline.ingest import ingest
 from tests.commands.process import Ended
 from tests.commands.sets import copy, write_set
+from tests.object_store.fixtures import proxy, store  # noqa: F401 - fixtures are found by name
 
 Call = Callable[..., Ended]
 

@@ -253,7 +253,7 @@ def test_overwrite_what_is_not_ours(here: Path, call: Call) -> None:
     assert ["chapter-1.txt"] == [path.name for path in (here / "thesis").iterdir()]
 
 
-@pytest.mark.parametrize(("out", "words"), [("", "empty"), ("s3://bucket/set", "s3 URL")])
+@pytest.mark.parametrize(("out", "words"), [("", "empty"), ("gs://bucket/set", "gs URL")])
 def test_strange_place(out: str, words: str, call: Call) -> None:
     """A place that cannot be written to is refused before anything is downloaded."""
     assert_refused(call("ingest", "--out", out), USAGE, words)

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -151,10 +153,12 @@ def steps(threads: int, *, kill: bool = False, signals: tuple[int, ...] = ()) ->
 
 
 def harm(processes: list[int], signals: tuple[int, ...]) -> None:
-    """Send each process each signal."""
+    """Send each process each signal, and see those that it kills die."""
     for process in processes:
         for number in signals:
             os.kill(process, number)
+            if number == signal.SIGKILL:
+                os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT)
 
 
 def test_a_process_that_is_killed_is_not_missed() -> None:
@@ -165,6 +169,34 @@ def test_a_process_that_is_killed_is_not_missed() -> None:
 def test_signals_are_the_first_process_to_heed() -> None:
     """The forks go on when the whole group is interrupted or terminated."""
     assert steps(1) == steps(4, signals=(signal.SIGINT, signal.SIGTERM))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_micro_batch_is_let_go(threads: int) -> None:
+    """While the next one is taken, none of those before is held: they are views of windows."""
+    rule = StepRule(Network(LAYERS), make_optimizer("sgd"), 0.0)
+    generator = np.random.default_rng(0)
+    taken: list[weakref.ref[Batch]] = []
+
+    def micro_batches() -> Iterator[Batch]:
+        for _ in range(7):
+            assert [] == [there for there in taken if there() is not None]
+            part = batch(generator, 5)
+            taken.append(weakref.ref(part))
+            yield part
+            del part
+
+    with Stepper(
+        rule,
+        initialise("scaled", LAYERS, 0),
+        {},
+        SCHEMA,
+        batch_size=35,
+        micro_batches=7,
+        threads=threads,
+    ) as stepper:
+        stepper.step(micro_batches(), 0.1, 1)
+    assert 7 == len(taken)
 
 
 def test_unlabelled() -> None:

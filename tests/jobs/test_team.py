@@ -15,13 +15,19 @@ from storage.location import open_location
 from storage.locks import writer_lock
 
 OWNER = """
-import sys
-from jobs.team import Team
+import os, sys
+from jobs.team import Team, shared_array
 from storage.location import open_location
 from storage.locks import writer_lock
 with writer_lock(open_location(sys.argv[1]), "The run"):
-    team = Team(lambda task: task, 3)
-    team.run([(1,), (2,), (3,)])
+    begun = shared_array((3,), int)
+    def begin(task):
+        begun[int(task[0])] = 1
+        while not begun.all():
+            os.sched_yield()
+        return ()
+    team = Team(begin, 3)
+    team.run([(0,), (1,), (2,)])
     print(*team.process_numbers, flush=True)
     sys.stdin.read()
 """
@@ -49,34 +55,61 @@ def test_memory_is_shared() -> None:
 
     def sign(task: Task) -> Reply:
         places[int(task[0])] = os.getpid()
+        while not places.all():  # or the owner would do the others' tasks as well
+            os.sched_yield()
         return ()
 
     with Team(sign, 3) as team:
-        team.run([(0,), (1,), (2,)])
-        assert [os.getpid(), *team.process_numbers] == places.tolist()
+        assert [[], [], []] == [list(reply) for reply in team.run([(0,), (1,), (2,)])]
+        assert [*team.process_numbers, os.getpid()] == places.tolist()
 
 
 def test_a_task_of_a_dead_process_is_done_by_its_owner() -> None:
     """Killed before, or by its task: the reply is there, and so are the following ones."""
 
+    owner, begun = os.getpid(), shared_array((14,), np.int64)
+
     def fatal(task: Task) -> Reply:
+        begun[int(task[0])] = 1
         if task[0] == 13 and os.getpid() != owner:
             os.kill(os.getpid(), signal.SIGKILL)
+        while task[0] == 5 and not (begun[1] or begun[13]):
+            os.sched_yield()
         return doubled(task)
 
-    owner = os.getpid()
     with Team(fatal, 3) as team:
-        os.kill(team.process_numbers[1], signal.SIGKILL)
+        os.kill(team.process_numbers[0], signal.SIGKILL)
         for middle in (1, 13, 2):
+            begun[:] = 0 if middle == 13 else 1
             replies = team.run([(0,), (middle,), (5,)])
             assert [[0], [2 * middle], [10]] == [list(reply) for reply in replies]
         assert [] == team.process_numbers
 
 
+def test_a_task_that_nobody_begins_is_done_by_its_owner() -> None:
+    """A fork that does not get to run holds nobody up, and has its part again when it does."""
+    places = shared_array((2,), np.int64)
+
+    def sign(task: Task) -> Reply:
+        places[int(task[0])] = os.getpid()
+        return ()
+
+    with Team(sign, 2) as team:
+        (fork,) = team.process_numbers
+        os.kill(fork, signal.SIGSTOP)
+        os.waitid(os.P_PID, fork, os.WSTOPPED | os.WNOWAIT)
+        for _ in range(3):
+            team.run([(0,), (1,)])
+            assert [os.getpid(), os.getpid()] == places.tolist()
+        os.kill(fork, signal.SIGCONT)
+        while places[0] != fork:
+            team.run([(0,), (1,)])
+
+
 def test_an_error_is_raised_by_its_owner() -> None:
     """What a fork cannot do ends the fork, and shows as what it is where it is done again."""
     with Team(lambda task: [1 / task[0]], 2) as team, pytest.raises(ZeroDivisionError):
-        team.run([(1,), (0,)])
+        team.run([(0,), (1,)])
 
 
 def test_close_ends_the_processes() -> None:

@@ -2,8 +2,10 @@
 
 import hashlib
 import threading
+import time
 import weakref
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,10 @@ from hypothesis import strategies as st
 from pipeline import windows
 from pipeline.order import CHAIN_START, EpochOrder, link
 from pipeline.stream import BatchStream, chunks_per_window
-from pipeline.windows import WindowLoader
-from storage.dataset import Block, Split
+from pipeline.windows import Placed, WindowLoader
+from storage.dataset import Block, Split, open_dataset
 from storage.errors import BadDataError, UsageError
+from storage.location import open_location
 from storage.schema import SplitSchema
 from tests.pipeline.datasets import Known, write_known
 from tests.pipeline.streams import (
@@ -61,10 +64,10 @@ def count_reads(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
     lock = threading.Lock()
     read_chunk = Split.read_chunk
 
-    def counted(split: Split, number: int) -> Block:
+    def counted(split: Split, number: int, *out: Block) -> Block:
         with lock:
             reads[number] += 1
-        return read_chunk(split, number)
+        return read_chunk(split, number, *out)
 
     monkeypatch.setattr(Split, "read_chunk", counted)
     return reads
@@ -232,10 +235,10 @@ def test_two_windows_are_held(
     held = []
     load_window, expect = windows.load_window, WindowLoader.expect
 
-    def watched(*arguments: Any) -> Block:
-        block = load_window(*arguments)
+    def watched(*arguments: Any) -> tuple[Block, Placed]:
+        block, placed = load_window(*arguments)
         loaded.append(weakref.ref(block.inputs))
-        return block
+        return block, placed
 
     def expect_and_wait(loader: WindowLoader, order: EpochOrder, number: int) -> None:
         expect(loader, order, number)
@@ -252,6 +255,34 @@ def test_two_windows_are_held(
                     del batch
     assert 15 == len(loaded)
     assert 2 == max(held)
+
+
+def test_a_slow_store_is_asked_for_more_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a window that was mostly waited for, the next ones read more chunks side by side."""
+    known = write_known(tmp_path / "set", 200, 5)
+    read_chunk = Split.read_chunk
+    lock = threading.Lock()
+    reading, most = 0, {}
+
+    def slow(split: Split, number: int, *out: Block) -> Block:
+        nonlocal reading
+        window = number // 20
+        with lock:
+            reading += 1
+            most[window] = max(most.get(window, 0), reading)
+        time.sleep(0.01)  # what the store takes
+        with lock:
+            reading -= 1
+        return read_chunk(split, number, *out)
+
+    monkeypatch.setattr(Split, "read_chunk", slow)
+    with open_stream(
+        known, batch_size=10, window_chunks=20, shuffle=False, epochs=1, threads=2
+    ) as stream:
+        assert list(range(200)) == [row for batch in stream for row in batch.rows.tolist()]
+    assert {0: 2, 1: windows.WAITING_THREADS} == most
 
 
 def test_the_window_fits_the_shuffle_memory() -> None:
@@ -338,6 +369,7 @@ def test_going_on_after_a_repair(tmp_path: Path) -> None:
 @pytest.mark.parametrize("place", [-20, 10])
 def test_a_damaged_shard(sharded: Known, place: int) -> None:
     """A flipped bit in a shard, in the index at its end or in a chunk, is bad data like any other."""
+    unread = replace(sharded, dataset=open_dataset(open_location(sharded.path)))
     path = sharded.path / "train" / "inputs" / "c.3.0"
     sound = path.read_bytes()
     data = bytearray(sound)
@@ -345,7 +377,7 @@ def test_a_damaged_shard(sharded: Known, place: int) -> None:
     path.write_bytes(data)
     try:
         with (
-            open_stream(sharded, batch_size=8, first_row=24, rows=8) as stream,
+            open_stream(unread, batch_size=8, first_row=24, rows=8) as stream,
             pytest.raises(BadDataError, match=r"c\.3\.0"),
         ):
             list(stream)

@@ -6,7 +6,18 @@ from pathlib import Path
 import pytest
 
 from storage.location import Location, open_location
+from tests.object_store.fixtures import proxy, store  # noqa: F401 - fixtures are found by name
+from tests.object_store.server import Store
 from tests.storage.artefacts import make_dataset, make_run, make_scores, scores_schema
+
+
+@pytest.fixture(params=["local", "s3"])
+def anywhere(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
+    """An unused place of each kind, in turn: what holds of one holds of the other."""
+    if request.param == "local":
+        return open_location(tmp_path / "anywhere")
+    running: Store = request.getfixturevalue("store")
+    return running.new_place()
 
 
 @pytest.fixture(scope="session")

@@ -34,13 +34,24 @@ TEMPLATE = {name: np.zeros_like(tensor) for name, tensor in tensors_of(1).items(
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
+def run(anywhere: Location) -> Run:
     """A run with a checkpoint after each of three epochs."""
+    return make_run(anywhere.child("run"))
+
+
+@pytest.fixture
+def local_run(tmp_path: Path) -> Run:
+    """The same in a local directory."""
     return make_run(open_location(tmp_path / "run"))
 
 
 def home(run: Run, epoch: int) -> Location:
     return run.location.child(CheckpointName(epoch, 0).key)
+
+
+def before(place: Location) -> Location:
+    """The second checkpoint, from the third one's place."""
+    return place.split()[0].child("000002-000000")
 
 
 def spoil(place: Location, key: str) -> None:
@@ -149,9 +160,7 @@ def test_the_newest_is_used(run: Run) -> None:
         lambda place: place.put(MANIFEST, b""),
         lambda place: place.delete(STATE),
         lambda place: place.delete(MANIFEST),
-        lambda place: place.put(
-            STATE, place.path.parent.joinpath("000002-000000", STATE).read_bytes()
-        ),
+        lambda place: place.put(STATE, before(place).get(STATE)),
     ],
     ids=["state", "manifest", "cut", "empty", "empty manifest", "gone", "no manifest", "another's"],
 )
@@ -185,14 +194,14 @@ def test_a_checkpoint_of_another_run_is_refused(run: Run, tmp_path: Path) -> Non
         load_checkpoint(run, CheckpointName(3, 0))
 
 
-def test_swapped_checkpoints_are_refused(run: Run) -> None:
+def test_swapped_checkpoints_are_refused(local_run: Run) -> None:
     """Two directories that took each other's names are neither of them what they say."""
-    home(run, 2).path.rename(run.location.path / "aside")
-    home(run, 3).path.rename(home(run, 2).path)
-    (run.location.path / "aside").rename(home(run, 3).path)
+    home(local_run, 2).path.rename(local_run.location.path / "aside")
+    home(local_run, 3).path.rename(home(local_run, 2).path)
+    (local_run.location.path / "aside").rename(home(local_run, 3).path)
     for epoch, other in ((2, 3), (3, 2)):
         with pytest.raises(BadDataError, match=f"has epoch {other}; expected {epoch}"):
-            load_checkpoint(run, CheckpointName(epoch, 0))
+            load_checkpoint(local_run, CheckpointName(epoch, 0))
 
 
 @pytest.mark.parametrize(
@@ -289,28 +298,28 @@ def test_a_checkpoint_is_saved_again(run: Run) -> None:
 
 @pytest.mark.parametrize("operation", ["create", "write", "fsync", "rename", "mkdir"])
 def test_a_failed_save_leaves_the_older_ones(
-    run: Run, monkeypatch: pytest.MonkeyPatch, operation: str
+    local_run: Run, monkeypatch: pytest.MonkeyPatch, operation: str
 ) -> None:
     """A full disk, at whatever operation, costs the new checkpoint only, and leaves no rest."""
 
     def refuse(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    before = run.location.objects()
+    before = local_run.location.objects()
     with monkeypatch.context() as broken:
         broken.setattr(files, operation, refuse)
         with pytest.raises(UnreachableError, match="No space left on device"):
-            save_epoch(run, 4)
-    assert before == run.location.objects()
+            save_epoch(local_run, 4)
+    assert before == local_run.location.objects()
 
 
-def test_what_dead_writers_left_is_swept(run: Run) -> None:
+def test_what_dead_writers_left_is_swept(local_run: Run) -> None:
     """Half-written and half-removed checkpoints are hidden, are not listed, and are removed."""
     for name in (".000004-000000.tmp", ".000001-000000.old"):
-        run.location.put(f"{DIRECTORY}/{name}/{STATE}", b"half")
-    assert 3 == len(list_checkpoints(run))
-    sweep_checkpoints(run)
-    assert 3 == len(run.location.names(DIRECTORY))
+        local_run.location.put(f"{DIRECTORY}/{name}/{STATE}", b"half")
+    assert 3 == len(list_checkpoints(local_run))
+    sweep_checkpoints(local_run)
+    assert 3 == len(local_run.location.names(DIRECTORY))
 
 
 def test_recorded_metrics_are_the_checkpoints(run: Run) -> None:
@@ -322,16 +331,16 @@ def test_recorded_metrics_are_the_checkpoints(run: Run) -> None:
     assert [] == recorded_metrics(begin_run(run.location.child("fresh")))
 
 
-def test_metrics_that_were_cut_off_are_told(run: Run) -> None:
+def test_metrics_that_were_cut_off_are_told(local_run: Run) -> None:
     """Fewer lines than the checkpoint recorded, by a byte or by all of them, are damage."""
-    whole = run.location.get(METRICS)
+    whole = local_run.location.get(METRICS)
     for length in range(len(whole)):
-        run.location.put(METRICS, whole[:length])
+        local_run.location.put(METRICS, whole[:length])
         with pytest.raises(BadDataError, match=r"metrics\.jsonl"):
-            recorded_metrics(run)
-    run.location.delete(METRICS)
+            recorded_metrics(local_run)
+    local_run.location.delete(METRICS)
     with pytest.raises(BadDataError, match=r"metrics\.jsonl does not have the lines"):
-        recorded_metrics(run)
+        recorded_metrics(local_run)
 
 
 def test_metrics_without_their_checkpoints_are_told(run: Run) -> None:
@@ -352,10 +361,10 @@ def test_a_name_is_spelled_in_one_way(run: Run) -> None:
     assert 1 == sum(error is not None for _, error in verify_run(run.location))
 
 
-def test_a_sweep_leaves_what_is_not_ours(run: Run) -> None:
+def test_a_sweep_leaves_what_is_not_ours(local_run: Run) -> None:
     """Hidden files that no dead writer of ours has left stay."""
-    run.location.put("checkpoints/.notes", b"mine")
-    run.location.put("checkpoints/.000004-000000.tmp/state.safetensors", b"")
-    sweep_checkpoints(run)
-    assert b"mine" == run.location.get("checkpoints/.notes")
-    assert not run.location.exists("checkpoints/.000004-000000.tmp")
+    local_run.location.put("checkpoints/.notes", b"mine")
+    local_run.location.put("checkpoints/.000004-000000.tmp/state.safetensors", b"")
+    sweep_checkpoints(local_run)
+    assert b"mine" == local_run.location.get("checkpoints/.notes")
+    assert not local_run.location.exists("checkpoints/.000004-000000.tmp")

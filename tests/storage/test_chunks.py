@@ -1,8 +1,10 @@
 """ChunkReader: what it reads is what Zarr reads, and what is damaged does not pass."""
 
 import os
+import pickle
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -13,7 +15,7 @@ from zarr.codecs import ZstdCodec
 from storage.chunks import ChunkReader
 from storage.dataset import Split
 from storage.errors import BadDataError
-from storage.location import open_location
+from storage.location import Location, open_location
 from storage.schema import ELEMENT_TYPES
 from tests.storage.artefacts import dataset_schema, make_dataset, rows_of
 
@@ -95,14 +97,34 @@ def test_an_object_of_zeros_is_damaged(tmp_path: Path) -> None:
 
 
 def test_no_bit_of_a_shard_flips_unseen(sharded: ChunkReader) -> None:
-    """Each flipped bit of a shard, its index too, is found when its chunks are read."""
+    """Each flipped bit of a shard, its index too, is found by whoever opens it and reads."""
     whole = sharded.location.get("c.0.0")
     for place in range(len(whole)):
         damaged = bytearray(whole)
         damaged[place] ^= 1 << place % 8
         sharded.location.path.joinpath("c.0.0").write_bytes(damaged)
         with pytest.raises(BadDataError, match=r"c\.0\.0 is damaged"):
-            [sharded.read(number) for number in range(3)]
+            [replace(sharded, _indexes={}).read(number) for number in range(3)]
+
+
+def test_a_shard_index_is_read_once(sharded: ChunkReader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To read all chunks of a shard reads each of its bytes once, and pickles without them."""
+    read = 0
+    get = type(sharded.location).get
+
+    def counted(location: Location, *arguments: Any) -> bytes:
+        nonlocal read
+        data = get(location, *arguments)
+        read += len(data)
+        return data
+
+    stored = sharded.location.size("c.0.0")
+    small = len(pickle.dumps(sharded))
+    monkeypatch.setattr(type(sharded.location), "get", counted)
+    for number in range(3):
+        sharded.read(number)
+    assert stored == read
+    assert small == len(pickle.dumps(sharded))
 
 
 @pytest.mark.parametrize("entry", [(2**64 - 1, 2**64 - 1), (0, 2**63), (2**40, 8)])

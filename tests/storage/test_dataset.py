@@ -173,6 +173,19 @@ def test_a_used_split_is_pickled(dataset: Dataset) -> None:
     assert np.array_equal(split.inputs[:], copy.inputs[:])
 
 
+def test_chunks_are_read_into_given_arrays(dataset: Dataset) -> None:
+    """One after the other, the short last one too, they are what they are in arrays anew."""
+    split = dataset.split("train")
+    out = split.empty_chunk()
+    for number in (1, split.schema.chunks - 1, 0):
+        expected, found = split.read_chunk(number), split.read_chunk(number, out)
+        assert np.shares_memory(out.inputs, found.inputs)
+        assert np.array_equal(expected.inputs, found.inputs)
+        assert found.targets is not None
+        assert expected.targets is not None
+        assert np.array_equal(expected.targets, found.targets)
+
+
 def test_zarr_alone_reads_a_dataset(place: Location, dataset: Dataset) -> None:
     """Plain zarr-python opens the group and finds the rows, without anything of ours."""
     root = zarr.open_group(str(place), mode="r")

@@ -18,7 +18,13 @@ OPERATIONS = ("create", "write", "fsync", "close", "rename", "mkdir", "unlink", 
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Location:
+def place(anywhere: Location) -> Location:
+    """A place of each kind, in turn."""
+    return anywhere.child("place")
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Location:
     return open_location(tmp_path / "place")
 
 
@@ -85,20 +91,20 @@ def test_a_missing_object_is_file_not_found(place: Location, key: str) -> None:
 
 
 def test_a_put_is_synced_before_and_after_the_rename(
-    place: Location, monkeypatch: pytest.MonkeyPatch
+    local: Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The content is on disk before it gets its name, and the name before put returns."""
-    place.put("key", b"old")
+    local.put("key", b"old")
     called = record_operations(monkeypatch)
-    place.put("key", b"new")
+    local.put("key", b"new")
     expected = ["create", "write", "fsync", "close", "rename", "fsync_directory", "fsync"]
     assert expected == called
 
 
-def test_new_directories_are_synced(place: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_directories_are_synced(local: Location, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each directory that a put makes is durable in its parent before the object is written."""
     called = record_operations(monkeypatch)
-    place.put("a/key", b"x")
+    local.put("a/key", b"x")
     made = ["mkdir", "fsync_directory", "fsync"]
     assert [*made, *made, "create"] == called[:7]
 
@@ -106,24 +112,24 @@ def test_new_directories_are_synced(place: Location, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("operation", ["create", "write", "fsync", "rename"])
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EACCES])
 def test_a_failed_put_leaves_the_old_object(
-    place: Location, monkeypatch: pytest.MonkeyPatch, operation: str, number: int
+    local: Location, monkeypatch: pytest.MonkeyPatch, operation: str, number: int
 ) -> None:
     """Whichever operation fails: exit 6, a message that names the file, the old bytes, no rest."""
-    place.put("key", b"old")
+    local.put("key", b"old")
     with monkeypatch.context() as broken:
         fail(broken, operation, number)
         with pytest.raises(UnreachableError) as caught:
-            place.put("key", b"new")
-    assert f"Cannot write {place}/key: {os.strerror(number)}." in str(caught.value)
-    assert b"old" == place.get("key")
-    assert ["key"] == place.names()
+            local.put("key", b"new")
+    assert f"Cannot write {local}/key: {os.strerror(number)}." in str(caught.value)
+    assert b"old" == local.get("key")
+    assert ["key"] == local.names()
 
 
-def test_a_full_disk_says_what_to_do(place: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_says_what_to_do(local: Location, monkeypatch: pytest.MonkeyPatch) -> None:
     """ENOSPC is answered with the advice to free some space."""
     fail(monkeypatch, "write", errno.ENOSPC)
     with pytest.raises(UnreachableError, match="free some space and run the same command again"):
-        place.put("key", b"new")
+        local.put("key", b"new")
 
 
 def test_writing_in_pieces_is_all_or_nothing(place: Location) -> None:
@@ -177,43 +183,43 @@ def test_deleting_what_is_not_there_is_no_error(place: Location) -> None:
     assert not place.exists()
 
 
-def test_a_tree_is_removed_without_what_its_links_lead_to(place: Location, tmp_path: Path) -> None:
+def test_a_tree_is_removed_without_what_its_links_lead_to(local: Location, tmp_path: Path) -> None:
     """`delete_tree` removes a link to a directory, and leaves that directory alone."""
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").write_text("kept")
-    place.put("x", b"")
-    (place.path / "link").symlink_to(tmp_path / "mine")
-    place.delete_tree()
+    local.put("x", b"")
+    (local.path / "link").symlink_to(tmp_path / "mine")
+    local.delete_tree()
     assert "kept" == (tmp_path / "mine" / "file").read_text()
 
 
-def test_a_tree_takes_a_place(place: Location) -> None:
+def test_a_tree_takes_a_place(local: Location) -> None:
     """A published tree is found under its new name only, in directories made for it."""
-    place.put("x", b"1")
-    target = open_location(place.path.parent / "new" / "home")
-    place.take_place_of(target)
-    assert (False, b"1") == (place.exists(), target.get("x"))
+    local.put("x", b"1")
+    target = open_location(local.path.parent / "new" / "home")
+    local.take_place_of(target)
+    assert (False, b"1") == (local.exists(), target.get("x"))
 
 
-def test_a_link_stays_a_link(place: Location, tmp_path: Path) -> None:
+def test_a_link_stays_a_link(local: Location, tmp_path: Path) -> None:
     """A tree that is moved away and replaced by the name of a link: the link is kept both times."""
-    place.put("x", b"1")
+    local.put("x", b"1")
     link = open_location(tmp_path / "link")
-    link.path.symlink_to(place.path)
+    link.path.symlink_to(local.path)
     link.take_place_of(open_location(tmp_path / "away"))
     assert (True, False) == (link.path.is_symlink(), link.exists())
     open_location(tmp_path / "away").take_place_of(link)
-    assert (True, b"1") == (link.path.is_symlink(), place.get("x"))
+    assert (True, b"1") == (link.path.is_symlink(), local.get("x"))
 
 
-def test_what_is_free_to_be_taken(place: Location) -> None:
+def test_what_is_free_to_be_taken(local: Location) -> None:
     """Nothing, and an empty directory, are free; a file and a directory with entries are not."""
-    assert place.is_free()
-    place.path.mkdir()
-    assert place.is_free()
-    place.put("x", b"")
-    assert not place.is_free()
-    assert not place.child("x").is_free()
+    assert local.is_free()
+    local.path.mkdir()
+    assert local.is_free()
+    local.put("x", b"")
+    assert not local.is_free()
+    assert not local.child("x").is_free()
 
 
 def test_a_sibling_is_hidden_and_next_to_what_a_link_leads_to(tmp_path: Path) -> None:
@@ -224,9 +230,9 @@ def test_a_sibling_is_hidden_and_next_to_what_a_link_leads_to(tmp_path: Path) ->
     assert (tmp_path / "disk").resolve() / ".real.ingest" == sibling.path
 
 
-def test_free_bytes_of_a_place_that_is_not_there_yet(place: Location) -> None:
+def test_free_bytes_of_a_place_that_is_not_there_yet(local: Location) -> None:
     """The space is that of the disk which will hold the location."""
-    assert 0 < place.child("a/b/c").free_bytes()
+    assert 0 < local.child("a/b/c").free_bytes()
 
 
 @pytest.mark.parametrize(
@@ -234,7 +240,7 @@ def test_free_bytes_of_a_place_that_is_not_there_yet(place: Location) -> None:
     [
         ("", "is empty"),
         ("  ", "is empty"),
-        ("s3://bucket/key", "is a s3 URL"),
+        ("gs://bucket/key", "is a gs URL"),
         ("a\0b", "null character"),
     ],
 )
@@ -250,36 +256,36 @@ def test_a_file_url_is_a_path(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["file", "directory/file"])
-def test_a_link_that_leads_outside_is_refused(place: Location, tmp_path: Path, key: str) -> None:
+def test_a_link_that_leads_outside_is_refused(local: Location, tmp_path: Path, key: str) -> None:
     """Whether a file or a directory is a link: nothing is read, written or removed there."""
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").write_text("mine")
-    place.path.mkdir()
-    (place.path / key.split("/")[0]).symlink_to(tmp_path / "mine" / key.partition("/")[2])
-    for use in (place.get, place.size, place.exists, place.child, place.delete):
+    local.path.mkdir()
+    (local.path / key.split("/")[0]).symlink_to(tmp_path / "mine" / key.partition("/")[2])
+    for use in (local.get, local.size, local.exists, local.child, local.delete):
         with pytest.raises(BadDataError, match="is a link that leads outside"):
             use(key)
     with pytest.raises(BadDataError, match="is a link that leads outside"):
-        place.append(key, b"x")
+        local.append(key, b"x")
     assert "mine" == (tmp_path / "mine" / "file").read_text()
 
 
-def test_a_link_within_a_location_is_followed(place: Location, tmp_path: Path) -> None:
+def test_a_link_within_a_location_is_followed(local: Location, tmp_path: Path) -> None:
     """And so is one that is the location itself."""
-    place.put("a/file", b"1")
-    (place.path / "b").symlink_to("a")
-    (tmp_path / "link").symlink_to(place.path)
+    local.put("a/file", b"1")
+    (local.path / "b").symlink_to("a")
+    (tmp_path / "link").symlink_to(local.path)
     assert b"1" == open_location(tmp_path / "link").child("b").get("file")
 
 
-def test_what_is_no_file_is_no_object(place: Location) -> None:
+def test_what_is_no_file_is_no_object(local: Location) -> None:
     """A named pipe is not waited for; like a directory, it holds nothing to read."""
-    place.put("directory/file", b"")
-    os.mkfifo(place.path / "pipe")
+    local.put("directory/file", b"")
+    os.mkfifo(local.path / "pipe")
     for key in ("pipe", "directory", "directory/file/below"):
-        assert not place.holds(key)
+        assert not local.holds(key)
         with pytest.raises(FileNotFoundError):
-            place.get(key)
+            local.get(key)
 
 
 def test_a_name_that_cannot_be_encoded_is_refused(place: Location) -> None:

@@ -25,13 +25,23 @@ SCHEMA = scores_schema(rows=9)  # five chunks, the last one of a single row
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Location:
+def run(anywhere: Location) -> Location:
+    return anywhere.child("run")
+
+
+@pytest.fixture
+def local_run(tmp_path: Path) -> Location:
     return open_location(tmp_path / "run")
 
 
 @pytest.fixture
 def home(run: Location) -> Location:
     return run.child(f"scores/{SCHEMA.home}")
+
+
+@pytest.fixture
+def local_home(local_run: Location) -> Location:
+    return local_run.child(f"scores/{SCHEMA.home}")
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +86,9 @@ def test_what_was_scored_is_read(run: Location, home: Location) -> None:
         assert predicted.tobytes() == found[1].tobytes()
 
 
-def test_zarr_alone_reads_a_scoring(run: Location) -> None:
+def test_zarr_alone_reads_a_scoring(local_run: Location) -> None:
     """Plain zarr-python opens the published group and finds both arrays."""
-    scores = make_scores(run)
+    scores = make_scores(local_run)
     root = zarr.open_group(str(scores.location), mode="r")
     probabilities, predicted = (np.asarray(root[name]) for name in ("probabilities", "predicted"))
     assert ((5, 3), (5,)) == (probabilities.shape, predicted.shape)
@@ -116,7 +126,8 @@ def test_a_scoring_goes_on_after_a_death(home: Location, expected: Scores) -> No
     missing, scores = go_on(home)
     assert [1, 2, 4] == missing
     assert expected.digest == scores.digest == open_scores(home).digest
-    assert not home.exists(JOURNAL)
+    assert not home.notes(JOURNAL)
+    assert not [name for name in home.names() if "jsonl" in name]
 
 
 @pytest.mark.parametrize("array", ["probabilities/c.3.0", "predicted/c.3"])
@@ -143,24 +154,23 @@ def test_a_chunk_damaged_before_completion_is_scored_again(
     assert expected.digest == scores.digest
 
 
-def test_a_torn_journal_costs_its_last_chunk(home: Location, expected: Scores) -> None:
+def test_a_torn_journal_costs_its_last_chunk(local_home: Location, expected: Scores) -> None:
     """Wherever the journal was cut off: the chunks of its whole lines are kept."""
-    die_after(home, 0, 1)
-    journal = home.get(JOURNAL)
+    die_after(local_home, 0, 1)
+    journal = local_home.get(JOURNAL)
     first = journal.index(b"\n") + 1
     for length in (first, first + 1, len(journal) - 2):
-        home.put(JOURNAL, journal[:length])
-        with score_into(home, SCHEMA) as writer:
+        local_home.put(JOURNAL, journal[:length])
+        with score_into(local_home, SCHEMA) as writer:
             assert [1, 2, 3, 4] == writer.missing
-    assert expected.digest == go_on(home)[1].digest
+    assert expected.digest == go_on(local_home)[1].digest
 
 
 @pytest.mark.parametrize("line", [b"\xff", b"{}", b"[]", b'{"chunk": 0, "digest": "x"}'])
 def test_a_journal_line_that_is_none_is_passed_over(home: Location, line: bytes) -> None:
     """Garbage among the lines costs nothing but itself."""
     die_after(home, 0)
-    journal = home.get(JOURNAL)
-    home.put(JOURNAL, line + b"\n" + journal)
+    home.note(JOURNAL, 1, line + b"\n")
     with score_into(home, SCHEMA) as writer:
         assert [1, 2, 3, 4] == writer.missing
 
@@ -168,9 +178,9 @@ def test_a_journal_line_that_is_none_is_passed_over(home: Location, line: bytes)
 def test_a_chunk_number_that_leads_elsewhere_is_passed_over(home: Location) -> None:
     """A sealed line of a chunk that the scoring does not have is not followed."""
     die_after(home, 0)
-    for number in (-1, 5, 10**30):
+    for note, number in enumerate((-1, 5, 10**30), 1):
         entry = {"chunk": number, "digest": "0" * 64}
-        home.append(JOURNAL, sealed.sealed_bytes(entry, indent=None))
+        home.note(JOURNAL, note, sealed.sealed_bytes(entry, indent=None))
     with score_into(home, SCHEMA) as writer:
         assert [1, 2, 3, 4] == writer.missing
 
@@ -252,11 +262,11 @@ def test_damaged_documents_are_told_on_opening(home: Location, key: str) -> None
         open_scores(home)
 
 
-def test_swapped_scorings_are_told(run: Location) -> None:
+def test_swapped_scorings_are_told(local_run: Location) -> None:
     """A complete scoring under another's name is not taken for the other's."""
-    train = make_scores(run, scores_schema(split="train"))
-    test = make_scores(run)
-    train.location.path.rename(run.path / "aside")
+    train = make_scores(local_run, scores_schema(split="train"))
+    test = make_scores(local_run)
+    train.location.path.rename(local_run.path / "aside")
     test.location.path.rename(train.location.path)
     with pytest.raises(BadDataError, match=f"whose home is {test.schema.home}"):
         open_scores(train.location)

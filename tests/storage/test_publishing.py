@@ -9,6 +9,7 @@ from storage.dataset import Dataset, open_dataset, replaced_sibling
 from storage.dataset_writer import ChunkRecord, create_dataset, dataset_lock, recover
 from storage.errors import BadDataError, ConflictError
 from storage.location import Location, open_location
+from storage.store import LocationStore
 from tests.storage.artefacts import (
     assert_holds_its_rows,
     contents,
@@ -20,13 +21,19 @@ from tests.storage.artefacts import (
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Location:
-    return open_location(tmp_path / "set")
+def place(anywhere: Location) -> Location:
+    return anywhere.child("set")
 
 
 @pytest.fixture
-def dataset(dataset_place: Location) -> Dataset:
+def dataset(place: Location) -> Dataset:
     """A dataset that has been published at `place`."""
+    return make_dataset(place)
+
+
+@pytest.fixture
+def local_dataset(dataset_place: Location) -> Dataset:
+    """One that has been published as `set` in the test's own directory."""
     return open_dataset(dataset_place)
 
 
@@ -36,15 +43,15 @@ def test_a_dataset_is_not_there_before_it_is_published(place: Location) -> None:
         writer.split("train").write_part(0, part_of("train", writer.split("train"), 0))
         assert not place.exists()
         raise ZeroDivisionError
-    assert [".set.lock"] == open_location(place.path.parent).names()
+    assert [".set.lock"] == place.split()[0].names()
     with pytest.raises(BadDataError, match="There is no dataset at"):
         open_dataset(place)
 
 
 def test_an_incomplete_dataset_is_told(place: Location) -> None:
     """A `zarr.json` without `complete`, as it is until the last step, is not opened."""
-    with create_dataset(place, dataset_schema()):
-        staged = place.sibling("", ".ingest")
+    with create_dataset(place, dataset_schema()) as writer:
+        staged = writer.split("train").location
         with pytest.raises(BadDataError, match="is incomplete: its ingest has not finished"):
             open_dataset(staged)
 
@@ -71,7 +78,7 @@ def test_an_existing_dataset_is_replaced_when_asked(place: Location, dataset: Da
     schema = dataset_schema(rows=7)
     make_dataset(place, schema, overwrite=True)
     assert_holds_its_rows(open_dataset(place), schema)
-    assert [".set.lock", "set"] == open_location(place.path.parent).names()
+    assert [".set.lock", "set"] == place.split()[0].names()
     with pytest.raises(ConflictError, match="was replaced by another dataset while it was"):
         stored_rows(dataset.split("train"))  # a reader of the old one never sees a mixture
 
@@ -92,53 +99,55 @@ def test_an_overwriting_that_fails_leaves_the_old_dataset(
 @pytest.mark.parametrize("strange", ["a file", "a directory", "another group"])
 def test_what_is_not_ours_is_never_replaced(place: Location, strange: str) -> None:
     """Files, directories and Zarr groups of others are left alone, `overwrite` or not."""
+    parent, name = place.split()
     if strange == "a file":
-        place.path.write_text("precious")
+        parent.put(name, b"precious")
     elif strange == "a directory":
         place.put("notes.txt", b"precious")
     else:
-        zarr.create_group(str(place), attributes={"precious": True})
-    before = contents(place) or place.path.read_text()
+        zarr.create_group(LocationStore(place), attributes={"precious": True})
+    before = contents(parent)
     with pytest.raises(ConflictError, match="is not a dataset of this project; it is left alone"):
         make_dataset(place, overwrite=True)
-    assert before == (contents(place) or place.path.read_text())
+    assert before == {key: value for key, value in contents(parent).items() if ".lock" not in key}
 
 
-def test_a_dataset_is_replaced_behind_a_link(tmp_path: Path, dataset: Dataset) -> None:
+def test_a_dataset_is_replaced_behind_a_link(tmp_path: Path, local_dataset: Dataset) -> None:
     """A link to a dataset stays a link to the new one, and the old one's files are gone."""
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "set")
     make_dataset(open_location(link), dataset_schema(rows=7), overwrite=True)
     assert link.is_symlink()
-    assert 7 == open_dataset(dataset.location).split("train").schema.rows
+    assert 7 == open_dataset(local_dataset.location).split("train").schema.rows
     assert [".set.lock", "link", "set"] == open_location(tmp_path).names()
 
 
 @pytest.mark.parametrize("left", ["nothing", "a link", "an empty directory"])
 def test_a_replacement_that_died_between_the_renames(
-    tmp_path: Path, dataset: Dataset, left: str
+    tmp_path: Path, local_dataset: Dataset, left: str
 ) -> None:
     """A reader is told; the next writer puts the old dataset back, whatever is at its place."""
     if left == "a link":
         (tmp_path / "link").symlink_to(tmp_path / "set")
     target = open_location(tmp_path / ("link" if left == "a link" else "set"))
-    dataset.location.take_place_of(replaced_sibling(target))
+    local_dataset.location.take_place_of(replaced_sibling(target))
     if left == "an empty directory":
         target.path.mkdir()
     with pytest.raises(BadDataError, match="was being replaced when the ingest ended"):
         open_dataset(target)
     with dataset_lock(target):
         recover(target)
-    assert dataset.digest == open_dataset(target).digest
+    assert local_dataset.digest == open_dataset(target).digest
     assert not replaced_sibling(target).exists()
 
 
-def test_a_replacement_that_died_after_the_renames(place: Location, dataset: Dataset) -> None:
+def test_a_replacement_that_died_after_the_renames(local_dataset: Dataset) -> None:
     """The new dataset is in its place: the next writer removes what is left of the old one."""
+    place = local_dataset.location
     replaced_sibling(place).put("zarr.json", b"half removed")
     with dataset_lock(place):
         recover(place)
-    assert dataset.digest == open_dataset(place).digest
+    assert local_dataset.digest == open_dataset(place).digest
     assert not replaced_sibling(place).exists()
 
 

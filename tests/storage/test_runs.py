@@ -1,20 +1,19 @@
 """The run directory: its record, its lines of metrics, and what is refused."""
 
 import json
-from pathlib import Path
 
 import pytest
 
 from storage import sealed
 from storage.errors import BadDataError, ConflictError
-from storage.location import Location, open_location
+from storage.location import Location
 from storage.runs import LOCK, METRICS, RECORD, open_run, run_exists, run_lock
 from tests.storage.artefacts import begin_run, metrics_line
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Location:
-    return open_location(tmp_path / "run")
+def place(anywhere: Location) -> Location:
+    return anywhere.child("run")
 
 
 def test_a_record_comes_back(place: Location) -> None:
@@ -65,7 +64,8 @@ def test_no_run_is_told(place: Location) -> None:
     """A place where nothing is, and a path to a file, are told apart from a run."""
     with pytest.raises(BadDataError, match="There is no run at"):
         open_run(place)
-    place.path.write_text("x")
+    parent, name = place.split()
+    parent.put(name, b"x")
     with pytest.raises(BadDataError, match="is not a run"):
         open_run(place)
 

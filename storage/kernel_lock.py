@@ -1,0 +1,110 @@
+"""The writer's lock on a local disk: held by the kernel, free the moment its holder is dead."""
+
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import BaseFileLock, FileLock, Timeout
+
+from storage.directories import make_directories, reaching
+from storage.errors import ConflictError
+from storage.location import Lock, TakeOver
+
+SIGNATURE_TRIES = 50
+"""How often to look for the signature of a holder that has yet to sign, 10 ms apart."""
+
+
+class _Held(Lock):
+    """Held for as long as this process lives or wants it."""
+
+    def check(self) -> None:
+        """The kernel gives it to nobody else meanwhile."""
+
+
+@contextmanager
+def kernel_lock(path: Path, what: str, take_over: TakeOver | None) -> Iterator[Lock]:
+    """Hold the only right to write `what` while the block runs; never waits for it.
+
+    The file itself stays, and says who holds it. Raises `ConflictError` that names the holder
+    where another process, or another lock in this one, has it: that one lives, so there is nothing
+    to take over.
+    """
+    lock = FileLock(path, timeout=0, thread_local=False, fallback_to_soft=False)
+    with reaching("lock", path):
+        make_directories(path.parent)
+        _acquire(lock, path, what, take_over)
+    try:
+        _sign(path)
+        yield _Held()
+    finally:
+        _write(path, b"")
+        lock.release()
+
+
+def _acquire(lock: BaseFileLock, path: Path, what: str, take_over: TakeOver | None) -> None:
+    """Take the lock, or raise `ConflictError` that names who has it."""
+    holder = None
+    for _ in range(SIGNATURE_TRIES):
+        try:
+            lock.acquire()
+            return
+        except Timeout:
+            holder = _holder(path)
+        if holder:
+            break
+        time.sleep(0.01)
+    living = "" if take_over is None else " It lives, so that its lock cannot be taken over."
+    raise ConflictError(
+        f"{what} is being written by {holder or 'another process'}. Wait for it, or stop it.{living}"
+    )
+
+
+def _sign(path: Path) -> None:
+    """Leave word of who holds the lock."""
+    _write(path, json.dumps(signature()).encode())
+
+
+def signature() -> dict[str, Any]:
+    """Who this process is: what it leaves in the locks that it holds."""
+    return {
+        "process": os.getpid(),
+        "host": socket.gethostname(),
+        "since": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:3]]),
+    }
+
+
+def _write(path: Path, signature: bytes) -> None:
+    """Make the lock file hold a signature; the lock holds without it, on a full disk say."""
+    with suppress(OSError), open(path, "wb", buffering=0) as file:
+        file.write(signature)
+
+
+def _holder(path: Path) -> str | None:
+    """Who has signed a lock file and may still live; None where there is no such signature."""
+    try:
+        with open(path, "rb") as file:
+            holder = json.loads(file.read(4096))
+        process, host, since = int(holder["process"]), str(holder["host"]), str(holder["since"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    if host == socket.gethostname() and not _lives(process):
+        return None  # a dead one's, whose successor has yet to sign
+    return f"process {process} on {host[:80]} since {since[:40]}"
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except PermissionError:  # another user's
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True

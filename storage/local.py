@@ -1,0 +1,366 @@
+"""A local directory as a place for bytes: objects are files, made by rename and synced."""
+
+import os
+import shutil
+import stat
+import uuid
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Self
+
+from storage import files
+from storage.directories import make_directories, reaching, remove_tree
+from storage.errors import BadDataError, ConflictError, UnreachableError
+from storage.kernel_lock import kernel_lock
+from storage.location import (
+    NOTES_LIMIT,
+    REPLACED,
+    STAGED,
+    TEMPORARY,
+    Location,
+    Lock,
+    TakeOver,
+    Write,
+    is_leftover,
+)
+
+
+@dataclass(frozen=True)
+class LocalLocation(Location):
+    """A directory of whole objects, each named by a relative key with `/` between its parts.
+
+    What `put` has returned from is whole and on disk for good: written to a temporary sibling,
+    synced, renamed, and the directory synced. A reader sees the old object or the new one.
+
+    The location itself may be a link, and links within it are followed; a name below it that leads
+    outside, by its parts or by a link, is refused: nothing there is read, written or removed.
+    """
+
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def name(self) -> str:
+        """The last part of the path, for people."""
+        return self.path.resolve().name
+
+    def absolute(self) -> Self:
+        """The directory by its path from the root."""
+        return type(self)(self.path.absolute())
+
+    def child(self, key: str) -> Self:
+        """The location at `key` below this one; a key that leads outside is refused."""
+        return type(self)(self._at(key))
+
+    def sibling(self, prefix: str, suffix: str) -> Self:
+        """A hidden neighbour in the same directory, so that a rename between the two is atomic."""
+        resolved = self.path.resolve()
+        return type(self)(resolved.parent / f".{prefix}{resolved.name}{suffix}")
+
+    def split(self) -> tuple[Location, str]:
+        """The directory, and the file's name."""
+        return LocalLocation(self.path.parent), self.path.name
+
+    def below(self, ancestor: Location) -> str:
+        """The key of this location in another one that holds it."""
+        assert isinstance(ancestor, LocalLocation)
+        return self.path.relative_to(ancestor.path).as_posix()
+
+    def _at(self, key: str) -> Path:
+        parts = key.split("/")
+        if key.startswith("/") or ".." in parts or not _can_be_named(key):
+            raise BadDataError(f"The name {key!r} leads outside {self.path}; it is refused.")
+        step = str(self.path)
+        for part in parts:
+            step = f"{step}/{part}"
+            if os.path.islink(step) and not self._contains(os.path.realpath(step)):
+                raise BadDataError(
+                    f"{step} is a link that leads outside {self.path}; it is refused. Put what it "
+                    "leads to in its place."
+                )
+        return self.path / key
+
+    def _contains(self, resolved: str) -> bool:
+        return Path(resolved).is_relative_to(os.path.realpath(self.path))
+
+    def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
+        """Bytes [start, stop) of an object; a negative start counts from its end.
+
+        Raises `FileNotFoundError` where there is no such object.
+        """
+        path = self._at(key)
+        with reaching("read", path), open(path, "rb", buffering=0, opener=_open_regular) as file:
+            size = os.fstat(file.fileno()).st_size
+            first = max(0, size + start) if start < 0 else start
+            last = size if stop is None else min(stop, size)
+            if first:
+                file.seek(first)
+            return _read_all(file.fileno(), max(0, last - first))
+
+    def put(self, key: str, data: bytes | memoryview) -> None:
+        """Make `key` hold `data`: wholly or, whatever happens, not at all."""
+        with self.writing(key) as write:
+            write(data)
+
+    def put_new(self, key: str, data: bytes) -> None:
+        """The same for a key that holds nothing yet; the writer's lock keeps others away."""
+        if self.exists(key):
+            raise ConflictError(f"{self}/{key} exists already.")
+        self.put(key, data)
+
+    @contextmanager
+    def writing(self, key: str) -> Iterator[Write]:
+        """Like `put`, for what comes piece by piece: gives the function that takes the pieces."""
+        path = self._at(key)
+        with reaching("write", path):
+            make_directories(path.parent)
+            temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+            try:
+                with _synced_file(temporary) as descriptor:
+                    yield partial(files.write, descriptor)
+                files.rename(temporary, path)
+            except BaseException:
+                with suppress(OSError):
+                    files.unlink(temporary)
+                raise
+            files.fsync_directory(path.parent)
+
+    def append(self, key: str, data: bytes) -> None:
+        """Add `data` to the end of an object and sync it; the caller tells a torn end apart."""
+        path = self._at(key)
+        with reaching("append to", path):
+            make_directories(path.parent)
+            new = not path.exists()
+            descriptor = files.open_append(path)
+            try:
+                files.write(descriptor, data)
+                files.fsync(descriptor)
+            finally:
+                files.close(descriptor)
+            if new:
+                files.fsync_directory(path.parent)
+
+    def exists(self, key: str = "") -> bool:
+        """Whether there is an object or a directory at `key`; a link to nothing is neither."""
+        path = self._at(key) if key else self.path
+        with reaching("look at", path):
+            try:
+                path.stat()
+            except (FileNotFoundError, NotADirectoryError):
+                return False
+            return True
+
+    def is_free(self) -> bool:
+        """Whether nothing is here yet: no object, and no directory but an empty one."""
+        with reaching("look at", self.path):
+            return not self.path.exists() or (self.path.is_dir() and not os.listdir(self.path))
+
+    def size(self, key: str) -> int:
+        """An object's length in bytes; `FileNotFoundError` where there is none."""
+        path = self._at(key)
+        with reaching("look at", path):
+            try:
+                status = path.stat()
+            except NotADirectoryError as error:
+                raise FileNotFoundError(str(path)) from error
+        if not stat.S_ISREG(status.st_mode):
+            raise FileNotFoundError(str(path))
+        return status.st_size
+
+    def sizes(self) -> dict[str, int]:
+        """The length in bytes of every file below this location that can be read, by key."""
+        return {key: self.size(key) for key in self.objects() if self.holds(key)}
+
+    def names(self, key: str = "") -> list[str]:
+        """The names directly below `key`, sorted; none where there is no such directory."""
+        path = self._at(key) if key else self.path
+        with reaching("list", path):
+            try:
+                return sorted(os.listdir(path))
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+
+    def objects(self) -> list[str]:
+        """The keys of every object below this location, sorted."""
+        found = []
+        with reaching("list", self.path):
+            for directory, _, names in os.walk(self.path):
+                base = Path(directory).relative_to(self.path)
+                found += [(base / name).as_posix() for name in names]
+        return sorted(found)
+
+    def delete(self, key: str) -> None:
+        """Remove one object; nothing happens where there is none."""
+        path = self._at(key)
+        with reaching("remove", path), suppress(FileNotFoundError):
+            files.unlink(path)
+
+    def sweep(self, key: str = "") -> None:
+        """Remove what dead writers left unfinished directly below `key`.
+
+        The caller holds the lock of all who write there: a live one's is no different.
+        """
+        for name in self.names(key):
+            if TEMPORARY.fullmatch(name):
+                self.delete(f"{key}/{name}" if key else name)
+
+    def delete_tree(self) -> None:
+        """Remove this location and all below it."""
+        with reaching("remove", self.path):
+            remove_tree(self.path)
+
+    def take_place_of(self, target: "LocalLocation") -> None:
+        """Rename this tree to `target`, which must not exist, and make the new name durable.
+
+        A link on either side stays a link: it is what it leads to that is renamed.
+        """
+        with reaching("publish", target.path):
+            destination = target.path.resolve()
+            make_directories(destination.parent)
+            files.rename(self.path.resolve(), destination)
+            files.fsync_directory(destination.parent)
+
+    @contextmanager
+    def making(self, key: str) -> Iterator[Location]:
+        """Gives a hidden sibling of `key`; a rename makes it what it is to be."""
+        temporary = self._hidden(key, ".tmp")
+        temporary.delete_tree()
+        try:
+            yield temporary
+            if self.exists(key):
+                self.remove_whole(key)
+            temporary.take_place_of(self.child(key))
+        except BaseException:
+            temporary.discard()
+            raise
+
+    def remove_whole(self, key: str) -> None:
+        """Remove a tree, under another name first: a death half-way leaves no half of it."""
+        doomed = self._hidden(key, ".old")
+        doomed.delete_tree()
+        self.child(key).take_place_of(doomed)
+        doomed.delete_tree()
+
+    def sweep_trees(self, key: str) -> None:
+        """Remove the hidden siblings that dead writers left."""
+        for name in self.names(key):
+            if is_leftover(name):
+                self.child(f"{key}/{name}").delete_tree()
+
+    def _hidden(self, key: str, suffix: str) -> "LocalLocation":
+        directory, _, name = key.rpartition("/")
+        hidden = f".{name}{suffix}"
+        return self.child(f"{directory}/{hidden}" if directory else hidden)
+
+    def staging(self) -> "LocalLocation":
+        """The hidden sibling, on the same disk, emptied of what a dead writer left."""
+        staged = self.sibling("", STAGED)
+        staged.delete_tree()
+        return staged
+
+    def publish(self, staged: Location, last: str) -> None:
+        """Rename the old tree away and the new one here: `recover` mends a death in between."""
+        assert isinstance(staged, LocalLocation)
+        old = self.sibling("", REPLACED)
+        if not self.is_free():
+            self.take_place_of(old)
+        try:
+            staged.take_place_of(self)
+        except UnreachableError:
+            self.recover(last)
+            raise
+        old.delete_tree()
+
+    def recover(self, last: str) -> None:
+        """Put the old tree back where the new one has not come, else remove what is left of it."""
+        old = self.sibling("", REPLACED)
+        if not old.exists():
+            return
+        if self.is_free():
+            old.take_place_of(self)
+        else:
+            old.delete_tree()
+
+    def abandon(self, staged: Location) -> None:
+        """Remove what was staged: `recover` does not need it."""
+        staged.discard()
+
+    def note(self, journal: str, number: int, line: bytes) -> None:
+        """Append the line to one file."""
+        self.append(journal, line)
+
+    def notes(self, journal: str) -> bytes:
+        """The content of the file."""
+        try:
+            return self.get(journal, 0, NOTES_LIMIT)
+        except FileNotFoundError:
+            return b""
+
+    def delete_notes(self, journal: str) -> None:
+        """Remove the file."""
+        self.delete(journal)
+
+    def locked(self, what: str, take_over: TakeOver | None) -> AbstractContextManager[Lock]:
+        """A lock that the kernel holds on the file of this name."""
+        return kernel_lock(self.path, what, take_over)
+
+    def under(self, lock: Lock) -> Self:
+        """Itself: the kernel gives no lock to another while its holder lives."""
+        return self
+
+    def check_held(self) -> None:
+        """Nothing to check, for the same reason."""
+
+    def free_bytes(self) -> int:
+        """Space left for us on the disk that holds (or will hold) this location."""
+        path = self.path.resolve()
+        while not path.exists():
+            path = path.parent
+        with reaching("look at", path):
+            return shutil.disk_usage(path).free
+
+
+@contextmanager
+def _synced_file(path: Path) -> Iterator[int]:
+    """A new file's descriptor; its content is synced when the block ends well."""
+    descriptor = files.create(path)
+    try:
+        yield descriptor
+        files.fsync(descriptor)
+    finally:
+        files.close(descriptor)
+
+
+def _can_be_named(key: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(key)
+    except UnicodeEncodeError:  # half a surrogate pair, which JSON can spell
+        return False
+
+
+def _open_regular(path: str, flags: int) -> int:
+    """Open a regular file; whatever else is there is no object, and a pipe is not waited for."""
+    try:
+        descriptor = os.open(path, flags | os.O_NONBLOCK)
+    except (NotADirectoryError, IsADirectoryError) as error:
+        raise FileNotFoundError(path) from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise FileNotFoundError(path)
+    return descriptor
+
+
+def _read_all(descriptor: int, count: int) -> bytes:
+    """One read as a rule; more where the system gives less than it was asked for."""
+    data = os.read(descriptor, count)
+    while len(data) < count:
+        more = os.read(descriptor, count - len(data))
+        if not more:
+            break
+        data += more
+    return data

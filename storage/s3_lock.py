@@ -1,0 +1,112 @@
+"""The writer's lock in a store: an object, taken by a conditional write, that says who holds it.
+
+No kernel frees it when its holder dies, and how long a holder has been silent does not prove it
+dead: so it stays until its holder gives it back, or somebody who knows better takes it over. The
+former holder finds another's signature there when it next looks, which it does before it publishes
+anything, and stops. Between that look and the write that follows lies a moment in which a lock
+could change hands unseen; what is published there is written conditionally too (a manifest and a
+root only where there is none, lines of metrics only after those that were read), so that neither of
+two writers replaces what the other has published.
+
+A store that does not know conditional writes would let everybody win: each taking ends in one that
+must fail, and where it does not, the store is refused.
+
+Free is an object that is absent or empty: one that is given back is emptied by a conditional write,
+for S3 knows none for removal in general.
+"""
+
+import json
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from storage.errors import ConflictError, PipelineError, UnreachableError, UsageError
+from storage.kernel_lock import signature
+from storage.location import Lock, TakeOver
+from storage.s3_client import S3Client
+
+
+@dataclass(frozen=True)
+class S3Lock(Lock):
+    """A lock that was taken; it can be pickled, so that others may check it for their writer."""
+
+    client: S3Client
+    key: str
+    what: str
+    """What it is the right to write."""
+    content: bytes = field(repr=False)
+    """Our signature, which no other has."""
+
+    def check(self) -> None:
+        """Raise `ConflictError` where the object no longer has our signature."""
+        found = self.client.get_tagged(self.key)
+        if found is None or found[0] != self.content:
+            holder = None if found is None else _holder(found[0])
+            raise ConflictError(
+                f"{self.what} was taken over by {holder or 'somebody'}; this process publishes "
+                "nothing more there. What it had saved before is kept."
+            )
+
+    def release(self) -> None:
+        """Give it back, unless it is another's by now."""
+        found = self.client.get_tagged(self.key)
+        if found is not None and found[0] == self.content:
+            self.client.put_if(self.key, b"", found[1])
+
+
+@contextmanager
+def s3_lock(client: S3Client, key: str, what: str, take_over: TakeOver | None) -> Iterator[S3Lock]:
+    """Hold the only right to write `what` while the block runs; see `storage.locks.writer_lock`."""
+    lock = _acquired(client, key, what, take_over)
+    try:
+        yield lock
+    except BaseException as error:
+        if isinstance(error, Exception):
+            with suppress(UnreachableError):
+                lock.check()  # if it was taken over, that is what went wrong
+        with suppress(PipelineError):  # the first failure is the one to tell
+            lock.release()
+        raise
+    lock.release()
+
+
+def _acquired(client: S3Client, key: str, what: str, take_over: TakeOver | None) -> S3Lock:
+    lock = S3Lock(client, key, what, _signed())
+    found = client.get_tagged(key)
+    content, tag = found or (b"", None)
+    if content and take_over is None:
+        raise _conflict(what, content)
+    if not client.put_if(key, lock.content, tag):
+        raise _conflict(what, (client.get_tagged(key) or (b"", ""))[0])
+    if client.put_if(key, _signed(), None):
+        raise UsageError(
+            f"The store of {client.url(key)} takes no heed of conditional writes (If-None-Match), so "
+            "that nothing there can be locked. Use a store that does."
+        )
+    if content and take_over is not None:
+        take_over(f"{what} was being written by {_holder(content) or 'somebody'}: taken over.")
+    return lock
+
+
+def _signed() -> bytes:
+    return json.dumps(signature() | {"token": uuid.uuid4().hex}).encode()
+
+
+def _conflict(what: str, content: bytes) -> ConflictError:
+    return ConflictError(
+        f"{what} is being written by {_holder(content) or 'somebody'}. Wait for it, or stop it; if it "
+        "is dead, pass --take-over."
+    )
+
+
+def _holder(content: bytes) -> str | None:
+    """Who has signed; None where there is no such signature."""
+    try:
+        found: Any = json.loads(content)
+        process, host = int(found["process"]), str(found["host"])[:80]
+        since, command = str(found["since"])[:40], str(found.get("command", ""))[:80]
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
+        return None
+    return f"process {process} on {host} since {since}" + (f" ({command})" if command else "")

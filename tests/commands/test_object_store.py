@@ -1,0 +1,222 @@
+"""The commands on s3:// places: the same bits as on disk, whoever is killed, and whatever fails."""
+
+import json
+import signal
+from itertools import count, cycle
+from pathlib import Path
+
+import pytest
+
+from tests.commands.conftest import SMALL, Call
+from tests.commands.process import Ended, assert_refused, run_pipeline, start_pipeline
+from tests.commands.test_commands import document
+from tests.object_store.proxy import CUT, DROP, LOST, Proxy
+from tests.object_store.server import Store
+
+INGEST = ("ingest", "synthetic:300,60", "--rows-per-chunk", 64)
+TRAIN = ("train", *SMALL, "--epochs", 6, "--checkpoint-every", 2, "--holdout", 50)
+
+
+@pytest.fixture
+def environment(store: Store, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The AWS variables, for commands in this process and in others."""
+    for name, value in store.environment.items():
+        monkeypatch.setenv(name, value)
+    return store.environment
+
+
+@pytest.fixture
+def dataset_url(store: Store, environment: dict[str, str], call: Call) -> str:
+    """A dataset in the store."""
+    url = f"{store.new_place()}/set"
+    document(call(*INGEST, "--out", url, "--json"))
+    return url
+
+
+@pytest.fixture
+def expected(call: Call) -> dict[str, object]:
+    """What the same training comes to in local directories, never disturbed."""
+    document(call(*INGEST, "--out", "set", "--json"))
+    return document(call(*TRAIN, "--dataset", "set", "--run", "run", "--json"))
+
+
+def what_it_came_to(trained: dict[str, object]) -> tuple[object, ...]:
+    return trained["parameters_digest"], trained["order_digest"]
+
+
+def test_processes_share_nothing_but_the_store(
+    store: Store,
+    expected: dict[str, object],
+    call: Call,
+    here: Path,
+) -> None:
+    """Each command in a directory of its own; every digest is the one that disks give."""
+    place, numbers = str(store.new_place()), count()
+    places = ("--dataset", f"{place}/set", "--run", f"{place}/runs/one")
+
+    def elsewhere(*arguments: object) -> Ended:
+        directory = here / f"machine-{next(numbers)}"
+        directory.mkdir()
+        ended = run_pipeline(*arguments, cwd=directory, env=store.environment)
+        assert [] == list(directory.iterdir())
+        return ended
+
+    made = document(elsewhere(*INGEST, "--out", f"{place}/set", "--json"))
+    trained = document(elsewhere(*TRAIN, *places, "--json"))
+    scored = document(elsewhere("score", *places, "--out", f"{place}/rows.csv", "--json"))
+    assert document(call("inspect", "set", "--json"))["digest"] == made["digest"]
+    assert what_it_came_to(expected) == what_it_came_to(trained)
+    local = document(
+        call("score", "--dataset", "set", "--run", "run", "--out", "rows.csv", "--json")
+    )
+    assert local["scores_digest"] == scored["scores_digest"]
+    assert f"{place}/rows.csv" == scored["output"]
+    parent, name = store.location(f"{place.split('/', 3)[3]}/rows.csv").split()
+    assert (here / "rows.csv").read_bytes() == parent.get(name)
+
+    told = document(elsewhere("inspect", f"{place}/runs/one", "--json"))
+    assert f"{place}/runs/one" == told["location"]
+    assert 6 == len(told["epochs"])
+    for what in ("set", "runs/one"):
+        assert [] == document(elsewhere("verify", f"{place}/{what}", "--json"))["wrong"]
+    again = document(elsewhere(*INGEST, "--out", f"{place}/set", "--json"))
+    assert (True, made["digest"]) == (again["already_done"], again["digest"])
+    assert document(elsewhere("score", *places, "--json"))["already_done"]
+
+
+def test_a_killed_training_is_taken_over(
+    store: Store,
+    expected: dict[str, object],
+    environment: dict[str, str],
+    dataset_url: str,
+    call: Call,
+    here: Path,
+) -> None:
+    """After SIGKILL another is refused until told to take over; it ends in the same bits."""
+    run = f"{store.new_place()}/run"
+    arguments = (*TRAIN, "--dataset", dataset_url, "--run", run, "--resume")
+    with start_pipeline(*arguments, cwd=here, env=environment) as process:
+        assert process.stdout is not None
+        while not process.stdout.readline().startswith("epoch 2/"):
+            assert process.poll() is None
+        process.kill()
+        assert -signal.SIGKILL == process.wait()
+    refused = call(*arguments)
+    assert_refused(refused, 4, f"process {process.pid} on ", "--take-over")
+    ended = call(*arguments, "--take-over")
+    assert 0 == ended.code, ended.err
+    assert f"{run} was being written by process {process.pid} on " in ended.err
+    assert "resumed from checkpoint " in ended.out
+    trained = document(call(*arguments, "--json"))
+    assert what_it_came_to(expected) == what_it_came_to(trained)
+    assert [] == document(call("verify", run, "--json"))["wrong"]
+
+
+def test_one_of_two_trainers_wins(
+    store: Store,
+    expected: dict[str, object],
+    environment: dict[str, str],
+    dataset_url: str,
+    call: Call,
+    here: Path,
+) -> None:
+    """Two that begin at one prefix at once: one trains, the other ends with exit 4."""
+    run = f"{store.new_place()}/run"
+    arguments = (*TRAIN, "--dataset", dataset_url, "--run", run)
+    with (
+        start_pipeline(*arguments, cwd=here, env=environment) as one,
+        start_pipeline(*arguments, cwd=here, env=environment) as other,
+    ):
+        told = one.communicate()[1] + other.communicate()[1]
+    assert [0, 4] == sorted([one.returncode, other.returncode]), told
+    assert any(why in told for why in ("being written by process", "exists", "is a run already"))
+    trained = document(call(*arguments, "--resume", "--json"))
+    assert what_it_came_to(expected) == what_it_came_to(trained)
+
+
+def test_a_store_in_trouble_costs_time_only(
+    proxy: Proxy,
+    store: Store,
+    expected: dict[str, object],
+    environment: dict[str, str],
+    call: Call,
+) -> None:
+    """With each seventeenth request failing in one way or another, all three commands come through."""
+    troubles, numbers = cycle(["500", CUT, "503", LOST, DROP]), count(1)
+    proxy.plan = lambda method, path: None if next(numbers) % 17 else next(troubles)
+    place = f"{store.new_place()}"
+    option = ("--storage-option", f"endpoint_url={proxy.store.endpoint}", "--json")
+    places = ("--dataset", f"{place}/set", "--run", f"{place}/run")
+    document(call(*INGEST, "--out", f"{place}/set", *option))
+    trained = document(call(*TRAIN, *places, *option))
+    assert what_it_came_to(expected) == what_it_came_to(trained)
+    scored = document(call("score", *places, *option))
+    local = document(call("score", "--dataset", "set", "--run", "run", "--json"))
+    assert local["scores_digest"] == scored["scores_digest"]
+    assert 30 < next(numbers) // 17
+
+
+def test_a_store_that_is_lost_midway(
+    proxy: Proxy,
+    store: Store,
+    expected: dict[str, object],
+    environment: dict[str, str],
+    dataset_url: str,
+    call: Call,
+) -> None:
+    """Exit 6 that names the place; later the run goes on to the same bits."""
+    run = f"{store.new_place()}/run"
+    lost: list[str] = []
+
+    def plan(method: str, path: str) -> str | None:
+        if "000002-000000" in path:
+            lost.append(path)
+        return "503" if lost else None
+
+    proxy.plan = plan
+    arguments = (*TRAIN, "--dataset", dataset_url, "--run", run, "--resume")
+    options = (f"endpoint_url={proxy.store.endpoint}", "retry_seconds=0.3")
+    flags = [part for option in options for part in ("--storage-option", option)]
+    ended = call(*arguments, *flags, "--quiet")
+    assert_refused(ended, 6, f"{run}/checkpoints", "503", "again and again")
+    again = call(*arguments, "--take-over", "--json")
+    assert 0 == again.code, again.err
+    trained = json.loads(again.out)
+    assert what_it_came_to(expected) == what_it_came_to(trained)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("inspect", "s3://bucket/nothing"), 3, "There is nothing at s3://bucket/nothing"),
+        (("verify", "s3://bucket/nothing"), 3, "There is nothing at s3://bucket/nothing"),
+        (("train", "--dataset", "s3://bucket/nothing"), 3, "There is no dataset at s3://bucket/n"),
+        (("score", "--run", "s3://bucket/nothing"), 3, "There is no run at s3://bucket/nothing"),
+        (("inspect", "s3://no-bucket/set"), 6, "there is no bucket 'no-bucket'"),
+        (("inspect", "s3://bucket"), 2, "names no place in a bucket"),
+        (("ingest", "synthetic:9,9", "--out", "s3://bucket/"), 2, "names no place in a bucket"),
+        (("inspect", "data", "--storage-option", "region=x"), 2, "is for places in a store"),
+        (("inspect", "s3://bucket/set", "--storage-option", "region"), 2, "expected KEY=VALUE"),
+        (("inspect", "s3://bucket/set", "--storage-option", "a=b"), 2, "--storage-option a is not"),
+        (("demo", "s3://bucket/demo"), 2, "the demo works in a local directory"),
+        (("score", "--out", "s3://bucket/rows.txt"), 2, "ends in .csv or .npz"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, tuple) else None,
+)
+def test_what_is_wrong_is_told(
+    environment: dict[str, str], call: Call, arguments: tuple[str, ...], code: int, words: str
+) -> None:
+    """One line, with the place and the documented exit code."""
+    assert_refused(call(*arguments), code, words)
+
+
+def test_refused_credentials_are_told(
+    proxy: Proxy,
+    environment: dict[str, str],
+    call: Call,
+) -> None:
+    """Exit 6, with the variables to look at."""
+    proxy.plan = lambda method, path: "403"
+    option = ("--storage-option", f"endpoint_url={proxy.store.endpoint}")
+    ended = call("inspect", "s3://bucket/set", *option)
+    assert_refused(ended, 6, "refuses these credentials", "AWS_ACCESS_KEY_ID")

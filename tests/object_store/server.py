@@ -1,0 +1,96 @@
+"""moto's S3 server in a process of its own, which shares nothing with the tests but its port."""
+
+import os
+import subprocess
+import sys
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from storage.location import Location, open_location
+
+SERVE = """
+import logging, sys
+from moto.server import ThreadedMotoServer
+logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
+server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+server.start()
+print(server.get_host_and_port()[1], flush=True)
+sys.stdin.read()
+"""
+ENVIRONMENT = {
+    "AWS_ACCESS_KEY_ID": "tests",
+    "AWS_SECRET_ACCESS_KEY": "tests",
+    "AWS_REGION": "us-east-1",
+}
+"""What a client of the server needs besides its endpoint."""
+_SCOPE = "AWS4-HMAC-SHA256 Credential=tests/20240101/us-east-1/s3/aws4_request, Signature=none"
+
+
+@dataclass(frozen=True)
+class Store:
+    """One bucket of a running server."""
+
+    endpoint: str
+    bucket: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables by which a command finds the store."""
+        return ENVIRONMENT | {"AWS_ENDPOINT_URL": self.endpoint}
+
+    @property
+    def options(self) -> dict[str, str]:
+        """The same as options of a location; trouble is over soon."""
+        return {
+            "endpoint_url": self.endpoint,
+            "access_key_id": "tests",
+            "secret_access_key": "tests",
+            "region": "us-east-1",
+            "retry_seconds": "20",
+        }
+
+    def url(self, key: str) -> str:
+        """A place in the bucket."""
+        return f"s3://{self.bucket}/{key}"
+
+    def location(self, key: str, **options: str) -> Location:
+        """The same, opened."""
+        return open_location(self.url(key), self.options | options)
+
+    def new_place(self) -> Location:
+        """A prefix that nobody has used."""
+        return self.location(uuid.uuid4().hex[:8])
+
+
+@contextmanager
+def running_store() -> Iterator[Store]:
+    """A server with an empty bucket, for as long as the block runs."""
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVE],
+        env=os.environ | ENVIRONMENT,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            port = process.stdout.readline().strip()
+            assert port, "the server did not start"
+            store = Store(f"http://127.0.0.1:{port}", "bucket")
+            _create_bucket(store)
+            yield store
+        finally:
+            process.kill()
+
+
+def _create_bucket(store: Store) -> None:
+    url = f"{store.endpoint}/{store.bucket}"
+    headers = {"Authorization": _SCOPE}
+    request = urllib.request.Request(url, data=b"", method="PUT", headers=headers)
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(request, timeout=30) as answer:
+        assert 200 == answer.status

@@ -1,0 +1,270 @@
+"""Locations in a store: ranges, trouble on the way, and what is refused, each told by name."""
+
+import builtins
+import multiprocessing
+import pickle
+import sys
+import threading
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+from storage.dataset import open_dataset
+from storage.errors import ConflictError, UnreachableError, UsageError
+from storage.location import Location, open_location
+from tests.object_store.proxy import CUT, DROP, LOST, SLOW, TROUBLES, Proxy
+from tests.object_store.server import Store
+from tests.storage.artefacts import assert_holds_its_rows, dataset_schema, make_dataset
+
+DIGITS = b"0123456789"
+
+
+@pytest.fixture
+def place(store: Store) -> Location:
+    return store.new_place()
+
+
+def through(proxy: Proxy, place: Location, **options: str) -> Location:
+    """The same place by way of the proxy; a slow answer is given up after a second."""
+    return proxy.store.location(str(place).split("/", 3)[3], timeout="1s", **options)
+
+
+def test_ranges_are_those_of_a_slice(place: Location) -> None:
+    """Any start and stop give what a slice of the object with both ends cut to it gives."""
+    place.put("digits", DIGITS)
+    place.put("empty", b"")
+    for start in range(-12, 13):
+        first = max(0, 10 + start) if start < 0 else start
+        for stop in (None, *range(13)):
+            assert DIGITS[first:stop] == place.get("digits", start, stop), (start, stop)
+            assert b"" == place.get("empty", start, stop)
+
+
+def test_a_large_object_goes_in_parts(place: Location) -> None:
+    """What is larger than a part of an upload comes back whole, put or written in pieces."""
+    data = np.random.default_rng(0).bytes(12 * 2**20)
+    place.put("put", data)
+    with place.writing("written") as write:
+        for start in range(0, len(data), 2**20):
+            write(data[start : start + 2**20])
+    assert data == place.get("put")
+    assert data == place.get("written")
+    assert data[-5:] == place.get("put", -5)
+
+
+def test_more_objects_than_a_page(place: Location) -> None:
+    """Listing and removing go on past the thousand of one answer."""
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: place.put(f"a/{number:04d}", b"x"), range(1005)))
+    assert 1005 == len(place.names("a"))
+    assert 1005 == sum(place.sizes().values())
+    place.delete_tree()
+    assert [] == place.objects()
+
+
+@pytest.mark.parametrize("chunks_per_shard", [1, 2])
+def test_a_dataset_is_read_as_it_was_written(place: Location, chunks_per_shard: int) -> None:
+    """By our own reader of chunks, and by Zarr, plain and in shards."""
+    schema = dataset_schema(chunks_per_shard=chunks_per_shard)
+    make_dataset(place.child("set"), schema)
+    found = open_dataset(place.child("set"))
+    assert_holds_its_rows(found, schema)
+    split = found.split("train")
+    rows = np.concatenate([split.read_chunk(number).inputs for number in range(3)])
+    assert np.array_equal(rows, np.asarray(split.inputs[:]))
+
+
+def test_a_location_can_be_opened_by_another_process(place: Location) -> None:
+    """Pickled, it carries where the store is, and what reads it there is the same."""
+    dataset = make_dataset(place.child("set"))
+    assert place == pickle.loads(pickle.dumps(place))
+    split = dataset.split("train")
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        found = pool.submit(split.read_chunk, 1).result()
+    assert split.read_chunk(1).digest() == found.digest()
+
+
+def test_secrets_are_not_shown(store: Store) -> None:
+    """Neither the location nor its representation has the credentials."""
+    place = store.location("x", secret_access_key="swordfish")
+    assert "swordfish" not in f"{place} {place!r}"
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_passing_trouble_is_not_seen(proxy: Proxy, place: Location, trouble: str) -> None:
+    """Reads, writes, conditional writes, listings, copies and removals are tried again."""
+    there = through(proxy, place)
+    for number, (method, part, act) in enumerate(
+        [
+            ("PUT", "digits", lambda: there.put("digits", DIGITS)),
+            ("GET", "digits", lambda: there.get("digits", 2, 5)),
+            ("HEAD", "digits", lambda: there.size("digits")),
+            ("PUT", "new", lambda: there.put_new("new", b"1")),
+            ("PUT", "new", lambda: there.append("new", b"2")),
+            ("GET", "list-type", there.objects),
+            ("POST", "delete", lambda: there.delete("new")),
+        ]
+    ):
+        proxy.first(trouble, 1, method, part)
+        before = len(proxy.requests)
+        found = act()
+        tries = [seen for seen in proxy.requests[before:] if seen[0] == method and part in seen[1]]
+        body = method in ("GET", "POST")  # an answer without a body cannot be cut off
+        assert len(tries) > 1 or (trouble == CUT and not body), number
+        assert found == [None, b"234", 10, None, None, ["digits", "new"], None][number]
+    assert {"digits": 10} == place.sizes()
+
+
+@pytest.mark.parametrize(
+    ("trouble", "reason"),
+    [
+        ("500", "500 Internal Server Error, InternalError"),
+        ("503", "503 Service Unavailable, SlowDown"),
+        (CUT, "broke off"),
+        (DROP, "broke off"),
+        (LOST, "broke off"),
+        (SLOW, "no whole answer in time"),
+    ],
+)
+def test_trouble_that_lasts_is_told(
+    proxy: Proxy, place: Location, trouble: str, reason: str
+) -> None:
+    """After the time that `retry_seconds` gives: exit 6, the object's URL, and the reason."""
+    place.put("digits", DIGITS)
+    proxy.plan = lambda method, path: trouble
+    there = through(proxy, place, retry_seconds="0.2")
+    with pytest.raises(UnreachableError, match=f"Cannot read {place}/digits: .*{reason}") as caught:
+        there.get("digits")
+    assert 6 == caught.value.exit_code
+    assert {("GET", f"/{str(place)[5:]}/digits")} == set(proxy.requests)
+
+
+def test_a_store_that_is_not_there(place: Location) -> None:
+    """A refused connection is tried again, then told."""
+    key = str(place).split("/", 3)[3]
+    gone = open_location(
+        f"s3://bucket/{key}",
+        {"endpoint_url": "http://127.0.0.1:1", "retry_seconds": "0.2"}
+        | {"access_key_id": "a", "secret_access_key": "b"},
+    )
+    with pytest.raises(UnreachableError, match="the connection is refused, again and again"):
+        gone.put("key", b"")
+
+
+def test_credentials_that_are_refused_are_told_at_once(proxy: Proxy, place: Location) -> None:
+    """403 is not tried again; the message names the variables to look at."""
+    proxy.plan = lambda method, path: "403"
+    with pytest.raises(UnreachableError, match="refuses these credentials .*InvalidAccessKeyId"):
+        through(proxy, place).get("key")
+    assert 1 == len(proxy.requests)
+
+
+def test_a_missing_bucket_is_told(store: Store) -> None:
+    """Whatever is done there, by its name, and never as a missing object."""
+    there = open_location("s3://no-such-bucket/place", store.options)
+    acts: list[Any] = [
+        lambda: there.get("key"),
+        lambda: there.put("key", b""),
+        lambda: there.put_new("key", b""),
+        lambda: there.append("key", b""),
+        lambda: there.delete("key"),
+        there.exists,
+        there.names,
+        there.objects,
+        there.is_free,
+    ]
+    for act in acts:
+        with pytest.raises(UnreachableError, match="there is no bucket 'no-such-bucket'"):
+            act()
+
+
+def test_one_of_many_makes_an_object(place: Location) -> None:
+    """Of writers who put a new object at once, one wins and the others are told."""
+    together = threading.Barrier(8)
+
+    def put(number: int) -> bool:
+        together.wait()
+        try:
+            place.put_new("key", b"%d" % number)
+        except ConflictError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(put, range(8)))
+    assert [b"%d" % won.index(True)] == [place.get("key")]
+    assert 1 == sum(won)
+
+
+def test_an_append_after_another_s_is_refused(
+    place: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line that came between the reading and the writing is not written over."""
+    place.put("lines", b"one\n")
+    tagged = type(place.client).get_tagged
+
+    def meanwhile(client: Any, key: str) -> Any:
+        found = tagged(client, key)
+        monkeypatch.undo()
+        place.put("lines", b"one\nother\n")
+        return found
+
+    monkeypatch.setattr(type(place.client), "get_tagged", meanwhile)
+    with pytest.raises(ConflictError, match="was changed by another writer"):
+        place.append("lines", b"two\n")
+    assert b"one\nother\n" == place.get("lines")
+
+
+@pytest.mark.parametrize(
+    "url", ["s3://", "s3://bucket", "s3://bucket/", "s3:///a", "s3://bucket/a//b", "s3://b/../a"]
+)
+def test_a_url_without_a_place_is_wrong_usage(url: str) -> None:
+    """A bucket and a prefix of whole parts are wanted."""
+    with pytest.raises(UsageError, match="names no place in a bucket"):
+        open_location(url)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"colour": "red"}, "--storage-option colour is not known"),
+        ({"timeout": "soon"}, "cannot be used: .*soon"),
+        ({"retry_seconds": "-1"}, "retry_seconds is '-1'"),
+        ({"retry_seconds": "long"}, "retry_seconds is 'long'"),
+    ],
+)
+def test_an_option_that_is_none_is_wrong_usage(options: dict[str, str], message: str) -> None:
+    """Before anything is asked of the store."""
+    with pytest.raises(UsageError, match=message):
+        open_location("s3://bucket/place", options)
+
+
+def test_the_environment_says_where_the_store_is(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AWS_ENDPOINT_URL and the credentials' variables suffice; options come before them."""
+    for name, value in store.environment.items():
+        monkeypatch.setenv(name, value)
+    place = open_location(store.url("from-environment"))
+    place.put("key", b"x")
+    assert ["key"] == store.location("from-environment").names()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    assert b"x" == open_location(str(place), {"endpoint_url": store.endpoint}).get("key")
+
+
+def test_without_the_extra_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An s3:// URL without obstore is wrong usage."""
+    real = builtins.__import__
+
+    def without(name: str, *arguments: Any) -> Any:
+        if name.partition(".")[0] == "obstore":
+            raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+        return real(name, *arguments)
+
+    for name in ("storage.s3", "storage.s3_client", "storage.s3_lock"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(UsageError, match=r"pip install 'mnist-stream\[s3\]'"):
+        open_location("s3://bucket/place")
