@@ -32,9 +32,12 @@ from storage.runs import SCORES, Run, open_run
 
 if TYPE_CHECKING:
     from jobs.model import Model
+    from pipeline.cluster import Cluster
     from storage.dataset import Dataset
 
 Result = TypeVar("Result")
+OpenCluster = Callable[[], "Cluster | None"]
+"""Opens the cluster when there is work for it, and gives the same one after that."""
 
 GRAVEST_FIRST = (BadDataError, QualityGateError, UnreachableError, ConflictError)
 """Of several things that went wrong, the first of these gives the exit code."""
@@ -78,11 +81,18 @@ def _several(texts: list[str]) -> str:
 class Batch:
     """One batch job at work: the run, its model and ledger, and what has been scored so far."""
 
-    def __init__(self, config: ScoreConfig, listener: ScoreListener, stop: StopSignal) -> None:
+    def __init__(
+        self,
+        config: ScoreConfig,
+        listener: ScoreListener,
+        stop: StopSignal,
+        cluster: OpenCluster,
+    ) -> None:
         """Finds the model; raises as `open_run` and `choose_checkpoint` do."""
         self.config = config
         self.listener = listener
         self.stop = stop
+        self._cluster = cluster
         self.holder: Holder | None = None
         run, choice = self._named()
         self.run = open_run(config.open(run))
@@ -172,6 +182,7 @@ class Batch:
             take_over=self.config.take_over,
             listener=self.listener,
             stop=self.stop,
+            cluster=self._cluster,
         )
 
     def settle(self, result: ScoreResult, content: str | None = None) -> ScoreResult:
@@ -300,6 +311,7 @@ def run_batch(
     *,
     listener: ScoreListener | None = None,
     stop: StopSignal | None = None,
+    cluster: OpenCluster = lambda: None,
 ) -> BatchResult:
     """Score what the configuration asks for.
 
@@ -314,7 +326,7 @@ def run_batch(
         check_output(str(config.out))
 
     def begin() -> Batch:
-        return Batch(config, listener, stop)
+        return Batch(config, listener, stop, cluster)
 
     batch = try_again(
         begin, retries=config.retries, retry_wait=config.retry_wait, listener=listener, stop=stop

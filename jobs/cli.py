@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from jobs.cli_cluster import cluster_options, opened_cluster, take_cluster_options
 from jobs.cli_options import (
     console_of,
     dataset_option,
@@ -74,6 +75,7 @@ def cli() -> None:
 @seed_option
 @storage_option
 @take_over_option
+@cluster_options
 @output_options
 def ingest(
     source: str,
@@ -85,6 +87,7 @@ def ingest(
     take_over: bool,
     quiet: bool,
     as_json: bool,
+    **chosen: Any,
 ) -> None:
     """Make a dataset of SOURCE.
 
@@ -105,15 +108,17 @@ def ingest(
             stop.check("Stopped; nothing was published. Run the same command to begin again.")
 
         opened = open_source(source, seed=seed, announce=console.say)
-        result = run_ingest(
-            opened,
-            place or f"{DATA_ROOT}/{opened.name}",
-            rows_per_chunk=rows_per_chunk,
-            overwrite=overwrite,
-            take_over=console.warn if take_over else None,
-            report=report,
-            announce=console.say,
-        )
+        with opened_cluster(chosen, console.say) as cluster:
+            result = run_ingest(
+                opened,
+                place or f"{DATA_ROOT}/{opened.name}",
+                rows_per_chunk=rows_per_chunk,
+                overwrite=overwrite,
+                take_over=console.warn if take_over else None,
+                report=report,
+                announce=console.say,
+                cluster=cluster,
+            )
         told = ingest_report(result)
         console.result(told.document, told.text)
 
@@ -196,6 +201,7 @@ class _TrainCommand(click.Command):
 @click.option("--config", "config_file", metavar="FILE.toml", help="Settings; options override.")
 @storage_option
 @take_over_option
+@cluster_options
 @output_options
 def train(
     dataset: str,
@@ -214,21 +220,24 @@ def train(
     bits as if it never had. Each setting below is also a key of the TOML file for --config.
     """
     with console_of(quiet, as_json) as console, stopping() as stop:
+        chosen = take_cluster_options(settings)
         config = _train_config(config_file, settings)
         from jobs.train import train as run_train
         from jobs.train_console import ConsoleListener, train_report
         from storage.location import open_location
 
         options = store_options(storage_options, dataset, run)
-        result = run_train(
-            config,
-            dataset=open_location(dataset, options),
-            run=open_location(run, options),
-            resume=resume,
-            take_over=console.warn if take_over else None,
-            listener=ConsoleListener(console),
-            stop=stop,
-        )
+        with opened_cluster(chosen, console.say) as cluster:
+            result = run_train(
+                config,
+                dataset=open_location(dataset, options),
+                run=open_location(run, options),
+                resume=resume,
+                take_over=console.warn if take_over else None,
+                listener=ConsoleListener(console),
+                stop=stop,
+                cluster=cluster,
+            )
         told = train_report(result)
         console.result(told.document, told.text)
 

@@ -1,10 +1,12 @@
 """The commands of scoring: score, scores, promote. Thin: parse, call a job, print."""
 
 import time
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from jobs.cli_cluster import cluster_on_call, cluster_options
 from jobs.cli_options import (
     console_of,
     dataset_option,
@@ -20,11 +22,12 @@ from jobs.score_config import DEFAULT_RUN, DEFAULT_SETTLE
 from storage.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from jobs.batch import BatchResult
     from jobs.console import Console
     from jobs.score_config import ScoreConfig
-    from jobs.score_listener import JsonLog, ScoreListener
-    from jobs.stop import StopSignal
+    from jobs.score_listener import JsonLog
 
 CHECKPOINT_HELP = (
     "best (by validation; the latest without one), latest, an epoch's number, or the first digits "
@@ -108,6 +111,7 @@ running_options = options(
 @running_options
 @storage_option
 @take_over_option
+@cluster_options
 @output_options
 def score(
     run: str | None,
@@ -131,6 +135,7 @@ def score(
     take_over: bool,
     quiet: bool,
     as_json: bool,
+    **chosen: Any,
 ) -> None:
     """Score splits of a dataset, or an inbox, with a run's model.
 
@@ -166,20 +171,23 @@ def score(
             storage_options=store_options(storage_options, run, dataset, inbox, models, out),
             take_over=listener.warn if take_over else None,
         )
-        if isinstance(listener, JsonLog):
-            _score_logged(config, listener, stop)
-        else:
-            _score_told(config, listener, console, stop)
+        from jobs.batch import run_batch
+
+        with cluster_on_call(chosen, listener.say) as cluster:
+            work = partial(run_batch, config, listener=listener, stop=stop, cluster=cluster)
+            if isinstance(listener, JsonLog):
+                _score_logged(work, listener)
+            else:
+                _score_told(work, config, console)
 
 
 def _score_told(
-    config: "ScoreConfig", listener: "ScoreListener", console: "Console", stop: "StopSignal"
+    work: "Callable[[], BatchResult]", config: "ScoreConfig", console: "Console"
 ) -> None:
     """Score, and print what it came to."""
-    from jobs.batch import run_batch
     from jobs.score_console import batch_report
 
-    batch = run_batch(config, listener=listener, stop=stop)
+    batch = work()
     one_split = config.inbox is None and len(set(config.splits)) == 1
     if batch.results or not one_split:
         told = batch_report(batch, one_split=one_split)
@@ -188,16 +196,15 @@ def _score_told(
         raise batch.error
 
 
-def _score_logged(config: "ScoreConfig", log: "JsonLog", stop: "StopSignal") -> None:
+def _score_logged(work: "Callable[[], BatchResult]", log: "JsonLog") -> None:
     """Score, and log every event; the last one is a summary, whatever happens."""
-    from jobs.batch import run_batch
     from jobs.score_console import batch_summary
 
     began = time.monotonic()
     batch: BatchResult | None = None
     error: BaseException | None = None
     try:
-        batch = run_batch(config, listener=log, stop=stop)
+        batch = work()
         error = batch.error
     except Exception as raised:
         error = raised

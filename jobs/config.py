@@ -40,11 +40,12 @@ def _setting(
     least: float | None = None,
     most: float | None = None,
     may_change: bool = False,
+    rounds_only: bool = False,
 ) -> Any:
     """A setting's default with what the commands and the checks need to know of it.
 
     `least` and `most` bound it, both allowed. `may_change` says that a resume may give another
-    value: the bits of the run do not depend on it.
+    value: the bits of the run do not depend on it; `rounds_only`, that they do so in rounds alone.
     """
     metadata = {
         "help": help,
@@ -52,6 +53,7 @@ def _setting(
         "least": least,
         "most": most,
         "may_change": may_change,
+        "rounds_only": rounds_only,
     }
     return field(default=default, metadata=metadata)
 
@@ -99,6 +101,32 @@ class TrainConfig:
     drop_last: bool = _setting(False, "Leave out an epoch's last mini-batch where it is short.")
     micro_batches: int = _setting(
         0, "Parts whose gradients are computed apart; 0 chooses by the batch size.", least=0
+    )
+    parallel: str = _setting(
+        "steps",
+        "What a cluster shares out: the gradients of each step, to the same bits, or rounds of "
+        "local steps, which are another algorithm.",
+        choices=("steps", "rounds"),
+    )
+    replicas: int = _setting(
+        4, "Of rounds: replicas that step by themselves.", least=1, most=1024, rounds_only=True
+    )
+    sync_every: int = _setting(
+        64, "Of rounds: steps of each replica before they agree.", least=1, rounds_only=True
+    )
+    outer_learning_rate: float = _setting(
+        1.0,
+        "Of rounds: how far to go towards the replicas' mean; 1 takes the mean (DiLoCo: 0.7).",
+        least=0,
+        most=10,
+        rounds_only=True,
+    )
+    outer_momentum: float = _setting(
+        0.5,
+        "Of rounds: Nesterov momentum of the outer step; 0 for none (DiLoCo: 0.9).",
+        least=0,
+        most=0.9999,
+        rounds_only=True,
     )
     evaluate: str = _setting(
         "test", "Splits to evaluate after each epoch: train, test, train,test or none."
@@ -198,6 +226,8 @@ def may_change(setting: "Field[Any]", recorded: TrainConfig) -> bool:
     """Whether a resume may give another value: epochs too, where the schedule ignores them."""
     if setting.name == "epochs":
         return recorded.schedule == "constant"
+    if setting.metadata["rounds_only"]:
+        return recorded.parallel == "steps"
     return bool(setting.metadata["may_change"])
 
 

@@ -1,6 +1,6 @@
 """Evaluation: how well parameters do on rows that they are not trained on meanwhile."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +9,9 @@ from jobs.nn.parameters import Floats
 from jobs.step import network_inputs, unheeded_overflow
 from jobs.workers import Workers
 from pipeline.stream import Batch, BatchStream
+from pipeline.windows import WindowLoader
 from storage.closing import Closing
-from storage.dataset import Dataset
+from storage.dataset import Dataset, Split
 from storage.errors import BadDataError
 
 BLOCK_ROWS = 500
@@ -44,6 +45,7 @@ class Evaluator(Closing):
         rows: int,
         times: int,
         threads: int,
+        loader: Callable[[Split], WindowLoader] | None = None,
     ) -> None:
         """Over rows [first_row, first_row + rows) of a labelled split, at most `times` times."""
         if not dataset.split(split).schema.classes:
@@ -58,6 +60,7 @@ class Evaluator(Closing):
             first_row=first_row,
             rows=rows,
             epochs=times,
+            loader=loader,
         )
 
     def evaluate(self, parameters: Floats) -> Evaluation:

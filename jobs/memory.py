@@ -20,6 +20,8 @@ ROW_NUMBERS = 48
 """Bytes per row of a window for its permutation, its inverse and the row numbers."""
 FORMS_OF_THE_PARAMETERS = 8
 """Parameters and the optimiser's two vectors before and after a step, and a checkpoint's copy."""
+FORMS_PER_REPLICA = 8
+"""Its parameters and the optimiser's two vectors, before and after a round, and a copy's."""
 FORMS_PER_CORE = 2
 """The first layer's weights and gradient, narrowed to the occupied columns."""
 FORK_MEMORY = 16 * 2**20
@@ -36,6 +38,8 @@ def train_memory(config: TrainConfig, layers: tuple[Layer, ...], split: SplitSch
     micro_batch = -(-batch_rows // parts) * _row_bytes(layers, itemsize)
     sums = min(parts, 2 * max(GROUP, cores)) + parts.bit_length()
     forms = FORMS_OF_THE_PARAMETERS + sums + cores * FORMS_PER_CORE
+    if config.parallel == "rounds":
+        forms += FORMS_PER_REPLICA * config.replicas
     parameters = forms * count_parameters(layers) * itemsize
     window = chunks_per_window(split, config.shuffle_memory, config.shuffle)
     evaluations = len(config.evaluated_splits) + bool(config.holdout)

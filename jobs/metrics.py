@@ -91,6 +91,11 @@ class QualityCount:
         )
         self._loss_sum -= float(np.log(of_truth, dtype=np.float64).sum())
 
+    def merge(self, counted: "QualityCount") -> None:
+        """Add what was counted elsewhere of one block; block by block in order, the bits agree."""
+        self._confusion += counted._confusion
+        self._loss_sum += counted._loss_sum
+
     def result(self) -> Quality:
         """The figures of all rows so far, at least one."""
         rows = int(self._confusion.sum())

@@ -3,16 +3,18 @@
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.batch import run_batch
+from jobs.batch import OpenCluster, run_batch
 from jobs.gates import Gates
 from jobs.memory import check_memory, score_memory
 from jobs.metrics import QualityCount
 from jobs.model import Model
+from jobs.nn.network import Network
+from jobs.nn.parameters import Floats
 from jobs.score_config import DEFAULT_DATASET, DEFAULT_MODELS, ScoreConfig
 from jobs.score_listener import ScoreListener
 from jobs.scored import ScoreResult, checked_record
@@ -20,7 +22,7 @@ from jobs.step import network_inputs, one_blas_thread, thread_count
 from jobs.stop import StopSignal
 from jobs.turns import wait_for_turn
 from jobs.workers import Workers
-from pipeline.stream import Batch, BatchStream
+from pipeline.stream import BatchStream
 from pipeline.transforms import SCALE
 from storage.dataset import Dataset
 from storage.errors import UsageError
@@ -29,6 +31,9 @@ from storage.predictions import ScoresSchema, ScoresWriter, is_complete, score_i
 from storage.runs import SCORES, Run
 
 __all__ = ["ScoreResult", "make_scores", "score"]
+
+if TYPE_CHECKING:
+    from pipeline.cluster import Cluster
 
 BLOCK_ROWS = 500
 """Rows of one forward pass; fixed, so that the bits do not depend on the number of threads."""
@@ -53,10 +58,11 @@ def score(
     report: Progress = lambda stage, done, total: None,
     announce: Callable[[str], None] = lambda text: None,
     stop: StopSignal | None = None,
+    cluster: "Cluster | None" = None,
 ) -> ScoreResult:
     """Score one split of a dataset with a checkpoint of a run, and record it in the ledger.
 
-    The options are those of `ScoreConfig`, which can do more. What has been scored already is
+    The work is done by the workers of a `cluster` where one is given, to the same bits. The options are those of `ScoreConfig`, which can do more. What has been scored already is
     found and said so; what died is gone on with. Raises `UsageError`, `BadDataError`,
     `ConflictError`, `QualityGateError` where a gate is missed (the result is published all the
     same), or `StoppedError` after a signal.
@@ -76,7 +82,7 @@ def score(
         gates=gates or Gates(),
     )
     listener = _Calls(report, announce)
-    batch = run_batch(config, listener=listener, stop=stop)
+    batch = run_batch(config, listener=listener, stop=stop, cluster=lambda: cluster)
     if batch.error is not None:
         raise batch.error
     return batch.results[0]
@@ -107,6 +113,7 @@ def make_scores(
     take_over: TakeOver | None,
     listener: ScoreListener,
     stop: StopSignal,
+    cluster: OpenCluster,
 ) -> ScoreResult:
     """Score a split in its home, or go on where a scoring of it died, and publish it.
 
@@ -119,8 +126,9 @@ def make_scores(
 
     def work() -> None:
         listener.say(f"memory at most {check_memory(memory) / 1e6:,.0f} MB")
+        workers = cluster()
         with one_blas_thread(), score_into(home, schema, take_over) as writer:
-            _score(writer, model, dataset, thread_count(threads), listener.progress, stop)
+            _score(writer, model, dataset, thread_count(threads), listener.progress, stop, workers)
 
     if is_complete(home):
         return ScoreResult(*checked_record(home), already_done=True)
@@ -174,21 +182,15 @@ def _score(
     threads: int,
     report: Progress,
     stop: StopSignal,
+    cluster: "Cluster | None",
 ) -> None:
     """Score every chunk that is missing, then publish with the metrics of all of them."""
     began = time.perf_counter()
     schema = writer.schema
-    missing = set(writer.missing)
     count = QualityCount(schema.class_names, dataset.class_names)
     done = 0
-    for number, targets, predictions in _chunks(model, dataset, schema, missing, threads):
-        if predictions is None:
-            predictions = writer.read_chunk(number)
-        else:
-            writer.write_chunk(number, *predictions)
-        if targets is not None:
-            count.add(*predictions, targets)
-        done += len(predictions[0])
+    for rows in _scored(writer, model, dataset, threads, count, cluster):
+        done += rows
         report(f"score {schema.split}", done, schema.rows)
         stop.check("Stopped; the chunks scored so far are kept. Run the same command to go on.")
     labelled = bool(dataset.split(schema.split).schema.classes)
@@ -205,6 +207,37 @@ def _score(
     )
 
 
+def _scored(
+    writer: ScoresWriter,
+    model: Model,
+    dataset: Dataset,
+    threads: int,
+    count: QualityCount,
+    cluster: "Cluster | None",
+) -> Iterator[int]:
+    """See to it that each chunk is written and counted, in order; the rows of each."""
+    if cluster is None:
+        return _scored_here(writer, model, dataset, threads, count)
+    from jobs.cluster_score import score_on_cluster  # and with it Dask's cluster, now needed
+
+    return score_on_cluster(cluster, writer, model, dataset, count)
+
+
+def _scored_here(
+    writer: ScoresWriter, model: Model, dataset: Dataset, threads: int, count: QualityCount
+) -> Iterator[int]:
+    """The same in this process."""
+    missing = set(writer.missing)
+    for number, targets, predictions in _chunks(model, dataset, writer.schema, missing, threads):
+        if predictions is None:
+            predictions = writer.read_chunk(number)
+        else:
+            writer.write_chunk(number, *predictions)
+        if targets is not None:
+            count.add(*predictions, targets)
+        yield len(predictions[0])
+
+
 Predictions = tuple[NDArray[np.float32], NDArray[np.int32]]
 
 
@@ -212,34 +245,39 @@ def _chunks(
     model: Model, dataset: Dataset, schema: ScoresSchema, missing: set[int], threads: int
 ) -> Iterator[tuple[int, NDArray[np.uint8] | None, Predictions | None]]:
     """Each chunk's number, targets, and predictions, None where it has been written before."""
-    workers = Workers(_Forward(model), threads)
+    workers = Workers(Forward(model.network, model.parameters), threads)
     stream = BatchStream(
         dataset, schema.split, batch_size=schema.chunk_rows, shuffle=False, epochs=1
     )
     with stream:
         try:
             for number, batch in enumerate(stream):
-                scored = _predict(workers, batch) if number in missing else None
+                scored = predict(workers.map, batch.inputs) if number in missing else None
                 yield number, batch.targets, scored
         finally:
             workers.close()
 
 
-class _Forward:
+class Forward:
     """The forward pass of one block of rows."""
 
-    def __init__(self, model: Model) -> None:
-        self._model = model
+    def __init__(self, network: Network, parameters: Floats) -> None:
+        """With the network's `parameters`, `(parameters,)`."""
+        self._network = network
+        self._parameters = parameters
 
     def __call__(self, inputs: NDArray[Any]) -> NDArray[np.float32]:
-        network = self._model.network
-        scaled, columns = network_inputs(inputs, network.dtype)
-        probabilities = network.forward(self._model.parameters, scaled, columns)
+        """`(rows, 1 + features)` as stored to the probabilities `(rows, classes)`."""
+        scaled, columns = network_inputs(inputs, self._network.dtype)
+        probabilities = self._network.forward(self._parameters, scaled, columns)
         return probabilities.astype(np.float32, copy=False)
 
 
-def _predict(workers: "Workers[NDArray[Any], NDArray[np.float32]]", batch: Batch) -> Predictions:
-    starts = range(0, len(batch.inputs), BLOCK_ROWS)
-    blocks = (batch.inputs[start : start + BLOCK_ROWS] for start in starts)
-    probabilities = np.concatenate(list(workers.map(blocks)))
+def predict(
+    forward: Callable[[Iterator[NDArray[Any]]], Iterator[NDArray[np.float32]]], inputs: NDArray[Any]
+) -> Predictions:
+    """Probabilities and classes of a chunk's rows, in blocks that `forward` takes one by one."""
+    starts = range(0, len(inputs), BLOCK_ROWS)
+    blocks = (inputs[start : start + BLOCK_ROWS] for start in starts)
+    probabilities = np.concatenate(list(forward(blocks)))
     return probabilities, probabilities.argmax(axis=1).astype(np.int32)

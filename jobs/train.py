@@ -1,8 +1,10 @@
 """The training job: open or resume a run, train its epochs, record each, save what is needed."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from jobs.choice import VALIDATION, best_checkpoint
 from jobs.config import TrainConfig
@@ -15,6 +17,7 @@ from jobs.step import STEP_VERSION, one_blas_thread, thread_count
 from jobs.stop import StopSignal
 from jobs.trainer import RunningSums, Trainer, parameters_digest, template
 from pipeline.order import ORDER_VERSION
+from pipeline.windows import WindowLoader
 from storage.checkpoints import (
     Checkpoint,
     CheckpointName,
@@ -23,10 +26,13 @@ from storage.checkpoints import (
     save_checkpoint,
     sweep_checkpoints,
 )
-from storage.dataset import Dataset, open_dataset
+from storage.dataset import Dataset, Split, open_dataset
 from storage.errors import BadDataError, ConflictError, UsageError
 from storage.location import Location, Place, TakeOver, open_location
 from storage.runs import RECORD, Run, check_place, create_run, open_run, run_exists, run_lock
+
+if TYPE_CHECKING:
+    from pipeline.cluster import Cluster
 
 DEFAULT_DATASET = "data/mnist"
 DEFAULT_RUN = "runs/mnist"
@@ -79,8 +85,11 @@ def train(
     take_over: TakeOver | None = None,
     listener: TrainListener | None = None,
     stop: StopSignal | None = None,
+    cluster: "Cluster | None" = None,
 ) -> TrainResult:
     """Train a network on a dataset's training split, into a run.
+
+    Gradients are computed by the workers of a `cluster` where one is given, to the same bits.
 
     With `resume` a run that has a checkpoint goes on from it, to the same bits as if it had never
     stopped, and one that has none is started. `take_over` is leave to take the lock of a dead writer
@@ -102,7 +111,9 @@ def train(
     with run_lock(location, take_over) as location, one_blas_thread():
         record = _open_or_create(location, config, data)
         checkpoint = _newest(record, template(config, layers), listener)
-        job = _Job(record, config, data, layers, checkpoint, listener, stop or StopSignal())
+        job = _Job(
+            record, config, data, layers, checkpoint, listener, stop or StopSignal(), cluster
+        )
         return job.run_to_end()
 
 
@@ -209,7 +220,9 @@ class _Job:
         checkpoint: Checkpoint | None,
         listener: TrainListener,
         stop: StopSignal,
+        cluster: "Cluster | None",
     ) -> None:
+        self.cluster = cluster
         self.run = run
         self.config = config
         self.dataset = dataset
@@ -217,6 +230,8 @@ class _Job:
         self.checkpoint = checkpoint
         self.listener = listener
         self.stop = stop
+        self._last_batch = 0
+        """Where the epoch stood when it was last looked whether to save."""
         self.metrics: list[Metrics] = []
         if checkpoint is not None:
             self.metrics = history_of(checkpoint)
@@ -228,7 +243,7 @@ class _Job:
         self.listener.started(self.run, self.config, resumed_at)
         self._warn_of_environment()
         state = self.checkpoint and (self.checkpoint.tensors, self.checkpoint.progress)
-        with Trainer(self.config, self.layers, self.dataset, state) as trainer:
+        with self._trainer(state) as trainer:
             self.trainer = trainer
             already_done = self._finished
             if not already_done:
@@ -244,6 +259,17 @@ class _Job:
                 stopped_early=self._out_of_patience,
             )
 
+    def _trainer(self, state: Any) -> Trainer:
+        if self.config.parallel == "rounds":
+            from jobs.round_trainer import RoundTrainer
+
+            return RoundTrainer(self.cluster, self.config, self.layers, self.dataset, state)
+        if self.cluster is None:
+            return Trainer(self.config, self.layers, self.dataset, state)
+        from jobs.cluster_trainer import ClusterTrainer  # and with it Dask's cluster, now needed
+
+        return ClusterTrainer(self.cluster, self.config, self.layers, self.dataset, state)
+
     def _train_epochs(self) -> None:
         evaluators = self._evaluators()
         try:
@@ -255,6 +281,7 @@ class _Job:
 
     def _train_epoch(self, evaluators: dict[str, Evaluator]) -> None:
         began = time.perf_counter()
+        self._last_batch = self.trainer.stream.state.next_batch
         first_row, waited = self.trainer.sums.rows, self.trainer.stream.seconds_waited
         self.trainer.train_epoch(self._after_step)
         seconds = time.perf_counter() - began
@@ -300,7 +327,9 @@ class _Job:
         if not next_batch:
             return  # the epoch's end, which is recorded and saved as such
         every = self.config.checkpoint_every
-        due = every and next_batch % every == 0
+        # Where several mini-batches are a round, its border may lie past the one that is due.
+        due = every and next_batch // every != self._last_batch // every
+        self._last_batch = next_batch
         if due or self.stop.requested:
             self._save()
         self._stop_if_asked()
@@ -345,9 +374,18 @@ class _Job:
                 rows=count,
                 times=self.config.epochs - len(self.metrics),
                 threads=thread_count(self.config.threads),
+                loader=self._window_loader(),
             )
             for name, (split, first_row, count) in ranges.items()
         }
+
+    def _window_loader(self) -> Callable[[Split], WindowLoader] | None:
+        """What loads the rows to evaluate: the cluster's workers, where there are any."""
+        if self.cluster is None:
+            return None
+        from pipeline.cluster_windows import ClusterWindows
+
+        return partial(ClusterWindows, cluster=self.cluster, dataset=self.dataset)
 
     @property
     def _finished(self) -> bool:

@@ -1,9 +1,9 @@
 """The trainer: parameters, optimiser and stream, moved on together one mini-batch at a time."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 
@@ -12,15 +12,17 @@ from jobs.nn import parameters as layout
 from jobs.nn.architecture import Layer, format_network
 from jobs.nn.initialise import initialise
 from jobs.nn.network import LossSum, Network
-from jobs.nn.optimizers import make_optimizer
+from jobs.nn.optimizers import State, make_optimizer
 from jobs.nn.parameters import Floats
 from jobs.nn.schedules import learning_rate
+from jobs.rounds import initial_memory
 from jobs.step import StepRule, default_micro_batches, thread_count
 from jobs.stepper import Stepper
-from pipeline.stream import BatchStream, StreamState
+from pipeline.stream import Batch, BatchStream, StreamState
+from pipeline.windows import WindowLoader
 from storage.checkpoints import Tensors
 from storage.closing import Closing
-from storage.dataset import Dataset
+from storage.dataset import Dataset, Split
 from storage.errors import BadDataError, QualityGateError
 from storage.sealed import check_fields
 
@@ -49,8 +51,31 @@ class RunningSums:
         self.rows += step.rows
 
 
+class StepTaker(Protocol):
+    """Parameters and the optimiser's state, and how a mini-batch moves them on."""
+
+    @property
+    def parameters(self) -> Floats:
+        """The flat vector `(parameters,)`, to be read before the next step."""
+
+    @property
+    def state(self) -> State:
+        """What the optimiser remembers, to be read before the next step."""
+
+    def step(
+        self, micro_batches: Iterator[Batch], learning_rate: float, step_number: int
+    ) -> LossSum:
+        """Take the step of a mini-batch, given as its micro-batches in order; its loss."""
+
+    def close(self) -> None:
+        """Let go of what is held."""
+
+
 class Trainer(Closing):
     """All that changes while training, and how one step changes it."""
+
+    loader: Callable[[Split], WindowLoader] | None = None
+    """Makes the stream's loader of windows, where it is not the stream's own."""
 
     def __init__(
         self, config: TrainConfig, layers: tuple[Layer, ...], dataset: Dataset, state: Any = None
@@ -60,7 +85,7 @@ class Trainer(Closing):
         self.network = Network(layers, config.dtype)
         optimizer = make_optimizer(config.optimizer, momentum=config.momentum)
         parameters = initialise(config.init, layers, config.seed, config.dtype)
-        memory = optimizer.initial_state(parameters)
+        memory = initial_memory(config, parameters)
         self.sums = RunningSums()
         stream_state = None
         if state is not None:
@@ -76,14 +101,8 @@ class Trainer(Closing):
             config.micro_batches or default_micro_batches(batch_size), batch_size
         )  # more would be empty
         # The stepper forks, and does so before the stream starts its threads.
-        self._stepper = Stepper(
-            StepRule(self.network, optimizer, config.l2),
-            parameters,
-            memory,
-            schema,
-            batch_size=batch_size,
-            micro_batches=self._micro_batches,
-            threads=thread_count(config.threads),
+        self._stepper = self._make_stepper(
+            StepRule(self.network, optimizer, config.l2), parameters, memory, dataset, batch_size
         )
         self.stream = BatchStream(
             dataset,
@@ -96,6 +115,26 @@ class Trainer(Closing):
             rows=rows,
             epochs=config.epochs,
             state=stream_state,
+            loader=self.loader,
+        )
+
+    def _make_stepper(
+        self,
+        rule: StepRule,
+        parameters: Floats,
+        memory: State,
+        dataset: Dataset,
+        batch_size: int,
+    ) -> "StepTaker":
+        """What takes the steps; here the cores of this machine."""
+        return Stepper(
+            rule,
+            parameters,
+            memory,
+            dataset.split("train").schema,
+            batch_size=batch_size,
+            micro_batches=self._micro_batches,
+            threads=thread_count(self.config.threads),
         )
 
     @property
@@ -125,7 +164,10 @@ class Trainer(Closing):
             self.sums.add(loss)
             self.check_finite(f"the loss of step {self.steps}", loss.loss_sum)
             after_step()
-        # The last step's own harm shows in no loss of this epoch.
+        self.check_parameters()
+
+    def check_parameters(self) -> None:
+        """Raise `QualityGateError` where the last step did harm, which shows in no loss yet."""
         self.check_finite("the largest parameter", float(np.abs(self.parameters).max()))
 
     def check_finite(self, what: str, value: float) -> None:
@@ -155,9 +197,8 @@ class Trainer(Closing):
 def template(config: TrainConfig, layers: tuple[Layer, ...]) -> Tensors:
     """Tensors of the names, shapes and dtypes that a checkpoint of this configuration has."""
     parameters = np.zeros(sum(layer.parameter_count for layer in layers), config.dtype)
-    optimizer = make_optimizer(config.optimizer)
     return layer_tensors(layers, parameters) | {
-        f"optimizer.{name}": vector for name, vector in optimizer.initial_state(parameters).items()
+        f"optimizer.{name}": vector for name, vector in initial_memory(config, parameters).items()
     }
 
 

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,9 @@ from storage.errors import BadDataError, UnreachableError, UsageError
 from storage.location import Location, Place, TakeOver, open_location
 from storage.schema import DatasetSchema, SplitSchema
 from storage.store import METADATA_NAME
+
+if TYPE_CHECKING:
+    from pipeline.cluster import Cluster
 
 T = TypeVar("T")
 
@@ -69,8 +72,9 @@ def ingest(
     threads: int = DEFAULT_THREADS,
     report: Report = lambda stage, done, total: None,
     announce: Callable[[str], None] = lambda text: None,
+    cluster: "Cluster | None" = None,
 ) -> IngestResult:
-    """Turn a source into a published dataset at `out`.
+    """Turn a source into a published dataset at `out`; the workers of a `cluster` write its parts.
 
     `source` is a directory, a known name, or `synthetic[:TRAIN[,TEST]]` (see
     `pipeline.sources.open_source`); `seed` is for generated digits; `take_over` is leave
@@ -96,7 +100,7 @@ def ingest(
             _check_room(target, schema)
             announce(f"memory at most {memory_needed(schema) / 1e6:,.0f} MB")
             with stage_dataset(target, schema, overwrite=overwrite) as writer:
-                dataset = _convert(source, writer, fingerprint, threads, report)
+                dataset = _convert(source, writer, fingerprint, threads, report, cluster)
     return IngestResult(dataset, already_done, source.description, time.perf_counter() - began)
 
 
@@ -118,12 +122,13 @@ def _convert(
     fingerprint: dict[str, Any],
     threads: int,
     report: Report,
+    cluster: "Cluster | None",
 ) -> Dataset:
     """Convert every split and publish them."""
     classes = np.array([int(name) for name in writer.schema.class_names], dtype=np.int64)
     with ThreadPoolExecutor(threads, thread_name_prefix="ingest") as pool:
         records = {
-            split.name: _convert_split(split, writer, classes, pool, report)
+            split.name: _convert_split(split, writer, classes, pool, report, cluster)
             for split in source.splits
         }
         files = [
@@ -183,27 +188,42 @@ def _convert_split(
     classes: NDArray[np.int64],
     pool: Executor,
     report: Report,
+    cluster: "Cluster | None",
 ) -> list[ChunkRecord]:
     """Convert a split, `BYTES_IN_FLIGHT` at a time, and return its chunk records."""
     split_writer = writer.split(split.name)
-    part_bytes = split_writer.part_rows * split_writer.schema.row_bytes
-    in_flight = max(1, BYTES_IN_FLIGHT // part_bytes)
     stage = f"ingest {split.name}"
     report(stage, 0, split.rows)
     records: list[ChunkRecord] = []
     done = 0
-    for finished in _bounded(
-        (
-            pool.submit(convert_part, part, split_writer, classes)
-            for part in split.parts(split_writer.part_rows)
-        ),
-        in_flight,
-    ):
+    for finished in _converted(split, split_writer, classes, pool, cluster):
         rows, chunk_records = finished
         records += chunk_records
         done += rows
         report(stage, done, split.rows)
     return records
+
+
+def _converted(
+    split: SplitSource,
+    writer: SplitWriter,
+    classes: NDArray[np.int64],
+    pool: Executor,
+    cluster: "Cluster | None",
+) -> Iterator[tuple[int, list[ChunkRecord]]]:
+    """What `convert_part` gives for each part, in order, here or on a cluster."""
+    if cluster is not None:
+        from pipeline.cluster_ingest import convert_parts  # and with it Dask's cluster, now needed
+
+        return convert_parts(cluster, split, writer, classes)
+    part_bytes = writer.part_rows * writer.schema.row_bytes
+    return _bounded(
+        (
+            pool.submit(convert_part, part, writer, classes)
+            for part in split.parts(writer.part_rows)
+        ),
+        max(1, BYTES_IN_FLIGHT // part_bytes),
+    )
 
 
 def convert_part(

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pipeline.order import CHAIN_START, ORDER_VERSION, EpochOrder, RowNumbers, Window
 from pipeline.windows import DEFAULT_THREADS, WindowLoader
 from storage.closing import Closing
-from storage.dataset import Block, Dataset
+from storage.dataset import Block, Dataset, Split
 from storage.errors import BadDataError, ConflictError, UsageError
 from storage.schema import SplitSchema
 
@@ -111,12 +111,14 @@ class BatchStream(Closing):
         epochs: int | None = None,
         threads: int = DEFAULT_THREADS,
         state: StreamState | None = None,
+        loader: Callable[[Split], WindowLoader] | None = None,
     ) -> None:
         """A stream over rows [first_row, first_row + rows) of `split`, by default all.
 
         `batch_size` 0 means one mini-batch of all rows. `window_chunks` overrides what
         `shuffle_memory` (bytes) gives. After `epochs` epochs nothing is read ahead any more.
-        `state` goes on where another stream stood. Raises `ConflictError` where that one was over
+        `state` goes on where another stream stood; `loader` makes another loader of windows than
+        the one on this process's threads. Raises `ConflictError` where that one was over
         something else, `UsageError` for rows or sizes out of range.
         """
         self._split = dataset.split(split)
@@ -155,8 +157,8 @@ class BatchStream(Closing):
         self._epochs = epochs
         self._order = self._epoch_order(self._epoch)
         self._window: tuple[Window, Block] | None = None
-        self._loader = WindowLoader(self._split, threads)
-        self._read_ahead(self._epoch, self._order.window_at(self._place))
+        self._loader = loader(self._split) if loader else WindowLoader(self._split, threads)
+        self._read_ahead(self._epoch, self._order.window_at(self.place))
 
     @property
     def state(self) -> StreamState:
@@ -209,7 +211,7 @@ class BatchStream(Closing):
             yield self._cut(parts)
 
     def _cut(self, parts: int) -> Iterator[Batch]:
-        place = self._place
+        place = self.place
         size = min(self.batch_size, self.rows - place)
         chain = hashlib.sha256(self._chain)
         smaller, larger = divmod(size, parts)
@@ -225,7 +227,7 @@ class BatchStream(Closing):
             del batch  # it may be a view, and would keep its window in memory
 
     @property
-    def _place(self) -> int:
+    def place(self) -> int:
         """The place in the epoch of the next mini-batch's first row."""
         return self._next_batch * self.batch_size
 

@@ -50,6 +50,10 @@ class LocalLocation(Location):
         """The last part of the path, for people."""
         return self.path.resolve().name
 
+    def absolute(self) -> Self:
+        """The directory by its path from the root."""
+        return type(self)(self.path.absolute())
+
     def child(self, key: str) -> Self:
         """The location at `key` below this one; a key that leads outside is refused."""
         return type(self)(self._at(key))

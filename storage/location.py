@@ -46,6 +46,10 @@ class Location(ABC):
         """The last part of the path, for people."""
 
     @abstractmethod
+    def absolute(self) -> Self:
+        """The same location by a name that does not depend on the directory a process is in."""
+
+    @abstractmethod
     def child(self, key: str) -> Self:
         """The location at `key` below this one; a key that leads outside is refused."""
 

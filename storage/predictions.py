@@ -123,13 +123,19 @@ class ScoresWriter:
         self, number: int, probabilities: NDArray[np.float32], predicted: NDArray[np.int32]
     ) -> None:
         """Write one chunk: `(rows, classes)` and `(rows,)`; durable when this returns."""
-        start, stop = self.schema.chunk_bounds(number)
-        for name, values in (("probabilities", probabilities), ("predicted", predicted)):
-            open_for_writing(self.location, name)[start:stop] = values
-        digest = _chunk_digest(probabilities, predicted)
+        self.record_chunk(
+            number, write_arrays(self.location, self.schema, number, probabilities, predicted)
+        )
+
+    def record_chunk(self, number: int, digest: str) -> None:
+        """Enter a chunk that `write_arrays` has written, here or elsewhere, in the journal."""
         line = sealed.sealed_bytes({"chunk": number, "digest": digest}, indent=None)
         self.location.note(JOURNAL, number, line)
         self._digests[number] = digest
+
+    def recorded_digest(self, number: int) -> str | None:
+        """The digest of a chunk that is written; None of one that is missing."""
+        return self._digests.get(number)
 
     def read_chunk(self, number: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """A chunk that was written, perhaps by the job before, checked."""
@@ -183,6 +189,32 @@ class ScoresWriter:
             return digest == _chunk_digest(*self._scores().read_unchecked(number))
         except BadDataError:
             return False
+
+
+def write_arrays(
+    location: Location,
+    schema: ScoresSchema,
+    number: int,
+    probabilities: NDArray[np.float32],
+    predicted: NDArray[np.int32],
+) -> str:
+    """Write one chunk of a scoring's two arrays, and return its digest for `record_chunk`.
+
+    Any process may do that, and do it again: the bytes are the same.
+    """
+    start, stop = schema.chunk_bounds(number)
+    for name, values in (("probabilities", probabilities), ("predicted", predicted)):
+        open_for_writing(location, name)[start:stop] = values
+    return _chunk_digest(probabilities, predicted)
+
+
+def read_arrays(
+    location: Location, schema: ScoresSchema, number: int, digest: str
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """One chunk of an incomplete scoring: `BadDataError` where it has another digest than that."""
+    digests = [""] * schema.chunks
+    digests[number] = digest
+    return Scores(location, schema, tuple(digests)).read_chunk(number)
 
 
 @contextmanager

@@ -121,6 +121,10 @@ class S3Location(Location):
         """The last part of the prefix."""
         return self.prefix.rpartition("/")[2]
 
+    def absolute(self) -> Self:
+        """Itself: what it is to be reached by travels along, but for what the environment holds."""
+        return self
+
     def child(self, key: str) -> Self:
         """The location at `key` below this one."""
         return replace(self, prefix=self._at(key))

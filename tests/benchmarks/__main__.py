@@ -8,6 +8,7 @@ from pathlib import Path
 
 from jobs.console import table
 from jobs.environment import environment
+from tests.benchmarks.cluster import bench_cluster
 from tests.benchmarks.contest import Verdict
 from tests.benchmarks.data import CORES, SOURCE, Workplace
 from tests.benchmarks.epochs import bench_epochs
@@ -25,7 +26,7 @@ BENCHMARKS = {
     "to-98": bench_to_98,
     "latency": bench_latency,
 }
-LARGE = {"scale": bench_scale}
+LARGE = {"scale": bench_scale, "cluster": bench_cluster}
 """These take long and much disk; they run when they are named."""
 
 

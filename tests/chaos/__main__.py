@@ -1,6 +1,7 @@
 """The long run: every experiment, as often as wanted, and a table of what came of it.
 
     python -m tests.chaos [--kills N] [--flips N] [--seed S] [--jobs J] [--only NAME,NAME]
+    python -m tests.chaos --cluster
 
 A failure prints the one command that repeats it, which names its `--case`.
 """
@@ -26,14 +27,18 @@ MODULES = (
 )
 """Each has `EXPERIMENTS`, a tuple."""
 
+CLUSTER_MODULES = ("cluster",)
+"""The same for the long run with `--cluster`, whose processes want the machine for themselves."""
+
 DEFAULTS = {"kills": 200, "flips": 5000}
 """What the experiments' own counts are for: other numbers scale them."""
 
 
-def experiments(only: set[str]) -> list[Experiment]:
+def experiments(only: set[str], cluster: bool = False) -> list[Experiment]:
     """The experiments to run, by their names or their modules'; all where none is named."""
     found = []
-    for module in MODULES:
+    modules = (*MODULES, *CLUSTER_MODULES) if only else CLUSTER_MODULES if cluster else MODULES
+    for module in modules:
         for experiment in import_module(f"tests.chaos.{module}").EXPERIMENTS:
             if not only or {module, experiment.name} & only:
                 found.append(experiment)
@@ -43,7 +48,7 @@ def experiments(only: set[str]) -> list[Experiment]:
 def main() -> int:
     """Run them; 0 where every case ended well."""
     options = _options()
-    chosen = experiments(set(filter(None, options.only.split(","))))
+    chosen = experiments(set(filter(None, options.only.split(","))), options.cluster)
     if not chosen or (options.case is not None and len(chosen) > 1):
         print("--only names no experiment, or --case more than one.", file=sys.stderr)
         return 2
@@ -69,6 +74,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--only", default="", metavar="NAMES")
+    parser.add_argument(
+        "--cluster", action="store_true", help="jobs on clusters whose workers live 4 s on average"
+    )
     parser.add_argument("--case", type=int, help="the one case to try, with --only")
     return parser.parse_args()
 

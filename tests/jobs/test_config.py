@@ -27,6 +27,11 @@ OTHER = TrainConfig(
     shuffle_memory=2**21,
     drop_last=True,
     micro_batches=3,
+    parallel="rounds",
+    replicas=3,
+    sync_every=5,
+    outer_learning_rate=0.7,
+    outer_momentum=0.9,
     evaluate="train,test",
     holdout=11,
     patience=4,
@@ -35,6 +40,9 @@ OTHER = TrainConfig(
     threads=2,
 )
 """Every setting differs from its default."""
+
+OF_ROUNDS = ("replicas", "sync_every", "outer_learning_rate", "outer_momentum")
+"""What says nothing of a run of steps."""
 
 
 def refusal(**settings: Any) -> str:
@@ -243,11 +251,20 @@ def test_digest_and_differences(name: str, value: Any) -> None:
     """The digest and the differences tell every setting but those that a resume may change."""
     recorded = TrainConfig()
     given = replace(recorded, **{name: value})
-    if name in ("checkpoint_every", "keep", "threads"):
+    if name in ("checkpoint_every", "keep", "threads", *OF_ROUNDS):
         assert ([], recorded.digest) == (given.differences(recorded), given.digest)
         return
     expected = [f"{name}: {getattr(recorded, name)!r} recorded, {value!r} given"]
     assert expected == given.differences(recorded)
+    assert recorded.digest != given.digest
+
+
+@pytest.mark.parametrize("name", OF_ROUNDS)
+def test_of_rounds(name: str) -> None:
+    """Of a run of rounds, its settings are told by the digest and the differences too."""
+    recorded = TrainConfig(parallel="rounds")
+    given = replace(recorded, **{name: getattr(OTHER, name)})
+    assert 1 == len(given.differences(recorded))
     assert recorded.digest != given.digest
 
 

@@ -282,6 +282,7 @@ OTHERS = {
     "shuffle_memory": 2**21,
     "drop_last": True,
     "micro_batches": 3,
+    "parallel": "rounds",
     "evaluate": "none",
     "holdout": 10,
 }

@@ -1,0 +1,176 @@
+"""The trainer of `--parallel rounds`: whole rounds of replicas, in this process or on a cluster."""
+
+from collections.abc import Callable
+from itertools import islice
+from typing import Any
+
+from jobs.cluster_rows import ordered_rows
+from jobs.config import TrainConfig
+from jobs.local_steps import InnerStep, ReplicaReply, RoundBench, RoundWork, local_steps
+from jobs.nn.architecture import Layer
+from jobs.nn.network import LossSum
+from jobs.nn.optimizers import State
+from jobs.nn.parameters import Floats
+from jobs.nn.schedules import learning_rate
+from jobs.rounds import VELOCITY, RoundPlan, of_replica, outer_step
+from jobs.step import StepRule
+from jobs.trainer import Trainer
+from pipeline.cluster import Cluster
+from pipeline.rows import Unread
+from pipeline.tasks import Pending, Task
+from storage.closing import Closing
+from storage.dataset import Dataset
+
+Steps = tuple[InnerStep, ...]
+
+
+class RoundStepper(Closing):
+    """The parameters and what all replicas remember, moved on a round at a time."""
+
+    def __init__(
+        self, work: RoundWork, parameters: Floats, memory: State, cluster: Cluster | None
+    ) -> None:
+        """Start from `parameters` and `memory`, which `jobs.rounds.initial_memory` lays out."""
+        self.parameters = parameters
+        self.state = memory
+        self._work = work
+        self._cluster = cluster
+        self._bench = RoundBench(work) if cluster is None else None
+
+    def step(self, *_: Any) -> LossSum:
+        """Single steps are the replicas'."""
+        raise NotImplementedError("the steps of rounds are taken by `take_round`")
+
+    def take_round(self, shares: list[Steps]) -> list[LossSum]:
+        """Have each replica take its steps, then the outer step; the losses in the order's order."""
+        replies = self._replies({number: steps for number, steps in enumerate(shares) if steps})
+        config = self._work.config
+        self.parameters, velocity = outer_step(
+            self.parameters,
+            [reply.parameters for reply in replies.values()],
+            self.state.get(VELOCITY),
+            config.outer_learning_rate,
+            config.outer_momentum,
+        )
+        self.state = self.state | {
+            f"replica-{number}.{name}": vector
+            for number, reply in replies.items()
+            for name, vector in reply.state.items()
+        }
+        if velocity is not None:
+            self.state[VELOCITY] = velocity
+        return [loss for reply in replies.values() for loss in reply.losses]
+
+    def _replies(self, shares: dict[int, Steps]) -> dict[int, ReplicaReply]:
+        if self._bench is not None:
+            return {
+                number: self._bench.take(self.parameters, of_replica(self.state, number), steps)
+                for number, steps in shares.items()
+            }
+        assert self._cluster is not None
+        workers = self._cluster.workers() or [""]
+        pending = {
+            number: Pending(
+                self._cluster, self._task(number, steps, workers[number % len(workers)])
+            )
+            for number, steps in shares.items()
+        }
+        try:
+            return {number: on_its_way.result() for number, on_its_way in pending.items()}
+        finally:
+            for on_its_way in pending.values():
+                on_its_way.release()
+
+    def _task(self, number: int, steps: Steps, worker: str) -> Task:
+        assert self._cluster is not None
+        first, last = steps[0], steps[-1]
+        return Task(
+            name="local-steps",
+            what=f"rows {first.start}..{last.stop - 1} in the order of epoch {first.epoch + 1}",
+            function=local_steps,
+            arguments=(
+                self._cluster.job,
+                self._work,
+                steps,
+                self.parameters,
+                of_replica(self.state, number),
+            ),
+            worker=worker,
+            bulky=True,
+        )
+
+    def close(self) -> None:
+        """Let go of the windows; the cluster stays."""
+        if self._bench is not None:
+            self._bench.close()
+
+
+class RoundTrainer(Trainer):
+    """A `Trainer` that moves on by rounds, and can be saved at their borders."""
+
+    loader = Unread
+
+    def __init__(
+        self,
+        cluster: Cluster | None,
+        config: TrainConfig,
+        layers: tuple[Layer, ...],
+        dataset: Dataset,
+        state: Any = None,
+    ) -> None:
+        """As `Trainer`; replicas are computed on the `cluster`, or here where there is none."""
+        self._cluster = cluster
+        super().__init__(config, layers, dataset, state)
+        self._plan = RoundPlan(self.stream.batches, config.replicas, config.sync_every)
+
+    def _make_stepper(
+        self,
+        rule: StepRule,
+        parameters: Floats,
+        memory: State,
+        dataset: Dataset,
+        batch_size: int,
+    ) -> RoundStepper:
+        rows = ordered_rows(self.config, dataset)
+        work = RoundWork(rows, self.config, batch_size, self._micro_batches)
+        self._rounds = RoundStepper(work, parameters, memory, self._cluster)
+        return self._rounds
+
+    def train_epoch(self, after_step: Callable[[], None]) -> None:
+        """Train on the rest of the current epoch; `after_step` is called after each round."""
+        epoch = self.stream.state.epoch
+        mini_batches = self.stream.micro_batches(1)
+        while self.stream.state.epoch == epoch:
+            first, place = self.stream.state.next_batch, self.stream.place
+            stops = []
+            for mini_batch in islice(mini_batches, self._plan.round_batches):
+                place += sum(len(part.rows) for part in mini_batch)
+                stops.append(place)
+            for loss in self._rounds.take_round(self._shares(epoch, first, stops)):
+                self.sums.add(loss)
+            self.check_finite(f"the loss before step {self.steps}", self.sums.loss_sum)
+            after_step()
+        self.check_parameters()
+
+    def _shares(self, epoch: int, first: int, stops: list[int]) -> list[Steps]:
+        """Each replica's steps in the round of the mini-batches that end at the places `stops`."""
+        plan, size = self._plan, self.stream.state.batch_size
+        return [
+            tuple(
+                InnerStep(
+                    epoch=epoch,
+                    start=number * size,
+                    stop=stops[number - first],
+                    learning_rate=self._rate(epoch * plan.batches + first, taken, len(stops)),
+                    number=plan.steps_before(replica, epoch, first) + taken + 1,
+                )
+                for taken, number in enumerate(share)
+            )
+            for replica, share in enumerate(plan.shares(first))
+        ]
+
+    def _rate(self, first: int, taken: int, count: int) -> float:
+        """Of every replica's step number `taken`, from 0: that of the mini-batches they share."""
+        total = self.config.epochs * self._plan.batches
+        step = first + min(taken * self._plan.replicas, count - 1)
+        return learning_rate(self.config.schedule, self.config.learning_rate, step, total)

@@ -1,0 +1,39 @@
+"""The ingest on a cluster: a task per chunk-aligned part, which its worker writes to the store."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.cluster import Cluster
+from pipeline.ingest import convert_part
+from pipeline.splits import LoadedPart, SplitSource
+from pipeline.tasks import Task, results
+from storage.dataset_writer import ChunkRecord, SplitWriter
+
+PARTS_PER_WORKER = 2
+"""Parts on their way to each worker: the one it writes, and the next."""
+
+
+def convert_parts(
+    cluster: Cluster, split: SplitSource, writer: SplitWriter, classes: NDArray[np.int64]
+) -> Iterator[tuple[int, list[ChunkRecord]]]:
+    """Rows and chunk records of each part, in order.
+
+    A compressed file is read here, once; its rows go straight to the worker that writes them.
+    Digits are drawn by the worker. What a part becomes is the same wherever, and however often, it
+    is written.
+    """
+    writer = replace(writer, location=writer.location.absolute())
+    tasks = (
+        Task(
+            name="write-part",
+            what=f"rows {part.start}..{part.stop - 1} of {split.name}",
+            function=convert_part,
+            arguments=(part, writer, classes),
+            bulky=isinstance(part, LoadedPart),
+        )
+        for part in split.parts(writer.part_rows)
+    )
+    return results(cluster, tasks, PARTS_PER_WORKER * max(1, len(cluster.workers())))

@@ -1,0 +1,57 @@
+"""Which cluster a job is to work on, if any: settings alone, without the weight of Dask's cluster."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import dask.config
+
+from storage.errors import UsageError
+
+DEFAULT_TIMEOUT = 120.0
+"""Seconds that a job waits for a scheduler, or for workers where there are none."""
+
+
+@dataclass(frozen=True)
+class ClusterOptions:
+    """Which cluster to use; all None leaves it to Dask's own configuration, and that to nobody."""
+
+    scheduler: str | None = None
+    """The scheduler's address, such as `tcp://host:8786`."""
+    scheduler_file: str | None = None
+    """The file that `dask scheduler --scheduler-file` writes."""
+    workers: int | None = None
+    """Processes of a cluster of this machine's own; 0 for none, whatever Dask is configured to."""
+    tls_ca: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    timeout: float = DEFAULT_TIMEOUT
+
+    def __post_init__(self) -> None:
+        """Raise `UsageError` for options that exclude each other, or are incomplete."""
+        given = (self.scheduler, self.scheduler_file, self.workers)
+        if sum(option is not None for option in given) > 1:
+            raise UsageError(
+                "Give one of --scheduler, --scheduler-file and --workers, not several."
+            )
+        files = (self.tls_ca, self.tls_cert, self.tls_key)
+        if any(files) and not all(files):
+            raise UsageError("Give all three of --tls-ca, --tls-cert and --tls-key, or none.")
+        for file in filter(None, files):
+            if not Path(file).is_file():
+                raise UsageError(f"There is no file {file}; expected a PEM file for TLS.")
+
+    @property
+    def address(self) -> str | None:
+        """The scheduler's address by the options, else by Dask's configuration.
+
+        That has `scheduler-address`, which DASK_SCHEDULER_ADDRESS sets.
+        """
+        if self.scheduler or self.workers is not None or self.scheduler_file:
+            return self.scheduler
+        found = dask.config.get("scheduler-address", None)
+        return str(found) if found else None
+
+    @property
+    def names_a_cluster(self) -> bool:
+        """Whether there is a cluster to work on at all."""
+        return bool(self.workers or self.scheduler_file or self.address)

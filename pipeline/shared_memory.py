@@ -1,0 +1,98 @@
+"""Large arrays between processes of one machine, without a copy: kernel memory that has no name.
+
+A parameter vector of 28 MB takes 15 ms to send to a worker over loopback and 40 ms to fetch, and
+all of it passes through one process: more than computing the gradient takes. Memory of the kernel
+(`memfd_create`) is mapped by whoever of the same user knows the process and the descriptor, and is
+gone with the last process that has it: a kill leaves nothing behind.
+"""
+
+import mmap
+import os
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage.closing import Closing
+
+MOST_MAPPED = 64
+"""Blocks of other processes that stay mapped; the one used longest ago makes room."""
+
+
+@dataclass(frozen=True)
+class Handle:
+    """How another process of this machine finds a vector."""
+
+    process: int
+    descriptor: int
+    token: bytes
+    """Drawn when the block was made: another block in the same place has another."""
+    size: int
+    dtype: str
+
+
+NAME = "mnist-stream"
+TOKEN_BYTES = 16
+HEADER_BYTES = mmap.PAGESIZE
+"""The token stands in a page of its own before the vector, which is aligned so."""
+
+
+class SharedVector(Closing):
+    """A vector `(size,)` of this process that others may map."""
+
+    def __init__(self, size: int, dtype: str) -> None:
+        """Zeros."""
+        self._descriptor = os.memfd_create(NAME, os.MFD_CLOEXEC)
+        length = HEADER_BYTES + size * np.dtype(dtype).itemsize
+        os.ftruncate(self._descriptor, length)
+        self._memory = mmap.mmap(self._descriptor, length)
+        token = os.urandom(TOKEN_BYTES)
+        self._memory[:TOKEN_BYTES] = token
+        self.array: NDArray[Any] = np.frombuffer(self._memory, dtype, size, HEADER_BYTES)
+        self.handle = Handle(os.getpid(), self._descriptor, token, size, dtype)
+
+    def close(self) -> None:
+        """Give the name up; the memory goes when the last array over it does."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+class SharedElsewhere(Closing):
+    """The vectors of other processes that this one has mapped."""
+
+    def __init__(self) -> None:
+        """None yet."""
+        self._mapped: OrderedDict[Handle, NDArray[Any]] = OrderedDict()
+
+    def array(self, handle: Handle) -> NDArray[Any]:
+        """The vector `(size,)`; whoever made it sees what is written to it.
+
+        Raises `OSError` where it cannot be had: its process is gone, or on another machine.
+        """
+        if handle not in self._mapped:
+            while len(self._mapped) >= MOST_MAPPED:
+                self._mapped.popitem(last=False)
+            self._mapped[handle] = _mapped(handle)
+        self._mapped.move_to_end(handle)
+        return self._mapped[handle]
+
+    def close(self) -> None:
+        """Let the memory of other processes go."""
+        self._mapped.clear()
+
+
+def _mapped(handle: Handle) -> NDArray[Any]:
+    path = f"/proc/{handle.process}/fd/{handle.descriptor}"
+    if not os.readlink(path).startswith(f"/memfd:{NAME} "):  # on another machine, something else
+        raise OSError(f"{path} is not the memory that was shared")
+    with open(path, "r+b", buffering=0) as file:
+        length = HEADER_BYTES + handle.size * np.dtype(handle.dtype).itemsize
+        if os.fstat(file.fileno()).st_size != length:
+            raise OSError(f"{path} is not the memory that was shared")
+        memory = mmap.mmap(file.fileno(), length)
+    if memory[:TOKEN_BYTES] != handle.token:
+        raise OSError(f"{path} is not the memory that was shared")
+    return np.frombuffer(memory, handle.dtype, handle.size, HEADER_BYTES)

@@ -1,0 +1,204 @@
+"""Tasks on a cluster: handed out, waited for with a limit, done again where they were lost.
+
+A worker that dies takes nothing with it: Dask runs its tasks again elsewhere, and what it cannot
+(data that was sent to the worker, or a task that saw several workers die) is handed out anew from
+here. A task that fails by itself is tried three times and then told as what it is.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from distributed import Future, wait
+from distributed.scheduler import KilledWorker
+
+from pipeline.cluster import Cluster
+from pipeline.worker_side import TaskFailedError, run_task
+from storage.errors import BadDataError, ConflictError, PipelineError, UnreachableError, UsageError
+
+TRIES = 3
+"""How often a task may fail by itself, and how often it may be handed out and kill its workers."""
+MOST_LOSSES = 50
+"""How often one task is handed out in all."""
+TASK_SECONDS = 1800.0
+"""The longest that one task is waited for."""
+POLL_SECONDS = 1.0
+
+ERRORS = {kind.exit_code: kind for kind in (UsageError, BadDataError, ConflictError)}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One call of a function of a module, for any worker."""
+
+    name: str
+    """What Dask's dashboard calls it: `score-chunk`."""
+    what: str
+    """What an error is to name: `rows 0..1999 of test`."""
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    worker: str | None = None
+    """The worker to give it to; another one takes it where that is gone."""
+    bulky: bool = False
+    """Whether the arguments are to go straight to a worker, and not through the scheduler."""
+
+
+class Pending:
+    """A task on its way."""
+
+    def __init__(self, cluster: Cluster, task: Task) -> None:
+        """Hand the task out."""
+        self._cluster = cluster
+        self._task = task
+        self._pinned: str | None = None
+        self._killed = 0
+        self._losses = 0
+        self._future = self._submit()
+
+    def result(self) -> Any:
+        """What the task gave. Raises its own error, or `UnreachableError` with the task's name."""
+        began = time.monotonic()
+        while True:
+            try:
+                self._wait(began)
+                found = self._future.result(timeout=self._cluster.timeout)
+                self.release()
+                return found
+            except TaskFailedError as failure:
+                raise self._failed(failure) from None
+            except KilledWorker as error:
+                self._killed += 1
+                if self._killed >= TRIES:
+                    raise UnreachableError(
+                        f"Worker after worker died at {self._task.what}, the last one "
+                        f"{error.last_worker.address}. Look at its log: it may lack memory. Then "
+                        "run the same command again."
+                    ) from None
+            except CancelledError:
+                pass  # its data went with a worker; Dask's own is one of these
+            except (OSError, TimeoutError) as error:
+                if not self._cluster.is_there:
+                    raise self._cluster.lost(error) from error
+            self._again()
+
+    def release(self) -> None:
+        """Let the scheduler and the workers forget the task."""
+        with suppress(Exception):
+            self._future.release()
+
+    def cancel(self) -> None:
+        """Have it not done, where that can still be."""
+        with suppress(Exception):
+            self._future.cancel()
+        self.release()
+
+    def _again(self) -> None:
+        if not self._cluster.is_there:
+            raise self._cluster.lost()
+        self._losses += 1
+        if self._losses >= MOST_LOSSES:
+            raise UnreachableError(
+                f"The cluster at {self._cluster.address} lost {self._task.what} "
+                f"{self._losses} times. See why its workers die, then run the same command again."
+            )
+        self.release()
+        _wait_for_any_worker(self._cluster)
+        self._future = self._submit()
+
+    def _submit(self) -> "Future[Any]":
+        """Hand the task out; where its data cannot be sent, look for another worker."""
+        began = time.monotonic()
+        while True:
+            _wait_for_any_worker(self._cluster)
+            try:
+                return self._sent()
+            except (OSError, TimeoutError, ValueError, KeyError) as error:  # a worker went away
+                late = time.monotonic() - began > self._cluster.timeout
+                if late or not self._cluster.is_there:
+                    raise self._cluster.lost(error) from error
+            time.sleep(POLL_SECONDS / 4)
+            self._cluster.workers(now=True)
+
+    def _sent(self) -> "Future[Any]":
+        task, client = self._task, self._cluster.client
+        arguments = task.arguments
+        there = task.worker in self._cluster.workers()
+        workers = [task.worker] if there else None
+        self._pinned = task.worker if there else None
+        if task.bulky:
+            arguments = tuple(
+                client.scatter(
+                    list(arguments),
+                    workers=workers,
+                    direct=True,
+                    hash=False,
+                    timeout=POLL_SECONDS,  # of the wait for a worker, which may be gone
+                )
+            )
+        return client.submit(
+            run_task,
+            self._cluster.job,
+            task.what,
+            task.function,
+            *arguments,
+            key=self._cluster.key(task.name),
+            pure=False,
+            retries=TRIES - 1,
+            workers=workers,
+            allow_other_workers=there,
+        )
+
+    def _wait(self, began: float) -> None:
+        """Until the task has ended, well or not; every limit is kept."""
+        while not self._future.done():
+            with suppress(TimeoutError), self._cluster.client.as_current():
+                wait([self._future], timeout=POLL_SECONDS)
+                return
+            if not self._cluster.is_there:
+                raise self._cluster.lost()
+            _wait_for_any_worker(self._cluster)
+            if self._pinned and self._pinned not in self._cluster.workers():
+                # Dask may have given it to another, or hold it for the one that is gone, for ever.
+                raise CancelledError
+            if time.monotonic() - began > TASK_SECONDS:
+                raise UnreachableError(
+                    f"No worker finished {self._task.what} within {TASK_SECONDS:,.0f} s. "
+                    "Give the cluster faster workers or smaller chunks or batches."
+                )
+
+    def _failed(self, failure: TaskFailedError) -> PipelineError:
+        """The real error, with the worker and the rows; one of ours keeps its kind."""
+        kind = ERRORS.get(failure.exit_code, UnreachableError)
+        return kind(f"{failure.text} (at {failure.what}, on worker {failure.worker})")
+
+
+def results(cluster: Cluster, tasks: Iterable[Task], in_flight: int) -> Iterator[Any]:
+    """What the tasks give, in their order, with at most `in_flight` of them on their way."""
+    waiting: deque[Pending] = deque()
+    try:
+        for task in tasks:
+            waiting.append(Pending(cluster, task))
+            if len(waiting) >= in_flight:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for pending in waiting:
+            pending.cancel()
+
+
+def _wait_for_any_worker(cluster: Cluster) -> None:
+    """Raise `UnreachableError` where there is none for as long as the cluster's limit."""
+    began = time.monotonic()
+    while not cluster.workers():
+        if time.monotonic() - began > cluster.timeout:
+            raise UnreachableError(
+                f"The cluster at {cluster.address} has had no worker for {cluster.timeout:.0f} s. "
+                "What was saved is untouched; start workers and run the same command again."
+            )
+        time.sleep(POLL_SECONDS / 4)
+        cluster.workers(now=True)

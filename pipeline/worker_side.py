@@ -1,0 +1,128 @@
+"""A worker's side of a job: what it is set to, what it holds between tasks, and how a task fails.
+
+A job leaves one plugin on every worker, also on those that join later. Tasks are functions of
+modules; what they want to keep from one to the next (an open dataset, a window, a model) they hold
+by its description, so that two runs on one worker never take the one for the other.
+"""
+
+import signal
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from platform import python_version
+from typing import Any, TypeVar
+
+import zarr
+from distributed import Worker, WorkerPlugin, get_worker
+from threadpoolctl import threadpool_limits
+
+from storage.closing import Closing
+from storage.errors import PipelineError, UnreachableError
+
+Held = TypeVar("Held", bound=Closing)
+
+PACKAGES = ("numpy", "zarr", "dask", "distributed", "mnist-stream")
+"""Besides Python itself, what must be alike on every side for the bits and messages to be."""
+MOST_HELD = 2
+"""Things that a worker keeps open at once; the one used longest ago makes room."""
+ZARR_CONCURRENCY = 4
+"""Reads of one array that Zarr does side by side; workers are many already."""
+
+
+class TaskFailedError(Exception):
+    """What became of a task that failed, in values that any side can unpickle."""
+
+    def __init__(self, text: str, exit_code: int, what: str, worker: str) -> None:
+        """`text` is the real error's; `exit_code` is 0 where it was none of ours."""
+        super().__init__(text, exit_code, what, worker)
+        self.text, self.exit_code, self.what, self.worker = text, exit_code, what, worker
+
+
+def versions_here() -> dict[str, str]:
+    """Of this process: Python and `PACKAGES`, by name; `missing` where one is not installed."""
+    found = {"python": python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "missing"
+    return found
+
+
+class WorkerSide(WorkerPlugin):
+    """The plugin: one BLAS thread, Zarr's concurrency, and what tasks hold between them."""
+
+    def __init__(self, name: str, versions: dict[str, str], *, own: bool) -> None:
+        """`name` is the job's own; `versions` are the client's; `own` workers are its processes."""
+        self.name = name
+        self._own = own
+        self._versions = versions
+
+    def setup(self, worker: Worker) -> None:
+        """Set this process; Dask calls it on each worker."""
+        self._held: OrderedDict[Hashable, Closing] = OrderedDict()
+        self._lock = threading.Lock()
+        # The bits of a product differ between one BLAS thread and several.
+        self._limits = threadpool_limits(limits=1, user_api="blas")
+        zarr.config.set({"async.concurrency": ZARR_CONCURRENCY})
+        if self._own and threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)  # the client's to heed: it ends its workers
+
+    def check_versions(self) -> None:
+        """Raise `UnreachableError` on a worker that joined later and is not like the client."""
+        here = versions_here()
+        differing = [
+            f"{name} {here[name]} here, {there} at the client"
+            for name, there in self._versions.items()
+            if here[name] != there
+        ]
+        if differing:
+            raise UnreachableError(
+                f"This worker has other versions than the client ({'; '.join(differing)}). "
+                "Install the same on every side."
+            )
+
+    def hold(self, description: Hashable, make: Callable[[], Held]) -> Held:
+        """What `make` made for this description, now or before."""
+        with self._lock:
+            if description not in self._held:
+                while len(self._held) >= MOST_HELD:
+                    self._held.popitem(last=False)[1].close()
+                self._held[description] = make()
+            self._held.move_to_end(description)
+            return self._held[description]  # type: ignore[return-value]
+
+    def teardown(self, worker: Worker) -> None:
+        """Let go of everything; Dask calls it when the job or the worker ends."""
+        while self._held:
+            self._held.popitem()[1].close()
+
+
+def hold(job: str, description: Hashable, make: Callable[[], Held]) -> Held:
+    """For a task: what this worker holds for a job under a description; made when it is not there."""
+    return _side(get_worker(), job).hold(description, make)
+
+
+def _side(worker: Worker, job: str) -> WorkerSide:
+    side = worker.plugins.get(job)
+    if not isinstance(side, WorkerSide):
+        raise UnreachableError("The worker has not been set up for this job.")
+    return side
+
+
+def run_task(job: str, what: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Run a task; whatever goes wrong comes out as `TaskFailedError` that names worker and rows."""
+    worker = get_worker()
+    try:
+        _side(worker, job).check_versions()
+        return function(*arguments)
+    except PipelineError as error:
+        raise TaskFailedError(str(error), error.exit_code, what, worker.address) from None
+    except Exception as error:  # noqa: BLE001 - it is told as what it is, by the client
+        text = f"{type(error).__name__}: {error}"
+        with suppress(Exception):  # for the worker's own log, where details are looked for
+            worker.log_event("mnist-stream", {"what": what, "error": text})
+        raise TaskFailedError(text, 0, what, worker.address) from None

@@ -1,0 +1,155 @@
+"""A cluster of this machine's own processes: four workers against one, and against no cluster."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from distributed.comm.tcp import TCP
+
+from jobs.cluster_trainer import ClusterTrainer
+from jobs.config import TrainConfig
+from jobs.nn.architecture import count_parameters, parse_network
+from jobs.round_trainer import RoundTrainer
+from jobs.score import score
+from jobs.step import one_blas_thread
+from jobs.train import train
+from jobs.trainer import RunningSums, Trainer
+from pipeline.cluster import Cluster, connect
+from pipeline.cluster_options import ClusterOptions
+from pipeline.ingest import ingest
+from tests.benchmarks.contest import Contestant, Verdict, medians
+from tests.benchmarks.data import CORES, NETWORK, Workplace
+
+WORKERS = 4 if CORES >= 4 else 2
+LARGE_NETWORK = "784-relu-2500-relu-2000-softmax-10"
+BATCH_SIZE = 1024
+STEPS = 8
+"""Of the large network, in one timed turn."""
+SCORED_ROWS = 600_000
+MANY = 10**6
+
+
+def bench_cluster(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
+    """Each line of the table of issue 5 that needs no object store."""
+    yield from _steps(workplace, rounds)
+    yield from _rounds(workplace, rounds)
+    yield from _scoring(workplace, rounds)
+
+
+def _cluster(workers: int, stack: ExitStack) -> Cluster:
+    cluster = connect(ClusterOptions(workers=workers))
+    assert cluster is not None
+    return stack.enter_context(cluster)
+
+
+def _epoch(trainer: Trainer) -> Contestant:
+    def epoch() -> None:
+        with one_blas_thread():
+            trainer.sums = RunningSums()
+            trainer.train_epoch(lambda: None)
+
+    return epoch
+
+
+def _steps(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
+    """`--parallel steps`, and what passes the scheduler meanwhile."""
+    made = ingest(f"synthetic:{STEPS * BATCH_SIZE},100", workplace.directory / "steps")
+    config = TrainConfig(
+        network=LARGE_NETWORK, batch_size=BATCH_SIZE, schedule="constant", epochs=MANY
+    )
+    layers = parse_network(LARGE_NETWORK)
+    with ExitStack() as stack:
+        trainers = {
+            str(workers): stack.enter_context(
+                ClusterTrainer(_cluster(workers, stack), config, layers, made.dataset)
+            )
+            for workers in (1, WORKERS)
+        }
+        found = medians({name: _epoch(trainer) for name, trainer in trainers.items()}, rounds)
+        with counted_writes() as sizes:
+            _epoch(trainers[str(WORKERS)])()
+    faster = found["1"] / found[str(WORKERS)]
+    note = ", ".join(f"{name}: {seconds / STEPS:.3f} s a step" for name, seconds in found.items())
+    yield Verdict(
+        f"--parallel steps, {WORKERS} workers / 1, of linear",
+        faster / WORKERS,
+        0.75,
+        at_least=True,
+        note=note,
+    )
+    # The scheduler lives in this process: what it and the client send is half of what passes it.
+    moved = STEPS * (1 + WORKERS) * 4 * count_parameters(layers)
+    note = f"{2 * sum(sizes) / STEPS:,.0f} bytes a step"
+    yield Verdict(
+        "bytes through the scheduler / parameters and gradients",
+        2 * sum(sizes) / moved,
+        0.05,
+        note=note,
+    )
+
+
+def _rounds(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
+    """`--parallel rounds` of the default network."""
+    common: dict[str, Any] = {"network": NETWORK, "schedule": "constant", "epochs": MANY}
+    layers = parse_network(NETWORK)
+    with ExitStack() as stack:
+        alone = Trainer(TrainConfig(**common, threads=1), layers, workplace.dataset)
+        config = TrainConfig(**common, parallel="rounds", replicas=WORKERS)
+        cluster = _cluster(WORKERS, stack)
+        several = RoundTrainer(cluster, config, layers, workplace.dataset)
+        stack.enter_context(alone)
+        stack.enter_context(several)
+        found = medians({"one": _epoch(alone), "several": _epoch(several)}, rounds)
+    note = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in found.items())
+    yield Verdict(
+        f"--parallel rounds, {WORKERS} replicas on {WORKERS} workers / one process, one thread",
+        found["one"] / found["several"],
+        2.5 if WORKERS == 4 else 1.4,
+        at_least=True,
+        note=note,
+    )
+
+
+def _scoring(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
+    """Scoring of many rows."""
+    data, run = workplace.directory / "scored", workplace.directory / "scoring-run"
+    with ExitStack() as stack:
+        clusters = {str(workers): _cluster(workers, stack) for workers in (1, WORKERS)}
+        ingest(f"synthetic:{SCORED_ROWS},100", data, cluster=clusters[str(WORKERS)])
+        train(TrainConfig(epochs=1), dataset=workplace.dataset.location, run=run)
+
+        def scoring(cluster: Cluster) -> Contestant:
+            def again() -> None:
+                shutil.rmtree(run / "scores", ignore_errors=True)
+                score(run=run, dataset=data, split="train", cluster=cluster)
+
+            return again
+
+        found = medians({name: scoring(cluster) for name, cluster in clusters.items()}, rounds)
+    note = ", ".join(f"{name}: {seconds:.2f} s" for name, seconds in found.items())
+    yield Verdict(
+        f"scoring {SCORED_ROWS:,} rows, {WORKERS} workers / 1, of linear",
+        found["1"] / found[str(WORKERS)] / WORKERS,
+        0.75,
+        at_least=True,
+        note=note,
+    )
+
+
+@contextmanager
+def counted_writes() -> Iterator[list[int]]:
+    """The bytes of every message that this process sends over TCP."""
+    sizes: list[int] = []
+    write = TCP.write
+
+    async def counted(comm: TCP, *arguments: Any, **options: Any) -> int:
+        size: int = await write(comm, *arguments, **options)  # type: ignore[no-untyped-call]
+        sizes.append(size)
+        return size
+
+    TCP.write = counted  # type: ignore[method-assign, assignment]
+    try:
+        yield sizes
+    finally:
+        TCP.write = write  # type: ignore[method-assign]

@@ -1,0 +1,1 @@
+"""Tests with real clusters: a scheduler, workers and a client, each a process, killed for real."""

@@ -1,0 +1,122 @@
+"""A Dask cluster of real processes on loopback, to be killed, paused and added to."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from storage.closing import Closing
+from tests.commands.process import NOT_INHERITED, REPOSITORY
+
+STARTING_SECONDS = 60.0
+PLAIN = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+
+class Cluster(Closing):
+    """A scheduler, and as many workers as are started; each in a directory of its own."""
+
+    def __init__(
+        self, home: Path, workers: int, *, options: tuple[str, ...] = (), host: str = "tcp://"
+    ) -> None:
+        """`options` go to both the scheduler and the workers, as TLS needs."""
+        self._home = home
+        self._options = options
+        self.file = home / "scheduler.json"
+        home.mkdir(parents=True, exist_ok=True)
+        self.workers: list[subprocess.Popen[bytes]] = []
+        self.scheduler = self._start(
+            "dask_scheduler",
+            "--host",
+            f"{host}127.0.0.1",
+            "--port",
+            "0",
+            "--no-dashboard",
+            "--scheduler-file",
+            str(self.file),
+        )
+        self.address = self._written_address()
+        for _ in range(workers):
+            self.add_worker()
+
+    def _written_address(self) -> str:
+        deadline = time.monotonic() + STARTING_SECONDS
+        while True:
+            try:
+                return str(json.loads(self.file.read_text())["address"])
+            except (OSError, ValueError):
+                assert time.monotonic() < deadline, "the scheduler did not start"
+                assert self.scheduler.poll() is None, "the scheduler ended"
+                time.sleep(0.02)
+
+    def add_worker(self, *options: str, env: dict[str, str] | None = None) -> int:
+        """Start one more worker, with one thread; its number in `workers`."""
+        self.workers.append(
+            self._start(
+                "dask_worker",
+                self.address,
+                "--no-nanny",
+                "--nthreads",
+                "1",
+                "--no-dashboard",
+                "--memory-limit",
+                "0",
+                *options,
+                env=env,
+            )
+        )
+        return len(self.workers) - 1
+
+    def _start(
+        self, module: str, *arguments: str, env: dict[str, str] | None = None
+    ) -> "subprocess.Popen[bytes]":
+        directory = self._home / f"{module}-{len(self.workers)}"
+        directory.mkdir(exist_ok=True)
+        inherited = {
+            name: value for name, value in os.environ.items() if name.upper() not in NOT_INHERITED
+        }
+        log = open(directory / "log", "wb")  # noqa: SIM115 - the process keeps it
+        with log:
+            return subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    f"distributed.cli.{module}",
+                    *arguments,
+                    *self._options,
+                ],
+                cwd=directory,
+                env=inherited | PLAIN | (env or {}),
+                stdout=log,
+                stderr=log,
+            )
+
+    def signal_worker(self, number: int, what: signal.Signals) -> None:
+        """Send a worker a signal; where it is gone, nothing happens."""
+        if self.workers[number].poll() is None:
+            self.workers[number].send_signal(what)
+
+    def kill_worker(self, number: int) -> None:
+        """SIGKILL, and wait until the process is gone."""
+        self.workers[number].kill()
+        self.workers[number].wait()
+
+    def kill_scheduler(self) -> None:
+        """SIGKILL, and wait until the process is gone."""
+        self.scheduler.kill()
+        self.scheduler.wait()
+
+    def logs(self) -> str:
+        """What all of them wrote, for a failure's message."""
+        return "\n".join(
+            f"--- {log.parent.name}\n{log.read_text()[-2000:]}"
+            for log in sorted(self._home.glob("*/log"))
+        )
+
+    def close(self) -> None:
+        """Kill them all."""
+        for process in [*self.workers, self.scheduler]:
+            process.kill()
+            process.wait()

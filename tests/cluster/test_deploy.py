@@ -1,0 +1,135 @@
+"""What is shipped for clusters: as much of it as can be checked without the platforms."""
+
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import yaml  # type: ignore[import-untyped] # Dask's own, which ships no types
+
+from jobs.cli import cli
+from tests.commands.process import REPOSITORY
+
+DEPLOY = REPOSITORY / "jobs" / "deploy"
+README = (REPOSITORY / "README.md").read_text()
+FILES = sorted(path.name for path in DEPLOY.iterdir())
+IMAGE = "mnist-stream"
+
+
+def load(name: str) -> Any:
+    return yaml.safe_load((DEPLOY / name).read_text())
+
+
+def check_command(words: list[str]) -> None:
+    """The words are a command of ours, or Dask's, with options that there are."""
+    if words[0] == "dask":
+        assert words[1] in ("scheduler", "worker")
+        return
+    assert "pipeline" == words[0]
+    command = cli.commands[words[1]]
+    options = {name for found in command.get_params(click.Context(command)) for name in found.opts}
+    assert set() == {word for word in words if word.startswith("--")} - options
+
+
+def containers(document: Any) -> list[dict[str, Any]]:
+    """Every container anywhere in a manifest."""
+    found: list[dict[str, Any]] = []
+    values = document.values() if isinstance(document, dict) else document
+    for value in values:
+        if isinstance(value, dict | list):
+            found += containers(value)
+    if isinstance(document, dict):
+        found += document.get("containers", [])
+    return found
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_is_named_in_the_readme(name: str) -> None:
+    """Each file is."""
+    assert f"`{name}`" in README
+
+
+def test_compose() -> None:
+    """Its services run commands that there are, from the one image, on one volume."""
+    services = load("compose.yaml")["services"]
+    assert {"scheduler", "worker", "ingest", "train"} == set(services)
+    for service in services.values():
+        assert IMAGE == service["image"]
+        assert (DEPLOY / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
+        assert ["work:/work"] == service["volumes"]
+        check_command(service["command"])
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "count"),
+    [("train-daskjob.yaml", "DaskJob", 3), ("score-cronjob.yaml", "CronJob", 1)],
+)
+def test_manifests(name: str, kind: str, count: int) -> None:
+    """Their containers run commands that there are, from the one image, on one claim."""
+    manifest = load(name)
+    assert kind == manifest["kind"]
+    found = containers(manifest)
+    assert count == len(found)
+    for container in found:
+        assert f"{IMAGE}:latest" == container["image"]
+        check_command(container["args"])
+
+
+def test_scorings_never_overlap() -> None:
+    """The CronJob forbids a second scoring beside the first, and never retries for ever."""
+    spec = load("score-cronjob.yaml")["spec"]
+    assert "Forbid" == spec["concurrencyPolicy"]
+    assert 3 == spec["jobTemplate"]["spec"]["backoffLimit"]
+    assert "Never" == spec["jobTemplate"]["spec"]["template"]["spec"]["restartPolicy"]
+
+
+def test_dask_job() -> None:
+    """The DaskJob has the three parts that the operator's schema asks for."""
+    spec = load("train-daskjob.yaml")["spec"]
+    assert {"job", "cluster"} == set(spec)
+    assert {"worker", "scheduler"} == set(spec["cluster"]["spec"])
+    assert {"spec", "service"} == set(spec["cluster"]["spec"]["scheduler"])
+    assert 4 == spec["cluster"]["spec"]["worker"]["replicas"]
+
+
+def test_slurm(tmp_path: Path) -> None:
+    """The script runs as it stands where `srun` is a plain call: scheduler, worker and job."""
+    script = DEPLOY / "train.slurm"
+    bash = shutil.which("bash")
+    assert bash is not None
+    subprocess.run([bash, "-n", script], check=True)
+    tools = tmp_path / ".venv" / "bin"
+    tools.mkdir(parents=True)
+    for name, body in {
+        "srun": 'exec "$@"',
+        "dask": 'echo "dask $*" >> calls; [ "$1" = worker ] || echo {} > "$PWD/scheduler-7.json"',
+        "pipeline": 'while [ ! -s calls ]; do :; done; echo "pipeline $*" >> calls',
+    }.items():
+        (tools / name).write_text(f"#!{bash}\n{body}\n")
+        (tools / name).chmod(0o755)
+    subprocess.run(
+        [bash, script, "--epochs", "3"],
+        cwd=tmp_path,
+        env={"PATH": "/usr/bin:/bin", "SLURM_JOB_ID": "7"},
+        check=True,
+        timeout=60,
+    )
+    calls = (tmp_path / "calls").read_text()
+    assert (
+        f"pipeline train --resume --scheduler-file {tmp_path}/scheduler-7.json --epochs 3" in calls
+    )
+    check_command(shlex.split(re.findall("^pipeline.*$", script.read_text(), re.MULTILINE)[0])[:5])
+    assert not (tmp_path / "scheduler-7.json").exists()
+
+
+def test_dockerfile() -> None:
+    """It copies what there is, and everything that the build needs."""
+    lines = (DEPLOY / "Dockerfile").read_text().splitlines()
+    copied = {word for line in lines if line.startswith("COPY") for word in line.split()[1:-1]}
+    assert {"storage", "pipeline", "jobs", "pyproject.toml", "README.md", "LICENSE"} <= copied
+    assert all((REPOSITORY / name).exists() for name in copied)
+    assert lines[-1].startswith("CMD")

@@ -1,0 +1,246 @@
+"""What goes wrong on a cluster: it is told once, in a sentence, with the documented exit code."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pipeline.cluster import Cluster as Client
+from pipeline.cluster import connect
+from pipeline.cluster_options import ClusterOptions
+from pipeline.tasks import Task, results
+from storage.errors import BadDataError, UnreachableError, UsageError
+from tests.cluster.processes import Cluster
+from tests.cluster.trainings import STEPS, Reference, train_on
+from tests.commands.process import Ended, run_pipeline, start_pipeline
+
+NOWHERE = "tcp://127.0.0.1:9"
+
+SETTINGS = [
+    argument
+    for name, value in STEPS.to_json().items()
+    if not isinstance(value, bool)
+    for argument in (f"--{name.replace('_', '-')}", str(value))
+]
+
+
+def assert_told(ended: Ended, code: int, *words: str) -> None:
+    """The command ended with a code and a message that has the words; nothing else on stderr."""
+    assert code == ended.code, ended.err
+    assert ended.err.startswith("Error: "), ended.err
+    assert "Traceback" not in ended.err
+    assert "KilledWorker" not in ended.err
+    for word in words:
+        assert word in ended.err
+
+
+def damage(dataset: Path, copy: Path) -> Path:
+    """A copy of a dataset in which chunk 3 of the training inputs has other bytes."""
+    shutil.copytree(dataset, copy)
+    chunk = copy / "train" / "inputs" / "c.3.0"
+    content = bytearray(chunk.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    chunk.write_bytes(content)
+    return copy
+
+
+def test_a_task_that_fails_by_itself(standing: Cluster, digits: Path, tmp_path: Path) -> None:
+    """A damaged chunk ends the training with exit 3, the chunk, the rows and the worker named."""
+    dataset = damage(digits, tmp_path / "dataset")
+    arguments = ["--dataset", dataset, "--run", "run", "--scheduler", standing.address]
+    ended = run_pipeline("train", *arguments, *SETTINGS, cwd=tmp_path)
+    assert_told(ended, 3, "Chunk 3", "in the order of epoch 1", "on worker tcp://127.0.0.1:")
+
+
+def fail(reason: str) -> None:
+    """A task that always fails, for a reason that is none of the project's errors."""
+    raise ZeroDivisionError(reason)
+
+
+def die() -> None:
+    """A task that kills its worker."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def task(function: object, *arguments: object) -> Task:
+    """A call with a place of its own."""
+    assert callable(function)
+    return Task("fail", "rows 7..9 of test", function, arguments)
+
+
+def test_an_unknown_error(cluster: Client) -> None:
+    """Any other error keeps its name and text, and the worker and rows are named."""
+    words = r"ZeroDivisionError: no luck \(at rows 7\.\.9 of test, on worker tcp://"
+    with pytest.raises(UnreachableError, match=words):
+        list(results(cluster, [task(fail, "no luck")], 1))
+
+
+def test_an_error_of_ours_keeps_its_kind(cluster: Client, tmp_path: Path) -> None:
+    """A `BadDataError` on a worker is one here."""
+    from pipeline.rows import open_split
+    from storage.location import open_location
+
+    with pytest.raises(BadDataError, match="There is no dataset"):
+        list(results(cluster, [task(open_split, open_location(tmp_path / "x"), "", "train")], 1))
+
+
+def test_a_task_that_kills_its_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After three workers the rows are named: no hang, and no bare KilledWorker."""
+    monkeypatch.setenv("DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES", "0")
+    with Cluster(tmp_path / "cluster", workers=4) as workers:
+        client = connect(ClusterOptions(scheduler=workers.address, timeout=60))
+        assert client is not None
+        with client, pytest.raises(UnreachableError, match=r"died at rows 7\.\.9 of test"):
+            list(results(client, [task(die)], 1))
+
+
+def test_the_scheduler_is_killed(digits: Path, reference: Reference, tmp_path: Path) -> None:
+    """Exit 6 with the checkpoint intact; without a cluster the run goes on to the same bits."""
+    run = tmp_path / "run"
+    with Cluster(tmp_path / "cluster", workers=2) as workers:
+        with pytest.raises(UnreachableError, match="Lost the Dask scheduler") as raised:
+            train_on(workers, STEPS, digits, run, {8: workers.kill_scheduler}, timeout=20)
+        assert 6 == raised.value.exit_code
+    with Cluster(tmp_path / "another", workers=1) as workers:
+        assert reference.steps == train_on(workers, STEPS, digits, run)
+
+
+def test_the_scheduler_stands_still(digits: Path, tmp_path: Path) -> None:
+    """One that does not answer is given up after the cluster's timeout."""
+    with Cluster(tmp_path / "cluster", workers=1) as workers:
+
+        def stop() -> None:
+            workers.scheduler.send_signal(signal.SIGSTOP)
+
+        with pytest.raises(UnreachableError, match="Lost the Dask scheduler"):
+            train_on(workers, STEPS, digits, tmp_path / "run", {3: stop}, timeout=2)
+
+
+def test_all_workers_are_gone(digits: Path, tmp_path: Path) -> None:
+    """Without any worker for the cluster's timeout the job ends."""
+    with (
+        Cluster(tmp_path / "cluster", workers=1) as workers,
+        pytest.raises(UnreachableError, match="has had no worker for 2 s"),
+    ):
+        harm = {3: lambda: workers.kill_worker(0)}
+        train_on(workers, STEPS, digits, tmp_path / "run", harm, timeout=2)
+
+
+def test_no_scheduler(tmp_path: Path) -> None:
+    """By each way to name one, exit 6 within the timeout."""
+    limit = ("--cluster-timeout", "1")
+    missing = ("--scheduler-file", "nothing.json")
+    ended = run_pipeline("ingest", "synthetic:60,10", *missing, *limit, cwd=tmp_path)
+    assert_told(ended, 6, "nothing.json")
+    ended = run_pipeline("ingest", "synthetic:60,10", "--scheduler", NOWHERE, *limit, cwd=tmp_path)
+    assert_told(ended, 6, NOWHERE)
+    variable = {"DASK_SCHEDULER_ADDRESS": NOWHERE}
+    ended = run_pipeline("train", *limit, cwd=tmp_path, env=variable)
+    assert_told(ended, 6, NOWHERE)
+    ended = run_pipeline("train", *limit, "--workers", "0", cwd=tmp_path, env=variable)
+    assert_told(ended, 3, "There is no dataset")
+
+
+def test_no_workers(tmp_path: Path) -> None:
+    """A scheduler without workers: a line that says what is waited for, then exit 6."""
+    with Cluster(tmp_path / "cluster", workers=0) as alone:
+        said: list[str] = []
+        with pytest.raises(UnreachableError, match="has 0 of 1 workers after 6 s"):
+            connect(ClusterOptions(scheduler=alone.address, timeout=6), said.append)
+    assert re.fullmatch(r"waiting for workers of tcp.*: 0 of 1 are there, \d s left", said[0])
+
+
+def test_other_versions(standing: Cluster, tmp_path: Path) -> None:
+    """A worker with another version of this project is told in a table; one that joins late too."""
+    fake = tmp_path / "fake" / "mnist_stream-9.9.9.dist-info"
+    fake.mkdir(parents=True)
+    (fake / "METADATA").write_text("Metadata-Version: 2.1\nName: mnist-stream\nVersion: 9.9.9\n")
+    path = f"{fake.parent}{os.pathsep}{Path(__file__).parents[2]}"
+    with Cluster(tmp_path / "cluster", workers=1) as workers:
+        client = connect(ClusterOptions(scheduler=workers.address, timeout=60))
+        assert client is not None
+        with client:
+            workers.kill_worker(workers.add_worker(env={"PYTHONPATH": path}) - 1)
+            with pytest.raises(UnreachableError, match=r"mnist-stream 9\.9\.9 here"):
+                list(results(client, [task(os.getcwd)], 1))
+        with pytest.raises(UnreachableError) as raised:
+            connect(ClusterOptions(scheduler=workers.address, timeout=60))
+    told = str(raised.value)
+    assert told.startswith("The versions differ")
+    assert re.search(r"^tcp://\S+ .* 9\.9\.9$", told, re.MULTILINE)
+    assert re.search(
+        r"^ +python +numpy +zarr +dask +distributed +mnist-stream$", told, re.MULTILINE
+    )
+
+
+def test_tls(tmp_path: Path) -> None:
+    """A TLS cluster works with certificates; a plain client is refused with a clear message."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("there is no openssl to make certificates with")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    made = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=here"]
+    subprocess.run(
+        [openssl, *made, "-keyout", key, "-out", certificate], check=True, capture_output=True
+    )
+    files = {"ca": certificate, "cert": certificate, "key": key}
+    options = [word for name, file in files.items() for word in (f"--tls-{name}", str(file))]
+    by_dask = [
+        word
+        for name, file in {"ca-file": certificate, "cert": certificate, "key": key}.items()
+        for word in (f"--tls-{name}", str(file))
+    ]
+    with Cluster(tmp_path / "c", workers=1, options=tuple(by_dask), host="tls://") as workers:
+        assert workers.address.startswith("tls://")
+        common = ["synthetic:60,10", "--out", "data", "--cluster-timeout", "3"]
+        there = ["--scheduler", workers.address]
+        ended = run_pipeline("ingest", *common, *there, cwd=tmp_path)
+        assert_told(ended, 6, "--tls-ca, --tls-cert and --tls-key")
+        plain = ["--scheduler", workers.address.replace("tls", "tcp")]
+        ended = run_pipeline("ingest", *common, *plain, cwd=tmp_path)
+        assert_told(ended, 6, "If it listens with TLS")
+        ended = run_pipeline("ingest", *common[:-1], "60", *there, *options, cwd=tmp_path)
+        assert (0, "") == (ended.code, ended.err)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"scheduler": NOWHERE, "workers": 2},
+        {"scheduler_file": "file", "workers": 0},
+        {"tls_ca": __file__},
+        {"tls_ca": "x", "tls_cert": "y", "tls_key": "z"},
+    ],
+)
+def test_wrong_options(options: dict[str, object]) -> None:
+    """Options that exclude each other, or are incomplete, are wrong usage."""
+    with pytest.raises(UsageError):
+        ClusterOptions(**options)  # type: ignore[arg-type]
+
+
+def test_a_wrong_address(tmp_path: Path) -> None:
+    """An address of no known kind is wrong usage."""
+    ended = run_pipeline("train", "--scheduler", "carrier://pigeon", cwd=tmp_path)
+    assert_told(ended, 2, "expected an address such as tcp://host:8786")
+
+
+def test_processes_of_our_own(digits: Path, tmp_path: Path) -> None:
+    """`--workers 2` says where its cluster is, on loopback, closes quietly, and heeds a signal."""
+    arguments = ["train", "--dataset", digits, "--run", "run", "--workers", "2", *SETTINGS]
+    ended = run_pipeline(*arguments, cwd=tmp_path)
+    assert (0, "") == (ended.code, ended.err)
+    assert re.search(r"^cluster tcp://127\.0\.0\.1:\d+, 2 workers$", ended.out, re.MULTILINE)
+    endless = [*arguments[:-2], "--epochs", "100000", "--resume"]
+    endless[endless.index("run")] = "endless"
+    process = start_pipeline(*endless, cwd=tmp_path, start_new_session=True)
+    assert process.stdout is not None
+    with process:
+        assert any(re.match("epoch +1/", line) for line in process.stdout)
+        os.killpg(process.pid, signal.SIGINT)  # as the terminal does: to all of them
+        _, err = process.communicate()
+    assert 130 == process.returncode, err
+    assert re.fullmatch(r"Stopped after \d+ steps; the checkpoint is saved\. .*\n", err)

@@ -1,0 +1,155 @@
+"""Ingest, scoring and windows on a cluster: what one process makes, whatever happens to workers."""
+
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from dask.utils import key_split
+
+from jobs.score import score
+from jobs.train import train
+from pipeline.cluster import Cluster as Client
+from pipeline.cluster import connect
+from pipeline.cluster_options import ClusterOptions
+from pipeline.cluster_windows import ClusterWindows
+from pipeline.digits import draw_digits
+from pipeline.ingest import ingest
+from pipeline.stream import BatchStream
+from storage.dataset import open_dataset
+from storage.idx import write_idx
+from storage.location import open_location
+from storage.verify import verify_location
+from tests.cluster.processes import Cluster
+from tests.cluster.trainings import STEPS
+from tests.commands.process import run_pipeline
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """IDX files of 1,000 drawn digits, compressed."""
+    source = tmp_path / "source"
+    source.mkdir()
+    images, labels = draw_digits(3, "train", 0, 1000)
+    write_idx(source / "train-images-idx3-ubyte.gz", images)
+    write_idx(source / "train-labels-idx1-ubyte.gz", labels)
+    return source
+
+
+def test_ingest(files: Path, tmp_path: Path) -> None:
+    """From files and drawn digits, with workers killed meanwhile: the same digest, and it is sound."""
+    with Cluster(tmp_path / "cluster", workers=2) as workers:
+        client = connect(ClusterOptions(scheduler=workers.address, timeout=60))
+        assert client is not None
+        with client:
+            reports = 0
+
+            def report(stage: str, done: int, total: int) -> None:
+                nonlocal reports
+                reports += 1
+                if reports == 4:
+                    workers.kill_worker(0)
+                    workers.add_worker()
+                if reports == 9:
+                    workers.kill_worker(1)
+
+            for number, source in enumerate((str(files), "synthetic:900,150")):
+                here = ingest(source, tmp_path / f"here-{number}", rows_per_chunk=70)
+                there = ingest(
+                    source,
+                    tmp_path / f"there-{number}",
+                    rows_per_chunk=70,
+                    report=report,
+                    cluster=client,
+                )
+                assert here.dataset.digest == there.dataset.digest
+                checked = list(verify_location(open_location(tmp_path / f"there-{number}")))
+                assert [] == [error for _, error in checked if error is not None]
+
+
+def scored(result: Any) -> tuple[Any, ...]:
+    """What a scoring came to, besides how long it took."""
+    return result.scores.chunk_digests, result.metrics["quality"], result.already_done
+
+
+def test_score(digits: Path, tmp_path: Path) -> None:
+    """Chunk by chunk on workers that are killed meanwhile: the same predictions and figures."""
+    run = tmp_path / "run"
+    train(STEPS, dataset=digits, run=run)
+    here = scored(score(run=run, dataset=digits, split="train"))
+    shutil.rmtree(run / "scores")
+    with Cluster(tmp_path / "cluster", workers=2) as workers:
+        client = connect(ClusterOptions(scheduler=workers.address, timeout=60))
+        assert client is not None
+        reports = 0
+
+        def report(stage: str, done: int, total: int) -> None:
+            nonlocal reports
+            reports += 1
+            if reports == 3:
+                workers.kill_worker(0)
+
+        with client:
+            there = score(run=run, dataset=digits, split="train", report=report, cluster=client)
+    assert here == scored(there)
+
+
+def test_a_scoring_is_gone_on_with(cluster: Client, digits: Path, tmp_path: Path) -> None:
+    """One that died here is ended by a cluster, which counts what was written before: the same."""
+    run = tmp_path / "run"
+    train(STEPS, dataset=digits, run=run)
+    here = scored(score(run=run, dataset=digits, split="train"))
+    shutil.rmtree(run / "scores")
+
+    def die(stage: str, done: int, total: int) -> None:
+        if done > total / 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        score(run=run, dataset=digits, split="train", report=die)
+    there = score(run=run, dataset=digits, split="train", cluster=cluster)
+    assert here == scored(there)
+
+
+def test_from_other_directories(standing: Cluster, tmp_path: Path) -> None:
+    """The three commands with relative paths, on workers that stand in other directories."""
+    there = ["--scheduler-file", standing.file]
+    commands: list[list[object]] = [
+        ["ingest", "synthetic:300,50", "--out", "d", "--rows-per-chunk", "40", *there],
+        ["train", "--dataset", "d", "--run", "r", "--epochs", "1", *there],
+        ["score", "--dataset", "d", "--run", "r", *there],
+    ]
+    for command in commands:
+        ended = run_pipeline(*command, cwd=tmp_path)
+        assert (0, "") == (ended.code, ended.err)
+        assert f"cluster {standing.address}, 2 workers" in ended.out
+
+
+def test_windows(cluster: Client, digits: Path) -> None:
+    """A stream whose windows the workers load has the batches of one that loads them itself."""
+    dataset = open_dataset(open_location(digits))
+    loader = partial(ClusterWindows, cluster=cluster, dataset=dataset)
+    common: dict[str, Any] = {"batch_size": 130, "window_chunks": 3, "seed": 5, "epochs": 2}
+    with (
+        BatchStream(dataset, "train", **common) as here,
+        BatchStream(dataset, "train", **common, loader=loader) as there,
+    ):
+        for _ in range(2):
+            for expected, found in zip(here, there, strict=True):
+                assert np.array_equal(expected.rows, found.rows)
+                assert np.array_equal(expected.inputs, found.inputs)
+                assert expected.targets is not None
+                assert np.array_equal(expected.targets, np.asarray(found.targets))
+        assert here.state == there.state
+
+
+@pytest.mark.parametrize(
+    "name", ["write-part", "gradient", "local-steps", "score-chunk", "load-window"]
+)
+def test_names_for_people(name: str, cluster: Client) -> None:
+    """Dask's dashboard groups tasks by the name before the key's numbers; no key comes twice."""
+    keys = {cluster.key(name) for _ in range(100)}
+    assert {name} == {key_split(key) for key in keys}
+    assert 100 == len(keys)

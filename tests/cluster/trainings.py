@@ -1,0 +1,78 @@
+"""The trainings that clusters are to reproduce, and harm that is done in the middle of them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs.config import TrainConfig
+from jobs.train import TrainListener, train
+from pipeline.cluster import connect
+from pipeline.cluster_options import ClusterOptions
+from tests.cluster import processes
+from tests.jobs.trainings import outcome
+
+__all__ = ["ROUNDS", "STEPS", "HarmAt", "Reference", "outcome", "train_on"]
+
+STEPS = TrainConfig(
+    network="784-relu-12-softmax-10",
+    epochs=3,
+    batch_size=170,  # 13 batches of the 2,100 rows, the last of 60
+    micro_batches=5,
+    learning_rate=0.01,
+    schedule="constant",
+    shuffle_memory=2**20,  # two windows of three chunks: an epoch has four
+    checkpoint_every=5,
+    keep=100,
+)
+ROUNDS = TrainConfig(
+    **(
+        STEPS.to_json()
+        | {"parallel": "rounds", "replicas": 3, "sync_every": 2, "outer_learning_rate": 0.7}
+    )
+)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the two trainings come to without a cluster, and where their runs lie."""
+
+    steps: dict[str, Any]
+    rounds: dict[str, Any]
+    home: Path
+
+
+class HarmAt(TrainListener):
+    """Does harm during given steps of this process, counted from 1."""
+
+    def __init__(self, harm: Mapping[int, Callable[[], object]]) -> None:
+        self._harm = harm
+        self._steps = 0
+
+    def stepped(self, epoch: int, rows: int, total: int, loss: float) -> None:
+        self._steps += 1
+        if self._steps in self._harm:
+            self._harm[self._steps]()
+
+
+def train_on(
+    cluster: processes.Cluster,
+    config: TrainConfig,
+    dataset: Path,
+    run: Path,
+    harm: Mapping[int, Callable[[], object]] | None = None,
+    timeout: float = 60,
+) -> dict[str, Any]:
+    """The outcome of a training on a cluster, to which harm is done meanwhile."""
+    opened = connect(ClusterOptions(scheduler=cluster.address, timeout=timeout))
+    assert opened is not None
+    with opened:
+        result = train(
+            config,
+            dataset=dataset,
+            run=run,
+            resume=True,
+            listener=HarmAt(harm or {}),
+            cluster=opened,
+        )
+    return outcome(result)
