@@ -1,7 +1,9 @@
 """The scoring job: a model's probabilities for every row of a split, published in one home."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +40,12 @@ if TYPE_CHECKING:
 BLOCK_ROWS = 500
 """Rows of one forward pass; fixed, so that the bits do not depend on the number of threads."""
 
+UNWRITTEN_CHUNKS = 2
+"""Chunks that are scored and wait to be written."""
+
 Progress = Callable[[str, int, int], None]
+Targets = NDArray[np.uint8] | None
+Predictions = tuple[NDArray[np.float32], NDArray[np.int32]]
 
 
 def score(
@@ -226,24 +233,31 @@ def _scored(
 def _scored_here(
     writer: ScoresWriter, model: Model, dataset: Dataset, threads: int, count: QualityCount
 ) -> Iterator[int]:
-    """The same in this process."""
-    missing = set(writer.missing)
-    for number, targets, predictions in _chunks(model, dataset, writer.schema, missing, threads):
+    """The same in this process: one chunk is written and counted while the next is computed."""
+
+    def settle(number: int, targets: Targets, predictions: Predictions | None) -> int:
         if predictions is None:
             predictions = writer.read_chunk(number)
         else:
             writer.write_chunk(number, *predictions)
         if targets is not None:
             count.add(*predictions, targets)
-        yield len(predictions[0])
+        return len(predictions[0])
 
-
-Predictions = tuple[NDArray[np.float32], NDArray[np.int32]]
+    missing = set(writer.missing)
+    settled: deque[Future[int]] = deque()
+    with ThreadPoolExecutor(1, "write") as thread:
+        for chunk in _chunks(model, dataset, writer.schema, missing, threads):
+            settled.append(thread.submit(settle, *chunk))
+            if len(settled) > UNWRITTEN_CHUNKS:
+                yield settled.popleft().result()
+        while settled:
+            yield settled.popleft().result()
 
 
 def _chunks(
     model: Model, dataset: Dataset, schema: ScoresSchema, missing: set[int], threads: int
-) -> Iterator[tuple[int, NDArray[np.uint8] | None, Predictions | None]]:
+) -> Iterator[tuple[int, Targets, Predictions | None]]:
     """Each chunk's number, targets, and predictions, None where it has been written before."""
     workers = Workers(Forward(model.network, model.parameters), threads)
     stream = BatchStream(
@@ -253,7 +267,9 @@ def _chunks(
         try:
             for number, batch in enumerate(stream):
                 scored = predict(workers.map, batch.inputs) if number in missing else None
-                yield number, batch.targets, scored
+                # A copy, for the batch is a view, which would keep its window in memory.
+                targets = None if batch.targets is None else batch.targets.copy()
+                yield number, targets, scored
         finally:
             workers.close()
 

@@ -25,8 +25,7 @@ from storage.dataset_writer import (
 )
 from storage.errors import BadDataError, UnreachableError, UsageError
 from storage.location import Location, Place, TakeOver, open_location
-from storage.schema import DatasetSchema, SplitSchema
-from storage.store import METADATA_NAME
+from storage.schema import METADATA_NAME, DatasetSchema, SplitSchema
 
 if TYPE_CHECKING:
     from pipeline.cluster import Cluster

@@ -10,17 +10,18 @@ import zarr
 from numpy.typing import NDArray
 
 from storage import sealed
-from storage.chunks import ChunkReader
+from storage.chunks import ChunkedArray
 from storage.errors import BadDataError, ConflictError, PipelineError
 from storage.location import REPLACED, Location
 from storage.schema import (
     FORMAT,
     FORMAT_VERSION,
+    METADATA_NAME,
     SplitRecord,
     SplitSchema,
     dataset_digest,
 )
-from storage.store import METADATA_NAME, LocationStore
+from storage.store import LocationStore
 
 MAKE_AGAIN = "Restore it from a copy, or make it again with `pipeline ingest --overwrite`."
 
@@ -42,6 +43,24 @@ class Block:
         return content.digest()
 
 
+def split_arrays(location: Location, schema: SplitSchema) -> dict[str, ChunkedArray]:
+    """The arrays of the split at a location, by name.
+
+    The digests and class counts of all chunks are one chunk each. A split without labels has
+    neither `targets` nor `chunk_class_counts`.
+    """
+    rows, chunks, classes = schema.rows, schema.chunks, schema.classes
+    cut = (schema.chunk_rows, schema.chunks_per_shard)
+    shapes: dict[str, tuple[Any, ...]] = {
+        "inputs": (rows, schema.columns, schema.dtype, *cut),
+        "chunk_digests": (chunks, 32, "uint8", chunks),
+    }
+    if classes:
+        shapes["targets"] = (rows, classes, "uint8", *cut)
+        shapes["chunk_class_counts"] = (chunks, classes, "int64", chunks)
+    return {name: ChunkedArray(location.child(name), *shape) for name, shape in shapes.items()}
+
+
 class Split:
     """One split of an open dataset. Chunks are checked against their digests as they are read."""
 
@@ -56,49 +75,24 @@ class Split:
         self._dataset_digest = dataset_digest
 
     @cached_property
-    def readers(self) -> dict[str, ChunkReader]:
-        """The split's arrays by name, as readers of whole chunks.
-
-        The digests and class counts of all chunks are one chunk each. A split without labels has
-        neither `targets` nor `chunk_class_counts`.
-        """
-        schema = self.schema
-        rows, chunks = schema.rows, schema.chunks
-        cut = (schema.chunk_rows, schema.chunks_per_shard)
-        location = self._store.location.child(self.name)
-        readers = {
-            "inputs": ChunkReader(
-                location.child("inputs"), rows, schema.columns, schema.dtype, *cut
-            ),
-            "chunk_digests": ChunkReader(
-                location.child("chunk_digests"), chunks, 32, "uint8", chunks
-            ),
-        }
-        if schema.classes:
-            readers |= {
-                "targets": ChunkReader(
-                    location.child("targets"), rows, schema.classes, "uint8", *cut
-                ),
-                "chunk_class_counts": ChunkReader(
-                    location.child("chunk_class_counts"), chunks, schema.classes, "int64", chunks
-                ),
-            }
-        return readers
+    def arrays(self) -> dict[str, ChunkedArray]:
+        """See `split_arrays`."""
+        return split_arrays(self._store.location.child(self.name), self.schema)
 
     def check_claim(self) -> None:
-        """Raise `BadDataError` where most chunks are not there: see `ChunkReader.check_claim`."""
-        for reader in self.readers.values():
+        """Raise `BadDataError` where most chunks are not there: see `ChunkedArray.check_claim`."""
+        for reader in self.arrays.values():
             reader.check_claim()
 
     @cached_property
     def inputs(self) -> "zarr.Array[Any]":
         """The Zarr array `(rows, 1 + features)`."""
-        return open_array(self._store, self.readers["inputs"])
+        return open_array(self._store, self.arrays["inputs"])
 
     @cached_property
     def targets(self) -> "zarr.Array[Any] | None":
         """The Zarr array `(rows, classes)`, or None where the split has no labels."""
-        reader = self.readers.get("targets")
+        reader = self.arrays.get("targets")
         return None if reader is None else open_array(self._store, reader)
 
     @cached_property
@@ -117,7 +111,7 @@ class Split:
         return self._small_array("chunk_class_counts", self.record.class_counts_digest)
 
     def _small_array(self, name: str, recorded: str) -> NDArray[Any]:
-        reader = self.readers[name]
+        reader = self.arrays[name]
         values = reader.read(0)
         if hashlib.sha256(values.data).hexdigest() != recorded:
             raise BadDataError(
@@ -128,15 +122,16 @@ class Split:
 
     def empty_chunk(self) -> Block:
         """Arrays of any content for `read_chunk` to decode chunks into, one after the other."""
-        targets = self.readers.get("targets")
+        targets = self.arrays.get("targets")
         return Block(
-            self.readers["inputs"].empty_chunk(), None if targets is None else targets.empty_chunk()
+            self.arrays["inputs"].empty_chunk(), None if targets is None else targets.empty_chunk()
         )
 
     def read_chunk(self, number: int, out: Block | None = None) -> Block:
         """Chunk `number`, in [0, chunks - 1], whole, decoded and checked.
 
-        Its arrays are views of those of `out`, an `empty_chunk`, where that is given. Raises `BadDataError` that names the chunk where it is missing, damaged or another's, and
+        Its arrays are views of those of `out`, an `empty_chunk`, where that is given. Raises
+        `BadDataError` that names the chunk where it is missing, damaged or another's, and
         `ConflictError` where another dataset has taken the place of the one that was opened.
         """
         try:
@@ -160,8 +155,8 @@ class Split:
     def _read_checked(self, number: int, out: Block | None) -> Block:
         targets = None
         if self.schema.classes:
-            targets = self.readers["targets"].read(number, out.targets if out else None)
-        block = Block(self.readers["inputs"].read(number, out.inputs if out else None), targets)
+            targets = self.arrays["targets"].read(number, out.targets if out else None)
+        block = Block(self.arrays["inputs"].read(number, out.inputs if out else None), targets)
         if block.digest() != self.chunk_digests[number].tobytes():
             start, stop = self.schema.chunk_bounds(number)
             raise BadDataError(
@@ -199,7 +194,7 @@ class Dataset:
         return self.splits[name]
 
 
-def open_array(store: LocationStore, reader: ChunkReader) -> "zarr.Array[Any]":
+def open_array(store: LocationStore, reader: ChunkedArray) -> "zarr.Array[Any]":
     """The array that `reader` reads, as Zarr itself opens it, its shape and type compared.
 
     Raises `BadDataError` where Zarr cannot open it, or finds something else.

@@ -14,23 +14,21 @@ from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
 from storage import sealed
-from storage.dataset import (
-    Block,
-    Dataset,
-    open_dataset,
-)
+from storage.chunks import ZSTD_LEVEL, ChunkedArray
+from storage.dataset import Block, Dataset, open_dataset, split_arrays
 from storage.errors import BadDataError, ConflictError
 from storage.location import Location, TakeOver
 from storage.locks import writer_lock
 from storage.schema import (
     FORMAT,
     FORMAT_VERSION,
+    METADATA_NAME,
     DatasetSchema,
     SplitRecord,
     SplitSchema,
     dataset_digest,
 )
-from storage.store import METADATA_NAME, LocationStore, open_for_writing
+from storage.store import LocationStore
 
 
 @dataclass(frozen=True)
@@ -62,31 +60,32 @@ class SplitWriter:
 
         Raises `BadDataError` where what was read back is not what was written.
         """
-        start = number * self.part_rows
-        stop = start + len(block.inputs)
-        pairs: list[tuple[str, NDArray[Any]]] = [("inputs", block.inputs)]
+        arrays = split_arrays(self.location.child(self.name), self.schema)
+        arrays["inputs"].write(number, block.inputs)
         if block.targets is not None:
-            pairs.append(("targets", block.targets))
-        for array_name, values in pairs:
-            path = f"{self.name}/{array_name}"
-            array = open_for_writing(self.location, path)
-            array[start:stop] = values
-            if not np.array_equal(np.asarray(array[start:stop]), values):
+            arrays["targets"].write(number, block.targets)
+        chunk_rows, first = self.schema.chunk_rows, number * self.schema.chunks_per_shard
+        return [
+            self._record(arrays, first + offset // chunk_rows, _rows(block, offset, chunk_rows))
+            for offset in range(0, len(block.inputs), chunk_rows)
+        ]
+
+    def _record(self, arrays: dict[str, ChunkedArray], number: int, chunk: Block) -> ChunkRecord:
+        """The record of a chunk that was written, once it has been read back."""
+        for name, values in (("inputs", chunk.inputs), ("targets", chunk.targets)):
+            if values is not None and not np.array_equal(arrays[name].read(number), values):
                 raise BadDataError(
-                    f"Rows {start}..{stop - 1} of {path} read back other than they were written. "
-                    "The disk or the memory of this machine is not to be trusted."
+                    f"Chunk {number} of {arrays[name].location} reads back other than it was "
+                    "written. The disk or the memory of this machine is not to be trusted."
                 )
-        return [self._record(number, offset, block) for offset in self._offsets(block)]
-
-    def _offsets(self, block: Block) -> range:
-        return range(0, len(block.inputs), self.schema.chunk_rows)
-
-    def _record(self, part: int, offset: int, block: Block) -> ChunkRecord:
-        rows = slice(offset, offset + self.schema.chunk_rows)
-        targets = None if block.targets is None else block.targets[rows]
+        targets = chunk.targets
         counts = () if targets is None else targets.sum(axis=0, dtype=np.int64).tolist()
-        number = part * self.schema.chunks_per_shard + offset // self.schema.chunk_rows
-        return ChunkRecord(number, Block(block.inputs[rows], targets).digest(), tuple(counts))
+        return ChunkRecord(number, chunk.digest(), tuple(counts))
+
+
+def _rows(block: Block, start: int, count: int) -> Block:
+    targets = None if block.targets is None else block.targets[start : start + count]
+    return Block(block.inputs[start : start + count], targets)
 
 
 class DatasetWriter:
@@ -313,7 +312,7 @@ def _create(
         dtype=dtype,
         chunks=(rows, shape[1]),
         shards=shards if split and split.chunks_per_shard > 1 else None,
-        compressors=[ZstdCodec(level=1, checksum=True), Crc32cCodec()],
+        compressors=[ZstdCodec(level=ZSTD_LEVEL, checksum=True), Crc32cCodec()],
         chunk_key_encoding={"name": "default", "separator": "."},
         dimension_names=dimensions,
         attributes=attributes or {},

@@ -13,7 +13,7 @@ from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
 from storage import sealed
-from storage.chunks import ChunkReader
+from storage.chunks import ZSTD_LEVEL, ChunkedArray
 from storage.errors import BadDataError, ConflictError
 from storage.location import Location, TakeOver
 from storage.locks import writer_lock
@@ -30,7 +30,6 @@ from storage.scorings import (
     open_record,
     root_document,
 )
-from storage.store import open_for_writing
 
 __all__ = [
     "FORMAT",
@@ -68,31 +67,35 @@ class Scores(ScoresRecord):
     def read_unchecked(self, number: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """The same of whatever decodes, whether or not it is what was recorded."""
         probabilities, predicted = (
-            self.readers[name].read(number) for name in ("probabilities", "predicted")
+            self.arrays[name].read(number) for name in ("probabilities", "predicted")
         )
         return probabilities, predicted[:, 0]
 
     @property
-    def readers(self) -> dict[str, ChunkReader]:
-        """The two arrays by name, as readers of whole chunks."""
-        schema, location = self.schema, self.location
-        return {
-            "probabilities": ChunkReader(
-                location.child("probabilities"),
-                schema.rows,
-                schema.classes,
-                "float32",
-                schema.chunk_rows,
-            ),
-            "predicted": ChunkReader(
-                location.child("predicted"),
-                schema.rows,
-                columns=1,
-                dtype="int32",
-                chunk_rows=schema.chunk_rows,
-                two_dimensional=False,
-            ),
-        }
+    def arrays(self) -> dict[str, ChunkedArray]:
+        """The two arrays by name, chunk by chunk."""
+        return score_arrays(self.location, self.schema)
+
+
+def score_arrays(location: Location, schema: ScoresSchema) -> dict[str, ChunkedArray]:
+    """The two arrays of the scoring at a location, by name."""
+    return {
+        "probabilities": ChunkedArray(
+            location.child("probabilities"),
+            schema.rows,
+            schema.classes,
+            "float32",
+            schema.chunk_rows,
+        ),
+        "predicted": ChunkedArray(
+            location.child("predicted"),
+            schema.rows,
+            columns=1,
+            dtype="int32",
+            chunk_rows=schema.chunk_rows,
+            two_dimensional=False,
+        ),
+    }
 
 
 class ScoresWriter:
@@ -109,7 +112,7 @@ class ScoresWriter:
         self._digests = self._journalled()
         if not self._digests:
             location.delete_tree()
-        for key in ("", *self._scores().readers):
+        for key in ("", *self._scores().arrays):
             location.sweep(key)
         for key, document in _metadata(schema).items():
             location.put(key, document)
@@ -151,7 +154,7 @@ class ScoresWriter:
             "chunk_digests": list(scores.chunk_digests),
             "metadata_digests": {
                 key: hashlib.sha256(self.location.get(key)).hexdigest()
-                for key in (f"{name}/{METADATA_NAME}" for name in scores.readers)
+                for key in (f"{name}/{METADATA_NAME}" for name in scores.arrays)
             },
             "metrics_sha256": hashlib.sha256(self.location.get(METRICS)).hexdigest(),
             "complete": True,
@@ -202,9 +205,9 @@ def write_arrays(
 
     Any process may do that, and do it again: the bytes are the same.
     """
-    start, stop = schema.chunk_bounds(number)
-    for name, values in (("probabilities", probabilities), ("predicted", predicted)):
-        open_for_writing(location, name)[start:stop] = values
+    arrays = score_arrays(location, schema)
+    arrays["probabilities"].write(number, probabilities)
+    arrays["predicted"].write(number, predicted[:, None])
     return _chunk_digest(probabilities, predicted)
 
 
@@ -270,7 +273,7 @@ def _metadata(schema: ScoresSchema) -> dict[str, bytes]:
             shape=(schema.rows, *columns),
             dtype=dtype,
             chunks=(schema.chunk_rows, *columns),
-            compressors=[ZstdCodec(level=1, checksum=True), Crc32cCodec()],
+            compressors=[ZstdCodec(level=ZSTD_LEVEL, checksum=True), Crc32cCodec()],
             chunk_key_encoding={"name": "default", "separator": "."},
             dimension_names=dimensions,
             fill_value=0,

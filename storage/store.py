@@ -2,9 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
-from typing import Any
 
-import zarr
 from zarr.abc.store import (
     ByteRequest,
     OffsetByteRequest,
@@ -17,8 +15,6 @@ from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from storage.errors import BadDataError
 from storage.location import Location
 from storage.schema import METADATA_NAME
-
-__all__ = ["METADATA_NAME", "LocationStore", "open_for_writing"]
 
 
 class LocationStore(Store):
@@ -126,13 +122,3 @@ class LocationStore(Store):
         """The names directly below `prefix`."""
         for name in self.location.names(prefix.strip("/")):
             yield name
-
-
-def open_for_writing(location: Location, path: str) -> "zarr.Array[Any]":
-    """An array that is there already, which writes its empty chunks too.
-
-    Zarr does not store that setting: an array that is opened leaves out chunks of nothing but the
-    fill value, and a missing chunk is an error here.
-    """
-    array = zarr.open_array(LocationStore(location), path=path, mode="r+", zarr_format=3)
-    return array.with_config({"write_empty_chunks": True})

@@ -20,7 +20,7 @@ from storage.checkpoints import (
     parse_name,
     recorded_metrics,
 )
-from storage.chunks import ChunkReader
+from storage.chunks import ChunkedArray
 from storage.dataset import MAKE_AGAIN, Dataset, Split, open_array, open_dataset
 from storage.errors import BadDataError
 from storage.ledger import Ledger
@@ -28,8 +28,9 @@ from storage.location import Location, is_leftover
 from storage.predictions import FORMAT as SCORES_FORMAT
 from storage.predictions import JOURNAL, METRICS, Scores, open_scores
 from storage.runs import RECORD, SCORES, open_run
+from storage.schema import METADATA_NAME
 from storage.scorings import LEDGER, scoring_homes
-from storage.store import METADATA_NAME, LocationStore
+from storage.store import LocationStore
 
 Check = tuple[str, BadDataError | None]
 
@@ -56,7 +57,7 @@ def verify_dataset(location: Location) -> Iterator[Check]:
 
 def _verify_split(split: Split, store: LocationStore) -> Iterator[Check]:
     place = f"{store.location}/{split.name}"
-    yield from _verify_arrays(store, split.readers)
+    yield from _verify_arrays(store, split.arrays)
     error = _trouble(split.check_claim)
     yield f"{place}: presence of chunks", error
     if error is not None:
@@ -92,7 +93,7 @@ def _check_class_counts(split: Split) -> None:
 def _dataset_keys(dataset: Dataset) -> set[str]:
     keys = {METADATA_NAME, *dataset.metadata_digests}
     for split in dataset.splits.values():
-        keys |= _chunk_keys(f"{split.name}/", split.readers)
+        keys |= _chunk_keys(f"{split.name}/", split.arrays)
     return keys
 
 
@@ -102,7 +103,7 @@ def verify_scores(location: Location) -> Iterator[Check]:
     yield f"{location}: attributes", error
     if scores is None:
         return
-    yield from _verify_arrays(LocationStore(location, read_only=True), scores.readers)
+    yield from _verify_arrays(LocationStore(location, read_only=True), scores.arrays)
     for number in range(scores.schema.chunks):
         yield f"{location}: chunk {number}", _trouble(scores.read_chunk, number)
     yield f"{location}: metrics", _trouble(scores.metrics)
@@ -111,8 +112,8 @@ def verify_scores(location: Location) -> Iterator[Check]:
 
 def _scores_keys(scores: Scores) -> set[str]:
     # A death between the scoring's completion and its journal's removal leaves the journal.
-    metadata = {f"{name}/{METADATA_NAME}" for name in scores.readers}
-    return {METADATA_NAME, METRICS, JOURNAL} | metadata | _chunk_keys("", scores.readers)
+    metadata = {f"{name}/{METADATA_NAME}" for name in scores.arrays}
+    return {METADATA_NAME, METRICS, JOURNAL} | metadata | _chunk_keys("", scores.arrays)
 
 
 def _is_scoring(location: Location) -> bool:
@@ -154,13 +155,13 @@ def _is_of_run(key: str) -> bool:
     return len(rest) == 2 and parse_name(rest[0]) is not None and rest[1] in (STATE, MANIFEST)
 
 
-def _verify_arrays(store: LocationStore, readers: dict[str, ChunkReader]) -> Iterator[Check]:
+def _verify_arrays(store: LocationStore, readers: dict[str, ChunkedArray]) -> Iterator[Check]:
     """What our own reading of chunks does not look at: the arrays' own metadata."""
     for reader in readers.values():
         yield f"{reader.location}: metadata", _trouble(open_array, store, reader)
 
 
-def _chunk_keys(prefix: str, readers: dict[str, ChunkReader]) -> set[str]:
+def _chunk_keys(prefix: str, readers: dict[str, ChunkedArray]) -> set[str]:
     return {f"{prefix}{name}/{key}" for name, reader in readers.items() for key in reader.keys}
 
 

@@ -21,8 +21,7 @@ from storage.checkpoints import DIRECTORY, MANIFEST, STATE
 from storage.errors import BadDataError
 from storage.predictions import JOURNAL
 from storage.runs import METRICS, RECORD
-from storage.schema import SplitRecord, dataset_digest
-from storage.store import METADATA_NAME
+from storage.schema import METADATA_NAME, SplitRecord, dataset_digest
 from tests.chaos.places import OUTSIDE, places, replaced
 from tests.chaos.subject import Subject
 from tests.commands.sets import PACK

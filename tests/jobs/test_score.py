@@ -175,7 +175,7 @@ def test_goes_on(
     )
     home = stop_after(chunks, run, digits)
     kept = {path: path.stat().st_mtime_ns for path in home.glob("*/c*") if path.is_file()}
-    assert 2 * chunks == len(kept)
+    assert 2 * chunks <= len(kept)  # those that were scored and waited to be written, too
     result = score(run=run, dataset=digits, split="train")
     assert not result.already_done
     assert whole.scores.digest == result.scores.digest
@@ -188,7 +188,7 @@ def test_goes_on_from_sound_chunks(run: Path, digits: Path, tmp_path: Path) -> N
     whole = score(run=shutil.copytree(run, tmp_path / "whole"), dataset=digits, split="train")
     home = stop_after(4, run, digits)
     chunks = sorted(path for path in home.glob("probabilities/c*") if path.is_file())
-    assert 4 == len(chunks)
+    assert 4 <= len(chunks)
     data = bytearray(chunks[1].read_bytes())
     data[len(data) // 2] ^= 1
     chunks[1].write_bytes(data)

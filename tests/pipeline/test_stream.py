@@ -272,7 +272,7 @@ def test_a_slow_store_is_asked_for_more_at_once(
         with lock:
             reading += 1
             most[window] = max(most.get(window, 0), reading)
-        time.sleep(0.01)  # what the store takes
+        time.sleep(0.05)  # what the store takes
         with lock:
             reading -= 1
         return read_chunk(split, number, *out)
