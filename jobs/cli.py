@@ -5,6 +5,7 @@ Everything heavier than click is imported when a command runs, so that help answ
 """
 
 import atexit
+import os
 import signal
 import sys
 import traceback
@@ -300,7 +301,19 @@ def _train_config(config_file: str | None, settings: dict[str, Any]) -> "TrainCo
 def main() -> None:
     """Run a command; whatever goes wrong ends in a message and the documented exit code."""
     atexit.register(_ignore_signals)
+    _open_missing_streams()
     sys.exit(_run())
+
+
+def _open_missing_streams() -> None:
+    """Put the null device where a standard stream is closed, or the next file takes its number."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
 
 
 def _ignore_signals() -> None:

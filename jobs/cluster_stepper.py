@@ -52,6 +52,9 @@ def subtree_size(micro_batches: int, workers: int) -> int:
 class ClusterStepper(Closing):
     """Takes steps from micro-batches, on a cluster, with the bits of one process."""
 
+    missing_processes = 0
+    """Dask makes good for its own."""
+
     def __init__(
         self,
         cluster: Cluster,

@@ -6,8 +6,10 @@ from collections.abc import Iterable
 import numpy as np
 
 from jobs.config import TrainConfig
+from jobs.evaluate import BLOCK_ROWS
 from jobs.nn.architecture import Layer, count_parameters
 from jobs.nn.network import Network
+from jobs.nn.optimizers import make_optimizer
 from jobs.step import default_micro_batches, thread_count
 from jobs.stepper import GROUP
 from pipeline.ingest import BASE_MEMORY
@@ -18,12 +20,17 @@ from storage.schema import SplitSchema
 
 ROW_NUMBERS = 48
 """Bytes per row of a window for its permutation, its inverse and the row numbers."""
-FORMS_OF_THE_PARAMETERS = 8
-"""Parameters and the optimiser's two vectors before and after a step, and a checkpoint's copy."""
+FORMS_OF_THE_STATE = 4
+"""Parameters and the optimiser's vectors: before and after a step, and twice in a checkpoint that
+is being saved or loaded."""
+INITIAL_BYTES = 64
+"""Per weight of the largest layer, while its random numbers are drawn."""
+MOST_VECTORS = 3
+"""The same of any optimiser."""
+UNWRITTEN_CHUNKS = 2
+"""Chunks that are scored and wait to be written."""
 FORMS_PER_REPLICA = 8
 """Its parameters and the optimiser's two vectors, before and after a round, and a copy's."""
-FORMS_PER_CORE = 2
-"""The first layer's weights and gradient, narrowed to the occupied columns."""
 FORK_MEMORY = 16 * 2**20
 """What a forked process has of its own besides arrays, in bytes."""
 
@@ -37,28 +44,35 @@ def train_memory(config: TrainConfig, layers: tuple[Layer, ...], split: SplitSch
     cores = min(thread_count(config.threads), parts)
     micro_batch = -(-batch_rows // parts) * _row_bytes(layers, itemsize)
     sums = min(parts, 2 * max(GROUP, cores)) + parts.bit_length()
-    forms = FORMS_OF_THE_PARAMETERS + sums + cores * FORMS_PER_CORE
+    forms = FORMS_OF_THE_STATE * _vectors(config) + sums
     if config.parallel == "rounds":
         forms += FORMS_PER_REPLICA * config.replicas
     parameters = forms * count_parameters(layers) * itemsize
+    first = 2 * layers[0].parameter_count * itemsize  # weights and gradient of occupied columns
+    drawing = INITIAL_BYTES * max(layer.parameter_count for layer in layers)
     window = chunks_per_window(split, config.shuffle_memory, config.shuffle)
     evaluations = len(config.evaluated_splits) + bool(config.holdout)
+    training = (
+        parameters
+        + cores * (FORK_MEMORY + micro_batch + first)
+        + bool(evaluations) * _forward_bytes(layers, itemsize, thread_count(config.threads))
+        + evaluations * _stream_bytes(split, PLAIN_WINDOW_CHUNKS)
+        + _stream_bytes(split, window)
+    )
+    return BASE_MEMORY + max(training, drawing)
+
+
+def score_memory(network: Network, split: SplitSchema, threads: int) -> int:
+    """Bytes that a scoring needs at most; `split` is the schema of the split to score."""
+    layers, itemsize = network.layers, network.dtype.itemsize
+    chunk = split.chunk_rows * (4 * (layers[-1].outputs + 1) + split.classes)
     return (
         BASE_MEMORY
-        + _stream_bytes(split, window)
-        + evaluations * _stream_bytes(split, PLAIN_WINDOW_CHUNKS)
-        + parameters
-        + cores * (FORK_MEMORY + micro_batch)
+        + _stream_bytes(split, PLAIN_WINDOW_CHUNKS)
+        + _forward_bytes(layers, itemsize, threads)
+        + (2 * MOST_VECTORS + 1) * network.parameter_count * itemsize  # loading the checkpoint
+        + (UNWRITTEN_CHUNKS + 3) * chunk  # computed, joined, and being encoded
     )
-
-
-def score_memory(network: Network, split: SplitSchema) -> int:
-    """Bytes that a scoring needs at most; `split` is the schema of the split to score."""
-    itemsize = network.dtype.itemsize
-    outputs = network.layers[-1].outputs
-    chunk = split.chunk_rows * (_row_bytes(network.layers, itemsize) + 4 * (outputs + 1))
-    parameters = 2 * network.parameter_count * itemsize
-    return BASE_MEMORY + _stream_bytes(split, PLAIN_WINDOW_CHUNKS) + parameters + chunk
 
 
 def check_memory(needed: int) -> int:
@@ -78,6 +92,19 @@ def _stream_bytes(split: SplitSchema, window_chunks: int) -> int:
     chunk = split.chunk_rows * split.row_bytes
     in_hand = WAITING_THREADS * 2 * chunk  # as stored and decoded
     return 2 * window_rows * (split.row_bytes + ROW_NUMBERS) + in_hand
+
+
+def _vectors(config: TrainConfig) -> int:
+    """The parameters, and how many more of their length the optimiser remembers."""
+    optimizer = make_optimizer(config.optimizer, momentum=config.momentum)
+    return 1 + len(optimizer.initial_state(np.zeros(1, config.dtype)))
+
+
+def _forward_bytes(layers: tuple[Layer, ...], itemsize: int, threads: int) -> int:
+    """Of so many threads that each evaluate a block of rows, the first layer's weights narrowed."""
+    widths = [layer.outputs for layer in layers]
+    row = 2 * layers[0].inputs + sum(widths) + max(widths) + 2 * widths[-1]
+    return threads * itemsize * (layers[0].parameter_count + BLOCK_ROWS * row)
 
 
 def _row_bytes(layers: Iterable[Layer], itemsize: int) -> int:

@@ -27,6 +27,9 @@ Steps = tuple[InnerStep, ...]
 class RoundStepper(Closing):
     """The parameters and what all replicas remember, moved on a round at a time."""
 
+    missing_processes = 0
+    """Dask makes good for its own."""
+
     def __init__(
         self, work: RoundWork, parameters: Floats, memory: State, cluster: Cluster | None
     ) -> None:

@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.batch import OpenCluster, run_batch
+from jobs.blas import one_blas_thread
+from jobs.evaluate import BLOCK_ROWS
 from jobs.gates import Gates
-from jobs.memory import check_memory, score_memory
+from jobs.memory import UNWRITTEN_CHUNKS, check_memory, score_memory
 from jobs.metrics import QualityCount
 from jobs.model import Model
 from jobs.nn.network import Network
@@ -20,7 +22,7 @@ from jobs.nn.parameters import Floats
 from jobs.score_config import DEFAULT_DATASET, DEFAULT_MODELS, ScoreConfig
 from jobs.score_listener import ScoreListener
 from jobs.scored import ScoreResult, checked_record
-from jobs.step import network_inputs, one_blas_thread, thread_count
+from jobs.step import network_inputs, thread_count
 from jobs.stop import StopSignal
 from jobs.turns import wait_for_turn
 from jobs.workers import Workers
@@ -36,12 +38,6 @@ __all__ = ["ScoreResult", "make_scores", "score"]
 
 if TYPE_CHECKING:
     from pipeline.cluster import Cluster
-
-BLOCK_ROWS = 500
-"""Rows of one forward pass; fixed, so that the bits do not depend on the number of threads."""
-
-UNWRITTEN_CHUNKS = 2
-"""Chunks that are scored and wait to be written."""
 
 Progress = Callable[[str, int, int], None]
 Targets = NDArray[np.uint8] | None
@@ -129,13 +125,14 @@ def make_scores(
     """
     schema = _schema(model, dataset, split)
     home = run.location.child(f"{SCORES}/{schema.home}")
-    memory = score_memory(model.network, dataset.split(split).schema)
+    cores = thread_count(threads)
+    memory = score_memory(model.network, dataset.split(split).schema, cores)
 
     def work() -> None:
         listener.say(f"memory at most {check_memory(memory) / 1e6:,.0f} MB")
         workers = cluster()
         with one_blas_thread(), score_into(home, schema, take_over) as writer:
-            _score(writer, model, dataset, thread_count(threads), listener.progress, stop, workers)
+            _score(writer, model, dataset, cores, listener.progress, stop, workers)
 
     if is_complete(home):
         return ScoreResult(*checked_record(home), already_done=True)

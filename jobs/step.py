@@ -11,7 +11,6 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from jobs.nn.network import Columns, Network
 from jobs.nn.optimizers import Optimizer, Stepped
@@ -34,12 +33,6 @@ def default_micro_batches(batch_size: int) -> int:
     if batch_size < 160:
         return 2
     return max(4, -(-batch_size // MICRO_BATCH_ROWS))
-
-
-def one_blas_thread() -> AbstractContextManager[Any]:
-    """Hold BLAS to one thread: its bits differ between one and several."""
-    limits: AbstractContextManager[Any] = threadpool_limits(limits=1, user_api="blas")
-    return limits
 
 
 def unheeded_overflow() -> AbstractContextManager[Any]:

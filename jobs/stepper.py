@@ -9,11 +9,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from jobs.blas import one_blas_thread
 from jobs.nn.network import LossSum
 from jobs.nn.optimizers import State, Stepped
 from jobs.nn.parameters import Floats
 from jobs.nn.workspace import Workspace
-from jobs.step import StepRule, TreeSum, network_inputs, one_blas_thread, unheeded_overflow
+from jobs.step import StepRule, TreeSum, network_inputs, unheeded_overflow
 from jobs.team import Reply, Task, Team, shared_array
 from pipeline.stream import Batch
 from storage.closing import Closing
@@ -84,6 +85,11 @@ class Stepper(Closing):
     def process_numbers(self) -> list[int]:
         """The forked processes that are at work for this one."""
         return self._team.process_numbers
+
+    @property
+    def missing_processes(self) -> int:
+        """Forked processes that are dead or could not be had; their work is done here."""
+        return self._team.missing
 
     def step(
         self, micro_batches: Iterator[Batch], learning_rate: float, step_number: int

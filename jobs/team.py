@@ -9,7 +9,9 @@ import gc
 import mmap
 import os
 import signal
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.synchronize import Semaphore
 from typing import Any, TypeAlias
@@ -29,6 +31,8 @@ SPINS = 2_000
 """Tries, of some 0.1 us each, before a process goes to sleep: being woken takes some 25 us."""
 PATIENCE = 0.25
 """Seconds of sleep after which a process looks whether the other one is still there."""
+STUCK_SECONDS, STUCK_TIMES = 60.0, 20.0
+"""A process that takes so long, and so many times as long as the owner besides, does no more."""
 MOST_DESCRIPTORS = 65_536
 
 
@@ -51,12 +55,16 @@ class Team(Closing):
         A task must give the same when it is done twice: that of a process which died is done anew.
         """
         self._work = work
-        self._others = [_Member(work) for _ in range(size - 1)]
+        self._others: list[_Member] = []
+        self._wanted = size - 1
+        with suppress(OSError):  # where the system gives no more processes or semaphores
+            for _ in range(self._wanted):
+                self._others.append(_Member(work))
 
     @property
-    def size(self) -> int:
-        """How many tasks are done at once."""
-        return 1 + len(self._others)
+    def missing(self) -> int:
+        """How many processes fewer than it was to have the team has, be they dead or never made."""
+        return self._wanted - len(self.process_numbers)
 
     @property
     def process_numbers(self) -> list[int]:
@@ -64,21 +72,23 @@ class Team(Closing):
         return [member.process_number for member in self._others if member.is_there()]
 
     def run(self, tasks: Sequence[Task]) -> list[Reply]:
-        """The replies to at most `size` tasks, in order; the last is done in this process.
+        """The replies to at least one task, in order; the last is done in this process.
 
         So is any other that nobody has begun by then: on a busy machine a process may wait for
-        long until a core is free for it.
+        long until a core is free for it. A process that takes far longer than this one did is
+        stopped or stuck: it is ended, and its task done here.
         """
-        *tasks, own_task = tasks
-        helped = list(zip(self._others, tasks, strict=False))
+        helped = list(zip(self._others, tasks[:-1], strict=False))
         for member, task in helped:
             member.begin(task)
-        own_reply = self._work(own_task)
+        began = time.monotonic()
+        own_replies = [self._work(task) for task in tasks[len(helped) :]]
+        limit = STUCK_SECONDS + STUCK_TIMES * (time.monotonic() - began)
         replies = []
         for member, task in helped:
-            reply = None if member.take_back() else member.reply()
+            reply = None if member.take_back() else member.reply(limit)
             replies.append(self._work(task) if reply is None else reply)
-        return [*replies, own_reply]
+        return [*replies, *own_replies]
 
     def close(self) -> None:
         """End the other processes, which hold nothing that could be lost."""
@@ -110,15 +120,23 @@ class _Member:
         """Take the task back, where the process has not begun it."""
         return self._asked.acquire(False)
 
-    def reply(self) -> Reply | None:
-        """What came of the task; None where the process has died."""
-        return self._read() if self.process_number and _wait(self._done, self.is_there) else None
+    def reply(self, limit: float) -> Reply | None:
+        """What came of the task; None where the process has died, or is ended after `limit` s."""
+        end = time.monotonic() + limit
+
+        def is_at_work() -> bool:
+            if time.monotonic() > end:
+                self.end()
+            return self.is_there()
+
+        return self._read() if self.process_number and _wait(self._done, is_at_work) else None
 
     def end(self) -> None:
         """End the process; harmless when called again."""
-        if self.process_number and self.is_there():
+        if self.is_there():
             os.kill(self.process_number, signal.SIGKILL)
-            os.waitpid(self.process_number, 0)
+            with suppress(ChildProcessError):  # see `is_there`
+                os.waitpid(self.process_number, 0)
             self.process_number = 0
 
     def _write(self, numbers: Task | Reply) -> None:
@@ -132,8 +150,13 @@ class _Member:
 
     def is_there(self) -> bool:
         """Whether the process is alive."""
-        if self.process_number and os.waitpid(self.process_number, os.WNOHANG) != (0, 0):
-            self.process_number = 0
+        if self.process_number:
+            try:
+                ended, _ = os.waitpid(self.process_number, os.WNOHANG)
+            except ChildProcessError:  # SIGCHLD is ignored, or heeded by somebody else: it is gone
+                ended = self.process_number
+            if ended:
+                self.process_number = 0
         return bool(self.process_number)
 
     def _serve(self, work: Callable[[Task], Reply]) -> None:

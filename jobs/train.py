@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from jobs.blas import one_blas_thread
 from jobs.choice import VALIDATION, best_checkpoint
 from jobs.config import TrainConfig
 from jobs.environment import environment
@@ -13,7 +14,7 @@ from jobs.evaluate import Evaluation, Evaluator
 from jobs.history import Metrics, history_of
 from jobs.memory import check_memory, train_memory
 from jobs.nn.architecture import Layer, parse_network
-from jobs.step import STEP_VERSION, one_blas_thread, thread_count
+from jobs.step import STEP_VERSION, thread_count
 from jobs.stop import StopSignal
 from jobs.trainer import RunningSums, Trainer, parameters_digest, template
 from pipeline.order import ORDER_VERSION
@@ -110,10 +111,9 @@ def train(
         check_place(location)  # before the lock leaves its file in what is not ours
     with run_lock(location, take_over) as location, one_blas_thread():
         record = _open_or_create(location, config, data)
-        checkpoint = _newest(record, template(config, layers), listener)
-        job = _Job(
-            record, config, data, layers, checkpoint, listener, stop or StopSignal(), cluster
-        )
+        newest = _newest(record, template(config, layers), listener)
+        job = _Job(record, config, data, layers, newest, listener, stop or StopSignal(), cluster)
+        del newest  # its tensors are to go once the trainer has them
         return job.run_to_end()
 
 
@@ -230,6 +230,7 @@ class _Job:
         self.checkpoint = checkpoint
         self.listener = listener
         self.stop = stop
+        self._missing_processes = 0
         self._last_batch = 0
         """Where the epoch stood when it was last looked whether to save."""
         self.metrics: list[Metrics] = []
@@ -242,8 +243,7 @@ class _Job:
         resumed_at = None if self.checkpoint is None else str(self.checkpoint.name)
         self.listener.started(self.run, self.config, resumed_at)
         self._warn_of_environment()
-        state = self.checkpoint and (self.checkpoint.tensors, self.checkpoint.progress)
-        with self._trainer(state) as trainer:
+        with self._trainer() as trainer:
             self.trainer = trainer
             already_done = self._finished
             if not already_done:
@@ -259,7 +259,9 @@ class _Job:
                 stopped_early=self._out_of_patience,
             )
 
-    def _trainer(self, state: Any) -> Trainer:
+    def _trainer(self) -> Trainer:
+        state = self.checkpoint and (self.checkpoint.tensors, self.checkpoint.progress)
+        self.checkpoint = None
         if self.config.parallel == "rounds":
             from jobs.round_trainer import RoundTrainer
 
@@ -303,6 +305,7 @@ class _Job:
         self.run.append_metrics(line)
         self._save()
         self.listener.finished_epoch(line)
+        self._warn_of_processes()
         self._stop_if_asked()
 
     def _line(self, evaluations: dict[str, Evaluation]) -> Metrics:
@@ -399,6 +402,16 @@ class _Job:
 
     def _digest(self) -> str:
         return parameters_digest(self.layers, self.trainer.parameters)
+
+    def _warn_of_processes(self) -> None:
+        missing = self.trainer.missing_processes
+        if missing > self._missing_processes:
+            self.listener.warned(
+                f"{missing} of the processes that compute gradients are gone, killed or never "
+                "given by the system. The others do their part: the bits are the same, it takes "
+                "longer."
+            )
+        self._missing_processes = missing
 
     def _warn_of_environment(self) -> None:
         here = environment()

@@ -55,6 +55,10 @@ class StepTaker(Protocol):
     """Parameters and the optimiser's state, and how a mini-batch moves them on."""
 
     @property
+    def missing_processes(self) -> int:
+        """How many processes fewer than it was to have are at work."""
+
+    @property
     def parameters(self) -> Floats:
         """The flat vector `(parameters,)`, to be read before the next step."""
 
@@ -104,19 +108,23 @@ class Trainer(Closing):
         self._stepper = self._make_stepper(
             StepRule(self.network, optimizer, config.l2), parameters, memory, dataset, batch_size
         )
-        self.stream = BatchStream(
-            dataset,
-            "train",
-            batch_size=config.batch_size,
-            seed=config.seed,
-            shuffle=config.shuffle,
-            shuffle_memory=config.shuffle_memory,
-            drop_last=config.drop_last,
-            rows=rows,
-            epochs=config.epochs,
-            state=stream_state,
-            loader=self.loader,
-        )
+        try:
+            self.stream = BatchStream(
+                dataset,
+                "train",
+                batch_size=config.batch_size,
+                seed=config.seed,
+                shuffle=config.shuffle,
+                shuffle_memory=config.shuffle_memory,
+                drop_last=config.drop_last,
+                rows=rows,
+                epochs=config.epochs,
+                state=stream_state,
+                loader=self.loader,
+            )
+        except BaseException:
+            self._stepper.close()
+            raise
 
     def _make_stepper(
         self,
@@ -141,6 +149,11 @@ class Trainer(Closing):
     def parameters(self) -> Floats:
         """The network's, `(parameters,)`; to be read before the next step."""
         return self._stepper.parameters
+
+    @property
+    def missing_processes(self) -> int:
+        """How many processes fewer than were asked for are at work; the others do their part."""
+        return self._stepper.missing_processes
 
     @property
     def steps(self) -> int:

@@ -6,12 +6,13 @@ from contextlib import ExitStack
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from jobs.blas import one_blas_thread
 from jobs.config import TrainConfig
 from jobs.nn.architecture import parse_network
 from jobs.nn.initialise import initialise
 from jobs.nn.network import Network
 from jobs.nn.optimizers import make_optimizer
-from jobs.step import StepRule, default_micro_batches, one_blas_thread
+from jobs.step import StepRule, default_micro_batches
 from jobs.stepper import Stepper
 from jobs.trainer import RunningSums, Trainer
 from pipeline.stream import Batch

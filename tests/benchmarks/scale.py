@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jobs.blas import one_blas_thread
 from jobs.config import TrainConfig
 from jobs.nn.architecture import parse_network
-from jobs.step import one_blas_thread
 from jobs.trainer import Trainer
 from pipeline.stream import BatchStream
 from storage.dataset import Dataset, open_dataset

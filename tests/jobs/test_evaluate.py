@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jobs.blas import one_blas_thread
 from jobs.evaluate import BLOCK_ROWS, Evaluation, Evaluator
 from jobs.nn.architecture import parse_network
 from jobs.nn.initialise import initialise
 from jobs.nn.network import Network
 from jobs.nn.parameters import Floats
-from jobs.step import one_blas_thread
 from pipeline.ingest import ingest
 from storage.dataset import open_dataset
 from storage.errors import BadDataError

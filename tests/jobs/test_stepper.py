@@ -12,12 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jobs.blas import one_blas_thread
 from jobs.nn.architecture import parse_network
 from jobs.nn.initialise import initialise
 from jobs.nn.network import LossSum, Network
 from jobs.nn.optimizers import OPTIMIZERS, Stepped, make_optimizer
 from jobs.nn.parameters import Floats
-from jobs.step import StepRule, default_micro_batches, network_inputs, one_blas_thread
+from jobs.step import StepRule, default_micro_batches, network_inputs
 from jobs.stepper import Stepper
 from jobs.train import train
 from jobs.trainer import parameters_digest

@@ -1,5 +1,6 @@
 """A team of processes: order, shared memory, what dies, and what it leaves to its owner."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jobs import team as team_module
 from jobs.team import PATIENCE, Reply, Task, Team, shared_array
 from storage.location import open_location
 from storage.locks import writer_lock
@@ -42,8 +44,7 @@ def doubled(task: Task) -> Reply:
 def test_replies_are_in_order(size: int) -> None:
     """Task by task, whatever their length, for as many tasks as there are processes or fewer."""
     with Team(doubled, size) as team:
-        assert size == team.size
-        for count in range(1, size + 1):
+        for count in range(1, size + 3):
             tasks = [tuple(range(number)) for number in range(count)]
             expected = [[2 * value for value in task] for task in tasks]
             assert expected == [list(reply) for reply in team.run(tasks)]
@@ -104,6 +105,56 @@ def test_a_task_that_nobody_begins_is_done_by_its_owner() -> None:
         os.kill(fork, signal.SIGCONT)
         while places[0] != fork:
             team.run([(0,), (1,)])
+
+
+def test_a_stuck_process_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is stopped within its task holds its owner up for a limited time only."""
+    monkeypatch.setattr(team_module, "STUCK_SECONDS", 0.1)
+    owner, begun = os.getpid(), shared_array((1,), np.int64)
+
+    def stop(task: Task) -> Reply:
+        if task[0] == 0 and os.getpid() != owner:
+            begun[0] = 1
+            os.kill(os.getpid(), signal.SIGSTOP)
+        while task[0] == 1 and not begun[0]:
+            os.sched_yield()
+        return doubled(task)
+
+    with Team(stop, 2) as team:
+        assert [[0], [2]] == [list(reply) for reply in team.run([(0,), (1,)])]
+        assert ([], 1) == (team.process_numbers, team.missing)
+        assert [[0], [2]] == [list(reply) for reply in team.run([(0,), (1,)])]
+
+
+def test_where_the_system_gives_no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The team is smaller, and does the same."""
+    fork, asked = os.fork, iter([True, False])
+
+    def refused() -> int:
+        if next(asked):
+            return fork()
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", refused)
+    with Team(doubled, 4) as team:
+        assert (1, 2) == (len(team.process_numbers), team.missing)
+        replies = team.run([(0,), (1,), (2,), (3,)])
+        assert [[0], [2], [4], [6]] == [list(reply) for reply in replies]
+
+
+def test_children_that_are_not_waited_for() -> None:
+    """Where SIGCHLD is ignored, as a launcher may have it, dead processes are missed as well."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        with Team(doubled, 3) as team:
+            killed, _ = team.process_numbers
+            os.kill(killed, signal.SIGKILL)
+            while killed in team.process_numbers:
+                os.sched_yield()
+            assert [[0], [2], [4]] == [list(reply) for reply in team.run([(0,), (1,), (2,)])]
+            assert 1 == team.missing
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def test_an_error_is_raised_by_its_owner() -> None:
