@@ -8,13 +8,17 @@ from pathlib import Path
 
 from jobs.console import table
 from jobs.environment import environment
-from tests.benchmarks.cluster import bench_cluster
-from tests.benchmarks.contest import Verdict
-from tests.benchmarks.data import CORES, SOURCE, Workplace
-from tests.benchmarks.epochs import bench_epochs
-from tests.benchmarks.processes import bench_help, bench_ingest, bench_to_98, bench_train
-from tests.benchmarks.scale import bench_latency, bench_scale
-from tests.benchmarks.streams import bench_score, bench_stream
+
+try:
+    from tests.benchmarks.cluster import bench_cluster
+    from tests.benchmarks.contest import Verdict
+    from tests.benchmarks.data import CORES, SOURCE, Workplace
+    from tests.benchmarks.epochs import bench_epochs
+    from tests.benchmarks.processes import bench_help, bench_ingest, bench_to_98, bench_train
+    from tests.benchmarks.scale import bench_latency, bench_scale
+    from tests.benchmarks.streams import bench_score, bench_stream
+except ModuleNotFoundError as missing:
+    sys.exit(f"There is no {missing.name} to compare with. Run: pip install -e '.[bench]'")
 
 BENCHMARKS = {
     "help": bench_help,
