@@ -3,7 +3,6 @@
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
 from jobs.metrics import QualityCount
 from jobs.model import Model
@@ -86,7 +85,7 @@ def score_chunk(
         return None
     block = bench.split.read_chunk(number, bench.scratch.chunk)
     if digest is None:
-        predictions = predict(partial(map, bench.forward), block.inputs)
+        predictions = predict(bench.forward, block.inputs)
         digest = write_arrays(work.home, work.schema, number, *predictions)
     else:
         predictions = read_arrays(work.home, work.schema, number, digest)

@@ -27,8 +27,6 @@ INITIAL_BYTES = 64
 """Per weight of the largest layer, while its random numbers are drawn."""
 MOST_VECTORS = 3
 """The same of any optimiser."""
-UNWRITTEN_CHUNKS = 2
-"""Chunks that are scored and wait to be written."""
 FORMS_PER_REPLICA = 8
 """Its parameters and the optimiser's two vectors, before and after a round, and a copy's."""
 FORK_MEMORY = 16 * 2**20
@@ -65,13 +63,14 @@ def train_memory(config: TrainConfig, layers: tuple[Layer, ...], split: SplitSch
 def score_memory(network: Network, split: SplitSchema, threads: int) -> int:
     """Bytes that a scoring needs at most; `split` is the schema of the split to score."""
     layers, itemsize = network.layers, network.dtype.itemsize
-    chunk = split.chunk_rows * (4 * (layers[-1].outputs + 1) + split.classes)
+    # What a thread has of its chunk: its rows, and predictions in parts, joined and encoded.
+    chunk = split.chunk_rows * (split.row_bytes + 3 * 4 * (layers[-1].outputs + 1))
     return (
         BASE_MEMORY
         + _stream_bytes(split, PLAIN_WINDOW_CHUNKS)
         + _forward_bytes(layers, itemsize, threads)
         + (2 * MOST_VECTORS + 1) * network.parameter_count * itemsize  # loading the checkpoint
-        + (UNWRITTEN_CHUNKS + 3) * chunk  # computed, joined, and being encoded
+        + threads * chunk
     )
 
 

@@ -1,9 +1,7 @@
 """The scoring job: a model's probabilities for every row of a split, published in one home."""
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +12,7 @@ from jobs.batch import OpenCluster, run_batch
 from jobs.blas import one_blas_thread
 from jobs.evaluate import BLOCK_ROWS
 from jobs.gates import Gates
-from jobs.memory import UNWRITTEN_CHUNKS, check_memory, score_memory
+from jobs.memory import check_memory, score_memory
 from jobs.metrics import QualityCount
 from jobs.model import Model
 from jobs.nn.network import Network
@@ -26,7 +24,7 @@ from jobs.step import network_inputs, thread_count
 from jobs.stop import StopSignal
 from jobs.turns import wait_for_turn
 from jobs.workers import Workers
-from pipeline.stream import BatchStream
+from pipeline.stream import Batch, BatchStream
 from pipeline.transforms import SCALE
 from storage.dataset import Dataset
 from storage.errors import UsageError
@@ -40,7 +38,6 @@ if TYPE_CHECKING:
     from pipeline.cluster import Cluster
 
 Progress = Callable[[str, int, int], None]
-Targets = NDArray[np.uint8] | None
 Predictions = tuple[NDArray[np.float32], NDArray[np.int32]]
 
 
@@ -230,45 +227,31 @@ def _scored(
 def _scored_here(
     writer: ScoresWriter, model: Model, dataset: Dataset, threads: int, count: QualityCount
 ) -> Iterator[int]:
-    """The same in this process: one chunk is written and counted while the next is computed."""
+    """The same in this process, a chunk to a thread."""
+    schema, missing = writer.schema, set(writer.missing)
+    forward = Forward(model.network, model.parameters)
 
-    def settle(number: int, targets: Targets, predictions: Predictions | None) -> int:
-        if predictions is None:
-            predictions = writer.read_chunk(number)
-        else:
+    def settle(chunk: tuple[int, Batch]) -> tuple[int, QualityCount | None]:
+        number, batch = chunk
+        if number in missing:
+            predictions = predict(forward, batch.inputs)
             writer.write_chunk(number, *predictions)
-        if targets is not None:
-            count.add(*predictions, targets)
-        return len(predictions[0])
+        else:
+            predictions = writer.read_chunk(number)
+        counted = None
+        if batch.targets is not None:
+            counted = QualityCount(schema.class_names, dataset.class_names)
+            counted.add(*predictions, batch.targets)
+        return len(batch.rows), counted
 
-    missing = set(writer.missing)
-    settled: deque[Future[int]] = deque()
-    with ThreadPoolExecutor(1, "write") as thread:
-        for chunk in _chunks(model, dataset, writer.schema, missing, threads):
-            settled.append(thread.submit(settle, *chunk))
-            if len(settled) > UNWRITTEN_CHUNKS:
-                yield settled.popleft().result()
-        while settled:
-            yield settled.popleft().result()
-
-
-def _chunks(
-    model: Model, dataset: Dataset, schema: ScoresSchema, missing: set[int], threads: int
-) -> Iterator[tuple[int, Targets, Predictions | None]]:
-    """Each chunk's number, targets, and predictions, None where it has been written before."""
-    workers = Workers(Forward(model.network, model.parameters), threads)
-    stream = BatchStream(
+    chunks = BatchStream(
         dataset, schema.split, batch_size=schema.chunk_rows, shuffle=False, epochs=1
     )
-    with stream:
-        try:
-            for number, batch in enumerate(stream):
-                scored = predict(workers.map, batch.inputs) if number in missing else None
-                # A copy, for the batch is a view, which would keep its window in memory.
-                targets = None if batch.targets is None else batch.targets.copy()
-                yield number, targets, scored
-        finally:
-            workers.close()
+    with chunks, Workers(settle, threads) as workers:
+        for rows, counted in workers.map(enumerate(chunks)):
+            if counted is not None:
+                count.merge(counted)
+            yield rows
 
 
 class Forward:
@@ -286,11 +269,10 @@ class Forward:
         return probabilities.astype(np.float32, copy=False)
 
 
-def predict(
-    forward: Callable[[Iterator[NDArray[Any]]], Iterator[NDArray[np.float32]]], inputs: NDArray[Any]
-) -> Predictions:
-    """Probabilities and classes of a chunk's rows, in blocks that `forward` takes one by one."""
+def predict(forward: Forward, inputs: NDArray[Any]) -> Predictions:
+    """Probabilities and classes of a chunk's rows, block by block."""
     starts = range(0, len(inputs), BLOCK_ROWS)
-    blocks = (inputs[start : start + BLOCK_ROWS] for start in starts)
-    probabilities = np.concatenate(list(forward(blocks)))
+    probabilities = np.concatenate(
+        [forward(inputs[start : start + BLOCK_ROWS]) for start in starts]
+    )
     return probabilities, probabilities.argmax(axis=1).astype(np.int32)
