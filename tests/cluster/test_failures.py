@@ -15,17 +15,10 @@ from pipeline.cluster_options import ClusterOptions
 from pipeline.tasks import Task, results
 from storage.errors import BadDataError, UnreachableError, UsageError
 from tests.cluster.processes import Cluster
-from tests.cluster.trainings import STEPS, Reference, train_on
+from tests.cluster.trainings import SETTINGS, STEPS, Reference, train_on
 from tests.commands.process import Ended, run_pipeline, start_pipeline
 
 NOWHERE = "tcp://127.0.0.1:9"
-
-SETTINGS = [
-    argument
-    for name, value in STEPS.to_json().items()
-    if not isinstance(value, bool)
-    for argument in (f"--{name.replace('_', '-')}", str(value))
-]
 
 
 def assert_told(ended: Ended, code: int, *words: str) -> None:
