@@ -101,8 +101,10 @@ class RowReader(Closing):
             pieces = []
             while start < stop:
                 piece = self._piece(epoch, start, stop)
-                pieces.append(piece)
                 start += len(piece.rows)
+                # A view would keep its window while the next one and the one after it are held.
+                pieces.append(_joined([piece]) if start < stop else piece)
+                del piece
         return pieces[0] if len(pieces) == 1 else _joined(pieces)
 
     def _order_at(self, epoch: int) -> EpochOrder:

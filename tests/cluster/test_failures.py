@@ -65,6 +65,24 @@ def task(function: object, *arguments: object) -> Task:
     return Task("fail", "rows 7..9 of test", function, arguments)
 
 
+def fail_at_first(tries: Path, times: int) -> int:
+    """A task that fails so many times, and then gives how often it was tried; `tries` counts."""
+    with tries.open("a") as file:
+        file.write("x")
+    tried = len(tries.read_text())
+    if tried <= times:
+        raise OSError(f"try {tried}")
+    return tried
+
+
+def test_three_tries(cluster: Client, tmp_path: Path) -> None:
+    """A task that fails twice is none the worse for it; one that fails three times is not tried on."""
+    assert [3] == list(results(cluster, [task(fail_at_first, tmp_path / "two", 2)], 1))
+    with pytest.raises(UnreachableError, match=r"OSError: try 3 \(at rows 7\.\.9 of test"):
+        list(results(cluster, [task(fail_at_first, tmp_path / "three", 3)], 1))
+    assert "xxx" == (tmp_path / "three").read_text()
+
+
 def test_an_unknown_error(cluster: Client) -> None:
     """Any other error keeps its name and text, and the worker and rows are named."""
     words = r"ZeroDivisionError: no luck \(at rows 7\.\.9 of test, on worker tcp://"

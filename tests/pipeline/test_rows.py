@@ -1,13 +1,17 @@
 """RowReader: the rows of a part of the order, and of the store no more than that part needs."""
 
+import weakref
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from pipeline import windows
 from pipeline.order import EpochOrder
 from pipeline.rows import OrderedRows, RowReader
+from pipeline.windows import Placed, WindowLoader
 from storage.dataset import Block, Split
 from storage.errors import ConflictError
 from tests.pipeline.datasets import Known
@@ -87,6 +91,33 @@ def test_all_in_one_window(known: Known, read: Counter[int]) -> None:
             assert numbers[31:48].tolist() == batch.rows.tolist()
             assert_contents(known, batch)
     assert Counter(range(9)) == read
+
+
+@pytest.mark.parametrize("size", [4, 20])
+def test_two_windows_at_most(known: Known, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """The window in use and the next are in memory, never a third, though rows lie in several."""
+    loaded: list[weakref.ref[Any]] = []
+    held = []
+    load_window, expect = windows.load_window, WindowLoader.expect
+
+    def watched(*arguments: Any) -> tuple[Block, Placed]:
+        block, placed = load_window(*arguments)
+        loaded.append(weakref.ref(block.inputs))
+        return block, placed
+
+    def expect_and_wait(loader: WindowLoader, order: EpochOrder, number: int) -> None:
+        expect(loader, order, number)
+        loader._ahead.submit(int).result()  # one thread, so what came before is done
+        held.append(sum(window() is not None for window in loaded))
+
+    monkeypatch.setattr(windows, "load_window", watched)
+    monkeypatch.setattr(WindowLoader, "expect", expect_and_wait)
+    with RowReader(ordered(known, 2)) as reader:
+        for epoch in range(EPOCHS):
+            for start in range(0, ROWS - 2, size):
+                assert len(reader.take(epoch, start, min(start + size, ROWS - 2)).rows)
+    assert 15 == len(loaded)
+    assert 2 == max(held)
 
 
 def test_going_back(known: Known) -> None:
