@@ -139,6 +139,7 @@ class Pending:
                     timeout=POLL_SECONDS,  # of the wait for a worker, which may be gone
                 )
             )
+        self._cluster.keep_group(task.name)
         return client.submit(
             run_task,
             self._cluster.job,

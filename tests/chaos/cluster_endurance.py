@@ -86,7 +86,6 @@ def endure(dataset: Path, case: int, chance: random.Random) -> str:
         )
         assert STEPS_IN_ALL <= result.metrics[-1]["steps"]
         watch.check()
-        assert {} == cluster.client.futures
     return "survived"
 
 

@@ -131,6 +131,15 @@ def test_the_scheduler_stands_still(digits: Path, tmp_path: Path) -> None:
             train_on(workers, STEPS, digits, tmp_path / "run", {3: stop}, timeout=2)
 
 
+def test_leaving_a_scheduler_that_stands_still(tmp_path: Path) -> None:
+    """A job that ends for another reason does not wait for an answer that never comes."""
+    with Cluster(tmp_path / "cluster", workers=1) as workers:
+        client = connect(ClusterOptions(scheduler=workers.address, timeout=60))
+        assert client is not None
+        with client:
+            workers.scheduler.send_signal(signal.SIGSTOP)
+
+
 def test_all_workers_are_gone(digits: Path, tmp_path: Path) -> None:
     """Without any worker for the cluster's timeout the job ends."""
     with (
