@@ -1,7 +1,9 @@
 """One replica's part of a round: some optimiser steps on mini-batches that it reads itself."""
 
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from jobs.config import TrainConfig
@@ -73,8 +75,10 @@ class RoundBench(Closing):
         """Nothing is read yet."""
         config = work.config
         self._work = work
-        self._readers: OrderedDict[int, RowReader] = OrderedDict()
+        self._lock = threading.Lock()
+        self._idle: OrderedDict[int, RowReader] = OrderedDict()
         """By replica, the one that was served last at the end."""
+        self._all: RowReader | None = None
         self._rule = StepRule(
             Network(parse_network(config.network), config.dtype),
             make_optimizer(config.optimizer, momentum=config.momentum),
@@ -84,17 +88,18 @@ class RoundBench(Closing):
     def take(self, turn: Turn, parameters: Floats, state: State) -> ReplicaReply:
         """The steps, each from where the one before ended; with one thread."""
         work = self._work
-        reader = self._reader(turn)
-        stepper = Stepper(
-            self._rule,
-            parameters,
-            state,
-            reader.schema,
-            batch_size=work.batch_size,
-            micro_batches=work.micro_batches,
-            threads=1,
-        )
-        with stepper:
+        with (
+            self._reading(turn) as reader,
+            Stepper(
+                self._rule,
+                parameters,
+                state,
+                reader.schema,
+                batch_size=work.batch_size,
+                micro_batches=work.micro_batches,
+                threads=1,
+            ) as stepper,
+        ):
             losses = [
                 stepper.step(self._cut(reader, step), step.learning_rate, step.number)
                 for step in turn.steps
@@ -105,21 +110,31 @@ class RoundBench(Closing):
                 tuple(losses),
             )
 
-    def _reader(self, turn: Turn) -> RowReader:
-        """The reader of the replica's part; where one holds all rows, there is no other."""
-        if self._readers and next(iter(self._readers.values())).holds_all:
-            return next(iter(self._readers.values()))
-        while len(self._readers) > turn.served or (
-            len(self._readers) == turn.served and turn.replica not in self._readers
-        ):
-            self._readers.popitem(last=False)[1].close()
-        if turn.replica not in self._readers:
-            part = self._work.part(turn.replica)
-            self._readers[turn.replica] = RowReader(self._work.rows, part)
-        self._readers.move_to_end(turn.replica)
-        reader = self._readers[turn.replica]
+    @contextmanager
+    def _reading(self, turn: Turn) -> Iterator[RowReader]:
+        """The reader of the replica's part, which nobody else has meanwhile.
+
+        Where the reader of one holds all rows, all have that one, at the same time too.
+        """
+        another = None
+        with self._lock:
+            reader = self._all or self._idle.pop(turn.replica, None)
+            while len(self._idle) >= turn.served:
+                self._idle.popitem(last=False)[1].close()
+            if reader is None:
+                reader = RowReader(self._work.rows, self._work.part(turn.replica))
+                if reader.holds_all:
+                    self._all = reader
         reader.reads_ahead = turn.served == 1
-        return reader
+        try:
+            yield reader
+        finally:
+            with self._lock:
+                if reader is not self._all:
+                    another = self._idle.pop(turn.replica, None)  # of a turn that was taken twice
+                    self._idle[turn.replica] = reader
+            if another is not None:
+                another.close()
 
     def _cut(self, reader: RowReader, step: InnerStep) -> Iterator[Batch]:
         """The mini-batch's micro-batches, with the sizes of `numpy.array_split`."""
@@ -133,8 +148,10 @@ class RoundBench(Closing):
 
     def close(self) -> None:
         """Let go of the windows."""
-        while self._readers:
-            self._readers.popitem()[1].close()
+        if self._all is not None:
+            self._all.close()
+        while self._idle:
+            self._idle.popitem()[1].close()
 
 
 def local_steps(

@@ -34,8 +34,11 @@ LONG_TRAINING = replace(
     keep=2,
     evaluate="none",
 )
+TASKS_A_STEP = 2
 MEMORY_SLACK = 6 * 2**20
-"""Bytes that the second half of many steps may need above the first: a third of a KB a step."""
+"""Bytes that the second half of many steps may need above the first."""
+KEY_BYTES = 700
+"""What the scheduler keeps of each of the last 100,000 keys: `dask.utils.key_split` is cached."""
 TASKS_AT_ONCE = 20
 """Tasks that a scheduler may know of while a step of a few is under way."""
 
@@ -110,7 +113,11 @@ class _Watch(TrainListener):
             first, second = max(held[:half]), max(held[half:])
             shown = ", ".join(f"{value:,}" for value in held[:: max(1, len(held) // 8)])
             print(f"{name}: {shown}", file=sys.stderr, flush=True)
-            limit = TASKS_AT_ONCE if name == "tasks" else first + MEMORY_SLACK
+            limit = first + MEMORY_SLACK
+            if name == "scheduler":
+                limit += KEY_BYTES * TASKS_A_STEP * STEPS_IN_ALL // 2
+            if name == "tasks":
+                limit = TASKS_AT_ONCE
             assert second <= limit, f"{name}: {first:,} in the first half, {second:,} later"
 
 
