@@ -8,11 +8,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from distributed import Future
 
 from pipeline.cluster import Cluster as Client
 from pipeline.cluster import connect
 from pipeline.cluster_options import ClusterOptions
-from pipeline.tasks import Task, results
+from pipeline.tasks import FETCH_SECONDS, Pending, Task, results
 from storage.errors import BadDataError, UnreachableError, UsageError
 from tests.cluster.processes import Cluster
 from tests.cluster.trainings import SETTINGS, STEPS, Reference, train_on
@@ -97,6 +98,36 @@ def test_an_error_of_ours_keeps_its_kind(cluster: Client, tmp_path: Path) -> Non
 
     with pytest.raises(BadDataError, match="There is no dataset"):
         list(results(cluster, [task(open_split, open_location(tmp_path / "x"), "", "train")], 1))
+
+
+def test_a_result_that_dies_with_its_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that dies between a task's end and the fetching of its result costs a short wait."""
+    waits: list[float] = []
+    wait, fetch = Pending._wait, Future.result
+    with Cluster(tmp_path / "cluster", workers=2) as workers:
+        client = connect(ClusterOptions(scheduler=workers.address, timeout=60))
+        assert client is not None
+        numbers = {process.pid: number for number, process in enumerate(workers.workers)}
+
+        def wait_and_kill(pending: Pending, began: float) -> None:
+            wait(pending, began)
+            if not waits:
+                workers.kill_worker(numbers[doomed])
+
+        def fetched(future: "Future[object]", timeout: float) -> object:
+            waits.append(timeout)
+            return fetch(future, timeout)
+
+        with client:
+            pid = Task("look", "rows 7..9 of test", os.getpid, (), worker=client.workers()[0])
+            [doomed] = results(client, [pid], 1)
+            monkeypatch.setattr(Pending, "_wait", wait_and_kill)
+            monkeypatch.setattr(Future, "result", fetched)
+            [found] = results(client, [pid], 1)
+    assert {doomed, found} == set(numbers)
+    assert max(waits) <= 4 * FETCH_SECONDS
 
 
 def test_a_task_that_kills_its_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
