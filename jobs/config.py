@@ -109,10 +109,15 @@ class TrainConfig:
         choices=("steps", "rounds"),
     )
     replicas: int = _setting(
-        4, "Of rounds: replicas that step by themselves.", least=1, most=1024, rounds_only=True
+        4,
+        "Of rounds: replicas that step by themselves, at the learning rate times the square root "
+        "of their number.",
+        least=1,
+        most=1024,
+        rounds_only=True,
     )
     sync_every: int = _setting(
-        64, "Of rounds: steps of each replica before they agree.", least=1, rounds_only=True
+        32, "Of rounds: steps of each replica before they agree.", least=1, rounds_only=True
     )
     outer_learning_rate: float = _setting(
         1.0,

@@ -49,13 +49,16 @@ def train_memory(config: TrainConfig, layers: tuple[Layer, ...], split: SplitSch
     first = 2 * layers[0].parameter_count * itemsize  # weights and gradient of occupied columns
     drawing = INITIAL_BYTES * max(layer.parameter_count for layer in layers)
     window = chunks_per_window(split, config.shuffle_memory, config.shuffle)
+    windows = 2
+    if config.parallel == "rounds" and window < split.chunks:
+        windows = max(windows, config.replicas)  # one of each, where no cluster has them
     evaluations = len(config.evaluated_splits) + bool(config.holdout)
     training = (
         parameters
         + cores * (FORK_MEMORY + micro_batch + first)
         + bool(evaluations) * _forward_bytes(layers, itemsize, thread_count(config.threads))
         + evaluations * _stream_bytes(split, PLAIN_WINDOW_CHUNKS)
-        + _stream_bytes(split, window)
+        + _stream_bytes(split, window, windows)
     )
     return BASE_MEMORY + max(training, drawing)
 
@@ -85,12 +88,12 @@ def check_memory(needed: int) -> int:
     return needed
 
 
-def _stream_bytes(split: SplitSchema, window_chunks: int) -> int:
-    """Two windows, their row numbers, and the chunks that are being decoded."""
+def _stream_bytes(split: SplitSchema, window_chunks: int, windows: int = 2) -> int:
+    """The windows, their row numbers, and the chunks that are being decoded."""
     window_rows = min(window_chunks, split.chunks) * split.chunk_rows
     chunk = split.chunk_rows * split.row_bytes
     in_hand = WAITING_THREADS * 2 * chunk  # as stored and decoded
-    return 2 * window_rows * (split.row_bytes + ROW_NUMBERS) + in_hand
+    return windows * window_rows * (split.row_bytes + ROW_NUMBERS) + in_hand
 
 
 def _vectors(config: TrainConfig) -> int:

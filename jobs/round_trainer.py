@@ -1,18 +1,19 @@
 """The trainer of `--parallel rounds`: whole rounds of replicas, in this process or on a cluster."""
 
+from collections import deque
 from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
 from jobs.cluster_rows import ordered_rows
 from jobs.config import TrainConfig
-from jobs.local_steps import InnerStep, ReplicaReply, RoundBench, RoundWork, local_steps
+from jobs.local_steps import InnerStep, ReplicaReply, RoundBench, RoundWork, Turn, local_steps
 from jobs.nn.architecture import Layer
 from jobs.nn.network import LossSum
 from jobs.nn.optimizers import State
 from jobs.nn.parameters import Floats
 from jobs.nn.schedules import learning_rate
-from jobs.rounds import VELOCITY, RoundPlan, of_replica, outer_step
+from jobs.rounds import VELOCITY, RoundPlan, of_replica, outer_step, replica_rate
 from jobs.step import StepRule
 from jobs.trainer import Trainer
 from pipeline.cluster import Cluster
@@ -45,7 +46,7 @@ class RoundStepper(Closing):
         raise NotImplementedError("the steps of rounds are taken by `take_round`")
 
     def take_round(self, shares: list[Steps]) -> list[LossSum]:
-        """Have each replica take its steps, then the outer step; the losses in the order's order."""
+        """Have each replica take its steps, then the outer step; the losses replica by replica."""
         replies = self._replies({number: steps for number, steps in enumerate(shares) if steps})
         config = self._work.config
         self.parameters, velocity = outer_step(
@@ -67,14 +68,20 @@ class RoundStepper(Closing):
     def _replies(self, shares: dict[int, Steps]) -> dict[int, ReplicaReply]:
         if self._bench is not None:
             return {
-                number: self._bench.take(self.parameters, of_replica(self.state, number), steps)
+                number: self._bench.take(
+                    Turn(number, steps, served=self._work.plan.replicas),
+                    self.parameters,
+                    of_replica(self.state, number),
+                )
                 for number, steps in shares.items()
             }
         assert self._cluster is not None
         workers = self._cluster.workers() or [""]
+        served = -(-self._work.plan.replicas // len(workers))
         pending = {
             number: Pending(
-                self._cluster, self._task(number, steps, workers[number % len(workers)])
+                self._cluster,
+                self._task(Turn(number, steps, served), workers[number % len(workers)]),
             )
             for number, steps in shares.items()
         }
@@ -84,9 +91,9 @@ class RoundStepper(Closing):
             for on_its_way in pending.values():
                 on_its_way.release()
 
-    def _task(self, number: int, steps: Steps, worker: str) -> Task:
+    def _task(self, turn: Turn, worker: str) -> Task:
         assert self._cluster is not None
-        first, last = steps[0], steps[-1]
+        first, last = turn.steps[0], turn.steps[-1]
         return Task(
             name="local-steps",
             what=f"rows {first.start}..{last.stop - 1} in the order of epoch {first.epoch + 1}",
@@ -94,9 +101,9 @@ class RoundStepper(Closing):
             arguments=(
                 self._cluster.job,
                 self._work,
-                steps,
+                turn,
                 self.parameters,
-                of_replica(self.state, number),
+                of_replica(self.state, turn.replica),
             ),
             worker=worker,
             bulky=True,
@@ -124,7 +131,6 @@ class RoundTrainer(Trainer):
         """As `Trainer`; replicas are computed on the `cluster`, or here where there is none."""
         self._cluster = cluster
         super().__init__(config, layers, dataset, state)
-        self._plan = RoundPlan(self.stream.batches, config.replicas, config.sync_every)
 
     def _make_stepper(
         self,
@@ -134,8 +140,11 @@ class RoundTrainer(Trainer):
         dataset: Dataset,
         batch_size: int,
     ) -> RoundStepper:
-        rows = ordered_rows(self.config, dataset)
-        work = RoundWork(rows, self.config, batch_size, self._micro_batches)
+        config, rows = self.config, ordered_rows(self.config, dataset)
+        whole, rest = divmod(rows.rows, batch_size)
+        batches = whole if config.drop_last or not rest else whole + 1
+        self._plan = RoundPlan(batches, config.replicas, config.sync_every)
+        work = RoundWork(rows, config, batch_size, self._micro_batches, self._plan)
         self._rounds = RoundStepper(work, parameters, memory, self._cluster)
         return self._rounds
 
@@ -144,36 +153,41 @@ class RoundTrainer(Trainer):
         epoch = self.stream.state.epoch
         mini_batches = self.stream.micro_batches(1)
         while self.stream.state.epoch == epoch:
-            first, place = self.stream.state.next_batch, self.stream.place
-            stops = []
-            for mini_batch in islice(mini_batches, self._plan.round_batches):
-                place += sum(len(part.rows) for part in mini_batch)
-                stops.append(place)
-            for loss in self._rounds.take_round(self._shares(epoch, first, stops)):
+            shares = self._shares(epoch, self.stream.state.next_batch)
+            # The stream counts the mini-batches, and has the order's digest at the epoch's end.
+            for mini_batch in islice(mini_batches, sum(map(len, shares))):
+                deque(mini_batch, maxlen=0)
+            for loss in self._rounds.take_round(shares):
                 self.sums.add(loss)
             self.check_finite(f"the loss before step {self.steps}", self.sums.loss_sum)
             after_step()
         self.check_parameters()
 
-    def _shares(self, epoch: int, first: int, stops: list[int]) -> list[Steps]:
-        """Each replica's steps in the round of the mini-batches that end at the places `stops`."""
-        plan, size = self._plan, self.stream.state.batch_size
+    def _shares(self, epoch: int, taken: int) -> list[Steps]:
+        """Each replica's steps in the round after an epoch's `taken` mini-batches."""
+        plan, size = self._plan, self.stream.batch_size
+        shares = plan.shares(taken)
+        count = sum(map(len, shares))
         return [
             tuple(
                 InnerStep(
                     epoch=epoch,
                     start=number * size,
-                    stop=stops[number - first],
-                    learning_rate=self._rate(epoch * plan.batches + first, taken, len(stops)),
-                    number=plan.steps_before(replica, epoch, first) + taken + 1,
+                    stop=min((number + 1) * size, self.stream.rows),
+                    learning_rate=self._rate(epoch * plan.batches + taken, step, count),
+                    number=plan.steps_before(replica, epoch, taken) + step + 1,
                 )
-                for taken, number in enumerate(share)
+                for step, number in enumerate(share)
             )
-            for replica, share in enumerate(plan.shares(first))
+            for replica, share in enumerate(shares)
         ]
 
-    def _rate(self, first: int, taken: int, count: int) -> float:
-        """Of every replica's step number `taken`, from 0: that of the mini-batches they share."""
+    def _rate(self, first: int, step: int, count: int) -> float:
+        """Of each replica's `step` of a round, from 0, which has `count` mini-batches from `first`.
+
+        All replicas have taken that step when `replicas` times as many mini-batches are.
+        """
         total = self.config.epochs * self._plan.batches
-        step = first + min(taken * self._plan.replicas, count - 1)
-        return learning_rate(self.config.schedule, self.config.learning_rate, step, total)
+        place = first + min(step * self._plan.replicas, count - 1)
+        maximum = replica_rate(self.config.learning_rate, self._plan.replicas)
+        return learning_rate(self.config.schedule, maximum, place, total)

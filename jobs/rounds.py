@@ -1,13 +1,14 @@
 """The arithmetic of `--parallel rounds`: replicas that step by themselves, then agree.
 
 In a round each of R replicas takes H optimiser steps from the same parameters, on mini-batches of
-its own; then the parameters become what the outer step makes of the replicas' mean. With an outer
+its own part of the order; then the parameters become what the outer step makes of the replicas' mean. With an outer
 learning rate of 1 and no outer momentum that is the mean itself (local SGD: Stich, arXiv
 1805.09767); with others it is the outer Nesterov step of DiLoCo (arXiv 2311.08105, algorithm 1).
 The inner optimiser's state stays with its replica. This is another algorithm than `steps`, with
 another result; it does not depend on where, or in which order, the replicas are computed.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,26 +36,43 @@ class RoundPlan:
         """Mini-batches of a whole round."""
         return self.replicas * self.sync_every
 
-    def shares(self, first: int) -> list[range]:
-        """Of the round that begins with mini-batch `first`: each replica's, contiguous.
+    def part(self, replica: int) -> range:
+        """A replica's own part of the order: contiguous, so that few windows hold its rows.
 
-        In the last round of an epoch they may differ by one, and some may have none.
+        The parts' sizes are those of `numpy.array_split`.
         """
-        count = min(self.round_batches, self.batches - first)
-        smaller, larger = divmod(count, self.replicas)
-        shares = []
-        for replica in range(self.replicas):
-            size = smaller + (replica < larger)
-            shares.append(range(first, first + size))
-            first += size
-        return shares
+        smaller, larger = divmod(self.batches, self.replicas)
+        start = replica * smaller + min(replica, larger)
+        return range(start, start + smaller + (replica < larger))
 
-    def steps_before(self, replica: int, epoch: int, first: int) -> int:
-        """Steps that a replica has taken in the run when a round begins."""
-        whole = self.batches // self.round_batches
-        last = self.shares(whole * self.round_batches)[replica]
-        per_epoch = whole * self.sync_every + len(last)
-        return epoch * per_epoch + first // self.round_batches * self.sync_every
+    def shares(self, taken: int) -> list[range]:
+        """Each replica's in the round after `taken` mini-batches: the next ones of its part.
+
+        In the last round of an epoch they are shorter, differ by one, and some may have none.
+        """
+        before = self._steps_in_epoch(taken)
+        return [
+            self.part(replica)[before : before + self.sync_every]
+            for replica in range(self.replicas)
+        ]
+
+    def steps_before(self, replica: int, epoch: int, taken: int) -> int:
+        """Steps of a replica in the run before the round after an epoch's `taken` mini-batches."""
+        return epoch * len(self.part(replica)) + self._steps_in_epoch(taken)
+
+    def _steps_in_epoch(self, taken: int) -> int:
+        """Of each replica: every round before an epoch's last one is whole."""
+        return taken // self.round_batches * self.sync_every
+
+
+def replica_rate(learning_rate: float, replicas: int) -> float:
+    """The step size of each of so many replicas, for a run's `learning_rate`.
+
+    The mean of R replicas has gone one step's way on R mini-batches, so steps are larger: by the
+    square root of R, as Krizhevsky (arXiv 1404.5997) and, for Adam, Malladi et al. (arXiv
+    2205.10287) have it for a batch that is R times as large.
+    """
+    return learning_rate * math.sqrt(replicas)
 
 
 def initial_memory(config: TrainConfig, parameters: Floats) -> State:

@@ -1,16 +1,17 @@
 """Clusters: the one place that opens a Dask client, and sees that all sides are fit for the work."""
 
+import asyncio
 import json
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from distributed import Client, LocalCluster
+from distributed import Client, Future, LocalCluster
 from distributed.comm.addressing import parse_address
 from distributed.comm.registry import get_backend
 from distributed.security import Security
@@ -45,11 +46,21 @@ class Cluster(Closing):
         self._numbers = 0
         self._workers: list[str] = []
         self._looked = -LOOK_SECONDS
+        self._groups: dict[str, Future[int]] = {}
 
     def key(self, name: str) -> str:
         """A key that no other task has or had: `name` for people, the rest for Dask."""
         self._numbers += 1
         return f"{name}-{self.job[-8:]}-{self._numbers}"
+
+    def keep_group(self, name: str) -> None:
+        """Have the scheduler know of one task of this name for as long as the job lasts.
+
+        With a group's last task it forgets the group, and with the next task begins another, of
+        which something stays for ever (`distributed.spans`): 3 KB for each task that comes alone.
+        """
+        if name not in self._groups:
+            self._groups[name] = self.client.submit(int, key=self.key(name), pure=False)
 
     def workers(self, *, now: bool = False) -> list[str]:
         """The addresses of the workers that are there, sorted; looked up `now` or a moment ago.
@@ -58,18 +69,20 @@ class Cluster(Closing):
         """
         if now or time.monotonic() - self._looked > LOOK_SECONDS:
             with self.reaching():
-                found = self.client.sync(self._ask_workers)
+                found = self._ask(lambda scheduler: scheduler.ncores(), self.timeout)
             self._workers = sorted(found)
             self._looked = time.monotonic()
         return self._workers
 
-    async def _ask_workers(self) -> dict[str, int]:
-        import asyncio
+    def _ask(self, question: Callable[[Any], Awaitable[Any]], seconds: float) -> Any:
+        """The scheduler's answer; Dask's own calls would wait for it without a limit."""
 
-        if self.client.scheduler is None:
-            raise OSError("the client is closed")
-        found = await asyncio.wait_for(self.client.scheduler.ncores(), self.timeout)
-        return dict(found)
+        async def ask() -> Any:
+            if self.client.scheduler is None:
+                raise OSError("the client is closed")
+            return await asyncio.wait_for(question(self.client.scheduler), seconds)
+
+        return self.client.sync(ask)
 
     @contextmanager
     def reaching(self) -> Iterator[None]:
@@ -104,9 +117,13 @@ class Cluster(Closing):
 
     def close(self) -> None:
         """Let go of the workers and, of a cluster of our own, end them."""
+        self._groups.clear()
         with suppress(Exception):
             if self.is_there and not self._gone:
-                self.client.unregister_worker_plugin(self.job)
+                job = self.job
+                self._ask(
+                    lambda scheduler: scheduler.unregister_worker_plugin(name=job), CLOSE_SECONDS
+                )
         with suppress(Exception):
             self.client.close(timeout=CLOSE_SECONDS)
         if self._local is not None:

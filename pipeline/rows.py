@@ -64,9 +64,16 @@ class RowReader(Closing):
     same rows, and reading them again would take longer than a worker's share of an epoch does.
     """
 
-    def __init__(self, rows: OrderedRows) -> None:
-        """Opens the dataset; nothing of it is read yet."""
+    reads_ahead = True
+    """Whether the next window is to be loaded while one is in use."""
+
+    def __init__(self, rows: OrderedRows, part: tuple[int, int] | None = None) -> None:
+        """Opens the dataset; nothing of it is read yet.
+
+        `part` is the places [start, stop) of each epoch that will be asked for, by default all.
+        """
         self._rows = rows
+        self._part = part or (0, rows.rows)
         self._split = open_split(rows.dataset, rows.dataset_digest, rows.split)
         self.schema = self._split.schema
         self._loader = WindowLoader(self._split, READING_THREADS)
@@ -77,6 +84,11 @@ class RowReader(Closing):
         self._row_numbers: RowNumbers | None = None
         """Of the epoch whose order is at hand, where one window holds them all."""
         self._lock = threading.Lock()
+
+    @property
+    def holds_all(self) -> bool:
+        """Whether all rows of the order are held, whatever part of them is asked for."""
+        return self._order.windows == 1
 
     def take(self, epoch: int, start: int, stop: int) -> Batch:
         """The rows at places [start, stop) of an epoch, not to be written to.
@@ -89,8 +101,10 @@ class RowReader(Closing):
             pieces = []
             while start < stop:
                 piece = self._piece(epoch, start, stop)
-                pieces.append(piece)
                 start += len(piece.rows)
+                # A view would keep its window while the next one and the one after it are held.
+                pieces.append(_joined([piece]) if start < stop else piece)
+                del piece
         return pieces[0] if len(pieces) == 1 else _joined(pieces)
 
     def _order_at(self, epoch: int) -> EpochOrder:
@@ -131,13 +145,19 @@ class RowReader(Closing):
             self._loader = WindowLoader(self._split, READING_THREADS)
         self._expected = None
         self._window = self._loader.take(self._order, number)
-        self._read_ahead(number + 1)
+        if self.reads_ahead:
+            self._read_on(number)
         return self._window
 
-    def _read_ahead(self, number: int) -> None:
+    def _read_on(self, number: int) -> None:
+        """Have the window loaded that comes after window `number` in the reader's part."""
         order = self._order
-        if number == order.windows:
-            order, number = self._order_of(order.epoch + 1), 0
+        start, stop = self._part
+        if number < order.window_at(stop - 1):
+            number += 1
+        else:
+            order = self._order_of(order.epoch + 1)
+            number = order.window_at(start)
         if order.epoch < self._rows.epochs:
             self._loader.expect(order, number)
             self._expected = (order.epoch, number)

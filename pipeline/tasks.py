@@ -27,6 +27,8 @@ MOST_LOSSES = 50
 TASK_SECONDS = 1800.0
 """The longest that one task is waited for."""
 POLL_SECONDS = 1.0
+FETCH_SECONDS = 2.0
+"""How long a result is waited for once its task has ended, at first: the worker may die with it."""
 
 ERRORS = {kind.exit_code: kind for kind in (UsageError, BadDataError, ConflictError)}
 
@@ -61,11 +63,11 @@ class Pending:
 
     def result(self) -> Any:
         """What the task gave. Raises its own error, or `UnreachableError` with the task's name."""
-        began = time.monotonic()
+        began, patience = time.monotonic(), FETCH_SECONDS
         while True:
             try:
                 self._wait(began)
-                found = self._future.result(timeout=self._cluster.timeout)
+                found = self._future.result(timeout=min(patience, self._cluster.timeout))
                 self.release()
                 return found
             except TaskFailedError as failure:
@@ -83,6 +85,9 @@ class Pending:
             except (OSError, TimeoutError) as error:
                 if not self._cluster.is_there:
                     raise self._cluster.lost(error) from error
+                if isinstance(error, TimeoutError) and patience < self._cluster.timeout:
+                    patience *= 2  # it is long, or lost: then the task is to be waited for again
+                    continue
             self._again()
 
     def release(self) -> None:
@@ -139,6 +144,7 @@ class Pending:
                     timeout=POLL_SECONDS,  # of the wait for a worker, which may be gone
                 )
             )
+        self._cluster.keep_group(task.name)
         return client.submit(
             run_task,
             self._cluster.job,

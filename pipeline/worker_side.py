@@ -25,8 +25,9 @@ Held = TypeVar("Held", bound=Closing)
 
 PACKAGES = ("numpy", "zarr", "dask", "distributed", "mnist-stream")
 """Besides Python itself, what must be alike on every side for the bits and messages to be."""
-MOST_HELD = 2
-"""Things that a worker keeps open at once; the one used longest ago makes room."""
+MOST_HELD = 4
+"""Things that a worker keeps open at once for a job, which has no more: what it trains on, and up to
+three splits to evaluate. Of more the one used longest ago would make room."""
 ZARR_CONCURRENCY = 4
 """Reads of one array that Zarr does side by side; workers are many already."""
 

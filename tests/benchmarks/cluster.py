@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 from distributed.comm.tcp import TCP
@@ -18,22 +19,28 @@ from jobs.trainer import RunningSums, Trainer
 from pipeline.cluster import Cluster, connect
 from pipeline.cluster_options import ClusterOptions
 from pipeline.ingest import ingest
+from storage.location import open_location
 from tests.benchmarks.contest import Contestant, Verdict, medians
 from tests.benchmarks.data import CORES, NETWORK, Workplace
+from tests.object_store.server import running_store
 
 WORKERS = 4 if CORES >= 4 else 2
 LARGE_NETWORK = "784-relu-2500-relu-2000-softmax-10"
 BATCH_SIZE = 1024
 STEPS = 8
 """Of the large network, in one timed turn."""
-SCORED_ROWS = 600_000
-MANY = 10**6
+MANY_ROWS = 600_000
+ROUNDS = TrainConfig(
+    network=NETWORK, schedule="constant", epochs=10**6, parallel="rounds", replicas=WORKERS
+)
+"""An epoch after the other, of the default network."""
 
 
 def bench_cluster(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
-    """Each line of the table of issue 5 that needs no object store."""
+    """Each line of the table of issue 5."""
     yield from _steps(workplace, rounds)
     yield from _rounds(workplace, rounds)
+    yield from _rounds_from_store(workplace, rounds)
     yield from _scoring(workplace, rounds)
 
 
@@ -56,7 +63,7 @@ def _steps(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
     """`--parallel steps`, and what passes the scheduler meanwhile."""
     made = ingest(f"synthetic:{STEPS * BATCH_SIZE},100", workplace.directory / "steps")
     config = TrainConfig(
-        network=LARGE_NETWORK, batch_size=BATCH_SIZE, schedule="constant", epochs=MANY
+        network=LARGE_NETWORK, batch_size=BATCH_SIZE, schedule="constant", epochs=ROUNDS.epochs
     )
     layers = parse_network(LARGE_NETWORK)
     with ExitStack() as stack:
@@ -91,16 +98,13 @@ def _steps(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
 
 def _rounds(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
     """`--parallel rounds` of the default network."""
-    common: dict[str, Any] = {"network": NETWORK, "schedule": "constant", "epochs": MANY}
+    alone = replace(ROUNDS, parallel="steps", threads=1)
     layers = parse_network(NETWORK)
     with ExitStack() as stack:
-        alone = Trainer(TrainConfig(**common, threads=1), layers, workplace.dataset)
-        config = TrainConfig(**common, parallel="rounds", replicas=WORKERS)
+        one = stack.enter_context(Trainer(alone, layers, workplace.dataset))
         cluster = _cluster(WORKERS, stack)
-        several = RoundTrainer(cluster, config, layers, workplace.dataset)
-        stack.enter_context(alone)
-        stack.enter_context(several)
-        found = medians({"one": _epoch(alone), "several": _epoch(several)}, rounds)
+        several = stack.enter_context(RoundTrainer(cluster, ROUNDS, layers, workplace.dataset))
+        found = medians({"one": _epoch(one), "several": _epoch(several)}, rounds)
     note = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in found.items())
     yield Verdict(
         f"--parallel rounds, {WORKERS} replicas on {WORKERS} workers / one process, one thread",
@@ -111,12 +115,41 @@ def _rounds(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
     )
 
 
+def _rounds_from_store(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
+    """The same over data that no worker can hold, from a store and from the disk.
+
+    The store's server is moto's, which takes its share of the same cores.
+    """
+    source, layers = f"synthetic:{MANY_ROWS},100", parse_network(NETWORK)
+    with ExitStack() as stack:
+        store = stack.enter_context(running_store())
+        cluster = _cluster(WORKERS, stack)
+        places = {"disk": open_location(workplace.directory / "many"), "store": store.new_place()}
+        trainers = {
+            name: stack.enter_context(
+                RoundTrainer(
+                    cluster, ROUNDS, layers, ingest(source, place, cluster=cluster).dataset
+                )
+            )
+            for name, place in places.items()
+        }
+        found = medians({name: _epoch(trainer) for name, trainer in trainers.items()}, rounds)
+    note = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in found.items())
+    yield Verdict(
+        f"the same with {MANY_ROWS:,} rows, on the S3 server / from local disk",
+        found["disk"] / found["store"],
+        0.9,
+        at_least=True,
+        note=note,
+    )
+
+
 def _scoring(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
     """Scoring of many rows."""
-    data, run = workplace.directory / "scored", workplace.directory / "scoring-run"
+    data, run = workplace.directory / "many", workplace.directory / "scoring-run"
     with ExitStack() as stack:
         clusters = {str(workers): _cluster(workers, stack) for workers in (1, WORKERS)}
-        ingest(f"synthetic:{SCORED_ROWS},100", data, cluster=clusters[str(WORKERS)])
+        ingest(f"synthetic:{MANY_ROWS},100", data, cluster=clusters[str(WORKERS)])
         train(TrainConfig(epochs=1), dataset=workplace.dataset.location, run=run)
 
         def scoring(cluster: Cluster) -> Contestant:
@@ -129,7 +162,7 @@ def _scoring(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
         found = medians({name: scoring(cluster) for name, cluster in clusters.items()}, rounds)
     note = ", ".join(f"{name}: {seconds:.2f} s" for name, seconds in found.items())
     yield Verdict(
-        f"scoring {SCORED_ROWS:,} rows, {WORKERS} workers / 1, of linear",
+        f"scoring {MANY_ROWS:,} rows, {WORKERS} workers / 1, of linear",
         found["1"] / found[str(WORKERS)] / WORKERS,
         0.75,
         at_least=True,

@@ -27,7 +27,7 @@ MODULES = (
 )
 """Each has `EXPERIMENTS`, a tuple."""
 
-CLUSTER_MODULES = ("cluster",)
+CLUSTER_MODULES = ("cluster", "cluster_endurance")
 """The same for the long run with `--cluster`, whose processes want the machine for themselves."""
 
 DEFAULTS = {"kills": 200, "flips": 5000}

@@ -127,7 +127,9 @@ def _attempt(
     """The command on a new cluster to its end, its exit code and stderr."""
     with (
         processes.Cluster(Path(tempfile.mkdtemp(dir=home)), WORKERS) as cluster,
-        start_pipeline(*arguments, "--scheduler", cluster.address, cwd=home) as job,
+        start_pipeline(
+            *arguments, "--scheduler", cluster.address, "--cluster-timeout", "30", cwd=home
+        ) as job,
     ):
         alive = list(range(WORKERS))
         while not _ended(job, chance.expovariate(WORKERS / LIFE_SECONDS)):

@@ -11,6 +11,7 @@ from pipeline.cluster_options import ClusterOptions
 from pipeline.ingest import ingest
 from tests.cluster import processes
 from tests.cluster.trainings import ROUNDS, STEPS, Reference, outcome
+from tests.object_store.fixtures import store  # noqa: F401 - fixtures are found by name
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,8 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -133,3 +135,49 @@ def test_dockerfile() -> None:
     assert {"storage", "pipeline", "jobs", "pyproject.toml", "README.md", "LICENSE"} <= copied
     assert all((REPOSITORY / name).exists() for name in copied)
     assert lines[-1].startswith("CMD")
+
+
+def recipe(directory: Path) -> list[list[str]]:
+    """The Dockerfile's steps up to the installed programs, for a directory instead of an image."""
+    steps = []
+    for line in (DEPLOY / "Dockerfile").read_text().splitlines():
+        kind, _, rest = line.partition(" ")
+        words = shlex.split(rest.replace("/opt", str(directory / "opt")))
+        if kind == "COPY":
+            *sources, target = words
+            build = directory / "build" / target
+            steps += [["cp", "-r", str(REPOSITORY / source), str(build)] for source in sources]
+        elif kind == "RUN" and words[0] != "useradd":  # an account of this machine's is not wanted
+            steps.append([sys.executable if words[0] == "python" else words[0], *words[1:]])
+    return steps
+
+
+def run(words: list[str], directory: Path, env: dict[str, str] | None = None) -> tuple[int, str]:
+    """A program's exit code, and what it said."""
+    ended = subprocess.run(
+        words, check=False, cwd=directory, env=env, capture_output=True, text=True
+    )
+    return ended.returncode, ended.stdout + ended.stderr
+
+
+def test_image(tmp_path: Path) -> None:
+    """The image's recipe, run in a clean virtual environment, gives the programs of all three."""
+    build, opt = tmp_path / "build", tmp_path / "opt" / "mnist-stream" / "bin"
+    build.mkdir()
+    probe = [sys.executable, "-m", "pip", "download", "--no-deps", f"click=={version('click')}"]
+    if run(probe, tmp_path)[0]:
+        pytest.skip("pip reaches no index to install from")
+    for step in recipe(tmp_path):
+        code, said = run(step, build)
+        assert 0 == code, (step, said)
+    for words in (
+        "dask scheduler --version",
+        "dask worker --version",
+        "python -c 'import obstore, matplotlib'",
+        "pipeline ingest synthetic:60,10 --workers 1",
+        "pipeline train --dataset data/synthetic --epochs 1 --batch-size 20",
+    ):
+        program, *arguments = shlex.split(words)
+        path = {"PATH": f"{opt}:/usr/bin:/bin"}
+        code, said = run([str(opt / program), *arguments], tmp_path, path)
+        assert 0 == code, (words, said)

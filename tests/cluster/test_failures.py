@@ -8,24 +8,18 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from distributed import Future
 
 from pipeline.cluster import Cluster as Client
 from pipeline.cluster import connect
 from pipeline.cluster_options import ClusterOptions
-from pipeline.tasks import Task, results
+from pipeline.tasks import FETCH_SECONDS, Pending, Task, results
 from storage.errors import BadDataError, UnreachableError, UsageError
 from tests.cluster.processes import Cluster
-from tests.cluster.trainings import STEPS, Reference, train_on
+from tests.cluster.trainings import SETTINGS, STEPS, Reference, train_on
 from tests.commands.process import Ended, run_pipeline, start_pipeline
 
 NOWHERE = "tcp://127.0.0.1:9"
-
-SETTINGS = [
-    argument
-    for name, value in STEPS.to_json().items()
-    if not isinstance(value, bool)
-    for argument in (f"--{name.replace('_', '-')}", str(value))
-]
 
 
 def assert_told(ended: Ended, code: int, *words: str) -> None:
@@ -72,6 +66,24 @@ def task(function: object, *arguments: object) -> Task:
     return Task("fail", "rows 7..9 of test", function, arguments)
 
 
+def fail_at_first(tries: Path, times: int) -> int:
+    """A task that fails so many times, and then gives how often it was tried; `tries` counts."""
+    with tries.open("a") as file:
+        file.write("x")
+    tried = len(tries.read_text())
+    if tried <= times:
+        raise OSError(f"try {tried}")
+    return tried
+
+
+def test_three_tries(cluster: Client, tmp_path: Path) -> None:
+    """A task that fails twice is none the worse for it; one that fails three times is not tried on."""
+    assert [3] == list(results(cluster, [task(fail_at_first, tmp_path / "two", 2)], 1))
+    with pytest.raises(UnreachableError, match=r"OSError: try 3 \(at rows 7\.\.9 of test"):
+        list(results(cluster, [task(fail_at_first, tmp_path / "three", 3)], 1))
+    assert "xxx" == (tmp_path / "three").read_text()
+
+
 def test_an_unknown_error(cluster: Client) -> None:
     """Any other error keeps its name and text, and the worker and rows are named."""
     words = r"ZeroDivisionError: no luck \(at rows 7\.\.9 of test, on worker tcp://"
@@ -86,6 +98,36 @@ def test_an_error_of_ours_keeps_its_kind(cluster: Client, tmp_path: Path) -> Non
 
     with pytest.raises(BadDataError, match="There is no dataset"):
         list(results(cluster, [task(open_split, open_location(tmp_path / "x"), "", "train")], 1))
+
+
+def test_a_result_that_dies_with_its_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that dies between a task's end and the fetching of its result costs a short wait."""
+    waits: list[float] = []
+    wait, fetch = Pending._wait, Future.result
+    with Cluster(tmp_path / "cluster", workers=2) as workers:
+        client = connect(ClusterOptions(scheduler=workers.address, timeout=60))
+        assert client is not None
+        numbers = {process.pid: number for number, process in enumerate(workers.workers)}
+
+        def wait_and_kill(pending: Pending, began: float) -> None:
+            wait(pending, began)
+            if not waits:
+                workers.kill_worker(numbers[doomed])
+
+        def fetched(future: "Future[object]", timeout: float) -> object:
+            waits.append(timeout)
+            return fetch(future, timeout)
+
+        with client:
+            pid = Task("look", "rows 7..9 of test", os.getpid, (), worker=client.workers()[0])
+            [doomed] = results(client, [pid], 1)
+            monkeypatch.setattr(Pending, "_wait", wait_and_kill)
+            monkeypatch.setattr(Future, "result", fetched)
+            [found] = results(client, [pid], 1)
+    assert {doomed, found} == set(numbers)
+    assert max(waits) <= 4 * FETCH_SECONDS
 
 
 def test_a_task_that_kills_its_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,6 +160,15 @@ def test_the_scheduler_stands_still(digits: Path, tmp_path: Path) -> None:
 
         with pytest.raises(UnreachableError, match="Lost the Dask scheduler"):
             train_on(workers, STEPS, digits, tmp_path / "run", {3: stop}, timeout=2)
+
+
+def test_leaving_a_scheduler_that_stands_still(tmp_path: Path) -> None:
+    """A job that ends for another reason does not wait for an answer that never comes."""
+    with Cluster(tmp_path / "cluster", workers=1) as workers:
+        client = connect(ClusterOptions(scheduler=workers.address, timeout=60))
+        assert client is not None
+        with client:
+            workers.scheduler.send_signal(signal.SIGSTOP)
 
 
 def test_all_workers_are_gone(digits: Path, tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 from dask.utils import key_split
+from threadpoolctl import threadpool_info
 
 from jobs.score import score
 from jobs.train import train
@@ -18,6 +20,8 @@ from pipeline.cluster_windows import ClusterWindows
 from pipeline.digits import draw_digits
 from pipeline.ingest import ingest
 from pipeline.stream import BatchStream
+from pipeline.tasks import Task, results
+from pipeline.worker_side import ZARR_CONCURRENCY
 from storage.dataset import open_dataset
 from storage.idx import write_idx
 from storage.location import open_location
@@ -143,6 +147,23 @@ def test_windows(cluster: Client, digits: Path) -> None:
                 assert expected.targets is not None
                 assert np.array_equal(expected.targets, np.asarray(found.targets))
         assert here.state == there.state
+
+
+def settings() -> tuple[int, int]:
+    """The most threads of any BLAS of this process, and the reads of an array at once by Zarr."""
+    libraries = [found for found in threadpool_info() if found["user_api"] == "blas"]
+    return max(found["num_threads"] for found in libraries), zarr.config.get("async.concurrency")
+
+
+def test_workers_are_set(tmp_path: Path) -> None:
+    """Whatever their environment says, workers compute with one thread and read by few."""
+    with Cluster(tmp_path / "cluster", workers=0) as workers:
+        workers.add_worker(env={"OMP_NUM_THREADS": "3", "OPENBLAS_NUM_THREADS": "3"})
+        client = connect(ClusterOptions(scheduler=workers.address, timeout=60))
+        assert client is not None
+        with client:
+            task = Task("look", "its settings", settings, ())
+            assert [(1, ZARR_CONCURRENCY)] == list(results(client, [task], 1))
 
 
 @pytest.mark.parametrize(

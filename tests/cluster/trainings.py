@@ -32,6 +32,14 @@ ROUNDS = TrainConfig(
     )
 )
 
+SETTINGS = [
+    argument
+    for name, value in STEPS.to_json().items()
+    if not isinstance(value, bool)
+    for argument in (f"--{name.replace('_', '-')}", str(value))
+]
+"""`STEPS` as options of `pipeline train`."""
+
 
 @dataclass(frozen=True)
 class Reference:

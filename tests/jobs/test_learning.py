@@ -51,6 +51,13 @@ def test_on_average(mnist: Path) -> None:
     assert 0.982 <= sum(accuracy(seed, mnist) for seed in SEEDS) / len(SEEDS)
 
 
+def test_rounds(mnist: Path, tmp_path: Path) -> None:
+    """Rounds with the default settings lose at most 0.3 points against the same epochs of steps."""
+    result = train(TrainConfig(parallel="rounds"), dataset=mnist, run=tmp_path / "run")
+    found = result.metrics[-1]["evaluation"]["test"]["accuracy"]
+    assert accuracy(0, mnist) - 0.003 <= found
+
+
 ORIGINAL = {
     "epochs": 1,
     "optimizer": "sgd",

@@ -1,5 +1,6 @@
 """Rounds: who takes which mini-batches, and what the outer step makes of the replicas."""
 
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.config import TrainConfig
-from jobs.rounds import RoundPlan, initial_memory, of_replica, outer_step
+from jobs.rounds import RoundPlan, initial_memory, of_replica, outer_step, replica_rate
 from jobs.train import train
 from storage.errors import ConflictError
 from tests.jobs.trainings import small
@@ -18,14 +19,24 @@ plans = st.builds(RoundPlan, st.integers(1, 400), st.integers(1, 9), st.integers
 
 @given(plans)
 def test_each_mini_batch_once(plan: RoundPlan) -> None:
-    """The rounds of an epoch visit each mini-batch once, replicas in the order's order."""
-    visited = [
-        number
-        for first in range(0, plan.batches, plan.round_batches)
-        for share in plan.shares(first)
-        for number in share
-    ]
-    assert list(range(plan.batches)) == visited
+    """In the rounds of an epoch each replica goes through its own part of the order, once."""
+    visited: list[list[int]] = [[] for _ in range(plan.replicas)]
+    for taken in range(0, plan.batches, plan.round_batches):
+        for numbers, share in zip(visited, plan.shares(taken), strict=True):
+            numbers += share
+    assert [list(plan.part(replica)) for replica in range(plan.replicas)] == visited
+    assert list(range(plan.batches)) == list(chain.from_iterable(visited))
+
+
+@given(plans)
+def test_rounds_are_whole(plan: RoundPlan) -> None:
+    """All rounds but an epoch's last one have `sync_every` steps of every replica."""
+    *others, last = (
+        [len(share) for share in plan.shares(taken)]
+        for taken in range(0, plan.batches, plan.round_batches)
+    )
+    assert [[plan.sync_every] * plan.replicas] * len(others) == others
+    assert max(last) - min(last) <= 1
 
 
 @given(plans)
@@ -38,6 +49,11 @@ def test_steps_are_counted(plan: RoundPlan) -> None:
             assert taken == found
             for replica, share in enumerate(plan.shares(first)):
                 taken[replica] += len(share)
+
+
+def test_the_step_size_of_replicas() -> None:
+    """It grows with the square root of their number; a single one has the run's own."""
+    assert [0.5, 1.0, 1.5] == [replica_rate(0.5, replicas) for replicas in (1, 4, 9)]
 
 
 def test_the_mean() -> None:
