@@ -27,7 +27,6 @@ from storage.decoding import hash_stored
 from storage.errors import (
     BadDataError,
     ConflictError,
-    PipelineError,
     StoppedError,
     UnreachableError,
     UsageError,
@@ -134,6 +133,7 @@ class _Inbox:
 
     def _score_item(self, item: Item) -> None:
         batch, content = self._batch, ""
+        files: list[Path] = []
         try:
             with ExitStack() as opened:
                 files = batch.attempt(partial(self._files, item, opened))
@@ -143,12 +143,24 @@ class _Inbox:
             raise
         except (BadDataError, UsageError) as error:
             if self._unchanged(item):
-                self._fail(item, content or item.name, error)
+                self._fail(item, content, self._told(item, files, content, str(error)))
             else:
                 self._leave(item.name, "it changed, or went, while it was being read")
         except (ConflictError, UnreachableError) as error:
             batch.result.errors.append(error)
             self._leave(item.name, str(error))
+
+    def _told(self, item: Item, files: list[Path], content: str, text: str) -> str:
+        """An error with the names in the inbox in place of those of copies and of what is staged.
+
+        So it reads the same in each pass, wherever the inbox was copied to or is reached from.
+        """
+        names = dict(zip(map(str, files), item.keys, strict=False))
+        names[str(self._staged(content).child("dataset"))] = str(item.images)
+        names[f"{str(self._inbox).rstrip('/')}/{item.images}"] = str(item.images)
+        for place, name in names.items():
+            text = text.replace(place, name)
+        return text
 
     def _files(self, item: Item, opened: ExitStack) -> list[Path]:
         """An item's raw files on this machine for as long as `opened` is; none of a dataset."""
@@ -222,8 +234,11 @@ class _Inbox:
     def _staged(self, content: str) -> Location:
         return self._staging.child(content[:16])
 
-    def _fail(self, item: Item, content: str, error: PipelineError) -> None:
-        """Record a bad file: as it is now, and in the ledger, there once for each content."""
+    def _fail(self, item: Item, content: str, error: str) -> None:
+        """Record a bad file: as it is now, and in the ledger, there once for each content.
+
+        Without `content`, where not even that can be told, once for each name and error.
+        """
         batch = self._batch
         entry: Entry = {
             "event": FAILED_EVENT,
@@ -235,15 +250,15 @@ class _Inbox:
             "checkpoint": str(batch.checkpoint),
             "inbox": self._place,
             "file": item.name,
-            "content": content,
-            "error": str(error),
+            "content": content or item.name,
+            "error": error,
         }
         batch.ledger.put_failure(entry)
-        batch.ledger.record(entry, partial(_failed_so, entry), json.dumps(content))
+        batch.ledger.record(entry, partial(_failed_so, entry), json.dumps(entry["content"]))
         self._bad.append(entry)
-        batch.result.failed.append({"file": item.name, "error": str(error)})
+        batch.result.failed.append({"file": item.name, "error": error})
         text = f"{item.name} is not scored: {error}"
-        batch.listener.event("failed", file=item.name, error=str(error), text=text, warning=True)
+        batch.listener.event("failed", file=item.name, error=error, text=text, warning=True)
 
     def _forget_what_is_bad_no_more(self) -> None:
         """A bad file that was mended, or taken away, is history: the ledger has it."""
@@ -287,5 +302,7 @@ def _open_dataset(location: Location) -> "Dataset":
 
 
 def _failed_so(entry: Entry, lines: list[Entry]) -> bool:
-    same = ("event", "content", "model_digest", "error")
+    same = ["event", "content", "model_digest"]
+    if entry["content"] == entry["file"]:
+        same.append("error")
     return any(all(line.get(name) == entry[name] for name in same) for line in lines)
