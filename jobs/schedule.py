@@ -26,7 +26,7 @@ TICK_SECONDS = 1.0
 BEAT_SECONDS = 15.0
 """Between two heartbeats."""
 ON_TIME = timedelta(seconds=60)
-"""A job that starts so soon after it was due is not late."""
+"""A job that starts so soon after it was due is not late, where the scheduler was there for it."""
 CORRECTION = timedelta(hours=3)
 """A clock that is put back by more was wrong before, as cron(8) has it: due times count anew."""
 COUNTED = 1000
@@ -107,7 +107,7 @@ class Scheduler:
         self._catch_up = catch_up
         self._heartbeat = heartbeat
         self._clock = clock or Clock()
-        self._last = self._clock.now()
+        self._last = self._ready = self._clock.now()
         self._known_next: tuple[datetime, datetime] | None = None
         self._running: datetime | None = None
         self._last_exit: int | None = None
@@ -161,6 +161,7 @@ class Scheduler:
         self._last_exit = found.get("last_exit")
 
     def _look_at_clock(self, now: datetime) -> None:
+        self._ready = min(self._ready, now)
         if self._last - now > CORRECTION:
             self._log("clock", text="The clock was put back by hours; what is due counts anew.")
             self._last = now
@@ -172,26 +173,27 @@ class Scheduler:
             raise StoppedError("The schedule was stopped; no job is running.", self._asked[0])
 
     def _see_to(self, due: list[datetime], now: datetime) -> None:
-        """Start the job for the last of the times that have come; the others are missed."""
+        """Start the job for the last of the times that have come, or skip it where it is missed."""
         if len(due) == COUNTED:
             due = [*due[:-1], now]  # too many to look at each
-        *earlier, last = due
-        on_time = now - last <= ON_TIME
-        missed = earlier if on_time else due
+        missed = [moment for moment in due if self._is_missed(moment, now)]
         if missed:
-            made_up = on_time or self._catch_up
             self._log(
                 "missed",
                 runs=len(missed),
                 first=missed[0],
                 last=missed[-1],
-                made_up="once, now" if made_up else "not at all",
+                made_up="once, now" if self._catch_up else "not at all",
             )
-        self._last = last
-        if on_time or self._catch_up:
-            self._run_job(last)
+        self._last = due[-1]
+        if due[-1] not in missed or self._catch_up:
+            self._run_job(due[-1])
         else:
-            self._log("skip", due=last, next=self._next())
+            self._log("skip", due=due[-1], next=self._next())
+
+    def _is_missed(self, due: datetime, now: datetime) -> bool:
+        """Whether nobody was there for it, be it by a second, or it is too late."""
+        return due < self._ready or now - due > ON_TIME
 
     def _run_job(self, due: datetime) -> None:
         began = self._clock.now()
@@ -205,7 +207,8 @@ class Scheduler:
             self._clock.sleep(TICK_SECONDS / 10)
         self._running = None
         self._last_exit = code
-        seconds = (self._clock.now() - began).total_seconds()
+        self._ready = self._clock.now()
+        seconds = (self._ready - began).total_seconds()
         self._log("end", due=due, exit=code, seconds=seconds, next=self._next())
         self._beat(force=True)
 

@@ -175,6 +175,25 @@ def test_missed_while_down(catch_up: bool, expected: list[float], scene: Scene) 
     assert 9 == missed["runs"]
 
 
+@pytest.mark.parametrize(("catch_up", "expected"), [(True, [2, 3]), (False, [3])])
+def test_missed_by_seconds(catch_up: bool, expected: list[float], scene: Scene) -> None:
+    """A run that came due three seconds before the scheduler was back is missed, and said to be."""
+    scene.run("0 * * * *", START + timedelta(hours=1.5))
+    scene.clock.time = START + timedelta(hours=2, seconds=3)
+    until = START + timedelta(hours=3.5)
+    assert hours(*expected) == scene.run("0 * * * *", until, catch_up=catch_up)
+    (missed,) = scene.events("missed")
+    assert (1, "once, now" if catch_up else "not at all") == (missed["runs"], missed["made_up"])
+
+
+def test_what_is_due_now_makes_up_for_nothing(scene: Scene) -> None:
+    """Without catching up, a run that is on time does not count as one that makes up for others."""
+    scene.clock.jumps = {START + timedelta(hours=1.5): timedelta(hours=2.5)}
+    started = scene.run("0 * * * *", START + timedelta(hours=4.5), catch_up=False)
+    assert hours(1, 4) == started
+    assert ["not at all"] == [line["made_up"] for line in scene.events("missed")]
+
+
 def test_down_before_the_first_run(scene: Scene) -> None:
     """A scheduler that was started once owes the runs since, though none had come yet."""
     scene.run("0 * * * *", START + timedelta(minutes=10))
