@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from jobs.choice import choose_checkpoint
-from jobs.score_config import DEFAULT_RUN, ScoreConfig
+from jobs.score_config import DEFAULT_CHECKPOINT, DEFAULT_RUN, ScoreConfig
 from jobs.score_listener import ScoreListener, now
 from jobs.scored import ScoreResult, find_scored, peek_dataset_digest
 from jobs.stop import StopSignal
@@ -111,7 +111,8 @@ class Batch:
     def _named(self) -> tuple[Place, str]:
         """The run, and which of its checkpoints."""
         if self.config.model is None:
-            return self.config.run or DEFAULT_RUN, self.config.checkpoint
+            choice = self.config.checkpoint
+            return self.config.run or DEFAULT_RUN, DEFAULT_CHECKPOINT if choice is None else choice
         name, self.holder = held_name(self.config.open(self.config.models), self.config.model)
         return name.run_place(self.holder), self.holder.checkpoint
 

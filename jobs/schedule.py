@@ -10,15 +10,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from types import FrameType
 from typing import Any, Protocol
 
 from storage import sealed
-from storage.errors import BadDataError, StoppedError, UnreachableError
+from storage.errors import BadDataError, ConflictError, StoppedError, UnreachableError
 from storage.location import Location
+from storage.locks import writer_lock
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 TICK_SECONDS = 1.0
@@ -81,6 +82,25 @@ class Heartbeat:
             return sealed.read_sealed(self.location, self.key)
         except FileNotFoundError:
             return None
+
+    @contextmanager
+    def held(self, log: Log) -> Iterator[None]:
+        """The only right to go by it; `ConflictError` names the scheduler that has it.
+
+        Where no lock can be made, as on a full disk, that is no reason to miss a run.
+        """
+        place = f"{self.location}/{self.key}"
+        lock = writer_lock(self.location.child(f".{self.key}.lock"), f"The heartbeat {place}")
+        with ExitStack() as held:
+            try:
+                held.enter_context(lock)
+            except UnreachableError as error:
+                log("warning", text=f"Another scheduler would not be noticed: {error}")
+            except ConflictError as error:
+                raise ConflictError(
+                    f"{error} Two schedulers need two heartbeats: pass --heartbeat FILE."
+                ) from error
+            yield
 
     def write(self, document: dict[str, Any]) -> None:
         """Replace it, in one step."""
@@ -244,9 +264,15 @@ class Scheduler:
             self._log("warning", text=f"No heartbeat: {error}")
 
 
-def launch_pipeline(arguments: Sequence[str]) -> "subprocess.Popen[bytes]":
-    """Start `pipeline` in a process of its own, which does not get this one's Ctrl-C."""
-    return subprocess.Popen([*this_pipeline(), *arguments], start_new_session=True)
+def launch_pipeline(
+    arguments: Sequence[str], stdout: int | None = None
+) -> "subprocess.Popen[bytes]":
+    """Start `pipeline` in a process of its own, which does not get this one's Ctrl-C.
+
+    It prints where this one does, or on the descriptor `stdout`.
+    """
+    command = [*this_pipeline(), *arguments]
+    return subprocess.Popen(command, stdout=stdout, start_new_session=True)
 
 
 def this_pipeline() -> list[str]:

@@ -49,7 +49,7 @@ def score(
     run: Place | None = None,
     dataset: Place = DEFAULT_DATASET,
     split: str = "test",
-    checkpoint: str = "best",
+    checkpoint: str | None = None,
     model: str | None = None,
     models: Place = DEFAULT_MODELS,
     out: Place | None = None,

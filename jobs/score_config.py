@@ -12,6 +12,7 @@ from storage.location import Location, Place, TakeOver, open_location
 DEFAULT_DATASET = "data/mnist"
 DEFAULT_RUN = "runs/mnist"
 DEFAULT_MODELS = "models"
+DEFAULT_CHECKPOINT = "best"
 DEFAULT_SETTLE = 5.0
 OUTPUTS = (".csv", ".npz", ".parquet")
 PLACEHOLDER = re.compile(r"\{(\w*)\}")
@@ -30,7 +31,8 @@ class ScoreConfig:
     """A directory or prefix whose IDX files and datasets are scored instead, each once, by content."""
     settle: float = DEFAULT_SETTLE
     """Seconds that a file in the inbox must have kept its size and time."""
-    checkpoint: str = "best"
+    checkpoint: str | None = None
+    """Of the run: see `choose_checkpoint`; `DEFAULT_CHECKPOINT` where neither it nor `model` is given."""
     model: str | None = None
     """A promoted name, in place of run and checkpoint."""
     models: Place = DEFAULT_MODELS
@@ -64,7 +66,7 @@ class ScoreConfig:
                 raise UsageError(f"{option} is {value}; expected 0 or more.")
         if self.model is not None and self.run is not None:
             raise UsageError("--model names the run itself; leave out --run.")
-        if self.model is not None and self.checkpoint != "best":
+        if self.model is not None and self.checkpoint is not None:
             raise UsageError("--model names the checkpoint itself; leave out --checkpoint.")
         if not self.splits:
             raise UsageError("No split is given; pass --split, such as --split test.")

@@ -63,6 +63,39 @@ def test_log_of_what_cannot_begin(here: Path, call: Call) -> None:
     assert "There is no run" in str(summary["error"])
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("score", "--threads", "many"), "'many' is not a valid integer"),
+        (("score", "--inbx", "i"), "No such option"),
+        (("score", "--json"), "leave one out"),
+        (("score", "--inbox", "i", "--split", "test"), "leave out --split"),
+        (("score", "--max-drop", "2"), "--max-drop is 2.0"),
+        (("score", "--storage-option", "a"), "has no '='"),
+        (("schedule", "nightly", "--", "score"), "five"),
+        (("schedule", "0 3 * * *", "--catch-up", "twice", "--", "score"), "'twice'"),
+        (("schedule", "0 3 * * *", "--dry-run", "--", "score"), "leave it out"),
+        (("schedule", "0 3 * * *", "--", "score", "--inbx", "i"), "No such option"),
+    ],
+    ids=str,
+)
+def test_log_of_wrong_usage(arguments: tuple[str, ...], words: str, call: Call) -> None:
+    """A log of JSON ends in one summary, whoever finds that the usage is wrong."""
+    command, *others = arguments
+    ended = call(command, "--log-json", *others)
+    assert (USAGE, 1) == (ended.code, ended.err.count("Error: "))
+    (summary,) = lines(ended)
+    assert ("summary", USAGE) == (summary["event"], summary["exit"])
+    assert words in str(summary["error"])
+
+
+def test_a_jobs_own_log_is_not_the_schedules(call: Call) -> None:
+    """What is wrong with a job that logs JSON is told by a schedule that does not as text."""
+    assert_refused(
+        call("schedule", "0 3 * * *", "--", "score", "--log-json", "--inbx", "i"), USAGE, "--inbx"
+    )
+
+
 def test_inbox(run: Path, call: Call) -> None:
     """An inbox is scored, and told as a table, or as a document."""
     inbox = run.parent.parent / "inbox"
@@ -111,7 +144,8 @@ def test_promote_score_undo(dataset: Path, run: Path, call: Call) -> None:
     ("arguments", "words"),
     [
         (("score", "--inbox", "i", "--split", "test"), ("leave out --split",)),
-        (("score", "--json", "--log-json"), ("leave one out",)),
+        (("score", "--model", "champion", "--checkpoint", "best"), ("leave out --checkpoint",)),
+        (("schedule", "0 3 * * *", "--heartbeat", "s3://b/x", "--", "score"), ("path of a file",)),
         (("score", "--max-drop", "2"), ("--max-drop is 2.0", "0 to 1")),
         (("promote",), ("--as",)),
         (("promote", "--as", "a/b"), ("'a/b'",)),
