@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.arrivals import Item, find_items
+from jobs.arrivals import Found, Item, find_items
 from jobs.batch import Batch, ModelError
 from jobs.score_listener import now
 from jobs.scored import ScoreResult, checked_record, peek_dataset_digest
@@ -95,12 +95,12 @@ class _Inbox:
         found = batch.attempt(partial(find_items, self._inbox))
         keys = {key for item in found.items for key in item.keys}
         self._versions = {key: _version(self._inbox, key) for key in keys}
-        self._let_settle(first_look)
+        settled = set(self._let_settle(found, first_look).items)
         for name, reason in found.left.items():
             self._leave(name, reason)
         for item in found.items:
             batch.stop.check("Stopped between two files. Run the same command to go on.")
-            if self._unchanged(item):
+            if item in settled and self._unchanged(item):
                 self._score_item(item)
             else:
                 self._leave(item.name, "it is still being written")
@@ -115,11 +115,13 @@ class _Inbox:
                 )
             )
 
-    def _let_settle(self, first_look: float) -> None:
-        """Wait, where something is so young that it takes a second look."""
+    def _let_settle(self, found: Found, first_look: float) -> Found:
+        """Wait and look again, where something is so young: its labels may come after it, too."""
         settle = self._batch.config.settle
-        if any(_age(self._inbox, key) < settle for key in self._versions):
-            pause(first_look + settle - time.monotonic(), self._batch.stop)
+        if not any(_age(self._inbox, key) < settle for key in self._versions):
+            return found
+        pause(first_look + settle - time.monotonic(), self._batch.stop)
+        return self._batch.attempt(partial(find_items, self._inbox))
 
     def _unchanged(self, item: Item) -> bool:
         """Whether its files are there, and nobody has written to them since the first look."""

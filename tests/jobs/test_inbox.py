@@ -234,6 +234,25 @@ def test_young_but_whole(run: Path, inbox: Path) -> None:
     assert ["a"] == [one.file for one in score_inbox(run, inbox, settle=0.05).results]
 
 
+def test_labels_that_come_while_it_settles(
+    run: Path, inbox: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images whose labels come a moment later are left, and scored once, with them."""
+    os.utime(put_images(inbox / "a-images-idx3-ubyte", 1, labelled=True))
+    labels = inbox / "a-labels-idx1-ubyte"
+    labels.rename(inbox.parent / "labels")
+
+    def put_labels(seconds: float, stop: object) -> None:
+        (inbox.parent / "labels").rename(labels)
+
+    monkeypatch.setattr("jobs.inbox.pause", put_labels)
+    result = score_inbox(run, inbox, settle=5.0)
+    assert [{"file": "a-images-idx3-ubyte", "reason": "it is still being written"}] == result.left
+    (found,) = score_inbox(run, inbox).results
+    assert found.accuracy is not None
+    assert [("scored", "a-images-idx3-ubyte")] == list(events(run))
+
+
 class AtStage(Listed):
     """Does something when a file's rows begin to be read."""
 
