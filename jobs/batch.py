@@ -29,6 +29,7 @@ from storage.ledger import FOUND, JUDGED, SCORED, Entry, Ledger
 from storage.location import Location, Place
 from storage.models import Holder, held_name
 from storage.runs import SCORES, Run, open_run
+from storage.scorings import scoring_home
 
 if TYPE_CHECKING:
     from jobs.model import Model
@@ -322,9 +323,7 @@ def run_batch(
     """
     listener, stop = listener or ScoreListener(), stop or StopSignal()
     if config.out is not None:
-        from jobs.outputs import check_output
-
-        check_output(str(config.out))
+        _check_output(config)
 
     def begin() -> Batch:
         return Batch(config, listener, stop, cluster)
@@ -347,6 +346,17 @@ def run_batch(
         _score_splits(batch)
     listener.event("done", seconds=round(time.monotonic() - began, 3))
     return batch.result
+
+
+def _check_output(config: ScoreConfig) -> None:
+    """Refuse now what would fail once all is scored; raises `UsageError`."""
+    from jobs.outputs import check_kind, check_place
+
+    check_kind(str(config.out))
+    for split in config.splits:
+        file = config.output(scoring_home("", "", split), split)
+        if file is not None:
+            check_place(file)
 
 
 def _score_splits(batch: Batch) -> None:

@@ -15,8 +15,9 @@ DEFAULT_MODELS = "models"
 DEFAULT_CHECKPOINT = "best"
 DEFAULT_SETTLE = 5.0
 OUTPUTS = (".csv", ".npz", ".parquet")
-PLACEHOLDER = re.compile(r"\{(\w*)\}")
-PLACEHOLDERS = ("home", "split")
+HOME, SPLIT_NAME = "{home}", "{split}"
+"""What stands for the scoring's own name and for its split in the name of an output."""
+PLACEHOLDER = re.compile(r"\{.*?\}")
 
 
 @dataclass(frozen=True)
@@ -80,17 +81,16 @@ class ScoreConfig:
             raise UsageError(
                 f"--out is {out!r}; expected a name that ends in .csv, .npz or .parquet."
             )
-        found = set(PLACEHOLDER.findall(out))
-        if strange := found - set(PLACEHOLDERS):
-            raise UsageError(f"--out has {{{min(strange)}}}; known are {{home}} and {{split}}.")
-        if self.inbox is not None and "home" not in found:
+        if strange := PLACEHOLDER.search(out.replace(HOME, "").replace(SPLIT_NAME, "")):
+            raise UsageError(f"--out has {strange[0]}; known are {HOME} and {SPLIT_NAME}.")
+        if self.inbox is not None and HOME not in out:
             raise UsageError(
-                f"--out is {out!r}; with --inbox it must hold {{home}}, which is another for "
-                "each file, such as night/{home}.csv."
+                f"--out is {out!r}; with --inbox it must hold {HOME}, which is another for "
+                f"each file, such as night/{HOME}.csv."
             )
-        if len(set(self.splits)) > 1 and not found:
+        if len(set(self.splits)) > 1 and HOME not in out and SPLIT_NAME not in out:
             raise UsageError(
-                f"--out is {out!r}; with several splits it must hold {{split}} or {{home}}."
+                f"--out is {out!r}; with several splits it must hold {SPLIT_NAME} or {HOME}."
             )
 
     def open(self, place: Place) -> Location:
@@ -101,4 +101,4 @@ class ScoreConfig:
         """The file for one scoring, if one was asked for."""
         if self.out is None or isinstance(self.out, Location):
             return self.out
-        return self.open(str(self.out).replace("{home}", home).replace("{split}", split))
+        return self.open(str(self.out).replace(HOME, home).replace(SPLIT_NAME, split))
