@@ -242,6 +242,8 @@ def scores(
 
         location = open_location(run, store_options(storage_options, run))
         document = ledger_document(location, since, failed)
+        for warning in document["warnings"]:
+            console.warn(warning)
         console.result(document, ledger_text(document))
 
 

@@ -179,6 +179,37 @@ def test_since(dataset: Path, run: Path, call: Call) -> None:
         assert expected == len(document["entries"])
 
 
+def test_scores_of_a_torn_ledger(dataset: Path, run: Path, call: Call) -> None:
+    """A last line that a death cut off is left out, and warned of."""
+    call("score")
+    call("score", "--split", "train")
+    assert "" == call("scores").err
+    path = run / "scores" / "ledger.jsonl"
+    path.write_bytes(path.read_bytes()[:-10])
+    ended = call("scores", "--json")
+    torn, missing = ended.err.splitlines()
+    assert torn.startswith("Warning: The last line of runs/mnist/scores/ledger.jsonl is cut off")
+    assert missing.startswith("Warning: In runs/mnist/scores the ledger has no line for 1 of ")
+    document = json.loads(ended.out)
+    assert (["test"], 2) == (
+        [entry["split"] for entry in document["entries"]],
+        len(document["warnings"]),
+    )
+    call("score", "--split", "train")
+    assert "" == call("scores").err
+
+
+def test_scores_without_a_ledger(dataset: Path, run: Path, call: Call) -> None:
+    """Where the ledger is gone it is said how many scorings lie there all the same."""
+    call("score", "--split", "test", "--split", "train")
+    (run / "scores" / "ledger.jsonl").unlink()
+    ended = call("scores")
+    assert (0, "Nothing in the ledger of runs/mnist.\n") == (ended.code, ended.out)
+    assert "the ledger has no line for 2 of the complete scorings: test-" in ended.err
+    call("score", "--split", "test", "--split", "train")
+    assert ("", 3) == (call("scores").err, len(call("scores").out.splitlines()))
+
+
 def test_scores_of_no_run(call: Call) -> None:
     """Where there is no run that is said."""
     assert_refused(call("scores", "absent"), BAD_DATA, "There is no run at absent")
