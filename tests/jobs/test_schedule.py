@@ -373,7 +373,7 @@ def test_a_log_of_json_is_nothing_else(
         cwd=tmp_path,
     ) as process:
         assert process.stdout is not None
-        log = []
+        log: list[dict[str, Any]] = []
         while not log or log[-1]["event"] != "end":
             log.append(json.loads(process.stdout.readline()))
         process.send_signal(signal.SIGTERM)
