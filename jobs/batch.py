@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from jobs.choice import choose_checkpoint
-from jobs.score_config import DEFAULT_RUN, ScoreConfig
+from jobs.score_config import DEFAULT_CHECKPOINT, DEFAULT_RUN, ScoreConfig
 from jobs.score_listener import ScoreListener, now
 from jobs.scored import ScoreResult, find_scored, peek_dataset_digest
 from jobs.stop import StopSignal
@@ -29,6 +29,7 @@ from storage.ledger import FOUND, JUDGED, SCORED, Entry, Ledger
 from storage.location import Location, Place
 from storage.models import Holder, held_name
 from storage.runs import SCORES, Run, open_run
+from storage.scorings import scoring_home
 
 if TYPE_CHECKING:
     from jobs.model import Model
@@ -111,7 +112,8 @@ class Batch:
     def _named(self) -> tuple[Place, str]:
         """The run, and which of its checkpoints."""
         if self.config.model is None:
-            return self.config.run or DEFAULT_RUN, self.config.checkpoint
+            choice = self.config.checkpoint
+            return self.config.run or DEFAULT_RUN, DEFAULT_CHECKPOINT if choice is None else choice
         name, self.holder = held_name(self.config.open(self.config.models), self.config.model)
         return name.run_place(self.holder), self.holder.checkpoint
 
@@ -321,9 +323,7 @@ def run_batch(
     """
     listener, stop = listener or ScoreListener(), stop or StopSignal()
     if config.out is not None:
-        from jobs.outputs import check_output
-
-        check_output(str(config.out))
+        _check_output(config)
 
     def begin() -> Batch:
         return Batch(config, listener, stop, cluster)
@@ -346,6 +346,17 @@ def run_batch(
         _score_splits(batch)
     listener.event("done", seconds=round(time.monotonic() - began, 3))
     return batch.result
+
+
+def _check_output(config: ScoreConfig) -> None:
+    """Refuse now what would fail once all is scored; raises `UsageError`."""
+    from jobs.outputs import check_kind, check_place
+
+    check_kind(str(config.out))
+    for split in config.splits:
+        file = config.output(scoring_home("", "", split), split)
+        if file is not None:
+            check_place(file)
 
 
 def _score_splits(batch: Batch) -> None:

@@ -10,6 +10,7 @@ import signal
 import sys
 import traceback
 from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -330,6 +331,7 @@ def _run() -> int:
     except click.ClickException as error:
         with suppress(OSError):
             error.show()
+        _end_log(error.format_message())
         return UsageError.exit_code
     except StoppedError as stopped:
         _tell(str(stopped))
@@ -343,6 +345,16 @@ def _run() -> int:
         _tell(f"{traceback.format_exc()}{DEFECT}")
         return 1
     return 0
+
+
+def _end_log(error: str) -> None:
+    """The summary that --log-json promises, where click refuses what stands beside it."""
+    own = takewhile(lambda word: word != "--", sys.argv[1:])
+    if "--log-json" in own:
+        from jobs.score_listener import JsonLog
+
+        with suppress(PipelineError):
+            JsonLog().event("summary", exit=UsageError.exit_code, error=error)
 
 
 def _tell(text: str) -> None:

@@ -1,13 +1,18 @@
 """The command of the schedule. Thin: parse, call the scheduler, print."""
 
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
 
-from storage.errors import UsageError
+from storage.errors import PipelineError, UsageError
 
 if TYPE_CHECKING:
     from jobs.cron import CronTimes
+    from jobs.schedule import Process
 
 SHOWN_TIMES = 10
 
@@ -73,31 +78,48 @@ def schedule(
     time, in a process of its own. SIGTERM or Ctrl-C lets it end; a second one has it stop where it
     can be gone on with.
     """
-    _check_job(job)
-    from jobs.cron import cron_times
+    with _ending_in_summary(log_json):
+        if log_json and (kind is not None or dry_run):
+            raise UsageError("--log-json is of a schedule that runs; leave it out.")
+        _check_job(job)
+        from jobs.cron import cron_times
 
-    times = cron_times(cron, timezone)
-    if kind is not None:
-        _print_files(kind, times, job, timezone, catch_up, to, name, image, claim)
-        return
-    if to is not None:
-        raise UsageError("--to goes with --print; pass --print systemd, for example.")
-    if dry_run:
-        _print_times(times)
-        return
-    _run(times, job, catch_up, heartbeat, log_json)
+        times = cron_times(cron, timezone)
+        if kind is not None:
+            _print_files(kind, times, job, timezone, catch_up, to, name, image, claim)
+            return
+        if to is not None:
+            raise UsageError("--to goes with --print; pass --print systemd, for example.")
+        if dry_run:
+            _print_times(times)
+            return
+        _run(times, job, catch_up, heartbeat, log_json)
+
+
+@contextmanager
+def _ending_in_summary(log_json: bool) -> Iterator[None]:
+    """Where a log of JSON is asked for, its last line is a summary with the exit code.
+
+    What click refuses is seen to where all commands end.
+    """
+    try:
+        yield
+    except click.ClickException:
+        raise
+    except Exception as error:
+        if log_json:
+            from jobs.schedule_log import json_log
+
+            code = error.exit_code if isinstance(error, PipelineError) else 1
+            json_log()("summary", exit=code, error=str(error) or repr(error))
+        raise
 
 
 def _check_job(job: tuple[str, ...]) -> None:
     """Refuse now what would fail each night: the command must be one, with options that it has."""
-    from jobs.cli import cli
-
     if not job:
         raise UsageError("No command is given; put it behind --, such as -- score --split test.")
-    command = cli.commands.get(job[0])
-    if command is None or job[0] == "schedule":
-        known = ", ".join(name for name in cli.commands if name != "schedule")
-        raise UsageError(f"{job[0]!r} is no command to schedule; expected one of {known}.")
+    command = _command(job[0])
     if "--help" not in job[1:] and "-h" not in job[1:]:
         command.make_context(f"pipeline {job[0]}", list(job[1:]))
 
@@ -157,15 +179,44 @@ def _run(
     heartbeat: str | None,
     log_json: bool,
 ) -> None:
-    from jobs.schedule import Scheduler, heeding_signals, launch_pipeline
+    from jobs.schedule import Scheduler, heeding_signals
     from jobs.schedule_log import heartbeat_at, json_log, text_log
 
-    scheduler = Scheduler(
-        times,
-        lambda: launch_pipeline(job),
-        json_log() if log_json else text_log(times.zone),
-        catch_up=catch_up == "once",
-        heartbeat=heartbeat_at(heartbeat, times, job),
-    )
-    with heeding_signals(scheduler):
-        scheduler.run()
+    log = json_log() if log_json else text_log(times.zone)
+    beat = heartbeat_at(heartbeat, times, job)
+    with beat.held(log):
+        scheduler = Scheduler(
+            times,
+            _launcher(job, log_json),
+            log,
+            catch_up=catch_up == "once",
+            heartbeat=beat,
+        )
+        with heeding_signals(scheduler):
+            scheduler.run()
+
+
+def _launcher(job: tuple[str, ...], log_json: bool) -> "Callable[[], Process]":
+    """Starts the job. Where stdout is a log of JSON, so is what the job prints there.
+
+    A job that knows no --log-json, or is to print something else, prints on stderr.
+    """
+    from jobs.schedule import launch_pipeline
+
+    if not log_json or "--log-json" in job:
+        return partial(launch_pipeline, job)
+    knows = any("--log-json" in option.opts for option in _command(job[0]).params)
+    if knows and not {"--json", "--help", "-h"}.intersection(job):
+        return partial(launch_pipeline, (job[0], "--log-json", *job[1:]))
+    return partial(launch_pipeline, job, stdout=sys.stderr.fileno())
+
+
+def _command(name: str) -> click.Command:
+    """One of the commands that can be scheduled."""
+    from jobs.cli import cli
+
+    command = cli.commands.get(name)
+    if command is None or name == "schedule":
+        known = ", ".join(other for other in cli.commands if other != "schedule")
+        raise UsageError(f"{name!r} is no command to schedule; expected one of {known}.")
+    return command

@@ -1,7 +1,6 @@
 """The commands of scoring: score, scores, promote. Thin: parse, call a job, print."""
 
 import time
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,7 +17,7 @@ from jobs.cli_options import (
     wait_option,
 )
 from jobs.cli_places import storage_option, store_options, take_over_option
-from jobs.score_config import DEFAULT_RUN, DEFAULT_SETTLE
+from jobs.score_config import DEFAULT_CHECKPOINT, DEFAULT_RUN, DEFAULT_SETTLE
 from storage.errors import UsageError
 
 if TYPE_CHECKING:
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 
     from jobs.batch import BatchResult
     from jobs.console import Console
-    from jobs.score_config import ScoreConfig
     from jobs.score_listener import JsonLog
 
 CHECKPOINT_HELP = (
@@ -56,7 +54,7 @@ what_options = options(
     ),
 )
 model_options = options(
-    click.option("--checkpoint", default="best", show_default=True, help=CHECKPOINT_HELP),
+    click.option("--checkpoint", help=f"{CHECKPOINT_HELP}  [default: {DEFAULT_CHECKPOINT}]"),
     click.option("--model", metavar="NAME", help="A promoted name, which has run and checkpoint."),
     models_option,
 )
@@ -119,7 +117,7 @@ def score(
     splits: tuple[str, ...],
     inbox: str | None,
     settle: float,
-    checkpoint: str,
+    checkpoint: str | None,
     model: str | None,
     models: str,
     out: str | None,
@@ -142,53 +140,56 @@ def score(
     What the same model has scored before is found, and not done again. Each scoring has a line in
     the run's ledger: see `pipeline scores`.
     """
-    if log_json and as_json:
-        raise UsageError("--log-json and --json are two ways to print; leave one out.")
-    if inbox is not None and splits:
-        raise UsageError("--inbox is scored in place of a dataset's splits; leave out --split.")
     with console_of(quiet or log_json, as_json) as console, stopping() as stop:
-        from jobs.gates import Gates
-        from jobs.score_config import ScoreConfig
         from jobs.score_listener import ConsoleListener, JsonLog
 
         listener = JsonLog() if log_json else ConsoleListener(console)
-        config = ScoreConfig(
-            run=run,
-            dataset=dataset,
-            splits=splits or ("test",),
-            inbox=inbox,
-            settle=settle,
-            checkpoint=checkpoint,
-            model=model,
-            models=models,
-            out=out,
-            all_probabilities=probabilities,
-            threads=threads,
-            wait=wait,
-            gates=Gates(min_accuracy, max_drop),
-            retries=retries,
-            retry_wait=retry_wait,
-            storage_options=store_options(storage_options, run, dataset, inbox, models, out),
-            take_over=listener.warn if take_over else None,
-        )
-        from jobs.batch import run_batch
 
-        with cluster_on_call(chosen, listener.say) as cluster:
-            work = partial(run_batch, config, listener=listener, stop=stop, cluster=cluster)
-            if isinstance(listener, JsonLog):
-                _score_logged(work, listener)
-            else:
-                _score_told(work, config, console)
+        def work() -> "BatchResult":
+            if log_json and as_json:
+                raise UsageError("--log-json and --json are two ways to print; leave one out.")
+            if inbox is not None and splits:
+                raise UsageError(
+                    "--inbox is scored in place of a dataset's splits; leave out --split."
+                )
+            from jobs.gates import Gates
+            from jobs.score_config import ScoreConfig
+
+            config = ScoreConfig(
+                run=run,
+                dataset=dataset,
+                splits=splits or ("test",),
+                inbox=inbox,
+                settle=settle,
+                checkpoint=checkpoint,
+                model=model,
+                models=models,
+                out=out,
+                all_probabilities=probabilities,
+                threads=threads,
+                wait=wait,
+                gates=Gates(min_accuracy, max_drop),
+                retries=retries,
+                retry_wait=retry_wait,
+                storage_options=store_options(storage_options, run, dataset, inbox, models, out),
+                take_over=listener.warn if take_over else None,
+            )
+            from jobs.batch import run_batch
+
+            with cluster_on_call(chosen, listener.say) as cluster:
+                return run_batch(config, listener=listener, stop=stop, cluster=cluster)
+
+        if isinstance(listener, JsonLog):
+            _score_logged(work, listener)
+        else:
+            _score_told(work, console, one_split=inbox is None and len(set(splits)) <= 1)
 
 
-def _score_told(
-    work: "Callable[[], BatchResult]", config: "ScoreConfig", console: "Console"
-) -> None:
+def _score_told(work: "Callable[[], BatchResult]", console: "Console", *, one_split: bool) -> None:
     """Score, and print what it came to."""
     from jobs.score_console import batch_report
 
     batch = work()
-    one_split = config.inbox is None and len(set(config.splits)) == 1
     if batch.results or not one_split:
         told = batch_report(batch, one_split=one_split)
         console.result(told.document, told.text)
@@ -241,6 +242,8 @@ def scores(
 
         location = open_location(run, store_options(storage_options, run))
         document = ledger_document(location, since, failed)
+        for warning in document["warnings"]:
+            console.warn(warning)
         console.result(document, ledger_text(document))
 
 

@@ -15,6 +15,8 @@ from cronsim import CronSim, CronSimError
 from storage.errors import UsageError
 
 LOCAL_TIME = Path("/etc/localtime")
+LOCAL = "local"
+"""What a zone is called whose name in the database is not known."""
 EXAMPLE = "such as '0 3 * * *' for three o'clock every night"
 FIELDS = 5
 EXTENDED = re.compile(r"#|L|\dW")
@@ -128,19 +130,40 @@ def _zone(name: str | None) -> tuple[tzinfo, str]:
     """A time zone and its name; the machine's where none is given."""
     if name is not None:
         return _named_zone(name), name
-    if named := os.environ.get("TZ", "").lstrip(":"):
-        try:
-            return _named_zone(named), named
-        except UsageError:
-            pass  # a rule such as CET-1CEST, or a file: the machine's own has to do
+    if named := os.environ.get("TZ", "").removeprefix(":"):
+        return _zone_of_environment(named)
     if not LOCAL_TIME.exists():
         return UTC, "UTC"
-    _, _, known = os.path.realpath(LOCAL_TIME).rpartition("/zoneinfo/")
+    return _zone_of_file(os.path.realpath(LOCAL_TIME))
+
+
+def _zone_of_environment(named: str) -> tuple[tzinfo, str]:
+    """The zone that TZ names: in the IANA database, or by the path of a file as it has them.
+
+    POSIX knows rules besides, such as CET-1CEST,M3.5.0,M10.5.0/3; those are refused.
+    """
+    try:
+        return _zone_of_file(named) if named.startswith("/") else (_named_zone(named), named)
+    except UsageError as error:
+        raise UsageError(
+            f"The environment's TZ is {named!r}, which is no time zone of the IANA database. Pass "
+            "--timezone, such as --timezone Europe/Berlin."
+        ) from error
+
+
+def _zone_of_file(path: str) -> tuple[tzinfo, str]:
+    """The zone in a file, by its name in the database where the path tells that."""
+    _, _, known = path.rpartition("/zoneinfo/")
     try:
         return _named_zone(known), known
     except UsageError:
-        with open(LOCAL_TIME, "rb") as file:
-            return ZoneInfo.from_file(file), "local"
+        try:
+            with open(path, "rb") as file:
+                return ZoneInfo.from_file(file), LOCAL
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"{path} holds no time zone. Pass --timezone, such as --timezone Europe/Berlin."
+            ) from error
 
 
 def _named_zone(name: str) -> tzinfo:

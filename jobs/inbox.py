@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.arrivals import Item, find_items
+from jobs.arrivals import Found, Item, find_items
 from jobs.batch import Batch, ModelError
 from jobs.score_listener import now
 from jobs.scored import ScoreResult, checked_record, peek_dataset_digest
@@ -27,7 +27,6 @@ from storage.decoding import hash_stored
 from storage.errors import (
     BadDataError,
     ConflictError,
-    PipelineError,
     StoppedError,
     UnreachableError,
     UsageError,
@@ -96,12 +95,12 @@ class _Inbox:
         found = batch.attempt(partial(find_items, self._inbox))
         keys = {key for item in found.items for key in item.keys}
         self._versions = {key: _version(self._inbox, key) for key in keys}
-        self._let_settle(first_look)
+        settled = set(self._let_settle(found, first_look).items)
         for name, reason in found.left.items():
             self._leave(name, reason)
         for item in found.items:
             batch.stop.check("Stopped between two files. Run the same command to go on.")
-            if self._unchanged(item):
+            if item in settled and self._unchanged(item):
                 self._score_item(item)
             else:
                 self._leave(item.name, "it is still being written")
@@ -116,11 +115,13 @@ class _Inbox:
                 )
             )
 
-    def _let_settle(self, first_look: float) -> None:
-        """Wait, where something is so young that it takes a second look."""
+    def _let_settle(self, found: Found, first_look: float) -> Found:
+        """Wait and look again, where something is so young: its labels may come after it, too."""
         settle = self._batch.config.settle
-        if any(_age(self._inbox, key) < settle for key in self._versions):
-            pause(first_look + settle - time.monotonic(), self._batch.stop)
+        if not any(_age(self._inbox, key) < settle for key in self._versions):
+            return found
+        pause(first_look + settle - time.monotonic(), self._batch.stop)
+        return self._batch.attempt(partial(find_items, self._inbox))
 
     def _unchanged(self, item: Item) -> bool:
         """Whether its files are there, and nobody has written to them since the first look."""
@@ -134,6 +135,7 @@ class _Inbox:
 
     def _score_item(self, item: Item) -> None:
         batch, content = self._batch, ""
+        files: list[Path] = []
         try:
             with ExitStack() as opened:
                 files = batch.attempt(partial(self._files, item, opened))
@@ -143,12 +145,24 @@ class _Inbox:
             raise
         except (BadDataError, UsageError) as error:
             if self._unchanged(item):
-                self._fail(item, content or item.name, error)
+                self._fail(item, content, self._told(item, files, content, str(error)))
             else:
                 self._leave(item.name, "it changed, or went, while it was being read")
         except (ConflictError, UnreachableError) as error:
             batch.result.errors.append(error)
             self._leave(item.name, str(error))
+
+    def _told(self, item: Item, files: list[Path], content: str, text: str) -> str:
+        """An error with the names in the inbox in place of those of copies and of what is staged.
+
+        So it reads the same in each pass, wherever the inbox was copied to or is reached from.
+        """
+        names = dict(zip(map(str, files), item.keys, strict=False))
+        names[str(self._staged(content).child("dataset"))] = str(item.images)
+        names[f"{str(self._inbox).rstrip('/')}/{item.images}"] = str(item.images)
+        for place, name in names.items():
+            text = text.replace(place, name)
+        return text
 
     def _files(self, item: Item, opened: ExitStack) -> list[Path]:
         """An item's raw files on this machine for as long as `opened` is; none of a dataset."""
@@ -222,8 +236,11 @@ class _Inbox:
     def _staged(self, content: str) -> Location:
         return self._staging.child(content[:16])
 
-    def _fail(self, item: Item, content: str, error: PipelineError) -> None:
-        """Record a bad file: as it is now, and in the ledger, there once for each content."""
+    def _fail(self, item: Item, content: str, error: str) -> None:
+        """Record a bad file: as it is now, and in the ledger, there once for each content.
+
+        Without `content`, where not even that can be told, once for each name and error.
+        """
         batch = self._batch
         entry: Entry = {
             "event": FAILED_EVENT,
@@ -235,15 +252,15 @@ class _Inbox:
             "checkpoint": str(batch.checkpoint),
             "inbox": self._place,
             "file": item.name,
-            "content": content,
-            "error": str(error),
+            "content": content or item.name,
+            "error": error,
         }
         batch.ledger.put_failure(entry)
-        batch.ledger.record(entry, partial(_failed_so, entry), json.dumps(content))
+        batch.ledger.record(entry, partial(_failed_so, entry), json.dumps(entry["content"]))
         self._bad.append(entry)
-        batch.result.failed.append({"file": item.name, "error": str(error)})
+        batch.result.failed.append({"file": item.name, "error": error})
         text = f"{item.name} is not scored: {error}"
-        batch.listener.event("failed", file=item.name, error=str(error), text=text, warning=True)
+        batch.listener.event("failed", file=item.name, error=error, text=text, warning=True)
 
     def _forget_what_is_bad_no_more(self) -> None:
         """A bad file that was mended, or taken away, is history: the ledger has it."""
@@ -287,5 +304,7 @@ def _open_dataset(location: Location) -> "Dataset":
 
 
 def _failed_so(entry: Entry, lines: list[Entry]) -> bool:
-    same = ("event", "content", "model_digest", "error")
+    same = ["event", "content", "model_digest"]
+    if entry["content"] == entry["file"]:
+        same.append("error")
     return any(all(line.get(name) == entry[name] for name in same) for line in lines)

@@ -8,7 +8,8 @@ from jobs.console import percent, table
 from storage.errors import UsageError
 from storage.ledger import FAILED_EVENT, SCORED, Entry, Ledger
 from storage.location import Location
-from storage.runs import open_run
+from storage.runs import SCORES, open_run
+from storage.scorings import is_complete, scoring_homes
 
 UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 SHOWN_ERROR = 60
@@ -16,19 +17,45 @@ SHOWN_ERROR = 60
 
 
 def ledger_document(run: Location, since: str | None, failed: bool) -> dict[str, Any]:
-    """The run and its ledger's lines, oldest first.
+    """The run, its ledger's lines, oldest first, and what is to be warned of.
 
     `since` leaves out what is older: see `since_time`. `failed` leaves in only what was bad or
     missed a gate.
     """
     location = open_run(run).location
-    entries = Ledger(location).entries()
+    ledger = Ledger(location)
+    entries = ledger.entries()
+    warnings = _warnings(ledger, entries)
     if since is not None:
         earliest = since_time(since)
         entries = [entry for entry in entries if _time(entry) >= earliest]
     if failed:
         entries = [entry for entry in entries if entry["exit"] != 0]
-    return {"run": str(location), "entries": entries}
+    return {"run": str(location), "entries": entries, "warnings": warnings}
+
+
+def _warnings(ledger: Ledger, entries: list[Entry]) -> list[str]:
+    """What the lines do not tell: that some are missing."""
+    warnings = []
+    if ledger.is_torn:
+        warnings.append(
+            f"The last line of {ledger} is cut off, so it is left out: a job died while it wrote "
+            "it. The next `pipeline score` of the same work writes it again."
+        )
+    told = {entry.get("result") for entry in entries}
+    scores = ledger.location
+    missing = [
+        home
+        for home in scoring_homes(scores)
+        if f"{SCORES}/{home}" not in told and is_complete(scores.child(home))
+    ]
+    if missing:
+        shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        warnings.append(
+            f"In {scores} the ledger has no line for {len(missing):,} of the complete scorings: "
+            f"{shown}. The next `pipeline score` that finds them writes it."
+        )
+    return warnings
 
 
 def since_time(text: str, now: datetime | None = None) -> datetime:

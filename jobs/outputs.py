@@ -9,8 +9,10 @@ for Tabular Data and Metadata on the Web" (W3C Recommendation, 2015, section 5.3
 import hashlib
 import io
 import json
+import os
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -18,13 +20,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.errors import UsageError
+from storage.errors import PipelineError, UsageError
+from storage.local import LocalLocation
 from storage.location import Location, Write
 
 if TYPE_CHECKING:
     from storage.predictions import Scores
 
 CSV_METADATA = "-metadata.json"
+NAME_BYTES = 255
+"""The longest name that the usual file systems take."""
+ADDED_BYTES = len(CSV_METADATA) + len("..tmp") + 1 + 32
+"""What the name of an unfinished file, or of what lies beside it, has more than the file's own."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +55,34 @@ class _Rows:
     """`(rows, classes)`"""
 
 
-def check_output(place: str) -> None:
+def check_kind(place: str) -> None:
     """Raise `UsageError` where a file of this kind cannot be written here."""
     if place.endswith(".parquet") and find_spec("pyarrow") is None:
         raise UsageError(
             f"--out is {place!r}; to write Parquet install pyarrow: pip install "
             "'mnist-stream[parquet]'."
         )
+
+
+def check_place(file: Location) -> None:
+    """Raise `UsageError` where no file can ever be: a directory, a name too long, below a file."""
+    if not isinstance(file, LocalLocation):
+        return
+    path = file.path.absolute()
+    for name, added in [(path.name, ADDED_BYTES), *((part, 0) for part in path.parts[:-1])]:
+        length = len(os.fsencode(name))
+        if length > NAME_BYTES - added:
+            raise UsageError(
+                f"--out has a name of {length:,} bytes, {name[:40]}...; expected at most "
+                f"{NAME_BYTES - added} there."
+            )
+    if os.path.isdir(path):
+        raise UsageError(f"--out is {file}, a directory; expected the name of a file.")
+    for parent in path.parents:
+        if os.path.lexists(parent) and not os.path.isdir(parent):
+            raise UsageError(
+                f"--out is {file}, but {parent} is no directory. Choose another place."
+            )
 
 
 def output_exists(file: Location) -> bool:
@@ -64,7 +92,11 @@ def output_exists(file: Location) -> bool:
 
 
 def write_output(file: Location, scores: "Scores", wanted: Wanted) -> None:
-    """Write all predictions to a .csv, .npz or .parquet file."""
+    """Write all predictions to a .csv, .npz or .parquet file.
+
+    Raises `UsageError` where no file can be there.
+    """
+    check_place(file)
     directory, name = file.split()
     if name.endswith(".csv"):
         _write_csv(directory, name, scores, wanted)
@@ -114,13 +146,19 @@ def _blocks(scores: "Scores") -> Iterator[_Rows]:
 def _write_csv(directory: Location, name: str, scores: "Scores", wanted: Wanted) -> None:
     """The file and, right before it takes its name, what says what it is."""
     content = hashlib.sha256()
-    with directory.writing(name) as write:
-        for text in _csv(scores, wanted):
-            data = text.encode()
-            content.update(data)
-            write(data)
-        metadata = _csv_metadata(name, scores, wanted, content.hexdigest())
-        directory.put(name + CSV_METADATA, (json.dumps(metadata, indent=2) + "\n").encode())
+    try:
+        with directory.writing(name) as write:
+            for text in _csv(scores, wanted):
+                data = text.encode()
+                content.update(data)
+                write(data)
+            metadata = _csv_metadata(name, scores, wanted, content.hexdigest())
+            directory.put(name + CSV_METADATA, (json.dumps(metadata, indent=2) + "\n").encode())
+    except BaseException:
+        with suppress(OSError, PipelineError):
+            if not directory.holds(name):  # of what it tells there is nothing
+                directory.delete(name + CSV_METADATA)
+        raise
 
 
 def _csv(scores: "Scores", wanted: Wanted) -> Iterator[str]:

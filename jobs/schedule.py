@@ -10,15 +10,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from types import FrameType
 from typing import Any, Protocol
 
 from storage import sealed
-from storage.errors import BadDataError, StoppedError, UnreachableError
+from storage.errors import BadDataError, ConflictError, StoppedError, UnreachableError
 from storage.location import Location
+from storage.locks import writer_lock
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 TICK_SECONDS = 1.0
@@ -26,7 +27,7 @@ TICK_SECONDS = 1.0
 BEAT_SECONDS = 15.0
 """Between two heartbeats."""
 ON_TIME = timedelta(seconds=60)
-"""A job that starts so soon after it was due is not late."""
+"""A job that starts so soon after it was due is not late, where the scheduler was there for it."""
 CORRECTION = timedelta(hours=3)
 """A clock that is put back by more was wrong before, as cron(8) has it: due times count anew."""
 COUNTED = 1000
@@ -82,6 +83,25 @@ class Heartbeat:
         except FileNotFoundError:
             return None
 
+    @contextmanager
+    def held(self, log: Log) -> Iterator[None]:
+        """The only right to go by it; `ConflictError` names the scheduler that has it.
+
+        Where no lock can be made, as on a full disk, that is no reason to miss a run.
+        """
+        place = f"{self.location}/{self.key}"
+        lock = writer_lock(self.location.child(f".{self.key}.lock"), f"The heartbeat {place}")
+        with ExitStack() as held:
+            try:
+                held.enter_context(lock)
+            except UnreachableError as error:
+                log("warning", text=f"Another scheduler would not be noticed: {error}")
+            except ConflictError as error:
+                raise ConflictError(
+                    f"{error} Two schedulers need two heartbeats: pass --heartbeat FILE."
+                ) from error
+            yield
+
     def write(self, document: dict[str, Any]) -> None:
         """Replace it, in one step."""
         self.location.put(self.key, sealed.sealed_bytes(document))
@@ -107,7 +127,7 @@ class Scheduler:
         self._catch_up = catch_up
         self._heartbeat = heartbeat
         self._clock = clock or Clock()
-        self._last = self._clock.now()
+        self._last = self._ready = self._clock.now()
         self._known_next: tuple[datetime, datetime] | None = None
         self._running: datetime | None = None
         self._last_exit: int | None = None
@@ -161,6 +181,7 @@ class Scheduler:
         self._last_exit = found.get("last_exit")
 
     def _look_at_clock(self, now: datetime) -> None:
+        self._ready = min(self._ready, now)
         if self._last - now > CORRECTION:
             self._log("clock", text="The clock was put back by hours; what is due counts anew.")
             self._last = now
@@ -172,26 +193,27 @@ class Scheduler:
             raise StoppedError("The schedule was stopped; no job is running.", self._asked[0])
 
     def _see_to(self, due: list[datetime], now: datetime) -> None:
-        """Start the job for the last of the times that have come; the others are missed."""
+        """Start the job for the last of the times that have come, or skip it where it is missed."""
         if len(due) == COUNTED:
             due = [*due[:-1], now]  # too many to look at each
-        *earlier, last = due
-        on_time = now - last <= ON_TIME
-        missed = earlier if on_time else due
+        missed = [moment for moment in due if self._is_missed(moment, now)]
         if missed:
-            made_up = on_time or self._catch_up
             self._log(
                 "missed",
                 runs=len(missed),
                 first=missed[0],
                 last=missed[-1],
-                made_up="once, now" if made_up else "not at all",
+                made_up="once, now" if self._catch_up else "not at all",
             )
-        self._last = last
-        if on_time or self._catch_up:
-            self._run_job(last)
+        self._last = due[-1]
+        if due[-1] not in missed or self._catch_up:
+            self._run_job(due[-1])
         else:
-            self._log("skip", due=last, next=self._next())
+            self._log("skip", due=due[-1], next=self._next())
+
+    def _is_missed(self, due: datetime, now: datetime) -> bool:
+        """Whether nobody was there for it, be it by a second, or it is too late."""
+        return due < self._ready or now - due > ON_TIME
 
     def _run_job(self, due: datetime) -> None:
         began = self._clock.now()
@@ -205,7 +227,8 @@ class Scheduler:
             self._clock.sleep(TICK_SECONDS / 10)
         self._running = None
         self._last_exit = code
-        seconds = (self._clock.now() - began).total_seconds()
+        self._ready = self._clock.now()
+        seconds = (self._ready - began).total_seconds()
         self._log("end", due=due, exit=code, seconds=seconds, next=self._next())
         self._beat(force=True)
 
@@ -241,9 +264,15 @@ class Scheduler:
             self._log("warning", text=f"No heartbeat: {error}")
 
 
-def launch_pipeline(arguments: Sequence[str]) -> "subprocess.Popen[bytes]":
-    """Start `pipeline` in a process of its own, which does not get this one's Ctrl-C."""
-    return subprocess.Popen([*this_pipeline(), *arguments], start_new_session=True)
+def launch_pipeline(
+    arguments: Sequence[str], stdout: int | None = None
+) -> "subprocess.Popen[bytes]":
+    """Start `pipeline` in a process of its own, which does not get this one's Ctrl-C.
+
+    It prints where this one does, or on the descriptor `stdout`.
+    """
+    command = [*this_pipeline(), *arguments]
+    return subprocess.Popen(command, stdout=stdout, start_new_session=True)
 
 
 def this_pipeline() -> list[str]:

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from jobs.cron import CronTimes
+from jobs.cron import LOCAL, CronTimes
 from jobs.schedule import this_pipeline
 from storage.errors import UsageError
 
@@ -25,6 +25,11 @@ STOP_SECONDS = 300
 """How long a job may take to stop where it can be gone on with."""
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,50}[a-z0-9])?")
 """What Kubernetes takes for the name of a CronJob, and the others take too."""
+LINE_BREAK = re.compile(r"[\r\n]")
+IMAGE_PIPELINE = "/opt/mnist-stream/bin/pipeline"
+"""Where `jobs/deploy/Dockerfile` installs the command."""
+AIRFLOW_FILES = (".sh", ".bash")
+"""What ends so is the name of a file with a template to Airflow's BashOperator."""
 SAFE = re.compile(r"[\w@%+=:,./{}-]+", re.ASCII)
 
 
@@ -46,11 +51,16 @@ class Plan:
     """The volume claim that holds the directory; for Kubernetes."""
 
     def __post_init__(self) -> None:
-        """Raise `UsageError` for a name that some scheduler does not take."""
+        """Raise `UsageError` for a name or directory that some scheduler does not take."""
         if not NAME.fullmatch(self.name):
             raise UsageError(
                 f"--name is {self.name!r}; expected at most 52 small letters, digits and dashes, "
                 "such as nightly-scores."
+            )
+        if LINE_BREAK.search(self.directory):
+            raise UsageError(
+                f"The current directory is {self.directory!r}; no scheduler's file can hold a line "
+                "break in it. Give it another name."
             )
 
     @property
@@ -84,6 +94,11 @@ def _command(arguments: Sequence[str]) -> list[str]:
 
 def _cron(plan: Plan) -> dict[str, str]:
     """A table for crontab(1). A percent sign would end the command there, so it is escaped."""
+    if any(map(LINE_BREAK.search, plan.arguments)):
+        raise UsageError(
+            "An argument has a line break, which ends a line of cron's table. Leave it out, or "
+            "print the file of another scheduler."
+        )
     command = shlex.join(_command(plan.arguments)).replace("%", r"\%")
     directory = shlex.quote(plan.directory).replace("%", r"\%")
     lines = [
@@ -105,7 +120,7 @@ def _systemd(plan: Plan) -> dict[str, str]:
 # {plan.name}.service: put it beside {plan.name}.timer into ~/.config/systemd/user/, then
 # systemctl --user daemon-reload && systemctl --user enable --now {plan.name}.timer
 [Unit]
-Description=mnist-stream: pipeline {_one_line(plan.arguments[0])}
+Description=mnist-stream: pipeline {plan.arguments[0]}
 
 [Service]
 Type=oneshot
@@ -155,15 +170,12 @@ def _systemd_quoted(word: str) -> str:
     escaped = word.replace("\\", "\\\\").replace("%", "%%").replace("$", "$$")
     if SAFE.fullmatch(word):
         return escaped
-    return '"' + escaped.replace('"', '\\"').replace("\n", "\\n") + '"'
+    quoted = escaped.replace('"', '\\"').replace("\n", "\\n").replace("\r", "\\r")
+    return f'"{quoted}"'
 
 
 def _systemd_path(path: str) -> str:
     return path.replace("%", "%%")
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split()).replace("%", "%%")
 
 
 def _kubernetes(plan: Plan) -> dict[str, str]:
@@ -172,7 +184,7 @@ def _kubernetes(plan: Plan) -> dict[str, str]:
     arguments = "".join(f"\n                - {_kubernetes_text(word)}" for word in plan.arguments)
     text = f"""\
 # kubectl apply -f {plan.name}.yaml
-# The image has mnist-stream installed; the volume holds what is in {_one_line(plan.directory)} here.
+# The image is that of jobs/deploy/Dockerfile, or has the command at the same place; the volume holds what is in {plan.directory} here.
 apiVersion: batch/v1
 kind: CronJob
 metadata:
@@ -201,7 +213,7 @@ spec:
           containers:
             - name: pipeline
               image: {json.dumps(plan.image)}
-              command: ["pipeline"]
+              command: [{json.dumps(IMAGE_PIPELINE)}]
               args:{arguments}
               workingDir: {json.dumps(plan.directory)}
               volumeMounts:
@@ -218,11 +230,14 @@ spec:
 def _airflow(plan: Plan) -> dict[str, str]:
     """A DAG with one task, for Airflow 2.4 and later."""
     command = shlex.join(_command(plan.arguments))
-    # A trailing space keeps Airflow from taking a command that ends in .sh for a file's name.
-    templated = "{% raw %}" + command + "{% endraw %} " if "{" in command else command + " "
-    zone = plan.times.zone_name if plan.times.zone_name != "local" else "UTC"
+    zone = plan.times.zone_name
+    if zone == LOCAL:
+        raise UsageError(
+            "This machine does not tell the name of its time zone, which Airflow needs. Pass "
+            "--timezone, such as --timezone Europe/Berlin."
+        )
     text = f'''\
-"""{plan.name}: {_one_line(plan.times.expression)}, as `pipeline schedule --print airflow` wrote it."""
+"""{plan.name}: {plan.times.expression}, as `pipeline schedule --print airflow` wrote it."""
 
 from datetime import timedelta
 
@@ -244,8 +259,8 @@ with DAG(
 ):
     BashOperator(
         task_id="pipeline",
-        bash_command={templated!r},
-        cwd={plan.directory!r},
+        bash_command={_airflow_text(command)!r},
+        cwd={_airflow_text(plan.directory)!r},
         append_env=True,
         retries=0,  # --retries of the command tries again what a later try can mend
     )
@@ -253,9 +268,20 @@ with DAG(
     return {f"{plan.name.replace('-', '_')}.py": text}
 
 
+def _airflow_text(text: str) -> str:
+    """A field of an operator, which Airflow takes for a Jinja template, or for the name of one.
+
+    Where it could be either, it is a template whose one expression is the text: JSON's escapes
+    are those of Jinja's strings, but for characters outside of ASCII, which need none.
+    """
+    if "{" in text or LINE_BREAK.search(text) or text.endswith(AIRFLOW_FILES):
+        return "{{ " + json.dumps(text, ensure_ascii=False) + " }}"
+    return text
+
+
 def _kubernetes_text(word: str) -> str:
-    """An argument: Kubernetes puts variables in the place of `$(NAME)`, but not of `$$(NAME)`."""
-    return json.dumps(word.replace("$(", "$$("))
+    """An argument: Kubernetes puts variables in the place of `$(NAME)`, and `$` in that of `$$`."""
+    return json.dumps(word.replace("$", "$$"))
 
 
 def _plain_expression(plan: Plan) -> str:

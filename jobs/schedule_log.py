@@ -9,6 +9,7 @@ from typing import Any
 from jobs.console import print_line
 from jobs.cron import CronTimes
 from jobs.schedule import Heartbeat, Log
+from storage.errors import UsageError
 from storage.location import open_location
 
 DIRECTORY = "schedules"
@@ -46,8 +47,13 @@ def json_log() -> Log:
 
 
 def heartbeat_at(place: str | None, times: CronTimes, job: tuple[str, ...]) -> Heartbeat:
-    """The heartbeat in a file, or in one of its own for this schedule and job."""
+    """The heartbeat in a file, or in one of its own for this schedule and job.
+
+    Raises `UsageError` for a URL: the scheduler's lock is to be free the moment it dies.
+    """
     if place is not None:
+        if "://" in place or not PurePath(place).name:
+            raise UsageError(f"--heartbeat is {place!r}; expected the path of a file.")
         path = PurePath(place)
         return Heartbeat(open_location(str(path.parent)), path.name)
     what = json.dumps([times.expression, times.zone_name, job])

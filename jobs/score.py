@@ -46,7 +46,7 @@ def score(
     run: Place | None = None,
     dataset: Place = DEFAULT_DATASET,
     split: str = "test",
-    checkpoint: str = "best",
+    checkpoint: str | None = None,
     model: str | None = None,
     models: Place = DEFAULT_MODELS,
     out: Place | None = None,
@@ -147,19 +147,8 @@ def _schema(model: Model, dataset: Dataset, split: str) -> ScoresSchema:
             f"{', '.join(dataset.splits)}."
         )
     rows = dataset.split(split).schema
-    layers = model.network.layers
-    found = (layers[0].inputs, layers[-1].outputs)
-    expected = (rows.features, len(dataset.class_names) or found[1])
-    if found[0] != expected[0] or found[1] < expected[1]:
-        raise UsageError(
-            f"The model takes {found[0]} values and gives {found[1]} classes; {dataset.location} "
-            f"has {expected[0]} and {expected[1]}. Give the dataset it was trained for."
-        )
-    if strange := set(dataset.class_names) - set(model.class_names):
-        raise UsageError(
-            f"{dataset.location} has classes that the model does not know: "
-            f"{', '.join(sorted(strange)[:10])}. Give the dataset it was trained for."
-        )
+    _check_size(model, dataset, rows.features)
+    _check_classes(model, dataset)
     if (SCALE in model.transforms) != (SCALE in dataset.transforms):
         raise UsageError(
             f"The model was trained on rows stored with {', '.join(model.transforms)}; those of "
@@ -170,10 +159,30 @@ def _schema(model: Model, dataset: Dataset, split: str) -> ScoresSchema:
         dataset.digest,
         split,
         rows.rows,
-        found[1],
+        model.network.layers[-1].outputs,
         rows.chunk_rows,
         model.class_names,
     )
+
+
+def _check_size(model: Model, dataset: Dataset, features: int) -> None:
+    taken = model.network.layers[0].inputs
+    if features != taken:
+        shape = " x ".join(map(str, dataset.image_shape))
+        raise UsageError(
+            f"{dataset.location} has images of {shape}, {features:,} values each; the model takes "
+            f"{taken:,} values. Give images like those that it was trained on."
+        )
+
+
+def _check_classes(model: Model, dataset: Dataset) -> None:
+    if strange := [name for name in dataset.class_names if name not in model.class_names]:
+        more = ", ..." if len(strange) > 10 else ""
+        raise UsageError(
+            f"{dataset.location} has labels of classes that the model does not know: "
+            f"{', '.join(strange[:10])}{more}; it knows {', '.join(model.class_names)}. Give rows "
+            "of the classes that it was trained on."
+        )
 
 
 def _score(

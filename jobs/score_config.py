@@ -12,10 +12,12 @@ from storage.location import Location, Place, TakeOver, open_location
 DEFAULT_DATASET = "data/mnist"
 DEFAULT_RUN = "runs/mnist"
 DEFAULT_MODELS = "models"
+DEFAULT_CHECKPOINT = "best"
 DEFAULT_SETTLE = 5.0
 OUTPUTS = (".csv", ".npz", ".parquet")
-PLACEHOLDER = re.compile(r"\{(\w*)\}")
-PLACEHOLDERS = ("home", "split")
+HOME, SPLIT_NAME = "{home}", "{split}"
+"""What stands for the scoring's own name and for its split in the name of an output."""
+PLACEHOLDER = re.compile(r"\{.*?\}")
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class ScoreConfig:
     """A directory or prefix whose IDX files and datasets are scored instead, each once, by content."""
     settle: float = DEFAULT_SETTLE
     """Seconds that a file in the inbox must have kept its size and time."""
-    checkpoint: str = "best"
+    checkpoint: str | None = None
+    """Of the run: see `choose_checkpoint`; `DEFAULT_CHECKPOINT` where neither it nor `model` is given."""
     model: str | None = None
     """A promoted name, in place of run and checkpoint."""
     models: Place = DEFAULT_MODELS
@@ -64,7 +67,7 @@ class ScoreConfig:
                 raise UsageError(f"{option} is {value}; expected 0 or more.")
         if self.model is not None and self.run is not None:
             raise UsageError("--model names the run itself; leave out --run.")
-        if self.model is not None and self.checkpoint != "best":
+        if self.model is not None and self.checkpoint is not None:
             raise UsageError("--model names the checkpoint itself; leave out --checkpoint.")
         if not self.splits:
             raise UsageError("No split is given; pass --split, such as --split test.")
@@ -78,17 +81,16 @@ class ScoreConfig:
             raise UsageError(
                 f"--out is {out!r}; expected a name that ends in .csv, .npz or .parquet."
             )
-        found = set(PLACEHOLDER.findall(out))
-        if strange := found - set(PLACEHOLDERS):
-            raise UsageError(f"--out has {{{min(strange)}}}; known are {{home}} and {{split}}.")
-        if self.inbox is not None and "home" not in found:
+        if strange := PLACEHOLDER.search(out.replace(HOME, "").replace(SPLIT_NAME, "")):
+            raise UsageError(f"--out has {strange[0]}; known are {HOME} and {SPLIT_NAME}.")
+        if self.inbox is not None and HOME not in out:
             raise UsageError(
-                f"--out is {out!r}; with --inbox it must hold {{home}}, which is another for "
-                "each file, such as night/{home}.csv."
+                f"--out is {out!r}; with --inbox it must hold {HOME}, which is another for "
+                f"each file, such as night/{HOME}.csv."
             )
-        if len(set(self.splits)) > 1 and not found:
+        if len(set(self.splits)) > 1 and HOME not in out and SPLIT_NAME not in out:
             raise UsageError(
-                f"--out is {out!r}; with several splits it must hold {{split}} or {{home}}."
+                f"--out is {out!r}; with several splits it must hold {SPLIT_NAME} or {HOME}."
             )
 
     def open(self, place: Place) -> Location:
@@ -99,4 +101,4 @@ class ScoreConfig:
         """The file for one scoring, if one was asked for."""
         if self.out is None or isinstance(self.out, Location):
             return self.out
-        return self.open(str(self.out).replace("{home}", home).replace("{split}", split))
+        return self.open(str(self.out).replace(HOME, home).replace(SPLIT_NAME, split))

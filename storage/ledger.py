@@ -71,6 +71,11 @@ class Ledger:
             raise LedgerError(f"{self} ends in something that is no line of it. {self._remedy}")
         return found
 
+    @property
+    def is_torn(self) -> bool:
+        """Whether a death has cut off the last line, which `entries` leaves out."""
+        return bool(self._lines()[-1])
+
     def record(self, entry: Entry, known: Callable[[list[Entry]], bool], containing: str) -> bool:
         """Add a line unless it is `known`, as told by the lines that contain a text.
 

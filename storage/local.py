@@ -1,5 +1,6 @@
 """A local directory as a place for bytes: objects are files, made by rename and synced."""
 
+import errno
 import os
 import shutil
 import stat
@@ -345,7 +346,10 @@ class LocalLocation(Location):
 @contextmanager
 def _synced_file(path: Path) -> Iterator[int]:
     """A new file's descriptor; its content is synced when the block ends well."""
-    descriptor = files.create(path)
+    try:
+        descriptor = files.create(path)
+    except FileNotFoundError as error:  # its directory is there: /proc, say
+        raise PermissionError(errno.EPERM, "No file can be made here") from error
     try:
         yield descriptor
         files.fsync(descriptor)

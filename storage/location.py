@@ -116,7 +116,10 @@ class Location(ABC):
 
     @abstractmethod
     def age(self, key: str) -> float:
-        """Seconds since somebody wrote to an object that may be half-written; else infinite."""
+        """Seconds since somebody wrote to an object, by this machine's clock and the holder's.
+
+        `FileNotFoundError` where there is none.
+        """
 
     @abstractmethod
     def as_file(self, key: str) -> AbstractContextManager[Path]:

@@ -127,12 +127,20 @@ def held_name(place: Location, name: str) -> tuple[ModelName, Holder]:
     """A name and who has it. Raises `UsageError` where nobody does."""
     found = open_name(place, name)
     if found.holder is None:
-        known = ", ".join(names(place)) or "none"
+        known = ", ".join(other for other in names(place) if _is_held(place, other)) or "none"
         raise UsageError(
             f"No model is called {name!r} in {place} (there: {known}). Give one the name with "
             f"`pipeline promote RUN --as {name}`."
         )
     return found, found.holder
+
+
+def _is_held(place: Location, name: str) -> bool:
+    """Whether somebody has a name; a damaged document, or what is none, is not offered."""
+    try:
+        return open_name(place, name).holder is not None
+    except (BadDataError, UsageError):
+        return False
 
 
 def names(place: Location) -> list[str]:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import IO, Any, TypeVar
 
@@ -145,6 +146,14 @@ class S3Client:
             return f"{found['e_tag']} {found['last_modified']}"
 
         return self._try("look at", key, ask)
+
+    def age(self, key: str) -> float:
+        """Seconds since an object was put; `FileNotFoundError` where there is none."""
+
+        def ask() -> datetime:
+            return obstore.head(self.store, key)["last_modified"]
+
+        return (datetime.now(UTC) - self._try("look at", key, ask)).total_seconds()
 
     def holds(self, key: str) -> bool:
         """Whether there is an object of this name."""

@@ -63,6 +63,39 @@ def test_log_of_what_cannot_begin(here: Path, call: Call) -> None:
     assert "There is no run" in str(summary["error"])
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("score", "--threads", "many"), "'many' is not a valid integer"),
+        (("score", "--inbx", "i"), "No such option"),
+        (("score", "--json"), "leave one out"),
+        (("score", "--inbox", "i", "--split", "test"), "leave out --split"),
+        (("score", "--max-drop", "2"), "--max-drop is 2.0"),
+        (("score", "--storage-option", "a"), "has no '='"),
+        (("schedule", "nightly", "--", "score"), "five"),
+        (("schedule", "0 3 * * *", "--catch-up", "twice", "--", "score"), "'twice'"),
+        (("schedule", "0 3 * * *", "--dry-run", "--", "score"), "leave it out"),
+        (("schedule", "0 3 * * *", "--", "score", "--inbx", "i"), "No such option"),
+    ],
+    ids=str,
+)
+def test_log_of_wrong_usage(arguments: tuple[str, ...], words: str, call: Call) -> None:
+    """A log of JSON ends in one summary, whoever finds that the usage is wrong."""
+    command, *others = arguments
+    ended = call(command, "--log-json", *others)
+    assert (USAGE, 1) == (ended.code, ended.err.count("Error: "))
+    (summary,) = lines(ended)
+    assert ("summary", USAGE) == (summary["event"], summary["exit"])
+    assert words in str(summary["error"])
+
+
+def test_a_jobs_own_log_is_not_the_schedules(call: Call) -> None:
+    """What is wrong with a job that logs JSON is told by a schedule that does not as text."""
+    assert_refused(
+        call("schedule", "0 3 * * *", "--", "score", "--log-json", "--inbx", "i"), USAGE, "--inbx"
+    )
+
+
 def test_inbox(run: Path, call: Call) -> None:
     """An inbox is scored, and told as a table, or as a document."""
     inbox = run.parent.parent / "inbox"
@@ -111,7 +144,8 @@ def test_promote_score_undo(dataset: Path, run: Path, call: Call) -> None:
     ("arguments", "words"),
     [
         (("score", "--inbox", "i", "--split", "test"), ("leave out --split",)),
-        (("score", "--json", "--log-json"), ("leave one out",)),
+        (("score", "--model", "champion", "--checkpoint", "best"), ("leave out --checkpoint",)),
+        (("schedule", "0 3 * * *", "--heartbeat", "s3://b/x", "--", "score"), ("path of a file",)),
         (("score", "--max-drop", "2"), ("--max-drop is 2.0", "0 to 1")),
         (("promote",), ("--as",)),
         (("promote", "--as", "a/b"), ("'a/b'",)),
@@ -143,6 +177,37 @@ def test_since(dataset: Path, run: Path, call: Call) -> None:
     for since, expected in (("1h", 1), ("2020-01-01", 1), ("2999-01-01T12:00", 0)):
         document = json.loads(call("scores", "--since", since, "--json").out)
         assert expected == len(document["entries"])
+
+
+def test_scores_of_a_torn_ledger(dataset: Path, run: Path, call: Call) -> None:
+    """A last line that a death cut off is left out, and warned of."""
+    call("score")
+    call("score", "--split", "train")
+    assert "" == call("scores").err
+    path = run / "scores" / "ledger.jsonl"
+    path.write_bytes(path.read_bytes()[:-10])
+    ended = call("scores", "--json")
+    torn, missing = ended.err.splitlines()
+    assert torn.startswith("Warning: The last line of runs/mnist/scores/ledger.jsonl is cut off")
+    assert missing.startswith("Warning: In runs/mnist/scores the ledger has no line for 1 of ")
+    document = json.loads(ended.out)
+    assert (["test"], 2) == (
+        [entry["split"] for entry in document["entries"]],
+        len(document["warnings"]),
+    )
+    call("score", "--split", "train")
+    assert "" == call("scores").err
+
+
+def test_scores_without_a_ledger(dataset: Path, run: Path, call: Call) -> None:
+    """Where the ledger is gone it is said how many scorings lie there all the same."""
+    call("score", "--split", "test", "--split", "train")
+    (run / "scores" / "ledger.jsonl").unlink()
+    ended = call("scores")
+    assert (0, "Nothing in the ledger of runs/mnist.\n") == (ended.code, ended.out)
+    assert "the ledger has no line for 2 of the complete scorings: test-" in ended.err
+    call("score", "--split", "test", "--split", "train")
+    assert ("", 3) == (call("scores").err, len(call("scores").out.splitlines()))
 
 
 def test_scores_of_no_run(call: Call) -> None:

@@ -242,6 +242,9 @@ def test_log(run: Path, digits: Path) -> None:
     [
         ({"out": "x.txt"}, "ends in .csv"),
         ({"out": "x.csv", "splits": ("a", "b")}, "{split} or {home}"),
+        ({"out": "{home!r:>40}.csv"}, "--out has {home!r:>40}"),
+        ({"out": "{run.__class__}.csv"}, "--out has {run.__class__}"),
+        ({"out": "{{home}}.csv"}, "--out has {}"),
         ({"out": "{split}.csv", "inbox": "i"}, "must hold {home}"),
         ({"out": "{name}.csv"}, "known are"),
         ({"model": "m", "run": "r"}, "leave out --run"),

@@ -1,7 +1,9 @@
 """When a cron expression is due, on plain days and on those that have 23 or 25 hours."""
 
 from datetime import UTC, datetime
+from importlib import resources
 from itertools import islice
+from pathlib import Path
 
 import pytest
 
@@ -118,3 +120,34 @@ def test_the_machines_zone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a zone the environment's is taken, as other programs do."""
     monkeypatch.setenv("TZ", "Asia/Tokyo")
     assert "Asia/Tokyo" == cron_times("0 3 * * *").zone_name
+
+
+@pytest.mark.parametrize(
+    "form", [":Asia/Tokyo", "/usr/share/zoneinfo/Asia/Tokyo", ":{}/Asia/Tokyo"]
+)
+def test_the_zone_of_the_environment(
+    form: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """TZ may begin with a colon, and be the path of a file of the database, wherever that lies."""
+    monkeypatch.setenv("TZ", form.format(tmp_path / "zoneinfo"))
+    times = cron_times("0 3 * * *")
+    assert "Asia/Tokyo" == times.zone_name
+    assert 18 == times.after(datetime(2026, 1, 1, tzinfo=UTC)).hour
+
+
+def test_the_zone_of_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """TZ may be the path of any file with a zone, whose name is then not known."""
+    tokyo = resources.files("tzdata").joinpath("zoneinfo", "Asia", "Tokyo")
+    (tmp_path / "here").write_bytes(tokyo.read_bytes())
+    monkeypatch.setenv("TZ", str(tmp_path / "here"))
+    times = cron_times("0 3 * * *")
+    assert "local" == times.zone_name
+    assert 18 == times.after(datetime(2026, 1, 1, tzinfo=UTC)).hour
+
+
+@pytest.mark.parametrize("text", ["CET-1CEST,M3.5.0,M10.5.0/3", "Mars", "/etc/passwd", "/absent"])
+def test_a_zone_of_the_environment_that_is_none(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rule, or what is no zone, is refused: never UTC in its place."""
+    monkeypatch.setenv("TZ", text)
+    with pytest.raises(UsageError, match="Pass --timezone"):
+        cron_times("0 3 * * *")

@@ -168,7 +168,36 @@ def test_images_that_the_model_does_not_take(run: Path, inbox: Path) -> None:
     (inbox / "a").write_bytes(bytes(data[: 16 + 20 * 28 * 14]))
     settle(inbox / "a")
     result = score_inbox(run, inbox)
-    assert "takes 784 values" in result.failed[0]["error"]
+    error = result.failed[0]["error"]
+    assert error.startswith("a has images of 28 x 14, 392 values each; the model takes 784 values.")
+
+
+def test_labels_that_the_model_does_not_know(run: Path, inbox: Path) -> None:
+    """A label of a class that the model has never seen is told with the inbox's own name."""
+    put_images(inbox / "a-images-idx3", 1, labelled=True)
+    labels = inbox / "a-labels-idx1"
+    labels.write_bytes(labels.read_bytes()[:-1] + b"\x21")
+    settle(labels)
+    error = score_inbox(run, inbox).failed[0]["error"]
+    told = "a-images-idx3 has labels of classes that the model does not know: 33; it knows 0, 1,"
+    assert error.startswith(told)
+
+
+def test_a_bad_file_has_one_line_by_whatever_name(
+    run: Path, inbox: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Renamed, or reached by another path, a bad file is the same: its content is."""
+    (inbox / "junk").write_bytes(b"no images")
+    settle(inbox / "junk")
+    first = score_inbox(run, inbox).failed[0]["error"]
+    assert first.startswith("junk: this is not an IDX file")
+    monkeypatch.chdir(inbox.parent)
+    assert first == score_inbox(run, Path("inbox")).failed[0]["error"]
+    (inbox / "junk").rename(inbox / "other")
+    assert [{"file": "other", "error": first.replace("junk", "other")}] == (
+        score_inbox(run, inbox).failed
+    )
+    assert [("failed", "junk")] == list(events(run))
 
 
 def test_growing_is_left(run: Path, inbox: Path) -> None:
@@ -203,6 +232,25 @@ def test_young_but_whole(run: Path, inbox: Path) -> None:
     """A file that was just written is scored in the same pass, after a second look at it."""
     os.utime(put_images(inbox / "a", 1))
     assert ["a"] == [one.file for one in score_inbox(run, inbox, settle=0.05).results]
+
+
+def test_labels_that_come_while_it_settles(
+    run: Path, inbox: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images whose labels come a moment later are left, and scored once, with them."""
+    os.utime(put_images(inbox / "a-images-idx3-ubyte", 1, labelled=True))
+    labels = inbox / "a-labels-idx1-ubyte"
+    labels.rename(inbox.parent / "labels")
+
+    def put_labels(seconds: float, stop: object) -> None:
+        (inbox.parent / "labels").rename(labels)
+
+    monkeypatch.setattr("jobs.inbox.pause", put_labels)
+    result = score_inbox(run, inbox, settle=5.0)
+    assert [{"file": "a-images-idx3-ubyte", "reason": "it is still being written"}] == result.left
+    (found,) = score_inbox(run, inbox).results
+    assert found.accuracy is not None
+    assert [("scored", "a-images-idx3-ubyte")] == list(events(run))
 
 
 class AtStage(Listed):

@@ -1,8 +1,10 @@
 """Plain files of scores, each read back by another library: the predictions to the bit."""
 
 import csv
+import errno
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,11 @@ import xarray
 from numpy.typing import NDArray
 from pyarrow import parquet
 
-from jobs.outputs import check_output
+from jobs.outputs import check_kind
 from jobs.score import score
 from jobs.scored import ScoreResult
 from jobs.train import train
-from storage.errors import UsageError
+from storage.errors import UnreachableError, UsageError
 from tests.jobs.trainings import small
 
 FACTS = ("model_digest", "checkpoint", "dataset_digest", "split", "scores_digest")
@@ -143,4 +145,49 @@ def test_parquet_without_pyarrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where pyarrow is not installed, what to install is said before anything is scored."""
     monkeypatch.setattr("jobs.outputs.find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"mnist-stream\[parquet\]"):
-        check_output("scores.parquet")
+        check_kind("scores.parquet")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("there.csv", "a directory"),
+        ("x" * 200 + ".csv", "at most 203"),
+        ("y" * 256 + "/x.csv", "at most 255"),
+        ("file/x.csv", "is no directory"),
+        ("{home}" + "z" * 190 + ".npz", "at most 203"),
+    ],
+)
+def test_where_no_file_can_be(
+    name: str, words: str, run: Path, digits: Path, tmp_path: Path
+) -> None:
+    """A directory, too long a name or a file in the way is refused before anything is scored."""
+    (tmp_path / "there.csv").mkdir()
+    (tmp_path / "file").touch()
+    before = sorted((run / "scores").iterdir())
+    with pytest.raises(UsageError, match=words):
+        score(run=run, dataset=digits, split="test", out=str(tmp_path / name))
+    assert ["file", "there.csv"] == sorted(found.name for found in tmp_path.iterdir())
+    assert before == sorted((run / "scores").iterdir())
+
+
+def test_a_long_name(run: Path, digits: Path, tmp_path: Path) -> None:
+    """The longest name that is not refused can be written, with what lies beside it."""
+    written(run, digits, tmp_path / f"{'x' * 199}.csv", every=False)
+    assert 2 == len(list(tmp_path.iterdir()))
+
+
+def test_nothing_beside_a_file_that_failed(
+    run: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a CSV file does not get its name, what would tell of it is gone, too."""
+
+    def rename(source: Path, target: Path) -> None:
+        if target.name == "scores.csv":
+            raise OSError(errno.EIO, "Input/output error")
+        os.rename(source, target)
+
+    monkeypatch.setattr("storage.files.rename", rename)
+    with pytest.raises(UnreachableError, match="Input/output error"):
+        written(run, digits, tmp_path / "scores.csv", every=False)
+    assert [] == list(tmp_path.iterdir())

@@ -14,7 +14,7 @@ from jobs.cron import cron_times
 from jobs.schedule import Clock, Heartbeat, Scheduler
 from storage.errors import StoppedError
 from storage.location import open_location
-from tests.commands.process import start_pipeline
+from tests.commands.process import assert_refused, run_pipeline, start_pipeline
 from tests.jobs.every_second import start_every_second
 
 START = datetime(2026, 1, 5, 12, tzinfo=UTC)
@@ -175,6 +175,25 @@ def test_missed_while_down(catch_up: bool, expected: list[float], scene: Scene) 
     assert 9 == missed["runs"]
 
 
+@pytest.mark.parametrize(("catch_up", "expected"), [(True, [2, 3]), (False, [3])])
+def test_missed_by_seconds(catch_up: bool, expected: list[float], scene: Scene) -> None:
+    """A run that came due three seconds before the scheduler was back is missed, and said to be."""
+    scene.run("0 * * * *", START + timedelta(hours=1.5))
+    scene.clock.time = START + timedelta(hours=2, seconds=3)
+    until = START + timedelta(hours=3.5)
+    assert hours(*expected) == scene.run("0 * * * *", until, catch_up=catch_up)
+    (missed,) = scene.events("missed")
+    assert (1, "once, now" if catch_up else "not at all") == (missed["runs"], missed["made_up"])
+
+
+def test_what_is_due_now_makes_up_for_nothing(scene: Scene) -> None:
+    """Without catching up, a run that is on time does not count as one that makes up for others."""
+    scene.clock.jumps = {START + timedelta(hours=1.5): timedelta(hours=2.5)}
+    started = scene.run("0 * * * *", START + timedelta(hours=4.5), catch_up=False)
+    assert hours(1, 4) == started
+    assert ["not at all"] == [line["made_up"] for line in scene.events("missed")]
+
+
 def test_down_before_the_first_run(scene: Scene) -> None:
     """A scheduler that was started once owes the runs since, though none had come yet."""
     scene.run("0 * * * *", START + timedelta(minutes=10))
@@ -320,6 +339,70 @@ def test_command_in_the_foreground(tmp_path: Path) -> None:
         out, errors = process.communicate()
     assert "waiting" == first["event"]
     assert re.fullmatch(r"\d{4}-01-01T00:00:00\+00:00", first["next"])
-    assert ["stopped"] == [json.loads(line)["event"] for line in out.splitlines()]
+    *_, stopped, summary = map(json.loads, out.splitlines())
+    assert ("stopped", "summary", 143) == (stopped["event"], summary["event"], summary["exit"])
     assert (143, "The schedule was stopped; no job is running.\n") == (process.returncode, errors)
     assert "stopped" == json.loads((tmp_path / "b.json").read_text())["state"]
+
+
+def owed(heartbeat: Path) -> Path:
+    """A heartbeat of years ago: whoever goes on from it has a run to make up, now."""
+    last = datetime(2020, 6, 1, tzinfo=UTC).isoformat()
+    place = Heartbeat(open_location(heartbeat.parent), heartbeat.name)
+    place.write({"last": last, "running": None, "last_exit": None})
+    return heartbeat
+
+
+@pytest.mark.parametrize(
+    ("job", "expected"),
+    [
+        (("score",), ["summary"]),
+        (("score", "--log-json"), ["summary"]),
+        (("score", "--json"), []),
+        (("scores", "--help"), []),
+    ],
+)
+def test_a_log_of_json_is_nothing_else(
+    job: tuple[str, ...], expected: list[str], tmp_path: Path
+) -> None:
+    """With --log-json each line on stdout is JSON: the job logs so too, or prints on stderr."""
+    beat = owed(tmp_path / "beat.json")
+    with start_pipeline(
+        *("schedule", "0 0 1 1 *", "--timezone", "UTC", "--log-json", "--heartbeat", beat),
+        *("--", *job),
+        cwd=tmp_path,
+    ) as process:
+        assert process.stdout is not None
+        log: list[dict[str, Any]] = []
+        while not log or log[-1]["event"] != "end":
+            log.append(json.loads(process.stdout.readline()))
+        process.send_signal(signal.SIGTERM)
+        out, errors = process.communicate()
+    log += map(json.loads, out.splitlines())
+    names = [line["event"] for line in log]
+    before, after = ["waiting", "missed", "start"], ["end", "stopped", "summary"]
+    assert [*before, *expected, *after] == names
+    assert ("Usage: pipeline scores" in errors) == ("--help" in job)
+
+
+def test_two_schedulers_of_one_heartbeat(tmp_path: Path) -> None:
+    """The second is refused, by name; a dead one's heartbeat is free."""
+    command = ("schedule", "0 0 1 1 *", "--heartbeat", "beat.json", "--", "score")
+    with start_pipeline(*command, cwd=tmp_path) as first:
+        assert first.stdout is not None
+        assert "waiting" in first.stdout.readline()
+        refused = run_pipeline(*command, cwd=tmp_path)
+        assert_refused(refused, 4, "heartbeat", f"process {first.pid} on", "--heartbeat FILE")
+        first.kill()
+    with start_pipeline(*command, cwd=tmp_path) as second:
+        assert second.stdout is not None
+        assert "waiting" in second.stdout.readline()
+        second.terminate()
+
+
+def test_a_disk_that_takes_no_lock(scene: Scene, tmp_path: Path) -> None:
+    """Where the lock beside the heartbeat cannot be made it is said, and that is all."""
+    (tmp_path / "file").touch()
+    heartbeat = Heartbeat(open_location(tmp_path / "file"), "beat.json")
+    with heartbeat.held(lambda event, **facts: scene.log.append({"event": event} | facts)):
+        assert "would not be noticed" in scene.events("warning")[0]["text"]

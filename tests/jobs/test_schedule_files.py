@@ -1,6 +1,8 @@
 """Files for other schedulers, each read by the program or the parser that it is for."""
 
 import ast
+import posixpath
+import re
 import shlex
 import shutil
 import subprocess
@@ -11,12 +13,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 import yaml
 
 from jobs.cron import cron_times
 from jobs.schedule_files import Plan, schedule_files
 from storage.errors import UsageError
+from tests.commands.process import REPOSITORY
 
 WORDS = ("score", "--inbox", "a b", "--out", "{home}.csv", "--model", "50%$x\"'\\")
 """Arguments with what each of the formats takes for something else."""
@@ -40,6 +44,11 @@ def plan(tmp_path: Path) -> Plan:
 def only(files: dict[str, str]) -> str:
     (text,) = files.values()
     return text
+
+
+def only_one(words: list[str]) -> str:
+    (word,) = words
+    return word
 
 
 def own_command() -> list[str]:
@@ -130,6 +139,11 @@ def test_systemd_makes_up(catch_up: bool, expected: str, plan: Plan) -> None:
     assert f"\nPersistent={expected}\n" in files["nightly.timer"]
 
 
+def expanded(word: str) -> str:
+    """An argument as Kubernetes hands it over, where no variable is set (its `expansion.Expand`)."""
+    return re.sub(r"\$(\$|\(\w+\))", lambda found: "$" if found[1] == "$" else found[0], word)
+
+
 def kubernetes(plan: Plan) -> dict[str, Any]:
     document: dict[str, Any] = yaml.safe_load(only(schedule_files("kubernetes", plan)))
     return document
@@ -148,7 +162,11 @@ def test_kubernetes(plan: Plan) -> None:
     assert ("Never", 300) == (pod["restartPolicy"], pod["terminationGracePeriodSeconds"])
     (container,) = pod["containers"]
     assert "registry.example/mnist:1" == container["image"]
-    assert (["pipeline"], list(WORDS)) == (container["command"], container["args"])
+    dockerfile = (REPOSITORY / "jobs" / "deploy" / "Dockerfile").read_text()
+    place, name = posixpath.split(only_one(container["command"]))
+    assert "pipeline" == name
+    assert f"RUN {place}/pip install" in dockerfile
+    assert list(WORDS) == [expanded(word) for word in container["args"]]
     assert plan.directory == container["workingDir"] == container["volumeMounts"][0]["mountPath"]
     (volume,) = pod["volumes"]
     assert (container["volumeMounts"][0]["name"], "work") == (
@@ -195,9 +213,17 @@ def test_kubernetes_fields_are_of_the_schema(plan: Plan) -> None:
 
 def test_kubernetes_leaves_dollars_alone(plan: Plan) -> None:
     """What Kubernetes would take for a variable is escaped."""
-    document = kubernetes(replace(plan, arguments=("score", "$(HOME)")))
+    words = ["score", "$(HOME)", "$$(HOME)", "$HOME", "$$"]
+    document = kubernetes(replace(plan, arguments=tuple(words)))
     container = document["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]
-    assert ["score", "$$(HOME)"] == container["args"]
+    assert ["score", "$$(HOME)", "$$$$(HOME)", "$$HOME", "$$$$"] == container["args"]
+    assert words == [expanded(word) for word in container["args"]]
+
+
+def test_the_directory_is_told_as_it_is(plan: Plan) -> None:
+    """A comment is no place that expands anything."""
+    text = only(schedule_files("kubernetes", replace(plan, directory="/a 100%")))
+    assert "what is in /a 100% here." in text.splitlines()[1]
 
 
 def test_airflow(plan: Plan) -> None:
@@ -216,10 +242,57 @@ def test_airflow(plan: Plan) -> None:
         literal(calls["DAG"]["max_active_runs"]),
         literal(calls["DAG"]["catchup"]),
     )
-    command = literal(calls["BashOperator"]["bash_command"])
-    command = command.removeprefix("{% raw %}").removesuffix("{% endraw %} ")
+    command = jinja2.Template(literal(calls["BashOperator"]["bash_command"])).render()
     assert [*own_command(), *WORDS] == shlex.split(command)
     assert plan.directory == literal(calls["BashOperator"]["cwd"])
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "{% endraw %}{{ 1 + 1 }}",
+        "{{ ds }}",
+        "{# a #}",
+        "}} {{",
+        "a\r\nb\n{x}",
+        "\\{\"'\U0001f600\u00e9",
+        "run.sh",
+    ],
+)
+def test_airflow_takes_nothing_for_a_template(word: str, plan: Plan) -> None:
+    """What Jinja renders is the argument, and the directory, to the character."""
+    plan = replace(plan, arguments=("score", word))
+    if "\n" not in word:
+        plan = replace(plan, directory=f"/data/{word}")
+    text = only(schedule_files("airflow", plan))
+    fields = {
+        one.arg: ast.literal_eval(one.value)
+        for one in ast.walk(ast.parse(text))
+        if isinstance(one, ast.keyword) and one.arg in ("bash_command", "cwd")
+    }
+    assert not any(field.endswith((".sh", ".bash")) for field in fields.values())
+    rendered = {name: jinja2.Template(field).render() for name, field in fields.items()}
+    assert ["score", word] == shlex.split(rendered["bash_command"])[-2:]
+    assert plan.directory == rendered["cwd"]
+
+
+def test_airflow_needs_the_zones_name(plan: Plan) -> None:
+    """A zone whose name is not known is not taken for UTC."""
+    with pytest.raises(UsageError, match="Pass --timezone"):
+        schedule_files("airflow", replace(plan, times=replace(plan.times, zone_name="local")))
+
+
+@pytest.mark.parametrize("character", ["\n", "\r"])
+def test_line_breaks(character: str, plan: Plan, tmp_path: Path) -> None:
+    """An argument with a line break has no place in cron's table; systemd's is one line still."""
+    broken = replace(plan, arguments=("score", "--model", f"a{character}b"))
+    with pytest.raises(UsageError, match="line break"):
+        schedule_files("cron", broken)
+    service = schedule_files("systemd", broken)["nightly.service"]
+    escaped = {"\n": "\\n", "\r": "\\r"}[character]
+    assert f'--model "a{escaped}b"\n' in service
+    with pytest.raises(UsageError, match="line break"):
+        replace(plan, directory=f"a{character}b")
 
 
 @pytest.mark.parametrize("kind", ["kubernetes", "airflow"])

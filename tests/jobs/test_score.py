@@ -356,14 +356,21 @@ def test_rows_that_are_scaled_otherwise(letters_run: Path, tmp_path: Path) -> No
         score(run=letters_run, dataset=directory / "data", split="train")
 
 
-@pytest.mark.parametrize(("side", "classes"), [(27, 10), (28, 11)])
-def test_model_that_does_not_fit(side: int, classes: int, run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("side", "classes", "words"),
+    [
+        (27, 10, ("has images of 27 x 27, 729 values each", "the model takes 784 values")),
+        (28, 11, ("does not know: 10;", "it knows 0, 1, 2, 3, 4, 5, 6, 7, 8, 9")),
+    ],
+)
+def test_model_that_does_not_fit(
+    side: int, classes: int, words: tuple[str, ...], run: Path, tmp_path: Path
+) -> None:
     """A dataset of another shape than the model's is refused, both sides shown."""
     dataset = other_set(tmp_path / "set", side, classes)
     with pytest.raises(UsageError) as caught:
         score(run=run, dataset=dataset, split="train")
-    assert "The model takes 784 values and gives 10 classes" in str(caught.value)
-    assert f"has {side * side} and {classes}" in str(caught.value)
+    assert [] == [word for word in words if word not in str(caught.value)]
     assert not (run / "scores").exists()
 
 

@@ -292,3 +292,10 @@ def test_a_name_that_cannot_be_encoded_is_refused(place: Location) -> None:
     """JSON can spell half a character, which no file is called."""
     with pytest.raises(BadDataError, match="it is refused"):
         place.get("\ud800")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc")
+def test_where_the_system_makes_no_files() -> None:
+    """A directory in which nobody can make a file is out of reach, not a missing file."""
+    with pytest.raises(UnreachableError, match="Cannot write /proc/x: No file can be made here"):
+        open_location("/proc").put("x", b"")

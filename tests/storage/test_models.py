@@ -1,5 +1,6 @@
 """Names for models: who has them, who had them, and that no half a document ever does."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,3 +97,12 @@ def test_url(place: Location) -> None:
     found = ModelName(place, "champion", (replace(HOLDER, run="s3://b/run"),))
     assert found.holder is not None
     assert "s3://b/run" == found.run_place(found.holder)
+
+
+def test_only_names_that_somebody_has_are_told(place: Location) -> None:
+    """A name that was given back to nobody is not offered in place of another."""
+    ModelName(place, "champion").save()
+    ModelName(place, "old", (HOLDER,)).save()
+    place.put("damaged.json", b"{")
+    with pytest.raises(UsageError, match=re.escape("(there: old)")):
+        held_name(place, "champion")

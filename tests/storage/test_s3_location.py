@@ -6,6 +6,7 @@ import pickle
 import sys
 import threading
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,16 @@ def test_ranges_are_those_of_a_slice(place: Location) -> None:
         for stop in (None, *range(13)):
             assert DIGITS[first:stop] == place.get("digits", start, stop), (start, stop)
             assert b"" == place.get("empty", start, stop)
+
+
+def test_age(place: Location) -> None:
+    """An object is as old as the store says; one that is not there has no age."""
+    before = datetime.now(UTC)
+    place.put("a", b"")
+    # The store tells whole seconds.
+    assert -1 <= place.age("a") <= (datetime.now(UTC) - before).total_seconds() + 1
+    with pytest.raises(FileNotFoundError):
+        place.age("b")
 
 
 def test_a_large_object_goes_in_parts(place: Location) -> None:
