@@ -15,7 +15,7 @@ from jobs.nn.parameters import Floats
 from jobs.nn.workspace import Workspace
 from jobs.step import TreeSum, network_inputs, unheeded_overflow
 from pipeline.rows import OrderedRows, RowReader
-from pipeline.shared_memory import Handle, SharedElsewhere, SharedVector
+from pipeline.shared_memory import Handle, LentVectors, SharedElsewhere, SharedVector
 from pipeline.worker_side import hold
 from storage.closing import Closing
 from storage.errors import BadDataError
@@ -37,7 +37,7 @@ class GradientWork:
 class GradientReply:
     """The gradient sum of some micro-batches that follow one another."""
 
-    gradient: Handle | Floats | None
+    vector: Handle | Floats | None
     """None where the worker cannot map the parameters that it was shown: it is to be sent them."""
     loss: float
     """Summed in the fixed tree, as the gradient is."""
@@ -55,9 +55,7 @@ class GradientBench(Closing):
         self.parameters = SharedElsewhere()
         self.local = threading.local()
         """Of each thread of the worker: its `workspace`."""
-        self._lock = threading.Lock()
-        self._free: list[SharedVector] = []
-        self._lent: list[tuple[int, SharedVector]] = []
+        self.sums = LentVectors(self.network.parameter_count, str(self.network.dtype))
 
     def workspace(self) -> Workspace:
         """The scratch arrays of the calling thread."""
@@ -66,36 +64,11 @@ class GradientBench(Closing):
         workspace: Workspace = self.local.workspace
         return workspace
 
-    def borrow(self, step: int) -> SharedVector:
-        """A vector like the parameters, for a sum of this step or of those that it adds up.
-
-        Whoever asks for a step has done with the ones before: their vectors are used again.
-        """
-        with self._lock:
-            self._free += [vector for lent, vector in self._lent if lent < step]
-            self._lent = [(lent, vector) for lent, vector in self._lent if lent >= step]
-            if self._free:
-                return self._free.pop()
-        return SharedVector(self.network.parameter_count, str(self.network.dtype))
-
-    def lend(self, step: int, vector: SharedVector) -> Handle:
-        """Leave a finished sum to the client until it asks for a later step."""
-        with self._lock:
-            self._lent.append((step, vector))
-        return vector.handle
-
-    def give_back(self, vector: SharedVector) -> None:
-        """Take back a vector that was borrowed and is not lent."""
-        with self._lock:
-            self._free.append(vector)
-
     def close(self) -> None:
         """Let go of the window and of all vectors."""
         self.reader.close()
         self.parameters.close()
-        for vector in [*self._free, *(vector for _, vector in self._lent)]:
-            vector.close()
-        self._free, self._lent = [], []
+        self.sums.close()
 
 
 Sum = tuple[SharedVector, float, int]
@@ -125,7 +98,7 @@ def gradient_sum(
 
     def add(left: Sum, right: Sum, _: int) -> Sum:
         left[0].array[:] += right[0].array
-        bench.give_back(right[0])
+        bench.sums.give_back(right[0])
         return left[0], left[1] + right[1], left[2] + right[2]
 
     tree = TreeSum[Sum](add)
@@ -133,9 +106,9 @@ def gradient_sum(
         tree.add(_of_micro_batch(bench, step, epoch, span, parameters))
     vector, loss, correct = tree.result()
     if shown:
-        return GradientReply(bench.lend(step, vector), loss, correct, worker)
+        return GradientReply(bench.sums.lend(step, vector), loss, correct, worker)
     gradient = vector.array.copy()
-    bench.give_back(vector)
+    bench.sums.give_back(vector)
     return GradientReply(gradient, loss, correct, worker)
 
 
@@ -146,7 +119,7 @@ def _of_micro_batch(
     if batch.targets is None:
         raise BadDataError("The split has no labels to learn from; choose a labelled one.")
     workspace = bench.workspace()
-    vector = bench.borrow(step)
+    vector = bench.sums.borrow(step)
     inputs, columns = network_inputs(batch.inputs, bench.network.dtype, workspace)
     with unheeded_overflow():
         found = bench.network.gradient_sum(

@@ -16,9 +16,10 @@ from jobs.nn.parameters import Floats
 from jobs.nn.workspace import Workspace
 from jobs.step import StepRule, TreeSum, unheeded_overflow
 from pipeline.cluster import Cluster
-from pipeline.shared_memory import Handle, SharedElsewhere, SharedVector
+from pipeline.shared_memory import SharedVector
+from pipeline.shown import Showing
 from pipeline.stream import Batch
-from pipeline.tasks import Pending, Task
+from pipeline.tasks import Task
 from storage.closing import Closing
 
 MOST_SUMS = 16
@@ -82,9 +83,7 @@ class ClusterStepper(Closing):
             for vector in self._shared
         ]
         self._now = 0
-        self._elsewhere = SharedElsewhere()
-        self._apart: set[str] = set()
-        """Workers that share no memory with this process: on other machines, as a rule."""
+        self._showing = Showing(cluster)
         self._pool = ThreadPoolExecutor(threads, "step")
         self._spans = np.linspace(0, len(parameters), threads + 1).astype(int).tolist()
         self._workspaces = [Workspace() for _ in range(threads)]
@@ -131,49 +130,18 @@ class ClusterStepper(Closing):
                 range(0, len(spans), size), _round_robin(len(workers)), strict=False
             )
         ]
-        pending = [Pending(self._cluster, task) for task in tasks]
-        try:
-            return [
-                self._received(task, on_its_way.result())
-                for task, on_its_way in zip(tasks, pending, strict=True)
-            ]
-        finally:
-            for on_its_way in pending:
-                on_its_way.release()
+        return self._showing.results(
+            [(task, self._shared[self._now].handle, self.parameters) for task in tasks]
+        )
 
     def _task(self, step: int, epoch: int, spans: tuple[Span, ...], worker: str) -> Task:
-        apart = worker in self._apart
-        parameters: Handle | Floats = self.parameters if apart else self._shared[self._now].handle
         return Task(
             name="gradient",
             what=f"rows {spans[0][0]}..{spans[-1][1] - 1} in the order of epoch {epoch + 1}",
             function=gradient_sum,
-            arguments=(self._cluster.job, self._work, step, epoch, spans, parameters),
+            arguments=(self._cluster.job, self._work, step, epoch, spans),
             worker=worker,
-            bulky=apart,
         )
-
-    def _received(self, task: Task, reply: GradientReply) -> tuple[GradientReply, Floats]:
-        """The reply with its sum; asked for again where the sum cannot be had."""
-        while True:
-            if isinstance(reply.gradient, np.ndarray):
-                return reply, reply.gradient
-            if isinstance(reply.gradient, Handle):
-                try:
-                    return reply, self._elsewhere.array(reply.gradient)
-                except OSError:  # the worker has died since, or cannot be looked into
-                    pass
-            self._apart.add(reply.worker)
-            *others, _ = task.arguments
-            task = Task(
-                task.name,
-                task.what,
-                task.function,
-                (*others, self.parameters),
-                worker=reply.worker,
-                bulky=True,
-            )
-            reply = Pending(self._cluster, task).result()
 
     def _take_step(
         self, sums: list[Floats], rows: int, learning_rate: float, step_number: int
@@ -196,7 +164,7 @@ class ClusterStepper(Closing):
     def close(self) -> None:
         """Let go of the shared memory; the cluster stays."""
         self._pool.shutdown(cancel_futures=True)
-        self._elsewhere.close()
+        self._showing.close()
         for vector in self._shared:
             vector.close()
 

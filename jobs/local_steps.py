@@ -16,7 +16,6 @@ from jobs.step import StepRule
 from jobs.stepper import Stepper
 from pipeline.rows import OrderedRows, RowReader
 from pipeline.stream import Batch
-from pipeline.worker_side import hold
 from storage.closing import Closing
 
 
@@ -152,10 +151,3 @@ class RoundBench(Closing):
             self._all.close()
         while self._idle:
             self._idle.popitem()[1].close()
-
-
-def local_steps(
-    job: str, work: RoundWork, turn: Turn, parameters: Floats, state: State
-) -> ReplicaReply:
-    """For a worker: `RoundBench.take`, with a bench that it keeps from round to round."""
-    return hold(job, work, lambda: RoundBench(work)).take(turn, parameters, state)

@@ -5,9 +5,10 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
+from jobs.cluster_rounds import ClusterRounds
 from jobs.cluster_rows import ordered_rows
 from jobs.config import TrainConfig
-from jobs.local_steps import InnerStep, ReplicaReply, RoundBench, RoundWork, Turn, local_steps
+from jobs.local_steps import InnerStep, ReplicaReply, RoundBench, RoundWork, Turn
 from jobs.nn.architecture import Layer
 from jobs.nn.network import LossSum
 from jobs.nn.optimizers import State
@@ -18,7 +19,6 @@ from jobs.step import StepRule
 from jobs.trainer import Trainer
 from pipeline.cluster import Cluster
 from pipeline.rows import Unread
-from pipeline.tasks import Pending, Task
 from storage.closing import Closing
 from storage.dataset import Dataset
 
@@ -39,7 +39,7 @@ class RoundStepper(Closing):
         self.state = memory
         self._work = work
         self._cluster = cluster
-        self._bench = RoundBench(work) if cluster is None else None
+        self._taker = RoundBench(work) if cluster is None else ClusterRounds(cluster, work)
 
     def step(self, *_: Any) -> LossSum:
         """Single steps are the replicas'."""
@@ -66,53 +66,25 @@ class RoundStepper(Closing):
         return [loss for reply in replies.values() for loss in reply.losses]
 
     def _replies(self, shares: dict[int, Steps]) -> dict[int, ReplicaReply]:
-        if self._bench is not None:
-            return {
-                number: self._bench.take(
-                    Turn(number, steps, served=self._work.plan.replicas),
-                    self.parameters,
-                    of_replica(self.state, number),
-                )
-                for number, steps in shares.items()
-            }
-        assert self._cluster is not None
-        workers = self._cluster.workers() or [""]
-        served = -(-self._work.plan.replicas // len(workers))
-        pending = {
-            number: Pending(
-                self._cluster,
-                self._task(Turn(number, steps, served), workers[number % len(workers)]),
-            )
+        turns = [
+            (Turn(number, steps, self._served), self.parameters, of_replica(self.state, number))
             for number, steps in shares.items()
-        }
-        try:
-            return {number: on_its_way.result() for number, on_its_way in pending.items()}
-        finally:
-            for on_its_way in pending.values():
-                on_its_way.release()
+        ]
+        if isinstance(self._taker, RoundBench):
+            replies = [self._taker.take(*turn) for turn in turns]
+        else:
+            replies = self._taker.take(turns)
+        return dict(zip(shares, replies, strict=True))
 
-    def _task(self, turn: Turn, worker: str) -> Task:
-        assert self._cluster is not None
-        first, last = turn.steps[0], turn.steps[-1]
-        return Task(
-            name="local-steps",
-            what=f"rows {first.start}..{last.stop - 1} in the order of epoch {first.epoch + 1}",
-            function=local_steps,
-            arguments=(
-                self._cluster.job,
-                self._work,
-                turn,
-                self.parameters,
-                of_replica(self.state, turn.replica),
-            ),
-            worker=worker,
-            bulky=True,
-        )
+    @property
+    def _served(self) -> int:
+        """Replicas that one process has to serve."""
+        workers = len(self._cluster.workers()) if self._cluster else 1
+        return -(-self._work.plan.replicas // max(1, workers))
 
     def close(self) -> None:
-        """Let go of the windows; the cluster stays."""
-        if self._bench is not None:
-            self._bench.close()
+        """Let go of windows and vectors; the cluster stays."""
+        self._taker.close()
 
 
 class RoundTrainer(Trainer):

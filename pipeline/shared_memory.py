@@ -8,6 +8,7 @@ gone with the last process that has it: a kill leaves nothing behind.
 
 import mmap
 import os
+import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
@@ -58,6 +59,46 @@ class SharedVector(Closing):
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+
+class LentVectors(Closing):
+    """Vectors of this process, all alike, that another looks at until it asks for a later one."""
+
+    def __init__(self, size: int, dtype: str) -> None:
+        """None yet; each is `(size,)`."""
+        self._size, self._dtype = size, dtype
+        self._lock = threading.Lock()
+        self._free: list[SharedVector] = []
+        self._lent: list[tuple[int, SharedVector]] = []
+
+    def borrow(self, step: int) -> SharedVector:
+        """A vector for what this step comes to, or for a part of that.
+
+        Whoever asks for a step has done with the ones before: their vectors are used again.
+        """
+        with self._lock:
+            self._free += [vector for lent, vector in self._lent if lent < step]
+            self._lent = [(lent, vector) for lent, vector in self._lent if lent >= step]
+            if self._free:
+                return self._free.pop()
+        return SharedVector(self._size, self._dtype)
+
+    def lend(self, step: int, vector: SharedVector) -> Handle:
+        """Leave a finished vector to the other until it asks for a later step."""
+        with self._lock:
+            self._lent.append((step, vector))
+        return vector.handle
+
+    def give_back(self, vector: SharedVector) -> None:
+        """Take back a vector that was borrowed and is not lent."""
+        with self._lock:
+            self._free.append(vector)
+
+    def close(self) -> None:
+        """Let go of all of them."""
+        for vector in [*self._free, *(vector for _, vector in self._lent)]:
+            vector.close()
+        self._free, self._lent = [], []
 
 
 class SharedElsewhere(Closing):

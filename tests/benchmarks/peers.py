@@ -89,7 +89,7 @@ def sklearn_epoch(workplace: Workplace, batch_size: int) -> Contestant:
     classes = np.arange(workplace.train_targets.shape[1])
 
     def epoch() -> None:
-        model.partial_fit(images, labels, classes)
+        model.partial_fit(images, labels, classes=classes)
 
     return epoch
 
