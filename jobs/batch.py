@@ -11,7 +11,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from jobs.choice import choose_checkpoint
-from jobs.score_config import DEFAULT_CHECKPOINT, DEFAULT_RUN, ScoreConfig
+from jobs.defaults import DEFAULT_CHECKPOINT, DEFAULT_RUN
+from jobs.score_config import ScoreConfig
 from jobs.score_listener import ScoreListener, now
 from jobs.scored import ScoreResult, find_scored, peek_dataset_digest
 from jobs.stop import StopSignal

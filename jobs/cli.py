@@ -8,10 +8,8 @@ import atexit
 import os
 import signal
 import sys
-import traceback
 from contextlib import suppress
 from itertools import takewhile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -139,6 +137,8 @@ def inspect(
 ) -> None:
     """Tell what PLACE, a dataset or a run, is and holds."""
     with console_of(quiet, as_json) as console:
+        from pathlib import Path
+
         from jobs.report import inspect_location
         from storage.location import open_location
 
@@ -261,6 +261,8 @@ def demo(directory: str, quiet: bool, as_json: bool) -> None:
     names, the cache, a download), else draws digits.
     """
     with console_of(quiet, as_json) as console, stopping() as stop:
+        from pathlib import Path
+
         from jobs.demo import run_demo
 
         told = run_demo(Path(directory), console, stop)
@@ -292,6 +294,8 @@ def _shown(default: Any) -> str:
 
 def _train_config(config_file: str | None, settings: dict[str, Any]) -> "TrainConfig":
     """Defaults, then the file, then the options that were given."""
+    from pathlib import Path
+
     from jobs.config import TrainConfig, read_toml
 
     from_file = read_toml(Path(config_file)) if config_file else {}
@@ -342,6 +346,8 @@ def _run() -> int:
     except (KeyboardInterrupt, click.Abort):
         return 128 + signal.SIGINT
     except Exception:  # noqa: BLE001 - the last resort: a defect, told as such
+        import traceback
+
         _tell(f"{traceback.format_exc()}{DEFECT}")
         return 1
     return 0

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobs.score_config import DEFAULT_DATASET, DEFAULT_MODELS, DEFAULT_RUN
+from jobs.defaults import DEFAULT_DATASET, DEFAULT_MODELS, DEFAULT_RUN
 
 if TYPE_CHECKING:
     from jobs.console import Console

@@ -17,7 +17,7 @@ from jobs.cli_options import (
     wait_option,
 )
 from jobs.cli_places import storage_option, store_options, take_over_option
-from jobs.score_config import DEFAULT_CHECKPOINT, DEFAULT_RUN, DEFAULT_SETTLE
+from jobs.defaults import DEFAULT_CHECKPOINT, DEFAULT_RUN, DEFAULT_SETTLE
 from storage.errors import UsageError
 
 if TYPE_CHECKING:

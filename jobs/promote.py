@@ -8,8 +8,9 @@ from typing import Any
 
 from jobs.batch import run_batch
 from jobs.choice import choose_checkpoint
+from jobs.defaults import DEFAULT_DATASET, DEFAULT_MODELS
 from jobs.gates import Gates, Verdict, at_least, missed
-from jobs.score_config import DEFAULT_DATASET, DEFAULT_MODELS, ScoreConfig
+from jobs.score_config import ScoreConfig
 from jobs.score_listener import ScoreListener, now
 from jobs.stop import StopSignal
 from storage.checkpoints import CheckpointName, load_checkpoint, pin_checkpoint

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from jobs.batch import OpenCluster, run_batch
 from jobs.blas import one_blas_thread
+from jobs.defaults import DEFAULT_DATASET, DEFAULT_MODELS
 from jobs.evaluate import BLOCK_ROWS
 from jobs.gates import Gates
 from jobs.memory import check_memory, score_memory
@@ -17,7 +18,7 @@ from jobs.metrics import QualityCount
 from jobs.model import Model
 from jobs.nn.network import Network
 from jobs.nn.parameters import Floats
-from jobs.score_config import DEFAULT_DATASET, DEFAULT_MODELS, ScoreConfig
+from jobs.score_config import ScoreConfig
 from jobs.score_listener import ScoreListener
 from jobs.scored import ScoreResult, checked_record
 from jobs.step import network_inputs, thread_count

@@ -5,15 +5,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from jobs.defaults import DEFAULT_DATASET, DEFAULT_MODELS, DEFAULT_SETTLE
 from jobs.gates import Gates
 from storage.errors import UsageError
 from storage.location import Location, Place, TakeOver, open_location
 
-DEFAULT_DATASET = "data/mnist"
-DEFAULT_RUN = "runs/mnist"
-DEFAULT_MODELS = "models"
-DEFAULT_CHECKPOINT = "best"
-DEFAULT_SETTLE = 5.0
 OUTPUTS = (".csv", ".npz", ".parquet")
 HOME, SPLIT_NAME = "{home}", "{split}"
 """What stands for the scoring's own name and for its split in the name of an output."""

@@ -4,10 +4,10 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.blas import one_blas_thread
 from jobs.config import TrainConfig
+from jobs.defaults import DEFAULT_DATASET, DEFAULT_RUN
 from jobs.environment import environment
 from jobs.memory import check_memory, train_memory
 from jobs.nn.architecture import Layer, parse_network
-from jobs.score_config import DEFAULT_DATASET, DEFAULT_RUN
 from jobs.step import STEP_VERSION
 from jobs.stop import StopSignal
 from jobs.train_job import TrainJob, TrainListener, TrainResult
