@@ -17,7 +17,8 @@ from jobs.nn.architecture import parse_network
 from jobs.trainer import Trainer
 from pipeline.stream import BatchStream
 from storage.dataset import Dataset, open_dataset
-from storage.location import Location, open_location
+from storage.local import LocalLocation
+from storage.location import open_location
 from tests.benchmarks.contest import Verdict
 from tests.benchmarks.data import NETWORK, Workplace
 from tests.benchmarks.processes import PROJECT
@@ -162,19 +163,19 @@ def bench_latency(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
 
 @contextmanager
 def watched_reads(delay: float = 0.0) -> Iterator[list[tuple[str, int]]]:
-    """Every read of a location, by the object's name and the bytes; each first waits `delay` s."""
+    """Every read of a file, by its name and the bytes; each first waits `delay` s."""
     reads: list[tuple[str, int]] = []
-    get = Location.get
+    get = LocalLocation.get
 
-    def watched(location: Location, key: str, *bounds: Any) -> bytes:
+    def watched(location: LocalLocation, key: str, *bounds: Any) -> bytes:
         if delay:
             time.sleep(delay)
         data = get(location, key, *bounds)
         reads.append((Path(key).name, len(data)))
         return data
 
-    Location.get = watched  # type: ignore[method-assign, assignment]
+    LocalLocation.get = watched  # type: ignore[method-assign, assignment]
     try:
         yield reads
     finally:
-        Location.get = get  # type: ignore[method-assign]
+        LocalLocation.get = get  # type: ignore[method-assign]
