@@ -5,7 +5,7 @@ Imports neither Zarr nor Dask: a job that finds its work done needs no more than
 
 import re
 
-from jobs.history import Metrics, history_of
+from jobs.training.history import Metrics, history_of
 from storage.checkpoints import (
     Checkpoint,
     CheckpointName,

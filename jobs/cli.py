@@ -1,5 +1,4 @@
-"""The commands: parse, call a job, print. The commands of scoring and of the
-schedule are in files of their own; no others know click.
+"""The commands: parse, call a job, print; those of scoring and of the schedule are in `commands/`.
 
 Everything heavier than click is imported when a command runs, so that help answers at once.
 """
@@ -14,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobs.cli_cluster import cluster_options, opened_cluster, take_cluster_options
-from jobs.cli_options import (
+from jobs.commands.cluster import cluster_options, opened_cluster, take_cluster_options
+from jobs.commands.options import (
     console_of,
     dataset_option,
     output_options,
@@ -23,9 +22,9 @@ from jobs.cli_options import (
     seed_option,
     stopping,
 )
-from jobs.cli_places import storage_option, store_options, take_over_option
-from jobs.cli_schedule import schedule
-from jobs.cli_score import promote, score, scores
+from jobs.commands.places import storage_option, store_options, take_over_option
+from jobs.commands.schedule import schedule
+from jobs.commands.score import promote, score, scores
 from storage.errors import PipelineError, StoppedError, UsageError
 
 if TYPE_CHECKING:
@@ -224,8 +223,8 @@ def train(
     with console_of(quiet, as_json) as console, stopping() as stop:
         chosen = take_cluster_options(settings)
         config = _train_config(config_file, settings)
+        from jobs.commands.train_console import ConsoleListener, train_report
         from jobs.train import train as run_train
-        from jobs.train_console import ConsoleListener, train_report
         from storage.location import open_location
 
         options = store_options(storage_options, dataset, run)
@@ -357,7 +356,7 @@ def _end_log(error: str) -> None:
     """The summary that --log-json promises, where click refuses what stands beside it."""
     own = takewhile(lambda word: word != "--", sys.argv[1:])
     if "--log-json" in own:
-        from jobs.score_listener import JsonLog
+        from jobs.scoring.score_listener import JsonLog
 
         with suppress(PipelineError):
             JsonLog().event("summary", exit=UsageError.exit_code, error=error)

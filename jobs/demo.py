@@ -3,14 +3,14 @@
 import time
 from pathlib import Path
 
+from jobs.commands.console import Console, Report, percent
+from jobs.commands.train_console import ConsoleListener, train_report
 from jobs.config import TrainConfig
-from jobs.console import Console, Report, percent
 from jobs.pictures import worst_mistakes, write_grid
 from jobs.report import ingest_report
 from jobs.score import score
 from jobs.stop import StopSignal
 from jobs.train import train
-from jobs.train_console import ConsoleListener, train_report
 from pipeline.ingest import ingest
 from pipeline.sources import Source, open_source
 from storage.dataset import Dataset

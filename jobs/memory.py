@@ -6,12 +6,12 @@ from collections.abc import Iterable
 import numpy as np
 
 from jobs.config import TrainConfig
-from jobs.evaluate import BLOCK_ROWS
 from jobs.nn.architecture import Layer, count_parameters
 from jobs.nn.network import Network
 from jobs.nn.optimizers import make_optimizer
-from jobs.step import default_micro_batches, thread_count
-from jobs.stepper import GROUP
+from jobs.training.evaluate import BLOCK_ROWS
+from jobs.training.step import default_micro_batches, thread_count
+from jobs.training.stepper import GROUP
 from pipeline.ingest import BASE_MEMORY
 from pipeline.stream import PLAIN_WINDOW_CHUNKS, chunks_per_window
 from pipeline.windows import WAITING_THREADS

@@ -7,7 +7,7 @@ from jobs.config import TrainConfig
 from jobs.nn.architecture import parse_network
 from jobs.nn.network import Network
 from jobs.nn.parameters import Floats
-from jobs.trainer import flat_parameters, parameters_digest, template
+from jobs.training.trainer import flat_parameters, parameters_digest, template
 from storage.checkpoints import CheckpointName
 from storage.errors import BadDataError
 from storage.runs import RECORD, Run

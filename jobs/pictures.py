@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from storage.dataset import Dataset, Split, open_dataset
 from storage.errors import UsageError
-from storage.location import Location, open_location
+from storage.location import open_location
+from storage.objects import Location
 from storage.predictions import Scores
 
 COLUMNS = 10

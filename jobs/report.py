@@ -4,9 +4,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from jobs.console import Report, facts, percent, size, table
-from jobs.history import check_history
-from jobs.quality_text import SHOWN_CLASSES
+from jobs.commands.console import Report, facts, percent, size, table
+from jobs.commands.quality_text import SHOWN_CLASSES
+from jobs.training.history import check_history
 from pipeline.ingest import IngestResult
 from storage.checkpoints import (
     Checkpoint,
@@ -16,7 +16,7 @@ from storage.checkpoints import (
 )
 from storage.dataset import Dataset, open_dataset, replaced_sibling
 from storage.errors import BadDataError
-from storage.location import Location
+from storage.objects import Location
 from storage.runs import METRICS, RECORD, SCORES, Run, open_run
 from storage.schema import METADATA_NAME
 from storage.scorings import scoring_homes

@@ -18,8 +18,8 @@ from typing import Any, Protocol
 
 from storage import sealed
 from storage.errors import BadDataError, ConflictError, StoppedError, UnreachableError
-from storage.location import Location
 from storage.locks import writer_lock
+from storage.objects import Location
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 TICK_SECONDS = 1.0
@@ -35,7 +35,7 @@ COUNTED = 1000
 
 
 class Times(Protocol):
-    """When the job is due: see `jobs.cron.CronTimes`."""
+    """When the job is due: see `jobs.scheduling.cron.CronTimes`."""
 
     def after(self, moment: datetime) -> datetime: ...
     def between(self, start: datetime, stop: datetime, limit: int) -> list[datetime]: ...

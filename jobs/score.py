@@ -1,45 +1,32 @@
-"""The scoring job: a model's probabilities for every row of a split, published in one home."""
+"""The scoring job: splits or an inbox, each once, in this process or on a cluster.
+
+What needs NumPy's and Dask's full weight is imported when something is found to be scored.
+"""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
-from jobs.batch import OpenCluster, run_batch
-from jobs.blas import one_blas_thread
 from jobs.defaults import DEFAULT_DATASET, DEFAULT_MODELS
-from jobs.evaluate import BLOCK_ROWS
-from jobs.gates import Gates
-from jobs.memory import check_memory, score_memory
-from jobs.metrics import QualityCount
-from jobs.model import Model
-from jobs.nn.network import Network
-from jobs.nn.parameters import Floats
-from jobs.score_config import ScoreConfig
-from jobs.score_listener import ScoreListener
-from jobs.scored import ScoreResult, checked_record
-from jobs.step import network_inputs, thread_count
+from jobs.scoring.batch import Batch, BatchResult
+from jobs.scoring.gates import Gates
+from jobs.scoring.score_config import ScoreConfig
+from jobs.scoring.score_listener import ScoreListener
+from jobs.scoring.scored import ScoreResult
+from jobs.scoring.turns import try_again
 from jobs.stop import StopSignal
-from jobs.turns import wait_for_turn
-from jobs.workers import Workers
-from pipeline.stream import Batch, BatchStream
-from pipeline.transforms import SCALE
-from storage.dataset import Dataset
-from storage.errors import UsageError
-from storage.location import Place, TakeOver
-from storage.predictions import ScoresSchema, ScoresWriter, is_complete, score_into
-from storage.runs import SCORES, Run
-
-__all__ = ["ScoreResult", "make_scores", "score"]
+from storage.errors import PipelineError, StoppedError, UsageError
+from storage.location import Place
+from storage.objects import TakeOver
+from storage.scorings import scoring_home
 
 if TYPE_CHECKING:
-    from pipeline.cluster import Cluster
+    from pipeline.cluster import Cluster, OpenCluster
+
+__all__ = ["ScoreResult", "run_batch", "score"]
 
 Progress = Callable[[str, int, int], None]
-Predictions = tuple[NDArray[np.float32], NDArray[np.int32]]
 
 
 def score(
@@ -103,186 +90,64 @@ class _Calls(ScoreListener):
         self._report(stage, done, total)
 
 
-def make_scores(
-    run: Run,
-    model: Model,
-    dataset: Dataset,
-    split: str,
+def run_batch(
+    config: ScoreConfig,
     *,
-    threads: int,
-    wait: float,
-    take_over: TakeOver | None,
-    listener: ScoreListener,
-    stop: StopSignal,
-    cluster: OpenCluster,
-) -> ScoreResult:
-    """Score a split in its home, or go on where a scoring of it died, and publish it.
+    listener: ScoreListener | None = None,
+    stop: StopSignal | None = None,
+    cluster: "OpenCluster" = lambda: None,
+) -> BatchResult:
+    """Score what the configuration asks for.
 
-    Where another job has it in hand, wait for it for so many seconds. Raises `ConflictError` that
-    names the other after that; what it has completed meanwhile is found.
+    Of several things each is tried, whatever becomes of the others: what went wrong is in the
+    result's `errors`, and `BatchResult.error` is what to end with. What stands in the way of all
+    of them is raised: `UsageError`, `BadDataError`, `UnreachableError`, `StoppedError`.
     """
-    schema = _schema(model, dataset, split)
-    home = run.location.child(f"{SCORES}/{schema.home}")
-    cores = thread_count(threads)
-    memory = score_memory(model.network, dataset.split(split).schema, cores)
+    listener, stop = listener or ScoreListener(), stop or StopSignal()
+    if config.out is not None:
+        _check_output(config)
 
-    def work() -> None:
-        listener.say(f"memory at most {check_memory(memory) / 1e6:,.0f} MB")
-        workers = cluster()
-        with one_blas_thread(), score_into(home, schema, take_over) as writer:
-            _score(writer, model, dataset, cores, listener.progress, stop, workers)
+    def begin() -> Batch:
+        return Batch(config, listener, stop, cluster)
 
-    if is_complete(home):
-        return ScoreResult(*checked_record(home), already_done=True)
-    already_done = not wait_for_turn(
-        work, partial(is_complete, home), wait=wait, listener=listener, stop=stop
+    batch = try_again(
+        begin, retries=config.retries, retry_wait=config.retry_wait, listener=listener, stop=stop
     )
-    return ScoreResult(*checked_record(home), already_done)
-
-
-def _schema(model: Model, dataset: Dataset, split: str) -> ScoresSchema:
-    """What is to be scored; `UsageError` where the model does not fit the dataset."""
-    if split not in dataset.splits:
-        raise UsageError(
-            f"{dataset.location} has no split '{split}'; pass --split with one of those it has: "
-            f"{', '.join(dataset.splits)}."
-        )
-    rows = dataset.split(split).schema
-    _check_size(model, dataset, rows.features)
-    _check_classes(model, dataset)
-    if (SCALE in model.transforms) != (SCALE in dataset.transforms):
-        raise UsageError(
-            f"The model was trained on rows stored with {', '.join(model.transforms)}; those of "
-            f"{dataset.location} are stored with {', '.join(dataset.transforms)}. Give one like it."
-        )
-    return ScoresSchema(
-        model.digest,
-        dataset.digest,
-        split,
-        rows.rows,
-        model.network.layers[-1].outputs,
-        rows.chunk_rows,
-        model.class_names,
+    began = time.monotonic()
+    listener.event(
+        "started",
+        run=str(batch.run.location),
+        checkpoint=str(batch.checkpoint),
+        model_digest=batch.model_digest,
     )
+    if config.inbox is not None:
+        from jobs.scoring.inbox import score_inbox
+
+        score_inbox(batch)
+    else:
+        _score_splits(batch)
+    listener.event("done", seconds=round(time.monotonic() - began, 3))
+    return batch.result
 
 
-def _check_size(model: Model, dataset: Dataset, features: int) -> None:
-    taken = model.network.layers[0].inputs
-    if features != taken:
-        shape = " x ".join(map(str, dataset.image_shape))
-        raise UsageError(
-            f"{dataset.location} has images of {shape}, {features:,} values each; the model takes "
-            f"{taken:,} values. Give images like those that it was trained on."
-        )
+def _check_output(config: ScoreConfig) -> None:
+    """Refuse now what would fail once all is scored; raises `UsageError`."""
+    from jobs.scoring.outputs import check_kind, check_place
+
+    check_kind(str(config.out))
+    for split in config.splits:
+        file = config.output(scoring_home("", "", split), split)
+        if file is not None:
+            check_place(file)
 
 
-def _check_classes(model: Model, dataset: Dataset) -> None:
-    if strange := [name for name in dataset.class_names if name not in model.class_names]:
-        more = ", ..." if len(strange) > 10 else ""
-        raise UsageError(
-            f"{dataset.location} has labels of classes that the model does not know: "
-            f"{', '.join(strange[:10])}{more}; it knows {', '.join(model.class_names)}. Give rows "
-            "of the classes that it was trained on."
-        )
-
-
-def _score(
-    writer: ScoresWriter,
-    model: Model,
-    dataset: Dataset,
-    threads: int,
-    report: Progress,
-    stop: StopSignal,
-    cluster: "Cluster | None",
-) -> None:
-    """Score every chunk that is missing, then publish with the metrics of all of them."""
-    began = time.perf_counter()
-    schema = writer.schema
-    count = QualityCount(schema.class_names, dataset.class_names)
-    done = 0
-    for rows in _scored(writer, model, dataset, threads, count, cluster):
-        done += rows
-        report(f"score {schema.split}", done, schema.rows)
-        stop.check("Stopped; the chunks scored so far are kept. Run the same command to go on.")
-    labelled = bool(dataset.split(schema.split).schema.classes)
-    writer.publish(
-        {
-            "model_digest": schema.model_digest,
-            "dataset_digest": schema.dataset_digest,
-            "split": schema.split,
-            "rows": schema.rows,
-            "checkpoint": str(model.checkpoint),
-            "quality": count.result().to_json() if labelled else None,
-            "seconds": round(time.perf_counter() - began, 3),
-        }
-    )
-
-
-def _scored(
-    writer: ScoresWriter,
-    model: Model,
-    dataset: Dataset,
-    threads: int,
-    count: QualityCount,
-    cluster: "Cluster | None",
-) -> Iterator[int]:
-    """See to it that each chunk is written and counted, in order; the rows of each."""
-    if cluster is None:
-        return _scored_here(writer, model, dataset, threads, count)
-    from jobs.cluster_score import score_on_cluster  # and with it Dask's cluster, now needed
-
-    return score_on_cluster(cluster, writer, model, dataset, count)
-
-
-def _scored_here(
-    writer: ScoresWriter, model: Model, dataset: Dataset, threads: int, count: QualityCount
-) -> Iterator[int]:
-    """The same in this process, a chunk to a thread."""
-    schema, missing = writer.schema, set(writer.missing)
-    forward = Forward(model.network, model.parameters)
-
-    def settle(chunk: tuple[int, Batch]) -> tuple[int, QualityCount | None]:
-        number, batch = chunk
-        if number in missing:
-            predictions = predict(forward, batch.inputs)
-            writer.write_chunk(number, *predictions)
-        else:
-            predictions = writer.read_chunk(number)
-        counted = None
-        if batch.targets is not None:
-            counted = QualityCount(schema.class_names, dataset.class_names)
-            counted.add(*predictions, batch.targets)
-        return len(batch.rows), counted
-
-    chunks = BatchStream(
-        dataset, schema.split, batch_size=schema.chunk_rows, shuffle=False, epochs=1
-    )
-    with chunks, Workers(settle, threads) as workers:
-        for rows, counted in workers.map(enumerate(chunks)):
-            if counted is not None:
-                count.merge(counted)
-            yield rows
-
-
-class Forward:
-    """The forward pass of one block of rows."""
-
-    def __init__(self, network: Network, parameters: Floats) -> None:
-        """With the network's `parameters`, `(parameters,)`."""
-        self._network = network
-        self._parameters = parameters
-
-    def __call__(self, inputs: NDArray[Any]) -> NDArray[np.float32]:
-        """`(rows, 1 + features)` as stored to the probabilities `(rows, classes)`."""
-        scaled, columns = network_inputs(inputs, self._network.dtype)
-        probabilities = self._network.forward(self._parameters, scaled, columns)
-        return probabilities.astype(np.float32, copy=False)
-
-
-def predict(forward: Forward, inputs: NDArray[Any]) -> Predictions:
-    """Probabilities and classes of a chunk's rows, block by block."""
-    starts = range(0, len(inputs), BLOCK_ROWS)
-    probabilities = np.concatenate(
-        [forward(inputs[start : start + BLOCK_ROWS]) for start in starts]
-    )
-    return probabilities, probabilities.argmax(axis=1).astype(np.int32)
+def _score_splits(batch: Batch) -> None:
+    for split in dict.fromkeys(batch.config.splits):
+        batch.stop.check("Stopped between two splits. Run the same command to go on.")
+        try:
+            batch.attempt(partial(batch.score_split, split))
+        except (StoppedError, UsageError):
+            raise
+        except PipelineError as error:
+            batch.result.errors.append(error)
+            batch.listener.event("failed", split=split, error=str(error))

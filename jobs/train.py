@@ -8,15 +8,16 @@ from jobs.defaults import DEFAULT_DATASET, DEFAULT_RUN
 from jobs.environment import environment
 from jobs.memory import check_memory, train_memory
 from jobs.nn.architecture import Layer, parse_network
-from jobs.step import STEP_VERSION
 from jobs.stop import StopSignal
-from jobs.train_job import TrainJob, TrainListener, TrainResult
-from jobs.trainer import template
+from jobs.training.step import STEP_VERSION
+from jobs.training.train_job import TrainJob, TrainListener, TrainResult
+from jobs.training.trainer import template
 from pipeline.order import ORDER_VERSION
 from storage.checkpoints import Checkpoint, load_newest, sweep_checkpoints
 from storage.dataset import Dataset, open_dataset
 from storage.errors import BadDataError, ConflictError, UsageError
-from storage.location import Location, Place, TakeOver, open_location
+from storage.location import Place, open_location
+from storage.objects import Location, TakeOver
 from storage.runs import RECORD, Run, check_place, create_run, open_run, run_exists, run_lock
 
 if TYPE_CHECKING:

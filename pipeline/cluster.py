@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import dask
 from distributed import Client, Future, LocalCluster
@@ -131,6 +131,10 @@ class Cluster(Closing):
             with suppress(Exception):
                 self._local.close(timeout=CLOSE_SECONDS)
             self._local = None
+
+
+OpenCluster: TypeAlias = Callable[[], Cluster | None]
+"""Opens the cluster when there is work for it, and gives the same one after that."""
 
 
 def connect(options: ClusterOptions, announce: Announce = lambda text: None) -> Cluster | None:

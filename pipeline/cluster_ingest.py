@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cluster import Cluster
-from pipeline.ingest import convert_part
+from pipeline.parts import convert_part
 from pipeline.splits import LoadedPart, SplitSource
 from pipeline.tasks import Task, results
 from storage.dataset_writer import ChunkRecord, SplitWriter

@@ -11,7 +11,7 @@ from pipeline.windows import WindowLoader
 from pipeline.worker_side import hold
 from storage.closing import Closing
 from storage.dataset import Block, Dataset, Split
-from storage.location import Location
+from storage.objects import Location
 
 
 class OpenSplit(Closing):

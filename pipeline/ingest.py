@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.sources import Part, Source, SplitSource, open_source
-from pipeline.transforms import BIAS_COLUMN, ONE_HOT, SCALE, add_bias, one_hot
-from storage.dataset import Block, Dataset, open_dataset
+from pipeline.parts import convert_part
+from pipeline.sources import Source, SplitSource, open_source
+from pipeline.transforms import BIAS_COLUMN, ONE_HOT, SCALE
+from storage.dataset import Dataset, open_dataset
 from storage.dataset_writer import (
     ChunkRecord,
     DatasetWriter,
@@ -23,8 +24,9 @@ from storage.dataset_writer import (
     refuse_foreign,
     stage_dataset,
 )
-from storage.errors import BadDataError, UnreachableError, UsageError
-from storage.location import Location, Place, TakeOver, open_location
+from storage.errors import UnreachableError, UsageError
+from storage.location import Place, open_location
+from storage.objects import Location, TakeOver
 from storage.schema import METADATA_NAME, DatasetSchema, SplitSchema
 
 if TYPE_CHECKING:
@@ -223,26 +225,6 @@ def _converted(
         ),
         max(1, BYTES_IN_FLIGHT // part_bytes),
     )
-
-
-def convert_part(
-    part: Part, writer: SplitWriter, classes: NDArray[np.int64]
-) -> tuple[int, list[ChunkRecord]]:
-    """Load, transform, write and read back one part; its rows, and its chunks' records.
-
-    Pure but for what it writes, and writing it twice gives the same bytes: it may run anywhere,
-    and again.
-    """
-    images, labels = part.load()
-    if images.dtype.kind == "f" and not np.isfinite(images).all():
-        row = part.start + int(np.argmin(np.isfinite(images).reshape(len(images), -1).all(axis=1)))
-        raise BadDataError(
-            f"Row {row} of the {writer.name} images holds a value that is not a finite number; "
-            "nothing can be learned from it. Leave the row out, or give it a number."
-        )
-    targets = None if labels is None else one_hot(labels, classes)
-    block = Block(add_bias(images), targets)
-    return len(images), writer.write_part(part.start // writer.part_rows, block)
 
 
 def _bounded(submitted: "Iterator[Future[T]]", limit: int) -> Iterator[T]:

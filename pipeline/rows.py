@@ -12,7 +12,7 @@ from pipeline.windows import WindowLoader
 from storage.closing import Closing
 from storage.dataset import Block, Split, open_dataset
 from storage.errors import ConflictError
-from storage.location import Location
+from storage.objects import Location
 
 READING_THREADS = 2
 """Chunks that a worker decodes at once; there are other workers on its machine."""

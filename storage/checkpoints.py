@@ -14,7 +14,7 @@ from safetensors.numpy import save as save_safetensors
 
 from storage import sealed
 from storage.errors import BadDataError
-from storage.location import Location
+from storage.objects import Location
 from storage.runs import METRICS, Run
 
 FORMAT = "mnist-stream checkpoint"

@@ -15,7 +15,7 @@ from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 
 from storage.errors import BadDataError
-from storage.location import Location
+from storage.objects import Location
 
 CHECKSUM_BYTES = 4
 CHECKED = 0x48674BC7

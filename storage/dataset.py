@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from storage import sealed
 from storage.chunks import ChunkedArray
 from storage.errors import BadDataError, ConflictError, PipelineError
-from storage.location import REPLACED, Location
+from storage.objects import REPLACED, Location
 from storage.schema import (
     FORMAT,
     FORMAT_VERSION,

@@ -17,8 +17,8 @@ from storage import sealed
 from storage.chunks import ZSTD_LEVEL, ChunkedArray
 from storage.dataset import Block, Dataset, open_dataset, split_arrays
 from storage.errors import BadDataError, ConflictError
-from storage.location import Location, TakeOver
 from storage.locks import writer_lock
+from storage.objects import Location, TakeOver
 from storage.schema import (
     FORMAT,
     FORMAT_VERSION,

@@ -15,7 +15,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from storage.directories import make_directories, reaching
 from storage.errors import ConflictError
-from storage.location import Lock, TakeOver
+from storage.objects import Lock, TakeOver
 
 SIGNATURE_TRIES = 50
 """How often to look for the signature of a holder that has yet to sign, 10 ms apart."""

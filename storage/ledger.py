@@ -12,8 +12,8 @@ from typing import Any
 
 from storage import sealed
 from storage.errors import BadDataError, ConflictError
-from storage.location import Location, Lock, TakeOver
 from storage.locks import writer_lock
+from storage.objects import Location, Lock, TakeOver
 from storage.runs import SCORES
 from storage.scorings import FAILED, LEDGER
 

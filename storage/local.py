@@ -17,7 +17,7 @@ from storage import files
 from storage.directories import make_directories, reaching, remove_tree
 from storage.errors import BadDataError, ConflictError, UnreachableError
 from storage.kernel_lock import kernel_lock
-from storage.location import (
+from storage.objects import (
     NOTES_LIMIT,
     REPLACED,
     STAGED,

@@ -2,7 +2,7 @@
 
 from contextlib import AbstractContextManager
 
-from storage.location import Location, Lock, TakeOver
+from storage.objects import Location, Lock, TakeOver
 
 
 def writer_lock(

@@ -9,8 +9,8 @@ from typing import Any, Self
 
 from storage import sealed
 from storage.errors import BadDataError, UsageError
-from storage.location import Location, Lock, TakeOver
 from storage.locks import writer_lock
+from storage.objects import Location, Lock, TakeOver
 
 FORMAT = "mnist-stream model name"
 FORMAT_VERSION = 1

@@ -15,8 +15,8 @@ from zarr.storage import MemoryStore
 from storage import sealed
 from storage.chunks import ZSTD_LEVEL, ChunkedArray
 from storage.errors import BadDataError, ConflictError
-from storage.location import Location, TakeOver
 from storage.locks import writer_lock
+from storage.objects import Location, TakeOver
 from storage.schema import METADATA_NAME
 from storage.scorings import (
     AGAIN,

@@ -9,8 +9,8 @@ from typing import Any
 
 from storage import sealed
 from storage.errors import BadDataError, ConflictError
-from storage.location import Location, TakeOver
 from storage.locks import writer_lock
+from storage.objects import Location, TakeOver
 
 FORMAT = "mnist-stream run"
 FORMAT_VERSION = 1

@@ -32,15 +32,7 @@ from pathlib import Path, PurePosixPath
 from typing import Self
 
 from storage.errors import BadDataError, ConflictError, PipelineError, UsageError
-from storage.location import (
-    NOTES_LIMIT,
-    REPLACED,
-    STAGED,
-    Location,
-    Lock,
-    TakeOver,
-    Write,
-)
+from storage.objects import NOTES_LIMIT, REPLACED, STAGED, Location, Lock, TakeOver, Write
 from storage.s3_client import S3Client
 from storage.s3_lock import s3_lock
 

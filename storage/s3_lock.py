@@ -24,7 +24,7 @@ from typing import Any
 
 from storage.errors import ConflictError, PipelineError, UnreachableError, UsageError
 from storage.kernel_lock import signature
-from storage.location import Lock, TakeOver
+from storage.objects import Lock, TakeOver
 from storage.s3_client import S3Client
 
 

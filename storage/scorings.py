@@ -9,7 +9,7 @@ from typing import Any
 
 from storage import sealed
 from storage.errors import BadDataError
-from storage.location import Location
+from storage.objects import Location
 from storage.schema import CHUNK_LIMIT, METADATA_NAME
 
 FORMAT = "mnist-stream scores"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from storage.errors import BadDataError
-from storage.location import Location
+from storage.objects import Location
 
 DOCUMENT_LIMIT = 256 * 2**20
 """The largest document that is read, in bytes; what is larger is none of ours."""

@@ -13,7 +13,7 @@ from zarr.abc.store import (
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 
 from storage.errors import BadDataError
-from storage.location import Location
+from storage.objects import Location
 from storage.schema import METADATA_NAME
 
 

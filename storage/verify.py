@@ -24,7 +24,7 @@ from storage.chunks import ChunkedArray
 from storage.dataset import MAKE_AGAIN, Dataset, Split, open_array, open_dataset
 from storage.errors import BadDataError
 from storage.ledger import Ledger
-from storage.location import Location, is_leftover
+from storage.objects import Location, is_leftover
 from storage.predictions import FORMAT as SCORES_FORMAT
 from storage.predictions import JOURNAL, METRICS, Scores, open_scores
 from storage.runs import RECORD, SCORES, open_run

@@ -9,13 +9,13 @@ from typing import Any
 from distributed.comm.tcp import TCP
 
 from jobs.blas import one_blas_thread
-from jobs.cluster_trainer import ClusterTrainer
 from jobs.config import TrainConfig
 from jobs.nn.architecture import count_parameters, parse_network
-from jobs.round_trainer import RoundTrainer
 from jobs.score import score
 from jobs.train import train
-from jobs.trainer import RunningSums, Trainer
+from jobs.training.cluster_trainer import ClusterTrainer
+from jobs.training.round_trainer import RoundTrainer
+from jobs.training.trainer import RunningSums, Trainer
 from pipeline.cluster import Cluster, connect
 from pipeline.cluster_options import ClusterOptions
 from pipeline.ingest import ingest

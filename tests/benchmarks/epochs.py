@@ -12,9 +12,9 @@ from jobs.nn.architecture import parse_network
 from jobs.nn.initialise import initialise
 from jobs.nn.network import Network
 from jobs.nn.optimizers import make_optimizer
-from jobs.step import StepRule, default_micro_batches
-from jobs.stepper import Stepper
-from jobs.trainer import RunningSums, Trainer
+from jobs.training.step import StepRule, default_micro_batches
+from jobs.training.stepper import Stepper
+from jobs.training.trainer import RunningSums, Trainer
 from pipeline.stream import Batch
 from tests.benchmarks.contest import Contestant, Verdict, medians
 from tests.benchmarks.data import CORES, NETWORK, Workplace

@@ -14,7 +14,7 @@ from typing import Any
 from jobs.blas import one_blas_thread
 from jobs.config import TrainConfig
 from jobs.nn.architecture import parse_network
-from jobs.trainer import Trainer
+from jobs.training.trainer import Trainer
 from pipeline.stream import BatchStream
 from storage.dataset import Dataset, open_dataset
 from storage.local import LocalLocation

@@ -14,7 +14,8 @@ from jobs.stop import StopSignal
 from jobs.train import TrainListener, train
 from storage.checkpoints import NAME, list_checkpoints
 from storage.errors import BadDataError, StoppedError
-from storage.location import Location, open_location
+from storage.location import open_location
+from storage.objects import Location
 from storage.predictions import JOURNAL
 from storage.runs import open_run
 from storage.verify import verify_location

@@ -19,7 +19,7 @@ from unittest import mock
 from jobs.cli import main
 from jobs.config import TrainConfig
 from jobs.nn.architecture import parse_network
-from jobs.trainer import template
+from jobs.training.trainer import template
 from pipeline.digits import draw_digits
 from storage.checkpoints import (
     Checkpoint,
@@ -30,7 +30,8 @@ from storage.checkpoints import (
 )
 from storage.dataset import open_dataset
 from storage.idx import write_idx
-from storage.location import Location, open_location
+from storage.location import open_location
+from storage.objects import Location
 from storage.predictions import open_scores
 from storage.runs import SCORES, Run, open_run
 from storage.scorings import scoring_homes

@@ -75,7 +75,7 @@ def test_settling_in_a_store(
     def put_labels(seconds: float, stop: object) -> None:
         upload(store, home, here / "a-labels-idx1")
 
-    monkeypatch.setattr("jobs.inbox.pause", put_labels)
+    monkeypatch.setattr("jobs.scoring.inbox.pause", put_labels)
     score = ("score", "--run", f"{home}/run", "--inbox", f"{home}/inbox", "--json")
     left = document(call(*score, "--settle", 600))
     assert ([], ["a-images-idx3"]) == (left["results"], [one["file"] for one in left["left"]])

@@ -11,7 +11,7 @@ from pathlib import Path
 from subprocess import Popen
 
 from jobs.schedule import Heartbeat, Scheduler, heeding_signals, launch_pipeline
-from jobs.schedule_log import json_log
+from jobs.scheduling.schedule_log import json_log
 from storage.errors import StoppedError
 from storage.location import open_location
 from tests.commands.process import start_pipeline

@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jobs.batch import BatchResult, run_batch
-from jobs.gates import Gates
-from jobs.score_config import ScoreConfig
-from jobs.score_listener import ScoreListener
+from jobs.score import run_batch
+from jobs.scoring.batch import BatchResult
+from jobs.scoring.gates import Gates
+from jobs.scoring.score_config import ScoreConfig
+from jobs.scoring.score_listener import ScoreListener
 from pipeline.digits import draw_digits
 from storage.idx import write_idx
 from storage.ledger import Entry, Ledger

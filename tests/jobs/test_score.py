@@ -13,7 +13,7 @@ from jobs.config import TrainConfig
 from jobs.model import load_model
 from jobs.nn.network import Network
 from jobs.score import score
-from jobs.scored import ScoreResult
+from jobs.scoring.scored import ScoreResult
 from jobs.stop import StopSignal
 from jobs.train import TrainResult, train
 from pipeline.ingest import ingest

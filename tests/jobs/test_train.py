@@ -14,7 +14,7 @@ from jobs.nn.architecture import parse_network
 from jobs.nn.initialise import initialise
 from jobs.nn.parameters import Floats, views
 from jobs.train import TrainResult, check_fit, train
-from jobs.trainer import flat_parameters
+from jobs.training.trainer import flat_parameters
 from pipeline.ingest import ingest
 from storage.checkpoints import list_checkpoints, load_checkpoint
 from storage.dataset import Dataset, open_dataset

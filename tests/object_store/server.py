@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from storage.location import Location, open_location
+from storage.location import open_location
+from storage.objects import Location
 
 SERVE = """
 import logging, sys

@@ -10,7 +10,7 @@ import numpy as np
 from storage.checkpoints import CheckpointName, Tensors, save_checkpoint
 from storage.dataset import Block, Dataset, Split
 from storage.dataset_writer import SplitWriter, create_dataset
-from storage.location import Location
+from storage.objects import Location
 from storage.predictions import Scores, ScoresSchema, ScoresWriter, score_into
 from storage.runs import SCORES, Run, create_run
 from storage.schema import DatasetSchema, SplitSchema

@@ -25,7 +25,8 @@ from storage.checkpoints import (
     sweep_checkpoints,
 )
 from storage.errors import BadDataError, UnreachableError
-from storage.location import Location, open_location
+from storage.location import open_location
+from storage.objects import Location
 from storage.runs import METRICS, Run
 from storage.verify import verify_run
 from tests.storage.artefacts import begin_run, make_run, metrics_line, save_epoch, tensors_of

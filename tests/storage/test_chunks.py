@@ -15,7 +15,8 @@ from zarr.codecs import ZstdCodec
 from storage.chunks import ChunkedArray
 from storage.dataset import Split
 from storage.errors import BadDataError
-from storage.location import Location, open_location
+from storage.location import open_location
+from storage.objects import Location
 from storage.schema import ELEMENT_TYPES
 from tests.storage.artefacts import dataset_schema, make_dataset, rows_of
 

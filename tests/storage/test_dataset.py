@@ -17,7 +17,8 @@ import zarr
 from storage.dataset import Block, Dataset, Split, open_dataset
 from storage.dataset_writer import ChunkRecord, create_dataset
 from storage.errors import BadDataError
-from storage.location import Location, open_location
+from storage.location import open_location
+from storage.objects import Location
 from storage.schema import ELEMENT_TYPES, DatasetSchema, SplitSchema
 from storage.store import LocationStore
 from tests.storage.artefacts import (

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from storage.errors import ConflictError, PipelineError
-from storage.location import Location, open_location
+from storage.location import open_location
 from storage.locks import writer_lock
+from storage.objects import Location
 from tests.storage.artefacts import REPOSITORY
 
 HOLD = """

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from storage.errors import BadDataError, ConflictError, UsageError
-from storage.location import Location, open_location
+from storage.location import open_location
 from storage.models import (
     Holder,
     ModelName,
@@ -18,6 +18,7 @@ from storage.models import (
     open_name,
     run_reference,
 )
+from storage.objects import Location
 
 HOLDER = Holder("../run", "id", "000001-000000", "ab" * 32, "2026-01-01T00:00:00", 0.5, "test of d")
 

@@ -9,7 +9,8 @@ import zarr
 
 from storage import sealed
 from storage.errors import BadDataError, ConflictError
-from storage.location import Location, open_location
+from storage.location import open_location
+from storage.objects import Location
 from storage.predictions import (
     JOURNAL,
     METRICS,

@@ -8,7 +8,8 @@ import zarr
 from storage.dataset import Dataset, open_dataset, replaced_sibling
 from storage.dataset_writer import ChunkRecord, create_dataset, dataset_lock, recover
 from storage.errors import BadDataError, ConflictError
-from storage.location import Location, open_location
+from storage.location import open_location
+from storage.objects import Location
 from storage.store import LocationStore
 from tests.storage.artefacts import (
     assert_holds_its_rows,

@@ -6,7 +6,7 @@ import pytest
 
 from storage import sealed
 from storage.errors import BadDataError, ConflictError
-from storage.location import Location
+from storage.objects import Location
 from storage.runs import LOCK, METRICS, RECORD, open_run, run_exists, run_lock
 from tests.storage.artefacts import begin_run, metrics_line
 

@@ -14,7 +14,8 @@ from storage import sealed
 from storage.checkpoints import list_checkpoints, load_checkpoint, recorded_metrics
 from storage.dataset import open_dataset
 from storage.dataset_writer import create_dataset
-from storage.location import Location, open_location
+from storage.location import open_location
+from storage.objects import Location
 from storage.predictions import open_scores
 from storage.runs import open_run
 from storage.schema import SplitRecord, dataset_digest

@@ -11,7 +11,7 @@ from jobs.nn.network import Network
 from jobs.nn.optimizers import OPTIMIZERS, make_optimizer
 from jobs.nn.parameters import Floats, views
 from jobs.nn.schedules import learning_rate
-from jobs.step import StepRule
+from jobs.training.step import StepRule
 
 torch = pytest.importorskip("torch")
 

@@ -1,0 +1,338 @@
+"""The commands of scoring: score, scores, promote. Thin: parse, call a job, print."""
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from jobs.commands.cluster import cluster_on_call, cluster_options
+from jobs.commands.options import (
+    console_of,
+    dataset_option,
+    models_option,
+    options,
+    output_options,
+    stopping,
+    threads_option,
+    wait_option,
+)
+from jobs.commands.places import storage_option, store_options, take_over_option
+from jobs.defaults import DEFAULT_CHECKPOINT, DEFAULT_RUN, DEFAULT_SETTLE
+from storage.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from jobs.commands.console import Console
+    from jobs.scoring.batch import BatchResult
+    from jobs.scoring.score_listener import JsonLog
+
+CHECKPOINT_HELP = (
+    "best (by validation; the latest without one), latest, an epoch's number, or the first digits "
+    "of a model's digest."
+)
+what_options = options(
+    click.option("--run", help=f"The run's path or URL.  [default: {DEFAULT_RUN}]"),
+    dataset_option,
+    click.option(
+        "--split",
+        "splits",
+        multiple=True,
+        help="A split to score; give it again for more.  [default: test]",
+    ),
+    click.option(
+        "--inbox",
+        metavar="PLACE",
+        help="Score the IDX files and datasets that arrive at a path or URL, each once, by content.",
+    ),
+    click.option(
+        "--settle",
+        default=DEFAULT_SETTLE,
+        show_default=True,
+        metavar="SECONDS",
+        help="Leave a file of the inbox that somebody wrote to so lately.",
+    ),
+)
+model_options = options(
+    click.option("--checkpoint", help=f"{CHECKPOINT_HELP}  [default: {DEFAULT_CHECKPOINT}]"),
+    click.option("--model", metavar="NAME", help="A promoted name, which has run and checkpoint."),
+    models_option,
+)
+result_options = options(
+    click.option(
+        "--out",
+        metavar="FILE",
+        help="Write predictions to a .csv, .parquet or .npz file as well; {split} and {home} in "
+        "its name stand for the split and the scoring.",
+    ),
+    click.option(
+        "--probabilities", is_flag=True, help="Write the probabilities of all classes to --out."
+    ),
+    click.option(
+        "--min-accuracy",
+        type=float,
+        metavar="SHARE",
+        help="Exit 5 where the accuracy, from 0 to 1, is below.",
+    ),
+    click.option(
+        "--max-drop",
+        type=float,
+        metavar="SHARE",
+        help="Exit 5 where the accuracy is so much below that of the last scoring of the split.",
+    ),
+)
+running_options = options(
+    threads_option,
+    wait_option,
+    click.option(
+        "--retries",
+        default=0,
+        show_default=True,
+        type=click.IntRange(0),
+        help="Try so often again what is out of reach (exit 6).",
+    ),
+    click.option(
+        "--retry-wait",
+        default=60.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="Seconds between two tries.",
+    ),
+    click.option("--log-json", is_flag=True, help="Print a line of JSON for each event instead."),
+)
+
+
+@click.command()
+@what_options
+@model_options
+@result_options
+@running_options
+@storage_option
+@take_over_option
+@cluster_options
+@output_options
+def score(
+    run: str | None,
+    dataset: str,
+    splits: tuple[str, ...],
+    inbox: str | None,
+    settle: float,
+    checkpoint: str | None,
+    model: str | None,
+    models: str,
+    out: str | None,
+    probabilities: bool,
+    min_accuracy: float | None,
+    max_drop: float | None,
+    threads: int,
+    wait: float,
+    retries: int,
+    retry_wait: float,
+    log_json: bool,
+    storage_options: tuple[str, ...],
+    take_over: bool,
+    quiet: bool,
+    as_json: bool,
+    **chosen: Any,
+) -> None:
+    """Score splits of a dataset, or an inbox, with a run's model.
+
+    What the same model has scored before is found, and not done again. Each scoring has a line in
+    the run's ledger: see `pipeline scores`.
+    """
+    with console_of(quiet or log_json, as_json) as console, stopping() as stop:
+        from jobs.scoring.score_listener import ConsoleListener, JsonLog
+
+        listener = JsonLog() if log_json else ConsoleListener(console)
+
+        def work() -> "BatchResult":
+            if log_json and as_json:
+                raise UsageError("--log-json and --json are two ways to print; leave one out.")
+            if inbox is not None and splits:
+                raise UsageError(
+                    "--inbox is scored in place of a dataset's splits; leave out --split."
+                )
+            from jobs.scoring.gates import Gates
+            from jobs.scoring.score_config import ScoreConfig
+
+            config = ScoreConfig(
+                run=run,
+                dataset=dataset,
+                splits=splits or ("test",),
+                inbox=inbox,
+                settle=settle,
+                checkpoint=checkpoint,
+                model=model,
+                models=models,
+                out=out,
+                all_probabilities=probabilities,
+                threads=threads,
+                wait=wait,
+                gates=Gates(min_accuracy, max_drop),
+                retries=retries,
+                retry_wait=retry_wait,
+                storage_options=store_options(storage_options, run, dataset, inbox, models, out),
+                take_over=listener.warn if take_over else None,
+            )
+            from jobs.score import run_batch
+
+            with cluster_on_call(chosen, listener.say) as cluster:
+                return run_batch(config, listener=listener, stop=stop, cluster=cluster)
+
+        if isinstance(listener, JsonLog):
+            _score_logged(work, listener)
+        else:
+            _score_told(work, console, one_split=inbox is None and len(set(splits)) <= 1)
+
+
+def _score_told(work: "Callable[[], BatchResult]", console: "Console", *, one_split: bool) -> None:
+    """Score, and print what it came to."""
+    from jobs.commands.score_console import batch_report
+
+    batch = work()
+    if batch.results or not one_split:
+        told = batch_report(batch, one_split=one_split)
+        console.result(told.document, told.text)
+    if batch.error is not None:
+        raise batch.error
+
+
+def _score_logged(work: "Callable[[], BatchResult]", log: "JsonLog") -> None:
+    """Score, and log every event; the last one is a summary, whatever happens."""
+    from jobs.commands.score_console import batch_summary
+
+    began = time.monotonic()
+    batch: BatchResult | None = None
+    error: BaseException | None = None
+    try:
+        batch = work()
+        error = batch.error
+    except Exception as raised:
+        error = raised
+        raise
+    finally:
+        log.event("summary", **batch_summary(batch, error, time.monotonic() - began))
+    if error is not None:
+        raise error
+
+
+@click.command()
+@click.argument("run", default=DEFAULT_RUN)
+@click.option(
+    "--since", metavar="WHEN", help="Leave out what is older: 12h, 7d, or a date or time."
+)
+@click.option("--failed", is_flag=True, help="Only what was bad, or missed a gate.")
+@storage_option
+@output_options
+def scores(
+    run: str,
+    since: str | None,
+    failed: bool,
+    storage_options: tuple[str, ...],
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Show the ledger of RUN: what was scored, when, with which model.
+
+    RUN is runs/mnist unless told otherwise.
+    """
+    with console_of(quiet, as_json) as console:
+        from jobs.commands.ledger_report import ledger_document, ledger_text
+        from storage.location import open_location
+
+        location = open_location(run, store_options(storage_options, run))
+        document = ledger_document(location, since, failed)
+        for warning in document["warnings"]:
+            console.warn(warning)
+        console.result(document, ledger_text(document))
+
+
+@click.command()
+@click.argument("run", default=DEFAULT_RUN)
+@click.option("--as", "name", metavar="NAME", help="The name to give, such as champion.")
+@click.option("--checkpoint", default="best", show_default=True, help=CHECKPOINT_HELP)
+@models_option
+@click.option(
+    "--min-accuracy",
+    type=float,
+    metavar="SHARE",
+    help="Promote only a model whose accuracy, from 0 to 1, is at least this.",
+)
+@click.option(
+    "--not-worse-than",
+    metavar="NAME",
+    help="Promote only a model whose accuracy is at least that of another name's.",
+)
+@dataset_option
+@click.option(
+    "--split", default="test", show_default=True, help="The split that the gates are judged on."
+)
+@threads_option
+@wait_option
+@click.option("--undo", is_flag=True, help="Give the name back to who had it before.")
+@click.option("--list", "listing", is_flag=True, help="Show who has which name.")
+@storage_option
+@take_over_option
+@output_options
+def promote(
+    run: str,
+    name: str | None,
+    checkpoint: str,
+    models: str,
+    min_accuracy: float | None,
+    not_worse_than: str | None,
+    dataset: str,
+    split: str,
+    threads: int,
+    wait: float,
+    undo: bool,
+    listing: bool,
+    storage_options: tuple[str, ...],
+    take_over: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Give a checkpoint of RUN a name, for `pipeline score --model`.
+
+    RUN is runs/mnist unless told otherwise. The checkpoint is kept from then on. Where a gate is
+    missed (exit 5) the name stays where it is.
+    """
+    with console_of(quiet, as_json) as console, stopping() as stop:
+        from storage.location import open_location
+
+        options = store_options(storage_options, run, models, dataset)
+        if listing:
+            from jobs.commands.score_console import names_report
+            from jobs.scoring.promote import list_names
+
+            told = names_report(list_names(open_location(models, options)), models)
+            console.result(told.document, told.text)
+            return
+        if name is None:
+            raise UsageError("No name is given; pass --as, such as --as champion.")
+        from jobs.commands.score_console import promote_report
+        from jobs.scoring.promote import PromoteConfig
+        from jobs.scoring.promote import promote as run_promote
+        from jobs.scoring.promote import undo as run_undo
+        from jobs.scoring.score_listener import ConsoleListener
+
+        leave = console.warn if take_over else None
+        if undo:
+            told = promote_report(run_undo(open_location(models, options), name, leave))
+        else:
+            config = PromoteConfig(
+                run=run,
+                name=name,
+                checkpoint=checkpoint,
+                models=models,
+                dataset=dataset,
+                split=split,
+                min_accuracy=min_accuracy,
+                not_worse_than=not_worse_than,
+                threads=threads,
+                wait=wait,
+                storage_options=options,
+                take_over=leave,
+            )
+            told = promote_report(run_promote(config, listener=ConsoleListener(console), stop=stop))
+        console.result(told.document, told.text)

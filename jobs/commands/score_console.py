@@ -1,0 +1,162 @@
+"""What scorings and promotions tell people and scripts when they end."""
+
+from typing import Any
+
+from jobs.commands.console import Report, percent, table
+from jobs.commands.quality_text import quality_text
+from jobs.scoring.batch import BatchResult
+from jobs.scoring.promote import PromoteResult
+from jobs.scoring.scored import ScoreResult
+from storage.errors import PipelineError
+from storage.models import Holder, ModelName
+
+SHOWN_FILES = 20
+"""More files of an inbox than this are not listed one by one."""
+
+
+def score_report(result: ScoreResult) -> Report:
+    """Where the scores are and, where there are labels, how good they are."""
+    lines = []
+    if result.already_done:
+        lines.append("Scored already with this model:")
+    quality = result.metrics["quality"]
+    lines.append(quality_text(quality) if quality else "The split has no labels: no metrics.")
+    lines.append(f"\n{result.record.schema.rows:,} rows are in {result.record.location}")
+    if result.output:
+        lines.append(f"and in {result.output}")
+    return Report(_document(result), "\n".join(lines))
+
+
+def _document(result: ScoreResult) -> dict[str, Any]:
+    return result.metrics | {
+        "location": str(result.record.location),
+        "scores_digest": result.record.digest,
+        "already_done": result.already_done,
+        "file": result.file,
+        "output": result.output and str(result.output),
+        "below_gate": result.missed,
+    }
+
+
+def batch_report(batch: BatchResult, *, one_split: bool) -> Report:
+    """All that a batch job has done; of a single split as much as there is to tell."""
+    if one_split and len(batch.results) == 1:
+        return score_report(batch.results[0])
+    document = {
+        "run": str(batch.run.location),
+        "checkpoint": batch.checkpoint,
+        "model_digest": batch.model_digest,
+        "results": [_document(result) for result in batch.results],
+        "failed": batch.failed,
+        "left": batch.left,
+    }
+    return Report(document, _batch_text(batch))
+
+
+def _batch_text(batch: BatchResult) -> str:
+    new = sum(not result.already_done for result in batch.results)
+    counts = [
+        f"{new:,} scored",
+        f"{len(batch.results) - new:,} scored before",
+        *([f"{len(batch.failed):,} failed"] if batch.failed else []),
+        *([f"{len(batch.left):,} left for the next time"] if batch.left else []),
+    ]
+    parts = []
+    if batch.results and len(batch.results) <= SHOWN_FILES:
+        parts.append(_results_table(batch.results) + "\n")
+    parts.append(f"{', '.join(counts)}; the scores are in {batch.run.location}/scores")
+    return "\n".join(parts)
+
+
+def _results_table(results: list[ScoreResult]) -> str:
+    rows = [
+        [
+            result.file or result.record.schema.split,
+            "before" if result.already_done else "now",
+            f"{result.record.schema.rows:,}",
+            "-" if result.accuracy is None else percent(result.accuracy),
+            result.record.schema.home,
+        ]
+        for result in results
+    ]
+    return table(["what", "scored", "rows", "accuracy", "scores"], rows, left=("scored", "scores"))
+
+
+def batch_summary(
+    batch: BatchResult | None, error: BaseException | None, seconds: float
+) -> dict[str, Any]:
+    """The last line of the log: enough to raise an alarm by."""
+    exit_code = 0
+    if error is not None:
+        exit_code = error.exit_code if isinstance(error, PipelineError) else 1
+    results = batch.results if batch else []
+    new = [result for result in results if not result.already_done]
+    rows = sum(result.record.schema.rows for result in new)
+    return {
+        "exit": exit_code,
+        "error": None if error is None else str(error) or repr(error),
+        "seconds": round(seconds, 3),
+        "model_digest": batch.model_digest if batch else None,
+        "scored": len(new),
+        "found": len(results) - len(new),
+        "failed": len(batch.failed) if batch else 0,
+        "left": len(batch.left) if batch else 0,
+        "below_gate": sum(result.missed is not None for result in results),
+        "rows": rows,
+        "rows_per_second": round(rows / seconds) if seconds else 0,
+    }
+
+
+def promote_report(result: PromoteResult) -> Report:
+    """Who has the name now, and who had it before."""
+    document = {
+        "name": result.name,
+        "model": _holder_document(result.holder),
+        "before": _holder_document(result.before),
+        "already_done": result.already_done,
+        "gates": [verdict.to_json() for verdict in result.verdicts],
+    }
+    lines = ["Promoted already:"] if result.already_done else []
+    if result.holder is None:
+        lines.append(f"{result.name} is nobody's now")
+    else:
+        lines.append(f"{result.name} is model {_holder_text(result.holder)}")
+    if not result.already_done:
+        lines.append(f"before   {_holder_text(result.before) if result.before else 'nobody'}")
+    return Report(document, "\n".join(lines))
+
+
+def _holder_document(holder: Holder | None) -> dict[str, Any] | None:
+    return None if holder is None else dict(vars(holder))
+
+
+def _holder_text(holder: Holder) -> str:
+    judged = "" if holder.accuracy is None else f", accuracy {percent(holder.accuracy)}"
+    return f"{holder.model_digest[:12]}, checkpoint {holder.checkpoint} of {holder.run}{judged}"
+
+
+def names_report(names: list[ModelName], models: str) -> Report:
+    """Every name, who has it, since when, and who had it before."""
+    document = {
+        "models": models,
+        "names": [
+            {
+                "name": name.name,
+                "model": _holder_document(name.holder),
+                "events": list(name.events),
+            }
+            for name in names
+        ],
+    }
+    if not names:
+        return Report(document, f"No model has a name in {models}.")
+    rows = [[name.name, *_holder_cells(name.holder), str(len(name.holders[:-1]))] for name in names]
+    header = ["name", "model", "checkpoint", "run", "since", "accuracy", "before it"]
+    return Report(document, table(header, rows, left=header[:5]))
+
+
+def _holder_cells(holder: Holder | None) -> list[str]:
+    if holder is None:
+        return ["nobody", "-", "-", "-", "-"]
+    accuracy = "-" if holder.accuracy is None else percent(holder.accuracy)
+    return [holder.model_digest[:12], holder.checkpoint, holder.run, holder.since[:19], accuracy]

@@ -1,0 +1,302 @@
+"""The same schedule for those who have a scheduler already: cron, systemd, Kubernetes, Airflow.
+
+Each file runs the absolute command in the directory in which it was printed, so that relative
+places mean what they mean there. That one job at a time works is seen to by the scheduler, where
+it can, and by the locks of `pipeline score` in any case.
+"""
+
+import json
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from jobs.schedule import this_pipeline
+from jobs.scheduling.cron import LOCAL, CronTimes
+from storage.errors import UsageError
+
+KINDS = ("cron", "systemd", "kubernetes", "airflow")
+WEEKDAYS = ("Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat")
+STOP_SECONDS = 300
+"""How long a job may take to stop where it can be gone on with."""
+NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,50}[a-z0-9])?")
+"""What Kubernetes takes for the name of a CronJob, and the others take too."""
+LINE_BREAK = re.compile(r"[\r\n]")
+IMAGE_PIPELINE = "/opt/mnist-stream/bin/pipeline"
+"""Where `jobs/deploy/Dockerfile` installs the command."""
+AIRFLOW_FILES = (".sh", ".bash")
+"""What ends so is the name of a file with a template to Airflow's BashOperator."""
+SAFE = re.compile(r"[\w@%+=:,./{}-]+", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be run, when and where."""
+
+    times: CronTimes
+    arguments: tuple[str, ...]
+    """Of `pipeline`, such as `score`, `--inbox`, `arrivals`."""
+    name: str
+    catch_up: bool
+    zone_given: bool
+    """Whether the time zone was asked for; else it is the other scheduler's."""
+    directory: str
+    image: str
+    """The container image that has `pipeline`; for Kubernetes."""
+    claim: str
+    """The volume claim that holds the directory; for Kubernetes."""
+
+    def __post_init__(self) -> None:
+        """Raise `UsageError` for a name or directory that some scheduler does not take."""
+        if not NAME.fullmatch(self.name):
+            raise UsageError(
+                f"--name is {self.name!r}; expected at most 52 small letters, digits and dashes, "
+                "such as nightly-scores."
+            )
+        if LINE_BREAK.search(self.directory):
+            raise UsageError(
+                f"The current directory is {self.directory!r}; no scheduler's file can hold a line "
+                "break in it. Give it another name."
+            )
+
+    @property
+    def deadline_seconds(self) -> int:
+        """How late a run may start: until the next one is due, where it is made up at all."""
+        first, second = self.times.between(datetime.now(UTC), datetime.max.replace(tzinfo=UTC), 2)
+        apart = int((second - first).total_seconds())
+        return max(60, min(apart, 86_400)) if self.catch_up else 60
+
+
+def default_image() -> str:
+    """The image that goes with this release."""
+    return f"mnist-stream:{version('mnist-stream')}"
+
+
+def schedule_files(kind: str, plan: Plan) -> dict[str, str]:
+    """The files, by name, that make another scheduler run a plan; `kind` is one of `KINDS`."""
+    return {
+        "cron": _cron,
+        "systemd": _systemd,
+        "kubernetes": _kubernetes,
+        "airflow": _airflow,
+    }[kind](plan)
+
+
+def _command(arguments: Sequence[str]) -> list[str]:
+    """The absolute command."""
+    script = Path(sys.executable).with_name("pipeline")
+    return [*([str(script)] if script.exists() else this_pipeline()), *arguments]
+
+
+def _cron(plan: Plan) -> dict[str, str]:
+    """A table for crontab(1). A percent sign would end the command there, so it is escaped."""
+    if any(map(LINE_BREAK.search, plan.arguments)):
+        raise UsageError(
+            "An argument has a line break, which ends a line of cron's table. Leave it out, or "
+            "print the file of another scheduler."
+        )
+    command = shlex.join(_command(plan.arguments)).replace("%", r"\%")
+    directory = shlex.quote(plan.directory).replace("%", r"\%")
+    lines = [
+        f"# {plan.name}: install with `crontab FILE`, or put the lines into `crontab -e`.",
+        "# A job that finds another at work ends with exit 4; cron makes up for no missed run.",
+        "SHELL=/bin/sh",
+    ]
+    if plan.zone_given:
+        lines.append("# CRON_TZ is heeded by cronie; Debian's cron goes by the machine's zone.")
+        lines.append(f"CRON_TZ={plan.times.zone_name}")
+    lines.append(f"{plan.times.expression} cd {directory} && exec {command}")
+    return {f"{plan.name}.crontab": "\n".join(lines) + "\n"}
+
+
+def _systemd(plan: Plan) -> dict[str, str]:
+    """A service and its timer, for `systemctl --user` or the system."""
+    command = " ".join(_systemd_quoted(word) for word in _command(plan.arguments))
+    service = f"""\
+# {plan.name}.service: put it beside {plan.name}.timer into ~/.config/systemd/user/, then
+# systemctl --user daemon-reload && systemctl --user enable --now {plan.name}.timer
+[Unit]
+Description=mnist-stream: pipeline {plan.arguments[0]}
+
+[Service]
+Type=oneshot
+WorkingDirectory={_systemd_path(plan.directory)}
+ExecStart={command}
+# SIGTERM has the job save what it has; the next run goes on from there.
+KillMode=mixed
+TimeoutStopSec={STOP_SECONDS}
+"""
+    calendars = "\n".join(f"OnCalendar={calendar}" for calendar in _calendars(plan))
+    timer = f"""\
+# {plan.name}.timer: a service that is still at work is not started a second time.
+[Unit]
+Description=mnist-stream: {plan.times.expression}
+
+[Timer]
+{calendars}
+AccuracySec=1s
+Persistent={str(plan.catch_up).lower()}
+
+[Install]
+WantedBy=timers.target
+"""
+    return {f"{plan.name}.service": service, f"{plan.name}.timer": timer}
+
+
+def _calendars(plan: Plan) -> list[str]:
+    """The schedule as systemd.time(7) has it; two where either day will do."""
+    fields = plan.times.fields
+    months, days = _listed(fields.months, 12), _listed(fields.days, 31)
+    clock = f"{_listed(fields.hours, 24)}:{_listed(fields.minutes, 60)}:00"
+    zone = f" {plan.times.zone_name}" if plan.zone_given else ""
+    weekdays = ",".join(WEEKDAYS[day] for day in fields.weekdays) + " "
+    if fields.any_weekday:
+        weekdays = ""
+    if fields.both_days or fields.any_day or fields.any_weekday:
+        return [f"{weekdays}*-{months}-{days} {clock}{zone}"]
+    return [f"*-{months}-{days} {clock}{zone}", f"{weekdays}*-{months}-* {clock}{zone}"]
+
+
+def _listed(values: tuple[int, ...], every: int) -> str:
+    return "*" if len(values) == every else ",".join(f"{value:02}" for value in values)
+
+
+def _systemd_quoted(word: str) -> str:
+    """A word of a command line: systemd.service(5) expands `%` and `$`, and unescapes."""
+    escaped = word.replace("\\", "\\\\").replace("%", "%%").replace("$", "$$")
+    if SAFE.fullmatch(word):
+        return escaped
+    quoted = escaped.replace('"', '\\"').replace("\n", "\\n").replace("\r", "\\r")
+    return f'"{quoted}"'
+
+
+def _systemd_path(path: str) -> str:
+    return path.replace("%", "%%")
+
+
+def _kubernetes(plan: Plan) -> dict[str, str]:
+    """A CronJob of batch/v1. Texts are JSON, which YAML reads as they are."""
+    zone = f"\n  timeZone: {json.dumps(plan.times.zone_name)}" if plan.zone_given else ""
+    arguments = "".join(f"\n                - {_kubernetes_text(word)}" for word in plan.arguments)
+    text = f"""\
+# kubectl apply -f {plan.name}.yaml
+# The image is that of jobs/deploy/Dockerfile, or has the command at the same place; the volume holds what is in {plan.directory} here.
+apiVersion: batch/v1
+kind: CronJob
+metadata:
+  name: {plan.name}
+spec:
+  schedule: {json.dumps(_plain_expression(plan))}{zone}
+  concurrencyPolicy: Forbid
+  startingDeadlineSeconds: {plan.deadline_seconds}
+  successfulJobsHistoryLimit: 3
+  failedJobsHistoryLimit: 3
+  jobTemplate:
+    spec:
+      # A pod that is evicted is started again, and goes on; what a retry cannot mend is not tried.
+      backoffLimit: 3
+      podFailurePolicy:
+        rules:
+          - action: FailJob
+            onExitCodes:
+              containerName: pipeline
+              operator: In
+              values: [1, 2, 3, 5]
+      template:
+        spec:
+          restartPolicy: Never
+          terminationGracePeriodSeconds: {STOP_SECONDS}
+          containers:
+            - name: pipeline
+              image: {json.dumps(plan.image)}
+              command: [{json.dumps(IMAGE_PIPELINE)}]
+              args:{arguments}
+              workingDir: {json.dumps(plan.directory)}
+              volumeMounts:
+                - name: work
+                  mountPath: {json.dumps(plan.directory)}
+          volumes:
+            - name: work
+              persistentVolumeClaim:
+                claimName: {json.dumps(plan.claim)}
+"""
+    return {f"{plan.name}.yaml": text}
+
+
+def _airflow(plan: Plan) -> dict[str, str]:
+    """A DAG with one task, for Airflow 2.4 and later."""
+    command = shlex.join(_command(plan.arguments))
+    zone = plan.times.zone_name
+    if zone == LOCAL:
+        raise UsageError(
+            "This machine does not tell the name of its time zone, which Airflow needs. Pass "
+            "--timezone, such as --timezone Europe/Berlin."
+        )
+    text = f'''\
+"""{plan.name}: {plan.times.expression}, as `pipeline schedule --print airflow` wrote it."""
+
+from datetime import timedelta
+
+import pendulum
+from airflow import DAG
+
+try:
+    from airflow.providers.standard.operators.bash import BashOperator
+except ImportError:  # Airflow 2
+    from airflow.operators.bash import BashOperator
+
+with DAG(
+    dag_id={plan.name!r},
+    schedule={_plain_expression(plan)!r},
+    start_date=pendulum.datetime(2024, 1, 1, tz={zone!r}),
+    catchup=False,  # of several missed runs the last one is made up
+    max_active_runs=1,
+    dagrun_timeout=timedelta(days=1),
+):
+    BashOperator(
+        task_id="pipeline",
+        bash_command={_airflow_text(command)!r},
+        cwd={_airflow_text(plan.directory)!r},
+        append_env=True,
+        retries=0,  # --retries of the command tries again what a later try can mend
+    )
+'''
+    return {f"{plan.name.replace('-', '_')}.py": text}
+
+
+def _airflow_text(text: str) -> str:
+    """A field of an operator, which Airflow takes for a Jinja template, or for the name of one.
+
+    Where it could be either, it is a template whose one expression is the text: JSON's escapes
+    are those of Jinja's strings, but for characters outside of ASCII, which need none.
+    """
+    if "{" in text or LINE_BREAK.search(text) or text.endswith(AIRFLOW_FILES):
+        return "{{ " + json.dumps(text, ensure_ascii=False) + " }}"
+    return text
+
+
+def _kubernetes_text(word: str) -> str:
+    """An argument: Kubernetes puts variables in the place of `$(NAME)`, and `$` in that of `$$`."""
+    return json.dumps(word.replace("$", "$$"))
+
+
+def _plain_expression(plan: Plan) -> str:
+    """The expression where every scheduler takes it to mean the same; else `UsageError`.
+
+    Kubernetes knows no Sunday 7. Where a day field begins with `*` but does not allow all, cron
+    wants both day fields to agree, and the others one of them.
+    """
+    fields = plan.times.fields
+    if fields.both_days and not fields.any_day and not fields.any_weekday:
+        raise UsageError(
+            f"{plan.times.expression!r} means other days to cron than to Kubernetes and Airflow: "
+            "give the days or the weekdays, not both."
+        )
+    *others, weekdays = plan.times.expression.split()
+    if "7" in weekdays:
+        weekdays = "*" if fields.any_weekday else ",".join(map(str, fields.weekdays))
+    return " ".join([*others, weekdays])

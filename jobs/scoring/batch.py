@@ -1,0 +1,326 @@
+"""The batch job: score splits or an inbox, once each, judge them, record them, write them out.
+
+What needs NumPy's and Dask's full weight is imported when something is found to be scored.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from jobs.choice import choose_checkpoint
+from jobs.defaults import DEFAULT_CHECKPOINT, DEFAULT_RUN
+from jobs.scoring.score_config import ScoreConfig
+from jobs.scoring.score_listener import ScoreListener, now
+from jobs.scoring.scored import ScoreResult, find_scored, peek_dataset_digest
+from jobs.scoring.turns import try_again
+from jobs.stop import StopSignal
+from storage.errors import (
+    BadDataError,
+    ConflictError,
+    PipelineError,
+    QualityGateError,
+    UnreachableError,
+    UsageError,
+)
+from storage.ledger import FOUND, JUDGED, SCORED, Entry, Ledger
+from storage.location import Place
+from storage.models import Holder, held_name
+from storage.objects import Location
+from storage.runs import SCORES, Run, open_run
+
+if TYPE_CHECKING:
+    from jobs.model import Model
+    from pipeline.cluster import OpenCluster
+    from storage.dataset import Dataset
+
+Result = TypeVar("Result")
+
+GRAVEST_FIRST = (BadDataError, QualityGateError, UnreachableError, ConflictError)
+"""Of several things that went wrong, the first of these gives the exit code."""
+
+
+class ModelError(BadDataError):
+    """The model cannot be used: no fault of what was to be scored."""
+
+
+@dataclass
+class BatchResult:
+    """What a batch job came to."""
+
+    run: Run
+    model_digest: str
+    checkpoint: str
+    results: list[ScoreResult] = field(default_factory=list)
+    errors: list[PipelineError] = field(default_factory=list)
+    """Of what could not be scored, and of missed gates."""
+    failed: list[dict[str, str]] = field(default_factory=list)
+    """The inbox's bad files: `file` and `error`."""
+    left: list[dict[str, str]] = field(default_factory=list)
+    """The inbox's files that were left for the next time: `file` and `reason`."""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def error(self) -> PipelineError | None:
+        """What the job ends with: the gravest error, in whose text are those of its kind."""
+        for kind in GRAVEST_FIRST:
+            texts = [str(error) for error in self.errors if isinstance(error, kind)]
+            if texts:
+                return kind(texts[0] if len(texts) == 1 else _several(texts))
+        return None
+
+
+def _several(texts: list[str]) -> str:
+    shown = " ".join(texts[:3])
+    return shown if len(texts) <= 3 else f"{shown} And {len(texts) - 3:,} more."
+
+
+class Batch:
+    """One batch job at work: the run, its model and ledger, and what has been scored so far."""
+
+    def __init__(
+        self,
+        config: ScoreConfig,
+        listener: ScoreListener,
+        stop: StopSignal,
+        cluster: "OpenCluster",
+    ) -> None:
+        """Finds the model; raises as `open_run` and `choose_checkpoint` do."""
+        self.config = config
+        self.listener = listener
+        self.stop = stop
+        self._cluster = cluster
+        self.holder: Holder | None = None
+        run, choice = self._named()
+        self.run = open_run(config.open(run))
+        checkpoint, warnings = choose_checkpoint(self.run, choice)
+        self.checkpoint = checkpoint.name
+        self.model_digest = checkpoint.parameters_digest
+        self._check_holder()
+        for warning in warnings:
+            listener.warn(warning)
+        self.ledger = Ledger(self.run.location, config.take_over)
+        self.result = BatchResult(
+            self.run, self.model_digest, str(self.checkpoint), warnings=warnings
+        )
+        self._model: Model | None = None
+
+    def _named(self) -> tuple[Place, str]:
+        """The run, and which of its checkpoints."""
+        if self.config.model is None:
+            choice = self.config.checkpoint
+            return self.config.run or DEFAULT_RUN, DEFAULT_CHECKPOINT if choice is None else choice
+        name, self.holder = held_name(self.config.open(self.config.models), self.config.model)
+        return name.run_place(self.holder), self.holder.checkpoint
+
+    def _check_holder(self) -> None:
+        """Never another model than the one that was promoted."""
+        if self.holder is None:
+            return
+        found = (self.run.run_id, self.model_digest)
+        if found != (self.holder.run_id, self.holder.model_digest):
+            raise BadDataError(
+                f"{self.config.model} is model {self.holder.model_digest}; checkpoint "
+                f"{self.checkpoint} of {self.run.location} is now {self.model_digest}: the run was "
+                "replaced. Restore it, or promote another."
+            )
+
+    def load_model(self) -> "Model":
+        """The model, read when it is first needed. Raises `ModelError` where it cannot be."""
+        if self._model is None:
+            from jobs.model import load_model
+
+            try:
+                self._model = load_model(self.run, str(self.checkpoint))
+            except BadDataError as error:
+                raise ModelError(str(error)) from error
+            if self._model.digest != self.model_digest:
+                raise ModelError(
+                    f"Checkpoint {self.checkpoint} of {self.run.location} changed while it was "
+                    "being read. Run the same command again."
+                )
+        return self._model
+
+    def attempt(self, work: Callable[[], Result]) -> Result:
+        """Do it, as often as is allowed where something is out of reach."""
+        config = self.config
+        return try_again(
+            work,
+            retries=config.retries,
+            retry_wait=config.retry_wait,
+            listener=self.listener,
+            stop=self.stop,
+        )
+
+    def score_split(self, split: str) -> ScoreResult:
+        """Score a split of the dataset, or find it scored; record, judge and write it."""
+        location = self.config.open(self.config.dataset)
+        digest = peek_dataset_digest(location)
+        found = digest and find_scored(self.run, self.model_digest, digest, split)
+        if found:
+            return self.settle(ScoreResult(*found, already_done=True))
+        from storage.dataset import open_dataset
+
+        dataset = open_dataset(location)
+        if self.config.gates.any and split in dataset.splits:
+            _check_labels(split, bool(dataset.splits[split].schema.classes))
+        return self.settle(self.make(dataset, split))
+
+    def make(self, dataset: "Dataset", split: str) -> ScoreResult:
+        """Score a split of an open dataset."""
+        from jobs.scoring.split_scoring import make_scores
+
+        return make_scores(
+            self.run,
+            self.load_model(),
+            dataset,
+            split,
+            threads=self.config.threads,
+            wait=self.config.wait,
+            take_over=self.config.take_over,
+            listener=self.listener,
+            stop=self.stop,
+            cluster=self._cluster,
+        )
+
+    def settle(self, result: ScoreResult, content: str | None = None) -> ScoreResult:
+        """Judge a complete scoring, record it unless that is done, and write its file."""
+        home = result.record.schema.home
+        of_home = f'"{SCORES}/{home}"'
+        lines = self.ledger.entries(of_home)
+        verdicts = self._judge(result, lines)
+        result = replace(result, verdicts=verdicts, warnings=self.result.warnings)
+        output = self._write_output(result)
+        result = replace(result, output=output)
+        self._record(result, content, of_home)
+        self.result.results.append(result)
+        if result.missed:
+            self.result.errors.append(
+                QualityGateError(f"{result.missed} The scores are published as {home}.")
+            )
+        self._tell(result)
+        return result
+
+    def _judge(self, result: ScoreResult, lines: list[Entry]) -> Any:
+        gates, schema = self.config.gates, result.record.schema
+        if not gates.any:
+            return ()
+        what = f"{result.file or schema.split} scored by {self.model_digest[:12]}"
+        if result.accuracy is None:
+            if self.config.inbox is None:
+                _check_labels(schema.split, labelled=False)
+            return ()
+        before = None if gates.max_drop is None else self._accuracy_before(result)
+        return gates.judge(result.accuracy, before, what)
+
+    def _accuracy_before(self, result: ScoreResult) -> float | None:
+        """That of the last scoring of the same split that missed no gate, else the promotion's."""
+        schema = result.record.schema
+        place = f"{SCORES}/{schema.home}"
+        before: float | None = None
+        for line in self.ledger.entries(f'"split": "{schema.split}"'):
+            if line.get("result") == place and line["event"] == SCORED:
+                break
+            passed = line["event"] == SCORED and line["exit"] == 0 and line["split"] == schema.split
+            if passed and line.get("accuracy") is not None:
+                before = line["accuracy"]
+        if before is None and self.holder is not None:
+            return self.holder.accuracy
+        return before
+
+    def _record(self, result: ScoreResult, content: str | None, of_home: str) -> None:
+        """A line for the scoring, whoever published it; one more where the verdict has changed."""
+        scored = self._entry(SCORED, result, content)
+        if self.ledger.record(scored, lambda lines: _has(lines, SCORED), of_home):
+            return
+        if content is not None:
+            found = self._entry(FOUND, result, content)
+            self.ledger.record(found, lambda lines: _of_content(lines, content), of_home)
+        if result.verdicts:
+            judged = self._entry(JUDGED, result, content)
+            self.ledger.record(judged, lambda lines: _judged_so(lines, judged), of_home)
+
+    def _entry(self, event: str, result: ScoreResult, content: str | None) -> Entry:
+        schema, metrics = result.record.schema, result.metrics
+        quality = metrics["quality"] or {}
+        seconds = float(metrics.get("seconds", 0.0))
+        # Of what another job scored, perhaps one that died, it is not known.
+        began = None if result.already_done else datetime.now(UTC) - timedelta(seconds=seconds)
+        return {
+            "event": event,
+            "time": now(),
+            "started": began and began.isoformat(timespec="milliseconds"),
+            "seconds": seconds,
+            "exit": QualityGateError.exit_code if result.missed else 0,
+            "status": "below gate" if result.missed else "ok",
+            "model": self.config.model,
+            "model_digest": self.model_digest,
+            "checkpoint": str(self.checkpoint),
+            "dataset": None if result.file else str(self.config.dataset),
+            "dataset_digest": schema.dataset_digest,
+            "split": schema.split,
+            "file": result.file,
+            "content": content,
+            "rows": schema.rows,
+            "accuracy": quality.get("accuracy"),
+            "cross_entropy": quality.get("cross_entropy"),
+            "gates": [verdict.to_json() for verdict in result.verdicts],
+            "result": f"{SCORES}/{schema.home}",
+            "scores_digest": result.record.digest,
+        }
+
+    def _write_output(self, result: ScoreResult) -> Location | None:
+        schema = result.record.schema
+        file = self.config.output(schema.home, schema.split)
+        if file is None:
+            return None
+        from jobs.scoring.outputs import Wanted, output_exists, write_output
+
+        # A file of an inbox was written when it was scored; a split's is asked for each time.
+        if not (self.config.inbox and result.already_done and output_exists(file)):
+            wanted = Wanted(self.config.all_probabilities, str(result.metrics.get("checkpoint")))
+            write_output(file, result.scores, wanted)
+        return file
+
+    def _tell(self, result: ScoreResult) -> None:
+        schema = result.record.schema
+        seconds = None if result.already_done else float(result.metrics.get("seconds", 0.0))
+        text = None
+        if result.file and not result.already_done:
+            text = f"{result.file}: {schema.rows:,} rows are in {result.record.location}"
+        self.listener.event(
+            FOUND if result.already_done else SCORED,
+            split=schema.split,
+            file=result.file,
+            rows=schema.rows,
+            seconds=seconds,
+            rows_per_second=round(schema.rows / seconds) if seconds else None,
+            accuracy=result.accuracy,
+            result=str(result.record.location),
+            output=result.output and str(result.output),
+            text=text,
+        )
+        if result.missed:
+            self.listener.event("gate", missed=result.missed, result=str(result.record.location))
+
+
+def _check_labels(split: str, labelled: bool) -> None:
+    if not labelled:
+        raise UsageError(
+            f"Split {split} has no labels, so no gate can be judged on it. Leave out --min-accuracy "
+            "and --max-drop, or give a split with labels."
+        )
+
+
+def _has(lines: list[Entry], event: str) -> bool:
+    return any(line["event"] == event for line in lines)
+
+
+def _of_content(lines: list[Entry], content: str) -> bool:
+    return any(line.get("content") == content for line in lines)
+
+
+def _judged_so(lines: list[Entry], judged: Entry) -> bool:
+    """Whether the last verdict on a scoring is the same as this one."""
+    verdicts = [line["gates"] for line in lines if line["event"] in (SCORED, JUDGED)]
+    return bool(verdicts) and bool(verdicts[-1] == judged["gates"])

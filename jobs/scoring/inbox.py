@@ -1,0 +1,310 @@
+"""The inbox: a directory or prefix where IDX files and datasets arrive, each scored once, by its content.
+
+A file of images is scored as it is, with the labels beside it if there are any. It is converted
+chunk by chunk into a dataset that lies with the run's scores until its scoring is published, so
+that a scoring that dies goes on where it was. What is still being written is left for the next
+time; what is bad is recorded under `scores/failed/`, and the others are scored.
+"""
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jobs.scoring.arrivals import Found, Item, find_items
+from jobs.scoring.batch import Batch, ModelError
+from jobs.scoring.score_listener import now
+from jobs.scoring.scored import ScoreResult, checked_record, peek_dataset_digest
+from jobs.scoring.turns import pause
+from storage.decoding import hash_stored
+from storage.errors import (
+    BadDataError,
+    ConflictError,
+    StoppedError,
+    UnreachableError,
+    UsageError,
+)
+from storage.ledger import FAILED_EVENT, Entry, LedgerError, waiting_lock
+from storage.local import LocalLocation
+from storage.objects import Location
+from storage.runs import SCORES
+from storage.scorings import FAILED, is_complete
+
+if TYPE_CHECKING:
+    from storage.dataset import Dataset
+
+SPLIT = "inbox"
+"""What the split of rows from raw files is called."""
+
+
+def score_inbox(batch: Batch) -> None:
+    """Score everything in the inbox that is whole and new, under the inbox's lock.
+
+    Raises `UnreachableError` where there is no inbox, and `ConflictError` that names the job that
+    is at work on it.
+    """
+    inbox = batch.config.open(batch.config.inbox or "")
+    batch.attempt(partial(_check_directory, inbox))
+    place = os.path.realpath(inbox.path) if isinstance(inbox, LocalLocation) else str(inbox)
+    key = hashlib.sha256(place.encode()).hexdigest()[:12]
+    scores = batch.run.location.child(SCORES)
+    lock = waiting_lock(
+        scores.child(f".inbox-{key}.lock"),
+        f"The inbox {inbox}",
+        batch.config.wait,
+        partial(pause, 0.2, batch.stop),
+        batch.config.take_over,
+    )
+    with lock:
+        _Inbox(batch, inbox, place, scores.child(f".inbox-{key}")).score()
+
+
+def _check_directory(inbox: Location) -> None:
+    if isinstance(inbox, LocalLocation) and not inbox.path.is_dir():
+        raise UnreachableError(
+            f"There is no directory {inbox} to take files from. Mount or make it, and try again."
+        )
+
+
+class _Inbox:
+    """One pass over an inbox."""
+
+    def __init__(self, batch: Batch, inbox: Location, place: str, staging: Location) -> None:
+        """`place` names the inbox in the ledger.
+
+        `staging` holds the datasets that raw files become, while they are scored.
+        """
+        self._batch = batch
+        self._inbox = inbox
+        self._place = place
+        self._staging = staging
+        self._bad: list[Entry] = []
+        self._versions: dict[str, str | None] = {}
+
+    def score(self) -> None:
+        """Score what is whole and new, one after the other."""
+        batch = self._batch
+        first_look = time.monotonic()
+        found = batch.attempt(partial(find_items, self._inbox))
+        keys = {key for item in found.items for key in item.keys}
+        self._versions = {key: _version(self._inbox, key) for key in keys}
+        settled = set(self._let_settle(found, first_look).items)
+        for name, reason in found.left.items():
+            self._leave(name, reason)
+        for item in found.items:
+            batch.stop.check("Stopped between two files. Run the same command to go on.")
+            if item in settled and self._unchanged(item):
+                self._score_item(item)
+            else:
+                self._leave(item.name, "it is still being written")
+        self._forget_what_is_bad_no_more()
+        self._staging.delete_tree()
+        if self._bad:
+            names = ", ".join(str(entry["file"]) for entry in self._bad[:10])
+            batch.result.errors.append(
+                BadDataError(
+                    f"{len(self._bad):,} in the inbox could not be scored: {names}. What is wrong "
+                    f"with each is in {batch.ledger.location}/{FAILED}; the others are scored."
+                )
+            )
+
+    def _let_settle(self, found: Found, first_look: float) -> Found:
+        """Wait and look again, where something is so young: its labels may come after it, too."""
+        settle = self._batch.config.settle
+        if not any(_age(self._inbox, key) < settle for key in self._versions):
+            return found
+        pause(first_look + settle - time.monotonic(), self._batch.stop)
+        return self._batch.attempt(partial(find_items, self._inbox))
+
+    def _unchanged(self, item: Item) -> bool:
+        """Whether its files are there, and nobody has written to them since the first look."""
+        versions = [(_version(self._inbox, key), self._versions[key]) for key in item.keys]
+        return all(now is not None and now == before for now, before in versions)
+
+    def _leave(self, name: str, reason: str) -> None:
+        self._batch.result.left.append({"file": name, "reason": reason})
+        text = f"{name}: left for the next time; {reason}"
+        self._batch.listener.event("left", file=name, reason=reason, text=text)
+
+    def _score_item(self, item: Item) -> None:
+        batch, content = self._batch, ""
+        files: list[Path] = []
+        try:
+            with ExitStack() as opened:
+                files = batch.attempt(partial(self._files, item, opened))
+                content = self._content(item, files)
+                batch.attempt(partial(self._score_content, item, files, content))
+        except (ModelError, LedgerError, StoppedError):
+            raise
+        except (BadDataError, UsageError) as error:
+            if self._unchanged(item):
+                self._fail(item, content, self._told(item, files, content, str(error)))
+            else:
+                self._leave(item.name, "it changed, or went, while it was being read")
+        except (ConflictError, UnreachableError) as error:
+            batch.result.errors.append(error)
+            self._leave(item.name, str(error))
+
+    def _told(self, item: Item, files: list[Path], content: str, text: str) -> str:
+        """An error with the names in the inbox in place of those of copies and of what is staged.
+
+        So it reads the same in each pass, wherever the inbox was copied to or is reached from.
+        """
+        names = dict(zip(map(str, files), item.keys, strict=False))
+        names[str(self._staged(content).child("dataset"))] = str(item.images)
+        names[f"{str(self._inbox).rstrip('/')}/{item.images}"] = str(item.images)
+        for place, name in names.items():
+            text = text.replace(place, name)
+        return text
+
+    def _files(self, item: Item, opened: ExitStack) -> list[Path]:
+        """An item's raw files on this machine for as long as `opened` is; none of a dataset."""
+        if item.split is not None:
+            return []
+        try:
+            return [opened.enter_context(self._inbox.as_file(key)) for key in item.keys]
+        except FileNotFoundError as error:
+            raise BadDataError(f"{item.name} is gone: {error}.") from error
+
+    def _content(self, item: Item, files: list[Path]) -> str:
+        """The digest of an item: of its files as they are stored, or of a dataset's rows."""
+        if item.split is None:
+            return _digest(hash_stored(path)[1] for path in files)
+        location = self._inbox.child(str(item.images))
+        digest = peek_dataset_digest(location) or _open_dataset(location).digest
+        return _digest([digest, item.split])
+
+    def _score_content(self, item: Item, files: list[Path], content: str) -> None:
+        scored = self._scored_before(content)
+        if scored is None:
+            self._batch.load_model()
+            scored = self._make(item, files, content)
+        self._batch.settle(replace(scored, file=item.name), content)
+        self._staged(content).delete_tree()
+
+    def _scored_before(self, content: str) -> ScoreResult | None:
+        """What the ledger knows of the content, where it is still there."""
+        batch = self._batch
+        for line in batch.ledger.entries(content):
+            home = line.get("result")
+            if line["model_digest"] != batch.model_digest or not isinstance(home, str):
+                continue
+            location = batch.run.location.child(home)
+            if is_complete(location):
+                return ScoreResult(*checked_record(location), already_done=True)
+        return None
+
+    def _make(self, item: Item, files: list[Path], content: str) -> ScoreResult:
+        """Score what is new."""
+        if item.split is not None:
+            dataset = _open_dataset(self._inbox.child(str(item.images)))
+            return self._batch.make(dataset, item.split)
+        return self._batch.make(self._convert(item, files, content), SPLIT)
+
+    def _convert(self, item: Item, files: list[Path], content: str) -> "Dataset":
+        """The dataset of a raw file, in memory for a few chunks of it."""
+        from pipeline.ingest import ingest
+        from pipeline.sources import Source
+        from pipeline.splits import IdxSplit
+
+        batch = self._batch
+
+        def report(stage: str, done: int, total: int) -> None:
+            batch.listener.progress(f"{stage} {item.name}", done, total)
+            batch.stop.check("Stopped; nothing of this file is scored. Run the same command again.")
+
+        images, labels = files[0], files[1] if len(files) > 1 else None
+        rows = IdxSplit(SPLIT, images, labels)
+        dataset = ingest(
+            Source(item.images.name, (rows,), f"{item.name} of the inbox"),
+            self._staged(content).child("dataset"),
+            take_over=batch.config.take_over,
+            report=report,
+            announce=batch.listener.say,
+        ).dataset
+        if content != _digest_of_sources(dataset):
+            raise BadDataError(f"{item.name} changed while it was being read.")
+        return dataset
+
+    def _staged(self, content: str) -> Location:
+        return self._staging.child(content[:16])
+
+    def _fail(self, item: Item, content: str, error: str) -> None:
+        """Record a bad file: as it is now, and in the ledger, there once for each content.
+
+        Without `content`, where not even that can be told, once for each name and error.
+        """
+        batch = self._batch
+        entry: Entry = {
+            "event": FAILED_EVENT,
+            "time": now(),
+            "exit": BadDataError.exit_code,
+            "status": "failed",
+            "model": batch.config.model,
+            "model_digest": batch.model_digest,
+            "checkpoint": str(batch.checkpoint),
+            "inbox": self._place,
+            "file": item.name,
+            "content": content or item.name,
+            "error": error,
+        }
+        batch.ledger.put_failure(entry)
+        batch.ledger.record(entry, partial(_failed_so, entry), json.dumps(entry["content"]))
+        self._bad.append(entry)
+        batch.result.failed.append({"file": item.name, "error": error})
+        text = f"{item.name} is not scored: {error}"
+        batch.listener.event("failed", file=item.name, error=error, text=text, warning=True)
+
+    def _forget_what_is_bad_no_more(self) -> None:
+        """A bad file that was mended, or taken away, is history: the ledger has it."""
+        bad = {(entry["content"], entry["model_digest"]) for entry in self._bad}
+        left = {one["file"] for one in self._batch.result.left}
+        for entry in self._batch.ledger.failures():
+            here = entry.get("inbox") == self._place and entry.get("file") not in left
+            if here and (entry["content"], entry["model_digest"]) not in bad:
+                self._batch.ledger.delete_failure(entry)
+
+
+def _version(inbox: Location, key: str) -> str | None:
+    """What changes when somebody writes to an object; None where it is not there."""
+    try:
+        return inbox.version(key)
+    except (FileNotFoundError, BadDataError):
+        return None
+
+
+def _age(inbox: Location, key: str) -> float:
+    """Seconds since somebody wrote to an object; without end where it is gone."""
+    try:
+        return inbox.age(key)
+    except (FileNotFoundError, BadDataError):
+        return math.inf
+
+
+def _digest_of_sources(dataset: "Dataset") -> str:
+    """The same, of the files that a dataset was made from: those that were really read."""
+    return _digest(str(source["stored_sha256"]) for source in dataset.sources)
+
+
+def _digest(parts: Iterable[str]) -> str:
+    return hashlib.sha256("|".join(parts).encode()).hexdigest()
+
+
+def _open_dataset(location: Location) -> "Dataset":
+    from storage.dataset import open_dataset
+
+    return open_dataset(location)
+
+
+def _failed_so(entry: Entry, lines: list[Entry]) -> bool:
+    same = ["event", "content", "model_digest"]
+    if entry["content"] == entry["file"]:
+        same.append("error")
+    return any(all(line.get(name) == entry[name] for name in same) for line in lines)

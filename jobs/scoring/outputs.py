@@ -1,0 +1,276 @@
+"""Scores as one plain file, CSV, Parquet or npz, written whole or not at all, chunk by chunk.
+
+Each has a row's number, the predicted class, its name and its probability, on request every
+class's probability, and says which model, dataset and scores they are of: Parquet in the schema's
+metadata, npz in arrays of their own, CSV in a document beside it, `FILE-metadata.json`, as "Model
+for Tabular Data and Metadata on the Web" (W3C Recommendation, 2015, section 5.3) has it.
+"""
+
+import hashlib
+import io
+import json
+import os
+import zipfile
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage.errors import PipelineError, UsageError
+from storage.local import LocalLocation
+from storage.objects import Location, Write
+
+if TYPE_CHECKING:
+    from storage.predictions import Scores
+
+CSV_METADATA = "-metadata.json"
+NAME_BYTES = 255
+"""The longest name that the usual file systems take."""
+ADDED_BYTES = len(CSV_METADATA) + len("..tmp") + 1 + 32
+"""What the name of an unfinished file, or of what lies beside it, has more than the file's own."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a file is to hold besides the predictions."""
+
+    all_probabilities: bool
+    checkpoint: str
+    """The name of the checkpoint that scored."""
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Some rows of a file, column by column."""
+
+    row: NDArray[np.int64]
+    predicted: NDArray[np.int32]
+    names: list[str]
+    probability: NDArray[np.float32]
+    probabilities: NDArray[np.float32]
+    """`(rows, classes)`"""
+
+
+def check_kind(place: str) -> None:
+    """Raise `UsageError` where a file of this kind cannot be written here."""
+    if place.endswith(".parquet") and find_spec("pyarrow") is None:
+        raise UsageError(
+            f"--out is {place!r}; to write Parquet install pyarrow: pip install "
+            "'mnist-stream[parquet]'."
+        )
+
+
+def check_place(file: Location) -> None:
+    """Raise `UsageError` where no file can ever be: a directory, a name too long, below a file."""
+    if not isinstance(file, LocalLocation):
+        return
+    path = file.path.absolute()
+    for name, added in [(path.name, ADDED_BYTES), *((part, 0) for part in path.parts[:-1])]:
+        length = len(os.fsencode(name))
+        if length > NAME_BYTES - added:
+            raise UsageError(
+                f"--out has a name of {length:,} bytes, {name[:40]}...; expected at most "
+                f"{NAME_BYTES - added} there."
+            )
+    if os.path.isdir(path):
+        raise UsageError(f"--out is {file}, a directory; expected the name of a file.")
+    for parent in path.parents:
+        if os.path.lexists(parent) and not os.path.isdir(parent):
+            raise UsageError(
+                f"--out is {file}, but {parent} is no directory. Choose another place."
+            )
+
+
+def output_exists(file: Location) -> bool:
+    """Whether the file is there already."""
+    directory, name = file.split()
+    return directory.holds(name)
+
+
+def write_output(file: Location, scores: "Scores", wanted: Wanted) -> None:
+    """Write all predictions to a .csv, .npz or .parquet file.
+
+    Raises `UsageError` where no file can be there.
+    """
+    check_place(file)
+    directory, name = file.split()
+    if name.endswith(".csv"):
+        _write_csv(directory, name, scores, wanted)
+        return
+    with directory.writing(name) as write:
+        if name.endswith(".npz"):
+            _write_npz(scores, wanted, write)
+        else:
+            _write_parquet(scores, wanted, write)
+
+
+def _facts(scores: "Scores", wanted: Wanted) -> dict[str, str]:
+    """What the scores are of."""
+    schema = scores.schema
+    return {
+        "model_digest": schema.model_digest,
+        "checkpoint": wanted.checkpoint,
+        "dataset_digest": schema.dataset_digest,
+        "split": schema.split,
+        "scores_digest": scores.digest,
+    }
+
+
+def _columns(scores: "Scores", wanted: Wanted) -> list[tuple[str, str]]:
+    """The columns' names, and their types as CSV's metadata calls them."""
+    columns = [("row", "long"), ("predicted", "int"), ("name", "string"), ("probability", "float")]
+    if wanted.all_probabilities:
+        columns += [(f"probability_{name}", "float") for name in scores.schema.class_names]
+    return columns
+
+
+def _blocks(scores: "Scores") -> Iterator[_Rows]:
+    """All rows in order, a chunk at a time."""
+    names = scores.schema.class_names
+    for number in range(scores.schema.chunks):
+        start, stop = scores.schema.chunk_bounds(number)
+        probabilities, predicted = scores.read_chunk(number)
+        yield _Rows(
+            np.arange(start, stop),
+            predicted,
+            [names[index] for index in predicted.tolist()],
+            probabilities[np.arange(len(predicted)), predicted],
+            probabilities,
+        )
+
+
+def _write_csv(directory: Location, name: str, scores: "Scores", wanted: Wanted) -> None:
+    """The file and, right before it takes its name, what says what it is."""
+    content = hashlib.sha256()
+    try:
+        with directory.writing(name) as write:
+            for text in _csv(scores, wanted):
+                data = text.encode()
+                content.update(data)
+                write(data)
+            metadata = _csv_metadata(name, scores, wanted, content.hexdigest())
+            directory.put(name + CSV_METADATA, (json.dumps(metadata, indent=2) + "\n").encode())
+    except BaseException:
+        with suppress(OSError, PipelineError):
+            if not directory.holds(name):  # of what it tells there is nothing
+                directory.delete(name + CSV_METADATA)
+        raise
+
+
+def _csv(scores: "Scores", wanted: Wanted) -> Iterator[str]:
+    yield ",".join(_quoted(name) for name, _ in _columns(scores, wanted)) + "\n"
+    quoted = {name: _quoted(name) for name in scores.schema.class_names}
+    for rows in _blocks(scores):
+        figures = rows.probability[:, None]
+        if wanted.all_probabilities:
+            figures = np.concatenate([figures, rows.probabilities], axis=1)
+        lines = []
+        for row, predicted, name, values in zip(
+            rows.row.tolist(), rows.predicted.tolist(), rows.names, figures.tolist(), strict=True
+        ):
+            # Nine digits bring a float32 back to the bit (IEEE 754, 5.12.2).
+            told = ",".join(f"{value:.9g}" for value in values)
+            lines.append(f"{row},{predicted},{quoted[name]},{told}\n")
+        yield "".join(lines)
+
+
+def _quoted(text: str) -> str:
+    """A field as RFC 4180 has it."""
+    if any(character in text for character in ',"\r\n'):
+        return '"' + text.replace('"', '""') + '"'
+    return text
+
+
+def _csv_metadata(name: str, scores: "Scores", wanted: Wanted, digest: str) -> dict[str, Any]:
+    columns = [{"name": name, "datatype": kind} for name, kind in _columns(scores, wanted)]
+    return {
+        "@context": "http://www.w3.org/ns/csvw",
+        "url": name,
+        "tableSchema": {"columns": columns, "primaryKey": "row"},
+        "notes": [_facts(scores, wanted) | {"csv_sha256": digest}],
+    }
+
+
+def _write_npz(scores: "Scores", wanted: Wanted, write: Write) -> None:
+    """Arrays by the columns' names, `class_names`, and a text for each fact."""
+    schema = scores.schema
+    rows = (schema.rows,)
+    names = np.array(schema.class_names)
+    with zipfile.ZipFile(_Pipe(write), "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        _write_npy(archive, "row", "<i8", rows, (block.row for block in _blocks(scores)))
+        classes = (block.predicted for block in _blocks(scores))
+        _write_npy(archive, "predicted", "<i4", rows, classes)
+        told = (np.array(block.names, names.dtype) for block in _blocks(scores))
+        _write_npy(archive, "name", names.dtype.str, rows, told)
+        highest = (block.probability for block in _blocks(scores))
+        _write_npy(archive, "probability", "<f4", rows, highest)
+        if wanted.all_probabilities:
+            shape = (schema.rows, schema.classes)
+            every = (block.probabilities for block in _blocks(scores))
+            _write_npy(archive, "probabilities", "<f4", shape, every)
+        facts = {name: np.array(text) for name, text in _facts(scores, wanted).items()}
+        for name, values in ({"class_names": names} | facts).items():
+            _write_npy(archive, name, values.dtype.str, values.shape, iter([values]))
+
+
+def _write_npy(
+    archive: zipfile.ZipFile,
+    name: str,
+    dtype: str,
+    shape: tuple[int, ...],
+    parts: Iterator[NDArray[Any]],
+) -> None:
+    """One array of the archive, in NumPy's own format (NEP 1), from its parts."""
+    header = {"descr": dtype, "fortran_order": False, "shape": shape}
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+        np.lib.format.write_array_header_1_0(entry, header)
+        for part in parts:
+            entry.write(np.ascontiguousarray(part, dtype=dtype).tobytes())
+
+
+def _write_parquet(scores: "Scores", wanted: Wanted, write: Write) -> None:
+    """A row group per chunk; the facts are key-value metadata of the schema."""
+    import pyarrow
+    from pyarrow import parquet
+
+    kinds = {
+        "long": pyarrow.int64(),
+        "int": pyarrow.int32(),
+        "string": pyarrow.string(),
+        "float": pyarrow.float32(),
+    }
+    schema = pyarrow.schema(
+        [(name, kinds[kind]) for name, kind in _columns(scores, wanted)],
+        metadata=_facts(scores, wanted),
+    )
+    with parquet.ParquetWriter(pyarrow.PythonFile(_Pipe(write), "w"), schema) as file:
+        for rows in _blocks(scores):
+            columns: list[Any] = [rows.row, rows.predicted, rows.names, rows.probability]
+            if wanted.all_probabilities:
+                columns += [np.ascontiguousarray(column) for column in rows.probabilities.T]
+            file.write_table(pyarrow.table(columns, schema=schema))
+
+
+class _Pipe(io.RawIOBase):
+    """A file that can only be written to, from start to end."""
+
+    def __init__(self, write: Write) -> None:
+        self._write = write
+        self._written = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        content = bytes(data)
+        self._write(content)
+        self._written += len(content)
+        return len(content)
+
+    def tell(self) -> int:
+        """Bytes so far; Parquet's footer refers to them."""
+        return self._written

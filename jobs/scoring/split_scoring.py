@@ -1,0 +1,193 @@
+"""The scoring of one split: a model's probabilities for every row, published in one home."""
+
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING
+
+from jobs.blas import one_blas_thread
+from jobs.memory import check_memory, score_memory
+from jobs.metrics import QualityCount
+from jobs.model import Model
+from jobs.scoring.forward import Forward, predict
+from jobs.scoring.score_listener import ScoreListener
+from jobs.scoring.scored import ScoreResult, checked_record
+from jobs.scoring.turns import wait_for_turn
+from jobs.stop import StopSignal
+from jobs.training.step import thread_count
+from jobs.workers import Workers
+from pipeline.stream import Batch, BatchStream
+from pipeline.transforms import SCALE
+from storage.dataset import Dataset
+from storage.errors import UsageError
+from storage.objects import TakeOver
+from storage.predictions import ScoresSchema, ScoresWriter, is_complete, score_into
+from storage.runs import SCORES, Run
+
+if TYPE_CHECKING:
+    from pipeline.cluster import Cluster, OpenCluster
+
+Progress = Callable[[str, int, int], None]
+
+
+def make_scores(
+    run: Run,
+    model: Model,
+    dataset: Dataset,
+    split: str,
+    *,
+    threads: int,
+    wait: float,
+    take_over: TakeOver | None,
+    listener: ScoreListener,
+    stop: StopSignal,
+    cluster: "OpenCluster",
+) -> ScoreResult:
+    """Score a split in its home, or go on where a scoring of it died, and publish it.
+
+    Where another job has it in hand, wait for it for so many seconds. Raises `ConflictError` that
+    names the other after that; what it has completed meanwhile is found.
+    """
+    schema = _schema(model, dataset, split)
+    home = run.location.child(f"{SCORES}/{schema.home}")
+    cores = thread_count(threads)
+    memory = score_memory(model.network, dataset.split(split).schema, cores)
+
+    def work() -> None:
+        listener.say(f"memory at most {check_memory(memory) / 1e6:,.0f} MB")
+        workers = cluster()
+        with one_blas_thread(), score_into(home, schema, take_over) as writer:
+            _score(writer, model, dataset, cores, listener.progress, stop, workers)
+
+    if is_complete(home):
+        return ScoreResult(*checked_record(home), already_done=True)
+    already_done = not wait_for_turn(
+        work, partial(is_complete, home), wait=wait, listener=listener, stop=stop
+    )
+    return ScoreResult(*checked_record(home), already_done)
+
+
+def _schema(model: Model, dataset: Dataset, split: str) -> ScoresSchema:
+    """What is to be scored; `UsageError` where the model does not fit the dataset."""
+    if split not in dataset.splits:
+        raise UsageError(
+            f"{dataset.location} has no split '{split}'; pass --split with one of those it has: "
+            f"{', '.join(dataset.splits)}."
+        )
+    rows = dataset.split(split).schema
+    _check_size(model, dataset, rows.features)
+    _check_classes(model, dataset)
+    if (SCALE in model.transforms) != (SCALE in dataset.transforms):
+        raise UsageError(
+            f"The model was trained on rows stored with {', '.join(model.transforms)}; those of "
+            f"{dataset.location} are stored with {', '.join(dataset.transforms)}. Give one like it."
+        )
+    return ScoresSchema(
+        model.digest,
+        dataset.digest,
+        split,
+        rows.rows,
+        model.network.layers[-1].outputs,
+        rows.chunk_rows,
+        model.class_names,
+    )
+
+
+def _check_size(model: Model, dataset: Dataset, features: int) -> None:
+    taken = model.network.layers[0].inputs
+    if features != taken:
+        shape = " x ".join(map(str, dataset.image_shape))
+        raise UsageError(
+            f"{dataset.location} has images of {shape}, {features:,} values each; the model takes "
+            f"{taken:,} values. Give images like those that it was trained on."
+        )
+
+
+def _check_classes(model: Model, dataset: Dataset) -> None:
+    if strange := [name for name in dataset.class_names if name not in model.class_names]:
+        more = ", ..." if len(strange) > 10 else ""
+        raise UsageError(
+            f"{dataset.location} has labels of classes that the model does not know: "
+            f"{', '.join(strange[:10])}{more}; it knows {', '.join(model.class_names)}. Give rows "
+            "of the classes that it was trained on."
+        )
+
+
+def _score(
+    writer: ScoresWriter,
+    model: Model,
+    dataset: Dataset,
+    threads: int,
+    report: Progress,
+    stop: StopSignal,
+    cluster: "Cluster | None",
+) -> None:
+    """Score every chunk that is missing, then publish with the metrics of all of them."""
+    began = time.perf_counter()
+    schema = writer.schema
+    count = QualityCount(schema.class_names, dataset.class_names)
+    done = 0
+    for rows in _scored(writer, model, dataset, threads, count, cluster):
+        done += rows
+        report(f"score {schema.split}", done, schema.rows)
+        stop.check("Stopped; the chunks scored so far are kept. Run the same command to go on.")
+    labelled = bool(dataset.split(schema.split).schema.classes)
+    writer.publish(
+        {
+            "model_digest": schema.model_digest,
+            "dataset_digest": schema.dataset_digest,
+            "split": schema.split,
+            "rows": schema.rows,
+            "checkpoint": str(model.checkpoint),
+            "quality": count.result().to_json() if labelled else None,
+            "seconds": round(time.perf_counter() - began, 3),
+        }
+    )
+
+
+def _scored(
+    writer: ScoresWriter,
+    model: Model,
+    dataset: Dataset,
+    threads: int,
+    count: QualityCount,
+    cluster: "Cluster | None",
+) -> Iterator[int]:
+    """See to it that each chunk is written and counted, in order; the rows of each."""
+    if cluster is None:
+        return _scored_here(writer, model, dataset, threads, count)
+    from jobs.scoring.cluster_score import (
+        score_on_cluster,  # and with it Dask's cluster, now needed
+    )
+
+    return score_on_cluster(cluster, writer, model, dataset, count)
+
+
+def _scored_here(
+    writer: ScoresWriter, model: Model, dataset: Dataset, threads: int, count: QualityCount
+) -> Iterator[int]:
+    """The same in this process, a chunk to a thread."""
+    schema, missing = writer.schema, set(writer.missing)
+    forward = Forward(model.network, model.parameters)
+
+    def settle(chunk: tuple[int, Batch]) -> tuple[int, QualityCount | None]:
+        number, batch = chunk
+        if number in missing:
+            predictions = predict(forward, batch.inputs)
+            writer.write_chunk(number, *predictions)
+        else:
+            predictions = writer.read_chunk(number)
+        counted = None
+        if batch.targets is not None:
+            counted = QualityCount(schema.class_names, dataset.class_names)
+            counted.add(*predictions, batch.targets)
+        return len(batch.rows), counted
+
+    chunks = BatchStream(
+        dataset, schema.split, batch_size=schema.chunk_rows, shuffle=False, epochs=1
+    )
+    with chunks, Workers(settle, threads) as workers:
+        for rows, counted in workers.map(enumerate(chunks)):
+            if counted is not None:
+                count.merge(counted)
+            yield rows

@@ -1,0 +1,128 @@
+"""What a worker does in `--parallel steps`: the gradient sum of some micro-batches, a pure task.
+
+Parameters and rows go in, a sum comes out. Rows are named by their places and read from the store
+by the worker itself, which keeps its window from step to step.
+"""
+
+import threading
+from dataclasses import dataclass
+
+from distributed import get_worker
+
+from jobs.nn.architecture import parse_network
+from jobs.nn.network import Network
+from jobs.nn.parameters import Floats
+from jobs.nn.workspace import Workspace
+from jobs.training.step import TreeSum, network_inputs, unheeded_overflow
+from pipeline.rows import OrderedRows, RowReader
+from pipeline.shared_memory import Handle, LentVectors, SharedElsewhere, SharedVector
+from pipeline.worker_side import hold
+from storage.closing import Closing
+from storage.errors import BadDataError
+
+Span = tuple[int, int]
+"""The places [start, stop) of a micro-batch's rows in an epoch."""
+
+
+@dataclass(frozen=True)
+class GradientWork:
+    """All that the gradients of a training have in common."""
+
+    rows: OrderedRows
+    network: str
+    dtype: str
+
+
+@dataclass(frozen=True)
+class GradientReply:
+    """The gradient sum of some micro-batches that follow one another."""
+
+    vector: Handle | Floats | None
+    """None where the worker cannot map the parameters that it was shown: it is to be sent them."""
+    loss: float
+    """Summed in the fixed tree, as the gradient is."""
+    correct: int
+    worker: str
+
+
+class GradientBench(Closing):
+    """What a worker keeps between the steps of one training."""
+
+    def __init__(self, work: GradientWork) -> None:
+        """Opens the dataset."""
+        self.network = Network(parse_network(work.network), work.dtype)
+        self.reader = RowReader(work.rows)
+        self.parameters = SharedElsewhere()
+        self.local = threading.local()
+        """Of each thread of the worker: its `workspace`."""
+        self.sums = LentVectors(self.network.parameter_count, str(self.network.dtype))
+
+    def workspace(self) -> Workspace:
+        """The scratch arrays of the calling thread."""
+        if not hasattr(self.local, "workspace"):
+            self.local.workspace = Workspace()
+        workspace: Workspace = self.local.workspace
+        return workspace
+
+    def close(self) -> None:
+        """Let go of the window and of all vectors."""
+        self.reader.close()
+        self.parameters.close()
+        self.sums.close()
+
+
+Sum = tuple[SharedVector, float, int]
+
+
+def gradient_sum(
+    job: str,
+    work: GradientWork,
+    step: int,
+    epoch: int,
+    spans: tuple[Span, ...],
+    parameters: Handle | Floats,
+) -> GradientReply:
+    """The sum of the micro-batches' gradient sums, in the fixed tree; they are one subtree of it.
+
+    Where the parameters were shown and not sent, so is the sum. Raises `BadDataError` where the
+    rows cannot be read.
+    """
+    bench = hold(job, work, lambda: GradientBench(work))
+    worker = get_worker().address
+    shown = isinstance(parameters, Handle)
+    if isinstance(parameters, Handle):
+        try:
+            parameters = bench.parameters.array(parameters)
+        except OSError:
+            return GradientReply(None, 0.0, 0, worker)
+
+    def add(left: Sum, right: Sum, _: int) -> Sum:
+        left[0].array[:] += right[0].array
+        bench.sums.give_back(right[0])
+        return left[0], left[1] + right[1], left[2] + right[2]
+
+    tree = TreeSum[Sum](add)
+    for span in spans:
+        tree.add(_of_micro_batch(bench, step, epoch, span, parameters))
+    vector, loss, correct = tree.result()
+    if shown:
+        return GradientReply(bench.sums.lend(step, vector), loss, correct, worker)
+    gradient = vector.array.copy()
+    bench.sums.give_back(vector)
+    return GradientReply(gradient, loss, correct, worker)
+
+
+def _of_micro_batch(
+    bench: GradientBench, step: int, epoch: int, span: Span, parameters: Floats
+) -> Sum:
+    batch = bench.reader.take(epoch, *span)
+    if batch.targets is None:
+        raise BadDataError("The split has no labels to learn from; choose a labelled one.")
+    workspace = bench.workspace()
+    vector = bench.sums.borrow(step)
+    inputs, columns = network_inputs(batch.inputs, bench.network.dtype, workspace)
+    with unheeded_overflow():
+        found = bench.network.gradient_sum(
+            parameters, inputs, batch.targets, columns, out=vector.array, workspace=workspace
+        )
+    return vector, found.loss_sum, found.correct

@@ -1,0 +1,153 @@
+"""One replica's part of a round: some optimiser steps on mini-batches that it reads itself."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from jobs.config import TrainConfig
+from jobs.nn.architecture import parse_network
+from jobs.nn.network import LossSum, Network
+from jobs.nn.optimizers import State, make_optimizer
+from jobs.nn.parameters import Floats
+from jobs.training.rounds import RoundPlan
+from jobs.training.step import StepRule
+from jobs.training.stepper import Stepper
+from pipeline.rows import OrderedRows, RowReader
+from pipeline.stream import Batch
+from storage.closing import Closing
+
+
+@dataclass(frozen=True)
+class RoundWork:
+    """All that the rounds of a training have in common."""
+
+    rows: OrderedRows
+    config: TrainConfig
+    batch_size: int
+    micro_batches: int
+    plan: RoundPlan
+
+    def part(self, replica: int) -> tuple[int, int]:
+        """The places [start, stop) in an epoch of the rows that are a replica's own."""
+        numbers = self.plan.part(replica)
+        return numbers.start * self.batch_size, min(numbers.stop * self.batch_size, self.rows.rows)
+
+
+@dataclass(frozen=True)
+class InnerStep:
+    """One step of a replica: the places [start, stop) of its rows in an epoch, and how to step."""
+
+    epoch: int
+    start: int
+    stop: int
+    learning_rate: float
+    number: int
+    """Counted over all steps of the replica in the run, from 1."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A replica's part of a round, and how many replicas the one who does it has to serve."""
+
+    replica: int
+    steps: tuple[InnerStep, ...]
+    served: int
+    """Of each a window is held; of a single one, the next window as well."""
+
+
+@dataclass(frozen=True)
+class ReplicaReply:
+    """A replica at the end of its part of a round."""
+
+    parameters: Floats
+    state: State
+    losses: tuple[LossSum, ...]
+    """Of each step."""
+
+
+class RoundBench(Closing):
+    """What takes the steps of any replica, one after the other."""
+
+    def __init__(self, work: RoundWork) -> None:
+        """Nothing is read yet."""
+        config = work.config
+        self._work = work
+        self._lock = threading.Lock()
+        self._idle: OrderedDict[int, RowReader] = OrderedDict()
+        """By replica, the one that was served last at the end."""
+        self._all: RowReader | None = None
+        self._rule = StepRule(
+            Network(parse_network(config.network), config.dtype),
+            make_optimizer(config.optimizer, momentum=config.momentum),
+            config.l2,
+        )
+
+    def take(self, turn: Turn, parameters: Floats, state: State) -> ReplicaReply:
+        """The steps, each from where the one before ended; with one thread."""
+        work = self._work
+        with (
+            self._reading(turn) as reader,
+            Stepper(
+                self._rule,
+                parameters,
+                state,
+                reader.schema,
+                batch_size=work.batch_size,
+                micro_batches=work.micro_batches,
+                threads=1,
+            ) as stepper,
+        ):
+            losses = [
+                stepper.step(self._cut(reader, step), step.learning_rate, step.number)
+                for step in turn.steps
+            ]
+            return ReplicaReply(
+                stepper.parameters.copy(),
+                {name: vector.copy() for name, vector in stepper.state.items()},
+                tuple(losses),
+            )
+
+    @contextmanager
+    def _reading(self, turn: Turn) -> Iterator[RowReader]:
+        """The reader of the replica's part, which nobody else has meanwhile.
+
+        Where the reader of one holds all rows, all have that one, at the same time too.
+        """
+        another = None
+        with self._lock:
+            reader = self._all or self._idle.pop(turn.replica, None)
+            while len(self._idle) >= turn.served:
+                self._idle.popitem(last=False)[1].close()
+            if reader is None:
+                reader = RowReader(self._work.rows, self._work.part(turn.replica))
+                if reader.holds_all:
+                    self._all = reader
+        reader.reads_ahead = turn.served == 1
+        try:
+            yield reader
+        finally:
+            with self._lock:
+                if reader is not self._all:
+                    another = self._idle.pop(turn.replica, None)  # of a turn that was taken twice
+                    self._idle[turn.replica] = reader
+            if another is not None:
+                another.close()
+
+    def _cut(self, reader: RowReader, step: InnerStep) -> Iterator[Batch]:
+        """The mini-batch's micro-batches, with the sizes of `numpy.array_split`."""
+        smaller, larger = divmod(step.stop - step.start, self._work.micro_batches)
+        start = step.start
+        for part in range(self._work.micro_batches):
+            stop = start + smaller + (part < larger)
+            if stop > start:
+                yield reader.take(step.epoch, start, stop)
+            start = stop
+
+    def close(self) -> None:
+        """Let go of the windows."""
+        if self._all is not None:
+            self._all.close()
+        while self._idle:
+            self._idle.popitem()[1].close()

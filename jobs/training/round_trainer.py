@@ -1,0 +1,165 @@
+"""The trainer of `--parallel rounds`: whole rounds of replicas, in this process or on a cluster."""
+
+from collections import deque
+from collections.abc import Callable
+from itertools import islice
+from typing import Any
+
+from jobs.config import TrainConfig
+from jobs.nn.architecture import Layer
+from jobs.nn.network import LossSum
+from jobs.nn.optimizers import State
+from jobs.nn.parameters import Floats
+from jobs.nn.schedules import learning_rate
+from jobs.training.cluster_rounds import ClusterRounds
+from jobs.training.cluster_rows import ordered_rows
+from jobs.training.local_steps import InnerStep, ReplicaReply, RoundBench, RoundWork, Turn
+from jobs.training.rounds import VELOCITY, RoundPlan, of_replica, outer_step, replica_rate
+from jobs.training.step import StepRule
+from jobs.training.trainer import Trainer
+from pipeline.cluster import Cluster
+from pipeline.rows import Unread
+from storage.closing import Closing
+from storage.dataset import Dataset
+
+Steps = tuple[InnerStep, ...]
+
+
+class RoundStepper(Closing):
+    """The parameters and what all replicas remember, moved on a round at a time."""
+
+    missing_processes = 0
+    """Dask makes good for its own."""
+
+    def __init__(
+        self, work: RoundWork, parameters: Floats, memory: State, cluster: Cluster | None
+    ) -> None:
+        """Start from `parameters` and `memory`, which `jobs.training.rounds.initial_memory` lays out."""
+        self.parameters = parameters
+        self.state = memory
+        self._work = work
+        self._cluster = cluster
+        self._taker = RoundBench(work) if cluster is None else ClusterRounds(cluster, work)
+
+    def step(self, *_: Any) -> LossSum:
+        """Single steps are the replicas'."""
+        raise NotImplementedError("the steps of rounds are taken by `take_round`")
+
+    def take_round(self, shares: list[Steps]) -> list[LossSum]:
+        """Have each replica take its steps, then the outer step; the losses replica by replica."""
+        replies = self._replies({number: steps for number, steps in enumerate(shares) if steps})
+        config = self._work.config
+        self.parameters, velocity = outer_step(
+            self.parameters,
+            [reply.parameters for reply in replies.values()],
+            self.state.get(VELOCITY),
+            config.outer_learning_rate,
+            config.outer_momentum,
+        )
+        self.state = self.state | {
+            f"replica-{number}.{name}": vector
+            for number, reply in replies.items()
+            for name, vector in reply.state.items()
+        }
+        if velocity is not None:
+            self.state[VELOCITY] = velocity
+        return [loss for reply in replies.values() for loss in reply.losses]
+
+    def _replies(self, shares: dict[int, Steps]) -> dict[int, ReplicaReply]:
+        turns = [
+            (Turn(number, steps, self._served), self.parameters, of_replica(self.state, number))
+            for number, steps in shares.items()
+        ]
+        if isinstance(self._taker, RoundBench):
+            replies = [self._taker.take(*turn) for turn in turns]
+        else:
+            replies = self._taker.take(turns)
+        return dict(zip(shares, replies, strict=True))
+
+    @property
+    def _served(self) -> int:
+        """Replicas that one process has to serve."""
+        workers = len(self._cluster.workers()) if self._cluster else 1
+        return -(-self._work.plan.replicas // max(1, workers))
+
+    def close(self) -> None:
+        """Let go of windows and vectors; the cluster stays."""
+        self._taker.close()
+
+
+class RoundTrainer(Trainer):
+    """A `Trainer` that moves on by rounds, and can be saved at their borders."""
+
+    loader = Unread
+
+    def __init__(
+        self,
+        cluster: Cluster | None,
+        config: TrainConfig,
+        layers: tuple[Layer, ...],
+        dataset: Dataset,
+        state: Any = None,
+    ) -> None:
+        """As `Trainer`; replicas are computed on the `cluster`, or here where there is none."""
+        self._cluster = cluster
+        super().__init__(config, layers, dataset, state)
+
+    def _make_stepper(
+        self,
+        rule: StepRule,
+        parameters: Floats,
+        memory: State,
+        dataset: Dataset,
+        batch_size: int,
+    ) -> RoundStepper:
+        config, rows = self.config, ordered_rows(self.config, dataset)
+        whole, rest = divmod(rows.rows, batch_size)
+        batches = whole if config.drop_last or not rest else whole + 1
+        self._plan = RoundPlan(batches, config.replicas, config.sync_every)
+        work = RoundWork(rows, config, batch_size, self._micro_batches, self._plan)
+        self._rounds = RoundStepper(work, parameters, memory, self._cluster)
+        return self._rounds
+
+    def train_epoch(self, after_step: Callable[[], None]) -> None:
+        """Train on the rest of the current epoch; `after_step` is called after each round."""
+        epoch = self.stream.state.epoch
+        mini_batches = self.stream.micro_batches(1)
+        while self.stream.state.epoch == epoch:
+            shares = self._shares(epoch, self.stream.state.next_batch)
+            # The stream counts the mini-batches, and has the order's digest at the epoch's end.
+            for mini_batch in islice(mini_batches, sum(map(len, shares))):
+                deque(mini_batch, maxlen=0)
+            for loss in self._rounds.take_round(shares):
+                self.sums.add(loss)
+            self.check_finite(f"the loss before step {self.steps}", self.sums.loss_sum)
+            after_step()
+        self.check_parameters()
+
+    def _shares(self, epoch: int, taken: int) -> list[Steps]:
+        """Each replica's steps in the round after an epoch's `taken` mini-batches."""
+        plan, size = self._plan, self.stream.batch_size
+        shares = plan.shares(taken)
+        count = sum(map(len, shares))
+        return [
+            tuple(
+                InnerStep(
+                    epoch=epoch,
+                    start=number * size,
+                    stop=min((number + 1) * size, self.stream.rows),
+                    learning_rate=self._rate(epoch * plan.batches + taken, step, count),
+                    number=plan.steps_before(replica, epoch, taken) + step + 1,
+                )
+                for step, number in enumerate(share)
+            )
+            for replica, share in enumerate(shares)
+        ]
+
+    def _rate(self, first: int, step: int, count: int) -> float:
+        """Of each replica's `step` of a round, from 0, which has `count` mini-batches from `first`.
+
+        All replicas have taken that step when `replicas` times as many mini-batches are.
+        """
+        total = self.config.epochs * self._plan.batches
+        place = first + min(step * self._plan.replicas, count - 1)
+        maximum = replica_rate(self.config.learning_rate, self._plan.replicas)
+        return learning_rate(self.config.schedule, maximum, place, total)

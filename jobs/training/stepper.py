@@ -1,0 +1,228 @@
+"""The stepper: parameters and the optimiser's state, moved on by all cores at once.
+
+A step has two halves. First each core computes the gradient sums of some micro-batches, then each
+adds them up and takes the step on its own stretch of the parameters. Whatever the processes
+exchange lies in memory that they share; no sum is written where another one reads.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from jobs.blas import one_blas_thread
+from jobs.nn.network import LossSum
+from jobs.nn.optimizers import State, Stepped
+from jobs.nn.parameters import Floats
+from jobs.nn.workspace import Workspace
+from jobs.training.step import StepRule, TreeSum, network_inputs, unheeded_overflow
+from jobs.training.team import Reply, Task, Team, shared_array
+from pipeline.stream import Batch
+from storage.closing import Closing
+from storage.errors import BadDataError
+from storage.schema import SplitSchema
+
+GROUP = 16
+"""Gradient sums that are kept apart until the step, at least. Larger mini-batches are added up
+group by group; a power of two makes each group one subtree of the fixed tree."""
+
+BLOCK = 65_536
+"""Elements of the vectors that are stepped at a time: all that Adam touches fits the cache."""
+
+GRADIENT, STEP = 0, 1
+
+
+class Stepper(Closing):
+    """Takes steps from micro-batches, on several cores, with the bits of one."""
+
+    def __init__(
+        self,
+        rule: StepRule,
+        parameters: Floats,
+        state: State,
+        schema: SplitSchema,
+        *,
+        batch_size: int,
+        micro_batches: int,
+        threads: int,
+    ) -> None:
+        """Start from `parameters` and the optimiser's `state`, which are copied.
+
+        Mini-batches have at most `batch_size` rows of a split with this `schema`, in at most
+        `micro_batches` parts. More `threads` than parts are not used.
+        """
+        size = min(threads, micro_batches)
+        rows = -(-batch_size // micro_batches)
+        self._rule = rule
+        self._generations = [_shared_copy(parameters, state) for _ in range(2)]
+        self._now = 0
+        self._micro_batches = micro_batches
+        group = max(GROUP, 1 << (size - 1).bit_length())
+        self._sums = [
+            shared_array(parameters.shape, parameters.dtype)
+            for _ in range(min(group, micro_batches))
+        ]
+        self._own: Batch | None = None
+        others = range(size - 1)
+        self._inputs = [shared_array((rows, schema.columns), schema.dtype) for _ in others]
+        self._targets = [shared_array((rows, schema.classes), np.uint8) for _ in others]
+        self._size = size
+        self._spans = np.linspace(0, len(parameters), size + 1).astype(int).tolist()
+        self._workspace = Workspace()
+        with one_blas_thread():  # which the forks inherit
+            self._team = Team(self._work, size)
+
+    @property
+    def parameters(self) -> Floats:
+        """The flat vector `(parameters,)`, to be read before the next step."""
+        return self._generations[self._now][0]
+
+    @property
+    def state(self) -> State:
+        """What the optimiser remembers, to be read before the next step."""
+        return self._generations[self._now][1]
+
+    @property
+    def process_numbers(self) -> list[int]:
+        """The forked processes that are at work for this one."""
+        return self._team.process_numbers
+
+    @property
+    def missing_processes(self) -> int:
+        """Forked processes that are dead or could not be had; their work is done here."""
+        return self._team.missing
+
+    def step(
+        self, micro_batches: Iterator[Batch], learning_rate: float, step_number: int
+    ) -> LossSum:
+        """Take the step of a mini-batch, given as its micro-batches in order; its loss."""
+        sums, loss = self._sum_gradients(micro_batches)
+        step = (STEP, self._now, sums, loss.rows, learning_rate, step_number)
+        self._team.run([(*step, span) for span in range(self._size)])
+        self._now = 1 - self._now
+        return loss
+
+    def _sum_gradients(self, micro_batches: Iterator[Batch]) -> tuple[int, LossSum]:
+        """Compute the gradient sums; in how many of `_sums` they are left, and the loss."""
+        losses = TreeSum[float](lambda left, right, _: left + right)
+        groups = TreeSum[Floats](_add_in_place)
+        in_groups = len(self._sums) < self._micro_batches
+        used = correct = rows = 0
+        while tasks := list(self._gradient_tasks(micro_batches, used)):
+            for loss, right, size in self._team.run(tasks):
+                losses.add(loss)
+                correct += int(right)
+                rows += int(size)
+            used += len(tasks)
+            if in_groups and used == len(self._sums):
+                groups.add(self._added_up(used).copy())
+                used = 0
+        if in_groups:
+            if used:
+                groups.add(self._added_up(used))
+            self._sums[0][:] = groups.result()
+            used = 1
+        return used, LossSum(losses.result(), correct, rows)
+
+    def _added_up(self, used: int) -> Floats:
+        """The first so many of `_sums` as one, which is written over the first."""
+        tree = TreeSum[Floats](_add_in_place)
+        for gradient_sum in self._sums[:used]:
+            tree.add(gradient_sum)
+        return tree.result()
+
+    def _gradient_tasks(self, micro_batches: Iterator[Batch], used: int) -> Iterator[Task]:
+        """Lay the next micro-batches where the team finds them.
+
+        They are copied, but for the one that this process takes at last, so that no window is
+        kept when the stream goes on to the next.
+        """
+        self._own = None
+        for member in range(min(self._size, len(self._sums) - used)):
+            part = next(micro_batches, None)
+            if part is None:
+                return
+            if part.targets is None:
+                raise BadDataError("The split has no labels to learn from; choose a labelled one.")
+            rows = len(part.inputs)
+            if member == self._size - 1:
+                self._own = part
+            else:
+                self._inputs[member][:rows] = part.inputs
+                self._targets[member][:rows] = part.targets
+            del part
+            yield (GRADIENT, self._now, member, rows, used + member)
+
+    def _work(self, task: Task) -> Reply:
+        """What a member of the team does; twice with the same result."""
+        kind, *details = task
+        with unheeded_overflow():
+            if kind == GRADIENT:
+                return self._gradient(*(int(detail) for detail in details))
+            now, sums, rows, learning_rate, step_number, span = details
+            self._step(int(now), int(sums), rows, learning_rate, int(step_number), int(span))
+            return ()
+
+    def _gradient(self, now: int, member: int, rows: int, place: int) -> Reply:
+        """Compute a micro-batch's gradient sum."""
+        if member == self._size - 1:
+            assert self._own is not None
+            inputs, targets = self._own.inputs, self._own.targets
+        else:
+            inputs, targets = self._inputs[member][:rows], self._targets[member][:rows]
+        assert targets is not None
+        network = self._rule.network
+        scaled, columns = network_inputs(inputs, network.dtype, self._workspace)
+        found = network.gradient_sum(
+            self._generations[now][0],
+            scaled,
+            targets,
+            columns,
+            out=self._sums[place],
+            workspace=self._workspace,
+        )
+        return found.loss_sum, found.correct, found.rows
+
+    def _step(
+        self, now: int, sums: int, rows: float, learning_rate: float, step_number: int, span: int
+    ) -> None:
+        """Take the step on one stretch of the parameters, block by block."""
+        before, after = self._generations[now], self._generations[1 - now]
+        start, end = self._spans[span], self._spans[span + 1]
+        for first in range(start, end, BLOCK):
+            block = slice(first, min(first + BLOCK, end))
+            gradient = self._mean_gradient(block, sums, rows)
+            self._rule.apply(block, before, gradient, learning_rate, step_number, after)
+
+    def _mean_gradient(self, block: slice, sums: int, rows: float) -> Floats:
+        """The mean over the mini-batch's rows of one block, in scratch memory."""
+        shape, dtype = (block.stop - block.start,), self.parameters.dtype
+
+        def add(left: Floats, right: Floats, depth: int) -> Floats:
+            scratch: Floats = self._workspace.array(f"sum-{depth}", shape, dtype)
+            return np.add(left, right, out=scratch)
+
+        tree = TreeSum[Floats](add)
+        for gradient_sum in self._sums[:sums]:
+            tree.add(gradient_sum[block])
+        mean: Floats = self._workspace.array("mean", shape, dtype)
+        return np.divide(tree.result(), rows, out=mean)
+
+    def close(self) -> None:
+        """End the other processes."""
+        self._team.close()
+
+
+def _add_in_place(left: Floats, right: Floats, _: int) -> Floats:
+    return np.add(left, right, out=left)
+
+
+def _shared_copy(parameters: Floats, state: State) -> Stepped:
+    """The same values in shared memory."""
+    return _shared_like(parameters), {name: _shared_like(values) for name, values in state.items()}
+
+
+def _shared_like(values: Floats) -> Floats:
+    """An array of the same shape, dtype and values in shared memory."""
+    shared = shared_array(values.shape, values.dtype)
+    shared[:] = values
+    return shared

@@ -1,0 +1,233 @@
+"""The trainer: parameters, optimiser and stream, moved on together one mini-batch at a time."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol, Self
+
+import numpy as np
+
+from jobs.config import TrainConfig
+from jobs.nn import parameters as layout
+from jobs.nn.architecture import Layer, format_network
+from jobs.nn.initialise import initialise
+from jobs.nn.network import LossSum, Network
+from jobs.nn.optimizers import State, make_optimizer
+from jobs.nn.parameters import Floats
+from jobs.nn.schedules import learning_rate
+from jobs.training.rounds import initial_memory
+from jobs.training.step import StepRule, default_micro_batches, thread_count
+from jobs.training.stepper import Stepper
+from pipeline.stream import Batch, BatchStream, StreamState
+from pipeline.windows import WindowLoader
+from storage.checkpoints import Tensors
+from storage.closing import Closing
+from storage.dataset import Dataset, Split
+from storage.errors import BadDataError, QualityGateError
+from storage.sealed import check_fields
+
+
+@dataclass
+class RunningSums:
+    """Over the rows of the current epoch, each counted as it was when it was trained on."""
+
+    loss_sum: float = 0.0
+    correct: int = 0
+    rows: int = 0
+
+    @classmethod
+    def from_json(cls, document: Any) -> Self:
+        """What `asdict` gave; raises `BadDataError` for anything else."""
+        kinds = {"loss_sum": float, "correct": int, "rows": int}
+        check_fields(document, kinds, "The trainer's state in a checkpoint")
+        if not 0 <= document["correct"] <= document["rows"]:
+            raise BadDataError("The trainer's state in a checkpoint counts wrong; it is damaged.")
+        return cls(**{name: document[name] for name in kinds})
+
+    def add(self, step: LossSum) -> None:
+        """Count one more mini-batch."""
+        self.loss_sum += step.loss_sum
+        self.correct += step.correct
+        self.rows += step.rows
+
+
+class StepTaker(Protocol):
+    """Parameters and the optimiser's state, and how a mini-batch moves them on."""
+
+    @property
+    def missing_processes(self) -> int:
+        """How many processes fewer than it was to have are at work."""
+
+    @property
+    def parameters(self) -> Floats:
+        """The flat vector `(parameters,)`, to be read before the next step."""
+
+    @property
+    def state(self) -> State:
+        """What the optimiser remembers, to be read before the next step."""
+
+    def step(
+        self, micro_batches: Iterator[Batch], learning_rate: float, step_number: int
+    ) -> LossSum:
+        """Take the step of a mini-batch, given as its micro-batches in order; its loss."""
+
+    def close(self) -> None:
+        """Let go of what is held."""
+
+
+class Trainer(Closing):
+    """All that changes while training, and how one step changes it."""
+
+    loader: Callable[[Split], WindowLoader] | None = None
+    """Makes the stream's loader of windows, where it is not the stream's own."""
+
+    def __init__(
+        self, config: TrainConfig, layers: tuple[Layer, ...], dataset: Dataset, state: Any = None
+    ) -> None:
+        """Begin at the beginning, or, with `load`'s arguments as `state`, where those were saved."""
+        self.config = config
+        self.network = Network(layers, config.dtype)
+        optimizer = make_optimizer(config.optimizer, momentum=config.momentum)
+        parameters = initialise(config.init, layers, config.seed, config.dtype)
+        memory = initial_memory(config, parameters)
+        self.sums = RunningSums()
+        stream_state = None
+        if state is not None:
+            tensors, progress = state
+            parameters = flat_parameters(layers, tensors)
+            memory = {name: tensors[f"optimizer.{name}"] for name in memory}
+            self.sums = RunningSums.from_json(progress.get("sums"))
+            stream_state = StreamState.from_json(progress.get("stream"))
+        schema = dataset.split("train").schema
+        rows = schema.rows - config.holdout
+        batch_size = config.batch_size or rows
+        self._micro_batches = min(
+            config.micro_batches or default_micro_batches(batch_size), batch_size
+        )  # more would be empty
+        # The stepper forks, and does so before the stream starts its threads.
+        self._stepper = self._make_stepper(
+            StepRule(self.network, optimizer, config.l2), parameters, memory, dataset, batch_size
+        )
+        try:
+            self.stream = BatchStream(
+                dataset,
+                "train",
+                batch_size=config.batch_size,
+                seed=config.seed,
+                shuffle=config.shuffle,
+                shuffle_memory=config.shuffle_memory,
+                drop_last=config.drop_last,
+                rows=rows,
+                epochs=config.epochs,
+                state=stream_state,
+                loader=self.loader,
+            )
+        except BaseException:
+            self._stepper.close()
+            raise
+
+    def _make_stepper(
+        self,
+        rule: StepRule,
+        parameters: Floats,
+        memory: State,
+        dataset: Dataset,
+        batch_size: int,
+    ) -> "StepTaker":
+        """What takes the steps; here the cores of this machine."""
+        return Stepper(
+            rule,
+            parameters,
+            memory,
+            dataset.split("train").schema,
+            batch_size=batch_size,
+            micro_batches=self._micro_batches,
+            threads=thread_count(self.config.threads),
+        )
+
+    @property
+    def parameters(self) -> Floats:
+        """The network's, `(parameters,)`; to be read before the next step."""
+        return self._stepper.parameters
+
+    @property
+    def missing_processes(self) -> int:
+        """How many processes fewer than were asked for are at work; the others do their part."""
+        return self._stepper.missing_processes
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps taken so far in the run."""
+        return self.stream.batches_taken
+
+    @property
+    def learning_rate(self) -> float:
+        """That of the next step or, after the last one, of the last."""
+        total = self.config.epochs * self.stream.batches
+        step = min(self.steps, total - 1)
+        return learning_rate(self.config.schedule, self.config.learning_rate, step, total)
+
+    def train_epoch(self, after_step: Callable[[], None]) -> None:
+        """Train on the rest of the current epoch; `after_step` is called after each step.
+
+        Raises `QualityGateError` where the loss or a parameter is no longer a finite number.
+        """
+        for micro_batches in self.stream.micro_batches(self._micro_batches):
+            loss = self._stepper.step(micro_batches, self.learning_rate, self.steps + 1)
+            self.sums.add(loss)
+            self.check_finite(f"the loss of step {self.steps}", loss.loss_sum)
+            after_step()
+        self.check_parameters()
+
+    def check_parameters(self) -> None:
+        """Raise `QualityGateError` where the last step did harm, which shows in no loss yet."""
+        self.check_finite("the largest parameter", float(np.abs(self.parameters).max()))
+
+    def check_finite(self, what: str, value: float) -> None:
+        """Raise `QualityGateError` where a figure shows that the training has diverged."""
+        if not np.isfinite(value):
+            raise QualityGateError(
+                f"Training diverged: {what} is {value}. Start another run with a --learning-rate "
+                f"below {self.config.learning_rate:g}."
+            )
+
+    def tensors(self) -> Tensors:
+        """What a checkpoint holds: each layer's matrix, and what the optimiser remembers."""
+        return layer_tensors(self.network.layers, self.parameters) | {
+            f"optimizer.{name}": vector for name, vector in self._stepper.state.items()
+        }
+
+    def progress(self) -> dict[str, Any]:
+        """The rest of the state, for the checkpoint's manifest."""
+        return {"stream": self.stream.state.to_json(), "sums": asdict(self.sums)}
+
+    def close(self) -> None:
+        """End the other processes and the stream."""
+        self._stepper.close()
+        self.stream.close()
+
+
+def template(config: TrainConfig, layers: tuple[Layer, ...]) -> Tensors:
+    """Tensors of the names, shapes and dtypes that a checkpoint of this configuration has."""
+    parameters = np.zeros(sum(layer.parameter_count for layer in layers), config.dtype)
+    return layer_tensors(layers, parameters) | {
+        f"optimizer.{name}": vector for name, vector in initial_memory(config, parameters).items()
+    }
+
+
+def layer_tensors(layers: tuple[Layer, ...], parameters: Floats) -> Tensors:
+    """The parameters as one named matrix `(1 + inputs, outputs)` per layer."""
+    matrices = layout.views(parameters, layers)
+    return dict(zip(layout.names(layers), matrices, strict=True))
+
+
+def flat_parameters(layers: tuple[Layer, ...], tensors: Tensors) -> Floats:
+    """The flat vector `(parameters,)` from the named matrices."""
+    return np.concatenate([tensors[name].reshape(-1) for name in layout.names(layers)])
+
+
+def parameters_digest(layers: tuple[Layer, ...], parameters: Floats) -> str:
+    """SHA-256 of a model: its network's text, its dtype, and its parameters, little-endian."""
+    content = hashlib.sha256(f"{format_network(layers)}|{parameters.dtype}|".encode())
+    content.update(parameters.astype(parameters.dtype.newbyteorder("<"), copy=False).data)
+    return content.hexdigest()

@@ -1,0 +1,30 @@
+"""One part of a split, from source to store: load, transform, write, read back; wherever it runs."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.splits import Part
+from pipeline.transforms import add_bias, one_hot
+from storage.dataset import Block
+from storage.dataset_writer import ChunkRecord, SplitWriter
+from storage.errors import BadDataError
+
+
+def convert_part(
+    part: Part, writer: SplitWriter, classes: NDArray[np.int64]
+) -> tuple[int, list[ChunkRecord]]:
+    """Load, transform, write and read back one part; its rows, and its chunks' records.
+
+    Pure but for what it writes, and writing it twice gives the same bytes: it may run anywhere,
+    and again.
+    """
+    images, labels = part.load()
+    if images.dtype.kind == "f" and not np.isfinite(images).all():
+        row = part.start + int(np.argmin(np.isfinite(images).reshape(len(images), -1).all(axis=1)))
+        raise BadDataError(
+            f"Row {row} of the {writer.name} images holds a value that is not a finite number; "
+            "nothing can be learned from it. Leave the row out, or give it a number."
+        )
+    targets = None if labels is None else one_hot(labels, classes)
+    block = Block(add_bias(images), targets)
+    return len(images), writer.write_part(part.start // writer.part_rows, block)

@@ -1,0 +1,248 @@
+"""Whole objects below a place, as an interface: put, got, listed, locked, published under a name.
+
+A local directory (`storage/local.py`) and a prefix of a bucket (`storage/s3.py`) are the kinds.
+Everything else in the project knows only this.
+"""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+from typing import Self
+
+from storage.errors import PipelineError
+
+Write = Callable[[bytes | memoryview], None]
+
+TakeOver = Callable[[str], None]
+"""Leave to take over an abandoned lock; it is told, in a sentence, whose the lock was."""
+
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
+"""The name of what `put` has not finished."""
+REPLACED = ".replaced"
+"""The suffix of the sibling that is there while a published tree is being replaced."""
+NOTES_LIMIT = 256 * 2**20
+"""The most bytes of a journal that are read; no journal of ours is longer."""
+STAGED = ".ingest"
+"""The suffix of the sibling in which a tree is made before it is published."""
+
+
+class Location(ABC):
+    """Whole objects below a place, each named by a relative key with `/` between its parts.
+
+    What `put` has returned from is whole and there for good; a reader sees the old object or the
+    new one. A key that leads outside is refused with `BadDataError`. A location can be pickled, and
+    opened so on another machine. Where a place is out of reach, `UnreachableError` is raised.
+    """
+
+    @abstractmethod
+    def __str__(self) -> str:
+        """The path or URL."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The last part of the path, for people."""
+
+    @abstractmethod
+    def absolute(self) -> Self:
+        """The same location by a name that does not depend on the directory a process is in."""
+
+    @abstractmethod
+    def child(self, key: str) -> Self:
+        """The location at `key` below this one; a key that leads outside is refused."""
+
+    @abstractmethod
+    def sibling(self, prefix: str, suffix: str) -> Self:
+        """A hidden neighbour of this location."""
+
+    @abstractmethod
+    def split(self) -> tuple["Location", str]:
+        """The location that holds this one, which is to be an object, and its key there."""
+
+    @abstractmethod
+    def below(self, ancestor: "Location") -> str:
+        """The key of this location in another one of the same kind that holds it."""
+
+    # Objects.
+
+    @abstractmethod
+    def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
+        """Bytes [start, stop) of an object; a negative start counts from its end.
+
+        Raises `FileNotFoundError` where there is no such object.
+        """
+
+    @abstractmethod
+    def put(self, key: str, data: bytes | memoryview) -> None:
+        """Make `key` hold `data`: wholly or, whatever happens, not at all."""
+
+    @abstractmethod
+    def put_new(self, key: str, data: bytes) -> None:
+        """The same for a key that holds nothing yet; `ConflictError` where it holds something."""
+
+    @abstractmethod
+    def writing(self, key: str) -> AbstractContextManager[Write]:
+        """Like `put`, for what comes piece by piece: gives the function that takes the pieces."""
+
+    @abstractmethod
+    def append(self, key: str, data: bytes) -> None:
+        """Add `data` to the end of a small object; the caller tells a torn end apart."""
+
+    @abstractmethod
+    def exists(self, key: str = "") -> bool:
+        """Whether there is an object or a directory at `key`."""
+
+    def holds(self, key: str) -> bool:
+        """Whether there is an object at `key`, which can be read."""
+        try:
+            self.size(key)
+        except FileNotFoundError:
+            return False
+        return True
+
+    @abstractmethod
+    def is_free(self) -> bool:
+        """Whether nothing is here yet: no object, and no directory but an empty one."""
+
+    @abstractmethod
+    def size(self, key: str) -> int:
+        """An object's length in bytes; `FileNotFoundError` where there is none."""
+
+    @abstractmethod
+    def version(self, key: str) -> str:
+        """What changes when somebody writes to an object; `FileNotFoundError` where none is."""
+
+    @abstractmethod
+    def age(self, key: str) -> float:
+        """Seconds since somebody wrote to an object, by this machine's clock and the holder's.
+
+        `FileNotFoundError` where there is none.
+        """
+
+    @abstractmethod
+    def as_file(self, key: str) -> AbstractContextManager[Path]:
+        """An object as a file of this machine, for those who read files."""
+
+    @abstractmethod
+    def sizes(self) -> dict[str, int]:
+        """The length in bytes of every object below this location that can be read, by key."""
+
+    @abstractmethod
+    def names(self, key: str = "") -> list[str]:
+        """The names directly below `key`, sorted; none where there is no such directory."""
+
+    @abstractmethod
+    def objects(self) -> list[str]:
+        """The keys of every object below this location, sorted."""
+
+    @abstractmethod
+    def delete(self, key: str) -> None:
+        """Remove one object; nothing happens where there is none."""
+
+    @abstractmethod
+    def sweep(self, key: str = "") -> None:
+        """Remove what dead writers left unfinished directly below `key`.
+
+        The caller holds the lock of all who write there: a live one's is no different.
+        """
+
+    @abstractmethod
+    def delete_tree(self) -> None:
+        """Remove this location and all below it."""
+
+    def discard(self) -> None:
+        """The same after a failure, which is what matters: where this fails too, it is let be."""
+        with suppress(OSError, PipelineError):
+            self.delete_tree()
+
+    @abstractmethod
+    def free_bytes(self) -> int:
+        """Space left for us at this location."""
+
+    # Trees: several objects that are seen all together or not at all.
+
+    @abstractmethod
+    def making(self, key: str) -> AbstractContextManager["Location"]:
+        """Gives a place to put objects in, which are at `key` once the block has ended well.
+
+        What was at `key` before is replaced. Until then, and after a failure or a death, `names`
+        does not list `key`. The object that makes the others valid is put last.
+        """
+
+    @abstractmethod
+    def remove_whole(self, key: str) -> None:
+        """Remove the tree at `key`; a death half-way leaves nothing that `names` lists."""
+
+    @abstractmethod
+    def sweep_trees(self, key: str) -> None:
+        """Remove what dead writers left of the trees directly below `key`."""
+
+    @abstractmethod
+    def staging(self) -> "Location":
+        """An empty place beside this one, to make a tree in that is to be published here.
+
+        The caller holds the lock, and has called `recover`.
+        """
+
+    @abstractmethod
+    def publish(self, staged: "Location", last: str) -> None:
+        """Put the finished tree at `staged` in the place of whatever is here.
+
+        Object `last` says that the tree is complete. At every moment of death a reader finds the
+        old tree, the new one, or (at the sibling with the suffix `REPLACED`) that one is being
+        replaced; `recover` then brings about one or the other.
+        """
+
+    @abstractmethod
+    def recover(self, last: str) -> None:
+        """Finish, one way or the other, a `publish` that died; the caller holds the lock."""
+
+    @abstractmethod
+    def abandon(self, staged: "Location") -> None:
+        """Remove what was staged after a failure, unless `recover` still needs it."""
+
+    # A journal: notes of what is done, of which any may be lost or torn by a death.
+
+    @abstractmethod
+    def note(self, journal: str, number: int, line: bytes) -> None:
+        """Add a line, which ends in a newline; `number` is its own among those of the journal."""
+
+    @abstractmethod
+    def notes(self, journal: str) -> bytes:
+        """All lines, in any order, up to `NOTES_LIMIT` bytes; empty where there is no journal."""
+
+    @abstractmethod
+    def delete_notes(self, journal: str) -> None:
+        """Remove a journal."""
+
+    # Locks.
+
+    @abstractmethod
+    def locked(self, what: str, take_over: TakeOver | None) -> AbstractContextManager["Lock"]:
+        """See `storage.locks.writer_lock`; this location is the lock's own."""
+
+    @abstractmethod
+    def under(self, lock: "Lock") -> Self:
+        """This location for one who writes here under a lock, which `check_held` looks at."""
+
+    @abstractmethod
+    def check_held(self) -> None:
+        """Raise `ConflictError` where another has taken over the lock that this is `under`.
+
+        To be called before anything is published.
+        """
+
+
+class Lock(ABC):
+    """The right to write somewhere, while it is held."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raise `ConflictError` where it has been taken over by another."""
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a file or directory of this name is what a writer that died left behind."""
+    return name.startswith(".") and name.endswith((".tmp", ".old"))

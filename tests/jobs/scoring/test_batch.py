@@ -1,0 +1,282 @@
+"""The batch job: several splits, the ledger, gates, waiting, and trying again."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.score import run_batch, score
+from jobs.scoring.batch import BatchResult
+from jobs.scoring.gates import Gates
+from jobs.scoring.score_config import ScoreConfig
+from jobs.scoring.score_listener import JsonLog
+from jobs.scoring.turns import try_again
+from jobs.stop import StopSignal
+from jobs.train import train
+from storage.errors import (
+    BadDataError,
+    ConflictError,
+    QualityGateError,
+    StoppedError,
+    UnreachableError,
+    UsageError,
+)
+from storage.location import open_location
+from storage.predictions import scores_lock
+from tests.jobs.inboxes import Listed, ledger
+from tests.jobs.test_score import unlabelled_test
+from tests.jobs.trainings import small
+
+
+@pytest.fixture(scope="module")
+def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of three epochs."""
+    place = tmp_path_factory.mktemp("trained") / "run"
+    train(small(epochs=3, learning_rate=0.003), dataset=digits, run=place)
+    return place
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy of it without scores."""
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+def batch(run: Path, digits: Path, **options: Any) -> BatchResult:
+    """Run a batch job."""
+    listener = options.pop("listener", None)
+    config = ScoreConfig(**{"run": str(run), "dataset": str(digits)} | options)
+    return run_batch(config, listener=listener)
+
+
+def test_several_splits(run: Path, digits: Path) -> None:
+    """Each split is scored once, in the order given."""
+    result = batch(run, digits, splits=("train", "test", "train"))
+    assert ["train", "test"] == [one.record.schema.split for one in result.results]
+    assert [("train", 1031), ("test", 211)] == [
+        (line["split"], line["rows"]) for line in ledger(run)
+    ]
+
+
+def test_a_line_says_all(run: Path, digits: Path) -> None:
+    """A line has times, digests, rows, metrics, where the result lies, and the exit code."""
+    (result,) = batch(run, digits).results
+    (line,) = ledger(run)
+    assert {
+        "event": "scored",
+        "exit": 0,
+        "status": "ok",
+        "model_digest": result.metrics["model_digest"],
+        "dataset_digest": result.metrics["dataset_digest"],
+        "checkpoint": "000003-000000",
+        "split": "test",
+        "rows": 211,
+        "accuracy": result.accuracy,
+        "cross_entropy": result.metrics["quality"]["cross_entropy"],
+        "seconds": result.metrics["seconds"],
+        "result": f"scores/{result.record.schema.home}",
+        "scores_digest": result.record.digest,
+        "gates": [],
+    }.items() <= line.items()
+    assert line["started"] <= line["time"]
+
+
+def test_once_in_the_ledger(run: Path, digits: Path) -> None:
+    """A scoring that is found done has no second line."""
+    for _ in range(2):
+        batch(run, digits)
+    assert 1 == len(ledger(run))
+
+
+def test_a_scoring_whose_job_died_before_the_ledger(run: Path, digits: Path) -> None:
+    """A complete scoring without a line gets one from whoever finds it."""
+    batch(run, digits)
+    (run / "scores" / "ledger.jsonl").unlink()
+    assert batch(run, digits).results[0].already_done
+    assert [("scored", None)] == [(line["event"], line["started"]) for line in ledger(run)]
+
+
+def test_a_gate_missed(run: Path, digits: Path) -> None:
+    """The result is published and marked; the error has the gate's exit code."""
+    result = batch(run, digits, gates=Gates(min_accuracy=1.0))
+    assert isinstance(result.error, QualityGateError)
+    assert "expected at least 100.00 %" in str(result.error)
+    (line,) = ledger(run)
+    assert (5, "below gate") == (line["exit"], line["status"])
+    assert [("min-accuracy", 1.0, False)] == [
+        (gate["gate"], gate["limit"], gate["passed"]) for gate in line["gates"]
+    ]
+    assert result.results[0].record.location.exists("metrics.json")
+
+
+def test_a_gate_of_what_is_done(run: Path, digits: Path) -> None:
+    """A scoring of before is judged again by each job; the ledger has what is new in that."""
+    batch(run, digits)
+    for _ in range(2):
+        assert isinstance(batch(run, digits, gates=Gates(min_accuracy=1.0)).error, QualityGateError)
+    assert [("scored", 0), ("judged", 5)] == [(line["event"], line["exit"]) for line in ledger(run)]
+
+
+def test_max_drop(run: Path, digits: Path) -> None:
+    """The accuracy is compared with the last scoring of the split that was good enough."""
+    three = batch(run, digits, checkpoint="3").results[0].accuracy
+    assert three is not None
+    for epoch in ("1", "2"):  # the bad one of before is no measure for the next
+        error = batch(run, digits, checkpoint=epoch, gates=Gates(max_drop=0.01)).error
+        assert isinstance(error, QualityGateError)
+    limits = [line["gates"][0]["limit"] for line in ledger(run)[1:]]
+    assert [pytest.approx(three - 0.01)] * 2 == limits
+    assert batch(run, digits, checkpoint="2", gates=Gates(max_drop=1.0)).error is None
+
+
+def test_the_first_of_a_split_cannot_drop(run: Path, digits: Path) -> None:
+    """Where there is nothing to compare with, there is no verdict."""
+    assert () == batch(run, digits, gates=Gates(max_drop=0.0)).results[0].verdicts
+
+
+def test_one_bad_split_does_not_stop_the_others(run: Path, digits: Path, tmp_path: Path) -> None:
+    """The others are scored, and the job ends with the bad one's error."""
+    dataset = shutil.copytree(digits, tmp_path / "dataset")
+    (dataset / "train" / "inputs" / "c.0.0").unlink()
+    result = batch(run, dataset, splits=("train", "test"))
+    assert ["test"] == [one.record.schema.split for one in result.results]
+    assert isinstance(result.error, BadDataError)
+
+
+def test_waits_for_another(run: Path, digits: Path, tmp_path: Path) -> None:
+    """--wait: a job that another is ahead of waits, and then does what is left to do."""
+    (other,) = batch(shutil.copytree(run, tmp_path / "other"), digits).results
+    home = open_location(run).child(f"scores/{other.record.schema.home}")
+    held = scores_lock(home)
+    held.__enter__()
+
+    class FreeWhenWaitedFor(Listed):
+        def event(self, name: str, **facts: Any) -> None:
+            super().event(name, **facts)
+            if name == "waiting":
+                held.__exit__(None, None, None)
+
+    listener = FreeWhenWaitedFor()
+    result = batch(run, digits, wait=60.0, listener=listener)
+    assert [False] == [one.already_done for one in result.results]
+    assert "being written by process" in listener.named("waiting")[0]["text"]
+
+
+def test_waits_so_long_and_no_longer(run: Path, digits: Path, tmp_path: Path) -> None:
+    """Who still holds it when the time is over is named, with exit 4."""
+    (other,) = batch(shutil.copytree(run, tmp_path / "other"), digits).results
+    home = open_location(run).child(f"scores/{other.record.schema.home}")
+    with scores_lock(home):
+        error = batch(run, digits, wait=0.05).error
+    assert isinstance(error, ConflictError)
+    assert "is being written by process" in str(error)
+
+
+class Unsteady:
+    """Out of reach so many times."""
+
+    def __init__(self, times: int) -> None:
+        self.left = times
+
+    def __call__(self) -> str:
+        if self.left:
+            self.left -= 1
+            raise UnreachableError("The disk is away.")
+        return "done"
+
+
+@pytest.mark.parametrize("retries", [2, 5])
+def test_tries_again(retries: int) -> None:
+    """What is out of reach is tried again, and each time it is said."""
+    listener = Listed()
+    found = try_again(
+        Unsteady(2), retries=retries, retry_wait=0, listener=listener, stop=StopSignal()
+    )
+    assert ("done", 2) == (found, len(listener.named("retry")))
+
+
+def test_gives_up() -> None:
+    """After so many tries it is out of reach."""
+    with pytest.raises(UnreachableError):
+        try_again(Unsteady(3), retries=2, retry_wait=0, listener=Listed(), stop=StopSignal())
+
+
+def test_other_errors_are_not_tried_again() -> None:
+    """Bad data does not get better by waiting."""
+    listener = Listed()
+
+    def bad() -> None:
+        raise BadDataError("It is bad.")
+
+    with pytest.raises(BadDataError):
+        try_again(bad, retries=5, retry_wait=0, listener=listener, stop=StopSignal())
+    assert [] == listener.events
+
+
+def test_a_signal_ends_the_waiting() -> None:
+    """A job that waits to try again stops at a signal."""
+    stop = StopSignal()
+    stop.number = 15
+    with pytest.raises(StoppedError):
+        try_again(Unsteady(1), retries=1, retry_wait=1e6, listener=Listed(), stop=stop)
+
+
+def test_log(run: Path, digits: Path) -> None:
+    """Each line of the log is JSON with a time and an event; stages have rows and a rate."""
+    lines: list[str] = []
+    batch(run, digits, splits=("train",), listener=JsonLog(lines.append))
+    found = [json.loads(line) for line in lines]
+    assert ["started", "note", "progress", "progress", "scored", "done"] == [
+        line["event"] for line in found
+    ]
+    assert all("T" in line["time"] for line in found)
+    last = found[3]
+    assert ("score train", 1031, 1031) == (last["stage"], last["rows"], last["of"])
+    assert last["rows_per_second"] > 0 and found[4]["rows_per_second"] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"out": "x.txt"}, "ends in .csv"),
+        ({"out": "x.csv", "splits": ("a", "b")}, "{split} or {home}"),
+        ({"out": "{home!r:>40}.csv"}, "--out has {home!r:>40}"),
+        ({"out": "{run.__class__}.csv"}, "--out has {run.__class__}"),
+        ({"out": "{{home}}.csv"}, "--out has {}"),
+        ({"out": "{split}.csv", "inbox": "i"}, "must hold {home}"),
+        ({"out": "{name}.csv"}, "known are"),
+        ({"model": "m", "run": "r"}, "leave out --run"),
+        ({"model": "m", "checkpoint": "latest"}, "leave out --checkpoint"),
+        ({"wait": -1.0}, "--wait is -1"),
+        ({"retry_wait": float("inf")}, "--retry-wait is inf"),
+        ({"splits": ()}, "No split"),
+    ],
+)
+def test_what_cannot_be_meant(options: dict[str, Any], words: str) -> None:
+    """Options that contradict one another are refused."""
+    with pytest.raises(UsageError) as caught:
+        ScoreConfig(**options)
+    assert words in str(caught.value)
+
+
+def test_gates_need_labels(run: Path, digits: Path, tmp_path: Path) -> None:
+    """A gate on a split without labels is refused before it is scored."""
+    dataset = unlabelled_test(digits, tmp_path / "set")
+    with pytest.raises(UsageError, match="has no labels, so no gate"):
+        batch(run, dataset, gates=Gates(min_accuracy=0.5))
+    assert not (run / "scores").exists()
+
+
+def test_names_in_output(run: Path, digits: Path, tmp_path: Path) -> None:
+    """Several splits go to several files."""
+    batch(run, digits, splits=("train", "test"), out=str(tmp_path / "{split}.npz"))
+    assert ["test.npz", "train.npz"] == sorted(path.name for path in tmp_path.glob("*.npz"))
+
+
+def test_python_raises_what_a_gate_misses(run: Path, digits: Path) -> None:
+    """From Python a missed gate is an exception; the scores are there."""
+    with pytest.raises(QualityGateError, match="The scores are published as test-"):
+        score(run=run, dataset=digits, gates=Gates(min_accuracy=1.0))
+    assert score(run=run, dataset=digits).already_done

@@ -1,0 +1,49 @@
+"""Gates: what is asked of an accuracy, and what it is compared with."""
+
+import pytest
+
+from jobs.scoring.gates import Gates, missed
+from storage.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("gates", "accuracy", "before", "passed"),
+    [
+        (Gates(), 0.1, 0.9, []),
+        (Gates(min_accuracy=0.9), 0.9, None, [True]),
+        (Gates(min_accuracy=0.9), 0.8999, None, [False]),
+        (Gates(max_drop=0.02), 0.95, 0.97, [True]),
+        (Gates(max_drop=0.02), 0.9499, 0.97, [False]),
+        (Gates(max_drop=0.0), 0.99, 0.97, [True]),
+        (Gates(max_drop=0.02), 0.1, None, []),
+        (Gates(min_accuracy=0.5, max_drop=0.1), 0.6, 0.8, [True, False]),
+    ],
+)
+def test_verdicts(gates: Gates, accuracy: float, before: float | None, passed: list[bool]) -> None:
+    """Each gate that is asked for, and can be judged, has a verdict."""
+    verdicts = gates.judge(accuracy, before, "test")
+    assert passed == [verdict.passed for verdict in verdicts]
+    assert (missed(verdicts) is None) == all(passed)
+
+
+def test_rounding_is_no_drop() -> None:
+    """An accuracy that is just the least allowed passes, however its decimals round."""
+    (verdict,) = Gates(max_drop=0.1).judge(0.7, 0.8, "test")
+    assert verdict.passed
+
+
+def test_what_a_miss_says() -> None:
+    """What was found, what was expected, and why."""
+    text = missed(Gates(max_drop=0.01).judge(0.9, 0.95, "test"))
+    assert text is not None
+    for part in ("test has accuracy 90.00 %", "at least 94.00 %", "95.00 % before"):
+        assert part in text
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, 97.0, float("nan")])
+def test_no_share(share: float) -> None:
+    """A gate that is no share of one is refused: 97 is not 0.97."""
+    with pytest.raises(UsageError, match="expected 0 to 1"):
+        Gates(min_accuracy=share)
+    with pytest.raises(UsageError, match="expected 0 to 1"):
+        Gates(max_drop=share)

@@ -1,0 +1,426 @@
+"""The inbox: files appear, grow, change and vanish; each is scored once, by its content."""
+
+import gzip
+import json
+import os
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+
+from jobs.score import score
+from jobs.scoring.arrivals import find_items
+from jobs.scoring.gates import Gates
+from jobs.train import train
+from pipeline.ingest import ingest
+from storage.errors import BadDataError, ConflictError, QualityGateError, UnreachableError
+from storage.ledger import Ledger
+from storage.location import open_location
+from tests.jobs.inboxes import Listed, events, ledger, put_images, score_inbox, settle
+from tests.jobs.trainings import small
+
+
+@pytest.fixture(scope="module")
+def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one epoch."""
+    place = tmp_path_factory.mktemp("trained") / "run"
+    train(small(epochs=1, learning_rate=0.03), dataset=digits, run=place)
+    return place
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy of it without scores."""
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+@pytest.fixture
+def inbox(tmp_path: Path) -> Path:
+    """An empty inbox."""
+    place = tmp_path / "inbox"
+    place.mkdir()
+    return place
+
+
+def test_scores_what_arrives(run: Path, inbox: Path) -> None:
+    """Each file of images is scored, with labels or without, raw or packed, at any depth."""
+    put_images(inbox / "a-images-idx3-ubyte", 1, rows=12, labelled=True)
+    put_images(inbox / "b.idx3-ubyte.gz", 2, rows=13)
+    put_images(inbox / "monday" / "c.xz", 3, rows=14)
+    result = score_inbox(run, inbox)
+    found = {one.file: (one.metrics["rows"], one.accuracy is None) for one in result.results}
+    assert {
+        "a-images-idx3-ubyte": (12, False),
+        "b.idx3-ubyte.gz": (13, True),
+        "monday/c.xz": (14, True),
+    } == found
+    assert (None, [], []) == (result.error, result.failed, result.left)
+    assert [("scored", name) for name in found] == list(events(run))
+
+
+def test_scores_as_a_dataset_is_scored(run: Path, inbox: Path, tmp_path: Path) -> None:
+    """The predictions for a file are those for a dataset of the same rows."""
+    put_images(inbox / "train-images-idx3-ubyte", 1, labelled=True)
+    (found,) = score_inbox(run, inbox).results
+    ingest(str(inbox), tmp_path / "dataset")
+    other = score(run=run, dataset=tmp_path / "dataset", split="train")
+    assert other.scores.read_chunk(0)[0].tolist() == found.scores.read_chunk(0)[0].tolist()
+    assert other.accuracy == found.accuracy
+
+
+def test_once(run: Path, inbox: Path) -> None:
+    """A second pass scores nothing and writes nothing."""
+    put_images(inbox / "a", 1)
+    score_inbox(run, inbox)
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    again = score_inbox(run, inbox)
+    assert [True] == [one.already_done for one in again.results]
+    after = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    locks = {path for path in after if path.name.endswith(".lock")}
+    assert {path for path in after if path not in locks} == before.keys() - locks
+    assert all(before[path] == after[path] for path in before.keys() - locks)
+
+
+def test_renamed_is_not_scored_again(run: Path, inbox: Path) -> None:
+    """A file under another name is known by its content, with no line more."""
+    put_images(inbox / "a", 1).rename(inbox / "b")
+    score_inbox(run, inbox)
+    (inbox / "b").rename(inbox / "c")
+    again = score_inbox(run, inbox)
+    assert [("c", True)] == [(one.file, one.already_done) for one in again.results]
+    assert [("scored", "b")] == list(events(run))
+
+
+def test_packed_otherwise_is_not_scored_again(run: Path, inbox: Path) -> None:
+    """The same rows in another form are found, and the ledger says so once."""
+    raw = put_images(inbox / "a", 1)
+    (inbox / "b.gz").write_bytes(gzip.compress(raw.read_bytes()))
+    settle(inbox / "b.gz")
+    for _ in range(2):
+        found = score_inbox(run, inbox)
+    assert 1 == len({one.record.schema.home for one in found.results})
+    assert [("scored", "a"), ("found", "b.gz")] == list(events(run))
+
+
+def test_changed_is_scored_again(run: Path, inbox: Path) -> None:
+    """A file with other content under its old name is scored."""
+    put_images(inbox / "a", 1)
+    first = score_inbox(run, inbox).results[0]
+    put_images(inbox / "a", 2)
+    second = score_inbox(run, inbox).results[0]
+    assert (False, False) == (first.already_done, second.already_done)
+    assert first.record.schema.home != second.record.schema.home
+
+
+def test_bad_ones_do_not_stop_the_others(run: Path, inbox: Path) -> None:
+    """A bad file is recorded with its error, the others are scored, and it ends with exit 3."""
+    put_images(inbox / "a", 1)
+    settle(shutil.copy(put_images(inbox / "b", 2), inbox / "cut"))
+    os.truncate(inbox / "cut", 1000)
+    settle(inbox / "cut")
+    (inbox / "junk").write_bytes(b"no images")
+    settle(inbox / "junk")
+    result = score_inbox(run, inbox)
+    assert ["a", "b"] == [one.file for one in result.results]
+    assert ["cut", "junk"] == [one["file"] for one in result.failed]
+    assert isinstance(result.error, BadDataError)
+    assert "cut, junk" in str(result.error)
+    failures = {entry["file"]: entry["error"] for entry in Ledger(open_location(run)).failures()}
+    assert "cut off" in failures["cut"] and "not an IDX file" in failures["junk"]
+    lines = [line for line in ledger(run) if line["event"] == "failed"]
+    assert [("cut", 3), ("junk", 3)] == [(line["file"], line["exit"]) for line in lines]
+
+
+def test_a_bad_file_has_one_line(run: Path, inbox: Path) -> None:
+    """As long as it lies there each pass ends with exit 3; the ledger has it once."""
+    (inbox / "junk").write_bytes(b"no images")
+    settle(inbox / "junk")
+    for _ in range(3):
+        assert isinstance(score_inbox(run, inbox).error, BadDataError)
+    assert [("failed", "junk")] == list(events(run))
+
+
+@pytest.mark.parametrize("mended", [True, False])
+def test_bad_no_more(mended: bool, run: Path, inbox: Path) -> None:
+    """A bad file that is mended, or taken away, is no failure any more; the ledger remembers."""
+    (inbox / "a").write_bytes(b"no images")
+    settle(inbox / "a")
+    score_inbox(run, inbox)
+    if mended:
+        put_images(inbox / "a", 1)
+    else:
+        (inbox / "a").unlink()
+    assert score_inbox(run, inbox).error is None
+    assert [] == Ledger(open_location(run)).failures()
+    assert "failed" in [event for event, _ in events(run)]
+
+
+def test_images_that_the_model_does_not_take(run: Path, inbox: Path) -> None:
+    """Images of another size are bad for this model."""
+    write = put_images(inbox / "a", 1)
+    data = bytearray(write.read_bytes())
+    data[8:16] = (14).to_bytes(4, "big") + (56).to_bytes(4, "big")
+    (inbox / "a").write_bytes(bytes(data))
+    settle(inbox / "a")
+    assert None is score_inbox(run, inbox).error  # as many values
+    data[8:16] = (28).to_bytes(4, "big") + (14).to_bytes(4, "big")
+    (inbox / "a").write_bytes(bytes(data[: 16 + 20 * 28 * 14]))
+    settle(inbox / "a")
+    result = score_inbox(run, inbox)
+    error = result.failed[0]["error"]
+    assert error.startswith("a has images of 28 x 14, 392 values each; the model takes 784 values.")
+
+
+def test_labels_that_the_model_does_not_know(run: Path, inbox: Path) -> None:
+    """A label of a class that the model has never seen is told with the inbox's own name."""
+    put_images(inbox / "a-images-idx3", 1, labelled=True)
+    labels = inbox / "a-labels-idx1"
+    labels.write_bytes(labels.read_bytes()[:-1] + b"\x21")
+    settle(labels)
+    error = score_inbox(run, inbox).failed[0]["error"]
+    told = "a-images-idx3 has labels of classes that the model does not know: 33; it knows 0, 1,"
+    assert error.startswith(told)
+
+
+def test_a_bad_file_has_one_line_by_whatever_name(
+    run: Path, inbox: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Renamed, or reached by another path, a bad file is the same: its content is."""
+    (inbox / "junk").write_bytes(b"no images")
+    settle(inbox / "junk")
+    first = score_inbox(run, inbox).failed[0]["error"]
+    assert first.startswith("junk: this is not an IDX file")
+    monkeypatch.chdir(inbox.parent)
+    assert first == score_inbox(run, Path("inbox")).failed[0]["error"]
+    (inbox / "junk").rename(inbox / "other")
+    assert [{"file": "other", "error": first.replace("junk", "other")}] == (
+        score_inbox(run, inbox).failed
+    )
+    assert [("failed", "junk")] == list(events(run))
+
+
+def test_growing_is_left(run: Path, inbox: Path) -> None:
+    """A file to which somebody writes between two looks is left, and scored when it is whole."""
+    path = put_images(inbox / "a", 1)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100])
+    done = threading.Event()
+
+    def grow() -> None:
+        with open(path, "ab") as file:
+            while not done.wait(0.01):
+                file.write(b"\0")
+                file.flush()
+
+    writer = threading.Thread(target=grow)
+    writer.start()
+    try:
+        result = score_inbox(run, inbox, settle=0.3)
+    finally:
+        done.set()
+        writer.join()
+    assert ([], []) == (result.results, result.failed)
+    assert [{"file": "a", "reason": "it is still being written"}] == result.left
+    assert result.error is None
+    path.write_bytes(whole)
+    settle(path)
+    assert ["a"] == [one.file for one in score_inbox(run, inbox).results]
+
+
+def test_young_but_whole(run: Path, inbox: Path) -> None:
+    """A file that was just written is scored in the same pass, after a second look at it."""
+    os.utime(put_images(inbox / "a", 1))
+    assert ["a"] == [one.file for one in score_inbox(run, inbox, settle=0.05).results]
+
+
+def test_labels_that_come_while_it_settles(
+    run: Path, inbox: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images whose labels come a moment later are left, and scored once, with them."""
+    os.utime(put_images(inbox / "a-images-idx3-ubyte", 1, labelled=True))
+    labels = inbox / "a-labels-idx1-ubyte"
+    labels.rename(inbox.parent / "labels")
+
+    def put_labels(seconds: float, stop: object) -> None:
+        (inbox.parent / "labels").rename(labels)
+
+    monkeypatch.setattr("jobs.scoring.inbox.pause", put_labels)
+    result = score_inbox(run, inbox, settle=5.0)
+    assert [{"file": "a-images-idx3-ubyte", "reason": "it is still being written"}] == result.left
+    (found,) = score_inbox(run, inbox).results
+    assert found.accuracy is not None
+    assert [("scored", "a-images-idx3-ubyte")] == list(events(run))
+
+
+class AtStage(Listed):
+    """Does something when a file's rows begin to be read."""
+
+    def __init__(self, action: object) -> None:
+        super().__init__()
+        self._action = action
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        if stage.startswith("ingest") and callable(self._action):
+            self._action, action = None, self._action
+            action()
+
+
+@pytest.mark.parametrize("what", ["changes", "vanishes"])
+def test_changes_while_it_is_read(what: str, run: Path, inbox: Path) -> None:
+    """A file that changes or goes under the reader's hands is left, not called bad."""
+    path = put_images(inbox / "a", 1)
+    other = put_images(inbox.parent / "other", 2)
+
+    def act() -> None:
+        if what == "changes":
+            path.write_bytes(other.read_bytes())
+        else:
+            path.unlink()
+
+    result = score_inbox(run, inbox, listener=AtStage(act))
+    if result.results:  # it had been read whole before: those rows were there
+        assert what == "vanishes"
+        return
+    assert [] == result.failed
+    assert ["it changed, or went, while it was being read"] == [
+        one["reason"] for one in result.left
+    ]
+    assert [] == list(events(run))
+
+
+def test_unfinished_names_and_hidden_files(run: Path, inbox: Path) -> None:
+    """What a name says is unfinished is left; what is hidden does not count."""
+    put_images(inbox / "a.part", 1)
+    put_images(inbox / ".b", 1)
+    put_images(inbox / ".staged" / "c", 1)
+    put_images(inbox / "d-labels-idx1-ubyte", 1)
+    result = score_inbox(run, inbox)
+    assert {
+        "a.part": "its name says that it is not finished",
+        "d-labels-idx1-ubyte": "its images are not there",
+    } == {one["file"]: one["reason"] for one in result.left}
+    assert [] == result.results
+
+
+def test_labels_that_come_later(run: Path, inbox: Path) -> None:
+    """Images are scored without labels and, once their labels are there, judged with them."""
+    put_images(inbox / "a-images-idx3-ubyte", 1, labelled=True)
+    labels = inbox / "a-labels-idx1-ubyte"
+    labels.rename(inbox.parent / "labels")
+    assert score_inbox(run, inbox).results[0].accuracy is None
+    (inbox.parent / "labels").rename(labels)
+    assert score_inbox(run, inbox).results[0].accuracy is not None
+
+
+def test_datasets(run: Path, inbox: Path, digits: Path) -> None:
+    """A complete dataset is scored, each split; one that is not is left."""
+    shutil.copytree(digits, inbox / "whole")
+    shutil.copytree(digits, inbox / "half")
+    document = json.loads((inbox / "half" / "zarr.json").read_text())
+    del document["attributes"]["complete"]
+    (inbox / "half" / "zarr.json").write_text(json.dumps(document))
+    result = score_inbox(run, inbox)
+    assert ["whole/test", "whole/train"] == [one.file for one in result.results]
+    assert [{"file": "half", "reason": "the dataset is not complete"}] == result.left
+
+
+def test_a_damaged_dataset(run: Path, inbox: Path, digits: Path) -> None:
+    """A dataset with a damaged chunk is bad."""
+    shutil.copytree(digits, inbox / "d")
+    (inbox / "d" / "test" / "inputs" / "c.0.0").unlink()
+    result = score_inbox(run, inbox)
+    assert ["d/test"] == [one["file"] for one in result.failed]
+    assert ["d/train"] == [one.file for one in result.results]
+
+
+def test_gates_of_labelled_files(run: Path, inbox: Path) -> None:
+    """A file below the gate is scored and marked; files without labels are not judged."""
+    put_images(inbox / "a-images-idx3", 1, labelled=True)
+    put_images(inbox / "b-images-idx3", 2)
+    result = score_inbox(run, inbox, gates=Gates(min_accuracy=1.0))
+    assert isinstance(result.error, QualityGateError)
+    assert [5, 0] == [line["exit"] for line in ledger(run)]
+    assert ["below gate", "ok"] == [line["status"] for line in ledger(run)]
+
+
+def test_outputs(run: Path, inbox: Path, tmp_path: Path) -> None:
+    """Each file's predictions are written under the scoring's name, once."""
+    put_images(inbox / "a", 1)
+    put_images(inbox / "b", 2)
+    result = score_inbox(run, inbox, out=str(tmp_path / "out" / "{home}.csv"))
+    written = sorted((tmp_path / "out").glob("*.csv"))
+    assert sorted(one.record.schema.home for one in result.results) == [p.stem for p in written]
+    written[0].unlink()
+    before = written[1].stat().st_mtime_ns
+    score_inbox(run, inbox, out=str(tmp_path / "out" / "{home}.csv"))
+    assert (True, before) == (written[0].exists(), written[1].stat().st_mtime_ns)
+
+
+def test_nothing_stays_of_the_work(run: Path, inbox: Path) -> None:
+    """The datasets that files became are gone once they are scored."""
+    put_images(inbox / "a", 1)
+    score_inbox(run, inbox)
+    hidden = [path.name for path in (run / "scores").iterdir() if path.name.startswith(".")]
+    assert [] == [name for name in hidden if not name.endswith(".lock")]
+
+
+def test_one_pass_at_a_time(run: Path, inbox: Path) -> None:
+    """A second pass over an inbox is refused while the first is at work, by name."""
+    put_images(inbox / "a", 1)
+    refused: list[str] = []
+
+    def second() -> None:
+        with pytest.raises(ConflictError) as caught:
+            score_inbox(run, inbox)
+        refused.append(str(caught.value))
+
+    assert None is score_inbox(run, inbox, listener=AtStage(second)).error
+    assert [f"The inbox {inbox} is being written by process {os.getpid()}"] == [
+        text.partition(" on ")[0] for text in refused
+    ]
+
+
+def test_no_inbox(run: Path, inbox: Path) -> None:
+    """An inbox that is not there may be mounted later: out of reach, not empty."""
+    with pytest.raises(UnreachableError, match="There is no directory"):
+        score_inbox(run, inbox / "absent")
+
+
+def test_a_model_that_cannot_be_read_is_no_fault_of_the_files(run: Path, inbox: Path) -> None:
+    """Where the only checkpoint is damaged nothing is called bad but that."""
+    put_images(inbox / "a", 1)
+    (state,) = run.glob("checkpoints/*/state.safetensors")
+    state.write_bytes(state.read_bytes()[:-1])
+    with pytest.raises(BadDataError, match="None of the 1 checkpoints"):
+        score_inbox(run, inbox)
+    assert [] == Ledger(open_location(run)).failures()
+
+
+def test_pairs(inbox: Path) -> None:
+    """Images find their labels by name, whatever each is packed in."""
+    for name in ("x-images-idx3-ubyte.gz", "x-labels-idx1-ubyte", "y-images.idx3", "z.idx3"):
+        (inbox / name).touch()
+    found = {
+        item.name: item.labels and item.labels.name
+        for item in find_items(open_location(inbox)).items
+    }
+    assert {
+        "x-images-idx3-ubyte.gz": "x-labels-idx1-ubyte",
+        "y-images.idx3": None,
+        "z.idx3": None,
+    } == found
+
+
+def test_a_damaged_ledger_is_no_fault_of_the_files(run: Path, inbox: Path) -> None:
+    """Where the ledger is damaged nothing is called bad but that, and nothing is lost."""
+    put_images(inbox / "a", 1)
+    score_inbox(run, inbox)
+    path = run / "scores" / "ledger.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"ok", b"OK"))
+    with pytest.raises(BadDataError, match="move the ledger away"):
+        score_inbox(run, inbox)
+    assert [] == Ledger(open_location(run)).failures()
+    path.unlink()
+    assert [True] == [one.already_done for one in score_inbox(run, inbox).results]
+    assert [("scored", "a")] == list(events(run))

@@ -1,0 +1,193 @@
+"""Plain files of scores, each read back by another library: the predictions to the bit."""
+
+import csv
+import errno
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas
+import pytest
+import xarray
+from numpy.typing import NDArray
+from pyarrow import parquet
+
+from jobs.score import score
+from jobs.scoring.outputs import check_kind
+from jobs.scoring.scored import ScoreResult
+from jobs.train import train
+from storage.errors import UnreachableError, UsageError
+from tests.jobs.trainings import small
+
+FACTS = ("model_digest", "checkpoint", "dataset_digest", "split", "scores_digest")
+COLUMNS = ["row", "predicted", "name", "probability"]
+EVERY = [f"probability_{digit}" for digit in range(10)]
+
+every_form = pytest.mark.parametrize("form", ["csv", "parquet", "npz"])
+
+
+@pytest.fixture(scope="module")
+def run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one epoch whose training split, five chunks, has been scored."""
+    place = tmp_path_factory.mktemp("trained") / "run"
+    train(small(epochs=1, learning_rate=0.03), dataset=digits, run=place)
+    score(run=place, dataset=digits, split="train")
+    return place
+
+
+def written(run: Path, digits: Path, out: Path, *, every: bool) -> ScoreResult:
+    return score(run=run, dataset=digits, split="train", out=out, all_probabilities=every)
+
+
+def predictions(result: ScoreResult) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """All probabilities `(rows, classes)` and predicted classes `(rows,)`."""
+    scores = result.scores
+    chunks = [scores.read_chunk(number) for number in range(scores.schema.chunks)]
+    return np.concatenate([one for one, _ in chunks]), np.concatenate([two for _, two in chunks])
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """A file's columns and facts, as pandas, pyarrow or numpy have them."""
+    if path.suffix == ".npz":
+        with np.load(path) as arrays:
+            facts = {name: str(arrays[name]) for name in FACTS}
+            columns = {name: arrays[name] for name in COLUMNS}
+            if "probabilities" in arrays:
+                columns |= dict(zip(EVERY, arrays["probabilities"].T, strict=True))
+            return columns, facts
+    if path.suffix == ".parquet":
+        table = parquet.read_table(path)
+        found = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
+        frame = table.to_pandas()
+    else:
+        beside = json.loads(path.with_name(f"{path.name}-metadata.json").read_text())
+        (found,) = beside["notes"]
+        kinds = {"long": "int64", "int": "int32", "string": "str", "float": "float32"}
+        columns = beside["tableSchema"]["columns"]
+        frame = pandas.read_csv(path, dtype={c["name"]: kinds[c["datatype"]] for c in columns})
+    return {name: frame[name].to_numpy() for name in frame}, {name: found[name] for name in FACTS}
+
+
+@every_form
+@pytest.mark.parametrize("every", [False, True])
+def test_read_back(form: str, every: bool, run: Path, digits: Path, tmp_path: Path) -> None:
+    """Row number, class, its name and probability, and all others on request, to the bit."""
+    result = written(run, digits, tmp_path / f"scores.{form}", every=every)
+    columns, _ = read(tmp_path / f"scores.{form}")
+    probabilities, predicted = predictions(result)
+    assert [*COLUMNS, *(EVERY if every else [])] == list(columns)
+    assert list(range(1031)) == columns["row"].tolist()
+    assert predicted.tolist() == columns["predicted"].tolist()
+    assert [str(index) for index in predicted] == columns["name"].tolist()
+    assert probabilities.max(axis=1).tolist() == columns["probability"].tolist()
+    if every:
+        assert probabilities.T.tolist() == [columns[name].tolist() for name in EVERY]
+
+
+@every_form
+def test_facts(form: str, run: Path, digits: Path, tmp_path: Path) -> None:
+    """The file says which model, checkpoint, dataset and scores it is of."""
+    result = written(run, digits, tmp_path / f"scores.{form}", every=False)
+    expected = {name: result.metrics.get(name) for name in FACTS}
+    expected["scores_digest"] = result.scores.digest
+    assert expected == read(tmp_path / f"scores.{form}")[1]
+
+
+@every_form
+def test_written_whole(form: str, run: Path, digits: Path, tmp_path: Path) -> None:
+    """A file that is there is replaced in one step; nothing but it is left."""
+    path = tmp_path / f"scores.{form}"
+    path.write_bytes(b"before")
+    written(run, digits, path, every=True)
+    first = path.read_bytes()
+    written(run, digits, path, every=True)
+    assert first == path.read_bytes()
+    beside = [f"{path.name}-metadata.json"] if form == "csv" else []
+    assert sorted([path.name, *beside]) == sorted(found.name for found in tmp_path.iterdir())
+
+
+def test_csv_metadata_is_of_the_file(run: Path, digits: Path, tmp_path: Path) -> None:
+    """The document beside a CSV file has the file's digest and name."""
+    written(run, digits, tmp_path / "scores.csv", every=False)
+    document = json.loads((tmp_path / "scores.csv-metadata.json").read_text())
+    digest = hashlib.sha256((tmp_path / "scores.csv").read_bytes()).hexdigest()
+    assert ("scores.csv", digest) == (document["url"], document["notes"][0]["csv_sha256"])
+
+
+def test_plain_csv(run: Path, digits: Path, tmp_path: Path) -> None:
+    """The first line of a CSV file is its header, for readers that know no metadata."""
+    written(run, digits, tmp_path / "scores.csv", every=True)
+    with open(tmp_path / "scores.csv", newline="") as file:
+        header, *lines = csv.reader(file)
+    assert [*COLUMNS, *EVERY] == header
+    assert 1031 == len(lines)
+
+
+def test_parquet_has_a_row_group_for_each_chunk(run: Path, digits: Path, tmp_path: Path) -> None:
+    """A Parquet file is written chunk by chunk, so that memory does not grow with the rows."""
+    written(run, digits, tmp_path / "scores.parquet", every=False)
+    assert 5 == parquet.ParquetFile(tmp_path / "scores.parquet").num_row_groups
+
+
+@pytest.mark.filterwarnings("ignore:Object at metrics.json is not recognized")
+def test_the_home_opens_in_xarray(run: Path, digits: Path) -> None:
+    """xarray reads the scoring itself, with the dimensions' names."""
+    result = score(run=run, dataset=digits, split="train")
+    with xarray.open_zarr(str(result.record.location), consolidated=False) as found:
+        assert ("sample", "class") == found["probabilities"].dims
+        assert predictions(result)[1].tolist() == found["predicted"].values.tolist()
+
+
+def test_parquet_without_pyarrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where pyarrow is not installed, what to install is said before anything is scored."""
+    monkeypatch.setattr("jobs.scoring.outputs.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"mnist-stream\[parquet\]"):
+        check_kind("scores.parquet")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("there.csv", "a directory"),
+        ("x" * 200 + ".csv", "at most 203"),
+        ("y" * 256 + "/x.csv", "at most 255"),
+        ("file/x.csv", "is no directory"),
+        ("{home}" + "z" * 190 + ".npz", "at most 203"),
+    ],
+)
+def test_where_no_file_can_be(
+    name: str, words: str, run: Path, digits: Path, tmp_path: Path
+) -> None:
+    """A directory, too long a name or a file in the way is refused before anything is scored."""
+    (tmp_path / "there.csv").mkdir()
+    (tmp_path / "file").touch()
+    before = sorted((run / "scores").iterdir())
+    with pytest.raises(UsageError, match=words):
+        score(run=run, dataset=digits, split="test", out=str(tmp_path / name))
+    assert ["file", "there.csv"] == sorted(found.name for found in tmp_path.iterdir())
+    assert before == sorted((run / "scores").iterdir())
+
+
+def test_a_long_name(run: Path, digits: Path, tmp_path: Path) -> None:
+    """The longest name that is not refused can be written, with what lies beside it."""
+    written(run, digits, tmp_path / f"{'x' * 199}.csv", every=False)
+    assert 2 == len(list(tmp_path.iterdir()))
+
+
+def test_nothing_beside_a_file_that_failed(
+    run: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a CSV file does not get its name, what would tell of it is gone, too."""
+
+    def rename(source: Path, target: Path) -> None:
+        if target.name == "scores.csv":
+            raise OSError(errno.EIO, "Input/output error")
+        os.rename(source, target)
+
+    monkeypatch.setattr("storage.files.rename", rename)
+    with pytest.raises(UnreachableError, match="Input/output error"):
+        written(run, digits, tmp_path / "scores.csv", every=False)
+    assert [] == list(tmp_path.iterdir())

@@ -1,0 +1,209 @@
+"""Promotion: a name is pinned to a model, in one step, if the model passes the gates."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.score import run_batch, score
+from jobs.scoring.gates import Gates
+from jobs.scoring.promote import PromoteConfig, PromoteResult, list_names, promote, undo
+from jobs.scoring.score_config import ScoreConfig
+from jobs.train import train
+from storage.checkpoints import CheckpointName, list_checkpoints, prune_checkpoints
+from storage.errors import BadDataError, QualityGateError, UsageError
+from storage.location import open_location
+from storage.models import open_name
+from storage.runs import open_run
+from tests.jobs.inboxes import ledger
+from tests.jobs.trainings import small
+
+Promote = Callable[..., PromoteResult]
+
+
+@pytest.fixture(scope="module")
+def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose three epochs have three models, each better than the one before."""
+    place = tmp_path_factory.mktemp("trained") / "run"
+    train(small(epochs=3, learning_rate=0.003), dataset=digits, run=place)
+    return place
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy of it without scores."""
+    return shutil.copytree(trained, tmp_path / "runs" / "run")
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    """Where the names go."""
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def give(run: Path, digits: Path, models: Path) -> Promote:
+    """`give(epoch, ...)` promotes that epoch's model as champion."""
+
+    def call(epoch: int, name: str = "champion", **options: Any) -> PromoteResult:
+        where: dict[str, str] = {"run": str(run), "models": str(models), "dataset": str(digits)}
+        return promote(PromoteConfig(name=name, checkpoint=str(epoch), **where | options))
+
+    return call
+
+
+def accuracies(run: Path, digits: Path) -> list[float]:
+    """The accuracy of each epoch's model on the test split."""
+    found = [score(run=run, dataset=digits, checkpoint=str(epoch)).accuracy for epoch in (1, 2, 3)]
+    return [accuracy for accuracy in found if accuracy is not None]
+
+
+def holder(models: Path) -> str | None:
+    """The checkpoint that is champion."""
+    found = open_name(open_location(models), "champion").holder
+    return found and found.checkpoint
+
+
+def test_who_had_it_before(give: Promote, models: Path) -> None:
+    """A name goes from one model to the next, and what was is recorded."""
+    first, second = give(1), give(2)
+    assert None is first.before and first.holder == second.before
+    assert "000002-000000" == holder(models)
+    events = open_name(open_location(models), "champion").events
+    assert [("promoted", None), ("promoted", "000001-000000")] == [
+        (event["event"], event["before"] and event["before"]["checkpoint"]) for event in events
+    ]
+
+
+def test_already(give: Promote, models: Path) -> None:
+    """A model that has the name already keeps it; nothing is recorded."""
+    give(1)
+    assert give(1).already_done
+    assert 1 == len(open_name(open_location(models), "champion").events)
+
+
+def test_undo(give: Promote, models: Path) -> None:
+    """An undo gives the name back, one after the other, until nobody has it."""
+    give(1)
+    give(2)
+    assert ["000001-000000", None] == [
+        result.holder and result.holder.checkpoint
+        for result in (undo(str(models), "champion") for _ in range(2))
+    ]
+    assert None is holder(models)
+    with pytest.raises(UsageError, match="No model is called"):
+        undo(str(models), "champion")
+    events = [event["event"] for event in open_name(open_location(models), "champion").events]
+    assert ["promoted", "promoted", "undone", "undone"] == events
+
+
+def test_min_accuracy(give: Promote, run: Path, digits: Path, models: Path) -> None:
+    """A model below the gate is refused with exit 5; the name stays, the refusal is recorded."""
+    one, two, three = accuracies(run, digits)
+    assert one < two < three
+    assert two == give(2, min_accuracy=two).verdicts[0].found
+    with pytest.raises(QualityGateError, match="champion stays with model"):
+        give(1, min_accuracy=two)
+    assert "000002-000000" == holder(models)
+    events = [event["event"] for event in open_name(open_location(models), "champion").events]
+    assert ["promoted", "refused"] == events
+
+
+def test_not_worse_than(give: Promote, models: Path) -> None:
+    """A challenger must be as good as the champion on the same rows."""
+    give(2, not_worse_than="champion")  # the first one has nobody to beat
+    with pytest.raises(QualityGateError, match="that of champion"):
+        give(1, not_worse_than="champion")
+    give(3, not_worse_than="champion")
+    assert "000003-000000" == holder(models)
+    with pytest.raises(UsageError, match="No model is called 'nobody'"):
+        give(3, not_worse_than="nobody")
+
+
+def test_the_judgement_is_in_the_ledger(give: Promote, run: Path) -> None:
+    """What a gate was judged by is a scoring like any other."""
+    result = give(2, min_accuracy=0.0)
+    (line,) = ledger(run)
+    assert result.holder is not None
+    assert (line["model_digest"], line["accuracy"]) == (
+        result.holder.model_digest,
+        result.holder.accuracy,
+    )
+
+
+def test_scores_with_the_promoted_model(
+    give: Promote, run: Path, digits: Path, models: Path
+) -> None:
+    """--model scores with the model that has the name, in its run, and the ledger says so."""
+    give(1)
+    found = score(model="champion", models=models, dataset=digits)
+    assert "000001-000000" == found.metrics["checkpoint"]
+    assert run / "scores" == found.record.location.path.parent
+    assert "champion" == ledger(run)[0]["model"]
+
+
+def test_of_another_run(give: Promote, run: Path, digits: Path, models: Path) -> None:
+    """A name can go to a model of another run; its scores lie there."""
+    give(1)
+    other = run.parent / "other"
+    train(small(epochs=1, learning_rate=0.01), dataset=digits, run=other)
+    give(1, run=str(other))
+    found = score(model="champion", models=models, dataset=digits)
+    assert other / "scores" == found.record.location.path.parent
+
+
+def test_never_another_model(give: Promote, run: Path, digits: Path, models: Path) -> None:
+    """Where the run was replaced by another, the name does not quietly mean that."""
+    give(1)
+    shutil.rmtree(run)
+    train(small(epochs=1, learning_rate=0.01), dataset=digits, run=run)
+    with pytest.raises(BadDataError, match="the run was replaced"):
+        score(model="champion", models=models, dataset=digits)
+
+
+def test_promoted_checkpoints_are_kept(give: Promote, run: Path) -> None:
+    """A training prunes other checkpoints, not one that has a name."""
+    give(1)
+    opened = open_run(open_location(run))
+    prune_checkpoints(opened, CheckpointName(3, 0), 1, set())
+    assert ["000001-000000", "000003-000000"] == [str(name) for name in list_checkpoints(opened)]
+
+
+def test_drop_from_the_promotions_record(
+    give: Promote, run: Path, digits: Path, models: Path
+) -> None:
+    """Without a scoring before, a drop is measured from the accuracy of the promotion."""
+    give(3, min_accuracy=0.0)
+    shutil.rmtree(run / "scores")
+    config = ScoreConfig(
+        model="champion",
+        models=str(models),
+        dataset=str(digits),
+        splits=("train",),
+        gates=Gates(max_drop=0.0),
+    )
+    (result,) = run_batch(config).results
+    (verdict,) = result.verdicts
+    recorded = open_name(open_location(models), "champion").holder
+    assert recorded is not None and verdict.limit == recorded.accuracy
+
+
+def test_by_digest(give: Promote, run: Path, models: Path) -> None:
+    """A checkpoint can be named by the first digits of its model's digest."""
+    digest = open_run(open_location(run)).metrics()[1]["parameters_digest"]
+    where: dict[str, str] = {"run": str(run), "models": str(models)}
+    result = promote(PromoteConfig(name="champion", checkpoint=digest[:10], **where))
+    assert result.holder is not None
+    assert ("000002-000000", digest) == (result.holder.checkpoint, result.holder.model_digest)
+    with pytest.raises(BadDataError, match="no sound checkpoint of a model with digest"):
+        promote(PromoteConfig(name="champion", checkpoint="0123456789abcdef", **where))
+
+
+def test_list(give: Promote, models: Path) -> None:
+    """Every name and who has it."""
+    give(1)
+    give(2, name="challenger")
+    found = {name.name: name.holder and name.holder.checkpoint for name in list_names(str(models))}
+    assert {"champion": "000001-000000", "challenger": "000002-000000"} == found

@@ -1,0 +1,45 @@
+"""The fixed tree on a cluster: any split over any workers, done in any order, is the same sum."""
+
+from random import Random
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs.training.cluster_stepper import MOST_SUMS, subtree_size
+from tests.jobs.training.test_step import by_definition
+
+
+@given(
+    micro_batches=st.integers(1, 150),
+    workers=st.integers(1, 40),
+    size=st.one_of(st.none(), st.sampled_from([1, 2, 4, 8, 16, 256])),
+    random=st.randoms(use_true_random=False),
+    seed=st.integers(0, 2**32),
+)
+def test_any_split_in_any_order(
+    micro_batches: int, workers: int, size: int | None, random: Random, seed: int
+) -> None:
+    """Subtrees of any size, as workers would add them up, in any order of completion."""
+    generator = np.random.default_rng(seed)
+    sums = list(generator.standard_normal((micro_batches, 5)).astype(np.float32))
+    size = size or subtree_size(micro_batches, workers)
+    starts = list(range(0, micro_batches, size))
+    done = {}
+    for start in random.sample(starts, len(starts)):
+        done[start] = by_definition(sums[start : start + size])
+    expected = by_definition(sums)
+    assert expected.tobytes() == by_definition([done[start] for start in starts]).tobytes()
+
+
+@given(st.integers(1, 1000), st.integers(1, 64))
+def test_size_of_a_subtree(micro_batches: int, workers: int) -> None:
+    """A power of two that leaves few sums, and no worker much more to do than it must."""
+    size = subtree_size(micro_batches, workers)
+    assert 1 == size.bit_count()
+    assert -(-micro_batches // size) <= max(MOST_SUMS, 2 * workers)
+
+
+def test_workers_share_the_work() -> None:
+    """Four micro-batches: one task for one worker, two for two or three, four for four."""
+    assert [4, 2, 2, 1] == [subtree_size(4, workers) for workers in (1, 2, 3, 4)]

@@ -1,0 +1,105 @@
+"""The evaluator: the same rows again and again, judged exactly, on any number of threads."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs.blas import one_blas_thread
+from jobs.nn.architecture import parse_network
+from jobs.nn.initialise import initialise
+from jobs.nn.network import Network
+from jobs.nn.parameters import Floats
+from jobs.training.evaluate import BLOCK_ROWS, Evaluation, Evaluator
+from pipeline.ingest import ingest
+from storage.dataset import open_dataset
+from storage.errors import BadDataError
+from storage.idx import write_idx
+from storage.location import open_location
+from tests.jobs.trainings import SMALL
+
+LAYERS = parse_network(SMALL.network)
+
+
+@contextmanager
+def evaluator(
+    dataset: Path, dtype: str, first_row: int, rows: int, threads: int = 1, times: int = 2
+) -> Iterator[Evaluator]:
+    """An evaluator over some of the training rows."""
+    made = Evaluator(
+        Network(LAYERS, dtype),
+        open_dataset(open_location(dataset)),
+        "train",
+        first_row=first_row,
+        rows=rows,
+        times=times,
+        threads=threads,
+    )
+    with one_blas_thread(), made:
+        yield made
+
+
+def direct(dataset: Path, parameters: Floats, first_row: int, rows: int) -> Evaluation:
+    """The same from all rows at once, by the probabilities."""
+    split = open_dataset(open_location(dataset)).split("train")
+    assert split.targets is not None
+    chosen = slice(first_row, first_row + rows)
+    inputs = np.asarray(split.inputs[chosen]) / 255
+    labels = np.asarray(split.targets[chosen]).argmax(axis=1)
+    probabilities = Network(LAYERS, "float64").forward(parameters.astype("float64"), inputs)
+    of_truth = probabilities[np.arange(rows), labels]
+    accuracy = float(np.mean(probabilities.argmax(axis=1) == labels))
+    return Evaluation(accuracy, float(-np.log(of_truth).mean()))
+
+
+@pytest.mark.parametrize(
+    ("first_row", "rows"), [(0, 1031), (0, 1), (1030, 1), (229, 2), (300, 600), (17, 500), (0, 501)]
+)
+@pytest.mark.parametrize(("dtype", "precision"), [("float32", 1e-5), ("float64", 1e-13)])
+def test_figures(first_row: int, rows: int, dtype: str, precision: float, digits: Path) -> None:
+    """The figures of any range of rows are those of the rows all at once."""
+    parameters = initialise("scaled", LAYERS, 4, dtype)
+    expected = direct(digits, parameters, first_row, rows)
+    with evaluator(digits, dtype, first_row, rows) as judged:
+        found = judged.evaluate(parameters)
+    assert expected.accuracy == found.accuracy
+    assert pytest.approx(expected.cross_entropy, rel=precision) == found.cross_entropy
+
+
+def test_again(digits: Path) -> None:
+    """Each time is judged by the parameters of that time."""
+    one, other = (initialise("scaled", LAYERS, seed) for seed in (1, 2))
+    with evaluator(digits, "float32", 5, 1000, times=3) as judged:
+        found = [judged.evaluate(parameters) for parameters in (one, other, one)]
+    assert found[0] == found[2]
+    assert found[0] != found[1]
+
+
+def test_threads(digits: Path) -> None:
+    """The figures are the same to the bit on any number of threads."""
+    assert 2 * BLOCK_ROWS < 1031
+    parameters = initialise("scaled", LAYERS, 1)
+    found = []
+    for threads in (1, 2, 3, 4):
+        with evaluator(digits, "float32", 0, 1031, threads) as judged:
+            found.append(judged.evaluate(parameters))
+    assert [found[0]] * 4 == found
+
+
+def test_json() -> None:
+    """Both figures, by name."""
+    assert {"accuracy": 0.5, "cross_entropy": 2.0} == Evaluation(0.5, 2.0).to_json()
+
+
+def test_unlabelled(tmp_path: Path) -> None:
+    """A split without labels cannot be evaluated, and the message says what to leave out."""
+    (tmp_path / "set").mkdir()
+    write_idx(tmp_path / "set" / "train-images-idx3-ubyte", np.zeros((9, 28, 28), np.uint8))
+    ingest(str(tmp_path / "set"), tmp_path / "data")
+    with (
+        pytest.raises(BadDataError, match="Split train has no labels; leave it out"),
+        evaluator(tmp_path / "data", "float32", 0, 9),
+    ):
+        pass
