@@ -50,10 +50,11 @@ def score(
 ) -> ScoreResult:
     """Score one split of a dataset with a checkpoint of a run, and record it in the ledger.
 
-    The work is done by the workers of a `cluster` where one is given, to the same bits. The options are those of `ScoreConfig`, which can do more. What has been scored already is
-    found and said so; what died is gone on with. Raises `UsageError`, `BadDataError`,
-    `ConflictError`, `QualityGateError` where a gate is missed (the result is published all the
-    same), or `StoppedError` after a signal.
+    The work is done by the workers of a `cluster` where one is given, to the same bits. The
+    options are those of `ScoreConfig`, which can do more. What has been scored already is found
+    and said so; what died is gone on with. Raises `UsageError`, `BadDataError`, `ConflictError`,
+    `QualityGateError` where a gate is missed (the result is published all the same), or
+    `StoppedError` after a signal.
     """
     config = ScoreConfig(
         run=run,

@@ -42,10 +42,10 @@ def train(
     Gradients are computed by the workers of a `cluster` where one is given, to the same bits.
 
     With `resume` a run that has a checkpoint goes on from it, to the same bits as if it had never
-    stopped, and one that has none is started. `take_over` is leave to take the lock of a dead writer
-    in a store. Raises `UsageError` for settings that do not fit the
-    dataset, `BadDataError` for damage, `ConflictError` where the run exists (without `resume`), is
-    locked, or has another configuration or dataset, `StoppedError` after a signal.
+    stopped, and one that has none is started. `take_over` is leave to take the lock of a dead
+    writer in a store. Raises `UsageError` for settings that do not fit the dataset,
+    `BadDataError` for damage, `ConflictError` where the run exists (without `resume`), is locked,
+    or has another configuration or dataset, `StoppedError` after a signal.
     """
     data = open_dataset(open_location(dataset))
     layers = check_fit(config, data)

@@ -1,4 +1,4 @@
-"""Clusters: the one place that opens a Dask client, and sees that all sides are fit for the work."""
+"""Clusters: the one place that opens a Dask client, and sees that all are fit for the work."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Which cluster a job is to work on, if any: settings alone, without the weight of Dask's cluster."""
+"""Which cluster a job is to work on, if any: settings alone, without the weight of Dask's own."""
 
 from dataclasses import dataclass
 from pathlib import Path

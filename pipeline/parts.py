@@ -1,4 +1,4 @@
-"""One part of a split, from source to store: load, transform, write, read back; wherever it runs."""
+"""One part of a split, from source to store: load, transform, write, read back, anywhere."""
 
 import numpy as np
 from numpy.typing import NDArray

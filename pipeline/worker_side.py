@@ -26,8 +26,8 @@ Held = TypeVar("Held", bound=Closing)
 PACKAGES = ("numpy", "zarr", "dask", "distributed", "mnist-stream")
 """Besides Python itself, what must be alike on every side for the bits and messages to be."""
 MOST_HELD = 4
-"""Things that a worker keeps open at once for a job, which has no more: what it trains on, and up to
-three splits to evaluate. Of more the one used longest ago would make room."""
+"""Things that a worker keeps open at once for a job, which has no more: what it trains on, and
+up to three splits to evaluate. Of more the one used longest ago would make room."""
 ZARR_CONCURRENCY = 4
 """Reads of one array that Zarr does side by side; workers are many already."""
 
@@ -103,7 +103,7 @@ class WorkerSide(WorkerPlugin):
 
 
 def hold(job: str, description: Hashable, make: Callable[[], Held]) -> Held:
-    """For a task: what this worker holds for a job under a description; made when it is not there."""
+    """For a task: what this worker holds for a job under a description; made where it is not."""
     return _side(get_worker(), job).hold(description, make)
 
 

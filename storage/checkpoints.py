@@ -207,8 +207,8 @@ def load_newest(
         yield from load_newest(run, template)
     elif names:
         raise BadDataError(
-            f"None of the {len(names)} checkpoints of {run.location} is sound; nothing was changed. "
-            "Restore one from a copy, or train into another --run."
+            f"None of the {len(names)} checkpoints of {run.location} is sound; nothing was changed."
+            " Restore one from a copy, or train into another --run."
         )
 
 

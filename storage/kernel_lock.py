@@ -62,7 +62,8 @@ def _acquire(lock: BaseFileLock, path: Path, what: str, take_over: TakeOver | No
         time.sleep(0.01)
     living = "" if take_over is None else " It lives, so that its lock cannot be taken over."
     raise ConflictError(
-        f"{what} is being written by {holder or 'another process'}. Wait for it, or stop it.{living}"
+        f"{what} is being written by {holder or 'another process'}. Wait for it, or stop it."
+        f"{living}"
     )
 
 

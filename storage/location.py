@@ -16,7 +16,8 @@ def open_location(place: Place, options: Mapping[str, str] | None = None) -> Loc
     """The location that a path, a `file://` or an `s3://` URL names; nothing is read or made yet.
 
     `options` are those of the store, for a URL of one (see `storage.s3.open_s3`); a path needs
-    none. Raises `UsageError` for an empty name, a URL of a kind that is not known, or options that are not.
+    none. Raises `UsageError` for an empty name, a URL of a kind that is not known, or options
+    that are not.
     """
     if isinstance(place, Location):
         return place

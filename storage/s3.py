@@ -2,22 +2,24 @@
 
 What a file system gives by rename, append and the kernel's locks, a store must be given otherwise:
 
-- **An object** is put whole or not at all, and is seen by whoever reads after it: the API's promise.
-- **A tree** (a checkpoint) has no name that could be given to it at the end. So an object beside it,
-  `.NAME.tmp`, is there before its first object is put or removed, and goes after the last; a tree
-  beside which it lies is not listed. The same marker serves its removal. A death leaves the marker,
-  and who writes next, under the lock, removes what it marks.
-- **Publishing** a dataset copies, within the store, what was staged under a prefix of its own. First
-  `.NAME.replaced` is put, which names what was staged; then the old root `zarr.json` is removed, then
-  the rest of the old tree; then all is copied, the complete root last of all; then the marker goes,
-  then what was staged. A reader finds, before the root is removed, the old dataset; after the new root is
-  there, the new one; and between them no root but the marker, which it tells as "being replaced".
-  There is no mixture: the root names every digest, and there is one root or none. A death in between
-  is mended forwards by the next writer, for the marker says that what was staged is complete.
-  Each staging has a name of its own, so that one whose lock was taken over cannot spoil another's.
+- **An object** is put whole or not at all, and is seen by whoever reads after it: the API's
+  promise.
+- **A tree** (a checkpoint) has no name that could be given to it at the end. So an object beside
+  it, `.NAME.tmp`, is there before its first object is put or removed, and goes after the last; a
+  tree beside which it lies is not listed. The same marker serves its removal. A death leaves the
+  marker, and who writes next, under the lock, removes what it marks.
+- **Publishing** a dataset copies, within the store, what was staged under a prefix of its own.
+  First `.NAME.replaced` is put, which names what was staged; then the old root `zarr.json` is
+  removed, then the rest of the old tree; then all is copied, the complete root last of all; then
+  the marker goes, then what was staged. A reader finds, before the root is removed, the old
+  dataset; after the new root is there, the new one; and between them no root but the marker,
+  which it tells as "being replaced". There is no mixture: the root names every digest, and there
+  is one root or none. A death in between is mended forwards by the next writer, for the marker
+  says that what was staged is complete. Each staging has a name of its own, so that one whose
+  lock was taken over cannot spoil another's.
 - **Append** reads the (small) object and writes it anew, conditionally on its not having changed.
-- **A journal** is an object per note under a hidden prefix: rewriting one object for each note would
-  cost the square of their number.
+- **A journal** is an object per note under a hidden prefix: rewriting one object for each note
+  would cost the square of their number.
 - **Locks**: see `storage/s3_lock.py`.
 """
 
@@ -290,7 +292,7 @@ class S3Location(Location):
         return f"{self.sibling('', STAGED).prefix}-"
 
     def publish(self, staged: Location, last: str) -> None:
-        """Mark, remove the old tree, copy the new one, its `last` at last, and remove the marker."""
+        """Mark, remove the old tree, copy the new one, its `last` last, and remove the marker."""
         assert isinstance(staged, S3Location)
         self.check_held()
         self._replaced.put_new("", staged.prefix.encode())

@@ -2,8 +2,8 @@
 
 obstore does the talking. What is tried again is what may pass: 5xx, 408 and 429 answers, refused
 and dropped connections, answers that are cut off or too slow. A conditional write whose answer was
-lost finds, when it is tried again, its own object in the way: so what is there is compared with what
-was to be written, and the same bytes count as written.
+lost finds, when it is tried again, its own object in the way: so what is there is compared with
+what was to be written, and the same bytes count as written.
 """
 
 import random
@@ -72,8 +72,8 @@ class S3Client:
         except UnknownConfigurationKeyError as error:
             name = re.search(r"key: '(.*?)'", str(error))
             raise UsageError(
-                f"--storage-option {name[1] if name else ''} is not known; expected one of obstore's "
-                "for S3, such as endpoint_url, region, access_key_id or timeout."
+                f"--storage-option {name[1] if name else ''} is not known; expected one of "
+                "obstore's for S3, such as endpoint_url, region, access_key_id or timeout."
             ) from error
         except (BaseError, ValueError, TypeError) as error:
             raise UsageError(f"A --storage-option cannot be used: {_first_line(error)}.") from error
@@ -268,9 +268,9 @@ class S3Client:
             )
         if _METADATA_SERVER in text:
             return UnreachableError(
-                f"Cannot {verb} {self.url(key)}: there are no credentials. Set AWS_ACCESS_KEY_ID and "
-                "AWS_SECRET_ACCESS_KEY, or pass --storage-option skip_signature=true for a public "
-                "bucket."
+                f"Cannot {verb} {self.url(key)}: there are no credentials. Set AWS_ACCESS_KEY_ID "
+                "and AWS_SECRET_ACCESS_KEY, or pass --storage-option skip_signature=true for a "
+                "public bucket."
             )
         if isinstance(error, PermissionDeniedError | UnauthenticatedError):
             return UnreachableError(

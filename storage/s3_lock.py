@@ -82,8 +82,8 @@ def _acquired(client: S3Client, key: str, what: str, take_over: TakeOver | None)
         raise _conflict(what, (client.get_tagged(key) or (b"", ""))[0])
     if client.put_if(key, _signed(), None):
         raise UsageError(
-            f"The store of {client.url(key)} takes no heed of conditional writes (If-None-Match), so "
-            "that nothing there can be locked. Use a store that does."
+            f"The store of {client.url(key)} takes no heed of conditional writes (If-None-Match), "
+            "so that nothing there can be locked. Use a store that does."
         )
     if content and take_over is not None:
         take_over(f"{what} was being written by {_holder(content) or 'somebody'}: taken over.")
@@ -96,8 +96,8 @@ def _signed() -> bytes:
 
 def _conflict(what: str, content: bytes) -> ConflictError:
     return ConflictError(
-        f"{what} is being written by {_holder(content) or 'somebody'}. Wait for it, or stop it; if it "
-        "is dead, pass --take-over."
+        f"{what} is being written by {_holder(content) or 'somebody'}. Wait for it, or stop it; "
+        "if it is dead, pass --take-over."
     )
 
 

@@ -95,7 +95,7 @@ def check_seal(document: dict[str, Any], place: str) -> dict[str, Any]:
 
 
 def seal_group(document: dict[str, Any]) -> dict[str, Any]:
-    """A Zarr group's document with its seal added, among the attributes: Zarr has no other place."""
+    """A Zarr group's document with its seal added, in the attributes: Zarr has no other place."""
     attributes = {key: value for key, value in document["attributes"].items() if key != SEAL}
     body = document | {"attributes": attributes}
     return document | {"attributes": attributes | {SEAL: digest_of(body)}}

@@ -43,7 +43,8 @@ what_options = options(
     click.option(
         "--inbox",
         metavar="PLACE",
-        help="Score the IDX files and datasets that arrive at a path or URL, each once, by content.",
+        help="Score the IDX files and datasets that arrive at a path or URL, each once, by "
+        "content.",
     ),
     click.option(
         "--settle",

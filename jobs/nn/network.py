@@ -85,7 +85,7 @@ class Network:
         targets: NDArray[np.uint8],
         columns: Columns | None = None,
     ) -> LossSum:
-        """The summed loss and the correct rows, without the gradient; from logits, so never log(0)."""
+        """The summed loss and the correct rows, no gradient; from logits, so never log(0)."""
         self._check_inputs(parameters, inputs, columns)
         self._check_targets(inputs, targets)
         _, logits = self._forward(views(parameters, self.layers), inputs, columns, Workspace())

@@ -1,4 +1,4 @@
-"""Scratch arrays that are used again: fresh memory for each step costs as much as small products."""
+"""Scratch arrays, used again: fresh memory for each step costs as much as small products."""
 
 import math
 from typing import Any

@@ -184,7 +184,8 @@ def _kubernetes(plan: Plan) -> dict[str, str]:
     arguments = "".join(f"\n                - {_kubernetes_text(word)}" for word in plan.arguments)
     text = f"""\
 # kubectl apply -f {plan.name}.yaml
-# The image is that of jobs/deploy/Dockerfile, or has the command at the same place; the volume holds what is in {plan.directory} here.
+# The volume holds what is in {plan.directory} here.
+# The image is that of jobs/deploy/Dockerfile, or has the command at the same place.
 apiVersion: batch/v1
 kind: CronJob
 metadata:

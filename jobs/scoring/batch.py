@@ -307,8 +307,8 @@ class Batch:
 def _check_labels(split: str, labelled: bool) -> None:
     if not labelled:
         raise UsageError(
-            f"Split {split} has no labels, so no gate can be judged on it. Leave out --min-accuracy "
-            "and --max-drop, or give a split with labels."
+            f"Split {split} has no labels, so no gate can be judged on it. Leave out "
+            "--min-accuracy and --max-drop, or give a split with labels."
         )
 
 

@@ -1,4 +1,4 @@
-"""The inbox: a directory or prefix where IDX files and datasets arrive, each scored once, by its content.
+"""The inbox: where IDX files and datasets arrive, each scored once, by its content.
 
 A file of images is scored as it is, with the labels beside it if there are any. It is converted
 chunk by chunk into a dataset that lies with the run's scores until its scoring is published, so

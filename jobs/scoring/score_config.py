@@ -26,11 +26,11 @@ class ScoreConfig:
     dataset: Place = DEFAULT_DATASET
     splits: tuple[str, ...] = ("test",)
     inbox: Place | None = None
-    """A directory or prefix whose IDX files and datasets are scored instead, each once, by content."""
+    """A directory or prefix whose IDX files and datasets are scored instead, once, by content."""
     settle: float = DEFAULT_SETTLE
     """Seconds that a file in the inbox must have kept its size and time."""
     checkpoint: str | None = None
-    """Of the run: see `choose_checkpoint`; `DEFAULT_CHECKPOINT` where neither it nor `model` is given."""
+    """Of the run: see `choose_checkpoint`; `DEFAULT_CHECKPOINT` where it and `model` are None."""
     model: str | None = None
     """A promoted name, in place of run and checkpoint."""
     models: Place = DEFAULT_MODELS

@@ -1,1 +1,1 @@
-"""How a network is trained: the step, the trainer, and its forms on several cores and on a cluster."""
+"""How a network is trained: the step, the trainer, its forms on several cores and on a cluster."""

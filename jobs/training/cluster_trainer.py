@@ -1,4 +1,4 @@
-"""The trainer of `--parallel steps` on a cluster: another stepper, and a stream that reads no rows."""
+"""The trainer of `--parallel steps` on a cluster: another stepper, a stream that reads no rows."""
 
 from typing import Any
 

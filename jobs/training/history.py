@@ -37,7 +37,7 @@ def history_of(checkpoint: Checkpoint) -> list[Metrics]:
 
 
 def check_history(lines: Any, place: str) -> list[Metrics]:
-    """The same lines; raises `BadDataError` that names `place` where they are no epochs' metrics."""
+    """The same lines; raises `BadDataError`, naming `place`, where they are no epochs' metrics."""
     if not isinstance(lines, list):
         raise BadDataError(f"{place} has no list of metrics.")
     for number, line in enumerate(lines, 1):

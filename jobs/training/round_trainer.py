@@ -34,7 +34,7 @@ class RoundStepper(Closing):
     def __init__(
         self, work: RoundWork, parameters: Floats, memory: State, cluster: Cluster | None
     ) -> None:
-        """Start from `parameters` and `memory`, which `jobs.training.rounds.initial_memory` lays out."""
+        """Start from `parameters` and `memory`, which `initial_memory` of `rounds` lays out."""
         self.parameters = parameters
         self.state = memory
         self._work = work

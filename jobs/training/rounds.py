@@ -1,11 +1,12 @@
 """The arithmetic of `--parallel rounds`: replicas that step by themselves, then agree.
 
 In a round each of R replicas takes H optimiser steps from the same parameters, on mini-batches of
-its own part of the order; then the parameters become what the outer step makes of the replicas' mean. With an outer
-learning rate of 1 and no outer momentum that is the mean itself (local SGD: Stich, arXiv
-1805.09767); with others it is the outer Nesterov step of DiLoCo (arXiv 2311.08105, algorithm 1).
-The inner optimiser's state stays with its replica. This is another algorithm than `steps`, with
-another result; it does not depend on where, or in which order, the replicas are computed.
+its own part of the order; then the parameters become what the outer step makes of the replicas'
+mean. With an outer learning rate of 1 and no outer momentum that is the mean itself (local SGD:
+Stich, arXiv 1805.09767); with others it is the outer Nesterov step of DiLoCo (arXiv 2311.08105,
+algorithm 1). The inner optimiser's state stays with its replica. This is another algorithm than
+`steps`, with another result; it does not depend on where, or in which order, the replicas are
+computed.
 """
 
 import math

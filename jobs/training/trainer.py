@@ -84,7 +84,7 @@ class Trainer(Closing):
     def __init__(
         self, config: TrainConfig, layers: tuple[Layer, ...], dataset: Dataset, state: Any = None
     ) -> None:
-        """Begin at the beginning, or, with `load`'s arguments as `state`, where those were saved."""
+        """Begin at the beginning, or, with `load`'s arguments as `state`, where they were saved."""
         self.config = config
         self.network = Network(layers, config.dtype)
         optimizer = make_optimizer(config.optimizer, momentum=config.momentum)

@@ -1,1 +1,1 @@
-"""Benchmarks: ratios within one run, against peers and the physical limit. Nothing here is a test."""
+"""Benchmarks: ratios within one run, against peers and the physical limit. None is a test."""

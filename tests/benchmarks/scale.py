@@ -1,4 +1,4 @@
-"""Scale: memory and time per row at 60 thousand, 600 thousand and 6 million rows; seeking; slow stores."""
+"""Scale: memory and time per row at 60,000, 600,000 and 6 million rows; seeking; slow stores."""
 
 import json
 import os

@@ -25,7 +25,7 @@ ZONES = ("UTC", "XXX+14", "XXX-14", "XXX-5:45", "CET-1CEST")
 
 
 def under_jumping_clock(name: str, scene: Scene, case: int, chance: random.Random) -> str:
-    """Stop a job and let it go on, each time under another clock; its files are as old as it says."""
+    """Stop a job and let it go on, each time under another clock; its files are of that time."""
     with scene.job(name) as job:
         for last in (False, True):
             module = ("tests.chaos.clock", str(chance.randrange(2**32)))

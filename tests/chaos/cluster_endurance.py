@@ -1,4 +1,4 @@
-"""What a cluster has to stand in the long run: a worker that is away for long, and very many steps."""
+"""What a cluster has to stand in the long run: a worker away for long, and very many steps."""
 
 import random
 import resource
@@ -44,7 +44,7 @@ TASKS_AT_ONCE = 20
 
 
 def pause(dataset: Path, case: int, chance: random.Random) -> str:
-    """A worker stands still for `PAUSE_SECONDS` at any moment: the same bits, and it helps again."""
+    """A worker stands still for `PAUSE_SECONDS` at a moment: the same bits, and it helps again."""
     step = chance.randrange(5, 150)
     with (
         tempfile.TemporaryDirectory() as directory,

@@ -89,7 +89,7 @@ class Target:
     """Of what `forge` is given."""
     forge: Callable[[Subject, Any], None]
     artefact: str
-    """What the commands are to use: `source`, `dataset`, its `attributes`, `run`, `scores`, `config`."""
+    """What commands are to use: `source`, `dataset`, `attributes`, `run`, `scores`, `config`."""
 
 
 def apply(document: Json, changes: Edits) -> Json:

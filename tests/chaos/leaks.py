@@ -28,7 +28,7 @@ from tests.commands.process import REPOSITORY
 
 JOBS = ("train", "score")
 MEMORY_SLACK = 3 * 2**20
-"""Bytes that the second half may need above the first: the allocator's own, and lines of metrics."""
+"""Bytes that the second half may need above the first: the allocator's, and lines of metrics."""
 
 Held = dict[str, int]
 

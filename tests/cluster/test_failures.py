@@ -77,7 +77,7 @@ def fail_at_first(tries: Path, times: int) -> int:
 
 
 def test_three_tries(cluster: Client, tmp_path: Path) -> None:
-    """A task that fails twice is none the worse for it; one that fails three times is not tried on."""
+    """A task that fails twice is none the worse for it; one that fails thrice is given up."""
     assert [3] == list(results(cluster, [task(fail_at_first, tmp_path / "two", 2)], 1))
     with pytest.raises(UnreachableError, match=r"OSError: try 3 \(at rows 7\.\.9 of test"):
         list(results(cluster, [task(fail_at_first, tmp_path / "three", 3)], 1))

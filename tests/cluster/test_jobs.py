@@ -43,7 +43,7 @@ def files(tmp_path: Path) -> Path:
 
 
 def test_ingest(files: Path, tmp_path: Path) -> None:
-    """From files and drawn digits, with workers killed meanwhile: the same digest, and it is sound."""
+    """From files and drawn digits, with workers killed meanwhile: the same digest, and sound."""
     with Cluster(tmp_path / "cluster", workers=2) as workers:
         client = connect(ClusterOptions(scheduler=workers.address, timeout=60))
         assert client is not None

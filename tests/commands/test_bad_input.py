@@ -1,4 +1,4 @@
-"""Whatever is wrong with what a command is given: an exit code, one plain message, nothing broken."""
+"""Whatever is wrong with what a command is given: an exit code, a plain message, nothing broken."""
 
 import gzip
 import os

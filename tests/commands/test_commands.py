@@ -292,7 +292,7 @@ def _assert_resumes_to(uninterrupted: dict[str, Any], here: Path) -> None:
 def test_signal_and_resume(
     number: signal.Signals, dataset: Path, uninterrupted: dict[str, Any]
 ) -> None:
-    """The first signal saves a checkpoint and exits 143 or 130; the resume ends in the same bits."""
+    """The first signal saves a checkpoint and exits 143 or 130; a resume ends in the same bits."""
     here = dataset.parent.parent
     with _training(here, until="threads = 0\n") as process:
         process.send_signal(number)
@@ -325,7 +325,7 @@ def test_second_signal(dataset: Path, uninterrupted: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("arguments", [("inspect", "data/mnist"), ("train", *SMALL)], ids=str)
 def test_broken_pipe(arguments: tuple[str, ...], dataset: Path) -> None:
-    """Whoever reads the output may leave: the command ends as one does then, without a traceback."""
+    """Whoever reads the output may leave: the command ends as one does then, with no traceback."""
     reading, writing = os.pipe()
     os.close(reading)
     ended = run_pipeline(*arguments, cwd=dataset.parent.parent, stdout=writing)

@@ -141,7 +141,7 @@ def test_a_store_in_trouble_costs_time_only(
     environment: dict[str, str],
     call: Call,
 ) -> None:
-    """With each seventeenth request failing in one way or another, all three commands come through."""
+    """With each seventeenth request failing in one way or another, all three commands succeed."""
     troubles, numbers = cycle(["500", CUT, "503", LOST, DROP]), count(1)
     proxy.plan = lambda method, path: None if next(numbers) % 17 else next(troubles)
     place = f"{store.new_place()}"

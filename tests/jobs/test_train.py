@@ -112,7 +112,7 @@ def test_loss_goes_down(digits: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_recorded_figures(dtype: str, digits: Path, tmp_path: Path) -> None:
-    """Where nothing is learned (rate 0), the loss and accuracy of the epoch are those at its start."""
+    """Where nothing is learned (rate 0), an epoch's loss and accuracy are those at its start."""
     config = small(epochs=1, learning_rate=0.0, dtype=dtype, evaluate="train,test")
     result = train(config, dataset=digits, run=tmp_path / "run")
     initial = initialise("scaled", parse_network(config.network), 0, dtype)

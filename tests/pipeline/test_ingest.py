@@ -199,7 +199,7 @@ def test_one_split_alone(source: Path, out: Path, split: str) -> None:
 
 
 def test_sources_are_recorded(source: Path, out: Path) -> None:
-    """The dataset names each file it was made from, with its size and SHA-256, stored and decoded."""
+    """The dataset names each file it is made from, with size and SHA-256, stored and decoded."""
     packed = source / (TRAIN_IMAGES + ".gz")
     write_idx(packed, images(37))
     raw = (source / TRAIN_IMAGES).read_bytes()

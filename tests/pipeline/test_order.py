@@ -196,7 +196,7 @@ def test_equal_raw_numbers_keep_their_places(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_every_argument_matters() -> None:
-    """No two of (seed, epoch, level, window) share an order: not 0 + 1 and 1 + 0, not 1|11, 11|1."""
+    """No two of (seed, epoch, level, window) share an order: not 0 + 1, 1 + 0, not 1|11, 11|1."""
     values = (0, 1, 2, 11, 12, 111)
     cases = list(itertools.product(values, values, ("chunks", "rows"), values))
     assert len(cases) == len({raw_numbers(2, *case).tobytes() for case in cases})

@@ -191,7 +191,7 @@ def test_any_number_of_threads(known: Known, threads: int) -> None:
 def test_every_chunk_is_read_once_per_epoch(
     known: Known, monkeypatch: pytest.MonkeyPatch, window_chunks: int, shuffle: bool
 ) -> None:
-    """Three epochs read each chunk three times, and nothing is read ahead of an end that is known."""
+    """Three epochs read each chunk three times, and nothing is read ahead of a known end."""
     reads = count_reads(monkeypatch)
     with open_stream(
         known, batch_size=4, window_chunks=window_chunks, shuffle=shuffle, epochs=3
@@ -368,7 +368,7 @@ def test_going_on_after_a_repair(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", [-20, 10])
 def test_a_damaged_shard(sharded: Known, place: int) -> None:
-    """A flipped bit in a shard, in the index at its end or in a chunk, is bad data like any other."""
+    """A flipped bit in a shard, in its end's index or in a chunk, is bad data like any other."""
     unread = replace(sharded, dataset=open_dataset(open_location(sharded.path)))
     path = sharded.path / "train" / "inputs" / "c.3.0"
     sound = path.read_bytes()

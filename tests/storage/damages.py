@@ -15,7 +15,7 @@ def with_flipped_bit(data: bytes, chance: random.Random) -> bytes:
 
 
 def truncations(size: int) -> Iterator[int]:
-    """The lengths that a file of `size` bytes, at least one, may be cut to: each step, and 1 less."""
+    """The lengths a file of `size` bytes, at least one, may be cut to: each step, and 1 less."""
     yield from range(0, size, STEP)
     if (size - 1) % STEP:
         yield size - 1

@@ -140,7 +140,7 @@ def test_systemd_makes_up(catch_up: bool, expected: str, plan: Plan) -> None:
 
 
 def expanded(word: str) -> str:
-    """An argument as Kubernetes hands it over, where no variable is set (its `expansion.Expand`)."""
+    """An argument as Kubernetes hands it over where no variable is set (its `expansion.Expand`)."""
     return re.sub(r"\$(\$|\(\w+\))", lambda found: "$" if found[1] == "$" else found[0], word)
 
 
