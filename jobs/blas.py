@@ -20,7 +20,7 @@ def one_blas_thread() -> Iterator[None]:
     Another thread of the process that is within a product of several BLAS threads when a job begins
     goes on with those; a fork in that moment can hang, for OpenBLAS then waits for its threads.
     """
-    global _jobs, _limit
+    global _jobs, _limit  # noqa: PLW0603 - as what they count is: the process's
     with _lock:
         if not _jobs:
             _let_this_thread_set()

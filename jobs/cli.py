@@ -326,7 +326,7 @@ def _ignore_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _run() -> int:
+def _run() -> int:  # noqa: PLR0911 - an exit code for each kind of end
     try:
         cli.main(prog_name="pipeline", standalone_mode=False)
     except click.exceptions.Exit as leave:

@@ -34,7 +34,7 @@ KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "
 
 def _setting(
     default: Any,
-    help: str,
+    help: str,  # noqa: A002 - as click calls it
     *,
     choices: tuple[str, ...] | None = None,
     least: float | None = None,

@@ -66,8 +66,11 @@ class QualityCount:
     def __init__(
         self, class_names: tuple[str, ...], target_names: tuple[str, ...] | None = None
     ) -> None:
-        """No rows yet. `target_names`, by default all, are the classes that targets have columns
-        for: a dataset may lack some of those that a model knows."""
+        """No rows yet.
+
+        `target_names`, by default all, are the classes that targets have columns for: a dataset
+        may lack some of those that a model knows.
+        """
         self._names = class_names
         self._columns = np.array([class_names.index(name) for name in target_names or class_names])
         self._confusion = np.zeros((len(class_names), len(class_names)), dtype=np.int64)

@@ -56,7 +56,8 @@ def _trained_on(run: Run, outputs: int) -> tuple[tuple[str, ...], tuple[str, ...
     for values in (names, transforms):
         if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
             raise BadDataError(f"{run.location}/{RECORD} does not say what it was trained on.")
-    assert isinstance(names, list) and isinstance(transforms, list)
+    assert isinstance(names, list)
+    assert isinstance(transforms, list)
     if len(set(names)) != outputs or len(names) != outputs:
         raise BadDataError(
             f"{run.location}/{RECORD} has {len(names)} class names for {outputs} outputs."

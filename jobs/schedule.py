@@ -37,20 +37,30 @@ COUNTED = 1000
 class Times(Protocol):
     """When the job is due: see `jobs.scheduling.cron.CronTimes`."""
 
-    def after(self, moment: datetime) -> datetime: ...
-    def between(self, start: datetime, stop: datetime, limit: int) -> list[datetime]: ...
+    def after(self, moment: datetime) -> datetime:
+        """The first time after a moment."""
+        ...
+
+    def between(self, start: datetime, stop: datetime, limit: int) -> list[datetime]:
+        """The times within (start, stop], of many the first `limit`."""
+        ...
 
 
 class Process(Protocol):
     """A job that runs."""
 
     @property
-    def pid(self) -> int: ...
+    def pid(self) -> int:
+        """The operating system's number for it."""
+        ...
+
     def poll(self) -> int | None:
         """Its exit code, None while it runs."""
         ...
 
-    def send_signal(self, number: int) -> None: ...
+    def send_signal(self, number: int) -> None:
+        """Send it a signal, unless it has ended."""
+        ...
 
 
 class Clock:
@@ -272,7 +282,7 @@ def launch_pipeline(
     It prints where this one does, or on the descriptor `stdout`.
     """
     command = [*this_pipeline(), *arguments]
-    return subprocess.Popen(command, stdout=stdout, start_new_session=True)
+    return subprocess.Popen(command, stdout=stdout, start_new_session=True)  # noqa: S603 - our own command
 
 
 def this_pipeline() -> list[str]:
@@ -284,7 +294,7 @@ def this_pipeline() -> list[str]:
 def heeding_signals(scheduler: Scheduler) -> Iterator[None]:
     """Tell a scheduler of SIGINT and SIGTERM while the block runs; in the main thread."""
 
-    def handle(number: int, frame: FrameType | None) -> None:
+    def handle(number: int, _frame: FrameType | None) -> None:
         scheduler.ask_to_stop(number)
 
     before = {number: signal.signal(number, handle) for number in SIGNALS}

@@ -143,7 +143,7 @@ def _draw_block(labels: NDArray[np.uint8], lanes: NDArray[np.uint32]) -> NDArray
     points = _bend(points, lanes, normals)
     points = _slant_and_turn(points, normals)
     points = _fit(points, normals)
-    ink = _ink(_squared_distances(points, _pen_scales(lanes, normals)), normals)
+    ink = _ink(_squared_distances(points, _pen_scales(lanes)), normals)
     return ink.transpose(2, 0, 1)
 
 
@@ -261,7 +261,7 @@ def _fit(points: NDArray[np.int32], normals: NDArray[np.int32]) -> NDArray[np.in
     return points + np.clip(shift, _MARGIN, most)[:, None]
 
 
-def _pen_scales(lanes: NDArray[np.uint32], normals: NDArray[np.int32]) -> NDArray[np.int16]:
+def _pen_scales(lanes: NDArray[np.uint32]) -> NDArray[np.int16]:
     """What distances to a sample are multiplied by: less where the pen presses, (SAMPLES, rows)."""
     steps = np.arange(SAMPLES, dtype=np.int32)[:, None]
     rate = _between(16, 74, lanes[_Lane.PRESSURE_RATE])

@@ -37,9 +37,15 @@ class Part(Protocol):
     """The contiguous rows [start, stop) of a split; it can be pickled."""
 
     @property
-    def start(self) -> int: ...
+    def start(self) -> int:
+        """The first of its rows."""
+        ...
+
     @property
-    def stop(self) -> int: ...
+    def stop(self) -> int:
+        """The first row that is no longer its own."""
+        ...
+
     def load(self) -> tuple[NDArray[Any], NDArray[Any] | None]:
         """Images `(rows, *image_shape)` and integer labels `(rows,)`, None where unlabelled."""
         ...
@@ -54,16 +60,25 @@ class SplitSource(Protocol):
         ...
 
     @property
-    def rows(self) -> int: ...
+    def rows(self) -> int:
+        """How many there are."""
+        ...
+
     @property
-    def image_shape(self) -> tuple[int, ...]: ...
+    def image_shape(self) -> tuple[int, ...]:
+        """Of one row, such as (28, 28)."""
+        ...
+
     @property
     def dtype(self) -> np.dtype[Any]:
         """The images' element type, in this machine's byte order."""
         ...
 
     @property
-    def has_labels(self) -> bool: ...
+    def has_labels(self) -> bool:
+        """Whether each row has a class."""
+        ...
+
     def label_values(self) -> list[int]:
         """The distinct class labels in ascending order; empty for an unlabelled split.
 
@@ -109,6 +124,7 @@ class IdxSplit:
     """A split in an images file and perhaps a labels file, read together from start to end."""
 
     def __init__(self, name: str, images: Path, labels: Path | None) -> None:
+        """Read the headers; raises `BadDataError` where they are not of images and labels."""
         self.name = name
         self._images = images
         self._labels = labels
@@ -142,9 +158,11 @@ class IdxSplit:
 
     @property
     def has_labels(self) -> bool:
+        """Whether there is a file of labels."""
         return self._labels is not None
 
     def label_values(self) -> list[int]:
+        """Their distinct values, in ascending order, from one pass over the labels."""
         if self._labels is None:
             return []
         values: set[int] = set()
@@ -163,6 +181,7 @@ class IdxSplit:
             )
 
     def parts(self, rows_per_part: int) -> Iterator[LoadedPart]:
+        """All rows in order; the files are read as the parts are taken."""
         _check_rows_per_part(rows_per_part)
         return self._read_parts(rows_per_part)
 
@@ -189,6 +208,7 @@ class IdxSplit:
         return reader
 
     def files(self) -> list[SourceFile]:
+        """The files, with the digests of the last whole pass."""
         if not self._digests:
             raise RuntimeError("files() before a whole pass over parts()")
         return [
@@ -204,6 +224,7 @@ class IdxSplit:
         ]
 
     def fingerprint(self) -> dict[str, Any]:
+        """Size and digest of each file as it is stored now."""
         paths = {"images": self._images} | ({"labels": self._labels} if self._labels else {})
         hashed = {kind: hash_stored(path) for kind, path in paths.items()}
         return {
@@ -236,14 +257,17 @@ class SyntheticSplit:
 
     @property
     def image_shape(self) -> tuple[int, ...]:
+        """Of one digit, (28, 28)."""
         return (SIDE, SIDE)
 
     @property
     def dtype(self) -> np.dtype[Any]:
+        """Bytes, as MNIST has."""
         return np.dtype(np.uint8)
 
     @property
     def has_labels(self) -> bool:
+        """It is known what was drawn."""
         return True
 
     def label_values(self) -> list[int]:
@@ -251,6 +275,7 @@ class SyntheticSplit:
         return list(range(CLASSES))
 
     def parts(self, rows_per_part: int) -> Iterator[SyntheticPart]:
+        """All rows in order, drawn where a part is loaded."""
         _check_rows_per_part(rows_per_part)
         return (
             SyntheticPart(self.seed, self.name, start, min(start + rows_per_part, self.rows))
@@ -258,10 +283,12 @@ class SyntheticSplit:
         )
 
     def files(self) -> list[SourceFile]:
+        """No file: what was drawn, in words."""
         drawn = f"{self.rows} digits of {self.name}, version {DIGITS_VERSION}, seed {self.seed}"
         return [SourceFile(drawn, "generated", None, None, None, None)]
 
     def fingerprint(self) -> dict[str, Any]:
+        """All that the digits follow from."""
         return {"digits_version": DIGITS_VERSION, "seed": self.seed, "rows": self.rows}
 
 

@@ -34,6 +34,7 @@ class RunningDigest:
     """Length in bytes and SHA-256 of a stream of blocks, hashed in order on `thread`."""
 
     def __init__(self, thread: Executor) -> None:
+        """No blocks yet; a `thread` is an executor with one, so that they keep their order."""
         self.length = 0
         self._sha256 = hashlib.sha256()
         self._thread = thread
@@ -67,6 +68,7 @@ class DecodedFile(Closing):
     """
 
     def __init__(self, path: Path) -> None:
+        """Open the file, and see how it is packed."""
         self.path = path
         with _translated_errors(path):
             self._file = _open_regular(path)

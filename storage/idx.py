@@ -98,6 +98,7 @@ class IdxReader(Closing):
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Open the file, and read and check its header."""
         self.path = Path(path)
         self._rows_read = 0
         with ExitStack() as on_error:

@@ -131,7 +131,7 @@ def open_record(location: Location) -> ScoresRecord:
 
 def _schema(scored: Any, place: str) -> ScoresSchema:
     sealed.check_fields(
-        scored, {name: str for name in ("model_digest", "dataset_digest", "split")}, place
+        scored, dict.fromkeys(("model_digest", "dataset_digest", "split"), str), place
     )
     names = scored["class_names"]
     if type(names) is not list or any(type(name) is not str for name in names):

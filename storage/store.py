@@ -29,6 +29,7 @@ class LocationStore(Store):
     supports_listing = True
 
     def __init__(self, location: Location, *, read_only: bool = False) -> None:
+        """For reading and writing, or for reading alone."""
         super().__init__(read_only=read_only)
         self.location = location
         self._shard_indexes: dict[tuple[str, int], bytes] = {}

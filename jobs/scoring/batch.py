@@ -187,8 +187,8 @@ class Batch:
         """Judge a complete scoring, record it unless that is done, and write its file."""
         home = result.record.schema.home
         of_home = f'"{SCORES}/{home}"'
-        lines = self.ledger.entries(of_home)
-        verdicts = self._judge(result, lines)
+        self.ledger.entries(of_home)  # a damaged ledger is told of before anything is written
+        verdicts = self._judge(result)
         result = replace(result, verdicts=verdicts, warnings=self.result.warnings)
         output = self._write_output(result)
         result = replace(result, output=output)
@@ -201,7 +201,7 @@ class Batch:
         self._tell(result)
         return result
 
-    def _judge(self, result: ScoreResult, lines: list[Entry]) -> Any:
+    def _judge(self, result: ScoreResult) -> Any:
         gates, schema = self.config.gates, result.record.schema
         if not gates.any:
             return ()

@@ -26,8 +26,11 @@ Item = TypeVar("Item")
 
 
 def default_micro_batches(batch_size: int) -> int:
-    """m for a batch size, whatever the machine: parts of 32 to 80 rows in small batches, four
-    parts or more of at most `MICRO_BATCH_ROWS` rows in large ones."""
+    """m for a batch size, whatever the machine.
+
+    Parts of 32 to 80 rows in small batches, four or more of at most `MICRO_BATCH_ROWS` in large
+    ones.
+    """
     if batch_size < 64:
         return 1
     if batch_size < 160:

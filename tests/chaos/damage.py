@@ -179,7 +179,7 @@ def next_of_kind(scene: Scene, key: str) -> str:
 def key_kind(key: str) -> tuple[str, str]:
     """What a file's neighbours of its kind have in common: the artefact and the name."""
     name = Path(key).name
-    return key.split("/")[0], "chunk" if name.startswith("c.") else name
+    return key.partition("/")[0], "chunk" if name.startswith("c.") else name
 
 
 def others_key(scene: Scene, key: str) -> str:
@@ -206,7 +206,7 @@ def misplacement_cases(scene: Scene) -> list[tuple[Act, str]]:
 
 def judge(scene: Scene, copy: Subject, key: str, *more: str) -> str:
     """How a case ended, after something was done to the file `key` of a copy, and to `more`."""
-    artefact = key.split("/")[0]
+    artefact = key.partition("/")[0]
     verified = run_here(["verify", str(copy.home / artefact), "--quiet"])
     assert verified.code in (0, 3), f"{key}: verify ended with {verified}"
     if verified.code == 3:
@@ -246,7 +246,7 @@ def uses(key: str) -> tuple[Use, ...]:
 
 def inspect(scene: Scene, copy: Subject, key: str) -> Ended:
     """Tell what is there; what it reads only to count bytes it need not refuse."""
-    return run_here(["inspect", str(copy.home / key.split("/")[0]), "--quiet"])
+    return run_here(["inspect", str(copy.home / key.partition("/")[0]), "--quiet"])
 
 
 def train_anew(scene: Scene, copy: Subject, key: str) -> Ended:

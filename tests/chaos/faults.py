@@ -89,7 +89,8 @@ def check_refusal(code: int, text: str, error_number: int) -> None:
     """The documented exit code, and one or two whole sentences that name place and cause."""
     assert UnreachableError.exit_code == code, f"exit code {code}: {text}"
     assert "Traceback" not in text, text
-    assert text.startswith("Error: Cannot ") and text.count("\n") == 1, text
+    assert text.startswith("Error: Cannot "), text
+    assert 1 == text.count("\n"), text
     assert os.strerror(error_number) in text, text
     sentences = re.findall(r"[.?](?:\s|$)", text)
     assert 1 <= len(sentences) <= 2, f"{len(sentences)} sentences: {text}"

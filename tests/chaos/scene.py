@@ -165,7 +165,8 @@ def look_at_dataset(dataset: Path, before: Outcome | None, after: Outcome) -> No
         expected = "being replaced" if before else "There is no dataset"
         assert expected in str(error), error
     except ConflictError as error:
-        assert before and "was replaced by another dataset" in str(error), error
+        assert before, error
+        assert "was replaced by another dataset" in str(error), error
     else:
         assert found in (before, after), f"a reader finds {found}"
 

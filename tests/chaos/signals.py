@@ -62,8 +62,10 @@ def stopped(name: str, job: Job, chance: random.Random) -> bool:
         found = ended(process)
     if found.code == 0 or (found.out and found.code == -number):
         return False  # the second is for the moment in which the job is over, and Python not yet
-    assert sent and 128 + number == found.code, (number, found)
-    assert found.err.startswith("Stopped") and TOLD[name] in found.err, found.err
+    assert sent, (number, found)
+    assert 128 + number == found.code, (number, found)
+    assert found.err.startswith("Stopped"), found.err
+    assert TOLD[name] in found.err, found.err
     assert 1 == found.err.count("\n"), found.err
     return True
 
@@ -119,7 +121,8 @@ def stop_in_start_up(name: str, scene: Scene, case: int, chance: random.Random) 
         with started(job.command) as process:
             sent = end_at(process, chance.uniform(0, job.work.start_up), number)
             found = ended(process)
-        assert sent and found.code in (128 + number, -number), found
+        assert sent, found
+        assert found.code in (128 + number, -number), found
         job.look()
         job.finish()
     return "survived"

@@ -63,7 +63,8 @@ def race(name: str, scene: Scene, case: int, chance: random.Random) -> str:
 def check_refused(found: Ended, holder: int | None = None) -> int:
     """A writer was refused, with one line that says who holds the lock; returns that process."""
     assert 4 == found.code, found
-    assert "" == found.out and 1 == found.err.count("\n"), found
+    assert "" == found.out, found
+    assert 1 == found.err.count("\n"), found
     named = re.search(
         rf"being written by process (\d+) on {re.escape(socket.gethostname())} since \d{{4}}-\S+\.",
         found.err,

@@ -215,7 +215,7 @@ def test_no_network(here: Path) -> None:
     with closed:
         closed.bind(("127.0.0.1", 0))  # bound but not listening: whoever connects is refused
         proxy = f"http://127.0.0.1:{closed.getsockname()[1]}"
-        env = {name: proxy for name in ("http_proxy", "https_proxy")}
+        env = dict.fromkeys(("http_proxy", "https_proxy"), proxy)
         env |= {"XDG_CACHE_HOME": str(here / "cache")}  # where nothing is kept yet
         refused = run_pipeline("ingest", "--quiet", cwd=here, env=env)
     assert_refused(refused, UNREACHABLE, "could not be reached", "MNIST_DIR", "ingest synthetic")

@@ -128,7 +128,8 @@ def test_promote_score_undo(dataset: Path, run: Path, call: Call) -> None:
     assert_refused(call("score", "--model", "champion"), USAGE, "No model is called 'champion'")
     assert 0 == call("promote", "--as", "champion", "--checkpoint", "1").code
     told = call("promote", "--as", "champion", "--not-worse-than", "champion")
-    assert "champion is model" in told.out and "before" in told.out
+    assert "champion is model" in told.out
+    assert "before" in told.out
     document = json.loads(call("score", "--model", "champion", "--json").out)
     assert "000002-000000" == document["checkpoint"]
     assert "000001-000000" in call("promote", "--as", "champion", "--undo").out

@@ -32,7 +32,8 @@ def stated_and_taken(*arguments: object, cwd: Path) -> tuple[int, int]:
     told = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=True).stdout
     stated = re.search(r"memory at most ([\d,]+) MB", told)
     taken = re.search(r"peak (\d+)", told)
-    assert stated and taken, told
+    assert stated, told
+    assert taken, told
     return int(stated[1].replace(",", "")) * 10**6, int(taken[1])
 
 

@@ -92,7 +92,7 @@ def test_epoch_that_is_not_kept(run: Run) -> None:
 def test_no_checkpoint(run: Run) -> None:
     """A run without checkpoints is refused with how to get one."""
     shutil.rmtree(run.location.path / "checkpoints")
-    with pytest.raises(BadDataError, match="no checkpoint yet. Train it with `pipeline train`"):
+    with pytest.raises(BadDataError, match=r"no checkpoint yet. Train it with `pipeline train`"):
         load_model(run, "best")
 
 

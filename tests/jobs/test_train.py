@@ -324,7 +324,7 @@ def test_fit(digits: Path) -> None:
 def test_missing_split(tmp_path: Path) -> None:
     """A split to evaluate that the dataset has not is refused before a run is made."""
     ingest("synthetic:60,0", tmp_path / "data")
-    with pytest.raises(UsageError, match="no split 'test' .* --evaluate train"):
+    with pytest.raises(UsageError, match=r"no split 'test' .* --evaluate train"):
         train(small(batch_size=9), dataset=tmp_path / "data", run=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

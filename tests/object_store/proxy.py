@@ -86,7 +86,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._pass_on(body, trouble)
 
-    do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = handle_any
+    do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = handle_any  # noqa: N815 - http.server's
 
     def _pass_on(self, body: bytes, trouble: str | None) -> None:
         connection = http.client.HTTPConnection(self.upstream)

@@ -42,7 +42,7 @@ def test_round_trip(place: Location) -> None:
 def test_nobody(place: Location) -> None:
     """A name that nobody has is empty, and an error where a model is needed."""
     assert ModelName(place, "champion") == open_name(place, "champion")
-    with pytest.raises(UsageError, match="No model is called 'champion'.*pipeline promote"):
+    with pytest.raises(UsageError, match=r"No model is called 'champion'.*pipeline promote"):
         held_name(place, "champion")
     assert not place.exists()
 

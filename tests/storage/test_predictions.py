@@ -232,7 +232,7 @@ def test_two_scorings_of_the_same_thing(home: Location) -> None:
     """The second is refused while the first one writes."""
     with (
         score_into(home, SCHEMA),
-        pytest.raises(ConflictError, match="The scoring .* is being written by process"),
+        pytest.raises(ConflictError, match=r"The scoring .* is being written by process"),
         score_into(home, SCHEMA),
     ):
         pytest.fail("two write one scoring")
@@ -243,7 +243,7 @@ def test_a_damaged_chunk_is_named(home: Location, key: str) -> None:
     """In a complete scoring a chunk that is gone, or another's, is not read."""
     scores = go_on(home)[1]
     home.put(key, home.get(key.replace("c.1", "c.2")))
-    with pytest.raises(BadDataError, match="Chunk 1 of .* recorded digest"):
+    with pytest.raises(BadDataError, match=r"Chunk 1 of .* recorded digest"):
         scores.read_chunk(1)
     home.delete(key)
     with pytest.raises(BadDataError, match="Chunk 1 is missing"):
@@ -298,5 +298,5 @@ def test_a_class_that_is_none_is_told(run: Location, home: Location, predicted: 
     probabilities = np.ones((2, 3), np.float32)
     with score_into(home, SCHEMA) as writer:
         writer.write_chunk(0, probabilities, np.array([0, predicted], np.int32))
-        with pytest.raises(BadDataError, match="Chunk 0 of .* predicts a class that is none"):
+        with pytest.raises(BadDataError, match=r"Chunk 0 of .* predicts a class that is none"):
             writer.read_chunk(0)

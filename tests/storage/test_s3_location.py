@@ -168,7 +168,7 @@ def test_a_store_that_is_not_there(place: Location) -> None:
 def test_credentials_that_are_refused_are_told_at_once(proxy: Proxy, place: Location) -> None:
     """403 is not tried again; the message names the variables to look at."""
     proxy.plan = lambda method, path: "403"
-    with pytest.raises(UnreachableError, match="refuses these credentials .*InvalidAccessKeyId"):
+    with pytest.raises(UnreachableError, match=r"refuses these credentials .*InvalidAccessKeyId"):
         through(proxy, place).get("key")
     assert 1 == len(proxy.requests)
 

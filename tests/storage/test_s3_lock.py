@@ -147,7 +147,7 @@ def test_a_trainer_that_lost_its_run_publishes_nothing(place: Location) -> None:
     """Neither metrics nor checkpoints, nor does it prune; the run is the new holder's."""
     make_run(place)
     with (
-        pytest.raises(ConflictError, match="was taken over by .*publishes nothing more"),
+        pytest.raises(ConflictError, match=r"was taken over by .*publishes nothing more"),
         run_lock(place) as locked,
     ):
         former = open_run(locked)

@@ -141,6 +141,6 @@ def test_half_a_character_is_refused() -> None:
 @pytest.mark.parametrize("document", [None, [], {}, {"rows": 1.0}, {"rows": True}, {"rows": None}])
 def test_fields_of_other_types_are_refused(document: Any) -> None:
     """A field that is missing, or only nearly of its type, is told by its name."""
-    with pytest.raises(BadDataError, match="the document has a .* for its 'rows'; expected a int"):
+    with pytest.raises(BadDataError, match=r"the document has a .* for its 'rows'; expected a int"):
         sealed.check_fields(document, {"rows": int}, "the document")
     sealed.check_fields({"rows": 1}, {"rows": int}, "the document")

@@ -59,7 +59,8 @@ def own_command() -> list[str]:
 def test_cron(plan: Plan) -> None:
     """The line of the table has the schedule, and a command that a shell takes apart as it was."""
     *settings, line = only(schedule_files("cron", plan)).splitlines()
-    assert "CRON_TZ=Europe/Berlin" in settings and "SHELL=/bin/sh" in settings
+    assert "CRON_TZ=Europe/Berlin" in settings
+    assert "SHELL=/bin/sh" in settings
     assert line.startswith("30 2 * * 1-5 cd ")
     command = line.split(" ", 5)[5]
     assert "%" not in command.replace("\\%", "")  # cron ends a command at a bare one

@@ -234,7 +234,8 @@ def test_log(run: Path, digits: Path) -> None:
     assert all("T" in line["time"] for line in found)
     last = found[3]
     assert ("score train", 1031, 1031) == (last["stage"], last["rows"], last["of"])
-    assert last["rows_per_second"] > 0 and found[4]["rows_per_second"] > 0
+    assert last["rows_per_second"] > 0
+    assert found[4]["rows_per_second"] > 0
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,8 @@ def holder(models: Path) -> str | None:
 def test_who_had_it_before(give: Promote, models: Path) -> None:
     """A name goes from one model to the next, and what was is recorded."""
     first, second = give(1), give(2)
-    assert None is first.before and first.holder == second.before
+    assert None is first.before
+    assert first.holder == second.before
     assert "000002-000000" == holder(models)
     events = open_name(open_location(models), "champion").events
     assert [("promoted", None), ("promoted", "000001-000000")] == [
@@ -187,7 +188,8 @@ def test_drop_from_the_promotions_record(
     (result,) = run_batch(config).results
     (verdict,) = result.verdicts
     recorded = open_name(open_location(models), "champion").holder
-    assert recorded is not None and verdict.limit == recorded.accuracy
+    assert recorded is not None
+    assert verdict.limit == recorded.accuracy
 
 
 def test_by_digest(give: Promote, run: Path, models: Path) -> None:

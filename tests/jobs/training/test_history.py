@@ -51,7 +51,7 @@ def test_a_history_is_as_it_was_recorded() -> None:
 )
 def test_a_line_that_is_none_is_told(strange: Any) -> None:
     """A field of another type, an epoch out of its place, other splits: the epoch is named."""
-    with pytest.raises(BadDataError, match="^Epoch 2 in metrics.jsonl "):
+    with pytest.raises(BadDataError, match=r"^Epoch 2 in metrics.jsonl "):
         check_history([line(1), strange], "metrics.jsonl")
 
 

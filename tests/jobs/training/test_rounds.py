@@ -23,7 +23,7 @@ def test_each_mini_batch_once(plan: RoundPlan) -> None:
     visited: list[list[int]] = [[] for _ in range(plan.replicas)]
     for taken in range(0, plan.batches, plan.round_batches):
         for numbers, share in zip(visited, plan.shares(taken), strict=True):
-            numbers += share
+            numbers.extend(share)
     assert [list(plan.part(replica)) for replica in range(plan.replicas)] == visited
     assert list(range(plan.batches)) == list(chain.from_iterable(visited))
 

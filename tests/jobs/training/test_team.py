@@ -67,7 +67,6 @@ def test_memory_is_shared() -> None:
 
 def test_a_task_of_a_dead_process_is_done_by_its_owner() -> None:
     """Killed before, or by its task: the reply is there, and so are the following ones."""
-
     owner, begun = os.getpid(), shared_array((14,), np.int64)
 
     def fatal(task: Task) -> Reply:
