@@ -27,8 +27,25 @@ CHUNK_LIMIT = 2**30
 """The largest chunk, in decoded bytes, for the same reason."""
 
 
+class InChunks:
+    """Rows that lie in chunks of `chunk_rows`, the last one perhaps shorter."""
+
+    rows: int
+    chunk_rows: int
+
+    @property
+    def chunks(self) -> int:
+        """How many there are, the last short one too."""
+        return -(-self.rows // self.chunk_rows)
+
+    def chunk_bounds(self, number: int) -> tuple[int, int]:
+        """The rows [start, stop) of chunk `number`, in [0, chunks - 1]."""
+        start = number * self.chunk_rows
+        return start, min(start + self.chunk_rows, self.rows)
+
+
 @dataclass(frozen=True)
-class SplitSchema:
+class SplitSchema(InChunks):
     """The shape of one split; all its arrays follow from it."""
 
     rows: int
@@ -74,16 +91,6 @@ class SplitSchema:
     def row_bytes(self) -> int:
         """Decoded bytes of one row, inputs and targets."""
         return self.columns * np.dtype(self.dtype).itemsize + self.classes
-
-    @property
-    def chunks(self) -> int:
-        """Chunks of the split, the last short one too."""
-        return -(-self.rows // self.chunk_rows)
-
-    def chunk_bounds(self, number: int) -> tuple[int, int]:
-        """The rows [start, stop) of chunk `number`, in [0, chunks - 1]."""
-        start = number * self.chunk_rows
-        return start, min(start + self.chunk_rows, self.rows)
 
     @classmethod
     def plan(

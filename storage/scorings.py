@@ -10,7 +10,7 @@ from typing import Any
 from storage import sealed
 from storage.errors import BadDataError
 from storage.objects import Location
-from storage.schema import CHUNK_LIMIT, METADATA_NAME
+from storage.schema import CHUNK_LIMIT, METADATA_NAME, InChunks
 
 FORMAT = "mnist-stream scores"
 FORMAT_VERSION = 1
@@ -30,7 +30,7 @@ def scoring_home(model_digest: str, dataset_digest: str, split: str) -> str:
 
 
 @dataclass(frozen=True)
-class ScoresSchema:
+class ScoresSchema(InChunks):
     """What a scoring is of, and the shape of its arrays."""
 
     model_digest: str
@@ -63,16 +63,6 @@ class ScoresSchema:
     def home(self) -> str:
         """The scoring's one directory name under `scores/`."""
         return scoring_home(self.model_digest, self.dataset_digest, self.split)
-
-    @property
-    def chunks(self) -> int:
-        """Chunks of each array."""
-        return -(-self.rows // self.chunk_rows)
-
-    def chunk_bounds(self, number: int) -> tuple[int, int]:
-        """The rows [start, stop) of a chunk."""
-        start = number * self.chunk_rows
-        return start, min(start + self.chunk_rows, self.rows)
 
     def to_json(self) -> dict[str, Any]:
         """The attributes that say what was scored."""
