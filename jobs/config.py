@@ -117,7 +117,7 @@ class TrainConfig:
         rounds_only=True,
     )
     sync_every: int = _setting(
-        64, "Of rounds: steps of each replica before they agree.", least=1, rounds_only=True
+        48, "Of rounds: steps of each replica before they agree.", least=1, rounds_only=True
     )
     outer_learning_rate: float = _setting(
         1.0,

@@ -11,7 +11,7 @@ from jobs.nn.network import Network
 from jobs.nn.optimizers import make_optimizer
 from jobs.training.evaluate import BLOCK_ROWS
 from jobs.training.step import default_micro_batches, thread_count
-from jobs.training.stepper import GROUP
+from jobs.training.stepper import GROUP, member_span
 from pipeline.ingest import BASE_MEMORY
 from pipeline.stream import PLAIN_WINDOW_CHUNKS, chunks_per_window
 from pipeline.windows import WAITING_THREADS
@@ -40,8 +40,11 @@ def train_memory(config: TrainConfig, layers: tuple[Layer, ...], split: SplitSch
     parts = min(config.micro_batches or default_micro_batches(batch_rows), batch_rows)
     itemsize = np.dtype(config.dtype).itemsize
     cores = min(thread_count(config.threads), parts)
-    micro_batch = -(-batch_rows // parts) * _row_bytes(layers, itemsize)
-    sums = min(parts, 2 * max(GROUP, cores)) + parts.bit_length()
+    span = member_span(parts, cores)
+    part_rows = -(-batch_rows // parts)
+    micro_batches = part_rows * (_row_bytes(layers, itemsize) + span * split.row_bytes)
+    tasks = -(-parts // span)
+    sums = min(tasks, 2 * max(GROUP, cores)) + tasks.bit_length() + cores * span.bit_length()
     forms = FORMS_OF_THE_STATE * _vectors(config) + sums
     if config.parallel == "rounds":
         forms += FORMS_PER_REPLICA * config.replicas
@@ -55,7 +58,7 @@ def train_memory(config: TrainConfig, layers: tuple[Layer, ...], split: SplitSch
     evaluations = len(config.evaluated_splits) + bool(config.holdout)
     training = (
         parameters
-        + cores * (FORK_MEMORY + micro_batch + first)
+        + cores * (FORK_MEMORY + micro_batches + first)
         + bool(evaluations) * _forward_bytes(layers, itemsize, thread_count(config.threads))
         + evaluations * _stream_bytes(split, PLAIN_WINDOW_CHUNKS)
         + _stream_bytes(split, window, windows)

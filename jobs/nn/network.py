@@ -141,7 +141,9 @@ class Network:
         shape = (len(columns), gradient.shape[1])
         narrow = workspace.array("gradient", shape, self.dtype)
         np.matmul(inputs.T, delta, out=narrow)
-        gradient.fill(0)
+        blank = np.ones(len(gradient), bool)
+        blank[columns] = False
+        gradient[blank] = 0
         gradient[columns] = narrow
 
     def l2_penalty(self, parameters: Floats, l2: float) -> float:

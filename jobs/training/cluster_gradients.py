@@ -13,12 +13,11 @@ from jobs.nn.architecture import parse_network
 from jobs.nn.network import Network
 from jobs.nn.parameters import Floats
 from jobs.nn.workspace import Workspace
-from jobs.training.step import TreeSum, network_inputs, unheeded_overflow
+from jobs.training.step import subtree_gradient, unheeded_overflow
 from pipeline.rows import OrderedRows, RowReader
-from pipeline.shared_memory import Handle, LentVectors, SharedElsewhere, SharedVector
+from pipeline.shared_memory import Handle, LentVectors, SharedElsewhere
 from pipeline.worker_side import hold
 from storage.closing import Closing
-from storage.errors import BadDataError
 
 Span = tuple[int, int]
 """The places [start, stop) of a micro-batch's rows in an epoch."""
@@ -71,9 +70,6 @@ class GradientBench(Closing):
         self.sums.close()
 
 
-Sum = tuple[SharedVector, float, int]
-
-
 def gradient_sum(
     job: str,
     work: GradientWork,
@@ -96,33 +92,17 @@ def gradient_sum(
         except OSError:
             return GradientReply(None, 0.0, 0, worker)
 
-    def add(left: Sum, right: Sum, _: int) -> Sum:
-        left[0].array[:] += right[0].array
-        bench.sums.give_back(right[0])
-        return left[0], left[1] + right[1], left[2] + right[2]
-
-    tree = TreeSum[Sum](add)
-    for span in spans:
-        tree.add(_of_micro_batch(bench, step, epoch, span, parameters))
-    vector, loss, correct = tree.result()
+    vector = bench.sums.borrow(step)
+    with unheeded_overflow():
+        found = subtree_gradient(
+            bench.network,
+            parameters,
+            (bench.reader.take(epoch, *span) for span in spans),
+            vector.array,
+            bench.workspace(),
+        )
     if shown:
-        return GradientReply(bench.sums.lend(step, vector), loss, correct, worker)
+        return GradientReply(bench.sums.lend(step, vector), found.loss_sum, found.correct, worker)
     gradient = vector.array.copy()
     bench.sums.give_back(vector)
-    return GradientReply(gradient, loss, correct, worker)
-
-
-def _of_micro_batch(
-    bench: GradientBench, step: int, epoch: int, span: Span, parameters: Floats
-) -> Sum:
-    batch = bench.reader.take(epoch, *span)
-    if batch.targets is None:
-        raise BadDataError("The split has no labels to learn from; choose a labelled one.")
-    workspace = bench.workspace()
-    vector = bench.sums.borrow(step)
-    inputs, columns = network_inputs(batch.inputs, bench.network.dtype, workspace)
-    with unheeded_overflow():
-        found = bench.network.gradient_sum(
-            parameters, inputs, batch.targets, columns, out=vector.array, workspace=workspace
-        )
-    return vector, found.loss_sum, found.correct
+    return GradientReply(gradient, found.loss_sum, found.correct, worker)

@@ -14,7 +14,7 @@ from jobs.nn.optimizers import State, Stepped
 from jobs.nn.parameters import Floats
 from jobs.nn.workspace import Workspace
 from jobs.training.cluster_gradients import GradientReply, GradientWork, Span, gradient_sum
-from jobs.training.step import StepRule, TreeSum, unheeded_overflow
+from jobs.training.step import StepRule, TreeSum, subtree_size, unheeded_overflow
 from pipeline.cluster import Cluster
 from pipeline.shared_memory import SharedVector
 from pipeline.shown import Showing
@@ -31,23 +31,6 @@ BLOCK = 262_144
 
 Position = Callable[[], tuple[int, int]]
 """The epoch, and the place in it of the next mini-batch's first row."""
-
-
-def subtree_size(micro_batches: int, workers: int) -> int:
-    """How many micro-batches one task adds up: a power of two, so that they are a subtree.
-
-    Of the sizes that leave few enough sums, the one that has the last worker done first; of
-    equals the largest, which has the fewest sums travel.
-    """
-    most = max(MOST_SUMS, 2 * workers)
-    sizes = [1 << depth for depth in range((micro_batches - 1).bit_length() + 1)]
-
-    def rounds(size: int) -> int:
-        tasks = -(-micro_batches // size)
-        return -(-tasks // workers) * min(size, micro_batches)
-
-    fitting = [size for size in sizes if -(-micro_batches // size) <= most]
-    return min(fitting, key=lambda size: (rounds(size), -size))
 
 
 class ClusterStepper(Closing):
@@ -123,7 +106,7 @@ class ClusterStepper(Closing):
     ) -> list[tuple[GradientReply, Floats]]:
         """Each subtree's reply and gradient sum, in order."""
         workers = self._cluster.workers() or [""]
-        size = subtree_size(len(spans), len(workers))
+        size = subtree_size(len(spans), len(workers), max(MOST_SUMS, 2 * len(workers)))
         tasks = [
             self._task(step, epoch, tuple(spans[first : first + size]), workers[number])
             for first, number in zip(

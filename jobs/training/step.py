@@ -4,7 +4,7 @@ The bits depend on the configuration alone, not on how many cores did the work.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -12,11 +12,13 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.nn.network import Columns, Network
+from jobs.nn.network import Columns, LossSum, Network
 from jobs.nn.optimizers import Optimizer, Stepped
 from jobs.nn.parameters import Floats, weight_slices
 from jobs.nn.workspace import Workspace
+from pipeline.stream import Batch
 from pipeline.transforms import occupied_columns, scale
+from storage.errors import BadDataError
 
 STEP_VERSION = 1
 MICRO_BATCH_ROWS = 256
@@ -26,16 +28,32 @@ Item = TypeVar("Item")
 
 
 def default_micro_batches(batch_size: int) -> int:
-    """m for a batch size, whatever the machine.
+    """How many parts a mini-batch of this size has, whatever the machine.
 
-    Parts of 32 to 80 rows in small batches, four or more of at most `MICRO_BATCH_ROWS` in large
-    ones.
+    One part below 160 rows, two below 320; above, four or more of at most `MICRO_BATCH_ROWS`.
+    Smaller parts would keep more cores busy, but each part costs a pass over all parameters.
     """
-    if batch_size < 64:
-        return 1
     if batch_size < 160:
+        return 1
+    if batch_size < 320:
         return 2
     return max(4, -(-batch_size // MICRO_BATCH_ROWS))
+
+
+def subtree_size(micro_batches: int, workers: int, most: int) -> int:
+    """How many micro-batches one worker adds up: a power of two, so that they are a subtree.
+
+    Of the sizes that leave at most `most` sums, the one that has the last worker done first; of
+    equals the largest, which leaves the fewest.
+    """
+    sizes = [1 << depth for depth in range((micro_batches - 1).bit_length() + 1)]
+
+    def rounds(size: int) -> int:
+        tasks = -(-micro_batches // size)
+        return -(-tasks // workers) * min(size, micro_batches)
+
+    fitting = [size for size in sizes if -(-micro_batches // size) <= most]
+    return min(fitting, key=lambda size: (rounds(size), -size))
 
 
 def unheeded_overflow() -> AbstractContextManager[Any]:
@@ -52,10 +70,13 @@ def network_inputs(
     stored: NDArray[Any], dtype: np.dtype[Any], workspace: Workspace | None = None
 ) -> tuple[Floats, Columns | None]:
     """Stored rows as the network takes them: scaled, and narrowed to their occupied columns."""
+    workspace = workspace or Workspace()
     columns = occupied_columns(stored)
-    narrow = stored if columns is None else stored[:, columns]
-    out = None if workspace is None else workspace.array("inputs", narrow.shape, dtype)
-    return scale(narrow, dtype, out), columns
+    if columns is not None:
+        narrow = workspace.array("stored", (len(stored), len(columns)), stored.dtype)
+        # Without mode="clip", which nothing meets here, NumPy would make a copy of `out` first.
+        stored = np.take(stored, columns, axis=1, out=narrow, mode="clip")
+    return scale(stored, dtype, workspace.array("inputs", stored.shape, dtype)), columns
 
 
 class TreeSum(Generic[Item]):
@@ -86,6 +107,46 @@ class TreeSum(Generic[Item]):
             _, left = self._subtrees.pop()
             total = self._add(left, total, len(self._subtrees))
         return total
+
+
+def subtree_gradient(
+    network: Network,
+    parameters: Floats,
+    micro_batches: Iterable[Batch],
+    out: Floats,
+    workspace: Workspace,
+) -> LossSum:
+    """The gradient sum of micro-batches that are one subtree of the fixed tree; their loss.
+
+    The sum is written to `out`, `(parameters,)`. No micro-batch is held while the next is taken.
+    Raises `BadDataError` where they have no labels.
+    """
+    free, made = [out], 0
+
+    def add(left: Floats, right: Floats, _: int) -> Floats:
+        free.append(right)
+        return np.add(left, right, out=left)
+
+    gradients = TreeSum[Floats](add)
+    losses = TreeSum[float](lambda left, right, _: left + right)
+    correct = rows = 0
+    for batch in micro_batches:
+        if batch.targets is None:
+            raise BadDataError("The split has no labels to learn from; choose a labelled one.")
+        if not free:
+            free.append(workspace.array(f"subtree-{made}", out.shape, out.dtype))
+            made += 1
+        inputs, columns = network_inputs(batch.inputs, network.dtype, workspace)
+        found = network.gradient_sum(
+            parameters, inputs, batch.targets, columns, out=free.pop(), workspace=workspace
+        )
+        del batch  # it may be a view, and would keep its window in memory
+        gradients.add(found.gradient)
+        losses.add(found.loss_sum)
+        correct += found.correct
+        rows += found.rows
+    gradients.result()  # which is in `out`: a sum is written where its left part was
+    return LossSum(losses.result(), correct, rows)
 
 
 @dataclass(frozen=True)

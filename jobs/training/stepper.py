@@ -6,6 +6,7 @@ exchange lies in memory that they share; no sum is written where another one rea
 """
 
 from collections.abc import Iterator
+from itertools import islice
 
 import numpy as np
 
@@ -14,12 +15,21 @@ from jobs.nn.network import LossSum
 from jobs.nn.optimizers import State, Stepped
 from jobs.nn.parameters import Floats
 from jobs.nn.workspace import Workspace
-from jobs.training.step import StepRule, TreeSum, network_inputs, unheeded_overflow
+from jobs.training.step import (
+    StepRule,
+    TreeSum,
+    subtree_gradient,
+    subtree_size,
+    unheeded_overflow,
+)
 from jobs.training.team import Reply, Task, Team, shared_array
+from pipeline.order import RowNumbers
 from pipeline.stream import Batch
 from storage.closing import Closing
-from storage.errors import BadDataError
 from storage.schema import SplitSchema
+
+MOST_SPAN = 8
+"""Micro-batches that a process adds up by itself, at most: it holds all their rows."""
 
 GROUP = 16
 """Gradient sums that are kept apart until the step, at least. Larger mini-batches are added up
@@ -29,6 +39,14 @@ BLOCK = 65_536
 """Elements of the vectors that are stepped at a time: all that Adam touches fits the cache."""
 
 GRADIENT, STEP = 0, 1
+
+NO_NUMBERS: RowNumbers = np.empty(0, np.int64)
+"""Those of rows whose numbers do not matter any more."""
+
+
+def member_span(micro_batches: int, members: int) -> int:
+    """How many micro-batches each member of a team adds up by itself before it takes others."""
+    return min(MOST_SPAN, subtree_size(micro_batches, members, most=micro_batches))
 
 
 class Stepper(Closing):
@@ -51,21 +69,23 @@ class Stepper(Closing):
         `micro_batches` parts. More `threads` than parts are not used.
         """
         size = min(threads, micro_batches)
-        rows = -(-batch_size // micro_batches)
+        self._span = member_span(micro_batches, size)
+        self._tasks = -(-micro_batches // self._span)
         self._rule = rule
         self._generations = [_shared_copy(parameters, state) for _ in range(2)]
         self._now = 0
-        self._micro_batches = micro_batches
         group = max(GROUP, 1 << (size - 1).bit_length())
         self._sums = [
-            shared_array(parameters.shape, parameters.dtype)
-            for _ in range(min(group, micro_batches))
+            shared_array(parameters.shape, parameters.dtype) for _ in range(min(group, self._tasks))
         ]
-        self._own: Batch | None = None
+        self._own: Iterator[Batch] = iter(())
+        """The micro-batches that this process takes at last, as it comes to them."""
+        rows = self._span * -(-batch_size // micro_batches)
         others = range(size - 1)
         self._inputs = [shared_array((rows, schema.columns), schema.dtype) for _ in others]
         self._targets = [shared_array((rows, schema.classes), np.uint8) for _ in others]
         self._size = size
+        self._schema = schema
         self._spans = np.linspace(0, len(parameters), size + 1).astype(int).tolist()
         self._workspace = Workspace()
         with one_blas_thread():  # which the forks inherit
@@ -105,7 +125,7 @@ class Stepper(Closing):
         """Compute the gradient sums; in how many of `_sums` they are left, and the loss."""
         losses = TreeSum[float](lambda left, right, _: left + right)
         groups = TreeSum[Floats](_add_in_place)
-        in_groups = len(self._sums) < self._micro_batches
+        in_groups = len(self._sums) < self._tasks
         used = correct = rows = 0
         while tasks := list(self._gradient_tasks(micro_batches, used)):
             for loss, right, size in self._team.run(tasks):
@@ -131,26 +151,42 @@ class Stepper(Closing):
         return tree.result()
 
     def _gradient_tasks(self, micro_batches: Iterator[Batch], used: int) -> Iterator[Task]:
-        """Lay the next micro-batches where the team finds them.
+        """Lay the next micro-batches where the team finds them, a span of them for each member.
 
-        They are copied, but for the one that this process takes at last, so that no window is
+        They are copied, but for those that this process takes at last, so that no window is
         kept when the stream goes on to the next.
         """
-        self._own = None
         for member in range(min(self._size, len(self._sums) - used)):
-            part = next(micro_batches, None)
-            if part is None:
-                return
-            if part.targets is None:
-                raise BadDataError("The split has no labels to learn from; choose a labelled one.")
-            rows = len(part.inputs)
+            parts = rows = 0
             if member == self._size - 1:
-                self._own = part
+                first = next(micro_batches, None)
+                if first is None:
+                    return
+                self._own = _with_first(first, islice(micro_batches, self._span - 1))
+                del first
             else:
-                self._inputs[member][:rows] = part.inputs
-                self._targets[member][:rows] = part.targets
-            del part
-            yield (GRADIENT, self._now, member, rows, used + member)
+                for part in islice(micro_batches, self._span):
+                    self._lay(part, member, rows)
+                    parts, rows = parts + 1, rows + len(part.inputs)
+                    del part
+                if not parts:
+                    return
+            yield (GRADIENT, self._now, member, parts, rows, used + member)
+
+    def _lay(self, part: Batch, member: int, start: int) -> None:
+        """Copy a micro-batch's rows to a member's, from row `start` on."""
+        stop = start + len(part.inputs)
+        self._inputs[member][start:stop] = part.inputs
+        if part.targets is not None:
+            self._targets[member][start:stop] = part.targets
+
+    def _laid(self, member: int, parts: int, rows: int) -> Iterator[Batch]:
+        """A member's micro-batches: of a mini-batch's parts, the larger ones come first."""
+        cuts = (
+            np.array_split(whole[member][:rows], parts) for whole in (self._inputs, self._targets)
+        )
+        for inputs, targets in zip(*cuts, strict=True):
+            yield Batch(inputs, targets if self._schema.classes else None, NO_NUMBERS)
 
     def _work(self, task: Task) -> Reply:
         """What a member of the team does; twice with the same result."""
@@ -162,23 +198,15 @@ class Stepper(Closing):
             self._step(int(now), int(sums), rows, learning_rate, int(step_number), int(span))
             return ()
 
-    def _gradient(self, now: int, member: int, rows: int, place: int) -> Reply:
-        """Compute a micro-batch's gradient sum."""
-        if member == self._size - 1:
-            assert self._own is not None
-            inputs, targets = self._own.inputs, self._own.targets
-        else:
-            inputs, targets = self._inputs[member][:rows], self._targets[member][:rows]
-        assert targets is not None
-        network = self._rule.network
-        scaled, columns = network_inputs(inputs, network.dtype, self._workspace)
-        found = network.gradient_sum(
+    def _gradient(self, now: int, member: int, parts: int, rows: int, place: int) -> Reply:
+        """Compute the gradient sum of a member's micro-batches."""
+        own = member == self._size - 1
+        found = subtree_gradient(
+            self._rule.network,
             self._generations[now][0],
-            scaled,
-            targets,
-            columns,
-            out=self._sums[place],
-            workspace=self._workspace,
+            self._own if own else self._laid(member, parts, rows),
+            self._sums[place],
+            self._workspace,
         )
         return found.loss_sum, found.correct, found.rows
 
@@ -210,6 +238,13 @@ class Stepper(Closing):
     def close(self) -> None:
         """End the other processes."""
         self._team.close()
+
+
+def _with_first(first: Batch, others: Iterator[Batch]) -> Iterator[Batch]:
+    """All of them in order, none held while the next is taken."""
+    yield first
+    del first
+    yield from others
 
 
 def _add_in_place(left: Floats, right: Floats, _: int) -> Floats:

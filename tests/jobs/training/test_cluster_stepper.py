@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.training.cluster_stepper import MOST_SUMS, subtree_size
+from jobs.training.step import subtree_size
 from tests.jobs.training.test_step import by_definition
 
 
@@ -23,7 +23,7 @@ def test_any_split_in_any_order(
     """Subtrees of any size, as workers would add them up, in any order of completion."""
     generator = np.random.default_rng(seed)
     sums = list(generator.standard_normal((micro_batches, 5)).astype(np.float32))
-    size = size or subtree_size(micro_batches, workers)
+    size = size or subtree_size(micro_batches, workers, 16)
     starts = list(range(0, micro_batches, size))
     done = {}
     for start in random.sample(starts, len(starts)):
@@ -32,14 +32,14 @@ def test_any_split_in_any_order(
     assert expected.tobytes() == by_definition([done[start] for start in starts]).tobytes()
 
 
-@given(st.integers(1, 1000), st.integers(1, 64))
-def test_size_of_a_subtree(micro_batches: int, workers: int) -> None:
-    """A power of two that leaves few sums, and no worker much more to do than it must."""
-    size = subtree_size(micro_batches, workers)
+@given(st.integers(1, 1000), st.integers(1, 64), st.integers(1, 100))
+def test_size_of_a_subtree(micro_batches: int, workers: int, most: int) -> None:
+    """A power of two that leaves no more sums than are wanted."""
+    size = subtree_size(micro_batches, workers, most)
     assert 1 == size.bit_count()
-    assert -(-micro_batches // size) <= max(MOST_SUMS, 2 * workers)
+    assert -(-micro_batches // size) <= most
 
 
 def test_workers_share_the_work() -> None:
     """Four micro-batches: one task for one worker, two for two or three, four for four."""
-    assert [4, 2, 2, 1] == [subtree_size(4, workers) for workers in (1, 2, 3, 4)]
+    assert [4, 2, 2, 1] == [subtree_size(4, workers, 16) for workers in (1, 2, 3, 4)]
