@@ -155,6 +155,10 @@ class LocalLocation(Location):
                 path.stat()
             except (FileNotFoundError, NotADirectoryError):
                 return False
+            except OSError as error:
+                if error.errno != errno.ELOOP:
+                    raise
+                return False
             return True
 
     def is_free(self) -> bool:
@@ -185,6 +189,10 @@ class LocalLocation(Location):
             try:
                 status = path.stat()
             except NotADirectoryError as error:
+                raise FileNotFoundError(str(path)) from error
+            except OSError as error:
+                if error.errno != errno.ELOOP:  # links that lead to each other lead to nothing
+                    raise
                 raise FileNotFoundError(str(path)) from error
         if not stat.S_ISREG(status.st_mode):
             raise FileNotFoundError(str(path))

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.scoring.arrivals import Found, Item, find_items
+from jobs.scoring.arrivals import Found, Item, find_items, is_text, shown_name
 from jobs.scoring.batch import Batch, ModelError
 from jobs.scoring.score_listener import now
 from jobs.scoring.scored import ScoreResult, checked_record, peek_dataset_digest
@@ -83,7 +83,7 @@ class _Inbox:
         """
         self._batch = batch
         self._inbox = inbox
-        self._place = place
+        self._place = shown_name(place)
         self._staging = staging
         self._bad: list[Entry] = []
         self._versions: dict[str, str | None] = {}
@@ -137,6 +137,8 @@ class _Inbox:
         batch, content = self._batch, ""
         files: list[Path] = []
         try:
+            if not is_text(str(item.images)):
+                raise BadDataError(f"{item.name}: the name is no text in UTF-8. Give it another.")
             with ExitStack() as opened:
                 files = batch.attempt(partial(self._files, item, opened))
                 content = self._content(item, files)
@@ -157,9 +159,10 @@ class _Inbox:
 
         So it reads the same in each pass, wherever the inbox was copied to or is reached from.
         """
-        names = dict(zip(map(str, files), item.keys, strict=False))
-        names[str(self._staged(content).child("dataset"))] = str(item.images)
-        names[f"{str(self._inbox).rstrip('/')}/{item.images}"] = str(item.images)
+        images = shown_name(str(item.images))
+        names = dict(zip(map(str, files), map(shown_name, item.keys), strict=False))
+        names[str(self._staged(content).child("dataset"))] = images
+        names[f"{str(self._inbox).rstrip('/')}/{item.images}"] = images
         for place, name in names.items():
             text = text.replace(place, name)
         return text

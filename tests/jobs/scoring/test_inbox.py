@@ -92,6 +92,18 @@ def test_renamed_is_not_scored_again(run: Path, inbox: Path) -> None:
     assert [("scored", "b")] == list(events(run))
 
 
+def test_name_that_is_no_text(run: Path, inbox: Path) -> None:
+    """Such a file is bad until it is renamed; the ledger can be read, and others are scored."""
+    put_images(inbox / "a", 1)
+    named = put_images(inbox / os.fsdecode(b"caf\xe9"), 2)
+    for _ in range(2):
+        assert isinstance(score_inbox(run, inbox).error, BadDataError)
+    assert [("scored", "a"), ("failed", "caf\\xe9")] == list(events(run))
+    named.rename(inbox / "café")
+    assert score_inbox(run, inbox).error is None
+    assert [] == Ledger(open_location(run)).failures()
+
+
 def test_packed_otherwise_is_not_scored_again(run: Path, inbox: Path) -> None:
     """The same rows in another form are found, and the ledger says so once."""
     raw = put_images(inbox / "a", 1)
