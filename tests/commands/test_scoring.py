@@ -165,7 +165,7 @@ def test_wrong_usage(arguments: tuple[str, ...], words: tuple[str, ...], call: C
     assert_refused(call(*arguments), USAGE, *words)
 
 
-@pytest.mark.parametrize("since", ["yesterday", "3x", ""])
+@pytest.mark.parametrize("since", ["yesterday", "3x", "", "999999w"])
 def test_since_what(since: str, run: Path, call: Call) -> None:
     """A time that is none is refused with examples."""
     assert_refused(call("scores", "--since", since), USAGE, "--since", "12h")
