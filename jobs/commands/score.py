@@ -1,6 +1,5 @@
 """The commands of scoring: score, scores, promote. Thin: parse, call a job, print."""
 
-import time
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -199,19 +198,14 @@ def _score_told(work: "Callable[[], BatchResult]", console: "Console", *, one_sp
 
 def _score_logged(work: "Callable[[], BatchResult]", log: "JsonLog") -> None:
     """Score, and log every event; the last one is a summary, whatever happens."""
-    from jobs.commands.score_console import batch_summary
-
-    began = time.monotonic()
-    batch: BatchResult | None = None
-    error: BaseException | None = None
+    error: Exception | None = None
     try:
-        batch = work()
-        error = batch.error
+        error = work().error
     except Exception as raised:
         error = raised
         raise
     finally:
-        log.event("summary", **batch_summary(batch, error, time.monotonic() - began))
+        log.summary(error)
     if error is not None:
         raise error
 

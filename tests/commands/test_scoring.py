@@ -63,6 +63,13 @@ def test_log_of_what_cannot_begin(here: Path, call: Call) -> None:
     assert "There is no run" in str(summary["error"])
 
 
+def test_summary_of_what_ended_half_way(dataset: Path, run: Path, call: Call) -> None:
+    """What was scored before a job had to end is counted."""
+    summary = lines(call("score", "--split", "test", "--split", "none", "--log-json"))[-1]
+    assert (USAGE, 1) == (summary["exit"], summary["scored"])
+    assert summary["rows"] and summary["model_digest"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
