@@ -271,6 +271,9 @@ def test_a_second_signal_is_passed_on(scene: Scene) -> None:
     scene.run("0 * * * *", START + timedelta(hours=1.5), signals=2)
     assert [signal.SIGTERM] == scene.jobs[0].signals
     assert [143] == [line["exit"] for line in scene.events("end")]
+    scene.lasts = timedelta(minutes=5)
+    again = scene.run("0 * * * *", scene.clock.time + timedelta(minutes=10))
+    assert hours(1.5) == again, "the next scheduler did not have it gone on with"
 
 
 def test_heartbeat(scene: Scene) -> None:
