@@ -83,6 +83,8 @@ def test_summary_of_what_ended_half_way(dataset: Path, run: Path, call: Call) ->
         (("schedule", "0 3 * * *", "--catch-up", "twice", "--", "score"), "'twice'"),
         (("schedule", "0 3 * * *", "--dry-run", "--", "score"), "leave it out"),
         (("schedule", "0 3 * * *", "--", "score", "--inbx", "i"), "No such option"),
+        (("schedule", "0 3 * * *", "--", "score", "--min-accuracy", "97"), "is 97.0; expected"),
+        (("schedule", "0 3 * * *", "--", "score", "--inbox", "i", "--out", "a.csv"), "{home}"),
     ],
     ids=str,
 )

@@ -388,6 +388,15 @@ def test_a_log_of_json_is_nothing_else(
     assert ("Usage: pipeline scores" in errors) == ("--help" in job)
 
 
+@pytest.mark.parametrize("place", ["directory", "file/beat.json"])
+def test_a_heartbeat_where_no_file_can_be(place: str, tmp_path: Path) -> None:
+    """It is refused: a probe would wait for it for ever."""
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "file").touch()
+    command = ("schedule", "0 0 1 1 *", "--heartbeat", place, "--", "score")
+    assert_refused(run_pipeline(*command, cwd=tmp_path), 2, "--heartbeat", place)
+
+
 def test_two_schedulers_of_one_heartbeat(tmp_path: Path) -> None:
     """The second is refused, by name; a dead one's heartbeat is free."""
     command = ("schedule", "0 0 1 1 *", "--heartbeat", "beat.json", "--", "score")
