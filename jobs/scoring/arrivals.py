@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from storage import sealed
-from storage.errors import BadDataError
+from storage.errors import BadDataError, UnreachableError
 from storage.objects import Location
 from storage.schema import METADATA_NAME
 
@@ -53,6 +53,8 @@ class Found:
     items: list[Item] = field(default_factory=list)
     left: dict[str, str] = field(default_factory=dict)
     """What is not ready, and why."""
+    unreachable: dict[str, UnreachableError] = field(default_factory=dict)
+    """Directories that cannot be looked into."""
 
 
 def find_items(inbox: Location) -> Found:
@@ -61,7 +63,12 @@ def find_items(inbox: Location) -> Found:
     What is hidden does not count.
     """
     found = Found()
-    directories = _visible(inbox.objects())
+
+    def refused(directory: str, error: UnreachableError) -> None:
+        if not _is_hidden(PurePosixPath(directory)):
+            found.unreachable[directory] = error
+
+    directories = _visible(inbox.objects(refused))
     datasets = {place for place, paths in directories.items() if place / METADATA_NAME in paths}
     for place, paths in sorted(directories.items()):
         if datasets.intersection(place.parents):
@@ -95,9 +102,13 @@ def _visible(keys: Iterable[str]) -> dict[PurePosixPath, list[PurePosixPath]]:
     """The objects of each directory, but for hidden ones."""
     directories: dict[PurePosixPath, list[PurePosixPath]] = {}
     for path in map(PurePosixPath, keys):
-        if not any(part.startswith(".") for part in path.parts):
+        if not _is_hidden(path):
             directories.setdefault(path.parent, []).append(path)
     return directories
+
+
+def _is_hidden(path: PurePosixPath) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _add_dataset(inbox: Location, place: PurePosixPath, found: Found) -> None:

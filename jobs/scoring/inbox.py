@@ -98,6 +98,9 @@ class _Inbox:
         settled = set(self._let_settle(found, first_look).items)
         for name, reason in found.left.items():
             self._leave(name, reason)
+        for name, error in found.unreachable.items():
+            batch.result.errors.append(error)
+            self._leave(shown_name(name), str(error))
         for item in found.items:
             batch.stop.check("Stopped between two files. Run the same command to go on.")
             if item in settled and self._unchanged(item):

@@ -1,5 +1,6 @@
 """What lies in an inbox, told by names: some are made by careless programs."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -41,6 +42,24 @@ def test_link_to_itself(tmp_path: Path) -> None:
     (tmp_path / "circle.idx").symlink_to("circle.idx")
     found = found_in(tmp_path, "images.idx")
     assert (["images.idx"], ["circle.idx"]) == ([one.name for one in found.items], list(found.left))
+
+
+def test_directory_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told by its name, and what lies beside it is found; hidden ones do not count."""
+    listed = os.scandir
+
+    def scandir(path: str) -> object:
+        if path.endswith("lost+found"):  # as another user's; the superuser may list all
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return listed(path)
+
+    for name in ("lost+found", ".hidden/lost+found"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.setattr(os, "scandir", scandir)
+    found = found_in(tmp_path, "images.idx")
+    assert ["images.idx"] == [item.name for item in found.items]
+    assert ["lost+found"] == list(found.unreachable)
+    assert f"Cannot list {tmp_path}/lost+found: " in str(found.unreachable["lost+found"])
 
 
 def test_names_are_told_on_one_line(tmp_path: Path) -> None:
