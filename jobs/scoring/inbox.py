@@ -47,13 +47,14 @@ SPLIT = "inbox"
 def score_inbox(batch: Batch) -> None:
     """Score everything in the inbox that is whole and new, under the inbox's lock.
 
-    Raises `UnreachableError` where there is no inbox, and `ConflictError` that names the job that
-    is at work on it.
+    Raises `UnreachableError` where there is no inbox, `UsageError` where what the job itself
+    writes would arrive in it, and `ConflictError` that names the job that is at work on it.
     """
     inbox = batch.config.open(batch.config.inbox or "")
     batch.attempt(partial(_check_directory, inbox))
-    place = os.path.realpath(inbox.path) if isinstance(inbox, LocalLocation) else str(inbox)
-    key = hashlib.sha256(place.encode()).hexdigest()[:12]
+    place = _real_place(inbox)
+    _check_apart(batch, place)
+    key = hashlib.sha256(place.encode(errors="surrogateescape")).hexdigest()[:12]
     scores = batch.run.location.child(SCORES)
     lock = waiting_lock(
         scores.child(f".inbox-{key}.lock"),
@@ -71,6 +72,24 @@ def _check_directory(inbox: Location) -> None:
         raise UnreachableError(
             f"There is no directory {inbox} to take files from. Mount or make it, and try again."
         )
+
+
+def _check_apart(batch: Batch, inbox: str) -> None:
+    """Refuse an inbox in which the run lies, or is to be written to: each night would find more."""
+    own = {"the run": batch.run.location, "--out": batch.config.output(SPLIT, SPLIT)}
+    for what, location in own.items():
+        if location is not None and _real_place(location).startswith(inbox.rstrip("/") + "/"):
+            raise UsageError(
+                f"{what[0].upper()}{what[1:]} is {location}, which lies in the inbox: what is "
+                "written there would arrive to be scored. Keep the two apart."
+            )
+
+
+def _real_place(location: Location) -> str:
+    """The one name of a place, whichever way leads there."""
+    if isinstance(location, LocalLocation):
+        return os.path.realpath(location.path)
+    return str(location)
 
 
 class _Inbox:

@@ -105,6 +105,23 @@ def test_a_jobs_own_log_is_not_the_schedules(call: Call) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--inbox", "."), "The run is runs/mnist"),
+        (("--inbox", "inbox", "--out", "inbox/new/{home}.csv"), "--out is inbox/new/"),
+    ],
+)
+def test_nothing_of_its_own_arrives(
+    options: tuple[str, ...], words: str, run: Path, call: Call
+) -> None:
+    """Results within the inbox would be the next night's arrivals; so would the run be."""
+    inbox = run.parent.parent / "inbox"
+    put_images(inbox / "a", 1)
+    assert_refused(call("score", *options), USAGE, words, "lies in the inbox")
+    assert [inbox / "a"] == list(inbox.iterdir())
+
+
 def test_inbox(run: Path, call: Call) -> None:
     """An inbox is scored, and told as a table, or as a document."""
     inbox = run.parent.parent / "inbox"
