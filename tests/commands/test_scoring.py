@@ -42,6 +42,12 @@ def test_gate(dataset: Path, run: Path, call: Call) -> None:
     assert [5] == [entry["exit"] for entry in entries]
 
 
+def test_drop_from_nothing(dataset: Path, run: Path, call: Call) -> None:
+    """Where there is nothing before to compare with, that is said; the scoring passes."""
+    ended = call("score", "--max-drop", "0")
+    assert (0, 1) == (ended.code, ended.out.count("--max-drop is not judged"))
+
+
 def test_log_ends_in_a_summary(dataset: Path, run: Path, call: Call) -> None:
     """--log-json prints a line per event, the last one with the exit code and the counts."""
     log = lines(call("score", "--split", "test", "--split", "train", "--log-json"))
