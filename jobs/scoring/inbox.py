@@ -58,7 +58,7 @@ def score_inbox(batch: Batch) -> None:
     scores = batch.run.location.child(SCORES)
     lock = waiting_lock(
         scores.child(f".inbox-{key}.lock"),
-        f"The inbox {inbox}",
+        f"The scoring of inbox {inbox}",
         batch.config.wait,
         partial(pause, 0.2, batch.stop),
         batch.config.take_over,

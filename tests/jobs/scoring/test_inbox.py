@@ -388,7 +388,7 @@ def test_one_pass_at_a_time(run: Path, inbox: Path) -> None:
         refused.append(str(caught.value))
 
     assert None is score_inbox(run, inbox, listener=AtStage(second)).error
-    assert [f"The inbox {inbox} is being written by process {os.getpid()}"] == [
+    assert [f"The scoring of inbox {inbox} is being written by process {os.getpid()}"] == [
         text.partition(" on ")[0] for text in refused
     ]
 
