@@ -124,10 +124,13 @@ class _Inbox:
             batch.stop.check("Stopped between two files. Run the same command to go on.")
             if item in settled and self._unchanged(item):
                 self._score_item(item)
+            elif _version(self._inbox, item.keys[0]) is None:
+                self._leave(item.name, "it is gone")
             else:
                 self._leave(item.name, "it is still being written")
         self._forget_what_is_bad_no_more()
         self._staging.delete_tree()
+        self._check_it_is_still_there()
         if self._bad:
             names = ", ".join(str(entry["file"]) for entry in self._bad[:10])
             batch.result.errors.append(
@@ -136,6 +139,13 @@ class _Inbox:
                     f"with each is in {batch.ledger.location}/{FAILED}; the others are scored."
                 )
             )
+
+    def _check_it_is_still_there(self) -> None:
+        """A mount that went meanwhile took its files along, which nobody took away."""
+        try:
+            _check_directory(self._inbox)
+        except UnreachableError as error:
+            self._batch.result.errors.append(error)
 
     def _let_settle(self, found: Found, first_look: float) -> Found:
         """Wait and look again, where something is so young: its labels may come after it, too."""

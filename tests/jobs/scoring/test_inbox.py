@@ -278,6 +278,16 @@ class AtStage(Listed):
             action()
 
 
+def test_inbox_that_goes(run: Path, inbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An inbox whose mount is lost in the middle of a pass is out of reach."""
+    os.utime(put_images(inbox / "a", 1))
+    away = inbox.with_name("away")
+    monkeypatch.setattr("jobs.scoring.inbox.pause", lambda seconds, stop: inbox.rename(away))
+    result = score_inbox(run, inbox, settle=5.0)
+    assert [{"file": "a", "reason": "it is gone"}] == result.left
+    assert isinstance(result.error, UnreachableError)
+
+
 @pytest.mark.parametrize("what", ["changes", "vanishes"])
 def test_changes_while_it_is_read(what: str, run: Path, inbox: Path) -> None:
     """A file that changes or goes under the reader's hands is left, not called bad."""
