@@ -22,6 +22,8 @@ from storage.locks import writer_lock
 from storage.objects import Location
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STOPPED = (*(128 + number for number in SIGNALS), *(-number for number in SIGNALS))
+"""Exit codes of a job that a signal stopped."""
 TICK_SECONDS = 1.0
 """Between two looks at the clock, which may jump."""
 BEAT_SECONDS = 15.0
@@ -174,7 +176,7 @@ class Scheduler:
         return self._known_next[1]
 
     def _remember(self) -> None:
-        """Take up what the scheduler before has left; a job that it did not see end is missed."""
+        """Take up what the scheduler before has left; a job that it did not see done is missed."""
         if self._heartbeat is None:
             return
         try:
@@ -235,7 +237,8 @@ class Scheduler:
             self._pass_signals_on(process)
             self._beat()
             self._clock.sleep(TICK_SECONDS / 10)
-        self._running = None
+        # One that was told to stop half-way is missed: the next scheduler has it gone on with.
+        self._running = due if self._heard > 1 and code in STOPPED else None
         self._last_exit = code
         self._ready = self._clock.now()
         seconds = (self._ready - began).total_seconds()

@@ -24,6 +24,7 @@ from storage.objects import (
     TEMPORARY,
     Location,
     Lock,
+    Refused,
     TakeOver,
     Write,
     is_leftover,
@@ -155,6 +156,10 @@ class LocalLocation(Location):
                 path.stat()
             except (FileNotFoundError, NotADirectoryError):
                 return False
+            except OSError as error:
+                if error.errno != errno.ELOOP:
+                    raise
+                return False
             return True
 
     def is_free(self) -> bool:
@@ -186,6 +191,10 @@ class LocalLocation(Location):
                 status = path.stat()
             except NotADirectoryError as error:
                 raise FileNotFoundError(str(path)) from error
+            except OSError as error:
+                if error.errno != errno.ELOOP:  # links that lead to each other lead to nothing
+                    raise
+                raise FileNotFoundError(str(path)) from error
         if not stat.S_ISREG(status.st_mode):
             raise FileNotFoundError(str(path))
         return status
@@ -203,13 +212,30 @@ class LocalLocation(Location):
             except (FileNotFoundError, NotADirectoryError):
                 return []
 
-    def objects(self) -> list[str]:
-        """The keys of every object below this location, sorted."""
+    def objects(self, refused: Refused | None = None) -> list[str]:
+        """The keys of every object below this location, sorted.
+
+        A directory below it that cannot be listed is told to `refused`; without that, or where it
+        is the location itself, it is raised as `UnreachableError`.
+        """
+
+        def refuse(error: OSError) -> None:
+            """See to what `os.walk` would pass over, as if the directory were empty."""
+            if isinstance(error, FileNotFoundError | NotADirectoryError):
+                return
+            directory = Path(error.filename)
+            try:
+                with reaching("list", directory):
+                    raise error
+            except UnreachableError as told:
+                if refused is None or directory == self.path:
+                    raise
+                refused(directory.relative_to(self.path).as_posix(), told)
+
         found = []
-        with reaching("list", self.path):
-            for directory, _, names in os.walk(self.path, onerror=_raise_unless_gone):
-                base = Path(directory).relative_to(self.path)
-                found += [(base / name).as_posix() for name in names]
+        for directory, _, names in os.walk(self.path, onerror=refuse):
+            base = Path(directory).relative_to(self.path)
+            found += [(base / name).as_posix() for name in names]
         return sorted(found)
 
     def delete(self, key: str) -> None:
@@ -385,9 +411,3 @@ def _read_all(descriptor: int, count: int) -> bytes:
             break
         data += more
     return data
-
-
-def _raise_unless_gone(error: OSError) -> None:
-    """What `os.walk` would pass over, as if the directory were empty."""
-    if not isinstance(error, FileNotFoundError | NotADirectoryError):
-        raise error

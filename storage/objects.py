@@ -11,12 +11,15 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Self
 
-from storage.errors import PipelineError
+from storage.errors import PipelineError, UnreachableError
 
 Write = Callable[[bytes | memoryview], None]
 
 TakeOver = Callable[[str], None]
 """Leave to take over an abandoned lock; it is told, in a sentence, whose the lock was."""
+
+Refused = Callable[[str, UnreachableError], None]
+"""Told of a directory, by its key, that cannot be listed."""
 
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 """The name of what `put` has not finished."""
@@ -134,8 +137,12 @@ class Location(ABC):
         """The names directly below `key`, sorted; none where there is no such directory."""
 
     @abstractmethod
-    def objects(self) -> list[str]:
-        """The keys of every object below this location, sorted."""
+    def objects(self, refused: Refused | None = None) -> list[str]:
+        """The keys of every object below this location, sorted.
+
+        A directory below it that cannot be listed is told to `refused`; without that, or where it
+        is the location itself, it is raised as `UnreachableError`.
+        """
 
     @abstractmethod
     def delete(self, key: str) -> None:

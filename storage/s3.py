@@ -34,7 +34,7 @@ from pathlib import Path, PurePosixPath
 from typing import Self
 
 from storage.errors import BadDataError, ConflictError, PipelineError, UsageError
-from storage.objects import NOTES_LIMIT, REPLACED, STAGED, Location, Lock, TakeOver, Write
+from storage.objects import NOTES_LIMIT, REPLACED, STAGED, Location, Lock, Refused, TakeOver, Write
 from storage.s3_client import S3Client
 from storage.s3_lock import s3_lock
 
@@ -224,8 +224,8 @@ class S3Location(Location):
         keys = {*objects, *(found.rstrip("/") for found in prefixes)}
         return sorted(found.rpartition("/")[2] for found in keys if _marker(found) not in keys)
 
-    def objects(self) -> list[str]:
-        """The keys of every object below this location, sorted."""
+    def objects(self, refused: Refused | None = None) -> list[str]:
+        """The keys of every object below this location, sorted; a store refuses all or nothing."""
         return list(self.sizes())
 
     def delete(self, key: str) -> None:

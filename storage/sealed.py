@@ -31,8 +31,17 @@ def seal(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def document_bytes(document: dict[str, Any], indent: int | None = 2) -> bytes:
-    """A document as text for a file; `indent=None` gives one line."""
-    return (json.dumps(document, indent=indent, allow_nan=False) + "\n").encode()
+    """A document as text for a file; `indent=None` gives one line.
+
+    Raises `BadDataError` for what `parse` would refuse: no document is written that cannot be read.
+    """
+    data = (json.dumps(document, indent=indent, allow_nan=False) + "\n").encode()
+    if _has_half_character(data, document):
+        raise BadDataError(
+            "A name that is to be recorded is no text in UTF-8. Give that file or directory "
+            "another one."
+        )
+    return data
 
 
 def sealed_bytes(document: dict[str, Any], indent: int | None = 2) -> bytes:

@@ -64,9 +64,9 @@ def since_time(text: str, now: datetime | None = None) -> datetime:
     A time without a zone is this machine's. Raises `UsageError` for anything else.
     """
     now = now or datetime.now(UTC)
-    if back := re.fullmatch(r"(\d{1,6})([mhdw])", text):
-        return now - timedelta(**{UNITS[back[2]]: int(back[1])})
     try:
+        if back := re.fullmatch(r"(\d{1,6})([mhdw])", text):
+            return now - timedelta(**{UNITS[back[2]]: int(back[1])})
         return datetime.fromisoformat(text).astimezone(UTC)
     except (ValueError, OverflowError) as error:
         raise UsageError(

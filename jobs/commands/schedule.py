@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from jobs.commands.score import score, score_config
 from storage.errors import PipelineError, UsageError
 
 if TYPE_CHECKING:
@@ -116,12 +117,14 @@ def _ending_in_summary(log_json: bool) -> Iterator[None]:
 
 
 def _check_job(job: tuple[str, ...]) -> None:
-    """Refuse now what would fail each night: the command must be one, with options that it has."""
+    """Refuse now what would fail each night: the command must be one, with options that can be."""
     if not job:
         raise UsageError("No command is given; put it behind --, such as -- score --split test.")
     command = _command(job[0])
     if "--help" not in job[1:] and "-h" not in job[1:]:
-        command.make_context(f"pipeline {job[0]}", list(job[1:]))
+        asked = command.make_context(f"pipeline {job[0]}", list(job[1:])).params
+        if command is score:
+            score_config(asked)
 
 
 def _print_times(times: "CronTimes") -> None:

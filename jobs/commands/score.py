@@ -1,6 +1,5 @@
 """The commands of scoring: score, scores, promote. Thin: parse, call a job, print."""
 
-import time
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,10 +20,11 @@ from jobs.defaults import DEFAULT_CHECKPOINT, DEFAULT_RUN, DEFAULT_SETTLE
 from storage.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from jobs.commands.console import Console
     from jobs.scoring.batch import BatchResult
+    from jobs.scoring.score_config import ScoreConfig
     from jobs.scoring.score_listener import JsonLog
 
 CHECKPOINT_HELP = (
@@ -112,30 +112,7 @@ running_options = options(
 @take_over_option
 @cluster_options
 @output_options
-def score(
-    run: str | None,
-    dataset: str,
-    splits: tuple[str, ...],
-    inbox: str | None,
-    settle: float,
-    checkpoint: str | None,
-    model: str | None,
-    models: str,
-    out: str | None,
-    probabilities: bool,
-    min_accuracy: float | None,
-    max_drop: float | None,
-    threads: int,
-    wait: float,
-    retries: int,
-    retry_wait: float,
-    log_json: bool,
-    storage_options: tuple[str, ...],
-    take_over: bool,
-    quiet: bool,
-    as_json: bool,
-    **chosen: Any,
-) -> None:
+def score(quiet: bool, as_json: bool, log_json: bool, take_over: bool, **asked: Any) -> None:
     """Score splits of a dataset, or an inbox, with a run's model.
 
     What the same model has scored before is found, and not done again. Each scoring has a line in
@@ -147,43 +124,44 @@ def score(
         listener = JsonLog() if log_json else ConsoleListener(console)
 
         def work() -> "BatchResult":
-            if log_json and as_json:
-                raise UsageError("--log-json and --json are two ways to print; leave one out.")
-            if inbox is not None and splits:
-                raise UsageError(
-                    "--inbox is scored in place of a dataset's splits; leave out --split."
-                )
-            from jobs.scoring.gates import Gates
-            from jobs.scoring.score_config import ScoreConfig
-
-            config = ScoreConfig(
-                run=run,
-                dataset=dataset,
-                splits=splits or ("test",),
-                inbox=inbox,
-                settle=settle,
-                checkpoint=checkpoint,
-                model=model,
-                models=models,
-                out=out,
-                all_probabilities=probabilities,
-                threads=threads,
-                wait=wait,
-                gates=Gates(min_accuracy, max_drop),
-                retries=retries,
-                retry_wait=retry_wait,
-                storage_options=store_options(storage_options, run, dataset, inbox, models, out),
-                take_over=listener.warn if take_over else None,
-            )
+            leave = listener.warn if take_over else None
+            config = score_config(click.get_current_context().params, leave)
             from jobs.score import run_batch
 
-            with cluster_on_call(chosen, listener.say) as cluster:
+            with cluster_on_call(asked, listener.say) as cluster:
                 return run_batch(config, listener=listener, stop=stop, cluster=cluster)
 
         if isinstance(listener, JsonLog):
             _score_logged(work, listener)
         else:
-            _score_told(work, console, one_split=inbox is None and len(set(splits)) <= 1)
+            one_split = asked["inbox"] is None and len(set(asked["splits"])) <= 1
+            _score_told(work, console, one_split=one_split)
+
+
+def score_config(
+    asked: "Mapping[str, Any]", take_over: "Callable[[str], None] | None" = None
+) -> "ScoreConfig":
+    """The job that the options of `score` ask for; `UsageError` for what cannot be meant."""
+    if asked["log_json"] and asked["as_json"]:
+        raise UsageError("--log-json and --json are two ways to print; leave one out.")
+    if asked["inbox"] is not None and asked["splits"]:
+        raise UsageError("--inbox is scored in place of a dataset's splits; leave out --split.")
+    from jobs.scoring.gates import Gates
+    from jobs.scoring.score_config import ScoreConfig
+
+    same = (
+        *("run", "dataset", "inbox", "settle", "checkpoint", "model", "models", "out"),
+        *("threads", "wait", "retries", "retry_wait"),
+    )
+    places = (asked[name] for name in ("run", "dataset", "inbox", "models", "out"))
+    return ScoreConfig(
+        **{name: asked[name] for name in same},
+        splits=asked["splits"] or ("test",),
+        all_probabilities=asked["probabilities"],
+        gates=Gates(asked["min_accuracy"], asked["max_drop"]),
+        storage_options=store_options(asked["storage_options"], *places),
+        take_over=take_over,
+    )
 
 
 def _score_told(work: "Callable[[], BatchResult]", console: "Console", *, one_split: bool) -> None:
@@ -200,19 +178,14 @@ def _score_told(work: "Callable[[], BatchResult]", console: "Console", *, one_sp
 
 def _score_logged(work: "Callable[[], BatchResult]", log: "JsonLog") -> None:
     """Score, and log every event; the last one is a summary, whatever happens."""
-    from jobs.commands.score_console import batch_summary
-
-    began = time.monotonic()
-    batch: BatchResult | None = None
-    error: BaseException | None = None
+    error: Exception | None = None
     try:
-        batch = work()
-        error = batch.error
+        error = work().error
     except Exception as raised:
         error = raised
         raise
     finally:
-        log.event("summary", **batch_summary(batch, error, time.monotonic() - began))
+        log.summary(error)
     if error is not None:
         raise error
 

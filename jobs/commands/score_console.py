@@ -7,7 +7,6 @@ from jobs.commands.quality_text import quality_text
 from jobs.scoring.batch import BatchResult
 from jobs.scoring.promote import PromoteResult
 from jobs.scoring.scored import ScoreResult
-from storage.errors import PipelineError
 from storage.models import Holder, ModelName
 
 SHOWN_FILES = 20
@@ -80,31 +79,6 @@ def _results_table(results: list[ScoreResult]) -> str:
         for result in results
     ]
     return table(["what", "scored", "rows", "accuracy", "scores"], rows, left=("scored", "scores"))
-
-
-def batch_summary(
-    batch: BatchResult | None, error: BaseException | None, seconds: float
-) -> dict[str, Any]:
-    """The last line of the log: enough to raise an alarm by."""
-    exit_code = 0
-    if error is not None:
-        exit_code = error.exit_code if isinstance(error, PipelineError) else 1
-    results = batch.results if batch else []
-    new = [result for result in results if not result.already_done]
-    rows = sum(result.record.schema.rows for result in new)
-    return {
-        "exit": exit_code,
-        "error": None if error is None else str(error) or repr(error),
-        "seconds": round(seconds, 3),
-        "model_digest": batch.model_digest if batch else None,
-        "scored": len(new),
-        "found": len(results) - len(new),
-        "failed": len(batch.failed) if batch else 0,
-        "left": len(batch.left) if batch else 0,
-        "below_gate": sum(result.missed is not None for result in results),
-        "rows": rows,
-        "rows_per_second": round(rows / seconds) if seconds else 0,
-    }
 
 
 def promote_report(result: PromoteResult) -> Report:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from datetime import UTC, datetime, tzinfo
-from pathlib import PurePath
+from pathlib import Path
 from typing import Any
 
 from jobs.commands.console import print_line
@@ -52,9 +52,11 @@ def heartbeat_at(place: str | None, times: CronTimes, job: tuple[str, ...]) -> H
     Raises `UsageError` for a URL: the scheduler's lock is to be free the moment it dies.
     """
     if place is not None:
-        if "://" in place or not PurePath(place).name:
+        if "://" in place or not Path(place).name:
             raise UsageError(f"--heartbeat is {place!r}; expected the path of a file.")
-        path = PurePath(place)
+        path = Path(place)
+        if path.is_dir() or (path.parent.exists() and not path.parent.is_dir()):
+            raise UsageError(f"--heartbeat is {place!r}, where no file can be; choose another.")
         return Heartbeat(open_location(str(path.parent)), path.name)
     what = json.dumps([times.expression, times.zone_name, job])
     return Heartbeat(

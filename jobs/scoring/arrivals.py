@@ -9,16 +9,17 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from storage import sealed
-from storage.errors import BadDataError
+from storage.errors import BadDataError, UnreachableError
 from storage.objects import Location
 from storage.schema import METADATA_NAME
 
 UNFINISHED = re.compile(
-    r".*(\.part|\.partial|\.tmp|\.filepart|\.crdownload|\.swp|~)", re.IGNORECASE
+    r".*(\.part|\.partial|\.tmp|\.filepart|\.crdownload|\.swp|~)", re.IGNORECASE | re.DOTALL
 )
 """Names that copying and downloading programs give to what they have not finished."""
 PACKED = re.compile(r"\.(gz|xz)$", re.IGNORECASE)
-KIND = re.compile(r"(image|label)s?", re.IGNORECASE)
+KIND = re.compile(r"(image|label)s?(?!l?ed)", re.IGNORECASE)
+"""What a name says that a file holds; what is labelled, or is not, holds images."""
 DIMENSIONS = re.compile(r"idx\d", re.IGNORECASE)
 
 
@@ -30,6 +31,7 @@ class Item:
     """
 
     name: str
+    """As it is told and recorded: see `shown_name`."""
     images: PurePosixPath
     """The file, or the dataset's directory."""
     labels: PurePosixPath | None = None
@@ -51,6 +53,8 @@ class Found:
     items: list[Item] = field(default_factory=list)
     left: dict[str, str] = field(default_factory=dict)
     """What is not ready, and why."""
+    unreachable: dict[str, UnreachableError] = field(default_factory=dict)
+    """Directories that cannot be looked into."""
 
 
 def find_items(inbox: Location) -> Found:
@@ -59,7 +63,12 @@ def find_items(inbox: Location) -> Found:
     What is hidden does not count.
     """
     found = Found()
-    directories = _visible(inbox.objects())
+
+    def refused(directory: str, error: UnreachableError) -> None:
+        if not _is_hidden(PurePosixPath(directory)):
+            found.unreachable[directory] = error
+
+    directories = _visible(inbox.objects(refused))
     datasets = {place for place, paths in directories.items() if place / METADATA_NAME in paths}
     for place, paths in sorted(directories.items()):
         if datasets.intersection(place.parents):
@@ -71,13 +80,35 @@ def find_items(inbox: Location) -> Found:
     return found
 
 
+def is_text(name: str) -> bool:
+    """Whether a name can be written into a document: on a disk it may be any bytes."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def shown_name(name: str) -> str:
+    """A name on one line, whatever it is; what is no text or cannot be printed is escaped."""
+    text = name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text
+    )
+
+
 def _visible(keys: Iterable[str]) -> dict[PurePosixPath, list[PurePosixPath]]:
     """The objects of each directory, but for hidden ones."""
     directories: dict[PurePosixPath, list[PurePosixPath]] = {}
     for path in map(PurePosixPath, keys):
-        if not any(part.startswith(".") for part in path.parts):
+        if not _is_hidden(path):
             directories.setdefault(path.parent, []).append(path)
     return directories
+
+
+def _is_hidden(path: PurePosixPath) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _add_dataset(inbox: Location, place: PurePosixPath, found: Found) -> None:
@@ -90,11 +121,9 @@ def _add_dataset(inbox: Location, place: PurePosixPath, found: Found) -> None:
     except FileNotFoundError:
         splits = None
     if splits is None:
-        found.left[str(place)] = "the dataset is not complete"
+        found.left[shown_name(str(place))] = "the dataset is not complete"
         return
-    found.items += [
-        Item(f"{place}/{split}" if split else str(place), place, None, split) for split in splits
-    ]
+    found.items += [Item(shown_name(str(place / split)), place, None, split) for split in splits]
 
 
 def _add_files(inbox: Location, paths: list[PurePosixPath], found: Found) -> None:
@@ -102,16 +131,16 @@ def _add_files(inbox: Location, paths: list[PurePosixPath], found: Found) -> Non
     taken = set()
     for path in paths:
         if UNFINISHED.fullmatch(path.name):
-            found.left[str(path)] = "its name says that it is not finished"
+            found.left[shown_name(str(path))] = "its name says that it is not finished"
         elif reason := _unreadable(inbox, path):
-            found.left[str(path)] = reason
+            found.left[shown_name(str(path))] = reason
         elif not _is_labels(path):
             beside = labels.get(_pairing(path))
             taken.add(beside)
-            found.items.append(Item(str(path), path, beside))
+            found.items.append(Item(shown_name(str(path)), path, beside))
     for path in labels.values():
         if path not in taken and not UNFINISHED.fullmatch(path.name):
-            found.left[str(path)] = "its images are not there"
+            found.left[shown_name(str(path))] = "its images are not there"
 
 
 def _unreadable(inbox: Location, path: PurePosixPath) -> str | None:

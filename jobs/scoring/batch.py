@@ -211,6 +211,10 @@ class Batch:
                 _check_labels(schema.split, labelled=False)
             return ()
         before = None if gates.max_drop is None else self._accuracy_before(result)
+        if gates.max_drop is not None and before is None:
+            self.listener.say(
+                f"--max-drop is not judged: no accuracy of {schema.split} is known from before."
+            )
         return gates.judge(result.accuracy, before, what)
 
     def _accuracy_before(self, result: ScoreResult) -> float | None:

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.scoring.arrivals import Found, Item, find_items
+from jobs.scoring.arrivals import Found, Item, find_items, is_text, shown_name
 from jobs.scoring.batch import Batch, ModelError
 from jobs.scoring.score_listener import now
 from jobs.scoring.scored import ScoreResult, checked_record, peek_dataset_digest
@@ -47,17 +47,18 @@ SPLIT = "inbox"
 def score_inbox(batch: Batch) -> None:
     """Score everything in the inbox that is whole and new, under the inbox's lock.
 
-    Raises `UnreachableError` where there is no inbox, and `ConflictError` that names the job that
-    is at work on it.
+    Raises `UnreachableError` where there is no inbox, `UsageError` where what the job itself
+    writes would arrive in it, and `ConflictError` that names the job that is at work on it.
     """
     inbox = batch.config.open(batch.config.inbox or "")
     batch.attempt(partial(_check_directory, inbox))
-    place = os.path.realpath(inbox.path) if isinstance(inbox, LocalLocation) else str(inbox)
-    key = hashlib.sha256(place.encode()).hexdigest()[:12]
+    place = _real_place(inbox)
+    _check_apart(batch, place)
+    key = hashlib.sha256(place.encode(errors="surrogateescape")).hexdigest()[:12]
     scores = batch.run.location.child(SCORES)
     lock = waiting_lock(
         scores.child(f".inbox-{key}.lock"),
-        f"The inbox {inbox}",
+        f"The scoring of inbox {inbox}",
         batch.config.wait,
         partial(pause, 0.2, batch.stop),
         batch.config.take_over,
@@ -73,6 +74,24 @@ def _check_directory(inbox: Location) -> None:
         )
 
 
+def _check_apart(batch: Batch, inbox: str) -> None:
+    """Refuse an inbox in which the run lies, or is to be written to: each night would find more."""
+    own = {"the run": batch.run.location, "--out": batch.config.output(SPLIT, SPLIT)}
+    for what, location in own.items():
+        if location is not None and _real_place(location).startswith(inbox.rstrip("/") + "/"):
+            raise UsageError(
+                f"{what[0].upper()}{what[1:]} is {location}, which lies in the inbox: what is "
+                "written there would arrive to be scored. Keep the two apart."
+            )
+
+
+def _real_place(location: Location) -> str:
+    """The one name of a place, whichever way leads there."""
+    if isinstance(location, LocalLocation):
+        return os.path.realpath(location.path)
+    return str(location)
+
+
 class _Inbox:
     """One pass over an inbox."""
 
@@ -83,7 +102,7 @@ class _Inbox:
         """
         self._batch = batch
         self._inbox = inbox
-        self._place = place
+        self._place = shown_name(place)
         self._staging = staging
         self._bad: list[Entry] = []
         self._versions: dict[str, str | None] = {}
@@ -98,14 +117,20 @@ class _Inbox:
         settled = set(self._let_settle(found, first_look).items)
         for name, reason in found.left.items():
             self._leave(name, reason)
+        for name, error in found.unreachable.items():
+            batch.result.errors.append(error)
+            self._leave(shown_name(name), str(error))
         for item in found.items:
             batch.stop.check("Stopped between two files. Run the same command to go on.")
             if item in settled and self._unchanged(item):
                 self._score_item(item)
+            elif _version(self._inbox, item.keys[0]) is None:
+                self._leave(item.name, "it is gone")
             else:
                 self._leave(item.name, "it is still being written")
         self._forget_what_is_bad_no_more()
         self._staging.delete_tree()
+        self._check_it_is_still_there()
         if self._bad:
             names = ", ".join(str(entry["file"]) for entry in self._bad[:10])
             batch.result.errors.append(
@@ -114,6 +139,13 @@ class _Inbox:
                     f"with each is in {batch.ledger.location}/{FAILED}; the others are scored."
                 )
             )
+
+    def _check_it_is_still_there(self) -> None:
+        """A mount that went meanwhile took its files along, which nobody took away."""
+        try:
+            _check_directory(self._inbox)
+        except UnreachableError as error:
+            self._batch.result.errors.append(error)
 
     def _let_settle(self, found: Found, first_look: float) -> Found:
         """Wait and look again, where something is so young: its labels may come after it, too."""
@@ -137,6 +169,8 @@ class _Inbox:
         batch, content = self._batch, ""
         files: list[Path] = []
         try:
+            if not is_text(str(item.images)):
+                raise BadDataError(f"{item.name}: the name is no text in UTF-8. Give it another.")
             with ExitStack() as opened:
                 files = batch.attempt(partial(self._files, item, opened))
                 content = self._content(item, files)
@@ -157,9 +191,10 @@ class _Inbox:
 
         So it reads the same in each pass, wherever the inbox was copied to or is reached from.
         """
-        names = dict(zip(map(str, files), item.keys, strict=False))
-        names[str(self._staged(content).child("dataset"))] = str(item.images)
-        names[f"{str(self._inbox).rstrip('/')}/{item.images}"] = str(item.images)
+        images = shown_name(str(item.images))
+        names = dict(zip(map(str, files), map(shown_name, item.keys), strict=False))
+        names[str(self._staged(content).child("dataset"))] = images
+        names[f"{str(self._inbox).rstrip('/')}/{item.images}"] = images
         for place, name in names.items():
             text = text.replace(place, name)
         return text

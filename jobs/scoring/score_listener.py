@@ -2,11 +2,16 @@
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 from jobs.commands.console import PLAIN_SECONDS, Console, print_line
+from storage.errors import PipelineError
+
+COUNTED = {name: name for name in ("scored", "found", "failed", "left")} | {"below_gate": "gate"}
+"""What a summary counts, and the event that it is a count of."""
 
 
 class ScoreListener:
@@ -57,10 +62,16 @@ class JsonLog(ScoreListener):
         """`write` takes a line without its end; by default it is printed."""
         self._write = write or print_line
         self._stage = ""
-        self._began = self._told = time.monotonic()
+        self._opened = self._began = self._told = time.monotonic()
+        self._counts: Counter[str] = Counter()
+        self._rows = 0
+        self._model_digest: str | None = None
 
     def event(self, name: str, **facts: Any) -> None:
         """A line of its own."""
+        self._counts[name] += 1
+        self._rows += facts["rows"] if name == "scored" else 0
+        self._model_digest = facts.get("model_digest", self._model_digest)
         # What is not known is left out; `warning` is how people are told.
         told = {
             key: value for key, value in facts.items() if key != "warning" and value is not None
@@ -89,6 +100,26 @@ class JsonLog(ScoreListener):
             self.event("progress", stage=stage, rows=done, of=total, rows_per_second=rate)
         if ends:
             self._stage = ""
+
+    def summary(self, error: BaseException | None) -> None:
+        """The last line: enough to raise an alarm by. It counts what the lines before it tell.
+
+        So it is true of a job that was stopped, or failed, half-way as well.
+        """
+        exit_code = 0
+        if error is not None:
+            exit_code = error.exit_code if isinstance(error, PipelineError) else 1
+        seconds = time.monotonic() - self._opened
+        self.event(
+            "summary",
+            exit=exit_code,
+            error=None if error is None else str(error) or repr(error),
+            seconds=round(seconds, 3),
+            model_digest=self._model_digest,
+            **{told: self._counts[event] for told, event in COUNTED.items()},
+            rows=self._rows,
+            rows_per_second=round(self._rows / seconds) if seconds else 0,
+        )
 
 
 def now() -> str:

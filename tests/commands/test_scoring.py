@@ -42,6 +42,12 @@ def test_gate(dataset: Path, run: Path, call: Call) -> None:
     assert [5] == [entry["exit"] for entry in entries]
 
 
+def test_drop_from_nothing(dataset: Path, run: Path, call: Call) -> None:
+    """Where there is nothing before to compare with, that is said; the scoring passes."""
+    ended = call("score", "--max-drop", "0")
+    assert (0, 1) == (ended.code, ended.out.count("--max-drop is not judged"))
+
+
 def test_log_ends_in_a_summary(dataset: Path, run: Path, call: Call) -> None:
     """--log-json prints a line per event, the last one with the exit code and the counts."""
     log = lines(call("score", "--split", "test", "--split", "train", "--log-json"))
@@ -63,6 +69,14 @@ def test_log_of_what_cannot_begin(here: Path, call: Call) -> None:
     assert "There is no run" in str(summary["error"])
 
 
+def test_summary_of_what_ended_half_way(dataset: Path, run: Path, call: Call) -> None:
+    """What was scored before a job had to end is counted."""
+    summary = lines(call("score", "--split", "test", "--split", "none", "--log-json"))[-1]
+    assert (USAGE, 1) == (summary["exit"], summary["scored"])
+    assert summary["rows"]
+    assert summary["model_digest"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -76,6 +90,8 @@ def test_log_of_what_cannot_begin(here: Path, call: Call) -> None:
         (("schedule", "0 3 * * *", "--catch-up", "twice", "--", "score"), "'twice'"),
         (("schedule", "0 3 * * *", "--dry-run", "--", "score"), "leave it out"),
         (("schedule", "0 3 * * *", "--", "score", "--inbx", "i"), "No such option"),
+        (("schedule", "0 3 * * *", "--", "score", "--min-accuracy", "97"), "is 97.0; expected"),
+        (("schedule", "0 3 * * *", "--", "score", "--inbox", "i", "--out", "a.csv"), "{home}"),
     ],
     ids=str,
 )
@@ -94,6 +110,23 @@ def test_a_jobs_own_log_is_not_the_schedules(call: Call) -> None:
     assert_refused(
         call("schedule", "0 3 * * *", "--", "score", "--log-json", "--inbx", "i"), USAGE, "--inbx"
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--inbox", "."), "The run is runs/mnist"),
+        (("--inbox", "inbox", "--out", "inbox/new/{home}.csv"), "--out is inbox/new/"),
+    ],
+)
+def test_nothing_of_its_own_arrives(
+    options: tuple[str, ...], words: str, run: Path, call: Call
+) -> None:
+    """Results within the inbox would be the next night's arrivals; so would the run be."""
+    inbox = run.parent.parent / "inbox"
+    put_images(inbox / "a", 1)
+    assert_refused(call("score", *options), USAGE, words, "lies in the inbox")
+    assert [inbox / "a"] == list(inbox.iterdir())
 
 
 def test_inbox(run: Path, call: Call) -> None:
@@ -166,7 +199,7 @@ def test_wrong_usage(arguments: tuple[str, ...], words: tuple[str, ...], call: C
     assert_refused(call(*arguments), USAGE, *words)
 
 
-@pytest.mark.parametrize("since", ["yesterday", "3x", ""])
+@pytest.mark.parametrize("since", ["yesterday", "3x", "", "999999w"])
 def test_since_what(since: str, run: Path, call: Call) -> None:
     """A time that is none is refused with examples."""
     assert_refused(call("scores", "--since", since), USAGE, "--since", "12h")

@@ -38,6 +38,12 @@ def test_a_document_comes_back(document: dict[str, Any]) -> None:
     assert document == content(sealed.sealed_bytes(document, indent=None))
 
 
+def test_what_cannot_be_read_is_not_written() -> None:
+    """A text that is none, as a file's name may be, is refused before it is in a document."""
+    with pytest.raises(BadDataError, match="no text in UTF-8"):
+        sealed.sealed_bytes({"file": "caf\udce9"})
+
+
 @pytest.mark.parametrize("indent", [2, None])
 def test_no_bit_can_flip_unseen(indent: int | None) -> None:
     """Each single flipped bit is refused, or leaves the same content (an escape's letter case)."""

@@ -271,6 +271,9 @@ def test_a_second_signal_is_passed_on(scene: Scene) -> None:
     scene.run("0 * * * *", START + timedelta(hours=1.5), signals=2)
     assert [signal.SIGTERM] == scene.jobs[0].signals
     assert [143] == [line["exit"] for line in scene.events("end")]
+    scene.lasts = timedelta(minutes=5)
+    again = scene.run("0 * * * *", scene.clock.time + timedelta(minutes=10))
+    assert hours(1.5) == again, "the next scheduler did not have it gone on with"
 
 
 def test_heartbeat(scene: Scene) -> None:
@@ -383,6 +386,15 @@ def test_a_log_of_json_is_nothing_else(
     before, after = ["waiting", "missed", "start"], ["end", "stopped", "summary"]
     assert [*before, *expected, *after] == names
     assert ("Usage: pipeline scores" in errors) == ("--help" in job)
+
+
+@pytest.mark.parametrize("place", ["directory", "file/beat.json"])
+def test_a_heartbeat_where_no_file_can_be(place: str, tmp_path: Path) -> None:
+    """It is refused: a probe would wait for it for ever."""
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "file").touch()
+    command = ("schedule", "0 0 1 1 *", "--heartbeat", place, "--", "score")
+    assert_refused(run_pipeline(*command, cwd=tmp_path), 2, "--heartbeat", place)
 
 
 def test_two_schedulers_of_one_heartbeat(tmp_path: Path) -> None:

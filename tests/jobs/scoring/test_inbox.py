@@ -92,6 +92,18 @@ def test_renamed_is_not_scored_again(run: Path, inbox: Path) -> None:
     assert [("scored", "b")] == list(events(run))
 
 
+def test_name_that_is_no_text(run: Path, inbox: Path) -> None:
+    """Such a file is bad until it is renamed; the ledger can be read, and others are scored."""
+    put_images(inbox / "a", 1)
+    named = put_images(inbox / os.fsdecode(b"caf\xe9"), 2)
+    for _ in range(2):
+        assert isinstance(score_inbox(run, inbox).error, BadDataError)
+    assert [("scored", "a"), ("failed", "caf\\xe9")] == list(events(run))
+    named.rename(inbox / "café")
+    assert score_inbox(run, inbox).error is None
+    assert [] == Ledger(open_location(run)).failures()
+
+
 def test_packed_otherwise_is_not_scored_again(run: Path, inbox: Path) -> None:
     """The same rows in another form are found, and the ledger says so once."""
     raw = put_images(inbox / "a", 1)
@@ -267,6 +279,16 @@ class AtStage(Listed):
             action()
 
 
+def test_inbox_that_goes(run: Path, inbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An inbox whose mount is lost in the middle of a pass is out of reach."""
+    os.utime(put_images(inbox / "a", 1))
+    away = inbox.with_name("away")
+    monkeypatch.setattr("jobs.scoring.inbox.pause", lambda seconds, stop: inbox.rename(away))
+    result = score_inbox(run, inbox, settle=5.0)
+    assert [{"file": "a", "reason": "it is gone"}] == result.left
+    assert isinstance(result.error, UnreachableError)
+
+
 @pytest.mark.parametrize("what", ["changes", "vanishes"])
 def test_changes_while_it_is_read(what: str, run: Path, inbox: Path) -> None:
     """A file that changes or goes under the reader's hands is left, not called bad."""
@@ -377,7 +399,7 @@ def test_one_pass_at_a_time(run: Path, inbox: Path) -> None:
         refused.append(str(caught.value))
 
     assert None is score_inbox(run, inbox, listener=AtStage(second)).error
-    assert [f"The inbox {inbox} is being written by process {os.getpid()}"] == [
+    assert [f"The scoring of inbox {inbox} is being written by process {os.getpid()}"] == [
         text.partition(" on ")[0] for text in refused
     ]
 
