@@ -30,7 +30,12 @@ def raw_numbers(
 
 def permutation(count: int, seed: int, epoch: int, level: str, window: int = 0) -> RowNumbers:
     """`(count,)`: the stable argsort of `count` raw numbers."""
-    return np.argsort(raw_numbers(count, seed, epoch, level, window), kind="stable")
+    numbers = raw_numbers(count, seed, epoch, level, window)
+    places = np.argsort(numbers)  # five times as fast, and the same where no two are equal
+    ordered = numbers[places]
+    if (ordered[1:] == ordered[:-1]).any():
+        return np.argsort(numbers, kind="stable")
+    return places
 
 
 @dataclass(frozen=True)

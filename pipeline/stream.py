@@ -80,6 +80,20 @@ class StreamState:
         return cls(**document)
 
 
+@dataclass(frozen=True)
+class _WindowInUse:
+    """A window, its rows, and where it lies in the epoch."""
+
+    window: Window
+    block: Block
+    start: int
+    """The place in the epoch of its first row."""
+
+    def holds(self, epoch: int, place: int) -> bool:
+        """Whether the row visited as number `place` of an epoch is one of its own."""
+        return self.window.epoch == epoch and 0 <= place - self.start < self.window.rows
+
+
 POSITION = ("epoch", "next_batch", "order_digest")
 """The fields of a state that change from one mini-batch to the next."""
 
@@ -156,7 +170,7 @@ class BatchStream(Closing):
         self._chain = bytes.fromhex(self._began.order_digest)
         self._epochs = epochs
         self._order = self._epoch_order(self._epoch)
-        self._window: tuple[Window, Block] | None = None
+        self._in_use: _WindowInUse | None = None
         self._loader = loader(self._split) if loader else WindowLoader(self._split, threads)
         self._read_ahead(self._epoch, self._order.window_at(self.place))
 
@@ -262,18 +276,19 @@ class BatchStream(Closing):
 
     def _window_at(self, place: int) -> tuple[Window, Block, int]:
         """The window with a row of the current epoch, and the row's number in it."""
+        if self._in_use is None or not self._in_use.holds(self._epoch, place):
+            self._in_use = None  # before the next one is waited for: never hold three
+            self._in_use = self._next_window(place)
+        return self._in_use.window, self._in_use.block, place - self._in_use.start
+
+    def _next_window(self, place: int) -> "_WindowInUse":
+        """Wait for the window with a row of the current epoch, and have the next one loaded."""
         if self._order.epoch != self._epoch:
             self._order = self._epoch_order(self._epoch)
         number = self._order.window_at(place)
-        if self._window is None or (self._window[0].epoch, self._window[0].number) != (
-            self._order.epoch,
-            number,
-        ):
-            self._window = None  # before the next one is waited for: never hold three
-            self._window = self._loader.take(self._order, number)
-            self._read_ahead(self._order.epoch, number + 1)
-        window, block = self._window
-        return window, block, place - int(self._order.window_starts[number])
+        window, block = self._loader.take(self._order, number)
+        self._read_ahead(self._order.epoch, number + 1)
+        return _WindowInUse(window, block, int(self._order.window_starts[number]))
 
     def _read_ahead(self, epoch: int, number: int) -> None:
         order = self._order if epoch == self._order.epoch else self._epoch_order(epoch)
@@ -296,7 +311,7 @@ class BatchStream(Closing):
 
     def close(self) -> None:
         """Stop reading ahead and let the windows go."""
-        self._window = None
+        self._in_use = None
         self._loader.close()
 
 
