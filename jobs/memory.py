@@ -10,7 +10,7 @@ from jobs.nn.architecture import Layer, count_parameters
 from jobs.nn.network import Network
 from jobs.nn.optimizers import make_optimizer
 from jobs.training.evaluate import BLOCK_ROWS
-from jobs.training.step import default_micro_batches, thread_count
+from jobs.training.step import micro_batch_count, thread_count
 from jobs.training.stepper import GROUP, member_span
 from pipeline.ingest import BASE_MEMORY
 from pipeline.stream import PLAIN_WINDOW_CHUNKS, chunks_per_window
@@ -37,7 +37,7 @@ def train_memory(config: TrainConfig, layers: tuple[Layer, ...], split: SplitSch
     """Bytes that a training needs at most; `split` is the training split's schema."""
     rows = split.rows - config.holdout
     batch_rows = config.batch_size or rows
-    parts = min(config.micro_batches or default_micro_batches(batch_rows), batch_rows)
+    parts = micro_batch_count(config.micro_batches, batch_rows)
     itemsize = np.dtype(config.dtype).itemsize
     cores = min(thread_count(config.threads), parts)
     span = member_span(parts, cores)

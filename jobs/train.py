@@ -1,5 +1,6 @@
 """The training job: see that settings fit the dataset, open or resume the run, train to its end."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from jobs.blas import one_blas_thread
@@ -9,7 +10,7 @@ from jobs.environment import environment
 from jobs.memory import check_memory, train_memory
 from jobs.nn.architecture import Layer, parse_network
 from jobs.stop import StopSignal
-from jobs.training.step import STEP_VERSION
+from jobs.training.step import STEP_VERSION, micro_batch_count
 from jobs.training.train_job import TrainJob, TrainListener, TrainResult
 from jobs.training.trainer import template
 from pipeline.order import ORDER_VERSION
@@ -59,7 +60,7 @@ def train(
     if not run_exists(location):
         check_place(location)  # before the lock leaves its file in what is not ours
     with run_lock(location, take_over) as location, one_blas_thread():
-        record = _open_or_create(location, config, data)
+        record, config = _open_or_create(location, config, data)
         newest = _newest(record, template(config, layers), listener)
         job = TrainJob(
             record, config, data, layers, newest, listener, stop or StopSignal(), cluster
@@ -114,10 +115,18 @@ def check_fit(config: TrainConfig, dataset: Dataset) -> tuple[Layer, ...]:
     return layers
 
 
-def _open_or_create(location: Location, config: TrainConfig, dataset: Dataset) -> Run:
+def _open_or_create(
+    location: Location, config: TrainConfig, dataset: Dataset
+) -> tuple[Run, TrainConfig]:
+    """The run, and the configuration with the parts of a mini-batch that it has or gets.
+
+    Their number is recorded, so that no other release's choice goes on with the run.
+    """
     location.sweep()
     if not location.exists(RECORD):
-        return create_run(
+        rows = config.batch_size or dataset.split("train").schema.rows - config.holdout
+        config = replace(config, micro_batches=micro_batch_count(config.micro_batches, rows))
+        run = create_run(
             location,
             configuration=config.to_json(),
             dataset_digest=dataset.digest,
@@ -128,6 +137,7 @@ def _open_or_create(location: Location, config: TrainConfig, dataset: Dataset) -
             versions={"order": ORDER_VERSION, "step": STEP_VERSION},
             environment=environment(),
         )
+        return run, config
     run = open_run(location)
     if run.dataset_digest != dataset.digest:
         raise ConflictError(
@@ -135,6 +145,8 @@ def _open_or_create(location: Location, config: TrainConfig, dataset: Dataset) -
             f"{dataset.location} has {dataset.digest}. Give the same dataset, or another --run."
         )
     recorded = TrainConfig.from_json(run.configuration, f"{location}/{RECORD}")
+    if not config.micro_batches:
+        config = replace(config, micro_batches=recorded.micro_batches)
     if differences := config.differences(recorded):
         raise ConflictError(
             f"The run {location} has another configuration ({'; '.join(differences)}). "
@@ -147,7 +159,7 @@ def _open_or_create(location: Location, config: TrainConfig, dataset: Dataset) -
             "Go on with the release that began it."
         )
     sweep_checkpoints(run)
-    return run
+    return run, config
 
 
 def _newest(run: Run, tensors: dict[str, Any], listener: TrainListener) -> Checkpoint | None:

@@ -40,6 +40,11 @@ def default_micro_batches(batch_size: int) -> int:
     return max(4, -(-batch_size // MICRO_BATCH_ROWS))
 
 
+def micro_batch_count(chosen: int, batch_size: int) -> int:
+    """How many parts a mini-batch has: as `--micro-batches` says, none of them empty."""
+    return min(chosen or default_micro_batches(batch_size), batch_size)
+
+
 def subtree_size(micro_batches: int, workers: int, most: int) -> int:
     """How many micro-batches one worker adds up: a power of two, so that they are a subtree.
 

@@ -16,7 +16,7 @@ from jobs.nn.optimizers import State, make_optimizer
 from jobs.nn.parameters import Floats
 from jobs.nn.schedules import learning_rate
 from jobs.training.rounds import initial_memory
-from jobs.training.step import StepRule, default_micro_batches, thread_count
+from jobs.training.step import StepRule, micro_batch_count, thread_count
 from jobs.training.stepper import Stepper
 from pipeline.stream import Batch, BatchStream, StreamState
 from pipeline.windows import WindowLoader
@@ -101,9 +101,7 @@ class Trainer(Closing):
         schema = dataset.split("train").schema
         rows = schema.rows - config.holdout
         batch_size = config.batch_size or rows
-        self._micro_batches = min(
-            config.micro_batches or default_micro_batches(batch_size), batch_size
-        )  # more would be empty
+        self._micro_batches = micro_batch_count(config.micro_batches, batch_size)
         # The stepper forks, and does so before the stream starts its threads.
         self._stepper = self._make_stepper(
             StepRule(self.network, optimizer, config.l2), parameters, memory, dataset, batch_size
