@@ -176,7 +176,7 @@ def score(
             )
             from jobs.score import run_batch
 
-            with cluster_on_call(chosen, listener.say) as cluster:
+            with cluster_on_call(chosen, listener.say, stop) as cluster:
                 return run_batch(config, listener=listener, stop=stop, cluster=cluster)
 
         if isinstance(listener, JsonLog):
