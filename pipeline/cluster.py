@@ -248,7 +248,10 @@ def _greet(address: str, options: ClusterOptions, waiting: "_Waiting") -> None:
         finally:
             answer.cancel()
 
-    found = LoopRunner().run_sync(greet)
+    try:
+        found = LoopRunner().run_sync(greet)
+    except OSError as error:  # Dask's own words hide the reason
+        raise OSError(str(error.__cause__ or error)) from error
     if found != "Scheduler":
         raise OSError(f"it is a {found.lower()}")
 

@@ -254,6 +254,7 @@ def test_tls(tmp_path: Path) -> None:
         plain = ["--scheduler", workers.address.replace("tls", "tcp")]
         ended = run_pipeline("ingest", *common, *plain, cwd=tmp_path)
         assert_told(ended, 6, "If it listens with TLS")
+        assert "remote method" not in ended.err  # but what came of the connection
         ended = run_pipeline("ingest", *common[:-1], "60", *there, *options, cwd=tmp_path)
         assert (0, "") == (ended.code, ended.err)
 
