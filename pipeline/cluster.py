@@ -11,24 +11,29 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import dask
 from distributed import Client, Future, LocalCluster
-from distributed.comm.addressing import parse_address
+from distributed.comm.addressing import parse_address, parse_host_port
 from distributed.comm.registry import get_backend
+from distributed.core import rpc
 from distributed.security import Security
+from distributed.utils import LoopRunner
 
 from pipeline.cluster_options import ClusterOptions
+from pipeline.own_cluster import local_cluster, security_of
 from pipeline.worker_side import PACKAGES, WorkerSide, versions_here
 from storage.closing import Closing
 from storage.errors import UnreachableError, UsageError
 
 Announce = Callable[[str], None]
+Check = Callable[[], None]
+"""Called now and then while there is nothing to do but wait; what it raises ends the wait."""
 
 SAY_SECONDS = 5.0
 """Between two lines that tell what is being waited for."""
 LOOK_SECONDS = 2.0
 """For how long the list of workers is believed."""
 CLOSE_SECONDS = 5.0
+POLL_SECONDS = 0.1
 LOGGERS = ("distributed", "distributed.client", "tornado.application", "asyncio")
 
 
@@ -45,6 +50,7 @@ class Cluster(Closing):
         self._local = local
         self._gone = False
         self._numbers = 0
+        self._turn = 0
         self._workers: list[str] = []
         self._looked = -LOOK_SECONDS
         self._groups: dict[str, Future[int]] = {}
@@ -70,18 +76,26 @@ class Cluster(Closing):
         """
         if now or time.monotonic() - self._looked > LOOK_SECONDS:
             with self.reaching():
-                found = self._ask(lambda scheduler: scheduler.ncores(), self.timeout)
+                found = self.ask(lambda client: client.scheduler.ncores(), self.timeout)
             self._workers = sorted(found)
             self._looked = time.monotonic()
         return self._workers
 
-    def _ask(self, question: Callable[[Any], Awaitable[Any]], seconds: float) -> Any:
-        """The scheduler's answer; Dask's own calls would wait for it without a limit."""
+    def next_worker(self) -> str:
+        """A worker that is there, each in turn; `OSError` where none is."""
+        workers = self.workers()
+        if not workers:
+            raise OSError("there is no worker")
+        self._turn += 1
+        return workers[self._turn % len(workers)]
+
+    def ask(self, question: Callable[[Any], Awaitable[Any]], seconds: float) -> Any:
+        """What the client is answered; Dask's own calls would wait for it without a limit."""
 
         async def ask() -> Any:
             if self.client.scheduler is None:
                 raise OSError("the client is closed")
-            return await asyncio.wait_for(question(self.client.scheduler), seconds)
+            return await asyncio.wait_for(question(self.client), seconds)
 
         return self.client.sync(ask)
 
@@ -122,8 +136,9 @@ class Cluster(Closing):
         with suppress(Exception):
             if self.is_there and not self._gone:
                 job = self.job
-                self._ask(
-                    lambda scheduler: scheduler.unregister_worker_plugin(name=job), CLOSE_SECONDS
+                self.ask(
+                    lambda client: client.scheduler.unregister_worker_plugin(name=job),
+                    CLOSE_SECONDS,
                 )
         with suppress(Exception):
             self.client.close(timeout=CLOSE_SECONDS)
@@ -137,7 +152,9 @@ OpenCluster: TypeAlias = Callable[[], Cluster | None]
 """Opens the cluster when there is work for it, and gives the same one after that."""
 
 
-def connect(options: ClusterOptions, announce: Announce = lambda text: None) -> Cluster | None:
+def connect(
+    options: ClusterOptions, announce: Announce = lambda text: None, check: Check = lambda: None
+) -> Cluster | None:
     """A cluster by the options, else by Dask's own configuration; None where neither names one.
 
     Dask's configuration has `scheduler-address`, which DASK_SCHEDULER_ADDRESS sets. Raises
@@ -146,16 +163,17 @@ def connect(options: ClusterOptions, announce: Announce = lambda text: None) -> 
     """
     for name in LOGGERS:  # a lost worker is told by us, once, and not with a traceback
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    address, local = _place(options, announce)
+    waiting = _Waiting(options.timeout, announce, check)
+    address, local = _place(options, waiting)
     if address is None and local is None:
         return None
     try:
         if address is not None:
-            _check_scheme(address, options)
+            _greet(address, options, waiting)
         client = Client(
             local if address is None else address,
             timeout=options.timeout,
-            security=_security(options),
+            security=security_of(options),
             set_as_default=False,
             direct_to_workers=True,  # rows and gradients have no business at the scheduler
         )
@@ -163,92 +181,86 @@ def connect(options: ClusterOptions, announce: Announce = lambda text: None) -> 
         raise _no_scheduler(address, error) from error
     cluster = Cluster(client, local, options.timeout)
     try:
-        _wait_for_workers(cluster, options.workers or 1, announce)
+        waiting = _Waiting(options.timeout, announce, check)
+        _wait_for_workers(cluster, options.workers or 1, waiting)
         _check_versions(cluster)
-        cluster.client.register_plugin(
-            WorkerSide(cluster.job, versions_here(), own=local is not None)
-        )
+        _set_workers_up(cluster, WorkerSide(cluster.job, versions_here(), own=local is not None))
         count = len(cluster.workers(now=True))
         announce(f"cluster {cluster.address}, {count} worker{'s' if count > 1 else ''}")
         if cluster.dashboard:
             announce(f"dashboard {cluster.dashboard}")
+        check()
     except BaseException:
         cluster.close()
         raise
     return cluster
 
 
-def _place(options: ClusterOptions, announce: Announce) -> tuple[str | None, LocalCluster | None]:
+def _place(options: ClusterOptions, waiting: "_Waiting") -> tuple[str | None, LocalCluster | None]:
     """The scheduler's address, or a cluster of our own that was started; neither where none is."""
     if options.workers:
-        return None, _local_cluster(options)
+        return None, local_cluster(options)
     if options.scheduler_file:
-        return _address_in(Path(options.scheduler_file), options.timeout, announce), None
+        return _address_in(Path(options.scheduler_file), waiting), None
     return options.address, None
 
 
-def _local_cluster(options: ClusterOptions) -> LocalCluster:
-    """Processes with one thread each that listen on loopback only.
-
-    Their profiler looks at every thread a hundred times a second, between any two NumPy calls: it
-    took a tenth of the time of short steps. On a cluster of the user's own it is his to choose.
-    """
-    try:
-        with dask.config.set({"distributed.worker.profile.enabled": False}):
-            return LocalCluster(
-                n_workers=options.workers,
-                threads_per_worker=1,
-                processes=True,
-                host="tls://127.0.0.1" if options.tls_ca else "127.0.0.1",
-                dashboard_address="127.0.0.1:0",
-                silence_logs=logging.CRITICAL,
-                security=_security(options),
-            )
-    except (OSError, TimeoutError, RuntimeError) as error:
-        raise UnreachableError(f"Cannot start {options.workers} workers ({error}).") from error
-
-
-def _security(options: ClusterOptions) -> Security | None:
-    """TLS by the options; None leaves it to Dask's own configuration."""
-    if not options.tls_ca:
-        return None
-    pair = {
-        f"tls_{side}_{kind}": getattr(options, f"tls_{kind}")
-        for side in ("client", "scheduler", "worker")
-        for kind in ("cert", "key")
-    }
-    return Security(tls_ca_file=options.tls_ca, require_encryption=True, **pair)
-
-
-def _address_in(file: Path, timeout: float, announce: Announce) -> str:
+def _address_in(file: Path, waiting: "_Waiting") -> str:
     """The scheduler's address in the file that it writes when it has started."""
-    waiting = _Waiting(timeout, announce)
     while True:
         with suppress(OSError, ValueError, KeyError, TypeError):
             return str(json.loads(file.read_text())["address"])
         if waiting.over(f"the scheduler file {file}"):
             raise UnreachableError(
-                f"There is no scheduler file {file}, or no address in it, after {timeout:.0f} s. "
-                f"Start one with `dask scheduler --scheduler-file {file}`."
+                f"There is no scheduler file {file}, or no address in it, after "
+                f"{waiting.seconds:.0f} s. Start one with `dask scheduler --scheduler-file {file}`."
             )
+        time.sleep(POLL_SECONDS)
 
 
-def _check_scheme(address: str, options: ClusterOptions) -> None:
-    """Raise `ValueError` for an address of no known kind, `OSError` for TLS without certificates.
+def _greet(address: str, options: ClusterOptions, waiting: "_Waiting") -> None:
+    """See that a scheduler answers; raise `ValueError` for what is no address, else `OSError`.
 
-    With either, Dask's client would try until its time is over.
+    Dask's client would try what can never be until its time is over, and one that failed to start,
+    or whose scheduler stands still, holds the whole process up for as long again.
     """
-    scheme, _ = parse_address(address)
-    get_backend(scheme)
-    security = _security(options) or Security()  # the latter by Dask's own configuration
-    if scheme == "tls" and not security.get_connection_args("client").get("ssl_context"):
+    scheme, place = parse_address(address)
+    _, port = parse_host_port(place)
+    if not 0 < port < 65_536:
+        raise ValueError(f"there is no port {port}")
+    get_backend(scheme).get_connector()
+    security = security_of(options) or Security()  # the latter by Dask's own configuration
+    arguments = security.get_connection_args("client")
+    if scheme == "tls" and not arguments.get("ssl_context"):
         raise OSError("no certificates were given")
+
+    async def identity() -> Any:
+        async with rpc(address, timeout=options.timeout, connection_args=arguments) as there:
+            return await there.identity()
+
+    async def greet() -> str:
+        answer = asyncio.ensure_future(identity())
+        try:
+            while not (await asyncio.wait({answer}, timeout=POLL_SECONDS))[0]:
+                if waiting.over(f"the scheduler at {address}"):
+                    raise TimeoutError(f"no answer after {waiting.seconds:.0f} s")
+            return str(answer.result()["type"])
+        finally:
+            answer.cancel()
+
+    try:
+        found = LoopRunner().run_sync(greet)
+    except OSError as error:  # Dask's own words hide the reason
+        raise OSError(str(error.__cause__ or error)) from error
+    if found != "Scheduler":
+        raise OSError(f"it is a {found.lower()}")
 
 
 def _no_scheduler(address: str | None, error: Exception) -> UnreachableError | UsageError:
     if isinstance(error, ValueError):
         return UsageError(
-            f"--scheduler is {address!r} ({error}); expected an address such as tcp://host:8786."
+            f"The scheduler's address is {address!r} ({error}); expected one such as "
+            "tcp://host:8786, by --scheduler, --scheduler-file or DASK_SCHEDULER_ADDRESS."
         )
     tls = str(address).startswith("tls://")
     remedy = (
@@ -265,36 +277,39 @@ def _no_scheduler(address: str | None, error: Exception) -> UnreachableError | U
 class _Waiting:
     """A wait with a limit, that now and then says what it waits for."""
 
-    def __init__(self, seconds: float, announce: Announce) -> None:
+    def __init__(self, seconds: float, announce: Announce, check: Check) -> None:
+        self.seconds = seconds
         self._began = self._said = time.monotonic()
-        self._seconds = seconds
         self._announce = announce
+        self._check = check
 
     def over(self, what: str) -> bool:
-        """Whether the limit is reached; else a moment passes."""
+        """Whether the limit is reached."""
+        self._check()
         now = time.monotonic()
-        left = self._seconds - (now - self._began)
+        left = self.seconds - (now - self._began)
         if now - self._said > SAY_SECONDS:
             self._said = now
-            self._announce(f"waiting for {what}, {left:.0f} s left")
-        time.sleep(min(0.1, max(0.0, left)))
+            self._announce(f"waiting for {what}, {max(0.0, left):.0f} s left")
         return left <= 0
 
 
-def _wait_for_workers(cluster: Cluster, wanted: int, announce: Announce) -> None:
-    waiting = _Waiting(cluster.timeout, announce)
+def _wait_for_workers(cluster: Cluster, wanted: int, waiting: _Waiting) -> None:
     while (found := len(cluster.workers(now=True))) < wanted:
         if waiting.over(f"workers of {cluster.address}: {found} of {wanted} are there"):
             raise UnreachableError(
                 f"The scheduler at {cluster.address} has {found} of {wanted} workers after "
                 f"{cluster.timeout:.0f} s. Start one with `dask worker {cluster.address}`."
             )
+        time.sleep(POLL_SECONDS)
 
 
 def _check_versions(cluster: Cluster) -> None:
     """Raise `UnreachableError` with a table where any side has another version of something."""
-    with cluster.reaching():
-        found: Any = cluster.client.get_versions(packages=list(PACKAGES))
+    with cluster.reaching(), _answered_by_all(cluster):
+        found: Any = cluster.ask(
+            lambda client: client.get_versions(packages=list(PACKAGES)), cluster.timeout
+        )
     sides = {"client": found["client"], "scheduler": found["scheduler"], **found["workers"]}
     table = {name: _of_side(side) for name, side in sides.items()}
     if any(versions != table["client"] for versions in table.values()):
@@ -302,6 +317,62 @@ def _check_versions(cluster: Cluster) -> None:
             "The versions differ between the sides of the cluster; install the same on each.\n"
             + _version_table(table)
         )
+
+
+def _set_workers_up(cluster: Cluster, side: WorkerSide) -> None:
+    """Leave a job's plugin on every worker, also on those to come."""
+    for last in (False, True):
+        try:
+            with _answered_by_all(cluster):
+                cluster.ask(lambda client: client.register_plugin(side), cluster.timeout)
+            return
+        except UnreachableError:
+            raise
+        except OSError as error:  # a worker died on it: the scheduler has the plugin for the others
+            if last:
+                raise cluster.lost(error) from error
+        except Exception as error:  # whatever a worker's own installation raises
+            raise UnreachableError(
+                f"A worker cannot be set up ({type(error).__name__}: {error}). See that this "
+                "project is installed alike on every side, and can be imported there."
+            ) from error
+
+
+@contextmanager
+def _answered_by_all(cluster: Cluster) -> Iterator[None]:
+    """Tell which side it is that does not answer what all workers are asked."""
+    try:
+        yield
+    except TimeoutError as error:
+        silent = _silent(cluster)
+        if not silent:
+            raise cluster.lost(error) from error
+        raise UnreachableError(
+            f"Of the cluster at {cluster.address} {', '.join(silent)} did not answer for "
+            f"{cluster.timeout:.0f} s. End what stands still, then run the same command again."
+        ) from error
+
+
+def _silent(cluster: Cluster) -> list[str]:
+    """The workers that do not answer; each is asked by itself."""
+
+    async def asked(client: Any) -> list[Any]:
+        return await asyncio.gather(
+            *(
+                asyncio.wait_for(
+                    client.scheduler.broadcast(msg={"op": "identity"}, workers=[worker]),
+                    SAY_SECONDS,
+                )
+                for worker in workers
+            ),
+            return_exceptions=True,
+        )
+
+    workers = cluster.workers(now=True)
+    with cluster.reaching():
+        answers = cluster.ask(asked, 2 * SAY_SECONDS)
+    pairs = zip(workers, answers, strict=True)
+    return [worker for worker, answer in pairs if isinstance(answer, TimeoutError)]
 
 
 def _of_side(side: Any) -> dict[str, str]:

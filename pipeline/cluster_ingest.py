@@ -8,12 +8,21 @@ from numpy.typing import NDArray
 
 from pipeline.cluster import Cluster
 from pipeline.parts import convert_part
-from pipeline.splits import LoadedPart, SplitSource
+from pipeline.rows import check_seen
+from pipeline.splits import LoadedPart, Part, SplitSource
 from pipeline.tasks import Task, results
 from storage.dataset_writer import ChunkRecord, SplitWriter
 
 PARTS_PER_WORKER = 2
 """Parts on their way to each worker: the one it writes, and the next."""
+
+
+def convert_part_there(
+    part: Part, writer: SplitWriter, classes: NDArray[np.int64]
+) -> tuple[int, list[ChunkRecord]]:
+    """For a worker: a part converted, where the dataset is seen that the job has begun."""
+    check_seen(writer.location)
+    return convert_part(part, writer, classes)
 
 
 def convert_parts(
@@ -30,7 +39,7 @@ def convert_parts(
         Task(
             name="write-part",
             what=f"rows {part.start}..{part.stop - 1} of {split.name}",
-            function=convert_part,
+            function=convert_part_there,
             arguments=(part, writer, classes),
             bulky=isinstance(part, LoadedPart),
         )

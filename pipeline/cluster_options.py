@@ -33,6 +33,10 @@ class ClusterOptions:
             raise UsageError(
                 "Give one of --scheduler, --scheduler-file and --workers, not several."
             )
+        if "" in given:
+            raise UsageError("The scheduler that is named is empty; leave the option out for none.")
+        if not self.timeout >= 1:  # a NaN is neither
+            raise UsageError(f"The cluster's timeout is {self.timeout} s; expected at least 1.")
         files = (self.tls_ca, self.tls_cert, self.tls_key)
         if any(files) and not all(files):
             raise UsageError("Give all three of --tls-ca, --tls-cert and --tls-key, or none.")

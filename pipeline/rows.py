@@ -9,10 +9,12 @@ from numpy.typing import NDArray
 from pipeline.order import EpochOrder, RowNumbers, Window
 from pipeline.stream import Batch
 from pipeline.windows import WindowLoader
+from storage.chunks import SHARED_PLACE
 from storage.closing import Closing
 from storage.dataset import Block, Split, open_dataset
-from storage.errors import ConflictError
+from storage.errors import ConflictError, UnreachableError
 from storage.objects import Location
+from storage.schema import METADATA_NAME
 
 READING_THREADS = 2
 """Chunks that a worker decodes at once; there are other workers on its machine."""
@@ -46,8 +48,21 @@ class OrderedRows:
         )
 
 
+def check_seen(place: Location) -> None:
+    """Raise `UnreachableError` where this process cannot see what the job has begun or opened."""
+    if not place.exists(METADATA_NAME):
+        raise UnreachableError(
+            f"{place} cannot be seen from here. Job and workers share nothing but the store: "
+            f"{SHARED_PLACE}"
+        )
+
+
 def open_split(dataset: Location, digest: str, split: str) -> Split:
-    """A split of the very dataset that is meant; `ConflictError` where another has its place."""
+    """A split of the very dataset that is meant; `ConflictError` where another has its place.
+
+    `UnreachableError` where there is none: the job has opened it where it is.
+    """
+    check_seen(dataset)
     opened = open_dataset(dataset)
     if opened.digest != digest:
         raise ConflictError(

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from distributed import Future, wait
@@ -122,36 +122,46 @@ class Pending:
             try:
                 return self._sent()
             except (OSError, TimeoutError, ValueError, KeyError) as error:  # a worker went away
-                late = time.monotonic() - began > self._cluster.timeout
-                if late or not self._cluster.is_there:
+                if not self._cluster.is_there:
                     raise self._cluster.lost(error) from error
+                if time.monotonic() - began > TRIES * self._cluster.timeout:
+                    raise UnreachableError(
+                        f"No worker of the cluster at {self._cluster.address} takes "
+                        f"{self._task.what} ({str(error) or type(error).__name__}). End workers "
+                        "that stand still, then run the same command again."
+                    ) from error
+            self._task = replace(self._task, worker=None)
             time.sleep(POLL_SECONDS / 4)
             self._cluster.workers(now=True)
 
     def _sent(self) -> "Future[Any]":
-        task, client = self._task, self._cluster.client
-        arguments = task.arguments
-        there = task.worker in self._cluster.workers()
+        task, cluster = self._task, self._cluster
+        there = task.worker in cluster.workers()
         workers = [task.worker] if there else None
         self._pinned = task.worker if there else None
+        arguments = task.arguments
         if task.bulky:
+            receiver = task.worker if there else cluster.next_worker()
             arguments = tuple(
-                client.scatter(
-                    list(arguments),
-                    workers=workers,
-                    direct=True,
-                    hash=False,
-                    timeout=POLL_SECONDS,  # of the wait for a worker, which may be gone
+                cluster.ask(
+                    lambda client: client.scatter(
+                        list(task.arguments),
+                        workers=[receiver],  # all to one: the task goes where they are
+                        direct=True,
+                        hash=False,
+                        timeout=POLL_SECONDS,  # of the wait for a worker, which may be gone
+                    ),
+                    cluster.timeout,  # of the sending: the worker may stand still
                 )
             )
-        self._cluster.keep_group(task.name)
-        return client.submit(
+        cluster.keep_group(task.name)
+        return cluster.client.submit(
             run_task,
-            self._cluster.job,
+            cluster.job,
             task.what,
             task.function,
             *arguments,
-            key=self._cluster.key(task.name),
+            key=cluster.key(task.name),
             pure=False,
             retries=TRIES - 1,
             workers=workers,

@@ -14,7 +14,7 @@ import numpy as np
 from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 
-from storage.errors import BadDataError
+from storage.errors import BadDataError, UnreachableError
 from storage.objects import Location
 
 CHECKSUM_BYTES = 4
@@ -25,6 +25,8 @@ INDEX_ENTRY_BYTES = 16
 NO_CHUNK = 2**64 - 1
 """Both of a chunk that lies beyond the array's end."""
 ZSTD_LEVEL = 1
+SHARED_PLACE = "give one on a disk that all see by the same absolute path, or in an S3 store."
+"""What to do where processes on several machines do not see the same."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,17 @@ class ChunkedArray:
             raise BadDataError(
                 f"{self.location} holds {there:,} files; its {self.rows:,} rows should fill "
                 f"{claimed:,} chunks or shards. Restore it from a copy, or make this anew."
+            )
+
+    def check_there(self) -> None:
+        """Raise `UnreachableError` where a chunk object, or a shard, cannot be seen from here."""
+        there = set(self.location.names())
+        missing = [key for key in self.keys if key not in there]
+        if missing:
+            raise UnreachableError(
+                f"{len(missing):,} of {len(self.keys):,} chunks or shards that were written are "
+                f"not in {self.location}; the first is {missing[0]}. Workers on other machines "
+                f"must see this place as the job does: {SHARED_PLACE}"
             )
 
     def _key(self, number: int) -> str:

@@ -70,6 +70,11 @@ class SplitWriter:
             for offset in range(0, len(block.inputs), chunk_rows)
         ]
 
+    def check_there(self) -> None:
+        """Raise `UnreachableError` where a chunk cannot be seen from here, whoever wrote it."""
+        for array in split_arrays(self.location.child(self.name), self.schema).values():
+            array.check_there()
+
     def _record(self, arrays: dict[str, ChunkedArray], number: int, chunk: Block) -> ChunkRecord:
         """The record of a chunk that was written, once it has been read back."""
         for name, values in (("inputs", chunk.inputs), ("targets", chunk.targets)):
@@ -111,9 +116,12 @@ class DatasetWriter:
     ) -> Dataset:
         """Record every chunk, say that the dataset is complete, and put it in its place.
 
-        Raises `BadDataError` where a chunk has no record, or two.
+        Raises `BadDataError` where a chunk has no record, or two, `UnreachableError` where one
+        that was written elsewhere is not here.
         """
         splits = {name: self._record_split(name, records[name]) for name in self.schema.splits}
+        for name in splits:
+            self.split(name).check_there()
         self._complete(splits, sources, fingerprint)
         self.target.publish(self._staged, METADATA_NAME)
         return open_dataset(self.target)

@@ -145,8 +145,13 @@ class ScoresWriter:
         return self._scores().read_chunk(number)
 
     def publish(self, metrics: dict[str, Any]) -> Scores:
-        """Write the metrics, then say that the scoring is complete."""
+        """Write the metrics, then say that the scoring is complete.
+
+        Raises `UnreachableError` where a chunk that was written elsewhere is not here.
+        """
         scores = self._scores()
+        for array in scores.arrays.values():
+            array.check_there()
         self.location.check_held()
         self.location.put(METRICS, sealed.sealed_bytes(metrics))
         document = sealed.parse(self.location.get(METADATA_NAME), str(self.location))

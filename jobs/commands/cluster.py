@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from jobs.stop import StopSignal
     from pipeline.cluster import Cluster
+
+STOPPED = "Stopped before there was a cluster; nothing was begun. Run the same command again."
 
 OPTIONS = (
     click.option(
@@ -62,16 +65,16 @@ def take_cluster_options(given: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def cluster_on_call(
-    chosen: dict[str, Any], announce: Callable[[str], None]
+    chosen: dict[str, Any], announce: Callable[[str], None], stop: "StopSignal"
 ) -> Iterator[Callable[[], "Cluster | None"]]:
     """Gives a function that opens the cluster when it is first called: there may be no work."""
     with ExitStack() as opened:
-        yield cache(lambda: opened.enter_context(opened_cluster(chosen, announce)))
+        yield cache(lambda: opened.enter_context(opened_cluster(chosen, announce, stop)))
 
 
 @contextmanager
 def opened_cluster(
-    chosen: dict[str, Any], announce: Callable[[str], None]
+    chosen: dict[str, Any], announce: Callable[[str], None], stop: "StopSignal"
 ) -> Iterator["Cluster | None"]:
     """The cluster that the options, or Dask's configuration, name; None where none is named."""
     timeout = chosen["cluster_timeout"]
@@ -84,7 +87,7 @@ def opened_cluster(
         return
     from pipeline.cluster import connect
 
-    cluster = connect(options, announce)
+    cluster = connect(options, announce, lambda: stop.check(STOPPED))
     try:
         yield cluster
     finally:

@@ -11,7 +11,7 @@ from jobs.nn.network import Network
 from jobs.nn.parameters import Floats
 from jobs.scoring.forward import Forward, predict
 from pipeline.cluster import Cluster
-from pipeline.rows import open_split
+from pipeline.rows import check_seen, open_split
 from pipeline.tasks import Pending, Task
 from pipeline.windows import Scratch
 from pipeline.worker_side import hold
@@ -52,7 +52,8 @@ class ScoreBench(Closing):
     """What a worker keeps from chunk to chunk of one scoring."""
 
     def __init__(self, work: ScoreWork, parameters: Floats) -> None:
-        """Opens the dataset."""
+        """Opens the dataset, and sees that the scoring's home is there too."""
+        check_seen(work.home)
         self.split = open_split(work.dataset, work.dataset_digest, work.schema.split)
         self.scratch = Scratch(self.split)
         self.forward = Forward(Network(parse_network(work.network), work.dtype), parameters)

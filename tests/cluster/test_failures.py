@@ -93,11 +93,11 @@ def test_an_unknown_error(cluster: Client) -> None:
 
 def test_an_error_of_ours_keeps_its_kind(cluster: Client, tmp_path: Path) -> None:
     """A `BadDataError` on a worker is one here."""
-    from pipeline.rows import open_split
+    from storage.dataset import open_dataset
     from storage.location import open_location
 
     with pytest.raises(BadDataError, match="There is no dataset"):
-        list(results(cluster, [task(open_split, open_location(tmp_path / "x"), "", "train")], 1))
+        list(results(cluster, [task(open_dataset, open_location(tmp_path / "x"))], 1))
 
 
 def test_a_result_that_dies_with_its_worker(
@@ -254,6 +254,7 @@ def test_tls(tmp_path: Path) -> None:
         plain = ["--scheduler", workers.address.replace("tls", "tcp")]
         ended = run_pipeline("ingest", *common, *plain, cwd=tmp_path)
         assert_told(ended, 6, "If it listens with TLS")
+        assert "remote method" not in ended.err  # but what came of the connection
         ended = run_pipeline("ingest", *common[:-1], "60", *there, *options, cwd=tmp_path)
         assert (0, "") == (ended.code, ended.err)
 
@@ -276,7 +277,7 @@ def test_wrong_options(options: dict[str, object]) -> None:
 def test_a_wrong_address(tmp_path: Path) -> None:
     """An address of no known kind is wrong usage."""
     ended = run_pipeline("train", "--scheduler", "carrier://pigeon", cwd=tmp_path)
-    assert_told(ended, 2, "expected an address such as tcp://host:8786")
+    assert_told(ended, 2, "expected one such as tcp://host:8786")
 
 
 def test_processes_of_our_own(digits: Path, tmp_path: Path) -> None:

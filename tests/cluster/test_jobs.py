@@ -1,6 +1,7 @@
 """Ingest, scoring and windows on a cluster: what one process makes, whatever happens to workers."""
 
 import shutil
+import signal
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,14 @@ from pipeline.stream import BatchStream
 from pipeline.tasks import Task, results
 from pipeline.worker_side import ZARR_CONCURRENCY
 from storage.dataset import open_dataset
+from storage.errors import UnreachableError
 from storage.idx import write_idx
+from storage.local import LocalLocation
 from storage.location import open_location
 from storage.verify import verify_location
 from tests.cluster.processes import Cluster
-from tests.cluster.trainings import STEPS
+from tests.cluster.test_failures import assert_told
+from tests.cluster.trainings import SETTINGS, STEPS
 from tests.commands.process import run_pipeline
 
 
@@ -71,6 +75,31 @@ def test_ingest(files: Path, tmp_path: Path) -> None:
                 assert here.dataset.digest == there.dataset.digest
                 checked = list(verify_location(open_location(tmp_path / f"there-{number}")))
                 assert [] == [error for _, error in checked if error is not None]
+
+
+def test_ingest_beside_a_worker_that_stands_still(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that it does not take go to another one; nothing waits for it for ever."""
+    monkeypatch.setenv("DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL", "6 s")
+    here = ingest(str(files), tmp_path / "here", rows_per_chunk=20)
+    with Cluster(tmp_path / "cluster", workers=2) as workers:
+        client = connect(ClusterOptions(scheduler=workers.address, timeout=60))
+        assert client is not None
+        client.timeout = 2.0
+        reports = 0
+
+        def report(stage: str, done: int, total: int) -> None:
+            nonlocal reports
+            reports += 1
+            if reports == 4:
+                workers.signal_worker(0, signal.SIGSTOP)
+
+        with client:
+            there = ingest(
+                str(files), tmp_path / "there", rows_per_chunk=20, report=report, cluster=client
+            )
+    assert here.dataset.digest == there.dataset.digest
 
 
 def scored(result: Any) -> tuple[Any, ...]:
@@ -129,6 +158,36 @@ def test_from_other_directories(standing: Cluster, tmp_path: Path) -> None:
         ended = run_pipeline(*command, cwd=tmp_path)
         assert (0, "") == (ended.code, ended.err)
         assert f"cluster {standing.address}, 2 workers" in ended.out
+
+
+def test_rows_that_a_worker_does_not_see(standing: Cluster, digits: Path, tmp_path: Path) -> None:
+    """A training ends with exit 6, and says what to do."""
+    mine = "/proc/self/cwd/dataset"  # in each process another directory by the same absolute path
+    shutil.copytree(digits, tmp_path / "dataset")
+    common = ["train", "--dataset", mine, "--scheduler", standing.address, *SETTINGS]
+    for parallel in ("steps", "rounds"):
+        ended = run_pipeline(*common, "--run", parallel, "--parallel", parallel, cwd=tmp_path)
+        assert_told(ended, 6, f"{mine} cannot be seen", "S3 store", "on worker tcp://")
+
+
+def test_a_home_that_a_worker_does_not_see(
+    cluster: Client, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is published that workers wrote to disks of their own."""
+    run = tmp_path / "run"
+    train(STEPS, dataset=digits, run=run)
+
+    def there(place: LocalLocation) -> LocalLocation:
+        return LocalLocation(place.path if place.path == digits else tmp_path / "there")
+
+    monkeypatch.setattr(LocalLocation, "absolute", there)
+    with pytest.raises(UnreachableError, match="cannot be seen"):
+        ingest("synthetic:300,50", tmp_path / "made", rows_per_chunk=40, cluster=cluster)
+    with pytest.raises(UnreachableError, match="cannot be seen"):
+        score(run=run, dataset=digits, cluster=cluster)
+    assert not (tmp_path / "made").exists()
+    assert not (tmp_path / "there").exists()
+    assert [] == list((run / "scores").glob("*/metrics.json"))
 
 
 def test_windows(cluster: Client, digits: Path) -> None:

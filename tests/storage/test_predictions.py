@@ -8,7 +8,7 @@ import pytest
 import zarr
 
 from storage import sealed
-from storage.errors import BadDataError, ConflictError
+from storage.errors import BadDataError, ConflictError, UnreachableError
 from storage.location import open_location
 from storage.objects import Location
 from storage.predictions import (
@@ -119,6 +119,16 @@ def test_a_scoring_is_complete_only_when_published(home: Location) -> None:
         open_scores(home)
     assert [] == go_on(home)[0]
     assert is_complete(home)
+
+
+def test_every_chunk_must_be_there(home: Location) -> None:
+    """A chunk that another machine wrote to a disk of its own is not published."""
+    with score_into(home, SCHEMA) as writer:
+        write_scores(writer, writer.missing)
+        home.delete("probabilities/c.1.0")
+        with pytest.raises(UnreachableError, match=r"1 of 5 chunks .* the first is c\.1\.0"):
+            writer.publish({})
+    assert not is_complete(home)
 
 
 def test_a_scoring_goes_on_after_a_death(home: Location, expected: Scores) -> None:

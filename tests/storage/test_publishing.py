@@ -7,7 +7,7 @@ import zarr
 
 from storage.dataset import Dataset, open_dataset, replaced_sibling
 from storage.dataset_writer import ChunkRecord, create_dataset, dataset_lock, recover
-from storage.errors import BadDataError, ConflictError
+from storage.errors import BadDataError, ConflictError, UnreachableError
 from storage.location import open_location
 from storage.objects import Location
 from storage.store import LocationStore
@@ -16,6 +16,7 @@ from tests.storage.artefacts import (
     contents,
     dataset_schema,
     make_dataset,
+    part_numbers,
     part_of,
     stored_rows,
 )
@@ -64,6 +65,24 @@ def test_every_chunk_must_be_recorded_once(place: Location, records: list[int]) 
         made = {"train": [ChunkRecord(number, bytes(32), (1, 1, 1)) for number in records]}
         with pytest.raises(BadDataError, match="chunk records for the 3 chunks of split train"):
             writer.publish(made | {"test": []}, [], {})
+    assert not place.exists()
+
+
+def test_every_chunk_must_be_there(place: Location) -> None:
+    """A chunk that another machine wrote to a disk of its own is not published."""
+    schema = dataset_schema()
+    with create_dataset(place, schema) as writer:
+        records = {}
+        for name in schema.splits:
+            split = writer.split(name)
+            records[name] = [
+                record
+                for number in part_numbers(split)
+                for record in split.write_part(number, part_of(name, split, number))
+            ]
+        writer.split("train").location.child("train/inputs").delete("c.1.0")
+        with pytest.raises(UnreachableError, match=r"1 of 3 chunks .* the first is c\.1\.0"):
+            writer.publish(records, [], {})
     assert not place.exists()
 
 
