@@ -1,4 +1,4 @@
-"""A cluster of a job's own: processes of this machine that listen on loopback and heed no Ctrl-C."""
+"""A cluster of a job's own: processes of this machine, on loopback alone, that heed no Ctrl-C."""
 
 import logging
 import os

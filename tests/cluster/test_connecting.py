@@ -1,4 +1,4 @@
-"""Until a job has its cluster: what cannot be is told at once, what stands still within the limit."""
+"""Until a job has its cluster: what cannot be is told at once, and every wait has its limit."""
 
 import os
 import re
