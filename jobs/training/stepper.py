@@ -74,9 +74,11 @@ class Stepper(Closing):
         self._rule = rule
         self._generations = [_shared_copy(parameters, state) for _ in range(2)]
         self._now = 0
+        self._alone = size == self._tasks == 1
         group = max(GROUP, 1 << (size - 1).bit_length())
-        self._sums = [
-            shared_array(parameters.shape, parameters.dtype) for _ in range(min(group, self._tasks))
+        self._shared_sums = [
+            shared_array(parameters.shape, parameters.dtype)
+            for _ in range(0 if self._alone else min(group, self._tasks))
         ]
         self._own: Iterator[Batch] = iter(())
         """The micro-batches that this process takes at last, as it comes to them."""
@@ -120,6 +122,15 @@ class Stepper(Closing):
         self._team.run([(*step, span) for span in range(self._size)])
         self._now = 1 - self._now
         return loss
+
+    @property
+    def _sums(self) -> list[Floats]:
+        """Where gradient sums are written.
+
+        With one task there is one sum, and it lies where the new parameters will be: block by
+        block they take its place. So a step touches less memory than the cache holds.
+        """
+        return [self._generations[1 - self._now][0]] if self._alone else self._shared_sums
 
     def _sum_gradients(self, micro_batches: Iterator[Batch]) -> tuple[int, LossSum]:
         """Compute the gradient sums; in how many of `_sums` they are left, and the loss."""

@@ -1,6 +1,7 @@
 """The trainer: parameters, optimiser and stream, moved on together one mini-batch at a time."""
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, Self
@@ -183,7 +184,7 @@ class Trainer(Closing):
 
     def check_finite(self, what: str, value: float) -> None:
         """Raise `QualityGateError` where a figure shows that the training has diverged."""
-        if not np.isfinite(value):
+        if not math.isfinite(value):
             raise QualityGateError(
                 f"Training diverged: {what} is {value}. Start another run with a --learning-rate "
                 f"below {self.config.learning_rate:g}."
