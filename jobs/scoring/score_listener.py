@@ -1,4 +1,4 @@
-"""Who is told of what a scoring job does: nobody, people, or a log that scripts read."""
+"""Who is told of what a scoring job does: nobody, or a log that scripts read."""
 
 import json
 import time
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from jobs.commands.console import PLAIN_SECONDS, Console, print_line
+from jobs.printing import PLAIN_SECONDS, print_line
 from storage.errors import PipelineError
 
 COUNTED = {name: name for name in ("scored", "found", "failed", "left")} | {"below_gate": "gate"}
@@ -28,31 +28,6 @@ class ScoreListener:
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """Rows done of a stage, of how many."""
-
-
-class ConsoleListener(ScoreListener):
-    """Prints for people; what happens to single files of an inbox, too."""
-
-    def __init__(self, console: Console) -> None:
-        """Over the console of the command."""
-        self._console = console
-
-    def event(self, name: str, **facts: Any) -> None:
-        """Say in a line what is worth one."""
-        if text := facts.get("text"):
-            (self._console.warn if facts.get("warning") else self._console.say)(text)
-
-    def say(self, text: str) -> None:
-        """A line."""
-        self._console.say(text)
-
-    def warn(self, text: str) -> None:
-        """A warning, also when quiet."""
-        self._console.warn(text)
-
-    def progress(self, stage: str, done: int, total: int) -> None:
-        """A bar, or a line now and then."""
-        self._console.progress(stage, done, total)
 
 
 class JsonLog(ScoreListener):
