@@ -1,6 +1,7 @@
 """Who is told of what a scoring job does: nobody, or a log that scripts read."""
 
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from storage.errors import PipelineError
 
 COUNTED = {name: name for name in ("scored", "found", "failed", "left")} | {"below_gate": "gate"}
 """What a summary counts, and the event that it is a count of."""
+MEMORY = re.compile(r"memory at most ([\d,]+) MB")
+"""How each conversion and each scoring states what it will need."""
 
 
 class ScoreListener:
@@ -28,6 +31,39 @@ class ScoreListener:
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """Rows done of a stage, of how many."""
+
+
+class LargestMemory(ScoreListener):
+    """Passes all on, but for a memory that is no larger than one that was told before.
+
+    An inbox has many files, and each of them is converted, then scored.
+    """
+
+    def __init__(self, listener: ScoreListener) -> None:
+        """Over the one that is told of the rest."""
+        self._listener = listener
+        self._told = 0
+
+    def event(self, name: str, **facts: Any) -> None:
+        """As it is."""
+        self._listener.event(name, **facts)
+
+    def say(self, text: str) -> None:
+        """A line, unless it tells a memory that has been told."""
+        if stated := MEMORY.fullmatch(text):
+            megabytes = int(stated[1].replace(",", ""))
+            if megabytes <= self._told:
+                return
+            self._told = megabytes
+        self._listener.say(text)
+
+    def warn(self, text: str) -> None:
+        """As it is."""
+        self._listener.warn(text)
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """As it is."""
+        self._listener.progress(stage, done, total)
 
 
 class JsonLog(ScoreListener):
