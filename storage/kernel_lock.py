@@ -14,7 +14,7 @@ from typing import Any
 from filelock import BaseFileLock, FileLock, Timeout
 
 from storage.directories import make_directories, reaching
-from storage.errors import ConflictError
+from storage.errors import LockedError
 from storage.objects import Lock, TakeOver
 
 SIGNATURE_TRIES = 50
@@ -61,9 +61,9 @@ def _acquire(lock: BaseFileLock, path: Path, what: str, take_over: TakeOver | No
             break
         time.sleep(0.01)
     living = "" if take_over is None else " It lives, so that its lock cannot be taken over."
-    raise ConflictError(
-        f"{what} is being written by {holder or 'another process'}. Wait for it, or stop it."
-        f"{living}"
+    holder = holder or "another process"
+    raise LockedError(
+        f"{what} is being written by {holder}. Wait for it, or stop it.{living}", holder
     )
 
 

@@ -45,8 +45,9 @@ class Failures:
         batch.ledger.record(entry, partial(_failed_so, entry), json.dumps(entry["content"]))
         self._entries.append(entry)
         batch.result.failed.append({"file": name, "error": error})
-        text = f"{name} is not scored: {error}"
-        batch.listener.event("failed", file=name, error=error, text=text, warning=True)
+        batch.listener.event(
+            "failed", file=name, error=error, text=_told_once(name, error), warning=True
+        )
 
     def sum_up(self) -> None:
         """At the end of the pass: forget what is bad no more, and have the job end in an error."""
@@ -69,6 +70,12 @@ class Failures:
             here = entry.get("inbox") == self._place and entry.get("file") not in left
             if here and (entry["content"], entry["model_digest"]) not in bad:
                 self._batch.ledger.delete_failure(entry)
+
+
+def _told_once(name: str, error: str) -> str:
+    """A line for people that names the file once: many an error begins with its name."""
+    found = error.removeprefix(f"{name}: ")
+    return f"Not scored: {found}" if found.startswith(name) else f"{name} is not scored: {found}"
 
 
 def _failed_so(entry: Entry, lines: list[Entry]) -> bool:

@@ -4,12 +4,14 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from storage.errors import BadDataError
+from storage.idx import write_idx
 from storage.ledger import Ledger
 from storage.location import open_location
-from tests.jobs.inboxes import events, ledger, put_images, score_inbox, settle
+from tests.jobs.inboxes import Listed, events, ledger, put_images, score_inbox, settle
 
 
 def test_name_that_is_no_text(run: Path, inbox: Path) -> None:
@@ -51,6 +53,26 @@ def test_a_bad_file_has_one_line(run: Path, inbox: Path) -> None:
     for _ in range(3):
         assert isinstance(score_inbox(run, inbox).error, BadDataError)
     assert [("failed", "junk")] == list(events(run))
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("README.txt", "README.txt is not scored: this is not an IDX file; it starts with"),
+        ("small.idx", "Not scored: small.idx has images of 2 x 2, 4 values each; the model takes"),
+    ],
+)
+def test_a_message_names_its_file_once(name: str, told: str, run: Path, inbox: Path) -> None:
+    """Whether or not the error begins with the name, the line for people has it once."""
+    write_idx(inbox / "small.idx", np.zeros((3, 2, 2), np.uint8))
+    (inbox / "README.txt").write_text("Put images here.")
+    for path in inbox.iterdir():
+        settle(path)
+    listener = Listed()
+    score_inbox(run, inbox, listener=listener)
+    (text,) = [event["text"] for event in listener.named("failed") if event["file"] == name]
+    assert text.startswith(told)
+    assert 1 == text.count(name)
 
 
 @pytest.mark.parametrize("mended", [True, False])
