@@ -75,6 +75,7 @@ def batch_report(batch: BatchResult, *, one_split: bool) -> Report:
         "results": [_document(result) for result in batch.results],
         "failed": batch.failed,
         "left": batch.left,
+        "unjudged": batch.unjudged,
     }
     return Report(document, _batch_text(batch))
 
@@ -86,6 +87,7 @@ def _batch_text(batch: BatchResult) -> str:
         f"{len(batch.results) - new:,} scored before",
         *([f"{len(batch.failed):,} failed"] if batch.failed else []),
         *([f"{len(batch.left):,} left for the next time"] if batch.left else []),
+        *([f"{len(batch.unjudged):,} not judged by any gate"] if batch.unjudged else []),
     ]
     parts = []
     if batch.results and len(batch.results) <= SHOWN_FILES:

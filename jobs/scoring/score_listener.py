@@ -11,7 +11,9 @@ from typing import Any
 from jobs.printing import PLAIN_SECONDS, print_line
 from storage.errors import PipelineError
 
-COUNTED = {name: name for name in ("scored", "found", "failed", "left")} | {"below_gate": "gate"}
+COUNTED = {name: name for name in ("scored", "found", "failed", "left", "unjudged")} | {
+    "below_gate": "gate"
+}
 """What a summary counts, and the event that it is a count of."""
 MEMORY = re.compile(r"memory at most ([\d,]+) MB")
 """How each conversion and each scoring states what it will need."""

@@ -11,11 +11,10 @@ import pytest
 
 from jobs.score import score
 from jobs.scoring.arrivals import find_items
-from jobs.scoring.gates import Gates
 from pipeline.ingest import ingest
-from storage.errors import ConflictError, QualityGateError, UnreachableError
+from storage.errors import ConflictError, UnreachableError
 from storage.location import open_location
-from tests.jobs.inboxes import Listed, events, ledger, put_images, score_inbox, settle
+from tests.jobs.inboxes import Listed, events, put_images, score_inbox, settle
 
 
 def test_scores_what_arrives(run: Path, inbox: Path) -> None:
@@ -221,16 +220,6 @@ def test_datasets(run: Path, inbox: Path, digits: Path) -> None:
     result = score_inbox(run, inbox)
     assert ["whole/test", "whole/train"] == [one.file for one in result.results]
     assert [{"file": "half", "reason": "the dataset is not complete"}] == result.left
-
-
-def test_gates_of_labelled_files(run: Path, inbox: Path) -> None:
-    """A file below the gate is scored and marked; files without labels are not judged."""
-    put_images(inbox / "a-images-idx3", 1, labelled=True)
-    put_images(inbox / "b-images-idx3", 2)
-    result = score_inbox(run, inbox, gates=Gates(min_accuracy=1.0))
-    assert isinstance(result.error, QualityGateError)
-    assert [5, 0] == [line["exit"] for line in ledger(run)]
-    assert ["below gate", "ok"] == [line["status"] for line in ledger(run)]
 
 
 def test_outputs(run: Path, inbox: Path, tmp_path: Path) -> None:
