@@ -79,7 +79,8 @@ result_options = options(
         "--max-drop",
         type=float,
         metavar="SHARE",
-        help="Exit 5 where the accuracy is so much below that of the last scoring of the split.",
+        help="Exit 5 where the accuracy is so much below that of the last scoring of "
+        "a split of that name.",
     ),
 )
 running_options = options(

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from jobs.score import score
 from jobs.scoring.gates import Gates
+from pipeline.ingest import ingest
 from storage.errors import QualityGateError
 from tests.jobs.inboxes import Listed, ledger, put_images, score_inbox
 
@@ -58,3 +60,13 @@ def test_a_file_is_compared_with_the_one_before(run: Path, inbox: Path) -> None:
     assert first.accuracy is not None
     assert () == first.verdicts
     assert [pytest.approx(first.accuracy - 1.0)] == [one.limit for one in second.verdicts]
+
+
+def test_a_split_is_compared_with_any_of_its_name(run: Path, inbox: Path, digits: Path) -> None:
+    """A dataset's `test` is held against the `test` of another dataset that was scored before."""
+    put_images(inbox / "t10k-images-idx3-ubyte", 1, labelled=True)
+    ingest(str(inbox), inbox.parent / "other")
+    other = score(run=run, dataset=inbox.parent / "other")
+    (verdict,) = score(run=run, dataset=digits, gates=Gates(max_drop=1.0)).verdicts
+    assert other.accuracy is not None
+    assert pytest.approx(other.accuracy - 1.0) == verdict.limit
