@@ -24,27 +24,39 @@ SIGNATURE_TRIES = 50
 class _Held(Lock):
     """Held for as long as this process lives or wants it."""
 
+    def __init__(self) -> None:
+        self.retired = False
+
     def check(self) -> None:
         """The kernel gives it to nobody else meanwhile."""
+
+    def retire(self) -> None:
+        """Its file goes before the lock does: filelock gives nobody a lock on a removed file."""
+        self.retired = True
 
 
 @contextmanager
 def kernel_lock(path: Path, what: str, take_over: TakeOver | None) -> Iterator[Lock]:
     """Hold the only right to write `what` while the block runs; never waits for it.
 
-    The file itself stays, and says who holds it. Raises `ConflictError` that names the holder
-    where another process, or another lock in this one, has it: that one lives, so there is nothing
-    to take over.
+    The file says who holds it, and stays unless the lock is retired. Raises `ConflictError` that
+    names the holder where another process, or another lock in this one, has it: that one lives, so
+    there is nothing to take over.
     """
+    held = _Held()
     lock = FileLock(path, timeout=0, thread_local=False, fallback_to_soft=False)
     with reaching("lock", path):
         make_directories(path.parent)
         _acquire(lock, path, what, take_over)
     try:
         _sign(path)
-        yield _Held()
+        yield held
     finally:
-        _write(path, b"")
+        if held.retired:
+            with suppress(OSError):
+                path.unlink()
+        else:
+            _write(path, b"")
         lock.release()
 
 

@@ -250,6 +250,9 @@ class Lock(ABC):
     def check(self) -> None:
         """Raise `ConflictError` where it has been taken over by another."""
 
+    def retire(self) -> None:  # noqa: B027 - a store may keep it
+        """Nobody will want it again: where that is safe, nothing stays of it when it is free."""
+
 
 def is_leftover(name: str) -> bool:
     """Whether a file or directory of this name is what a writer that died left behind."""

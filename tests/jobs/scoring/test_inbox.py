@@ -251,7 +251,9 @@ def test_nothing_stays_of_the_work(run: Path, inbox: Path) -> None:
     put_images(inbox / "a", 1)
     score_inbox(run, inbox)
     hidden = [path.name for path in (run / "scores").iterdir() if path.name.startswith(".")]
-    assert [] == [name for name in hidden if not name.endswith(".lock")]
+    (lock,) = (name for name in hidden if name.startswith(".inbox-"))
+    assert [".ledger.lock", lock] == sorted(hidden, reverse=True)
+    assert lock.endswith(".lock")
 
 
 def test_one_pass_at_a_time(run: Path, inbox: Path) -> None:
