@@ -3,10 +3,11 @@
 import time
 from pathlib import Path
 
-from jobs.commands.console import Console, Report, percent
+from jobs.commands.console import Console, Report
 from jobs.commands.train_console import ConsoleListener, train_report
 from jobs.config import TrainConfig
 from jobs.pictures import worst_mistakes, write_grid
+from jobs.printing import percent
 from jobs.report import ingest_report
 from jobs.score import score
 from jobs.stop import StopSignal

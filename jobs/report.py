@@ -4,8 +4,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from jobs.commands.console import Report, facts, percent, size, table
+from jobs.commands.console import Report, facts, size, table
 from jobs.commands.quality_text import SHOWN_CLASSES
+from jobs.printing import percent
 from jobs.training.history import check_history
 from pipeline.ingest import IngestResult
 from storage.checkpoints import (

@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from storage import sealed
-from storage.errors import BadDataError, ConflictError, StoppedError, UnreachableError
+from storage.errors import BadDataError, ConflictError, LockedError, StoppedError, UnreachableError
 from storage.locks import writer_lock
 from storage.objects import Location
 
@@ -108,9 +108,10 @@ class Heartbeat:
                 held.enter_context(lock)
             except UnreachableError as error:
                 log("warning", text=f"Another scheduler would not be noticed: {error}")
-            except ConflictError as error:
+            except LockedError as error:
                 raise ConflictError(
-                    f"{error} Two schedulers need two heartbeats: pass --heartbeat FILE."
+                    f"Another scheduler goes by the heartbeat {place}: {error.holder}. Stop it, or "
+                    "pass --heartbeat FILE: two schedulers need two heartbeats."
                 ) from error
             yield
 

@@ -12,7 +12,7 @@ from jobs.defaults import DEFAULT_DATASET, DEFAULT_MODELS
 from jobs.scoring.batch import Batch, BatchResult
 from jobs.scoring.gates import Gates
 from jobs.scoring.score_config import ScoreConfig
-from jobs.scoring.score_listener import ScoreListener
+from jobs.scoring.score_listener import LargestMemory, ScoreListener
 from jobs.scoring.scored import ScoreResult
 from jobs.scoring.turns import try_again
 from jobs.stop import StopSignal
@@ -107,6 +107,8 @@ def run_batch(
     listener, stop = listener or ScoreListener(), stop or StopSignal()
     if config.out is not None:
         _check_output(config)
+    if config.inbox is not None:
+        listener = LargestMemory(listener)
 
     def begin() -> Batch:
         return Batch(config, listener, stop, cluster)

@@ -29,6 +29,15 @@ class ConflictError(PipelineError):
     exit_code = 4
 
 
+class LockedError(ConflictError):
+    """Another holds the lock of what is to be written."""
+
+    def __init__(self, message: str, holder: str = "another process") -> None:
+        """`holder` is who has it, as far as that is known, for those who say it in other words."""
+        super().__init__(message)
+        self.holder = holder
+
+
 class QualityGateError(PipelineError):
     """The work is done and published, but misses the quality that was asked of it."""
 

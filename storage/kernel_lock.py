@@ -14,7 +14,7 @@ from typing import Any
 from filelock import BaseFileLock, FileLock, Timeout
 
 from storage.directories import make_directories, reaching
-from storage.errors import ConflictError
+from storage.errors import LockedError
 from storage.objects import Lock, TakeOver
 
 SIGNATURE_TRIES = 50
@@ -24,27 +24,39 @@ SIGNATURE_TRIES = 50
 class _Held(Lock):
     """Held for as long as this process lives or wants it."""
 
+    def __init__(self) -> None:
+        self.retired = False
+
     def check(self) -> None:
         """The kernel gives it to nobody else meanwhile."""
+
+    def retire(self) -> None:
+        """Its file goes before the lock does: filelock gives nobody a lock on a removed file."""
+        self.retired = True
 
 
 @contextmanager
 def kernel_lock(path: Path, what: str, take_over: TakeOver | None) -> Iterator[Lock]:
     """Hold the only right to write `what` while the block runs; never waits for it.
 
-    The file itself stays, and says who holds it. Raises `ConflictError` that names the holder
-    where another process, or another lock in this one, has it: that one lives, so there is nothing
-    to take over.
+    The file says who holds it, and stays unless the lock is retired. Raises `ConflictError` that
+    names the holder where another process, or another lock in this one, has it: that one lives, so
+    there is nothing to take over.
     """
+    held = _Held()
     lock = FileLock(path, timeout=0, thread_local=False, fallback_to_soft=False)
     with reaching("lock", path):
         make_directories(path.parent)
         _acquire(lock, path, what, take_over)
     try:
         _sign(path)
-        yield _Held()
+        yield held
     finally:
-        _write(path, b"")
+        if held.retired:
+            with suppress(OSError):
+                path.unlink()
+        else:
+            _write(path, b"")
         lock.release()
 
 
@@ -61,9 +73,9 @@ def _acquire(lock: BaseFileLock, path: Path, what: str, take_over: TakeOver | No
             break
         time.sleep(0.01)
     living = "" if take_over is None else " It lives, so that its lock cannot be taken over."
-    raise ConflictError(
-        f"{what} is being written by {holder or 'another process'}. Wait for it, or stop it."
-        f"{living}"
+    holder = holder or "another process"
+    raise LockedError(
+        f"{what} is being written by {holder}. Wait for it, or stop it.{living}", holder
     )
 
 

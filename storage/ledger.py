@@ -51,7 +51,8 @@ class Ledger:
         """
         self._take_over = take_over
         self.location = run.child(SCORES)
-        self._known: tuple[int, list[bytes]] = (0, [b""])
+        self._size = 0
+        self._known = [b""]
 
     def __str__(self) -> str:
         return f"{self.location}/{LEDGER}"
@@ -111,20 +112,30 @@ class Ledger:
     def _lines(self) -> list[bytes]:
         """The lines as they are, and what follows the last whole one.
 
-        They are read again where the size has changed: the ledger only grows, but for a torn end.
+        They are looked at again where the size has changed. The ledger only grows, but for a torn
+        end, so what is read is what follows the last line known. That line is read once more: where
+        it is another one now, so is the ledger.
         """
         try:
             size = self.location.size(LEDGER)
         except FileNotFoundError:
             size = 0
-        if size != self._known[0] or self._known[1][-1]:
-            data = self._data()
-            self._known = (len(data), data.split(b"\n"))
-        return self._known[1]
+        if size == self._size and not self._known[-1]:
+            return self._known
+        last = b"".join(line + b"\n" for line in self._known[-2:-1])
+        start = self._size - len(self._known[-1]) - len(last)
+        data = self._data(start) if size >= start + len(last) else b""
+        if data.startswith(last):
+            self._known[-2:] = data.split(b"\n")
+        else:
+            start, data = 0, self._data()
+            self._known = data.split(b"\n")
+        self._size = start + len(data)
+        return self._known
 
-    def _data(self) -> bytes:
+    def _data(self, start: int = 0) -> bytes:
         try:
-            return sealed.read(self.location, LEDGER)
+            return self.location.get(LEDGER, start) if start else sealed.read(self.location, LEDGER)
         except FileNotFoundError:
             return b""
 
@@ -152,10 +163,9 @@ class Ledger:
 
     def _mend(self) -> None:
         """Take off the end of the file what a death has left of a line."""
-        data = self._data()
-        whole = data[: data.rfind(b"\n") + 1]
-        if whole != data:
-            self.location.put(LEDGER, whole)
+        if self._lines()[-1]:
+            data = self._data()
+            self.location.put(LEDGER, data[: data.rfind(b"\n") + 1])
 
 
 def _failure_key(entry: Entry) -> str:

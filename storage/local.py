@@ -215,8 +215,9 @@ class LocalLocation(Location):
     def objects(self, refused: Refused | None = None) -> list[str]:
         """The keys of every object below this location, sorted.
 
-        A directory below it that cannot be listed is told to `refused`; without that, or where it
-        is the location itself, it is raised as `UnreachableError`.
+        Links to directories are not followed. One of those below it, and a directory that cannot
+        be listed, is told to `refused`; without that, or where it is the location itself, what
+        cannot be listed is raised as `UnreachableError`.
         """
 
         def refuse(error: OSError) -> None:
@@ -233,9 +234,12 @@ class LocalLocation(Location):
                 refused(directory.relative_to(self.path).as_posix(), told)
 
         found = []
-        for directory, _, names in os.walk(self.path, onerror=refuse):
+        for directory, below, names in os.walk(self.path, onerror=refuse):
             base = Path(directory).relative_to(self.path)
             found += [(base / name).as_posix() for name in names]
+            for name in below:
+                if refused is not None and os.path.islink(f"{directory}/{name}"):
+                    refused((base / name).as_posix(), None)
         return sorted(found)
 
     def delete(self, key: str) -> None:

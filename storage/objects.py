@@ -18,8 +18,8 @@ Write = Callable[[bytes | memoryview], None]
 TakeOver = Callable[[str], None]
 """Leave to take over an abandoned lock; it is told, in a sentence, whose the lock was."""
 
-Refused = Callable[[str, UnreachableError], None]
-"""Told of a directory, by its key, that cannot be listed."""
+Refused = Callable[[str, UnreachableError | None], None]
+"""Told of a directory, by its key, that is not listed: the reason, or None for a link to one."""
 
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 """The name of what `put` has not finished."""
@@ -140,8 +140,9 @@ class Location(ABC):
     def objects(self, refused: Refused | None = None) -> list[str]:
         """The keys of every object below this location, sorted.
 
-        A directory below it that cannot be listed is told to `refused`; without that, or where it
-        is the location itself, it is raised as `UnreachableError`.
+        Links to directories are not followed. One of those below it, and a directory that cannot
+        be listed, is told to `refused`; without that, or where it is the location itself, what
+        cannot be listed is raised as `UnreachableError`.
         """
 
     @abstractmethod
@@ -248,6 +249,9 @@ class Lock(ABC):
     @abstractmethod
     def check(self) -> None:
         """Raise `ConflictError` where it has been taken over by another."""
+
+    def retire(self) -> None:  # noqa: B027 - a store may keep it
+        """Nobody will want it again: where that is safe, nothing stays of it when it is free."""
 
 
 def is_leftover(name: str) -> bool:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from zarr.storage import MemoryStore
 
 from storage import sealed
 from storage.chunks import ZSTD_LEVEL, ChunkedArray
-from storage.errors import BadDataError, ConflictError
+from storage.errors import BadDataError, ConflictError, PipelineError
 from storage.locks import writer_lock
 from storage.objects import Location, TakeOver
 from storage.schema import METADATA_NAME
@@ -243,10 +243,16 @@ def score_into(
 def scores_lock(location: Location, take_over: TakeOver | None = None) -> Iterator[Location]:
     """Hold the right to write one scoring, which is given to its holder as a location.
 
-    Raises `ConflictError` that names the holder where another has it.
+    Raises `ConflictError` that names the holder where another has it. Of a scoring that is complete
+    the lock is retired: no job writes it again, and its file would stay for good.
     """
     with writer_lock(location.sibling("", ".lock"), f"The scoring {location}", take_over) as lock:
-        yield location.under(lock)
+        try:
+            yield location.under(lock)
+        finally:
+            with suppress(PipelineError):  # a failure before is the one to tell
+                if is_complete(location):
+                    lock.retire()
 
 
 def open_scores(location: Location) -> Scores:

@@ -22,7 +22,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from storage.errors import ConflictError, PipelineError, UnreachableError, UsageError
+from storage.errors import (
+    ConflictError,
+    LockedError,
+    PipelineError,
+    UnreachableError,
+    UsageError,
+)
 from storage.kernel_lock import signature
 from storage.objects import Lock, TakeOver
 from storage.s3_client import S3Client
@@ -94,10 +100,12 @@ def _signed() -> bytes:
     return json.dumps(signature() | {"token": uuid.uuid4().hex}).encode()
 
 
-def _conflict(what: str, content: bytes) -> ConflictError:
-    return ConflictError(
-        f"{what} is being written by {_holder(content) or 'somebody'}. Wait for it, or stop it; "
-        "if it is dead, pass --take-over."
+def _conflict(what: str, content: bytes) -> LockedError:
+    holder = _holder(content) or "somebody"
+    return LockedError(
+        f"{what} is being written by {holder}. Wait for it, or stop it; if it is dead, pass "
+        "--take-over.",
+        holder,
     )
 
 

@@ -49,6 +49,11 @@ def knows_click(path: Path) -> bool:
     return path == Path("jobs/cli.py") or path.parent == Path("jobs/commands")
 
 
+def is_work(path: Path) -> bool:
+    """What a job does, apart from how it is asked for and what is told of it."""
+    return path.parts[:2] in {("jobs", name) for name in ("scoring", "training", "scheduling")}
+
+
 def test_imports_are_seen() -> None:
     """The reader of imports sees them at any depth, under other names, and relative ones."""
     source = """
@@ -74,6 +79,12 @@ def test_the_floors_are_here() -> None:
 def test_arrows_point_down(path: Path) -> None:
     """storage imports neither pipeline, jobs, dask nor click; pipeline neither jobs nor click."""
     assert set() == packages_of(path) & FORBIDDEN.get(path.parts[0], set())
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if is_work(path)], ids=str)
+def test_work_knows_no_commands(path: Path) -> None:
+    """What jobs do imports nothing of jobs/commands: commands call jobs, never the other way."""
+    assert [] == [name for name in imports_of(path) if f"{name}.".startswith("jobs.commands.")]
 
 
 @every_file

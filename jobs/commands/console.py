@@ -1,20 +1,16 @@
 """What people and scripts read while a job runs: results on stdout, all else on stderr."""
 
 import json
-import signal
 import sys
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from storage.errors import StoppedError, UnreachableError
+from jobs.printing import PLAIN_SECONDS, print_line
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
-
-PLAIN_SECONDS = 10.0
-"""Between two lines of progress where there is no terminal."""
 
 
 @dataclass(frozen=True)
@@ -97,21 +93,6 @@ class Console:
         self._end_stage()
 
 
-def print_line(text: str) -> None:
-    """Print on stdout, at once. Raises `StoppedError` or `UnreachableError` where that fails."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError as error:  # as other commands end when `head` has seen enough
-        sys.stdout = None  # or Python tries to flush it once more
-        raise StoppedError("Stopped: nobody reads the output.", signal.SIGPIPE) from error
-    except OSError as error:
-        sys.stdout = None
-        raise UnreachableError(
-            f"Cannot write the output: {error.strerror}. What was complete before is untouched; "
-            "free some space, or send the output elsewhere."
-        ) from error
-
-
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]], left: Collection[str] = ()) -> str:
     """Aligned columns as text: the first one and those named in `left` to the left."""
     cells = [list(header), *([str(cell) for cell in row] for row in rows)]
@@ -146,11 +127,6 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02} s"
     return f"{whole // 3600:,} h {whole % 3600 // 60:02} min"
-
-
-def percent(share: float) -> str:
-    """A share in [0, 1] for people: `98.21 %`."""
-    return f"{100 * share:.2f} %"
 
 
 def _progress_bar() -> "Progress":

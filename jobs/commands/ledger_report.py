@@ -4,7 +4,8 @@ import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from jobs.commands.console import percent, table
+from jobs.commands.console import table
+from jobs.printing import percent
 from storage.errors import UsageError
 from storage.ledger import FAILED_EVENT, SCORED, Entry, Ledger
 from storage.objects import Location

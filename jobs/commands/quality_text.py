@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from jobs.commands.console import percent, table
+from jobs.commands.console import table
+from jobs.printing import percent
 
 SHOWN_CLASSES = 30
 """More classes than this are not listed one by one."""

@@ -131,7 +131,7 @@ def _print_times(times: "CronTimes") -> None:
     from datetime import UTC, datetime
     from itertools import islice
 
-    from jobs.commands.console import print_line
+    from jobs.printing import print_line
 
     for due in islice(times.times_after(datetime.now(UTC)), SHOWN_TIMES):
         local = due.astimezone(times.zone)
@@ -151,7 +151,7 @@ def _print_files(
 ) -> None:
     import os
 
-    from jobs.commands.console import print_line
+    from jobs.printing import print_line
     from jobs.scheduling.schedule_files import Plan, default_image, schedule_files
     from storage.location import open_location
 

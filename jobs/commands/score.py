@@ -79,7 +79,8 @@ result_options = options(
         "--max-drop",
         type=float,
         metavar="SHARE",
-        help="Exit 5 where the accuracy is so much below that of the last scoring of the split.",
+        help="Exit 5 where the accuracy is so much below that of the last scoring of "
+        "a split of that name.",
     ),
 )
 running_options = options(
@@ -119,7 +120,8 @@ def score(quiet: bool, as_json: bool, log_json: bool, take_over: bool, **asked: 
     the run's ledger: see `pipeline scores`.
     """
     with console_of(quiet or log_json, as_json) as console, stopping() as stop:
-        from jobs.scoring.score_listener import ConsoleListener, JsonLog
+        from jobs.commands.score_console import ConsoleListener
+        from jobs.scoring.score_listener import JsonLog
 
         listener = JsonLog() if log_json else ConsoleListener(console)
 
@@ -284,11 +286,10 @@ def promote(
             return
         if name is None:
             raise UsageError("No name is given; pass --as, such as --as champion.")
-        from jobs.commands.score_console import promote_report
+        from jobs.commands.score_console import ConsoleListener, promote_report
         from jobs.scoring.promote import PromoteConfig
         from jobs.scoring.promote import promote as run_promote
         from jobs.scoring.promote import undo as run_undo
-        from jobs.scoring.score_listener import ConsoleListener
 
         leave = console.warn if take_over else None
         if undo:

@@ -1,16 +1,43 @@
-"""What scorings and promotions tell people and scripts when they end."""
+"""What scorings and promotions tell people while they run, and scripts when they end."""
 
 from typing import Any
 
-from jobs.commands.console import Report, percent, table
+from jobs.commands.console import Console, Report, table
 from jobs.commands.quality_text import quality_text
+from jobs.printing import percent
 from jobs.scoring.batch import BatchResult
 from jobs.scoring.promote import PromoteResult
+from jobs.scoring.score_listener import ScoreListener
 from jobs.scoring.scored import ScoreResult
 from storage.models import Holder, ModelName
 
 SHOWN_FILES = 20
 """More files of an inbox than this are not listed one by one."""
+
+
+class ConsoleListener(ScoreListener):
+    """Prints for people; what happens to single files of an inbox, too."""
+
+    def __init__(self, console: Console) -> None:
+        """Over the console of the command."""
+        self._console = console
+
+    def event(self, name: str, **facts: Any) -> None:
+        """Say in a line what is worth one."""
+        if text := facts.get("text"):
+            (self._console.warn if facts.get("warning") else self._console.say)(text)
+
+    def say(self, text: str) -> None:
+        """A line."""
+        self._console.say(text)
+
+    def warn(self, text: str) -> None:
+        """A warning, also when quiet."""
+        self._console.warn(text)
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """A bar, or a line now and then."""
+        self._console.progress(stage, done, total)
 
 
 def score_report(result: ScoreResult) -> Report:
@@ -48,6 +75,7 @@ def batch_report(batch: BatchResult, *, one_split: bool) -> Report:
         "results": [_document(result) for result in batch.results],
         "failed": batch.failed,
         "left": batch.left,
+        "unjudged": batch.unjudged,
     }
     return Report(document, _batch_text(batch))
 
@@ -59,6 +87,7 @@ def _batch_text(batch: BatchResult) -> str:
         f"{len(batch.results) - new:,} scored before",
         *([f"{len(batch.failed):,} failed"] if batch.failed else []),
         *([f"{len(batch.left):,} left for the next time"] if batch.left else []),
+        *([f"{len(batch.unjudged):,} not judged by any gate"] if batch.unjudged else []),
     ]
     parts = []
     if batch.results and len(batch.results) <= SHOWN_FILES:

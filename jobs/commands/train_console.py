@@ -1,7 +1,8 @@
 """What a training tells people while it runs and when it ends."""
 
-from jobs.commands.console import Console, Report, percent
+from jobs.commands.console import Console, Report
 from jobs.config import TrainConfig
+from jobs.printing import percent
 from jobs.report import epoch_line, settings_text
 from jobs.train import TrainListener, TrainResult
 from jobs.training.history import Metrics

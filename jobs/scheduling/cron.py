@@ -19,6 +19,16 @@ LOCAL = "local"
 """What a zone is called whose name in the database is not known."""
 EXAMPLE = "such as '0 3 * * *' for three o'clock every night"
 FIELDS = 5
+NICKNAMES = {
+    "@hourly": "0 * * * *",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@weekly": "0 0 * * 0",
+    "@monthly": "0 0 1 * *",
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+}
+"""What crontab(5) lets one write in place of five fields; other schedulers do not."""
 EXTENDED = re.compile(r"#|L|\dW")
 """Last days and counted weekdays, which cronsim knows and cron does not; WED is none of them."""
 
@@ -102,11 +112,7 @@ def cron_times(expression: str, zone_name: str | None = None) -> CronTimes:
     The zone is one of the IANA database; by default the machine's.
     """
     fields = expression.split()
-    if len(fields) != FIELDS:
-        raise UsageError(
-            f"The schedule {expression!r} has {len(fields)} fields; expected five: minute, hour, "
-            f"day of the month, month, day of the week, {EXAMPLE}."
-        )
+    _check_fields(expression, fields)
     if EXTENDED.search(f"{fields[2]} {fields[4]}".upper()):
         raise UsageError(
             f"The schedule {expression!r} has an L, W or #, which standard cron does not know; use "
@@ -124,6 +130,21 @@ def cron_times(expression: str, zone_name: str | None = None) -> CronTimes:
     except StopIteration:
         raise UsageError(f"The schedule {expression!r} is never due.") from None
     return times
+
+
+def _check_fields(expression: str, fields: list[str]) -> None:
+    """Raise `UsageError` unless there are five; for a name of cron's, with those that it means."""
+    if meant := NICKNAMES.get(expression.strip().lower()):
+        raise UsageError(
+            f"The schedule {expression!r} is a name that not every scheduler knows; write its five "
+            f"fields instead: {meant!r}."
+        )
+    if len(fields) != FIELDS:
+        count = f"{len(fields)} field{'' if len(fields) == 1 else 's'}"
+        raise UsageError(
+            f"The schedule {expression!r} has {count}; expected five: minute, hour, day of the "
+            f"month, month, day of the week, {EXAMPLE}."
+        )
 
 
 def _zone(name: str | None) -> tuple[tzinfo, str]:

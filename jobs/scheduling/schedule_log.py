@@ -6,7 +6,7 @@ from datetime import UTC, datetime, tzinfo
 from pathlib import Path
 from typing import Any
 
-from jobs.commands.console import print_line
+from jobs.printing import print_line
 from jobs.schedule import Heartbeat, Log
 from jobs.scheduling.cron import CronTimes
 from storage.errors import UsageError

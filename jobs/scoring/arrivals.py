@@ -64,8 +64,14 @@ def find_items(inbox: Location) -> Found:
     """
     found = Found()
 
-    def refused(directory: str, error: UnreachableError) -> None:
-        if not _is_hidden(PurePosixPath(directory)):
+    linked: list[PurePosixPath] = []
+
+    def refused(directory: str, error: UnreachableError | None) -> None:
+        if _is_hidden(PurePosixPath(directory)):
+            return
+        if error is None:
+            linked.append(PurePosixPath(directory))
+        else:
             found.unreachable[directory] = error
 
     directories = _visible(inbox.objects(refused))
@@ -77,6 +83,9 @@ def find_items(inbox: Location) -> Found:
             _add_dataset(inbox, place, found)
         else:
             _add_files(inbox, paths, found)
+    for path in linked:
+        if not datasets.intersection(path.parents):
+            found.left[shown_name(str(path))] = "it is a link to a directory; put that here"
     return found
 
 

@@ -58,6 +58,8 @@ class BatchResult:
     """The inbox's bad files: `file` and `error`."""
     left: list[dict[str, str]] = field(default_factory=list)
     """The inbox's files that were left for the next time: `file` and `reason`."""
+    unjudged: list[str] = field(default_factory=list)
+    """The inbox's files of which no gate could be judged: they have no labels, as a rule."""
     warnings: tuple[str, ...] = ()
 
     @property
@@ -192,13 +194,18 @@ class Batch:
         result = replace(result, verdicts=verdicts, warnings=self.result.warnings)
         output = self._write_output(result)
         result = replace(result, output=output)
-        self._record(result, content, of_home)
+        is_new = self._record(result, content, of_home)
         self.result.results.append(result)
-        if result.missed:
+        self._tell(result)
+        # Of an inbox's old files only what is new ends the night: the alarm is for the next one.
+        if result.missed and (is_new or self.config.inbox is None):
             self.result.errors.append(
                 QualityGateError(f"{result.missed} The scores are published as {home}.")
             )
-        self._tell(result)
+            self.listener.event("gate", missed=result.missed, result=str(result.record.location))
+        if result.file and self.config.gates.any and not verdicts:
+            self.result.unjudged.append(result.file)
+            self.listener.event("unjudged", file=result.file)
         return result
 
     def _judge(self, result: ScoreResult) -> Any:
@@ -232,17 +239,21 @@ class Batch:
             return self.holder.accuracy
         return before
 
-    def _record(self, result: ScoreResult, content: str | None, of_home: str) -> None:
-        """A line for the scoring, whoever published it; one more where the verdict has changed."""
+    def _record(self, result: ScoreResult, content: str | None, of_home: str) -> bool:
+        """A line for the scoring, whoever published it; one more where the verdict has changed.
+
+        Returns whether the verdict is new.
+        """
         scored = self._entry(SCORED, result, content)
         if self.ledger.record(scored, lambda lines: _has(lines, SCORED), of_home):
-            return
+            return True
         if content is not None:
             found = self._entry(FOUND, result, content)
             self.ledger.record(found, lambda lines: _of_content(lines, content), of_home)
-        if result.verdicts:
-            judged = self._entry(JUDGED, result, content)
-            self.ledger.record(judged, lambda lines: _judged_so(lines, judged), of_home)
+        if not result.verdicts:
+            return False
+        judged = self._entry(JUDGED, result, content)
+        return self.ledger.record(judged, lambda lines: _judged_so(lines, judged), of_home)
 
     def _entry(self, event: str, result: ScoreResult, content: str | None) -> Entry:
         schema, metrics = result.record.schema, result.metrics
@@ -304,8 +315,6 @@ class Batch:
             output=result.output and str(result.output),
             text=text,
         )
-        if result.missed:
-            self.listener.event("gate", missed=result.missed, result=str(result.record.location))
 
 
 def _check_labels(split: str, labelled: bool) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.commands.console import percent
+from jobs.printing import percent
 from storage.errors import UsageError
 
 

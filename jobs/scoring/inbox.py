@@ -7,7 +7,6 @@ time; what is bad is recorded under `scores/failed/`, and the others are scored.
 """
 
 import hashlib
-import json
 import math
 import os
 import time
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from jobs.scoring.arrivals import Found, Item, find_items, is_text, shown_name
 from jobs.scoring.batch import Batch, ModelError
-from jobs.scoring.score_listener import now
+from jobs.scoring.failures import Failures
 from jobs.scoring.scored import ScoreResult, checked_record, peek_dataset_digest
 from jobs.scoring.turns import pause
 from storage.decoding import hash_stored
@@ -31,11 +30,11 @@ from storage.errors import (
     UnreachableError,
     UsageError,
 )
-from storage.ledger import FAILED_EVENT, Entry, LedgerError, waiting_lock
+from storage.ledger import LedgerError, waiting_lock
 from storage.local import LocalLocation
 from storage.objects import Location
 from storage.runs import SCORES
-from storage.scorings import FAILED, is_complete
+from storage.scorings import is_complete
 
 if TYPE_CHECKING:
     from storage.dataset import Dataset
@@ -102,9 +101,8 @@ class _Inbox:
         """
         self._batch = batch
         self._inbox = inbox
-        self._place = shown_name(place)
         self._staging = staging
-        self._bad: list[Entry] = []
+        self._failures = Failures(batch, shown_name(place))
         self._versions: dict[str, str | None] = {}
 
     def score(self) -> None:
@@ -128,17 +126,9 @@ class _Inbox:
                 self._leave(item.name, "it is gone")
             else:
                 self._leave(item.name, "it is still being written")
-        self._forget_what_is_bad_no_more()
         self._staging.delete_tree()
         self._check_it_is_still_there()
-        if self._bad:
-            names = ", ".join(str(entry["file"]) for entry in self._bad[:10])
-            batch.result.errors.append(
-                BadDataError(
-                    f"{len(self._bad):,} in the inbox could not be scored: {names}. What is wrong "
-                    f"with each is in {batch.ledger.location}/{FAILED}; the others are scored."
-                )
-            )
+        self._failures.sum_up()
 
     def _check_it_is_still_there(self) -> None:
         """A mount that went meanwhile took its files along, which nobody took away."""
@@ -179,7 +169,8 @@ class _Inbox:
             raise
         except (BadDataError, UsageError) as error:
             if self._unchanged(item):
-                self._fail(item, content, self._told(item, files, content, str(error)))
+                told = self._told(item, files, content, str(error))
+                self._failures.record(item.name, content, told)
             else:
                 self._leave(item.name, "it changed, or went, while it was being read")
         except (ConflictError, UnreachableError) as error:
@@ -271,41 +262,6 @@ class _Inbox:
     def _staged(self, content: str) -> Location:
         return self._staging.child(content[:16])
 
-    def _fail(self, item: Item, content: str, error: str) -> None:
-        """Record a bad file: as it is now, and in the ledger, there once for each content.
-
-        Without `content`, where not even that can be told, once for each name and error.
-        """
-        batch = self._batch
-        entry: Entry = {
-            "event": FAILED_EVENT,
-            "time": now(),
-            "exit": BadDataError.exit_code,
-            "status": "failed",
-            "model": batch.config.model,
-            "model_digest": batch.model_digest,
-            "checkpoint": str(batch.checkpoint),
-            "inbox": self._place,
-            "file": item.name,
-            "content": content or item.name,
-            "error": error,
-        }
-        batch.ledger.put_failure(entry)
-        batch.ledger.record(entry, partial(_failed_so, entry), json.dumps(entry["content"]))
-        self._bad.append(entry)
-        batch.result.failed.append({"file": item.name, "error": error})
-        text = f"{item.name} is not scored: {error}"
-        batch.listener.event("failed", file=item.name, error=error, text=text, warning=True)
-
-    def _forget_what_is_bad_no_more(self) -> None:
-        """A bad file that was mended, or taken away, is history: the ledger has it."""
-        bad = {(entry["content"], entry["model_digest"]) for entry in self._bad}
-        left = {one["file"] for one in self._batch.result.left}
-        for entry in self._batch.ledger.failures():
-            here = entry.get("inbox") == self._place and entry.get("file") not in left
-            if here and (entry["content"], entry["model_digest"]) not in bad:
-                self._batch.ledger.delete_failure(entry)
-
 
 def _version(inbox: Location, key: str) -> str | None:
     """What changes when somebody writes to an object; None where it is not there."""
@@ -324,7 +280,7 @@ def _age(inbox: Location, key: str) -> float:
 
 
 def _digest_of_sources(dataset: "Dataset") -> str:
-    """The same, of the files that a dataset was made from: those that were really read."""
+    """The digest of the files that a dataset was made from: those that were really read."""
     return _digest(str(source["stored_sha256"]) for source in dataset.sources)
 
 
@@ -336,10 +292,3 @@ def _open_dataset(location: Location) -> "Dataset":
     from storage.dataset import open_dataset
 
     return open_dataset(location)
-
-
-def _failed_so(entry: Entry, lines: list[Entry]) -> bool:
-    same = ["event", "content", "model_digest"]
-    if entry["content"] == entry["file"]:
-        same.append("error")
-    return any(all(line.get(name) == entry[name] for name in same) for line in lines)

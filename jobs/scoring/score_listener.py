@@ -1,17 +1,22 @@
-"""Who is told of what a scoring job does: nobody, people, or a log that scripts read."""
+"""Who is told of what a scoring job does: nobody, or a log that scripts read."""
 
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from jobs.commands.console import PLAIN_SECONDS, Console, print_line
+from jobs.printing import PLAIN_SECONDS, print_line
 from storage.errors import PipelineError
 
-COUNTED = {name: name for name in ("scored", "found", "failed", "left")} | {"below_gate": "gate"}
+COUNTED = {name: name for name in ("scored", "found", "failed", "left", "unjudged")} | {
+    "below_gate": "gate"
+}
 """What a summary counts, and the event that it is a count of."""
+MEMORY = re.compile(r"memory at most ([\d,]+) MB")
+"""How each conversion and each scoring states what it will need."""
 
 
 class ScoreListener:
@@ -30,29 +35,37 @@ class ScoreListener:
         """Rows done of a stage, of how many."""
 
 
-class ConsoleListener(ScoreListener):
-    """Prints for people; what happens to single files of an inbox, too."""
+class LargestMemory(ScoreListener):
+    """Passes all on, but for a memory that is no larger than one that was told before.
 
-    def __init__(self, console: Console) -> None:
-        """Over the console of the command."""
-        self._console = console
+    An inbox has many files, and each of them is converted, then scored.
+    """
+
+    def __init__(self, listener: ScoreListener) -> None:
+        """Over the one that is told of the rest."""
+        self._listener = listener
+        self._told = 0
 
     def event(self, name: str, **facts: Any) -> None:
-        """Say in a line what is worth one."""
-        if text := facts.get("text"):
-            (self._console.warn if facts.get("warning") else self._console.say)(text)
+        """As it is."""
+        self._listener.event(name, **facts)
 
     def say(self, text: str) -> None:
-        """A line."""
-        self._console.say(text)
+        """A line, unless it tells a memory that has been told."""
+        if stated := MEMORY.fullmatch(text):
+            megabytes = int(stated[1].replace(",", ""))
+            if megabytes <= self._told:
+                return
+            self._told = megabytes
+        self._listener.say(text)
 
     def warn(self, text: str) -> None:
-        """A warning, also when quiet."""
-        self._console.warn(text)
+        """As it is."""
+        self._listener.warn(text)
 
     def progress(self, stage: str, done: int, total: int) -> None:
-        """A bar, or a line now and then."""
-        self._console.progress(stage, done, total)
+        """As it is."""
+        self._listener.progress(stage, done, total)
 
 
 class JsonLog(ScoreListener):

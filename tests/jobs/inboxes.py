@@ -44,9 +44,13 @@ class Listed(ScoreListener):
     def __init__(self) -> None:
         self.events: list[dict[str, Any]] = []
         self.warnings: list[str] = []
+        self.said: list[str] = []
 
     def event(self, name: str, **facts: Any) -> None:
         self.events.append({"event": name} | facts)
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
 
     def warn(self, text: str) -> None:
         self.warnings.append(text)

@@ -8,7 +8,9 @@ import pytest
 
 from storage.errors import BadDataError, ConflictError
 from storage.ledger import LOCK, Entry, Ledger, waiting_lock
+from storage.local import LocalLocation
 from storage.location import open_location
+from storage.sealed import sealed_bytes
 
 
 def entry(**facts: Any) -> Entry:
@@ -83,6 +85,44 @@ def test_torn_line(length: int, ledger: Ledger, tmp_path: Path) -> None:
     assert ["scores/test-0"] == [line["result"] for line in ledger.entries()]
     assert record(tmp_path, entry(result="scores/test-1"))
     assert whole + rest == file_of(ledger).read_bytes()
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_what_is_known_is_not_read_again(
+    torn: bool, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever records many lines reads each once or twice, also what others add meanwhile."""
+    read: list[int] = []
+    get = LocalLocation.get
+
+    def counted(location: LocalLocation, key: str, *part: int) -> bytes:
+        data = get(location, key, *part)
+        read.append(len(data))
+        return data
+
+    monkeypatch.setattr(LocalLocation, "get", counted)
+    lines = [entry(result=f"scores/test-{number}") for number in range(50)]
+    for number, (mine, other) in enumerate(zip(lines[::2], lines[1::2], strict=True)):
+        assert ledger.record(mine, bool, f'"{mine["result"]}"')
+        ledger.location.append("ledger.jsonl", sealed_bytes(other, indent=None))
+        if torn and number == 10:
+            with open(file_of(ledger), "ab") as file:
+                file.write(b'{"event": "sco')
+    assert lines == ledger.entries()
+    assert sum(read) < 4 * file_of(ledger).stat().st_size
+
+
+@pytest.mark.parametrize("lines", [0, 1, 2, 3, 9])
+def test_another_ledger_in_its_place(lines: int, ledger: Ledger, tmp_path: Path) -> None:
+    """Where the ledger was moved away and another begun, that one is read, however long it is."""
+    for number in range(2):
+        record(tmp_path, entry(result=f"scores/old-{number}"))
+    assert 2 == len(ledger.entries())
+    file_of(ledger).unlink()
+    for number in range(lines):
+        record(tmp_path, entry(result=f"scores/another-{number}"))
+    expected = [f"scores/another-{number}" for number in range(lines)]
+    assert expected == [line["result"] for line in ledger.entries()]
 
 
 def test_damage(ledger: Ledger, tmp_path: Path) -> None:

@@ -31,6 +31,19 @@ except ConflictError as error:
     sys.exit(error.exit_code)
 """
 
+RETIRE = """
+import os, sys
+from pathlib import Path
+from storage.ledger import waiting_lock
+from storage.location import open_location
+alone = Path(sys.argv[1] + ".alone")
+for _ in range(50):
+    with waiting_lock(open_location(sys.argv[1]), "The run", 60, lambda: None) as lock:
+        os.close(os.open(alone, os.O_CREAT | os.O_EXCL))  # fails where another has the lock, too
+        alone.unlink()
+        lock.retire()
+"""
+
 
 @pytest.fixture
 def lock_file(tmp_path: Path) -> Location:
@@ -137,6 +150,43 @@ def test_a_lock_file_that_tells_nothing(lock_file: Location, content: bytes) -> 
             writer_lock(lock_file, "The run"),
         ):
             pytest.fail("two hold the lock")
+
+
+def test_a_retired_lock_leaves_nothing(lock_file: Location) -> None:
+    """Its file is gone when it is free; any other lock's stays, and tells no holder any more."""
+    with writer_lock(lock_file, "The run"):
+        pass
+    assert b"" == lock_file.path.read_bytes()
+    with writer_lock(lock_file, "The run") as lock:
+        lock.retire()
+        assert lock_file.path.exists()
+    assert [] == list(lock_file.path.parent.iterdir())
+
+
+def test_a_lock_is_held_until_its_file_is_gone(
+    lock_file: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were it free before, another might have it, and its file be removed under its hands."""
+    unlink, tried = Path.unlink, []
+
+    def try_first(path: Path) -> None:
+        tried.append(path)
+        with pytest.raises(ConflictError), writer_lock(lock_file, "The run"):
+            pytest.fail("two hold the lock")
+        unlink(path)
+
+    monkeypatch.setattr(Path, "unlink", try_first)
+    with writer_lock(lock_file, "The run") as lock:
+        lock.retire()
+    assert [lock_file.path] == tried
+
+
+def test_retired_locks_exclude_each_other(lock_file: Location) -> None:
+    """Of processes that want a lock whose file is removed each time, one at a time has it."""
+    command = [sys.executable, "-c", RETIRE, str(lock_file)]
+    started = [subprocess.Popen(command, cwd=REPOSITORY) for _ in range(4)]
+    assert [0] * 4 == [process.wait() for process in started]
+    assert [] == list(lock_file.path.parent.iterdir())
 
 
 def test_a_lock_below_a_file_is_out_of_reach(tmp_path: Path) -> None:

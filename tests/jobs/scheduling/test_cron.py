@@ -92,7 +92,9 @@ def test_wednesday_is_no_extension() -> None:
     [
         ("0 3 * *", "4 fields"),
         ("0 0 3 * * *", "6 fields"),
-        ("@daily", "1 fields"),
+        ("@daily", "write its five fields instead: '0 0 * * *'"),
+        (" @Weekly ", "write its five fields instead: '0 0 * * 0'"),
+        ("@reboot", "1 field;"),
         ("60 3 * * *", "minute"),
         ("0 24 * * *", "hour"),
         ("0 3 L * *", "L, W or #"),

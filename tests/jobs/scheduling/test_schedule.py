@@ -404,8 +404,9 @@ def test_two_schedulers_of_one_heartbeat(tmp_path: Path) -> None:
         assert first.stdout is not None
         assert "waiting" in first.stdout.readline()
         refused = run_pipeline(*command, cwd=tmp_path)
-        assert_refused(refused, 4, "heartbeat", f"process {first.pid} on", "--heartbeat FILE")
-        first.kill()
+        first.kill()  # before anything is asserted: a failure would wait for it
+        told = f"beat.json: process {first.pid} on"
+        assert_refused(refused, 4, "Another scheduler goes by the heartbeat", told, "Stop it, or")
     with start_pipeline(*command, cwd=tmp_path) as second:
         assert second.stdout is not None
         assert "waiting" in second.stdout.readline()

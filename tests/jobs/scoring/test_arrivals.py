@@ -44,6 +44,20 @@ def test_link_to_itself(tmp_path: Path) -> None:
     assert (["images.idx"], ["circle.idx"]) == ([one.name for one in found.items], list(found.left))
 
 
+@pytest.mark.parametrize("outside", [True, False])
+def test_link_to_a_directory(outside: bool, tmp_path: Path) -> None:
+    """It is left, and that is told; what it leads to counts where it lies, if that is within."""
+    inbox = tmp_path / "inbox"
+    for name in ("monday", ".hidden"):
+        (inbox / name).mkdir(parents=True)
+    found_in(inbox / "monday", "images.idx")
+    for name in ("today", ".hidden/today"):
+        (inbox / name).symlink_to(tmp_path if outside else inbox / "monday")
+    found = found_in(inbox)
+    assert ["monday/images.idx"] == [item.name for item in found.items]
+    assert {"today": "it is a link to a directory; put that here"} == found.left
+
+
 def test_directory_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is told by its name, and what lies beside it is found; hidden ones do not count."""
     listed = os.scandir

@@ -83,6 +83,13 @@ def test_a_line_says_all(run: Path, digits: Path) -> None:
     assert line["started"] <= line["time"]
 
 
+def test_nothing_stays_of_a_scorings_lock(run: Path, digits: Path) -> None:
+    """A complete scoring is never written again: its lock's file is gone."""
+    batch(run, digits, splits=("train", "test"))
+    hidden = [path.name for path in (run / "scores").iterdir() if path.name.startswith(".")]
+    assert [".ledger.lock"] == hidden
+
+
 def test_once_in_the_ledger(run: Path, digits: Path) -> None:
     """A scoring that is found done has no second line."""
     for _ in range(2):

@@ -11,36 +11,10 @@ import pytest
 
 from jobs.score import score
 from jobs.scoring.arrivals import find_items
-from jobs.scoring.gates import Gates
-from jobs.train import train
 from pipeline.ingest import ingest
-from storage.errors import BadDataError, ConflictError, QualityGateError, UnreachableError
-from storage.ledger import Ledger
+from storage.errors import ConflictError, UnreachableError
 from storage.location import open_location
-from tests.jobs.inboxes import Listed, events, ledger, put_images, score_inbox, settle
-from tests.jobs.trainings import small
-
-
-@pytest.fixture(scope="module")
-def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of one epoch."""
-    place = tmp_path_factory.mktemp("trained") / "run"
-    train(small(epochs=1, learning_rate=0.03), dataset=digits, run=place)
-    return place
-
-
-@pytest.fixture
-def run(trained: Path, tmp_path: Path) -> Path:
-    """A copy of it without scores."""
-    return shutil.copytree(trained, tmp_path / "run")
-
-
-@pytest.fixture
-def inbox(tmp_path: Path) -> Path:
-    """An empty inbox."""
-    place = tmp_path / "inbox"
-    place.mkdir()
-    return place
+from tests.jobs.inboxes import Listed, events, put_images, score_inbox, settle
 
 
 def test_scores_what_arrives(run: Path, inbox: Path) -> None:
@@ -92,18 +66,6 @@ def test_renamed_is_not_scored_again(run: Path, inbox: Path) -> None:
     assert [("scored", "b")] == list(events(run))
 
 
-def test_name_that_is_no_text(run: Path, inbox: Path) -> None:
-    """Such a file is bad until it is renamed; the ledger can be read, and others are scored."""
-    put_images(inbox / "a", 1)
-    named = put_images(inbox / os.fsdecode(b"caf\xe9"), 2)
-    for _ in range(2):
-        assert isinstance(score_inbox(run, inbox).error, BadDataError)
-    assert [("scored", "a"), ("failed", "caf\\xe9")] == list(events(run))
-    named.rename(inbox / "café")
-    assert score_inbox(run, inbox).error is None
-    assert [] == Ledger(open_location(run)).failures()
-
-
 def test_packed_otherwise_is_not_scored_again(run: Path, inbox: Path) -> None:
     """The same rows in another form are found, and the ledger says so once."""
     raw = put_images(inbox / "a", 1)
@@ -123,94 +85,6 @@ def test_changed_is_scored_again(run: Path, inbox: Path) -> None:
     second = score_inbox(run, inbox).results[0]
     assert (False, False) == (first.already_done, second.already_done)
     assert first.record.schema.home != second.record.schema.home
-
-
-def test_bad_ones_do_not_stop_the_others(run: Path, inbox: Path) -> None:
-    """A bad file is recorded with its error, the others are scored, and it ends with exit 3."""
-    put_images(inbox / "a", 1)
-    settle(shutil.copy(put_images(inbox / "b", 2), inbox / "cut"))
-    os.truncate(inbox / "cut", 1000)
-    settle(inbox / "cut")
-    (inbox / "junk").write_bytes(b"no images")
-    settle(inbox / "junk")
-    result = score_inbox(run, inbox)
-    assert ["a", "b"] == [one.file for one in result.results]
-    assert ["cut", "junk"] == [one["file"] for one in result.failed]
-    assert isinstance(result.error, BadDataError)
-    assert "cut, junk" in str(result.error)
-    failures = {entry["file"]: entry["error"] for entry in Ledger(open_location(run)).failures()}
-    assert "cut off" in failures["cut"]
-    assert "not an IDX file" in failures["junk"]
-    lines = [line for line in ledger(run) if line["event"] == "failed"]
-    assert [("cut", 3), ("junk", 3)] == [(line["file"], line["exit"]) for line in lines]
-
-
-def test_a_bad_file_has_one_line(run: Path, inbox: Path) -> None:
-    """As long as it lies there each pass ends with exit 3; the ledger has it once."""
-    (inbox / "junk").write_bytes(b"no images")
-    settle(inbox / "junk")
-    for _ in range(3):
-        assert isinstance(score_inbox(run, inbox).error, BadDataError)
-    assert [("failed", "junk")] == list(events(run))
-
-
-@pytest.mark.parametrize("mended", [True, False])
-def test_bad_no_more(mended: bool, run: Path, inbox: Path) -> None:
-    """A bad file that is mended, or taken away, is no failure any more; the ledger remembers."""
-    (inbox / "a").write_bytes(b"no images")
-    settle(inbox / "a")
-    score_inbox(run, inbox)
-    if mended:
-        put_images(inbox / "a", 1)
-    else:
-        (inbox / "a").unlink()
-    assert score_inbox(run, inbox).error is None
-    assert [] == Ledger(open_location(run)).failures()
-    assert "failed" in [event for event, _ in events(run)]
-
-
-def test_images_that_the_model_does_not_take(run: Path, inbox: Path) -> None:
-    """Images of another size are bad for this model."""
-    write = put_images(inbox / "a", 1)
-    data = bytearray(write.read_bytes())
-    data[8:16] = (14).to_bytes(4, "big") + (56).to_bytes(4, "big")
-    (inbox / "a").write_bytes(bytes(data))
-    settle(inbox / "a")
-    assert None is score_inbox(run, inbox).error  # as many values
-    data[8:16] = (28).to_bytes(4, "big") + (14).to_bytes(4, "big")
-    (inbox / "a").write_bytes(bytes(data[: 16 + 20 * 28 * 14]))
-    settle(inbox / "a")
-    result = score_inbox(run, inbox)
-    error = result.failed[0]["error"]
-    assert error.startswith("a has images of 28 x 14, 392 values each; the model takes 784 values.")
-
-
-def test_labels_that_the_model_does_not_know(run: Path, inbox: Path) -> None:
-    """A label of a class that the model has never seen is told with the inbox's own name."""
-    put_images(inbox / "a-images-idx3", 1, labelled=True)
-    labels = inbox / "a-labels-idx1"
-    labels.write_bytes(labels.read_bytes()[:-1] + b"\x21")
-    settle(labels)
-    error = score_inbox(run, inbox).failed[0]["error"]
-    told = "a-images-idx3 has labels of classes that the model does not know: 33; it knows 0, 1,"
-    assert error.startswith(told)
-
-
-def test_a_bad_file_has_one_line_by_whatever_name(
-    run: Path, inbox: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Renamed, or reached by another path, a bad file is the same: its content is."""
-    (inbox / "junk").write_bytes(b"no images")
-    settle(inbox / "junk")
-    first = score_inbox(run, inbox).failed[0]["error"]
-    assert first.startswith("junk: this is not an IDX file")
-    monkeypatch.chdir(inbox.parent)
-    assert first == score_inbox(run, Path("inbox")).failed[0]["error"]
-    (inbox / "junk").rename(inbox / "other")
-    assert [{"file": "other", "error": first.replace("junk", "other")}] == (
-        score_inbox(run, inbox).failed
-    )
-    assert [("failed", "junk")] == list(events(run))
 
 
 def test_growing_is_left(run: Path, inbox: Path) -> None:
@@ -348,25 +222,6 @@ def test_datasets(run: Path, inbox: Path, digits: Path) -> None:
     assert [{"file": "half", "reason": "the dataset is not complete"}] == result.left
 
 
-def test_a_damaged_dataset(run: Path, inbox: Path, digits: Path) -> None:
-    """A dataset with a damaged chunk is bad."""
-    shutil.copytree(digits, inbox / "d")
-    (inbox / "d" / "test" / "inputs" / "c.0.0").unlink()
-    result = score_inbox(run, inbox)
-    assert ["d/test"] == [one["file"] for one in result.failed]
-    assert ["d/train"] == [one.file for one in result.results]
-
-
-def test_gates_of_labelled_files(run: Path, inbox: Path) -> None:
-    """A file below the gate is scored and marked; files without labels are not judged."""
-    put_images(inbox / "a-images-idx3", 1, labelled=True)
-    put_images(inbox / "b-images-idx3", 2)
-    result = score_inbox(run, inbox, gates=Gates(min_accuracy=1.0))
-    assert isinstance(result.error, QualityGateError)
-    assert [5, 0] == [line["exit"] for line in ledger(run)]
-    assert ["below gate", "ok"] == [line["status"] for line in ledger(run)]
-
-
 def test_outputs(run: Path, inbox: Path, tmp_path: Path) -> None:
     """Each file's predictions are written under the scoring's name, once."""
     put_images(inbox / "a", 1)
@@ -380,12 +235,25 @@ def test_outputs(run: Path, inbox: Path, tmp_path: Path) -> None:
     assert (True, before) == (written[0].exists(), written[1].stat().st_mtime_ns)
 
 
+def test_memory_is_stated_where_it_grows(run: Path, inbox: Path) -> None:
+    """A file that needs no more memory than those before it does not say so again."""
+    for number, rows in enumerate((20, 20, 3000, 20)):
+        put_images(inbox / f"{number}.idx3", number, rows=rows)
+    listener = Listed()
+    assert 4 == len(score_inbox(run, inbox, listener=listener).results)
+    stated = [int(text.split()[3].replace(",", "")) for text in listener.said if "memory" in text]
+    assert sorted(set(stated)) == stated
+    assert 2 <= len(stated) <= 4
+
+
 def test_nothing_stays_of_the_work(run: Path, inbox: Path) -> None:
     """The datasets that files became are gone once they are scored."""
     put_images(inbox / "a", 1)
     score_inbox(run, inbox)
     hidden = [path.name for path in (run / "scores").iterdir() if path.name.startswith(".")]
-    assert [] == [name for name in hidden if not name.endswith(".lock")]
+    (lock,) = (name for name in hidden if name.startswith(".inbox-"))
+    assert [".ledger.lock", lock] == sorted(hidden, reverse=True)
+    assert lock.endswith(".lock")
 
 
 def test_one_pass_at_a_time(run: Path, inbox: Path) -> None:
@@ -410,16 +278,6 @@ def test_no_inbox(run: Path, inbox: Path) -> None:
         score_inbox(run, inbox / "absent")
 
 
-def test_a_model_that_cannot_be_read_is_no_fault_of_the_files(run: Path, inbox: Path) -> None:
-    """Where the only checkpoint is damaged nothing is called bad but that."""
-    put_images(inbox / "a", 1)
-    (state,) = run.glob("checkpoints/*/state.safetensors")
-    state.write_bytes(state.read_bytes()[:-1])
-    with pytest.raises(BadDataError, match="None of the 1 checkpoints"):
-        score_inbox(run, inbox)
-    assert [] == Ledger(open_location(run)).failures()
-
-
 def test_pairs(inbox: Path) -> None:
     """Images find their labels by name, whatever each is packed in."""
     for name in ("x-images-idx3-ubyte.gz", "x-labels-idx1-ubyte", "y-images.idx3", "z.idx3"):
@@ -433,17 +291,3 @@ def test_pairs(inbox: Path) -> None:
         "y-images.idx3": None,
         "z.idx3": None,
     } == found
-
-
-def test_a_damaged_ledger_is_no_fault_of_the_files(run: Path, inbox: Path) -> None:
-    """Where the ledger is damaged nothing is called bad but that, and nothing is lost."""
-    put_images(inbox / "a", 1)
-    score_inbox(run, inbox)
-    path = run / "scores" / "ledger.jsonl"
-    path.write_bytes(path.read_bytes().replace(b"ok", b"OK"))
-    with pytest.raises(BadDataError, match="move the ledger away"):
-        score_inbox(run, inbox)
-    assert [] == Ledger(open_location(run)).failures()
-    path.unlink()
-    assert [True] == [one.already_done for one in score_inbox(run, inbox).results]
-    assert [("scored", "a")] == list(events(run))

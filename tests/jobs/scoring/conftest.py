@@ -1,0 +1,31 @@
+"""A run to score with, and an inbox."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from jobs.train import train
+from tests.jobs.trainings import small
+
+
+@pytest.fixture(scope="session")
+def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one epoch."""
+    place = tmp_path_factory.mktemp("trained") / "run"
+    train(small(epochs=1, learning_rate=0.03), dataset=digits, run=place)
+    return place
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy of it without scores."""
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+@pytest.fixture
+def inbox(tmp_path: Path) -> Path:
+    """An empty inbox."""
+    place = tmp_path / "inbox"
+    place.mkdir()
+    return place
