@@ -216,7 +216,13 @@ def test_unlabelled() -> None:
 def test_full_batch(shuffle: bool, digits: Path, tmp_path: Path) -> None:
     """A mini-batch of all rows, streamed window by window, equals one that is held in memory."""
     config = small(
-        batch_size=0, epochs=1, optimizer="sgd", schedule="constant", l2=0.0, shuffle=shuffle
+        batch_size=0,
+        micro_batches=0,
+        epochs=1,
+        optimizer="sgd",
+        schedule="constant",
+        l2=0.0,
+        shuffle=shuffle,
     )
     result = train(config, dataset=digits, run=tmp_path / "run")
 
