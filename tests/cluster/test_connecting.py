@@ -1,5 +1,6 @@
 """Until a job has its cluster: what cannot be is told at once, and every wait has its limit."""
 
+import fcntl
 import os
 import re
 import signal
@@ -8,7 +9,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from distributed import Client as DaskClient
 
 from jobs.commands.cluster import STOPPED
 from pipeline.cluster import Cluster as Client
@@ -57,8 +57,7 @@ def test_the_address_of_a_worker(cluster: Client, tmp_path: Path) -> None:
 def test_a_worker_that_stands_still(tmp_path: Path) -> None:
     """The worker that does not answer is named; one that goes on in time is none the worse."""
     with Cluster(tmp_path / "cluster", workers=2) as workers:
-        with DaskClient(workers.address, set_as_default=False) as client:
-            client.wait_for_workers(2, timeout=60)
+        workers.wait_for_workers(2)
         workers.signal_worker(1, signal.SIGSTOP)
         with pytest.raises(UnreachableError, match=r"Of the cluster .* tcp://\S+ did not answer"):
             connect(ClusterOptions(scheduler=workers.address, timeout=2))
@@ -67,6 +66,19 @@ def test_a_worker_that_stands_still(tmp_path: Path) -> None:
         assert opened is not None
         with opened:
             assert 2 == len(opened.workers())
+
+
+def test_another_cluster_of_the_machine_stands_still(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tests' own clusters start while a process that is paused holds Dask's scratch space."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    scratch = tmp_path / "dask-scratch-space"
+    scratch.mkdir()
+    with (scratch / "global.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with Cluster(tmp_path / "cluster", workers=1) as workers:
+            workers.wait_for_workers(1)
 
 
 def test_a_worker_that_cannot_import_the_project(tmp_path: Path) -> None:
