@@ -38,6 +38,18 @@ def test_options_that_say_nothing() -> None:
             ClusterOptions(**options)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("content", ["scheduler-address: [tcp", "- no mapping"])
+def test_a_configuration_that_dask_cannot_read(content: str, tmp_path: Path) -> None:
+    """Wrong usage, told in a sentence that names the file, by every command that needs Dask."""
+    file = tmp_path / "dask.yaml"
+    file.write_text(content)
+    for command in (("ingest", "synthetic:60,10"), ("train",)):
+        ended = run_pipeline(*command, cwd=tmp_path, env={"DASK_CONFIG": str(file)})
+        assert_told(ended, 2, str(file), "malformed")
+        assert ended.err.endswith("): mend that file, or remove it.\n")
+        assert 1 == ended.err.count("\n")
+
+
 def test_a_scheduler_that_stands_still(tmp_path: Path) -> None:
     """It is waited for with a limit, and the process ends after that."""
     with Cluster(tmp_path / "cluster", workers=0) as workers:
