@@ -25,8 +25,12 @@ from storage.closing import Closing
 from storage.errors import UnreachableError, UsageError
 
 Announce = Callable[[str], None]
-Check = Callable[[], None]
-"""Called now and then while there is nothing to do but wait; what it raises ends the wait."""
+Check = Callable[[str], None]
+"""Called now and then while there is nothing to do but wait; what it raises ends the wait.
+
+It is told, in whole sentences, what is to be said of a job that is stopped there.
+"""
+STOPPED = "Stopped before there was a cluster; nothing was begun. Run the same command again."
 
 SAY_SECONDS = 5.0
 """Between two lines that tell what is being waited for."""
@@ -40,10 +44,13 @@ LOGGERS = ("distributed", "distributed.client", "tornado.application", "asyncio"
 class Cluster(Closing):
     """An open client with its workers made ready for one job."""
 
-    def __init__(self, client: Client, local: LocalCluster | None, timeout: float) -> None:
+    def __init__(
+        self, client: Client, local: LocalCluster | None, timeout: float, check: Check
+    ) -> None:
         """Takes over both, and closes them; `connect` makes one of these."""
         self.client = client
         self.timeout = timeout
+        self.check = check
         self.address = str(client.scheduler.address) if client.scheduler else ""
         self.job = f"mnist-stream-{uuid.uuid4().hex}"
         """The name under which workers hold what is this job's."""
@@ -153,11 +160,14 @@ OpenCluster: TypeAlias = Callable[[], Cluster | None]
 
 
 def connect(
-    options: ClusterOptions, announce: Announce = lambda text: None, check: Check = lambda: None
+    options: ClusterOptions,
+    announce: Announce = lambda text: None,
+    check: Check = lambda text: None,
 ) -> Cluster | None:
     """A cluster by the options, else by Dask's own configuration; None where neither names one.
 
-    Dask's configuration has `scheduler-address`, which DASK_SCHEDULER_ADDRESS sets. Raises
+    Dask's configuration has `scheduler-address`, which DASK_SCHEDULER_ADDRESS sets. `check` is
+    called here, and as long as the cluster is open, while there is no worker. Raises
     `UnreachableError` where no scheduler or no worker answers in time, or where the versions of
     Python, NumPy, Zarr, Dask or this project differ on any side.
     """
@@ -179,7 +189,7 @@ def connect(
         )
     except (OSError, TimeoutError, ValueError, TypeError, RuntimeError) as error:
         raise _no_scheduler(address, error) from error
-    cluster = Cluster(client, local, options.timeout)
+    cluster = Cluster(client, local, options.timeout, check)
     try:
         waiting = _Waiting(options.timeout, announce, check)
         _wait_for_workers(cluster, options.workers or 1, waiting)
@@ -189,7 +199,7 @@ def connect(
         announce(f"cluster {cluster.address}, {count} worker{'s' if count > 1 else ''}")
         if cluster.dashboard:
             announce(f"dashboard {cluster.dashboard}")
-        check()
+        check(STOPPED)
     except BaseException:
         cluster.close()
         raise
@@ -285,7 +295,7 @@ class _Waiting:
 
     def over(self, what: str) -> bool:
         """Whether the limit is reached."""
-        self._check()
+        self._check(STOPPED)
         now = time.monotonic()
         left = self.seconds - (now - self._began)
         if now - self._said > SAY_SECONDS:

@@ -211,6 +211,10 @@ def _wait_for_any_worker(cluster: Cluster) -> None:
     """Raise `UnreachableError` where there is none for as long as the cluster's limit."""
     began = time.monotonic()
     while not cluster.workers():
+        cluster.check(
+            "Stopped while there was no worker to go on with. What was saved is untouched; run the "
+            "same command again."
+        )
         if time.monotonic() - began > cluster.timeout:
             raise UnreachableError(
                 f"The cluster at {cluster.address} has had no worker for {cluster.timeout:.0f} s. "

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from jobs.stop import StopSignal
     from pipeline.cluster import Cluster
 
-STOPPED = "Stopped before there was a cluster; nothing was begun. Run the same command again."
-
 OPTIONS = (
     click.option(
         "--scheduler", metavar="ADDRESS", help="Work on the Dask cluster at this address."
@@ -87,7 +85,7 @@ def opened_cluster(
         return
     from pipeline.cluster import connect
 
-    cluster = connect(options, announce, lambda: stop.check(STOPPED))
+    cluster = connect(options, announce, stop.check)
     try:
         yield cluster
     finally:

@@ -10,9 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from jobs.commands.cluster import STOPPED
+from pipeline.cluster import STOPPED, connect
 from pipeline.cluster import Cluster as Client
-from pipeline.cluster import connect
 from pipeline.cluster_options import ClusterOptions
 from storage.errors import UnreachableError, UsageError
 from tests.cluster.processes import Cluster

@@ -10,13 +10,15 @@ from pathlib import Path
 import pytest
 from distributed import Future
 
+from jobs.stop import stop_on_signals
+from jobs.train import train
 from pipeline.cluster import Cluster as Client
 from pipeline.cluster import connect
 from pipeline.cluster_options import ClusterOptions
 from pipeline.tasks import FETCH_SECONDS, Pending, Task, results
-from storage.errors import BadDataError, UnreachableError, UsageError
+from storage.errors import BadDataError, StoppedError, UnreachableError, UsageError
 from tests.cluster.processes import Cluster
-from tests.cluster.trainings import SETTINGS, STEPS, Reference, train_on
+from tests.cluster.trainings import SETTINGS, STEPS, HarmAt, Reference, train_on
 from tests.commands.process import Ended, run_pipeline, start_pipeline
 
 NOWHERE = "tcp://127.0.0.1:9"
@@ -179,6 +181,29 @@ def test_all_workers_are_gone(digits: Path, tmp_path: Path) -> None:
     ):
         harm = {3: lambda: workers.kill_worker(0)}
         train_on(workers, STEPS, digits, tmp_path / "run", harm, timeout=2)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_all_workers_are_gone(
+    number: signal.Signals, digits: Path, reference: Reference, tmp_path: Path
+) -> None:
+    """The first one ends the wait; the run goes on from what is saved, to the same bits."""
+    run = tmp_path / "run"
+    with Cluster(tmp_path / "cluster", workers=1) as workers, stop_on_signals() as stop:
+        harm = HarmAt({8: lambda: workers.kill_worker(0)})
+
+        def check(text: str) -> None:
+            if harm.done:  # the job waits, and has nobody to wait for
+                os.kill(os.getpid(), number)
+            stop.check(text)
+
+        client = connect(ClusterOptions(scheduler=workers.address, timeout=600), check=check)
+        assert client is not None
+        with client, pytest.raises(StoppedError, match="while there was no worker") as raised:
+            train(STEPS, dataset=digits, run=run, listener=harm, stop=stop, cluster=client)
+        assert 128 + number == raised.value.exit_code
+        workers.add_worker()
+        assert reference.steps == train_on(workers, STEPS, digits, run)
 
 
 def test_no_scheduler(tmp_path: Path) -> None:
