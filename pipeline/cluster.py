@@ -30,6 +30,7 @@ Check = Callable[[str], None]
 
 It is told, in whole sentences, what is to be said of a job that is stopped there.
 """
+AFTER_LOSS = "What was saved is untouched; do the same again, on any cluster or on none."
 STOPPED = "Stopped before there was a cluster; nothing was begun. Run the same command again."
 
 SAY_SECONDS = 5.0
@@ -45,12 +46,19 @@ class Cluster(Closing):
     """An open client with its workers made ready for one job."""
 
     def __init__(
-        self, client: Client, local: LocalCluster | None, timeout: float, check: Check
+        self,
+        client: Client,
+        local: LocalCluster | None,
+        timeout: float,
+        check: Check,
+        after_loss: str,
     ) -> None:
         """Takes over both, and closes them; `connect` makes one of these."""
         self.client = client
         self.timeout = timeout
         self.check = check
+        self.after_loss = after_loss
+        """What is left of a job that lost its cluster, and how to go on; for people."""
         self.address = str(client.scheduler.address) if client.scheduler else ""
         self.job = f"mnist-stream-{uuid.uuid4().hex}"
         """The name under which workers hold what is this job's."""
@@ -82,7 +90,7 @@ class Cluster(Closing):
         Raises `UnreachableError` where the scheduler does not answer.
         """
         if now or time.monotonic() - self._looked > LOOK_SECONDS:
-            with self.reaching():
+            with self.reaching("which workers there are"):
                 found = self.ask(lambda client: client.scheduler.ncores(), self.timeout)
             self._workers = sorted(found)
             self._looked = time.monotonic()
@@ -102,25 +110,27 @@ class Cluster(Closing):
         async def ask() -> Any:
             if self.client.scheduler is None:
                 raise OSError("the client is closed")
-            return await asyncio.wait_for(question(self.client), seconds)
+            try:
+                return await asyncio.wait_for(question(self.client), seconds)
+            except TimeoutError as error:
+                raise TimeoutError(str(error) or f"no answer for {seconds:.0f} s") from error
 
         return self.client.sync(ask)
 
     @contextmanager
-    def reaching(self) -> Iterator[None]:
-        """Turn what Dask raises about lost connections into `UnreachableError`."""
+    def reaching(self, what: str) -> Iterator[None]:
+        """Turn what Dask raises where it was asked `what` and could not answer into our own."""
         try:
             yield
         except (OSError, TimeoutError) as error:
-            raise self.lost(error) from error
+            raise self.lost(f"asked {what}: {error}") from error
 
     def lost(self, cause: object = "") -> UnreachableError:
         """What to raise where the scheduler is gone."""
         self._gone = True
         told = f" ({cause})" if str(cause) else ""
         return UnreachableError(
-            f"Lost the Dask scheduler at {self.address}{told}. What was saved is untouched; run "
-            "the same command again, with --resume for a training, on any cluster or on none."
+            f"Lost the Dask scheduler at {self.address}{told}. {self.after_loss}"
         )
 
     @property
@@ -163,11 +173,13 @@ def connect(
     options: ClusterOptions,
     announce: Announce = lambda text: None,
     check: Check = lambda text: None,
+    after_loss: str = AFTER_LOSS,
 ) -> Cluster | None:
     """A cluster by the options, else by Dask's own configuration; None where neither names one.
 
     Dask's configuration has `scheduler-address`, which DASK_SCHEDULER_ADDRESS sets. `check` is
-    called here, and as long as the cluster is open, while there is no worker. Raises
+    called here, and as long as the cluster is open, while there is no worker; `after_loss` is what
+    to say where the cluster is lost: what is left of the job, and how to go on. Raises
     `UnreachableError` where no scheduler or no worker answers in time, or where the versions of
     Python, NumPy, Zarr, Dask or this project differ on any side.
     """
@@ -189,7 +201,7 @@ def connect(
         )
     except (OSError, TimeoutError, ValueError, TypeError, RuntimeError) as error:
         raise _no_scheduler(address, error) from error
-    cluster = Cluster(client, local, options.timeout, check)
+    cluster = Cluster(client, local, options.timeout, check, after_loss)
     try:
         waiting = _Waiting(options.timeout, announce, check)
         _wait_for_workers(cluster, options.workers or 1, waiting)
@@ -316,7 +328,7 @@ def _wait_for_workers(cluster: Cluster, wanted: int, waiting: _Waiting) -> None:
 
 def _check_versions(cluster: Cluster) -> None:
     """Raise `UnreachableError` with a table where any side has another version of something."""
-    with cluster.reaching(), _answered_by_all(cluster):
+    with cluster.reaching("for the versions on every side"), _answered_by_all(cluster):
         found: Any = cluster.ask(
             lambda client: client.get_versions(packages=list(PACKAGES)), cluster.timeout
         )
@@ -356,7 +368,7 @@ def _answered_by_all(cluster: Cluster) -> Iterator[None]:
     except TimeoutError as error:
         silent = _silent(cluster)
         if not silent:
-            raise cluster.lost(error) from error
+            raise cluster.lost(f"asked what every worker answers: {error}") from error
         raise UnreachableError(
             f"Of the cluster at {cluster.address} {', '.join(silent)} did not answer for "
             f"{cluster.timeout:.0f} s. End what stands still, then run the same command again."
@@ -379,7 +391,7 @@ def _silent(cluster: Cluster) -> list[str]:
         )
 
     workers = cluster.workers(now=True)
-    with cluster.reaching():
+    with cluster.reaching("which workers answer"):
         answers = cluster.ask(asked, 2 * SAY_SECONDS)
     pairs = zip(workers, answers, strict=True)
     return [worker for worker, answer in pairs if isinstance(answer, TimeoutError)]

@@ -211,14 +211,11 @@ def _wait_for_any_worker(cluster: Cluster) -> None:
     """Raise `UnreachableError` where there is none for as long as the cluster's limit."""
     began = time.monotonic()
     while not cluster.workers():
-        cluster.check(
-            "Stopped while there was no worker to go on with. What was saved is untouched; run the "
-            "same command again."
-        )
+        cluster.check(f"Stopped while there was no worker to go on with. {cluster.after_loss}")
         if time.monotonic() - began > cluster.timeout:
             raise UnreachableError(
                 f"The cluster at {cluster.address} has had no worker for {cluster.timeout:.0f} s. "
-                "What was saved is untouched; start workers and run the same command again."
+                f"{cluster.after_loss}"
             )
         time.sleep(POLL_SECONDS / 4)
         cluster.workers(now=True)

@@ -5,12 +5,14 @@ import re
 import shutil
 import signal
 import subprocess
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from distributed import Future
 
-from jobs.stop import stop_on_signals
+from jobs.commands.cluster import KEYWORDS, opened_cluster
+from jobs.stop import StopSignal, stop_on_signals
 from jobs.train import train
 from pipeline.cluster import Cluster as Client
 from pipeline.cluster import connect
@@ -162,6 +164,32 @@ def test_the_scheduler_stands_still(digits: Path, tmp_path: Path) -> None:
 
         with pytest.raises(UnreachableError, match="Lost the Dask scheduler"):
             train_on(workers, STEPS, digits, tmp_path / "run", {3: stop}, timeout=2)
+
+
+def test_a_job_that_lost_its_scheduler(tmp_path: Path) -> None:
+    """Each command says what was waited for, what is left, and how to go on with its own job."""
+    left = {
+        "ingest": "Nothing was published; run the same command again, on any",
+        "train": "What was saved is untouched; run the same command again, with --resume, on any",
+        "score": "What was scored is kept; run the same command again, on any",
+    }
+    chosen = dict.fromkeys(KEYWORDS) | {"cluster_timeout": 60}
+    with Cluster(tmp_path / "cluster", workers=1) as workers, ExitStack() as opened:
+        chosen["scheduler"] = workers.address
+        clients = {
+            command: opened.enter_context(opened_cluster(command, chosen, print, StopSignal()))
+            for command in left
+        }
+        workers.scheduler.send_signal(signal.SIGSTOP)
+        for command, client in clients.items():
+            assert client is not None
+            client.timeout = 1.0
+            with pytest.raises(UnreachableError) as raised:
+                client.workers(now=True)
+            asked = "(asked which workers there are: no answer for 1 s)."
+            where = f"Lost the Dask scheduler at {workers.address}"
+            told = f"{where} {asked} {left[command]} cluster or on none."
+            assert told == str(raised.value)
 
 
 def test_leaving_a_scheduler_that_stands_still(tmp_path: Path) -> None:
