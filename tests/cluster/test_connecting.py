@@ -10,9 +10,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.cluster import STOPPED, connect
 from pipeline.cluster import Cluster as Client
+from pipeline.cluster import connect
 from pipeline.cluster_options import ClusterOptions
+from pipeline.cluster_waiting import STOPPED
 from storage.errors import UnreachableError, UsageError
 from tests.cluster.processes import Cluster
 from tests.cluster.test_failures import NOWHERE, assert_told
