@@ -225,7 +225,7 @@ def test_a_signal_while_all_workers_are_gone(
                 os.kill(os.getpid(), number)
             stop.check(text)
 
-        client = connect(ClusterOptions(scheduler=workers.address, timeout=600), check=check)
+        client = connect(ClusterOptions(scheduler=workers.address, timeout=60), check=check)
         assert client is not None
         with client, pytest.raises(StoppedError, match="while there was no worker") as raised:
             train(STEPS, dataset=digits, run=run, listener=harm, stop=stop, cluster=client)
