@@ -43,9 +43,13 @@ class Cluster(Closing):
             "--scheduler-file",
             str(self.file),
         )
-        self.address = self._written_address()
-        for _ in range(workers):
-            self.add_worker()
+        try:
+            self.address = self._written_address()
+            for _ in range(workers):
+                self.add_worker()
+        except BaseException:
+            self.close()
+            raise
 
     def _written_address(self) -> str:
         deadline = time.monotonic() + STARTING_SECONDS
