@@ -107,7 +107,7 @@ def ingest(
             stop.check("Stopped; nothing was published. Run the same command to begin again.")
 
         opened = open_source(source, seed=seed, announce=console.say)
-        with opened_cluster(chosen, console.say, stop) as cluster:
+        with opened_cluster("ingest", chosen, console.say, stop) as cluster:
             result = run_ingest(
                 opened,
                 place or f"{DATA_ROOT}/{opened.name}",
@@ -228,7 +228,7 @@ def train(
         from storage.location import open_location
 
         options = store_options(storage_options, dataset, run)
-        with opened_cluster(chosen, console.say, stop) as cluster:
+        with opened_cluster("train", chosen, console.say, stop) as cluster:
             result = run_train(
                 config,
                 dataset=open_location(dataset, options),

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cluster import Cluster
+from pipeline.cluster_client import Cluster
 from pipeline.parts import convert_part
 from pipeline.rows import check_seen
 from pipeline.splits import LoadedPart, Part, SplitSource

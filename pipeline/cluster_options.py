@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import dask.config
-
+from pipeline.local_dask import config
 from storage.errors import UsageError
 
 DEFAULT_TIMEOUT = 120.0
@@ -52,7 +51,7 @@ class ClusterOptions:
         """
         if self.scheduler or self.workers is not None or self.scheduler_file:
             return self.scheduler
-        found = dask.config.get("scheduler-address", None)
+        found = config.get("scheduler-address", None)
         return str(found) if found else None
 
     @property

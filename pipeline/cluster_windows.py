@@ -3,7 +3,7 @@
 import threading
 import time
 
-from pipeline.cluster import Cluster
+from pipeline.cluster_client import Cluster
 from pipeline.order import EpochOrder, Window
 from pipeline.rows import READING_THREADS, open_split
 from pipeline.tasks import Pending, Task

@@ -30,7 +30,7 @@ from storage.objects import Location, TakeOver
 from storage.schema import METADATA_NAME, DatasetSchema, SplitSchema
 
 if TYPE_CHECKING:
-    from pipeline.cluster import Cluster
+    from pipeline.cluster_client import Cluster
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cluster import Cluster
+from pipeline.cluster_client import Cluster
 from pipeline.shared_memory import Handle, SharedElsewhere
 from pipeline.tasks import Pending, Task
 from storage.closing import Closing

@@ -16,7 +16,7 @@ from typing import Any
 from distributed import Future, wait
 from distributed.scheduler import KilledWorker
 
-from pipeline.cluster import Cluster
+from pipeline.cluster_client import Cluster
 from pipeline.worker_side import TaskFailedError, run_task
 from storage.errors import BadDataError, ConflictError, PipelineError, UnreachableError, UsageError
 
@@ -211,10 +211,11 @@ def _wait_for_any_worker(cluster: Cluster) -> None:
     """Raise `UnreachableError` where there is none for as long as the cluster's limit."""
     began = time.monotonic()
     while not cluster.workers():
+        cluster.check(f"Stopped while there was no worker to go on with. {cluster.after_loss}")
         if time.monotonic() - began > cluster.timeout:
             raise UnreachableError(
                 f"The cluster at {cluster.address} has had no worker for {cluster.timeout:.0f} s. "
-                "What was saved is untouched; start workers and run the same command again."
+                f"{cluster.after_loss}"
             )
         time.sleep(POLL_SECONDS / 4)
         cluster.workers(now=True)

@@ -9,9 +9,9 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from dask.threaded import get
 from numpy.typing import NDArray
 
+from pipeline.local_dask import run_on_threads
 from pipeline.order import EpochOrder, Window
 from storage.closing import Closing
 from storage.dataset import Block, Split
@@ -61,7 +61,7 @@ def load_window(
     key = f"load-window-{name}"
     graph[key] = (gathered, list(graph))
     # The scheduler itself: `dask.compute` would import all of `distributed` to look for a client.
-    placed: Placed = get(graph, key, pool=pool)
+    placed: Placed = run_on_threads(graph, key, pool=pool)
     assert placed.rows == window.rows
     return block, placed
 

@@ -90,8 +90,14 @@ def signature() -> dict[str, Any]:
         "process": os.getpid(),
         "host": socket.gethostname(),
         "since": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:3]]),
+        "command": _command(),
     }
+
+
+def _command() -> str:
+    """What runs, without its options: they are long, may be secret, and mislead where cut off."""
+    name, *words = sys.argv
+    return " ".join([Path(name).name, *(word for word in words[:1] if word[:1] != "-")])
 
 
 def _write(path: Path, signature: bytes) -> None:

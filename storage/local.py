@@ -28,6 +28,7 @@ from storage.objects import (
     TakeOver,
     Write,
     is_leftover,
+    new_staged,
 )
 
 
@@ -306,10 +307,8 @@ class LocalLocation(Location):
         return self.child(f"{directory}/{hidden}" if directory else hidden)
 
     def staging(self) -> "LocalLocation":
-        """The hidden sibling, on the same disk, emptied of what a dead writer left."""
-        staged = self.sibling("", STAGED)
-        staged.delete_tree()
-        return staged
+        """A hidden sibling, on the same disk."""
+        return self.sibling("", new_staged())
 
     def publish(self, staged: Location, last: str) -> None:
         """Rename the old tree away and the new one here: `recover` mends a death in between."""
@@ -327,12 +326,15 @@ class LocalLocation(Location):
     def recover(self, last: str) -> None:
         """Put the old tree back where the new one has not come, else remove what is left of it."""
         old = self.sibling("", REPLACED)
-        if not old.exists():
-            return
-        if self.is_free():
-            old.take_place_of(self)
-        else:
-            old.delete_tree()
+        if old.exists():
+            if self.is_free():
+                old.take_place_of(self)
+            else:
+                old.delete_tree()
+        directory, hidden = old.path.parent, self.sibling("", "").path.name
+        for name in LocalLocation(directory).names():
+            if name.startswith(hidden) and STAGED.fullmatch(name.removeprefix(hidden)):
+                LocalLocation(directory / name).discard()  # an orphan may still write there
 
     def abandon(self, staged: Location) -> None:
         """Remove what was staged: `recover` does not need it."""

@@ -5,6 +5,7 @@ Everything else in the project knows only this.
 """
 
 import re
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
@@ -27,8 +28,8 @@ REPLACED = ".replaced"
 """The suffix of the sibling that is there while a published tree is being replaced."""
 NOTES_LIMIT = 256 * 2**20
 """The most bytes of a journal that are read; no journal of ours is longer."""
-STAGED = ".ingest"
-"""The suffix of the sibling in which a tree is made before it is published."""
+STAGED = re.compile(r"\.ingest-[0-9a-f]{12}")
+"""The suffix of a sibling in which a tree is made before it is published."""
 
 
 class Location(ABC):
@@ -191,7 +192,9 @@ class Location(ABC):
     def staging(self) -> "Location":
         """An empty place beside this one, to make a tree in that is to be published here.
 
-        The caller holds the lock, and has called `recover`.
+        It has a name that no other has or had: a worker that outlives its job writes into nothing
+        that a later one publishes. The caller holds the lock, and has called `recover`, which
+        removes what dead ones staged.
         """
 
     @abstractmethod
@@ -205,7 +208,10 @@ class Location(ABC):
 
     @abstractmethod
     def recover(self, last: str) -> None:
-        """Finish, one way or the other, a `publish` that died; the caller holds the lock."""
+        """Finish, one way or the other, a `publish` that died, and remove what was staged.
+
+        The caller holds the lock.
+        """
 
     @abstractmethod
     def abandon(self, staged: "Location") -> None:
@@ -252,6 +258,11 @@ class Lock(ABC):
 
     def retire(self) -> None:  # noqa: B027 - a store may keep it
         """Nobody will want it again: where that is safe, nothing stays of it when it is free."""
+
+
+def new_staged() -> str:
+    """A suffix for what is staged, which nothing else has or had."""
+    return f".ingest-{uuid.uuid4().hex[:12]}"
 
 
 def is_leftover(name: str) -> bool:

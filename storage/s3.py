@@ -24,7 +24,6 @@ What a file system gives by rename, append and the kernel's locks, a store must 
 """
 
 import tempfile
-import uuid
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -34,7 +33,17 @@ from pathlib import Path, PurePosixPath
 from typing import Self
 
 from storage.errors import BadDataError, ConflictError, PipelineError, UsageError
-from storage.objects import NOTES_LIMIT, REPLACED, STAGED, Location, Lock, Refused, TakeOver, Write
+from storage.objects import (
+    NOTES_LIMIT,
+    REPLACED,
+    STAGED,
+    Location,
+    Lock,
+    Refused,
+    TakeOver,
+    Write,
+    new_staged,
+)
 from storage.s3_client import S3Client
 from storage.s3_lock import s3_lock
 
@@ -284,12 +293,12 @@ class S3Location(Location):
 
     def staging(self) -> "S3Location":
         """A prefix that no other writer uses; `recover` has emptied those of dead ones."""
-        return replace(self, prefix=f"{self._staged_stem}{uuid.uuid4().hex[:12]}")
+        return self.sibling("", new_staged())
 
-    @property
-    def _staged_stem(self) -> str:
-        """How the prefixes begin under which trees are staged for this place."""
-        return f"{self.sibling('', STAGED).prefix}-"
+    def _is_staged(self, prefix: str) -> bool:
+        """Whether trees are staged for this place under such a prefix."""
+        hidden = self.sibling("", "").prefix
+        return prefix.startswith(hidden) and bool(STAGED.fullmatch(prefix.removeprefix(hidden)))
 
     def publish(self, staged: Location, last: str) -> None:
         """Mark, remove the old tree, copy the new one, its `last` last, and remove the marker."""
@@ -305,12 +314,12 @@ class S3Location(Location):
             self._go_on(replace(self, prefix=found[0].decode(errors="replace")), last)
         parent, _, _ = self.prefix.rpartition("/")
         _, prefixes = self.client.list_level(parent)
-        for prefix in prefixes:
-            if prefix.startswith(self._staged_stem):
-                replace(self, prefix=prefix.rstrip("/")).delete_tree()
+        for prefix in (found.rstrip("/") for found in prefixes):
+            if self._is_staged(prefix):
+                replace(self, prefix=prefix).delete_tree()
 
     def _go_on(self, staged: "S3Location", last: str) -> None:
-        if not staged.prefix.startswith(self._staged_stem) or not staged.holds(last):
+        if not self._is_staged(staged.prefix) or not staged.holds(last):
             raise BadDataError(
                 f"{self._replaced} says that {staged} is to be put in the place of {self}, and it "
                 f"is not there. Remove {self._replaced} and {self}, and run again."

@@ -11,7 +11,13 @@ if TYPE_CHECKING:
     from jobs.stop import StopSignal
     from pipeline.cluster import Cluster
 
-STOPPED = "Stopped before there was a cluster; nothing was begun. Run the same command again."
+AFTER_LOSS = {
+    "ingest": "Nothing was published; run the same command again, on any cluster or on none.",
+    "train": "What was saved is untouched; run the same command again, with --resume, on any "
+    "cluster or on none.",
+    "score": "What was scored is kept; run the same command again, on any cluster or on none.",
+}
+"""What to say, by the command, where it loses its cluster."""
 
 OPTIONS = (
     click.option(
@@ -65,16 +71,16 @@ def take_cluster_options(given: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def cluster_on_call(
-    chosen: dict[str, Any], announce: Callable[[str], None], stop: "StopSignal"
+    command: str, chosen: dict[str, Any], announce: Callable[[str], None], stop: "StopSignal"
 ) -> Iterator[Callable[[], "Cluster | None"]]:
     """Gives a function that opens the cluster when it is first called: there may be no work."""
     with ExitStack() as opened:
-        yield cache(lambda: opened.enter_context(opened_cluster(chosen, announce, stop)))
+        yield cache(lambda: opened.enter_context(opened_cluster(command, chosen, announce, stop)))
 
 
 @contextmanager
 def opened_cluster(
-    chosen: dict[str, Any], announce: Callable[[str], None], stop: "StopSignal"
+    command: str, chosen: dict[str, Any], announce: Callable[[str], None], stop: "StopSignal"
 ) -> Iterator["Cluster | None"]:
     """The cluster that the options, or Dask's configuration, name; None where none is named."""
     timeout = chosen["cluster_timeout"]
@@ -87,7 +93,7 @@ def opened_cluster(
         return
     from pipeline.cluster import connect
 
-    cluster = connect(options, announce, lambda: stop.check(STOPPED))
+    cluster = connect(options, announce, stop.check, AFTER_LOSS[command])
     try:
         yield cluster
     finally:

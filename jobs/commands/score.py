@@ -130,7 +130,7 @@ def score(quiet: bool, as_json: bool, log_json: bool, take_over: bool, **asked: 
             config = score_config(click.get_current_context().params, leave)
             from jobs.score import run_batch
 
-            with cluster_on_call(asked, listener.say, stop) as cluster:
+            with cluster_on_call("score", asked, listener.say, stop) as cluster:
                 return run_batch(config, listener=listener, stop=stop, cluster=cluster)
 
         if isinstance(listener, JsonLog):

@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+from distributed import Client
+
 from storage.closing import Closing
 from tests.commands.process import NOT_INHERITED, REPOSITORY
 
@@ -16,7 +18,11 @@ PLAIN = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_TH
 
 
 class Cluster(Closing):
-    """A scheduler, and as many workers as are started; each in a directory of its own."""
+    """A scheduler, and as many workers as are started; each in a directory of its own.
+
+    They share no scratch space with other clusters of this machine: a process that starts takes a
+    lock on it, waits for that without a limit, and may be paused, by whoever, while it holds it.
+    """
 
     def __init__(
         self, home: Path, workers: int, *, options: tuple[str, ...] = (), host: str = "tcp://"
@@ -37,9 +43,13 @@ class Cluster(Closing):
             "--scheduler-file",
             str(self.file),
         )
-        self.address = self._written_address()
-        for _ in range(workers):
-            self.add_worker()
+        try:
+            self.address = self._written_address()
+            for _ in range(workers):
+                self.add_worker()
+        except BaseException:
+            self.close()
+            raise
 
     def _written_address(self) -> str:
         deadline = time.monotonic() + STARTING_SECONDS
@@ -50,6 +60,14 @@ class Cluster(Closing):
                 assert time.monotonic() < deadline, "the scheduler did not start"
                 assert self.scheduler.poll() is None, "the scheduler ended"
                 time.sleep(0.02)
+
+    def wait_for_workers(self, count: int) -> None:
+        """Until as many have arrived; where they do not, what they wrote is the failure's text."""
+        with Client(self.address, set_as_default=False) as client:
+            try:
+                client.wait_for_workers(count, timeout=STARTING_SECONDS)
+            except TimeoutError as error:
+                raise AssertionError(f"{error}\n{self.logs()}") from error
 
     def add_worker(self, *options: str, env: dict[str, str] | None = None) -> int:
         """Start one more worker, with one thread; its number in `workers`."""
@@ -88,7 +106,7 @@ class Cluster(Closing):
                     *self._options,
                 ],
                 cwd=directory,
-                env=inherited | PLAIN | (env or {}),
+                env=inherited | PLAIN | {"DASK_TEMPORARY_DIRECTORY": str(self._home)} | (env or {}),
                 stdout=log,
                 stderr=log,
             )

@@ -1,5 +1,6 @@
 """Until a job has its cluster: what cannot be is told at once, and every wait has its limit."""
 
+import fcntl
 import os
 import re
 import signal
@@ -8,12 +9,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from distributed import Client as DaskClient
 
-from jobs.commands.cluster import STOPPED
 from pipeline.cluster import Cluster as Client
 from pipeline.cluster import connect
 from pipeline.cluster_options import ClusterOptions
+from pipeline.cluster_waiting import STOPPED
 from storage.errors import UnreachableError, UsageError
 from tests.cluster.processes import Cluster
 from tests.cluster.test_failures import NOWHERE, assert_told
@@ -38,6 +38,18 @@ def test_options_that_say_nothing() -> None:
             ClusterOptions(**options)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("content", ["scheduler-address: [tcp", "- no mapping"])
+def test_a_configuration_that_dask_cannot_read(content: str, tmp_path: Path) -> None:
+    """Wrong usage, told in a sentence that names the file, by every command that needs Dask."""
+    file = tmp_path / "dask.yaml"
+    file.write_text(content)
+    for command in (("ingest", "synthetic:60,10"), ("train",)):
+        ended = run_pipeline(*command, cwd=tmp_path, env={"DASK_CONFIG": str(file)})
+        assert_told(ended, 2, str(file), "malformed")
+        assert ended.err.endswith("): mend that file, or remove it.\n")
+        assert 1 == ended.err.count("\n")
+
+
 def test_a_scheduler_that_stands_still(tmp_path: Path) -> None:
     """It is waited for with a limit, and the process ends after that."""
     with Cluster(tmp_path / "cluster", workers=0) as workers:
@@ -57,8 +69,7 @@ def test_the_address_of_a_worker(cluster: Client, tmp_path: Path) -> None:
 def test_a_worker_that_stands_still(tmp_path: Path) -> None:
     """The worker that does not answer is named; one that goes on in time is none the worse."""
     with Cluster(tmp_path / "cluster", workers=2) as workers:
-        with DaskClient(workers.address, set_as_default=False) as client:
-            client.wait_for_workers(2, timeout=60)
+        workers.wait_for_workers(2)
         workers.signal_worker(1, signal.SIGSTOP)
         with pytest.raises(UnreachableError, match=r"Of the cluster .* tcp://\S+ did not answer"):
             connect(ClusterOptions(scheduler=workers.address, timeout=2))
@@ -67,6 +78,19 @@ def test_a_worker_that_stands_still(tmp_path: Path) -> None:
         assert opened is not None
         with opened:
             assert 2 == len(opened.workers())
+
+
+def test_another_cluster_of_the_machine_stands_still(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tests' own clusters start while a process that is paused holds Dask's scratch space."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    scratch = tmp_path / "dask-scratch-space"
+    scratch.mkdir()
+    with (scratch / "global.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with Cluster(tmp_path / "cluster", workers=1) as workers:
+            workers.wait_for_workers(1)
 
 
 def test_a_worker_that_cannot_import_the_project(tmp_path: Path) -> None:

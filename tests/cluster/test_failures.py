@@ -5,18 +5,22 @@ import re
 import shutil
 import signal
 import subprocess
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from distributed import Future
 
+from jobs.commands.cluster import KEYWORDS, opened_cluster
+from jobs.stop import StopSignal, stop_on_signals
+from jobs.train import train
 from pipeline.cluster import Cluster as Client
 from pipeline.cluster import connect
 from pipeline.cluster_options import ClusterOptions
 from pipeline.tasks import FETCH_SECONDS, Pending, Task, results
-from storage.errors import BadDataError, UnreachableError, UsageError
+from storage.errors import BadDataError, StoppedError, UnreachableError, UsageError
 from tests.cluster.processes import Cluster
-from tests.cluster.trainings import SETTINGS, STEPS, Reference, train_on
+from tests.cluster.trainings import SETTINGS, STEPS, HarmAt, Reference, train_on
 from tests.commands.process import Ended, run_pipeline, start_pipeline
 
 NOWHERE = "tcp://127.0.0.1:9"
@@ -162,6 +166,32 @@ def test_the_scheduler_stands_still(digits: Path, tmp_path: Path) -> None:
             train_on(workers, STEPS, digits, tmp_path / "run", {3: stop}, timeout=2)
 
 
+def test_a_job_that_lost_its_scheduler(tmp_path: Path) -> None:
+    """Each command says what was waited for, what is left, and how to go on with its own job."""
+    left = {
+        "ingest": "Nothing was published; run the same command again, on any",
+        "train": "What was saved is untouched; run the same command again, with --resume, on any",
+        "score": "What was scored is kept; run the same command again, on any",
+    }
+    chosen = dict.fromkeys(KEYWORDS) | {"cluster_timeout": 60}
+    with Cluster(tmp_path / "cluster", workers=1) as workers, ExitStack() as opened:
+        chosen["scheduler"] = workers.address
+        clients = {
+            command: opened.enter_context(opened_cluster(command, chosen, print, StopSignal()))
+            for command in left
+        }
+        workers.scheduler.send_signal(signal.SIGSTOP)
+        for command, client in clients.items():
+            assert client is not None
+            client.timeout = 1.0
+            with pytest.raises(UnreachableError) as raised:
+                client.workers(now=True)
+            asked = "(asked which workers there are: no answer for 1 s)."
+            where = f"Lost the Dask scheduler at {workers.address}"
+            told = f"{where} {asked} {left[command]} cluster or on none."
+            assert told == str(raised.value)
+
+
 def test_leaving_a_scheduler_that_stands_still(tmp_path: Path) -> None:
     """A job that ends for another reason does not wait for an answer that never comes."""
     with Cluster(tmp_path / "cluster", workers=1) as workers:
@@ -179,6 +209,29 @@ def test_all_workers_are_gone(digits: Path, tmp_path: Path) -> None:
     ):
         harm = {3: lambda: workers.kill_worker(0)}
         train_on(workers, STEPS, digits, tmp_path / "run", harm, timeout=2)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_all_workers_are_gone(
+    number: signal.Signals, digits: Path, reference: Reference, tmp_path: Path
+) -> None:
+    """The first one ends the wait; the run goes on from what is saved, to the same bits."""
+    run = tmp_path / "run"
+    with Cluster(tmp_path / "cluster", workers=1) as workers, stop_on_signals() as stop:
+        harm = HarmAt({8: lambda: workers.kill_worker(0)})
+
+        def check(text: str) -> None:
+            if harm.done:  # the job waits, and has nobody to wait for
+                os.kill(os.getpid(), number)
+            stop.check(text)
+
+        client = connect(ClusterOptions(scheduler=workers.address, timeout=60), check=check)
+        assert client is not None
+        with client, pytest.raises(StoppedError, match="while there was no worker") as raised:
+            train(STEPS, dataset=digits, run=run, listener=harm, stop=stop, cluster=client)
+        assert 128 + number == raised.value.exit_code
+        workers.add_worker()
+        assert reference.steps == train_on(workers, STEPS, digits, run)
 
 
 def test_no_scheduler(tmp_path: Path) -> None:

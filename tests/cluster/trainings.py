@@ -56,11 +56,13 @@ class HarmAt(TrainListener):
     def __init__(self, harm: Mapping[int, Callable[[], object]]) -> None:
         self._harm = harm
         self._steps = 0
+        self.done = False
 
     def stepped(self, epoch: int, rows: int, total: int, loss: float) -> None:
         self._steps += 1
         if self._steps in self._harm:
             self._harm[self._steps]()
+            self.done = True
 
 
 def train_on(

@@ -5,13 +5,21 @@ from pathlib import Path
 import pytest
 import zarr
 
-from storage.dataset import Dataset, open_dataset, replaced_sibling
-from storage.dataset_writer import ChunkRecord, create_dataset, dataset_lock, recover
+from storage.dataset import Block, Dataset, open_dataset, replaced_sibling
+from storage.dataset_writer import (
+    ChunkRecord,
+    DatasetWriter,
+    create_dataset,
+    dataset_lock,
+    recover,
+)
 from storage.errors import BadDataError, ConflictError, UnreachableError
 from storage.location import open_location
 from storage.objects import Location
 from storage.store import LocationStore
 from tests.storage.artefacts import (
+    FINGERPRINT,
+    SOURCES,
     assert_holds_its_rows,
     contents,
     dataset_schema,
@@ -169,6 +177,46 @@ def test_a_replacement_that_died_after_the_renames(local_dataset: Dataset) -> No
         recover(place)
     assert local_dataset.digest == open_dataset(place).digest
     assert not replaced_sibling(place).exists()
+
+
+def test_an_orphan_writes_into_nothing_that_is_published(place: Location) -> None:
+    """A worker that outlives its job writes a chunk of another dataset into the next ingest."""
+    with dataset_lock(place) as locked:
+        dead = DatasetWriter(locked, locked.staging(), dataset_schema())  # and then its job died
+    orphan = dead.split("train")
+    schema = dataset_schema(rows=7)
+    with create_dataset(place, schema) as writer:
+        splits = {name: writer.split(name) for name in schema.splits}
+        records = {
+            name: [
+                record
+                for number in part_numbers(split)
+                for record in split.write_part(number, part_of(name, split, number))
+            ]
+            for name, split in splits.items()
+        }
+        stale = part_of("train", orphan, 0)
+        orphan.write_part(0, Block(255 - stale.inputs, stale.targets))
+        writer.publish(records, SOURCES, FINGERPRINT)
+    assert_holds_its_rows(open_dataset(place), schema)
+    with dataset_lock(place) as locked:
+        recover(locked)
+    assert [".set.lock", "set"] == place.split()[0].names()
+
+
+def test_what_dead_ingests_staged_is_removed(place: Location) -> None:
+    """Of this place alone: neighbours may have names that begin alike."""
+    parent, _ = place.split()
+    neighbour = parent.child("set.ingest-0123456789ab")
+    kept = (parent.child("other").staging(), neighbour.staging())
+    for staged in (place.staging(), place.staging(), *kept):
+        staged.put("zarr.json", b"half made")
+    neighbours_lock = neighbour.sibling("", ".lock").name
+    parent.put(neighbours_lock, b"held")
+    with dataset_lock(place):
+        recover(place)
+    left = [".set.lock", neighbours_lock, *(staged.name for staged in kept)]
+    assert sorted(left) == parent.names()
 
 
 def test_two_writers_of_one_dataset(place: Location) -> None:

@@ -57,6 +57,25 @@ def test_another_is_told_who_holds_the_lock(place: Location) -> None:
     assert "pass --take-over" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["train", "--dataset", "s3://bucket/set"], "(pipeline train). Wait for it"),
+        (["--dataset", ""], "(pipeline). Wait for it"),
+        ([], "(pipeline). Wait for it"),
+    ],
+)
+def test_what_the_holder_runs(
+    place: Location, monkeypatch: pytest.MonkeyPatch, words: list[str], told: str
+) -> None:
+    """Its command is named whole, and none of its options."""
+    monkeypatch.setattr("sys.argv", ["/usr/bin/pipeline", *words])
+    lock = place.child(".lock")
+    with writer_lock(lock, "The run"), pytest.raises(ConflictError) as caught:
+        writer_lock(lock, "The run").__enter__()
+    assert told in str(caught.value)
+
+
 def test_the_lock_is_free_after_its_block(place: Location) -> None:
     """Whether it ended well or not, the next one needs no leave."""
     with pytest.raises(ZeroDivisionError), writer_lock(place.child(".lock"), "The run"):
