@@ -8,13 +8,13 @@ from typing import TypeAlias
 
 from distributed import Client, LocalCluster
 
-from pipeline.cluster_client import Cluster
-from pipeline.cluster_greeting import address_in, greet, no_scheduler
-from pipeline.cluster_options import ClusterOptions
-from pipeline.cluster_setup import check_versions, set_workers_up
-from pipeline.cluster_waiting import POLL_SECONDS, STOPPED, Announce, Check, Waiting
-from pipeline.own_cluster import local_cluster, security_of
-from pipeline.worker_side import WorkerSide, versions_here
+from pipeline.clusters.client import Cluster
+from pipeline.clusters.greeting import address_in, greet, no_scheduler
+from pipeline.clusters.options import ClusterOptions
+from pipeline.clusters.own import local_cluster, security_of
+from pipeline.clusters.setup import check_versions, set_workers_up
+from pipeline.clusters.waiting import POLL_SECONDS, STOPPED, Announce, Check, Waiting
+from pipeline.clusters.worker_side import WorkerSide, versions_here
 from storage.errors import UnreachableError
 
 __all__ = ["Cluster", "OpenCluster", "connect"]

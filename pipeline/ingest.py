@@ -30,7 +30,7 @@ from storage.objects import Location, TakeOver
 from storage.schema import METADATA_NAME, DatasetSchema, SplitSchema
 
 if TYPE_CHECKING:
-    from pipeline.cluster_client import Cluster
+    from pipeline.clusters.client import Cluster
 
 T = TypeVar("T")
 
@@ -214,7 +214,7 @@ def _converted(
 ) -> Iterator[tuple[int, list[ChunkRecord]]]:
     """What `convert_part` gives for each part, in order, here or on a cluster."""
     if cluster is not None:
-        from pipeline.cluster_ingest import convert_parts  # and with it Dask's cluster, now needed
+        from pipeline.clusters.parts import convert_parts  # and with it Dask's cluster, now needed
 
         return convert_parts(cluster, split, writer, classes)
     part_bytes = writer.part_rows * writer.schema.row_bytes

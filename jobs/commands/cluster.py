@@ -85,7 +85,7 @@ def opened_cluster(
     """The cluster that the options, or Dask's configuration, name; None where none is named."""
     timeout = chosen["cluster_timeout"]
     chosen = {name: chosen[name] for name in KEYWORDS if name != "cluster_timeout"}
-    from pipeline.cluster_options import ClusterOptions
+    from pipeline.clusters.options import ClusterOptions
 
     options = ClusterOptions(**chosen, timeout=timeout)
     if not options.names_a_cluster:

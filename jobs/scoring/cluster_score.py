@@ -11,10 +11,10 @@ from jobs.nn.network import Network
 from jobs.nn.parameters import Floats
 from jobs.scoring.forward import Forward, predict
 from pipeline.cluster import Cluster
+from pipeline.clusters.tasks import Pending, Task
+from pipeline.clusters.worker_side import hold
 from pipeline.rows import check_seen, open_split
-from pipeline.tasks import Pending, Task
 from pipeline.windows import Scratch
-from pipeline.worker_side import hold
 from storage.closing import Closing
 from storage.dataset import Dataset
 from storage.objects import Location

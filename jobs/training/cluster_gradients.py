@@ -14,9 +14,9 @@ from jobs.nn.network import Network
 from jobs.nn.parameters import Floats
 from jobs.nn.workspace import Workspace
 from jobs.training.step import subtree_gradient, unheeded_overflow
+from pipeline.clusters.shared_memory import Handle, LentVectors, SharedElsewhere
+from pipeline.clusters.worker_side import hold
 from pipeline.rows import OrderedRows, RowReader
-from pipeline.shared_memory import Handle, LentVectors, SharedElsewhere
-from pipeline.worker_side import hold
 from storage.closing import Closing
 
 Span = tuple[int, int]

@@ -12,10 +12,10 @@ from jobs.nn.optimizers import State, make_optimizer
 from jobs.nn.parameters import Floats
 from jobs.training.local_steps import ReplicaReply, RoundBench, RoundWork, Turn
 from pipeline.cluster import Cluster
-from pipeline.shared_memory import Handle, LentVectors, SharedElsewhere, SharedVector
-from pipeline.shown import Showing
-from pipeline.tasks import Task
-from pipeline.worker_side import hold
+from pipeline.clusters.shared_memory import Handle, LentVectors, SharedElsewhere, SharedVector
+from pipeline.clusters.shown import Showing
+from pipeline.clusters.tasks import Task
+from pipeline.clusters.worker_side import hold
 from storage.closing import Closing
 
 

@@ -16,10 +16,10 @@ from jobs.nn.workspace import Workspace
 from jobs.training.cluster_gradients import GradientReply, GradientWork, Span, gradient_sum
 from jobs.training.step import StepRule, TreeSum, subtree_size, unheeded_overflow
 from pipeline.cluster import Cluster
-from pipeline.shared_memory import SharedVector
-from pipeline.shown import Showing
+from pipeline.clusters.shared_memory import SharedVector
+from pipeline.clusters.shown import Showing
+from pipeline.clusters.tasks import Task
 from pipeline.stream import Batch
-from pipeline.tasks import Task
 from storage.closing import Closing
 
 MOST_SUMS = 16

@@ -243,7 +243,7 @@ class TrainJob:
         """What loads the rows to evaluate: the cluster's workers, where there are any."""
         if self.cluster is None:
             return None
-        from pipeline.cluster_windows import ClusterWindows
+        from pipeline.clusters.windows import ClusterWindows
 
         return partial(ClusterWindows, cluster=self.cluster, dataset=self.dataset)
 

@@ -17,7 +17,7 @@ from jobs.training.cluster_trainer import ClusterTrainer
 from jobs.training.round_trainer import RoundTrainer
 from jobs.training.trainer import RunningSums, Trainer
 from pipeline.cluster import Cluster, connect
-from pipeline.cluster_options import ClusterOptions
+from pipeline.clusters.options import ClusterOptions
 from pipeline.ingest import ingest
 from storage.location import open_location
 from tests.benchmarks.contest import Contestant, Verdict, medians

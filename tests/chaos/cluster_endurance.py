@@ -15,7 +15,7 @@ from distributed import Scheduler
 
 from jobs.train import TrainListener, TrainResult, train
 from pipeline.cluster import Cluster, connect
-from pipeline.cluster_options import ClusterOptions
+from pipeline.clusters.options import ClusterOptions
 from pipeline.ingest import ingest
 from tests.chaos.tally import Experiment, Plan, Tally, try_cases
 from tests.cluster import processes

@@ -7,7 +7,7 @@ import pytest
 
 from jobs.train import train
 from pipeline.cluster import Cluster, connect
-from pipeline.cluster_options import ClusterOptions
+from pipeline.clusters.options import ClusterOptions
 from pipeline.ingest import ingest
 from tests.cluster import processes
 from tests.cluster.trainings import ROUNDS, STEPS, Reference, outcome

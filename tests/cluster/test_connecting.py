@@ -12,8 +12,8 @@ import pytest
 
 from pipeline.cluster import Cluster as Client
 from pipeline.cluster import connect
-from pipeline.cluster_options import ClusterOptions
-from pipeline.cluster_waiting import STOPPED
+from pipeline.clusters.options import ClusterOptions
+from pipeline.clusters.waiting import STOPPED
 from storage.errors import UnreachableError, UsageError
 from tests.cluster.processes import Cluster
 from tests.cluster.test_failures import NOWHERE, assert_told

@@ -16,8 +16,8 @@ from jobs.stop import StopSignal, stop_on_signals
 from jobs.train import train
 from pipeline.cluster import Cluster as Client
 from pipeline.cluster import connect
-from pipeline.cluster_options import ClusterOptions
-from pipeline.tasks import FETCH_SECONDS, Pending, Task, results
+from pipeline.clusters.options import ClusterOptions
+from pipeline.clusters.tasks import FETCH_SECONDS, Pending, Task, results
 from storage.errors import BadDataError, StoppedError, UnreachableError, UsageError
 from tests.cluster.processes import Cluster
 from tests.cluster.trainings import SETTINGS, STEPS, HarmAt, Reference, train_on

@@ -16,13 +16,13 @@ from jobs.score import score
 from jobs.train import train
 from pipeline.cluster import Cluster as Client
 from pipeline.cluster import connect
-from pipeline.cluster_options import ClusterOptions
-from pipeline.cluster_windows import ClusterWindows
+from pipeline.clusters.options import ClusterOptions
+from pipeline.clusters.tasks import Task, results
+from pipeline.clusters.windows import ClusterWindows
+from pipeline.clusters.worker_side import ZARR_CONCURRENCY
 from pipeline.digits import draw_digits
 from pipeline.ingest import ingest
 from pipeline.stream import BatchStream
-from pipeline.tasks import Task, results
-from pipeline.worker_side import ZARR_CONCURRENCY
 from storage.dataset import open_dataset
 from storage.errors import UnreachableError
 from storage.idx import write_idx

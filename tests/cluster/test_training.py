@@ -12,8 +12,8 @@ from distributed import Scheduler
 from jobs.train import train
 from pipeline.cluster import Cluster as Client
 from pipeline.cluster import connect
-from pipeline.cluster_options import ClusterOptions
-from pipeline.shared_memory import Handle, SharedElsewhere
+from pipeline.clusters.options import ClusterOptions
+from pipeline.clusters.shared_memory import Handle, SharedElsewhere
 from tests.cluster.processes import Cluster
 from tests.cluster.trainings import ROUNDS, STEPS, Reference, outcome, train_on
 from tests.jobs.trainings import checkpoints, stopped_at

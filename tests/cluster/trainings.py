@@ -8,7 +8,7 @@ from typing import Any
 from jobs.config import TrainConfig
 from jobs.train import TrainListener, train
 from pipeline.cluster import connect
-from pipeline.cluster_options import ClusterOptions
+from pipeline.clusters.options import ClusterOptions
 from tests.cluster import processes
 from tests.jobs.trainings import outcome
 

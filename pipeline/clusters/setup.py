@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pipeline.cluster_client import Cluster
-from pipeline.worker_side import PACKAGES, WorkerSide
+from pipeline.clusters.client import Cluster
+from pipeline.clusters.worker_side import PACKAGES, WorkerSide
 from storage.errors import UnreachableError
 
 ONE_ANSWER_SECONDS = 5.0

@@ -16,8 +16,8 @@ from typing import Any
 from distributed import Future, wait
 from distributed.scheduler import KilledWorker
 
-from pipeline.cluster_client import Cluster
-from pipeline.worker_side import TaskFailedError, run_task
+from pipeline.clusters.client import Cluster
+from pipeline.clusters.worker_side import TaskFailedError, run_task
 from storage.errors import BadDataError, ConflictError, PipelineError, UnreachableError, UsageError
 
 TRIES = 3

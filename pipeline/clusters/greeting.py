@@ -17,9 +17,9 @@ from distributed.core import rpc
 from distributed.security import Security
 from distributed.utils import LoopRunner
 
-from pipeline.cluster_options import ClusterOptions
-from pipeline.cluster_waiting import POLL_SECONDS, Waiting
-from pipeline.own_cluster import security_of
+from pipeline.clusters.options import ClusterOptions
+from pipeline.clusters.own import security_of
+from pipeline.clusters.waiting import POLL_SECONDS, Waiting
 from storage.errors import UnreachableError, UsageError
 
 

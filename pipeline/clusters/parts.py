@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cluster_client import Cluster
+from pipeline.clusters.client import Cluster
+from pipeline.clusters.tasks import Task, results
 from pipeline.parts import convert_part
 from pipeline.rows import check_seen
 from pipeline.splits import LoadedPart, Part, SplitSource
-from pipeline.tasks import Task, results
 from storage.dataset_writer import ChunkRecord, SplitWriter
 
 PARTS_PER_WORKER = 2

@@ -11,7 +11,7 @@ import dask
 from distributed import LocalCluster
 from distributed.security import Security
 
-from pipeline.cluster_options import ClusterOptions
+from pipeline.clusters.options import ClusterOptions
 from storage.errors import UnreachableError
 
 

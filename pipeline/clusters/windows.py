@@ -3,12 +3,12 @@
 import threading
 import time
 
-from pipeline.cluster_client import Cluster
+from pipeline.clusters.client import Cluster
+from pipeline.clusters.tasks import Pending, Task
+from pipeline.clusters.worker_side import hold
 from pipeline.order import EpochOrder, Window
 from pipeline.rows import READING_THREADS, open_split
-from pipeline.tasks import Pending, Task
 from pipeline.windows import WindowLoader
-from pipeline.worker_side import hold
 from storage.closing import Closing
 from storage.dataset import Block, Dataset, Split
 from storage.objects import Location

@@ -7,9 +7,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cluster_client import Cluster
-from pipeline.shared_memory import Handle, SharedElsewhere
-from pipeline.tasks import Pending, Task
+from pipeline.clusters.client import Cluster
+from pipeline.clusters.shared_memory import Handle, SharedElsewhere
+from pipeline.clusters.tasks import Pending, Task
 from storage.closing import Closing
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from distributed import Client, Future, LocalCluster
 
-from pipeline.cluster_waiting import Check
+from pipeline.clusters.waiting import Check
 from storage.closing import Closing
 from storage.errors import UnreachableError
 
