@@ -124,6 +124,7 @@ class BatchStream(Closing):
         rows: int | None = None,
         epochs: int | None = None,
         threads: int = DEFAULT_THREADS,
+        busy_cores: int = 0,
         state: StreamState | None = None,
         loader: Callable[[Split], WindowLoader] | None = None,
     ) -> None:
@@ -131,6 +132,8 @@ class BatchStream(Closing):
 
         `batch_size` 0 means one mini-batch of all rows. `window_chunks` overrides what
         `shuffle_memory` (bytes) gives. After `epochs` epochs nothing is read ahead any more.
+        `threads` load; of those, the ones stand back that would take a core of the consumer's,
+        which keeps `busy_cores` at work.
         `state` goes on where another stream stood; `loader` makes another loader of windows than
         the one on this process's threads. Raises `ConflictError` where that one was over
         something else, `UsageError` for rows or sizes out of range.
@@ -171,7 +174,11 @@ class BatchStream(Closing):
         self._epochs = epochs
         self._order = self._epoch_order(self._epoch)
         self._in_use: _WindowInUse | None = None
-        self._loader = loader(self._split) if loader else WindowLoader(self._split, threads)
+        self._loader = (
+            loader(self._split)
+            if loader
+            else WindowLoader(self._split, threads, busy_cores=busy_cores)
+        )
         self._read_ahead(self._epoch, self._order.window_at(self.place))
 
     @property

@@ -20,6 +20,8 @@ DEFAULT_THREADS = min(4, os.cpu_count() or 1)
 """Chunks that are read and decoded at once. More would only fight for the interpreter's lock."""
 WAITING_THREADS = 16
 """The same for a store that is slow to answer: its threads wait most of the time."""
+LATE_SECONDS = 0.01
+"""A window that is waited for so long comes too late: the next one is loaded by more threads."""
 SLOW = 3.0
 """Time that a chunk takes over processor time that it takes, from which a store is slow."""
 
@@ -108,16 +110,21 @@ def _as_items(rows: NDArray[Any]) -> NDArray[np.void]:
 class WindowLoader(Closing):
     """Loads windows in the background, at most one ahead of the one that is in use."""
 
-    def __init__(self, split: Split, threads: int = DEFAULT_THREADS) -> None:
+    def __init__(
+        self, split: Split, threads: int = DEFAULT_THREADS, *, busy_cores: int = 0
+    ) -> None:
         """`threads` is how many chunks are read and decoded at once, at first.
 
-        After a window whose chunks were mostly waited for, it is `WAITING_THREADS`.
+        It is fewer while windows come in time, so that a consumer that keeps `busy_cores` at work
+        is not hindered, and `WAITING_THREADS` after a window whose chunks were mostly waited for.
         """
         self.split = split
         self.seconds_waited = 0.0
         """How long `take` has kept its caller waiting, in all."""
         self._scratch = Scratch(split)
-        self._threads = threads
+        self._most = self._threads = threads
+        self._fewer = threads_beside(busy_cores, threads)
+        self._late = True  # nobody has a window yet, and so nobody is at work
         self._pool = _pool(threads)
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="load-window")
         self._coming: dict[tuple[int, int], Future[tuple[Window, Block]]] = {}
@@ -126,7 +133,7 @@ class WindowLoader(Closing):
         """Begin to load a window, unless it is on its way already."""
         key = (order.epoch, number)
         if key not in self._coming:
-            self._coming[key] = self._ahead.submit(self._load, order, number)
+            self._coming[key] = self._ahead.submit(self._load, order, number, late=self._late)
 
     def take(self, order: EpochOrder, number: int) -> tuple[Window, Block]:
         """A window and its rows in shuffled order; waits for it where need be.
@@ -138,23 +145,37 @@ class WindowLoader(Closing):
         try:
             return self._coming.pop((order.epoch, number)).result()
         finally:
-            self.seconds_waited += time.perf_counter() - began
+            waited = time.perf_counter() - began
+            self.seconds_waited += waited
+            self._late = waited > LATE_SECONDS
 
-    def _load(self, order: EpochOrder, number: int) -> tuple[Window, Block]:
+    def _load(self, order: EpochOrder, number: int, *, late: bool) -> tuple[Window, Block]:
+        self._work_on(self._most if late else self._fewer)
         window = order.window(number)
         block, placed = load_window(self.split, window, self._pool, self._scratch)
         _ = window.row_numbers  # worked out here, not while the caller waits
-        if self._threads < WAITING_THREADS and placed.seconds > SLOW * placed.processor_seconds:
-            self._pool.shutdown()
-            self._threads = WAITING_THREADS
-            self._pool = _pool(self._threads)
+        if placed.seconds > SLOW * placed.processor_seconds:
+            self._most = self._fewer = max(self._most, WAITING_THREADS)
         return window, block
+
+    def _work_on(self, threads: int) -> None:
+        """Have so many threads at work from here on."""
+        if threads != self._threads:
+            self._pool.shutdown()
+            self._threads = threads
+            self._pool = _pool(threads)
 
     def close(self) -> None:
         """Stop the threads; what is on its way is dropped."""
         self._ahead.shutdown(cancel_futures=True)
         self._pool.shutdown(cancel_futures=True)
         self._coming.clear()
+
+
+def threads_beside(busy_cores: int, most: int) -> int:
+    """Of `most` threads those that leave a consumer its cores; all where it leaves none of them."""
+    left = len(os.sched_getaffinity(0)) - busy_cores
+    return min(left, most) if left > 0 else most
 
 
 def _pool(threads: int) -> ThreadPoolExecutor:

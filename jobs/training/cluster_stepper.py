@@ -14,7 +14,13 @@ from jobs.nn.optimizers import State, Stepped
 from jobs.nn.parameters import Floats
 from jobs.nn.workspace import Workspace
 from jobs.training.cluster_gradients import GradientReply, GradientWork, Span, gradient_sum
-from jobs.training.step import StepRule, TreeSum, subtree_size, unheeded_overflow
+from jobs.training.step import (
+    StepRule,
+    TreeSum,
+    mean_gradient,
+    subtree_size,
+    unheeded_overflow,
+)
 from pipeline.cluster import Cluster
 from pipeline.clusters.shared_memory import SharedVector
 from pipeline.clusters.shown import Showing
@@ -138,7 +144,7 @@ class ClusterStepper(Closing):
             with unheeded_overflow():
                 for first in range(start, end, BLOCK):
                     block = slice(first, min(first + BLOCK, end))
-                    gradient = _mean(workspace, [found[block] for found in sums], rows)
+                    gradient = mean_gradient([found[block] for found in sums], rows, workspace)
                     self._rule.apply(block, before, gradient, learning_rate, step_number, after)
 
         list(self._pool.map(take, stretches))
@@ -150,20 +156,6 @@ class ClusterStepper(Closing):
         self._showing.close()
         for vector in self._shared:
             vector.close()
-
-
-def _mean(workspace: Workspace, sums: list[Floats], rows: int) -> Floats:
-    """The sums added in the fixed tree, divided by the rows; in scratch memory."""
-
-    def add(left: Floats, right: Floats, depth: int) -> Floats:
-        scratch: Floats = workspace.array(f"sum-{depth}", left.shape, left.dtype)
-        return np.add(left, right, out=scratch)
-
-    tree = TreeSum[Floats](add)
-    for found in sums:
-        tree.add(found)
-    mean: Floats = workspace.array("mean", sums[0].shape, sums[0].dtype)
-    return np.divide(tree.result(), rows, out=mean)
 
 
 def _round_robin(count: int) -> Iterator[int]:

@@ -154,6 +154,24 @@ def subtree_gradient(
     return LossSum(losses.result(), correct, rows)
 
 
+def mean_gradient(sums: list[Floats], rows: float, workspace: Workspace) -> Floats:
+    """The mean over a mini-batch's rows: the sums, added in the fixed tree, over their number.
+
+    `sums` are of one stretch of the parameters, and so is the mean, which is scratch memory.
+    """
+    shape, dtype = sums[0].shape, sums[0].dtype
+
+    def add(left: Floats, right: Floats, depth: int) -> Floats:
+        scratch: Floats = workspace.array(f"sum-{depth}", shape, dtype)
+        return np.add(left, right, out=scratch)
+
+    tree = TreeSum[Floats](add)
+    for found in sums:
+        tree.add(found)
+    mean: Floats = workspace.array("mean", shape, dtype)
+    return np.multiply(tree.result(), 1 / rows, out=mean)  # a division takes three times as long
+
+
 @dataclass(frozen=True)
 class StepRule:
     """How a mean gradient becomes new parameters. It holds no state."""

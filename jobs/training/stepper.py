@@ -18,6 +18,7 @@ from jobs.nn.workspace import Workspace
 from jobs.training.step import (
     StepRule,
     TreeSum,
+    mean_gradient,
     subtree_gradient,
     subtree_size,
     unheeded_overflow,
@@ -229,22 +230,9 @@ class Stepper(Closing):
         start, end = self._spans[span], self._spans[span + 1]
         for first in range(start, end, BLOCK):
             block = slice(first, min(first + BLOCK, end))
-            gradient = self._mean_gradient(block, sums, rows)
+            of_block = [gradient_sum[block] for gradient_sum in self._sums[:sums]]
+            gradient = mean_gradient(of_block, rows, self._workspace)
             self._rule.apply(block, before, gradient, learning_rate, step_number, after)
-
-    def _mean_gradient(self, block: slice, sums: int, rows: float) -> Floats:
-        """The mean over the mini-batch's rows of one block, in scratch memory."""
-        shape, dtype = (block.stop - block.start,), self.parameters.dtype
-
-        def add(left: Floats, right: Floats, depth: int) -> Floats:
-            scratch: Floats = self._workspace.array(f"sum-{depth}", shape, dtype)
-            return np.add(left, right, out=scratch)
-
-        tree = TreeSum[Floats](add)
-        for gradient_sum in self._sums[:sums]:
-            tree.add(gradient_sum[block])
-        mean: Floats = self._workspace.array("mean", shape, dtype)
-        return np.divide(tree.result(), rows, out=mean)
 
     def close(self) -> None:
         """End the other processes."""

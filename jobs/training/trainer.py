@@ -118,6 +118,7 @@ class Trainer(Closing):
                 drop_last=config.drop_last,
                 rows=rows,
                 epochs=config.epochs,
+                busy_cores=min(thread_count(config.threads), self._micro_batches),
                 state=stream_state,
                 loader=self.loader,
             )

@@ -1,10 +1,13 @@
 """BatchStream: which rows it hands out, what it reads and holds, and how it fails."""
 
 import hashlib
+import math
+import os
 import threading
 import time
 import weakref
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import windows
-from pipeline.order import CHAIN_START, EpochOrder, link
+from pipeline.order import CHAIN_START, EpochOrder, Window, link
 from pipeline.stream import BatchStream, chunks_per_window
-from pipeline.windows import Placed, WindowLoader
+from pipeline.windows import Placed, Scratch, WindowLoader, threads_beside
 from storage.dataset import Block, Split, open_dataset
 from storage.errors import BadDataError, UsageError
 from storage.location import open_location
@@ -255,6 +258,37 @@ def test_two_windows_are_held(
                     del batch
     assert 15 == len(loaded)
     assert 2 == max(held)
+
+
+def test_loading_stands_back(known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside a consumer that is at work fewer threads load, but for a window that came too late."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(4)))
+    assert [4, 3, 1, 4, 4] == [threads_beside(busy, 4) for busy in (0, 1, 3, 4, 9)]
+    used: list[int] = []
+    load_window = windows.load_window
+
+    def counting(split: Split, window: Window, pool: ThreadPoolExecutor, scratch: Scratch) -> Any:
+        used.append(pool._max_workers)
+        return load_window(split, window, pool, scratch)
+
+    monkeypatch.setattr(windows, "load_window", counting)
+    monkeypatch.setattr(windows, "SLOW", math.inf)
+    monkeypatch.setattr(windows, "LATE_SECONDS", math.inf)  # none is too late but the first
+    split = known.dataset.split("train")
+    order = EpochOrder(
+        seed=0,
+        epoch=0,
+        rows=split.schema.rows,
+        chunk_rows=split.schema.chunk_rows,
+        window_chunks=1,
+    )
+    with WindowLoader(split, 4, busy_cores=3) as loader:
+        loader.take(order, 0)
+        loader.take(order, 1)
+        monkeypatch.setattr(windows, "LATE_SECONDS", -1.0)  # any is
+        loader.take(order, 2)
+        loader.take(order, 3)
+    assert [4, 1, 1, 4] == used
 
 
 def test_a_slow_store_is_asked_for_more_at_once(

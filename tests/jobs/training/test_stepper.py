@@ -61,7 +61,7 @@ def parts(whole: Batch, count: int) -> list[Batch]:
 def one_by_one(
     rule: StepRule, before: Stepped, batches: list[Batch], number: int, rate: float = 0.1
 ) -> Stepped:
-    """A step by definition: the sums of the parts, added in the tree, divided, applied."""
+    """A step by definition: the sums of the parts, added in the tree, their mean applied."""
     sums = []
     with one_blas_thread():
         for part in batches:
@@ -69,7 +69,7 @@ def one_by_one(
             inputs, columns = network_inputs(part.inputs, rule.network.dtype)
             found = rule.network.gradient_sum(before[0], inputs, part.targets, columns)
             sums.append(found.gradient)
-    gradient: Floats = by_definition(sums) / sum(len(part.inputs) for part in batches)
+    gradient: Floats = by_definition(sums) * (1 / sum(len(part.inputs) for part in batches))
     after = np.empty_like(before[0]), {key: np.empty_like(before[0]) for key in before[1]}
     rule.apply(slice(0, len(before[0])), before, gradient, rate, number, after)
     return after
