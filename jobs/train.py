@@ -144,6 +144,12 @@ def _open_or_create(
             f"The run {location} was trained on a dataset with digest {run.dataset_digest}; "
             f"{dataset.location} has {dataset.digest}. Give the same dataset, or another --run."
         )
+    versions = {"order": ORDER_VERSION, "step": STEP_VERSION}
+    if run.versions != versions:
+        raise ConflictError(
+            f"The run {location} has versions {run.versions}; this release has {versions}. "
+            "Go on with the release that began it."
+        )
     recorded = TrainConfig.from_json(run.configuration, f"{location}/{RECORD}")
     if not config.micro_batches:
         config = replace(config, micro_batches=recorded.micro_batches)
@@ -151,12 +157,6 @@ def _open_or_create(
         raise ConflictError(
             f"The run {location} has another configuration ({'; '.join(differences)}). "
             "Give the recorded settings, or another --run."
-        )
-    versions = {"order": ORDER_VERSION, "step": STEP_VERSION}
-    if run.versions != versions:
-        raise ConflictError(
-            f"The run {location} has versions {run.versions}; this release has {versions}. "
-            "Go on with the release that began it."
         )
     sweep_checkpoints(run)
     return run, config

@@ -232,8 +232,7 @@ class BatchStream(Closing):
             yield self._cut(parts)
 
     def _cut(self, parts: int) -> Iterator[Batch]:
-        place = self.place
-        size = min(self.batch_size, self.rows - place)
+        place, size = self.place, self.next_rows
         chain = hashlib.sha256(self._chain)
         smaller, larger = divmod(size, parts)
         counts = [smaller + 1] * larger + [smaller] * (parts - larger)
@@ -251,6 +250,11 @@ class BatchStream(Closing):
     def place(self) -> int:
         """The place in the epoch of the next mini-batch's first row."""
         return self._next_batch * self.batch_size
+
+    @property
+    def next_rows(self) -> int:
+        """Rows of the next mini-batch: fewer than the others have, where it is an epoch's last."""
+        return min(self.batch_size, self.rows - self.place)
 
     def _advance(self, chain: bytes) -> None:
         self._chain = chain

@@ -21,7 +21,7 @@ class GradientSum:
     """What one block of rows adds to a mini-batch: sums over its rows, not means."""
 
     gradient: Floats
-    """The gradient of `loss_sum`, flat, `(parameters,)`, in the network's dtype."""
+    """That of `weight` times `loss_sum`, flat, `(parameters,)`, in the network's dtype."""
 
     loss_sum: float
     """The cross-entropy summed over the rows, in nats."""
@@ -99,12 +99,15 @@ class Network:
         targets: NDArray[np.uint8],
         columns: Columns | None = None,
         *,
+        weight: float = 1.0,
         out: Floats | None = None,
         workspace: Workspace | None = None,
     ) -> GradientSum:
         """The gradient of the summed cross-entropy, by backpropagation (Rumelhart et al., 1986).
 
-        It is written to `out` `(parameters,)` where that is given; `workspace` saves allocations.
+        Each row counts `weight` in it: with 1 / B, what the rows add to the gradient of the mean
+        over B rows, at the cost of a factor per class instead of one per parameter. It is written
+        to `out` `(parameters,)` where that is given; `workspace` saves allocations.
         """
         self._check_inputs(parameters, inputs, columns)
         self._check_targets(inputs, targets)
@@ -115,7 +118,8 @@ class Network:
 
         gradient = np.empty_like(parameters) if out is None else out
         gradients = views(gradient, self.layers)
-        delta = loss.delta  # (rows, outputs of the layer): the gradient with respect to its sums
+        # (rows, outputs of the layer): the gradient with respect to the layer's sums
+        delta = np.multiply(loss.delta, weight, out=loss.delta)
         for layer in range(len(self.layers) - 1, 0, -1):
             output = outputs[layer - 1]
             np.matmul(output.T, delta, out=gradients[layer][1:])

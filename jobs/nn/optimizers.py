@@ -47,7 +47,8 @@ class Optimizer(Protocol):
 
         `parameters` and `gradient` are flat `(parameters,)` vectors of one dtype, the gradient
         that of the mean loss; `step_number` counts the steps of the run from 1, this one included.
-        The arrays of `out` are none of the others.
+        The arrays of `out` are none of the others, but that the new parameters may take the
+        gradient's place.
         """
 
 
@@ -156,8 +157,7 @@ class Nesterov:
         new, new_state = out or _like(parameters, state)
         velocity = np.multiply(state["velocity"], self.momentum, out=new_state["velocity"])
         velocity += gradient
-        np.multiply(velocity, self.momentum, out=new)
-        new += gradient
+        np.add(gradient, velocity * self.momentum, out=new)
         new *= -float(learning_rate)
         new += parameters
         return new, new_state

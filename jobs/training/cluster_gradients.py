@@ -76,12 +76,13 @@ def gradient_sum(
     step: int,
     epoch: int,
     spans: tuple[Span, ...],
+    batch_rows: int,
     parameters: Handle | Floats,
 ) -> GradientReply:
-    """The sum of the micro-batches' gradient sums, in the fixed tree; they are one subtree of it.
+    """What the micro-batches add to the gradient of their mini-batch, which has `batch_rows` rows.
 
-    Where the parameters were shown and not sent, so is the sum. Raises `BadDataError` where the
-    rows cannot be read.
+    They are one subtree of the fixed tree. Where the parameters were shown and not sent, so is the
+    sum. Raises `BadDataError` where the rows cannot be read.
     """
     bench = hold(job, work, lambda: GradientBench(work))
     worker = get_worker().address
@@ -98,6 +99,7 @@ def gradient_sum(
             bench.network,
             parameters,
             (bench.reader.take(epoch, *span) for span in spans),
+            batch_rows,
             vector.array,
             bench.workspace(),
         )

@@ -17,7 +17,7 @@ from jobs.training.cluster_gradients import GradientReply, GradientWork, Span, g
 from jobs.training.step import (
     StepRule,
     TreeSum,
-    mean_gradient,
+    added_up,
     subtree_size,
     unheeded_overflow,
 )
@@ -88,9 +88,9 @@ class ClusterStepper(Closing):
         return self._generations[self._now][1]
 
     def step(
-        self, micro_batches: Iterator[Batch], learning_rate: float, step_number: int
+        self, micro_batches: Iterator[Batch], rows: int, learning_rate: float, step_number: int
     ) -> LossSum:
-        """Take the step of a mini-batch, given as its micro-batches in order; its loss.
+        """Take the step of a mini-batch of so many rows, its micro-batches in order; its loss.
 
         Of the micro-batches only the sizes count: workers read the rows themselves.
         """
@@ -99,22 +99,21 @@ class ClusterStepper(Closing):
         for part in micro_batches:
             spans.append((place, place + len(part.rows)))
             place += len(part.rows)
-        replies = self._gradients(step_number, epoch, spans)
+        replies = self._gradients(step_number, epoch, spans, rows)
         losses = TreeSum[float](lambda left, right, _: left + right)
         for reply, _ in replies:
             losses.add(reply.loss)
-        rows = spans[-1][1] - spans[0][0]
-        self._take_step([sums for _, sums in replies], rows, learning_rate, step_number)
+        self._take_step([sums for _, sums in replies], learning_rate, step_number)
         return LossSum(losses.result(), sum(reply.correct for reply, _ in replies), rows)
 
     def _gradients(
-        self, step: int, epoch: int, spans: list[Span]
+        self, step: int, epoch: int, spans: list[Span], rows: int
     ) -> list[tuple[GradientReply, Floats]]:
         """Each subtree's reply and gradient sum, in order."""
         workers = self._cluster.workers() or [""]
         size = subtree_size(len(spans), len(workers), max(MOST_SUMS, 2 * len(workers)))
         tasks = [
-            self._task(step, epoch, tuple(spans[first : first + size]), workers[number])
+            self._task(step, epoch, tuple(spans[first : first + size]), rows, workers[number])
             for first, number in zip(
                 range(0, len(spans), size), _round_robin(len(workers)), strict=False
             )
@@ -123,18 +122,16 @@ class ClusterStepper(Closing):
             [(task, self._shared[self._now].handle, self.parameters) for task in tasks]
         )
 
-    def _task(self, step: int, epoch: int, spans: tuple[Span, ...], worker: str) -> Task:
+    def _task(self, step: int, epoch: int, spans: tuple[Span, ...], rows: int, worker: str) -> Task:
         return Task(
             name="gradient",
             what=f"rows {spans[0][0]}..{spans[-1][1] - 1} in the order of epoch {epoch + 1}",
             function=gradient_sum,
-            arguments=(self._cluster.job, self._work, step, epoch, spans),
+            arguments=(self._cluster.job, self._work, step, epoch, spans, rows),
             worker=worker,
         )
 
-    def _take_step(
-        self, sums: list[Floats], rows: int, learning_rate: float, step_number: int
-    ) -> None:
+    def _take_step(self, sums: list[Floats], learning_rate: float, step_number: int) -> None:
         """Add the sums up and step, a stretch of the parameters per thread."""
         stretches = zip(self._workspaces, self._spans[:-1], self._spans[1:], strict=True)
         before, after = self._generations[self._now], self._generations[1 - self._now]
@@ -144,7 +141,7 @@ class ClusterStepper(Closing):
             with unheeded_overflow():
                 for first in range(start, end, BLOCK):
                     block = slice(first, min(first + BLOCK, end))
-                    gradient = mean_gradient([found[block] for found in sums], rows, workspace)
+                    gradient = added_up([found[block] for found in sums], workspace)
                     self._rule.apply(block, before, gradient, learning_rate, step_number, after)
 
         list(self._pool.map(take, stretches))

@@ -100,7 +100,12 @@ class RoundBench(Closing):
             ) as stepper,
         ):
             losses = [
-                stepper.step(self._cut(reader, step), step.learning_rate, step.number)
+                stepper.step(
+                    self._cut(reader, step),
+                    step.stop - step.start,
+                    step.learning_rate,
+                    step.number,
+                )
                 for step in turn.steps
             ]
             return ReplicaReply(

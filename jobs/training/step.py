@@ -1,4 +1,4 @@
-"""The arithmetic of a step, version 1: micro-batches apart, summed in a fixed tree.
+"""The arithmetic of a step, version 2: micro-batches apart, summed in a fixed tree.
 
 The bits depend on the configuration alone, not on how many cores did the work.
 """
@@ -20,7 +20,7 @@ from pipeline.stream import Batch
 from pipeline.transforms import occupied_columns, scale
 from storage.errors import BadDataError
 
-STEP_VERSION = 1
+STEP_VERSION = 2
 MICRO_BATCH_ROWS = 256
 """Rows that one core computes at a time in a large batch."""
 
@@ -118,13 +118,15 @@ def subtree_gradient(
     network: Network,
     parameters: Floats,
     micro_batches: Iterable[Batch],
+    batch_rows: int,
     out: Floats,
     workspace: Workspace,
 ) -> LossSum:
-    """The gradient sum of micro-batches that are one subtree of the fixed tree; their loss.
+    """What micro-batches that are one subtree of the fixed tree add to the gradient; their loss.
 
-    The sum is written to `out`, `(parameters,)`. No micro-batch is held while the next is taken.
-    Raises `BadDataError` where they have no labels.
+    The gradient is that of the mean loss of their mini-batch, which has `batch_rows` rows. It is
+    written to `out`, `(parameters,)`. No micro-batch is held while the next is taken. Raises
+    `BadDataError` where they have no labels.
     """
     free, made = [out], 0
 
@@ -143,7 +145,13 @@ def subtree_gradient(
             made += 1
         inputs, columns = network_inputs(batch.inputs, network.dtype, workspace)
         found = network.gradient_sum(
-            parameters, inputs, batch.targets, columns, out=free.pop(), workspace=workspace
+            parameters,
+            inputs,
+            batch.targets,
+            columns,
+            weight=1 / batch_rows,
+            out=free.pop(),
+            workspace=workspace,
         )
         del batch  # it may be a view, and would keep its window in memory
         gradients.add(found.gradient)
@@ -154,10 +162,10 @@ def subtree_gradient(
     return LossSum(losses.result(), correct, rows)
 
 
-def mean_gradient(sums: list[Floats], rows: float, workspace: Workspace) -> Floats:
-    """The mean over a mini-batch's rows: the sums, added in the fixed tree, over their number.
+def added_up(sums: list[Floats], workspace: Workspace) -> Floats:
+    """The sums of the subtrees, added in the fixed tree: the gradient of a mini-batch.
 
-    `sums` are of one stretch of the parameters, and so is the mean, which is scratch memory.
+    `sums` are of one stretch of the parameters, and so is their sum, which is scratch memory.
     """
     shape, dtype = sums[0].shape, sums[0].dtype
 
@@ -168,13 +176,16 @@ def mean_gradient(sums: list[Floats], rows: float, workspace: Workspace) -> Floa
     tree = TreeSum[Floats](add)
     for found in sums:
         tree.add(found)
-    mean: Floats = workspace.array("mean", shape, dtype)
-    return np.multiply(tree.result(), 1 / rows, out=mean)  # a division takes three times as long
+    if len(sums) > 1:
+        return tree.result()
+    copy: Floats = workspace.array("sum-0", shape, dtype)
+    copy[:] = sums[0]
+    return copy
 
 
 @dataclass(frozen=True)
 class StepRule:
-    """How a mean gradient becomes new parameters. It holds no state."""
+    """How a mini-batch's gradient becomes new parameters. It holds no state."""
 
     network: Network
     optimizer: Optimizer
@@ -192,7 +203,8 @@ class StepRule:
     ) -> None:
         """Take a step on one block of the flat vectors, from `before` into `after`.
 
-        `gradient` is the block's mean gradient, and is overwritten.
+        `gradient` is the block's, of the mean loss. It is overwritten, and may lie where the new
+        parameters will.
         """
         parameters = before[0][block]
         if self.l2 and self.optimizer.decouples_l2:

@@ -18,7 +18,7 @@ from jobs.nn.workspace import Workspace
 from jobs.training.step import (
     StepRule,
     TreeSum,
-    mean_gradient,
+    added_up,
     subtree_gradient,
     subtree_size,
     unheeded_overflow,
@@ -115,11 +115,11 @@ class Stepper(Closing):
         return self._team.missing
 
     def step(
-        self, micro_batches: Iterator[Batch], learning_rate: float, step_number: int
+        self, micro_batches: Iterator[Batch], rows: int, learning_rate: float, step_number: int
     ) -> LossSum:
-        """Take the step of a mini-batch, given as its micro-batches in order; its loss."""
-        sums, loss = self._sum_gradients(micro_batches)
-        step = (STEP, self._now, sums, loss.rows, learning_rate, step_number)
+        """Take the step of a mini-batch of so many rows, its micro-batches in order; its loss."""
+        sums, loss = self._sum_gradients(micro_batches, rows)
+        step = (STEP, self._now, sums, learning_rate, step_number)
         self._team.run([(*step, span) for span in range(self._size)])
         self._now = 1 - self._now
         return loss
@@ -133,13 +133,15 @@ class Stepper(Closing):
         """
         return [self._generations[1 - self._now][0]] if self._alone else self._shared_sums
 
-    def _sum_gradients(self, micro_batches: Iterator[Batch]) -> tuple[int, LossSum]:
+    def _sum_gradients(
+        self, micro_batches: Iterator[Batch], batch_rows: int
+    ) -> tuple[int, LossSum]:
         """Compute the gradient sums; in how many of `_sums` they are left, and the loss."""
         losses = TreeSum[float](lambda left, right, _: left + right)
         groups = TreeSum[Floats](_add_in_place)
         in_groups = len(self._sums) < self._tasks
         used = correct = rows = 0
-        while tasks := list(self._gradient_tasks(micro_batches, used)):
+        while tasks := list(self._gradient_tasks(micro_batches, batch_rows, used)):
             for loss, right, size in self._team.run(tasks):
                 losses.add(loss)
                 correct += int(right)
@@ -162,7 +164,9 @@ class Stepper(Closing):
             tree.add(gradient_sum)
         return tree.result()
 
-    def _gradient_tasks(self, micro_batches: Iterator[Batch], used: int) -> Iterator[Task]:
+    def _gradient_tasks(
+        self, micro_batches: Iterator[Batch], batch_rows: int, used: int
+    ) -> Iterator[Task]:
         """Lay the next micro-batches where the team finds them, a span of them for each member.
 
         They are copied, but for those that this process takes at last, so that no window is
@@ -183,7 +187,7 @@ class Stepper(Closing):
                     del part
                 if not parts:
                     return
-            yield (GRADIENT, self._now, member, parts, rows, used + member)
+            yield (GRADIENT, self._now, member, parts, rows, batch_rows, used + member)
 
     def _lay(self, part: Batch, member: int, start: int) -> None:
         """Copy a micro-batch's rows to a member's, from row `start` on."""
@@ -206,32 +210,34 @@ class Stepper(Closing):
         with unheeded_overflow():
             if kind == GRADIENT:
                 return self._gradient(*(int(detail) for detail in details))
-            now, sums, rows, learning_rate, step_number, span = details
-            self._step(int(now), int(sums), rows, learning_rate, int(step_number), int(span))
+            now, sums, learning_rate, step_number, span = details
+            self._step(int(now), int(sums), learning_rate, int(step_number), int(span))
             return ()
 
-    def _gradient(self, now: int, member: int, parts: int, rows: int, place: int) -> Reply:
+    def _gradient(
+        self, now: int, member: int, parts: int, rows: int, batch_rows: int, place: int
+    ) -> Reply:
         """Compute the gradient sum of a member's micro-batches."""
         own = member == self._size - 1
         found = subtree_gradient(
             self._rule.network,
             self._generations[now][0],
             self._own if own else self._laid(member, parts, rows),
+            batch_rows,
             self._sums[place],
             self._workspace,
         )
         return found.loss_sum, found.correct, found.rows
 
-    def _step(
-        self, now: int, sums: int, rows: float, learning_rate: float, step_number: int, span: int
-    ) -> None:
+    def _step(self, now: int, sums: int, learning_rate: float, step_number: int, span: int) -> None:
         """Take the step on one stretch of the parameters, block by block."""
         before, after = self._generations[now], self._generations[1 - now]
         start, end = self._spans[span], self._spans[span + 1]
         for first in range(start, end, BLOCK):
             block = slice(first, min(first + BLOCK, end))
             of_block = [gradient_sum[block] for gradient_sum in self._sums[:sums]]
-            gradient = mean_gradient(of_block, rows, self._workspace)
+            # A lone process takes no step twice, so its only sum may be overwritten.
+            gradient = of_block[0] if self._alone else added_up(of_block, self._workspace)
             self._rule.apply(block, before, gradient, learning_rate, step_number, after)
 
     def close(self) -> None:

@@ -68,9 +68,9 @@ class StepTaker(Protocol):
         """What the optimiser remembers, to be read before the next step."""
 
     def step(
-        self, micro_batches: Iterator[Batch], learning_rate: float, step_number: int
+        self, micro_batches: Iterator[Batch], rows: int, learning_rate: float, step_number: int
     ) -> LossSum:
-        """Take the step of a mini-batch, given as its micro-batches in order; its loss."""
+        """Take the step of a mini-batch of so many rows, its micro-batches in order; its loss."""
 
     def close(self) -> None:
         """Let go of what is held."""
@@ -173,7 +173,9 @@ class Trainer(Closing):
         Raises `QualityGateError` where the loss or a parameter is no longer a finite number.
         """
         for micro_batches in self.stream.micro_batches(self._micro_batches):
-            loss = self._stepper.step(micro_batches, self.learning_rate, self.steps + 1)
+            loss = self._stepper.step(
+                micro_batches, self.stream.next_rows, self.learning_rate, self.steps + 1
+            )
             self.sums.add(loss)
             self.check_finite(f"the loss of step {self.steps}", loss.loss_sum)
             after_step()

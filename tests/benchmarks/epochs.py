@@ -74,7 +74,8 @@ def memory_epoch(
         order = np.random.default_rng(0).permutation(len(inputs))
         with one_blas_thread():
             for number, start in enumerate(range(0, len(order), batch_size), 1):
-                stepper.step(cut(order[start : start + batch_size]), 0.1, number)
+                rows = order[start : start + batch_size]
+                stepper.step(cut(rows), len(rows), 0.1, number)
 
     return epoch
 

@@ -76,6 +76,14 @@ def test_gradient_sum_and_loss_report_the_same_rows() -> None:
         assert (expected_correct, 11) == (result.correct, result.rows)
 
 
+def test_a_row_counts_its_weight_in_the_gradient() -> None:
+    """And in nothing else: the loss stays a plain sum."""
+    network, arguments = example(NETWORKS[-1], np.float64)
+    whole, light = (network.gradient_sum(*arguments, weight=weight) for weight in (1, 1 / 11))
+    np.testing.assert_allclose(light.gradient, whole.gradient / 11, rtol=1e-12)
+    assert whole.loss_sum == light.loss_sum
+
+
 def test_sums_over_parts_are_the_sum_over_all() -> None:
     """A batch's gradient is the sum of its micro-batches' gradients, an empty one among them."""
     network, (parameters, inputs, targets) = example(NETWORKS[-1], np.float64)

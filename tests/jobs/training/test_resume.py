@@ -501,12 +501,17 @@ def test_another_environment(half_done: Path, digits: Path, expected: dict[str, 
     assert "numpy: '1.2.3' then" in listener.warnings[0]
 
 
-def test_other_versions(half_done: Path, digits: Path) -> None:
-    """A run of another version of the order or of the arithmetic is not gone on with."""
+@pytest.mark.parametrize(("what", "version"), [("order", 2), ("step", 1)])
+def test_other_versions(half_done: Path, digits: Path, what: str, version: int) -> None:
+    """A run of another version of the order or of the arithmetic is not gone on with.
+
+    That is said before anything else that is different: nothing that is given could help.
+    """
     record = json.loads((half_done / RECORD).read_text())
-    record["versions"]["order"] = 2
+    record["versions"][what] = version
+    record["configuration"]["micro_batches"] = 17
     (half_done / RECORD).write_bytes(sealed.sealed_bytes(record))
-    with pytest.raises(ConflictError, match="'order': 2"):
+    with pytest.raises(ConflictError, match=f"'{what}': {version}"):
         train(SMALL, dataset=digits, run=half_done, resume=True)
 
 
@@ -538,7 +543,7 @@ def test_record_that_is_none(digits: Path, tmp_path: Path) -> None:
         configuration={"batchsize": 3},
         dataset_digest=train_digest(digits),
         dataset={},
-        versions={"order": 1, "step": 1},
+        versions={"order": 1, "step": 2},
         environment={},
     )
     with pytest.raises(BadDataError, match=r"run\.json has an unknown setting 'batchsize'"):

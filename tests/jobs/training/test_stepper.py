@@ -24,6 +24,7 @@ from jobs.training.stepper import Stepper
 from jobs.training.trainer import parameters_digest
 from pipeline.order import EpochOrder
 from pipeline.stream import Batch, chunks_per_window
+from pipeline.transforms import scale
 from storage.dataset import open_dataset
 from storage.errors import BadDataError
 from storage.location import open_location
@@ -61,15 +62,18 @@ def parts(whole: Batch, count: int) -> list[Batch]:
 def one_by_one(
     rule: StepRule, before: Stepped, batches: list[Batch], number: int, rate: float = 0.1
 ) -> Stepped:
-    """A step by definition: the sums of the parts, added in the tree, their mean applied."""
+    """A step by definition: what the parts add to the mean's gradient, added in the tree."""
     sums = []
+    rows = sum(len(part.inputs) for part in batches)
     with one_blas_thread():
         for part in batches:
             assert part.targets is not None
             inputs, columns = network_inputs(part.inputs, rule.network.dtype)
-            found = rule.network.gradient_sum(before[0], inputs, part.targets, columns)
+            found = rule.network.gradient_sum(
+                before[0], inputs, part.targets, columns, weight=1 / rows
+            )
             sums.append(found.gradient)
-    gradient: Floats = by_definition(sums) * (1 / sum(len(part.inputs) for part in batches))
+    gradient: Floats = by_definition(sums)
     after = np.empty_like(before[0]), {key: np.empty_like(before[0]) for key in before[1]}
     rule.apply(slice(0, len(before[0])), before, gradient, rate, number, after)
     return after
@@ -106,7 +110,7 @@ def test_any_number_of_cores(
             threads=threads,
         ) as stepper:
             losses = [
-                stepper.step(iter(batches), 0.1, number)
+                stepper.step(iter(batches), rows, 0.1, number)
                 for number, batches in enumerate(mini_batches, 1)
             ]
             assert expected[0].tobytes() == stepper.parameters.tobytes()
@@ -123,9 +127,32 @@ def test_more_cores_than_a_group() -> None:
     with Stepper(
         rule, parameters, {}, SCHEMA, batch_size=90, micro_batches=85, threads=19
     ) as stepper:
-        stepper.step(iter(batches), 0.1, 1)
+        stepper.step(iter(batches), 90, 0.1, 1)
         expected, _ = one_by_one(rule, (parameters, {}), batches, 1)
         assert expected.tobytes() == stepper.parameters.tobytes()
+
+
+@pytest.mark.parametrize("micro_batches", [1, 3, 40])
+def test_a_step_follows_the_mean(micro_batches: int) -> None:
+    """Plain SGD goes against the gradient of the mean loss over all rows of the mini-batch."""
+    network = Network(LAYERS, "float64")
+    parameters = initialise("scaled", LAYERS, 0, "float64")
+    rows = batch(np.random.default_rng(0), 40)
+    assert rows.targets is not None
+    whole = network.gradient_sum(parameters, scale(rows.inputs, network.dtype), rows.targets)
+    with Stepper(
+        StepRule(network, make_optimizer("sgd"), 0.0),
+        parameters,
+        {},
+        SCHEMA,
+        batch_size=40,
+        micro_batches=micro_batches,
+        threads=2,
+    ) as stepper:
+        stepper.step(iter(parts(rows, micro_batches)), 40, 0.1, 1)
+        np.testing.assert_allclose(
+            stepper.parameters, parameters - 0.1 * whole.gradient / 40, rtol=1e-12
+        )
 
 
 def steps(threads: int, *, kill: bool = False, signals: tuple[int, ...] = ()) -> Any:
@@ -147,7 +174,7 @@ def steps(threads: int, *, kill: bool = False, signals: tuple[int, ...] = ()) ->
             if number == 6:
                 harm(stepper.process_numbers[:2] if kill else [], (signal.SIGKILL,))
                 harm(stepper.process_numbers, signals)
-            found.append(stepper.step(iter(parts(batch(generator, 40), 4)), 0.1, number))
+            found.append(stepper.step(iter(parts(batch(generator, 40), 4)), 40, 0.1, number))
         left = threads - 1 - (2 if kill else 0)
         assert left == len(stepper.process_numbers)
         return found, stepper.parameters.tobytes()
@@ -196,7 +223,7 @@ def test_a_micro_batch_is_let_go(threads: int) -> None:
         micro_batches=7,
         threads=threads,
     ) as stepper:
-        stepper.step(micro_batches(), 0.1, 1)
+        stepper.step(micro_batches(), 35, 0.1, 1)
     assert 7 == len(taken)
 
 
@@ -209,7 +236,7 @@ def test_unlabelled() -> None:
         Stepper(rule, parameters, {}, SCHEMA, batch_size=4, micro_batches=1, threads=1) as stepper,
         pytest.raises(BadDataError, match="no labels"),
     ):
-        stepper.step(iter([Batch(rows.inputs, None, rows.rows)]), 0.1, 1)
+        stepper.step(iter([Batch(rows.inputs, None, rows.rows)]), 4, 0.1, 1)
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
