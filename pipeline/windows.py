@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.local_dask import run_on_threads
 from pipeline.order import EpochOrder, Window
+from pipeline.window_memory import WindowMemory
 from storage.closing import Closing
 from storage.dataset import Block, Split
 
@@ -45,16 +46,15 @@ class Placed:
 
 
 def load_window(
-    split: Split, window: Window, pool: Executor, scratch: Scratch
-) -> tuple[Block, Placed]:
-    """A window's rows in their shuffled order, through a Dask graph on the pool's threads.
+    split: Split, window: Window, block: Block, pool: Executor, scratch: Scratch
+) -> Placed:
+    """Fill `block` with a window's rows in shuffled order, by a Dask graph on the pool's threads.
 
     A task per chunk reads, checks and decodes it, and lays its rows in their places; one more
     gathers the whole. So there is never more in memory than the window and a chunk per thread.
     Keys name the work once for all: two tasks of one key would be taken for the same.
     """
     name = f"{split.name}-{window.epoch}-{window.number}"
-    block = _empty_block(split, window)
     place = partial(place_chunk, split, window, block, scratch)
     graph: dict[str, Any] = {
         f"load-chunk-{name}-{chunk}": (place, position)
@@ -65,7 +65,7 @@ def load_window(
     # The scheduler itself: `dask.compute` would import all of `distributed` to look for a client.
     placed: Placed = run_on_threads(graph, key, pool=pool)
     assert placed.rows == window.rows
-    return block, placed
+    return placed
 
 
 def place_chunk(
@@ -95,11 +95,15 @@ def gathered(parts: list[Placed]) -> Placed:
     )
 
 
-def _empty_block(split: Split, window: Window) -> Block:
-    schema = split.schema
-    inputs = np.empty((window.rows, schema.columns), dtype=schema.dtype)
-    targets = np.empty((window.rows, schema.classes), np.uint8) if schema.classes else None
-    return Block(inputs, targets)
+def _empty_block(split: Split, window: Window, memory: WindowMemory) -> Block:
+    """A block for a window, in memory for the longest that has so many chunks."""
+    schema, rows = split.schema, window.rows
+    whole = memory.array(len(window.chunks) * schema.chunk_rows * schema.row_bytes)
+    targets_at, end = rows * (schema.row_bytes - schema.classes), rows * schema.row_bytes
+    return Block(
+        whole[:targets_at].view(schema.dtype).reshape(rows, schema.columns),
+        whole[targets_at:end].reshape(rows, schema.classes) if schema.classes else None,
+    )
 
 
 def _as_items(rows: NDArray[Any]) -> NDArray[np.void]:
@@ -122,6 +126,7 @@ class WindowLoader(Closing):
         self.seconds_waited = 0.0
         """How long `take` has kept its caller waiting, in all."""
         self._scratch = Scratch(split)
+        self._memory = WindowMemory()
         self._most = self._threads = threads
         self._fewer = threads_beside(busy_cores, threads)
         self._late = True  # nobody has a window yet, and so nobody is at work
@@ -152,7 +157,8 @@ class WindowLoader(Closing):
     def _load(self, order: EpochOrder, number: int, *, late: bool) -> tuple[Window, Block]:
         self._work_on(self._most if late else self._fewer)
         window = order.window(number)
-        block, placed = load_window(self.split, window, self._pool, self._scratch)
+        block = _empty_block(self.split, window, self._memory)
+        placed = load_window(self.split, window, block, self._pool, self._scratch)
         _ = window.row_numbers  # worked out here, not while the caller waits
         if placed.seconds > SLOW * placed.processor_seconds:
             self._most = self._fewer = max(self._most, WAITING_THREADS)
@@ -170,6 +176,7 @@ class WindowLoader(Closing):
         self._ahead.shutdown(cancel_futures=True)
         self._pool.shutdown(cancel_futures=True)
         self._coming.clear()
+        self._memory.clear()
 
 
 def threads_beside(busy_cores: int, most: int) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline import windows
-from pipeline.order import EpochOrder
+from pipeline.order import EpochOrder, Window
 from pipeline.rows import OrderedRows, RowReader
 from pipeline.windows import Placed, WindowLoader
 from storage.dataset import Block, Split
@@ -100,10 +100,9 @@ def test_two_windows_at_most(known: Known, monkeypatch: pytest.MonkeyPatch, size
     held = []
     load_window, expect = windows.load_window, WindowLoader.expect
 
-    def watched(*arguments: Any) -> tuple[Block, Placed]:
-        block, placed = load_window(*arguments)
-        loaded.append(weakref.ref(block.inputs))
-        return block, placed
+    def watched(split: Split, window: Window, block: Block, *others: Any) -> Placed:
+        loaded.append(weakref.ref(block.inputs.base))
+        return load_window(split, window, block, *others)
 
     def expect_and_wait(loader: WindowLoader, order: EpochOrder, number: int) -> None:
         expect(loader, order, number)

@@ -238,10 +238,9 @@ def test_two_windows_are_held(
     held = []
     load_window, expect = windows.load_window, WindowLoader.expect
 
-    def watched(*arguments: Any) -> tuple[Block, Placed]:
-        block, placed = load_window(*arguments)
-        loaded.append(weakref.ref(block.inputs))
-        return block, placed
+    def watched(split: Split, window: Window, block: Block, *others: Any) -> Placed:
+        loaded.append(weakref.ref(block.inputs.base))
+        return load_window(split, window, block, *others)
 
     def expect_and_wait(loader: WindowLoader, order: EpochOrder, number: int) -> None:
         expect(loader, order, number)
@@ -267,9 +266,11 @@ def test_loading_stands_back(known: Known, monkeypatch: pytest.MonkeyPatch) -> N
     used: list[int] = []
     load_window = windows.load_window
 
-    def counting(split: Split, window: Window, pool: ThreadPoolExecutor, scratch: Scratch) -> Any:
+    def counting(
+        split: Split, window: Window, block: Block, pool: ThreadPoolExecutor, scratch: Scratch
+    ) -> Placed:
         used.append(pool._max_workers)
-        return load_window(split, window, pool, scratch)
+        return load_window(split, window, block, pool, scratch)
 
     monkeypatch.setattr(windows, "load_window", counting)
     monkeypatch.setattr(windows, "SLOW", math.inf)
