@@ -22,6 +22,13 @@ OPTIMIZERS = ("sgd", "momentum", "nesterov", "adam", "adamw")
 """The optimisers by name."""
 
 
+FLUSH_EVERY = 32
+"""Steps from one look for numbers that have decayed to the next: each costs some passes."""
+
+DECAYED = 1e8
+"""Times the smallest normal number: what is below that has decayed to nothing."""
+
+
 class Optimizer(Protocol):
     """A rule for a step. It is a frozen description: what changes is in the state it returns."""
 
@@ -123,6 +130,7 @@ class Momentum:
         new, new_state = out or _like(parameters, state)
         velocity = np.multiply(state["velocity"], self.momentum, out=new_state["velocity"])
         velocity += gradient
+        _flush_decayed(velocity, step_number)
         np.multiply(velocity, -float(learning_rate), out=new)
         new += parameters
         return new, new_state
@@ -157,6 +165,7 @@ class Nesterov:
         new, new_state = out or _like(parameters, state)
         velocity = np.multiply(state["velocity"], self.momentum, out=new_state["velocity"])
         velocity += gradient
+        _flush_decayed(velocity, step_number)
         np.add(gradient, velocity * self.momentum, out=new)
         new *= -float(learning_rate)
         new += parameters
@@ -214,6 +223,8 @@ class Adam:
         squares = new_state["squared_gradients"]
         np.multiply(state["squared_gradients"], self.beta2, out=squares)
         squares += np.square(gradient, out=new)
+        for moment in (gradients, squares):
+            _flush_decayed(moment, step_number)
         np.sqrt(squares, out=new)
         new += floor
         np.divide(gradients, new, out=new)
@@ -232,6 +243,18 @@ class AdamW(Adam):
 
     name: ClassVar[str] = "adamw"
     decouples_l2: ClassVar[bool] = True
+
+
+def _flush_decayed(moment: Floats, step_number: int) -> None:
+    """Now and then, set to 0 in place what has decayed to nothing.
+
+    Where the gradient stays 0, as at a pixel that is blank from here on, a moment shrinks step by
+    step until it is subnormal, and stays so: 0.9 times the smallest number rounds to itself. With
+    such numbers a processor computes a hundred times more slowly; left alone, they made steps a
+    third slower by the fourth epoch.
+    """
+    if step_number % FLUSH_EVERY == 0:
+        moment[np.abs(moment) < DECAYED * np.finfo(moment.dtype).tiny] = 0
 
 
 def _like(parameters: Floats, state: State) -> Stepped:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from jobs.nn import optimizers
 from jobs.nn.optimizers import OPTIMIZERS, make_optimizer
 from jobs.nn.parameters import Floats
 
@@ -106,3 +107,34 @@ def test_an_unknown_optimizer_is_refused() -> None:
     """The error lists the optimisers there are."""
     with pytest.raises(ValueError, match="'lion': expected one of sgd, momentum, nesterov, adam"):
         make_optimizer("lion")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "sgd"])
+def test_moments_never_linger_below_the_normal_numbers(
+    name: str, dtype: type[np.floating], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where gradients have ended, a moment decays to 0, and no parameter tells the difference."""
+    optimizer = make_optimizer(name)
+    generator = np.random.default_rng(0)
+    gradient = (generator.standard_normal(500) * 10 ** generator.uniform(-9, 2, 500)).astype(dtype)
+
+    def ended(steps: int = 9_000) -> tuple[Floats, bool]:
+        """The parameters, and whether any number in the state was ever subnormal."""
+        parameters = np.linspace(-1, 1, 500, dtype=dtype)
+        state = optimizer.initial_state(parameters)
+        lingered = False
+        for number in range(1, steps + 1):
+            now = gradient if number == 1 else np.zeros_like(gradient)
+            parameters, state = optimizer.step(parameters, now, state, 0.01, number)
+            for moment in state.values():
+                below = np.abs(moment) < np.finfo(dtype).tiny
+                lingered |= bool(np.any(moment[below]))
+        return parameters, lingered
+
+    with_zeros, lingered = ended()
+    assert not lingered
+    monkeypatch.setattr(optimizers, "FLUSH_EVERY", 10**9)
+    without, lingered = ended()
+    assert lingered
+    assert with_zeros.tobytes() == without.tobytes()
