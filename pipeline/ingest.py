@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -37,15 +38,21 @@ T = TypeVar("T")
 DEFAULT_THREADS = min(4, os.cpu_count() or 1)
 
 BYTES_IN_FLIGHT = 8 * 2**20
-"""Decoded bytes that are converted at once, whatever the size of a part, so long as one fits."""
+"""Decoded bytes that are on their way at once, or a part for each thread where that is more."""
 
 BEST_COMPRESSION = 1000
 """No images worth learning from shrink more than this."""
 BASE_MEMORY = 130_000_000
 """Bytes of the interpreter with its libraries, their threads and what they keep for themselves."""
 FORMS_OF_A_CHUNK = 4
-"""A chunk as it is stored, decoded, transformed and on its way."""
+"""A chunk as it is read or drawn, transformed, encoded and decoded again."""
+FORMS_OF_A_PART = 3
+"""A part's chunks encoded, as one object, and as that is read back; no larger than decoded."""
 
+Converted = tuple[int, list[ChunkRecord]]
+"""What `convert_part` gives: the rows of a part, and its chunks' records."""
+Convert = Callable[[SplitSource, SplitWriter], Iterator[Converted]]
+"""Converts each part of a split, in order."""
 Report = Callable[[str, int, int], None]
 """Told of progress: what is being done, rows done, rows in all."""
 
@@ -99,7 +106,7 @@ def ingest(
         already_done = dataset is not None
         if dataset is None:
             _check_room(target, schema)
-            announce(f"memory at most {memory_needed(schema) / 1e6:,.0f} MB")
+            announce(f"memory at most {memory_needed(schema, threads) / 1e6:,.0f} MB")
             with stage_dataset(target, schema, overwrite=overwrite) as writer:
                 dataset = _convert(source, writer, fingerprint, threads, report, cluster)
     return IngestResult(dataset, already_done, source.description, time.perf_counter() - began)
@@ -128,8 +135,13 @@ def _convert(
     """Convert every split and publish them."""
     classes = np.array([int(name) for name in writer.schema.class_names], dtype=np.int64)
     with ThreadPoolExecutor(threads, thread_name_prefix="ingest") as pool:
+        convert: Convert = partial(_convert_here, pool, threads, classes=classes)
+        if cluster is not None:
+            from pipeline.clusters.parts import convert_parts  # and with it Dask's cluster
+
+            convert = partial(convert_parts, cluster, classes=classes)
         records = {
-            split.name: _convert_split(split, writer, classes, pool, report, cluster)
+            split.name: _convert_split(split, writer.split(split.name), convert, report)
             for split in source.splits
         }
         files = [
@@ -164,13 +176,15 @@ def plan_dataset(source: Source, rows_per_chunk: int | None = None) -> DatasetSc
     )
 
 
-def memory_needed(schema: DatasetSchema) -> int:
+def memory_needed(schema: DatasetSchema, threads: int = DEFAULT_THREADS) -> int:
     """Bytes that an ingest needs at most; they do not grow with the rows."""
+    chunk = max(split.chunk_rows * split.row_bytes for split in schema.splits.values())
     part = max(
         split.chunk_rows * split.chunks_per_shard * split.row_bytes
         for split in schema.splits.values()
     )
-    return BASE_MEMORY + FORMS_OF_A_CHUNK * (max(BYTES_IN_FLIGHT, part) + part)
+    read = max(BYTES_IN_FLIGHT, threads * part) + part
+    return BASE_MEMORY + read + threads * (FORMS_OF_A_CHUNK * chunk + FORMS_OF_A_PART * part)
 
 
 def _check_room(target: Location, schema: DatasetSchema) -> None:
@@ -184,46 +198,35 @@ def _check_room(target: Location, schema: DatasetSchema) -> None:
 
 
 def _convert_split(
-    split: SplitSource,
-    writer: DatasetWriter,
-    classes: NDArray[np.int64],
-    pool: Executor,
-    report: Report,
-    cluster: "Cluster | None",
+    split: SplitSource, writer: SplitWriter, convert: Convert, report: Report
 ) -> list[ChunkRecord]:
-    """Convert a split, `BYTES_IN_FLIGHT` at a time, and return its chunk records."""
-    split_writer = writer.split(split.name)
+    """Convert a split, some parts at a time, and return its chunk records."""
     stage = f"ingest {split.name}"
     report(stage, 0, split.rows)
     records: list[ChunkRecord] = []
     done = 0
-    for finished in _converted(split, split_writer, classes, pool, cluster):
-        rows, chunk_records = finished
+    for rows, chunk_records in convert(split, writer):
         records += chunk_records
         done += rows
         report(stage, done, split.rows)
     return records
 
 
-def _converted(
+def _convert_here(
+    pool: Executor,
+    threads: int,
     split: SplitSource,
     writer: SplitWriter,
     classes: NDArray[np.int64],
-    pool: Executor,
-    cluster: "Cluster | None",
-) -> Iterator[tuple[int, list[ChunkRecord]]]:
-    """What `convert_part` gives for each part, in order, here or on a cluster."""
-    if cluster is not None:
-        from pipeline.clusters.parts import convert_parts  # and with it Dask's cluster, now needed
-
-        return convert_parts(cluster, split, writer, classes)
+) -> Iterator[Converted]:
+    """Each part converted, in order, by the threads of a pool."""
     part_bytes = writer.part_rows * writer.schema.row_bytes
     return _bounded(
         (
             pool.submit(convert_part, part, writer, classes)
             for part in split.parts(writer.part_rows)
         ),
-        max(1, BYTES_IN_FLIGHT // part_bytes),
+        max(threads, BYTES_IN_FLIGHT // part_bytes),
     )
 
 

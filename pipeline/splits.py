@@ -46,8 +46,11 @@ class Part(Protocol):
         """The first row that is no longer its own."""
         ...
 
-    def load(self) -> tuple[NDArray[Any], NDArray[Any] | None]:
-        """Images `(rows, *image_shape)` and integer labels `(rows,)`, None where unlabelled."""
+    def load(self, start: int, stop: int) -> tuple[NDArray[Any], NDArray[Any] | None]:
+        """Rows [start, stop) of the split, which are the part's own.
+
+        Images `(rows, *image_shape)` and integer labels `(rows,)`, None where unlabelled.
+        """
         ...
 
 
@@ -115,9 +118,10 @@ class LoadedPart:
     labels: NDArray[Any] | None
     """(rows,)"""
 
-    def load(self) -> tuple[NDArray[Any], NDArray[Any] | None]:
-        """The images and labels, as they are."""
-        return self.images, self.labels
+    def load(self, start: int, stop: int) -> tuple[NDArray[Any], NDArray[Any] | None]:
+        """See `Part.load`; views."""
+        rows = slice(start - self.start, stop - self.start)
+        return self.images[rows], None if self.labels is None else self.labels[rows]
 
 
 class IdxSplit:
@@ -242,9 +246,9 @@ class SyntheticPart:
     start: int
     stop: int
 
-    def load(self) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    def load(self, start: int, stop: int) -> tuple[NDArray[Any], NDArray[Any] | None]:
         """Draw the images `(rows, 28, 28)` uint8 and their labels `(rows,)` uint8."""
-        return draw_digits(self.seed, self.split, self.start, self.stop)
+        return draw_digits(self.seed, self.split, start, stop)
 
 
 @dataclass(frozen=True)

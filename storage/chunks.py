@@ -6,6 +6,7 @@ specification and its `sharding_indexed` codec say is there, and writes the byte
 write, with the codecs that Zarr itself uses, which let other threads run meanwhile.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,8 +105,7 @@ class ChunkedArray:
         key = self._key(number // self.chunks_per_shard)
         place = f"{self.location}/{key}"
         try:
-            values = self.empty_chunk() if out is None else out
-            self._decode(self._stored(key, number % self.chunks_per_shard), values)
+            values = self.decode(self._stored(key, number % self.chunks_per_shard), out)
         except FileNotFoundError:
             raise BadDataError(
                 f"Chunk {number} is missing: there is no {place}. Restore it from a copy, or make "
@@ -131,22 +131,46 @@ class ChunkedArray:
         rows = min(self.rows_per_object, self.rows - number * self.rows_per_object)
         if values.shape != (rows, self.columns):
             raise ValueError(f"{values.shape} values for {rows} rows of {self.columns} columns")
-        values = np.ascontiguousarray(values, np.dtype(self.dtype).newbyteorder("<"))
         starts = range(0, len(values), self.chunk_rows)
-        chunks = [self._encode(values[start : start + self.chunk_rows]) for start in starts]
-        if self.chunks_per_shard > 1:
-            chunks.append(self._index(chunks))
-        self.location.put(self._key(number), b"".join(chunks))
+        chunks = [self.encode(values[start : start + self.chunk_rows]) for start in starts]
+        self.location.put(self._key(number), self._joined(chunks))
 
-    def _encode(self, values: NDArray[Any]) -> bytes:
-        """Zstandard with its checksum, then CRC-32C, of a chunk filled up with zeros."""
+    def write_encoded(self, number: int, chunks: Sequence[bytes]) -> None:
+        """Write object `number` from what `encode` gave for each of its chunks, and read it back.
+
+        Raises `BadDataError` where what was read is not what was written, and ValueError for
+        another number of chunks.
+        """
+        rows = min(self.rows_per_object, self.rows - number * self.rows_per_object)
+        if len(chunks) != -(-rows // self.chunk_rows):
+            raise ValueError(f"{len(chunks)} chunks for {rows} rows")
+        key, data = self._key(number), self._joined(chunks)
+        self.location.put(key, data)
+        if self.location.get(key) != data:
+            raise BadDataError(
+                f"{self.location}/{key} reads back other than it was written. The disk or the "
+                "memory of this machine is not to be trusted."
+            )
+
+    def encode(self, values: NDArray[Any]) -> bytes:
+        """A chunk's rows as they are stored; those of the last one may be fewer.
+
+        Zstandard with its checksum, then CRC-32C, of a chunk filled up with zeros.
+        """
+        values = np.ascontiguousarray(values, np.dtype(self.dtype).newbyteorder("<"))
         if len(values) < self.chunk_rows:
             values = np.concatenate(
                 [values, np.zeros((self.chunk_rows - len(values), self.columns), values.dtype)]
             )
         return _with_checksum(Zstd(ZSTD_LEVEL, checksum=True).encode(values))
 
-    def _index(self, chunks: list[bytes]) -> bytes:
+    def _joined(self, chunks: Sequence[bytes]) -> bytes:
+        """The object that holds these chunks: the only one, or a shard of them and their index."""
+        if self.chunks_per_shard == 1:
+            return chunks[0]
+        return b"".join([*chunks, self._index(chunks)])
+
+    def _index(self, chunks: Sequence[bytes]) -> bytes:
         entries = np.full((self.chunks_per_shard, 2), NO_CHUNK, "<u8")
         lengths = [len(chunk) for chunk in chunks]
         entries[: len(chunks), 0] = np.cumsum([0, *lengths[:-1]])
@@ -185,9 +209,15 @@ class ChunkedArray:
             raise ValueError(f"its shard index has {len(index)} bytes, not {index_bytes}")
         return ShardIndex(np.frombuffer(index, "<u8").reshape(-1, 2), self.location.size(key))
 
-    def _decode(self, stored: bytes, values: NDArray[Any]) -> None:
-        """Undo CRC-32C and Zstandard into an array of just the size that the schema gives."""
+    def decode(self, stored: bytes, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Undo CRC-32C and Zstandard, into an array of just the size that the schema gives.
+
+        It is `out` where that is given, an `empty_chunk`. Raises RuntimeError or ValueError where
+        the bytes are damaged.
+        """
+        values = self.empty_chunk() if out is None else out
         Zstd().decode(_checked(stored), out=values.reshape(-1).view(np.uint8))
+        return values
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,7 @@
 """The dataset format, written: arrays beside the target, chunk by chunk, then published."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -55,42 +55,47 @@ class SplitWriter:
         """Rows that are written together: those of a chunk or, where there are shards, a shard."""
         return self.schema.chunk_rows * self.schema.chunks_per_shard
 
-    def write_part(self, number: int, block: Block) -> list[ChunkRecord]:
-        """Write part `number`, read it back, and return the records of its chunks.
+    def write_part(self, number: int, chunks: Iterable[Block]) -> list[ChunkRecord]:
+        """Write part `number`, given chunk by chunk, and return the records of its chunks.
 
-        Raises `BadDataError` where what was read back is not what was written.
+        Each is encoded before the next is taken, and what was written is read back. Raises
+        `BadDataError` where that, or what was decoded again, is anything else.
         """
         arrays = split_arrays(self.location.child(self.name), self.schema)
-        arrays["inputs"].write(number, block.inputs)
-        if block.targets is not None:
-            arrays["targets"].write(number, block.targets)
-        chunk_rows, first = self.schema.chunk_rows, number * self.schema.chunks_per_shard
-        return [
-            self._record(arrays, first + offset // chunk_rows, _rows(block, offset, chunk_rows))
-            for offset in range(0, len(block.inputs), chunk_rows)
-        ]
+        encoded: dict[str, list[bytes]] = {}
+        first = number * self.schema.chunks_per_shard
+        records: list[ChunkRecord] = []
+        for chunk in chunks:
+            for name, values in (("inputs", chunk.inputs), ("targets", chunk.targets)):
+                if values is not None:
+                    encoded.setdefault(name, []).append(_encoded(arrays[name], values))
+            records.append(_record(first + len(records), chunk))
+            del chunk  # before the next one is made
+        for name, of_chunks in encoded.items():
+            arrays[name].write_encoded(number, of_chunks)
+        return records
 
     def check_there(self) -> None:
         """Raise `UnreachableError` where a chunk cannot be seen from here, whoever wrote it."""
         for array in split_arrays(self.location.child(self.name), self.schema).values():
             array.check_there()
 
-    def _record(self, arrays: dict[str, ChunkedArray], number: int, chunk: Block) -> ChunkRecord:
-        """The record of a chunk that was written, once it has been read back."""
-        for name, values in (("inputs", chunk.inputs), ("targets", chunk.targets)):
-            if values is not None and not np.array_equal(arrays[name].read(number), values):
-                raise BadDataError(
-                    f"Chunk {number} of {arrays[name].location} reads back other than it was "
-                    "written. The disk or the memory of this machine is not to be trusted."
-                )
-        targets = chunk.targets
-        counts = () if targets is None else targets.sum(axis=0, dtype=np.int64).tolist()
-        return ChunkRecord(number, chunk.digest(), tuple(counts))
+
+def _encoded(array: ChunkedArray, values: NDArray[Any]) -> bytes:
+    """A chunk as it is to be stored, once it has been decoded again."""
+    encoded = array.encode(values)
+    if not np.array_equal(array.decode(encoded)[: len(values)], values):
+        raise BadDataError(
+            f"A chunk for {array.location} decodes to other rows than it was made of. The memory "
+            "of this machine is not to be trusted."
+        )
+    return encoded
 
 
-def _rows(block: Block, start: int, count: int) -> Block:
-    targets = None if block.targets is None else block.targets[start : start + count]
-    return Block(block.inputs[start : start + count], targets)
+def _record(number: int, chunk: Block) -> ChunkRecord:
+    targets = chunk.targets
+    counts = () if targets is None else targets.sum(axis=0, dtype=np.int64).tolist()
+    return ChunkRecord(number, chunk.digest(), tuple(counts))
 
 
 class DatasetWriter:

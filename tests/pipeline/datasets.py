@@ -12,6 +12,7 @@ from storage.dataset import Block, Dataset
 from storage.dataset_writer import create_dataset
 from storage.location import open_location
 from storage.schema import DatasetSchema, SplitSchema
+from tests.storage.artefacts import part_chunks, part_numbers
 
 CLASSES = np.arange(4)
 FEATURES = 5
@@ -46,9 +47,8 @@ def write_known(
     with create_dataset(open_location(path), schema) as writer:
         split_writer = writer.split("train")
         records = []
-        for start in range(0, rows, split_writer.part_rows):
-            part = slice(start, start + split_writer.part_rows)
-            block = Block(inputs[part], None if targets is None else targets[part])
-            records += split_writer.write_part(start // split_writer.part_rows, block)
+        for number in part_numbers(split_writer):
+            chunks = part_chunks(Block(inputs, targets), split_writer, number)
+            records += split_writer.write_part(number, chunks)
         dataset = writer.publish({"train": records}, [], {})
     return Known(dataset, path, inputs, targets)

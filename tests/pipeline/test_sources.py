@@ -55,7 +55,7 @@ def refusal(spec: Path | str, kind: type[PipelineError] = BadDataError) -> str:
 
 
 def read(split: SplitSource, rows_per_part: int = 5) -> tuple[NDArray[Any], NDArray[Any] | None]:
-    loaded = [part.load() for part in split.parts(rows_per_part)]
+    loaded = [part.load(part.start, part.stop) for part in split.parts(rows_per_part)]
     label_blocks = [block for _, block in loaded if block is not None]
     together = np.concatenate(label_blocks) if label_blocks else None
     return np.concatenate([block for block, _ in loaded]), together
@@ -129,8 +129,8 @@ def test_parts_travel(tmp_path: Path) -> None:
     """A part that was pickled holds the same rows."""
     write_set(tmp_path)
     part = next(iter(open_source(str(tmp_path)).splits[0].parts(5)))
-    arrived = pickle.loads(pickle.dumps(part)).load()
-    for expected, actual in zip(part.load(), arrived, strict=True):
+    arrived = pickle.loads(pickle.dumps(part)).load(1, 4)
+    for expected, actual in zip(part.load(1, 4), arrived, strict=True):
         np.testing.assert_array_equal(expected, actual)
 
 
@@ -382,10 +382,10 @@ def test_synthetic_parts() -> None:
     assert all(len(pickle.dumps(part)) < 300 for part in parts)
     expected_images, expected_labels = draw_digits(3, "test", 0, 7)
     np.testing.assert_array_equal(
-        expected_images, np.concatenate([part.load()[0] for part in parts])
+        expected_images, np.concatenate([part.load(part.start, part.stop)[0] for part in parts])
     )
     np.testing.assert_array_equal(
-        expected_labels, np.concatenate([part.load()[1] for part in parts])
+        expected_labels, np.concatenate([part.load(part.start, part.stop)[1] for part in parts])
     )
     assert (expected_images.shape[1:], expected_images.dtype) == (test.image_shape, test.dtype)
     assert list(range(10)) == test.label_values()

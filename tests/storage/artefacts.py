@@ -51,11 +51,22 @@ def rows_of(name: str, split: SplitSchema) -> Block:
     return Block(values, np.eye(split.classes, dtype=np.uint8)[labels])
 
 
-def part_of(name: str, writer: SplitWriter, number: int) -> Block:
-    """The rows that part `number` is to be written with."""
-    rows = rows_of(name, writer.schema)
-    part = slice(number * writer.part_rows, (number + 1) * writer.part_rows)
-    return Block(rows.inputs[part], None if rows.targets is None else rows.targets[part])
+def part_of(name: str, writer: SplitWriter, number: int) -> list[Block]:
+    """The chunks that part `number` is to be written with."""
+    return part_chunks(rows_of(name, writer.schema), writer, number)
+
+
+def part_chunks(rows: Block, writer: SplitWriter, number: int) -> list[Block]:
+    """The chunks of part `number`, out of all rows of a split."""
+    end = min((number + 1) * writer.part_rows, writer.schema.rows)
+    chunks = [
+        slice(start, min(start + writer.schema.chunk_rows, end))
+        for start in range(number * writer.part_rows, end, writer.schema.chunk_rows)
+    ]
+    return [
+        Block(rows.inputs[chunk], None if rows.targets is None else rows.targets[chunk])
+        for chunk in chunks
+    ]
 
 
 def part_numbers(writer: SplitWriter) -> range:

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import pickle
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
@@ -14,9 +15,11 @@ import pytest
 import xarray
 import zarr
 
+from storage.chunks import ChunkedArray
 from storage.dataset import Block, Dataset, Split, open_dataset
 from storage.dataset_writer import ChunkRecord, create_dataset
 from storage.errors import BadDataError
+from storage.local import LocalLocation
 from storage.location import open_location
 from storage.objects import Location
 from storage.schema import ELEMENT_TYPES, DatasetSchema, SplitSchema
@@ -120,9 +123,56 @@ def test_writing_a_part_twice_is_writing_it_once(place: Location) -> None:
     """A part may be done again, as after a worker's death: same records, same bytes."""
     with create_dataset(place, dataset_schema()) as writer:
         split = writer.split("train")
-        block = part_of("train", split, 1)
-        first, again = split.write_part(1, block), split.write_part(1, block)
+        chunks = part_of("train", split, 1)
+        first, again = split.write_part(1, chunks), split.write_part(1, chunks)
     assert first == again
+
+
+@pytest.mark.parametrize("damaged", ["put", "encode"])
+def test_what_reads_back_otherwise_is_told(
+    place: Location, monkeypatch: pytest.MonkeyPatch, damaged: str
+) -> None:
+    """A disk that keeps another byte, and memory that turns one over, are not believed."""
+
+    def damage(data: bytes) -> bytes:
+        return data[:20] + bytes([data[20] ^ 1]) + data[21:]
+
+    put, encode = LocalLocation.put, ChunkedArray.encode
+    with create_dataset(place, dataset_schema(chunks_per_shard=2)) as writer:
+        split = writer.split("train")
+        if damaged == "put":
+            monkeypatch.setattr(
+                LocalLocation, "put", lambda at, key, data: put(at, key, damage(data))
+            )
+        else:
+            monkeypatch.setattr(
+                ChunkedArray,
+                "encode",
+                lambda array, values: encode(array, np.flip(values, axis=0)),
+            )
+        with pytest.raises(BadDataError, match="is not to be trusted"):
+            split.write_part(0, part_of("train", split, 0))
+
+
+def test_a_part_is_written_chunk_by_chunk(place: Location) -> None:
+    """Of a shard's chunks one is held at a time, and none may be left out or added."""
+    held: list[weakref.ref[Block]] = []
+    with create_dataset(place, dataset_schema(chunks_per_shard=2)) as writer:
+        split = writer.split("train")
+        chunks = part_of("train", split, 0)
+
+        def one_by_one() -> Iterator[Block]:
+            while chunks:
+                assert [] == [block for block in held if block() is not None]
+                chunk = chunks.pop(0)
+                held.append(weakref.ref(chunk))
+                yield chunk
+                del chunk
+
+        assert [0, 1] == [record.number for record in split.write_part(0, one_by_one())]
+        for wrong in (part_of("train", split, 0)[:1], part_of("train", split, 0) * 2):
+            with pytest.raises(ValueError, match="chunks for 8 rows"):
+                split.write_part(0, wrong)
 
 
 def write_and_read(split: Any, number: int) -> Any:
@@ -338,7 +388,7 @@ def test_a_dataset_with_a_damaged_root_can_be_replaced(tmp_path: Path) -> None:
 
     def write(overwrite: bool) -> str:
         with create_dataset(target, schema, overwrite=overwrite) as writer:
-            records = writer.split("train").write_part(0, block)
+            records = writer.split("train").write_part(0, [block])
             return writer.publish({"train": records}, [], {}).digest
 
     digest = write(overwrite=False)

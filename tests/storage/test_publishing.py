@@ -196,7 +196,7 @@ def test_an_orphan_writes_into_nothing_that_is_published(place: Location) -> Non
             for name, split in splits.items()
         }
         stale = part_of("train", orphan, 0)
-        orphan.write_part(0, Block(255 - stale.inputs, stale.targets))
+        orphan.write_part(0, [Block(255 - chunk.inputs, chunk.targets) for chunk in stale])
         writer.publish(records, SOURCES, FINGERPRINT)
     assert_holds_its_rows(open_dataset(place), schema)
     with dataset_lock(place) as locked:
