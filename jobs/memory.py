@@ -20,6 +20,8 @@ from storage.schema import SplitSchema
 
 ROW_NUMBERS = 48
 """Bytes per row of a window for its permutation, its inverse and the row numbers."""
+WINDOWS_OF_THREADS = 3
+"""Two, and one more of which a thread may still have rows."""
 FORMS_OF_THE_STATE = 4
 """Parameters and the optimiser's vectors: before and after a step, and twice in a checkpoint that
 is being saved or loaded."""
@@ -60,7 +62,7 @@ def train_memory(config: TrainConfig, layers: tuple[Layer, ...], split: SplitSch
         parameters
         + cores * (FORK_MEMORY + micro_batches + first)
         + bool(evaluations) * _forward_bytes(layers, itemsize, thread_count(config.threads))
-        + evaluations * _stream_bytes(split, PLAIN_WINDOW_CHUNKS)
+        + evaluations * _stream_bytes(split, PLAIN_WINDOW_CHUNKS, WINDOWS_OF_THREADS)
         + _stream_bytes(split, window, windows)
     )
     return BASE_MEMORY + max(training, drawing)
@@ -73,7 +75,7 @@ def score_memory(network: Network, split: SplitSchema, threads: int) -> int:
     chunk = split.chunk_rows * (split.row_bytes + 3 * 4 * (layers[-1].outputs + 1))
     return (
         BASE_MEMORY
-        + _stream_bytes(split, PLAIN_WINDOW_CHUNKS)
+        + _stream_bytes(split, PLAIN_WINDOW_CHUNKS, WINDOWS_OF_THREADS)
         + _forward_bytes(layers, itemsize, threads)
         + (2 * MOST_VECTORS + 1) * network.parameter_count * itemsize  # loading the checkpoint
         + threads * chunk

@@ -23,7 +23,8 @@ class Workers(Closing, Generic[Given, Result]):
     def map(self, items: Iterator[Given]) -> Iterator[Result]:
         """Results in order; no more items are taken ahead than there are threads.
 
-        The calling thread does its share: handing work over costs as much as a small micro-batch.
+        None is held while the next ones are taken: they may be views of something large. The
+        calling thread does its share: handing work over costs as much as a small micro-batch.
         """
         if self._pool is None:
             yield from map(self._function, items)
@@ -33,6 +34,7 @@ class Workers(Closing, Generic[Given, Result]):
             yield self._function(group[0])
             for other in others:
                 yield other.result()
+            group.clear()
 
     def close(self) -> None:
         """Stop the threads."""

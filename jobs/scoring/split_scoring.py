@@ -170,8 +170,8 @@ def _scored_here(
     schema, missing = writer.schema, set(writer.missing)
     forward = Forward(model.network, model.parameters)
 
-    def settle(chunk: tuple[int, Batch]) -> tuple[int, QualityCount | None]:
-        number, batch = chunk
+    def settle(batch: Batch) -> tuple[int, QualityCount | None]:
+        number = int(batch.rows[0]) // schema.chunk_rows
         if number in missing:
             predictions = predict(forward, batch.inputs)
             writer.write_chunk(number, *predictions)
@@ -187,7 +187,7 @@ def _scored_here(
         dataset, schema.split, batch_size=schema.chunk_rows, shuffle=False, epochs=1
     )
     with chunks, Workers(settle, threads) as workers:
-        for rows, counted in workers.map(enumerate(chunks)):
+        for rows, counted in workers.map(iter(chunks)):
             if counted is not None:
                 count.merge(counted)
             yield rows

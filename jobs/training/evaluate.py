@@ -66,12 +66,16 @@ class Evaluator(Closing):
     def evaluate(self, parameters: Floats) -> Evaluation:
         """Read all the rows once and judge the parameters by them."""
         loss_sum, correct, rows = 0.0, 0, 0
-        blocks: Iterator[tuple[Floats, Batch]] = ((parameters, batch) for batch in self._stream)
-        for block in self._workers.map(blocks):
+        for block in self._workers.map(self._blocks(parameters)):
             loss_sum += block.loss_sum
             correct += block.correct
             rows += block.rows
         return Evaluation(correct / rows, loss_sum / rows)
+
+    def _blocks(self, parameters: Floats) -> Iterator[tuple[Floats, Batch]]:
+        for batch in self._stream:
+            yield parameters, batch
+            del batch  # it is a view, and would keep its window in memory
 
     def _block(self, work: tuple[Floats, Batch]) -> LossSum:
         parameters, batch = work

@@ -24,6 +24,8 @@ from tests.benchmarks.data import NETWORK, Workplace
 from tests.benchmarks.processes import PROJECT
 
 SIZES = (60_000, 600_000, 6_000_000)
+ROWS = ("inputs/c", "targets/c")
+"""How the names of the objects begin that hold a split's rows."""
 SHUFFLE_MEMORY = 32 * 2**20
 """Small enough that the windows of every size are full."""
 
@@ -106,11 +108,7 @@ def _reading(dataset: Dataset) -> Iterator[Verdict]:
     """Bytes read per epoch, and what it takes to seek, on the largest set."""
     split = dataset.split("train")
     location = dataset.location.child("train")
-    stored = sum(
-        location.size(key)
-        for key in location.objects()
-        if key.startswith(("inputs/c", "targets/c"))
-    )
+    stored = sum(location.size(key) for key in location.objects() if key.startswith(ROWS))
     with (
         watched_reads() as reads,
         BatchStream(
@@ -120,7 +118,7 @@ def _reading(dataset: Dataset) -> Iterator[Verdict]:
         for _ in stream:
             pass
         state = stream.state
-    read = sum(size for key, size in reads if key.startswith("c."))
+    read = sum(size for key, size in reads if key.startswith(ROWS))
     yield Verdict("bytes read in an epoch / bytes stored", read / stored, 1.0, unit="ratio")
     batch = split.schema.rows // 10_000 // 2
     sought = type(state).from_json(state.to_json() | {"epoch": 0, "next_batch": batch})
@@ -138,7 +136,7 @@ def _reading(dataset: Dataset) -> Iterator[Verdict]:
             waited = stream.seconds_waited
             seconds = time.perf_counter() - began - waited
             window = stream.state.window_chunks
-    chunks = len({key for key, _ in reads if key.startswith("c.")})
+    chunks = len({key for key, _ in reads if key.startswith(ROWS)})
     note = f"{chunks} objects for windows of {window} chunks"
     yield Verdict("seeking, besides reading, seconds", seconds, 0.1, unit="s", note=note)
 
@@ -163,7 +161,7 @@ def bench_latency(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
 
 @contextmanager
 def watched_reads(delay: float = 0.0) -> Iterator[list[tuple[str, int]]]:
-    """Every read of a file, by its name and the bytes; each first waits `delay` s."""
+    """Every read of a file, by its name in its array, and the bytes; each first waits `delay` s."""
     reads: list[tuple[str, int]] = []
     get = LocalLocation.get
 
@@ -171,7 +169,7 @@ def watched_reads(delay: float = 0.0) -> Iterator[list[tuple[str, int]]]:
         if delay:
             time.sleep(delay)
         data = get(location, key, *bounds)
-        reads.append((Path(key).name, len(data)))
+        reads.append((f"{Path(str(location)).name}/{key}", len(data)))
         return data
 
     LocalLocation.get = watched  # type: ignore[method-assign, assignment]

@@ -25,6 +25,7 @@ from storage.location import open_location
 from storage.predictions import scores_lock
 from storage.runs import open_run
 from tests.jobs.trainings import small
+from tests.pipeline.datasets import watched_windows
 
 CONFIG = small(epochs=2, learning_rate=0.03, dtype="float32")
 
@@ -390,3 +391,15 @@ def test_missing(
     arguments[missing] = "absent" if missing == "split" else tmp_path / "absent"
     with pytest.raises(kind, match=message):
         score(**arguments)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_two_windows_are_held(
+    run: Path, digits: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    """When a window is about to be loaded, one other is there: threads hold no rows of the last."""
+    monkeypatch.setattr("pipeline.stream.PLAIN_WINDOW_CHUNKS", 2)
+    there = watched_windows(monkeypatch)
+    score(run=run, split="train", dataset=digits, threads=threads)
+    assert 3 == len(there)
+    assert 1 == max(there)

@@ -1,13 +1,16 @@
 """Small datasets for the stream's tests: real ones on disk, and the arrays that are in them."""
 
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from pipeline.transforms import add_bias, one_hot
+from pipeline.window_memory import WindowMemory
 from storage.dataset import Block, Dataset
 from storage.dataset_writer import create_dataset
 from storage.location import open_location
@@ -52,3 +55,19 @@ def write_known(
             records += split_writer.write_part(number, chunks)
         dataset = writer.publish({"train": records}, [], {})
     return Known(dataset, path, inputs, targets)
+
+
+def watched_windows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Filled, whenever memory is asked for a window, with how many others there are then."""
+    windows: list[weakref.ref[Any]] = []
+    there: list[int] = []
+    array = WindowMemory.array
+
+    def watched(memory: WindowMemory, size: int) -> NDArray[np.uint8]:
+        there.append(sum(window() is not None for window in windows))
+        made = array(memory, size)
+        windows.append(weakref.ref(made))
+        return made
+
+    monkeypatch.setattr(WindowMemory, "array", watched)
+    return there

@@ -19,6 +19,7 @@ from storage.errors import BadDataError
 from storage.idx import write_idx
 from storage.location import open_location
 from tests.jobs.trainings import SMALL
+from tests.pipeline.datasets import watched_windows
 
 LAYERS = parse_network(SMALL.network)
 
@@ -103,3 +104,17 @@ def test_unlabelled(tmp_path: Path) -> None:
         evaluator(tmp_path / "data", "float32", 0, 9),
     ):
         pass
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_two_windows_are_held(digits: Path, monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+    """When a window is about to be loaded, one other is there: threads hold no rows of the last."""
+    monkeypatch.setattr("jobs.training.evaluate.BLOCK_ROWS", 115)  # two of each window
+    monkeypatch.setattr("pipeline.stream.PLAIN_WINDOW_CHUNKS", 1)
+    there = watched_windows(monkeypatch)
+    parameters = initialise("scaled", LAYERS, 0)
+    with evaluator(digits, "float32", 0, 1031, threads, times=3) as judge:
+        for _ in range(3):
+            judge.evaluate(parameters)
+    assert 15 == len(there)
+    assert 1 == max(there)
