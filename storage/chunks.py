@@ -8,6 +8,7 @@ write, with the codecs that Zarr itself uses, which let other threads run meanwh
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any
 
 import google_crc32c
@@ -45,10 +46,12 @@ class ChunkedArray:
     """False for an array of shape `(rows,)`, which reads as one column."""
     _indexes: "dict[str, ShardIndex]" = field(default_factory=dict, repr=False, compare=False)
     """Those of the shards so far, each read once: 16 bytes a chunk."""
+    _reading: dict[str, Lock] = field(default_factory=dict, repr=False, compare=False)
+    """Held while a shard's index is read, so that two threads do not both read it."""
 
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled: all but the indexes, which are read again where they are needed."""
-        return vars(self) | {"_indexes": {}}
+        return vars(self) | {"_indexes": {}, "_reading": {}}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -194,8 +197,9 @@ class ChunkedArray:
 
     def _shard_entry(self, key: str, place_in_shard: int) -> tuple[int, int]:
         """Offset and length, in bytes, of a chunk inside its shard."""
-        if key not in self._indexes:
-            self._indexes[key] = self._read_index(key)
+        with self._reading.setdefault(key, Lock()):
+            if key not in self._indexes:
+                self._indexes[key] = self._read_index(key)
         index = self._indexes[key]
         start, length = index.entries[place_in_shard].tolist()
         if start + length > index.shard_bytes:

@@ -2,6 +2,8 @@
 
 import os
 import pickle
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import pytest
 import zarr
 from zarr.codecs import ZstdCodec
 
-from storage.chunks import ChunkedArray
+from storage.chunks import ChunkedArray, ShardIndex
 from storage.dataset import Split
 from storage.errors import BadDataError
 from storage.location import open_location
@@ -159,6 +161,23 @@ def test_a_shard_index_is_read_once(sharded: ChunkedArray, monkeypatch: pytest.M
         sharded.read(number)
     assert stored == read
     assert small == len(pickle.dumps(sharded))
+
+
+def test_a_shard_index_is_read_once_by_many(
+    sharded: ChunkedArray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads that ask for chunks of a new shard at once wait for one reading of its index."""
+    read_index, readings = ChunkedArray._read_index, []
+
+    def slow(array: ChunkedArray, key: str) -> ShardIndex:
+        readings.append(key)
+        time.sleep(0.05)
+        return read_index(array, key)
+
+    monkeypatch.setattr(ChunkedArray, "_read_index", slow)
+    with ThreadPoolExecutor(5) as pool:
+        assert [4, 4, 4, 4, 3] == list(map(len, pool.map(sharded.read, range(5))))
+    assert ["c.0.0", "c.1.0"] == sorted(readings)
 
 
 @pytest.mark.parametrize("entry", [(2**64 - 1, 2**64 - 1), (0, 2**63), (2**40, 8)])
