@@ -21,7 +21,6 @@ Stepped: TypeAlias = tuple[Floats, State]
 OPTIMIZERS = ("sgd", "momentum", "nesterov", "adam", "adamw")
 """The optimisers by name."""
 
-
 FLUSH_EVERY = 32
 """Steps from one look for numbers that have decayed to the next: each costs some passes."""
 
@@ -251,7 +250,7 @@ def _flush_decayed(moment: Floats, step_number: int) -> None:
     Where the gradient stays 0, as at a pixel that is blank from here on, a moment shrinks step by
     step until it is subnormal, and stays so: 0.9 times the smallest number rounds to itself. With
     such numbers a processor computes a hundred times more slowly; left alone, they made steps a
-    third slower by the fourth epoch.
+    third slower after some 10,000 of them.
     """
     if step_number % FLUSH_EVERY == 0:
         moment[np.abs(moment) < DECAYED * np.finfo(moment.dtype).tiny] = 0

@@ -65,6 +65,15 @@ def checkpoints(run: Path) -> list[CheckpointName]:
     return list_checkpoints(open_run(open_location(run)))
 
 
+def tree(directory: Path) -> dict[str, bytes]:
+    """Every file below a directory with its content, but for locks."""
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and path.name != ".lock"
+    }
+
+
 def stopped_at(run: Path, checkpoint: CheckpointName, copy: Path) -> Path:
     """A copy of a run as it would be had it died right after that checkpoint.
 

@@ -1,0 +1,171 @@
+"""Resume: what may differ from the run that was begun, and what is refused, and why."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.config import TrainConfig, may_change
+from jobs.train import train
+from pipeline.ingest import ingest
+from storage import sealed
+from storage.checkpoints import CheckpointName
+from storage.errors import BadDataError, ConflictError
+from storage.location import open_location
+from storage.runs import RECORD, create_run, open_run, run_lock
+from tests.jobs.trainings import (
+    SMALL,
+    Listed,
+    checkpoints,
+    outcome,
+    small,
+    stopped_at,
+    tree,
+)
+
+
+def test_what_may_change(half_done: Path, digits: Path, expected: dict[str, Any]) -> None:
+    """Checkpoints and threads are nothing that the result depends on: they may change."""
+    config = small(keep=2, threads=3, checkpoint_every=5)
+    assert expected == outcome(train(config, dataset=digits, run=half_done, resume=True))
+    assert [CheckpointName(5, 10), CheckpointName(6, 0)] == checkpoints(half_done)
+
+
+OTHERS = {
+    "network": "784-relu-8-softmax-10",
+    "epochs": 7,
+    "batch_size": 98,
+    "optimizer": "adam",
+    "learning_rate": 0.02,
+    "schedule": "constant",
+    "momentum": 0.8,
+    "l2": 0.2,
+    "init": "he-normal",
+    "seed": 1,
+    "dtype": "float64",
+    "shuffle": False,
+    "shuffle_memory": 2**21,
+    "drop_last": True,
+    "micro_batches": 3,
+    "parallel": "rounds",
+    "evaluate": "none",
+    "holdout": 10,
+}
+"""Another value of each setting that a resume may not change."""
+
+
+def test_parts_of_another_release(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run keeps its parts of a mini-batch where a later release would choose others."""
+    config = small(checkpoint_every=4, micro_batches=0)
+    expected = outcome(train(config, dataset=digits, run=tmp_path / "whole"))
+    stop = checkpoints(tmp_path / "whole")[3]
+    begun = stopped_at(tmp_path / "whole", stop, tmp_path / "begun")
+    monkeypatch.setattr("jobs.training.step.default_micro_batches", lambda batch_size: 3)
+    assert expected == outcome(train(config, dataset=digits, run=begun, resume=True))
+    other = outcome(train(config, dataset=digits, run=tmp_path / "other"))
+    assert expected != other
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_another_setting(name: str, finished: Path, digits: Path) -> None:
+    """Any other setting that differs is refused by name, with both values, and nothing is lost."""
+    before = tree(finished)
+    with pytest.raises(ConflictError) as caught:
+        train(small(**{name: OTHERS[name]}), dataset=digits, run=finished, resume=True)
+    assert f"({name}: {getattr(SMALL, name)!r} recorded, {OTHERS[name]!r} given)" in str(
+        caught.value
+    )
+    assert before == tree(finished)
+
+
+def test_several_other_settings(finished: Path, digits: Path) -> None:
+    """All settings that differ are named at once."""
+    with pytest.raises(ConflictError, match=r"holdout: 0 .*, 9 given; patience: 0 .*, 2 given"):
+        train(small(holdout=9, patience=2), dataset=digits, run=finished, resume=True)
+
+
+def test_no_setting_is_left_out() -> None:
+    """The tests above go through every setting there is."""
+    fixed = {setting.name for setting in fields(TrainConfig) if not may_change(setting, SMALL)}
+    assert fixed == OTHERS.keys() | {"patience"}
+
+
+def test_another_dataset(finished: Path, tmp_path: Path) -> None:
+    """A dataset with other rows is refused, both digests shown."""
+    other = ingest("synthetic:1031,211", tmp_path / "other", rows_per_chunk=230, seed=1).dataset
+    with pytest.raises(ConflictError) as caught:
+        train(SMALL, dataset=tmp_path / "other", run=finished, resume=True)
+    recorded = open_run(open_location(finished)).dataset_digest
+    assert recorded in str(caught.value)
+    assert other.digest in str(caught.value)
+
+
+def test_another_environment(half_done: Path, digits: Path, expected: dict[str, Any]) -> None:
+    """A run that was begun with another NumPy may go on, and it is said."""
+    record = json.loads((half_done / RECORD).read_text())
+    record["environment"]["numpy"] = "1.2.3"
+    (half_done / RECORD).write_bytes(sealed.sealed_bytes(record))
+    listener = Listed()
+    result = train(SMALL, dataset=digits, run=half_done, resume=True, listener=listener)
+    assert expected == outcome(result)
+    assert 1 == len(listener.warnings)
+    assert "numpy: '1.2.3' then" in listener.warnings[0]
+
+
+@pytest.mark.parametrize(("what", "version"), [("order", 2), ("step", 1)])
+def test_other_versions(half_done: Path, digits: Path, what: str, version: int) -> None:
+    """A run of another version of the order or of the arithmetic is not gone on with.
+
+    That is said before anything else that is different: nothing that is given could help.
+    """
+    record = json.loads((half_done / RECORD).read_text())
+    record["versions"][what] = version
+    record["configuration"]["micro_batches"] = 17
+    (half_done / RECORD).write_bytes(sealed.sealed_bytes(record))
+    with pytest.raises(ConflictError, match=f"'{what}': {version}"):
+        train(SMALL, dataset=digits, run=half_done, resume=True)
+
+
+def test_locked(half_done: Path, digits: Path) -> None:
+    """A run that another is writing to is refused and left alone."""
+    before = tree(half_done)
+    with (
+        run_lock(open_location(half_done)),
+        pytest.raises(ConflictError, match="is being written by process"),
+    ):
+        train(SMALL, dataset=digits, run=half_done, resume=True)
+    assert before == tree(half_done)
+
+
+def test_something_else_there(digits: Path, tmp_path: Path) -> None:
+    """A directory that holds something other than a run is left alone."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("years of work")
+    with pytest.raises(ConflictError, match=r"thesis\.tex"):
+        train(SMALL, dataset=digits, run=tmp_path / "run", resume=True)
+    assert ["thesis.tex"] == [path.name for path in (tmp_path / "run").iterdir()]
+    assert "years of work" == (tmp_path / "run" / "thesis.tex").read_text()
+
+
+def test_record_that_is_none(digits: Path, tmp_path: Path) -> None:
+    """A record whose settings are of another release is refused with the place and the name."""
+    create_run(
+        open_location(tmp_path / "run"),
+        configuration={"batchsize": 3},
+        dataset_digest=train_digest(digits),
+        dataset={},
+        versions={"order": 1, "step": 2},
+        environment={},
+    )
+    with pytest.raises(BadDataError, match=r"run\.json has an unknown setting 'batchsize'"):
+        train(SMALL, dataset=digits, run=tmp_path / "run", resume=True)
+
+
+def train_digest(dataset: Path) -> str:
+    """The digest of a dataset on disk."""
+    document = json.loads((dataset / "zarr.json").read_text())
+    return str(document["attributes"]["digest"])
