@@ -6,6 +6,7 @@ specification and its `sharding_indexed` codec say is there, and writes the byte
 write, with the codecs that Zarr itself uses, which let other threads run meanwhile.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from threading import Lock
@@ -98,17 +99,25 @@ class ChunkedArray:
         except MemoryError as error:
             raise ValueError(f"chunks of shape {shape} do not fit in memory") from error
 
-    def read(self, number: int, out: NDArray[Any] | None = None) -> NDArray[Any]:
+    def read(
+        self,
+        number: int,
+        out: NDArray[Any] | None = None,
+        stored_digest: "hashlib._Hash | None" = None,
+    ) -> NDArray[Any]:
         """Chunk `number` as `(rows, columns)`; the last one has the rows that are left.
 
         It is a view of `out`, an `empty_chunk`, where that is given: fresh memory for each chunk
-        takes half as long as decoding it. Raises `BadDataError` that names the object where it is
-        missing or cannot be decoded.
+        takes half as long as decoding it. `stored_digest` takes in the bytes that were decoded.
+        Raises `BadDataError` that names the object where it is missing or cannot be decoded.
         """
         key = self._key(number // self.chunks_per_shard)
         place = f"{self.location}/{key}"
         try:
-            values = self.decode(self._stored(key, number % self.chunks_per_shard), out)
+            stored = self._stored(key, number % self.chunks_per_shard)
+            if stored_digest is not None:
+                stored_digest.update(stored)
+            values = self.decode(stored, out)
         except FileNotFoundError:
             raise BadDataError(
                 f"Chunk {number} is missing: there is no {place}. Restore it from a copy, or make "

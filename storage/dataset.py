@@ -73,6 +73,8 @@ class Split:
         self.schema: SplitSchema = record.schema
         self._store = store
         self._dataset_digest = dataset_digest
+        self._sound: dict[int, bytes] = {}
+        """SHA-256 of the stored bytes, by chunk, that were found to decode to the right rows."""
 
     @cached_property
     def arrays(self) -> dict[str, ChunkedArray]:
@@ -153,17 +155,24 @@ class Split:
             )
 
     def _read_checked(self, number: int, out: Block | None) -> Block:
-        targets = None
+        stored, targets = hashlib.sha256(), None
         if self.schema.classes:
-            targets = self.arrays["targets"].read(number, out.targets if out else None)
-        block = Block(self.arrays["inputs"].read(number, out.inputs if out else None), targets)
+            targets = self.arrays["targets"].read(number, out.targets if out else None, stored)
+        inputs = self.arrays["inputs"].read(number, out.inputs if out else None, stored)
+        block = Block(inputs, targets)
+        # The same bytes decode to the same rows, and there are a quarter as many of them.
+        if self._sound.get(number) != stored.digest():
+            self._check_digest(number, block)
+            self._sound[number] = stored.digest()
+        return block
+
+    def _check_digest(self, number: int, block: Block) -> None:
         if block.digest() != self.chunk_digests[number].tobytes():
             start, stop = self.schema.chunk_bounds(number)
             raise BadDataError(
                 f"Chunk {number} (rows {start}..{stop - 1}) of {self._store.location}/{self.name} "
                 f"does not have its recorded digest: it is damaged or another's. {MAKE_AGAIN}"
             )
-        return block
 
 
 @dataclass(frozen=True)
