@@ -70,6 +70,12 @@ def cli() -> None:
     type=click.IntRange(1),
     help="Rows that are stored and read together.  [default: about 1.5 MB of them]",
 )
+@click.option(
+    "--compression",
+    type=click.Choice(["lz4", "lz4hc", "zstd"]),
+    help="How rows are stored: zstd is a quarter smaller than lz4, which is read twice as fast; "
+    "lz4hc is nearly both, and takes longer to make.  [default: lz4]",
+)
 @click.option("--overwrite", is_flag=True, help="Replace the dataset that is there already.")
 @seed_option
 @storage_option
@@ -80,6 +86,7 @@ def ingest(
     source: str,
     out: str | None,
     rows_per_chunk: int | None,
+    compression: str | None,
     overwrite: bool,
     seed: int,
     storage_options: tuple[str, ...],
@@ -112,6 +119,7 @@ def ingest(
                 opened,
                 place or f"{DATA_ROOT}/{opened.name}",
                 rows_per_chunk=rows_per_chunk,
+                compression=compression,
                 overwrite=overwrite,
                 take_over=console.warn if take_over else None,
                 report=report,

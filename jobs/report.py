@@ -58,6 +58,7 @@ def inspect_dataset(dataset: Dataset) -> Report:
         "class_names": list(dataset.class_names),
         "image_shape": list(dataset.image_shape),
         "transforms": list(dataset.transforms),
+        "compression": dataset.compression,
         "splits": splits,
         "sources": list(dataset.sources),
     }
@@ -93,6 +94,7 @@ def _dataset_text(dataset: Dataset, splits: dict[str, dict[str, Any]]) -> str:
                     "images",
                     f"{_shape(dataset.image_shape)}, stored with {', '.join(dataset.transforms)}",
                 ),
+                ("compression", dataset.compression),
             ]
         ),
         table(

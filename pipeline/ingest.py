@@ -28,7 +28,7 @@ from storage.dataset_writer import (
 from storage.errors import UnreachableError, UsageError
 from storage.location import Place, open_location
 from storage.objects import Location, TakeOver
-from storage.schema import METADATA_NAME, DatasetSchema, SplitSchema
+from storage.schema import COMPRESSIONS, LZ4, METADATA_NAME, DatasetSchema, SplitSchema
 
 if TYPE_CHECKING:
     from pipeline.clusters.client import Cluster
@@ -74,6 +74,7 @@ def ingest(
     out: Place = "data/mnist",
     *,
     rows_per_chunk: int | None = None,
+    compression: str | None = None,
     overwrite: bool = False,
     seed: int = 0,
     take_over: TakeOver | None = None,
@@ -86,23 +87,30 @@ def ingest(
 
     `source` is a directory, a known name, or `synthetic[:TRAIN[,TEST]]` (see
     `pipeline.sources.open_source`); `seed` is for generated digits; `take_over` is leave
-    to take the lock of a dead writer in a store. Raises `UsageError`,
-    `BadDataError`, `ConflictError` or `UnreachableError`; whatever happens, nothing half-made
-    is left at `out`, and an old dataset there stays until the new one is complete.
+    to take the lock of a dead writer in a store. `compression` is one of `COMPRESSIONS` in
+    `storage.schema`; without, a new dataset has LZ4, and one that is there may have any. Raises
+    `UsageError`, `BadDataError`, `ConflictError` or `UnreachableError`; whatever happens, nothing
+    half-made is left at `out`, and an old dataset there stays until the new one is complete.
     """
     began = time.perf_counter()
     if rows_per_chunk is not None and rows_per_chunk < 1:
         raise UsageError(f"The rows per chunk are {rows_per_chunk}; expected at least 1.")
+    if compression not in (None, *COMPRESSIONS):
+        raise UsageError(
+            f"The compression is {compression!r}; expected one of {', '.join(COMPRESSIONS)}."
+        )
     if isinstance(source, str):
         source = open_source(source, seed=seed, announce=announce)
     target = open_location(out)
-    schema = plan_dataset(source, rows_per_chunk)
+    schema = plan_dataset(source, rows_per_chunk, compression or LZ4)
     fingerprint = source.fingerprint()
     # The lock throughout, so that nobody comes between the look and the work.
     with dataset_lock(target, take_over) as target:
         recover(target)
         refuse_foreign(target)
         dataset = None if overwrite else _same_dataset(target, schema, fingerprint)
+        if dataset is not None and compression not in (None, dataset.compression):
+            dataset = None  # which is in another way: refused, as another cut into chunks is
         already_done = dataset is not None
         if dataset is None:
             _check_room(target, schema)
@@ -150,7 +158,9 @@ def _convert(
         return writer.publish(records, files, fingerprint)
 
 
-def plan_dataset(source: Source, rows_per_chunk: int | None = None) -> DatasetSchema:
+def plan_dataset(
+    source: Source, rows_per_chunk: int | None = None, compression: str = LZ4
+) -> DatasetSchema:
     """The schema of the dataset that a source becomes; reads headers and labels only."""
     labels = sorted({label for split in source.splits for label in split.label_values()})
     first = source.splits[0]
@@ -173,6 +183,7 @@ def plan_dataset(source: Source, rows_per_chunk: int | None = None) -> DatasetSc
         image_shape=tuple(first.image_shape),
         transforms=tuple(transforms),
         splits=splits,
+        compression=compression,
     )
 
 

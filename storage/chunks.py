@@ -14,11 +14,12 @@ from typing import Any
 
 import google_crc32c
 import numpy as np
-from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 
+from storage import codecs
 from storage.errors import BadDataError, UnreachableError
 from storage.objects import Location
+from storage.schema import ZSTD
 
 CHECKSUM_BYTES = 4
 CHECKED = 0x48674BC7
@@ -27,7 +28,6 @@ INDEX_ENTRY_BYTES = 16
 """A shard's index has offset and length, little-endian uint64, of each of its chunks."""
 NO_CHUNK = 2**64 - 1
 """Both of a chunk that lies beyond the array's end."""
-ZSTD_LEVEL = 1
 SHARED_PLACE = "give one on a disk that all see by the same absolute path, or in an S3 store."
 """What to do where processes on several machines do not see the same."""
 
@@ -45,6 +45,8 @@ class ChunkedArray:
     chunks_per_shard: int = 1
     two_dimensional: bool = True
     """False for an array of shape `(rows,)`, which reads as one column."""
+    compression: str = ZSTD
+    """How chunks are written; those that were written otherwise are read as well."""
     _indexes: "dict[str, ShardIndex]" = field(default_factory=dict, repr=False, compare=False)
     """Those of the shards so far, each read once: 16 bytes a chunk."""
     _reading: dict[str, Lock] = field(default_factory=dict, repr=False, compare=False)
@@ -167,14 +169,14 @@ class ChunkedArray:
     def encode(self, values: NDArray[Any]) -> bytes:
         """A chunk's rows as they are stored; those of the last one may be fewer.
 
-        Zstandard with its checksum, then CRC-32C, of a chunk filled up with zeros.
+        Compressed, then CRC-32C, of a chunk filled up with zeros.
         """
         values = np.ascontiguousarray(values, np.dtype(self.dtype).newbyteorder("<"))
         if len(values) < self.chunk_rows:
             values = np.concatenate(
                 [values, np.zeros((self.chunk_rows - len(values), self.columns), values.dtype)]
             )
-        return _with_checksum(Zstd(ZSTD_LEVEL, checksum=True).encode(values))
+        return _with_checksum(codecs.encode(values, self.compression))
 
     def _joined(self, chunks: Sequence[bytes]) -> bytes:
         """The object that holds these chunks: the only one, or a shard of them and their index."""
@@ -197,9 +199,10 @@ class ChunkedArray:
 
     @property
     def _stored_limit(self) -> int:
-        """Bytes that a chunk may take: those that Zstandard makes longer are cut off, and told.
+        """Bytes that a chunk may take: those that are made longer are cut off, and told.
 
-        `ZSTD_compressBound` adds 1/256 and at most 64 KiB; a frame header and checksums are short.
+        `ZSTD_compressBound` adds 1/256 and at most 64 KiB, Blosc less; headers and checksums are
+        short.
         """
         decoded = self.chunk_rows * self.columns * np.dtype(self.dtype).itemsize
         return decoded + decoded // 256 + 2**17
@@ -223,13 +226,13 @@ class ChunkedArray:
         return ShardIndex(np.frombuffer(index, "<u8").reshape(-1, 2), self.location.size(key))
 
     def decode(self, stored: bytes, out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Undo CRC-32C and Zstandard, into an array of just the size that the schema gives.
+        """Undo CRC-32C and compression, into an array of just the size that the schema gives.
 
         It is `out` where that is given, an `empty_chunk`. Raises RuntimeError or ValueError where
         the bytes are damaged.
         """
         values = self.empty_chunk() if out is None else out
-        Zstd().decode(_checked(stored), out=values.reshape(-1).view(np.uint8))
+        codecs.decode(_checked(stored), values.reshape(-1).view(np.uint8))
         return values
 
 

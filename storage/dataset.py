@@ -14,9 +14,12 @@ from storage.chunks import ChunkedArray
 from storage.errors import BadDataError, ConflictError, PipelineError
 from storage.objects import REPLACED, Location
 from storage.schema import (
+    COMPRESSIONS,
     FORMAT,
     FORMAT_VERSION,
     METADATA_NAME,
+    READ_VERSIONS,
+    ZSTD,
     SplitRecord,
     SplitSchema,
     dataset_digest,
@@ -43,14 +46,16 @@ class Block:
         return content.digest()
 
 
-def split_arrays(location: Location, schema: SplitSchema) -> dict[str, ChunkedArray]:
-    """The arrays of the split at a location, by name.
+def split_arrays(
+    location: Location, schema: SplitSchema, compression: str = ZSTD
+) -> dict[str, ChunkedArray]:
+    """The arrays of the split at a location, by name; `compression` matters to who writes rows.
 
     The digests and class counts of all chunks are one chunk each. A split without labels has
     neither `targets` nor `chunk_class_counts`.
     """
     rows, chunks, classes = schema.rows, schema.chunks, schema.classes
-    cut = (schema.chunk_rows, schema.chunks_per_shard)
+    cut = (schema.chunk_rows, schema.chunks_per_shard, True, compression)
     shapes: dict[str, tuple[Any, ...]] = {
         "inputs": (rows, schema.columns, schema.dtype, *cut),
         "chunk_digests": (chunks, 32, "uint8", chunks),
@@ -184,6 +189,8 @@ class Dataset:
     class_names: tuple[str, ...]
     image_shape: tuple[int, ...]
     transforms: tuple[str, ...]
+    compression: str
+    """How the rows are stored, one of `COMPRESSIONS`."""
     sources: tuple[dict[str, Any], ...]
     """The files it was made from, with sizes and digests."""
     fingerprint: dict[str, Any]
@@ -277,9 +284,10 @@ def root_document(location: Location) -> dict[str, Any]:
             f"'{FORMAT}'. Make one with `pipeline ingest`."
         )
     version = attributes.get("format_version")
-    if version != FORMAT_VERSION:
+    if version not in READ_VERSIONS:
         raise BadDataError(
-            f"{location} has format version {version!r}; this release reads {FORMAT_VERSION}. "
+            f"{location} has format version {version!r}; this release reads up to "
+            f"{FORMAT_VERSION}. "
             "Install a newer mnist-stream, or ingest again with this one."
         )
     return document
@@ -319,6 +327,9 @@ def _from_attributes(location: Location, attributes: dict[str, Any]) -> Dataset:
             f"The digest of {location} is {attributes['digest']!r}; its attributes give "
             f"{expected}. {MAKE_AGAIN}"
         )
+    compression = attributes.get("compression", ZSTD)
+    if compression not in COMPRESSIONS:
+        raise ValueError(f"compression {compression!r}")
     for name, record in records.items():
         record.check_names(name, class_names, image_shape)
     for source in attributes["sources"]:
@@ -330,6 +341,7 @@ def _from_attributes(location: Location, attributes: dict[str, Any]) -> Dataset:
         class_names=class_names,
         image_shape=image_shape,
         transforms=transforms,
+        compression=compression,
         sources=tuple(attributes["sources"]),
         fingerprint=dict(attributes["fingerprint"]),
         metadata_digests=dict(attributes["metadata_digests"]),

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.codecs import Crc32cCodec
 from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
 from storage import sealed
-from storage.chunks import ZSTD_LEVEL, ChunkedArray
+from storage.chunks import ChunkedArray
+from storage.codecs import zarr_codec
 from storage.dataset import Block, Dataset, open_dataset, split_arrays
 from storage.errors import BadDataError, ConflictError
 from storage.locks import writer_lock
@@ -23,6 +24,7 @@ from storage.schema import (
     FORMAT,
     FORMAT_VERSION,
     METADATA_NAME,
+    ZSTD,
     DatasetSchema,
     SplitRecord,
     SplitSchema,
@@ -49,6 +51,7 @@ class SplitWriter:
     """The staged dataset."""
     name: str
     schema: SplitSchema
+    compression: str
 
     @property
     def part_rows(self) -> int:
@@ -61,7 +64,7 @@ class SplitWriter:
         Each is encoded before the next is taken, and what was written is read back. Raises
         `BadDataError` where that, or what was decoded again, is anything else.
         """
-        arrays = split_arrays(self.location.child(self.name), self.schema)
+        arrays = split_arrays(self.location.child(self.name), self.schema, self.compression)
         encoded: dict[str, list[bytes]] = {}
         first = number * self.schema.chunks_per_shard
         records: list[ChunkRecord] = []
@@ -111,7 +114,8 @@ class DatasetWriter:
 
     def split(self, name: str) -> SplitWriter:
         """The writer of one split's parts."""
-        return SplitWriter(self._staged, name, self.schema.splits[name])
+        schema = self.schema
+        return SplitWriter(self._staged, name, schema.splits[name], schema.compression)
 
     def publish(
         self,
@@ -145,6 +149,7 @@ class DatasetWriter:
                 (split.rows, split.columns),
                 split.dtype,
                 split,
+                compression=self.schema.compression,
                 dimensions=("sample", "feature"),
                 attributes=_scaling(split.dtype),
             )
@@ -155,6 +160,7 @@ class DatasetWriter:
                     (split.rows, split.classes),
                     "uint8",
                     split,
+                    compression=self.schema.compression,
                     dimensions=("sample", "class"),
                 )
         # One by one: Zarr writes them side by side, and where one fails, goes on with the others.
@@ -205,6 +211,7 @@ class DatasetWriter:
             "class_names": list(schema.class_names),
             "image_shape": list(schema.image_shape),
             "transforms": list(schema.transforms),
+            "compression": schema.compression,
             "sources": sources,
             "fingerprint": fingerprint,
             "splits": {name: record.to_json() for name, record in splits.items()},
@@ -310,12 +317,13 @@ def _create(
     dtype: str,
     split: SplitSchema | None,
     *,
+    compression: str = ZSTD,
     dimensions: tuple[str, ...],
     attributes: dict[str, Any] | None = None,
 ) -> "zarr.Array[Any]":
     """An array in a split's chunks, or in one chunk where no split is given.
 
-    Chunks lie in one directory (`c.0.0`), compressed by Zstandard with its checksum, then CRC-32C.
+    Chunks lie in one directory (`c.0.0`), compressed, then with their CRC-32C.
     """
     rows = split.chunk_rows if split else shape[0]
     shards = (rows * split.chunks_per_shard, shape[1]) if split else None
@@ -325,7 +333,7 @@ def _create(
         dtype=dtype,
         chunks=(rows, shape[1]),
         shards=shards if split and split.chunks_per_shard > 1 else None,
-        compressors=[ZstdCodec(level=ZSTD_LEVEL, checksum=True), Crc32cCodec()],
+        compressors=[zarr_codec(compression, dtype), Crc32cCodec()],
         chunk_key_encoding={"name": "default", "separator": "."},
         dimension_names=dimensions,
         attributes=attributes or {},

@@ -8,16 +8,17 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.codecs import Crc32cCodec
 from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
 from storage import sealed
-from storage.chunks import ZSTD_LEVEL, ChunkedArray
+from storage.chunks import ChunkedArray
+from storage.codecs import zarr_codec
 from storage.errors import BadDataError, ConflictError, PipelineError
 from storage.locks import writer_lock
 from storage.objects import Location, TakeOver
-from storage.schema import METADATA_NAME
+from storage.schema import METADATA_NAME, ZSTD
 from storage.scorings import (
     AGAIN,
     FORMAT,
@@ -284,7 +285,7 @@ def _metadata(schema: ScoresSchema) -> dict[str, bytes]:
             shape=(schema.rows, *columns),
             dtype=dtype,
             chunks=(schema.chunk_rows, *columns),
-            compressors=[ZstdCodec(level=ZSTD_LEVEL, checksum=True), Crc32cCodec()],
+            compressors=[zarr_codec(ZSTD, dtype), Crc32cCodec()],
             chunk_key_encoding={"name": "default", "separator": "."},
             dimension_names=dimensions,
             fill_value=0,

@@ -10,9 +10,13 @@ from storage.errors import BadDataError
 from storage.sealed import digest_of
 
 FORMAT = "mnist-stream dataset"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READ_VERSIONS = (1, FORMAT_VERSION)
+"""Version 1 knew Zstandard alone, and did not say so."""
 METADATA_NAME = "zarr.json"
 """What Zarr v3 calls the document of a group or array."""
+LZ4, LZ4HC, ZSTD = COMPRESSIONS = ("lz4", "lz4hc", "zstd")
+"""How chunks may be compressed; see `storage.codecs`."""
 CHUNK_BYTES = 1_570_000
 """Decoded bytes of a default chunk: 2,000 rows of MNIST with its bias column."""
 SHARD_THRESHOLD = 1_000
@@ -164,6 +168,8 @@ class DatasetSchema:
     image_shape: tuple[int, ...]
     transforms: tuple[str, ...]
     splits: dict[str, SplitSchema]
+    compression: str = LZ4
+    """Of inputs and targets, one of `COMPRESSIONS`."""
 
     @property
     def decoded_bytes(self) -> int:
@@ -177,11 +183,14 @@ def dataset_digest(
     transforms: tuple[str, ...],
     splits: dict[str, SplitRecord],
 ) -> str:
-    """SHA-256 over all that gives the rows their meaning; not over names, sources or times."""
+    """SHA-256 over all that gives the rows their meaning.
+
+    It is not over names, sources, times, or how the rows are compressed.
+    """
     return digest_of(
         {
             "format": FORMAT,
-            "format_version": FORMAT_VERSION,
+            "format_version": 1,  # since which nothing has changed of that
             "class_names": class_names,
             "image_shape": image_shape,
             "transforms": transforms,

@@ -13,7 +13,7 @@ from storage import sealed
 from storage.errors import BadDataError
 from storage.objects import Location
 from storage.runs import SCORES, Run
-from storage.schema import FORMAT, FORMAT_VERSION, METADATA_NAME
+from storage.schema import FORMAT, METADATA_NAME, READ_VERSIONS
 from storage.scorings import METRICS, ScoresRecord, is_complete, open_record, scoring_home
 
 if TYPE_CHECKING:
@@ -89,8 +89,9 @@ def peek_dataset_digest(location: Location) -> str | None:
         document = sealed.parse(sealed.read(location, METADATA_NAME), str(location))
         sealed.check_group_seal(document, str(location))
         attributes = document["attributes"]
-        found = [attributes[name] for name in ("format", "format_version", "complete")]
-        if found != [FORMAT, FORMAT_VERSION, True]:
+        if attributes["format"] != FORMAT or attributes["format_version"] not in READ_VERSIONS:
+            return None
+        if attributes["complete"] is not True:
             return None
         for key, expected in attributes["metadata_digests"].items():
             if hashlib.sha256(sealed.read(location, key)).hexdigest() != expected:

@@ -13,7 +13,7 @@ from storage.dataset_writer import SplitWriter, create_dataset
 from storage.objects import Location
 from storage.predictions import Scores, ScoresSchema, ScoresWriter, score_into
 from storage.runs import SCORES, Run, create_run
-from storage.schema import DatasetSchema, SplitSchema
+from storage.schema import LZ4, DatasetSchema, SplitSchema
 
 REPOSITORY = Path(__file__).parents[2]
 MODEL_DIGEST = "d" * 64
@@ -27,7 +27,7 @@ def split_schema(rows: int = 11, **fields: Any) -> SplitSchema:
     return replace(tiny, **fields)
 
 
-def dataset_schema(*, test_rows: int = 5, **fields: Any) -> DatasetSchema:
+def dataset_schema(*, test_rows: int = 5, compression: str = LZ4, **fields: Any) -> DatasetSchema:
     """A dataset of 11 training rows, and of test rows that always have chunks of their own."""
     train = split_schema(**fields)
     return DatasetSchema(
@@ -36,6 +36,7 @@ def dataset_schema(*, test_rows: int = 5, **fields: Any) -> DatasetSchema:
         image_shape=(2, 3),
         transforms=("bias",),
         splits={"train": train, "test": split_schema(**fields | {"rows": test_rows})},
+        compression=compression,
     )
 
 

@@ -19,24 +19,32 @@ from storage.dataset import Split
 from storage.errors import BadDataError
 from storage.location import open_location
 from storage.objects import Location
-from storage.schema import ELEMENT_TYPES
+from storage.schema import COMPRESSIONS, ELEMENT_TYPES, LZ4, ZSTD
 from tests.storage.artefacts import dataset_schema, make_dataset, rows_of
 
 
 def make_split(
-    path: Path, dtype: str = "uint8", rows: int = 11, chunks_per_shard: int = 1
+    path: Path,
+    dtype: str = "uint8",
+    rows: int = 11,
+    chunks_per_shard: int = 1,
+    compression: str = LZ4,
 ) -> Split:
     """The training split of a dataset in chunks of four rows."""
-    schema = dataset_schema(dtype=dtype, rows=rows, chunks_per_shard=chunks_per_shard)
+    schema = dataset_schema(
+        dtype=dtype, rows=rows, chunks_per_shard=chunks_per_shard, compression=compression
+    )
     return make_dataset(open_location(path), schema).split("train")
 
 
-@pytest.fixture
-def sharded(tmp_path: Path) -> ChunkedArray:
+@pytest.fixture(params=[LZ4, ZSTD])
+def sharded(tmp_path: Path, request: pytest.FixtureRequest) -> ChunkedArray:
     """A reader of 19 rows in 5 chunks, in shards of 3."""
-    return make_split(tmp_path / "set", rows=19, chunks_per_shard=3).arrays["inputs"]
+    split = make_split(tmp_path / "set", rows=19, chunks_per_shard=3, compression=request.param)
+    return split.arrays["inputs"]
 
 
+@pytest.mark.parametrize("compression", COMPRESSIONS)
 @pytest.mark.parametrize(
     ("dtype", "rows", "chunks_per_shard"),
     [
@@ -46,10 +54,10 @@ def sharded(tmp_path: Path) -> ChunkedArray:
     ],
 )
 def test_every_chunk_is_what_zarr_reads(
-    tmp_path: Path, dtype: str, rows: int, chunks_per_shard: int
+    tmp_path: Path, dtype: str, rows: int, chunks_per_shard: int, compression: str
 ) -> None:
     """All arrays of a split, plain and in shards, the last chunk short or whole."""
-    split = make_split(tmp_path / "set", dtype, rows, chunks_per_shard)
+    split = make_split(tmp_path / "set", dtype, rows, chunks_per_shard, compression)
     assert {"inputs", "targets", "chunk_digests", "chunk_class_counts"} == split.arrays.keys()
     for name, reader in split.arrays.items():
         array = zarr.open_array(str(reader.location), mode="r")
@@ -61,13 +69,14 @@ def test_every_chunk_is_what_zarr_reads(
             assert expected.tobytes() == found.tobytes(), name
 
 
+@pytest.mark.parametrize("compression", COMPRESSIONS)
 @pytest.mark.parametrize("dtype", ELEMENT_TYPES)
 @pytest.mark.parametrize(("rows", "chunks_per_shard"), [(11, 1), (12, 1), (19, 3), (24, 3)])
 def test_writes_the_bytes_that_zarr_writes(
-    tmp_path: Path, dtype: str, rows: int, chunks_per_shard: int
+    tmp_path: Path, dtype: str, rows: int, chunks_per_shard: int, compression: str
 ) -> None:
     """Every object of a split, plain or a shard, is what Zarr makes of the same array."""
-    split = make_split(tmp_path / "set", dtype, rows, chunks_per_shard)
+    split = make_split(tmp_path / "set", dtype, rows, chunks_per_shard, compression)
     for name in ("inputs", "targets"):
         array = split.arrays[name]
         ours = zarr.open_array(str(array.location), mode="r")

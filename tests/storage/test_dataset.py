@@ -365,9 +365,9 @@ def test_a_changed_attribute_is_told(
 def test_a_newer_format_is_told(place: Location, dataset: Dataset) -> None:
     """A version that this release does not know is refused with the advice to install another."""
     document = json.loads(place.get("zarr.json"))
-    document["attributes"]["format_version"] = 2
+    document["attributes"]["format_version"] = 3
     place.put("zarr.json", json.dumps(document).encode())
-    with pytest.raises(BadDataError, match="format version 2; this release reads 1"):
+    with pytest.raises(BadDataError, match="format version 3; this release reads up to 2"):
         open_dataset(place)
 
 

@@ -1,0 +1,64 @@
+"""Compression at ingest: what is chosen is what Zarr finds, and nothing else depends on it."""
+
+from pathlib import Path
+
+import pytest
+import zarr
+
+from jobs.cli import cli
+from pipeline.ingest import ingest
+from storage.errors import ConflictError, UsageError
+from storage.schema import COMPRESSIONS
+from storage.verify import verify_dataset
+
+SOURCE = "synthetic:60,20"
+CODECS = {None: ("blosc", "lz4"), "lz4": ("blosc", "lz4"), "lz4hc": ("blosc", "lz4hc")}
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "set"
+
+
+@pytest.mark.parametrize("compression", [None, *COMPRESSIONS])
+def test_the_rows_are_stored_as_chosen(out: Path, tmp_path: Path, compression: str | None) -> None:
+    """By default LZ4; Zarr's own metadata says so, all is sound, and the digest is the same."""
+    dataset = ingest(SOURCE, out, compression=compression, rows_per_chunk=16).dataset
+    assert (compression or "lz4") == dataset.compression
+    for split in dataset.splits.values():
+        for name in ("inputs", "targets"):
+            array = zarr.open_array(str(out / split.name / name), mode="r")
+            codec = array.compressors[0].to_dict()
+            configuration = codec["configuration"]
+            expected = CODECS.get(compression, ("zstd", None))
+            assert expected == (codec["name"], configuration.get("cname"))
+            assert "crc32c" == array.compressors[1].to_dict()["name"]
+    assert [] == [error for _, error in verify_dataset(dataset.location) if error]
+    other = ingest(SOURCE, tmp_path / "other", rows_per_chunk=16).dataset
+    assert other.digest == dataset.digest
+
+
+@pytest.mark.parametrize("there", COMPRESSIONS)
+def test_a_dataset_that_is_there(out: Path, there: str) -> None:
+    """It is done already where no compression is asked for, or its own; another is a conflict."""
+    ingest(SOURCE, out, compression=there)
+    for asked in (None, there):
+        assert ingest(SOURCE, out, compression=asked).already_done
+    other = next(name for name in COMPRESSIONS if name != there)
+    with pytest.raises(ConflictError, match="in another way"):
+        ingest(SOURCE, out, compression=other)
+    replaced = ingest(SOURCE, out, compression=other, overwrite=True)
+    assert (False, other) == (replaced.already_done, replaced.dataset.compression)
+
+
+def test_a_compression_that_is_none(out: Path) -> None:
+    """It is wrong usage, told before anything is made."""
+    with pytest.raises(UsageError, match="'gzip'; expected one of lz4, lz4hc, zstd"):
+        ingest(SOURCE, out, compression="gzip")
+    assert not out.exists()
+
+
+def test_the_command_knows_all_of_them() -> None:
+    """The choices, which stand beside the command for the sake of a fast help, are all there."""
+    option = next(o for o in cli.commands["ingest"].params if o.name == "compression")
+    assert list(COMPRESSIONS) == list(option.type.to_info_dict()["choices"])
