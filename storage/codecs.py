@@ -5,12 +5,12 @@ A chunk begins with what tells the two apart, so whoever reads need not be told.
 times as long to encode, `zstd` 10 MB in 34 ms.
 """
 
+from typing import Any
+
 import numpy as np
 from numcodecs.blosc import NOSHUFFLE, SHUFFLE, Blosc
 from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
-from zarr.abc.codec import BytesBytesCodec
-from zarr.codecs import BloscCname, BloscCodec, ZstdCodec
 
 from storage.schema import LZ4, LZ4HC, ZSTD
 
@@ -60,14 +60,16 @@ def decode(stored: memoryview, out: NDArray[np.uint8]) -> None:
     Blosc().decode(stored, out=out)
 
 
-def zarr_codec(compression: str, dtype: str) -> BytesBytesCodec:
-    """The codec by which Zarr reads and writes the same bytes, for elements of this type."""
+def zarr_codec(compression: str, dtype: str) -> dict[str, Any]:
+    """What `zarr.json` says of it, for elements of this type: Zarr reads and writes the same."""
     level, size = LEVELS[compression], np.dtype(dtype).itemsize
     if compression == ZSTD:
-        return ZstdCodec(level=level, checksum=True)
-    return BloscCodec(
-        cname=BloscCname(compression),
-        clevel=level,
-        shuffle="shuffle" if size > 1 else "noshuffle",
-        typesize=size,
-    )
+        return {"name": "zstd", "configuration": {"level": level, "checksum": True}}
+    configuration = {
+        "typesize": size,
+        "cname": compression,
+        "clevel": level,
+        "shuffle": "shuffle" if size > 1 else "noshuffle",
+        "blocksize": 0,
+    }
+    return {"name": "blosc", "configuration": configuration}

@@ -3,15 +3,14 @@
 import hashlib
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from storage import sealed
 from storage.chunks import ChunkedArray
-from storage.errors import BadDataError, ConflictError, PipelineError
+from storage.errors import BadDataError, ConflictError
 from storage.objects import REPLACED, Location
 from storage.schema import (
     COMPRESSIONS,
@@ -24,7 +23,9 @@ from storage.schema import (
     SplitSchema,
     dataset_digest,
 )
-from storage.store import LocationStore
+
+if TYPE_CHECKING:
+    import zarr
 
 MAKE_AGAIN = "Restore it from a copy, or make it again with `pipeline ingest --overwrite`."
 
@@ -70,13 +71,13 @@ class Split:
     """One split of an open dataset. Chunks are checked against their digests as they are read."""
 
     def __init__(
-        self, store: LocationStore, name: str, record: SplitRecord, dataset_digest: str
+        self, location: Location, name: str, record: SplitRecord, dataset_digest: str
     ) -> None:
-        """Nothing is read yet but by the properties below."""
+        """A split of the dataset at `location`; nothing is read yet."""
         self.name = name
         self.record = record
         self.schema: SplitSchema = record.schema
-        self._store = store
+        self._location = location
         self._dataset_digest = dataset_digest
         self._sound: dict[int, bytes] = {}
         """SHA-256 of the stored bytes, by chunk, that were found to decode to the right rows."""
@@ -84,7 +85,7 @@ class Split:
     @cached_property
     def arrays(self) -> dict[str, ChunkedArray]:
         """See `split_arrays`."""
-        return split_arrays(self._store.location.child(self.name), self.schema)
+        return split_arrays(self._location.child(self.name), self.schema)
 
     def check_claim(self) -> None:
         """Raise `BadDataError` where most chunks are not there: see `ChunkedArray.check_claim`."""
@@ -94,13 +95,18 @@ class Split:
     @cached_property
     def inputs(self) -> "zarr.Array[Any]":
         """The Zarr array `(rows, 1 + features)`."""
-        return open_array(self._store, self.arrays["inputs"])
+        return self._as_zarr(self.arrays["inputs"])
 
     @cached_property
     def targets(self) -> "zarr.Array[Any] | None":
         """The Zarr array `(rows, classes)`, or None where the split has no labels."""
         reader = self.arrays.get("targets")
-        return None if reader is None else open_array(self._store, reader)
+        return None if reader is None else self._as_zarr(reader)
+
+    def _as_zarr(self, reader: ChunkedArray) -> "zarr.Array[Any]":
+        from storage.store import LocationStore, open_array  # and with it all of Zarr
+
+        return open_array(LocationStore(self._location, read_only=True), reader)
 
     @cached_property
     def chunk_digests(self) -> NDArray[np.uint8]:
@@ -148,7 +154,7 @@ class Split:
             raise
 
     def _check_not_replaced(self) -> None:
-        location = self._store.location
+        location = self._location
         try:
             replaced = root_document(location)["attributes"].get("digest") != self._dataset_digest
         except BadDataError:
@@ -175,7 +181,7 @@ class Split:
         if block.digest() != self.chunk_digests[number].tobytes():
             start, stop = self.schema.chunk_bounds(number)
             raise BadDataError(
-                f"Chunk {number} (rows {start}..{stop - 1}) of {self._store.location}/{self.name} "
+                f"Chunk {number} (rows {start}..{stop - 1}) of {self._location}/{self.name} "
                 f"does not have its recorded digest: it is damaged or another's. {MAKE_AGAIN}"
             )
 
@@ -208,30 +214,6 @@ class Dataset:
             )
         self.splits[name].check_claim()
         return self.splits[name]
-
-
-def open_array(store: LocationStore, reader: ChunkedArray) -> "zarr.Array[Any]":
-    """The array that `reader` reads, as Zarr itself opens it, its shape and type compared.
-
-    Raises `BadDataError` where Zarr cannot open it, or finds something else.
-    """
-    place = str(reader.location)
-    path = reader.location.below(store.location)
-    try:
-        array = zarr.open_array(store, path=path, mode="r", zarr_format=3)
-    except PipelineError:
-        raise
-    except Exception as error:  # zarr raises whatever a strange zarr.json leads it to
-        raise BadDataError(
-            f"{place} cannot be opened as a Zarr array ({error}). Restore it from a copy, or make "
-            "it again."
-        ) from error
-    if (array.shape, str(array.dtype)) != (reader.shape, reader.dtype):
-        raise BadDataError(
-            f"{place} has shape {array.shape} of {array.dtype}; the attributes say "
-            f"{reader.shape} of {reader.dtype}. Restore it from a copy, or make it again."
-        )
-    return array
 
 
 def open_dataset(location: Location) -> Dataset:
@@ -334,7 +316,6 @@ def _from_attributes(location: Location, attributes: dict[str, Any]) -> Dataset:
         record.check_names(name, class_names, image_shape)
     for source in attributes["sources"]:
         sealed.check_fields(source, {"name": str, "split": str}, f"A source of {location}")
-    store = LocationStore(location, read_only=True)
     return Dataset(
         location=location,
         name=str(attributes["name"]),
@@ -346,7 +327,7 @@ def _from_attributes(location: Location, attributes: dict[str, Any]) -> Dataset:
         fingerprint=dict(attributes["fingerprint"]),
         metadata_digests=dict(attributes["metadata_digests"]),
         digest=expected,
-        splits={name: Split(store, name, record, expected) for name, record in records.items()},
+        splits={name: Split(location, name, record, expected) for name, record in records.items()},
     )
 
 

@@ -7,15 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
-from zarr.codecs import Crc32cCodec
-from zarr.core.buffer import Buffer
-from zarr.storage import MemoryStore
 
 from storage import sealed
 from storage.chunks import ChunkedArray
-from storage.codecs import zarr_codec
 from storage.dataset import Block, Dataset, open_dataset, split_arrays
 from storage.errors import BadDataError, ConflictError
 from storage.locks import writer_lock
@@ -24,13 +19,12 @@ from storage.schema import (
     FORMAT,
     FORMAT_VERSION,
     METADATA_NAME,
-    ZSTD,
     DatasetSchema,
     SplitRecord,
     SplitSchema,
     dataset_digest,
 )
-from storage.store import LocationStore
+from storage.zarr_metadata import array_metadata, group_metadata
 
 
 @dataclass(frozen=True)
@@ -54,6 +48,12 @@ class SplitWriter:
     compression: str
 
     @property
+    def arrays(self) -> dict[str, ChunkedArray]:
+        """The arrays of the split, by name."""
+        location = self.location.child(self.name)
+        return split_arrays(location, self.schema, self.compression)
+
+    @property
     def part_rows(self) -> int:
         """Rows that are written together: those of a chunk or, where there are shards, a shard."""
         return self.schema.chunk_rows * self.schema.chunks_per_shard
@@ -64,7 +64,7 @@ class SplitWriter:
         Each is encoded before the next is taken, and what was written is read back. Raises
         `BadDataError` where that, or what was decoded again, is anything else.
         """
-        arrays = split_arrays(self.location.child(self.name), self.schema, self.compression)
+        arrays = self.arrays
         encoded: dict[str, list[bytes]] = {}
         first = number * self.schema.chunks_per_shard
         records: list[ChunkRecord] = []
@@ -80,7 +80,7 @@ class SplitWriter:
 
     def check_there(self) -> None:
         """Raise `UnreachableError` where a chunk cannot be seen from here, whoever wrote it."""
-        for array in split_arrays(self.location.child(self.name), self.schema).values():
+        for array in self.arrays.values():
             array.check_there()
 
 
@@ -109,7 +109,6 @@ class DatasetWriter:
         self.target = target
         self.schema = schema
         self._staged = staged
-        self._store = LocationStore(staged)
         self._create_arrays()
 
     def split(self, name: str) -> SplitWriter:
@@ -136,36 +135,27 @@ class DatasetWriter:
         return open_dataset(self.target)
 
     def _create_arrays(self) -> None:
-        documents: dict[str, Buffer] = {}
-        root = zarr.create_group(
-            MemoryStore(documents),
-            attributes={"format": FORMAT, "format_version": FORMAT_VERSION},
-        )
+        self._put_group("", {"format": FORMAT, "format_version": FORMAT_VERSION})
         for name, split in self.schema.splits.items():
-            group = root.create_group(name)
-            _create(
-                group,
-                "inputs",
-                (split.rows, split.columns),
-                split.dtype,
-                split,
-                compression=self.schema.compression,
-                dimensions=("sample", "feature"),
-                attributes=_scaling(split.dtype),
-            )
+            self._put_group(f"{name}/", {})
+            self._put_array(name, "inputs", ("sample", "feature"), _scaling(split.dtype))
             if split.classes:
-                _create(
-                    group,
-                    "targets",
-                    (split.rows, split.classes),
-                    "uint8",
-                    split,
-                    compression=self.schema.compression,
-                    dimensions=("sample", "class"),
-                )
-        # One by one: Zarr writes them side by side, and where one fails, goes on with the others.
-        for key, document in documents.items():
-            self._staged.put(key, document.to_bytes())
+                self._put_array(name, "targets", ("sample", "class"))
+
+    def _put_group(self, prefix: str, attributes: dict[str, Any]) -> None:
+        self._staged.put(prefix + METADATA_NAME, group_metadata(attributes))
+
+    def _put_array(
+        self,
+        split: str,
+        name: str,
+        dimensions: tuple[str, str],
+        attributes: dict[str, Any] | None = None,
+    ) -> ChunkedArray:
+        """Say what an array of a split is; its chunks are still to be written."""
+        array = self.split(split).arrays[name]
+        array.location.put(METADATA_NAME, array_metadata(array, dimensions, attributes))
+        return array
 
     def _record_split(self, name: str, records: list[ChunkRecord]) -> SplitRecord:
         split = self.schema.splits[name]
@@ -175,25 +165,17 @@ class DatasetWriter:
                 f"{len(records)} chunk records for the {split.chunks} chunks of split {name}."
             )
         digests = b"".join(record.digest for record in records)
-        self._store_small(
-            name, "chunk_digests", np.frombuffer(digests, "u1").reshape(-1, 32), "byte"
-        )
+        array = self._put_array(name, "chunk_digests", ("chunk", "byte"))
+        array.write(0, np.frombuffer(digests, "u1").reshape(-1, 32))
         counts = np.array([record.class_counts for record in records], dtype="<i8")
         if split.classes:
-            self._store_small(name, "chunk_class_counts", counts, "class")
+            self._put_array(name, "chunk_class_counts", ("chunk", "class")).write(0, counts)
         return SplitRecord(
             split,
             tuple(counts.sum(axis=0).tolist()) if split.classes else (),
             hashlib.sha256(digests).hexdigest(),
             hashlib.sha256(counts.tobytes()).hexdigest(),
         )
-
-    def _store_small(self, split: str, name: str, values: NDArray[Any], column: str) -> None:
-        group = zarr.open_group(self._store, path=split, mode="r+", zarr_format=3)
-        array = _create(
-            group, name, values.shape, str(values.dtype), None, dimensions=("chunk", column)
-        )
-        array[:] = values
 
     def _complete(
         self,
@@ -308,35 +290,3 @@ def _scaling(dtype: str) -> dict[str, Any]:
     xarray decodes these to float64: JSON has no float32 to tell it otherwise.
     """
     return {"scale_factor": 1 / 255 if dtype == "uint8" else 1.0, "add_offset": 0.0}
-
-
-def _create(
-    group: zarr.Group,
-    name: str,
-    shape: tuple[int, ...],
-    dtype: str,
-    split: SplitSchema | None,
-    *,
-    compression: str = ZSTD,
-    dimensions: tuple[str, ...],
-    attributes: dict[str, Any] | None = None,
-) -> "zarr.Array[Any]":
-    """An array in a split's chunks, or in one chunk where no split is given.
-
-    Chunks lie in one directory (`c.0.0`), compressed, then with their CRC-32C.
-    """
-    rows = split.chunk_rows if split else shape[0]
-    shards = (rows * split.chunks_per_shard, shape[1]) if split else None
-    return group.create_array(
-        name,
-        shape=shape,
-        dtype=dtype,
-        chunks=(rows, shape[1]),
-        shards=shards if split and split.chunks_per_shard > 1 else None,
-        compressors=[zarr_codec(compression, dtype), Crc32cCodec()],
-        chunk_key_encoding={"name": "default", "separator": "."},
-        dimension_names=dimensions,
-        attributes=attributes or {},
-        fill_value=0,
-        config={"write_empty_chunks": True},
-    )

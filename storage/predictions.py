@@ -6,19 +6,14 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
-from zarr.codecs import Crc32cCodec
-from zarr.core.buffer import Buffer
-from zarr.storage import MemoryStore
 
 from storage import sealed
 from storage.chunks import ChunkedArray
-from storage.codecs import zarr_codec
 from storage.errors import BadDataError, ConflictError, PipelineError
 from storage.locks import writer_lock
 from storage.objects import Location, TakeOver
-from storage.schema import METADATA_NAME, ZSTD
+from storage.schema import METADATA_NAME
 from storage.scorings import (
     AGAIN,
     FORMAT,
@@ -31,6 +26,7 @@ from storage.scorings import (
     open_record,
     root_document,
 )
+from storage.zarr_metadata import array_metadata, group_metadata
 
 __all__ = [
     "FORMAT",
@@ -115,7 +111,7 @@ class ScoresWriter:
             location.delete_tree()
         for key in ("", *self._scores().arrays):
             location.sweep(key)
-        for key, document in _metadata(schema).items():
+        for key, document in _metadata(location, schema).items():
             location.put(key, document)
 
     @property
@@ -264,34 +260,18 @@ def open_scores(location: Location) -> Scores:
     return Scores(**vars(open_record(location)))
 
 
-def _metadata(schema: ScoresSchema) -> dict[str, bytes]:
+def _metadata(location: Location, schema: ScoresSchema) -> dict[str, bytes]:
     """Every `zarr.json` of an empty scoring, by key; the root's comes first."""
-    documents: dict[str, Buffer] = {}
-    root = zarr.create_group(
-        MemoryStore(documents),
-        attributes={
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "scored": schema.to_json(),
-        },
-    )
-    shapes = {
-        "probabilities": ("float32", ("sample", "class"), (schema.classes,)),
-        "predicted": ("int32", ("sample",), ()),
+    arrays = score_arrays(location, schema)
+    return {
+        METADATA_NAME: group_metadata(
+            {"format": FORMAT, "format_version": FORMAT_VERSION, "scored": schema.to_json()}
+        ),
+        f"probabilities/{METADATA_NAME}": array_metadata(
+            arrays["probabilities"], ("sample", "class")
+        ),
+        f"predicted/{METADATA_NAME}": array_metadata(arrays["predicted"], ("sample",)),
     }
-    for name, (dtype, dimensions, columns) in shapes.items():
-        root.create_array(
-            name,
-            shape=(schema.rows, *columns),
-            dtype=dtype,
-            chunks=(schema.chunk_rows, *columns),
-            compressors=[zarr_codec(ZSTD, dtype), Crc32cCodec()],
-            chunk_key_encoding={"name": "default", "separator": "."},
-            dimension_names=dimensions,
-            fill_value=0,
-            config={"write_empty_chunks": True},
-        )
-    return {key: document.to_bytes() for key, document in documents.items()}
 
 
 def _chunk_digest(probabilities: NDArray[np.float32], predicted: NDArray[np.int32]) -> str:

@@ -2,7 +2,9 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
+from typing import Any
 
+import zarr
 from zarr.abc.store import (
     ByteRequest,
     OffsetByteRequest,
@@ -12,7 +14,8 @@ from zarr.abc.store import (
 )
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 
-from storage.errors import BadDataError
+from storage.chunks import ChunkedArray
+from storage.errors import BadDataError, PipelineError
 from storage.objects import Location
 from storage.schema import METADATA_NAME
 
@@ -123,3 +126,27 @@ class LocationStore(Store):
         """The names directly below `prefix`."""
         for name in self.location.names(prefix.strip("/")):
             yield name
+
+
+def open_array(store: LocationStore, reader: ChunkedArray) -> "zarr.Array[Any]":
+    """The array that `reader` reads, as Zarr itself opens it, its shape and type compared.
+
+    Raises `BadDataError` where Zarr cannot open it, or finds something else.
+    """
+    place = str(reader.location)
+    path = reader.location.below(store.location)
+    try:
+        array = zarr.open_array(store, path=path, mode="r", zarr_format=3)
+    except PipelineError:
+        raise
+    except Exception as error:  # zarr raises whatever a strange zarr.json leads it to
+        raise BadDataError(
+            f"{place} cannot be opened as a Zarr array ({error}). Restore it from a copy, or make "
+            "it again."
+        ) from error
+    if (array.shape, str(array.dtype)) != (reader.shape, reader.dtype):
+        raise BadDataError(
+            f"{place} has shape {array.shape} of {array.dtype}; the attributes say "
+            f"{reader.shape} of {reader.dtype}. Restore it from a copy, or make it again."
+        )
+    return array

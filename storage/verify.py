@@ -21,7 +21,7 @@ from storage.checkpoints import (
     recorded_metrics,
 )
 from storage.chunks import ChunkedArray
-from storage.dataset import MAKE_AGAIN, Dataset, Split, open_array, open_dataset
+from storage.dataset import MAKE_AGAIN, Dataset, Split, open_dataset
 from storage.errors import BadDataError
 from storage.ledger import Ledger
 from storage.objects import Location, is_leftover
@@ -30,7 +30,7 @@ from storage.predictions import JOURNAL, METRICS, Scores, open_scores
 from storage.runs import RECORD, SCORES, open_run
 from storage.schema import METADATA_NAME
 from storage.scorings import LEDGER, scoring_homes
-from storage.store import LocationStore
+from storage.store import LocationStore, open_array
 
 Check = tuple[str, BadDataError | None]
 

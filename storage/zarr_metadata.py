@@ -1,0 +1,64 @@
+"""The `zarr.json` of groups and arrays, as the Zarr v3 specification has them.
+
+They are the documents that Zarr itself writes. But to import Zarr takes longer than to ingest a
+small set or to score it, and nothing else of it is needed for either.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from storage import sealed
+from storage.chunks import ChunkedArray
+from storage.codecs import zarr_codec
+
+CRC32C = {"name": "crc32c"}
+
+
+def group_metadata(attributes: dict[str, Any]) -> bytes:
+    """The document of a group with these attributes."""
+    return sealed.document_bytes({"attributes": attributes, "zarr_format": 3, "node_type": "group"})
+
+
+def array_metadata(
+    array: ChunkedArray, dimensions: tuple[str, ...], attributes: dict[str, Any] | None = None
+) -> bytes:
+    """The document of an array, whose `dimensions` have names.
+
+    Chunks lie in one directory (`c.0.0`), compressed as `array` writes them, with their CRC-32C.
+    """
+    columns = array.shape[1:]
+    chunk_shape = (array.chunk_rows, *columns)
+    bytes_codec = _bytes_codec(array.dtype)
+    codecs = [bytes_codec, zarr_codec(array.compression, array.dtype), CRC32C]
+    if array.chunks_per_shard > 1:
+        configuration = {
+            "chunk_shape": chunk_shape,
+            "codecs": codecs,
+            "index_codecs": [_bytes_codec("uint64"), CRC32C],
+            "index_location": "end",
+        }
+        codecs = [{"name": "sharding_indexed", "configuration": configuration}]
+    object_shape = (array.rows_per_object, *columns)
+    return sealed.document_bytes(
+        {
+            "shape": array.shape,
+            "data_type": array.dtype,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": object_shape}},
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+            "fill_value": np.zeros((), array.dtype).item(),
+            "codecs": codecs,
+            "attributes": attributes or {},
+            "dimension_names": dimensions,
+            "zarr_format": 3,
+            "node_type": "array",
+            "storage_transformers": [],
+        }
+    )
+
+
+def _bytes_codec(dtype: str) -> dict[str, Any]:
+    """Elements as bytes; the order matters where there are several."""
+    if np.dtype(dtype).itemsize == 1:
+        return {"name": "bytes"}
+    return {"name": "bytes", "configuration": {"endian": "little"}}
