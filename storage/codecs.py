@@ -8,11 +8,14 @@ times as long to encode, `zstd` 10 MB in 34 ms.
 from typing import Any
 
 import numpy as np
+from numcodecs import blosc
 from numcodecs.blosc import NOSHUFFLE, SHUFFLE, Blosc
 from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 
 from storage.schema import LZ4, LZ4HC, ZSTD
+
+blosc.use_threads = False  # as Zarr has it: chunks are what is done side by side
 
 LEVELS = {LZ4: 9, LZ4HC: 5, ZSTD: 1}
 """The level of each: what comes next costs far more time than it saves bytes."""
