@@ -23,6 +23,11 @@ from tests.benchmarks.peers import bare_products, sklearn_epoch, torch_epoch
 MANY = 10**6
 
 
+def micro_batches(batch_size: int, threads: int) -> int:
+    """As one sets `--micro-batches` who has so many cores: the default, but no more than cores."""
+    return min(default_micro_batches(batch_size), threads)
+
+
 def streamed_epoch(
     workplace: Workplace, batch_size: int, threads: int, stack: ExitStack
 ) -> Contestant:
@@ -30,6 +35,7 @@ def streamed_epoch(
     config = TrainConfig(
         batch_size=batch_size,
         threads=threads,
+        micro_batches=micro_batches(batch_size, threads) if threads else 0,
         optimizer="sgd",
         learning_rate=0.1,
         schedule="constant",
@@ -52,7 +58,7 @@ def memory_epoch(
     """Our own steps over rows that lie in memory, shuffled afresh."""
     inputs, targets = workplace.train_bytes, workplace.train_targets
     layers = parse_network(NETWORK)
-    parts = default_micro_batches(batch_size)
+    parts = micro_batches(batch_size, threads)
     rule = StepRule(Network(layers), make_optimizer("sgd"), l2=0.0)
     stepper = stack.enter_context(
         Stepper(
@@ -104,14 +110,21 @@ def bench_epochs(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
                     contestants["scikit-learn"] = sklearn_epoch(workplace, batch_size)
                 found = medians(contestants, rounds)
             where = f"{threads} thread{'s' if threads > 1 else ''}, batch {batch_size}"
-            note = ", ".join(f"{name} {seconds:.3f} s" for name, seconds in found.items())
+            note = f"{micro_batches(batch_size, threads)} micro-batches: " + ", ".join(
+                f"{name} {seconds:.3f} s" for name, seconds in found.items()
+            )
             streamed = found["streamed"]
             if (threads, batch_size) in bare_targets:
                 target = bare_targets[threads, batch_size]
                 yield Verdict(
                     f"streamed / bare, {where}", streamed / found["bare"], target, note=note
                 )
-            yield Verdict(f"streamed / PyTorch in memory, {where}", streamed / found["torch"], 0.75)
+            yield Verdict(
+                f"streamed / PyTorch in memory, {where}",
+                streamed / found["torch"],
+                0.75,
+                note=note,
+            )
             yield Verdict(
                 f"streamed / PyTorch DataLoader, {where}", streamed / found["loader"], 0.55
             )
