@@ -142,13 +142,13 @@ class Network:
         if columns is None:
             np.matmul(inputs.T, delta, out=gradient)
             return
-        shape = (len(columns), gradient.shape[1])
-        narrow = workspace.array("gradient", shape, self.dtype)
-        np.matmul(inputs.T, delta, out=narrow)
-        blank = np.ones(len(gradient), bool)
-        blank[columns] = False
-        gradient[blank] = 0
-        gradient[columns] = narrow
+        occupied = len(columns)
+        narrow = workspace.array("gradient", (occupied + 1, gradient.shape[1]), self.dtype)
+        np.matmul(inputs.T, delta, out=narrow[:occupied])
+        narrow[occupied] = 0  # the row of every blank column
+        places = np.full(len(gradient), occupied)
+        places[columns] = np.arange(occupied)
+        np.take(narrow, places, axis=0, out=gradient, mode="clip")
 
     def l2_penalty(self, parameters: Floats, l2: float) -> float:
         """l2 / 2 times the sum of the squared weights, to be added to the *mean* loss.

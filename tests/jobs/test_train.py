@@ -224,7 +224,7 @@ def test_record(digits: Path, tmp_path: Path) -> None:
     run = open_run(open_location(tmp_path / "run"))
     assert replace(config, micro_batches=1).to_json() == run.configuration
     assert open_dataset(open_location(digits)).digest == run.dataset_digest
-    assert {"order": 1, "step": 2} == run.versions
+    assert {"order": 1, "step": 3} == run.versions
     assert environment() == run.environment
     assert {"numpy", "blas", "blas_kernel", "machine"} == run.environment.keys()
     assert np.__version__ == run.environment["numpy"]

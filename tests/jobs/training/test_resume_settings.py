@@ -158,7 +158,7 @@ def test_record_that_is_none(digits: Path, tmp_path: Path) -> None:
         configuration={"batchsize": 3},
         dataset_digest=train_digest(digits),
         dataset={},
-        versions={"order": 1, "step": 2},
+        versions={"order": 1, "step": 3},
         environment={},
     )
     with pytest.raises(BadDataError, match=r"run\.json has an unknown setting 'batchsize'"):

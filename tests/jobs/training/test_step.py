@@ -76,9 +76,8 @@ def test_tree_memory(count: int) -> None:
     ("batch_size", "micro_batches"),
     [
         (1, 1),
-        (100, 1),
-        (159, 1),
-        (160, 2),
+        (99, 1),
+        (100, 2),
         (200, 2),
         (319, 2),
         (320, 4),
