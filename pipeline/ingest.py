@@ -46,8 +46,8 @@ BASE_MEMORY = 130_000_000
 """Bytes of the interpreter with its libraries, their threads and what they keep for themselves."""
 FORMS_OF_A_CHUNK = 4
 """A chunk as it is read or drawn, transformed, encoded and decoded again."""
-FORMS_OF_A_PART = 3
-"""A part's chunks encoded, as one object, and as that is read back; no larger than decoded."""
+FORMS_OF_A_PART = 2
+"""A part's chunks encoded, as they are written or as they are read back, and what comes between."""
 
 Converted = tuple[int, list[ChunkRecord]]
 """What `convert_part` gives: the rows of a part, and its chunks' records."""

@@ -18,8 +18,8 @@ from storage.schema import SplitSchema
 
 SHUFFLE_MEMORY = 256 * 2**20
 """Bytes for two windows, by default."""
-PLAIN_WINDOW_CHUNKS = 4
-"""Chunks of a window where nothing is shuffled: enough to read ahead."""
+PLAIN_WINDOW_CHUNKS = DEFAULT_THREADS
+"""Chunks of a window where nothing is shuffled: one for each thread that loads."""
 EPOCH_LIMIT = 2**63
 """Epochs of a state are below this; whoever counts further did not get there by training."""
 

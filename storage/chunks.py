@@ -147,20 +147,21 @@ class ChunkedArray:
             raise ValueError(f"{values.shape} values for {rows} rows of {self.columns} columns")
         starts = range(0, len(values), self.chunk_rows)
         chunks = [self.encode(values[start : start + self.chunk_rows]) for start in starts]
-        self.location.put(self._key(number), self._joined(chunks))
+        self._put(number, chunks)
 
-    def write_encoded(self, number: int, chunks: Sequence[bytes]) -> None:
+    def write_encoded(self, number: int, chunks: list[bytes]) -> None:
         """Write object `number` from what `encode` gave for each of its chunks, and read it back.
 
-        Raises `BadDataError` where what was read is not what was written, and ValueError for
-        another number of chunks.
+        The list is empty then: only one of the two is held in memory. Raises `BadDataError` where
+        what was read is not what was written, and ValueError for another number of chunks.
         """
         rows = min(self.rows_per_object, self.rows - number * self.rows_per_object)
         if len(chunks) != -(-rows // self.chunk_rows):
             raise ValueError(f"{len(chunks)} chunks for {rows} rows")
-        key, data = self._key(number), self._joined(chunks)
-        self.location.put(key, data)
-        if self.location.get(key) != data:
+        written = self._put(number, chunks)
+        chunks.clear()
+        key = self._key(number)
+        if hashlib.sha256(self.location.get(key)).digest() != written:
             raise BadDataError(
                 f"{self.location}/{key} reads back other than it was written. The disk or the "
                 "memory of this machine is not to be trusted."
@@ -178,11 +179,18 @@ class ChunkedArray:
             )
         return _with_checksum(codecs.encode(values, self.compression))
 
-    def _joined(self, chunks: Sequence[bytes]) -> bytes:
-        """The object that holds these chunks: the only one, or a shard of them and their index."""
+    def _put(self, number: int, chunks: Sequence[bytes]) -> bytes:
+        """Write the object that holds these chunks, in a shard with their index; its SHA-256."""
+        key, digest = self._key(number), hashlib.sha256()
         if self.chunks_per_shard == 1:
-            return chunks[0]
-        return b"".join([*chunks, self._index(chunks)])
+            self.location.put(key, chunks[0])
+            digest.update(chunks[0])
+            return digest.digest()
+        with self.location.writing(key) as write:
+            for piece in (*chunks, self._index(chunks)):
+                write(piece)
+                digest.update(piece)
+        return digest.digest()
 
     def _index(self, chunks: Sequence[bytes]) -> bytes:
         entries = np.full((self.chunks_per_shard, 2), NO_CHUNK, "<u8")

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from pipeline import windows
 from pipeline.order import CHAIN_START, EpochOrder, Window, link
 from pipeline.stream import BatchStream, chunks_per_window
-from pipeline.windows import Placed, Scratch, WindowLoader, threads_beside
+from pipeline.windows import DEFAULT_THREADS, Placed, Scratch, WindowLoader, threads_beside
 from storage.dataset import Block, Split, open_dataset
 from storage.errors import BadDataError, UsageError
 from storage.location import open_location
@@ -325,7 +325,7 @@ def test_the_window_fits_the_shuffle_memory() -> None:
     schema = SplitSchema.plan(rows=1000, features=99, dtype="uint8", classes=10, chunk_rows=10)
     for memory, expected in [(2200, 1), (6599, 2), (6600, 3), (2**40, 100)]:
         assert expected == chunks_per_window(schema, memory)
-    assert 4 == chunks_per_window(schema, 2**40, shuffle=False)
+    assert DEFAULT_THREADS == chunks_per_window(schema, 2**40, shuffle=False)
 
 
 def test_too_little_shuffle_memory(known: Known) -> None:

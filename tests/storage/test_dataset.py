@@ -17,11 +17,11 @@ import xarray
 import zarr
 from numcodecs.zstd import Zstd
 
+from storage import files
 from storage.chunks import ChunkedArray
 from storage.dataset import Block, Dataset, Split, open_dataset
 from storage.dataset_writer import ChunkRecord, create_dataset
 from storage.errors import BadDataError
-from storage.local import LocalLocation
 from storage.location import open_location
 from storage.objects import Location
 from storage.schema import ELEMENT_TYPES, DatasetSchema, SplitSchema
@@ -130,22 +130,21 @@ def test_writing_a_part_twice_is_writing_it_once(place: Location) -> None:
     assert first == again
 
 
-@pytest.mark.parametrize("damaged", ["put", "encode"])
+@pytest.mark.parametrize("chunks_per_shard", [1, 2])
+@pytest.mark.parametrize("damaged", ["write", "encode"])
 def test_what_reads_back_otherwise_is_told(
-    place: Location, monkeypatch: pytest.MonkeyPatch, damaged: str
+    place: Location, monkeypatch: pytest.MonkeyPatch, damaged: str, chunks_per_shard: int
 ) -> None:
     """A disk that keeps another byte, and memory that turns one over, are not believed."""
 
     def damage(data: bytes) -> bytes:
         return data[:20] + bytes([data[20] ^ 1]) + data[21:]
 
-    put, encode = LocalLocation.put, ChunkedArray.encode
-    with create_dataset(place, dataset_schema(chunks_per_shard=2)) as writer:
+    write, encode = files.write, ChunkedArray.encode
+    with create_dataset(place, dataset_schema(chunks_per_shard=chunks_per_shard)) as writer:
         split = writer.split("train")
-        if damaged == "put":
-            monkeypatch.setattr(
-                LocalLocation, "put", lambda at, key, data: put(at, key, damage(data))
-            )
+        if damaged == "write":
+            monkeypatch.setattr(files, "write", lambda to, data: write(to, damage(data)))
         else:
             monkeypatch.setattr(
                 ChunkedArray,
