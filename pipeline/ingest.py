@@ -44,10 +44,8 @@ BEST_COMPRESSION = 1000
 """No images worth learning from shrink more than this."""
 BASE_MEMORY = 130_000_000
 """Bytes of the interpreter with its libraries, their threads and what they keep for themselves."""
-FORMS_OF_A_CHUNK = 4
-"""A chunk as it is read or drawn, transformed, encoded and decoded again."""
-FORMS_OF_A_PART = 2
-"""A part's chunks encoded, as they are written or as they are read back, and what comes between."""
+FORMS_OF_A_CHUNK = 5
+"""A chunk as it is read or drawn, transformed, encoded, decoded again, and read back."""
 
 Converted = tuple[int, list[ChunkRecord]]
 """What `convert_part` gives: the rows of a part, and its chunks' records."""
@@ -195,7 +193,7 @@ def memory_needed(schema: DatasetSchema, threads: int = DEFAULT_THREADS) -> int:
         for split in schema.splits.values()
     )
     read = max(BYTES_IN_FLIGHT, threads * part) + part
-    return BASE_MEMORY + read + threads * (FORMS_OF_A_CHUNK * chunk + FORMS_OF_A_PART * part)
+    return BASE_MEMORY + read + threads * FORMS_OF_A_CHUNK * chunk
 
 
 def _check_room(target: Location, schema: DatasetSchema) -> None:

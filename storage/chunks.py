@@ -7,7 +7,8 @@ write, with the codecs that Zarr itself uses, which let other threads run meanwh
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from storage import codecs
 from storage.errors import BadDataError, UnreachableError
-from storage.objects import Location
+from storage.objects import Location, Write
 from storage.schema import ZSTD
 
 CHECKSUM_BYTES = 4
@@ -28,6 +29,8 @@ INDEX_ENTRY_BYTES = 16
 """A shard's index has offset and length, little-endian uint64, of each of its chunks."""
 NO_CHUNK = 2**64 - 1
 """Both of a chunk that lies beyond the array's end."""
+READ_BACK_BYTES = 2**20
+"""What is read at a time of an object that has just been written."""
 SHARED_PLACE = "give one on a disk that all see by the same absolute path, or in an S3 store."
 """What to do where processes on several machines do not see the same."""
 
@@ -145,27 +148,52 @@ class ChunkedArray:
         rows = min(self.rows_per_object, self.rows - number * self.rows_per_object)
         if values.shape != (rows, self.columns):
             raise ValueError(f"{values.shape} values for {rows} rows of {self.columns} columns")
-        starts = range(0, len(values), self.chunk_rows)
-        chunks = [self.encode(values[start : start + self.chunk_rows]) for start in starts]
-        self._put(number, chunks)
+        with self._writing(number) as write:
+            for start in range(0, rows, self.chunk_rows):
+                write(self.encode(values[start : start + self.chunk_rows]))
 
-    def write_encoded(self, number: int, chunks: list[bytes]) -> None:
-        """Write object `number` from what `encode` gave for each of its chunks, and read it back.
+    @contextmanager
+    def writing_checked(self, number: int) -> Iterator[Write]:
+        """Write object `number`; gives the function that takes what `encode` gave, chunk by chunk.
 
-        The list is empty then: only one of the two is held in memory. Raises `BadDataError` where
-        what was read is not what was written, and ValueError for another number of chunks.
+        At the end it is read back, `BadDataError` where that is not what was written. ValueError
+        for another number of chunks.
         """
-        rows = min(self.rows_per_object, self.rows - number * self.rows_per_object)
-        if len(chunks) != -(-rows // self.chunk_rows):
-            raise ValueError(f"{len(chunks)} chunks for {rows} rows")
-        written = self._put(number, chunks)
-        chunks.clear()
+        digest = hashlib.sha256()
+        with self._writing(number, digest) as write:
+            yield write
         key = self._key(number)
-        if hashlib.sha256(self.location.get(key)).digest() != written:
+        size = self.location.size(key)
+        found = hashlib.sha256()
+        for start in range(0, size, READ_BACK_BYTES):
+            found.update(self.location.get(key, start, min(start + READ_BACK_BYTES, size)))
+        if found.digest() != digest.digest():
             raise BadDataError(
                 f"{self.location}/{key} reads back other than it was written. The disk or the "
                 "memory of this machine is not to be trusted."
             )
+
+    @contextmanager
+    def _writing(self, number: int, digest: "hashlib._Hash | None" = None) -> Iterator[Write]:
+        """The same without reading back; `digest` takes in what is written."""
+        rows = min(self.rows_per_object, self.rows - number * self.rows_per_object)
+        lengths: list[int] = []
+        with self.location.writing(self._key(number)) as write:
+
+            def take(piece: bytes | memoryview) -> None:
+                write(piece)
+                if digest is not None:
+                    digest.update(piece)
+
+            def take_chunk(chunk: bytes | memoryview) -> None:
+                lengths.append(len(chunk))
+                take(chunk)
+
+            yield take_chunk
+            if len(lengths) != -(-rows // self.chunk_rows):
+                raise ValueError(f"{len(lengths)} chunks for {rows} rows")
+            if self.chunks_per_shard > 1:
+                take(self._index(lengths))
 
     def encode(self, values: NDArray[Any]) -> bytes:
         """A chunk's rows as they are stored; those of the last one may be fewer.
@@ -179,24 +207,11 @@ class ChunkedArray:
             )
         return _with_checksum(codecs.encode(values, self.compression))
 
-    def _put(self, number: int, chunks: Sequence[bytes]) -> bytes:
-        """Write the object that holds these chunks, in a shard with their index; its SHA-256."""
-        key, digest = self._key(number), hashlib.sha256()
-        if self.chunks_per_shard == 1:
-            self.location.put(key, chunks[0])
-            digest.update(chunks[0])
-            return digest.digest()
-        with self.location.writing(key) as write:
-            for piece in (*chunks, self._index(chunks)):
-                write(piece)
-                digest.update(piece)
-        return digest.digest()
-
-    def _index(self, chunks: Sequence[bytes]) -> bytes:
+    def _index(self, lengths: list[int]) -> bytes:
+        """The end of a shard whose chunks have these lengths, in bytes."""
         entries = np.full((self.chunks_per_shard, 2), NO_CHUNK, "<u8")
-        lengths = [len(chunk) for chunk in chunks]
-        entries[: len(chunks), 0] = np.cumsum([0, *lengths[:-1]])
-        entries[: len(chunks), 1] = lengths
+        entries[: len(lengths), 0] = np.cumsum([0, *lengths[:-1]])
+        entries[: len(lengths), 1] = lengths
         return _with_checksum(entries.tobytes())
 
     def _stored(self, key: str, place_in_shard: int) -> bytes:

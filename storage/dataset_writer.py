@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ from storage.schema import (
 from storage.zarr_metadata import array_metadata, group_metadata
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ChunkRecord:
     """What the writing of one chunk leaves to be recorded."""
 
@@ -54,6 +54,11 @@ class SplitWriter:
         return split_arrays(location, self.schema, self.compression)
 
     @property
+    def _names(self) -> tuple[str, ...]:
+        """The arrays that hold rows."""
+        return ("inputs", "targets") if self.schema.classes else ("inputs",)
+
+    @property
     def part_rows(self) -> int:
         """Rows that are written together: those of a chunk or, where there are shards, a shard."""
         return self.schema.chunk_rows * self.schema.chunks_per_shard
@@ -61,21 +66,23 @@ class SplitWriter:
     def write_part(self, number: int, chunks: Iterable[Block]) -> list[ChunkRecord]:
         """Write part `number`, given chunk by chunk, and return the records of its chunks.
 
-        Each is encoded before the next is taken, and what was written is read back. Raises
+        Each is written before the next is taken, and all is read back at the end. Raises
         `BadDataError` where that, or what was decoded again, is anything else.
         """
-        arrays = self.arrays
-        encoded: dict[str, list[bytes]] = {}
+        arrays = {name: self.arrays[name] for name in self._names}
         first = number * self.schema.chunks_per_shard
         records: list[ChunkRecord] = []
-        for chunk in chunks:
-            for name, values in (("inputs", chunk.inputs), ("targets", chunk.targets)):
-                if values is not None:
-                    encoded.setdefault(name, []).append(_encoded(arrays[name], values))
-            records.append(_record(first + len(records), chunk))
-            del chunk  # before the next one is made
-        for name, of_chunks in encoded.items():
-            arrays[name].write_encoded(number, of_chunks)
+        with ExitStack() as stack:
+            write = {
+                name: stack.enter_context(array.writing_checked(number))
+                for name, array in arrays.items()
+            }
+            for chunk in chunks:
+                for name, values in (("inputs", chunk.inputs), ("targets", chunk.targets)):
+                    if values is not None:
+                        write[name](_encoded(arrays[name], values))
+                records.append(_record(first + len(records), chunk))
+                del chunk  # before the next one is made
         return records
 
     def check_there(self) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -24,6 +26,8 @@ from tests.benchmarks.data import NETWORK, Workplace
 from tests.benchmarks.processes import PROJECT
 
 SIZES = (60_000, 600_000, 6_000_000)
+IN_TURN = (60_000, 600_000, 600_000, 6_000_000, 600_000, 600_000, 60_000)
+"""The small ones before and after the large one: a machine's pace changes within minutes."""
 ROWS = ("inputs/c", "targets/c")
 """How the names of the objects begin that hold a split's rows."""
 SHUFFLE_MEMORY = 32 * 2**20
@@ -72,36 +76,46 @@ def measured(*arguments: str) -> Usage:
 
 def bench_scale(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
     """Ingest, one epoch of training, and scoring, for each size."""
-    found: dict[str, list[Usage]] = {"ingest": [], "train": [], "score": []}
-    for rows in SIZES:
-        place = workplace.directory / f"rows-{rows}"
-        data, run = str(place / "data"), str(place / "run")
-        found["ingest"].append(measured("ingest", f"synthetic:{rows},{rows // 6}", "--out", data))
-        common = ["--dataset", data, "--run", run]
-        found["train"].append(
-            measured("train", *common, "--epochs", "1", "--shuffle-memory", str(SHUFFLE_MEMORY))
-        )
-        found["score"].append(measured("score", *common, "--split", "train"))
-    for job, usages in found.items():
-        peaks = [usage.peak_bytes / 1e6 for usage in usages]
-        note = ", ".join(f"{peak:.0f} MB" for peak in peaks)
-        yield Verdict(
-            f"{job}: largest / smallest peak memory", max(peaks) / min(peaks), 1.1, note=note
-        )
-        over = max(usage.peak_bytes / usage.stated_bytes for usage in usages)
-        yield Verdict(f"{job}: peak memory / what it stated", over, 1.0)
-        slopes = [
-            (usages[large].seconds - usages[0].seconds) / (SIZES[large] - SIZES[0])
-            for large in (1, 2)
-        ]
-        note = ", ".join(f"{usage.seconds:.1f} s" for usage in usages)
-        yield Verdict(
-            f"{job}: time per further row, up to 6 million / up to 600 thousand",
-            slopes[1] / slopes[0],
-            1.1,
-            note=note,
-        )
+    for job in ("ingest", "train", "score"):
+        found: dict[int, list[Usage]] = {rows: [] for rows in SIZES}
+        for rows in IN_TURN:
+            found[rows].append(measured(*_command(job, rows, workplace.directory)))
+        yield from _judged(job, found)
     yield from _reading(open_dataset(open_location(workplace.directory / "rows-6000000" / "data")))
+
+
+def _command(job: str, rows: int, directory: Path) -> list[str]:
+    """What is typed for a size, always from the beginning."""
+    place = directory / f"rows-{rows}"
+    data, run = str(place / "data"), str(place / "run")
+    if job == "ingest":
+        return ["ingest", f"synthetic:{rows},{rows // 6}", "--out", data, "--overwrite"]
+    common = ["--dataset", data, "--run", run]
+    if job == "train":
+        shutil.rmtree(run, ignore_errors=True)
+        return ["train", *common, "--epochs", "1", "--shuffle-memory", str(SHUFFLE_MEMORY)]
+    shutil.rmtree(place / "run" / "scores", ignore_errors=True)
+    return ["score", *common, "--split", "train"]
+
+
+def _judged(job: str, found: dict[int, list[Usage]]) -> Iterator[Verdict]:
+    peaks = [max(usage.peak_bytes for usage in usages) / 1e6 for usages in found.values()]
+    note = ", ".join(f"{peak:.0f} MB" for peak in peaks)
+    yield Verdict(f"{job}: largest / smallest peak memory", max(peaks) / min(peaks), 1.1, note=note)
+    over = max(
+        usage.peak_bytes / usage.stated_bytes for usages in found.values() for usage in usages
+    )
+    yield Verdict(f"{job}: peak memory / what it stated", over, 1.0)
+    seconds = {
+        rows: statistics.mean(usage.seconds for usage in usages) for rows, usages in found.items()
+    }
+    slopes = [(seconds[rows] - seconds[SIZES[0]]) / (rows - SIZES[0]) for rows in SIZES[1:]]
+    yield Verdict(
+        f"{job}: time per further row, up to 6 million / up to 600 thousand",
+        slopes[1] / slopes[0],
+        1.1,
+        note=", ".join(f"{mean:.1f} s" for mean in seconds.values()),
+    )
 
 
 def _reading(dataset: Dataset) -> Iterator[Verdict]:
