@@ -190,7 +190,7 @@ def test_settings_from_a_file(dataset: Path, call: Call) -> None:
         seed=4,
         l2=1e-5,
         batch_size=100,
-        micro_batches=1,  # 0 is told as what it stands for
+        micro_batches=2,  # 0 is told as what it stands for
     )
     assert expected == config
     assert expected.digest == config.digest

@@ -1,7 +1,6 @@
-"""Help: it answers without the heavy imports, it is complete, and the README agrees with it."""
+"""Help: it is complete, and the README agrees with it."""
 
 import re
-import subprocess
 from dataclasses import fields
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 from jobs.cli import cli
 from jobs.config import TrainConfig
 from storage import errors
-from tests.commands.process import COMMAND, REPOSITORY, run_pipeline
+from tests.commands.process import REPOSITORY, run_pipeline
 
 README = (REPOSITORY / "README.md").read_text()
 
@@ -27,18 +26,6 @@ EXIT_CODES = {
 }
 """Section 9 of the design."""
 
-HEAVY = {
-    "numpy",
-    "zarr",
-    "dask",
-    "pyarrow",
-    "distributed",
-    "safetensors",
-    "rich",
-    "matplotlib",
-    "pooch",
-}
-
 every_command = pytest.mark.parametrize("name", list(cli.commands))
 
 
@@ -48,34 +35,6 @@ def options_of(name: str) -> dict[str, click.Option]:
     parameters = command.get_params(click.Context(command))
     options = [found for found in parameters if isinstance(found, click.Option)]
     return {max(option.opts, key=len): option for option in options}
-
-
-def imported(*arguments: str, cwd: Path) -> set[str]:
-    """The top-level packages that the real command imports, as Python itself reports them."""
-    python, *rest = COMMAND
-    process = subprocess.run(
-        [python, "-X", "importtime", *rest, *arguments],
-        cwd=cwd,
-        env={"PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    lines = re.findall(r"^import time: .*\| +([\w.]+)$", process.stderr, re.MULTILINE)
-    return {line.partition(".")[0] for line in lines}
-
-
-@pytest.mark.parametrize("arguments", [(), *((name,) for name in cli.commands)], ids=" ".join)
-def test_help_imports_little(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    """`pipeline --help` and every command's --help import neither numpy, zarr nor dask."""
-    found = imported(*arguments, "--help", cwd=tmp_path)
-    assert {"click", "jobs"} <= found
-    assert set() == HEAVY & found
-
-
-def test_imports_are_seen(tmp_path: Path) -> None:
-    """The test above would see the imports: a command that runs makes some of them."""
-    assert {"numpy", "zarr"} <= imported("inspect", "nothing", cwd=tmp_path)
 
 
 def test_exit_codes(tmp_path: Path) -> None:

@@ -1,42 +1,77 @@
 """What commands do without: libraries that take longer to be imported than the work takes."""
 
 import re
+import subprocess
 from pathlib import Path
 
 import dask.config
 import pytest
 
+from jobs.cli import cli
 from pipeline.clusters.options import places
 from tests.cluster.test_failures import NOWHERE
-from tests.commands.process import run_pipeline
+from tests.commands.process import COMMAND, REPOSITORY, run_pipeline
 
-IMPORTED = re.compile(r"^import time:.*\| +([a-z_]+)$", re.MULTILINE)
-"""A package's line of `python -X importtime`."""
+HEAVY = {
+    "numpy",
+    "zarr",
+    "dask",
+    "pyarrow",
+    "distributed",
+    "safetensors",
+    "rich",
+    "matplotlib",
+    "pooch",
+}
 
 
-@pytest.mark.parametrize(
-    ("command", "spared"),
-    [
-        (("ingest", "synthetic:60,20"), {"zarr", "dask", "distributed", "pyarrow"}),
-        (("train", "--epochs", 1, "--batch-size", 10), {"zarr", "distributed", "pyarrow"}),
-        (("score",), {"zarr", "distributed", "pyarrow"}),
-    ],
-    ids=lambda value: value[0] if isinstance(value, tuple) else "",
-)
-def test_what_is_not_imported(files: Path, command: tuple[object, ...], spared: set[str]) -> None:
-    """The real commands at work: each imports what it needs, such as NumPy, and none of these."""
+def imported(*arguments: str, cwd: Path) -> set[str]:
+    """The top-level packages that the real command imports, as Python itself reports them."""
+    python, *rest = COMMAND
+    process = subprocess.run(
+        [python, "-X", "importtime", *rest, *arguments],
+        cwd=cwd,
+        env={"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = re.findall(r"^import time: .*\| +([\w.]+)$", process.stderr, re.MULTILINE)
+    return {line.partition(".")[0] for line in lines}
+
+
+@pytest.mark.parametrize("arguments", [(), *((name,) for name in cli.commands)], ids=" ".join)
+def test_help_imports_little(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    """`pipeline --help` and every command's --help import neither numpy, zarr nor dask."""
+    found = imported(*arguments, "--help", cwd=tmp_path)
+    assert {"click", "jobs"} <= found
+    assert set() == HEAVY & found
+
+
+def test_imports_are_seen(tmp_path: Path) -> None:
+    """The test above would see the imports: a command that runs makes some of them."""
+    assert {"numpy", "numcodecs"} <= imported("inspect", "nothing", cwd=tmp_path)
+
+
+@pytest.mark.parametrize("job", ["ingest", "train", "score"])
+def test_what_jobs_spare(files: Path, job: str) -> None:
+    """The real commands at work need no more of Zarr than its format, nor Dask's cluster."""
     here = files.parent
+    small = ("--epochs", "1", "--batch-size", "10")
     place = ("--dataset", "data/synthetic", "--run", "runs/it")
-    if command[0] != "ingest":
-        assert run_pipeline("ingest", "synthetic:60,20", cwd=here).code == 0
-    if command[0] == "score":
-        assert run_pipeline("train", *place, "--epochs", 1, "--batch-size", 10, cwd=here).code == 0
-    chosen = () if command[0] == "ingest" else place
-    ended = run_pipeline(*command, *chosen, cwd=here, env={"PYTHONPROFILEIMPORTTIME": "1"})
-    assert ended.code == 0, ended.err
-    imported = set(IMPORTED.findall(ended.err))
-    assert "numpy" in imported
-    assert set() == imported & spared
+    commands = {
+        "ingest": ("ingest", "synthetic:60,20"),
+        "train": ("train", *place, *small),
+        "score": ("score", *place),
+    }
+    for before in list(commands)[: list(commands).index(job)]:
+        assert run_pipeline(*commands[before], cwd=here).code == 0
+    found = imported(*commands[job], cwd=here)
+    assert {"numpy", "numcodecs"} <= found
+    spared = {"zarr", "distributed", "pyarrow"} | ({"dask"} if job == "ingest" else set())
+    assert set() == spared & found
+    made = {"ingest": "data/synthetic", "train": "runs/it/checkpoints", "score": "runs/it/scores"}
+    assert (here / made[job]).is_dir()
 
 
 def test_a_configuration_in_a_place_where_dask_looks(tmp_path: Path) -> None:
