@@ -45,7 +45,7 @@ BEST_COMPRESSION = 1000
 BASE_MEMORY = 130_000_000
 """Bytes of the interpreter with its libraries, their threads and what they keep for themselves."""
 FORMS_OF_A_CHUNK = 5
-"""A chunk as it is read or drawn, transformed, encoded, decoded again, and read back."""
+"""A chunk as it is read or drawn, transformed, filled up, encoded, and decoded again."""
 
 Converted = tuple[int, list[ChunkRecord]]
 """What `convert_part` gives: the rows of a part, and its chunks' records."""
@@ -108,7 +108,7 @@ def ingest(
         refuse_foreign(target)
         dataset = None if overwrite else _same_dataset(target, schema, fingerprint)
         if dataset is not None and compression not in (None, dataset.compression):
-            dataset = None  # which is in another way: refused, as another cut into chunks is
+            dataset = None  # refused, as one that is cut into other chunks is
         already_done = dataset is not None
         if dataset is None:
             _check_room(target, schema)

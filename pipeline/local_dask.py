@@ -11,6 +11,11 @@ __all__ = ["config", "run_on_threads"]
 try:
     from dask import config
     from dask.threaded import get as run_on_threads
+except TypeError as error:
+    raise UsageError(
+        f"Dask cannot put its own configuration together ({error}): two of its files or DASK_ "
+        "variables contradict each other. Mend or remove one of them."
+    ) from error
 except ValueError as error:
     told = str(error).partition(", original error message:")[0]
     raise UsageError(

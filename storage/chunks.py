@@ -113,14 +113,16 @@ class ChunkedArray:
         """Chunk `number` as `(rows, columns)`; the last one has the rows that are left.
 
         It is a view of `out`, an `empty_chunk`, where that is given: fresh memory for each chunk
-        takes half as long as decoding it. `stored_digest` takes in the bytes that were decoded.
-        Raises `BadDataError` that names the object where it is missing or cannot be decoded.
+        takes half as long as decoding it. `stored_digest` takes in the bytes that were decoded, and
+        their number. Raises `BadDataError` that names the object where it is missing or cannot be
+        decoded.
         """
         key = self._key(number // self.chunks_per_shard)
         place = f"{self.location}/{key}"
         try:
             stored = self._stored(key, number % self.chunks_per_shard)
             if stored_digest is not None:
+                stored_digest.update(len(stored).to_bytes(8, "little"))
                 stored_digest.update(stored)
             values = self.decode(stored, out)
         except FileNotFoundError:
@@ -175,7 +177,7 @@ class ChunkedArray:
 
     @contextmanager
     def _writing(self, number: int, digest: "hashlib._Hash | None" = None) -> Iterator[Write]:
-        """The same without reading back; `digest` takes in what is written."""
+        """Write object `number`, chunk by chunk; `digest` takes in what is written."""
         rows = min(self.rows_per_object, self.rows - number * self.rows_per_object)
         lengths: list[int] = []
         with self.location.writing(self._key(number)) as write:
@@ -255,7 +257,7 @@ class ChunkedArray:
         the bytes are damaged.
         """
         values = self.empty_chunk() if out is None else out
-        codecs.decode(_checked(stored), values.reshape(-1).view(np.uint8))
+        codecs.decode(_checked(stored), values)
         return values
 
 

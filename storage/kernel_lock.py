@@ -1,5 +1,6 @@
 """The writer's lock on a local disk: held by the kernel, free the moment its holder is dead."""
 
+import errno
 import json
 import os
 import socket
@@ -72,6 +73,8 @@ def _acquire(lock: BaseFileLock, path: Path, what: str, take_over: TakeOver | No
         if holder:
             break
         time.sleep(0.01)
+    if holder is None and not path.exists():
+        raise OSError(errno.EACCES, "no file can be made there", str(path))
     living = "" if take_over is None else " It lives, so that its lock cannot be taken over."
     holder = holder or "another process"
     raise LockedError(

@@ -8,8 +8,9 @@ from typing import Any
 import google_crc32c
 import numpy as np
 import pytest
+from numcodecs.zstd import Zstd
 
-from storage import sealed
+from storage import codecs, sealed
 from storage.dataset import Split, open_dataset
 from storage.errors import BadDataError
 from storage.location import open_location
@@ -49,11 +50,17 @@ def test_whoever_reads_need_not_be_told(place: Location) -> None:
 @pytest.mark.parametrize(
     ("at", "value", "told"),
     [
-        (0, b"\x03", "neither by Blosc nor by Zstandard"),
+        (0, b"\x03", "it is neither Zstandard nor LZ4"),
+        (1, b"\x02", "it is neither Zstandard nor LZ4"),
+        (2, b"\x21", "it is neither Zstandard nor LZ4"),
+        (2, b"\x24", "it is neither Zstandard nor LZ4"),
+        (2, b"\x80", "it is neither Zstandard nor LZ4"),
+        (3, b"\x10", "it is neither Zstandard nor LZ4"),
         (4, b"\x1d\0\0\0", "says to be 29 bytes"),
         (4, b"\x1b\0\0\0", "says to be 27 bytes"),
-        (12, b"\xff\xff\xff\x7f", "in 2147483647, and is to be 28 in"),
+        (12, b"\xff\xff\xff\x7f", "in 2147483647, by blocks of 28, and is to be 28 in"),
         (8, b"\xff\xff\xff\x7f", "blosc decompression"),
+        (8, bytes(4), "by blocks of 0"),
     ],
 )
 def test_a_header_that_lies_is_not_believed(
@@ -66,6 +73,41 @@ def test_a_header_that_lies_is_not_believed(
     reader.location.put("c.1.0", with_checksum(bytes(chunk)))
     with pytest.raises(BadDataError, match=f"Chunk 1 in .* is damaged .*{told}"):
         reader.read(1)
+
+
+def test_a_block_that_does_not_divide_is_not_believed(place: Location) -> None:
+    """It would leave the rest of the block as it was."""
+    reader = make_split(place, dtype="float32").arrays["inputs"]
+    chunk = bytearray(reader.location.get("c.1.0")[:-4])
+    chunk[8] -= 1
+    reader.location.put("c.1.0", with_checksum(bytes(chunk)))
+    with pytest.raises(BadDataError, match="by blocks of 111, and is to be 112 in"):
+        reader.read(1)
+
+
+@pytest.mark.parametrize("rows", [0, 3, 8])
+def test_a_frame_of_another_size_is_no_chunk(place: Location, rows: int) -> None:
+    """Decoded into the rows of the very chunk, a shorter one would pass for all of them."""
+    split = make_split(place, compression=ZSTD)
+    out = split.empty_chunk()
+    inputs = split.read_chunk(1, out).inputs
+    frame = Zstd(1, checksum=True).encode(np.resize(inputs, (rows, inputs.shape[1])))
+    place.put("train/inputs/c.1.0", with_checksum(frame))
+    with pytest.raises(BadDataError, match=rf"Chunk 1 .* is damaged .*{7 * rows} bytes.* be 28"):
+        split.read_chunk(1, out)
+
+
+@pytest.mark.parametrize("size", [1, 200, 255, 256, 300, 65_791, 65_792, 70_000, 2**20])
+def test_zstandard_of_any_size(size: int) -> None:
+    """A frame says its size in one, two or four bytes, and in a window of its own or not."""
+    values = np.arange(size, dtype=np.uint8)
+    for level in (1, 19):
+        out = np.zeros_like(values)
+        codecs.decode(memoryview(Zstd(level).encode(values)), out)
+        assert values.tobytes() == out.tobytes()
+        for other in (size - 1, size + 1):
+            with pytest.raises(ValueError, match=f"{size} bytes, and is to be {other}"):
+                codecs.decode(memoryview(Zstd(level).encode(values)), np.zeros(other, np.uint8))
 
 
 def test_a_header_that_is_cut_off_is_damaged(place: Location) -> None:

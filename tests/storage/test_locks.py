@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from storage.errors import ConflictError, PipelineError
+from storage.errors import ConflictError, PipelineError, UnreachableError
+from storage.kernel_lock import kernel_lock
 from storage.location import open_location
 from storage.locks import writer_lock
 from storage.objects import Location
@@ -195,3 +196,12 @@ def test_a_lock_below_a_file_is_out_of_reach(tmp_path: Path) -> None:
     lock_file = open_location(tmp_path / "file" / ".lock")
     with pytest.raises(PipelineError, match="file"), writer_lock(lock_file, "The run"):
         pytest.fail("a lock below a file")
+
+
+def test_a_place_where_no_file_can_be_made() -> None:
+    """It is out of reach, and nobody else is blamed for it."""
+    with (
+        pytest.raises(UnreachableError, match="no file can be made there"),
+        kernel_lock(Path("/proc/lock"), "what", None),
+    ):
+        pass
