@@ -10,7 +10,7 @@ import pytest
 
 from tests.commands.conftest import Call
 from tests.commands.process import Ended, assert_refused, run_pipeline
-from tests.commands.test_help import imported
+from tests.commands.test_weight import imported
 from tests.jobs.inboxes import put_images, settle
 
 USAGE, BAD_DATA, BELOW_GATE, UNREACHABLE = 2, 3, 5, 6
