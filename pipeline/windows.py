@@ -25,6 +25,8 @@ LATE_SECONDS = 0.01
 """A window that is waited for so long comes too late: the next one is loaded by more threads."""
 SLOW = 3.0
 """Time that a chunk takes over processor time that it takes, from which a store is slow."""
+SLOW_SECONDS = 0.01
+"""What a chunk takes at least where a store is slow: small ones wait longer for one another."""
 
 
 class Scratch(threading.local):
@@ -160,7 +162,8 @@ class WindowLoader(Closing):
         block = _empty_block(self.split, window, self._memory)
         placed = load_window(self.split, window, block, self._pool, self._scratch)
         _ = window.row_numbers  # worked out here, not while the caller waits
-        if placed.seconds > SLOW * placed.processor_seconds:
+        least = SLOW_SECONDS * len(window.chunks)
+        if placed.seconds > max(least, SLOW * placed.processor_seconds):
             self._most = self._fewer = max(self._most, WAITING_THREADS)
         return window, block
 
