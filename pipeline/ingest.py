@@ -25,7 +25,7 @@ from storage.dataset_writer import (
     refuse_foreign,
     stage_dataset,
 )
-from storage.errors import UnreachableError, UsageError
+from storage.errors import ConflictError, UnreachableError, UsageError
 from storage.location import Place, open_location
 from storage.objects import Location, TakeOver
 from storage.schema import COMPRESSIONS, LZ4, METADATA_NAME, DatasetSchema, SplitSchema
@@ -108,7 +108,10 @@ def ingest(
         refuse_foreign(target)
         dataset = None if overwrite else _same_dataset(target, schema, fingerprint)
         if dataset is not None and compression not in (None, dataset.compression):
-            dataset = None  # refused, as one that is cut into other chunks is
+            raise ConflictError(
+                f"{target} is there already, compressed by {dataset.compression} and not by "
+                f"{compression}. Pass --overwrite to replace it, or choose another --out."
+            )
         already_done = dataset is not None
         if dataset is None:
             _check_room(target, schema)
