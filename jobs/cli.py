@@ -181,14 +181,20 @@ def verify(place: str, storage_options: tuple[str, ...], quiet: bool, as_json: b
         location = open_location(place, store_options(storage_options, place))
         check_something_there(location)
         checked, wrong = 0, []
-        for what, error in verify_location(location):
+        mentioned: list[str] = []
+        for what, error in verify_location(location, mentioned.append):
             checked += 1
             if error is not None:
                 wrong.append({"what": what, "error": str(error)})
         console.result(
-            {"place": place, "checked": checked, "wrong": wrong},
-            "\n".join(item["error"] for item in wrong)
-            or f"{place} is sound: {checked:,} things checked.",
+            {"place": place, "checked": checked, "wrong": wrong, "mentioned": mentioned},
+            "\n".join(
+                mentioned
+                + (
+                    [item["error"] for item in wrong]
+                    or [f"{place} is sound: {checked:,} things checked."]
+                )
+            ),
         )
         if wrong:
             from storage.errors import BadDataError

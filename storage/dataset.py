@@ -18,6 +18,7 @@ from storage.schema import (
     FORMAT_VERSION,
     METADATA_NAME,
     READ_VERSIONS,
+    ROOT_ATTRIBUTES,
     ZSTD,
     SplitRecord,
     SplitSchema,
@@ -206,7 +207,7 @@ class Dataset:
     fingerprint: dict[str, Any]
     """What tells whether a source has been ingested before."""
     metadata_digests: dict[str, str]
-    """SHA-256 of every other `zarr.json`, by key."""
+    """The digest of every other `zarr.json`, by key; see `sealed.check_metadata`."""
     digest: str
     splits: dict[str, Split] = field(repr=False)
 
@@ -241,7 +242,7 @@ def _opened(location: Location, document: dict[str, Any]) -> Dataset:
         raise BadDataError(
             f"{location} is incomplete: its ingest has not finished. Run `pipeline ingest` again."
         )
-    sealed.check_group_seal(document, f"{location}/{METADATA_NAME}")
+    sealed.check_group_seal(document, ROOT_ATTRIBUTES, f"{location}/{METADATA_NAME}")
     try:
         dataset = _from_attributes(location, attributes)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -339,10 +340,6 @@ def _from_attributes(location: Location, attributes: dict[str, Any]) -> Dataset:
 def _check_metadata(location: Location, key: str, expected: str) -> None:
     place = f"{location}/{key}"
     try:
-        found = hashlib.sha256(sealed.read(location, key)).hexdigest()
+        sealed.check_metadata(sealed.read(location, key), expected, place, MAKE_AGAIN)
     except FileNotFoundError:
         raise BadDataError(f"{place} is missing. {MAKE_AGAIN}") from None
-    if found != expected:
-        raise BadDataError(
-            f"{place} has digest {found}; the dataset records {expected}. {MAKE_AGAIN}"
-        )

@@ -24,7 +24,7 @@ from storage.schema import (
     SplitSchema,
     dataset_digest,
 )
-from storage.zarr_metadata import array_metadata, group_metadata
+from storage.zarr_metadata import Document, array_metadata, group_metadata, metadata_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +116,8 @@ class DatasetWriter:
         self.target = target
         self.schema = schema
         self._staged = staged
+        self._metadata: dict[str, Document] = {}
+        """The documents of all groups and arrays below the root, by path."""
         self._create_arrays()
 
     def split(self, name: str) -> SplitWriter:
@@ -142,15 +144,12 @@ class DatasetWriter:
         return open_dataset(self.target)
 
     def _create_arrays(self) -> None:
-        self._put_group("", {"format": FORMAT, "format_version": FORMAT_VERSION})
+        begun = group_metadata({"format": FORMAT, "format_version": FORMAT_VERSION})
+        self._staged.put(METADATA_NAME, metadata_bytes(begun))
         for name, split in self.schema.splits.items():
-            self._put_group(f"{name}/", {})
             self._put_array(name, "inputs", ("sample", "feature"), _scaling(split.dtype))
             if split.classes:
                 self._put_array(name, "targets", ("sample", "class"))
-
-    def _put_group(self, prefix: str, attributes: dict[str, Any]) -> None:
-        self._staged.put(prefix + METADATA_NAME, group_metadata(attributes))
 
     def _put_array(
         self,
@@ -161,8 +160,21 @@ class DatasetWriter:
     ) -> ChunkedArray:
         """Say what an array of a split is; its chunks are still to be written."""
         array = self.split(split).arrays[name]
-        array.location.put(METADATA_NAME, array_metadata(array, dimensions, attributes))
+        document = array_metadata(array, dimensions, attributes)
+        self._metadata[f"{split}/{name}"] = document
+        array.location.put(METADATA_NAME, metadata_bytes(document))
         return array
+
+    def _put_split_group(self, name: str) -> None:
+        """Write the group of a split whose arrays are all described."""
+        prefix = f"{name}/"
+        members = {
+            path.removeprefix(prefix): document
+            for path, document in self._metadata.items()
+            if path.startswith(prefix)
+        }
+        self._metadata[name] = group_metadata({})
+        self._staged.put(prefix + METADATA_NAME, metadata_bytes(group_metadata({}, members)))
 
     def _record_split(self, name: str, records: list[ChunkRecord]) -> SplitRecord:
         split = self.schema.splits[name]
@@ -177,6 +189,7 @@ class DatasetWriter:
         counts = np.array([record.class_counts for record in records], dtype="<i8")
         if split.classes:
             self._put_array(name, "chunk_class_counts", ("chunk", "class")).write(0, counts)
+        self._put_split_group(name)
         return SplitRecord(
             split,
             tuple(counts.sum(axis=0).tolist()) if split.classes else (),
@@ -192,8 +205,7 @@ class DatasetWriter:
     ) -> None:
         """Write the root's `zarr.json` last: nothing before it makes a dataset."""
         schema = self.schema
-        document = sealed.parse(self._staged.get(METADATA_NAME), str(self._staged))
-        document["attributes"] = {
+        attributes = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "name": schema.name,
@@ -204,20 +216,17 @@ class DatasetWriter:
             "sources": sources,
             "fingerprint": fingerprint,
             "splits": {name: record.to_json() for name, record in splits.items()},
-            "metadata_digests": self._metadata_digests(),
+            "metadata_digests": {
+                f"{path}/{METADATA_NAME}": sealed.metadata_digest(document)
+                for path, document in self._metadata.items()
+            },
             "digest": dataset_digest(
                 schema.class_names, schema.image_shape, schema.transforms, splits
             ),
             "complete": True,
         }
-        self._staged.put(METADATA_NAME, sealed.document_bytes(sealed.seal_group(document)))
-
-    def _metadata_digests(self) -> dict[str, str]:
-        return {
-            key: hashlib.sha256(self._staged.get(key)).hexdigest()
-            for key in self._staged.objects()
-            if key.endswith("/" + METADATA_NAME)
-        }
+        document = sealed.seal_group(group_metadata(attributes, self._metadata))
+        self._staged.put(METADATA_NAME, metadata_bytes(document))
 
 
 @contextmanager

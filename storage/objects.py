@@ -28,6 +28,12 @@ REPLACED = ".replaced"
 """The suffix of the sibling that is there while a published tree is being replaced."""
 NOTES_LIMIT = 256 * 2**20
 """The most bytes of a journal that are read; no journal of ours is longer."""
+FOREIGN = re.compile(
+    r"\..+|.+~|~.+|#.+#|.+\.(bak|orig|rej|swp)|Icon\r|@eaDir|__MACOSX|lost\+found"
+    r"|(eh)?thumbs\.db|desktop\.ini|\$RECYCLE\.BIN|System Volume Information",
+    re.IGNORECASE,
+)
+"""Names such as .DS_Store, ._x, .nfs0001, Thumbs.db, desktop.ini, x~ and #x#."""
 STAGED = re.compile(r"\.ingest-[0-9a-f]{12}")
 """The suffix of a sibling in which a tree is made before it is published."""
 
@@ -263,6 +269,14 @@ class Lock(ABC):
 def new_staged() -> str:
     """A suffix for what is staged, which nothing else has or had."""
     return f".ingest-{uuid.uuid4().hex[:12]}"
+
+
+def is_foreign(key: str) -> bool:
+    """Return whether a file is by its name one that a system, file manager or editor leaves.
+
+    Nothing of ours has such a name, save what `is_leftover` knows.
+    """
+    return any(FOREIGN.fullmatch(part) for part in key.split("/"))
 
 
 def is_leftover(name: str) -> bool:

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from storage.scorings import (
     open_record,
     root_document,
 )
-from storage.zarr_metadata import array_metadata, group_metadata
+from storage.zarr_metadata import Document, array_metadata, group_metadata, metadata_bytes
 
 __all__ = [
     "FORMAT",
@@ -111,8 +112,9 @@ class ScoresWriter:
             location.delete_tree()
         for key in ("", *self._scores().arrays):
             location.sweep(key)
-        for key, document in _metadata(location, schema).items():
-            location.put(key, document)
+        location.put(METADATA_NAME, self._root({}))
+        for name, document in self._arrays.items():
+            location.put(f"{name}/{METADATA_NAME}", metadata_bytes(document))
 
     @property
     def missing(self) -> list[int]:
@@ -151,20 +153,38 @@ class ScoresWriter:
             array.check_there()
         self.location.check_held()
         self.location.put(METRICS, sealed.sealed_bytes(metrics))
-        document = sealed.parse(self.location.get(METADATA_NAME), str(self.location))
-        document["attributes"] |= {
+        attributes = {
             "chunk_digests": list(scores.chunk_digests),
             "metadata_digests": {
-                key: hashlib.sha256(self.location.get(key)).hexdigest()
-                for key in (f"{name}/{METADATA_NAME}" for name in scores.arrays)
+                f"{name}/{METADATA_NAME}": sealed.metadata_digest(document)
+                for name, document in self._arrays.items()
             },
             "metrics_sha256": hashlib.sha256(self.location.get(METRICS)).hexdigest(),
             "complete": True,
         }
         self.location.check_held()
-        self.location.put(METADATA_NAME, sealed.document_bytes(sealed.seal_group(document)))
+        self.location.put(METADATA_NAME, self._root(attributes))
         self.location.delete_notes(JOURNAL)
         return scores
+
+    @cached_property
+    def _arrays(self) -> dict[str, Document]:
+        """The documents of the two arrays, by name."""
+        arrays = score_arrays(self.location, self.schema)
+        return {
+            "probabilities": array_metadata(arrays["probabilities"], ("sample", "class")),
+            "predicted": array_metadata(arrays["predicted"], ("sample",)),
+        }
+
+    def _root(self, attributes: dict[str, Any]) -> bytes:
+        """The scoring's own `zarr.json`, with these attributes besides what is scored."""
+        begun = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "scored": self.schema.to_json(),
+        }
+        document = group_metadata(begun | attributes, self._arrays)
+        return metadata_bytes(sealed.seal_group(document))
 
     def _scores(self) -> Scores:
         digests = tuple(self._digests.get(number, "") for number in range(self.schema.chunks))
@@ -258,20 +278,6 @@ def open_scores(location: Location) -> Scores:
     Raises `BadDataError` where there is none, or it is incomplete or damaged.
     """
     return Scores(**vars(open_record(location)))
-
-
-def _metadata(location: Location, schema: ScoresSchema) -> dict[str, bytes]:
-    """Every `zarr.json` of an empty scoring, by key; the root's comes first."""
-    arrays = score_arrays(location, schema)
-    return {
-        METADATA_NAME: group_metadata(
-            {"format": FORMAT, "format_version": FORMAT_VERSION, "scored": schema.to_json()}
-        ),
-        f"probabilities/{METADATA_NAME}": array_metadata(
-            arrays["probabilities"], ("sample", "class")
-        ),
-        f"predicted/{METADATA_NAME}": array_metadata(arrays["predicted"], ("sample",)),
-    }
 
 
 def _chunk_digest(probabilities: NDArray[np.float32], predicted: NDArray[np.int32]) -> str:

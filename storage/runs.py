@@ -10,7 +10,7 @@ from typing import Any
 from storage import sealed
 from storage.errors import BadDataError, ConflictError
 from storage.locks import writer_lock
-from storage.objects import Location, TakeOver
+from storage.objects import Location, TakeOver, is_foreign
 
 FORMAT = "mnist-stream run"
 FORMAT_VERSION = 1
@@ -90,7 +90,7 @@ def check_place(location: Location) -> None:
     names = location.names()  # in one look: another may begin a run meanwhile
     if RECORD in names:
         raise ConflictError(f"{location} is a run already.")
-    strange = [name for name in names if name != LOCK and not name.endswith(".tmp")]
+    strange = [name for name in names if not is_foreign(name) and not name.endswith(".tmp")]
     if strange:
         raise ConflictError(
             f"{location} holds {strange[0]!r} but no {RECORD}; it is not a run and is left alone. "

@@ -15,6 +15,24 @@ READ_VERSIONS = (1, FORMAT_VERSION)
 """Version 1 knew Zstandard alone, and did not say so."""
 METADATA_NAME = "zarr.json"
 """What Zarr v3 calls the document of a group or array."""
+ROOT_ATTRIBUTES = frozenset(
+    {
+        "format",
+        "format_version",
+        "name",
+        "class_names",
+        "image_shape",
+        "transforms",
+        "compression",
+        "sources",
+        "fingerprint",
+        "splits",
+        "metadata_digests",
+        "digest",
+        "complete",
+    }
+)
+"""The attributes of a dataset's root that are ours, and sealed."""
 LZ4, LZ4HC, ZSTD = COMPRESSIONS = ("lz4", "lz4hc", "zstd")
 """How chunks may be compressed; see `storage.codecs`."""
 CHUNK_BYTES = 1_570_000

@@ -9,12 +9,24 @@ from typing import Any
 
 from storage import sealed
 from storage.errors import BadDataError
-from storage.objects import Location
+from storage.objects import Location, is_foreign
 from storage.schema import CHUNK_LIMIT, METADATA_NAME, InChunks
 
 FORMAT = "mnist-stream scores"
 FORMAT_VERSION = 1
 METRICS = "metrics.json"
+ROOT_ATTRIBUTES = frozenset(
+    {
+        "format",
+        "format_version",
+        "scored",
+        "chunk_digests",
+        "metadata_digests",
+        "metrics_sha256",
+        "complete",
+    }
+)
+"""The attributes of a scoring's root that are ours, and sealed."""
 JOURNAL = "chunks.jsonl"
 """Digests of the chunks written so far; gone once the scoring is complete."""
 LEDGER = "ledger.jsonl"
@@ -100,11 +112,12 @@ def open_record(location: Location) -> ScoresRecord:
     if attributes.get("complete") is not True:
         raise BadDataError(f"{location} is incomplete: run the same `pipeline score` again.")
     place = f"{location}/{METADATA_NAME}"
-    sealed.check_group_seal(document, place)
+    sealed.check_group_seal(document, ROOT_ATTRIBUTES, place)
     try:
         schema = _schema(attributes["scored"], place)
         digests = tuple(str(digest) for digest in attributes["chunk_digests"])
-        recorded = dict(attributes["metadata_digests"]) | {METRICS: attributes["metrics_sha256"]}
+        recorded = dict(attributes["metadata_digests"])
+        metrics_digest = attributes["metrics_sha256"]
         if len(digests) != schema.chunks:
             raise ValueError(f"{len(digests)} digests for {schema.chunks} chunks")
     except (KeyError, TypeError, ValueError) as error:
@@ -115,7 +128,12 @@ def open_record(location: Location) -> ScoresRecord:
             "with another. Give it its name back."
         )
     for key, expected in recorded.items():
-        _check_digest(location, key, expected)
+        sealed.check_metadata(_read(location, key), expected, f"{location}/{key}", AGAIN)
+    found = hashlib.sha256(_read(location, METRICS)).hexdigest()
+    if found != metrics_digest:
+        raise BadDataError(
+            f"{location}/{METRICS} has digest {found}, recorded is {metrics_digest}. {AGAIN}"
+        )
     return ScoresRecord(location, schema, digests)
 
 
@@ -129,13 +147,11 @@ def _schema(scored: Any, place: str) -> ScoresSchema:
     return ScoresSchema(**scored | {"class_names": tuple(names)})
 
 
-def _check_digest(location: Location, key: str, expected: str) -> None:
+def _read(location: Location, key: str) -> bytes:
     try:
-        found = hashlib.sha256(sealed.read(location, key)).hexdigest()
+        return sealed.read(location, key)
     except FileNotFoundError:
         raise BadDataError(f"{location}/{key} is missing. {AGAIN}") from None
-    if found != expected:
-        raise BadDataError(f"{location}/{key} has digest {found}, recorded is {expected}. {AGAIN}")
 
 
 def is_complete(location: Location) -> bool:
@@ -167,5 +183,5 @@ def root_document(location: Location) -> dict[str, Any]:
 def scoring_homes(scores: Location) -> list[str]:
     """The names of the scorings in a run's directory of scores, complete or not, sorted."""
     return [
-        name for name in scores.names() if name not in (LEDGER, FAILED) and not name.startswith(".")
+        name for name in scores.names() if name not in (LEDGER, FAILED) and not is_foreign(name)
     ]

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from storage.errors import BadDataError
@@ -12,6 +12,25 @@ DOCUMENT_LIMIT = 256 * 2**20
 """The largest document that is read, in bytes; what is larger is none of ours."""
 
 SEAL = "seal"
+
+ZARR_FIELDS = frozenset(
+    {
+        "zarr_format",
+        "node_type",
+        "attributes",
+        "shape",
+        "data_type",
+        "chunk_grid",
+        "chunk_key_encoding",
+        "fill_value",
+        "codecs",
+        "dimension_names",
+        "storage_transformers",
+    }
+)
+"""The fields of a `zarr.json` that say what a group or array is."""
+ARRAY_ATTRIBUTES = frozenset({"scale_factor", "add_offset"})
+"""The attributes that we give to arrays; groups below the root have none."""
 
 
 def canonical(value: object) -> bytes:
@@ -103,18 +122,55 @@ def check_seal(document: dict[str, Any], place: str) -> dict[str, Any]:
     return body
 
 
+def own_metadata(document: dict[str, Any], attributes: Collection[str]) -> dict[str, Any]:
+    """Return the part of a `zarr.json` that is ours: Zarr's own fields, and these attributes.
+
+    Other Zarr programs may add attributes and consolidated metadata, write the fields in another
+    order, and leave out those that are empty.
+    """
+    every = document.get("attributes")
+    if isinstance(every, dict):
+        ours = {name: value for name, value in every.items() if name in attributes}
+        document = document | {"attributes": ours}
+    return {
+        name: value
+        for name, value in document.items()
+        if name in ZARR_FIELDS and value not in (None, [], {})
+    }
+
+
+def metadata_digest(document: dict[str, Any]) -> str:
+    """Return the digest of what is ours in the `zarr.json` of anything below the root."""
+    return digest_of(own_metadata(document, ARRAY_ATTRIBUTES))
+
+
+def check_metadata(data: bytes, recorded: str, place: str, remedy: str) -> None:
+    """Raise `BadDataError` where a `zarr.json` is not the one whose digest was recorded.
+
+    Datasets and scores of earlier releases recorded the digest of its bytes.
+    """
+    if recorded == hashlib.sha256(data).hexdigest():
+        return
+    document = parse(data, place)
+    try:
+        found = metadata_digest(document)
+    except (ValueError, RecursionError) as error:
+        raise BadDataError(f"{place} holds a value that is not JSON ({error}). {remedy}") from error
+    if found != recorded:
+        raise BadDataError(f"{place} has digest {found}; recorded is {recorded}. {remedy}")
+
+
 def seal_group(document: dict[str, Any]) -> dict[str, Any]:
-    """A Zarr group's document with its seal added, in the attributes: Zarr has no other place."""
+    """Return a Zarr group's document with its seal added to the attributes."""
     attributes = {key: value for key, value in document["attributes"].items() if key != SEAL}
-    body = document | {"attributes": attributes}
+    body = own_metadata(document | {"attributes": attributes}, attributes)
     return document | {"attributes": attributes | {SEAL: digest_of(body)}}
 
 
-def check_group_seal(document: dict[str, Any], place: str) -> None:
-    """Raise `BadDataError` where a Zarr group's document does not agree with its seal."""
-    attributes = dict(document["attributes"])
-    found = attributes.pop(SEAL, None)
-    check_seal(document | {"attributes": attributes, SEAL: found}, place)
+def check_group_seal(document: dict[str, Any], attributes: Collection[str], place: str) -> None:
+    """Raise `BadDataError` where these attributes of a Zarr group do not agree with its seal."""
+    body = own_metadata(document, attributes)
+    check_seal(body | {SEAL: document["attributes"].get(SEAL)}, place)
 
 
 def read(location: Location, key: str) -> bytes:
@@ -128,6 +184,15 @@ def read(location: Location, key: str) -> bytes:
             f"{location.child(key)} has {size:,} bytes; expected at most {DOCUMENT_LIMIT:,}."
         )
     return location.get(key)
+
+
+def read_document(location: Location, key: str) -> dict[str, Any]:
+    """Return a JSON object from a file. Raises `BadDataError` where there is none."""
+    place = f"{location}/{key}"
+    try:
+        return parse(read(location, key), place)
+    except FileNotFoundError:
+        raise BadDataError(f"{place} is missing. Restore it from a copy.") from None
 
 
 def read_sealed(location: Location, key: str) -> dict[str, Any]:

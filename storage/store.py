@@ -14,6 +14,7 @@ from zarr.abc.store import (
 )
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 
+from storage import sealed
 from storage.chunks import ChunkedArray
 from storage.errors import BadDataError, PipelineError
 from storage.objects import Location
@@ -126,6 +127,38 @@ class LocationStore(Store):
         """The names directly below `prefix`."""
         for name in self.location.names(prefix.strip("/")):
             yield name
+
+
+def check_group(store: LocationStore, path: str, members: Iterable[str]) -> None:
+    """Raise `BadDataError` where Zarr cannot open a group, or reads other members than are stored.
+
+    Zarr and xarray read the members' metadata from the group's consolidated metadata, if any.
+    """
+    location = store.location.child(path) if path else store.location
+    place = f"{location}/{METADATA_NAME}"
+    try:
+        group = zarr.open_group(store, path=path, mode="r", zarr_format=3)
+    except PipelineError:
+        raise
+    except Exception as error:  # zarr raises whatever a strange zarr.json leads it to
+        raise BadDataError(
+            f"{location} cannot be opened as a Zarr group ({error}). Restore it from a copy, or "
+            "make it again."
+        ) from error
+    if group.metadata.consolidated_metadata is None:
+        return
+    consolidated = sealed.read_document(location, METADATA_NAME)["consolidated_metadata"]
+    for member in members:
+        stored = _own_metadata(sealed.read_document(location, f"{member}/{METADATA_NAME}"))
+        if _own_metadata(consolidated["metadata"].get(member, {})) != stored:
+            raise BadDataError(
+                f"{place} describes {member} otherwise than {location}/{member}/{METADATA_NAME}. "
+                "Make it anew with zarr.consolidate_metadata, or restore it from a copy."
+            )
+
+
+def _own_metadata(document: dict[str, Any]) -> dict[str, Any]:
+    return sealed.own_metadata(document, sealed.ARRAY_ATTRIBUTES)
 
 
 def open_array(store: LocationStore, reader: ChunkedArray) -> "zarr.Array[Any]":

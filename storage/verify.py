@@ -2,7 +2,8 @@
 
 Each function yields, for each thing that it has checked, what that was and what is wrong with it:
 `None` where nothing is. Files that are no part of what is verified are wrong too, for nothing
-vouches for them; what a dead writer left under a hidden temporary name is not.
+vouches for them. What a dead writer left under a hidden temporary name is not, nor is what systems
+and editors leave (`.DS_Store`, `Thumbs.db`): such files are passed to `mention`.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,39 +25,52 @@ from storage.chunks import ChunkedArray
 from storage.dataset import MAKE_AGAIN, Dataset, Split, open_dataset
 from storage.errors import BadDataError
 from storage.ledger import Ledger
-from storage.objects import Location, is_leftover
+from storage.objects import Location, is_foreign, is_leftover
 from storage.predictions import FORMAT as SCORES_FORMAT
 from storage.predictions import JOURNAL, METRICS, Scores, open_scores
 from storage.runs import RECORD, SCORES, open_run
 from storage.schema import METADATA_NAME
 from storage.scorings import LEDGER, scoring_homes
-from storage.store import LocationStore, open_array
+from storage.store import LocationStore, check_group, open_array
 
 Check = tuple[str, BadDataError | None]
+
+Mention = Callable[[str], None]
+"""Called with a sentence about something that is not wrong."""
+
+
+def _ignore(text: str) -> None:
+    """Mention nothing."""
+
 
 Found = TypeVar("Found")
 
 
-def verify_location(location: Location) -> Iterator[Check]:
+def verify_location(location: Location, mention: Mention = _ignore) -> Iterator[Check]:
     """Verify whatever is at a location: a run, a scoring, or else what should be a dataset."""
     if location.exists(RECORD):
-        return verify_run(location)
-    return verify_scores(location) if _is_scoring(location) else verify_dataset(location)
+        return verify_run(location, mention)
+    verify = verify_scores if _is_scoring(location) else verify_dataset
+    return verify(location, mention)
 
 
-def verify_dataset(location: Location) -> Iterator[Check]:
+def verify_dataset(location: Location, mention: Mention = _ignore) -> Iterator[Check]:
     """Every chunk, count and digest of a dataset, and how Zarr itself opens its arrays."""
     dataset, error = _attempt(lambda: open_dataset(location))
     yield f"{location}: attributes", error
     if dataset is None:
         return
+    store = LocationStore(location, read_only=True)
+    members = [key.removesuffix(f"/{METADATA_NAME}") for key in dataset.metadata_digests]
+    yield f"{location}: groups", _trouble(check_group, store, "", members)
     for split in dataset.splits.values():
-        yield from _verify_split(split, LocationStore(location, read_only=True))
-    yield from _strangers(location, _dataset_keys(dataset).__contains__)
+        yield from _verify_split(split, store)
+    yield from _strangers(location, _dataset_keys(dataset).__contains__, mention)
 
 
 def _verify_split(split: Split, store: LocationStore) -> Iterator[Check]:
     place = f"{store.location}/{split.name}"
+    yield f"{place}: group", _trouble(check_group, store, split.name, split.arrays)
     yield from _verify_arrays(store, split.arrays)
     error = _trouble(split.check_claim)
     yield f"{place}: presence of chunks", error
@@ -97,17 +111,19 @@ def _dataset_keys(dataset: Dataset) -> set[str]:
     return keys
 
 
-def verify_scores(location: Location) -> Iterator[Check]:
+def verify_scores(location: Location, mention: Mention = _ignore) -> Iterator[Check]:
     """Every chunk and digest of a complete scoring, its metrics, and how Zarr opens its arrays."""
     scores, error = _attempt(lambda: open_scores(location))
     yield f"{location}: attributes", error
     if scores is None:
         return
-    yield from _verify_arrays(LocationStore(location, read_only=True), scores.arrays)
+    store = LocationStore(location, read_only=True)
+    yield f"{location}: group", _trouble(check_group, store, "", scores.arrays)
+    yield from _verify_arrays(store, scores.arrays)
     for number in range(scores.schema.chunks):
         yield f"{location}: chunk {number}", _trouble(scores.read_chunk, number)
     yield f"{location}: metrics", _trouble(scores.metrics)
-    yield from _strangers(location, _scores_keys(scores).__contains__)
+    yield from _strangers(location, _scores_keys(scores).__contains__, mention)
 
 
 def _scores_keys(scores: Scores) -> set[str]:
@@ -125,7 +141,7 @@ def _is_scoring(location: Location) -> bool:
     return isinstance(attributes, dict) and attributes.get("format") == SCORES_FORMAT
 
 
-def verify_run(location: Location) -> Iterator[Check]:
+def verify_run(location: Location, mention: Mention = _ignore) -> Iterator[Check]:
     """A run's record, every checkpoint, the lines of metrics, the ledger, and every scoring.
 
     Other files at the run's top belong to whoever put them there.
@@ -139,12 +155,12 @@ def verify_run(location: Location) -> Iterator[Check]:
         if error is None or location.exists(name.key):  # a run that goes on prunes meanwhile
             yield f"{location}: checkpoint {name}", error
     yield f"{location}: metrics", _trouble(recorded_metrics, run)
-    yield from _strangers(location, _is_of_run)
+    yield from _strangers(location, _is_of_run, mention)
     if location.exists(f"{SCORES}/{LEDGER}"):
         yield f"{Ledger(location)}: lines", _trouble(Ledger(location).entries)
     if location.exists(SCORES):
         for home in scoring_homes(location.child(SCORES)):
-            yield from verify_scores(location.child(f"{SCORES}/{home}"))
+            yield from verify_scores(location.child(f"{SCORES}/{home}"), mention)
 
 
 def _is_of_run(key: str) -> bool:
@@ -165,12 +181,17 @@ def _chunk_keys(prefix: str, readers: dict[str, ChunkedArray]) -> set[str]:
     return {f"{prefix}{name}/{key}" for name, reader in readers.items() for key in reader.keys}
 
 
-def _strangers(location: Location, is_expected: Callable[[str], bool]) -> Iterator[Check]:
+def _strangers(
+    location: Location, is_expected: Callable[[str], bool], mention: Mention
+) -> Iterator[Check]:
     """Every object whose key is not expected, and which is no leftover of a dead writer."""
     for key in location.objects():
         if is_expected(key) or any(is_leftover(part) for part in key.split("/")):
             continue
         place = f"{location}/{key}"
+        if is_foreign(key):
+            mention(f"{place} is not one of our files; it is ignored.")
+            continue
         yield (
             place,
             BadDataError(f"{place} is no part of what is recorded here. Move it elsewhere."),

@@ -1,10 +1,11 @@
 """The `zarr.json` of groups and arrays, as the Zarr v3 specification has them.
 
-They are the documents that Zarr itself writes. But to import Zarr takes longer than to ingest a
-small set or to score it, and nothing else of it is needed for either.
+They are the documents that Zarr itself writes. Importing Zarr takes longer than ingesting or
+scoring a small set, and neither needs anything else of it.
 """
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -14,16 +15,44 @@ from storage.codecs import zarr_codec
 
 CRC32C = {"name": "crc32c"}
 
+Document: TypeAlias = dict[str, Any]
+"""A `zarr.json`, parsed."""
 
-def group_metadata(attributes: dict[str, Any]) -> bytes:
-    """The document of a group with these attributes."""
-    return sealed.document_bytes({"attributes": attributes, "zarr_format": 3, "node_type": "group"})
+
+def group_metadata(
+    attributes: dict[str, Any], members: Mapping[str, Document] | None = None
+) -> Document:
+    """Return the document of a group.
+
+    With `members`, the documents of all groups and arrays below it by their path, it has
+    consolidated metadata: xarray opens such a group at once and without a warning.
+    """
+    document: Document = {"attributes": attributes, "zarr_format": 3}
+    if members is not None:
+        document["consolidated_metadata"] = _consolidated(
+            {
+                path: member | {"consolidated_metadata": _consolidated({})}
+                if member["node_type"] == "group"
+                else member
+                for path, member in sorted(members.items())
+            }
+        )
+    return document | {"node_type": "group"}
+
+
+def metadata_bytes(document: Document) -> bytes:
+    """Return the text of a `zarr.json`, which ends where the document does, as Zarr writes it."""
+    return sealed.document_bytes(document).rstrip()
+
+
+def _consolidated(members: Mapping[str, Document]) -> Document:
+    return {"kind": "inline", "must_understand": False, "metadata": members}
 
 
 def array_metadata(
     array: ChunkedArray, dimensions: tuple[str, ...], attributes: dict[str, Any] | None = None
-) -> bytes:
-    """The document of an array, whose `dimensions` have names.
+) -> Document:
+    """Return the document of an array, whose `dimensions` have names.
 
     Chunks lie in one directory (`c.0.0`), compressed as `array` writes them, with their CRC-32C.
     """
@@ -40,21 +69,19 @@ def array_metadata(
         }
         codecs = [{"name": "sharding_indexed", "configuration": configuration}]
     object_shape = (array.rows_per_object, *columns)
-    return sealed.document_bytes(
-        {
-            "shape": array.shape,
-            "data_type": array.dtype,
-            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": object_shape}},
-            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
-            "fill_value": np.zeros((), array.dtype).item(),
-            "codecs": codecs,
-            "attributes": attributes or {},
-            "dimension_names": dimensions,
-            "zarr_format": 3,
-            "node_type": "array",
-            "storage_transformers": [],
-        }
-    )
+    return {
+        "shape": array.shape,
+        "data_type": array.dtype,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": object_shape}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+        "fill_value": np.zeros((), array.dtype).item(),
+        "codecs": codecs,
+        "attributes": attributes or {},
+        "dimension_names": dimensions,
+        "zarr_format": 3,
+        "node_type": "array",
+        "storage_transformers": [],
+    }
 
 
 def _bytes_codec(dtype: str) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 Imports neither Zarr nor Dask: a job that finds its work done answers at once.
 """
 
-import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from storage import sealed
 from storage.errors import BadDataError
 from storage.objects import Location
 from storage.runs import SCORES, Run
-from storage.schema import FORMAT, METADATA_NAME, READ_VERSIONS
+from storage.schema import FORMAT, METADATA_NAME, READ_VERSIONS, ROOT_ATTRIBUTES
 from storage.scorings import METRICS, ScoresRecord, is_complete, open_record, scoring_home
 
 if TYPE_CHECKING:
@@ -87,15 +86,14 @@ def peek_dataset_digest(location: Location) -> str | None:
     """The digest of a sound, complete dataset; None where opening it has something to say."""
     try:
         document = sealed.parse(sealed.read(location, METADATA_NAME), str(location))
-        sealed.check_group_seal(document, str(location))
+        sealed.check_group_seal(document, ROOT_ATTRIBUTES, str(location))
         attributes = document["attributes"]
         if attributes["format"] != FORMAT or attributes["format_version"] not in READ_VERSIONS:
             return None
         if attributes["complete"] is not True:
             return None
         for key, expected in attributes["metadata_digests"].items():
-            if hashlib.sha256(sealed.read(location, key)).hexdigest() != expected:
-                return None
+            sealed.check_metadata(sealed.read(location, key), expected, key, remedy="")
         return str(attributes["digest"])
     except (FileNotFoundError, BadDataError, KeyError, TypeError, ValueError, AttributeError):
         return None

@@ -255,7 +255,7 @@ def test_zarr_alone_reads_a_dataset(place: Location, dataset: Dataset) -> None:
 def test_xarray_reads_floats_with_a_bias_of_one(place: Location, chunks_per_shard: int) -> None:
     """By the CF convention bytes decode to [0, 1], the bias column to exactly 1.0."""
     make_dataset(place, dataset_schema(chunks_per_shard=chunks_per_shard))
-    with xarray.open_zarr(str(place), group="train", consolidated=False, chunks=None) as opened:
+    with xarray.open_zarr(str(place), group="train", chunks=None) as opened:
         inputs = opened["inputs"]
         assert (("sample", "feature"), "f") == (inputs.dims, inputs.dtype.kind)
         values = inputs.values
@@ -271,7 +271,7 @@ def test_xarray_reads_floats_with_a_bias_of_one(place: Location, chunks_per_shar
 def test_xarray_reads_other_types_as_they_are(place: Location) -> None:
     """Types that are no bytes have a scale of 1: the values are the stored ones."""
     make_dataset(place, dataset_schema(dtype="int16"))
-    with xarray.open_zarr(str(place), group="train", consolidated=False, chunks=None) as opened:
+    with xarray.open_zarr(str(place), group="train", chunks=None) as opened:
         values = opened["inputs"].values
     assert np.array_equal(
         rows_of("train", dataset_schema(dtype="int16").splits["train"]).inputs, values

@@ -136,7 +136,7 @@ def test_parquet_has_a_row_group_for_each_chunk(run: Path, digits: Path, tmp_pat
 def test_the_home_opens_in_xarray(run: Path, digits: Path) -> None:
     """xarray reads the scoring itself, with the dimensions' names."""
     result = score(run=run, dataset=digits, split="train")
-    with xarray.open_zarr(str(result.record.location), consolidated=False) as found:
+    with xarray.open_zarr(str(result.record.location)) as found:
         assert ("sample", "class") == found["probabilities"].dims
         assert predictions(result)[1].tolist() == found["predicted"].values.tolist()
 
