@@ -4,6 +4,7 @@ Everything the storage floor writes goes through these functions, looked up on t
 each call, so that a test can count them, fail any one of them, or let the process die after it.
 """
 
+import errno
 import os
 from pathlib import Path
 
@@ -14,8 +15,14 @@ def create(path: Path) -> int:
 
 
 def open_append(path: Path) -> int:
-    """Open a file, made if need be, so that every write lands at its end."""
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+    """Open a regular file, made if need be, so that every write lands at its end.
+
+    Anything else is refused, and a pipe is not waited for.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "It is not a regular file")
+    return os.open(path, flags, 0o666)
 
 
 def write(descriptor: int, data: bytes | memoryview) -> None:

@@ -1,7 +1,9 @@
 """The ledger of a run's scorings: a sealed line for each, and what could not be scored.
 
-`scores/ledger.jsonl` is only ever added to, under a lock of its own. `scores/failed/` holds a
-document for each thing in an inbox that is bad now; the ledger keeps their history.
+`scores/ledger.jsonl` is only ever added to, under a lock of its own. `scores/.ledger.json` records
+how many lines it had after the last one, and their digest, so that lost lines are noticed.
+`scores/failed/` holds a document for each thing in an inbox that is bad now; the ledger keeps their
+history.
 """
 
 import hashlib
@@ -18,6 +20,8 @@ from storage.runs import SCORES
 from storage.scorings import FAILED, LEDGER
 
 LOCK = ".ledger.lock"
+COUNT = ".ledger.json"
+"""Written after each line. A death in between leaves it one line behind."""
 LOCK_SECONDS = 10.0
 """How long to wait for another's line: one is written in milliseconds."""
 POLL_SECONDS = 0.02
@@ -31,6 +35,7 @@ JUDGED = "judged"
 FAILED_EVENT = "failed"
 """Something in an inbox could not be scored."""
 
+COUNT_FIELDS = {"lines": int, "sha256": str}
 FIELDS = {"event": str, "time": str, "exit": int, "model_digest": str}
 """What every line has."""
 
@@ -53,6 +58,7 @@ class Ledger:
         self.location = run.child(SCORES)
         self._size = 0
         self._known = [b""]
+        self._has_checked_count = False
 
     def __str__(self) -> str:
         return f"{self.location}/{LEDGER}"
@@ -61,8 +67,10 @@ class Ledger:
         """The lines, oldest first, whose text contains a text; each of them is checked.
 
         A last line that a death has cut off is left out. Raises `LedgerError` for any other
-        line that is damaged.
+        line that is damaged, and where lines are missing.
         """
+        if not self._has_checked_count:
+            self.check_count()
         *lines, torn = self._lines()
         wanted = containing.encode()
         found = [
@@ -71,6 +79,56 @@ class Ledger:
         if torn and not torn.startswith(b"{"):
             raise LedgerError(f"{self} ends in something that is no line of it. {self._remedy}")
         return found
+
+    def check_count(self, *, torn_is_lost: bool = False) -> None:
+        """Raise `LedgerError` where lines have been lost since they were recorded.
+
+        A ledger that was moved away as a whole has lost none: the next line begins another.
+        """
+        count = self._count()  # before the lines, which only grow
+        if self._is_absent():
+            return
+        *lines, torn = self._lines()
+        lost = count["lines"] - len(lines)
+        if lost == 1 and torn and not torn_is_lost:
+            return
+        if lost > 0:
+            raise LedgerError(
+                f"{self} has {len(lines):,} lines; it had {count['lines']:,}. Restore it from a "
+                f"copy. {self._remedy}"
+            )
+        if _digest(lines[: count["lines"]]) != count["sha256"]:
+            for number, line in enumerate(lines, 1):
+                self._checked(line, number)
+            raise LedgerError(
+                f"{self} holds other lines than were recorded. Restore it from a copy. "
+                f"{self._remedy}"
+            )
+        self._has_checked_count = True
+
+    def _count(self) -> dict[str, Any]:
+        """Return how many lines were recorded, and their digest; an early release kept neither."""
+        try:
+            count = sealed.read_sealed(self.location, COUNT)
+            sealed.check_fields(count, COUNT_FIELDS, f"{self.location}/{COUNT}")
+        except FileNotFoundError:
+            return {"lines": 0, "sha256": _digest([])}
+        except BadDataError as error:
+            raise LedgerError(f"{error} {self._remedy}") from error
+        return count
+
+    def check_presence(self) -> None:
+        """Raise `LedgerError` where there is no ledger though lines have been recorded."""
+        if self._is_absent() and self.location.holds(COUNT):
+            raise LedgerError(f"{self} is missing. Restore it from a copy. {self._remedy}")
+
+    def _is_absent(self) -> bool:
+        """Return whether there is no ledger; raise `LedgerError` for anything but a file."""
+        if self.location.holds(LEDGER):
+            return False
+        if self.location.exists(LEDGER):
+            raise LedgerError(f"{self} is not a regular file. {self._remedy}")
+        return True
 
     @property
     def is_torn(self) -> bool:
@@ -88,9 +146,14 @@ class Ledger:
         with self._locked() as location:
             if known(self.entries(containing)):
                 return False
+            self.check_count()
             self._mend()
             location.check_held()
-            location.append(LEDGER, sealed.sealed_bytes(entry, indent=None))
+            line = sealed.sealed_bytes(entry, indent=None)
+            lines = [*self._lines()[:-1], line.removesuffix(b"\n")]
+            location.append(LEDGER, line)
+            count = {"lines": len(lines), "sha256": _digest(lines)}
+            location.put(COUNT, sealed.sealed_bytes(count))
         return True
 
     def failures(self) -> list[Entry]:
@@ -166,6 +229,13 @@ class Ledger:
         if self._lines()[-1]:
             data = self._data()
             self.location.put(LEDGER, data[: data.rfind(b"\n") + 1])
+
+
+def _digest(lines: list[bytes]) -> str:
+    content = hashlib.sha256()
+    for line in lines:
+        content.update(line + b"\n")
+    return content.hexdigest()
 
 
 def _failure_key(entry: Entry) -> str:

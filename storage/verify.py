@@ -7,6 +7,7 @@ and editors leave (`.DS_Store`, `Thumbs.db`): such files are passed to `mention`
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,13 +25,13 @@ from storage.checkpoints import (
 from storage.chunks import ChunkedArray
 from storage.dataset import MAKE_AGAIN, Dataset, Split, open_dataset
 from storage.errors import BadDataError
-from storage.ledger import Ledger
+from storage.ledger import SCORED, Ledger
 from storage.objects import Location, is_foreign, is_leftover
 from storage.predictions import FORMAT as SCORES_FORMAT
 from storage.predictions import JOURNAL, METRICS, Scores, open_scores
 from storage.runs import RECORD, SCORES, open_run
 from storage.schema import METADATA_NAME
-from storage.scorings import LEDGER, scoring_homes
+from storage.scorings import LEDGER, is_complete, scoring_homes
 from storage.store import LocationStore, check_group, open_array
 
 Check = tuple[str, BadDataError | None]
@@ -156,11 +157,57 @@ def verify_run(location: Location, mention: Mention = _ignore) -> Iterator[Check
             yield f"{location}: checkpoint {name}", error
     yield f"{location}: metrics", _trouble(recorded_metrics, run)
     yield from _strangers(location, _is_of_run, mention)
-    if location.exists(f"{SCORES}/{LEDGER}"):
-        yield f"{Ledger(location)}: lines", _trouble(Ledger(location).entries)
-    if location.exists(SCORES):
-        for home in scoring_homes(location.child(SCORES)):
-            yield from verify_scores(location.child(f"{SCORES}/{home}"), mention)
+    homes = scoring_homes(location.child(SCORES))
+    yield from _verify_ledger(Ledger(location), homes)
+    for home in homes:
+        yield from verify_scores(location.child(f"{SCORES}/{home}"), mention)
+
+
+def _verify_ledger(ledger: Ledger, homes: list[str]) -> Iterator[Check]:
+    """Check the lines of a run's ledger, and that it and the scorings tell of each other.
+
+    A run without a ledger, as an early release made it, is sound.
+    """
+    error = _trouble(ledger.check_presence)
+    if error is not None:
+        yield f"{ledger}: presence", error
+    if error is not None or not ledger.location.holds(LEDGER):
+        return
+    entries, error = _attempt(ledger.entries)
+    yield f"{ledger}: lines", error
+    if entries is None:
+        return
+    yield f"{ledger}: number of lines", _trouble(partial(ledger.check_count, torn_is_lost=True))
+    texts = [sealed.canonical(entry) for entry in entries]
+    yield f"{ledger}: no line twice", _trouble(_check_distinct, ledger, texts)
+    recorded = {str(entry.get("result")) for entry in entries if entry["event"] == SCORED}
+    for home in homes:
+        if f"{SCORES}/{home}" not in recorded and is_complete(ledger.location.child(home)):
+            yield f"{ledger}: {home}", _without_line(ledger, home)
+    for result in sorted(recorded.difference(f"{SCORES}/{home}" for home in homes)):
+        yield f"{ledger}: {result}", _without_scoring(ledger, result)
+
+
+def _check_distinct(ledger: Ledger, lines: list[bytes]) -> None:
+    known: set[bytes] = set()
+    for number, line in enumerate(lines, 1):
+        if line in known:
+            raise BadDataError(f"{ledger} line {number} repeats an earlier line. Remove it.")
+        known.add(line)
+
+
+def _without_line(ledger: Ledger, home: str) -> BadDataError:
+    return BadDataError(
+        f"{ledger} has no line for the scoring {home}. Run the same `pipeline score` again, which "
+        "writes it, or restore the ledger from a copy."
+    )
+
+
+def _without_scoring(ledger: Ledger, result: str) -> BadDataError:
+    return BadDataError(
+        f"{ledger} tells of {result}, which is missing. Restore it from a copy, or run the same "
+        "`pipeline score` again."
+    )
 
 
 def _is_of_run(key: str) -> bool:

@@ -1,16 +1,21 @@
 """The ledger: a line for each scoring, once, whatever dies while it is written."""
 
 import multiprocessing
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from storage.errors import BadDataError, ConflictError
-from storage.ledger import LOCK, Entry, Ledger, waiting_lock
+from storage import sealed
+from storage.errors import BadDataError, ConflictError, UnreachableError
+from storage.ledger import COUNT, LOCK, Entry, Ledger, waiting_lock
 from storage.local import LocalLocation
 from storage.location import open_location
 from storage.sealed import sealed_bytes
+from storage.verify import verify_run
+from tests.storage.artefacts import begin_run, make_scores, scores_schema
 
 
 def entry(**facts: Any) -> Entry:
@@ -181,3 +186,102 @@ def test_waiting_gets_its_turn(ledger: Ledger) -> None:
     with waiting_lock(lock, "It", 60, free):
         pass
     assert 3 == looks
+
+
+@pytest.fixture
+def recorded(ledger: Ledger, tmp_path: Path) -> Ledger:
+    """A run's ledger of three lines, two of them of scorings that are there."""
+    begin_run(open_location(tmp_path))
+    for split in ("test", "train"):
+        home = make_scores(open_location(tmp_path), scores_schema(split=split)).location.name
+        record(tmp_path, entry(result=f"scores/{home}"))
+    record(tmp_path, entry(event="failed", result="some-file"))
+    assert [] == wrong(tmp_path)
+    return ledger
+
+
+def wrong(run: Path) -> list[str]:
+    """What a verification finds."""
+    return [str(error) for _, error in verify_run(open_location(run)) if error]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda lines: [],
+        lambda lines: lines[:1],
+        lambda lines: lines[:2],
+        lambda lines: lines[1:],
+        lambda lines: [lines[0], lines[2]],
+        lambda lines: [lines[1], lines[0], lines[2]],
+        lambda lines: [*lines, lines[-1]],
+        lambda lines: [lines[0], *lines],
+        lambda lines: [*lines[:2], lines[2][:9]],
+    ],
+    ids=["emptied", "cut-2", "cut-1", "first", "middle", "order", "twice", "first-twice", "torn"],
+)
+def test_lost_lines_are_told(
+    change: Callable[[list[bytes]], list[bytes]], recorded: Ledger, tmp_path: Path
+) -> None:
+    """Verification finds lines that are gone, in another order or there twice."""
+    lines = file_of(recorded).read_bytes().splitlines(keepends=True)
+    file_of(recorded).write_bytes(b"".join(change(lines)))
+    assert any("ledger.jsonl" in message for message in wrong(tmp_path))
+
+
+def test_nothing_is_added_to_a_ledger_that_lost_lines(recorded: Ledger, tmp_path: Path) -> None:
+    """The loss would be hidden; once the ledger is moved away another one begins."""
+    file_of(recorded).write_bytes(b"")
+    for _ in range(2):
+        with pytest.raises(BadDataError, match=r"has 0 lines; it had 3.* move the ledger away"):
+            record(tmp_path, entry(result="scores/test-9"))
+    file_of(recorded).unlink()
+    assert ["ledger.jsonl is missing. Restore"] == [
+        message.split("/")[-1][:32] for message in wrong(tmp_path)
+    ]
+    lines = [
+        entry(result=f"scores/{scores_schema(split=split).home}") for split in ("test", "train")
+    ]
+    assert [True, True] == [record(tmp_path, line) for line in lines]
+    assert [] == wrong(tmp_path)
+
+
+def test_a_death_before_the_count(recorded: Ledger, tmp_path: Path) -> None:
+    """A line that was written just before a death is sound, and counted with the next one."""
+    before = recorded.location.get(COUNT)
+    record(tmp_path, entry(event="found", result="x"))
+    recorded.location.put(COUNT, before)
+    assert [] == wrong(tmp_path)
+    record(tmp_path, entry(event="found", result="y"))
+    assert 5 == sealed.read_sealed(recorded.location, COUNT)["lines"]
+
+
+def test_a_ledger_of_an_earlier_release(recorded: Ledger, tmp_path: Path) -> None:
+    """Without a count it is read as before, and counted with its next line."""
+    recorded.location.delete(COUNT)
+    assert 3 == len(Ledger(open_location(tmp_path)).entries())
+    assert [] == wrong(tmp_path)
+    record(tmp_path, entry(event="found", result="y"))
+    assert 4 == sealed.read_sealed(recorded.location, COUNT)["lines"]
+
+
+def test_scorings_and_lines_tell_of_each_other(recorded: Ledger, tmp_path: Path) -> None:
+    """A scoring without a line, and a line without a scoring, are each named."""
+    train = scores_schema(split="train").home
+    recorded.location.child(train).delete_tree()
+    make_scores(open_location(tmp_path), scores_schema(model_digest="f" * 64))
+    extra, missing = wrong(tmp_path)
+    assert "has no line for the scoring test-" in extra
+    assert f"tells of scores/{train}, which is missing" in missing
+
+
+def test_a_ledger_that_is_a_pipe(ledger: Ledger, tmp_path: Path) -> None:
+    """It is refused, and never waited for."""
+    begin_run(open_location(tmp_path))
+    (tmp_path / "scores").mkdir()
+    os.mkfifo(file_of(ledger))
+    with pytest.raises(BadDataError, match=r"ledger\.jsonl is not a regular file"):
+        record(tmp_path, entry())
+    with pytest.raises(UnreachableError, match="not a regular file"):
+        ledger.location.append("ledger.jsonl", b"{}\n")
+    assert 1 == len(wrong(tmp_path))

@@ -86,8 +86,8 @@ def test_a_line_says_all(run: Path, digits: Path) -> None:
 def test_nothing_stays_of_a_scorings_lock(run: Path, digits: Path) -> None:
     """A complete scoring is never written again: its lock's file is gone."""
     batch(run, digits, splits=("train", "test"))
-    hidden = [path.name for path in (run / "scores").iterdir() if path.name.startswith(".")]
-    assert [".ledger.lock"] == hidden
+    hidden = sorted(path.name for path in (run / "scores").glob(".*"))
+    assert [".ledger.json", ".ledger.lock"] == hidden
 
 
 def test_once_in_the_ledger(run: Path, digits: Path) -> None:
