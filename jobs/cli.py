@@ -110,11 +110,16 @@ def ingest(
         options = store_options(storage_options, out)
         place = None if out is None else open_location(out, options)  # refused before downloads
 
-        def report(stage: str, done: int, total: int) -> None:
-            console.progress(stage, done, total)
+        def check() -> None:
             stop.check("Stopped; nothing was published. Run the same command to begin again.")
 
-        opened = open_source(source, seed=seed, announce=console.say)
+        def report(stage: str, done: int, total: int) -> None:
+            console.progress(stage, done, total)
+            check()
+
+        opened = open_source(
+            source, seed=seed, announce=console.say, warn=console.warn, check=check
+        )
         with opened_cluster("ingest", chosen, console.say, stop) as cluster:
             result = run_ingest(
                 opened,

@@ -1,4 +1,4 @@
-"""Which files of a directory are the images and labels of which split, told by their names.
+"""The rule by which a file's name tells its split, its kind, and which labels go with which images.
 
 Understood are the names of MNIST and of the sets that follow it: `train-images-idx3-ubyte`,
 `t10k-labels.idx1-ubyte`, `emnist-letters-test-images-idx3-ubyte.gz`, `qmnist-test-labels-idx2-int`.
@@ -6,134 +6,189 @@ Understood are the names of MNIST and of the sets that follow it: `train-images-
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from storage.errors import BadDataError, UnreachableError
-
+SPLITS = ("train", "validation", "test")
+"""The splits of a dataset, in their order."""
 COMPRESSIONS = ("", ".gz", ".xz")
 """The endings of one file in its forms, the one preferred first: raw needs no decompression."""
+UNFINISHED = re.compile(
+    r".*(\.part|\.partial|\.tmp|\.filepart|\.crdownload|\.download|\.swp|~)",
+    re.IGNORECASE | re.DOTALL,
+)
+"""Names that copying and downloading programs give to what they have not finished."""
 
-_NAME = re.compile(
+_SPLIT_WORDS = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+    "t10k": "test",
+}
+_TYPES = "ubyte|uint8|byte|int8|short|int16|int|int32|float|float32|double|float64"
+_EXPECTED = re.compile(
     r"(?:(?P<prefix>.+)[-_.])?"
-    r"(?P<split>train|test|t10k)[^-_.]*"
+    r"(?:(?P<train>train)[^-_.]*|(?P<test>test|t10k)[^-_.]*|validation|valid|val|dev)"
     r"[-_.](?P<kind>image|label)s?"
-    r"[-_.]idx\d*"
-    r"(?:[-_.](?:ubyte|uint8|byte|int8|short|int16|int|int32|float|float32|double|float64))?",
+    rf"[-_.]idx\d*(?:[-_.](?:{_TYPES}))?",
+    re.IGNORECASE | re.DOTALL,
+)
+_KIND = re.compile(r"(image|label)s?(?!l?ed)", re.IGNORECASE)
+"""A name's words for what the file holds; what is labelled, or is not, holds images."""
+_FORMAT = re.compile(
+    rf"idx(?P<dimensions>\d*)(?:[-_.](?:{_TYPES})\b)?|\b(?:{_TYPES})\b", re.IGNORECASE
+)
+_SEPARATORS = re.compile(r"[-_.\s]+")
+_ADDED = re.compile(
+    r"\A(?P<before>copy of )?(?P<name>.*?)"
+    r"(?:[ _-]*\(\d+\)|[ _-]+copy(?:[ _-]*\(?\d+\)?)?|\?[^/]*)?"
+    r"(?P<packed>\.gz|\.xz)?"
+    r"(?:\.\d+|[ _-]*\(\d+\)|[ _-]+copy(?:[ _-]*\(?\d+\)?)?|\?[^/]*)?\Z",
+    re.IGNORECASE | re.DOTALL,
+)
+"""What wget, browsers and file managers add to the name of a second copy, or keep of a URL."""
+
+_SPLIT_WORD = re.compile(
+    r"(?<![a-z])(training|train|testing|test|t10k|validation|valid|val|dev)"
+    r"(?=[^a-z]|image|img|label|lbl|idx|\Z)",
     re.IGNORECASE,
+)
+_KIND_WORD = re.compile(
+    r"(?P<images>images?|img|(?<![a-z0-9])x(?![a-z0-9]))|"
+    r"(?P<labels>labels?|lbl|lable|target|(?<![a-z0-9])y(?![a-z0-9]))",
+    re.IGNORECASE,
+)
+_OTHER_ENDINGS = (
+    "asc bmp cff cfg conf crc crc32 css csv db doc docx done gif heic heif htm html ini jpeg jpg "
+    "js json jsonl lock log md md5 md5sum mov mp3 mp4 ods odt ok pdf pgm png ppm ppt pptx ps py "
+    "rst rtf sfv sh sha sha1 sha1sum sha224 sha256 sha256sum sha384 sha512 sha512sum sig svg tif "
+    "tiff toml torrent tsv txt url wav webp xls xlsx xml yaml yml"
+)
+"""Endings of files that lie beside data: checksums, documents, tables, pictures, markers."""
+_OTHER_NAMES = re.compile(
+    r"_.*|(?:md5|sha\d*|b2|ck|check)sums?|readme.*|licen[cs]e.*|copying|notice|changelog.*|"
+    r"manifest.*|"
+    r"thumbs\.db|desktop\.ini|makefile|dockerfile",
+    re.IGNORECASE | re.DOTALL,
 )
 
 
 @dataclass(frozen=True)
-class SplitFiles:
-    """The files of one split."""
+class IdxName:
+    """A file's name, and what follows from it."""
 
-    images: Path
-    labels: Path | None
-    """None for an unlabelled split."""
-
-
-@dataclass(frozen=True)
-class NamedSet:
-    """The one IDX set that a directory holds."""
-
+    name: str
+    base: str
+    """The name without .gz or .xz."""
     prefix: str
-    """What stands before `train` or `test` in its names, such as `emnist-letters`; often empty."""
-    splits: dict[str, SplitFiles]
-    """By split, `train` before `test`; at least one of them."""
-
-
-@dataclass(frozen=True)
-class _Role:
-    split: str
+    """What stands before the split in an expected name, such as `emnist-letters`; often empty."""
+    split: str | None
+    """One of `SPLITS`; None where the name is not an expected one."""
     kind: str
+    """`images` or `labels`."""
+    dimensions: int
+    """The digit of `idx3`; 0 where there is none."""
+    stem: str
+    """The same for images and the labels that go with them, and for nothing else."""
+
+    @property
+    def is_expected(self) -> bool:
+        """Whether the name alone tells the split, the kind and that it is IDX."""
+        return self.split is not None
 
 
-@dataclass(frozen=True)
-class _Candidate:
-    path: Path
-    base: str  # the name without .gz or .xz
-    prefix: str
-    role: _Role
+def read_name(name: str) -> IdxName:
+    """Return what a name says; a file that does not say that it holds labels holds images."""
+    base = _without_compression(name)
+    kinds = _KIND.findall(base)
+    kind = "labels" if kinds and kinds[-1].lower() == "label" else "images"
+    digits = [match["dimensions"] for match in _FORMAT.finditer(base) if match["dimensions"]]
+    dimensions = int(digits[-1][:3]) if digits else 0
+    expected = None if base.startswith(".") else _EXPECTED.fullmatch(base)
+    if expected is None:
+        words = _KIND.sub("-", _FORMAT.sub("-", base))
+        return IdxName(name, base, "", None, kind, dimensions, _stem(words))
+    prefix = expected["prefix"] or ""
+    split = "train" if expected["train"] else "test" if expected["test"] else "validation"
+    return IdxName(
+        name, base, prefix, split, f"{expected['kind'].lower()}s", dimensions,
+        _stem(f"{prefix}-{split}"),
+    )  # fmt: skip
 
 
-def find_idx_files(directory: Path) -> NamedSet:
-    """The IDX set in `directory`, told by names alone; no file is opened.
+def choose_one(rivals: Sequence[IdxName]) -> IdxName | None:
+    """Return which of several files of one stem and kind to read; None where nothing tells.
 
-    Raises `BadDataError` where there is none, where files of several sets lie side by side, or
-    labels without their images; `UnreachableError` where the directory cannot be listed.
+    A raw file comes before its compressed forms, and one label for each row (idx1) before a table
+    (QMNIST's idx2-int).
     """
-    try:
-        paths = sorted(path for path in directory.iterdir() if path.is_file())
-    except OSError as error:
-        raise UnreachableError(
-            f"{directory}: the directory cannot be listed ({error.strerror}). "
-            "Check its permissions and the disk or mount it is on, then try again."
-        ) from error
-    candidates = [found for path in paths if (found := _parse(path))]
-    if not candidates:
-        raise BadDataError(
-            f"{directory}: found no IDX file by its name; expected train-images-idx3-ubyte and "
-            "train-labels-idx1-ubyte, or t10k- (or test-) in place of train-, raw or as .gz or "
-            ".xz, perhaps with a prefix such as emnist-letters-. Name another directory, or "
-            "rename the files."
-        )
-    _check_one_set(directory, candidates)
-    chosen = _one_per_role(directory, candidates)
-    splits = {
-        split: _split_files(split, chosen)
-        for split in ("train", "test")
-        if any(role.split == split for role in chosen)
-    }
-    return NamedSet(candidates[0].prefix, splits)
-
-
-def _parse(path: Path) -> _Candidate | None:
-    base = path.name
-    if path.suffix.lower() in COMPRESSIONS[1:]:
-        base = base[: -len(path.suffix)]
-    match = _NAME.fullmatch(base)
-    if match is None or base.startswith("."):  # `._name` is macOS's shadow of a file
+    if rivals[0].kind == "labels":
+        fewest = min(rival.dimensions for rival in rivals)
+        rivals = [rival for rival in rivals if rival.dimensions == fewest]
+    if len({rival.base for rival in rivals}) > 1:
         return None
-    split = "train" if match["split"].lower() == "train" else "test"
-    return _Candidate(path, base, match["prefix"] or "", _Role(split, match["kind"].lower()))
+    return min(rivals, key=lambda rival: COMPRESSIONS.index(_compression(rival.name)))
 
 
-def _check_one_set(directory: Path, candidates: list[_Candidate]) -> None:
-    prefixes = {candidate.prefix for candidate in candidates}
-    if len(prefixes) > 1:
-        raise _ambiguous_error(directory, "files of several sets", candidates)
+def by_stem(names: Iterable[str]) -> dict[str, dict[str, list[IdxName]]]:
+    """Return the names grouped by stem, then by kind."""
+    groups: dict[str, dict[str, list[IdxName]]] = defaultdict(lambda: defaultdict(list))
+    for idx_name in map(read_name, names):
+        groups[idx_name.stem][idx_name.kind].append(idx_name)
+    return groups
 
 
-def _one_per_role(directory: Path, candidates: list[_Candidate]) -> dict[_Role, Path]:
-    by_role: dict[_Role, list[_Candidate]] = defaultdict(list)
-    for candidate in candidates:
-        by_role[candidate.role].append(candidate)
-    for role, rivals in by_role.items():
-        if len({rival.base for rival in rivals}) > 1:
-            raise _ambiguous_error(directory, f"several {role.split} {role.kind} files", rivals)
-    return {
-        role: min(rivals, key=lambda rival: COMPRESSIONS.index(rival.path.suffix.lower())).path
-        if len(rivals) > 1
-        else rivals[0].path
-        for role, rivals in by_role.items()
-    }
+def tidied(name: str) -> str:
+    """Return a name without what wget, browsers and file managers add to that of a second copy."""
+    match = _ADDED.fullmatch(name)
+    return name if match is None else match["name"] + (match["packed"] or "")
 
 
-def _split_files(split: str, chosen: dict[_Role, Path]) -> SplitFiles:
-    images, labels = (chosen.get(_Role(split, kind)) for kind in ("image", "label"))
-    if images is None:
-        raise BadDataError(
-            f"{labels}: these {split} labels have no images beside them; expected a file such as "
-            f"{split}-images-idx3-ubyte. Add the images, or move the labels away."
-        )
-    return SplitFiles(images, labels)
+def propose_name(name: str, header: tuple[int, str] | None, compression: str) -> str | None:
+    """Return the expected name that `name` comes near; None where it tells no split and kind.
 
-
-def _ambiguous_error(directory: Path, found: str, candidates: Iterable[_Candidate]) -> BadDataError:
-    names = ", ".join(candidate.path.name for candidate in candidates)
-    return BadDataError(
-        f"{directory}: found {found} ({names}); expected one images and one labels file per "
-        "split. Move each set into a directory of its own."
+    `header` is the file's number of dimensions and element type, where its content is IDX: then
+    the name need not say so, nor which kind it is. `compression` is one of `COMPRESSIONS`.
+    """
+    base = _without_compression(tidied(name))
+    split, kind_word = _SPLIT_WORD.search(base), _KIND_WORD.search(base)
+    claims = re.search(r"idx|ubyte", base, re.IGNORECASE)
+    if split is None or (header is None and not (claims and kind_word)):
+        return None
+    kind = kind_word.lastgroup if kind_word else None
+    if kind is None and header is not None:
+        kind = "labels" if header[0] == 1 else "images"
+    known = {"images": (3, "ubyte"), "labels": (1, "ubyte")}[str(kind)]
+    dimensions, element_type = header or known
+    first = min(match.start() for match in (split, kind_word) if match)
+    prefix = base[:first].rstrip("-_. ")
+    return (
+        f"{prefix}{'-' if prefix else ''}{split[1].lower()}-{kind}-idx{dimensions}-{element_type}"
+        f"{compression}"
     )
+
+
+def is_company(name: str) -> bool:
+    """Whether a name is that of something that lies beside data: a checksum, a note, a picture."""
+    base = _without_compression(name)
+    ending = base.rpartition(".")[2].lower() if "." in base else ""
+    return ending in _OTHER_ENDINGS.split() or _OTHER_NAMES.fullmatch(base) is not None
+
+
+def _stem(words: str) -> str:
+    tokens = [token for token in _SEPARATORS.split(words.lower()) if token]
+    return "-".join(_SPLIT_WORDS.get(token, token) for token in tokens)
+
+
+def _compression(name: str) -> str:
+    ending = name[-3:].lower()
+    return ending if ending in COMPRESSIONS else ""
+
+
+def _without_compression(name: str) -> str:
+    return name[: -len(ending)] if (ending := _compression(name)) else name

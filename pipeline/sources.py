@@ -1,6 +1,6 @@
 """Where images and labels come from: a directory of IDX files, a download, generated digits.
 
-A `Source` has one or two splits; each split gives its rows in order as `Part`s, which can be
+A `Source` has one to three splits; each split gives its rows in order as `Part`s, which can be
 pickled and loaded on any thread or worker.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.downloads import CATALOGUES, Catalogue, download
-from pipeline.idx_names import find_idx_files
+from pipeline.idx_directory import find_idx_files
 from pipeline.splits import IdxSplit, Part, SourceFile, SplitSource, SyntheticSplit
 from storage.errors import BadDataError, UsageError
 
@@ -27,12 +27,12 @@ _SYNTHETIC = re.compile(r"synthetic(?::(?P<train>[^,]*)(?:,(?P<test>[^,]*))?)?")
 
 @dataclass(frozen=True)
 class Source:
-    """A named set of one or two splits."""
+    """A named set of one to three splits."""
 
     name: str
     """What to call the dataset made from it."""
     splits: tuple[SplitSource, ...]
-    """`train`, `test`, or both in this order; of one image shape and element type."""
+    """In the order `train`, `validation`, `test`; of one image shape and element type."""
     description: str
     """Where it came from, for people."""
 
@@ -53,11 +53,14 @@ def open_source(
     offline: bool = False,
     catalogues: Mapping[str, Catalogue] = CATALOGUES,
     announce: Callable[[str], None] = lambda _: None,
+    warn: Callable[[str], None] = lambda _: None,
+    check: Callable[[], None] = lambda: None,
 ) -> Source:
     """Open `spec`: a directory, a set's name, or `synthetic[:TRAIN[,TEST]]`.
 
     A set's name is a key of `catalogues`; it is downloaded into `cache` (by default the user's)
-    unless it lies there already, and never where `offline`; `announce` is told of each download.
+    unless it lies there already, and never where `offline`; `announce` is told of each download,
+    `warn` of IDX files that are not used. `check` is called while files are read, and may raise.
     The environment's MNIST_DIR takes the place of the download of `mnist`. `seed` is for generated
     digits. Known names come before directories: write `./mnist` for a directory called so.
 
@@ -67,28 +70,34 @@ def open_source(
     if spec.partition(":")[0] == "synthetic":
         return _open_synthetic(spec, seed)
     if spec == "mnist" and (named := os.environ.get("MNIST_DIR")):
-        return _open_mnist_dir(Path(named))
+        directory = _mnist_directory(named)
+        description = f"IDX files in {directory}, named by MNIST_DIR"
+        return open_directory(directory, spec, description, warn=warn, check=check)
     if spec in catalogues:
         directory = download(catalogues[spec], cache=cache, offline=offline, announce=announce)
-        return open_directory(
-            directory, name=spec, description=f"{spec} from its public mirrors, kept in {directory}"
-        )
+        description = f"{spec} from its public mirrors, kept in {directory}"
+        return open_directory(directory, spec, description, warn=warn, check=check)
     path = Path(spec)
     if spec and path.is_dir():
-        return open_directory(path)
+        return open_directory(path, warn=warn, check=check)
     raise _unknown_source_error(spec, [*catalogues, "synthetic"])
 
 
 def open_directory(
-    directory: Path, *, name: str | None = None, description: str | None = None
+    directory: Path,
+    name: str | None = None,
+    description: str | None = None,
+    *,
+    warn: Callable[[str], None] = lambda _: None,
+    check: Callable[[], None] = lambda: None,
 ) -> Source:
     """The IDX set in `directory`; its name is by default its files' prefix or the directory's.
 
     Opens each file for its header only. Raises as `open_source` does.
     """
-    found = find_idx_files(directory)
+    found = find_idx_files(directory, warn)
     splits = tuple(
-        IdxSplit(split, files.images, files.labels) for split, files in found.splits.items()
+        IdxSplit(split, files.images, files.labels, check) for split, files in found.splits.items()
     )
     _check_splits_agree(splits)
     return Source(
@@ -108,14 +117,14 @@ def _check_splits_agree(splits: tuple[IdxSplit, ...]) -> None:
         )
 
 
-def _open_mnist_dir(directory: Path) -> Source:
+def _mnist_directory(named: str) -> Path:
+    directory = Path(named)
     if not directory.is_dir():
         raise UsageError(
             f"MNIST_DIR names {directory}, which is not a directory; expected the one that holds "
             "the MNIST files. Correct it, or unset it to download them."
         )
-    description = f"IDX files in {directory}, named by MNIST_DIR"
-    return open_directory(directory, name="mnist", description=description)
+    return directory
 
 
 def _open_synthetic(spec: str, seed: int) -> Source:
@@ -157,7 +166,8 @@ def _unknown_source_error(spec: str, known: list[str]) -> UsageError:
             f"SOURCE {spec!r} is a file; expected the directory that holds the IDX files. "
             f"Give {str(Path(spec).parent)!r}, if its files belong together."
         )
-    nearest = difflib.get_close_matches(spec.partition(":")[0], known, n=1, cutoff=0.5)
+    name = spec.partition(":")[0].strip().lower()
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f" Did you mean {nearest[0]}?" if nearest else ""
     return UsageError(
         f"SOURCE {spec!r} is neither a directory nor a known name.{hint} Give a directory with "

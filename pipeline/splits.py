@@ -1,6 +1,6 @@
 """One split of a source: its interface, and the two kinds, IDX files and generated digits."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,12 @@ from storage.idx import IdxDigests, IdxHeader, IdxReader
 MAX_CLASSES = 1000
 """More distinct labels than this are taken for something other than classes."""
 
+QMNIST_COLUMNS = (8,)
+"""The columns of QMNIST's extended labels, which are of type int."""
+_SHOWN_COLUMNS = 12
 _LABEL_BLOCK_ROWS = 65_536
+_LABEL_BLOCK_BYTES = 2**20
+"""What is read at once of a file of labels."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ class SplitSource(Protocol):
 
     @property
     def name(self) -> str:
-        """`train` or `test`."""
+        """`train`, `validation` or `test`."""
         ...
 
     @property
@@ -124,12 +129,82 @@ class LoadedPart:
         return self.images[rows], None if self.labels is None else self.labels[rows]
 
 
+class LabelReader:
+    """The class of each row of a labels file, in order.
+
+    A file with one value for each row holds the classes. Of several columns, rows of 0 and a single
+    1 are one-hot; in QMNIST's extended labels (its README, section 2.2) the first is the class.
+    """
+
+    def __init__(self, reader: IdxReader) -> None:
+        """Begin at the file's first row."""
+        self._reader = reader
+        self._start = 0
+        self._is_qmnist = False
+
+    def read(self, count: int) -> NDArray[Any]:
+        """Return the classes of the next `count` rows `(count,)`, fewer at the end.
+
+        Raises `BadDataError` that names the first row that has no class.
+        """
+        stop = min(self._start + count, self._reader.rows)
+        at_once = max(1, _LABEL_BLOCK_BYTES // self._reader.header.row_bytes)
+        blocks = []
+        while self._start < stop:
+            blocks.append(self._classes(self._reader.read_rows(min(at_once, stop - self._start))))
+            self._start += len(blocks[-1])
+        return np.concatenate(blocks)
+
+    def _classes(self, values: NDArray[Any]) -> NDArray[Any]:
+        classes = values if values.ndim == 1 else self._classes_of_columns(values)
+        if classes.dtype.kind == "i" and (negative := classes < 0).any():
+            row = int(np.argmax(negative))
+            raise BadDataError(
+                f"{self._reader.path}: row {self._start + row} has label {classes[row]}; expected "
+                "0 or more. Leave out the rows without a class, or leave out the labels of all."
+            )
+        return classes
+
+    def _classes_of_columns(self, table: NDArray[Any]) -> NDArray[Any]:
+        if table.shape[1] == 1:
+            return table[:, 0]
+        is_one_hot = ((table == 0) | (table == 1)).all(axis=1) & (table.sum(axis=1) == 1)
+        if self._start == 0 and table.shape[1:] == QMNIST_COLUMNS and table.dtype == np.int32:
+            self._is_qmnist = not is_one_hot[0]
+        if self._is_qmnist:
+            return np.ascontiguousarray(table[:, 0])
+        if not is_one_hot.all():
+            row = int(np.argmin(is_one_hot))
+            raise BadDataError(
+                f"{self._reader.path}: row {self._start + row} holds {_shown(table[row])}; of "
+                f"{table.shape[1]:,} columns, 0 in all but one that is 1 were expected (one-hot "
+                "labels). Write the class alone, one whole number for each row."
+            )
+        classes: NDArray[np.int64] = np.argmax(table, axis=1)
+        return classes
+
+
+def _shown(row: NDArray[Any]) -> str:
+    values = row[:_SHOWN_COLUMNS].tolist()
+    return f"{', '.join(map(str, values))}{', ...' if len(row) > len(values) else ''}"
+
+
 class IdxSplit:
     """A split in an images file and perhaps a labels file, read together from start to end."""
 
-    def __init__(self, name: str, images: Path, labels: Path | None) -> None:
-        """Read the headers; raises `BadDataError` where they are not of images and labels."""
+    def __init__(
+        self,
+        name: str,
+        images: Path,
+        labels: Path | None,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Read the headers; raises `BadDataError` where they are not of images and labels.
+
+        `check` is called again and again while files are hashed or labels read, and may raise.
+        """
         self.name = name
+        self._check = check
         self._images = images
         self._labels = labels
         self._digests: dict[Path, IdxDigests] = {}  # of the last whole pass
@@ -150,8 +225,13 @@ class IdxSplit:
         if len(header.shape) > 2 or header.dtype.kind == "f":
             raise BadDataError(
                 f"{labels}: found {header.dtype} values of shape {header.shape}; expected labels, "
-                "whole numbers of shape (rows,) or (rows, columns) with the class in the first "
-                "column. Check which file holds the labels."
+                "whole numbers of shape (rows,), or one-hot of shape (rows, classes). Check which "
+                "file holds the labels."
+            )
+        if header.shape[1:] > (MAX_CLASSES,):
+            raise BadDataError(
+                f"{labels}: found {header.shape[1]:,} columns; expected labels, at most "
+                f"{MAX_CLASSES:,} columns of one-hot. Check which file holds the labels."
             )
         if header.shape[0] != self.rows:
             raise BadDataError(
@@ -171,8 +251,10 @@ class IdxSplit:
             return []
         values: set[int] = set()
         with IdxReader(self._labels) as reader:
+            labels = LabelReader(reader)
             for _ in range(0, reader.rows, _LABEL_BLOCK_ROWS):
-                values.update(np.unique(_read_labels(reader, _LABEL_BLOCK_ROWS)).tolist())
+                self._check()
+                values.update(np.unique(labels.read(_LABEL_BLOCK_ROWS)).tolist())
                 self._check_class_count(len(values))
             reader.finish()
         return sorted(values)
@@ -192,12 +274,14 @@ class IdxSplit:
     def _read_parts(self, rows_per_part: int) -> Iterator[LoadedPart]:
         with ExitStack() as stack:
             images = self._open_again(stack, self._images, self.image_shape)
-            labels = self._open_again(stack, self._labels, None) if self._labels else None
+            readers, labels = [images], None
+            if self._labels is not None:
+                readers.append(self._open_again(stack, self._labels, None))
+                labels = LabelReader(readers[-1])
             for start in range(0, self.rows, rows_per_part):
                 rows = images.read_rows(rows_per_part)
-                classes = None if labels is None else _read_labels(labels, rows_per_part)
+                classes = None if labels is None else labels.read(rows_per_part)
                 yield LoadedPart(start, start + len(rows), rows, classes)
-            readers = [images] if labels is None else [images, labels]
             self._digests = {reader.path: reader.finish() for reader in readers}
 
     def _open_again(
@@ -230,7 +314,7 @@ class IdxSplit:
     def fingerprint(self) -> dict[str, Any]:
         """Size and digest of each file as it is stored now."""
         paths = {"images": self._images} | ({"labels": self._labels} if self._labels else {})
-        hashed = {kind: hash_stored(path) for kind, path in paths.items()}
+        hashed = {kind: hash_stored(path, self._check) for kind, path in paths.items()}
         return {
             kind: {"stored_bytes": size, "stored_sha256": sha256}
             for kind, (size, sha256) in hashed.items()
@@ -304,9 +388,3 @@ def _check_rows_per_part(rows_per_part: int) -> None:
 def _read_header(path: Path) -> IdxHeader:
     with IdxReader(path) as reader:
         return reader.header
-
-
-def _read_labels(reader: IdxReader, count: int) -> NDArray[Any]:
-    labels = reader.read_rows(count)
-    # QMNIST's idx2-int files hold eight columns; the class is the first (its README, "labels").
-    return labels if labels.ndim == 1 else np.ascontiguousarray(labels[:, 0])

@@ -10,7 +10,7 @@ import lzma
 import os
 import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from io import FileIO
@@ -149,14 +149,17 @@ class DecodedFile(Closing):
         self._file.close()
 
 
-def hash_stored(path: Path) -> tuple[int, str]:
-    """The length and the SHA-256 in hex of a file as it lies on disk, in one pass.
+def hash_stored(path: Path, check: Callable[[], None] = lambda: None) -> tuple[int, str]:
+    """Return the length and the SHA-256 in hex of a file as it lies on disk, in one pass.
 
-    Raises as `DecodedFile` does.
+    `check` is called before each block, and may raise to stop. Raises as `DecodedFile` does.
     """
+    sha256, block = hashlib.sha256(), memoryview(bytearray(BLOCK_BYTES))
     with _translated_errors(path), _open_regular(path) as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        return file.tell(), sha256
+        while count := file.readinto(block):
+            check()
+            sha256.update(block[:count])
+        return file.tell(), sha256.hexdigest()
 
 
 class _Decoder(Protocol):

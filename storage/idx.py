@@ -11,7 +11,7 @@ import math
 import os
 import struct
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.closing import Closing
-from storage.decoding import BLOCK_BYTES, GZIP_MAGIC, DecodedFile
+from storage.decoding import BLOCK_BYTES, GZIP_MAGIC, XZ_MAGIC, DecodedFile
 from storage.errors import BadDataError, UsageError
 
 ELEMENT_TYPES: dict[int, np.dtype[Any]] = {
@@ -32,6 +32,19 @@ ELEMENT_TYPES: dict[int, np.dtype[Any]] = {
 }
 """IDX type codes and the element types they stand for, as stored."""
 
+TYPE_NAMES = {
+    "uint8": "ubyte",
+    "int8": "byte",
+    "int16": "short",
+    "int32": "int",
+    "float32": "float",
+    "float64": "double",
+}
+"""What files are called by their element type, as in `train-images-idx3-ubyte`."""
+
+START_BYTES = 64 * 1024
+"""The first bytes of a file, as it is stored, that are enough for `read_header`."""
+
 MAX_ROW_BYTES = 64 * 1024**2
 """The largest row that is read: whoever asks for n rows is given n times this at the most."""
 
@@ -41,18 +54,42 @@ MAX_DIMENSIONS = 64
 _MAGIC_BYTES = 4
 _GET_IT_AGAIN = "Copy or download the file again."
 
-# Checked in this order; offset, first bytes, what that is.
+_UNPACK = "Unpack it, and give the IDX files in it."
+_CONVERT = "Give the IDX file, or write its values as one."
+# Checked in this order: offset, first bytes, what that is, what to do.
 _OTHER_FORMATS = (
-    (0, b"\x89PNG", "a PNG picture"),
-    (0, b"\xff\xd8\xff", "a JPEG picture"),
-    (0, b"PK\x03\x04", "a ZIP archive"),
-    (0, b"\x93NUMPY", "a NumPy array"),
-    (0, b"\x89HDF", "an HDF5 file"),
-    (0, b"BZh", "a bzip2 file"),
-    (0, b"\x28\xb5\x2f\xfd", "a Zstandard file"),
-    (0, GZIP_MAGIC, "a gzip file inside another"),
-    (257, b"ustar", "a tar archive"),
+    (
+        0,
+        b"version https://git-lfs.github.com/",
+        "a Git LFS pointer, which stands for a file that was not fetched",
+        "Run `git lfs pull` in its repository to get the file itself.",
+    ),
+    (
+        0,
+        b"/annex/objects/",
+        "a git-annex pointer, which stands for a file that was not fetched",
+        "Run `git annex get` in its repository to get the file itself.",
+    ),
+    (0, b"\x89PNG", "a PNG picture", _CONVERT),
+    (0, b"\xff\xd8\xff", "a JPEG picture", _CONVERT),
+    (0, b"GIF8", "a GIF picture", _CONVERT),
+    (0, b"%PDF", "a PDF document", _CONVERT),
+    (0, b"PK\x03\x04", "a ZIP archive (an .npz file is one, too)", _UNPACK),
+    (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK),
+    (0, b"Rar!", "a RAR archive", _UNPACK),
+    (257, b"ustar", "a tar archive", _UNPACK),
+    (0, b"BZh", "a bzip2 file", "Unpack it with bunzip2."),
+    (0, b"\x28\xb5\x2f\xfd", "a Zstandard file", "Unpack it with unzstd."),
+    (0, GZIP_MAGIC, "a gzip file inside another", "Unpack it once with gunzip."),
+    (0, XZ_MAGIC, "an xz file inside another", "Unpack it once with unxz."),
+    (0, b"\x93NUMPY", "a NumPy array (.npy)", _CONVERT),
+    (0, b"\x89HDF", "an HDF5 file", _CONVERT),
+    (0, b"PAR1", "a Parquet file", _CONVERT),
+    (0, b"MATLAB 5.0", "a MATLAB file", _CONVERT),
 )
+_PICKLES = tuple(bytes((0x80, protocol)) for protocol in range(2, 6))
+_SHOWN_TEXT = 40
+"""Characters of a text that a message shows."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +112,14 @@ class IdxHeader:
     def file_bytes(self) -> int:
         """The decoded size of the whole file in bytes, as claimed."""
         return self.header_bytes + self.shape[0] * self.row_bytes
+
+    @property
+    def little_endian(self) -> "IdxHeader":
+        """The same with its sizes read in the wrong byte order."""
+        sizes = struct.unpack(
+            f"<{len(self.shape)}I", struct.pack(f">{len(self.shape)}I", *self.shape)
+        )
+        return replace(self, shape=sizes)
 
 
 @dataclass(frozen=True)
@@ -104,7 +149,7 @@ class IdxReader(Closing):
         with ExitStack() as on_error:
             self._file = on_error.enter_context(DecodedFile(self.path))
             self.header = _read_header(self._file)
-            self._check_raw_size()
+            _check_raw_size(self._file, self.header, self._file.stored_size)
             on_error.pop_all()
 
     @property
@@ -162,29 +207,65 @@ class IdxReader(Closing):
         """Give back the file and the thread; closing again does nothing."""
         self._file.close()
 
-    def _check_raw_size(self) -> None:
-        if self._file.compression is not None:
-            return  # a compressed file's size proves nothing; it is read block by block
-        excess = self._file.stored_size - self.header.file_bytes
-        if excess < 0:
-            raise self._cut_off_error(self._file.stored_size)
-        if excess > 0:
-            raise self._trailing_error(f"{excess:,} bytes")
-
     def _cut_off_error(self, found_bytes: int) -> BadDataError:
-        whole_rows = (found_bytes - self.header.header_bytes) // self.header.row_bytes
-        return BadDataError(
-            f"{self.path}: the data is cut off; found {whole_rows:,} whole rows "
-            f"({found_bytes:,} bytes{' decoded' if self._file.compression else ''}), expected the "
-            f"{self.rows:,} rows ({self.header.file_bytes:,} bytes) that its header claims. "
-            f"{_GET_IT_AGAIN}"
-        )
+        return _cut_off_error(self._file, self.header, found_bytes)
 
     def _trailing_error(self, amount: str) -> BadDataError:
-        return BadDataError(
-            f"{self.path}: {amount} follow the end of its {self.rows:,} rows; expected the end of "
-            f"the file there, as its header {self.header.shape} says. {_GET_IT_AGAIN}"
-        )
+        return _trailing_error(self._file, self.header, amount)
+
+
+def read_header(path: Path, stored_size: int | None = None) -> tuple[IdxHeader, str]:
+    """Return a file's header, and its compression: `.gz`, `.xz` or an empty text.
+
+    Reads no more than the header. With `stored_size`, the size of the whole file, the size of a raw
+    one is checked against its header; `path` may then hold its first `START_BYTES` alone. Raises as
+    `IdxReader` does.
+    """
+    with DecodedFile(path) as file:
+        header = _read_header(file)
+        if stored_size is not None:
+            _check_raw_size(file, header, stored_size)
+        return header, {None: "", "gzip": ".gz", "xz": ".xz"}[file.compression]
+
+
+def _check_raw_size(file: DecodedFile, header: IdxHeader, stored_size: int) -> None:
+    if file.compression is not None:
+        return  # a compressed file's size proves nothing; it is read block by block
+    excess = stored_size - header.file_bytes
+    if excess and header.little_endian.file_bytes == stored_size:
+        raise _byte_order_error(file, header)
+    if excess < 0:
+        raise _cut_off_error(file, header, stored_size)
+    if excess > 0:
+        raise _trailing_error(file, header, f"{excess:,} bytes")
+
+
+def _cut_off_error(file: DecodedFile, header: IdxHeader, found_bytes: int) -> BadDataError:
+    if header.little_endian.file_bytes == found_bytes:
+        return _byte_order_error(file, header)
+    whole_rows = (found_bytes - header.header_bytes) // header.row_bytes
+    return BadDataError(
+        f"{file.path}: the data is cut off; found {whole_rows:,} whole rows "
+        f"({found_bytes:,} bytes{' decoded' if file.compression else ''}), expected the "
+        f"{header.shape[0]:,} rows ({header.file_bytes:,} bytes) that its header claims. "
+        f"{_GET_IT_AGAIN}"
+    )
+
+
+def _trailing_error(file: DecodedFile, header: IdxHeader, amount: str) -> BadDataError:
+    return BadDataError(
+        f"{file.path}: {amount} follow the end of its {header.shape[0]:,} rows; expected the end "
+        f"of the file there, as its header {header.shape} says. {_GET_IT_AGAIN}"
+    )
+
+
+def _byte_order_error(file: DecodedFile, header: IdxHeader) -> BadDataError:
+    return BadDataError(
+        f"{file.path}: the sizes in its header are in the wrong byte order, "
+        f"{header.little_endian.shape} if read as little-endian; expected big-endian. Write them "
+        "again as big-endian, with struct.pack('>I', size) in Python, and values of more than one "
+        "byte likewise."
+    )
 
 
 def write_idx(path: str | os.PathLike[str], values: NDArray[Any]) -> None:
@@ -238,6 +319,13 @@ def _encode_header(path: Path, values: NDArray[Any]) -> bytes:
 
 def _read_header(file: DecodedFile) -> IdxHeader:
     magic = _read_bytes(file, _MAGIC_BYTES)
+    if magic[2:] == bytes(2) and magic[1] in ELEMENT_TYPES and 1 <= magic[0] <= MAX_DIMENSIONS:
+        raise BadDataError(
+            f"{file.path}: its header is in the wrong byte order, {magic.hex(' ')} for "
+            f"{magic[::-1].hex(' ')}; expected big-endian. Write its first number and its sizes "
+            "again as big-endian, with struct.pack('>I', number) in Python, and values of more "
+            "than one byte likewise."
+        )
     if magic[:2].strip(b"\0"):
         raise _not_idx_error(file, magic)
     if len(magic) < _MAGIC_BYTES:
@@ -271,6 +359,8 @@ def _check_shape(file: DecodedFile, header: IdxHeader) -> None:
             "at least one row and one value in each. Use a file that holds data."
         )
     if header.row_bytes > MAX_ROW_BYTES:
+        if header.little_endian.row_bytes <= MAX_ROW_BYTES:
+            raise _byte_order_error(file, header)
         raise BadDataError(
             f"{file.path}: its header {header.shape} claims rows of {header.row_bytes:,} bytes; "
             f"expected {MAX_ROW_BYTES:,} bytes (64 MiB) at the most. Check that this is an IDX "
@@ -292,18 +382,26 @@ def _header_cut_off_error(file: DecodedFile, expected: str) -> BadDataError:
 
 def _not_idx_error(file: DecodedFile, magic: bytes) -> BadDataError:
     start = magic + _read_bytes(file, 512 - len(magic))
-    looks_like = _recognise(start)
-    return BadDataError(
-        f"{file.path}: this is not an IDX file; it starts with the bytes {magic.hex(' ')}"
-        f"{f', {looks_like}' if looks_like else ''}; expected 00 00, a type code and the number of "
-        "dimensions. Give an IDX file, raw or as .gz or .xz; unpack archives first."
+    name, advice = _recognise(start) or (
+        f"one that starts with the bytes {magic.hex(' ')}",
+        "Give an IDX file, raw or as .gz or .xz; it starts with 00 00 and a type code.",
     )
+    return BadDataError(f"{file.path}: this is not an IDX file but {name}. {advice}")
 
 
-def _recognise(start: bytes) -> str | None:
-    for offset, first_bytes, name in _OTHER_FORMATS:
+def _recognise(start: bytes) -> tuple[str, str] | None:
+    """Return what a file that starts so is, and what to do with it; None where nothing tells."""
+    for offset, first_bytes, name, advice in _OTHER_FORMATS:
         if start.startswith(first_bytes, offset):
-            return name
-    if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        return "an HTML page, as servers send in place of a file"
+            return name, advice
+    if start.startswith(_PICKLES):
+        return "a Python pickle", _CONVERT
+    if start.lstrip(b"\xef\xbb\xbf \r\n\t").lower().startswith((b"<!doctype", b"<html")):
+        return (
+            "an HTML page, as servers send in place of a file",
+            "Download the file itself: open the link in a browser to see what the page says.",
+        )
+    text = start.decode(errors="ignore")
+    if len(text.encode()) >= len(start) - 3 and all(c.isprintable() or c.isspace() for c in text):
+        return f"a text that starts with {text[:_SHOWN_TEXT]!r}", _CONVERT
     return None

@@ -49,7 +49,9 @@ def test_not_idx(form: str, files: Path, call: Call) -> None:
     """A file that is not IDX is named, with its first bytes and what was expected."""
     bad = replace_file(files, TRAIN_IMAGES, b"hello, this is a letter\n", form)
     refused = call("ingest", "files")
-    assert_refused(refused, BAD_DATA, bad.name, "68 65 6c 6c", "Give an IDX file")
+    assert_refused(
+        refused, BAD_DATA, bad.name, "a text that starts with 'hello", "Give the IDX file"
+    )
     assert_nothing_made(files.parent)
 
 

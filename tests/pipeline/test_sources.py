@@ -92,6 +92,89 @@ def test_name_of_the_set(tmp_path: Path) -> None:
     assert "emnist-digits" == open_source(str(directory)).name
 
 
+@pytest.mark.parametrize("word", ["val", "valid", "validation", "dev", "VAL"])
+def test_validation(tmp_path: Path, word: str) -> None:
+    """Files of a validation set are a split of their own, between train and test."""
+    write_set(tmp_path)
+    write_idx(tmp_path / f"{word}-images-idx3-ubyte", images(4))
+    write_idx(tmp_path / f"{word}-labels-idx1-ubyte", labels(4))
+    splits = open_source(str(tmp_path)).splits
+    assert [("train", 12), ("validation", 4), ("test", 5)] == [(s.name, s.rows) for s in splits]
+    assert all(split.has_labels for split in splits)
+
+
+NEAR_MISSES = {
+    "train-labels-idx1-ubyte.gz.1": "train-labels-idx1-ubyte.gz",
+    "train-labels-idx1-ubyte (1).gz": "train-labels-idx1-ubyte.gz",
+    "train-labels-idx1-ubyte.gz?download=1": "train-labels-idx1-ubyte.gz",
+    "Copy of train-labels-idx1-ubyte": "train-labels-idx1-ubyte",
+    "train-labels-idx1-ubyte copy 2": "train-labels-idx1-ubyte",
+    "trainlabels-idx1-ubyte": "train-labels-idx1-ubyte",
+    "train-labels-idx1ubyte.bin": "train-labels-idx1-ubyte",
+    "train-labels": "train-labels-idx1-ubyte",
+    "y_train.idx": "train-labels-idx1-ubyte",
+    "train.txt": "train-labels-idx1-ubyte",
+}
+
+
+@pytest.mark.parametrize("name", NEAR_MISSES)
+def test_near_miss(tmp_path: Path, name: str) -> None:
+    """Labels that nearly have their name are refused with the right one; a second copy is not."""
+    write_set(tmp_path)
+    found = (tmp_path / MNIST_NAMES[1]).read_bytes()
+    (tmp_path / name).write_bytes(gzip.compress(found) if ".gz" in name else found)
+    warnings: list[str] = []
+    assert 2 == len(open_source(str(tmp_path), warn=warnings.append).splits)
+    assert name in warnings[0]
+    (tmp_path / MNIST_NAMES[1]).unlink()
+    assert f"rename {name} to {NEAR_MISSES[name]}." in refusal(tmp_path)
+
+
+def test_unfinished_download(tmp_path: Path) -> None:
+    """A split whose labels are still being downloaded is not taken for one without labels."""
+    write_set(tmp_path, ending=".gz")
+    (tmp_path / f"{MNIST_NAMES[1]}.gz").rename(tmp_path / f"{MNIST_NAMES[1]}.gz.part")
+    message = refusal(tmp_path)
+    assert f"{MNIST_NAMES[1]}.gz.part is an unfinished download of {MNIST_NAMES[1]}.gz" in message
+
+
+def test_what_is_not_used_is_named(tmp_path: Path) -> None:
+    """Files that are IDX by content, and whose names tell no split, are warned of."""
+    write_set(tmp_path)
+    write_idx(tmp_path / "xnist-images-idx3-ubyte.xz", images(7))
+    (tmp_path / "photo.jpg").write_bytes(b"\xff\xd8\xff")
+    (tmp_path / "readme-of-train-images-idx3.md").touch()
+    (tmp_path / "train-labels.tsv.gz").write_bytes(gzip.compress(b"5\t0\n"))
+    warnings: list[str] = []
+    open_source(str(tmp_path), warn=warnings.append)
+    (warning,) = warnings
+    assert "not used: xnist-images-idx3-ubyte.xz. Used are" in warning
+
+
+def test_qmnist(tmp_path: Path) -> None:
+    """QMNIST as it is published: labels of each kind side by side, of which idx1 is read."""
+    table = np.zeros((5, 8), np.int32)
+    table[:, 0], table[:, 4] = labels(5), 30
+    write_idx(tmp_path / "qmnist-test-images-idx3-ubyte.gz", images(5))
+    write_idx(tmp_path / "qmnist-test-labels-idx1-ubyte.gz", labels(5))
+    write_idx(tmp_path / "qmnist-test-labels-idx2-int.gz", table)
+    (tmp_path / "qmnist-test-labels.tsv.gz").write_bytes(gzip.compress(b"7\t4\n"))
+    (split,) = open_source(str(tmp_path)).splits
+    read(split)
+    assert "qmnist-test-labels-idx1-ubyte.gz" == split.files()[1].name
+    (tmp_path / "qmnist-test-labels-idx1-ubyte.gz").unlink()
+    (split,) = open_source(str(tmp_path)).splits
+    np.testing.assert_array_equal(labels(5), read(split)[1])
+
+
+@pytest.mark.parametrize("place", ["MNIST/raw", "a/raw", "raw"])
+def test_directory_above(tmp_path: Path, place: str) -> None:
+    """Where the files lie below, as torchvision keeps them, that directory is named."""
+    (tmp_path / place).mkdir(parents=True)
+    write_set(tmp_path / place)
+    assert f"there are some in {tmp_path / place}. Give that directory" in refusal(tmp_path)
+
+
 @pytest.mark.parametrize(("kept", "rows"), [("train", 12), ("test", 5)])
 def test_one_split_alone(tmp_path: Path, kept: str, rows: int) -> None:
     """A train split alone, or a test split alone, is a source."""
@@ -191,6 +274,44 @@ def test_label_columns(tmp_path: Path) -> None:
     (split,) = open_source(str(tmp_path)).splits
     assert [0, 8, 16, 24, 32, 40] == split.label_values()
     np.testing.assert_array_equal(table[:, 0], read(split)[1])
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i1", "i2", "i4"])
+@pytest.mark.parametrize("classes", [2, 8, 10])
+def test_one_hot(tmp_path: Path, dtype: str, classes: int) -> None:
+    """Rows of 0 and a single 1 are one-hot labels, in eight columns of int too."""
+    expected = labels(70_000, classes)[::-1]
+    write_idx(tmp_path / MNIST_NAMES[0], images(70_000, 1))
+    write_idx(tmp_path / "train-labels-idx2-ubyte", np.eye(classes, dtype=dtype)[expected])
+    (split,) = open_source(str(tmp_path)).splits
+    assert list(range(classes)) == split.label_values()
+    np.testing.assert_array_equal(expected, read(split, 999)[1])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.array([0, 1, -1, 2], "i1"), "row 2 has label -1"),
+        (np.array([0, 1, 2, -5], "i2"), "row 3 has label -5"),
+        (np.array([-1, 1, 2, 3], "i4"), "row 0 has label -1"),
+        (np.arange(12, dtype="u1").reshape(4, 3), "row 0 holds 0, 1, 2"),
+        (np.array([[0, 1], [1, 0], [1, 1], [0, 1]], "u1"), "row 2 holds 1, 1"),
+        (np.array([[0, 1], [0, 0], [1, 1], [0, 1]], "u1"), "row 1 holds 0, 0"),
+        (np.array([[1, -1], [2, -1], [0, 1], [0, 1]], "i1"), "row 0 holds 1, -1"),
+        (np.eye(8, dtype="i4")[[1, 2, 3, 4]] * [[1], [1], [1], [5]], "row 3 holds 0, 0"),
+    ],
+)
+def test_labels_without_a_class(tmp_path: Path, values: NDArray[Any], message: str) -> None:
+    """Negative labels, and columns that are neither one-hot nor QMNIST's, are refused by row."""
+    write_idx(tmp_path / MNIST_NAMES[0], images(4))
+    write_idx(
+        tmp_path / MNIST_NAMES[1], values.astype(values.dtype if values.itemsize < 8 else "i4")
+    )
+    (split,) = open_source(str(tmp_path)).splits
+    with pytest.raises(BadDataError, match=message):
+        split.label_values()
+    with pytest.raises(BadDataError, match=message):
+        list(split.parts(100))
 
 
 def test_label_values(tmp_path: Path) -> None:
@@ -333,7 +454,13 @@ def test_file_in_place_of_its_directory(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("spec", "nearest"),
-    [("mnits", "mnist"), ("fashion_mnist", "fashion-mnist"), ("sythetic:60", "synthetic")],
+    [
+        ("mnits", "mnist"),
+        ("MNIST", "mnist"),
+        ("FashionMNIST", "fashion-mnist"),
+        ("fashion_mnist", "fashion-mnist"),
+        ("sythetic:60", "synthetic"),
+    ],
 )
 def test_unknown_name(spec: str, nearest: str) -> None:
     """A name that is not known is refused, with the nearest one and what can be given."""

@@ -5,6 +5,7 @@ import hashlib
 import io
 import lzma
 import os
+import pickle
 import struct
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from storage.errors import BadDataError, PipelineError, UnreachableError, UsageError
-from storage.idx import IdxDigests, IdxReader, write_idx
+from storage.idx import START_BYTES, IdxDigests, IdxReader, read_header, write_idx
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     "": bytes,
@@ -331,14 +332,50 @@ def npy_bytes() -> bytes:
         (tar_bytes(), "tar"),
         (b"\n<!DOCTYPE html><title>404</title>", "HTML"),
         (b"<html>", "HTML"),
-        (b"label,pixel\n", "6c 61 62 65"),
+        (b"label,pixel\n", "a text that starts with 'label,pixel\\n'"),
+        (b"label\x00\x01", "starts with the bytes 6c 61 62 65"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 9\n", "git lfs pull"),
+        (pickle.dumps([1]), "a Python pickle"),
     ],
 )
 def test_not_idx(tmp_path: Path, ending: str, content: bytes, name: str) -> None:
-    """A file of another kind is refused, with its first bytes and its kind where it is known."""
+    """A file of another kind is refused by the name of that kind, or else with its first bytes."""
     message = refusal(write(tmp_path, content, ending))
     assert "not an IDX file" in message
     assert name in message
+
+
+@ENDINGS
+@pytest.mark.parametrize(
+    ("content", "shown"),
+    [
+        (b"\0\0\x08\x01" + bytes((3, 0, 0, 0)) + bytes(3), "(3,)"),
+        (b"\0\0\x08\x03" + bytes((2, 0, 0, 0, 28, 0, 0, 0, 28, 0, 0, 0)) + bytes(1568), "28, 28)"),
+        (b"\0\0\x08\x02" + bytes((3, 0, 0, 0, 9, 0, 0, 0)) + bytes(27), "(3, 9)"),
+        (b"\x01\x08\0\0" + bytes((3, 0, 0, 0)) + bytes(3), "00 00 08 01"),
+    ],
+    ids=("labels", "images", "table", "all"),
+)
+def test_wrong_byte_order(tmp_path: Path, ending: str, content: bytes, shown: str) -> None:
+    """Sizes that were written as little-endian are recognised, and shown as they were meant."""
+    path = write(tmp_path, content, ending)
+    message = refusal(path)
+    assert "wrong byte order" in message
+    assert shown in message
+
+
+@ENDINGS
+def test_header_alone(tmp_path: Path, ending: str) -> None:
+    """A header is known from a file's first bytes, and a raw file's size is compared with it."""
+    whole = write(tmp_path, idx_bytes((99_999, 1), np.random.default_rng(0).bytes(99_999)), ending)
+    size = whole.stat().st_size
+    start = tmp_path / "start"
+    start.write_bytes(whole.read_bytes()[:START_BYTES])
+    header, compression = read_header(start, size)
+    assert ((99_999, 1), ending) == (header.shape, compression)
+    if not ending:
+        with pytest.raises(BadDataError, match="1 bytes follow"):
+            read_header(start, size + 1)
 
 
 def test_compressed_twice(tmp_path: Path) -> None:
