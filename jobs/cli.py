@@ -4,6 +4,7 @@ Everything heavier than click is imported when a command runs, so that help answ
 """
 
 import atexit
+import io
 import os
 import signal
 import sys
@@ -25,6 +26,9 @@ from jobs.commands.options import (
 from jobs.commands.places import storage_option, store_options, take_over_option
 from jobs.commands.schedule import schedule
 from jobs.commands.score import promote, score, scores
+from jobs.commands.usage_errors import NearestChoice, check_command, show_usage_error
+from jobs.printing import UNREAD_OUTPUT, one_line, print_aside
+from storage.directories import REMOVED_DIRECTORY, as_pipeline_error, is_directory_there
 from storage.errors import PipelineError, StoppedError, UsageError
 
 if TYPE_CHECKING:
@@ -39,6 +43,12 @@ class _InOrderOfUse(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        check_command(args[0], ctx, self.commands)
+        return super().resolve_command(ctx, args)
 
 
 @click.group(cls=_InOrderOfUse, context_settings={"help_option_names": ["-h", "--help"]})
@@ -72,7 +82,7 @@ def cli() -> None:
 )
 @click.option(
     "--compression",
-    type=click.Choice(["lz4", "lz4hc", "zstd"]),
+    type=NearestChoice(["lz4", "lz4hc", "zstd"]),
     help="How rows are stored: lz4 is read in half the time of zstd, which takes a quarter less "
     "space; lz4hc is read as fast as lz4, takes nearly as little space as zstd, but is slow to "
     "make.  [default: lz4]",
@@ -191,15 +201,11 @@ def verify(place: str, storage_options: tuple[str, ...], quiet: bool, as_json: b
             checked += 1
             if error is not None:
                 wrong.append({"what": what, "error": str(error)})
+        verdicts = [item["error"] for item in wrong]
+        sound = f"{place} is sound: {checked:,} things checked."
         console.result(
             {"place": place, "checked": checked, "wrong": wrong, "mentioned": mentioned},
-            "\n".join(
-                mentioned
-                + (
-                    [item["error"] for item in wrong]
-                    or [f"{place} is sound: {checked:,} things checked."]
-                )
-            ),
+            "\n".join(map(one_line, [*mentioned, *(verdicts or [sound])])),
         )
         if wrong:
             from storage.errors import BadDataError
@@ -303,7 +309,7 @@ def _setting_option(setting: Any) -> click.Parameter:
     if isinstance(setting.default, bool):
         return click.Option([f"{name}/--no-{name[2:]}"], default=None, help=text)
     choices = setting.metadata["choices"]
-    kind = click.Choice(choices) if choices else type(setting.default)
+    kind = NearestChoice(choices) if choices else type(setting.default)
     return click.Option([name], type=kind, default=None, help=text)
 
 
@@ -325,12 +331,15 @@ def _train_config(config_file: str | None, settings: dict[str, Any]) -> "TrainCo
 def main() -> None:
     """Run a command; whatever goes wrong ends in a message and the documented exit code."""
     atexit.register(_ignore_signals)
-    _open_missing_streams()
+    _prepare_streams()
     sys.exit(_run())
 
 
-def _open_missing_streams() -> None:
-    """Put the null device where a standard stream is closed, or the next file takes its number."""
+def _prepare_streams() -> None:
+    """Give every standard stream a descriptor, and every character a form that it can print.
+
+    Where a stream is closed, the next file that is opened would take its number.
+    """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
@@ -338,6 +347,9 @@ def _open_missing_streams() -> None:
             os.open(os.devnull, os.O_RDWR)
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _ignore_signals() -> None:
@@ -346,30 +358,37 @@ def _ignore_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _run() -> int:  # noqa: PLR0911 - an exit code for each kind of end
+def _run() -> int:
     try:
         cli.main(prog_name="pipeline", standalone_mode=False)
-    except click.exceptions.Exit as leave:
-        return leave.exit_code
     except click.ClickException as error:
-        with suppress(OSError):
-            error.show()
+        show_usage_error(error)
         _end_log(error.format_message())
         return UsageError.exit_code
-    except StoppedError as stopped:
-        _tell(str(stopped))
-        return stopped.exit_code
-    except PipelineError as error:
-        _tell(f"Error: {error}")
-        return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         return 128 + signal.SIGINT
-    except Exception:  # noqa: BLE001 - the last resort: a defect, told as such
+    except SystemExit:  # click ends so where nobody reads the help that it prints
+        return _report(StoppedError(UNREAD_OUTPUT, signal.SIGPIPE))
+    except Exception as error:  # noqa: BLE001 - the last resort
+        return _report(error)
+    return 0
+
+
+def _report(error: Exception) -> int:
+    """Print what went wrong and return the exit code; a traceback only for a defect."""
+    known = as_pipeline_error(error)
+    if known is None:
         import traceback
 
-        _tell(f"{traceback.format_exc()}{DEFECT}")
+        print_aside(f"{traceback.format_exc()}{DEFECT}")
         return 1
-    return 0
+    prefix = "" if isinstance(known, StoppedError) else "Error: "
+    there = is_directory_there() or str(known) == REMOVED_DIRECTORY
+    hint = "" if there else f" {REMOVED_DIRECTORY}"
+    print_aside(
+        "\n".join([f"{prefix}{one_line(str(known))}{hint}", *getattr(known, "__notes__", [])])
+    )
+    return known.exit_code
 
 
 def _end_log(error: str) -> None:
@@ -380,12 +399,6 @@ def _end_log(error: str) -> None:
 
         with suppress(PipelineError):
             JsonLog().event("summary", exit=UsageError.exit_code, error=error)
-
-
-def _tell(text: str) -> None:
-    """Print on stderr; where even that cannot be written, the exit code has to do."""
-    with suppress(OSError):
-        print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
+from storage.directories import UNUSABLE_NAME
 from storage.errors import BadDataError, UnreachableError, UsageError
+from storage.files import open_regular
 from storage.sealed import digest_of
 
 OPTIMIZERS = ("sgd", "momentum", "nesterov", "adam", "adamw")
@@ -192,7 +194,8 @@ class TrainConfig:
         Raises `UsageError` that names `place`, and the nearest known setting for an unknown one.
         """
         known = {setting.name: setting for setting in fields(self)}
-        changes = {}
+        changes: dict[str, Any] = {}
+        spelt: dict[str, str] = {}
         for key, value in settings.items():
             name = key.replace("-", "_")
             if name not in known:
@@ -200,6 +203,11 @@ class TrainConfig:
                 raise UsageError(
                     f"{place} has an unknown setting '{key[:SHOWN]}'; did you mean '{nearest[0]}'?"
                 )
+            if name in changes:
+                raise UsageError(
+                    f"{place} gives {name} twice, as '{spelt[name]}' and as '{key}'; leave one out."
+                )
+            spelt[name] = key
             changes[name] = _typed(known[name], value, place)
         if "optimizer" in changes and self.l2 == _default_l2(self.optimizer):
             changes.setdefault("l2", L2_BY_OPTIMIZER)
@@ -239,7 +247,7 @@ def may_change(setting: "Field[Any]", recorded: TrainConfig) -> bool:
 def read_toml(path: Path) -> dict[str, Any]:
     """The settings in a TOML file. Raises `UsageError` where it cannot be read as one."""
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=open_regular) as file:
             data = file.read(TOML_LIMIT + 1)
         if len(data) > TOML_LIMIT:
             raise UsageError(f"{path} has more than {TOML_LIMIT:,} bytes; it is no configuration.")
@@ -247,7 +255,8 @@ def read_toml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UsageError(f"There is no configuration file {path}.") from None
     except OSError as error:
-        raise UnreachableError(f"Cannot read {path}: {error.strerror}.") from error
+        kind = UsageError if error.errno in UNUSABLE_NAME else UnreachableError
+        raise kind(f"Cannot read {path}: {error.strerror}. Give a TOML file.") from error
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not valid TOML ({error}).") from error
 

@@ -20,6 +20,8 @@ from storage.errors import BadDataError, UsageError
 __all__ = ["Part", "Source", "SourceFile", "SplitSource", "open_directory", "open_source"]
 
 DEFAULT_SYNTHETIC_ROWS = (60_000, 10_000)
+ROW_DIGITS = 19
+"""Characters of the longest number of rows; Python itself refuses thousands of digits."""
 """Rows of the train and test splits of `synthetic`, as many as MNIST has."""
 
 _SYNTHETIC = re.compile(r"synthetic(?::(?P<train>[^,]*)(?:,(?P<test>[^,]*))?)?")
@@ -148,14 +150,14 @@ def _open_synthetic(spec: str, seed: int) -> Source:
 
 
 def _parse_rows(spec: str, text: str) -> int:
-    if not re.fullmatch(r"[0-9]+(?:_[0-9]+)*", text):
+    if len(text) > ROW_DIGITS or not re.fullmatch(r"[0-9]+(?:_[0-9]+)*", text):
         raise _synthetic_error(spec)
     return int(text)
 
 
 def _synthetic_error(spec: str) -> UsageError:
     return UsageError(
-        f"SOURCE {spec!r} cannot be used: expected synthetic, synthetic:TRAIN or "
+        f"SOURCE {spec[:80]!r} cannot be used: expected synthetic, synthetic:TRAIN or "
         "synthetic:TRAIN,TEST with whole numbers, TRAIN 1 or more, such as synthetic:6000,1000."
     )
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from storage import sealed
 from storage.chunks import ChunkedArray
-from storage.errors import BadDataError, ConflictError
+from storage.errors import BadDataError, ConflictError, did_you_mean
 from storage.objects import REPLACED, Location
 from storage.schema import (
     COMPRESSIONS,
@@ -216,6 +216,7 @@ class Dataset:
         if name not in self.splits:
             raise BadDataError(
                 f"{self.location} has no split '{name}'; it has {', '.join(self.splits)}."
+                f"{did_you_mean(name, self.splits)}"
             )
         self.splits[name].check_claim()
         return self.splits[name]

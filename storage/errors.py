@@ -1,5 +1,11 @@
 """The errors that every floor raises, each with the exit code that a user's script sees."""
 
+import difflib
+from collections.abc import Iterable
+
+SHOWN = 100
+"""Characters of a word that are compared with those that are known."""
+
 
 class PipelineError(Exception):
     """An error that a user can act on; its text is one or two whole sentences.
@@ -57,3 +63,10 @@ class StoppedError(PipelineError):
         """`signal_number` sets the exit code by the shell's convention: 130 SIGINT, 143 SIGTERM."""
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return ` Did you mean 'x'?` with the known word nearest to `word`; empty where none is."""
+    folded = {name.lower(): name for name in known}
+    nearest = difflib.get_close_matches(word[:SHOWN].lower(), folded, n=1)
+    return f" Did you mean {folded[nearest[0]]!r}?" if nearest else ""

@@ -6,6 +6,7 @@ each call, so that a test can count them, fail any one of them, or let the proce
 
 import errno
 import os
+import stat
 from pathlib import Path
 
 
@@ -23,6 +24,15 @@ def open_append(path: Path) -> int:
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "It is not a regular file")
     return os.open(path, flags, 0o666)
+
+
+def open_regular(path: str, flags: int) -> int:
+    """Open a regular file; `OSError` (EINVAL) for anything else, and no pipe is waited for."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "Not a regular file", path)
+    return descriptor
 
 
 def write(descriptor: int, data: bytes | memoryview) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Self
 
 from storage import files
-from storage.directories import make_directories, reaching, remove_tree
+from storage.directories import make_directories, reaching, remove_tree, walk
 from storage.errors import BadDataError, ConflictError, UnreachableError
 from storage.kernel_lock import kernel_lock
 from storage.objects import (
@@ -98,7 +98,7 @@ class LocalLocation(Location):
         Raises `FileNotFoundError` where there is no such object.
         """
         path = self._at(key)
-        with reaching("read", path), open(path, "rb", buffering=0, opener=_open_regular) as file:
+        with reaching("read", path), open(path, "rb", buffering=0, opener=_open_object) as file:
             size = os.fstat(file.fileno()).st_size
             first = max(0, size + start) if start < 0 else start
             last = size if stop is None else min(stop, size)
@@ -222,7 +222,7 @@ class LocalLocation(Location):
         """
 
         def refuse(error: OSError) -> None:
-            """See to what `os.walk` would pass over, as if the directory were empty."""
+            """Pass a directory that cannot be listed on, one that is gone by."""
             if isinstance(error, FileNotFoundError | NotADirectoryError):
                 return
             directory = Path(error.filename)
@@ -235,7 +235,7 @@ class LocalLocation(Location):
                 refused(directory.relative_to(self.path).as_posix(), told)
 
         found = []
-        for directory, below, names in os.walk(self.path, onerror=refuse):
+        for directory, below, names in walk(self.path, refuse):
             base = Path(directory).relative_to(self.path)
             found += [(base / name).as_posix() for name in names]
             for name in below:
@@ -396,16 +396,14 @@ def _can_be_named(key: str) -> bool:
         return False
 
 
-def _open_regular(path: str, flags: int) -> int:
-    """Open a regular file; whatever else is there is no object, and a pipe is not waited for."""
+def _open_object(path: str, flags: int) -> int:
+    """Open a regular file; whatever else is there is no object."""
     try:
-        descriptor = os.open(path, flags | os.O_NONBLOCK)
-    except (NotADirectoryError, IsADirectoryError) as error:
-        raise FileNotFoundError(path) from error
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise FileNotFoundError(path)
-    return descriptor
+        return files.open_regular(path, flags)
+    except OSError as error:
+        if error.errno in {errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ENXIO}:
+            raise FileNotFoundError(path) from error
+        raise
 
 
 def _read_all(descriptor: int, count: int) -> bytes:

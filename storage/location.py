@@ -33,7 +33,13 @@ def open_location(place: Place, options: Mapping[str, str] | None = None) -> Loc
     elif "://" in text:
         scheme = text.split("://", 1)[0]
         raise UsageError(f"'{text}' is a {scheme} URL; expected a path, a file:// or an s3:// URL.")
-    return LocalLocation(Path(text).expanduser())
+    try:
+        return LocalLocation(Path(text).expanduser())
+    except RuntimeError as error:
+        raise UsageError(
+            f"There is no home directory for {Path(text).parts[0]!r} of {text!r}; write ./{text} "
+            "for a directory of that name."
+        ) from error
 
 
 def is_url_of_store(place: Place) -> bool:

@@ -98,10 +98,15 @@ class SplitSchema(InChunks):
             raise BadDataError(f"A split's classes is {self.classes!r}; expected 0 to 65,536.")
         if self.dtype not in ELEMENT_TYPES:
             raise BadDataError(f"A split's dtype is {self.dtype!r}; expected {ELEMENT_TYPES}.")
-        if self.row_bytes > ROW_LIMIT or self.row_bytes * self.chunk_rows > CHUNK_LIMIT:
+        if self.row_bytes > ROW_LIMIT:
             raise BadDataError(
-                f"A chunk of {self.chunk_rows:,} rows of {self.row_bytes:,} bytes is more than "
-                f"{CHUNK_LIMIT:,} bytes; use fewer rows per chunk."
+                f"A row has {self.row_bytes:,} bytes, inputs and targets; expected at most "
+                f"{ROW_LIMIT:,}. Make the images smaller."
+            )
+        if self.row_bytes * self.chunk_rows > CHUNK_LIMIT:
+            raise BadDataError(
+                f"A chunk of {self.chunk_rows:,} rows has {self.row_bytes * self.chunk_rows:,} "
+                f"bytes; expected at most {CHUNK_LIMIT:,}. Use fewer rows per chunk."
             )
 
     @property

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from jobs.printing import PLAIN_SECONDS, print_line
+from jobs.printing import PLAIN_SECONDS, one_line, print_aside, print_line
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -43,7 +43,7 @@ class Console:
     def warn(self, text: str) -> None:
         """Something that somebody should see to; shown even when quiet."""
         self._end_stage()
-        print(f"Warning: {text}", file=sys.stderr, flush=True)
+        print_aside(f"Warning: {one_line(text)}")
 
     def result(self, document: dict[str, Any], text: str) -> None:
         """What the job came to: the document where scripts read, the text where people do."""
@@ -65,11 +65,9 @@ class Console:
             self._last_line = time.monotonic()
             rate = done / max(self._last_line - self._began, 1e-9)
             left = duration((total - done) / max(rate, 1e-9))
-            print(
-                f"{stage}: {done:,} of {total:,} rows, {rate:,.0f} rows/s, {left} left"
-                f"{', ' + note if note else ''}",
-                file=sys.stderr,
-                flush=True,
+            print_aside(
+                f"{one_line(stage)}: {done:,} of {total:,} rows, {rate:,.0f} rows/s, {left} left"
+                f"{', ' + note if note else ''}"
             )
         if done >= total:
             self._end_stage()
@@ -81,7 +79,7 @@ class Console:
         if sys.stderr.isatty():
             self._bar = _progress_bar()
             self._bar.start()
-            self._task = self._bar.add_task(stage, total=total, note="")
+            self._task = self._bar.add_task(one_line(stage), total=total, note="")
 
     def _end_stage(self) -> None:
         if self._bar is not None:
@@ -95,7 +93,7 @@ class Console:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]], left: Collection[str] = ()) -> str:
     """Aligned columns as text: the first one and those named in `left` to the left."""
-    cells = [list(header), *([str(cell) for cell in row] for row in rows)]
+    cells = [list(header), *([one_line(str(cell)) for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     align = [str.ljust if name in (header[0], *left) else str.rjust for name in header]
     lines = [
@@ -108,7 +106,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], left: Collection
 def facts(pairs: Sequence[tuple[str, Any]]) -> str:
     """Names and values, one pair a line."""
     width = max(len(name) for name, _ in pairs)
-    return "\n".join(f"{name.ljust(width)}  {value}" for name, value in pairs)
+    return "\n".join(f"{name.ljust(width)}  {one_line(str(value))}" for name, value in pairs)
 
 
 def size(count: int) -> str:
@@ -147,7 +145,7 @@ def _progress_bar() -> "Progress":
             return Text(f"{rows}  {task.speed:,.0f}/s  {left} left")
 
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None, table_column=Column(ratio=1)),
         Figures(Column(no_wrap=True)),
         TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True)),

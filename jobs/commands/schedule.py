@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from jobs.commands.score import score, score_config
-from storage.errors import PipelineError, UsageError
+from jobs.commands.usage_errors import NearestChoice
+from storage.errors import PipelineError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from jobs.schedule import Process
@@ -26,7 +27,7 @@ SHOWN_TIMES = 10
 )
 @click.option(
     "--catch-up",
-    type=click.Choice(["once", "none"]),
+    type=NearestChoice(["once", "none"]),
     default="once",
     show_default=True,
     help="What becomes of runs that were missed.",
@@ -41,7 +42,7 @@ SHOWN_TIMES = 10
 @click.option(
     "--print",
     "kind",
-    type=click.Choice(["cron", "systemd", "kubernetes", "airflow"]),
+    type=NearestChoice(["cron", "systemd", "kubernetes", "airflow"]),
     help="Print the file for a scheduler that you have already.",
 )
 @click.option("--to", metavar="DIRECTORY", help="Write what --print prints into files there.")
@@ -220,6 +221,9 @@ def _command(name: str) -> click.Command:
     assert isinstance(group, click.Group)
     command = group.commands.get(name)
     if command is None or name == "schedule":
-        known = ", ".join(other for other in group.commands if other != "schedule")
-        raise UsageError(f"{name!r} is no command to schedule; expected one of {known}.")
+        known = [other for other in group.commands if other != "schedule"]
+        hint = did_you_mean(name, known)
+        raise UsageError(
+            f"{name!r} is no command to schedule; expected one of {', '.join(known)}.{hint}"
+        )
     return command

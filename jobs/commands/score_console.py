@@ -4,7 +4,7 @@ from typing import Any
 
 from jobs.commands.console import Console, Report, table
 from jobs.commands.quality_text import quality_text
-from jobs.printing import percent
+from jobs.printing import one_line, percent
 from jobs.scoring.batch import BatchResult
 from jobs.scoring.promote import PromoteResult
 from jobs.scoring.score_listener import ScoreListener
@@ -25,11 +25,11 @@ class ConsoleListener(ScoreListener):
     def event(self, name: str, **facts: Any) -> None:
         """Say in a line what is worth one."""
         if text := facts.get("text"):
-            (self._console.warn if facts.get("warning") else self._console.say)(text)
+            (self._console.warn if facts.get("warning") else self._console.say)(one_line(text))
 
     def say(self, text: str) -> None:
         """A line."""
-        self._console.say(text)
+        self._console.say(one_line(text))
 
     def warn(self, text: str) -> None:
         """A warning, also when quiet."""

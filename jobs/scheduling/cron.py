@@ -8,11 +8,11 @@ from datetime import UTC, datetime, tzinfo
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, available_timezones
 
 from cronsim import CronSim, CronSimError
 
-from storage.errors import UsageError
+from storage.errors import UsageError, did_you_mean
 
 LOCAL_TIME = Path("/etc/localtime")
 LOCAL = "local"
@@ -193,5 +193,5 @@ def _named_zone(name: str) -> tzinfo:
     except (KeyError, ValueError, OSError) as error:
         raise UsageError(
             f"There is no time zone {name!r}; expected one of the IANA database, such as "
-            "Europe/Berlin or UTC."
+            f"Europe/Berlin or UTC.{did_you_mean(name, available_timezones())}"
         ) from error

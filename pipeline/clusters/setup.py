@@ -22,10 +22,11 @@ def check_versions(cluster: Cluster) -> None:
     sides = {"client": found["client"], "scheduler": found["scheduler"], **found["workers"]}
     table = {name: _of_side(side) for name, side in sides.items()}
     if any(versions != table["client"] for versions in table.values()):
-        raise UnreachableError(
-            "The versions differ between the sides of the cluster; install the same on each.\n"
-            + _version_table(table)
+        error = UnreachableError(
+            "The versions differ between the sides of the cluster; install the same on each."
         )
+        error.add_note(_version_table(table))
+        raise error
 
 
 def set_workers_up(cluster: Cluster, side: WorkerSide) -> None:

@@ -1,5 +1,6 @@
 """The settings: their types and ranges, from TOML and JSON, and what may differ in a resume."""
 
+import os
 import re
 from dataclasses import fields, replace
 from pathlib import Path
@@ -320,3 +321,25 @@ def test_l2_by_optimizer() -> None:
 def test_a_setting_of_another_type() -> None:
     """From Python too, a text for a number is refused as such."""
     assert "learning_rate" in refusal(learning_rate="fast")
+
+
+@pytest.mark.parametrize("kind", ["directory", "pipe", "below a file"])
+def test_no_file_for_settings(kind: str, tmp_path: Path) -> None:
+    """A place that can never be read as a file is a usage error, and a pipe is not waited for."""
+    place = tmp_path / "place"
+    if kind == "directory":
+        place.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(place)
+    else:
+        place.write_text("")
+        place /= "my.toml"
+    with pytest.raises(UsageError, match="Cannot read") as caught:
+        read_toml(place)
+    assert str(place) in str(caught.value)
+
+
+def test_a_setting_in_two_spellings() -> None:
+    """A setting that is given with a dash and with an underscore has no value."""
+    with pytest.raises(UsageError, match="batch_size twice, as 'batch_size' and as 'batch-size'"):
+        TrainConfig().updated({"batch_size": 1, "batch-size": 2}, "my.toml")

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import pickle
+import re
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -402,6 +403,19 @@ def test_a_schema_that_cannot_be_is_refused(fields: dict[str, Any]) -> None:
     good = dataset_schema().splits["train"]
     with pytest.raises(BadDataError):
         SplitSchema(**vars(good) | fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"features": 2**26}, "bytes, inputs and targets; expected at"),
+        ({"chunk_rows": 2**28}, "expected at most 1,073,741,824. Use fewer rows per chunk."),
+    ],
+)
+def test_the_limit_that_is_exceeded_is_named(fields: dict[str, Any], words: str) -> None:
+    """A row and a chunk have a limit each; the message has the figures of the one that fails."""
+    with pytest.raises(BadDataError, match=re.escape(words)):
+        SplitSchema(**vars(dataset_schema().splits["train"]) | fields)
 
 
 def test_mnist_has_thirty_chunks_and_a_large_dataset_has_shards() -> None:
