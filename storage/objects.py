@@ -12,15 +12,15 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Self
 
-from storage.errors import PipelineError, UnreachableError
+from storage.errors import PipelineError
 
 Write = Callable[[bytes | memoryview], None]
 
 TakeOver = Callable[[str], None]
 """Leave to take over an abandoned lock; it is told, in a sentence, whose the lock was."""
 
-Refused = Callable[[str, UnreachableError | None], None]
-"""Told of a directory, by its key, that is not listed: the reason, or None for a link to one."""
+Refused = Callable[[str, PipelineError | None], None]
+"""Called with the key of what is not listed, and the reason, or None for a link to a directory."""
 
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 """The name of what `put` has not finished."""
@@ -147,9 +147,10 @@ class Location(ABC):
     def objects(self, refused: Refused | None = None) -> list[str]:
         """The keys of every object below this location, sorted.
 
-        Links to directories are not followed. One of those below it, and a directory that cannot
-        be listed, is told to `refused`; without that, or where it is the location itself, what
-        cannot be listed is raised as `UnreachableError`.
+        Links to directories are not followed. `refused` is called with each of those below it, with
+        directories that cannot be listed, and with names in a store that no path can be. Without
+        `refused`, or where it is the location itself, a directory that cannot be listed raises
+        `UnreachableError`.
         """
 
     @abstractmethod

@@ -23,16 +23,24 @@ What a file system gives by rename, append and the kernel's locks, a store must 
 - **Locks**: see `storage/s3_lock.py`.
 """
 
+import hashlib
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from os import environ
 from pathlib import Path, PurePosixPath
 from typing import Self
 
-from storage.errors import BadDataError, ConflictError, PipelineError, UsageError
+from storage import files
+from storage.errors import (
+    BadDataError,
+    ConflictError,
+    PipelineError,
+    UnreachableError,
+    UsageError,
+)
 from storage.objects import (
     NOTES_LIMIT,
     REPLACED,
@@ -45,7 +53,9 @@ from storage.objects import (
     new_staged,
 )
 from storage.s3_client import S3Client
+from storage.s3_listing import can_be_named
 from storage.s3_lock import s3_lock
+from storage.s3_options import check_bucket, store_settings
 
 COPIES_AT_ONCE = 16
 """Requests of one publishing, or reads of one journal, that are under way together."""
@@ -54,11 +64,8 @@ PIECE_BYTES = 16 * 2**20
 UNFINISHED = ".tmp"
 """The suffix of the marker beside a tree that is not whole."""
 LIMITLESS = 2**63 - 1
-FROM_ENVIRONMENT = {
-    "endpoint": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
-    "region": ("AWS_REGION", "AWS_DEFAULT_REGION"),
-}
-"""Where the store is: taken from the environment here, so that it travels with the location."""
+NAME_BYTES = 255
+"""The longest name that the usual file systems take."""
 
 
 def open_s3(url: str, options: Mapping[str, str]) -> "S3Location":
@@ -72,29 +79,13 @@ def open_s3(url: str, options: Mapping[str, str]) -> "S3Location":
     parts = prefix.rstrip("/").split("/")
     if not bucket or not all(part and _can_be_named(part) for part in parts):
         raise UsageError(
-            f"'{url}' names no place in a bucket; expected s3://BUCKET/PREFIX, the parts of the "
+            f"{url!r} names no place in a bucket; expected s3://BUCKET/PREFIX, the parts of the "
             "prefix divided by single slashes."
         )
-    client = S3Client(bucket, tuple(sorted(_with_defaults(options).items())))
+    check_bucket(bucket, url)
+    client = S3Client(bucket, store_settings(options))
     _ = client.store, client.retry_seconds  # refused here, where the options are wrong
     return S3Location(client, "/".join(parts))
-
-
-def _with_defaults(options: Mapping[str, str]) -> dict[str, str]:
-    """The options under their short names, and where the store is by the environment."""
-    found = {_short(name): value for name, value in options.items()}
-    for name, variables in FROM_ENVIRONMENT.items():
-        values = [environ[variable] for variable in variables if environ.get(variable)]
-        if values:
-            found.setdefault(name, values[0])
-    if found.get("endpoint", "").startswith("http://"):
-        found.setdefault("allow_http", "true")
-    return found
-
-
-def _short(name: str) -> str:
-    name = name.lower().removeprefix("aws_")
-    return {"endpoint_url": "endpoint", "endpoint_url_s3": "endpoint"}.get(name, name)
 
 
 def _can_be_named(part: str) -> bool:
@@ -102,7 +93,7 @@ def _can_be_named(part: str) -> bool:
         part.encode()
     except UnicodeEncodeError:  # half a surrogate pair, which JSON can spell
         return False
-    return part not in (".", "..") and part.isprintable()
+    return can_be_named(part)
 
 
 @dataclass(frozen=True)
@@ -172,10 +163,13 @@ class S3Location(Location):
     @contextmanager
     def writing(self, key: str) -> Iterator[Write]:
         """The pieces wait on this machine's disk, so that the upload can be tried again."""
-        with tempfile.TemporaryFile() as pieces:
+        with _temporary_space():
+            pieces = tempfile.TemporaryFile()  # noqa: SIM115 - closed below
+        with pieces:
 
             def write(data: bytes | memoryview) -> None:
-                pieces.write(data)
+                with _temporary_space():
+                    files.write(pieces.fileno(), data)
 
             yield write
             self.client.put(self._at(key), pieces)
@@ -213,18 +207,26 @@ class S3Location(Location):
     @contextmanager
     def as_file(self, key: str) -> Iterator[Path]:
         """A copy, piece by piece, which goes when the block ends."""
-        with tempfile.TemporaryDirectory() as directory:
-            path = Path(directory) / PurePosixPath(key).name
-            size = self.size(key)
-            with path.open("wb") as file:
+        size = self.size(key)
+        with _temporary_space():
+            directory = tempfile.TemporaryDirectory()
+        with directory as place:
+            path = Path(place) / _file_name(PurePosixPath(key).name)
+            with _temporary_space():
+                descriptor = files.create(path)
+            try:
                 for start in range(0, size, PIECE_BYTES):
-                    file.write(self.get(key, start, min(start + PIECE_BYTES, size)))
+                    piece = self.get(key, start, min(start + PIECE_BYTES, size))
+                    with _temporary_space():
+                        files.write(descriptor, piece)
+            finally:
+                files.close(descriptor)
             yield path
 
     def sizes(self) -> dict[str, int]:
         """By one listing."""
         found = self.client.list_all(self.prefix)
-        skipped = len(self.prefix) + 1
+        skipped = len(self.prefix) + 1 if self.prefix else 0
         return {key[skipped:]: size for key, size in sorted(found.items())}
 
     def names(self, key: str = "") -> list[str]:
@@ -234,8 +236,17 @@ class S3Location(Location):
         return sorted(found.rpartition("/")[2] for found in keys if _marker(found) not in keys)
 
     def objects(self, refused: Refused | None = None) -> list[str]:
-        """The keys of every object below this location, sorted; a store refuses all or nothing."""
-        return list(self.sizes())
+        """The keys of every object below this location, sorted.
+
+        `refused` is told of those whose names cannot be used; other refusals are of all or nothing.
+        """
+        unusable: list[str] = []
+        found = self.client.list_all(self.prefix, unusable.append)
+        skipped = len(self.prefix) + 1 if self.prefix else 0
+        if refused is not None:
+            for key in sorted(unusable):
+                refused(key[skipped:], _unusable(key[skipped:]))
+        return sorted(key[skipped:] for key in found)
 
     def delete(self, key: str) -> None:
         """Remove one object; nothing happens where there is none."""
@@ -382,6 +393,34 @@ class S3Location(Location):
         """Look whether the lock still has our signature."""
         if self.lock is not None:
             self.lock.check()
+
+
+@contextmanager
+def _temporary_space() -> Iterator[None]:
+    """Say where this machine has no space for what a store's objects need on the way."""
+    try:
+        yield
+    except OSError as error:
+        place = tempfile.tempdir or os.environ.get("TMPDIR", "the usual places")
+        raise UnreachableError(
+            f"Cannot write a temporary file to {place}: {error.strerror or error}. Free some space "
+            "there, or set TMPDIR to another directory, and run the same command again."
+        ) from error
+
+
+def _file_name(name: str) -> str:
+    """A name that a disk takes for that of an object, which may be longer; its end is kept."""
+    if len(os.fsencode(name)) <= NAME_BYTES:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()
+    return digest[:16] + "".join(PurePosixPath(name).suffixes[-2:])[-16:]
+
+
+def _unusable(key: str) -> BadDataError:
+    return BadDataError(
+        f"The name {key!r} contains an empty part, '.', '..' or a control character, so that no "
+        "path can reach the object. Give it another name."
+    )
 
 
 def _marker(at: str) -> str:

@@ -1,7 +1,8 @@
 """Requests to an S3 store, each tried again within a bound, its refusals told as ours.
 
-obstore does the talking. What is tried again is what may pass: 5xx, 408 and 429 answers, refused
-and dropped connections, answers that are cut off or too slow. A conditional write whose answer was
+obstore sends them. Retried is what may pass: 5xx, 408 and 429 answers, those with a code that the
+AWS SDKs retry (`storage/s3_answers.py`), refused and dropped connections, answers that are cut off
+or too slow. A conditional write whose answer was
 lost finds, when it is tried again, its own object in the way: so what is there is compared with
 what was to be written, and the same bytes count as written.
 """
@@ -9,27 +10,33 @@ what was to be written, and the same bytes count as written.
 import random
 import re
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import IO, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import obstore
 from obstore.exceptions import (
     AlreadyExistsError,
     BaseError,
-    PermissionDeniedError,
     PreconditionError,
-    UnauthenticatedError,
     UnknownConfigurationKeyError,
 )
 from obstore.store import S3Store
 
 from storage.errors import UnreachableError, UsageError
+from storage.s3_answers import code_of, first_line, may_pass, not_s3, reason, refusal
+from storage.s3_listing import can_be_named, listed_raw
+from storage.s3_options import ENDPOINT, REGION
+
+if TYPE_CHECKING:
+    from obstore import GetOptions, GetResult
 
 Result = TypeVar("Result")
+Unusable = Callable[[str], None]
+"""Told of the key of an object that cannot be reached by a path."""
 
 RETRY_SECONDS = 60.0
 """How long a request is tried again before the store counts as out of reach."""
@@ -42,10 +49,7 @@ CONDITIONAL_TRIES = 5
 """How often a conditional write is tried where the store reports a conflict that is none."""
 CLIENT_OPTIONS = ("timeout", "connect_timeout", "allow_http")
 
-_STATUS = re.compile(r"status code: (\d{3})[\w ]*")
-_CODE = re.compile(r"<Code>(\w+)</Code>")
-_PASSING = {"408", "429"}
-_METADATA_SERVER = "169.254."
+_INVALID_KEY = "invalid path"
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,8 @@ class S3Client:
         client |= {name: options.pop(name) for name in CLIENT_OPTIONS if name in options}
         settings: dict[str, Any] = {"config": options, "client_options": client}
         try:
-            return S3Store(self.bucket, retry_config={"max_retries": 0}, **settings)
+            with _panics_told():
+                return S3Store(self.bucket, retry_config={"max_retries": 0}, **settings)
         except UnknownConfigurationKeyError as error:
             name = re.search(r"key: '(.*?)'", str(error))
             raise UsageError(
@@ -76,7 +81,7 @@ class S3Client:
                 "obstore's for S3, such as endpoint_url, region, access_key_id or timeout."
             ) from error
         except (BaseError, ValueError, TypeError) as error:
-            raise UsageError(f"A --storage-option cannot be used: {_first_line(error)}.") from error
+            raise UsageError(f"A --storage-option cannot be used: {first_line(error)}.") from error
 
     @cached_property
     def retry_seconds(self) -> float:
@@ -96,6 +101,12 @@ class S3Client:
         """The key as a URL, for people."""
         return f"s3://{self.bucket}/{key}"
 
+    @property
+    def address(self) -> str:
+        """Where the store is, for people."""
+        options = dict(self.options)
+        return options.get(ENDPOINT) or f"Amazon S3 in {options.get(REGION, 'us-east-1')}"
+
     def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
         """Bytes [start, stop) of an object; `FileNotFoundError` where there is none."""
         if stop is not None and stop <= max(start, 0):
@@ -103,31 +114,35 @@ class S3Client:
             return b""
 
         def ask() -> bytes:
-            if stop is not None and start >= 0:
-                return obstore.get_range(self.store, key, start=start, end=stop).to_bytes()
             ranges: Any = {"suffix": -start} if start < 0 else {"offset": start}
-            options: Any = {"range": ranges} if start else {}
-            return obstore.get(self.store, key, options=options).bytes().to_bytes()
+            if stop is not None and start >= 0:
+                ranges = (start, stop)
+            whole = start == 0 and stop is None
+            return self._answer(key, {} if whole else {"range": ranges}).bytes().to_bytes()
 
         try:
             found = self._try("read", key, ask)
-        except _OutOfRange:  # nothing of the object lies in it: it is empty, or shorter
-            return b""
+        except _OutOfRange:
+            return self._short_of(key, start)
         if stop is None or start >= 0:
             return found
         return found[: max(0, stop - (self.size(key) - len(found)))]
+
+    def _short_of(self, key: str, start: int) -> bytes:
+        """Nothing, where nothing of the object lies in the range: it is empty, or shorter."""
+        size = self.size(key)
+        if size > max(start, 0):
+            raise UnreachableError(
+                f"Cannot read {self.url(key)}: {not_s3(self.address, 'it ignores ranges')}"
+            )
+        return b""
 
     def get_tagged(self, key: str) -> tuple[bytes, str] | None:
         """An object with the tag of this version of it; None where there is none."""
 
         def ask() -> tuple[bytes, str]:
-            result = obstore.get(self.store, key)
-            tag = result.meta["e_tag"]
-            if tag is None:
-                raise UnreachableError(
-                    f"{self.url(key)} has no ETag; use an S3 store that has them."
-                )
-            return result.bytes().to_bytes(), tag
+            answer = self._answer(key, {})
+            return answer.bytes().to_bytes(), str(answer.meta["e_tag"])
 
         try:
             return self._try("read", key, ask)
@@ -136,13 +151,13 @@ class S3Client:
 
     def size(self, key: str) -> int:
         """An object's length in bytes; `FileNotFoundError` where there is none."""
-        return self._try("look at", key, lambda: obstore.head(self.store, key)["size"])
+        return self._try("look at", key, lambda: self._look(key).meta["size"])
 
     def version(self, key: str) -> str:
         """What changes when an object is put anew; `FileNotFoundError` where there is none."""
 
         def ask() -> str:
-            found = obstore.head(self.store, key)
+            found = self._look(key).meta
             return f"{found['e_tag']} {found['last_modified']}"
 
         return self._try("look at", key, ask)
@@ -151,9 +166,33 @@ class S3Client:
         """Seconds since an object was put; `FileNotFoundError` where there is none."""
 
         def ask() -> datetime:
-            return obstore.head(self.store, key)["last_modified"]
+            return self._look(key).meta["last_modified"]
 
         return (datetime.now(UTC) - self._try("look at", key, ask)).total_seconds()
+
+    def _look(self, key: str) -> "GetResult":
+        """Return an object's metadata; where it is refused, with the reason.
+
+        An answer to HEAD has no body to give one, so the same is asked again by GET.
+        """
+        try:
+            return self._answer(key, {"head": True})
+        except (BaseError, FileNotFoundError) as error:
+            if may_pass(error) or code_of(error):
+                raise
+            return self._answer(key, {})
+
+    def _answer(self, key: str, options: "GetOptions") -> "GetResult":
+        """Return what the store answers, unless a web page came in its place."""
+        answer = obstore.get(self.store, key, options=options)
+        kind = str(answer.attributes.get("Content-Type", ""))
+        if answer.meta["e_tag"] is None or (
+            kind.startswith(("text/html", "application/xhtml"))
+            and not key.lower().endswith((".html", ".htm", ".xhtml"))
+        ):
+            found = f"{kind or 'no Content-Type'}, ETag {answer.meta['e_tag']}"
+            raise UnreachableError(f"Cannot read {self.url(key)}: {not_s3(self.address, found)}")
+        return answer
 
     def holds(self, key: str) -> bool:
         """Whether there is an object of this name."""
@@ -184,7 +223,7 @@ class S3Client:
             try:
                 obstore.put(self.store, key, data, mode=mode, use_multipart=False)
             except (AlreadyExistsError, PreconditionError) as error:
-                if "NoSuchBucket" in str(error):
+                if may_pass(error) or code_of(error) == "NoSuchBucket":
                     raise
                 return False
             return True
@@ -211,85 +250,126 @@ class S3Client:
             with suppress(FileNotFoundError):
                 self._try("remove", keys[0], lambda: obstore.delete(self.store, keys))
 
-    def list_all(self, prefix: str) -> dict[str, int]:
-        """The sizes of all objects whose keys begin with `prefix/`, by key."""
+    def list_all(self, prefix: str, unusable: Unusable = lambda key: None) -> dict[str, int]:
+        """The sizes of all objects whose keys begin with `prefix/`, by key.
+
+        `unusable` is told of keys that no path can be, such as those with `//`; the empty objects
+        that stand for folders are left out.
+        """
 
         def ask() -> dict[str, int]:
-            pages = obstore.list(self.store, prefix=prefix or None)
-            return {found["path"]: found["size"] for page in pages for found in page}
+            try:
+                pages = obstore.list(self.store, prefix=prefix or None)
+                return {found["path"]: found["size"] for page in pages for found in page}
+            except BaseError as error:
+                if _INVALID_KEY not in str(error):
+                    raise
+                return self._listed_raw(prefix)
 
-        return self._try("list", prefix, ask)
+        found = self._try("list", prefix, ask)
+        self._confirm(prefix, found)
+        for key in found:
+            if not can_be_named(key):
+                unusable(key)
+        return {key: size for key, size in found.items() if self._is_object(key, size, prefix)}
 
     def list_level(self, prefix: str) -> tuple[list[str], list[str]]:
         """The objects, and the common prefixes of more, one level below `prefix/`."""
 
         def ask() -> tuple[list[str], list[str]]:
-            found = obstore.list_with_delimiter(self.store, prefix=prefix or None)
-            return [meta["path"] for meta in found["objects"]], list(found["common_prefixes"])
+            try:
+                found = obstore.list_with_delimiter(self.store, prefix=prefix or None)
+            except BaseError as error:
+                if _INVALID_KEY not in str(error):
+                    raise
+                return self._level_of(prefix, self._listed_raw(prefix))
+            objects = [meta["path"] for meta in found["objects"] if meta["path"] != prefix]
+            return (
+                [key for key in objects if can_be_named(key)],
+                [key for key in found["common_prefixes"] if can_be_named(key)],
+            )
 
-        return self._try("list", prefix, ask)
+        found = self._try("list", prefix, ask)
+        self._confirm(prefix, any(found))
+        return found
 
     def holds_below(self, prefix: str) -> bool:
-        """Whether there is an object whose key begins with `prefix/`."""
+        """Whether there is an object whose key begins with `prefix/`, besides a folder's own."""
 
         def ask() -> bool:
-            return any(page for page in obstore.list(self.store, prefix=prefix, chunk_size=1))
+            try:
+                pages = obstore.list(self.store, prefix=prefix or None, chunk_size=1)
+                entries = ((one["path"], one["size"]) for page in pages for one in page)
+                return any(
+                    not can_be_named(key) or self._is_object(key, size, prefix)
+                    for key, size in entries
+                )
+            except BaseError as error:
+                if _INVALID_KEY not in str(error):
+                    raise
+                return True
 
-        return self._try("list", prefix, ask)
+        found = self._try("list", prefix, ask)
+        self._confirm(prefix, found)
+        return found
+
+    def _listed_raw(self, prefix: str) -> dict[str, int]:
+        with _panics_told():
+            return listed_raw(self.bucket, dict(self.options), prefix)
+
+    def _level_of(self, prefix: str, keys: dict[str, int]) -> tuple[list[str], list[str]]:
+        """What of all keys below a prefix `list_level` gives."""
+        start = len(prefix) + 1 if prefix else 0
+        named = [key for key in keys if can_be_named(key.removesuffix("/"))]
+        deeper = sorted(
+            {key[:start] + key[start:].partition("/")[0] for key in named if "/" in key[start:]}
+        )
+        return [key for key in named if "/" not in key[start:] and key[start:]], deeper
+
+    def _is_object(self, key: str, size: int, prefix: str) -> bool:
+        """Whether a key that was listed can be read: obstore lists the folder `a/` as `a`."""
+        if key == prefix or not can_be_named(key):
+            return False
+        return size > 0 or self.holds(key)
+
+    def _confirm(self, prefix: str, found: object) -> None:
+        """Make sure that an empty listing is one: a web page would look the same."""
+        if not found:
+            self.holds(prefix or ".")
 
     def _try(self, verb: str, key: str, ask: Callable[[], Result]) -> Result:
         """Ask until there is an answer, or the time for it is over."""
         began, pause = time.monotonic(), FIRST_PAUSE
         while True:
             try:
-                return ask()
+                with _panics_told():
+                    return ask()
             except FileNotFoundError as error:
-                if "NoSuchBucket" in str(error):
-                    raise self._refusal(verb, key, error) from error
+                if verb == "write" or code_of(error) in (None, "NoSuchBucket"):
+                    raise self._refused(verb, key, error) from error
                 raise FileNotFoundError(self.url(key)) from None
             except BaseError as error:
                 if "status code: 416" in str(error) or "NotPartial" in str(error):
                     raise _OutOfRange from None
-                if not _may_pass(error):
-                    raise self._refusal(verb, key, error) from error
+                if not may_pass(error):
+                    raise self._refused(verb, key, error) from error
                 spent = time.monotonic() - began
                 if spent + pause > self.retry_seconds:
                     raise self._out_of_reach(verb, key, error, spent) from error
             time.sleep(pause * random.uniform(0.5, 1))
             pause = min(2 * pause, LONGEST_PAUSE)
 
-    def _refusal(self, verb: str, key: str, error: Exception) -> UnreachableError:
-        """What will not pass by itself: the bucket, the right to it, the credentials."""
-        text = str(error)
-        if "NoSuchBucket" in text:
-            return UnreachableError(
-                f"Cannot {verb} {self.url(key)}: there is no bucket '{self.bucket}' at the store. "
-                "Create it, or check its name, the region and the endpoint."
-            )
-        if _METADATA_SERVER in text:
-            return UnreachableError(
-                f"Cannot {verb} {self.url(key)}: there are no credentials. Set AWS_ACCESS_KEY_ID "
-                "and AWS_SECRET_ACCESS_KEY, or pass --storage-option skip_signature=true for a "
-                "public bucket."
-            )
-        if isinstance(error, PermissionDeniedError | UnauthenticatedError):
-            return UnreachableError(
-                f"Cannot {verb} {self.url(key)}: the store refuses these credentials "
-                f"({_reason(error)}). Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and what they "
-                "are allowed to do."
-            )
-        return UnreachableError(
-            f"Cannot {verb} {self.url(key)}: the store refuses ({_reason(error)}). Check the "
-            "region, the endpoint and the --storage-option given."
-        )
+    def _refused(self, verb: str, key: str, error: Exception) -> UnreachableError:
+        why = refusal(error, self.bucket, self.address)
+        return UnreachableError(f"Cannot {verb} {self.url(key)}: {why}")
 
     def _out_of_reach(
         self, verb: str, key: str, error: Exception, spent: float
     ) -> UnreachableError:
         return UnreachableError(
-            f"Cannot {verb} {self.url(key)}: {_reason(error)}, again and again for {spent:.0f} s. "
-            "What was complete before is untouched; run the same command again when the store is "
-            "back."
+            f"Cannot {verb} {self.url(key)}: {reason(error)}, again and again for {spent:.0f} s, "
+            f"at {self.address}. What was complete before is untouched; run the same command again "
+            "when the store is back."
         )
 
 
@@ -297,34 +377,18 @@ class _OutOfRange(Exception):  # noqa: N818 - an answer, caught where it was ask
     """The store has no byte in the range that was asked for."""
 
 
-def _may_pass(error: BaseException) -> bool:
-    """Whether the same request may succeed a moment later."""
-    text = str(error)
-    refused = PermissionDeniedError | UnauthenticatedError | AlreadyExistsError | PreconditionError
-    if isinstance(error, refused) or "redirect without LOCATION" in text:
-        return False
-    if _METADATA_SERVER in text:
-        return False
-    status = _STATUS.search(text)
-    return status is None or not status[1].startswith("4") or status[1] in _PASSING
+@contextmanager
+def _panics_told() -> Iterator[None]:
+    """Raise `UnreachableError` where obstore panics, which it does where it cannot send a request.
 
-
-def _reason(error: BaseException) -> str:
-    """The store's own word for it, or what became of the connection, in a few words."""
-    text = str(error)
-    status, code = _STATUS.search(text), _CODE.search(text)
-    if status:
-        return status[0].removeprefix("status code: ") + (f", {code[1]}" if code else "")
-    for sign, reason in (
-        ("Connection refused", "the connection is refused"),
-        ("TimedOut", "no whole answer in time"),
-        ("timed out", "no whole answer in time"),
-        ("dns error", "the host's name is not known"),
-    ):
-        if sign in text:
-            return reason
-    return "the connection or the answer broke off" if "HTTP error" in text else _first_line(error)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0][:200].rstrip(".: ")
+    A panic is no `Exception`, and would get past everyone who handles those.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise UnreachableError(
+            f"The S3 client cannot send its request ({first_line(error)}). Check the AWS_ "
+            "variables and --storage-option for a value that is none."
+        ) from error

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from storage import sealed
-from storage.errors import BadDataError, UnreachableError
+from storage.errors import BadDataError, PipelineError
 from storage.objects import Location
 from storage.schema import METADATA_NAME
 
@@ -53,8 +53,8 @@ class Found:
     items: list[Item] = field(default_factory=list)
     left: dict[str, str] = field(default_factory=dict)
     """What is not ready, and why."""
-    unreachable: dict[str, UnreachableError] = field(default_factory=dict)
-    """Directories that cannot be looked into."""
+    unreachable: dict[str, PipelineError] = field(default_factory=dict)
+    """Directories that cannot be looked into, and keys of a store that no path can be."""
 
 
 def find_items(inbox: Location) -> Found:
@@ -66,7 +66,7 @@ def find_items(inbox: Location) -> Found:
 
     linked: list[PurePosixPath] = []
 
-    def refused(directory: str, error: UnreachableError | None) -> None:
+    def refused(directory: str, error: PipelineError | None) -> None:
         if _is_hidden(PurePosixPath(directory)):
             return
         if error is None:
@@ -117,7 +117,7 @@ def _visible(keys: Iterable[str]) -> dict[PurePosixPath, list[PurePosixPath]]:
 
 
 def _is_hidden(path: PurePosixPath) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+    return any(part.startswith(".") and part not in (".", "..") for part in path.parts)
 
 
 def _add_dataset(inbox: Location, place: PurePosixPath, found: Found) -> None:

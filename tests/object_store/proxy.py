@@ -15,7 +15,13 @@ from tests.object_store.server import Store
 Plan = Callable[[str, str], str | None]
 """The trouble for a request of this method and path, one of those below, or None."""
 
-STATUS = {"500": "InternalError", "503": "SlowDown", "403": "InvalidAccessKeyId"}
+STATUS = {
+    "500": "InternalError",
+    "503": "SlowDown",
+    "400": "RequestTimeout",
+    "429": "TooManyRequests",
+    "403": "InvalidAccessKeyId",
+}
 """Answers with a status, and the code that S3 gives with it."""
 CUT = "cut"
 """The answer's head and half of its body, then the connection breaks off."""
@@ -25,7 +31,7 @@ LOST = "lost"
 """The server does what it is asked, and its answer is lost."""
 SLOW = "slow"
 """No answer for as long as the proxy lives."""
-TROUBLES = ("500", "503", CUT, DROP, LOST, SLOW)
+TROUBLES = ("500", "503", "400", "429", CUT, DROP, LOST, SLOW)
 
 
 class Proxy(Closing):

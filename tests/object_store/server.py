@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from urllib.parse import quote
 
 from storage.location import open_location
 from storage.objects import Location
@@ -61,6 +62,10 @@ class Store:
         """The same, opened."""
         return open_location(self.url(key), self.options | options)
 
+    def put_raw(self, key: str, data: bytes = b"") -> None:
+        """Put an object under any key, which need not be one that a location takes."""
+        _send(f"{self.endpoint}/{self.bucket}/{quote(key)}", data)
+
     def new_place(self) -> Location:
         """A prefix that nobody has used."""
         return self.location(uuid.uuid4().hex[:8])
@@ -89,9 +94,12 @@ def running_store() -> Iterator[Store]:
 
 
 def _create_bucket(store: Store) -> None:
-    url = f"{store.endpoint}/{store.bucket}"
+    _send(f"{store.endpoint}/{store.bucket}", b"")
+
+
+def _send(url: str, data: bytes) -> None:
     headers = {"Authorization": _SCOPE}
-    request = urllib.request.Request(url, data=b"", method="PUT", headers=headers)
+    request = urllib.request.Request(url, data=data, method="PUT", headers=headers)
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(request, timeout=30) as answer:
         assert 200 == answer.status

@@ -66,12 +66,14 @@ def test_a_large_object_goes_in_parts(place: Location) -> None:
     assert data[-5:] == place.get("put", -5)
 
 
-def test_more_objects_than_a_page(place: Location) -> None:
-    """Listing and removing go on past the thousand of one answer."""
+def test_more_objects_than_a_page(store: Store, place: Location) -> None:
+    """Listing and removing go on past the thousand of one answer, odd names among them or not."""
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda number: place.put(f"a/{number:04d}", b"x"), range(1005)))
     assert 1005 == len(place.names("a"))
     assert 1005 == sum(place.sizes().values())
+    store.put_raw(f"{str(place).split('/', 3)[3]}/a//b")
+    assert 1005 == len(place.objects())
     place.delete_tree()
     assert [] == place.objects()
 
@@ -122,7 +124,8 @@ def test_passing_trouble_is_not_seen(proxy: Proxy, place: Location, trouble: str
         proxy.first(trouble, 1, method, part)
         before = len(proxy.requests)
         found = act()
-        tries = [seen for seen in proxy.requests[before:] if seen[0] == method and part in seen[1]]
+        again = (method, "GET") if method == "HEAD" else (method,)  # for the reason of a refusal
+        tries = [seen for seen in proxy.requests[before:] if seen[0] in again and part in seen[1]]
         body = method in ("GET", "POST")  # an answer without a body cannot be cut off
         assert len(tries) > 1 or (trouble == CUT and not body), number
         assert found == [None, b"234", 10, None, None, ["digits", "new"], None][number]

@@ -1,0 +1,140 @@
+"""Where an S3 store is and how to reach it: options and AWS_ variables, checked before any use.
+
+obstore's HTTP client panics at a URL or a header that it cannot parse, so each is checked here.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from ipaddress import IPv4Address, IPv6Address
+from os import environ
+from urllib.parse import urlsplit
+
+from storage.errors import UsageError
+
+ENDPOINT, REGION = "endpoint", "region"
+FROM_ENVIRONMENT = {
+    ENDPOINT: ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
+    REGION: ("AWS_REGION", "AWS_DEFAULT_REGION"),
+}
+"""Read here rather than by obstore, so that they travel with a location to other machines."""
+ENDPOINT_OF_S3 = "aws_endpoint_url_s3"
+"""obstore's key for the endpoint that it prefers to all others."""
+SHORT_NAMES = {"endpoint_url": ENDPOINT, "endpoint_url_s3": ENDPOINT}
+OTHER_VARIABLES = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_METADATA_ENDPOINT",
+    "AWS_ENDPOINT_URL_STS",
+)
+"""Read by obstore itself."""
+URLS = (ENDPOINT, "container_credentials_full_uri", "metadata_endpoint", "endpoint_url_sts")
+REGIONS = (REGION, "default_region")
+
+_NAME = re.compile(r"(?!(.*\.)?(\d+|0x[0-9a-f]*)\.?$)[a-z0-9._-]+")
+"""A host's name in small letters; one that ends in a number would count as an IPv4 address."""
+_REGION = re.compile(r"[A-Za-z0-9-]+")
+_PATH = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:@%/-]*")
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
+
+
+def check_bucket(bucket: str, url: str) -> None:
+    """Raise `UsageError` for a name that no bucket can have."""
+    if not _BUCKET.fullmatch(bucket):
+        raise UsageError(
+            f"{url!r} names the bucket {bucket!r}; expected letters, digits, dots, hyphens and "
+            "underscores."
+        )
+
+
+def store_settings(options: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """Return the options under their short names, with the environment's endpoint and region.
+
+    Raises `UsageError`, which names the option or variable, for a value that cannot be used.
+    """
+    settings: dict[str, str] = {}
+    for name, value in options.items():
+        short = _short(name)
+        settings[short] = _checked(short, value, f"--storage-option {name}")
+    for name, variables in FROM_ENVIRONMENT.items():
+        for variable in _set_ones(variables):
+            if environ[variable] or name != REGION:
+                settings.setdefault(name, _checked(name, environ[variable], variable))
+    for variable in _set_ones(OTHER_VARIABLES):
+        _checked(_short(variable), environ[variable], variable)
+    if ENDPOINT in settings:
+        settings[ENDPOINT_OF_S3] = settings[ENDPOINT]  # else the environment's would go first
+        if settings[ENDPOINT].startswith("http://"):
+            settings.setdefault("allow_http", "true")
+    return tuple(sorted(settings.items()))
+
+
+def _short(name: str) -> str:
+    name = name.lower().removeprefix("aws_")
+    return SHORT_NAMES.get(name, name)
+
+
+def _set_ones(variables: tuple[str, ...]) -> Iterator[str]:
+    return (variable for variable in variables if variable in environ)
+
+
+def _checked(name: str, value: str, source: str) -> str:
+    """Return a value that can be sent; a URL with its scheme in small letters."""
+    if name in URLS:
+        return _checked_url(value, source)
+    if name in REGIONS and not _REGION.fullmatch(value):
+        raise UsageError(f"{source} is {value!r}; expected the name of a region like eu-central-1.")
+    if not value.isprintable() or value != value.strip():
+        # The value is not shown: it may be a secret.
+        raise UsageError(
+            f"{source} contains a control character, or starts or ends with a blank or a line "
+            "break. Set it again without."
+        )
+    return value
+
+
+def _checked_url(url: str, source: str) -> str:
+    problem = _url_problem(url)
+    if problem:
+        shown = "" if "@" in url else f" {url!r}"  # a user name may come with a password
+        raise UsageError(
+            f"{source}{shown} cannot be used: {problem}. Expected a URL such as "
+            "https://s3.example.com or http://localhost:9000."
+        )
+    scheme, _, rest = url.partition("://")
+    return f"{scheme.lower()}://{rest.rstrip('/')}"
+
+
+def _url_problem(url: str) -> str | None:
+    if not url or not url.isprintable() or " " in url:
+        return "it contains a blank or a control character" if url else "it is empty"
+    scheme, separator, _ = url.partition("://")
+    if not separator or scheme.lower() not in ("http", "https"):
+        return "it does not start with http:// or https://"
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        return "its host or its port is not valid"
+    if "@" in parts.netloc:
+        return "it contains a user name; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead"
+    if parts.query or parts.fragment or not _PATH.fullmatch(parts.path):
+        return "it contains more than a host, a port and a path"
+    return (
+        None if port != 0 and _is_host(parts.netloc, host) else "its host or its port is not valid"
+    )
+
+
+def _is_host(netloc: str, host: str) -> bool:
+    """Whether this is a name, an IPv4 address, or an IPv6 address in brackets."""
+    try:
+        if "[" in netloc:
+            return bool(IPv6Address(host)) and "%" not in host
+        if not _NAME.fullmatch(host):
+            return bool(IPv4Address(host))
+        host.encode().decode("idna")  # a name that says it is encoded, but is not
+    except ValueError:
+        return False
+    return True

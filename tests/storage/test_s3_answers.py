@@ -1,0 +1,258 @@
+"""What an S3 store may answer, and what cannot be asked of one: each said in words."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storage.errors import BadDataError, PipelineError, UnreachableError, UsageError
+from storage.location import open_location
+from storage.objects import Location
+from tests.object_store.answers import PAGE, Answer, Answering, refusal
+from tests.object_store.server import Store
+
+BAD_URLS = (
+    "",
+    "localhost:9000",
+    " http://localhost:9000",
+    "http://localhost:9000 ",
+    "http://local host:9000",
+    "http://",
+    "http://:9000",
+    "http://localhost:99999",
+    "http://localhost:port",
+    "http://[::1",
+    "http://[v1.a]",
+    "http://999.1.1.1",
+    "http://xn--a",
+    "http://caf\u00e9",
+    "http://localhost:9000?a=b",
+    "ftp://localhost",
+    "not a URL",
+)
+
+
+@pytest.fixture
+def answering() -> Iterator[Answering]:
+    with Answering(Answer(200, PAGE, "text/html")) as made:
+        yield made
+
+
+def acts(place: Location) -> dict[str, Callable[[], Any]]:
+    """All that is asked of a store."""
+    return {
+        "get": lambda: place.get("key"),
+        "range": lambda: place.get("key", 2, 5),
+        "end": lambda: place.get("key", -3),
+        "size": lambda: place.size("key"),
+        "holds": lambda: place.holds("key"),
+        "put": lambda: place.put("key", b"x"),
+        "put_new": lambda: place.put_new("key", b"x"),
+        "append": lambda: place.append("key", b"x"),
+        "delete": lambda: place.delete("key"),
+        "names": place.names,
+        "objects": place.objects,
+        "exists": place.exists,
+        "is_free": place.is_free,
+    }
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (refusal(400, "ExpiredToken"), "the session token has expired. Renew the credentials"),
+        (refusal(403, "ExpiredToken"), "the session token has expired. Renew the credentials"),
+        (refusal(403, "InvalidAccessKeyId"), "does not know the access key"),
+        (refusal(403, "SignatureDoesNotMatch"), "secret key does not belong to the access key"),
+        (refusal(403, "AccessDenied"), "lack the permission"),
+        (refusal(403, "RequestTimeTooSkewed"), "this machine's clock differs"),
+        (refusal(404, "NoSuchBucket"), "there is no bucket 'bucket'"),
+        (refusal(301, "PermanentRedirect"), "in another region. Set AWS_REGION"),
+        (
+            refusal(400, "AuthorizationHeaderMalformed", "<Region>eu-west-1</Region>"),
+            "in another region. Set AWS_REGION or --storage-option region to eu-west-1",
+        ),
+        (refusal(507, "XMinioStorageFull"), "the store is full"),
+        (Answer(404), "does not answer as an S3 store does (404 Not Found)"),
+        (Answer(404, PAGE, "text/html"), "404 Not Found with a web page"),
+        (Answer(403, PAGE, "text/html"), "403 Forbidden with a web page"),
+        (Answer(200, PAGE, "text/html"), "Check the endpoint, and whether a login page"),
+        (Answer(302, PAGE, "text/html"), "in another region"),
+    ],
+    ids=lambda value: value.split(".")[0] if isinstance(value, str) else "",
+)
+def test_refusals_are_told_in_words(answering: Answering, answer: Answer, words: str) -> None:
+    """Whatever is asked, at once, with exit 6; no web page counts as data or as an empty place."""
+    answering.answer = answer
+    place = open_location("s3://bucket/place", answering.options | {"retry_seconds": "600"})
+    for name, act in acts(place).items():
+        with pytest.raises(UnreachableError) as caught:
+            act()
+        assert words in str(caught.value), name
+
+
+def test_a_404_that_is_no_store_s_has_its_address(answering: Answering) -> None:
+    """So one sees where the mistake is."""
+    answering.answer = Answer(404)
+    with pytest.raises(UnreachableError, match=answering.address):
+        open_location("s3://bucket/place", answering.options).put("key", b"")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [refusal(400, "RequestTimeout"), refusal(409, "OperationAborted"), refusal(503, "SlowDown")],
+    ids=["RequestTimeout", "OperationAborted", "SlowDown"],
+)
+def test_answers_that_pass_are_asked_again(answering: Answering, answer: Answer) -> None:
+    """By whatever is asked; the last one is told with the store's address."""
+    answering.answer = answer
+    place = open_location("s3://bucket/place", answering.options)
+    for name, act in acts(place).items():
+        before = answering.requests
+        with pytest.raises(UnreachableError, match="again and again for") as caught:
+            act()
+        assert answering.address in str(caught.value)
+        assert answering.requests - before > 1, name
+
+
+@pytest.mark.parametrize("url", BAD_URLS)
+def test_an_endpoint_that_is_none(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An option and a variable are refused before anything is asked, by name."""
+    with pytest.raises(UsageError, match=r"--storage-option endpoint_url .*cannot be used"):
+        open_location("s3://bucket/place", {"endpoint_url": url})
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL_STS"):
+        with monkeypatch.context() as patched:
+            patched.setenv(name, url)
+            with pytest.raises(UsageError, match=f"{name} .*cannot be used"):
+                open_location("s3://bucket/place")
+
+
+def test_a_password_in_an_endpoint_is_not_shown() -> None:
+    """It is refused all the same."""
+    with pytest.raises(UsageError, match="contains a user name") as caught:
+        open_location("s3://bucket/place", {"endpoint": "http://me:swordfish@localhost"})
+    assert "swordfish" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("AWS_ACCESS_KEY_ID", "key\n"),
+        ("AWS_SECRET_ACCESS_KEY", " swordfish"),
+        ("AWS_SESSION_TOKEN", "a\nb"),
+        ("AWS_REGION", "eu west"),
+    ],
+)
+def test_variables_that_cannot_be_sent(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line break that came along with a key is told by the variable's name, not its value."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=name) as caught:
+        open_location("s3://bucket/place")
+    assert "swordfish" not in str(caught.value)
+    with pytest.raises(UsageError, match=name[4:].lower()):
+        open_location("s3://bucket/place", {name.lower(): value})
+
+
+@pytest.mark.parametrize("bucket", ["my bucket", "caf\u00e9", "a%b", "..", "a:b"])
+def test_a_name_that_no_bucket_has(bucket: str) -> None:
+    """It would become part of a host's name."""
+    with pytest.raises(UsageError, match="names the bucket"):
+        open_location(f"s3://{bucket}/place")
+
+
+def test_options_come_before_every_variable(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the one for S3 alone, too."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:1")
+    store.new_place().put("key", b"")
+
+
+def test_a_panic_is_told_as_an_error(answering: Answering) -> None:
+    """What is not foreseen above does not get past those who handle errors."""
+    place: Any = open_location("s3://bucket/place", answering.options)
+    del place.client.__dict__["store"]
+    object.__setattr__(place.client, "options", (*place.client.options, ("session_token", "a\nb")))
+    with pytest.raises(UnreachableError, match="The S3 client cannot send its request"):
+        place.get("key")
+
+
+ODD_KEYS = ("a//b", "x/../../y", "./a", "..", "a\x01b", "\u2028", "/first")
+
+
+@pytest.mark.parametrize("key", ODD_KEYS)
+def test_a_key_that_no_path_can_be(store: Store, key: str) -> None:
+    """The other objects are listed all the same; this one is told by its name, where asked."""
+    place = store.new_place()
+    prefix = str(place).split("/", 3)[3]
+    assert place.is_free()
+    store.put_raw(f"{prefix}/{key}", b"odd")
+    assert not place.is_free()
+    for name in ("a+b c", "deep/er", "z"):
+        place.put(name, b"sound")
+    told: dict[str, PipelineError | None] = {}
+    assert ["a+b c", "deep/er", "z"] == place.objects(told.__setitem__)
+    assert [key] == list(told)
+    assert isinstance(told[key], BadDataError)
+    assert str(told[key]).isprintable()
+    assert {"a+b c": 5, "deep/er": 5, "z": 5} == place.sizes()
+    assert {"a+b c", "deep", "z"} <= set(place.names())
+    assert place.child("deep").names() == ["er"]
+
+
+def test_folders_are_no_objects(store: Store) -> None:
+    """The empty objects by which consoles make folders do not count; other empty ones do."""
+    place = store.new_place()
+    prefix = str(place).split("/", 3)[3]
+    store.put_raw(f"{prefix}/")
+    store.put_raw(f"{prefix}/folder/")
+    assert place.is_free()
+    assert [] == place.objects()
+    place.put("empty", b"")
+    assert ["empty"] == place.objects()
+
+
+def test_a_name_that_no_disk_takes(store: Store) -> None:
+    """A copy on this machine has a shorter one, with the same end."""
+    place, key = store.new_place(), "\u00e9" * 200 + ".idx3-ubyte.gz"
+    place.put(key, b"x")
+    with place.as_file(key) as path:
+        assert b"x" == path.read_bytes()
+        assert path.name.endswith(".gz")
+
+
+FULL = """
+import resource, signal, sys
+from storage.location import open_location
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+place = open_location(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+try:
+    if sys.argv[2] == "read":
+        with place.as_file("large"): pass
+    else:
+        with place.writing("new") as write:
+            for _ in range(10): write(bytes(400))
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.parametrize("what", ["read", "write"])
+def test_no_space_for_temporary_files(store: Store, tmp_path: Path, what: str) -> None:
+    """The directory is named, and nothing is left in it."""
+    place = store.new_place()
+    place.put("large", bytes(2000))
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    environment = os.environ | store.environment | {"TMPDIR": str(temporary)}
+    command = [sys.executable, "-c", FULL, str(place), what]
+    out = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=True, timeout=120
+    ).stdout
+    assert f"UnreachableError Cannot write a temporary file to {temporary}: " in out
+    assert [] == list(temporary.iterdir())
