@@ -5,6 +5,7 @@ Imports neither Zarr nor Dask: a job that finds its work done needs no more than
 
 import re
 
+from jobs.config import VALIDATION
 from jobs.training.history import Metrics, history_of
 from storage.checkpoints import (
     Checkpoint,
@@ -17,8 +18,6 @@ from storage.checkpoints import (
 from storage.errors import BadDataError, UsageError
 from storage.runs import Run
 
-VALIDATION = "validation"
-"""What the evaluation on the rows that are held out is called."""
 EPOCH = re.compile(r"[0-9]{1,7}", re.ASCII)
 DIGEST = re.compile(r"[0-9a-f]{8,64}", re.ASCII)
 """The first digits of a model's digest; a shorter number is an epoch's."""

@@ -3,6 +3,7 @@
 import difflib
 import math
 import tomllib
+from collections.abc import Collection
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
@@ -23,6 +24,9 @@ INITS = (
     "lecun-normal",
     "normal-0.1",
 )
+VALIDATION = "validation"
+"""The split that epochs are chosen by: the dataset's own, or the rows that are held out."""
+EVALUATED = ("train", VALIDATION, "test")
 L2_BY_OPTIMIZER = -1.0
 """Stands for the l2 that suits the optimizer, which takes its place."""
 SMALLEST_SHUFFLE_MEMORY = 2**20
@@ -136,9 +140,16 @@ class TrainConfig:
         rounds_only=True,
     )
     evaluate: str = _setting(
-        "test", "Splits to evaluate after each epoch: train, test, train,test or none."
+        "test",
+        "Splits to evaluate after each epoch: none, or some of train,validation,test. A dataset's "
+        "validation split always is.",
     )
-    holdout: int = _setting(0, "Last rows of the training split to keep for validation.", least=0)
+    holdout: int = _setting(
+        0,
+        "Last rows of the training split to keep for validation, where the dataset has no "
+        "validation split.",
+        least=0,
+    )
     patience: int = _setting(
         0, "Epochs without a better validation before stopping; 0 never stops.", least=0
     )
@@ -158,10 +169,6 @@ class TrainConfig:
             _check(setting, getattr(self, setting.name))
         if self.l2 == L2_BY_OPTIMIZER:
             object.__setattr__(self, "l2", _default_l2(self.optimizer))
-        if self.patience and not self.holdout:
-            raise UsageError(
-                "--patience stops by the validation split; give it one with --holdout ROWS."
-            )
         self.evaluated_splits  # noqa: B018 - a property that checks
 
     @property
@@ -170,11 +177,18 @@ class TrainConfig:
         names = tuple(name.strip() for name in self.evaluate.split(",") if name.strip())
         if names == ("none",):
             return ()
-        if not names or len(set(names)) != len(names) or set(names) - {"train", "test"}:
+        if not names or len(set(names)) != len(names) or set(names) - {*EVALUATED}:
             raise UsageError(
-                f"--evaluate is {self.evaluate!r}; expected train, test, train,test or none."
+                f"--evaluate is {self.evaluate!r}; expected none, or some of "
+                f"{', '.join(EVALUATED)} with commas between them."
             )
         return names
+
+    def evaluations(self, splits: Collection[str]) -> tuple[str, ...]:
+        """The names of all evaluations after an epoch, on a dataset with these splits."""
+        names = self.evaluated_splits
+        validated = (self.holdout or VALIDATION in splits) and VALIDATION not in names
+        return (*names, VALIDATION) if validated else names
 
     def to_json(self) -> dict[str, Any]:
         """All settings by name."""

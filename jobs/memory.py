@@ -15,6 +15,7 @@ from jobs.training.stepper import GROUP, member_span
 from pipeline.ingest import BASE_MEMORY
 from pipeline.stream import PLAIN_WINDOW_CHUNKS, chunks_per_window
 from pipeline.windows import WAITING_THREADS
+from storage.dataset import Dataset
 from storage.errors import UsageError
 from storage.schema import SplitSchema
 
@@ -35,8 +36,9 @@ FORK_MEMORY = 16 * 2**20
 """What a forked process has of its own besides arrays, in bytes."""
 
 
-def train_memory(config: TrainConfig, layers: tuple[Layer, ...], split: SplitSchema) -> int:
-    """Bytes that a training needs at most; `split` is the training split's schema."""
+def train_memory(config: TrainConfig, layers: tuple[Layer, ...], dataset: Dataset) -> int:
+    """Return the bytes that a training on a dataset needs at most."""
+    split = dataset.split("train").schema
     rows = split.rows - config.holdout
     batch_rows = config.batch_size or rows
     parts = micro_batch_count(config.micro_batches, batch_rows)
@@ -57,7 +59,7 @@ def train_memory(config: TrainConfig, layers: tuple[Layer, ...], split: SplitSch
     windows = 2
     if config.parallel == "rounds" and window < split.chunks:
         windows = max(windows, config.replicas)  # one of each, where no cluster has them
-    evaluations = len(config.evaluated_splits) + bool(config.holdout)
+    evaluations = len(config.evaluations(dataset.splits))
     training = (
         parameters
         + cores * (FORK_MEMORY + micro_batches + first)

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from jobs.blas import one_blas_thread
-from jobs.config import TrainConfig
+from jobs.config import VALIDATION, TrainConfig
 from jobs.defaults import DEFAULT_DATASET, DEFAULT_RUN
 from jobs.environment import environment
 from jobs.memory import check_memory, train_memory
@@ -52,7 +52,7 @@ def train(
     layers = check_fit(config, data)
     location = open_location(run)
     listener = listener or TrainListener()
-    listener.planned(check_memory(train_memory(config, layers, data.split("train").schema)))
+    listener.planned(check_memory(train_memory(config, layers, data)))
     if run_exists(location) and not resume:
         raise ConflictError(
             f"The run {location} exists. Pass --resume to go on with it, or choose another --run."
@@ -104,15 +104,39 @@ def check_fit(config: TrainConfig, dataset: Dataset) -> tuple[Layer, ...]:
             f"--batch-size {config.batch_size:,} is more than the {rows:,} training rows; "
             "expected at most that, or 0 for all of them."
         )
+    _check_validation(config, dataset)
+    held_out = {VALIDATION} if config.holdout else set()
     for name in config.evaluated_splits:
-        if name not in dataset.splits:
+        if name not in {*dataset.splits, *held_out}:
+            there = [split for split in dataset.splits if dataset.split(split).schema.classes]
             raise UsageError(
                 f"{dataset.location} has no split '{name}' to evaluate after each epoch; "
-                "pass --evaluate train, or --evaluate none."
+                f"pass --evaluate {','.join(there)}, or --evaluate none."
             )
-        if not dataset.split(name).schema.classes:
+        if name in dataset.splits and not dataset.split(name).schema.classes:
             raise BadDataError(f"Split {name} has no labels; leave it out of --evaluate.")
     return layers
+
+
+def _check_validation(config: TrainConfig, dataset: Dataset) -> None:
+    """Refuse settings that leave open which rows the best epoch is chosen by."""
+    if VALIDATION not in dataset.splits:
+        if config.patience and not config.holdout:
+            raise UsageError(
+                f"--patience stops by validation, and {dataset.location} has no validation split; "
+                "keep rows for it with --holdout ROWS."
+            )
+        return
+    if not dataset.split(VALIDATION).schema.classes:
+        raise BadDataError(
+            f"The validation split of {dataset.location} has no labels; no epoch can be chosen by "
+            "it. Ingest it again with its labels, or without the split."
+        )
+    if config.holdout:
+        raise UsageError(
+            f"{dataset.location} has a validation split; leave out --holdout {config.holdout}, "
+            "which makes one of training rows."
+        )
 
 
 def _open_or_create(

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from jobs.choice import VALIDATION, best_checkpoint
-from jobs.config import TrainConfig
+from jobs.choice import best_checkpoint
+from jobs.config import VALIDATION, TrainConfig
 from jobs.environment import environment
 from jobs.nn.architecture import Layer
 from jobs.stop import StopSignal
@@ -217,12 +217,11 @@ class TrainJob:
         prune_checkpoints(self.run, name, self.config.keep, {best} if best else set())
 
     def _evaluators(self) -> dict[str, Evaluator]:
-        """One for each split to evaluate, and one for the validation rows."""
+        """One for each split to evaluate, and one for validation where there are rows for it."""
         rows = {name: split.schema.rows for name, split in self.dataset.splits.items()}
         kept = rows["train"] - self.config.holdout
-        ranges = {name: (name, 0, rows[name]) for name in self.config.evaluated_splits}
-        if "train" in ranges:
-            ranges["train"] = ("train", 0, kept)
+        ranges = {name: (name, 0, count) for name, count in rows.items()}
+        ranges["train"] = ("train", 0, kept)
         if self.config.holdout:
             ranges[VALIDATION] = ("train", kept, self.config.holdout)
         return {
@@ -236,7 +235,8 @@ class TrainJob:
                 threads=thread_count(self.config.threads),
                 loader=self._window_loader(),
             )
-            for name, (split, first_row, count) in ranges.items()
+            for name in self.config.evaluations(rows)
+            for split, first_row, count in [ranges[name]]
         }
 
     def _window_loader(self) -> Callable[[Split], WindowLoader] | None:

@@ -179,11 +179,13 @@ def test_integers_for_floats() -> None:
         ({"schedule": "cosin"}, "(nearest: cosine)"),
         ({"init": "he"}, "expected one of scaled, he-normal,"),
         ({"dtype": "float16"}, "--dtype is 'float16'; expected one of float32, float64"),
-        ({"evaluate": "valid"}, "--evaluate is 'valid'; expected train, test, train,test or none."),
+        (
+            {"evaluate": "valid"},
+            "--evaluate is 'valid'; expected none, or some of train, validation",
+        ),
         ({"evaluate": ""}, "--evaluate"),
         ({"evaluate": "test,test"}, "--evaluate"),
         ({"evaluate": "none,test"}, "--evaluate"),
-        ({"patience": 3}, "--holdout ROWS"),
     ],
 )
 def test_ranges(settings: dict[str, Any], message: str) -> None:
@@ -236,11 +238,29 @@ def test_limits(settings: dict[str, Any]) -> None:
         ("test", ("test",)),
         ("test,train", ("test", "train")),
         (" train , test ", ("train", "test")),
+        ("validation,train", ("validation", "train")),
     ],
 )
 def test_evaluated_splits(evaluate: str, splits: tuple[str, ...]) -> None:
     """The splits to evaluate, in the order given."""
     assert splits == TrainConfig(evaluate=evaluate).evaluated_splits
+
+
+@pytest.mark.parametrize(
+    ("settings", "splits", "expected"),
+    [
+        ({}, ("train", "test"), ("test",)),
+        ({"holdout": 1}, ("train", "test"), ("test", "validation")),
+        ({}, ("train", "validation"), ("test", "validation")),
+        ({"evaluate": "validation"}, ("validation",), ("validation",)),
+        ({"evaluate": "none"}, ("validation",), ("validation",)),
+    ],
+)
+def test_evaluations(
+    settings: dict[str, Any], splits: tuple[str, ...], expected: tuple[str, ...]
+) -> None:
+    """Rows for validation are always evaluated: epochs are chosen by them."""
+    assert expected == TrainConfig(**settings).evaluations(splits)
 
 
 def _others() -> list[tuple[str, Any]]:

@@ -15,6 +15,7 @@ from jobs.nn.initialise import initialise
 from jobs.nn.parameters import Floats, views
 from jobs.train import TrainResult, check_fit, train
 from jobs.training.trainer import flat_parameters
+from pipeline.digits import draw_digits
 from pipeline.ingest import ingest
 from storage.checkpoints import list_checkpoints, load_checkpoint
 from storage.dataset import Dataset, open_dataset
@@ -302,7 +303,9 @@ def test_divergence_of_the_last_step(tmp_path: Path) -> None:
         ({"holdout": 1031}, "--holdout 1,031 leaves nothing"),
         ({"batch_size": 1032}, "at most that, or 0 for all"),
         ({"batch_size": 1000, "holdout": 32}, "more than the 999 training rows"),
-        ({"shuffle_memory": 2**20, "evaluate": "validation"}, "--evaluate is 'validation'"),
+        ({"shuffle_memory": 2**20, "evaluate": "validating"}, "--evaluate is 'validating'"),
+        ({"evaluate": "validation"}, "no split 'validation' to evaluate"),
+        ({"patience": 3}, "--holdout ROWS"),
     ],
 )
 def test_what_does_not_fit(
@@ -312,6 +315,38 @@ def test_what_does_not_fit(
     with pytest.raises(UsageError) as caught:
         train(small(**settings), dataset=digits, run=tmp_path / "run")
     assert message in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def validated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset with a validation split."""
+    directory = tmp_path_factory.mktemp("validated")
+    files = write_set(directory / "files", *draw_digits(0, "train", 0, 253))
+    images, labels = draw_digits(0, "validation", 0, 50)
+    write_idx(files / "val-images-idx3-ubyte", images)
+    write_idx(files / "val-labels-idx1-ubyte", labels)
+    ingest(str(files), directory / "data", rows_per_chunk=50)
+    return directory / "data"
+
+
+def test_validation_split(validated: Path, tmp_path: Path) -> None:
+    """A validation split is what best and patience go by, just as held-out rows would be."""
+    settings = {"epochs": 12, "patience": 1, "learning_rate": 0.05, "batch_size": 20, "l2": 0.0}
+    result = train(small(**settings, schedule="constant"), dataset=validated, run=tmp_path / "run")
+    entropies = [line["evaluation"]["validation"]["cross_entropy"] for line in result.metrics]
+    assert result.stopped_early
+    assert result.best is not None
+    assert 1 + int(np.argmin(entropies)) == result.best.epoch
+    inputs, labels = rows_of(validated, "validation")
+    expected = judge(parameters_after(result, 1), inputs, labels)[1]
+    assert pytest.approx(expected, rel=1e-5) == entropies[0]
+
+
+def test_holdout_beside_a_validation_split(validated: Path, tmp_path: Path) -> None:
+    """Of two kinds of validation none is chosen in silence."""
+    with pytest.raises(UsageError, match="has a validation split; leave out --holdout 9"):
+        train(small(holdout=9), dataset=validated, run=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
