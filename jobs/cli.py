@@ -369,14 +369,14 @@ def _run() -> int:
         return 128 + signal.SIGINT
     except SystemExit:  # click ends so where nobody reads the help that it prints
         return _report(StoppedError(UNREAD_OUTPUT, signal.SIGPIPE))
-    except Exception as error:  # noqa: BLE001 - the last resort
+    except BaseException as error:  # noqa: BLE001 - the last resort, also for panics of Rust's
         return _report(error)
     return 0
 
 
-def _report(error: Exception) -> int:
+def _report(error: BaseException) -> int:
     """Print what went wrong and return the exit code; a traceback only for a defect."""
-    known = as_pipeline_error(error)
+    known = as_pipeline_error(error) if isinstance(error, Exception) else None
     if known is None:
         import traceback
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.dataset import Dataset, Split, open_dataset
-from storage.errors import UsageError
+from storage.errors import MissingExtraError, UsageError
 from storage.location import open_location
 from storage.objects import Location
 from storage.predictions import Scores
@@ -90,9 +90,7 @@ def write_grid(tiles: Sequence[Tile], path: Path, title: str) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise UsageError(
-            "Pictures need matplotlib. Install it with `pip install 'mnist-stream[plot]'`."
-        ) from None
+        raise MissingExtraError("A picture", "matplotlib", "plot") from None
     import io
 
     lines = max(1, -(-len(tiles) // COLUMNS))

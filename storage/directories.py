@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -51,6 +52,20 @@ def as_pipeline_error(  # noqa: PLR0911 - an answer for each kind of refusal
             remedy = REMEDY.get(error.errno or 0, "check it and run the same command again.")
             return kind(f"{name}: {error.strerror or error}; {remedy}")
     return None
+
+
+def exit_code_of(error: BaseException | None) -> int:
+    """Return the code that a command ends with, whatever ended it; 0 for None."""
+    match error:
+        case None:
+            return 0
+        case KeyboardInterrupt():
+            return 128 + signal.SIGINT
+        case SystemExit():  # click ends so where nobody reads the help that it prints
+            return 128 + signal.SIGPIPE
+        case Exception() if known := as_pipeline_error(error):
+            return known.exit_code
+    return 1
 
 
 def is_directory_there() -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeAlias
 
-from storage.errors import UsageError
+from storage.errors import MissingExtraError, UsageError
 from storage.local import LocalLocation
 from storage.objects import Location
 
@@ -53,8 +53,5 @@ def _open_s3(url: str, options: Mapping[str, str]) -> Location:
     except ModuleNotFoundError as error:
         if error.name is None or not error.name.startswith("obstore"):
             raise
-        raise UsageError(
-            f"'{url}' is in an S3 store, which needs the library obstore. Install it with "
-            "`pip install 'mnist-stream[s3]'`."
-        ) from error
+        raise MissingExtraError(f"The S3 store of {url!r}", "obstore", "s3") from error
     return open_s3(url, options)

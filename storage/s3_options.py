@@ -54,10 +54,7 @@ def store_settings(options: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
 
     Raises `UsageError`, which names the option or variable, for a value that cannot be used.
     """
-    settings: dict[str, str] = {}
-    for name, value in options.items():
-        short = _short(name)
-        settings[short] = _checked(short, value, f"--storage-option {name}")
+    settings = checked_options(options)
     for name, variables in FROM_ENVIRONMENT.items():
         for variable in _set_ones(variables):
             if environ[variable] or name != REGION:
@@ -69,6 +66,15 @@ def store_settings(options: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
         if settings[ENDPOINT].startswith("http://"):
             settings.setdefault("allow_http", "true")
     return tuple(sorted(settings.items()))
+
+
+def checked_options(options: Mapping[str, str]) -> dict[str, str]:
+    """Return options under their short names; raises `UsageError` like `store_settings`."""
+    settings = {}
+    for name, value in options.items():
+        short = _short(name)
+        settings[short] = _checked(short, value, f"--storage-option {name}")
+    return settings
 
 
 def _short(name: str) -> str:

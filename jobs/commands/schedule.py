@@ -10,7 +10,7 @@ import click
 
 from jobs.commands.score import score, score_config
 from jobs.commands.usage_errors import NearestChoice
-from storage.errors import PipelineError, UsageError, did_you_mean
+from storage.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from jobs.schedule import Process
@@ -95,6 +95,10 @@ def schedule(
         if dry_run:
             _print_times(times)
             return
+        if any("s3://" in word for word in job):
+            from storage.s3_options import store_settings
+
+            store_settings({})  # variables that each night would end with
         _run(times, job, catch_up, heartbeat, log_json)
 
 
@@ -108,12 +112,12 @@ def _ending_in_summary(log_json: bool) -> Iterator[None]:
         yield
     except click.ClickException:
         raise
-    except Exception as error:
+    except BaseException as error:
         if log_json:
             from jobs.scheduling.schedule_log import json_log
+            from storage.directories import exit_code_of
 
-            code = error.exit_code if isinstance(error, PipelineError) else 1
-            json_log()("summary", exit=code, error=str(error) or repr(error))
+            json_log()("summary", exit=exit_code_of(error), error=str(error) or repr(error))
         raise
 
 

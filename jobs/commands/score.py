@@ -180,10 +180,10 @@ def _score_told(work: "Callable[[], BatchResult]", console: "Console", *, one_sp
 
 def _score_logged(work: "Callable[[], BatchResult]", log: "JsonLog") -> None:
     """Score, and log every event; the last one is a summary, whatever happens."""
-    error: Exception | None = None
+    error: BaseException | None = None
     try:
         error = work().error
-    except Exception as raised:
+    except BaseException as raised:
         error = raised
         raise
     finally:

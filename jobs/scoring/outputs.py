@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.errors import PipelineError, UsageError
+from storage.errors import MissingExtraError, PipelineError, UsageError
 from storage.local import LocalLocation
 from storage.objects import Location, Write
 
@@ -58,10 +58,7 @@ class _Rows:
 def check_kind(place: str) -> None:
     """Raise `UsageError` where a file of this kind cannot be written here."""
     if place.endswith(".parquet") and find_spec("pyarrow") is None:
-        raise UsageError(
-            f"--out is {place!r}; to write Parquet install pyarrow: pip install "
-            "'mnist-stream[parquet]'."
-        )
+        raise MissingExtraError(f"--out {place!r}", "pyarrow", "parquet")
 
 
 def check_place(file: Location) -> None:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from jobs.printing import PLAIN_SECONDS, print_line
-from storage.errors import PipelineError
+from storage.directories import exit_code_of
 
 COUNTED = {name: name for name in ("scored", "found", "failed", "left", "unjudged")} | {
     "below_gate": "gate"
@@ -119,13 +119,10 @@ class JsonLog(ScoreListener):
 
         So it is true of a job that was stopped, or failed, half-way as well.
         """
-        exit_code = 0
-        if error is not None:
-            exit_code = error.exit_code if isinstance(error, PipelineError) else 1
         seconds = time.monotonic() - self._opened
         self.event(
             "summary",
-            exit=exit_code,
+            exit=exit_code_of(error),
             error=None if error is None else str(error) or repr(error),
             seconds=round(seconds, 3),
             model_digest=self._model_digest,

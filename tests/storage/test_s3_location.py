@@ -281,5 +281,5 @@ def test_without_the_extra_it_is_said_what_to_install(monkeypatch: pytest.Monkey
     for name in ("storage.s3", "storage.s3_client", "storage.s3_lock"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(UsageError, match=r"pip install 'mnist-stream\[s3\]'"):
+    with pytest.raises(UsageError, match=r"extra 's3' .*pip install '\.\[s3\]'"):
         open_location("s3://bucket/place")
