@@ -1,6 +1,6 @@
 """The ledger of a run's scorings: a sealed line for each, and what could not be scored.
 
-`scores/ledger.jsonl` is only ever added to, under a lock of its own. `scores/.ledger.json` records
+`scores/ledger.jsonl` is only ever added to, under a lock of its own. `scores/ledger.json` records
 how many lines it had after the last one, and their digest, so that lost lines are noticed.
 `scores/failed/` holds a document for each thing in an inbox that is bad now; the ledger keeps their
 history.
@@ -17,11 +17,9 @@ from storage.errors import BadDataError, ConflictError
 from storage.locks import writer_lock
 from storage.objects import Location, Lock, TakeOver
 from storage.runs import SCORES
-from storage.scorings import FAILED, LEDGER
+from storage.scorings import FAILED, LEDGER, LEDGER_COUNT
 
 LOCK = ".ledger.lock"
-COUNT = ".ledger.json"
-"""Written after each line. A death in between leaves it one line behind."""
 LOCK_SECONDS = 10.0
 """How long to wait for another's line: one is written in milliseconds."""
 POLL_SECONDS = 0.02
@@ -109,8 +107,8 @@ class Ledger:
     def _count(self) -> dict[str, Any]:
         """Return how many lines were recorded, and their digest; an early release kept neither."""
         try:
-            count = sealed.read_sealed(self.location, COUNT)
-            sealed.check_fields(count, COUNT_FIELDS, f"{self.location}/{COUNT}")
+            count = sealed.read_sealed(self.location, LEDGER_COUNT)
+            sealed.check_fields(count, COUNT_FIELDS, f"{self.location}/{LEDGER_COUNT}")
         except FileNotFoundError:
             return {"lines": 0, "sha256": _digest([])}
         except BadDataError as error:
@@ -119,7 +117,7 @@ class Ledger:
 
     def check_presence(self) -> None:
         """Raise `LedgerError` where there is no ledger though lines have been recorded."""
-        if self._is_absent() and self.location.holds(COUNT):
+        if self._is_absent() and self.location.holds(LEDGER_COUNT):
             raise LedgerError(f"{self} is missing. Restore it from a copy. {self._remedy}")
 
     def _is_absent(self) -> bool:
@@ -153,7 +151,8 @@ class Ledger:
             lines = [*self._lines()[:-1], line.removesuffix(b"\n")]
             location.append(LEDGER, line)
             count = {"lines": len(lines), "sha256": _digest(lines)}
-            location.put(COUNT, sealed.sealed_bytes(count))
+            # A death just before this leaves the count one line behind.
+            location.put(LEDGER_COUNT, sealed.sealed_bytes(count))
         return True
 
     def failures(self) -> list[Entry]:

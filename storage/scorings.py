@@ -30,6 +30,8 @@ ROOT_ATTRIBUTES = frozenset(
 JOURNAL = "chunks.jsonl"
 """Digests of the chunks written so far; gone once the scoring is complete."""
 LEDGER = "ledger.jsonl"
+LEDGER_COUNT = "ledger.json"
+"""How many lines the ledger has, and their digest."""
 FAILED = "failed"
 """What lies beside the scorings in a run's directory of scores."""
 AGAIN = "Remove the directory and score again."
@@ -182,6 +184,5 @@ def root_document(location: Location) -> dict[str, Any]:
 
 def scoring_homes(scores: Location) -> list[str]:
     """The names of the scorings in a run's directory of scores, complete or not, sorted."""
-    return [
-        name for name in scores.names() if name not in (LEDGER, FAILED) and not is_foreign(name)
-    ]
+    others = (LEDGER, LEDGER_COUNT, FAILED)
+    return [name for name in scores.names() if name not in others and not is_foreign(name)]

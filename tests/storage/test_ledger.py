@@ -10,9 +10,10 @@ import pytest
 
 from storage import sealed
 from storage.errors import BadDataError, ConflictError, UnreachableError
-from storage.ledger import COUNT, LOCK, Entry, Ledger, waiting_lock
+from storage.ledger import LOCK, Entry, Ledger, waiting_lock
 from storage.local import LocalLocation
 from storage.location import open_location
+from storage.scorings import LEDGER_COUNT
 from storage.sealed import sealed_bytes
 from storage.verify import verify_run
 from tests.storage.artefacts import begin_run, make_scores, scores_schema
@@ -248,21 +249,21 @@ def test_nothing_is_added_to_a_ledger_that_lost_lines(recorded: Ledger, tmp_path
 
 def test_a_death_before_the_count(recorded: Ledger, tmp_path: Path) -> None:
     """A line that was written just before a death is sound, and counted with the next one."""
-    before = recorded.location.get(COUNT)
+    before = recorded.location.get(LEDGER_COUNT)
     record(tmp_path, entry(event="found", result="x"))
-    recorded.location.put(COUNT, before)
+    recorded.location.put(LEDGER_COUNT, before)
     assert [] == wrong(tmp_path)
     record(tmp_path, entry(event="found", result="y"))
-    assert 5 == sealed.read_sealed(recorded.location, COUNT)["lines"]
+    assert 5 == sealed.read_sealed(recorded.location, LEDGER_COUNT)["lines"]
 
 
 def test_a_ledger_of_an_earlier_release(recorded: Ledger, tmp_path: Path) -> None:
     """Without a count it is read as before, and counted with its next line."""
-    recorded.location.delete(COUNT)
+    recorded.location.delete(LEDGER_COUNT)
     assert 3 == len(Ledger(open_location(tmp_path)).entries())
     assert [] == wrong(tmp_path)
     record(tmp_path, entry(event="found", result="y"))
-    assert 4 == sealed.read_sealed(recorded.location, COUNT)["lines"]
+    assert 4 == sealed.read_sealed(recorded.location, LEDGER_COUNT)["lines"]
 
 
 def test_scorings_and_lines_tell_of_each_other(recorded: Ledger, tmp_path: Path) -> None:

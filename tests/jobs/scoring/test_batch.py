@@ -87,7 +87,7 @@ def test_nothing_stays_of_a_scorings_lock(run: Path, digits: Path) -> None:
     """A complete scoring is never written again: its lock's file is gone."""
     batch(run, digits, splits=("train", "test"))
     hidden = sorted(path.name for path in (run / "scores").glob(".*"))
-    assert [".ledger.json", ".ledger.lock"] == hidden
+    assert [".ledger.lock"] == hidden
 
 
 def test_once_in_the_ledger(run: Path, digits: Path) -> None:
