@@ -10,14 +10,13 @@ import signal
 import sys
 from contextlib import suppress
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from jobs.commands.cluster import cluster_options, opened_cluster, take_cluster_options
 from jobs.commands.options import (
     console_of,
-    dataset_option,
     output_options,
     run_option,
     seed_option,
@@ -27,12 +26,10 @@ from jobs.commands.places import storage_option, store_options, take_over_option
 from jobs.commands.schedule import schedule
 from jobs.commands.score import promote, score, scores
 from jobs.commands.usage_errors import NearestChoice, check_command, show_usage_error
+from jobs.defaults import DEFAULT_DATASET
 from jobs.printing import UNREAD_OUTPUT, one_line, print_aside
 from storage.directories import REMOVED_DIRECTORY, as_pipeline_error, is_directory_there
 from storage.errors import PipelineError, StoppedError, UsageError
-
-if TYPE_CHECKING:
-    from jobs.config import TrainConfig
 
 DATA_ROOT = "data"
 DEFECT = "This is a defect of mnist-stream. Please report it with the lines above."
@@ -222,16 +219,23 @@ class _TrainCommand(click.Command):
 
 
 @cli.command(cls=_TrainCommand)
-@dataset_option
+@click.option(
+    "--dataset",
+    help="The dataset's path or URL.  [default: the resumed run's, or " + DEFAULT_DATASET + "]",
+)
 @run_option
-@click.option("--resume", is_flag=True, help="Go on with the run, or start it if it is new.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Continue the run with its own settings, or start it if it is new.",
+)
 @click.option("--config", "config_file", metavar="FILE.toml", help="Settings; options override.")
 @storage_option
 @take_over_option
 @cluster_options
 @output_options
 def train(
-    dataset: str,
+    dataset: str | None,
     run: str,
     resume: bool,
     config_file: str | None,
@@ -243,22 +247,25 @@ def train(
 ) -> None:
     """Train a network on a dataset.
 
-    What it comes to lies in a run, which --resume goes on with wherever it stopped, to the same
-    bits as if it never had. Each setting below is also a key of the TOML file for --config.
+    The results lie in a run. --resume continues a run wherever it stopped, to the same bits as if
+    it never had; settings that are not given are the run's own. Each setting below is also a key of
+    the TOML file for --config.
     """
     with console_of(quiet, as_json) as console, stopping() as stop:
         chosen = take_cluster_options(settings)
-        config = _train_config(config_file, settings)
+        given = _given_settings(config_file, settings)
         from jobs.commands.train_console import ConsoleListener, train_report
         from jobs.train import train as run_train
-        from storage.location import open_location
 
-        options = store_options(storage_options, dataset, run)
+        # Without --dataset its place may be one that the run records.
+        places = () if dataset is None else (dataset, run)
+        options = store_options(storage_options, *places)
         with opened_cluster("train", chosen, console.say, stop) as cluster:
             result = run_train(
-                config,
-                dataset=open_location(dataset, options),
-                run=open_location(run, options),
+                given,
+                dataset=dataset,
+                run=run,
+                storage_options=options,
                 resume=resume,
                 take_over=console.warn if take_over else None,
                 listener=ConsoleListener(console),
@@ -304,12 +311,16 @@ def _setting_options() -> list[click.Parameter]:
 
 
 def _setting_option(setting: Any) -> click.Parameter:
+    from jobs.config import setting_type
+
     name = "--" + setting.name.replace("_", "-")
-    text = f"{setting.metadata['help']}  [default: {_shown(setting.default)}]"
+    text = setting.metadata["help"]
+    if setting.default is not None:
+        text += f"  [default: {_shown(setting.default)}]"
     if isinstance(setting.default, bool):
         return click.Option([f"{name}/--no-{name[2:]}"], default=None, help=text)
     choices = setting.metadata["choices"]
-    kind = NearestChoice(choices) if choices else type(setting.default)
+    kind = NearestChoice(choices) if choices else setting_type(setting)
     return click.Option([name], type=kind, default=None, help=text)
 
 
@@ -317,15 +328,17 @@ def _shown(default: Any) -> str:
     return str(default).lower() if isinstance(default, bool) else str(default)
 
 
-def _train_config(config_file: str | None, settings: dict[str, Any]) -> "TrainConfig":
-    """Defaults, then the file, then the options that were given."""
+def _given_settings(config_file: str | None, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that the file gives, and over them those that options give."""
     from pathlib import Path
 
-    from jobs.config import TrainConfig, read_toml
+    from jobs.config import given_settings, read_toml
 
     from_file = read_toml(Path(config_file)) if config_file else {}
-    given = {name: value for name, value in settings.items() if value is not None}
-    return TrainConfig().updated(from_file, str(config_file)).updated(given, "The command line")
+    from_options = {name: value for name, value in settings.items() if value is not None}
+    return given_settings(from_file, str(config_file)) | given_settings(
+        from_options, "The command line"
+    )
 
 
 def main() -> None:

@@ -1,10 +1,11 @@
 """The training job: see that settings fit the dataset, open or resume the run, train to its end."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from jobs.blas import one_blas_thread
-from jobs.config import VALIDATION, TrainConfig
+from jobs.config import VALIDATION, TrainConfig, given_settings
 from jobs.defaults import DEFAULT_DATASET, DEFAULT_RUN
 from jobs.environment import environment
 from jobs.memory import check_memory, train_memory
@@ -14,7 +15,12 @@ from jobs.training.step import STEP_VERSION, micro_batch_count
 from jobs.training.train_job import TrainJob, TrainListener, TrainResult
 from jobs.training.trainer import template
 from pipeline.order import ORDER_VERSION
-from storage.checkpoints import Checkpoint, load_newest, sweep_checkpoints
+from storage.checkpoints import (
+    Checkpoint,
+    CheckpointName,
+    load_newest,
+    sweep_checkpoints,
+)
 from storage.dataset import Dataset, open_dataset
 from storage.errors import BadDataError, ConflictError, UsageError
 from storage.location import Place, open_location
@@ -28,10 +34,11 @@ __all__ = ["TrainListener", "TrainResult", "check_fit", "train"]
 
 
 def train(
-    config: TrainConfig,
+    config: TrainConfig | Mapping[str, Any] | None = None,
     *,
-    dataset: Place = DEFAULT_DATASET,
+    dataset: Place | None = None,
     run: Place = DEFAULT_RUN,
+    storage_options: Mapping[str, str] | None = None,
     resume: bool = False,
     take_over: TakeOver | None = None,
     listener: TrainListener | None = None,
@@ -42,26 +49,42 @@ def train(
 
     Gradients are computed by the workers of a `cluster` where one is given, to the same bits.
 
-    With `resume` a run that has a checkpoint goes on from it, to the same bits as if it had never
-    stopped, and one that has none is started. `take_over` is leave to take the lock of a dead
-    writer in a store. Raises `UsageError` for settings that do not fit the dataset,
-    `BadDataError` for damage, `ConflictError` where the run exists (without `resume`), is locked,
-    or has another configuration or dataset, `StoppedError` after a signal.
+    With `resume` a run that has a checkpoint continues from it, to the same bits as if it had never
+    stopped, and one that has none is started. `config` may be a mapping of some settings: the
+    others, and a `dataset` of None, are those of the run that is resumed, or the defaults. A
+    `TrainConfig` gives all settings. `storage_options` are for URLs of a store. `take_over` allows
+    taking the lock of a dead writer in a store.
+
+    Raises `UsageError` for settings that do not fit the dataset, `BadDataError` for damage,
+    `ConflictError` where the run exists (without `resume`), is locked, or has another configuration
+    or dataset, `StoppedError` after a signal.
     """
-    data = open_dataset(open_location(dataset))
+    given = {} if config is None else config
+    location = open_location(run, storage_options)
+    record, config = _run_and_config(location, given, resume=resume)
+    data = _open_dataset(dataset, record, storage_options)
+    if record is not None:
+        _check_dataset(record, data)
     layers = check_fit(config, data)
-    location = open_location(run)
     listener = listener or TrainListener()
     listener.planned(check_memory(train_memory(config, layers, data)))
     if run_exists(location) and not resume:
         raise ConflictError(
-            f"The run {location} exists. Pass --resume to go on with it, or choose another --run."
+            f"The run {location} exists. Pass --resume to continue it, or choose another --run."
         )
     if not run_exists(location):
         check_place(location)  # before the lock leaves its file in what is not ours
     with run_lock(location, take_over) as location, one_blas_thread():
-        record, config = _open_or_create(location, config, data)
+        location.sweep()
+        # Another process may have begun the run in the meantime.
+        record, config = _run_and_config(location, given, resume=resume)
+        layers = check_fit(config, data)
+        if record is None:
+            record, config = _create(location, config, data)
+        _check_dataset(record, data)
+        sweep_checkpoints(record)
         newest = _newest(record, template(config, layers), listener)
+        record = _reconfigured(record, config, newest)
         job = TrainJob(
             record, config, data, layers, newest, listener, stop or StopSignal(), cluster
         )
@@ -139,51 +162,115 @@ def _check_validation(config: TrainConfig, dataset: Dataset) -> None:
         )
 
 
-def _open_or_create(
-    location: Location, config: TrainConfig, dataset: Dataset
-) -> tuple[Run, TrainConfig]:
-    """The run, and the configuration with the parts of a mini-batch that it has or gets.
+def _open_dataset(
+    place: Place | None, run: Run | None, storage_options: Mapping[str, str] | None
+) -> Dataset:
+    """Open the dataset at `place`, by default where the run records its own."""
+    recorded = None if run is None else run.dataset.get("place")
+    chosen = place or recorded or DEFAULT_DATASET
+    try:
+        dataset = open_dataset(open_location(chosen, storage_options))
+    except BadDataError as error:
+        if run is None or place is not None:
+            raise
+        raise BadDataError(
+            f"{error} This is where {run.location} expects its dataset; pass --dataset if it lies "
+            "elsewhere."
+        ) from error
+    return dataset
 
-    Their number is recorded, so that no other release's choice goes on with the run.
-    """
-    location.sweep()
-    if not location.exists(RECORD):
-        rows = config.batch_size or dataset.split("train").schema.rows - config.holdout
-        config = replace(config, micro_batches=micro_batch_count(config.micro_batches, rows))
-        run = create_run(
-            location,
-            configuration=config.to_json(),
-            dataset_digest=dataset.digest,
-            dataset={
-                "class_names": list(dataset.class_names),
-                "transforms": list(dataset.transforms),
-            },
-            versions={"order": ORDER_VERSION, "step": STEP_VERSION},
-            environment=environment(),
-        )
-        return run, config
+
+def _check_dataset(run: Run, dataset: Dataset) -> None:
+    """Raise `ConflictError` unless the run was trained on this dataset."""
+    if run.dataset_digest == dataset.digest:
+        return
+    place = run.dataset.get("place")
+    at = f"the dataset at {place}" if place else "a dataset"
+    raise ConflictError(
+        f"The run {run.location} was trained on {at} with digest {run.dataset_digest}; "
+        f"{dataset.location} has {dataset.digest}. Pass the same dataset with --dataset, or choose "
+        "another --run."
+    )
+
+
+def _run_and_config(
+    location: Location, given: TrainConfig | Mapping[str, Any], *, resume: bool
+) -> tuple[Run | None, TrainConfig]:
+    """Return the run to resume, if there is one, and the configuration to train with."""
+    if not (resume and run_exists(location)):
+        if isinstance(given, TrainConfig):
+            return None, given
+        return None, TrainConfig(**given_settings(given, "train()"))
     run = open_run(location)
-    if run.dataset_digest != dataset.digest:
-        raise ConflictError(
-            f"The run {location} was trained on a dataset with digest {run.dataset_digest}; "
-            f"{dataset.location} has {dataset.digest}. Give the same dataset, or another --run."
-        )
     versions = {"order": ORDER_VERSION, "step": STEP_VERSION}
     if run.versions != versions:
         raise ConflictError(
             f"The run {location} has versions {run.versions}; this release has {versions}. "
-            "Go on with the release that began it."
+            "Continue it with the release that began it."
         )
     recorded = TrainConfig.from_json(run.configuration, f"{location}/{RECORD}")
-    if not config.micro_batches:
+    config = given
+    if not isinstance(config, TrainConfig):
+        config = replace(recorded, **given_settings(config, "train()"))
+    elif config.micro_batches is None:
         config = replace(config, micro_batches=recorded.micro_batches)
-    if differences := config.differences(recorded):
-        raise ConflictError(
-            f"The run {location} has another configuration ({'; '.join(differences)}). "
-            "Give the recorded settings, or another --run."
-        )
-    sweep_checkpoints(run)
+    _check_same(location, config, recorded)
     return run, config
+
+
+def _check_same(location: Location, config: TrainConfig, recorded: TrainConfig) -> None:
+    differences = config.differences(recorded)
+    if not differences:
+        return
+    way_out = "Leave these settings out to resume with the recorded ones, or choose another --run."
+    if len(differences) == 1 and config.epochs != recorded.epochs:
+        way_out = (
+            f"Its {recorded.schedule} schedule spans just that many epochs; only a run with "
+            f"--schedule constant can be extended. Leave --epochs out, or train a new run: "
+            f"--epochs {config.epochs} --run OTHER."
+        )
+    raise ConflictError(
+        f"The run {location} has another configuration ({'; '.join(differences)}). {way_out}"
+    )
+
+
+def _create(location: Location, config: TrainConfig, dataset: Dataset) -> tuple[Run, TrainConfig]:
+    """Begin the run; record how many parts a mini-batch has, so that every release keeps to it."""
+    rows = config.batch_size or dataset.split("train").schema.rows - config.holdout
+    config = replace(config, micro_batches=micro_batch_count(config.micro_batches, rows))
+    run = create_run(
+        location,
+        configuration=config.to_json(),
+        dataset_digest=dataset.digest,
+        dataset={
+            "place": str(dataset.location),
+            "class_names": list(dataset.class_names),
+            "transforms": list(dataset.transforms),
+        },
+        versions={"order": ORDER_VERSION, "step": STEP_VERSION},
+        environment=environment(),
+    )
+    return run, config
+
+
+def _reconfigured(run: Run, config: TrainConfig, newest: Checkpoint | None) -> Run:
+    """Record the settings that this resume changed, so that the next one continues with them.
+
+    A finished run is left as it is. Raises `ConflictError` where more epochs have been trained than
+    are asked for now.
+    """
+    changed = config.epochs != run.configuration["epochs"]
+    end = CheckpointName(config.epochs, 0)
+    if changed and newest is not None and newest.name > end:
+        raise ConflictError(
+            f"The run {run.location} has been trained for more than --epochs {config.epochs}: its "
+            f"newest checkpoint is {newest.name} (epoch-step). Leave --epochs out, or choose "
+            "another --run."
+        )
+    finished = newest is not None and newest.name == end and not changed
+    if finished or config.to_json() == run.configuration:
+        return run
+    return run.reconfigured(config.to_json())
 
 
 def _newest(run: Run, tensors: dict[str, Any], listener: TrainListener) -> Checkpoint | None:

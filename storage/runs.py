@@ -4,8 +4,8 @@ import json
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 from storage import sealed
 from storage.errors import BadDataError, ConflictError
@@ -38,10 +38,10 @@ class Run:
     run_id: str
     """Drawn when the run began; every checkpoint carries it, so none of another run passes."""
     configuration: dict[str, Any]
-    """The effective configuration, field by field."""
+    """The effective configuration, field by field: the last resume's, where it changed some."""
     dataset_digest: str
     dataset: dict[str, Any]
-    """What a scoring must know of it: `class_names` and `transforms`."""
+    """Its `place`, and what a scoring must know of it: `class_names` and `transforms`."""
     versions: dict[str, int]
     """Of the order and of the step's arithmetic."""
     environment: dict[str, Any]
@@ -51,6 +51,20 @@ class Run:
     def name(self) -> str:
         """The directory's name, for people."""
         return self.location.name
+
+    def write(self, *, new: bool = False) -> None:
+        """Write the record in one step; `new` refuses to replace one. The caller holds the lock."""
+        record = {name: value for name, value in vars(self).items() if name != "location"}
+        document = {"format": FORMAT, "format_version": FORMAT_VERSION} | record
+        self.location.check_held()
+        put = self.location.put_new if new else self.location.put
+        put(RECORD, sealed.sealed_bytes(document))
+
+    def reconfigured(self, configuration: dict[str, Any]) -> Self:
+        """Record other settings, as a resume changed them, and return the run that has them."""
+        run = replace(self, configuration=configuration)
+        run.write()
+        return run
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Add one sealed line to metrics.jsonl."""
@@ -121,9 +135,7 @@ def create_run(
         versions,
         environment,
     )
-    record = {name: value for name, value in vars(run).items() if name != "location"}
-    document = {"format": FORMAT, "format_version": FORMAT_VERSION} | record
-    location.put_new(RECORD, sealed.sealed_bytes(document))
+    run.write(new=True)
     return run
 
 

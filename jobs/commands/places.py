@@ -21,14 +21,19 @@ take_over_option = click.option(
 def store_options(storage_options: tuple[str, ...], *places: str | None) -> dict[str, str]:
     """The options by key, for `open_location` of each of the command's places.
 
-    Raises `UsageError` for one that is not `KEY=VALUE`, or where no place is in a store.
+    Raises `UsageError` for one that is not `KEY=VALUE`, or if none of the given places is in a
+    store.
     """
     from storage.location import is_url_of_store
     from storage.s3_options import checked_options
 
     options = dict(map(_parted, storage_options))
     checked_options(options)
-    if options and not any(place is not None and is_url_of_store(place) for place in places):
+    if (
+        options
+        and places
+        and not any(place is not None and is_url_of_store(place) for place in places)
+    ):
         raise UsageError(
             "--storage-option is for places in a store, s3://BUCKET/PREFIX; there is none."
         )

@@ -41,7 +41,7 @@ def default_micro_batches(batch_size: int) -> int:
     return max(4, -(-batch_size // MICRO_BATCH_ROWS))
 
 
-def micro_batch_count(chosen: int, batch_size: int) -> int:
+def micro_batch_count(chosen: int | None, batch_size: int) -> int:
     """How many parts a mini-batch has: as `--micro-batches` says, none of them empty."""
     return min(chosen or default_micro_batches(batch_size), batch_size)
 

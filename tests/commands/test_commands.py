@@ -190,7 +190,7 @@ def test_settings_from_a_file(dataset: Path, call: Call) -> None:
         seed=4,
         l2=1e-5,
         batch_size=100,
-        micro_batches=2,  # 0 is told as what it stands for
+        micro_batches=2,  # what the batch size gives
     )
     assert expected == config
     assert expected.digest == config.digest
@@ -289,6 +289,19 @@ def _assert_resumes_to(uninterrupted: dict[str, Any], here: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(fcntl, "F_SETPIPE_SZ"), reason="pipes have one size here")
+def test_bare_resume(dataset: Path, run: Path, call: Call) -> None:
+    """`train --resume` takes the run's settings; those of the file or the options are compared."""
+    assert "runs/mnist is trained already" in succeeded(call("train", "--resume"))
+    (dataset.parent.parent / "same.toml").write_text("batch-size = 50\n")
+    same = call("train", "--resume", "--config", "same.toml", "--epochs", 2)
+    assert "runs/mnist is trained already" in succeeded(same)
+    (dataset.parent.parent / "other.toml").write_text("batch-size = 51\n")
+    other = call("train", "--resume", "--config", "other.toml")
+    assert_refused(other, 4, "(batch_size: 50 recorded, 51 given)", "Leave these settings out")
+    more = call("train", "--resume", "--epochs", 20)
+    assert_refused(more, 4, "(epochs: 2 recorded, 20 given)", "--epochs 20 --run OTHER")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_and_resume(
     number: signal.Signals, dataset: Path, uninterrupted: dict[str, Any]

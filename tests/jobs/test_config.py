@@ -328,6 +328,26 @@ def test_no_toml(tmp_path: Path) -> None:
         read_toml(tmp_path / "absent.toml")
 
 
+def test_learning_rate_by_optimizer() -> None:
+    """Unless it is given, the learning rate is the optimizer's; a record keeps its own."""
+    rates = {name: TrainConfig(optimizer=name).learning_rate for name in OPTIMIZERS}
+    assert rates == {"sgd": 1.6, "momentum": 0.3, "nesterov": 0.3, "adam": 0.004, "adamw": 0.006}
+    for name, rate in rates.items():
+        assert rate == TrainConfig().updated({"optimizer": name}, "here").learning_rate
+        for learning_rate in (0.006, 0.5):
+            given = {"optimizer": name, "learning_rate": learning_rate}
+            assert learning_rate == TrainConfig().updated(given, "here").learning_rate
+            assert learning_rate == TrainConfig.from_json(given, "run.json").learning_rate
+    assert 0.5 == TrainConfig(learning_rate=0.5).updated({"optimizer": "sgd"}, "x").learning_rate
+
+
+def test_none_stands_for_the_default() -> None:
+    """None means a default that depends on something else; other settings have no None."""
+    given = {"learning_rate": None, "l2": None, "micro_batches": None}
+    assert TrainConfig() == TrainConfig().updated(given, "here") == TrainConfig(**given)
+    assert "seed as None; expected a whole number" in refusal(seed=None)
+
+
 def test_l2_by_optimizer() -> None:
     """Unless it is given, l2 is AdamW's for adamw and none for the others."""
     assert 0.1 == TrainConfig().l2 == TrainConfig().updated({"optimizer": "adamw"}, "here").l2

@@ -220,7 +220,7 @@ def test_holdout_is_not_trained_on(tmp_path: Path) -> None:
 
 def test_record(digits: Path, tmp_path: Path) -> None:
     """run.json tells all that the run depends on, and it is what the run was started with."""
-    config = small(epochs=1, l2=0.25, micro_batches=0)
+    config = small(epochs=1, l2=0.25, micro_batches=None)
     train(config, dataset=digits, run=tmp_path / "run")
     run = open_run(open_location(tmp_path / "run"))
     assert replace(config, micro_batches=1).to_json() == run.configuration

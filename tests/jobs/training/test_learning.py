@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from jobs.config import TrainConfig
+from jobs.config import OPTIMIZERS, TrainConfig
 from jobs.train import train
 from pipeline.ingest import ingest
 
@@ -49,6 +49,17 @@ def test_each_seed(seed: int, mnist: Path) -> None:
 def test_on_average(mnist: Path) -> None:
     """The default training reaches 98.2 % on average over the seeds."""
     assert 0.982 <= sum(accuracy(seed, mnist) for seed in SEEDS) / len(SEEDS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("optimizer", [name for name in OPTIMIZERS if name != "adamw"])
+def test_each_optimizer(optimizer: str, seed: int, mnist: Path, tmp_path: Path) -> None:
+    """Every optimizer reaches 97.5 % at its default learning rate; adamw is the default above."""
+    config = TrainConfig(optimizer=optimizer, seed=seed)
+    result = train(config, dataset=mnist, run=tmp_path / "run")
+    assert 10 == len(result.metrics)
+    assert 0.975 <= result.metrics[-1]["evaluation"]["test"]["accuracy"]
 
 
 def test_rounds(mnist: Path, tmp_path: Path) -> None:

@@ -213,13 +213,31 @@ def test_more_epochs(digits: Path, tmp_path: Path) -> None:
     assert expected == outcome(result)
 
 
+def test_more_epochs_are_recorded(digits: Path, tmp_path: Path) -> None:
+    """A bare resume trains as many epochs as the resume before it asked for; fewer are refused."""
+    six = small(schedule="constant")
+    expected = outcome(train(six, dataset=digits, run=tmp_path / "six"))
+    run = tmp_path / "run"
+    train(replace(six, epochs=2), dataset=digits, run=run)
+    stop = StopAt(15)
+    with pytest.raises(StoppedError):
+        train({"epochs": 6}, run=run, resume=True, listener=stop, stop=stop.signal)
+    before = tree(run)
+    with pytest.raises(ConflictError, match=r"more than --epochs 3: .* is 000003-000004"):
+        train({"epochs": 3}, run=run, resume=True)
+    assert before == tree(run)
+    assert expected == outcome(train(run=run, resume=True))
+
+
 @pytest.mark.parametrize("schedule", ["cosine", "one-cycle"])
 def test_more_epochs_refused(schedule: str, digits: Path, tmp_path: Path) -> None:
-    """A schedule that goes by the number of epochs does not let it change."""
+    """A schedule that spans the epochs does not let their number change; the way out is named."""
     config = small(schedule=schedule, epochs=1)
     train(config, dataset=digits, run=tmp_path / "run")
-    with pytest.raises(ConflictError, match="epochs: 1 recorded, 2 given"):
-        train(replace(config, epochs=2), dataset=digits, run=tmp_path / "run", resume=True)
+    with pytest.raises(ConflictError, match="epochs: 1 recorded, 2 given") as caught:
+        train({"epochs": 2}, dataset=digits, run=tmp_path / "run", resume=True)
+    assert f"Its {schedule} schedule spans" in str(caught.value)
+    assert "--epochs 2 --run OTHER" in str(caught.value)
 
 
 def _flip(path: Path, position: int) -> None:

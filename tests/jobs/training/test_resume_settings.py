@@ -1,6 +1,7 @@
 """Resume: what may differ from the run that was begun, and what is refused, and why."""
 
 import json
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ from jobs.train import train
 from pipeline.ingest import ingest
 from storage import sealed
 from storage.checkpoints import CheckpointName
-from storage.errors import BadDataError, ConflictError
+from storage.errors import BadDataError, ConflictError, StoppedError
 from storage.location import open_location
 from storage.runs import RECORD, create_run, open_run, run_lock
 from tests.jobs.trainings import (
     SMALL,
     Listed,
+    StopAt,
     checkpoints,
     outcome,
     small,
@@ -31,6 +33,39 @@ def test_what_may_change(half_done: Path, digits: Path, expected: dict[str, Any]
     config = small(keep=2, threads=3, checkpoint_every=5)
     assert expected == outcome(train(config, dataset=digits, run=half_done, resume=True))
     assert [CheckpointName(5, 10), CheckpointName(6, 0)] == checkpoints(half_done)
+
+
+def test_settings_that_are_not_given(half_done: Path, expected: dict[str, Any]) -> None:
+    """Settings and the dataset that are not given are the run's; only those given are compared."""
+    with pytest.raises(ConflictError, match=r"\(seed: 0 recorded, 1 given\)"):
+        train({"seed": 1, "learning-rate": 0.01}, run=half_done, resume=True)
+    stop = StopAt(2)
+    with pytest.raises(StoppedError):
+        train({"keep": 2}, run=half_done, resume=True, listener=stop, stop=stop.signal)
+    result = train(run=half_done, resume=True)
+    assert expected == outcome(result)
+    assert (2, 4) == (result.config.keep, result.config.checkpoint_every)
+
+
+def test_the_runs_dataset(finished: Path, digits: Path, tmp_path: Path) -> None:
+    """A dataset that is not where the run expects it, or is another, is refused plainly."""
+    moved = tmp_path / "moved"
+    _record(finished, lambda record: record["dataset"].update(place=str(moved)))
+    with pytest.raises(BadDataError, match=r"no dataset at .*moved.* pass --dataset"):
+        train(run=finished, resume=True)
+    ingest("synthetic:1031,211", moved, rows_per_chunk=230, seed=1)
+    with pytest.raises(ConflictError, match=r"trained on the dataset at .*moved with digest"):
+        train(run=finished, resume=True)
+    assert train(dataset=digits, run=finished, resume=True).already_done
+
+
+def test_a_run_that_does_not_record_its_datasets_place(
+    finished: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run of an earlier release is resumed with the default dataset."""
+    _record(finished, lambda record: record["dataset"].pop("place"))
+    monkeypatch.setattr("jobs.train.DEFAULT_DATASET", str(digits))
+    assert train(run=finished, resume=True).already_done
 
 
 OTHERS = {
@@ -60,7 +95,7 @@ def test_parts_of_another_release(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run keeps its parts of a mini-batch where a later release would choose others."""
-    config = small(checkpoint_every=4, micro_batches=0)
+    config = small(checkpoint_every=4, micro_batches=None)
     expected = outcome(train(config, dataset=digits, run=tmp_path / "whole"))
     stop = checkpoints(tmp_path / "whole")[3]
     begun = stopped_at(tmp_path / "whole", stop, tmp_path / "begun")
@@ -163,6 +198,13 @@ def test_record_that_is_none(digits: Path, tmp_path: Path) -> None:
     )
     with pytest.raises(BadDataError, match=r"run\.json has an unknown setting 'batchsize'"):
         train(SMALL, dataset=digits, run=tmp_path / "run", resume=True)
+
+
+def _record(run: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the record of a run."""
+    record = json.loads((run / RECORD).read_text())
+    change(record)
+    (run / RECORD).write_bytes(sealed.sealed_bytes(record))
 
 
 def train_digest(dataset: Path) -> str:

@@ -244,7 +244,7 @@ def test_full_batch(shuffle: bool, digits: Path, tmp_path: Path) -> None:
     """A mini-batch of all rows, streamed window by window, equals one that is held in memory."""
     config = small(
         batch_size=0,
-        micro_batches=0,
+        micro_batches=None,
         epochs=1,
         optimizer="sgd",
         schedule="constant",
