@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from pipeline.order import CHAIN_START, ORDER_VERSION, EpochOrder, RowNumbers, Window
 from pipeline.windows import DEFAULT_THREADS, WindowLoader
 from storage.closing import Closing
-from storage.dataset import Block, Dataset, Split
+from storage.dataset import Block, Dataset, Split, open_dataset
 from storage.errors import BadDataError, ConflictError, UsageError
+from storage.objects import Location
 from storage.schema import SplitSchema
 
 SHUFFLE_MEMORY = 256 * 2**20
@@ -104,6 +105,10 @@ class BatchStream(Closing):
     Iterating gives the rest of the current epoch; iterating again, the next one. The windows load
     in the background through Dask while the ones before are in use.
 
+    A stream is used in the process that opened it. Its pickle, and its copy, hold its state alone:
+    unpickled, in any process, it is another open stream that continues from the same mini-batch,
+    whether the original is open, closed or lives on. So several copies visit the same rows.
+
     >>> with BatchStream(dataset, "train", batch_size=128, seed=0) as stream:
     ...     for batch in stream:
     ...         step(batch.inputs, batch.targets)
@@ -138,6 +143,7 @@ class BatchStream(Closing):
         the one on this process's threads. Raises `ConflictError` where that one was over
         something else, `UsageError` for rows or sizes out of range.
         """
+        self._location = dataset.location
         self._split = dataset.split(split)
         schema = self._split.schema
         rows = schema.rows - first_row if rows is None else rows
@@ -174,6 +180,8 @@ class BatchStream(Closing):
         self._epochs = epochs
         self._order = self._epoch_order(self._epoch)
         self._in_use: _WindowInUse | None = None
+        self._loading = (epochs, threads, busy_cores)
+        self._loads_here = loader is None
         self._loader = (
             loader(self._split)
             if loader
@@ -232,6 +240,7 @@ class BatchStream(Closing):
             yield self._cut(parts)
 
     def _cut(self, parts: int) -> Iterator[Batch]:
+        self._loader.check_usable()
         place, size = self.place, self.next_rows
         chain = hashlib.sha256(self._chain)
         smaller, larger = divmod(size, parts)
@@ -324,6 +333,32 @@ class BatchStream(Closing):
         """Stop reading ahead and let the windows go."""
         self._in_use = None
         self._loader.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if not self._loads_here:
+            raise TypeError("A BatchStream whose rows a cluster loads cannot be pickled.")
+        return _reopened, (self._location.absolute(), self.state, *self._loading)
+
+
+def _reopened(
+    location: Location, state: StreamState, epochs: int | None, threads: int, busy_cores: int
+) -> BatchStream:
+    """Return a stream that continues from `state`."""
+    return BatchStream(
+        open_dataset(location),
+        state.split,
+        batch_size=state.batch_size,
+        seed=state.seed,
+        shuffle=state.shuffle,
+        window_chunks=state.window_chunks,
+        drop_last=state.drop_last,
+        first_row=state.first_row,
+        rows=state.rows,
+        epochs=epochs,
+        threads=threads,
+        busy_cores=busy_cores,
+        state=state,
+    )
 
 
 def chunks_per_window(schema: SplitSchema, shuffle_memory: int, shuffle: bool = True) -> int:

@@ -16,6 +16,7 @@ from pipeline.order import EpochOrder, Window
 from pipeline.window_memory import WindowMemory
 from storage.closing import Closing
 from storage.dataset import Block, Split
+from storage.errors import UsageError
 
 DEFAULT_THREADS = min(4, os.cpu_count() or 1)
 """Chunks that are read and decoded at once. More would only fight for the interpreter's lock."""
@@ -114,7 +115,10 @@ def _as_items(rows: NDArray[Any]) -> NDArray[np.void]:
 
 
 class WindowLoader(Closing):
-    """Loads windows in the background, at most one ahead of the one that is in use."""
+    """Loads windows in the background, at most one ahead of the one that is in use.
+
+    Its threads belong to the process that made it: a fork has none of them.
+    """
 
     def __init__(
         self, split: Split, threads: int = DEFAULT_THREADS, *, busy_cores: int = 0
@@ -125,6 +129,8 @@ class WindowLoader(Closing):
         is not hindered, and `WAITING_THREADS` after a window whose chunks were mostly waited for.
         """
         self.split = split
+        self._process: int | None = os.getpid()
+        """The process that the threads live in; None once they are stopped."""
         self.seconds_waited = 0.0
         """How long `take` has kept its caller waiting, in all."""
         self._scratch = Scratch(split)
@@ -136,8 +142,24 @@ class WindowLoader(Closing):
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="load-window")
         self._coming: dict[tuple[int, int], Future[tuple[Window, Block]]] = {}
 
+    def check_usable(self) -> None:
+        """Raise `UsageError` after `close` and in a forked process, where a load would hang."""
+        if self._process is None:
+            raise UsageError(
+                "This stream of rows is closed. Open another one to read on; a BatchStream takes "
+                "the `state` of the closed one."
+            )
+        if self._process != os.getpid():
+            raise UsageError(
+                f"This stream of rows was opened in process {self._process} and cannot be used in "
+                f"its fork {os.getpid()}, where the threads that load rows do not exist. Open the "
+                "stream in the process that uses it, or pass it there by pickle. A PyTorch "
+                "DataLoader over it needs no workers: num_workers=0."
+            )
+
     def expect(self, order: EpochOrder, number: int) -> None:
         """Begin to load a window, unless it is on its way already."""
+        self.check_usable()
         key = (order.epoch, number)
         if key not in self._coming:
             self._coming[key] = self._ahead.submit(self._load, order, number, late=self._late)
@@ -176,8 +198,10 @@ class WindowLoader(Closing):
 
     def close(self) -> None:
         """Stop the threads; what is on its way is dropped."""
-        self._ahead.shutdown(cancel_futures=True)
-        self._pool.shutdown(cancel_futures=True)
+        if self._process == os.getpid():  # a fork has no threads, and may have locks held forever
+            self._ahead.shutdown(cancel_futures=True)
+            self._pool.shutdown(cancel_futures=True)
+        self._process = None
         self._coming.clear()
         self._memory.clear()
 

@@ -1,0 +1,186 @@
+"""A stream in other processes: its pickle continues there, a fork of it says what to do instead."""
+
+import copy
+import multiprocessing
+import os
+import pickle
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+
+from pipeline.rows import Unread
+from pipeline.stream import Batch, BatchStream
+from storage.errors import ConflictError, UsageError
+from tests.pipeline.datasets import Known, write_known
+from tests.pipeline.streams import open_stream, row_lists
+
+OPTIONS: dict[str, Any] = {
+    "batch_size": 5,
+    "window_chunks": 2,
+    "seed": 3,
+    "first_row": 4,
+    "rows": 50,
+    "drop_last": True,
+    "epochs": 2,
+}
+
+
+def rest(stream: BatchStream) -> tuple[list[list[int]], str]:
+    """The rows of the batches up to the end of the second epoch, and the order digest there."""
+    batches: list[Batch] = []
+    while stream.state.epoch < 2:
+        batches += stream
+    return row_lists(batches), stream.state.order_digest
+
+
+def in_child(work: Callable[[], object]) -> str:
+    """Return the result of `work` in a forked child, or its error's text."""
+    reading, writing = os.pipe()
+    if not (child := os.fork()):
+        text = "another error"
+        try:
+            text = f"no error: {work()}"
+        except UsageError as error:
+            text = str(error)
+        finally:
+            os.write(writing, text.encode())
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        text = pipe.read()
+    os.waitpid(child, 0)
+    return text
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_fork(known: Known) -> None:
+    """In a forked child every use raises at once, and closing is harmless; the parent reads on."""
+    with open_stream(known, **OPTIONS) as whole:
+        expected = rest(whole)
+    with open_stream(known, **OPTIONS) as stream:
+        batches = iter(stream)
+        first = [next(batches)]
+        for use in (partial(next, batches), partial(list, stream)):
+            said = in_child(use)
+            assert f"opened in process {os.getpid()} and cannot be used in its fork" in said
+            assert "num_workers=0" in said
+        assert "no error: None" == in_child(stream.close)
+        left = f"no error: {rest(pickle.loads(pickle.dumps(stream)))}"
+        assert left == in_child(lambda: rest(pickle.loads(pickle.dumps(stream))))
+        rows, digest = rest(stream)
+    assert expected == (row_lists(first) + rows, digest)
+
+
+@pytest.mark.parametrize("taken", [0, 1, 4, 10, 13])
+@pytest.mark.parametrize("copied", [lambda stream: pickle.loads(pickle.dumps(stream)), copy.copy])
+def test_a_copy_continues(
+    known: Known, taken: int, copied: Callable[[BatchStream], BatchStream]
+) -> None:
+    """A copy continues where the stream stands, open or closed, and leaves it as it is."""
+    with open_stream(known, **OPTIONS) as stream:
+        for _ in range(taken):
+            next(iter(stream))
+        with copied(stream) as other:
+            assert stream.state == other.state
+            expected = rest(other)
+        assert expected == rest(copied(copied(stream)))
+        assert expected == rest(stream)
+        state = stream.state
+    with copied(stream) as other:
+        assert state == other.state
+
+
+def test_a_copy_is_small(known: Known) -> None:
+    """What is pickled are the place and the state, not the rows."""
+    with open_stream(known, batch_size=5) as stream:
+        next(iter(stream))
+        assert len(pickle.dumps(stream)) < 2000
+
+
+def test_a_copy_of_another_dataset(tmp_path: Any) -> None:
+    """A copy is refused where another dataset has taken the place."""
+    with open_stream(write_known(tmp_path / "set", 61, 7), batch_size=5) as stream:
+        pickled = pickle.dumps(stream)
+    (tmp_path / "set").rename(tmp_path / "old")
+    write_known(tmp_path / "set", 61, 8)
+    with pytest.raises(ConflictError, match="dataset_digest"):
+        pickle.loads(pickled)
+
+
+def send_rest(stream: BatchStream, answers: Any) -> None:
+    """For a process: send what is left of a stream, or why nothing can be read."""
+    try:
+        answers.put(rest(stream))
+    except UsageError as error:
+        answers.put(str(error))
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_multiprocessing(known: Known, method: Any) -> None:
+    """A spawned process gets a stream that continues; a forked one learns what to do."""
+    context = multiprocessing.get_context(method)
+    with open_stream(known, **OPTIONS) as stream:
+        next(iter(stream))
+        answers = context.Queue()
+        process = context.Process(target=send_rest, args=(stream, answers))
+        process.start()
+        answer = answers.get()
+        process.join()
+        if method == "spawn":
+            assert rest(stream) == answer
+        else:
+            assert "cannot be used in its fork" in answer
+
+
+def test_closed(known: Known) -> None:
+    """A closed stream says so, also within an epoch, and its state opens the next one."""
+    with open_stream(known, **OPTIONS) as stream:
+        batches = iter(stream)
+        next(batches)
+    for use in (partial(next, batches), partial(list, stream), lambda: rest(stream)):
+        with pytest.raises(UsageError, match=r"is closed\. Open another"):
+            use()
+    stream.close()
+    with open_stream(known, **OPTIONS, state=stream.state) as other:
+        assert stream.state == other.state
+
+
+def test_a_loader_of_ones_own_is_not_pickled(known: Known) -> None:
+    """A stream whose rows a cluster loads says that it cannot be pickled."""
+    with (
+        open_stream(known, batch_size=5, loader=Unread) as stream,
+        pytest.raises(TypeError, match="a cluster loads cannot be pickled"),
+    ):
+        pickle.dumps(stream)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("workers", "method"), [(0, None), (2, "fork"), (1, "spawn")], ids=["none", "fork", "spawn"]
+)
+def test_pytorch_data_loader(known: Known, workers: int, method: str | None) -> None:
+    """A DataLoader reads a stream without workers or in a spawned one; a forked worker raises."""
+    data = pytest.importorskip("torch.utils.data")
+    with open_stream(known, **OPTIONS) as stream:
+        expected = row_lists(list(pickle.loads(pickle.dumps(stream))))
+        loader = data.DataLoader(
+            as_iterable_dataset(stream),
+            batch_size=None,
+            num_workers=workers,
+            multiprocessing_context=method,
+        )
+        if method == "fork":
+            with pytest.raises(UsageError, match="num_workers=0"):
+                list(loader)
+        else:
+            assert expected == [rows.tolist() for rows in loader]
+
+
+def as_iterable_dataset(stream: BatchStream) -> Any:
+    """The stream as PyTorch wants it."""
+    from tests.pipeline.torch_rows import Rows  # and with it torch
+
+    return Rows(stream)
