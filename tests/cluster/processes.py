@@ -13,7 +13,7 @@ from distributed import Client
 from storage.closing import Closing
 from tests.commands.process import NOT_INHERITED, REPOSITORY
 
-STARTING_SECONDS = 60.0
+STARTING_SECONDS = 300.0
 PLAIN = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 

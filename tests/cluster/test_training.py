@@ -19,7 +19,7 @@ from tests.cluster.trainings import ROUNDS, STEPS, Reference, outcome, train_on
 from tests.jobs.trainings import checkpoints, stopped_at
 
 PAUSE_SECONDS = 3.0
-FORGETTING_SECONDS = 30.0
+FORGETTING_SECONDS = 300.0
 """In which what the client has let go of must have reached the scheduler."""
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,9 @@ ROUNDS = TrainConfig(
         | {"parallel": "rounds", "replicas": 3, "sync_every": 2, "outer_learning_rate": 0.7}
     )
 )
+
+CONNECTING_SECONDS = 300.0
+"""How long a cluster may take to answer while nothing is wrong with it."""
 
 SETTINGS = [
     argument
@@ -71,18 +75,26 @@ def train_on(
     dataset: Path,
     run: Path,
     harm: Mapping[int, Callable[[], object]] | None = None,
-    timeout: float = 60,
+    timeout: float = CONNECTING_SECONDS,
 ) -> dict[str, Any]:
-    """The outcome of a training on a cluster, to which harm is done meanwhile."""
-    opened = connect(ClusterOptions(scheduler=cluster.address, timeout=timeout))
+    """The outcome of a training on a cluster, to which harm is done meanwhile.
+
+    `timeout` is the cluster's from then on: before it, a busy machine may be slow.
+    """
+    opened = connect(ClusterOptions(scheduler=cluster.address, timeout=CONNECTING_SECONDS))
     assert opened is not None
+
+    def then_lose_patience(act: Callable[[], object]) -> None:
+        act()
+        opened.timeout = timeout
+
     with opened:
         result = train(
             config,
             dataset=dataset,
             run=run,
             resume=True,
-            listener=HarmAt(harm or {}),
+            listener=HarmAt({step: partial(then_lose_patience, harm[step]) for step in harm or ()}),
             cluster=opened,
         )
     return outcome(result)

@@ -292,9 +292,9 @@ def test_loading_stands_back(known: Known, monkeypatch: pytest.MonkeyPatch) -> N
     assert [4, 1, 1, 4] == used
 
 
-@pytest.mark.parametrize(("seconds", "threads"), [(0.05, windows.WAITING_THREADS), (0.001, 2)])
+@pytest.mark.parametrize(("slow_from", "threads"), [(0.01, windows.WAITING_THREADS), (60.0, 2)])
 def test_a_slow_store_is_asked_for_more_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, threads: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow_from: float, threads: int
 ) -> None:
     """After a window that was mostly waited for, the next ones read more chunks side by side.
 
@@ -311,12 +311,13 @@ def test_a_slow_store_is_asked_for_more_at_once(
         with lock:
             reading += 1
             most[window] = max(most.get(window, 0), reading)
-        time.sleep(seconds)  # what the store takes
+        time.sleep(0.05)  # what the store takes
         with lock:
             reading -= 1
         return read_chunk(split, number, *out)
 
     monkeypatch.setattr(Split, "read_chunk", slow)
+    monkeypatch.setattr(windows, "SLOW_SECONDS", slow_from)
     with open_stream(
         known, batch_size=10, window_chunks=20, shuffle=False, epochs=1, threads=2
     ) as stream:

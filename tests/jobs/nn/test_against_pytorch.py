@@ -13,7 +13,9 @@ from jobs.nn.parameters import Floats, views
 from jobs.nn.schedules import learning_rate
 from jobs.training.step import StepRule
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip(
+    "torch", reason="PyTorch is not installed; `pip install -e '.[torch]'` does it"
+)
 
 MODULES = {"relu": torch.nn.ReLU, "sigmoid": torch.nn.Sigmoid, "tanh": torch.nn.Tanh}
 
