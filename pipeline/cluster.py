@@ -1,7 +1,6 @@
 """Clusters: the one place that opens a Dask client, and sees that all are fit for the work."""
 
 import logging
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
@@ -13,9 +12,8 @@ from pipeline.clusters.greeting import address_in, greet, no_scheduler
 from pipeline.clusters.options import ClusterOptions
 from pipeline.clusters.own import local_cluster, security_of
 from pipeline.clusters.setup import check_versions, set_workers_up
-from pipeline.clusters.waiting import POLL_SECONDS, STOPPED, Announce, Check, Waiting
+from pipeline.clusters.waiting import STOPPED, Announce, Check, Waiting
 from pipeline.clusters.worker_side import WorkerSide, versions_here
-from storage.errors import UnreachableError
 
 __all__ = ["Cluster", "OpenCluster", "connect"]
 
@@ -58,14 +56,13 @@ def connect(
         )
     except (OSError, TimeoutError, ValueError, TypeError, RuntimeError) as error:
         raise no_scheduler(address, error) from error
-    cluster = Cluster(client, local, options.timeout, check, after_loss)
+    cluster = Cluster(client, local, options.timeout, announce, check, after_loss)
     try:
-        waiting = Waiting(options.timeout, announce, check)
-        _wait_for_workers(cluster, options.workers or 1, waiting)
+        cluster.wait_for_workers(options.workers or 1, stopped=STOPPED)
         check_versions(cluster)
         set_workers_up(cluster, WorkerSide(cluster.job, versions_here(), own=local is not None))
         count = len(cluster.workers(now=True))
-        announce(f"cluster {cluster.address}, {count} worker{'s' if count > 1 else ''}")
+        announce(f"cluster {cluster.address}, {count} worker{'' if count == 1 else 's'}")
         if cluster.dashboard:
             announce(f"dashboard {cluster.dashboard}")
         check(STOPPED)
@@ -82,13 +79,3 @@ def _place(options: ClusterOptions, waiting: Waiting) -> tuple[str | None, Local
     if options.scheduler_file:
         return address_in(Path(options.scheduler_file), waiting), None
     return options.address, None
-
-
-def _wait_for_workers(cluster: Cluster, wanted: int, waiting: Waiting) -> None:
-    while (found := len(cluster.workers(now=True))) < wanted:
-        if waiting.over(f"workers of {cluster.address}: {found} of {wanted} are there"):
-            raise UnreachableError(
-                f"The scheduler at {cluster.address} has {found} of {wanted} workers after "
-                f"{cluster.timeout:.0f} s. Start one with `dask worker {cluster.address}`."
-            )
-        time.sleep(POLL_SECONDS)

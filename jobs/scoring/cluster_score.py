@@ -110,7 +110,6 @@ def score_on_cluster(
         network=format_network(model.network.layers),
         dtype=str(model.network.dtype),
     )
-    in_flight = CHUNKS_PER_WORKER * max(1, len(cluster.workers()))
     waiting: deque[tuple[int, Pending]] = deque()
 
     def begin(number: int, parameters: Floats | None = None) -> Pending:
@@ -131,7 +130,7 @@ def score_on_cluster(
     try:
         for number in range(work.schema.chunks):
             waiting.append((number, begin(number)))
-            if len(waiting) >= in_flight:
+            if len(waiting) >= CHUNKS_PER_WORKER * max(1, len(cluster.workers())):
                 yield finish()
         while waiting:
             yield finish()

@@ -10,9 +10,10 @@ from typing import Any
 
 from distributed import Client, Future, LocalCluster
 
-from pipeline.clusters.waiting import Check
+from pipeline.clusters.waiting import POLL_SECONDS, Announce, Check, Waiting
+from pipeline.clusters.worker_side import reason
 from storage.closing import Closing
-from storage.errors import UnreachableError
+from storage.errors import PipelineError, UnreachableError
 
 LOOK_SECONDS = 2.0
 """For how long the list of workers is believed."""
@@ -27,12 +28,14 @@ class Cluster(Closing):
         client: Client,
         local: LocalCluster | None,
         timeout: float,
+        announce: Announce,
         check: Check,
         after_loss: str,
     ) -> None:
-        """Takes over both, and closes them; `connect` makes one of these."""
+        """Take over both, and close them in the end; `connect` makes one of these."""
         self.client = client
         self.timeout = timeout
+        self.announce = announce
         self.check = check
         self.after_loss = after_loss
         """What is left of a job that lost its cluster, and how to go on; for people."""
@@ -44,6 +47,7 @@ class Cluster(Closing):
         self._numbers = 0
         self._turn = 0
         self._workers: list[str] = []
+        self._paused = 0
         self._looked = -LOOK_SECONDS
         self._groups: dict[str, Future[int]] = {}
 
@@ -62,16 +66,60 @@ class Cluster(Closing):
             self._groups[name] = self.client.submit(int, key=self.key(name), pure=False)
 
     def workers(self, *, now: bool = False) -> list[str]:
-        """The addresses of the workers that are there, sorted; looked up `now` or a moment ago.
+        """Return the sorted addresses of the workers that take tasks, as of `now` or just before.
 
-        Raises `UnreachableError` where the scheduler does not answer.
+        A paused worker takes none. Raises `UnreachableError` if the scheduler does not answer.
         """
         if now or time.monotonic() - self._looked > LOOK_SECONDS:
             with self.reaching("which workers there are"):
-                found = self.ask(lambda client: client.scheduler.ncores(), self.timeout)
-            self._workers = sorted(found)
+                identity = self.ask(lambda client: client.scheduler.identity(), self.timeout)
+            states = {name: worker["status"] for name, worker in identity["workers"].items()}
+            self._workers = sorted(name for name, state in states.items() if state == "running")
+            self._paused = sum(state == "paused" for state in states.values())
             self._looked = time.monotonic()
         return self._workers
+
+    def wait_for_workers(
+        self, wanted: int = 1, *, stopped: str = "", until: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Wait until `wanted` workers take tasks, or until something else makes that needless.
+
+        Raises `UnreachableError` after the cluster's timeout; `stopped` is what to say if a signal
+        ends the wait.
+        """
+        if len(self.workers()) >= wanted:
+            return
+        stopped = stopped or f"Stopped while no worker took tasks. {self.after_loss}"
+        waiting = Waiting(self.timeout, self.announce, self.check, stopped)
+        # An adaptive cluster starts workers only while there are tasks for them.
+        with self.reaching("for a worker"):
+            task = self.client.submit(int, key=self.key("wait-for-worker"), pure=False)
+        try:
+            while len(found := self.workers(now=True)) < wanted and not until():
+                if waiting.over(self._waited_for(len(found), wanted)):
+                    raise self._without_workers(len(found), wanted)
+                time.sleep(POLL_SECONDS)
+        finally:
+            with suppress(Exception):
+                task.release()
+
+    def _waited_for(self, found: int, wanted: int) -> str:
+        paused = f", {self._paused} paused for lack of memory" if self._paused else ""
+        return f"workers of {self.address}: {found} of {wanted} running{paused}"
+
+    def _without_workers(self, found: int, wanted: int) -> UnreachableError:
+        count = f"only {found} of {wanted} workers" if found else "no worker"
+        start = f"Start one with `dask worker {self.address}`."
+        if self._paused:
+            count += " that takes tasks"
+            start = (
+                f"{self._paused} paused for lack of memory: give each more (`dask worker "
+                "--memory-limit`), or start others."
+            )
+        return UnreachableError(
+            f"The cluster at {self.address} has had {count} for {self.timeout:.0f} s. {start} "
+            f"{self.after_loss}"
+        )
 
     def next_worker(self) -> str:
         """A worker that is there, each in turn; `OSError` where none is."""
@@ -96,16 +144,19 @@ class Cluster(Closing):
 
     @contextmanager
     def reaching(self, what: str) -> Iterator[None]:
-        """Turn what Dask raises where it was asked `what` and could not answer into our own."""
+        """Turn whatever Dask raises when it is asked `what` into `UnreachableError`."""
         try:
             yield
-        except (OSError, TimeoutError) as error:
-            raise self.lost(f"asked {what}: {error}") from error
+        except PipelineError:
+            raise
+        except Exception as error:
+            raise self.lost(f"asked {what}: {reason(error)}") from error
 
     def lost(self, cause: object = "") -> UnreachableError:
         """What to raise where the scheduler is gone."""
         self._gone = True
-        told = f" ({cause})" if str(cause) else ""
+        told = reason(cause) if isinstance(cause, Exception) else str(cause)
+        told = f" ({told})" if told else ""
         return UnreachableError(
             f"Lost the Dask scheduler at {self.address}{told}. {self.after_loss}"
         )

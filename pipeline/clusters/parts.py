@@ -45,4 +45,4 @@ def convert_parts(
         )
         for part in split.parts(writer.part_rows)
     )
-    return results(cluster, tasks, PARTS_PER_WORKER * max(1, len(cluster.workers())))
+    return results(cluster, tasks, PARTS_PER_WORKER)

@@ -17,7 +17,7 @@ from distributed import Future, wait
 from distributed.scheduler import KilledWorker
 
 from pipeline.clusters.client import Cluster
-from pipeline.clusters.worker_side import TaskFailedError, run_task
+from pipeline.clusters.worker_side import TaskFailedError, reason, run_task
 from storage.errors import BadDataError, ConflictError, PipelineError, UnreachableError, UsageError
 
 TRIES = 3
@@ -27,6 +27,8 @@ MOST_LOSSES = 50
 TASK_SECONDS = 1800.0
 """The longest that one task is waited for."""
 POLL_SECONDS = 1.0
+SLOW_SECONDS = 20.0
+"""After so long a signal no longer lets the task finish: its worker may be stalled."""
 FETCH_SECONDS = 2.0
 """How long a result is waited for once its task has ended, at first: the worker may die with it."""
 
@@ -82,12 +84,19 @@ class Pending:
                     ) from None
             except CancelledError:
                 pass  # its data went with a worker; Dask's own is one of these
+            except PipelineError:
+                raise
             except (OSError, TimeoutError) as error:
                 if not self._cluster.is_there:
                     raise self._cluster.lost(error) from error
                 if isinstance(error, TimeoutError) and patience < self._cluster.timeout:
                     patience *= 2  # it is long, or lost: then the task is to be waited for again
                     continue
+            except Exception as error:  # whatever else Dask makes of a task
+                raise UnreachableError(
+                    f"The cluster at {self._cluster.address} cannot do {self._task.what} "
+                    f"({type(error).__name__}: {reason(error)}). {self._cluster.after_loss}"
+                ) from error
             self._again()
 
     def release(self) -> None:
@@ -111,23 +120,27 @@ class Pending:
                 f"{self._losses} times. See why its workers die, then run the same command again."
             )
         self.release()
-        _wait_for_any_worker(self._cluster)
+        self._cluster.wait_for_workers()
         self._future = self._submit()
 
     def _submit(self) -> "Future[Any]":
         """Hand the task out; where its data cannot be sent, look for another worker."""
         began = time.monotonic()
         while True:
-            _wait_for_any_worker(self._cluster)
+            self._cluster.wait_for_workers()
             try:
                 return self._sent()
-            except (OSError, TimeoutError, ValueError, KeyError) as error:  # a worker went away
+            except PipelineError:
+                raise
+            except Exception as error:
                 if not self._cluster.is_there:
                     raise self._cluster.lost(error) from error
+                if not isinstance(error, OSError | TimeoutError | ValueError | KeyError):
+                    raise  # no sign that a worker went away
                 if time.monotonic() - began > TRIES * self._cluster.timeout:
                     raise UnreachableError(
                         f"No worker of the cluster at {self._cluster.address} takes "
-                        f"{self._task.what} ({str(error) or type(error).__name__}). End workers "
+                        f"{self._task.what} ({reason(error)}). End workers "
                         "that stand still, then run the same command again."
                     ) from error
             self._task = replace(self._task, worker=None)
@@ -176,11 +189,16 @@ class Pending:
                 return
             if not self._cluster.is_there:
                 raise self._cluster.lost()
-            _wait_for_any_worker(self._cluster)
+            self._cluster.wait_for_workers(until=self._future.done)
             if self._pinned and self._pinned not in self._cluster.workers():
                 # Dask may have given it to another, or hold it for the one that is gone, for ever.
                 raise CancelledError
-            if time.monotonic() - began > TASK_SECONDS:
+            waited = time.monotonic() - began
+            if waited > SLOW_SECONDS:
+                self._cluster.check(
+                    f"Stopped while waiting for {self._task.what}. {self._cluster.after_loss}"
+                )
+            if waited > TASK_SECONDS:
                 raise UnreachableError(
                     f"No worker finished {self._task.what} within {TASK_SECONDS:,.0f} s. "
                     "Give the cluster faster workers or smaller chunks or batches."
@@ -192,30 +210,16 @@ class Pending:
         return kind(f"{failure.text} (at {failure.what}, on worker {failure.worker})")
 
 
-def results(cluster: Cluster, tasks: Iterable[Task], in_flight: int) -> Iterator[Any]:
-    """What the tasks give, in their order, with at most `in_flight` of them on their way."""
+def results(cluster: Cluster, tasks: Iterable[Task], per_worker: int = 1) -> Iterator[Any]:
+    """Yield the tasks' results in order, with so many of them in flight for each worker."""
     waiting: deque[Pending] = deque()
     try:
         for task in tasks:
             waiting.append(Pending(cluster, task))
-            if len(waiting) >= in_flight:
+            if len(waiting) >= per_worker * max(1, len(cluster.workers())):
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
     finally:
         for pending in waiting:
             pending.cancel()
-
-
-def _wait_for_any_worker(cluster: Cluster) -> None:
-    """Raise `UnreachableError` where there is none for as long as the cluster's limit."""
-    began = time.monotonic()
-    while not cluster.workers():
-        cluster.check(f"Stopped while there was no worker to go on with. {cluster.after_loss}")
-        if time.monotonic() - began > cluster.timeout:
-            raise UnreachableError(
-                f"The cluster at {cluster.address} has had no worker for {cluster.timeout:.0f} s. "
-                f"{cluster.after_loss}"
-            )
-        time.sleep(POLL_SECONDS / 4)
-        cluster.workers(now=True)

@@ -1,4 +1,4 @@
-"""Waits for a cluster: each with a limit, each heard of, and ended by whoever is to be heeded."""
+"""Bounded waits for a cluster, which report progress and can be cancelled."""
 
 import time
 from collections.abc import Callable
@@ -19,16 +19,19 @@ POLL_SECONDS = 0.1
 class Waiting:
     """A wait with a limit, that now and then says what it waits for."""
 
-    def __init__(self, seconds: float, announce: Announce, check: Check) -> None:
-        """It begins now; `announce` is told of it, and `check` may end it."""
+    def __init__(
+        self, seconds: float, announce: Announce, check: Check, stopped: str = STOPPED
+    ) -> None:
+        """Begin now; `check` may end the wait, and is given `stopped` as the reason."""
         self.seconds = seconds
+        self._stopped = stopped
         self._began = self._said = time.monotonic()
         self._announce = announce
         self._check = check
 
     def over(self, what: str) -> bool:
-        """Whether the limit is reached."""
-        self._check(STOPPED)
+        """Return whether the limit is reached."""
+        self._check(self._stopped)
         now = time.monotonic()
         left = self.seconds - (now - self._began)
         if now - self._said > SAY_SECONDS:

@@ -5,6 +5,7 @@ modules; what they want to keep from one to the next (an open dataset, a window,
 by its description, so that two runs on one worker never take the one for the other.
 """
 
+import re
 import signal
 import threading
 from collections import OrderedDict
@@ -50,6 +51,13 @@ def versions_here() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "missing"
     return found
+
+
+def reason(error: BaseException) -> str:
+    """Return what an error says, without the internal objects that Dask names in it."""
+    text = re.sub(r"\bin <[^\n]*?>: ", "", str(error))
+    text = re.sub(r"<(?:\w+\.)*(\w+) object at 0x[0-9a-f]+>", r"\1", text)
+    return re.sub(r" at 0x[0-9a-f]+", "", text) or type(error).__name__
 
 
 class WorkerSide(WorkerPlugin):
@@ -123,7 +131,7 @@ def run_task(job: str, what: str, function: Callable[..., Any], *arguments: Any)
     except PipelineError as error:
         raise TaskFailedError(str(error), error.exit_code, what, worker.address) from None
     except Exception as error:  # noqa: BLE001 - it is told as what it is, by the client
-        text = f"{type(error).__name__}: {error}"
+        text = f"{type(error).__name__}: {reason(error)}"
         with suppress(Exception):  # for the worker's own log, where details are looked for
             worker.log_event("mnist-stream", {"what": what, "error": text})
         raise TaskFailedError(text, 0, what, worker.address) from None

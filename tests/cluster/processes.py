@@ -69,6 +69,17 @@ class Cluster(Closing):
             except TimeoutError as error:
                 raise AssertionError(f"{error}\n{self.logs()}") from error
 
+    def wait_for_paused(self) -> None:
+        """Until a worker has paused for lack of memory."""
+        with Client(self.address, set_as_default=False) as client:
+            deadline = time.monotonic() + STARTING_SECONDS
+            while not any(
+                worker["status"] == "paused"
+                for worker in client.scheduler_info(n_workers=-1)["workers"].values()
+            ):
+                assert time.monotonic() < deadline, self.logs()
+                time.sleep(0.05)
+
     def add_worker(self, *options: str, env: dict[str, str] | None = None) -> int:
         """Start one more worker, with one thread; its number in `workers`."""
         self.workers.append(

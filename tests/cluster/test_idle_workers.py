@@ -1,0 +1,130 @@
+"""Workers that come only for tasks, or are there and take none."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from distributed import Client as DaskClient
+from distributed import Status, Worker
+
+from jobs.stop import stop_on_signals
+from jobs.train import train
+from pipeline.cluster import connect
+from pipeline.clusters.options import ClusterOptions
+from storage.errors import StoppedError, UnreachableError
+from tests.cluster.processes import PLAIN, Cluster
+from tests.cluster.trainings import SETTINGS, STEPS, HarmAt, Reference, train_on
+from tests.commands.process import run_pipeline
+
+ADAPTIVE = """
+import sys
+from distributed import LocalCluster
+
+if __name__ == "__main__":
+    options = dict(n_workers=0, threads_per_worker=1, dashboard_address="127.0.0.1:0")
+    with LocalCluster(**options) as cluster:
+        cluster.adapt(minimum=0, maximum=2, interval="100 ms", wait_count=1)
+        print(cluster.scheduler_address, flush=True)
+        sys.stdin.read()
+"""
+"""Workers of this cluster leave as soon as there is no task."""
+
+
+def test_adaptive_clusters(digits: Path, reference: Reference, tmp_path: Path) -> None:
+    """Each command starts where there is no worker, because workers come only for tasks."""
+    script = tmp_path / "adaptive.py"
+    script.write_text(ADAPTIVE)
+    with subprocess.Popen(
+        [sys.executable, script],
+        env=os.environ | PLAIN | {"DASK_TEMPORARY_DIRECTORY": str(tmp_path)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        there = ["--scheduler", process.stdout.readline().strip()]
+        train_options = ["--dataset", digits, "--run", "run", *SETTINGS]
+        for command in (
+            ["ingest", "synthetic:300,50", "--out", "made", "--rows-per-chunk", "40"],
+            ["train", *train_options],
+            ["score", "--dataset", digits, "--run", "run"],
+        ):
+            ended = run_pipeline(*command, *there, cwd=tmp_path)
+            assert (0, "") == (ended.code, ended.err)
+            assert re.search(r"^cluster tcp://\S+, \d workers?$", ended.out, re.MULTILINE)
+        process.stdin.close()
+    ended = run_pipeline("train", *train_options, "--resume", cwd=tmp_path)
+    assert reference.steps["parameters_digest"] in ended.out
+
+
+def set_status(dask_worker: Worker, name: str) -> None:
+    """Pause the worker or let it go on, as its memory monitor would; this one has none."""
+    dask_worker.status = Status[name]
+
+
+def set_all(address: str, status: str) -> None:
+    """Set every worker's status."""
+    with DaskClient(address, set_as_default=False) as client:
+        client.run(set_status, name=status)
+
+
+def test_a_worker_without_memory(tmp_path: Path) -> None:
+    """One that pauses from the start counts as no worker, and the message says why."""
+    with Cluster(tmp_path / "cluster", workers=0) as workers:
+        workers.add_worker("--memory-limit", "60MB")
+        workers.wait_for_paused()
+        limit = ("--scheduler", workers.address, "--cluster-timeout", "1")
+        ended = run_pipeline("ingest", "synthetic:60,10", *limit, cwd=tmp_path)
+    assert 6 == ended.code, ended.err
+    assert "no worker that takes tasks for 1 s. 1 paused for lack of memory: give" in ended.err
+
+
+def test_all_workers_pause(digits: Path, reference: Reference, tmp_path: Path) -> None:
+    """A training goes on, to the same bits, when one takes tasks again; else it ends in time."""
+    with Cluster(tmp_path / "cluster", workers=2) as workers:
+        workers.wait_for_workers(2)
+
+        def pause() -> None:
+            set_all(workers.address, "paused")
+
+        said: list[str] = []
+
+        def announce(text: str) -> None:
+            said.append(text)
+            if text.startswith("waiting"):
+                set_all(workers.address, "running")
+
+        client = connect(ClusterOptions(scheduler=workers.address, timeout=60), announce)
+        assert client is not None
+        run = tmp_path / "run"
+        with client:
+            harm = HarmAt({5: pause})
+            result = train(STEPS, dataset=digits, run=run, listener=harm, cluster=client)
+        assert reference.steps["parameters_digest"] == result.parameters_digest
+        assert any("0 of 1 running, 2 paused for lack of memory" in text for text in said)
+        with pytest.raises(UnreachableError, match="takes tasks for 2 s. 2 paused for lack of"):
+            train_on(workers, STEPS, digits, tmp_path / "other", {5: pause}, timeout=2)
+
+
+def test_a_signal_while_all_workers_are_paused(digits: Path, tmp_path: Path) -> None:
+    """The first one ends the wait."""
+    with Cluster(tmp_path / "cluster", workers=1) as workers, stop_on_signals() as stop:
+        workers.wait_for_workers(1)
+        harm = HarmAt({5: lambda: set_all(workers.address, "paused")})
+
+        def check(text: str) -> None:
+            if harm.done:
+                os.kill(os.getpid(), signal.SIGTERM)
+            stop.check(text)
+
+        client = connect(ClusterOptions(scheduler=workers.address, timeout=60), check=check)
+        assert client is not None
+        with client, pytest.raises(StoppedError, match="while no worker took tasks") as raised:
+            train(STEPS, dataset=digits, run=tmp_path / "run", listener=harm, cluster=client)
+        assert 143 == raised.value.exit_code
