@@ -2,18 +2,20 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from distributed import Client, LocalCluster
+from distributed import Client
 
 from pipeline.clusters.client import Cluster
 from pipeline.clusters.greeting import address_in, greet, no_scheduler
 from pipeline.clusters.options import ClusterOptions
-from pipeline.clusters.own import local_cluster, security_of
+from pipeline.clusters.own import OwnCluster, security_of
 from pipeline.clusters.setup import check_versions, set_workers_up
 from pipeline.clusters.waiting import STOPPED, Announce, Check, Waiting
 from pipeline.clusters.worker_side import WorkerSide, versions_here
+from storage.errors import PipelineError
 
 __all__ = ["Cluster", "OpenCluster", "connect"]
 
@@ -41,41 +43,57 @@ def connect(
     for name in LOGGERS:  # a lost worker is told by us, once, and not with a traceback
         logging.getLogger(name).setLevel(logging.CRITICAL)
     waiting = Waiting(options.timeout, announce, check)
-    address, local = _place(options, waiting)
-    if address is None and local is None:
+    address, own = _place(options, waiting)
+    if address is None and own is None:
         return None
-    try:
-        if address is not None:
-            greet(address, options, waiting)
-        client = Client(
-            local if address is None else address,
-            timeout=options.timeout,
-            security=security_of(options),
-            set_as_default=False,
-            direct_to_workers=True,  # rows and gradients have no business at the scheduler
-        )
-    except (OSError, TimeoutError, ValueError, TypeError, RuntimeError) as error:
-        raise no_scheduler(address, error) from error
-    cluster = Cluster(client, local, options.timeout, announce, check, after_loss)
-    try:
+    with ExitStack() as on_failure:
+        if own is not None:
+            on_failure.enter_context(own)
+        try:
+            if address is not None:
+                greet(address, options, waiting)
+            client = _client(own.cluster if own else address, options)
+        except PipelineError:
+            raise
+        except Exception as error:  # whatever Dask makes of what answers there
+            raise no_scheduler(address, error) from error
+        cluster = Cluster(client, own, options.timeout, announce, check, after_loss)
+        on_failure.pop_all()
+        on_failure.enter_context(cluster)
         cluster.wait_for_workers(options.workers or 1, stopped=STOPPED)
         check_versions(cluster)
-        set_workers_up(cluster, WorkerSide(cluster.job, versions_here(), own=local is not None))
+        set_workers_up(cluster, WorkerSide(cluster.job, versions_here(), own=own is not None))
         count = len(cluster.workers(now=True))
         announce(f"cluster {cluster.address}, {count} worker{'' if count == 1 else 's'}")
         if cluster.dashboard:
             announce(f"dashboard {cluster.dashboard}")
         check(STOPPED)
-    except BaseException:
-        cluster.close()
-        raise
+        on_failure.pop_all()
     return cluster
 
 
-def _place(options: ClusterOptions, waiting: Waiting) -> tuple[str | None, LocalCluster | None]:
-    """The scheduler's address, or a cluster of our own that was started; neither where none is."""
+def _client(place: Any, options: ClusterOptions) -> Client:
+    """Return a client of the scheduler at an address, or of a `LocalCluster`."""
+    client = Client.__new__(Client)
+    try:
+        Client.__init__(
+            client,
+            place,
+            timeout=options.timeout,
+            security=security_of(options),
+            set_as_default=False,
+            direct_to_workers=True,  # rows and gradients have no business at the scheduler
+        )
+    except BaseException:
+        client.status = "closed"  # its finalizer would try to close it, wait, and print why not
+        raise
+    return client
+
+
+def _place(options: ClusterOptions, waiting: Waiting) -> tuple[str | None, OwnCluster | None]:
+    """Return the scheduler's address, or the job's own cluster; neither if none is named."""
     if options.workers:
-        return None, local_cluster(options)
+        return None, OwnCluster(options)
     if options.scheduler_file:
         return address_in(Path(options.scheduler_file), waiting), None
     return options.address, None

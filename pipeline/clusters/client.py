@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from typing import Any
 
-from distributed import Client, Future, LocalCluster
+from distributed import Client, Future
 
 from pipeline.clusters.waiting import POLL_SECONDS, Announce, Check, Waiting
 from pipeline.clusters.worker_side import reason
@@ -26,7 +26,7 @@ class Cluster(Closing):
     def __init__(
         self,
         client: Client,
-        local: LocalCluster | None,
+        own: Closing | None,
         timeout: float,
         announce: Announce,
         check: Check,
@@ -42,7 +42,7 @@ class Cluster(Closing):
         self.address = str(client.scheduler.address) if client.scheduler else ""
         self.job = f"mnist-stream-{uuid.uuid4().hex}"
         """The name under which workers hold what is this job's."""
-        self._local = local
+        self._own = own
         self._gone = False
         self._numbers = 0
         self._turn = 0
@@ -169,8 +169,8 @@ class Cluster(Closing):
     @property
     def dashboard(self) -> str | None:
         """The address of Dask's dashboard, where there is one."""
-        if find_spec("bokeh") is None:
-            return None  # then the scheduler's page says only that there is none
+        if self._own or find_spec("bokeh") is None:
+            return None  # a job's own has none; without Bokeh its page says only that
         with suppress(Exception):
             return str(self.client.dashboard_link or "") or None
         return None
@@ -187,7 +187,6 @@ class Cluster(Closing):
                 )
         with suppress(Exception):
             self.client.close(timeout=CLOSE_SECONDS)
-        if self._local is not None:
-            with suppress(Exception):
-                self._local.close(timeout=CLOSE_SECONDS)
-            self._local = None
+        if self._own is not None:
+            self._own.close()
+            self._own = None

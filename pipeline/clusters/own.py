@@ -1,42 +1,110 @@
-"""A cluster of a job's own: processes of this machine, on loopback alone, that heed no Ctrl-C."""
+"""A job's own cluster: processes of this machine that no other user can reach.
 
+They speak TLS with a certificate made for the run, listen on loopback, serve no Web pages, and keep
+their files in a directory of the user's own: Dask's workers import modules and unpickle data from
+theirs, and a directory that is shared may be somebody else's.
+"""
+
+import fcntl
 import logging
 import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
+from pathlib import Path
 
 import dask
 from distributed import LocalCluster
 from distributed.security import Security
 
 from pipeline.clusters.options import ClusterOptions
+from storage.closing import Closing
 from storage.errors import UnreachableError
 
+CLOSE_SECONDS = 5.0
+DIRECTORY_PREFIX = "mnist-stream-workers-"
+SETTINGS = {
+    # The profiler looks at every thread a hundred times a second, between any two NumPy calls: it
+    # took a tenth of the time of short steps. On a cluster of the user's own it is his to choose.
+    "distributed.worker.profile.enabled": False,
+    # Anybody could read these pages.
+    "distributed.scheduler.http.routes": [],
+    "distributed.worker.http.routes": [],
+}
 
-def local_cluster(options: ClusterOptions) -> LocalCluster:
-    """Processes with one thread each that listen on loopback only.
 
-    Their profiler looks at every thread a hundred times a second, between any two NumPy calls: it
-    took a tenth of the time of short steps. On a cluster of the user's own it is his to choose.
-    """
+class OwnCluster(Closing):
+    """Processes with one thread each, and the directory that they keep their files in."""
+
+    def __init__(self, options: ClusterOptions) -> None:
+        """Start them; raises `UnreachableError` if the system does not give what they need."""
+        try:
+            self._directory = PrivateDirectory()
+            try:
+                self.cluster = _start(options, self._directory.path)
+            except BaseException:
+                self._directory.close()
+                raise
+        except (OSError, TimeoutError, RuntimeError) as error:
+            raise UnreachableError(f"Cannot start {options.workers} workers ({error}).") from error
+
+    def close(self) -> None:
+        """End the processes and remove their directory."""
+        with suppress(Exception):
+            self.cluster.close(timeout=CLOSE_SECONDS)
+        self._directory.close()
+
+
+class PrivateDirectory(Closing):
+    """A temporary directory that only its owner can enter, locked for as long as it is in use."""
+
+    def __init__(self) -> None:
+        """Make one, and remove those that dead processes of the same user left."""
+        base = dask.config.get("temporary-directory", None) or tempfile.gettempdir()
+        for left in Path(base).glob(f"{DIRECTORY_PREFIX}*"):
+            with suppress(OSError):
+                _remove_unlocked(left)
+        while True:
+            self.path = Path(tempfile.mkdtemp(prefix=DIRECTORY_PREFIX, dir=base))
+            self._descriptor = os.open(self.path, os.O_RDONLY)
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+            if self.path.exists():  # else another process took it for one that was left
+                return
+            os.close(self._descriptor)
+
+    def close(self) -> None:
+        """Remove it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        os.close(self._descriptor)
+
+
+def _remove_unlocked(directory: Path) -> None:
+    """Remove a directory of this user that no process holds; `OSError` if one does."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        with (
-            dask.config.set({"distributed.worker.profile.enabled": False}),
-            _signals_left_to_this_thread(),
-        ):
-            return LocalCluster(
-                n_workers=options.workers,
-                threads_per_worker=1,
-                processes=True,
-                host="tls://127.0.0.1" if options.tls_ca else "127.0.0.1",
-                dashboard_address="127.0.0.1:0",
-                silence_logs=logging.CRITICAL,
-                security=security_of(options),
-            )
-    except (OSError, TimeoutError, RuntimeError) as error:
-        raise UnreachableError(f"Cannot start {options.workers} workers ({error}).") from error
+        if os.fstat(descriptor).st_uid == os.getuid():
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(directory)
+    finally:
+        os.close(descriptor)
+
+
+def _start(options: ClusterOptions, directory: Path) -> LocalCluster:
+    with dask.config.set(SETTINGS), _signals_left_to_this_thread():
+        return LocalCluster(
+            n_workers=options.workers,
+            threads_per_worker=1,
+            processes=True,
+            host="tls://127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+            scheduler_kwargs={"dashboard": False},
+            local_directory=str(directory),
+            silence_logs=logging.CRITICAL,
+            security=security_of(options) or Security.temporary(),
+        )
 
 
 @contextmanager

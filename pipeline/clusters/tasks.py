@@ -64,7 +64,7 @@ class Pending:
         self._future = self._submit()
 
     def result(self) -> Any:
-        """What the task gave. Raises its own error, or `UnreachableError` with the task's name."""
+        """Return the task's result; raise its own error, or `UnreachableError` that names it."""
         began, patience = time.monotonic(), FETCH_SECONDS
         while True:
             try:
@@ -72,32 +72,37 @@ class Pending:
                 found = self._future.result(timeout=min(patience, self._cluster.timeout))
                 self.release()
                 return found
-            except TaskFailedError as failure:
-                raise self._failed(failure) from None
-            except KilledWorker as error:
-                self._killed += 1
-                if self._killed >= TRIES:
-                    raise UnreachableError(
-                        f"Worker after worker died at {self._task.what}, the last one "
-                        f"{error.last_worker.address}. Look at its log: it may lack memory. Then "
-                        "run the same command again."
-                    ) from None
-            except CancelledError:
-                pass  # its data went with a worker; Dask's own is one of these
             except PipelineError:
                 raise
-            except (OSError, TimeoutError) as error:
-                if not self._cluster.is_there:
-                    raise self._cluster.lost(error) from error
-                if isinstance(error, TimeoutError) and patience < self._cluster.timeout:
+            except CancelledError:
+                pass  # its data went with a worker; Dask's own is one of these
+            except TimeoutError:
+                if self._cluster.is_there and patience < self._cluster.timeout:
                     patience *= 2  # it is long, or lost: then the task is to be waited for again
                     continue
-            except Exception as error:  # whatever else Dask makes of a task
-                raise UnreachableError(
-                    f"The cluster at {self._cluster.address} cannot do {self._task.what} "
-                    f"({type(error).__name__}: {reason(error)}). {self._cluster.after_loss}"
-                ) from error
+            except Exception as error:  # noqa: BLE001 - raised as what it is, or a worker was lost
+                self._check_lost(error)
             self._again()
+
+    def _check_lost(self, error: Exception) -> None:
+        """Return if the task was lost with its worker; else raise what its failure means."""
+        if isinstance(error, TaskFailedError):
+            raise self._failed(error) from None
+        if isinstance(error, KilledWorker):
+            self._killed += 1
+            if self._killed >= TRIES:
+                raise UnreachableError(
+                    f"Worker after worker died at {self._task.what}, the last one "
+                    f"{error.last_worker.address}. Look at its log: it may lack memory. Then "
+                    "run the same command again."
+                ) from None
+        elif not self._cluster.is_there:
+            raise self._cluster.lost(error) from error
+        elif not isinstance(error, OSError):
+            raise UnreachableError(
+                f"The cluster at {self._cluster.address} cannot do {self._task.what} "
+                f"({type(error).__name__}: {reason(error)}). {self._cluster.after_loss}"
+            ) from error
 
     def release(self) -> None:
         """Let the scheduler and the workers forget the task."""

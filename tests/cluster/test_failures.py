@@ -338,7 +338,7 @@ def test_processes_of_our_own(digits: Path, tmp_path: Path) -> None:
     arguments = ["train", "--dataset", digits, "--run", "run", "--workers", "2", *SETTINGS]
     ended = run_pipeline(*arguments, cwd=tmp_path)
     assert (0, "") == (ended.code, ended.err)
-    assert re.search(r"^cluster tcp://127\.0\.0\.1:\d+, 2 workers$", ended.out, re.MULTILINE)
+    assert re.search(r"^cluster tls://127\.0\.0\.1:\d+, 2 workers$", ended.out, re.MULTILINE)
     endless = [*arguments[:-2], "--epochs", "100000", "--resume"]
     endless[endless.index("run")] = "endless"
     process = start_pipeline(*endless, cwd=tmp_path, start_new_session=True)

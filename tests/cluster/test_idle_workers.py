@@ -108,7 +108,7 @@ def test_all_workers_pause(digits: Path, reference: Reference, tmp_path: Path) -
             result = train(STEPS, dataset=digits, run=run, listener=harm, cluster=client)
         assert reference.steps["parameters_digest"] == result.parameters_digest
         assert any("0 of 1 running, 2 paused for lack of memory" in text for text in said)
-        with pytest.raises(UnreachableError, match="takes tasks for 2 s. 2 paused for lack of"):
+        with pytest.raises(UnreachableError, match=r"takes tasks for 2 s\. 2 paused for lack of"):
             train_on(workers, STEPS, digits, tmp_path / "other", {5: pause}, timeout=2)
 
 

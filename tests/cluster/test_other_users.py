@@ -1,0 +1,146 @@
+"""What another user of the machine can do to a job's own processes: nothing."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipeline.cluster import connect
+from pipeline.clusters.options import ClusterOptions
+from pipeline.clusters.own import DIRECTORY_PREFIX, PrivateDirectory
+from pipeline.clusters.shared_memory import SharedVector
+from tests.cluster.processes import PLAIN, Cluster
+from tests.cluster.trainings import SETTINGS
+from tests.commands.process import start_pipeline
+
+BECOME_NOBODY = """
+import os
+if os.geteuid() == 0:
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+"""
+"""Become another user, where that is allowed; else be this one, without the job's certificate."""
+
+INTRUDER = f"""
+import asyncio, json, sys, urllib.error, urllib.request
+import distributed.comm.tcp
+from distributed import rpc
+from distributed.security import Security
+own = Security.temporary()
+own.get_connection_args("client")
+{BECOME_NOBODY}
+"""
+INTRUDER += """
+async def answer(address, security):
+    arguments = security.get_connection_args("client")
+    async with rpc(address, timeout=3, connection_args=arguments) as there:
+        return await asyncio.wait_for(there.identity(), 3)
+
+def page(port, path):
+    try:
+        return urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=3).status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+got = {}
+paths = ("/", "/status", "/health", "/metrics", "/info/main/workers.html", "/json/index.html")
+for port in json.loads(sys.argv[1]):
+    tries = {
+        "tcp": lambda: asyncio.run(answer(f"tcp://127.0.0.1:{port}", Security())),
+        "tls": lambda: asyncio.run(answer(f"tls://127.0.0.1:{port}", own)),
+    } | {path: lambda path=path: page(port, path) for path in paths}
+    for name, attempt in tries.items():
+        try:
+            found = attempt()
+        except Exception as error:
+            continue
+        if found != 404:
+            got[f"{name} {port}"] = str(found)
+print(json.dumps(got))
+"""
+
+
+def listening(process: psutil.Process) -> set[tuple[str, int]]:
+    """The addresses at which a process and those that it started listen."""
+    return {
+        tuple(connection.laddr)
+        for each in [process, *process.children(recursive=True)]
+        for connection in each.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+
+
+def intrude(ports: set[int]) -> dict[str, str]:
+    """What somebody without the job's certificate gets of the ports."""
+    ended = subprocess.run(
+        [sys.executable, "-c", INTRUDER, json.dumps(sorted(ports))],
+        cwd="/",
+        env={**PLAIN, "HOME": "/nonexistent", "PATH": os.environ["PATH"]},
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    found: dict[str, str] = json.loads(ended.stdout)
+    return found
+
+
+def test_no_port_answers_another_user(
+    standing: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scheduler, nannies and workers want the job's certificate, and show no pages."""
+    anybodys = int(standing.address.rpartition(":")[2])
+    assert {f"tcp {anybodys}"} == intrude({anybodys}).keys()
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    before = listening(psutil.Process())
+    opened = connect(ClusterOptions(workers=1))
+    assert opened is not None
+    with opened:
+        addresses = listening(psutil.Process()) - before
+        assert {"127.0.0.1"} == {host for host, _ in addresses}
+        assert len(addresses) >= 3
+        assert {} == intrude({port for _, port in addresses})
+        [directory] = tmp_path.glob(f"{DIRECTORY_PREFIX}*")
+        assert not directory.stat().st_mode & 0o077
+        assert list(directory.rglob("worker-*"))
+    assert [] == list(tmp_path.glob(f"{DIRECTORY_PREFIX}*"))
+
+
+def test_shared_memory_is_the_owners() -> None:
+    """It has no name, and is found through its process alone, which is the owner's."""
+    with SharedVector(10, "float32") as vector:
+        path = f"/proc/{vector.handle.process}/fd/{vector.handle.descriptor}"
+        look = f"{BECOME_NOBODY}\nopen({path!r}, 'rb').read(1)"
+        command = [sys.executable, "-c", look]
+        ended = subprocess.run(command, check=False, capture_output=True, text=True)
+    if os.geteuid() == 0:
+        assert "PermissionError" in ended.stderr
+
+
+def test_what_a_killed_job_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next job removes it, and leaves alone what a living one has."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    left = tmp_path / f"{DIRECTORY_PREFIX}dead"
+    (left / "below").mkdir(parents=True)
+    with PrivateDirectory() as first, PrivateDirectory() as second:
+        assert {first.path, second.path} == set(tmp_path.iterdir())
+    assert [] == list(tmp_path.iterdir())
+
+
+def test_gradients_computed_here_listen_on_nothing(digits: Path, tmp_path: Path) -> None:
+    """The processes of a training without a cluster have no ports at all."""
+    options = ["--dataset", digits, "--run", "run", *SETTINGS, "--threads", "2"]
+    options[options.index("--epochs") + 1] = "1000000"
+    with start_pipeline("train", *options, cwd=tmp_path, stderr=subprocess.STDOUT) as process:
+        assert process.stdout is not None
+        assert any(line.startswith("epoch") for line in process.stdout)
+        job = psutil.Process(process.pid)
+        assert job.children()
+        assert set() == listening(job)
+        process.kill()
