@@ -42,10 +42,10 @@ def choose_checkpoint(
 ) -> tuple[Checkpoint, tuple[str, ...]]:
     """The checkpoint `best`, `latest`, of an epoch's number or a model's digest; and warnings.
 
-    `best` is the one with the lowest validation cross-entropy or, where the run keeps no
-    validation rows, the latest; damaged ones that were passed over are warned of. A checkpoint's
-    own name (`000010-000000`) will do, too. Raises `BadDataError` where there is none that is
-    sound, and `UsageError` for a choice that is none.
+    `best` is the one with the lowest validation cross-entropy or, where there is no validation, the
+    latest. A damaged newest checkpoint is warned of where another one is the best. A checkpoint's
+    own name (`000010-000000`) will do, too. Raises `BadDataError` where the checkpoint is damaged
+    or there is none, and `UsageError` for a choice that is none.
     """
     names = list_checkpoints(run)
     if not names:
@@ -69,18 +69,28 @@ def choose_checkpoint(
 def _newest_or_best(
     run: Run, choice: str, template: Tensors | None
 ) -> tuple[Checkpoint, tuple[str, ...]]:
-    warnings = []
     newest = None
+    damaged: list[tuple[CheckpointName, BadDataError]] = []
     for found in load_newest(run, template):
         if isinstance(found, Checkpoint):
             newest = found
         else:
-            warnings.append(f"Checkpoint {found[0]} is not used: {found[1]}")
+            damaged.append(found)
     assert newest is not None  # load_newest raises where none is sound
-    best = best_checkpoint(history_of(newest))
-    if choice == "best" and best and best != newest.name:
-        return load_checkpoint(run, best, template), tuple(warnings)
-    return newest, tuple(warnings)
+    # Where the newest checkpoint is damaged, its epoch's line is in the metrics still.
+    metrics = run.metrics() if damaged else history_of(newest)
+    best = best_checkpoint(metrics) if choice == "best" else None
+    if damaged and (best is None or best > newest.name):
+        name, error = damaged[0]
+        raise BadDataError(
+            f"Checkpoint {name}, the newest one, cannot be used: {error} The newest sound one is "
+            f"{newest.name} (epoch-step); choose it by --checkpoint {newest.name}, or train on "
+            "from it with `pipeline train --resume`."
+        )
+    warnings = tuple(f"Checkpoint {name} is not used: {error}" for name, error in damaged)
+    if best and best != newest.name:
+        return load_checkpoint(run, best, template), warnings
+    return newest, warnings
 
 
 def _of_epoch(run: Run, choice: str, names: list[CheckpointName]) -> CheckpointName:

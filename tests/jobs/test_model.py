@@ -97,13 +97,24 @@ def test_no_checkpoint(run: Run) -> None:
 
 
 def test_damaged_newest(run: Run, trained: TrainResult) -> None:
-    """A damaged newest checkpoint is reported; `latest` is the one before, `best` is unharmed."""
+    """Where the newest checkpoint is damaged no older one stands for it; `best` is unharmed."""
     damage(run, CheckpointName(6, 0))
-    latest = load_model(run, "latest")
-    assert CheckpointName(5, 6) == latest.checkpoint
-    assert ["000006-000000" in warning for warning in latest.warnings] == [True]
+    with pytest.raises(BadDataError, match=r"000006-000000, the newest .* --checkpoint 000005-0"):
+        load_model(run, "latest")
+    chosen = load_model(run, "000005-000006")
+    assert (CheckpointName(5, 6), ()) == (chosen.checkpoint, chosen.warnings)
     best = load_model(run, "best")
-    assert (trained.best, latest.warnings) == (best.checkpoint, best.warnings)
+    assert trained.best == best.checkpoint
+    assert ["000006-000000" in warning for warning in best.warnings] == [True]
+
+
+def test_damaged_newest_that_is_the_best(digits: Path, tmp_path: Path) -> None:
+    """A damaged checkpoint that the metrics show to be the best has no other in its place."""
+    trained = train(small(epochs=2, holdout=50), dataset=digits, run=tmp_path / "run")
+    assert CheckpointName(2, 0) == trained.best
+    damage(trained.run, trained.best)
+    with pytest.raises(BadDataError, match="000002-000000, the newest one"):
+        load_model(trained.run, "best")
 
 
 def test_damaged_choice(run: Run, trained: TrainResult) -> None:

@@ -274,11 +274,12 @@ def test_checkpoint(checkpoint: str, run: Path, digits: Path, trained: TrainResu
 
 
 def test_damaged_newest(run: Path, digits: Path) -> None:
-    """A damaged newest checkpoint is reported, and the one before scores."""
+    """Where the newest checkpoint is damaged, the one before scores only if it is named."""
     state = run / CheckpointName(2, 0).key / STATE
     state.write_bytes(state.read_bytes()[:-1])
-    result = score(run=run, dataset=digits)
-    assert ["000002-000000" in warning for warning in result.warnings] == [True]
+    with pytest.raises(BadDataError, match="choose it by --checkpoint 000001-000000"):
+        score(run=run, dataset=digits)
+    result = score(run=run, dataset=digits, checkpoint="000001-000000")
     assert "000001-000000" == result.metrics["checkpoint"]
 
 
