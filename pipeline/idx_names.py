@@ -91,10 +91,14 @@ class IdxName:
     """One of `SPLITS`; None where the name is not an expected one."""
     kind: str
     """`images` or `labels`."""
+    says_kind: bool
+    """Whether the name says so; what does not counts as images."""
     dimensions: int
     """The digit of `idx3`; 0 where there is none."""
+    words: str
+    """The words of the name but for kind, format and compression."""
     stem: str
-    """The same for images and the labels that go with them, and for nothing else."""
+    """The same for images and the labels that go with them: `words`, with one word for a split."""
 
     @property
     def is_expected(self) -> bool:
@@ -109,15 +113,16 @@ def read_name(name: str) -> IdxName:
     kind = "labels" if kinds and kinds[-1].lower() == "label" else "images"
     digits = [match["dimensions"] for match in _FORMAT.finditer(base) if match["dimensions"]]
     dimensions = int(digits[-1][:3]) if digits else 0
+    tokens = _SEPARATORS.split(_KIND.sub("-", _FORMAT.sub("-", base)).lower())
+    words = [token for token in tokens if token]
+    stem = "-".join(_SPLIT_WORDS.get(word, word) for word in words)
+    prefix, split = "", None
     expected = None if base.startswith(".") else _EXPECTED.fullmatch(base)
-    if expected is None:
-        words = _KIND.sub("-", _FORMAT.sub("-", base))
-        return IdxName(name, base, "", None, kind, dimensions, _stem(words))
-    prefix = expected["prefix"] or ""
-    split = "train" if expected["train"] else "test" if expected["test"] else "validation"
+    if expected is not None:
+        prefix = expected["prefix"] or ""
+        split = "train" if expected["train"] else "test" if expected["test"] else "validation"
     return IdxName(
-        name, base, prefix, split, f"{expected['kind'].lower()}s", dimensions,
-        _stem(f"{prefix}-{split}"),
+        name, base, prefix, split, kind, bool(kinds), dimensions, "-".join(words), stem
     )  # fmt: skip
 
 
@@ -178,11 +183,6 @@ def is_company(name: str) -> bool:
     base = _without_compression(name)
     ending = base.rpartition(".")[2].lower() if "." in base else ""
     return ending in _OTHER_ENDINGS.split() or _OTHER_NAMES.fullmatch(base) is not None
-
-
-def _stem(words: str) -> str:
-    tokens = [token for token in _SEPARATORS.split(words.lower()) if token]
-    return "-".join(_SPLIT_WORDS.get(token, token) for token in tokens)
 
 
 def _compression(name: str) -> str:

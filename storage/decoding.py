@@ -23,6 +23,9 @@ from storage.errors import BadDataError, UnreachableError
 BLOCK_BYTES = 256 * 1024
 """What is read, decoded and hashed at a time."""
 
+START_BYTES = 64 * 1024
+"""The first bytes of a file, as it is stored, that are enough for an IDX header."""
+
 XZ_MEMORY_LIMIT = 128 * 1024**2
 """An upper bound of the memory that an xz header may ask for, in bytes; `xz -9` asks for 65 MiB."""
 
@@ -160,6 +163,12 @@ def hash_stored(path: Path, check: Callable[[], None] = lambda: None) -> tuple[i
             check()
             sha256.update(block[:count])
         return file.tell(), sha256.hexdigest()
+
+
+def read_start(path: Path, count: int) -> bytes:
+    """Return the first bytes of a file as it lies on disk. Raises as `DecodedFile` does."""
+    with _translated_errors(path), _open_regular(path) as file:
+        return file.read(count)
 
 
 class _Decoder(Protocol):

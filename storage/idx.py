@@ -42,9 +42,6 @@ TYPE_NAMES = {
 }
 """What files are called by their element type, as in `train-images-idx3-ubyte`."""
 
-START_BYTES = 64 * 1024
-"""The first bytes of a file, as it is stored, that are enough for `read_header`."""
-
 MAX_ROW_BYTES = 64 * 1024**2
 """The largest row that is read: whoever asks for n rows is given n times this at the most."""
 

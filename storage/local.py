@@ -6,7 +6,7 @@ import shutil
 import stat
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -181,7 +181,9 @@ class LocalLocation(Location):
         """Seconds since somebody wrote to the file, by this machine's clock."""
         return time.time() - self._status(key).st_mtime_ns / 1e9
 
-    def as_file(self, key: str) -> AbstractContextManager[Path]:
+    def as_file(
+        self, key: str, count: int | None = None, check: Callable[[], None] = lambda: None
+    ) -> AbstractContextManager[Path]:
         """The file itself."""
         return nullcontext(self._at(key))
 

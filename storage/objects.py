@@ -132,8 +132,14 @@ class Location(ABC):
         """
 
     @abstractmethod
-    def as_file(self, key: str) -> AbstractContextManager[Path]:
-        """An object as a file of this machine, for those who read files."""
+    def as_file(
+        self, key: str, count: int | None = None, check: Callable[[], None] = lambda: None
+    ) -> AbstractContextManager[Path]:
+        """An object as a file of this machine, for those who read files.
+
+        With `count` its first bytes are enough. `check` is called while it is copied, and may
+        raise to stop.
+        """
 
     @abstractmethod
     def sizes(self) -> dict[str, int]:

@@ -26,7 +26,7 @@ What a file system gives by rename, append and the kernel's locks, a store must 
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -205,9 +205,11 @@ class S3Location(Location):
         return self.client.age(self._at(key))
 
     @contextmanager
-    def as_file(self, key: str) -> Iterator[Path]:
+    def as_file(
+        self, key: str, count: int | None = None, check: Callable[[], None] = lambda: None
+    ) -> Iterator[Path]:
         """A copy, piece by piece, which goes when the block ends."""
-        size = self.size(key)
+        size = self.size(key) if count is None else min(self.size(key), count)
         with _temporary_space():
             directory = tempfile.TemporaryDirectory()
         with directory as place:
@@ -216,6 +218,7 @@ class S3Location(Location):
                 descriptor = files.create(path)
             try:
                 for start in range(0, size, PIECE_BYTES):
+                    check()
                     piece = self.get(key, start, min(start + PIECE_BYTES, size))
                     with _temporary_space():
                         files.write(descriptor, piece)

@@ -47,6 +47,19 @@ what_options = options(
         "content.",
     ),
     click.option(
+        "--include",
+        multiple=True,
+        metavar="GLOB",
+        help="Score only images and datasets of the inbox whose name, or path where GLOB has a "
+        "slash, matches; give it again for more.",
+    ),
+    click.option(
+        "--exclude",
+        multiple=True,
+        metavar="GLOB",
+        help="Leave out files and directories of the inbox that match; give it again for more.",
+    ),
+    click.option(
         "--settle",
         default=DEFAULT_SETTLE,
         show_default=True,
@@ -152,7 +165,18 @@ def score_config(
     from jobs.scoring.score_config import ScoreConfig
 
     same = (
-        *("run", "dataset", "inbox", "settle", "checkpoint", "model", "models", "out"),
+        *(
+            "run",
+            "dataset",
+            "inbox",
+            "include",
+            "exclude",
+            "settle",
+            "checkpoint",
+            "model",
+            "models",
+            "out",
+        ),
         *("threads", "wait", "retries", "retry_wait"),
     )
     places = (asked[name] for name in ("run", "dataset", "inbox", "models", "out"))

@@ -3,24 +3,27 @@
 Nothing is opened but the documents of datasets.
 """
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 
+from pipeline.idx_names import (
+    UNFINISHED,
+    IdxName,
+    by_stem,
+    choose_one,
+    is_company,
+    read_name,
+    tidied,
+)
 from storage import sealed
 from storage.errors import BadDataError, PipelineError
 from storage.objects import Location
 from storage.schema import METADATA_NAME
 
-UNFINISHED = re.compile(
-    r".*(\.part|\.partial|\.tmp|\.filepart|\.crdownload|\.swp|~)", re.IGNORECASE | re.DOTALL
-)
-"""Names that copying and downloading programs give to what they have not finished."""
-PACKED = re.compile(r"\.(gz|xz)$", re.IGNORECASE)
-KIND = re.compile(r"(image|label)s?(?!l?ed)", re.IGNORECASE)
-"""What a name says that a file holds; what is labelled, or is not, holds images."""
-DIMENSIONS = re.compile(r"idx\d", re.IGNORECASE)
+OTHER_DIRECTORIES = ("lost+found", "$RECYCLE.BIN", "System Volume Information", "@eaDir")
+"""What file systems and servers keep beside the data."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class Item:
     labels: PurePosixPath | None = None
     split: str | None = None
     """The split, where it is a dataset's."""
+    trouble: str | None = None
+    """Why it cannot be scored by the names alone."""
 
     @property
     def keys(self) -> list[str]:
@@ -53,40 +58,84 @@ class Found:
     items: list[Item] = field(default_factory=list)
     left: dict[str, str] = field(default_factory=dict)
     """What is not ready, and why."""
+    skipped: list[str] = field(default_factory=list)
+    """What is not data by its name, such as checksums and notes."""
     unreachable: dict[str, PipelineError] = field(default_factory=dict)
     """Directories that cannot be looked into, and keys of a store that no path can be."""
 
 
-def find_items(inbox: Location) -> Found:
-    """All that lies in a directory or prefix and below it, in the order of the names.
+@dataclass(frozen=True)
+class Selection:
+    """What of an inbox is looked at, by globs.
 
-    What is hidden does not count.
+    A glob with a slash is compared with the whole path, another with the name of each of its parts.
     """
-    found = Found()
 
+    include: tuple[str, ...] = ()
+    """With any, only images and datasets that match one are taken, whatever else names say."""
+    exclude: tuple[str, ...] = ()
+
+    def leaves_out(self, path: PurePosixPath) -> bool:
+        """Whether a path does not count: hidden, a file system's own, or excluded."""
+        return _is_hidden(path) or _matches(path, self.exclude)
+
+    def takes(self, path: PurePosixPath) -> bool:
+        """Whether images or a dataset at a path are to be scored."""
+        return not self.include or _matches(path, self.include)
+
+    def names(self, path: PurePosixPath) -> bool:
+        """Whether a path is included by a glob."""
+        return _matches(path, self.include)
+
+
+EVERYTHING = Selection()
+
+
+def find_items(inbox: Location, selection: Selection = EVERYTHING) -> Found:
+    """Return what lies in a directory or prefix and below it, in the order of the names."""
+    found = Found()
     linked: list[PurePosixPath] = []
 
     def refused(directory: str, error: PipelineError | None) -> None:
-        if _is_hidden(PurePosixPath(directory)):
+        path = PurePosixPath(directory)
+        if selection.leaves_out(path):
             return
         if error is None:
-            linked.append(PurePosixPath(directory))
+            linked.append(path)
         else:
             found.unreachable[directory] = error
 
-    directories = _visible(inbox.objects(refused))
+    directories = _by_directory(inbox.objects(refused), selection)
     datasets = {place for place, paths in directories.items() if place / METADATA_NAME in paths}
     for place, paths in sorted(directories.items()):
         if datasets.intersection(place.parents):
             continue  # the inside of a dataset
-        if place in datasets:
+        if place not in datasets:
+            _add_files(inbox, paths, selection, found)
+        elif selection.takes(place):
             _add_dataset(inbox, place, found)
-        else:
-            _add_files(inbox, paths, found)
     for path in linked:
         if not datasets.intersection(path.parents):
             found.left[shown_name(str(path))] = "it is a link to a directory; put that here"
     return found
+
+
+def _by_directory(
+    keys: Iterable[str], selection: Selection
+) -> dict[PurePosixPath, list[PurePosixPath]]:
+    directories: dict[PurePosixPath, list[PurePosixPath]] = {}
+    for path in map(PurePosixPath, keys):
+        if not selection.leaves_out(path):
+            directories.setdefault(path.parent, []).append(path)
+    return directories
+
+
+def _matches(path: PurePosixPath, globs: Iterable[str]) -> bool:
+    for glob in (glob.strip("/") for glob in globs):
+        names = (str(path),) if "/" in glob else path.parts
+        if any(fnmatchcase(name, glob) for name in names):
+            return True
+    return False
 
 
 def is_text(name: str) -> bool:
@@ -107,17 +156,11 @@ def shown_name(name: str) -> str:
     )
 
 
-def _visible(keys: Iterable[str]) -> dict[PurePosixPath, list[PurePosixPath]]:
-    """The objects of each directory, but for hidden ones."""
-    directories: dict[PurePosixPath, list[PurePosixPath]] = {}
-    for path in map(PurePosixPath, keys):
-        if not _is_hidden(path):
-            directories.setdefault(path.parent, []).append(path)
-    return directories
-
-
 def _is_hidden(path: PurePosixPath) -> bool:
-    return any(part.startswith(".") and part not in (".", "..") for part in path.parts)
+    return any(
+        part in OTHER_DIRECTORIES or (part.startswith(".") and part not in (".", ".."))
+        for part in path.parts
+    )
 
 
 def _add_dataset(inbox: Location, place: PurePosixPath, found: Found) -> None:
@@ -135,21 +178,80 @@ def _add_dataset(inbox: Location, place: PurePosixPath, found: Found) -> None:
     found.items += [Item(shown_name(str(place / split)), place, None, split) for split in splits]
 
 
-def _add_files(inbox: Location, paths: list[PurePosixPath], found: Found) -> None:
-    labels = {_pairing(path): path for path in paths if _is_labels(path)}
-    taken = set()
+Groups = dict[str, dict[str, list[IdxName]]]
+"""The names of a directory, by stem and kind."""
+
+
+def _add_files(
+    inbox: Location, paths: list[PurePosixPath], selection: Selection, found: Found
+) -> None:
+    """Add the files of one directory, images with the labels that go with them."""
+    ready: dict[str, PurePosixPath] = {}
     for path in paths:
         if UNFINISHED.fullmatch(path.name):
             found.left[shown_name(str(path))] = "its name says that it is not finished"
+        elif is_company(path.name) and not selection.names(path):
+            found.skipped.append(shown_name(str(path)))
         elif reason := _unreadable(inbox, path):
             found.left[shown_name(str(path))] = reason
-        elif not _is_labels(path):
-            beside = labels.get(_pairing(path))
-            taken.add(beside)
-            found.items.append(Item(shown_name(str(path)), path, beside))
-    for path in labels.values():
-        if path not in taken and not UNFINISHED.fullmatch(path.name):
-            found.left[shown_name(str(path))] = "its images are not there"
+        else:
+            ready[path.name] = path
+    groups = by_stem(ready)
+    for name, path in ready.items():
+        idx_name, shown = read_name(name), shown_name(str(path))
+        labels, trouble = None, _near_miss(idx_name, groups)
+        if idx_name.kind == "images" and not selection.takes(path):
+            continue
+        if idx_name.kind == "images" and trouble is None:
+            labels, trouble = _labels_of(idx_name, groups[idx_name.stem])
+        if idx_name.kind == "images" or trouble is not None:
+            beside = None if labels is None else ready[labels]
+            found.items.append(Item(shown, path, beside, trouble=trouble))
+        elif not groups[idx_name.stem]["images"] and not selection.include:
+            found.left[shown] = "its images are not there"
+
+
+def _labels_of(images: IdxName, group: dict[str, list[IdxName]]) -> tuple[str | None, str | None]:
+    """Return the name of the labels of images, if there are any; and what keeps from knowing it.
+
+    Of a group of one stem, those belong together whose names have the same words (`t10k`, and not
+    `test`), or else those that are left.
+    """
+    rivals = [one for one in group["images"] if one.says_kind] or group["images"]
+    if images not in rivals:
+        return None, None
+    labelled = {one.words for one in group["labels"]} & {one.words for one in rivals}
+    if images.words in labelled:
+        rivals = [one for one in rivals if one.words == images.words]
+        labels = [one for one in group["labels"] if one.words == images.words]
+    else:
+        rivals = [one for one in rivals if one.words not in labelled]
+        labels = [one for one in group["labels"] if one.words not in labelled]
+    if not labels:
+        return None, None
+    chosen = choose_one(labels)
+    if chosen is not None and len({one.base for one in rivals}) == 1:
+        return chosen.name, None
+    listed = ", ".join(shown_name(one.name) for one in [*rivals, *labels])
+    return None, (
+        f"{shown_name(images.name)}: it is not known which labels go with which images ({listed}). "
+        "Give each pair a name of its own, such as a-images-idx3-ubyte and a-labels-idx1-ubyte."
+    )
+
+
+def _near_miss(name: IdxName, groups: Groups) -> str | None:
+    """Return what to do about a file whose name differs from its partner's by a second copy's."""
+    right = read_name(tidied(name.name))
+    other = "images" if name.kind == "labels" else "labels"
+    if groups[name.stem][other] or right.stem == name.stem:
+        return None
+    if groups[right.stem][name.kind] or not groups[right.stem][other]:
+        return None  # a second copy of one that has its right name, or nothing to go with
+    partner = groups[right.stem][other][0].name
+    return (
+        f"{shown_name(name.name)}: it seems to go with {shown_name(partner)}, and is not named so. "
+        f"Rename it to {shown_name(right.name)}, or move it away."
+    )
 
 
 def _unreadable(inbox: Location, path: PurePosixPath) -> str | None:
@@ -157,13 +259,3 @@ def _unreadable(inbox: Location, path: PurePosixPath) -> str | None:
         return None if inbox.holds(str(path)) else "it is no regular file, or is gone"
     except BadDataError:
         return "it is a link that leads out of the inbox"
-
-
-def _is_labels(path: PurePosixPath) -> bool:
-    kinds = KIND.findall(path.name)
-    return bool(kinds) and kinds[-1].lower() == "label"
-
-
-def _pairing(path: PurePosixPath) -> str:
-    """What images and their labels have in common: the name without what tells them apart."""
-    return DIMENSIONS.sub("idx", KIND.sub("", PACKED.sub("", path.name))).lower()

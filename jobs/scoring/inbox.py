@@ -17,12 +17,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.scoring.arrivals import Found, Item, find_items, is_text, shown_name
+from jobs.scoring.arrivals import Found, Item, Selection, find_items, is_text, shown_name
 from jobs.scoring.batch import Batch, ModelError
-from jobs.scoring.failures import Failures
+from jobs.scoring.failures import SHOWN_NAMES, Failures
 from jobs.scoring.scored import ScoreResult, checked_record, peek_dataset_digest
 from jobs.scoring.turns import pause
-from storage.decoding import hash_stored
+from storage.decoding import START_BYTES, hash_stored, read_start
 from storage.errors import (
     BadDataError,
     ConflictError,
@@ -39,6 +39,8 @@ from storage.scorings import is_complete
 if TYPE_CHECKING:
     from storage.dataset import Dataset
 
+LARGE_FILE = 64 * 2**20
+"""The header of a file with more bytes is checked before it is copied and hashed."""
 SPLIT = "inbox"
 """What the split of rows from raw files is called."""
 
@@ -109,12 +111,17 @@ class _Inbox:
         """Score what is whole and new, one after the other."""
         batch = self._batch
         first_look = time.monotonic()
-        found = batch.attempt(partial(find_items, self._inbox))
+        found = batch.attempt(self._look)
         keys = {key for item in found.items for key in item.keys}
         self._versions = {key: _version(self._inbox, key) for key in keys}
         settled = set(self._let_settle(found, first_look).items)
         for name, reason in found.left.items():
             self._leave(name, reason)
+        if found.skipped:
+            text = f"skipped, not data by name: {', '.join(found.skipped[:SHOWN_NAMES])}"
+            more = len(found.skipped) - SHOWN_NAMES
+            text += f" and {more:,} more" if more > 0 else ""
+            batch.listener.event("skipped", files=found.skipped, text=text)
         for name, error in found.unreachable.items():
             batch.result.errors.append(error)
             self._leave(shown_name(name), str(error))
@@ -130,6 +137,10 @@ class _Inbox:
         self._check_it_is_still_there()
         self._failures.sum_up()
 
+    def _look(self) -> Found:
+        config = self._batch.config
+        return find_items(self._inbox, Selection(config.include, config.exclude))
+
     def _check_it_is_still_there(self) -> None:
         """A mount that went meanwhile took its files along, which nobody took away."""
         try:
@@ -143,7 +154,7 @@ class _Inbox:
         if not any(_age(self._inbox, key) < settle for key in self._versions):
             return found
         pause(first_look + settle - time.monotonic(), self._batch.stop)
-        return self._batch.attempt(partial(find_items, self._inbox))
+        return self._batch.attempt(self._look)
 
     def _unchanged(self, item: Item) -> bool:
         """Whether its files are there, and nobody has written to them since the first look."""
@@ -161,13 +172,17 @@ class _Inbox:
         try:
             if not is_text(str(item.images)):
                 raise BadDataError(f"{item.name}: the name is no text in UTF-8. Give it another.")
+            if item.trouble is not None:
+                raise BadDataError(item.trouble)
             with ExitStack() as opened:
+                batch.attempt(partial(self._check_headers, item))
                 files = batch.attempt(partial(self._files, item, opened))
                 content = self._content(item, files)
                 batch.attempt(partial(self._score_content, item, files, content))
         except (ModelError, LedgerError, StoppedError):
             raise
         except (BadDataError, UsageError) as error:
+            content = error.content if isinstance(error, _BadHeaderError) else content
             if self._unchanged(item):
                 told = self._told(item, files, content, str(error))
                 self._failures.record(item.name, content, told)
@@ -195,14 +210,31 @@ class _Inbox:
         if item.split is not None:
             return []
         try:
-            return [opened.enter_context(self._inbox.as_file(key)) for key in item.keys]
+            return [
+                opened.enter_context(self._inbox.as_file(key, check=self._check_stop))
+                for key in item.keys
+            ]
         except FileNotFoundError as error:
             raise BadDataError(f"{item.name} is gone: {error}.") from error
+
+    def _check_headers(self, item: Item) -> None:
+        """Refuse large files by header and size, before all of them is copied and hashed.
+
+        Raises `_BadHeaderError`.
+        """
+        for key in item.keys if item.split is None else []:
+            try:
+                size = self._inbox.size(key)
+                if size > LARGE_FILE:
+                    with self._inbox.as_file(key, START_BYTES) as start:
+                        _check_header(start, size, shown_name(key))
+            except FileNotFoundError as error:
+                raise BadDataError(f"{item.name} is gone: {error}.") from error
 
     def _content(self, item: Item, files: list[Path]) -> str:
         """The digest of an item: of its files as they are stored, or of a dataset's rows."""
         if item.split is None:
-            return _digest(hash_stored(path)[1] for path in files)
+            return _digest(hash_stored(path, self._check_stop)[1] for path in files)
         location = self._inbox.child(str(item.images))
         digest = peek_dataset_digest(location) or _open_dataset(location).digest
         return _digest([digest, item.split])
@@ -244,10 +276,10 @@ class _Inbox:
 
         def report(stage: str, done: int, total: int) -> None:
             batch.listener.progress(f"{stage} {item.name}", done, total)
-            batch.stop.check("Stopped; nothing of this file is scored. Run the same command again.")
+            self._check_stop()
 
         images, labels = files[0], files[1] if len(files) > 1 else None
-        rows = IdxSplit(SPLIT, images, labels)
+        rows = IdxSplit(SPLIT, images, labels, self._check_stop)
         dataset = ingest(
             Source(item.images.name, (rows,), f"{item.name} of the inbox"),
             self._staged(content).child("dataset"),
@@ -259,8 +291,33 @@ class _Inbox:
             raise BadDataError(f"{item.name} changed while it was being read.")
         return dataset
 
+    def _check_stop(self) -> None:
+        self._batch.stop.check(
+            "Stopped; nothing of this file is scored. Run the same command again."
+        )
+
     def _staged(self, content: str) -> Location:
         return self._staging.child(content[:16])
+
+
+class _BadHeaderError(BadDataError):
+    """A file is refused by its header and size."""
+
+    def __init__(self, text: str, content: str) -> None:
+        """`content` tells such a file from others, whatever its name."""
+        super().__init__(text)
+        self.content = content
+
+
+def _check_header(start: Path, size: int, name: str) -> None:
+    """Read the header of a file of that size whose first bytes are in `start`."""
+    from storage.idx import read_header
+
+    try:
+        read_header(start, size)
+    except BadDataError as error:
+        content = _digest([str(size), hashlib.sha256(read_start(start, START_BYTES)).hexdigest()])
+        raise _BadHeaderError(str(error).replace(str(start), name), content) from error
 
 
 def _version(inbox: Location, key: str) -> str | None:

@@ -27,6 +27,10 @@ class ScoreConfig:
     splits: tuple[str, ...] = ("test",)
     inbox: Place | None = None
     """A directory or prefix whose IDX files and datasets are scored instead, once, by content."""
+    include: tuple[str, ...] = ()
+    """Globs; with any, only images and datasets of the inbox that match one are scored."""
+    exclude: tuple[str, ...] = ()
+    """Globs of what in the inbox is left alone, directories too."""
     settle: float = DEFAULT_SETTLE
     """Seconds that a file in the inbox must have kept its size and time."""
     checkpoint: str | None = None
@@ -68,6 +72,11 @@ class ScoreConfig:
             raise UsageError("--model names the checkpoint itself; leave out --checkpoint.")
         if not self.splits:
             raise UsageError("No split is given; pass --split, such as --split test.")
+        for option, globs in (("--include", self.include), ("--exclude", self.exclude)):
+            if globs and self.inbox is None:
+                raise UsageError(f"{option} selects from an inbox; pass --inbox, or leave it out.")
+            if not all(glob.strip("/") for glob in globs):
+                raise UsageError(f"{option} is empty; expected a glob, such as '*-images-*'.")
         self._check_out()
 
     def _check_out(self) -> None:

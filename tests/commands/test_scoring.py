@@ -84,6 +84,8 @@ def test_summary_of_what_ended_half_way(dataset: Path, run: Path, call: Call) ->
         (("score", "--inbx", "i"), "No such option"),
         (("score", "--json"), "leave one out"),
         (("score", "--inbox", "i", "--split", "test"), "leave out --split"),
+        (("score", "--include", "*.gz"), "--include selects from an inbox"),
+        (("score", "--inbox", "i", "--exclude", ""), "--exclude is empty"),
         (("score", "--max-drop", "2"), "--max-drop is 2.0"),
         (("score", "--storage-option", "a"), "has no '='"),
         (("schedule", "nightly", "--", "score"), "five"),

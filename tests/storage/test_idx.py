@@ -23,8 +23,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
+from storage.decoding import START_BYTES
 from storage.errors import BadDataError, PipelineError, UnreachableError, UsageError
-from storage.idx import START_BYTES, IdxDigests, IdxReader, read_header, write_idx
+from storage.idx import IdxDigests, IdxReader, read_header, write_idx
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     "": bytes,

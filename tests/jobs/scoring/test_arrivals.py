@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.scoring.arrivals import Found, find_items
+from jobs.scoring.arrivals import Found, Selection, find_items
 from storage.location import open_location
 
 NO_TEXT = os.fsdecode(b"caf\xe9-images.idx")
@@ -63,17 +63,18 @@ def test_directory_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.Mon
     listed = os.scandir
 
     def scandir(path: str) -> object:
-        if path.endswith("lost+found"):  # as another user's; the superuser may list all
+        if path.endswith("private"):  # as another user's; the superuser may list all
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
         return listed(path)
 
-    for name in ("lost+found", ".hidden/lost+found"):
+    for name in ("private", ".hidden/private", "lost+found/private"):
         (tmp_path / name).mkdir(parents=True)
     monkeypatch.setattr(os, "scandir", scandir)
     found = found_in(tmp_path, "images.idx")
     assert ["images.idx"] == [item.name for item in found.items]
-    assert ["lost+found"] == list(found.unreachable)
-    assert f"Cannot list {tmp_path}/lost+found: " in str(found.unreachable["lost+found"])
+    assert ["private"] == list(found.unreachable)
+    assert f"Cannot list {tmp_path}/private: " in str(found.unreachable["private"])
+    assert {} == find_items(open_location(tmp_path), Selection(exclude=("priv*",))).unreachable
 
 
 def test_names_are_told_on_one_line(tmp_path: Path) -> None:
@@ -84,3 +85,104 @@ def test_names_are_told_on_one_line(tmp_path: Path) -> None:
         "caf\\xe9-images.idx": NO_TEXT,
     } == {item.name: str(item.images) for item in found.items}
     assert ["half\\nmade.part"] == list(found.left)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [
+        ("qmnist-test-images-idx3-ubyte", "qmnist-test-labels-idx2-int.gz"),
+        ("a-images-idx3-double", "a-labels-idx1-ubyte"),
+        ("a_images.idx3-ubyte.xz", "a-labels-idx1"),
+        ("t10k-images-idx3-ubyte", "test-labels-idx1-ubyte"),
+        ("monday-images.float32", "monday-labels.int8"),
+        ("images.idx3-ubyte", "labels.idx1-ubyte"),
+    ],
+)
+def test_labels_go_with_their_images(tmp_path: Path, images: str, labels: str) -> None:
+    """Format, compression and the word for the split do not matter; ingest pairs by the same."""
+    found = found_in(tmp_path, images, labels, "b-images-idx3-ubyte")
+    items = {item.name: item for item in found.items}
+    assert [images, labels] == items[images].keys
+    assert None is items["b-images-idx3-ubyte"].labels
+    assert [None, None] == [item.trouble for item in found.items]
+
+
+def test_which_labels(tmp_path: Path) -> None:
+    """One label a row comes before a table; the same words before the same split."""
+    found = found_in(
+        tmp_path,
+        *("q-test-images-idx3-ubyte", "q-test-labels-idx1-ubyte.gz", "q-test-labels-idx2-int.gz"),
+        *("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte", "t10k-labels-idx1-ubyte.gz"),
+        *("test-images-idx3-ubyte", "test-labels-idx1-ubyte", "q-test-labels.tsv.gz"),
+    )
+    assert [
+        ["q-test-images-idx3-ubyte", "q-test-labels-idx1-ubyte.gz"],
+        ["t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"],
+        ["test-images-idx3-ubyte", "test-labels-idx1-ubyte"],
+    ] == [item.keys for item in found.items]
+    assert ({}, ["q-test-labels.tsv.gz"]) == (found.left, found.skipped)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("a-images-idx3-ubyte", "a-images-idx3-double", "a-labels-idx1-ubyte"),
+        ("a-images-idx3-ubyte", "a-labels-idx1-ubyte", "a-labels.idx1-ubyte"),
+    ],
+)
+def test_labels_that_may_be_of_either(tmp_path: Path, names: tuple[str, ...]) -> None:
+    """Where names leave open what goes together nothing is guessed."""
+    for item in found_in(tmp_path, *names).items:
+        assert "it is not known which labels go with which images" in str(item.trouble)
+        assert all(name in str(item.trouble) for name in names)
+
+
+@pytest.mark.parametrize("added", ["{}.gz.1", "{} (1).gz", "{} copy", "Copy of {}"])
+def test_second_copies(tmp_path: Path, added: str) -> None:
+    """A name that nearly pairs is told with the right one, and is none of labels that wait."""
+    images, labels = "a-images-idx3-ubyte", "a-labels-idx1-ubyte"
+    found = found_in(tmp_path, images, added.format(labels))
+    troubles = {item.name: item.trouble for item in found.items}
+    assert troubles.pop(images) is None
+    assert f"Rename it to {labels}" in str(troubles[added.format(labels)])
+    found = found_in(tmp_path, labels)
+    assert [[images, labels]] == [item.keys for item in found.items]
+
+
+COMPANY = (
+    *("_SUCCESS", "SHA256SUMS", "a-images-idx3-ubyte.md5", "a-images.gz.sha256", "README"),
+    *("readme.md.gz", "photo.JPG", "labels.csv", "Thumbs.db", "desktop.ini", "manifest.json"),
+)
+
+
+def test_company(tmp_path: Path) -> None:
+    """What is not data by its name is skipped, unless a glob names it."""
+    found = found_in(tmp_path, *COMPANY, "night-1", "scan.bin", "part-00000.idx")
+    assert ["night-1", "part-00000.idx", "scan.bin"] == [item.name for item in found.items]
+    assert sorted(COMPANY) == sorted(found.skipped)
+    assert {} == found.left
+    (item,) = find_items(open_location(tmp_path), Selection(include=("photo.*",))).items
+    assert "photo.JPG" == item.name
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "expected"),
+    [
+        ((), ("old",), ["a-images.idx", "new/b.idx", "new/c.gz"]),
+        ((), ("old", "*.gz"), ["a-images.idx", "new/b.idx"]),
+        (("*.idx",), ("new/*",), ["a-images.idx", "old/b.idx"]),
+        (("new/*", "a-*"), (), ["a-images.idx", "new/b.idx", "new/c.gz"]),
+        (("old/",), (), ["old/b.idx"]),
+    ],
+)
+def test_selection(
+    tmp_path: Path, include: tuple[str, ...], exclude: tuple[str, ...], expected: list[str]
+) -> None:
+    """Globs name files and directories; labels come with the images that are included."""
+    for directory in ("new", "old"):
+        (tmp_path / directory).mkdir()
+    found_in(tmp_path, "a-images.idx", "a-labels.idx", "new/b.idx", "new/c.gz", "old/b.idx")
+    found = find_items(open_location(tmp_path), Selection(include, exclude))
+    assert expected == [item.name for item in found.items]
+    if "a-images.idx" in expected:
+        assert ["a-images.idx", "a-labels.idx"] == found.items[0].keys

@@ -58,14 +58,14 @@ def test_a_bad_file_has_one_line(run: Path, inbox: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("README.txt", "README.txt is not scored: this is not an IDX file; it starts with"),
+        ("notes", "notes is not scored: this is not an IDX file but a text that starts with"),
         ("small.idx", "Not scored: small.idx has images of 2 x 2, 4 values each; the model takes"),
     ],
 )
 def test_a_message_names_its_file_once(name: str, told: str, run: Path, inbox: Path) -> None:
     """Whether or not the error begins with the name, the line for people has it once."""
     write_idx(inbox / "small.idx", np.zeros((3, 2, 2), np.uint8))
-    (inbox / "README.txt").write_text("Put images here.")
+    (inbox / "notes").write_text("Put images here.")
     for path in inbox.iterdir():
         settle(path)
     listener = Listed()

@@ -7,12 +7,16 @@ import shutil
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from jobs.score import score
+from jobs.score import run_batch, score
 from jobs.scoring.arrivals import find_items
+from jobs.scoring.score_config import ScoreConfig
+from jobs.stop import StopSignal
 from pipeline.ingest import ingest
-from storage.errors import ConflictError, UnreachableError
+from storage.errors import ConflictError, StoppedError, UnreachableError
+from storage.idx import IdxReader, write_idx
 from storage.location import open_location
 from tests.jobs.inboxes import Listed, events, put_images, score_inbox, settle
 
@@ -291,3 +295,66 @@ def test_pairs(inbox: Path) -> None:
         "y-images.idx3": None,
         "z.idx3": None,
     } == found
+
+
+def test_company_ends_no_night(run: Path, inbox: Path) -> None:
+    """Markers and checksums are told, no failures; what is excluded is not even told."""
+    put_images(inbox / "a", 1)
+    for name in ("_SUCCESS", "SHA256SUMS", "a.md5", "scan.docm"):
+        (inbox / name).write_text("not data")
+        settle(inbox / name)
+    listener = Listed()
+    result = score_inbox(run, inbox, listener=listener, exclude=("*.docm",))
+    assert ([], None) == (result.failed, result.error)
+    assert ["SHA256SUMS", "_SUCCESS", "a.md5"] == listener.named("skipped")[0]["files"]
+
+
+def test_a_huge_file_is_refused_by_its_header(run: Path, inbox: Path) -> None:
+    """A sparse file of a TiB is bad before it is read, recorded once, and the others are scored."""
+    put_images(inbox / "a", 1)
+    (inbox / "huge").write_bytes(b"")
+    os.truncate(inbox / "huge", 2**40)
+    settle(inbox / "huge")
+    for name in ("huge", "other"):
+        result = score_inbox(run, inbox)
+        assert ["a"] == [one.file for one in result.results]
+        assert f"{name}: its element type code is 0x00" in result.failed[0]["error"]
+        if name == "huge":
+            (inbox / "huge").rename(inbox / "other")
+    assert [("scored", "a"), ("failed", "huge")] == list(events(run))
+
+
+def test_a_stop_while_a_file_is_hashed(run: Path, inbox: Path) -> None:
+    """A signal need not wait until a file of a TiB is hashed."""
+    (inbox / "huge").write_bytes(bytes((0, 0, 8, 2)) + (2**24).to_bytes(4, "big") + b"\0\1\0\0")
+    os.truncate(inbox / "huge", 12 + 2**40)
+    settle(inbox / "huge")
+
+    class Late(StopSignal):
+        """Comes when the file has been begun."""
+
+        looks = 0
+
+        @property
+        def requested(self) -> bool:
+            self.looks += 1
+            return self.looks > 3
+
+    with pytest.raises(StoppedError, match="nothing of this file is scored"):
+        run_batch(ScoreConfig(run=str(run), inbox=str(inbox), settle=0.0), stop=Late())
+
+
+def test_labels_of_another_format(run: Path, inbox: Path) -> None:
+    """QMNIST's table of labels is paired with its images, and judged."""
+    images = put_images(inbox / "qmnist-test-images-idx3-ubyte", 1, labelled=True)
+    labels = inbox / "qmnist-test-labels-idx1-ubyte"
+    table = np.zeros((20, 8), np.int32)
+    with IdxReader(labels) as reader:
+        table[:, 0] = reader.read_rows(20)
+    (one,) = score_inbox(run, inbox).results
+    labels.unlink()
+    write_idx(inbox / "qmnist-test-labels-idx2-int", table)
+    settle(inbox / "qmnist-test-labels-idx2-int")
+    (other,) = score_inbox(run, inbox).results
+    assert (images.name, one.accuracy) == (other.file, other.accuracy)
+    assert one.accuracy is not None
