@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -86,7 +86,8 @@ def ingest(
     `source` is a directory, a known name, or `synthetic[:TRAIN[,TEST]]` (see
     `pipeline.sources.open_source`); `seed` is for generated digits; `take_over` is leave
     to take the lock of a dead writer in a store. `compression` is one of `COMPRESSIONS` in
-    `storage.schema`; without, a new dataset has LZ4, and one that is there may have any. Raises
+    `storage.schema`; without, a new dataset has LZ4, and one that is there may have any, as it may
+    have any number of rows per chunk unless `rows_per_chunk` is given. Raises
     `UsageError`, `BadDataError`, `ConflictError` or `UnreachableError`; whatever happens, nothing
     half-made is left at `out`, and an old dataset there stays until the new one is complete.
     """
@@ -106,7 +107,9 @@ def ingest(
     with dataset_lock(target, take_over) as target:
         recover(target)
         refuse_foreign(target)
-        dataset = None if overwrite else _same_dataset(target, schema, fingerprint)
+        dataset = None
+        if not overwrite:
+            dataset = _same_dataset(target, schema, fingerprint, rows_per_chunk)
         if dataset is not None and compression not in (None, dataset.compression):
             raise ConflictError(
                 f"{target} is there already, compressed by {dataset.compression} and not by "
@@ -122,13 +125,28 @@ def ingest(
 
 
 def _same_dataset(
-    target: Location, schema: DatasetSchema, fingerprint: dict[str, Any]
+    target: Location,
+    schema: DatasetSchema,
+    fingerprint: dict[str, Any],
+    rows_per_chunk: int | None,
 ) -> Dataset | None:
-    """The dataset that is there, where it was made from the same source in the same way."""
+    """Return the dataset that is there if it was made from the same source in the same way.
+
+    Its chunks may have any size unless `rows_per_chunk` gives one.
+    """
     if not target.exists(METADATA_NAME):
         return None
     existing = open_dataset(target)
     splits = {name: split.schema for name, split in existing.splits.items()}
+    if rows_per_chunk is None and splits.keys() == schema.splits.keys():
+        splits = {
+            name: replace(
+                split,
+                chunk_rows=schema.splits[name].chunk_rows,
+                chunks_per_shard=schema.splits[name].chunks_per_shard,
+            )
+            for name, split in splits.items()
+        }
     same = existing.fingerprint == fingerprint and splits == schema.splits
     return existing if same else None
 

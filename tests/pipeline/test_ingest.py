@@ -242,6 +242,14 @@ def test_another_source_is_a_conflict(source: Path, out: Path) -> None:
     assert before == content(out)
 
 
+def test_chunks_that_are_not_given_are_the_datasets(source: Path, out: Path) -> None:
+    """Run again without a number of rows per chunk, an ingest finds any number done."""
+    ingest(str(source), out, rows_per_chunk=8)
+    before = content(out)
+    assert ingest(str(source), out).already_done
+    assert before == content(out)
+
+
 def test_other_chunks_are_a_conflict(source: Path, out: Path) -> None:
     """The same source in other chunks is another dataset."""
     ingest(str(source), out, rows_per_chunk=8)
