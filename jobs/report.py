@@ -250,7 +250,10 @@ def epoch_line(metrics: dict[str, Any], epochs: int) -> str:
 def ingest_report(result: IngestResult) -> Report:
     """What an ingest made, or found made."""
     dataset = result.dataset
-    rows = ", ".join(f"{split.schema.rows:,} {name}" for name, split in dataset.splits.items())
+    rows = ", ".join(
+        f"{split.schema.rows:,} {name}{'' if split.schema.classes else ' (no labels)'}"
+        for name, split in dataset.splits.items()
+    )
     document = inspect_dataset(dataset).document | {
         "already_done": result.already_done,
         "seconds": round(result.seconds, 3),

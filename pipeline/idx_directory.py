@@ -65,6 +65,7 @@ def find_idx_files(directory: Path, warn: Callable[[str], None]) -> NamedSet:
     bases = {name.base for name, _ in chosen.values()}  # a file's compressed forms have the same
     others = [path for path in paths if names[path].base not in bases]
     _check_the_others(directory, others, chosen, warn)
+    _check_links(directory, chosen)
     if not chosen:
         raise _none_error(directory)
     splits = {
@@ -139,9 +140,21 @@ def _check_the_others(
     if unused:
         used = ", ".join(name.name for name, _ in chosen.values())
         warn(
-            f"{directory} has IDX files that are not used: {', '.join(_shown(unused))}. Used are "
+            f"{directory} has files that are IDX by content or name and not used: "
+            f"{', '.join(_shown(unused))}. Used are "
             f"{used or 'none'}. A name must tell split and kind, as train-images-idx3-ubyte does."
         )
+
+
+def _check_links(directory: Path, chosen: Chosen) -> None:
+    """Refuse a link whose file is not there, and which has the name of one that is missing."""
+    for path in sorted(directory.iterdir()):
+        name = read_name(path.name)
+        if name.is_expected and (str(name.split), name.kind) not in chosen and not path.exists():
+            raise BadDataError(
+                f"{path} is a link to a file that is not there. Fetch it (`git annex get` where "
+                "git-annex keeps it), or remove the link."
+            )
 
 
 def _peek(path: Path) -> tuple[tuple[int, str] | None, str]:
@@ -169,7 +182,12 @@ def _none_error(directory: Path) -> BadDataError:
     if below:
         return BadDataError(
             f"{directory} has no IDX files itself; there are some in "
-            f"{' and '.join(_shown([str(path) for path in below]))}. Give that directory instead."
+            f"{', '.join(_shown([str(path) for path in below]))}. "
+            + (
+                "Give that directory instead."
+                if len(below) == 1
+                else "Give one of these directories, or put the files of a set into one."
+            )
         )
     return BadDataError(
         f"{directory}: found no IDX file by its name; expected train-images-idx3-ubyte and "

@@ -1,5 +1,6 @@
 """Scheduled scoring where inbox, names, run and ledger all lie in a store."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,28 @@ def test_an_inbox_in_a_store(store: Store, home: str, call: Call, here: Path) ->
     again = document(call("scores", f"{home}/run", "--json"))["entries"]
     assert told == again
     assert [] == store.location(f"{key_of(home)}/run/scores/failed").names()
+
+
+def test_odd_keys_in_a_store(store: Store, home: str, call: Call, here: Path) -> None:
+    """Keys that no path can be are told, those of folders are not, and the rest is scored."""
+    images = put_images(here / "one.idx3", seed=1, labelled=False)
+    long_name = "n" * 300 + ".idx3"
+    for name in ("one.idx3", f"deep/{long_name}"):
+        upload(store, home, images, name)
+    for key in ("x/../../y", "a//b", "a/./b", "two\x1b[31m"):
+        store.put_raw(f"{key_of(home)}/inbox/{key}", images.read_bytes())
+    for folder in ("inbox/", "inbox/deep/", "set/", "set/train/", "empty/"):
+        store.put_raw(f"{key_of(home)}/{folder}")
+    score = ("score", "--run", f"{home}/run", "--inbox", f"{home}/inbox", "--settle", 0)
+    ended = call(*score, "--json")
+    assert 3 == ended.code
+    assert ["one.idx3", f"deep/{long_name}"] == [
+        one["file"] for one in json.loads(ended.out)["results"]
+    ]
+    assert "\x1b" not in ended.err + ended.out
+    assert 0 == call(*score, "--exclude", "*..*", "--exclude", "*b", "--exclude", "two*").code
+    assert [] == document(call("verify", f"{home}/set", "--json"))["wrong"]
+    assert 0 == call("ingest", "synthetic:30,6", "--out", f"{home}/empty").code
 
 
 def test_settling_in_a_store(

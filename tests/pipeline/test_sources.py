@@ -138,6 +138,14 @@ def test_unfinished_download(tmp_path: Path) -> None:
     assert f"{MNIST_NAMES[1]}.gz.part is an unfinished download of {MNIST_NAMES[1]}.gz" in message
 
 
+def test_link_to_nothing(tmp_path: Path) -> None:
+    """Labels that git-annex has not fetched are not taken for labels that there are none of."""
+    write_set(tmp_path)
+    (tmp_path / MNIST_NAMES[1]).rename(tmp_path / "elsewhere.idx")
+    (tmp_path / MNIST_NAMES[1]).symlink_to(tmp_path / "nowhere")
+    assert f"{MNIST_NAMES[1]} is a link to a file that is not there" in refusal(tmp_path)
+
+
 def test_what_is_not_used_is_named(tmp_path: Path) -> None:
     """Files that are IDX by content, and whose names tell no split, are warned of."""
     write_set(tmp_path)
@@ -148,7 +156,7 @@ def test_what_is_not_used_is_named(tmp_path: Path) -> None:
     warnings: list[str] = []
     open_source(str(tmp_path), warn=warnings.append)
     (warning,) = warnings
-    assert "not used: xnist-images-idx3-ubyte.xz. Used are" in warning
+    assert "and not used: xnist-images-idx3-ubyte.xz. Used are" in warning
 
 
 def test_qmnist(tmp_path: Path) -> None:
@@ -173,6 +181,9 @@ def test_directory_above(tmp_path: Path, place: str) -> None:
     (tmp_path / place).mkdir(parents=True)
     write_set(tmp_path / place)
     assert f"there are some in {tmp_path / place}. Give that directory" in refusal(tmp_path)
+    (tmp_path / place).with_name("more").mkdir()
+    write_set((tmp_path / place).with_name("more"))
+    assert "Give one of these directories" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize(("kept", "rows"), [("train", 12), ("test", 5)])
