@@ -156,7 +156,7 @@ def _print_files(
 ) -> None:
     import os
 
-    from jobs.printing import print_line
+    from jobs.printing import print_exactly, print_line
     from jobs.scheduling.schedule_files import Plan, default_image, schedule_files
     from storage.location import open_location
 
@@ -172,7 +172,7 @@ def _print_files(
     )
     files = schedule_files(kind, plan)
     if to is None:
-        print_line("\n".join(files.values()).rstrip("\n"))
+        print_exactly("\n".join(files.values()).rstrip("\n"))
         return
     place = open_location(to)
     for file_name, text in files.items():

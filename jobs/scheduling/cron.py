@@ -31,6 +31,8 @@ NICKNAMES = {
 """What crontab(5) lets one write in place of five fields; other schedulers do not."""
 EXTENDED = re.compile(r"#|L|\dW")
 """Last days and counted weekdays, which cronsim knows and cron does not; WED is none of them."""
+LONG_NUMBER = re.compile(r"\d{3,}")
+"""More digits than any field has values for."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,13 @@ class CronFields:
     """Whether day and weekday must both agree; one is enough where neither begins with `*`."""
 
     @property
+    def every_day(self) -> bool:
+        """Whether every day of the months is allowed."""
+        if self.both_days:
+            return self.any_day and self.any_weekday
+        return self.any_day or self.any_weekday
+
+    @property
     def any_day(self) -> bool:
         """Whether the day of the month does not matter."""
         return len(self.days) == 31
@@ -113,6 +122,11 @@ def cron_times(expression: str, zone_name: str | None = None) -> CronTimes:
     """
     fields = expression.split()
     _check_fields(expression, fields)
+    if number := LONG_NUMBER.search(expression):
+        raise UsageError(
+            f"The schedule has a number of {len(number[0]):,} digits; use five plain fields, "
+            f"{EXAMPLE}."
+        )
     if EXTENDED.search(f"{fields[2]} {fields[4]}".upper()):
         raise UsageError(
             f"The schedule {expression!r} has an L, W or #, which standard cron does not know; use "

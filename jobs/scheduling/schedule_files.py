@@ -9,12 +9,16 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+import yaml
+
+from jobs.printing import printable
 from jobs.schedule import this_pipeline
 from jobs.scheduling.cron import LOCAL, CronTimes
 from storage.errors import UsageError
@@ -25,6 +29,19 @@ STOP_SECONDS = 300
 """How long a job may take to stop where it can be gone on with."""
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,50}[a-z0-9])?")
 """What Kubernetes takes for the name of a CronJob, and the others take too."""
+IMAGE = re.compile(r"[\x21-\x7e]+")
+CLAIM = re.compile(r"(?=.{1,253}$)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
+"""What Kubernetes takes for the name of a volume claim: labels of RFC 1123 with dots between."""
+LAYOUT_CATEGORIES = ("Cc", "Zl", "Zp")
+"""Unicode categories of control characters and separators of lines and paragraphs."""
+CRONTAB_LINE = 998
+"""Bytes of the longest line that cron reads whole."""
+PLAIN_FIELD = re.compile(r"({0})(,({0}))*".format(r"\*(/\d\d?)?|\d\d?(-\d\d?(/\d\d?)?)?"), re.ASCII)
+"""A field that every scheduler reads alike; `5/15` and names are read by some."""
+SYSTEMD_ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t", '"': '\\"', "\\": "\\\\"} | {
+    "%": "%%",
+    "$": "$$",
+}
 LINE_BREAK = re.compile(r"[\r\n]")
 IMAGE_PIPELINE = "/opt/mnist-stream/bin/pipeline"
 """Where `jobs/deploy/Dockerfile` installs the command."""
@@ -57,11 +74,18 @@ class Plan:
                 f"--name is {self.name!r}; expected at most 52 small letters, digits and dashes, "
                 "such as nightly-scores."
             )
-        if LINE_BREAK.search(self.directory):
+        if _has_layout(self.directory):
             raise UsageError(
-                f"The current directory is {self.directory!r}; no scheduler's file can hold a line "
-                "break in it. Give it another name."
+                f"The current directory is {self.directory!r}; a schedule can hold no line break "
+                "and no control character in it. Give it another name."
             )
+        for text in (self.directory, *self.arguments):
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise UsageError(
+                    f"{text!r} is not valid UTF-8, as a schedule's file must be. Rename it."
+                ) from error
 
     @property
     def deadline_seconds(self) -> int:
@@ -93,14 +117,14 @@ def _command(arguments: Sequence[str]) -> list[str]:
 
 
 def _cron(plan: Plan) -> dict[str, str]:
-    """A table for crontab(1). A percent sign would end the command there, so it is escaped."""
-    if any(map(LINE_BREAK.search, plan.arguments)):
+    """A table for crontab(1). A bare percent sign would end the command there."""
+    if any(map(_has_layout, plan.arguments)):
         raise UsageError(
-            "An argument has a line break, which ends a line of cron's table. Leave it out, or "
-            "print the file of another scheduler."
+            "An argument has a line break or a control character, which cron's table cannot hold. "
+            "Leave it out, or print the file of another scheduler."
         )
-    command = shlex.join(_command(plan.arguments)).replace("%", r"\%")
-    directory = shlex.quote(plan.directory).replace("%", r"\%")
+    command = _cron_escaped(shlex.join(_command(plan.arguments)))
+    directory = _cron_escaped(shlex.quote(plan.directory))
     lines = [
         f"# {plan.name}: install with `crontab FILE`, or put the lines into `crontab -e`.",
         "# A job that finds another at work ends with exit 4; cron makes up for no missed run.",
@@ -109,8 +133,19 @@ def _cron(plan: Plan) -> dict[str, str]:
     if plan.zone_given:
         lines.append("# CRON_TZ is heeded by cronie; Debian's cron goes by the machine's zone.")
         lines.append(f"CRON_TZ={plan.times.zone_name}")
-    lines.append(f"{plan.times.expression} cd {directory} && exec {command}")
+    line = f"{_cron_expression(plan)} cd {directory} && exec {command}"
+    if len(line.encode()) > CRONTAB_LINE:
+        raise UsageError(
+            f"The line for cron has {len(line.encode()):,} bytes; cron reads at most "
+            f"{CRONTAB_LINE}. Use shorter names, or print the file of another scheduler."
+        )
+    lines.append(line)
     return {f"{plan.name}.crontab": "\n".join(lines) + "\n"}
+
+
+def _cron_escaped(text: str) -> str:
+    """Escape what cron itself unescapes in a command: percent signs and backslashes."""
+    return text.replace("\\", "\\\\").replace("%", "\\%")
 
 
 def _systemd(plan: Plan) -> dict[str, str]:
@@ -154,9 +189,11 @@ def _calendars(plan: Plan) -> list[str]:
     clock = f"{_listed(fields.hours, 24)}:{_listed(fields.minutes, 60)}:00"
     zone = f" {plan.times.zone_name}" if plan.zone_given else ""
     weekdays = ",".join(WEEKDAYS[day] for day in fields.weekdays) + " "
-    if fields.any_weekday:
+    if fields.every_day:
+        weekdays, days = "", "*"
+    elif fields.any_weekday:
         weekdays = ""
-    if fields.both_days or fields.any_day or fields.any_weekday:
+    if fields.both_days or fields.every_day:
         return [f"{weekdays}*-{months}-{days} {clock}{zone}"]
     return [f"*-{months}-{days} {clock}{zone}", f"{weekdays}*-{months}-* {clock}{zone}"]
 
@@ -167,65 +204,107 @@ def _listed(values: tuple[int, ...], every: int) -> str:
 
 def _systemd_quoted(word: str) -> str:
     """A word of a command line: systemd.service(5) expands `%` and `$`, and unescapes."""
-    escaped = word.replace("\\", "\\\\").replace("%", "%%").replace("$", "$$")
     if SAFE.fullmatch(word):
+        return word.replace("%", "%%")
+    return f'"{"".join(map(_systemd_escaped, word))}"'
+
+
+def _systemd_escaped(character: str) -> str:
+    if escaped := SYSTEMD_ESCAPES.get(character):
         return escaped
-    quoted = escaped.replace('"', '\\"').replace("\n", "\\n").replace("\r", "\\r")
-    return f'"{quoted}"'
+    if _has_layout(character):
+        code = ord(character)
+        return f"\\x{code:02x}" if code < 128 else f"\\u{code:04x}"
+    return character
 
 
 def _systemd_path(path: str) -> str:
+    """The value of `WorkingDirectory=`, which knows neither quotes nor escapes but for `%`."""
+    if path.endswith("\\") or path != path.strip():
+        raise UsageError(
+            f"The current directory is {path!r}; systemd drops a blank at its end, and takes a "
+            "backslash there for a continued line. Give it another name."
+        )
     return path.replace("%", "%%")
 
 
+class _Text(str):
+    """What a user has given: it is quoted in YAML, lest another reader take it for a number."""
+
+    __slots__ = ()
+
+
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]  # PyYAML has no types
+    """Writes YAML that means the same to readers of version 1.1 and of 1.2."""
+
+
+_Dumper.add_representer(
+    _Text,
+    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", str(text), style='"'),
+)
+
+
 def _kubernetes(plan: Plan) -> dict[str, str]:
-    """A CronJob of batch/v1. Texts are JSON, which YAML reads as they are."""
-    zone = f"\n  timeZone: {json.dumps(plan.times.zone_name)}" if plan.zone_given else ""
-    arguments = "".join(f"\n                - {_kubernetes_text(word)}" for word in plan.arguments)
-    text = f"""\
+    """A CronJob of batch/v1."""
+    if ":" in plan.directory:
+        raise UsageError(
+            f"The current directory is {plan.directory!r}; Kubernetes can mount no volume at a "
+            "path with a colon. Give it another name."
+        )
+    for option, value, pattern in (("image", plan.image, IMAGE), ("claim", plan.claim, CLAIM)):
+        if not pattern.fullmatch(value):
+            raise UsageError(f"--{option} is {value!r}, which Kubernetes takes for no {option}.")
+    schedule = {"schedule": _Text(_plain_expression(plan))}
+    if plan.zone_given:
+        schedule["timeZone"] = _Text(plan.times.zone_name)
+    failure = {
+        "action": "FailJob",
+        "onExitCodes": {"containerName": "pipeline", "operator": "In", "values": [1, 2, 3, 5]},
+    }
+    container = {
+        "name": "pipeline",
+        "image": _Text(plan.image),
+        "command": [IMAGE_PIPELINE],
+        # Kubernetes puts variables in the place of `$(NAME)`, and `$` in that of `$$`.
+        "args": [_Text(word.replace("$", "$$")) for word in plan.arguments],
+        "workingDir": _Text(plan.directory),
+        "volumeMounts": [{"name": "work", "mountPath": _Text(plan.directory)}],
+    }
+    pod = {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": STOP_SECONDS,
+        "containers": [container],
+        "volumes": [
+            {"name": "work", "persistentVolumeClaim": {"claimName": _Text(plan.claim)}},
+        ],
+    }
+    document = {
+        "apiVersion": "batch/v1",
+        "kind": "CronJob",
+        "metadata": {"name": _Text(plan.name)},
+        "spec": {
+            **schedule,
+            "concurrencyPolicy": "Forbid",
+            "startingDeadlineSeconds": plan.deadline_seconds,
+            "successfulJobsHistoryLimit": 3,
+            "failedJobsHistoryLimit": 3,
+            "jobTemplate": {
+                "spec": {
+                    "backoffLimit": 3,
+                    "podFailurePolicy": {"rules": [failure]},
+                    "template": {"spec": pod},
+                }
+            },
+        },
+    }
+    header = f"""\
 # kubectl apply -f {plan.name}.yaml
-# The volume holds what is in {plan.directory} here.
+# The volume holds what is in {printable(plan.directory)} here.
 # The image is that of jobs/deploy/Dockerfile, or has the command at the same place.
-apiVersion: batch/v1
-kind: CronJob
-metadata:
-  name: {plan.name}
-spec:
-  schedule: {json.dumps(_plain_expression(plan))}{zone}
-  concurrencyPolicy: Forbid
-  startingDeadlineSeconds: {plan.deadline_seconds}
-  successfulJobsHistoryLimit: 3
-  failedJobsHistoryLimit: 3
-  jobTemplate:
-    spec:
-      # A pod that is evicted is started again, and goes on; what a retry cannot mend is not tried.
-      backoffLimit: 3
-      podFailurePolicy:
-        rules:
-          - action: FailJob
-            onExitCodes:
-              containerName: pipeline
-              operator: In
-              values: [1, 2, 3, 5]
-      template:
-        spec:
-          restartPolicy: Never
-          terminationGracePeriodSeconds: {STOP_SECONDS}
-          containers:
-            - name: pipeline
-              image: {json.dumps(plan.image)}
-              command: [{json.dumps(IMAGE_PIPELINE)}]
-              args:{arguments}
-              workingDir: {json.dumps(plan.directory)}
-              volumeMounts:
-                - name: work
-                  mountPath: {json.dumps(plan.directory)}
-          volumes:
-            - name: work
-              persistentVolumeClaim:
-                claimName: {json.dumps(plan.claim)}
+# A pod that is evicted is started again, and goes on; what a retry cannot mend is not tried.
 """
-    return {f"{plan.name}.yaml": text}
+    text = yaml.dump(document, Dumper=_Dumper, sort_keys=False, width=sys.maxsize)
+    return {f"{plan.name}.yaml": header + text}
 
 
 def _airflow(plan: Plan) -> dict[str, str]:
@@ -280,9 +359,16 @@ def _airflow_text(text: str) -> str:
     return text
 
 
-def _kubernetes_text(word: str) -> str:
-    """An argument: Kubernetes puts variables in the place of `$(NAME)`, and `$` in that of `$$`."""
-    return json.dumps(word.replace("$", "$$"))
+def _has_layout(text: str) -> bool:
+    return any(unicodedata.category(character) in LAYOUT_CATEGORIES for character in text)
+
+
+def _cron_expression(plan: Plan) -> str:
+    """The expression as cron reads it: five plain fields that are due at the same times."""
+    fields = plan.times.fields
+    values = (fields.minutes, fields.hours, fields.days, fields.months, fields.weekdays)
+    texts = plan.times.expression.split()
+    return " ".join(map(_plain_field, texts, values))
 
 
 def _plain_expression(plan: Plan) -> str:
@@ -292,12 +378,42 @@ def _plain_expression(plan: Plan) -> str:
     wants both day fields to agree, and the others one of them.
     """
     fields = plan.times.fields
-    if fields.both_days and not fields.any_day and not fields.any_weekday:
+    minutes, hours, days, months, weekdays = _cron_expression(plan).split()
+    if fields.every_day:
+        days = weekdays = "*"
+    elif fields.both_days and not fields.any_day and not fields.any_weekday:
         raise UsageError(
             f"{plan.times.expression!r} means other days to cron than to Kubernetes and Airflow: "
             "give the days or the weekdays, not both."
         )
-    *others, weekdays = plan.times.expression.split()
+    elif fields.any_weekday:
+        weekdays = "*"
+    elif fields.any_day:
+        days = "*"
     if "7" in weekdays:
-        weekdays = "*" if fields.any_weekday else ",".join(map(str, fields.weekdays))
-    return " ".join([*others, weekdays])
+        weekdays = _ranges(fields.weekdays)
+    return f"{minutes} {hours} {days} {months} {weekdays}"
+
+
+def _plain_field(text: str, values: Sequence[int]) -> str:
+    """A field without names, and without a step after a single number.
+
+    A field that begins with `*` still does: cron makes a difference there.
+    """
+    if PLAIN_FIELD.fullmatch(text):
+        return text
+    first, *_ = text.split(",")
+    return f"{first},{_ranges(values)}" if text.startswith("*") else _ranges(values)
+
+
+def _ranges(values: Iterable[int]) -> str:
+    """Sorted numbers as a list of cron's: `1-3,5`."""
+    runs: list[list[int]] = []
+    for value in values:
+        if runs and runs[-1][-1] == value - 1:
+            runs[-1].append(value)
+        else:
+            runs.append([value])
+    return ",".join(
+        f"{run[0]}-{run[-1]}" if len(run) > 2 else ",".join(map(str, run)) for run in runs
+    )

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, tzinfo
 from pathlib import Path
 from typing import Any
 
-from jobs.printing import print_line
+from jobs.printing import one_line, print_line
 from jobs.schedule import Heartbeat, Log
 from jobs.scheduling.cron import CronTimes
 from storage.errors import UsageError
@@ -21,7 +21,7 @@ def text_log(zone: tzinfo) -> Log:
     def log(event: str, **facts: Any) -> None:
         told = "  ".join(f"{name} {_told(value, zone)}" for name, value in facts.items())
         moment = datetime.now(zone).isoformat(sep=" ", timespec="seconds")
-        print_line(f"{moment}  {event:<8}  {told}".rstrip())
+        print_line(one_line(f"{moment}  {event:<8}  {told}".rstrip()))
 
     return log
 

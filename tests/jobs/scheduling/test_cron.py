@@ -101,6 +101,8 @@ def test_wednesday_is_no_extension() -> None:
         ("0 3 * * 5#2", "L, W or #"),
         ("0 3 15W * *", "L, W or #"),
         ("0 3 30 2 *", "day-of-month"),
+        (f"*/{'9' * 5000} 3 * * *", "a number of 5,000 digits"),
+        ("100 3 * * *", "a number of 3 digits"),
         ("", "0 fields"),
     ],
 )

@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from jobs.scheduling.cron import cron_times
-from jobs.scheduling.schedule_files import Plan, schedule_files
+from jobs.scheduling.schedule_files import KINDS, Plan, schedule_files
 from storage.errors import UsageError
 from tests.commands.process import REPOSITORY
 
@@ -63,9 +63,155 @@ def test_cron(plan: Plan) -> None:
     assert "SHELL=/bin/sh" in settings
     assert line.startswith("30 2 * * 1-5 cd ")
     command = line.split(" ", 5)[5]
-    assert "%" not in command.replace("\\%", "")  # cron ends a command at a bare one
-    words = shlex.split(command.replace("\\%", "%"))
+    words = shlex.split(cron_reads(command))
     assert ["cd", plan.directory, "&&", "exec", *own_command(), *WORDS] == words
+
+
+def cron_reads(command: str) -> str:
+    """A command as cron hands it to the shell: it ends at a bare percent sign (do_command.c)."""
+    whole = re.match(r"(?:[^%\\]|\\.)*", command)
+    assert whole is not None
+    return re.sub(r"\\([%\\])", r"\1", whole[0])
+
+
+HOSTILE_WORDS = (
+    *("\\\\", "a\\\\\\%b", "%", "$x", "$$", "a'b\"c", ";", "", " ", "#", "{{ x }}", "~", "*", "!x"),
+    *("\U0001f600", "\u00e9", "\u3000", "\ufeff", "0", "1e3", "0x1f", "null", "yes", "- a", "a: b"),
+)
+
+
+def test_cron_hands_every_argument_over(plan: Plan) -> None:
+    """What cron, and then the shell, make of the line is the command, to the character."""
+    directory = "/data/a b%c\\\\d'e"
+    text = only(
+        schedule_files(
+            "cron", replace(plan, directory=directory, arguments=("score", *HOSTILE_WORDS))
+        )
+    )
+    command = text.splitlines()[-1].split(" ", 5)[5]
+    expected = ["cd", directory, "&&", "exec", *own_command(), "score", *HOSTILE_WORDS]
+    assert expected == shlex.split(cron_reads(command))
+
+
+@pytest.mark.parametrize(
+    ("given", "printed"),
+    [
+        ("5/15 * * * *", "5,20,35,50 * * * *"),
+        ("*/15,5/20 * * * *", "*/15,0,5,15,25,30,45 * * * *"),
+        ("0 0 * jan-MAR mon-FRI", "0 0 * 1-3 1-5"),
+        ("0 0 */2 * *", "0 0 */2 * *"),
+        ("0 0 13 * 5/1", "0 0 13 * 0,5,6"),
+        ("0 22/1 * * 7", "0 22,23 * * 7"),
+        ("0 0 */2 * MON", "0 0 */2 * 1"),
+    ],
+)
+def test_cron_expressions(given: str, printed: str, plan: Plan, tmp_path: Path) -> None:
+    """What cron itself refuses is printed in the plain fields that mean the same."""
+    times = cron_times(given, "UTC")
+    text = only(schedule_files("cron", replace(plan, times=times)))
+    assert text.splitlines()[-1].startswith(f"{printed} cd ")
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    again = cron_times(printed, "UTC").times_after(start)
+    assert list(islice(times.times_after(start), 50)) == list(islice(again, 50))
+    if (crontab := shutil.which("crontab")) and "-n" in help_of(crontab):
+        (tmp_path / "table").write_text(text)
+        subprocess.run([crontab, "-n", str(tmp_path / "table")], check=True, capture_output=True)
+
+
+def help_of(crontab: str) -> str:
+    process = subprocess.run([crontab, "-h"], capture_output=True, text=True, check=False)
+    return process.stdout + process.stderr
+
+
+def test_a_line_too_long_for_cron(plan: Plan) -> None:
+    """A line of which cron would read the first part only is refused."""
+    long = replace(plan, arguments=("score", "x" * 998))
+    with pytest.raises(UsageError, match="at most 998"):
+        schedule_files("cron", long)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "directory", ["a\nb", "a\u2028b", "a\x85b", "a\x1bb", "a\x00b", "caf\udce9"]
+)
+def test_directories_that_no_file_can_hold(kind: str, directory: str, plan: Plan) -> None:
+    """Control characters, line separators and bytes that are not UTF-8 are refused."""
+    with pytest.raises(UsageError, match=r"Give it another name|Rename it"):
+        schedule_files(kind, replace(plan, directory=f"/data/{directory}"))
+
+
+@pytest.mark.parametrize("directory", ["/data/a\\", "/data/a ", "/data/a\u3000"])
+def test_directories_that_systemd_cannot_hold(directory: str, plan: Plan) -> None:
+    """A backslash or a blank at the end would be read as something else."""
+    with pytest.raises(UsageError, match="systemd drops a blank"):
+        schedule_files("systemd", replace(plan, directory=directory))
+
+
+def systemd_reads(line: str) -> list[str]:
+    """The words of a command line after systemd.service(5): quotes, escapes, specifiers, `$$`."""
+    escapes = {"n": "\n", "r": "\r", "t": "\t", '"': '"', "\\": "\\", "'": "'"}
+
+    def unescaped(found: "re.Match[str]") -> str:
+        code = found[1] or found[2]
+        return chr(int(code, 16)) if code else escapes[found[3]]
+
+    words = []
+    for quoted, bare in re.findall(r'"((?:[^"\\]|\\.)*)"(?=\s|$)|(\S+)', line):
+        assert not re.search(r"""["'\\;]""", bare), bare
+        escape = r"\\(?:x([0-9a-f]{2})|u([0-9a-f]{4})|(.))"
+        word = re.sub(escape, unescaped, quoted) if quoted else bare
+        assert not re.search(r"%", word.replace("%%", "")), word
+        assert not re.search(r"\$", word.replace("$$", "")), word
+        words.append(word.replace("%%", "%").replace("$$", "$"))
+    return words
+
+
+def test_systemd_hands_every_argument_over(plan: Plan) -> None:
+    """What systemd makes of the command line is the command, control characters included."""
+    words = ("score", *HOSTILE_WORDS, "a\n\r\tb\x01\x1b\x7f", "\u2028\x85")
+    service = schedule_files("systemd", replace(plan, arguments=words))["nightly.service"]
+    (line,) = [line for line in service.split("\n") if line.startswith("ExecStart=")]
+    assert [*own_command(), *words] == systemd_reads(line.removeprefix("ExecStart="))
+
+
+def test_every_day_by_two_fields(plan: Plan) -> None:
+    """Where one of two days is enough, and one field has all, every day is meant everywhere."""
+    every = replace(plan, times=cron_times("0 0 13 * 0-6", "UTC"))
+    assert "OnCalendar=*-*-* 00:00:00" in schedule_files("systemd", every)["nightly.timer"]
+    assert "0 0 * * *" == kubernetes(every)["spec"]["schedule"]
+
+
+@pytest.mark.parametrize("name", ["0", "1e3", "null", "yes", "0x1f"])
+def test_kubernetes_holds_texts(name: str, plan: Plan) -> None:
+    """What looks like a number to some reader of YAML is a text, and hostile words round-trip."""
+    words = ("score", *HOSTILE_WORDS, "a\n\tb\x01\x1b\x7f", "\u2028\x85", name)
+    directory = "/data/\U0001f600 # 'a' \"b\" - {c}"
+    plan = replace(plan, name=name, claim=name, arguments=words, directory=directory)
+    text = only(schedule_files("kubernetes", plan))
+    assert text.isascii() or "\U0001f600" in text.splitlines()[1]
+    document = kubernetes(plan)
+    assert name == document["metadata"]["name"]
+    pod = document["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    assert name == pod["volumes"][0]["persistentVolumeClaim"]["claimName"]
+    assert list(words) == [expanded(word) for word in pod["containers"][0]["args"]]
+    assert directory == pod["containers"][0]["workingDir"]
+    for text_of_user in (name, directory.replace("\U0001f600", "\\U0001F600")):
+        assert f'"{text_of_user}"'.replace(' "b" ', ' \\"b\\" ') in text
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"claim": "My_claim"}, "--claim is 'My_claim'"),
+        ({"image": "a b"}, "--image is 'a b'"),
+        ({"image": ""}, "--image is ''"),
+        ({"directory": "/data/a:b"}, "colon"),
+    ],
+)
+def test_what_kubernetes_refuses(change: dict[str, str], words: str, plan: Plan) -> None:
+    """What the cluster would refuse is refused here, and what it is for."""
+    with pytest.raises(UsageError, match=words):
+        schedule_files("kubernetes", replace(plan, **change))  # type: ignore[arg-type]
 
 
 def units(plan: Plan, directory: Path) -> list[Path]:
