@@ -164,9 +164,9 @@ def inspect(
 
         location = open_location(place, store_options(storage_options, place))
         if images is not None:
-            from jobs.pictures import check_picture_name
+            from jobs.pictures import check_picture
 
-            check_picture_name(Path(images))
+            check_picture(Path(images))
         told = inspect_location(location)
         if images is not None:
             if told.document["kind"] != "dataset":

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.dataset import Dataset, Split, open_dataset
+from storage.directories import file_to_write
 from storage.errors import MissingExtraError, UsageError
 from storage.location import open_location
 from storage.objects import Location
@@ -75,10 +76,11 @@ def as_image(row: NDArray[Any], image_shape: tuple[int, ...]) -> NDArray[Any]:
     return row[1:].reshape(image_shape[0], -1)
 
 
-def check_picture_name(path: Path) -> None:
-    """Raise `UsageError` for a name that does not end in .png."""
+def check_picture(path: Path) -> Path:
+    """Return the file to write; raise `UsageError` unless it can be one and ends in .png."""
     if path.suffix != ".png":
         raise UsageError(f"The picture is to be {str(path)!r}; expected a name that ends in .png.")
+    return file_to_write(path, "The picture")
 
 
 def write_grid(tiles: Sequence[Tile], path: Path, title: str) -> None:
@@ -86,7 +88,7 @@ def write_grid(tiles: Sequence[Tile], path: Path, title: str) -> None:
 
     Raises `UsageError` where matplotlib is not installed or the name does not end in .png.
     """
-    check_picture_name(path)
+    path = check_picture(path)
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -104,4 +106,6 @@ def write_grid(tiles: Sequence[Tile], path: Path, title: str) -> None:
         axis.set_title(tile.title, fontsize=8)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
-    open_location(path.parent).put(path.name, buffer.getvalue())
+    directory = open_location(path.parent)
+    directory.sweep_partial(path.name)
+    directory.put(path.name, buffer.getvalue())

@@ -17,7 +17,14 @@ from types import FrameType
 from typing import Any, Protocol
 
 from storage import sealed
-from storage.errors import BadDataError, ConflictError, LockedError, StoppedError, UnreachableError
+from storage.errors import (
+    BadDataError,
+    ConflictError,
+    LockedError,
+    StoppedError,
+    UnreachableError,
+    UsageError,
+)
 from storage.locks import writer_lock
 from storage.objects import Location
 
@@ -32,6 +39,8 @@ ON_TIME = timedelta(seconds=60)
 """A job that starts so soon after it was due is not late, where the scheduler was there for it."""
 CORRECTION = timedelta(hours=3)
 """A clock that is put back by more was wrong before, as cron(8) has it: due times count anew."""
+FIRST_YEAR = 1970
+"""No clock was before that when a scheduler wrote its heartbeat."""
 COUNTED = 1000
 """More missed runs than this are not counted one by one."""
 
@@ -113,6 +122,7 @@ class Heartbeat:
                     f"Another scheduler goes by the heartbeat {place}: {error.holder}. Stop it, or "
                     "pass --heartbeat FILE: two schedulers need two heartbeats."
                 ) from error
+            self.location.sweep_partial(self.key)
             yield
 
     def write(self, document: dict[str, Any]) -> None:
@@ -184,14 +194,23 @@ class Scheduler:
             found = self._heartbeat.read()
             if found is None:
                 return
-            last = datetime.fromisoformat(found["last"])
+            last = self._recorded_time(found["last"])
             if found["running"] is not None:
-                last = datetime.fromisoformat(found["running"]) - timedelta(seconds=1)
+                last = self._recorded_time(found["running"]) - timedelta(seconds=1)
         except (BadDataError, KeyError, TypeError, ValueError) as error:
             self._log("warning", text=f"The heartbeat before cannot be used: {error}")
             return
         self._last = last
         self._last_exit = found.get("last_exit")
+
+    def _recorded_time(self, text: str) -> datetime:
+        """Return a time of a heartbeat; `ValueError` for one that no scheduler has written."""
+        moment = datetime.fromisoformat(text)
+        if moment.tzinfo is None:
+            raise ValueError(f"{text} has no time zone")
+        if moment.year < FIRST_YEAR or moment.year > self._clock.now().year + 1:
+            raise ValueError(f"{text} is no time of a run")
+        return moment.astimezone(UTC)
 
     def _look_at_clock(self, now: datetime) -> None:
         self._ready = min(self._ready, now)
@@ -274,7 +293,7 @@ class Scheduler:
         }
         try:
             self._heartbeat.write(document)
-        except UnreachableError as error:  # a full disk is no reason to miss a run
+        except (UnreachableError, UsageError) as error:  # a full disk is no reason to miss a run
             self._log("warning", text=f"No heartbeat: {error}")
 
 

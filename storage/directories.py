@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,6 +24,11 @@ REMEDY = {
 REMOVED_DIRECTORY = "The current directory has been removed: change to one that exists."
 UNUSABLE_NAME = (errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.ENOTDIR, errno.EINVAL)
 """What the system answers where no try with the same name can ever succeed."""
+STREAMS = ("/dev/std", "/dev/fd/", "/proc/")
+NAME_BYTES = 255
+"""The longest name that the usual file systems take."""
+ADDED_BYTES = len("-metadata.json") + len("..tmp") + 1 + 32
+"""What the name of an unfinished file, or of what lies beside it, has more than the file's own."""
 SHOWN = 200
 """Characters of a name that a message shows."""
 
@@ -90,6 +96,63 @@ def reaching(verb: str, path: Path) -> Iterator[None]:
             f"Cannot {verb} {path}: {error.strerror or error}. What was complete before is "
             f"untouched; {remedy}"
         ) from error
+
+
+def file_to_write(path: Path, option: str) -> Path:
+    """Return the path of the regular file to write: `path`, or what a link there leads to.
+
+    Raises `UsageError` where anything else is there, or no file can ever be.
+    """
+    place = path.absolute()
+    if str(place).startswith(STREAMS):
+        raise UsageError(
+            f"{option} is {path}, a stream of a process; expected a file, which is written whole."
+        )
+    for part, added in [(place.name, ADDED_BYTES), *((part, 0) for part in place.parts[:-1])]:
+        length = len(os.fsencode(part))
+        if length > NAME_BYTES - added:
+            raise UsageError(
+                f"{option} has a name of {length:,} bytes, {part[:40]}...; expected at most "
+                f"{NAME_BYTES - added} there."
+            )
+    for parent in place.parents:
+        if os.path.lexists(parent) and not os.path.isdir(parent):
+            raise UsageError(
+                f"{option} is {path}, but {parent} is no directory. Choose another place."
+            )
+    check_regular(place, f"{option} is {path}")
+    return Path(os.path.realpath(place)) if place.is_symlink() else path
+
+
+def check_regular(path: Path, subject: str) -> None:
+    """Raise `UsageError` where anything but a regular file, or a link to one, is at `path`."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        if path.is_symlink():
+            raise UsageError(
+                f"{subject}, a link that leads to nothing. Remove it, or choose another place."
+            ) from None
+        return
+    except OSError as error:
+        if error.errno in UNUSABLE_NAME:
+            raise UsageError(f"{subject}: {error.strerror}. Choose another place.") from error
+        raise
+    if not stat.S_ISREG(mode):
+        raise UsageError(
+            f"{subject}, {_kind_of(mode)}, which is never replaced. Choose another place."
+        )
+
+
+def _kind_of(mode: int) -> str:
+    names = {
+        stat.S_IFDIR: "a directory",
+        stat.S_IFIFO: "a named pipe",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+    }
+    return names.get(stat.S_IFMT(mode), "no regular file")
 
 
 def make_directories(path: Path) -> None:

@@ -1,7 +1,9 @@
 """A local directory as a place for bytes: objects are files, made by rename and synced."""
 
 import errno
+import fcntl
 import os
+import re
 import shutil
 import stat
 import time
@@ -14,7 +16,7 @@ from pathlib import Path
 from typing import Self
 
 from storage import files
-from storage.directories import make_directories, reaching, remove_tree, walk
+from storage.directories import check_regular, make_directories, reaching, remove_tree, walk
 from storage.errors import BadDataError, ConflictError, UnreachableError
 from storage.kernel_lock import kernel_lock
 from storage.objects import (
@@ -30,6 +32,11 @@ from storage.objects import (
     is_leftover,
     new_staged,
 )
+
+PARTIAL = re.compile(r"[0-9a-f]{32}\.tmp")
+"""How the name of a partial file ends, after that of the file."""
+YOUNG_SECONDS = 10.0
+"""A partial file that was written to so lately may not have its lock yet."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +129,8 @@ class LocalLocation(Location):
         """Like `put`, for what comes piece by piece: gives the function that takes the pieces."""
         path = self._at(key)
         with reaching("write", path):
+            check_regular(path, f"The place to write is {path}")
+            path = Path(os.path.realpath(path)) if path.is_symlink() else path
             make_directories(path.parent)
             temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
             try:
@@ -250,6 +259,14 @@ class LocalLocation(Location):
         path = self._at(key)
         with reaching("remove", path), suppress(FileNotFoundError):
             files.unlink(path)
+
+    def sweep_partial(self, key: str) -> None:
+        """Remove what writers of one file that died have left: the kernel has freed their locks."""
+        directory, _, name = key.rpartition("/")
+        start = f".{name}."
+        for other in self.names(directory):
+            if other.startswith(start) and PARTIAL.fullmatch(other.removeprefix(start)):
+                _remove_abandoned(self._at(f"{directory}/{other}" if directory else other))
 
     def sweep(self, key: str = "") -> None:
         """Remove what dead writers left unfinished directly below `key`.
@@ -385,10 +402,24 @@ def _synced_file(path: Path) -> Iterator[int]:
     except FileNotFoundError as error:  # its directory is there: /proc, say
         raise PermissionError(errno.EPERM, "No file can be made here") from error
     try:
+        with suppress(OSError):  # as on some network file systems
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield descriptor
         files.fsync(descriptor)
     finally:
         files.close(descriptor)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove a partial file unless its writer lives and holds its lock, or has just begun."""
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            if time.time() - os.fstat(descriptor).st_mtime > YOUNG_SECONDS:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                files.unlink(path)
+        finally:
+            os.close(descriptor)
 
 
 def _can_be_named(key: str) -> bool:

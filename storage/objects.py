@@ -163,6 +163,9 @@ class Location(ABC):
     def delete(self, key: str) -> None:
         """Remove one object; nothing happens where there is none."""
 
+    def sweep_partial(self, key: str) -> None:  # noqa: B027 - a store leaves nothing
+        """Remove what writers of one object that died have left; a live one's stays."""
+
     @abstractmethod
     def sweep(self, key: str = "") -> None:
         """Remove what dead writers left unfinished directly below `key`.

@@ -155,9 +155,11 @@ def _print_files(
     claim: str,
 ) -> None:
     import os
+    from pathlib import Path
 
     from jobs.printing import print_exactly, print_line
     from jobs.scheduling.schedule_files import Plan, default_image, schedule_files
+    from storage.directories import file_to_write
     from storage.location import open_location
 
     plan = Plan(
@@ -175,6 +177,8 @@ def _print_files(
         print_exactly("\n".join(files.values()).rstrip("\n"))
         return
     place = open_location(to)
+    for file_name in files:
+        file_to_write(Path(str(place), file_name), "The file to write")
     for file_name, text in files.items():
         place.put(file_name, text.encode())
         print_line(f"{place}/{file_name}")

@@ -9,6 +9,7 @@ from typing import Any
 from jobs.printing import one_line, print_line
 from jobs.schedule import Heartbeat, Log
 from jobs.scheduling.cron import CronTimes
+from storage.directories import file_to_write
 from storage.errors import UsageError
 from storage.location import open_location
 
@@ -54,10 +55,9 @@ def heartbeat_at(place: str | None, times: CronTimes, job: tuple[str, ...]) -> H
     if place is not None:
         if "://" in place or not Path(place).name:
             raise UsageError(f"--heartbeat is {place!r}; expected the path of a file.")
-        path = Path(place)
-        if path.is_dir() or (path.parent.exists() and not path.parent.is_dir()):
-            raise UsageError(f"--heartbeat is {place!r}, where no file can be; choose another.")
-        return Heartbeat(open_location(str(path.parent)), path.name)
+        directory, name = open_location(place).split()
+        path = file_to_write(Path(str(directory), name), "--heartbeat")
+        return Heartbeat(open_location(path.parent), path.name)
     what = json.dumps([times.expression, times.zone_name, job])
     return Heartbeat(
         open_location(DIRECTORY), f"{hashlib.sha256(what.encode()).hexdigest()[:12]}.json"

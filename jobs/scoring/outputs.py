@@ -9,7 +9,6 @@ for Tabular Data and Metadata on the Web" (W3C Recommendation, 2015, section 5.3
 import hashlib
 import io
 import json
-import os
 import zipfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from storage.directories import check_regular, file_to_write
 from storage.errors import MissingExtraError, PipelineError, UsageError
 from storage.local import LocalLocation
 from storage.objects import Location, Write
@@ -28,10 +28,6 @@ if TYPE_CHECKING:
     from storage.predictions import Scores
 
 CSV_METADATA = "-metadata.json"
-NAME_BYTES = 255
-"""The longest name that the usual file systems take."""
-ADDED_BYTES = len(CSV_METADATA) + len("..tmp") + 1 + 32
-"""What the name of an unfinished file, or of what lies beside it, has more than the file's own."""
 
 
 @dataclass(frozen=True)
@@ -61,25 +57,18 @@ def check_kind(place: str) -> None:
         raise MissingExtraError(f"--out {place!r}", "pyarrow", "parquet")
 
 
-def check_place(file: Location) -> None:
-    """Raise `UsageError` where no file can ever be: a directory, a name too long, below a file."""
+def check_place(file: Location) -> Location:
+    """Return the file to write, which is what a link leads to.
+
+    Raises `UsageError` where no file can ever be: at a directory or a pipe, below a file.
+    """
     if not isinstance(file, LocalLocation):
-        return
-    path = file.path.absolute()
-    for name, added in [(path.name, ADDED_BYTES), *((part, 0) for part in path.parts[:-1])]:
-        length = len(os.fsencode(name))
-        if length > NAME_BYTES - added:
-            raise UsageError(
-                f"--out has a name of {length:,} bytes, {name[:40]}...; expected at most "
-                f"{NAME_BYTES - added} there."
-            )
-    if os.path.isdir(path):
-        raise UsageError(f"--out is {file}, a directory; expected the name of a file.")
-    for parent in path.parents:
-        if os.path.lexists(parent) and not os.path.isdir(parent):
-            raise UsageError(
-                f"--out is {file}, but {parent} is no directory. Choose another place."
-            )
+        return file
+    path = file_to_write(file.path, "--out")
+    if path.suffix == ".csv":
+        beside = path.with_name(path.name + CSV_METADATA)
+        check_regular(beside, f"The file beside --out is {beside}")
+    return LocalLocation(path)
 
 
 def output_exists(file: Location) -> bool:
@@ -93,8 +82,8 @@ def write_output(file: Location, scores: "Scores", wanted: Wanted) -> None:
 
     Raises `UsageError` where no file can be there.
     """
-    check_place(file)
-    directory, name = file.split()
+    directory, name = check_place(file).split()
+    directory.sweep_partial(name)
     if name.endswith(".csv"):
         _write_csv(directory, name, scores, wanted)
         return

@@ -3,12 +3,21 @@
 import errno
 import os
 import shutil
+import socket
+import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from storage.directories import as_pipeline_error, make_directories, remove_tree
+from storage.directories import (
+    as_pipeline_error,
+    file_to_write,
+    make_directories,
+    remove_tree,
+)
 from storage.errors import BadDataError, PipelineError, UnreachableError, UsageError
 from storage.local import LocalLocation
 
@@ -59,3 +68,91 @@ def test_refusals(error: Exception, kind: type[PipelineError]) -> None:
 def test_a_defect_is_none() -> None:
     """What only wrong code raises stays what it is."""
     assert as_pipeline_error(TypeError()) is None
+
+
+SPECIAL = ("directory", "pipe", "socket", "device", "dangling link", "link to a pipe", "loop")
+
+
+def make_special(path: Path, kind: str) -> None:
+    """Make what is no regular file; a device of the test's own, never one of the machine's."""
+    match kind:
+        case "directory":
+            path.mkdir()
+        case "pipe":
+            os.mkfifo(path)
+        case "socket":
+            with socket.socket(socket.AF_UNIX) as bound:
+                here = os.getcwd()
+                os.chdir(path.parent)  # a socket's path has room for 107 bytes
+                bound.bind(path.name)
+                os.chdir(here)
+        case "device":
+            try:
+                os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(1, 3))
+            except PermissionError:
+                pytest.skip("only root may make a device node")
+        case "dangling link":
+            path.symlink_to("absent")
+        case "link to a pipe":
+            os.mkfifo(path.with_name("pipe"))
+            path.symlink_to("pipe")
+        case "loop":
+            path.symlink_to(path.name)
+
+
+@pytest.mark.parametrize("kind", SPECIAL)
+def test_what_is_no_regular_file_is_never_replaced(kind: str, tmp_path: Path) -> None:
+    """It is refused by the check before the work, and by whatever writes all the same."""
+    place = tmp_path / "place"
+    make_special(place, kind)
+    before = place.lstat()
+    with pytest.raises(UsageError, match=f"--out is {place}"):
+        file_to_write(place, "--out")
+    with pytest.raises(UsageError, match=r"(C|c)hoose another place"):
+        LocalLocation(tmp_path).put("place", b"data")
+    assert (before.st_ino, before.st_mode) == (place.lstat().st_ino, place.lstat().st_mode)
+
+
+@pytest.mark.parametrize("place", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+def test_streams_are_no_files(place: str) -> None:
+    """What stands for a stream of a process cannot be written whole."""
+    with pytest.raises(UsageError, match="a stream of a process"):
+        file_to_write(Path(place), "--out")
+
+
+def test_a_link_to_a_file_stays_one(tmp_path: Path) -> None:
+    """What it leads to is written."""
+    (tmp_path / "file").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("file")
+    assert tmp_path / "file" == file_to_write(tmp_path / "link", "--out")
+    LocalLocation(tmp_path).put("link", b"new")
+    assert (tmp_path / "link").is_symlink()
+    assert b"new" == (tmp_path / "file").read_bytes()
+
+
+WRITER = """
+import os, sys
+from pathlib import Path
+from storage.local import LocalLocation
+
+with LocalLocation(Path(sys.argv[1])).writing("o.csv") as write:
+    write(b"half")
+    print(flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_partial_files_of_the_dead_are_removed(tmp_path: Path) -> None:
+    """A writer that lives keeps its partial file; after a kill the next one removes it."""
+    command = [sys.executable, "-c", WRITER, str(tmp_path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    (tmp_path / f".other.csv.{'0' * 32}.tmp").touch()
+    with subprocess.Popen(command, **pipes) as writer:  # type: ignore[call-overload]
+        writer.stdout.readline()
+        (partial,) = tmp_path.glob(".o.csv.*.tmp")
+        os.utime(partial, (0, 0))
+        LocalLocation(tmp_path).sweep_partial("o.csv")
+        assert partial.exists()
+        writer.kill()
+    LocalLocation(tmp_path).sweep_partial("o.csv")
+    assert [f".other.csv.{'0' * 32}.tmp"] == os.listdir(tmp_path)

@@ -1,6 +1,7 @@
 """The scheduler, by a clock that jumps as it is told, and once by the real one."""
 
 import json
+import os
 import re
 import signal
 from collections.abc import Callable
@@ -221,6 +222,26 @@ def test_a_heartbeat_that_is_damaged(scene: Scene, tmp_path: Path) -> None:
     assert "cannot be used" in scene.events("warning")[0]["text"]
 
 
+@pytest.mark.parametrize(
+    "time",
+    [
+        "0001-01-01T00:00:00+00:00",
+        "9999-12-31T23:59:59+00:00",
+        "2026-01-01T00:00:00",
+        "9" * 5000,
+        7,
+    ],
+)
+@pytest.mark.parametrize("field", ["last", "running"])
+def test_a_heartbeat_of_no_time_of_a_run(field: str, time: object, scene: Scene) -> None:
+    """A time that no scheduler wrote, sealed or not, is warned of; the scheduler begins anew."""
+    assert scene.heartbeat is not None
+    times = {"last": START.isoformat(), "running": None, "last_exit": 0}
+    scene.heartbeat.write(times | {field: time})
+    assert hours(1) == scene.run("0 * * * *", START + timedelta(hours=1.5), zone="Europe/Berlin")
+    assert "cannot be used" in scene.events("warning")[0]["text"]
+
+
 def test_clock_put_forward(scene: Scene) -> None:
     """Times that a jump has skipped are made up once."""
     scene.clock.jumps = {START + timedelta(minutes=30): timedelta(hours=5)}
@@ -388,11 +409,12 @@ def test_a_log_of_json_is_nothing_else(
     assert ("Usage: pipeline scores" in errors) == ("--help" in job)
 
 
-@pytest.mark.parametrize("place", ["directory", "file/beat.json"])
+@pytest.mark.parametrize("place", ["directory", "file/beat.json", "pipe", "/dev/stdout"])
 def test_a_heartbeat_where_no_file_can_be(place: str, tmp_path: Path) -> None:
     """It is refused: a probe would wait for it for ever."""
     (tmp_path / "directory").mkdir()
     (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe")
     command = ("schedule", "0 0 1 1 *", "--heartbeat", place, "--", "score")
     assert_refused(run_pipeline(*command, cwd=tmp_path), 2, "--heartbeat", place)
 

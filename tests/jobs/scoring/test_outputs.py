@@ -155,6 +155,8 @@ def test_parquet_without_pyarrow(monkeypatch: pytest.MonkeyPatch) -> None:
         ("x" * 200 + ".csv", "at most 203"),
         ("y" * 256 + "/x.csv", "at most 255"),
         ("file/x.csv", "is no directory"),
+        ("pipe.csv", "a named pipe"),
+        ("beside.csv", "beside.csv-metadata.json, a named pipe"),
         ("{home}" + "z" * 190 + ".npz", "at most 203"),
     ],
 )
@@ -164,10 +166,13 @@ def test_where_no_file_can_be(
     """A directory, too long a name or a file in the way is refused before anything is scored."""
     (tmp_path / "there.csv").mkdir()
     (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe.csv")
+    os.mkfifo(tmp_path / "beside.csv-metadata.json")
+    there = sorted(os.listdir(tmp_path))
     before = sorted((run / "scores").iterdir())
     with pytest.raises(UsageError, match=words):
         score(run=run, dataset=digits, split="test", out=str(tmp_path / name))
-    assert ["file", "there.csv"] == sorted(found.name for found in tmp_path.iterdir())
+    assert there == sorted(os.listdir(tmp_path))
     assert before == sorted((run / "scores").iterdir())
 
 
