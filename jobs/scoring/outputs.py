@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.directories import check_regular, file_to_write
-from storage.errors import MissingExtraError, PipelineError, UsageError
+from storage.errors import MissingExtraError, PipelineError
 from storage.local import LocalLocation
 from storage.objects import Location, Write
 
