@@ -3,8 +3,9 @@
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -49,7 +50,7 @@ FORMS_OF_A_CHUNK = 5
 
 Converted = tuple[int, list[ChunkRecord]]
 """What `convert_part` gives: the rows of a part, and its chunks' records."""
-Convert = Callable[[SplitSource, SplitWriter], Iterator[Converted]]
+Convert = Callable[[SplitSource, SplitWriter], Generator[Converted, None, None]]
 """Converts each part of a split, in order."""
 Report = Callable[[str, int, int], None]
 """Told of progress: what is being done, rows done, rows in all."""
@@ -235,10 +236,11 @@ def _convert_split(
     report(stage, 0, split.rows)
     records: list[ChunkRecord] = []
     done = 0
-    for rows, chunk_records in convert(split, writer):
-        records += chunk_records
-        done += rows
-        report(stage, done, split.rows)
+    with closing(convert(split, writer)) as parts:  # what runs ends before its output is removed
+        for rows, chunk_records in parts:
+            records += chunk_records
+            done += rows
+            report(stage, done, split.rows)
     return records
 
 
@@ -248,7 +250,7 @@ def _convert_here(
     split: SplitSource,
     writer: SplitWriter,
     classes: NDArray[np.int64],
-) -> Iterator[Converted]:
+) -> Generator[Converted, None, None]:
     """Each part converted, in order, by the threads of a pool."""
     part_bytes = writer.part_rows * writer.schema.row_bytes
     return _bounded(
@@ -260,7 +262,7 @@ def _convert_here(
     )
 
 
-def _bounded(submitted: "Iterator[Future[T]]", limit: int) -> Iterator[T]:
+def _bounded(submitted: "Iterator[Future[T]]", limit: int) -> Generator[T, None, None]:
     """The futures' results in order, with at most `limit` of them under way."""
     waiting: deque[Future[T]] = deque()
     for future in submitted:
