@@ -339,7 +339,7 @@ def test_labels_in_the_wrong_byte_order(tmp_path: Path, dtype: str) -> None:
     write_idx(tmp_path / MNIST_NAMES[0], images(12))
     write_idx(tmp_path / MNIST_NAMES[1], labels(12).astype(dtype).byteswap())
     (split,) = open_source(str(tmp_path)).splits
-    with pytest.raises(BadDataError, match=f"which is 9 if read as .* astype.'>{dtype}'"):
+    with pytest.raises(BadDataError, match=f"which is 9 if read as .*astype.'>{dtype}'"):
         split.label_values()
     write_idx(tmp_path / MNIST_NAMES[1], labels(12).astype(dtype) + 2047)
     (split,) = open_source(str(tmp_path)).splits
