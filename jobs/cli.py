@@ -18,6 +18,7 @@ from jobs.commands.cluster import cluster_options, opened_cluster, take_cluster_
 from jobs.commands.options import (
     console_of,
     output_options,
+    parsed_scale,
     run_option,
     seed_option,
     stopping,
@@ -84,6 +85,18 @@ def cli() -> None:
     "space; lz4hc is read as fast as lz4, takes nearly as little space as zstd, but is slow to "
     "make.  [default: lz4]",
 )
+@click.option(
+    "--scale",
+    metavar="none|LOW,HIGH",
+    help="Range of values that is mapped to [0, 1] for training and scoring; none keeps values as "
+    "they are.  [default: 0,255 for bytes, else the training split's smallest and largest value]",
+)
+@click.option(
+    "--transpose",
+    is_flag=True,
+    default=None,
+    help="Swap height and width of each image, as EMNIST's need.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace the dataset that is there already.")
 @seed_option
 @storage_option
@@ -95,6 +108,8 @@ def ingest(
     out: str | None,
     rows_per_chunk: int | None,
     compression: str | None,
+    scale: str | None,
+    transpose: bool | None,
     overwrite: bool,
     seed: int,
     storage_options: tuple[str, ...],
@@ -114,6 +129,7 @@ def ingest(
         from pipeline.sources import open_source
         from storage.location import open_location
 
+        scaling = parsed_scale(scale)
         options = store_options(storage_options, out)
         place = None if out is None else open_location(out, options)  # refused before downloads
 
@@ -133,6 +149,8 @@ def ingest(
                 place or f"{DATA_ROOT}/{opened.name}",
                 rows_per_chunk=rows_per_chunk,
                 compression=compression,
+                scale=scaling,
+                transpose=transpose,
                 overwrite=overwrite,
                 take_over=console.warn if take_over else None,
                 report=report,

@@ -1,5 +1,6 @@
 """A trained model: the network and parameters of one of a run's checkpoints."""
 
+import math
 from dataclasses import dataclass
 
 from jobs.choice import choose_checkpoint
@@ -10,6 +11,7 @@ from jobs.nn.parameters import Floats
 from jobs.training.trainer import flat_parameters, parameters_digest, template
 from storage.checkpoints import CheckpointName
 from storage.errors import BadDataError
+from storage.preparation import BYTE_SCALE, Preparation
 from storage.runs import RECORD, Run
 
 
@@ -24,8 +26,12 @@ class Model:
     checkpoint: CheckpointName
     class_names: tuple[str, ...]
     """In the order of the network's outputs."""
-    transforms: tuple[str, ...]
-    """Of the dataset that it was trained on."""
+    preparation: Preparation
+    """Of the rows that it was trained on; what is scored is scaled by the same numbers."""
+    image_shape: tuple[int, ...] | None
+    """As it was trained on; None for runs of older releases, which do not record it."""
+    element_type: str | None
+    """The same of the stored values' type. Without a record, bytes are still told from others."""
     warnings: tuple[str, ...]
     """Checkpoints that were passed over because they are damaged."""
 
@@ -47,7 +53,62 @@ def load_model(run: Run, choice: str) -> Model:
         )
     network = Network(layers, config.dtype)
     class_names, transforms = _trained_on(run, layers[-1].outputs)
-    return Model(network, parameters, digest, checkpoint.name, class_names, transforms, warnings)
+    shape, element_type = run.dataset.get("image_shape"), run.dataset.get("element_type")
+    if element_type is None and BYTE_SCALE in transforms:
+        element_type = "uint8"
+    return Model(
+        network,
+        parameters,
+        digest,
+        checkpoint.name,
+        class_names,
+        Preparation.from_names(transforms, f"{run.location}/{RECORD}"),
+        None if shape is None else tuple(shape),
+        element_type,
+        warnings,
+    )
+
+
+def check_images(model: Model, place: str, image_shape: tuple[int, ...], element_type: str) -> None:
+    """Raise `BadDataError` where images, as they are stored, are not like the model's.
+
+    `place` names where they come from.
+    """
+    trained, features = model.image_shape, model.network.layers[0].inputs
+    if trained is not None and image_shape != trained:
+        raise BadDataError(
+            f"{place} has images of {_times(image_shape)}; the run was trained on images of "
+            f"{_times(trained)}. Give images of that shape."
+        )
+    if math.prod(image_shape) != features:
+        raise BadDataError(
+            f"{place} has images of {_times(image_shape)}, {math.prod(image_shape):,} values each; "
+            f"the model takes {features:,} values. Give images like those that it was trained on."
+        )
+    expected = model.element_type
+    if expected is None and element_type != "uint8":
+        return
+    if expected is None or _family(element_type) != _family(expected):
+        raise BadDataError(
+            f"{place} holds {_values(element_type)}; the run was trained on "
+            f"{_values(expected or 'values other than bytes')}. Convert them to the same type and "
+            "range."
+        )
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return " x ".join(f"{size:,}" for size in shape)
+
+
+def _family(element_type: str) -> str:
+    """Types whose values are taken for the same: those of all floats are."""
+    return "float" if element_type.startswith("float") else element_type
+
+
+def _values(element_type: str) -> str:
+    if element_type == "uint8":
+        return "bytes (0 to 255)"
+    return element_type if " " in element_type else f"{element_type} values"
 
 
 def _trained_on(run: Run, outputs: int) -> tuple[tuple[str, ...], tuple[str, ...]]:

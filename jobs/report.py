@@ -90,10 +90,8 @@ def _dataset_text(dataset: Dataset, splits: dict[str, dict[str, Any]]) -> str:
             [
                 ("dataset", f"{dataset.name} in {dataset.location}"),
                 ("digest", dataset.digest),
-                (
-                    "images",
-                    f"{_shape(dataset.image_shape)}, stored with {', '.join(dataset.transforms)}",
-                ),
+                ("images", f"{_shape(dataset.image_shape)}, {dataset.preparation}"),
+                ("transforms", ", ".join(dataset.transforms)),
                 ("compression", dataset.compression),
             ]
         ),

@@ -4,6 +4,7 @@ What needs NumPy's and Dask's full weight is imported when something is found to
 """
 
 import time
+import traceback
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from jobs.scoring.score_listener import LargestMemory, ScoreListener
 from jobs.scoring.scored import ScoreResult
 from jobs.scoring.turns import try_again
 from jobs.stop import StopSignal
-from storage.errors import PipelineError, StoppedError, UsageError
+from storage.errors import InternalError, PipelineError, StoppedError, UsageError
 from storage.location import Place
 from storage.objects import TakeOver
 from storage.scorings import scoring_home
@@ -154,3 +155,13 @@ def _score_splits(batch: Batch) -> None:
         except PipelineError as error:
             batch.result.errors.append(error)
             batch.listener.event("failed", split=split, error=str(error))
+        except Exception as error:  # noqa: BLE001 - one split never keeps the others waiting
+            text = (
+                f"Split {split} could not be scored: internal error (please report it): "
+                f"{type(error).__name__}: {error}"
+            )
+            batch.result.errors.append(InternalError(text))
+            trace = "".join(traceback.format_exception(error))
+            batch.listener.event(
+                "failed", split=split, error=text, traceback=trace, text=trace, warning=True
+            )

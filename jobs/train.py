@@ -246,6 +246,8 @@ def _create(location: Location, config: TrainConfig, dataset: Dataset) -> tuple[
             "place": str(dataset.location),
             "class_names": list(dataset.class_names),
             "transforms": list(dataset.transforms),
+            "image_shape": list(dataset.image_shape),
+            "element_type": dataset.split("train").schema.dtype,
         },
         versions={"order": ORDER_VERSION, "step": STEP_VERSION},
         environment=environment(),

@@ -3,19 +3,17 @@
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pipeline.parts import convert_part
+from pipeline.parts import Conversion, convert_part
 from pipeline.sources import Source, SplitSource, open_source
-from pipeline.transforms import BIAS_COLUMN, ONE_HOT, SCALE
+from pipeline.values import Report, range_of
 from storage.dataset import Dataset, open_dataset
 from storage.dataset_writer import (
     ChunkRecord,
@@ -29,6 +27,7 @@ from storage.dataset_writer import (
 from storage.errors import ConflictError, UnreachableError, UsageError
 from storage.location import Place, open_location
 from storage.objects import Location, TakeOver
+from storage.preparation import BYTES, Preparation, ValueRange
 from storage.schema import COMPRESSIONS, LZ4, METADATA_NAME, DatasetSchema, SplitSchema
 
 if TYPE_CHECKING:
@@ -50,10 +49,11 @@ FORMS_OF_A_CHUNK = 5
 
 Converted = tuple[int, list[ChunkRecord]]
 """What `convert_part` gives: the rows of a part, and its chunks' records."""
-Convert = Callable[[SplitSource, SplitWriter], Generator[Converted, None, None]]
+Convert = Callable[[SplitSource, SplitWriter, Conversion], Iterator[Converted]]
 """Converts each part of a split, in order."""
-Report = Callable[[str, int, int], None]
-"""Told of progress: what is being done, rows done, rows in all."""
+Scaling = ValueRange | Literal["none"] | None
+"""The range that is mapped to [0, 1]; None is 0 to 255 for bytes, and for other types the range of
+the training split."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,8 @@ def ingest(
     compression: str | None = None,
     overwrite: bool = False,
     seed: int = 0,
+    scale: Scaling = None,
+    transpose: bool | None = None,
     take_over: TakeOver | None = None,
     threads: int = DEFAULT_THREADS,
     report: Report = lambda stage, done, total: None,
@@ -88,9 +90,13 @@ def ingest(
     `pipeline.sources.open_source`); `seed` is for generated digits; `take_over` is leave
     to take the lock of a dead writer in a store. `compression` is one of `COMPRESSIONS` in
     `storage.schema`; without, a new dataset has LZ4, and one that is there may have any, as it may
-    have any number of rows per chunk unless `rows_per_chunk` is given. Raises
-    `UsageError`, `BadDataError`, `ConflictError` or `UnreachableError`; whatever happens, nothing
-    half-made is left at `out`, and an old dataset there stays until the new one is complete.
+    have any number of rows per chunk unless `rows_per_chunk` is given. `scale` is the range of
+    values that stands for 0 to 1 (see `Scaling`); `transpose` swaps the images' height and width,
+    and where nothing is said of it a hint may be given.
+
+    Raises `UsageError`, `BadDataError`, `ConflictError` or `UnreachableError`; whatever happens,
+    nothing half-made is left at `out`, and an old dataset there stays until the new one is
+    complete.
     """
     began = time.perf_counter()
     if rows_per_chunk is not None and rows_per_chunk < 1:
@@ -102,7 +108,8 @@ def ingest(
     if isinstance(source, str):
         source = open_source(source, seed=seed, announce=announce)
     target = open_location(out)
-    schema = plan_dataset(source, rows_per_chunk, compression or LZ4)
+    preparation = _preparation(source, scale, bool(transpose), report)
+    schema = plan_dataset(source, preparation, rows_per_chunk, compression or LZ4)
     fingerprint = source.fingerprint()
     # The lock throughout, so that nobody comes between the look and the work.
     with dataset_lock(target, take_over) as target:
@@ -120,6 +127,8 @@ def ingest(
         if dataset is None:
             _check_room(target, schema)
             announce(f"memory at most {memory_needed(schema, threads) / 1e6:,.0f} MB")
+            for text in _remarks(source, preparation, scale, transpose):
+                announce(text)
             with stage_dataset(target, schema, overwrite=overwrite) as writer:
                 dataset = _convert(source, writer, fingerprint, threads, report, cluster)
     return IngestResult(dataset, already_done, source.description, time.perf_counter() - began)
@@ -133,7 +142,8 @@ def _same_dataset(
 ) -> Dataset | None:
     """Return the dataset that is there if it was made from the same source in the same way.
 
-    Its chunks may have any size unless `rows_per_chunk` gives one.
+    Its chunks may have any size unless `rows_per_chunk` gives one. Raises `ConflictError` where
+    its values or its images were prepared in another way.
     """
     if not target.exists(METADATA_NAME):
         return None
@@ -148,8 +158,67 @@ def _same_dataset(
             )
             for name, split in splits.items()
         }
-    same = existing.fingerprint == fingerprint and splits == schema.splits
-    return existing if same else None
+    if existing.fingerprint != fingerprint or splits != schema.splits:
+        return None
+    if existing.preparation != schema.preparation:
+        raise ConflictError(
+            f"{target} is there already, made of the same files with {existing.preparation}; "
+            f"these options mean {schema.preparation}. Pass --overwrite to replace it, or "
+            f"{_options(existing.preparation)} to leave it as it is."
+        )
+    return existing
+
+
+def _options(preparation: Preparation) -> str:
+    """What to pass to have a source prepared so."""
+    scaling = preparation.scaling
+    chosen = "none" if scaling is None else f"{scaling.low!r},{scaling.high!r}"
+    return f"--scale {chosen}{' --transpose' if preparation.transposed else ''}"
+
+
+def _preparation(source: Source, scale: Scaling, transpose: bool, report: Report) -> Preparation:
+    """What is done to a source; raises `UsageError` for what cannot be done to it."""
+    split = next((split for split in source.splits if split.name == "train"), source.splits[0])
+    if transpose and len(split.image_shape) < 2:
+        raise UsageError(
+            f"--transpose swaps height and width, but the images of {source.name} are rows of "
+            f"{split.image_shape[0]:,} values without either. Leave it out."
+        )
+    if isinstance(scale, ValueRange):
+        _check_type_reaches(split.dtype, scale)
+        scaling: ValueRange | None = scale
+    elif scale == "none":
+        scaling = None
+    else:
+        scaling = BYTES if split.dtype == np.uint8 else range_of(split, report)
+    return Preparation(scaling, transpose, any(split.has_labels for split in source.splits))
+
+
+def _check_type_reaches(dtype: np.dtype[Any], scale: ValueRange) -> None:
+    """Refuse a range that no value of an integer type lies in."""
+    if dtype.kind == "f":
+        return
+    limits = np.iinfo(dtype)
+    if scale.high < limits.min or scale.low > limits.max:
+        raise UsageError(
+            f"--scale {scale.low:g},{scale.high:g} holds none of the values that {dtype} images "
+            f"can have, {limits.min:,} to {limits.max:,}. Give the smallest and the largest value "
+            "of the images."
+        )
+
+
+def _remarks(
+    source: Source, preparation: Preparation, scale: Scaling, transpose: bool | None
+) -> Iterator[str]:
+    """What whoever ingests a source should know of it."""
+    if scale is None and preparation.scaling != BYTES:
+        yield f"{source.splits[0].dtype} images: {preparation}"
+    names = (source.name, *(os.path.basename(split.origin) for split in source.splits))
+    if transpose is None and any("emnist" in name.lower() for name in names):
+        yield (
+            "These look like the files of EMNIST, whose images are published with height and width "
+            "swapped. Pass --transpose to have them upright."
+        )
 
 
 def _convert(
@@ -161,15 +230,22 @@ def _convert(
     cluster: "Cluster | None",
 ) -> Dataset:
     """Convert every split and publish them."""
-    classes = np.array([int(name) for name in writer.schema.class_names], dtype=np.int64)
+    schema = writer.schema
+    classes = np.array([int(name) for name in schema.class_names], dtype=np.int64)
     with ThreadPoolExecutor(threads, thread_name_prefix="ingest") as pool:
-        convert: Convert = partial(_convert_here, pool, threads, classes=classes)
+        convert: Convert = partial(_convert_here, pool, threads)
         if cluster is not None:
             from pipeline.clusters.parts import convert_parts  # and with it Dask's cluster
 
-            convert = partial(convert_parts, cluster, classes=classes)
+            convert = partial(convert_parts, cluster)
         records = {
-            split.name: _convert_split(split, writer.split(split.name), convert, report)
+            split.name: _convert_split(
+                split,
+                writer.split(split.name),
+                Conversion(schema.preparation, classes, split.origin),
+                convert,
+                report,
+            )
             for split in source.splits
         }
         files = [
@@ -179,7 +255,10 @@ def _convert(
 
 
 def plan_dataset(
-    source: Source, rows_per_chunk: int | None = None, compression: str = LZ4
+    source: Source,
+    preparation: Preparation,
+    rows_per_chunk: int | None = None,
+    compression: str = LZ4,
 ) -> DatasetSchema:
     """The schema of the dataset that a source becomes; reads headers and labels only."""
     labels = sorted({label for split in source.splits for label in split.label_values()})
@@ -195,13 +274,11 @@ def plan_dataset(
         )
         for split in source.splits
     }
-    scaling = [SCALE] if first.dtype == np.uint8 else []
-    transforms = [BIAS_COLUMN, *scaling, *([ONE_HOT] if labels else [])]
     return DatasetSchema(
         name=source.name,
         class_names=tuple(str(label) for label in labels),
-        image_shape=tuple(first.image_shape),
-        transforms=tuple(transforms),
+        image_shape=preparation.image_shape(tuple(first.image_shape)),
+        transforms=preparation.names,
         splits=splits,
         compression=compression,
     )
@@ -229,18 +306,21 @@ def _check_room(target: Location, schema: DatasetSchema) -> None:
 
 
 def _convert_split(
-    split: SplitSource, writer: SplitWriter, convert: Convert, report: Report
+    split: SplitSource,
+    writer: SplitWriter,
+    conversion: Conversion,
+    convert: Convert,
+    report: Report,
 ) -> list[ChunkRecord]:
     """Convert a split, some parts at a time, and return its chunk records."""
     stage = f"ingest {split.name}"
     report(stage, 0, split.rows)
     records: list[ChunkRecord] = []
     done = 0
-    with closing(convert(split, writer)) as parts:  # what runs ends before its output is removed
-        for rows, chunk_records in parts:
-            records += chunk_records
-            done += rows
-            report(stage, done, split.rows)
+    for rows, chunk_records in convert(split, writer, conversion):
+        records += chunk_records
+        done += rows
+        report(stage, done, split.rows)
     return records
 
 
@@ -249,20 +329,20 @@ def _convert_here(
     threads: int,
     split: SplitSource,
     writer: SplitWriter,
-    classes: NDArray[np.int64],
-) -> Generator[Converted, None, None]:
+    conversion: Conversion,
+) -> Iterator[Converted]:
     """Each part converted, in order, by the threads of a pool."""
     part_bytes = writer.part_rows * writer.schema.row_bytes
     return _bounded(
         (
-            pool.submit(convert_part, part, writer, classes)
+            pool.submit(convert_part, part, writer, conversion)
             for part in split.parts(writer.part_rows)
         ),
         max(threads, BYTES_IN_FLIGHT // part_bytes),
     )
 
 
-def _bounded(submitted: "Iterator[Future[T]]", limit: int) -> Generator[T, None, None]:
+def _bounded(submitted: "Iterator[Future[T]]", limit: int) -> Iterator[T]:
     """The futures' results in order, with at most `limit` of them under way."""
     waiting: deque[Future[T]] = deque()
     for future in submitted:

@@ -1,17 +1,31 @@
 """One part of a split, from source to store: load, transform, write, read back, anywhere."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.splits import Part
 from pipeline.transforms import add_bias, one_hot
+from pipeline.values import check_values
 from storage.dataset import Block
 from storage.dataset_writer import ChunkRecord, SplitWriter
-from storage.errors import BadDataError
+from storage.preparation import BYTES, Preparation
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """How the rows of one split are stored."""
+
+    preparation: Preparation
+    classes: NDArray[np.int64]
+    """The labels that there are, sorted and distinct."""
+    origin: str
+    """Where the images come from, for messages."""
 
 
 def convert_part(
-    part: Part, writer: SplitWriter, classes: NDArray[np.int64]
+    part: Part, writer: SplitWriter, conversion: Conversion
 ) -> tuple[int, list[ChunkRecord]]:
     """Load, transform, write and read back one part; its rows, and its chunks' records.
 
@@ -20,21 +34,21 @@ def convert_part(
     """
     chunk_rows = writer.schema.chunk_rows
     chunks = (
-        _transformed(part, start, min(start + chunk_rows, part.stop), writer.name, classes)
+        _transformed(part, start, min(start + chunk_rows, part.stop), conversion)
         for start in range(part.start, part.stop, chunk_rows)
     )
     return part.stop - part.start, writer.write_part(part.start // writer.part_rows, chunks)
 
 
-def _transformed(
-    part: Part, start: int, stop: int, split: str, classes: NDArray[np.int64]
-) -> Block:
+def _transformed(part: Part, start: int, stop: int, conversion: Conversion) -> Block:
     """Rows [start, stop) of the split, as they are to be stored."""
     images, labels = part.load(start, stop)
-    if images.dtype.kind == "f" and not np.isfinite(images).all():
-        row = start + int(np.argmin(np.isfinite(images).reshape(len(images), -1).all(axis=1)))
-        raise BadDataError(
-            f"Row {row} of the {split} images holds a value that is not a finite number; "
-            "nothing can be learned from it. Leave the row out, or give it a number."
-        )
-    return Block(add_bias(images), None if labels is None else one_hot(labels, classes))
+    preparation = conversion.preparation
+    if images.dtype != np.uint8 or preparation.scaling not in (BYTES, None):
+        check_values(images, preparation.scaling, conversion.origin, start)
+    if preparation.transposed:
+        images = images.swapaxes(1, 2)
+    return Block(
+        add_bias(images, preparation.bias(images.dtype)),
+        None if labels is None else one_hot(labels, conversion.classes),
+    )

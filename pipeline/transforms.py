@@ -7,26 +7,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.errors import BadDataError
-
-BIAS_COLUMN = "bias-column"
-SCALE = "scale-1/255"
-ONE_HOT = "one-hot"
+from storage.preparation import BYTES, ValueRange
 
 MOST_OCCUPIED = 0.9
 """With more of the columns in use than this, narrowing costs more than it saves."""
 
-
-def bias_value(dtype: np.dtype[Any]) -> int:
-    """What the bias column holds: 255 for bytes, which are scaled by 1/255 when used, else 1."""
-    return 255 if dtype == np.uint8 else 1
+BLOCK = 65_536
+"""Values that are mapped at a time, in float64: they fit the cache."""
 
 
-def add_bias(images: NDArray[Any]) -> NDArray[Any]:
+def add_bias(images: NDArray[Any], bias: float) -> NDArray[Any]:
     """`(rows, *image_shape)` to `(rows, 1 + features)` of the same type, bias first."""
     rows = len(images)
     features = math.prod(images.shape[1:])
     inputs = np.empty((rows, 1 + features), dtype=images.dtype)
-    inputs[:, 0] = bias_value(images.dtype)
+    inputs[:, 0] = bias
     inputs[:, 1:] = images.reshape(rows, features)
     return inputs
 
@@ -47,27 +42,45 @@ def one_hot(labels: NDArray[Any], classes: NDArray[np.int64]) -> NDArray[np.uint
 
 
 def scale(
-    inputs: NDArray[Any], dtype: np.dtype[Any], out: NDArray[Any] | None = None
+    inputs: NDArray[Any],
+    dtype: np.dtype[Any],
+    scaling: ValueRange | None,
+    out: NDArray[Any] | None = None,
 ) -> NDArray[Any]:
-    """Stored inputs as the network takes them: bytes to [0, 1], the bias to exactly 1.
+    """Stored inputs `(rows, columns)`, the bias first, as the network takes them.
 
-    They are written to `out` where that is given.
+    The bias is exactly 1, whatever is stored of it. They are written to `out` where that is given.
     """
     if out is None:
         out = np.empty(inputs.shape, dtype)
-    if inputs.dtype == np.uint8:
+    if inputs.dtype == np.uint8 and scaling == BYTES:
         np.multiply(inputs, dtype.type(1 / 255), out=out, dtype=dtype)
     else:
-        np.copyto(out, inputs, casting="unsafe")
+        with np.errstate(over="ignore"):  # what does not fit shows in the results
+            _map(inputs, scaling, out)
+    out[:, 0] = 1
     return out
 
 
-def occupied_columns(inputs: NDArray[Any]) -> NDArray[np.intp] | None:
+def _map(inputs: NDArray[Any], scaling: ValueRange | None, out: NDArray[Any]) -> None:
+    if scaling is None:
+        np.copyto(out, inputs, casting="unsafe")
+        return
+    # In float64, which holds every stored value: in float32 a narrow range far from 0 would blur.
+    rows = max(1, BLOCK // inputs.shape[1])
+    for start in range(0, len(inputs), rows):
+        values = np.subtract(inputs[start : start + rows], scaling.low, dtype=np.float64)
+        values /= scaling.high - scaling.low
+        out[start : start + rows] = values
+
+
+def occupied_columns(inputs: NDArray[Any], scaling: ValueRange | None) -> NDArray[np.intp] | None:
     """The columns of byte inputs in which any row is not 0, ascending.
 
-    None where leaving the others out would not pay, and for other types than bytes.
+    None where leaving the others out would not pay, where 0 does not stay 0 once it is scaled, and
+    for other types than bytes.
     """
-    if inputs.dtype != np.uint8:
+    if inputs.dtype != np.uint8 or (scaling is not None and scaling.low):
         return None
     columns = np.flatnonzero(np.bitwise_or.reduce(inputs, axis=0))
     return columns if len(columns) <= MOST_OCCUPIED * inputs.shape[1] else None

@@ -12,6 +12,7 @@ from storage import sealed
 from storage.chunks import ChunkedArray
 from storage.errors import BadDataError, ConflictError, did_you_mean
 from storage.objects import REPLACED, Location
+from storage.preparation import Preparation
 from storage.schema import (
     COMPRESSIONS,
     FORMAT,
@@ -200,6 +201,8 @@ class Dataset:
     class_names: tuple[str, ...]
     image_shape: tuple[int, ...]
     transforms: tuple[str, ...]
+    preparation: Preparation
+    """What the transforms say."""
     compression: str
     """How the rows are stored, one of `COMPRESSIONS`."""
     sources: tuple[dict[str, Any], ...]
@@ -329,6 +332,7 @@ def _from_attributes(location: Location, attributes: dict[str, Any]) -> Dataset:
         class_names=class_names,
         image_shape=image_shape,
         transforms=transforms,
+        preparation=Preparation.from_names(transforms, str(location)),
         compression=compression,
         sources=tuple(attributes["sources"]),
         fingerprint=dict(attributes["fingerprint"]),

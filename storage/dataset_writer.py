@@ -146,8 +146,9 @@ class DatasetWriter:
     def _create_arrays(self) -> None:
         begun = group_metadata({"format": FORMAT, "format_version": FORMAT_VERSION})
         self._staged.put(METADATA_NAME, metadata_bytes(begun))
+        scaling = self.schema.preparation.attributes
         for name, split in self.schema.splits.items():
-            self._put_array(name, "inputs", ("sample", "feature"), _scaling(split.dtype))
+            self._put_array(name, "inputs", ("sample", "feature"), scaling)
             if split.classes:
                 self._put_array(name, "targets", ("sample", "class"))
 
@@ -298,11 +299,3 @@ def _check_free(target: Location, overwrite: bool) -> None:
             f"{target} exists and was made from something else or in another way. "
             "Pass --overwrite to replace it, or choose another --out."
         )
-
-
-def _scaling(dtype: str) -> dict[str, Any]:
-    """The CF convention's attributes: bytes stand for [0, 1], other types for themselves.
-
-    xarray decodes these to float64: JSON has no float32 to tell it otherwise.
-    """
-    return {"scale_factor": 1 / 255 if dtype == "uint8" else 1.0, "add_offset": 0.0}

@@ -17,6 +17,12 @@ class PipelineError(Exception):
     exit_code: int = 1
 
 
+class InternalError(PipelineError):
+    """A bug of this project, met at one of several items: the others were still worked on."""
+
+    exit_code = 1
+
+
 class UsageError(PipelineError):
     """A command, setting or argument that cannot be used as given."""
 

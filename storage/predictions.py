@@ -56,6 +56,7 @@ class Scores(ScoresRecord):
             raise BadDataError(
                 f"Chunk {number} of {self.location} does not have its recorded digest. {AGAIN}"
             )
+        _check_finite(probabilities, self.schema, number)
         if not 0 <= predicted.min() <= predicted.max() < self.schema.classes:
             raise BadDataError(
                 f"Chunk {number} of {self.location} predicts a class that is none. {AGAIN}"
@@ -225,12 +226,25 @@ def write_arrays(
 ) -> str:
     """Write one chunk of a scoring's two arrays, and return its digest for `record_chunk`.
 
-    Any process may do that, and do it again: the bytes are the same.
+    Any process may do that, and do it again: the bytes are the same. Raises `BadDataError` that
+    names the row of a probability that is not a finite number.
     """
+    _check_finite(probabilities, schema, number)
     arrays = score_arrays(location, schema)
     arrays["probabilities"].write(number, probabilities)
     arrays["predicted"].write(number, predicted[:, None])
     return _chunk_digest(probabilities, predicted)
+
+
+def _check_finite(probabilities: NDArray[np.float32], schema: ScoresSchema, number: int) -> None:
+    finite = np.isfinite(probabilities).all(axis=1)
+    if not finite.all():
+        row = schema.chunk_bounds(number)[0] + int(np.argmin(finite))
+        raise BadDataError(
+            f"Row {row} of split {schema.split} gets probabilities that are not finite numbers: "
+            "its values, or the model's parameters, are too large for the arithmetic. Correct the "
+            "row, or score with another checkpoint."
+        )
 
 
 def read_arrays(

@@ -41,7 +41,8 @@ class Run:
     """The effective configuration, field by field: the last resume's, where it changed some."""
     dataset_digest: str
     dataset: dict[str, Any]
-    """Its `place`, and what a scoring must know of it: `class_names` and `transforms`."""
+    """Its `place`, and what a scoring must know of it: `class_names`, `transforms`, `image_shape`
+    and `element_type`. Runs of older releases lack the last two."""
     versions: dict[str, int]
     """Of the order and of the step's arithmetic."""
     environment: dict[str, Any]

@@ -7,6 +7,7 @@ from typing import Any, Self
 import numpy as np
 
 from storage.errors import BadDataError
+from storage.preparation import Preparation
 from storage.sealed import digest_of
 
 FORMAT = "mnist-stream dataset"
@@ -193,6 +194,11 @@ class DatasetSchema:
     splits: dict[str, SplitSchema]
     compression: str = LZ4
     """Of inputs and targets, one of `COMPRESSIONS`."""
+
+    @property
+    def preparation(self) -> Preparation:
+        """What the transforms say."""
+        return Preparation.from_names(self.transforms, self.name)
 
     @property
     def decoded_bytes(self) -> int:

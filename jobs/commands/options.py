@@ -10,6 +10,7 @@ from jobs.defaults import DEFAULT_DATASET, DEFAULT_MODELS, DEFAULT_RUN
 
 if TYPE_CHECKING:
     from jobs.commands.console import Console
+    from pipeline.ingest import Scaling
 
 Command = Callable[..., Any]
 
@@ -58,6 +59,19 @@ threads_option = click.option(
     type=click.IntRange(0, 1024),
     help="Threads for the arithmetic; 0 for one per core.",
 )
+
+
+def parsed_scale(text: str | None) -> "Scaling":
+    """What `--scale` says; `UsageError` for what it cannot."""
+    if text is None:
+        return None
+    from storage.errors import UsageError
+    from storage.preparation import parse_range
+
+    try:
+        return parse_range(text) or "none"
+    except ValueError as error:
+        raise UsageError(f"--scale is {text!r}; {error}.") from None
 
 
 @contextmanager

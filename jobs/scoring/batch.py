@@ -18,6 +18,7 @@ from jobs.stop import StopSignal
 from storage.errors import (
     BadDataError,
     ConflictError,
+    InternalError,
     PipelineError,
     QualityGateError,
     UnreachableError,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-GRAVEST_FIRST = (BadDataError, QualityGateError, UnreachableError, ConflictError)
+GRAVEST_FIRST = (BadDataError, QualityGateError, InternalError, UnreachableError, ConflictError)
 """Of several things that went wrong, the first of these gives the exit code."""
 
 

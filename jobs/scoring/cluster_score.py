@@ -19,6 +19,7 @@ from storage.closing import Closing
 from storage.dataset import Dataset
 from storage.objects import Location
 from storage.predictions import ScoresSchema, ScoresWriter, read_arrays, write_arrays
+from storage.preparation import ValueRange
 
 CHUNKS_PER_WORKER = 2
 """Chunks on their way to each worker: the one it scores, and the next."""
@@ -36,6 +37,7 @@ class ScoreWork:
     schema: ScoresSchema
     network: str
     dtype: str
+    scaling: ValueRange | None
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,8 @@ class ScoreBench(Closing):
         check_seen(work.home)
         self.split = open_split(work.dataset, work.dataset_digest, work.schema.split)
         self.scratch = Scratch(self.split)
-        self.forward = Forward(Network(parse_network(work.network), work.dtype), parameters)
+        network = Network(parse_network(work.network), work.dtype)
+        self.forward = Forward(network, parameters, work.scaling)
 
     def close(self) -> None:
         """There is nothing but memory."""
@@ -109,6 +112,7 @@ def score_on_cluster(
         schema=writer.schema,
         network=format_network(model.network.layers),
         dtype=str(model.network.dtype),
+        scaling=model.preparation.scaling,
     )
     waiting: deque[tuple[int, Pending]] = deque()
 

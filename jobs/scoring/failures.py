@@ -1,11 +1,12 @@
 """What is bad in an inbox: recorded while it lies there, forgotten when it is mended or gone."""
 
 import json
+import traceback
 from functools import partial
 
 from jobs.scoring.batch import Batch
 from jobs.scoring.score_listener import now
-from storage.errors import BadDataError
+from storage.errors import BadDataError, InternalError, PipelineError
 from storage.ledger import FAILED_EVENT, Entry
 from storage.scorings import FAILED
 
@@ -22,16 +23,18 @@ class Failures:
         self._place = place
         self._entries: list[Entry] = []
 
-    def record(self, name: str, content: str, error: str) -> None:
+    def record(self, name: str, content: str, error: str, bug: Exception | None = None) -> None:
         """Record a bad file: as it is now, and in the ledger, there once for each content.
 
-        Without `content`, where not even that can be told, once for each name and error.
+        Without `content`, where not even that can be told, once for each name and error. A `bug`
+        of ours that kept the file from being scored is recorded with its traceback.
         """
         batch = self._batch
+        trace = None if bug is None else "".join(traceback.format_exception(bug))
         entry: Entry = {
             "event": FAILED_EVENT,
             "time": now(),
-            "exit": BadDataError.exit_code,
+            "exit": (InternalError if bug else BadDataError).exit_code,
             "status": "failed",
             "model": batch.config.model,
             "model_digest": batch.model_digest,
@@ -41,25 +44,38 @@ class Failures:
             "content": content or name,
             "error": error,
         }
+        if trace:
+            entry["traceback"] = trace
         batch.ledger.put_failure(entry)
         batch.ledger.record(entry, partial(_failed_so, entry), json.dumps(entry["content"]))
         self._entries.append(entry)
         batch.result.failed.append({"file": name, "error": error})
+        text = _told_once(name, error)
         batch.listener.event(
-            "failed", file=name, error=error, text=_told_once(name, error), warning=True
+            "failed",
+            file=name,
+            error=error,
+            traceback=trace,
+            text=f"{trace}{text}" if trace else text,
+            warning=True,
         )
 
     def sum_up(self) -> None:
         """At the end of the pass: forget what is bad no more, and have the job end in an error."""
         self._forget_what_is_bad_no_more()
-        if not self._entries:
-            return
-        names = ", ".join(str(entry["file"]) for entry in self._entries[:SHOWN_NAMES])
-        self._batch.result.errors.append(
-            BadDataError(
-                f"{len(self._entries):,} in the inbox could not be scored: {names}. What is wrong "
-                f"with each is in {self._batch.ledger.location}/{FAILED}; the others are scored."
-            )
+        for error in (BadDataError, InternalError):
+            files = [
+                str(entry["file"]) for entry in self._entries if entry["exit"] == error.exit_code
+            ]
+            if files:
+                self._batch.result.errors.append(self._summary(files, error))
+
+    def _summary(self, files: list[str], error: type[PipelineError]) -> PipelineError:
+        bug = ", by an internal error (please report it)" if error is InternalError else ""
+        return error(
+            f"{len(files):,} in the inbox could not be scored{bug}: "
+            f"{', '.join(files[:SHOWN_NAMES])}. What is wrong with each is in "
+            f"{self._batch.ledger.location}/{FAILED}; the others are scored."
         )
 
     def _forget_what_is_bad_no_more(self) -> None:

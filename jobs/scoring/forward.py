@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from jobs.nn.network import Network
 from jobs.nn.parameters import Floats
 from jobs.training.evaluate import BLOCK_ROWS
-from jobs.training.step import network_inputs
+from jobs.training.step import network_inputs, unheeded_overflow
+from storage.preparation import ValueRange
 
 Predictions: TypeAlias = tuple[NDArray[np.float32], NDArray[np.int32]]
 """Probabilities `(rows, classes)` and predicted classes `(rows,)`."""
@@ -17,15 +18,17 @@ Predictions: TypeAlias = tuple[NDArray[np.float32], NDArray[np.int32]]
 class Forward:
     """The forward pass of one block of rows."""
 
-    def __init__(self, network: Network, parameters: Floats) -> None:
-        """With the network's `parameters`, `(parameters,)`."""
+    def __init__(self, network: Network, parameters: Floats, scaling: ValueRange | None) -> None:
+        """With the network's `parameters`, `(parameters,)`, and the run's `scaling` of inputs."""
         self._network = network
+        self._scaling = scaling
         self._parameters = parameters
 
     def __call__(self, inputs: NDArray[Any]) -> NDArray[np.float32]:
         """`(rows, 1 + features)` as stored to the probabilities `(rows, classes)`."""
-        scaled, columns = network_inputs(inputs, self._network.dtype)
-        probabilities = self._network.forward(self._parameters, scaled, columns)
+        scaled, columns = network_inputs(inputs, self._network.dtype, self._scaling)
+        with unheeded_overflow():  # probabilities that are not finite are not written
+            probabilities = self._network.forward(self._parameters, scaled, columns)
         return probabilities.astype(np.float32, copy=False)
 
 

@@ -183,14 +183,22 @@ class _Inbox:
             raise
         except (BadDataError, UsageError) as error:
             content = error.content if isinstance(error, _BadHeaderError) else content
-            if self._unchanged(item):
-                told = self._told(item, files, content, str(error))
-                self._failures.record(item.name, content, told)
-            else:
-                self._leave(item.name, "it changed, or went, while it was being read")
+            self._fail(item, files, content, str(error))
         except (ConflictError, UnreachableError) as error:
             batch.result.errors.append(error)
             self._leave(item.name, str(error))
+        except Exception as error:  # noqa: BLE001 - one file never keeps the others waiting
+            text = f"internal error (please report it): {type(error).__name__}: {error}"
+            self._fail(item, files, content, text, error)
+
+    def _fail(
+        self, item: Item, files: list[Path], content: str, text: str, bug: Exception | None = None
+    ) -> None:
+        """Record that an item could not be scored, unless it changed while it was being read."""
+        if self._unchanged(item):
+            self._failures.record(item.name, content, self._told(item, files, content, text), bug)
+        else:
+            self._leave(item.name, "it changed, or went, while it was being read")
 
     def _told(self, item: Item, files: list[Path], content: str, text: str) -> str:
         """An error with the names in the inbox in place of those of copies and of what is staged.
@@ -268,11 +276,13 @@ class _Inbox:
 
     def _convert(self, item: Item, files: list[Path], content: str) -> "Dataset":
         """The dataset of a raw file, in memory for a few chunks of it."""
+        from jobs.model import check_images
         from pipeline.ingest import ingest
         from pipeline.sources import Source
         from pipeline.splits import IdxSplit
 
         batch = self._batch
+        model = batch.load_model()
 
         def report(stage: str, done: int, total: int) -> None:
             batch.listener.progress(f"{stage} {item.name}", done, total)
@@ -280,9 +290,14 @@ class _Inbox:
 
         images, labels = files[0], files[1] if len(files) > 1 else None
         rows = IdxSplit(SPLIT, images, labels, self._check_stop)
+        preparation = model.preparation
+        shape = preparation.image_shape(rows.image_shape)
+        check_images(model, str(images), shape, str(rows.dtype))
         dataset = ingest(
             Source(item.images.name, (rows,), f"{item.name} of the inbox"),
             self._staged(content).child("dataset"),
+            scale=preparation.scaling or "none",
+            transpose=preparation.transposed,
             take_over=batch.config.take_over,
             report=report,
             announce=batch.listener.say,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from jobs.blas import one_blas_thread
 from jobs.memory import check_memory, score_memory
 from jobs.metrics import QualityCount
-from jobs.model import Model
+from jobs.model import Model, check_images
 from jobs.scoring.forward import Forward, predict
 from jobs.scoring.score_listener import ScoreListener
 from jobs.scoring.scored import ScoreResult, checked_record
@@ -17,9 +17,8 @@ from jobs.stop import StopSignal
 from jobs.training.step import thread_count
 from jobs.workers import Workers
 from pipeline.stream import Batch, BatchStream
-from pipeline.transforms import SCALE
 from storage.dataset import Dataset
-from storage.errors import UsageError
+from storage.errors import BadDataError, UsageError
 from storage.objects import TakeOver
 from storage.predictions import ScoresSchema, ScoresWriter, is_complete, score_into
 from storage.runs import SCORES, Run
@@ -68,20 +67,16 @@ def make_scores(
 
 
 def _schema(model: Model, dataset: Dataset, split: str) -> ScoresSchema:
-    """What is to be scored; `UsageError` where the model does not fit the dataset."""
+    """What is to be scored; `UsageError` or `BadDataError` where the model does not fit it."""
     if split not in dataset.splits:
         raise UsageError(
             f"{dataset.location} has no split '{split}'; pass --split with one of those it has: "
             f"{', '.join(dataset.splits)}."
         )
     rows = dataset.split(split).schema
-    _check_size(model, dataset, rows.features)
+    check_images(model, str(dataset.location), dataset.image_shape, rows.dtype)
+    _check_orientation(model, dataset)
     _check_classes(model, dataset)
-    if (SCALE in model.transforms) != (SCALE in dataset.transforms):
-        raise UsageError(
-            f"The model was trained on rows stored with {', '.join(model.transforms)}; those of "
-            f"{dataset.location} are stored with {', '.join(dataset.transforms)}. Give one like it."
-        )
     return ScoresSchema(
         model.digest,
         dataset.digest,
@@ -93,13 +88,14 @@ def _schema(model: Model, dataset: Dataset, split: str) -> ScoresSchema:
     )
 
 
-def _check_size(model: Model, dataset: Dataset, features: int) -> None:
-    taken = model.network.layers[0].inputs
-    if features != taken:
-        shape = " x ".join(map(str, dataset.image_shape))
-        raise UsageError(
-            f"{dataset.location} has images of {shape}, {features:,} values each; the model takes "
-            f"{taken:,} values. Give images like those that it was trained on."
+def _check_orientation(model: Model, dataset: Dataset) -> None:
+    """Refuse a dataset whose images lie the other way."""
+    if dataset.preparation.transposed != model.preparation.transposed:
+        ways = ("as they were published", "with height and width swapped")
+        raise BadDataError(
+            f"{dataset.location} holds images {ways[dataset.preparation.transposed]}; the run was "
+            f"trained on images {ways[model.preparation.transposed]}. Ingest the files again "
+            f"{'with' if model.preparation.transposed else 'without'} --transpose."
         )
 
 
@@ -168,7 +164,7 @@ def _scored_here(
 ) -> Iterator[int]:
     """The same in this process, a chunk to a thread."""
     schema, missing = writer.schema, set(writer.missing)
-    forward = Forward(model.network, model.parameters)
+    forward = Forward(model.network, model.parameters, model.preparation.scaling)
 
     def settle(batch: Batch) -> tuple[int, QualityCount | None]:
         number = int(batch.rows[0]) // schema.chunk_rows

@@ -18,6 +18,7 @@ from pipeline.clusters.shared_memory import Handle, LentVectors, SharedElsewhere
 from pipeline.clusters.worker_side import hold
 from pipeline.rows import OrderedRows, RowReader
 from storage.closing import Closing
+from storage.preparation import ValueRange
 
 Span = tuple[int, int]
 """The places [start, stop) of a micro-batch's rows in an epoch."""
@@ -30,6 +31,7 @@ class GradientWork:
     rows: OrderedRows
     network: str
     dtype: str
+    scaling: ValueRange | None
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ def gradient_sum(
     with unheeded_overflow():
         found = subtree_gradient(
             bench.network,
+            work.scaling,
             parameters,
             (bench.reader.take(epoch, *span) for span in spans),
             batch_rows,

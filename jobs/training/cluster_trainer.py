@@ -42,7 +42,10 @@ class ClusterTrainer(Trainer):
         batch_size: int,
     ) -> ClusterStepper:
         work = GradientWork(
-            ordered_rows(self.config, dataset), self.config.network, self.config.dtype
+            ordered_rows(self.config, dataset),
+            self.config.network,
+            self.config.dtype,
+            rule.scaling,
         )
         return ClusterStepper(
             self._cluster,

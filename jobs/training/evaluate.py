@@ -51,6 +51,7 @@ class Evaluator(Closing):
         if not dataset.split(split).schema.classes:
             raise BadDataError(f"Split {split} has no labels; leave it out of --evaluate.")
         self._network = network
+        self._scaling = dataset.preparation.scaling
         self._workers = Workers(self._block, threads)
         self._stream = BatchStream(
             dataset,
@@ -80,7 +81,7 @@ class Evaluator(Closing):
     def _block(self, work: tuple[Floats, Batch]) -> LossSum:
         parameters, batch = work
         assert batch.targets is not None  # the split is labelled
-        inputs, columns = network_inputs(batch.inputs, self._network.dtype)
+        inputs, columns = network_inputs(batch.inputs, self._network.dtype, self._scaling)
         with unheeded_overflow():
             return self._network.loss(parameters, inputs, batch.targets, columns)
 

@@ -17,6 +17,7 @@ from jobs.training.stepper import Stepper
 from pipeline.rows import OrderedRows, RowReader
 from pipeline.stream import Batch
 from storage.closing import Closing
+from storage.preparation import ValueRange
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class RoundWork:
 
     rows: OrderedRows
     config: TrainConfig
+    scaling: ValueRange | None
     batch_size: int
     micro_batches: int
     plan: RoundPlan
@@ -82,6 +84,7 @@ class RoundBench(Closing):
             Network(parse_network(config.network), config.dtype),
             make_optimizer(config.optimizer, momentum=config.momentum),
             config.l2,
+            work.scaling,
         )
 
     def take(self, turn: Turn, parameters: Floats, state: State) -> ReplicaReply:

@@ -116,7 +116,7 @@ class RoundTrainer(Trainer):
         whole, rest = divmod(rows.rows, batch_size)
         batches = whole if config.drop_last or not rest else whole + 1
         self._plan = RoundPlan(batches, config.replicas, config.sync_every)
-        work = RoundWork(rows, config, batch_size, self._micro_batches, self._plan)
+        work = RoundWork(rows, config, rule.scaling, batch_size, self._micro_batches, self._plan)
         self._rounds = RoundStepper(work, parameters, memory, self._cluster)
         return self._rounds
 

@@ -19,6 +19,7 @@ from jobs.nn.workspace import Workspace
 from pipeline.stream import Batch
 from pipeline.transforms import occupied_columns, scale
 from storage.errors import BadDataError
+from storage.preparation import BYTES, ValueRange
 
 STEP_VERSION = 3
 MICRO_BATCH_ROWS = 256
@@ -73,18 +74,22 @@ def thread_count(threads: int) -> int:
 
 
 def network_inputs(
-    stored: NDArray[Any], dtype: np.dtype[Any], workspace: Workspace | None = None
+    stored: NDArray[Any],
+    dtype: np.dtype[Any],
+    scaling: ValueRange | None,
+    workspace: Workspace | None = None,
 ) -> tuple[Floats, Columns | None]:
     """Stored rows as the network takes them: scaled, and narrowed to their occupied columns."""
     workspace = workspace or Workspace()
-    columns = occupied_columns(stored)
+    columns = occupied_columns(stored, scaling)
     if columns is None:
-        return scale(stored, dtype, workspace.array("inputs", stored.shape, dtype)), None
+        out = workspace.array("inputs", stored.shape, dtype)
+        return scale(stored, dtype, scaling, out), None
     # Indexing leaves a column's values side by side, where `take` would lay rows out in twice the
     # time; products take either layout.
     narrow = stored[:, columns]
     by_column = workspace.array("inputs", narrow.T.shape, dtype)
-    return scale(narrow, dtype, by_column.T), columns
+    return scale(narrow, dtype, scaling, by_column.T), columns
 
 
 class TreeSum(Generic[Item]):
@@ -119,6 +124,7 @@ class TreeSum(Generic[Item]):
 
 def subtree_gradient(
     network: Network,
+    scaling: ValueRange | None,
     parameters: Floats,
     micro_batches: Iterable[Batch],
     batch_rows: int,
@@ -146,7 +152,7 @@ def subtree_gradient(
         if not free:
             free.append(workspace.array(f"subtree-{made}", out.shape, out.dtype))
             made += 1
-        inputs, columns = network_inputs(batch.inputs, network.dtype, workspace)
+        inputs, columns = network_inputs(batch.inputs, network.dtype, scaling, workspace)
         found = network.gradient_sum(
             parameters,
             inputs,
@@ -194,6 +200,8 @@ class StepRule:
     optimizer: Optimizer
     l2: float
     """The weight decay; see `--l2`."""
+    scaling: ValueRange | None = BYTES
+    """Of stored inputs; see `Preparation`."""
 
     def apply(
         self,

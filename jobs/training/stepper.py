@@ -221,6 +221,7 @@ class Stepper(Closing):
         own = member == self._size - 1
         found = subtree_gradient(
             self._rule.network,
+            self._rule.scaling,
             self._generations[now][0],
             self._own if own else self._laid(member, parts, rows),
             batch_rows,

@@ -14,10 +14,12 @@ from jobs.stop import StopSignal
 from jobs.training.evaluate import Evaluation, Evaluator
 from jobs.training.history import Metrics, history_of
 from jobs.training.step import thread_count
-from jobs.training.trainer import RunningSums, Trainer, parameters_digest
+from jobs.training.trainer import FAR_FROM_ONE, RunningSums, Trainer, parameters_digest
+from pipeline.values import largest_input
 from pipeline.windows import WindowLoader
 from storage.checkpoints import Checkpoint, CheckpointName, prune_checkpoints, save_checkpoint
 from storage.dataset import Dataset, Split
+from storage.preparation import BYTES
 from storage.runs import Run
 
 if TYPE_CHECKING:
@@ -102,6 +104,7 @@ class TrainJob:
             self.trainer = trainer
             already_done = self._finished
             if not already_done:
+                self._warn_of_values()
                 self._train_epochs()
             return TrainResult(
                 run=self.run,
@@ -150,7 +153,8 @@ class TrainJob:
             for name, evaluator in evaluators.items()
         }
         for name, found in evaluations.items():
-            self.trainer.check_finite(f"the cross-entropy of {name}", found.cross_entropy)
+            split = name if name in self.dataset.splits else "train"
+            self.trainer.check_finite(f"the cross-entropy of {name}", found.cross_entropy, split)
         timing = {
             "seconds": round(seconds, 3),
             "rows_per_second": round(rows / max(seconds, 1e-9)),
@@ -269,6 +273,19 @@ class TrainJob:
                 "longer."
             )
         self._missing_processes = missing
+
+    def _warn_of_values(self) -> None:
+        """Say so where inputs are far from [0, 1], as far as the first chunk shows."""
+        split, scaling = self.dataset.split("train"), self.dataset.preparation.scaling
+        if split.schema.dtype == "uint8" and scaling == BYTES:
+            return
+        row, stored, size = largest_input(split, scaling, chunks=1)
+        if size > FAR_FROM_ONE:
+            self.listener.warned(
+                f"The network will learn badly: row {row} of the training split holds {stored}, "
+                f"and the dataset has its {self.dataset.preparation}. Ingest the files again with "
+                "a --scale LOW,HIGH that most values lie in."
+            )
 
     def _warn_of_environment(self) -> None:
         here = environment()

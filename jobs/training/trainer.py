@@ -20,12 +20,18 @@ from jobs.training.rounds import initial_memory
 from jobs.training.step import StepRule, micro_batch_count, thread_count
 from jobs.training.stepper import Stepper
 from pipeline.stream import Batch, BatchStream, StreamState
+from pipeline.values import largest_input
 from pipeline.windows import WindowLoader
 from storage.checkpoints import Tensors
 from storage.closing import Closing
 from storage.dataset import Dataset, Split
-from storage.errors import BadDataError, QualityGateError
+from storage.errors import BadDataError, PipelineError, QualityGateError
+from storage.preparation import LARGEST
 from storage.sealed import check_fields
+
+FAR_FROM_ONE = 10.0
+"""Inputs larger than this, as the network takes them, are worth a warning, and a likelier cause of
+a divergence than the learning rate."""
 
 
 @dataclass
@@ -87,6 +93,7 @@ class Trainer(Closing):
     ) -> None:
         """Begin at the beginning, or, with `load`'s arguments as `state`, where they were saved."""
         self.config = config
+        self._dataset = dataset
         self.network = Network(layers, config.dtype)
         optimizer = make_optimizer(config.optimizer, momentum=config.momentum)
         parameters = initialise(config.init, layers, config.seed, config.dtype)
@@ -105,7 +112,11 @@ class Trainer(Closing):
         self._micro_batches = micro_batch_count(config.micro_batches, batch_size)
         # The stepper forks, and does so before the stream starts its threads.
         self._stepper = self._make_stepper(
-            StepRule(self.network, optimizer, config.l2), parameters, memory, dataset, batch_size
+            StepRule(self.network, optimizer, config.l2, dataset.preparation.scaling),
+            parameters,
+            memory,
+            dataset,
+            batch_size,
         )
         try:
             self.stream = BatchStream(
@@ -185,13 +196,34 @@ class Trainer(Closing):
         """Raise `QualityGateError` where the last step did harm, which shows in no loss yet."""
         self.check_finite("the largest parameter", float(np.abs(self.parameters).max()))
 
-    def check_finite(self, what: str, value: float) -> None:
-        """Raise `QualityGateError` where a figure shows that the training has diverged."""
+    def check_finite(self, what: str, value: float, split: str = "train") -> None:
+        """Raise `QualityGateError` where a figure shows that the training has diverged.
+
+        Where the values of `split` are the reason, the error says so; `BadDataError` where no
+        arithmetic could hold them.
+        """
         if not math.isfinite(value):
-            raise QualityGateError(
-                f"Training diverged: {what} is {value}. Start another run with a --learning-rate "
-                f"below {self.config.learning_rate:g}."
+            raise self._diverged(f"Training diverged: {what} is {value}.", split)
+
+    def _diverged(self, text: str, split: str) -> PipelineError:
+        row, stored, size = largest_input(
+            self._dataset.split(split), self._dataset.preparation.scaling
+        )
+        if size > FAR_FROM_ONE:
+            cause = (
+                f"{text} The data is the likely cause: row {row} of the {split} split holds "
+                f"{stored}, and a network learns from inputs of about 0 to 1. "
             )
+            if size > LARGEST:
+                return BadDataError(
+                    f"{cause}Put another value in its place and ingest the files again."
+                )
+            return QualityGateError(
+                f"{cause}Ingest the files again with the --scale LOW,HIGH of most values."
+            )
+        return QualityGateError(
+            f"{text} Start another run with a --learning-rate below {self.config.learning_rate:g}."
+        )
 
     def tensors(self) -> Tensors:
         """What a checkpoint holds: each layer's matrix, and what the optimiser remembers."""

@@ -680,7 +680,7 @@ def test_score_another_dataset(dataset: Path, run: Path, call: Call) -> None:
     replace_file(other, TEST_IMAGES, images_header(60, 2, 3) + bytes(360))
     assert call("ingest", "other", "--out", "data/other").code == 0
     refused = call("score", "--dataset", "data/other")
-    assert_refused(refused, USAGE, "takes 784 values", "data/other has images of 2 x 3, 6 values")
+    assert_refused(refused, BAD_DATA, "images of 28 x 28.", "data/other has images of 2 x 3;")
 
 
 @pytest.mark.parametrize("name", ["examples.jpg", "examples"])

@@ -12,14 +12,23 @@ from numpy.typing import NDArray
 from jobs.config import TrainConfig
 from jobs.model import load_model
 from jobs.nn.network import Network
-from jobs.score import score
+from jobs.score import run_batch, score
+from jobs.scoring.forward import Forward
+from jobs.scoring.score_config import ScoreConfig
 from jobs.scoring.scored import ScoreResult
 from jobs.stop import StopSignal
 from jobs.train import TrainResult, train
 from pipeline.ingest import ingest
 from storage.checkpoints import STATE, CheckpointName
-from storage.dataset import open_dataset
-from storage.errors import BadDataError, ConflictError, PipelineError, StoppedError, UsageError
+from storage.dataset import Split, open_dataset
+from storage.errors import (
+    BadDataError,
+    ConflictError,
+    InternalError,
+    PipelineError,
+    StoppedError,
+    UsageError,
+)
 from storage.idx import write_idx
 from storage.location import open_location
 from storage.predictions import scores_lock
@@ -349,28 +358,39 @@ def test_classes_that_the_model_does_not_know(letters_run: Path, tmp_path: Path)
 
 
 def test_rows_that_are_scaled_otherwise(letters_run: Path, tmp_path: Path) -> None:
-    """A model of scaled bytes does not score floats as they are."""
+    """A model of bytes does not score floats, and says so in the user's words."""
     directory = tmp_path / "floats"
     directory.mkdir()
     write_idx(directory / "train-images-idx3-float", np.ones((4, 3, 3), np.float32))
     ingest(str(directory), directory / "data")
-    with pytest.raises(UsageError, match="was trained on rows stored with bias-column, scale"):
+    words = r"data holds float32 values; the run was trained on bytes \(0 to 255\)\."
+    with pytest.raises(BadDataError, match=words):
         score(run=letters_run, dataset=directory / "data", split="train")
 
 
 @pytest.mark.parametrize(
-    ("side", "classes", "words"),
+    ("side", "classes", "kind", "words"),
     [
-        (27, 10, ("has images of 27 x 27, 729 values each", "the model takes 784 values")),
-        (28, 11, ("does not know: 10;", "it knows 0, 1, 2, 3, 4, 5, 6, 7, 8, 9")),
+        (
+            27,
+            10,
+            BadDataError,
+            ("of 27 x 27; the run was trained on images of 28 x 28",),
+        ),
+        (28, 11, UsageError, ("does not know: 10;", "it knows 0, 1, 2, 3, 4, 5, 6, 7, 8, 9")),
     ],
 )
 def test_model_that_does_not_fit(
-    side: int, classes: int, words: tuple[str, ...], run: Path, tmp_path: Path
+    side: int,
+    classes: int,
+    kind: type[PipelineError],
+    words: tuple[str, ...],
+    run: Path,
+    tmp_path: Path,
 ) -> None:
     """A dataset of another shape than the model's is refused, both sides shown."""
     dataset = other_set(tmp_path / "set", side, classes)
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(kind) as caught:
         score(run=run, dataset=dataset, split="train")
     assert [] == [word for word in words if word not in str(caught.value)]
     assert not (run / "scores").exists()
@@ -404,3 +424,42 @@ def test_two_windows_are_held(
     score(run=run, split="train", dataset=digits, threads=threads)
     assert 3 == len(there)
     assert 1 == max(there)
+
+
+def test_probabilities_that_are_no_numbers(
+    run: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are never published: the row is named, in each split and in a half-done scoring too."""
+    forward = Forward.__call__
+
+    def overflowing(self: Forward, inputs: NDArray[Any]) -> NDArray[np.float32]:
+        probabilities = forward(self, inputs)
+        if len(inputs) == 211:
+            probabilities[7, 3] = np.nan
+        return probabilities
+
+    monkeypatch.setattr(Forward, "__call__", overflowing)
+    for _ in range(2):
+        with pytest.raises(BadDataError, match="Row 7 of split test gets probabilities that are"):
+            score(run=run, dataset=digits, out=tmp_path / "out.csv")
+    assert not (tmp_path / "out.csv").exists()
+    monkeypatch.undo()
+    assert not score(run=run, dataset=digits).already_done
+
+
+def test_an_error_that_nobody_thought_of(
+    run: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one split it does not keep the others from being scored."""
+    read = Split.read_chunk
+
+    def broken(split: Split, *arguments: Any) -> Any:
+        if split.name == "test":
+            raise ZeroDivisionError("of our own making")
+        return read(split, *arguments)
+
+    monkeypatch.setattr(Split, "read_chunk", broken)
+    result = run_batch(ScoreConfig(run=run, dataset=digits, splits=("test", "train")))
+    assert ["train"] == [one.record.schema.split for one in result.results]
+    assert isinstance(result.error, InternalError)
+    assert "Split test could not be scored: internal error (please" in str(result.error)

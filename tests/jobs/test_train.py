@@ -283,13 +283,18 @@ def test_divergence(
         train(config, dataset=digits, run=tmp_path / "run")
 
 
-def test_divergence_of_the_last_step(tmp_path: Path) -> None:
-    """Parameters that are no numbers are not saved, though no loss has told of them yet."""
+def test_divergence_of_the_last_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parameters that are no numbers are not saved, though no loss has told of them yet.
+
+    It is put down to the data of an older release, which took any finite number.
+    """
     images = np.full((150, 1, 1), 1e35, np.float32)
     labels = (np.arange(150) % 2).astype(np.uint8)
-    ingest(str(write_set(tmp_path / "set", images, labels)), tmp_path / "data")
+    monkeypatch.setattr("pipeline.parts.check_values", lambda *_: None)
+    ingest(str(write_set(tmp_path / "set", images, labels)), tmp_path / "data", scale="none")
     config = replace(DIVERGING, network="1-softmax-2", batch_size=0, evaluate="none", l2=0.0)
-    with pytest.raises(QualityGateError, match="largest parameter is"):
+    words = r"largest parameter is .* row 0 of the train split holds 1e\+35"
+    with pytest.raises(BadDataError, match=words):
         train(config, dataset=tmp_path / "data", run=tmp_path / "run")
     assert [] == list_checkpoints(open_run(open_location(tmp_path / "run")))
 

@@ -36,7 +36,7 @@ def write_known(
 ) -> Known:
     """Write a dataset of random bytes at `path`; many chunks make shards, as in an ingest."""
     random = np.random.default_rng([rows, seed])
-    inputs = add_bias(random.integers(0, 256, (rows, FEATURES), np.uint8))
+    inputs = add_bias(random.integers(0, 256, (rows, FEATURES), np.uint8), 255)
     targets = one_hot(random.choice(CLASSES, rows), CLASSES) if labelled else None
     split = SplitSchema.plan(
         rows=rows,

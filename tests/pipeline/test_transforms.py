@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.transforms import add_bias, bias_value, one_hot, scale
+from pipeline.transforms import add_bias, occupied_columns, one_hot, scale
 from storage.errors import BadDataError
+from storage.preparation import BYTES, Preparation, ValueRange
 
 ELEMENT_TYPES = ("uint8", "int8", "int16", "int32", "float32", "float64")
 
@@ -15,25 +16,23 @@ ELEMENT_TYPES = ("uint8", "int8", "int16", "int32", "float32", "float64")
 def test_add_bias(dtype: str) -> None:
     """Images of any shape become rows of their own type, the bias before the features."""
     images = np.arange(12, dtype=dtype).reshape(2, 3, 2)
-    inputs = add_bias(images)
-    bias = 255 if dtype == "uint8" else 1
-    assert [[bias, 0, 1, 2, 3, 4, 5], [bias, 6, 7, 8, 9, 10, 11]] == inputs.tolist()
+    inputs = add_bias(images, 100)
+    assert [[100, 0, 1, 2, 3, 4, 5], [100, 6, 7, 8, 9, 10, 11]] == inputs.tolist()
     assert np.dtype(dtype) == inputs.dtype
-    assert bias == bias_value(np.dtype(dtype))
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 3), (5, 1), (1, 2, 3, 4), (3, 6)])
 def test_add_bias_to_any_shape(shape: tuple[int, ...]) -> None:
     """Flat, deep and empty blocks keep their rows and gain one column."""
     images = np.ones(shape, np.int16)
-    assert (shape[0], 1 + int(np.prod(shape[1:]))) == add_bias(images).shape
+    assert (shape[0], 1 + int(np.prod(shape[1:]))) == add_bias(images, 1).shape
 
 
 def test_add_bias_leaves_the_images_alone() -> None:
     """The images are copied, not written to, and may lie in memory in any way."""
     images = np.arange(24, dtype=np.uint8).reshape(2, 3, 4).transpose(0, 2, 1)
     before = images.copy()
-    inputs = add_bias(images)
+    inputs = add_bias(images, 255)
     inputs[:] = 0
     assert before.tolist() == images.tolist()
 
@@ -67,25 +66,76 @@ def test_a_label_that_is_no_class(label: int) -> None:
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_scale_bytes(dtype: Any) -> None:
     """Each byte becomes itself / 255 to the last bit but one; 0 and the bias come out exact."""
-    stored = np.arange(256, dtype=np.uint8)
-    scaled = scale(stored, np.dtype(dtype))
+    stored = add_bias(np.arange(256, dtype=np.uint8)[None], 255)
+    scaled = scale(stored, np.dtype(dtype), BYTES)
     assert np.dtype(dtype) == scaled.dtype
-    assert (0.0, 1.0) == (scaled[0], scaled[255])
+    assert (1.0, 0.0, 1.0) == (scaled[0, 0], scaled[0, 1], scaled[0, 256])
     np.testing.assert_array_max_ulp(stored.astype(dtype) / dtype(255), scaled, 1)
 
 
 @pytest.mark.parametrize("stored", ELEMENT_TYPES[1:])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_scale_other_types(stored: str, dtype: Any) -> None:
-    """Values that are not bytes are taken as they are."""
-    inputs = np.array([[1, -100, 100]], stored)
-    scaled = scale(inputs, np.dtype(dtype))
-    assert [[1.0, -100.0, 100.0]] == scaled.tolist()
+    """A range of values is mapped to [0, 1], values beyond it too; without one none is changed."""
+    inputs = np.array([[1, -100, 100, 20]], stored)
+    scaled = scale(inputs, np.dtype(dtype), ValueRange(-100, 60))
+    assert [[1.0, 0.0, 1.25, 0.75]] == scaled.tolist()
+    assert [[1.0, -100.0, 100.0, 20.0]] == scale(inputs, np.dtype(dtype), None).tolist()
     assert np.dtype(dtype) == scaled.dtype
 
 
 @pytest.mark.parametrize("stored", ELEMENT_TYPES)
-def test_the_bias_is_one(stored: str) -> None:
-    """Whatever the element type, the network sees a bias of exactly 1."""
-    inputs = add_bias(np.zeros((3, 2, 2), stored))
-    assert [1.0, 1.0, 1.0] == scale(inputs, np.dtype(np.float32))[:, 0].tolist()
+@pytest.mark.parametrize("scaling", [None, BYTES, ValueRange(-3.5, -0.25), ValueRange(0, 0.3)])
+def test_the_bias_is_one(stored: str, scaling: ValueRange | None) -> None:
+    """Whatever the type, and whatever is stored of it, the network sees a bias of exactly 1."""
+    own = Preparation(scaling).bias(np.dtype(stored))
+    for bias in (1, 100, own):
+        inputs = add_bias(np.zeros((3, 2, 2), stored), bias)
+        assert [1.0, 1.0, 1.0] == scale(inputs, np.dtype(np.float32), scaling)[:, 0].tolist()
+
+
+def test_a_narrow_range_far_from_zero() -> None:
+    """Values that float32 cannot tell apart are told apart once they are scaled."""
+    inputs = 1e9 + np.array([[1.0, 0.0, 0.25, 1.0]])
+    scaled = scale(inputs, np.dtype(np.float32), ValueRange(1e9, 1e9 + 1))
+    assert [[1.0, 0.0, 0.25, 1.0]] == scaled.tolist()
+
+
+def test_columns_are_blank_only_where_zero_stays_zero() -> None:
+    """Bytes of 0 that stand for something else are not left out of the products."""
+    stored = add_bias(np.zeros((2, 30), np.uint8), 255)
+    columns = occupied_columns(stored, ValueRange(0, 100))
+    assert columns is not None
+    assert [0] == columns.tolist()
+    assert occupied_columns(stored, ValueRange(-100, 100)) is None
+
+
+@pytest.mark.parametrize("dtype", ["int16", "float32", "float64"])
+def test_the_convention_says_the_same(dtype: str) -> None:
+    """Decoded by its CF attributes, what is stored is what the network sees, the bias too."""
+    preparation = Preparation(ValueRange(-1024, 2036))
+    stored = add_bias(np.array([[-1024, 7, 2036]], dtype), preparation.bias(np.dtype(dtype)))
+    attributes = preparation.attributes
+    decoded = stored * np.float64(attributes["scale_factor"]) + attributes["add_offset"]
+    seen = scale(stored, np.dtype(np.float64), preparation.scaling)
+    np.testing.assert_allclose(decoded, seen, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    "preparation",
+    [
+        Preparation(BYTES),
+        Preparation(None, one_hot=False),
+        Preparation(ValueRange(-0.1, 1 / 3), transposed=True),
+    ],
+)
+def test_transforms_by_name(preparation: Preparation) -> None:
+    """The names that a dataset records give the preparation back to the last bit."""
+    assert preparation == Preparation.from_names(preparation.names, "here")
+
+
+@pytest.mark.parametrize("name", ["blur", "scale[1.0,0.0]", "scale[nan,1]", "scale[1]", "scale-1"])
+def test_a_transform_of_another_release(name: str) -> None:
+    """A transform that is not known is never ignored."""
+    with pytest.raises(BadDataError, match=r"here has the transform .* does not know"):
+        Preparation.from_names(("bias-column", name), "here")

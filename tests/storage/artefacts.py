@@ -12,6 +12,7 @@ from storage.dataset import Block, Dataset, Split
 from storage.dataset_writer import SplitWriter, create_dataset
 from storage.objects import Location
 from storage.predictions import Scores, ScoresSchema, ScoresWriter, score_into
+from storage.preparation import BYTES, Preparation
 from storage.runs import SCORES, Run, create_run
 from storage.schema import LZ4, DatasetSchema, SplitSchema
 
@@ -30,11 +31,12 @@ def split_schema(rows: int = 11, **fields: Any) -> SplitSchema:
 def dataset_schema(*, test_rows: int = 5, compression: str = LZ4, **fields: Any) -> DatasetSchema:
     """A dataset of 11 training rows, and of test rows that always have chunks of their own."""
     train = split_schema(**fields)
+    scaling = BYTES if train.dtype == "uint8" else None
     return DatasetSchema(
         name="tiny",
         class_names=("0", "1", "2") if train.classes else (),
         image_shape=(2, 3),
-        transforms=("bias",),
+        transforms=Preparation(scaling).names,
         splits={"train": train, "test": split_schema(**fields | {"rows": test_rows})},
         compression=compression,
     )

@@ -3,11 +3,13 @@
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from storage.errors import BadDataError
+from pipeline.splits import IdxSplit
+from storage.errors import BadDataError, InternalError
 from storage.idx import write_idx
 from storage.ledger import Ledger
 from storage.location import open_location
@@ -59,7 +61,10 @@ def test_a_bad_file_has_one_line(run: Path, inbox: Path) -> None:
     ("name", "told"),
     [
         ("notes", "notes is not scored: this is not an IDX file but a text that starts with"),
-        ("small.idx", "Not scored: small.idx has images of 2 x 2, 4 values each; the model takes"),
+        (
+            "small.idx",
+            "Not scored: small.idx has images of 2 x 2; the run was trained on images of",
+        ),
     ],
 )
 def test_a_message_names_its_file_once(name: str, told: str, run: Path, inbox: Path) -> None:
@@ -91,19 +96,22 @@ def test_bad_no_more(mended: bool, run: Path, inbox: Path) -> None:
 
 
 def test_images_that_the_model_does_not_take(run: Path, inbox: Path) -> None:
-    """Images of another size are bad for this model."""
+    """Images of another shape are bad for this model, also with as many values."""
     write = put_images(inbox / "a", 1)
     data = bytearray(write.read_bytes())
     data[8:16] = (14).to_bytes(4, "big") + (56).to_bytes(4, "big")
     (inbox / "a").write_bytes(bytes(data))
     settle(inbox / "a")
-    assert None is score_inbox(run, inbox).error  # as many values
+    result = score_inbox(run, inbox)
+    words = "a has images of 14 x 56; the run was trained on images of 28 x 28."
+    assert result.failed[0]["error"].startswith(words)
+    assert isinstance(result.error, BadDataError)
     data[8:16] = (28).to_bytes(4, "big") + (14).to_bytes(4, "big")
     (inbox / "a").write_bytes(bytes(data[: 16 + 20 * 28 * 14]))
     settle(inbox / "a")
     result = score_inbox(run, inbox)
     error = result.failed[0]["error"]
-    assert error.startswith("a has images of 28 x 14, 392 values each; the model takes 784 values.")
+    assert error.startswith("a has images of 28 x 14; the run was trained on images of 28 x 28.")
 
 
 def test_labels_that_the_model_does_not_know(run: Path, inbox: Path) -> None:
@@ -165,3 +173,37 @@ def test_a_damaged_ledger_is_no_fault_of_the_files(run: Path, inbox: Path) -> No
     path.unlink()
     assert [True] == [one.already_done for one in score_inbox(run, inbox).results]
     assert [("scored", "a")] == list(events(run))
+
+
+def test_an_error_that_nobody_thought_of(
+    run: Path, inbox: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It keeps no other file from being scored; its traceback is logged, the job ends in exit 1."""
+    for number, name in enumerate("abc"):
+        put_images(inbox / name, number)
+    init = IdxSplit.__init__
+
+    def broken(split: IdxSplit, name: str, images: Path, *others: Any) -> None:
+        init(split, name, images, *others)
+        if images.name == "b":
+            raise ZeroDivisionError("of our own making")
+
+    monkeypatch.setattr(IdxSplit, "__init__", broken)
+    listener = Listed()
+    for _ in range(2):
+        result = score_inbox(run, inbox, listener=listener)
+        assert ["a", "c"] == [one.file for one in result.results]
+        assert isinstance(result.error, InternalError)
+        assert 1 == result.error.exit_code
+    (line,) = [line for line in ledger(run) if line["event"] == "failed"]
+    words = "internal error (please report it): ZeroDivisionError: of our own making"
+    assert ("b", 1, words) == (line["file"], line["exit"], line["error"])
+    assert "in broken" in line["traceback"]
+    assert "in broken" in listener.named("failed")[0]["text"]
+    (inbox / "junk").write_bytes(b"no images")
+    settle(inbox / "junk")
+    assert isinstance(score_inbox(run, inbox).error, BadDataError)  # which is graver
+    monkeypatch.undo()
+    (inbox / "junk").unlink()
+    assert score_inbox(run, inbox).error is None
+    assert [] == Ledger(open_location(run)).failures()

@@ -21,6 +21,7 @@ from jobs.training.step import (
     network_inputs,
     thread_count,
 )
+from storage.preparation import BYTES
 
 
 def by_definition(items: list[Any]) -> Any:
@@ -124,12 +125,13 @@ def test_l2_by_parts() -> None:
 def test_network_inputs_are_narrowed() -> None:
     """Columns that are blank in all rows are left out, where that is a tenth of them or more."""
     stored = np.zeros((3, 20), np.uint8)
-    stored[0, [0, 4, 19]] = 255
+    stored[:, 0] = 255
+    stored[0, [4, 19]] = 255
     stored[2, 7] = 51
-    inputs, columns = network_inputs(stored, np.dtype("float32"), Workspace())
+    inputs, columns = network_inputs(stored, np.dtype("float32"), BYTES, Workspace())
     assert columns is not None
     assert [0, 4, 7, 19] == columns.tolist()
-    np.testing.assert_allclose(inputs[2], [0, 0, 0.2, 0], rtol=1e-6)
-    inputs, columns = network_inputs(np.ones((3, 20), np.uint8), np.dtype("float32"))
+    np.testing.assert_allclose(inputs[2], [1, 0, 0.2, 0], rtol=1e-6)
+    inputs, columns = network_inputs(np.ones((3, 20), np.uint8), np.dtype("float32"), BYTES)
     assert columns is None
     assert (3, 20) == inputs.shape

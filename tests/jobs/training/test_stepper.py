@@ -28,6 +28,7 @@ from pipeline.transforms import scale
 from storage.dataset import open_dataset
 from storage.errors import BadDataError
 from storage.location import open_location
+from storage.preparation import BYTES
 from storage.schema import SplitSchema
 from tests.jobs.training.test_step import by_definition
 from tests.jobs.trainings import small
@@ -68,7 +69,7 @@ def one_by_one(
     with one_blas_thread():
         for part in batches:
             assert part.targets is not None
-            inputs, columns = network_inputs(part.inputs, rule.network.dtype)
+            inputs, columns = network_inputs(part.inputs, rule.network.dtype, rule.scaling)
             found = rule.network.gradient_sum(
                 before[0], inputs, part.targets, columns, weight=1 / rows
             )
@@ -139,7 +140,7 @@ def test_a_step_follows_the_mean(micro_batches: int) -> None:
     parameters = initialise("scaled", LAYERS, 0, "float64")
     rows = batch(np.random.default_rng(0), 40)
     assert rows.targets is not None
-    whole = network.gradient_sum(parameters, scale(rows.inputs, network.dtype), rows.targets)
+    whole = network.gradient_sum(parameters, scale(rows.inputs, network.dtype, BYTES), rows.targets)
     with Stepper(
         StepRule(network, make_optimizer("sgd"), 0.0),
         parameters,

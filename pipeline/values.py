@@ -1,0 +1,100 @@
+"""The values of images: their range, and whether the arithmetic can hold them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.splits import SplitSource
+from storage.dataset import Split
+from storage.errors import BadDataError
+from storage.preparation import LARGEST, ValueRange
+from storage.schema import SplitSchema
+
+Report = Callable[[str, int, int], None]
+
+
+def check_values(
+    images: NDArray[Any], scaling: ValueRange | None, place: str, first_row: int
+) -> tuple[float, float]:
+    """The smallest and the largest value of images `(rows, *image_shape)`, at least one.
+
+    Raises `BadDataError` that names `place`, the row (the first one is row `first_row`) and the
+    value where one is not a finite number, or too large, as stored or as scaled.
+    """
+    low, high = float(images.min()), float(images.max())  # nan where there is any
+    if not (_fits(low, scaling) and _fits(high, scaling)):
+        raise _misfit(images, scaling, place, first_row)
+    return low, high
+
+
+def _fits(values: Any, scaling: ValueRange | None) -> Any:
+    """Whether the arithmetic holds a value, or each of an array in float64."""
+    fits = np.abs(values) <= LARGEST
+    if scaling is None:
+        return fits
+    return fits & (np.abs(_scaled(values, scaling)) <= LARGEST)
+
+
+def _scaled(values: Any, scaling: ValueRange) -> Any:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.divide(np.subtract(values, scaling.low), scaling.high - scaling.low)
+
+
+def _misfit(
+    images: NDArray[Any], scaling: ValueRange | None, place: str, first_row: int
+) -> BadDataError:
+    """The error that names the first value that does not fit."""
+    rows = images.reshape(len(images), -1)
+    fits = (_fits(row.astype(np.float64), scaling) for row in rows)
+    number, row_fits = next((number, fit) for number, fit in enumerate(fits) if not fit.all())
+    value = rows[number, int(np.argmin(row_fits))]
+    scaled = ""
+    if scaling is not None and _fits(float(value), None):
+        scaled = f", {_scaled(float(value), scaling):g} where {scaling} stand for 0 to 1"
+    return BadDataError(
+        f"{place}: row {first_row + number} holds the value {value!s}{scaled}; expected finite "
+        f"numbers from -{LARGEST:g} to {LARGEST:g}. Put another value in its place, such as 0 "
+        "where there is no data, or leave the row out."
+    )
+
+
+def range_of(split: SplitSource, report: Report) -> ValueRange:
+    """The range of a split's values, from one pass over its images.
+
+    Raises `BadDataError` as `check_values` does.
+    """
+    features = int(np.prod(split.image_shape))
+    plan = SplitSchema.plan(rows=split.rows, features=features, dtype=str(split.dtype), classes=0)
+    lows, highs = [], []
+    for part in split.parts(plan.chunk_rows):
+        images, _ = part.load(part.start, part.stop)
+        low, high = check_values(images, None, split.origin, part.start)
+        lows.append(low)
+        highs.append(high)
+        report(f"range of {split.name}", part.stop, split.rows)
+    return ValueRange.covering(min(lows), max(highs))
+
+
+def largest_input(
+    split: Split, scaling: ValueRange | None, chunks: int | None = None
+) -> tuple[int, str, float]:
+    """The row, the stored value, and the size, as the network takes it, of a split's largest.
+
+    Looks at the first `chunks` alone where that is given.
+
+    A value that is not a number counts as the largest of all, with a size of infinity.
+    """
+    largest = (0, "0", 0.0)
+    for number in range(chunks or split.schema.chunks):
+        values = split.read_chunk(number).inputs[:, 1:]
+        with np.errstate(over="ignore", invalid="ignore"):
+            stored = values.astype(np.float64)
+            sizes = np.abs(stored if scaling is None else _scaled(stored, scaling))
+        sizes[np.isnan(sizes)] = np.inf
+        place = int(sizes.argmax())
+        if sizes.flat[place] > largest[2]:
+            row = split.schema.chunk_bounds(number)[0] + place // values.shape[1]
+            largest = (row, str(values.flat[place]), float(sizes.flat[place]))
+    return largest
