@@ -5,7 +5,6 @@ from pathlib import Path
 
 from jobs.commands.console import Console, Report
 from jobs.commands.train_console import ConsoleListener, train_report
-from jobs.config import TrainConfig
 from jobs.pictures import worst_mistakes, write_grid
 from jobs.printing import percent
 from jobs.report import ingest_report
@@ -44,7 +43,6 @@ def _run_demo(directory: Path, console: Console, stop: StopSignal) -> Report:
     console.say(ingest_report(made).text + "\n")
     run_place = directory / "runs" / source.name
     trained = train(
-        TrainConfig(),
         dataset=dataset_place,
         run=run_place,
         resume=True,

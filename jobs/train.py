@@ -261,7 +261,7 @@ def _reconfigured(run: Run, config: TrainConfig, newest: Checkpoint | None) -> R
     A finished run is left as it is. Raises `ConflictError` where more epochs have been trained than
     are asked for now.
     """
-    changed = config.epochs != run.configuration["epochs"]
+    changed = config.epochs != run.configuration.get("epochs", config.epochs)
     end = CheckpointName(config.epochs, 0)
     if changed and newest is not None and newest.name > end:
         raise ConflictError(

@@ -35,7 +35,7 @@ def streamed_epoch(
     config = TrainConfig(
         batch_size=batch_size,
         threads=threads,
-        micro_batches=micro_batches(batch_size, threads) if threads else 0,
+        micro_batches=micro_batches(batch_size, threads) if threads else None,
         optimizer="sgd",
         learning_rate=0.1,
         schedule="constant",

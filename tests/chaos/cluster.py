@@ -80,6 +80,7 @@ def commands(job: str, oracle: Oracle, home: Path) -> list[str]:
     lines = [
         f"{name} = {str(value).lower() if isinstance(value, bool) else repr(value)}\n"
         for name, value in config.to_json().items()
+        if value is not None
     ]
     file.write_text("".join(lines))
     places = ["--dataset", str(oracle.dataset), "--run", str(home / "run"), "--resume"]

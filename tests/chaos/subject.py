@@ -155,7 +155,7 @@ def config_options(config: TrainConfig) -> list[str]:
         name, value = "--" + setting.name.replace("_", "-"), getattr(config, setting.name)
         if isinstance(value, bool):
             options.append(name if value else f"--no-{name[2:]}")
-        else:
+        elif value is not None:
             options += [name, str(value)]
     return options
 
