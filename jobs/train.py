@@ -173,9 +173,13 @@ def _open_dataset(
     except BadDataError as error:
         if run is None or place is not None:
             raise
+        why = (
+            "was trained on the dataset there"
+            if recorded
+            else "does not record its dataset's place"
+        )
         raise BadDataError(
-            f"{error} This is where {run.location} expects its dataset; pass --dataset if it lies "
-            "elsewhere."
+            f"{error} The run {run.location} {why}; pass --dataset if it lies elsewhere."
         ) from error
     return dataset
 
