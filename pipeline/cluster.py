@@ -12,7 +12,7 @@ from pipeline.clusters.client import Cluster
 from pipeline.clusters.greeting import address_in, greet, no_scheduler
 from pipeline.clusters.options import ClusterOptions
 from pipeline.clusters.own import OwnCluster, security_of
-from pipeline.clusters.setup import check_versions, set_workers_up
+from pipeline.clusters.setup import check_versions, end_dead_jobs, set_workers_up
 from pipeline.clusters.waiting import STOPPED, Announce, Check, Waiting
 from pipeline.clusters.worker_side import WorkerSide, versions_here
 from storage.errors import PipelineError
@@ -62,6 +62,7 @@ def connect(
         on_failure.enter_context(cluster)
         cluster.wait_for_workers(options.workers or 1, stopped=STOPPED)
         check_versions(cluster)
+        end_dead_jobs(cluster)
         set_workers_up(cluster, WorkerSide(cluster.job, versions_here(), own=own is not None))
         count = len(cluster.workers(now=True))
         announce(f"cluster {cluster.address}, {count} worker{'' if count == 1 else 's'}")

@@ -3,8 +3,9 @@
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -49,7 +50,7 @@ FORMS_OF_A_CHUNK = 5
 
 Converted = tuple[int, list[ChunkRecord]]
 """What `convert_part` gives: the rows of a part, and its chunks' records."""
-Convert = Callable[[SplitSource, SplitWriter, Conversion], Iterator[Converted]]
+Convert = Callable[[SplitSource, SplitWriter, Conversion], Generator[Converted, None, None]]
 """Converts each part of a split, in order."""
 Scaling = ValueRange | Literal["none"] | None
 """The range that is mapped to [0, 1]; None is 0 to 255 for bytes, and for other types the range of
@@ -317,10 +318,12 @@ def _convert_split(
     report(stage, 0, split.rows)
     records: list[ChunkRecord] = []
     done = 0
-    for rows, chunk_records in convert(split, writer, conversion):
-        records += chunk_records
-        done += rows
-        report(stage, done, split.rows)
+    # What runs ends before its output is removed.
+    with closing(convert(split, writer, conversion)) as parts:
+        for rows, chunk_records in parts:
+            records += chunk_records
+            done += rows
+            report(stage, done, split.rows)
     return records
 
 
@@ -330,7 +333,7 @@ def _convert_here(
     split: SplitSource,
     writer: SplitWriter,
     conversion: Conversion,
-) -> Iterator[Converted]:
+) -> Generator[Converted, None, None]:
     """Each part converted, in order, by the threads of a pool."""
     part_bytes = writer.part_rows * writer.schema.row_bytes
     return _bounded(
@@ -342,7 +345,7 @@ def _convert_here(
     )
 
 
-def _bounded(submitted: "Iterator[Future[T]]", limit: int) -> Iterator[T]:
+def _bounded(submitted: "Iterator[Future[T]]", limit: int) -> Generator[T, None, None]:
     """The futures' results in order, with at most `limit` of them under way."""
     waiting: deque[Future[T]] = deque()
     for future in submitted:

@@ -263,7 +263,20 @@ class IdxSplit:
                 values.update(np.unique(labels.read(_LABEL_BLOCK_ROWS)).tolist())
                 self._check_class_count(len(values))
             reader.finish()
+            self._check_byte_order(np.array(sorted(values)), reader.header.dtype)
         return sorted(values)
+
+    def _check_byte_order(self, values: NDArray[np.int64], dtype: np.dtype[Any]) -> None:
+        """Refuse labels that are classes only when read in the other byte order."""
+        if dtype.itemsize == 1 or len(values) == 1 or values[-1] < MAX_CLASSES:
+            return
+        swapped = values.astype(dtype).byteswap()
+        if swapped.min() >= 0 and swapped.max() < MAX_CLASSES:
+            raise BadDataError(
+                f"{self._labels}: its values are in the wrong byte order; found labels such as "
+                f"{values[-1]:,}, which is {swapped[-1]} if read as little-endian. Write them "
+                f"again as big-endian, with values.astype('>i{dtype.itemsize}') in NumPy."
+            )
 
     def _check_class_count(self, count: int) -> None:
         if count > MAX_CLASSES:

@@ -186,29 +186,47 @@ def _add_files(
     inbox: Location, paths: list[PurePosixPath], selection: Selection, found: Found
 ) -> None:
     """Add the files of one directory, images with the labels that go with them."""
-    ready: dict[str, PurePosixPath] = {}
-    for path in paths:
-        if UNFINISHED.fullmatch(path.name):
-            found.left[shown_name(str(path))] = "its name says that it is not finished"
-        elif is_company(path.name) and not selection.names(path):
-            found.skipped.append(shown_name(str(path)))
-        elif reason := _unreadable(inbox, path):
-            found.left[shown_name(str(path))] = reason
-        else:
-            ready[path.name] = path
-    groups = by_stem(ready)
+    ready, missing = _looked_at(inbox, paths, selection, found)
+    groups = by_stem(
+        name
+        for name, path in ready.items()
+        if read_name(name).kind == "labels" or selection.takes(path)
+    )
     for name, path in ready.items():
         idx_name, shown = read_name(name), shown_name(str(path))
-        labels, trouble = None, _near_miss(idx_name, groups)
         if idx_name.kind == "images" and not selection.takes(path):
             continue
+        labels, trouble = None, _near_miss(idx_name, groups)
         if idx_name.kind == "images" and trouble is None:
             labels, trouble = _labels_of(idx_name, groups[idx_name.stem])
-        if idx_name.kind == "images" or trouble is not None:
+        if labels is None and trouble is None and missing[idx_name.stem]["labels"]:
+            found.left[shown] = "its labels are not finished, or cannot be read"
+        elif idx_name.kind == "images" or trouble is not None:
             beside = None if labels is None else ready[labels]
             found.items.append(Item(shown, path, beside, trouble=trouble))
         elif not groups[idx_name.stem]["images"] and not selection.include:
             found.left[shown] = "its images are not there"
+
+
+def _looked_at(
+    inbox: Location, paths: list[PurePosixPath], selection: Selection, found: Found
+) -> tuple[dict[str, PurePosixPath], Groups]:
+    """Return the files of one directory that are data and ready, by name; and what is not ready."""
+    ready: dict[str, PurePosixPath] = {}
+    missing: list[str] = []
+    for path in paths:
+        shown = shown_name(str(path))
+        if match := UNFINISHED.fullmatch(path.name):
+            missing.append(path.name[: match.start(1)])
+            found.left[shown] = "its name says that it is not finished"
+        elif is_company(path.name) and not selection.names(path):
+            found.skipped.append(shown)
+        elif reason := _unreadable(inbox, path):
+            missing.append(path.name)
+            found.left[shown] = reason
+        else:
+            ready[path.name] = path
+    return ready, by_stem(missing)
 
 
 def _labels_of(images: IdxName, group: dict[str, list[IdxName]]) -> tuple[str | None, str | None]:

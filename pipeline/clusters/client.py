@@ -11,7 +11,7 @@ from typing import Any
 from distributed import Client, Future
 
 from pipeline.clusters.waiting import POLL_SECONDS, Announce, Check, Waiting
-from pipeline.clusters.worker_side import reason
+from pipeline.clusters.worker_side import JOB_PREFIX, reason, tasks_ended
 from storage.closing import Closing
 from storage.errors import PipelineError, UnreachableError
 
@@ -40,7 +40,7 @@ class Cluster(Closing):
         self.after_loss = after_loss
         """What is left of a job that lost its cluster, and how to go on; for people."""
         self.address = str(client.scheduler.address) if client.scheduler else ""
-        self.job = f"mnist-stream-{uuid.uuid4().hex}"
+        self.job = f"{JOB_PREFIX}{client.id}-{uuid.uuid4().hex}"
         """The name under which workers hold what is this job's."""
         self._own = own
         self._gone = False
@@ -141,6 +141,14 @@ class Cluster(Closing):
                 raise TimeoutError(str(error) or f"no answer for {seconds:.0f} s") from error
 
         return self.client.sync(ask)
+
+    def let_tasks_end(self) -> None:
+        """Wait, with a limit, for cancelled tasks that run: workers cannot interrupt them."""
+        with suppress(Exception):
+            self.ask(
+                lambda client: client.run(tasks_ended, self.job, on_error="ignore"),
+                2 * CLOSE_SECONDS,
+            )
 
     @contextmanager
     def reaching(self, what: str) -> Iterator[None]:

@@ -1,6 +1,6 @@
 """The ingest on a cluster: a task per chunk-aligned part, which its worker writes to the store."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import replace
 
 from pipeline.clusters.client import Cluster
@@ -24,12 +24,12 @@ def convert_part_there(
 
 def convert_parts(
     cluster: Cluster, split: SplitSource, writer: SplitWriter, conversion: Conversion
-) -> Iterator[tuple[int, list[ChunkRecord]]]:
-    """Rows and chunk records of each part, in order.
+) -> Generator[tuple[int, list[ChunkRecord]], None, None]:
+    """Yield rows and chunk records of each part, in order.
 
     A compressed file is read here, once; its rows go straight to the worker that writes them.
     Digits are drawn by the worker. What a part becomes is the same wherever, and however often, it
-    is written.
+    is written. If the ingest stops, its running tasks end before what they write is removed.
     """
     writer = replace(writer, location=writer.location.absolute())
     tasks = (
@@ -42,4 +42,8 @@ def convert_parts(
         )
         for part in split.parts(writer.part_rows)
     )
-    return results(cluster, tasks, PARTS_PER_WORKER)
+    try:
+        yield from results(cluster, tasks, PARTS_PER_WORKER)
+    except BaseException:
+        cluster.let_tasks_end()
+        raise

@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
+from distributed import Scheduler
+
 from pipeline.clusters.client import Cluster
-from pipeline.clusters.worker_side import PACKAGES, WorkerSide
+from pipeline.clusters.worker_side import ENDING_SECONDS, JOB_PREFIX, PACKAGES, WorkerSide
 from storage.errors import UnreachableError
 
 ONE_ANSWER_SECONDS = 5.0
@@ -27,6 +29,31 @@ def check_versions(cluster: Cluster) -> None:
         )
         error.add_note(_version_table(table))
         raise error
+
+
+def end_dead_jobs(cluster: Cluster) -> None:
+    """Have the workers forget jobs that were killed, once their last tasks have ended.
+
+    Such a task may still write to what this job is about to remove, and what workers hold for a
+    job takes memory for as long as they live. Whatever does not succeed is left to the next job.
+    """
+
+    async def end(client: Any) -> None:
+        jobs = await client.run_on_scheduler(dead_jobs)
+        ends = (client.scheduler.unregister_worker_plugin(name=job) for job in jobs)
+        await asyncio.gather(*ends, return_exceptions=True)
+
+    with suppress(Exception):
+        cluster.ask(end, min(cluster.timeout, 2 * ENDING_SECONDS))
+
+
+def dead_jobs(dask_scheduler: Scheduler) -> list[str]:
+    """For the scheduler: the jobs with a plugin on the workers, but no client any more."""
+    return [
+        name
+        for name in dask_scheduler.worker_plugins
+        if name.startswith(JOB_PREFIX) and not any(one in name for one in dask_scheduler.clients)
+    ]
 
 
 def set_workers_up(cluster: Cluster, side: WorkerSide) -> None:

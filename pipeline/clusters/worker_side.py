@@ -5,12 +5,14 @@ modules; what they want to keep from one to the next (an open dataset, a window,
 by its description, so that two runs on one worker never take the one for the other.
 """
 
+import asyncio
 import re
 import signal
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
-from contextlib import suppress
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from platform import python_version
 from typing import Any, TypeVar
@@ -29,6 +31,10 @@ PACKAGES = ("numpy", "zarr", "dask", "distributed", "mnist-stream")
 MOST_HELD = 4
 """Things that a worker keeps open at once for a job, which has no more: what it trains on, and
 up to three splits to evaluate. Of more the one used longest ago would make room."""
+JOB_PREFIX = "mnist-stream-"
+"""How the name of each job's plugin begins; the client's name follows."""
+ENDING_SECONDS = 30.0
+"""How long a worker that is to forget a job waits for its last tasks."""
 ZARR_CONCURRENCY = 4
 """Reads of one array that Zarr does side by side; workers are many already."""
 
@@ -73,6 +79,7 @@ class WorkerSide(WorkerPlugin):
         """Set this process; Dask calls it on each worker."""
         self._held: OrderedDict[Hashable, Closing] = OrderedDict()
         self._lock = threading.Lock()
+        self._running = 0
         # The bits of a product differ between one BLAS thread and several.
         self._limits = threadpool_limits(limits=1, user_api="blas")
         zarr.config.set({"async.concurrency": ZARR_CONCURRENCY})
@@ -104,8 +111,26 @@ class WorkerSide(WorkerPlugin):
             self._held.move_to_end(description)
             return self._held[description]  # type: ignore[return-value]
 
-    def teardown(self, worker: Worker) -> None:
-        """Let go of everything; Dask calls it when the job or the worker ends."""
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Count a task that runs, which cannot be interrupted."""
+        with self._lock:
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._running -= 1
+
+    async def tasks_ended(self) -> None:
+        """Wait until none of the job's tasks runs, for `ENDING_SECONDS` at most."""
+        deadline = time.monotonic() + ENDING_SECONDS
+        while self._running and time.monotonic() < deadline:  # noqa: ASYNC110 - threads run them
+            await asyncio.sleep(0.01)
+
+    async def teardown(self, worker: Worker) -> None:
+        """Let the job's tasks end, then everything go; Dask calls it when job or worker ends."""
+        await self.tasks_ended()
         while self._held:
             self._held.popitem()[1].close()
 
@@ -122,12 +147,19 @@ def _side(worker: Worker, job: str) -> WorkerSide:
     return side
 
 
+async def tasks_ended(job: str, dask_worker: Worker) -> None:
+    """For a worker, outside of any task: wait until none of the job's tasks runs."""
+    await _side(dask_worker, job).tasks_ended()
+
+
 def run_task(job: str, what: str, function: Callable[..., Any], *arguments: Any) -> Any:
     """Run a task; whatever goes wrong comes out as `TaskFailedError` that names worker and rows."""
     worker = get_worker()
     try:
-        _side(worker, job).check_versions()
-        return function(*arguments)
+        side = _side(worker, job)
+        side.check_versions()
+        with side.running():
+            return function(*arguments)
     except PipelineError as error:
         raise TaskFailedError(str(error), error.exit_code, what, worker.address) from None
     except Exception as error:  # noqa: BLE001 - it is told as what it is, by the client

@@ -333,6 +333,19 @@ def test_label_values(tmp_path: Path) -> None:
     assert list(range(1, 27)) == split.label_values()
 
 
+@pytest.mark.parametrize("dtype", ["i2", "i4"])
+def test_labels_in_the_wrong_byte_order(tmp_path: Path, dtype: str) -> None:
+    """Labels that were written as little-endian are recognised; others that are large are read."""
+    write_idx(tmp_path / MNIST_NAMES[0], images(12))
+    write_idx(tmp_path / MNIST_NAMES[1], labels(12).astype(dtype).byteswap())
+    (split,) = open_source(str(tmp_path)).splits
+    with pytest.raises(BadDataError, match=f"which is 9 if read as .*astype.'>{dtype}'"):
+        split.label_values()
+    write_idx(tmp_path / MNIST_NAMES[1], labels(12).astype(dtype) + 2047)
+    (split,) = open_source(str(tmp_path)).splits
+    assert list(range(2047, 2057)) == split.label_values()
+
+
 @pytest.mark.parametrize("classes", [1000, 1001])
 def test_most_classes(tmp_path: Path, classes: int) -> None:
     """1000 distinct labels are classes; one more is refused."""

@@ -145,8 +145,16 @@ def test_second_copies(tmp_path: Path, added: str) -> None:
     troubles = {item.name: item.trouble for item in found.items}
     assert troubles.pop(images) is None
     assert f"Rename it to {labels}" in str(troubles[added.format(labels)])
+    assert [] == find_items(open_location(tmp_path), Selection(include=("b*",))).items
     found = found_in(tmp_path, labels)
     assert [[images, labels]] == [item.keys for item in found.items]
+
+
+def test_labels_that_are_coming(tmp_path: Path) -> None:
+    """Images are not scored as if unlabelled while their labels are being copied."""
+    found = found_in(tmp_path, "a-images-idx3-ubyte.gz", "a-labels-idx1-ubyte.gz.part")
+    assert [] == found.items
+    assert "its labels are not finished, or cannot be read" == found.left["a-images-idx3-ubyte.gz"]
 
 
 COMPANY = (
