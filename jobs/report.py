@@ -68,7 +68,7 @@ def inspect_dataset(dataset: Dataset) -> Report:
 def _split_document(dataset: Dataset, name: str) -> dict[str, Any]:
     split = dataset.splits[name]
     schema = split.schema
-    location = dataset.location.child(name)
+    location = dataset.tree.child(name)
     return {
         "rows": schema.rows,
         "inputs_shape": [schema.rows, schema.columns],
@@ -89,6 +89,7 @@ def _dataset_text(dataset: Dataset, splits: dict[str, dict[str, Any]]) -> str:
         facts(
             [
                 ("dataset", f"{dataset.name} in {dataset.location}"),
+                *([("Zarr group", str(dataset.tree))] if dataset.tree != dataset.location else []),
                 ("digest", dataset.digest),
                 ("images", f"{_shape(dataset.image_shape)}, {dataset.preparation}"),
                 ("transforms", ", ".join(dataset.transforms)),

@@ -76,7 +76,7 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint: wholly, and for good, or not at all.
 
-    The manifest is written last, and nothing is listed before it is there (see `Location.making`).
+    The manifest is written last, and nothing is listed before it is there: see `Location.making`.
     One of the same name that is there already is replaced.
     """
     state = save_safetensors({key: np.asarray(tensors[key], order="C") for key in sorted(tensors)})
@@ -93,15 +93,14 @@ def save_checkpoint(
         "dataset_digest": run.dataset_digest,
         "progress": progress,
     }
-    with run.location.making(name.key) as tree:
+    with run.location.making(name.key, MANIFEST) as tree:
         tree.put(STATE, state)
-        run.location.check_held()
-        tree.put_new(MANIFEST, sealed.sealed_bytes(manifest))
+        tree.put(MANIFEST, sealed.sealed_bytes(manifest))
 
 
 def list_checkpoints(run: Run) -> list[CheckpointName]:
     """The names of the run's checkpoints, sound or not, oldest first."""
-    return sorted(filter(None, map(parse_name, run.location.names(DIRECTORY))))
+    return sorted(filter(None, map(parse_name, run.location.trees(DIRECTORY, MANIFEST))))
 
 
 def parse_name(text: str) -> CheckpointName | None:
@@ -116,8 +115,12 @@ def load_checkpoint(run: Run, name: CheckpointName, template: Tensors | None = N
 
     Raises `BadDataError` that names the file and what is wrong with it.
     """
-    location = run.location.child(name.key)
-    manifest = _read_manifest(run, name, location)
+    try:
+        location = run.location.child(name.key).current(MANIFEST)
+        manifest = _read_manifest(run, name, location)
+    except FileNotFoundError:
+        place = f"{run.location.child(name.key)}/{MANIFEST}"
+        raise BadDataError(f"{place} is missing: the checkpoint is not whole.") from None
     state = _read_state(location, manifest)
     try:
         tensors = load_safetensors(state)
@@ -130,10 +133,7 @@ def load_checkpoint(run: Run, name: CheckpointName, template: Tensors | None = N
 
 def _read_manifest(run: Run, name: CheckpointName, location: Location) -> dict[str, Any]:
     place = f"{location}/{MANIFEST}"
-    try:
-        manifest = sealed.read_sealed(location, MANIFEST)
-    except FileNotFoundError:
-        raise BadDataError(f"{place} is missing: the checkpoint is not whole.") from None
+    manifest = sealed.read_sealed(location, MANIFEST)
     expected = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -198,7 +198,7 @@ def load_newest(
         try:
             checkpoint = load_checkpoint(run, name, template)
         except BadDataError as error:
-            if run.location.exists(name.key):  # else its successor came, and it was pruned
+            if name in list_checkpoints(run):  # else its successor came, and it was pruned
                 yield name, error
         else:
             yield checkpoint
@@ -220,12 +220,11 @@ def prune_checkpoints(
     Those that are pinned stay, too. Those later than `saved` go: they were found damaged, which is
     why the run is back before them, and must not be counted as newer than what is sound.
     """
-    run.location.check_held()
     names = list_checkpoints(run)
     kept = [name for name in names if name <= saved][-keep:]
     for name in names:
         if name not in kept and name not in also and not (name <= saved and is_pinned(run, name)):
-            run.location.remove_whole(name.key)
+            run.location.remove_whole(name.key, MANIFEST)
 
 
 def pin_checkpoint(run: Run, name: CheckpointName) -> None:
@@ -272,4 +271,4 @@ def recorded_metrics(run: Run) -> list[dict[str, Any]]:
 
 def sweep_checkpoints(run: Run) -> None:
     """Remove what dead writers left of them; the caller holds the run's lock."""
-    run.location.sweep_trees(DIRECTORY)
+    run.location.sweep_trees(DIRECTORY, MANIFEST)

@@ -77,13 +77,19 @@ class Split:
     """
 
     def __init__(
-        self, location: Location, name: str, record: SplitRecord, dataset_digest: str
+        self,
+        location: Location,
+        name: str,
+        record: SplitRecord,
+        dataset_digest: str,
+        place: Location,
     ) -> None:
-        """A split of the dataset at `location`; nothing is read yet."""
+        """A split of the tree at `location`, published at `place`; nothing is read yet."""
         self.name = name
         self.record = record
         self.schema: SplitSchema = record.schema
         self._location = location
+        self._place = place
         self._dataset_digest = dataset_digest
         self._sound: dict[int, bytes] = {}
         """SHA-256 of the stored bytes, by chunk, that were found to decode to the right rows."""
@@ -95,8 +101,12 @@ class Split:
 
     def check_claim(self) -> None:
         """Raise `BadDataError` where most chunks are not there: see `ChunkedArray.check_claim`."""
-        for reader in self.arrays.values():
-            reader.check_claim()
+        try:
+            for reader in self.arrays.values():
+                reader.check_claim()
+        except BadDataError:
+            self._check_not_replaced()
+            raise
 
     @cached_property
     def inputs(self) -> "zarr.Array[Any]":
@@ -160,14 +170,15 @@ class Split:
             raise
 
     def _check_not_replaced(self) -> None:
-        location = self._location
+        place = self._place
         try:
-            replaced = root_document(location)["attributes"].get("digest") != self._dataset_digest
+            attributes = root_document(published_tree(place))["attributes"]
+            replaced = attributes.get("digest") != self._dataset_digest
         except BadDataError:
-            replaced = replaced_sibling(location).exists()
-        if replaced:
+            replaced = replaced_sibling(place).exists()
+        if replaced or published_tree(place) != self._location:
             raise ConflictError(
-                f"{location} was replaced by another dataset while it was being read. "
+                f"{place} was replaced by another dataset while it was being read. "
                 "Run the same command again."
             )
 
@@ -197,6 +208,8 @@ class Dataset:
     """A published dataset, opened for reading."""
 
     location: Location
+    tree: Location
+    """Where it really lies: a Zarr group, in a store below `location`."""
     name: str
     class_names: tuple[str, ...]
     image_shape: tuple[int, ...]
@@ -231,30 +244,48 @@ def open_dataset(location: Location) -> Dataset:
     Raises `BadDataError` where there is none, or it is incomplete, damaged, of a newer format,
     or not a dataset.
     """
-    document = root_document(location)
+    tree, document = _tree_and_root(location)
     try:
-        return _opened(location, document)
+        return _opened(location, tree, document)
     except BadDataError:
-        if root_document(location) == document:
+        if _tree_and_root(location) == (tree, document):
             raise
-    return open_dataset(location)  # it was replaced meanwhile: look again
+    return open_dataset(location)  # it was replaced in the meantime: look again
 
 
-def _opened(location: Location, document: dict[str, Any]) -> Dataset:
+def published_tree(location: Location) -> Location:
+    """Return where the dataset that is published at a location lies."""
+    try:
+        return location.current(METADATA_NAME)
+    except FileNotFoundError:
+        raise BadDataError(_nothing_there(location)) from None
+
+
+def _tree_and_root(location: Location) -> tuple[Location, dict[str, Any]]:
+    tree = published_tree(location)
+    try:
+        return tree, root_document(tree)
+    except BadDataError:
+        if published_tree(location) == tree:
+            raise
+    return _tree_and_root(location)
+
+
+def _opened(location: Location, tree: Location, document: dict[str, Any]) -> Dataset:
     attributes = document["attributes"]
     if attributes.get("complete") is not True:
         raise BadDataError(
             f"{location} is incomplete: its ingest has not finished. Run `pipeline ingest` again."
         )
-    sealed.check_group_seal(document, ROOT_ATTRIBUTES, f"{location}/{METADATA_NAME}")
+    sealed.check_group_seal(document, ROOT_ATTRIBUTES, f"{tree}/{METADATA_NAME}")
     try:
-        dataset = _from_attributes(location, attributes)
+        dataset = _from_attributes(location, tree, attributes)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BadDataError(
             f"The attributes of {location} are not those of a dataset ({error!r}). {MAKE_AGAIN}"
         ) from error
     for key, expected in dataset.metadata_digests.items():
-        _check_metadata(location, key, expected)
+        _check_metadata(tree, key, expected)
     return dataset
 
 
@@ -290,7 +321,7 @@ def _nothing_there(location: Location) -> str:
             f"{location} was being replaced when the ingest ended, unless it is still at work. Run "
             "the same `pipeline ingest` again: it mends that and goes on."
         )
-    if not location.exists():
+    if location.is_free():
         return (
             f"There is no dataset at {location}. Make one with `pipeline ingest --out {location}`."
         )
@@ -305,7 +336,7 @@ def replaced_sibling(location: Location) -> Location:
     return location.sibling("", REPLACED)
 
 
-def _from_attributes(location: Location, attributes: dict[str, Any]) -> Dataset:
+def _from_attributes(location: Location, tree: Location, attributes: dict[str, Any]) -> Dataset:
     records = {
         str(name): SplitRecord.from_json(entry) for name, entry in attributes["splits"].items()
     }
@@ -328,6 +359,7 @@ def _from_attributes(location: Location, attributes: dict[str, Any]) -> Dataset:
         sealed.check_fields(source, {"name": str, "split": str}, f"A source of {location}")
     return Dataset(
         location=location,
+        tree=tree,
         name=str(attributes["name"]),
         class_names=class_names,
         image_shape=image_shape,
@@ -338,7 +370,9 @@ def _from_attributes(location: Location, attributes: dict[str, Any]) -> Dataset:
         fingerprint=dict(attributes["fingerprint"]),
         metadata_digests=dict(attributes["metadata_digests"]),
         digest=expected,
-        splits={name: Split(location, name, record, expected) for name, record in records.items()},
+        splits={
+            name: Split(tree, name, record, expected, location) for name, record in records.items()
+        },
     )
 
 

@@ -115,6 +115,8 @@ class DatasetWriter:
         """`staged` is what `target.staging()` gave."""
         self.target = target
         self.schema = schema
+        self.publishing = False
+        """Whether what is staged may be published by now, so that it must stay."""
         self._staged = staged
         self._metadata: dict[str, Document] = {}
         """The documents of all groups and arrays below the root, by path."""
@@ -140,6 +142,7 @@ class DatasetWriter:
         for name in splits:
             self.split(name).check_there()
         self._complete(splits, sources, fingerprint)
+        self.publishing = True
         self.target.publish(self._staged, METADATA_NAME)
         return open_dataset(self.target)
 
@@ -253,18 +256,23 @@ def stage_dataset(
     recover(target)
     _check_free(target, overwrite)
     staged = target.staging()
+    writer: DatasetWriter | None = None
     try:
-        yield DatasetWriter(target, staged, schema)
-    except BaseException:
-        target.abandon(staged)
-        raise
-    staged.delete_tree()
+        writer = DatasetWriter(target, staged, schema)
+        yield writer
+    finally:
+        if writer is None or not writer.publishing:
+            staged.discard()
 
 
 @contextmanager
 def dataset_lock(target: Location, take_over: TakeOver | None = None) -> Iterator[Location]:
-    """Hold the lock of whoever writes at `target`, beside it; gives `target` to its holder."""
+    """Hold the lock of whoever writes at `target`, beside it; gives `target` to its holder.
+
+    On a disk its file is gone when it is free.
+    """
     with writer_lock(target.sibling("", ".lock"), str(target), take_over) as lock:
+        lock.retire()
         yield target.under(lock)
 
 
@@ -281,7 +289,7 @@ def refuse_foreign(target: Location) -> None:
     if target.is_free():
         return
     try:
-        ours = FORMAT.encode() in sealed.read(target, METADATA_NAME)
+        ours = FORMAT.encode() in sealed.read(target.current(METADATA_NAME), METADATA_NAME)
     except (FileNotFoundError, BadDataError):
         ours = False
     if not ours:

@@ -93,8 +93,7 @@ def reaching(verb: str, path: Path) -> Iterator[None]:
     except OSError as error:
         remedy = REMEDY.get(error.errno or 0, "see to the disk or mount and run again.")
         raise UnreachableError(
-            f"Cannot {verb} {path}: {error.strerror or error}. What was complete before is "
-            f"untouched; {remedy}"
+            f"Cannot {verb} {path}: {error.strerror or error}. {remedy[0].upper()}{remedy[1:]}"
         ) from error
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from filelock import BaseFileLock, FileLock, Timeout
 
 from storage.directories import make_directories, reaching
-from storage.errors import LockedError
+from storage.errors import ConflictError, LockedError
 from storage.objects import Lock, TakeOver
 
 SIGNATURE_TRIES = 50
@@ -23,17 +23,45 @@ SIGNATURE_TRIES = 50
 
 
 class _Held(Lock):
-    """Held for as long as this process lives or wants it."""
+    """Held for as long as this process lives or wants it, and its file stays where it is."""
 
-    def __init__(self) -> None:
+    def __init__(self, path: Path, what: str) -> None:
         self.retired = False
+        self._path = path.absolute()
+        self._what = what
+        self._file = _identity(path)
 
     def check(self) -> None:
-        """The kernel gives it to nobody else meanwhile."""
+        """Raise `ConflictError` where the file is not there any more, or is another one."""
+        if self._file is not None and self._file != _identity(self._path):
+            raise ConflictError(
+                f"{self._what} was moved or removed while it was being written: "
+                f"{self._path} is not the lock of this process any more. Nothing more is written "
+                "there."
+            )
 
     def retire(self) -> None:
         """Its file goes before the lock does: filelock gives nobody a lock on a removed file."""
         self.retired = True
+
+    def end(self) -> None:
+        """Leave word that nobody holds it, or remove the file, unless that is another's by now."""
+        with suppress(ConflictError, OSError):
+            self.check()
+            if self.retired:
+                self._path.unlink()
+            else:
+                _write(self._path, b"")
+        self._file = None
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What tells one file from every other; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 @contextmanager
@@ -44,20 +72,16 @@ def kernel_lock(path: Path, what: str, take_over: TakeOver | None) -> Iterator[L
     names the holder where another process, or another lock in this one, has it: that one lives, so
     there is nothing to take over.
     """
-    held = _Held()
     lock = FileLock(path, timeout=0, thread_local=False, fallback_to_soft=False)
     with reaching("lock", path):
         make_directories(path.parent)
         _acquire(lock, path, what, take_over)
+    held = _Held(path, what)
     try:
         _sign(path)
         yield held
     finally:
-        if held.retired:
-            with suppress(OSError):
-                path.unlink()
-        else:
-            _write(path, b"")
+        held.end()
         lock.release()
 
 

@@ -145,11 +145,11 @@ class Ledger:
             if known(self.entries(containing)):
                 return False
             self.check_count()
-            self._mend()
-            location.check_held()
+            self._mend(location)
             line = sealed.sealed_bytes(entry, indent=None)
-            lines = [*self._lines()[:-1], line.removesuffix(b"\n")]
-            location.append(LEDGER, line)
+            lines = self._lines()[:-1]
+            location.append(LEDGER, line, _joined(lines))
+            lines = [*lines, line.removesuffix(b"\n")]
             count = {"lines": len(lines), "sha256": _digest(lines)}
             # A death just before this leaves the count one line behind.
             location.put(LEDGER_COUNT, sealed.sealed_bytes(count))
@@ -223,18 +223,19 @@ class Ledger:
         with waiting_lock(lock_file, what, LOCK_SECONDS, take_over=self._take_over) as lock:
             yield self.location.under(lock)
 
-    def _mend(self) -> None:
+    def _mend(self, location: Location) -> None:
         """Take off the end of the file what a death has left of a line."""
         if self._lines()[-1]:
             data = self._data()
-            self.location.put(LEDGER, data[: data.rfind(b"\n") + 1])
+            location.put(LEDGER, data[: data.rfind(b"\n") + 1])
 
 
 def _digest(lines: list[bytes]) -> str:
-    content = hashlib.sha256()
-    for line in lines:
-        content.update(line + b"\n")
-    return content.hexdigest()
+    return hashlib.sha256(_joined(lines)).hexdigest()
+
+
+def _joined(lines: list[bytes]) -> bytes:
+    return b"".join(line + b"\n" for line in lines)
 
 
 def _failure_key(entry: Entry) -> str:

@@ -10,10 +10,10 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from storage import files
 from storage.directories import check_regular, make_directories, reaching, remove_tree, walk
@@ -21,6 +21,7 @@ from storage.errors import BadDataError, ConflictError, UnreachableError
 from storage.kernel_lock import kernel_lock
 from storage.objects import (
     NOTES_LIMIT,
+    REMOVED_BYTES,
     REPLACED,
     STAGED,
     TEMPORARY,
@@ -51,6 +52,11 @@ class LocalLocation(Location):
     """
 
     path: Path
+    lock: Lock | None = field(default=None, compare=False, repr=False)
+    """The one under which its holder writes here: each write sees that it is still held."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path,)  # a lock is its process's own
 
     def __str__(self) -> str:
         return str(self.path)
@@ -62,16 +68,16 @@ class LocalLocation(Location):
 
     def absolute(self) -> Self:
         """The directory by its path from the root."""
-        return type(self)(self.path.absolute())
+        return replace(self, path=self.path.absolute())
 
     def child(self, key: str) -> Self:
         """The location at `key` below this one; a key that leads outside is refused."""
-        return type(self)(self._at(key))
+        return replace(self, path=self._at(key))
 
     def sibling(self, prefix: str, suffix: str) -> Self:
         """A hidden neighbour in the same directory, so that a rename between the two is atomic."""
         resolved = self.path.resolve()
-        return type(self)(resolved.parent / f".{prefix}{resolved.name}{suffix}")
+        return replace(self, path=resolved.parent / f".{prefix}{resolved.name}{suffix}")
 
     def split(self) -> tuple[Location, str]:
         """The directory, and the file's name."""
@@ -128,6 +134,7 @@ class LocalLocation(Location):
     def writing(self, key: str) -> Iterator[Write]:
         """Like `put`, for what comes piece by piece: gives the function that takes the pieces."""
         path = self._at(key)
+        self.check_held()
         with reaching("write", path):
             check_regular(path, f"The place to write is {path}")
             path = Path(os.path.realpath(path)) if path.is_symlink() else path
@@ -136,6 +143,7 @@ class LocalLocation(Location):
             try:
                 with _synced_file(temporary) as descriptor:
                     yield partial(files.write, descriptor)
+                self.check_held()
                 files.rename(temporary, path)
             except BaseException:
                 with suppress(OSError):
@@ -143,9 +151,10 @@ class LocalLocation(Location):
                 raise
             files.fsync_directory(path.parent)
 
-    def append(self, key: str, data: bytes) -> None:
+    def append(self, key: str, data: bytes, before: bytes | None = None) -> None:
         """Add `data` to the end of an object and sync it; the caller tells a torn end apart."""
         path = self._at(key)
+        self.check_held()
         with reaching("append to", path):
             make_directories(path.parent)
             new = not path.exists()
@@ -287,34 +296,45 @@ class LocalLocation(Location):
 
         A link on either side stays a link: it is what it leads to that is renamed.
         """
+        target.check_held()
         with reaching("publish", target.path):
             destination = target.path.resolve()
             make_directories(destination.parent)
             files.rename(self.path.resolve(), destination)
             files.fsync_directory(destination.parent)
 
+    def trees(self, key: str, root: str) -> list[str]:
+        """The names directly below `key`, but for trees that were removed in a store."""
+        return [name for name in self.names(key) if not self._is_removed(f"{key}/{name}/{root}")]
+
+    def _is_removed(self, root: str) -> bool:
+        try:
+            return self.size(root) == REMOVED_BYTES
+        except (FileNotFoundError, BadDataError):
+            return False
+
     @contextmanager
-    def making(self, key: str) -> Iterator[Location]:
+    def making(self, key: str, root: str) -> Iterator[Location]:
         """Gives a hidden sibling of `key`; a rename makes it what it is to be."""
         temporary = self._hidden(key, ".tmp")
         temporary.delete_tree()
         try:
             yield temporary
             if self.exists(key):
-                self.remove_whole(key)
+                self.remove_whole(key, root)
             temporary.take_place_of(self.child(key))
         except BaseException:
             temporary.discard()
             raise
 
-    def remove_whole(self, key: str) -> None:
+    def remove_whole(self, key: str, root: str) -> None:
         """Remove a tree, under another name first: a death half-way leaves no half of it."""
         doomed = self._hidden(key, ".old")
         doomed.delete_tree()
         self.child(key).take_place_of(doomed)
         doomed.delete_tree()
 
-    def sweep_trees(self, key: str) -> None:
+    def sweep_trees(self, key: str, root: str) -> None:
         """Remove the hidden siblings that dead writers left."""
         for name in self.names(key):
             if is_leftover(name):
@@ -329,35 +349,49 @@ class LocalLocation(Location):
         """A hidden sibling, on the same disk."""
         return self.sibling("", new_staged())
 
-    def publish(self, staged: Location, last: str) -> None:
+    def draft(self) -> "LocalLocation":
+        """The place itself."""
+        return self
+
+    def drafts(self) -> list[Location]:
+        """The place itself."""
+        return [self]
+
+    def publish(self, staged: Location, root: str) -> None:
         """Rename the old tree away and the new one here: `recover` mends a death in between."""
         assert isinstance(staged, LocalLocation)
         old = self.sibling("", REPLACED)
-        if not self.is_free():
-            self.take_place_of(old)
         try:
+            if not self.is_free():
+                self.take_place_of(old)
             staged.take_place_of(self)
         except UnreachableError:
-            self.recover(last)
+            self.recover(root)
             raise
-        old.delete_tree()
+        except ConflictError:
+            staged.discard()
+            raise
+        self._throw_away(old)
 
-    def recover(self, last: str) -> None:
+    def _throw_away(self, old: "LocalLocation") -> None:
+        """Remove a tree that was replaced; where files of others refuse, another may, later."""
+        if old.exists():
+            doomed = self.staging()
+            old.take_place_of(doomed)
+            doomed.discard()
+
+    def recover(self, root: str) -> None:
         """Put the old tree back where the new one has not come, else remove what is left of it."""
         old = self.sibling("", REPLACED)
         if old.exists():
             if self.is_free():
                 old.take_place_of(self)
             else:
-                old.delete_tree()
+                self._throw_away(old)
         directory, hidden = old.path.parent, self.sibling("", "").path.name
         for name in LocalLocation(directory).names():
             if name.startswith(hidden) and STAGED.fullmatch(name.removeprefix(hidden)):
                 LocalLocation(directory / name).discard()  # an orphan may still write there
-
-    def abandon(self, staged: Location) -> None:
-        """Remove what was staged: `recover` does not need it."""
-        staged.discard()
 
     def note(self, journal: str, number: int, line: bytes) -> None:
         """Append the line to one file."""
@@ -379,11 +413,13 @@ class LocalLocation(Location):
         return kernel_lock(self.path, what, take_over)
 
     def under(self, lock: Lock) -> Self:
-        """Itself: the kernel gives no lock to another while its holder lives."""
-        return self
+        """The same place, for the lock's holder."""
+        return replace(self, lock=lock)
 
     def check_held(self) -> None:
-        """Nothing to check, for the same reason."""
+        """Look whether the lock's file is still the one that was locked."""
+        if self.lock is not None:
+            self.lock.check()
 
     def free_bytes(self) -> int:
         """Space left for us on the disk that holds (or will hold) this location."""

@@ -71,7 +71,6 @@ class ModelName:
 
     def save(self) -> None:
         """Write the name as it is now, in one step. The caller holds its lock."""
-        self.place.check_held()
         document = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,

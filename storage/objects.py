@@ -4,6 +4,7 @@ A local directory (`storage/local.py`) and a prefix of a bucket (`storage/s3.py`
 Everything else in the project knows only this.
 """
 
+import json
 import re
 import uuid
 from abc import ABC, abstractmethod
@@ -36,6 +37,14 @@ FOREIGN = re.compile(
 """Names such as .DS_Store, ._x, .nfs0001, Thumbs.db, desktop.ini, x~ and #x#."""
 STAGED = re.compile(r"\.ingest-[0-9a-f]{12}")
 """The suffix of a sibling in which a tree is made before it is published."""
+VERSION = re.compile(r"version-[0-9a-f]{32}")
+"""The name, inside a tree's place in a store, of one version of the tree."""
+VERSIONED = "mnist-stream versions"
+"""The format of the root object of a place that has versions of a tree."""
+ROOT_BYTES = 2**20
+"""No such root object is longer, even with what other Zarr programs add to it."""
+REMOVED_BYTES = 32
+"""The length of a root object that says that the tree was removed; no document is so short."""
 
 
 class Location(ABC):
@@ -97,8 +106,11 @@ class Location(ABC):
         """Like `put`, for what comes piece by piece: gives the function that takes the pieces."""
 
     @abstractmethod
-    def append(self, key: str, data: bytes) -> None:
-        """Add `data` to the end of a small object; the caller tells a torn end apart."""
+    def append(self, key: str, data: bytes, before: bytes | None = None) -> None:
+        """Add `data` to the end of a small object; the caller tells a torn end apart.
+
+        Who knows what the object holds gives it as `before`: nothing else stays in a store.
+        """
 
     @abstractmethod
     def exists(self, key: str = "") -> bool:
@@ -186,52 +198,75 @@ class Location(ABC):
     def free_bytes(self) -> int:
         """Space left for us at this location."""
 
-    # Trees: several objects that are seen all together or not at all.
+    # Trees: several objects that are seen all together or not at all. The last object of a tree to
+    # be written, its `root`, makes the others valid.
+
+    def current(self, root: str) -> Self:
+        """Return the place of the tree that is published here.
+
+        In a store, it is one of the versions below this place, which the root object names. Raises
+        `FileNotFoundError` where the tree was removed.
+        """
+        try:
+            content = self.get(root, 0, ROOT_BYTES)
+        except FileNotFoundError:
+            return self
+        if len(content) == REMOVED_BYTES:
+            raise FileNotFoundError(f"{self}/{root}")
+        version = named_version(content)
+        return self.child(version) if version else self
 
     @abstractmethod
-    def making(self, key: str) -> AbstractContextManager["Location"]:
-        """Gives a place to put objects in, which are at `key` once the block has ended well.
+    def trees(self, key: str, root: str) -> list[str]:
+        """Return the names of the trees directly below `key`, sorted."""
 
-        What was at `key` before is replaced. Until then, and after a failure or a death, `names`
-        does not list `key`. The object that makes the others valid is put last.
+    @abstractmethod
+    def making(self, key: str, root: str) -> AbstractContextManager["Location"]:
+        """Give a place to put objects in, which are the tree at `key` once the block ends well.
+
+        A tree that was at `key` is replaced. Until then, and after a failure or a death, readers
+        find that one, or none.
         """
 
     @abstractmethod
-    def remove_whole(self, key: str) -> None:
-        """Remove the tree at `key`; a death half-way leaves nothing that `names` lists."""
+    def remove_whole(self, key: str, root: str) -> None:
+        """Remove the tree at `key`; a death half-way leaves nothing that `trees` lists."""
 
     @abstractmethod
-    def sweep_trees(self, key: str) -> None:
+    def sweep_trees(self, key: str, root: str) -> None:
         """Remove what dead writers left of the trees directly below `key`."""
 
     @abstractmethod
     def staging(self) -> "Location":
-        """An empty place beside this one, to make a tree in that is to be published here.
+        """Return an empty place to make a tree in that is to be published here.
 
         It has a name that no other has or had: a worker that outlives its job writes into nothing
-        that a later one publishes. The caller holds the lock, and has called `recover`, which
-        removes what dead ones staged.
+        that a later one publishes. The caller holds the lock.
         """
 
     @abstractmethod
-    def publish(self, staged: "Location", last: str) -> None:
+    def draft(self) -> "Location":
+        """Return the place to make a tree in that another job goes on with after a death."""
+
+    @abstractmethod
+    def drafts(self) -> list["Location"]:
+        """Return the places where former writers may have left such a tree unfinished."""
+
+    @abstractmethod
+    def publish(self, staged: "Location", root: str) -> None:
         """Put the finished tree at `staged` in the place of whatever is here.
 
-        Object `last` says that the tree is complete. At every moment of death a reader finds the
-        old tree, the new one, or (at the sibling with the suffix `REPLACED`) that one is being
-        replaced; `recover` then brings about one or the other.
+        At every moment of death a reader finds the old tree, the new one, or (at the sibling with
+        the suffix `REPLACED`) that one is being replaced; `recover` then brings about one or the
+        other. Raises `ConflictError`, and discards what was staged, where the lock was lost.
         """
 
     @abstractmethod
-    def recover(self, last: str) -> None:
+    def recover(self, root: str) -> None:
         """Finish, one way or the other, a `publish` that died, and remove what was staged.
 
         The caller holds the lock.
         """
-
-    @abstractmethod
-    def abandon(self, staged: "Location") -> None:
-        """Remove what was staged after a failure, unless `recover` still needs it."""
 
     # A journal: notes of what is done, of which any may be lost or torn by a death.
 
@@ -259,9 +294,9 @@ class Location(ABC):
 
     @abstractmethod
     def check_held(self) -> None:
-        """Raise `ConflictError` where another has taken over the lock that this is `under`.
+        """Raise `ConflictError` where the lock that this is `under` is not held any more.
 
-        To be called before anything is published.
+        Every write through a location that is under a lock looks at that by itself.
         """
 
 
@@ -270,10 +305,34 @@ class Lock(ABC):
 
     @abstractmethod
     def check(self) -> None:
-        """Raise `ConflictError` where it has been taken over by another."""
+        """Raise `ConflictError` where it is not held any more."""
 
     def retire(self) -> None:  # noqa: B027 - a store may keep it
         """Nobody will want it again: where that is safe, nothing stays of it when it is free."""
+
+
+def named_version(content: bytes) -> str | None:
+    """Return the version that a root object names; None where it is no such object."""
+    if VERSIONED.encode() not in content:
+        return None
+    try:
+        attributes = json.loads(content)["attributes"]
+        found = attributes["version"] if attributes["format"] == VERSIONED else ""
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return found if isinstance(found, str) and VERSION.fullmatch(found) else None
+
+
+def root_object(version: str | None) -> bytes:
+    """Return a root object, unlike any other, that names a version, or that there is none.
+
+    It is the document of a Zarr group, so that Zarr shows where the version is.
+    """
+    moved = uuid.uuid4().hex
+    if version is None:
+        return moved.encode()
+    attributes = {"format": VERSIONED, "version": version, "moved": moved}
+    return json.dumps({"zarr_format": 3, "node_type": "group", "attributes": attributes}).encode()
 
 
 def new_staged() -> str:

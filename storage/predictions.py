@@ -105,17 +105,20 @@ class ScoresWriter:
 
         Of a scoring before, nothing else is used: the arrays' metadata is written anew.
         """
-        self.location = location
+        self.home = location
+        self.location = location.draft()
+        """Where it is written."""
         self.schema = schema
         self._digests: dict[int, str] = {}
-        self._digests = self._journalled()
+        for place in location.drafts():
+            self._adopt(place)
         if not self._digests:
-            location.delete_tree()
+            self.location.delete_tree()
         for key in ("", *self._scores().arrays):
-            location.sweep(key)
-        location.put(METADATA_NAME, self._root({}))
+            self.location.sweep(key)
+        self.location.put(METADATA_NAME, self._root({}))
         for name, document in self._arrays.items():
-            location.put(f"{name}/{METADATA_NAME}", metadata_bytes(document))
+            self.location.put(f"{name}/{METADATA_NAME}", metadata_bytes(document))
 
     @property
     def missing(self) -> list[int]:
@@ -152,7 +155,6 @@ class ScoresWriter:
         scores = self._scores()
         for array in scores.arrays.values():
             array.check_there()
-        self.location.check_held()
         self.location.put(METRICS, sealed.sealed_bytes(metrics))
         attributes = {
             "chunk_digests": list(scores.chunk_digests),
@@ -163,9 +165,10 @@ class ScoresWriter:
             "metrics_sha256": hashlib.sha256(self.location.get(METRICS)).hexdigest(),
             "complete": True,
         }
-        self.location.check_held()
         self.location.put(METADATA_NAME, self._root(attributes))
         self.location.delete_notes(JOURNAL)
+        if self.location != self.home:
+            self.home.publish(self.location, METADATA_NAME)
         return scores
 
     @cached_property
@@ -191,13 +194,29 @@ class ScoresWriter:
         digests = tuple(self._digests.get(number, "") for number in range(self.schema.chunks))
         return Scores(self.location, self.schema, digests)
 
-    def _journalled(self) -> dict[int, str]:
-        """The chunks that a job before wrote and that are sound, by their journal."""
+    def _adopt(self, place: Location) -> None:
+        """Take over the sound chunks that a job before wrote at a place."""
+        for number, digest in self._journalled(place).items():
+            if number in self._digests:
+                continue
+            try:
+                chunk = Scores(place, self.schema, ()).read_unchecked(number)
+            except BadDataError:
+                continue
+            if digest != _chunk_digest(*chunk):
+                continue
+            if place == self.location:
+                self._digests[number] = digest
+            else:
+                self.write_chunk(number, *chunk)
+
+    def _journalled(self, place: Location) -> dict[int, str]:
+        """The chunks that a job before wrote at a place, with their digests, by their journal."""
         try:
-            if root_document(self.location)["attributes"].get("scored") != self.schema.to_json():
+            if root_document(place)["attributes"].get("scored") != self.schema.to_json():
                 return {}
-            lines = self.location.notes(JOURNAL).split(b"\n")
-        except BadDataError:
+            lines = place.notes(JOURNAL).split(b"\n")
+        except (BadDataError, FileNotFoundError):  # its writer may be removing it
             return {}
         recorded: dict[int, str] = {}
         for line in lines:
@@ -207,14 +226,10 @@ class ScoresWriter:
             except (BadDataError, KeyError, ValueError, TypeError):
                 continue  # a line cut off by the death: its chunk is scored again
         return {
-            number: digest for number, digest in recorded.items() if self._sound(number, digest)
+            number: digest
+            for number, digest in recorded.items()
+            if 0 <= number < self.schema.chunks
         }
-
-    def _sound(self, number: int, digest: str) -> bool:
-        try:
-            return digest == _chunk_digest(*self._scores().read_unchecked(number))
-        except BadDataError:
-            return False
 
 
 def write_arrays(

@@ -57,7 +57,6 @@ class Run:
         """Write the record in one step; `new` refuses to replace one. The caller holds the lock."""
         record = {name: value for name, value in vars(self).items() if name != "location"}
         document = {"format": FORMAT, "format_version": FORMAT_VERSION} | record
-        self.location.check_held()
         put = self.location.put_new if new else self.location.put
         put(RECORD, sealed.sealed_bytes(document))
 
@@ -67,16 +66,16 @@ class Run:
         run.write()
         return run
 
-    def append_metrics(self, line: dict[str, Any]) -> None:
-        """Add one sealed line to metrics.jsonl."""
-        self.location.check_held()
-        self.location.append(METRICS, sealed.sealed_bytes(line, indent=None))
+    def append_metrics(
+        self, line: dict[str, Any], before: list[dict[str, Any]] | None = None
+    ) -> None:
+        """Add one sealed line to metrics.jsonl, which holds those `before` and nothing else."""
+        held = None if before is None else _lines(before)
+        self.location.append(METRICS, _lines([line]), held)
 
     def rewrite_metrics(self, lines: list[dict[str, Any]]) -> None:
         """Make metrics.jsonl hold just these lines, in one step."""
-        data = b"".join(sealed.sealed_bytes(line, indent=None) for line in lines)
-        self.location.check_held()
-        self.location.put(METRICS, data)
+        self.location.put(METRICS, _lines(lines))
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl, each checked; none where there is no such file.
@@ -165,6 +164,10 @@ def open_run(location: Location) -> Run:
 def run_exists(location: Location) -> bool:
     """Whether there is a run's record, sound or not."""
     return location.exists(RECORD)
+
+
+def _lines(lines: list[dict[str, Any]]) -> bytes:
+    return b"".join(sealed.sealed_bytes(line, indent=None) for line in lines)
 
 
 @contextmanager

@@ -1,68 +1,67 @@
 """A prefix of a bucket as a place for bytes, over an S3 API.
 
-What a file system gives by rename, append and the kernel's locks, a store must be given otherwise:
+A store has no rename, and its locks are not freed by a death, so that a writer may go on after
+another has taken over its lock. Whatever it still does, it touches nothing that the other
+publishes:
 
-- **An object** is put whole or not at all, and is seen by whoever reads after it: the API's
-  promise.
-- **A tree** (a checkpoint) has no name that could be given to it at the end. So an object beside
-  it, `.NAME.tmp`, is there before its first object is put or removed, and goes after the last; a
-  tree beside which it lies is not listed. The same marker serves its removal. A death leaves the
-  marker, and who writes next, under the lock, removes what it marks.
-- **Publishing** a dataset copies, within the store, what was staged under a prefix of its own.
-  First `.NAME.replaced` is put, which names what was staged; then the old root `zarr.json` is
-  removed, then the rest of the old tree; then all is copied, the complete root last of all; then
-  the marker goes, then what was staged. A reader finds, before the root is removed, the old
-  dataset; after the new root is there, the new one; and between them no root but the marker,
-  which it tells as "being replaced". There is no mixture: the root names every digest, and there
-  is one root or none. A death in between is mended forwards by the next writer, for the marker
-  says that what was staged is complete. Each staging has a name of its own, so that one whose
-  lock was taken over cannot spoil another's.
-- **Append** reads the (small) object and writes it anew, conditionally on its not having changed.
-- **A journal** is an object per note under a hidden prefix: rewriting one object for each note
-  would cost the square of their number.
-- **Locks**: see `storage/s3_lock.py`.
+- **Names of one's own.** A tree (a dataset, a checkpoint, a scoring) is written below its place as
+  a version, `version-HEX`, to which no other writer writes. A version is a complete tree in itself.
+- **A root object.** What is at a place is said by one small object, `zarr.json` or
+  `manifest.json`, which names a version, or says that the tree was removed. Its content is never
+  the same twice. A place without such an object has the tree itself, as former releases wrote it.
+- **Conditional writes.** A write to a name that others write to reads the object, then looks at the
+  lock, then writes on condition that the object is still the one that was read. So a writer that
+  lost its lock before the look stops there, and one that lost it afterwards fails as soon as the
+  new holder has written that object. A holder whose condition fails looks again. This goes for root
+  objects, metrics, the ledger and the names of models. What is written only once (`run.json`) is
+  written on condition that nothing is there.
+- **Removal.** A shared name is never removed; a removed checkpoint leaves its root object. Objects
+  of versions are listed before the lock is looked at, and removed once a conditional write of the
+  root has succeeded. The versions that were listed belong to this writer or to former ones, who
+  read the root before that write, so that they cannot publish them any more. A version of a later
+  holder was not listed. Readers of a version that is removed learn that it was replaced.
+- **Journals and chunks of a scoring** lie in its version. Who goes on with a scoring copies what is
+  sound into a version of its own.
+
+What is not under a lock is written whole, and the last one wins: files for `--out`, pins and the
+documents of what failed in an inbox, which each say the same whoever writes them. For locks
+themselves see `storage/s3_lock.py`.
 """
 
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Self
 
 from storage import files
-from storage.errors import (
-    BadDataError,
-    ConflictError,
-    PipelineError,
-    UnreachableError,
-    UsageError,
-)
+from storage.errors import BadDataError, ConflictError, UnreachableError, UsageError
 from storage.objects import (
     NOTES_LIMIT,
-    REPLACED,
-    STAGED,
+    REMOVED_BYTES,
+    VERSION,
     Location,
     Lock,
     Refused,
     TakeOver,
     Write,
-    new_staged,
+    named_version,
+    root_object,
 )
 from storage.s3_client import S3Client
 from storage.s3_listing import can_be_named
 from storage.s3_lock import s3_lock
 from storage.s3_options import check_bucket, store_settings
 
-COPIES_AT_ONCE = 16
-"""Requests of one publishing, or reads of one journal, that are under way together."""
+READS_AT_ONCE = 16
+"""Reads of one journal that are under way together."""
 PIECE_BYTES = 16 * 2**20
 """What is read at once of an object that is copied to this machine."""
-UNFINISHED = ".tmp"
-"""The suffix of the marker beside a tree that is not whole."""
 LIMITLESS = 2**63 - 1
 NAME_BYTES = 255
 """The longest name that the usual file systems take."""
@@ -150,11 +149,33 @@ class S3Location(Location):
         return self.client.get(self._at(key), start, stop)
 
     def put(self, key: str, data: bytes | memoryview) -> None:
-        """One request, for what is not large."""
-        self.client.put(self._at(key), data)
+        """One request, for what is not large; under a lock a conditional write."""
+        if self.lock is None:
+            self.client.put(self._at(key), data)
+        else:
+            self._change(key, lambda _: bytes(data))
+
+    def _change(self, key: str, change: Callable[[bytes], bytes]) -> bytes:
+        """Write what `change` makes of an object, and return it.
+
+        The lock is looked at after the object was read. Raises `ConflictError` where it was lost
+        or, without a lock, where the object was changed in between.
+        """
+        at = self._at(key)
+        while True:
+            content, tag = self.client.get_tagged(at) or (b"", None)
+            self.check_held()
+            changed = change(content)
+            if self.client.put_if(at, changed, tag):
+                return changed
+            if self.lock is None:
+                raise ConflictError(
+                    f"{self}/{key} was changed by another writer. Stop one of the two."
+                )
 
     def put_new(self, key: str, data: bytes) -> None:
         """A conditional write."""
+        self.check_held()
         if not self.client.put_if(self._at(key), data, None):
             raise ConflictError(
                 f"{self.client.url(self._at(key))} exists already: another writer was first."
@@ -174,23 +195,23 @@ class S3Location(Location):
             yield write
             self.client.put(self._at(key), pieces)
 
-    def append(self, key: str, data: bytes) -> None:
+    def append(self, key: str, data: bytes, before: bytes | None = None) -> None:
         """Write the object anew, unless it has changed since it was read."""
-        content, tag = self.client.get_tagged(self._at(key)) or (b"", None)
-        if not self.client.put_if(self._at(key), content + data, tag):
-            raise ConflictError(f"{self}/{key} was changed by another writer. Stop one of the two.")
+        self._change(key, lambda content: (content if before is None else before) + data)
 
     def exists(self, key: str = "") -> bool:
-        """Whether there is an object, or a tree that is whole."""
+        """Whether there is an object here or below."""
         at = self._at(key)
-        if at and self.client.holds(at):
-            return True
-        there = self.client.holds_below(at)
-        return there and not (at and self.client.holds(_marker(at)))
+        return bool(at and self.client.holds(at)) or self.client.holds_below(at)
 
     def is_free(self) -> bool:
-        """Whether no object is here or below."""
-        return not self.client.holds(self.prefix) and not self.client.holds_below(self.prefix)
+        """Whether no object is here or below, but for versions that were never published."""
+        if self.client.holds(self.prefix):
+            return False
+        start = len(self.prefix) + 1 if self.prefix else 0
+        unusable: list[str] = []
+        keys = self.client.list_all(self.prefix, unusable.append)
+        return not unusable and all(VERSION.match(key, start) for key in keys)
 
     def size(self, key: str) -> int:
         """An object's length in bytes; `FileNotFoundError` where there is none."""
@@ -233,10 +254,9 @@ class S3Location(Location):
         return {key[skipped:]: size for key, size in sorted(found.items())}
 
     def names(self, key: str = "") -> list[str]:
-        """The names one level below, but for those of trees that are not whole."""
+        """The names one level below."""
         objects, prefixes = self.client.list_level(self._at(key))
-        keys = {*objects, *(found.rstrip("/") for found in prefixes)}
-        return sorted(found.rpartition("/")[2] for found in keys if _marker(found) not in keys)
+        return sorted({_last_part(found) for found in (*objects, *prefixes)})
 
     def objects(self, refused: Refused | None = None) -> list[str]:
         """The keys of every object below this location, sorted.
@@ -269,101 +289,82 @@ class S3Location(Location):
         """No store says how much it can hold."""
         return LIMITLESS
 
+    def trees(self, key: str, root: str) -> list[str]:
+        """By one listing of what is below `key`: those whose root objects say that they are."""
+        return sorted(
+            name
+            for name, sizes in self._sizes_by_tree(key).items()
+            if sizes.get(root, REMOVED_BYTES) != REMOVED_BYTES
+        )
+
+    def _sizes_by_tree(self, key: str) -> dict[str, dict[str, int]]:
+        """The lengths of the objects below each name directly below `key`."""
+        found: dict[str, dict[str, int]] = {}
+        for path, size in self.child(key).sizes().items():
+            name, _, rest = path.partition("/")
+            found.setdefault(name, {})[rest] = size
+        return found
+
     @contextmanager
-    def making(self, key: str) -> Iterator[Location]:
-        """Gives the place itself, marked as unfinished for as long as the block runs."""
-        tree, marker = self.child(key), _marker(self._at(key))
-        self.check_held()
-        self.client.put(marker, b"")
+    def making(self, key: str, root: str) -> Iterator[Location]:
+        """Gives a new version, which the root object names at the end."""
+        tree = self.child(key)
+        version = tree.staging()
         try:
-            tree.delete_tree()
-            yield tree
+            yield version
         except BaseException:
-            with suppress(PipelineError):
-                self.check_held()  # else it may be another's by now
-                tree.delete_tree()
-                self.client.delete([marker])
+            version.discard()
             raise
-        self.client.delete([marker])
+        tree.publish(version, root)
 
-    def remove_whole(self, key: str) -> None:
-        """Mark the tree, so that it is not listed while it goes."""
-        marker = _marker(self._at(key))
-        self.check_held()
-        self.client.put(marker, b"")
-        self.child(key).delete_tree()
-        self.client.delete([marker])
+    def remove_whole(self, key: str, root: str) -> None:
+        """Rewrite the root object, then remove the rest."""
+        self.child(key)._move(root, lambda _: None)
 
-    def sweep_trees(self, key: str) -> None:
-        """Remove the trees that are marked, then their markers."""
-        directory = self._at(key)
-        objects, _ = self.client.list_level(directory)
-        for marker in objects:
-            name = marker.rpartition("/")[2]
-            if name.startswith(".") and name.endswith(UNFINISHED):
-                tree = name.removeprefix(".").removesuffix(UNFINISHED)
-                self.child(f"{key}/{tree}").delete_tree()
-                self.client.delete([marker])
+    def sweep_trees(self, key: str, root: str) -> None:
+        """Remove versions that were never published, or are not any more."""
+        for name, sizes in self._sizes_by_tree(key).items():
+            if root in sizes and sizes[root] != REMOVED_BYTES:
+                self.child(f"{key}/{name}").recover(root)
+            elif sizes.keys() != {root}:
+                self.remove_whole(f"{key}/{name}", root)
 
     def staging(self) -> "S3Location":
-        """A prefix that no other writer uses; `recover` has emptied those of dead ones."""
-        return self.sibling("", new_staged())
+        """A version of its own below this place, which needs no lock."""
+        return replace(self.child(f"version-{uuid.uuid4().hex}"), lock=None)
 
-    def _is_staged(self, prefix: str) -> bool:
-        """Whether trees are staged for this place under such a prefix."""
-        hidden = self.sibling("", "").prefix
-        return prefix.startswith(hidden) and bool(STAGED.fullmatch(prefix.removeprefix(hidden)))
+    def draft(self) -> "S3Location":
+        """The same."""
+        return self.staging()
 
-    def publish(self, staged: Location, last: str) -> None:
-        """Mark, remove the old tree, copy the new one, its `last` last, and remove the marker."""
-        assert isinstance(staged, S3Location)
-        self.check_held()
-        self._replaced.put_new("", staged.prefix.encode())
-        self._replace_by(staged, last)
+    def drafts(self) -> list[Location]:
+        """Every version, and the place itself, where former releases wrote."""
+        names = [name for name in self.names() if VERSION.fullmatch(name)]
+        return [replace(self, lock=None), *map(self.child, names)]
 
-    def recover(self, last: str) -> None:
-        """Go on copying what was staged, for it is complete; remove what other dead ones staged."""
-        found = self.client.get_tagged(self._replaced.prefix)
-        if found is not None:
-            self._go_on(replace(self, prefix=found[0].decode(errors="replace")), last)
-        parent, _, _ = self.prefix.rpartition("/")
-        _, prefixes = self.client.list_level(parent)
-        for prefix in (found.rstrip("/") for found in prefixes):
-            if self._is_staged(prefix):
-                replace(self, prefix=prefix).delete_tree()
+    def publish(self, staged: Location, root: str) -> None:
+        """Let the root object name the version that was staged, and remove those before it."""
+        try:
+            self._move(root, lambda _: staged.name)
+        except ConflictError:
+            staged.discard()
+            raise
 
-    def _go_on(self, staged: "S3Location", last: str) -> None:
-        if not self._is_staged(staged.prefix) or not staged.holds(last):
-            raise BadDataError(
-                f"{self._replaced} says that {staged} is to be put in the place of {self}, and it "
-                f"is not there. Remove {self._replaced} and {self}, and run again."
-            )
-        self._replace_by(staged, last)
+    def recover(self, root: str) -> None:
+        """Remove all but the current version, once nobody can publish another one of them.
 
-    def _replace_by(self, staged: "S3Location", last: str) -> None:
-        self.delete(last)
-        self.delete_tree()
-        others = [key for key in staged.objects() if key != last]
-        with ThreadPoolExecutor(COPIES_AT_ONCE, thread_name_prefix="copy") as pool:
-            copies = [
-                pool.submit(self.client.copy, staged._at(key), self._at(key)) for key in others
-            ]
-            for copy in copies:
-                copy.result()
-        self.check_held()  # a conditional write besides, so that nobody's root is replaced
-        self.put_new(last, staged.get(last))
-        self._replaced.delete("")
-        staged.discard()
+        Where there is no root object that names one, they wait for the next `publish`.
+        """
+        found = self.client.get_tagged(self._at(root))
+        version = found and named_version(found[0])
+        if version and _besides(self.client.list_all(self.prefix), self._at(root), version):
+            self._move(root, named_version)
 
-    @property
-    def _replaced(self) -> Self:
-        return self.sibling("", REPLACED)
-
-    def abandon(self, staged: Location) -> None:
-        """Keep it where the replacement has begun; else, or where nobody can tell, remove it."""
-        with suppress(PipelineError):
-            if not self._replaced.exists():
-                staged.delete_tree()
+    def _move(self, root: str, choose: Callable[[bytes], str | None]) -> None:
+        """Let the root object name the version that `choose` gives, and remove all others."""
+        listed = self.client.list_all(self.prefix)
+        written = self._change(root, lambda content: root_object(choose(content)))
+        self.client.delete(_besides(listed, self._at(root), named_version(written)))
 
     def note(self, journal: str, number: int, line: bytes) -> None:
         """Put the line as an object of its own."""
@@ -377,7 +378,7 @@ class S3Location(Location):
             total += size
             if total <= NOTES_LIMIT:
                 kept.append(key)
-        with ThreadPoolExecutor(COPIES_AT_ONCE, thread_name_prefix="notes") as pool:
+        with ThreadPoolExecutor(READS_AT_ONCE, thread_name_prefix="notes") as pool:
             return b"".join(pool.map(place.get, kept))
 
     def delete_notes(self, journal: str) -> None:
@@ -426,12 +427,16 @@ def _unusable(key: str) -> BadDataError:
     )
 
 
-def _marker(at: str) -> str:
-    """The key of the object that marks a tree as not whole."""
-    parent, slash, name = at.rpartition("/")
-    return f"{parent}{slash}.{name}{UNFINISHED}"
+def _besides(keys: Iterable[str], root: str, version: str | None) -> list[str]:
+    """Of the objects of a place, those that are neither its root nor of a version."""
+    kept = f"{root.rpartition('/')[0]}/{version}/"
+    return [key for key in keys if key != root and not key.startswith(kept)]
+
+
+def _last_part(key: str) -> str:
+    return key.rstrip("/").rpartition("/")[2]
 
 
 def _hidden(journal: str) -> str:
     """The hidden prefix for a journal's notes; by its name it is what a dead writer left."""
-    return f".{journal}{UNFINISHED}"
+    return f".{journal}.tmp"

@@ -34,6 +34,7 @@ LEDGER_COUNT = "ledger.json"
 """How many lines the ledger has, and their digest."""
 FAILED = "failed"
 """What lies beside the scorings in a run's directory of scores."""
+GO_ON = "run the same `pipeline score` again."
 AGAIN = "Remove the directory and score again."
 
 
@@ -88,6 +89,7 @@ class ScoresRecord:
     """A complete scoring by its documents: what was scored, the digests, and the metrics."""
 
     location: Location
+    """Where it really lies: a Zarr group, in a store below its home."""
     schema: ScoresSchema
     chunk_digests: tuple[str, ...]
 
@@ -109,11 +111,12 @@ def open_record(location: Location) -> ScoresRecord:
 
     Raises `BadDataError` where there is none, or it is incomplete or damaged.
     """
-    document = root_document(location)
+    tree = _published_tree(location)
+    document = root_document(tree)
     attributes = document["attributes"]
     if attributes.get("complete") is not True:
-        raise BadDataError(f"{location} is incomplete: run the same `pipeline score` again.")
-    place = f"{location}/{METADATA_NAME}"
+        raise BadDataError(f"{location} is incomplete: {GO_ON}")
+    place = f"{tree}/{METADATA_NAME}"
     sealed.check_group_seal(document, ROOT_ATTRIBUTES, place)
     try:
         schema = _schema(attributes["scored"], place)
@@ -130,13 +133,13 @@ def open_record(location: Location) -> ScoresRecord:
             "with another. Give it its name back."
         )
     for key, expected in recorded.items():
-        sealed.check_metadata(_read(location, key), expected, f"{location}/{key}", AGAIN)
-    found = hashlib.sha256(_read(location, METRICS)).hexdigest()
+        sealed.check_metadata(_read(tree, key), expected, f"{tree}/{key}", AGAIN)
+    found = hashlib.sha256(_read(tree, METRICS)).hexdigest()
     if found != metrics_digest:
         raise BadDataError(
-            f"{location}/{METRICS} has digest {found}, recorded is {metrics_digest}. {AGAIN}"
+            f"{tree}/{METRICS} has digest {found}, recorded is {metrics_digest}. {AGAIN}"
         )
-    return ScoresRecord(location, schema, digests)
+    return ScoresRecord(tree, schema, digests)
 
 
 def _schema(scored: Any, place: str) -> ScoresSchema:
@@ -159,9 +162,17 @@ def _read(location: Location, key: str) -> bytes:
 def is_complete(location: Location) -> bool:
     """Whether a scoring says that it is complete, whatever else may be wrong with it."""
     try:
-        return root_document(location)["attributes"].get("complete") is True
+        return root_document(_published_tree(location))["attributes"].get("complete") is True
     except BadDataError:
         return False
+
+
+def _published_tree(location: Location) -> Location:
+    """Return where the scoring that is published at its home lies."""
+    try:
+        return location.current(METADATA_NAME)
+    except FileNotFoundError:
+        raise BadDataError(f"There is no scoring at {location}. Run `pipeline score`.") from None
 
 
 def root_document(location: Location) -> dict[str, Any]:
@@ -170,6 +181,8 @@ def root_document(location: Location) -> dict[str, Any]:
     try:
         document = sealed.parse(sealed.read(location, METADATA_NAME), place)
     except FileNotFoundError:
+        if location.exists():  # as it is in a store until it is published
+            raise BadDataError(f"{location} is incomplete: {GO_ON}") from None
         raise BadDataError(f"There is no scoring at {location}. Run `pipeline score`.") from None
     attributes = document.get("attributes")
     if not isinstance(attributes, dict) or attributes.get("format") != FORMAT:

@@ -26,7 +26,7 @@ from storage.chunks import ChunkedArray
 from storage.dataset import MAKE_AGAIN, Dataset, Split, open_dataset
 from storage.errors import BadDataError
 from storage.ledger import SCORED, Ledger
-from storage.objects import Location, is_foreign, is_leftover
+from storage.objects import VERSION, Location, is_foreign, is_leftover
 from storage.predictions import FORMAT as SCORES_FORMAT
 from storage.predictions import JOURNAL, METRICS, Scores, open_scores
 from storage.runs import RECORD, SCORES, open_run
@@ -61,12 +61,12 @@ def verify_dataset(location: Location, mention: Mention = _ignore) -> Iterator[C
     yield f"{location}: attributes", error
     if dataset is None:
         return
-    store = LocationStore(location, read_only=True)
+    store = LocationStore(dataset.tree, read_only=True)
     members = [key.removesuffix(f"/{METADATA_NAME}") for key in dataset.metadata_digests]
     yield f"{location}: groups", _trouble(check_group, store, "", members)
     for split in dataset.splits.values():
         yield from _verify_split(split, store)
-    yield from _strangers(location, _dataset_keys(dataset).__contains__, mention)
+    yield from _strangers(dataset.tree, _dataset_keys(dataset).__contains__, mention)
 
 
 def _verify_split(split: Split, store: LocationStore) -> Iterator[Check]:
@@ -118,13 +118,13 @@ def verify_scores(location: Location, mention: Mention = _ignore) -> Iterator[Ch
     yield f"{location}: attributes", error
     if scores is None:
         return
-    store = LocationStore(location, read_only=True)
+    store = LocationStore(scores.location, read_only=True)
     yield f"{location}: group", _trouble(check_group, store, "", scores.arrays)
     yield from _verify_arrays(store, scores.arrays)
     for number in range(scores.schema.chunks):
         yield f"{location}: chunk {number}", _trouble(scores.read_chunk, number)
     yield f"{location}: metrics", _trouble(scores.metrics)
-    yield from _strangers(location, _scores_keys(scores).__contains__, mention)
+    yield from _strangers(scores.location, _scores_keys(scores).__contains__, mention)
 
 
 def _scores_keys(scores: Scores) -> set[str]:
@@ -135,7 +135,8 @@ def _scores_keys(scores: Scores) -> set[str]:
 
 def _is_scoring(location: Location) -> bool:
     try:
-        document = sealed.parse(sealed.read(location, METADATA_NAME), str(location))
+        tree = location.current(METADATA_NAME)
+        document = sealed.parse(sealed.read(tree, METADATA_NAME), str(location))
     except (FileNotFoundError, BadDataError):
         return False
     attributes = document.get("attributes")
@@ -153,7 +154,7 @@ def verify_run(location: Location, mention: Mention = _ignore) -> Iterator[Check
         return
     for name in list_checkpoints(run):
         error = _trouble(load_checkpoint, run, name)
-        if error is None or location.exists(name.key):  # a run that goes on prunes meanwhile
+        if error is None or name in list_checkpoints(run):  # a run that goes on prunes meanwhile
             yield f"{location}: checkpoint {name}", error
     yield f"{location}: metrics", _trouble(recorded_metrics, run)
     yield from _strangers(location, _is_of_run, mention)
@@ -212,7 +213,7 @@ def _without_scoring(ledger: Ledger, result: str) -> BadDataError:
 
 def _is_of_run(key: str) -> bool:
     """Whether a file of a run is a checkpoint's; what lies elsewhere is not judged by its name."""
-    directory, *rest = key.split("/")
+    directory, *rest = (part for part in key.split("/") if not VERSION.fullmatch(part))
     if directory != DIRECTORY:
         return True
     return len(rest) == 2 and parse_name(rest[0]) is not None and rest[1] in (STATE, MANIFEST)

@@ -165,8 +165,8 @@ def _is_hidden(path: PurePosixPath) -> bool:
 
 def _add_dataset(inbox: Location, place: PurePosixPath, found: Found) -> None:
     try:
-        key = str(place / METADATA_NAME)
-        attributes = sealed.parse(sealed.read(inbox, key), f"{inbox}/{key}")["attributes"]
+        tree = inbox.child(str(place)).current(METADATA_NAME)
+        attributes = sealed.parse(sealed.read(tree, METADATA_NAME), str(tree))["attributes"]
         splits = sorted(attributes["splits"]) if attributes.get("complete") is True else None
     except (BadDataError, KeyError, TypeError, AttributeError):
         splits = [""]  # opening it will say what is wrong

@@ -85,6 +85,7 @@ def checked_record(home: Location) -> tuple[ScoresRecord, dict[str, Any]]:
 def peek_dataset_digest(location: Location) -> str | None:
     """The digest of a sound, complete dataset; None where opening it has something to say."""
     try:
+        location = location.current(METADATA_NAME)
         document = sealed.parse(sealed.read(location, METADATA_NAME), str(location))
         sealed.check_group_seal(document, ROOT_ATTRIBUTES, str(location))
         attributes = document["attributes"]

@@ -163,7 +163,7 @@ class TrainJob:
         line = self._line(evaluations) | {"timing": timing}
         self.metrics.append(line)
         self.trainer.sums = RunningSums()
-        self.run.append_metrics(line)
+        self.run.append_metrics(line, self.metrics[:-1])
         self._save()
         self.listener.finished_epoch(line)
         self._warn_of_processes()

@@ -9,7 +9,7 @@ import numpy as np
 
 from storage.checkpoints import CheckpointName, Tensors, save_checkpoint
 from storage.dataset import Block, Dataset, Split
-from storage.dataset_writer import SplitWriter, create_dataset
+from storage.dataset_writer import DatasetWriter, SplitWriter, create_dataset
 from storage.objects import Location
 from storage.predictions import Scores, ScoresSchema, ScoresWriter, score_into
 from storage.preparation import BYTES, Preparation
@@ -81,18 +81,22 @@ def make_dataset(
     location: Location, schema: DatasetSchema | None = None, *, overwrite: bool = False
 ) -> Dataset:
     """Write and publish a dataset."""
-    schema = schema or dataset_schema()
-    with create_dataset(location, schema, overwrite=overwrite) as writer:
-        splits = {name: writer.split(name) for name in schema.splits}
-        records = {
-            name: [
-                record
-                for number in part_numbers(split)
-                for record in split.write_part(number, part_of(name, split, number))
-            ]
-            for name, split in splits.items()
-        }
-        return writer.publish(records, SOURCES, FINGERPRINT)
+    with create_dataset(location, schema or dataset_schema(), overwrite=overwrite) as writer:
+        return write_dataset(writer)
+
+
+def write_dataset(writer: DatasetWriter) -> Dataset:
+    """Write every part of a dataset and publish it."""
+    splits = {name: writer.split(name) for name in writer.schema.splits}
+    records = {
+        name: [
+            record
+            for number in part_numbers(split)
+            for record in split.write_part(number, part_of(name, split, number))
+        ]
+        for name, split in splits.items()
+    }
+    return writer.publish(records, SOURCES, FINGERPRINT)
 
 
 def stored_rows(split: Split) -> Block:
@@ -143,7 +147,7 @@ def begin_run(location: Location, dataset_digest: str = "0" * 64) -> Run:
     )
 
 
-def save_epoch(run: Run, epoch: int) -> CheckpointName:
+def save_epoch(run: Run, epoch: int, metrics: list[dict[str, Any]] | None = None) -> CheckpointName:
     """Save the checkpoint after an epoch, counted from 1, with the metrics up to it."""
     name = CheckpointName(epoch, 0)
     save_checkpoint(
@@ -152,7 +156,7 @@ def save_epoch(run: Run, epoch: int) -> CheckpointName:
         tensors_of(epoch),
         parameters_digest=f"{epoch:064x}",
         config_digest="c" * 64,
-        progress={"metrics": [metrics_line(number) for number in range(1, epoch + 1)]},
+        progress={"metrics": metrics or [metrics_line(number) for number in range(1, epoch + 1)]},
     )
     return name
 

@@ -26,7 +26,7 @@ from storage.checkpoints import (
 )
 from storage.errors import BadDataError, UnreachableError
 from storage.location import open_location
-from storage.objects import Location
+from storage.objects import REMOVED_BYTES, Location
 from storage.runs import METRICS, Run
 from storage.verify import verify_run
 from tests.storage.artefacts import begin_run, make_run, metrics_line, save_epoch, tensors_of
@@ -47,12 +47,14 @@ def local_run(tmp_path: Path) -> Run:
 
 
 def home(run: Run, epoch: int) -> Location:
-    return run.location.child(CheckpointName(epoch, 0).key)
+    """Where the objects of a checkpoint lie."""
+    return run.location.child(CheckpointName(epoch, 0).key).current(MANIFEST)
 
 
-def before(place: Location) -> Location:
-    """The second checkpoint, from the third one's place."""
-    return place.split()[0].child("000002-000000")
+def rests(run: Run) -> list[str]:
+    """The names of checkpoints of which anything is left, but for what says that one is not."""
+    sizes = run.location.child(DIRECTORY).sizes()
+    return sorted({key.split("/")[0] for key, size in sizes.items() if size != REMOVED_BYTES})
 
 
 def spoil(place: Location, key: str) -> None:
@@ -154,20 +156,22 @@ def test_the_newest_is_used(run: Run) -> None:
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda place: spoil(place, STATE),
-        lambda place: spoil(place, MANIFEST),
-        lambda place: place.put(STATE, place.get(STATE)[:-1]),
-        lambda place: place.put(STATE, b""),
-        lambda place: place.put(MANIFEST, b""),
-        lambda place: place.delete(STATE),
-        lambda place: place.delete(MANIFEST),
-        lambda place: place.put(STATE, before(place).get(STATE)),
+        lambda place, _: spoil(place, STATE),
+        lambda place, _: spoil(place, MANIFEST),
+        lambda place, _: place.put(STATE, place.get(STATE)[:-1]),
+        lambda place, _: place.put(STATE, b""),
+        lambda place, _: place.put(MANIFEST, b""),
+        lambda place, _: place.delete(STATE),
+        lambda place, _: place.delete(MANIFEST),
+        lambda place, before: place.put(STATE, before.get(STATE)),
     ],
     ids=["state", "manifest", "cut", "empty", "empty manifest", "gone", "no manifest", "another's"],
 )
-def test_a_damaged_newest_is_passed_over(run: Run, damage: Callable[[Location], None]) -> None:
+def test_a_damaged_newest_is_passed_over(
+    run: Run, damage: Callable[[Location, Location], None]
+) -> None:
     """It is told by its name and the one before is used; nothing is removed."""
-    damage(home(run, 3))
+    damage(home(run, 3), home(run, 2))
     before = run.location.objects()
     passed, found = newest(run)
     assert found is not None
@@ -275,7 +279,7 @@ def test_pruning_keeps_the_newest_and_the_best(run: Run) -> None:
         save_epoch(run, epoch)
     prune_checkpoints(run, CheckpointName(5, 0), keep=2, also={CheckpointName(2, 0)})
     expected = ["000002-000000", "000004-000000", "000005-000000"]
-    assert expected == run.location.names(DIRECTORY)
+    assert expected == rests(run) == list(map(str, list_checkpoints(run)))
 
 
 def test_pruning_after_a_fall_back_keeps_what_is_sound(run: Run) -> None:
@@ -285,7 +289,7 @@ def test_pruning_after_a_fall_back_keeps_what_is_sound(run: Run) -> None:
         run, CheckpointName(2, 4), TEMPLATE, parameters_digest="", config_digest="", progress={}
     )
     prune_checkpoints(run, CheckpointName(2, 4), keep=1, also=set())
-    assert ["000002-000004"] == run.location.names(DIRECTORY)
+    assert ["000002-000004"] == rests(run) == list(map(str, list_checkpoints(run)))
 
 
 def test_a_checkpoint_is_saved_again(run: Run) -> None:
@@ -294,7 +298,10 @@ def test_a_checkpoint_is_saved_again(run: Run) -> None:
     name = save_epoch(run, 3)
     assert_same_tensors(tensors_of(3), load_checkpoint(run, name, TEMPLATE).tensors)
     assert ["manifest.json", "state.safetensors"] == home(run, 3).names()
-    assert 3 == len(run.location.names(DIRECTORY))
+    assert 3 == len(rests(run))
+    assert len(run.location.child(CheckpointName(2, 0).key).objects()) == len(
+        run.location.child(name.key).objects()
+    )
 
 
 @pytest.mark.parametrize("operation", ["create", "write", "fsync", "rename", "mkdir"])
@@ -347,7 +354,7 @@ def test_metrics_that_were_cut_off_are_told(local_run: Run) -> None:
 def test_metrics_without_their_checkpoints_are_told(run: Run) -> None:
     """Epochs that no checkpoint vouches for, and no damaged one explains, are told."""
     for epoch in (2, 3):
-        home(run, epoch).delete_tree()
+        run.location.child(CheckpointName(epoch, 0).key).delete_tree()
     with pytest.raises(BadDataError, match="has 3 epochs, the newest checkpoint 1"):
         recorded_metrics(run)
     home(run, 3).put(MANIFEST, b"damaged")

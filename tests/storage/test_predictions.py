@@ -51,10 +51,11 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> Scores:
     return make_scores(open_location(tmp_path_factory.mktemp("expected")), SCHEMA)
 
 
-def die_after(home: Location, *numbers: int) -> None:
-    """Score these chunks and end without publishing."""
+def die_after(home: Location, *numbers: int) -> Location:
+    """Score these chunks and end without publishing; where they lie."""
     with score_into(home, SCHEMA) as writer:
         write_scores(writer, numbers)
+        return writer.location
 
 
 def go_on(home: Location) -> tuple[list[int], Scores]:
@@ -125,7 +126,7 @@ def test_every_chunk_must_be_there(home: Location) -> None:
     """A chunk that another machine wrote to a disk of its own is not published."""
     with score_into(home, SCHEMA) as writer:
         write_scores(writer, writer.missing)
-        home.delete("probabilities/c.1.0")
+        writer.location.delete("probabilities/c.1.0")
         with pytest.raises(UnreachableError, match=r"1 of 5 chunks .* the first is c\.1\.0"):
             writer.publish({})
     assert not is_complete(home)
@@ -137,8 +138,8 @@ def test_a_scoring_goes_on_after_a_death(home: Location, expected: Scores) -> No
     missing, scores = go_on(home)
     assert [1, 2, 4] == missing
     assert expected.digest == scores.digest == open_scores(home).digest
-    assert not home.notes(JOURNAL)
-    assert not [name for name in home.names() if "jsonl" in name]
+    assert not [key for key in home.objects() if "jsonl" in key]
+    assert len(expected.location.objects()) == len(scores.location.objects())
 
 
 @pytest.mark.parametrize("array", ["probabilities/c.3.0", "predicted/c.3"])
@@ -147,19 +148,19 @@ def test_a_chunk_damaged_before_completion_is_scored_again(
     home: Location, expected: Scores, array: str, damage: str
 ) -> None:
     """What the death, or the disk, did to a chunk is found when the scoring goes on."""
-    die_after(home, 0, 1, 3)
-    data = home.get(array)
+    left = die_after(home, 0, 1, 3)
+    data = left.get(array)
     match damage:
         case "flipped":
-            home.put(array, data[:9] + bytes([data[9] ^ 16]) + data[10:])
+            left.put(array, data[:9] + bytes([data[9] ^ 16]) + data[10:])
         case "cut":
-            home.put(array, data[:-1])
+            left.put(array, data[:-1])
         case "empty":
-            home.put(array, b"")
+            left.put(array, b"")
         case "gone":
-            home.delete(array)
+            left.delete(array)
         case _:
-            home.put(array, home.get(array.replace("c.3", "c.1")))
+            left.put(array, left.get(array.replace("c.3", "c.1")))
     missing, scores = go_on(home)
     assert [2, 3, 4] == missing
     assert expected.digest == scores.digest
@@ -180,18 +181,17 @@ def test_a_torn_journal_costs_its_last_chunk(local_home: Location, expected: Sco
 @pytest.mark.parametrize("line", [b"\xff", b"{}", b"[]", b'{"chunk": 0, "digest": "x"}'])
 def test_a_journal_line_that_is_none_is_passed_over(home: Location, line: bytes) -> None:
     """Garbage among the lines costs nothing but itself."""
-    die_after(home, 0)
-    home.note(JOURNAL, 1, line + b"\n")
+    die_after(home, 0).note(JOURNAL, 1, line + b"\n")
     with score_into(home, SCHEMA) as writer:
         assert [1, 2, 3, 4] == writer.missing
 
 
 def test_a_chunk_number_that_leads_elsewhere_is_passed_over(home: Location) -> None:
     """A sealed line of a chunk that the scoring does not have is not followed."""
-    die_after(home, 0)
+    left = die_after(home, 0)
     for note, number in enumerate((-1, 5, 10**30), 1):
         entry = {"chunk": number, "digest": "0" * 64}
-        home.note(JOURNAL, note, sealed.sealed_bytes(entry, indent=None))
+        left.note(JOURNAL, note, sealed.sealed_bytes(entry, indent=None))
     with score_into(home, SCHEMA) as writer:
         assert [1, 2, 3, 4] == writer.missing
 
@@ -202,21 +202,20 @@ def test_damaged_metadata_does_not_outlive_a_death(
     home: Location, expected: Scores, key: str, content: bytes | None
 ) -> None:
     """Going on, the arrays' metadata is written anew; the sound chunks are kept."""
-    die_after(home, 0, 1)
+    left = die_after(home, 0, 1)
     if content is None:
-        home.delete(key)
+        left.delete(key)
     else:
-        home.put(key, content)
+        left.put(key, content)
     missing, scores = go_on(home)
     assert [2, 3, 4] == missing
-    assert expected.location.get(key) == home.get(key)
+    assert expected.location.get(key) == scores.location.get(key)
     assert expected.digest == scores.digest
 
 
 def test_a_damaged_root_starts_over(home: Location, expected: Scores) -> None:
     """Where it cannot be told what was scored, nothing of it is used."""
-    die_after(home, 0, 1)
-    home.put("zarr.json", b"{")
+    die_after(home, 0, 1).put("zarr.json", b"{")
     missing, scores = go_on(home)
     assert [0, 1, 2, 3, 4] == missing
     assert expected.digest == scores.digest
@@ -252,6 +251,7 @@ def test_two_scorings_of_the_same_thing(home: Location) -> None:
 def test_a_damaged_chunk_is_named(home: Location, key: str) -> None:
     """In a complete scoring a chunk that is gone, or another's, is not read."""
     scores = go_on(home)[1]
+    home = scores.location
     home.put(key, home.get(key.replace("c.1", "c.2")))
     with pytest.raises(BadDataError, match=r"Chunk 1 of .* recorded digest"):
         scores.read_chunk(1)
@@ -263,12 +263,12 @@ def test_a_damaged_chunk_is_named(home: Location, key: str) -> None:
 @pytest.mark.parametrize("key", [METRICS, "predicted/zarr.json", "probabilities/zarr.json"])
 def test_damaged_documents_are_told_on_opening(home: Location, key: str) -> None:
     """The metrics and both arrays' metadata are held to the root's digests, and must be there."""
-    go_on(home)
-    data = home.get(key)
-    home.put(key, data + b" " if key == METRICS else data.replace(b'"regular"', b'"other"'))
+    tree = go_on(home)[1].location
+    data = tree.get(key)
+    tree.put(key, data + b" " if key == METRICS else data.replace(b'"regular"', b'"other"'))
     with pytest.raises(BadDataError, match=f"{key} has digest"):
         open_scores(home)
-    home.delete(key)
+    tree.delete(key)
     with pytest.raises(BadDataError, match=f"{key} is missing"):
         open_scores(home)
 
@@ -288,10 +288,10 @@ def test_swapped_scorings_are_told(local_run: Location) -> None:
 )
 def test_a_root_of_other_shape_is_refused(home: Location, change: dict[str, object]) -> None:
     """Sealed attributes that no scoring has end in exit 3, before anything is allocated."""
-    go_on(home)
-    document = json.loads(home.get("zarr.json"))
+    tree = go_on(home)[1].location
+    document = json.loads(tree.get("zarr.json"))
     document["attributes"]["scored"] |= change
-    home.put("zarr.json", sealed.document_bytes(sealed.seal_group(document)))
+    tree.put("zarr.json", sealed.document_bytes(sealed.seal_group(document)))
     with pytest.raises(BadDataError):
         open_scores(home)
 

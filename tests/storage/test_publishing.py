@@ -14,6 +14,7 @@ from storage.dataset_writer import (
     recover,
 )
 from storage.errors import BadDataError, ConflictError, UnreachableError
+from storage.local import LocalLocation
 from storage.location import open_location
 from storage.objects import Location
 from storage.store import LocationStore
@@ -47,13 +48,22 @@ def local_dataset(dataset_place: Location) -> Dataset:
     return open_dataset(dataset_place)
 
 
+def lies_beside(place: Location) -> list[str]:
+    """What lies in the directory, where a lock in a store stays, and none on a disk."""
+    names = place.split()[0].names()
+    if isinstance(place, LocalLocation):
+        return names
+    assert f".{place.name}.lock" in names
+    return [name for name in names if name != f".{place.name}.lock"]
+
+
 def test_a_dataset_is_not_there_before_it_is_published(place: Location) -> None:
     """While it is written, and after a failure, nothing is at its place or left beside it."""
     with pytest.raises(ZeroDivisionError), create_dataset(place, dataset_schema()) as writer:
         writer.split("train").write_part(0, part_of("train", writer.split("train"), 0))
-        assert not place.exists()
+        assert place.is_free()
         raise ZeroDivisionError
-    assert [".set.lock"] == place.split()[0].names()
+    assert [] == lies_beside(place)
     with pytest.raises(BadDataError, match="There is no dataset at"):
         open_dataset(place)
 
@@ -106,7 +116,7 @@ def test_an_existing_dataset_is_replaced_when_asked(place: Location, dataset: Da
     schema = dataset_schema(rows=7)
     make_dataset(place, schema, overwrite=True)
     assert_holds_its_rows(open_dataset(place), schema)
-    assert [".set.lock", "set"] == place.split()[0].names()
+    assert ["set"] == lies_beside(place)
     with pytest.raises(ConflictError, match="was replaced by another dataset while it was"):
         stored_rows(dataset.split("train"))  # a reader of the old one never sees a mixture
 
@@ -147,7 +157,7 @@ def test_a_dataset_is_replaced_behind_a_link(tmp_path: Path, local_dataset: Data
     make_dataset(open_location(link), dataset_schema(rows=7), overwrite=True)
     assert link.is_symlink()
     assert 7 == open_dataset(local_dataset.location).split("train").schema.rows
-    assert [".set.lock", "link", "set"] == open_location(tmp_path).names()
+    assert ["link", "set"] == open_location(tmp_path).names()
 
 
 @pytest.mark.parametrize("left", ["nothing", "a link", "an empty directory"])
@@ -201,22 +211,25 @@ def test_an_orphan_writes_into_nothing_that_is_published(place: Location) -> Non
     assert_holds_its_rows(open_dataset(place), schema)
     with dataset_lock(place) as locked:
         recover(locked)
-    assert [".set.lock", "set"] == place.split()[0].names()
+    assert ["set"] == lies_beside(place)
 
 
-def test_what_dead_ingests_staged_is_removed(place: Location) -> None:
+def test_what_dead_ingests_staged_is_removed(place: Location, dataset: Dataset) -> None:
     """Of this place alone: neighbours may have names that begin alike."""
     parent, _ = place.split()
     neighbour = parent.child("set.ingest-0123456789ab")
     kept = (parent.child("other").staging(), neighbour.staging())
-    for staged in (place.staging(), place.staging(), *kept):
+    dead = (place.staging(), place.staging())
+    for staged in (*dead, *kept):
         staged.put("zarr.json", b"half made")
     neighbours_lock = neighbour.sibling("", ".lock").name
     parent.put(neighbours_lock, b"held")
     with dataset_lock(place):
         recover(place)
-    left = [".set.lock", neighbours_lock, *(staged.name for staged in kept)]
-    assert sorted(left) == parent.names()
+    assert [False, False] == [staged.exists() for staged in dead]
+    assert [True, True] == [staged.exists() for staged in kept]
+    assert neighbours_lock in lies_beside(place)
+    assert dataset.digest == open_dataset(place).digest
 
 
 def test_two_writers_of_one_dataset(place: Location) -> None:

@@ -18,27 +18,23 @@ from storage.checkpoints import (
 from storage.dataset import open_dataset
 from storage.dataset_writer import dataset_lock, recover, stage_dataset
 from storage.errors import BadDataError, UnreachableError
-from storage.objects import Location
+from storage.objects import REMOVED_BYTES, Location
 from storage.runs import open_run, run_lock
 from storage.s3_client import S3Client
 from storage.verify import verify_location
 from tests.object_store.proxy import Proxy
 from tests.object_store.server import Store
 from tests.storage.artefacts import (
-    FINGERPRINT,
-    SOURCES,
     assert_holds_its_rows,
-    contents,
     dataset_schema,
     make_dataset,
     make_run,
-    part_numbers,
-    part_of,
     save_epoch,
     tensors_of,
+    write_dataset,
 )
 
-WRITES = ("put", "put_if", "copy", "delete")
+WRITES = ("put", "put_if", "delete")
 """The requests that change what a store holds."""
 
 
@@ -72,21 +68,11 @@ def ignored(told: str) -> None:
 
 def write(target: Location, rows: int) -> None:
     """Ingest as the pipeline does, whoever was there before."""
-    schema = dataset_schema(rows=rows)
     with (
         dataset_lock(target, ignored) as locked,
-        stage_dataset(locked, schema, overwrite=True) as writer,
+        stage_dataset(locked, dataset_schema(rows=rows), overwrite=True) as writer,
     ):
-        splits = {name: writer.split(name) for name in schema.splits}
-        records = {
-            name: [
-                record
-                for number in part_numbers(split)
-                for record in split.write_part(number, part_of(name, split, number))
-            ]
-            for name, split in splits.items()
-        }
-        writer.publish(records, SOURCES, FINGERPRINT)
+        write_dataset(writer)
 
 
 def writes_of(act: Callable[[], None]) -> list[str]:
@@ -96,70 +82,65 @@ def writes_of(act: Callable[[], None]) -> list[str]:
 
 
 def moments(writes: list[str]) -> list[int]:
-    """How many writes to let through: half of the staging's, and then as each act of publishing."""
-    first, copies = writes.index("copy"), writes.count("copy")
-    before = [first // 2, first - 3, first - 2, first - 1]
-    return [*before, first + copies // 2, *range(first + copies, len(writes))]
+    """How many writes to let through: half of the version's, and then as each act of publishing."""
+    publishing = len(writes) - 1 - writes[::-1].index("put")
+    return [publishing // 2, *range(publishing, len(writes))]
 
 
 def test_a_dataset_is_replaced_whatever_dies(store: Store) -> None:
-    """Old, new or an error at each moment; the next writer ends with one of them, and no rests."""
+    """Old or new at each moment; the next writer keeps it, and leaves no rests."""
     place = store.new_place()
+    make_dataset(place.child("count"), dataset_schema(rows=2))
     total = writes_of(lambda: write(place.child("count"), 3))
-    old = make_dataset(place.child("old"), dataset_schema(rows=2))
     found = set()
     for writes in moments(total):
         target = place.child(f"{writes}/set")
-        for key, data in contents(old.location).items():
-            target.put(key, data)
+        old = make_dataset(target, dataset_schema(rows=2))
         with dying_after(writes), suppress(Died):
             write(target, 3)
-        try:
-            seen = open_dataset(target)
-            rows = seen.split("train").schema.rows
-            assert_holds_its_rows(seen, dataset_schema(rows=rows))
-            found.add("old" if seen.digest == old.digest else "new")
-        except BadDataError as error:
-            assert "was being replaced" in str(error)
-            found.add("neither")
+        seen = open_dataset(target)
+        rows = seen.split("train").schema.rows
+        assert_holds_its_rows(seen, dataset_schema(rows=rows))
+        found.add("old" if seen.digest == old.digest else "new")
         with dataset_lock(target, ignored) as locked:
             recover(locked)
         after = open_dataset(target)
-        assert_holds_its_rows(after, dataset_schema(rows=after.split("train").schema.rows))
-        if writes == total.index("copy") // 2:
-            write(target, 4)  # which sweeps what the dead one had staged
+        assert seen.digest == after.digest
         assert [".set.lock", "set"] == place.names(str(writes))
+        assert ["zarr.json", after.tree.name] == sorted(target.names(), key=len)
         assert [] == [error for _, error in verify_location(target) if error]
-    assert {"old", "neither", "new"} == found
+    assert {"old", "new"} == found
 
 
-def test_a_store_that_is_lost_while_copying(store: Store, proxy: Proxy) -> None:
-    """What was staged is kept, for the next writer to go on copying with."""
+def test_a_store_that_is_lost_while_publishing(store: Store, proxy: Proxy) -> None:
+    """The old dataset stays; what was staged waits, for it may be published by a late answer."""
     target = store.new_place().child("set")
-    make_dataset(target, dataset_schema(rows=2))
+    old = make_dataset(target, dataset_schema(rows=2))
     there = proxy.store.location(str(target).split("/", 3)[3], retry_seconds="0.1")
-    proxy.plan = lambda method, path: "503" if method == "PUT" and "/set/train" in path else None
+    proxy.plan = lambda method, path: (
+        "503" if method == "PUT" and path.endswith("/set/zarr.json") else None
+    )
     with pytest.raises(UnreachableError, match="503"):
         write(there, 3)
-    with pytest.raises(BadDataError, match="was being replaced"):
-        open_dataset(target)
-    with dataset_lock(target) as locked:
-        recover(locked)
+    assert old.digest == open_dataset(target).digest
+    assert 3 == len(target.names())
+    write(target, 3)
     assert_holds_its_rows(open_dataset(target), dataset_schema(rows=3))
+    assert 2 == len(target.names())
 
 
 def test_a_first_dataset_is_there_whole_or_not(store: Store) -> None:
     """Where there was none, a reader finds none, all, or that it is coming."""
     place = store.new_place()
     total = writes_of(lambda: write(place.child("count"), 3))
-    for writes in moments(total)[::2]:
+    for writes in moments(total):
         target = place.child(f"{writes}/set")
         with dying_after(writes), suppress(Died):
             write(target, 3)
         try:
             assert_holds_its_rows(open_dataset(target), dataset_schema(rows=3))
         except BadDataError as error:
-            assert "There is no dataset" in str(error) or "was being replaced" in str(error)
+            assert "There is no dataset" in str(error)
         write(target, 3)
         assert_holds_its_rows(open_dataset(target), dataset_schema(rows=3))
 
@@ -193,16 +174,5 @@ def test_a_checkpoint_is_there_whole_or_not(store: Store) -> None:
         ]
         go_on(there)
         assert ["000003-000000", "000004-000000"] == list(map(str, list_checkpoints(run)))
-        assert 4 == len(there.child("checkpoints").objects())
-
-
-def test_what_cannot_be_gone_on_with_is_told(store: Store) -> None:
-    """A marker whose staged rows somebody has removed is named, with what to do."""
-    target = store.new_place().child("set")
-    make_dataset(target)
-    target.sibling("", ".replaced").put("", b"elsewhere")
-    with (
-        pytest.raises(BadDataError, match=r"\.set\.replaced says that .* is to be put"),
-        dataset_lock(target) as locked,
-    ):
-        recover(locked)
+        left = there.child("checkpoints").sizes()
+        assert 6 == len([size for size in left.values() if size != REMOVED_BYTES]), left

@@ -1,0 +1,136 @@
+"""A bucket in memory, with the requests of `S3Client`, for tests of their every order."""
+
+import hashlib
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import IO
+
+from storage.s3 import S3Location
+from storage.s3_client import S3Client
+
+
+@dataclass
+class Gate:
+    """Counts the requests of one writer, and holds one of them up."""
+
+    stop: int = -1
+    """The request, from 0, before which the writer waits."""
+    sent: list[str] = field(default_factory=list)
+    reached: threading.Event = field(default_factory=threading.Event)
+    """Set once the writer waits."""
+    opened: threading.Event = field(default_factory=threading.Event)
+    """To be set for the writer to go on."""
+
+    def pass_through(self, request: str) -> None:
+        """Wait here where this is the request to hold up."""
+        if len(self.sent) == self.stop:
+            self.reached.set()
+            self.opened.wait()
+        self.sent.append(request)
+
+
+@dataclass(frozen=True)
+class MemoryClient(S3Client):
+    """One writer's way to a bucket that others share; an object's tag is its content's digest."""
+
+    bucket: str = "memory"
+    objects: dict[str, bytes] = field(default_factory=dict, compare=False, repr=False)
+    gate: Gate = field(default_factory=Gate, compare=False, repr=False)
+
+    def place(self, prefix: str) -> S3Location:
+        """A place of the bucket."""
+        return S3Location(self, prefix)
+
+    def _read(self, verb: str, key: str) -> bytes:
+        self.gate.pass_through(f"{verb} {key}")
+        try:
+            return self.objects[key]
+        except KeyError:
+            raise FileNotFoundError(self.url(key)) from None
+
+    def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
+        return self._read("get", key)[start:stop]
+
+    def get_tagged(self, key: str) -> tuple[bytes, str] | None:
+        try:
+            found = self._read("get", key)
+        except FileNotFoundError:
+            return None
+        return found, _tag(found)
+
+    def size(self, key: str) -> int:
+        return len(self._read("head", key))
+
+    def put(self, key: str, data: bytes | memoryview | IO[bytes]) -> None:
+        self.gate.pass_through(f"put {key}")
+        if not isinstance(data, bytes | memoryview):
+            data.seek(0)
+            data = data.read()
+        self.objects[key] = bytes(data)
+
+    def put_if(self, key: str, data: bytes, tag: str | None) -> bool:
+        self.gate.pass_through(f"put if {key}")
+        found = self.objects.get(key)
+        if tag != (None if found is None else _tag(found)):
+            return False
+        self.objects[key] = data
+        return True
+
+    def delete(self, keys: list[str]) -> None:
+        if keys:
+            self.gate.pass_through(f"delete {' '.join(keys)}")
+        for key in keys:
+            self.objects.pop(key, None)
+
+    def list_all(self, prefix: str, unusable: object = None) -> dict[str, int]:
+        self.gate.pass_through(f"list {prefix}")
+        below = f"{prefix}/" if prefix else ""
+        return {key: len(data) for key, data in self.objects.items() if key.startswith(below)}
+
+    def list_level(self, prefix: str) -> tuple[list[str], list[str]]:
+        below = f"{prefix}/" if prefix else ""
+        found = [key.removeprefix(below).partition("/") for key in self.list_all(prefix)]
+        objects = sorted(below + name for name, slash, _ in found if not slash)
+        return objects, sorted({f"{below}{name}/" for name, slash, _ in found if slash})
+
+    def holds_below(self, prefix: str) -> bool:
+        return bool(self.list_all(prefix))
+
+
+def _tag(content: bytes) -> str:
+    return hashlib.md5(content).hexdigest()
+
+
+def interleave(
+    former: Callable[[], None],
+    held: Gate,
+    other: Callable[[], None],
+    taking: Gate,
+    look: Callable[[], None],
+) -> list[BaseException | None]:
+    """Run one writer up to its gate, another up to its own, then the first, then the other.
+
+    `look` is called once both wait or have ended. Returns what each of them ended with.
+    """
+    ends: list[BaseException | None] = [None, None]
+
+    def run(number: int, act: Callable[[], None], gate: Gate) -> None:
+        try:
+            act()
+        except BaseException as error:  # noqa: BLE001 - handed to the caller
+            ends[number] = error
+        gate.reached.set()
+
+    threads = [
+        threading.Thread(target=run, args=(number, act, gate))
+        for number, (act, gate) in enumerate([(former, held), (other, taking)])
+    ]
+    for thread, gate in zip(threads, (held, taking), strict=True):
+        thread.start()
+        gate.reached.wait()
+    look()
+    for thread, gate in zip(threads, (held, taking), strict=True):
+        gate.opened.set()
+        thread.join()
+    return ends

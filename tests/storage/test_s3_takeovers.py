@@ -1,0 +1,169 @@
+"""A writer that goes on after another took its lock over touches nothing that the other published.
+
+The former holder is stopped before each of its requests in turn. Another takes over and gets as far
+as each of its own requests in turn, or to its end; then the former goes on to its end, and last the
+other.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from storage.checkpoints import (
+    Checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    load_newest,
+    prune_checkpoints,
+    recorded_metrics,
+    sweep_checkpoints,
+)
+from storage.dataset import open_dataset
+from storage.dataset_writer import dataset_lock, stage_dataset
+from storage.errors import ConflictError
+from storage.objects import Location
+from storage.predictions import open_scores, score_into
+from storage.runs import SCORES, open_run, run_lock
+from tests.object_store.memory import Gate, MemoryClient, interleave
+from tests.storage.artefacts import (
+    assert_holds_its_rows,
+    dataset_schema,
+    make_dataset,
+    make_run,
+    metrics_line,
+    save_epoch,
+    scores_schema,
+    write_dataset,
+    write_scores,
+)
+
+Work = Callable[[Location, str], None]
+"""What a writer does at a place, by its name."""
+
+
+def ignored(told: str) -> None:
+    """For a taking over whose words do not matter."""
+
+
+def ingest(place: Location, who: str) -> None:
+    """Replace the dataset; each writer's has rows of its own."""
+    schema = dataset_schema(rows=3 if who == "former" else 7, test_rows=1)
+    with (
+        dataset_lock(place.child("set"), ignored) as locked,
+        stage_dataset(locked, schema, overwrite=True) as writer,
+    ):
+        write_dataset(writer)
+
+
+def prepare_dataset(place: Location) -> None:
+    make_dataset(place.child("set"), dataset_schema(rows=2, test_rows=1))
+
+
+def published_dataset(place: Location) -> Any:
+    dataset = open_dataset(place.child("set"))
+    rows = dataset.split("train").schema.rows
+    assert_holds_its_rows(dataset, dataset_schema(rows=rows, test_rows=1))
+    return rows
+
+
+def train(place: Location, who: str) -> None:
+    """Resume: sweep, write the metrics anew, then epochs, each of which is saved and prunes."""
+    with run_lock(place.child("run"), ignored) as locked:
+        run = open_run(locked)
+        sweep_checkpoints(run)
+        (newest,) = load_newest(run, None)
+        assert isinstance(newest, Checkpoint)
+        lines = [dict(line) for line in newest.progress["metrics"]]
+        run.rewrite_metrics(lines)
+        for epoch in range(newest.name.epoch + 1, 4):
+            line = metrics_line(epoch) | {"seconds": who}
+            run.append_metrics(line, lines)
+            lines.append(line)
+            prune_checkpoints(run, save_epoch(run, epoch, lines), 1, set())
+
+
+def prepare_run(place: Location) -> None:
+    make_run(place.child("run"), epochs=1)
+
+
+def published_run(place: Location) -> Any:
+    run = open_run(place.child("run"))
+    recorded_metrics(run)
+    # Of older ones the former may still remove what it saved itself.
+    return load_checkpoint(run, list_checkpoints(run)[-1]).progress, run.metrics()
+
+
+SCHEMA = scores_schema(rows=5)
+
+
+def score(place: Location, who: str) -> None:
+    """Go on with the scoring where another died."""
+    with score_into(place.child(f"{SCORES}/{SCHEMA.home}"), SCHEMA, ignored) as writer:
+        write_scores(writer, writer.missing)
+        writer.publish({"rows": 5, "by": who})
+
+
+def prepare_scoring(place: Location) -> None:
+    with (
+        pytest.raises(ZeroDivisionError),
+        score_into(place.child(f"{SCORES}/{SCHEMA.home}"), SCHEMA) as writer,
+    ):
+        write_scores(writer, [0])
+        raise ZeroDivisionError
+
+
+def published_scoring(place: Location) -> Any:
+    scores = open_scores(place.child(f"{SCORES}/{SCHEMA.home}"))
+    for number in range(SCHEMA.chunks):
+        scores.read_chunk(number)
+    return scores.metrics()
+
+
+KINDS = {
+    "dataset": (prepare_dataset, ingest, published_dataset),
+    "run": (prepare_run, train, published_run),
+    "scoring": (prepare_scoring, score, published_scoring),
+}
+
+
+NEVER = 10**9
+
+
+def moments(gate: Gate) -> list[int]:
+    """Before which requests to stop: of several in a row to one version's objects, the first."""
+    private = ["/version-" in request and "delete" not in request for request in gate.sent]
+    return [n for n in range(3, len(private)) if not (private[n] and private[n - 1])]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_another_published_stays(kind: str) -> None:
+    """Whatever the former holder still does, and however far the other has come by then."""
+    prepare, work, published = KINDS[kind]
+    client = MemoryClient()
+    prepare(client.place(""))
+
+    def run(stop: int, stop_other: int) -> tuple[Gate, Gate]:
+        """Check what comes of it; returns what each of the two has asked of the store."""
+        objects, held, taking = dict(client.objects), Gate(stop), Gate(stop_other)
+        places = [MemoryClient(objects=objects, gate=gate).place("") for gate in (held, taking)]
+        place, before = MemoryClient(objects=objects).place(""), []
+
+        def look() -> None:
+            if stop_other == NEVER:
+                before.append(published(place))
+
+        ends = interleave(
+            lambda: work(places[0], "former"), held, lambda: work(places[1], "other"), taking, look
+        )
+        assert isinstance(ends[0], ConflictError | None)
+        # Or the former had finished the very same scoring before the other looked.
+        assert ends[1] is None or "is complete; open it" in str(ends[1])
+        assert published(place) in (before or [published(place)])
+        return held, taking
+
+    alone, _ = run(NEVER, NEVER)
+    for stop in moments(alone):
+        _, taking = run(stop, NEVER)
+        for stop_other in moments(taking):
+            run(stop, stop_other)
