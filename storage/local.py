@@ -1,7 +1,6 @@
 """A local directory as a place for bytes: objects are files, made by rename and synced."""
 
 import errno
-import fcntl
 import os
 import re
 import shutil
@@ -19,6 +18,13 @@ from storage import files
 from storage.directories import check_regular, make_directories, reaching, remove_tree, walk
 from storage.errors import BadDataError, ConflictError, UnreachableError
 from storage.kernel_lock import kernel_lock
+from storage.local_files import (
+    can_be_named,
+    open_object,
+    read_all,
+    remove_abandoned,
+    synced_file,
+)
 from storage.objects import (
     NOTES_LIMIT,
     REMOVED_BYTES,
@@ -36,8 +42,6 @@ from storage.objects import (
 
 PARTIAL = re.compile(r"[0-9a-f]{32}\.tmp")
 """How the name of a partial file ends, after that of the file."""
-YOUNG_SECONDS = 10.0
-"""A partial file that was written to so lately may not have its lock yet."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ class LocalLocation(Location):
 
     def _at(self, key: str) -> Path:
         parts = key.split("/")
-        if key.startswith("/") or ".." in parts or not _can_be_named(key):
+        if key.startswith("/") or ".." in parts or not can_be_named(key):
             raise BadDataError(f"The name {key!r} leads outside {self.path}; it is refused.")
         step = str(self.path)
         for part in parts:
@@ -111,13 +115,13 @@ class LocalLocation(Location):
         Raises `FileNotFoundError` where there is no such object.
         """
         path = self._at(key)
-        with reaching("read", path), open(path, "rb", buffering=0, opener=_open_object) as file:
+        with reaching("read", path), open(path, "rb", buffering=0, opener=open_object) as file:
             size = os.fstat(file.fileno()).st_size
             first = max(0, size + start) if start < 0 else start
             last = size if stop is None else min(stop, size)
             if first:
                 file.seek(first)
-            return _read_all(file.fileno(), max(0, last - first))
+            return read_all(file.fileno(), max(0, last - first))
 
     def put(self, key: str, data: bytes | memoryview) -> None:
         """Make `key` hold `data`: wholly or, whatever happens, not at all."""
@@ -141,7 +145,7 @@ class LocalLocation(Location):
             make_directories(path.parent)
             temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
             try:
-                with _synced_file(temporary) as descriptor:
+                with synced_file(temporary) as descriptor:
                     yield partial(files.write, descriptor)
                 self.check_held()
                 files.rename(temporary, path)
@@ -275,7 +279,7 @@ class LocalLocation(Location):
         start = f".{name}."
         for other in self.names(directory):
             if other.startswith(start) and PARTIAL.fullmatch(other.removeprefix(start)):
-                _remove_abandoned(self._at(f"{directory}/{other}" if directory else other))
+                remove_abandoned(self._at(f"{directory}/{other}" if directory else other))
 
     def sweep(self, key: str = "") -> None:
         """Remove what dead writers left unfinished directly below `key`.
@@ -428,59 +432,3 @@ class LocalLocation(Location):
             path = path.parent
         with reaching("look at", path):
             return shutil.disk_usage(path).free
-
-
-@contextmanager
-def _synced_file(path: Path) -> Iterator[int]:
-    """A new file's descriptor; its content is synced when the block ends well."""
-    try:
-        descriptor = files.create(path)
-    except FileNotFoundError as error:  # its directory is there: /proc, say
-        raise PermissionError(errno.EPERM, "No file can be made here") from error
-    try:
-        with suppress(OSError):  # as on some network file systems
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield descriptor
-        files.fsync(descriptor)
-    finally:
-        files.close(descriptor)
-
-
-def _remove_abandoned(path: Path) -> None:
-    """Remove a partial file unless its writer lives and holds its lock, or has just begun."""
-    with suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            if time.time() - os.fstat(descriptor).st_mtime > YOUNG_SECONDS:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                files.unlink(path)
-        finally:
-            os.close(descriptor)
-
-
-def _can_be_named(key: str) -> bool:
-    try:
-        return b"\0" not in os.fsencode(key)
-    except UnicodeEncodeError:  # half a surrogate pair, which JSON can spell
-        return False
-
-
-def _open_object(path: str, flags: int) -> int:
-    """Open a regular file; whatever else is there is no object."""
-    try:
-        return files.open_regular(path, flags)
-    except OSError as error:
-        if error.errno in {errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ENXIO}:
-            raise FileNotFoundError(path) from error
-        raise
-
-
-def _read_all(descriptor: int, count: int) -> bytes:
-    """One read as a rule; more where the system gives less than it was asked for."""
-    data = os.read(descriptor, count)
-    while len(data) < count:
-        more = os.read(descriptor, count - len(data))
-        if not more:
-            break
-        data += more
-    return data
