@@ -107,7 +107,7 @@ def ingest(
             f"The compression is {compression!r}; expected one of {', '.join(COMPRESSIONS)}."
         )
     if isinstance(source, str):
-        source = open_source(source, seed=seed, announce=announce)
+        source = open_source(source, seed=seed, announce=announce, warn=announce)
     target = open_location(out)
     preparation = _preparation(source, scale, bool(transpose), report)
     schema = plan_dataset(source, preparation, rows_per_chunk, compression or LZ4)

@@ -140,6 +140,14 @@ def test_element_types_and_shapes(
     assert pytest.approx(1) == high * attributes["scale_factor"] + attributes["add_offset"]
 
 
+def test_what_is_not_used_is_announced(source: Path, out: Path) -> None:
+    """From Python, too, an IDX file that is left out is named."""
+    write_idx(source / "more.idx", images(3))
+    announced: list[str] = []
+    ingest(str(source), out, announce=announced.append)
+    assert "and not used: more.idx" in announced[0]
+
+
 @pytest.mark.parametrize("values", [(1, 26, 5), (7, 0, 300_000), (200,)])
 def test_labels(tmp_path: Path, out: Path, values: tuple[int, ...]) -> None:
     """The classes are the labels found, in ascending order, however large they are."""

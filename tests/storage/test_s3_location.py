@@ -44,6 +44,20 @@ def test_ranges_are_those_of_a_slice(place: Location) -> None:
             assert b"" == place.get("empty", start, stop)
 
 
+def test_the_start_of_an_object_as_a_file(place: Location) -> None:
+    """No more than was asked for is copied, and a copy can be stopped."""
+    place.put("digits", DIGITS)
+    for count, expected in ((3, DIGITS[:3]), (99, DIGITS), (None, DIGITS)):
+        with place.as_file("digits", count) as path:
+            assert expected == path.read_bytes()
+
+    def stop() -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError), place.as_file("digits", check=stop):
+        pytest.fail("it was copied")
+
+
 def test_age(place: Location) -> None:
     """An object is as old as the store says; one that is not there has no age."""
     before = datetime.now(UTC)
