@@ -117,7 +117,7 @@ def _check_the_others(
     near: list[str] = []
     unused: list[str] = []
     for path in paths:
-        header, compression = _peek(path)
+        header, compression, reason = _peek(path)
         proposed = None
         if header is not None or not is_company(path.name):
             proposed = propose_name(path.name, header, compression)
@@ -130,6 +130,8 @@ def _check_the_others(
             unused.append(path.name)
         elif UNFINISHED.fullmatch(path.name):
             near.append(f"{path.name} is an unfinished download of {proposed}: finish it")
+        elif reason:
+            near.append(f"{path.name} cannot be used as {proposed}, {reason}")
         else:
             near.append(f"rename {path.name} to {proposed}")
     if near:
@@ -157,13 +159,17 @@ def _check_links(directory: Path, chosen: Chosen) -> None:
             )
 
 
-def _peek(path: Path) -> tuple[tuple[int, str] | None, str]:
-    """Return the dimensions and element type of an IDX file, None for another; its compression."""
+def _peek(path: Path) -> tuple[tuple[int, str] | None, str, str]:
+    """Return the dimensions and element type of an IDX file, and its compression.
+
+    None for a file that is not IDX, the compression by its name, and the reason.
+    """
     try:
         header, compression = read_header(path)
-    except PipelineError:
-        return None, next((end for end in COMPRESSIONS[1:] if end in path.name.lower()), "")
-    return (len(header.shape), TYPE_NAMES[header.dtype.name]), compression
+    except PipelineError as error:
+        by_name = next((end for end in COMPRESSIONS[1:] if end in path.name.lower()), "")
+        return None, by_name, str(error).removeprefix(f"{path}: ").rstrip(".")
+    return (len(header.shape), TYPE_NAMES[header.dtype.name]), compression, ""
 
 
 def _split_files(split: str, chosen: Chosen) -> SplitFiles:

@@ -138,6 +138,16 @@ def test_unfinished_download(tmp_path: Path) -> None:
     assert f"{MNIST_NAMES[1]}.gz.part is an unfinished download of {MNIST_NAMES[1]}.gz" in message
 
 
+def test_archive_in_place_of_labels(tmp_path: Path) -> None:
+    """What has nearly the name of missing labels, and is no IDX file, is told by what it is."""
+    write_set(tmp_path)
+    (tmp_path / MNIST_NAMES[1]).unlink()
+    (tmp_path / f"{MNIST_NAMES[1]}.zip").write_bytes(b"PK\x03\x04")
+    message = refusal(tmp_path)
+    assert f"{MNIST_NAMES[1]}.zip cannot be used as {MNIST_NAMES[1]}, this is not an" in message
+    assert "but a ZIP archive (an .npz file is one, too). Unpack it" in message
+
+
 def test_link_to_nothing(tmp_path: Path) -> None:
     """Labels that git-annex has not fetched are not taken for labels that there are none of."""
     write_set(tmp_path)
