@@ -206,9 +206,16 @@ class WindowLoader(Closing):
         self._memory.clear()
 
 
+def usable_cores() -> int:
+    """Return how many cores this process may use; all where the system cannot say (macOS)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def threads_beside(busy_cores: int, most: int) -> int:
     """Of `most` threads those that leave a consumer its cores; all where it leaves none of them."""
-    left = len(os.sched_getaffinity(0)) - busy_cores
+    left = usable_cores() - busy_cores
     return min(left, most) if left > 0 else most
 
 

@@ -3,7 +3,6 @@
 The bits depend on the configuration alone, not on how many cores did the work.
 """
 
-import os
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from jobs.nn.parameters import Floats, weight_slices
 from jobs.nn.workspace import Workspace
 from pipeline.stream import Batch
 from pipeline.transforms import occupied_columns, scale
+from pipeline.windows import usable_cores
 from storage.errors import BadDataError
 from storage.preparation import BYTES, ValueRange
 
@@ -70,7 +70,7 @@ def unheeded_overflow() -> AbstractContextManager[Any]:
 
 def thread_count(threads: int) -> int:
     """How many cores a setting means; 0 is all that this process may use."""
-    return threads or len(os.sched_getaffinity(0))
+    return threads or usable_cores()
 
 
 def network_inputs(

@@ -9,6 +9,7 @@ import gc
 import mmap
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -34,6 +35,8 @@ PATIENCE = 0.25
 STUCK_SECONDS, STUCK_TIMES = 60.0, 20.0
 """A process that takes so long, and so many times as long as the owner besides, does no more."""
 MOST_DESCRIPTORS = 65_536
+FORKS = hasattr(os, "fork") and sys.platform != "darwin"
+"""Whether a fork can compute: on macOS the system's libraries, BLAS among them, may hang in one."""
 
 
 def shared_array(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
@@ -56,7 +59,7 @@ class Team(Closing):
         """
         self._work = work
         self._others: list[_Member] = []
-        self._wanted = size - 1
+        self._wanted = size - 1 if FORKS else 0
         with suppress(OSError):  # where the system gives no more processes or semaphores
             for _ in range(self._wanted):
                 self._others.append(_Member(work))

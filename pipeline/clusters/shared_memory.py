@@ -45,9 +45,11 @@ class SharedVector(Closing):
 
     def __init__(self, size: int, dtype: str) -> None:
         """Zeros."""
-        self._descriptor = os.memfd_create(NAME, os.MFD_CLOEXEC)
         length = HEADER_BYTES + size * np.dtype(dtype).itemsize
-        os.ftruncate(self._descriptor, length)
+        self._descriptor = -1  # memory that nobody else can map, where there is no memfd (macOS)
+        if hasattr(os, "memfd_create"):
+            self._descriptor = os.memfd_create(NAME, os.MFD_CLOEXEC)
+            os.ftruncate(self._descriptor, length)
         self._memory = mmap.mmap(self._descriptor, length)
         token = os.urandom(TOKEN_BYTES)
         self._memory[:TOKEN_BYTES] = token

@@ -1,0 +1,67 @@
+"""The commands on a system that has no more than macOS has: Python there lacks much of Linux's."""
+
+import os
+from pathlib import Path
+
+from tests.commands.process import run_pipeline
+from tests.commands.test_commands import document
+
+WITHOUT_LINUX = """
+import fcntl, mmap, os, resource, select, signal, socket, sys
+
+LACKING = {
+    os: (
+        *("CLD_", "EFD_", "GRND_", "MFD_", "O_DIRECT ", "O_LARGEFILE", "O_NOATIME", "O_PATH"),
+        *("O_RSYNC", "O_TMPFILE", "P_PIDFD", "POSIX_FADV_", "RWF_", "SCHED_", "SPLICE_", "XATTR_"),
+        *("copy_file_range", "eventfd", "fdatasync", "fork ", "getrandom", "getresgid"),
+        *("getresuid", "getxattr", "listxattr", "memfd_create", "pidfd_open", "pipe2"),
+        *("posix_fadvise", "posix_fallocate", "removexattr", "sched_", "setns", "setresgid"),
+        *("process_cpu_count",),
+        *("setresuid", "setxattr", "splice", "timerfd_", "unshare"),
+    ),
+    fcntl: ("F_ADD_SEALS", "F_GET_SEALS", "F_OFD_", "F_SEAL_", "F_SETPIPE_SZ", "F_GETPIPE_SZ"),
+    mmap: ("MADV_", "MAP_DENYWRITE", "MAP_EXECUTABLE", "MAP_POPULATE", "MAP_STACK"),
+    resource: ("prlimit", "RLIMIT_MSGQUEUE", "RLIMIT_NICE", "RLIMIT_RT", "RLIMIT_SIGPENDING"),
+    select: ("epoll", "EPOLL"),
+    signal: ("SIGRTM", "SIGPOLL", "SIGPWR", "SIGSTKFLT", "sigtimedwait", "sigwaitinfo"),
+    socket: ("AF_ALG", "AF_NETLINK", "AF_VSOCK", "SO_PEERCRED", "SO_PASSCRED"),
+}
+LIBRARIES = ("psutil", "psutil._pslinux", "psutil._common", "threadpoolctl")
+for module, beginnings in LACKING.items():
+    for name in [*vars(module)]:
+        if f"{name} ".startswith(beginnings):
+            delattr(module, name)
+
+def knows_the_system(frame):  # these libraries have other means on each
+    while frame and frame.f_globals.get("__name__") not in LIBRARIES:
+        frame = frame.f_back
+    return frame
+
+def refuse(event, arguments):
+    if event in ("open", "os.listdir", "os.scandir") and arguments:
+        place = arguments[0]
+        if isinstance(place, str) and place.startswith(("/proc", "/sys", "/dev/shm")):
+            if not knows_the_system(sys._getframe(1)):
+                raise FileNotFoundError(2, "No such file or directory", place)
+
+sys.addaudithook(refuse)
+"""
+"""A `sitecustomize`: what CPython's documentation says is Linux's, or not macOS's, is gone."""
+
+
+def test_the_three_commands(tmp_path: Path) -> None:
+    """The digests are those of this system; where forks cannot compute, one process does."""
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT_LINUX)
+    path = f"{tmp_path}{os.pathsep}{Path(__file__).parents[2]}"
+    there, here = tmp_path / "there", tmp_path / "here"
+    for place in (there, here):
+        place.mkdir()
+    for command in (
+        ("ingest", "synthetic:300,60", "--rows-per-chunk", 64),
+        ("train", "--dataset", "data/synthetic", "--epochs", 2, "--batch-size", 100),
+        ("score", "--dataset", "data/synthetic", "--out", "rows.csv"),
+    ):
+        told = document(run_pipeline(*command, "--json", cwd=there, env={"PYTHONPATH": path}))
+        expected = document(run_pipeline(*command, "--json", cwd=here))
+        for name in ("digest", "parameters_digest", "order_digest", "scores_digest", "wrong"):
+            assert expected.get(name) == told.get(name)
