@@ -362,6 +362,9 @@ def _given_settings(config_file: str | None, settings: dict[str, Any]) -> dict[s
 def main() -> None:
     """Run a command; whatever goes wrong ends in a message and the documented exit code."""
     atexit.register(_ignore_signals)
+    # Products are computed by one BLAS thread each; without this OpenBLAS starts one for each core
+    # when NumPy is imported, and interrupts the process where the system gives it none.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     _prepare_streams()
     sys.exit(_run())
 
@@ -409,8 +412,10 @@ def _report(error: BaseException) -> int:
     """Print what went wrong and return the exit code; a traceback only for a defect."""
     known = as_pipeline_error(error) if isinstance(error, Exception) else None
     if known is None:
-        import traceback
-
+        try:
+            import traceback
+        except (OSError, MemoryError) as shortage:
+            return _report(shortage)
         print_aside(f"{traceback.format_exc()}{DEFECT}")
         return 1
     prefix = "" if isinstance(known, StoppedError) else "Error: "

@@ -1,7 +1,11 @@
 """What memory a job will need at most, worked out before it starts; it does not grow with rows."""
 
+import errno
+import math
 import os
+import resource
 from collections.abc import Iterable
+from contextlib import suppress
 
 import numpy as np
 
@@ -16,7 +20,7 @@ from pipeline.ingest import BASE_MEMORY
 from pipeline.stream import PLAIN_WINDOW_CHUNKS, chunks_per_window
 from pipeline.windows import WAITING_THREADS
 from storage.dataset import Dataset
-from storage.errors import UsageError
+from storage.errors import SHORTAGES, UsageError, starved
 from storage.schema import SplitSchema
 
 ROW_NUMBERS = 48
@@ -32,6 +36,8 @@ MOST_VECTORS = 3
 """The same of any optimiser."""
 FORMS_PER_REPLICA = 8
 """Its parameters and the optimiser's two vectors, before and after a round, and a copy's."""
+ADDRESSES_OF_A_THREAD = 48 * 2**20
+"""Its stack and OpenBLAS's buffer, most of which is never touched, in bytes."""
 FORK_MEMORY = 16 * 2**20
 """What a forked process has of its own besides arrays, in bytes."""
 
@@ -84,7 +90,7 @@ def score_memory(network: Network, split: SplitSchema, threads: int) -> int:
     )
 
 
-def check_memory(needed: int) -> int:
+def check_memory(needed: int, threads: int = 1) -> int:
     """`needed`, where this machine has so many bytes at all; else `UsageError`."""
     there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > there:
@@ -92,7 +98,20 @@ def check_memory(needed: int) -> int:
             f"This needs about {needed / 1e9:,.1f} GB of memory; the machine has "
             f"{there / 1e9:,.1f} GB. Choose a smaller network, batch or --shuffle-memory."
         )
+    if needed - BASE_MEMORY + threads * ADDRESSES_OF_A_THREAD > free_addresses():
+        raise starved(SHORTAGES[errno.ENOMEM])  # before OpenBLAS ends the process
     return needed
+
+
+def free_addresses() -> float:
+    """Return the bytes of address space that `ulimit -v` leaves this process."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return math.inf
+    pages = 0
+    with suppress(FileNotFoundError), open("/proc/self/statm", encoding="ascii") as status:
+        pages = int(status.read().split()[0])
+    return limit - pages * resource.getpagesize()
 
 
 def _stream_bytes(split: SplitSchema, window_chunks: int, windows: int = 2) -> int:

@@ -91,7 +91,7 @@ def write_grid(tiles: Sequence[Tile], path: Path, title: str) -> None:
     path = check_picture(path)
     try:
         from matplotlib.figure import Figure
-    except ImportError:
+    except ModuleNotFoundError:
         raise MissingExtraError("A picture", "matplotlib", "plot") from None
     import io
 

@@ -11,7 +11,7 @@ from jobs.environment import environment
 from jobs.memory import check_memory, train_memory
 from jobs.nn.architecture import Layer, parse_network
 from jobs.stop import StopSignal
-from jobs.training.step import STEP_VERSION, micro_batch_count
+from jobs.training.step import STEP_VERSION, micro_batch_count, thread_count
 from jobs.training.train_job import TrainJob, TrainListener, TrainResult
 from jobs.training.trainer import template
 from pipeline.order import ORDER_VERSION
@@ -67,7 +67,8 @@ def train(
         _check_dataset(record, data)
     layers = check_fit(config, data)
     listener = listener or TrainListener()
-    listener.planned(check_memory(train_memory(config, layers, data)))
+    memory = train_memory(config, layers, data)
+    listener.planned(check_memory(memory, thread_count(config.threads)))
     if run_exists(location) and not resume:
         raise ConflictError(
             f"The run {location} exists. Pass --resume to continue it, or choose another --run."

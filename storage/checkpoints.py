@@ -163,8 +163,6 @@ def _read_state(location: Location, manifest: dict[str, Any]) -> bytes:
         state = location.get(STATE)
     except FileNotFoundError:
         raise BadDataError(f"{place} is missing: the checkpoint is not whole.") from None
-    except MemoryError:
-        raise BadDataError(f"{place} does not fit in memory; it is none of ours.") from None
     found = hashlib.sha256(state).hexdigest()
     if found != manifest["state_sha256"]:
         raise BadDataError(

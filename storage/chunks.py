@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage import codecs
-from storage.errors import BadDataError, UnreachableError
+from storage.errors import BadDataError, UnreachableError, shortage
 from storage.objects import Location, Write
-from storage.schema import ZSTD
+from storage.schema import CHUNK_LIMIT, ZSTD
 
 CHECKSUM_BYTES = 4
 CHECKED = 0x48674BC7
@@ -101,8 +101,10 @@ class ChunkedArray:
         shape = (self.chunk_rows, self.columns)
         try:
             return np.empty(shape, np.dtype(self.dtype).newbyteorder("<"))
-        except MemoryError as error:
-            raise ValueError(f"chunks of shape {shape} do not fit in memory") from error
+        except MemoryError:
+            if self._decoded_bytes <= CHUNK_LIMIT:
+                raise
+            raise ValueError(f"chunks of shape {shape} do not fit in memory") from None
 
     def read(
         self,
@@ -131,6 +133,8 @@ class ChunkedArray:
                 "this anew."
             ) from None
         except (RuntimeError, ValueError) as error:
+            if shortage(error) is not None:
+                raise
             raise BadDataError(
                 f"Chunk {number} in {place} is damaged ({error}). Restore it from a copy, or make "
                 "this anew."
@@ -229,8 +233,11 @@ class ChunkedArray:
         `ZSTD_compressBound` adds 1/256 and at most 64 KiB, Blosc less; headers and checksums are
         short.
         """
-        decoded = self.chunk_rows * self.columns * np.dtype(self.dtype).itemsize
-        return decoded + decoded // 256 + 2**17
+        return self._decoded_bytes + self._decoded_bytes // 256 + 2**17
+
+    @property
+    def _decoded_bytes(self) -> int:
+        return self.chunk_rows * self.columns * np.dtype(self.dtype).itemsize
 
     def _shard_entry(self, key: str, place_in_shard: int) -> tuple[int, int]:
         """Offset and length, in bytes, of a chunk inside its shard."""

@@ -7,10 +7,18 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Event, Thread
 from typing import NoReturn
 
 from storage import files
-from storage.errors import BadDataError, PipelineError, UnreachableError, UsageError
+from storage.errors import (
+    BadDataError,
+    PipelineError,
+    UnreachableError,
+    UsageError,
+    shortage,
+    starved,
+)
 
 REMEDY = {
     errno.ENOSPC: "free some space and run the same command again.",
@@ -40,11 +48,12 @@ def as_pipeline_error(  # noqa: PLR0911 - an answer for each kind of refusal
 
     This is the last resort for what the system refuses: where more is known, say more there.
     """
+    what = shortage(error)
     match error:
         case PipelineError():
             return error
-        case MemoryError():
-            return UnreachableError("There is not enough memory. Close other programs, or do less.")
+        case _ if what is not None:
+            return starved(what)
         case RecursionError():
             return BadDataError("A file or an argument is nested too deeply to be read.")
         case UnicodeError():
@@ -74,6 +83,41 @@ def exit_code_of(error: BaseException | None) -> int:
     return 1
 
 
+@contextmanager
+def naming_shortages() -> Iterator[None]:
+    """Turn what the system does not give into `UnreachableError`, which is worth another try."""
+    try:
+        yield
+    except (OSError, RuntimeError, MemoryError, ImportError) as error:
+        what = shortage(error)
+        if what is None:
+            raise
+        raise starved(what) from error
+
+
+def check_room(threads: int, open_files: int) -> None:
+    """Raise `UnreachableError` where the system does not give so many more threads and files.
+
+    For libraries that hang, or print what went wrong, where they run out of either.
+    """
+    done = Event()
+    waiting: list[Thread] = []
+    descriptors: list[int] = []
+    try:
+        with naming_shortages():
+            descriptors.extend(os.open(os.devnull, os.O_RDONLY) for _ in range(open_files))
+            for _ in range(threads):
+                thread = Thread(target=done.wait, daemon=True)
+                thread.start()
+                waiting.append(thread)
+    finally:
+        done.set()
+        for descriptor in descriptors:
+            os.close(descriptor)
+        for thread in waiting:
+            thread.join()
+
+
 def is_directory_there() -> bool:
     """Return whether the current directory still exists."""
     try:
@@ -91,6 +135,9 @@ def reaching(verb: str, path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except OSError as error:
+        what = shortage(error)
+        if what is not None:
+            raise starved(what) from error
         remedy = REMEDY.get(error.errno or 0, "see to the disk or mount and run again.")
         raise UnreachableError(
             f"Cannot {verb} {path}: {error.strerror or error}. {remedy[0].upper()}{remedy[1:]}"

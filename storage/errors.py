@@ -1,6 +1,7 @@
 """The errors that every floor raises, each with the exit code that a user's script sees."""
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 SHOWN = 100
@@ -87,3 +88,45 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     folded = {name.lower(): name for name in known}
     nearest = difflib.get_close_matches(word[:SHOWN].lower(), folded, n=1)
     return f" Did you mean {folded[nearest[0]]!r}?" if nearest else ""
+
+
+SHORTAGES = {
+    errno.EMFILE: "open files (ulimit -n)",
+    errno.ENFILE: "open files: those of the whole machine are used up",
+    errno.EAGAIN: "processes or threads, or no memory for them (ulimit -u, ulimit -v)",
+    errno.ENOMEM: "memory (ulimit -v)",
+}
+"""What the system has no more of, and the limit that says so, by error number."""
+SHORTAGES_IN_WORDS = {
+    "can't start new thread": errno.EAGAIN,
+    "Too many open files": errno.EMFILE,
+    "Cannot allocate memory": errno.ENOMEM,
+    "failed to map segment": errno.ENOMEM,
+}
+"""The same where a library has only words for it, as for a module that cannot be loaded."""
+
+
+def shortage(error: BaseException | None) -> str | None:
+    """Return what the system did not give, and the limit's name; None for any other error.
+
+    What an error was raised from counts as well.
+    """
+    while error is not None:
+        number = error.errno if isinstance(error, OSError) else None
+        if isinstance(error, MemoryError):
+            number = errno.ENOMEM
+        if isinstance(error, RuntimeError | ImportError):
+            words = (code for text, code in SHORTAGES_IN_WORDS.items() if text in str(error))
+            number = next(words, None)
+        if number in SHORTAGES:
+            return SHORTAGES[number]
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return None
+
+
+def starved(what: str) -> UnreachableError:
+    """Return the error for something that the system does not give; see `shortage`."""
+    return UnreachableError(
+        f"The system gives no more {what}. Raise the limit or end other processes, then run the "
+        "same command again."
+    )

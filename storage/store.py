@@ -1,7 +1,9 @@
 """A location as a Zarr store: durable writes, and a missing chunk is an error, never zeros."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import zarr
@@ -16,7 +18,8 @@ from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 
 from storage import sealed
 from storage.chunks import ChunkedArray
-from storage.errors import BadDataError, PipelineError
+from storage.directories import check_room
+from storage.errors import BadDataError, PipelineError, shortage
 from storage.objects import Location
 from storage.schema import METADATA_NAME
 
@@ -136,15 +139,8 @@ def check_group(store: LocationStore, path: str, members: Iterable[str]) -> None
     """
     location = store.location.child(path) if path else store.location
     place = f"{location}/{METADATA_NAME}"
-    try:
+    with _opening(f"{location} cannot be opened as a Zarr group"):
         group = zarr.open_group(store, path=path, mode="r", zarr_format=3)
-    except PipelineError:
-        raise
-    except Exception as error:  # zarr raises whatever a strange zarr.json leads it to
-        raise BadDataError(
-            f"{location} cannot be opened as a Zarr group ({error}). Restore it from a copy, or "
-            "make it again."
-        ) from error
     if group.metadata.consolidated_metadata is None:
         return
     consolidated = sealed.read_document(location, METADATA_NAME)["consolidated_metadata"]
@@ -155,6 +151,28 @@ def check_group(store: LocationStore, path: str, members: Iterable[str]) -> None
                 f"{place} describes {member} otherwise than {location}/{member}/{METADATA_NAME}. "
                 "Make it anew with zarr.consolidate_metadata, or restore it from a copy."
             )
+
+
+@cache
+def _check_zarr_can_start() -> None:
+    """Look for a thread and its event loop's files: Zarr hangs or complains without them."""
+    check_room(threads=1, open_files=4)
+
+
+@contextmanager
+def _opening(trouble: str) -> Iterator[None]:
+    """Turn whatever a strange `zarr.json` leads Zarr to into `BadDataError`."""
+    try:
+        _check_zarr_can_start()
+        yield
+    except PipelineError:
+        raise
+    except Exception as error:
+        if shortage(error) is not None:
+            raise
+        raise BadDataError(
+            f"{trouble} ({error}). Restore it from a copy, or make it again."
+        ) from error
 
 
 def _own_metadata(document: dict[str, Any]) -> dict[str, Any]:
@@ -168,15 +186,8 @@ def open_array(store: LocationStore, reader: ChunkedArray) -> "zarr.Array[Any]":
     """
     place = str(reader.location)
     path = reader.location.below(store.location)
-    try:
+    with _opening(f"{place} cannot be opened as a Zarr array"):
         array = zarr.open_array(store, path=path, mode="r", zarr_format=3)
-    except PipelineError:
-        raise
-    except Exception as error:  # zarr raises whatever a strange zarr.json leads it to
-        raise BadDataError(
-            f"{place} cannot be opened as a Zarr array ({error}). Restore it from a copy, or make "
-            "it again."
-        ) from error
     if (array.shape, str(array.dtype)) != (reader.shape, reader.dtype):
         raise BadDataError(
             f"{place} has shape {array.shape} of {array.dtype}; the attributes say "

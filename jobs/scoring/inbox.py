@@ -177,7 +177,7 @@ class _Inbox:
             with ExitStack() as opened:
                 batch.attempt(partial(self._check_headers, item))
                 files = batch.attempt(partial(self._files, item, opened))
-                content = self._content(item, files)
+                content = batch.attempt(partial(self._content, item, files))
                 batch.attempt(partial(self._score_content, item, files, content))
         except (ModelError, LedgerError, StoppedError):
             raise

@@ -53,7 +53,7 @@ def make_scores(
     memory = score_memory(model.network, dataset.split(split).schema, cores)
 
     def work() -> None:
-        listener.say(f"memory at most {check_memory(memory) / 1e6:,.0f} MB")
+        listener.say(f"memory at most {check_memory(memory, cores) / 1e6:,.0f} MB")
         workers = cluster()
         with one_blas_thread(), score_into(home, schema, take_over) as writer:
             _score(writer, model, dataset, cores, listener.progress, stop, workers)

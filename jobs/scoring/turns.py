@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from jobs.scoring.score_listener import ScoreListener
 from jobs.stop import StopSignal
+from storage.directories import naming_shortages
 from storage.errors import ConflictError, UnreachableError
 
 POLL_SECONDS = 0.2
@@ -54,6 +55,7 @@ def try_again(
     stop: StopSignal,
 ) -> Result:
     """What `attempt` returns; what is out of reach (exit 6) is tried so many times more."""
+    attempt = naming_shortages()(attempt)
     for left in range(retries, 0, -1):
         try:
             return attempt()

@@ -22,8 +22,15 @@ from distributed.security import Security
 
 from pipeline.clusters.options import ClusterOptions
 from storage.closing import Closing
+from storage.directories import check_room
 from storage.errors import UnreachableError
 
+THREADS, THREADS_OF_A_WORKER = 15, 15
+OPEN_FILES, OPEN_FILES_OF_A_WORKER = 40, 15
+"""What a job and its workers use at most, somewhat more than measured.
+
+Dask hangs or prints tracebacks where it gets less.
+"""
 CLOSE_SECONDS = 5.0
 DIRECTORY_PREFIX = "mnist-stream-workers-"
 SETTINGS = {
@@ -41,6 +48,11 @@ class OwnCluster(Closing):
 
     def __init__(self, options: ClusterOptions) -> None:
         """Start them; raises `UnreachableError` if the system does not give what they need."""
+        workers = options.workers or 0
+        check_room(
+            threads=THREADS + THREADS_OF_A_WORKER * workers,
+            open_files=OPEN_FILES + OPEN_FILES_OF_A_WORKER * workers,
+        )
         try:
             self._directory = PrivateDirectory()
             try:

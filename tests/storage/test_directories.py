@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import shutil
 import socket
 import stat
@@ -14,6 +15,7 @@ import pytest
 
 from storage.directories import (
     as_pipeline_error,
+    check_room,
     file_to_write,
     make_directories,
     remove_tree,
@@ -63,6 +65,41 @@ def test_refusals(error: Exception, kind: type[PipelineError]) -> None:
     assert type(found) is kind
     assert str(found).endswith(".")
     str(found).encode()
+
+
+def wrapped(error: Exception) -> Exception:
+    """An import that failed, as NumPy raises it for what kept it from loading its libraries."""
+    found = ImportError("Importing the numpy C-extensions failed.")
+    found.__cause__ = error
+    return found
+
+
+@pytest.mark.parametrize(
+    ("error", "limit"),
+    [
+        (RuntimeError("can't start new thread"), "ulimit -u"),
+        (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), "ulimit -u"),
+        (OSError(errno.EMFILE, "Too many open files", "x"), "ulimit -n"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "ulimit -v"),
+        (MemoryError(), "ulimit -v"),
+        (wrapped(ImportError("libx.so: failed to map segment from shared object")), "ulimit -v"),
+        (wrapped(ImportError("libx.so: cannot open: Too many open files")), "ulimit -n"),
+    ],
+)
+def test_shortages(error: Exception, limit: str) -> None:
+    """What the system does not give is named with its limit, and worth another try."""
+    found = as_pipeline_error(error)
+    assert isinstance(found, UnreachableError)
+    assert limit in str(found)
+
+
+def test_room() -> None:
+    """So many files are looked for, and closed again."""
+    before = os.listdir("/proc/self/fd")
+    check_room(threads=3, open_files=9)
+    with pytest.raises(UnreachableError, match="ulimit -n"):
+        check_room(threads=0, open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    assert len(before) == len(os.listdir("/proc/self/fd"))
 
 
 def test_a_defect_is_none() -> None:
