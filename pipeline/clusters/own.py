@@ -21,6 +21,7 @@ from distributed import LocalCluster
 from distributed.security import Security
 
 from pipeline.clusters.options import ClusterOptions
+from pipeline.clusters.worker_side import reason
 from storage.closing import Closing
 from storage.directories import check_room
 from storage.errors import UnreachableError
@@ -60,8 +61,12 @@ class OwnCluster(Closing):
             except BaseException:
                 self._directory.close()
                 raise
-        except (OSError, TimeoutError, RuntimeError) as error:
-            raise UnreachableError(f"Cannot start {options.workers} workers ({error}).") from error
+        except Exception as error:  # whatever Dask makes of what the system does not give
+            raise UnreachableError(
+                f"Cannot start {options.workers} workers ({reason(_system_error(error))}). Give "
+                "fewer --workers, or raise the limits of processes (ulimit -u), open files (-n) "
+                "and memory (-v)."
+            ) from error
 
     def close(self) -> None:
         """End the processes and remove their directory."""
@@ -102,6 +107,16 @@ def _remove_unlocked(directory: Path) -> None:
             shutil.rmtree(directory)
     finally:
         os.close(descriptor)
+
+
+def _system_error(error: BaseException) -> BaseException:
+    """Return what the system said, if that is among an error's causes; else the error."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno:
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return error
 
 
 def _start(options: ClusterOptions, directory: Path) -> LocalCluster:

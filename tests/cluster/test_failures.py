@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -349,3 +350,14 @@ def test_processes_of_our_own(digits: Path, tmp_path: Path) -> None:
         _, err = process.communicate()
     assert 130 == process.returncode, err
     assert re.fullmatch(r"Stopped after \d+ steps; the checkpoint is saved\. .*\n", err)
+
+
+def test_processes_that_the_system_does_not_give(tmp_path: Path) -> None:
+    """Where there are too few open files for `--workers`: exit 6 with the limit, and no hang."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (26, 26))
+
+    arguments = ["ingest", "synthetic:60,10", "--workers", "2"]
+    ended = run_pipeline(*arguments, cwd=tmp_path, preexec_fn=limit)
+    assert_told(ended, 6, "Cannot start 2 workers", "open files (-n)")
