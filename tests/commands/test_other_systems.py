@@ -7,7 +7,7 @@ from tests.commands.process import run_pipeline
 from tests.commands.test_commands import document
 
 WITHOUT_LINUX = """
-import fcntl, mmap, os, resource, select, signal, socket, sys
+import fcntl, mmap, os, resource, signal, socket, sys
 
 LACKING = {
     os: (
@@ -22,7 +22,6 @@ LACKING = {
     fcntl: ("F_ADD_SEALS", "F_GET_SEALS", "F_OFD_", "F_SEAL_", "F_SETPIPE_SZ", "F_GETPIPE_SZ"),
     mmap: ("MADV_", "MAP_DENYWRITE", "MAP_EXECUTABLE", "MAP_POPULATE", "MAP_STACK"),
     resource: ("prlimit", "RLIMIT_MSGQUEUE", "RLIMIT_NICE", "RLIMIT_RT", "RLIMIT_SIGPENDING"),
-    select: ("epoll", "EPOLL"),
     signal: ("SIGRTM", "SIGPOLL", "SIGPWR", "SIGSTKFLT", "sigtimedwait", "sigwaitinfo"),
     socket: ("AF_ALG", "AF_NETLINK", "AF_VSOCK", "SO_PEERCRED", "SO_PASSCRED"),
 }
@@ -60,6 +59,8 @@ def test_the_three_commands(tmp_path: Path) -> None:
         ("ingest", "synthetic:300,60", "--rows-per-chunk", 64),
         ("train", "--dataset", "data/synthetic", "--epochs", 2, "--batch-size", 100),
         ("score", "--dataset", "data/synthetic", "--out", "rows.csv"),
+        ("verify", "data/synthetic"),
+        ("verify", "runs/mnist"),
     ):
         told = document(run_pipeline(*command, "--json", cwd=there, env={"PYTHONPATH": path}))
         expected = document(run_pipeline(*command, "--json", cwd=here))
