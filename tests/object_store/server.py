@@ -98,7 +98,7 @@ def _create_bucket(store: Store) -> None:
 
 
 def _send(url: str, data: bytes) -> None:
-    headers = {"Authorization": _SCOPE}
+    headers = {"Authorization": _SCOPE, "Content-Type": "binary/octet-stream"}
     request = urllib.request.Request(url, data=data, method="PUT", headers=headers)
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(request, timeout=30) as answer:
