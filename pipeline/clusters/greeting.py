@@ -184,7 +184,11 @@ def no_scheduler(address: str | None, error: Exception) -> UnreachableError | Us
             "tcp://host:8786, by --scheduler, --scheduler-file or DASK_SCHEDULER_ADDRESS."
         )
     problem = reason(error)
-    if not isinstance(error, OSError):
+    if isinstance(error, TimeoutError):
+        problem = str(error) or "no answer"
+    elif isinstance(error, MemoryError):
+        problem = "it announces a message that is larger than memory"
+    elif not isinstance(error, OSError):
         problem = f"what it sends is not a scheduler's: {problem}"
     tls = str(address).startswith("tls://")
     remedy = (

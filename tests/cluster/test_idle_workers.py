@@ -5,15 +5,17 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from distributed import Client as DaskClient
 from distributed import Status, Worker
 
-from jobs.stop import stop_on_signals
+from jobs.stop import StopSignal, stop_on_signals
 from jobs.train import train
 from pipeline.cluster import connect
+from pipeline.clusters import tasks
 from pipeline.clusters.options import ClusterOptions
 from storage.errors import StoppedError, UnreachableError
 from tests.cluster.processes import PLAIN, Cluster
@@ -128,3 +130,25 @@ def test_a_signal_while_all_workers_are_paused(digits: Path, tmp_path: Path) -> 
         with client, pytest.raises(StoppedError, match="while no worker took tasks") as raised:
             train(STEPS, dataset=digits, run=tmp_path / "run", listener=harm, cluster=client)
         assert 143 == raised.value.exit_code
+
+
+def wait_for(file: Path) -> None:
+    """A task that ends when a file is there."""
+    while not file.exists():
+        time.sleep(0.01)
+
+
+def test_a_signal_while_a_task_is_stalled(
+    standing: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The wait for a task that lasts ends as well, though its worker is there."""
+    monkeypatch.setattr(tasks, "SLOW_SECONDS", 0.0)
+    stop = StopSignal()
+    client = connect(ClusterOptions(scheduler=standing.address, timeout=60), check=stop.check)
+    assert client is not None
+    with client:
+        stop.number = signal.SIGTERM
+        stalled = tasks.Task("wait", "rows 7..9 of test", wait_for, (tmp_path / "end",))
+        with pytest.raises(StoppedError, match=r"while waiting for rows 7\.\.9 of test\."):
+            tasks.Pending(client, stalled).result()
+        (tmp_path / "end").touch()

@@ -13,7 +13,10 @@ import pytest
 from distributed.protocol.core import dumps
 from distributed.protocol.utils import pack_frames
 
+from pipeline.clusters.greeting import address_in
+from pipeline.clusters.waiting import Waiting
 from pipeline.clusters.worker_side import reason
+from storage.errors import UsageError
 from tests.cluster.test_failures import assert_told
 from tests.commands.process import limited_to, run_pipeline
 
@@ -100,17 +103,17 @@ def test_no_dask_scheduler(
 
 
 def test_a_liar_that_says_it_is_a_scheduler(tmp_path: Path) -> None:
-    """It claims sizes that nobody has, once Dask's own client has its word: exit 6 as well."""
+    """It claims a size that nobody has once Dask's own client listens: exit 6 as well."""
     identity = framed({"type": "Scheduler", "id": "x"})
+    answers = iter([HELLO + identity, struct.pack("Q", TOO_MUCH)])
 
     def lie(connection: socket.socket) -> None:
-        connection.sendall(HELLO + identity + struct.pack("Q", TOO_MUCH))
+        connection.sendall(next(answers))
         hold(connection)
 
     with served(lie) as address:
         ended = run_pipeline("train", "--scheduler", address, *LIMIT, cwd=tmp_path)
-    assert_told(ended, 6, address, "what it sends is not a scheduler's")
-    assert " object at 0x" not in ended.err
+    assert_told(ended, 6, address, "it announces a message that is larger than memory")
     assert 1 == ended.err.count("\n")
 
 
@@ -130,9 +133,9 @@ def test_no_scheduler_file(content: bytes, problem: str, tmp_path: Path) -> None
     """Wrong usage, told at once with the file's name."""
     file = tmp_path / "scheduler.json"
     file.write_bytes(content)
-    ended = run_pipeline("train", "--scheduler-file", file, cwd=tmp_path)
-    assert_told(ended, 2, str(file), problem)
-    assert 1 == ended.err.count("\n")
+    with pytest.raises(UsageError, match=problem) as raised:
+        address_in(file, Waiting(60, lambda text: None, lambda text: None))
+    assert str(file) in str(raised.value)
 
 
 def test_a_scheduler_file_that_is_a_pipe(tmp_path: Path) -> None:
