@@ -103,7 +103,7 @@ def open_directory(
     )
     _check_splits_agree(splits)
     return Source(
-        name=name or found.prefix or directory.resolve().name or "dataset",
+        name=name or found.prefix or os.path.basename(os.path.realpath(directory)) or "dataset",
         splits=splits,
         description=description or f"IDX files in {directory}",
     )

@@ -68,7 +68,7 @@ class LocalLocation(Location):
     @property
     def name(self) -> str:
         """The last part of the path, for people."""
-        return self.path.resolve().name
+        return Path(os.path.realpath(self.path)).name
 
     def absolute(self) -> Self:
         """The directory by its path from the root."""
@@ -80,7 +80,7 @@ class LocalLocation(Location):
 
     def sibling(self, prefix: str, suffix: str) -> Self:
         """A hidden neighbour in the same directory, so that a rename between the two is atomic."""
-        resolved = self.path.resolve()
+        resolved = Path(os.path.realpath(self.path))
         return replace(self, path=resolved.parent / f".{prefix}{resolved.name}{suffix}")
 
     def split(self) -> tuple[Location, str]:
@@ -302,9 +302,9 @@ class LocalLocation(Location):
         """
         target.check_held()
         with reaching("publish", target.path):
-            destination = target.path.resolve()
+            destination = Path(os.path.realpath(target.path))
             make_directories(destination.parent)
-            files.rename(self.path.resolve(), destination)
+            files.rename(Path(os.path.realpath(self.path)), destination)
             files.fsync_directory(destination.parent)
 
     def trees(self, key: str, root: str) -> list[str]:
@@ -427,7 +427,7 @@ class LocalLocation(Location):
 
     def free_bytes(self) -> int:
         """Space left for us on the disk that holds (or will hold) this location."""
-        path = self.path.resolve()
+        path = Path(os.path.realpath(self.path))
         while not path.exists():
             path = path.parent
         with reaching("look at", path):

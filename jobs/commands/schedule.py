@@ -158,17 +158,17 @@ def _print_files(
     from pathlib import Path
 
     from jobs.printing import print_exactly, print_line
-    from jobs.scheduling.schedule_files import Plan, default_image, schedule_files
+    from jobs.scheduling.schedule_files import Plan, as_utf8, default_image, schedule_files
     from storage.directories import file_to_write
     from storage.location import open_location
 
     plan = Plan(
         times=times,
-        arguments=job,
+        arguments=tuple(map(as_utf8, job)),
         name=name,
         catch_up=catch_up == "once",
         zone_given=timezone is not None,
-        directory=os.getcwd(),
+        directory=as_utf8(os.getcwd()),
         image=image or default_image(),
         claim=claim,
     )

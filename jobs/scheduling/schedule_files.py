@@ -6,6 +6,7 @@ it can, and by the locks of `pipeline score` in any case.
 """
 
 import json
+import os
 import re
 import shlex
 import sys
@@ -79,13 +80,6 @@ class Plan:
                 f"The current directory is {self.directory!r}; a schedule can hold no line break "
                 "and no control character in it. Give it another name."
             )
-        for text in (self.directory, *self.arguments):
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                raise UsageError(
-                    f"{text!r} is not valid UTF-8, as a schedule's file must be. Rename it."
-                ) from error
 
     @property
     def deadline_seconds(self) -> int:
@@ -93,6 +87,16 @@ class Plan:
         first, second = self.times.between(datetime.now(UTC), datetime.max.replace(tzinfo=UTC), 2)
         apart = int((second - first).total_seconds())
         return max(60, min(apart, 86_400)) if self.catch_up else 60
+
+
+def as_utf8(text: str) -> str:
+    """Return a name as the UTF-8 that a schedule's file holds, whatever the locale made of it."""
+    try:
+        return os.fsencode(text).decode()
+    except UnicodeError as error:
+        raise UsageError(
+            f"{text!r} is not valid UTF-8, as a schedule's file must be. Rename it."
+        ) from error
 
 
 def default_image() -> str:
