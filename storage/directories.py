@@ -27,6 +27,8 @@ REMEDY = {
     errno.EPERM: "check the permissions and run the same command again.",
     errno.EROFS: "choose a place that can be written, or remount it, and run again.",
     errno.EEXIST: "a file lies where a directory is needed: choose another place.",
+    errno.ENAMETOOLONG: "choose a shorter name.",
+    errno.ELOOP: "links lead to each other there: choose another place.",
     errno.ENOTDIR: "a file lies where a directory is needed: choose another place.",
 }
 REMOVED_DIRECTORY = "The current directory has been removed: change to one that exists."

@@ -1,5 +1,8 @@
 """What was probably meant: misspelt commands, options and values, and those of other programs."""
 
+import os
+from pathlib import Path
+
 import pytest
 
 from tests.commands.conftest import Call
@@ -42,3 +45,9 @@ def test_nothing_near(words: tuple[str, ...], call: Call) -> None:
     ended = call(*words)
     assert_refused(ended, 2, "'")
     assert "Did you mean" not in ended.err
+
+
+def test_a_demo_where_no_directory_can_be(here: Path, call: Call) -> None:
+    """A file or a pipe at its place is refused before anything is downloaded."""
+    os.mkfifo(here / "pipe")
+    assert_refused(call("demo", "pipe"), 2, "'pipe' is no directory")

@@ -129,7 +129,7 @@ def test_a_failed_put_leaves_the_old_object(
 def test_a_full_disk_says_what_to_do(local: Location, monkeypatch: pytest.MonkeyPatch) -> None:
     """ENOSPC is answered with the advice to free some space."""
     fail(monkeypatch, "write", errno.ENOSPC)
-    with pytest.raises(UnreachableError, match="free some space and run the same command again"):
+    with pytest.raises(UnreachableError, match="Free some space and run the same command again"):
         local.put("key", b"new")
 
 
