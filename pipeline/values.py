@@ -1,5 +1,6 @@
 """The values of images: their range, and whether the arithmetic can hold them."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -89,12 +90,12 @@ def largest_input(
     largest = (0, "0", 0.0)
     for number in range(chunks or split.schema.chunks):
         values = split.read_chunk(number).inputs[:, 1:]
-        with np.errstate(over="ignore", invalid="ignore"):
-            stored = values.astype(np.float64)
-            sizes = np.abs(stored if scaling is None else _scaled(stored, scaling))
-        sizes[np.isnan(sizes)] = np.inf
-        place = int(sizes.argmax())
-        if sizes.flat[place] > largest[2]:
-            row = split.schema.chunk_bounds(number)[0] + place // values.shape[1]
-            largest = (row, str(values.flat[place]), float(sizes.flat[place]))
+        # The map is linear, so the largest is one of the two ends, or the first that is no number.
+        for place in (int(values.argmin()), int(values.argmax())):
+            row, column = divmod(place, values.shape[1])
+            value = values[row, column]
+            size = abs(float(value) if scaling is None else float(_scaled(float(value), scaling)))
+            if math.isnan(size) or size > largest[2]:
+                first = split.schema.chunk_bounds(number)[0]
+                largest = (first + row, str(value), math.inf if math.isnan(size) else size)
     return largest

@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from storage.location import open_location
 from storage.verify import verify_location
 from tests.cluster.processes import Cluster
 from tests.cluster.test_failures import assert_told
-from tests.cluster.trainings import SETTINGS, STEPS
+from tests.cluster.trainings import ROUNDS, SETTINGS, STEPS
 from tests.commands.process import run_pipeline
 
 
@@ -233,3 +234,22 @@ def test_names_for_people(name: str, cluster: Client) -> None:
     keys = {cluster.key(name) for _ in range(100)}
     assert {name} == {key_split(key) for key in keys}
     assert 100 == len(keys)
+
+
+def test_values_of_another_range(cluster: Client, tmp_path: Path) -> None:
+    """Workers scale and transpose as one process does, in every job."""
+    images, labels = draw_digits(3, "train", 0, 600)
+    write_idx(tmp_path / "train-images-idx3-short", images.astype(np.int16) * 12 - 1024)
+    write_idx(tmp_path / "train-labels-idx1-ubyte", labels)
+    digests = []
+    for name, workers in (("here", None), ("there", cluster)):
+        place, run = tmp_path / name / "data", tmp_path / name / "run"
+        make = partial(ingest, str(tmp_path), place, rows_per_chunk=70, transpose=True)
+        digest = make(cluster=workers).dataset.digest
+        for config in (STEPS, ROUNDS):
+            short = replace(config, epochs=1, evaluate="none", checkpoint_every=0)
+            where = run / config.parallel
+            model = train(short, dataset=place, run=where, cluster=workers).parameters_digest
+            scored = score(dataset=place, run=where, split="train", cluster=workers)
+            digests.append((digest, model, scored.scores.digest))
+    assert digests[:2] == digests[2:]
