@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING
 
 from jobs.defaults import DEFAULT_DATASET, DEFAULT_MODELS
 from jobs.scoring.batch import Batch, BatchResult
+from jobs.scoring.failures import INTERNAL_ERROR
 from jobs.scoring.gates import Gates
 from jobs.scoring.score_config import ScoreConfig
 from jobs.scoring.score_listener import LargestMemory, ScoreListener
 from jobs.scoring.scored import ScoreResult
 from jobs.scoring.turns import try_again
 from jobs.stop import StopSignal
-from storage.errors import InternalError, PipelineError, StoppedError, UsageError
+from storage.directories import as_pipeline_error
+from storage.errors import InternalError, StoppedError, UsageError
 from storage.location import Place
 from storage.objects import TakeOver
 from storage.scorings import scoring_home
@@ -152,16 +154,22 @@ def _score_splits(batch: Batch) -> None:
             batch.attempt(partial(batch.score_split, split))
         except (StoppedError, UsageError):
             raise
-        except PipelineError as error:
-            batch.result.errors.append(error)
-            batch.listener.event("failed", split=split, error=str(error))
-        except Exception as error:  # noqa: BLE001 - one split never keeps the others waiting
-            text = (
-                f"Split {split} could not be scored: internal error (please report it): "
-                f"{type(error).__name__}: {error}"
-            )
-            batch.result.errors.append(InternalError(text))
-            trace = "".join(traceback.format_exception(error))
+        except Exception as error:
+            known, trace = as_pipeline_error(error), None
+            if isinstance(known, UsageError):
+                raise known from error
+            if known is None:
+                trace = "".join(traceback.format_exception(error))
+                known = InternalError(
+                    f"Split {split} could not be scored: {INTERNAL_ERROR}: "
+                    f"{type(error).__name__}: {error}"
+                )
+            batch.result.errors.append(known)
             batch.listener.event(
-                "failed", split=split, error=text, traceback=trace, text=trace, warning=True
+                "failed",
+                split=split,
+                error=str(known),
+                traceback=trace,
+                text=trace,
+                warning=True,
             )

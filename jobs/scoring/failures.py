@@ -10,6 +10,7 @@ from storage.errors import BadDataError, InternalError, PipelineError
 from storage.ledger import FAILED_EVENT, Entry
 from storage.scorings import FAILED
 
+INTERNAL_ERROR = "internal error (please report it)"
 SHOWN_NAMES = 10
 """More bad files than this are not named in the error."""
 
@@ -71,7 +72,7 @@ class Failures:
                 self._batch.result.errors.append(self._summary(files, error))
 
     def _summary(self, files: list[str], error: type[PipelineError]) -> PipelineError:
-        bug = ", by an internal error (please report it)" if error is InternalError else ""
+        bug = f", by an {INTERNAL_ERROR}" if error is InternalError else ""
         return error(
             f"{len(files):,} in the inbox could not be scored{bug}: "
             f"{', '.join(files[:SHOWN_NAMES])}. What is wrong with each is in "

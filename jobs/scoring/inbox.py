@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING
 
 from jobs.scoring.arrivals import Found, Item, Selection, find_items, is_text, shown_name
 from jobs.scoring.batch import Batch, ModelError
-from jobs.scoring.failures import SHOWN_NAMES, Failures
+from jobs.scoring.failures import INTERNAL_ERROR, SHOWN_NAMES, Failures
 from jobs.scoring.scored import ScoreResult, checked_record, peek_dataset_digest
 from jobs.scoring.turns import pause
 from storage.decoding import START_BYTES, hash_stored, read_start
+from storage.directories import as_pipeline_error
 from storage.errors import (
     BadDataError,
-    ConflictError,
     StoppedError,
     UnreachableError,
     UsageError,
@@ -181,15 +181,17 @@ class _Inbox:
                 batch.attempt(partial(self._score_content, item, files, content))
         except (ModelError, LedgerError, StoppedError):
             raise
-        except (BadDataError, UsageError) as error:
-            content = error.content if isinstance(error, _BadHeaderError) else content
-            self._fail(item, files, content, str(error))
-        except (ConflictError, UnreachableError) as error:
-            batch.result.errors.append(error)
-            self._leave(item.name, str(error))
         except Exception as error:  # noqa: BLE001 - one file never keeps the others waiting
-            text = f"internal error (please report it): {type(error).__name__}: {error}"
-            self._fail(item, files, content, text, error)
+            match as_pipeline_error(error):
+                case BadDataError() | UsageError() as known:
+                    content = known.content if isinstance(known, _BadHeaderError) else content
+                    self._fail(item, files, content, str(known))
+                case None:
+                    text = f"{INTERNAL_ERROR}: {type(error).__name__}: {error}"
+                    self._fail(item, files, content, text, error)
+                case known:
+                    batch.result.errors.append(known)
+                    self._leave(item.name, str(known))
 
     def _fail(
         self, item: Item, files: list[Path], content: str, text: str, bug: Exception | None = None
