@@ -13,6 +13,7 @@ from storage.checkpoints import CheckpointName
 from storage.errors import BadDataError
 from storage.preparation import BYTE_SCALE, Preparation
 from storage.runs import RECORD, Run
+from storage.schema import ELEMENT_TYPES
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def load_model(run: Run, choice: str) -> Model:
         )
     network = Network(layers, config.dtype)
     class_names, transforms = _trained_on(run, layers[-1].outputs)
-    shape, element_type = run.dataset.get("image_shape"), run.dataset.get("element_type")
+    shape, element_type = _images_of(run)
     if element_type is None and BYTE_SCALE in transforms:
         element_type = "uint8"
     return Model(
@@ -63,10 +64,23 @@ def load_model(run: Run, choice: str) -> Model:
         checkpoint.name,
         class_names,
         Preparation.from_names(transforms, f"{run.location}/{RECORD}"),
-        None if shape is None else tuple(shape),
+        shape,
         element_type,
         warnings,
     )
+
+
+def _images_of(run: Run) -> tuple[tuple[int, ...] | None, str | None]:
+    """The shape and the element type of the images that a run was trained on, where it has them."""
+    shape, element_type = run.dataset.get("image_shape"), run.dataset.get("element_type")
+    sizes = shape if isinstance(shape, list) else []
+    known = shape is None or (sizes and all(type(size) is int for size in sizes))
+    if not known or element_type not in (None, *ELEMENT_TYPES):
+        raise BadDataError(
+            f"{run.location}/{RECORD} gives its images the shape {shape!r} and the type "
+            f"{element_type!r}; expected sizes and a type of IDX."
+        )
+    return (None if shape is None else tuple(sizes)), element_type
 
 
 def check_images(model: Model, place: str, image_shape: tuple[int, ...], element_type: str) -> None:

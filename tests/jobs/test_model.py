@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -145,3 +147,13 @@ def test_network_that_is_none(run: Run) -> None:
     record.write_bytes(sealed.sealed_bytes(document))
     with pytest.raises(BadDataError, match=r"run\.json: "):
         load_model(open_run(run.location), "best")
+
+
+@pytest.mark.parametrize(
+    "images",
+    [{"image_shape": [28, "28"]}, {"image_shape": 784}, {"element_type": "text"}],
+)
+def test_images_that_no_dataset_has(images: dict[str, Any], run: Run) -> None:
+    """A record that gives its images a shape or a type that cannot be is refused."""
+    with pytest.raises(BadDataError, match=r"run\.json gives its images the shape"):
+        load_model(replace(run, dataset=run.dataset | images), "latest")
