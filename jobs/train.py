@@ -133,9 +133,10 @@ def check_fit(config: TrainConfig, dataset: Dataset) -> tuple[Layer, ...]:
     for name in config.evaluated_splits:
         if name not in {*dataset.splits, *held_out}:
             there = [split for split in dataset.splits if dataset.split(split).schema.classes]
+            holdout = ", or keep rows for it with --holdout ROWS" if name == VALIDATION else ""
             raise UsageError(
                 f"{dataset.location} has no split '{name}' to evaluate after each epoch; "
-                f"pass --evaluate {','.join(there)}, or --evaluate none."
+                f"pass --evaluate {','.join(there)} or --evaluate none{holdout}."
             )
         if name in dataset.splits and not dataset.split(name).schema.classes:
             raise BadDataError(f"Split {name} has no labels; leave it out of --evaluate.")
