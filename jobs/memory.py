@@ -17,6 +17,7 @@ from jobs.training.evaluate import BLOCK_ROWS
 from jobs.training.step import micro_batch_count, thread_count
 from jobs.training.stepper import GROUP, member_span
 from pipeline.ingest import BASE_MEMORY
+from pipeline.rows import READING_THREADS
 from pipeline.stream import PLAIN_WINDOW_CHUNKS, chunks_per_window
 from pipeline.windows import WAITING_THREADS
 from storage.dataset import Dataset
@@ -34,8 +35,11 @@ INITIAL_BYTES = 64
 """Per weight of the largest layer, while its random numbers are drawn."""
 MOST_VECTORS = 3
 """The same of any optimiser."""
-FORMS_PER_REPLICA = 8
-"""Its parameters and the optimiser's two vectors, before and after a round, and a copy's."""
+FORMS_PER_REPLICA = 11
+"""Its parameters and the optimiser's two vectors, before and after a round, twice in a checkpoint,
+and what the allocator keeps between the two."""
+READER_MEMORY = 2**18
+"""The threads of a replica's own reader, in bytes."""
 ADDRESSES_OF_A_THREAD = 48 * 2**20
 """Its stack and OpenBLAS's buffer, most of which is never touched, in bytes."""
 FORK_MEMORY = 16 * 2**20
@@ -62,16 +66,19 @@ def train_memory(config: TrainConfig, layers: tuple[Layer, ...], dataset: Datase
     first = 2 * layers[0].parameter_count * itemsize  # weights and gradient of occupied columns
     drawing = INITIAL_BYTES * max(layer.parameter_count for layer in layers)
     window = chunks_per_window(split, config.shuffle_memory, config.shuffle)
-    windows = 2
+    readers = 0
     if config.parallel == "rounds" and window < split.chunks:
-        windows = max(windows, config.replicas)  # one of each, where no cluster has them
+        readers = config.replicas  # each has a window, where no cluster has them
     evaluations = len(config.evaluations(dataset.splits))
+    most_rows = max(each.schema.rows for each in dataset.splits.values())
     training = (
         parameters
         + cores * (FORK_MEMORY + micro_batches + first)
-        + bool(evaluations) * _forward_bytes(layers, itemsize, thread_count(config.threads))
+        + bool(evaluations)
+        * _forward_bytes(layers, itemsize, thread_count(config.threads), most_rows)
         + evaluations * _stream_bytes(split, PLAIN_WINDOW_CHUNKS, WINDOWS_OF_THREADS)
-        + _stream_bytes(split, window, windows)
+        + _stream_bytes(split, window)
+        + readers * _reader_bytes(split, window)
     )
     return BASE_MEMORY + max(training, drawing)
 
@@ -84,7 +91,7 @@ def score_memory(network: Network, split: SplitSchema, threads: int) -> int:
     return (
         BASE_MEMORY
         + _stream_bytes(split, PLAIN_WINDOW_CHUNKS, WINDOWS_OF_THREADS)
-        + _forward_bytes(layers, itemsize, threads)
+        + _forward_bytes(layers, itemsize, threads, split.chunk_rows)
         + (2 * MOST_VECTORS + 1) * network.parameter_count * itemsize  # loading the checkpoint
         + threads * chunk
     )
@@ -118,8 +125,15 @@ def _stream_bytes(split: SplitSchema, window_chunks: int, windows: int = 2) -> i
     """The windows, their row numbers, and the chunks that are being decoded."""
     window_rows = min(window_chunks, split.chunks) * split.chunk_rows
     chunk = split.chunk_rows * split.row_bytes
-    in_hand = WAITING_THREADS * 2 * chunk  # as stored and decoded
+    in_hand = min(WAITING_THREADS, split.chunks) * 2 * chunk  # as stored and decoded
     return windows * window_rows * (split.row_bytes + ROW_NUMBERS) + in_hand
+
+
+def _reader_bytes(split: SplitSchema, window_chunks: int) -> int:
+    """Bytes of a replica's own window, and of the chunks that its reader decodes."""
+    chunk = split.chunk_rows * split.row_bytes
+    window = window_chunks * split.chunk_rows * (split.row_bytes + ROW_NUMBERS)
+    return window + (1 + READING_THREADS) * chunk + READER_MEMORY
 
 
 def _vectors(config: TrainConfig) -> int:
@@ -128,11 +142,11 @@ def _vectors(config: TrainConfig) -> int:
     return 1 + len(optimizer.initial_state(np.zeros(1, config.dtype)))
 
 
-def _forward_bytes(layers: tuple[Layer, ...], itemsize: int, threads: int) -> int:
-    """Of so many threads that each evaluate a block of rows, the first layer's weights narrowed."""
+def _forward_bytes(layers: tuple[Layer, ...], itemsize: int, threads: int, rows: int) -> int:
+    """Bytes of threads that each evaluate a block of at most `rows`, with the narrowed weights."""
     widths = [layer.outputs for layer in layers]
     row = 2 * layers[0].inputs + sum(widths) + max(widths) + 2 * widths[-1]
-    return threads * itemsize * (layers[0].parameter_count + BLOCK_ROWS * row)
+    return threads * itemsize * (layers[0].parameter_count + min(BLOCK_ROWS, rows) * row)
 
 
 def _row_bytes(layers: Iterable[Layer], itemsize: int) -> int:

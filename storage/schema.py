@@ -38,6 +38,8 @@ LZ4, LZ4HC, ZSTD = COMPRESSIONS = ("lz4", "lz4hc", "zstd")
 """How chunks may be compressed; see `storage.codecs`."""
 CHUNK_BYTES = 1_570_000
 """Decoded bytes of a default chunk: 2,000 rows of MNIST with its bias column."""
+CHUNK_AND_TARGETS_BYTES = 2 * CHUNK_BYTES
+"""The same with its targets, where these are wider than the inputs."""
 SHARD_THRESHOLD = 1_000
 """Datasets whose splits have more chunks than this keep them in shards."""
 CHUNKS_PER_SHARD = 8
@@ -132,7 +134,8 @@ class SplitSchema(InChunks):
     ) -> Self:
         """A split with chunks of about `CHUNK_BYTES`, in shards where there are thousands."""
         row_bytes = (1 + features) * np.dtype(dtype).itemsize
-        chunk_rows = min(chunk_rows or max(1, CHUNK_BYTES // row_bytes), rows)
+        fitting = min(CHUNK_BYTES // row_bytes, CHUNK_AND_TARGETS_BYTES // (row_bytes + classes))
+        chunk_rows = min(chunk_rows or max(1, fitting), rows)
         chunks = -(-rows // chunk_rows)
         shard = CHUNKS_PER_SHARD if chunks > SHARD_THRESHOLD else 1
         return cls(rows, features, dtype, classes, chunk_rows, shard)

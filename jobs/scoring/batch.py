@@ -171,6 +171,7 @@ class Batch:
 
     def make(self, dataset: "Dataset", split: str) -> ScoreResult:
         """Score a split of an open dataset."""
+        from jobs.scoring.outputs import output_memory
         from jobs.scoring.split_scoring import make_scores
 
         return make_scores(
@@ -184,6 +185,7 @@ class Batch:
             listener=self.listener,
             stop=self.stop,
             cluster=self._cluster,
+            output_memory=output_memory(str(self.config.out)),
         )
 
     def settle(self, result: ScoreResult, content: str | None = None) -> ScoreResult:

@@ -27,6 +27,10 @@ from storage.objects import Location, Write
 if TYPE_CHECKING:
     from storage.predictions import Scores
 
+PARQUET_MEMORY = 100_000_000
+"""Bytes of pyarrow itself."""
+CSV_BUFFER = 2**20
+"""Characters that are written at a time."""
 CSV_METADATA = "-metadata.json"
 
 
@@ -49,6 +53,11 @@ class _Rows:
     probability: NDArray[np.float32]
     probabilities: NDArray[np.float32]
     """`(rows, classes)`"""
+
+
+def output_memory(place: str) -> int:
+    """Return the bytes that writing a file needs besides a chunk of scores."""
+    return PARQUET_MEMORY if place.endswith(".parquet") else 2 * CSV_BUFFER
 
 
 def check_kind(place: str) -> None:
@@ -151,16 +160,19 @@ def _csv(scores: "Scores", wanted: Wanted) -> Iterator[str]:
     yield ",".join(_quoted(name) for name, _ in _columns(scores, wanted)) + "\n"
     quoted = {name: _quoted(name) for name in scores.schema.class_names}
     for rows in _blocks(scores):
-        figures = rows.probability[:, None]
-        if wanted.all_probabilities:
-            figures = np.concatenate([figures, rows.probabilities], axis=1)
-        lines = []
-        for row, predicted, name, values in zip(
-            rows.row.tolist(), rows.predicted.tolist(), rows.names, figures.tolist(), strict=True
-        ):
+        lines: list[str] = []
+        characters = 0
+        for place, name in enumerate(rows.names):
+            figures = rows.probability[place : place + 1].tolist()
+            if wanted.all_probabilities:
+                figures += rows.probabilities[place].tolist()
             # Nine digits bring a float32 back to the bit (IEEE 754, 5.12.2).
-            told = ",".join(f"{value:.9g}" for value in values)
-            lines.append(f"{row},{predicted},{quoted[name]},{told}\n")
+            told = ",".join(f"{value:.9g}" for value in figures)
+            lines.append(f"{rows.row[place]},{rows.predicted[place]},{quoted[name]},{told}\n")
+            characters += len(lines[-1])
+            if characters > CSV_BUFFER:
+                yield "".join(lines)
+                lines, characters = [], 0
         yield "".join(lines)
 
 

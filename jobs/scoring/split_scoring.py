@@ -41,6 +41,7 @@ def make_scores(
     listener: ScoreListener,
     stop: StopSignal,
     cluster: "OpenCluster",
+    output_memory: int,
 ) -> ScoreResult:
     """Score a split in its home, or go on where a scoring of it died, and publish it.
 
@@ -50,7 +51,7 @@ def make_scores(
     schema = _schema(model, dataset, split)
     home = run.location.child(f"{SCORES}/{schema.home}")
     cores = thread_count(threads)
-    memory = score_memory(model.network, dataset.split(split).schema, cores)
+    memory = score_memory(model.network, dataset.split(split).schema, cores) + output_memory
 
     def work() -> None:
         listener.say(f"memory at most {check_memory(memory, cores) / 1e6:,.0f} MB")
