@@ -1,11 +1,16 @@
 """Which checkpoint of a run is meant: the best, the latest, an epoch's, or that of a digest.
 
+And which dataset, where none is given: that of the run.
+
 Imports neither Zarr nor Dask: a job that finds its work done needs no more than this.
 """
 
 import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from jobs.config import VALIDATION
+from jobs.defaults import DEFAULT_DATASET
 from jobs.training.history import Metrics, history_of
 from storage.checkpoints import (
     Checkpoint,
@@ -16,7 +21,12 @@ from storage.checkpoints import (
     load_newest,
 )
 from storage.errors import BadDataError, UsageError
+from storage.location import Place, open_location
+from storage.objects import Location
 from storage.runs import Run
+
+if TYPE_CHECKING:
+    from storage.dataset import Dataset
 
 EPOCH = re.compile(r"[0-9]{1,7}", re.ASCII)
 DIGEST = re.compile(r"[0-9a-f]{8,64}", re.ASCII)
@@ -137,3 +147,32 @@ def _of_digest(
             f"`pipeline inspect {run.location}` lists those that there are."
         )
     return found
+
+
+def choose_dataset(
+    run: Run | None, given: Place | None, storage_options: Mapping[str, str] | None
+) -> Location:
+    """Return the location of the dataset that is given, else of the run's own, else the default."""
+    recorded = None if run is None else run.dataset_place
+    return open_location(given or recorded or DEFAULT_DATASET, storage_options)
+
+
+def open_chosen_dataset(
+    run: Run | None, given: Place | None, storage_options: Mapping[str, str] | None
+) -> "Dataset":
+    """Open the dataset that `choose_dataset` chooses; errors say why it was chosen."""
+    from storage.dataset import open_dataset
+
+    try:
+        return open_dataset(choose_dataset(run, given, storage_options))
+    except BadDataError as error:
+        if run is None or given is not None:
+            raise
+        why = (
+            "expects its dataset there"
+            if run.dataset_place
+            else "does not record its dataset's place"
+        )
+        raise BadDataError(
+            f"{error} The run {run.location} {why}; pass --dataset if it lies elsewhere."
+        ) from error

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from jobs.defaults import DEFAULT_DATASET, DEFAULT_MODELS
+from jobs.defaults import DEFAULT_MODELS
 from jobs.scoring.batch import Batch, BatchResult
 from jobs.scoring.failures import INTERNAL_ERROR
 from jobs.scoring.gates import Gates
@@ -35,7 +35,7 @@ Progress = Callable[[str, int, int], None]
 def score(
     *,
     run: Place | None = None,
-    dataset: Place = DEFAULT_DATASET,
+    dataset: Place | None = None,
     split: str = "test",
     checkpoint: str | None = None,
     model: str | None = None,

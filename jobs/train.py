@@ -1,12 +1,14 @@
 """The training job: see that settings fit the dataset, open or resume the run, train to its end."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from jobs.blas import one_blas_thread
+from jobs.choice import open_chosen_dataset
 from jobs.config import VALIDATION, TrainConfig, given_settings
-from jobs.defaults import DEFAULT_DATASET, DEFAULT_RUN
+from jobs.defaults import DEFAULT_RUN
 from jobs.environment import environment
 from jobs.memory import check_memory, train_memory
 from jobs.nn.architecture import Layer, parse_network
@@ -21,9 +23,9 @@ from storage.checkpoints import (
     load_newest,
     sweep_checkpoints,
 )
-from storage.dataset import Dataset, open_dataset
+from storage.dataset import Dataset
 from storage.errors import BadDataError, ConflictError, UsageError
-from storage.location import Place, open_location
+from storage.location import Place, open_location, reference_to
 from storage.objects import Location, TakeOver
 from storage.runs import RECORD, Run, check_place, create_run, open_run, run_exists, run_lock
 
@@ -62,7 +64,7 @@ def train(
     given = {} if config is None else config
     location = open_location(run, storage_options)
     record, config = _run_and_config(location, given, resume=resume)
-    data = _open_dataset(dataset, record, storage_options)
+    data = open_chosen_dataset(record, dataset, storage_options)
     if record is not None:
         _check_dataset(record, data)
     layers = check_fit(config, data)
@@ -164,33 +166,11 @@ def _check_validation(config: TrainConfig, dataset: Dataset) -> None:
         )
 
 
-def _open_dataset(
-    place: Place | None, run: Run | None, storage_options: Mapping[str, str] | None
-) -> Dataset:
-    """Open the dataset at `place`, by default where the run records its own."""
-    recorded = None if run is None else run.dataset.get("place")
-    chosen = place or recorded or DEFAULT_DATASET
-    try:
-        dataset = open_dataset(open_location(chosen, storage_options))
-    except BadDataError as error:
-        if run is None or place is not None:
-            raise
-        why = (
-            "was trained on the dataset there"
-            if recorded
-            else "does not record its dataset's place"
-        )
-        raise BadDataError(
-            f"{error} The run {run.location} {why}; pass --dataset if it lies elsewhere."
-        ) from error
-    return dataset
-
-
 def _check_dataset(run: Run, dataset: Dataset) -> None:
     """Raise `ConflictError` unless the run was trained on this dataset."""
     if run.dataset_digest == dataset.digest:
         return
-    place = run.dataset.get("place")
+    place = run.dataset_place
     at = f"the dataset at {place}" if place else "a dataset"
     raise ConflictError(
         f"The run {run.location} was trained on {at} with digest {run.dataset_digest}; "
@@ -249,7 +229,7 @@ def _create(location: Location, config: TrainConfig, dataset: Dataset) -> tuple[
         configuration=config.to_json(),
         dataset_digest=dataset.digest,
         dataset={
-            "place": str(dataset.location),
+            "place": _recorded_place(dataset.location, location),
             "class_names": list(dataset.class_names),
             "transforms": list(dataset.transforms),
             "image_shape": list(dataset.image_shape),
@@ -259,6 +239,12 @@ def _create(location: Location, config: TrainConfig, dataset: Dataset) -> tuple[
         environment=environment(),
     )
     return run, config
+
+
+def _recorded_place(dataset: Location, run: Location) -> str:
+    """Return the dataset's place as the run records it: where a path is relative, to the run."""
+    text = str(dataset)
+    return text if os.path.isabs(text) else reference_to(dataset, run)
 
 
 def _reconfigured(run: Run, config: TrainConfig, newest: Checkpoint | None) -> Run:

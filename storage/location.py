@@ -1,5 +1,6 @@
 """From what a user writes to the location that it names: a path, a `file://` or an `s3://` URL."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeAlias
@@ -45,6 +46,29 @@ def open_location(place: Place, options: Mapping[str, str] | None = None) -> Loc
 def is_url_of_store(place: Place) -> bool:
     """Whether a place is in a store that options can be given for."""
     return not isinstance(place, Location) and str(place).startswith("s3://")
+
+
+def reference_to(target: Location, base: Location) -> str:
+    """Return how a document in `base` refers to a location: relative where both are on a disk.
+
+    So the two can be moved together.
+    """
+    text = str(target)
+    if "://" in text:
+        return text
+    if "://" in str(base):
+        return os.path.abspath(text)
+    return os.path.relpath(os.path.realpath(text), os.path.realpath(str(base)))
+
+
+def referenced(reference: str, base: Location) -> str:
+    """Return the place that a reference in `base` means, as it can be opened from here."""
+    if "://" in reference or os.path.isabs(reference):
+        return reference
+    plain = os.path.normpath(os.path.join(str(base), reference))
+    real = os.path.normpath(os.path.join(os.path.realpath(str(base)), reference))
+    # `..` behind a link leads elsewhere; where it does not, the shorter path is the clearer one.
+    return plain if os.path.realpath(plain) == os.path.realpath(real) else real
 
 
 def _open_s3(url: str, options: Mapping[str, str]) -> Location:

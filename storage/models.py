@@ -1,6 +1,5 @@
 """Names for models: which checkpoint of which run each is pinned to, and who had it before."""
 
-import os
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -9,6 +8,7 @@ from typing import Any, Self
 
 from storage import sealed
 from storage.errors import BadDataError, UsageError
+from storage.location import referenced
 from storage.locks import writer_lock
 from storage.objects import Location, Lock, TakeOver
 
@@ -65,9 +65,7 @@ class ModelName:
 
     def run_place(self, holder: Holder) -> str:
         """Where a holder's run lies, as it can be opened from here."""
-        if "://" in holder.run or os.path.isabs(holder.run):
-            return holder.run
-        return os.path.normpath(os.path.join(str(self.place), holder.run))
+        return referenced(holder.run, self.place)
 
     def save(self) -> None:
         """Write the name as it is now, in one step. The caller holds its lock."""
@@ -149,16 +147,6 @@ def names(place: Location) -> list[str]:
         for name in place.names()
         if name.endswith(".json") and not name.startswith(".")
     ]
-
-
-def run_reference(place: Location, run: Location) -> str:
-    """How a name refers to a run: relative where both lie on a disk, so that they can be moved."""
-    text = str(run)
-    if "://" in text:
-        return text
-    if "://" in str(place):
-        return os.path.abspath(text)
-    return os.path.relpath(os.path.realpath(text), os.path.realpath(str(place)))
 
 
 def _key(name: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from storage import sealed
 from storage.errors import BadDataError, ConflictError
+from storage.location import referenced
 from storage.locks import writer_lock
 from storage.objects import Location, TakeOver, is_foreign
 
@@ -42,7 +43,8 @@ class Run:
     dataset_digest: str
     dataset: dict[str, Any]
     """Its `place`, and what a scoring must know of it: `class_names`, `transforms`, `image_shape`
-    and `element_type`. Runs of older releases lack the last two."""
+    and `element_type`. Runs of older releases lack the place and the last two. The place is a URL,
+    an absolute path where such a one was given, or else a path relative to the run."""
     versions: dict[str, int]
     """Of the order and of the step's arithmetic."""
     environment: dict[str, Any]
@@ -52,6 +54,12 @@ class Run:
     def name(self) -> str:
         """The directory's name, for people."""
         return self.location.name
+
+    @property
+    def dataset_place(self) -> str | None:
+        """Where the dataset was that the run was begun with; None where that is not recorded."""
+        place = self.dataset.get("place")
+        return None if place is None else referenced(place, self.location)
 
     def write(self, *, new: bool = False) -> None:
         """Write the record in one step; `new` refuses to replace one. The caller holds the lock."""

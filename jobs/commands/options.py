@@ -31,7 +31,8 @@ output_options = options(
     click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document."),
 )
 dataset_option = click.option(
-    "--dataset", default=DEFAULT_DATASET, show_default=True, help="The dataset's path or URL."
+    "--dataset",
+    help=f"The dataset's path or URL.  [default: that of the run's training, or {DEFAULT_DATASET}]",
 )
 run_option = click.option(
     "--run", default=DEFAULT_RUN, show_default=True, help="The run's path or URL."

@@ -179,7 +179,9 @@ def score_config(
         ),
         *("threads", "wait", "retries", "retry_wait"),
     )
-    places = (asked[name] for name in ("run", "dataset", "inbox", "models", "out"))
+    places = [asked[name] for name in ("run", "dataset", "inbox", "models", "out")]
+    if asked["model"] is not None or (asked["dataset"] is None and asked["inbox"] is None):
+        places = []  # not all are known here: the name has the run's, and the run the dataset's
     return ScoreConfig(
         **{name: asked[name] for name in same},
         splits=asked["splits"] or ("test",),
@@ -300,7 +302,9 @@ def promote(
     with console_of(quiet, as_json) as console, stopping() as stop:
         from storage.location import open_location
 
-        options = store_options(storage_options, run, models, dataset)
+        # Without --dataset its place may be one that the run records.
+        places = () if dataset is None else (run, models, dataset)
+        options = store_options(storage_options, *places)
         if listing:
             from jobs.commands.score_console import names_report
             from jobs.scoring.promote import list_names

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from jobs.choice import choose_checkpoint
+from jobs.choice import choose_checkpoint, choose_dataset, open_chosen_dataset
 from jobs.defaults import DEFAULT_CHECKPOINT, DEFAULT_RUN
 from jobs.scoring.score_config import ScoreConfig
 from jobs.scoring.score_listener import ScoreListener, now
@@ -157,17 +157,18 @@ class Batch:
 
     def score_split(self, split: str) -> ScoreResult:
         """Score a split of the dataset, or find it scored; record, judge and write it."""
-        location = self.config.open(self.config.dataset)
+        location = self._dataset_location()
         digest = peek_dataset_digest(location)
         found = digest and find_scored(self.run, self.model_digest, digest, split)
         if found:
             return self.settle(ScoreResult(*found, already_done=True))
-        from storage.dataset import open_dataset
-
-        dataset = open_dataset(location)
+        dataset = open_chosen_dataset(self.run, self.config.dataset, self.config.storage_options)
         if self.config.gates.any and split in dataset.splits:
             _check_labels(split, bool(dataset.splits[split].schema.classes))
         return self.settle(self.make(dataset, split))
+
+    def _dataset_location(self) -> Location:
+        return choose_dataset(self.run, self.config.dataset, self.config.storage_options)
 
     def make(self, dataset: "Dataset", split: str) -> ScoreResult:
         """Score a split of an open dataset."""
@@ -274,7 +275,7 @@ class Batch:
             "model": self.config.model,
             "model_digest": self.model_digest,
             "checkpoint": str(self.checkpoint),
-            "dataset": None if result.file else str(self.config.dataset),
+            "dataset": None if result.file else str(self._dataset_location()),
             "dataset_digest": schema.dataset_digest,
             "split": schema.split,
             "file": result.file,

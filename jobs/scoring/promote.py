@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from jobs.choice import choose_checkpoint
-from jobs.defaults import DEFAULT_DATASET, DEFAULT_MODELS
+from jobs.choice import choose_checkpoint, open_chosen_dataset
+from jobs.defaults import DEFAULT_MODELS
 from jobs.score import run_batch
 from jobs.scoring.gates import Gates, Verdict, at_least, missed
 from jobs.scoring.score_config import ScoreConfig
@@ -15,7 +15,7 @@ from jobs.scoring.score_listener import ScoreListener, now
 from jobs.stop import StopSignal
 from storage.checkpoints import CheckpointName, load_checkpoint, pin_checkpoint
 from storage.errors import QualityGateError, UsageError
-from storage.location import Place, open_location
+from storage.location import Place, open_location, reference_to
 from storage.models import (
     Holder,
     ModelName,
@@ -24,7 +24,6 @@ from storage.models import (
     name_lock,
     names,
     open_name,
-    run_reference,
 )
 from storage.objects import Location, TakeOver
 from storage.runs import Run, open_run
@@ -38,8 +37,8 @@ class PromoteConfig:
     name: str
     checkpoint: str = "best"
     models: Place = DEFAULT_MODELS
-    dataset: Place = DEFAULT_DATASET
-    """What the gates are judged on."""
+    dataset: Place | None = None
+    """What the gates are judged on; the one that the run was trained on where it is None."""
     split: str = "test"
     min_accuracy: float | None = None
     not_worse_than: str | None = None
@@ -92,7 +91,7 @@ def promote(
     for warning in warnings:
         listener.warn(warning)
     holder = Holder(
-        run=run_reference(place, run.location),
+        run=reference_to(run.location, place),
         run_id=run.run_id,
         checkpoint=str(checkpoint.name),
         model_digest=checkpoint.parameters_digest,
@@ -102,6 +101,9 @@ def promote(
     )
     verdicts: tuple[Verdict, ...] = ()
     if config.judged:
+        # Its own dataset is what the holder of another name is judged on as well.
+        dataset = open_chosen_dataset(run, config.dataset, config.storage_options)
+        config = replace(config, dataset=dataset.location)
         holder, verdicts = _judge(config, place, holder, listener, stop)
     text = missed(verdicts)
     if text is None:

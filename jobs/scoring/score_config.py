@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from jobs.defaults import DEFAULT_DATASET, DEFAULT_MODELS, DEFAULT_SETTLE
+from jobs.defaults import DEFAULT_MODELS, DEFAULT_SETTLE
 from jobs.scoring.gates import Gates
 from storage.errors import UsageError
 from storage.location import Place, open_location
@@ -23,7 +23,8 @@ class ScoreConfig:
 
     run: Place | None = None
     """The run whose model scores; `DEFAULT_RUN` where neither it nor `model` is given."""
-    dataset: Place = DEFAULT_DATASET
+    dataset: Place | None = None
+    """Whose splits are scored; the one that the run was trained on where it is None."""
     splits: tuple[str, ...] = ("test",)
     inbox: Place | None = None
     """A directory or prefix whose IDX files and datasets are scored instead, once, by content."""

@@ -136,3 +136,17 @@ def test_a_dead_job_holds_the_ledger(
     assert "was being written by process" in ended.err
     (line,) = document(call("scores", f"{home}/run", "--json"))["entries"]
     assert "scored" == line["event"]
+
+
+def test_options_for_places_that_are_recorded(
+    store: Store, home: str, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run records that its dataset is in a store, and the name that the run is there."""
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    option = ("--storage-option", f"endpoint_url={store.endpoint}")
+    local = ("--dataset", f"{home}/set", "--run", "run")
+    assert 0 == call("train", *SMALL, "--epochs", 1, *local, *option).code
+    assert 0 == call("score", "--run", "run", *option).code
+    promote = ("promote", f"{home}/run", "--as", "champion", "--min-accuracy", 0)
+    assert 0 == call(*promote, *option).code
+    assert 0 == call("score", "--model", "champion", *option).code

@@ -14,6 +14,7 @@ from jobs.model import load_model
 from jobs.nn.network import Network
 from jobs.score import run_batch, score
 from jobs.scoring.forward import Forward
+from jobs.scoring.promote import PromoteConfig, promote
 from jobs.scoring.score_config import ScoreConfig
 from jobs.scoring.scored import ScoreResult
 from jobs.stop import StopSignal
@@ -32,7 +33,7 @@ from storage.errors import (
 from storage.idx import write_idx
 from storage.location import open_location
 from storage.predictions import scores_lock
-from storage.runs import open_run
+from storage.runs import SCORES, open_run
 from tests.jobs.trainings import small
 from tests.pipeline.datasets import watched_windows
 
@@ -463,3 +464,24 @@ def test_an_error_that_nobody_thought_of(
     assert ["train"] == [one.record.schema.split for one in result.results]
     assert isinstance(result.error, InternalError)
     assert "Split test could not be scored: internal error (please" in str(result.error)
+
+
+def test_the_runs_dataset(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a dataset the one of the training is scored, wherever both have been moved to."""
+    here = tmp_path / "here"
+    shutil.copytree(digits, here / "data" / "mine")
+    monkeypatch.chdir(here)
+    train(small(epochs=1), dataset="data/mine", run="runs/mine")
+    expected = score(run="runs/mine", dataset="data/mine").record.digest
+    monkeypatch.chdir(tmp_path)
+    moved = here.rename(tmp_path / "moved") / "runs" / "mine"
+    shutil.rmtree(moved / SCORES)
+    result = score(run=moved)
+    assert (expected, False) == (result.record.digest, result.already_done)
+    promote(PromoteConfig(moved, "champion", min_accuracy=0.0, not_worse_than="champion"))
+    assert score(model="champion").already_done
+    alone = moved.rename(tmp_path / "alone")
+    with pytest.raises(BadDataError, match=r"no dataset at .*data/mine\..* pass --dataset"):
+        score(run=alone)
+    with pytest.raises(BadDataError, match=r"no dataset at .*data/mine\..* pass --dataset"):
+        promote(PromoteConfig(alone, "champion", min_accuracy=0.0))

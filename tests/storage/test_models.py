@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from storage.errors import BadDataError, ConflictError, UsageError
-from storage.location import open_location
+from storage.location import open_location, reference_to, referenced
 from storage.models import (
     Holder,
     ModelName,
@@ -16,7 +16,6 @@ from storage.models import (
     name_lock,
     names,
     open_name,
-    run_reference,
 )
 from storage.objects import Location
 
@@ -86,7 +85,7 @@ def test_moved_together(tmp_path: Path) -> None:
     before = tmp_path / "before"
     (before / "runs" / "r").mkdir(parents=True)
     place = open_location(before / "models")
-    reference = run_reference(place, open_location(before / "runs" / "r"))
+    reference = reference_to(open_location(before / "runs" / "r"), place)
     ModelName(place, "champion", (replace(HOLDER, run=reference),)).save()
     before.rename(tmp_path / "after")
     found, holder = held_name(open_location(tmp_path / "after" / "models"), "champion")
@@ -107,3 +106,12 @@ def test_only_names_that_somebody_has_are_told(place: Location) -> None:
     place.put("damaged.json", b"{")
     with pytest.raises(UsageError, match=re.escape("(there: old)")):
         held_name(place, "champion")
+
+
+def test_a_reference_through_a_link(tmp_path: Path) -> None:
+    """Where the names are reached by a link, `..` leads from where they really lie."""
+    run = open_location(tmp_path / "real" / "run")
+    (tmp_path / "real" / "models").mkdir(parents=True)
+    (tmp_path / "models").symlink_to(tmp_path / "real" / "models")
+    place = open_location(tmp_path / "models")
+    assert str(run) == referenced(reference_to(run, place), place)

@@ -64,7 +64,7 @@ def test_a_run_that_does_not_record_its_datasets_place(
 ) -> None:
     """A run of an earlier release is resumed with the default dataset."""
     _record(finished, lambda record: record["dataset"].pop("place"))
-    monkeypatch.setattr("jobs.train.DEFAULT_DATASET", str(digits))
+    monkeypatch.setattr("jobs.choice.DEFAULT_DATASET", str(digits))
     assert train(run=finished, resume=True).already_done
 
 
