@@ -118,14 +118,17 @@ class Ledger:
     def check_presence(self) -> None:
         """Raise `LedgerError` where there is no ledger though lines have been recorded."""
         if self._is_absent() and self.location.holds(LEDGER_COUNT):
-            raise LedgerError(f"{self} is missing. Restore it from a copy. {self._remedy}")
+            raise LedgerError(
+                f"{self} is missing. Restore it from a copy, or run `pipeline score` again: it "
+                "begins another ledger with the scores that it finds."
+            )
 
     def _is_absent(self) -> bool:
         """Return whether there is no ledger; raise `LedgerError` for anything but a file."""
         if self.location.holds(LEDGER):
             return False
         if self.location.exists(LEDGER):
-            raise LedgerError(f"{self} is not a regular file. {self._remedy}")
+            raise LedgerError(f"{self} is not a regular file. Move it away and run again.")
         return True
 
     @property
