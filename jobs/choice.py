@@ -54,10 +54,22 @@ def choose_checkpoint(
 
     `best` is the one with the lowest validation cross-entropy or, where there is no validation, the
     latest. A damaged newest checkpoint is warned of where another one is the best. A checkpoint's
-    own name (`000010-000000`) will do, too. Raises `BadDataError` where the checkpoint is damaged
-    or there is none, and `UsageError` for a choice that is none.
+    own name (`000010-000000`) will do, too. Where a training prunes it while it is read, another
+    one is chosen. Raises `BadDataError` where the checkpoint is damaged or there is none, and
+    `UsageError` for a choice that is none.
     """
-    names = list_checkpoints(run)
+    while True:
+        names = list_checkpoints(run)
+        try:
+            return _chosen(run, choice, names, template)
+        except BadDataError:
+            if list_checkpoints(run) == names:
+                raise
+
+
+def _chosen(
+    run: Run, choice: str, names: list[CheckpointName], template: Tensors | None
+) -> tuple[Checkpoint, tuple[str, ...]]:
     if not names:
         raise BadDataError(
             f"The run {run.location} has no checkpoint yet. Train it with `pipeline train`."

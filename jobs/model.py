@@ -9,7 +9,7 @@ from jobs.nn.architecture import parse_network
 from jobs.nn.network import Network
 from jobs.nn.parameters import Floats
 from jobs.training.trainer import flat_parameters, parameters_digest, template
-from storage.checkpoints import CheckpointName
+from storage.checkpoints import Checkpoint, CheckpointName, check_template
 from storage.errors import BadDataError
 from storage.preparation import BYTE_SCALE, Preparation
 from storage.runs import RECORD, Run
@@ -39,12 +39,19 @@ class Model:
 
 def load_model(run: Run, choice: str) -> Model:
     """The model of a checkpoint: see `choose_checkpoint`, which says what is raised."""
+    checkpoint, warnings = choose_checkpoint(run, choice)
+    return model_of(run, checkpoint, warnings)
+
+
+def model_of(run: Run, checkpoint: Checkpoint, warnings: tuple[str, ...] = ()) -> Model:
+    """Return the model of a checkpoint that was read; `BadDataError` where it is not the run's."""
     config = TrainConfig.from_json(run.configuration, f"{run.location}/{RECORD}")
     try:
         layers = parse_network(config.network)
     except ValueError as error:
         raise BadDataError(f"{run.location}/{RECORD}: {error}") from error
-    checkpoint, warnings = choose_checkpoint(run, choice, template(config, layers))
+    place = run.location.child(checkpoint.name.key)
+    check_template(place, checkpoint.tensors, template(config, layers))
     parameters = flat_parameters(layers, checkpoint.tensors)
     digest = parameters_digest(layers, parameters)
     if digest != checkpoint.parameters_digest:

@@ -15,7 +15,7 @@ from safetensors.numpy import save as save_safetensors
 from storage import sealed
 from storage.errors import BadDataError
 from storage.objects import Location
-from storage.runs import METRICS, Run
+from storage.runs import METRICS, RECORD, Run
 
 FORMAT = "mnist-stream checkpoint"
 FORMAT_VERSION = 1
@@ -35,6 +35,10 @@ RECORDED = {
 NAME = re.compile(r"(\d{6,})-(\d{6,})")
 
 Tensors = dict[str, NDArray[Any]]
+
+
+class ForeignCheckpointError(BadDataError):
+    """A sound checkpoint that another run has saved."""
 
 
 @dataclass(frozen=True, order=True)
@@ -127,7 +131,7 @@ def load_checkpoint(run: Run, name: CheckpointName, template: Tensors | None = N
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise BadDataError(f"{location}/{STATE} is not in safetensors format ({error}).") from error
     if template is not None:
-        _check_template(location, tensors, template)
+        check_template(location, tensors, template)
     return Checkpoint(name, tensors, manifest["parameters_digest"], manifest["progress"])
 
 
@@ -144,7 +148,8 @@ def _read_manifest(run: Run, name: CheckpointName, location: Location) -> dict[s
     }
     for field, value in expected.items():
         if manifest.get(field) != value:
-            raise BadDataError(
+            kind = ForeignCheckpointError if field == "run_id" else BadDataError
+            raise kind(
                 f"{place} has {field} {manifest.get(field)!r}; expected {value!r}: it belongs to "
                 "another checkpoint, run or release."
             )
@@ -171,7 +176,8 @@ def _read_state(location: Location, manifest: dict[str, Any]) -> bytes:
     return state
 
 
-def _check_template(location: Location, tensors: Tensors, template: Tensors) -> None:
+def check_template(location: Location, tensors: Tensors, template: Tensors) -> None:
+    """Raise `BadDataError` where tensors have other names, shapes or types than a template's."""
     saved = {key: f"{value.dtype}{list(value.shape)}" for key, value in tensors.items()}
     wanted = {key: f"{value.dtype}{list(value.shape)}" for key, value in template.items()}
     differing = [
@@ -192,6 +198,11 @@ def load_newest(
     none is sound: a fresh start would throw the run away without a word.
     """
     names = list_checkpoints(run)
+    if names and all(_is_foreign(run, name) for name in reversed(names)):
+        raise BadDataError(
+            f"{run.location}/{RECORD} is another run's: its run_id is {run.run_id}, and none of "
+            f"the {len(names)} checkpoints has that. Restore it from a copy."
+        )
     for name in reversed(names):
         try:
             checkpoint = load_checkpoint(run, name, template)
@@ -208,6 +219,16 @@ def load_newest(
             f"None of the {len(names)} checkpoints of {run.location} is sound; nothing was changed."
             " Restore one from a copy, or train into another --run."
         )
+
+
+def _is_foreign(run: Run, name: CheckpointName) -> bool:
+    try:
+        _read_manifest(run, name, run.location.child(name.key).current(MANIFEST))
+    except ForeignCheckpointError:
+        return True
+    except (BadDataError, FileNotFoundError):
+        pass
+    return False
 
 
 def prune_checkpoints(

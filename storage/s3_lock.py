@@ -33,6 +33,8 @@ from storage.kernel_lock import signature
 from storage.objects import Lock, TakeOver
 from storage.s3_client import S3Client
 
+FINISHED = "another process, which has finished"
+
 
 @dataclass(frozen=True)
 class S3Lock(Lock):
@@ -49,7 +51,7 @@ class S3Lock(Lock):
         """Raise `ConflictError` where the object no longer has our signature."""
         found = self.client.get_tagged(self.key)
         if found is None or found[0] != self.content:
-            holder = None if found is None else _holder(found[0])
+            holder = _holder(found[0]) if found is not None and found[0] else FINISHED
             raise ConflictError(
                 f"{self.what} was taken over by {holder or 'somebody'}; this process publishes "
                 "nothing more there. What it had saved before is kept."

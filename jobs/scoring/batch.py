@@ -15,6 +15,7 @@ from jobs.scoring.score_listener import ScoreListener, now
 from jobs.scoring.scored import ScoreResult, find_scored, peek_dataset_digest
 from jobs.scoring.turns import try_again
 from jobs.stop import StopSignal
+from storage.checkpoints import Checkpoint
 from storage.errors import (
     BadDataError,
     ConflictError,
@@ -98,6 +99,8 @@ class Batch:
         self.run = open_run(config.open(run))
         checkpoint, warnings = choose_checkpoint(self.run, choice)
         self.checkpoint = checkpoint.name
+        self._chosen: Checkpoint | None = checkpoint
+        """Kept until the model is made of it: a training may prune it by then."""
         self.model_digest = checkpoint.parameters_digest
         self._check_holder()
         for warning in warnings:
@@ -131,17 +134,14 @@ class Batch:
     def load_model(self) -> "Model":
         """The model, read when it is first needed. Raises `ModelError` where it cannot be."""
         if self._model is None:
-            from jobs.model import load_model
+            from jobs.model import model_of
 
+            assert self._chosen is not None
             try:
-                self._model = load_model(self.run, str(self.checkpoint))
+                self._model = model_of(self.run, self._chosen)
             except BadDataError as error:
                 raise ModelError(str(error)) from error
-            if self._model.digest != self.model_digest:
-                raise ModelError(
-                    f"Checkpoint {self.checkpoint} of {self.run.location} changed while it was "
-                    "being read. Run the same command again."
-                )
+            self._chosen = None
         return self._model
 
     def attempt(self, work: Callable[[], Result]) -> Result:

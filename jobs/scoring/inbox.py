@@ -32,7 +32,7 @@ from storage.errors import (
 )
 from storage.ledger import LedgerError, waiting_lock
 from storage.local import LocalLocation
-from storage.objects import Location
+from storage.objects import Location, Lock
 from storage.runs import SCORES
 from storage.scorings import is_complete
 
@@ -64,8 +64,8 @@ def score_inbox(batch: Batch) -> None:
         partial(pause, 0.2, batch.stop),
         batch.config.take_over,
     )
-    with lock:
-        _Inbox(batch, inbox, place, scores.child(f".inbox-{key}")).score()
+    with lock as held:
+        _Inbox(batch, inbox, place, held, scores.child(f".inbox-{key}")).score()
 
 
 def _check_directory(inbox: Location) -> None:
@@ -96,14 +96,23 @@ def _real_place(location: Location) -> str:
 class _Inbox:
     """One pass over an inbox."""
 
-    def __init__(self, batch: Batch, inbox: Location, place: str, staging: Location) -> None:
+    def __init__(
+        self, batch: Batch, inbox: Location, place: str, lock: Lock, staging: Location
+    ) -> None:
         """`place` names the inbox in the ledger.
 
-        `staging` holds the datasets that raw files become, while they are scored.
+        The datasets that raw files become lie below `staging` while they are scored: in a store,
+        where a former holder of the lock may still be at work, under a name of this pass alone.
         """
         self._batch = batch
         self._inbox = inbox
-        self._staging = staging
+        self._lock = lock
+        former = staging.drafts()
+        lock.check()  # after the look: what a later holder makes is not among them
+        self._staging = staging.draft()
+        for place_of_dead in former:
+            if place_of_dead not in (staging, self._staging):
+                place_of_dead.discard()
         self._failures = Failures(batch, shown_name(place))
         self._versions: dict[str, str | None] = {}
 
@@ -135,6 +144,7 @@ class _Inbox:
                 self._leave(item.name, "it is still being written")
         self._staging.delete_tree()
         self._check_it_is_still_there()
+        self._lock.check()
         self._failures.sum_up()
 
     def _look(self) -> Found:
@@ -197,6 +207,7 @@ class _Inbox:
         self, item: Item, files: list[Path], content: str, text: str, bug: Exception | None = None
     ) -> None:
         """Record that an item could not be scored, unless it changed while it was being read."""
+        self._lock.check()  # else what went wrong may be the new holder's work
         if self._unchanged(item):
             self._failures.record(item.name, content, self._told(item, files, content, text), bug)
         else:

@@ -13,8 +13,14 @@ from jobs.scoring.gates import Gates, Verdict, at_least, missed
 from jobs.scoring.score_config import ScoreConfig
 from jobs.scoring.score_listener import ScoreListener, now
 from jobs.stop import StopSignal
-from storage.checkpoints import CheckpointName, load_checkpoint, pin_checkpoint
-from storage.errors import QualityGateError, UsageError
+from storage.checkpoints import (
+    Checkpoint,
+    CheckpointName,
+    list_checkpoints,
+    load_checkpoint,
+    pin_checkpoint,
+)
+from storage.errors import BadDataError, QualityGateError, UsageError
 from storage.location import Place, open_location, reference_to
 from storage.models import (
     Holder,
@@ -87,27 +93,22 @@ def promote(
     listener, stop = listener or ScoreListener(), stop or StopSignal()
     place = open_location(config.models, config.storage_options)
     run = open_run(open_location(config.run, config.storage_options))
-    checkpoint, warnings = choose_checkpoint(run, config.checkpoint)
+    chosen: CheckpointName | None = None
+    while True:
+        try:
+            checkpoint, warnings = choose_checkpoint(run, config.checkpoint)
+            chosen = checkpoint.name
+            holder, verdicts = _judged(config, place, run, checkpoint, listener, stop)
+            text = missed(verdicts)
+            if text is None:
+                _pin(run, chosen)
+            break
+        except BadDataError:
+            if chosen is None or chosen in list_checkpoints(run):
+                raise
+            chosen = None  # a training has pruned it: choose again
     for warning in warnings:
         listener.warn(warning)
-    holder = Holder(
-        run=reference_to(run.location, place),
-        run_id=run.run_id,
-        checkpoint=str(checkpoint.name),
-        model_digest=checkpoint.parameters_digest,
-        since=now(),
-        accuracy=None,
-        judged_by=None,
-    )
-    verdicts: tuple[Verdict, ...] = ()
-    if config.judged:
-        # Its own dataset is what the holder of another name is judged on as well.
-        dataset = open_chosen_dataset(run, config.dataset, config.storage_options)
-        config = replace(config, dataset=dataset.location)
-        holder, verdicts = _judge(config, place, holder, listener, stop)
-    text = missed(verdicts)
-    if text is None:
-        _pin(run, checkpoint.name)
     with name_lock(place, config.name, config.take_over) as lock:
         found = open_name(place.under(lock), config.name)
         if text is not None:
@@ -137,6 +138,32 @@ def list_names(models: Place) -> list[ModelName]:
     """Every name with its history."""
     place = open_location(models)
     return [open_name(place, name) for name in names(place)]
+
+
+def _judged(
+    config: PromoteConfig,
+    place: Location,
+    run: Run,
+    checkpoint: Checkpoint,
+    listener: ScoreListener,
+    stop: StopSignal,
+) -> tuple[Holder, tuple[Verdict, ...]]:
+    """The holder-to-be of the name, and what became of the gates that were asked for."""
+    holder = Holder(
+        run=reference_to(run.location, place),
+        run_id=run.run_id,
+        checkpoint=str(checkpoint.name),
+        model_digest=checkpoint.parameters_digest,
+        since=now(),
+        accuracy=None,
+        judged_by=None,
+    )
+    if not config.judged:
+        return holder, ()
+    # Its own dataset is what the holder of another name is judged on as well.
+    dataset = open_chosen_dataset(run, config.dataset, config.storage_options)
+    config = replace(config, dataset=dataset.location)
+    return _judge(config, place, holder, listener, stop)
 
 
 def _judge(

@@ -35,6 +35,7 @@ def wait_for_turn(
             work()
         except ConflictError as conflict:
             if is_done():
+                listener.say("Another job has finished the same scoring; its result is used.")
                 return False
             if time.monotonic() >= deadline:
                 raise

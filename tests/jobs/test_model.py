@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from jobs import choice
 from jobs.model import load_model
 from jobs.train import TrainResult, train
 from storage import sealed
@@ -157,3 +158,18 @@ def test_images_that_no_dataset_has(images: dict[str, Any], run: Run) -> None:
     """A record that gives its images a shape or a type that cannot be is refused."""
     with pytest.raises(BadDataError, match=r"run\.json gives its images the shape"):
         load_model(replace(run, dataset=run.dataset | images), "latest")
+
+
+def test_a_choice_that_is_pruned_is_chosen_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the best checkpoint goes while it is read, as a training prunes, it is chosen anew."""
+    listed = choice.list_checkpoints
+
+    def prune_once(run: Run) -> list[CheckpointName]:
+        names = listed(run)
+        monkeypatch.undo()
+        shutil.rmtree(run.location.path / names[-1].key)
+        return names
+
+    monkeypatch.setattr(choice, "list_checkpoints", prune_once)
+    with pytest.raises(BadDataError, match=r"no checkpoint of epoch 6; it keeps those of"):
+        load_model(run, "6")

@@ -27,7 +27,7 @@ from storage.checkpoints import (
 from storage.errors import BadDataError, UnreachableError
 from storage.location import open_location
 from storage.objects import REMOVED_BYTES, Location
-from storage.runs import METRICS, Run
+from storage.runs import METRICS, RECORD, Run, open_run
 from storage.verify import verify_run
 from tests.storage.artefacts import begin_run, make_run, metrics_line, save_epoch, tensors_of
 
@@ -376,3 +376,11 @@ def test_a_sweep_leaves_what_is_not_ours(local_run: Run) -> None:
     sweep_checkpoints(local_run)
     assert b"mine" == local_run.location.get("checkpoints/.notes")
     assert not local_run.location.exists("checkpoints/.000004-000000.tmp")
+
+
+def test_a_record_of_another_run_is_told_once(run: Run, tmp_path: Path) -> None:
+    """Where no checkpoint is of the run that the record names, the record is what is wrong."""
+    other = make_run(open_location(tmp_path / "other"))
+    run.location.put(RECORD, other.location.get(RECORD))
+    with pytest.raises(BadDataError, match=r"run\.json is another run's: .* none of the 3 check"):
+        next(iter(load_newest(open_run(run.location), TEMPLATE)))

@@ -205,3 +205,32 @@ def test_a_place_where_no_file_can_be_made() -> None:
         kernel_lock(Path("/proc/lock"), "what", None),
     ):
         pass
+
+
+@pytest.mark.parametrize("change", ["moved", "removed", "replaced"])
+def test_what_was_locked_is_not_made_again(tmp_path: Path, change: str) -> None:
+    """Where the lock's file is another one, or gone, every write is refused and makes nothing."""
+    place = open_location(tmp_path / "run")
+    with writer_lock(place.child(".lock"), "The run") as lock:
+        locked = place.under(lock)
+        locked.put("kept", b"1")
+        if change == "removed":
+            place.delete_tree()
+        else:
+            place.path.rename(tmp_path / "elsewhere")
+        if change == "replaced":
+            place.put(".lock", b"another's")
+        before = sorted(tmp_path.rglob("*"))
+        for write in (
+            lambda: locked.put("key", b"2"),
+            lambda: locked.put_new("key", b"2"),
+            lambda: locked.append("kept", b"2"),
+            lambda: locked.child("below").put("key", b"2"),
+            lambda: locked.making("tree", "root").__enter__().put("root", b""),
+        ):
+            with pytest.raises(ConflictError, match="The run was moved or removed while"):
+                write()
+        assert before == sorted(tmp_path.rglob("*"))
+    assert before == sorted(tmp_path.rglob("*"))
+    if change == "replaced":
+        assert b"another's" == place.get(".lock")

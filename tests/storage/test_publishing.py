@@ -1,10 +1,12 @@
 """Publishing a dataset: nothing half-made is seen, and only what is ours is ever replaced."""
 
+import errno
 from pathlib import Path
 
 import pytest
 import zarr
 
+from storage import files
 from storage.dataset import Block, Dataset, open_dataset, replaced_sibling
 from storage.dataset_writer import (
     ChunkRecord,
@@ -238,3 +240,24 @@ def test_two_writers_of_one_dataset(place: Location) -> None:
         with pytest.raises(ConflictError, match="is being written by process"):
             make_dataset(place)
         assert writer.split("train").write_part(0, part_of("train", writer.split("train"), 0))
+
+
+def test_what_cannot_be_removed_stops_no_later_ingest(
+    local_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where another user's files refuse to go, the new dataset is published all the same."""
+    unlink = files.unlink
+
+    def refuse(path: Path) -> None:
+        if path.name == "c.0.0":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        unlink(path)
+
+    monkeypatch.setattr(files, "unlink", refuse)
+    for rows in (7, 3):
+        make_dataset(local_dataset.location, dataset_schema(rows=rows), overwrite=True)
+        assert rows == open_dataset(local_dataset.location).split("train").schema.rows
+    monkeypatch.undo()
+    with dataset_lock(local_dataset.location) as locked:
+        recover(locked)
+    assert ["set"] == lies_beside(local_dataset.location)

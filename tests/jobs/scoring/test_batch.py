@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from jobs.choice import choose_checkpoint
 from jobs.score import run_batch, score
 from jobs.scoring.batch import BatchResult
 from jobs.scoring.gates import Gates
@@ -288,3 +289,19 @@ def test_python_raises_what_a_gate_misses(run: Path, digits: Path) -> None:
     with pytest.raises(QualityGateError, match="The scores are published as test-"):
         score(run=run, dataset=digits, gates=Gates(min_accuracy=1.0))
     assert score(run=run, dataset=digits).already_done
+
+
+def test_a_checkpoint_that_is_pruned_once_it_is_chosen(
+    run: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model that was chosen is scored, though a training has removed its checkpoint since."""
+
+    def choose(*arguments: Any) -> Any:
+        chosen = choose_checkpoint(*arguments)
+        shutil.rmtree(run / "checkpoints" / str(chosen[0].name))
+        return chosen
+
+    monkeypatch.setattr("jobs.scoring.batch.choose_checkpoint", choose)
+    (result,) = batch(run, digits, checkpoint="latest").results
+    assert not result.already_done
+    assert not (run / "checkpoints" / "000003-000000").exists()

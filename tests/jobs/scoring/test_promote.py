@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from jobs.choice import choose_checkpoint
 from jobs.score import run_batch, score
 from jobs.scoring.gates import Gates
 from jobs.scoring.promote import PromoteConfig, PromoteResult, list_names, promote, undo
@@ -209,3 +210,28 @@ def test_list(give: Promote, models: Path) -> None:
     give(2, name="challenger")
     found = {name.name: name.holder and name.holder.checkpoint for name in list_names(str(models))}
     assert {"champion": "000001-000000", "challenger": "000002-000000"} == found
+
+
+@pytest.mark.parametrize("judged", [False, True])
+def test_a_checkpoint_that_is_pruned_is_not_promoted(
+    run: Path, digits: Path, models: Path, monkeypatch: pytest.MonkeyPatch, judged: bool
+) -> None:
+    """Where a training removes what was chosen before it has the name, another one is chosen."""
+    chosen: list[str] = []
+
+    def choose(*arguments: Any) -> Any:
+        found = choose_checkpoint(*arguments)
+        chosen.append(str(found[0].name))
+        if len(chosen) == 1:
+            shutil.rmtree(run / "checkpoints" / chosen[0])
+        return found
+
+    monkeypatch.setattr("jobs.scoring.promote.choose_checkpoint", choose)
+    least = 0.0 if judged else None
+    where: dict[str, Any] = {"run": run, "models": models, "dataset": digits}
+    result = promote(
+        PromoteConfig(name="champion", checkpoint="latest", min_accuracy=least, **where)
+    )
+    assert result.holder is not None
+    assert ["000003-000000", "000002-000000"] == chosen
+    assert "000002-000000" == result.holder.checkpoint

@@ -1,0 +1,111 @@
+"""Commands that go on after others took their place, in a store and on a disk."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from storage.location import open_location
+from tests.commands.conftest import SMALL, Call
+from tests.commands.process import assert_refused, run_pipeline, start_pipeline
+from tests.commands.test_commands import document
+from tests.object_store.proxy import Proxy
+from tests.object_store.server import Store
+
+TRAIN = ("train", *SMALL, "--schedule", "constant", "--resume", "--epochs")
+
+
+@pytest.fixture
+def place(store: Store, call: Call, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A place in the store with a dataset and a run of one epoch."""
+    for name, value in store.environment.items():
+        monkeypatch.setenv(name, value)
+    place = str(store.new_place())
+    document(call("ingest", "synthetic:300,60", "--out", f"{place}/set", "--json"))
+    where = ("--dataset", f"{place}/set", "--run", f"{place}/run")
+    document(call(*TRAIN, 1, *where, "--json"))
+    return place
+
+
+def when_written(proxy: Proxy, end: str, act: Callable[[], None]) -> None:
+    """Hold up the first write to a key that ends so, until something has been done."""
+    waiting = [act]
+
+    def plan(method: str, path: str) -> None:
+        if method == "PUT" and path.endswith(end) and waiting:
+            waiting.pop()()
+
+    proxy.plan = plan
+
+
+@pytest.mark.parametrize(
+    ("what", "end"),
+    [
+        (("ingest", "synthetic:90,30", "--overwrite", "--out", "{place}/set"), "/set/zarr.json"),
+        (
+            (*TRAIN, 3, "--dataset", "{place}/set", "--run", "{place}/run"),
+            "/000002-000000/manifest.json",
+        ),
+        (("score", "--dataset", "{place}/set", "--run", "{place}/run"), "/zarr.json"),
+    ],
+    ids=["ingest", "train", "score"],
+)
+def test_a_former_holder_goes_on(
+    store: Store,
+    proxy: Proxy,
+    place: str,
+    call: Call,
+    here: Path,
+    what: tuple[object, ...],
+    end: str,
+) -> None:
+    """Its last write arrives when another has done all: that is what stays, and it is told so."""
+    arguments = [str(word).format(place=place) for word in what]
+    verify = ("verify", f"{place}/{'set' if what[0] == 'ingest' else 'run'}", "--json")
+    seen: list[object] = []
+
+    def other() -> None:
+        theirs = [word.replace("90,30", "120,40") for word in arguments]
+        ended = run_pipeline(*theirs, "--take-over", "--json", cwd=here, env=store.environment)
+        assert 0 == ended.code, ended.err
+        seen.append(document(run_pipeline(*verify, cwd=here, env=store.environment)))
+
+    when_written(proxy, end, other)
+    ended = call(*arguments, "--storage-option", f"endpoint_url={proxy.store.endpoint}")
+    if what[0] == "score":
+        assert 0 == ended.code, ended.err
+        assert "Another job has finished the same scoring" in ended.out + ended.err
+    else:
+        assert 4 == ended.code, ended.err
+        assert "was taken over by another process, which has finished" in ended.err
+    assert seen == [document(call(*verify))]
+    assert [] == document(call(*verify))["wrong"]
+
+
+@pytest.mark.parametrize("replaced", [False, True], ids=["moved", "replaced"])
+def test_a_run_that_was_moved(dataset: Path, here: Path, call: Call, replaced: bool) -> None:
+    """Nothing is made at its old place again, and another that began there is left alone."""
+    train = ("train", *SMALL, "--run", "run")
+    with start_pipeline(*train, "--epochs", 100_000, cwd=here) as process:
+        assert process.stdout is not None
+        while not process.stdout.readline().startswith("epoch "):
+            assert process.poll() is None
+        (here / "run").rename(here / "elsewhere")
+        if replaced:
+            document(call(*train, "--epochs", 1, "--json"))
+        _, told = process.communicate()
+    assert 4 == process.returncode, told
+    assert "was moved or removed while it was being written" in told
+    assert replaced == (here / "run").exists()
+    assert [] == document(call("verify", "elsewhere", "--json"))["wrong"]
+    if replaced:
+        assert [] == document(call("verify", "run", "--json"))["wrong"]
+
+
+def test_no_lock_stays_beside_a_dataset(here: Path, call: Call) -> None:
+    """Neither after an ingest, nor after one that was refused."""
+    ingest = ("ingest", "--out", "data/set")
+    document(call(*ingest, "synthetic:30,10", "--json"))
+    assert ["set"] == open_location(here / "data").names()
+    assert_refused(call(*ingest, "synthetic:20,10"), 4, "--overwrite")
+    assert ["set"] == open_location(here / "data").names()
