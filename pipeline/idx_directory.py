@@ -131,7 +131,7 @@ def _check_the_others(
         elif UNFINISHED.fullmatch(path.name):
             near.append(f"{path.name} is an unfinished download of {proposed}: finish it")
         elif reason:
-            near.append(f"{path.name} cannot be used as {proposed}, {reason}")
+            near.append(f"{path.name} cannot be used as {proposed}: {reason}")
         else:
             near.append(f"rename {path.name} to {proposed}")
     if near:

@@ -8,6 +8,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 SPLITS = ("train", "validation", "test")
 """The splits of a dataset, in their order."""
@@ -30,7 +31,10 @@ _SPLIT_WORDS = {
     "testing": "test",
     "t10k": "test",
 }
-_TYPES = "ubyte|uint8|byte|int8|short|int16|int|int32|float|float32|double|float64"
+_TYPES = (
+    "ubyte|uint8|u8|sbyte|byte|int8|i8|short|u?int16|i16|int|u?int32|i32|int64|i64|"
+    "float|float32|f32|double|float64|f64"
+)
 _EXPECTED = re.compile(
     r"(?:(?P<prefix>.+)[-_.])?"
     r"(?:(?P<train>train)[^-_.]*|(?P<test>test|t10k)[^-_.]*|validation|valid|val|dev)"
@@ -161,7 +165,8 @@ def propose_name(name: str, header: tuple[int, str] | None, compression: str) ->
     the name need not say so, nor which kind it is. `compression` is one of `COMPRESSIONS`.
     """
     base = _without_compression(tidied(name))
-    split, kind_word = _SPLIT_WORD.search(base), _KIND_WORD.search(base)
+    kind_word = _KIND_WORD.search(base)
+    split = _SPLIT_WORD.search(base) or _misspelt_split(base, kind_word)
     claims = re.search(r"idx|ubyte", base, re.IGNORECASE)
     if split is None or (header is None and not (claims and kind_word)):
         return None
@@ -172,10 +177,22 @@ def propose_name(name: str, header: tuple[int, str] | None, compression: str) ->
     dimensions, element_type = header or known
     first = min(match.start() for match in (split, kind_word) if match)
     prefix = base[:first].rstrip("-_. ")
+    word = _split_word(split[1])
     return (
-        f"{prefix}{'-' if prefix else ''}{split[1].lower()}-{kind}-idx{dimensions}-{element_type}"
-        f"{compression}"
+        f"{prefix}{'-' if prefix else ''}{word}-{kind}-idx{dimensions}-{element_type}{compression}"
     )
+
+
+def _misspelt_split(base: str, kind_word: re.Match[str] | None) -> re.Match[str] | None:
+    """Return the word before that for the kind, where it is nearly one for a split."""
+    before = "" if kind_word is None else base[: kind_word.start()]
+    word = re.search(r"([a-z0-9]+)[-_.\s]*\Z", before, re.IGNORECASE)
+    return word if word and _split_word(word[1]) else None
+
+
+def _split_word(word: str) -> str:
+    """Return the word for a split that `word` is or nearly is; empty where there is none."""
+    return next(iter(get_close_matches(word.lower(), _SPLIT_WORDS, 1, 0.75)), "")
 
 
 def is_company(name: str) -> bool:

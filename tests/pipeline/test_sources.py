@@ -113,6 +113,7 @@ NEAR_MISSES = {
     "train-labels-idx1ubyte.bin": "train-labels-idx1-ubyte",
     "train-labels": "train-labels-idx1-ubyte",
     "y_train.idx": "train-labels-idx1-ubyte",
+    "trian-labels-idx1-ubyte": "train-labels-idx1-ubyte",
     "train.txt": "train-labels-idx1-ubyte",
 }
 
@@ -144,7 +145,7 @@ def test_archive_in_place_of_labels(tmp_path: Path) -> None:
     (tmp_path / MNIST_NAMES[1]).unlink()
     (tmp_path / f"{MNIST_NAMES[1]}.zip").write_bytes(b"PK\x03\x04")
     message = refusal(tmp_path)
-    assert f"{MNIST_NAMES[1]}.zip cannot be used as {MNIST_NAMES[1]}, this is not an" in message
+    assert f"{MNIST_NAMES[1]}.zip cannot be used as {MNIST_NAMES[1]}: this is not an" in message
     assert "but a ZIP archive (an .npz file is one, too). Unpack it" in message
 
 

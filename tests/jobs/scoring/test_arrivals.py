@@ -95,6 +95,7 @@ def test_names_are_told_on_one_line(tmp_path: Path) -> None:
         ("a_images.idx3-ubyte.xz", "a-labels-idx1"),
         ("t10k-images-idx3-ubyte", "test-labels-idx1-ubyte"),
         ("monday-images.float32", "monday-labels.int8"),
+        ("a-images-idx3-f32", "a-labels-idx1-int64"),
         ("images.idx3-ubyte", "labels.idx1-ubyte"),
     ],
 )
