@@ -59,6 +59,8 @@ class S3Client:
     bucket: str
     options: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     """Those of obstore's `S3Store`, and `retry_seconds`; sorted by name. They may hold secrets."""
+    _answered: list[str] = field(default_factory=list, init=False, compare=False, repr=False)
+    """A key that a store has answered for."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.bucket, self.options)
@@ -118,7 +120,12 @@ class S3Client:
             if stop is not None and start >= 0:
                 ranges = (start, stop)
             whole = start == 0 and stop is None
-            return self._answer(key, {} if whole else {"range": ranges}).bytes().to_bytes()
+            try:
+                return self._answer(key, {} if whole else {"range": ranges}).bytes().to_bytes()
+            except BaseError as error:
+                if "status code: 416" in str(error) or "NotPartial" in str(error):
+                    raise _OutOfRange from None
+                raise
 
         try:
             found = self._try("read", key, ask)
@@ -192,7 +199,15 @@ class S3Client:
         ):
             found = f"{kind or 'no Content-Type'}, ETag {answer.meta['e_tag']}"
             raise UnreachableError(f"Cannot read {self.url(key)}: {not_s3(self.address, found)}")
+        self._answered[:] = [key]
         return answer
+
+    def _check_answers(self, key: str) -> None:
+        """Look once whether a web page answers in the store's place: it would take any object."""
+        if not self._answered:
+            with suppress(BaseError, FileNotFoundError), _panics_told():
+                self._answer(key, {"head": True})
+            self._answered[:] = [key]
 
     def holds(self, key: str) -> bool:
         """Whether there is an object of this name."""
@@ -210,6 +225,7 @@ class S3Client:
                 data.seek(0)
             obstore.put(self.store, key, data)
 
+        self._check_answers(key)
         self._try("write", key, ask)
 
     def put_if(self, key: str, data: bytes, tag: str | None) -> bool:
@@ -228,6 +244,7 @@ class S3Client:
                 return False
             return True
 
+        self._check_answers(key)
         for _ in range(CONDITIONAL_TRIES):
             if self._try("write", key, ask):
                 return True
@@ -349,8 +366,6 @@ class S3Client:
                     raise self._refused(verb, key, error) from error
                 raise FileNotFoundError(self.url(key)) from None
             except BaseError as error:
-                if "status code: 416" in str(error) or "NotPartial" in str(error):
-                    raise _OutOfRange from None
                 if not may_pass(error):
                     raise self._refused(verb, key, error) from error
                 spent = time.monotonic() - began
@@ -366,10 +381,10 @@ class S3Client:
     def _out_of_reach(
         self, verb: str, key: str, error: Exception, spent: float
     ) -> UnreachableError:
+        tries = f", again and again for {spent:.1f} s" if spent >= FIRST_PAUSE / 2 else ""
         return UnreachableError(
-            f"Cannot {verb} {self.url(key)}: {reason(error)}, again and again for {spent:.0f} s, "
-            f"at {self.address}. What was complete before is untouched; run the same command again "
-            "when the store is back."
+            f"Cannot {verb} {self.url(key)}: {reason(error)}{tries}, at {self.address}. What was "
+            "complete before is untouched; run the same command again when the store is back."
         )
 
 

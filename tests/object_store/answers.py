@@ -8,6 +8,8 @@ from storage.closing import Closing
 
 PAGE = b"<!DOCTYPE html><html><body>Please log in.</body></html>"
 """What a captive portal gives."""
+OF_OBJECTS = (("ETag", '"a"'), ("Last-Modified", "Fri, 27 Nov 2026 10:00:00 GMT"))
+"""Headers of an object, which a page may have as well."""
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,7 @@ class Answer:
     status: int
     body: bytes = b""
     kind: str = "application/xml"
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 def refusal(status: int, code: str, more: str = "") -> Answer:
@@ -65,6 +68,8 @@ class _Handler(BaseHTTPRequestHandler):
         answer = self.answering.answer
         self.send_response(answer.status)
         self.send_header("Content-Type", answer.kind)
+        for name, value in answer.headers:
+            self.send_header(name, value)
         self.send_header("Content-Length", str(len(answer.body)))
         self.end_headers()
         if self.command != "HEAD":

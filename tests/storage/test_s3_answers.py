@@ -12,7 +12,7 @@ import pytest
 from storage.errors import BadDataError, PipelineError, UnreachableError, UsageError
 from storage.location import open_location
 from storage.objects import Location
-from tests.object_store.answers import PAGE, Answer, Answering, refusal
+from tests.object_store.answers import OF_OBJECTS, PAGE, Answer, Answering, refusal
 from tests.object_store.server import Store
 
 BAD_URLS = (
@@ -81,6 +81,11 @@ def acts(place: Location) -> dict[str, Callable[[], Any]]:
         (Answer(404, PAGE, "text/html"), "404 Not Found with a web page"),
         (Answer(403, PAGE, "text/html"), "403 Forbidden with a web page"),
         (Answer(200, PAGE, "text/html"), "Check the endpoint, and whether a login page"),
+        (
+            Answer(200, PAGE, "text/html", OF_OBJECTS),
+            "Check the endpoint, and whether a login page",
+        ),
+        (Answer(416), "the store refuses (416 Range Not Satisfiable)"),
         (Answer(302, PAGE, "text/html"), "in another region"),
     ],
     ids=lambda value: value.split(".")[0] if isinstance(value, str) else "",
@@ -117,6 +122,15 @@ def test_answers_that_pass_are_asked_again(answering: Answering, answer: Answer)
             act()
         assert answering.address in str(caught.value)
         assert answering.requests - before > 1, name
+
+
+def test_an_answer_that_is_no_listing(answering: Answering) -> None:
+    """It is told so; where nothing is tried again, no second try is claimed."""
+    answering.answer = Answer(200, b"{}", "application/json", OF_OBJECTS)
+    place = open_location("s3://bucket/place", answering.options | {"retry_seconds": "0"})
+    with pytest.raises(UnreachableError, match=r"listing is not an S3 store's, at http") as caught:
+        place.objects()
+    assert "again and again" not in str(caught.value)
 
 
 @pytest.mark.parametrize("url", BAD_URLS)
