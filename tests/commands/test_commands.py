@@ -353,7 +353,7 @@ def test_full_disk_for_the_output(dataset: Path) -> None:
     with open("/dev/full", "w") as full:
         ended = run_pipeline("inspect", "data/mnist", cwd=dataset.parent.parent, stdout=full)
     assert_refused(
-        Ended(ended.code, "", ended.err), 6, "No space left on device", "Free some space"
+        Ended(ended.code, "", ended.err), 6, "No space left on device", "free some space"
     )
 
 
