@@ -368,7 +368,7 @@ def _from_attributes(location: Location, tree: Location, attributes: dict[str, A
         compression=compression,
         sources=tuple(attributes["sources"]),
         fingerprint=dict(attributes["fingerprint"]),
-        metadata_digests=dict(attributes["metadata_digests"]),
+        metadata_digests=sealed.recorded_digests(attributes),
         digest=expected,
         splits={
             name: Split(tree, name, record, expected, location) for name, record in records.items()

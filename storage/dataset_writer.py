@@ -17,14 +17,19 @@ from storage.locks import writer_lock
 from storage.objects import Location, TakeOver
 from storage.schema import (
     FORMAT,
-    FORMAT_VERSION,
     METADATA_NAME,
     DatasetSchema,
     SplitRecord,
     SplitSchema,
     dataset_digest,
 )
-from storage.zarr_metadata import Document, array_metadata, group_metadata, metadata_bytes
+from storage.zarr_metadata import (
+    Document,
+    array_metadata,
+    group_metadata,
+    metadata_bytes,
+    metadata_digests,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +125,8 @@ class DatasetWriter:
         self._staged = staged
         self._metadata: dict[str, Document] = {}
         """The documents of all groups and arrays below the root, by path."""
+        self._written: dict[str, bytes] = {}
+        """The same as they were written."""
         self._create_arrays()
 
     def split(self, name: str) -> SplitWriter:
@@ -147,7 +154,7 @@ class DatasetWriter:
         return open_dataset(self.target)
 
     def _create_arrays(self) -> None:
-        begun = group_metadata({"format": FORMAT, "format_version": FORMAT_VERSION})
+        begun = group_metadata({"format": FORMAT, "format_version": self.schema.format_version})
         self._staged.put(METADATA_NAME, metadata_bytes(begun))
         scaling = self.schema.preparation.attributes
         for name, split in self.schema.splits.items():
@@ -166,7 +173,7 @@ class DatasetWriter:
         array = self.split(split).arrays[name]
         document = array_metadata(array, dimensions, attributes)
         self._metadata[f"{split}/{name}"] = document
-        array.location.put(METADATA_NAME, metadata_bytes(document))
+        self._put_metadata(f"{split}/{name}", document)
         return array
 
     def _put_split_group(self, name: str) -> None:
@@ -178,7 +185,11 @@ class DatasetWriter:
             if path.startswith(prefix)
         }
         self._metadata[name] = group_metadata({})
-        self._staged.put(prefix + METADATA_NAME, metadata_bytes(group_metadata({}, members)))
+        self._put_metadata(name, group_metadata({}, members))
+
+    def _put_metadata(self, path: str, document: Document) -> None:
+        self._written[path] = metadata_bytes(document)
+        self._staged.put(f"{path}/{METADATA_NAME}", self._written[path])
 
     def _record_split(self, name: str, records: list[ChunkRecord]) -> SplitRecord:
         split = self.schema.splits[name]
@@ -211,7 +222,7 @@ class DatasetWriter:
         schema = self.schema
         attributes = {
             "format": FORMAT,
-            "format_version": FORMAT_VERSION,
+            "format_version": schema.format_version,
             "name": schema.name,
             "class_names": list(schema.class_names),
             "image_shape": list(schema.image_shape),
@@ -220,10 +231,7 @@ class DatasetWriter:
             "sources": sources,
             "fingerprint": fingerprint,
             "splits": {name: record.to_json() for name, record in splits.items()},
-            "metadata_digests": {
-                f"{path}/{METADATA_NAME}": sealed.metadata_digest(document)
-                for path, document in self._metadata.items()
-            },
+            **metadata_digests(self._metadata, self._written),
             "digest": dataset_digest(
                 schema.class_names, schema.image_shape, schema.transforms, splits
             ),

@@ -27,7 +27,13 @@ from storage.scorings import (
     open_record,
     root_document,
 )
-from storage.zarr_metadata import Document, array_metadata, group_metadata, metadata_bytes
+from storage.zarr_metadata import (
+    Document,
+    array_metadata,
+    group_metadata,
+    metadata_bytes,
+    metadata_digests,
+)
 
 __all__ = [
     "FORMAT",
@@ -158,10 +164,10 @@ class ScoresWriter:
         self.location.put(METRICS, sealed.sealed_bytes(metrics))
         attributes = {
             "chunk_digests": list(scores.chunk_digests),
-            "metadata_digests": {
-                f"{name}/{METADATA_NAME}": sealed.metadata_digest(document)
-                for name, document in self._arrays.items()
-            },
+            **metadata_digests(
+                self._arrays,
+                {name: metadata_bytes(document) for name, document in self._arrays.items()},
+            ),
             "metrics_sha256": hashlib.sha256(self.location.get(METRICS)).hexdigest(),
             "complete": True,
         }

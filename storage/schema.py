@@ -7,13 +7,17 @@ from typing import Any, Self
 import numpy as np
 
 from storage.errors import BadDataError
-from storage.preparation import Preparation
-from storage.sealed import digest_of
+from storage.preparation import BYTES, Preparation
+from storage.sealed import METADATA_DIGESTS, OWN_METADATA_DIGESTS, digest_of
 
 FORMAT = "mnist-stream dataset"
-FORMAT_VERSION = 2
-READ_VERSIONS = (1, FORMAT_VERSION)
-"""Version 1 knew Zstandard alone, and did not say so."""
+FORMAT_VERSION = 3
+READ_VERSIONS = (1, 2, FORMAT_VERSION)
+"""Version 1 had Zstandard alone, and did not record it.
+
+Version 2 scaled bytes by 1/255 and nothing else. What it would read in the same way is still
+written as version 2.
+"""
 METADATA_NAME = "zarr.json"
 """What Zarr v3 calls the document of a group or array."""
 ROOT_ATTRIBUTES = frozenset(
@@ -28,7 +32,8 @@ ROOT_ATTRIBUTES = frozenset(
         "sources",
         "fingerprint",
         "splits",
-        "metadata_digests",
+        METADATA_DIGESTS,
+        OWN_METADATA_DIGESTS,
         "digest",
         "complete",
     }
@@ -197,6 +202,16 @@ class DatasetSchema:
     splits: dict[str, SplitSchema]
     compression: str = LZ4
     """Of inputs and targets, one of `COMPRESSIONS`."""
+
+    @property
+    def format_version(self) -> int:
+        """The oldest version whose readers take the rows for what they are."""
+        preparation = self.preparation
+        scaled_by_type = all(
+            preparation.scaling == (BYTES if split.dtype == "uint8" else None)
+            for split in self.splits.values()
+        )
+        return 2 if scaled_by_type and not preparation.transposed else FORMAT_VERSION
 
     @property
     def preparation(self) -> Preparation:

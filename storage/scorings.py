@@ -21,7 +21,8 @@ ROOT_ATTRIBUTES = frozenset(
         "format_version",
         "scored",
         "chunk_digests",
-        "metadata_digests",
+        sealed.METADATA_DIGESTS,
+        sealed.OWN_METADATA_DIGESTS,
         "metrics_sha256",
         "complete",
     }
@@ -121,7 +122,7 @@ def open_record(location: Location) -> ScoresRecord:
     try:
         schema = _schema(attributes["scored"], place)
         digests = tuple(str(digest) for digest in attributes["chunk_digests"])
-        recorded = dict(attributes["metadata_digests"])
+        recorded = sealed.recorded_digests(attributes)
         metrics_digest = attributes["metrics_sha256"]
         if len(digests) != schema.chunks:
             raise ValueError(f"{len(digests)} digests for {schema.chunks} chunks")

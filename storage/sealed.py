@@ -12,6 +12,12 @@ DOCUMENT_LIMIT = 256 * 2**20
 """The largest document that is read, in bytes; what is larger is none of ours."""
 
 SEAL = "seal"
+OWN_SEAL = "own_seal"
+"""The seal of what is ours in a Zarr group; releases that do not know it check `SEAL`, of all."""
+METADATA_DIGESTS = "metadata_digests"
+"""The digest of the bytes of each `zarr.json` below the root, by key, for those releases."""
+OWN_METADATA_DIGESTS = "own_metadata_digests"
+"""The digest of what is ours in each of them."""
 
 ZARR_FIELDS = frozenset(
     {
@@ -144,6 +150,12 @@ def metadata_digest(document: dict[str, Any]) -> str:
     return digest_of(own_metadata(document, ARRAY_ATTRIBUTES))
 
 
+def recorded_digests(attributes: Mapping[str, Any]) -> dict[str, str]:
+    """Return the digest of each `zarr.json` below the root, by key, for `check_metadata`."""
+    own = attributes.get(OWN_METADATA_DIGESTS)
+    return dict(attributes[METADATA_DIGESTS] if own is None else own)
+
+
 def check_metadata(data: bytes, recorded: str, place: str, remedy: str) -> None:
     """Raise `BadDataError` where a `zarr.json` is not the one whose digest was recorded.
 
@@ -161,16 +173,21 @@ def check_metadata(data: bytes, recorded: str, place: str, remedy: str) -> None:
 
 
 def seal_group(document: dict[str, Any]) -> dict[str, Any]:
-    """Return a Zarr group's document with its seal added to the attributes."""
-    attributes = {key: value for key, value in document["attributes"].items() if key != SEAL}
-    body = own_metadata(document | {"attributes": attributes}, attributes)
-    return document | {"attributes": attributes | {SEAL: digest_of(body)}}
+    """Return a Zarr group's document with both seals added to the attributes."""
+    every = document["attributes"].items()
+    attributes = {key: value for key, value in every if key not in (SEAL, OWN_SEAL)}
+    own = own_metadata(document | {"attributes": attributes}, attributes)
+    body = document | {"attributes": attributes | {OWN_SEAL: digest_of(own)}}
+    return body | {"attributes": body["attributes"] | {SEAL: digest_of(body)}}
 
 
 def check_group_seal(document: dict[str, Any], attributes: Collection[str], place: str) -> None:
     """Raise `BadDataError` where these attributes of a Zarr group do not agree with its seal."""
-    body = own_metadata(document, attributes)
-    check_seal(body | {SEAL: document["attributes"].get(SEAL)}, place)
+    every = document["attributes"]
+    found = every.get(SEAL)
+    if isinstance(found, str):  # a group whose other seal is gone is damaged as well
+        found = every.get(OWN_SEAL, found)
+    check_seal(own_metadata(document, attributes) | {SEAL: found}, place)
 
 
 def read(location: Location, key: str) -> bytes:

@@ -4,6 +4,7 @@ They are the documents that Zarr itself writes. Importing Zarr takes longer than
 scoring a small set, and neither needs anything else of it.
 """
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -43,6 +44,23 @@ def group_metadata(
 def metadata_bytes(document: Document) -> bytes:
     """Return the text of a `zarr.json`, which ends where the document does, as Zarr writes it."""
     return sealed.document_bytes(document).rstrip()
+
+
+def metadata_digests(documents: Mapping[str, Document], data: Mapping[str, bytes]) -> Document:
+    """Return the attributes that record each `zarr.json` below a root, both by path.
+
+    `documents` are without consolidated metadata, `data` as they were written.
+    """
+    return {
+        sealed.METADATA_DIGESTS: {
+            f"{path}/zarr.json": hashlib.sha256(written).hexdigest()
+            for path, written in data.items()
+        },
+        sealed.OWN_METADATA_DIGESTS: {
+            f"{path}/zarr.json": sealed.metadata_digest(document)
+            for path, document in documents.items()
+        },
+    }
 
 
 def _consolidated(members: Mapping[str, Document]) -> Document:

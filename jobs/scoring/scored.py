@@ -93,7 +93,7 @@ def peek_dataset_digest(location: Location) -> str | None:
             return None
         if attributes["complete"] is not True:
             return None
-        for key, expected in attributes["metadata_digests"].items():
+        for key, expected in sealed.recorded_digests(attributes).items():
             sealed.check_metadata(sealed.read(location, key), expected, key, remedy="")
         return str(attributes["digest"])
     except (FileNotFoundError, BadDataError, KeyError, TypeError, ValueError, AttributeError):

@@ -173,7 +173,8 @@ def forge_dataset_arrays(subject: Subject, changes: Edits) -> None:
     path.write_bytes(_bytes(apply(_read(path), changes), sealed_too=False))
     root = _read(subject.dataset / METADATA_NAME)
     key = path.relative_to(subject.dataset).as_posix()
-    root["attributes"]["metadata_digests"][key] = _sha256(path)
+    for digests in (sealed.METADATA_DIGESTS, sealed.OWN_METADATA_DIGESTS):
+        root["attributes"][digests][key] = _sha256(path)
     _write_group(subject.dataset / METADATA_NAME, root)
 
 

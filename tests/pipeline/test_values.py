@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.ingest import Scaling, ingest
-from storage.dataset import Dataset
+from storage.dataset import Dataset, root_document
 from storage.errors import BadDataError, ConflictError, UsageError
 from storage.idx import write_idx
 from storage.preparation import BYTES, Preparation, ValueRange, parse_range
@@ -64,6 +64,28 @@ def test_the_largest_values(value: float, tmp_path: Path) -> None:
     source = write(tmp_path / "files", np.array([[[0.5, value]]]))
     dataset = ingest(source, tmp_path / "made", scale="none").dataset
     assert value == stored(dataset)[0, 2]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options", "version"),
+    [
+        ("uint8", {}, 2),
+        ("uint8", {"scale": ValueRange(0, 255)}, 2),
+        ("float32", {"scale": "none"}, 2),
+        ("uint8", {"transpose": True}, 3),
+        ("uint8", {"scale": "none"}, 3),
+        ("uint8", {"scale": ValueRange(0, 128)}, 3),
+        ("float32", {}, 3),
+        ("float32", {"scale": ValueRange(0, 255)}, 3),
+    ],
+)
+def test_what_earlier_releases_would_misread(
+    dtype: str, options: dict[str, Any], version: int, tmp_path: Path
+) -> None:
+    """They scale bytes by 1/255 and nothing else: all else has a version that they refuse."""
+    source = write(tmp_path / "files", np.arange(8, dtype=dtype).reshape(2, 2, 2))
+    tree = ingest(source, tmp_path / "made", **options).dataset.tree
+    assert version == root_document(tree)["attributes"]["format_version"]
 
 
 def test_the_training_split_gives_the_range(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from storage.dataset_writer import ChunkRecord, create_dataset
 from storage.errors import BadDataError
 from storage.location import open_location
 from storage.objects import Location
-from storage.schema import ELEMENT_TYPES, DatasetSchema, SplitSchema
+from storage.schema import ELEMENT_TYPES, FORMAT_VERSION, DatasetSchema, SplitSchema
 from storage.store import LocationStore
 from tests.storage.artefacts import (
     FINGERPRINT,
@@ -365,9 +365,9 @@ def test_a_changed_attribute_is_told(
 def test_a_newer_format_is_told(place: Location, dataset: Dataset) -> None:
     """A version that this release does not know is refused with the advice to install another."""
     document = json.loads(place.get("zarr.json"))
-    document["attributes"]["format_version"] = 3
+    document["attributes"]["format_version"] = FORMAT_VERSION + 1
     place.put("zarr.json", json.dumps(document).encode())
-    with pytest.raises(BadDataError, match="format version 3; this release reads up to 2"):
+    with pytest.raises(BadDataError, match="format version 4; this release reads up to 3"):
         open_dataset(place)
 
 

@@ -1,5 +1,6 @@
 """What other programs add to datasets and scores changes nothing: Zarr, editors, file managers."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from storage.errors import BadDataError
 from storage.location import open_location
 from storage.objects import Location
 from storage.predictions import open_scores
+from storage.sealed import digest_of
 from storage.verify import verify_location
 from tests.storage.artefacts import make_scores
 
@@ -63,6 +65,20 @@ def test_what_zarr_programs_change(
         change(place.path)
         assert [] == [error for _, error in verify_location(place) if error]
     assert digests == (open_dataset(dataset_place).digest, open_scores(scores_place).digest)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_earlier_releases(dataset_place: Location, scores_place: Location, number: int) -> None:
+    """What they check agrees: a seal of the whole root, and digests of the bytes of the others."""
+    place = (dataset_place, scores_place)[number]
+    root = json.loads(place.get("zarr.json"))
+    attributes = root["attributes"]
+    assert attributes.pop("seal") == digest_of(root)
+    recorded = attributes["metadata_digests"]
+    below = {path.relative_to(place.path).as_posix() for path in place.path.rglob("*/zarr.json")}
+    assert below == recorded.keys()
+    for key, digest in recorded.items():
+        assert hashlib.sha256(place.get(key)).hexdigest() == digest
 
 
 @pytest.mark.parametrize(
