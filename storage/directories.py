@@ -44,7 +44,7 @@ SHOWN = 200
 
 
 def as_pipeline_error(  # noqa: PLR0911 - an answer for each kind of refusal
-    error: Exception,
+    error: BaseException,
 ) -> PipelineError | None:
     """Return the error to show for whatever a command raises; None for a defect of the program.
 

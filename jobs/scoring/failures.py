@@ -24,7 +24,7 @@ class Failures:
         self._place = place
         self._entries: list[Entry] = []
 
-    def record(self, name: str, content: str, error: str, bug: Exception | None = None) -> None:
+    def record(self, name: str, content: str, error: str, bug: BaseException | None = None) -> None:
         """Record a bad file: as it is now, and in the ledger, there once for each content.
 
         Without `content`, where not even that can be told, once for each name and error. A `bug`

@@ -189,9 +189,9 @@ class _Inbox:
                 files = batch.attempt(partial(self._files, item, opened))
                 content = batch.attempt(partial(self._content, item, files))
                 batch.attempt(partial(self._score_content, item, files, content))
-        except (ModelError, LedgerError, StoppedError):
+        except (ModelError, LedgerError, StoppedError, KeyboardInterrupt, SystemExit):
             raise
-        except Exception as error:  # noqa: BLE001 - one file never keeps the others waiting
+        except BaseException as error:  # noqa: BLE001 - Rust's panics too keep no other waiting
             match as_pipeline_error(error):
                 case BadDataError() | UsageError() as known:
                     content = known.content if isinstance(known, _BadHeaderError) else content
@@ -204,7 +204,12 @@ class _Inbox:
                     self._leave(item.name, str(known))
 
     def _fail(
-        self, item: Item, files: list[Path], content: str, text: str, bug: Exception | None = None
+        self,
+        item: Item,
+        files: list[Path],
+        content: str,
+        text: str,
+        bug: BaseException | None = None,
     ) -> None:
         """Record that an item could not be scored, unless it changed while it was being read."""
         self._lock.check()  # else what went wrong may be the new holder's work

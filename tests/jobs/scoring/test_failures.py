@@ -175,8 +175,13 @@ def test_a_damaged_ledger_is_no_fault_of_the_files(run: Path, inbox: Path) -> No
     assert [("scored", "a")] == list(events(run))
 
 
+class PanicException(BaseException):
+    """What a library in Rust raises where it panics, which is no `Exception`."""
+
+
+@pytest.mark.parametrize("kind", [ZeroDivisionError, PanicException])
 def test_an_error_that_nobody_thought_of(
-    run: Path, inbox: Path, monkeypatch: pytest.MonkeyPatch
+    kind: type[BaseException], run: Path, inbox: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It keeps no other file from being scored; its traceback is logged, the job ends in exit 1."""
     for number, name in enumerate("abc"):
@@ -186,7 +191,7 @@ def test_an_error_that_nobody_thought_of(
     def broken(split: IdxSplit, name: str, images: Path, *others: Any) -> None:
         init(split, name, images, *others)
         if images.name == "b":
-            raise ZeroDivisionError("of our own making")
+            raise kind("of our own making")
 
     monkeypatch.setattr(IdxSplit, "__init__", broken)
     listener = Listed()
@@ -196,7 +201,7 @@ def test_an_error_that_nobody_thought_of(
         assert isinstance(result.error, InternalError)
         assert 1 == result.error.exit_code
     (line,) = [line for line in ledger(run) if line["event"] == "failed"]
-    words = "internal error (please report it): ZeroDivisionError: of our own making"
+    words = f"internal error (please report it): {kind.__name__}: of our own making"
     assert ("b", 1, words) == (line["file"], line["exit"], line["error"])
     assert "in broken" in line["traceback"]
     assert "in broken" in listener.named("failed")[0]["text"]
