@@ -50,5 +50,5 @@ def _transformed(part: Part, start: int, stop: int, conversion: Conversion) -> B
         images = images.swapaxes(1, 2)
     return Block(
         add_bias(images, preparation.bias(images.dtype)),
-        None if labels is None else one_hot(labels, conversion.classes),
+        None if labels is None else one_hot(labels, conversion.classes, start),
     )

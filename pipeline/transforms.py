@@ -26,16 +26,21 @@ def add_bias(images: NDArray[Any], bias: float) -> NDArray[Any]:
     return inputs
 
 
-def one_hot(labels: NDArray[Any], classes: NDArray[np.int64]) -> NDArray[np.uint8]:
+def one_hot(
+    labels: NDArray[Any], classes: NDArray[np.int64], first_row: int = 0
+) -> NDArray[np.uint8]:
     """`(rows,)` labels to `(rows, len(classes))` uint8; `classes` are sorted and distinct.
 
-    Raises `BadDataError` that names the first row whose label is not among the classes.
+    Raises `BadDataError` that names the first row whose label is not among the classes; the first
+    of all is row `first_row`.
     """
     columns = np.searchsorted(classes, labels)
     strange = classes[np.minimum(columns, len(classes) - 1)] != labels
     if strange.any():
         row = int(np.argmax(strange))
-        raise BadDataError(f"Row {row} has label {labels[row]}; it is none of the classes found.")
+        raise BadDataError(
+            f"Row {first_row + row} has label {labels[row]}; it is none of the classes found."
+        )
     targets = np.zeros((len(labels), len(classes)), dtype=np.uint8)
     targets[np.arange(len(labels)), columns] = 1
     return targets

@@ -24,7 +24,7 @@ from storage.errors import (
     UnreachableError,
     UsageError,
 )
-from storage.idx import write_idx
+from storage.idx import IdxReader, write_idx
 from storage.location import open_location
 from storage.preparation import Preparation, ValueRange
 
@@ -429,10 +429,13 @@ def test_a_file_that_changes_under_way(source: Path, out: Path) -> None:
 
     def change(stage: str, done: int, total: int) -> None:
         if (stage, done) == ("ingest test", 0):
-            write_idx(source / TEST_LABELS, np.full(11, 9, np.uint8))
+            with IdxReader(source / TEST_LABELS) as reader:
+                labels = reader.read_rows(11).copy()
+            labels[8:] = 9
+            write_idx(source / TEST_LABELS, labels)
 
-    message = refusal(BadDataError, opened, out, report=change)
-    assert "has label 9; it is none of the classes found" in message
+    message = refusal(BadDataError, opened, out, rows_per_chunk=3, report=change)
+    assert "Row 8 has label 9; it is none of the classes found" in message
     assert not out.exists()
 
 
