@@ -141,10 +141,12 @@ def _check_the_others(
         )
     if unused:
         used = ", ".join(name.name for name, _ in chosen.values())
+        odd = [name for name in unused if not read_name(name).is_expected]
+        hint = " A name must tell split and kind, as train-images-idx3-ubyte does." if odd else ""
         warn(
             f"{directory} has files that are IDX by content or name and not used: "
             f"{', '.join(_shown(unused))}. Used are "
-            f"{used or 'none'}. A name must tell split and kind, as train-images-idx3-ubyte does."
+            f"{used or 'none'}.{hint}"
         )
 
 

@@ -68,16 +68,19 @@ _KIND_WORD = re.compile(
     re.IGNORECASE,
 )
 _OTHER_ENDINGS = (
-    "asc bmp cff cfg conf crc crc32 css csv db doc docx done gif heic heif htm html ini jpeg jpg "
-    "js json jsonl lock log md md5 md5sum mov mp3 mp4 ods odt ok pdf pgm png ppm ppt pptx ps py "
-    "rst rtf sfv sh sha sha1 sha1sum sha224 sha256 sha256sum sha384 sha512 sha512sum sig svg tif "
-    "tiff toml torrent tsv txt url wav webp xls xlsx xml yaml yml"
+    "arw asc avi avif b2 bmp cff cfg cksum conf cr2 cr3 crc crc32 css csv ctl db dng doc docx "
+    "done eml flac flag gif heic heif htm html ini ipynb jp2 jpeg jpg js json jsonl jxl lnk "
+    "lock log m4v md md5 md5sum meta metadata mkv mov mp3 mp4 nef ods odt ogg ok org par2 "
+    "parquet pdf pgm png ppm ppt pptx ps py raf ready rst rtf sfv sh sha sha1 sha1sum sha224 "
+    "sha256 sha256sum sha384 sha512 sha512sum sig svg tex tif tiff toml torrent tsv txt url "
+    "wav webloc webm webp xls xlsx xml yaml yml"
 )
 """Endings of files that lie beside data: checksums, documents, tables, pictures, markers."""
 _OTHER_NAMES = re.compile(
-    r"_.*|(?:md5|sha\d*|b2|ck|check)sums?|readme.*|licen[cs]e.*|copying|notice|changelog.*|"
-    r"manifest.*|"
-    r"thumbs\.db|desktop\.ini|makefile|dockerfile",
+    r"_.*|#.*#|(?:md5|sha\d*|b2|b3|blake\d?|ck|check)sums?(?:\.gpg)?|readme.*|licen[cs]e.*|"
+    r"copying|copyright|notice|authors|contributing|citation|install|version|changelog.*|"
+    r"manifest.*|success|done|ready|complete|"
+    r"(?:eh)?thumbs\.db.*|desktop\.ini|icon\r|makefile|dockerfile",
     re.IGNORECASE | re.DOTALL,
 )
 

@@ -72,11 +72,13 @@ class Failures:
                 self._batch.result.errors.append(self._summary(files, error))
 
     def _summary(self, files: list[str], error: type[PipelineError]) -> PipelineError:
-        bug = f", by an {INTERNAL_ERROR}" if error is InternalError else ""
+        bug, way_out = "", " Mend these files, or leave them out with --exclude."
+        if error is InternalError:
+            bug, way_out = f", by an {INTERNAL_ERROR}", ""
         return error(
             f"{len(files):,} in the inbox could not be scored{bug}: "
             f"{', '.join(files[:SHOWN_NAMES])}. What is wrong with each is in "
-            f"{self._batch.ledger.location}/{FAILED}; the others are scored."
+            f"{self._batch.ledger.location}/{FAILED}; the others are scored.{way_out}"
         )
 
     def _forget_what_is_bad_no_more(self) -> None:
