@@ -57,6 +57,7 @@ class Ledger:
         self._size = 0
         self._known = [b""]
         self._has_checked_count = False
+        self._is_count_behind = False
 
     def __str__(self) -> str:
         return f"{self.location}/{LEDGER}"
@@ -88,6 +89,7 @@ class Ledger:
             return
         *lines, torn = self._lines()
         lost = count["lines"] - len(lines)
+        self._is_count_behind = lost < 0
         if lost == 1 and torn and not torn_is_lost:
             return
         if lost > 0:
@@ -142,21 +144,24 @@ class Ledger:
         Looks before it locks and again under the lock, so that of several jobs that know of one
         thing just one records it. Returns whether this one did.
         """
-        if known(self.entries(containing)):
+        is_known = known(self.entries(containing))
+        if is_known and not self._is_count_behind:
             return False
         with self._locked() as location:
-            if known(self.entries(containing)):
-                return False
+            is_known = known(self.entries(containing))
             self.check_count()
+            if is_known and not self._is_count_behind:
+                return False
             self._mend(location)
-            line = sealed.sealed_bytes(entry, indent=None)
             lines = self._lines()[:-1]
-            location.append(LEDGER, line, _joined(lines))
-            lines = [*lines, line.removesuffix(b"\n")]
-            count = {"lines": len(lines), "sha256": _digest(lines)}
-            # A death just before this leaves the count one line behind.
-            location.put(LEDGER_COUNT, sealed.sealed_bytes(count))
-        return True
+            if not is_known:
+                line = sealed.sealed_bytes(entry, indent=None)
+                location.append(LEDGER, line, _joined(lines))
+                lines = [*lines, line.removesuffix(b"\n")]
+            # A death just before this leaves the count behind; the next job completes it.
+            location.put(LEDGER_COUNT, _count_bytes(lines))
+            self._is_count_behind = False
+        return not is_known
 
     def failures(self) -> list[Entry]:
         """What is bad now, by content and model."""
@@ -235,6 +240,10 @@ class Ledger:
 
 def _digest(lines: list[bytes]) -> str:
     return hashlib.sha256(_joined(lines)).hexdigest()
+
+
+def _count_bytes(lines: list[bytes]) -> bytes:
+    return sealed.sealed_bytes({"lines": len(lines), "sha256": _digest(lines)})
 
 
 def _joined(lines: list[bytes]) -> bytes:

@@ -257,6 +257,25 @@ def test_a_death_before_the_count(recorded: Ledger, tmp_path: Path) -> None:
     assert 5 == sealed.read_sealed(recorded.location, LEDGER_COUNT)["lines"]
 
 
+@pytest.mark.parametrize("lines", [1, 4])
+def test_a_death_before_the_count_of_a_known_line(
+    lines: int, ledger: Ledger, tmp_path: Path
+) -> None:
+    """The next job that finds the line known completes the count, so that its loss is noticed."""
+    for number in range(lines):
+        before = ledger.location.get(LEDGER_COUNT) if number else None
+        record(tmp_path, entry(result=f"scores/test-{number}"))
+    if before is None:
+        ledger.location.delete(LEDGER_COUNT)
+    else:
+        ledger.location.put(LEDGER_COUNT, before)
+    assert not record(tmp_path, entry(result="scores/test-0"))
+    assert lines == sealed.read_sealed(ledger.location, LEDGER_COUNT)["lines"]
+    file_of(ledger).write_bytes(b"")
+    with pytest.raises(BadDataError, match="has 0 lines"):
+        record(tmp_path, entry(result="scores/test-0"))
+
+
 def test_a_ledger_of_an_earlier_release(recorded: Ledger, tmp_path: Path) -> None:
     """Without a count it is read as before, and counted with its next line."""
     recorded.location.delete(LEDGER_COUNT)
