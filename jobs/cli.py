@@ -155,6 +155,7 @@ def ingest(
                 take_over=console.warn if take_over else None,
                 report=report,
                 announce=console.say,
+                warn=console.warn,
                 cluster=cluster,
             )
         told = ingest_report(result)

@@ -43,6 +43,10 @@ BYTES_IN_FLIGHT = 8 * 2**20
 
 BEST_COMPRESSION = 1000
 """No images worth learning from shrink more than this."""
+EMNIST_HINT = (
+    "These look like the files of EMNIST, whose images are published with height and width "
+    "swapped. Pass --transpose to have them upright."
+)
 BASE_MEMORY = 130_000_000
 """Bytes of the interpreter with its libraries, their threads and what they keep for themselves."""
 FORMS_OF_A_CHUNK = 5
@@ -83,6 +87,7 @@ def ingest(
     threads: int = DEFAULT_THREADS,
     report: Report = lambda stage, done, total: None,
     announce: Callable[[str], None] = lambda text: None,
+    warn: Callable[[str], None] | None = None,
     cluster: "Cluster | None" = None,
 ) -> IngestResult:
     """Turn a source into a published dataset at `out`; the workers of a `cluster` write its parts.
@@ -93,7 +98,8 @@ def ingest(
     `storage.schema`; without, a new dataset has LZ4, and one that is there may have any, as it may
     have any number of rows per chunk unless `rows_per_chunk` is given. `scale` is the range of
     values that stands for 0 to 1 (see `Scaling`); `transpose` swaps the images' height and width,
-    and where nothing is said of it a hint may be given.
+    and where nothing is said of it `warn` tells of images that look transposed. `announce` is told
+    what `warn` is not there to take.
 
     Raises `UsageError`, `BadDataError`, `ConflictError` or `UnreachableError`; whatever happens,
     nothing half-made is left at `out`, and an old dataset there stays until the new one is
@@ -107,7 +113,7 @@ def ingest(
             f"The compression is {compression!r}; expected one of {', '.join(COMPRESSIONS)}."
         )
     if isinstance(source, str):
-        source = open_source(source, seed=seed, announce=announce, warn=announce)
+        source = open_source(source, seed=seed, announce=announce, warn=warn or announce)
     target = open_location(out)
     preparation = _preparation(source, scale, bool(transpose), report)
     schema = plan_dataset(source, preparation, rows_per_chunk, compression or LZ4)
@@ -128,8 +134,10 @@ def ingest(
         if dataset is None:
             _check_room(target, schema)
             announce(f"memory at most {memory_needed(schema, threads) / 1e6:,.0f} MB")
-            for text in _remarks(source, preparation, scale, transpose):
-                announce(text)
+            if scale is None and preparation.scaling != BYTES:
+                announce(f"{source.splits[0].dtype} images: {preparation}")
+            if transpose is None and _is_emnist(source):
+                (warn or announce)(EMNIST_HINT)
             with stage_dataset(target, schema, overwrite=overwrite) as writer:
                 dataset = _convert(source, writer, fingerprint, threads, report, cluster)
     return IngestResult(dataset, already_done, source.description, time.perf_counter() - began)
@@ -208,18 +216,10 @@ def _check_type_reaches(dtype: np.dtype[Any], scale: ValueRange) -> None:
         )
 
 
-def _remarks(
-    source: Source, preparation: Preparation, scale: Scaling, transpose: bool | None
-) -> Iterator[str]:
-    """What whoever ingests a source should know of it."""
-    if scale is None and preparation.scaling != BYTES:
-        yield f"{source.splits[0].dtype} images: {preparation}"
+def _is_emnist(source: Source) -> bool:
+    """Whether its name, or a file's, is one of EMNIST's."""
     names = (source.name, *(os.path.basename(split.origin) for split in source.splits))
-    if transpose is None and any("emnist" in name.lower() for name in names):
-        yield (
-            "These look like the files of EMNIST, whose images are published with height and width "
-            "swapped. Pass --transpose to have them upright."
-        )
+    return any("emnist" in name.lower() for name in names)
 
 
 def _convert(

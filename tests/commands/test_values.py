@@ -104,6 +104,15 @@ def test_images_the_other_way(call: Call, here: Path) -> None:
     assert_refused(ended, BAD_DATA, "height and width swapped", "again without --transpose.")
 
 
+@pytest.mark.parametrize("option", ["--quiet", "--json"])
+def test_the_hint_at_emnist_is_a_warning(option: str, call: Call, here: Path) -> None:
+    """Images that are learned as they are published are told of however little is printed."""
+    write(here / "emnist", CHANGES["bytes"])
+    ended = call("ingest", "emnist", option)
+    assert "Warning: These look like the files of EMNIST" in ended.err
+    assert "EMNIST" not in ended.out
+
+
 @pytest.mark.parametrize(
     ("dtype", "value", "told"),
     [
