@@ -319,7 +319,7 @@ def _nothing_there(location: Location) -> str:
     if replaced_sibling(location).exists():
         return (
             f"{location} was being replaced when the ingest ended, unless it is still at work. Run "
-            "the same `pipeline ingest` again: it mends that and goes on."
+            "the same `pipeline ingest` again: it mends that, or says how to."
         )
     if location.is_free():
         return (

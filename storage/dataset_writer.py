@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from storage import sealed
 from storage.chunks import ChunkedArray
-from storage.dataset import Block, Dataset, open_dataset, split_arrays
+from storage.dataset import Block, Dataset, open_dataset, replaced_sibling, split_arrays
 from storage.errors import BadDataError, ConflictError
 from storage.locks import writer_lock
 from storage.objects import Location, TakeOver
@@ -300,6 +300,12 @@ def refuse_foreign(target: Location) -> None:
         ours = FORMAT.encode() in sealed.read(target.current(METADATA_NAME), METADATA_NAME)
     except (FileNotFoundError, BadDataError):
         ours = False
+    replaced = replaced_sibling(target)
+    if not ours and replaced.exists():
+        raise ConflictError(
+            f"{target} was left half replaced by an earlier release. Remove it, {replaced} and "
+            f"whatever begins with {target.sibling('', '.ingest-')}, and run again."
+        )
     if not ours:
         raise ConflictError(
             f"{target} exists and is not a dataset of this project; it is left alone. "

@@ -301,7 +301,7 @@ class LocalLocation(Location):
         A link on either side stays a link: it is what it leads to that is renamed.
         """
         target.check_held()
-        with reaching("publish", target.path):
+        with reaching(f"rename {self.path} to", target.path):
             destination = Path(os.path.realpath(target.path))
             make_directories(destination.parent)
             files.rename(Path(os.path.realpath(self.path)), destination)

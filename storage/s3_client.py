@@ -257,10 +257,6 @@ class S3Client:
             f"{self.url(key)} is being written by too many at once. Run the same command again."
         )
 
-    def copy(self, source: str, target: str) -> None:
-        """Copy an object within the bucket; its bytes do not come here."""
-        self._try("copy to", target, lambda: obstore.copy(self.store, source, target))
-
     def delete(self, keys: list[str]) -> None:
         """Remove objects; those that are not there are none to remove."""
         if keys:
@@ -383,8 +379,8 @@ class S3Client:
     ) -> UnreachableError:
         tries = f", again and again for {spent:.1f} s" if spent >= FIRST_PAUSE / 2 else ""
         return UnreachableError(
-            f"Cannot {verb} {self.url(key)}: {reason(error)}{tries}, at {self.address}. What was "
-            "complete before is untouched; run the same command again when the store is back."
+            f"Cannot {verb} {self.url(key)}: {reason(error)}{tries}, at {self.address}. Run the "
+            "same command again when the store is back."
         )
 
 

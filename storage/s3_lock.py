@@ -54,7 +54,7 @@ class S3Lock(Lock):
             holder = _holder(found[0]) if found is not None and found[0] else FINISHED
             raise ConflictError(
                 f"{self.what} was taken over by {holder or 'somebody'}; this process publishes "
-                "nothing more there. What it had saved before is kept."
+                "nothing more there."
             )
 
     def release(self) -> None:

@@ -16,6 +16,7 @@ from storage.checkpoints import (
 )
 from storage.dataset import open_dataset
 from storage.dataset_writer import dataset_lock, recover
+from storage.errors import BadDataError, ConflictError
 from storage.location import open_location
 from storage.objects import Location
 from storage.predictions import open_scores
@@ -62,6 +63,24 @@ def test_a_dataset_of_a_former_release(place: Location, dataset_place: Location)
     made = make_dataset(target, dataset_schema(rows=3), overwrite=True)
     assert_holds_its_rows(open_dataset(target), dataset_schema(rows=3))
     assert sorted([made.tree.name, "zarr.json"]) == target.names()
+
+
+def test_a_dataset_that_a_former_release_half_replaced(
+    place: Location, dataset_place: Location
+) -> None:
+    """What to remove is said, and once it is removed an ingest succeeds."""
+    target, marker = place.child("set"), place.child(".set.replaced")
+    copy(dataset_place, target)
+    target.delete("zarr.json")
+    place.put(".set.replaced", b"set/.set.ingest-0123456789ab")
+    with pytest.raises(BadDataError, match="being replaced"):
+        open_dataset(target)
+    for overwrite in (False, True):
+        with pytest.raises(ConflictError, match=rf"Remove it, {marker} and .*/\.set\.ingest-,"):
+            make_dataset(target, overwrite=overwrite)
+    target.delete_tree()
+    marker.delete_tree()
+    assert_holds_its_rows(make_dataset(target), dataset_schema())
 
 
 def test_a_run_of_a_former_release(place: Location, run_place: Location) -> None:
