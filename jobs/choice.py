@@ -106,8 +106,8 @@ def _newest_or_best(
         name, error = damaged[0]
         raise BadDataError(
             f"Checkpoint {name}, the newest one, cannot be used: {error} The newest sound one is "
-            f"{newest.name} (epoch-step); choose it by --checkpoint {newest.name}, or train on "
-            "from it with `pipeline train --resume`."
+            f"{newest.name} (epoch-step); choose it by --checkpoint {newest.name}, or continue "
+            "training from it with `pipeline train --resume`."
         )
     warnings = tuple(f"Checkpoint {name} is not used: {error}" for name, error in damaged)
     if best and best != newest.name:

@@ -348,7 +348,7 @@ def _shown(default: Any) -> str:
 
 
 def _given_settings(config_file: str | None, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings that the file gives, and over them those that options give."""
+    """Return the settings of the file, overridden by those given as options."""
     from pathlib import Path
 
     from jobs.config import given_settings, read_toml
@@ -402,7 +402,7 @@ def _run() -> int:
         return UsageError.exit_code
     except (KeyboardInterrupt, click.Abort):
         return 128 + signal.SIGINT
-    except SystemExit:  # click ends so where nobody reads the help that it prints
+    except SystemExit:  # click's way to end after a broken pipe
         return _report(StoppedError(UNREAD_OUTPUT, signal.SIGPIPE))
     except BaseException as error:  # noqa: BLE001 - the last resort, also for panics of Rust's
         return _report(error)

@@ -114,7 +114,7 @@ class TrainConfig:
     )
     momentum: float = _setting(
         0.9,
-        "Share of the last step that momentum and nesterov keep; other optimizers ignore it.",
+        "Momentum coefficient of momentum and nesterov; other optimizers ignore it.",
         least=0,
         most=0.9999,
     )
@@ -180,7 +180,7 @@ class TrainConfig:
     evaluate: str = _setting(
         "test",
         "Splits to evaluate after each epoch: none, or some of train,validation,test. A dataset's "
-        "validation split always is.",
+        "validation split always is evaluated.",
     )
     holdout: int = _setting(
         0,

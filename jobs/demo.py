@@ -32,7 +32,7 @@ def _run_demo(directory: Path, console: Console, stop: StopSignal) -> Report:
     if directory.parts and directory.parts[0].endswith(":"):
         raise UsageError(f"'{directory}' is of a URL; the demo works in a local directory.")
     if directory.exists() and not directory.is_dir():
-        raise UsageError(f"'{directory}' is no directory; give one, or a name that is free.")
+        raise UsageError(f"'{directory}' is not a directory; give a directory or an unused name.")
     began = time.perf_counter()
     source = _source(console)
 

@@ -28,11 +28,11 @@ class Model:
     class_names: tuple[str, ...]
     """In the order of the network's outputs."""
     preparation: Preparation
-    """Of the rows that it was trained on; what is scored is scaled by the same numbers."""
+    """The transforms of the training rows; rows to score are scaled by the same numbers."""
     image_shape: tuple[int, ...] | None
-    """As it was trained on; None for runs of older releases, which do not record it."""
+    """The shape of the training images; None for runs of older releases, which do not record it."""
     element_type: str | None
-    """The same of the stored values' type. Without a record, bytes are still told from others."""
+    """The type of the stored training images; known for bytes even without a record."""
     warnings: tuple[str, ...]
     """Checkpoints that were passed over because they are damaged."""
 

@@ -11,7 +11,7 @@ from storage.errors import StoppedError, UnreachableError
 
 PLAIN_SECONDS = 10.0
 """Between two lines of progress where there is no terminal."""
-UNREAD_OUTPUT = "Stopped: nobody reads the output."
+UNREAD_OUTPUT = "Stopped: the reader of the output closed it."
 LAYOUT = "\n\t"
 """Characters that lay out a text of several lines; a single line holds neither."""
 UNDECODED = range(0xDC80, 0xDD00)

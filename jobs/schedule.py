@@ -40,7 +40,7 @@ ON_TIME = timedelta(seconds=60)
 CORRECTION = timedelta(hours=3)
 """A clock that is put back by more was wrong before, as cron(8) has it: due times count anew."""
 FIRST_YEAR = 1970
-"""No clock was before that when a scheduler wrote its heartbeat."""
+"""The earliest year that a heartbeat may hold."""
 COUNTED = 1000
 """More missed runs than this are not counted one by one."""
 
@@ -204,12 +204,12 @@ class Scheduler:
         self._last_exit = found.get("last_exit")
 
     def _recorded_time(self, text: str) -> datetime:
-        """Return a time of a heartbeat; `ValueError` for one that no scheduler has written."""
+        """Return a time of a heartbeat; raise `ValueError` if it cannot be a scheduler's."""
         moment = datetime.fromisoformat(text)
         if moment.tzinfo is None:
             raise ValueError(f"{text} has no time zone")
         if moment.year < FIRST_YEAR or moment.year > self._clock.now().year + 1:
-            raise ValueError(f"{text} is no time of a run")
+            raise ValueError(f"{text} is not the time of a run")
         return moment.astimezone(UTC)
 
     def _look_at_clock(self, now: datetime) -> None:

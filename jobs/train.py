@@ -156,8 +156,8 @@ def _check_validation(config: TrainConfig, dataset: Dataset) -> None:
         return
     if not dataset.split(VALIDATION).schema.classes:
         raise BadDataError(
-            f"The validation split of {dataset.location} has no labels; no epoch can be chosen by "
-            "it. Ingest it again with its labels, or without the split."
+            f"The validation split of {dataset.location} has no labels to choose the best epoch "
+            "by. Ingest it again with its labels, or without the split."
         )
     if config.holdout:
         raise UsageError(

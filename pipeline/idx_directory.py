@@ -142,16 +142,19 @@ def _check_the_others(
     if unused:
         used = ", ".join(name.name for name, _ in chosen.values())
         odd = [name for name in unused if not read_name(name).is_expected]
-        hint = " A name must tell split and kind, as train-images-idx3-ubyte does." if odd else ""
+        hint = (
+            " A name must say the split and the kind, as train-images-idx3-ubyte does."
+            if odd
+            else ""
+        )
         warn(
-            f"{directory} has files that are IDX by content or name and not used: "
-            f"{', '.join(_shown(unused))}. Used are "
-            f"{used or 'none'}.{hint}"
+            f"{directory} has unused files that are IDX by content or name: "
+            f"{', '.join(_shown(unused))}. Used: {used or 'none'}.{hint}"
         )
 
 
 def _check_links(directory: Path, chosen: Chosen) -> None:
-    """Refuse a link whose file is not there, and which has the name of one that is missing."""
+    """Refuse a broken link with the name of a file that is missing."""
     for path in sorted(directory.iterdir()):
         name = read_name(path.name)
         if name.is_expected and (str(name.split), name.kind) not in chosen and not path.exists():

@@ -179,14 +179,14 @@ def _same_dataset(
 
 
 def _options(preparation: Preparation) -> str:
-    """What to pass to have a source prepared so."""
+    """Return the options that prepare a source in this way."""
     scaling = preparation.scaling
     chosen = "none" if scaling is None else f"{scaling.low!r},{scaling.high!r}"
     return f"--scale {chosen}{' --transpose' if preparation.transposed else ''}"
 
 
 def _preparation(source: Source, scale: Scaling, transpose: bool, report: Report) -> Preparation:
-    """What is done to a source; raises `UsageError` for what cannot be done to it."""
+    """Return a source's transforms; raise `UsageError` for one that cannot be applied to it."""
     split = next((split for split in source.splits if split.name == "train"), source.splits[0])
     if transpose and len(split.image_shape) < 2:
         raise UsageError(

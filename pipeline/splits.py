@@ -22,7 +22,7 @@ QMNIST_COLUMNS = (8,)
 _SHOWN_COLUMNS = 12
 _LABEL_BLOCK_ROWS = 65_536
 _LABEL_BLOCK_BYTES = 2**20
-"""What is read at once of a file of labels."""
+"""The part of a labels file that is read at once."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ class LabelReader:
             row = int(np.argmax(negative))
             raise BadDataError(
                 f"{self._reader.path}: row {self._start + row} has label {classes[row]}; expected "
-                "0 or more. Leave out the rows without a class, or leave out the labels of all."
+                "0 or more. Remove the rows without a class, or the labels file."
             )
         return classes
 
@@ -181,8 +181,8 @@ class LabelReader:
         if not is_one_hot.all():
             row = int(np.argmin(is_one_hot))
             raise BadDataError(
-                f"{self._reader.path}: row {self._start + row} holds {_shown(table[row])}; of "
-                f"{table.shape[1]:,} columns, 0 in all but one that is 1 were expected (one-hot "
+                f"{self._reader.path}: row {self._start + row} holds {_shown(table[row])}; "
+                f"expected a single 1 and otherwise 0 in its {table.shape[1]:,} columns (one-hot "
                 "labels). Write the class alone, one whole number for each row."
             )
         classes: NDArray[np.int64] = np.argmax(table, axis=1)

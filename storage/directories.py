@@ -28,17 +28,17 @@ REMEDY = {
     errno.EROFS: "choose a place that can be written, or remount it, and run again.",
     errno.EEXIST: "a file lies where a directory is needed: choose another place.",
     errno.ENAMETOOLONG: "choose a shorter name.",
-    errno.ELOOP: "links lead to each other there: choose another place.",
+    errno.ELOOP: "the symbolic links there form a loop: choose another place.",
     errno.ENOTDIR: "a file lies where a directory is needed: choose another place.",
 }
 REMOVED_DIRECTORY = "The current directory has been removed: change to one that exists."
 UNUSABLE_NAME = (errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.ENOTDIR, errno.EINVAL)
-"""What the system answers where no try with the same name can ever succeed."""
+"""Errors of the system that another try with the same name cannot mend."""
 STREAMS = ("/dev/std", "/dev/fd/", "/proc/")
 NAME_BYTES = 255
 """The longest name that the usual file systems take."""
 ADDED_BYTES = len("-metadata.json") + len("..tmp") + 1 + 32
-"""What the name of an unfinished file, or of what lies beside it, has more than the file's own."""
+"""How much longer the names of an unfinished file and of its metadata file are than its own."""
 SHOWN = 200
 """Characters of a name that a message shows."""
 
@@ -78,7 +78,7 @@ def exit_code_of(error: BaseException | None) -> int:
             return 0
         case KeyboardInterrupt():
             return 128 + signal.SIGINT
-        case SystemExit():  # click ends so where nobody reads the help that it prints
+        case SystemExit():  # click's way to end after a broken pipe
             return 128 + signal.SIGPIPE
         case Exception() if known := as_pipeline_error(error):
             return known.exit_code
@@ -166,7 +166,7 @@ def file_to_write(path: Path, option: str) -> Path:
     for parent in place.parents:
         if os.path.lexists(parent) and not os.path.isdir(parent):
             raise UsageError(
-                f"{option} is {path}, but {parent} is no directory. Choose another place."
+                f"{option} is {path}, but {parent} is not a directory. Choose another place."
             )
     check_regular(place, f"{option} is {path}")
     return Path(os.path.realpath(place)) if place.is_symlink() else path
@@ -179,7 +179,7 @@ def check_regular(path: Path, subject: str) -> None:
     except FileNotFoundError:
         if path.is_symlink():
             raise UsageError(
-                f"{subject}, a link that leads to nothing. Remove it, or choose another place."
+                f"{subject}, a broken link. Remove it, or choose another place."
             ) from None
         return
     except OSError as error:
@@ -200,7 +200,7 @@ def _kind_of(mode: int) -> str:
         stat.S_IFCHR: "a device",
         stat.S_IFBLK: "a device",
     }
-    return names.get(stat.S_IFMT(mode), "no regular file")
+    return names.get(stat.S_IFMT(mode), "not a regular file")
 
 
 def make_directories(path: Path) -> None:

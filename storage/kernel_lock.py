@@ -36,7 +36,7 @@ class _Held(Lock):
         if self._file is not None and self._file != _identity(self._path):
             raise ConflictError(
                 f"{self._what} was moved or removed while it was being written: "
-                f"{self._path} is not the lock of this process any more. Nothing more is written "
+                f"{self._path} is no longer this process's lock. Nothing more is written "
                 "there."
             )
 
@@ -45,7 +45,7 @@ class _Held(Lock):
         self.retired = True
 
     def end(self) -> None:
-        """Leave word that nobody holds it, or remove the file, unless that is another's by now."""
+        """Record that it is free, or remove the file, unless another process has it by now."""
         with suppress(ConflictError, OSError):
             self.check()
             if self.retired:

@@ -11,7 +11,7 @@ from pathlib import Path
 from storage import files
 
 YOUNG_SECONDS = 10.0
-"""A partial file that was written to so lately may not have its lock yet."""
+"""Seconds in which the writer of a new partial file may not have locked it yet."""
 
 
 @contextmanager

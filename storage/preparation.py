@@ -71,10 +71,10 @@ BYTES = ValueRange(0.0, 255.0)
 
 @dataclass(frozen=True)
 class Preparation:
-    """What was done to images and labels before they were stored, and what is to be done after."""
+    """The transforms of images and labels: those before storing, and those after reading."""
 
     scaling: ValueRange | None
-    """Applied by whoever reads the rows; None where values stand for themselves."""
+    """Applied when rows are read; None where values are kept as they are."""
     transposed: bool = False
     """Whether height and width were swapped."""
     one_hot: bool = True
@@ -126,7 +126,7 @@ class Preparation:
         return (shape[1], shape[0], *shape[2:])
 
     def __str__(self) -> str:
-        """What people want to know of it."""
+        """Return a description for people."""
         values = "values not scaled"
         if self.scaling is not None:
             values = f"values from {self.scaling} mapped to [0, 1]"
@@ -149,7 +149,7 @@ def _range_called(name: str, place: str) -> ValueRange:
 
 
 def parse_range(text: str) -> ValueRange | None:
-    """What `--scale` says: `none`, or LOW,HIGH; raises `ValueError` that says what was expected."""
+    """Return the range in `--scale`, None for `none`; raise `ValueError` for anything else."""
     if text == "none":
         return None
     try:

@@ -428,7 +428,7 @@ def _unusable(key: str) -> BadDataError:
 
 
 def _besides(keys: Iterable[str], root: str, version: str | None) -> list[str]:
-    """Of the objects of a place, those that are neither its root nor of a version."""
+    """Return the objects of a place that belong neither to its root nor to a version."""
     kept = f"{root.rpartition('/')[0]}/{version}/"
     return [key for key in keys if key != root and not key.startswith(kept)]
 

@@ -34,7 +34,7 @@ CREDENTIALS = {
     "endpoint.",
     "SignatureDoesNotMatch": "the secret key does not belong to the access key. Check "
     "AWS_SECRET_ACCESS_KEY.",
-    "AccessDenied": "they lack the permission. Have it granted, or use others by "
+    "AccessDenied": "they lack the permission. Have it granted, or set others with "
     "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.",
 }
 """What is wrong with credentials, by the code of the answer."""

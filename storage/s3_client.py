@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 Unusable = Callable[[str], None]
-"""Told of the key of an object that cannot be reached by a path."""
+"""Called with the key of an object that cannot be reached by a path."""
 
 RETRY_SECONDS = 60.0
 """How long a request is tried again before the store counts as out of reach."""
@@ -401,5 +401,5 @@ def _panics_told() -> Iterator[None]:
             raise
         raise UnreachableError(
             f"The S3 client cannot send its request ({first_line(error)}). Check the AWS_ "
-            "variables and --storage-option for a value that is none."
+            "variables and --storage-option for an invalid value."
         ) from error

@@ -148,8 +148,8 @@ def check_group(store: LocationStore, path: str, members: Iterable[str]) -> None
         stored = _own_metadata(sealed.read_document(location, f"{member}/{METADATA_NAME}"))
         if _own_metadata(consolidated["metadata"].get(member, {})) != stored:
             raise BadDataError(
-                f"{place} describes {member} otherwise than {location}/{member}/{METADATA_NAME}. "
-                "Make it anew with zarr.consolidate_metadata, or restore it from a copy."
+                f"{place} describes {member} differently from {location}/{member}/{METADATA_NAME}. "
+                "Recreate it with zarr.consolidate_metadata, or restore it from a copy."
             )
 
 

@@ -206,7 +206,7 @@ def _without_line(ledger: Ledger, home: str) -> BadDataError:
 
 def _without_scoring(ledger: Ledger, result: str) -> BadDataError:
     return BadDataError(
-        f"{ledger} tells of {result}, which is missing. Restore it from a copy, or run the same "
+        f"{ledger} lists {result}, which is missing. Restore it from a copy, or run the same "
         "`pipeline score` again."
     )
 
@@ -238,7 +238,7 @@ def _strangers(
             continue
         place = f"{location}/{key}"
         if is_foreign(key):
-            mention(f"{place} is not one of our files; it is ignored.")
+            mention(f"{place} was not written by mnist-stream; it is ignored.")
             continue
         yield (
             place,

@@ -231,7 +231,5 @@ def _command(name: str) -> click.Command:
     if command is None or name == "schedule":
         known = [other for other in group.commands if other != "schedule"]
         hint = did_you_mean(name, known)
-        raise UsageError(
-            f"{name!r} is no command to schedule; expected one of {', '.join(known)}.{hint}"
-        )
+        raise UsageError(f"{name!r} cannot be scheduled; expected one of {', '.join(known)}.{hint}")
     return command

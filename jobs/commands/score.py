@@ -50,14 +50,14 @@ what_options = options(
         "--include",
         multiple=True,
         metavar="GLOB",
-        help="Score only images and datasets of the inbox whose name, or path where GLOB has a "
-        "slash, matches; give it again for more.",
+        help="Score only images and datasets of the inbox whose name matches GLOB (the path, if "
+        "GLOB has a slash). May be repeated.",
     ),
     click.option(
         "--exclude",
         multiple=True,
         metavar="GLOB",
-        help="Leave out files and directories of the inbox that match; give it again for more.",
+        help="Skip files and directories of the inbox that match GLOB. May be repeated.",
     ),
     click.option(
         "--settle",

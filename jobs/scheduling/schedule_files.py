@@ -77,8 +77,8 @@ class Plan:
             )
         if _has_layout(self.directory):
             raise UsageError(
-                f"The current directory is {self.directory!r}; a schedule can hold no line break "
-                "and no control character in it. Give it another name."
+                f"The current directory is {self.directory!r}; a schedule cannot hold a line break "
+                "or a control character. Rename it."
             )
 
     @property
@@ -124,14 +124,14 @@ def _cron(plan: Plan) -> dict[str, str]:
     """A table for crontab(1). A bare percent sign would end the command there."""
     if any(map(_has_layout, plan.arguments)):
         raise UsageError(
-            "An argument has a line break or a control character, which cron's table cannot hold. "
+            "An argument has a line break or a control character, which a crontab cannot hold. "
             "Leave it out, or print the file of another scheduler."
         )
     command = _cron_escaped(shlex.join(_command(plan.arguments)))
     directory = _cron_escaped(shlex.quote(plan.directory))
     lines = [
         f"# {plan.name}: install with `crontab FILE`, or put the lines into `crontab -e`.",
-        "# A job that finds another at work ends with exit 4; cron makes up for no missed run.",
+        "# A job that finds another one running exits with 4; cron does not make up missed runs.",
         "SHELL=/bin/sh",
     ]
     if plan.zone_given:
@@ -165,13 +165,13 @@ Description=mnist-stream: pipeline {plan.arguments[0]}
 Type=oneshot
 WorkingDirectory={_systemd_path(plan.directory)}
 ExecStart={command}
-# SIGTERM has the job save what it has; the next run goes on from there.
+# On SIGTERM the job saves its progress, and the next run continues from it.
 KillMode=mixed
 TimeoutStopSec={STOP_SECONDS}
 """
     calendars = "\n".join(f"OnCalendar={calendar}" for calendar in _calendars(plan))
     timer = f"""\
-# {plan.name}.timer: a service that is still at work is not started a second time.
+# {plan.name}.timer: a service that is still running is not started again.
 [Unit]
 Description=mnist-stream: {plan.times.expression}
 
@@ -227,13 +227,13 @@ def _systemd_path(path: str) -> str:
     if path.endswith("\\") or path != path.strip():
         raise UsageError(
             f"The current directory is {path!r}; systemd drops a blank at its end, and takes a "
-            "backslash there for a continued line. Give it another name."
+            "backslash there for a continued line. Rename it."
         )
     return path.replace("%", "%%")
 
 
 class _Text(str):
-    """What a user has given: it is quoted in YAML, lest another reader take it for a number."""
+    """Text that the user gave, quoted in YAML so that no reader takes it for a number."""
 
     __slots__ = ()
 
@@ -252,12 +252,12 @@ def _kubernetes(plan: Plan) -> dict[str, str]:
     """A CronJob of batch/v1."""
     if ":" in plan.directory:
         raise UsageError(
-            f"The current directory is {plan.directory!r}; Kubernetes can mount no volume at a "
-            "path with a colon. Give it another name."
+            f"The current directory is {plan.directory!r}; Kubernetes cannot mount a volume at "
+            "a path with a colon. Rename it."
         )
     for option, value, pattern in (("image", plan.image, IMAGE), ("claim", plan.claim, CLAIM)):
         if not pattern.fullmatch(value):
-            raise UsageError(f"--{option} is {value!r}, which Kubernetes takes for no {option}.")
+            raise UsageError(f"--{option} is {value!r}, which Kubernetes does not accept.")
     schedule = {"schedule": _Text(_plain_expression(plan))}
     if plan.zone_given:
         schedule["timeZone"] = _Text(plan.times.zone_name)
@@ -305,7 +305,7 @@ def _kubernetes(plan: Plan) -> dict[str, str]:
 # kubectl apply -f {plan.name}.yaml
 # The volume holds what is in {printable(plan.directory)} here.
 # The image is that of jobs/deploy/Dockerfile, or has the command at the same place.
-# A pod that is evicted is started again, and goes on; what a retry cannot mend is not tried.
+# An evicted pod is restarted and continues; errors that would recur are not retried.
 """
     text = yaml.dump(document, Dumper=_Dumper, sort_keys=False, width=sys.maxsize)
     return {f"{plan.name}.yaml": header + text}
@@ -337,7 +337,7 @@ with DAG(
     dag_id={plan.name!r},
     schedule={_plain_expression(plan)!r},
     start_date=pendulum.datetime(2024, 1, 1, tz={zone!r}),
-    catchup=False,  # of several missed runs the last one is made up
+    catchup=False,  # only the last of several missed runs is made up
     max_active_runs=1,
     dagrun_timeout=timedelta(days=1),
 ):
@@ -346,7 +346,7 @@ with DAG(
         bash_command={_airflow_text(command)!r},
         cwd={_airflow_text(plan.directory)!r},
         append_env=True,
-        retries=0,  # --retries of the command tries again what a later try can mend
+        retries=0,  # the command's own --retries cover what is worth another try
     )
 '''
     return {f"{plan.name.replace('-', '_')}.py": text}

@@ -41,7 +41,7 @@ class Item:
     split: str | None = None
     """The split, where it is a dataset's."""
     trouble: str | None = None
-    """Why it cannot be scored by the names alone."""
+    """Why its name alone rules out scoring it."""
 
     @property
     def keys(self) -> list[str]:
@@ -66,13 +66,13 @@ class Found:
 
 @dataclass(frozen=True)
 class Selection:
-    """What of an inbox is looked at, by globs.
+    """Globs that select the files of an inbox.
 
     A glob with a slash is compared with the whole path, another with the name of each of its parts.
     """
 
     include: tuple[str, ...] = ()
-    """With any, only images and datasets that match one are taken, whatever else names say."""
+    """If any are given, only images and datasets that match one are taken."""
     exclude: tuple[str, ...] = ()
 
     def leaves_out(self, path: PurePosixPath) -> bool:
@@ -218,7 +218,7 @@ def _looked_at(
         shown = shown_name(str(path))
         if match := UNFINISHED.fullmatch(path.name):
             missing.append(path.name[: match.start(1)])
-            found.left[shown] = "its name says that it is not finished"
+            found.left[shown] = "its name marks it as unfinished"
         elif is_company(path.name) and not selection.names(path):
             found.skipped.append(shown)
         elif reason := _unreadable(inbox, path):
@@ -258,7 +258,7 @@ def _labels_of(images: IdxName, group: dict[str, list[IdxName]]) -> tuple[str | 
 
 
 def _near_miss(name: IdxName, groups: Groups) -> str | None:
-    """Return what to do about a file whose name differs from its partner's by a second copy's."""
+    """Return how to rename a second copy so that it pairs with its partner; None where it does."""
     right = read_name(tidied(name.name))
     other = "images" if name.kind == "labels" else "labels"
     if groups[name.stem][other] or right.stem == name.stem:
@@ -267,13 +267,13 @@ def _near_miss(name: IdxName, groups: Groups) -> str | None:
         return None  # a second copy of one that has its right name, or nothing to go with
     partner = groups[right.stem][other][0].name
     return (
-        f"{shown_name(name.name)}: it seems to go with {shown_name(partner)}, and is not named so. "
+        f"{shown_name(name.name)}: it seems to belong to {shown_name(partner)}. "
         f"Rename it to {shown_name(right.name)}, or move it away."
     )
 
 
 def _unreadable(inbox: Location, path: PurePosixPath) -> str | None:
     try:
-        return None if inbox.holds(str(path)) else "it is no regular file, or is gone"
+        return None if inbox.holds(str(path)) else "it is not a regular file, or is gone"
     except BadDataError:
         return "it is a link that leads out of the inbox"

@@ -77,8 +77,8 @@ class Failures:
             bug, way_out = f", by an {INTERNAL_ERROR}", ""
         return error(
             f"{len(files):,} in the inbox could not be scored{bug}: "
-            f"{', '.join(files[:SHOWN_NAMES])}. What is wrong with each is in "
-            f"{self._batch.ledger.location}/{FAILED}; the others are scored.{way_out}"
+            f"{', '.join(files[:SHOWN_NAMES])}. The error of each is recorded in "
+            f"{self._batch.ledger.location}/{FAILED}; the others were scored.{way_out}"
         )
 
     def _forget_what_is_bad_no_more(self) -> None:

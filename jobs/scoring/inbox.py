@@ -216,7 +216,7 @@ class _Inbox:
         if self._unchanged(item):
             self._failures.record(item.name, content, self._told(item, files, content, text), bug)
         else:
-            self._leave(item.name, "it changed, or went, while it was being read")
+            self._leave(item.name, "it changed or disappeared while it was being read")
 
     def _told(self, item: Item, files: list[Path], content: str, text: str) -> str:
         """An error with the names in the inbox in place of those of copies and of what is staged.

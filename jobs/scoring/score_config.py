@@ -29,9 +29,9 @@ class ScoreConfig:
     inbox: Place | None = None
     """A directory or prefix whose IDX files and datasets are scored instead, once, by content."""
     include: tuple[str, ...] = ()
-    """Globs; with any, only images and datasets of the inbox that match one are scored."""
+    """Globs; if any are given, only images and datasets of the inbox that match one are scored."""
     exclude: tuple[str, ...] = ()
-    """Globs of what in the inbox is left alone, directories too."""
+    """Globs of files and directories of the inbox to skip."""
     settle: float = DEFAULT_SETTLE
     """Seconds that a file in the inbox must have kept its size and time."""
     checkpoint: str | None = None

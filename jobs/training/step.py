@@ -201,7 +201,7 @@ class StepRule:
     l2: float
     """The weight decay; see `--l2`."""
     scaling: ValueRange | None = BYTES
-    """Of stored inputs; see `Preparation`."""
+    """The range that stored inputs are scaled from; see `Preparation`."""
 
     def apply(
         self,

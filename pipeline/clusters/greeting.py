@@ -158,7 +158,7 @@ async def _server_type(
             found = SERVER_TYPE.search(heard)
             if found and len(found[2]) >= (length := found[1][0] & 0x1F):
                 return found[2][:length].decode()
-        what = "a Web server" if heard.startswith(b"HTTP") else "no Dask server"
+        what = "a Web server" if heard.startswith(b"HTTP") else "not a Dask server"
         raise OSError(f"it is {what}")
     finally:
         writer.transport.abort()

@@ -70,8 +70,8 @@ def set_workers_up(cluster: Cluster, side: WorkerSide) -> None:
                 raise cluster.lost(error) from error
         except Exception as error:  # whatever a worker's own installation raises
             raise UnreachableError(
-                f"A worker cannot be set up ({type(error).__name__}: {reason(error)}). See "
-                "that this project is installed alike on every side, and can be imported there."
+                f"A worker cannot be set up ({type(error).__name__}: {reason(error)}). Install "
+                "the same version of this project on every side."
             ) from error
 
 
@@ -83,7 +83,7 @@ def _answered_by_all(cluster: Cluster) -> Iterator[None]:
     except TimeoutError as error:
         silent = _silent(cluster)
         if not silent:
-            raise cluster.lost(f"asked what every worker answers: {reason(error)}") from error
+            raise cluster.lost(f"asked all workers: {reason(error)}") from error
         raise UnreachableError(
             f"Of the cluster at {cluster.address} {', '.join(silent)} did not answer for "
             f"{cluster.timeout:.0f} s. End what stands still, then run the same command again."

@@ -81,9 +81,12 @@ def served(answer: Callable[[socket.socket], object]) -> Iterator[str]:
     ("answer", "words"),
     [
         (lambda c: c.sendall(WEB), "it is a Web server"),
-        (lambda c: c.sendall(os.urandom(7) + b"\xff" * 100), "it is no Dask server"),
-        (lambda c: c.sendall(struct.pack("Q", TOO_MUCH) + b"\0" * 10**6), "it is no Dask server"),
-        (flood, "it is no Dask server"),
+        (lambda c: c.sendall(os.urandom(7) + b"\xff" * 100), "it is not a Dask server"),
+        (
+            lambda c: c.sendall(struct.pack("Q", TOO_MUCH) + b"\0" * 10**6),
+            "it is not a Dask server",
+        ),
+        (flood, "it is not a Dask server"),
         (trickle, "no answer after 2 s"),
         (hold, "no answer after 2 s"),
         (lambda c: None, "it closed the connection"),

@@ -344,7 +344,10 @@ def test_broken_pipe(arguments: tuple[str, ...], dataset: Path) -> None:
     os.close(reading)
     ended = run_pipeline(*arguments, cwd=dataset.parent.parent, stdout=writing)
     os.close(writing)
-    assert (128 + signal.SIGPIPE, "Stopped: nobody reads the output.\n") == (ended.code, ended.err)
+    assert (128 + signal.SIGPIPE, "Stopped: the reader of the output closed it.\n") == (
+        ended.code,
+        ended.err,
+    )
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

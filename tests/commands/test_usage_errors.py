@@ -50,4 +50,4 @@ def test_nothing_near(words: tuple[str, ...], call: Call) -> None:
 def test_a_demo_where_no_directory_can_be(here: Path, call: Call) -> None:
     """A file or a pipe at its place is refused before anything is downloaded."""
     os.mkfifo(here / "pipe")
-    assert_refused(call("demo", "pipe"), 2, "'pipe' is no directory")
+    assert_refused(call("demo", "pipe"), 2, "'pipe' is not a directory")

@@ -145,7 +145,7 @@ def test_what_is_not_used_is_announced(source: Path, out: Path) -> None:
     write_idx(source / "more.idx", images(3))
     announced: list[str] = []
     ingest(str(source), out, announce=announced.append)
-    assert "and not used: more.idx" in announced[0]
+    assert "IDX by content or name: more.idx" in announced[0]
 
 
 @pytest.mark.parametrize("values", [(1, 26, 5), (7, 0, 300_000), (200,)])

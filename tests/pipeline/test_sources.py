@@ -167,7 +167,7 @@ def test_what_is_not_used_is_named(tmp_path: Path) -> None:
     warnings: list[str] = []
     open_source(str(tmp_path), warn=warnings.append)
     (warning,) = warnings
-    assert "and not used: xnist-images-idx3-ubyte.xz. Used are" in warning
+    assert "IDX by content or name: xnist-images-idx3-ubyte.xz. Used:" in warning
 
 
 def test_qmnist(tmp_path: Path) -> None:

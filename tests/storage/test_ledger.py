@@ -292,7 +292,7 @@ def test_scorings_and_lines_tell_of_each_other(recorded: Ledger, tmp_path: Path)
     make_scores(open_location(tmp_path), scores_schema(model_digest="f" * 64))
     extra, missing = wrong(tmp_path)
     assert "has no line for the scoring test-" in extra
-    assert f"tells of scores/{train}, which is missing" in missing
+    assert f"lists scores/{train}, which is missing" in missing
 
 
 def test_a_ledger_that_is_a_pipe(ledger: Ledger, tmp_path: Path) -> None:

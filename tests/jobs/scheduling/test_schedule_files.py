@@ -143,7 +143,7 @@ def test_a_line_too_long_for_cron(plan: Plan) -> None:
 @pytest.mark.parametrize("directory", ["a\nb", "a\u2028b", "a\x85b", "a\x1bb", "a\x00b"])
 def test_directories_that_no_file_can_hold(kind: str, directory: str, plan: Plan) -> None:
     """Control characters and line separators are refused."""
-    with pytest.raises(UsageError, match="Give it another name"):
+    with pytest.raises(UsageError, match="Rename it"):
         schedule_files(kind, replace(plan, directory=f"/data/{directory}"))
 
 

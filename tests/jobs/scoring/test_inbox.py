@@ -184,7 +184,7 @@ def test_changes_while_it_is_read(what: str, run: Path, inbox: Path) -> None:
         assert what == "vanishes"
         return
     assert [] == result.failed
-    assert ["it changed, or went, while it was being read"] == [
+    assert ["it changed or disappeared while it was being read"] == [
         one["reason"] for one in result.left
     ]
     assert [] == list(events(run))
@@ -198,7 +198,7 @@ def test_unfinished_names_and_hidden_files(run: Path, inbox: Path) -> None:
     put_images(inbox / "d-labels-idx1-ubyte", 1)
     result = score_inbox(run, inbox)
     assert {
-        "a.part": "its name says that it is not finished",
+        "a.part": "its name marks it as unfinished",
         "d-labels-idx1-ubyte": "its images are not there",
     } == {one["file"]: one["reason"] for one in result.left}
     assert [] == result.results

@@ -154,7 +154,7 @@ def test_parquet_without_pyarrow(monkeypatch: pytest.MonkeyPatch) -> None:
         ("there.csv", "a directory"),
         ("x" * 200 + ".csv", "at most 203"),
         ("y" * 256 + "/x.csv", "at most 255"),
-        ("file/x.csv", "is no directory"),
+        ("file/x.csv", "is not a directory"),
         ("pipe.csv", "a named pipe"),
         ("beside.csv", "beside.csv-metadata.json, a named pipe"),
         ("{home}" + "z" * 190 + ".npz", "at most 203"),
