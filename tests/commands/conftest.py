@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from contextlib import chdir
 from importlib import import_module
 from pathlib import Path
 
@@ -25,10 +26,10 @@ SMALL = ("--network", "784-relu-8-softmax-10", "--batch-size", "50")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory as the bare commands leave it: `files`, `data/mnist` and `runs/mnist`."""
     place = tmp_path_factory.mktemp("made")
-    dataset, run = place / "data" / "mnist", place / "runs" / "mnist"
-    ingest(str(write_set(place / "files")), dataset, rows_per_chunk=64)
     config = TrainConfig(network=SMALL[1], batch_size=int(SMALL[3]), epochs=2)
-    train(config, dataset=dataset, run=run)
+    with chdir(place):
+        ingest(str(write_set(Path("files"))), "data/mnist", rows_per_chunk=64)
+        train(config, dataset="data/mnist", run="runs/mnist")
     return place
 
 
