@@ -238,7 +238,7 @@ def _strangers(
             continue
         place = f"{location}/{key}"
         if is_foreign(key):
-            mention(f"{place} is not part of what is recorded here; it is ignored.")
+            mention(f"{place} is not part of what is recorded; it is ignored.")
             continue
         yield (
             place,

@@ -161,5 +161,5 @@ def test_foreign_files_are_mentioned(dataset_place: Location, name: str) -> None
     checks = list(verify_location(dataset_place, mentioned.append))
     assert [] == [error for _, error in checks if error]
     assert 3 == len(mentioned)
-    assert f"{dataset_place}/{name} is not part of what is recorded here; it is ignored." in mentioned
+    assert f"{dataset_place}/{name} is not part of what is recorded; it is ignored." in mentioned
     assert digest == open_dataset(dataset_place).digest
