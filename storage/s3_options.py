@@ -126,7 +126,7 @@ def _url_problem(url: str) -> str | None:
         return "its host or its port is not valid"
     if "@" in parts.netloc:
         return "it contains a user name; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead"
-    if parts.query or parts.fragment or not _PATH.fullmatch(parts.path):
+    if "?" in url or "#" in url or not _PATH.fullmatch(parts.path):
         return "it contains more than a host, a port and a path"
     return (
         None if port != 0 and _is_host(parts.netloc, host) else "its host or its port is not valid"

@@ -44,5 +44,5 @@ def _parted(option: str) -> tuple[str, str]:
     key, equals, value = option.partition("=")
     if not key or not equals:
         # The text is not shown: it may be a secret.
-        raise UsageError("A --storage-option has no '='; expected KEY=VALUE.")
+        raise UsageError("A --storage-option has no key or no '='; expected KEY=VALUE.")
     return key.strip(), value

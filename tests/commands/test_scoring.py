@@ -87,7 +87,7 @@ def test_summary_of_what_ended_half_way(dataset: Path, run: Path, call: Call) ->
         (("score", "--include", "*.gz"), "--include selects from an inbox"),
         (("score", "--inbox", "i", "--exclude", ""), "--exclude is empty"),
         (("score", "--max-drop", "2"), "--max-drop is 2.0"),
-        (("score", "--storage-option", "a"), "has no '='"),
+        (("score", "--storage-option", "a"), "has no key or no '='; expected KEY=VALUE"),
         (("schedule", "nightly", "--", "score"), "five"),
         (("schedule", "0 3 * * *", "--catch-up", "twice", "--", "score"), "'twice'"),
         (("schedule", "0 3 * * *", "--dry-run", "--", "score"), "leave it out"),

@@ -31,6 +31,7 @@ BAD_URLS = (
     "http://xn--a",
     "http://caf\u00e9",
     "http://localhost:9000?a=b",
+    "http://localhost:9000#",
     "ftp://localhost",
     "not a URL",
 )
