@@ -14,7 +14,7 @@ from pipeline.clusters.options import ClusterOptions
 from pipeline.clusters.own import OwnCluster, security_of
 from pipeline.clusters.setup import check_versions, end_dead_jobs, set_workers_up
 from pipeline.clusters.waiting import STOPPED, Announce, Check, Waiting
-from pipeline.clusters.worker_side import WorkerSide, versions_here
+from pipeline.clusters.worker_side import WorkerSide, reason, versions_here
 from storage.errors import PipelineError
 
 __all__ = ["Cluster", "OpenCluster", "connect"]
@@ -41,7 +41,7 @@ def connect(
     Python, NumPy, Zarr, Dask or this project differ on any side.
     """
     for name in LOGGERS:  # a lost worker is told by us, once, and not with a traceback
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     waiting = Waiting(options.timeout, announce, check)
     address, own = _place(options, waiting)
     if address is None and own is None:
@@ -85,6 +85,9 @@ def _client(place: Any, options: ClusterOptions) -> Client:
             set_as_default=False,
             direct_to_workers=True,  # rows and gradients have no business at the scheduler
         )
+    except ValueError as error:  # the address is right: it is what answers there
+        client.status = "closed"
+        raise RuntimeError(reason(error)) from error
     except BaseException:
         client.status = "closed"  # its finalizer would try to close it, wait, and print why not
         raise

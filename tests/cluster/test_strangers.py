@@ -105,18 +105,29 @@ def test_no_dask_scheduler(
     assert 1 == ended.err.count("\n")
 
 
-def test_a_liar_that_says_it_is_a_scheduler(tmp_path: Path) -> None:
-    """It claims a size that nobody has once Dask's own client listens: exit 6 as well."""
-    identity = framed({"type": "Scheduler", "id": "x"})
-    answers = iter([HELLO + identity, struct.pack("Q", TOO_MUCH)])
+IDENTITY = framed({"type": "Scheduler", "id": "x"})
 
-    def lie(connection: socket.socket) -> None:
-        connection.sendall(next(answers))
+
+@pytest.mark.parametrize(
+    ("lie", "words"),
+    [
+        (struct.pack("Q", TOO_MUCH), "it announces a message that is larger than memory"),
+        (struct.pack("QQQ", 18, 1, 2) + b"\1\1", "what it sends is not a scheduler's"),
+        (HELLO + IDENTITY, "what it sends is not a scheduler's"),
+    ],
+    ids=["huge", "garbled", "other"],
+)
+def test_a_liar_that_says_it_is_a_scheduler(lie: bytes, words: str, tmp_path: Path) -> None:
+    """What it sends once Dask's own client listens is told without a traceback: exit 6 as well."""
+    answers = iter([HELLO + IDENTITY, lie])
+
+    def answer(connection: socket.socket) -> None:
+        connection.sendall(next(answers, lie))
         hold(connection)
 
-    with served(lie) as address:
+    with served(answer) as address:
         ended = run_pipeline("train", "--scheduler", address, *LIMIT, cwd=tmp_path)
-    assert_told(ended, 6, address, "it announces a message that is larger than memory")
+    assert_told(ended, 6, address, words)
     assert 1 == ended.err.count("\n")
 
 
