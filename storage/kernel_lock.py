@@ -80,6 +80,9 @@ def kernel_lock(path: Path, what: str, take_over: TakeOver | None) -> Iterator[L
     try:
         _sign(path)
         yield held
+    except Exception:
+        held.check()  # if it was moved or removed, that is what went wrong
+        raise
     finally:
         held.end()
         lock.release()

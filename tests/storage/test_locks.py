@@ -207,6 +207,17 @@ def test_a_place_where_no_file_can_be_made() -> None:
         pass
 
 
+def test_a_failure_of_what_was_moved_is_told_as_that(tmp_path: Path) -> None:
+    """The system's refusal of a path that is gone is not said to be worth another try."""
+    place = open_location(tmp_path / "run")
+    with (
+        pytest.raises(ConflictError, match="The run was moved or removed while"),
+        writer_lock(place.child(".lock"), "The run"),
+    ):
+        place.path.rename(tmp_path / "elsewhere")
+        raise FileNotFoundError(place.path)
+
+
 @pytest.mark.parametrize("change", ["moved", "removed", "replaced"])
 def test_what_was_locked_is_not_made_again(tmp_path: Path, change: str) -> None:
     """Where the lock's file is another one, or gone, every write is refused and makes nothing."""
