@@ -155,8 +155,8 @@ def check_group(store: LocationStore, path: str, members: Iterable[str]) -> None
 
 @cache
 def _check_zarr_can_start() -> None:
-    """Look for a thread and its event loop's files: Zarr hangs or complains without them."""
-    check_room(threads=1, open_files=4)
+    """Look for Zarr's two threads and its event loop's files: it hangs or complains without."""
+    check_room(threads=2, open_files=4)
 
 
 @contextmanager

@@ -94,9 +94,10 @@ def test_shortages(error: Exception, limit: str) -> None:
 
 
 def test_room() -> None:
-    """So many files are looked for, and closed again."""
-    before = os.listdir("/proc/self/fd")
-    check_room(threads=3, open_files=9)
+    """So many threads and files are looked for, and are there no more afterwards."""
+    before, threads = os.listdir("/proc/self/fd"), os.listdir("/proc/self/task")
+    check_room(threads=30, open_files=9)
+    assert set(threads) >= set(os.listdir("/proc/self/task"))
     with pytest.raises(UnreachableError, match="ulimit -n"):
         check_room(threads=0, open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     assert len(before) == len(os.listdir("/proc/self/fd"))
