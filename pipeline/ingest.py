@@ -44,7 +44,7 @@ BYTES_IN_FLIGHT = 8 * 2**20
 BEST_COMPRESSION = 1000
 """No images worth learning from shrink more than this."""
 EMNIST_HINT = (
-    "These look like the files of EMNIST, whose images are published with height and width "
+    "These look like EMNIST's files, whose images are published with height and width "
     "swapped. Pass --transpose to have them upright."
 )
 BASE_MEMORY = 130_000_000

@@ -208,7 +208,10 @@ def _kind_of(mode: int) -> str:
 
 
 def make_directories(path: Path) -> None:
-    """Make a directory and those above it, each durable in its parent."""
+    """Make a directory and those above it, each durable in its parent.
+
+    Raises `UsageError` where something else lies in the place of one of them.
+    """
     missing = []
     while not path.is_dir():
         missing.append(path)
@@ -216,8 +219,10 @@ def make_directories(path: Path) -> None:
     for directory in reversed(missing):
         try:
             files.mkdir(directory)
-        except FileExistsError:  # another thread or process was first
-            continue
+        except FileExistsError as error:
+            if directory.is_dir():  # another thread or process was first
+                continue
+            raise UsageError(f"{directory} is not a directory. Choose another place.") from error
         except FileNotFoundError as error:  # its parent is there: below /proc, say
             raise PermissionError(errno.EPERM, "No directory can be made here") from error
         files.fsync_directory(directory.parent)

@@ -77,12 +77,14 @@ def schedule(
     pipeline schedule '0 3 * * *' -- score --inbox arrivals --model champion
 
     CRON has five fields: minute, hour, day of the month, month, day of the week. One job runs at a
-    time, in a process of its own. SIGTERM or Ctrl-C lets it end; a second one has it stop where it
-    can be gone on with.
+    time, in a process of its own. SIGTERM or Ctrl-C lets it end; a second one has it save
+    what it has and stop.
     """
     with _ending_in_summary(log_json):
         if log_json and (kind is not None or dry_run):
-            raise UsageError("--log-json is of a schedule that runs; leave it out.")
+            raise UsageError("--log-json cannot be combined with --print or --dry-run.")
+        if kind is not None and dry_run:
+            raise UsageError("--dry-run cannot be combined with --print; leave one of them out.")
         _check_job(job)
         from jobs.scheduling.cron import cron_times
 

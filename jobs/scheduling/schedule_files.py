@@ -30,7 +30,11 @@ STOP_SECONDS = 300
 """How long a job may take to stop where it can be gone on with."""
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,50}[a-z0-9])?")
 """What Kubernetes takes for the name of a CronJob, and the others take too."""
-IMAGE = re.compile(r"[\x21-\x7e]+")
+IMAGE = re.compile(
+    r"([A-Za-z0-9.-]+(:[0-9]+)?/)?[a-z0-9]+([._/-]+[a-z0-9]+)*"
+    r"(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@sha256:[0-9a-f]{64})?"
+)
+"""An image's name as a container runtime reads it: registry, path, tag and digest."""
 CLAIM = re.compile(r"(?=.{1,253}$)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
 """What Kubernetes takes for the name of a volume claim: labels of RFC 1123 with dots between."""
 LAYOUT_CATEGORIES = ("Cc", "Zl", "Zp")

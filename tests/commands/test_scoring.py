@@ -90,7 +90,7 @@ def test_summary_of_what_ended_half_way(dataset: Path, run: Path, call: Call) ->
         (("score", "--storage-option", "a"), "has no key or no '='; expected KEY=VALUE"),
         (("schedule", "nightly", "--", "score"), "five"),
         (("schedule", "0 3 * * *", "--catch-up", "twice", "--", "score"), "'twice'"),
-        (("schedule", "0 3 * * *", "--dry-run", "--", "score"), "leave it out"),
+        (("schedule", "0 3 * * *", "--dry-run", "--", "score"), "cannot be combined"),
         (("schedule", "0 3 * * *", "--", "score", "--inbx", "i"), "No such option"),
         (("schedule", "0 3 * * *", "--", "score", "--min-accuracy", "97"), "is 97.0; expected"),
         (("schedule", "0 3 * * *", "--", "score", "--inbox", "i", "--out", "a.csv"), "{home}"),
@@ -198,6 +198,10 @@ def test_promote_score_undo(dataset: Path, run: Path, call: Call) -> None:
         (("schedule", "nightly", "--", "score"), ("five",)),
         (("schedule", "0 3 * * *", "--timezone", "Mars", "--", "score"), ("Mars",)),
         (("schedule", "0 3 * * *", "--to", "d", "--", "score"), ("--print",)),
+        (
+            ("schedule", "0 3 * * *", "--print", "cron", "--dry-run", "--", "score"),
+            ("--dry-run cannot be combined with --print",),
+        ),
     ],
     ids=str,
 )

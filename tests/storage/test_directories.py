@@ -194,3 +194,13 @@ def test_partial_files_of_the_dead_are_removed(tmp_path: Path) -> None:
         writer.kill()
     LocalLocation(tmp_path).sweep_partial("o.csv")
     assert [f".other.csv.{'0' * 32}.tmp"] == os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["file/.lock", "file/run/.lock", "loop/.lock", "loop/run/.lock"])
+def test_something_else_in_the_place_of_a_directory(place: str, tmp_path: Path) -> None:
+    """A file, or links in a loop: another try would not help, so that it is wrong usage."""
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    lock = LocalLocation(tmp_path / place).locked("it", None)
+    with pytest.raises(UsageError, match=r"(file|loop) is not a directory\. Choose"), lock:
+        pytest.fail("a lock below what is no directory")

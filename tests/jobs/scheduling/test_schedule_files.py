@@ -220,6 +220,8 @@ def test_kubernetes_holds_texts(name: str, plan: Plan) -> None:
         ({"claim": "My_claim"}, "--claim is 'My_claim'"),
         ({"image": "a b"}, "--image is 'a b'"),
         ({"image": ""}, "--image is ''"),
+        ({"image": "x:$(A)"}, r"--image is 'x:\$\(A\)'"),
+        ({"image": "x@sha256:1"}, "--image is 'x@sha256:1'"),
         ({"directory": "/data/a:b"}, "colon"),
     ],
 )
