@@ -121,11 +121,11 @@ def promote_report(result: PromoteResult) -> Report:
     }
     lines = ["Promoted already:"] if result.already_done else []
     if result.holder is None:
-        lines.append(f"{result.name} is nobody's now")
+        lines.append(f"No model is named {result.name} now")
     else:
         lines.append(f"{result.name} is model {_holder_text(result.holder)}")
     if not result.already_done:
-        lines.append(f"before   {_holder_text(result.before) if result.before else 'nobody'}")
+        lines.append(f"before   {_holder_text(result.before) if result.before else 'none'}")
     return Report(document, "\n".join(lines))
 
 
@@ -160,6 +160,6 @@ def names_report(names: list[ModelName], models: str) -> Report:
 
 def _holder_cells(holder: Holder | None) -> list[str]:
     if holder is None:
-        return ["nobody", "-", "-", "-", "-"]
+        return ["none", "-", "-", "-", "-"]
     accuracy = "-" if holder.accuracy is None else percent(holder.accuracy)
     return [holder.model_digest[:12], holder.checkpoint, holder.run, holder.since[:19], accuracy]

@@ -242,7 +242,7 @@ def _as_it_is(name: ModelName) -> ModelName:
 
 
 def _told(holder: Holder | None) -> str:
-    return f"model {holder.model_digest[:12]}" if holder else "nobody"
+    return f"model {holder.model_digest[:12]}" if holder else "no model"
 
 
 def _event(
