@@ -42,6 +42,8 @@ class Cluster(Closing):
         self.address = str(client.scheduler.address) if client.scheduler else ""
         self.job = f"{JOB_PREFIX}{client.id}-{uuid.uuid4().hex}"
         """The name under which workers hold what is this job's."""
+        self.is_set_up = False
+        """Whether the workers may have this job's plugin."""
         self._own = own
         self._gone = False
         self._numbers = 0
@@ -187,7 +189,7 @@ class Cluster(Closing):
         """Let go of the workers and, of a cluster of our own, end them."""
         self._groups.clear()
         with suppress(Exception):
-            if self.is_there and not self._gone:
+            if self.is_set_up and self.is_there and not self._gone:
                 job = self.job
                 self.ask(
                     lambda client: client.scheduler.unregister_worker_plugin(name=job),

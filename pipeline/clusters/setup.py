@@ -58,6 +58,7 @@ def dead_jobs(dask_scheduler: Scheduler) -> list[str]:
 
 def set_workers_up(cluster: Cluster, side: WorkerSide) -> None:
     """Leave a job's plugin on every worker, also on those to come."""
+    cluster.is_set_up = True
     for last in (False, True):
         try:
             with _answered_by_all(cluster):
