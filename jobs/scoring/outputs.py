@@ -94,6 +94,7 @@ def write_output(file: Location, scores: "Scores", wanted: Wanted) -> None:
     directory, name = check_place(file).split()
     directory.sweep_partial(name)
     if name.endswith(".csv"):
+        directory.sweep_partial(name + CSV_METADATA)
         _write_csv(directory, name, scores, wanted)
         return
     with directory.writing(name) as write:

@@ -117,6 +117,17 @@ def test_csv_metadata_is_of_the_file(run: Path, digits: Path, tmp_path: Path) ->
     assert ("scores.csv", digest) == (document["url"], document["notes"][0]["csv_sha256"])
 
 
+def test_what_a_death_left_beside_a_csv_is_removed(run: Path, digits: Path, tmp_path: Path) -> None:
+    """Partial files of the table and of its metadata go with the next writing; others stay."""
+    names = [".x.csv.", ".x.csv-metadata.json.", ".y.csv."]
+    left = [tmp_path / f"{name}{0:032x}.tmp" for name in names]
+    for path in left:
+        path.touch()
+        os.utime(path, (0, 0))
+    written(run, digits, tmp_path / "x.csv", every=False)
+    assert [False, False, True] == [path.exists() for path in left]
+
+
 def test_plain_csv(run: Path, digits: Path, tmp_path: Path) -> None:
     """The first line of a CSV file is its header, for readers that know no metadata."""
     written(run, digits, tmp_path / "scores.csv", every=True)
