@@ -151,7 +151,9 @@ class DatasetWriter:
         self._complete(splits, sources, fingerprint)
         self.publishing = True
         self.target.publish(self._staged, METADATA_NAME)
-        return open_dataset(self.target)
+        dataset = open_dataset(self.target)
+        self.target.check_held()  # or what was opened may be another's
+        return dataset
 
     def _create_arrays(self) -> None:
         begun = group_metadata({"format": FORMAT, "format_version": self.schema.format_version})

@@ -53,7 +53,8 @@ def ingest(place: Location, who: str) -> None:
         dataset_lock(place.child("set"), ignored) as locked,
         stage_dataset(locked, schema, overwrite=True) as writer,
     ):
-        write_dataset(writer)
+        made = write_dataset(writer)
+    assert schema.splits["train"].rows == made.split("train").schema.rows, "told of another's"
 
 
 def prepare_dataset(place: Location) -> None:
