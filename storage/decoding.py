@@ -29,6 +29,9 @@ START_BYTES = 64 * 1024
 XZ_MEMORY_LIMIT = 128 * 1024**2
 """An upper bound of the memory that an xz header may ask for, in bytes; `xz -9` asks for 65 MiB."""
 
+PADDING_LIMIT = 16 * 1024**2
+"""More zeros than this after compressed data are no padding: a sparse file may hold terabytes."""
+
 GZIP_MAGIC = b"\x1f\x8b"
 XZ_MAGIC = b"\xfd7zXZ\x00"
 
@@ -243,11 +246,19 @@ class _Members:
 
     def _next_member(self) -> bool:
         rest = self._decoder.unused_data.lstrip(b"\0")
+        padding = 0
         while not rest:
             block = self._file.read_stored()
             if not block:
                 return False
             rest = block.lstrip(b"\0")
+            padding += len(block)
+            if padding > PADDING_LIMIT:
+                raise BadDataError(
+                    f"{self._file.path}: after the end of its {self.compression} data follow more "
+                    f"than {PADDING_LIMIT:,} zeros; expected the end of the file. Copy or download "
+                    "the file again."
+                )
         if rest[0] != self._magic[0]:
             raise BadDataError(
                 f"{self._file.path}: after the end of its {self.compression} data follow bytes "

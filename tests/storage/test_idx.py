@@ -445,3 +445,12 @@ def test_real_mnist(mnist_dir: Path) -> None:
     rows, digests = read_whole(next(mnist_dir.glob("train-images*")), 2000)
     assert (60_000, 28, 28) == rows.shape
     assert MNIST_TRAIN_IMAGES_SHA256 == digests.decoded_sha256
+
+
+def test_endless_padding(tmp_path: Path) -> None:
+    """A sparse file of compressed data and a TiB of zeros is refused, not read to its end."""
+    path = tmp_path / "a.gz"
+    path.write_bytes(gzip.compress(b"abc"))
+    os.truncate(path, 2**40)
+    with pytest.raises(BadDataError, match="16,777,216 zeros"):
+        read_header(path)
