@@ -4,7 +4,6 @@ A `Source` has one to three splits; each split gives its rows in order as `Part`
 pickled and loaded on any thread or worker.
 """
 
-import difflib
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -15,7 +14,7 @@ from typing import Any
 from pipeline.downloads import CATALOGUES, Catalogue, download
 from pipeline.idx_directory import find_idx_files
 from pipeline.splits import IdxSplit, Part, SourceFile, SplitSource, SyntheticSplit
-from storage.errors import BadDataError, UsageError
+from storage.errors import BadDataError, UsageError, did_you_mean
 
 __all__ = ["Part", "Source", "SourceFile", "SplitSource", "open_directory", "open_source"]
 
@@ -168,9 +167,7 @@ def _unknown_source_error(spec: str, known: list[str]) -> UsageError:
             f"SOURCE {spec!r} is a file; expected the directory that holds the IDX files. "
             f"Give {str(Path(spec).parent)!r}, if its files belong together."
         )
-    name = spec.partition(":")[0].strip().lower()
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f" Did you mean {nearest[0]}?" if nearest else ""
+    hint = did_you_mean(spec.partition(":")[0].strip(), known)
     return UsageError(
         f"SOURCE {spec!r} is neither a directory nor a known name.{hint} Give a directory with "
         f"IDX files, or one of {', '.join(known)}, or synthetic:TRAIN,TEST."

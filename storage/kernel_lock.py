@@ -14,8 +14,8 @@ from typing import Any
 
 from filelock import BaseFileLock, FileLock, Timeout
 
-from storage.directories import make_directories, reaching
-from storage.errors import ConflictError, LockedError
+from storage.directories import check_regular, make_directories, reaching
+from storage.errors import ConflictError, LockedError, UsageError
 from storage.objects import Lock, TakeOver
 
 SIGNATURE_TRIES = 50
@@ -70,8 +70,9 @@ def kernel_lock(path: Path, what: str, take_over: TakeOver | None) -> Iterator[L
 
     The file says who holds it, and stays unless the lock is retired. Raises `ConflictError` that
     names the holder where another process, or another lock in this one, has it: that one lives, so
-    there is nothing to take over.
+    there is nothing to take over; `UsageError` where the file is a link, a pipe or a device.
     """
+    _check_file(path)
     lock = FileLock(path, timeout=0, thread_local=False, fallback_to_soft=False)
     with reaching("lock", path):
         make_directories(path.parent)
@@ -86,6 +87,14 @@ def kernel_lock(path: Path, what: str, take_over: TakeOver | None) -> Iterator[L
     finally:
         held.end()
         lock.release()
+
+
+def _check_file(path: Path) -> None:
+    """Raise `UsageError` where something other than a lock file has the lock's name."""
+    if path.is_symlink():
+        raise UsageError(f"The lock file {path} is a link. Remove it, or choose another place.")
+    with reaching("lock", path):
+        check_regular(path, f"The lock file is {path}")
 
 
 def _acquire(lock: BaseFileLock, path: Path, what: str, take_over: TakeOver | None) -> None:

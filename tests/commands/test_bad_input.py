@@ -188,7 +188,7 @@ def test_empty_set(shape: tuple[int, ...], files: Path, call: Call) -> None:
     ("source", "words"),
     [
         ("nothing-here", "neither a directory nor a known name"),
-        ("mnst", "Did you mean mnist?"),
+        ("mnst", "Did you mean 'mnist'?"),
         ("synthetic:0", "TRAIN 1 or more"),
         ("synthetic:many", "whole numbers"),
         ("", "neither a directory"),

@@ -500,7 +500,7 @@ def test_file_in_place_of_its_directory(tmp_path: Path) -> None:
 def test_unknown_name(spec: str, nearest: str) -> None:
     """A name that is not known is refused, with the nearest one and what can be given."""
     message = refusal(spec, UsageError)
-    assert f"Did you mean {nearest}?" in message
+    assert f"Did you mean {nearest!r}?" in message
     assert "one of mnist, fashion-mnist, kmnist, synthetic" in message
 
 

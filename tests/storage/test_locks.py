@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.errors import ConflictError, PipelineError, UnreachableError
+from storage.errors import ConflictError, PipelineError, UnreachableError, UsageError
 from storage.kernel_lock import kernel_lock
 from storage.location import open_location
 from storage.locks import writer_lock
@@ -245,3 +245,18 @@ def test_what_was_locked_is_not_made_again(tmp_path: Path, change: str) -> None:
     assert before == sorted(tmp_path.rglob("*"))
     if change == "replaced":
         assert b"another's" == place.get(".lock")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link"])
+def test_what_is_no_lock_file(lock_file: Location, kind: str) -> None:
+    """A pipe or a link that has the lock's name is refused and stays."""
+    path = Path(str(lock_file))
+    path.parent.mkdir()
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("elsewhere")
+    before = os.lstat(path)
+    with pytest.raises(UsageError, match=kind), writer_lock(lock_file, "The run"):
+        pass
+    assert before == os.lstat(path)
