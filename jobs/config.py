@@ -88,7 +88,7 @@ def _setting(
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything that the result of a training depends on, besides the dataset.
+    """Everything except the dataset that the result of a training depends on.
 
     Use `updated` to derive one from another: the defaults that depend on the optimizer follow it.
     """

@@ -60,7 +60,7 @@ def open_source(
     """Open `spec`: a directory, a set's name, or `synthetic[:TRAIN[,TEST]]`.
 
     A set's name is a key of `catalogues`; it is downloaded into `cache` (by default the user's)
-    unless it lies there already, and never where `offline`; `announce` is told of each download,
+    unless it lies there already, and never if `offline`; `announce` is called for each download,
     `warn` of IDX files that are not used. `check` is called while files are read, and may raise.
     The environment's MNIST_DIR takes the place of the download of `mnist`. `seed` is for generated
     digits. Known names come before directories: write `./mnist` for a directory called so.

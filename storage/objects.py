@@ -238,7 +238,7 @@ class Location(ABC):
 
     @abstractmethod
     def staging(self) -> "Location":
-        """Return an empty place to make a tree in that is to be published here.
+        """Return an empty place to make a tree that will be published here.
 
         It has a name that no other has or had: a worker that outlives its job writes into nothing
         that a later one publishes. The caller holds the lock.
@@ -246,7 +246,7 @@ class Location(ABC):
 
     @abstractmethod
     def draft(self) -> "Location":
-        """Return the place to make a tree in that another job goes on with after a death."""
+        """Return the place to make a tree that another job continues after a crash."""
 
     @abstractmethod
     def drafts(self) -> list["Location"]:

@@ -187,7 +187,7 @@ class ScoresWriter:
         }
 
     def _root(self, attributes: dict[str, Any]) -> bytes:
-        """The scoring's own `zarr.json`, with these attributes besides what is scored."""
+        """Return the scoring's own `zarr.json` with these attributes added."""
         begun = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,

@@ -20,8 +20,8 @@ publishes:
   root has succeeded. The versions that were listed belong to this writer or to former ones, who
   read the root before that write, so that they cannot publish them any more. A version of a later
   holder was not listed. Readers of a version that is removed learn that it was replaced.
-- **Journals and chunks of a scoring** lie in its version. Who goes on with a scoring copies what is
-  sound into a version of its own.
+- **Journals and chunks of a scoring** lie in its version. A job that continues a scoring
+  copies what is sound into a version of its own.
 
 What is not under a lock is written whole, and the last one wins: files for `--out`, pins and the
 documents of what failed in an inbox, which each say the same whoever writes them. For locks
@@ -261,7 +261,7 @@ class S3Location(Location):
     def objects(self, refused: Refused | None = None) -> list[str]:
         """The keys of every object below this location, sorted.
 
-        `refused` is told of those whose names cannot be used; other refusals are of all or nothing.
+        `refused` is called for names that cannot be used; any other refusal is raised.
         """
         unusable: list[str] = []
         found = self.client.list_all(self.prefix, unusable.append)
@@ -351,7 +351,7 @@ class S3Location(Location):
             raise
 
     def recover(self, root: str) -> None:
-        """Remove all but the current version, once nobody can publish another one of them.
+        """Remove all but the current version, once no writer can publish another one of them.
 
         Where there is no root object that names one, they wait for the next `publish`.
         """

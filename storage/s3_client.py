@@ -266,8 +266,8 @@ class S3Client:
     def list_all(self, prefix: str, unusable: Unusable = lambda key: None) -> dict[str, int]:
         """The sizes of all objects whose keys begin with `prefix/`, by key.
 
-        `unusable` is told of keys that no path can be, such as those with `//`; the empty objects
-        that stand for folders are left out.
+        `unusable` is called for keys that cannot be paths, such as those with `//`; the empty
+        objects that stand for folders are left out.
         """
 
         def ask() -> dict[str, int]:
@@ -307,7 +307,7 @@ class S3Client:
         return found
 
     def holds_below(self, prefix: str) -> bool:
-        """Whether there is an object whose key begins with `prefix/`, besides a folder's own."""
+        """Return whether any object's key begins with `prefix/`, except a folder's own."""
 
         def ask() -> bool:
             try:

@@ -154,7 +154,7 @@ def verify_run(location: Location, mention: Mention = _ignore) -> Iterator[Check
         return
     for name in list_checkpoints(run):
         error = _trouble(load_checkpoint, run, name)
-        if error is None or name in list_checkpoints(run):  # a run that goes on prunes meanwhile
+        if error is None or name in list_checkpoints(run):  # a running training prunes checkpoints
             yield f"{location}: checkpoint {name}", error
     yield f"{location}: metrics", _trouble(recorded_metrics, run)
     yield from _strangers(location, _is_of_run, mention)

@@ -27,7 +27,7 @@ class Forward:
     def __call__(self, inputs: NDArray[Any]) -> NDArray[np.float32]:
         """`(rows, 1 + features)` as stored to the probabilities `(rows, classes)`."""
         scaled, columns = network_inputs(inputs, self._network.dtype, self._scaling)
-        with unheeded_overflow():  # probabilities that are not finite are not written
+        with unheeded_overflow():  # non-finite probabilities are never written
             probabilities = self._network.forward(self._parameters, scaled, columns)
         return probabilities.astype(np.float32, copy=False)
 

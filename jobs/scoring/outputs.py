@@ -56,7 +56,7 @@ class _Rows:
 
 
 def output_memory(place: str) -> int:
-    """Return the bytes that writing a file needs besides a chunk of scores."""
+    """Return the bytes that writing a file needs in addition to a chunk of scores."""
     return PARQUET_MEMORY if place.endswith(".parquet") else 2 * CSV_BUFFER
 
 

@@ -68,7 +68,7 @@ def make_scores(
 
 
 def _schema(model: Model, dataset: Dataset, split: str) -> ScoresSchema:
-    """What is to be scored; `UsageError` or `BadDataError` where the model does not fit it."""
+    """Return the shape of the scores; raise `PipelineError` if the model does not fit the split."""
     if split not in dataset.splits:
         raise UsageError(
             f"{dataset.location} has no split '{split}'; pass --split with one of those it has: "

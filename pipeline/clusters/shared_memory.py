@@ -46,7 +46,7 @@ class SharedVector(Closing):
     def __init__(self, size: int, dtype: str) -> None:
         """Zeros."""
         length = HEADER_BYTES + size * np.dtype(dtype).itemsize
-        self._descriptor = -1  # memory that nobody else can map, where there is no memfd (macOS)
+        self._descriptor = -1  # memory that no other process can map, without memfd (macOS)
         if hasattr(os, "memfd_create"):
             self._descriptor = os.memfd_create(NAME, os.MFD_CLOEXEC)
             os.ftruncate(self._descriptor, length)
