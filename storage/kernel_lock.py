@@ -72,10 +72,10 @@ def kernel_lock(path: Path, what: str, take_over: TakeOver | None) -> Iterator[L
     names the holder where another process, or another lock in this one, has it: that one lives, so
     there is nothing to take over; `UsageError` where the file is a link, a pipe or a device.
     """
-    _check_file(path)
     lock = FileLock(path, timeout=0, thread_local=False, fallback_to_soft=False)
     with reaching("lock", path):
         make_directories(path.parent)
+        _check_file(path)
         _acquire(lock, path, what, take_over)
     held = _Held(path, what)
     try:
@@ -93,8 +93,7 @@ def _check_file(path: Path) -> None:
     """Raise `UsageError` where something other than a lock file has the lock's name."""
     if path.is_symlink():
         raise UsageError(f"The lock file {path} is a link. Remove it, or choose another place.")
-    with reaching("lock", path):
-        check_regular(path, f"The lock file is {path}")
+    check_regular(path, f"The lock file is {path}")
 
 
 def _acquire(lock: BaseFileLock, path: Path, what: str, take_over: TakeOver | None) -> None:

@@ -267,10 +267,10 @@ def test_strange_place(out: str, words: str, call: Call) -> None:
     ids=["ingest", "train"],
 )
 def test_below_a_file(arguments: tuple[str, ...], dataset: Path, call: Call) -> None:
-    """A place below a file cannot be made: exit 6, and the place is named."""
+    """A place below a file cannot be used: exit 2, and the file is named."""
     (dataset.parent.parent / "file").write_text("here lies a file")
     refused = call(*arguments, *(SMALL if arguments[0] == "train" else ()))
-    assert_refused(refused, UNREACHABLE, "file/", "where a directory is needed")
+    assert_refused(refused, USAGE, "file is not a directory", "Choose another place")
 
 
 # ------------------------------------------------------------------ datasets
