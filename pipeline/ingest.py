@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
-from pipeline.parts import Conversion, convert_part
-from pipeline.sources import Source, SplitSource, open_source
+from pipeline.convert import Conversion, convert_part
+from pipeline.sources.source import Source, SplitSource, open_source
 from pipeline.values import Report, range_of
 from storage.dataset import Dataset, open_dataset
 from storage.dataset_writer import (
@@ -26,13 +26,13 @@ from storage.dataset_writer import (
     stage_dataset,
 )
 from storage.errors import ConflictError, UnreachableError, UsageError
-from storage.location import Place, open_location
-from storage.objects import Location, TakeOver
+from storage.location import Location, TakeOver
+from storage.places import Place, open_location
 from storage.preparation import BYTES, Preparation, ValueRange
 from storage.schema import COMPRESSIONS, LZ4, METADATA_NAME, DatasetSchema, SplitSchema
 
 if TYPE_CHECKING:
-    from pipeline.clusters.client import Cluster
+    from pipeline.cluster.client import Cluster
 
 T = TypeVar("T")
 
@@ -93,7 +93,7 @@ def ingest(
     """Turn a source into a published dataset at `out`; the workers of a `cluster` write its parts.
 
     `source` is a directory, a known name, or `synthetic[:TRAIN[,TEST]]` (see
-    `pipeline.sources.open_source`); `seed` is for generated digits; `take_over` is leave
+    `pipeline.sources.source.open_source`); `seed` is for generated digits; `take_over` is leave
     to take the lock of a dead writer in a store. `compression` is one of `COMPRESSIONS` in
     `storage.schema`; without, a new dataset has LZ4, and one that is there may have any, as it may
     have any number of rows per chunk unless `rows_per_chunk` is given. `scale` is the range of
@@ -236,7 +236,7 @@ def _convert(
     with ThreadPoolExecutor(threads, thread_name_prefix="ingest") as pool:
         convert: Convert = partial(_convert_here, pool, threads)
         if cluster is not None:
-            from pipeline.clusters.parts import convert_parts  # and with it Dask's cluster
+            from pipeline.cluster.tasks import convert_parts  # and with it Dask's cluster
 
             convert = partial(convert_parts, cluster)
         records = {

@@ -10,10 +10,9 @@ from pipeline.order import EpochOrder, RowNumbers, Window
 from pipeline.stream import Batch
 from pipeline.windows import WindowLoader
 from storage.chunks import SHARED_PLACE
-from storage.closing import Closing
 from storage.dataset import Block, Split, open_dataset
 from storage.errors import ConflictError, UnreachableError
-from storage.objects import Location
+from storage.location import Closing, Location
 from storage.schema import METADATA_NAME
 
 READING_THREADS = 2

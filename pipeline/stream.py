@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 
 from pipeline.order import CHAIN_START, ORDER_VERSION, EpochOrder, RowNumbers, Window
 from pipeline.windows import DEFAULT_THREADS, WindowLoader
-from storage.closing import Closing
 from storage.dataset import Block, Dataset, Split, open_dataset
 from storage.errors import BadDataError, ConflictError, UsageError
-from storage.objects import Location
+from storage.location import Closing, Location
 from storage.schema import SplitSchema
 
 SHUFFLE_MEMORY = 256 * 2**20

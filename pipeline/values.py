@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.splits import SplitSource
+from pipeline.sources.splits import SplitSource
 from storage.dataset import Split
 from storage.errors import BadDataError
 from storage.preparation import LARGEST, ValueRange

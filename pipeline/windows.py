@@ -1,8 +1,14 @@
-"""Windows of shuffled rows, loaded through Dask: one in use, the next one on its way."""
+"""Load windows of shuffled rows through Dask, into memory that is used again.
 
+Reusing the memory keeps a job's footprint flat: an allocator asked for some megabytes again and
+again by several threads ends up holding more than any of them uses at a time.
+"""
+
+import mmap
 import os
 import threading
 import time
+import weakref
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -11,12 +17,68 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.local_dask import run_on_threads
 from pipeline.order import EpochOrder, Window
-from pipeline.window_memory import WindowMemory
-from storage.closing import Closing
 from storage.dataset import Block, Split
 from storage.errors import UsageError
+from storage.location import Closing
+
+__all__ = ["config", "run_on_threads"]
+
+try:
+    from dask import config
+    from dask.threaded import get as run_on_threads
+except TypeError as error:
+    raise UsageError(
+        f"Dask cannot put its own configuration together ({error}): two of its files or DASK_ "
+        "variables contradict each other. Mend or remove one of them."
+    ) from error
+except ValueError as error:
+    told = str(error).partition(", original error message:")[0]
+    raise UsageError(
+        f"Dask cannot read its own configuration ({told}): mend that file, or remove it."
+    ) from error
+
+
+MOST_SPARE = 2
+"""Mappings that are kept for later, at most: there are no more windows at a time."""
+HUGE_PAGES_FROM = 4 * 2**20
+"""Bytes from which it pays to ask for huge pages, as NumPy does for its own arrays."""
+
+
+class WindowMemory:
+    """Gives arrays whose memory comes back when nobody has a view of them any more."""
+
+    def __init__(self) -> None:
+        """Nothing is kept yet."""
+        self._spare: list[mmap.mmap] = []
+
+    def array(self, size: int) -> NDArray[np.uint8]:
+        """`(size,)` bytes of any content."""
+        memory = self._mapping(max(1, size))
+        array: NDArray[np.uint8] = np.frombuffer(memory, np.uint8, size)
+        # Views refer to this very array, so it outlives them all.
+        weakref.finalize(array, self._take_back, memory).atexit = False
+        return array
+
+    def _mapping(self, size: int) -> mmap.mmap:
+        while self._spare:
+            spare = self._spare.pop()
+            if len(spare) >= size:
+                return spare
+        # Private: shared mappings get no huge pages.
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if size >= HUGE_PAGES_FROM and hasattr(mmap, "MADV_HUGEPAGE"):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        return memory
+
+    def _take_back(self, memory: mmap.mmap) -> None:
+        if len(self._spare) < MOST_SPARE:
+            self._spare.append(memory)
+
+    def clear(self) -> None:
+        """Give back to the system what is kept for later."""
+        self._spare.clear()
+
 
 DEFAULT_THREADS = min(4, os.cpu_count() or 1)
 """Chunks that are read and decoded at once. More would only fight for the interpreter's lock."""

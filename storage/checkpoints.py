@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
-from storage import sealed
+from storage import documents
 from storage.errors import BadDataError
-from storage.objects import Location
+from storage.location import Location
 from storage.runs import METRICS, RECORD, Run
 
 FORMAT = "mnist-stream checkpoint"
@@ -99,7 +99,7 @@ def save_checkpoint(
     }
     with run.location.making(name.key, MANIFEST) as tree:
         tree.put(STATE, state)
-        tree.put(MANIFEST, sealed.sealed_bytes(manifest))
+        tree.put(MANIFEST, documents.sealed_bytes(manifest))
 
 
 def list_checkpoints(run: Run) -> list[CheckpointName]:
@@ -137,7 +137,7 @@ def load_checkpoint(run: Run, name: CheckpointName, template: Tensors | None = N
 
 def _read_manifest(run: Run, name: CheckpointName, location: Location) -> dict[str, Any]:
     place = f"{location}/{MANIFEST}"
-    manifest = sealed.read_sealed(location, MANIFEST)
+    manifest = documents.read_sealed(location, MANIFEST)
     expected = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -153,7 +153,7 @@ def _read_manifest(run: Run, name: CheckpointName, location: Location) -> dict[s
                 f"{place} has {field} {manifest.get(field)!r}; expected {value!r}: it belongs to "
                 "another checkpoint, run or release."
             )
-    sealed.check_fields(manifest, RECORDED, place)
+    documents.check_fields(manifest, RECORDED, place)
     return manifest
 
 
@@ -249,7 +249,7 @@ def prune_checkpoints(
 def pin_checkpoint(run: Run, name: CheckpointName) -> None:
     """Keep a checkpoint for good, whatever the run's training prunes."""
     pin = {"checkpoint": str(name), "run_id": run.run_id}
-    run.location.put(f"{PINS}/{name}.json", sealed.sealed_bytes(pin))
+    run.location.put(f"{PINS}/{name}.json", documents.sealed_bytes(pin))
 
 
 def is_pinned(run: Run, name: CheckpointName) -> bool:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage import sealed
+from storage import documents
 from storage.chunks import ChunkedArray
 from storage.errors import BadDataError, ConflictError, did_you_mean
-from storage.objects import REPLACED, Location
+from storage.location import REPLACED, Location
 from storage.preparation import Preparation
 from storage.schema import (
     COMPRESSIONS,
@@ -277,7 +277,7 @@ def _opened(location: Location, tree: Location, document: dict[str, Any]) -> Dat
         raise BadDataError(
             f"{location} is incomplete: its ingest has not finished. Run `pipeline ingest` again."
         )
-    sealed.check_group_seal(document, ROOT_ATTRIBUTES, f"{tree}/{METADATA_NAME}")
+    documents.check_group_seal(document, ROOT_ATTRIBUTES, f"{tree}/{METADATA_NAME}")
     try:
         dataset = _from_attributes(location, tree, attributes)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -293,7 +293,7 @@ def root_document(location: Location) -> dict[str, Any]:
     """The `zarr.json` of what claims to be a dataset; its format and version are checked."""
     place = f"{location}/{METADATA_NAME}"
     try:
-        document = sealed.parse(sealed.read(location, METADATA_NAME), place)
+        document = documents.parse(documents.read(location, METADATA_NAME), place)
     except FileNotFoundError:
         trouble = _nothing_there(location)
         if location.holds(METADATA_NAME):  # published in this moment
@@ -356,7 +356,7 @@ def _from_attributes(location: Location, tree: Location, attributes: dict[str, A
     for name, record in records.items():
         record.check_names(name, class_names, image_shape)
     for source in attributes["sources"]:
-        sealed.check_fields(source, {"name": str, "split": str}, f"A source of {location}")
+        documents.check_fields(source, {"name": str, "split": str}, f"A source of {location}")
     return Dataset(
         location=location,
         tree=tree,
@@ -368,7 +368,7 @@ def _from_attributes(location: Location, tree: Location, attributes: dict[str, A
         compression=compression,
         sources=tuple(attributes["sources"]),
         fingerprint=dict(attributes["fingerprint"]),
-        metadata_digests=sealed.recorded_digests(attributes),
+        metadata_digests=documents.recorded_digests(attributes),
         digest=expected,
         splits={
             name: Split(tree, name, record, expected, location) for name, record in records.items()
@@ -379,6 +379,6 @@ def _from_attributes(location: Location, tree: Location, attributes: dict[str, A
 def _check_metadata(location: Location, key: str, expected: str) -> None:
     place = f"{location}/{key}"
     try:
-        sealed.check_metadata(sealed.read(location, key), expected, place, MAKE_AGAIN)
+        documents.check_metadata(documents.read(location, key), expected, place, MAKE_AGAIN)
     except FileNotFoundError:
         raise BadDataError(f"{place} is missing. {MAKE_AGAIN}") from None

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage import sealed
+from storage import documents
 from storage.chunks import ChunkedArray
 from storage.dataset import Block, Dataset, open_dataset, replaced_sibling, split_arrays
 from storage.errors import BadDataError, ConflictError
-from storage.locks import writer_lock
-from storage.objects import Location, TakeOver
+from storage.location import Location, TakeOver, writer_lock
 from storage.schema import (
     FORMAT,
     METADATA_NAME,
@@ -239,7 +238,7 @@ class DatasetWriter:
             ),
             "complete": True,
         }
-        document = sealed.seal_group(group_metadata(attributes, self._metadata))
+        document = documents.seal_group(group_metadata(attributes, self._metadata))
         self._staged.put(METADATA_NAME, metadata_bytes(document))
 
 
@@ -299,7 +298,7 @@ def refuse_foreign(target: Location) -> None:
     if target.is_free():
         return
     try:
-        ours = FORMAT.encode() in sealed.read(target.current(METADATA_NAME), METADATA_NAME)
+        ours = FORMAT.encode() in documents.read(target.current(METADATA_NAME), METADATA_NAME)
     except (FileNotFoundError, BadDataError):
         ours = False
     replaced = replaced_sibling(target)

@@ -17,8 +17,8 @@ from io import FileIO
 from pathlib import Path
 from typing import Protocol
 
-from storage.closing import Closing
 from storage.errors import BadDataError, UnreachableError
+from storage.location import Closing
 
 BLOCK_BYTES = 256 * 1024
 """What is read, decoded and hashed at a time."""

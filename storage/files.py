@@ -1,13 +1,28 @@
-"""The file operations that change what a disk holds: the one seam between us and the system.
+"""File operations that change a disk: the one seam between storage and the operating system.
 
-Everything the storage floor writes goes through these functions, looked up on this module at
-each call, so that a test can count them, fail any one of them, or let the process die after it.
+Everything that storage writes goes through these functions, looked up on this module at each call,
+so that a test can count them, make any of them fail, or let the process die after it.
 """
 
 import errno
 import os
+import signal
 import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Event, Thread
+from typing import NoReturn
+
+from storage.errors import (
+    BadDataError,
+    PipelineError,
+    UnreachableError,
+    UsageError,
+    shortage,
+    starved,
+)
 
 
 def create(path: Path) -> int:
@@ -79,3 +94,259 @@ def fsync_directory(path: Path) -> None:
         fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+REMEDY = {
+    errno.ENOSPC: "free some space and run the same command again.",
+    errno.EDQUOT: "free some space and run the same command again.",
+    errno.EACCES: "check the permissions and run the same command again.",
+    errno.EPERM: "check the permissions and run the same command again.",
+    errno.EROFS: "choose a place that can be written, or remount it, and run again.",
+    errno.EEXIST: "a file lies where a directory is needed: choose another place.",
+    errno.ENAMETOOLONG: "choose a shorter name.",
+    errno.ELOOP: "the symbolic links there form a loop: choose another place.",
+    errno.ENOTDIR: "a file lies where a directory is needed: choose another place.",
+}
+REMOVED_DIRECTORY = "The current directory has been removed: change to one that exists."
+UNUSABLE_NAME = (errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.ENOTDIR, errno.EINVAL)
+"""Errors of the system that another try with the same name cannot mend."""
+STREAMS = ("/dev/std", "/dev/fd/", "/proc/")
+NAME_BYTES = 255
+"""The longest name that the usual file systems take."""
+ADDED_BYTES = len("-metadata.json") + len("..tmp") + 1 + 32
+"""How much longer the names of an unfinished file and of its metadata file are than its own."""
+SHOWN = 200
+"""Characters of a name that a message shows."""
+
+
+def as_pipeline_error(  # noqa: PLR0911 - an answer for each kind of refusal
+    error: BaseException,
+) -> PipelineError | None:
+    """Return the error to show for whatever a command raises; None for a defect of the program.
+
+    This is the last resort for what the system refuses: where more is known, say more there.
+    """
+    what = shortage(error)
+    match error:
+        case PipelineError():
+            return error
+        case _ if what is not None:
+            return starved(what)
+        case RecursionError():
+            return BadDataError("A file or an argument is nested too deeply to be read.")
+        case UnicodeError():
+            name = ascii(getattr(error, "object", ""))[:SHOWN]
+            return UsageError(f"The name {name} is not valid UTF-8. Rename it, and try again.")
+        case FileNotFoundError() if not is_directory_there():
+            return UsageError(REMOVED_DIRECTORY)
+        case OSError():
+            kind = UsageError if error.errno in UNUSABLE_NAME else UnreachableError
+            name = str(error.filename)[:SHOWN] if error.filename else "The system refuses"
+            remedy = REMEDY.get(error.errno or 0, "check it and run the same command again.")
+            return kind(f"{name}: {error.strerror or error}; {remedy}")
+    return None
+
+
+def exit_code_of(error: BaseException | None) -> int:
+    """Return the code that a command ends with, whatever ended it; 0 for None."""
+    match error:
+        case None:
+            return 0
+        case KeyboardInterrupt():
+            return 128 + signal.SIGINT
+        case SystemExit():  # click's way to end after a broken pipe
+            return 128 + signal.SIGPIPE
+        case Exception() if known := as_pipeline_error(error):
+            return known.exit_code
+    return 1
+
+
+@contextmanager
+def naming_shortages() -> Iterator[None]:
+    """Turn what the system does not give into `UnreachableError`, which is worth another try."""
+    try:
+        yield
+    except (OSError, RuntimeError, MemoryError, ImportError) as error:
+        what = shortage(error)
+        if what is None:
+            raise
+        raise starved(what) from error
+
+
+def check_room(threads: int, open_files: int) -> None:
+    """Raise `UnreachableError` where the system does not give so many more threads and files.
+
+    For libraries that hang, or print what went wrong, where they run out of either.
+    """
+    done = Event()
+    waiting: list[Thread] = []
+    descriptors: list[int] = []
+    try:
+        with naming_shortages():
+            descriptors.extend(os.open(os.devnull, os.O_RDONLY) for _ in range(open_files))
+            for _ in range(threads):
+                thread = Thread(target=done.wait, daemon=True)
+                thread.start()
+                waiting.append(thread)
+    finally:
+        done.set()
+        for descriptor in descriptors:
+            os.close(descriptor)
+        for thread in waiting:
+            thread.join()
+            task = Path(f"/proc/self/task/{thread.native_id}")
+            while task.exists():  # until then Linux counts it among those that may be
+                time.sleep(0.001)
+
+
+def is_directory_there() -> bool:
+    """Return whether the current directory still exists."""
+    try:
+        os.getcwd()
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def reaching(verb: str, path: Path) -> Iterator[None]:
+    """Turn the system's refusals into `UnreachableError`; a missing file stays what it is."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        what = shortage(error)
+        if what is not None:
+            raise starved(what) from error
+        remedy = REMEDY.get(error.errno or 0, "see to the disk or mount and run again.")
+        raise UnreachableError(
+            f"Cannot {verb} {path}: {error.strerror or error}. {remedy[0].upper()}{remedy[1:]}"
+        ) from error
+
+
+def file_to_write(path: Path, option: str) -> Path:
+    """Return the path of the regular file to write: `path`, or what a link there leads to.
+
+    Raises `UsageError` where anything else is there, or no file can ever be.
+    """
+    place = path.absolute()
+    if str(place).startswith(STREAMS):
+        raise UsageError(
+            f"{option} is {path}, a stream of a process; expected a file, which is written whole."
+        )
+    for part, added in [(place.name, ADDED_BYTES), *((part, 0) for part in place.parts[:-1])]:
+        length = len(os.fsencode(part))
+        if length > NAME_BYTES - added:
+            raise UsageError(
+                f"{option} has a name of {length:,} bytes, {part[:40]}...; expected at most "
+                f"{NAME_BYTES - added} there."
+            )
+    for parent in place.parents:
+        if os.path.lexists(parent) and not os.path.isdir(parent):
+            raise UsageError(
+                f"{option} is {path}, but {parent} is not a directory. Choose another place."
+            )
+    check_regular(place, f"{option} is {path}")
+    return Path(os.path.realpath(place)) if place.is_symlink() else path
+
+
+def check_regular(path: Path, subject: str) -> None:
+    """Raise `UsageError` where anything but a regular file, or a link to one, is at `path`."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        if path.is_symlink():
+            raise UsageError(
+                f"{subject}, a broken link. Remove it, or choose another place."
+            ) from None
+        return
+    except OSError as error:
+        if error.errno in UNUSABLE_NAME:
+            raise UsageError(f"{subject}: {error.strerror}. Choose another place.") from error
+        raise
+    if not stat.S_ISREG(mode):
+        raise UsageError(
+            f"{subject}, {_kind_of(mode)}, which is never replaced. Choose another place."
+        )
+
+
+def _kind_of(mode: int) -> str:
+    names = {
+        stat.S_IFDIR: "a directory",
+        stat.S_IFIFO: "a named pipe",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+    }
+    return names.get(stat.S_IFMT(mode), "not a regular file")
+
+
+def make_directories(path: Path) -> None:
+    """Make a directory and those above it, each durable in its parent.
+
+    Raises `UsageError` where something else lies in the place of one of them.
+    """
+    missing = []
+    while not path.is_dir():
+        missing.append(path)
+        path = path.parent
+    for directory in reversed(missing):
+        try:
+            mkdir(directory)
+        except FileExistsError as error:
+            if directory.is_dir():  # another thread or process was first
+                continue
+            raise UsageError(f"{directory} is not a directory. Choose another place.") from error
+        except FileNotFoundError as error:  # its parent is there: below /proc, say
+            raise PermissionError(errno.EPERM, "No directory can be made here") from error
+        fsync_directory(directory.parent)
+
+
+def walk(
+    top: Path, refuse: Callable[[OSError], None]
+) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Yield every directory with the names of the directories and of all else in it.
+
+    Like `os.walk`, which in Python 3.11 cannot follow a thousand nested directories. Links are
+    not followed. `refuse` takes the error of a directory that cannot be listed.
+    """
+    waiting = [os.fspath(top)]
+    while waiting:
+        directory = waiting.pop()
+        try:
+            with os.scandir(directory) as listed:
+                entries = sorted(listed, key=lambda entry: entry.name)
+        except OSError as error:
+            refuse(error)
+            continue
+        below = [entry for entry in entries if _is_directory(entry)]
+        others = [entry.name for entry in entries if entry not in below]
+        yield directory, [entry.name for entry in below], others
+        waiting += [entry.path for entry in below if not entry.is_symlink()]
+
+
+def _is_directory(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads nowhere
+        return False
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory with all below it, or a file, or a link but not what it leads to."""
+    if not path.is_dir() or path.is_symlink():
+        with suppress(FileNotFoundError):
+            unlink(path)
+        return
+    for directory, below, names in reversed(list(walk(path, _raise))):
+        for name in names:
+            unlink(Path(directory, name))
+        for link in (Path(directory, name) for name in below):
+            if link.is_symlink():
+                unlink(link)
+        rmdir(Path(directory))
+
+
+def _raise(error: OSError) -> NoReturn:
+    raise error

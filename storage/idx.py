@@ -18,9 +18,9 @@ from typing import IO, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.closing import Closing
 from storage.decoding import BLOCK_BYTES, GZIP_MAGIC, XZ_MAGIC, DecodedFile
 from storage.errors import BadDataError, UsageError
+from storage.location import Closing
 
 ELEMENT_TYPES: dict[int, np.dtype[Any]] = {
     0x08: np.dtype("u1"),

@@ -14,9 +14,9 @@ from typing import Any
 
 from filelock import BaseFileLock, FileLock, Timeout
 
-from storage.directories import check_regular, make_directories, reaching
 from storage.errors import ConflictError, LockedError, UsageError
-from storage.objects import Lock, TakeOver
+from storage.files import check_regular, make_directories, reaching
+from storage.location import Lock, TakeOver
 
 SIGNATURE_TRIES = 50
 """How often to look for the signature of a holder that has yet to sign, 10 ms apart."""

@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from storage import sealed
+from storage import documents
 from storage.errors import BadDataError, ConflictError
-from storage.locks import writer_lock
-from storage.objects import Location, Lock, TakeOver
+from storage.location import Location, Lock, TakeOver, writer_lock
 from storage.runs import SCORES
 from storage.scorings import FAILED, LEDGER, LEDGER_COUNT
 
@@ -109,8 +108,8 @@ class Ledger:
     def _count(self) -> dict[str, Any]:
         """Return how many lines were recorded, and their digest; an early release kept neither."""
         try:
-            count = sealed.read_sealed(self.location, LEDGER_COUNT)
-            sealed.check_fields(count, COUNT_FIELDS, f"{self.location}/{LEDGER_COUNT}")
+            count = documents.read_sealed(self.location, LEDGER_COUNT)
+            documents.check_fields(count, COUNT_FIELDS, f"{self.location}/{LEDGER_COUNT}")
         except FileNotFoundError:
             return {"lines": 0, "sha256": _digest([])}
         except BadDataError as error:
@@ -155,7 +154,7 @@ class Ledger:
             self._mend(location)
             lines = self._lines()[:-1]
             if not is_known:
-                line = sealed.sealed_bytes(entry, indent=None)
+                line = documents.sealed_bytes(entry, indent=None)
                 location.append(LEDGER, line, _joined(lines))
                 lines = [*lines, line.removesuffix(b"\n")]
             # A death just before this leaves the count behind; the next job completes it.
@@ -166,14 +165,14 @@ class Ledger:
     def failures(self) -> list[Entry]:
         """What is bad now, by content and model."""
         return [
-            sealed.read_sealed(self.location, f"{FAILED}/{name}")
+            documents.read_sealed(self.location, f"{FAILED}/{name}")
             for name in self.location.names(FAILED)
             if name.endswith(".json")
         ]
 
     def put_failure(self, entry: Entry) -> None:
         """Record that something is bad, by its content and the model."""
-        self.location.put(_failure_key(entry), sealed.sealed_bytes(entry))
+        self.location.put(_failure_key(entry), documents.sealed_bytes(entry))
 
     def delete_failure(self, entry: Entry) -> None:
         """It is bad no more, or there no more."""
@@ -205,15 +204,17 @@ class Ledger:
 
     def _data(self, start: int = 0) -> bytes:
         try:
-            return self.location.get(LEDGER, start) if start else sealed.read(self.location, LEDGER)
+            return (
+                self.location.get(LEDGER, start) if start else documents.read(self.location, LEDGER)
+            )
         except FileNotFoundError:
             return b""
 
     def _checked(self, line: bytes, number: int) -> Entry:
         place = f"{self} line {number}"
         try:
-            entry = sealed.check_seal(sealed.parse(line, place), place)
-            sealed.check_fields(entry, FIELDS, place)
+            entry = documents.check_seal(documents.parse(line, place), place)
+            documents.check_fields(entry, FIELDS, place)
         except BadDataError as error:
             raise LedgerError(f"{error} {self._remedy}") from error
         return entry
@@ -243,7 +244,7 @@ def _digest(lines: list[bytes]) -> str:
 
 
 def _count_bytes(lines: list[bytes]) -> bytes:
-    return sealed.sealed_bytes({"lines": len(lines), "sha256": _digest(lines)})
+    return documents.sealed_bytes({"lines": len(lines), "sha256": _digest(lines)})
 
 
 def _joined(lines: list[bytes]) -> bytes:

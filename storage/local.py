@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from storage import files
-from storage.directories import check_regular, make_directories, reaching, remove_tree, walk
 from storage.errors import BadDataError, ConflictError, UnreachableError
+from storage.files import check_regular, make_directories, reaching, remove_tree, walk
 from storage.kernel_lock import kernel_lock
 from storage.local_files import (
     can_be_named,
@@ -25,7 +25,7 @@ from storage.local_files import (
     remove_abandoned,
     synced_file,
 )
-from storage.objects import (
+from storage.location import (
     NOTES_LIMIT,
     REMOVED_BYTES,
     REPLACED,

@@ -6,11 +6,10 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
-from storage import sealed
+from storage import documents
 from storage.errors import BadDataError, UsageError
-from storage.location import referenced
-from storage.locks import writer_lock
-from storage.objects import Location, Lock, TakeOver
+from storage.location import Location, Lock, TakeOver, writer_lock
+from storage.places import referenced
 
 FORMAT = "mnist-stream model name"
 FORMAT_VERSION = 1
@@ -39,10 +38,10 @@ class Holder:
     def from_json(cls, document: Any, place: str) -> Self:
         """The inverse of `asdict`; `BadDataError` names `place` for anything else."""
         kinds = ("run", "run_id", "checkpoint", "model_digest", "since")
-        sealed.check_fields(document, dict.fromkeys(kinds, str), place)
+        documents.check_fields(document, dict.fromkeys(kinds, str), place)
         for field, kind in (("accuracy", float), ("judged_by", str)):
             if document.get(field) is not None:
-                sealed.check_fields(document, {field: kind}, place)
+                documents.check_fields(document, {field: kind}, place)
         return cls(**{field: document.get(field) for field in cls.__dataclass_fields__})
 
 
@@ -76,7 +75,7 @@ class ModelName:
             "holders": [asdict(holder) for holder in self.holders],
             "events": list(self.events),
         }
-        self.place.put(_key(self.name), sealed.sealed_bytes(document))
+        self.place.put(_key(self.name), documents.sealed_bytes(document))
 
     def with_event(self, event: dict[str, Any], change: Callable[[Self], Self]) -> Self:
         """The name after a change, with the event that tells of it."""
@@ -108,12 +107,12 @@ def open_name(place: Location, name: str) -> ModelName:
     check_model_name(name)
     where = f"{place}/{_key(name)}"
     try:
-        document = sealed.read_sealed(place, _key(name))
+        document = documents.read_sealed(place, _key(name))
     except FileNotFoundError:
         return ModelName(place, name)
     if (document.get("format"), document.get("format_version")) != (FORMAT, FORMAT_VERSION):
         raise BadDataError(f"{where} does not say '{FORMAT}', version {FORMAT_VERSION}.")
-    sealed.check_fields(document, RECORDED, where)
+    documents.check_fields(document, RECORDED, where)
     if document["name"] != name:
         raise BadDataError(f"{where} is of the name {document['name']!r}: it was renamed.")
     holders = tuple(Holder.from_json(holder, where) for holder in document["holders"])

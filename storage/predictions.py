@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage import sealed
+from storage import documents
 from storage.chunks import ChunkedArray
 from storage.errors import BadDataError, ConflictError, PipelineError
-from storage.locks import writer_lock
-from storage.objects import Location, TakeOver
+from storage.location import Location, TakeOver, writer_lock
 from storage.schema import METADATA_NAME
 from storage.scorings import (
     AGAIN,
@@ -141,7 +140,7 @@ class ScoresWriter:
 
     def record_chunk(self, number: int, digest: str) -> None:
         """Enter a chunk that `write_arrays` has written, here or elsewhere, in the journal."""
-        line = sealed.sealed_bytes({"chunk": number, "digest": digest}, indent=None)
+        line = documents.sealed_bytes({"chunk": number, "digest": digest}, indent=None)
         self.location.note(JOURNAL, number, line)
         self._digests[number] = digest
 
@@ -161,7 +160,7 @@ class ScoresWriter:
         scores = self._scores()
         for array in scores.arrays.values():
             array.check_there()
-        self.location.put(METRICS, sealed.sealed_bytes(metrics))
+        self.location.put(METRICS, documents.sealed_bytes(metrics))
         attributes = {
             "chunk_digests": list(scores.chunk_digests),
             **metadata_digests(
@@ -194,7 +193,7 @@ class ScoresWriter:
             "scored": self.schema.to_json(),
         }
         document = group_metadata(begun | attributes, self._arrays)
-        return metadata_bytes(sealed.seal_group(document))
+        return metadata_bytes(documents.seal_group(document))
 
     def _scores(self) -> Scores:
         digests = tuple(self._digests.get(number, "") for number in range(self.schema.chunks))
@@ -227,7 +226,7 @@ class ScoresWriter:
         recorded: dict[int, str] = {}
         for line in lines:
             try:
-                entry = sealed.check_seal(sealed.parse(line, JOURNAL), JOURNAL)
+                entry = documents.check_seal(documents.parse(line, JOURNAL), JOURNAL)
                 recorded[int(entry["chunk"])] = str(entry["digest"])
             except (BadDataError, KeyError, ValueError, TypeError):
                 continue  # a line cut off by the death: its chunk is scored again

@@ -7,11 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from storage import sealed
+from storage import documents
 from storage.errors import BadDataError, ConflictError
-from storage.location import referenced
-from storage.locks import writer_lock
-from storage.objects import Location, TakeOver, is_foreign
+from storage.location import Location, TakeOver, is_foreign, writer_lock
+from storage.places import referenced
 
 FORMAT = "mnist-stream run"
 FORMAT_VERSION = 1
@@ -66,7 +65,7 @@ class Run:
         record = {name: value for name, value in vars(self).items() if name != "location"}
         document = {"format": FORMAT, "format_version": FORMAT_VERSION} | record
         put = self.location.put_new if new else self.location.put
-        put(RECORD, sealed.sealed_bytes(document))
+        put(RECORD, documents.sealed_bytes(document))
 
     def reconfigured(self, configuration: dict[str, Any]) -> Self:
         """Record other settings, as a resume changed them, and return the run that has them."""
@@ -91,14 +90,14 @@ class Run:
         A last line that was cut off by a death is left out: the next resume writes it anew.
         """
         try:
-            data = sealed.read(self.location, METRICS)
+            data = documents.read(self.location, METRICS)
         except FileNotFoundError:
             return []
         *whole, torn = data.split(b"\n")
         place = f"{self.location}/{METRICS}"
         lines = [
-            sealed.check_seal(
-                sealed.parse(line, f"{place} line {number}"), f"{place} line {number}"
+            documents.check_seal(
+                documents.parse(line, f"{place} line {number}"), f"{place} line {number}"
             )
             for number, line in enumerate(whole, 1)
         ]
@@ -154,7 +153,7 @@ def open_run(location: Location) -> Run:
     """
     place = f"{location}/{RECORD}"
     try:
-        document = sealed.parse(sealed.read(location, RECORD), place)
+        document = documents.parse(documents.read(location, RECORD), place)
     except FileNotFoundError:
         raise BadDataError(_nothing_there(location)) from None
     if document.get("format") != FORMAT:
@@ -164,8 +163,8 @@ def open_run(location: Location) -> Run:
             f"{place} has format version {document.get('format_version')!r}; this release reads "
             f"{FORMAT_VERSION}. Install a newer mnist-stream."
         )
-    body = sealed.check_seal(document, place)
-    sealed.check_fields(body, RECORDED, place)
+    body = documents.check_seal(document, place)
+    documents.check_fields(body, RECORDED, place)
     return Run(location=location, **{name: body[name] for name in RECORDED})
 
 
@@ -175,7 +174,7 @@ def run_exists(location: Location) -> bool:
 
 
 def _lines(lines: list[dict[str, Any]]) -> bytes:
-    return b"".join(sealed.sealed_bytes(line, indent=None) for line in lines)
+    return b"".join(documents.sealed_bytes(line, indent=None) for line in lines)
 
 
 @contextmanager

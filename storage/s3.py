@@ -41,7 +41,7 @@ from typing import Self
 
 from storage import files
 from storage.errors import BadDataError, ConflictError, UnreachableError, UsageError
-from storage.objects import (
+from storage.location import (
     NOTES_LIMIT,
     REMOVED_BYTES,
     VERSION,

@@ -30,7 +30,7 @@ from storage.errors import (
     UsageError,
 )
 from storage.kernel_lock import signature
-from storage.objects import Lock, TakeOver
+from storage.location import Lock, TakeOver
 from storage.s3_client import S3Client
 
 FINISHED = "another process, which has finished"
@@ -66,7 +66,7 @@ class S3Lock(Lock):
 
 @contextmanager
 def s3_lock(client: S3Client, key: str, what: str, take_over: TakeOver | None) -> Iterator[S3Lock]:
-    """Hold the only right to write `what` while the block runs; see `storage.locks.writer_lock`."""
+    """Hold the only right to write `what` while the block runs; see `writer_lock`."""
     lock = _acquired(client, key, what, take_over)
     try:
         yield lock

@@ -6,9 +6,9 @@ from typing import Any, Self
 
 import numpy as np
 
+from storage.documents import METADATA_DIGESTS, OWN_METADATA_DIGESTS, digest_of
 from storage.errors import BadDataError
 from storage.preparation import BYTES, Preparation
-from storage.sealed import METADATA_DIGESTS, OWN_METADATA_DIGESTS, digest_of
 
 FORMAT = "mnist-stream dataset"
 FORMAT_VERSION = 3
@@ -40,7 +40,7 @@ ROOT_ATTRIBUTES = frozenset(
 )
 """The attributes of a dataset's root that are ours, and sealed."""
 LZ4, LZ4HC, ZSTD = COMPRESSIONS = ("lz4", "lz4hc", "zstd")
-"""How chunks may be compressed; see `storage.codecs`."""
+"""How chunks may be compressed; see `storage.chunks`."""
 CHUNK_BYTES = 1_570_000
 """Decoded bytes of a default chunk: 2,000 rows of MNIST with its bias column."""
 CHUNK_AND_TARGETS_BYTES = 2 * CHUNK_BYTES

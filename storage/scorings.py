@@ -7,9 +7,9 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
-from storage import sealed
+from storage import documents
 from storage.errors import BadDataError
-from storage.objects import Location, is_foreign
+from storage.location import Location, is_foreign
 from storage.schema import CHUNK_LIMIT, METADATA_NAME, InChunks
 
 FORMAT = "mnist-stream scores"
@@ -21,8 +21,8 @@ ROOT_ATTRIBUTES = frozenset(
         "format_version",
         "scored",
         "chunk_digests",
-        sealed.METADATA_DIGESTS,
-        sealed.OWN_METADATA_DIGESTS,
+        documents.METADATA_DIGESTS,
+        documents.OWN_METADATA_DIGESTS,
         "metrics_sha256",
         "complete",
     }
@@ -102,7 +102,7 @@ class ScoresRecord:
     def metrics(self) -> dict[str, Any]:
         """The content of metrics.json, checked."""
         try:
-            return sealed.read_sealed(self.location, METRICS)
+            return documents.read_sealed(self.location, METRICS)
         except FileNotFoundError:
             raise BadDataError(f"{self.location}/{METRICS} is missing. {AGAIN}") from None
 
@@ -118,11 +118,11 @@ def open_record(location: Location) -> ScoresRecord:
     if attributes.get("complete") is not True:
         raise BadDataError(f"{location} is incomplete: {GO_ON}")
     place = f"{tree}/{METADATA_NAME}"
-    sealed.check_group_seal(document, ROOT_ATTRIBUTES, place)
+    documents.check_group_seal(document, ROOT_ATTRIBUTES, place)
     try:
         schema = _schema(attributes["scored"], place)
         digests = tuple(str(digest) for digest in attributes["chunk_digests"])
-        recorded = sealed.recorded_digests(attributes)
+        recorded = documents.recorded_digests(attributes)
         metrics_digest = attributes["metrics_sha256"]
         if len(digests) != schema.chunks:
             raise ValueError(f"{len(digests)} digests for {schema.chunks} chunks")
@@ -134,7 +134,7 @@ def open_record(location: Location) -> ScoresRecord:
             "with another. Give it its name back."
         )
     for key, expected in recorded.items():
-        sealed.check_metadata(_read(tree, key), expected, f"{tree}/{key}", AGAIN)
+        documents.check_metadata(_read(tree, key), expected, f"{tree}/{key}", AGAIN)
     found = hashlib.sha256(_read(tree, METRICS)).hexdigest()
     if found != metrics_digest:
         raise BadDataError(
@@ -144,7 +144,7 @@ def open_record(location: Location) -> ScoresRecord:
 
 
 def _schema(scored: Any, place: str) -> ScoresSchema:
-    sealed.check_fields(
+    documents.check_fields(
         scored, dict.fromkeys(("model_digest", "dataset_digest", "split"), str), place
     )
     names = scored["class_names"]
@@ -155,7 +155,7 @@ def _schema(scored: Any, place: str) -> ScoresSchema:
 
 def _read(location: Location, key: str) -> bytes:
     try:
-        return sealed.read(location, key)
+        return documents.read(location, key)
     except FileNotFoundError:
         raise BadDataError(f"{location}/{key} is missing. {AGAIN}") from None
 
@@ -180,7 +180,7 @@ def root_document(location: Location) -> dict[str, Any]:
     """The `zarr.json` of what claims to be a scoring; its format and version are checked."""
     place = f"{location}/{METADATA_NAME}"
     try:
-        document = sealed.parse(sealed.read(location, METADATA_NAME), place)
+        document = documents.parse(documents.read(location, METADATA_NAME), place)
     except FileNotFoundError:
         if location.exists():  # as it is in a store until it is published
             raise BadDataError(f"{location} is incomplete: {GO_ON}") from None

@@ -16,11 +16,11 @@ from zarr.abc.store import (
 )
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 
-from storage import sealed
+from storage import documents
 from storage.chunks import ChunkedArray
-from storage.directories import check_room
 from storage.errors import BadDataError, PipelineError, shortage
-from storage.objects import Location
+from storage.files import check_room
+from storage.location import Location
 from storage.schema import METADATA_NAME
 
 
@@ -143,9 +143,9 @@ def check_group(store: LocationStore, path: str, members: Iterable[str]) -> None
         group = zarr.open_group(store, path=path, mode="r", zarr_format=3)
     if group.metadata.consolidated_metadata is None:
         return
-    consolidated = sealed.read_document(location, METADATA_NAME)["consolidated_metadata"]
+    consolidated = documents.read_document(location, METADATA_NAME)["consolidated_metadata"]
     for member in members:
-        stored = _own_metadata(sealed.read_document(location, f"{member}/{METADATA_NAME}"))
+        stored = _own_metadata(documents.read_document(location, f"{member}/{METADATA_NAME}"))
         if _own_metadata(consolidated["metadata"].get(member, {})) != stored:
             raise BadDataError(
                 f"{place} describes {member} differently from {location}/{member}/{METADATA_NAME}. "
@@ -176,7 +176,7 @@ def _opening(trouble: str) -> Iterator[None]:
 
 
 def _own_metadata(document: dict[str, Any]) -> dict[str, Any]:
-    return sealed.own_metadata(document, sealed.ARRAY_ATTRIBUTES)
+    return documents.own_metadata(document, documents.ARRAY_ATTRIBUTES)
 
 
 def open_array(store: LocationStore, reader: ChunkedArray) -> "zarr.Array[Any]":

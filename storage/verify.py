@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from storage import sealed
+from storage import documents
 from storage.checkpoints import (
     DIRECTORY,
     MANIFEST,
@@ -26,7 +26,7 @@ from storage.chunks import ChunkedArray
 from storage.dataset import MAKE_AGAIN, Dataset, Split, open_dataset
 from storage.errors import BadDataError
 from storage.ledger import SCORED, Ledger
-from storage.objects import VERSION, Location, is_foreign, is_leftover
+from storage.location import VERSION, Location, is_foreign, is_leftover
 from storage.predictions import FORMAT as SCORES_FORMAT
 from storage.predictions import JOURNAL, METRICS, Scores, open_scores
 from storage.runs import RECORD, SCORES, open_run
@@ -136,7 +136,7 @@ def _scores_keys(scores: Scores) -> set[str]:
 def _is_scoring(location: Location) -> bool:
     try:
         tree = location.current(METADATA_NAME)
-        document = sealed.parse(sealed.read(tree, METADATA_NAME), str(location))
+        document = documents.parse(documents.read(tree, METADATA_NAME), str(location))
     except (FileNotFoundError, BadDataError):
         return False
     attributes = document.get("attributes")
@@ -179,7 +179,7 @@ def _verify_ledger(ledger: Ledger, homes: list[str]) -> Iterator[Check]:
     if entries is None:
         return
     yield f"{ledger}: number of lines", _trouble(partial(ledger.check_count, torn_is_lost=True))
-    texts = [sealed.canonical(entry) for entry in entries]
+    texts = [documents.canonical(entry) for entry in entries]
     yield f"{ledger}: no line twice", _trouble(_check_distinct, ledger, texts)
     recorded = {str(entry.get("result")) for entry in entries if entry["event"] == SCORED}
     for home in homes:

@@ -10,9 +10,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from storage import sealed
-from storage.chunks import ChunkedArray
-from storage.codecs import zarr_codec
+from storage import documents
+from storage.chunks import ChunkedArray, zarr_codec
 
 CRC32C = {"name": "crc32c"}
 
@@ -43,22 +42,22 @@ def group_metadata(
 
 def metadata_bytes(document: Document) -> bytes:
     """Return the text of a `zarr.json`, which ends where the document does, as Zarr writes it."""
-    return sealed.document_bytes(document).rstrip()
+    return documents.document_bytes(document).rstrip()
 
 
-def metadata_digests(documents: Mapping[str, Document], data: Mapping[str, bytes]) -> Document:
+def metadata_digests(nodes: Mapping[str, Document], data: Mapping[str, bytes]) -> Document:
     """Return the attributes that record each `zarr.json` below a root, both by path.
 
-    `documents` are without consolidated metadata, `data` as they were written.
+    `nodes` are without consolidated metadata, `data` as they were written.
     """
     return {
-        sealed.METADATA_DIGESTS: {
+        documents.METADATA_DIGESTS: {
             f"{path}/zarr.json": hashlib.sha256(written).hexdigest()
             for path, written in data.items()
         },
-        sealed.OWN_METADATA_DIGESTS: {
-            f"{path}/zarr.json": sealed.metadata_digest(document)
-            for path, document in documents.items()
+        documents.OWN_METADATA_DIGESTS: {
+            f"{path}/zarr.json": documents.metadata_digest(document)
+            for path, document in nodes.items()
         },
     }
 

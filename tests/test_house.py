@@ -14,6 +14,18 @@ FILES = [
     path.relative_to(ROOT) for floor in FLOORS for path in sorted((ROOT / floor).rglob("*.py"))
 ]
 LINES = 450
+ROOMS = 10
+"""The most files and folders directly in jobs."""
+FOLDERS = {
+    ("commands", "scoring"),
+    ("commands", "scheduling"),
+    ("commands", "training"),
+    ("commands", "nn"),
+    ("scoring", "training"),
+    ("scoring", "nn"),
+    ("training", "nn"),
+}
+"""The folders of jobs, and which of them each may import."""
 
 FORBIDDEN = {
     "storage": {"pipeline", "jobs", "dask", "distributed", "click"},
@@ -45,8 +57,8 @@ def packages_of(path: Path) -> set[str]:
 
 
 def knows_click(path: Path) -> bool:
-    """jobs/cli.py may, and its parts in jobs/commands."""
-    return path == Path("jobs/cli.py") or path.parent == Path("jobs/commands")
+    """Return whether a file may import click: those of jobs/commands."""
+    return path.parent == Path("jobs/commands")
 
 
 def is_work(path: Path) -> bool:
@@ -89,8 +101,33 @@ def test_work_knows_no_commands(path: Path) -> None:
 
 @every_file
 def test_only_the_commands_know_click(path: Path) -> None:
-    """click is imported by jobs/cli.py and its parts alone."""
+    """click is imported by jobs/commands alone."""
     assert knows_click(path) or "click" not in packages_of(path)
+
+
+def test_arrows_between_the_folders_of_jobs() -> None:
+    """Commands call scoring and scheduling, scoring calls training, training calls the network."""
+    arrows = {
+        (path.parts[1], name.split(".")[1])
+        for path in FILES
+        if path.parts[0] == "jobs" and len(path.parts) > 2
+        for name in imports_of(path)
+        if name.startswith("jobs.") and (ROOT / "jobs" / name.split(".")[1]).is_dir()
+    }
+    assert {(one, other) for one, other in arrows if one != other} <= FOLDERS
+
+
+def test_jobs_is_a_small_floor() -> None:
+    """Folders and files directly in jobs are few, and the files import none of the folders."""
+    rooms = {path.parts[1] for path in FILES if path.parts[0] == "jobs"} - {"__init__.py"}
+    assert ROOMS >= len(rooms)
+    for path in FILES:
+        if path.parts[0] == "jobs" and len(path.parts) == 2:
+            assert [] == [
+                name
+                for name in imports_of(path)
+                if name.startswith("jobs.") and (ROOT / "jobs" / name.split(".")[1]).is_dir()
+            ]
 
 
 def test_no_file_needs_itself() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from jobs.printing import PLAIN_SECONDS, one_line, print_aside, print_line
+from jobs.output import PLAIN_SECONDS, one_line, print_aside, print_line
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

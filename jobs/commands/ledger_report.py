@@ -5,10 +5,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from jobs.commands.console import table
-from jobs.printing import percent
+from jobs.output import percent
 from storage.errors import UsageError
 from storage.ledger import FAILED_EVENT, SCORED, Entry, Ledger
-from storage.objects import Location
+from storage.location import Location
 from storage.runs import SCORES, open_run
 from storage.scorings import is_complete, scoring_homes
 

@@ -13,8 +13,8 @@ from jobs.commands.usage_errors import NearestChoice
 from storage.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from jobs.schedule import Process
     from jobs.scheduling.cron import CronTimes
+    from jobs.scheduling.scheduler import Process
 
 SHOWN_TIMES = 10
 
@@ -116,8 +116,8 @@ def _ending_in_summary(log_json: bool) -> Iterator[None]:
         raise
     except BaseException as error:
         if log_json:
-            from jobs.scheduling.schedule_log import json_log
-            from storage.directories import exit_code_of
+            from jobs.scheduling.scheduler import json_log
+            from storage.files import exit_code_of
 
             json_log()("summary", exit=exit_code_of(error), error=str(error) or repr(error))
         raise
@@ -138,7 +138,7 @@ def _print_times(times: "CronTimes") -> None:
     from datetime import UTC, datetime
     from itertools import islice
 
-    from jobs.printing import print_line
+    from jobs.output import print_line
 
     for due in islice(times.times_after(datetime.now(UTC)), SHOWN_TIMES):
         local = due.astimezone(times.zone)
@@ -159,10 +159,10 @@ def _print_files(
     import os
     from pathlib import Path
 
-    from jobs.printing import print_exactly, print_line
-    from jobs.scheduling.schedule_files import Plan, as_utf8, default_image, schedule_files
-    from storage.directories import file_to_write
-    from storage.location import open_location
+    from jobs.output import print_exactly, print_line
+    from jobs.scheduling.printers import Plan, as_utf8, default_image, schedule_files
+    from storage.files import file_to_write
+    from storage.places import open_location
 
     plan = Plan(
         times=times,
@@ -193,8 +193,13 @@ def _run(
     heartbeat: str | None,
     log_json: bool,
 ) -> None:
-    from jobs.schedule import Scheduler, heeding_signals
-    from jobs.scheduling.schedule_log import heartbeat_at, json_log, text_log
+    from jobs.scheduling.scheduler import (
+        Scheduler,
+        heartbeat_at,
+        heeding_signals,
+        json_log,
+        text_log,
+    )
 
     log = json_log() if log_json else text_log(times.zone)
     beat = heartbeat_at(heartbeat, times, job)
@@ -215,7 +220,7 @@ def _launcher(job: tuple[str, ...], log_json: bool) -> "Callable[[], Process]":
 
     A job that knows no --log-json, or is to print something else, prints on stderr.
     """
-    from jobs.schedule import launch_pipeline
+    from jobs.scheduling.scheduler import launch_pipeline
 
     if not log_json or "--log-json" in job:
         return partial(launch_pipeline, job)

@@ -4,19 +4,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobs.commands.cluster import cluster_on_call, cluster_options
+from jobs.choices import DEFAULT_CHECKPOINT, DEFAULT_RUN, DEFAULT_SETTLE
 from jobs.commands.options import (
+    cluster_on_call,
+    cluster_options,
     console_of,
     dataset_option,
     models_option,
     options,
     output_options,
     stopping,
+    storage_option,
+    store_options,
+    take_over_option,
     threads_option,
     wait_option,
 )
-from jobs.commands.places import storage_option, store_options, take_over_option
-from jobs.defaults import DEFAULT_CHECKPOINT, DEFAULT_RUN, DEFAULT_SETTLE
 from storage.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,8 +27,8 @@ if TYPE_CHECKING:
 
     from jobs.commands.console import Console
     from jobs.scoring.batch import BatchResult
-    from jobs.scoring.score_config import ScoreConfig
-    from jobs.scoring.score_listener import JsonLog
+    from jobs.scoring.config import ScoreConfig
+    from jobs.scoring.listener import JsonLog
 
 CHECKPOINT_HELP = (
     "best (by validation; the latest without one), latest, an epoch's number, or the first digits "
@@ -134,14 +137,14 @@ def score(quiet: bool, as_json: bool, log_json: bool, take_over: bool, **asked: 
     """
     with console_of(quiet or log_json, as_json) as console, stopping() as stop:
         from jobs.commands.score_console import ConsoleListener
-        from jobs.scoring.score_listener import JsonLog
+        from jobs.scoring.listener import JsonLog
 
         listener = JsonLog() if log_json else ConsoleListener(console)
 
         def work() -> "BatchResult":
             leave = listener.warn if take_over else None
             config = score_config(click.get_current_context().params, leave)
-            from jobs.score import run_batch
+            from jobs.scoring.job import run_batch
 
             with cluster_on_call("score", asked, listener.say, stop) as cluster:
                 return run_batch(config, listener=listener, stop=stop, cluster=cluster)
@@ -161,8 +164,8 @@ def score_config(
         raise UsageError("--log-json and --json are two ways to print; leave one out.")
     if asked["inbox"] is not None and asked["splits"]:
         raise UsageError("--inbox is scored in place of a dataset's splits; leave out --split.")
+    from jobs.scoring.config import ScoreConfig
     from jobs.scoring.gates import Gates
-    from jobs.scoring.score_config import ScoreConfig
 
     same = (
         *(
@@ -240,7 +243,7 @@ def scores(
     """
     with console_of(quiet, as_json) as console:
         from jobs.commands.ledger_report import ledger_document, ledger_text
-        from storage.location import open_location
+        from storage.places import open_location
 
         location = open_location(run, store_options(storage_options, run))
         document = ledger_document(location, since, failed)
@@ -300,7 +303,7 @@ def promote(
     missed (exit 5) the name stays where it is.
     """
     with console_of(quiet, as_json) as console, stopping() as stop:
-        from storage.location import open_location
+        from storage.places import open_location
 
         # Without --dataset its place may be one that the run records.
         places = () if dataset is None else (run, models, dataset)

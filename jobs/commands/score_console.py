@@ -1,15 +1,41 @@
-"""What scorings and promotions tell people while they run, and scripts when they end."""
+"""What `pipeline score` and `promote` print: events, results, quality."""
 
 from typing import Any
 
 from jobs.commands.console import Console, Report, table
-from jobs.commands.quality_text import quality_text
-from jobs.printing import one_line, percent
+from jobs.output import one_line, percent
 from jobs.scoring.batch import BatchResult
+from jobs.scoring.listener import ScoreListener
 from jobs.scoring.promote import PromoteResult
-from jobs.scoring.score_listener import ScoreListener
 from jobs.scoring.scored import ScoreResult
 from storage.models import Holder, ModelName
+
+SHOWN_CLASSES = 30
+"""More classes than this are not listed one by one."""
+
+
+def quality_text(quality: dict[str, Any]) -> str:
+    """Accuracy, per-class figures and the confusion matrix."""
+    names = [found["name"] for found in quality["classes"]]
+    parts = [
+        f"accuracy {percent(quality['accuracy'])}, cross-entropy {quality['cross_entropy']:.4f}",
+        table(
+            ["class", "precision", "recall", "F1", "rows"],
+            [
+                [
+                    found["name"],
+                    *(percent(found[figure]) for figure in ("precision", "recall", "f1")),
+                    f"{found['rows']:,}",
+                ]
+                for found in quality["classes"]
+            ],
+        ),
+    ]
+    if len(names) <= SHOWN_CLASSES:
+        rows = [[name, *row] for name, row in zip(names, quality["confusion"], strict=True)]
+        parts.append(table(["true \\ predicted", *names], rows))
+    return "\n\n".join(parts)
+
 
 SHOWN_FILES = 20
 """More files of an inbox than this are not listed one by one."""

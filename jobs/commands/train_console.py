@@ -1,11 +1,11 @@
 """What a training tells people while it runs and when it ends."""
 
 from jobs.commands.console import Console, Report
-from jobs.config import TrainConfig
-from jobs.printing import percent
-from jobs.report import epoch_line, settings_text
-from jobs.train import TrainListener, TrainResult
+from jobs.commands.reports import epoch_line, settings_text
+from jobs.output import percent
+from jobs.training.config import TrainConfig
 from jobs.training.history import Metrics
+from jobs.training.job import TrainListener, TrainResult
 from storage.runs import Run
 
 

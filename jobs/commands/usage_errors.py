@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from jobs.printing import one_line, print_aside
+from jobs.output import one_line, print_aside
 from storage.errors import did_you_mean
 
 ELSEWHERE = {

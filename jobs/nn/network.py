@@ -1,7 +1,8 @@
-"""The network: forward and backward through its layers, as pure functions of the parameters."""
+"""The network: forward pass, backpropagation, and the buffers that both reuse."""
 
+import math
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -10,7 +11,24 @@ from jobs.nn.activations import ACTIVATIONS, softmax
 from jobs.nn.architecture import Layer, count_parameters
 from jobs.nn.loss import cross_entropy
 from jobs.nn.parameters import Floats, views, weight_slices
-from jobs.nn.workspace import Workspace
+
+
+class Workspace:
+    """Arrays by name, for one thread. What `array` gave is overwritten when it gives it again."""
+
+    def __init__(self) -> None:
+        """Without arrays; each is made when it is first asked for."""
+        self._buffers: dict[tuple[str, np.dtype[Any]], NDArray[Any]] = {}
+
+    def array(self, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        """An array of any content, contiguous; of one name no more memory than its largest."""
+        size = math.prod(shape)
+        key = (name, np.dtype(dtype))
+        buffer = self._buffers.get(key)
+        if buffer is None or buffer.size < size:
+            buffer = self._buffers[key] = np.empty(size, key[1])
+        return buffer[:size].reshape(shape)
+
 
 Columns: TypeAlias = NDArray[np.intp]
 """Numbers of input columns, ascending; 0 is the bias."""

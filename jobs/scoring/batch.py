@@ -8,13 +8,13 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from jobs.choice import choose_checkpoint, choose_dataset, open_chosen_dataset
-from jobs.defaults import DEFAULT_CHECKPOINT, DEFAULT_RUN
-from jobs.scoring.score_config import ScoreConfig
-from jobs.scoring.score_listener import ScoreListener, now
+from jobs.choices import DEFAULT_CHECKPOINT, DEFAULT_RUN
+from jobs.scoring.config import ScoreConfig
+from jobs.scoring.listener import ScoreListener, now
+from jobs.scoring.retry import try_again
 from jobs.scoring.scored import ScoreResult, find_scored, peek_dataset_digest
-from jobs.scoring.turns import try_again
-from jobs.stop import StopSignal
+from jobs.signals import StopSignal
+from jobs.training.select_checkpoint import choose_checkpoint, choose_dataset, open_chosen_dataset
 from storage.checkpoints import Checkpoint
 from storage.errors import (
     BadDataError,
@@ -26,14 +26,14 @@ from storage.errors import (
     UsageError,
 )
 from storage.ledger import FOUND, JUDGED, SCORED, Entry, Ledger
-from storage.location import Place
+from storage.location import Location
 from storage.models import Holder, held_name
-from storage.objects import Location
+from storage.places import Place
 from storage.runs import SCORES, Run, open_run
 
 if TYPE_CHECKING:
-    from jobs.model import Model
-    from pipeline.cluster import OpenCluster
+    from jobs.training.model import Model
+    from pipeline.cluster.connect import OpenCluster
     from storage.dataset import Dataset
 
 Result = TypeVar("Result")
@@ -134,7 +134,7 @@ class Batch:
     def load_model(self) -> "Model":
         """The model, read when it is first needed. Raises `ModelError` where it cannot be."""
         if self._model is None:
-            from jobs.model import model_of
+            from jobs.training.model import model_of
 
             assert self._chosen is not None
             try:
@@ -173,7 +173,7 @@ class Batch:
     def make(self, dataset: "Dataset", split: str) -> ScoreResult:
         """Score a split of an open dataset."""
         from jobs.scoring.outputs import output_memory
-        from jobs.scoring.split_scoring import make_scores
+        from jobs.scoring.split import make_scores
 
         return make_scores(
             self.run,

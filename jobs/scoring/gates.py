@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.printing import percent
+from jobs.output import percent
 from storage.errors import UsageError
 
 

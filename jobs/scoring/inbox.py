@@ -17,22 +17,22 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.scoring.arrivals import Found, Item, Selection, find_items, is_text, shown_name
 from jobs.scoring.batch import Batch, ModelError
-from jobs.scoring.failures import INTERNAL_ERROR, SHOWN_NAMES, Failures
+from jobs.scoring.discover import Found, Item, Selection, find_items, is_text, shown_name
+from jobs.scoring.failed_items import INTERNAL_ERROR, SHOWN_NAMES, Failures
+from jobs.scoring.retry import pause
 from jobs.scoring.scored import ScoreResult, checked_record, peek_dataset_digest
-from jobs.scoring.turns import pause
 from storage.decoding import START_BYTES, hash_stored, read_start
-from storage.directories import as_pipeline_error
 from storage.errors import (
     BadDataError,
     StoppedError,
     UnreachableError,
     UsageError,
 )
+from storage.files import as_pipeline_error
 from storage.ledger import LedgerError, waiting_lock
 from storage.local import LocalLocation
-from storage.objects import Location, Lock
+from storage.location import Location, Lock
 from storage.runs import SCORES
 from storage.scorings import is_complete
 
@@ -294,10 +294,10 @@ class _Inbox:
 
     def _convert(self, item: Item, files: list[Path], content: str) -> "Dataset":
         """The dataset of a raw file, in memory for a few chunks of it."""
-        from jobs.model import check_images
+        from jobs.training.model import check_images
         from pipeline.ingest import ingest
-        from pipeline.sources import Source
-        from pipeline.splits import IdxSplit
+        from pipeline.sources.source import Source
+        from pipeline.sources.splits import IdxSplit
 
         batch = self._batch
         model = batch.load_model()

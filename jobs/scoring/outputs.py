@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.directories import check_regular, file_to_write
 from storage.errors import MissingExtraError, PipelineError
+from storage.files import check_regular, file_to_write
 from storage.local import LocalLocation
-from storage.objects import Location, Write
+from storage.location import Location, Write
 
 if TYPE_CHECKING:
     from storage.predictions import Scores

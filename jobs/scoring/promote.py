@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from jobs.choice import choose_checkpoint, open_chosen_dataset
-from jobs.defaults import DEFAULT_MODELS
-from jobs.score import run_batch
+from jobs.choices import DEFAULT_MODELS
+from jobs.scoring.config import ScoreConfig
 from jobs.scoring.gates import Gates, Verdict, at_least, missed
-from jobs.scoring.score_config import ScoreConfig
-from jobs.scoring.score_listener import ScoreListener, now
-from jobs.stop import StopSignal
+from jobs.scoring.job import run_batch
+from jobs.scoring.listener import ScoreListener, now
+from jobs.signals import StopSignal
+from jobs.training.select_checkpoint import choose_checkpoint, open_chosen_dataset
 from storage.checkpoints import (
     Checkpoint,
     CheckpointName,
@@ -21,7 +21,7 @@ from storage.checkpoints import (
     pin_checkpoint,
 )
 from storage.errors import BadDataError, QualityGateError, UsageError
-from storage.location import Place, open_location, reference_to
+from storage.location import Location, TakeOver
 from storage.models import (
     Holder,
     ModelName,
@@ -31,7 +31,7 @@ from storage.models import (
     names,
     open_name,
 )
-from storage.objects import Location, TakeOver
+from storage.places import Place, open_location, reference_to
 from storage.runs import Run, open_run
 
 

@@ -6,11 +6,11 @@ Imports neither Zarr nor Dask: a job that finds its work done answers at once.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from jobs.metrics import check_quality
 from jobs.scoring.gates import Verdict, missed
-from storage import sealed
+from jobs.scoring.metrics import check_quality
+from storage import documents
 from storage.errors import BadDataError
-from storage.objects import Location
+from storage.location import Location
 from storage.runs import SCORES, Run
 from storage.schema import FORMAT, METADATA_NAME, READ_VERSIONS, ROOT_ATTRIBUTES
 from storage.scorings import METRICS, ScoresRecord, is_complete, open_record, scoring_home
@@ -86,15 +86,15 @@ def peek_dataset_digest(location: Location) -> str | None:
     """The digest of a sound, complete dataset; None where opening it has something to say."""
     try:
         location = location.current(METADATA_NAME)
-        document = sealed.parse(sealed.read(location, METADATA_NAME), str(location))
-        sealed.check_group_seal(document, ROOT_ATTRIBUTES, str(location))
+        document = documents.parse(documents.read(location, METADATA_NAME), str(location))
+        documents.check_group_seal(document, ROOT_ATTRIBUTES, str(location))
         attributes = document["attributes"]
         if attributes["format"] != FORMAT or attributes["format_version"] not in READ_VERSIONS:
             return None
         if attributes["complete"] is not True:
             return None
-        for key, expected in sealed.recorded_digests(attributes).items():
-            sealed.check_metadata(sealed.read(location, key), expected, key, remedy="")
+        for key, expected in documents.recorded_digests(attributes).items():
+            documents.check_metadata(documents.read(location, key), expected, key, remedy="")
         return str(attributes["digest"])
     except (FileNotFoundError, BadDataError, KeyError, TypeError, ValueError, AttributeError):
         return None

@@ -1,7 +1,7 @@
-"""What a worker does in `--parallel steps`: the gradient sum of some micro-batches, a pure task.
+"""What a worker computes for a data-parallel step: gradient sums over rows that it reads itself.
 
-Parameters and rows go in, a sum comes out. Rows are named by their places and read from the store
-by the worker itself, which keeps its window from step to step.
+Rows are named by their positions in the order. The worker reads them from the store and keeps its
+window from one step to the next.
 """
 
 import threading
@@ -10,15 +10,33 @@ from dataclasses import dataclass
 from distributed import get_worker
 
 from jobs.nn.architecture import parse_network
-from jobs.nn.network import Network
+from jobs.nn.network import Network, Workspace
 from jobs.nn.parameters import Floats
-from jobs.nn.workspace import Workspace
+from jobs.training.config import TrainConfig
 from jobs.training.step import subtree_gradient, unheeded_overflow
-from pipeline.clusters.shared_memory import Handle, LentVectors, SharedElsewhere
-from pipeline.clusters.worker_side import hold
+from pipeline.cluster.shared_memory import Handle, LentVectors, SharedElsewhere
+from pipeline.cluster.worker import hold
 from pipeline.rows import OrderedRows, RowReader
-from storage.closing import Closing
+from pipeline.stream import chunks_per_window
+from storage.dataset import Dataset
+from storage.location import Closing
 from storage.preparation import ValueRange
+
+
+def ordered_rows(config: TrainConfig, dataset: Dataset) -> OrderedRows:
+    """The rows that a training visits, for workers to find."""
+    schema = dataset.split("train").schema
+    return OrderedRows(
+        dataset=dataset.location.absolute(),
+        dataset_digest=dataset.digest,
+        split="train",
+        seed=config.seed,
+        rows=schema.rows - config.holdout,
+        shuffle=config.shuffle,
+        window_chunks=chunks_per_window(schema, config.shuffle_memory, config.shuffle),
+        epochs=config.epochs,
+    )
+
 
 Span = tuple[int, int]
 """The places [start, stop) of a micro-batch's rows in an epoch."""

@@ -11,12 +11,17 @@ from jobs.nn.network import LossSum
 from jobs.nn.optimizers import State, make_optimizer
 from jobs.nn.parameters import Floats
 from jobs.training.local_steps import ReplicaReply, RoundBench, RoundWork, Turn
-from pipeline.cluster import Cluster
-from pipeline.clusters.shared_memory import Handle, LentVectors, SharedElsewhere, SharedVector
-from pipeline.clusters.shown import Showing
-from pipeline.clusters.tasks import Task
-from pipeline.clusters.worker_side import hold
-from storage.closing import Closing
+from pipeline.cluster.connect import Cluster
+from pipeline.cluster.shared_memory import (
+    Handle,
+    LentVectors,
+    SharedElsewhere,
+    SharedVector,
+    Showing,
+)
+from pipeline.cluster.tasks import Task
+from pipeline.cluster.worker import hold
+from storage.location import Closing
 
 
 @dataclass(frozen=True)

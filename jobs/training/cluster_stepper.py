@@ -1,32 +1,44 @@
-"""The stepper of `--parallel steps`: gradients on a cluster's workers, the step in this process.
+"""Data-parallel steps on a cluster: workers compute gradient sums, the client updates parameters.
 
-The parameters' truth stays here. Workers are pure: whichever of them computes a sum, and however
-often, the sum is the same, and the sums are added in the fixed tree in which one process adds them.
+The parameters live in the client. A gradient sum is a pure function of the parameters and the
+rows, so a task can be repeated on any worker; sums are added in the same fixed tree as on one
+machine, so the bits are the same too.
 """
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
-from jobs.nn.network import LossSum
+from jobs.nn.architecture import Layer
+from jobs.nn.network import LossSum, Workspace
 from jobs.nn.optimizers import State, Stepped
 from jobs.nn.parameters import Floats
-from jobs.nn.workspace import Workspace
-from jobs.training.cluster_gradients import GradientReply, GradientWork, Span, gradient_sum
+from jobs.training.cluster_gradients import (
+    GradientReply,
+    GradientWork,
+    Span,
+    gradient_sum,
+    ordered_rows,
+)
+from jobs.training.config import TrainConfig
 from jobs.training.step import (
     StepRule,
     TreeSum,
     added_up,
     subtree_size,
+    thread_count,
     unheeded_overflow,
 )
-from pipeline.cluster import Cluster
-from pipeline.clusters.shared_memory import SharedVector
-from pipeline.clusters.shown import Showing
-from pipeline.clusters.tasks import Task
+from jobs.training.trainer import Trainer
+from pipeline.cluster.connect import Cluster
+from pipeline.cluster.shared_memory import SharedVector, Showing
+from pipeline.cluster.tasks import Task
+from pipeline.rows import Unread
 from pipeline.stream import Batch
-from storage.closing import Closing
+from storage.dataset import Dataset
+from storage.location import Closing
 
 MOST_SUMS = 16
 """Sums of a step that are kept apart, at most, but for clusters of half as many workers or more."""
@@ -159,3 +171,45 @@ def _round_robin(count: int) -> Iterator[int]:
     """0 to count - 1, again and again."""
     while True:
         yield from range(count)
+
+
+class ClusterTrainer(Trainer):
+    """A `Trainer` whose gradients come from a cluster's workers, to the same bits."""
+
+    loader = Unread
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        config: TrainConfig,
+        layers: tuple[Layer, ...],
+        dataset: Dataset,
+        state: Any = None,
+    ) -> None:
+        """As `Trainer`, on a cluster that stays open."""
+        self._cluster = cluster
+        super().__init__(config, layers, dataset, state)
+
+    def _make_stepper(
+        self,
+        rule: StepRule,
+        parameters: Floats,
+        memory: State,
+        dataset: Dataset,
+        batch_size: int,
+    ) -> ClusterStepper:
+        work = GradientWork(
+            ordered_rows(self.config, dataset),
+            self.config.network,
+            self.config.dtype,
+            rule.scaling,
+        )
+        return ClusterStepper(
+            self._cluster,
+            work,
+            rule,
+            parameters,
+            memory,
+            lambda: (self.stream.state.epoch, self.stream.place),
+            thread_count(self.config.threads),
+        )

@@ -1,18 +1,22 @@
-"""Evaluation: how well parameters do on rows that they are not trained on meanwhile."""
+"""Evaluate a network on rows of a dataset: forward passes, cross-entropy, accuracy."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from jobs.nn.network import LossSum, Network
 from jobs.nn.parameters import Floats
+from jobs.thread_map import Workers
 from jobs.training.step import network_inputs, unheeded_overflow
-from jobs.workers import Workers
 from pipeline.stream import Batch, BatchStream
 from pipeline.windows import WindowLoader
-from storage.closing import Closing
 from storage.dataset import Dataset, Split
 from storage.errors import BadDataError
+from storage.location import Closing
+from storage.preparation import ValueRange
 
 BLOCK_ROWS = 500
 """Rows of one forward pass; fixed, so that the bits do not depend on the number of threads."""
@@ -89,3 +93,33 @@ class Evaluator(Closing):
         """Stop the stream and the threads."""
         self._workers.close()
         self._stream.close()
+
+
+Predictions: TypeAlias = tuple[NDArray[np.float32], NDArray[np.int32]]
+"""Probabilities `(rows, classes)` and predicted classes `(rows,)`."""
+
+
+class Forward:
+    """The forward pass of one block of rows."""
+
+    def __init__(self, network: Network, parameters: Floats, scaling: ValueRange | None) -> None:
+        """With the network's `parameters`, `(parameters,)`, and the run's `scaling` of inputs."""
+        self._network = network
+        self._scaling = scaling
+        self._parameters = parameters
+
+    def __call__(self, inputs: NDArray[Any]) -> NDArray[np.float32]:
+        """`(rows, 1 + features)` as stored to the probabilities `(rows, classes)`."""
+        scaled, columns = network_inputs(inputs, self._network.dtype, self._scaling)
+        with unheeded_overflow():  # non-finite probabilities are never written
+            probabilities = self._network.forward(self._parameters, scaled, columns)
+        return probabilities.astype(np.float32, copy=False)
+
+
+def predict(forward: Forward, inputs: NDArray[Any]) -> Predictions:
+    """Probabilities and classes of a chunk's rows, block by block."""
+    starts = range(0, len(inputs), BLOCK_ROWS)
+    probabilities = np.concatenate(
+        [forward(inputs[start : start + BLOCK_ROWS]) for start in starts]
+    )
+    return probabilities, probabilities.argmax(axis=1).astype(np.int32)

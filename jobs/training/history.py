@@ -3,8 +3,8 @@
 from typing import Any
 
 from storage.checkpoints import Checkpoint
+from storage.documents import check_fields
 from storage.errors import BadDataError
-from storage.sealed import check_fields
 
 LINE = {
     "epoch": int,

@@ -6,17 +6,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from jobs.config import TrainConfig
 from jobs.nn.architecture import parse_network
 from jobs.nn.network import LossSum, Network
 from jobs.nn.optimizers import State, make_optimizer
 from jobs.nn.parameters import Floats
+from jobs.training.config import TrainConfig
+from jobs.training.data_parallel import Stepper
 from jobs.training.rounds import RoundPlan
 from jobs.training.step import StepRule
-from jobs.training.stepper import Stepper
 from pipeline.rows import OrderedRows, RowReader
 from pipeline.stream import Batch
-from storage.closing import Closing
+from storage.location import Closing
 from storage.preparation import ValueRange
 
 

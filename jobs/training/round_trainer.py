@@ -5,22 +5,22 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
-from jobs.config import TrainConfig
 from jobs.nn.architecture import Layer
+from jobs.nn.lr_schedules import learning_rate
 from jobs.nn.network import LossSum
 from jobs.nn.optimizers import State
 from jobs.nn.parameters import Floats
-from jobs.nn.schedules import learning_rate
+from jobs.training.cluster_gradients import ordered_rows
 from jobs.training.cluster_rounds import ClusterRounds
-from jobs.training.cluster_rows import ordered_rows
+from jobs.training.config import TrainConfig
 from jobs.training.local_steps import InnerStep, ReplicaReply, RoundBench, RoundWork, Turn
 from jobs.training.rounds import VELOCITY, RoundPlan, of_replica, outer_step, replica_rate
 from jobs.training.step import StepRule
 from jobs.training.trainer import Trainer
-from pipeline.cluster import Cluster
+from pipeline.cluster.connect import Cluster
 from pipeline.rows import Unread
-from storage.closing import Closing
 from storage.dataset import Dataset
+from storage.location import Closing
 
 Steps = tuple[InnerStep, ...]
 

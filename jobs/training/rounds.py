@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jobs.config import TrainConfig
 from jobs.nn.optimizers import State, make_optimizer
 from jobs.nn.parameters import Floats
+from jobs.training.config import TrainConfig
 from jobs.training.step import TreeSum
 
 VELOCITY = "outer.velocity"

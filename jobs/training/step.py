@@ -11,10 +11,9 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.nn.network import Columns, LossSum, Network
+from jobs.nn.network import Columns, LossSum, Network, Workspace
 from jobs.nn.optimizers import Optimizer, Stepped
 from jobs.nn.parameters import Floats, weight_slices
-from jobs.nn.workspace import Workspace
 from pipeline.stream import Batch
 from pipeline.transforms import occupied_columns, scale
 from pipeline.windows import usable_cores

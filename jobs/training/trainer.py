@@ -8,26 +8,26 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
-from jobs.config import TrainConfig
 from jobs.nn import parameters as layout
 from jobs.nn.architecture import Layer, format_network
 from jobs.nn.initialise import initialise
+from jobs.nn.lr_schedules import learning_rate
 from jobs.nn.network import LossSum, Network
 from jobs.nn.optimizers import State, make_optimizer
 from jobs.nn.parameters import Floats
-from jobs.nn.schedules import learning_rate
+from jobs.training.config import TrainConfig
+from jobs.training.data_parallel import Stepper
 from jobs.training.rounds import initial_memory
 from jobs.training.step import StepRule, micro_batch_count, thread_count
-from jobs.training.stepper import Stepper
 from pipeline.stream import Batch, BatchStream, StreamState
 from pipeline.values import largest_input
 from pipeline.windows import WindowLoader
 from storage.checkpoints import Tensors
-from storage.closing import Closing
 from storage.dataset import Dataset, Split
+from storage.documents import check_fields
 from storage.errors import BadDataError, PipelineError, QualityGateError
+from storage.location import Closing
 from storage.preparation import LARGEST
-from storage.sealed import check_fields
 
 FAR_FROM_ONE = 10.0
 """Inputs larger than this, as the network takes them, are worth a warning, and a likelier cause of

@@ -8,18 +8,18 @@ from typing import Any
 
 from distributed.comm.tcp import TCP
 
-from jobs.blas import one_blas_thread
-from jobs.config import TrainConfig
+from jobs.environment import one_blas_thread
 from jobs.nn.architecture import count_parameters, parse_network
-from jobs.score import score
-from jobs.train import train
-from jobs.training.cluster_trainer import ClusterTrainer
+from jobs.scoring.job import score
+from jobs.training.cluster_stepper import ClusterTrainer
+from jobs.training.config import TrainConfig
+from jobs.training.job import train
 from jobs.training.round_trainer import RoundTrainer
 from jobs.training.trainer import RunningSums, Trainer
-from pipeline.cluster import Cluster, connect
-from pipeline.clusters.options import ClusterOptions
+from pipeline.cluster.connect import Cluster, connect
+from pipeline.cluster.options import ClusterOptions
 from pipeline.ingest import ingest
-from storage.location import open_location
+from storage.places import open_location
 from tests.benchmarks.contest import Contestant, Verdict, medians
 from tests.benchmarks.data import CORES, NETWORK, Workplace
 from tests.object_store.server import running_store

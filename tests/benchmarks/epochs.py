@@ -6,14 +6,14 @@ from contextlib import ExitStack
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from jobs.blas import one_blas_thread
-from jobs.config import TrainConfig
+from jobs.environment import one_blas_thread
 from jobs.nn.architecture import parse_network
 from jobs.nn.initialise import initialise
 from jobs.nn.network import Network
 from jobs.nn.optimizers import make_optimizer
+from jobs.training.config import TrainConfig
+from jobs.training.data_parallel import Stepper
 from jobs.training.step import StepRule, default_micro_batches
-from jobs.training.stepper import Stepper
 from jobs.training.trainer import RunningSums, Trainer
 from pipeline.stream import Batch
 from tests.benchmarks.contest import Contestant, Verdict, medians

@@ -38,7 +38,7 @@ def process(*arguments: str) -> Contestant:
 
 def pipeline(*arguments: str) -> Contestant:
     """The command, as a process."""
-    return process("-m", "jobs.cli", *arguments)
+    return process("-m", "jobs.commands.cli", *arguments)
 
 
 def bench_help(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
@@ -154,7 +154,7 @@ def bench_to_98(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
 
     def ours() -> float:
         shutil.rmtree(run, ignore_errors=True)
-        command = [sys.executable, "-m", "jobs.cli", "train"]
+        command = [sys.executable, "-m", "jobs.commands.cli", "train"]
         command += ["--dataset", str(workplace.dataset.location), "--run", str(run)]
         began = time.perf_counter()
         with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) as job:

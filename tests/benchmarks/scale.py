@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.blas import one_blas_thread
-from jobs.config import TrainConfig
+from jobs.environment import one_blas_thread
 from jobs.nn.architecture import parse_network
+from jobs.training.config import TrainConfig
 from jobs.training.trainer import Trainer
 from pipeline.stream import BatchStream
 from storage.dataset import Dataset, open_dataset
 from storage.local import LocalLocation
-from storage.location import open_location
+from storage.places import open_location
 from tests.benchmarks.contest import Verdict
 from tests.benchmarks.data import NETWORK, Workplace
 from tests.benchmarks.processes import PROJECT
@@ -59,7 +59,7 @@ print(json.dumps(found))
 
 def measured(*arguments: str) -> Usage:
     """Run the command; its time, its peak resident memory, and what it stated."""
-    command = [sys.executable, "-m", "jobs.cli", *arguments]
+    command = [sys.executable, "-m", "jobs.commands.cli", *arguments]
     launched = subprocess.run(
         [sys.executable, "-S", "-c", LAUNCHER, *command],
         stdout=subprocess.PIPE,

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from jobs.config import TrainConfig
-from jobs.score import score
-from jobs.train import train
+from jobs.scoring.job import score
+from jobs.training.config import TrainConfig
+from jobs.training.job import train
 from pipeline.stream import BatchStream
 from tests.benchmarks.contest import Contestant, Verdict, medians
 from tests.benchmarks.data import CORES, Workplace

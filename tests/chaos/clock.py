@@ -87,7 +87,7 @@ def main() -> None:
     """Run a command under a jumping clock."""
     _, seed, *arguments = sys.argv
     jump(int(seed))
-    from jobs import cli
+    from jobs.commands import cli
 
     sys.argv = ["pipeline", *arguments]
     cli.main()

@@ -14,8 +14,8 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from jobs.score import score
-from jobs.train import train
+from jobs.scoring.job import score
+from jobs.training.job import train
 from pipeline.ingest import ingest
 from tests.chaos.tally import Experiment, Plan, Tally, try_cases
 from tests.cluster import processes

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from distributed import Scheduler
 
-from jobs.train import TrainListener, TrainResult, train
-from pipeline.cluster import Cluster, connect
-from pipeline.clusters.options import ClusterOptions
+from jobs.training.job import TrainListener, TrainResult, train
+from pipeline.cluster.connect import Cluster, connect
+from pipeline.cluster.options import ClusterOptions
 from pipeline.ingest import ingest
 from tests.chaos.tally import Experiment, Plan, Tally, try_cases
 from tests.cluster import processes

@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from storage.checkpoints import DIRECTORY, MANIFEST, STATE, list_checkpoints
-from storage.location import open_location
+from storage.places import open_location
 from storage.runs import LOCK, RECORD, SCORES, open_run
 from tests.chaos.subject import (
     Ended,

@@ -16,7 +16,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from storage import sealed
+from storage import documents
 from storage.checkpoints import DIRECTORY, MANIFEST, STATE
 from storage.errors import BadDataError
 from storage.predictions import JOURNAL
@@ -130,7 +130,7 @@ def _bytes(document: Json, *, sealed_too: bool = True, line: bool = False) -> by
     """A document as text; sealed where it is one that can be."""
     with suppress(ValueError, RecursionError, AttributeError, TypeError):
         if sealed_too:
-            document = sealed.seal(document)
+            document = documents.seal(document)
     try:
         return (json.dumps(document, indent=None if line else 2) + "\n").encode()
     except RecursionError:
@@ -140,7 +140,7 @@ def _bytes(document: Json, *, sealed_too: bool = True, line: bool = False) -> by
 def _write_group(path: Path, document: Json) -> None:
     """A Zarr group's document, sealed among its attributes."""
     with suppress(ValueError, RecursionError, AttributeError, TypeError, KeyError):
-        document = sealed.seal_group(document)
+        document = documents.seal_group(document)
     path.write_bytes(_bytes(document, sealed_too=False))
 
 
@@ -173,7 +173,7 @@ def forge_dataset_arrays(subject: Subject, changes: Edits) -> None:
     path.write_bytes(_bytes(apply(_read(path), changes), sealed_too=False))
     root = _read(subject.dataset / METADATA_NAME)
     key = path.relative_to(subject.dataset).as_posix()
-    for digests in (sealed.METADATA_DIGESTS, sealed.OWN_METADATA_DIGESTS):
+    for digests in (documents.METADATA_DIGESTS, documents.OWN_METADATA_DIGESTS):
         root["attributes"][digests][key] = _sha256(path)
     _write_group(subject.dataset / METADATA_NAME, root)
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from jobs.score import score
-from jobs.train import TrainListener, train
+from jobs.scoring.job import score
+from jobs.training.job import TrainListener, train
 from storage.runs import SCORES
 from tests.chaos.processes import GIVEN_UP
 from tests.chaos.subject import longer, undisturbed

@@ -9,13 +9,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from jobs.config import TrainConfig
-from jobs.stop import StopSignal
-from jobs.train import TrainListener, train
+from jobs.signals import StopSignal
+from jobs.training.config import TrainConfig
+from jobs.training.job import TrainListener, train
 from storage.checkpoints import NAME, list_checkpoints
 from storage.errors import BadDataError, StoppedError
-from storage.location import open_location
-from storage.objects import Location
+from storage.location import Location
+from storage.places import open_location
 from storage.predictions import JOURNAL
 from storage.runs import open_run
 from storage.verify import verify_location

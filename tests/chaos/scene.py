@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from storage.errors import BadDataError, ConflictError
-from storage.location import open_location
+from storage.places import open_location
 from storage.predictions import is_complete
 from storage.runs import RECORD, SCORES, open_run
 from storage.verify import verify_run

@@ -20,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from storage.ledger import SCORED, Ledger
-from storage.location import open_location
+from storage.places import open_location
 from storage.runs import SCORES
 from storage.verify import verify_run
 from tests.chaos.processes import GIVEN_UP, Command, has_ended, run

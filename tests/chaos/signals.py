@@ -12,9 +12,9 @@ import signal
 import sys
 from functools import partial
 
-from jobs import cli
+from jobs.commands import cli
 from storage.checkpoints import CheckpointName, list_checkpoints
-from storage.location import open_location
+from storage.places import open_location
 from storage.runs import open_run, run_exists
 from tests.chaos.processes import (
     Command,

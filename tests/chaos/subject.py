@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from jobs.cli import main
-from jobs.config import TrainConfig
+from jobs.commands.cli import main
 from jobs.nn.architecture import parse_network
+from jobs.training.config import TrainConfig
 from jobs.training.trainer import template
-from pipeline.digits import draw_digits
+from pipeline.sources.digits import draw_digits
 from storage.checkpoints import (
     Checkpoint,
     CheckpointName,
@@ -30,8 +30,8 @@ from storage.checkpoints import (
 )
 from storage.dataset import open_dataset
 from storage.idx import write_idx
-from storage.location import open_location
-from storage.objects import Location
+from storage.location import Location
+from storage.places import open_location
 from storage.predictions import open_scores
 from storage.runs import SCORES, Run, open_run
 from storage.scorings import scoring_homes

@@ -34,7 +34,7 @@ def found_after(directory: Path, write: Callable[[Path], None]) -> set[bytes | N
 
 
 def write_synced(path: Path) -> None:
-    """As `storage.location` does."""
+    """As `storage.places` does."""
     descriptor = files.create(path.with_name("temporary"))
     files.write(descriptor, b"ab")
     files.fsync(descriptor)

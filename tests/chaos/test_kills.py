@@ -7,7 +7,7 @@ import numpy as np
 
 from pipeline.order import EpochOrder
 from storage.checkpoints import list_checkpoints, load_checkpoint
-from storage.location import open_location
+from storage.places import open_location
 from storage.runs import open_run
 from tests.chaos.kills import EXPERIMENTS
 from tests.chaos.scene import CONFIG, scene

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.train import train
-from pipeline.cluster import Cluster, connect
-from pipeline.clusters.options import ClusterOptions
+from jobs.training.job import train
+from pipeline.cluster.connect import Cluster, connect
+from pipeline.cluster.options import ClusterOptions
 from pipeline.ingest import ingest
 from tests.cluster import processes
 from tests.cluster.trainings import ROUNDS, STEPS, Reference, outcome

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from distributed import Client
 
-from storage.closing import Closing
+from storage.location import Closing
 from tests.commands.process import NOT_INHERITED, REPOSITORY
 
 STARTING_SECONDS = 300.0

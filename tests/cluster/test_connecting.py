@@ -10,10 +10,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.cluster import Cluster as Client
-from pipeline.cluster import connect
-from pipeline.clusters.options import ClusterOptions
-from pipeline.clusters.waiting import STOPPED
+from pipeline.cluster.client import STOPPED
+from pipeline.cluster.connect import Cluster as Client
+from pipeline.cluster.connect import connect
+from pipeline.cluster.options import ClusterOptions
 from storage.errors import UnreachableError, UsageError
 from tests.cluster.processes import Cluster
 from tests.cluster.test_failures import NOWHERE, assert_told

@@ -13,10 +13,10 @@ import click
 import pytest
 import yaml  # type: ignore[import-untyped] # Dask's own, which ships no types
 
-from jobs.cli import cli
+from jobs.commands.cli import cli
 from tests.commands.process import REPOSITORY
 
-DEPLOY = REPOSITORY / "jobs" / "deploy"
+DEPLOY = REPOSITORY / "deploy"
 README = (REPOSITORY / "README.md").read_text()
 FILES = sorted(path.name for path in DEPLOY.iterdir())
 IMAGE = "mnist-stream"

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from distributed import Future
 
-from jobs.commands.cluster import KEYWORDS, opened_cluster
-from jobs.stop import StopSignal, stop_on_signals
-from jobs.train import train
-from pipeline.cluster import Cluster as Client
-from pipeline.cluster import connect
-from pipeline.clusters.options import ClusterOptions
-from pipeline.clusters.tasks import FETCH_SECONDS, Pending, Task, results
+from jobs.commands.options import KEYWORDS, opened_cluster
+from jobs.signals import StopSignal, stop_on_signals
+from jobs.training.job import train
+from pipeline.cluster.connect import Cluster as Client
+from pipeline.cluster.connect import connect
+from pipeline.cluster.options import ClusterOptions
+from pipeline.cluster.tasks import FETCH_SECONDS, Pending, Task, results
 from storage.errors import BadDataError, StoppedError, UnreachableError, UsageError
 from tests.cluster.processes import Cluster
 from tests.cluster.trainings import SETTINGS, STEPS, HarmAt, Reference, train_on
@@ -99,7 +99,7 @@ def test_an_unknown_error(cluster: Client) -> None:
 def test_an_error_of_ours_keeps_its_kind(cluster: Client, tmp_path: Path) -> None:
     """A `BadDataError` on a worker is one here."""
     from storage.dataset import open_dataset
-    from storage.location import open_location
+    from storage.places import open_location
 
     with pytest.raises(BadDataError, match="There is no dataset"):
         list(results(cluster, [task(open_dataset, open_location(tmp_path / "x"))], 1))

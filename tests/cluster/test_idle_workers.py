@@ -12,11 +12,10 @@ import pytest
 from distributed import Client as DaskClient
 from distributed import Status, Worker
 
-from jobs.stop import StopSignal, stop_on_signals
-from jobs.train import train
-from pipeline.cluster import connect
-from pipeline.clusters import tasks
-from pipeline.clusters.options import ClusterOptions
+from jobs.signals import StopSignal, stop_on_signals
+from jobs.training.job import train
+from pipeline.cluster.connect import connect, tasks
+from pipeline.cluster.options import ClusterOptions
 from storage.errors import StoppedError, UnreachableError
 from tests.cluster.processes import PLAIN, Cluster
 from tests.cluster.trainings import SETTINGS, STEPS, HarmAt, Reference, train_on

@@ -13,22 +13,21 @@ import zarr
 from dask.utils import key_split
 from threadpoolctl import threadpool_info
 
-from jobs.score import score
-from jobs.train import train
-from pipeline.cluster import Cluster as Client
-from pipeline.cluster import connect
-from pipeline.clusters.options import ClusterOptions
-from pipeline.clusters.tasks import Task, results
-from pipeline.clusters.windows import ClusterWindows
-from pipeline.clusters.worker_side import ZARR_CONCURRENCY
-from pipeline.digits import draw_digits
+from jobs.scoring.job import score
+from jobs.training.job import train
+from pipeline.cluster.connect import Cluster as Client
+from pipeline.cluster.connect import connect
+from pipeline.cluster.options import ClusterOptions
+from pipeline.cluster.tasks import ClusterWindows, Task, results
+from pipeline.cluster.worker import ZARR_CONCURRENCY
 from pipeline.ingest import ingest
+from pipeline.sources.digits import draw_digits
 from pipeline.stream import BatchStream
 from storage.dataset import open_dataset
 from storage.errors import UnreachableError
 from storage.idx import write_idx
 from storage.local import LocalLocation
-from storage.location import open_location
+from storage.places import open_location
 from storage.verify import verify_location
 from tests.cluster.processes import Cluster
 from tests.cluster.test_failures import assert_told

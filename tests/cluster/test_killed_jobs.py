@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from distributed import Client, Scheduler, Worker, get_worker
 
-from pipeline.cluster import connect
-from pipeline.clusters.options import ClusterOptions
-from pipeline.clusters.tasks import Pending, Task
-from pipeline.clusters.worker_side import JOB_PREFIX, WorkerSide
+from pipeline.cluster.connect import connect
+from pipeline.cluster.options import ClusterOptions
+from pipeline.cluster.tasks import Pending, Task
+from pipeline.cluster.worker import JOB_PREFIX, WorkerSide
 from pipeline.ingest import ingest
 from tests.cluster.processes import Cluster
 from tests.commands.process import REPOSITORY, run_pipeline, start_pipeline

@@ -6,9 +6,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from jobs.score import score
+from jobs.scoring.job import score
 from storage.dataset import open_dataset
-from storage.location import open_location
+from storage.places import open_location
 from tests.cluster.processes import Cluster
 from tests.cluster.trainings import SETTINGS, Reference
 from tests.commands.process import run_pipeline

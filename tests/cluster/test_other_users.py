@@ -9,10 +9,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.cluster import connect
-from pipeline.clusters.options import ClusterOptions
-from pipeline.clusters.own import DIRECTORY_PREFIX, PrivateDirectory
-from pipeline.clusters.shared_memory import SharedVector
+from pipeline.cluster.connect import connect
+from pipeline.cluster.local_cluster import DIRECTORY_PREFIX, PrivateDirectory
+from pipeline.cluster.options import ClusterOptions
+from pipeline.cluster.shared_memory import SharedVector
 from tests.cluster.processes import PLAIN, Cluster
 from tests.cluster.trainings import SETTINGS
 from tests.commands.process import start_pipeline

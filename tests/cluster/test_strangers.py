@@ -13,9 +13,9 @@ import pytest
 from distributed.protocol.core import dumps
 from distributed.protocol.utils import pack_frames
 
-from pipeline.clusters.greeting import address_in
-from pipeline.clusters.waiting import Waiting
-from pipeline.clusters.worker_side import reason
+from pipeline.cluster.client import Waiting
+from pipeline.cluster.connect import address_in
+from pipeline.cluster.worker import reason
 from storage.errors import UsageError
 from tests.cluster.test_failures import assert_told
 from tests.commands.process import limited_to, run_pipeline

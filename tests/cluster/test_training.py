@@ -9,11 +9,11 @@ import pytest
 from dask.utils import key_split
 from distributed import Scheduler
 
-from jobs.train import train
-from pipeline.cluster import Cluster as Client
-from pipeline.cluster import connect
-from pipeline.clusters.options import ClusterOptions
-from pipeline.clusters.shared_memory import Handle, SharedElsewhere
+from jobs.training.job import train
+from pipeline.cluster.connect import Cluster as Client
+from pipeline.cluster.connect import connect
+from pipeline.cluster.options import ClusterOptions
+from pipeline.cluster.shared_memory import Handle, SharedElsewhere
 from tests.cluster.processes import Cluster
 from tests.cluster.trainings import ROUNDS, STEPS, Reference, outcome, train_on
 from tests.jobs.trainings import checkpoints, stopped_at

@@ -6,10 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jobs.config import TrainConfig
-from jobs.train import TrainListener, train
-from pipeline.cluster import connect
-from pipeline.clusters.options import ClusterOptions
+from jobs.training.config import TrainConfig
+from jobs.training.job import TrainListener, train
+from pipeline.cluster.connect import connect
+from pipeline.cluster.options import ClusterOptions
 from tests.cluster import processes
 from tests.jobs.trainings import outcome
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs import cli
-from jobs.config import TrainConfig
-from jobs.train import train
+from jobs.commands import cli
+from jobs.training.config import TrainConfig
+from jobs.training.job import train
 from pipeline.ingest import ingest
 from tests.commands.process import Ended
 from tests.commands.sets import copy, write_set

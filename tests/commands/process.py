@@ -13,7 +13,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 PYTHON = (sys.executable, "-W", "error")
 """This Python, with warnings as errors."""
-MODULE = ("jobs.cli",)
+MODULE = ("jobs.commands.cli",)
 COMMAND = (*PYTHON, "-m", *MODULE)
 """`pipeline`, of this checkout."""
 

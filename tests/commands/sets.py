@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.digits import draw_digits
+from pipeline.sources.digits import draw_digits
 from storage.idx import write_idx
 
 TRAIN_ROWS = 300

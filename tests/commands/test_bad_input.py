@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.location import open_location
+from storage.places import open_location
 from storage.runs import run_lock
 from tests.commands.conftest import SMALL, Call
 from tests.commands.process import assert_refused, limited_to, run_pipeline

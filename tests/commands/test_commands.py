@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jobs import demo
-from jobs.config import TrainConfig
-from pipeline.sources import Source, open_source
+from jobs.commands import demo
+from jobs.training.config import TrainConfig
+from pipeline.sources.source import Source, open_source
 from storage.errors import UnreachableError
 from tests.commands.conftest import SMALL, Call
 from tests.commands.process import Ended, assert_refused, run_pipeline, start_pipeline, without_plan

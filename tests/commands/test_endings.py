@@ -34,8 +34,8 @@ class Panic(BaseException):
 @pytest.mark.parametrize(
     ("command", "fails"),
     [
-        (("score",), "jobs.score.run_batch"),
-        (("schedule", "0 3 * * *", "--", "score"), "jobs.schedule.Scheduler.run"),
+        (("score",), "jobs.scoring.job.run_batch"),
+        (("schedule", "0 3 * * *", "--", "score"), "jobs.scheduling.scheduler.Scheduler.run"),
     ],
     ids=["score", "schedule"],
 )

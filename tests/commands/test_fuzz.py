@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import pytest
 
-from jobs.cli import cli
+from jobs.commands.cli import cli
 from tests.commands.conftest import SMALL, Call
 from tests.commands.process import run_pipeline
 

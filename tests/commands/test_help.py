@@ -8,8 +8,8 @@ from typing import Any
 import click
 import pytest
 
-from jobs.cli import cli
-from jobs.config import BY_OPTIMIZER, TrainConfig
+from jobs.commands.cli import cli
+from jobs.training.config import BY_OPTIMIZER, TrainConfig
 from storage import errors
 from tests.commands.process import REPOSITORY, run_pipeline
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from storage import ledger
-from storage.locks import writer_lock
+from storage.location import writer_lock
 from tests.commands.conftest import SMALL, Call
 from tests.commands.process import assert_refused
 from tests.commands.test_commands import document

@@ -43,7 +43,7 @@ def limited(command: str, limit: int, value: int, cwd: Path) -> tuple[int, str]:
         resource.setrlimit(limit, (value, value))
 
     ended = subprocess.run(
-        [sys.executable, "-m", "jobs.cli", *COMMANDS[command]],
+        [sys.executable, "-m", "jobs.commands.cli", *COMMANDS[command]],
         cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -64,7 +64,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("train", "--dataset", "set", "--run", "run", *NETWORK),
     ):
         subprocess.run(
-            [sys.executable, "-m", "jobs.cli", *words, "--quiet"], cwd=directory, check=True
+            [sys.executable, "-m", "jobs.commands.cli", *words, "--quiet"],
+            cwd=directory,
+            check=True,
         )
     return directory
 

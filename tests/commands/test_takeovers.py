@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.location import open_location
+from storage.places import open_location
 from tests.commands.conftest import SMALL, Call
 from tests.commands.process import assert_refused, run_pipeline, start_pipeline
 from tests.commands.test_commands import document

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.digits import draw_digits
+from pipeline.sources.digits import draw_digits
 from storage.idx import write_idx
 from tests.commands.conftest import Call
 from tests.commands.process import assert_refused
@@ -162,7 +162,7 @@ def test_scale_that_cannot_be(call: Call, here: Path) -> None:
 
 def test_a_run_of_an_older_release(of_bytes: float, call: Call, here: Path) -> None:
     """A run that does not record the images' shape and type is resumed, and scores as before."""
-    from storage import sealed
+    from storage import documents
 
     path = here / "runs" / "bytes" / "run.json"
 
@@ -171,9 +171,9 @@ def test_a_run_of_an_older_release(of_bytes: float, call: Call, here: Path) -> N
             del document["dataset"][name]
 
     edit_json(path, forget)
-    document = sealed.parse(path.read_bytes(), str(path))
+    document = documents.parse(path.read_bytes(), str(path))
     document.pop("seal", None)
-    path.write_bytes(sealed.sealed_bytes(document))
+    path.write_bytes(documents.sealed_bytes(document))
     places = ("--dataset", "data/bytes", "--run", "runs/bytes")
     assert 0 == call("train", *places, *NETWORK, "--resume").code
     assert of_bytes == json.loads(call("score", *places, "--json").out)["quality"]["accuracy"]

@@ -7,8 +7,8 @@ from pathlib import Path
 import dask.config
 import pytest
 
-from jobs.cli import cli
-from pipeline.clusters.options import places
+from jobs.commands.cli import cli
+from pipeline.cluster.options import places
 from tests.cluster.test_failures import NOWHERE
 from tests.commands.process import COMMAND, REPOSITORY, run_pipeline
 

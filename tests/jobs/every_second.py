@@ -10,10 +10,15 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from subprocess import Popen
 
-from jobs.schedule import Heartbeat, Scheduler, heeding_signals, launch_pipeline
-from jobs.scheduling.schedule_log import json_log
+from jobs.scheduling.scheduler import (
+    Heartbeat,
+    Scheduler,
+    heeding_signals,
+    json_log,
+    launch_pipeline,
+)
 from storage.errors import StoppedError
-from storage.location import open_location
+from storage.places import open_location
 from tests.commands.process import start_pipeline
 
 

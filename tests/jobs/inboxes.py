@@ -5,15 +5,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jobs.score import run_batch
 from jobs.scoring.batch import BatchResult
+from jobs.scoring.config import ScoreConfig
 from jobs.scoring.gates import Gates
-from jobs.scoring.score_config import ScoreConfig
-from jobs.scoring.score_listener import ScoreListener
-from pipeline.digits import draw_digits
+from jobs.scoring.job import run_batch
+from jobs.scoring.listener import ScoreListener
+from pipeline.sources.digits import draw_digits
 from storage.idx import write_idx
 from storage.ledger import Entry, Ledger
-from storage.location import open_location
+from storage.places import open_location
 
 LONG_AGO = 1_700_000_000
 """When files were last written that have settled: in 2023."""

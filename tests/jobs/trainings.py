@@ -13,12 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jobs.config import TrainConfig
-from jobs.stop import StopSignal, stop_on_signals
-from jobs.train import TrainListener, TrainResult, train
+from jobs.signals import StopSignal, stop_on_signals
+from jobs.training.config import TrainConfig
+from jobs.training.job import TrainListener, TrainResult, train
 from storage.checkpoints import STATE, CheckpointName, list_checkpoints
 from storage.errors import PipelineError
-from storage.location import open_location
+from storage.places import open_location
 from storage.runs import Run, open_run
 
 REPOSITORY = Path(__file__).parents[2]

@@ -4,7 +4,7 @@ import threading
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from storage.closing import Closing
+from storage.location import Closing
 
 PAGE = b"<!DOCTYPE html><html><body>Please log in.</body></html>"
 """What a captive portal gives."""

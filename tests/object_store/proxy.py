@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
-from storage.closing import Closing
+from storage.location import Closing
 from tests.object_store.server import Store
 
 Plan = Callable[[str, str], str | None]

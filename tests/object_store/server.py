@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from storage.location import open_location
-from storage.objects import Location
+from storage.location import Location
+from storage.places import open_location
 
 SERVE = """
 import logging, sys

@@ -10,10 +10,10 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.transforms import add_bias, one_hot
-from pipeline.window_memory import WindowMemory
+from pipeline.windows import WindowMemory
 from storage.dataset import Block, Dataset
 from storage.dataset_writer import create_dataset
-from storage.location import open_location
+from storage.places import open_location
 from storage.schema import DatasetSchema, SplitSchema
 from tests.storage.artefacts import part_chunks, part_numbers
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import zarr
 
-from jobs.cli import cli
+from jobs.commands.cli import cli
 from pipeline.ingest import ingest
 from storage.errors import ConflictError, UsageError
 from storage.schema import COMPRESSIONS

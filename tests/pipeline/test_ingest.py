@@ -12,9 +12,9 @@ import pytest
 import zarr
 from numpy.typing import NDArray
 
-from pipeline.digits import draw_digits
 from pipeline.ingest import IngestResult, ingest
-from pipeline.sources import open_directory
+from pipeline.sources.digits import draw_digits
+from pipeline.sources.source import open_directory
 from storage.dataset import Dataset, open_dataset
 from storage.dataset_writer import dataset_lock
 from storage.errors import (
@@ -25,7 +25,7 @@ from storage.errors import (
     UsageError,
 )
 from storage.idx import IdxReader, write_idx
-from storage.location import open_location
+from storage.places import open_location
 from storage.preparation import Preparation, ValueRange
 
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"

@@ -23,7 +23,7 @@ from pipeline.stream import BatchStream, chunks_per_window
 from pipeline.windows import DEFAULT_THREADS, Placed, Scratch, WindowLoader, threads_beside
 from storage.dataset import Block, Split, open_dataset
 from storage.errors import BadDataError, UsageError
-from storage.location import open_location
+from storage.places import open_location
 from storage.schema import SplitSchema
 from tests.pipeline.datasets import Known, write_known
 from tests.pipeline.streams import (

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.window_memory import MOST_SPARE, WindowMemory
+from pipeline.windows import MOST_SPARE, WindowMemory
 
 
 def address(array: NDArray[np.uint8]) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 from storage.checkpoints import CheckpointName, Tensors, save_checkpoint
 from storage.dataset import Block, Dataset, Split
 from storage.dataset_writer import DatasetWriter, SplitWriter, create_dataset
-from storage.objects import Location
+from storage.location import Location
 from storage.predictions import Scores, ScoresSchema, ScoresWriter, score_into
 from storage.preparation import BYTES, Preparation
 from storage.runs import SCORES, Run, create_run

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from storage import checkpoints, files, sealed
+from storage import checkpoints, documents, files
 from storage.checkpoints import (
     DIRECTORY,
     MANIFEST,
@@ -25,8 +25,8 @@ from storage.checkpoints import (
     sweep_checkpoints,
 )
 from storage.errors import BadDataError, UnreachableError
-from storage.location import open_location
-from storage.objects import REMOVED_BYTES, Location
+from storage.location import REMOVED_BYTES, Location
+from storage.places import open_location
 from storage.runs import METRICS, RECORD, Run, open_run
 from storage.verify import verify_run
 from tests.storage.artefacts import begin_run, make_run, metrics_line, save_epoch, tensors_of
@@ -222,8 +222,8 @@ def test_swapped_checkpoints_are_refused(local_run: Run) -> None:
 )
 def test_a_manifest_of_other_content_is_refused(run: Run, change: dict[str, object]) -> None:
     """Sealed, but of another version, dataset, kind or size: it is not loaded."""
-    manifest = sealed.read_sealed(home(run, 3), MANIFEST) | change
-    home(run, 3).put(MANIFEST, sealed.sealed_bytes(manifest))
+    manifest = documents.read_sealed(home(run, 3), MANIFEST) | change
+    home(run, 3).put(MANIFEST, documents.sealed_bytes(manifest))
     with pytest.raises(BadDataError, match="000003-000000"):
         load_checkpoint(run, CheckpointName(3, 0))
 
@@ -231,11 +231,11 @@ def test_a_manifest_of_other_content_is_refused(run: Run, change: dict[str, obje
 @pytest.mark.parametrize("state", [b"", b"\0" * 8, b"\xff" * 64, (2**62).to_bytes(8, "little")])
 def test_a_state_that_is_no_safetensors_is_refused(run: Run, state: bytes) -> None:
     """A state with the right digest and the wrong format, with claims of any size, is refused."""
-    manifest = sealed.read_sealed(home(run, 3), MANIFEST)
+    manifest = documents.read_sealed(home(run, 3), MANIFEST)
     digest = hashlib.sha256(state).hexdigest()
     manifest |= {"state_bytes": len(state), "state_sha256": digest}
     home(run, 3).put(STATE, state)
-    home(run, 3).put(MANIFEST, sealed.sealed_bytes(manifest))
+    home(run, 3).put(MANIFEST, documents.sealed_bytes(manifest))
     with pytest.raises(BadDataError, match="not in safetensors format"):
         load_checkpoint(run, CheckpointName(3, 0))
 

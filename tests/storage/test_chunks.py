@@ -17,8 +17,8 @@ from zarr.codecs import ZstdCodec
 from storage.chunks import ChunkedArray, ShardIndex
 from storage.dataset import Split
 from storage.errors import BadDataError
-from storage.location import open_location
-from storage.objects import Location
+from storage.location import Location
+from storage.places import open_location
 from storage.schema import COMPRESSIONS, ELEMENT_TYPES, LZ4, ZSTD
 from tests.storage.artefacts import dataset_schema, make_dataset, rows_of
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from numcodecs.zstd import Zstd
 
-from storage import codecs, sealed
+from storage import chunks, documents
 from storage.dataset import Split, open_dataset
 from storage.errors import BadDataError
-from storage.location import open_location
-from storage.objects import Location
+from storage.location import Location
+from storage.places import open_location
 from storage.schema import COMPRESSIONS, ZSTD
 from tests.storage.artefacts import assert_holds_its_rows, dataset_schema, make_dataset
 
@@ -103,11 +103,11 @@ def test_zstandard_of_any_size(size: int) -> None:
     values = np.arange(size, dtype=np.uint8)
     for level in (1, 19):
         out = np.zeros_like(values)
-        codecs.decode(memoryview(Zstd(level).encode(values)), out)
+        chunks.decode(memoryview(Zstd(level).encode(values)), out)
         assert values.tobytes() == out.tobytes()
         for other in (size - 1, size + 1):
             with pytest.raises(ValueError, match=f"{size} bytes, and is to be {other}"):
-                codecs.decode(memoryview(Zstd(level).encode(values)), np.zeros(other, np.uint8))
+                chunks.decode(memoryview(Zstd(level).encode(values)), np.zeros(other, np.uint8))
 
 
 def test_a_header_that_is_cut_off_is_damaged(place: Location) -> None:
@@ -147,7 +147,7 @@ def test_a_dataset_of_the_first_version_is_read(place: Location) -> None:
     document = json.loads(place.get("zarr.json"))
     del document["attributes"]["compression"], document["attributes"]["seal"]
     document["attributes"]["format_version"] = 1
-    place.put("zarr.json", sealed.document_bytes(sealed.seal_group(document)))
+    place.put("zarr.json", documents.document_bytes(documents.seal_group(document)))
     found = open_dataset(place)
     assert (expected, ZSTD) == (found.digest, found.compression)
     assert_holds_its_rows(found, schema)
@@ -160,7 +160,7 @@ def test_a_compression_that_is_none_is_told(place: Location, compression: Any) -
     document = json.loads(place.get("zarr.json"))
     del document["attributes"]["seal"]
     document["attributes"]["compression"] = compression
-    place.put("zarr.json", sealed.document_bytes(sealed.seal_group(document)))
+    place.put("zarr.json", documents.document_bytes(documents.seal_group(document)))
     with pytest.raises(BadDataError, match="are not those of a dataset"):
         open_dataset(place)
 

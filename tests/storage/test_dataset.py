@@ -23,8 +23,8 @@ from storage.chunks import ChunkedArray
 from storage.dataset import Block, Dataset, Split, open_dataset
 from storage.dataset_writer import ChunkRecord, create_dataset
 from storage.errors import BadDataError
-from storage.location import open_location
-from storage.objects import Location
+from storage.location import Location
+from storage.places import open_location
 from storage.schema import ELEMENT_TYPES, FORMAT_VERSION, DatasetSchema, SplitSchema
 from storage.store import LocationStore
 from tests.storage.artefacts import (

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from storage.directories import (
+from storage.errors import BadDataError, PipelineError, UnreachableError, UsageError
+from storage.files import (
     as_pipeline_error,
     check_room,
     file_to_write,
     make_directories,
     remove_tree,
 )
-from storage.errors import BadDataError, PipelineError, UnreachableError, UsageError
 from storage.local import LocalLocation
 
 DEEP = 1200

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from storage import sealed
+from storage import documents
+from storage.documents import sealed_bytes
 from storage.errors import BadDataError, ConflictError, UnreachableError
 from storage.ledger import LOCK, Entry, Ledger, waiting_lock
 from storage.local import LocalLocation
-from storage.location import open_location
+from storage.places import open_location
 from storage.scorings import LEDGER_COUNT
-from storage.sealed import sealed_bytes
 from storage.verify import verify_run
 from tests.storage.artefacts import begin_run, make_scores, scores_schema
 
@@ -254,7 +254,7 @@ def test_a_death_before_the_count(recorded: Ledger, tmp_path: Path) -> None:
     recorded.location.put(LEDGER_COUNT, before)
     assert [] == wrong(tmp_path)
     record(tmp_path, entry(event="found", result="y"))
-    assert 5 == sealed.read_sealed(recorded.location, LEDGER_COUNT)["lines"]
+    assert 5 == documents.read_sealed(recorded.location, LEDGER_COUNT)["lines"]
 
 
 @pytest.mark.parametrize("lines", [1, 4])
@@ -270,7 +270,7 @@ def test_a_death_before_the_count_of_a_known_line(
     else:
         ledger.location.put(LEDGER_COUNT, before)
     assert not record(tmp_path, entry(result="scores/test-0"))
-    assert lines == sealed.read_sealed(ledger.location, LEDGER_COUNT)["lines"]
+    assert lines == documents.read_sealed(ledger.location, LEDGER_COUNT)["lines"]
     file_of(ledger).write_bytes(b"")
     with pytest.raises(BadDataError, match="has 0 lines"):
         record(tmp_path, entry(result="scores/test-0"))
@@ -282,7 +282,7 @@ def test_a_ledger_of_an_earlier_release(recorded: Ledger, tmp_path: Path) -> Non
     assert 3 == len(Ledger(open_location(tmp_path)).entries())
     assert [] == wrong(tmp_path)
     record(tmp_path, entry(event="found", result="y"))
-    assert 4 == sealed.read_sealed(recorded.location, LEDGER_COUNT)["lines"]
+    assert 4 == documents.read_sealed(recorded.location, LEDGER_COUNT)["lines"]
 
 
 def test_scorings_and_lines_tell_of_each_other(recorded: Ledger, tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from storage import files
 from storage.errors import BadDataError, UnreachableError, UsageError
-from storage.location import open_location
-from storage.objects import Location
+from storage.location import Location
+from storage.places import open_location
 
 OPERATIONS = ("create", "write", "fsync", "close", "rename", "mkdir", "unlink", "fsync_directory")
 

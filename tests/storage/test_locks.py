@@ -13,16 +13,15 @@ import pytest
 
 from storage.errors import ConflictError, PipelineError, UnreachableError, UsageError
 from storage.kernel_lock import kernel_lock
-from storage.location import open_location
-from storage.locks import writer_lock
-from storage.objects import Location
+from storage.location import Location, writer_lock
+from storage.places import open_location
 from tests.storage.artefacts import REPOSITORY
 
 HOLD = """
 import sys
 from storage.errors import ConflictError
-from storage.location import open_location
-from storage.locks import writer_lock
+from storage.places import open_location
+from storage.location import writer_lock
 try:
     with writer_lock(open_location(sys.argv[1]), "The run"):
         print("held", flush=True)
@@ -36,7 +35,7 @@ RETIRE = """
 import os, sys
 from pathlib import Path
 from storage.ledger import waiting_lock
-from storage.location import open_location
+from storage.places import open_location
 alone = Path(sys.argv[1] + ".alone")
 for _ in range(50):
     with waiting_lock(open_location(sys.argv[1]), "The run", 60, lambda: None) as lock:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from storage.errors import BadDataError, ConflictError, UsageError
-from storage.location import open_location, reference_to, referenced
+from storage.location import Location
 from storage.models import (
     Holder,
     ModelName,
@@ -17,7 +17,7 @@ from storage.models import (
     names,
     open_name,
 )
-from storage.objects import Location
+from storage.places import open_location, reference_to, referenced
 
 HOLDER = Holder("../run", "id", "000001-000000", "ab" * 32, "2026-01-01T00:00:00", 0.5, "test of d")
 

@@ -10,11 +10,11 @@ import xarray
 import zarr
 
 from storage.dataset import open_dataset
+from storage.documents import digest_of
 from storage.errors import BadDataError
-from storage.location import open_location
-from storage.objects import Location
+from storage.location import Location
+from storage.places import open_location
 from storage.predictions import open_scores
-from storage.sealed import digest_of
 from storage.verify import verify_location
 from tests.storage.artefacts import make_scores
 

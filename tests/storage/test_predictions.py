@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import zarr
 
-from storage import sealed
+from storage import documents
 from storage.errors import BadDataError, ConflictError, UnreachableError
-from storage.location import open_location
-from storage.objects import Location
+from storage.location import Location
+from storage.places import open_location
 from storage.predictions import (
     JOURNAL,
     METRICS,
@@ -191,7 +191,7 @@ def test_a_chunk_number_that_leads_elsewhere_is_passed_over(home: Location) -> N
     left = die_after(home, 0)
     for note, number in enumerate((-1, 5, 10**30), 1):
         entry = {"chunk": number, "digest": "0" * 64}
-        left.note(JOURNAL, note, sealed.sealed_bytes(entry, indent=None))
+        left.note(JOURNAL, note, documents.sealed_bytes(entry, indent=None))
     with score_into(home, SCHEMA) as writer:
         assert [1, 2, 3, 4] == writer.missing
 
@@ -291,7 +291,7 @@ def test_a_root_of_other_shape_is_refused(home: Location, change: dict[str, obje
     tree = go_on(home)[1].location
     document = json.loads(tree.get("zarr.json"))
     document["attributes"]["scored"] |= change
-    tree.put("zarr.json", sealed.document_bytes(sealed.seal_group(document)))
+    tree.put("zarr.json", documents.document_bytes(documents.seal_group(document)))
     with pytest.raises(BadDataError):
         open_scores(home)
 

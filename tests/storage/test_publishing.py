@@ -17,8 +17,8 @@ from storage.dataset_writer import (
 )
 from storage.errors import BadDataError, ConflictError, UnreachableError
 from storage.local import LocalLocation
-from storage.location import open_location
-from storage.objects import Location
+from storage.location import Location
+from storage.places import open_location
 from storage.store import LocationStore
 from tests.storage.artefacts import (
     FINGERPRINT,

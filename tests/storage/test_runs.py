@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from storage import sealed
+from storage import documents
 from storage.errors import BadDataError, ConflictError
-from storage.objects import Location
+from storage.location import Location
 from storage.runs import LOCK, METRICS, RECORD, open_run, run_exists, run_lock
 from tests.storage.artefacts import begin_run, metrics_line
 
@@ -93,9 +93,9 @@ def test_a_changed_record_is_refused(
 def test_a_record_of_other_fields_is_refused(place: Location, change: dict[str, object]) -> None:
     """A sealed record whose fields are missing or of other kinds is no record of a run."""
     begin_run(place)
-    document = sealed.read_sealed(place, RECORD) | change
+    document = documents.read_sealed(place, RECORD) | change
     kept = {field: value for field, value in document.items() if value is not None}
-    place.put(RECORD, sealed.sealed_bytes(kept))
+    place.put(RECORD, documents.sealed_bytes(kept))
     with pytest.raises(BadDataError, match=r"run\.json has a \w+ for its"):
         open_run(place)
 

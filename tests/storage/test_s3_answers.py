@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from storage.errors import BadDataError, PipelineError, UnreachableError, UsageError
-from storage.location import open_location
-from storage.objects import Location
+from storage.location import Location
+from storage.places import open_location
 from tests.object_store.answers import OF_OBJECTS, PAGE, Answer, Answering, refusal
 from tests.object_store.server import Store
 
@@ -242,7 +242,7 @@ def test_a_name_that_no_disk_takes(store: Store) -> None:
 
 FULL = """
 import resource, signal, sys
-from storage.location import open_location
+from storage.places import open_location
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 place = open_location(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))

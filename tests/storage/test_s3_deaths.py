@@ -18,7 +18,7 @@ from storage.checkpoints import (
 from storage.dataset import open_dataset
 from storage.dataset_writer import dataset_lock, recover, stage_dataset
 from storage.errors import BadDataError, UnreachableError
-from storage.objects import REMOVED_BYTES, Location
+from storage.location import REMOVED_BYTES, Location
 from storage.runs import open_run, run_lock
 from storage.s3_client import S3Client
 from storage.verify import verify_location

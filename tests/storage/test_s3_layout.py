@@ -17,8 +17,8 @@ from storage.checkpoints import (
 from storage.dataset import open_dataset
 from storage.dataset_writer import dataset_lock, recover
 from storage.errors import BadDataError, ConflictError
-from storage.location import open_location
-from storage.objects import Location
+from storage.location import Location
+from storage.places import open_location
 from storage.predictions import open_scores
 from storage.runs import SCORES, open_run, run_lock
 from storage.verify import verify_location

@@ -14,8 +14,8 @@ import pytest
 
 from storage.dataset import open_dataset
 from storage.errors import ConflictError, UnreachableError, UsageError
-from storage.location import open_location
-from storage.objects import Location
+from storage.location import Location
+from storage.places import open_location
 from tests.object_store.proxy import CUT, DROP, LOST, SLOW, TROUBLES, Proxy
 from tests.object_store.server import Store
 from tests.storage.artefacts import assert_holds_its_rows, dataset_schema, make_dataset

@@ -13,8 +13,7 @@ from storage.checkpoints import list_checkpoints, prune_checkpoints
 from storage.dataset import open_dataset
 from storage.dataset_writer import dataset_lock, stage_dataset
 from storage.errors import ConflictError, UsageError
-from storage.locks import writer_lock
-from storage.objects import Location
+from storage.location import Location, writer_lock
 from storage.predictions import is_complete, score_into
 from storage.runs import open_run, run_lock
 from tests.object_store.proxy import LOST, Proxy

@@ -22,7 +22,7 @@ from storage.checkpoints import (
 from storage.dataset import open_dataset
 from storage.dataset_writer import dataset_lock, stage_dataset
 from storage.errors import ConflictError
-from storage.objects import Location
+from storage.location import Location
 from storage.predictions import open_scores, score_into
 from storage.runs import SCORES, open_run, run_lock
 from tests.object_store.memory import Gate, MemoryClient, interleave

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from storage import sealed
+from storage import documents
 from storage.checkpoints import list_checkpoints, load_checkpoint, recorded_metrics
 from storage.dataset import open_dataset
 from storage.dataset_writer import create_dataset
-from storage.location import open_location
-from storage.objects import Location
+from storage.location import Location
+from storage.places import open_location
 from storage.predictions import open_scores
 from storage.runs import open_run
 from storage.schema import SplitRecord, dataset_digest
@@ -237,7 +237,7 @@ def test_a_sum_of_class_counts_that_is_none_is_told(dataset: Location) -> None:
         tuple(attributes["transforms"]),
         records,
     )
-    dataset.put("zarr.json", sealed.document_bytes(sealed.seal_group(document)))
+    dataset.put("zarr.json", documents.document_bytes(documents.seal_group(document)))
     [message] = wrong(dataset)
     assert "Split test counts [0, 2, 3] rows per class; recorded are [5, 0, 0]" in message
 

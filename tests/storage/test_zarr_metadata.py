@@ -11,7 +11,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
 from storage.chunks import ChunkedArray
-from storage.location import open_location
+from storage.places import open_location
 from storage.schema import COMPRESSIONS, ELEMENT_TYPES, ZSTD
 from storage.zarr_metadata import array_metadata, group_metadata
 

@@ -7,10 +7,10 @@ import pytest
 
 from jobs.nn.architecture import parse_network
 from jobs.nn.initialise import initialise
+from jobs.nn.lr_schedules import learning_rate
 from jobs.nn.network import Network
 from jobs.nn.optimizers import OPTIMIZERS, make_optimizer
 from jobs.nn.parameters import Floats, views
-from jobs.nn.schedules import learning_rate
 from jobs.training.step import StepRule
 
 torch = pytest.importorskip(

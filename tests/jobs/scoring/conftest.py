@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.train import train
+from jobs.training.job import train
 from tests.jobs.trainings import small
 
 

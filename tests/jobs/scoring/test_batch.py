@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from jobs.choice import choose_checkpoint
-from jobs.score import run_batch, score
 from jobs.scoring.batch import BatchResult
+from jobs.scoring.config import ScoreConfig
 from jobs.scoring.gates import Gates
-from jobs.scoring.score_config import ScoreConfig
-from jobs.scoring.score_listener import JsonLog
-from jobs.scoring.turns import try_again
-from jobs.stop import StopSignal
-from jobs.train import train
+from jobs.scoring.job import run_batch, score
+from jobs.scoring.listener import JsonLog
+from jobs.scoring.retry import try_again
+from jobs.signals import StopSignal
+from jobs.training.job import train
+from jobs.training.select_checkpoint import choose_checkpoint
 from storage.errors import (
     BadDataError,
     ConflictError,
@@ -24,10 +24,10 @@ from storage.errors import (
     UnreachableError,
     UsageError,
 )
-from storage.location import open_location
+from storage.places import open_location
 from storage.predictions import scores_lock
 from tests.jobs.inboxes import Listed, ledger
-from tests.jobs.test_score import unlabelled_test
+from tests.jobs.scoring.test_job import unlabelled_test
 from tests.jobs.trainings import small
 
 

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.score import run_batch, score
-from jobs.scoring.arrivals import find_items
-from jobs.scoring.score_config import ScoreConfig
-from jobs.stop import StopSignal
+from jobs.scoring.config import ScoreConfig
+from jobs.scoring.discover import find_items
+from jobs.scoring.job import run_batch, score
+from jobs.signals import StopSignal
 from pipeline.ingest import ingest
 from storage.errors import ConflictError, StoppedError, UnreachableError
 from storage.idx import IdxReader, write_idx
-from storage.location import open_location
+from storage.places import open_location
 from tests.jobs.inboxes import Listed, events, put_images, score_inbox, settle
 
 

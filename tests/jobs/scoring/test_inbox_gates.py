@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.score import score
 from jobs.scoring.gates import Gates
+from jobs.scoring.job import score
 from pipeline.ingest import ingest
 from storage.errors import QualityGateError
 from tests.jobs.inboxes import Listed, ledger, put_images, score_inbox

@@ -15,10 +15,10 @@ import xarray
 from numpy.typing import NDArray
 from pyarrow import parquet
 
-from jobs.score import score
+from jobs.scoring.job import score
 from jobs.scoring.outputs import check_kind
 from jobs.scoring.scored import ScoreResult
-from jobs.train import train
+from jobs.training.job import train
 from storage.errors import UnreachableError, UsageError
 from tests.jobs.trainings import small
 

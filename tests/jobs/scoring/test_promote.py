@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
-from jobs.choice import choose_checkpoint
-from jobs.score import run_batch, score
+from jobs.scoring.config import ScoreConfig
 from jobs.scoring.gates import Gates
+from jobs.scoring.job import run_batch, score
 from jobs.scoring.promote import PromoteConfig, PromoteResult, list_names, promote, undo
-from jobs.scoring.score_config import ScoreConfig
-from jobs.train import train
+from jobs.training.job import train
+from jobs.training.select_checkpoint import choose_checkpoint
 from storage.checkpoints import CheckpointName, list_checkpoints, prune_checkpoints
 from storage.errors import BadDataError, QualityGateError, UsageError
-from storage.location import open_location
 from storage.models import open_name
+from storage.places import open_location
 from storage.runs import open_run
 from tests.jobs.inboxes import ledger
 from tests.jobs.trainings import small

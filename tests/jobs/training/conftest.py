@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from jobs.train import TrainResult, train
+from jobs.training.job import TrainResult, train
 from storage.checkpoints import CheckpointName
 from tests.jobs.trainings import outcome, small, stopped_at
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.blas import one_blas_thread
+from jobs.environment import one_blas_thread
 from jobs.nn.architecture import parse_network
 from jobs.nn.initialise import initialise
 from jobs.nn.network import Network
@@ -17,7 +17,7 @@ from pipeline.ingest import ingest
 from storage.dataset import open_dataset
 from storage.errors import BadDataError
 from storage.idx import write_idx
-from storage.location import open_location
+from storage.places import open_location
 from tests.jobs.trainings import SMALL
 from tests.pipeline.datasets import watched_windows
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from jobs.config import OPTIMIZERS, TrainConfig
-from jobs.train import train
+from jobs.training.config import OPTIMIZERS, TrainConfig
+from jobs.training.job import train
 from pipeline.ingest import ingest
 
 SEEDS = range(5)

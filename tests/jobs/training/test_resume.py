@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from jobs.config import OPTIMIZERS, SCHEDULES
-from jobs.model import load_model
-from jobs.train import TrainResult, train
-from storage import sealed
+from jobs.training.config import OPTIMIZERS, SCHEDULES
+from jobs.training.job import TrainResult, train
+from jobs.training.model import load_model
+from storage import documents
 from storage.checkpoints import MANIFEST, STATE, CheckpointName
 from storage.errors import BadDataError, ConflictError, StoppedError
-from storage.location import open_location
+from storage.places import open_location
 from storage.runs import METRICS, RECORD, open_run
 from tests.jobs.trainings import (
     SMALL,
@@ -249,7 +249,7 @@ def _flip(path: Path, position: int) -> None:
 def _of_another_run(checkpoint: Path) -> None:
     """The checkpoint as another run of the same configuration would have it."""
     manifest = json.loads((checkpoint / MANIFEST).read_text())
-    (checkpoint / MANIFEST).write_bytes(sealed.sealed_bytes(manifest | {"run_id": "0" * 32}))
+    (checkpoint / MANIFEST).write_bytes(documents.sealed_bytes(manifest | {"run_id": "0" * 32}))
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from jobs.config import TrainConfig, may_change
-from jobs.train import train
+from jobs.training.config import TrainConfig, may_change
+from jobs.training.job import train
 from pipeline.ingest import ingest
-from storage import sealed
+from storage import documents
 from storage.checkpoints import CheckpointName
 from storage.errors import BadDataError, ConflictError, StoppedError
-from storage.location import open_location
+from storage.places import open_location
 from storage.runs import RECORD, create_run, open_run, run_lock
 from tests.jobs.trainings import (
     SMALL,
@@ -64,7 +64,7 @@ def test_a_run_that_does_not_record_its_datasets_place(
 ) -> None:
     """A run of an earlier release is resumed with the default dataset."""
     _record(finished, lambda record: record["dataset"].pop("place"))
-    monkeypatch.setattr("jobs.choice.DEFAULT_DATASET", str(digits))
+    monkeypatch.setattr("jobs.training.select_checkpoint.DEFAULT_DATASET", str(digits))
     assert train(run=finished, resume=True).already_done
 
 
@@ -143,7 +143,7 @@ def test_another_environment(half_done: Path, digits: Path, expected: dict[str, 
     """A run that was begun with another NumPy may go on, and it is said."""
     record = json.loads((half_done / RECORD).read_text())
     record["environment"]["numpy"] = "1.2.3"
-    (half_done / RECORD).write_bytes(sealed.sealed_bytes(record))
+    (half_done / RECORD).write_bytes(documents.sealed_bytes(record))
     listener = Listed()
     result = train(SMALL, dataset=digits, run=half_done, resume=True, listener=listener)
     assert expected == outcome(result)
@@ -160,7 +160,7 @@ def test_other_versions(half_done: Path, digits: Path, what: str, version: int) 
     record = json.loads((half_done / RECORD).read_text())
     record["versions"][what] = version
     record["configuration"]["micro_batches"] = 17
-    (half_done / RECORD).write_bytes(sealed.sealed_bytes(record))
+    (half_done / RECORD).write_bytes(documents.sealed_bytes(record))
     with pytest.raises(ConflictError, match=f"'{what}': {version}"):
         train(SMALL, dataset=digits, run=half_done, resume=True)
 
@@ -204,7 +204,7 @@ def _record(run: Path, change: Callable[[dict[str, Any]], object]) -> None:
     """Change the record of a run."""
     record = json.loads((run / RECORD).read_text())
     change(record)
-    (run / RECORD).write_bytes(sealed.sealed_bytes(record))
+    (run / RECORD).write_bytes(documents.sealed_bytes(record))
 
 
 def train_digest(dataset: Path) -> str:

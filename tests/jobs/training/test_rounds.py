@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.config import TrainConfig
-from jobs.train import train
+from jobs.training.config import TrainConfig
+from jobs.training.job import train
 from jobs.training.rounds import RoundPlan, initial_memory, of_replica, outer_step, replica_rate
 from storage.errors import ConflictError
 from tests.jobs.trainings import small

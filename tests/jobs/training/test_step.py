@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from jobs.nn.architecture import parse_network
-from jobs.nn.network import Network
+from jobs.nn.network import Network, Workspace
 from jobs.nn.optimizers import make_optimizer
-from jobs.nn.workspace import Workspace
 from jobs.training.step import (
     StepRule,
     TreeSum,

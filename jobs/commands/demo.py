@@ -1,0 +1,101 @@
+"""The demo: the whole way from files to a scored model, in one directory."""
+
+import time
+from pathlib import Path
+
+from jobs.commands.console import Console, Report
+from jobs.commands.pictures import worst_mistakes, write_grid
+from jobs.commands.reports import ingest_report
+from jobs.commands.train_console import ConsoleListener, train_report
+from jobs.output import percent
+from jobs.scoring.job import score
+from jobs.signals import StopSignal
+from jobs.training.job import train
+from pipeline.ingest import ingest
+from pipeline.sources.source import Source, open_source
+from storage.dataset import Dataset
+from storage.errors import StoppedError, UnreachableError, UsageError
+from storage.predictions import Scores
+
+PICTURE = "worst-mistakes.png"
+
+
+def run_demo(directory: Path, console: Console, stop: StopSignal) -> Report:
+    """Ingest, train, score and picture, below `directory`; run again, it goes on or is done."""
+    try:
+        return _run_demo(directory, console, stop)
+    except StoppedError:  # each job would name its own command
+        stop.raise_stopped("Stopped; what is done is kept. Run the same command to go on.")
+
+
+def _run_demo(directory: Path, console: Console, stop: StopSignal) -> Report:
+    if directory.parts and directory.parts[0].endswith(":"):
+        raise UsageError(f"'{directory}' is of a URL; the demo works in a local directory.")
+    if directory.exists() and not directory.is_dir():
+        raise UsageError(f"'{directory}' is not a directory; give a directory or an unused name.")
+    began = time.perf_counter()
+    source = _source(console)
+
+    def report(stage: str, done: int, total: int) -> None:
+        console.progress(stage, done, total)
+        stop.check("Stopped.")
+
+    dataset_place = directory / "data" / source.name
+    made = ingest(source, dataset_place, report=report)
+    console.say(ingest_report(made).text + "\n")
+    run_place = directory / "runs" / source.name
+    trained = train(
+        dataset=dataset_place,
+        run=run_place,
+        resume=True,
+        listener=ConsoleListener(console),
+        stop=stop,
+    )
+    console.say(train_report(trained).text + "\n")
+    scored = score(run=run_place, dataset=dataset_place, report=report, stop=stop)
+    picture = _picture(directory / PICTURE, made.dataset, scored.scores, console)
+    quality = scored.metrics["quality"]
+    seconds = time.perf_counter() - began
+    lines = [
+        (
+            f"{percent(quality['accuracy'])} of {scored.metrics['rows']:,} test images are "
+            f"recognised, {seconds:.0f} s from the start."
+        ),
+        f"dataset  {dataset_place}",
+        f"run      {run_place}",
+        f"scores   {scored.scores.location}",
+        *([f"picture  {picture}"] if picture else []),
+        f"Look closer: pipeline inspect {run_place}",
+    ]
+    document = {
+        "source": source.description,
+        "dataset": str(dataset_place),
+        "run": str(run_place),
+        "scores": str(scored.scores.location),
+        "picture": str(picture) if picture else None,
+        "accuracy": quality["accuracy"],
+        "parameters_digest": trained.parameters_digest,
+        "seconds": round(seconds, 1),
+    }
+    return Report(document, "\n".join(lines))
+
+
+def _source(console: Console) -> Source:
+    """MNIST where it can be had, else generated digits; says which."""
+    try:
+        source = open_source("mnist", announce=console.say)
+    except UnreachableError as error:
+        console.say(f"{error}\nMeanwhile the demo draws digits itself.")
+        source = open_source("synthetic")
+    console.say(f"Using {source.name}: {source.description}.")
+    return source
+
+
+def _picture(path: Path, dataset: Dataset, scores: Scores, console: Console) -> Path | None:
+    """Write the worst mistakes; without matplotlib the demo goes without them."""
+    try:
+        write_grid(worst_mistakes(dataset, scores), path, "The worst mistakes on the test images")
+    except UsageError as error:
+        console.warn(str(error))
+        return None
+    return path

@@ -1,0 +1,111 @@
+"""Pictures for people: examples of a dataset, and a model's worst mistakes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage.dataset import Dataset, Split, open_dataset
+from storage.errors import MissingExtraError, UsageError
+from storage.files import file_to_write
+from storage.location import Location
+from storage.places import open_location
+from storage.predictions import Scores
+
+COLUMNS = 10
+ROWS = 6
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One image of a grid."""
+
+    image: NDArray[Any]
+    """`(height, width)`."""
+    title: str
+
+
+def write_examples(location: Location, path: Path) -> None:
+    """Write a grid of the first images of each split's first chunk as a PNG file."""
+    dataset = open_dataset(location)
+    each = COLUMNS * ROWS // len(dataset.splits)
+    tiles = [
+        tile for split in dataset.splits.values() for tile in _first_tiles(dataset, split, each)
+    ]
+    write_grid(tiles, path, f"{dataset.name}: {', '.join(dataset.splits)}")
+
+
+def _first_tiles(dataset: Dataset, split: Split, count: int) -> list[Tile]:
+    block = split.read_chunk(0)
+    titles = [""] * len(block.inputs)
+    if block.targets is not None:
+        titles = [dataset.class_names[index] for index in block.targets.argmax(axis=1)]
+    rows = zip(block.inputs[:count], titles[:count], strict=True)
+    return [Tile(as_image(row, dataset.image_shape), title) for row, title in rows]
+
+
+def worst_mistakes(dataset: Dataset, scores: Scores, count: int = 30) -> list[Tile]:
+    """The rows whose true class was given the smallest probability, worst first."""
+    split = dataset.split(scores.schema.split)
+    names = dataset.class_names
+    worst: list[tuple[float, int, Tile]] = []
+    for number in range(scores.schema.chunks):
+        block = split.read_chunk(number)
+        if block.targets is None:
+            return []
+        probabilities, predicted = scores.read_chunk(number)
+        truth = block.targets.argmax(axis=1)
+        of_truth = probabilities[np.arange(len(truth)), truth]
+        start, _ = scores.schema.chunk_bounds(number)
+        wrong = np.flatnonzero(predicted != truth)
+        for row in wrong[np.argsort(of_truth[wrong], kind="stable")][:count].tolist():
+            title = f"{names[truth[row]]}, not {names[predicted[row]]}"
+            tile = Tile(as_image(block.inputs[row], dataset.image_shape), title)
+            worst.append((float(of_truth[row]), start + row, tile))
+        worst = sorted(worst, key=lambda item: item[:2])[:count]
+    return [tile for _, _, tile in worst]
+
+
+def as_image(row: NDArray[Any], image_shape: tuple[int, ...]) -> NDArray[Any]:
+    """A stored row `(1 + features,)` as an image of two dimensions, its bias left out."""
+    if len(image_shape) == 1:
+        return row[1:].reshape(1, -1)
+    return row[1:].reshape(image_shape[0], -1)
+
+
+def check_picture(path: Path) -> Path:
+    """Return the file to write; raise `UsageError` unless it can be one and ends in .png."""
+    if path.suffix != ".png":
+        raise UsageError(f"The picture is to be {str(path)!r}; expected a name that ends in .png.")
+    return file_to_write(path, "The picture")
+
+
+def write_grid(tiles: Sequence[Tile], path: Path, title: str) -> None:
+    """Write tiles in rows of ten as a PNG file, whole or not at all.
+
+    Raises `UsageError` where matplotlib is not installed or the name does not end in .png.
+    """
+    path = check_picture(path)
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError:
+        raise MissingExtraError("A picture", "matplotlib", "plot") from None
+    import io
+
+    lines = max(1, -(-len(tiles) // COLUMNS))
+    figure = Figure(figsize=(COLUMNS, 0.5 + 1.2 * lines), layout="tight")
+    figure.suptitle(title)
+    axes = np.atleast_1d(np.asarray(figure.subplots(lines, COLUMNS))).reshape(-1)
+    for axis in axes:
+        axis.set_axis_off()
+    for axis, tile in zip(axes, tiles, strict=False):
+        axis.imshow(tile.image, cmap="gray_r")
+        axis.set_title(tile.title, fontsize=8)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    directory = open_location(path.parent)
+    directory.sweep_partial(path.name)
+    directory.put(path.name, buffer.getvalue())

@@ -1,0 +1,266 @@
+"""What datasets, runs and results are, as documents for scripts and as text for people."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from jobs.commands.console import Report, facts, size, table
+from jobs.commands.score_console import SHOWN_CLASSES
+from jobs.output import percent
+from jobs.training.history import check_history
+from pipeline.ingest import IngestResult
+from storage.checkpoints import (
+    Checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    recorded_metrics,
+)
+from storage.dataset import Dataset, open_dataset, replaced_sibling
+from storage.errors import BadDataError
+from storage.location import Location
+from storage.runs import METRICS, RECORD, SCORES, Run, open_run
+from storage.schema import METADATA_NAME
+from storage.scorings import scoring_homes
+
+WORTH_TELLING = 0.1
+"""Share of an epoch that training waited for data, from which on its line says so."""
+
+
+def inspect_location(location: Location) -> Report:
+    """What is there: a dataset or a run. Raises `BadDataError` where it is neither."""
+    check_something_there(location)
+    if location.exists(RECORD):
+        return inspect_run(open_run(location))
+    return inspect_dataset(open_dataset(location))
+
+
+def check_something_there(location: Location) -> None:
+    """Raise `BadDataError` where nothing is, or nothing that a command of ours has made."""
+    if not location.exists() and not replaced_sibling(location).exists():
+        raise BadDataError(
+            f"There is nothing at {location}. Give the directory of a dataset or of a run."
+        )
+    if location.exists() and not location.exists(RECORD) and not location.exists(METADATA_NAME):
+        raise BadDataError(
+            f"{location} is neither a dataset nor a run: it holds no {METADATA_NAME} and no "
+            f"{RECORD}. Give a directory that `pipeline ingest` or `pipeline train` made."
+        )
+
+
+def inspect_dataset(dataset: Dataset) -> Report:
+    """Splits, shapes, chunks, bytes, class counts, transforms and sources of a dataset."""
+    splits = {name: _split_document(dataset, name) for name in dataset.splits}
+    document = {
+        "kind": "dataset",
+        "location": str(dataset.location),
+        "name": dataset.name,
+        "digest": dataset.digest,
+        "class_names": list(dataset.class_names),
+        "image_shape": list(dataset.image_shape),
+        "transforms": list(dataset.transforms),
+        "compression": dataset.compression,
+        "splits": splits,
+        "sources": list(dataset.sources),
+    }
+    return Report(document, _dataset_text(dataset, splits))
+
+
+def _split_document(dataset: Dataset, name: str) -> dict[str, Any]:
+    split = dataset.splits[name]
+    schema = split.schema
+    location = dataset.tree.child(name)
+    return {
+        "rows": schema.rows,
+        "inputs_shape": [schema.rows, schema.columns],
+        "targets_shape": [schema.rows, schema.classes] if schema.classes else None,
+        "dtype": schema.dtype,
+        "chunks": schema.chunks,
+        "chunk_rows": schema.chunk_rows,
+        "chunks_per_shard": schema.chunks_per_shard,
+        "stored_bytes": sum(location.sizes().values()),
+        "decoded_bytes": schema.rows * schema.row_bytes,
+        "class_counts": list(split.record.class_counts),
+        "digest": split.record.digest,
+    }
+
+
+def _dataset_text(dataset: Dataset, splits: dict[str, dict[str, Any]]) -> str:
+    parts = [
+        facts(
+            [
+                ("dataset", f"{dataset.name} in {dataset.location}"),
+                *([("Zarr group", str(dataset.tree))] if dataset.tree != dataset.location else []),
+                ("digest", dataset.digest),
+                ("images", f"{_shape(dataset.image_shape)}, {dataset.preparation}"),
+                ("transforms", ", ".join(dataset.transforms)),
+                ("compression", dataset.compression),
+            ]
+        ),
+        table(
+            ["split", "rows", "inputs", "targets", "dtype", "chunks", "stored", "decoded"],
+            [
+                [
+                    name,
+                    f"{split['rows']:,}",
+                    _shape(split["inputs_shape"]),
+                    _shape(split["targets_shape"] or []),
+                    split["dtype"],
+                    f"{split['chunks']} of {split['chunk_rows']:,} rows",
+                    size(split["stored_bytes"]),
+                    size(split["decoded_bytes"]),
+                ]
+                for name, split in splits.items()
+            ],
+        ),
+    ]
+    names = dataset.class_names
+    if 0 < len(names) <= SHOWN_CLASSES:
+        rows = [
+            [name, *(f"{count:,}" for count in split["class_counts"])]
+            for name, split in splits.items()
+            if split["class_counts"]
+        ]
+        parts.append(table(["class", *names], rows))
+    parts.append(
+        table(
+            ["source", "split", "kind", "stored", "SHA-256 of the content"],
+            [
+                [
+                    source.get("name"),
+                    source.get("split"),
+                    source.get("kind"),
+                    size(stored) if type(stored := source.get("stored_bytes")) is int else "-",
+                    source.get("decoded_sha256") or "-",
+                ]
+                for source in dataset.sources
+            ],
+            left=("split", "kind", "SHA-256 of the content"),
+        )
+    )
+    return "\n\n".join(parts)
+
+
+def _shape(sizes: Sequence[int]) -> str:
+    return " x ".join(f"{size:,}" for size in sizes) or "-"
+
+
+def inspect_run(run: Run) -> Report:
+    """Configuration, epochs and checkpoints of a run."""
+    metrics = check_history(recorded_metrics(run), f"{run.location}/{METRICS}")
+    checkpoints = [_checkpoint_document(run, name) for name in list_checkpoints(run)]
+    scores = scoring_homes(run.location.child(SCORES))
+    document = {
+        "kind": "run",
+        "location": str(run.location),
+        "configuration": run.configuration,
+        "dataset_digest": run.dataset_digest,
+        "versions": run.versions,
+        "environment": run.environment,
+        "epochs": metrics,
+        "checkpoints": checkpoints,
+        "scores": scores,
+    }
+    return Report(document, _run_text(run, metrics, checkpoints, scores))
+
+
+def _checkpoint_document(run: Run, name: Any) -> dict[str, Any]:
+    try:
+        found: Checkpoint = load_checkpoint(run, name)
+    except BadDataError as error:
+        return {"name": str(name), "sound": False, "error": str(error)}
+    return {
+        "name": str(name),
+        "sound": True,
+        "epoch": name.epoch,
+        "step": name.step,
+        "parameters_digest": found.parameters_digest,
+    }
+
+
+def _run_text(
+    run: Run, metrics: list[dict[str, Any]], checkpoints: list[dict[str, Any]], scores: list[str]
+) -> str:
+    parts = [
+        facts([("run", run.location), ("dataset", run.dataset_digest), *run.environment.items()]),
+        "configuration\n" + settings_text(run.configuration),
+        epochs_table(metrics) if metrics else "no epoch is finished yet",
+        table(
+            ["checkpoint", "state", "model digest"],
+            [
+                [
+                    found["name"],
+                    "sound" if found["sound"] else "DAMAGED",
+                    found.get("parameters_digest", found.get("error")),
+                ]
+                for found in checkpoints
+            ],
+            left=("state", "model digest"),
+        )
+        if checkpoints
+        else "no checkpoint yet",
+    ]
+    if scores:
+        parts.append("scores\n" + "\n".join(f"  scores/{name}" for name in scores))
+    return "\n\n".join(parts)
+
+
+def settings_text(settings: dict[str, Any]) -> str:
+    """Settings as TOML lines, which `--config` reads back."""
+    return "\n".join(f"  {name} = {_toml(value)}" for name, value in settings.items())
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return json.dumps(value) if isinstance(value, str) else repr(value)
+
+
+def epochs_table(metrics: list[dict[str, Any]]) -> str:
+    """A line per epoch: loss and accuracies."""
+    names = list(metrics[0]["evaluation"])
+    header = ["epoch", "loss", "accuracy"]
+    header += [f"{name} {what}" for name in names for what in ("accuracy", "cross-entropy")]
+    rows = []
+    for line in metrics:
+        row = [line["epoch"], f"{line['loss']:.4f}", percent(line["accuracy"])]
+        for name in names:
+            found = line["evaluation"][name]
+            row += [percent(found["accuracy"]), f"{found['cross_entropy']:.4f}"]
+        rows.append([*row, f"{line['timing']['seconds']:.1f}"])
+    return table([*header, "seconds"], rows)
+
+
+def epoch_line(metrics: dict[str, Any], epochs: int) -> str:
+    """What to say at an epoch's end."""
+    evaluations = "".join(
+        f"  {name} {percent(found['accuracy'])} ({found['cross_entropy']:.4f})"
+        for name, found in metrics["evaluation"].items()
+    )
+    timing = metrics["timing"]
+    waited = timing["seconds_waited"] / max(timing["seconds"], 1e-9)
+    waiting = f" ({100 * waited:.0f} % waiting)" if waited >= WORTH_TELLING else ""
+    return (
+        f"epoch {metrics['epoch']:>{len(str(epochs))}}/{epochs}  loss {metrics['loss']:.4f}  "
+        f"accuracy {percent(metrics['accuracy'])}{evaluations}  "
+        f"{timing['seconds']:.1f} s{waiting}  {timing['rows_per_second']:,} rows/s"
+    )
+
+
+def ingest_report(result: IngestResult) -> Report:
+    """What an ingest made, or found made."""
+    dataset = result.dataset
+    rows = ", ".join(
+        f"{split.schema.rows:,} {name}{'' if split.schema.classes else ' (no labels)'}"
+        for name, split in dataset.splits.items()
+    )
+    document = inspect_dataset(dataset).document | {
+        "already_done": result.already_done,
+        "seconds": round(result.seconds, 3),
+    }
+    if result.already_done:
+        return Report(document, f"{dataset.location} is there already, from the same source.")
+    return Report(
+        document,
+        f"{rows} rows of {dataset.name} are in {dataset.location} after {result.seconds:.1f} s.\n"
+        f"digest  {dataset.digest}",
+    )

@@ -1,0 +1,427 @@
+"""The same schedule for those who have a scheduler already: cron, systemd, Kubernetes, Airflow.
+
+Each file runs the absolute command in the directory in which it was printed, so that relative
+places mean what they mean there. That one job at a time works is seen to by the scheduler, where
+it can, and by the locks of `pipeline score` in any case.
+"""
+
+import json
+import os
+import re
+import shlex
+import sys
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import yaml
+
+from jobs.output import printable
+from jobs.scheduling.cron import LOCAL, CronTimes
+from jobs.scheduling.scheduler import this_pipeline
+from storage.errors import UsageError
+
+KINDS = ("cron", "systemd", "kubernetes", "airflow")
+WEEKDAYS = ("Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat")
+STOP_SECONDS = 300
+"""How long a job may take to stop where it can be gone on with."""
+NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,50}[a-z0-9])?")
+"""What Kubernetes takes for the name of a CronJob, and the others take too."""
+IMAGE = re.compile(
+    r"([A-Za-z0-9.-]+(:[0-9]+)?/)?[a-z0-9]+([._/-]+[a-z0-9]+)*"
+    r"(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@sha256:[0-9a-f]{64})?"
+)
+"""An image's name as a container runtime reads it: registry, path, tag and digest."""
+CLAIM = re.compile(r"(?=.{1,253}$)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
+"""What Kubernetes takes for the name of a volume claim: labels of RFC 1123 with dots between."""
+LAYOUT_CATEGORIES = ("Cc", "Zl", "Zp")
+"""Unicode categories of control characters and separators of lines and paragraphs."""
+CRONTAB_LINE = 998
+"""Bytes of the longest line that cron reads whole."""
+PLAIN_FIELD = re.compile(r"({0})(,({0}))*".format(r"\*(/\d\d?)?|\d\d?(-\d\d?(/\d\d?)?)?"), re.ASCII)
+"""A field that every scheduler reads alike; `5/15` and names are read by some."""
+SYSTEMD_ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t", '"': '\\"', "\\": "\\\\"} | {
+    "%": "%%",
+    "$": "$$",
+}
+LINE_BREAK = re.compile(r"[\r\n]")
+IMAGE_PIPELINE = "/opt/mnist-stream/bin/pipeline"
+"""Where `deploy/Dockerfile` installs the command."""
+AIRFLOW_FILES = (".sh", ".bash")
+"""What ends so is the name of a file with a template to Airflow's BashOperator."""
+SAFE = re.compile(r"[\w@%+=:,./{}-]+", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be run, when and where."""
+
+    times: CronTimes
+    arguments: tuple[str, ...]
+    """Of `pipeline`, such as `score`, `--inbox`, `arrivals`."""
+    name: str
+    catch_up: bool
+    zone_given: bool
+    """Whether the time zone was asked for; else it is the other scheduler's."""
+    directory: str
+    image: str
+    """The container image that has `pipeline`; for Kubernetes."""
+    claim: str
+    """The volume claim that holds the directory; for Kubernetes."""
+
+    def __post_init__(self) -> None:
+        """Raise `UsageError` for a name or directory that some scheduler does not take."""
+        if not NAME.fullmatch(self.name):
+            raise UsageError(
+                f"--name is {self.name!r}; expected at most 52 small letters, digits and dashes, "
+                "such as nightly-scores."
+            )
+        if _has_layout(self.directory):
+            raise UsageError(
+                f"The current directory is {self.directory!r}; a schedule cannot hold a line break "
+                "or a control character. Rename it."
+            )
+
+    @property
+    def deadline_seconds(self) -> int:
+        """How late a run may start: until the next one is due, where it is made up at all."""
+        first, second = self.times.between(datetime.now(UTC), datetime.max.replace(tzinfo=UTC), 2)
+        apart = int((second - first).total_seconds())
+        return max(60, min(apart, 86_400)) if self.catch_up else 60
+
+
+def as_utf8(text: str) -> str:
+    """Return a name as the UTF-8 that a schedule's file holds, whatever the locale made of it."""
+    try:
+        return os.fsencode(text).decode()
+    except UnicodeError as error:
+        raise UsageError(
+            f"{text!r} is not valid UTF-8, as a schedule's file must be. Rename it."
+        ) from error
+
+
+def default_image() -> str:
+    """The image that goes with this release."""
+    return f"mnist-stream:{version('mnist-stream')}"
+
+
+def schedule_files(kind: str, plan: Plan) -> dict[str, str]:
+    """The files, by name, that make another scheduler run a plan; `kind` is one of `KINDS`."""
+    return {
+        "cron": _cron,
+        "systemd": _systemd,
+        "kubernetes": _kubernetes,
+        "airflow": _airflow,
+    }[kind](plan)
+
+
+def _command(arguments: Sequence[str]) -> list[str]:
+    """The absolute command."""
+    script = Path(sys.executable).with_name("pipeline")
+    return [*([str(script)] if script.exists() else this_pipeline()), *arguments]
+
+
+def _cron(plan: Plan) -> dict[str, str]:
+    """A table for crontab(1). A bare percent sign would end the command there."""
+    if any(map(_has_layout, plan.arguments)):
+        raise UsageError(
+            "An argument has a line break or a control character, which a crontab cannot hold. "
+            "Leave it out, or print the file of another scheduler."
+        )
+    command = _cron_escaped(shlex.join(_command(plan.arguments)))
+    directory = _cron_escaped(shlex.quote(plan.directory))
+    lines = [
+        f"# {plan.name}: install with `crontab FILE`, or put the lines into `crontab -e`.",
+        "# A job that finds another one running exits with 4; cron does not make up missed runs.",
+        "SHELL=/bin/sh",
+    ]
+    if plan.zone_given:
+        lines.append("# CRON_TZ is heeded by cronie; Debian's cron goes by the machine's zone.")
+        lines.append(f"CRON_TZ={plan.times.zone_name}")
+    line = f"{_cron_expression(plan)} cd {directory} && exec {command}"
+    if len(line.encode()) > CRONTAB_LINE:
+        raise UsageError(
+            f"The line for cron has {len(line.encode()):,} bytes; cron reads at most "
+            f"{CRONTAB_LINE}. Use shorter names, or print the file of another scheduler."
+        )
+    lines.append(line)
+    return {f"{plan.name}.crontab": "\n".join(lines) + "\n"}
+
+
+def _cron_escaped(text: str) -> str:
+    """Escape what cron itself unescapes in a command: percent signs and backslashes."""
+    return text.replace("\\", "\\\\").replace("%", "\\%")
+
+
+def _systemd(plan: Plan) -> dict[str, str]:
+    """A service and its timer, for `systemctl --user` or the system."""
+    command = " ".join(_systemd_quoted(word) for word in _command(plan.arguments))
+    service = f"""\
+# {plan.name}.service: put it beside {plan.name}.timer into ~/.config/systemd/user/, then
+# systemctl --user daemon-reload && systemctl --user enable --now {plan.name}.timer
+[Unit]
+Description=mnist-stream: pipeline {plan.arguments[0]}
+
+[Service]
+Type=oneshot
+WorkingDirectory={_systemd_path(plan.directory)}
+ExecStart={command}
+# On SIGTERM the job saves its progress, and the next run continues from it.
+KillMode=mixed
+TimeoutStopSec={STOP_SECONDS}
+"""
+    calendars = "\n".join(f"OnCalendar={calendar}" for calendar in _calendars(plan))
+    timer = f"""\
+# {plan.name}.timer: a service that is still running is not started again.
+[Unit]
+Description=mnist-stream: {plan.times.expression}
+
+[Timer]
+{calendars}
+AccuracySec=1s
+Persistent={str(plan.catch_up).lower()}
+
+[Install]
+WantedBy=timers.target
+"""
+    return {f"{plan.name}.service": service, f"{plan.name}.timer": timer}
+
+
+def _calendars(plan: Plan) -> list[str]:
+    """The schedule as systemd.time(7) has it; two where either day will do."""
+    fields = plan.times.fields
+    months, days = _listed(fields.months, 12), _listed(fields.days, 31)
+    clock = f"{_listed(fields.hours, 24)}:{_listed(fields.minutes, 60)}:00"
+    zone = f" {plan.times.zone_name}" if plan.zone_given else ""
+    weekdays = ",".join(WEEKDAYS[day] for day in fields.weekdays) + " "
+    if fields.every_day:
+        weekdays, days = "", "*"
+    elif fields.any_weekday:
+        weekdays = ""
+    if fields.both_days or fields.every_day:
+        return [f"{weekdays}*-{months}-{days} {clock}{zone}"]
+    return [f"*-{months}-{days} {clock}{zone}", f"{weekdays}*-{months}-* {clock}{zone}"]
+
+
+def _listed(values: tuple[int, ...], every: int) -> str:
+    return "*" if len(values) == every else ",".join(f"{value:02}" for value in values)
+
+
+def _systemd_quoted(word: str) -> str:
+    """A word of a command line: systemd.service(5) expands `%` and `$`, and unescapes."""
+    if SAFE.fullmatch(word):
+        return word.replace("%", "%%")
+    return f'"{"".join(map(_systemd_escaped, word))}"'
+
+
+def _systemd_escaped(character: str) -> str:
+    if escaped := SYSTEMD_ESCAPES.get(character):
+        return escaped
+    if _has_layout(character):
+        code = ord(character)
+        return f"\\x{code:02x}" if code < 128 else f"\\u{code:04x}"
+    return character
+
+
+def _systemd_path(path: str) -> str:
+    """The value of `WorkingDirectory=`, which knows neither quotes nor escapes but for `%`."""
+    if path.endswith("\\") or path != path.strip():
+        raise UsageError(
+            f"The current directory is {path!r}; systemd drops a blank at its end, and takes a "
+            "backslash there for a continued line. Rename it."
+        )
+    return path.replace("%", "%%")
+
+
+class _Text(str):
+    """Text that the user gave, quoted in YAML so that no reader takes it for a number."""
+
+    __slots__ = ()
+
+
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]  # PyYAML has no types
+    """Writes YAML that means the same to readers of version 1.1 and of 1.2."""
+
+
+_Dumper.add_representer(
+    _Text,
+    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", str(text), style='"'),
+)
+
+
+def _kubernetes(plan: Plan) -> dict[str, str]:
+    """A CronJob of batch/v1."""
+    if ":" in plan.directory:
+        raise UsageError(
+            f"The current directory is {plan.directory!r}; Kubernetes cannot mount a volume at "
+            "a path with a colon. Rename it."
+        )
+    for option, value, pattern in (("image", plan.image, IMAGE), ("claim", plan.claim, CLAIM)):
+        if not pattern.fullmatch(value):
+            raise UsageError(f"--{option} is {value!r}, which Kubernetes does not accept.")
+    schedule = {"schedule": _Text(_plain_expression(plan))}
+    if plan.zone_given:
+        schedule["timeZone"] = _Text(plan.times.zone_name)
+    failure = {
+        "action": "FailJob",
+        "onExitCodes": {"containerName": "pipeline", "operator": "In", "values": [1, 2, 3, 5]},
+    }
+    container = {
+        "name": "pipeline",
+        "image": _Text(plan.image),
+        "command": [IMAGE_PIPELINE],
+        # Kubernetes puts variables in the place of `$(NAME)`, and `$` in that of `$$`.
+        "args": [_Text(word.replace("$", "$$")) for word in plan.arguments],
+        "workingDir": _Text(plan.directory),
+        "volumeMounts": [{"name": "work", "mountPath": _Text(plan.directory)}],
+    }
+    pod = {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": STOP_SECONDS,
+        "containers": [container],
+        "volumes": [
+            {"name": "work", "persistentVolumeClaim": {"claimName": _Text(plan.claim)}},
+        ],
+    }
+    document = {
+        "apiVersion": "batch/v1",
+        "kind": "CronJob",
+        "metadata": {"name": _Text(plan.name)},
+        "spec": {
+            **schedule,
+            "concurrencyPolicy": "Forbid",
+            "startingDeadlineSeconds": plan.deadline_seconds,
+            "successfulJobsHistoryLimit": 3,
+            "failedJobsHistoryLimit": 3,
+            "jobTemplate": {
+                "spec": {
+                    "backoffLimit": 3,
+                    "podFailurePolicy": {"rules": [failure]},
+                    "template": {"spec": pod},
+                }
+            },
+        },
+    }
+    header = f"""\
+# kubectl apply -f {plan.name}.yaml
+# The volume holds what is in {printable(plan.directory)} here.
+# The image is that of deploy/Dockerfile, or has the command at the same place.
+# An evicted pod is restarted and continues; errors that would recur are not retried.
+"""
+    text = yaml.dump(document, Dumper=_Dumper, sort_keys=False, width=sys.maxsize)
+    return {f"{plan.name}.yaml": header + text}
+
+
+def _airflow(plan: Plan) -> dict[str, str]:
+    """A DAG with one task, for Airflow 2.4 and later."""
+    command = shlex.join(_command(plan.arguments))
+    zone = plan.times.zone_name
+    if zone == LOCAL:
+        raise UsageError(
+            "This machine does not tell the name of its time zone, which Airflow needs. Pass "
+            "--timezone, such as --timezone Europe/Berlin."
+        )
+    text = f'''\
+"""{plan.name}: {plan.times.expression}, as `pipeline schedule --print airflow` wrote it."""
+
+from datetime import timedelta
+
+import pendulum
+from airflow import DAG
+
+try:
+    from airflow.providers.standard.operators.bash import BashOperator
+except ImportError:  # Airflow 2
+    from airflow.operators.bash import BashOperator
+
+with DAG(
+    dag_id={plan.name!r},
+    schedule={_plain_expression(plan)!r},
+    start_date=pendulum.datetime(2024, 1, 1, tz={zone!r}),
+    catchup=False,  # only the last of several missed runs is made up
+    max_active_runs=1,
+    dagrun_timeout=timedelta(days=1),
+):
+    BashOperator(
+        task_id="pipeline",
+        bash_command={_airflow_text(command)!r},
+        cwd={_airflow_text(plan.directory)!r},
+        append_env=True,
+        retries=0,  # the command's own --retries cover what is worth another try
+    )
+'''
+    return {f"{plan.name.replace('-', '_')}.py": text}
+
+
+def _airflow_text(text: str) -> str:
+    """A field of an operator, which Airflow takes for a Jinja template, or for the name of one.
+
+    Where it could be either, it is a template whose one expression is the text: JSON's escapes
+    are those of Jinja's strings, but for characters outside of ASCII, which need none.
+    """
+    if "{" in text or LINE_BREAK.search(text) or text.endswith(AIRFLOW_FILES):
+        return "{{ " + json.dumps(text, ensure_ascii=False) + " }}"
+    return text
+
+
+def _has_layout(text: str) -> bool:
+    return any(unicodedata.category(character) in LAYOUT_CATEGORIES for character in text)
+
+
+def _cron_expression(plan: Plan) -> str:
+    """The expression as cron reads it: five plain fields that are due at the same times."""
+    fields = plan.times.fields
+    values = (fields.minutes, fields.hours, fields.days, fields.months, fields.weekdays)
+    texts = plan.times.expression.split()
+    return " ".join(map(_plain_field, texts, values))
+
+
+def _plain_expression(plan: Plan) -> str:
+    """The expression where every scheduler takes it to mean the same; else `UsageError`.
+
+    Kubernetes knows no Sunday 7. Where a day field begins with `*` but does not allow all, cron
+    wants both day fields to agree, and the others one of them.
+    """
+    fields = plan.times.fields
+    minutes, hours, days, months, weekdays = _cron_expression(plan).split()
+    if fields.every_day:
+        days = weekdays = "*"
+    elif fields.both_days and not fields.any_day and not fields.any_weekday:
+        raise UsageError(
+            f"{plan.times.expression!r} means other days to cron than to Kubernetes and Airflow: "
+            "give the days or the weekdays, not both."
+        )
+    elif fields.any_weekday:
+        weekdays = "*"
+    elif fields.any_day:
+        days = "*"
+    if "7" in weekdays:
+        weekdays = _ranges(fields.weekdays)
+    return f"{minutes} {hours} {days} {months} {weekdays}"
+
+
+def _plain_field(text: str, values: Sequence[int]) -> str:
+    """A field without names, and without a step after a single number.
+
+    A field that begins with `*` still does: cron makes a difference there.
+    """
+    if PLAIN_FIELD.fullmatch(text):
+        return text
+    first, *_ = text.split(",")
+    return f"{first},{_ranges(values)}" if text.startswith("*") else _ranges(values)
+
+
+def _ranges(values: Iterable[int]) -> str:
+    """Sorted numbers as a list of cron's: `1-3,5`."""
+    runs: list[list[int]] = []
+    for value in values:
+        if runs and runs[-1][-1] == value - 1:
+            runs[-1].append(value)
+        else:
+            runs.append([value])
+    return ",".join(
+        f"{run[0]}-{run[-1]}" if len(run) > 2 else ",".join(map(str, run)) for run in runs
+    )

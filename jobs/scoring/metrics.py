@@ -1,0 +1,122 @@
+"""The quality of predictions: accuracy, cross-entropy, per-class figures, the confusion matrix."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage.documents import check_fields
+from storage.errors import BadDataError
+
+
+@dataclass(frozen=True)
+class ClassQuality:
+    """How well one class is found."""
+
+    name: str
+    precision: float
+    """Of the rows predicted to be of the class, the share that are; 0 where there are none."""
+    recall: float
+    """Of the rows of the class, the share predicted to be; 0 where there are none."""
+    f1: float
+    """The harmonic mean of precision and recall; 0 where both are."""
+    rows: int
+    """Rows of the class."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """All figures of a scoring with labels."""
+
+    accuracy: float
+    """Share of rows whose predicted class is the target's, in [0, 1]."""
+    cross_entropy: float
+    """Mean over the rows, in nats."""
+    classes: tuple[ClassQuality, ...]
+    confusion: tuple[tuple[int, ...], ...]
+    """`confusion[true][predicted]` rows."""
+
+    def to_json(self) -> dict[str, Any]:
+        """All figures by name."""
+        return {
+            "accuracy": self.accuracy,
+            "cross_entropy": self.cross_entropy,
+            "classes": [dict(vars(found)) for found in self.classes],
+            "confusion": [list(row) for row in self.confusion],
+        }
+
+
+def check_quality(document: Any, classes: int, place: str) -> None:
+    """Raise `BadDataError` that names `place` unless it is a report on `classes` classes."""
+    kinds = {"accuracy": float, "cross_entropy": float, "classes": list, "confusion": list}
+    check_fields(document, kinds, place)
+    of_class = {"name": str, "precision": float, "recall": float, "f1": float, "rows": int}
+    for found in document["classes"]:
+        check_fields(found, of_class, place)
+    rows = document["confusion"]
+    square = all(type(row) is list and len(row) == classes for row in rows)
+    if {classes} != {len(rows), len(document["classes"])} or not square:
+        raise BadDataError(f"{place} does not have the figures of {classes:,} classes.")
+
+
+class QualityCount:
+    """Counts predictions block by block, in memory for the confusion matrix alone."""
+
+    def __init__(
+        self, class_names: tuple[str, ...], target_names: tuple[str, ...] | None = None
+    ) -> None:
+        """No rows yet.
+
+        `target_names`, by default all, are the classes that targets have columns for: a dataset
+        may lack some of those that a model knows.
+        """
+        self._names = class_names
+        self._columns = np.array([class_names.index(name) for name in target_names or class_names])
+        self._confusion = np.zeros((len(class_names), len(class_names)), dtype=np.int64)
+        self._loss_sum = 0.0
+
+    def add(
+        self,
+        probabilities: NDArray[np.float32],
+        predicted: NDArray[np.int32],
+        targets: NDArray[np.uint8],
+    ) -> None:
+        """Count a block: `(rows, classes)`, `(rows,)` and one-hot `(rows, classes)`."""
+        truth = self._columns[targets.argmax(axis=1)]
+        pairs = truth * len(self._names) + predicted
+        self._confusion += np.bincount(pairs, minlength=self._confusion.size).reshape(
+            self._confusion.shape
+        )
+        # A probability that float32 rounds to 0 counts as the smallest one that it has.
+        of_truth = np.maximum(
+            probabilities[np.arange(len(truth)), truth], np.finfo(np.float32).smallest_subnormal
+        )
+        self._loss_sum -= float(np.log(of_truth, dtype=np.float64).sum())
+
+    def merge(self, counted: "QualityCount") -> None:
+        """Add what was counted elsewhere of one block; block by block in order, the bits agree."""
+        self._confusion += counted._confusion
+        self._loss_sum += counted._loss_sum
+
+    def result(self) -> Quality:
+        """The figures of all rows so far, at least one."""
+        rows = int(self._confusion.sum())
+        return Quality(
+            accuracy=int(np.trace(self._confusion)) / rows,
+            cross_entropy=self._loss_sum / rows,
+            classes=tuple(self._class_quality(number) for number in range(len(self._names))),
+            confusion=tuple(tuple(row) for row in self._confusion.tolist()),
+        )
+
+    def _class_quality(self, number: int) -> ClassQuality:
+        hits = int(self._confusion[number, number])
+        rows = int(self._confusion[number].sum())
+        predicted = int(self._confusion[:, number].sum())
+        return ClassQuality(
+            name=self._names[number],
+            precision=hits / predicted if predicted else 0.0,
+            recall=hits / rows if rows else 0.0,
+            f1=2 * hits / (rows + predicted) if rows + predicted else 0.0,
+            rows=rows,
+        )

@@ -1,0 +1,42 @@
+"""Threads that apply a function to items, for work that is one long NumPy call after another."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Generic, TypeVar
+
+from storage.location import Closing
+
+Given = TypeVar("Given")
+Result = TypeVar("Result")
+
+
+class Workers(Closing, Generic[Given, Result]):
+    """Applies a function to items on threads and gives the results in the items' order."""
+
+    def __init__(self, function: Callable[[Given], Result], threads: int) -> None:
+        """`threads` 1 works in the calling thread."""
+        self._function = function
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(threads - 1, "compute") if threads > 1 else None
+
+    def map(self, items: Iterator[Given]) -> Iterator[Result]:
+        """Results in order; no more items are taken ahead than there are threads.
+
+        None is held while the next ones are taken: they may be views of something large. The
+        calling thread does its share: handing work over costs as much as a small micro-batch.
+        """
+        if self._pool is None:
+            yield from map(self._function, items)
+            return
+        while group := list(islice(items, self._threads)):
+            others = [self._pool.submit(self._function, item) for item in group[1:]]
+            yield self._function(group[0])
+            for other in others:
+                yield other.result()
+            group.clear()
+
+    def close(self) -> None:
+        """Stop the threads."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)

@@ -1,0 +1,1 @@
+"""The Dask cluster: connecting, submitting tasks, and what workers run."""

@@ -1,0 +1,169 @@
+"""A job's own cluster: processes of this machine that no other user can reach.
+
+They speak TLS with a certificate made for the run, listen on loopback, serve no Web pages, and keep
+their files in a directory of the user's own: Dask's workers import modules and unpickle data from
+theirs, and a directory that is shared may be somebody else's.
+"""
+
+import fcntl
+import logging
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
+from pathlib import Path
+
+import dask
+from distributed import LocalCluster
+from distributed.security import Security
+
+from pipeline.cluster.options import ClusterOptions
+from pipeline.cluster.worker import reason
+from storage.errors import UnreachableError
+from storage.files import check_room
+from storage.location import Closing
+
+THREADS, THREADS_OF_A_WORKER = 15, 15
+OPEN_FILES, OPEN_FILES_OF_A_WORKER = 40, 15
+"""What a job and its workers use at most, somewhat more than measured.
+
+Dask hangs or prints tracebacks where it gets less.
+"""
+CLOSE_SECONDS = 5.0
+DIRECTORY_PREFIX = "mnist-stream-workers-"
+SETTINGS = {
+    # The profiler looks at every thread a hundred times a second, between any two NumPy calls: it
+    # took a tenth of the time of short steps. On a cluster of the user's own it is his to choose.
+    "distributed.worker.profile.enabled": False,
+    # Anybody could read these pages.
+    "distributed.scheduler.http.routes": [],
+    "distributed.worker.http.routes": [],
+}
+
+
+class OwnCluster(Closing):
+    """Processes with one thread each, and the directory that they keep their files in."""
+
+    def __init__(self, options: ClusterOptions) -> None:
+        """Start them; raises `UnreachableError` if the system does not give what they need."""
+        workers = options.workers or 0
+        check_room(
+            threads=THREADS + THREADS_OF_A_WORKER * workers,
+            open_files=OPEN_FILES + OPEN_FILES_OF_A_WORKER * workers,
+        )
+        try:
+            self._directory = PrivateDirectory()
+            try:
+                self.cluster = _start(options, self._directory.path)
+            except BaseException:
+                self._directory.close()
+                raise
+        except Exception as error:  # whatever Dask makes of what the system does not give
+            raise UnreachableError(
+                f"Cannot start {options.workers} workers ({reason(_system_error(error))}). Give "
+                "fewer --workers, or raise the limits of processes (ulimit -u), open files (-n) "
+                "and memory (-v)."
+            ) from error
+
+    def close(self) -> None:
+        """End the processes and remove their directory."""
+        with suppress(Exception):
+            self.cluster.close(timeout=CLOSE_SECONDS)
+        self._directory.close()
+
+
+class PrivateDirectory(Closing):
+    """A temporary directory that only its owner can enter, locked for as long as it is in use."""
+
+    def __init__(self) -> None:
+        """Make one, and remove those that dead processes of the same user left."""
+        base = dask.config.get("temporary-directory", None) or tempfile.gettempdir()
+        for left in Path(base).glob(f"{DIRECTORY_PREFIX}*"):
+            with suppress(OSError):
+                _remove_unlocked(left)
+        while True:
+            self.path = Path(tempfile.mkdtemp(prefix=DIRECTORY_PREFIX, dir=base))
+            self._descriptor = os.open(self.path, os.O_RDONLY)
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+            if self.path.exists():  # else another process took it for one that was left
+                return
+            os.close(self._descriptor)
+
+    def close(self) -> None:
+        """Remove it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        os.close(self._descriptor)
+
+
+def _remove_unlocked(directory: Path) -> None:
+    """Remove a directory of this user that no process holds; `OSError` if one does."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        if os.fstat(descriptor).st_uid == os.getuid():
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(directory)
+    finally:
+        os.close(descriptor)
+
+
+def _system_error(error: BaseException) -> BaseException:
+    """Return what the system said, if that is among an error's causes; else the error."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno:
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return error
+
+
+def _start(options: ClusterOptions, directory: Path) -> LocalCluster:
+    with dask.config.set(SETTINGS), _signals_left_to_this_thread():
+        return LocalCluster(
+            n_workers=options.workers,
+            threads_per_worker=1,
+            processes=True,
+            host="tls://127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+            scheduler_kwargs={"dashboard": False},
+            local_directory=str(directory),
+            silence_logs=logging.CRITICAL,
+            security=security_of(options) or Security.temporary(),
+        )
+
+
+@contextmanager
+def _signals_left_to_this_thread() -> Iterator[None]:
+    """Start threads, and from them processes, that no Ctrl-C reaches, be they still importing.
+
+    A signal's mask goes down to both; what comes meanwhile comes here when the block ends. The
+    tracker of Python's own semaphores would clear the mask, so it is started before; it need not
+    tell what a job leaves that ends at once.
+    """
+    warnings = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = "ignore"
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        del os.environ["PYTHONWARNINGS"]
+        if warnings is not None:
+            os.environ["PYTHONWARNINGS"] = warnings
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def security_of(options: ClusterOptions) -> Security | None:
+    """TLS by the options; None leaves it to Dask's own configuration."""
+    if not options.tls_ca:
+        return None
+    pair = {
+        f"tls_{side}_{kind}": getattr(options, f"tls_{kind}")
+        for side in ("client", "scheduler", "worker")
+        for kind in ("cert", "key")
+    }
+    return Security(tls_ca_file=options.tls_ca, require_encryption=True, **pair)

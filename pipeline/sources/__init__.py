@@ -1,0 +1,1 @@
+"""Where rows come from: IDX files, downloads, generated digits."""

@@ -1,0 +1,218 @@
+"""JSON documents that carry their own digest, so that no changed bit passes for a value."""
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from storage.errors import BadDataError
+from storage.location import Location
+
+DOCUMENT_LIMIT = 256 * 2**20
+"""The largest document that is read, in bytes; what is larger is none of ours."""
+
+SEAL = "seal"
+OWN_SEAL = "own_seal"
+"""The seal of what is ours in a Zarr group; releases that do not know it check `SEAL`, of all."""
+METADATA_DIGESTS = "metadata_digests"
+"""The digest of the bytes of each `zarr.json` below the root, by key, for those releases."""
+OWN_METADATA_DIGESTS = "own_metadata_digests"
+"""The digest of what is ours in each of them."""
+
+ZARR_FIELDS = frozenset(
+    {
+        "zarr_format",
+        "node_type",
+        "attributes",
+        "shape",
+        "data_type",
+        "chunk_grid",
+        "chunk_key_encoding",
+        "fill_value",
+        "codecs",
+        "dimension_names",
+        "storage_transformers",
+    }
+)
+"""The fields of a `zarr.json` that say what a group or array is."""
+ARRAY_ATTRIBUTES = frozenset({"scale_factor", "add_offset"})
+"""The attributes that we give to arrays; groups below the root have none."""
+
+
+def canonical(value: object) -> bytes:
+    """The one JSON text of a value: sorted keys, no spaces, ASCII; floats round-trip exactly."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def digest_of(value: object) -> str:
+    """SHA-256, in hex, of a value's canonical JSON."""
+    return hashlib.sha256(canonical(value)).hexdigest()
+
+
+def seal(document: dict[str, Any]) -> dict[str, Any]:
+    """The document with its seal added: the digest of everything else in it."""
+    body = {key: value for key, value in document.items() if key != SEAL}
+    return body | {SEAL: digest_of(body)}
+
+
+def document_bytes(document: dict[str, Any], indent: int | None = 2) -> bytes:
+    """A document as text for a file; `indent=None` gives one line.
+
+    Raises `BadDataError` for what `parse` would refuse: no document is written that cannot be read.
+    """
+    data = (json.dumps(document, indent=indent, allow_nan=False) + "\n").encode()
+    if _has_half_character(data, document):
+        raise BadDataError(
+            "A name that is to be recorded is no text in UTF-8. Give that file or directory "
+            "another one."
+        )
+    return data
+
+
+def sealed_bytes(document: dict[str, Any], indent: int | None = 2) -> bytes:
+    """The same, with its seal."""
+    return document_bytes(seal(document), indent)
+
+
+def parse(data: bytes, place: str) -> dict[str, Any]:
+    """A JSON object from bytes, or `BadDataError` that names `place`."""
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise BadDataError(f"{place} is not valid JSON ({error}); it is damaged.") from error
+    if not isinstance(document, dict):
+        raise BadDataError(f"{place} holds a JSON {type(document).__name__}, not an object.")
+    if _has_half_character(data, document):
+        raise BadDataError(f"{place} holds half a surrogate pair, which is no text; it is damaged.")
+    return document
+
+
+def _has_half_character(data: bytes, document: dict[str, Any]) -> bool:
+    """Whether a text is none that can be printed or encoded: JSON's escapes can spell it."""
+    if b"\\ud" not in data.lower():
+        return False
+    try:
+        json.dumps(document, ensure_ascii=False).encode()
+    except (UnicodeEncodeError, RecursionError):
+        return True
+    return False
+
+
+def check_fields(document: Any, kinds: Mapping[str, type], place: str) -> None:
+    """Raise `BadDataError` for the first field that is missing or not of its type.
+
+    An integer does not pass for a float, nor a boolean for an integer: we write none for the other.
+    """
+    for name, kind in kinds.items():
+        found = document.get(name) if isinstance(document, dict) else None
+        if type(found) is not kind:
+            raise BadDataError(
+                f"{place} has a {type(found).__name__} for its '{name}'; expected a "
+                f"{kind.__name__}. Restore it from a copy, or make it again."
+            )
+
+
+def check_seal(document: dict[str, Any], place: str) -> dict[str, Any]:
+    """The document without its seal, or `BadDataError` where the two do not agree."""
+    body = {key: value for key, value in document.items() if key != SEAL}
+    found = document.get(SEAL)
+    try:
+        expected = digest_of(body)
+    except (ValueError, RecursionError) as error:
+        raise BadDataError(f"{place} holds a value that is not JSON ({error}).") from error
+    if found != expected:
+        raise BadDataError(
+            f"{place} is damaged: its seal is {found!r}, its content has digest {expected}. "
+            "Restore it from a copy, or make it again."
+        )
+    return body
+
+
+def own_metadata(document: dict[str, Any], attributes: Collection[str]) -> dict[str, Any]:
+    """Return the part of a `zarr.json` that is ours: Zarr's own fields, and these attributes.
+
+    Other Zarr programs may add attributes and consolidated metadata, write the fields in another
+    order, and leave out those that are empty.
+    """
+    every = document.get("attributes")
+    if isinstance(every, dict):
+        ours = {name: value for name, value in every.items() if name in attributes}
+        document = document | {"attributes": ours}
+    return {
+        name: value
+        for name, value in document.items()
+        if name in ZARR_FIELDS and value not in (None, [], {})
+    }
+
+
+def metadata_digest(document: dict[str, Any]) -> str:
+    """Return the digest of what is ours in the `zarr.json` of anything below the root."""
+    return digest_of(own_metadata(document, ARRAY_ATTRIBUTES))
+
+
+def recorded_digests(attributes: Mapping[str, Any]) -> dict[str, str]:
+    """Return the digest of each `zarr.json` below the root, by key, for `check_metadata`."""
+    own = attributes.get(OWN_METADATA_DIGESTS)
+    return dict(attributes[METADATA_DIGESTS] if own is None else own)
+
+
+def check_metadata(data: bytes, recorded: str, place: str, remedy: str) -> None:
+    """Raise `BadDataError` where a `zarr.json` is not the one whose digest was recorded.
+
+    Datasets and scores of earlier releases recorded the digest of its bytes.
+    """
+    if recorded == hashlib.sha256(data).hexdigest():
+        return
+    document = parse(data, place)
+    try:
+        found = metadata_digest(document)
+    except (ValueError, RecursionError) as error:
+        raise BadDataError(f"{place} holds a value that is not JSON ({error}). {remedy}") from error
+    if found != recorded:
+        raise BadDataError(f"{place} has digest {found}; recorded is {recorded}. {remedy}")
+
+
+def seal_group(document: dict[str, Any]) -> dict[str, Any]:
+    """Return a Zarr group's document with both seals added to the attributes."""
+    every = document["attributes"].items()
+    attributes = {key: value for key, value in every if key not in (SEAL, OWN_SEAL)}
+    own = own_metadata(document | {"attributes": attributes}, attributes)
+    body = document | {"attributes": attributes | {OWN_SEAL: digest_of(own)}}
+    return body | {"attributes": body["attributes"] | {SEAL: digest_of(body)}}
+
+
+def check_group_seal(document: dict[str, Any], attributes: Collection[str], place: str) -> None:
+    """Raise `BadDataError` where these attributes of a Zarr group do not agree with its seal."""
+    every = document["attributes"]
+    found = every.get(SEAL)
+    if isinstance(found, str):  # a group whose other seal is gone is damaged as well
+        found = every.get(OWN_SEAL, found)
+    check_seal(own_metadata(document, attributes) | {SEAL: found}, place)
+
+
+def read(location: Location, key: str) -> bytes:
+    """A document's bytes, refused by its size before it is read.
+
+    Raises `FileNotFoundError` where there is none.
+    """
+    size = location.size(key)
+    if size > DOCUMENT_LIMIT:
+        raise BadDataError(
+            f"{location.child(key)} has {size:,} bytes; expected at most {DOCUMENT_LIMIT:,}."
+        )
+    return location.get(key)
+
+
+def read_document(location: Location, key: str) -> dict[str, Any]:
+    """Return a JSON object from a file. Raises `BadDataError` where there is none."""
+    place = f"{location}/{key}"
+    try:
+        return parse(read(location, key), place)
+    except FileNotFoundError:
+        raise BadDataError(f"{place} is missing. Restore it from a copy.") from None
+
+
+def read_sealed(location: Location, key: str) -> dict[str, Any]:
+    """A sealed document from a file, checked. `FileNotFoundError` where there is none."""
+    place = str(location.child(key))
+    return check_seal(parse(read(location, key), place), place)

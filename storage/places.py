@@ -1,0 +1,81 @@
+"""From what a user writes to the location that it names: a path, a `file://` or an `s3://` URL."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeAlias
+
+from storage.errors import MissingExtraError, UsageError
+from storage.local import LocalLocation
+from storage.location import Location
+
+Place: TypeAlias = str | Path | Location
+"""What names a location: a path, a URL, or the location itself."""
+
+
+def open_location(place: Place, options: Mapping[str, str] | None = None) -> Location:
+    """The location that a path, a `file://` or an `s3://` URL names; nothing is read or made yet.
+
+    `options` are those of the store, for a URL of one (see `storage.s3.open_s3`); a path needs
+    none. Raises `UsageError` for an empty name, a URL of a kind that is not known, or options
+    that are not.
+    """
+    if isinstance(place, Location):
+        return place
+    text = str(place)
+    if not text.strip():
+        raise UsageError("A location is empty; give a path.")
+    if "\0" in text:
+        raise UsageError("A path cannot hold a null character.")
+    if text.startswith("s3://"):
+        return _open_s3(text, options or {})
+    if text.startswith("file://"):
+        text = text.removeprefix("file://")
+    elif "://" in text:
+        scheme = text.split("://", 1)[0]
+        raise UsageError(f"'{text}' is a {scheme} URL; expected a path, a file:// or an s3:// URL.")
+    try:
+        return LocalLocation(Path(text).expanduser())
+    except RuntimeError as error:
+        raise UsageError(
+            f"There is no home directory for {Path(text).parts[0]!r} of {text!r}; write ./{text} "
+            "for a directory of that name."
+        ) from error
+
+
+def is_url_of_store(place: Place) -> bool:
+    """Whether a place is in a store that options can be given for."""
+    return not isinstance(place, Location) and str(place).startswith("s3://")
+
+
+def reference_to(target: Location, base: Location) -> str:
+    """Return how a document in `base` refers to a location: relative where both are on a disk.
+
+    So the two can be moved together.
+    """
+    text = str(target)
+    if "://" in text:
+        return text
+    if "://" in str(base):
+        return os.path.abspath(text)
+    return os.path.relpath(os.path.realpath(text), os.path.realpath(str(base)))
+
+
+def referenced(reference: str, base: Location) -> str:
+    """Return the place that a reference in `base` means, as it can be opened from here."""
+    if "://" in reference or os.path.isabs(reference):
+        return reference
+    plain = os.path.normpath(os.path.join(str(base), reference))
+    real = os.path.normpath(os.path.join(os.path.realpath(str(base)), reference))
+    # `..` behind a link leads elsewhere; where it does not, the shorter path is the clearer one.
+    return plain if os.path.realpath(plain) == os.path.realpath(real) else real
+
+
+def _open_s3(url: str, options: Mapping[str, str]) -> Location:
+    try:
+        from storage.s3 import open_s3
+    except ModuleNotFoundError as error:
+        if error.name is None or not error.name.startswith("obstore"):
+            raise
+        raise MissingExtraError(f"The S3 store of {url!r}", "obstore", "s3") from error
+    return open_s3(url, options)

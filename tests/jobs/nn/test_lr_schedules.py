@@ -1,0 +1,56 @@
+"""The schedules at the points that define them."""
+
+import pytest
+
+from jobs.nn.lr_schedules import SCHEDULES, learning_rate
+
+
+def test_constant_keeps_the_rate() -> None:
+    """Every step has the rate that was chosen."""
+    assert [0.1, 0.1, 0.1] == [learning_rate("constant", 0.1, step, 3) for step in range(3)]
+
+
+def test_cosine_falls_from_the_maximum_to_zero() -> None:
+    """It starts at the maximum, is at half of it half-way, and would be zero after the end."""
+    assert 0.4 == learning_rate("cosine", 0.4, 0, 8)
+    assert pytest.approx(0.2) == learning_rate("cosine", 0.4, 4, 8)
+    assert 0 < learning_rate("cosine", 0.4, 7, 8) < 0.02
+
+
+def test_one_cycle_rises_and_falls() -> None:
+    """It starts at a 25th, peaks after 30 % of the steps and ends at a 250,000th."""
+    rates = [learning_rate("one-cycle", 1.0, step, 100) for step in range(100)]
+    assert pytest.approx(1 / 25) == rates[0]
+    assert pytest.approx(1.0) == rates[29] == max(rates)
+    assert pytest.approx(1 / 250_000) == rates[-1]
+    assert sorted(rates[:30]) == rates[:30]
+    assert sorted(rates[29:], reverse=True) == rates[29:]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("total_steps", range(1, 12))
+def test_short_runs_have_positive_rates(schedule: str, total_steps: int) -> None:
+    """However few the steps, each has a rate above zero and at most the maximum."""
+    for step in range(total_steps):
+        rate = learning_rate(schedule, 0.1, step, total_steps)
+        assert 0 < rate <= 0.1
+        assert isinstance(rate, float)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_run_of_one_step_uses_the_maximum(schedule: str) -> None:
+    """A single step is not wasted on a warm-up or a tail."""
+    assert 0.1 == learning_rate(schedule, 0.1, 0, 1)
+
+
+@pytest.mark.parametrize("step", [-1, 10])
+def test_a_step_outside_of_the_run_is_refused(step: int) -> None:
+    """The error names the step and the range."""
+    with pytest.raises(ValueError, match=f"step is {step} of 10: expected a step from 0 to 9"):
+        learning_rate("cosine", 0.1, step, 10)
+
+
+def test_an_unknown_schedule_is_refused() -> None:
+    """The error lists the schedules there are."""
+    with pytest.raises(ValueError, match="'step': expected one of constant, cosine, one-cycle"):
+        learning_rate("step", 0.1, 0, 10)

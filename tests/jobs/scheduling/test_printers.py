@@ -1,0 +1,480 @@
+"""Files for other schedulers, each read by the program or the parser that it is for."""
+
+import ast
+import posixpath
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pytest
+import yaml
+
+from jobs.scheduling.cron import cron_times
+from jobs.scheduling.printers import KINDS, Plan, as_utf8, schedule_files
+from storage.errors import UsageError
+from tests.commands.process import REPOSITORY
+
+WORDS = ("score", "--inbox", "a b", "--out", "{home}.csv", "--model", "50%$x\"'\\")
+"""Arguments with what each of the formats takes for something else."""
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    """A nightly job."""
+    return Plan(
+        times=cron_times("30 2 * * 1-5", "Europe/Berlin"),
+        arguments=WORDS,
+        name="nightly",
+        catch_up=True,
+        zone_given=True,
+        directory=str(tmp_path),
+        image="registry.example/mnist:1",
+        claim="work",
+    )
+
+
+def only(files: dict[str, str]) -> str:
+    (text,) = files.values()
+    return text
+
+
+def only_one(words: list[str]) -> str:
+    (word,) = words
+    return word
+
+
+def own_command() -> list[str]:
+    script = Path(sys.executable).with_name("pipeline")
+    return [str(script)] if script.exists() else [sys.executable, "-P", "-m", "jobs.commands.cli"]
+
+
+def test_cron(plan: Plan) -> None:
+    """The line of the table has the schedule, and a command that a shell takes apart as it was."""
+    *settings, line = only(schedule_files("cron", plan)).splitlines()
+    assert "CRON_TZ=Europe/Berlin" in settings
+    assert "SHELL=/bin/sh" in settings
+    assert line.startswith("30 2 * * 1-5 cd ")
+    command = line.split(" ", 5)[5]
+    words = shlex.split(cron_reads(command))
+    assert ["cd", plan.directory, "&&", "exec", *own_command(), *WORDS] == words
+
+
+def cron_reads(command: str) -> str:
+    """A command as cron hands it to the shell: it ends at a bare percent sign (do_command.c)."""
+    whole = re.match(r"(?:[^%\\]|\\.)*", command)
+    assert whole is not None
+    return re.sub(r"\\([%\\])", r"\1", whole[0])
+
+
+HOSTILE_WORDS = (
+    *("\\\\", "a\\\\\\%b", "%", "$x", "$$", "a'b\"c", ";", "", " ", "#", "{{ x }}", "~", "*", "!x"),
+    *("\U0001f600", "\u00e9", "\u3000", "\ufeff", "0", "1e3", "0x1f", "null", "yes", "- a", "a: b"),
+)
+
+
+def test_cron_hands_every_argument_over(plan: Plan) -> None:
+    """What cron, and then the shell, make of the line is the command, to the character."""
+    directory = "/data/a b%c\\\\d'e"
+    text = only(
+        schedule_files(
+            "cron", replace(plan, directory=directory, arguments=("score", *HOSTILE_WORDS))
+        )
+    )
+    command = text.splitlines()[-1].split(" ", 5)[5]
+    expected = ["cd", directory, "&&", "exec", *own_command(), "score", *HOSTILE_WORDS]
+    assert expected == shlex.split(cron_reads(command))
+
+
+@pytest.mark.parametrize(
+    ("given", "printed"),
+    [
+        ("5/15 * * * *", "5,20,35,50 * * * *"),
+        ("*/15,5/20 * * * *", "*/15,0,5,15,25,30,45 * * * *"),
+        ("0 0 * jan-MAR mon-FRI", "0 0 * 1-3 1-5"),
+        ("0 0 */2 * *", "0 0 */2 * *"),
+        ("0 0 13 * 5/1", "0 0 13 * 0,5,6"),
+        ("0 22/1 * * 7", "0 22,23 * * 7"),
+        ("0 0 */2 * MON", "0 0 */2 * 1"),
+    ],
+)
+def test_cron_expressions(given: str, printed: str, plan: Plan) -> None:
+    """What cron itself refuses is printed in the plain fields that mean the same."""
+    times = cron_times(given, "UTC")
+    text = only(schedule_files("cron", replace(plan, times=times)))
+    assert text.splitlines()[-1].startswith(f"{printed} cd ")
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    again = cron_times(printed, "UTC").times_after(start)
+    assert list(islice(times.times_after(start), 50)) == list(islice(again, 50))
+
+
+def checks_tables() -> bool:
+    """Whether there is a crontab(1) with a dry run, as Debian's has."""
+    if shutil.which("crontab") is None:
+        return False
+    process = subprocess.run(["crontab", "-h"], capture_output=True, text=True, check=False)
+    return "dry run" in process.stdout + process.stderr
+
+
+@pytest.mark.skipif(not checks_tables(), reason="no crontab with a dry run is installed")
+@pytest.mark.parametrize("expression", ["5/15 * * * *", "*/15,5/20 2-4 1/9 jan-MAR mon,6/1"])
+def test_crontab_takes_the_table(expression: str, plan: Plan, tmp_path: Path) -> None:
+    """The program that it is for has nothing to say against it."""
+    plan = replace(plan, times=cron_times(expression, "UTC"), arguments=("score", *HOSTILE_WORDS))
+    (tmp_path / "table").write_text(only(schedule_files("cron", plan)))
+    subprocess.run(["crontab", "-n", str(tmp_path / "table")], check=True, capture_output=True)
+
+
+def test_a_line_too_long_for_cron(plan: Plan) -> None:
+    """A line of which cron would read the first part only is refused."""
+    long = replace(plan, arguments=("score", "x" * 998))
+    with pytest.raises(UsageError, match="at most 998"):
+        schedule_files("cron", long)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("directory", ["a\nb", "a\u2028b", "a\x85b", "a\x1bb", "a\x00b"])
+def test_directories_that_no_file_can_hold(kind: str, directory: str, plan: Plan) -> None:
+    """Control characters and line separators are refused."""
+    with pytest.raises(UsageError, match="Rename it"):
+        schedule_files(kind, replace(plan, directory=f"/data/{directory}"))
+
+
+@pytest.mark.parametrize("text", ["caf\udce9", "half\ud83d"])
+def test_names_that_are_not_utf8(text: str) -> None:
+    """A file of another program cannot hold them."""
+    assert "caf\u00e9" == as_utf8("caf\u00e9")
+    with pytest.raises(UsageError, match="is not valid UTF-8"):
+        as_utf8(text)
+
+
+@pytest.mark.parametrize("directory", ["/data/a\\", "/data/a ", "/data/a\u3000"])
+def test_directories_that_systemd_cannot_hold(directory: str, plan: Plan) -> None:
+    """A backslash or a blank at the end would be read as something else."""
+    with pytest.raises(UsageError, match="systemd drops a blank"):
+        schedule_files("systemd", replace(plan, directory=directory))
+
+
+def systemd_reads(line: str) -> list[str]:
+    """The words of a command line after systemd.service(5): quotes, escapes, specifiers, `$$`."""
+    escapes = {"n": "\n", "r": "\r", "t": "\t", '"': '"', "\\": "\\", "'": "'"}
+
+    def unescaped(found: "re.Match[str]") -> str:
+        code = found[1] or found[2]
+        return chr(int(code, 16)) if code else escapes[found[3]]
+
+    words = []
+    for quoted, bare in re.findall(r'"((?:[^"\\]|\\.)*)"(?=\s|$)|(\S+)', line):
+        assert not re.search(r"""["'\\;]""", bare), bare
+        escape = r"\\(?:x([0-9a-f]{2})|u([0-9a-f]{4})|(.))"
+        word = re.sub(escape, unescaped, quoted) if quoted else bare
+        assert not re.search(r"%", word.replace("%%", "")), word
+        assert not re.search(r"\$", word.replace("$$", "")), word
+        words.append(word.replace("%%", "%").replace("$$", "$"))
+    return words
+
+
+def test_systemd_hands_every_argument_over(plan: Plan) -> None:
+    """What systemd makes of the command line is the command, control characters included."""
+    words = ("score", *HOSTILE_WORDS, "a\n\r\tb\x01\x1b\x7f", "\u2028\x85")
+    service = schedule_files("systemd", replace(plan, arguments=words))["nightly.service"]
+    (line,) = [line for line in service.split("\n") if line.startswith("ExecStart=")]
+    assert [*own_command(), *words] == systemd_reads(line.removeprefix("ExecStart="))
+
+
+def test_every_day_by_two_fields(plan: Plan) -> None:
+    """Where one of two days is enough, and one field has all, every day is meant everywhere."""
+    every = replace(plan, times=cron_times("0 0 13 * 0-6", "UTC"))
+    assert "OnCalendar=*-*-* 00:00:00" in schedule_files("systemd", every)["nightly.timer"]
+    assert "0 0 * * *" == kubernetes(every)["spec"]["schedule"]
+
+
+@pytest.mark.parametrize("name", ["0", "1e3", "null", "yes", "0x1f"])
+def test_kubernetes_holds_texts(name: str, plan: Plan) -> None:
+    """What looks like a number to some reader of YAML is a text, and hostile words round-trip."""
+    words = ("score", *HOSTILE_WORDS, "a\n\tb\x01\x1b\x7f", "\u2028\x85", name)
+    directory = "/data/\U0001f600 # 'a' \"b\" - {c}"
+    plan = replace(plan, name=name, claim=name, arguments=words, directory=directory)
+    text = only(schedule_files("kubernetes", plan))
+    assert text.isascii() or "\U0001f600" in text.splitlines()[1]
+    document = kubernetes(plan)
+    assert name == document["metadata"]["name"]
+    pod = document["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    assert name == pod["volumes"][0]["persistentVolumeClaim"]["claimName"]
+    assert list(words) == [expanded(word) for word in pod["containers"][0]["args"]]
+    assert directory == pod["containers"][0]["workingDir"]
+    for text_of_user in (name, directory.replace("\U0001f600", "\\U0001F600")):
+        assert f'"{text_of_user}"'.replace(' "b" ', ' \\"b\\" ') in text
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"claim": "My_claim"}, "--claim is 'My_claim'"),
+        ({"image": "a b"}, "--image is 'a b'"),
+        ({"image": ""}, "--image is ''"),
+        ({"image": "x:$(A)"}, r"--image is 'x:\$\(A\)'"),
+        ({"image": "x@sha256:1"}, "--image is 'x@sha256:1'"),
+        ({"directory": "/data/a:b"}, "colon"),
+    ],
+)
+def test_what_kubernetes_refuses(change: dict[str, str], words: str, plan: Plan) -> None:
+    """What the cluster would refuse is refused here, and what it is for."""
+    with pytest.raises(UsageError, match=words):
+        schedule_files("kubernetes", replace(plan, **change))  # type: ignore[arg-type]
+
+
+def units(plan: Plan, directory: Path) -> list[Path]:
+    """The service and the timer, written."""
+    paths = []
+    for name, text in schedule_files("systemd", plan).items():
+        (directory / name).write_text(text)
+        paths.append(directory / name)
+    return paths
+
+
+needs_systemd = pytest.mark.skipif(
+    shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed"
+)
+
+
+@needs_systemd
+@pytest.mark.parametrize("expression", ["30 2 * * 1-5", "*/15 8-18 1,15 * MON", "0 0 * 1 *"])
+def test_systemd_verifies(expression: str, plan: Plan, tmp_path: Path) -> None:
+    """systemd itself has nothing to say against the service and the timer."""
+    paths = units(replace(plan, times=cron_times(expression, "Europe/Berlin")), tmp_path)
+    process = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", *map(str, paths)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    told = [line for line in process.stderr.splitlines() if "nightly" in line]
+    assert (0, []) == (process.returncode, told)
+
+
+@needs_systemd
+@pytest.mark.parametrize(
+    "expression", ["30 2 * * 1-5", "*/20 6,18 * * *", "0 0 1,13 * FRI", "15 4 1 */3 *", "0 1 * * 7"]
+)
+def test_systemd_means_the_same_times(expression: str, plan: Plan, tmp_path: Path) -> None:
+    """systemd works out the same next times from the timer as cron from the expression."""
+    times = cron_times(expression, "UTC")
+    timer = units(replace(plan, times=times), tmp_path)[1].read_text()
+    calendars = [
+        line.removeprefix("OnCalendar=")
+        for line in timer.splitlines()
+        if line.startswith("OnCalendar=")
+    ]
+    process = subprocess.run(
+        ["systemd-analyze", "calendar", "--iterations=8", "--base-time=2026-01-01 00:00:00 UTC"]
+        + calendars,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"TZ": "UTC", "PATH": "/usr/bin:/bin", "LC_ALL": "C"},
+    )
+    assert 0 == process.returncode, process.stderr
+    found = sorted(
+        {
+            " ".join(line.split()[-3:-1])
+            for line in process.stdout.splitlines()
+            if line.strip().startswith(("Next elapse:", "Iter", "(in UTC)")) and "UTC" in line
+        }
+    )
+    expected = [
+        moment.strftime("%Y-%m-%d %H:%M:%S")
+        for moment in islice(times.times_after(datetime(2026, 1, 1, tzinfo=UTC)), 8)
+    ]
+    assert expected == found[:8]
+
+
+@pytest.mark.parametrize(("catch_up", "expected"), [(True, "true"), (False, "false")])
+def test_systemd_makes_up(catch_up: bool, expected: str, plan: Plan) -> None:
+    """A missed run is made up where it is asked for."""
+    files = schedule_files("systemd", replace(plan, catch_up=catch_up))
+    assert f"\nPersistent={expected}\n" in files["nightly.timer"]
+
+
+def expanded(word: str) -> str:
+    """An argument as Kubernetes hands it over where no variable is set (its `expansion.Expand`)."""
+    return re.sub(r"\$(\$|\(\w+\))", lambda found: "$" if found[1] == "$" else found[0], word)
+
+
+def kubernetes(plan: Plan) -> dict[str, Any]:
+    document: dict[str, Any] = yaml.safe_load(only(schedule_files("kubernetes", plan)))
+    return document
+
+
+def test_kubernetes(plan: Plan) -> None:
+    """The CronJob has what batch/v1 needs, and what keeps it from running twice."""
+    document = kubernetes(plan)
+    assert ("batch/v1", "CronJob") == (document["apiVersion"], document["kind"])
+    assert {"name": "nightly"} == document["metadata"]
+    spec = document["spec"]
+    assert ("30 2 * * 1-5", "Europe/Berlin") == (spec["schedule"], spec["timeZone"])
+    assert "Forbid" == spec["concurrencyPolicy"]
+    assert 86_400 == spec["startingDeadlineSeconds"]
+    pod = spec["jobTemplate"]["spec"]["template"]["spec"]
+    assert ("Never", 300) == (pod["restartPolicy"], pod["terminationGracePeriodSeconds"])
+    (container,) = pod["containers"]
+    assert "registry.example/mnist:1" == container["image"]
+    dockerfile = (REPOSITORY / "deploy" / "Dockerfile").read_text()
+    place, name = posixpath.split(only_one(container["command"]))
+    assert "pipeline" == name
+    assert f"RUN {place}/pip install" in dockerfile
+    assert list(WORDS) == [expanded(word) for word in container["args"]]
+    assert plan.directory == container["workingDir"] == container["volumeMounts"][0]["mountPath"]
+    (volume,) = pod["volumes"]
+    assert (container["volumeMounts"][0]["name"], "work") == (
+        volume["name"],
+        volume["persistentVolumeClaim"]["claimName"],
+    )
+
+
+def test_kubernetes_fields_are_of_the_schema(plan: Plan) -> None:
+    """No field is one that batch/v1 does not know, and none has another type."""
+    document = kubernetes(plan)
+    spec = document["spec"]
+    job = spec["jobTemplate"]["spec"]
+    known: list[tuple[dict[str, Any], dict[str, type]]] = [
+        (document, {"apiVersion": str, "kind": str, "metadata": dict, "spec": dict}),
+        (
+            spec,
+            {
+                "schedule": str,
+                "timeZone": str,
+                "concurrencyPolicy": str,
+                "startingDeadlineSeconds": int,
+                "successfulJobsHistoryLimit": int,
+                "failedJobsHistoryLimit": int,
+                "jobTemplate": dict,
+            },
+        ),
+        (job, {"backoffLimit": int, "podFailurePolicy": dict, "template": dict}),
+        (
+            job["template"]["spec"],
+            {
+                "restartPolicy": str,
+                "terminationGracePeriodSeconds": int,
+                "containers": list,
+                "volumes": list,
+            },
+        ),
+    ]
+    for found, fields in known:
+        assert fields == {name: type(value) for name, value in found.items()}
+    (rule,) = job["podFailurePolicy"]["rules"]
+    assert ("FailJob", "In") == (rule["action"], rule["onExitCodes"]["operator"])
+
+
+def test_kubernetes_leaves_dollars_alone(plan: Plan) -> None:
+    """What Kubernetes would take for a variable is escaped."""
+    words = ["score", "$(HOME)", "$$(HOME)", "$HOME", "$$"]
+    document = kubernetes(replace(plan, arguments=tuple(words)))
+    container = document["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]
+    assert ["score", "$$(HOME)", "$$$$(HOME)", "$$HOME", "$$$$"] == container["args"]
+    assert words == [expanded(word) for word in container["args"]]
+
+
+def test_the_directory_is_told_as_it_is(plan: Plan) -> None:
+    """A comment is no place that expands anything."""
+    text = only(schedule_files("kubernetes", replace(plan, directory="/a 100%")))
+    assert "what is in /a 100% here." in text.splitlines()[1]
+
+
+def test_airflow(plan: Plan) -> None:
+    """The DAG compiles, and its task has the command."""
+    text = only(schedule_files("airflow", plan))
+    tree = ast.parse(text)
+    compile(text, "nightly.py", "exec")
+    calls = {
+        call.func.id: {word.arg: word.value for word in call.keywords}
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name)
+    }
+    literal = ast.literal_eval
+    assert "30 2 * * 1-5" == literal(calls["DAG"]["schedule"])
+    assert (1, False) == (
+        literal(calls["DAG"]["max_active_runs"]),
+        literal(calls["DAG"]["catchup"]),
+    )
+    command = jinja2.Template(literal(calls["BashOperator"]["bash_command"])).render()
+    assert [*own_command(), *WORDS] == shlex.split(command)
+    assert plan.directory == literal(calls["BashOperator"]["cwd"])
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "{% endraw %}{{ 1 + 1 }}",
+        "{{ ds }}",
+        "{# a #}",
+        "}} {{",
+        "a\r\nb\n{x}",
+        "\\{\"'\U0001f600\u00e9",
+        "run.sh",
+    ],
+)
+def test_airflow_takes_nothing_for_a_template(word: str, plan: Plan) -> None:
+    """What Jinja renders is the argument, and the directory, to the character."""
+    plan = replace(plan, arguments=("score", word))
+    if "\n" not in word:
+        plan = replace(plan, directory=f"/data/{word}")
+    text = only(schedule_files("airflow", plan))
+    fields = {
+        one.arg: ast.literal_eval(one.value)
+        for one in ast.walk(ast.parse(text))
+        if isinstance(one, ast.keyword) and one.arg in ("bash_command", "cwd")
+    }
+    assert not any(field.endswith((".sh", ".bash")) for field in fields.values())
+    rendered = {name: jinja2.Template(field).render() for name, field in fields.items()}
+    assert ["score", word] == shlex.split(rendered["bash_command"])[-2:]
+    assert plan.directory == rendered["cwd"]
+
+
+def test_airflow_needs_the_zones_name(plan: Plan) -> None:
+    """A zone whose name is not known is not taken for UTC."""
+    with pytest.raises(UsageError, match="Pass --timezone"):
+        schedule_files("airflow", replace(plan, times=replace(plan.times, zone_name="local")))
+
+
+@pytest.mark.parametrize("character", ["\n", "\r"])
+def test_line_breaks(character: str, plan: Plan, tmp_path: Path) -> None:
+    """An argument with a line break has no place in cron's table; systemd's is one line still."""
+    broken = replace(plan, arguments=("score", "--model", f"a{character}b"))
+    with pytest.raises(UsageError, match="line break"):
+        schedule_files("cron", broken)
+    service = schedule_files("systemd", broken)["nightly.service"]
+    escaped = {"\n": "\\n", "\r": "\\r"}[character]
+    assert f'--model "a{escaped}b"\n' in service
+    with pytest.raises(UsageError, match="line break"):
+        replace(plan, directory=f"a{character}b")
+
+
+@pytest.mark.parametrize("kind", ["kubernetes", "airflow"])
+def test_what_means_other_days_elsewhere(kind: str, plan: Plan) -> None:
+    """Days that cron and the other scheduler understand otherwise are refused."""
+    with pytest.raises(UsageError, match="means other days"):
+        schedule_files(kind, replace(plan, times=cron_times("0 0 */2 * MON", "UTC")))
+
+
+@pytest.mark.parametrize("kind", ["kubernetes", "airflow"])
+def test_sunday(kind: str, plan: Plan) -> None:
+    """The Sunday that only cron calls 7 is called 0."""
+    text = only(schedule_files(kind, replace(plan, times=cron_times("0 0 * * 5-7", "UTC"))))
+    assert "0 0 * * 0,5,6" in text
+
+
+@pytest.mark.parametrize("name", ["Nightly", "a_b", "-a", "a" * 53, ""])
+def test_names(name: str, plan: Plan) -> None:
+    """A name that one of them does not take is refused."""
+    with pytest.raises(UsageError, match="--name is"):
+        replace(plan, name=name)

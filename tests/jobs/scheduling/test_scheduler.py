@@ -1,0 +1,442 @@
+"""The scheduler, by a clock that jumps as it is told, and once by the real one."""
+
+import json
+import os
+import re
+import signal
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.scheduling.cron import cron_times
+from jobs.scheduling.scheduler import Clock, Heartbeat, Scheduler
+from storage.errors import StoppedError
+from storage.places import open_location
+from tests.commands.process import assert_refused, run_pipeline, start_pipeline
+from tests.jobs.every_second import start_every_second
+
+START = datetime(2026, 1, 5, 12, tzinfo=UTC)
+"""A Monday at noon."""
+
+
+class FakeClock(Clock):
+    """Time passes when somebody sleeps; at some moments it jumps, or something else happens."""
+
+    def __init__(self, start: datetime = START) -> None:
+        self.time = start
+        self.stop_at = start + timedelta(days=400)
+        self.on_stop: Callable[[], None] = lambda: None
+        self.jumps: dict[datetime, timedelta] = {}
+
+    def now(self) -> datetime:
+        return self.time
+
+    def sleep(self, seconds: float) -> None:
+        assert seconds > 0
+        before = self.time
+        # In steps of half a minute, or a day has too many of them.
+        self.time += timedelta(seconds=max(seconds, 30 - before.timestamp() % 30))
+        for moment in list(self.jumps):
+            if before < moment <= self.time:
+                self.time += self.jumps.pop(moment)
+        if self.time >= self.stop_at:
+            self.on_stop()
+
+
+class Job:
+    """A job that takes so long by the fake clock."""
+
+    def __init__(self, clock: FakeClock, lasts: timedelta, code: int = 0) -> None:
+        self.pid = 1
+        self.signals: list[int] = []
+        self._clock = clock
+        self._end = clock.time + lasts
+        self._code = code
+
+    def poll(self) -> int | None:
+        if self.signals:
+            return 143
+        return self._code if self._clock.time >= self._end else None
+
+    def send_signal(self, number: int) -> None:
+        self.signals.append(number)
+
+
+class Scene:
+    """A scheduler with a fake clock, and what it logged."""
+
+    def __init__(self, directory: Path, start: datetime = START) -> None:
+        self.clock = FakeClock(start)
+        self.heartbeat: Heartbeat | None = Heartbeat(open_location(directory), "beat.json")
+        self.log: list[dict[str, Any]] = []
+        self.jobs: list[Job] = []
+        self.lasts = timedelta(minutes=5)
+        self.code = 0
+
+    def run(
+        self,
+        expression: str,
+        until: datetime,
+        *,
+        zone: str = "UTC",
+        catch_up: bool = True,
+        signals: int = 1,
+    ) -> list[datetime]:
+        """Run until a moment; when jobs were started."""
+        self.clock.stop_at = until
+        scheduler = Scheduler(
+            cron_times(expression, zone),
+            self._launch,
+            lambda event, **facts: self.log.append({"event": event} | facts),
+            catch_up=catch_up,
+            heartbeat=self.heartbeat,
+            clock=self.clock,
+        )
+
+        def stop() -> None:
+            self.clock.on_stop = lambda: None
+            for _ in range(signals):
+                scheduler.ask_to_stop(signal.SIGTERM)
+
+        self.clock.on_stop = stop
+        before = len(self.started)
+        with pytest.raises(StoppedError) as stopped:
+            scheduler.run()
+        assert 143 == stopped.value.exit_code
+        return self.started[before:]
+
+    def _launch(self) -> Job:
+        self.jobs.append(Job(self.clock, self.lasts, self.code))
+        self.log.append({"event": "launched", "at": self.clock.time})
+        return self.jobs[-1]
+
+    @property
+    def started(self) -> list[datetime]:
+        """When jobs were started, to the minute."""
+        moments = [line["at"] for line in self.log if line["event"] == "launched"]
+        return [moment.replace(second=0, microsecond=0) for moment in moments]
+
+    def events(self, *names: str) -> list[dict[str, Any]]:
+        """The lines of these events."""
+        return [line for line in self.log if line["event"] in names]
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    """A scene that begins on a Monday at noon."""
+    return Scene(tmp_path)
+
+
+def hours(*numbers: float) -> list[datetime]:
+    return [START + timedelta(hours=number) for number in numbers]
+
+
+def test_when_it_is_due(scene: Scene) -> None:
+    """A job is started each time that it is due, and its end is logged with the next time."""
+    scene.code = 5
+    assert hours(1, 2, 3) == scene.run("0 * * * *", START + timedelta(hours=3.5))
+    ends = scene.events("end")
+    assert [5, 5, 5] == [line["exit"] for line in ends]
+    assert hours(2, 3, 4) == [line["next"] for line in ends]
+    assert [] == scene.events("missed", "skip")
+
+
+def test_not_before_it_is_due(scene: Scene) -> None:
+    """Nothing is made up for at the first start."""
+    assert [] == scene.run("0 * * * *", START + timedelta(minutes=30))
+
+
+def test_missed_while_busy(scene: Scene) -> None:
+    """What came due while the job was at work is made up once, and said."""
+    scene.lasts = timedelta(hours=2.5)
+    assert hours(1, 3.5, 6) == scene.run("0 * * * *", START + timedelta(hours=6.2), signals=2)
+    assert [2, 2] == [line["runs"] for line in scene.events("missed")]
+
+
+def test_missed_while_busy_is_skipped(scene: Scene) -> None:
+    """Or it is skipped, and said."""
+    scene.lasts = timedelta(hours=1.5)
+    started = scene.run("0 * * * *", START + timedelta(hours=4.2), catch_up=False, signals=2)
+    assert hours(1, 3) == started
+    assert hours(2, 4)[:1] == [line["due"] for line in scene.events("skip")][:1]
+    assert "not at all" == scene.events("missed")[0]["made_up"]
+
+
+@pytest.mark.parametrize(("catch_up", "expected"), [(True, [10.5, 11]), (False, [11])])
+def test_missed_while_down(catch_up: bool, expected: list[float], scene: Scene) -> None:
+    """What came due while nobody was there is made up once at the start, or skipped."""
+    scene.run("0 * * * *", START + timedelta(hours=1.5))
+    scene.clock.time = START + timedelta(hours=10.5)
+    until = START + timedelta(hours=11.5)
+    assert hours(*expected) == scene.run("0 * * * *", until, catch_up=catch_up)
+    (missed,) = scene.events("missed")
+    assert 9 == missed["runs"]
+
+
+@pytest.mark.parametrize(("catch_up", "expected"), [(True, [2, 3]), (False, [3])])
+def test_missed_by_seconds(catch_up: bool, expected: list[float], scene: Scene) -> None:
+    """A run that came due three seconds before the scheduler was back is missed, and said to be."""
+    scene.run("0 * * * *", START + timedelta(hours=1.5))
+    scene.clock.time = START + timedelta(hours=2, seconds=3)
+    until = START + timedelta(hours=3.5)
+    assert hours(*expected) == scene.run("0 * * * *", until, catch_up=catch_up)
+    (missed,) = scene.events("missed")
+    assert (1, "once, now" if catch_up else "not at all") == (missed["runs"], missed["made_up"])
+
+
+def test_what_is_due_now_makes_up_for_nothing(scene: Scene) -> None:
+    """Without catching up, a run that is on time does not count as one that makes up for others."""
+    scene.clock.jumps = {START + timedelta(hours=1.5): timedelta(hours=2.5)}
+    started = scene.run("0 * * * *", START + timedelta(hours=4.5), catch_up=False)
+    assert hours(1, 4) == started
+    assert ["not at all"] == [line["made_up"] for line in scene.events("missed")]
+
+
+def test_down_before_the_first_run(scene: Scene) -> None:
+    """A scheduler that was started once owes the runs since, though none had come yet."""
+    scene.run("0 * * * *", START + timedelta(minutes=10))
+    scene.clock.time = START + timedelta(hours=2.5)
+    assert hours(2.5) == scene.run("0 * * * *", START + timedelta(hours=2.7))
+
+
+def test_killed_while_a_job_ran(scene: Scene) -> None:
+    """A job whose end no scheduler saw is made up for: it finds its work done, or goes on."""
+    scene.run("0 * * * *", START + timedelta(hours=1.5))
+    heartbeat = scene.heartbeat
+    assert heartbeat is not None
+    document = heartbeat.read()
+    assert document is not None
+    document.pop("seal", None)
+    heartbeat.write(document | {"running": hours(1)[0].isoformat()})
+    scene.clock.time = START + timedelta(hours=1.7)
+    assert hours(1.7) == scene.run("0 * * * *", START + timedelta(hours=1.9))
+
+
+def test_a_heartbeat_that_is_damaged(scene: Scene, tmp_path: Path) -> None:
+    """A heartbeat that cannot be read is warned of; the scheduler begins anew."""
+    (tmp_path / "beat.json").write_text("{}")
+    assert hours(1) == scene.run("0 * * * *", START + timedelta(hours=1.5))
+    assert "cannot be used" in scene.events("warning")[0]["text"]
+
+
+@pytest.mark.parametrize(
+    "time",
+    [
+        "0001-01-01T00:00:00+00:00",
+        "9999-12-31T23:59:59+00:00",
+        "2026-01-01T00:00:00",
+        "9" * 5000,
+        7,
+    ],
+)
+@pytest.mark.parametrize("field", ["last", "running"])
+def test_a_heartbeat_of_no_time_of_a_run(field: str, time: object, scene: Scene) -> None:
+    """A time that no scheduler wrote, sealed or not, is warned of; the scheduler begins anew."""
+    assert scene.heartbeat is not None
+    times = {"last": START.isoformat(), "running": None, "last_exit": 0}
+    scene.heartbeat.write(times | {field: time})
+    assert hours(1) == scene.run("0 * * * *", START + timedelta(hours=1.5), zone="Europe/Berlin")
+    assert "cannot be used" in scene.events("warning")[0]["text"]
+
+
+def test_clock_put_forward(scene: Scene) -> None:
+    """Times that a jump has skipped are made up once."""
+    scene.clock.jumps = {START + timedelta(minutes=30): timedelta(hours=5)}
+    assert hours(5.5, 6) == scene.run("0 * * * *", START + timedelta(hours=6.5))
+    assert [5] == [line["runs"] for line in scene.events("missed")]
+
+
+def test_clock_put_back_a_little(scene: Scene) -> None:
+    """Times that come again are not due again."""
+    scene.clock.jumps = {START + timedelta(hours=2, minutes=30): -timedelta(hours=2)}
+    started = scene.run("0 * * * *", START + timedelta(hours=3.5))
+    assert hours(1, 2, 3) == started
+
+
+def test_clock_put_back_a_lot(scene: Scene) -> None:
+    """A clock that was wrong by more than three hours is believed when it is put right."""
+    scene.clock.jumps = {START + timedelta(hours=8, minutes=30): -timedelta(hours=8)}
+    started = scene.run("0 * * * *", START + timedelta(hours=9.5))
+    assert hours(*range(1, 9), *range(1, 10)) == started
+    assert 1 == len(scene.events("clock"))
+
+
+@pytest.mark.parametrize("day", ["2026-03-28", "2026-10-24"])
+def test_daylight_saving(day: str, tmp_path: Path) -> None:
+    """A nightly job runs once a night, also in those of 23 and 25 hours."""
+    noon = datetime.fromisoformat(f"{day}T12:00+00:00")
+    scene = Scene(tmp_path, noon)
+    scene.heartbeat = None  # thousands of them would be written in two days
+    scene.run("30 2 * * *", noon + timedelta(days=2), zone="Europe/Berlin")
+    assert 2 == len(scene.started)
+    assert [] == scene.events("missed")
+
+
+def test_a_signal_lets_the_job_end(scene: Scene) -> None:
+    """The first signal starts nothing more; the job that runs comes to its end."""
+    scene.lasts = timedelta(hours=3)
+    scene.run("0 * * * *", START + timedelta(hours=1.5))
+    assert ([], 1) == (scene.jobs[0].signals, len(scene.jobs))
+    assert [0] == [line["exit"] for line in scene.events("end")]
+    assert ["stopping", "stopped"] == [
+        line["event"] for line in scene.events("stopping", "stopped")
+    ]
+
+
+def test_a_second_signal_is_passed_on(scene: Scene) -> None:
+    """The second signal tells the job to stop where it can be gone on with."""
+    scene.lasts = timedelta(hours=3)
+    scene.run("0 * * * *", START + timedelta(hours=1.5), signals=2)
+    assert [signal.SIGTERM] == scene.jobs[0].signals
+    assert [143] == [line["exit"] for line in scene.events("end")]
+    scene.lasts = timedelta(minutes=5)
+    again = scene.run("0 * * * *", scene.clock.time + timedelta(minutes=10))
+    assert hours(1.5) == again, "the next scheduler did not have it gone on with"
+
+
+def test_heartbeat(scene: Scene) -> None:
+    """The heartbeat tells the time, the state, the last exit code and what comes next."""
+    scene.code = 3
+    scene.run("0 * * * *", START + timedelta(hours=1.5))
+    assert scene.heartbeat is not None
+    found = scene.heartbeat.read()
+    assert found is not None
+    assert ("stopped", None, 3) == (found["state"], found["running"], found["last_exit"])
+    assert [hours(1)[0], hours(2)[0]] == [
+        datetime.fromisoformat(found[name]) for name in ("last", "next")
+    ]
+    assert hours(1.5)[0] <= datetime.fromisoformat(found["time"])
+
+
+def test_a_disk_that_takes_no_heartbeat(scene: Scene, tmp_path: Path) -> None:
+    """Where the heartbeat cannot be written it is said, and jobs run all the same."""
+    (tmp_path / "beat.json").mkdir()
+    scene.heartbeat = Heartbeat(open_location(tmp_path), "beat.json")
+    assert hours(1) == scene.run("0 * * * *", START + timedelta(hours=1.5))
+    assert scene.events("warning")
+
+
+def test_long_down(scene: Scene) -> None:
+    """A year of missed minutes is one run, found quickly."""
+    scene.run("* * * * *", START + timedelta(seconds=30))
+    scene.clock.time = START + timedelta(days=365)
+    scene.lasts = timedelta(seconds=10)
+    started = scene.run("* * * * *", scene.clock.time + timedelta(minutes=1, seconds=50))
+    assert scene.clock.time.replace(second=0) - timedelta(minutes=2) <= started[0]
+    assert len(started) <= 3
+
+
+def test_for_real(tmp_path: Path) -> None:
+    """Real processes by the real clock, every second: each ends, and SIGTERM ends it all."""
+    command = ("scores", "--help")
+    with start_every_second(tmp_path / "beat.json", *command) as process:
+        assert process.stdout is not None
+        ends = []
+        while len(ends) < 2:
+            line = process.stdout.readline()
+            assert line, "the scheduler ended"
+            if line.startswith("{"):
+                found = json.loads(line)
+                if found["event"] == "end":
+                    ends.append(found["exit"])
+        beat = json.loads((tmp_path / "beat.json").read_text())
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate()
+    assert [0, 0] == ends
+    assert beat["last_exit"] == 0
+    assert (143, "The schedule was stopped; no job is running.\n") == (process.returncode, errors)
+
+
+def test_command_in_the_foreground(tmp_path: Path) -> None:
+    """The command itself waits, beats, and ends at SIGTERM with exit 143."""
+    with start_pipeline(
+        *("schedule", "0 0 1 1 *", "--timezone", "UTC", "--log-json", "--heartbeat", "b.json"),
+        *("--", "score"),
+        cwd=tmp_path,
+    ) as process:
+        assert process.stdout is not None
+        first = json.loads(process.stdout.readline())
+        process.send_signal(signal.SIGTERM)
+        out, errors = process.communicate()
+    assert "waiting" == first["event"]
+    assert re.fullmatch(r"\d{4}-01-01T00:00:00\+00:00", first["next"])
+    *_, stopped, summary = map(json.loads, out.splitlines())
+    assert ("stopped", "summary", 143) == (stopped["event"], summary["event"], summary["exit"])
+    assert (143, "The schedule was stopped; no job is running.\n") == (process.returncode, errors)
+    assert "stopped" == json.loads((tmp_path / "b.json").read_text())["state"]
+
+
+def owed(heartbeat: Path) -> Path:
+    """A heartbeat of years ago: whoever goes on from it has a run to make up, now."""
+    last = datetime(2020, 6, 1, tzinfo=UTC).isoformat()
+    place = Heartbeat(open_location(heartbeat.parent), heartbeat.name)
+    place.write({"last": last, "running": None, "last_exit": None})
+    return heartbeat
+
+
+@pytest.mark.parametrize(
+    ("job", "expected"),
+    [
+        (("score",), ["summary"]),
+        (("score", "--log-json"), ["summary"]),
+        (("score", "--json"), []),
+        (("scores", "--help"), []),
+    ],
+)
+def test_a_log_of_json_is_nothing_else(
+    job: tuple[str, ...], expected: list[str], tmp_path: Path
+) -> None:
+    """With --log-json each line on stdout is JSON: the job logs so too, or prints on stderr."""
+    beat = owed(tmp_path / "beat.json")
+    with start_pipeline(
+        *("schedule", "0 0 1 1 *", "--timezone", "UTC", "--log-json", "--heartbeat", beat),
+        *("--", *job),
+        cwd=tmp_path,
+    ) as process:
+        assert process.stdout is not None
+        log: list[dict[str, Any]] = []
+        while not log or log[-1]["event"] != "end":
+            log.append(json.loads(process.stdout.readline()))
+        process.send_signal(signal.SIGTERM)
+        out, errors = process.communicate()
+    log += map(json.loads, out.splitlines())
+    names = [line["event"] for line in log]
+    before, after = ["waiting", "missed", "start"], ["end", "stopped", "summary"]
+    assert [*before, *expected, *after] == names
+    assert ("Usage: pipeline scores" in errors) == ("--help" in job)
+
+
+@pytest.mark.parametrize("place", ["directory", "file/beat.json", "pipe", "/dev/stdout"])
+def test_a_heartbeat_where_no_file_can_be(place: str, tmp_path: Path) -> None:
+    """It is refused: a probe would wait for it for ever."""
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe")
+    command = ("schedule", "0 0 1 1 *", "--heartbeat", place, "--", "score")
+    assert_refused(run_pipeline(*command, cwd=tmp_path), 2, "--heartbeat", place)
+
+
+def test_two_schedulers_of_one_heartbeat(tmp_path: Path) -> None:
+    """The second is refused, by name; a dead one's heartbeat is free."""
+    command = ("schedule", "0 0 1 1 *", "--heartbeat", "beat.json", "--", "score")
+    with start_pipeline(*command, cwd=tmp_path) as first:
+        assert first.stdout is not None
+        assert "waiting" in first.stdout.readline()
+        refused = run_pipeline(*command, cwd=tmp_path)
+        first.kill()  # before anything is asserted: a failure would wait for it
+        told = f"beat.json: process {first.pid} on"
+        assert_refused(refused, 4, "Another scheduler goes by the heartbeat", told, "Stop it, or")
+    with start_pipeline(*command, cwd=tmp_path) as second:
+        assert second.stdout is not None
+        assert "waiting" in second.stdout.readline()
+        second.terminate()
+
+
+def test_a_disk_that_takes_no_lock(scene: Scene) -> None:
+    """Where the lock beside the heartbeat cannot be made it is said, and that is all."""
+    heartbeat = Heartbeat(open_location("/proc"), "beat.json")
+    with heartbeat.held(lambda event, **facts: scene.log.append({"event": event} | facts)):
+        assert "would not be noticed" in scene.events("warning")[0]["text"]

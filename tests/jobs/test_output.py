@@ -1,0 +1,36 @@
+"""Printing: whatever a name holds, a terminal shows it and obeys none of it."""
+
+import pytest
+
+from jobs.commands.console import facts, table
+from jobs.output import one_line, printable
+
+HOSTILE = {
+    "\x1b[31mred": r"\x1b[31mred",
+    "\x07\x08\x7f\x9b2J": r"\x07\x08\x7f\x9b2J",
+    "a\rb": r"a\rb",
+    "abc\u202egnp": r"abc\u202egnp",
+    "a\u2066b\u200f": r"a\u2066b\u200f",
+    "line\u2028line\x85": r"line\u2028line\x85",
+    "caf\udce9": r"caf\xe9",
+    "half\ud83d": r"half\ud83d",
+}
+
+
+@pytest.mark.parametrize(("text", "shown"), HOSTILE.items())
+def test_what_a_terminal_would_obey_is_escaped(text: str, shown: str) -> None:
+    """Control, escape and reordering characters, and bytes that are no text, are spelt out."""
+    assert shown == printable(text) == one_line(text)
+
+
+def test_plain_text_stays() -> None:
+    """Letters of any script stay; line feeds and tabs do where the text has several lines."""
+    text = "Zürich 東京 \U0001f600\n\ta\tb"
+    assert text == printable(text)
+    assert "Zürich 東京 \U0001f600\\n\\ta\\tb" == one_line(text)
+
+
+def test_a_name_adds_no_line_to_a_table() -> None:
+    """A line feed in a name is spelt out, and widths fit what is shown."""
+    assert table(["name", "rows"], [["a\nb", 1]]).splitlines() == ["name  rows", "a\\nb     1"]
+    assert facts([("dataset", "a\nb")]) == "dataset  a\\nb"

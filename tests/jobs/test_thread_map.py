@@ -1,0 +1,65 @@
+"""Workers: results in order, bounded look-ahead, errors passed on."""
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from jobs.thread_map import Workers
+
+
+class Backwards:
+    """Computes squares; of each so many consecutive items the later ones are finished first."""
+
+    def __init__(self, threads: int, items: int) -> None:
+        self._group, self._items = threads, items
+        self._finished = [threading.Event() for _ in range(items)]
+        self.order: list[int] = []
+
+    def __call__(self, item: int) -> int:
+        following = item + 1
+        if following % self._group and following < self._items:
+            assert self._finished[following].wait(60)
+        self.order.append(item)
+        self._finished[item].set()
+        return item * item
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 4])
+@pytest.mark.parametrize("items", [0, 1, 2, 3, 4, 5, 11, 12])
+def test_workers_keep_the_order(threads: int, items: int) -> None:
+    """Results come in the order of the items, also where later ones are finished before."""
+    function = Backwards(threads, items)
+    workers = Workers(function, threads)
+    found = list(workers.map(iter(range(items))))
+    workers.close()
+    assert [item * item for item in range(items)] == found
+    groups = [range(items)[start : start + threads] for start in range(0, items, threads)]
+    assert [item for group in groups for item in reversed(group)] == function.order
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 4])
+def test_workers_look_ahead(threads: int) -> None:
+    """No more items are taken ahead of the results than there are threads."""
+    taken = 0
+
+    def items() -> Iterator[int]:
+        nonlocal taken
+        for item in range(50):
+            taken += 1
+            yield item
+
+    workers = Workers[int, int](lambda item: item, threads)
+    ahead = [taken - given for given, _ in enumerate(workers.map(items()))]
+    workers.close()
+    assert threads == max(ahead)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+@pytest.mark.parametrize("bad", [0, 1, 5])
+def test_workers_pass_errors_on(threads: int, bad: int) -> None:
+    """What goes wrong in a thread goes wrong in the caller."""
+    workers = Workers[int, int](lambda item: 1 // (item - bad), threads)
+    with pytest.raises(ZeroDivisionError):
+        list(workers.map(iter(range(9))))
+    workers.close()

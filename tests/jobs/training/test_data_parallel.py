@@ -1,0 +1,276 @@
+"""The stepper: the same bits from any number of cores, and when one of its processes dies."""
+
+import os
+import signal
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jobs.environment import one_blas_thread
+from jobs.nn.architecture import parse_network
+from jobs.nn.initialise import initialise
+from jobs.nn.network import LossSum, Network
+from jobs.nn.optimizers import OPTIMIZERS, Stepped, make_optimizer
+from jobs.nn.parameters import Floats
+from jobs.training.data_parallel import Stepper
+from jobs.training.job import train
+from jobs.training.step import StepRule, default_micro_batches, network_inputs
+from jobs.training.trainer import parameters_digest
+from pipeline.order import EpochOrder
+from pipeline.stream import Batch, chunks_per_window
+from pipeline.transforms import scale
+from storage.dataset import open_dataset
+from storage.errors import BadDataError
+from storage.places import open_location
+from storage.preparation import BYTES
+from storage.schema import SplitSchema
+from tests.jobs.training.test_step import by_definition
+from tests.jobs.trainings import small
+
+LAYERS = parse_network("12-tanh-7-softmax-3")
+SCHEMA = SplitSchema(
+    rows=100, features=12, dtype="uint8", classes=3, chunk_rows=10, chunks_per_shard=1
+)
+
+
+def batch(generator: np.random.Generator, rows: int) -> Batch:
+    """Random rows for `LAYERS`, with columns that are blank in all of them."""
+    inputs = generator.integers(0, 256, (rows, 13), dtype=np.uint8)
+    inputs[:, 0] = 255
+    inputs[:, [3, 9]] = 0
+    targets = np.eye(3, dtype=np.uint8)[generator.integers(0, 3, rows)]
+    return Batch(inputs, targets, np.arange(rows))
+
+
+def parts(whole: Batch, count: int) -> list[Batch]:
+    """A mini-batch's contiguous micro-batches, the empty ones left out."""
+    assert whole.targets is not None
+    cut = zip(
+        np.array_split(whole.inputs, count),
+        np.array_split(whole.targets, count),
+        np.array_split(whole.rows, count),
+        strict=True,
+    )
+    return [Batch(*arrays) for arrays in cut if len(arrays[0])]
+
+
+def one_by_one(
+    rule: StepRule, before: Stepped, batches: list[Batch], number: int, rate: float = 0.1
+) -> Stepped:
+    """A step by definition: what the parts add to the mean's gradient, added in the tree."""
+    sums = []
+    rows = sum(len(part.inputs) for part in batches)
+    with one_blas_thread():
+        for part in batches:
+            assert part.targets is not None
+            inputs, columns = network_inputs(part.inputs, rule.network.dtype, rule.scaling)
+            found = rule.network.gradient_sum(
+                before[0], inputs, part.targets, columns, weight=1 / rows
+            )
+            sums.append(found.gradient)
+    gradient: Floats = by_definition(sums)
+    after = np.empty_like(before[0]), {key: np.empty_like(before[0]) for key in before[1]}
+    rule.apply(slice(0, len(before[0])), before, gradient, rate, number, after)
+    return after
+
+
+@given(
+    rows=st.integers(1, 90),
+    micro_batches=st.one_of(st.integers(1, 13), st.integers(30, 90)),
+    seed=st.integers(0, 2**32),
+    dtype=st.sampled_from(["float32", "float64"]),
+    optimizer=st.sampled_from(OPTIMIZERS),
+)
+@settings(deadline=None, max_examples=30)
+def test_any_number_of_cores(
+    rows: int, micro_batches: int, seed: int, dtype: str, optimizer: str
+) -> None:
+    """Three steps on one to four cores have the bits of the parts alone, added in the tree."""
+    rule = StepRule(Network(LAYERS, dtype), make_optimizer(optimizer), 0.01)
+    parameters = initialise("scaled", LAYERS, seed, dtype)
+    state = rule.optimizer.initial_state(parameters)
+    generator = np.random.default_rng(seed)
+    mini_batches = [parts(batch(generator, rows), micro_batches) for _ in range(3)]
+    expected: Stepped = parameters, state
+    for number, batches in enumerate(mini_batches, 1):
+        expected = one_by_one(rule, expected, batches, number)
+    for threads in (1, 2, 3, 4):
+        with Stepper(
+            rule,
+            parameters,
+            state,
+            SCHEMA,
+            batch_size=rows,
+            micro_batches=min(micro_batches, rows),
+            threads=threads,
+        ) as stepper:
+            losses = [
+                stepper.step(iter(batches), rows, 0.1, number)
+                for number, batches in enumerate(mini_batches, 1)
+            ]
+            assert expected[0].tobytes() == stepper.parameters.tobytes()
+            for key, vector in expected[1].items():
+                assert vector.tobytes() == stepper.state[key].tobytes()
+        assert [rows] * 3 == [loss.rows for loss in losses]
+
+
+def test_more_cores_than_a_group() -> None:
+    """Where more cores than are kept apart by default compute side by side, the bits stay."""
+    rule = StepRule(Network(LAYERS), make_optimizer("sgd"), 0.0)
+    parameters = initialise("scaled", LAYERS, 0)
+    batches = parts(batch(np.random.default_rng(1), 90), 85)
+    with Stepper(
+        rule, parameters, {}, SCHEMA, batch_size=90, micro_batches=85, threads=19
+    ) as stepper:
+        stepper.step(iter(batches), 90, 0.1, 1)
+        expected, _ = one_by_one(rule, (parameters, {}), batches, 1)
+        assert expected.tobytes() == stepper.parameters.tobytes()
+
+
+@pytest.mark.parametrize("micro_batches", [1, 3, 40])
+def test_a_step_follows_the_mean(micro_batches: int) -> None:
+    """Plain SGD goes against the gradient of the mean loss over all rows of the mini-batch."""
+    network = Network(LAYERS, "float64")
+    parameters = initialise("scaled", LAYERS, 0, "float64")
+    rows = batch(np.random.default_rng(0), 40)
+    assert rows.targets is not None
+    whole = network.gradient_sum(parameters, scale(rows.inputs, network.dtype, BYTES), rows.targets)
+    with Stepper(
+        StepRule(network, make_optimizer("sgd"), 0.0),
+        parameters,
+        {},
+        SCHEMA,
+        batch_size=40,
+        micro_batches=micro_batches,
+        threads=2,
+    ) as stepper:
+        stepper.step(iter(parts(rows, micro_batches)), 40, 0.1, 1)
+        np.testing.assert_allclose(
+            stepper.parameters, parameters - 0.1 * whole.gradient / 40, rtol=1e-12
+        )
+
+
+def steps(threads: int, *, kill: bool = False, signals: tuple[int, ...] = ()) -> Any:
+    """The losses and the parameters of ten steps, with harm done to the processes after five."""
+    rule = StepRule(Network(LAYERS), make_optimizer("adamw"), 0.1)
+    parameters = initialise("scaled", LAYERS, 0)
+    generator = np.random.default_rng(3)
+    with Stepper(
+        rule,
+        parameters,
+        rule.optimizer.initial_state(parameters),
+        SCHEMA,
+        batch_size=40,
+        micro_batches=4,
+        threads=threads,
+    ) as stepper:
+        found: list[LossSum] = []
+        for number in range(1, 11):
+            if number == 6:
+                harm(stepper.process_numbers[:2] if kill else [], (signal.SIGKILL,))
+                harm(stepper.process_numbers, signals)
+            found.append(stepper.step(iter(parts(batch(generator, 40), 4)), 40, 0.1, number))
+        left = threads - 1 - (2 if kill else 0)
+        assert left == len(stepper.process_numbers)
+        return found, stepper.parameters.tobytes()
+
+
+def harm(processes: list[int], signals: tuple[int, ...]) -> None:
+    """Send each process each signal, and see those that it kills die."""
+    for process in processes:
+        for number in signals:
+            os.kill(process, number)
+            if number == signal.SIGKILL:
+                os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT)
+
+
+def test_a_process_that_is_killed_is_not_missed() -> None:
+    """With two of its three forks killed the stepper goes on to the same bits."""
+    assert steps(1) == steps(4, kill=True)
+
+
+def test_signals_are_the_first_process_to_heed() -> None:
+    """The forks go on when the whole group is interrupted or terminated."""
+    assert steps(1) == steps(4, signals=(signal.SIGINT, signal.SIGTERM))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_micro_batch_is_let_go(threads: int) -> None:
+    """While the next one is taken, none of those before is held: they are views of windows."""
+    rule = StepRule(Network(LAYERS), make_optimizer("sgd"), 0.0)
+    generator = np.random.default_rng(0)
+    taken: list[weakref.ref[Batch]] = []
+
+    def micro_batches() -> Iterator[Batch]:
+        for _ in range(7):
+            assert [] == [there for there in taken if there() is not None]
+            part = batch(generator, 5)
+            taken.append(weakref.ref(part))
+            yield part
+            del part
+
+    with Stepper(
+        rule,
+        initialise("scaled", LAYERS, 0),
+        {},
+        SCHEMA,
+        batch_size=35,
+        micro_batches=7,
+        threads=threads,
+    ) as stepper:
+        stepper.step(micro_batches(), 35, 0.1, 1)
+    assert 7 == len(taken)
+
+
+def test_unlabelled() -> None:
+    """Rows without labels are refused: there is nothing to learn from them."""
+    rows = batch(np.random.default_rng(0), 4)
+    rule = StepRule(Network(LAYERS), make_optimizer("sgd"), 0.0)
+    parameters = initialise("scaled", LAYERS, 0)
+    with (
+        Stepper(rule, parameters, {}, SCHEMA, batch_size=4, micro_batches=1, threads=1) as stepper,
+        pytest.raises(BadDataError, match="no labels"),
+    ):
+        stepper.step(iter([Batch(rows.inputs, None, rows.rows)]), 4, 0.1, 1)
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_full_batch(shuffle: bool, digits: Path, tmp_path: Path) -> None:
+    """A mini-batch of all rows, streamed window by window, equals one that is held in memory."""
+    config = small(
+        batch_size=0,
+        micro_batches=None,
+        epochs=1,
+        optimizer="sgd",
+        schedule="constant",
+        l2=0.0,
+        shuffle=shuffle,
+    )
+    result = train(config, dataset=digits, run=tmp_path / "run")
+
+    split = open_dataset(open_location(digits)).split("train")
+    order = EpochOrder(
+        seed=config.seed,
+        epoch=0,
+        rows=split.schema.rows,
+        chunk_rows=split.schema.chunk_rows,
+        window_chunks=chunks_per_window(split.schema, config.shuffle_memory, shuffle),
+        shuffle=shuffle,
+    )
+    assert 1 < order.windows
+    rows = np.concatenate([order.window(number).row_numbers for number in range(order.windows)])
+    assert split.targets is not None
+    inputs, targets = np.asarray(split.inputs[:])[rows], np.asarray(split.targets[:])[rows]
+    layers = parse_network(config.network)
+    rule = StepRule(Network(layers), make_optimizer("sgd"), 0.0)
+    batches = parts(Batch(inputs, targets, rows), 5)
+    assert 5 == default_micro_batches(len(rows))
+    before: Stepped = initialise(config.init, layers, config.seed), {}
+    after = one_by_one(rule, before, batches, 1, config.learning_rate)
+    assert parameters_digest(layers, after[0]) == result.parameters_digest

@@ -1,0 +1,397 @@
+"""Training: what is recorded is what happened, and the result depends on the settings alone."""
+
+import tracemalloc
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from jobs.environment import environment
+from jobs.nn.architecture import parse_network
+from jobs.nn.initialise import initialise
+from jobs.nn.parameters import Floats, views
+from jobs.training.job import TrainResult, check_fit, train
+from jobs.training.trainer import flat_parameters
+from pipeline.ingest import ingest
+from pipeline.sources.digits import draw_digits
+from storage.checkpoints import list_checkpoints, load_checkpoint
+from storage.dataset import Dataset, open_dataset
+from storage.errors import BadDataError, QualityGateError, UsageError
+from storage.idx import write_idx
+from storage.places import open_location
+from storage.runs import open_run
+from tests.jobs.trainings import SMALL, outcome, small, untimed
+
+ROWS = 1031
+
+
+def rows_of(dataset: Path, split: str) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """A split's inputs in [0, 1], bias first, and its labels."""
+    opened = open_dataset(open_location(dataset)).split(split)
+    assert opened.targets is not None
+    return np.asarray(opened.inputs[:]) / 255, np.asarray(opened.targets[:]).argmax(axis=1)
+
+
+def judge(
+    parameters: Floats, inputs: NDArray[np.float64], labels: NDArray[np.int64]
+) -> tuple[float, float]:
+    """Accuracy and mean cross-entropy of a network like `SMALL`'s, written down once more."""
+    first, last = views(parameters, parse_network(SMALL.network))
+    hidden = np.maximum(inputs @ first, 0)
+    logits = np.hstack([np.ones((len(hidden), 1)), hidden]) @ last
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    of_truth = probabilities[np.arange(len(labels)), labels]
+    return float(np.mean(probabilities.argmax(axis=1) == labels)), float(-np.log(of_truth).mean())
+
+
+def parameters_after(result: TrainResult, epoch: int) -> Floats:
+    """The parameters in the checkpoint of an epoch."""
+    name = list_checkpoints(result.run)[epoch - 1]
+    assert (epoch, 0) == (name.epoch, name.step)
+    layers = parse_network(result.config.network)
+    return flat_parameters(layers, load_checkpoint(result.run, name).tensors)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"batch_size": 0, "micro_batches": 7}, {"shuffle": False}]
+)
+def test_any_number_of_threads(settings: dict[str, Any], digits: Path, tmp_path: Path) -> None:
+    """One to four threads give the same run, to the last bit."""
+    outcomes = [
+        outcome(
+            train(
+                small(epochs=2, threads=threads, evaluate="train,test", **settings),
+                dataset=digits,
+                run=tmp_path / str(threads),
+            )
+        )
+        for threads in (1, 2, 3, 4)
+    ]
+    assert [outcomes[0]] * 4 == outcomes
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        ({"batch_size": 0}, 1),
+        ({"batch_size": 1, "holdout": 900}, 131),
+        ({"batch_size": 7, "holdout": 500}, 76),
+        ({"batch_size": 97}, 11),
+        ({"batch_size": 97, "drop_last": True}, 10),
+        ({"batch_size": 1031, "drop_last": True}, 1),
+        ({"batch_size": 1030}, 2),
+    ],
+)
+def test_batch_sizes(settings: dict[str, Any], steps: int, digits: Path, tmp_path: Path) -> None:
+    """Any batch size takes its steps and learns from finite figures."""
+    result = train(small(epochs=1, **settings), dataset=digits, run=tmp_path / "run")
+    assert steps == result.metrics[0]["steps"]
+    assert np.isfinite(result.metrics[0]["loss"])
+
+
+def test_more_parts_than_rows(digits: Path, tmp_path: Path) -> None:
+    """Micro-batches beyond the rows would be empty: any such number means one row each."""
+    digests = set()
+    for number in (50, 51, 10**12):
+        config = small(epochs=1, batch_size=50, micro_batches=number, holdout=900)
+        result = train(config, dataset=digits, run=tmp_path / str(number))
+        digests.add(result.parameters_digest)
+    assert 1 == len(digests)
+
+
+def test_loss_goes_down(digits: Path, tmp_path: Path) -> None:
+    """The loss falls from epoch to epoch, and the digits are learned."""
+    result = train(SMALL, dataset=digits, run=tmp_path / "run")
+    losses = [line["loss"] for line in result.metrics]
+    assert sorted(losses, reverse=True) == losses
+    assert losses[-1] < losses[0] / 2
+    assert 0.75 < result.metrics[-1]["evaluation"]["test"]["accuracy"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_recorded_figures(dtype: str, digits: Path, tmp_path: Path) -> None:
+    """Where nothing is learned (rate 0), an epoch's loss and accuracy are those at its start."""
+    config = small(epochs=1, learning_rate=0.0, dtype=dtype, evaluate="train,test")
+    result = train(config, dataset=digits, run=tmp_path / "run")
+    initial = initialise("scaled", parse_network(config.network), 0, dtype)
+    assert initial.tobytes() == parameters_after(result, 1).tobytes()
+    precision = 1e-5 if dtype == "float32" else 1e-13
+    train_accuracy, train_loss = judge(initial, *rows_of(digits, "train"))
+    line = result.metrics[0]
+    assert train_accuracy == line["accuracy"]
+    assert pytest.approx(train_loss, rel=precision) == line["loss"]
+    test_accuracy, test_loss = judge(initial, *rows_of(digits, "test"))
+    assert {
+        "train": {
+            "accuracy": train_accuracy,
+            "cross_entropy": pytest.approx(train_loss, rel=precision),
+        },
+        "test": {
+            "accuracy": test_accuracy,
+            "cross_entropy": pytest.approx(test_loss, rel=precision),
+        },
+    } == line["evaluation"]
+
+
+def test_evaluation(digits: Path, tmp_path: Path) -> None:
+    """Each epoch's evaluation is of the parameters at its end, on just the rows it is named for."""
+    config = small(epochs=3, dtype="float64", holdout=100, evaluate="train,test")
+    result = train(config, dataset=digits, run=tmp_path / "run")
+    inputs, labels = rows_of(digits, "train")
+    splits = {
+        "train": (inputs[:-100], labels[:-100]),
+        "test": rows_of(digits, "test"),
+        "validation": (inputs[-100:], labels[-100:]),
+    }
+    for epoch, line in enumerate(result.metrics, 1):
+        parameters = parameters_after(result, epoch)
+        expected = {
+            name: dict(zip(("accuracy", "cross_entropy"), judge(parameters, *rows), strict=True))
+            for name, rows in splits.items()
+        }
+        assert expected.keys() == line["evaluation"].keys()
+        for name, figures in expected.items():
+            assert pytest.approx(figures, rel=1e-12) == line["evaluation"][name]
+
+
+def test_no_evaluation(digits: Path, tmp_path: Path) -> None:
+    """Nothing is evaluated where nothing is asked for, and the training is the same."""
+    none = train(small(epochs=1, evaluate="none"), dataset=digits, run=tmp_path / "none")
+    both = train(small(epochs=1, evaluate="train,test"), dataset=digits, run=tmp_path / "both")
+    assert {} == none.metrics[0]["evaluation"]
+    assert ["train", "test"] == list(both.metrics[0]["evaluation"])
+    assert none.parameters_digest == both.parameters_digest
+
+
+def test_seeds(digits: Path, tmp_path: Path) -> None:
+    """Two runs of one seed are the same to the last bit; another seed is another run."""
+    results = [
+        train(small(epochs=2, seed=seed), dataset=digits, run=tmp_path / str(number))
+        for number, seed in enumerate([5, 5, 6])
+    ]
+    assert outcome(results[0]) == outcome(results[1])
+    assert results[0].parameters_digest != results[2].parameters_digest
+    assert results[0].order_digest != results[2].order_digest
+
+
+def test_the_order_is_of_the_seed(digits: Path, tmp_path: Path) -> None:
+    """Runs that differ in the network alone see the same rows in the same batches in order."""
+    one = train(small(epochs=2), dataset=digits, run=tmp_path / "one")
+    settings = {"network": "784-tanh-5-softmax-10", "optimizer": "sgd", "dtype": "float64"}
+    other = train(small(epochs=2, **settings), dataset=digits, run=tmp_path / "other")
+    assert one.order_digest == other.order_digest
+
+
+def write_set(directory: Path, images: NDArray[Any], labels: NDArray[np.uint8]) -> Path:
+    """IDX files of these rows, the last 50 of them as the test split."""
+    directory.mkdir()
+    for prefix, rows in (("train", slice(-50)), ("t10k", slice(-50, None))):
+        write_idx(directory / f"{prefix}-images-idx3-ubyte", images[rows])
+        write_idx(directory / f"{prefix}-labels-idx1-ubyte", labels[rows])
+    return directory
+
+
+def test_holdout_is_not_trained_on(tmp_path: Path) -> None:
+    """Whatever the held-out rows hold, the parameters come out the same."""
+    generator = np.random.default_rng(3)
+    images = generator.integers(0, 256, (353, 4, 3), dtype=np.uint8)
+    labels = np.arange(353, dtype=np.uint8) % 4
+    changed = images.copy()
+    changed[303 - 41 : 303] ^= 255  # the last 41 of the 303 training rows
+    results = {}
+    for name, rows in (("one", images), ("other", changed)):
+        ingest(str(write_set(tmp_path / name, rows, labels)), tmp_path / f"{name}-data")
+        for holdout in (41, 40):
+            config = small(network="12-relu-6-softmax-4", batch_size=20, holdout=holdout, epochs=2)
+            results[name, holdout] = train(
+                config, dataset=tmp_path / f"{name}-data", run=tmp_path / f"{name}-{holdout}"
+            )
+    one, other = results["one", 41], results["other", 41]
+    assert one.parameters_digest == other.parameters_digest
+    assert one.metrics[0]["evaluation"]["test"] == other.metrics[0]["evaluation"]["test"]
+    validations = [result.metrics[0]["evaluation"]["validation"] for result in (one, other)]
+    assert validations[0] != validations[1]
+    # With one row less held out, a changed row is trained on, and shows.
+    assert results["one", 40].parameters_digest != results["other", 40].parameters_digest
+
+
+def test_record(digits: Path, tmp_path: Path) -> None:
+    """run.json tells all that the run depends on, and it is what the run was started with."""
+    config = small(epochs=1, l2=0.25, micro_batches=None)
+    train(config, dataset=digits, run=tmp_path / "run")
+    run = open_run(open_location(tmp_path / "run"))
+    assert replace(config, micro_batches=1).to_json() == run.configuration
+    assert open_dataset(open_location(digits)).digest == run.dataset_digest
+    assert {"order": 1, "step": 3} == run.versions
+    assert environment() == run.environment
+    assert {"numpy", "blas", "blas_kernel", "machine"} == run.environment.keys()
+    assert np.__version__ == run.environment["numpy"]
+
+
+def test_metrics_file(digits: Path, tmp_path: Path) -> None:
+    """metrics.jsonl has a line per epoch, with the digests at its end and what it took."""
+    result = train(small(epochs=2), dataset=digits, run=tmp_path / "run")
+    lines = open_run(open_location(tmp_path / "run")).metrics()
+    assert list(result.metrics) == lines
+    assert [1, 2] == [line["epoch"] for line in lines]
+    assert [11, 22] == [line["steps"] for line in lines]
+    assert result.parameters_digest == lines[-1]["parameters_digest"]
+    assert result.order_digest == lines[-1]["order_digest"]
+    timing = lines[0]["timing"]
+    assert {"seconds", "rows_per_second", "seconds_waited"} == timing.keys()
+    assert 0 < timing["rows_per_second"]
+    shorter = train(small(epochs=2, schedule="constant"), dataset=digits, run=tmp_path / "other")
+    assert untimed(shorter.metrics) != untimed(result.metrics)
+
+
+DIVERGING = small(
+    network="784-relu-9-relu-9-relu-9-softmax-10",
+    optimizer="sgd",
+    schedule="constant",
+    learning_rate=1e6,
+    l2=1e6,
+)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("evaluate", ["test", "none"])
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        ({}, "loss of step 2"),
+        ({"batch_size": 0}, "(cross-entropy of test|loss of step 2)"),
+        ({"batch_size": 0, "network": "784-softmax-10", "l2": 0.0, "epochs": 1}, None),
+    ],
+)
+def test_divergence(
+    settings: dict[str, Any],
+    what: str | None,
+    evaluate: str,
+    threads: int,
+    digits: Path,
+    tmp_path: Path,
+) -> None:
+    """A training that diverges is ended with advice, without a warning; a merely bad one is not."""
+    config = replace(DIVERGING, threads=threads, evaluate=evaluate, **settings)
+    if what is None:
+        assert 1 == len(train(config, dataset=digits, run=tmp_path / "run").metrics)
+        return
+    with pytest.raises(QualityGateError, match=f"{what} is .*--learning-rate below 1e"):
+        train(config, dataset=digits, run=tmp_path / "run")
+
+
+def test_divergence_of_the_last_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parameters that are no numbers are not saved, though no loss has told of them yet.
+
+    It is put down to the data of an older release, which took any finite number.
+    """
+    images = np.full((150, 1, 1), 1e35, np.float32)
+    labels = (np.arange(150) % 2).astype(np.uint8)
+    monkeypatch.setattr("pipeline.convert.check_values", lambda *_: None)
+    ingest(str(write_set(tmp_path / "set", images, labels)), tmp_path / "data", scale="none")
+    config = replace(DIVERGING, network="1-softmax-2", batch_size=0, evaluate="none", l2=0.0)
+    words = r"largest parameter is .* row 0 of the train split holds 1e\+35"
+    with pytest.raises(BadDataError, match=words):
+        train(config, dataset=tmp_path / "data", run=tmp_path / "run")
+    assert [] == list_checkpoints(open_run(open_location(tmp_path / "run")))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"network": "783-relu-9-softmax-10"}, "--network 784-relu-9-softmax-10"),
+        ({"network": "784-relu-9-softmax-9"}, "--network 784-relu-9-softmax-10"),
+        ({"network": "784-rely-9-softmax-10"}, "Did you mean 'relu'"),
+        ({"holdout": 1031}, "--holdout 1,031 leaves nothing"),
+        ({"batch_size": 1032}, "at most that, or 0 for all"),
+        ({"batch_size": 1000, "holdout": 32}, "more than the 999 training rows"),
+        ({"shuffle_memory": 2**20, "evaluate": "validating"}, "--evaluate is 'validating'"),
+        ({"evaluate": "validation"}, "no split 'validation' to evaluate"),
+        ({"patience": 3}, "--holdout ROWS"),
+    ],
+)
+def test_what_does_not_fit(
+    settings: dict[str, Any], message: str, digits: Path, tmp_path: Path
+) -> None:
+    """Settings that do not fit the dataset are refused with what would, before a run is made."""
+    with pytest.raises(UsageError) as caught:
+        train(small(**settings), dataset=digits, run=tmp_path / "run")
+    assert message in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def validated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset with a validation split."""
+    directory = tmp_path_factory.mktemp("validated")
+    files = write_set(directory / "files", *draw_digits(0, "train", 0, 253))
+    images, labels = draw_digits(0, "validation", 0, 50)
+    write_idx(files / "val-images-idx3-ubyte", images)
+    write_idx(files / "val-labels-idx1-ubyte", labels)
+    ingest(str(files), directory / "data", rows_per_chunk=50)
+    return directory / "data"
+
+
+def test_validation_split(validated: Path, tmp_path: Path) -> None:
+    """A validation split is what best and patience go by, just as held-out rows would be."""
+    settings = {"epochs": 12, "patience": 1, "learning_rate": 0.05, "batch_size": 20, "l2": 0.0}
+    result = train(small(**settings, schedule="constant"), dataset=validated, run=tmp_path / "run")
+    entropies = [line["evaluation"]["validation"]["cross_entropy"] for line in result.metrics]
+    assert result.stopped_early
+    assert result.best is not None
+    assert 1 + int(np.argmin(entropies)) == result.best.epoch
+    inputs, labels = rows_of(validated, "validation")
+    expected = judge(parameters_after(result, 1), inputs, labels)[1]
+    assert pytest.approx(expected, rel=1e-5) == entropies[0]
+
+
+def test_holdout_beside_a_validation_split(validated: Path, tmp_path: Path) -> None:
+    """Of two kinds of validation none is chosen in silence."""
+    with pytest.raises(UsageError, match="has a validation split; leave out --holdout 9"):
+        train(small(holdout=9), dataset=validated, run=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_fit(digits: Path) -> None:
+    """The layers of a network that fits are given back."""
+    dataset: Dataset = open_dataset(open_location(digits))
+    assert parse_network(SMALL.network) == check_fit(SMALL, dataset)
+
+
+def test_missing_split(tmp_path: Path) -> None:
+    """A split to evaluate that the dataset has not is refused before a run is made."""
+    ingest("synthetic:60,0", tmp_path / "data")
+    with pytest.raises(UsageError, match=r"no split 'test' .* --evaluate train"):
+        train(small(batch_size=9), dataset=tmp_path / "data", run=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_unlabelled(tmp_path: Path) -> None:
+    """A dataset without labels is refused: there is nothing to learn."""
+    (tmp_path / "set").mkdir()
+    write_idx(tmp_path / "set" / "train-images-idx3-ubyte", np.zeros((9, 2, 2), np.uint8))
+    ingest(str(tmp_path / "set"), tmp_path / "data")
+    with pytest.raises(BadDataError, match="no labels; there is nothing to learn"):
+        train(small(network="4-softmax-2"), dataset=tmp_path / "data", run=tmp_path / "run")
+
+
+def test_full_batch_memory(tmp_path: Path) -> None:
+    """Full-batch training holds two windows and a few micro-batches, not the split."""
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (20_000, 28, 28), dtype=np.uint8)
+    labels = (np.arange(20_000) % 10).astype(np.uint8)
+    source = write_set(tmp_path / "set", images, labels)
+    decoded = images.nbytes
+    del images
+    ingest(str(source), tmp_path / "data", rows_per_chunk=300)
+    config = small(batch_size=0, epochs=1, micro_batches=200, threads=2, evaluate="none")
+    tracemalloc.start()
+    try:
+        train(config, dataset=tmp_path / "data", run=tmp_path / "run")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < decoded / 3

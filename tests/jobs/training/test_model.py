@@ -1,0 +1,175 @@
+"""The model of a run: which checkpoint a choice means, and what is refused."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.training import select_checkpoint
+from jobs.training.job import TrainResult, train
+from jobs.training.model import load_model
+from storage import documents
+from storage.checkpoints import MANIFEST, STATE, CheckpointName
+from storage.errors import BadDataError, UsageError
+from storage.places import open_location
+from storage.runs import RECORD, Run, open_run
+from tests.jobs.trainings import small
+
+CONFIG = small(
+    epochs=6, holdout=50, learning_rate=0.03, schedule="constant", l2=0.0, checkpoint_every=6
+)
+
+
+@pytest.fixture(scope="module")
+def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    """A run whose best epoch is not its last, with all its checkpoints."""
+    return train(CONFIG, dataset=digits, run=tmp_path_factory.mktemp("trained") / "run")
+
+
+@pytest.fixture
+def run(trained: TrainResult, tmp_path: Path) -> Run:
+    """A copy of it, to do as one likes with."""
+    return open_run(open_location(shutil.copytree(trained.run.location.path, tmp_path / "run")))
+
+
+def damage(run: Run, name: CheckpointName) -> None:
+    """Flip a bit of a checkpoint's tensors."""
+    path = run.location.path / name.key / STATE
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def test_best(run: Run, trained: TrainResult) -> None:
+    """`best` is the checkpoint with the lowest validation cross-entropy."""
+    model = load_model(run, "best")
+    assert trained.best == model.checkpoint
+    assert CheckpointName(6, 0) != model.checkpoint
+    assert trained.metrics[model.checkpoint.epoch - 1]["parameters_digest"] == model.digest
+    assert () == model.warnings
+
+
+def test_latest(run: Run, trained: TrainResult) -> None:
+    """`latest` is the newest."""
+    model = load_model(run, "latest")
+    assert (CheckpointName(6, 0), trained.parameters_digest) == (model.checkpoint, model.digest)
+
+
+def test_latest_within_an_epoch(run: Run) -> None:
+    """`latest` may lie within an epoch."""
+    shutil.rmtree(run.location.path / CheckpointName(6, 0).key)
+    assert CheckpointName(5, 6) == load_model(run, "latest").checkpoint
+
+
+@pytest.mark.parametrize("epoch", range(1, 7))
+def test_epoch(epoch: int, run: Run, trained: TrainResult) -> None:
+    """A number is the checkpoint at that epoch's end."""
+    model = load_model(run, str(epoch))
+    expected = (CheckpointName(epoch, 0), trained.metrics[epoch - 1]["parameters_digest"])
+    assert expected == (model.checkpoint, model.digest)
+
+
+def test_best_without_validation(digits: Path, tmp_path: Path) -> None:
+    """Where the run keeps no validation rows, `best` is the latest."""
+    result = train(small(epochs=2), dataset=digits, run=tmp_path / "run")
+    assert CheckpointName(2, 0) == load_model(result.run, "best").checkpoint
+
+
+@pytest.mark.parametrize("choice", ["", "bset", "-1", "1.5", "²", "1 "])
+def test_no_choice(choice: str, run: Run) -> None:
+    """Anything else is refused with what is expected."""
+    with pytest.raises(UsageError, match="expected best, latest, the number of an epoch"):
+        load_model(run, choice)
+
+
+def test_epoch_that_is_not_kept(run: Run) -> None:
+    """An epoch without a checkpoint is refused with the epochs that have one."""
+    shutil.rmtree(run.location.path / CheckpointName(2, 0).key)
+    with pytest.raises(BadDataError, match=r"of epoch 2; it keeps those of epochs 1, 3, 4, 5, 6"):
+        load_model(run, "2")
+
+
+def test_no_checkpoint(run: Run) -> None:
+    """A run without checkpoints is refused with how to get one."""
+    shutil.rmtree(run.location.path / "checkpoints")
+    with pytest.raises(BadDataError, match=r"no checkpoint yet. Train it with `pipeline train`"):
+        load_model(run, "best")
+
+
+def test_damaged_newest(run: Run, trained: TrainResult) -> None:
+    """Where the newest checkpoint is damaged no older one stands for it; `best` is unharmed."""
+    damage(run, CheckpointName(6, 0))
+    with pytest.raises(BadDataError, match=r"000006-000000, the newest .* --checkpoint 000005-0"):
+        load_model(run, "latest")
+    chosen = load_model(run, "000005-000006")
+    assert (CheckpointName(5, 6), ()) == (chosen.checkpoint, chosen.warnings)
+    best = load_model(run, "best")
+    assert trained.best == best.checkpoint
+    assert ["000006-000000" in warning for warning in best.warnings] == [True]
+
+
+def test_damaged_newest_that_is_the_best(digits: Path, tmp_path: Path) -> None:
+    """A damaged checkpoint that the metrics show to be the best has no other in its place."""
+    trained = train(small(epochs=2, holdout=50), dataset=digits, run=tmp_path / "run")
+    assert CheckpointName(2, 0) == trained.best
+    damage(trained.run, trained.best)
+    with pytest.raises(BadDataError, match="000002-000000, the newest one"):
+        load_model(trained.run, "best")
+
+
+def test_damaged_choice(run: Run, trained: TrainResult) -> None:
+    """A checkpoint that was asked for and is damaged is an error: no other was meant."""
+    damage(run, CheckpointName(3, 0))
+    with pytest.raises(BadDataError, match="000003-000000"):
+        load_model(run, "3")
+    assert trained.best is not None
+    damage(run, trained.best)
+    with pytest.raises(BadDataError, match=str(trained.best)):
+        load_model(run, "best")
+
+
+def test_parameters_of_another_digest(run: Run) -> None:
+    """A manifest that is sealed well but tells another model's digest is refused."""
+    manifest = run.location.path / CheckpointName(6, 0).key / MANIFEST
+    document = json.loads(manifest.read_text()) | {"parameters_digest": "0" * 64}
+    manifest.write_bytes(documents.sealed_bytes(document))
+    with pytest.raises(BadDataError, match="it is damaged"):
+        load_model(run, "6")
+
+
+def test_network_that_is_none(run: Run) -> None:
+    """A record whose network is none is bad data, and its place is named."""
+    record = run.location.path / RECORD
+    document = json.loads(record.read_text())
+    document["configuration"]["network"] = "784-10"
+    record.write_bytes(documents.sealed_bytes(document))
+    with pytest.raises(BadDataError, match=r"run\.json: "):
+        load_model(open_run(run.location), "best")
+
+
+@pytest.mark.parametrize(
+    "images",
+    [{"image_shape": [28, "28"]}, {"image_shape": 784}, {"element_type": "text"}],
+)
+def test_images_that_no_dataset_has(images: dict[str, Any], run: Run) -> None:
+    """A record that gives its images a shape or a type that cannot be is refused."""
+    with pytest.raises(BadDataError, match=r"run\.json gives its images the shape"):
+        load_model(replace(run, dataset=run.dataset | images), "latest")
+
+
+def test_a_choice_that_is_pruned_is_chosen_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the best checkpoint goes while it is read, as a training prunes, it is chosen anew."""
+    listed = select_checkpoint.list_checkpoints
+
+    def prune_once(run: Run) -> list[CheckpointName]:
+        names = listed(run)
+        monkeypatch.undo()
+        shutil.rmtree(run.location.path / names[-1].key)
+        return names
+
+    monkeypatch.setattr(select_checkpoint, "list_checkpoints", prune_once)
+    with pytest.raises(BadDataError, match=r"no checkpoint of epoch 6; it keeps those of"):
+        load_model(run, "6")

@@ -1,0 +1,193 @@
+"""A team of processes: order, shared memory, what dies, and what it leaves to its owner."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs.training import process_pool as team_module
+from jobs.training.process_pool import PATIENCE, Reply, Task, Team, shared_array
+from storage.location import writer_lock
+from storage.places import open_location
+
+OWNER = """
+import os, sys
+from jobs.training.process_pool import Team, shared_array
+from storage.places import open_location
+from storage.location import writer_lock
+with writer_lock(open_location(sys.argv[1]), "The run"):
+    begun = shared_array((3,), int)
+    def begin(task):
+        begun[int(task[0])] = 1
+        while not begun.all():
+            os.sched_yield()
+        return ()
+    team = Team(begin, 3)
+    team.run([(0,), (1,), (2,)])
+    print(*team.process_numbers, flush=True)
+    sys.stdin.read()
+"""
+
+
+def doubled(task: Task) -> Reply:
+    """Each number twice as large."""
+    return [2 * number for number in task]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_replies_are_in_order(size: int) -> None:
+    """Task by task, whatever their length, for as many tasks as there are processes or fewer."""
+    with Team(doubled, size) as team:
+        for count in range(1, size + 3):
+            tasks = [tuple(range(number)) for number in range(count)]
+            expected = [[2 * value for value in task] for task in tasks]
+            assert expected == [list(reply) for reply in team.run(tasks)]
+
+
+def test_memory_is_shared() -> None:
+    """What one process writes, all read; each task is done in a process of its own."""
+    places = shared_array((3,), np.int64)
+
+    def sign(task: Task) -> Reply:
+        places[int(task[0])] = os.getpid()
+        while not places.all():  # or the owner would do the others' tasks as well
+            os.sched_yield()
+        return ()
+
+    with Team(sign, 3) as team:
+        assert [[], [], []] == [list(reply) for reply in team.run([(0,), (1,), (2,)])]
+        assert [*team.process_numbers, os.getpid()] == places.tolist()
+
+
+def test_a_task_of_a_dead_process_is_done_by_its_owner() -> None:
+    """Killed before, or by its task: the reply is there, and so are the following ones."""
+    owner, begun = os.getpid(), shared_array((14,), np.int64)
+
+    def fatal(task: Task) -> Reply:
+        begun[int(task[0])] = 1
+        if task[0] == 13 and os.getpid() != owner:
+            os.kill(os.getpid(), signal.SIGKILL)
+        while task[0] == 5 and not (begun[1] or begun[13]):
+            os.sched_yield()
+        return doubled(task)
+
+    with Team(fatal, 3) as team:
+        os.kill(team.process_numbers[0], signal.SIGKILL)
+        for middle in (1, 13, 2):
+            begun[:] = 0 if middle == 13 else 1
+            replies = team.run([(0,), (middle,), (5,)])
+            assert [[0], [2 * middle], [10]] == [list(reply) for reply in replies]
+        assert [] == team.process_numbers
+
+
+def test_a_task_that_nobody_begins_is_done_by_its_owner() -> None:
+    """A fork that does not get to run holds nobody up, and has its part again when it does."""
+    places = shared_array((2,), np.int64)
+
+    def sign(task: Task) -> Reply:
+        places[int(task[0])] = os.getpid()
+        return ()
+
+    with Team(sign, 2) as team:
+        (fork,) = team.process_numbers
+        os.kill(fork, signal.SIGSTOP)
+        os.waitid(os.P_PID, fork, os.WSTOPPED | os.WNOWAIT)
+        for _ in range(3):
+            team.run([(0,), (1,)])
+            assert [os.getpid(), os.getpid()] == places.tolist()
+        os.kill(fork, signal.SIGCONT)
+        while places[0] != fork:
+            team.run([(0,), (1,)])
+
+
+def test_a_stuck_process_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is stopped within its task holds its owner up for a limited time only."""
+    monkeypatch.setattr(team_module, "STUCK_SECONDS", 0.1)
+    owner, begun = os.getpid(), shared_array((1,), np.int64)
+
+    def stop(task: Task) -> Reply:
+        if task[0] == 0 and os.getpid() != owner:
+            begun[0] = 1
+            os.kill(os.getpid(), signal.SIGSTOP)
+        while task[0] == 1 and not begun[0]:
+            os.sched_yield()
+        return doubled(task)
+
+    with Team(stop, 2) as team:
+        assert [[0], [2]] == [list(reply) for reply in team.run([(0,), (1,)])]
+        assert ([], 1) == (team.process_numbers, team.missing)
+        assert [[0], [2]] == [list(reply) for reply in team.run([(0,), (1,)])]
+
+
+def test_where_the_system_gives_no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The team is smaller, and does the same."""
+    fork, asked = os.fork, iter([True, False])
+
+    def refused() -> int:
+        if next(asked):
+            return fork()
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", refused)
+    with Team(doubled, 4) as team:
+        assert (1, 2) == (len(team.process_numbers), team.missing)
+        replies = team.run([(0,), (1,), (2,), (3,)])
+        assert [[0], [2], [4], [6]] == [list(reply) for reply in replies]
+
+
+def test_children_that_are_not_waited_for() -> None:
+    """Where SIGCHLD is ignored, as a launcher may have it, dead processes are missed as well."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        with Team(doubled, 3) as team:
+            killed, _ = team.process_numbers
+            os.kill(killed, signal.SIGKILL)
+            while killed in team.process_numbers:
+                os.sched_yield()
+            assert [[0], [2], [4]] == [list(reply) for reply in team.run([(0,), (1,), (2,)])]
+            assert 1 == team.missing
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def test_an_error_is_raised_by_its_owner() -> None:
+    """What a fork cannot do ends the fork, and shows as what it is where it is done again."""
+    with Team(lambda task: [1 / task[0]], 2) as team, pytest.raises(ZeroDivisionError):
+        team.run([(0,), (1,)])
+
+
+def test_close_ends_the_processes() -> None:
+    """After the block none of the forks is left, not even as a zombie."""
+    with Team(doubled, 3) as team:
+        processes = team.process_numbers
+    assert 2 == len(processes)
+    for process in processes:
+        with pytest.raises(ProcessLookupError):
+            os.kill(process, 0)
+
+
+def test_forks_do_not_outlive_their_owner(tmp_path: Path) -> None:
+    """They hold no file of its, so when it is killed its lock is free at once; then they end."""
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER, str(tmp_path / "lock")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with owner:
+        assert owner.stdout is not None
+        forks = [int(number) for number in owner.stdout.readline().split()]
+        assert 2 == len(forks)
+        assert [[], []] == [os.listdir(f"/proc/{fork}/fd") for fork in forks]
+        owner.kill()
+    with writer_lock(open_location(tmp_path / "lock"), "The run"):
+        pass
+    deadline = time.monotonic() + 1200 * PATIENCE
+    while any(Path(f"/proc/{fork}").exists() for fork in forks):
+        assert time.monotonic() < deadline
+        os.sched_yield()

@@ -1,0 +1,222 @@
+"""Downloads from real servers on loopback: whole, damaged, cut off, refused, out of reach."""
+
+import hashlib
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.sources.downloads import CATALOGUES, Catalogue, download
+from pipeline.sources.source import open_source
+from storage.errors import UnreachableError
+from storage.idx import write_idx
+
+IMAGES, LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
+
+
+@dataclass
+class Mirror:
+    """A server's files, its ways to fail, and what it was asked for."""
+
+    files: dict[str, bytes]
+    url: str = ""
+    cut_off: bool = False
+    requests: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def serve(mirror: Mirror) -> Iterator[Mirror]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            name = self.path.rpartition("/")[2]
+            mirror.requests.append(name)
+            if name not in mirror.files:
+                self.send_error(404)
+                return
+            body = mirror.files[name]
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body[: len(body) // 2] if mirror.cut_off else body)
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        mirror.url = f"http://127.0.0.1:{server.server_address[1]}/set/"
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield mirror
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user's own proxy, cache and MNIST_DIR stay out of these tests."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.delenv("MNIST_DIR", raising=False)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, bytes]:
+    """A small set of six training rows, as a mirror holds it."""
+    directory = tmp_path / "published"
+    directory.mkdir()
+    write_idx(directory / IMAGES, np.arange(24, dtype=np.uint8).reshape(6, 2, 2))
+    write_idx(directory / LABELS, np.arange(6, dtype=np.uint8))
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def catalogue(files: dict[str, bytes], *mirrors: str, name: str = "mnist") -> Catalogue:
+    checksums = tuple((name, hashlib.md5(files[name]).hexdigest()) for name in (IMAGES, LABELS))
+    return Catalogue(name, checksums, mirrors)
+
+
+def unreachable_url() -> str:
+    """A port on which nobody listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{free.getsockname()[1]}/set/"
+
+
+def cached(cache: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in cache.rglob("*") if path.is_file()}
+
+
+def test_download(tmp_path: Path, files: dict[str, bytes]) -> None:
+    """A whole set is downloaded, opened under its name, and announced file by file."""
+    announced: list[str] = []
+    with serve(Mirror(files)) as mirror:
+        source = open_source(
+            "mnist",
+            cache=tmp_path / "cache",
+            catalogues={"mnist": catalogue(files, mirror.url)},
+            announce=announced.append,
+        )
+    assert ("mnist", [6]) == (source.name, [split.rows for split in source.splits])
+    assert [f"downloading {mirror.url}{name}" for name in (IMAGES, LABELS)] == announced
+    assert files == cached(tmp_path / "cache")
+
+
+def test_second_time(tmp_path: Path, files: dict[str, bytes]) -> None:
+    """What lies in the cache is not asked for again, not even where downloads are off."""
+    with serve(Mirror(files)) as mirror:
+        first = download(catalogue(files, mirror.url), cache=tmp_path / "cache")
+    again = download(catalogue(files, mirror.url), cache=tmp_path / "cache", offline=True)
+    assert first == again
+    assert [IMAGES, LABELS] == mirror.requests
+
+
+def test_damaged_cache(tmp_path: Path, files: dict[str, bytes]) -> None:
+    """A cached file whose checksum is wrong is downloaded again, and only that one."""
+    with serve(Mirror(files)) as mirror:
+        directory = download(catalogue(files, mirror.url), cache=tmp_path / "cache")
+        (directory / LABELS).write_bytes(b"damaged")
+        download(catalogue(files, mirror.url), cache=tmp_path / "cache")
+    assert [IMAGES, LABELS, LABELS] == mirror.requests
+    assert files == cached(tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("bad", "cut_off", "answer"),
+    [
+        ({IMAGES: b"another file"}, False, "sent a file with another checksum"),
+        ({}, False, "answered 404"),
+        (None, True, "cut the file off"),
+    ],
+)
+def test_bad_mirror(
+    tmp_path: Path,
+    files: dict[str, bytes],
+    bad: dict[str, bytes] | None,
+    cut_off: bool,
+    answer: str,
+) -> None:
+    """A mirror that fails is named with what it did, and leaves nothing in the cache."""
+    with (
+        serve(Mirror(files if bad is None else bad, cut_off=cut_off)) as mirror,
+        pytest.raises(UnreachableError) as caught,
+    ):
+        download(catalogue(files, mirror.url), cache=tmp_path / "cache")
+    host = mirror.url.split("/")[2]
+    assert f"{host} {answer}" in str(caught.value)
+    assert IMAGES in str(caught.value)
+    assert {} == cached(tmp_path / "cache")
+
+
+def test_unreachable(tmp_path: Path, files: dict[str, bytes]) -> None:
+    """Where nobody listens the error has exit code 6 and names the ways without a network."""
+    with pytest.raises(UnreachableError) as caught:
+        download(catalogue(files, unreachable_url(), unreachable_url()), cache=tmp_path)
+    message = str(caught.value)
+    assert 6 == caught.value.exit_code
+    assert 2 == message.count("could not be reached")
+    for way in ("`pipeline ingest DIRECTORY`", "`pipeline ingest synthetic`", "MNIST_DIR"):
+        assert way in message
+
+
+def test_silent_server(tmp_path: Path, files: dict[str, bytes]) -> None:
+    """A server that takes the connection and never answers is given up after the timeout."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/"
+        impatient = Catalogue("mnist", catalogue(files).files, (url,), timeout_seconds=0.1)
+        with pytest.raises(UnreachableError, match="did not answer in time"):
+            download(impatient, cache=tmp_path)
+
+
+def test_next_mirror(tmp_path: Path, files: dict[str, bytes]) -> None:
+    """Where the first mirror fails the second serves, and is asked first from then on."""
+    with serve(Mirror({})) as first, serve(Mirror(files)) as second:
+        download(catalogue(files, first.url, second.url), cache=tmp_path / "cache")
+    assert [IMAGES] == first.requests
+    assert [IMAGES, LABELS] == second.requests
+    assert files == cached(tmp_path / "cache")
+
+
+def test_mirrors_that_hold_half_each(tmp_path: Path, files: dict[str, bytes]) -> None:
+    """Files may come from different mirrors: one that failed is still asked for the next file."""
+    with (
+        serve(Mirror({LABELS: files[LABELS]})) as first,
+        serve(Mirror({IMAGES: files[IMAGES]})) as second,
+    ):
+        download(catalogue(files, first.url, second.url), cache=tmp_path / "cache")
+    assert files == cached(tmp_path / "cache")
+
+
+def test_offline(tmp_path: Path, files: dict[str, bytes]) -> None:
+    """Where downloads are off no mirror is asked, and the missing file is named."""
+    with (
+        serve(Mirror(files)) as mirror,
+        pytest.raises(UnreachableError, match=f"{IMAGES}: this file of mnist is not in the cache"),
+    ):
+        download(catalogue(files, mirror.url), cache=tmp_path / "cache", offline=True)
+    assert [] == mirror.requests
+
+
+def test_cache_that_cannot_be_written(tmp_path: Path, files: dict[str, bytes]) -> None:
+    """A cache that cannot be made is named, and is not blamed on the mirrors."""
+    (tmp_path / "file").touch()
+    with (
+        serve(Mirror(files)) as mirror,
+        pytest.raises(UnreachableError, match="cannot be kept there"),
+    ):
+        download(catalogue(files, mirror.url), cache=tmp_path / "file")
+
+
+def test_published_sets() -> None:
+    """Each published set has four files, and every mirror is a prefix of their URLs."""
+    assert ["mnist", "fashion-mnist", "kmnist"] == list(CATALOGUES)
+    for name, published in CATALOGUES.items():
+        assert name == published.name
+        assert 4 == len({md5 for _, md5 in published.files})
+        assert all(mirror.endswith("/") for mirror in published.mirrors)

@@ -1,0 +1,152 @@
+"""Sealed documents: no changed bit passes for a value, and nothing strange gets through."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from storage import documents
+from storage.errors import BadDataError
+from storage.places import open_location
+
+DOCUMENT = {"format": "test", "count": 12, "loss": 0.1234, "names": ["å", "b"], "seen": {"a": None}}
+
+numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+json_values = st.recursive(
+    st.none() | st.booleans() | numbers | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=10,
+)
+
+
+def content(data: bytes) -> dict[str, Any]:
+    return documents.check_seal(documents.parse(data, "the document"), "the document")
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(
+    document=st.dictionaries(
+        st.text().filter(lambda key: key != documents.SEAL), json_values, max_size=4
+    )
+)
+def test_a_document_comes_back(document: dict[str, Any]) -> None:
+    """Whatever JSON holds comes back from its sealed text, floats to the last bit."""
+    assert document == content(documents.sealed_bytes(document))
+    assert document == content(documents.sealed_bytes(document, indent=None))
+
+
+def test_what_cannot_be_read_is_not_written() -> None:
+    """A text that is none, as a file's name may be, is refused before it is in a document."""
+    with pytest.raises(BadDataError, match="no text in UTF-8"):
+        documents.sealed_bytes({"file": "caf\udce9"})
+
+
+@pytest.mark.parametrize("indent", [2, None])
+def test_no_bit_can_flip_unseen(indent: int | None) -> None:
+    """Each single flipped bit is refused, or leaves the same content (an escape's letter case)."""
+    data = documents.sealed_bytes(DOCUMENT, indent)
+    without_effect = 0
+    for place in range(len(data)):
+        for bit in range(8):
+            damaged = bytearray(data)
+            damaged[place] ^= 1 << bit
+            try:
+                assert DOCUMENT == content(bytes(damaged))
+                without_effect += 1
+            except BadDataError:
+                continue
+    assert without_effect < 8
+
+
+def test_every_truncation_is_seen() -> None:
+    """All shorter texts are refused, but the one that lacks only the final line break."""
+    data = documents.sealed_bytes(DOCUMENT)
+    assert DOCUMENT == content(data[:-1])
+    for length in range(len(data) - 1):
+        with pytest.raises(BadDataError):
+            content(data[:length])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"[1, 2]",
+        b"null",
+        b'{"a": NaN, "seal": "x"}',
+        b'{"a": Infinity, "seal": "x"}',
+        b'{"a": 1}',
+        b'{"a": ' + b"9" * 5000 + b"}",
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b"\xff\xfe\xfd",
+        b"\0" * 64,
+    ],
+    ids=lambda data: repr(data[:12]),
+)
+def test_what_is_no_sealed_document_is_bad_data(data: bytes) -> None:
+    """Other JSON, no JSON, no seal, numbers that are none, and deep nesting end in exit 3."""
+    with pytest.raises(BadDataError, match="the document"):
+        content(data)
+
+
+def test_a_message_names_both_digests() -> None:
+    """A broken seal is told with the digest found and the digest expected."""
+    document = documents.seal({"a": 1}) | {"a": 2}
+    with pytest.raises(BadDataError) as caught:
+        documents.check_seal(document, "run.json")
+    assert "run.json is damaged" in str(caught.value)
+    assert documents.digest_of({"a": 1}) in str(caught.value)
+    assert documents.digest_of({"a": 2}) in str(caught.value)
+
+
+def test_a_group_is_sealed_among_its_attributes() -> None:
+    """A Zarr group's document has no member that Zarr does not know, and is sealed as a whole."""
+    group = {"zarr_format": 3, "node_type": "group", "attributes": {"a": 1}}
+    document = documents.seal_group(documents.seal_group(group))
+    assert group.keys() == document.keys()
+    documents.check_group_seal(document, {"a"}, "zarr.json")
+    for damaged in (
+        document | {"node_type": "array"},
+        document | {"attributes": document["attributes"] | {"a": 2}},
+        document | {"attributes": {"a": 1}},
+        document | {"attributes": document["attributes"] | {"a": float("nan")}},
+    ):
+        with pytest.raises(BadDataError, match=r"zarr\.json"):
+            documents.check_group_seal(damaged, {"a"}, "zarr.json")
+
+
+def test_a_document_past_the_limit_is_not_read(tmp_path: Path) -> None:
+    """A file larger than any document of ours is refused by its size alone."""
+    with open(tmp_path / "run.json", "wb") as file:
+        file.truncate(documents.DOCUMENT_LIMIT + 1)
+    with pytest.raises(BadDataError, match="268,435,457 bytes; expected at most 268,435,456"):
+        documents.read_sealed(open_location(tmp_path), "run.json")
+
+
+def test_a_document_on_disk(tmp_path: Path) -> None:
+    """`read_sealed` gives the content of a file, and says when there is no file."""
+    place = open_location(tmp_path)
+    place.put("run.json", documents.sealed_bytes(DOCUMENT))
+    assert DOCUMENT == documents.read_sealed(place, "run.json")
+    assert DOCUMENT.items() <= json.loads(place.get("run.json")).items()
+    with pytest.raises(FileNotFoundError):
+        documents.read_sealed(place, "absent.json")
+
+
+def test_half_a_character_is_refused() -> None:
+    """JSON's escapes can spell half a surrogate pair, which cannot be printed; a whole one can."""
+    with pytest.raises(BadDataError, match="half a surrogate pair"):
+        documents.parse(rb'{"name": "\uD83D"}', "the document")
+    assert {"name": "\U0001f600"} == documents.parse(rb'{"name": "\uD83D\uDE00"}', "the document")
+
+
+@pytest.mark.parametrize("document", [None, [], {}, {"rows": 1.0}, {"rows": True}, {"rows": None}])
+def test_fields_of_other_types_are_refused(document: Any) -> None:
+    """A field that is missing, or only nearly of its type, is told by its name."""
+    with pytest.raises(BadDataError, match=r"the document has a .* for its 'rows'; expected a int"):
+        documents.check_fields(document, {"rows": int}, "the document")
+    documents.check_fields({"rows": 1}, {"rows": int}, "the document")
