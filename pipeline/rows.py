@@ -196,7 +196,7 @@ def _joined(pieces: list[Batch]) -> Batch:
     )
 
 
-class Unread(WindowLoader):
+class IndexOnlyLoader(WindowLoader):
     """Gives windows whose rows nobody looks at: for a stream that only says which rows are next."""
 
     def __init__(self, split: Split) -> None:

@@ -97,7 +97,7 @@ def save_checkpoint(
         "dataset_digest": run.dataset_digest,
         "progress": progress,
     }
-    with run.location.making(name.key, MANIFEST) as tree:
+    with run.location.atomic_tree(name.key, MANIFEST) as tree:
         tree.put(STATE, state)
         tree.put(MANIFEST, documents.sealed_bytes(manifest))
 

@@ -290,7 +290,7 @@ class ChunkedArray:
         """Write object `number`, chunk by chunk; `digest` takes in what is written."""
         rows = min(self.rows_per_object, self.rows - number * self.rows_per_object)
         lengths: list[int] = []
-        with self.location.writing(self._key(number)) as write:
+        with self.location.open_for_writing(self._key(number)) as write:
 
             def take(piece: bytes | memoryview) -> None:
                 write(piece)

@@ -209,7 +209,7 @@ def is_directory_there() -> bool:
 
 
 @contextmanager
-def reaching(verb: str, path: Path) -> Iterator[None]:
+def translate_os_errors(verb: str, path: Path) -> Iterator[None]:
     """Turn the system's refusals into `UnreachableError`; a missing file stays what it is."""
     try:
         yield

@@ -15,7 +15,7 @@ from typing import Any
 from filelock import BaseFileLock, FileLock, Timeout
 
 from storage.errors import ConflictError, LockedError, UsageError
-from storage.files import check_regular, make_directories, reaching
+from storage.files import check_regular, make_directories, translate_os_errors
 from storage.location import Lock, TakeOver
 
 SIGNATURE_TRIES = 50
@@ -73,7 +73,7 @@ def kernel_lock(path: Path, what: str, take_over: TakeOver | None) -> Iterator[L
     there is nothing to take over; `UsageError` where the file is a link, a pipe or a device.
     """
     lock = FileLock(path, timeout=0, thread_local=False, fallback_to_soft=False)
-    with reaching("lock", path):
+    with translate_os_errors("lock", path):
         make_directories(path.parent)
         _check_file(path)
         _acquire(lock, path, what, take_over)

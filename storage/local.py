@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from storage import files
 from storage.errors import BadDataError, ConflictError, UnreachableError
-from storage.files import check_regular, make_directories, reaching, remove_tree, walk
+from storage.files import check_regular, make_directories, remove_tree, translate_os_errors, walk
 from storage.kernel_lock import kernel_lock
 from storage.local_files import (
     can_be_named,
@@ -115,7 +115,10 @@ class LocalLocation(Location):
         Raises `FileNotFoundError` where there is no such object.
         """
         path = self._at(key)
-        with reaching("read", path), open(path, "rb", buffering=0, opener=open_object) as file:
+        with (
+            translate_os_errors("read", path),
+            open(path, "rb", buffering=0, opener=open_object) as file,
+        ):
             size = os.fstat(file.fileno()).st_size
             first = max(0, size + start) if start < 0 else start
             last = size if stop is None else min(stop, size)
@@ -125,7 +128,7 @@ class LocalLocation(Location):
 
     def put(self, key: str, data: bytes | memoryview) -> None:
         """Make `key` hold `data`: wholly or, whatever happens, not at all."""
-        with self.writing(key) as write:
+        with self.open_for_writing(key) as write:
             write(data)
 
     def put_new(self, key: str, data: bytes) -> None:
@@ -135,11 +138,11 @@ class LocalLocation(Location):
         self.put(key, data)
 
     @contextmanager
-    def writing(self, key: str) -> Iterator[Write]:
+    def open_for_writing(self, key: str) -> Iterator[Write]:
         """Like `put`, for what comes piece by piece: gives the function that takes the pieces."""
         path = self._at(key)
         self.check_held()
-        with reaching("write", path):
+        with translate_os_errors("write", path):
             check_regular(path, f"The place to write is {path}")
             path = Path(os.path.realpath(path)) if path.is_symlink() else path
             make_directories(path.parent)
@@ -159,7 +162,7 @@ class LocalLocation(Location):
         """Add `data` to the end of an object and sync it; the caller tells a torn end apart."""
         path = self._at(key)
         self.check_held()
-        with reaching("append to", path):
+        with translate_os_errors("append to", path):
             make_directories(path.parent)
             new = not path.exists()
             descriptor = files.open_append(path)
@@ -174,7 +177,7 @@ class LocalLocation(Location):
     def exists(self, key: str = "") -> bool:
         """Whether there is an object or a directory at `key`; a link to nothing is neither."""
         path = self._at(key) if key else self.path
-        with reaching("look at", path):
+        with translate_os_errors("look at", path):
             try:
                 path.stat()
             except (FileNotFoundError, NotADirectoryError):
@@ -187,7 +190,7 @@ class LocalLocation(Location):
 
     def is_free(self) -> bool:
         """Whether nothing is here yet: no object, and no directory but an empty one."""
-        with reaching("look at", self.path):
+        with translate_os_errors("look at", self.path):
             return not self.path.exists() or (self.path.is_dir() and not os.listdir(self.path))
 
     def size(self, key: str) -> int:
@@ -211,7 +214,7 @@ class LocalLocation(Location):
 
     def _status(self, key: str) -> os.stat_result:
         path = self._at(key)
-        with reaching("look at", path):
+        with translate_os_errors("look at", path):
             try:
                 status = path.stat()
             except NotADirectoryError as error:
@@ -231,7 +234,7 @@ class LocalLocation(Location):
     def names(self, key: str = "") -> list[str]:
         """The names directly below `key`, sorted; none where there is no such directory."""
         path = self._at(key) if key else self.path
-        with reaching("list", path):
+        with translate_os_errors("list", path):
             try:
                 return sorted(os.listdir(path))
             except (FileNotFoundError, NotADirectoryError):
@@ -251,7 +254,7 @@ class LocalLocation(Location):
                 return
             directory = Path(error.filename)
             try:
-                with reaching("list", directory):
+                with translate_os_errors("list", directory):
                     raise error
             except UnreachableError as told:
                 if refused is None or directory == self.path:
@@ -270,7 +273,7 @@ class LocalLocation(Location):
     def delete(self, key: str) -> None:
         """Remove one object; nothing happens where there is none."""
         path = self._at(key)
-        with reaching("remove", path), suppress(FileNotFoundError):
+        with translate_os_errors("remove", path), suppress(FileNotFoundError):
             files.unlink(path)
 
     def sweep_partial(self, key: str) -> None:
@@ -292,7 +295,7 @@ class LocalLocation(Location):
 
     def delete_tree(self) -> None:
         """Remove this location and all below it."""
-        with reaching("remove", self.path):
+        with translate_os_errors("remove", self.path):
             remove_tree(self.path)
 
     def take_place_of(self, target: "LocalLocation") -> None:
@@ -301,7 +304,7 @@ class LocalLocation(Location):
         A link on either side stays a link: it is what it leads to that is renamed.
         """
         target.check_held()
-        with reaching(f"rename {self.path} to", target.path):
+        with translate_os_errors(f"rename {self.path} to", target.path):
             destination = Path(os.path.realpath(target.path))
             make_directories(destination.parent)
             files.rename(Path(os.path.realpath(self.path)), destination)
@@ -318,7 +321,7 @@ class LocalLocation(Location):
             return False
 
     @contextmanager
-    def making(self, key: str, root: str) -> Iterator[Location]:
+    def atomic_tree(self, key: str, root: str) -> Iterator[Location]:
         """Gives a hidden sibling of `key`; a rename makes it what it is to be."""
         temporary = self._hidden(key, ".tmp")
         temporary.delete_tree()
@@ -430,5 +433,5 @@ class LocalLocation(Location):
         path = Path(os.path.realpath(self.path))
         while not path.exists():
             path = path.parent
-        with reaching("look at", path):
+        with translate_os_errors("look at", path):
             return shutil.disk_usage(path).free

@@ -119,7 +119,7 @@ class Location(ABC):
         """The same for a key that holds nothing yet; `ConflictError` where it holds something."""
 
     @abstractmethod
-    def writing(self, key: str) -> AbstractContextManager[Write]:
+    def open_for_writing(self, key: str) -> AbstractContextManager[Write]:
         """Like `put`, for what comes piece by piece: gives the function that takes the pieces."""
 
     @abstractmethod
@@ -238,7 +238,7 @@ class Location(ABC):
         """Return the names of the trees directly below `key`, sorted."""
 
     @abstractmethod
-    def making(self, key: str, root: str) -> AbstractContextManager["Location"]:
+    def atomic_tree(self, key: str, root: str) -> AbstractContextManager["Location"]:
         """Give a place to put objects in, which are the tree at `key` once the block ends well.
 
         A tree that was at `key` is replaced. Until then, and after a failure or a death, readers

@@ -182,7 +182,7 @@ class S3Location(Location):
             )
 
     @contextmanager
-    def writing(self, key: str) -> Iterator[Write]:
+    def open_for_writing(self, key: str) -> Iterator[Write]:
         """The pieces wait on this machine's disk, so that the upload can be tried again."""
         with _temporary_space():
             pieces = tempfile.TemporaryFile()  # noqa: SIM115 - closed below
@@ -306,7 +306,7 @@ class S3Location(Location):
         return found
 
     @contextmanager
-    def making(self, key: str, root: str) -> Iterator[Location]:
+    def atomic_tree(self, key: str, root: str) -> Iterator[Location]:
         """Gives a new version, which the root object names at the end."""
         tree = self.child(key)
         version = tree.staging()

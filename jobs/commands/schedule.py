@@ -195,15 +195,15 @@ def _run(
 ) -> None:
     from jobs.scheduling.scheduler import (
         Scheduler,
+        handle_signals,
         heartbeat_at,
-        heeding_signals,
         json_log,
         text_log,
     )
 
     log = json_log() if log_json else text_log(times.zone)
     beat = heartbeat_at(heartbeat, times, job)
-    with beat.held(log):
+    with beat.hold(log):
         scheduler = Scheduler(
             times,
             _launcher(job, log_json),
@@ -211,7 +211,7 @@ def _run(
             catch_up=catch_up == "once",
             heartbeat=beat,
         )
-        with heeding_signals(scheduler):
+        with handle_signals(scheduler):
             scheduler.run()
 
 

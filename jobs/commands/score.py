@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from jobs.commands.console import Console
-    from jobs.scoring.batch import BatchResult
+    from jobs.scoring.batch import ScoringResult
     from jobs.scoring.config import ScoreConfig
     from jobs.scoring.listener import JsonLog
 
@@ -141,7 +141,7 @@ def score(quiet: bool, as_json: bool, log_json: bool, take_over: bool, **asked: 
 
         listener = JsonLog() if log_json else ConsoleListener(console)
 
-        def work() -> "BatchResult":
+        def work() -> "ScoringResult":
             leave = listener.warn if take_over else None
             config = score_config(click.get_current_context().params, leave)
             from jobs.scoring.job import run_batch
@@ -195,7 +195,9 @@ def score_config(
     )
 
 
-def _score_told(work: "Callable[[], BatchResult]", console: "Console", *, one_split: bool) -> None:
+def _score_told(
+    work: "Callable[[], ScoringResult]", console: "Console", *, one_split: bool
+) -> None:
     """Score, and print what it came to."""
     from jobs.commands.score_console import batch_report
 
@@ -207,7 +209,7 @@ def _score_told(work: "Callable[[], BatchResult]", console: "Console", *, one_sp
         raise batch.error
 
 
-def _score_logged(work: "Callable[[], BatchResult]", log: "JsonLog") -> None:
+def _score_logged(work: "Callable[[], ScoringResult]", log: "JsonLog") -> None:
     """Score, and log every event; the last one is a summary, whatever happens."""
     error: BaseException | None = None
     try:

@@ -4,7 +4,7 @@ from typing import Any
 
 from jobs.commands.console import Console, Report, table
 from jobs.output import one_line, percent
-from jobs.scoring.batch import BatchResult
+from jobs.scoring.batch import ScoringResult
 from jobs.scoring.listener import ScoreListener
 from jobs.scoring.promote import PromoteResult
 from jobs.scoring.scored import ScoreResult
@@ -90,7 +90,7 @@ def _document(result: ScoreResult) -> dict[str, Any]:
     }
 
 
-def batch_report(batch: BatchResult, *, one_split: bool) -> Report:
+def batch_report(batch: ScoringResult, *, one_split: bool) -> Report:
     """All that a batch job has done; of a single split as much as there is to tell."""
     if one_split and len(batch.results) == 1:
         return score_report(batch.results[0])
@@ -106,7 +106,7 @@ def batch_report(batch: BatchResult, *, one_split: bool) -> Report:
     return Report(document, _batch_text(batch))
 
 
-def _batch_text(batch: BatchResult) -> str:
+def _batch_text(batch: ScoringResult) -> str:
     new = sum(not result.already_done for result in batch.results)
     counts = [
         f"{new:,} scored",

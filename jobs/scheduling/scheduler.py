@@ -111,7 +111,7 @@ class Heartbeat:
             return None
 
     @contextmanager
-    def held(self, log: Log) -> Iterator[None]:
+    def hold(self, log: Log) -> Iterator[None]:
         """The only right to go by it; `ConflictError` names the scheduler that has it.
 
         Where no lock can be made, as on a full disk, that is no reason to miss a run.
@@ -180,7 +180,7 @@ class Scheduler:
             self._look_at_clock(now)
             self._check_stop()
             if self._next() <= now:
-                self._see_to(self._times.between(self._last, now, COUNTED), now)
+                self._run_due(self._times.between(self._last, now, COUNTED), now)
             else:
                 self._beat()
                 until = (self._next() - now).total_seconds()
@@ -230,7 +230,7 @@ class Scheduler:
             self._log("stopped", signal=self._asked[0])
             raise StoppedError("The schedule was stopped; no job is running.", self._asked[0])
 
-    def _see_to(self, due: list[datetime], now: datetime) -> None:
+    def _run_due(self, due: list[datetime], now: datetime) -> None:
         """Start the job for the last of the times that have come, or skip it where it is missed."""
         if len(due) == COUNTED:
             due = [*due[:-1], now]  # too many to look at each
@@ -260,7 +260,7 @@ class Scheduler:
         process = self._launch()
         self._log("start", due=due, process=process.pid)
         while (code := process.poll()) is None:
-            self._pass_signals_on(process)
+            self._forward_signals(process)
             self._beat()
             self._clock.sleep(TICK_SECONDS / 10)
         # One that was told to stop half-way is missed: the next scheduler has it gone on with.
@@ -271,7 +271,7 @@ class Scheduler:
         self._log("end", due=due, exit=code, seconds=seconds, next=self._next())
         self._beat(force=True)
 
-    def _pass_signals_on(self, process: Process) -> None:
+    def _forward_signals(self, process: Process) -> None:
         """The first signal lets the job end; each one after it is passed on."""
         while self._heard < len(self._asked):
             number = self._asked[self._heard]
@@ -320,7 +320,7 @@ def this_pipeline() -> list[str]:
 
 
 @contextmanager
-def heeding_signals(scheduler: Scheduler) -> Iterator[None]:
+def handle_signals(scheduler: Scheduler) -> Iterator[None]:
     """Tell a scheduler of SIGINT and SIGTERM while the block runs; in the main thread."""
 
     def handle(number: int, _frame: FrameType | None) -> None:
@@ -341,14 +341,14 @@ def text_log(zone: tzinfo) -> Log:
     """Lines for people; times are in the schedule's zone."""
 
     def log(event: str, **facts: Any) -> None:
-        told = "  ".join(f"{name} {_told(value, zone)}" for name, value in facts.items())
+        told = "  ".join(f"{name} {_message(value, zone)}" for name, value in facts.items())
         moment = datetime.now(zone).isoformat(sep=" ", timespec="seconds")
         print_line(one_line(f"{moment}  {event:<8}  {told}".rstrip()))
 
     return log
 
 
-def _told(value: Any, zone: tzinfo) -> str:
+def _message(value: Any, zone: tzinfo) -> str:
     if isinstance(value, datetime):
         return value.astimezone(zone).isoformat(sep=" ", timespec="seconds")
     return f"{value:.1f}" if isinstance(value, float) else str(value)

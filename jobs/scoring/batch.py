@@ -47,7 +47,7 @@ class ModelError(BadDataError):
 
 
 @dataclass
-class BatchResult:
+class ScoringResult:
     """What a batch job came to."""
 
     run: Run
@@ -79,7 +79,7 @@ def _several(texts: list[str]) -> str:
     return shown if len(texts) <= 3 else f"{shown} And {len(texts) - 3:,} more."
 
 
-class Batch:
+class ScoringJob:
     """One batch job at work: the run, its model and ledger, and what has been scored so far."""
 
     def __init__(
@@ -106,7 +106,7 @@ class Batch:
         for warning in warnings:
             listener.warn(warning)
         self.ledger = Ledger(self.run.location, config.take_over)
-        self.result = BatchResult(
+        self.result = ScoringResult(
             self.run, self.model_digest, str(self.checkpoint), warnings=warnings
         )
         self._model: Model | None = None
@@ -257,7 +257,7 @@ class Batch:
         if not result.verdicts:
             return False
         judged = self._entry(JUDGED, result, content)
-        return self.ledger.record(judged, lambda lines: _judged_so(lines, judged), of_home)
+        return self.ledger.record(judged, lambda lines: _same_verdict(lines, judged), of_home)
 
     def _entry(self, event: str, result: ScoreResult, content: str | None) -> Entry:
         schema, metrics = result.record.schema, result.metrics
@@ -337,7 +337,7 @@ def _of_content(lines: list[Entry], content: str) -> bool:
     return any(line.get("content") == content for line in lines)
 
 
-def _judged_so(lines: list[Entry], judged: Entry) -> bool:
+def _same_verdict(lines: list[Entry], judged: Entry) -> bool:
     """Whether the last verdict on a scoring is the same as this one."""
     verdicts = [line["gates"] for line in lines if line["event"] in (SCORED, JUDGED)]
     return bool(verdicts) and bool(verdicts[-1] == judged["gates"])

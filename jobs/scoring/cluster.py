@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from jobs.nn.architecture import format_network, parse_network
 from jobs.nn.network import Network
 from jobs.nn.parameters import Floats
-from jobs.scoring.metrics import QualityCount
+from jobs.scoring.metrics import ConfusionCounter
 from jobs.training.evaluate import Forward, predict
 from jobs.training.model import Model
 from pipeline.cluster.connect import Cluster
@@ -25,7 +25,7 @@ CHUNKS_PER_WORKER = 2
 
 
 @dataclass(frozen=True)
-class ScoreWork:
+class ScoreTask:
     """All that the chunks of a scoring have in common."""
 
     dataset: Location
@@ -40,19 +40,19 @@ class ScoreWork:
 
 
 @dataclass(frozen=True)
-class ChunkReply:
+class ChunkResult:
     """What a worker made of a chunk."""
 
     rows: int
     digest: str
-    counted: QualityCount | None
+    counted: ConfusionCounter | None
     """None where the split has no labels."""
 
 
-class ScoreBench(Closing):
+class ScoreWorkerState(Closing):
     """What a worker keeps from chunk to chunk of one scoring."""
 
-    def __init__(self, work: ScoreWork, parameters: Floats) -> None:
+    def __init__(self, work: ScoreTask, parameters: Floats) -> None:
         """Opens the dataset, and sees that the scoring's home is there too."""
         check_seen(work.home)
         self.split = open_split(work.dataset, work.dataset_digest, work.schema.split)
@@ -69,18 +69,18 @@ class _NotHereError(Exception):
 
 
 def score_chunk(
-    job: str, work: ScoreWork, number: int, digest: str | None, parameters: Floats | None
-) -> ChunkReply | None:
+    job: str, work: ScoreTask, number: int, digest: str | None, parameters: Floats | None
+) -> ChunkResult | None:
     """Score and write chunk `number`, or count it alone where it is written, with that `digest`.
 
     None where the worker is to be sent the model's `parameters` first. Raises `BadDataError` where
     the chunk, or what was written of it, is damaged.
     """
 
-    def make() -> ScoreBench:
+    def make() -> ScoreWorkerState:
         if parameters is None:
             raise _NotHereError
-        return ScoreBench(work, parameters)
+        return ScoreWorkerState(work, parameters)
 
     try:
         bench = hold(job, work, make)
@@ -94,16 +94,16 @@ def score_chunk(
         predictions = read_arrays(work.home, work.schema, number, digest)
     counted = None
     if block.targets is not None:
-        counted = QualityCount(work.schema.class_names, work.class_names)
+        counted = ConfusionCounter(work.schema.class_names, work.class_names)
         counted.add(*predictions, block.targets)
-    return ChunkReply(len(block.inputs), digest, counted)
+    return ChunkResult(len(block.inputs), digest, counted)
 
 
 def score_on_cluster(
-    cluster: Cluster, writer: ScoresWriter, model: Model, dataset: Dataset, count: QualityCount
+    cluster: Cluster, writer: ScoresWriter, model: Model, dataset: Dataset, count: ConfusionCounter
 ) -> Iterator[int]:
     """See to it that each chunk is written and counted, in order; the rows of each."""
-    work = ScoreWork(
+    work = ScoreTask(
         dataset=dataset.location.absolute(),
         dataset_digest=dataset.digest,
         class_names=dataset.class_names,
@@ -144,7 +144,7 @@ def score_on_cluster(
 
 def _task(
     cluster: Cluster,
-    work: ScoreWork,
+    work: ScoreTask,
     number: int,
     writer: ScoresWriter,
     parameters: Floats | None,

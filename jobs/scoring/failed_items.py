@@ -4,7 +4,7 @@ import json
 import traceback
 from functools import partial
 
-from jobs.scoring.batch import Batch
+from jobs.scoring.batch import ScoringJob
 from jobs.scoring.listener import now
 from storage.errors import BadDataError, InternalError, PipelineError
 from storage.ledger import FAILED_EVENT, Entry
@@ -18,7 +18,7 @@ SHOWN_NAMES = 10
 class Failures:
     """The bad files of one pass over an inbox."""
 
-    def __init__(self, batch: Batch, place: str) -> None:
+    def __init__(self, batch: ScoringJob, place: str) -> None:
         """`place` names the inbox in the ledger."""
         self._batch = batch
         self._place = place
@@ -48,7 +48,7 @@ class Failures:
         if trace:
             entry["traceback"] = trace
         batch.ledger.put_failure(entry)
-        batch.ledger.record(entry, partial(_failed_so, entry), json.dumps(entry["content"]))
+        batch.ledger.record(entry, partial(_same_failure, entry), json.dumps(entry["content"]))
         self._entries.append(entry)
         batch.result.failed.append({"file": name, "error": error})
         text = _told_once(name, error)
@@ -97,7 +97,7 @@ def _told_once(name: str, error: str) -> str:
     return f"Not scored: {found}" if found.startswith(name) else f"{name} is not scored: {found}"
 
 
-def _failed_so(entry: Entry, lines: list[Entry]) -> bool:
+def _same_failure(entry: Entry, lines: list[Entry]) -> bool:
     same = ["event", "content", "model_digest"]
     if entry["content"] == entry["file"]:
         same.append("error")

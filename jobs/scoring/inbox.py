@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.scoring.batch import Batch, ModelError
+from jobs.scoring.batch import ModelError, ScoringJob
 from jobs.scoring.discover import Found, Item, Selection, find_items, is_text, shown_name
 from jobs.scoring.failed_items import INTERNAL_ERROR, SHOWN_NAMES, Failures
 from jobs.scoring.retry import pause
@@ -45,7 +45,7 @@ SPLIT = "inbox"
 """What the split of rows from raw files is called."""
 
 
-def score_inbox(batch: Batch) -> None:
+def score_inbox(batch: ScoringJob) -> None:
     """Score everything in the inbox that is whole and new, under the inbox's lock.
 
     Raises `UnreachableError` where there is no inbox, `UsageError` where what the job itself
@@ -75,7 +75,7 @@ def _check_directory(inbox: Location) -> None:
         )
 
 
-def _check_apart(batch: Batch, inbox: str) -> None:
+def _check_apart(batch: ScoringJob, inbox: str) -> None:
     """Refuse an inbox in which the run lies, or is to be written to: each night would find more."""
     own = {"the run": batch.run.location, "--out": batch.config.output(SPLIT, SPLIT)}
     for what, location in own.items():
@@ -97,7 +97,7 @@ class _Inbox:
     """One pass over an inbox."""
 
     def __init__(
-        self, batch: Batch, inbox: Location, place: str, lock: Lock, staging: Location
+        self, batch: ScoringJob, inbox: Location, place: str, lock: Lock, staging: Location
     ) -> None:
         """`place` names the inbox in the ledger.
 
@@ -214,11 +214,13 @@ class _Inbox:
         """Record that an item could not be scored, unless it changed while it was being read."""
         self._lock.check()  # else what went wrong may be the new holder's work
         if self._unchanged(item):
-            self._failures.record(item.name, content, self._told(item, files, content, text), bug)
+            self._failures.record(
+                item.name, content, self._message(item, files, content, text), bug
+            )
         else:
             self._leave(item.name, "it changed or disappeared while it was being read")
 
-    def _told(self, item: Item, files: list[Path], content: str, text: str) -> str:
+    def _message(self, item: Item, files: list[Path], content: str, text: str) -> str:
         """An error with the names in the inbox in place of those of copies and of what is staged.
 
         So it reads the same in each pass, wherever the inbox was copied to or is reached from.

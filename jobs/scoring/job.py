@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from jobs.choices import DEFAULT_MODELS
-from jobs.scoring.batch import Batch, BatchResult
+from jobs.scoring.batch import ScoringJob, ScoringResult
 from jobs.scoring.config import ScoreConfig
 from jobs.scoring.failed_items import INTERNAL_ERROR
 from jobs.scoring.gates import Gates
@@ -100,11 +100,11 @@ def run_batch(
     listener: ScoreListener | None = None,
     stop: StopSignal | None = None,
     cluster: "OpenCluster" = lambda: None,
-) -> BatchResult:
+) -> ScoringResult:
     """Score what the configuration asks for.
 
     Of several things each is tried, whatever becomes of the others: what went wrong is in the
-    result's `errors`, and `BatchResult.error` is what to end with. What stands in the way of all
+    result's `errors`, and `ScoringResult.error` is what to end with. What stands in the way of all
     of them is raised: `UsageError`, `BadDataError`, `UnreachableError`, `StoppedError`.
     """
     listener, stop = listener or ScoreListener(), stop or StopSignal()
@@ -113,8 +113,8 @@ def run_batch(
     if config.inbox is not None:
         listener = LargestMemory(listener)
 
-    def begin() -> Batch:
-        return Batch(config, listener, stop, cluster)
+    def begin() -> ScoringJob:
+        return ScoringJob(config, listener, stop, cluster)
 
     batch = try_again(
         begin, retries=config.retries, retry_wait=config.retry_wait, listener=listener, stop=stop
@@ -147,7 +147,7 @@ def _check_output(config: ScoreConfig) -> None:
             check_place(file)
 
 
-def _score_splits(batch: Batch) -> None:
+def _score_splits(batch: ScoringJob) -> None:
     for split in dict.fromkeys(batch.config.splits):
         batch.stop.check("Stopped between two splits. Run the same command to go on.")
         try:

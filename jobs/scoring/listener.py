@@ -44,7 +44,7 @@ class LargestMemory(ScoreListener):
     def __init__(self, listener: ScoreListener) -> None:
         """Over the one that is told of the rest."""
         self._listener = listener
-        self._told = 0
+        self._message = 0
 
     def event(self, name: str, **facts: Any) -> None:
         """As it is."""
@@ -54,9 +54,9 @@ class LargestMemory(ScoreListener):
         """A line, unless it tells a memory that has been told."""
         if stated := MEMORY.fullmatch(text):
             megabytes = int(stated[1].replace(",", ""))
-            if megabytes <= self._told:
+            if megabytes <= self._message:
                 return
-            self._told = megabytes
+            self._message = megabytes
         self._listener.say(text)
 
     def warn(self, text: str) -> None:
@@ -75,7 +75,7 @@ class JsonLog(ScoreListener):
         """`write` takes a line without its end; by default it is printed."""
         self._write = write or print_line
         self._stage = ""
-        self._opened = self._began = self._told = time.monotonic()
+        self._opened = self._began = self._message = time.monotonic()
         self._counts: Counter[str] = Counter()
         self._rows = 0
         self._model_digest: str | None = None
@@ -106,8 +106,8 @@ class JsonLog(ScoreListener):
         if begins:
             self._stage, self._began = stage, moment
         ends = done >= total
-        if begins or ends or moment - self._told > PLAIN_SECONDS:
-            self._told = moment
+        if begins or ends or moment - self._message > PLAIN_SECONDS:
+            self._message = moment
             seconds = max(moment - self._began, 1e-9)
             rate = None if begins else round(done / seconds)
             self.event("progress", stage=stage, rows=done, of=total, rows_per_second=rate)

@@ -26,7 +26,7 @@ class ClassQuality:
 
 
 @dataclass(frozen=True)
-class Quality:
+class ClassificationReport:
     """All figures of a scoring with labels."""
 
     accuracy: float
@@ -60,7 +60,7 @@ def check_quality(document: Any, classes: int, place: str) -> None:
         raise BadDataError(f"{place} does not have the figures of {classes:,} classes.")
 
 
-class QualityCount:
+class ConfusionCounter:
     """Counts predictions block by block, in memory for the confusion matrix alone."""
 
     def __init__(
@@ -94,15 +94,15 @@ class QualityCount:
         )
         self._loss_sum -= float(np.log(of_truth, dtype=np.float64).sum())
 
-    def merge(self, counted: "QualityCount") -> None:
+    def merge(self, counted: "ConfusionCounter") -> None:
         """Add what was counted elsewhere of one block; block by block in order, the bits agree."""
         self._confusion += counted._confusion
         self._loss_sum += counted._loss_sum
 
-    def result(self) -> Quality:
+    def result(self) -> ClassificationReport:
         """The figures of all rows so far, at least one."""
         rows = int(self._confusion.sum())
-        return Quality(
+        return ClassificationReport(
             accuracy=int(np.trace(self._confusion)) / rows,
             cross_entropy=self._loss_sum / rows,
             classes=tuple(self._class_quality(number) for number in range(len(self._names))),

@@ -97,7 +97,7 @@ def write_output(file: Location, scores: "Scores", wanted: Wanted) -> None:
         directory.sweep_partial(name + CSV_METADATA)
         _write_csv(directory, name, scores, wanted)
         return
-    with directory.writing(name) as write:
+    with directory.open_for_writing(name) as write:
         if name.endswith(".npz"):
             _write_npz(scores, wanted, write)
         else:
@@ -143,7 +143,7 @@ def _write_csv(directory: Location, name: str, scores: "Scores", wanted: Wanted)
     """The file and, right before it takes its name, what says what it is."""
     content = hashlib.sha256()
     try:
-        with directory.writing(name) as write:
+        with directory.open_for_writing(name) as write:
             for text in _csv(scores, wanted):
                 data = text.encode()
                 content.update(data)

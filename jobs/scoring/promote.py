@@ -114,7 +114,7 @@ def promote(
         if text is not None:
             event = _event("refused", holder, found.holder, verdicts)
             found.with_event(event, _as_it_is).save()
-            raise QualityGateError(f"{text} {config.name} stays with {_told(found.holder)}.")
+            raise QualityGateError(f"{text} {config.name} stays with {_message(found.holder)}.")
         if found.holder is not None and _same(found.holder, holder):
             return PromoteResult(config.name, found.holder, None, True, verdicts)
         event = _event("promoted", holder, found.holder, verdicts)
@@ -241,7 +241,7 @@ def _as_it_is(name: ModelName) -> ModelName:
     return name
 
 
-def _told(holder: Holder | None) -> str:
+def _message(holder: Holder | None) -> str:
     return f"model {holder.model_digest[:12]}" if holder else "no model"
 
 

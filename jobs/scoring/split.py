@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from jobs.environment import one_blas_thread
 from jobs.scoring.listener import ScoreListener
-from jobs.scoring.metrics import QualityCount
+from jobs.scoring.metrics import ConfusionCounter
 from jobs.scoring.retry import wait_for_turn
 from jobs.scoring.scored import ScoreResult, checked_record
 from jobs.signals import StopSignal
@@ -122,7 +122,7 @@ def _score(
     """Score every chunk that is missing, then publish with the metrics of all of them."""
     began = time.perf_counter()
     schema = writer.schema
-    count = QualityCount(schema.class_names, dataset.class_names)
+    count = ConfusionCounter(schema.class_names, dataset.class_names)
     done = 0
     for rows in _scored(writer, model, dataset, threads, count, cluster):
         done += rows
@@ -147,7 +147,7 @@ def _scored(
     model: Model,
     dataset: Dataset,
     threads: int,
-    count: QualityCount,
+    count: ConfusionCounter,
     cluster: "Cluster | None",
 ) -> Iterator[int]:
     """See to it that each chunk is written and counted, in order; the rows of each."""
@@ -159,13 +159,13 @@ def _scored(
 
 
 def _scored_here(
-    writer: ScoresWriter, model: Model, dataset: Dataset, threads: int, count: QualityCount
+    writer: ScoresWriter, model: Model, dataset: Dataset, threads: int, count: ConfusionCounter
 ) -> Iterator[int]:
     """The same in this process, a chunk to a thread."""
     schema, missing = writer.schema, set(writer.missing)
     forward = Forward(model.network, model.parameters, model.preparation.scaling)
 
-    def settle(batch: Batch) -> tuple[int, QualityCount | None]:
+    def settle(batch: Batch) -> tuple[int, ConfusionCounter | None]:
         number = int(batch.rows[0]) // schema.chunk_rows
         if number in missing:
             predictions = predict(forward, batch.inputs)
@@ -174,7 +174,7 @@ def _scored_here(
             predictions = writer.read_chunk(number)
         counted = None
         if batch.targets is not None:
-            counted = QualityCount(schema.class_names, dataset.class_names)
+            counted = ConfusionCounter(schema.class_names, dataset.class_names)
             counted.add(*predictions, batch.targets)
         return len(batch.rows), counted
 

@@ -13,8 +13,8 @@ from jobs.nn.architecture import parse_network
 from jobs.nn.network import Network, Workspace
 from jobs.nn.parameters import Floats
 from jobs.training.config import TrainConfig
-from jobs.training.step import subtree_gradient, unheeded_overflow
-from pipeline.cluster.shared_memory import Handle, LentVectors, SharedElsewhere
+from jobs.training.step import gradient_of_subtree, ignore_overflow
+from pipeline.cluster.shared_memory import Handle, RemoteBuffers, SharedBufferPool
 from pipeline.cluster.worker import hold
 from pipeline.rows import OrderedRows, RowReader
 from pipeline.stream import chunks_per_window
@@ -43,7 +43,7 @@ Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class GradientWork:
+class GradientTask:
     """All that the gradients of a training have in common."""
 
     rows: OrderedRows
@@ -53,7 +53,7 @@ class GradientWork:
 
 
 @dataclass(frozen=True)
-class GradientReply:
+class GradientResult:
     """The gradient sum of some micro-batches that follow one another."""
 
     vector: Handle | Floats | None
@@ -64,17 +64,17 @@ class GradientReply:
     worker: str
 
 
-class GradientBench(Closing):
+class GradientWorkerState(Closing):
     """What a worker keeps between the steps of one training."""
 
-    def __init__(self, work: GradientWork) -> None:
+    def __init__(self, work: GradientTask) -> None:
         """Opens the dataset."""
         self.network = Network(parse_network(work.network), work.dtype)
         self.reader = RowReader(work.rows)
-        self.parameters = SharedElsewhere()
+        self.parameters = RemoteBuffers()
         self.local = threading.local()
         """Of each thread of the worker: its `workspace`."""
-        self.sums = LentVectors(self.network.parameter_count, str(self.network.dtype))
+        self.sums = SharedBufferPool(self.network.parameter_count, str(self.network.dtype))
 
     def workspace(self) -> Workspace:
         """The scratch arrays of the calling thread."""
@@ -92,30 +92,30 @@ class GradientBench(Closing):
 
 def gradient_sum(
     job: str,
-    work: GradientWork,
+    work: GradientTask,
     step: int,
     epoch: int,
     spans: tuple[Span, ...],
     batch_rows: int,
     parameters: Handle | Floats,
-) -> GradientReply:
+) -> GradientResult:
     """What the micro-batches add to the gradient of their mini-batch, which has `batch_rows` rows.
 
     They are one subtree of the fixed tree. Where the parameters were shown and not sent, so is the
     sum. Raises `BadDataError` where the rows cannot be read.
     """
-    bench = hold(job, work, lambda: GradientBench(work))
+    bench = hold(job, work, lambda: GradientWorkerState(work))
     worker = get_worker().address
     shown = isinstance(parameters, Handle)
     if isinstance(parameters, Handle):
         try:
             parameters = bench.parameters.array(parameters)
         except OSError:
-            return GradientReply(None, 0.0, 0, worker)
+            return GradientResult(None, 0.0, 0, worker)
 
     vector = bench.sums.borrow(step)
-    with unheeded_overflow():
-        found = subtree_gradient(
+    with ignore_overflow():
+        found = gradient_of_subtree(
             bench.network,
             work.scaling,
             parameters,
@@ -125,7 +125,7 @@ def gradient_sum(
             bench.workspace(),
         )
     if shown:
-        return GradientReply(bench.sums.lend(step, vector), found.loss_sum, found.correct, worker)
+        return GradientResult(bench.sums.lend(step, vector), found.loss_sum, found.correct, worker)
     gradient = vector.array.copy()
     bench.sums.give_back(vector)
-    return GradientReply(gradient, found.loss_sum, found.correct, worker)
+    return GradientResult(gradient, found.loss_sum, found.correct, worker)

@@ -10,14 +10,14 @@ from jobs.nn.architecture import count_parameters, parse_network
 from jobs.nn.network import LossSum
 from jobs.nn.optimizers import State, make_optimizer
 from jobs.nn.parameters import Floats
-from jobs.training.local_steps import ReplicaReply, RoundBench, RoundWork, Turn
+from jobs.training.local_steps import LocalSteps, ReplicaResult, RoundTask, RoundWorkerState
 from pipeline.cluster.connect import Cluster
 from pipeline.cluster.shared_memory import (
     Handle,
-    LentVectors,
-    SharedElsewhere,
+    RemoteBuffers,
+    SharedBufferPool,
     SharedVector,
-    Showing,
+    SharedVectorTransport,
 )
 from pipeline.cluster.tasks import Task
 from pipeline.cluster.worker import hold
@@ -25,7 +25,7 @@ from storage.location import Closing
 
 
 @dataclass(frozen=True)
-class TurnReply:
+class LocalStepsResult:
     """A replica at the end of its turn."""
 
     vector: Handle | Floats | None
@@ -37,7 +37,7 @@ class TurnReply:
 class ReplicaVector:
     """How parameters and the inner optimiser's state lie in one vector."""
 
-    def __init__(self, work: RoundWork) -> None:
+    def __init__(self, work: RoundTask) -> None:
         """The parameters first, then the state's vectors by name."""
         config = work.config
         self.parameters = count_parameters(parse_network(config.network))
@@ -57,15 +57,15 @@ class ReplicaVector:
         return parameters, dict(zip(self.names, parts, strict=True))
 
 
-class ReplicaBench(Closing):
+class ReplicaWorkerState(Closing):
     """What a worker keeps from round to round."""
 
-    def __init__(self, work: RoundWork) -> None:
+    def __init__(self, work: RoundTask) -> None:
         """Nothing is read yet."""
-        self.steps = RoundBench(work)
+        self.steps = RoundWorkerState(work)
         self.layout = ReplicaVector(work)
-        self.given = SharedElsewhere()
-        self.replies = LentVectors(self.layout.size, self.layout.dtype)
+        self.given = RemoteBuffers()
+        self.replies = SharedBufferPool(self.layout.size, self.layout.dtype)
 
     def close(self) -> None:
         """Let go of the windows and of all vectors."""
@@ -75,43 +75,43 @@ class ReplicaBench(Closing):
 
 
 def local_steps(
-    job: str, work: RoundWork, turn: Turn, round_number: int, vector: Handle | Floats
-) -> TurnReply:
+    job: str, work: RoundTask, turn: LocalSteps, round_number: int, vector: Handle | Floats
+) -> LocalStepsResult:
     """For a worker: a replica's turn, from the vector before it to the one after it.
 
     Where the vector was shown and not sent, so is the other.
     """
-    bench = hold(job, work, lambda: ReplicaBench(work))
+    bench = hold(job, work, lambda: ReplicaWorkerState(work))
     worker = get_worker().address
     shown = isinstance(vector, Handle)
     if isinstance(vector, Handle):
         try:
             vector = bench.given.array(vector)
         except OSError:
-            return TurnReply(None, (), worker)
+            return LocalStepsResult(None, (), worker)
     reply = bench.steps.take(turn, *bench.layout.unpack(vector))
     if shown:
         lent = bench.replies.borrow(round_number)
         bench.layout.pack(reply.parameters, reply.state, lent.array)
-        return TurnReply(bench.replies.lend(round_number, lent), reply.losses, worker)
+        return LocalStepsResult(bench.replies.lend(round_number, lent), reply.losses, worker)
     sent = np.empty_like(vector)
     bench.layout.pack(reply.parameters, reply.state, sent)
-    return TurnReply(sent, reply.losses, worker)
+    return LocalStepsResult(sent, reply.losses, worker)
 
 
 class ClusterRounds(Closing):
     """Has the replicas' turns taken by the workers of a cluster."""
 
-    def __init__(self, cluster: Cluster, work: RoundWork) -> None:
+    def __init__(self, cluster: Cluster, work: RoundTask) -> None:
         """Nothing is handed out yet."""
         self._cluster = cluster
         self._work = work
         self._layout = ReplicaVector(work)
-        self._showing = Showing(cluster)
+        self._showing = SharedVectorTransport(cluster)
         self._vectors: dict[int, SharedVector] = {}
         self._round = 0
 
-    def take(self, turns: Iterable[tuple[Turn, Floats, State]]) -> list[ReplicaReply]:
+    def take(self, turns: Iterable[tuple[LocalSteps, Floats, State]]) -> list[ReplicaResult]:
         """Each turn from its parameters and state; in order."""
         self._round += 1
         workers = self._cluster.workers() or [""]
@@ -128,11 +128,11 @@ class ClusterRounds(Closing):
             self._vectors[replica] = SharedVector(self._layout.size, self._layout.dtype)
         return self._vectors[replica]
 
-    def _reply(self, reply: TurnReply, vector: Floats) -> ReplicaReply:
+    def _reply(self, reply: LocalStepsResult, vector: Floats) -> ReplicaResult:
         """A copy: the worker's memory is used again in the next round."""
-        return ReplicaReply(*self._layout.unpack(vector.copy()), reply.losses)
+        return ReplicaResult(*self._layout.unpack(vector.copy()), reply.losses)
 
-    def _task(self, turn: Turn, worker: str) -> Task:
+    def _task(self, turn: LocalSteps, worker: str) -> Task:
         first, last = turn.steps[0], turn.steps[-1]
         return Task(
             name="local-steps",

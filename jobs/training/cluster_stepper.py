@@ -16,26 +16,26 @@ from jobs.nn.network import LossSum, Workspace
 from jobs.nn.optimizers import State, Stepped
 from jobs.nn.parameters import Floats
 from jobs.training.cluster_gradients import (
-    GradientReply,
-    GradientWork,
+    GradientResult,
+    GradientTask,
     Span,
     gradient_sum,
     ordered_rows,
 )
 from jobs.training.config import TrainConfig
 from jobs.training.step import (
-    StepRule,
     TreeSum,
-    added_up,
+    UpdateRule,
+    ignore_overflow,
     subtree_size,
     thread_count,
-    unheeded_overflow,
+    tree_reduce,
 )
 from jobs.training.trainer import Trainer
 from pipeline.cluster.connect import Cluster
-from pipeline.cluster.shared_memory import SharedVector, Showing
+from pipeline.cluster.shared_memory import SharedVector, SharedVectorTransport
 from pipeline.cluster.tasks import Task
-from pipeline.rows import Unread
+from pipeline.rows import IndexOnlyLoader
 from pipeline.stream import Batch
 from storage.dataset import Dataset
 from storage.location import Closing
@@ -51,7 +51,7 @@ Position = Callable[[], tuple[int, int]]
 """The epoch, and the place in it of the next mini-batch's first row."""
 
 
-class ClusterStepper(Closing):
+class ClusterDataParallelStep(Closing):
     """Takes steps from micro-batches, on a cluster, with the bits of one process."""
 
     missing_processes = 0
@@ -60,8 +60,8 @@ class ClusterStepper(Closing):
     def __init__(
         self,
         cluster: Cluster,
-        work: GradientWork,
-        rule: StepRule,
+        work: GradientTask,
+        rule: UpdateRule,
         parameters: Floats,
         state: State,
         position: Position,
@@ -84,7 +84,7 @@ class ClusterStepper(Closing):
             for vector in self._shared
         ]
         self._now = 0
-        self._showing = Showing(cluster)
+        self._showing = SharedVectorTransport(cluster)
         self._pool = ThreadPoolExecutor(threads, "step")
         self._spans = np.linspace(0, len(parameters), threads + 1).astype(int).tolist()
         self._workspaces = [Workspace() for _ in range(threads)]
@@ -120,7 +120,7 @@ class ClusterStepper(Closing):
 
     def _gradients(
         self, step: int, epoch: int, spans: list[Span], rows: int
-    ) -> list[tuple[GradientReply, Floats]]:
+    ) -> list[tuple[GradientResult, Floats]]:
         """Each subtree's reply and gradient sum, in order."""
         workers = self._cluster.workers() or [""]
         size = subtree_size(len(spans), len(workers), max(MOST_SUMS, 2 * len(workers)))
@@ -150,10 +150,10 @@ class ClusterStepper(Closing):
 
         def take(stretch: tuple[Workspace, int, int]) -> None:
             workspace, start, end = stretch
-            with unheeded_overflow():
+            with ignore_overflow():
                 for first in range(start, end, BLOCK):
                     block = slice(first, min(first + BLOCK, end))
-                    gradient = added_up([found[block] for found in sums], workspace)
+                    gradient = tree_reduce([found[block] for found in sums], workspace)
                     self._rule.apply(block, before, gradient, learning_rate, step_number, after)
 
         list(self._pool.map(take, stretches))
@@ -176,7 +176,7 @@ def _round_robin(count: int) -> Iterator[int]:
 class ClusterTrainer(Trainer):
     """A `Trainer` whose gradients come from a cluster's workers, to the same bits."""
 
-    loader = Unread
+    loader = IndexOnlyLoader
 
     def __init__(
         self,
@@ -192,19 +192,19 @@ class ClusterTrainer(Trainer):
 
     def _make_stepper(
         self,
-        rule: StepRule,
+        rule: UpdateRule,
         parameters: Floats,
         memory: State,
         dataset: Dataset,
         batch_size: int,
-    ) -> ClusterStepper:
-        work = GradientWork(
+    ) -> ClusterDataParallelStep:
+        work = GradientTask(
             ordered_rows(self.config, dataset),
             self.config.network,
             self.config.dtype,
             rule.scaling,
         )
-        return ClusterStepper(
+        return ClusterDataParallelStep(
             self._cluster,
             work,
             rule,

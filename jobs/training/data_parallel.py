@@ -14,14 +14,14 @@ from jobs.environment import one_blas_thread
 from jobs.nn.network import LossSum, Workspace
 from jobs.nn.optimizers import State, Stepped
 from jobs.nn.parameters import Floats
-from jobs.training.process_pool import Reply, Task, Team, shared_array
+from jobs.training.process_pool import ProcessPool, Reply, Task, shared_array
 from jobs.training.step import (
-    StepRule,
     TreeSum,
-    added_up,
-    subtree_gradient,
+    UpdateRule,
+    gradient_of_subtree,
+    ignore_overflow,
     subtree_size,
-    unheeded_overflow,
+    tree_reduce,
 )
 from pipeline.order import RowNumbers
 from pipeline.stream import Batch
@@ -49,12 +49,12 @@ def member_span(micro_batches: int, members: int) -> int:
     return min(MOST_SPAN, subtree_size(micro_batches, members, most=micro_batches))
 
 
-class Stepper(Closing):
+class DataParallelStep(Closing):
     """Takes steps from micro-batches, on several cores, with the bits of one."""
 
     def __init__(
         self,
-        rule: StepRule,
+        rule: UpdateRule,
         parameters: Floats,
         state: State,
         schema: SplitSchema,
@@ -91,7 +91,7 @@ class Stepper(Closing):
         self._spans = np.linspace(0, len(parameters), size + 1).astype(int).tolist()
         self._workspace = Workspace()
         with one_blas_thread():  # which the forks inherit
-            self._team = Team(self._work, size)
+            self._team = ProcessPool(self._work, size)
 
     @property
     def parameters(self) -> Floats:
@@ -206,7 +206,7 @@ class Stepper(Closing):
     def _work(self, task: Task) -> Reply:
         """What a member of the team does; twice with the same result."""
         kind, *details = task
-        with unheeded_overflow():
+        with ignore_overflow():
             if kind == GRADIENT:
                 return self._gradient(*(int(detail) for detail in details))
             now, sums, learning_rate, step_number, span = details
@@ -218,7 +218,7 @@ class Stepper(Closing):
     ) -> Reply:
         """Compute the gradient sum of a member's micro-batches."""
         own = member == self._size - 1
-        found = subtree_gradient(
+        found = gradient_of_subtree(
             self._rule.network,
             self._rule.scaling,
             self._generations[now][0],
@@ -237,7 +237,7 @@ class Stepper(Closing):
             block = slice(first, min(first + BLOCK, end))
             of_block = [gradient_sum[block] for gradient_sum in self._sums[:sums]]
             # A lone process takes no step twice, so its only sum may be overwritten.
-            gradient = of_block[0] if self._alone else added_up(of_block, self._workspace)
+            gradient = of_block[0] if self._alone else tree_reduce(of_block, self._workspace)
             self._rule.apply(block, before, gradient, learning_rate, step_number, after)
 
     def close(self) -> None:

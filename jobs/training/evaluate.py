@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from jobs.nn.network import LossSum, Network
 from jobs.nn.parameters import Floats
 from jobs.thread_map import Workers
-from jobs.training.step import network_inputs, unheeded_overflow
+from jobs.training.step import ignore_overflow, network_inputs
 from pipeline.stream import Batch, BatchStream
 from pipeline.windows import WindowLoader
 from storage.dataset import Dataset, Split
@@ -86,7 +86,7 @@ class Evaluator(Closing):
         parameters, batch = work
         assert batch.targets is not None  # the split is labelled
         inputs, columns = network_inputs(batch.inputs, self._network.dtype, self._scaling)
-        with unheeded_overflow():
+        with ignore_overflow():
             return self._network.loss(parameters, inputs, batch.targets, columns)
 
     def close(self) -> None:
@@ -111,7 +111,7 @@ class Forward:
     def __call__(self, inputs: NDArray[Any]) -> NDArray[np.float32]:
         """`(rows, 1 + features)` as stored to the probabilities `(rows, classes)`."""
         scaled, columns = network_inputs(inputs, self._network.dtype, self._scaling)
-        with unheeded_overflow():  # non-finite probabilities are never written
+        with ignore_overflow():  # non-finite probabilities are never written
             probabilities = self._network.forward(self._parameters, scaled, columns)
         return probabilities.astype(np.float32, copy=False)
 

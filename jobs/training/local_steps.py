@@ -11,9 +11,9 @@ from jobs.nn.network import LossSum, Network
 from jobs.nn.optimizers import State, make_optimizer
 from jobs.nn.parameters import Floats
 from jobs.training.config import TrainConfig
-from jobs.training.data_parallel import Stepper
+from jobs.training.data_parallel import DataParallelStep
 from jobs.training.rounds import RoundPlan
-from jobs.training.step import StepRule
+from jobs.training.step import UpdateRule
 from pipeline.rows import OrderedRows, RowReader
 from pipeline.stream import Batch
 from storage.location import Closing
@@ -21,7 +21,7 @@ from storage.preparation import ValueRange
 
 
 @dataclass(frozen=True)
-class RoundWork:
+class RoundTask:
     """All that the rounds of a training have in common."""
 
     rows: OrderedRows
@@ -38,7 +38,7 @@ class RoundWork:
 
 
 @dataclass(frozen=True)
-class InnerStep:
+class LocalStep:
     """One step of a replica: the places [start, stop) of its rows in an epoch, and how to step."""
 
     epoch: int
@@ -50,17 +50,17 @@ class InnerStep:
 
 
 @dataclass(frozen=True)
-class Turn:
+class LocalSteps:
     """A replica's part of a round, and how many replicas the one who does it has to serve."""
 
     replica: int
-    steps: tuple[InnerStep, ...]
+    steps: tuple[LocalStep, ...]
     served: int
     """Of each a window is held; of a single one, the next window as well."""
 
 
 @dataclass(frozen=True)
-class ReplicaReply:
+class ReplicaResult:
     """A replica at the end of its part of a round."""
 
     parameters: Floats
@@ -69,10 +69,10 @@ class ReplicaReply:
     """Of each step."""
 
 
-class RoundBench(Closing):
+class RoundWorkerState(Closing):
     """What takes the steps of any replica, one after the other."""
 
-    def __init__(self, work: RoundWork) -> None:
+    def __init__(self, work: RoundTask) -> None:
         """Nothing is read yet."""
         config = work.config
         self._work = work
@@ -80,19 +80,19 @@ class RoundBench(Closing):
         self._idle: OrderedDict[int, RowReader] = OrderedDict()
         """By replica, the one that was served last at the end."""
         self._all: RowReader | None = None
-        self._rule = StepRule(
+        self._rule = UpdateRule(
             Network(parse_network(config.network), config.dtype),
             make_optimizer(config.optimizer, momentum=config.momentum),
             config.l2,
             work.scaling,
         )
 
-    def take(self, turn: Turn, parameters: Floats, state: State) -> ReplicaReply:
+    def take(self, turn: LocalSteps, parameters: Floats, state: State) -> ReplicaResult:
         """The steps, each from where the one before ended; with one thread."""
         work = self._work
         with (
             self._reading(turn) as reader,
-            Stepper(
+            DataParallelStep(
                 self._rule,
                 parameters,
                 state,
@@ -111,14 +111,14 @@ class RoundBench(Closing):
                 )
                 for step in turn.steps
             ]
-            return ReplicaReply(
+            return ReplicaResult(
                 stepper.parameters.copy(),
                 {name: vector.copy() for name, vector in stepper.state.items()},
                 tuple(losses),
             )
 
     @contextmanager
-    def _reading(self, turn: Turn) -> Iterator[RowReader]:
+    def _reading(self, turn: LocalSteps) -> Iterator[RowReader]:
         """The reader of the replica's part, which nobody else has meanwhile.
 
         Where the reader of one holds all rows, all have that one, at the same time too.
@@ -143,7 +143,7 @@ class RoundBench(Closing):
             if another is not None:
                 another.close()
 
-    def _cut(self, reader: RowReader, step: InnerStep) -> Iterator[Batch]:
+    def _cut(self, reader: RowReader, step: LocalStep) -> Iterator[Batch]:
         """The mini-batch's micro-batches, with the sizes of `numpy.array_split`."""
         smaller, larger = divmod(step.stop - step.start, self._work.micro_batches)
         start = step.start

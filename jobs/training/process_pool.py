@@ -49,7 +49,7 @@ def shared_array(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     return np.frombuffer(memory, dtype, count).reshape(shape)
 
 
-class Team(Closing):
+class ProcessPool(Closing):
     """Does tasks side by side. It is forked when made, and shares what was mapped before."""
 
     def __init__(self, work: Callable[[Task], Reply], size: int) -> None:

@@ -13,16 +13,22 @@ from jobs.nn.parameters import Floats
 from jobs.training.cluster_gradients import ordered_rows
 from jobs.training.cluster_rounds import ClusterRounds
 from jobs.training.config import TrainConfig
-from jobs.training.local_steps import InnerStep, ReplicaReply, RoundBench, RoundWork, Turn
+from jobs.training.local_steps import (
+    LocalStep,
+    LocalSteps,
+    ReplicaResult,
+    RoundTask,
+    RoundWorkerState,
+)
 from jobs.training.rounds import VELOCITY, RoundPlan, of_replica, outer_step, replica_rate
-from jobs.training.step import StepRule
+from jobs.training.step import UpdateRule
 from jobs.training.trainer import Trainer
 from pipeline.cluster.connect import Cluster
-from pipeline.rows import Unread
+from pipeline.rows import IndexOnlyLoader
 from storage.dataset import Dataset
 from storage.location import Closing
 
-Steps = tuple[InnerStep, ...]
+Steps = tuple[LocalStep, ...]
 
 
 class RoundStepper(Closing):
@@ -32,14 +38,14 @@ class RoundStepper(Closing):
     """Dask makes good for its own."""
 
     def __init__(
-        self, work: RoundWork, parameters: Floats, memory: State, cluster: Cluster | None
+        self, work: RoundTask, parameters: Floats, memory: State, cluster: Cluster | None
     ) -> None:
         """Start from `parameters` and `memory`, which `initial_memory` of `rounds` lays out."""
         self.parameters = parameters
         self.state = memory
         self._work = work
         self._cluster = cluster
-        self._taker = RoundBench(work) if cluster is None else ClusterRounds(cluster, work)
+        self._taker = RoundWorkerState(work) if cluster is None else ClusterRounds(cluster, work)
 
     def step(self, *_: Any) -> LossSum:
         """Single steps are the replicas'."""
@@ -65,12 +71,16 @@ class RoundStepper(Closing):
             self.state[VELOCITY] = velocity
         return [loss for reply in replies.values() for loss in reply.losses]
 
-    def _replies(self, shares: dict[int, Steps]) -> dict[int, ReplicaReply]:
+    def _replies(self, shares: dict[int, Steps]) -> dict[int, ReplicaResult]:
         turns = [
-            (Turn(number, steps, self._served), self.parameters, of_replica(self.state, number))
+            (
+                LocalSteps(number, steps, self._served),
+                self.parameters,
+                of_replica(self.state, number),
+            )
             for number, steps in shares.items()
         ]
-        if isinstance(self._taker, RoundBench):
+        if isinstance(self._taker, RoundWorkerState):
             replies = [self._taker.take(*turn) for turn in turns]
         else:
             replies = self._taker.take(turns)
@@ -90,7 +100,7 @@ class RoundStepper(Closing):
 class RoundTrainer(Trainer):
     """A `Trainer` that moves on by rounds, and can be saved at their borders."""
 
-    loader = Unread
+    loader = IndexOnlyLoader
 
     def __init__(
         self,
@@ -106,7 +116,7 @@ class RoundTrainer(Trainer):
 
     def _make_stepper(
         self,
-        rule: StepRule,
+        rule: UpdateRule,
         parameters: Floats,
         memory: State,
         dataset: Dataset,
@@ -116,7 +126,7 @@ class RoundTrainer(Trainer):
         whole, rest = divmod(rows.rows, batch_size)
         batches = whole if config.drop_last or not rest else whole + 1
         self._plan = RoundPlan(batches, config.replicas, config.sync_every)
-        work = RoundWork(rows, config, rule.scaling, batch_size, self._micro_batches, self._plan)
+        work = RoundTask(rows, config, rule.scaling, batch_size, self._micro_batches, self._plan)
         self._rounds = RoundStepper(work, parameters, memory, self._cluster)
         return self._rounds
 
@@ -142,7 +152,7 @@ class RoundTrainer(Trainer):
         count = sum(map(len, shares))
         return [
             tuple(
-                InnerStep(
+                LocalStep(
                     epoch=epoch,
                     start=number * size,
                     stop=min((number + 1) * size, self.stream.rows),

@@ -62,7 +62,7 @@ def subtree_size(micro_batches: int, workers: int, most: int) -> int:
     return min(fitting, key=lambda size: (rounds(size), -size))
 
 
-def unheeded_overflow() -> AbstractContextManager[Any]:
+def ignore_overflow() -> AbstractContextManager[Any]:
     """No NumPy warnings where a training diverges: its loss tells, once. For one thread only."""
     return np.errstate(over="ignore", invalid="ignore")
 
@@ -121,7 +121,7 @@ class TreeSum(Generic[Item]):
         return total
 
 
-def subtree_gradient(
+def gradient_of_subtree(
     network: Network,
     scaling: ValueRange | None,
     parameters: Floats,
@@ -170,7 +170,7 @@ def subtree_gradient(
     return LossSum(losses.result(), correct, rows)
 
 
-def added_up(sums: list[Floats], workspace: Workspace) -> Floats:
+def tree_reduce(sums: list[Floats], workspace: Workspace) -> Floats:
     """The sums of the subtrees, added in the fixed tree: the gradient of a mini-batch.
 
     `sums` are of one stretch of the parameters, and so is their sum, which is scratch memory.
@@ -192,7 +192,7 @@ def added_up(sums: list[Floats], workspace: Workspace) -> Floats:
 
 
 @dataclass(frozen=True)
-class StepRule:
+class UpdateRule:
     """How a mini-batch's gradient becomes new parameters. It holds no state."""
 
     network: Network

@@ -16,9 +16,9 @@ from jobs.nn.network import LossSum, Network
 from jobs.nn.optimizers import State, make_optimizer
 from jobs.nn.parameters import Floats
 from jobs.training.config import TrainConfig
-from jobs.training.data_parallel import Stepper
+from jobs.training.data_parallel import DataParallelStep
 from jobs.training.rounds import initial_memory
-from jobs.training.step import StepRule, micro_batch_count, thread_count
+from jobs.training.step import UpdateRule, micro_batch_count, thread_count
 from pipeline.stream import Batch, BatchStream, StreamState
 from pipeline.values import largest_input
 from pipeline.windows import WindowLoader
@@ -58,7 +58,7 @@ class RunningSums:
         self.rows += step.rows
 
 
-class StepTaker(Protocol):
+class TrainingStep(Protocol):
     """Parameters and the optimiser's state, and how a mini-batch moves them on."""
 
     @property
@@ -112,7 +112,7 @@ class Trainer(Closing):
         self._micro_batches = micro_batch_count(config.micro_batches, batch_size)
         # The stepper forks, and does so before the stream starts its threads.
         self._stepper = self._make_stepper(
-            StepRule(self.network, optimizer, config.l2, dataset.preparation.scaling),
+            UpdateRule(self.network, optimizer, config.l2, dataset.preparation.scaling),
             parameters,
             memory,
             dataset,
@@ -139,14 +139,14 @@ class Trainer(Closing):
 
     def _make_stepper(
         self,
-        rule: StepRule,
+        rule: UpdateRule,
         parameters: Floats,
         memory: State,
         dataset: Dataset,
         batch_size: int,
-    ) -> "StepTaker":
+    ) -> "TrainingStep":
         """What takes the steps; here the cores of this machine."""
-        return Stepper(
+        return DataParallelStep(
             rule,
             parameters,
             memory,

@@ -109,7 +109,7 @@ class Cluster(Closing):
         A paused worker takes none. Raises `UnreachableError` if the scheduler does not answer.
         """
         if now or time.monotonic() - self._looked > LOOK_SECONDS:
-            with self.reaching("which workers there are"):
+            with self.translate_os_errors("which workers there are"):
                 identity = self.ask(lambda client: client.scheduler.identity(), self.timeout)
             states = {name: worker["status"] for name, worker in identity["workers"].items()}
             self._workers = sorted(name for name, state in states.items() if state == "running")
@@ -130,7 +130,7 @@ class Cluster(Closing):
         stopped = stopped or f"Stopped while no worker took tasks. {self.after_loss}"
         waiting = Waiting(self.timeout, self.announce, self.check, stopped)
         # An adaptive cluster starts workers only while there are tasks for them.
-        with self.reaching("for a worker"):
+        with self.translate_os_errors("for a worker"):
             task = self.client.submit(int, key=self.key("wait-for-worker"), pure=False)
         try:
             while len(found := self.workers(now=True)) < wanted and not until():
@@ -189,7 +189,7 @@ class Cluster(Closing):
             )
 
     @contextmanager
-    def reaching(self, what: str) -> Iterator[None]:
+    def translate_os_errors(self, what: str) -> Iterator[None]:
         """Turn whatever Dask raises when it is asked `what` into `UnreachableError`."""
         try:
             yield

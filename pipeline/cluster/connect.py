@@ -46,7 +46,7 @@ ONE_ANSWER_SECONDS = 5.0
 
 def check_versions(cluster: Cluster) -> None:
     """Raise `UnreachableError` with a table where any side has another version of something."""
-    with cluster.reaching("for the versions on every side"), _answered_by_all(cluster):
+    with cluster.translate_os_errors("for the versions on every side"), _answered_by_all(cluster):
         found: Any = cluster.ask(
             lambda client: client.get_versions(packages=list(PACKAGES)), cluster.timeout
         )
@@ -136,7 +136,7 @@ def _silent(cluster: Cluster) -> list[str]:
         )
 
     workers = cluster.workers(now=True)
-    with cluster.reaching("which workers answer"):
+    with cluster.translate_os_errors("which workers answer"):
         answers = cluster.ask(asked, 2 * ONE_ANSWER_SECONDS)
     pairs = zip(workers, answers, strict=True)
     return [worker for worker, answer in pairs if isinstance(answer, TimeoutError)]
@@ -219,7 +219,7 @@ def _no_scheduler_file(file: Path, problem: str) -> UsageError:
     )
 
 
-def greet(address: str, options: ClusterOptions, waiting: Waiting) -> None:
+def handshake(address: str, options: ClusterOptions, waiting: Waiting) -> None:
     """Check that a scheduler answers; raise `ValueError` for a wrong address, else `OSError`."""
     scheme, place = parse_address(address)
     if scheme not in {"tcp", "tls"}:
@@ -365,7 +365,7 @@ def connect(
             on_failure.enter_context(own)
         try:
             if address is not None:
-                greet(address, options, waiting)
+                handshake(address, options, waiting)
             client = _client(own.cluster if own else address, options)
         except PipelineError:
             raise

@@ -65,7 +65,7 @@ class SharedVector(Closing):
             self._descriptor = -1
 
 
-class LentVectors(Closing):
+class SharedBufferPool(Closing):
     """Vectors of this process, all alike, that another looks at until it asks for a later one."""
 
     def __init__(self, size: int, dtype: str) -> None:
@@ -105,7 +105,7 @@ class LentVectors(Closing):
         self._free, self._lent = [], []
 
 
-class SharedElsewhere(Closing):
+class RemoteBuffers(Closing):
     """The vectors of other processes that this one has mapped."""
 
     def __init__(self) -> None:
@@ -143,7 +143,7 @@ def _mapped(handle: Handle) -> NDArray[Any]:
     return np.frombuffer(memory, handle.dtype, handle.size, HEADER_BYTES)
 
 
-class Shown(Protocol):
+class VectorResult(Protocol):
     """What a worker makes of a vector that it is shown or sent: another vector."""
 
     @property
@@ -155,20 +155,20 @@ class Shown(Protocol):
         """Its address."""
 
 
-class Showing(Closing):
+class SharedVectorTransport(Closing):
     """Hands out tasks whose last argument is a vector, and looks at the vectors that come back."""
 
     def __init__(self, cluster: Cluster) -> None:
         """Every worker is shown vectors until one cannot see them."""
         self._cluster = cluster
-        self._elsewhere = SharedElsewhere()
+        self._elsewhere = RemoteBuffers()
         self._apart: set[str] = set()
         """Workers that share no memory with this process: on other machines, as a rule."""
 
     def results(
         self, tasks: Sequence[tuple[Task, Handle, NDArray[Any]]]
     ) -> list[tuple[Any, NDArray[Any]]]:
-        """Each task's reply, which is `Shown`, and its vector, in order.
+        """Each task's reply, which is `VectorResult`, and its vector, in order.
 
         A task is given without its last argument, which is added here: the handle, or the vector.
         """
@@ -192,8 +192,8 @@ class Showing(Closing):
         return Pending(self._cluster, replace(task, arguments=arguments, bulky=True))
 
     def _received(
-        self, task: Task, vector: NDArray[Any], reply: Shown
-    ) -> tuple[Shown, NDArray[Any]]:
+        self, task: Task, vector: NDArray[Any], reply: VectorResult
+    ) -> tuple[VectorResult, NDArray[Any]]:
         """The reply with its vector; asked for again where that cannot be had."""
         while True:
             if isinstance(reply.vector, np.ndarray):

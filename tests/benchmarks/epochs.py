@@ -12,8 +12,8 @@ from jobs.nn.initialise import initialise
 from jobs.nn.network import Network
 from jobs.nn.optimizers import make_optimizer
 from jobs.training.config import TrainConfig
-from jobs.training.data_parallel import Stepper
-from jobs.training.step import StepRule, default_micro_batches
+from jobs.training.data_parallel import DataParallelStep
+from jobs.training.step import UpdateRule, default_micro_batches
 from jobs.training.trainer import RunningSums, Trainer
 from pipeline.stream import Batch
 from tests.benchmarks.contest import Contestant, Verdict, medians
@@ -59,9 +59,9 @@ def memory_epoch(
     inputs, targets = workplace.train_bytes, workplace.train_targets
     layers = parse_network(NETWORK)
     parts = micro_batches(batch_size, threads)
-    rule = StepRule(Network(layers), make_optimizer("sgd"), l2=0.0)
+    rule = UpdateRule(Network(layers), make_optimizer("sgd"), l2=0.0)
     stepper = stack.enter_context(
-        Stepper(
+        DataParallelStep(
             rule,
             initialise("scaled", layers, 0),
             {},

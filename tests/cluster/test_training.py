@@ -13,7 +13,7 @@ from jobs.training.job import train
 from pipeline.cluster.connect import Cluster as Client
 from pipeline.cluster.connect import connect
 from pipeline.cluster.options import ClusterOptions
-from pipeline.cluster.shared_memory import Handle, SharedElsewhere
+from pipeline.cluster.shared_memory import Handle, RemoteBuffers
 from tests.cluster.processes import Cluster
 from tests.cluster.trainings import ROUNDS, STEPS, Reference, outcome, train_on
 from tests.jobs.trainings import checkpoints, stopped_at
@@ -100,10 +100,10 @@ def test_workers_that_share_no_memory(
 ) -> None:
     """Where memory cannot be mapped, parameters and gradients are sent: the same bits."""
 
-    def refuse(mapped: SharedElsewhere, handle: Handle) -> None:
+    def refuse(mapped: RemoteBuffers, handle: Handle) -> None:
         raise PermissionError
 
-    monkeypatch.setattr(SharedElsewhere, "array", refuse)
+    monkeypatch.setattr(RemoteBuffers, "array", refuse)
     result = train(STEPS, dataset=digits, run=tmp_path / "run", cluster=cluster)
     assert reference.steps == outcome(result)
 

@@ -13,7 +13,7 @@ from subprocess import Popen
 from jobs.scheduling.scheduler import (
     Heartbeat,
     Scheduler,
-    heeding_signals,
+    handle_signals,
     json_log,
     launch_pipeline,
 )
@@ -60,7 +60,7 @@ def _main(heartbeat: str, *command: str) -> int:
         json_log(),
         heartbeat=Heartbeat(open_location(path.parent), path.name),
     )
-    with heeding_signals(scheduler):
+    with handle_signals(scheduler):
         try:
             scheduler.run()
         except StoppedError as stopped:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jobs.scoring.batch import BatchResult
+from jobs.scoring.batch import ScoringResult
 from jobs.scoring.config import ScoreConfig
 from jobs.scoring.gates import Gates
 from jobs.scoring.job import run_batch
@@ -60,7 +60,9 @@ class Listed(ScoreListener):
         return [event for event in self.events if event["event"] == name]
 
 
-def score_inbox(run: Path, inbox: Path, gates: Gates | None = None, **options: Any) -> BatchResult:
+def score_inbox(
+    run: Path, inbox: Path, gates: Gates | None = None, **options: Any
+) -> ScoringResult:
     """Score an inbox."""
     listener = options.pop("listener", None)
     config = ScoreConfig(

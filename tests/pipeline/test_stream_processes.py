@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.rows import Unread
+from pipeline.rows import IndexOnlyLoader
 from pipeline.stream import Batch, BatchStream
 from storage.errors import ConflictError, UsageError
 from tests.pipeline.datasets import Known, write_known
@@ -151,7 +151,7 @@ def test_closed(known: Known) -> None:
 def test_a_loader_of_ones_own_is_not_pickled(known: Known) -> None:
     """A stream whose rows a cluster loads says that it cannot be pickled."""
     with (
-        open_stream(known, batch_size=5, loader=Unread) as stream,
+        open_stream(known, batch_size=5, loader=IndexOnlyLoader) as stream,
         pytest.raises(TypeError, match="a cluster loads cannot be pickled"),
     ):
         pickle.dumps(stream)

@@ -173,7 +173,7 @@ import os, sys
 from pathlib import Path
 from storage.local import LocalLocation
 
-with LocalLocation(Path(sys.argv[1])).writing("o.csv") as write:
+with LocalLocation(Path(sys.argv[1])).open_for_writing("o.csv") as write:
     write(b"half")
     print(flush=True)
     sys.stdin.read()

@@ -135,10 +135,10 @@ def test_a_full_disk_says_what_to_do(local: Location, monkeypatch: pytest.Monkey
 
 def test_writing_in_pieces_is_all_or_nothing(place: Location) -> None:
     """Pieces become one object at the block's end; a block that fails leaves the old one."""
-    with place.writing("key") as write:
+    with place.open_for_writing("key") as write:
         write(b"one ")
         write(b"two")
-    with pytest.raises(ZeroDivisionError), place.writing("key") as write:
+    with pytest.raises(ZeroDivisionError), place.open_for_writing("key") as write:
         write(b"three")
         raise ZeroDivisionError
     assert b"one two" == place.get("key")

@@ -236,7 +236,7 @@ def test_what_was_locked_is_not_made_again(tmp_path: Path, change: str) -> None:
             lambda: locked.put_new("key", b"2"),
             lambda: locked.append("kept", b"2"),
             lambda: locked.child("below").put("key", b"2"),
-            lambda: locked.making("tree", "root").__enter__().put("root", b""),
+            lambda: locked.atomic_tree("tree", "root").__enter__().put("root", b""),
         ):
             with pytest.raises(ConflictError, match="The run was moved or removed while"):
                 write()

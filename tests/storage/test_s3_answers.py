@@ -250,7 +250,7 @@ try:
     if sys.argv[2] == "read":
         with place.as_file("large"): pass
     else:
-        with place.writing("new") as write:
+        with place.open_for_writing("new") as write:
             for _ in range(10): write(bytes(400))
 except Exception as error:
     print(type(error).__name__, error)

@@ -72,7 +72,7 @@ def test_a_large_object_goes_in_parts(place: Location) -> None:
     """What is larger than a part of an upload comes back whole, put or written in pieces."""
     data = np.random.default_rng(0).bytes(12 * 2**20)
     place.put("put", data)
-    with place.writing("written") as write:
+    with place.open_for_writing("written") as write:
         for start in range(0, len(data), 2**20):
             write(data[start : start + 2**20])
     assert data == place.get("put")

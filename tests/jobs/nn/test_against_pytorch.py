@@ -11,7 +11,7 @@ from jobs.nn.lr_schedules import learning_rate
 from jobs.nn.network import Network
 from jobs.nn.optimizers import OPTIMIZERS, make_optimizer
 from jobs.nn.parameters import Floats, views
-from jobs.training.step import StepRule
+from jobs.training.step import UpdateRule
 
 torch = pytest.importorskip(
     "torch", reason="PyTorch is not installed; `pip install -e '.[torch]'` does it"
@@ -95,7 +95,7 @@ def test_ten_steps_of_each_optimizer(name: str, l2: float) -> None:
         "adam": lambda: torch.optim.Adam(groups, lr=0.02),
         "adamw": lambda: torch.optim.AdamW(groups, lr=0.02),
     }[name]()
-    rule = StepRule(twins.network, make_optimizer(name, momentum=0.8), l2)
+    rule = UpdateRule(twins.network, make_optimizer(name, momentum=0.8), l2)
 
     parameters = twins.parameters
     state = rule.optimizer.initial_state(parameters)

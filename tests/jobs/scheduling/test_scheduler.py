@@ -438,5 +438,5 @@ def test_two_schedulers_of_one_heartbeat(tmp_path: Path) -> None:
 def test_a_disk_that_takes_no_lock(scene: Scene) -> None:
     """Where the lock beside the heartbeat cannot be made it is said, and that is all."""
     heartbeat = Heartbeat(open_location("/proc"), "beat.json")
-    with heartbeat.held(lambda event, **facts: scene.log.append({"event": event} | facts)):
+    with heartbeat.hold(lambda event, **facts: scene.log.append({"event": event} | facts)):
         assert "would not be noticed" in scene.events("warning")[0]["text"]

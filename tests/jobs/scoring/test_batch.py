@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from jobs.scoring.batch import BatchResult
+from jobs.scoring.batch import ScoringResult
 from jobs.scoring.config import ScoreConfig
 from jobs.scoring.gates import Gates
 from jobs.scoring.job import run_batch, score
@@ -45,7 +45,7 @@ def run(trained: Path, tmp_path: Path) -> Path:
     return shutil.copytree(trained, tmp_path / "run")
 
 
-def batch(run: Path, digits: Path, **options: Any) -> BatchResult:
+def batch(run: Path, digits: Path, **options: Any) -> ScoringResult:
     """Run a batch job."""
     listener = options.pop("listener", None)
     config = ScoreConfig(**{"run": str(run), "dataset": str(digits)} | options)

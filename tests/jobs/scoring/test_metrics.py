@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from jobs.scoring.metrics import Quality, QualityCount, check_quality
+from jobs.scoring.metrics import ClassificationReport, ConfusionCounter, check_quality
 from storage.errors import BadDataError
 
 NAMES = ("cat", "dog", "owl", "yak")
@@ -26,9 +26,9 @@ def probabilities(truth: list[int], of_truth: list[float]) -> NDArray[np.float32
     return table
 
 
-def quality(*cuts: int) -> Quality:
+def quality(*cuts: int) -> ClassificationReport:
     """The figures of the example, counted in blocks that end at `cuts`."""
-    count = QualityCount(NAMES)
+    count = ConfusionCounter(NAMES)
     table = probabilities(TRUTH, OF_TRUTH)
     predicted = np.array(PREDICTED, np.int32)
     targets = np.eye(4, dtype=np.uint8)[TRUTH]
@@ -87,7 +87,7 @@ def test_blocks(cuts: tuple[int, ...]) -> None:
 
 def test_probability_of_zero() -> None:
     """A probability that float32 has rounded to 0 costs much, and not infinitely much."""
-    count = QualityCount(NAMES)
+    count = ConfusionCounter(NAMES)
     count.add(
         np.array([[0, 1, 0, 0]], np.float32),
         np.array([1], np.int32),

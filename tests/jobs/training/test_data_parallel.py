@@ -18,9 +18,9 @@ from jobs.nn.initialise import initialise
 from jobs.nn.network import LossSum, Network
 from jobs.nn.optimizers import OPTIMIZERS, Stepped, make_optimizer
 from jobs.nn.parameters import Floats
-from jobs.training.data_parallel import Stepper
+from jobs.training.data_parallel import DataParallelStep
 from jobs.training.job import train
-from jobs.training.step import StepRule, default_micro_batches, network_inputs
+from jobs.training.step import UpdateRule, default_micro_batches, network_inputs
 from jobs.training.trainer import parameters_digest
 from pipeline.order import EpochOrder
 from pipeline.stream import Batch, chunks_per_window
@@ -61,7 +61,7 @@ def parts(whole: Batch, count: int) -> list[Batch]:
 
 
 def one_by_one(
-    rule: StepRule, before: Stepped, batches: list[Batch], number: int, rate: float = 0.1
+    rule: UpdateRule, before: Stepped, batches: list[Batch], number: int, rate: float = 0.1
 ) -> Stepped:
     """A step by definition: what the parts add to the mean's gradient, added in the tree."""
     sums = []
@@ -92,7 +92,7 @@ def test_any_number_of_cores(
     rows: int, micro_batches: int, seed: int, dtype: str, optimizer: str
 ) -> None:
     """Three steps on one to four cores have the bits of the parts alone, added in the tree."""
-    rule = StepRule(Network(LAYERS, dtype), make_optimizer(optimizer), 0.01)
+    rule = UpdateRule(Network(LAYERS, dtype), make_optimizer(optimizer), 0.01)
     parameters = initialise("scaled", LAYERS, seed, dtype)
     state = rule.optimizer.initial_state(parameters)
     generator = np.random.default_rng(seed)
@@ -101,7 +101,7 @@ def test_any_number_of_cores(
     for number, batches in enumerate(mini_batches, 1):
         expected = one_by_one(rule, expected, batches, number)
     for threads in (1, 2, 3, 4):
-        with Stepper(
+        with DataParallelStep(
             rule,
             parameters,
             state,
@@ -122,10 +122,10 @@ def test_any_number_of_cores(
 
 def test_more_cores_than_a_group() -> None:
     """Where more cores than are kept apart by default compute side by side, the bits stay."""
-    rule = StepRule(Network(LAYERS), make_optimizer("sgd"), 0.0)
+    rule = UpdateRule(Network(LAYERS), make_optimizer("sgd"), 0.0)
     parameters = initialise("scaled", LAYERS, 0)
     batches = parts(batch(np.random.default_rng(1), 90), 85)
-    with Stepper(
+    with DataParallelStep(
         rule, parameters, {}, SCHEMA, batch_size=90, micro_batches=85, threads=19
     ) as stepper:
         stepper.step(iter(batches), 90, 0.1, 1)
@@ -141,8 +141,8 @@ def test_a_step_follows_the_mean(micro_batches: int) -> None:
     rows = batch(np.random.default_rng(0), 40)
     assert rows.targets is not None
     whole = network.gradient_sum(parameters, scale(rows.inputs, network.dtype, BYTES), rows.targets)
-    with Stepper(
-        StepRule(network, make_optimizer("sgd"), 0.0),
+    with DataParallelStep(
+        UpdateRule(network, make_optimizer("sgd"), 0.0),
         parameters,
         {},
         SCHEMA,
@@ -158,10 +158,10 @@ def test_a_step_follows_the_mean(micro_batches: int) -> None:
 
 def steps(threads: int, *, kill: bool = False, signals: tuple[int, ...] = ()) -> Any:
     """The losses and the parameters of ten steps, with harm done to the processes after five."""
-    rule = StepRule(Network(LAYERS), make_optimizer("adamw"), 0.1)
+    rule = UpdateRule(Network(LAYERS), make_optimizer("adamw"), 0.1)
     parameters = initialise("scaled", LAYERS, 0)
     generator = np.random.default_rng(3)
-    with Stepper(
+    with DataParallelStep(
         rule,
         parameters,
         rule.optimizer.initial_state(parameters),
@@ -203,7 +203,7 @@ def test_signals_are_the_first_process_to_heed() -> None:
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_a_micro_batch_is_let_go(threads: int) -> None:
     """While the next one is taken, none of those before is held: they are views of windows."""
-    rule = StepRule(Network(LAYERS), make_optimizer("sgd"), 0.0)
+    rule = UpdateRule(Network(LAYERS), make_optimizer("sgd"), 0.0)
     generator = np.random.default_rng(0)
     taken: list[weakref.ref[Batch]] = []
 
@@ -215,7 +215,7 @@ def test_a_micro_batch_is_let_go(threads: int) -> None:
             yield part
             del part
 
-    with Stepper(
+    with DataParallelStep(
         rule,
         initialise("scaled", LAYERS, 0),
         {},
@@ -231,10 +231,12 @@ def test_a_micro_batch_is_let_go(threads: int) -> None:
 def test_unlabelled() -> None:
     """Rows without labels are refused: there is nothing to learn from them."""
     rows = batch(np.random.default_rng(0), 4)
-    rule = StepRule(Network(LAYERS), make_optimizer("sgd"), 0.0)
+    rule = UpdateRule(Network(LAYERS), make_optimizer("sgd"), 0.0)
     parameters = initialise("scaled", LAYERS, 0)
     with (
-        Stepper(rule, parameters, {}, SCHEMA, batch_size=4, micro_batches=1, threads=1) as stepper,
+        DataParallelStep(
+            rule, parameters, {}, SCHEMA, batch_size=4, micro_batches=1, threads=1
+        ) as stepper,
         pytest.raises(BadDataError, match="no labels"),
     ):
         stepper.step(iter([Batch(rows.inputs, None, rows.rows)]), 4, 0.1, 1)
@@ -268,7 +270,7 @@ def test_full_batch(shuffle: bool, digits: Path, tmp_path: Path) -> None:
     assert split.targets is not None
     inputs, targets = np.asarray(split.inputs[:])[rows], np.asarray(split.targets[:])[rows]
     layers = parse_network(config.network)
-    rule = StepRule(Network(layers), make_optimizer("sgd"), 0.0)
+    rule = UpdateRule(Network(layers), make_optimizer("sgd"), 0.0)
     batches = parts(Batch(inputs, targets, rows), 5)
     assert 5 == default_micro_batches(len(rows))
     before: Stepped = initialise(config.init, layers, config.seed), {}

@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.training import process_pool as team_module
-from jobs.training.process_pool import PATIENCE, Reply, Task, Team, shared_array
+from jobs.training import process_pool as pool_module
+from jobs.training.process_pool import PATIENCE, ProcessPool, Reply, Task, shared_array
 from storage.location import writer_lock
 from storage.places import open_location
 
 OWNER = """
 import os, sys
-from jobs.training.process_pool import Team, shared_array
+from jobs.training.process_pool import ProcessPool, shared_array
 from storage.places import open_location
 from storage.location import writer_lock
 with writer_lock(open_location(sys.argv[1]), "The run"):
@@ -28,7 +28,7 @@ with writer_lock(open_location(sys.argv[1]), "The run"):
         while not begun.all():
             os.sched_yield()
         return ()
-    team = Team(begin, 3)
+    team = ProcessPool(begin, 3)
     team.run([(0,), (1,), (2,)])
     print(*team.process_numbers, flush=True)
     sys.stdin.read()
@@ -43,7 +43,7 @@ def doubled(task: Task) -> Reply:
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
 def test_replies_are_in_order(size: int) -> None:
     """Task by task, whatever their length, for as many tasks as there are processes or fewer."""
-    with Team(doubled, size) as team:
+    with ProcessPool(doubled, size) as team:
         for count in range(1, size + 3):
             tasks = [tuple(range(number)) for number in range(count)]
             expected = [[2 * value for value in task] for task in tasks]
@@ -60,7 +60,7 @@ def test_memory_is_shared() -> None:
             os.sched_yield()
         return ()
 
-    with Team(sign, 3) as team:
+    with ProcessPool(sign, 3) as team:
         assert [[], [], []] == [list(reply) for reply in team.run([(0,), (1,), (2,)])]
         assert [*team.process_numbers, os.getpid()] == places.tolist()
 
@@ -77,7 +77,7 @@ def test_a_task_of_a_dead_process_is_done_by_its_owner() -> None:
             os.sched_yield()
         return doubled(task)
 
-    with Team(fatal, 3) as team:
+    with ProcessPool(fatal, 3) as team:
         os.kill(team.process_numbers[0], signal.SIGKILL)
         for middle in (1, 13, 2):
             begun[:] = 0 if middle == 13 else 1
@@ -94,7 +94,7 @@ def test_a_task_that_nobody_begins_is_done_by_its_owner() -> None:
         places[int(task[0])] = os.getpid()
         return ()
 
-    with Team(sign, 2) as team:
+    with ProcessPool(sign, 2) as team:
         (fork,) = team.process_numbers
         os.kill(fork, signal.SIGSTOP)
         os.waitid(os.P_PID, fork, os.WSTOPPED | os.WNOWAIT)
@@ -108,7 +108,7 @@ def test_a_task_that_nobody_begins_is_done_by_its_owner() -> None:
 
 def test_a_stuck_process_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is stopped within its task holds its owner up for a limited time only."""
-    monkeypatch.setattr(team_module, "STUCK_SECONDS", 0.1)
+    monkeypatch.setattr(pool_module, "STUCK_SECONDS", 0.1)
     owner, begun = os.getpid(), shared_array((1,), np.int64)
 
     def stop(task: Task) -> Reply:
@@ -119,7 +119,7 @@ def test_a_stuck_process_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
             os.sched_yield()
         return doubled(task)
 
-    with Team(stop, 2) as team:
+    with ProcessPool(stop, 2) as team:
         assert [[0], [2]] == [list(reply) for reply in team.run([(0,), (1,)])]
         assert ([], 1) == (team.process_numbers, team.missing)
         assert [[0], [2]] == [list(reply) for reply in team.run([(0,), (1,)])]
@@ -135,7 +135,7 @@ def test_where_the_system_gives_no_processes(monkeypatch: pytest.MonkeyPatch) ->
         raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
 
     monkeypatch.setattr(os, "fork", refused)
-    with Team(doubled, 4) as team:
+    with ProcessPool(doubled, 4) as team:
         assert (1, 2) == (len(team.process_numbers), team.missing)
         replies = team.run([(0,), (1,), (2,), (3,)])
         assert [[0], [2], [4], [6]] == [list(reply) for reply in replies]
@@ -145,7 +145,7 @@ def test_children_that_are_not_waited_for() -> None:
     """Where SIGCHLD is ignored, as a launcher may have it, dead processes are missed as well."""
     before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     try:
-        with Team(doubled, 3) as team:
+        with ProcessPool(doubled, 3) as team:
             killed, _ = team.process_numbers
             os.kill(killed, signal.SIGKILL)
             while killed in team.process_numbers:
@@ -158,13 +158,13 @@ def test_children_that_are_not_waited_for() -> None:
 
 def test_an_error_is_raised_by_its_owner() -> None:
     """What a fork cannot do ends the fork, and shows as what it is where it is done again."""
-    with Team(lambda task: [1 / task[0]], 2) as team, pytest.raises(ZeroDivisionError):
+    with ProcessPool(lambda task: [1 / task[0]], 2) as team, pytest.raises(ZeroDivisionError):
         team.run([(0,), (1,)])
 
 
 def test_close_ends_the_processes() -> None:
     """After the block none of the forks is left, not even as a zombie."""
-    with Team(doubled, 3) as team:
+    with ProcessPool(doubled, 3) as team:
         processes = team.process_numbers
     assert 2 == len(processes)
     for process in processes:

@@ -14,8 +14,8 @@ from jobs.nn.architecture import parse_network
 from jobs.nn.network import Network, Workspace
 from jobs.nn.optimizers import make_optimizer
 from jobs.training.step import (
-    StepRule,
     TreeSum,
+    UpdateRule,
     default_micro_batches,
     network_inputs,
     thread_count,
@@ -111,7 +111,7 @@ def test_l2_by_parts() -> None:
         ("sgd", parameters - np.float32(0.1) * (parameters * np.float32(0.5) * pulled)),
         ("adamw", np.where(pulled, parameters * np.float32(1 - 0.1 * 0.5), parameters)),
     ):
-        rule = StepRule(network, make_optimizer(name), 0.5)
+        rule = UpdateRule(network, make_optimizer(name), 0.5)
         state = rule.optimizer.initial_state(parameters)
         for cut in range(15):
             after = np.zeros_like(parameters), {key: np.zeros_like(parameters) for key in state}
