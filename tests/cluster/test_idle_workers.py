@@ -14,7 +14,8 @@ from distributed import Status, Worker
 
 from jobs.signals import StopSignal, stop_on_signals
 from jobs.training.job import train
-from pipeline.cluster.connect import connect, tasks
+from pipeline.cluster import tasks
+from pipeline.cluster.connect import connect
 from pipeline.cluster.options import ClusterOptions
 from storage.errors import StoppedError, UnreachableError
 from tests.cluster.processes import PLAIN, Cluster
