@@ -57,7 +57,7 @@ SAFE = re.compile(r"[\w@%+=:,./{}-]+", re.ASCII)
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be run, when and where."""
+    """The command to run, its schedule and its directory."""
 
     times: CronTimes
     arguments: tuple[str, ...]
@@ -139,7 +139,7 @@ def _cron(plan: Plan) -> dict[str, str]:
         "SHELL=/bin/sh",
     ]
     if plan.zone_given:
-        lines.append("# CRON_TZ is heeded by cronie; Debian's cron goes by the machine's zone.")
+        lines.append("# cronie honours CRON_TZ; Debian's cron uses the machine's time zone.")
         lines.append(f"CRON_TZ={plan.times.zone_name}")
     line = f"{_cron_expression(plan)} cd {directory} && exec {command}"
     if len(line.encode()) > CRONTAB_LINE:

@@ -115,8 +115,9 @@ def _answered_by_all(cluster: Cluster) -> Iterator[None]:
         if not silent:
             raise cluster.lost(f"asked all workers: {reason(error)}") from error
         raise UnreachableError(
-            f"Of the cluster at {cluster.address} {', '.join(silent)} did not answer for "
-            f"{cluster.timeout:.0f} s. End what stands still, then run the same command again."
+            f"Workers of the cluster at {cluster.address} did not answer for "
+            f"{cluster.timeout:.0f} s: {', '.join(silent)}. Stop the stalled ones, then run the "
+            "same command again."
         ) from error
 
 

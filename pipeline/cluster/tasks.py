@@ -154,8 +154,8 @@ class Pending:
                 if time.monotonic() - began > TRIES * self._cluster.timeout:
                     raise UnreachableError(
                         f"No worker of the cluster at {self._cluster.address} takes "
-                        f"{self._task.what} ({reason(error)}). End workers "
-                        "that stand still, then run the same command again."
+                        f"{self._task.what} ({reason(error)}). Stop stalled "
+                        "workers, then run the same command again."
                     ) from error
             self._task = replace(self._task, worker=None)
             time.sleep(POLL_SECONDS / 4)
@@ -178,7 +178,7 @@ class Pending:
                         hash=False,
                         timeout=POLL_SECONDS,  # of the wait for a worker, which may be gone
                     ),
-                    cluster.timeout,  # of the sending: the worker may stand still
+                    cluster.timeout,  # for sending: the worker may have stalled
                 )
             )
         cluster.keep_group(task.name)
