@@ -402,7 +402,7 @@ def _run() -> int:
         cli.main(prog_name="pipeline", standalone_mode=False)
     except click.ClickException as error:
         show_usage_error(error)
-        _end_log(error.format_message())
+        _end_log(error)
         return UsageError.exit_code
     except (KeyboardInterrupt, click.Abort):
         return 128 + signal.SIGINT
@@ -432,14 +432,14 @@ def _report(error: BaseException) -> int:
     return known.exit_code
 
 
-def _end_log(error: str) -> None:
-    """The summary that --log-json promises, where click refuses what stands beside it."""
-    own = takewhile(lambda word: word != "--", sys.argv[1:])
-    if "--log-json" in own:
-        from jobs.scoring.listener import JsonLog
+def _end_log(error: click.ClickException) -> None:
+    """Print the summary that --log-json promises, where click refuses what stands beside it."""
+    if "--log-json" in takewhile(lambda word: word != "--", sys.argv[1:]):
+        from jobs.commands.logs import JsonHandler
 
         with suppress(PipelineError):
-            JsonLog().event("summary", exit=UsageError.exit_code, error=error)
+            refused = UsageError(error.format_message())
+            JsonHandler(counting=False).summary(refused)
 
 
 if __name__ == "__main__":

@@ -109,6 +109,17 @@ def facts(pairs: Sequence[tuple[str, Any]]) -> str:
     return "\n".join(f"{name.ljust(width)}  {one_line(str(value))}" for name, value in pairs)
 
 
+def settings_text(settings: dict[str, Any]) -> str:
+    """Return settings as TOML lines, which `--config` reads back."""
+    return "\n".join(f"  {name} = {_toml(value)}" for name, value in settings.items())
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return json.dumps(value) if isinstance(value, str) else repr(value)
+
+
 def size(count: int) -> str:
     """Bytes for people: `12.3 MB`."""
     for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):

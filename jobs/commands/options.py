@@ -82,12 +82,14 @@ def parsed_scale(text: str | None) -> "Scaling":
 
 @contextmanager
 def console_of(quiet: bool, as_json: bool) -> Iterator["Console"]:
-    """The console of a command, which leaves the terminal as it was."""
+    """Show what is logged on a console, which leaves the terminal as it was."""
     from jobs.commands.console import Console
+    from jobs.commands.logs import ConsoleHandler, attached
 
     console = Console(quiet=quiet, as_json=as_json)
     try:
-        yield console
+        with attached(ConsoleHandler(console)):
+            yield console
     finally:
         console.close()
 

@@ -1,10 +1,9 @@
 """What datasets, runs and results are, as documents for scripts and as text for people."""
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
-from jobs.commands.console import Report, facts, size, table
+from jobs.commands.console import Report, facts, settings_text, size, table
 from jobs.commands.score_console import SHOWN_CLASSES
 from jobs.output import percent
 from jobs.training.history import check_history
@@ -202,17 +201,6 @@ def _run_text(
     if scores:
         parts.append("scores\n" + "\n".join(f"  scores/{name}" for name in scores))
     return "\n\n".join(parts)
-
-
-def settings_text(settings: dict[str, Any]) -> str:
-    """Settings as TOML lines, which `--config` reads back."""
-    return "\n".join(f"  {name} = {_toml(value)}" for name, value in settings.items())
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return json.dumps(value) if isinstance(value, str) else repr(value)
 
 
 def epochs_table(metrics: list[dict[str, Any]]) -> str:

@@ -1,8 +1,8 @@
 """The command of the schedule. Thin: parse, call the scheduler, print."""
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -80,7 +80,9 @@ def schedule(
     time, in a process of its own. SIGTERM or Ctrl-C lets it end; a second one has it save
     what it has and stop.
     """
-    with _ending_in_summary(log_json):
+    from jobs.commands.logs import json_log
+
+    with json_log(counting=False) if log_json else nullcontext():
         if log_json and (kind is not None or dry_run):
             raise UsageError("--log-json cannot be combined with --print or --dry-run.")
         if kind is not None and dry_run:
@@ -102,25 +104,6 @@ def schedule(
 
             store_settings({})  # variables that each night would end with
         _run(times, job, catch_up, heartbeat, log_json)
-
-
-@contextmanager
-def _ending_in_summary(log_json: bool) -> Iterator[None]:
-    """Where a log of JSON is asked for, its last line is a summary with the exit code.
-
-    What click refuses is seen to where all commands end.
-    """
-    try:
-        yield
-    except click.ClickException:
-        raise
-    except BaseException as error:
-        if log_json:
-            from jobs.scheduling.scheduler import json_log
-            from storage.files import exit_code_of
-
-            json_log()("summary", exit=exit_code_of(error), error=str(error) or repr(error))
-        raise
 
 
 def _check_job(job: tuple[str, ...]) -> None:

@@ -25,10 +25,7 @@ from storage.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from jobs.commands.console import Console
-    from jobs.scoring.batch import ScoringResult
     from jobs.scoring.config import ScoreConfig
-    from jobs.scoring.listener import JsonLog
 
 CHECKPOINT_HELP = (
     "best (by validation; the latest without one), latest, an epoch's number, or the first digits "
@@ -135,25 +132,25 @@ def score(quiet: bool, as_json: bool, log_json: bool, take_over: bool, **asked: 
     What the same model has scored before is found, and not done again. Each scoring has a line in
     the run's ledger: see `pipeline scores`.
     """
-    with console_of(quiet or log_json, as_json) as console, stopping() as stop:
-        from jobs.commands.score_console import ConsoleListener
-        from jobs.scoring.listener import JsonLog
+    from jobs.commands.logs import json_log
 
-        listener = JsonLog() if log_json else ConsoleListener(console)
+    log = json_log() if log_json else console_of(quiet, as_json)
+    with stopping() as stop, log as output:
+        from jobs.commands.score_console import LoggingListener, batch_report
 
-        def work() -> "ScoringResult":
-            leave = listener.warn if take_over else None
-            config = score_config(click.get_current_context().params, leave)
-            from jobs.scoring.job import run_batch
+        listener = LoggingListener(output.progress)
+        leave = listener.warn if take_over else None
+        config = score_config(click.get_current_context().params, leave)
+        from jobs.scoring.job import run_batch
 
-            with cluster_on_call("score", asked, listener.say, stop) as cluster:
-                return run_batch(config, listener=listener, stop=stop, cluster=cluster)
-
-        if isinstance(listener, JsonLog):
-            _score_logged(work, listener)
-        else:
-            one_split = asked["inbox"] is None and len(set(asked["splits"])) <= 1
-            _score_told(work, console, one_split=one_split)
+        with cluster_on_call("score", asked, listener.say, stop) as cluster:
+            batch = run_batch(config, listener=listener, stop=stop, cluster=cluster)
+        one_split = config.inbox is None and len(set(config.splits)) == 1
+        if batch.results or not one_split:
+            told = batch_report(batch, one_split=one_split)
+            output.result(told.document, told.text)
+        if batch.error is not None:
+            raise batch.error
 
 
 def score_config(
@@ -193,34 +190,6 @@ def score_config(
         storage_options=store_options(asked["storage_options"], *places),
         take_over=take_over,
     )
-
-
-def _score_told(
-    work: "Callable[[], ScoringResult]", console: "Console", *, one_split: bool
-) -> None:
-    """Score, and print what it came to."""
-    from jobs.commands.score_console import batch_report
-
-    batch = work()
-    if batch.results or not one_split:
-        told = batch_report(batch, one_split=one_split)
-        console.result(told.document, told.text)
-    if batch.error is not None:
-        raise batch.error
-
-
-def _score_logged(work: "Callable[[], ScoringResult]", log: "JsonLog") -> None:
-    """Score, and log every event; the last one is a summary, whatever happens."""
-    error: BaseException | None = None
-    try:
-        error = work().error
-    except BaseException as raised:
-        error = raised
-        raise
-    finally:
-        log.summary(error)
-    if error is not None:
-        raise error
 
 
 @click.command()
@@ -319,7 +288,7 @@ def promote(
             return
         if name is None:
             raise UsageError("No name is given; pass --as, such as --as champion.")
-        from jobs.commands.score_console import ConsoleListener, promote_report
+        from jobs.commands.score_console import LoggingListener, promote_report
         from jobs.scoring.promote import PromoteConfig
         from jobs.scoring.promote import promote as run_promote
         from jobs.scoring.promote import undo as run_undo
@@ -342,5 +311,7 @@ def promote(
                 storage_options=options,
                 take_over=leave,
             )
-            told = promote_report(run_promote(config, listener=ConsoleListener(console), stop=stop))
+            told = promote_report(
+                run_promote(config, listener=LoggingListener(console.progress), stop=stop)
+            )
         console.result(told.document, told.text)

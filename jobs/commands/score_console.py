@@ -1,14 +1,18 @@
 """What `pipeline score` and `promote` print: events, results, quality."""
 
+import logging
 from typing import Any
 
-from jobs.commands.console import Console, Report, table
-from jobs.output import one_line, percent
+from jobs.commands.console import Report, table
+from jobs.output import percent
 from jobs.scoring.batch import ScoringResult
 from jobs.scoring.listener import ScoreListener
 from jobs.scoring.promote import PromoteResult
 from jobs.scoring.scored import ScoreResult
+from storage.events import Progress, event
 from storage.models import Holder, ModelName
+
+logger = logging.getLogger(__name__)
 
 SHOWN_CLASSES = 30
 """More classes than this are not listed one by one."""
@@ -41,29 +45,25 @@ SHOWN_FILES = 20
 """More files of an inbox than this are not listed one by one."""
 
 
-class ConsoleListener(ScoreListener):
-    """Prints for people; what happens to single files of an inbox, too."""
+class LoggingListener(ScoreListener):
+    """Logs all that a scoring job tells, but for its progress."""
 
-    def __init__(self, console: Console) -> None:
-        """Over the console of the command."""
-        self._console = console
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
 
-    def event(self, name: str, **facts: Any) -> None:
-        """Say in a line what is worth one."""
-        if text := facts.get("text"):
-            (self._console.warn if facts.get("warning") else self._console.say)(one_line(text))
+    def event(
+        self, name: str, text: str | None = None, warning: bool = False, **facts: Any
+    ) -> None:
+        event(logger, name, text or "", logging.WARNING if warning else logging.INFO, **facts)
 
     def say(self, text: str) -> None:
-        """A line."""
-        self._console.say(one_line(text))
+        logger.info("%s", text)
 
     def warn(self, text: str) -> None:
-        """A warning, also when quiet."""
-        self._console.warn(text)
+        logger.warning("%s", text)
 
     def progress(self, stage: str, done: int, total: int) -> None:
-        """A bar, or a line now and then."""
-        self._console.progress(stage, done, total)
+        self._progress(stage, done, total)
 
 
 def score_report(result: ScoreResult) -> Report:

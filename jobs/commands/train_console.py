@@ -1,7 +1,7 @@
 """What a training tells people while it runs and when it ends."""
 
-from jobs.commands.console import Console, Report
-from jobs.commands.reports import epoch_line, settings_text
+from jobs.commands.console import Console, Report, settings_text
+from jobs.commands.reports import epoch_line
 from jobs.output import percent
 from jobs.training.config import TrainConfig
 from jobs.training.history import Metrics

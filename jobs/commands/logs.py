@@ -1,0 +1,183 @@
+"""Handlers of what the jobs log: lines on a console, JSON with --log-json, a schedule's own log."""
+
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, tzinfo
+from typing import Any
+
+import click
+
+from jobs.commands.console import Console, settings_text
+from jobs.output import PLAIN_SECONDS, one_line, print_line
+from storage.files import exit_code_of
+
+LOGGERS = ("storage", "pipeline", "jobs")
+"""Parents of every logger of this project; Dask's and others' are left alone."""
+COUNTED = {
+    "scored": "scored",
+    "found": "found",
+    "failed": "failed",
+    "left": "left",
+    "unjudged": "unjudged",
+    "below_gate": "gate",
+}
+"""What a summary counts, and the event that it counts."""
+
+
+@contextmanager
+def attached(handler: logging.Handler) -> Iterator[None]:
+    """Give a handler all that this project logs while the block runs."""
+    loggers = [logging.getLogger(name) for name in LOGGERS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+
+
+class _EventHandler(logging.Handler):
+    """A handler whose errors end the job: output that cannot be written is not dropped.
+
+    A memory event is passed over unless it is larger than those before: an inbox has many files.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._megabytes = -1
+
+    def emit(self, record: logging.LogRecord) -> None:
+        warns = record.levelno >= logging.WARNING
+        name = getattr(record, "event", "warning" if warns else "note")
+        facts: dict[str, Any] = getattr(record, "facts", {})
+        if name == "memory":
+            megabytes = round(facts["bytes"] / 1e6)
+            if megabytes <= self._megabytes:
+                return
+            self._megabytes = megabytes
+        self.show(name, record.getMessage(), facts, warns=warns)
+
+    def show(self, name: str, text: str, facts: dict[str, Any], *, warns: bool) -> None:
+        """Print an event."""
+        raise NotImplementedError
+
+
+class ConsoleHandler(_EventHandler):
+    """A line for each event that has a text; a configuration is listed below it."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def show(self, name: str, text: str, facts: dict[str, Any], *, warns: bool) -> None:
+        if text and warns:
+            self._console.warn(text)
+        elif text:
+            lines = [one_line(text)]
+            if "configuration" in facts:
+                lines.append(settings_text(facts["configuration"]))
+            self._console.say("\n".join(lines))
+
+
+class JsonHandler(_EventHandler):
+    """One JSON object a line, each with `time` and `event`; the last one is `summary`."""
+
+    def __init__(
+        self, write: Callable[[str], object] = print_line, *, counting: bool = True
+    ) -> None:
+        """`write` takes a line without its end; `counting` has the summary count the events."""
+        super().__init__()
+        self._write = write
+        self._counting = counting
+        self._stage = ""
+        self._opened = self._began = self._shown = time.monotonic()
+        self._counts: Counter[str] = Counter()
+        self._rows = 0
+        self._model_digest: str | None = None
+
+    def show(self, name: str, text: str, facts: dict[str, Any], *, warns: bool = False) -> None:
+        self._counts[name] += 1
+        self._rows += facts["rows"] if name == "scored" else 0
+        self._model_digest = facts.get("model_digest", self._model_digest)
+        moment = datetime.now(UTC).isoformat(timespec="milliseconds")
+        document = {"time": moment, "event": name, **facts, "text": text or None}
+        known = {key: value for key, value in document.items() if value is not None}
+        self._write(json.dumps(known, default=datetime.isoformat))
+
+    def progress(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """Print a line when a stage begins and ends, and every ten seconds."""
+        moment = time.monotonic()
+        begins, ends = stage != self._stage, done >= total
+        if begins:
+            self._stage, self._began = stage, moment
+        if begins or ends or moment - self._shown > PLAIN_SECONDS:
+            self._shown = moment
+            rate = None if begins else round(done / max(moment - self._began, 1e-9))
+            facts = {"stage": stage, "rows": done, "of": total, "rows_per_second": rate}
+            self.show("progress", note, facts)
+        if ends:
+            self._stage = ""
+
+    def summary(self, error: BaseException | None) -> None:
+        """Print the last line: the exit code, and what the events before add up to."""
+        text = None if error is None else str(error) or repr(error)
+        totals = self._totals() if self._counting else {}
+        self.show("summary", "", {"exit": exit_code_of(error), "error": text} | totals)
+
+    def _totals(self) -> dict[str, Any]:
+        seconds = time.monotonic() - self._opened
+        return {
+            "seconds": round(seconds, 3),
+            "model_digest": self._model_digest,
+            **{counted: self._counts[name] for counted, name in COUNTED.items()},
+            "rows": self._rows,
+            "rows_per_second": round(self._rows / seconds) if seconds else 0,
+        }
+
+    def result(self, document: dict[str, Any], text: str) -> None:
+        """Print nothing: the summary tells the result."""
+
+
+@contextmanager
+def json_log(*, counting: bool = True) -> Iterator[JsonHandler]:
+    """Log in JSON while the block runs; the last line is a summary, whatever happens.
+
+    What click refuses is summed up where all commands end.
+    """
+    log = JsonHandler(counting=counting)
+    error: BaseException | None = None
+    try:
+        with attached(log):
+            yield log
+    except BaseException as raised:
+        error = raised
+        raise
+    finally:
+        if not isinstance(error, click.ClickException):
+            log.summary(error)
+
+
+class ScheduleHandler(_EventHandler):
+    """A line for each event, with its time and facts; times are in the schedule's zone."""
+
+    def __init__(self, zone: tzinfo) -> None:
+        super().__init__()
+        self._zone = zone
+
+    def show(self, name: str, text: str, facts: dict[str, Any], *, warns: bool) -> None:
+        shown = facts | ({"text": text} if text else {})
+        told = "  ".join(f"{key} {self._shown(value)}" for key, value in shown.items())
+        print_line(one_line(f"{self._shown(datetime.now(UTC))}  {name:<8}  {told}".rstrip()))
+
+    def _shown(self, value: Any) -> str:
+        if isinstance(value, datetime):
+            return value.astimezone(self._zone).isoformat(sep=" ", timespec="seconds")
+        return f"{value:.1f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,124 @@
+"""What the jobs log: lines on a console, JSON objects for scripts."""
+
+import json
+import logging
+from typing import Any
+
+import pytest
+
+from jobs.commands.logs import LOGGERS, JsonHandler, attached
+from jobs.commands.options import console_of
+from storage.errors import BadDataError, StoppedError
+from storage.events import event
+
+logger = logging.getLogger("jobs.scoring.test")
+
+
+def test_console(capsys: pytest.CaptureFixture[str]) -> None:
+    """Events are lines on stdout, warnings on stderr; what has no text is not for people."""
+    with console_of(quiet=False, as_json=False):
+        event(logger, "left", "a\nb: left", file="a\nb")
+        event(logger, "found", "", rows=1)
+        event(logger, "started", "run runs/a", configuration={"epochs": 2, "optimizer": "adam"})
+        logging.getLogger("storage.test").warning("%s is damaged\x1b", "x")
+        logging.getLogger("distributed").warning("not ours")
+    shown = capsys.readouterr()
+    assert shown.out == 'a\\nb: left\nrun runs/a\n  epochs = 2\n  optimizer = "adam"\n'
+    assert shown.err == "Warning: x is damaged\\x1b\n"
+
+
+@pytest.mark.parametrize("options", [(True, False), (False, True)])
+def test_quiet(options: tuple[bool, bool], capsys: pytest.CaptureFixture[str]) -> None:
+    """Quiet, or where the result is a document, only warnings are shown."""
+    quiet, as_json = options
+    with console_of(quiet, as_json):
+        logger.info("reading")
+        logger.warning("damaged")
+    assert ("", "Warning: damaged\n") == capsys.readouterr()
+
+
+def test_memory_is_told_where_it_grows(capsys: pytest.CaptureFixture[str]) -> None:
+    """An inbox has many files: only what needs more than those before is worth a line."""
+    with console_of(quiet=False, as_json=False):
+        for megabytes in (100, 50, 100, 101, 3):
+            event(logger, "memory", f"{megabytes} MB", bytes=megabytes * 10**6)
+    assert capsys.readouterr().out == "100 MB\n101 MB\n"
+
+
+def test_nothing_stays_behind() -> None:
+    """Handlers and levels are as they were when a command has ended, however it ends."""
+    before = _state()
+    with pytest.raises(StoppedError), attached(JsonHandler()):
+        assert _state() != before
+        raise StoppedError("Stopped.", 15)
+    assert _state() == before
+
+
+def _state() -> list[Any]:
+    loggers = [logging.getLogger(name) for name in LOGGERS]
+    return [(logger.level, list(logger.handlers)) for logger in loggers]
+
+
+@pytest.fixture
+def lines() -> list[dict[str, Any]]:
+    """Documents that a JSON log has written."""
+    return []
+
+
+@pytest.fixture
+def log(lines: list[dict[str, Any]]) -> JsonHandler:
+    """A JSON log into `lines`."""
+    return JsonHandler(lambda line: lines.append(json.loads(line)))
+
+
+def test_json(log: JsonHandler, lines: list[dict[str, Any]]) -> None:
+    """An event's facts are the fields; what has no name is a note or a warning."""
+    with attached(log):
+        event(logger, "left", "a: left", file="a", accuracy=None)
+        logger.info("reading")
+        logger.warning("damaged")
+    assert all("T" in line.pop("time") for line in lines)
+    assert lines == [
+        {"event": "left", "file": "a", "text": "a: left"},
+        {"event": "note", "text": "reading"},
+        {"event": "warning", "text": "damaged"},
+    ]
+
+
+def test_progress_in_json(log: JsonHandler, lines: list[dict[str, Any]]) -> None:
+    """A stage has a line when it begins and one, with a rate, when it ends."""
+    for done in (0, 1, 2, 3):
+        log.progress("score train", done, 3)
+    first, last = lines
+    assert ("progress", "score train", 0, 3) == tuple(
+        first[name] for name in ("event", "stage", "rows", "of")
+    )
+    assert 3 == last["rows"]
+    assert "rows_per_second" not in first
+    assert last["rows_per_second"] > 0
+
+
+@pytest.mark.parametrize(("error", "code"), [(None, 0), (BadDataError("broken"), 3)])
+def test_summary(
+    error: Exception | None, code: int, log: JsonHandler, lines: list[dict[str, Any]]
+) -> None:
+    """The summary counts the events before it and has the exit code."""
+    with attached(log):
+        event(logger, "started", "", model_digest="abc")
+        for rows in (2, 3):
+            event(logger, "scored", "", rows=rows)
+        event(logger, "gate", "", missed="too low")
+    log.summary(error)
+    expected = {"event": "summary", "exit": code, "model_digest": "abc", "rows": 5, "scored": 2}
+    expected |= {"below_gate": 1, "failed": 0, "error": error and "broken"}
+    assert expected == {name: lines[-1].get(name) for name in expected}
+
+
+def _raise_broken_pipe(_line: str) -> None:
+    raise StoppedError("Stopped: the reader of the output closed it.", 13)
+
+
+def test_output_that_cannot_be_written_ends_the_job() -> None:
+    """Whoever logs gets the error; logging alone would drop it."""
+    with attached(JsonHandler(_raise_broken_pipe)), pytest.raises(StoppedError):
+        logger.info("reading")
