@@ -24,18 +24,18 @@ class Activation:
 
 
 def relu(sums: Floats, out: Floats | None = None) -> Floats:
-    """max(0, x) of each element; the shape and dtype of `sums`."""
+    """Return max(0, x) of each element; the shape and dtype of `sums`."""
     # NumPy's maximum is vectorised for two arrays but not for an array and a number.
     return np.maximum(sums, np.zeros(sums.shape[-1:], sums.dtype), out=out)
 
 
 def relu_derivative(output: Floats) -> Floats:
-    """1 where relu's `output` is positive, else 0; the slope at exactly 0 is taken as 0."""
+    """Return 1 where relu's `output` is positive, else 0; the slope at exactly 0 is taken as 0."""
     return np.greater(output, 0, out=np.empty_like(output))
 
 
 def sigmoid(sums: Floats, out: Floats | None = None) -> Floats:
-    """1 / (1 + exp(-x)) of each element; the shape and dtype of `sums`."""
+    """Return 1 / (1 + exp(-x)) of each element; the shape and dtype of `sums`."""
     result = np.negative(sums, out=out)
     # Far below zero exp(-x) overflows to infinity, whose reciprocal is the sigmoid's limit, 0.
     with np.errstate(over="ignore"):
@@ -45,25 +45,25 @@ def sigmoid(sums: Floats, out: Floats | None = None) -> Floats:
 
 
 def sigmoid_derivative(output: Floats) -> Floats:
-    """s (1 - s) of each element s of sigmoid's `output`."""
+    """Return s (1 - s) of each element s of sigmoid's `output`."""
     slope = np.subtract(1, output)
     slope *= output
     return slope
 
 
 def tanh(sums: Floats, out: Floats | None = None) -> Floats:
-    """The hyperbolic tangent of each element; the shape and dtype of `sums`."""
+    """Return the hyperbolic tangent of each element; the shape and dtype of `sums`."""
     return np.tanh(sums, out=out)
 
 
 def tanh_derivative(output: Floats) -> Floats:
-    """1 - t^2 of each element t of tanh's `output`."""
+    """Return 1 - t^2 of each element t of tanh's `output`."""
     slope = np.square(output)
     return np.subtract(1, slope, out=slope)
 
 
 def softmax(logits: Floats) -> Floats:
-    """exp(x) / sum of exp over the row's classes: `(rows, classes)` -> `(rows, classes)`.
+    """Return exp(x) / sum of exp over the row's classes: `(rows, classes)` -> `(rows, classes)`.
 
     The row's maximum is subtracted first, which changes nothing but keeps exp from overflowing.
     """
@@ -75,7 +75,7 @@ def softmax(logits: Floats) -> Floats:
 
 
 def by_class(logits: Floats) -> Floats:
-    """A copy of `(rows, classes)` as `(classes, rows)`, contiguous.
+    """Return a copy of `(rows, classes)` as `(classes, rows)`, contiguous.
 
     NumPy reduces along the long rows of this layout some ten times faster than along the few
     classes of a row.

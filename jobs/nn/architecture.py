@@ -39,7 +39,7 @@ class Layer:
 
 
 def parse_network(text: str) -> tuple[Layer, ...]:
-    """The layers that a text such as `784-relu-200-softmax-10` names, from input to output.
+    """Return the layers that a text such as `784-relu-200-softmax-10` names, from input to output.
 
     Widths and activations take turns; the last activation is softmax, and no other is.
     Raises ValueError, naming the piece and what may stand there, for any other text.
@@ -62,14 +62,14 @@ def parse_network(text: str) -> tuple[Layer, ...]:
 
 
 def format_network(layers: tuple[Layer, ...]) -> str:
-    """The text that `parse_network` reads back as `layers`."""
+    """Return the text that `parse_network` reads back as `layers`."""
     return "-".join(
         [str(layers[0].inputs), *(f"{layer.activation}-{layer.outputs}" for layer in layers)]
     )
 
 
 def count_parameters(layers: tuple[Layer, ...]) -> int:
-    """How many numbers the network learns, biases included."""
+    """Return how many numbers the network learns, biases included."""
     return sum(layer.parameter_count for layer in layers)
 
 
@@ -86,12 +86,9 @@ def _check_activation(text: str, position: int, piece: str, *, is_last: bool) ->
     if piece in allowed:
         return
     place = "the last layer's activation" if is_last else "a hidden layer's activation"
+    nearest = difflib.get_close_matches(piece.lower(), allowed, n=1)
+    suggestion = f" Did you mean {nearest[0]!r}?" if nearest else ""
     raise ValueError(
         f"Piece {position} of the network {text!r} is {piece!r}: expected {place}, "
-        f"{' or '.join(allowed)}.{_suggestion(piece, allowed)}"
+        f"{' or '.join(allowed)}.{suggestion}"
     )
-
-
-def _suggestion(piece: str, allowed: tuple[str, ...]) -> str:
-    nearest = difflib.get_close_matches(piece.lower(), allowed, n=1)
-    return f" Did you mean {nearest[0]!r}?" if nearest else ""

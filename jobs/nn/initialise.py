@@ -25,30 +25,15 @@ DEVIATIONS: dict[str, Callable[[Layer], float]] = {
 }
 """The standard deviation of a layer's weights, by the authors who proposed it."""
 
-SCHEMES = (
-    "scaled",
-    "he-normal",
-    "he-uniform",
-    "glorot-normal",
-    "glorot-uniform",
-    "lecun-normal",
-    "normal-0.1",
-)
-"""`scaled` is he-normal for the layers with relu and glorot-normal for the others. `normal-0.1`
-is the standard normal / 10 for weights and biases alike, as in the notebook this project began
-with."""
-
 
 def initialise(
     scheme: str, layers: tuple[Layer, ...], seed: int, dtype: DTypeLike = np.float32
 ) -> Floats:
-    """The flat vector of initial parameters, `(parameters,)`, for one of `SCHEMES`.
+    """Return the flat vector of initial parameters, `(parameters,)`, for one of `INITS`.
 
     Weights are drawn in float64 and rounded to `dtype`; biases are 0, save in `normal-0.1`, which
-    draws them too. Raises ValueError for an unknown scheme.
+    draws them too.
     """
-    if scheme not in SCHEMES:
-        raise ValueError(f"The initialisation is {scheme!r}: expected one of {', '.join(SCHEMES)}.")
     flat: Floats = np.zeros(count_parameters(layers), dtype)
     for number, (layer, matrix) in enumerate(zip(layers, views(flat, layers), strict=True)):
         if scheme == "normal-0.1":
@@ -59,7 +44,7 @@ def initialise(
 
 
 def _weights(scheme: str, layer: Layer, seed: int, number: int) -> NDArray[np.float64]:
-    """A layer's weights without the biases, `(inputs, outputs)`."""
+    """Return a layer's weights without the biases, `(inputs, outputs)`."""
     if scheme == "scaled":
         scheme = "he-normal" if layer.activation == "relu" else "glorot-normal"
     author, distribution = scheme.split("-")
@@ -74,7 +59,7 @@ def _weights(scheme: str, layer: Layer, seed: int, number: int) -> NDArray[np.fl
 
 
 def uniforms(count: int, seed: int, layer: int) -> NDArray[np.float64]:
-    """`count` numbers in the open interval (0, 1), uniform: odd multiples of 2^-53.
+    """Return `count` numbers in the open interval (0, 1), uniform: odd multiples of 2^-53.
 
     The stream is Philox with counter 0 and a key of the first 128 bits, as two little-endian
     integers, of the SHA-256 of `mnist-stream init 1|{seed}|{layer}`.
@@ -87,7 +72,7 @@ def uniforms(count: int, seed: int, layer: int) -> NDArray[np.float64]:
 
 
 def normals(count: int, seed: int, layer: int) -> NDArray[np.float64]:
-    """`count` standard normal numbers, from `uniforms` (Box and Muller, 1958).
+    """Return `count` standard normal numbers, from `uniforms` (Box and Muller, 1958).
 
     The logarithm and the cosine are the C library's: where a platform rounds them otherwise, a
     number may differ in its last bit.

@@ -24,7 +24,7 @@ class CrossEntropy:
 
 
 def cross_entropy(logits: Floats, targets: NDArray[np.uint8]) -> CrossEntropy:
-    """The softmax cross-entropy of `logits` `(rows, classes)` to one-hot `targets`, same shape.
+    """Return the softmax cross-entropy of `logits` `(rows, classes)` to one-hot `targets`.
 
     A row's loss is -log softmax(x)[t] = log(sum of exp(x - max)) - (x[t] - max), whose logarithm
     is taken of at least 1, and its gradient softmax(x) - target (Bishop, Pattern Recognition and

@@ -10,18 +10,17 @@ from numpy.typing import DTypeLike, NDArray
 from jobs.nn.activations import ACTIVATIONS, softmax
 from jobs.nn.architecture import Layer, count_parameters
 from jobs.nn.loss import cross_entropy
-from jobs.nn.parameters import Floats, views, weight_slices
+from jobs.nn.parameters import Floats, views
 
 
 class Workspace:
     """Arrays by name, for one thread. What `array` gave is overwritten when it gives it again."""
 
     def __init__(self) -> None:
-        """Without arrays; each is made when it is first asked for."""
         self._buffers: dict[tuple[str, np.dtype[Any]], NDArray[Any]] = {}
 
     def array(self, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-        """An array of any content, contiguous; of one name no more memory than its largest."""
+        """Return a contiguous array of any content; of one name no more memory than its largest."""
         size = math.prod(shape)
         key = (name, np.dtype(dtype))
         buffer = self._buffers.get(key)
@@ -32,23 +31,6 @@ class Workspace:
 
 Columns: TypeAlias = NDArray[np.intp]
 """Numbers of input columns, ascending; 0 is the bias."""
-
-
-@dataclass(frozen=True, eq=False)
-class GradientSum:
-    """What one block of rows adds to a mini-batch: sums over its rows, not means."""
-
-    gradient: Floats
-    """That of `weight` times `loss_sum`, flat, `(parameters,)`, in the network's dtype."""
-
-    loss_sum: float
-    """The cross-entropy summed over the rows, in nats."""
-
-    correct: int
-    """The rows whose most probable class was the target's, before this step."""
-
-    rows: int
-    """How many rows were summed."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +47,22 @@ class LossSum:
     """How many rows were summed."""
 
 
+@dataclass(frozen=True, eq=False)
+class GradientSum(LossSum):
+    """What one block of rows adds to a mini-batch: sums over its rows, not means."""
+
+    gradient: Floats
+    """That of `weight` times `loss_sum`, flat, `(parameters,)`, in the network's dtype."""
+
+
 class Network:
     """A multilayer perceptron of fixed layers and dtype. It holds no parameters and no state.
 
     Every method is pure and may be called from several threads at once, each with a `workspace`
-    of its own or with none. Throughout,
-    `parameters` is the flat vector of `jobs.nn.parameters`, in the network's dtype; `inputs` is
-    `(rows, 1 + features)` in that dtype, a column of ones (the bias) first; `targets` is
-    `(rows, classes)`, one-hot uint8. Arrays that do not fit raise ValueError.
+    of its own or with none. Throughout, `parameters` is the flat vector of `jobs.nn.parameters`,
+    in the network's dtype, float32 or float64; `inputs` is `(rows, 1 + features)` in that dtype, a
+    column of ones (the bias) first; `targets` is `(rows, classes)`, one-hot uint8. Arrays that do
+    not fit raise ValueError.
 
     `columns` may name, in ascending order, the columns that `inputs` was narrowed to: the others
     are zero in all its rows, so they add nothing to the sums and get no gradient. A third of a
@@ -81,18 +71,14 @@ class Network:
     """
 
     def __init__(self, layers: tuple[Layer, ...], dtype: DTypeLike = np.float32) -> None:
-        """`layers` as `parse_network` gives them; `dtype` is float32 or float64."""
         self.layers = layers
         self.dtype = np.dtype(dtype)
-        if self.dtype not in (np.float32, np.float64):
-            raise ValueError(f"The dtype is {self.dtype}: expected float32 or float64.")
         self.parameter_count = count_parameters(layers)
         self._hidden = [ACTIVATIONS[layer.activation] for layer in layers[:-1]]
-        self._weight_slices = weight_slices(layers)
 
     def forward(self, parameters: Floats, inputs: Floats, columns: Columns | None = None) -> Floats:
-        """The probability of each class for each row: `(rows, classes)`."""
-        self._check_inputs(parameters, inputs, columns)
+        """Return the probability of each class for each row: `(rows, classes)`."""
+        self._check(parameters, inputs, columns)
         _, logits = self._forward(views(parameters, self.layers), inputs, columns, Workspace())
         return softmax(logits)
 
@@ -103,9 +89,8 @@ class Network:
         targets: NDArray[np.uint8],
         columns: Columns | None = None,
     ) -> LossSum:
-        """The summed loss and the correct rows, no gradient; from logits, so never log(0)."""
-        self._check_inputs(parameters, inputs, columns)
-        self._check_targets(inputs, targets)
+        """Return the summed loss and correct rows, no gradient; from logits, so never log(0)."""
+        self._check(parameters, inputs, columns, targets)
         _, logits = self._forward(views(parameters, self.layers), inputs, columns, Workspace())
         loss = cross_entropy(logits, targets)
         return LossSum(loss.loss_sum, loss.correct, len(inputs))
@@ -121,14 +106,13 @@ class Network:
         out: Floats | None = None,
         workspace: Workspace | None = None,
     ) -> GradientSum:
-        """The gradient of the summed cross-entropy, by backpropagation (Rumelhart et al., 1986).
+        """Backpropagate the summed cross-entropy to its gradient (Rumelhart et al., 1986).
 
         Each row counts `weight` in it: with 1 / B, what the rows add to the gradient of the mean
         over B rows, at the cost of a factor per class instead of one per parameter. It is written
         to `out` `(parameters,)` where that is given; `workspace` saves allocations.
         """
-        self._check_inputs(parameters, inputs, columns)
-        self._check_targets(inputs, targets)
+        self._check(parameters, inputs, columns, targets)
         workspace = workspace or Workspace()
         weights = views(parameters, self.layers)
         outputs, logits = self._forward(weights, inputs, columns, workspace)
@@ -146,7 +130,7 @@ class Network:
             delta = np.matmul(delta, weights[layer][1:].T, out=back)
             delta *= self._hidden[layer - 1].derivative(output)
         self._first_gradient(inputs, delta, columns, gradients[0], workspace)
-        return GradientSum(gradient, loss.loss_sum, loss.correct, len(inputs))
+        return GradientSum(loss.loss_sum, loss.correct, len(inputs), gradient)
 
     def _first_gradient(
         self,
@@ -168,22 +152,6 @@ class Network:
         places[columns] = np.arange(occupied)
         np.take(narrow, places, axis=0, out=gradient, mode="clip")
 
-    def l2_penalty(self, parameters: Floats, l2: float) -> float:
-        """l2 / 2 times the sum of the squared weights, to be added to the *mean* loss.
-
-        Biases are left out: they set where a unit switches, not how wild the function is
-        (Goodfellow, Bengio and Courville, Deep Learning, 2016, section 7.1).
-        """
-        squares = sum(float(np.vdot(parameters[s], parameters[s])) for s in self._weight_slices)
-        return l2 / 2 * squares
-
-    def l2_gradient(self, parameters: Floats, l2: float) -> Floats:
-        """The gradient of `l2_penalty`, `(parameters,)`: l2 times each weight, 0 for each bias."""
-        gradient = np.zeros_like(parameters)
-        for weights in self._weight_slices:
-            np.multiply(parameters[weights], l2, out=gradient[weights])
-        return gradient
-
     def _forward(
         self,
         weights: list[Floats],
@@ -191,7 +159,7 @@ class Network:
         columns: Columns | None,
         workspace: Workspace,
     ) -> tuple[list[Floats], Floats]:
-        """The outputs of each hidden layer, `(rows, outputs)`, and the last layer's logits."""
+        """Return each hidden layer's outputs, `(rows, outputs)`, and the last layer's logits."""
         outputs: list[Floats] = []
         sums = workspace.array("sums-0", (len(inputs), self.layers[0].outputs), self.dtype)
         first = self._first_weights(weights[0], columns, workspace)
@@ -214,24 +182,23 @@ class Network:
         # Without mode="clip", which nothing meets here, NumPy would make a copy of `out` first.
         return np.take(weights, columns, axis=0, out=narrow, mode="clip")
 
-    def _check_inputs(self, parameters: Floats, inputs: Floats, columns: Columns | None) -> None:
-        if parameters.dtype != self.dtype or inputs.dtype != self.dtype:
-            raise ValueError(
-                f"The parameters are {parameters.dtype} and the inputs {inputs.dtype}: "
-                f"expected both to be {self.dtype}, the network's dtype."
-            )
-        features = self.layers[0].inputs
-        expected = 1 + features if columns is None else len(columns)
-        if inputs.ndim != 2 or inputs.shape[1] != expected:
-            raise ValueError(
-                f"The inputs have the shape {inputs.shape}: expected (rows, {expected}), "
-                f"a bias column and {expected - 1} of {features} features."
-            )
-
-    def _check_targets(self, inputs: Floats, targets: NDArray[np.uint8]) -> None:
-        expected = (len(inputs), self.layers[-1].outputs)
-        if targets.shape != expected or targets.dtype != np.uint8:
-            raise ValueError(
-                f"The targets are {targets.dtype} of the shape {targets.shape}: expected one-hot "
-                f"uint8 of the shape {expected}, (rows, classes)."
-            )
+    def _check(
+        self,
+        parameters: Floats,
+        inputs: Floats,
+        columns: Columns | None,
+        targets: NDArray[np.uint8] | None = None,
+    ) -> None:
+        width = self.layers[0].shape[0] if columns is None else len(columns)
+        rows, classes = len(inputs), self.layers[-1].outputs
+        expected: list[tuple[str, NDArray[Any] | None, tuple[int, ...], Any]] = [
+            ("parameters", parameters, (self.parameter_count,), self.dtype),
+            ("inputs", inputs, (rows, width), self.dtype),
+            ("targets", targets, (rows, classes), np.uint8),
+        ]
+        for name, array, shape, dtype in expected:
+            if array is not None and (array.shape != shape or array.dtype != dtype):
+                raise ValueError(
+                    f"The {name} are {array.dtype} of the shape {array.shape}: expected "
+                    f"{np.dtype(dtype)} of the shape {shape}."
+                )

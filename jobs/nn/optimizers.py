@@ -5,8 +5,9 @@ on all parts at once. Nothing the caller passed is changed but `out`.
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, TypeAlias
+from typing import ClassVar, TypeAlias
 
 import numpy as np
 
@@ -18,28 +19,27 @@ State: TypeAlias = dict[str, Floats]
 Stepped: TypeAlias = tuple[Floats, State]
 """Parameters and state after a step, or the arrays to write them to."""
 
-OPTIMIZERS = ("sgd", "momentum", "nesterov", "adam", "adamw")
-"""The optimisers by name."""
-
 FLUSH_EVERY = 32
-"""Steps from one look for numbers that have decayed to the next: each costs some passes."""
+"""Steps between two searches for numbers that have decayed: each costs some passes."""
 
 DECAYED = 1e8
 """Times the smallest normal number: what is below that has decayed to nothing."""
 
 
-class Optimizer(Protocol):
-    """A rule for a step. It is a frozen description: what changes is in the state it returns."""
+class Optimizer(ABC):
+    """A rule for a step. It is a frozen description: what changes is in the state."""
 
-    name: ClassVar[str]
-    """The name that `make_optimizer` knows it by."""
+    remembers: ClassVar[tuple[str, ...]] = ()
+    """The names of the vectors in its state."""
 
-    decouples_l2: ClassVar[bool]
+    decouples_l2: ClassVar[bool] = False
     """Whether L2 shrinks the weights before the step (see `AdamW`), or joins the gradient."""
 
     def initial_state(self, parameters: Floats) -> State:
-        """The state before the first step, for parameters of this shape and dtype."""
+        """Return the state before the first step, for parameters of this shape and dtype."""
+        return {name: np.zeros_like(parameters) for name in self.remembers}
 
+    @abstractmethod
     def step(
         self,
         parameters: Floats,
@@ -47,9 +47,9 @@ class Optimizer(Protocol):
         state: State,
         learning_rate: float,
         step_number: int,
-        out: Stepped | None = None,
-    ) -> Stepped:
-        """The new parameters and the new state, in the arrays of `out` or in new ones.
+        out: Stepped,
+    ) -> None:
+        """Write the new parameters and the new state to the arrays of `out`.
 
         `parameters` and `gradient` are flat `(parameters,)` vectors of one dtype, the gradient
         that of the mean loss; `step_number` counts the steps of the run from 1, this one included.
@@ -58,34 +58,9 @@ class Optimizer(Protocol):
         """
 
 
-def make_optimizer(name: str, *, momentum: float = 0.9) -> Optimizer:
-    """The optimiser of that name; raises ValueError where there is none.
-
-    `momentum` matters to momentum and nesterov.
-    """
-    if name == "sgd":
-        return Sgd()
-    if name == "momentum":
-        return Momentum(momentum)
-    if name == "nesterov":
-        return Nesterov(momentum)
-    if name == "adam":
-        return Adam()
-    if name == "adamw":
-        return AdamW()
-    raise ValueError(f"The optimizer is {name!r}: expected one of {', '.join(OPTIMIZERS)}.")
-
-
 @dataclass(frozen=True)
-class Sgd:
+class Sgd(Optimizer):
     """Gradient descent: w' = w - learning_rate g."""
-
-    name: ClassVar[str] = "sgd"
-    decouples_l2: ClassVar[bool] = False
-
-    def initial_state(self, parameters: Floats) -> State:
-        """Nothing is remembered."""
-        return {}
 
     def step(
         self,
@@ -94,27 +69,20 @@ class Sgd:
         state: State,
         learning_rate: float,
         step_number: int,
-        out: Stepped | None = None,
-    ) -> Stepped:
-        """See `Optimizer.step`."""
-        new, _ = out or _like(parameters, state)
+        out: Stepped,
+    ) -> None:
+        new, _ = out
         np.multiply(gradient, -float(learning_rate), out=new)
         new += parameters
-        return new, {}
 
 
 @dataclass(frozen=True)
-class Momentum:
+class Momentum(Optimizer):
     """The heavy ball (Polyak, 1964): v' = momentum v + g; w' = w - learning_rate v'."""
 
     momentum: float
 
-    name: ClassVar[str] = "momentum"
-    decouples_l2: ClassVar[bool] = False
-
-    def initial_state(self, parameters: Floats) -> State:
-        """The ball at rest."""
-        return {"velocity": np.zeros_like(parameters)}
+    remembers: ClassVar[tuple[str, ...]] = ("velocity",)
 
     def step(
         self,
@@ -123,56 +91,33 @@ class Momentum:
         state: State,
         learning_rate: float,
         step_number: int,
-        out: Stepped | None = None,
-    ) -> Stepped:
-        """See `Optimizer.step`."""
-        new, new_state = out or _like(parameters, state)
+        out: Stepped,
+    ) -> None:
+        new, new_state = out
         velocity = np.multiply(state["velocity"], self.momentum, out=new_state["velocity"])
         velocity += gradient
         _flush_decayed(velocity, step_number)
-        np.multiply(velocity, -float(learning_rate), out=new)
+        np.multiply(self.direction(gradient, velocity, new), -float(learning_rate), out=new)
         new += parameters
-        return new, new_state
+
+    def direction(self, gradient: Floats, velocity: Floats, out: Floats) -> Floats:
+        """Return what the step goes against; `out` may hold it."""
+        return velocity
 
 
-@dataclass(frozen=True)
-class Nesterov:
+class Nesterov(Momentum):
     """Nesterov's momentum, as Sutskever et al. (2013) and PyTorch write it.
 
     v' = momentum v + g; w' = w - learning_rate (g + momentum v').
     """
 
-    momentum: float
-
-    name: ClassVar[str] = "nesterov"
-    decouples_l2: ClassVar[bool] = False
-
-    def initial_state(self, parameters: Floats) -> State:
-        """The ball at rest."""
-        return {"velocity": np.zeros_like(parameters)}
-
-    def step(
-        self,
-        parameters: Floats,
-        gradient: Floats,
-        state: State,
-        learning_rate: float,
-        step_number: int,
-        out: Stepped | None = None,
-    ) -> Stepped:
-        """See `Optimizer.step`."""
-        new, new_state = out or _like(parameters, state)
-        velocity = np.multiply(state["velocity"], self.momentum, out=new_state["velocity"])
-        velocity += gradient
-        _flush_decayed(velocity, step_number)
-        np.add(gradient, velocity * self.momentum, out=new)
-        new *= -float(learning_rate)
-        new += parameters
-        return new, new_state
+    def direction(self, gradient: Floats, velocity: Floats, out: Floats) -> Floats:
+        np.add(gradient, velocity * self.momentum, out=out)
+        return out
 
 
 @dataclass(frozen=True)
-class Adam:
+class Adam(Optimizer):
     """Adam (Kingma and Ba, 2015, algorithm 1).
 
     Their moments are m = (1 - beta1) M and v = (1 - beta2) S of the decaying sums
@@ -189,15 +134,7 @@ class Adam:
     epsilon: float = 1e-8
     """What is added to the root of the second moment."""
 
-    name: ClassVar[str] = "adam"
-    decouples_l2: ClassVar[bool] = False
-
-    def initial_state(self, parameters: Floats) -> State:
-        """Empty sums."""
-        return {
-            "gradients": np.zeros_like(parameters),
-            "squared_gradients": np.zeros_like(parameters),
-        }
+    remembers: ClassVar[tuple[str, ...]] = ("gradients", "squared_gradients")
 
     def step(
         self,
@@ -206,9 +143,8 @@ class Adam:
         state: State,
         learning_rate: float,
         step_number: int,
-        out: Stepped | None = None,
-    ) -> Stepped:
-        """See `Optimizer.step`."""
+        out: Stepped,
+    ) -> None:
         # The corrected moments are first * M and second^2 * S, and Adam's step is
         # rate first M / (second sqrt(S) + epsilon) = size M / (sqrt(S) + floor).
         first = (1 - self.beta1) / (1 - self.beta1**step_number)
@@ -216,7 +152,7 @@ class Adam:
         size = float(learning_rate) * first / second
         floor = self.epsilon / second
 
-        new, new_state = out or _like(parameters, state)
+        new, new_state = out
         gradients = np.multiply(state["gradients"], self.beta1, out=new_state["gradients"])
         gradients += gradient
         squares = new_state["squared_gradients"]
@@ -229,10 +165,8 @@ class Adam:
         np.divide(gradients, new, out=new)
         new *= size
         np.subtract(parameters, new, out=new)
-        return new, new_state
 
 
-@dataclass(frozen=True)
 class AdamW(Adam):
     """Adam with decoupled weight decay (Loshchilov and Hutter, 2019, algorithm 2, as PyTorch).
 
@@ -240,8 +174,15 @@ class AdamW(Adam):
     does that, as the caller adds L2 to the gradient for the others.
     """
 
-    name: ClassVar[str] = "adamw"
-    decouples_l2: ClassVar[bool] = True
+    decouples_l2 = True
+
+
+def make_optimizer(name: str, *, momentum: float = 0.9) -> Optimizer:
+    """Return the optimiser of one of `OPTIMIZERS`; `momentum` is for momentum and nesterov."""
+    if name in ("momentum", "nesterov"):
+        return Momentum(momentum) if name == "momentum" else Nesterov(momentum)
+    others: dict[str, type[Optimizer]] = {"sgd": Sgd, "adam": Adam, "adamw": AdamW}
+    return others[name]()
 
 
 def _flush_decayed(moment: Floats, step_number: int) -> None:
@@ -254,10 +195,3 @@ def _flush_decayed(moment: Floats, step_number: int) -> None:
     """
     if step_number % FLUSH_EVERY == 0:
         moment[np.abs(moment) < DECAYED * np.finfo(moment.dtype).tiny] = 0
-
-
-def _like(parameters: Floats, state: State) -> Stepped:
-    """New arrays of these shapes and dtypes."""
-    return np.empty_like(parameters), {
-        name: np.empty_like(vector) for name, vector in state.items()
-    }

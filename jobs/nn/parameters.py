@@ -12,40 +12,32 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.nn.architecture import Layer, count_parameters
+from jobs.nn.architecture import Layer
 
 Floats: TypeAlias = NDArray[np.floating]
 """An array of float32 or of float64; a computation keeps the one it was given."""
 
 
 def names(layers: tuple[Layer, ...]) -> list[str]:
-    """The name under which each layer's matrix is saved: `layer_0`, `layer_1`, ..."""
+    """Return the name under which each layer's matrix is saved: `layer_0`, `layer_1`, ..."""
     return [f"layer_{number}" for number in range(len(layers))]
 
 
 def views(flat: Floats, layers: tuple[Layer, ...]) -> list[Floats]:
-    """Each layer's part of `flat` as a matrix `(1 + inputs, outputs)`, bias row first.
+    """Return each layer's part of `flat` as a matrix `(1 + inputs, outputs)`, bias row first.
 
     The matrices are views: what is written into them is written into `flat` `(parameters,)`.
-    Raises ValueError where `flat` is not one contiguous vector of the network's size.
+    `flat` is contiguous, or a matrix would be a copy.
     """
-    expected = count_parameters(layers)
-    if flat.shape != (expected,) or not flat.flags.c_contiguous:
-        raise ValueError(
-            f"The parameters are an array of shape {flat.shape}: expected a contiguous vector of "
-            f"shape ({expected},), the number of parameters of the network."
-        )
-    matrices = []
-    start = 0
-    for layer in layers:
-        stop = start + layer.parameter_count
-        matrices.append(flat[start:stop].reshape(layer.shape))
-        start = stop
-    return matrices
+    stops = accumulate(layer.parameter_count for layer in layers)
+    return [
+        flat[stop - layer.parameter_count : stop].reshape(layer.shape)
+        for layer, stop in zip(layers, stops, strict=True)
+    ]
 
 
 def weight_slices(layers: tuple[Layer, ...]) -> list[slice]:
-    """Where the weights that are not biases lie in the flat vector: one slice per layer."""
+    """Return where the weights that are not biases lie in the flat vector: one slice per layer."""
     stops = accumulate(layer.parameter_count for layer in layers)
     return [
         slice(stop - layer.inputs * layer.outputs, stop)

@@ -8,21 +8,11 @@ from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self, get_args
 
+from jobs.nn.choices import INITS, OPTIMIZERS, SCHEDULES
 from storage.documents import digest_of
 from storage.errors import BadDataError, UnreachableError, UsageError
 from storage.files import UNUSABLE_NAME, open_regular
 
-OPTIMIZERS = ("sgd", "momentum", "nesterov", "adam", "adamw")
-SCHEDULES = ("constant", "cosine", "one-cycle")
-INITS = (
-    "scaled",
-    "he-normal",
-    "he-uniform",
-    "glorot-normal",
-    "glorot-uniform",
-    "lecun-normal",
-    "normal-0.1",
-)
 VALIDATION = "validation"
 """The split that epochs are chosen by: the dataset's own, or the rows that are held out."""
 EVALUATED = ("train", VALIDATION, "test")

@@ -3,25 +3,25 @@
 import numpy as np
 import pytest
 
-from jobs.nn.activations import ACTIVATIONS, relu, sigmoid, softmax, tanh
+from jobs.nn.activations import ACTIVATIONS, softmax
+from jobs.nn.parameters import Floats
 
-DTYPES = [np.float32, np.float64]
-
-
-def test_relu_cuts_off_below_zero() -> None:
-    """relu is the identity above zero and zero below."""
-    np.testing.assert_array_equal([[0, 0, 3]], relu(np.array([[-2.0, 0.0, 3.0]])))
+every_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float64])
+every_activation = pytest.mark.parametrize("name", ACTIVATIONS)
 
 
-def test_sigmoid_at_known_points() -> None:
-    """sigmoid(0) = 1/2 and sigmoid(log 3) = 3/4."""
-    sums = np.array([[0.0, np.log(3.0), -np.log(3.0)]])
-    np.testing.assert_allclose(sigmoid(sums), [[0.5, 0.75, 0.25]], rtol=1e-15)
-
-
-def test_tanh_at_known_points() -> None:
-    """tanh(log 2) = 3/5."""
-    np.testing.assert_allclose(tanh(np.array([[0.0, np.log(2.0)]])), [[0, 0.6]], rtol=1e-15)
+@pytest.mark.parametrize(
+    ("name", "sums", "expected"),
+    [
+        ("relu", [-2, 0, 3], [0, 0, 3]),
+        ("sigmoid", [0, np.log(3), -np.log(3)], [0.5, 0.75, 0.25]),
+        ("tanh", [0, np.log(2)], [0, 0.6]),
+    ],
+)
+def test_known_points(name: str, sums: Floats, expected: Floats) -> None:
+    """relu cuts off below zero; sigmoid(log 3) = 3/4; tanh(log 2) = 3/5."""
+    found = ACTIVATIONS[name].apply(np.array([sums], np.float64), None)
+    np.testing.assert_allclose(found, [expected], rtol=1e-15)
 
 
 def test_softmax_at_known_points() -> None:
@@ -30,8 +30,8 @@ def test_softmax_at_known_points() -> None:
     np.testing.assert_allclose(softmax(logits), [[0.125, 0.25, 0.625]] * 2, rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@every_activation
+@every_dtype
 def test_every_finite_input_is_in_range(name: str, dtype: type[np.floating]) -> None:
     """From the smallest to the largest float there is a finite output, and no warning."""
     ends: list[float] = [float(np.finfo(dtype).max), 1e4, 89, 1, float(np.finfo(dtype).tiny), 0]
@@ -42,10 +42,10 @@ def test_every_finite_input_is_in_range(name: str, dtype: type[np.floating]) -> 
     assert ((0 <= slope) & (slope <= 1)).all()
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@every_activation
+@every_dtype
 def test_activations_keep_the_dtype_and_the_input(name: str, dtype: type[np.floating]) -> None:
-    """Without `out` the input is left as it was; the result has its dtype and its shape."""
+    """Without `out` the input is left as it was; written over its input, the bits are the same."""
     sums = np.random.default_rng(1).normal(size=(5, 7)).astype(dtype)
     before = sums.copy()
     output = ACTIVATIONS[name].apply(sums, None)
@@ -53,17 +53,10 @@ def test_activations_keep_the_dtype_and_the_input(name: str, dtype: type[np.floa
     np.testing.assert_array_equal(before, sums)
     assert dtype == output.dtype == slope.dtype
     assert (5, 7) == output.shape == slope.shape
+    np.testing.assert_array_equal(output, ACTIVATIONS[name].apply(sums, sums))
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
-def test_out_may_be_the_input(name: str) -> None:
-    """Written over its input, an activation gives the same bits."""
-    sums = np.random.default_rng(2).normal(size=(5, 7))
-    expected = ACTIVATIONS[name].apply(sums, None)
-    np.testing.assert_array_equal(expected, ACTIVATIONS[name].apply(sums, sums))
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
+@every_dtype
 def test_softmax_of_far_apart_logits(dtype: type[np.floating]) -> None:
     """Logits of +-1e4 make probabilities of exactly 1 and 0, without a warning."""
     probabilities = softmax(np.array([[1e4, -1e4, 0], [-1e4, -1e4, -1e4]], dtype))

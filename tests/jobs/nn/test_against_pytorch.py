@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from jobs.nn.architecture import parse_network
+from jobs.nn.choices import OPTIMIZERS
 from jobs.nn.initialise import initialise
 from jobs.nn.lr_schedules import learning_rate
 from jobs.nn.network import Network
-from jobs.nn.optimizers import OPTIMIZERS, make_optimizer
+from jobs.nn.optimizers import make_optimizer
 from jobs.nn.parameters import Floats, views
 from jobs.training.step import UpdateRule
 
@@ -113,7 +114,7 @@ def test_ten_steps_of_each_optimizer(name: str, l2: float) -> None:
     assert np.abs(parameters - twins.parameters).max() > 0.01
 
 
-@pytest.mark.parametrize("total_steps", [2, 3, 10, 37, 100])
+@pytest.mark.parametrize("total_steps", [2, 37, 100])
 @pytest.mark.parametrize("schedule", ["cosine", "one-cycle"])
 def test_every_step_of_each_schedule(schedule: str, total_steps: int) -> None:
     """The rates are those of CosineAnnealingLR and OneCycleLR."""

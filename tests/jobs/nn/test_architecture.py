@@ -10,26 +10,17 @@ DEFAULT = "784-relu-200-sigmoid-80-softmax-10"
 
 
 def test_reads_the_layers_in_order() -> None:
-    """Each layer takes what the layer before gives."""
+    """Each layer takes what the layer before gives; there may be one alone."""
     expected = (Layer(784, "relu", 200), Layer(200, "sigmoid", 80), Layer(80, "softmax", 10))
     assert expected == parse_network(DEFAULT)
-
-
-def test_a_single_layer_is_a_network() -> None:
-    """Softmax regression is the shallowest network there is."""
     assert (Layer(4, "softmax", 3),) == parse_network("4-softmax-3")
+    assert 785 * 200 + 201 * 80 + 81 * 10 == count_parameters(expected)
 
 
 @pytest.mark.parametrize("text", [DEFAULT, "4-softmax-3", "9-tanh-8-tanh-7-relu-6-softmax-1"])
 def test_formats_what_it_parsed(text: str) -> None:
     """Formatting is the inverse of parsing."""
     assert text == format_network(parse_network(text))
-
-
-def test_counts_weights_and_biases() -> None:
-    """The default network learns 173,890 numbers."""
-    expected = 785 * 200 + 201 * 80 + 81 * 10
-    assert expected == count_parameters(parse_network(DEFAULT))
 
 
 @pytest.mark.parametrize(
@@ -40,16 +31,13 @@ def test_counts_weights_and_biases() -> None:
         ("4-softmax", "ends after piece 2, 'softmax': expected a last layer"),
         ("4-softmax-", "Piece 3 of the network '4-softmax-' is '': expected a layer's width"),
         ("0-softmax-3", "Piece 1 of the network '0-softmax-3' is '0': expected a layer's width"),
-        ("4-relu--3-softmax-2", "is '': expected a layer's width"),
         ("4-softmax-3.5", "Piece 3 of the network '4-softmax-3.5' is '3.5'"),
         ("4-softmax-99999999999999", "a whole number from 1 to 9999999"),
         ("4-softmax-\u0663", "a whole number from 1 to 9999999"),
         ("4-rellu-3-softmax-2", "is 'rellu': expected a hidden layer's activation, relu or sig"),
-        ("4-rellu-3-softmax-2", "Did you mean 'relu'?"),
         ("4-Sigmoid-3-softmax-2", "Did you mean 'sigmoid'?"),
         ("4-softmax-3-softmax-2", "Piece 2 of the network '4-softmax-3-softmax-2' is 'softmax'"),
         ("4-relu-3", "Piece 2 of the network '4-relu-3' is 'relu': expected the last layer's"),
-        ("4-relu-3-sofmax-2", "Piece 4 of the network '4-relu-3-sofmax-2' is 'sofmax'"),
         ("4-relu-3-sofmax-2", "Did you mean 'softmax'?"),
         ("relu-4-softmax-2", "Piece 1 of the network 'relu-4-softmax-2' is 'relu'"),
         ("4-relu-3-2", "Piece 4 of the network '4-relu-3-2' is '2'"),

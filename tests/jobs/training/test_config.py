@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from jobs.nn import initialise, lr_schedules, optimizers
-from jobs.training.config import INITS, OPTIMIZERS, SCHEDULES, TrainConfig, may_change, read_toml
+from jobs.nn.choices import OPTIMIZERS
+from jobs.training.config import TrainConfig, may_change, read_toml
 from storage.errors import BadDataError, UsageError
 
 OTHER = TrainConfig(
@@ -51,13 +51,6 @@ def refusal(**settings: Any) -> str:
     with pytest.raises(UsageError) as caught:
         TrainConfig(**settings)
     return str(caught.value)
-
-
-def test_lists_agree() -> None:
-    """The names that the commands offer are those that the network's own lists have."""
-    assert optimizers.OPTIMIZERS == OPTIMIZERS
-    assert lr_schedules.SCHEDULES == SCHEDULES
-    assert initialise.SCHEMES == INITS
 
 
 def test_every_setting_is_explained() -> None:

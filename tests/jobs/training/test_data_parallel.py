@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from jobs.environment import one_blas_thread
 from jobs.nn.architecture import parse_network
+from jobs.nn.choices import OPTIMIZERS
 from jobs.nn.initialise import initialise
 from jobs.nn.network import LossSum, Network
-from jobs.nn.optimizers import OPTIMIZERS, Stepped, make_optimizer
+from jobs.nn.optimizers import Stepped, make_optimizer
 from jobs.nn.parameters import Floats
 from jobs.training.data_parallel import DataParallelStep
 from jobs.training.job import train

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from jobs.training.config import OPTIMIZERS, TrainConfig
+from jobs.nn.choices import OPTIMIZERS
+from jobs.training.config import TrainConfig
 from jobs.training.job import train
 from pipeline.ingest import ingest
 

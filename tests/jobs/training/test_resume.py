@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from jobs.training.config import OPTIMIZERS, SCHEDULES
+from jobs.nn.choices import OPTIMIZERS, SCHEDULES
 from jobs.training.job import TrainResult, train
 from jobs.training.model import load_model
 from storage import documents
