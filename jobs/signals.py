@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
@@ -47,9 +47,16 @@ class StopSignal:
 def stop_on_signals() -> Iterator[StopSignal]:
     """Listen for SIGINT and SIGTERM while the block runs; for the main thread of a process."""
     stop = StopSignal()
-    before = {number: signal.signal(number, stop._handle) for number in SIGNALS}
-    try:
+    with handle_signals(stop._handle):
         yield stop
+
+
+@contextmanager
+def handle_signals(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Call `handle` for SIGINT and SIGTERM while the block runs; in the main thread."""
+    before = {number: signal.signal(number, handle) for number in SIGNALS}
+    try:
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -13,8 +13,9 @@ from jobs.commands.usage_errors import NearestChoice
 from storage.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
+    from subprocess import Popen
+
     from jobs.scheduling.cron import CronTimes
-    from jobs.scheduling.scheduler import Process
 
 SHOWN_TIMES = 10
 
@@ -143,7 +144,7 @@ def _print_files(
     from pathlib import Path
 
     from jobs.output import print_exactly, print_line
-    from jobs.scheduling.printers import Plan, as_utf8, default_image, schedule_files
+    from jobs.scheduling.printers import PRINTERS, Plan, as_utf8
     from storage.files import file_to_write
     from storage.places import open_location
 
@@ -154,10 +155,10 @@ def _print_files(
         catch_up=catch_up == "once",
         zone_given=timezone is not None,
         directory=as_utf8(os.getcwd()),
-        image=image or default_image(),
+        image=image,
         claim=claim,
     )
-    files = schedule_files(kind, plan)
+    files = PRINTERS[kind](plan)
     if to is None:
         print_exactly("\n".join(files.values()).rstrip("\n"))
         return
@@ -176,29 +177,20 @@ def _run(
     heartbeat: str | None,
     log_json: bool,
 ) -> None:
-    from jobs.scheduling.scheduler import (
-        Scheduler,
-        handle_signals,
-        heartbeat_at,
-        json_log,
-        text_log,
-    )
+    from jobs.commands.logs import ScheduleHandler, attached
+    from jobs.scheduling.scheduler import Scheduler, heartbeat_at
+    from jobs.signals import handle_signals
 
-    log = json_log() if log_json else text_log(times.zone)
     beat = heartbeat_at(heartbeat, times, job)
-    with beat.hold(log):
-        scheduler = Scheduler(
-            times,
-            _launcher(job, log_json),
-            log,
-            catch_up=catch_up == "once",
-            heartbeat=beat,
-        )
-        with handle_signals(scheduler):
+    log = nullcontext() if log_json else attached(ScheduleHandler(times.zone))
+    with log, beat.hold():
+        launch = _launcher(job, log_json)
+        scheduler = Scheduler(times, launch, beat, catch_up=catch_up == "once")
+        with handle_signals(lambda number, _: scheduler.ask_to_stop(number)):
             scheduler.run()
 
 
-def _launcher(job: tuple[str, ...], log_json: bool) -> "Callable[[], Process]":
+def _launcher(job: tuple[str, ...], log_json: bool) -> "Callable[[], Popen[bytes]]":
     """Starts the job. Where stdout is a log of JSON, so is what the job prints there.
 
     A job that knows no --log-json, or is to print something else, prints on stderr.

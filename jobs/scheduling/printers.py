@@ -1,8 +1,8 @@
-"""The same schedule for those who have a scheduler already: cron, systemd, Kubernetes, Airflow.
+"""Configuration for other schedulers: cron, systemd, Kubernetes, Airflow.
 
 Each file runs the absolute command in the directory in which it was printed, so that relative
-places mean what they mean there. That one job at a time works is seen to by the scheduler, where
-it can, and by the locks of `pipeline score` in any case.
+paths mean the same. The other scheduler runs one job at a time, if it can; the locks of
+`pipeline score` hold in any case.
 """
 
 import json
@@ -11,10 +11,11 @@ import re
 import shlex
 import sys
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import groupby
 from pathlib import Path
 
 import yaml
@@ -24,19 +25,11 @@ from jobs.scheduling.cron import LOCAL, CronTimes
 from jobs.scheduling.scheduler import this_pipeline
 from storage.errors import UsageError
 
-KINDS = ("cron", "systemd", "kubernetes", "airflow")
 WEEKDAYS = ("Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat")
 STOP_SECONDS = 300
-"""How long a job may take to stop where it can be gone on with."""
+"""How long a job may take to save its progress when it is stopped."""
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,50}[a-z0-9])?")
-"""What Kubernetes takes for the name of a CronJob, and the others take too."""
-IMAGE = re.compile(
-    r"([A-Za-z0-9.-]+(:[0-9]+)?/)?[a-z0-9]+([._/-]+[a-z0-9]+)*"
-    r"(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@sha256:[0-9a-f]{64})?"
-)
-"""An image's name as a container runtime reads it: registry, path, tag and digest."""
-CLAIM = re.compile(r"(?=.{1,253}$)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
-"""What Kubernetes takes for the name of a volume claim: labels of RFC 1123 with dots between."""
+"""Names that Kubernetes accepts for a CronJob; the others do too."""
 LAYOUT_CATEGORIES = ("Cc", "Zl", "Zp")
 """Unicode categories of control characters and separators of lines and paragraphs."""
 CRONTAB_LINE = 998
@@ -47,11 +40,10 @@ SYSTEMD_ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t", '"': '\\"', "\\": "\\\
     "%": "%%",
     "$": "$$",
 }
-LINE_BREAK = re.compile(r"[\r\n]")
 IMAGE_PIPELINE = "/opt/mnist-stream/bin/pipeline"
 """Where `deploy/Dockerfile` installs the command."""
 AIRFLOW_FILES = (".sh", ".bash")
-"""What ends so is the name of a file with a template to Airflow's BashOperator."""
+"""Airflow's BashOperator takes text with one of these endings for the name of a template file."""
 SAFE = re.compile(r"[\w@%+=:,./{}-]+", re.ASCII)
 
 
@@ -61,16 +53,16 @@ class Plan:
 
     times: CronTimes
     arguments: tuple[str, ...]
-    """Of `pipeline`, such as `score`, `--inbox`, `arrivals`."""
+    """Those of `pipeline`, such as `score`, `--inbox`, `arrivals`."""
     name: str
     catch_up: bool
     zone_given: bool
-    """Whether the time zone was asked for; else it is the other scheduler's."""
+    """Whether the time zone was given; else the other scheduler's applies."""
     directory: str
-    image: str
-    """The container image that has `pipeline`; for Kubernetes."""
+    image: str | None
+    """The container image that has `pipeline`, for Kubernetes; by default this release's."""
     claim: str
-    """The volume claim that holds the directory; for Kubernetes."""
+    """The volume claim that holds the directory, for Kubernetes."""
 
     def __post_init__(self) -> None:
         """Raise `UsageError` for a name or directory that some scheduler does not take."""
@@ -86,8 +78,14 @@ class Plan:
             )
 
     @property
+    def command(self) -> list[str]:
+        """The absolute command and its arguments."""
+        script = Path(sys.executable).with_name("pipeline")
+        return [*([str(script)] if script.exists() else this_pipeline()), *self.arguments]
+
+    @property
     def deadline_seconds(self) -> int:
-        """How late a run may start: until the next one is due, where it is made up at all."""
+        """How late a run may start: until the next one is due, if missed runs are made up."""
         first, second = self.times.between(datetime.now(UTC), datetime.max.replace(tzinfo=UTC), 2)
         apart = int((second - first).total_seconds())
         return max(60, min(apart, 86_400)) if self.catch_up else 60
@@ -103,35 +101,14 @@ def as_utf8(text: str) -> str:
         ) from error
 
 
-def default_image() -> str:
-    """The image that goes with this release."""
-    return f"mnist-stream:{version('mnist-stream')}"
-
-
-def schedule_files(kind: str, plan: Plan) -> dict[str, str]:
-    """The files, by name, that make another scheduler run a plan; `kind` is one of `KINDS`."""
-    return {
-        "cron": _cron,
-        "systemd": _systemd,
-        "kubernetes": _kubernetes,
-        "airflow": _airflow,
-    }[kind](plan)
-
-
-def _command(arguments: Sequence[str]) -> list[str]:
-    """The absolute command."""
-    script = Path(sys.executable).with_name("pipeline")
-    return [*([str(script)] if script.exists() else this_pipeline()), *arguments]
-
-
 def _cron(plan: Plan) -> dict[str, str]:
-    """A table for crontab(1). A bare percent sign would end the command there."""
+    """Return a table for crontab(1). A bare percent sign would end the command there."""
     if any(map(_has_layout, plan.arguments)):
         raise UsageError(
             "An argument has a line break or a control character, which a crontab cannot hold. "
             "Leave it out, or print the file of another scheduler."
         )
-    command = _cron_escaped(shlex.join(_command(plan.arguments)))
+    command = _cron_escaped(shlex.join(plan.command))
     directory = _cron_escaped(shlex.quote(plan.directory))
     lines = [
         f"# {plan.name}: install with `crontab FILE`, or put the lines into `crontab -e`.",
@@ -147,8 +124,7 @@ def _cron(plan: Plan) -> dict[str, str]:
             f"The line for cron has {len(line.encode()):,} bytes; cron reads at most "
             f"{CRONTAB_LINE}. Use shorter names, or print the file of another scheduler."
         )
-    lines.append(line)
-    return {f"{plan.name}.crontab": "\n".join(lines) + "\n"}
+    return {f"{plan.name}.crontab": "\n".join([*lines, line]) + "\n"}
 
 
 def _cron_escaped(text: str) -> str:
@@ -157,8 +133,13 @@ def _cron_escaped(text: str) -> str:
 
 
 def _systemd(plan: Plan) -> dict[str, str]:
-    """A service and its timer, for `systemctl --user` or the system."""
-    command = " ".join(_systemd_quoted(word) for word in _command(plan.arguments))
+    """Return a service and its timer, for `systemctl --user` or the system."""
+    path = plan.directory
+    if path.endswith("\\") or path != path.strip():
+        raise UsageError(
+            f"The current directory is {path!r}; systemd drops a blank at its end, and takes a "
+            "backslash there for a continued line. Rename it."
+        )
     service = f"""\
 # {plan.name}.service: put it beside {plan.name}.timer into ~/.config/systemd/user/, then
 # systemctl --user daemon-reload && systemctl --user enable --now {plan.name}.timer
@@ -167,8 +148,8 @@ Description=mnist-stream: pipeline {plan.arguments[0]}
 
 [Service]
 Type=oneshot
-WorkingDirectory={_systemd_path(plan.directory)}
-ExecStart={command}
+WorkingDirectory={path.replace("%", "%%")}
+ExecStart={" ".join(map(_systemd_quoted, plan.command))}
 # On SIGTERM the job saves its progress, and the next run continues from it.
 KillMode=mixed
 TimeoutStopSec={STOP_SECONDS}
@@ -191,7 +172,7 @@ WantedBy=timers.target
 
 
 def _calendars(plan: Plan) -> list[str]:
-    """The schedule as systemd.time(7) has it; two where either day will do."""
+    """Return the schedule as systemd.time(7) has it; two where either day will do."""
     fields = plan.times.fields
     months, days = _listed(fields.months, 12), _listed(fields.days, 31)
     clock = f"{_listed(fields.hours, 24)}:{_listed(fields.minutes, 60)}:00"
@@ -206,12 +187,12 @@ def _calendars(plan: Plan) -> list[str]:
     return [f"*-{months}-{days} {clock}{zone}", f"{weekdays}*-{months}-* {clock}{zone}"]
 
 
-def _listed(values: tuple[int, ...], every: int) -> str:
+def _listed(values: Sequence[int], every: int) -> str:
     return "*" if len(values) == every else ",".join(f"{value:02}" for value in values)
 
 
 def _systemd_quoted(word: str) -> str:
-    """A word of a command line: systemd.service(5) expands `%` and `$`, and unescapes."""
+    """Quote a word of a command line: systemd.service(5) expands `%` and `$`, and unescapes."""
     if SAFE.fullmatch(word):
         return word.replace("%", "%%")
     return f'"{"".join(map(_systemd_escaped, word))}"'
@@ -226,98 +207,65 @@ def _systemd_escaped(character: str) -> str:
     return character
 
 
-def _systemd_path(path: str) -> str:
-    """The value of `WorkingDirectory=`, which knows neither quotes nor escapes but for `%`."""
-    if path.endswith("\\") or path != path.strip():
-        raise UsageError(
-            f"The current directory is {path!r}; systemd drops a blank at its end, and takes a "
-            "backslash there for a continued line. Rename it."
-        )
-    return path.replace("%", "%%")
-
-
-class _Text(str):
-    """Text that the user gave, quoted in YAML so that no reader takes it for a number."""
-
-    __slots__ = ()
-
-
-class _Dumper(yaml.SafeDumper):  # type: ignore[misc]  # PyYAML has no types
-    """Writes YAML that means the same to readers of version 1.1 and of 1.2."""
-
-
-_Dumper.add_representer(
-    _Text,
-    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", str(text), style='"'),
-)
-
-
 def _kubernetes(plan: Plan) -> dict[str, str]:
-    """A CronJob of batch/v1."""
-    if ":" in plan.directory:
-        raise UsageError(
-            f"The current directory is {plan.directory!r}; Kubernetes cannot mount a volume at "
-            "a path with a colon. Rename it."
-        )
-    for option, value, pattern in (("image", plan.image, IMAGE), ("claim", plan.claim, CLAIM)):
-        if not pattern.fullmatch(value):
-            raise UsageError(f"--{option} is {value!r}, which Kubernetes does not accept.")
-    schedule = {"schedule": _Text(_plain_expression(plan))}
-    if plan.zone_given:
-        schedule["timeZone"] = _Text(plan.times.zone_name)
-    failure = {
-        "action": "FailJob",
-        "onExitCodes": {"containerName": "pipeline", "operator": "In", "values": [1, 2, 3, 5]},
-    }
-    container = {
-        "name": "pipeline",
-        "image": _Text(plan.image),
-        "command": [IMAGE_PIPELINE],
-        # Kubernetes puts variables in the place of `$(NAME)`, and `$` in that of `$$`.
-        "args": [_Text(word.replace("$", "$$")) for word in plan.arguments],
-        "workingDir": _Text(plan.directory),
-        "volumeMounts": [{"name": "work", "mountPath": _Text(plan.directory)}],
-    }
-    pod = {
-        "restartPolicy": "Never",
-        "terminationGracePeriodSeconds": STOP_SECONDS,
-        "containers": [container],
-        "volumes": [
-            {"name": "work", "persistentVolumeClaim": {"claimName": _Text(plan.claim)}},
-        ],
-    }
-    document = {
-        "apiVersion": "batch/v1",
-        "kind": "CronJob",
-        "metadata": {"name": _Text(plan.name)},
-        "spec": {
-            **schedule,
-            "concurrencyPolicy": "Forbid",
-            "startingDeadlineSeconds": plan.deadline_seconds,
-            "successfulJobsHistoryLimit": 3,
-            "failedJobsHistoryLimit": 3,
-            "jobTemplate": {
-                "spec": {
-                    "backoffLimit": 3,
-                    "podFailurePolicy": {"rules": [failure]},
-                    "template": {"spec": pod},
-                }
-            },
-        },
-    }
-    header = f"""\
+    """Return a CronJob of batch/v1."""
+    zone = f"\n  timeZone: {_yaml(plan.times.zone_name)}" if plan.zone_given else ""
+    # Kubernetes puts variables in the place of `$(NAME)`, and `$` in that of `$$`.
+    arguments = ", ".join(_yaml(word.replace("$", "$$")) for word in plan.arguments)
+    directory = _yaml(plan.directory)
+    text = f"""\
 # kubectl apply -f {plan.name}.yaml
 # The volume holds what is in {printable(plan.directory)} here.
 # The image is that of deploy/Dockerfile, or has the command at the same place.
 # An evicted pod is restarted and continues; errors that would recur are not retried.
+apiVersion: batch/v1
+kind: CronJob
+metadata:
+  name: {_yaml(plan.name)}
+spec:
+  schedule: {_yaml(_plain_expression(plan))}{zone}
+  concurrencyPolicy: Forbid
+  startingDeadlineSeconds: {plan.deadline_seconds}
+  successfulJobsHistoryLimit: 3
+  failedJobsHistoryLimit: 3
+  jobTemplate:
+    spec:
+      backoffLimit: 3
+      podFailurePolicy:
+        rules:
+        - action: FailJob
+          onExitCodes:
+            containerName: pipeline
+            operator: In
+            values: [1, 2, 3, 5]
+      template:
+        spec:
+          restartPolicy: Never
+          terminationGracePeriodSeconds: {STOP_SECONDS}
+          containers:
+          - name: pipeline
+            image: {_yaml(plan.image or f"mnist-stream:{version('mnist-stream')}")}
+            command: [{IMAGE_PIPELINE}]
+            args: [{arguments}]
+            workingDir: {directory}
+            volumeMounts:
+            - name: work
+              mountPath: {directory}
+          volumes:
+          - name: work
+            persistentVolumeClaim:
+              claimName: {_yaml(plan.claim)}
 """
-    text = yaml.dump(document, Dumper=_Dumper, sort_keys=False, width=sys.maxsize)
-    return {f"{plan.name}.yaml": header + text}
+    return {f"{plan.name}.yaml": text}
+
+
+def _yaml(text: str) -> str:
+    """Quote text so that no reader of YAML 1.1 or 1.2 takes it for a number."""
+    return str(yaml.safe_dump(text, default_style='"', width=sys.maxsize)).rstrip("\n")
 
 
 def _airflow(plan: Plan) -> dict[str, str]:
-    """A DAG with one task, for Airflow 2.4 and later."""
-    command = shlex.join(_command(plan.arguments))
+    """Return a DAG with one task, for Airflow 2.4 and later."""
     zone = plan.times.zone_name
     if zone == LOCAL:
         raise UsageError(
@@ -347,7 +295,7 @@ with DAG(
 ):
     BashOperator(
         task_id="pipeline",
-        bash_command={_airflow_text(command)!r},
+        bash_command={_airflow_text(shlex.join(plan.command))!r},
         cwd={_airflow_text(plan.directory)!r},
         append_env=True,
         retries=0,  # the command's own --retries cover what is worth another try
@@ -357,14 +305,23 @@ with DAG(
 
 
 def _airflow_text(text: str) -> str:
-    """A field of an operator, which Airflow takes for a Jinja template, or for the name of one.
+    """Return an operator's field, which Airflow takes for a Jinja template or a file's name.
 
     Where it could be either, it is a template whose one expression is the text: JSON's escapes
     are those of Jinja's strings, but for characters outside of ASCII, which need none.
     """
-    if "{" in text or LINE_BREAK.search(text) or text.endswith(AIRFLOW_FILES):
+    if re.search(r"[{\r\n]", text) or text.endswith(AIRFLOW_FILES):
         return "{{ " + json.dumps(text, ensure_ascii=False) + " }}"
     return text
+
+
+PRINTERS: dict[str, Callable[[Plan], dict[str, str]]] = {
+    "cron": _cron,
+    "systemd": _systemd,
+    "kubernetes": _kubernetes,
+    "airflow": _airflow,
+}
+"""By scheduler, a function that returns the files, by name, that make it run a plan."""
 
 
 def _has_layout(text: str) -> bool:
@@ -372,7 +329,7 @@ def _has_layout(text: str) -> bool:
 
 
 def _cron_expression(plan: Plan) -> str:
-    """The expression as cron reads it: five plain fields that are due at the same times."""
+    """Return the expression as cron reads it: five plain fields with the same times."""
     fields = plan.times.fields
     values = (fields.minutes, fields.hours, fields.days, fields.months, fields.weekdays)
     texts = plan.times.expression.split()
@@ -380,7 +337,7 @@ def _cron_expression(plan: Plan) -> str:
 
 
 def _plain_expression(plan: Plan) -> str:
-    """The expression where every scheduler takes it to mean the same; else `UsageError`.
+    """Return an expression that every scheduler reads alike; else raise `UsageError`.
 
     Kubernetes knows no Sunday 7. Where a day field begins with `*` but does not allow all, cron
     wants both day fields to agree, and the others one of them.
@@ -404,7 +361,7 @@ def _plain_expression(plan: Plan) -> str:
 
 
 def _plain_field(text: str, values: Sequence[int]) -> str:
-    """A field without names, and without a step after a single number.
+    """Return a field without names, and without a step after a single number.
 
     A field that begins with `*` still does: cron makes a difference there.
     """
@@ -414,14 +371,10 @@ def _plain_field(text: str, values: Sequence[int]) -> str:
     return f"{first},{_ranges(values)}" if text.startswith("*") else _ranges(values)
 
 
-def _ranges(values: Iterable[int]) -> str:
-    """Sorted numbers as a list of cron's: `1-3,5`."""
-    runs: list[list[int]] = []
-    for value in values:
-        if runs and runs[-1][-1] == value - 1:
-            runs[-1].append(value)
-        else:
-            runs.append([value])
-    return ",".join(
-        f"{run[0]}-{run[-1]}" if len(run) > 2 else ",".join(map(str, run)) for run in runs
-    )
+def _ranges(values: Sequence[int]) -> str:
+    """Return sorted numbers as a list of cron's: `1-3,5`."""
+    texts: list[str] = []
+    for _, group in groupby(enumerate(values), key=lambda pair: pair[1] - pair[0]):
+        run = [value for _, value in group]
+        texts += [f"{run[0]}-{run[-1]}"] if len(run) > 2 else map(str, run)
+    return ",".join(texts)

@@ -6,37 +6,26 @@ python -m tests.jobs.every_second HEARTBEAT COMMAND...
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from subprocess import Popen
 
-from jobs.scheduling.scheduler import (
-    Heartbeat,
-    Scheduler,
-    handle_signals,
-    json_log,
-    launch_pipeline,
-)
+from jobs.commands.logs import JsonHandler, attached
+from jobs.scheduling.cron import CronTimes
+from jobs.scheduling.scheduler import Heartbeat, Scheduler, launch_pipeline
+from jobs.signals import handle_signals
 from storage.errors import StoppedError
 from storage.places import open_location
 from tests.commands.process import start_pipeline
 
 
-class EverySecond:
+class EverySecond(CronTimes):
     """Due at each whole second."""
 
-    def after(self, moment: datetime) -> datetime:
-        """The next whole second."""
-        return moment.replace(microsecond=0) + timedelta(seconds=1)
-
-    def between(self, start: datetime, stop: datetime, limit: int) -> list[datetime]:
-        """The whole seconds in (start, stop]."""
-        found = []
-        due = self.after(start)
-        while due <= stop and len(found) < limit:
-            found.append(due)
-            due = self.after(due)
-        return found
+    def times_after(self, moment: datetime) -> Iterator[datetime]:
+        while True:
+            moment = moment.replace(microsecond=0) + timedelta(seconds=1)
+            yield moment
 
 
 @contextmanager
@@ -55,12 +44,14 @@ def start_every_second(heartbeat: Path, *command: str) -> Iterator["Popen[str]"]
 def _main(heartbeat: str, *command: str) -> int:
     path = Path(heartbeat)
     scheduler = Scheduler(
-        EverySecond(),
+        EverySecond("* * * * *", UTC, "UTC"),
         lambda: launch_pipeline(command),
-        json_log(),
-        heartbeat=Heartbeat(open_location(path.parent), path.name),
+        Heartbeat(open_location(path.parent), path.name),
     )
-    with handle_signals(scheduler):
+    with (
+        attached(JsonHandler()),
+        handle_signals(lambda number, _: scheduler.ask_to_stop(number)),
+    ):
         try:
             scheduler.run()
         except StoppedError as stopped:

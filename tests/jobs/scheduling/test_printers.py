@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from jobs.scheduling.cron import cron_times
-from jobs.scheduling.printers import KINDS, Plan, as_utf8, schedule_files
+from jobs.scheduling.printers import PRINTERS, Plan, as_utf8
 from storage.errors import UsageError
 from tests.commands.process import REPOSITORY
 
@@ -58,7 +58,7 @@ def own_command() -> list[str]:
 
 def test_cron(plan: Plan) -> None:
     """The line of the table has the schedule, and a command that a shell takes apart as it was."""
-    *settings, line = only(schedule_files("cron", plan)).splitlines()
+    *settings, line = only(PRINTERS["cron"](plan)).splitlines()
     assert "CRON_TZ=Europe/Berlin" in settings
     assert "SHELL=/bin/sh" in settings
     assert line.startswith("30 2 * * 1-5 cd ")
@@ -84,9 +84,7 @@ def test_cron_hands_every_argument_over(plan: Plan) -> None:
     """What cron, and then the shell, make of the line is the command, to the character."""
     directory = "/data/a b%c\\\\d'e"
     text = only(
-        schedule_files(
-            "cron", replace(plan, directory=directory, arguments=("score", *HOSTILE_WORDS))
-        )
+        PRINTERS["cron"](replace(plan, directory=directory, arguments=("score", *HOSTILE_WORDS)))
     )
     command = text.splitlines()[-1].split(" ", 5)[5]
     expected = ["cd", directory, "&&", "exec", *own_command(), "score", *HOSTILE_WORDS]
@@ -108,7 +106,7 @@ def test_cron_hands_every_argument_over(plan: Plan) -> None:
 def test_cron_expressions(given: str, printed: str, plan: Plan) -> None:
     """What cron itself refuses is printed in the plain fields that mean the same."""
     times = cron_times(given, "UTC")
-    text = only(schedule_files("cron", replace(plan, times=times)))
+    text = only(PRINTERS["cron"](replace(plan, times=times)))
     assert text.splitlines()[-1].startswith(f"{printed} cd ")
     start = datetime(2026, 1, 1, tzinfo=UTC)
     again = cron_times(printed, "UTC").times_after(start)
@@ -128,7 +126,7 @@ def checks_tables() -> bool:
 def test_crontab_takes_the_table(expression: str, plan: Plan, tmp_path: Path) -> None:
     """The program that it is for has nothing to say against it."""
     plan = replace(plan, times=cron_times(expression, "UTC"), arguments=("score", *HOSTILE_WORDS))
-    (tmp_path / "table").write_text(only(schedule_files("cron", plan)))
+    (tmp_path / "table").write_text(only(PRINTERS["cron"](plan)))
     subprocess.run(["crontab", "-n", str(tmp_path / "table")], check=True, capture_output=True)
 
 
@@ -136,15 +134,15 @@ def test_a_line_too_long_for_cron(plan: Plan) -> None:
     """A line of which cron would read the first part only is refused."""
     long = replace(plan, arguments=("score", "x" * 998))
     with pytest.raises(UsageError, match="at most 998"):
-        schedule_files("cron", long)
+        PRINTERS["cron"](long)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PRINTERS)
 @pytest.mark.parametrize("directory", ["a\nb", "a\u2028b", "a\x85b", "a\x1bb", "a\x00b"])
 def test_directories_that_no_file_can_hold(kind: str, directory: str, plan: Plan) -> None:
     """Control characters and line separators are refused."""
     with pytest.raises(UsageError, match="Rename it"):
-        schedule_files(kind, replace(plan, directory=f"/data/{directory}"))
+        PRINTERS[kind](replace(plan, directory=f"/data/{directory}"))
 
 
 @pytest.mark.parametrize("text", ["caf\udce9", "half\ud83d"])
@@ -159,7 +157,7 @@ def test_names_that_are_not_utf8(text: str) -> None:
 def test_directories_that_systemd_cannot_hold(directory: str, plan: Plan) -> None:
     """A backslash or a blank at the end would be read as something else."""
     with pytest.raises(UsageError, match="systemd drops a blank"):
-        schedule_files("systemd", replace(plan, directory=directory))
+        PRINTERS["systemd"](replace(plan, directory=directory))
 
 
 def systemd_reads(line: str) -> list[str]:
@@ -184,7 +182,7 @@ def systemd_reads(line: str) -> list[str]:
 def test_systemd_hands_every_argument_over(plan: Plan) -> None:
     """What systemd makes of the command line is the command, control characters included."""
     words = ("score", *HOSTILE_WORDS, "a\n\r\tb\x01\x1b\x7f", "\u2028\x85")
-    service = schedule_files("systemd", replace(plan, arguments=words))["nightly.service"]
+    service = PRINTERS["systemd"](replace(plan, arguments=words))["nightly.service"]
     (line,) = [line for line in service.split("\n") if line.startswith("ExecStart=")]
     assert [*own_command(), *words] == systemd_reads(line.removeprefix("ExecStart="))
 
@@ -192,7 +190,7 @@ def test_systemd_hands_every_argument_over(plan: Plan) -> None:
 def test_every_day_by_two_fields(plan: Plan) -> None:
     """Where one of two days is enough, and one field has all, every day is meant everywhere."""
     every = replace(plan, times=cron_times("0 0 13 * 0-6", "UTC"))
-    assert "OnCalendar=*-*-* 00:00:00" in schedule_files("systemd", every)["nightly.timer"]
+    assert "OnCalendar=*-*-* 00:00:00" in PRINTERS["systemd"](every)["nightly.timer"]
     assert "0 0 * * *" == kubernetes(every)["spec"]["schedule"]
 
 
@@ -202,7 +200,7 @@ def test_kubernetes_holds_texts(name: str, plan: Plan) -> None:
     words = ("score", *HOSTILE_WORDS, "a\n\tb\x01\x1b\x7f", "\u2028\x85", name)
     directory = "/data/\U0001f600 # 'a' \"b\" - {c}"
     plan = replace(plan, name=name, claim=name, arguments=words, directory=directory)
-    text = only(schedule_files("kubernetes", plan))
+    text = only(PRINTERS["kubernetes"](plan))
     assert text.isascii() or "\U0001f600" in text.splitlines()[1]
     document = kubernetes(plan)
     assert name == document["metadata"]["name"]
@@ -214,27 +212,10 @@ def test_kubernetes_holds_texts(name: str, plan: Plan) -> None:
         assert f'"{text_of_user}"'.replace(' "b" ', ' \\"b\\" ') in text
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"claim": "My_claim"}, "--claim is 'My_claim'"),
-        ({"image": "a b"}, "--image is 'a b'"),
-        ({"image": ""}, "--image is ''"),
-        ({"image": "x:$(A)"}, r"--image is 'x:\$\(A\)'"),
-        ({"image": "x@sha256:1"}, "--image is 'x@sha256:1'"),
-        ({"directory": "/data/a:b"}, "colon"),
-    ],
-)
-def test_what_kubernetes_refuses(change: dict[str, str], words: str, plan: Plan) -> None:
-    """What the cluster would refuse is refused here, and what it is for."""
-    with pytest.raises(UsageError, match=words):
-        schedule_files("kubernetes", replace(plan, **change))  # type: ignore[arg-type]
-
-
 def units(plan: Plan, directory: Path) -> list[Path]:
     """The service and the timer, written."""
     paths = []
-    for name, text in schedule_files("systemd", plan).items():
+    for name, text in PRINTERS["systemd"](plan).items():
         (directory / name).write_text(text)
         paths.append(directory / name)
     return paths
@@ -299,7 +280,7 @@ def test_systemd_means_the_same_times(expression: str, plan: Plan, tmp_path: Pat
 @pytest.mark.parametrize(("catch_up", "expected"), [(True, "true"), (False, "false")])
 def test_systemd_makes_up(catch_up: bool, expected: str, plan: Plan) -> None:
     """A missed run is made up where it is asked for."""
-    files = schedule_files("systemd", replace(plan, catch_up=catch_up))
+    files = PRINTERS["systemd"](replace(plan, catch_up=catch_up))
     assert f"\nPersistent={expected}\n" in files["nightly.timer"]
 
 
@@ -309,7 +290,7 @@ def expanded(word: str) -> str:
 
 
 def kubernetes(plan: Plan) -> dict[str, Any]:
-    document: dict[str, Any] = yaml.safe_load(only(schedule_files("kubernetes", plan)))
+    document: dict[str, Any] = yaml.safe_load(only(PRINTERS["kubernetes"](plan)))
     return document
 
 
@@ -386,13 +367,13 @@ def test_kubernetes_leaves_dollars_alone(plan: Plan) -> None:
 
 def test_the_directory_is_told_as_it_is(plan: Plan) -> None:
     """A comment is no place that expands anything."""
-    text = only(schedule_files("kubernetes", replace(plan, directory="/a 100%")))
+    text = only(PRINTERS["kubernetes"](replace(plan, directory="/a 100%")))
     assert "what is in /a 100% here." in text.splitlines()[1]
 
 
 def test_airflow(plan: Plan) -> None:
     """The DAG compiles, and its task has the command."""
-    text = only(schedule_files("airflow", plan))
+    text = only(PRINTERS["airflow"](plan))
     tree = ast.parse(text)
     compile(text, "nightly.py", "exec")
     calls = {
@@ -428,7 +409,7 @@ def test_airflow_takes_nothing_for_a_template(word: str, plan: Plan) -> None:
     plan = replace(plan, arguments=("score", word))
     if "\n" not in word:
         plan = replace(plan, directory=f"/data/{word}")
-    text = only(schedule_files("airflow", plan))
+    text = only(PRINTERS["airflow"](plan))
     fields = {
         one.arg: ast.literal_eval(one.value)
         for one in ast.walk(ast.parse(text))
@@ -443,7 +424,7 @@ def test_airflow_takes_nothing_for_a_template(word: str, plan: Plan) -> None:
 def test_airflow_needs_the_zones_name(plan: Plan) -> None:
     """A zone whose name is not known is not taken for UTC."""
     with pytest.raises(UsageError, match="Pass --timezone"):
-        schedule_files("airflow", replace(plan, times=replace(plan.times, zone_name="local")))
+        PRINTERS["airflow"](replace(plan, times=replace(plan.times, zone_name="local")))
 
 
 @pytest.mark.parametrize("character", ["\n", "\r"])
@@ -451,8 +432,8 @@ def test_line_breaks(character: str, plan: Plan, tmp_path: Path) -> None:
     """An argument with a line break has no place in cron's table; systemd's is one line still."""
     broken = replace(plan, arguments=("score", "--model", f"a{character}b"))
     with pytest.raises(UsageError, match="line break"):
-        schedule_files("cron", broken)
-    service = schedule_files("systemd", broken)["nightly.service"]
+        PRINTERS["cron"](broken)
+    service = PRINTERS["systemd"](broken)["nightly.service"]
     escaped = {"\n": "\\n", "\r": "\\r"}[character]
     assert f'--model "a{escaped}b"\n' in service
     with pytest.raises(UsageError, match="line break"):
@@ -463,13 +444,13 @@ def test_line_breaks(character: str, plan: Plan, tmp_path: Path) -> None:
 def test_what_means_other_days_elsewhere(kind: str, plan: Plan) -> None:
     """Days that cron and the other scheduler understand otherwise are refused."""
     with pytest.raises(UsageError, match="means other days"):
-        schedule_files(kind, replace(plan, times=cron_times("0 0 */2 * MON", "UTC")))
+        PRINTERS[kind](replace(plan, times=cron_times("0 0 */2 * MON", "UTC")))
 
 
 @pytest.mark.parametrize("kind", ["kubernetes", "airflow"])
 def test_sunday(kind: str, plan: Plan) -> None:
     """The Sunday that only cron calls 7 is called 0."""
-    text = only(schedule_files(kind, replace(plan, times=cron_times("0 0 * * 5-7", "UTC"))))
+    text = only(PRINTERS[kind](replace(plan, times=cron_times("0 0 * * 5-7", "UTC"))))
     assert "0 0 * * 0,5,6" in text
 
 

@@ -1,18 +1,22 @@
 """The scheduler, by a clock that jumps as it is told, and once by the real one."""
 
 import json
+import logging
 import os
 import re
 import signal
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from subprocess import Popen
+from typing import Any, cast
 
 import pytest
 
+from jobs.commands.logs import attached
 from jobs.scheduling.cron import cron_times
 from jobs.scheduling.scheduler import Clock, Heartbeat, Scheduler
+from storage.documents import read_sealed
 from storage.errors import StoppedError
 from storage.places import open_location
 from tests.commands.process import assert_refused, run_pipeline, start_pipeline
@@ -65,12 +69,25 @@ class Job:
         self.signals.append(number)
 
 
+class Recorder(logging.Handler):
+    """Keeps names and facts of events."""
+
+    def __init__(self, log: list[dict[str, Any]]) -> None:
+        super().__init__()
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        name = getattr(record, "event", record.levelname.lower())
+        facts = getattr(record, "facts", {})
+        self._log.append({"event": name, "text": record.getMessage(), **facts})
+
+
 class Scene:
     """A scheduler with a fake clock, and what it logged."""
 
     def __init__(self, directory: Path, start: datetime = START) -> None:
         self.clock = FakeClock(start)
-        self.heartbeat: Heartbeat | None = Heartbeat(open_location(directory), "beat.json")
+        self.heartbeat = Heartbeat(open_location(directory), "beat.json")
         self.log: list[dict[str, Any]] = []
         self.jobs: list[Job] = []
         self.lasts = timedelta(minutes=5)
@@ -89,10 +106,9 @@ class Scene:
         self.clock.stop_at = until
         scheduler = Scheduler(
             cron_times(expression, zone),
-            self._launch,
-            lambda event, **facts: self.log.append({"event": event} | facts),
+            cast("Callable[[], Popen[bytes]]", self._launch),
+            self.heartbeat,
             catch_up=catch_up,
-            heartbeat=self.heartbeat,
             clock=self.clock,
         )
 
@@ -103,7 +119,7 @@ class Scene:
 
         self.clock.on_stop = stop
         before = len(self.started)
-        with pytest.raises(StoppedError) as stopped:
+        with attached(Recorder(self.log)), pytest.raises(StoppedError) as stopped:
             scheduler.run()
         assert 143 == stopped.value.exit_code
         return self.started[before:]
@@ -132,6 +148,11 @@ def scene(tmp_path: Path) -> Scene:
 
 def hours(*numbers: float) -> list[datetime]:
     return [START + timedelta(hours=number) for number in numbers]
+
+
+def read(heartbeat: Heartbeat) -> dict[str, Any]:
+    """The document of a heartbeat."""
+    return read_sealed(heartbeat.location, heartbeat.key)
 
 
 def test_when_it_is_due(scene: Scene) -> None:
@@ -205,12 +226,9 @@ def test_down_before_the_first_run(scene: Scene) -> None:
 def test_killed_while_a_job_ran(scene: Scene) -> None:
     """A job whose end no scheduler saw is made up for: it finds its work done, or goes on."""
     scene.run("0 * * * *", START + timedelta(hours=1.5))
-    heartbeat = scene.heartbeat
-    assert heartbeat is not None
-    document = heartbeat.read()
-    assert document is not None
-    document.pop("seal", None)
-    heartbeat.write(document | {"running": hours(1)[0].isoformat()})
+    beat = read(scene.heartbeat)
+    beat.pop("seal", None)
+    scene.heartbeat.write(**beat | {"running": hours(1)[0].isoformat()})
     scene.clock.time = START + timedelta(hours=1.7)
     assert hours(1.7) == scene.run("0 * * * *", START + timedelta(hours=1.9))
 
@@ -225,9 +243,7 @@ def test_a_heartbeat_that_is_damaged(scene: Scene, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "time",
     [
-        "0001-01-01T00:00:00+00:00",
         "9999-12-31T23:59:59+00:00",
-        "2026-01-01T00:00:00",
         "9" * 5000,
         7,
     ],
@@ -235,9 +251,8 @@ def test_a_heartbeat_that_is_damaged(scene: Scene, tmp_path: Path) -> None:
 @pytest.mark.parametrize("field", ["last", "running"])
 def test_a_heartbeat_of_no_time_of_a_run(field: str, time: object, scene: Scene) -> None:
     """A time that no scheduler wrote, sealed or not, is warned of; the scheduler begins anew."""
-    assert scene.heartbeat is not None
     times = {"last": START.isoformat(), "running": None, "last_exit": 0}
-    scene.heartbeat.write(times | {field: time})
+    scene.heartbeat.write(**times | {field: time})
     assert hours(1) == scene.run("0 * * * *", START + timedelta(hours=1.5), zone="Europe/Berlin")
     assert "cannot be used" in scene.events("warning")[0]["text"]
 
@@ -265,11 +280,12 @@ def test_clock_put_back_a_lot(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("day", ["2026-03-28", "2026-10-24"])
-def test_daylight_saving(day: str, tmp_path: Path) -> None:
+def test_daylight_saving(day: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A nightly job runs once a night, also in those of 23 and 25 hours."""
     noon = datetime.fromisoformat(f"{day}T12:00+00:00")
     scene = Scene(tmp_path, noon)
-    scene.heartbeat = None  # thousands of them would be written in two days
+    # Thousands of them would be written in two days.
+    monkeypatch.setattr(Heartbeat, "write", lambda self, **facts: None)
     scene.run("30 2 * * *", noon + timedelta(days=2), zone="Europe/Berlin")
     assert 2 == len(scene.started)
     assert [] == scene.events("missed")
@@ -301,9 +317,7 @@ def test_heartbeat(scene: Scene) -> None:
     """The heartbeat tells the time, the state, the last exit code and what comes next."""
     scene.code = 3
     scene.run("0 * * * *", START + timedelta(hours=1.5))
-    assert scene.heartbeat is not None
-    found = scene.heartbeat.read()
-    assert found is not None
+    found = read(scene.heartbeat)
     assert ("stopped", None, 3) == (found["state"], found["running"], found["last_exit"])
     assert [hours(1)[0], hours(2)[0]] == [
         datetime.fromisoformat(found[name]) for name in ("last", "next")
@@ -373,7 +387,7 @@ def owed(heartbeat: Path) -> Path:
     """A heartbeat of years ago: whoever goes on from it has a run to make up, now."""
     last = datetime(2020, 6, 1, tzinfo=UTC).isoformat()
     place = Heartbeat(open_location(heartbeat.parent), heartbeat.name)
-    place.write({"last": last, "running": None, "last_exit": None})
+    place.write(last=last, running=None, last_exit=None)
     return heartbeat
 
 
@@ -428,7 +442,7 @@ def test_two_schedulers_of_one_heartbeat(tmp_path: Path) -> None:
         refused = run_pipeline(*command, cwd=tmp_path)
         first.kill()  # before anything is asserted: a failure would wait for it
         told = f"beat.json: process {first.pid} on"
-        assert_refused(refused, 4, "Another scheduler goes by the heartbeat", told, "Stop it, or")
+        assert_refused(refused, 4, "Another scheduler uses the heartbeat", told, "Stop it, or")
     with start_pipeline(*command, cwd=tmp_path) as second:
         assert second.stdout is not None
         assert "waiting" in second.stdout.readline()
@@ -438,5 +452,5 @@ def test_two_schedulers_of_one_heartbeat(tmp_path: Path) -> None:
 def test_a_disk_that_takes_no_lock(scene: Scene) -> None:
     """Where the lock beside the heartbeat cannot be made it is said, and that is all."""
     heartbeat = Heartbeat(open_location("/proc"), "beat.json")
-    with heartbeat.hold(lambda event, **facts: scene.log.append({"event": event} | facts)):
+    with attached(Recorder(scene.log)), heartbeat.hold():
         assert "would not be noticed" in scene.events("warning")[0]["text"]
