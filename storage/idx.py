@@ -1,25 +1,23 @@
-"""The IDX format: header, bounded streaming reads, strict checks, and a writer.
+"""The IDX format: header, bounded streaming reads, strict checks.
 
 An IDX file is two zero bytes, a type code, the number of dimensions, each dimension as a
 big-endian uint32, then the values, big-endian, the last dimension fastest
 ("The IDX file format", http://yann.lecun.com/exdb/mnist/). The first dimension counts the rows.
 """
 
-import gzip
-import lzma
 import math
 import os
 import struct
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from storage.decoding import BLOCK_BYTES, GZIP_MAGIC, XZ_MAGIC, DecodedFile
-from storage.errors import BadDataError, UsageError
+from storage.errors import BadDataError
 from storage.location import Closing
 
 ELEMENT_TYPES: dict[int, np.dtype[Any]] = {
@@ -49,24 +47,20 @@ MAX_DIMENSIONS = 64
 """NumPy's limit (`NPY_MAXDIMS`, since NumPy 2)."""
 
 _MAGIC_BYTES = 4
+_START_BYTES = 512
+"""Enough for the longest header, and to recognise other formats."""
 _GET_IT_AGAIN = "Copy or download the file again."
+_WRITE_AGAIN = (
+    "Write the header again with struct.pack('>I', number) in Python, and values of more than one "
+    "byte as big-endian too."
+)
 
 _UNPACK = "Unpack it, and give the IDX files in it."
 _CONVERT = "Give the IDX file, or write its values as one."
 # Checked in this order: offset, first bytes, what that is, what to do.
 _OTHER_FORMATS = (
-    (
-        0,
-        b"version https://git-lfs.github.com/",
-        "a Git LFS pointer, which stands for a file that was not fetched",
-        "Run `git lfs pull` in its repository to get the file itself.",
-    ),
-    (
-        0,
-        b"/annex/objects/",
-        "a git-annex pointer, which stands for a file that was not fetched",
-        "Run `git annex get` in its repository to get the file itself.",
-    ),
+    (0, b"version https://git-lfs", "a Git LFS pointer", "Run `git lfs pull` to get the file."),
+    (0, b"/annex/objects/", "a git-annex pointer", "Run `git annex get` to get the file."),
     (0, b"\x89PNG", "a PNG picture", _CONVERT),
     (0, b"\xff\xd8\xff", "a JPEG picture", _CONVERT),
     (0, b"GIF8", "a GIF picture", _CONVERT),
@@ -102,17 +96,17 @@ class IdxHeader:
 
     @property
     def row_bytes(self) -> int:
-        """The size of one row in bytes."""
+        """Return the size of one row in bytes."""
         return math.prod(self.shape[1:]) * self.dtype.itemsize
 
     @property
     def file_bytes(self) -> int:
-        """The decoded size of the whole file in bytes, as claimed."""
+        """Return the decoded size of the whole file in bytes, as claimed."""
         return self.header_bytes + self.shape[0] * self.row_bytes
 
     @property
     def little_endian(self) -> "IdxHeader":
-        """The same with its sizes read in the wrong byte order."""
+        """Return the header with its sizes read in the wrong byte order."""
         sizes = struct.unpack(
             f"<{len(self.shape)}I", struct.pack(f">{len(self.shape)}I", *self.shape)
         )
@@ -132,15 +126,14 @@ class IdxDigests:
 class IdxReader(Closing):
     """Reads a raw, gzip or xz IDX file from its first row to its last, in bounded memory.
 
-    Opening reads and checks the header, and compares a raw file's size with it. Holds a file and a
-    thread: a context manager.
+    Opening reads and checks the header, and compares a raw file's size with it. Holds a file: a
+    context manager.
 
     Raises `BadDataError` where the file is missing, is not IDX, is cut off, damaged or empty, has
     bytes after its end, or rows above 64 MiB; `UnreachableError` where it cannot be read.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Open the file, and read and check its header."""
         self.path = Path(path)
         self._rows_read = 0
         with ExitStack() as on_error:
@@ -151,72 +144,59 @@ class IdxReader(Closing):
 
     @property
     def rows(self) -> int:
-        """How many rows the header claims."""
+        """Return how many rows the header claims."""
         return self.header.shape[0]
 
     @property
     def row_shape(self) -> tuple[int, ...]:
-        """The shape of one row; () where a row is one value."""
+        """Return the shape of one row; () where a row is one value."""
         return self.header.shape[1:]
 
     def read_rows(self, count: int) -> NDArray[Any]:
-        """The next `count` rows, `(count, *row_shape)` in native byte order; fewer at the end.
+        """Return the next rows, `(count, *row_shape)` in native byte order; fewer at the end.
 
         Raises `BadDataError` where the data ends before the rows that the header claims.
         """
-        if count < 0:
-            raise ValueError(f"count must be 0 or more, not {count}")
         count = min(count, self.rows - self._rows_read)
         stored_type = self.header.dtype.newbyteorder(">")
         values = np.empty((count, *self.row_shape), stored_type)
         view = values.reshape(-1).view(np.uint8).data
         if self._file.readinto(view) < len(view):
-            raise self._cut_off_error(self._file.decoded.length)
+            raise _cut_off_error(self._file, self.header, self._file.decoded_bytes)
         self._rows_read += count
         if not stored_type.isnative:
             values.byteswap(inplace=True)
         return values.view(self.header.dtype)
 
     def finish(self) -> IdxDigests:
-        """Check that the file ends where its rows do, and give the digests of all of it.
+        """Check that the file ends where its rows do, and return the digests of all of it.
 
-        Call it once every row is read. A file that goes on is known after one more block.
+        Call it once every row is read; one block more is decoded.
         """
-        if self._rows_read < self.rows:
-            raise RuntimeError(f"finish() after {self._rows_read} of {self.rows} rows")
         extra = self._file.readinto(memoryview(bytearray(BLOCK_BYTES)))
         if extra:
             more = "or more " if extra == BLOCK_BYTES else ""
-            raise self._trailing_error(f"{extra:,} {more}bytes")
+            raise _trailing_error(self._file, self.header, f"{extra:,} {more}bytes")
         if self._file.cut_off:
             raise BadDataError(
                 f"{self.path}: its {self._file.compression} data is cut off before the checksum "
                 f"that proves its {self.rows:,} rows. {_GET_IT_AGAIN}"
             )
+        file = self._file
         return IdxDigests(
-            stored_bytes=self._file.stored.length,
-            stored_sha256=self._file.stored.hexdigest(),
-            decoded_bytes=self._file.decoded.length,
-            decoded_sha256=self._file.decoded.hexdigest(),
+            file.stored_bytes, file.stored_sha256, file.decoded_bytes, file.decoded_sha256
         )
 
     def close(self) -> None:
-        """Give back the file and the thread; closing again does nothing."""
         self._file.close()
-
-    def _cut_off_error(self, found_bytes: int) -> BadDataError:
-        return _cut_off_error(self._file, self.header, found_bytes)
-
-    def _trailing_error(self, amount: str) -> BadDataError:
-        return _trailing_error(self._file, self.header, amount)
 
 
 def read_header(path: Path, stored_size: int | None = None) -> tuple[IdxHeader, str]:
     """Return a file's header, and its compression: `.gz`, `.xz` or an empty text.
 
-    Reads no more than the header. With `stored_size`, the size of the whole file, the size of a raw
-    one is checked against its header; `path` may then hold its first `START_BYTES` alone. Raises as
-    `IdxReader` does.
+    Reads one block. With `stored_size`, the size of the whole file, that of a raw one is checked
+    against its header; `path` may then hold its first `START_BYTES` alone. Raises as `IdxReader`
+    does.
     """
     with DecodedFile(path) as file:
         header = _read_header(file)
@@ -259,79 +239,27 @@ def _trailing_error(file: DecodedFile, header: IdxHeader, amount: str) -> BadDat
 def _byte_order_error(file: DecodedFile, header: IdxHeader) -> BadDataError:
     return BadDataError(
         f"{file.path}: the sizes in its header are in the wrong byte order, "
-        f"{header.little_endian.shape} if read as little-endian; expected big-endian. Write them "
-        "again as big-endian, with struct.pack('>I', size) in Python, and values of more than one "
-        "byte likewise."
+        f"{header.little_endian.shape} if read as little-endian; expected big-endian. "
+        f"{_WRITE_AGAIN}"
     )
 
 
-def write_idx(path: str | os.PathLike[str], values: NDArray[Any]) -> None:
-    """Write `values` (rows, ...) as an IDX file, compressed where the name ends in .gz or .xz.
-
-    An existing file is replaced once the new one is whole. The same values give the same bytes.
-
-    Raises `UsageError` where IDX cannot hold the element type or shape.
-    """
-    path = Path(path)
-    header = _encode_header(path, values)
-    rows_per_block = max(1, BLOCK_BYTES // (values[:1].nbytes or 1))
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with ExitStack() as stack:
-            file = _open_to_write(stack, partial, path.suffix)
-            file.write(header)
-            for start in range(0, values.shape[0], rows_per_block):
-                block = values[start : start + rows_per_block]
-                file.write(block.astype(values.dtype.newbyteorder(">")).tobytes())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _open_to_write(stack: ExitStack, path: Path, suffix: str) -> IO[bytes]:
-    file = stack.enter_context(path.open("wb"))
-    if suffix == ".gz":  # neither name nor time inside: the same values give the same bytes
-        packed = gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0)
-        return cast(IO[bytes], stack.enter_context(packed))
-    if suffix == ".xz":
-        return cast(IO[bytes], stack.enter_context(lzma.LZMAFile(file, "wb")))
-    return file
-
-
-def _encode_header(path: Path, values: NDArray[Any]) -> bytes:
-    stored_type = values.dtype.newbyteorder(">")
-    codes = [code for code, known in ELEMENT_TYPES.items() if known == stored_type]
-    if not codes:
-        raise UsageError(
-            f"{path}: IDX has no element type for {values.dtype}; convert the values to uint8, "
-            "int8, int16, int32, float32 or float64 first."
-        )
-    if not 1 <= values.ndim <= MAX_DIMENSIONS or max(values.shape) >= 2**32:
-        raise UsageError(
-            f"{path}: IDX cannot hold the shape {values.shape}; expected 1 to {MAX_DIMENSIONS} "
-            "dimensions, each below 2**32."
-        )
-    return struct.pack(f">HBB{values.ndim}I", 0, codes[0], values.ndim, *values.shape)
-
-
 def _read_header(file: DecodedFile) -> IdxHeader:
-    magic = _read_bytes(file, _MAGIC_BYTES)
+    start = file.peek(_START_BYTES)
+    magic = start[:_MAGIC_BYTES]
     if magic[2:] == bytes(2) and magic[1] in ELEMENT_TYPES and 1 <= magic[0] <= MAX_DIMENSIONS:
         raise BadDataError(
             f"{file.path}: its header is in the wrong byte order, {magic.hex(' ')} for "
-            f"{magic[::-1].hex(' ')}; expected big-endian. Write its first number and its sizes "
-            "again as big-endian, with struct.pack('>I', number) in Python, and values of more "
-            "than one byte likewise."
+            f"{magic[::-1].hex(' ')}; expected big-endian. {_WRITE_AGAIN}"
         )
     if magic[:2].strip(b"\0"):
-        raise _not_idx_error(file, magic)
-    if len(magic) < _MAGIC_BYTES:
-        raise _header_cut_off_error(file, f"{_MAGIC_BYTES} bytes or more")
-    code, dimensions = magic[2], magic[3]
-    if code not in ELEMENT_TYPES:
+        name, advice = _recognise(start)
+        raise BadDataError(f"{file.path}: this is not an IDX file but {name}. {advice}")
+    code, dimensions = magic[2:3], magic[3] if len(magic) == _MAGIC_BYTES else 1
+    if code and code[0] not in ELEMENT_TYPES:
         known = ", ".join(f"0x{code:02x}" for code in ELEMENT_TYPES)
         raise BadDataError(
-            f"{file.path}: its element type code is 0x{code:02x}; expected one of {known}. "
+            f"{file.path}: its element type code is 0x{code.hex()}; expected one of {known}. "
             "Check that this is an IDX file."
         )
     if not 1 <= dimensions <= MAX_DIMENSIONS:
@@ -340,11 +268,15 @@ def _read_header(file: DecodedFile) -> IdxHeader:
             f"{MAX_DIMENSIONS}. Check that this is an IDX file."
         )
     header_bytes = _MAGIC_BYTES + 4 * dimensions
-    sizes = _read_bytes(file, 4 * dimensions)
-    if len(sizes) < 4 * dimensions:
-        raise _header_cut_off_error(file, f"{header_bytes} bytes")
-    shape = struct.unpack(f">{dimensions}I", sizes)
-    header = IdxHeader(ELEMENT_TYPES[code].newbyteorder("="), shape, header_bytes)
+    if len(start) < header_bytes:
+        raise BadDataError(
+            f"{file.path}: the IDX header is cut off; found {len(start)} "
+            f"{'decoded ' if file.compression else ''}bytes, expected {header_bytes}. "
+            f"{_GET_IT_AGAIN}"
+        )
+    file.readinto(memoryview(bytearray(header_bytes)))
+    shape = struct.unpack_from(f">{dimensions}I", start, _MAGIC_BYTES)
+    header = IdxHeader(ELEMENT_TYPES[code[0]].newbyteorder("="), shape, header_bytes)
     _check_shape(file, header)
     return header
 
@@ -365,29 +297,8 @@ def _check_shape(file: DecodedFile, header: IdxHeader) -> None:
         )
 
 
-def _read_bytes(file: DecodedFile, count: int) -> bytes:
-    block = bytearray(count)
-    return bytes(block[: file.readinto(memoryview(block))])
-
-
-def _header_cut_off_error(file: DecodedFile, expected: str) -> BadDataError:
-    return BadDataError(
-        f"{file.path}: the IDX header is cut off; found {file.decoded.length} "
-        f"{'decoded ' if file.compression else ''}bytes, expected {expected}. {_GET_IT_AGAIN}"
-    )
-
-
-def _not_idx_error(file: DecodedFile, magic: bytes) -> BadDataError:
-    start = magic + _read_bytes(file, 512 - len(magic))
-    name, advice = _recognise(start) or (
-        f"one that starts with the bytes {magic.hex(' ')}",
-        "Give an IDX file, raw or as .gz or .xz; it starts with 00 00 and a type code.",
-    )
-    return BadDataError(f"{file.path}: this is not an IDX file but {name}. {advice}")
-
-
-def _recognise(start: bytes) -> tuple[str, str] | None:
-    """Return what a file that starts so is, and what to do with it; None where nothing tells."""
+def _recognise(start: bytes) -> tuple[str, str]:
+    """Return what a file that starts so is, and what to do with it."""
     for offset, first_bytes, name, advice in _OTHER_FORMATS:
         if start.startswith(first_bytes, offset):
             return name, advice
@@ -401,4 +312,7 @@ def _recognise(start: bytes) -> tuple[str, str] | None:
     text = start.decode(errors="ignore")
     if len(text.encode()) >= len(start) - 3 and all(c.isprintable() or c.isspace() for c in text):
         return f"a text that starts with {text[:_SHOWN_TEXT]!r}", _CONVERT
-    return None
+    return (
+        f"one that starts with the bytes {start[:_MAGIC_BYTES].hex(' ')}",
+        "Give an IDX file, raw or as .gz or .xz; it starts with 00 00 and a type code.",
+    )

@@ -22,7 +22,7 @@ from jobs.scoring.discover import Found, Item, Selection, find_items, is_text, s
 from jobs.scoring.failed_items import INTERNAL_ERROR, SHOWN_NAMES, Failures
 from jobs.scoring.retry import pause
 from jobs.scoring.scored import ScoreResult, checked_record, peek_dataset_digest
-from storage.decoding import START_BYTES, hash_stored, read_start
+from storage.decoding import START_BYTES, hash_stored
 from storage.errors import (
     BadDataError,
     StoppedError,
@@ -351,7 +351,9 @@ def _check_header(start: Path, size: int, name: str) -> None:
     try:
         read_header(start, size)
     except BadDataError as error:
-        content = _digest([str(size), hashlib.sha256(read_start(start, START_BYTES)).hexdigest()])
+        with start.open("rb") as file:
+            first = hashlib.sha256(file.read(START_BYTES)).hexdigest()
+        content = _digest([str(size), first])
         raise _BadHeaderError(str(error).replace(str(start), name), content) from error
 
 

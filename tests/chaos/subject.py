@@ -29,12 +29,12 @@ from storage.checkpoints import (
     recorded_metrics,
 )
 from storage.dataset import open_dataset
-from storage.idx import write_idx
 from storage.location import Location
 from storage.places import open_location
 from storage.predictions import open_scores
 from storage.runs import SCORES, Run, open_run
 from storage.scorings import scoring_homes
+from tests.storage.idx_files import write_idx
 
 ROWS_PER_CHUNK = 20
 SPLITS = {"train": ("train", 90), "test": ("t10k", 31)}

@@ -25,7 +25,6 @@ from pipeline.sources.digits import draw_digits
 from pipeline.stream import BatchStream
 from storage.dataset import open_dataset
 from storage.errors import UnreachableError
-from storage.idx import write_idx
 from storage.local import LocalLocation
 from storage.places import open_location
 from storage.verify import verify_location
@@ -33,6 +32,7 @@ from tests.cluster.processes import Cluster
 from tests.cluster.test_failures import assert_told
 from tests.cluster.trainings import ROUNDS, SETTINGS, STEPS
 from tests.commands.process import run_pipeline
+from tests.storage.idx_files import write_idx
 
 
 @pytest.fixture

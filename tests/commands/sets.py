@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.sources.digits import draw_digits
-from storage.idx import write_idx
+from tests.storage.idx_files import write_idx
 
 TRAIN_ROWS = 300
 TEST_ROWS = 60

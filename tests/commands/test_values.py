@@ -10,11 +10,11 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.sources.digits import draw_digits
-from storage.idx import write_idx
 from tests.commands.conftest import Call
 from tests.commands.process import assert_refused
 from tests.commands.sets import edit_json
 from tests.jobs.inboxes import settle
+from tests.storage.idx_files import write_idx
 
 USAGE, BAD_DATA, CONFLICT = 2, 3, 4
 NETWORK = ("--network", "784-relu-32-softmax-10", "--epochs", "4", "--batch-size", "50")

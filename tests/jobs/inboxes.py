@@ -11,9 +11,9 @@ from jobs.scoring.gates import Gates
 from jobs.scoring.job import run_batch
 from jobs.scoring.listener import ScoreListener
 from pipeline.sources.digits import draw_digits
-from storage.idx import write_idx
 from storage.ledger import Entry, Ledger
 from storage.places import open_location
+from tests.storage.idx_files import write_idx
 
 LONG_AGO = 1_700_000_000
 """When files were last written that have settled: in 2023."""

@@ -24,9 +24,10 @@ from storage.errors import (
     UnreachableError,
     UsageError,
 )
-from storage.idx import IdxReader, write_idx
+from storage.idx import IdxReader
 from storage.places import open_location
 from storage.preparation import Preparation, ValueRange
+from tests.storage.idx_files import write_idx
 
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 TEST_IMAGES, TEST_LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from pipeline.ingest import Scaling, ingest
 from storage.dataset import Dataset, root_document
 from storage.errors import BadDataError, ConflictError, UsageError
-from storage.idx import write_idx
 from storage.preparation import BYTES, Preparation, ValueRange, parse_range
+from tests.storage.idx_files import write_idx
 
 IMAGES = "train-images-idx3"
 TEST_IMAGES = "t10k-images-idx3"

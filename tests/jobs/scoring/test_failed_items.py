@@ -10,10 +10,10 @@ import pytest
 
 from pipeline.sources.splits import IdxSplit
 from storage.errors import BadDataError, InternalError
-from storage.idx import write_idx
 from storage.ledger import Ledger
 from storage.places import open_location
 from tests.jobs.inboxes import Listed, events, ledger, put_images, score_inbox, settle
+from tests.storage.idx_files import write_idx
 
 
 def test_name_that_is_no_text(run: Path, inbox: Path) -> None:

@@ -16,9 +16,10 @@ from jobs.scoring.job import run_batch, score
 from jobs.signals import StopSignal
 from pipeline.ingest import ingest
 from storage.errors import ConflictError, StoppedError, UnreachableError
-from storage.idx import IdxReader, write_idx
+from storage.idx import IdxReader
 from storage.places import open_location
 from tests.jobs.inboxes import Listed, events, put_images, score_inbox, settle
+from tests.storage.idx_files import write_idx
 
 
 def test_scores_what_arrives(run: Path, inbox: Path) -> None:

@@ -30,12 +30,12 @@ from storage.errors import (
     StoppedError,
     UsageError,
 )
-from storage.idx import write_idx
 from storage.places import open_location
 from storage.predictions import scores_lock
 from storage.runs import SCORES, open_run
 from tests.jobs.trainings import small
 from tests.pipeline.datasets import watched_windows
+from tests.storage.idx_files import write_idx
 
 CONFIG = small(epochs=2, learning_rate=0.03, dtype="float32")
 

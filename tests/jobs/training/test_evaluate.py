@@ -16,10 +16,10 @@ from jobs.training.evaluate import BLOCK_ROWS, Evaluation, Evaluator
 from pipeline.ingest import ingest
 from storage.dataset import open_dataset
 from storage.errors import BadDataError
-from storage.idx import write_idx
 from storage.places import open_location
 from tests.jobs.trainings import SMALL
 from tests.pipeline.datasets import watched_windows
+from tests.storage.idx_files import write_idx
 
 LAYERS = parse_network(SMALL.network)
 

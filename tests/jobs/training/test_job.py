@@ -20,10 +20,10 @@ from pipeline.sources.digits import draw_digits
 from storage.checkpoints import list_checkpoints, load_checkpoint
 from storage.dataset import Dataset, open_dataset
 from storage.errors import BadDataError, QualityGateError, UsageError
-from storage.idx import write_idx
 from storage.places import open_location
 from storage.runs import open_run
 from tests.jobs.trainings import SMALL, outcome, small, untimed
+from tests.storage.idx_files import write_idx
 
 ROWS = 1031
 

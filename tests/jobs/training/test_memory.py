@@ -11,8 +11,8 @@ import pytest
 from jobs.nn.architecture import parse_network
 from jobs.nn.network import Network
 from jobs.training.memory import score_memory
-from storage.idx import write_idx
 from storage.schema import SplitSchema
+from tests.storage.idx_files import write_idx
 
 MEASURE = """
 import resource, subprocess, sys

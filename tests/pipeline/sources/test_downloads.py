@@ -15,7 +15,7 @@ import pytest
 from pipeline.sources.downloads import CATALOGUES, Catalogue, download
 from pipeline.sources.source import open_source
 from storage.errors import UnreachableError
-from storage.idx import write_idx
+from tests.storage.idx_files import write_idx
 
 IMAGES, LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
 

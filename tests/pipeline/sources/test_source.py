@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pipeline.sources.digits import DIGITS_VERSION, draw_digits
 from pipeline.sources.source import SourceFile, SplitSource, open_source
 from storage.errors import BadDataError, PipelineError, UsageError
-from storage.idx import write_idx
+from tests.storage.idx_files import write_idx
 
 MNIST_NAMES = (
     "train-images-idx3-ubyte",

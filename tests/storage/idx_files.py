@@ -1,0 +1,36 @@
+"""Write IDX files for the tests: only tests write the format."""
+
+import gzip
+import lzma
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage.idx import ELEMENT_TYPES
+
+COMPRESS: dict[str, Callable[[bytes], bytes]] = {
+    "": bytes,
+    ".gz": lambda content: gzip.compress(content, mtime=0),
+    ".xz": lzma.compress,
+}
+
+
+def idx_bytes(shape: tuple[int, ...], data: bytes = b"", code: int = 0x08) -> bytes:
+    """Return an IDX file whose header claims `shape`, whatever `data` follows it."""
+    return struct.pack(f">HBB{len(shape)}I", 0, code, len(shape), *shape) + data
+
+
+def write_idx(path: str | os.PathLike[str], values: NDArray[Any]) -> None:
+    """Write `values` (rows, ...) as an IDX file, compressed where the name ends in .gz or .xz."""
+    path = Path(path)
+    stored = np.ascontiguousarray(values, values.dtype.newbyteorder(">"))
+    code = {dtype: code for code, dtype in ELEMENT_TYPES.items()}[stored.dtype]
+    content = idx_bytes(values.shape, stored.tobytes(), code)
+    partial = path.with_name(path.name + ".partial")  # no job sees half a file
+    partial.write_bytes(COMPRESS.get(path.suffix, bytes)(content))
+    partial.replace(path)
