@@ -66,3 +66,11 @@ def copy(tree: Path, new: Path) -> Path:
     """A copy of a directory, at a place that need not have a parent yet."""
     shutil.copytree(tree, new)
     return new
+
+
+def tree(directory: Path) -> dict[str, bytes | None]:
+    """Every file below a directory with its content, and every directory with None."""
+    return {
+        path.relative_to(directory).as_posix(): path.read_bytes() if path.is_file() else None
+        for path in directory.rglob("*")
+    }

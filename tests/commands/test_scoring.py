@@ -77,60 +77,6 @@ def test_summary_of_what_ended_half_way(dataset: Path, run: Path, call: Call) ->
     assert summary["model_digest"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (("score", "--threads", "many"), "'many' is not a valid integer"),
-        (("score", "--inbx", "i"), "No such option"),
-        (("score", "--json"), "leave one out"),
-        (("score", "--inbox", "i", "--split", "test"), "leave out --split"),
-        (("score", "--include", "*.gz"), "--include selects from an inbox"),
-        (("score", "--inbox", "i", "--exclude", ""), "--exclude is empty"),
-        (("score", "--max-drop", "2"), "--max-drop is 2.0"),
-        (("score", "--storage-option", "a"), "has no key or no '='; expected KEY=VALUE"),
-        (("schedule", "nightly", "--", "score"), "five"),
-        (("schedule", "0 3 * * *", "--catch-up", "twice", "--", "score"), "'twice'"),
-        (("schedule", "0 3 * * *", "--dry-run", "--", "score"), "cannot be combined"),
-        (("schedule", "0 3 * * *", "--", "score", "--inbx", "i"), "No such option"),
-        (("schedule", "0 3 * * *", "--", "score", "--min-accuracy", "97"), "is 97.0; expected"),
-        (("schedule", "0 3 * * *", "--", "score", "--inbox", "i", "--out", "a.csv"), "{home}"),
-    ],
-    ids=str,
-)
-def test_log_of_wrong_usage(arguments: tuple[str, ...], words: str, call: Call) -> None:
-    """A log of JSON ends in one summary, whoever finds that the usage is wrong."""
-    command, *others = arguments
-    ended = call(command, "--log-json", *others)
-    assert (USAGE, 1) == (ended.code, ended.err.count("Error: "))
-    (summary,) = lines(ended)
-    assert ("summary", USAGE) == (summary["event"], summary["exit"])
-    assert words in str(summary["error"])
-
-
-def test_a_jobs_own_log_is_not_the_schedules(call: Call) -> None:
-    """What is wrong with a job that logs JSON is told by a schedule that does not as text."""
-    assert_refused(
-        call("schedule", "0 3 * * *", "--", "score", "--log-json", "--inbx", "i"), USAGE, "--inbx"
-    )
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (("--inbox", "."), "The run is runs/mnist"),
-        (("--inbox", "inbox", "--out", "inbox/new/{home}.csv"), "--out is inbox/new/"),
-    ],
-)
-def test_nothing_of_its_own_arrives(
-    options: tuple[str, ...], words: str, run: Path, call: Call
-) -> None:
-    """Results within the inbox would be the next night's arrivals; so would the run be."""
-    inbox = run.parent.parent / "inbox"
-    put_images(inbox / "a", 1)
-    assert_refused(call("score", *options), USAGE, words, "lies in the inbox")
-    assert [inbox / "a"] == list(inbox.iterdir())
-
-
 def test_inbox(run: Path, call: Call) -> None:
     """An inbox is scored, and told as a table, or as a document."""
     inbox = run.parent.parent / "inbox"
@@ -179,41 +125,6 @@ def test_promote_score_undo(dataset: Path, run: Path, call: Call) -> None:
     ]
     entries = json.loads(call("scores", "--json").out)["entries"]
     assert {"000001-000000", "000002-000000"} == {entry["checkpoint"] for entry in entries}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (("score", "--inbox", "i", "--split", "test"), ("leave out --split",)),
-        (("score", "--model", "champion", "--checkpoint", "best"), ("leave out --checkpoint",)),
-        (("schedule", "0 3 * * *", "--heartbeat", "s3://b/x", "--", "score"), ("path of a file",)),
-        (("score", "--max-drop", "2"), ("--max-drop is 2.0", "0 to 1")),
-        (("promote",), ("--as",)),
-        (("promote", "--as", "a/b"), ("'a/b'",)),
-        (("promote", "--as", "nobody", "--undo"), ("No model is called",)),
-        (("schedule", "0 3 * * *"), ("No command",)),
-        (("schedule", "0 3 * * *", "--", "sleep"), ("'sleep' cannot be scheduled",)),
-        (("schedule", "0 3 * * *", "--", "schedule"), ("'schedule' cannot be scheduled",)),
-        (("schedule", "0 3 * * *", "--", "score", "--inbx", "i"), ("--inbx",)),
-        (("schedule", "nightly", "--", "score"), ("five",)),
-        (("schedule", "0 3 * * *", "--timezone", "Mars", "--", "score"), ("Mars",)),
-        (("schedule", "0 3 * * *", "--to", "d", "--", "score"), ("--print",)),
-        (
-            ("schedule", "0 3 * * *", "--print", "cron", "--dry-run", "--", "score"),
-            ("--dry-run cannot be combined with --print",),
-        ),
-    ],
-    ids=str,
-)
-def test_wrong_usage(arguments: tuple[str, ...], words: tuple[str, ...], call: Call) -> None:
-    """What cannot be meant is refused at once, not in the night."""
-    assert_refused(call(*arguments), USAGE, *words)
-
-
-@pytest.mark.parametrize("since", ["yesterday", "3x", "", "999999w"])
-def test_since_what(since: str, run: Path, call: Call) -> None:
-    """A time that is none is refused with examples."""
-    assert_refused(call("scores", "--since", since), USAGE, "--since", "12h")
 
 
 def test_since(dataset: Path, run: Path, call: Call) -> None:

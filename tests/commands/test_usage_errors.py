@@ -1,18 +1,143 @@
-"""What was probably meant: misspelt commands, options and values, and those of other programs."""
+"""Wrong usage: exit code 2, one plain message, nothing begun; and what was probably meant."""
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 
-from tests.commands.conftest import Call
-from tests.commands.process import assert_refused
+from tests.commands.conftest import SMALL, Call
+from tests.commands.process import assert_refused, run_pipeline
+from tests.commands.sets import TRAIN_IMAGES, TRAIN_ROWS, tree
+
+USAGE = 2
+TRAIN = ("train", *SMALL, "--run", "runs/new")
+NIGHTLY = ("schedule", "0 3 * * *")
+
+WRONG = [
+    (("ingest", "mnst"), "Did you mean 'mnist'?"),
+    (("ingest", f"files/{TRAIN_IMAGES}"), "is a file", "Give 'files'"),
+    (("ingest", "--out", ""), "empty"),
+    (("ingest", "--out", "gs://bucket/set"), "gs URL"),
+    (("ingest", "files", "--out", f"files/{TRAIN_IMAGES}/set"), "is not a directory"),
+    (("ingest", "--rows-per-chunk", "0"), "--rows-per-chunk"),
+    *(
+        (("ingest", "nowhere", "--scale", text), f"--scale is {text!r}")
+        for text in ("5,3", "0", "x,y", "nan,1")
+    ),
+    (("inspect",), "PLACE"),
+    (("inspect", "data/mnist", "--images", "examples"), "examples", ".png"),
+    (("demo", "one", "two"), "two"),
+    (("demo", f"files/{TRAIN_IMAGES}"), "is not a directory"),
+    (("train", "--network", "784-relu-8-softmax-26", "--run", "new"), "784-relu-8-softmax-10"),
+    (("train", "--network", "784-gelu-8-softmax-10", "--run", "new"), "gelu"),
+    ((*TRAIN, "--epochs", 0), "--epochs is 0"),
+    ((*TRAIN, "--epochs", "ten"), "--epochs", "'ten'"),
+    ((*TRAIN, "--batch-size", TRAIN_ROWS + 1), "--batch-size 301", "300 training rows"),
+    ((*TRAIN, "--holdout", TRAIN_ROWS), "--holdout 300", "300 training rows"),
+    ((*TRAIN, "--holdout", 200, "--batch-size", 101), "--batch-size 101", "100 training rows"),
+    ((*TRAIN, "--patience", 3), "--patience", "--holdout"),
+    ((*TRAIN, "--evaluate", "validation"), "no split 'validation'", "train,test"),
+    ((*TRAIN, "--optimizer", "rprop"), "--optimizer", "'adamw'"),
+    (("train", "--run", f"files/{TRAIN_IMAGES}/run", *SMALL), "is not a directory"),
+    (("train", "--config", "absent.toml"), "no configuration file absent.toml"),
+    (("score", "--threads", "-1"), "--threads"),
+    (("score", "--split", "validation"), "'validation'", "--split", "train, test"),
+    (("score", "--checkpoint", "newest"), "'newest'", "best, latest"),
+    (("score", "--out", "scores.txt"), "'scores.txt'", ".csv, .npz or .parquet"),
+    (("score", "--inbox", "i", "--split", "test"), "leave out --split"),
+    (("score", "--inbox", "."), "The run is runs/mnist", "lies in the inbox"),
+    (("score", "--inbox", "files", "--out", "files/{home}.csv"), "lies in the inbox"),
+    (("score", "--model", "champion", "--checkpoint", "best"), "leave out --checkpoint"),
+    (("score", "--max-drop", "2"), "--max-drop is 2.0", "0 to 1"),
+    (("scores", "--since", "yesterday"), "--since", "12h"),
+    (("scores", "--since", "999999w"), "--since", "12h"),
+    (("promote",), "--as"),
+    (("promote", "--as", "a/b"), "'a/b'"),
+    (("promote", "--as", "nobody", "--undo"), "No model is called"),
+    (NIGHTLY, "No command"),
+    ((*NIGHTLY, "--", "sleep"), "'sleep' cannot be scheduled"),
+    ((*NIGHTLY, "--", "schedule"), "'schedule' cannot be scheduled"),
+    ((*NIGHTLY, "--", "score", "--inbx", "i"), "--inbx"),
+    ((*NIGHTLY, "--", "score", "--log-json", "--inbx", "i"), "--inbx"),
+    ((*NIGHTLY, "--heartbeat", "s3://b/x", "--", "score"), "path of a file"),
+    ((*NIGHTLY, "--timezone", "Mars", "--", "score"), "Mars"),
+    ((*NIGHTLY, "--to", "d", "--", "score"), "--print"),
+    ((*NIGHTLY, "--print", "cron", "--dry-run", "--", "score"), "--dry-run cannot be combined"),
+    (("schedule", "nightly", "--", "score"), "five"),
+]
+
+
+@pytest.mark.parametrize("case", WRONG, ids=lambda case: " ".join(map(str, case[0])))
+def test_wrong_usage(
+    case: tuple[tuple[object, ...], str], dataset: Path, run: Path, files: Path, call: Call
+) -> None:
+    """What cannot be meant is refused at once, not in the night; nothing is written."""
+    arguments, *words = case
+    before = tree(files.parent)
+    assert_refused(call(*arguments), USAGE, *words)
+    assert before == tree(files.parent)
+
+
+@pytest.mark.parametrize(
+    ("toml", "words"),
+    [
+        ("learning_rat = 0.1", ("'learning_rat'", "did you mean 'learning_rate'")),
+        ("epochs = '3'", ("epochs", "'3'", "a whole number")),
+        ("epochs = =", ("not valid TOML", "line 1")),
+        ("epochs = 0", ("--epochs is 0",)),
+    ],
+)
+def test_wrong_configuration_file(
+    toml: str, words: tuple[str, ...], dataset: Path, call: Call
+) -> None:
+    """A configuration file with an unknown key, a wrong type or value is refused."""
+    (dataset.parent.parent / "settings.toml").write_text(toml)
+    assert_refused(call("train", "--config", "settings.toml"), USAGE, *words)
+    assert not (dataset.parent.parent / "runs").exists()
+
+
+def test_wrong_usage_in_a_process(here: Path) -> None:
+    """The same, of the real command: usage, then the error."""
+    refused = run_pipeline("train", "--bogus", cwd=here)
+    assert_refused(refused, USAGE, "--bogus")
+    assert refused.err.startswith("Usage: pipeline train [OPTIONS]\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("score", "--threads", "many"), "'many' is not a valid integer"),
+        (("score", "--inbx", "i"), "No such option"),
+        (("score", "--json"), "leave one out"),
+        (("score", "--include", "*.gz"), "--include selects from an inbox"),
+        (("score", "--inbox", "i", "--exclude", ""), "--exclude is empty"),
+        (("score", "--storage-option", "a"), "has no key or no '='; expected KEY=VALUE"),
+        (("schedule", "nightly", "--", "score"), "five"),
+        ((*NIGHTLY, "--catch-up", "twice", "--", "score"), "'twice'"),
+        ((*NIGHTLY, "--dry-run", "--", "score"), "cannot be combined"),
+        ((*NIGHTLY, "--", "score", "--inbx", "i"), "No such option"),
+        ((*NIGHTLY, "--", "score", "--min-accuracy", "97"), "is 97.0; expected"),
+        ((*NIGHTLY, "--", "score", "--inbox", "i", "--out", "a.csv"), "{home}"),
+    ],
+    ids=str,
+)
+def test_log_of_wrong_usage(arguments: tuple[str, ...], words: str, call: Call) -> None:
+    """A log of JSON ends in one summary, whoever finds that the usage is wrong."""
+    command, *others = arguments
+    ended = call(command, "--log-json", *others)
+    assert (USAGE, 1) == (ended.code, ended.err.count("Error: "))
+    (summary,) = (json.loads(line) for line in ended.out.splitlines())
+    assert ("summary", USAGE) == (summary["event"], summary["exit"])
+    assert words in str(summary["error"])
+
 
 MEANT = [
     (("trian",), "'train'"),
     (("Train",), "'train'"),
     (("fit",), "'train'"),
     (("predict",), "'score'"),
+    (("train", "--epoch", "3"), "'--epochs'"),
     (("train", "--lr", "1"), "'--learning-rate'"),
     (("train", "-lr", "1"), "'--learning-rate'"),
     (("train", "--lr=1"), "'--learning-rate'"),
@@ -22,32 +147,30 @@ MEANT = [
     (("train", "--bs", "1"), "'--batch-size'"),
     (("train", "--weight-decay", "1"), "'--l2'"),
     (("ingest", "--output", "x"), "'--out'"),
-    (("score", "--ouput", "x"), "'--out'"),
     (("train", "--optimizer", "adma"), "'adam'"),
     (("train", "--optimizer", "AdamW"), "'adamw'"),
     (("train", "--schedule", "onecycle"), "'one-cycle'"),
-    (("ingest", "--compression", "zst"), "'zstd'"),
-    (("schedule", "0 0 * * *", "--print", "kubernets", "--", "score"), "'kubernetes'"),
-    (("schedule", "0 0 * * *", "--", "scroe"), "'score'"),
-    (("schedule", "0 0 * * *", "--timezone", "Europe/Berln", "--", "score"), "'Europe/Berlin'"),
+    ((*NIGHTLY, "--print", "kubernets", "--", "score"), "'kubernetes'"),
+    ((*NIGHTLY, "--", "scroe"), "'score'"),
+    ((*NIGHTLY, "--timezone", "Europe/Berln", "--", "score"), "'Europe/Berlin'"),
 ]
 
 
 @pytest.mark.parametrize(("words", "meant"), MEANT, ids=" ".join)
 def test_what_was_meant(words: tuple[str, ...], meant: str, call: Call) -> None:
     """The nearest thing that exists is named."""
-    assert_refused(call(*words), 2, f"Did you mean {meant}?")
+    assert_refused(call(*words), USAGE, f"Did you mean {meant}?")
 
 
 @pytest.mark.parametrize("words", [("xyzzy",), ("train", "--xyzzy"), ("train", "--init", "xyzzy")])
 def test_nothing_near(words: tuple[str, ...], call: Call) -> None:
     """A word that is like none that exists gets no guess."""
     ended = call(*words)
-    assert_refused(ended, 2, "'")
+    assert_refused(ended, USAGE, "'")
     assert "Did you mean" not in ended.err
 
 
-def test_a_demo_where_no_directory_can_be(here: Path, call: Call) -> None:
-    """A file or a pipe at its place is refused before anything is downloaded."""
+def test_a_demo_where_a_pipe_is(here: Path, call: Call) -> None:
+    """It is refused before anything is downloaded."""
     os.mkfifo(here / "pipe")
-    assert_refused(call("demo", "pipe"), 2, "'pipe' is not a directory")
+    assert_refused(call("demo", "pipe"), USAGE, "'pipe' is not a directory")

@@ -154,12 +154,6 @@ def test_a_divergence_that_the_data_causes(call: Call, here: Path) -> None:
     assert "--learning-rate" not in ended.err
 
 
-def test_scale_that_cannot_be(call: Call, here: Path) -> None:
-    """A range that is none is refused before anything is read."""
-    for text in ("5,3", "0", "x,y", "nan,1"):
-        assert_refused(call("ingest", "nowhere", "--scale", text), USAGE, f"--scale is {text!r}")
-
-
 def test_a_run_of_an_older_release(of_bytes: float, call: Call, here: Path) -> None:
     """A run that does not record the images' shape and type is resumed, and scores as before."""
     from storage import documents
