@@ -1,9 +1,21 @@
-"""Fixtures that every floor's tests share."""
+"""Fixtures that every floor's tests share, and the markers of whole directories."""
 
 import os
 from pathlib import Path
 
 import pytest
+
+HERE = Path(__file__).parent
+MARKED = {"chaos", "cluster"}
+"""Directories whose tests have their name as a marker."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test by its directory, before `-m` selects."""
+    for item in items:
+        for name in MARKED & {item.path.relative_to(HERE).parts[0]}:
+            item.add_marker(name)
 
 
 @pytest.fixture(scope="session")

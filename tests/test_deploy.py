@@ -1,4 +1,4 @@
-"""What is shipped for clusters: as much of it as can be checked without the platforms."""
+"""What is shipped in `deploy`: as much of it as can be checked without the platforms."""
 
 import re
 import shlex
@@ -160,6 +160,7 @@ def run(words: list[str], directory: Path, env: dict[str, str] | None = None) ->
     return ended.returncode, ended.stdout + ended.stderr
 
 
+@pytest.mark.install
 def test_image(tmp_path: Path) -> None:
     """The image's recipe, run in a clean virtual environment, gives the programs of all three."""
     build, opt = tmp_path / "build", tmp_path / "opt" / "mnist-stream" / "bin"
