@@ -113,8 +113,8 @@ UNUSABLE_NAME = (errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.ENOTDIR, e
 STREAMS = ("/dev/std", "/dev/fd/", "/proc/")
 NAME_BYTES = 255
 """The longest name that the usual file systems take."""
-ADDED_BYTES = len("-metadata.json") + len("..tmp") + 1 + 32
-"""How much longer the names of an unfinished file and of its metadata file are than its own."""
+ADDED_BYTES = len("..tmp") + 1 + 32
+"""How much longer the name of an unfinished file is than its own."""
 SHOWN = 200
 """Characters of a name that a message shows."""
 

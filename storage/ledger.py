@@ -16,8 +16,11 @@ from storage import documents
 from storage.errors import BadDataError, ConflictError
 from storage.location import Location, Lock, TakeOver, writer_lock
 from storage.runs import SCORES
-from storage.scorings import FAILED, LEDGER, LEDGER_COUNT
 
+LEDGER = "ledger.jsonl"
+LEDGER_COUNT = "ledger.json"
+"""How many lines the ledger has, and their digest."""
+FAILED = "failed"
 LOCK = ".ledger.lock"
 LOCK_SECONDS = 10.0
 """How long to wait for another's line: one is written in milliseconds."""

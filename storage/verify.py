@@ -25,13 +25,12 @@ from storage.checkpoints import (
 from storage.chunks import ChunkedArray
 from storage.dataset import MAKE_AGAIN, Dataset, Split, open_dataset
 from storage.errors import BadDataError
-from storage.ledger import SCORED, Ledger
+from storage.ledger import LEDGER, SCORED, Ledger
 from storage.location import VERSION, Location, is_foreign, is_leftover
-from storage.predictions import FORMAT as SCORES_FORMAT
-from storage.predictions import JOURNAL, METRICS, Scores, open_scores
 from storage.runs import RECORD, SCORES, open_run
 from storage.schema import METADATA_NAME
-from storage.scorings import LEDGER, is_complete, scoring_homes
+from storage.scores import FORMAT as SCORES_FORMAT
+from storage.scores import JOURNAL, METRICS, Scores, is_complete, open_scores, scoring_homes
 from storage.store import LocationStore, check_group, open_array
 
 Check = tuple[str, BadDataError | None]
@@ -123,12 +122,10 @@ def verify_scores(location: Location, mention: Mention = _ignore) -> Iterator[Ch
     yield from _verify_arrays(store, scores.arrays)
     for number in range(scores.schema.chunks):
         yield f"{location}: chunk {number}", _trouble(scores.read_chunk, number)
-    yield f"{location}: metrics", _trouble(scores.metrics)
     yield from _strangers(scores.location, _scores_keys(scores).__contains__, mention)
 
 
 def _scores_keys(scores: Scores) -> set[str]:
-    # A death between the scoring's completion and its journal's removal leaves the journal.
     metadata = {f"{name}/{METADATA_NAME}" for name in scores.arrays}
     return {METADATA_NAME, METRICS, JOURNAL} | metadata | _chunk_keys("", scores.arrays)
 

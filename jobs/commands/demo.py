@@ -15,7 +15,7 @@ from pipeline.ingest import ingest
 from pipeline.sources.source import Source, open_source
 from storage.dataset import Dataset
 from storage.errors import StoppedError, UnreachableError, UsageError
-from storage.predictions import Scores
+from storage.scores import Scores
 
 PICTURE = "worst-mistakes.png"
 

@@ -10,7 +10,7 @@ from storage.errors import UsageError
 from storage.ledger import FAILED_EVENT, SCORED, Entry, Ledger
 from storage.location import Location
 from storage.runs import SCORES, open_run
-from storage.scorings import is_complete, scoring_homes
+from storage.scores import is_complete, scoring_homes
 
 UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 SHOWN_ERROR = 60

@@ -13,7 +13,7 @@ from storage.errors import MissingExtraError, UsageError
 from storage.files import file_to_write
 from storage.location import Location
 from storage.places import open_location
-from storage.predictions import Scores
+from storage.scores import Scores
 
 COLUMNS = 10
 ROWS = 6

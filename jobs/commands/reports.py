@@ -19,7 +19,7 @@ from storage.errors import BadDataError
 from storage.location import Location
 from storage.runs import METRICS, RECORD, SCORES, Run, open_run
 from storage.schema import METADATA_NAME
-from storage.scorings import scoring_homes
+from storage.scores import scoring_homes
 
 WORTH_TELLING = 0.1
 """Share of an epoch that training waited for data, from which on its line says so."""

@@ -73,7 +73,7 @@ def score_report(result: ScoreResult) -> Report:
         lines.append("Scored already with this model:")
     quality = result.metrics["quality"]
     lines.append(quality_text(quality) if quality else "The split has no labels: no metrics.")
-    lines.append(f"\n{result.record.schema.rows:,} rows are in {result.record.location}")
+    lines.append(f"\n{result.scores.schema.rows:,} rows are in {result.scores.location}")
     if result.output:
         lines.append(f"and in {result.output}")
     return Report(_document(result), "\n".join(lines))
@@ -81,8 +81,8 @@ def score_report(result: ScoreResult) -> Report:
 
 def _document(result: ScoreResult) -> dict[str, Any]:
     return result.metrics | {
-        "location": str(result.record.location),
-        "scores_digest": result.record.digest,
+        "location": str(result.scores.location),
+        "scores_digest": result.scores.digest,
         "already_done": result.already_done,
         "file": result.file,
         "output": result.output and str(result.output),
@@ -125,11 +125,11 @@ def _batch_text(batch: ScoringResult) -> str:
 def _results_table(results: list[ScoreResult]) -> str:
     rows = [
         [
-            result.file or result.record.schema.split,
+            result.file or result.scores.schema.split,
             "before" if result.already_done else "now",
-            f"{result.record.schema.rows:,}",
+            f"{result.scores.schema.rows:,}",
             "-" if result.accuracy is None else percent(result.accuracy),
-            result.record.schema.home,
+            result.scores.schema.home,
         ]
         for result in results
     ]

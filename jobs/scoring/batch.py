@@ -12,7 +12,7 @@ from jobs.choices import DEFAULT_CHECKPOINT, DEFAULT_RUN
 from jobs.scoring.config import ScoreConfig
 from jobs.scoring.listener import ScoreListener, now
 from jobs.scoring.retry import try_again
-from jobs.scoring.scored import ScoreResult, find_scored, peek_dataset_digest
+from jobs.scoring.scored import ScoreResult
 from jobs.signals import StopSignal
 from jobs.training.select_checkpoint import choose_checkpoint, choose_dataset, open_chosen_dataset
 from storage.checkpoints import Checkpoint
@@ -157,11 +157,6 @@ class ScoringJob:
 
     def score_split(self, split: str) -> ScoreResult:
         """Score a split of the dataset, or find it scored; record, judge and write it."""
-        location = self._dataset_location()
-        digest = peek_dataset_digest(location)
-        found = digest and find_scored(self.run, self.model_digest, digest, split)
-        if found:
-            return self.settle(ScoreResult(*found, already_done=True))
         dataset = open_chosen_dataset(self.run, self.config.dataset, self.config.storage_options)
         if self.config.gates.any and split in dataset.splits:
             _check_labels(split, bool(dataset.splits[split].schema.classes))
@@ -191,7 +186,7 @@ class ScoringJob:
 
     def settle(self, result: ScoreResult, content: str | None = None) -> ScoreResult:
         """Judge a complete scoring, record it unless that is done, and write its file."""
-        home = result.record.schema.home
+        home = result.scores.schema.home
         of_home = f'"{SCORES}/{home}"'
         self.ledger.entries(of_home)  # a damaged ledger is told of before anything is written
         verdicts = self._judge(result)
@@ -206,14 +201,14 @@ class ScoringJob:
             self.result.errors.append(
                 QualityGateError(f"{result.missed} The scores are published as {home}.")
             )
-            self.listener.event("gate", missed=result.missed, result=str(result.record.location))
+            self.listener.event("gate", missed=result.missed, result=str(result.scores.location))
         if result.file and self.config.gates.any and not verdicts:
             self.result.unjudged.append(result.file)
             self.listener.event("unjudged", file=result.file)
         return result
 
     def _judge(self, result: ScoreResult) -> Any:
-        gates, schema = self.config.gates, result.record.schema
+        gates, schema = self.config.gates, result.scores.schema
         if not gates.any:
             return ()
         what = f"{result.file or schema.split} scored by {self.model_digest[:12]}"
@@ -230,7 +225,7 @@ class ScoringJob:
 
     def _accuracy_before(self, result: ScoreResult) -> float | None:
         """That of the last scoring of the same split that missed no gate, else the promotion's."""
-        schema = result.record.schema
+        schema = result.scores.schema
         place = f"{SCORES}/{schema.home}"
         before: float | None = None
         for line in self.ledger.entries(f'"split": "{schema.split}"'):
@@ -260,7 +255,7 @@ class ScoringJob:
         return self.ledger.record(judged, lambda lines: _same_verdict(lines, judged), of_home)
 
     def _entry(self, event: str, result: ScoreResult, content: str | None) -> Entry:
-        schema, metrics = result.record.schema, result.metrics
+        schema, metrics = result.scores.schema, result.metrics
         quality = metrics["quality"] or {}
         seconds = float(metrics.get("seconds", 0.0))
         # Of what another job scored, perhaps one that died, it is not known.
@@ -285,28 +280,27 @@ class ScoringJob:
             "cross_entropy": quality.get("cross_entropy"),
             "gates": [verdict.to_json() for verdict in result.verdicts],
             "result": f"{SCORES}/{schema.home}",
-            "scores_digest": result.record.digest,
+            "scores_digest": result.scores.digest,
         }
 
     def _write_output(self, result: ScoreResult) -> Location | None:
-        schema = result.record.schema
+        schema = result.scores.schema
         file = self.config.output(schema.home, schema.split)
         if file is None:
             return None
-        from jobs.scoring.outputs import Wanted, output_exists, write_output
+        from jobs.scoring.outputs import output_exists, write_output
 
         # A file of an inbox was written when it was scored; a split's is asked for each time.
         if not (self.config.inbox and result.already_done and output_exists(file)):
-            wanted = Wanted(self.config.all_probabilities, str(result.metrics.get("checkpoint")))
-            write_output(file, result.scores, wanted)
+            write_output(file, result.scores, all_probabilities=self.config.all_probabilities)
         return file
 
     def _tell(self, result: ScoreResult) -> None:
-        schema = result.record.schema
+        schema = result.scores.schema
         seconds = None if result.already_done else float(result.metrics.get("seconds", 0.0))
         text = None
         if result.file and not result.already_done:
-            text = f"{result.file}: {schema.rows:,} rows are in {result.record.location}"
+            text = f"{result.file}: {schema.rows:,} rows are in {result.scores.location}"
         self.listener.event(
             FOUND if result.already_done else SCORED,
             split=schema.split,
@@ -315,7 +309,7 @@ class ScoringJob:
             seconds=seconds,
             rows_per_second=round(schema.rows / seconds) if seconds else None,
             accuracy=result.accuracy,
-            result=str(result.record.location),
+            result=str(result.scores.location),
             output=result.output and str(result.output),
             text=text,
         )

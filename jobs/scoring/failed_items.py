@@ -7,8 +7,7 @@ from functools import partial
 from jobs.scoring.batch import ScoringJob
 from jobs.scoring.listener import now
 from storage.errors import BadDataError, InternalError, PipelineError
-from storage.ledger import FAILED_EVENT, Entry
-from storage.scorings import FAILED
+from storage.ledger import FAILED, FAILED_EVENT, Entry
 
 INTERNAL_ERROR = "internal error (please report it)"
 SHOWN_NAMES = 10

@@ -21,7 +21,7 @@ from jobs.scoring.batch import ModelError, ScoringJob
 from jobs.scoring.discover import Found, Item, Selection, find_items, is_text, shown_name
 from jobs.scoring.failed_items import INTERNAL_ERROR, SHOWN_NAMES, Failures
 from jobs.scoring.retry import pause
-from jobs.scoring.scored import ScoreResult, checked_record, peek_dataset_digest
+from jobs.scoring.scored import ScoreResult, open_scored
 from storage.decoding import START_BYTES, hash_stored
 from storage.errors import (
     BadDataError,
@@ -34,7 +34,7 @@ from storage.ledger import LedgerError, waiting_lock
 from storage.local import LocalLocation
 from storage.location import Location, Lock
 from storage.runs import SCORES
-from storage.scorings import is_complete
+from storage.scores import is_complete
 
 if TYPE_CHECKING:
     from storage.dataset import Dataset
@@ -264,8 +264,7 @@ class _Inbox:
         if item.split is None:
             return _digest(hash_stored(path, self._check_stop)[1] for path in files)
         location = self._inbox.child(str(item.images))
-        digest = peek_dataset_digest(location) or _open_dataset(location).digest
-        return _digest([digest, item.split])
+        return _digest([_open_dataset(location).digest, item.split])
 
     def _score_content(self, item: Item, files: list[Path], content: str) -> None:
         scored = self._scored_before(content)
@@ -284,7 +283,7 @@ class _Inbox:
                 continue
             location = batch.run.location.child(home)
             if is_complete(location):
-                return ScoreResult(*checked_record(location), already_done=True)
+                return ScoreResult(open_scored(location), already_done=True)
         return None
 
     def _make(self, item: Item, files: list[Path], content: str) -> ScoreResult:

@@ -22,7 +22,7 @@ from storage.errors import InternalError, StoppedError, UsageError
 from storage.files import as_pipeline_error
 from storage.location import TakeOver
 from storage.places import Place
-from storage.scorings import scoring_home
+from storage.scores import scoring_home
 
 if TYPE_CHECKING:
     from pipeline.cluster.connect import Cluster, OpenCluster

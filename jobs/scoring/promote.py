@@ -195,7 +195,7 @@ def _judge(
                 f"Split {config.split} of {config.dataset} has no labels, so no gate can be judged "
                 "on it. Give another --dataset or --split."
             )
-        return result.accuracy, result.record.schema.dataset_digest
+        return result.accuracy, result.scores.schema.dataset_digest
 
     found, digest = accuracy(config.run, holder.checkpoint)
     what = f"Model {holder.model_digest[:12]}"

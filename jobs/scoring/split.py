@@ -9,7 +9,7 @@ from jobs.environment import one_blas_thread
 from jobs.scoring.listener import ScoreListener
 from jobs.scoring.metrics import ConfusionCounter
 from jobs.scoring.retry import wait_for_turn
-from jobs.scoring.scored import ScoreResult, checked_record
+from jobs.scoring.scored import ScoreResult, open_scored
 from jobs.signals import StopSignal
 from jobs.thread_map import Workers
 from jobs.training.evaluate import Forward, predict
@@ -20,8 +20,9 @@ from pipeline.stream import Batch, BatchStream
 from storage.dataset import Dataset
 from storage.errors import BadDataError, UsageError
 from storage.location import TakeOver
-from storage.predictions import ScoresSchema, ScoresWriter, is_complete, score_into
 from storage.runs import SCORES, Run
+from storage.scores import ScoresSchema, is_complete
+from storage.scores_writer import ScoresWriter, score_into
 
 if TYPE_CHECKING:
     from pipeline.cluster.connect import Cluster, OpenCluster
@@ -60,11 +61,11 @@ def make_scores(
             _score(writer, model, dataset, cores, listener.progress, stop, workers)
 
     if is_complete(home):
-        return ScoreResult(*checked_record(home), already_done=True)
+        return ScoreResult(open_scored(home), already_done=True)
     already_done = not wait_for_turn(
         work, partial(is_complete, home), wait=wait, listener=listener, stop=stop
     )
-    return ScoreResult(*checked_record(home), already_done)
+    return ScoreResult(open_scored(home), already_done)
 
 
 def _schema(model: Model, dataset: Dataset, split: str) -> ScoresSchema:

@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 from storage import documents
 from storage.checkpoints import DIRECTORY, MANIFEST, STATE
 from storage.errors import BadDataError
-from storage.predictions import JOURNAL
 from storage.runs import METRICS, RECORD
 from storage.schema import METADATA_NAME, SplitRecord, dataset_digest
 from tests.chaos.places import OUTSIDE, places, replaced
@@ -245,21 +244,6 @@ def forge_quality(subject: Subject, changes: Edits) -> None:
     _write_group(subject.scoring / METADATA_NAME, document)
 
 
-def forge_journal(subject: Subject, changes: Edits) -> None:
-    """The journal of a scoring that died: one entry per chunk."""
-    path = subject.scoring / METADATA_NAME
-    document = _read(path)
-    digests = document["attributes"].pop("chunk_digests")
-    document["attributes"]["complete"] = False
-    path.write_bytes(_bytes(document, sealed_too=False))
-    entries = apply(
-        [{"chunk": number, "digest": digest} for number, digest in enumerate(digests)], changes
-    )
-    whole = entries if isinstance(entries, list) else [entries]
-    journal = b"".join(_bytes(entry, line=True) for entry in whole)
-    (subject.scoring / JOURNAL).write_bytes(journal)
-
-
 idx_heads = st.tuples(
     st.sampled_from([0, 0, 0, 0, 1, 0x80]),
     st.sampled_from([8, 8, 8, 9, 11, 12, 13, 14, 10, 0, 255]),
@@ -341,7 +325,6 @@ TARGETS = {
     "run-places": Target(places, replaced("run"), "run"),
     "scoring": Target(edits, forge_scoring, "scores"),
     "quality": Target(edits, forge_quality, "scores"),
-    "journal": Target(edits, forge_journal, "scores"),
     "scores-places": Target(places, replaced("run/scores"), "scores"),
     "idx": Target(idx_heads, forge_idx, "source"),
     "config": Target(toml_documents, forge_config, "config"),

@@ -16,7 +16,6 @@ from storage.checkpoints import NAME, list_checkpoints
 from storage.errors import BadDataError, StoppedError
 from storage.location import Location
 from storage.places import open_location
-from storage.predictions import JOURNAL
 from storage.runs import open_run
 from storage.verify import verify_location
 from tests.chaos.seam import counted
@@ -228,17 +227,12 @@ def _is_litter(name: str) -> bool:
     """Whether it should not stay: all but what does no harm, and no command may judge.
 
     The temporary file of a plain output lies in the user's own directory, where a dead writer's
-    cannot be told from a live one's. A complete scoring is not opened for writing again, so its
-    journal stays where only the removal failed; nor is a run that is done, where a sound
-    checkpoint may then stay beyond the number to keep.
+    cannot be told from a live one's. A run that is done is not opened for writing again, so a sound
+    checkpoint may stay beyond the number to keep.
     """
     directory, _, rest = name.partition("/checkpoints/")
     checkpoint = directory == "run" and NAME.fullmatch(rest.split("/")[0])
-    return not (
-        checkpoint
-        or name.startswith((f".{OUTPUT}.", f".{OUTPUT}-"))
-        or name.endswith(f"/{JOURNAL}")
-    )
+    return not (checkpoint or name.startswith(f".{OUTPUT}."))
 
 
 def _bytes(path: Path) -> bytes:

@@ -15,8 +15,8 @@ from tempfile import TemporaryDirectory
 
 from storage.errors import BadDataError, ConflictError
 from storage.places import open_location
-from storage.predictions import is_complete
 from storage.runs import RECORD, SCORES, open_run
+from storage.scores import is_complete
 from storage.verify import verify_run
 from tests.chaos.processes import Command, Work, measure, run
 from tests.chaos.subject import (

@@ -31,9 +31,8 @@ from storage.checkpoints import (
 from storage.dataset import open_dataset
 from storage.location import Location
 from storage.places import open_location
-from storage.predictions import open_scores
 from storage.runs import SCORES, Run, open_run
-from storage.scorings import scoring_homes
+from storage.scores import open_scores, scoring_homes
 from tests.storage.idx_files import write_idx
 
 ROWS_PER_CHUNK = 20
@@ -251,7 +250,7 @@ def scoring_outcome(location: Location) -> Outcome:
     for number in range(scores.schema.chunks):
         probabilities, predicted = scores.read_chunk(number)
         content.update(probabilities.tobytes() + predicted.tobytes())
-    metrics = {key: value for key, value in scores.metrics().items() if key != "seconds"}
+    metrics = {key: value for key, value in scores.metrics.items() if key != "seconds"}
     return {"digest": scores.digest, "content": content.hexdigest(), "metrics": metrics}
 
 

@@ -11,10 +11,11 @@ from storage.checkpoints import CheckpointName, Tensors, save_checkpoint
 from storage.dataset import Block, Dataset, Split
 from storage.dataset_writer import DatasetWriter, SplitWriter, create_dataset
 from storage.location import Location
-from storage.predictions import Scores, ScoresSchema, ScoresWriter, score_into
 from storage.preparation import BYTES, Preparation
 from storage.runs import SCORES, Run, create_run
 from storage.schema import LZ4, DatasetSchema, SplitSchema
+from storage.scores import Scores, ScoresSchema
+from storage.scores_writer import ScoresWriter, score_into
 
 REPOSITORY = Path(__file__).parents[2]
 MODEL_DIGEST = "d" * 64

@@ -11,10 +11,9 @@ import pytest
 from storage import documents
 from storage.documents import sealed_bytes
 from storage.errors import BadDataError, ConflictError, UnreachableError
-from storage.ledger import LOCK, Entry, Ledger, waiting_lock
+from storage.ledger import LEDGER_COUNT, LOCK, Entry, Ledger, waiting_lock
 from storage.local import LocalLocation
 from storage.places import open_location
-from storage.scorings import LEDGER_COUNT
 from storage.verify import verify_run
 from tests.storage.artefacts import begin_run, make_scores, scores_schema
 

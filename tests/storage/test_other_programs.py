@@ -14,7 +14,7 @@ from storage.documents import digest_of
 from storage.errors import BadDataError
 from storage.location import Location
 from storage.places import open_location
-from storage.predictions import open_scores
+from storage.scores import open_scores
 from storage.verify import verify_location
 from tests.storage.artefacts import make_scores
 

@@ -19,8 +19,8 @@ from storage.dataset_writer import dataset_lock, recover
 from storage.errors import BadDataError, ConflictError
 from storage.location import Location
 from storage.places import open_location
-from storage.predictions import open_scores
 from storage.runs import SCORES, open_run, run_lock
+from storage.scores import open_scores
 from storage.verify import verify_location
 from tests.object_store.server import Store
 from tests.storage.artefacts import (

@@ -14,8 +14,9 @@ from storage.dataset import open_dataset
 from storage.dataset_writer import dataset_lock, stage_dataset
 from storage.errors import ConflictError, UsageError
 from storage.location import Location, writer_lock
-from storage.predictions import is_complete, score_into
 from storage.runs import open_run, run_lock
+from storage.scores import is_complete
+from storage.scores_writer import score_into
 from tests.object_store.proxy import LOST, Proxy
 from tests.object_store.server import Store
 from tests.storage.artefacts import (
@@ -212,7 +213,7 @@ def test_an_ingest_that_lost_its_place_publishes_nothing(place: Location) -> Non
 
 
 def test_a_scoring_that_lost_its_place_does_not_complete(place: Location) -> None:
-    """Its chunks may be used by the other, for they are journalled; it publishes nothing."""
+    """Its chunks may be used by the other, for they are whole; it publishes nothing."""
     schema = scores_schema(rows=9)
     home = place.child(f"scores/{schema.home}")
     with (

@@ -23,8 +23,9 @@ from storage.dataset import open_dataset
 from storage.dataset_writer import dataset_lock, stage_dataset
 from storage.errors import ConflictError
 from storage.location import Location
-from storage.predictions import open_scores, score_into
 from storage.runs import SCORES, open_run, run_lock
+from storage.scores import open_scores
+from storage.scores_writer import score_into
 from tests.object_store.memory import Gate, MemoryClient, interleave
 from tests.storage.artefacts import (
     assert_holds_its_rows,
@@ -118,7 +119,7 @@ def published_scoring(place: Location) -> Any:
     scores = open_scores(place.child(f"{SCORES}/{SCHEMA.home}"))
     for number in range(SCHEMA.chunks):
         scores.read_chunk(number)
-    return scores.metrics()
+    return scores.metrics
 
 
 KINDS = {

@@ -16,9 +16,9 @@ from storage.dataset import open_dataset
 from storage.dataset_writer import create_dataset
 from storage.location import Location
 from storage.places import open_location
-from storage.predictions import open_scores
 from storage.runs import open_run
 from storage.schema import SplitRecord, dataset_digest
+from storage.scores import open_scores
 from storage.verify import verify_dataset, verify_location, verify_run, verify_scores
 from tests.storage.artefacts import (
     dataset_schema,
@@ -270,7 +270,7 @@ def run_content(location: Location) -> Any:
         for found in [load_checkpoint(run, name)]
     ]
     scorings = [
-        (scores.schema, scores.digest, scores.metrics())
+        (scores.schema, scores.digest, scores.metrics)
         for home in location.names("scores")
         if not home.startswith(".")
         for scores in [open_scores(location.child(f"scores/{home}"))]

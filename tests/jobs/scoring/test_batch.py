@@ -25,7 +25,7 @@ from storage.errors import (
     UsageError,
 )
 from storage.places import open_location
-from storage.predictions import scores_lock
+from storage.scores_writer import scores_lock
 from tests.jobs.inboxes import Listed, ledger
 from tests.jobs.scoring.test_job import unlabelled_test
 from tests.jobs.trainings import small
@@ -55,7 +55,7 @@ def batch(run: Path, digits: Path, **options: Any) -> ScoringResult:
 def test_several_splits(run: Path, digits: Path) -> None:
     """Each split is scored once, in the order given."""
     result = batch(run, digits, splits=("train", "test", "train"))
-    assert ["train", "test"] == [one.record.schema.split for one in result.results]
+    assert ["train", "test"] == [one.scores.schema.split for one in result.results]
     assert [("train", 1031), ("test", 211)] == [
         (line["split"], line["rows"]) for line in ledger(run)
     ]
@@ -77,8 +77,8 @@ def test_a_line_says_all(run: Path, digits: Path) -> None:
         "accuracy": result.accuracy,
         "cross_entropy": result.metrics["quality"]["cross_entropy"],
         "seconds": result.metrics["seconds"],
-        "result": f"scores/{result.record.schema.home}",
-        "scores_digest": result.record.digest,
+        "result": f"scores/{result.scores.schema.home}",
+        "scores_digest": result.scores.digest,
         "gates": [],
     }.items() <= line.items()
     assert line["started"] <= line["time"]
@@ -116,7 +116,7 @@ def test_a_gate_missed(run: Path, digits: Path) -> None:
     assert [("min-accuracy", 1.0, False)] == [
         (gate["gate"], gate["limit"], gate["passed"]) for gate in line["gates"]
     ]
-    assert result.results[0].record.location.exists("metrics.json")
+    assert result.results[0].scores.location.exists("metrics.json")
 
 
 def test_a_gate_of_what_is_done(run: Path, digits: Path) -> None:
@@ -149,14 +149,14 @@ def test_one_bad_split_does_not_stop_the_others(run: Path, digits: Path, tmp_pat
     dataset = shutil.copytree(digits, tmp_path / "dataset")
     (dataset / "train" / "inputs" / "c.0.0").unlink()
     result = batch(run, dataset, splits=("train", "test"))
-    assert ["test"] == [one.record.schema.split for one in result.results]
+    assert ["test"] == [one.scores.schema.split for one in result.results]
     assert isinstance(result.error, BadDataError)
 
 
 def test_waits_for_another(run: Path, digits: Path, tmp_path: Path) -> None:
     """--wait: a job that another is ahead of waits, and then does what is left to do."""
     (other,) = batch(shutil.copytree(run, tmp_path / "other"), digits).results
-    home = open_location(run).child(f"scores/{other.record.schema.home}")
+    home = open_location(run).child(f"scores/{other.scores.schema.home}")
     held = scores_lock(home)
     held.__enter__()
 
@@ -175,7 +175,7 @@ def test_waits_for_another(run: Path, digits: Path, tmp_path: Path) -> None:
 def test_waits_so_long_and_no_longer(run: Path, digits: Path, tmp_path: Path) -> None:
     """Who still holds it when the time is over is named, with exit 4."""
     (other,) = batch(shutil.copytree(run, tmp_path / "other"), digits).results
-    home = open_location(run).child(f"scores/{other.record.schema.home}")
+    home = open_location(run).child(f"scores/{other.scores.schema.home}")
     with scores_lock(home):
         error = batch(run, digits, wait=0.05).error
     assert isinstance(error, ConflictError)

@@ -78,7 +78,7 @@ def test_packed_otherwise_is_not_scored_again(run: Path, inbox: Path) -> None:
     settle(inbox / "b.gz")
     for _ in range(2):
         found = score_inbox(run, inbox)
-    assert 1 == len({one.record.schema.home for one in found.results})
+    assert 1 == len({one.scores.schema.home for one in found.results})
     assert [("scored", "a"), ("found", "b.gz")] == list(events(run))
 
 
@@ -89,7 +89,7 @@ def test_changed_is_scored_again(run: Path, inbox: Path) -> None:
     put_images(inbox / "a", 2)
     second = score_inbox(run, inbox).results[0]
     assert (False, False) == (first.already_done, second.already_done)
-    assert first.record.schema.home != second.record.schema.home
+    assert first.scores.schema.home != second.scores.schema.home
 
 
 def test_growing_is_left(run: Path, inbox: Path) -> None:
@@ -233,7 +233,7 @@ def test_outputs(run: Path, inbox: Path, tmp_path: Path) -> None:
     put_images(inbox / "b", 2)
     result = score_inbox(run, inbox, out=str(tmp_path / "out" / "{home}.csv"))
     written = sorted((tmp_path / "out").glob("*.csv"))
-    assert sorted(one.record.schema.home for one in result.results) == [p.stem for p in written]
+    assert sorted(one.scores.schema.home for one in result.results) == [p.stem for p in written]
     written[0].unlink()
     before = written[1].stat().st_mtime_ns
     score_inbox(run, inbox, out=str(tmp_path / "out" / "{home}.csv"))

@@ -31,8 +31,8 @@ from storage.errors import (
     UsageError,
 )
 from storage.places import open_location
-from storage.predictions import scores_lock
 from storage.runs import SCORES, open_run
+from storage.scores_writer import scores_lock
 from tests.jobs.trainings import small
 from tests.pipeline.datasets import watched_windows
 from tests.storage.idx_files import write_idx
@@ -461,7 +461,7 @@ def test_an_error_that_nobody_thought_of(
 
     monkeypatch.setattr(Split, "read_chunk", broken)
     result = run_batch(ScoreConfig(run=run, dataset=digits, splits=("test", "train")))
-    assert ["train"] == [one.record.schema.split for one in result.results]
+    assert ["train"] == [one.scores.schema.split for one in result.results]
     assert isinstance(result.error, InternalError)
     assert "Split test could not be scored: internal error (please" in str(result.error)
 
@@ -472,12 +472,12 @@ def test_the_runs_dataset(digits: Path, tmp_path: Path, monkeypatch: pytest.Monk
     shutil.copytree(digits, here / "data" / "mine")
     monkeypatch.chdir(here)
     train(small(epochs=1), dataset="data/mine", run="runs/mine")
-    expected = score(run="runs/mine", dataset="data/mine").record.digest
+    expected = score(run="runs/mine", dataset="data/mine").scores.digest
     monkeypatch.chdir(tmp_path)
     moved = here.rename(tmp_path / "moved") / "runs" / "mine"
     shutil.rmtree(moved / SCORES)
     result = score(run=moved)
-    assert (expected, False) == (result.record.digest, result.already_done)
+    assert (expected, False) == (result.scores.digest, result.already_done)
     promote(PromoteConfig(moved, "champion", min_accuracy=0.0, not_worse_than="champion"))
     assert score(model="champion").already_done
     alone = moved.rename(tmp_path / "alone")

@@ -2,8 +2,6 @@
 
 import csv
 import errno
-import hashlib
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -63,12 +61,10 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         found = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
         frame = table.to_pandas()
     else:
-        beside = json.loads(path.with_name(f"{path.name}-metadata.json").read_text())
-        (found,) = beside["notes"]
-        kinds = {"long": "int64", "int": "int32", "string": "str", "float": "float32"}
-        columns = beside["tableSchema"]["columns"]
-        frame = pandas.read_csv(path, dtype={c["name"]: kinds[c["datatype"]] for c in columns})
-    return {name: frame[name].to_numpy() for name in frame}, {name: found[name] for name in FACTS}
+        kinds = dict(zip(COLUMNS, ["int64", "int32", "str", "float32"], strict=True))
+        frame = pandas.read_csv(path, dtype=kinds | dict.fromkeys(EVERY, "float32"))
+        found = {}
+    return {name: frame[name].to_numpy() for name in frame}, found
 
 
 @every_form
@@ -87,7 +83,7 @@ def test_read_back(form: str, every: bool, run: Path, digits: Path, tmp_path: Pa
         assert probabilities.T.tolist() == [columns[name].tolist() for name in EVERY]
 
 
-@every_form
+@pytest.mark.parametrize("form", ["parquet", "npz"])
 def test_facts(form: str, run: Path, digits: Path, tmp_path: Path) -> None:
     """The file says which model, checkpoint, dataset and scores it is of."""
     result = written(run, digits, tmp_path / f"scores.{form}", every=False)
@@ -105,27 +101,18 @@ def test_written_whole(form: str, run: Path, digits: Path, tmp_path: Path) -> No
     first = path.read_bytes()
     written(run, digits, path, every=True)
     assert first == path.read_bytes()
-    beside = [f"{path.name}-metadata.json"] if form == "csv" else []
-    assert sorted([path.name, *beside]) == sorted(found.name for found in tmp_path.iterdir())
+    assert [path.name] == [found.name for found in tmp_path.iterdir()]
 
 
-def test_csv_metadata_is_of_the_file(run: Path, digits: Path, tmp_path: Path) -> None:
-    """The document beside a CSV file has the file's digest and name."""
-    written(run, digits, tmp_path / "scores.csv", every=False)
-    document = json.loads((tmp_path / "scores.csv-metadata.json").read_text())
-    digest = hashlib.sha256((tmp_path / "scores.csv").read_bytes()).hexdigest()
-    assert ("scores.csv", digest) == (document["url"], document["notes"][0]["csv_sha256"])
-
-
-def test_what_a_death_left_beside_a_csv_is_removed(run: Path, digits: Path, tmp_path: Path) -> None:
-    """Partial files of the table and of its metadata go with the next writing; others stay."""
-    names = [".x.csv.", ".x.csv-metadata.json.", ".y.csv."]
+def test_what_a_death_left_of_a_file_is_removed(run: Path, digits: Path, tmp_path: Path) -> None:
+    """A partial file goes with the next writing; another file's stays."""
+    names = [".x.csv.", ".y.csv."]
     left = [tmp_path / f"{name}{0:032x}.tmp" for name in names]
     for path in left:
         path.touch()
         os.utime(path, (0, 0))
     written(run, digits, tmp_path / "x.csv", every=False)
-    assert [False, False, True] == [path.exists() for path in left]
+    assert [False, True] == [path.exists() for path in left]
 
 
 def test_plain_csv(run: Path, digits: Path, tmp_path: Path) -> None:
@@ -147,7 +134,7 @@ def test_parquet_has_a_row_group_for_each_chunk(run: Path, digits: Path, tmp_pat
 def test_the_home_opens_in_xarray(run: Path, digits: Path) -> None:
     """xarray reads the scoring itself, with the dimensions' names."""
     result = score(run=run, dataset=digits, split="train")
-    with xarray.open_zarr(str(result.record.location)) as found:
+    with xarray.open_zarr(str(result.scores.location)) as found:
         assert ("sample", "class") == found["probabilities"].dims
         assert predictions(result)[1].tolist() == found["predicted"].values.tolist()
 
@@ -163,12 +150,11 @@ def test_parquet_without_pyarrow(monkeypatch: pytest.MonkeyPatch) -> None:
     ("name", "words"),
     [
         ("there.csv", "a directory"),
-        ("x" * 200 + ".csv", "at most 203"),
+        ("x" * 214 + ".csv", "at most 217"),
         ("y" * 256 + "/x.csv", "at most 255"),
         ("file/x.csv", "is not a directory"),
         ("pipe.csv", "a named pipe"),
-        ("beside.csv", "beside.csv-metadata.json, a named pipe"),
-        ("{home}" + "z" * 190 + ".npz", "at most 203"),
+        ("{home}" + "z" * 200 + ".npz", "at most 217"),
     ],
 )
 def test_where_no_file_can_be(
@@ -178,7 +164,6 @@ def test_where_no_file_can_be(
     (tmp_path / "there.csv").mkdir()
     (tmp_path / "file").touch()
     os.mkfifo(tmp_path / "pipe.csv")
-    os.mkfifo(tmp_path / "beside.csv-metadata.json")
     there = sorted(os.listdir(tmp_path))
     before = sorted((run / "scores").iterdir())
     with pytest.raises(UsageError, match=words):
@@ -188,15 +173,15 @@ def test_where_no_file_can_be(
 
 
 def test_a_long_name(run: Path, digits: Path, tmp_path: Path) -> None:
-    """The longest name that is not refused can be written, with what lies beside it."""
-    written(run, digits, tmp_path / f"{'x' * 199}.csv", every=False)
-    assert 2 == len(list(tmp_path.iterdir()))
+    """The longest name that is not refused can be written."""
+    written(run, digits, tmp_path / f"{'x' * 213}.csv", every=False)
+    assert 1 == len(list(tmp_path.iterdir()))
 
 
-def test_nothing_beside_a_file_that_failed(
+def test_nothing_is_left_of_a_file_that_failed(
     run: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where a CSV file does not get its name, what would tell of it is gone, too."""
+    """A file that does not get its name is gone."""
 
     def rename(source: Path, target: Path) -> None:
         if target.name == "scores.csv":

@@ -142,7 +142,7 @@ def test_scores_with_the_promoted_model(
     give(1)
     found = score(model="champion", models=models, dataset=digits)
     assert "000001-000000" == found.metrics["checkpoint"]
-    assert run / "scores" == found.record.location.path.parent
+    assert run / "scores" == found.scores.location.path.parent
     assert "champion" == ledger(run)[0]["model"]
 
 
@@ -153,7 +153,7 @@ def test_of_another_run(give: Promote, run: Path, digits: Path, models: Path) ->
     train(small(epochs=1, learning_rate=0.01), dataset=digits, run=other)
     give(1, run=str(other))
     found = score(model="champion", models=models, dataset=digits)
-    assert other / "scores" == found.record.location.path.parent
+    assert other / "scores" == found.scores.location.path.parent
 
 
 def test_never_another_model(give: Promote, run: Path, digits: Path, models: Path) -> None:

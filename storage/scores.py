@@ -1,20 +1,24 @@
-"""A scoring by its documents: what it is of, whether it is complete, and its metrics.
-
-Reads JSON alone and imports no Zarr, so that a job that finds its work done can say so at once.
-"""
+"""The scores format: what a scoring is of, and a complete one opened for reading."""
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from storage import documents
+from storage.chunks import ChunkedArray
 from storage.errors import BadDataError
+from storage.ledger import FAILED, LEDGER, LEDGER_COUNT
 from storage.location import Location, is_foreign
 from storage.schema import CHUNK_LIMIT, METADATA_NAME, InChunks
 
 FORMAT = "mnist-stream scores"
 FORMAT_VERSION = 1
 METRICS = "metrics.json"
+JOURNAL = "chunks.jsonl"
+"""What earlier releases kept beside a scoring until it was complete; it is not read."""
 ROOT_ATTRIBUTES = frozenset(
     {
         "format",
@@ -28,21 +32,11 @@ ROOT_ATTRIBUTES = frozenset(
     }
 )
 """The attributes of a scoring's root that are ours, and sealed."""
-JOURNAL = "chunks.jsonl"
-"""Digests of the chunks written so far; gone once the scoring is complete."""
-LEDGER = "ledger.jsonl"
-LEDGER_COUNT = "ledger.json"
-"""How many lines the ledger has, and their digest."""
-FAILED = "failed"
-"""What lies beside the scorings in a run's directory of scores."""
-GO_ON = "run the same `pipeline score` again."
+CONTINUE = "run the same `pipeline score` again."
 AGAIN = "Remove the directory and score again."
 
-
-def scoring_home(model_digest: str, dataset_digest: str, split: str) -> str:
-    """The one directory name of a scoring under `scores/`: of its content alone."""
-    both = f"{model_digest}|{dataset_digest}".encode()
-    return f"{split}-{hashlib.sha256(both).hexdigest()[:12]}"
+Predictions: TypeAlias = tuple[NDArray[np.float32], NDArray[np.int32]]
+"""Probabilities `(rows, classes)` and predicted class indices `(rows,)`."""
 
 
 @dataclass(frozen=True)
@@ -81,34 +75,80 @@ class ScoresSchema(InChunks):
         return scoring_home(self.model_digest, self.dataset_digest, self.split)
 
     def to_json(self) -> dict[str, Any]:
-        """The attributes that say what was scored."""
+        """Return the attributes that say what was scored."""
         return {**vars(self), "class_names": list(self.class_names)}
 
 
+def scoring_home(model_digest: str, dataset_digest: str, split: str) -> str:
+    """Return the one directory name of a scoring under `scores/`: of its content alone."""
+    both = f"{model_digest}|{dataset_digest}".encode()
+    return f"{split}-{hashlib.sha256(both).hexdigest()[:12]}"
+
+
+def score_arrays(location: Location, schema: ScoresSchema) -> dict[str, ChunkedArray]:
+    """Return the two arrays of the scoring at a location, by name."""
+    rows, chunk_rows = schema.rows, schema.chunk_rows
+    return {
+        "probabilities": ChunkedArray(
+            location.child("probabilities"), rows, schema.classes, "float32", chunk_rows
+        ),
+        "predicted": ChunkedArray(
+            location.child("predicted"), rows, 1, "int32", chunk_rows, two_dimensional=False
+        ),
+    }
+
+
+def read_unchecked(location: Location, schema: ScoresSchema, number: int) -> Predictions:
+    """Read one chunk, whatever its digest; `BadDataError` where it is missing or damaged."""
+    arrays = score_arrays(location, schema)
+    return arrays["probabilities"].read(number), arrays["predicted"].read(number)[:, 0]
+
+
+def read_arrays(location: Location, schema: ScoresSchema, number: int, digest: str) -> Predictions:
+    """Read one chunk; `BadDataError` names it where it is missing or has another digest."""
+    predictions = read_unchecked(location, schema, number)
+    if chunk_digest(*predictions) != digest:
+        raise BadDataError(
+            f"Chunk {number} of {location} does not have its recorded digest. {AGAIN}"
+        )
+    return predictions
+
+
+def chunk_digest(probabilities: NDArray[np.float32], predicted: NDArray[np.int32]) -> str:
+    """Return the SHA-256 of a chunk's values."""
+    content = hashlib.sha256(np.ascontiguousarray(probabilities, dtype="<f4").data)
+    content.update(np.ascontiguousarray(predicted, dtype="<i4").data)
+    return content.hexdigest()
+
+
 @dataclass(frozen=True)
-class ScoresRecord:
-    """A complete scoring by its documents: what was scored, the digests, and the metrics."""
+class Scores:
+    """A complete scoring; chunks are checked as they are read."""
 
     location: Location
     """Where it really lies: a Zarr group, in a store below its home."""
     schema: ScoresSchema
     chunk_digests: tuple[str, ...]
+    metrics: dict[str, Any]
+    """The content of metrics.json."""
 
     @property
     def digest(self) -> str:
         """SHA-256 over the chunk digests: of all predictions."""
         return hashlib.sha256("".join(self.chunk_digests).encode()).hexdigest()
 
-    def metrics(self) -> dict[str, Any]:
-        """The content of metrics.json, checked."""
-        try:
-            return documents.read_sealed(self.location, METRICS)
-        except FileNotFoundError:
-            raise BadDataError(f"{self.location}/{METRICS} is missing. {AGAIN}") from None
+    @property
+    def arrays(self) -> dict[str, ChunkedArray]:
+        """The two arrays by name."""
+        return score_arrays(self.location, self.schema)
+
+    def read_chunk(self, number: int) -> Predictions:
+        """Read one chunk; `BadDataError` names it where it is missing or damaged."""
+        return read_arrays(self.location, self.schema, number, self.chunk_digests[number])
 
 
-def open_record(location: Location) -> ScoresRecord:
-    """A complete scoring's documents, each of them checked; its chunks are not looked at.
+def open_scores(location: Location) -> Scores:
+    """Open a complete scoring: its documents are checked, its chunks are not looked at.
 
     Raises `BadDataError` where there is none, or it is incomplete or damaged.
     """
@@ -116,7 +156,7 @@ def open_record(location: Location) -> ScoresRecord:
     document = root_document(tree)
     attributes = document["attributes"]
     if attributes.get("complete") is not True:
-        raise BadDataError(f"{location} is incomplete: {GO_ON}")
+        raise BadDataError(f"{location} is incomplete: {CONTINUE}")
     place = f"{tree}/{METADATA_NAME}"
     documents.check_group_seal(document, ROOT_ATTRIBUTES, place)
     try:
@@ -135,21 +175,22 @@ def open_record(location: Location) -> ScoresRecord:
         )
     for key, expected in recorded.items():
         documents.check_metadata(_read(tree, key), expected, f"{tree}/{key}", AGAIN)
-    found = hashlib.sha256(_read(tree, METRICS)).hexdigest()
-    if found != metrics_digest:
+    metrics = _read(tree, METRICS)
+    digest = hashlib.sha256(metrics).hexdigest()
+    if digest != metrics_digest:
         raise BadDataError(
-            f"{tree}/{METRICS} has digest {found}, recorded is {metrics_digest}. {AGAIN}"
+            f"{tree}/{METRICS} has digest {digest}, recorded is {metrics_digest}. {AGAIN}"
         )
-    return ScoresRecord(tree, schema, digests)
+    content = documents.parse(metrics, f"{tree}/{METRICS}")
+    return Scores(tree, schema, digests, documents.check_seal(content, f"{tree}/{METRICS}"))
 
 
 def _schema(scored: Any, place: str) -> ScoresSchema:
-    documents.check_fields(
-        scored, dict.fromkeys(("model_digest", "dataset_digest", "split"), str), place
-    )
+    texts = dict.fromkeys(("model_digest", "dataset_digest", "split"), str)
+    documents.check_fields(scored, texts, place)
     names = scored["class_names"]
     if type(names) is not list or any(type(name) is not str for name in names):
-        raise BadDataError(f"{place} has class names that are no list of texts. {AGAIN}")
+        raise BadDataError(f"{place} has class names that are not a list of strings. {AGAIN}")
     return ScoresSchema(**scored | {"class_names": tuple(names)})
 
 
@@ -161,7 +202,7 @@ def _read(location: Location, key: str) -> bytes:
 
 
 def is_complete(location: Location) -> bool:
-    """Whether a scoring says that it is complete, whatever else may be wrong with it."""
+    """Return whether a scoring says that it is complete, whatever else may be wrong with it."""
     try:
         return root_document(_published_tree(location))["attributes"].get("complete") is True
     except BadDataError:
@@ -169,7 +210,6 @@ def is_complete(location: Location) -> bool:
 
 
 def _published_tree(location: Location) -> Location:
-    """Return where the scoring that is published at its home lies."""
     try:
         return location.current(METADATA_NAME)
     except FileNotFoundError:
@@ -177,13 +217,13 @@ def _published_tree(location: Location) -> Location:
 
 
 def root_document(location: Location) -> dict[str, Any]:
-    """The `zarr.json` of what claims to be a scoring; its format and version are checked."""
+    """Return the `zarr.json` of what claims to be a scoring; its format and version are checked."""
     place = f"{location}/{METADATA_NAME}"
     try:
         document = documents.parse(documents.read(location, METADATA_NAME), place)
     except FileNotFoundError:
         if location.exists():  # as it is in a store until it is published
-            raise BadDataError(f"{location} is incomplete: {GO_ON}") from None
+            raise BadDataError(f"{location} is incomplete: {CONTINUE}") from None
         raise BadDataError(f"There is no scoring at {location}. Run `pipeline score`.") from None
     attributes = document.get("attributes")
     if not isinstance(attributes, dict) or attributes.get("format") != FORMAT:
@@ -197,6 +237,6 @@ def root_document(location: Location) -> dict[str, Any]:
 
 
 def scoring_homes(scores: Location) -> list[str]:
-    """The names of the scorings in a run's directory of scores, complete or not, sorted."""
+    """Return the names of the scorings in a run's directory of scores, complete or not, sorted."""
     others = (LEDGER, LEDGER_COUNT, FAILED)
     return [name for name in scores.names() if name not in others and not is_foreign(name)]

@@ -11,15 +11,8 @@ from storage import documents
 from storage.errors import BadDataError, ConflictError, UnreachableError
 from storage.location import Location
 from storage.places import open_location
-from storage.predictions import (
-    JOURNAL,
-    METRICS,
-    Scores,
-    ScoresSchema,
-    is_complete,
-    open_scores,
-    score_into,
-)
+from storage.scores import METRICS, Scores, ScoresSchema, is_complete, open_scores
+from storage.scores_writer import score_into
 from tests.storage.artefacts import make_scores, scores_schema, write_scores
 
 SCHEMA = scores_schema(rows=9)  # five chunks, the last one of a single row
@@ -80,7 +73,7 @@ def test_what_was_scored_is_read(run: Location, home: Location) -> None:
         writer.publish({"accuracy": 0.25})
     scores = open_scores(home)
     assert SCHEMA == scores.schema
-    assert {"accuracy": 0.25} == scores.metrics()
+    assert {"accuracy": 0.25} == scores.metrics
     for number, (probabilities, predicted) in enumerate(written):
         found = scores.read_chunk(number)
         assert ("float32", "int32") == (found[0].dtype.name, found[1].dtype.name)
@@ -138,7 +131,6 @@ def test_a_scoring_goes_on_after_a_death(home: Location, expected: Scores) -> No
     missing, scores = go_on(home)
     assert [1, 2, 4] == missing
     assert expected.digest == scores.digest == open_scores(home).digest
-    assert not [key for key in home.objects() if "jsonl" in key]
     assert len(expected.location.objects()) == len(scores.location.objects())
 
 
@@ -164,36 +156,6 @@ def test_a_chunk_damaged_before_completion_is_scored_again(
     missing, scores = go_on(home)
     assert [2, 3, 4] == missing
     assert expected.digest == scores.digest
-
-
-def test_a_torn_journal_costs_its_last_chunk(local_home: Location, expected: Scores) -> None:
-    """Wherever the journal was cut off: the chunks of its whole lines are kept."""
-    die_after(local_home, 0, 1)
-    journal = local_home.get(JOURNAL)
-    first = journal.index(b"\n") + 1
-    for length in (first, first + 1, len(journal) - 2):
-        local_home.put(JOURNAL, journal[:length])
-        with score_into(local_home, SCHEMA) as writer:
-            assert [1, 2, 3, 4] == writer.missing
-    assert expected.digest == go_on(local_home)[1].digest
-
-
-@pytest.mark.parametrize("line", [b"\xff", b"{}", b"[]", b'{"chunk": 0, "digest": "x"}'])
-def test_a_journal_line_that_is_none_is_passed_over(home: Location, line: bytes) -> None:
-    """Garbage among the lines costs nothing but itself."""
-    die_after(home, 0).note(JOURNAL, 1, line + b"\n")
-    with score_into(home, SCHEMA) as writer:
-        assert [1, 2, 3, 4] == writer.missing
-
-
-def test_a_chunk_number_that_leads_elsewhere_is_passed_over(home: Location) -> None:
-    """A sealed line of a chunk that the scoring does not have is not followed."""
-    left = die_after(home, 0)
-    for note, number in enumerate((-1, 5, 10**30), 1):
-        entry = {"chunk": number, "digest": "0" * 64}
-        left.note(JOURNAL, note, documents.sealed_bytes(entry, indent=None))
-    with score_into(home, SCHEMA) as writer:
-        assert [1, 2, 3, 4] == writer.missing
 
 
 @pytest.mark.parametrize("key", ["probabilities/zarr.json", "predicted/zarr.json"])
@@ -300,13 +262,3 @@ def test_a_schema_is_checked() -> None:
     """A chunk that is larger than any of ours is refused with its figures."""
     with pytest.raises(BadDataError, match="use fewer rows per chunk"):
         ScoresSchema("a", "b", "test", 2**40, 10, 2**40, ())
-
-
-@pytest.mark.parametrize("predicted", [-1, 3])
-def test_a_class_that_is_none_is_told(run: Location, home: Location, predicted: int) -> None:
-    """A prediction of a class that has no name is refused, though its digest is right."""
-    probabilities = np.ones((2, 3), np.float32)
-    with score_into(home, SCHEMA) as writer:
-        writer.write_chunk(0, probabilities, np.array([0, predicted], np.int32))
-        with pytest.raises(BadDataError, match=r"Chunk 0 of .* predicts a class that is none"):
-            writer.read_chunk(0)
