@@ -154,6 +154,8 @@ class Ledger:
             self.check_count()
             if is_known and not self._is_count_behind:
                 return False
+            if self._is_count_behind or self.is_torn:
+                location.sweep()  # who died there may have left a partial file
             self._mend(location)
             lines = self._lines()[:-1]
             if not is_known:

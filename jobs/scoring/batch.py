@@ -12,7 +12,7 @@ from jobs.choices import DEFAULT_CHECKPOINT, DEFAULT_RUN
 from jobs.scoring.config import ScoreConfig
 from jobs.scoring.listener import ScoreListener, now
 from jobs.scoring.retry import try_again
-from jobs.scoring.scored import ScoreResult
+from jobs.scoring.scored import ScoreResult, open_scored
 from jobs.signals import StopSignal
 from jobs.training.select_checkpoint import choose_checkpoint, choose_dataset, open_chosen_dataset
 from storage.checkpoints import Checkpoint
@@ -30,6 +30,7 @@ from storage.location import Location
 from storage.models import Holder, held_name
 from storage.places import Place
 from storage.runs import SCORES, Run, open_run
+from storage.scores import is_complete, scoring_home
 
 if TYPE_CHECKING:
     from jobs.training.model import Model
@@ -166,7 +167,12 @@ class ScoringJob:
         return choose_dataset(self.run, self.config.dataset, self.config.storage_options)
 
     def make(self, dataset: "Dataset", split: str) -> ScoreResult:
-        """Score a split of an open dataset."""
+        """Score a split of an open dataset, or find it scored."""
+        home = self.run.location.child(
+            f"{SCORES}/{scoring_home(self.model_digest, dataset.digest, split)}"
+        )
+        if is_complete(home):
+            return ScoreResult(open_scored(home), already_done=True)
         from jobs.scoring.outputs import output_memory
         from jobs.scoring.split import make_scores
 

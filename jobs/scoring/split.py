@@ -60,8 +60,6 @@ def make_scores(
         with one_blas_thread(), score_into(home, schema, take_over) as writer:
             _score(writer, model, dataset, cores, listener.progress, stop, workers)
 
-    if is_complete(home):
-        return ScoreResult(open_scored(home), already_done=True)
     already_done = not wait_for_turn(
         work, partial(is_complete, home), wait=wait, listener=listener, stop=stop
     )

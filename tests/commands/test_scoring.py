@@ -26,7 +26,7 @@ def test_a_rerun_imports_little(dataset: Path, run: Path, call: Call) -> None:
     assert 0 == call("score").code
     found = imported("score", cwd=dataset.parent.parent)
     assert {"click", "jobs", "storage"} <= found
-    assert set() == {"zarr", "dask", "distributed", "numcodecs", "rich"} & found
+    assert set() == {"zarr", "dask", "distributed", "rich"} & found
 
 
 def test_gate(dataset: Path, run: Path, call: Call) -> None:
