@@ -5,10 +5,9 @@ from typing import Any
 
 from jobs.commands.console import Report, table
 from jobs.output import percent
-from jobs.scoring.batch import ScoringResult
 from jobs.scoring.listener import ScoreListener
 from jobs.scoring.promote import PromoteResult
-from jobs.scoring.scored import ScoreResult
+from jobs.scoring.result import ScoreResult, ScoringResult
 from storage.events import Progress, event
 from storage.models import Holder, ModelName
 

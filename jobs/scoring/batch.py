@@ -4,32 +4,28 @@ What needs NumPy's and Dask's full weight is imported when something is found to
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from jobs.choices import DEFAULT_CHECKPOINT, DEFAULT_RUN
 from jobs.scoring.config import ScoreConfig
 from jobs.scoring.listener import ScoreListener, now
+from jobs.scoring.result import ScoreResult, ScoringResult, open_scored
 from jobs.scoring.retry import try_again
-from jobs.scoring.scored import ScoreResult, open_scored
 from jobs.signals import StopSignal
 from jobs.training.select_checkpoint import choose_checkpoint, choose_dataset, open_chosen_dataset
 from storage.checkpoints import Checkpoint
 from storage.errors import (
     BadDataError,
-    ConflictError,
-    InternalError,
-    PipelineError,
     QualityGateError,
-    UnreachableError,
     UsageError,
 )
 from storage.ledger import FOUND, JUDGED, SCORED, Entry, Ledger
 from storage.location import Location
 from storage.models import Holder, held_name
 from storage.places import Place
-from storage.runs import SCORES, Run, open_run
+from storage.runs import SCORES, open_run
 from storage.scores import is_complete, scoring_home
 
 if TYPE_CHECKING:
@@ -39,45 +35,9 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-GRAVEST_FIRST = (BadDataError, QualityGateError, InternalError, UnreachableError, ConflictError)
-"""Of several things that went wrong, the first of these gives the exit code."""
-
 
 class ModelError(BadDataError):
     """The model cannot be used: no fault of what was to be scored."""
-
-
-@dataclass
-class ScoringResult:
-    """What a batch job came to."""
-
-    run: Run
-    model_digest: str
-    checkpoint: str
-    results: list[ScoreResult] = field(default_factory=list)
-    errors: list[PipelineError] = field(default_factory=list)
-    """Of what could not be scored, and of missed gates."""
-    failed: list[dict[str, str]] = field(default_factory=list)
-    """The inbox's bad files: `file` and `error`."""
-    left: list[dict[str, str]] = field(default_factory=list)
-    """The inbox's files that were left for the next time: `file` and `reason`."""
-    unjudged: list[str] = field(default_factory=list)
-    """The inbox's files of which no gate could be judged: they have no labels, as a rule."""
-    warnings: tuple[str, ...] = ()
-
-    @property
-    def error(self) -> PipelineError | None:
-        """What the job ends with: the gravest error, in whose text are those of its kind."""
-        for kind in GRAVEST_FIRST:
-            texts = [str(error) for error in self.errors if isinstance(error, kind)]
-            if texts:
-                return kind(texts[0] if len(texts) == 1 else _several(texts))
-        return None
-
-
-def _several(texts: list[str]) -> str:
-    shown = " ".join(texts[:3])
-    return shown if len(texts) <= 3 else f"{shown} And {len(texts) - 3:,} more."
 
 
 class ScoringJob:

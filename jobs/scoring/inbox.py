@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 from jobs.scoring.batch import ModelError, ScoringJob
 from jobs.scoring.discover import Found, Item, Selection, find_items, is_text, shown_name
 from jobs.scoring.failed_items import INTERNAL_ERROR, SHOWN_NAMES, Failures
+from jobs.scoring.result import ScoreResult, open_scored
 from jobs.scoring.retry import pause
-from jobs.scoring.scored import ScoreResult, open_scored
 from storage.decoding import START_BYTES, hash_stored
 from storage.errors import (
     BadDataError,

@@ -10,13 +10,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from jobs.choices import DEFAULT_MODELS
-from jobs.scoring.batch import ScoringJob, ScoringResult
+from jobs.scoring.batch import ScoringJob
 from jobs.scoring.config import ScoreConfig
 from jobs.scoring.failed_items import INTERNAL_ERROR
 from jobs.scoring.gates import Gates
 from jobs.scoring.listener import LargestMemory, ScoreListener
+from jobs.scoring.result import ScoreResult, ScoringResult
 from jobs.scoring.retry import try_again
-from jobs.scoring.scored import ScoreResult
 from jobs.signals import StopSignal
 from storage.errors import InternalError, StoppedError, UsageError
 from storage.files import as_pipeline_error

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from jobs.environment import one_blas_thread
 from jobs.scoring.listener import ScoreListener
 from jobs.scoring.metrics import ConfusionCounter
+from jobs.scoring.result import ScoreResult, open_scored
 from jobs.scoring.retry import wait_for_turn
-from jobs.scoring.scored import ScoreResult, open_scored
 from jobs.signals import StopSignal
 from jobs.thread_map import Workers
 from jobs.training.evaluate import Forward, predict

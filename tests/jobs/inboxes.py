@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jobs.scoring.batch import ScoringResult
 from jobs.scoring.config import ScoreConfig
 from jobs.scoring.gates import Gates
 from jobs.scoring.job import run_batch
 from jobs.scoring.listener import ScoreListener
+from jobs.scoring.result import ScoringResult
 from pipeline.sources.digits import draw_digits
 from storage.ledger import Entry, Ledger
 from storage.places import open_location

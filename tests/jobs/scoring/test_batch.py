@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from jobs.scoring.batch import ScoringResult
 from jobs.scoring.config import ScoreConfig
 from jobs.scoring.gates import Gates
 from jobs.scoring.job import run_batch, score
 from jobs.scoring.listener import JsonLog
+from jobs.scoring.result import ScoringResult
 from jobs.scoring.retry import try_again
 from jobs.signals import StopSignal
 from jobs.training.job import train

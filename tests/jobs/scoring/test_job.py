@@ -13,7 +13,7 @@ from jobs.nn.network import Network
 from jobs.scoring.config import ScoreConfig
 from jobs.scoring.job import run_batch, score
 from jobs.scoring.promote import PromoteConfig, promote
-from jobs.scoring.scored import ScoreResult
+from jobs.scoring.result import ScoreResult
 from jobs.signals import StopSignal
 from jobs.training.config import TrainConfig
 from jobs.training.evaluate import Forward

@@ -15,7 +15,7 @@ from pyarrow import parquet
 
 from jobs.scoring.job import score
 from jobs.scoring.outputs import check_kind
-from jobs.scoring.scored import ScoreResult
+from jobs.scoring.result import ScoreResult
 from jobs.training.job import train
 from storage.errors import UnreachableError, UsageError
 from tests.jobs.trainings import small
