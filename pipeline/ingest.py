@@ -1,20 +1,22 @@
 """The staged conversion: read -> check -> transform -> write -> verify -> publish."""
 
+import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from pipeline.convert import Conversion, convert_part
-from pipeline.sources.source import Source, SplitSource, open_source
-from pipeline.values import Report, range_of
+from pipeline.sources.source import Source, open_source
+from pipeline.sources.splits import SplitSource
+from pipeline.values import range_of
 from storage.dataset import Dataset, open_dataset
 from storage.dataset_writer import (
     ChunkRecord,
@@ -25,7 +27,8 @@ from storage.dataset_writer import (
     refuse_foreign,
     stage_dataset,
 )
-from storage.errors import ConflictError, UnreachableError, UsageError
+from storage.errors import ConflictError, UsageError
+from storage.events import Progress, event, no_progress
 from storage.location import Location, TakeOver
 from storage.places import Place, open_location
 from storage.preparation import BYTES, Preparation, ValueRange
@@ -34,15 +37,11 @@ from storage.schema import COMPRESSIONS, LZ4, METADATA_NAME, DatasetSchema, Spli
 if TYPE_CHECKING:
     from pipeline.cluster.client import Cluster
 
-T = TypeVar("T")
-
 DEFAULT_THREADS = min(4, os.cpu_count() or 1)
 
 BYTES_IN_FLIGHT = 8 * 2**20
 """Decoded bytes that are on their way at once, or a part for each thread where that is more."""
 
-BEST_COMPRESSION = 1000
-"""No images worth learning from shrink more than this."""
 EMNIST_HINT = (
     "These look like EMNIST's files, whose images are published with height and width "
     "swapped. Pass --transpose to have them upright."
@@ -59,6 +58,8 @@ Convert = Callable[[SplitSource, SplitWriter, Conversion], Generator[Converted, 
 Scaling = ValueRange | Literal["none"] | None
 """The range that is mapped to [0, 1]; None is 0 to 255 for bytes, and for other types the range of
 the training split."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,7 @@ def ingest(
     transpose: bool | None = None,
     take_over: TakeOver | None = None,
     threads: int = DEFAULT_THREADS,
-    report: Report = lambda stage, done, total: None,
-    announce: Callable[[str], None] = lambda text: None,
-    warn: Callable[[str], None] | None = None,
+    progress: Progress = no_progress,
     cluster: "Cluster | None" = None,
 ) -> IngestResult:
     """Turn a source into a published dataset at `out`; the workers of a `cluster` write its parts.
@@ -98,49 +97,61 @@ def ingest(
     `storage.schema`; without, a new dataset has LZ4, and one that is there may have any, as it may
     have any number of rows per chunk unless `rows_per_chunk` is given. `scale` is the range of
     values that stands for 0 to 1 (see `Scaling`); `transpose` swaps the images' height and width,
-    and where nothing is said of it `warn` tells of images that look transposed. `announce` is told
-    what `warn` is not there to take.
+    and where it is None a warning names images that look transposed. `progress` may raise.
 
     Raises `UsageError`, `BadDataError`, `ConflictError` or `UnreachableError`; whatever happens,
     nothing half-made is left at `out`, and an old dataset there stays until the new one is
     complete.
     """
     began = time.perf_counter()
+    _check_options(rows_per_chunk, compression)
+    if isinstance(source, str):
+        source = open_source(source, seed=seed)
+    target = open_location(out)
+    preparation = _preparation(source, scale, bool(transpose), progress)
+    schema = plan_dataset(source, preparation, rows_per_chunk, compression or LZ4, progress)
+    fingerprint = source.fingerprint(progress)
+    # The lock throughout, so that nobody comes between the look and the work.
+    with dataset_lock(target, take_over) as target:
+        recover(target)
+        refuse_foreign(target)
+        existing = None
+        if not overwrite:
+            existing = _same_dataset(target, schema, fingerprint, rows_per_chunk, compression)
+        dataset = existing
+        if dataset is None:
+            _announce(source, schema, preparation, threads, scale, transpose)
+            with stage_dataset(target, schema, overwrite=overwrite) as writer:
+                dataset = _convert(source, writer, fingerprint, threads, progress, cluster)
+    seconds = time.perf_counter() - began
+    return IngestResult(dataset, existing is not None, source.description, seconds)
+
+
+def _check_options(rows_per_chunk: int | None, compression: str | None) -> None:
     if rows_per_chunk is not None and rows_per_chunk < 1:
         raise UsageError(f"The rows per chunk are {rows_per_chunk}; expected at least 1.")
     if compression not in (None, *COMPRESSIONS):
         raise UsageError(
             f"The compression is {compression!r}; expected one of {', '.join(COMPRESSIONS)}."
         )
-    if isinstance(source, str):
-        source = open_source(source, seed=seed, announce=announce, warn=warn or announce)
-    target = open_location(out)
-    preparation = _preparation(source, scale, bool(transpose), report)
-    schema = plan_dataset(source, preparation, rows_per_chunk, compression or LZ4)
-    fingerprint = source.fingerprint()
-    # The lock throughout, so that nobody comes between the look and the work.
-    with dataset_lock(target, take_over) as target:
-        recover(target)
-        refuse_foreign(target)
-        dataset = None
-        if not overwrite:
-            dataset = _same_dataset(target, schema, fingerprint, rows_per_chunk)
-        if dataset is not None and compression not in (None, dataset.compression):
-            raise ConflictError(
-                f"{target} is there already, compressed by {dataset.compression} and not by "
-                f"{compression}. Pass --overwrite to replace it, or choose another --out."
-            )
-        already_done = dataset is not None
-        if dataset is None:
-            _check_room(target, schema)
-            announce(f"memory at most {memory_needed(schema, threads) / 1e6:,.0f} MB")
-            if scale is None and preparation.scaling != BYTES:
-                announce(f"{source.splits[0].dtype} images: {preparation}")
-            if transpose is None and _is_emnist(source):
-                (warn or announce)(EMNIST_HINT)
-            with stage_dataset(target, schema, overwrite=overwrite) as writer:
-                dataset = _convert(source, writer, fingerprint, threads, report, cluster)
-    return IngestResult(dataset, already_done, source.description, time.perf_counter() - began)
+
+
+def _announce(
+    source: Source,
+    schema: DatasetSchema,
+    preparation: Preparation,
+    threads: int,
+    scale: Scaling,
+    transpose: bool | None,
+) -> None:
+    """Log what an ingest needs, and what it decided by itself."""
+    needed = memory_needed(schema, threads)
+    event(logger, "memory", f"memory at most {needed / 1e6:,.0f} MB", bytes=needed)
+    if scale is None and preparation.scaling != BYTES:
+        logger.info("%s images: %s", source.splits[0].dtype, preparation)
+    names = [source.name, *(os.path.basename(split.origin) for split in source.splits)]
+    if transpose is None and any("emnist" in name.lower() for name in names):
+        logger.warning(EMNIST_HINT)
 
 
 def _same_dataset(
@@ -148,32 +159,33 @@ def _same_dataset(
     schema: DatasetSchema,
     fingerprint: dict[str, Any],
     rows_per_chunk: int | None,
+    compression: str | None,
 ) -> Dataset | None:
     """Return the dataset that is there if it was made from the same source in the same way.
 
-    Its chunks may have any size unless `rows_per_chunk` gives one. Raises `ConflictError` where
-    its values or its images were prepared in another way.
+    Its chunks may have any size and compression unless one is given. Raises `ConflictError` where
+    its values or its images were prepared in another way, or its chunks compressed.
     """
     if not target.exists(METADATA_NAME):
         return None
     existing = open_dataset(target)
-    splits = {name: split.schema for name, split in existing.splits.items()}
-    if rows_per_chunk is None and splits.keys() == schema.splits.keys():
-        splits = {
-            name: replace(
-                split,
-                chunk_rows=schema.splits[name].chunk_rows,
-                chunks_per_shard=schema.splits[name].chunks_per_shard,
-            )
-            for name, split in splits.items()
-        }
-    if existing.fingerprint != fingerprint or splits != schema.splits:
+    if existing.fingerprint != fingerprint:
+        return None
+    if rows_per_chunk is not None and any(
+        split.schema.chunk_rows != schema.splits[name].chunk_rows
+        for name, split in existing.splits.items()
+    ):
         return None
     if existing.preparation != schema.preparation:
         raise ConflictError(
             f"{target} is there already, made of the same files with {existing.preparation}; "
             f"these options mean {schema.preparation}. Pass --overwrite to replace it, or "
             f"{_options(existing.preparation)} to leave it as it is."
+        )
+    if compression not in (None, existing.compression):
+        raise ConflictError(
+            f"{target} is there already, compressed by {existing.compression} and not by "
+            f"{compression}. Pass --overwrite to replace it, or choose another --out."
         )
     return existing
 
@@ -185,7 +197,9 @@ def _options(preparation: Preparation) -> str:
     return f"--scale {chosen}{' --transpose' if preparation.transposed else ''}"
 
 
-def _preparation(source: Source, scale: Scaling, transpose: bool, report: Report) -> Preparation:
+def _preparation(
+    source: Source, scale: Scaling, transpose: bool, progress: Progress
+) -> Preparation:
     """Return a source's transforms; raise `UsageError` for one that cannot be applied to it."""
     split = next((split for split in source.splits if split.name == "train"), source.splits[0])
     if transpose and len(split.image_shape) < 2:
@@ -199,7 +213,7 @@ def _preparation(source: Source, scale: Scaling, transpose: bool, report: Report
     elif scale == "none":
         scaling = None
     else:
-        scaling = BYTES if split.dtype == np.uint8 else range_of(split, report)
+        scaling = BYTES if split.dtype == np.uint8 else range_of(split, progress)
     return Preparation(scaling, transpose, any(split.has_labels for split in source.splits))
 
 
@@ -216,53 +230,56 @@ def _check_type_reaches(dtype: np.dtype[Any], scale: ValueRange) -> None:
         )
 
 
-def _is_emnist(source: Source) -> bool:
-    """Whether its name, or a file's, is one of EMNIST's."""
-    names = (source.name, *(os.path.basename(split.origin) for split in source.splits))
-    return any("emnist" in name.lower() for name in names)
-
-
 def _convert(
     source: Source,
     writer: DatasetWriter,
     fingerprint: dict[str, Any],
     threads: int,
-    report: Report,
+    progress: Progress,
     cluster: "Cluster | None",
 ) -> Dataset:
     """Convert every split and publish them."""
-    schema = writer.schema
-    classes = np.array([int(name) for name in schema.class_names], dtype=np.int64)
+    classes = np.array([int(name) for name in writer.schema.class_names], dtype=np.int64)
     with ThreadPoolExecutor(threads, thread_name_prefix="ingest") as pool:
         convert: Convert = partial(_convert_here, pool, threads)
         if cluster is not None:
             from pipeline.cluster.tasks import convert_parts  # and with it Dask's cluster
 
             convert = partial(convert_parts, cluster)
-        records = {
-            split.name: _convert_split(
-                split,
-                writer.split(split.name),
-                Conversion(schema.preparation, classes, split.origin),
-                convert,
-                report,
-            )
-            for split in source.splits
-        }
-        files = [
-            {"split": split.name, **vars(file)} for split in source.splits for file in split.files()
-        ]
+        records, files = {}, []
+        for split in source.splits:
+            conversion = Conversion(writer.schema.preparation, classes, split.origin)
+            parts = convert(split, writer.split(split.name), conversion)
+            records[split.name] = _collect(split, parts, progress)
+            files += [{"split": split.name, **vars(file)} for file in split.files()]
         return writer.publish(records, files, fingerprint)
+
+
+def _collect(
+    split: SplitSource, parts: Generator[Converted, None, None], progress: Progress
+) -> list[ChunkRecord]:
+    """Return the chunk records of a split's parts as they are converted."""
+    stage = f"ingest {split.name}"
+    progress(stage, 0, split.rows)
+    records: list[ChunkRecord] = []
+    done = 0
+    with closing(parts):  # what runs ends before its output is removed
+        for rows, chunk_records in parts:
+            records += chunk_records
+            done += rows
+            progress(stage, done, split.rows)
+    return records
 
 
 def plan_dataset(
     source: Source,
     preparation: Preparation,
-    rows_per_chunk: int | None = None,
-    compression: str = LZ4,
+    rows_per_chunk: int | None,
+    compression: str,
+    progress: Progress,
 ) -> DatasetSchema:
-    """The schema of the dataset that a source becomes; reads headers and labels only."""
-    labels = sorted({label for split in source.splits for label in split.label_values()})
+    """Return the schema of the dataset that a source becomes; reads headers and labels only."""
+    labels = sorted({label for split in source.splits for label in split.label_values(progress)})
     first = source.splits[0]
     features = int(np.prod(first.image_shape))
     splits = {
@@ -286,45 +303,12 @@ def plan_dataset(
 
 
 def memory_needed(schema: DatasetSchema, threads: int = DEFAULT_THREADS) -> int:
-    """Bytes that an ingest needs at most; they do not grow with the rows."""
-    chunk = max(split.chunk_rows * split.row_bytes for split in schema.splits.values())
-    part = max(
-        split.chunk_rows * split.chunks_per_shard * split.row_bytes
-        for split in schema.splits.values()
-    )
+    """Return the bytes that an ingest needs at most; they do not grow with the rows."""
+    splits = schema.splits.values()
+    chunk = max(split.chunk_rows * split.row_bytes for split in splits)
+    part = max(split.chunk_rows * split.chunks_per_shard * split.row_bytes for split in splits)
     read = max(BYTES_IN_FLIGHT, threads * part) + part
     return BASE_MEMORY + read + threads * FORMS_OF_A_CHUNK * chunk
-
-
-def _check_room(target: Location, schema: DatasetSchema) -> None:
-    """Refuse what cannot fit on the disk, rather than fill it first."""
-    least, free = schema.decoded_bytes // BEST_COMPRESSION, target.free_bytes()
-    if least > free:
-        raise UnreachableError(
-            f"The dataset has {schema.decoded_bytes:,} bytes before compression; there are "
-            f"{free:,} free for {target}. Free some space, or choose another --out."
-        )
-
-
-def _convert_split(
-    split: SplitSource,
-    writer: SplitWriter,
-    conversion: Conversion,
-    convert: Convert,
-    report: Report,
-) -> list[ChunkRecord]:
-    """Convert a split, some parts at a time, and return its chunk records."""
-    stage = f"ingest {split.name}"
-    report(stage, 0, split.rows)
-    records: list[ChunkRecord] = []
-    done = 0
-    # What runs ends before its output is removed.
-    with closing(convert(split, writer, conversion)) as parts:
-        for rows, chunk_records in parts:
-            records += chunk_records
-            done += rows
-            report(stage, done, split.rows)
-    return records
 
 
 def _convert_here(
@@ -334,23 +318,12 @@ def _convert_here(
     writer: SplitWriter,
     conversion: Conversion,
 ) -> Generator[Converted, None, None]:
-    """Each part converted, in order, by the threads of a pool."""
-    part_bytes = writer.part_rows * writer.schema.row_bytes
-    return _bounded(
-        (
-            pool.submit(convert_part, part, writer, conversion)
-            for part in split.parts(writer.part_rows)
-        ),
-        max(threads, BYTES_IN_FLIGHT // part_bytes),
-    )
-
-
-def _bounded(submitted: "Iterator[Future[T]]", limit: int) -> Generator[T, None, None]:
-    """The futures' results in order, with at most `limit` of them under way."""
-    waiting: deque[Future[T]] = deque()
-    for future in submitted:
-        waiting.append(future)
-        if len(waiting) >= limit:
+    """Convert each part on the threads of a pool; yield the results in order."""
+    most = max(threads, BYTES_IN_FLIGHT // (writer.part_rows * writer.schema.row_bytes))
+    waiting: deque[Future[Converted]] = deque()
+    for part in split.parts(writer.part_rows):
+        waiting.append(pool.submit(convert_part, part, writer, conversion))
+        if len(waiting) >= most:
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()

@@ -1,7 +1,6 @@
 """The values of images: their range, and whether the arithmetic can hold them."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,10 +9,9 @@ from numpy.typing import NDArray
 from pipeline.sources.splits import SplitSource
 from storage.dataset import Split
 from storage.errors import BadDataError
+from storage.events import Progress
 from storage.preparation import LARGEST, ValueRange
 from storage.schema import SplitSchema
-
-Report = Callable[[str, int, int], None]
 
 
 def check_values(
@@ -61,7 +59,7 @@ def _misfit(
     )
 
 
-def range_of(split: SplitSource, report: Report) -> ValueRange:
+def range_of(split: SplitSource, progress: Progress) -> ValueRange:
     """The range of a split's values, from one pass over its images.
 
     Raises `BadDataError` as `check_values` does.
@@ -74,7 +72,7 @@ def range_of(split: SplitSource, report: Report) -> ValueRange:
         low, high = check_values(images, None, split.origin, part.start)
         lows.append(low)
         highs.append(high)
-        report(f"range of {split.name}", part.stop, split.rows)
+        progress(f"range of {split.name}", part.stop, split.rows)
     return ValueRange.covering(min(lows), max(highs))
 
 

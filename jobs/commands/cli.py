@@ -137,16 +137,11 @@ def ingest(
         options = store_options(storage_options, out)
         place = None if out is None else open_location(out, options)  # refused before downloads
 
-        def check() -> None:
+        def progress(stage: str, done: int, total: int, note: str = "") -> None:
+            console.progress(stage, done, total, note)
             stop.check("Stopped; nothing was published. Run the same command to begin again.")
 
-        def report(stage: str, done: int, total: int) -> None:
-            console.progress(stage, done, total)
-            check()
-
-        opened = open_source(
-            source, seed=seed, announce=console.say, warn=console.warn, check=check
-        )
+        opened = open_source(source, seed=seed)
         with opened_cluster("ingest", chosen, console.say, stop) as cluster:
             result = run_ingest(
                 opened,
@@ -157,9 +152,7 @@ def ingest(
                 transpose=transpose,
                 overwrite=overwrite,
                 take_over=console.warn if take_over else None,
-                report=report,
-                announce=console.say,
-                warn=console.warn,
+                progress=progress,
                 cluster=cluster,
             )
         told = ingest_report(result)

@@ -36,12 +36,12 @@ def _run_demo(directory: Path, console: Console, stop: StopSignal) -> Report:
     began = time.perf_counter()
     source = _source(console)
 
-    def report(stage: str, done: int, total: int) -> None:
-        console.progress(stage, done, total)
+    def report(stage: str, done: int, total: int, note: str = "") -> None:
+        console.progress(stage, done, total, note)
         stop.check("Stopped.")
 
     dataset_place = directory / "data" / source.name
-    made = ingest(source, dataset_place, report=report)
+    made = ingest(source, dataset_place, progress=report)
     console.say(ingest_report(made).text + "\n")
     run_place = directory / "runs" / source.name
     trained = train(
@@ -83,7 +83,7 @@ def _run_demo(directory: Path, console: Console, stop: StopSignal) -> Report:
 def _source(console: Console) -> Source:
     """MNIST where it can be had, else generated digits; says which."""
     try:
-        source = open_source("mnist", announce=console.say)
+        source = open_source("mnist")
     except UnreachableError as error:
         console.say(f"{error}\nMeanwhile the demo draws digits itself.")
         source = open_source("synthetic")

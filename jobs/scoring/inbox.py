@@ -297,18 +297,18 @@ class _Inbox:
         """The dataset of a raw file, in memory for a few chunks of it."""
         from jobs.training.model import check_images
         from pipeline.ingest import ingest
+        from pipeline.sources.idx_split import IdxSplit
         from pipeline.sources.source import Source
-        from pipeline.sources.splits import IdxSplit
 
         batch = self._batch
         model = batch.load_model()
 
-        def report(stage: str, done: int, total: int) -> None:
-            batch.listener.progress(f"{stage} {item.name}", done, total)
+        def progress(stage: str, done: int, total: int, note: str = "") -> None:
+            batch.listener.progress(f"{stage} {item.name}{note}", done, total)
             self._check_stop()
 
         images, labels = files[0], files[1] if len(files) > 1 else None
-        rows = IdxSplit(SPLIT, images, labels, self._check_stop)
+        rows = IdxSplit(SPLIT, images, labels)
         preparation = model.preparation
         shape = preparation.image_shape(rows.image_shape)
         check_images(model, str(images), shape, str(rows.dtype))
@@ -318,8 +318,7 @@ class _Inbox:
             scale=preparation.scaling or "none",
             transpose=preparation.transposed,
             take_over=batch.config.take_over,
-            report=report,
-            announce=batch.listener.say,
+            progress=progress,
         ).dataset
         if content != _digest_of_sources(dataset):
             raise BadDataError(f"{item.name} changed while it was being read.")

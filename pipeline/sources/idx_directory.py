@@ -1,87 +1,61 @@
 """The IDX set that a directory holds: which files are read, and what is said of the others."""
 
+import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 
 from pipeline.sources.idx_names import (
-    COMPRESSIONS,
     SPLITS,
     UNFINISHED,
     IdxName,
     choose_one,
     is_company,
-    propose_name,
+    nearest_role,
     read_name,
 )
 from storage.errors import BadDataError, PipelineError, UnreachableError
-from storage.idx import TYPE_NAMES, read_header
+from storage.idx import read_header
 
 MOST_LOOKED_INTO = 200
 """Directories below one without IDX files that are searched for them."""
 SHOWN_NAMES = 5
 """More files than this are counted, not named."""
 
-
 Role = tuple[str, str]
 """Split and kind."""
-Chosen = dict[Role, tuple[IdxName, Path]]
-"""The files that are read."""
+SplitFiles = dict[str, Path]
+"""The files of a split by kind: `images`, and `labels` where there are any."""
+
+logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class SplitFiles:
-    """The files of one split."""
+def find_idx_files(directory: Path) -> tuple[str, dict[str, SplitFiles]]:
+    """Return the prefix and the files, by split, of the IDX set in a directory, by their names.
 
-    images: Path
-    labels: Path | None
-    """None for an unlabelled split."""
-
-
-@dataclass(frozen=True)
-class NamedSet:
-    """The one IDX set that a directory holds."""
-
-    prefix: str
-    """What stands before the split in its names, such as `emnist-letters`; often empty."""
-    splits: dict[str, SplitFiles]
-    """By split, in the order of `SPLITS`; at least one of them."""
-
-
-def find_idx_files(directory: Path, warn: Callable[[str], None]) -> NamedSet:
-    """Return the IDX set in `directory`, by names; `warn` of IDX files that are not used.
-
-    Only files that the set does not use are opened, for their first bytes. Raises `BadDataError`
-    where there is no set, where files of several sets lie side by side, labels without their
-    images, or a file that nearly has the name of one that is missing; `UnreachableError` where
-    the directory cannot be listed.
+    IDX files that are not used are named in a warning. Raises `BadDataError` where there is no
+    set, where files of several sets lie side by side, labels without their images, or a file that
+    nearly has the name of a missing one; `UnreachableError` where the directory cannot be listed.
     """
-    paths = _visible_files(directory)
-    names = {path: read_name(path.name) for path in paths}
-    expected = {path: name for path, name in names.items() if name.is_expected}
-    _check_one_set(directory, expected.values())
-    chosen = dict(_chosen(directory, expected))
-    bases = {name.base for name, _ in chosen.values()}  # a file's compressed forms have the same
-    others = [path for path in paths if names[path].base not in bases]
-    _check_the_others(directory, others, chosen, warn)
-    _check_links(directory, chosen)
+    names = [read_name(name) for name in _visible_files(directory)]
+    expected = [name for name in names if name.split]
+    if len({name.prefix for name in expected}) > 1:
+        raise _ambiguous_error(directory, "files of several sets", expected)
+    chosen = _choose(directory, expected)
+    bases = {name.base for name in chosen.values()}  # a file's compressed forms have the same
+    _check_others(directory, [name for name in names if name.base not in bases], chosen)
     if not chosen:
         raise _none_error(directory)
-    splits = {
-        split: _split_files(split, chosen)
-        for split in SPLITS
-        if any(role[0] == split for role in chosen)
-    }
-    return NamedSet(next(iter(expected.values())).prefix, splits)
+    return expected[0].prefix, _by_split(directory, chosen)
 
 
-def _visible_files(directory: Path) -> list[Path]:
+def _visible_files(directory: Path) -> list[str]:
     try:
         return sorted(
-            path
+            path.name
             for path in directory.iterdir()
-            if not path.name.startswith(".") and path.is_file()  # `._name` is macOS's shadow
+            if not path.name.startswith(".") and not path.is_dir()  # `._name` is macOS's shadow
         )
     except OSError as error:
         raise UnreachableError(
@@ -90,115 +64,105 @@ def _visible_files(directory: Path) -> list[Path]:
         ) from error
 
 
-def _check_one_set(directory: Path, expected: Iterable[IdxName]) -> None:
-    names = list(expected)
-    if len({name.prefix for name in names}) > 1:
-        raise _ambiguous_error(directory, "files of several sets", names)
-
-
-def _chosen(
-    directory: Path, expected: dict[Path, IdxName]
-) -> Iterator[tuple[Role, tuple[IdxName, Path]]]:
-    by_name = {name.name: path for path, name in expected.items()}
+def _choose(directory: Path, expected: list[IdxName]) -> dict[Role, IdxName]:
     rivals: dict[Role, list[IdxName]] = {}
-    for name in expected.values():
+    for name in expected:
         rivals.setdefault((str(name.split), name.kind), []).append(name)
+    chosen = {}
     for (split, kind), names in rivals.items():
-        chosen = choose_one(names)
-        if chosen is None:
+        one = choose_one(names)
+        if one is None:
             raise _ambiguous_error(directory, f"several {split} {kind[:-1]} files", names)
-        yield (split, kind), (chosen, by_name[chosen.name])
+        if not (directory / one.name).exists():
+            raise BadDataError(
+                f"{directory / one.name} is a link to a file that is not there. Fetch it "
+                "(`git annex get` where git-annex keeps it), or remove the link."
+            )
+        chosen[split, kind] = one
+    return chosen
 
 
-def _check_the_others(
-    directory: Path, paths: list[Path], chosen: Chosen, warn: Callable[[str], None]
-) -> None:
+def _check_others(directory: Path, others: list[IdxName], chosen: dict[Role, IdxName]) -> None:
     """Warn of what is IDX and not used; refuse what nearly has the name of a missing file."""
-    near: list[str] = []
-    unused: list[str] = []
-    for path in paths:
-        header, compression, reason = _peek(path)
-        proposed = None
-        if header is not None or not is_company(path.name):
-            proposed = propose_name(path.name, header, compression)
-        if proposed is None or read_name(path.name).is_expected:
-            if header is not None or proposed is not None:
-                unused.append(path.name)
-            continue
-        name = read_name(proposed)
-        if (str(name.split), name.kind) in chosen:
-            unused.append(path.name)
-        elif UNFINISHED.fullmatch(path.name):
-            near.append(f"{path.name} is an unfinished download of {proposed}: finish it")
-        elif reason:
-            near.append(f"{path.name} cannot be used as {proposed}: {reason}")
-        else:
-            near.append(f"rename {path.name} to {proposed}")
+    near, unused = [], []
+    for other in others:
+        dimensions, ending, reason = _peek(directory / other.name)
+        role = None
+        if dimensions is not None or not is_company(other.name):
+            role = nearest_role(other.name, dimensions)
+        if role is not None and role not in chosen:
+            near.append(_rename(other.name, role, dimensions, ending, reason, chosen))
+        elif role is not None or dimensions is not None:
+            unused.append(other.name)
     if near:
         raise BadDataError(
             f"{directory} has files that nearly have the name of an IDX file, and would be left "
-            f"out: {'; '.join(_shown(near))}. Or move them to another directory."
+            f"out: {_shown(near, '; ')}. Or move them to another directory."
         )
     if unused:
-        used = ", ".join(name.name for name, _ in chosen.values())
-        odd = [name for name in unused if not read_name(name).is_expected]
-        hint = (
-            " A name must say the split and the kind, as train-images-idx3-ubyte does."
-            if odd
-            else ""
-        )
-        warn(
-            f"{directory} has unused files that are IDX by content or name: "
-            f"{', '.join(_shown(unused))}. Used: {used or 'none'}.{hint}"
+        logger.warning(
+            "%s has unused files that are IDX by content or name: %s. Used: %s. A name must say "
+            "the split and the kind, as train-images-idx3-ubyte does.",
+            directory,
+            _shown(unused),
+            ", ".join(name.name for name in chosen.values()) or "none",
         )
 
 
-def _check_links(directory: Path, chosen: Chosen) -> None:
-    """Refuse a broken link with the name of a file that is missing."""
-    for path in sorted(directory.iterdir()):
-        name = read_name(path.name)
-        if name.is_expected and (str(name.split), name.kind) not in chosen and not path.exists():
-            raise BadDataError(
-                f"{path} is a link to a file that is not there. Fetch it (`git annex get` where "
-                "git-annex keeps it), or remove the link."
-            )
-
-
-def _peek(path: Path) -> tuple[tuple[int, str] | None, str, str]:
-    """Return the dimensions and element type of an IDX file, and its compression.
-
-    None for a file that is not IDX, the compression by its name, and the reason.
-    """
+def _peek(path: Path) -> tuple[int | None, str, str]:
+    """Return an IDX file's dimensions and compression; None for another, and what is wrong."""
     try:
-        header, compression = read_header(path)
+        header, ending = read_header(path)
     except PipelineError as error:
-        by_name = next((end for end in COMPRESSIONS[1:] if end in path.name.lower()), "")
-        return None, by_name, str(error).removeprefix(f"{path}: ").rstrip(".")
-    return (len(header.shape), TYPE_NAMES[header.dtype.name]), compression, ""
+        return None, "", str(error).removeprefix(f"{path}: ").rstrip(".")
+    return len(header.shape), ending, ""
 
 
-def _split_files(split: str, chosen: Chosen) -> SplitFiles:
-    images, labels = (chosen.get((split, kind)) for kind in ("images", "labels"))
-    if images is None:
-        assert labels is not None
-        raise BadDataError(
-            f"{labels[1]}: these {split} labels have no images beside them; expected a file such "
-            f"as {split}-images-idx3-ubyte. Add the images, or move the labels away."
-        )
-    return SplitFiles(images[1], None if labels is None else labels[1])
+def _rename(
+    name: str,
+    role: Role,
+    dimensions: int | None,
+    ending: str,
+    reason: str,
+    chosen: dict[Role, IdxName],
+) -> str:
+    """Return what to do with a file that nearly has the name of a missing one."""
+    split, kind = role
+    prefix = next((f"{other.prefix}-" for other in chosen.values() if other.prefix), "")
+    usual = 3 if kind == "images" else 1
+    proposed = f"{prefix}{split}-{kind}-idx{dimensions or usual}-ubyte{ending}"
+    if UNFINISHED.fullmatch(name):
+        return f"{name} is an unfinished download: finish it"
+    if reason:
+        return f"{name} cannot be used as {proposed}: {reason}"
+    return f"rename {name} to {proposed}"
+
+
+def _by_split(directory: Path, chosen: dict[Role, IdxName]) -> dict[str, SplitFiles]:
+    found: dict[str, SplitFiles] = {}
+    for split in SPLITS:
+        files = {kind: directory / name.name for (of, kind), name in chosen.items() if of == split}
+        if files and "images" not in files:
+            raise BadDataError(
+                f"{files['labels']}: these {split} labels have no images beside them; expected a "
+                f"file such as {split}-images-idx3-ubyte. Add it, or move the labels away."
+            )
+        if files:
+            found[split] = files
+    return found
 
 
 def _none_error(directory: Path) -> BadDataError:
-    below = _directories_with_idx(directory)
+    """Name the directories below that hold a set, such as torchvision's MNIST/raw."""
+    below = [
+        path
+        for path, _, names in islice(os.walk(directory), MOST_LOOKED_INTO)
+        if any(read_name(name).split for name in names)
+    ]
     if below:
         return BadDataError(
-            f"{directory} has no IDX files itself; there are some in "
-            f"{', '.join(_shown([str(path) for path in below]))}. "
-            + (
-                "Give that directory instead."
-                if len(below) == 1
-                else "Give one of these directories, or put the files of a set into one."
-            )
+            f"{directory} has no IDX files itself; there are some in {_shown(sorted(below))}. "
+            "Give the directory of one set."
         )
     return BadDataError(
         f"{directory}: found no IDX file by its name; expected train-images-idx3-ubyte and "
@@ -208,40 +172,9 @@ def _none_error(directory: Path) -> BadDataError:
     )
 
 
-def _directories_with_idx(directory: Path) -> list[Path]:
-    """Return the nearest directories below that hold a set, such as torchvision's MNIST/raw."""
-    level = [directory]
-    looked_into = 0
-    while level and looked_into < MOST_LOOKED_INTO:
-        below = [
-            Path(entry.path)
-            for parent in level
-            for entry in _entries(parent)
-            if entry.is_dir(follow_symlinks=False) and not entry.name.startswith(".")
-        ][:MOST_LOOKED_INTO]
-        looked_into += len(below)
-        found = [path for path in below if _has_expected_name(path)]
-        if found:
-            return sorted(found)
-        level = below
-    return []
-
-
-def _has_expected_name(directory: Path) -> bool:
-    return any(read_name(entry.name).is_expected for entry in _entries(directory))
-
-
-def _entries(directory: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(directory) as entries:
-            return list(entries)
-    except OSError:
-        return []
-
-
-def _shown(names: list[str]) -> list[str]:
+def _shown(names: list[str], separator: str = ", ") -> str:
     more = len(names) - SHOWN_NAMES
-    return names if more <= 0 else [*names[:SHOWN_NAMES], f"and {more:,} more"]
+    return separator.join([*names[:SHOWN_NAMES], *([f"and {more:,} more"] if more > 0 else [])])
 
 
 def _ambiguous_error(directory: Path, what: str, names: Iterable[IdxName]) -> BadDataError:

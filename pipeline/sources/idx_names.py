@@ -20,7 +20,7 @@ UNFINISHED = re.compile(
 )
 """Names that copying and downloading programs give to what they have not finished."""
 
-_SPLIT_WORDS = {
+_SPLIT_OF = {
     "train": "train",
     "training": "train",
     "val": "validation",
@@ -36,9 +36,9 @@ _TYPES = (
     "float|float32|f32|double|float64|f64"
 )
 _EXPECTED = re.compile(
-    r"(?:(?P<prefix>.+)[-_.])?"
-    r"(?:(?P<train>train)[^-_.]*|(?P<test>test|t10k)[^-_.]*|validation|valid|val|dev)"
-    r"[-_.](?P<kind>image|label)s?"
+    r"(?:(?P<prefix>[^.].*)[-_.])?"
+    r"(?:(?P<split>train|test|t10k)[^-_.]*|(?P<validation>validation|valid|val|dev))"
+    r"[-_.](?:image|label)s?"
     rf"[-_.]idx\d*(?:[-_.](?:{_TYPES}))?",
     re.IGNORECASE | re.DOTALL,
 )
@@ -47,26 +47,13 @@ _KIND = re.compile(r"(image|label)s?(?!l?ed)", re.IGNORECASE)
 _FORMAT = re.compile(
     rf"idx(?P<dimensions>\d*)(?:[-_.](?:{_TYPES})\b)?|\b(?:{_TYPES})\b", re.IGNORECASE
 )
-_SEPARATORS = re.compile(r"[-_.\s]+")
+_COPY = r"[ _-]*\(\d+\)|[ _-]+copy(?:[ _-]*\(?\d+\)?)?|\?[^/]*"
 _ADDED = re.compile(
-    r"\A(?P<before>copy of )?(?P<name>.*?)"
-    r"(?:[ _-]*\(\d+\)|[ _-]+copy(?:[ _-]*\(?\d+\)?)?|\?[^/]*)?"
-    r"(?P<packed>\.gz|\.xz)?"
-    r"(?:\.\d+|[ _-]*\(\d+\)|[ _-]+copy(?:[ _-]*\(?\d+\)?)?|\?[^/]*)?\Z",
+    rf"(?:copy of )?(?P<name>.*?)(?:{_COPY})?(?P<compression>\.gz|\.xz)?(?:\.\d+|{_COPY})?",
     re.IGNORECASE | re.DOTALL,
 )
 """What wget, browsers and file managers add to the name of a second copy, or keep of a URL."""
 
-_SPLIT_WORD = re.compile(
-    r"(?<![a-z])(training|train|testing|test|t10k|validation|valid|val|dev)"
-    r"(?=[^a-z]|image|img|label|lbl|idx|\Z)",
-    re.IGNORECASE,
-)
-_KIND_WORD = re.compile(
-    r"(?P<images>images?|img|(?<![a-z0-9])x(?![a-z0-9]))|"
-    r"(?P<labels>labels?|lbl|lable|target|(?<![a-z0-9])y(?![a-z0-9]))",
-    re.IGNORECASE,
-)
 _OTHER_ENDINGS = (
     "arw asc avi avif b2 bmp cff cfg cksum conf cr2 cr3 crc crc32 css csv ctl db dng doc docx "
     "done eml flac flag gif heic heif htm html ini ipynb jp2 jpeg jpg js json jsonl jxl lnk "
@@ -93,9 +80,9 @@ class IdxName:
     base: str
     """The name without .gz or .xz."""
     prefix: str
-    """What stands before the split in an expected name, such as `emnist-letters`; often empty."""
+    """What stands before the split, such as `emnist-letters`; often empty."""
     split: str | None
-    """One of `SPLITS`; None where the name is not an expected one."""
+    """One of `SPLITS`; None where the name is not one of an IDX file with split and kind."""
     kind: str
     """`images` or `labels`."""
     says_kind: bool
@@ -107,30 +94,30 @@ class IdxName:
     stem: str
     """The same for images and the labels that go with them: `words`, with one word for a split."""
 
-    @property
-    def is_expected(self) -> bool:
-        """Whether the name alone tells the split, the kind and that it is IDX."""
-        return self.split is not None
-
 
 def read_name(name: str) -> IdxName:
     """Return what a name says; a file that does not say that it holds labels holds images."""
-    base = _without_compression(name)
+    base = name.removesuffix(compression_of(name))
     kinds = _KIND.findall(base)
     kind = "labels" if kinds and kinds[-1].lower() == "label" else "images"
     digits = [match["dimensions"] for match in _FORMAT.finditer(base) if match["dimensions"]]
-    dimensions = int(digits[-1][:3]) if digits else 0
-    tokens = _SEPARATORS.split(_KIND.sub("-", _FORMAT.sub("-", base)).lower())
-    words = [token for token in tokens if token]
-    stem = "-".join(_SPLIT_WORDS.get(word, word) for word in words)
+    rest = _KIND.sub("-", _FORMAT.sub("-", base)).lower()
+    words = [word for word in re.split(r"[-_.\s]+", rest) if word]
     prefix, split = "", None
-    expected = None if base.startswith(".") else _EXPECTED.fullmatch(base)
-    if expected is not None:
+    if expected := _EXPECTED.fullmatch(base):
         prefix = expected["prefix"] or ""
-        split = "train" if expected["train"] else "test" if expected["test"] else "validation"
+        split = _SPLIT_OF[(expected["split"] or expected["validation"]).lower()]
     return IdxName(
-        name, base, prefix, split, kind, bool(kinds), dimensions, "-".join(words), stem
-    )  # fmt: skip
+        name=name,
+        base=base,
+        prefix=prefix,
+        split=split,
+        kind=kind,
+        says_kind=bool(kinds),
+        dimensions=int(digits[-1][:3]) if digits else 0,
+        words="-".join(words),
+        stem="-".join(_SPLIT_OF.get(word, word) for word in words),
+    )
 
 
 def choose_one(rivals: Sequence[IdxName]) -> IdxName | None:
@@ -144,7 +131,7 @@ def choose_one(rivals: Sequence[IdxName]) -> IdxName | None:
         rivals = [rival for rival in rivals if rival.dimensions == fewest]
     if len({rival.base for rival in rivals}) > 1:
         return None
-    return min(rivals, key=lambda rival: COMPRESSIONS.index(_compression(rival.name)))
+    return min(rivals, key=lambda rival: COMPRESSIONS.index(compression_of(rival.name).lower()))
 
 
 def by_stem(names: Iterable[str]) -> dict[str, dict[str, list[IdxName]]]:
@@ -158,57 +145,31 @@ def by_stem(names: Iterable[str]) -> dict[str, dict[str, list[IdxName]]]:
 def tidied(name: str) -> str:
     """Return a name without what wget, browsers and file managers add to that of a second copy."""
     match = _ADDED.fullmatch(name)
-    return name if match is None else match["name"] + (match["packed"] or "")
+    return name if match is None else match["name"] + (match["compression"] or "")
 
 
-def propose_name(name: str, header: tuple[int, str] | None, compression: str) -> str | None:
-    """Return the expected name that `name` comes near; None where it tells no split and kind.
+def nearest_role(name: str, dimensions: int | None) -> tuple[str, str] | None:
+    """Return the split and kind that a name nearly says; None where it says no such thing.
 
-    `header` is the file's number of dimensions and element type, where its content is IDX: then
-    the name need not say so, nor which kind it is. `compression` is one of `COMPRESSIONS`.
+    `dimensions` are those of a file whose content is IDX: then the name need not say so.
     """
-    base = _without_compression(tidied(name))
-    kind_word = _KIND_WORD.search(base)
-    split = _SPLIT_WORD.search(base) or _misspelt_split(base, kind_word)
-    claims = re.search(r"idx|ubyte", base, re.IGNORECASE)
-    if split is None or (header is None and not (claims and kind_word)):
+    idx_name = read_name(tidied(name))
+    near = (get_close_matches(word, _SPLIT_OF, 1, 0.75) for word in idx_name.words.split("-"))
+    split = next((_SPLIT_OF[matches[0]] for matches in near if matches), None)
+    claims_idx = idx_name.says_kind and re.search("idx|ubyte", name, re.IGNORECASE)
+    if split is None or (dimensions is None and not claims_idx):
         return None
-    kind = kind_word.lastgroup if kind_word else None
-    if kind is None and header is not None:
-        kind = "labels" if header[0] == 1 else "images"
-    known = {"images": (3, "ubyte"), "labels": (1, "ubyte")}[str(kind)]
-    dimensions, element_type = header or known
-    first = min(match.start() for match in (split, kind_word) if match)
-    prefix = base[:first].rstrip("-_. ")
-    word = _split_word(split[1])
-    return (
-        f"{prefix}{'-' if prefix else ''}{word}-{kind}-idx{dimensions}-{element_type}{compression}"
-    )
-
-
-def _misspelt_split(base: str, kind_word: re.Match[str] | None) -> re.Match[str] | None:
-    """Return the word before that for the kind, where it is nearly one for a split."""
-    before = "" if kind_word is None else base[: kind_word.start()]
-    word = re.search(r"([a-z0-9]+)[-_.\s]*\Z", before, re.IGNORECASE)
-    return word if word and _split_word(word[1]) else None
-
-
-def _split_word(word: str) -> str:
-    """Return the word for a split that `word` is or nearly is; empty where there is none."""
-    return next(iter(get_close_matches(word.lower(), _SPLIT_WORDS, 1, 0.75)), "")
+    by_content = "labels" if dimensions == 1 else "images"
+    return split, idx_name.kind if idx_name.says_kind else by_content
 
 
 def is_company(name: str) -> bool:
-    """Whether a name is that of something that lies beside data: a checksum, a note, a picture."""
-    base = _without_compression(name)
+    """Return whether something lies beside data by its name: a checksum, a note, a picture."""
+    base = name.removesuffix(compression_of(name))
     ending = base.rpartition(".")[2].lower() if "." in base else ""
     return ending in _OTHER_ENDINGS.split() or _OTHER_NAMES.fullmatch(base) is not None
 
 
-def _compression(name: str) -> str:
-    ending = name[-3:].lower()
-    return ending if ending in COMPRESSIONS else ""
-
-
-def _without_compression(name: str) -> str:
-    return name[: -len(ending)] if (ending := _compression(name)) else name
+def compression_of(name: str) -> str:
+    """Return the ending that says how a file is compressed, as it stands; empty for a raw one."""
+    return name[-3:] if name[-3:].lower() in COMPRESSIONS else ""

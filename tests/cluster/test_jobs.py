@@ -56,11 +56,11 @@ def test_ingest(files: Path, tmp_path: Path) -> None:
 
             def report(stage: str, done: int, total: int) -> None:
                 nonlocal reports
-                reports += 1
-                if reports == 4:
+                reports += 1 if done else 0
+                if done and reports == 4:
                     workers.kill_worker(0)
                     workers.add_worker()
-                if reports == 9:
+                if done and reports == 9:
                     workers.kill_worker(1)
 
             for number, source in enumerate((str(files), "synthetic:900,150")):
@@ -69,7 +69,7 @@ def test_ingest(files: Path, tmp_path: Path) -> None:
                     source,
                     tmp_path / f"there-{number}",
                     rows_per_chunk=70,
-                    report=report,
+                    progress=report,
                     cluster=client,
                 )
                 assert here.dataset.digest == there.dataset.digest
@@ -91,13 +91,13 @@ def test_ingest_beside_a_worker_that_stands_still(
 
         def report(stage: str, done: int, total: int) -> None:
             nonlocal reports
-            reports += 1
-            if reports == 4:
+            reports += 1 if done else 0
+            if done and reports == 4:
                 workers.signal_worker(0, signal.SIGSTOP)
 
         with client:
             there = ingest(
-                str(files), tmp_path / "there", rows_per_chunk=20, report=report, cluster=client
+                str(files), tmp_path / "there", rows_per_chunk=20, progress=report, cluster=client
             )
     assert here.dataset.digest == there.dataset.digest
 

@@ -103,7 +103,7 @@ def test_an_ingest_that_stops(standing: Cluster, tmp_path: Path) -> None:
                 "synthetic:24000,10",
                 tmp_path / "d",
                 rows_per_chunk=4000,
-                report=stop,
+                progress=stop,
                 cluster=client,
             )
         running: Any = client.client.run(running_tasks, client.job)

@@ -1,6 +1,7 @@
 """Compression at ingest: what is chosen is what Zarr finds, and nothing else depends on it."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zarr
@@ -51,14 +52,21 @@ def test_a_dataset_that_is_there(out: Path, there: str) -> None:
     assert (False, other) == (replaced.already_done, replaced.dataset.compression)
 
 
-def test_a_compression_that_is_none(out: Path) -> None:
-    """It is wrong usage, told before anything is made."""
-    with pytest.raises(UsageError, match="'gzip'; expected one of lz4, lz4hc, zstd"):
-        ingest(SOURCE, out, compression="gzip")
-    assert not out.exists()
-
-
 def test_the_command_knows_all_of_them() -> None:
     """The choices, which stand beside the command for the sake of a fast help, are all there."""
     option = next(o for o in cli.commands["ingest"].params if o.name == "compression")
     assert list(COMPRESSIONS) == list(option.type.to_info_dict()["choices"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"compression": "gzip"}, "'gzip'; expected one of lz4, lz4hc, zstd"),
+        ({"rows_per_chunk": 0}, "The rows per chunk are 0; expected at least 1."),
+    ],
+)
+def test_options_out_of_range(out: Path, options: dict[str, Any], message: str) -> None:
+    """It is wrong usage, told before anything is made."""
+    with pytest.raises(UsageError, match=message):
+        ingest(SOURCE, out, **options)
+    assert not out.exists()

@@ -21,8 +21,6 @@ from storage.errors import (
     BadDataError,
     ConflictError,
     PipelineError,
-    UnreachableError,
-    UsageError,
 )
 from storage.idx import IdxReader
 from storage.places import open_location
@@ -141,14 +139,6 @@ def test_element_types_and_shapes(
     assert pytest.approx(1) == high * attributes["scale_factor"] + attributes["add_offset"]
 
 
-def test_what_is_not_used_is_announced(source: Path, out: Path) -> None:
-    """From Python, too, an IDX file that is left out is named."""
-    write_idx(source / "more.idx", images(3))
-    announced: list[str] = []
-    ingest(str(source), out, announce=announced.append)
-    assert "IDX by content or name: more.idx" in announced[0]
-
-
 @pytest.mark.parametrize("values", [(1, 26, 5), (7, 0, 300_000), (200,)])
 def test_labels(tmp_path: Path, out: Path, values: tuple[int, ...]) -> None:
     """The classes are the labels found, in ascending order, however large they are."""
@@ -175,16 +165,6 @@ def test_classes_of_both_splits(tmp_path: Path, out: Path) -> None:
     assert (2, 0, 1) == dataset.split("test").record.class_counts
 
 
-def test_labels_with_more_columns(tmp_path: Path, out: Path) -> None:
-    """Of QMNIST's label files the first column is the class."""
-    table = np.arange(24, dtype=np.int32).reshape(3, 8)
-    write_idx(tmp_path / "qmnist-test-images-idx3-ubyte", images(3))
-    write_idx(tmp_path / "qmnist-test-labels-idx2-int", table)
-    dataset = ingest(str(tmp_path), out).dataset
-    assert ("0", "8", "16") == dataset.class_names
-    assert "qmnist" == dataset.name
-
-
 def test_an_unlabelled_split(source: Path, out: Path) -> None:
     """A test split without labels is kept without targets, beside a labelled one."""
     (source / TEST_LABELS).unlink()
@@ -201,14 +181,6 @@ def test_no_labels_at_all(tmp_path: Path, out: Path) -> None:
     dataset = ingest(str(tmp_path), out).dataset
     assert () == dataset.class_names
     assert ("bias-column", "scale-1/255") == dataset.transforms
-
-
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_one_split_alone(source: Path, out: Path, split: str) -> None:
-    """A train or test split alone is fine."""
-    for path in source.glob("t10k*" if split == "train" else "train*"):
-        path.unlink()
-    assert [split] == list(ingest(str(source), out).dataset.splits)
 
 
 def test_sources_are_recorded(source: Path, out: Path) -> None:
@@ -338,12 +310,12 @@ def test_a_failure_leaves_the_old_dataset(source: Path, out: Path, overwrite: bo
 def test_a_failing_progress_report(source: Path, out: Path) -> None:
     """Whatever ends an ingest half-way, Ctrl-C say, nothing half-made is left."""
 
-    def interrupt(stage: str, done: int, total: int) -> None:
+    def interrupt(stage: str, done: int, total: int, note: str = "") -> None:
         if stage == "ingest test" and done:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        ingest(str(source), out, rows_per_chunk=2, report=interrupt)
+        ingest(str(source), out, rows_per_chunk=2, progress=interrupt)
     assert {} == content(out.parent)
     assert not ingest(str(source), out, rows_per_chunk=2).already_done
 
@@ -351,9 +323,11 @@ def test_a_failing_progress_report(source: Path, out: Path) -> None:
 def test_progress(source: Path, out: Path) -> None:
     """Progress counts each split's rows from none to all of them."""
     told: list[tuple[str, int, int]] = []
-    ingest(str(source), out, rows_per_chunk=20, report=lambda *progress: told.append(progress))
+    ingest(str(source), out, rows_per_chunk=20, progress=lambda *progress: told.append(progress))
     expected = [("ingest train", done, 37) for done in (0, 20, 37)]
-    assert expected + [("ingest test", 0, 11), ("ingest test", 11, 11)] == told
+    expected += [("ingest test", done, 11) for done in (0, 11)]
+    assert expected == told[-5:]
+    assert {0} == {done for _, done, _ in told[:-5]}  # while files are hashed and labels read
 
 
 def make_directory(out: Path) -> None:
@@ -410,13 +384,6 @@ def test_an_interrupted_replacement_is_put_right(source: Path, out: Path) -> Non
     assert ingest(str(source), out).already_done
 
 
-@pytest.mark.parametrize("rows_per_chunk", [0, -5])
-def test_rows_per_chunk_out_of_range(source: Path, out: Path, rows_per_chunk: int) -> None:
-    """A chunk has at least one row."""
-    message = refusal(UsageError, str(source), out, rows_per_chunk=rows_per_chunk)
-    assert f"The rows per chunk are {rows_per_chunk}; expected at least 1." == message
-
-
 def test_an_opened_source(source: Path, out: Path) -> None:
     """A source that is open already can be given in place of its name."""
     result = ingest(open_directory(source, name="letters"), out)
@@ -428,14 +395,14 @@ def test_a_file_that_changes_under_way(source: Path, out: Path) -> None:
     """A label that was not there when the classes were counted is refused with its row."""
     opened = open_directory(source)
 
-    def change(stage: str, done: int, total: int) -> None:
-        if (stage, done) == ("ingest test", 0):
+    def change(stage: str, done: int, total: int, note: str = "") -> None:
+        if (stage, done) == ("ingest train", 37):
             with IdxReader(source / TEST_LABELS) as reader:
                 labels = reader.read_rows(11).copy()
             labels[8:] = 9
             write_idx(source / TEST_LABELS, labels)
 
-    message = refusal(BadDataError, opened, out, rows_per_chunk=3, report=change)
+    message = refusal(BadDataError, opened, out, rows_per_chunk=3, progress=change)
     assert "Row 8 has label 9; it is none of the classes found" in message
     assert not out.exists()
 
@@ -479,10 +446,3 @@ def test_mnist(mnist_dir: Path, tmp_path: Path, out: Path) -> None:
     found = {name: hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in expected}
     assert expected == found
     assert "7100e1c181d5e2237a395f73b876d817e908c7186226448302d3e72a9c7d60dd" == dataset.digest
-
-
-def test_more_than_the_disk_can_hold(tmp_path: Path) -> None:
-    """A set that cannot fit is refused before anything is written."""
-    with pytest.raises(UnreachableError, match="before compression"):
-        ingest("synthetic:9000000000000", tmp_path / "set")
-    assert not (tmp_path / "set").exists()

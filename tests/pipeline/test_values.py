@@ -1,5 +1,6 @@
 """Values of images: those that the arithmetic cannot hold, the ranges that stand for 0 to 1."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -88,19 +89,21 @@ def test_what_earlier_releases_would_misread(
     assert version == root_document(tree)["attributes"]["format_version"]
 
 
-def test_the_training_split_gives_the_range(tmp_path: Path) -> None:
+def test_the_training_split_gives_the_range(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Its smallest and largest values stand for 0 and 1 in every split; the rows are as read."""
     source = write(tmp_path / "files", np.array([[[-1024, 2036]], [[0, 5]]], np.int16))
     write(tmp_path / "files", np.array([[[-30000, 30000]]], np.int16), TEST_IMAGES)
-    said: list[str] = []
-    dataset = ingest(source, tmp_path / "made", announce=said.append).dataset
+    caplog.set_level(logging.INFO, "pipeline")
+    dataset = ingest(source, tmp_path / "made").dataset
     assert ValueRange(-1024, 2036) == dataset.preparation.scaling
     assert [[2036, -1024, 2036], [2036, 0, 5]] == stored(dataset).tolist()
     assert [[2036, -30000, 30000]] == stored(dataset, "test").tolist()
     attributes = {name: dict(split.inputs.attrs) for name, split in dataset.splits.items()}
     assert {"scale_factor": 1 / 3060, "add_offset": 1024 / 3060} == attributes["test"]
     assert attributes["train"] == attributes["test"]
-    assert "int16 images: values from -1024 to 2036 mapped to [0, 1]" in said
+    assert "int16 images: values from -1024 to 2036 mapped to [0, 1]" in caplog.messages
 
 
 def test_a_test_split_alone_has_its_own_range(tmp_path: Path) -> None:
@@ -211,9 +214,14 @@ def test_rows_without_height_and_width(tmp_path: Path) -> None:
         ("train-images-idx3-ubyte", None, False),
     ],
 )
-def test_a_hint_at_emnist(name: str, transpose: bool | None, hinted: bool, tmp_path: Path) -> None:
+def test_a_hint_at_emnist(
+    name: str,
+    transpose: bool | None,
+    hinted: bool,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """Whoever ingests EMNIST's files is told how they lie, unless they have said it."""
-    said: list[str] = []
     source = write(tmp_path / "files", np.zeros((2, 4, 4), np.uint8), name)
-    ingest(source, tmp_path / "made", transpose=transpose, announce=said.append)
-    assert hinted == any("--transpose" in text for text in said)
+    ingest(source, tmp_path / "made", transpose=transpose)
+    assert hinted == any("--transpose" in text for text in caplog.messages)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.sources.splits import IdxSplit
+from pipeline.sources.idx_split import IdxSplit
 from storage.errors import BadDataError, InternalError
 from storage.ledger import Ledger
 from storage.places import open_location

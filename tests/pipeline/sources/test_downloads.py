@@ -1,6 +1,7 @@
 """Downloads from real servers on loopback: whole, damaged, cut off, refused, out of reach."""
 
 import hashlib
+import logging
 import socket
 import threading
 from collections.abc import Iterator
@@ -93,36 +94,29 @@ def cached(cache: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in cache.rglob("*") if path.is_file()}
 
 
-def test_download(tmp_path: Path, files: dict[str, bytes]) -> None:
-    """A whole set is downloaded, opened under its name, and announced file by file."""
-    announced: list[str] = []
-    with serve(Mirror(files)) as mirror:
-        source = open_source(
-            "mnist",
-            cache=tmp_path / "cache",
-            catalogues={"mnist": catalogue(files, mirror.url)},
-            announce=announced.append,
-        )
-    assert ("mnist", [6]) == (source.name, [split.rows for split in source.splits])
-    assert [f"downloading {mirror.url}{name}" for name in (IMAGES, LABELS)] == announced
-    assert files == cached(tmp_path / "cache")
-
-
-def test_second_time(tmp_path: Path, files: dict[str, bytes]) -> None:
-    """What lies in the cache is not asked for again, not even where downloads are off."""
-    with serve(Mirror(files)) as mirror:
-        first = download(catalogue(files, mirror.url), cache=tmp_path / "cache")
-    again = download(catalogue(files, mirror.url), cache=tmp_path / "cache", offline=True)
-    assert first == again
-    assert [IMAGES, LABELS] == mirror.requests
+def test_download(
+    tmp_path: Path, files: dict[str, bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A whole set is downloaded, opened under its name, logged file by file, and then cached."""
+    caplog.set_level(logging.INFO, "pipeline")
+    cache = tmp_path / "cache"
+    for _ in range(2):
+        with serve(Mirror(files)) as mirror:
+            known = {"mnist": catalogue(files, mirror.url)}
+            source = open_source("mnist", cache=cache, catalogues=known)
+        assert ("mnist", [6]) == (source.name, [split.rows for split in source.splits])
+        assert [f"downloading {mirror.url}{name}" for name in mirror.requests] == caplog.messages
+        assert files == cached(cache)
+        caplog.clear()
+    assert [] == mirror.requests
 
 
 def test_damaged_cache(tmp_path: Path, files: dict[str, bytes]) -> None:
     """A cached file whose checksum is wrong is downloaded again, and only that one."""
     with serve(Mirror(files)) as mirror:
-        directory = download(catalogue(files, mirror.url), cache=tmp_path / "cache")
+        directory = download(catalogue(files, mirror.url), tmp_path / "cache")
         (directory / LABELS).write_bytes(b"damaged")
-        download(catalogue(files, mirror.url), cache=tmp_path / "cache")
+        download(catalogue(files, mirror.url), tmp_path / "cache")
     assert [IMAGES, LABELS, LABELS] == mirror.requests
     assert files == cached(tmp_path / "cache")
 
@@ -147,7 +141,7 @@ def test_bad_mirror(
         serve(Mirror(files if bad is None else bad, cut_off=cut_off)) as mirror,
         pytest.raises(UnreachableError) as caught,
     ):
-        download(catalogue(files, mirror.url), cache=tmp_path / "cache")
+        download(catalogue(files, mirror.url), tmp_path / "cache")
     host = mirror.url.split("/")[2]
     assert f"{host} {answer}" in str(caught.value)
     assert IMAGES in str(caught.value)
@@ -157,7 +151,7 @@ def test_bad_mirror(
 def test_unreachable(tmp_path: Path, files: dict[str, bytes]) -> None:
     """Where nobody listens the error has exit code 6 and names the ways without a network."""
     with pytest.raises(UnreachableError) as caught:
-        download(catalogue(files, unreachable_url(), unreachable_url()), cache=tmp_path)
+        download(catalogue(files, unreachable_url(), unreachable_url()), tmp_path)
     message = str(caught.value)
     assert 6 == caught.value.exit_code
     assert 2 == message.count("could not be reached")
@@ -171,16 +165,7 @@ def test_silent_server(tmp_path: Path, files: dict[str, bytes]) -> None:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/"
         impatient = Catalogue("mnist", catalogue(files).files, (url,), timeout_seconds=0.1)
         with pytest.raises(UnreachableError, match="did not answer in time"):
-            download(impatient, cache=tmp_path)
-
-
-def test_next_mirror(tmp_path: Path, files: dict[str, bytes]) -> None:
-    """Where the first mirror fails the second serves, and is asked first from then on."""
-    with serve(Mirror({})) as first, serve(Mirror(files)) as second:
-        download(catalogue(files, first.url, second.url), cache=tmp_path / "cache")
-    assert [IMAGES] == first.requests
-    assert [IMAGES, LABELS] == second.requests
-    assert files == cached(tmp_path / "cache")
+            download(impatient, tmp_path)
 
 
 def test_mirrors_that_hold_half_each(tmp_path: Path, files: dict[str, bytes]) -> None:
@@ -189,18 +174,8 @@ def test_mirrors_that_hold_half_each(tmp_path: Path, files: dict[str, bytes]) ->
         serve(Mirror({LABELS: files[LABELS]})) as first,
         serve(Mirror({IMAGES: files[IMAGES]})) as second,
     ):
-        download(catalogue(files, first.url, second.url), cache=tmp_path / "cache")
+        download(catalogue(files, first.url, second.url), tmp_path / "cache")
     assert files == cached(tmp_path / "cache")
-
-
-def test_offline(tmp_path: Path, files: dict[str, bytes]) -> None:
-    """Where downloads are off no mirror is asked, and the missing file is named."""
-    with (
-        serve(Mirror(files)) as mirror,
-        pytest.raises(UnreachableError, match=f"{IMAGES}: this file of mnist is not in the cache"),
-    ):
-        download(catalogue(files, mirror.url), cache=tmp_path / "cache", offline=True)
-    assert [] == mirror.requests
 
 
 def test_cache_that_cannot_be_written(tmp_path: Path, files: dict[str, bytes]) -> None:
@@ -210,7 +185,7 @@ def test_cache_that_cannot_be_written(tmp_path: Path, files: dict[str, bytes]) -
         serve(Mirror(files)) as mirror,
         pytest.raises(UnreachableError, match="cannot be kept there"),
     ):
-        download(catalogue(files, mirror.url), cache=tmp_path / "file")
+        download(catalogue(files, mirror.url), tmp_path / "file")
 
 
 def test_published_sets() -> None:

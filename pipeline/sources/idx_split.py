@@ -1,0 +1,185 @@
+"""A split in an IDX file of images and perhaps one of labels, read side by side in one pass."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.sources.splits import LoadedPart, Part, SourceFile, SplitSource
+from storage.decoding import hash_stored
+from storage.errors import BadDataError
+from storage.events import Progress
+from storage.idx import IdxDigests, IdxHeader, IdxReader
+
+MAX_CLASSES = 1000
+"""More distinct labels than this are taken for something other than classes."""
+QMNIST_COLUMNS = (8,)
+"""The columns of QMNIST's extended labels, which are of type int."""
+
+_SHOWN_COLUMNS = 12
+_LABEL_BLOCK_ROWS = 65_536
+_LABEL_BLOCK_BYTES = 2**20
+"""The part of a labels file that is read at once."""
+
+
+class IdxSplit(SplitSource):
+    """The rows of an images file, with the classes of a labels file where there is one."""
+
+    def __init__(self, name: str, images: Path, labels: Path | None = None) -> None:
+        """Read the headers; raise `BadDataError` where they are not of images and labels."""
+        self.name = name
+        self.origin = str(images)
+        self.has_labels = labels is not None
+        self._paths = {"images": images, **({} if labels is None else {"labels": labels})}
+        self._headers = {kind: _read_header(path) for kind, path in self._paths.items()}
+        self._digests: dict[str, IdxDigests] = {}  # of the last whole pass
+        header = self._headers["images"]
+        if len(header.shape) < 2:
+            raise BadDataError(
+                f"{images}: found values of shape {header.shape}; expected images, (rows, height, "
+                "width) or (rows, features). Check which file holds the images."
+            )
+        self.rows, *shape = header.shape
+        self.image_shape = tuple(shape)
+        self.dtype = header.dtype
+        if labels is not None:
+            self._check_labels(labels, self._headers["labels"])
+
+    def _check_labels(self, path: Path, header: IdxHeader) -> None:
+        rows, *columns = header.shape
+        if len(columns) > 1 or max(columns, default=1) > MAX_CLASSES or header.dtype.kind == "f":
+            raise BadDataError(
+                f"{path}: found {header.dtype} values of shape {header.shape}; expected labels, "
+                "whole numbers of shape (rows,), or one-hot of shape (rows, classes) with at most "
+                f"{MAX_CLASSES:,} classes. Check which file holds the labels."
+            )
+        if rows != self.rows:
+            raise BadDataError(
+                f"{path} holds {rows:,} labels, but {self.origin} holds {self.rows:,} images; "
+                "expected as many of both. Take both files from the same set and split."
+            )
+
+    def label_values(self, progress: Progress) -> list[int]:
+        if not self.has_labels:
+            return []
+        values: set[int] = set()
+        with self._open("labels") as reader:
+            labels = LabelReader(reader)
+            for _ in range(0, self.rows, _LABEL_BLOCK_ROWS):
+                progress(f"ingest {self.name}", 0, self.rows)
+                values.update(np.unique(labels.read(_LABEL_BLOCK_ROWS)).tolist())
+                if len(values) > MAX_CLASSES:
+                    raise BadDataError(
+                        f"{reader.path}: found more than {MAX_CLASSES:,} distinct labels; expected "
+                        "classes. Check that the file's first column is the class."
+                    )
+            reader.finish()
+        _check_byte_order(reader.path, reader.header.dtype, sorted(values))
+        return sorted(values)
+
+    def parts(self, rows_per_part: int) -> Iterator[Part]:
+        with ExitStack() as stack:
+            readers = {kind: stack.enter_context(self._open(kind)) for kind in self._paths}
+            labels = LabelReader(readers["labels"]) if self.has_labels else None
+            for start in range(0, self.rows, rows_per_part):
+                images = readers["images"].read_rows(rows_per_part)
+                classes = None if labels is None else labels.read(len(images))
+                yield LoadedPart(start, start + len(images), (images, classes))
+            self._digests = {kind: reader.finish() for kind, reader in readers.items()}
+
+    def _open(self, kind: str) -> IdxReader:
+        reader = IdxReader(self._paths[kind])
+        if reader.header != self._headers[kind]:
+            reader.close()
+            raise BadDataError(
+                f"{reader.path}: the file changed while it was in use; found the shape "
+                f"{reader.header.shape}, expected {self._headers[kind].shape}. Start again."
+            )
+        return reader
+
+    def files(self) -> list[SourceFile]:
+        return [
+            SourceFile(self._paths[kind].name, kind, **vars(digests))
+            for kind, digests in self._digests.items()
+        ]
+
+    def fingerprint(self, progress: Progress) -> dict[str, Any]:
+        found = {}
+        for kind, path in self._paths.items():
+            size, sha256 = hash_stored(path, lambda: progress(f"ingest {self.name}", 0, self.rows))
+            found[kind] = {"stored_bytes": size, "stored_sha256": sha256}
+        return found
+
+
+class LabelReader:
+    """The class of each row of a labels file, in order.
+
+    A file with one value for each row holds the classes. Of several columns, rows of 0 and a single
+    1 are one-hot; in QMNIST's extended labels (its README, section 2.2) the first is the class.
+    """
+
+    def __init__(self, reader: IdxReader) -> None:
+        self._reader = reader
+        self._start = 0
+        self._is_qmnist = False
+
+    def read(self, count: int) -> NDArray[Any]:
+        """Return the classes of the next `count` rows `(count,)`, fewer at the end.
+
+        Raises `BadDataError` that names the first row that has no class.
+        """
+        at_once = max(1, _LABEL_BLOCK_BYTES // self._reader.header.row_bytes)
+        blocks = [self._read(min(at_once, count - done)) for done in range(0, count, at_once)]
+        return np.concatenate(blocks)
+
+    def _read(self, count: int) -> NDArray[Any]:
+        values = self._reader.read_rows(count)
+        classes = values if values.ndim == 1 else self._classes_of_columns(values)
+        if classes.dtype.kind == "i" and (negative := classes < 0).any():
+            row = int(np.argmax(negative))
+            raise BadDataError(
+                f"{self._reader.path}: row {self._start + row} has label {classes[row]}; expected "
+                "0 or more. Remove the rows without a class, or the labels file."
+            )
+        self._start += len(classes)
+        return classes
+
+    def _classes_of_columns(self, table: NDArray[Any]) -> NDArray[Any]:
+        if table.shape[1] == 1:
+            return table[:, 0]
+        is_one_hot = ((table == 0) | (table == 1)).all(axis=1) & (table.sum(axis=1) == 1)
+        if self._start == 0 and table.shape[1:] == QMNIST_COLUMNS and table.dtype == np.int32:
+            self._is_qmnist = not is_one_hot[0]
+        if self._is_qmnist:
+            return np.ascontiguousarray(table[:, 0])
+        if not is_one_hot.all():
+            row = int(np.argmin(is_one_hot))
+            shown = np.array2string(table[row], separator=", ", threshold=_SHOWN_COLUMNS)
+            raise BadDataError(
+                f"{self._reader.path}: row {self._start + row} holds {shown}; expected a single 1 "
+                f"and otherwise 0 in its {table.shape[1]:,} columns (one-hot labels). Write the "
+                "class alone, one whole number for each row."
+            )
+        classes: NDArray[Any] = np.argmax(table, axis=1)
+        return classes
+
+
+def _check_byte_order(path: Path, dtype: np.dtype[Any], values: list[int]) -> None:
+    """Refuse labels that are classes only when read in the other byte order."""
+    if dtype.itemsize == 1 or len(values) == 1 or values[-1] < MAX_CLASSES:
+        return
+    swapped = np.array(values, dtype).byteswap()
+    if swapped.min() >= 0 and swapped.max() < MAX_CLASSES:
+        raise BadDataError(
+            f"{path}: its values are in the wrong byte order; found labels such as {values[-1]:,}, "
+            f"which is {swapped[-1]} if read as little-endian. Write them again as big-endian, "
+            f"with values.astype('>i{dtype.itemsize}') in NumPy."
+        )
+
+
+def _read_header(path: Path) -> IdxHeader:
+    with IdxReader(path) as reader:
+        return reader.header
