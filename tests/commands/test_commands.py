@@ -41,6 +41,7 @@ def succeeded(ended: Ended) -> str:
     return without_plan(ended.out)
 
 
+@pytest.mark.slow
 def test_three_bare_commands(files: Path) -> None:
     """ingest, train --resume and score work bare in an empty directory, and again find it done."""
     here, env = files.parent, {"MNIST_DIR": str(files)}
@@ -122,6 +123,7 @@ def test_inspect_run(run: Path, call: Call) -> None:
     assert "000002-000000  sound    " in text
 
 
+@pytest.mark.slow
 def test_inspect_images(dataset: Path, fonts: None) -> None:
     """inspect --images writes a picture, and says so; --json stays one document."""
     here = dataset.parent.parent
@@ -215,6 +217,7 @@ def test_no_shuffle(dataset: Path, call: Call) -> None:
 # ------------------------------------------------------------------ the demo
 
 
+@pytest.mark.slow
 def test_demo(files: Path, fonts: None) -> None:
     """The demo goes the whole way, says what it takes, and ends with where everything lies."""
     here, env = files.parent, {"MNIST_DIR": str(files)}
@@ -230,6 +233,7 @@ def test_demo(files: Path, fonts: None) -> None:
     assert f"{100 * again['accuracy']:.2f} % of" in result
 
 
+@pytest.mark.slow
 def test_demo_without_mnist(call: Call, fonts: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where MNIST cannot be had the demo says why, and draws digits."""
 
@@ -302,6 +306,7 @@ def test_bare_resume(dataset: Path, run: Path, call: Call) -> None:
     assert_refused(more, 4, "(epochs: 2 recorded, 20 given)", "--epochs 20 --run OTHER")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_and_resume(
     number: signal.Signals, dataset: Path, uninterrupted: dict[str, Any]
@@ -320,6 +325,7 @@ def test_signal_and_resume(
     _assert_resumes_to(uninterrupted, here)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(fcntl, "F_SETPIPE_SZ"), reason="pipes have one size here")
 def test_second_signal(dataset: Path, uninterrupted: dict[str, Any]) -> None:
     """A second signal ends the process at once; what was saved before it is sound."""

@@ -96,6 +96,7 @@ LINES = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", LINES, ids=lambda words: words[0])
 @pytest.mark.parametrize("around", ["strict", "gone", "full", "closed"])
 def test_surroundings(around: str, words: tuple[str, ...], files: Path) -> None:

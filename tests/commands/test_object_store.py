@@ -44,6 +44,7 @@ def what_it_came_to(trained: dict[str, object]) -> tuple[object, ...]:
     return trained["parameters_digest"], trained["order_digest"]
 
 
+@pytest.mark.slow
 def test_processes_share_nothing_but_the_store(
     store: Store,
     expected: dict[str, object],
@@ -84,6 +85,7 @@ def test_processes_share_nothing_but_the_store(
     assert document(elsewhere("score", *places, "--json"))["already_done"]
 
 
+@pytest.mark.slow
 def test_a_killed_training_is_taken_over(
     store: Store,
     expected: dict[str, object],
@@ -112,6 +114,7 @@ def test_a_killed_training_is_taken_over(
     assert [] == document(call("verify", run, "--json"))["wrong"]
 
 
+@pytest.mark.slow
 def test_one_of_two_trainers_wins(
     store: Store,
     expected: dict[str, object],
@@ -134,6 +137,7 @@ def test_one_of_two_trainers_wins(
     assert what_it_came_to(expected) == what_it_came_to(trained)
 
 
+@pytest.mark.slow
 def test_a_store_in_trouble_costs_time_only(
     proxy: Proxy,
     store: Store,
@@ -156,6 +160,7 @@ def test_a_store_in_trouble_costs_time_only(
     assert 30 < next(numbers) // 17
 
 
+@pytest.mark.slow
 def test_a_store_that_is_lost_midway(
     proxy: Proxy,
     store: Store,

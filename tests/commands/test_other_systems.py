@@ -3,8 +3,12 @@
 import os
 from pathlib import Path
 
+import pytest
+
 from tests.commands.process import run_pipeline
 from tests.commands.test_commands import document
+
+pytestmark = pytest.mark.slow
 
 WITHOUT_LINUX = """
 import fcntl, mmap, os, resource, signal, socket, sys

@@ -202,6 +202,7 @@ def test_the_printed_cron_line_runs(dataset: Path, run: Path, call: Call) -> Non
     assert ended.stdout.startswith("accuracy ")
 
 
+@pytest.mark.slow
 def test_real_command(dataset: Path, run: Path) -> None:
     """The commands work in processes of their own, in a row, as a script has them."""
     here = dataset.parent.parent

@@ -13,6 +13,8 @@ from tests.commands.test_commands import document
 from tests.jobs.inboxes import put_images
 from tests.object_store.server import Store
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def home(store: Store, call: Call, monkeypatch: pytest.MonkeyPatch) -> str:

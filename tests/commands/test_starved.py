@@ -11,6 +11,8 @@ import pytest
 
 from storage.errors import UnreachableError
 
+pytestmark = pytest.mark.slow
+
 PR_CAPBSET_DROP = 24
 CAP_SYS_ADMIN, CAP_SYS_RESOURCE = 21, 24
 NOBODY = 65534

@@ -12,6 +12,8 @@ from tests.commands.test_commands import document
 from tests.object_store.proxy import Proxy
 from tests.object_store.server import Store
 
+pytestmark = pytest.mark.slow
+
 TRAIN = ("train", *SMALL, "--schedule", "constant", "--resume", "--epochs")
 
 

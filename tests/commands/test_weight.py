@@ -53,6 +53,7 @@ def test_imports_are_seen(tmp_path: Path) -> None:
     assert {"numpy", "numcodecs"} <= imported("inspect", "nothing", cwd=tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("job", ["ingest", "train", "score"])
 def test_what_jobs_spare(files: Path, job: str) -> None:
     """The real commands at work need no more of Zarr than its format, nor Dask's cluster."""
@@ -74,6 +75,7 @@ def test_what_jobs_spare(files: Path, job: str) -> None:
     assert (here / made[job]).is_dir()
 
 
+@pytest.mark.slow
 def test_a_configuration_in_a_place_where_dask_looks(tmp_path: Path) -> None:
     """Dask is asked where it has anything to read: its scheduler is used, and refused with 6."""
     home = tmp_path / "home" / ".config" / "dask"

@@ -157,6 +157,7 @@ def test_a_loader_of_ones_own_is_not_pickled(known: Known) -> None:
         pickle.dumps(stream)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 @pytest.mark.parametrize(
     ("workers", "method"), [(0, None), (2, "fork"), (1, "spawn")], ids=["none", "fork", "spawn"]

@@ -34,6 +34,8 @@ from tests.storage.artefacts import (
     write_dataset,
 )
 
+pytestmark = pytest.mark.slow
+
 WRITES = ("put", "put_if", "delete")
 """The requests that change what a store holds."""
 

@@ -80,6 +80,7 @@ def test_a_large_object_goes_in_parts(place: Location) -> None:
     assert data[-5:] == place.get("put", -5)
 
 
+@pytest.mark.slow
 def test_more_objects_than_a_page(store: Store, place: Location) -> None:
     """Listing and removing go on past the thousand of one answer, odd names among them or not."""
     with ThreadPoolExecutor(8) as pool:

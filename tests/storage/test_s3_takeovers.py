@@ -138,6 +138,7 @@ def moments(gate: Gate) -> list[int]:
     return [n for n in range(3, len(private)) if not (private[n] and private[n - 1])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_another_published_stays(kind: str) -> None:
     """Whatever the former holder still does, and however far the other has come by then."""

@@ -14,6 +14,8 @@ from jobs.nn.optimizers import make_optimizer
 from jobs.nn.parameters import Floats, views
 from jobs.training.step import UpdateRule
 
+pytestmark = pytest.mark.slow
+
 torch = pytest.importorskip(
     "torch", reason="PyTorch is not installed; `pip install -e '.[torch]'` does it"
 )

@@ -170,6 +170,7 @@ def test_not_before_it_is_due(scene: Scene) -> None:
     assert [] == scene.run("0 * * * *", START + timedelta(minutes=30))
 
 
+@pytest.mark.slow
 def test_missed_while_busy(scene: Scene) -> None:
     """What came due while the job was at work is made up once, and said."""
     scene.lasts = timedelta(hours=2.5)
@@ -177,6 +178,7 @@ def test_missed_while_busy(scene: Scene) -> None:
     assert [2, 2] == [line["runs"] for line in scene.events("missed")]
 
 
+@pytest.mark.slow
 def test_missed_while_busy_is_skipped(scene: Scene) -> None:
     """Or it is skipped, and said."""
     scene.lasts = timedelta(hours=1.5)
@@ -264,6 +266,7 @@ def test_clock_put_forward(scene: Scene) -> None:
     assert [5] == [line["runs"] for line in scene.events("missed")]
 
 
+@pytest.mark.slow
 def test_clock_put_back_a_little(scene: Scene) -> None:
     """Times that come again are not due again."""
     scene.clock.jumps = {START + timedelta(hours=2, minutes=30): -timedelta(hours=2)}
@@ -271,6 +274,7 @@ def test_clock_put_back_a_little(scene: Scene) -> None:
     assert hours(1, 2, 3) == started
 
 
+@pytest.mark.slow
 def test_clock_put_back_a_lot(scene: Scene) -> None:
     """A clock that was wrong by more than three hours is believed when it is put right."""
     scene.clock.jumps = {START + timedelta(hours=8, minutes=30): -timedelta(hours=8)}
@@ -291,6 +295,7 @@ def test_daylight_saving(day: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert [] == scene.events("missed")
 
 
+@pytest.mark.slow
 def test_a_signal_lets_the_job_end(scene: Scene) -> None:
     """The first signal starts nothing more; the job that runs comes to its end."""
     scene.lasts = timedelta(hours=3)

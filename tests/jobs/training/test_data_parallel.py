@@ -81,6 +81,7 @@ def one_by_one(
     return after
 
 
+@pytest.mark.slow
 @given(
     rows=st.integers(1, 90),
     micro_batches=st.one_of(st.integers(1, 13), st.integers(30, 90)),

@@ -12,6 +12,8 @@ from jobs.training.config import TrainConfig
 from jobs.training.job import train
 from pipeline.ingest import ingest
 
+pytestmark = pytest.mark.slow
+
 SEEDS = range(5)
 
 

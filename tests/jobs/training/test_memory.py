@@ -44,6 +44,7 @@ def stated_and_taken(*arguments: object, cwd: Path) -> tuple[int, int]:
     return int(stated[1].replace(",", "")) * 10**6, int(taken[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -63,6 +64,7 @@ def test_wide_networks(options: tuple[object, ...], digits: Path, tmp_path: Path
     assert taken <= stated
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -85,6 +87,7 @@ def test_rounds_of_many_replicas(options: tuple[object, ...], tmp_path: Path) ->
         assert taken <= stated
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["csv", "npz", "parquet"])
 def test_probabilities_of_many_classes(kind: str, tmp_path: Path) -> None:
     """They are written some rows at a time, however many rows a chunk has."""

@@ -46,6 +46,7 @@ STOPS = [CheckpointName(epoch, step) for epoch in range(6) for step in (0, 4)][1
 """The checkpoints of a run of six batches an epoch that saves after the fourth, but the last."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(MATRIX)), ids=["-".join(map(str, m)) for m in MATRIX])
 def test_every_configuration(number: int, digits: Path, tmp_path: Path) -> None:
     """Every optimiser, schedule, order and dtype goes on exactly, within an epoch and between two.
@@ -73,6 +74,7 @@ def test_every_configuration(number: int, digits: Path, tmp_path: Path) -> None:
         assert expected == outcome(result), stop
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -119,6 +121,7 @@ def test_stop_at_the_end(digits: Path, tmp_path: Path, expected: dict[str, Any])
     assert expected == outcome(result)
 
 
+@pytest.mark.slow
 def test_stop_after_every_step(digits: Path, tmp_path: Path) -> None:
     """A run of one step at a time comes to the same as one in one go."""
     config = small(epochs=2, holdout=31)
