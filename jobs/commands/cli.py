@@ -1,4 +1,4 @@
-"""The commands: parse, call a job, print; those of scoring and of the schedule are in `commands/`.
+"""The commands: parse, call a job, print. Those of scoring and of the schedule lie beside this.
 
 Everything heavier than click is imported when a command runs, so that help answers at once.
 """
@@ -10,34 +10,37 @@ import signal
 import sys
 from contextlib import suppress
 from itertools import takewhile
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from jobs.choices import DEFAULT_DATASET
 from jobs.commands.options import (
+    cluster_of,
     cluster_options,
-    console_of,
-    opened_cluster,
+    location_of,
     output_options,
-    parsed_scale,
+    picked,
     run_option,
-    seed_option,
     stopping,
     storage_option,
     store_options,
-    take_cluster_options,
     take_over_option,
 )
 from jobs.commands.schedule import schedule
 from jobs.commands.score import promote, score, scores
 from jobs.commands.usage_errors import NearestChoice, check_command, show_usage_error
 from jobs.output import UNREAD_OUTPUT, one_line, print_aside
-from storage.errors import PipelineError, StoppedError, UsageError
+from storage.errors import BadDataError, PipelineError, StoppedError, UsageError
 from storage.files import REMOVED_DIRECTORY, as_pipeline_error, is_directory_there
 
+if TYPE_CHECKING:
+    from jobs.commands.console import Console, Report
+    from pipeline.ingest import Scaling
+
 DATA_ROOT = "data"
-DEFECT = "This is a defect of mnist-stream. Please report it with the lines above."
+DEFECT = "This is an internal error of mnist-stream. Please report it with the lines above."
 
 
 class _InOrderOfUse(click.Group):
@@ -64,12 +67,12 @@ def cli() -> None:
     \b
     Exit codes:
       0         done, or already done
-      1         a defect of ours: traceback, and where to report it
+      1         internal error: traceback, and where to report it
       2         wrong usage
       3         bad data: IDX, dataset, checkpoint, scores
       4         conflict: locked, exists already, configuration differs
       5         a quality gate was missed
-      6         storage or cluster out of reach: worth trying again
+      6         storage or cluster unreachable: worth trying again
       130, 143  interrupted, checkpoint saved
     """
 
@@ -102,61 +105,60 @@ def cli() -> None:
     help="Swap height and width of each image, as EMNIST's need.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the dataset that is there already.")
-@seed_option
+@click.option(
+    "--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of drawn digits."
+)
 @storage_option
 @take_over_option
 @cluster_options
 @output_options
 def ingest(
+    console: "Console",
     source: str,
     out: str | None,
-    rows_per_chunk: int | None,
-    compression: str | None,
     scale: str | None,
-    transpose: bool | None,
-    overwrite: bool,
     seed: int,
     storage_options: tuple[str, ...],
     take_over: bool,
-    quiet: bool,
-    as_json: bool,
-    **chosen: Any,
-) -> None:
+    **asked: Any,
+) -> "Report":
     """Make a dataset of SOURCE.
 
     SOURCE is a directory with IDX files (raw, .gz or .xz), or mnist (the default), fashion-mnist
     or kmnist, which are downloaded, or synthetic[:TRAIN[,TEST]]: digits drawn for you.
     """
-    with console_of(quiet, as_json) as console, stopping() as stop:
-        from jobs.commands.reports import ingest_report
-        from pipeline.ingest import ingest as run_ingest
-        from pipeline.sources.source import open_source
-        from storage.places import open_location
+    from jobs.commands.reports import ingest_report
+    from pipeline.ingest import ingest as run_ingest
+    from pipeline.sources.source import open_source
+    from storage.places import open_location
+    from storage.preparation import parse_range
 
-        scaling = parsed_scale(scale)
-        options = store_options(storage_options, out)
-        place = None if out is None else open_location(out, options)  # refused before downloads
+    try:
+        scaling: Scaling = None if scale is None else parse_range(scale) or "none"
+    except ValueError as error:
+        raise UsageError(f"--scale is {scale!r}; {error}.") from None
+    options = store_options(storage_options, out)
+    place = None if out is None else open_location(out, options)  # refused before downloads
+    with stopping() as stop, cluster_of("ingest", asked, console.say, stop) as cluster:
 
         def progress(stage: str, done: int, total: int, note: str = "") -> None:
             console.progress(stage, done, total, note)
             stop.check("Stopped; nothing was published. Run the same command to begin again.")
 
         opened = open_source(source, seed=seed)
-        with opened_cluster("ingest", chosen, console.say, stop) as cluster:
-            result = run_ingest(
-                opened,
-                place or f"{DATA_ROOT}/{opened.name}",
-                rows_per_chunk=rows_per_chunk,
-                compression=compression,
-                scale=scaling,
-                transpose=transpose,
-                overwrite=overwrite,
-                take_over=console.warn if take_over else None,
-                progress=progress,
-                cluster=cluster,
-            )
-        told = ingest_report(result)
-        console.result(told.document, told.text)
+        result = run_ingest(
+            opened,
+            place or f"{DATA_ROOT}/{opened.name}",
+            rows_per_chunk=asked["rows_per_chunk"],
+            compression=asked["compression"],
+            scale=scaling,
+            transpose=asked["transpose"],
+            overwrite=asked["overwrite"],
+            take_over=console.warn if take_over else None,
+            progress=progress,
+            cluster=cluster(),
+        )
+    return ingest_report(result)
 
 
 @cli.command()
@@ -165,65 +167,46 @@ def ingest(
 @storage_option
 @output_options
 def inspect(
-    place: str,
-    images: str | None,
-    storage_options: tuple[str, ...],
-    quiet: bool,
-    as_json: bool,
+    console: "Console", place: str, images: str | None, storage_options: tuple[str, ...]
 ) -> None:
-    """Tell what PLACE, a dataset or a run, is and holds."""
-    with console_of(quiet, as_json) as console:
-        from pathlib import Path
+    """Show what PLACE, a dataset or a run, is and holds."""
+    from jobs.commands.reports import inspect_location
 
-        from jobs.commands.reports import inspect_location
-        from storage.places import open_location
+    location = location_of(place, storage_options)
+    if images is None:
+        console.result(inspect_location(location))
+        return
+    from jobs.commands.pictures import check_picture, write_examples
 
-        location = open_location(place, store_options(storage_options, place))
-        if images is not None:
-            from jobs.commands.pictures import check_picture
-
-            check_picture(Path(images))
-        told = inspect_location(location)
-        if images is not None:
-            if told.document["kind"] != "dataset":
-                raise UsageError(f"--images shows a dataset's images; {place} is a run.")
-            from jobs.commands.pictures import write_examples
-
-            write_examples(location, Path(images))
-        console.result(told.document, told.text)
-        if images is not None:
-            console.say(f"\n{images} shows examples.")
+    check_picture(Path(images))
+    report = inspect_location(location)
+    if report.document["kind"] != "dataset":
+        raise UsageError(f"--images shows a dataset's images; {place} is a run.")
+    write_examples(location, Path(images))
+    console.result(report)
+    console.say(f"\n{images} shows examples.")
 
 
 @cli.command()
 @click.argument("place")
 @storage_option
 @output_options
-def verify(place: str, storage_options: tuple[str, ...], quiet: bool, as_json: bool) -> None:
+def verify(console: "Console", place: str, storage_options: tuple[str, ...]) -> None:
     """Read all of PLACE, a dataset or a run, and check every digest."""
-    with console_of(quiet, as_json) as console:
-        from jobs.commands.reports import check_something_there
-        from storage.places import open_location
-        from storage.verify import verify_location
+    from jobs.commands.console import Report
+    from jobs.commands.reports import check_something_there
+    from storage.verify import verify_location
 
-        location = open_location(place, store_options(storage_options, place))
-        check_something_there(location)
-        checked, wrong = 0, []
-        mentioned: list[str] = []
-        for what, error in verify_location(location, mentioned.append):
-            checked += 1
-            if error is not None:
-                wrong.append({"what": what, "error": str(error)})
-        verdicts = [item["error"] for item in wrong]
-        sound = f"{place} is sound: {checked:,} things checked."
-        console.result(
-            {"place": place, "checked": checked, "wrong": wrong, "mentioned": mentioned},
-            "\n".join(map(one_line, [*mentioned, *(verdicts or [sound])])),
-        )
-        if wrong:
-            from storage.errors import BadDataError
-
-            raise BadDataError(f"{place} is damaged in {len(wrong)} of {checked:,} things checked.")
+    location = location_of(place, storage_options)
+    check_something_there(location)
+    mentioned: list[str] = []
+    checked = list(verify_location(location, mentioned.append))
+    wrong = [{"what": what, "error": str(error)} for what, error in checked if error is not None]
+    verdicts = [item["error"] for item in wrong] or [f"{place} is sound: {len(checked):,} checks."]
+    document = {"place": place, "checked": len(checked), "wrong": wrong, "mentioned": mentioned}
+    console.result(Report(document, "\n".join(map(one_line, [*mentioned, *verdicts]))))
+    if wrong:
+        raise BadDataError(f"{place} is damaged: {len(wrong)} of {len(checked):,} checks failed.")
 
 
 class _TrainCommand(click.Command):
@@ -251,45 +234,41 @@ class _TrainCommand(click.Command):
 @cluster_options
 @output_options
 def train(
+    console: "Console",
     dataset: str | None,
     run: str,
     resume: bool,
     config_file: str | None,
     storage_options: tuple[str, ...],
     take_over: bool,
-    quiet: bool,
-    as_json: bool,
-    **settings: Any,
-) -> None:
+    **asked: Any,
+) -> "Report":
     """Train a network on a dataset.
 
     The results lie in a run. --resume continues a run wherever it stopped, to the same bits as if
     it never had; settings that are not given are the run's own. Each setting below is also a key of
     the TOML file for --config.
     """
-    with console_of(quiet, as_json) as console, stopping() as stop:
-        chosen = take_cluster_options(settings)
-        given = _given_settings(config_file, settings)
-        from jobs.commands.train_console import ConsoleListener, train_report
-        from jobs.training.job import train as run_train
+    given = _given_settings(config_file, asked)
+    from jobs.commands.train_console import ConsoleListener, train_report
+    from jobs.training.job import train as run_train
 
-        # Without --dataset its place may be one that the run records.
-        places = () if dataset is None else (dataset, run)
-        options = store_options(storage_options, *places)
-        with opened_cluster("train", chosen, console.say, stop) as cluster:
-            result = run_train(
-                given,
-                dataset=dataset,
-                run=run,
-                storage_options=options,
-                resume=resume,
-                take_over=console.warn if take_over else None,
-                listener=ConsoleListener(console),
-                stop=stop,
-                cluster=cluster,
-            )
-        told = train_report(result)
-        console.result(told.document, told.text)
+    # Without --dataset its place may be one that the run records.
+    places = () if dataset is None else (dataset, run)
+    options = store_options(storage_options, *places)
+    with stopping() as stop, cluster_of("train", asked, console.say, stop) as cluster:
+        result = run_train(
+            given,
+            dataset=dataset,
+            run=run,
+            storage_options=options,
+            resume=resume,
+            take_over=console.warn if take_over else None,
+            listener=ConsoleListener(console),
+            stop=stop,
+            cluster=cluster(),
+        )
+    return train_report(result)
 
 
 cli.add_command(score)
@@ -301,24 +280,21 @@ cli.add_command(schedule)
 @cli.command()
 @click.argument("directory", default="mnist-demo")
 @output_options
-def demo(directory: str, quiet: bool, as_json: bool) -> None:
+def demo(console: "Console", directory: str) -> "Report":
     """Go the whole way in one directory.
 
     Makes DIRECTORY (mnist-demo unless told otherwise) and in it ingests, trains, scores and draws
     a picture of the worst mistakes. Takes MNIST where it can be had (the directory that MNIST_DIR
     names, the cache, a download), else draws digits.
     """
-    with console_of(quiet, as_json) as console, stopping() as stop:
-        from pathlib import Path
+    from jobs.commands.demo import run_demo
 
-        from jobs.commands.demo import run_demo
-
-        told = run_demo(Path(directory), console, stop)
-        console.result(told.document, told.text)
+    with stopping() as stop:
+        return run_demo(Path(directory), console, stop)
 
 
 def _setting_options() -> list[click.Parameter]:
-    """An option for each field of `TrainConfig`, without a default: TOML has its say before."""
+    """Return an option for each field of `TrainConfig`, without a default: TOML comes before."""
     from dataclasses import fields
 
     from jobs.training.config import TrainConfig
@@ -331,34 +307,30 @@ def _setting_option(setting: Any) -> click.Parameter:
 
     name = "--" + setting.name.replace("_", "-")
     text = setting.metadata["help"]
-    if setting.default is not None:
-        text += f"  [default: {_shown(setting.default)}]"
     if isinstance(setting.default, bool):
+        text += f"  [default: {str(setting.default).lower()}]"
         return click.Option([f"{name}/--no-{name[2:]}"], default=None, help=text)
+    if setting.default is not None:
+        text += f"  [default: {setting.default}]"
     choices = setting.metadata["choices"]
     kind = NearestChoice(choices) if choices else setting_type(setting)
     return click.Option([name], type=kind, default=None, help=text)
 
 
-def _shown(default: Any) -> str:
-    return str(default).lower() if isinstance(default, bool) else str(default)
-
-
-def _given_settings(config_file: str | None, settings: dict[str, Any]) -> dict[str, Any]:
+def _given_settings(config_file: str | None, asked: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of the file, overridden by those given as options."""
-    from pathlib import Path
-
-    from jobs.training.config import given_settings, read_toml
+    from jobs.training.config import TrainConfig, given_settings, read_toml
 
     from_file = read_toml(Path(config_file)) if config_file else {}
-    from_options = {name: value for name, value in settings.items() if value is not None}
+    options = picked(TrainConfig, asked)
+    from_options = {name: value for name, value in options.items() if value is not None}
     return given_settings(from_file, str(config_file)) | given_settings(
         from_options, "The command line"
     )
 
 
 def main() -> None:
-    """Run a command; whatever goes wrong ends in a message and the documented exit code."""
+    """Run a command; any failure ends in a message and the documented exit code."""
     atexit.register(_ignore_signals)
     # Products are computed by one BLAS thread each; without this OpenBLAS starts one for each core
     # when NumPy is imported, and interrupts the process where the system gives it none.
@@ -407,7 +379,7 @@ def _run() -> int:
 
 
 def _report(error: BaseException) -> int:
-    """Print what went wrong and return the exit code; a traceback only for a defect."""
+    """Print what went wrong and return the exit code; a traceback only for an internal error."""
     known = as_pipeline_error(error) if isinstance(error, Exception) else None
     if known is None:
         try:
@@ -417,11 +389,11 @@ def _report(error: BaseException) -> int:
         print_aside(f"{traceback.format_exc()}{DEFECT}")
         return 1
     prefix = "" if isinstance(known, StoppedError) else "Error: "
-    there = is_directory_there() or str(known) == REMOVED_DIRECTORY
-    hint = "" if there else f" {REMOVED_DIRECTORY}"
-    print_aside(
-        "\n".join([f"{prefix}{one_line(str(known))}{hint}", *getattr(known, "__notes__", [])])
-    )
+    hint = "" if is_directory_there() else f" {REMOVED_DIRECTORY}"
+    if str(known) == REMOVED_DIRECTORY:
+        hint = ""
+    notes = getattr(known, "__notes__", [])
+    print_aside("\n".join([f"{prefix}{one_line(str(known))}{hint}", *notes]))
     return known.exit_code
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Report:
-    """One thing, told twice."""
+    """A result, for scripts and for people."""
 
     document: dict[str, Any]
     text: str
@@ -25,36 +25,35 @@ class Console:
     """Progress bars on a terminal, plain lines elsewhere, one JSON document for scripts."""
 
     def __init__(self, *, quiet: bool = False, as_json: bool = False) -> None:
-        """`quiet` leaves only the result; `as_json` prints that as JSON, and nothing besides."""
-        self.as_json = as_json
+        """`quiet` leaves only the result and warnings; `as_json` prints the result as JSON."""
+        self._as_json = as_json
         self._silent = quiet or as_json
-        self._quiet = quiet
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._stage = ""
         self._began = self._last_line = time.monotonic()
 
     def say(self, text: str) -> None:
-        """A line of what is going on."""
+        """Print a line, unless quiet."""
         if not self._silent:
-            self._end_stage()
+            self.close()
             print_line(text)
 
     def warn(self, text: str) -> None:
-        """Something that somebody should see to; shown even when quiet."""
-        self._end_stage()
+        """Print a warning, even when quiet."""
+        self.close()
         print_aside(f"Warning: {one_line(text)}")
 
-    def result(self, document: dict[str, Any], text: str) -> None:
-        """What the job came to: the document where scripts read, the text where people do."""
-        self._end_stage()
-        if self.as_json:
-            print_line(json.dumps(document, indent=2))
-        elif text:
-            print_line(text)
+    def result(self, report: Report) -> None:
+        """Print what the job came to."""
+        self.close()
+        if self._as_json:
+            print_line(json.dumps(report.document, indent=2))
+        elif report.text:
+            print_line(report.text)
 
     def progress(self, stage: str, done: int, total: int, note: str = "") -> None:
-        """Rows done of a stage, of how many."""
+        """Show how many rows of a stage are done."""
         if self._silent:
             return
         if stage != self._stage:
@@ -65,15 +64,13 @@ class Console:
             self._last_line = time.monotonic()
             rate = done / max(self._last_line - self._began, 1e-9)
             left = duration((total - done) / max(rate, 1e-9))
-            print_aside(
-                f"{one_line(stage)}: {done:,} of {total:,} rows, {rate:,.0f} rows/s, {left} left"
-                f"{', ' + note if note else ''}"
-            )
+            parts = [f"{done:,} of {total:,} rows", f"{rate:,.0f} rows/s", f"{left} left", note]
+            print_aside(f"{one_line(stage)}: {', '.join(filter(None, parts))}")
         if done >= total:
-            self._end_stage()
+            self.close()
 
     def _begin_stage(self, stage: str, total: int) -> None:
-        self._end_stage()
+        self.close()
         self._stage = stage
         self._began = self._last_line = time.monotonic()
         if sys.stderr.isatty():
@@ -81,18 +78,15 @@ class Console:
             self._bar.start()
             self._task = self._bar.add_task(one_line(stage), total=total, note="")
 
-    def _end_stage(self) -> None:
+    def close(self) -> None:
+        """End the stage, and leave the terminal as it was."""
         if self._bar is not None:
             self._bar.stop()
         self._bar, self._task, self._stage = None, None, ""
 
-    def close(self) -> None:
-        """Leave the terminal as it was."""
-        self._end_stage()
-
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]], left: Collection[str] = ()) -> str:
-    """Aligned columns as text: the first one and those named in `left` to the left."""
+    """Return aligned columns: the first one and those named in `left` to the left."""
     cells = [list(header), *([one_line(str(cell)) for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     align = [str.ljust if name in (header[0], *left) else str.rjust for name in header]
@@ -104,7 +98,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], left: Collection
 
 
 def facts(pairs: Sequence[tuple[str, Any]]) -> str:
-    """Names and values, one pair a line."""
+    """Return names and values, one pair a line."""
     width = max(len(name) for name, _ in pairs)
     return "\n".join(f"{name.ljust(width)}  {one_line(str(value))}" for name, value in pairs)
 
@@ -121,7 +115,7 @@ def _toml(value: Any) -> str:
 
 
 def size(count: int) -> str:
-    """Bytes for people: `12.3 MB`."""
+    """Return a number of bytes as `12.3 MB`."""
     for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if count >= scale:
             return f"{count / scale:.1f} {unit}"
@@ -129,7 +123,7 @@ def size(count: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time for people: `42 s`, `3 min 20 s`, `1 h 05 min`."""
+    """Return a time as `42 s`, `3 min 20 s`, `1 h 05 min`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -139,26 +133,16 @@ def duration(seconds: float) -> str:
 
 
 def _progress_bar() -> "Progress":
-    """What fits into 80 columns: stage, bar, rows, rows per second, time left, loss."""
+    """Return a bar that fits into 80 columns: stage, bar, rows, time left, note."""
     from rich.console import Console as RichConsole
-    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.table import Column
-    from rich.text import Text
-
-    class Figures(ProgressColumn):
-        """Rows, rate and time left; the last two once they are known."""
-
-        def render(self, task: Task) -> Text:
-            rows = f"{task.completed:,.0f}/{task.total or 0:,.0f} rows"
-            if not task.speed:
-                return Text(rows)
-            left = duration(((task.total or 0) - task.completed) / task.speed)
-            return Text(f"{rows}  {task.speed:,.0f}/s  {left} left")
 
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None, table_column=Column(ratio=1)),
-        Figures(Column(no_wrap=True)),
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f} rows"),
+        TimeRemainingColumn(compact=True),
         TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True)),
         console=RichConsole(stderr=True),
         transient=True,

@@ -2,9 +2,8 @@
 
 import re
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
-from jobs.commands.console import table
+from jobs.commands.console import Report, table
 from jobs.output import percent
 from storage.errors import UsageError
 from storage.ledger import FAILED_EVENT, SCORED, Entry, Ledger
@@ -12,13 +11,14 @@ from storage.location import Location
 from storage.runs import SCORES, open_run
 from storage.scores import is_complete, scoring_homes
 
+HEADER = ["time", "what", "outcome", "rows", "accuracy", "model", "result"]
 UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 SHOWN_ERROR = 60
 """Characters of an error in the table; --json has all of it."""
 
 
-def ledger_document(run: Location, since: str | None, failed: bool) -> dict[str, Any]:
-    """The run, its ledger's lines, oldest first, and what is to be warned of.
+def ledger_report(run: Location, since: str | None, failed: bool) -> Report:
+    """Return the lines of a run's ledger, oldest first, and warnings of what is missing.
 
     `since` leaves out what is older: see `since_time`. `failed` leaves in only what was bad or
     missed a gate.
@@ -32,7 +32,12 @@ def ledger_document(run: Location, since: str | None, failed: bool) -> dict[str,
         entries = [entry for entry in entries if _time(entry) >= earliest]
     if failed:
         entries = [entry for entry in entries if entry["exit"] != 0]
-    return {"run": str(location), "entries": entries, "warnings": warnings}
+    document = {"run": str(location), "entries": entries, "warnings": warnings}
+    text = f"Nothing in the ledger of {location}."
+    if entries:
+        left = ("what", "outcome", "model", "result")
+        text = table(HEADER, [_row(entry) for entry in entries], left=left)
+    return Report(document, text)
 
 
 def _warnings(ledger: Ledger, entries: list[Entry]) -> list[str]:
@@ -80,20 +85,14 @@ def _time(entry: Entry) -> datetime:
     return datetime.fromisoformat(entry["time"])
 
 
-def ledger_text(document: dict[str, Any]) -> str:
-    """A line of a table for each line of the ledger; times are this machine's."""
-    entries: list[Entry] = document["entries"]
-    if not entries:
-        return f"Nothing in the ledger of {document['run']}."
-    header = ["time", "what", "outcome", "rows", "accuracy", "model", "result"]
-    return table(
-        header, [_row(entry) for entry in entries], left=("what", "outcome", "model", "result")
-    )
-
-
 def _row(entry: Entry) -> list[str]:
+    """Return an entry's cells; its time is this machine's."""
     accuracy = entry.get("accuracy")
     rows = entry.get("rows")
+    result = str(entry.get("result"))
+    if entry["event"] == FAILED_EVENT:
+        error = entry["error"]
+        result = error if len(error) <= SHOWN_ERROR else f"{error[:SHOWN_ERROR]}..."
     return [
         _time(entry).astimezone().strftime("%Y-%m-%d %H:%M:%S"),
         str(entry.get("file") or entry.get("split") or "-"),
@@ -101,7 +100,7 @@ def _row(entry: Entry) -> list[str]:
         "-" if rows is None else f"{rows:,}",
         "-" if accuracy is None else percent(accuracy),
         entry["model_digest"][:12] + (f" ({entry['model']})" if entry.get("model") else ""),
-        _shortened(entry["error"]) if entry["event"] == FAILED_EVENT else str(entry.get("result")),
+        result,
     ]
 
 
@@ -112,7 +111,3 @@ def _outcome(entry: Entry) -> str:
     if entry["event"] == SCORED:
         return missed or "scored"
     return ", ".join(filter(None, [entry["event"], missed]))
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= SHOWN_ERROR else f"{text[:SHOWN_ERROR]}..."

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from jobs.commands.console import Console, settings_text
+from jobs.commands.console import Console, Report, settings_text
 from jobs.output import PLAIN_SECONDS, one_line, print_line
 from storage.files import exit_code_of
 
@@ -142,8 +142,8 @@ class JsonHandler(_EventHandler):
             "rows_per_second": round(self._rows / seconds) if seconds else 0,
         }
 
-    def result(self, document: dict[str, Any], text: str) -> None:
-        """Print nothing: the summary tells the result."""
+    def result(self, report: Report) -> None:
+        """Print nothing: the summary has the result."""
 
 
 @contextmanager

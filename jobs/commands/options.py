@@ -2,26 +2,27 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import cache
+from dataclasses import fields
+from functools import cache, wraps
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from jobs.choices import DEFAULT_DATASET, DEFAULT_MODELS, DEFAULT_RUN
+from pipeline.cluster.options import DEFAULT_TIMEOUT, ClusterOptions
 from storage.errors import UsageError
 
 if TYPE_CHECKING:
     from jobs.commands.console import Console
     from jobs.signals import StopSignal
     from pipeline.cluster.connect import Cluster
-    from pipeline.ingest import Scaling
-
+    from storage.location import Location
 
 Command = Callable[..., Any]
 
 
 def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    """Several options as one decorator."""
+    """Return several options as one decorator."""
 
     def decorate(command: Command) -> Command:
         for decorator in reversed(decorators):
@@ -31,19 +32,18 @@ def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Co
     return decorate
 
 
-output_options = options(
-    click.option("--quiet", is_flag=True, help="Print only the result and warnings."),
-    click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document."),
-)
+def picked(config: type[Any], asked: dict[str, Any]) -> dict[str, Any]:
+    """Return those of a command's parameters that are fields of a configuration."""
+    names = {field.name for field in fields(config)}
+    return {name: value for name, value in asked.items() if name in names}
+
+
 dataset_option = click.option(
     "--dataset",
     help=f"The dataset's path or URL.  [default: that of the run's training, or {DEFAULT_DATASET}]",
 )
 run_option = click.option(
     "--run", default=DEFAULT_RUN, show_default=True, help="The run's path or URL."
-)
-seed_option = click.option(
-    "--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of drawn digits."
 )
 models_option = click.option(
     "--models",
@@ -56,7 +56,7 @@ wait_option = click.option(
     default=0.0,
     show_default=True,
     metavar="SECONDS",
-    help="Wait so long for another job that has the same work in hand.",
+    help="Wait up to SECONDS for another job that is doing the same work.",
 )
 threads_option = click.option(
     "--threads",
@@ -65,19 +65,24 @@ threads_option = click.option(
     type=click.IntRange(0, 1024),
     help="Threads for the arithmetic; 0 for one per core.",
 )
+output_flags = options(
+    click.option("--quiet", is_flag=True, help="Print only the result and warnings."),
+    click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document."),
+)
 
 
-def parsed_scale(text: str | None) -> "Scaling":
-    """What `--scale` says; `UsageError` for what it cannot."""
-    if text is None:
-        return None
-    from storage.errors import UsageError
-    from storage.preparation import parse_range
+def output_options(command: Command) -> Command:
+    """Add --quiet and --json; give the command a console, which prints the report it returns."""
 
-    try:
-        return parse_range(text) or "none"
-    except ValueError as error:
-        raise UsageError(f"--scale is {text!r}; {error}.") from None
+    @output_flags
+    @wraps(command)
+    def run(quiet: bool, as_json: bool, **asked: Any) -> None:
+        with console_of(quiet, as_json) as console:
+            report = command(console, **asked)
+            if report is not None:
+                console.result(report)
+
+    return run
 
 
 @contextmanager
@@ -95,8 +100,8 @@ def console_of(quiet: bool, as_json: bool) -> Iterator["Console"]:
 
 
 @contextmanager
-def stopping() -> Iterator[Any]:
-    """Heed SIGINT and SIGTERM while the command runs."""
+def stopping() -> Iterator["StopSignal"]:
+    """Handle SIGINT and SIGTERM while the command runs."""
     from jobs.signals import stop_on_signals
 
     with stop_on_signals() as stop:
@@ -108,7 +113,7 @@ storage_option = click.option(
     "storage_options",
     multiple=True,
     metavar="KEY=VALUE",
-    help="How to reach an s3:// store, such as endpoint_url=URL; may be given again.",
+    help="How to reach an s3:// store, such as endpoint_url=URL. May be repeated.",
 )
 take_over_option = click.option(
     "--take-over",
@@ -118,7 +123,7 @@ take_over_option = click.option(
 
 
 def store_options(storage_options: tuple[str, ...], *places: str | None) -> dict[str, str]:
-    """The options by key, for `open_location` of each of the command's places.
+    """Return the options by key, for `open_location` of each of the command's places.
 
     Raises `UsageError` for one that is not `KEY=VALUE`, or if none of the given places is in a
     store.
@@ -126,25 +131,29 @@ def store_options(storage_options: tuple[str, ...], *places: str | None) -> dict
     from storage.places import is_url_of_store
     from storage.s3_options import checked_options
 
-    options = dict(map(_parted, storage_options))
+    options = dict(map(_key_and_value, storage_options))
     checked_options(options)
-    if (
-        options
-        and places
-        and not any(place is not None and is_url_of_store(place) for place in places)
-    ):
+    given = [place for place in places if place is not None]
+    if options and places and not any(map(is_url_of_store, given)):
         raise UsageError(
             "--storage-option is for places in a store, s3://BUCKET/PREFIX; there is none."
         )
     return options
 
 
-def _parted(option: str) -> tuple[str, str]:
+def _key_and_value(option: str) -> tuple[str, str]:
     key, equals, value = option.partition("=")
     if not key or not equals:
         # The text is not shown: it may be a secret.
         raise UsageError("A --storage-option has no key or no '='; expected KEY=VALUE.")
     return key.strip(), value
+
+
+def location_of(place: str, storage_options: tuple[str, ...]) -> "Location":
+    """Return the location of a command's only place."""
+    from storage.places import open_location
+
+    return open_location(place, store_options(storage_options, place))
 
 
 AFTER_LOSS = {
@@ -155,7 +164,7 @@ AFTER_LOSS = {
 }
 """What to say, by the command, where it loses its cluster."""
 
-OPTIONS = (
+cluster_options = options(
     click.option(
         "--scheduler", metavar="ADDRESS", help="Work on the Dask cluster at this address."
     ),
@@ -173,7 +182,8 @@ OPTIONS = (
     click.option("--tls-key", metavar="FILE", help="Key of this client's certificate."),
     click.option(
         "--cluster-timeout",
-        default=120.0,
+        "timeout",
+        default=DEFAULT_TIMEOUT,
         show_default=True,
         metavar="SECONDS",
         type=click.FloatRange(1, 86_400),
@@ -182,56 +192,25 @@ OPTIONS = (
 )
 
 
-def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options; `take_cluster_options` finds them."""
-    for option in reversed(OPTIONS):
-        command = option(command)
-    return command
-
-
-KEYWORDS = (
-    "scheduler",
-    "scheduler_file",
-    "workers",
-    "tls_ca",
-    "tls_cert",
-    "tls_key",
-    "cluster_timeout",
-)
-
-
-def take_cluster_options(given: dict[str, Any]) -> dict[str, Any]:
-    """Take the values of these options out of a command's keywords."""
-    return {name: given.pop(name) for name in KEYWORDS}
-
-
 @contextmanager
-def cluster_on_call(
-    command: str, chosen: dict[str, Any], announce: Callable[[str], None], stop: "StopSignal"
+def cluster_of(
+    command: str, asked: dict[str, Any], announce: Callable[[str], None], stop: "StopSignal"
 ) -> Iterator[Callable[[], "Cluster | None"]]:
-    """Gives a function that opens the cluster when it is first called: there may be no work."""
+    """Give a function that opens the cluster when it is first called: there may be no work.
+
+    It returns None if neither the options nor Dask's configuration name a cluster.
+    """
+    chosen = ClusterOptions(**picked(ClusterOptions, asked))
     with ExitStack() as opened:
-        yield cache(lambda: opened.enter_context(opened_cluster(command, chosen, announce, stop)))
 
+        def open_cluster() -> "Cluster | None":
+            if not chosen.names_a_cluster:
+                return None  # without the time that importing Dask's cluster takes
+            from pipeline.cluster.connect import connect
 
-@contextmanager
-def opened_cluster(
-    command: str, chosen: dict[str, Any], announce: Callable[[str], None], stop: "StopSignal"
-) -> Iterator["Cluster | None"]:
-    """The cluster that the options, or Dask's configuration, name; None where none is named."""
-    timeout = chosen["cluster_timeout"]
-    chosen = {name: chosen[name] for name in KEYWORDS if name != "cluster_timeout"}
-    from pipeline.cluster.options import ClusterOptions
+            cluster = connect(chosen, announce, stop.check, AFTER_LOSS[command])
+            if cluster is not None:
+                opened.callback(cluster.close)
+            return cluster
 
-    options = ClusterOptions(**chosen, timeout=timeout)
-    if not options.names_a_cluster:
-        yield None  # without the time that importing Dask's cluster takes
-        return
-    from pipeline.cluster.connect import connect
-
-    cluster = connect(options, announce, stop.check, AFTER_LOSS[command])
-    try:
-        yield cluster
-    finally:
-        if cluster is not None:
-            cluster.close()
+        yield cache(open_cluster)

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -31,12 +31,12 @@ SHOWN_TIMES = 10
     type=NearestChoice(["once", "none"]),
     default="once",
     show_default=True,
-    help="What becomes of runs that were missed.",
+    help="Whether missed runs are made up once or skipped.",
 )
 @click.option(
     "--heartbeat",
     metavar="FILE",
-    help="The file that tells that the scheduler lives, and from which a new one goes on.  "
+    help="The file that shows that the scheduler is alive, and from which a new one continues.  "
     "[default: in schedules/]",
 )
 @click.option("--dry-run", is_flag=True, help="Print the next ten times, and start nothing.")
@@ -44,18 +44,18 @@ SHOWN_TIMES = 10
     "--print",
     "kind",
     type=NearestChoice(["cron", "systemd", "kubernetes", "airflow"]),
-    help="Print the file for a scheduler that you have already.",
+    help="Print the configuration of another scheduler.",
 )
 @click.option("--to", metavar="DIRECTORY", help="Write what --print prints into files there.")
 @click.option(
-    "--name", default="mnist-stream", show_default=True, help="What the printed schedule is called."
+    "--name", default="mnist-stream", show_default=True, help="Name of the printed schedule."
 )
-@click.option("--image", help="The container image to print.  [default: mnist-stream:VERSION]")
+@click.option("--image", help="Container image, for Kubernetes.  [default: mnist-stream:VERSION]")
 @click.option(
     "--claim",
     default="mnist-stream",
     show_default=True,
-    help="The volume claim to print, which holds the current directory.",
+    help="Volume claim that holds the current directory, for Kubernetes.",
 )
 @click.option("--log-json", is_flag=True, help="Print a line of JSON for each event instead.")
 def schedule(
@@ -64,13 +64,11 @@ def schedule(
     timezone: str | None,
     catch_up: str,
     heartbeat: str | None,
-    dry_run: bool,
     kind: str | None,
     to: str | None,
-    name: str,
-    image: str | None,
-    claim: str,
+    dry_run: bool,
     log_json: bool,
+    **asked: Any,
 ) -> None:
     """Run a command of pipeline whenever CRON says, in the foreground.
 
@@ -88,23 +86,19 @@ def schedule(
             raise UsageError("--log-json cannot be combined with --print or --dry-run.")
         if kind is not None and dry_run:
             raise UsageError("--dry-run cannot be combined with --print; leave one of them out.")
+        if to is not None and kind is None:
+            raise UsageError("--to goes with --print; pass --print systemd, for example.")
         _check_job(job)
         from jobs.scheduling.cron import cron_times
 
         times = cron_times(cron, timezone)
         if kind is not None:
-            _print_files(kind, times, job, timezone, catch_up, to, name, image, claim)
-            return
-        if to is not None:
-            raise UsageError("--to goes with --print; pass --print systemd, for example.")
-        if dry_run:
+            plan = {"catch_up": catch_up == "once", "zone_given": timezone is not None} | asked
+            _print_files(kind, times, job, to, plan)
+        elif dry_run:
             _print_times(times)
-            return
-        if any("s3://" in word for word in job):
-            from storage.s3_options import store_settings
-
-            store_settings({})  # variables that each night would end with
-        _run(times, job, catch_up, heartbeat, log_json)
+        else:
+            _run(times, job, log_json, catch_up == "once", heartbeat)
 
 
 def _check_job(job: tuple[str, ...]) -> None:
@@ -130,15 +124,7 @@ def _print_times(times: "CronTimes") -> None:
 
 
 def _print_files(
-    kind: str,
-    times: "CronTimes",
-    job: tuple[str, ...],
-    timezone: str | None,
-    catch_up: str,
-    to: str | None,
-    name: str,
-    image: str | None,
-    claim: str,
+    kind: str, times: "CronTimes", job: tuple[str, ...], to: str | None, plan: dict[str, Any]
 ) -> None:
     import os
     from pathlib import Path
@@ -148,17 +134,8 @@ def _print_files(
     from storage.files import file_to_write
     from storage.places import open_location
 
-    plan = Plan(
-        times=times,
-        arguments=tuple(map(as_utf8, job)),
-        name=name,
-        catch_up=catch_up == "once",
-        zone_given=timezone is not None,
-        directory=as_utf8(os.getcwd()),
-        image=image,
-        claim=claim,
-    )
-    files = PRINTERS[kind](plan)
+    directory = as_utf8(os.getcwd())
+    files = PRINTERS[kind](Plan(times, tuple(map(as_utf8, job)), directory, **plan))
     if to is None:
         print_exactly("\n".join(files.values()).rstrip("\n"))
         return
@@ -171,29 +148,29 @@ def _print_files(
 
 
 def _run(
-    times: "CronTimes",
-    job: tuple[str, ...],
-    catch_up: str,
-    heartbeat: str | None,
-    log_json: bool,
+    times: "CronTimes", job: tuple[str, ...], log_json: bool, catch_up: bool, heartbeat: str | None
 ) -> None:
     from jobs.commands.logs import ScheduleHandler, attached
     from jobs.scheduling.scheduler import Scheduler, heartbeat_at
     from jobs.signals import handle_signals
 
+    if any("s3://" in word for word in job):
+        from storage.s3_options import store_settings
+
+        store_settings({})  # variables that each night would end with
     beat = heartbeat_at(heartbeat, times, job)
     log = nullcontext() if log_json else attached(ScheduleHandler(times.zone))
     with log, beat.hold():
-        launch = _launcher(job, log_json)
-        scheduler = Scheduler(times, launch, beat, catch_up=catch_up == "once")
+        scheduler = Scheduler(times, _launcher(job, log_json), beat, catch_up=catch_up)
         with handle_signals(lambda number, _: scheduler.ask_to_stop(number)):
             scheduler.run()
 
 
 def _launcher(job: tuple[str, ...], log_json: bool) -> "Callable[[], Popen[bytes]]":
-    """Starts the job. Where stdout is a log of JSON, so is what the job prints there.
+    """Return a function that starts the job.
 
-    A job that knows no --log-json, or is to print something else, prints on stderr.
+    Where stdout is a log of JSON, the job logs in JSON too; one that has no --log-json, or is to
+    print something else, prints on stderr.
     """
     from jobs.scheduling.scheduler import launch_pipeline
 
@@ -206,12 +183,11 @@ def _launcher(job: tuple[str, ...], log_json: bool) -> "Callable[[], Popen[bytes
 
 
 def _command(name: str) -> click.Command:
-    """One of the commands that can be scheduled: those beside this one."""
+    """Return one of the commands that can be scheduled: those beside this one."""
     group = click.get_current_context().find_root().command
     assert isinstance(group, click.Group)
-    command = group.commands.get(name)
-    if command is None or name == "schedule":
-        known = [other for other in group.commands if other != "schedule"]
+    known = {other: command for other, command in group.commands.items() if other != "schedule"}
+    if name not in known:
         hint = did_you_mean(name, known)
         raise UsageError(f"{name!r} cannot be scheduled; expected one of {', '.join(known)}.{hint}")
-    return command
+    return known[name]

@@ -6,13 +6,16 @@ import click
 
 from jobs.choices import DEFAULT_CHECKPOINT, DEFAULT_RUN, DEFAULT_SETTLE
 from jobs.commands.options import (
-    cluster_on_call,
+    cluster_of,
     cluster_options,
     console_of,
     dataset_option,
+    location_of,
     models_option,
     options,
+    output_flags,
     output_options,
+    picked,
     stopping,
     storage_option,
     store_options,
@@ -23,8 +26,9 @@ from jobs.commands.options import (
 from storage.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
+    from jobs.commands.console import Console, Report
     from jobs.scoring.config import ScoreConfig
 
 CHECKPOINT_HELP = (
@@ -64,7 +68,7 @@ what_options = options(
         default=DEFAULT_SETTLE,
         show_default=True,
         metavar="SECONDS",
-        help="Leave a file of the inbox that somebody wrote to so lately.",
+        help="Skip files of the inbox modified within the last SECONDS.",
     ),
 )
 model_options = options(
@@ -80,20 +84,23 @@ result_options = options(
         "its name stand for the split and the scoring.",
     ),
     click.option(
-        "--probabilities", is_flag=True, help="Write the probabilities of all classes to --out."
+        "--probabilities",
+        "all_probabilities",
+        is_flag=True,
+        help="Write the probabilities of all classes to --out.",
     ),
     click.option(
         "--min-accuracy",
         type=float,
         metavar="SHARE",
-        help="Exit 5 where the accuracy, from 0 to 1, is below.",
+        help="Exit 5 if the accuracy, from 0 to 1, is lower.",
     ),
     click.option(
         "--max-drop",
         type=float,
         metavar="SHARE",
-        help="Exit 5 where the accuracy is so much below that of the last scoring of "
-        "a split of that name.",
+        help="Exit 5 if the accuracy is lower by more than SHARE than that of the split's last "
+        "scoring.",
     ),
 )
 running_options = options(
@@ -104,14 +111,14 @@ running_options = options(
         default=0,
         show_default=True,
         type=click.IntRange(0),
-        help="Try so often again what is out of reach (exit 6).",
+        help="Number of retries after a connection failure (exit 6).",
     ),
     click.option(
         "--retry-wait",
         default=60.0,
         show_default=True,
         metavar="SECONDS",
-        help="Seconds between two tries.",
+        help="Seconds between two retries.",
     ),
     click.option("--log-json", is_flag=True, help="Print a line of JSON for each event instead."),
 )
@@ -125,7 +132,7 @@ running_options = options(
 @storage_option
 @take_over_option
 @cluster_options
-@output_options
+@output_flags
 def score(quiet: bool, as_json: bool, log_json: bool, take_over: bool, **asked: Any) -> None:
     """Score splits of a dataset, or an inbox, with a run's model.
 
@@ -143,20 +150,19 @@ def score(quiet: bool, as_json: bool, log_json: bool, take_over: bool, **asked: 
         config = score_config(click.get_current_context().params, leave)
         from jobs.scoring.job import run_batch
 
-        with cluster_on_call("score", asked, listener.say, stop) as cluster:
+        with cluster_of("score", asked, listener.say, stop) as cluster:
             batch = run_batch(config, listener=listener, stop=stop, cluster=cluster)
         one_split = config.inbox is None and len(set(config.splits)) == 1
         if batch.results or not one_split:
-            told = batch_report(batch, one_split=one_split)
-            output.result(told.document, told.text)
+            output.result(batch_report(batch, one_split=one_split))
         if batch.error is not None:
             raise batch.error
 
 
 def score_config(
-    asked: "Mapping[str, Any]", take_over: "Callable[[str], None] | None" = None
+    asked: dict[str, Any], take_over: "Callable[[str], None] | None" = None
 ) -> "ScoreConfig":
-    """The job that the options of `score` ask for; `UsageError` for what cannot be meant."""
+    """Return the job that the options of `score` ask for; `UsageError` for what cannot be meant."""
     if asked["log_json"] and asked["as_json"]:
         raise UsageError("--log-json and --json are two ways to print; leave one out.")
     if asked["inbox"] is not None and asked["splits"]:
@@ -164,32 +170,16 @@ def score_config(
     from jobs.scoring.config import ScoreConfig
     from jobs.scoring.gates import Gates
 
-    same = (
-        *(
-            "run",
-            "dataset",
-            "inbox",
-            "include",
-            "exclude",
-            "settle",
-            "checkpoint",
-            "model",
-            "models",
-            "out",
-        ),
-        *("threads", "wait", "retries", "retry_wait"),
-    )
     places = [asked[name] for name in ("run", "dataset", "inbox", "models", "out")]
     if asked["model"] is not None or (asked["dataset"] is None and asked["inbox"] is None):
         places = []  # not all are known here: the name has the run's, and the run the dataset's
-    return ScoreConfig(
-        **{name: asked[name] for name in same},
-        splits=asked["splits"] or ("test",),
-        all_probabilities=asked["probabilities"],
-        gates=Gates(asked["min_accuracy"], asked["max_drop"]),
-        storage_options=store_options(asked["storage_options"], *places),
-        take_over=take_over,
-    )
+    changed = {
+        "splits": asked["splits"] or ("test",),
+        "gates": Gates(asked["min_accuracy"], asked["max_drop"]),
+        "storage_options": store_options(asked["storage_options"], *places),
+        "take_over": take_over,
+    }
+    return ScoreConfig(**picked(ScoreConfig, asked) | changed)
 
 
 @click.command()
@@ -201,26 +191,22 @@ def score_config(
 @storage_option
 @output_options
 def scores(
+    console: "Console",
     run: str,
     since: str | None,
     failed: bool,
     storage_options: tuple[str, ...],
-    quiet: bool,
-    as_json: bool,
-) -> None:
+) -> "Report":
     """Show the ledger of RUN: what was scored, when, with which model.
 
     RUN is runs/mnist unless told otherwise.
     """
-    with console_of(quiet, as_json) as console:
-        from jobs.commands.ledger_report import ledger_document, ledger_text
-        from storage.places import open_location
+    from jobs.commands.ledger_report import ledger_report
 
-        location = open_location(run, store_options(storage_options, run))
-        document = ledger_document(location, since, failed)
-        for warning in document["warnings"]:
-            console.warn(warning)
-        console.result(document, ledger_text(document))
+    report = ledger_report(location_of(run, storage_options), since, failed)
+    for warning in report.document["warnings"]:
+        console.warn(warning)
+    return report
 
 
 @click.command()
@@ -245,73 +231,47 @@ def scores(
 )
 @threads_option
 @wait_option
-@click.option("--undo", is_flag=True, help="Give the name back to who had it before.")
-@click.option("--list", "listing", is_flag=True, help="Show who has which name.")
+@click.option("--undo", is_flag=True, help="Give the name back to the model that had it before.")
+@click.option("--list", "listing", is_flag=True, help="List the names and their models.")
 @storage_option
 @take_over_option
 @output_options
 def promote(
-    run: str,
+    console: "Console",
     name: str | None,
-    checkpoint: str,
     models: str,
-    min_accuracy: float | None,
-    not_worse_than: str | None,
-    dataset: str,
-    split: str,
-    threads: int,
-    wait: float,
     undo: bool,
     listing: bool,
     storage_options: tuple[str, ...],
     take_over: bool,
-    quiet: bool,
-    as_json: bool,
-) -> None:
+    **asked: Any,
+) -> "Report":
     """Give a checkpoint of RUN a name, for `pipeline score --model`.
 
     RUN is runs/mnist unless told otherwise. The checkpoint is kept from then on. Where a gate is
     missed (exit 5) the name stays where it is.
     """
-    with console_of(quiet, as_json) as console, stopping() as stop:
-        from storage.places import open_location
+    from jobs.commands.score_console import LoggingListener, names_report, promote_report
+    from jobs.scoring import promote as job
+    from storage.places import open_location
 
-        # Without --dataset its place may be one that the run records.
-        places = () if dataset is None else (run, models, dataset)
-        options = store_options(storage_options, *places)
-        if listing:
-            from jobs.commands.score_console import names_report
-            from jobs.scoring.promote import list_names
-
-            told = names_report(list_names(open_location(models, options)), models)
-            console.result(told.document, told.text)
-            return
-        if name is None:
-            raise UsageError("No name is given; pass --as, such as --as champion.")
-        from jobs.commands.score_console import LoggingListener, promote_report
-        from jobs.scoring.promote import PromoteConfig
-        from jobs.scoring.promote import promote as run_promote
-        from jobs.scoring.promote import undo as run_undo
-
-        leave = console.warn if take_over else None
-        if undo:
-            told = promote_report(run_undo(open_location(models, options), name, leave))
-        else:
-            config = PromoteConfig(
-                run=run,
-                name=name,
-                checkpoint=checkpoint,
-                models=models,
-                dataset=dataset,
-                split=split,
-                min_accuracy=min_accuracy,
-                not_worse_than=not_worse_than,
-                threads=threads,
-                wait=wait,
-                storage_options=options,
-                take_over=leave,
-            )
-            told = promote_report(
-                run_promote(config, listener=LoggingListener(console.progress), stop=stop)
-            )
-        console.result(told.document, told.text)
+    # Without --dataset its place may be one that the run records.
+    places = () if asked["dataset"] is None else (asked["run"], models, asked["dataset"])
+    options = store_options(storage_options, *places)
+    if listing:
+        return names_report(job.list_names(open_location(models, options)), models)
+    if name is None:
+        raise UsageError("No name is given; pass --as, such as --as champion.")
+    leave = console.warn if take_over else None
+    if undo:
+        return promote_report(job.undo(open_location(models, options), name, leave))
+    config = job.PromoteConfig(
+        **picked(job.PromoteConfig, asked),
+        name=name,
+        models=models,
+        storage_options=options,
+        take_over=leave,
+    )
+    with stopping() as stop:
+        listener = LoggingListener(console.progress)
+        return promote_report(job.promote(config, listener=listener, stop=stop))

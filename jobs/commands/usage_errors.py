@@ -11,40 +11,24 @@ from storage.errors import did_you_mean
 
 ELSEWHERE = {
     "--bs": "--batch-size",
-    "--batch": "--batch-size",
-    "--checkpoints": "--checkpoint",
     "--early-stopping": "--patience",
     "--force": "--overwrite",
     "--iterations": "--epochs",
     "--layers": "--network",
     "--lr": "--learning-rate",
-    "--lr-schedule": "--schedule",
-    "--lr-scheduler": "--schedule",
-    "--model-dir": "--run",
-    "--num-epochs": "--epochs",
-    "--num-workers": "--workers",
-    "--opt": "--optimizer",
-    "--output": "--out",
-    "--proba": "--probabilities",
     "--tz": "--timezone",
     "--val-split": "--holdout",
     "--validation": "--holdout",
     "--wd": "--l2",
     "--weight-decay": "--l2",
-}
-"""What other programs call the same option."""
-COMMANDS_ELSEWHERE = {
     "check": "verify",
     "convert": "ingest",
-    "cron": "schedule",
     "evaluate": "score",
     "fit": "train",
-    "import": "ingest",
     "info": "inspect",
     "predict": "score",
-    "show": "inspect",
 }
-"""What other programs call the same command."""
+"""What other programs call the same option or command."""
 SHOWN = 100
 """Characters of a name that a message shows."""
 
@@ -81,33 +65,22 @@ def check_command(name: str, context: click.Context, known: Iterable[str]) -> No
     known = list(known)
     if name in known or name.startswith("-"):
         return
-    hint = did_you_mean(COMMANDS_ELSEWHERE.get(name.lower(), name), known)
+    hint = did_you_mean(ELSEWHERE.get(name.lower(), name), known)
     expected = f" Expected one of {', '.join(known)}."
-    raise click.UsageError(
-        f"There is no command {name[:SHOWN]!r}.{hint or expected}",
-        context,
-    )
+    raise click.UsageError(f"There is no command {name[:SHOWN]!r}.{hint or expected}", context)
 
 
 def _no_such_option(name: str, context: click.Context) -> str:
-    """Return the message for an option that is none of a command's."""
+    """Return the message for an option that the command does not have, with the nearest one."""
     if not name.startswith("--"):  # click takes -lr for -l and -r
         name = next((word for word in sys.argv[1:] if word.startswith(name)), name)
+    typed = "--" + name.partition("=")[0].strip("-").lower().replace("_", "-")
     known = [
         option
         for parameter in context.command.get_params(context)
         for option in (*parameter.opts, *parameter.secondary_opts)
         if option.startswith("--")
     ]
-    return f"There is no option {name[:SHOWN]!r}.{_nearest_option(name, known)}"
-
-
-def _nearest_option(name: str, known: list[str]) -> str:
-    typed = "--" + name.partition("=")[0].strip("-").lower().replace("_", "-")
-    if ELSEWHERE.get(typed) in known:
-        return did_you_mean(ELSEWHERE[typed], known)
-    for option in known:
-        initials = "".join(word[:1] for word in option.strip("-").split("-"))
-        if len(typed) > 3 and (option.startswith(typed) or typed[2:] == initials):
-            return did_you_mean(option, known)
-    return did_you_mean(typed, known)
+    begun = next((option for option in known if option.startswith(typed)), typed)
+    hint = did_you_mean(ELSEWHERE.get(typed, begun), known)
+    return f"There is no option {name[:SHOWN]!r}.{hint}"

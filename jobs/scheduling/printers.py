@@ -54,11 +54,11 @@ class Plan:
     times: CronTimes
     arguments: tuple[str, ...]
     """Those of `pipeline`, such as `score`, `--inbox`, `arrivals`."""
-    name: str
+    directory: str
     catch_up: bool
     zone_given: bool
     """Whether the time zone was given; else the other scheduler's applies."""
-    directory: str
+    name: str
     image: str | None
     """The container image that has `pipeline`, for Kubernetes; by default this release's."""
     claim: str

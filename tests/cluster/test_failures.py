@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from distributed import Future
 
-from jobs.commands.options import KEYWORDS, opened_cluster
+from jobs.commands.options import cluster_of
 from jobs.signals import StopSignal, stop_on_signals
 from jobs.training.job import train
 from pipeline.cluster.connect import Cluster as Client
@@ -174,11 +174,10 @@ def test_a_job_that_lost_its_scheduler(tmp_path: Path) -> None:
         "train": "What was saved is untouched; run the same command again, with --resume, on any",
         "score": "What was scored is kept; run the same command again, on any",
     }
-    chosen = dict.fromkeys(KEYWORDS) | {"cluster_timeout": 60}
     with Cluster(tmp_path / "cluster", workers=1) as workers, ExitStack() as opened:
-        chosen["scheduler"] = workers.address
+        chosen = {"scheduler": workers.address, "timeout": 60}
         clients = {
-            command: opened.enter_context(opened_cluster(command, chosen, print, StopSignal()))
+            command: opened.enter_context(cluster_of(command, chosen, print, StopSignal()))()
             for command in left
         }
         workers.scheduler.send_signal(signal.SIGSTOP)

@@ -106,7 +106,7 @@ def _other_sizes(files: Path) -> None:
         (_with_a_byte_more, (f"{TRAIN_IMAGES}.gz", "1 bytes follow", AGAIN)),
         (_without_rows, (TRAIN_IMAGES, "empty", "Use a file that holds")),
         (_other_labels, (TRAIN_LABELS, TRAIN_IMAGES, "60 labels", "300 images", "Take both")),
-        (_labels_alone, (TRAIN_LABELS, "Add the images")),
+        (_labels_alone, (TRAIN_LABELS, "Add it, or move the labels")),
         (_no_files, ("files", "train-images-idx3-ubyte", "rename the files")),
         (_other_sizes, ("(28, 28)", "(14, 56)", "Take the files")),
     ],

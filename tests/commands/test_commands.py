@@ -168,7 +168,7 @@ def test_verify_damaged(dataset: Path, run: Path) -> None:
     chunks[1].write_bytes(chunks[1].read_bytes()[:-1] + b"\0")
     ended = run_pipeline("verify", "data/mnist", cwd=here)
     assert ended.code == 3
-    assert ended.err.startswith("Error: data/mnist is damaged in 2 of ")
+    assert ended.err.startswith("Error: data/mnist is damaged: 2 of ")
     first, second = sorted(ended.out.splitlines())
     assert "test/targets/c.0.0" in first + second
     assert "train/inputs/c.1.0" in first + second

@@ -17,12 +17,12 @@ README = (REPOSITORY / "README.md").read_text()
 
 EXIT_CODES = {
     "0": "done, or already done",
-    "1": "a defect of ours: traceback, and where to report it",
+    "1": "internal error: traceback, and where to report it",
     "2": "wrong usage",
     "3": "bad data: IDX, dataset, checkpoint, scores",
     "4": "conflict: locked, exists already, configuration differs",
     "5": "a quality gate was missed",
-    "6": "storage or cluster out of reach: worth trying again",
+    "6": "storage or cluster unreachable: worth trying again",
     "130, 143": "interrupted, checkpoint saved",
 }
 """Section 9 of the design."""
