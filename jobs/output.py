@@ -86,5 +86,5 @@ def print_aside(text: str) -> None:
 
 
 def percent(share: float) -> str:
-    """A share in [0, 1] for people: `98.21 %`."""
+    """Return a share in [0, 1] as `98.21 %`."""
     return f"{100 * share:.2f} %"

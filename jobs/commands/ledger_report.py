@@ -41,19 +41,19 @@ def ledger_report(run: Location, since: str | None, failed: bool) -> Report:
 
 
 def _warnings(ledger: Ledger, entries: list[Entry]) -> list[str]:
-    """What the lines do not tell: that some are missing."""
+    """Return a warning for each kind of line that is missing."""
     warnings = []
     if ledger.is_torn:
         warnings.append(
-            f"The last line of {ledger} is cut off, so it is left out: a job died while it wrote "
-            "it. The next `pipeline score` of the same work writes it again."
+            f"The last line of {ledger} is cut off and left out: a job died while writing it. The "
+            "next `pipeline score` of the same work writes it again."
         )
-    told = {entry.get("result") for entry in entries}
+    recorded = {entry.get("result") for entry in entries}
     scores = ledger.location
     missing = [
         home
         for home in scoring_homes(scores)
-        if f"{SCORES}/{home}" not in told and is_complete(scores.child(home))
+        if f"{SCORES}/{home}" not in recorded and is_complete(scores.child(home))
     ]
     if missing:
         shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
@@ -65,7 +65,7 @@ def _warnings(ledger: Ledger, entries: list[Entry]) -> list[str]:
 
 
 def since_time(text: str, now: datetime | None = None) -> datetime:
-    """The moment that a text means: `12h`, `7d` back from now, or a date or time in ISO 8601.
+    """Return the moment that a text means: `12h`, `7d` ago, or a date or time in ISO 8601.
 
     A time without a zone is this machine's. Raises `UsageError` for anything else.
     """

@@ -1,9 +1,9 @@
 """Pictures for people: examples of a dataset, and a model's worst mistakes."""
 
+import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,14 +18,8 @@ from storage.scores import Scores
 COLUMNS = 10
 ROWS = 6
 
-
-@dataclass(frozen=True)
-class Tile:
-    """One image of a grid."""
-
-    image: NDArray[Any]
-    """`(height, width)`."""
-    title: str
+Tile: TypeAlias = tuple[NDArray[Any], str]
+"""An image `(height, width)` and its title."""
 
 
 def write_examples(location: Location, path: Path) -> None:
@@ -44,11 +38,11 @@ def _first_tiles(dataset: Dataset, split: Split, count: int) -> list[Tile]:
     if block.targets is not None:
         titles = [dataset.class_names[index] for index in block.targets.argmax(axis=1)]
     rows = zip(block.inputs[:count], titles[:count], strict=True)
-    return [Tile(as_image(row, dataset.image_shape), title) for row, title in rows]
+    return [(as_image(row, dataset.image_shape), title) for row, title in rows]
 
 
 def worst_mistakes(dataset: Dataset, scores: Scores, count: int = 30) -> list[Tile]:
-    """The rows whose true class was given the smallest probability, worst first."""
+    """Return the rows whose true class was given the smallest probability, worst first."""
     split = dataset.split(scores.schema.split)
     names = dataset.class_names
     worst: list[tuple[float, int, Tile]] = []
@@ -63,17 +57,15 @@ def worst_mistakes(dataset: Dataset, scores: Scores, count: int = 30) -> list[Ti
         wrong = np.flatnonzero(predicted != truth)
         for row in wrong[np.argsort(of_truth[wrong], kind="stable")][:count].tolist():
             title = f"{names[truth[row]]}, not {names[predicted[row]]}"
-            tile = Tile(as_image(block.inputs[row], dataset.image_shape), title)
+            tile = (as_image(block.inputs[row], dataset.image_shape), title)
             worst.append((float(of_truth[row]), start + row, tile))
         worst = sorted(worst, key=lambda item: item[:2])[:count]
     return [tile for _, _, tile in worst]
 
 
 def as_image(row: NDArray[Any], image_shape: tuple[int, ...]) -> NDArray[Any]:
-    """A stored row `(1 + features,)` as an image of two dimensions, its bias left out."""
-    if len(image_shape) == 1:
-        return row[1:].reshape(1, -1)
-    return row[1:].reshape(image_shape[0], -1)
+    """Return a stored row `(1 + features,)` as an image `(height, width)` without its bias."""
+    return row[1:].reshape(image_shape[0] if len(image_shape) > 1 else 1, -1)
 
 
 def check_picture(path: Path) -> Path:
@@ -86,14 +78,13 @@ def check_picture(path: Path) -> Path:
 def write_grid(tiles: Sequence[Tile], path: Path, title: str) -> None:
     """Write tiles in rows of ten as a PNG file, whole or not at all.
 
-    Raises `UsageError` where matplotlib is not installed or the name does not end in .png.
+    Raises `UsageError` if matplotlib is not installed or the name does not end in .png.
     """
     path = check_picture(path)
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
         raise MissingExtraError("A picture", "matplotlib", "plot") from None
-    import io
 
     lines = max(1, -(-len(tiles) // COLUMNS))
     figure = Figure(figsize=(COLUMNS, 0.5 + 1.2 * lines), layout="tight")
@@ -101,9 +92,9 @@ def write_grid(tiles: Sequence[Tile], path: Path, title: str) -> None:
     axes = np.atleast_1d(np.asarray(figure.subplots(lines, COLUMNS))).reshape(-1)
     for axis in axes:
         axis.set_axis_off()
-    for axis, tile in zip(axes, tiles, strict=False):
-        axis.imshow(tile.image, cmap="gray_r")
-        axis.set_title(tile.title, fontsize=8)
+    for axis, (image, name) in zip(axes, tiles, strict=False):
+        axis.imshow(image, cmap="gray_r")
+        axis.set_title(name, fontsize=8)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
     directory = open_location(path.parent)

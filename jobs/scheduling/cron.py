@@ -59,47 +59,33 @@ class CronTimes:
         return list(islice(times, limit))
 
     @cached_property
-    def fields(self) -> "CronFields":
-        """What each field allows."""
+    def fields(self) -> list[list[int]]:
+        """The values that each field allows: minutes, hours, days, months, weekdays (0 Sunday)."""
         parsed = CronSim(self.expression, datetime(2000, 1, 1, tzinfo=UTC))
-        return CronFields(
-            minutes=sorted(parsed.minutes),
-            hours=sorted(parsed.hours),
-            days=sorted(parsed.days),
-            months=sorted(parsed.months),
-            weekdays=sorted({int(day) % 7 for day in parsed.weekdays}),  # type: ignore[arg-type]
-            both_days=parsed.day_and,
-        )
+        weekdays = {int(day) % 7 for day in parsed.weekdays}  # type: ignore[arg-type]
+        values = (parsed.minutes, parsed.hours, parsed.days, parsed.months, weekdays)
+        return list(map(sorted, values))
 
+    @property
+    def both_days(self) -> bool:
+        """Whether day and weekday must both agree; one is enough if neither begins with `*`."""
+        return any(self.expression.split()[field].startswith("*") for field in (2, 4))
 
-@dataclass(frozen=True)
-class CronFields:
-    """The values that each field of an expression allows."""
+    @property
+    def any_day(self) -> bool:
+        """Whether the day of the month does not matter."""
+        return len(self.fields[2]) == 31
 
-    minutes: list[int]
-    hours: list[int]
-    days: list[int]
-    months: list[int]
-    weekdays: list[int]
-    """0 is Sunday."""
-    both_days: bool
-    """Whether day and weekday must both agree; one is enough where neither begins with `*`."""
+    @property
+    def any_weekday(self) -> bool:
+        """Whether the day of the week does not matter."""
+        return len(self.fields[4]) == 7
 
     @property
     def every_day(self) -> bool:
         """Whether every day of the months is allowed."""
         together = all if self.both_days else any
         return together((self.any_day, self.any_weekday))
-
-    @property
-    def any_day(self) -> bool:
-        """Whether the day of the month does not matter."""
-        return len(self.days) == 31
-
-    @property
-    def any_weekday(self) -> bool:
-        """Whether the day of the week does not matter."""
-        return len(self.weekdays) == 7
 
 
 def cron_times(expression: str, zone_name: str | None = None) -> CronTimes:

@@ -36,10 +36,6 @@ CRONTAB_LINE = 998
 """Bytes of the longest line that cron reads whole."""
 PLAIN_FIELD = re.compile(r"({0})(,({0}))*".format(r"\*(/\d\d?)?|\d\d?(-\d\d?(/\d\d?)?)?"), re.ASCII)
 """A field that every scheduler reads alike; `5/15` and names are read by some."""
-SYSTEMD_ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t", '"': '\\"', "\\": "\\\\"} | {
-    "%": "%%",
-    "$": "$$",
-}
 IMAGE_PIPELINE = "/opt/mnist-stream/bin/pipeline"
 """Where `deploy/Dockerfile` installs the command."""
 AIRFLOW_FILES = (".sh", ".bash")
@@ -173,18 +169,18 @@ WantedBy=timers.target
 
 def _calendars(plan: Plan) -> list[str]:
     """Return the schedule as systemd.time(7) has it; two where either day will do."""
-    fields = plan.times.fields
-    months, days = _listed(fields.months, 12), _listed(fields.days, 31)
-    clock = f"{_listed(fields.hours, 24)}:{_listed(fields.minutes, 60)}:00"
-    zone = f" {plan.times.zone_name}" if plan.zone_given else ""
-    weekdays = ",".join(WEEKDAYS[day] for day in fields.weekdays) + " "
-    if fields.every_day:
-        weekdays, days = "", "*"
-    elif fields.any_weekday:
-        weekdays = ""
-    if fields.both_days or fields.every_day:
-        return [f"{weekdays}*-{months}-{days} {clock}{zone}"]
-    return [f"*-{months}-{days} {clock}{zone}", f"{weekdays}*-{months}-* {clock}{zone}"]
+    times = plan.times
+    minutes, hours, days, months, weekdays = times.fields
+    clock = f"{_listed(hours, 24)}:{_listed(minutes, 60)}:00"
+    zone = f" {times.zone_name}" if plan.zone_given else ""
+    date = "*" if times.every_day else _listed(days, 31)
+    week = ",".join(WEEKDAYS[day] for day in weekdays) + " "
+    if times.any_weekday or times.every_day:
+        week = ""
+    month = _listed(months, 12)
+    if times.both_days or times.every_day:
+        return [f"{week}*-{month}-{date} {clock}{zone}"]
+    return [f"*-{month}-{date} {clock}{zone}", f"{week}*-{month}-* {clock}{zone}"]
 
 
 def _listed(values: Sequence[int], every: int) -> str:
@@ -199,9 +195,9 @@ def _systemd_quoted(word: str) -> str:
 
 
 def _systemd_escaped(character: str) -> str:
-    if escaped := SYSTEMD_ESCAPES.get(character):
-        return escaped
-    if _has_layout(character):
+    if character in "%$":
+        return 2 * character
+    if character in '"\\' or _has_layout(character):
         code = ord(character)
         return f"\\x{code:02x}" if code < 128 else f"\\u{code:04x}"
     return character
@@ -330,10 +326,8 @@ def _has_layout(text: str) -> bool:
 
 def _cron_expression(plan: Plan) -> str:
     """Return the expression as cron reads it: five plain fields with the same times."""
-    fields = plan.times.fields
-    values = (fields.minutes, fields.hours, fields.days, fields.months, fields.weekdays)
     texts = plan.times.expression.split()
-    return " ".join(map(_plain_field, texts, values))
+    return " ".join(map(_plain_field, texts, plan.times.fields))
 
 
 def _plain_expression(plan: Plan) -> str:
@@ -342,21 +336,21 @@ def _plain_expression(plan: Plan) -> str:
     Kubernetes knows no Sunday 7. Where a day field begins with `*` but does not allow all, cron
     wants both day fields to agree, and the others one of them.
     """
-    fields = plan.times.fields
+    times = plan.times
     minutes, hours, days, months, weekdays = _cron_expression(plan).split()
-    if fields.every_day:
+    if times.every_day:
         days = weekdays = "*"
-    elif fields.both_days and not fields.any_day and not fields.any_weekday:
+    elif times.both_days and not times.any_day and not times.any_weekday:
         raise UsageError(
-            f"{plan.times.expression!r} means other days to cron than to Kubernetes and Airflow: "
+            f"{times.expression!r} means other days to cron than to Kubernetes and Airflow: "
             "give the days or the weekdays, not both."
         )
-    elif fields.any_weekday:
+    elif times.any_weekday:
         weekdays = "*"
-    elif fields.any_day:
+    elif times.any_day:
         days = "*"
     if "7" in weekdays:
-        weekdays = _ranges(fields.weekdays)
+        weekdays = _ranges(times.fields[4])
     return f"{minutes} {hours} {days} {months} {weekdays}"
 
 

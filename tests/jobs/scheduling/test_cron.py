@@ -79,12 +79,12 @@ def test_between() -> None:
 def test_sunday_is_0_and_7() -> None:
     """Both numbers of Sunday, and its name."""
     for sunday in ("0", "7", "sun"):
-        assert [0] == cron_times(f"0 0 * * {sunday}", "UTC").fields.weekdays
+        assert [0] == cron_times(f"0 0 * * {sunday}", "UTC").fields[4]
 
 
 def test_wednesday_is_no_extension() -> None:
     """WED and JUL have letters that extensions use."""
-    assert [3] == cron_times("0 0 * JUL WED", "UTC").fields.weekdays
+    assert [3] == cron_times("0 0 * JUL WED", "UTC").fields[4]
 
 
 @pytest.mark.parametrize(

@@ -434,7 +434,7 @@ def test_line_breaks(character: str, plan: Plan, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="line break"):
         PRINTERS["cron"](broken)
     service = PRINTERS["systemd"](broken)["nightly.service"]
-    escaped = {"\n": "\\n", "\r": "\\r"}[character]
+    escaped = {"\n": "\\x0a", "\r": "\\x0d"}[character]
     assert f'--model "a{escaped}b"\n' in service
     with pytest.raises(UsageError, match="line break"):
         replace(plan, directory=f"a{character}b")
