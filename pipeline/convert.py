@@ -1,4 +1,4 @@
-"""One part of a split, from source to store: load, transform, write, read back, anywhere."""
+"""One part of a split, from source to store: load, transform, check, write, anywhere."""
 
 from dataclasses import dataclass
 
@@ -27,7 +27,7 @@ class Conversion:
 def convert_part(
     part: Part, writer: SplitWriter, conversion: Conversion
 ) -> tuple[int, list[ChunkRecord]]:
-    """Load, transform, write and read back one part; its rows, and its chunks' records.
+    """Load, transform, check and write one part; return its rows, and its chunks' records.
 
     Pure but for what it writes, and writing it twice gives the same bytes: it may run anywhere,
     and again. A chunk at a time is in memory, whatever the size of a part.

@@ -1,9 +1,11 @@
 """The dataset format, read: open a published dataset and read its chunks, each checked."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +44,7 @@ class Block:
     """`(rows, classes)` one-hot, or None where the split has no labels."""
 
     def digest(self) -> bytes:
-        """SHA-256 of the decoded inputs, followed by the targets: 32 bytes."""
+        """Return the SHA-256 of the decoded inputs, followed by the targets: 32 bytes."""
         content = hashlib.sha256(np.ascontiguousarray(self.inputs).data)
         if self.targets is not None:
             content.update(np.ascontiguousarray(self.targets).data)
@@ -52,7 +54,7 @@ class Block:
 def split_arrays(
     location: Location, schema: SplitSchema, compression: str = ZSTD
 ) -> dict[str, ChunkedArray]:
-    """The arrays of the split at a location, by name; `compression` matters to who writes rows.
+    """Return the arrays of the split at a location, by name, which write rows with `compression`.
 
     The digests and class counts of all chunks are one chunk each. A split without labels has
     neither `targets` nor `chunk_class_counts`.
@@ -72,8 +74,8 @@ def split_arrays(
 class Split:
     """One split of an open dataset. Each chunk is checked as it is read.
 
-    Its rows are, against the recorded digest, unless the very bytes that are stored were found to
-    decode to them before.
+    Rows are compared with the recorded digest, unless the same stored bytes were found to decode to
+    them before.
     """
 
     def __init__(
@@ -84,7 +86,7 @@ class Split:
         dataset_digest: str,
         place: Location,
     ) -> None:
-        """A split of the tree at `location`, published at `place`; nothing is read yet."""
+        """Describe a split of the tree at `location`, published at `place`; nothing is read yet."""
         self.name = name
         self.record = record
         self.schema: SplitSchema = record.schema
@@ -96,42 +98,33 @@ class Split:
 
     @cached_property
     def arrays(self) -> dict[str, ChunkedArray]:
-        """See `split_arrays`."""
+        """Return the split's arrays by name: see `split_arrays`."""
         return split_arrays(self._location.child(self.name), self.schema)
-
-    def check_claim(self) -> None:
-        """Raise `BadDataError` where most chunks are not there: see `ChunkedArray.check_claim`."""
-        try:
-            for reader in self.arrays.values():
-                reader.check_claim()
-        except BadDataError:
-            self._check_not_replaced()
-            raise
 
     @cached_property
     def inputs(self) -> "zarr.Array[Any]":
-        """The Zarr array `(rows, 1 + features)`."""
-        return self._as_zarr(self.arrays["inputs"])
+        """Return the Zarr array `(rows, 1 + features)`."""
+        return self._as_zarr("inputs")
 
     @cached_property
     def targets(self) -> "zarr.Array[Any] | None":
-        """The Zarr array `(rows, classes)`, or None where the split has no labels."""
-        reader = self.arrays.get("targets")
-        return None if reader is None else self._as_zarr(reader)
+        """Return the Zarr array `(rows, classes)`, or None where the split has no labels."""
+        return self._as_zarr("targets") if self.schema.classes else None
 
-    def _as_zarr(self, reader: ChunkedArray) -> "zarr.Array[Any]":
-        from storage.store import LocationStore, open_array  # and with it all of Zarr
+    def _as_zarr(self, name: str) -> "zarr.Array[Any]":
+        import zarr  # which takes long
 
-        return open_array(LocationStore(self._location, read_only=True), reader)
+        store = zarr.storage.MemoryStore(cast(Any, _ZarrObjects(self._location)), read_only=True)
+        return zarr.open_array(store, path=f"{self.name}/{name}", mode="r", zarr_format=3)
 
     @cached_property
     def chunk_digests(self) -> NDArray[np.uint8]:
-        """`(chunks, 32)`: each chunk's recorded digest, checked against the split's own."""
+        """Return each chunk's recorded digest, `(chunks, 32)`, checked against the split's own."""
         return self._small_array("chunk_digests", self.record.digest)
 
     @cached_property
     def chunk_class_counts(self) -> NDArray[np.int64]:
-        """`(chunks, classes)`: the rows of each class in each chunk, checked.
+        """Return the rows of each class in each chunk, `(chunks, classes)`, checked.
 
         A split without labels has no classes to count.
         """
@@ -150,48 +143,35 @@ class Split:
         return values
 
     def empty_chunk(self) -> Block:
-        """Arrays of any content for `read_chunk` to decode chunks into, one after the other."""
+        """Return arrays of any content for `read_chunk` to decode into."""
         targets = self.arrays.get("targets")
         return Block(
             self.arrays["inputs"].empty_chunk(), None if targets is None else targets.empty_chunk()
         )
 
+    def check_claim(self) -> None:
+        """Raise `BadDataError` where most chunks are missing: see `ChunkedArray.check_claim`."""
+        with self._unless_replaced():
+            for reader in self.arrays.values():
+                reader.check_claim()
+
     def read_chunk(self, number: int, out: Block | None = None) -> Block:
-        """Chunk `number`, in [0, chunks - 1], whole, decoded and checked.
+        """Return chunk `number`, in [0, chunks - 1], whole, decoded and checked.
 
         Its arrays are views of those of `out`, an `empty_chunk`, where that is given. Raises
         `BadDataError` that names the chunk where it is missing, damaged or another's, and
         `ConflictError` where another dataset has taken the place of the one that was opened.
         """
-        try:
-            return self._read_checked(number, out)
-        except BadDataError:
-            self._check_not_replaced()
-            raise
-
-    def _check_not_replaced(self) -> None:
-        place = self._place
-        try:
-            attributes = root_document(published_tree(place))["attributes"]
-            replaced = attributes.get("digest") != self._dataset_digest
-        except BadDataError:
-            replaced = replaced_sibling(place).exists()
-        if replaced or published_tree(place) != self._location:
-            raise ConflictError(
-                f"{place} was replaced by another dataset while it was being read. "
-                "Run the same command again."
-            )
-
-    def _read_checked(self, number: int, out: Block | None) -> Block:
         stored, targets = hashlib.sha256(), None
-        if self.schema.classes:
-            targets = self.arrays["targets"].read(number, out.targets if out else None, stored)
-        inputs = self.arrays["inputs"].read(number, out.inputs if out else None, stored)
-        block = Block(inputs, targets)
-        # The same bytes decode to the same rows, and there are a third as many of them or fewer.
-        if self._sound.get(number) != stored.digest():
-            self._check_digest(number, block)
-            self._sound[number] = stored.digest()
+        with self._unless_replaced():
+            if self.schema.classes:
+                targets = self.arrays["targets"].read(number, out.targets if out else None, stored)
+            inputs = self.arrays["inputs"].read(number, out.inputs if out else None, stored)
+            block = Block(inputs, targets)
+            # The same bytes decode to the same rows, and there are a third as many or fewer.
+            if self._sound.get(number) != stored.digest():
+                self._check_digest(number, block)
+                self._sound[number] = stored.digest()
         return block
 
     def _check_digest(self, number: int, block: Block) -> None:
@@ -201,6 +181,47 @@ class Split:
                 f"Chunk {number} (rows {start}..{stop - 1}) of {self._location}/{self.name} "
                 f"does not have its recorded digest: it is damaged or another's. {MAKE_AGAIN}"
             )
+
+    @contextmanager
+    def _unless_replaced(self) -> Iterator[None]:
+        """Turn `BadDataError` into `ConflictError` where another dataset has taken the place."""
+        try:
+            yield
+        except BadDataError:
+            tree, root = _read_root(self._place)
+            if root is None:
+                replaced = replaced_sibling(self._place).exists()
+            else:
+                replaced = tree != self._location or self._dataset_digest.encode() not in root
+            if not replaced:
+                raise
+            raise ConflictError(
+                f"{self._place} was replaced by another dataset while it was being read. "
+                "Run the same command again."
+            ) from None
+
+
+@dataclass(frozen=True)
+class _ZarrObjects:
+    """A dataset's objects for Zarr's `MemoryStore`, each read when it is asked for.
+
+    Zarr reads a missing chunk as fill value (zarr-python issue 486); here it is an error.
+    """
+
+    location: Location
+
+    def __getitem__(self, key: str) -> Any:
+        from zarr.core.buffer import default_buffer_prototype
+
+        try:
+            return default_buffer_prototype().buffer.from_bytes(self.location.get(key))
+        except FileNotFoundError:
+            if key.endswith(METADATA_NAME):
+                raise KeyError(key) from None
+            raise BadDataError(f"Chunk {key} of {self.location} is missing. {MAKE_AGAIN}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.location.objects())
 
 
 @dataclass(frozen=True)
@@ -223,12 +244,12 @@ class Dataset:
     fingerprint: dict[str, Any]
     """What tells whether a source has been ingested before."""
     metadata_digests: dict[str, str]
-    """The digest of every other `zarr.json`, by key; see `sealed.check_metadata`."""
+    """The digest of every other `zarr.json`, by key; see `documents.check_all_metadata`."""
     digest: str
     splits: dict[str, Split] = field(repr=False)
 
     def split(self, name: str) -> Split:
-        """The split of that name; `BadDataError` where there is none, or next to none of it."""
+        """Return a split by name; raise `BadDataError` where it, or most of it, is missing."""
         if name not in self.splits:
             raise BadDataError(
                 f"{self.location} has no split '{name}'; it has {', '.join(self.splits)}."
@@ -244,61 +265,30 @@ def open_dataset(location: Location) -> Dataset:
     Raises `BadDataError` where there is none, or it is incomplete, damaged, of a newer format,
     or not a dataset.
     """
-    tree, document = _tree_and_root(location)
+    tree, root = _read_root(location)
     try:
-        return _opened(location, tree, document)
+        if root is None:
+            raise BadDataError(_nothing_there(location))
+        return _opened(location, tree, root)
     except BadDataError:
-        if _tree_and_root(location) == (tree, document):
+        if _read_root(location) == (tree, root):
             raise
     return open_dataset(location)  # it was replaced in the meantime: look again
 
 
-def published_tree(location: Location) -> Location:
-    """Return where the dataset that is published at a location lies."""
+def _read_root(location: Location) -> tuple[Location, bytes | None]:
+    """Return where the published dataset lies, and its `zarr.json`; None where there is none."""
+    tree = location
     try:
-        return location.current(METADATA_NAME)
+        tree = location.current(METADATA_NAME)
+        return tree, documents.read(tree, METADATA_NAME)
     except FileNotFoundError:
-        raise BadDataError(_nothing_there(location)) from None
+        return tree, None
 
 
-def _tree_and_root(location: Location) -> tuple[Location, dict[str, Any]]:
-    tree = published_tree(location)
-    try:
-        return tree, root_document(tree)
-    except BadDataError:
-        if published_tree(location) == tree:
-            raise
-    return _tree_and_root(location)
-
-
-def _opened(location: Location, tree: Location, document: dict[str, Any]) -> Dataset:
-    attributes = document["attributes"]
-    if attributes.get("complete") is not True:
-        raise BadDataError(
-            f"{location} is incomplete: its ingest has not finished. Run `pipeline ingest` again."
-        )
-    documents.check_group_seal(document, ROOT_ATTRIBUTES, f"{tree}/{METADATA_NAME}")
-    try:
-        dataset = _from_attributes(location, tree, attributes)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BadDataError(
-            f"The attributes of {location} are not those of a dataset ({error!r}). {MAKE_AGAIN}"
-        ) from error
-    for key, expected in dataset.metadata_digests.items():
-        _check_metadata(tree, key, expected)
-    return dataset
-
-
-def root_document(location: Location) -> dict[str, Any]:
-    """The `zarr.json` of what claims to be a dataset; its format and version are checked."""
-    place = f"{location}/{METADATA_NAME}"
-    try:
-        document = documents.parse(documents.read(location, METADATA_NAME), place)
-    except FileNotFoundError:
-        trouble = _nothing_there(location)
-        if location.holds(METADATA_NAME):  # published in this moment
-            return root_document(location)
-        raise BadDataError(trouble) from None
+def _opened(location: Location, tree: Location, root: bytes) -> Dataset:
+    place = f"{tree}/{METADATA_NAME}"
+    document = documents.parse(root, place)
     attributes = document.get("attributes")
     if not isinstance(attributes, dict) or attributes.get("format") != FORMAT:
         raise BadDataError(
@@ -309,10 +299,21 @@ def root_document(location: Location) -> dict[str, Any]:
     if version not in READ_VERSIONS:
         raise BadDataError(
             f"{location} has format version {version!r}; this release reads up to "
-            f"{FORMAT_VERSION}. "
-            "Install a newer mnist-stream, or ingest again with this one."
+            f"{FORMAT_VERSION}. Install a newer mnist-stream, or ingest again with this one."
         )
-    return document
+    if attributes.get("complete") is not True:
+        raise BadDataError(
+            f"{location} is incomplete: its ingest has not finished. Run `pipeline ingest` again."
+        )
+    documents.check_group_seal(document, ROOT_ATTRIBUTES, place)
+    try:
+        dataset = _from_attributes(location, tree, attributes)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BadDataError(
+            f"The attributes of {location} are not those of a dataset ({error!r}). {MAKE_AGAIN}"
+        ) from error
+    documents.check_all_metadata(tree, dataset.metadata_digests, MAKE_AGAIN)
+    return dataset
 
 
 def _nothing_there(location: Location) -> str:
@@ -332,7 +333,7 @@ def _nothing_there(location: Location) -> str:
 
 
 def replaced_sibling(location: Location) -> Location:
-    """Where an old dataset waits while the new one takes its name."""
+    """Return where an old dataset waits while the new one takes its name."""
     return location.sibling("", REPLACED)
 
 
@@ -374,11 +375,3 @@ def _from_attributes(location: Location, tree: Location, attributes: dict[str, A
             name: Split(tree, name, record, expected, location) for name, record in records.items()
         },
     )
-
-
-def _check_metadata(location: Location, key: str, expected: str) -> None:
-    place = f"{location}/{key}"
-    try:
-        documents.check_metadata(documents.read(location, key), expected, place, MAKE_AGAIN)
-    except FileNotFoundError:
-        raise BadDataError(f"{place} is missing. {MAKE_AGAIN}") from None

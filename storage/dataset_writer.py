@@ -10,7 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage import documents
-from storage.chunks import ChunkedArray
+from storage.chunks import (
+    ChunkedArray,
+    Document,
+    array_metadata,
+    group_metadata,
+    metadata_bytes,
+    metadata_digests,
+)
 from storage.dataset import Block, Dataset, open_dataset, replaced_sibling, split_arrays
 from storage.errors import BadDataError, ConflictError
 from storage.location import Location, TakeOver, writer_lock
@@ -21,13 +28,6 @@ from storage.schema import (
     SplitRecord,
     SplitSchema,
     dataset_digest,
-)
-from storage.zarr_metadata import (
-    Document,
-    array_metadata,
-    group_metadata,
-    metadata_bytes,
-    metadata_digests,
 )
 
 
@@ -70,16 +70,15 @@ class SplitWriter:
     def write_part(self, number: int, chunks: Iterable[Block]) -> list[ChunkRecord]:
         """Write part `number`, given chunk by chunk, and return the records of its chunks.
 
-        Each is written before the next is taken, and all is read back at the end. Raises
-        `BadDataError` where that, or what was decoded again, is anything else.
+        Each is encoded, decoded again and written before the next is taken. Raises `BadDataError`
+        where it does not decode to its rows.
         """
         arrays = {name: self.arrays[name] for name in self._names}
         first = number * self.schema.chunks_per_shard
         records: list[ChunkRecord] = []
         with ExitStack() as stack:
             write = {
-                name: stack.enter_context(array.writing_checked(number))
-                for name, array in arrays.items()
+                name: stack.enter_context(array.writing(number)) for name, array in arrays.items()
             }
             for chunk in chunks:
                 for name, values in (("inputs", chunk.inputs), ("targets", chunk.targets)):
@@ -96,12 +95,12 @@ class SplitWriter:
 
 
 def _encoded(array: ChunkedArray, values: NDArray[Any]) -> bytes:
-    """A chunk as it is to be stored, once it has been decoded again."""
+    """Return a chunk as it is to be stored, once it has been decoded again."""
     encoded = array.encode(values)
     if not np.array_equal(array.decode(encoded)[: len(values)], values):
         raise BadDataError(
-            f"A chunk for {array.location} decodes to other rows than it was made of. The memory "
-            "of this machine is not to be trusted."
+            f"A chunk for {array.location} does not decode to the rows that were written: possible "
+            "faulty memory. Test this machine's memory, or ingest on another one."
         )
     return encoded
 

@@ -151,25 +151,31 @@ def metadata_digest(document: dict[str, Any]) -> str:
 
 
 def recorded_digests(attributes: Mapping[str, Any]) -> dict[str, str]:
-    """Return the digest of each `zarr.json` below the root, by key, for `check_metadata`."""
+    """Return the digest of each `zarr.json` below the root, by key, for `check_all_metadata`."""
     own = attributes.get(OWN_METADATA_DIGESTS)
     return dict(attributes[METADATA_DIGESTS] if own is None else own)
 
 
-def check_metadata(data: bytes, recorded: str, place: str, remedy: str) -> None:
-    """Raise `BadDataError` where a `zarr.json` is not the one whose digest was recorded.
+def check_all_metadata(tree: Location, recorded: Mapping[str, str], remedy: str) -> None:
+    """Raise `BadDataError` for the first `zarr.json` of a tree that is not the one recorded.
 
-    Datasets and scores of earlier releases recorded the digest of its bytes.
+    Datasets and scores of earlier releases recorded the digest of the bytes.
     """
-    if recorded == hashlib.sha256(data).hexdigest():
-        return
-    document = parse(data, place)
-    try:
-        found = metadata_digest(document)
-    except (ValueError, RecursionError) as error:
-        raise BadDataError(f"{place} holds a value that is not JSON ({error}). {remedy}") from error
-    if found != recorded:
-        raise BadDataError(f"{place} has digest {found}; recorded is {recorded}. {remedy}")
+    for key, expected in recorded.items():
+        place = f"{tree}/{key}"
+        try:
+            data = read(tree, key)
+            if expected == hashlib.sha256(data).hexdigest():
+                continue
+            digest = metadata_digest(parse(data, place))
+        except FileNotFoundError:
+            raise BadDataError(f"{place} is missing. {remedy}") from None
+        except (ValueError, RecursionError) as error:
+            raise BadDataError(
+                f"{place} holds a value that is not JSON ({error}). {remedy}"
+            ) from error
+        if digest != expected:
+            raise BadDataError(f"{place} has digest {digest}; recorded is {expected}. {remedy}")
 
 
 def seal_group(document: dict[str, Any]) -> dict[str, Any]:

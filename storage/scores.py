@@ -173,8 +173,7 @@ def open_scores(location: Location) -> Scores:
             f"{location} holds the scoring whose home is {schema.home}: it was renamed or swapped "
             "with another. Give it its name back."
         )
-    for key, expected in recorded.items():
-        documents.check_metadata(_read(tree, key), expected, f"{tree}/{key}", AGAIN)
+    documents.check_all_metadata(tree, recorded, AGAIN)
     metrics = _read(tree, METRICS)
     digest = hashlib.sha256(metrics).hexdigest()
     if digest != metrics_digest:

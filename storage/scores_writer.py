@@ -10,6 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage import documents
+from storage.chunks import (
+    Document,
+    array_metadata,
+    group_metadata,
+    metadata_bytes,
+    metadata_digests,
+)
 from storage.errors import BadDataError, ConflictError, PipelineError
 from storage.location import Location, TakeOver, writer_lock
 from storage.schema import METADATA_NAME
@@ -26,13 +33,6 @@ from storage.scores import (
     read_unchecked,
     root_document,
     score_arrays,
-)
-from storage.zarr_metadata import (
-    Document,
-    array_metadata,
-    group_metadata,
-    metadata_bytes,
-    metadata_digests,
 )
 
 

@@ -3,11 +3,10 @@
 Each function yields, for each thing that it has checked, what that was and what is wrong with it:
 `None` where nothing is. Files that are no part of what is verified are wrong too, for nothing
 vouches for them. What a dead writer left under a hidden temporary name is not, nor is what systems
-and editors leave (`.DS_Store`, `Thumbs.db`): such files are passed to `mention`.
+and editors leave (`.DS_Store`, `Thumbs.db`): `mention` is called with a sentence about such files.
 """
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,30 +22,21 @@ from storage.checkpoints import (
     recorded_metrics,
 )
 from storage.chunks import ChunkedArray
-from storage.dataset import MAKE_AGAIN, Dataset, Split, open_dataset
+from storage.dataset import MAKE_AGAIN, Split, open_dataset
 from storage.errors import BadDataError
-from storage.ledger import LEDGER, SCORED, Ledger
+from storage.ledger import LEDGER, SCORED, Entry, Ledger
 from storage.location import VERSION, Location, is_foreign, is_leftover
 from storage.runs import RECORD, SCORES, open_run
 from storage.schema import METADATA_NAME
 from storage.scores import FORMAT as SCORES_FORMAT
-from storage.scores import JOURNAL, METRICS, Scores, is_complete, open_scores, scoring_homes
-from storage.store import LocationStore, check_group, open_array
+from storage.scores import JOURNAL, METRICS, is_complete, open_scores, scoring_homes
 
 Check = tuple[str, BadDataError | None]
-
 Mention = Callable[[str], None]
-"""Called with a sentence about something that is not wrong."""
+Opened = TypeVar("Opened")
 
 
-def _ignore(text: str) -> None:
-    """Mention nothing."""
-
-
-Found = TypeVar("Found")
-
-
-def verify_location(location: Location, mention: Mention = _ignore) -> Iterator[Check]:
+def verify_location(location: Location, mention: Mention = lambda text: None) -> Iterator[Check]:
     """Verify whatever is at a location: a run, a scoring, or else what should be a dataset."""
     if location.exists(RECORD):
         return verify_run(location, mention)
@@ -54,106 +44,94 @@ def verify_location(location: Location, mention: Mention = _ignore) -> Iterator[
     return verify(location, mention)
 
 
-def verify_dataset(location: Location, mention: Mention = _ignore) -> Iterator[Check]:
-    """Every chunk, count and digest of a dataset, and how Zarr itself opens its arrays."""
-    dataset, error = _attempt(lambda: open_dataset(location))
+def verify_dataset(location: Location, mention: Mention = lambda text: None) -> Iterator[Check]:
+    """Check every chunk, count and digest of a dataset, and what Zarr programs read of it."""
+    dataset, error = _attempt(open_dataset, location)
     yield f"{location}: attributes", error
     if dataset is None:
         return
-    store = LocationStore(dataset.tree, read_only=True)
     members = [key.removesuffix(f"/{METADATA_NAME}") for key in dataset.metadata_digests]
-    yield f"{location}: groups", _trouble(check_group, store, "", members)
+    yield _check(f"{location}: groups", _check_group, dataset.tree, members)
     for split in dataset.splits.values():
-        yield from _verify_split(split, store)
-    yield from _strangers(dataset.tree, _dataset_keys(dataset).__contains__, mention)
+        yield from _verify_split(split, dataset.tree.child(split.name))
+    expected = {METADATA_NAME, *dataset.metadata_digests}
+    for split in dataset.splits.values():
+        expected |= _chunk_keys(f"{split.name}/", split.arrays)
+    yield from _strangers(dataset.tree, expected.__contains__, mention)
 
 
-def _verify_split(split: Split, store: LocationStore) -> Iterator[Check]:
-    place = f"{store.location}/{split.name}"
-    yield f"{place}: group", _trouble(check_group, store, split.name, split.arrays)
-    yield from _verify_arrays(store, split.arrays)
-    error = _trouble(split.check_claim)
-    yield f"{place}: presence of chunks", error
-    if error is not None:
+def _verify_split(split: Split, place: Location) -> Iterator[Check]:
+    yield _check(f"{place}: group", _check_group, place, split.arrays)
+    presence = _check(f"{place}: presence of chunks", split.check_claim)
+    yield presence
+    if presence[1] is not None:
         return
     for number in range(split.schema.chunks):
-        yield f"{place}: chunk {number}", _trouble(_check_chunk, split, number)
+        yield _check(f"{place}: chunk {number}", _check_chunk, split, number)
     if split.schema.classes:
-        yield f"{place}: class counts", _trouble(_check_class_counts, split)
+        yield _check(f"{place}: class counts", _check_class_counts, split)
 
 
 def _check_chunk(split: Split, number: int) -> None:
     targets = split.read_chunk(number).targets
     if targets is None:
         return
-    found = targets.sum(axis=0, dtype=np.int64).tolist()
+    counts = targets.sum(axis=0, dtype=np.int64).tolist()
     recorded = split.chunk_class_counts[number].tolist()
-    if found != recorded:
+    if counts != recorded:
         raise BadDataError(
-            f"Chunk {number} of split {split.name} has class counts {found}; recorded are "
+            f"Chunk {number} of split {split.name} has class counts {counts}; recorded are "
             f"{recorded}. {MAKE_AGAIN}"
         )
 
 
 def _check_class_counts(split: Split) -> None:
-    found = split.chunk_class_counts.sum(axis=0).tolist()
-    if found != list(split.record.class_counts):
+    counts = split.chunk_class_counts.sum(axis=0).tolist()
+    if counts != list(split.record.class_counts):
         raise BadDataError(
-            f"Split {split.name} counts {found} rows per class; recorded are "
+            f"Split {split.name} counts {counts} rows per class; recorded are "
             f"{list(split.record.class_counts)}. {MAKE_AGAIN}"
         )
 
 
-def _dataset_keys(dataset: Dataset) -> set[str]:
-    keys = {METADATA_NAME, *dataset.metadata_digests}
-    for split in dataset.splits.values():
-        keys |= _chunk_keys(f"{split.name}/", split.arrays)
-    return keys
-
-
-def verify_scores(location: Location, mention: Mention = _ignore) -> Iterator[Check]:
-    """Every chunk and digest of a complete scoring, its metrics, and how Zarr opens its arrays."""
-    scores, error = _attempt(lambda: open_scores(location))
+def verify_scores(location: Location, mention: Mention = lambda text: None) -> Iterator[Check]:
+    """Check every chunk and digest of a complete scoring, its metrics, and its metadata."""
+    scores, error = _attempt(open_scores, location)
     yield f"{location}: attributes", error
     if scores is None:
         return
-    store = LocationStore(scores.location, read_only=True)
-    yield f"{location}: group", _trouble(check_group, store, "", scores.arrays)
-    yield from _verify_arrays(store, scores.arrays)
+    yield _check(f"{location}: group", _check_group, scores.location, scores.arrays)
     for number in range(scores.schema.chunks):
-        yield f"{location}: chunk {number}", _trouble(scores.read_chunk, number)
-    yield from _strangers(scores.location, _scores_keys(scores).__contains__, mention)
-
-
-def _scores_keys(scores: Scores) -> set[str]:
-    metadata = {f"{name}/{METADATA_NAME}" for name in scores.arrays}
-    return {METADATA_NAME, METRICS, JOURNAL} | metadata | _chunk_keys("", scores.arrays)
+        yield _check(f"{location}: chunk {number}", scores.read_chunk, number)
+    expected = {METADATA_NAME, METRICS, JOURNAL} | _chunk_keys("", scores.arrays)
+    expected |= {f"{name}/{METADATA_NAME}" for name in scores.arrays}
+    yield from _strangers(scores.location, expected.__contains__, mention)
 
 
 def _is_scoring(location: Location) -> bool:
     try:
         tree = location.current(METADATA_NAME)
-        document = documents.parse(documents.read(tree, METADATA_NAME), str(location))
+        attributes = documents.read_document(tree, METADATA_NAME).get("attributes")
     except (FileNotFoundError, BadDataError):
         return False
-    attributes = document.get("attributes")
     return isinstance(attributes, dict) and attributes.get("format") == SCORES_FORMAT
 
 
-def verify_run(location: Location, mention: Mention = _ignore) -> Iterator[Check]:
-    """A run's record, every checkpoint, the lines of metrics, the ledger, and every scoring.
+def verify_run(location: Location, mention: Mention = lambda text: None) -> Iterator[Check]:
+    """Check a run's record, checkpoints, metrics, ledger and scorings.
 
     Other files at the run's top belong to whoever put them there.
     """
-    run, error = _attempt(lambda: open_run(location))
+    run, error = _attempt(open_run, location)
     yield f"{location}: record", error
     if run is None:
         return
     for name in list_checkpoints(run):
-        error = _trouble(load_checkpoint, run, name)
-        if error is None or name in list_checkpoints(run):  # a running training prunes checkpoints
-            yield f"{location}: checkpoint {name}", error
-    yield f"{location}: metrics", _trouble(recorded_metrics, run)
+        check = _check(f"{location}: checkpoint {name}", load_checkpoint, run, name)
+        # A running training prunes checkpoints.
+        if check[1] is None or name in list_checkpoints(run):
+            yield check
+    yield _check(f"{location}: metrics", recorded_metrics, run)
     yield from _strangers(location, _is_of_run, mention)
     homes = scoring_homes(location.child(SCORES))
     yield from _verify_ledger(Ledger(location), homes)
@@ -162,64 +140,86 @@ def verify_run(location: Location, mention: Mention = _ignore) -> Iterator[Check
 
 
 def _verify_ledger(ledger: Ledger, homes: list[str]) -> Iterator[Check]:
-    """Check the lines of a run's ledger, and that it and the scorings tell of each other.
+    """Check the lines of a run's ledger, and that it lists just the scorings that there are.
 
     A run without a ledger, as an early release made it, is sound.
     """
-    error = _trouble(ledger.check_presence)
-    if error is not None:
-        yield f"{ledger}: presence", error
-    if error is not None or not ledger.location.holds(LEDGER):
+    presence = _check(f"{ledger}: presence", ledger.check_presence)
+    if presence[1] is not None:
+        yield presence
+        return
+    if not ledger.location.holds(LEDGER):
         return
     entries, error = _attempt(ledger.entries)
     yield f"{ledger}: lines", error
     if entries is None:
         return
-    yield f"{ledger}: number of lines", _trouble(partial(ledger.check_count, torn_is_lost=True))
-    texts = [documents.canonical(entry) for entry in entries]
-    yield f"{ledger}: no line twice", _trouble(_check_distinct, ledger, texts)
+    yield _check(f"{ledger}: number of lines", lambda: ledger.check_count(torn_is_lost=True))
+    yield _check(f"{ledger}: no line twice", _check_distinct, ledger, entries)
     recorded = {str(entry.get("result")) for entry in entries if entry["event"] == SCORED}
-    for home in homes:
-        if f"{SCORES}/{home}" not in recorded and is_complete(ledger.location.child(home)):
-            yield f"{ledger}: {home}", _without_line(ledger, home)
-    for result in sorted(recorded.difference(f"{SCORES}/{home}" for home in homes)):
-        yield f"{ledger}: {result}", _without_scoring(ledger, result)
+    results = {f"{SCORES}/{home}": home for home in homes}
+    for result, home in results.items():
+        if result not in recorded and is_complete(ledger.location.child(home)):
+            yield (
+                f"{ledger}: {home}",
+                BadDataError(
+                    f"{ledger} has no line for the scoring {home}. Run the same `pipeline score` "
+                    "again, which writes it, or restore the ledger from a copy."
+                ),
+            )
+    for result in sorted(recorded - results.keys()):
+        yield (
+            f"{ledger}: {result}",
+            BadDataError(
+                f"{ledger} lists {result}, which is missing. Restore it from a copy, or run the "
+                "same `pipeline score` again."
+            ),
+        )
 
 
-def _check_distinct(ledger: Ledger, lines: list[bytes]) -> None:
+def _check_distinct(ledger: Ledger, entries: list[Entry]) -> None:
     known: set[bytes] = set()
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(map(documents.canonical, entries), 1):
         if line in known:
             raise BadDataError(f"{ledger} line {number} repeats an earlier line. Remove it.")
         known.add(line)
 
 
-def _without_line(ledger: Ledger, home: str) -> BadDataError:
-    return BadDataError(
-        f"{ledger} has no line for the scoring {home}. Run the same `pipeline score` again, which "
-        "writes it, or restore the ledger from a copy."
-    )
-
-
-def _without_scoring(ledger: Ledger, result: str) -> BadDataError:
-    return BadDataError(
-        f"{ledger} lists {result}, which is missing. Restore it from a copy, or run the same "
-        "`pipeline score` again."
-    )
-
-
 def _is_of_run(key: str) -> bool:
-    """Whether a file of a run is a checkpoint's; what lies elsewhere is not judged by its name."""
+    """Return whether a file of a run is a checkpoint's, or lies where others may put files."""
     directory, *rest = (part for part in key.split("/") if not VERSION.fullmatch(part))
     if directory != DIRECTORY:
         return True
     return len(rest) == 2 and parse_name(rest[0]) is not None and rest[1] in (STATE, MANIFEST)
 
 
-def _verify_arrays(store: LocationStore, readers: dict[str, ChunkedArray]) -> Iterator[Check]:
-    """What our own reading of chunks does not look at: the arrays' own metadata."""
-    for reader in readers.values():
-        yield f"{reader.location}: metadata", _trouble(open_array, store, reader)
+def _check_group(location: Location, members: Iterable[str]) -> None:
+    """Raise `BadDataError` where Zarr and xarray could not open a group, or read other members.
+
+    They read the members' metadata from the group's consolidated metadata, if any.
+    """
+    place = f"{location}/{METADATA_NAME}"
+    document = documents.read_document(location, METADATA_NAME)
+    consolidated = document.pop("consolidated_metadata", None)
+    unknown = document.keys() - documents.ZARR_FIELDS
+    if unknown:
+        raise BadDataError(
+            f"{place} has the field {min(unknown)!r}, which Zarr does not know. Remove the field."
+        )
+    if consolidated is None:
+        return
+    for member in members:
+        stored = documents.read_document(location, f"{member}/{METADATA_NAME}")
+        try:
+            known = consolidated["kind"] == "inline" and consolidated["metadata"][member]
+            same = documents.metadata_digest(known) == documents.metadata_digest(stored)
+        except (TypeError, KeyError, ValueError, AttributeError):
+            same = False
+        if not same:
+            raise BadDataError(
+                f"{place} describes {member} differently from {location}/{member}/{METADATA_NAME}. "
+                "Recreate it with zarr.consolidate_metadata, or restore it from a copy."
+            )
 
 
 def _chunk_keys(prefix: str, readers: dict[str, ChunkedArray]) -> set[str]:
@@ -229,26 +229,26 @@ def _chunk_keys(prefix: str, readers: dict[str, ChunkedArray]) -> set[str]:
 def _strangers(
     location: Location, is_expected: Callable[[str], bool], mention: Mention
 ) -> Iterator[Check]:
-    """Every object whose key is not expected, and which is no leftover of a dead writer."""
+    """Yield every object whose key is not expected, and which is no leftover of a dead writer."""
     for key in location.objects():
+        place = f"{location}/{key}"
         if is_expected(key) or any(is_leftover(part) for part in key.split("/")):
             continue
-        place = f"{location}/{key}"
         if is_foreign(key):
             mention(f"{place} is not part of what is recorded; it is ignored.")
-            continue
-        yield (
-            place,
-            BadDataError(f"{place} is no part of what is recorded here. Move it elsewhere."),
-        )
+        else:
+            text = f"{place} is no part of what is recorded here. Move it elsewhere."
+            yield place, BadDataError(text)
 
 
-def _attempt(read: Callable[[], Found]) -> tuple[Found | None, BadDataError | None]:
+def _attempt(
+    read: Callable[..., Opened], *arguments: Any
+) -> tuple[Opened | None, BadDataError | None]:
     try:
-        return read(), None
+        return read(*arguments), None
     except BadDataError as error:
         return None, error
 
 
-def _trouble(check: Callable[..., Any], *arguments: Any) -> BadDataError | None:
-    return _attempt(lambda: check(*arguments))[1]
+def _check(what: str, check: Callable[..., Any], *arguments: Any) -> Check:
+    return what, _attempt(check, *arguments)[1]

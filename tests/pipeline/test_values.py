@@ -9,7 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.ingest import Scaling, ingest
-from storage.dataset import Dataset, root_document
+from storage import documents
+from storage.dataset import Dataset
 from storage.errors import BadDataError, ConflictError, UsageError
 from storage.preparation import BYTES, Preparation, ValueRange, parse_range
 from tests.storage.idx_files import write_idx
@@ -86,7 +87,7 @@ def test_what_earlier_releases_would_misread(
     """They scale bytes by 1/255 and nothing else: all else has a version that they refuse."""
     source = write(tmp_path / "files", np.arange(8, dtype=dtype).reshape(2, 2, 2))
     tree = ingest(source, tmp_path / "made", **options).dataset.tree
-    assert version == root_document(tree)["attributes"]["format_version"]
+    assert version == documents.read_document(tree, "zarr.json")["attributes"]["format_version"]
 
 
 def test_the_training_split_gives_the_range(

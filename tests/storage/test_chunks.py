@@ -2,8 +2,6 @@
 
 import os
 import pickle
-import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ import pytest
 import zarr
 from zarr.codecs import ZstdCodec
 
-from storage.chunks import ChunkedArray, ShardIndex
+from storage.chunks import ChunkedArray
 from storage.dataset import Split
 from storage.errors import BadDataError
 from storage.location import Location
@@ -172,23 +170,6 @@ def test_a_shard_index_is_read_once(sharded: ChunkedArray, monkeypatch: pytest.M
     assert small == len(pickle.dumps(sharded))
 
 
-def test_a_shard_index_is_read_once_by_many(
-    sharded: ChunkedArray, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Threads that ask for chunks of a new shard at once wait for one reading of its index."""
-    read_index, readings = ChunkedArray._read_index, []
-
-    def slow(array: ChunkedArray, key: str) -> ShardIndex:
-        readings.append(key)
-        time.sleep(0.05)
-        return read_index(array, key)
-
-    monkeypatch.setattr(ChunkedArray, "_read_index", slow)
-    with ThreadPoolExecutor(5) as pool:
-        assert [4, 4, 4, 4, 3] == list(map(len, pool.map(sharded.read, range(5))))
-    assert ["c.0.0", "c.1.0"] == sorted(readings)
-
-
 @pytest.mark.parametrize("entry", [(2**64 - 1, 2**64 - 1), (0, 2**63), (2**40, 8)])
 def test_a_shard_index_that_points_outside_is_refused(
     sharded: ChunkedArray, entry: tuple[int, int]
@@ -217,13 +198,6 @@ def test_a_chunk_that_decodes_to_more_than_its_rows_is_refused(tmp_path: Path) -
     reader = ChunkedArray(open_location(tmp_path / "large"), 4, 7, "uint8", 4)
     with pytest.raises(BadDataError, match="Chunk 0"):
         reader.read(0)
-
-
-def test_a_chunk_larger_than_memory_is_bad_data(tmp_path: Path) -> None:
-    """Rows that no machine can hold, as only a hostile file claims them, end in exit 3."""
-    location = make_split(tmp_path / "set").arrays["inputs"].location
-    with pytest.raises(BadDataError, match="do not fit in memory"):
-        ChunkedArray(location, 2**47, 2**12, "uint8", 2**47).read(0)
 
 
 def test_chunks_without_number_are_a_claim(sharded: ChunkedArray) -> None:

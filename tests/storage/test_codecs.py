@@ -56,9 +56,9 @@ def test_whoever_reads_need_not_be_told(place: Location) -> None:
         (2, b"\x24", "it is neither Zstandard nor LZ4"),
         (2, b"\x80", "it is neither Zstandard nor LZ4"),
         (3, b"\x10", "it is neither Zstandard nor LZ4"),
-        (4, b"\x1d\0\0\0", "says to be 29 bytes"),
-        (4, b"\x1b\0\0\0", "says to be 27 bytes"),
-        (12, b"\xff\xff\xff\x7f", "in 2147483647, by blocks of 28, and is to be 28 in"),
+        (4, b"\x1d\0\0\0", "claims 29 bytes"),
+        (4, b"\x1b\0\0\0", "claims 27 bytes"),
+        (12, b"\xff\xff\xff\x7f", "in 2147483647, by blocks of 28; expected 28 in"),
         (8, b"\xff\xff\xff\x7f", "blosc decompression"),
         (8, bytes(4), "by blocks of 0"),
     ],
@@ -81,7 +81,7 @@ def test_a_block_that_does_not_divide_is_not_believed(place: Location) -> None:
     chunk = bytearray(reader.location.get("c.1.0")[:-4])
     chunk[8] -= 1
     reader.location.put("c.1.0", with_checksum(bytes(chunk)))
-    with pytest.raises(BadDataError, match="by blocks of 111, and is to be 112 in"):
+    with pytest.raises(BadDataError, match="by blocks of 111; expected 112 in"):
         reader.read(1)
 
 
@@ -93,7 +93,9 @@ def test_a_frame_of_another_size_is_no_chunk(place: Location, rows: int) -> None
     inputs = split.read_chunk(1, out).inputs
     frame = Zstd(1, checksum=True).encode(np.resize(inputs, (rows, inputs.shape[1])))
     place.put("train/inputs/c.1.0", with_checksum(frame))
-    with pytest.raises(BadDataError, match=rf"Chunk 1 .* is damaged .*{7 * rows} bytes.* be 28"):
+    with pytest.raises(
+        BadDataError, match=rf"Chunk 1 .* is damaged .*{7 * rows} bytes; expected 28"
+    ):
         split.read_chunk(1, out)
 
 
@@ -106,7 +108,7 @@ def test_zstandard_of_any_size(size: int) -> None:
         chunks.decode(memoryview(Zstd(level).encode(values)), out)
         assert values.tobytes() == out.tobytes()
         for other in (size - 1, size + 1):
-            with pytest.raises(ValueError, match=f"{size} bytes, and is to be {other}"):
+            with pytest.raises(ValueError, match=f"{size} bytes; expected {other}"):
                 chunks.decode(memoryview(Zstd(level).encode(values)), np.zeros(other, np.uint8))
 
 

@@ -18,7 +18,6 @@ import xarray
 import zarr
 from numcodecs.zstd import Zstd
 
-from storage import files
 from storage.chunks import ChunkedArray
 from storage.dataset import Block, Dataset, Split, open_dataset
 from storage.dataset_writer import ChunkRecord, create_dataset
@@ -26,7 +25,6 @@ from storage.errors import BadDataError
 from storage.location import Location
 from storage.places import open_location
 from storage.schema import ELEMENT_TYPES, FORMAT_VERSION, DatasetSchema, SplitSchema
-from storage.store import LocationStore
 from tests.storage.artefacts import (
     FINGERPRINT,
     SOURCES,
@@ -132,28 +130,20 @@ def test_writing_a_part_twice_is_writing_it_once(place: Location) -> None:
 
 
 @pytest.mark.parametrize("chunks_per_shard", [1, 2])
-@pytest.mark.parametrize("damaged", ["write", "encode"])
-def test_what_reads_back_otherwise_is_told(
-    place: Location, monkeypatch: pytest.MonkeyPatch, damaged: str, chunks_per_shard: int
+def test_what_decodes_otherwise_is_told(
+    place: Location, monkeypatch: pytest.MonkeyPatch, chunks_per_shard: int
 ) -> None:
-    """A disk that keeps another byte, and memory that turns one over, are not believed."""
-
-    def damage(data: bytes) -> bytes:
-        return data[:20] + bytes([data[20] ^ 1]) + data[21:]
-
-    write, encode = files.write, ChunkedArray.encode
-    with create_dataset(place, dataset_schema(chunks_per_shard=chunks_per_shard)) as writer:
+    """A chunk that memory or the codec changed is found before it is written."""
+    encode = ChunkedArray.encode
+    monkeypatch.setattr(
+        ChunkedArray, "encode", lambda array, values: encode(array, np.flip(values, axis=0))
+    )
+    with (
+        create_dataset(place, dataset_schema(chunks_per_shard=chunks_per_shard)) as writer,
+        pytest.raises(BadDataError, match="possible faulty memory"),
+    ):
         split = writer.split("train")
-        if damaged == "write":
-            monkeypatch.setattr(files, "write", lambda to, data: write(to, damage(data)))
-        else:
-            monkeypatch.setattr(
-                ChunkedArray,
-                "encode",
-                lambda array, values: encode(array, np.flip(values, axis=0)),
-            )
-        with pytest.raises(BadDataError, match="is not to be trusted"):
-            split.write_part(0, part_of("train", split, 0))
+        split.write_part(0, part_of("train", split, 0))
 
 
 def test_a_part_is_written_chunk_by_chunk(place: Location) -> None:
@@ -382,7 +372,6 @@ def test_an_opened_dataset_is_read_only(dataset: Dataset) -> None:
     """The arrays of an opened dataset cannot be written."""
     with pytest.raises(ValueError, match="read-only"):
         dataset.split("train").inputs[0] = 0
-    assert LocationStore(dataset.location, read_only=True).read_only
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,13 @@
 """Publishing a dataset: nothing half-made is seen, and only what is ours is ever replaced."""
 
 import errno
+import json
 from pathlib import Path
 
 import pytest
-import zarr
 
 from storage import files
+from storage.chunks import group_metadata
 from storage.dataset import Block, Dataset, open_dataset, replaced_sibling
 from storage.dataset_writer import (
     ChunkRecord,
@@ -19,7 +20,6 @@ from storage.errors import BadDataError, ConflictError, UnreachableError
 from storage.local import LocalLocation
 from storage.location import Location
 from storage.places import open_location
-from storage.store import LocationStore
 from tests.storage.artefacts import (
     FINGERPRINT,
     SOURCES,
@@ -145,7 +145,7 @@ def test_what_is_not_ours_is_never_replaced(place: Location, strange: str) -> No
     elif strange == "a directory":
         place.put("notes.txt", b"precious")
     else:
-        zarr.create_group(LocationStore(place), attributes={"precious": True})
+        place.put("zarr.json", json.dumps(group_metadata({"precious": True})).encode())
     before = contents(parent)
     with pytest.raises(ConflictError, match="is not a dataset of this project; it is left alone"):
         make_dataset(place, overwrite=True)

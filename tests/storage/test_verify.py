@@ -56,11 +56,10 @@ def wrong(location: Location) -> list[str]:
 
 
 def test_a_sound_dataset_passes(dataset: Location, sharded: Location) -> None:
-    """All is checked and nothing is wrong: every array, chunk and count is named."""
+    """All is checked and nothing is wrong: every chunk and count is named."""
     checked = dict(verify_dataset(dataset))
     assert [None] == list(set(checked.values()))
     for what in (
-        "train/targets: metadata",
         "train: chunk 2",
         "test: chunk 1",
         "test: class counts",

@@ -10,10 +10,9 @@ import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
-from storage.chunks import ChunkedArray
+from storage.chunks import ChunkedArray, array_metadata, group_metadata
 from storage.places import open_location
 from storage.schema import COMPRESSIONS, ELEMENT_TYPES, ZSTD
-from storage.zarr_metadata import array_metadata, group_metadata
 
 ATTRIBUTES = {"scale_factor": 1 / 255, "name": "Ziffern 数字"}
 
