@@ -141,8 +141,9 @@ class Scene:
 
 
 @pytest.fixture
-def scene(tmp_path: Path) -> Scene:
+def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
     """A scene that begins on a Monday at noon."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # a day has thousands of heartbeats
     return Scene(tmp_path)
 
 
