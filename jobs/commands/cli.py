@@ -56,7 +56,10 @@ class _InOrderOfUse(click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.group(cls=_InOrderOfUse, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_InOrderOfUse,
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
+)
 @click.version_option(package_name="mnist-stream", prog_name="pipeline")
 def cli() -> None:
     """Turn IDX files into chunked arrays, train a network on them, score with it.
@@ -105,9 +108,7 @@ def cli() -> None:
     help="Swap height and width of each image, as EMNIST's need.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the dataset that is there already.")
-@click.option(
-    "--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of drawn digits."
-)
+@click.option("--seed", default=0, type=click.IntRange(0), help="Seed of drawn digits.")
 @storage_option
 @take_over_option
 @cluster_options

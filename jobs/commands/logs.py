@@ -17,15 +17,8 @@ from storage.files import exit_code_of
 
 LOGGERS = ("storage", "pipeline", "jobs")
 """Parents of every logger of this project; Dask's and others' are left alone."""
-COUNTED = {
-    "scored": "scored",
-    "found": "found",
-    "failed": "failed",
-    "left": "left",
-    "unjudged": "unjudged",
-    "below_gate": "gate",
-}
-"""What a summary counts, and the event that it counts."""
+COUNTED = ("scored", "found", "failed", "left", "unjudged")
+"""Events that a summary counts."""
 
 
 @contextmanager
@@ -137,7 +130,8 @@ class JsonHandler(_EventHandler):
         return {
             "seconds": round(seconds, 3),
             "model_digest": self._model_digest,
-            **{counted: self._counts[name] for counted, name in COUNTED.items()},
+            **{name: self._counts[name] for name in COUNTED},
+            "below_gate": self._counts["gate"],
             "rows": self._rows,
             "rows_per_second": round(self._rows / seconds) if seconds else 0,
         }

@@ -42,26 +42,21 @@ dataset_option = click.option(
     "--dataset",
     help=f"The dataset's path or URL.  [default: that of the run's training, or {DEFAULT_DATASET}]",
 )
-run_option = click.option(
-    "--run", default=DEFAULT_RUN, show_default=True, help="The run's path or URL."
-)
+run_option = click.option("--run", default=DEFAULT_RUN, help="The run's path or URL.")
 models_option = click.option(
     "--models",
     default=DEFAULT_MODELS,
-    show_default=True,
     help="Where the promoted names lie: a path or URL.",
 )
 wait_option = click.option(
     "--wait",
     default=0.0,
-    show_default=True,
     metavar="SECONDS",
     help="Wait up to SECONDS for another job that is doing the same work.",
 )
 threads_option = click.option(
     "--threads",
     default=0,
-    show_default=True,
     type=click.IntRange(0, 1024),
     help="Threads for the arithmetic; 0 for one per core.",
 )
@@ -184,7 +179,6 @@ cluster_options = options(
         "--cluster-timeout",
         "timeout",
         default=DEFAULT_TIMEOUT,
-        show_default=True,
         metavar="SECONDS",
         type=click.FloatRange(1, 86_400),
         help="How long to wait for a scheduler, or for workers where there are none.",

@@ -30,7 +30,6 @@ SHOWN_TIMES = 10
     "--catch-up",
     type=NearestChoice(["once", "none"]),
     default="once",
-    show_default=True,
     help="Whether missed runs are made up once or skipped.",
 )
 @click.option(
@@ -47,14 +46,11 @@ SHOWN_TIMES = 10
     help="Print the configuration of another scheduler.",
 )
 @click.option("--to", metavar="DIRECTORY", help="Write what --print prints into files there.")
-@click.option(
-    "--name", default="mnist-stream", show_default=True, help="Name of the printed schedule."
-)
+@click.option("--name", default="mnist-stream", help="Name of the printed schedule.")
 @click.option("--image", help="Container image, for Kubernetes.  [default: mnist-stream:VERSION]")
 @click.option(
     "--claim",
     default="mnist-stream",
-    show_default=True,
     help="Volume claim that holds the current directory, for Kubernetes.",
 )
 @click.option("--log-json", is_flag=True, help="Print a line of JSON for each event instead.")

@@ -66,7 +66,6 @@ what_options = options(
     click.option(
         "--settle",
         default=DEFAULT_SETTLE,
-        show_default=True,
         metavar="SECONDS",
         help="Skip files of the inbox modified within the last SECONDS.",
     ),
@@ -109,14 +108,12 @@ running_options = options(
     click.option(
         "--retries",
         default=0,
-        show_default=True,
         type=click.IntRange(0),
         help="Number of retries after a connection failure (exit 6).",
     ),
     click.option(
         "--retry-wait",
         default=60.0,
-        show_default=True,
         metavar="SECONDS",
         help="Seconds between two retries.",
     ),
@@ -212,7 +209,7 @@ def scores(
 @click.command()
 @click.argument("run", default=DEFAULT_RUN)
 @click.option("--as", "name", metavar="NAME", help="The name to give, such as champion.")
-@click.option("--checkpoint", default="best", show_default=True, help=CHECKPOINT_HELP)
+@click.option("--checkpoint", default="best", help=CHECKPOINT_HELP)
 @models_option
 @click.option(
     "--min-accuracy",
@@ -226,9 +223,7 @@ def scores(
     help="Promote only a model whose accuracy is at least that of another name's.",
 )
 @dataset_option
-@click.option(
-    "--split", default="test", show_default=True, help="The split that the gates are judged on."
-)
+@click.option("--split", default="test", help="The split that the gates are judged on.")
 @threads_option
 @wait_option
 @click.option("--undo", is_flag=True, help="Give the name back to the model that had it before.")
