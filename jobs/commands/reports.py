@@ -8,12 +8,7 @@ from jobs.commands.score_console import SHOWN_CLASSES
 from jobs.output import percent
 from jobs.training.history import check_history
 from pipeline.ingest import IngestResult
-from storage.checkpoints import (
-    Checkpoint,
-    list_checkpoints,
-    load_checkpoint,
-    recorded_metrics,
-)
+from storage.checkpoints import list_checkpoints, load_checkpoint, recorded_metrics
 from storage.dataset import Dataset, open_dataset, replaced_sibling
 from storage.errors import BadDataError
 from storage.location import Location
@@ -26,7 +21,7 @@ WORTH_TELLING = 0.1
 
 
 def inspect_location(location: Location) -> Report:
-    """What is there: a dataset or a run. Raises `BadDataError` where it is neither."""
+    """Return what a dataset or a run is and holds; raise `BadDataError` where it is neither."""
     check_something_there(location)
     if location.exists(RECORD):
         return inspect_run(open_run(location))
@@ -34,7 +29,7 @@ def inspect_location(location: Location) -> Report:
 
 
 def check_something_there(location: Location) -> None:
-    """Raise `BadDataError` where nothing is, or nothing that a command of ours has made."""
+    """Raise `BadDataError` where there is nothing, or nothing that a command has made."""
     if not location.exists() and not replaced_sibling(location).exists():
         raise BadDataError(
             f"There is nothing at {location}. Give the directory of a dataset or of a run."
@@ -47,7 +42,7 @@ def check_something_there(location: Location) -> None:
 
 
 def inspect_dataset(dataset: Dataset) -> Report:
-    """Splits, shapes, chunks, bytes, class counts, transforms and sources of a dataset."""
+    """Return splits, shapes, chunks, bytes, class counts, transforms and sources of a dataset."""
     splits = {name: _split_document(dataset, name) for name in dataset.splits}
     document = {
         "kind": "dataset",
@@ -61,13 +56,33 @@ def inspect_dataset(dataset: Dataset) -> Report:
         "splits": splits,
         "sources": list(dataset.sources),
     }
-    return Report(document, _dataset_text(dataset, splits))
+    tree = [("Zarr group", str(dataset.tree))] if dataset.tree != dataset.location else []
+    pairs = [
+        ("dataset", f"{dataset.name} in {dataset.location}"),
+        *tree,
+        ("digest", dataset.digest),
+        ("images", f"{_shape(dataset.image_shape)}, {dataset.preparation}"),
+        ("transforms", ", ".join(dataset.transforms)),
+        ("compression", dataset.compression),
+    ]
+    header = ["split", "rows", "inputs", "targets", "dtype", "chunks", "stored", "decoded"]
+    parts = [facts(pairs), table(header, [_split_row(*item) for item in splits.items()])]
+    if 0 < len(dataset.class_names) <= SHOWN_CLASSES:
+        counts = [
+            [name, *(f"{count:,}" for count in split["class_counts"])]
+            for name, split in splits.items()
+            if split["class_counts"]
+        ]
+        parts.append(table(["class", *dataset.class_names], counts))
+    header = ["source", "split", "kind", "stored", "SHA-256 of the content"]
+    rows = [_source_row(source) for source in dataset.sources]
+    parts.append(table(header, rows, left=("split", "kind", "SHA-256 of the content")))
+    return Report(document, "\n\n".join(parts))
 
 
 def _split_document(dataset: Dataset, name: str) -> dict[str, Any]:
     split = dataset.splits[name]
     schema = split.schema
-    location = dataset.tree.child(name)
     return {
         "rows": schema.rows,
         "inputs_shape": [schema.rows, schema.columns],
@@ -76,67 +91,31 @@ def _split_document(dataset: Dataset, name: str) -> dict[str, Any]:
         "chunks": schema.chunks,
         "chunk_rows": schema.chunk_rows,
         "chunks_per_shard": schema.chunks_per_shard,
-        "stored_bytes": sum(location.sizes().values()),
+        "stored_bytes": sum(dataset.tree.child(name).sizes().values()),
         "decoded_bytes": schema.rows * schema.row_bytes,
         "class_counts": list(split.record.class_counts),
         "digest": split.record.digest,
     }
 
 
-def _dataset_text(dataset: Dataset, splits: dict[str, dict[str, Any]]) -> str:
-    parts = [
-        facts(
-            [
-                ("dataset", f"{dataset.name} in {dataset.location}"),
-                *([("Zarr group", str(dataset.tree))] if dataset.tree != dataset.location else []),
-                ("digest", dataset.digest),
-                ("images", f"{_shape(dataset.image_shape)}, {dataset.preparation}"),
-                ("transforms", ", ".join(dataset.transforms)),
-                ("compression", dataset.compression),
-            ]
-        ),
-        table(
-            ["split", "rows", "inputs", "targets", "dtype", "chunks", "stored", "decoded"],
-            [
-                [
-                    name,
-                    f"{split['rows']:,}",
-                    _shape(split["inputs_shape"]),
-                    _shape(split["targets_shape"] or []),
-                    split["dtype"],
-                    f"{split['chunks']} of {split['chunk_rows']:,} rows",
-                    size(split["stored_bytes"]),
-                    size(split["decoded_bytes"]),
-                ]
-                for name, split in splits.items()
-            ],
-        ),
+def _split_row(name: str, split: dict[str, Any]) -> list[str]:
+    return [
+        name,
+        f"{split['rows']:,}",
+        _shape(split["inputs_shape"]),
+        _shape(split["targets_shape"] or []),
+        split["dtype"],
+        f"{split['chunks']} of {split['chunk_rows']:,} rows",
+        size(split["stored_bytes"]),
+        size(split["decoded_bytes"]),
     ]
-    names = dataset.class_names
-    if 0 < len(names) <= SHOWN_CLASSES:
-        rows = [
-            [name, *(f"{count:,}" for count in split["class_counts"])]
-            for name, split in splits.items()
-            if split["class_counts"]
-        ]
-        parts.append(table(["class", *names], rows))
-    parts.append(
-        table(
-            ["source", "split", "kind", "stored", "SHA-256 of the content"],
-            [
-                [
-                    source.get("name"),
-                    source.get("split"),
-                    source.get("kind"),
-                    size(stored) if type(stored := source.get("stored_bytes")) is int else "-",
-                    source.get("decoded_sha256") or "-",
-                ]
-                for source in dataset.sources
-            ],
-            left=("split", "kind", "SHA-256 of the content"),
-        )
-    )
-    return "\n\n".join(parts)
+
+
+def _source_row(source: dict[str, Any]) -> list[Any]:
+    stored = source.get("stored_bytes")
+    named = [source.get(name) for name in ("name", "split", "kind")]
+    stored_text = size(stored) if type(stored) is int else "-"
+    return [*named, stored_text, source.get("decoded_sha256") or "-"]
 
 
 def _shape(sizes: Sequence[int]) -> str:
@@ -144,7 +123,7 @@ def _shape(sizes: Sequence[int]) -> str:
 
 
 def inspect_run(run: Run) -> Report:
-    """Configuration, epochs and checkpoints of a run."""
+    """Return the configuration, epochs and checkpoints of a run."""
     metrics = check_history(recorded_metrics(run), f"{run.location}/{METRICS}")
     checkpoints = [_checkpoint_document(run, name) for name in list_checkpoints(run)]
     scores = scoring_homes(run.location.child(SCORES))
@@ -159,12 +138,20 @@ def inspect_run(run: Run) -> Report:
         "checkpoints": checkpoints,
         "scores": scores,
     }
-    return Report(document, _run_text(run, metrics, checkpoints, scores))
+    parts = [
+        facts([("run", run.location), ("dataset", run.dataset_digest), *run.environment.items()]),
+        "configuration\n" + settings_text(run.configuration),
+        epochs_table(metrics) if metrics else "no epoch is finished yet",
+        _checkpoints_table(checkpoints) if checkpoints else "no checkpoint yet",
+    ]
+    if scores:
+        parts.append("scores\n" + "\n".join(f"  scores/{name}" for name in scores))
+    return Report(document, "\n\n".join(parts))
 
 
 def _checkpoint_document(run: Run, name: Any) -> dict[str, Any]:
     try:
-        found: Checkpoint = load_checkpoint(run, name)
+        checkpoint = load_checkpoint(run, name)
     except BadDataError as error:
         return {"name": str(name), "sound": False, "error": str(error)}
     return {
@@ -172,39 +159,22 @@ def _checkpoint_document(run: Run, name: Any) -> dict[str, Any]:
         "sound": True,
         "epoch": name.epoch,
         "step": name.step,
-        "parameters_digest": found.parameters_digest,
+        "parameters_digest": checkpoint.parameters_digest,
     }
 
 
-def _run_text(
-    run: Run, metrics: list[dict[str, Any]], checkpoints: list[dict[str, Any]], scores: list[str]
-) -> str:
-    parts = [
-        facts([("run", run.location), ("dataset", run.dataset_digest), *run.environment.items()]),
-        "configuration\n" + settings_text(run.configuration),
-        epochs_table(metrics) if metrics else "no epoch is finished yet",
-        table(
-            ["checkpoint", "state", "model digest"],
-            [
-                [
-                    found["name"],
-                    "sound" if found["sound"] else "DAMAGED",
-                    found.get("parameters_digest", found.get("error")),
-                ]
-                for found in checkpoints
-            ],
-            left=("state", "model digest"),
-        )
-        if checkpoints
-        else "no checkpoint yet",
+def _checkpoints_table(checkpoints: list[dict[str, Any]]) -> str:
+    rows = [
+        [one["name"], "sound", one["parameters_digest"]]
+        if one["sound"]
+        else [one["name"], "DAMAGED", one["error"]]
+        for one in checkpoints
     ]
-    if scores:
-        parts.append("scores\n" + "\n".join(f"  scores/{name}" for name in scores))
-    return "\n\n".join(parts)
+    return table(["checkpoint", "state", "model digest"], rows, left=("state", "model digest"))
 
 
 def epochs_table(metrics: list[dict[str, Any]]) -> str:
-    """A line per epoch: loss and accuracies."""
+    """Return a line per epoch: loss and accuracies."""
     names = list(metrics[0]["evaluation"])
     header = ["epoch", "loss", "accuracy"]
     header += [f"{name} {what}" for name in names for what in ("accuracy", "cross-entropy")]
@@ -235,7 +205,7 @@ def epoch_line(metrics: dict[str, Any], epochs: int) -> str:
 
 
 def ingest_report(result: IngestResult) -> Report:
-    """What an ingest made, or found made."""
+    """Return what an ingest made, or found made."""
     dataset = result.dataset
     rows = ", ".join(
         f"{split.schema.rows:,} {name}{'' if split.schema.classes else ' (no labels)'}"
