@@ -11,6 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 ORDER_VERSION = 1
+CHAIN_START = bytes(32)
+"""Where the order digest begins.
+
+A mini-batch's link is the SHA-256 of the link before and the batch's row numbers as little-endian
+uint64.
+"""
 
 RowNumbers = NDArray[np.int64]
 
@@ -146,14 +152,3 @@ class Window:
         inverse = np.empty_like(self.places)
         inverse[self.places] = np.arange(len(self.places))
         return inverse
-
-
-def link(digest: bytes, row_numbers: RowNumbers) -> bytes:
-    """The order digest after one more mini-batch: SHA-256 of the digest before and its rows.
-
-    Row numbers count as little-endian uint64. The chain begins with 32 zero bytes.
-    """
-    return hashlib.sha256(digest + row_numbers.astype("<u8").tobytes()).digest()
-
-
-CHAIN_START = bytes(32)

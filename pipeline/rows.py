@@ -1,22 +1,171 @@
-"""Rows by their places in the order: what a worker reads for itself, and keeps between steps."""
+"""Rows by their places in the order: what a stream cuts its batches from, here or on a worker."""
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.order import EpochOrder, RowNumbers, Window
-from pipeline.stream import Batch
-from pipeline.windows import WindowLoader
+from pipeline.windows import ROW_NUMBERS, Loader, WindowLoader
 from storage.chunks import SHARED_PLACE
 from storage.dataset import Block, Split, open_dataset
 from storage.errors import ConflictError, UnreachableError
 from storage.location import Closing, Location
-from storage.schema import METADATA_NAME
+from storage.schema import METADATA_NAME, SplitSchema
 
 READING_THREADS = 2
 """Chunks that a worker decodes at once; there are other workers on its machine."""
+THREADS_MEMORY = 2**18
+"""The threads of a reader, in bytes."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some rows, in the order in which they are to be visited; not to be written to.
+
+    Where they lie in one window they are views of it: a batch that is kept, by a name of a loop or
+    of a generator too, keeps its window, and with it the memory for the next one. So let go of a
+    batch before asking for another, or copy it.
+    """
+
+    inputs: NDArray[Any]
+    """`(rows, 1 + features)`, bias first, in the stored element type."""
+    targets: NDArray[np.uint8] | None
+    """`(rows, classes)` one-hot, or None where the split has no labels."""
+    rows: RowNumbers
+    """`(rows,)`: their numbers in the split."""
+
+    @classmethod
+    def empty(cls, schema: SplitSchema, rows: int) -> "Batch":
+        """Return a batch of a split, of any content."""
+        return cls(
+            np.empty((rows, schema.columns), schema.dtype),
+            np.empty((rows, schema.classes), np.uint8) if schema.classes else None,
+            np.empty(rows, np.int64),
+        )
+
+    def part(self, rows: "slice | RowNumbers") -> "Batch":
+        """Return some of the rows: a view for a slice, a copy for places in the batch."""
+        targets = None if self.targets is None else self.targets[rows]
+        return Batch(self.inputs[rows], targets, self.rows[rows])
+
+    def put(self, start: int, other: "Batch") -> None:
+        """Copy another batch's rows into this one's, from row `start` on."""
+        rows = slice(start, start + len(other.rows))
+        self.inputs[rows] = other.inputs
+        self.rows[rows] = other.rows
+        if self.targets is not None and other.targets is not None:
+            self.targets[rows] = other.targets
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A window in use: its rows are those at places [start, stop) of an epoch."""
+
+    epoch: int
+    start: int
+    batch: Batch
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.batch.rows)
+
+
+class WindowReader(Closing):
+    """Reads rows by their places; holds one window, and the next one on its way.
+
+    A window is let go before the next one is waited for: there are never more than two, where
+    batches are not kept (see `Batch`).
+    """
+
+    reads_ahead = True
+    """Whether the next window is to be loaded while one is in use."""
+
+    def __init__(
+        self,
+        schema: SplitSchema,
+        loader: Loader,
+        order_of: Callable[[int], EpochOrder],
+        *,
+        part: tuple[int, int],
+        epochs: int | None = None,
+    ) -> None:
+        """`order_of` gives an epoch's order, `part` the places [start, stop) that are asked for.
+
+        After `epochs` epochs nothing is read ahead any more.
+        """
+        self.schema = schema
+        self._loader = loader
+        self._order_of = order_of
+        self._part = part
+        self._epochs = epochs
+        self._order = order_of(0)
+        self._held: _Held | None = None
+
+    def take(self, epoch: int, start: int, stop: int) -> Batch:
+        """Return the rows at places [start, stop) of an epoch.
+
+        Raises `BadDataError` where a chunk is missing or damaged.
+        """
+        if self._reach(epoch, start) >= stop:
+            return self._view(start, stop)
+        batch = Batch.empty(self.schema, stop - start)
+        place = start
+        while place < stop:
+            end = min(stop, self._reach(epoch, place))
+            batch.put(place - start, self._view(place, end))
+            place = end
+        return batch
+
+    def expect(self, epoch: int, place: int) -> None:
+        """Begin to load the window that holds a place."""
+        order = self._order_at(epoch)
+        self._expect(order, order.window_at(place))
+
+    def _reach(self, epoch: int, place: int) -> int:
+        """Have the window at hand that holds a place; return the place where it ends."""
+        held = self._held
+        if held is None or held.epoch != epoch or not held.start <= place < held.stop:
+            self._held = held = None  # before the next one is waited for: never hold three
+            self._held = held = self._load(self._order_at(epoch), place)
+        return held.stop
+
+    def _load(self, order: EpochOrder, place: int) -> _Held:
+        number = order.window_at(place)
+        window, block = self._loader.take(order, number)
+        if self.reads_ahead:
+            self._expect_next(order, number)
+        batch = Batch(block.inputs, block.targets, window.row_numbers)
+        return _Held(order.epoch, int(order.window_starts[number]), batch)
+
+    def _expect_next(self, order: EpochOrder, number: int) -> None:
+        start, stop = self._part
+        if number < order.window_at(stop - 1):
+            self._expect(order, number + 1)
+        else:
+            order = self._order_of(order.epoch + 1)
+            self._expect(order, order.window_at(start))
+
+    def _expect(self, order: EpochOrder, number: int) -> None:
+        if self._epochs is None or order.epoch < self._epochs:
+            self._loader.expect(order, number)
+
+    def _view(self, start: int, stop: int) -> Batch:
+        assert self._held is not None
+        return self._held.batch.part(slice(start - self._held.start, stop - self._held.start))
+
+    def _order_at(self, epoch: int) -> EpochOrder:
+        if self._order.epoch != epoch:
+            self._order = self._order_of(epoch)
+        return self._order
+
+    def close(self) -> None:
+        """Stop reading ahead and let the windows go."""
+        self._held = None
+        self._loader.close()
 
 
 @dataclass(frozen=True)
@@ -36,7 +185,7 @@ class OrderedRows:
     """After so many nothing is read ahead any more."""
 
     def order(self, epoch: int, chunk_rows: int) -> EpochOrder:
-        """The order of an epoch."""
+        """Return the order of an epoch."""
         return EpochOrder(
             seed=self.seed,
             epoch=epoch,
@@ -57,9 +206,10 @@ def check_seen(place: Location) -> None:
 
 
 def open_split(dataset: Location, digest: str, split: str) -> Split:
-    """A split of the very dataset that is meant; `ConflictError` where another has its place.
+    """Return a split of the very dataset that is meant.
 
-    `UnreachableError` where there is none: the job has opened it where it is.
+    Raises `ConflictError` where another has its place, `UnreachableError` where there is none: the
+    job has opened it where it is.
     """
     check_seen(dataset)
     opened = open_dataset(dataset)
@@ -71,32 +221,28 @@ def open_split(dataset: Location, digest: str, split: str) -> Split:
     return opened.split(split)
 
 
-class RowReader(Closing):
-    """Reads rows by their places; holds one window, and the next one on its way.
+class RowReader(WindowReader):
+    """A worker's reader, which opens the dataset itself.
 
     Where one window holds the whole order, it is read once for all epochs: the next epoch's has the
     same rows, and reading them again would take longer than a worker's share of an epoch does.
     """
 
-    reads_ahead = True
-    """Whether the next window is to be loaded while one is in use."""
-
     def __init__(self, rows: OrderedRows, part: tuple[int, int] | None = None) -> None:
-        """Opens the dataset; nothing of it is read yet.
-
-        `part` is the places [start, stop) of each epoch that will be asked for, by default all.
-        """
-        self._rows = rows
-        self._part = part or (0, rows.rows)
-        self._split = open_split(rows.dataset, rows.dataset_digest, rows.split)
-        self.schema = self._split.schema
-        self._loader = WindowLoader(self._split, READING_THREADS)
-        self._expected: tuple[int, int] | None = None
-        self._order = rows.order(0, self._split.schema.chunk_rows)
-        self._window: tuple[Window, Block] | None = None
-        self._all: Block | None = None
-        self._row_numbers: RowNumbers | None = None
-        """Of the epoch whose order is at hand, where one window holds them all."""
+        """`part` is the places [start, stop) of each epoch that are asked for, by default all."""
+        split = open_split(rows.dataset, rows.dataset_digest, rows.split)
+        chunk_rows = split.schema.chunk_rows
+        super().__init__(
+            split.schema,
+            WindowLoader(split, READING_THREADS),
+            lambda epoch: rows.order(epoch, chunk_rows),
+            part=part or (0, rows.rows),
+            epochs=rows.epochs,
+        )
+        self._all: Batch | None = None
+        """All rows as they are stored, where one window holds them."""
+        self._visited: tuple[int, RowNumbers] | None = None
+        """An epoch and its rows in their order, where one window holds them."""
         self._lock = threading.Lock()
 
     @property
@@ -105,112 +251,46 @@ class RowReader(Closing):
         return self._order.windows == 1
 
     def take(self, epoch: int, start: int, stop: int) -> Batch:
-        """The rows at places [start, stop) of an epoch, not to be written to.
-
-        Raises `BadDataError` where a chunk is missing or damaged.
-        """
         with self._lock:
-            if self._order_at(epoch).windows == 1:
-                return self._of_all(start, stop)
-            pieces = []
-            while start < stop:
-                piece = self._piece(epoch, start, stop)
-                start += len(piece.rows)
-                # A view would keep its window while the next one and the one after it are held.
-                pieces.append(_joined([piece]) if start < stop else piece)
-                del piece
-        return pieces[0] if len(pieces) == 1 else _joined(pieces)
-
-    def _order_at(self, epoch: int) -> EpochOrder:
-        if self._order.epoch != epoch:
-            self._order = self._order_of(epoch)
-            self._row_numbers = None
-        return self._order
-
-    def _of_all(self, start: int, stop: int) -> Batch:
-        """The same out of all rows, which are held as they are stored."""
-        if self._all is None:
-            stored = replace(self._order, shuffle=False)
-            _, self._all = self._loader.take(stored, 0)
-        if self._row_numbers is None:
-            self._row_numbers = self._order.window(0).row_numbers
-        rows = self._row_numbers[start:stop]
-        block = self._all
-        return Batch(
-            block.inputs[rows], None if block.targets is None else block.targets[rows], rows
-        )
-
-    def _piece(self, epoch: int, start: int, stop: int) -> Batch:
-        """The same as far as one window goes."""
-        number = self._order_at(epoch).window_at(start)
-        window, block = self._window_number(number)
-        first = int(self._order.window_starts[number])
-        places = slice(start - first, min(stop - first, window.rows))
-        targets = None if block.targets is None else block.targets[places]
-        return Batch(block.inputs[places], targets, window.row_numbers[places])
-
-    def _window_number(self, number: int) -> tuple[Window, Block]:
-        wanted = (self._order.epoch, number)
-        if self._window and (self._window[0].epoch, self._window[0].number) == wanted:
-            return self._window
-        self._window = None  # before the next one is waited for: never hold three
-        if self._expected not in (wanted, None):  # the job went back, or another worker died
-            self._loader.close()
-            self._loader = WindowLoader(self._split, READING_THREADS)
-        self._expected = None
-        self._window = self._loader.take(self._order, number)
-        if self.reads_ahead:
-            self._read_on(number)
-        return self._window
-
-    def _read_on(self, number: int) -> None:
-        """Have the window loaded that comes after window `number` in the reader's part."""
-        order = self._order
-        start, stop = self._part
-        if number < order.window_at(stop - 1):
-            number += 1
-        else:
-            order = self._order_of(order.epoch + 1)
-            number = order.window_at(start)
-        if order.epoch < self._rows.epochs:
-            self._loader.expect(order, number)
-            self._expected = (order.epoch, number)
-
-    def _order_of(self, epoch: int) -> EpochOrder:
-        return self._rows.order(epoch, self._split.schema.chunk_rows)
+            if not self.holds_all:
+                return super().take(epoch, start, stop)
+            if self._all is None:
+                window, block = self._loader.take(replace(self._order, shuffle=False), 0)
+                self._all = Batch(block.inputs, block.targets, window.row_numbers)
+            if self._visited is None or self._visited[0] != epoch:
+                self._visited = epoch, self._order_at(epoch).window(0).row_numbers
+            return self._all.part(self._visited[1][start:stop])
 
     def close(self) -> None:
-        """Stop reading ahead and let the windows go."""
-        self._window = self._all = None
-        self._loader.close()
+        self._all = None
+        super().close()
 
 
-def _joined(pieces: list[Batch]) -> Batch:
-    targets: list[NDArray[np.uint8]] = [
-        piece.targets for piece in pieces if piece.targets is not None
-    ]
-    return Batch(
-        np.concatenate([piece.inputs for piece in pieces]),
-        np.concatenate(targets) if targets else None,
-        np.concatenate([piece.rows for piece in pieces]),
-    )
+def reader_memory(schema: SplitSchema, window_chunks: int) -> int:
+    """Return the bytes of a reader's own window, and of the chunks that it decodes."""
+    chunk = schema.chunk_rows * schema.row_bytes
+    window = window_chunks * schema.chunk_rows * (schema.row_bytes + ROW_NUMBERS)
+    return window + (1 + READING_THREADS) * chunk + THREADS_MEMORY
 
 
-class IndexOnlyLoader(WindowLoader):
+class IndexOnlyLoader:
     """Gives windows whose rows nobody looks at: for a stream that only says which rows are next."""
 
+    seconds_waited = 0.0
+
     def __init__(self, split: Split) -> None:
-        """Nothing is read."""
-        super().__init__(split, threads=1)
+        self._schema = split.schema
 
     def expect(self, order: EpochOrder, number: int) -> None:
-        """There is nothing to wait for."""
+        """Do nothing: there is nothing to wait for."""
 
     def take(self, order: EpochOrder, number: int) -> tuple[Window, Block]:
-        """The window, and a block of its shape that takes no memory."""
-        window = order.window(number)
-        rows, schema = window.rows, self.split.schema
-        inputs = np.broadcast_to(np.zeros((), schema.dtype), (rows, schema.columns))
-        nothing = np.zeros((), np.uint8)
-        targets = np.broadcast_to(nothing, (rows, schema.classes)) if schema.classes else None
+        """Return the window, and a block of its shape that takes no memory."""
+        window, schema = order.window(number), self._schema
+        inputs = np.broadcast_to(np.zeros((), schema.dtype), (window.rows, schema.columns))
+        none = np.zeros((), np.uint8)
+        targets = np.broadcast_to(none, (window.rows, schema.classes)) if schema.classes else None
         return window, Block(inputs, targets)
+
+    def close(self) -> None:
+        """Do nothing: nothing is held."""

@@ -10,9 +10,8 @@ import threading
 import time
 import weakref
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,39 +20,54 @@ from pipeline.order import EpochOrder, Window
 from storage.dataset import Block, Split
 from storage.errors import UsageError
 from storage.location import Closing
+from storage.schema import SplitSchema
 
 __all__ = ["config", "run_on_threads"]
 
 try:
     from dask import config
     from dask.threaded import get as run_on_threads
-except TypeError as error:
+except (TypeError, ValueError) as error:
+    reason = str(error).partition(", original error message:")[0]
     raise UsageError(
-        f"Dask cannot put its own configuration together ({error}): two of its files or DASK_ "
-        "variables contradict each other. Mend or remove one of them."
+        f"Dask cannot read its own configuration, its files and DASK_ variables ({reason}). Mend "
+        "or remove what is wrong."
     ) from error
-except ValueError as error:
-    told = str(error).partition(", original error message:")[0]
-    raise UsageError(
-        f"Dask cannot read its own configuration ({told}): mend that file, or remove it."
-    ) from error
-
 
 MOST_SPARE = 2
 """Mappings that are kept for later, at most: there are no more windows at a time."""
 HUGE_PAGES_FROM = 4 * 2**20
 """Bytes from which it pays to ask for huge pages, as NumPy does for its own arrays."""
+DEFAULT_THREADS = min(4, os.cpu_count() or 1)
+"""Chunks that are read and decoded at once. More would only fight for the interpreter's lock."""
+WAITING_THREADS = 16
+"""The same for a store that is slow to answer: its threads wait most of the time."""
+LATE_SECONDS = 0.01
+"""A window that is waited for so long comes too late: the next one is loaded by more threads."""
+SLOW = 3.0
+"""Time that a chunk takes over processor time that it takes, from which a store is slow."""
+SLOW_SECONDS = 0.01
+"""What a chunk takes at least where a store is slow: small ones wait longer for one another."""
+ROW_NUMBERS = 48
+"""Bytes per row of a window for its permutation, its inverse and the row numbers."""
+
+
+def windows_memory(schema: SplitSchema, window_chunks: int, windows: int = 2) -> int:
+    """Return the bytes of so many windows, their row numbers, and the chunks being decoded."""
+    window_rows = min(window_chunks, schema.chunks) * schema.chunk_rows
+    chunk = schema.chunk_rows * schema.row_bytes
+    decoding = min(WAITING_THREADS, schema.chunks) * 2 * chunk  # as stored and decoded
+    return windows * window_rows * (schema.row_bytes + ROW_NUMBERS) + decoding
 
 
 class WindowMemory:
     """Gives arrays whose memory comes back when nobody has a view of them any more."""
 
     def __init__(self) -> None:
-        """Nothing is kept yet."""
         self._spare: list[mmap.mmap] = []
 
     def array(self, size: int) -> NDArray[np.uint8]:
-        """`(size,)` bytes of any content."""
+        """Return `(size,)` bytes of any content."""
         memory = self._mapping(max(1, size))
         array: NDArray[np.uint8] = np.frombuffer(memory, np.uint8, size)
         # Views refer to this very array, so it outlives them all.
@@ -80,18 +94,6 @@ class WindowMemory:
         self._spare.clear()
 
 
-DEFAULT_THREADS = min(4, os.cpu_count() or 1)
-"""Chunks that are read and decoded at once. More would only fight for the interpreter's lock."""
-WAITING_THREADS = 16
-"""The same for a store that is slow to answer: its threads wait most of the time."""
-LATE_SECONDS = 0.01
-"""A window that is waited for so long comes too late: the next one is loaded by more threads."""
-SLOW = 3.0
-"""Time that a chunk takes over processor time that it takes, from which a store is slow."""
-SLOW_SECONDS = 0.01
-"""What a chunk takes at least where a store is slow: small ones wait longer for one another."""
-
-
 class Scratch(threading.local):
     """A chunk's arrays, of each thread its own, that chunks are decoded into."""
 
@@ -100,19 +102,13 @@ class Scratch(threading.local):
         self.chunk = split.empty_chunk()
 
 
-@dataclass(frozen=True)
-class Placed:
-    """Some rows that have been laid in their places."""
-
-    rows: int
-    seconds: float
-    """How long that took, waiting included."""
-    processor_seconds: float
+Timing = tuple[float, float]
+"""Seconds that placing rows took, waiting included, and seconds of processor time."""
 
 
 def load_window(
     split: Split, window: Window, block: Block, pool: Executor, scratch: Scratch
-) -> Placed:
+) -> Timing:
     """Fill `block` with a window's rows in shuffled order, by a Dask graph on the pool's threads.
 
     A task per chunk reads, checks and decodes it, and lays its rows in their places; one more
@@ -126,16 +122,15 @@ def load_window(
         for position, chunk in enumerate(window.chunks.tolist())
     }
     key = f"load-window-{name}"
-    graph[key] = (gathered, list(graph))
+    graph[key] = (total, list(graph))
     # The scheduler itself: `dask.compute` would import all of `distributed` to look for a client.
-    placed: Placed = run_on_threads(graph, key, pool=pool)
-    assert placed.rows == window.rows
-    return placed
+    timing: Timing = run_on_threads(graph, key, pool=pool)
+    return timing
 
 
 def place_chunk(
     split: Split, window: Window, block: Block, scratch: Scratch, position: int
-) -> Placed:
+) -> Timing:
     """Lay the rows of the window's chunk number `position` in the block."""
     began, processor_began = time.perf_counter(), time.thread_time()
     number, start, stop = (
@@ -148,20 +143,16 @@ def place_chunk(
     for whole, part in ((block.inputs, chunk.inputs), (block.targets, chunk.targets)):
         if whole is not None and part is not None:
             _as_items(whole)[places] = _as_items(part)[start - first : stop - first]
-    return Placed(stop - start, time.perf_counter() - began, time.thread_time() - processor_began)
+    return time.perf_counter() - began, time.thread_time() - processor_began
 
 
-def gathered(parts: list[Placed]) -> Placed:
-    """All the parts as one, once they are in their places."""
-    return Placed(
-        sum(part.rows for part in parts),
-        sum(part.seconds for part in parts),
-        sum(part.processor_seconds for part in parts),
-    )
+def total(parts: list[Timing]) -> Timing:
+    """Return how long all the parts of a window took together."""
+    return sum(seconds for seconds, _ in parts), sum(seconds for _, seconds in parts)
 
 
 def _empty_block(split: Split, window: Window, memory: WindowMemory) -> Block:
-    """A block for a window, in memory for the longest that has so many chunks."""
+    """Return a block for a window, in memory for the longest that has so many chunks."""
     schema, rows = split.schema, window.rows
     whole = memory.array(len(window.chunks) * schema.chunk_rows * schema.row_bytes)
     targets_at, end = rows * (schema.row_bytes - schema.classes), rows * schema.row_bytes
@@ -172,15 +163,32 @@ def _empty_block(split: Split, window: Window, memory: WindowMemory) -> Block:
 
 
 def _as_items(rows: NDArray[Any]) -> NDArray[np.void]:
-    """Each row as one opaque item, which NumPy moves in one piece and half as fast again."""
+    """Return each row as one opaque item, which NumPy moves in one piece and half as fast again."""
     return rows.view(np.dtype((np.void, rows.shape[1] * rows.itemsize))).reshape(-1)
 
 
-class WindowLoader(Closing):
-    """Loads windows in the background, at most one ahead of the one that is in use.
+class Loader(Protocol):
+    """Gives windows, at most one ahead of the one that is in use."""
 
-    Its threads belong to the process that made it: a fork has none of them.
-    """
+    seconds_waited: float
+    """How long `take` has kept its caller waiting, in all."""
+
+    def expect(self, order: EpochOrder, number: int) -> None:
+        """Begin to load a window, unless it is on its way already."""
+
+    def take(self, order: EpochOrder, number: int) -> tuple[Window, Block]:
+        """Wait for a window; return it and its rows in shuffled order.
+
+        Other windows that are expected are dropped. Raises `BadDataError` where one of its chunks
+        is missing or damaged.
+        """
+
+    def close(self) -> None:
+        """Drop what is on its way."""
+
+
+class WindowLoader(Closing):
+    """Loads windows on threads of this process, which a fork does not have."""
 
     def __init__(
         self, split: Split, threads: int = DEFAULT_THREADS, *, busy_cores: int = 0
@@ -191,10 +199,7 @@ class WindowLoader(Closing):
         is not hindered, and `WAITING_THREADS` after a window whose chunks were mostly waited for.
         """
         self.split = split
-        self._process: int | None = os.getpid()
-        """The process that the threads live in; None once they are stopped."""
         self.seconds_waited = 0.0
-        """How long `take` has kept its caller waiting, in all."""
         self._scratch = Scratch(split)
         self._memory = WindowMemory()
         self._most = self._threads = threads
@@ -204,66 +209,45 @@ class WindowLoader(Closing):
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="load-window")
         self._coming: dict[tuple[int, int], Future[tuple[Window, Block]]] = {}
 
-    def check_usable(self) -> None:
-        """Raise `UsageError` after `close` and in a forked process, where a load would hang."""
-        if self._process is None:
-            raise UsageError(
-                "This stream of rows is closed. Open another one to read on; a BatchStream takes "
-                "the `state` of the closed one."
-            )
-        if self._process != os.getpid():
-            raise UsageError(
-                f"This stream of rows was opened in process {self._process} and cannot be used in "
-                f"its fork {os.getpid()}, where the threads that load rows do not exist. Open the "
-                "stream in the process that uses it, or pass it there by pickle. A PyTorch "
-                "DataLoader over it needs no workers: num_workers=0."
-            )
-
     def expect(self, order: EpochOrder, number: int) -> None:
-        """Begin to load a window, unless it is on its way already."""
-        self.check_usable()
         key = (order.epoch, number)
         if key not in self._coming:
             self._coming[key] = self._ahead.submit(self._load, order, number, late=self._late)
 
     def take(self, order: EpochOrder, number: int) -> tuple[Window, Block]:
-        """A window and its rows in shuffled order; waits for it where need be.
-
-        Raises `BadDataError` where one of its chunks is missing or damaged.
-        """
         self.expect(order, number)
         began = time.perf_counter()
+        future = self._coming.pop((order.epoch, number))
+        self._coming.clear()  # one thread loads: what it has begun ends before, and is let go
         try:
-            return self._coming.pop((order.epoch, number)).result()
+            return future.result()
         finally:
             waited = time.perf_counter() - began
             self.seconds_waited += waited
             self._late = waited > LATE_SECONDS
 
     def _load(self, order: EpochOrder, number: int, *, late: bool) -> tuple[Window, Block]:
-        self._work_on(self._most if late else self._fewer)
+        self._use_threads(self._most if late else self._fewer)
         window = order.window(number)
         block = _empty_block(self.split, window, self._memory)
-        placed = load_window(self.split, window, block, self._pool, self._scratch)
+        seconds, processor_seconds = load_window(
+            self.split, window, block, self._pool, self._scratch
+        )
         _ = window.row_numbers  # worked out here, not while the caller waits
         least = SLOW_SECONDS * len(window.chunks)
-        if placed.seconds > max(least, SLOW * placed.processor_seconds):
+        if seconds > max(least, SLOW * processor_seconds):
             self._most = self._fewer = max(self._most, WAITING_THREADS)
         return window, block
 
-    def _work_on(self, threads: int) -> None:
-        """Have so many threads at work from here on."""
+    def _use_threads(self, threads: int) -> None:
         if threads != self._threads:
             self._pool.shutdown()
             self._threads = threads
             self._pool = _pool(threads)
 
     def close(self) -> None:
-        """Stop the threads; what is on its way is dropped."""
-        if self._process == os.getpid():  # a fork has no threads, and may have locks held forever
-            self._ahead.shutdown(cancel_futures=True)
-            self._pool.shutdown(cancel_futures=True)
-        self._process = None
+        self._ahead.shutdown(cancel_futures=True)
+        self._pool.shutdown(cancel_futures=True)
         self._coming.clear()
         self._memory.clear()
 
@@ -276,7 +260,7 @@ def usable_cores() -> int:
 
 
 def threads_beside(busy_cores: int, most: int) -> int:
-    """Of `most` threads those that leave a consumer its cores; all where it leaves none of them."""
+    """Return of `most` threads those that leave a consumer its cores; all where none is left."""
     left = usable_cores() - busy_cores
     return min(left, most) if left > 0 else most
 

@@ -16,7 +16,7 @@ from jobs.training.select_checkpoint import best_checkpoint
 from jobs.training.step import thread_count
 from jobs.training.trainer import FAR_FROM_ONE, RunningSums, Trainer, parameters_digest
 from pipeline.values import largest_input
-from pipeline.windows import WindowLoader
+from pipeline.windows import Loader
 from storage.checkpoints import Checkpoint, CheckpointName, prune_checkpoints, save_checkpoint
 from storage.dataset import Dataset, Split
 from storage.preparation import BYTES
@@ -241,7 +241,7 @@ class TrainJob:
             for split, first_row, count in [ranges[name]]
         }
 
-    def _window_loader(self) -> Callable[[Split], WindowLoader] | None:
+    def _window_loader(self) -> Callable[[Split], Loader] | None:
         """What loads the rows to evaluate: the cluster's workers, where there are any."""
         if self.cluster is None:
             return None

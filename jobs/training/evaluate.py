@@ -12,7 +12,7 @@ from jobs.nn.parameters import Floats
 from jobs.thread_map import Workers
 from jobs.training.step import ignore_overflow, network_inputs
 from pipeline.stream import Batch, BatchStream
-from pipeline.windows import WindowLoader
+from pipeline.windows import Loader
 from storage.dataset import Dataset, Split
 from storage.errors import BadDataError
 from storage.location import Closing
@@ -49,7 +49,7 @@ class Evaluator(Closing):
         rows: int,
         times: int,
         threads: int,
-        loader: Callable[[Split], WindowLoader] | None = None,
+        loader: Callable[[Split], Loader] | None = None,
     ) -> None:
         """Over rows [first_row, first_row + rows) of a labelled split, at most `times` times."""
         if not dataset.split(split).schema.classes:

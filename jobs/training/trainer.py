@@ -21,7 +21,7 @@ from jobs.training.rounds import initial_memory
 from jobs.training.step import UpdateRule, micro_batch_count, thread_count
 from pipeline.stream import Batch, BatchStream, StreamState
 from pipeline.values import largest_input
-from pipeline.windows import WindowLoader
+from pipeline.windows import Loader
 from storage.checkpoints import Tensors
 from storage.dataset import Dataset, Split
 from storage.documents import check_fields
@@ -85,7 +85,7 @@ class TrainingStep(Protocol):
 class Trainer(Closing):
     """All that changes while training, and how one step changes it."""
 
-    loader: Callable[[Split], WindowLoader] | None = None
+    loader: Callable[[Split], Loader] | None = None
     """Makes the stream's loader of windows, where it is not the stream's own."""
 
     def __init__(

@@ -1,10 +1,12 @@
 """Streams over the dataset `known`: any settings for them, and what their tests compare."""
 
+import hashlib
 from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
 
+from pipeline.order import RowNumbers
 from pipeline.stream import Batch, BatchStream
 from tests.pipeline.datasets import Known
 
@@ -28,6 +30,11 @@ def stream_settings(draw: st.DrawFn) -> dict[str, Any]:
         "drop_last": draw(st.booleans()),
         "threads": draw(st.integers(1, 3)),
     }
+
+
+def link(digest: bytes, row_numbers: RowNumbers) -> bytes:
+    """The order digest after one more mini-batch, by its definition."""
+    return hashlib.sha256(digest + row_numbers.astype("<u8").tobytes()).digest()
 
 
 def open_stream(known: Known, **options: Any) -> BatchStream:

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.order import CHAIN_START, ORDER_VERSION, EpochOrder, link, permutation, raw_numbers
+from pipeline.order import CHAIN_START, ORDER_VERSION, EpochOrder, permutation, raw_numbers
+from tests.pipeline.streams import link
 
 SETTINGS = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 

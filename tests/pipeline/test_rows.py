@@ -11,7 +11,7 @@ import pytest
 from pipeline import windows
 from pipeline.order import EpochOrder, Window
 from pipeline.rows import OrderedRows, RowReader
-from pipeline.windows import Placed, WindowLoader
+from pipeline.windows import Timing, WindowLoader
 from storage.dataset import Block, Split
 from storage.errors import ConflictError
 from tests.pipeline.datasets import Known
@@ -100,7 +100,7 @@ def test_two_windows_at_most(known: Known, monkeypatch: pytest.MonkeyPatch, size
     held = []
     load_window, expect = windows.load_window, WindowLoader.expect
 
-    def watched(split: Split, window: Window, block: Block, *others: Any) -> Placed:
+    def watched(split: Split, window: Window, block: Block, *others: Any) -> Timing:
         loaded.append(weakref.ref(block.inputs.base))
         return load_window(split, window, block, *others)
 

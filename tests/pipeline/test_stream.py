@@ -18,9 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import windows
-from pipeline.order import CHAIN_START, EpochOrder, Window, link
+from pipeline.order import CHAIN_START, EpochOrder, Window
 from pipeline.stream import BatchStream, chunks_per_window
-from pipeline.windows import DEFAULT_THREADS, Placed, Scratch, WindowLoader, threads_beside
+from pipeline.windows import DEFAULT_THREADS, Scratch, Timing, WindowLoader, threads_beside
 from storage.dataset import Block, Split, open_dataset
 from storage.errors import BadDataError, UsageError
 from storage.places import open_location
@@ -32,6 +32,7 @@ from tests.pipeline.streams import (
     ROWS,
     SETTINGS,
     assert_contents,
+    link,
     open_stream,
     row_lists,
     stream_settings,
@@ -238,7 +239,7 @@ def test_two_windows_are_held(
     held = []
     load_window, expect = windows.load_window, WindowLoader.expect
 
-    def watched(split: Split, window: Window, block: Block, *others: Any) -> Placed:
+    def watched(split: Split, window: Window, block: Block, *others: Any) -> Timing:
         loaded.append(weakref.ref(block.inputs.base))
         return load_window(split, window, block, *others)
 
@@ -268,7 +269,7 @@ def test_loading_stands_back(known: Known, monkeypatch: pytest.MonkeyPatch) -> N
 
     def counting(
         split: Split, window: Window, block: Block, pool: ThreadPoolExecutor, scratch: Scratch
-    ) -> Placed:
+    ) -> Timing:
         used.append(pool._max_workers)
         return load_window(split, window, block, pool, scratch)
 
