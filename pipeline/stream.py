@@ -289,7 +289,7 @@ class BatchStream(Closing):
     def __reduce__(self) -> tuple[Any, ...]:
         if not self._loads_here:
             raise TypeError("A BatchStream whose rows a cluster loads cannot be pickled.")
-        return _reopened, (self._location.absolute(), self.state, self._loading)
+        return _reopened, (self._location, self.state, self._loading)
 
 
 def _reopened(location: Location, state: StreamState, loading: dict[str, Any]) -> BatchStream:

@@ -243,7 +243,7 @@ def prune_checkpoints(
     kept = [name for name in names if name <= saved][-keep:]
     for name in names:
         if name not in kept and name not in also and not (name <= saved and is_pinned(run, name)):
-            run.location.remove_whole(name.key, MANIFEST)
+            run.location.child(name.key).remove_tree(MANIFEST)
 
 
 def pin_checkpoint(run: Run, name: CheckpointName) -> None:

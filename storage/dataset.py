@@ -334,7 +334,7 @@ def _nothing_there(location: Location) -> str:
 
 def replaced_sibling(location: Location) -> Location:
     """Return where an old dataset waits while the new one takes its name."""
-    return location.sibling("", REPLACED)
+    return location.sibling(REPLACED)
 
 
 def _from_attributes(location: Location, tree: Location, attributes: dict[str, Any]) -> Dataset:

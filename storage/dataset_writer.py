@@ -279,7 +279,7 @@ def dataset_lock(target: Location, take_over: TakeOver | None = None) -> Iterato
 
     On a disk its file is gone when it is free.
     """
-    with writer_lock(target.sibling("", ".lock"), str(target), take_over) as lock:
+    with writer_lock(target.sibling(".lock"), str(target), take_over) as lock:
         lock.retire()
         yield target.under(lock)
 
@@ -304,7 +304,7 @@ def refuse_foreign(target: Location) -> None:
     if not ours and replaced.exists():
         raise ConflictError(
             f"{target} was left half replaced by an earlier release. Remove it, {replaced} and "
-            f"whatever begins with {target.sibling('', '.ingest-')}, and run again."
+            f"whatever begins with {target.sibling('.ingest-')}, and run again."
         )
     if not ours:
         raise ConflictError(

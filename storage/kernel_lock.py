@@ -20,6 +20,7 @@ from storage.location import Lock, TakeOver
 
 SIGNATURE_TRIES = 50
 """How often to look for the signature of a holder that has yet to sign, 10 ms apart."""
+SIGNATURE_BYTES = 4096
 
 
 class _Held(Lock):
@@ -41,7 +42,7 @@ class _Held(Lock):
             )
 
     def retire(self) -> None:
-        """Its file goes before the lock does: filelock gives nobody a lock on a removed file."""
+        """Have its file removed before the lock is free: nobody gets a lock on a removed file."""
         self.retired = True
 
     def end(self) -> None:
@@ -56,7 +57,7 @@ class _Held(Lock):
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """What tells one file from every other; None where there is none."""
+    """Return what tells one file from every other; None where there is none."""
     try:
         status = path.stat()
     except OSError:
@@ -75,11 +76,13 @@ def kernel_lock(path: Path, what: str, take_over: TakeOver | None) -> Iterator[L
     lock = FileLock(path, timeout=0, thread_local=False, fallback_to_soft=False)
     with translate_os_errors("lock", path):
         make_directories(path.parent)
-        _check_file(path)
+        if path.is_symlink():
+            raise UsageError(f"The lock file {path} is a link. Remove it, or choose another place.")
+        check_regular(path, f"The lock file is {path}")
         _acquire(lock, path, what, take_over)
     held = _Held(path, what)
     try:
-        _sign(path)
+        _write(path, json.dumps(signature()).encode())
         yield held
     except Exception:
         held.check()  # if it was moved or removed, that is what went wrong
@@ -89,22 +92,16 @@ def kernel_lock(path: Path, what: str, take_over: TakeOver | None) -> Iterator[L
         lock.release()
 
 
-def _check_file(path: Path) -> None:
-    """Raise `UsageError` where something other than a lock file has the lock's name."""
-    if path.is_symlink():
-        raise UsageError(f"The lock file {path} is a link. Remove it, or choose another place.")
-    check_regular(path, f"The lock file is {path}")
-
-
 def _acquire(lock: BaseFileLock, path: Path, what: str, take_over: TakeOver | None) -> None:
-    """Take the lock, or raise `ConflictError` that names who has it."""
+    """Take the lock, or raise `LockedError` that names who has it."""
     holder = None
     for _ in range(SIGNATURE_TRIES):
         try:
             lock.acquire()
             return
         except Timeout:
-            holder = _holder(path)
+            with suppress(OSError), open(path, "rb") as file:
+                holder = holder_named_by(file.read(SIGNATURE_BYTES))
         if holder:
             break
         time.sleep(0.01)
@@ -117,51 +114,33 @@ def _acquire(lock: BaseFileLock, path: Path, what: str, take_over: TakeOver | No
     )
 
 
-def _sign(path: Path) -> None:
-    """Leave word of who holds the lock."""
-    _write(path, json.dumps(signature()).encode())
+def _write(path: Path, content: bytes) -> None:
+    """Make the lock file hold a signature; the lock holds without it, on a full disk say."""
+    with suppress(OSError), open(path, "wb", buffering=0) as file:
+        file.write(content)
 
 
 def signature() -> dict[str, Any]:
-    """Who this process is: what it leaves in the locks that it holds."""
+    """Return who this process is: what it leaves in the locks that it holds.
+
+    Of its command no options: they are long, may be secret, and mislead where they are cut off.
+    """
+    name, *words = sys.argv
+    command = [Path(name).name, *(word for word in words[:1] if word[:1] != "-")]
     return {
         "process": os.getpid(),
         "host": socket.gethostname(),
         "since": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": _command(),
+        "command": " ".join(command),
     }
 
 
-def _command() -> str:
-    """What runs, without its options: they are long, may be secret, and mislead where cut off."""
-    name, *words = sys.argv
-    return " ".join([Path(name).name, *(word for word in words[:1] if word[:1] != "-")])
-
-
-def _write(path: Path, signature: bytes) -> None:
-    """Make the lock file hold a signature; the lock holds without it, on a full disk say."""
-    with suppress(OSError), open(path, "wb", buffering=0) as file:
-        file.write(signature)
-
-
-def _holder(path: Path) -> str | None:
-    """Who has signed a lock file and may still live; None where there is no such signature."""
+def holder_named_by(content: bytes) -> str | None:
+    """Return who has signed a lock; None where there is no such signature."""
     try:
-        with open(path, "rb") as file:
-            holder = json.loads(file.read(4096))
-        process, host, since = int(holder["process"]), str(holder["host"]), str(holder["since"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        signed: Any = json.loads(content)
+        process, host = int(signed["process"]), str(signed["host"])[:80]
+        since, command = str(signed["since"])[:40], str(signed.get("command", ""))[:80]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
         return None
-    if host == socket.gethostname() and not _lives(process):
-        return None  # a dead one's, whose successor has yet to sign
-    return f"process {process} on {host[:80]} since {since[:40]}"
-
-
-def _lives(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except PermissionError:  # another user's
-        return True
-    except (ProcessLookupError, OverflowError):
-        return False
-    return True
+    return f"process {process} on {host} since {since}" + (f" ({command})" if command else "")

@@ -1,4 +1,4 @@
-"""A location: a place for whole objects, its writer's lock, and what closes with a block.
+"""A location: a place for whole objects and trees of them, and its writer's lock.
 
 A local directory (`storage/local.py`) and a prefix of a bucket (`storage/s3.py`) implement it; the
 rest of the project knows only this interface.
@@ -6,14 +6,16 @@ rest of the project knows only this interface.
 
 import json
 import re
+import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
-from pathlib import Path
-from typing import Self
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePath
+from typing import ClassVar, Self
 
-from storage.errors import PipelineError
+from storage.errors import BadDataError, ConflictError, PipelineError
 
 
 class Closing(ABC):
@@ -24,18 +26,16 @@ class Closing(ABC):
         """Let go of what is held; harmless when called again."""
 
     def __enter__(self) -> Self:
-        """Itself, already open."""
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Close, whatever happened."""
         self.close()
 
 
 Write = Callable[[bytes | memoryview], None]
 
 TakeOver = Callable[[str], None]
-"""Leave to take over an abandoned lock; it is told, in a sentence, whose the lock was."""
+"""Leave to take over an abandoned lock; called with a sentence that says whose the lock was."""
 
 Refused = Callable[[str, PipelineError | None], None]
 """Called with the key of what is not listed, and the reason, or None for a link to a directory."""
@@ -44,16 +44,14 @@ TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 """The name of what `put` has not finished."""
 REPLACED = ".replaced"
 """The suffix of the sibling that is there while a published tree is being replaced."""
-NOTES_LIMIT = 256 * 2**20
-"""The most bytes of a journal that are read; no journal of ours is longer."""
 FOREIGN = re.compile(
     r"\..+|.+~|~.+|#.+#|.+\.(bak|orig|rej|swp)|Icon\r|@eaDir|__MACOSX|lost\+found"
     r"|(eh)?thumbs\.db|desktop\.ini|\$RECYCLE\.BIN|System Volume Information",
     re.IGNORECASE,
 )
 """Names such as .DS_Store, ._x, .nfs0001, Thumbs.db, desktop.ini, x~ and #x#."""
-STAGED = re.compile(r"\.ingest-[0-9a-f]{12}")
-"""The suffix of a sibling in which a tree is made before it is published."""
+LEFTOVER = re.compile(r"\.(.+)\.(ingest-[0-9a-f]{12}|replaced|old|tmp)")
+"""The hidden name of what is being made, replaced or removed; group 1 is the name it is for."""
 VERSION = re.compile(r"version-[0-9a-f]{32}")
 """The name, inside a tree's place in a store, of one version of the tree."""
 VERSIONED = "mnist-stream versions"
@@ -62,61 +60,98 @@ ROOT_BYTES = 2**20
 """No such root object is longer, even with what other Zarr programs add to it."""
 REMOVED_BYTES = 32
 """The length of a root object that says that the tree was removed; no document is so short."""
+LIMITLESS = 2**63 - 1
 
 
+@dataclass(frozen=True)
+class Status:
+    """What is known of an object without reading it."""
+
+    size: int
+    """Length in bytes."""
+    version: str
+    """Changes whenever somebody writes to the object."""
+    modified: float
+    """When somebody last wrote to it, in seconds since 1970 by the holder's clock."""
+
+
+class Lock(ABC):
+    """The right to write somewhere, while it is held."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raise `ConflictError` where it is not held any more."""
+
+    def retire(self) -> None:  # noqa: B027 - a store may keep it
+        """Say that nobody will want it again: where that is safe, it leaves nothing behind."""
+
+
+@dataclass(frozen=True)
 class Location(ABC):
     """Whole objects below a place, each named by a relative key with `/` between its parts.
 
     What `put` has returned from is whole and there for good; a reader sees the old object or the
     new one. A key that leads outside is refused with `BadDataError`. A location can be pickled, and
-    opened so on another machine. Where a place is out of reach, `UnreachableError` is raised.
+    opened so on another machine. Where a place cannot be reached, `UnreachableError` is raised.
     """
+
+    path: PurePath
+    """Of a directory; or a bucket's prefix."""
+    lock: Lock | None = field(default=None, compare=False, repr=False, kw_only=True)
+    """The one under which its holder writes here: each write looks whether it is still held."""
+
+    renames: ClassVar[bool]
+    """Whether a tree takes its place by a rename, or as a version that its root object names."""
 
     @abstractmethod
     def __str__(self) -> str:
-        """The path or URL."""
+        """Return the path or URL."""
+
+    @abstractmethod
+    def _at(self, key: str) -> PurePath:
+        """Return the path of `key` below this one; a key that leads outside is refused."""
+
+    def _resolved(self) -> PurePath:
+        """Return the path that has no links in it."""
+        return self.path
 
     @property
-    @abstractmethod
     def name(self) -> str:
         """The last part of the path, for people."""
+        return self._resolved().name
 
-    @abstractmethod
-    def absolute(self) -> Self:
-        """The same location by a name that does not depend on the directory a process is in."""
-
-    @abstractmethod
     def child(self, key: str) -> Self:
-        """The location at `key` below this one; a key that leads outside is refused."""
+        """Return the location at `key` below this one; a key that leads outside is refused."""
+        return replace(self, path=self._at(key))
 
-    @abstractmethod
-    def sibling(self, prefix: str, suffix: str) -> Self:
-        """A hidden neighbour of this location."""
+    def sibling(self, suffix: str) -> Self:
+        """Return a hidden neighbour of this location, on the same disk."""
+        path = self._resolved()
+        return replace(self, path=path.with_name(f".{path.name}{suffix}"))
 
-    @abstractmethod
-    def split(self) -> tuple["Location", str]:
-        """The location that holds this one, which is to be an object, and its key there."""
+    def split(self) -> tuple[Self, str]:
+        """Return the location that holds this one, which is to be an object, and its key there."""
+        return replace(self, path=self.path.parent, lock=None), self.path.name
 
-    @abstractmethod
     def below(self, ancestor: "Location") -> str:
-        """The key of this location in another one of the same kind that holds it."""
+        """Return the key of this location in another one of the same kind that holds it."""
+        return self.path.relative_to(ancestor.path).as_posix()
 
     # Objects.
 
     @abstractmethod
     def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
-        """Bytes [start, stop) of an object; a negative start counts from its end.
+        """Return an object's bytes from `start`, before `stop`; for `start < 0` its last ones.
 
         Raises `FileNotFoundError` where there is no such object.
         """
 
     @abstractmethod
-    def put(self, key: str, data: bytes | memoryview) -> None:
-        """Make `key` hold `data`: wholly or, whatever happens, not at all."""
+    def put(self, key: str, data: bytes | memoryview, *, new: bool = False) -> None:
+        """Make `key` hold `data`: wholly or, whatever happens, not at all.
 
-    @abstractmethod
-    def put_new(self, key: str, data: bytes) -> None:
-        """The same for a key that holds nothing yet; `ConflictError` where it holds something."""
+        With `new` raises `ConflictError` where it holds something already.
+        """
 
     @abstractmethod
     def open_for_writing(self, key: str) -> AbstractContextManager[Write]:
@@ -126,97 +161,175 @@ class Location(ABC):
     def append(self, key: str, data: bytes, before: bytes | None = None) -> None:
         """Add `data` to the end of a small object; the caller tells a torn end apart.
 
-        Who knows what the object holds gives it as `before`: nothing else stays in a store.
+        A caller that knows what the object holds passes it as `before`: nothing else stays in a
+        store.
         """
 
     @abstractmethod
-    def exists(self, key: str = "") -> bool:
-        """Whether there is an object or a directory at `key`."""
-
-    def holds(self, key: str) -> bool:
-        """Whether there is an object at `key`, which can be read."""
-        try:
-            self.size(key)
-        except FileNotFoundError:
-            return False
-        return True
-
-    @abstractmethod
-    def is_free(self) -> bool:
-        """Whether nothing is here yet: no object, and no directory but an empty one."""
-
-    @abstractmethod
-    def size(self, key: str) -> int:
-        """An object's length in bytes; `FileNotFoundError` where there is none."""
-
-    @abstractmethod
-    def version(self, key: str) -> str:
-        """What changes when somebody writes to an object; `FileNotFoundError` where none is."""
-
-    @abstractmethod
-    def age(self, key: str) -> float:
-        """Seconds since somebody wrote to an object, by this machine's clock and the holder's.
-
-        `FileNotFoundError` where there is none.
-        """
+    def look(self, key: str) -> Status:
+        """Return an object's size, version and time; `FileNotFoundError` where there is none."""
 
     @abstractmethod
     def as_file(
         self, key: str, count: int | None = None, check: Callable[[], None] = lambda: None
     ) -> AbstractContextManager[Path]:
-        """An object as a file of this machine, for those who read files.
+        """Give an object as a file of this machine, for those who read files.
 
         With `count` its first bytes are enough. `check` is called while it is copied, and may
         raise to stop.
         """
 
     @abstractmethod
-    def sizes(self) -> dict[str, int]:
-        """The length in bytes of every object below this location that can be read, by key."""
+    def exists(self, key: str = "") -> bool:
+        """Return whether there is an object or a directory at `key`."""
+
+    @abstractmethod
+    def is_free(self) -> bool:
+        """Return whether nothing is here yet: no object, and no directory but an empty one."""
 
     @abstractmethod
     def names(self, key: str = "") -> list[str]:
-        """The names directly below `key`, sorted; none where there is no such directory."""
+        """Return the names directly below `key`, sorted; none where there is no such directory."""
 
     @abstractmethod
     def objects(self, refused: Refused | None = None) -> list[str]:
-        """The keys of every object below this location, sorted.
+        """Return the keys of every object below this location, sorted.
 
-        Links to directories are not followed. `refused` is called with each of those below it, with
-        directories that cannot be listed, and with names in a store that no path can be. Without
-        `refused`, or where it is the location itself, a directory that cannot be listed raises
-        `UnreachableError`.
+        Links to directories are not followed. `refused` is called with each of those below it, and
+        with directories that cannot be listed. Without `refused`, or where it is the location
+        itself, a directory that cannot be listed raises `UnreachableError`.
         """
 
     @abstractmethod
     def delete(self, key: str) -> None:
         """Remove one object; nothing happens where there is none."""
 
-    def sweep_partial(self, key: str) -> None:  # noqa: B027 - a store leaves nothing
-        """Remove what writers of one object that died have left; a live one's stays."""
-
     @abstractmethod
+    def delete_tree(self) -> None:
+        """Remove this location and all below it."""
+
+    def size(self, key: str) -> int:
+        """Return an object's length in bytes; `FileNotFoundError` where there is none."""
+        return self.look(key).size
+
+    def version(self, key: str) -> str:
+        """Return what changes when somebody writes to an object."""
+        return self.look(key).version
+
+    def age(self, key: str) -> float:
+        """Return the seconds since somebody wrote to an object; clocks may differ."""
+        return time.time() - self.look(key).modified
+
+    def holds(self, key: str) -> bool:
+        """Return whether there is an object at `key`, which can be read."""
+        try:
+            self.look(key)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def sizes(self) -> dict[str, int]:
+        """Return the length in bytes of every object below this location that can be read."""
+        sizes = {}
+        for key in self.objects():
+            with suppress(FileNotFoundError, BadDataError):
+                sizes[key] = self.size(key)
+        return sizes
+
+    def discard(self) -> None:
+        """Remove all of it after a failure, which is what matters: another one is ignored."""
+        with suppress(OSError, PipelineError):
+            self.delete_tree()
+
     def sweep(self, key: str = "") -> None:
         """Remove what dead writers left unfinished directly below `key`.
 
         The caller holds the lock of all who write there: a live one's is no different.
         """
+        for name in self.names(key):
+            if TEMPORARY.fullmatch(name):
+                self.delete(f"{key}/{name}" if key else name)
 
-    @abstractmethod
-    def delete_tree(self) -> None:
-        """Remove this location and all below it."""
+    def sweep_partial(self, key: str) -> None:  # noqa: B027 - a store leaves nothing
+        """Remove what writers of one object that died have left; a live one's stays."""
 
-    def discard(self) -> None:
-        """The same after a failure, which is what matters: where this fails too, it is let be."""
-        with suppress(OSError, PipelineError):
-            self.delete_tree()
-
-    @abstractmethod
     def free_bytes(self) -> int:
-        """Space left for us at this location."""
+        """Return the space left for us at this location; no store says how much it can hold."""
+        return LIMITLESS
+
+    # Locks.
+
+    @abstractmethod
+    def locked(self, what: str, take_over: TakeOver | None) -> AbstractContextManager[Lock]:
+        """See `storage.location.writer_lock`; this location is the lock's own."""
+
+    def under(self, lock: Lock) -> Self:
+        """Return this location for one who writes here under a lock."""
+        return replace(self, lock=lock)
+
+    def check_held(self) -> None:
+        """Raise `ConflictError` where the lock that this is `under` is not held any more."""
+        if self.lock is not None:
+            self.lock.check()
 
     # Trees: several objects that are seen all together or not at all. The last object of a tree to
     # be written, its `root`, makes the others valid.
+
+    @abstractmethod
+    def staging(self) -> Self:
+        """Return an empty place to make a tree that will be published here.
+
+        It has a name that no other has or had: a worker that outlives its job writes into nothing
+        that a later one publishes. The caller holds the lock.
+        """
+
+    @abstractmethod
+    def _install(self, staged: "Location", root: str) -> None:
+        """Put a finished tree in the place of whatever is here; see `publish`."""
+
+    @abstractmethod
+    def remove_tree(self, root: str) -> None:
+        """Remove the tree here; a death half-way leaves nothing that `trees` lists."""
+
+    @abstractmethod
+    def recover(self, root: str) -> None:
+        """Finish, one way or the other, a `publish` that died, and remove what was staged.
+
+        The caller holds the lock.
+        """
+
+    @abstractmethod
+    def sweep_trees(self, key: str, root: str) -> None:
+        """Remove what dead writers left of the trees directly below `key`."""
+
+    def publish(self, staged: "Location", root: str) -> None:
+        """Put the finished tree at `staged` in the place of whatever is here.
+
+        At every moment of death a reader finds the old tree, the new one, or (at the sibling with
+        the suffix `REPLACED`) that one is being replaced; `recover` then brings about one or the
+        other. Raises `ConflictError`, and discards what was staged, where the lock was lost.
+        """
+        try:
+            self._install(staged, root)
+        except ConflictError:
+            staged.discard()
+            raise
+
+    @contextmanager
+    def atomic_tree(self, key: str, root: str) -> Iterator["Location"]:
+        """Give a place to put objects in, which are the tree at `key` once the block ends well.
+
+        A tree that was at `key` is replaced. Until then, and after a failure or a death, readers
+        find that one, or none.
+        """
+        tree = self.child(key)
+        staged = tree.staging()
+        try:
+            yield staged
+        except BaseException:
+            staged.discard()
+            raise
+        tree.publish(staged, root)
 
     def current(self, root: str) -> Self:
         """Return the place of the tree that is published here.
@@ -233,99 +346,30 @@ class Location(ABC):
         version = named_version(content)
         return self.child(version) if version else self
 
-    @abstractmethod
     def trees(self, key: str, root: str) -> list[str]:
         """Return the names of the trees directly below `key`, sorted."""
+        sizes = self.child(key).sizes_by_tree()
+        return [name for name in self.names(key) if is_published(sizes.get(name, {}), root)]
 
-    @abstractmethod
-    def atomic_tree(self, key: str, root: str) -> AbstractContextManager["Location"]:
-        """Give a place to put objects in, which are the tree at `key` once the block ends well.
+    def sizes_by_tree(self) -> dict[str, dict[str, int]]:
+        """Return the lengths of the objects below each name directly below this location."""
+        trees: dict[str, dict[str, int]] = {}
+        for path, size in self.sizes().items():
+            name, _, rest = path.partition("/")
+            trees.setdefault(name, {})[rest] = size
+        return trees
 
-        A tree that was at `key` is replaced. Until then, and after a failure or a death, readers
-        find that one, or none.
-        """
-
-    @abstractmethod
-    def remove_whole(self, key: str, root: str) -> None:
-        """Remove the tree at `key`; a death half-way leaves nothing that `trees` lists."""
-
-    @abstractmethod
-    def sweep_trees(self, key: str, root: str) -> None:
-        """Remove what dead writers left of the trees directly below `key`."""
-
-    @abstractmethod
-    def staging(self) -> "Location":
-        """Return an empty place to make a tree that will be published here.
-
-        It has a name that no other has or had: a worker that outlives its job writes into nothing
-        that a later one publishes. The caller holds the lock.
-        """
-
-    @abstractmethod
-    def draft(self) -> "Location":
+    def draft(self) -> Self:
         """Return the place to make a tree that another job continues after a crash."""
+        return self if self.renames else self.staging()
 
-    @abstractmethod
-    def drafts(self) -> list["Location"]:
-        """Return the places where former writers may have left such a tree unfinished."""
+    def drafts(self) -> list[Self]:
+        """Return the places where former writers may have left such a tree unfinished.
 
-    @abstractmethod
-    def publish(self, staged: "Location", root: str) -> None:
-        """Put the finished tree at `staged` in the place of whatever is here.
-
-        At every moment of death a reader finds the old tree, the new one, or (at the sibling with
-        the suffix `REPLACED`) that one is being replaced; `recover` then brings about one or the
-        other. Raises `ConflictError`, and discards what was staged, where the lock was lost.
+        Those are all versions, and the place itself, where former releases wrote to stores too.
         """
-
-    @abstractmethod
-    def recover(self, root: str) -> None:
-        """Finish, one way or the other, a `publish` that died, and remove what was staged.
-
-        The caller holds the lock.
-        """
-
-    # A journal: notes of what is done, of which any may be lost or torn by a death.
-
-    @abstractmethod
-    def note(self, journal: str, number: int, line: bytes) -> None:
-        """Add a line, which ends in a newline; `number` is its own among those of the journal."""
-
-    @abstractmethod
-    def notes(self, journal: str) -> bytes:
-        """All lines, in any order, up to `NOTES_LIMIT` bytes; empty where there is no journal."""
-
-    @abstractmethod
-    def delete_notes(self, journal: str) -> None:
-        """Remove a journal."""
-
-    # Locks.
-
-    @abstractmethod
-    def locked(self, what: str, take_over: TakeOver | None) -> AbstractContextManager["Lock"]:
-        """See `storage.location.writer_lock`; this location is the lock's own."""
-
-    @abstractmethod
-    def under(self, lock: "Lock") -> Self:
-        """This location for one who writes here under a lock, which `check_held` looks at."""
-
-    @abstractmethod
-    def check_held(self) -> None:
-        """Raise `ConflictError` where the lock that this is `under` is not held any more.
-
-        Every write through a location that is under a lock looks at that by itself.
-        """
-
-
-class Lock(ABC):
-    """The right to write somewhere, while it is held."""
-
-    @abstractmethod
-    def check(self) -> None:
-        """Raise `ConflictError` where it is not held any more."""
-
-    def retire(self) -> None:  # noqa: B027 - a store may keep it
-        """Nobody will want it again: where that is safe, nothing stays of it when it is free."""
+        versions = [] if self.renames else filter(VERSION.fullmatch, self.names())
+        return [replace(self, lock=None), *map(self.child, versions)]
 
 
 def named_version(content: bytes) -> str | None:
@@ -334,10 +378,10 @@ def named_version(content: bytes) -> str | None:
         return None
     try:
         attributes = json.loads(content)["attributes"]
-        found = attributes["version"] if attributes["format"] == VERSIONED else ""
+        version = attributes["version"] if attributes["format"] == VERSIONED else ""
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
-    return found if isinstance(found, str) and VERSION.fullmatch(found) else None
+    return version if isinstance(version, str) and VERSION.fullmatch(version) else None
 
 
 def root_object(version: str | None) -> bytes:
@@ -352,9 +396,14 @@ def root_object(version: str | None) -> bytes:
     return json.dumps({"zarr_format": 3, "node_type": "group", "attributes": attributes}).encode()
 
 
-def new_staged() -> str:
-    """A suffix for what is staged, which nothing else has or had."""
-    return f".ingest-{uuid.uuid4().hex[:12]}"
+def is_published(sizes: dict[str, int], root: str) -> bool:
+    """Return whether a tree with objects of these sizes is there: not removed, nor only staged.
+
+    One that is damaged may have lost its root.
+    """
+    if root in sizes or not sizes:
+        return sizes.get(root) != REMOVED_BYTES
+    return not all(VERSION.match(key) for key in sizes)
 
 
 def is_foreign(key: str) -> bool:
@@ -366,8 +415,8 @@ def is_foreign(key: str) -> bool:
 
 
 def is_leftover(name: str) -> bool:
-    """Whether a file or directory of this name is what a writer that died left behind."""
-    return name.startswith(".") and name.endswith((".tmp", ".old"))
+    """Return whether a file or directory of this name is what a writer that died left behind."""
+    return bool(LEFTOVER.fullmatch(name))
 
 
 def writer_lock(

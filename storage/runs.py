@@ -64,8 +64,7 @@ class Run:
         """Write the record in one step; `new` refuses to replace one. The caller holds the lock."""
         record = {name: value for name, value in vars(self).items() if name != "location"}
         document = {"format": FORMAT, "format_version": FORMAT_VERSION} | record
-        put = self.location.put_new if new else self.location.put
-        put(RECORD, documents.sealed_bytes(document))
+        self.location.put(RECORD, documents.sealed_bytes(document), new=new)
 
     def reconfigured(self, configuration: dict[str, Any]) -> Self:
         """Record other settings, as a resume changed them, and return the run that has them."""

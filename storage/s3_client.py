@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import cached_property
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
@@ -21,22 +20,20 @@ import obstore
 from obstore.exceptions import (
     AlreadyExistsError,
     BaseError,
+    InvalidPathError,
     PreconditionError,
     UnknownConfigurationKeyError,
 )
 from obstore.store import S3Store
 
-from storage.errors import UnreachableError, UsageError
+from storage.errors import BadDataError, UnreachableError, UsageError
 from storage.s3_answers import code_of, first_line, may_pass, not_s3, reason, refusal
-from storage.s3_listing import can_be_named, listed_raw
 from storage.s3_options import ENDPOINT, REGION
 
 if TYPE_CHECKING:
-    from obstore import GetOptions, GetResult
+    from obstore import GetOptions, GetResult, ObjectMeta
 
 Result = TypeVar("Result")
-Unusable = Callable[[str], None]
-"""Called with the key of an object that cannot be reached by a path."""
 
 RETRY_SECONDS = 60.0
 """How long a request is tried again before the store counts as out of reach."""
@@ -47,9 +44,9 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 """Seconds between tries: doubled each time, and drawn at random from the upper half."""
 CONDITIONAL_TRIES = 5
 """How often a conditional write is tried where the store reports a conflict that is none."""
+OUT_OF_RANGE = ("status code: 416", "non-partial")
+"""Signs that the store has no byte in the range that was asked for."""
 CLIENT_OPTIONS = ("timeout", "connect_timeout", "allow_http")
-
-_INVALID_KEY = "invalid path"
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,7 @@ class S3Client:
 
     @cached_property
     def store(self) -> S3Store:
-        """The connections, opened when first needed; usable from any thread."""
+        """Return the connections, opened when first needed; usable from any thread."""
         options = dict(self.options)
         options.pop("retry_seconds", None)
         client = {"timeout": TIMEOUT, "connect_timeout": CONNECT_TIMEOUT}
@@ -87,7 +84,7 @@ class S3Client:
 
     @cached_property
     def retry_seconds(self) -> float:
-        """How long to try again."""
+        """Return how long to try again."""
         given = dict(self.options).get("retry_seconds", str(RETRY_SECONDS))
         try:
             seconds = float(given)
@@ -100,52 +97,44 @@ class S3Client:
         return seconds
 
     def url(self, key: str) -> str:
-        """The key as a URL, for people."""
+        """Return the key as a URL, for people."""
         return f"s3://{self.bucket}/{key}"
 
     @property
     def address(self) -> str:
-        """Where the store is, for people."""
+        """Return where the store is, for people."""
         options = dict(self.options)
         return options.get(ENDPOINT) or f"Amazon S3 in {options.get(REGION, 'us-east-1')}"
 
     def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
-        """Bytes [start, stop) of an object; `FileNotFoundError` where there is none."""
-        if stop is not None and stop <= max(start, 0):
-            self.size(key)
-            return b""
+        """Return an object's bytes from `start`, before `stop`, or for `start < 0` its last ones.
 
-        def ask() -> bytes:
-            ranges: Any = {"suffix": -start} if start < 0 else {"offset": start}
-            if stop is not None and start >= 0:
-                ranges = (start, stop)
-            whole = start == 0 and stop is None
+        Raises `FileNotFoundError` where there is none.
+        """
+        options: GetOptions = {}
+        if stop is not None:
+            options = {"range": (start, max(start + 1, stop))}
+        elif start:
+            options = {"range": {"suffix": -start} if start < 0 else {"offset": start}}
+
+        def ask() -> bytes | None:
             try:
-                return self._answer(key, {} if whole else {"range": ranges}).bytes().to_bytes()
+                return self._answer(key, options).bytes().to_bytes()
             except BaseError as error:
-                if "status code: 416" in str(error) or "NotPartial" in str(error):
-                    raise _OutOfRange from None
-                raise
+                if not any(sign in str(error) for sign in OUT_OF_RANGE):
+                    raise
+                return None
 
-        try:
-            found = self._try("read", key, ask)
-        except _OutOfRange:
-            return self._short_of(key, start)
-        if stop is None or start >= 0:
-            return found
-        return found[: max(0, stop - (self.size(key) - len(found)))]
-
-    def _short_of(self, key: str, start: int) -> bytes:
-        """Nothing, where nothing of the object lies in the range: it is empty, or shorter."""
-        size = self.size(key)
-        if size > max(start, 0):
-            raise UnreachableError(
-                f"Cannot read {self.url(key)}: {not_s3(self.address, 'it ignores ranges')}"
-            )
+        content = self._try("read", key, ask)
+        if content is not None:
+            return content if stop is None else content[: max(0, stop - start)]
+        if self.look(key)["size"] > max(0, start):
+            answer = not_s3(self.address, "it ignores ranges")
+            raise UnreachableError(f"Cannot read {self.url(key)}: {answer}")
         return b""
 
     def get_tagged(self, key: str) -> tuple[bytes, str] | None:
-        """An object with the tag of this version of it; None where there is none."""
+        """Return an object with the tag of this version of it; None where there is none."""
 
         def ask() -> tuple[bytes, str]:
             answer = self._answer(key, {})
@@ -156,38 +145,21 @@ class S3Client:
         except FileNotFoundError:
             return None
 
-    def size(self, key: str) -> int:
-        """An object's length in bytes; `FileNotFoundError` where there is none."""
-        return self._try("look at", key, lambda: self._look(key).meta["size"])
+    def look(self, key: str) -> "ObjectMeta":
+        """Return an object's size, tag and time; raise `FileNotFoundError` where there is none.
 
-    def version(self, key: str) -> str:
-        """What changes when an object is put anew; `FileNotFoundError` where there is none."""
+        An answer to HEAD has no body to give a reason, so where it is refused, GET asks again.
+        """
 
-        def ask() -> str:
-            found = self._look(key).meta
-            return f"{found['e_tag']} {found['last_modified']}"
+        def ask() -> "ObjectMeta":
+            try:
+                return self._answer(key, {"head": True}).meta
+            except (BaseError, FileNotFoundError) as error:
+                if may_pass(error) or code_of(error):
+                    raise
+                return self._answer(key, {}).meta
 
         return self._try("look at", key, ask)
-
-    def age(self, key: str) -> float:
-        """Seconds since an object was put; `FileNotFoundError` where there is none."""
-
-        def ask() -> datetime:
-            return self._look(key).meta["last_modified"]
-
-        return (datetime.now(UTC) - self._try("look at", key, ask)).total_seconds()
-
-    def _look(self, key: str) -> "GetResult":
-        """Return an object's metadata; where it is refused, with the reason.
-
-        An answer to HEAD has no body to give one, so the same is asked again by GET.
-        """
-        try:
-            return self._answer(key, {"head": True})
-        except (BaseError, FileNotFoundError) as error:
-            if may_pass(error) or code_of(error):
-                raise
-            return self._answer(key, {})
 
     def _answer(self, key: str, options: "GetOptions") -> "GetResult":
         """Return what the store answers, unless a web page came in its place."""
@@ -197,22 +169,25 @@ class S3Client:
             kind.startswith(("text/html", "application/xhtml"))
             and not key.lower().endswith((".html", ".htm", ".xhtml"))
         ):
-            found = f"{kind or 'no Content-Type'}, ETag {answer.meta['e_tag']}"
-            raise UnreachableError(f"Cannot read {self.url(key)}: {not_s3(self.address, found)}")
+            page = f"{kind or 'no Content-Type'}, ETag {answer.meta['e_tag']}"
+            raise UnreachableError(f"Cannot read {self.url(key)}: {not_s3(self.address, page)}")
         self._answered[:] = [key]
         return answer
 
     def _check_answers(self, key: str) -> None:
-        """Look once whether a web page answers in the store's place: it would take any object."""
+        """Look once whether a web page answers in the store's place.
+
+        It would take any object, and seem to be an empty listing.
+        """
         if not self._answered:
             with suppress(BaseError, FileNotFoundError), _panics_told():
-                self._answer(key, {"head": True})
+                self._answer(key or ".", {"head": True})
             self._answered[:] = [key]
 
     def holds(self, key: str) -> bool:
-        """Whether there is an object of this name."""
+        """Return whether there is an object of this name."""
         try:
-            self.size(key)
+            self.look(key)
         except FileNotFoundError:
             return False
         return True
@@ -263,92 +238,54 @@ class S3Client:
             with suppress(FileNotFoundError):
                 self._try("remove", keys[0], lambda: obstore.delete(self.store, keys))
 
-    def list_all(self, prefix: str, unusable: Unusable = lambda key: None) -> dict[str, int]:
-        """The sizes of all objects whose keys begin with `prefix/`, by key.
+    def list_all(self, prefix: str) -> dict[str, int]:
+        """Return the sizes of all objects whose keys begin with `prefix/`, by key.
 
-        `unusable` is called for keys that cannot be paths, such as those with `//`; the empty
-        objects that stand for folders are left out.
+        Empty objects that stand for folders are left out.
         """
 
         def ask() -> dict[str, int]:
-            try:
-                pages = obstore.list(self.store, prefix=prefix or None)
-                return {found["path"]: found["size"] for page in pages for found in page}
-            except BaseError as error:
-                if _INVALID_KEY not in str(error):
-                    raise
-                return self._listed_raw(prefix)
+            pages = obstore.list(self.store, prefix=prefix or None)
+            return {entry["path"]: entry["size"] for page in pages for entry in page}
 
-        found = self._try("list", prefix, ask)
-        self._confirm(prefix, found)
-        for key in found:
-            if not can_be_named(key):
-                unusable(key)
-        return {key: size for key, size in found.items() if self._is_object(key, size, prefix)}
+        sizes = self._list(prefix, ask)
+        return {key: size for key, size in sizes.items() if self._is_object(key, size, prefix)}
 
-    def list_level(self, prefix: str) -> tuple[list[str], list[str]]:
-        """The objects, and the common prefixes of more, one level below `prefix/`."""
+    def list_level(self, prefix: str) -> list[str]:
+        """Return the objects, and the common prefixes of more, one level below `prefix/`."""
 
-        def ask() -> tuple[list[str], list[str]]:
-            try:
-                found = obstore.list_with_delimiter(self.store, prefix=prefix or None)
-            except BaseError as error:
-                if _INVALID_KEY not in str(error):
-                    raise
-                return self._level_of(prefix, self._listed_raw(prefix))
-            objects = [meta["path"] for meta in found["objects"] if meta["path"] != prefix]
-            return (
-                [key for key in objects if can_be_named(key)],
-                [key for key in found["common_prefixes"] if can_be_named(key)],
-            )
+        def ask() -> list[str]:
+            level = obstore.list_with_delimiter(self.store, prefix=prefix or None)
+            objects = [entry["path"] for entry in level["objects"] if entry["path"] != prefix]
+            return sorted({*objects, *level["common_prefixes"]})
 
-        found = self._try("list", prefix, ask)
-        self._confirm(prefix, any(found))
-        return found
+        return self._list(prefix, ask)
 
     def holds_below(self, prefix: str) -> bool:
         """Return whether any object's key begins with `prefix/`, except a folder's own."""
 
         def ask() -> bool:
-            try:
-                pages = obstore.list(self.store, prefix=prefix or None, chunk_size=1)
-                entries = ((one["path"], one["size"]) for page in pages for one in page)
-                return any(
-                    not can_be_named(key) or self._is_object(key, size, prefix)
-                    for key, size in entries
-                )
-            except BaseError as error:
-                if _INVALID_KEY not in str(error):
-                    raise
-                return True
+            pages = obstore.list(self.store, prefix=prefix or None, chunk_size=1)
+            entries = ((entry["path"], entry["size"]) for page in pages for entry in page)
+            return any(self._is_object(key, size, prefix) for key, size in entries)
 
-        found = self._try("list", prefix, ask)
-        self._confirm(prefix, found)
-        return found
+        return self._list(prefix, ask)
 
-    def _listed_raw(self, prefix: str) -> dict[str, int]:
-        with _panics_told():
-            return listed_raw(self.bucket, dict(self.options), prefix)
-
-    def _level_of(self, prefix: str, keys: dict[str, int]) -> tuple[list[str], list[str]]:
-        """What of all keys below a prefix `list_level` gives."""
-        start = len(prefix) + 1 if prefix else 0
-        named = [key for key in keys if can_be_named(key.removesuffix("/"))]
-        deeper = sorted(
-            {key[:start] + key[start:].partition("/")[0] for key in named if "/" in key[start:]}
-        )
-        return [key for key in named if "/" not in key[start:] and key[start:]], deeper
+    def _list(self, prefix: str, ask: Callable[[], Result]) -> Result:
+        try:
+            listing = self._try("list", prefix, ask)
+        except InvalidPathError as error:
+            raise BadDataError(
+                f"Cannot list {self.url(prefix)}: a key there has an empty part, '.', '..' or a "
+                f"control character ({first_line(error)!a}). Give that object another name."
+            ) from error
+        if not listing:
+            self._check_answers(prefix)
+        return listing
 
     def _is_object(self, key: str, size: int, prefix: str) -> bool:
-        """Whether a key that was listed can be read: obstore lists the folder `a/` as `a`."""
-        if key == prefix or not can_be_named(key):
-            return False
-        return size > 0 or self.holds(key)
-
-    def _confirm(self, prefix: str, found: object) -> None:
-        """Make sure that an empty listing is one: a web page would look the same."""
-        if not found:
-            self.holds(prefix or ".")
+        """Return whether a listed key can be read: obstore lists the folder `a/` as `a`."""
+        return key != prefix and (size > 0 or self.holds(key))
 
     def _try(self, verb: str, key: str, ask: Callable[[], Result]) -> Result:
         """Ask until there is an answer, or the time for it is over."""
@@ -361,6 +298,8 @@ class S3Client:
                 if verb == "write" or code_of(error) in (None, "NoSuchBucket"):
                     raise self._refused(verb, key, error) from error
                 raise FileNotFoundError(self.url(key)) from None
+            except InvalidPathError:
+                raise
             except BaseError as error:
                 if not may_pass(error):
                     raise self._refused(verb, key, error) from error
@@ -382,10 +321,6 @@ class S3Client:
             f"Cannot {verb} {self.url(key)}: {reason(error)}{tries}, at {self.address}. Run the "
             "same command again when the store is back."
         )
-
-
-class _OutOfRange(Exception):  # noqa: N818 - an answer, caught where it was asked for
-    """The store has no byte in the range that was asked for."""
 
 
 @contextmanager

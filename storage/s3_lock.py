@@ -20,7 +20,6 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
 
 from storage.errors import (
     ConflictError,
@@ -29,7 +28,7 @@ from storage.errors import (
     UnreachableError,
     UsageError,
 )
-from storage.kernel_lock import signature
+from storage.kernel_lock import holder_named_by, signature
 from storage.location import Lock, TakeOver
 from storage.s3_client import S3Client
 
@@ -51,7 +50,7 @@ class S3Lock(Lock):
         """Raise `ConflictError` where the object no longer has our signature."""
         found = self.client.get_tagged(self.key)
         if found is None or found[0] != self.content:
-            holder = _holder(found[0]) if found is not None and found[0] else FINISHED
+            holder = holder_named_by(found[0]) if found is not None and found[0] else FINISHED
             raise ConflictError(
                 f"{self.what} was taken over by {holder or 'somebody'}; this process publishes "
                 "nothing more there."
@@ -94,7 +93,9 @@ def _acquired(client: S3Client, key: str, what: str, take_over: TakeOver | None)
             "so that nothing there can be locked. Use a store that does."
         )
     if content and take_over is not None:
-        take_over(f"{what} was being written by {_holder(content) or 'somebody'}: taken over.")
+        take_over(
+            f"{what} was being written by {holder_named_by(content) or 'somebody'}: taken over."
+        )
     return lock
 
 
@@ -103,20 +104,9 @@ def _signed() -> bytes:
 
 
 def _conflict(what: str, content: bytes) -> LockedError:
-    holder = _holder(content) or "somebody"
+    holder = holder_named_by(content) or "somebody"
     return LockedError(
         f"{what} is being written by {holder}. Wait for it, or stop it; if it is dead, pass "
         "--take-over.",
         holder,
     )
-
-
-def _holder(content: bytes) -> str | None:
-    """Who has signed; None where there is no such signature."""
-    try:
-        found: Any = json.loads(content)
-        process, host = int(found["process"]), str(found["host"])[:80]
-        since, command = str(found["since"])[:40], str(found.get("command", ""))[:80]
-    except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
-        return None
-    return f"process {process} on {host} since {since}" + (f" ({command})" if command else "")

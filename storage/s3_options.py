@@ -4,8 +4,8 @@ obstore's HTTP client panics at a URL or a header that it cannot parse, so each 
 """
 
 import re
-from collections.abc import Iterator, Mapping
-from ipaddress import IPv4Address, IPv6Address
+from collections.abc import Mapping
+from ipaddress import ip_address
 from os import environ
 from urllib.parse import urlsplit
 
@@ -33,10 +33,12 @@ OTHER_VARIABLES = (
 URLS = (ENDPOINT, "container_credentials_full_uri", "metadata_endpoint", "endpoint_url_sts")
 REGIONS = (REGION, "default_region")
 
-_NAME = re.compile(r"(?!(.*\.)?(\d+|0x[0-9a-f]*)\.?$)[a-z0-9._-]+")
-"""A host's name in small letters; one that ends in a number would count as an IPv4 address."""
+_URL = re.compile(
+    r"https?://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:\d{1,5})?[a-z0-9._~!$&'()*+,;=:@%/-]*", re.IGNORECASE
+)
+_NUMBER = re.compile(r"\d+|0x[0-9a-f]*")
+"""What ends the name of a host that counts as an IPv4 address."""
 _REGION = re.compile(r"[A-Za-z0-9-]+")
-_PATH = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:@%/-]*")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 
 
@@ -56,11 +58,13 @@ def store_settings(options: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     """
     settings = checked_options(options)
     for name, variables in FROM_ENVIRONMENT.items():
-        for variable in _set_ones(variables):
-            if environ[variable] or name != REGION:
-                settings.setdefault(name, _checked(name, environ[variable], variable))
-    for variable in _set_ones(OTHER_VARIABLES):
-        _checked(_short(variable), environ[variable], variable)
+        for variable in variables:
+            value = environ.get(variable)
+            if value is not None and (value or name != REGION):
+                settings.setdefault(name, _checked(name, value, variable))
+    for variable in OTHER_VARIABLES:
+        if variable in environ:
+            _checked(_short(variable), environ[variable], variable)
     if ENDPOINT in settings:
         settings[ENDPOINT_OF_S3] = settings[ENDPOINT]  # else the environment's would go first
         if settings[ENDPOINT].startswith("http://"):
@@ -69,21 +73,16 @@ def store_settings(options: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
 
 
 def checked_options(options: Mapping[str, str]) -> dict[str, str]:
-    """Return options under their short names; raises `UsageError` like `store_settings`."""
-    settings = {}
-    for name, value in options.items():
-        short = _short(name)
-        settings[short] = _checked(short, value, f"--storage-option {name}")
-    return settings
+    """Return options under their short names; raise `UsageError` like `store_settings`."""
+    return {
+        _short(name): _checked(_short(name), value, f"--storage-option {name}")
+        for name, value in options.items()
+    }
 
 
 def _short(name: str) -> str:
     name = name.lower().removeprefix("aws_")
     return SHORT_NAMES.get(name, name)
-
-
-def _set_ones(variables: tuple[str, ...]) -> Iterator[str]:
-    return (variable for variable in variables if variable in environ)
 
 
 def _checked(name: str, value: str, source: str) -> str:
@@ -102,44 +101,25 @@ def _checked(name: str, value: str, source: str) -> str:
 
 
 def _checked_url(url: str, source: str) -> str:
-    problem = _url_problem(url)
-    if problem:
+    if not _URL.fullmatch(url) or not _has_host(url):
         shown = "" if "@" in url else f" {url!r}"  # a user name may come with a password
         raise UsageError(
-            f"{source}{shown} cannot be used: {problem}. Expected a URL such as "
-            "https://s3.example.com or http://localhost:9000."
+            f"{source}{shown} cannot be used. Expected a URL such as https://s3.example.com or "
+            "http://localhost:9000, without a user name, '?' or '#'."
         )
     scheme, _, rest = url.partition("://")
     return f"{scheme.lower()}://{rest.rstrip('/')}"
 
 
-def _url_problem(url: str) -> str | None:
-    if not url or not url.isprintable() or " " in url:
-        return "it contains a blank or a control character" if url else "it is empty"
-    scheme, separator, _ = url.partition("://")
-    if not separator or scheme.lower() not in ("http", "https"):
-        return "it does not start with http:// or https://"
+def _has_host(url: str) -> bool:
+    """Return whether a URL has a valid port, and a name, an IPv4 or an IPv6 address."""
     try:
         parts = urlsplit(url)
-        host, port = parts.hostname or "", parts.port
-    except ValueError:
-        return "its host or its port is not valid"
-    if "@" in parts.netloc:
-        return "it contains a user name; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead"
-    if "?" in url or "#" in url or not _PATH.fullmatch(parts.path):
-        return "it contains more than a host, a port and a path"
-    return (
-        None if port != 0 and _is_host(parts.netloc, host) else "its host or its port is not valid"
-    )
-
-
-def _is_host(netloc: str, host: str) -> bool:
-    """Whether this is a name, an IPv4 address, or an IPv6 address in brackets."""
-    try:
-        if "[" in netloc:
-            return bool(IPv6Address(host)) and "%" not in host
-        if not _NAME.fullmatch(host):
-            return bool(IPv4Address(host))
+        host = parts.hostname or ""
+        if parts.port == 0 or "@" in parts.netloc:
+            return False
+        if "[" in parts.netloc or _NUMBER.fullmatch(host.rstrip(".").rpartition(".")[2]):
+            ip_address(host)
         host.encode().decode("idna")  # a name that says it is encoded, but is not
     except ValueError:
         return False

@@ -197,7 +197,7 @@ def scores_lock(location: Location, take_over: TakeOver | None = None) -> Iterat
     Raises `ConflictError` that names the holder where another has it. The lock of a complete
     scoring is retired: no job writes it again, and its file would stay for good.
     """
-    with writer_lock(location.sibling("", ".lock"), f"The scoring {location}", take_over) as lock:
+    with writer_lock(location.sibling(".lock"), f"The scoring {location}", take_over) as lock:
         try:
             yield location.under(lock)
         finally:

@@ -105,10 +105,10 @@ def score_on_cluster(
 ) -> Iterator[int]:
     """See to it that each chunk is written and counted, in order; the rows of each."""
     work = ScoreTask(
-        dataset=dataset.location.absolute(),
+        dataset=dataset.location,
         dataset_digest=dataset.digest,
         class_names=dataset.class_names,
-        home=writer.location.absolute(),
+        home=writer.location,
         schema=writer.schema,
         network=format_network(model.network.layers),
         dtype=str(model.network.dtype),

@@ -27,7 +27,7 @@ def ordered_rows(config: TrainConfig, dataset: Dataset) -> OrderedRows:
     """The rows that a training visits, for workers to find."""
     schema = dataset.split("train").schema
     return OrderedRows(
-        dataset=dataset.location.absolute(),
+        dataset=dataset.location,
         dataset_digest=dataset.digest,
         split="train",
         seed=config.seed,

@@ -260,7 +260,6 @@ def convert_parts(
     Digits are drawn by the worker. What a part becomes is the same wherever, and however often, it
     is written. If the ingest stops, its running tasks end before what they write is removed.
     """
-    writer = replace(writer, location=writer.location.absolute())
     tasks = (
         Task(
             name="write-part",
@@ -311,7 +310,7 @@ class ClusterWindows(WindowLoader):
         """Of a split of `dataset`; `BatchStream` takes `functools.partial` of this as `loader`."""
         super().__init__(split, threads=1)
         self._cluster = cluster
-        self._place = (dataset.location.absolute(), dataset.digest, split.name)
+        self._place = (dataset.location, dataset.digest, split.name)
         self._pending: dict[tuple[int, int], Pending] = {}
 
     def expect(self, order: EpochOrder, number: int) -> None:

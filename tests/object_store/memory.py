@@ -4,7 +4,9 @@ import hashlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import IO
+from datetime import UTC, datetime
+from pathlib import PurePosixPath
+from typing import IO, Any
 
 from storage.s3 import S3Location
 from storage.s3_client import S3Client
@@ -40,7 +42,7 @@ class MemoryClient(S3Client):
 
     def place(self, prefix: str) -> S3Location:
         """A place of the bucket."""
-        return S3Location(self, prefix)
+        return S3Location(PurePosixPath(prefix), self)
 
     def _read(self, verb: str, key: str) -> bytes:
         self.gate.pass_through(f"{verb} {key}")
@@ -59,8 +61,9 @@ class MemoryClient(S3Client):
             return None
         return found, _tag(found)
 
-    def size(self, key: str) -> int:
-        return len(self._read("head", key))
+    def look(self, key: str) -> Any:
+        content = self._read("head", key)
+        return {"size": len(content), "e_tag": _tag(content), "last_modified": datetime.now(UTC)}
 
     def put(self, key: str, data: bytes | memoryview | IO[bytes]) -> None:
         self.gate.pass_through(f"put {key}")
@@ -83,16 +86,15 @@ class MemoryClient(S3Client):
         for key in keys:
             self.objects.pop(key, None)
 
-    def list_all(self, prefix: str, unusable: object = None) -> dict[str, int]:
+    def list_all(self, prefix: str) -> dict[str, int]:
         self.gate.pass_through(f"list {prefix}")
         below = f"{prefix}/" if prefix else ""
         return {key: len(data) for key, data in self.objects.items() if key.startswith(below)}
 
-    def list_level(self, prefix: str) -> tuple[list[str], list[str]]:
+    def list_level(self, prefix: str) -> list[str]:
         below = f"{prefix}/" if prefix else ""
-        found = [key.removeprefix(below).partition("/") for key in self.list_all(prefix)]
-        objects = sorted(below + name for name, slash, _ in found if not slash)
-        return objects, sorted({f"{below}{name}/" for name, slash, _ in found if slash})
+        keys = (key.removeprefix(below) for key in self.list_all(prefix))
+        return sorted({below + key.partition("/")[0] for key in keys})
 
     def holds_below(self, prefix: str) -> bool:
         return bool(self.list_all(prefix))

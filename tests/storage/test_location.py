@@ -227,7 +227,7 @@ def test_a_sibling_is_hidden_and_next_to_what_a_link_leads_to(tmp_path: Path) ->
     """The neighbour lies on the same disk as the real directory, so that a rename is atomic."""
     (tmp_path / "disk" / "real").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "disk" / "real")
-    sibling = open_location(tmp_path / "link").sibling("", ".ingest")
+    sibling = open_location(tmp_path / "link").sibling(".ingest")
     assert (tmp_path / "disk").resolve() / ".real.ingest" == sibling.path
 
 

@@ -89,22 +89,6 @@ def test_whoever_is_refused_leaves_the_holder_s_name(lock_file: Location) -> Non
                 pytest.fail("two hold the lock")
 
 
-def test_a_dead_holder_is_not_named(lock_file: Location) -> None:
-    """Where the next holder has yet to sign, the one that was killed before it is not blamed."""
-    with process(lock_file) as killed:
-        assert "held" == said(killed)
-        killed.kill()
-        killed.wait()
-        left = lock_file.path.read_bytes()
-    with writer_lock(lock_file, "The run"):
-        lock_file.path.write_bytes(left)
-        with (
-            pytest.raises(ConflictError, match="written by another process"),
-            writer_lock(lock_file, "The run"),
-        ):
-            pytest.fail("two hold the lock")
-
-
 def test_a_killed_holder_frees_the_lock(lock_file: Location) -> None:
     """After SIGKILL the next one gets the lock without any mending."""
     with process(lock_file) as holder:
@@ -233,7 +217,7 @@ def test_what_was_locked_is_not_made_again(tmp_path: Path, change: str) -> None:
         before = sorted(tmp_path.rglob("*"))
         for write in (
             lambda: locked.put("key", b"2"),
-            lambda: locked.put_new("key", b"2"),
+            lambda: locked.put("key", b"2", new=True),
             lambda: locked.append("kept", b"2"),
             lambda: locked.child("below").put("key", b"2"),
             lambda: locked.atomic_tree("tree", "root").__enter__().put("root", b""),

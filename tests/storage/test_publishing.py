@@ -224,7 +224,7 @@ def test_what_dead_ingests_staged_is_removed(place: Location, dataset: Dataset) 
     dead = (place.staging(), place.staging())
     for staged in (*dead, *kept):
         staged.put("zarr.json", b"half made")
-    neighbours_lock = neighbour.sibling("", ".lock").name
+    neighbours_lock = neighbour.sibling(".lock").name
     parent.put(neighbours_lock, b"held")
     with dataset_lock(place):
         recover(place)

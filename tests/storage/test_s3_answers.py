@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from storage.errors import BadDataError, PipelineError, UnreachableError, UsageError
+from storage.errors import BadDataError, UnreachableError, UsageError
 from storage.location import Location
 from storage.places import open_location
 from tests.object_store.answers import OF_OBJECTS, PAGE, Answer, Answering, refusal
@@ -52,7 +52,7 @@ def acts(place: Location) -> dict[str, Callable[[], Any]]:
         "size": lambda: place.size("key"),
         "holds": lambda: place.holds("key"),
         "put": lambda: place.put("key", b"x"),
-        "put_new": lambda: place.put_new("key", b"x"),
+        "put_new": lambda: place.put("key", b"x", new=True),
         "append": lambda: place.append("key", b"x"),
         "delete": lambda: place.delete("key"),
         "names": place.names,
@@ -65,19 +65,18 @@ def acts(place: Location) -> dict[str, Callable[[], Any]]:
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (refusal(400, "ExpiredToken"), "the session token has expired. Renew the credentials"),
-        (refusal(403, "ExpiredToken"), "the session token has expired. Renew the credentials"),
-        (refusal(403, "InvalidAccessKeyId"), "does not know the access key"),
-        (refusal(403, "SignatureDoesNotMatch"), "secret key does not belong to the access key"),
-        (refusal(403, "AccessDenied"), "lack the permission"),
-        (refusal(403, "RequestTimeTooSkewed"), "this machine's clock differs"),
+        (refusal(400, "ExpiredToken"), "these credentials (400 Bad Request, ExpiredToken). Check"),
+        (
+            refusal(403, "AccessDenied", "<Message>No.</Message>"),
+            "these credentials (403 Forbidden, AccessDenied: No). Check AWS_ACCESS_KEY_ID",
+        ),
         (refusal(404, "NoSuchBucket"), "there is no bucket 'bucket'"),
         (refusal(301, "PermanentRedirect"), "in another region. Set AWS_REGION"),
         (
             refusal(400, "AuthorizationHeaderMalformed", "<Region>eu-west-1</Region>"),
             "in another region. Set AWS_REGION or --storage-option region to eu-west-1",
         ),
-        (refusal(507, "XMinioStorageFull"), "the store is full"),
+        (refusal(507, "XMinioStorageFull"), "XMinioStorageFull). Check its space and quota"),
         (Answer(404), "does not answer as an S3 store does (404 Not Found)"),
         (Answer(404, PAGE, "text/html"), "404 Not Found with a web page"),
         (Answer(403, PAGE, "text/html"), "403 Forbidden with a web page"),
@@ -148,7 +147,7 @@ def test_an_endpoint_that_is_none(url: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_password_in_an_endpoint_is_not_shown() -> None:
     """It is refused all the same."""
-    with pytest.raises(UsageError, match="contains a user name") as caught:
+    with pytest.raises(UsageError, match="without a user name") as caught:
         open_location("s3://bucket/place", {"endpoint": "http://me:swordfish@localhost"})
     assert "swordfish" not in str(caught.value)
 
@@ -196,27 +195,17 @@ def test_a_panic_is_told_as_an_error(answering: Answering) -> None:
         place.get("key")
 
 
-ODD_KEYS = ("a//b", "x/../../y", "./a", "..", "a\x01b", "\u2028", "/first")
-
-
-@pytest.mark.parametrize("key", ODD_KEYS)
+@pytest.mark.parametrize("key", ["a//b", "x/../../y", "a\x01b", "/first"])
 def test_a_key_that_no_path_can_be(store: Store, key: str) -> None:
-    """The other objects are listed all the same; this one is told by its name, where asked."""
+    """It is named, whatever is asked of the place, which does not count as free either."""
     place = store.new_place()
-    prefix = str(place).split("/", 3)[3]
-    assert place.is_free()
-    store.put_raw(f"{prefix}/{key}", b"odd")
-    assert not place.is_free()
-    for name in ("a+b c", "deep/er", "z"):
-        place.put(name, b"sound")
-    told: dict[str, PipelineError | None] = {}
-    assert ["a+b c", "deep/er", "z"] == place.objects(told.__setitem__)
-    assert [key] == list(told)
-    assert isinstance(told[key], BadDataError)
-    assert str(told[key]).isprintable()
-    assert {"a+b c": 5, "deep/er": 5, "z": 5} == place.sizes()
-    assert {"a+b c", "deep", "z"} <= set(place.names())
-    assert place.child("deep").names() == ["er"]
+    store.put_raw(f"{str(place).split('/', 3)[3]}/{key}", b"odd")
+    for look in (place.objects, place.sizes, place.is_free):
+        with pytest.raises(
+            BadDataError, match=rf"Cannot list {place}: .*Give that object"
+        ) as caught:
+            look()
+        assert str(caught.value).isprintable()
 
 
 def test_folders_are_no_objects(store: Store) -> None:
@@ -231,13 +220,12 @@ def test_folders_are_no_objects(store: Store) -> None:
     assert ["empty"] == place.objects()
 
 
-def test_a_name_that_no_disk_takes(store: Store) -> None:
-    """A copy on this machine has a shorter one, with the same end."""
+def test_the_copy_of_an_object_has_a_short_name(store: Store) -> None:
+    """It ends like the object's, which may be longer than a disk takes."""
     place, key = store.new_place(), "\u00e9" * 200 + ".idx3-ubyte.gz"
     place.put(key, b"x")
     with place.as_file(key) as path:
-        assert b"x" == path.read_bytes()
-        assert path.name.endswith(".gz")
+        assert (b"x", "object.idx3-ubyte.gz") == (path.read_bytes(), path.name)
 
 
 FULL = """

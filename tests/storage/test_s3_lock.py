@@ -237,5 +237,5 @@ def test_two_runs_cannot_begin_at_one_prefix(place: Location) -> None:
     with pytest.raises(ConflictError, match=r"is a run already|exists already"):
         begin_run(place)
     with pytest.raises(ConflictError, match=r"run\.json exists already"):
-        place.put_new("run.json", b"{}")
+        place.put("run.json", b"{}", new=True)
     assert run == open_run(place)
