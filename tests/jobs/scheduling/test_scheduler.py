@@ -20,7 +20,6 @@ from storage.documents import read_sealed
 from storage.errors import StoppedError
 from storage.places import open_location
 from tests.commands.process import assert_refused, run_pipeline, start_pipeline
-from tests.jobs.every_second import start_every_second
 
 START = datetime(2026, 1, 5, 12, tzinfo=UTC)
 """A Monday at noon."""
@@ -166,43 +165,29 @@ def test_when_it_is_due(scene: Scene) -> None:
     assert [] == scene.events("missed", "skip")
 
 
-def test_missed_while_busy(scene: Scene) -> None:
-    """What came due while the job was at work is made up once, and said."""
+@pytest.mark.parametrize(("catch_up", "expected"), [(True, [1, 3.5, 6]), (False, [1, 4])])
+def test_missed_while_busy(catch_up: bool, expected: list[float], scene: Scene) -> None:
+    """What came due while the job was at work is made up once or skipped, and said."""
     scene.lasts = timedelta(hours=2.5)
-    assert hours(1, 3.5, 6) == scene.run("0 * * * *", START + timedelta(hours=6.2), signals=2)
-    assert [2, 2] == [line["runs"] for line in scene.events("missed")]
+    until = START + timedelta(hours=6.2)
+    assert hours(*expected) == scene.run("0 * * * *", until, catch_up=catch_up, signals=2)
+    assert {2} == {line["runs"] for line in scene.events("missed")}
+    assert bool(scene.events("skip")) != catch_up
 
 
-@pytest.mark.slow
-def test_missed_while_busy_is_skipped(scene: Scene) -> None:
-    """Or it is skipped, and said."""
-    scene.lasts = timedelta(hours=1.5)
-    started = scene.run("0 * * * *", START + timedelta(hours=4.2), catch_up=False, signals=2)
-    assert hours(1, 3) == started
-    assert hours(2, 4)[:1] == [line["due"] for line in scene.events("skip")][:1]
-    assert "not at all" == scene.events("missed")[0]["made_up"]
-
-
-@pytest.mark.parametrize(("catch_up", "expected"), [(True, [10.5, 11]), (False, [11])])
-def test_missed_while_down(catch_up: bool, expected: list[float], scene: Scene) -> None:
-    """What came due while nobody was there is made up once at the start, or skipped."""
+@pytest.mark.parametrize(("catch_up", "made_up"), [(True, "once, now"), (False, "not at all")])
+@pytest.mark.parametrize(("back", "runs"), [(10.5, 9), (2 + 3 / 3600, 1)])
+def test_missed_while_down(
+    back: float, runs: int, catch_up: bool, made_up: str, scene: Scene
+) -> None:
+    """What came due while the scheduler was down, be it by seconds, is made up once or skipped."""
     scene.run("0 * * * *", START + timedelta(hours=1.5))
-    scene.clock.time = START + timedelta(hours=10.5)
-    until = START + timedelta(hours=11.5)
-    assert hours(*expected) == scene.run("0 * * * *", until, catch_up=catch_up)
+    scene.clock.time = START + timedelta(hours=back)
+    until = START + timedelta(hours=back + 1)
+    expected = hours(int(2 * back) / 2, int(back) + 1) if catch_up else hours(int(back) + 1)
+    assert expected == scene.run("0 * * * *", until, catch_up=catch_up)
     (missed,) = scene.events("missed")
-    assert 9 == missed["runs"]
-
-
-@pytest.mark.parametrize(("catch_up", "expected"), [(True, [2, 3]), (False, [3])])
-def test_missed_by_seconds(catch_up: bool, expected: list[float], scene: Scene) -> None:
-    """A run that came due three seconds before the scheduler was back is missed, and said to be."""
-    scene.run("0 * * * *", START + timedelta(hours=1.5))
-    scene.clock.time = START + timedelta(hours=2, seconds=3)
-    until = START + timedelta(hours=3.5)
-    assert hours(*expected) == scene.run("0 * * * *", until, catch_up=catch_up)
-    (missed,) = scene.events("missed")
-    assert (1, "once, now" if catch_up else "not at all") == (missed["runs"], missed["made_up"])
+    assert (runs, made_up) == (missed["runs"], missed["made_up"])
 
 
 def test_what_is_due_now_makes_up_for_nothing(scene: Scene) -> None:
@@ -321,46 +306,6 @@ def test_long_down(scene: Scene) -> None:
     assert len(started) <= 3
 
 
-def test_for_real(tmp_path: Path) -> None:
-    """Real processes by the real clock, every second: each ends, and SIGTERM ends it all."""
-    command = ("scores", "--help")
-    with start_every_second(tmp_path / "beat.json", *command) as process:
-        assert process.stdout is not None
-        ends = []
-        while len(ends) < 2:
-            line = process.stdout.readline()
-            assert line, "the scheduler ended"
-            if line.startswith("{"):
-                found = json.loads(line)
-                if found["event"] == "end":
-                    ends.append(found["exit"])
-        beat = json.loads((tmp_path / "beat.json").read_text())
-        process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate()
-    assert [0, 0] == ends
-    assert beat["last_exit"] == 0
-    assert (143, "The schedule was stopped; no job is running.\n") == (process.returncode, errors)
-
-
-def test_command_in_the_foreground(tmp_path: Path) -> None:
-    """The command itself waits, beats, and ends at SIGTERM with exit 143."""
-    with start_pipeline(
-        *("schedule", "0 0 1 1 *", "--timezone", "UTC", "--log-json", "--heartbeat", "b.json"),
-        *("--", "score"),
-        cwd=tmp_path,
-    ) as process:
-        assert process.stdout is not None
-        first = json.loads(process.stdout.readline())
-        process.send_signal(signal.SIGTERM)
-        out, errors = process.communicate()
-    assert "waiting" == first["event"]
-    assert re.fullmatch(r"\d{4}-01-01T00:00:00\+00:00", first["next"])
-    *_, stopped, summary = map(json.loads, out.splitlines())
-    assert ("stopped", "summary", 143) == (stopped["event"], summary["event"], summary["exit"])
-    assert (143, "The schedule was stopped; no job is running.\n") == (process.returncode, errors)
-    assert "stopped" == json.loads((tmp_path / "b.json").read_text())["state"]
-
-
 def owed(heartbeat: Path) -> Path:
     """A heartbeat of years ago: whoever goes on from it has a run to make up, now."""
     last = datetime(2020, 6, 1, tzinfo=UTC).isoformat()
@@ -398,7 +343,11 @@ def test_a_log_of_json_is_nothing_else(
     names = [line["event"] for line in log]
     before, after = ["waiting", "missed", "start"], ["end", "stopped", "summary"]
     assert [*before, *expected, *after] == names
+    assert re.fullmatch(r"\d{4}-01-01T00:00:00\+00:00", log[0]["next"])
     assert ("Usage: pipeline scores" in errors) == ("--help" in job)
+    assert (143, 143) == (process.returncode, log[-1]["exit"])
+    assert errors.endswith("The schedule was stopped; no job is running.\n")
+    assert "stopped" == json.loads(beat.read_text())["state"]
 
 
 @pytest.mark.parametrize("place", ["directory", "file/beat.json", "pipe", "/dev/stdout"])
