@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from jobs.commands.logs import EventHandler
 from jobs.output import PLAIN_SECONDS, one_line, print_aside, print_line
 
 if TYPE_CHECKING:
@@ -21,11 +22,15 @@ class Report:
     text: str
 
 
-class Console:
-    """Progress bars on a terminal, plain lines elsewhere, one JSON document for scripts."""
+class Console(EventHandler):
+    """Progress bars on a terminal, plain lines elsewhere, one JSON document for scripts.
+
+    What is logged is a line where it has a text; a configuration is listed below it.
+    """
 
     def __init__(self, *, quiet: bool = False, as_json: bool = False) -> None:
         """`quiet` leaves only the result and warnings; `as_json` prints the result as JSON."""
+        super().__init__()
         self._as_json = as_json
         self._silent = quiet or as_json
         self._bar: Progress | None = None
@@ -33,20 +38,29 @@ class Console:
         self._stage = ""
         self._began = self._last_line = time.monotonic()
 
+    def show(self, name: str, text: str, facts: dict[str, Any], *, warns: bool) -> None:
+        if text and warns:
+            self.warn(text)
+        elif text:
+            lines = [one_line(text)]
+            if "configuration" in facts:
+                lines.append(settings_text(facts["configuration"]))
+            self.say("\n".join(lines))
+
     def say(self, text: str) -> None:
         """Print a line, unless quiet."""
         if not self._silent:
-            self.close()
+            self._end_stage()
             print_line(text)
 
     def warn(self, text: str) -> None:
         """Print a warning, even when quiet."""
-        self.close()
+        self._end_stage()
         print_aside(f"Warning: {one_line(text)}")
 
     def result(self, report: Report) -> None:
         """Print what the job came to."""
-        self.close()
+        self._end_stage()
         if self._as_json:
             print_line(json.dumps(report.document, indent=2))
         elif report.text:
@@ -67,10 +81,10 @@ class Console:
             parts = [f"{done:,} of {total:,} rows", f"{rate:,.0f} rows/s", f"{left} left", note]
             print_aside(f"{one_line(stage)}: {', '.join(filter(None, parts))}")
         if done >= total:
-            self.close()
+            self._end_stage()
 
     def _begin_stage(self, stage: str, total: int) -> None:
-        self.close()
+        self._end_stage()
         self._stage = stage
         self._began = self._last_line = time.monotonic()
         if sys.stderr.isatty():
@@ -79,7 +93,11 @@ class Console:
             self._task = self._bar.add_task(one_line(stage), total=total, note="")
 
     def close(self) -> None:
-        """End the stage, and leave the terminal as it was."""
+        """Leave the terminal as it was."""
+        self._end_stage()
+        super().close()
+
+    def _end_stage(self) -> None:
         if self._bar is not None:
             self._bar.stop()
         self._bar, self._task, self._stage = None, None, ""

@@ -1,4 +1,4 @@
-"""Handlers of what the jobs log: lines on a console, JSON with --log-json, a schedule's own log."""
+"""Handlers of what the jobs log: their base, JSON for --log-json, a schedule's own log."""
 
 import json
 import logging
@@ -11,7 +11,6 @@ from typing import Any
 
 import click
 
-from jobs.commands.console import Console, Report, settings_text
 from jobs.output import PLAIN_SECONDS, one_line, print_line
 from storage.files import exit_code_of
 
@@ -37,7 +36,7 @@ def attached(handler: logging.Handler) -> Iterator[None]:
             logger.setLevel(level)
 
 
-class _EventHandler(logging.Handler):
+class EventHandler(logging.Handler):
     """A handler whose errors end the job: output that cannot be written is not dropped.
 
     A memory event is passed over unless it is larger than those before: an inbox has many files.
@@ -63,24 +62,7 @@ class _EventHandler(logging.Handler):
         raise NotImplementedError
 
 
-class ConsoleHandler(_EventHandler):
-    """A line for each event that has a text; a configuration is listed below it."""
-
-    def __init__(self, console: Console) -> None:
-        super().__init__()
-        self._console = console
-
-    def show(self, name: str, text: str, facts: dict[str, Any], *, warns: bool) -> None:
-        if text and warns:
-            self._console.warn(text)
-        elif text:
-            lines = [one_line(text)]
-            if "configuration" in facts:
-                lines.append(settings_text(facts["configuration"]))
-            self._console.say("\n".join(lines))
-
-
-class JsonHandler(_EventHandler):
+class JsonHandler(EventHandler):
     """One JSON object a line, each with `time` and `event`; the last one is `summary`."""
 
     def __init__(
@@ -136,7 +118,7 @@ class JsonHandler(_EventHandler):
             "rows_per_second": round(self._rows / seconds) if seconds else 0,
         }
 
-    def result(self, report: Report) -> None:
+    def result(self, report: object) -> None:
         """Print nothing: the summary has the result."""
 
 
@@ -159,7 +141,7 @@ def json_log(*, counting: bool = True) -> Iterator[JsonHandler]:
             log.summary(error)
 
 
-class ScheduleHandler(_EventHandler):
+class ScheduleHandler(EventHandler):
     """A line for each event, with its time and facts; times are in the schedule's zone."""
 
     def __init__(self, zone: tzinfo) -> None:

@@ -84,11 +84,11 @@ def output_options(command: Command) -> Command:
 def console_of(quiet: bool, as_json: bool) -> Iterator["Console"]:
     """Show what is logged on a console, which leaves the terminal as it was."""
     from jobs.commands.console import Console
-    from jobs.commands.logs import ConsoleHandler, attached
+    from jobs.commands.logs import attached
 
     console = Console(quiet=quiet, as_json=as_json)
     try:
-        with attached(ConsoleHandler(console)):
+        with attached(console):
             yield console
     finally:
         console.close()
