@@ -22,76 +22,35 @@ from pipeline.sources.strokes import CONTROLS, SAMPLES, UNITS_PER_PIXEL, WEIGHT_
 
 DIGITS_VERSION = 1
 """Named in the random key: other pictures for the same seed are another version."""
-
 SIDE = 28
 """Rows and columns of an image, in pixels."""
-
 CLASSES = 10
 """The digits 0 to 9, which are their own labels."""
 
-# Words of random bits that a row owns. Philox makes them four at a time, so a multiple of 4.
-_WORDS_PER_ROW = 32
-
-# Rows drawn at once: their distances (28 x 28 x 512 x 2 bytes) stay in a core's cache.
-_BLOCK_ROWS = 512
-
-_NORMAL_ONE = 148
-"""One standard deviation of `_normals`."""
-
-_TURN = 4096
-"""A full turn of an angle; also what `_sine_table` gives for a sine of 1.0."""
-
-_FINE = 32
-"""Parts of a pixel that distances are measured in, so that their squares fit 16 bits."""
-
-_FAR = 180
-"""Distance along an axis, in 1/32 pixel, past which no ink reaches: 2 * 180**2 < 2**16."""
-
-_PEN_ONE = 180
-"""The thinnest pen of a row, in the scale that distances are divided by."""
-
-_RADIUS_ONE = 256
-"""A pixel, in the units of pen radius and edge."""
+_WORDS_PER_ROW = 32  # of random bits that a row owns; Philox makes four at a time
+_BLOCK_ROWS = 512  # drawn at once: 28 x 28 x 512 distances of 2 bytes stay in a core's cache
+_NORMAL_ONE = 148  # one standard deviation of `_normals`
+_TURN = 4096  # a full turn of an angle; also what `_sine_table` gives for a sine of 1.0
+_FINE = 32  # parts of a pixel that distances are measured in, so that their squares fit 16 bits
+_FAR = 180  # distance along an axis, in 1/32 pixel, past which no ink reaches: 2 * 180**2 < 2**16
+_PEN_ONE = 180  # the thinnest pen of a row, in the scale that distances are divided by
+_RADIUS_ONE = 256  # a pixel, in the units of pen radius and edge
 
 # How unlike one another the digits are. Tuned by eye, and so that a 784-200-80-10 network that
 # learns from 60,000 of them for ten epochs is right on some 98 of 100 new ones, as on MNIST.
 # A name in _DEVIATION is one standard deviation; a normal unit is 1/148 of one.
-
-_CARE = 20
-"""How far control points move at the least, in 1/16 of 1/1024 pixel per normal unit."""
-
-_HASTE = 115
-"""What the most hasty hand adds to _CARE."""
-
-_BEND = 4
-"""Size of an elastic wave, in 1/1024 pixel per normal unit: a deviation is 0.6 pixel."""
-
-_MEAN_SLANT, _SLANT_DEVIATION = 120, 200
-"""Pixels to the right per 1,000 pixels up; most people lean to the right."""
-
-_WIDTH_DEVIATION = 150
-"""Stretching across, in thousandths."""
-
-_ROTATION_DEVIATION = 110
-"""In 1/4096 turn: 10 degrees."""
-
-_MEAN_SIZE, _SIZE_PER_NORMAL = 18 * UNITS_PER_PIXEL, 6
-"""Longer side of the pen's path, in 1/1024 pixel; with the ink about MNIST's 20 pixels."""
-
-_SHIFT_PER_NORMAL = 4
-"""Distance from the centre, in 1/1024 pixel per normal unit: a deviation is 0.6 pixel."""
-
-_MARGIN = 3 * UNITS_PER_PIXEL + UNITS_PER_PIXEL // 2
-"""What the pen's path keeps from the field's border, so that the outermost pixels stay black."""
-
-_PRESSURE = 50
-"""Most that the pen's scale falls below _PEN_ONE where it is pressed: 1.4 times as wide."""
-
-_MEAN_RADIUS, _RADIUS_DEVIATION, _RADIUS_RANGE = 245, 55, (170, 330)
-"""Half the pen's width, in 1/256 pixel."""
-
-_MEAN_EDGE, _EDGE_DEVIATION = 280, 40
-"""Width of the grey edge, in 1/256 pixel."""
+_CARE = 20  # how far controls move at the least, in 1/16 of 1/1024 pixel per normal unit
+_HASTE = 115  # what the most hasty hand adds to _CARE
+_BEND = 4  # an elastic wave, in 1/1024 pixel per normal unit: a deviation is 0.6 pixel
+_MEAN_SLANT, _SLANT_DEVIATION = 120, 200  # pixels to the right per 1,000 pixels up
+_WIDTH_DEVIATION = 150  # stretching across, in thousandths
+_ROTATION_DEVIATION = 110  # in 1/4096 turn: 10 degrees
+_MEAN_SIZE, _SIZE_PER_NORMAL = 18 * UNITS_PER_PIXEL, 6  # longer side of the path, 1/1024 pixel
+_SHIFT_PER_NORMAL = 4  # from the centre, in 1/1024 pixel: a deviation is 0.6 pixel
+_MARGIN = 3 * UNITS_PER_PIXEL + UNITS_PER_PIXEL // 2  # outside the path: the border stays black
+_PRESSURE = 50  # most that the pen's scale falls where it is pressed: 1.4 times as wide
+_MEAN_RADIUS, _RADIUS_DEVIATION, _RADIUS_RANGE = 245, 55, (170, 330)  # of the pen, 1/256 pixel
+_MEAN_EDGE, _EDGE_DEVIATION = 280, 40  # width of the grey edge, in 1/256 pixel
 
 
 class _Lane(IntEnum):
@@ -117,14 +76,12 @@ class _Lane(IntEnum):
 def draw_digits(
     seed: int, split: str, start: int, stop: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Rows [start, stop) of a split's endless set of drawn digits.
+    """Return rows [start, stop) of a split's endless set of drawn digits.
 
-    Gives images (rows, 28, 28) uint8, white ink on black as in MNIST, and labels (rows,) uint8,
-    each class as likely as any other. Memory beyond the result does not depend on the range.
-    `split` is ASCII; ValueError where the range is not 0 <= start <= stop.
+    Images (rows, 28, 28) uint8, white ink on black as in MNIST, and labels (rows,) uint8, each
+    class as likely as any other. Memory beyond the result does not depend on the range. `split` is
+    ASCII.
     """
-    if not 0 <= start <= stop:
-        raise ValueError(f"Rows [{start}, {stop}) are no range: 0 <= start <= stop is needed.")
     images = np.empty((stop - start, SIDE, SIDE), np.uint8)
     labels = np.empty(stop - start, np.uint8)
     for first in range(start, stop, _BLOCK_ROWS):
@@ -137,7 +94,7 @@ def draw_digits(
 
 
 def _draw_block(labels: NDArray[np.uint8], lanes: NDArray[np.uint32]) -> NDArray[np.uint8]:
-    """Images (rows, 28, 28) of labels (rows,); inside, the rows are the last, contiguous axis."""
+    """Return images (rows, 28, 28) of labels (rows,); rows are the last axis inside."""
     normals = _normals(lanes)
     points = _pen_path(labels, lanes, normals)
     points = _bend(points, lanes, normals)
@@ -148,7 +105,7 @@ def _draw_block(labels: NDArray[np.uint8], lanes: NDArray[np.uint32]) -> NDArray
 
 
 def _random_lanes(seed: int, split: str, start: int, stop: int) -> NDArray[np.uint32]:
-    """The 32-bit random numbers of rows [start, stop), (64, rows)."""
+    """Return the 32-bit random numbers of rows [start, stop), (64, rows)."""
     name = f"mnist-stream digits {DIGITS_VERSION}|{seed}|{split}"
     digest = hashlib.sha256(name.encode("ascii")).digest()
     key = np.frombuffer(digest[:16], "<u8").astype(np.uint64)
@@ -160,17 +117,17 @@ def _random_lanes(seed: int, split: str, start: int, stop: int) -> NDArray[np.ui
 
 
 def _one_of(count: int | NDArray[np.int64], lane: NDArray[np.uint32]) -> NDArray[np.int64]:
-    """Whole numbers in [0, count - 1], each as likely, (rows,)."""
+    """Return whole numbers in [0, count - 1], each as likely, (rows,)."""
     return (lane.astype(np.int64) * count) >> 32
 
 
 def _between(low: int, high: int, lane: NDArray[np.uint32]) -> NDArray[np.int32]:
-    """Whole numbers in [low, high], each as likely, (rows,)."""
+    """Return whole numbers in [low, high], each as likely, (rows,)."""
     return (low + _one_of(high - low + 1, lane)).astype(np.int32)
 
 
 def _normals(lanes: NDArray[np.uint32]) -> NDArray[np.int32]:
-    """Nearly normal whole numbers of mean 0, deviation 148 and size at most 510, (64, rows).
+    """Return nearly normal whole numbers of mean 0, deviation 148 and size at most 510, (64, rows).
 
     The sum of a lane's four bytes, each uniform: variance 4 * (256**2 - 1) / 12.
     """
@@ -181,14 +138,14 @@ def _normals(lanes: NDArray[np.uint32]) -> NDArray[np.int32]:
 
 @cache
 def _sine_table() -> NDArray[np.int32]:
-    """Sines of a whole turn, (4096,); rounded, so that the last bit of `math.sin` is gone."""
+    """Return sines of a whole turn, (4096,); rounded, so that `math.sin`'s last bit is gone."""
     turns = (math.sin(2 * math.pi * angle / _TURN) for angle in range(_TURN))
     return np.array([round(_TURN * sine) for sine in turns], np.int32)
 
 
 @cache
 def _root_table() -> NDArray[np.int16]:
-    """Distance in 1/256 pixel for every squared distance in 1/32 pixel, (65536,)."""
+    """Return the distance in 1/256 pixel for every squared distance in 1/32 pixel, (65536,)."""
     scale = (_RADIUS_ONE // _FINE) ** 2
     return np.array([math.isqrt(square * scale) for square in range(2**16)], np.int16)
 
@@ -196,7 +153,7 @@ def _root_table() -> NDArray[np.int16]:
 def _pen_path(
     labels: NDArray[np.uint8], lanes: NDArray[np.uint32], normals: NDArray[np.int32]
 ) -> NDArray[np.int32]:
-    """The pen's way, in 1/1024 pixel: a way of writing, its controls moved, (2, SAMPLES, rows)."""
+    """Return the pen's way, in 1/1024 pixel, its controls moved, (2, SAMPLES, rows)."""
     tables = stroke_tables()
     way = tables.first_way[labels] + _one_of(tables.way_count[labels], lanes[_Lane.WAY])
     moves = normals[_Lane.CONTROLS : _Lane.CONTROLS + 2 * CONTROLS].reshape(2, CONTROLS, -1)
@@ -206,19 +163,16 @@ def _pen_path(
     hurry = _between(0, 255, lanes[_Lane.HASTE])
     move = _CARE + ((_HASTE * hurry * hurry) >> 16)
     controls = tables.controls[:, :, way] + ((moves * move) >> 4)
-    sources = tables.sources[:, :, way]
-    weights = tables.weights[:, :, way]
     points = np.zeros((2, SAMPLES, len(labels)), np.int32)
-    for source, weight in zip(sources, weights, strict=True):
-        points[0] += weight * np.take_along_axis(controls[0], source, axis=0)
-        points[1] += weight * np.take_along_axis(controls[1], source, axis=0)
+    for source, weight in zip(tables.sources[:, :, way], tables.weights[:, :, way], strict=True):
+        points += weight * np.take_along_axis(controls, source[None], axis=1)
     return points // WEIGHT_ONE
 
 
 def _bend(
     points: NDArray[np.int32], lanes: NDArray[np.uint32], normals: NDArray[np.int32]
 ) -> NDArray[np.int32]:
-    """Points moved as on paper that is bent: by two long waves per axis, (2, SAMPLES, rows)."""
+    """Return points moved as on bent paper: by two long waves per axis, (2, SAMPLES, rows)."""
     sine = _sine_table()
     moved = points.copy()
     for axis in (0, 1):
@@ -233,7 +187,7 @@ def _bend(
 
 
 def _slant_and_turn(points: NDArray[np.int32], normals: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Points sheared, widened and rotated about the digit's middle, (2, SAMPLES, rows)."""
+    """Return points sheared, widened and rotated about the digit's middle, (2, SAMPLES, rows)."""
     x = points[0] - 7 * UNITS_PER_PIXEL
     y = points[1] - 10 * UNITS_PER_PIXEL
     slant = _MEAN_SLANT + normals[_Lane.SLANT] * _SLANT_DEVIATION // _NORMAL_ONE
@@ -246,7 +200,7 @@ def _slant_and_turn(points: NDArray[np.int32], normals: NDArray[np.int32]) -> ND
 
 
 def _fit(points: NDArray[np.int32], normals: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Points scaled to about 18 pixels and centred by their mean, (2, SAMPLES, rows).
+    """Return points scaled to about 18 pixels and centred by their mean, (2, SAMPLES, rows).
 
     So MNIST was made: a box of 20 pixels, centred by mass in 28 (LeCun, Cortes and Burges).
     """
@@ -262,7 +216,7 @@ def _fit(points: NDArray[np.int32], normals: NDArray[np.int32]) -> NDArray[np.in
 
 
 def _pen_scales(lanes: NDArray[np.uint32]) -> NDArray[np.int16]:
-    """What distances to a sample are multiplied by: less where the pen presses, (SAMPLES, rows)."""
+    """Return the scale of distances to a sample: less under pressure, (SAMPLES, rows)."""
     steps = np.arange(SAMPLES, dtype=np.int32)[:, None]
     rate = _between(16, 74, lanes[_Lane.PRESSURE_RATE])
     phase = (lanes[_Lane.PRESSURE_PHASE] >> 20).astype(np.int32)
@@ -273,7 +227,7 @@ def _pen_scales(lanes: NDArray[np.uint32]) -> NDArray[np.int16]:
 
 
 def _squared_distances(points: NDArray[np.int32], scales: NDArray[np.int16]) -> NDArray[np.uint16]:
-    """Each pixel's squared distance to the nearest sample, in 1/32 pixel, (28, 28, rows)."""
+    """Return each pixel's squared distance to the nearest sample, 1/32 pixel, (28, 28, rows)."""
     rows = points.shape[2]
     fine = (points // (UNITS_PER_PIXEL // _FINE)).astype(np.int16)
     centres = np.arange(_FINE // 2, SIDE * _FINE, _FINE, dtype=np.int16)[:, None]
@@ -288,14 +242,14 @@ def _squared_distances(points: NDArray[np.int32], scales: NDArray[np.int16]) -> 
 
 
 def _squares_along_axis(offsets: NDArray[np.int16], scale: NDArray[np.int16]) -> NDArray[np.uint16]:
-    """Squares of offsets (28, rows) in 1/32 pixel, scaled for the pen and held below 2**15."""
+    """Return squares of offsets (28, rows) in 1/32 pixel, scaled for the pen and below 2**15."""
     near = np.minimum(np.abs(offsets), np.int16(_FAR))
     scaled = (near * scale // np.int16(_PEN_ONE)).view(np.uint16)
     return scaled * scaled
 
 
 def _ink(squares: NDArray[np.uint16], normals: NDArray[np.int32]) -> NDArray[np.uint8]:
-    """Grey levels from squared distances: full inside the pen, a soft edge, (28, 28, rows)."""
+    """Return grey levels of squared distances: full ink inside, a soft edge, (28, 28, rows)."""
     radius = _MEAN_RADIUS + normals[_Lane.RADIUS] * _RADIUS_DEVIATION // _NORMAL_ONE
     edge = _MEAN_EDGE + normals[_Lane.EDGE] * _EDGE_DEVIATION // _NORMAL_ONE
     reach = np.clip(radius, *_RADIUS_RANGE) + edge // 2

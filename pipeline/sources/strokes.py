@@ -1,21 +1,19 @@
 """How people write the ten digits: strokes through points, as tables that `digits` samples."""
 
-from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from math import isqrt
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 UNITS_PER_PIXEL = 1024
 """The grid that points lie on: whole numbers of 1/1024 pixel."""
-
 WEIGHT_ONE = 4096
 """A spline weight of 1.0, as the whole number it is stored as."""
-
 CONTROLS = 14
 """Control points of a way of writing, at most; shorter ones are padded."""
-
 SAMPLES = 88
 """Points that each way of writing is sampled at: the longest gets about three in two pixels."""
 
@@ -87,29 +85,24 @@ WAYS_OF_WRITING: tuple[tuple[tuple[str, ...], ...], ...] = (
 )
 
 
-@dataclass(frozen=True)
-class StrokeTables:
+class StrokeTables(NamedTuple):
     """Every way of writing as tables of one shape; `ways` is their count over all classes."""
 
     controls: NDArray[np.int32]
     """Control points as x then y in 1/1024 pixel, (2, CONTROLS, ways)."""
-
     sources: NDArray[np.intp]
     """Which four control points each sample is a mix of, (4, SAMPLES, ways)."""
-
     weights: NDArray[np.int32]
     """How much of each, WEIGHT_ONE being all of it, (4, SAMPLES, ways)."""
-
     first_way: NDArray[np.int64]
     """The first way of each class; the class's ways follow one another, (classes,)."""
-
     way_count: NDArray[np.int64]
     """How many ways each class has, (classes,)."""
 
 
 @cache
 def stroke_tables() -> StrokeTables:
-    """The tables of WAYS_OF_WRITING; whole numbers from whole numbers, so alike everywhere."""
+    """Return the tables of WAYS_OF_WRITING; weights are rounded, so they are alike everywhere."""
     ways = [way for of_class in WAYS_OF_WRITING for way in of_class]
     controls = np.zeros((2, CONTROLS, len(ways)), np.int32)
     sources = np.zeros((4, SAMPLES, len(ways)), np.intp)
@@ -117,80 +110,70 @@ def stroke_tables() -> StrokeTables:
     for number, way in enumerate(ways):
         points, strokes = _numbered_points(way)
         controls[:, : len(points), number] = np.array(points).T
-        for sample, mix in enumerate(_sample_mixes(points, strokes)):
-            sources[:, sample, number] = [control for control, _ in mix]
-            weights[:, sample, number] = [weight for _, weight in mix]
+        mixes = _sample_mixes(points, strokes)
+        used = np.argsort(mixes == 0, axis=1, kind="stable")[:, :4]  # no more than four are
+        sources[:, :, number] = used.T
+        weights[:, :, number] = np.take_along_axis(mixes, used, axis=1).T
     way_count = np.array([len(of_class) for of_class in WAYS_OF_WRITING], np.int64)
-    first_way = np.cumsum(way_count) - way_count
-    for table in (controls, sources, weights, first_way, way_count):
-        table.flags.writeable = False  # shared by every caller
-    return StrokeTables(controls, sources, weights, first_way, way_count)
+    return StrokeTables(controls, sources, weights, np.cumsum(way_count) - way_count, way_count)
 
 
 def _numbered_points(way: tuple[str, ...]) -> tuple[list[tuple[int, int]], list[list[int]]]:
-    """A way's distinct points in 1/1024 pixel, and its strokes as numbers of those points."""
-    points: list[tuple[int, int]] = []
+    """Return a way's distinct points in 1/1024 pixel, and its strokes as numbers of those."""
+    points: dict[tuple[int, int], int] = {}
     strokes = []
     for stroke in way:
-        numbers = []
-        for pair in stroke.split():
-            x, y = (round(float(part) * UNITS_PER_PIXEL) for part in pair.split(","))
-            if (x, y) not in points:
-                points.append((x, y))
-            numbers.append(points.index((x, y)))
-        strokes.append(numbers)
-    return points, strokes
+        pairs = [pair.split(",") for pair in stroke.split()]
+        places = [(round(float(x) * 1024), round(float(y) * 1024)) for x, y in pairs]
+        strokes.append([points.setdefault(place, len(points)) for place in places])
+    return list(points), strokes
 
 
-def _sample_mixes(
-    points: list[tuple[int, int]], strokes: list[list[int]]
-) -> list[list[tuple[int, int]]]:
-    """SAMPLES mixes of four (control, weight), spread over the strokes by their length.
+def _sample_mixes(points: list[tuple[int, int]], strokes: list[list[int]]) -> NDArray[np.int32]:
+    """Return the weights of a way's samples, spread over its strokes by length.
 
-    Uniform Catmull-Rom splines: Catmull and Rom, "A class of local interpolating splines" (1974).
+    (SAMPLES, CONTROLS). Uniform Catmull-Rom splines: Catmull and Rom, "A class of local
+    interpolating splines" (1974).
     """
-    pieces = [piece for stroke in strokes for piece in _spline_pieces(stroke)]
-    lengths = [_distance(points[piece[1][0][0]], points[piece[2][0][0]]) for piece in pieces]
-    total = sum(lengths)
-    mixes = []
+    pieces, lengths = [], []
+    for stroke in strokes:
+        pieces += _spline_pieces(stroke)
+        for one, other in pairwise(stroke):
+            (x, y), (next_x, next_y) = points[one], points[other]
+            lengths.append(isqrt((x - next_x) ** 2 + (y - next_y) ** 2))
+    mixes = np.zeros((SAMPLES, CONTROLS), np.int32)
     for sample in range(SAMPLES):
         # The middle of each of SAMPLES equal parts of the whole length, in halves of a part.
-        along = (2 * sample + 1) * total
+        along = (2 * sample + 1) * sum(lengths)
         piece = 0
         while along >= 2 * SAMPLES * lengths[piece]:
             along -= 2 * SAMPLES * lengths[piece]
             piece += 1
-        mixes.append(_mix(pieces[piece], along / (2 * SAMPLES * lengths[piece])))
+        mix = _mix(pieces[piece], along / (2 * SAMPLES * lengths[piece]))
+        mixes[sample] = np.rint(mix * WEIGHT_ONE)
     return mixes
 
 
-def _distance(one: tuple[int, int], other: tuple[int, int]) -> int:
-    return isqrt((one[0] - other[0]) ** 2 + (one[1] - other[1]) ** 2)
-
-
-def _spline_pieces(stroke: list[int]) -> list[list[list[tuple[int, int]]]]:
-    """The spline's pieces, each its four knots, each knot a sum of (control, factor)."""
-    knots = [[(control, 1)] for control in stroke]
+def _spline_pieces(stroke: list[int]) -> list[NDArray[np.float64]]:
+    """Return the spline's pieces: the four knots of each as weights of controls, (4, CONTROLS)."""
+    knots = np.eye(CONTROLS)[stroke]
     if stroke[0] == stroke[-1]:
         before, after = knots[-2], knots[1]
     else:  # an open end runs straight on: the missing neighbour is the mirrored one
-        before = [(stroke[0], 2), (stroke[1], -1)]
-        after = [(stroke[-1], 2), (stroke[-2], -1)]
-    padded = [before, *knots, after]
+        before, after = 2 * knots[0] - knots[1], 2 * knots[-1] - knots[-2]
+    padded = np.vstack([before, knots, after])
     return [padded[start : start + 4] for start in range(len(stroke) - 1)]
 
 
-def _mix(knots: list[list[tuple[int, int]]], t: float) -> list[tuple[int, int]]:
-    """The four (control, weight) of the spline point at t in [0, 1] of a piece."""
+def _mix(knots: NDArray[np.float64], t: float) -> NDArray[np.float64]:
+    """Return the weights of the spline point at t in [0, 1] of a piece, (CONTROLS,)."""
     basis = (
         (-t + 2 * t**2 - t**3) / 2,
         (2 - 5 * t**2 + 3 * t**3) / 2,
         (t + 4 * t**2 - 3 * t**3) / 2,
         (-(t**2) + t**3) / 2,
     )
-    summed: dict[int, float] = {}
-    for knot, share in zip(knots, basis, strict=True):
-        for control, factor in knot:
-            summed[control] = summed.get(control, 0.0) + factor * share
-    mix = [(control, round(weight * WEIGHT_ONE)) for control, weight in summed.items()]
-    return mix + [(0, 0)] * (4 - len(mix))
+    # Added one by one: what a matrix product rounds depends on the processor.
+    first, second, third, fourth = (share * knot for share, knot in zip(basis, knots, strict=True))
+    mix: NDArray[np.float64] = first + second + third + fourth
+    return mix

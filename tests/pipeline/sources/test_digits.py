@@ -49,14 +49,6 @@ def test_a_row_is_the_same_in_every_range(
     assert one_draw[1][start:stop].tobytes() == labels.tobytes()
 
 
-def test_a_row_drawn_alone_is_the_row_of_the_whole(
-    one_draw: tuple[NDArray[np.uint8], NDArray[np.uint8]],
-) -> None:
-    """Position in the batch leaves no trace: 40 rows, one by one, cross every vector's tail."""
-    alone = [draw_digits(7, "train", row, row + 1)[0] for row in range(40)]
-    assert one_draw[0][:40].tobytes() == np.concatenate(alone).tobytes()
-
-
 def test_splits_and_seeds_are_different_digits() -> None:
     """No image of one split or seed is found in another."""
     draws = [draw_digits(0, "train", 0, 300), draw_digits(0, "test", 0, 300)]
@@ -110,20 +102,6 @@ def test_classes_can_be_told_apart_yet_not_by_their_means_alone() -> None:
     distances = (means**2).sum(axis=1) - 2 * flat @ means.T
     accuracy = float(np.mean(distances.argmin(axis=1) == labels))
     assert 0.60 < accuracy < 0.97
-
-
-def test_an_empty_range_gives_empty_arrays() -> None:
-    """No rows asked for, none drawn, the shapes kept."""
-    images, labels = draw_digits(0, "train", 700, 700)
-    assert ((0, SIDE, SIDE), (0,)) == (images.shape, labels.shape)
-    assert ("uint8", "uint8") == (images.dtype.name, labels.dtype.name)
-
-
-@pytest.mark.parametrize(("start", "stop"), [(-1, 3), (5, 4)])
-def test_a_range_that_is_none_is_refused(start: int, stop: int) -> None:
-    """A negative or backward range raises and shows its bounds."""
-    with pytest.raises(ValueError, match=rf"Rows \[{start}, {stop}\) are no range"):
-        draw_digits(0, "train", start, stop)
 
 
 def test_every_way_of_writing_is_a_mix_of_its_own_points() -> None:
