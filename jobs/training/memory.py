@@ -17,15 +17,13 @@ from jobs.training.data_parallel import GROUP, member_span
 from jobs.training.evaluate import BLOCK_ROWS
 from jobs.training.step import micro_batch_count, thread_count
 from pipeline.ingest import BASE_MEMORY
-from pipeline.rows import READING_THREADS
+from pipeline.rows import reader_memory
 from pipeline.stream import PLAIN_WINDOW_CHUNKS, chunks_per_window
-from pipeline.windows import WAITING_THREADS
+from pipeline.windows import windows_memory
 from storage.dataset import Dataset
 from storage.errors import SHORTAGES, UsageError, starved
 from storage.schema import SplitSchema
 
-ROW_NUMBERS = 48
-"""Bytes per row of a window for its permutation, its inverse and the row numbers."""
 WINDOWS_OF_THREADS = 3
 """Two, and one more of which a thread may still have rows."""
 FORMS_OF_THE_STATE = 4
@@ -38,8 +36,6 @@ MOST_VECTORS = 3
 FORMS_PER_REPLICA = 11
 """Its parameters and the optimiser's two vectors, before and after a round, twice in a checkpoint,
 and what the allocator keeps between the two."""
-READER_MEMORY = 2**18
-"""The threads of a replica's own reader, in bytes."""
 ADDRESSES_OF_A_THREAD = 48 * 2**20
 """Its stack and OpenBLAS's buffer, most of which is never touched, in bytes."""
 FORK_MEMORY = 16 * 2**20
@@ -76,9 +72,9 @@ def train_memory(config: TrainConfig, layers: tuple[Layer, ...], dataset: Datase
         + cores * (FORK_MEMORY + micro_batches + first)
         + bool(evaluations)
         * _forward_bytes(layers, itemsize, thread_count(config.threads), most_rows)
-        + evaluations * _stream_bytes(split, PLAIN_WINDOW_CHUNKS, WINDOWS_OF_THREADS)
-        + _stream_bytes(split, window)
-        + readers * _reader_bytes(split, window)
+        + evaluations * windows_memory(split, PLAIN_WINDOW_CHUNKS, WINDOWS_OF_THREADS)
+        + windows_memory(split, window)
+        + readers * reader_memory(split, window)
     )
     return BASE_MEMORY + max(training, drawing)
 
@@ -90,7 +86,7 @@ def score_memory(network: Network, split: SplitSchema, threads: int) -> int:
     chunk = split.chunk_rows * (split.row_bytes + 3 * 4 * (layers[-1].outputs + 1))
     return (
         BASE_MEMORY
-        + _stream_bytes(split, PLAIN_WINDOW_CHUNKS, WINDOWS_OF_THREADS)
+        + windows_memory(split, PLAIN_WINDOW_CHUNKS, WINDOWS_OF_THREADS)
         + _forward_bytes(layers, itemsize, threads, split.chunk_rows)
         + (2 * MOST_VECTORS + 1) * network.parameter_count * itemsize  # loading the checkpoint
         + threads * chunk
@@ -119,21 +115,6 @@ def free_addresses() -> float:
     with suppress(FileNotFoundError), open("/proc/self/statm", encoding="ascii") as status:
         pages = int(status.read().split()[0])
     return limit - pages * resource.getpagesize()
-
-
-def _stream_bytes(split: SplitSchema, window_chunks: int, windows: int = 2) -> int:
-    """The windows, their row numbers, and the chunks that are being decoded."""
-    window_rows = min(window_chunks, split.chunks) * split.chunk_rows
-    chunk = split.chunk_rows * split.row_bytes
-    in_hand = min(WAITING_THREADS, split.chunks) * 2 * chunk  # as stored and decoded
-    return windows * window_rows * (split.row_bytes + ROW_NUMBERS) + in_hand
-
-
-def _reader_bytes(split: SplitSchema, window_chunks: int) -> int:
-    """Bytes of a replica's own window, and of the chunks that its reader decodes."""
-    chunk = split.chunk_rows * split.row_bytes
-    window = window_chunks * split.chunk_rows * (split.row_bytes + ROW_NUMBERS)
-    return window + (1 + READING_THREADS) * chunk + READER_MEMORY
 
 
 def _vectors(config: TrainConfig) -> int:
