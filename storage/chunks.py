@@ -409,18 +409,15 @@ def metadata_bytes(document: Document) -> bytes:
     return documents.document_bytes(document).rstrip()
 
 
-def metadata_digests(nodes: Mapping[str, Document], data: Mapping[str, bytes]) -> Document:
-    """Return the attributes that record each `zarr.json` below a root, both by path.
-
-    `nodes` are without consolidated metadata, `data` as they were written.
-    """
+def metadata_digests(metadata: Mapping[str, Document]) -> Document:
+    """Return the attributes that record each `zarr.json` below a root, given by path."""
     return {
         documents.METADATA_DIGESTS: {
-            f"{path}/zarr.json": hashlib.sha256(written).hexdigest()
-            for path, written in data.items()
+            f"{path}/zarr.json": hashlib.sha256(metadata_bytes(document)).hexdigest()
+            for path, document in metadata.items()
         },
         documents.OWN_METADATA_DIGESTS: {
             f"{path}/zarr.json": documents.metadata_digest(document)
-            for path, document in nodes.items()
+            for path, document in metadata.items()
         },
     }

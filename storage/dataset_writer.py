@@ -30,10 +30,17 @@ from storage.schema import (
     dataset_digest,
 )
 
+DIMENSIONS = {
+    "inputs": ("sample", "feature"),
+    "targets": ("sample", "class"),
+    "chunk_digests": ("chunk", "byte"),
+    "chunk_class_counts": ("chunk", "class"),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class ChunkRecord:
-    """What the writing of one chunk leaves to be recorded."""
+    """What is recorded of a chunk that was written."""
 
     number: int
     digest: bytes
@@ -53,18 +60,13 @@ class SplitWriter:
 
     @property
     def arrays(self) -> dict[str, ChunkedArray]:
-        """The arrays of the split, by name."""
+        """Return the arrays of the split, by name."""
         location = self.location.child(self.name)
         return split_arrays(location, self.schema, self.compression)
 
     @property
-    def _names(self) -> tuple[str, ...]:
-        """The arrays that hold rows."""
-        return ("inputs", "targets") if self.schema.classes else ("inputs",)
-
-    @property
     def part_rows(self) -> int:
-        """Rows that are written together: those of a chunk or, where there are shards, a shard."""
+        """Return how many rows are written together: a chunk's or, with shards, a shard's."""
         return self.schema.chunk_rows * self.schema.chunks_per_shard
 
     def write_part(self, number: int, chunks: Iterable[Block]) -> list[ChunkRecord]:
@@ -73,7 +75,7 @@ class SplitWriter:
         Each is encoded, decoded again and written before the next is taken. Raises `BadDataError`
         where it does not decode to its rows.
         """
-        arrays = {name: self.arrays[name] for name in self._names}
+        arrays = {name: self.arrays[name] for name in ("inputs", "targets") if name in self.arrays}
         first = number * self.schema.chunks_per_shard
         records: list[ChunkRecord] = []
         with ExitStack() as stack:
@@ -81,17 +83,11 @@ class SplitWriter:
                 name: stack.enter_context(array.writing(number)) for name, array in arrays.items()
             }
             for chunk in chunks:
-                for name, values in (("inputs", chunk.inputs), ("targets", chunk.targets)):
-                    if values is not None:
-                        write[name](_encoded(arrays[name], values))
+                for name, array in arrays.items():
+                    write[name](_encoded(array, getattr(chunk, name)))
                 records.append(_record(first + len(records), chunk))
                 del chunk  # before the next one is made
         return records
-
-    def check_there(self) -> None:
-        """Raise `UnreachableError` where a chunk cannot be seen from here, whoever wrote it."""
-        for array in self.arrays.values():
-            array.check_there()
 
 
 def _encoded(array: ChunkedArray, values: NDArray[Any]) -> bytes:
@@ -115,20 +111,17 @@ class DatasetWriter:
     """A dataset that is being written beside its place, and takes it when it is published."""
 
     def __init__(self, target: Location, staged: Location, schema: DatasetSchema) -> None:
-        """`staged` is what `target.staging()` gave."""
+        """Begin the dataset at `staged`, which `target.staging()` gave."""
         self.target = target
         self.schema = schema
         self.publishing = False
         """Whether what is staged may be published by now, so that it must stay."""
         self._staged = staged
-        self._metadata: dict[str, Document] = {}
-        """The documents of all groups and arrays below the root, by path."""
-        self._written: dict[str, bytes] = {}
-        """The same as they were written."""
-        self._create_arrays()
+        begun = group_metadata({"format": FORMAT, "format_version": schema.format_version})
+        staged.put(METADATA_NAME, metadata_bytes(begun))
 
     def split(self, name: str) -> SplitWriter:
-        """The writer of one split's parts."""
+        """Return the writer of one split's parts."""
         schema = self.schema
         return SplitWriter(self._staged, name, schema.splits[name], schema.compression)
 
@@ -143,83 +136,9 @@ class DatasetWriter:
         Raises `BadDataError` where a chunk has no record, or two, `UnreachableError` where one
         that was written elsewhere is not here.
         """
-        splits = {name: self._record_split(name, records[name]) for name in self.schema.splits}
-        for name in splits:
-            self.split(name).check_there()
-        self._complete(splits, sources, fingerprint)
-        self.publishing = True
-        self.target.publish(self._staged, METADATA_NAME)
-        dataset = open_dataset(self.target)
-        self.target.check_held()  # or what was opened may be another's
-        return dataset
-
-    def _create_arrays(self) -> None:
-        begun = group_metadata({"format": FORMAT, "format_version": self.schema.format_version})
-        self._staged.put(METADATA_NAME, metadata_bytes(begun))
-        scaling = self.schema.preparation.attributes
-        for name, split in self.schema.splits.items():
-            self._put_array(name, "inputs", ("sample", "feature"), scaling)
-            if split.classes:
-                self._put_array(name, "targets", ("sample", "class"))
-
-    def _put_array(
-        self,
-        split: str,
-        name: str,
-        dimensions: tuple[str, str],
-        attributes: dict[str, Any] | None = None,
-    ) -> ChunkedArray:
-        """Say what an array of a split is; its chunks are still to be written."""
-        array = self.split(split).arrays[name]
-        document = array_metadata(array, dimensions, attributes)
-        self._metadata[f"{split}/{name}"] = document
-        self._put_metadata(f"{split}/{name}", document)
-        return array
-
-    def _put_split_group(self, name: str) -> None:
-        """Write the group of a split whose arrays are all described."""
-        prefix = f"{name}/"
-        members = {
-            path.removeprefix(prefix): document
-            for path, document in self._metadata.items()
-            if path.startswith(prefix)
-        }
-        self._metadata[name] = group_metadata({})
-        self._put_metadata(name, group_metadata({}, members))
-
-    def _put_metadata(self, path: str, document: Document) -> None:
-        self._written[path] = metadata_bytes(document)
-        self._staged.put(f"{path}/{METADATA_NAME}", self._written[path])
-
-    def _record_split(self, name: str, records: list[ChunkRecord]) -> SplitRecord:
-        split = self.schema.splits[name]
-        records = sorted(records, key=lambda record: record.number)
-        if [record.number for record in records] != list(range(split.chunks)):
-            raise BadDataError(
-                f"{len(records)} chunk records for the {split.chunks} chunks of split {name}."
-            )
-        digests = b"".join(record.digest for record in records)
-        array = self._put_array(name, "chunk_digests", ("chunk", "byte"))
-        array.write(0, np.frombuffer(digests, "u1").reshape(-1, 32))
-        counts = np.array([record.class_counts for record in records], dtype="<i8")
-        if split.classes:
-            self._put_array(name, "chunk_class_counts", ("chunk", "class")).write(0, counts)
-        self._put_split_group(name)
-        return SplitRecord(
-            split,
-            tuple(counts.sum(axis=0).tolist()) if split.classes else (),
-            hashlib.sha256(digests).hexdigest(),
-            hashlib.sha256(counts.tobytes()).hexdigest(),
-        )
-
-    def _complete(
-        self,
-        splits: dict[str, SplitRecord],
-        sources: list[dict[str, Any]],
-        fingerprint: dict[str, Any],
-    ) -> None:
-        """Write the root's `zarr.json` last: nothing before it makes a dataset."""
         schema = self.schema
+        splits = {name: self._record_split(name, records[name]) for name in schema.splits}
+        metadata = self._describe_splits()
         attributes = {
             "format": FORMAT,
             "format_version": schema.format_version,
@@ -231,38 +150,73 @@ class DatasetWriter:
             "sources": sources,
             "fingerprint": fingerprint,
             "splits": {name: record.to_json() for name, record in splits.items()},
-            **metadata_digests(self._metadata, self._written),
+            **metadata_digests(metadata),
             "digest": dataset_digest(
                 schema.class_names, schema.image_shape, schema.transforms, splits
             ),
             "complete": True,
         }
-        document = documents.seal_group(group_metadata(attributes, self._metadata))
-        self._staged.put(METADATA_NAME, metadata_bytes(document))
+        root = documents.seal_group(group_metadata(attributes, metadata))
+        self._staged.put(METADATA_NAME, metadata_bytes(root))  # last: it makes the others valid
+        self.publishing = True
+        self.target.publish(self._staged, METADATA_NAME)
+        dataset = open_dataset(self.target)
+        self.target.check_held()  # or what was opened may be another's
+        return dataset
 
+    def _record_split(self, name: str, records: list[ChunkRecord]) -> SplitRecord:
+        """Write the digests and class counts of a split's chunks, all of which must be there."""
+        split, arrays = self.schema.splits[name], self.split(name).arrays
+        records = sorted(records, key=lambda record: record.number)
+        if [record.number for record in records] != list(range(split.chunks)):
+            raise BadDataError(
+                f"{len(records)} chunk records for the {split.chunks} chunks of split {name}."
+            )
+        digests = b"".join(record.digest for record in records)
+        counts = np.array([record.class_counts for record in records], dtype="<i8")
+        arrays["chunk_digests"].write(0, np.frombuffer(digests, "u1").reshape(-1, 32))
+        if split.classes:
+            arrays["chunk_class_counts"].write(0, counts)
+        for array in arrays.values():
+            array.check_there()
+        return SplitRecord(
+            split,
+            tuple(counts.sum(axis=0).tolist()) if split.classes else (),
+            hashlib.sha256(digests).hexdigest(),
+            hashlib.sha256(counts.tobytes()).hexdigest(),
+        )
 
-@contextmanager
-def create_dataset(
-    target: Location, schema: DatasetSchema, *, overwrite: bool = False
-) -> Iterator[DatasetWriter]:
-    """Write a dataset beside `target`, under its lock; nothing stays of it but by `publish`.
-
-    Raises `ConflictError` where something is at `target` that must not be replaced.
-    """
-    with (
-        dataset_lock(target) as locked,
-        stage_dataset(locked, schema, overwrite=overwrite) as writer,
-    ):
-        yield writer
+    def _describe_splits(self) -> dict[str, Document]:
+        """Write the `zarr.json` of every group and array below the root; return them by path."""
+        metadata: dict[str, Document] = {}
+        for name in self.schema.splits:
+            arrays = {
+                key: array_metadata(array, DIMENSIONS[key])
+                for key, array in self.split(name).arrays.items()
+            }
+            arrays["inputs"]["attributes"] = self.schema.preparation.attributes
+            metadata |= {f"{name}/{key}": document for key, document in arrays.items()}
+            metadata[name] = group_metadata({}, arrays)
+        for path, document in metadata.items():
+            self._staged.put(f"{path}/{METADATA_NAME}", metadata_bytes(document))
+        return metadata
 
 
 @contextmanager
 def stage_dataset(
     target: Location, schema: DatasetSchema, *, overwrite: bool = False
 ) -> Iterator[DatasetWriter]:
-    """Like `create_dataset`, for a caller who holds the lock already."""
+    """Write a dataset beside `target`, whose lock is held; nothing stays of it but by `publish`.
+
+    Raises `ConflictError` where something is at `target` that must not be replaced.
+    """
     recover(target)
-    _check_free(target, overwrite)
+    refuse_foreign(target)
+    if not overwrite and not target.is_free():
+        raise ConflictError(
+            f"{target} exists and was made from something else or in another way. "
+            "Pass --overwrite to replace it, or choose another --out."
+        )
     staged = target.staging()
     writer: DatasetWriter | None = None
     try:
@@ -275,7 +229,7 @@ def stage_dataset(
 
 @contextmanager
 def dataset_lock(target: Location, take_over: TakeOver | None = None) -> Iterator[Location]:
-    """Hold the lock of whoever writes at `target`, beside it; gives `target` to its holder.
+    """Hold the lock of whoever writes at `target`, beside it; yield `target` for its holder.
 
     On a disk its file is gone when it is free.
     """
@@ -310,14 +264,4 @@ def refuse_foreign(target: Location) -> None:
         raise ConflictError(
             f"{target} exists and is not a dataset of this project; it is left alone. "
             "Choose another --out, or remove it yourself."
-        )
-
-
-def _check_free(target: Location, overwrite: bool) -> None:
-    """Refuse to replace anything but, when asked to, a dataset of ours."""
-    refuse_foreign(target)
-    if not overwrite and not target.is_free():
-        raise ConflictError(
-            f"{target} exists and was made from something else or in another way. "
-            "Pass --overwrite to replace it, or choose another --out."
         )

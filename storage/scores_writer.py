@@ -96,10 +96,7 @@ class ScoresWriter:
         self.location.put(METRICS, written)
         attributes = {
             "chunk_digests": digests,
-            **metadata_digests(
-                self._arrays,
-                {name: metadata_bytes(document) for name, document in self._arrays.items()},
-            ),
+            **metadata_digests(self._arrays),
             "metrics_sha256": hashlib.sha256(written).hexdigest(),
             "complete": True,
         }

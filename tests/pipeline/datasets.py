@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from pipeline.transforms import add_bias, one_hot
 from pipeline.windows import WindowMemory
 from storage.dataset import Block, Dataset
-from storage.dataset_writer import create_dataset
 from storage.places import open_location
 from storage.schema import DatasetSchema, SplitSchema
-from tests.storage.artefacts import part_chunks, part_numbers
+from tests.storage.artefacts import create_dataset, part_chunks, part_numbers
 
 CLASSES = np.arange(4)
 FEATURES = 5

@@ -1,6 +1,7 @@
 """Small datasets, runs and scorings, the same at every call, for the storage floor's tests."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 
 from storage.checkpoints import CheckpointName, Tensors, save_checkpoint
 from storage.dataset import Block, Dataset, Split
-from storage.dataset_writer import DatasetWriter, SplitWriter, create_dataset
+from storage.dataset_writer import DatasetWriter, SplitWriter, dataset_lock, stage_dataset
 from storage.location import Location
 from storage.preparation import BYTES, Preparation
 from storage.runs import SCORES, Run, create_run
@@ -76,6 +77,18 @@ def part_chunks(rows: Block, writer: SplitWriter, number: int) -> list[Block]:
 def part_numbers(writer: SplitWriter) -> range:
     """The parts of a split."""
     return range(-(-writer.schema.rows // writer.part_rows))
+
+
+@contextmanager
+def create_dataset(
+    target: Location, schema: DatasetSchema, *, overwrite: bool = False
+) -> Iterator[DatasetWriter]:
+    """Write a dataset beside `target`, under its lock."""
+    with (
+        dataset_lock(target) as locked,
+        stage_dataset(locked, schema, overwrite=overwrite) as writer,
+    ):
+        yield writer
 
 
 def make_dataset(

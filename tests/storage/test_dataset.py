@@ -20,7 +20,7 @@ from numcodecs.zstd import Zstd
 
 from storage.chunks import ChunkedArray
 from storage.dataset import Block, Dataset, Split, open_dataset
-from storage.dataset_writer import ChunkRecord, create_dataset
+from storage.dataset_writer import ChunkRecord
 from storage.errors import BadDataError
 from storage.location import Location
 from storage.places import open_location
@@ -30,6 +30,7 @@ from tests.storage.artefacts import (
     SOURCES,
     assert_holds_its_rows,
     contents,
+    create_dataset,
     dataset_schema,
     make_dataset,
     part_numbers,

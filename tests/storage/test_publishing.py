@@ -12,7 +12,6 @@ from storage.dataset import Block, Dataset, open_dataset, replaced_sibling
 from storage.dataset_writer import (
     ChunkRecord,
     DatasetWriter,
-    create_dataset,
     dataset_lock,
     recover,
 )
@@ -25,6 +24,7 @@ from tests.storage.artefacts import (
     SOURCES,
     assert_holds_its_rows,
     contents,
+    create_dataset,
     dataset_schema,
     make_dataset,
     part_numbers,

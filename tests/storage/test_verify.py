@@ -13,7 +13,6 @@ import pytest
 from storage import documents
 from storage.checkpoints import list_checkpoints, load_checkpoint, recorded_metrics
 from storage.dataset import open_dataset
-from storage.dataset_writer import create_dataset
 from storage.location import Location
 from storage.places import open_location
 from storage.runs import open_run
@@ -21,6 +20,7 @@ from storage.schema import SplitRecord, dataset_digest
 from storage.scores import open_scores
 from storage.verify import verify_dataset, verify_location, verify_run, verify_scores
 from tests.storage.artefacts import (
+    create_dataset,
     dataset_schema,
     make_dataset,
     make_run,
