@@ -53,7 +53,7 @@ class CheckpointName:
 
     @property
     def key(self) -> str:
-        """The checkpoint's directory inside the run."""
+        """Return the checkpoint's directory inside the run."""
         return f"{DIRECTORY}/{self}"
 
 
@@ -78,10 +78,9 @@ def save_checkpoint(
     config_digest: str,
     progress: dict[str, Any],
 ) -> None:
-    """Write a checkpoint: wholly, and for good, or not at all.
+    """Write a checkpoint, durable and whole, or nothing; one of the same name is replaced.
 
-    The manifest is written last, and nothing is listed before it is there: see `Location.making`.
-    One of the same name that is there already is replaced.
+    The manifest is written last, and nothing is listed before it is there.
     """
     state = save_safetensors({key: np.asarray(tensors[key], order="C") for key in sorted(tensors)})
     manifest = {
@@ -103,29 +102,30 @@ def save_checkpoint(
 
 
 def list_checkpoints(run: Run) -> list[CheckpointName]:
-    """The names of the run's checkpoints, sound or not, oldest first."""
+    """Return the names of the run's checkpoints, sound or not, oldest first."""
     return sorted(filter(None, map(parse_name, run.location.trees(DIRECTORY, MANIFEST))))
 
 
 def parse_name(text: str) -> CheckpointName | None:
-    """The checkpoint's name that a directory's name spells in the one way that there is."""
+    """Return the checkpoint's name that a directory's name is; None where it is another."""
     match = NAME.fullmatch(text)
     name = CheckpointName(int(match[1]), int(match[2])) if match else None
     return name if str(name) == text else None
 
 
 def load_checkpoint(run: Run, name: CheckpointName, template: Tensors | None = None) -> Checkpoint:
-    """One checkpoint, its digests checked, its tensors compared with a template's.
+    """Return a checkpoint, its digests checked, its tensors compared with a template's.
 
     Raises `BadDataError` that names the file and what is wrong with it.
     """
+    location = run.location.child(name.key)
     try:
-        location = run.location.child(name.key).current(MANIFEST)
-        manifest = _read_manifest(run, name, location)
-    except FileNotFoundError:
-        place = f"{run.location.child(name.key)}/{MANIFEST}"
-        raise BadDataError(f"{place} is missing: the checkpoint is not whole.") from None
-    state = _read_state(location, manifest)
+        location = location.current(MANIFEST)
+        manifest = documents.read_sealed(location, MANIFEST)
+        _check_manifest(run, name, manifest, f"{location}/{MANIFEST}")
+        state = _read_state(location, manifest)
+    except FileNotFoundError as error:
+        raise BadDataError(f"{location} is not a whole checkpoint: {error} is missing.") from None
     try:
         tensors = load_safetensors(state)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
@@ -135,9 +135,7 @@ def load_checkpoint(run: Run, name: CheckpointName, template: Tensors | None = N
     return Checkpoint(name, tensors, manifest["parameters_digest"], manifest["progress"])
 
 
-def _read_manifest(run: Run, name: CheckpointName, location: Location) -> dict[str, Any]:
-    place = f"{location}/{MANIFEST}"
-    manifest = documents.read_sealed(location, MANIFEST)
+def _check_manifest(run: Run, name: CheckpointName, manifest: dict[str, Any], place: str) -> None:
     expected = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -148,30 +146,22 @@ def _read_manifest(run: Run, name: CheckpointName, location: Location) -> dict[s
     }
     for field, value in expected.items():
         if manifest.get(field) != value:
-            kind = ForeignCheckpointError if field == "run_id" else BadDataError
-            raise kind(
+            error = ForeignCheckpointError if field == "run_id" else BadDataError
+            raise error(
                 f"{place} has {field} {manifest.get(field)!r}; expected {value!r}: it belongs to "
                 "another checkpoint, run or release."
             )
     documents.check_fields(manifest, RECORDED, place)
-    return manifest
 
 
 def _read_state(location: Location, manifest: dict[str, Any]) -> bytes:
-    place = f"{location}/{STATE}"
-    try:
-        size = location.size(STATE)
-        if size != manifest.get("state_bytes"):
-            raise BadDataError(
-                f"{place} has {size:,} bytes; its manifest says {manifest.get('state_bytes')!r}."
-            )
-        state = location.get(STATE)
-    except FileNotFoundError:
-        raise BadDataError(f"{place} is missing: the checkpoint is not whole.") from None
-    found = hashlib.sha256(state).hexdigest()
-    if found != manifest["state_sha256"]:
+    size = location.size(STATE)
+    state = location.get(STATE) if size == manifest["state_bytes"] else b""
+    digest = hashlib.sha256(state).hexdigest()
+    if (size, digest) != (manifest["state_bytes"], manifest["state_sha256"]):
         raise BadDataError(
-            f"{place} has digest {found}; its manifest says {manifest['state_sha256']}: damaged."
+            f"{location}/{STATE} has {size:,} bytes and digest {digest}; its manifest says "
+            f"{manifest['state_bytes']:,} and {manifest['state_sha256']}: it is damaged."
         )
     return state
 
@@ -192,52 +182,44 @@ def check_template(location: Location, tensors: Tensors, template: Tensors) -> N
 def load_newest(
     run: Run, template: Tensors | None
 ) -> Iterator[Checkpoint | tuple[CheckpointName, BadDataError]]:
-    """The newest sound checkpoint last; before it, each damaged one with what is wrong with it.
+    """Yield each damaged checkpoint with its error, newest first, then the newest sound one.
 
     Yields nothing where the run has no checkpoint. Raises `BadDataError` where it has some and
     none is sound: a fresh start would throw the run away without a word.
     """
     names = list_checkpoints(run)
-    if names and all(_is_foreign(run, name) for name in reversed(names)):
-        raise BadDataError(
-            f"{run.location}/{RECORD} is another run's: its run_id is {run.run_id}, and none of "
-            f"the {len(names)} checkpoints has that. Restore it from a copy."
-        )
+    damaged: list[tuple[CheckpointName, BadDataError]] = []
     for name in reversed(names):
         try:
             checkpoint = load_checkpoint(run, name, template)
         except BadDataError as error:
             if name in list_checkpoints(run):  # else its successor came, and it was pruned
-                yield name, error
+                damaged.append((name, error))
         else:
+            yield from damaged
             yield checkpoint
             return
     if list_checkpoints(run) != names:
         yield from load_newest(run, template)
+    elif names and all(isinstance(error, ForeignCheckpointError) for _, error in damaged):
+        raise BadDataError(
+            f"{run.location}/{RECORD} is another run's: its run_id is {run.run_id}, and none of "
+            f"the {len(names)} checkpoints has that. Restore it from a copy."
+        )
     elif names:
+        yield from damaged
         raise BadDataError(
             f"None of the {len(names)} checkpoints of {run.location} is sound; nothing was changed."
             " Restore one from a copy, or train into another --run."
         )
 
 
-def _is_foreign(run: Run, name: CheckpointName) -> bool:
-    try:
-        _read_manifest(run, name, run.location.child(name.key).current(MANIFEST))
-    except ForeignCheckpointError:
-        return True
-    except (BadDataError, FileNotFoundError):
-        pass
-    return False
-
-
 def prune_checkpoints(
     run: Run, saved: CheckpointName, keep: int, also: set[CheckpointName]
 ) -> None:
-    """Remove all but the newest `keep` (at least 1), counted back from `saved`, and `also`.
+    """Remove all but the newest `keep` (at least 1) up to `saved`, `also`, and pinned ones.
 
-    Those that are pinned stay, too. Those later than `saved` go: they were found damaged, which is
-    why the run is back before them, and must not be counted as newer than what is sound.
+    Those later than `saved` are removed too: the run is back before them because they are damaged.
     """
     names = list_checkpoints(run)
     kept = [name for name in names if name <= saved][-keep:]
@@ -253,15 +235,15 @@ def pin_checkpoint(run: Run, name: CheckpointName) -> None:
 
 
 def is_pinned(run: Run, name: CheckpointName) -> bool:
-    """Whether a checkpoint is kept for good."""
+    """Return whether a checkpoint is kept for good."""
     return run.location.exists(f"{PINS}/{name}.json")
 
 
 def recorded_metrics(run: Run) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, compared with the newest sound checkpoint's copy of them.
+    """Return the lines of metrics.jsonl, compared with the newest sound checkpoint's copy of them.
 
-    One more line than it has is an epoch whose checkpoint a death forestalled; more are there
-    where newer checkpoints are damaged. Raises `BadDataError` for any other difference.
+    A death before an epoch's checkpoint leaves one line more; damaged newer checkpoints leave
+    several. Raises `BadDataError` for any other difference.
     """
     saved: Any = []
     damaged = False
@@ -273,7 +255,7 @@ def recorded_metrics(run: Run) -> list[dict[str, Any]]:
         except BadDataError:
             damaged = True
     lines = run.metrics()
-    if list_checkpoints(run) != names:  # the run goes on meanwhile: look again
+    if list_checkpoints(run) != names:  # a training has saved another: look again
         return recorded_metrics(run)
     if not isinstance(saved, list) or lines[: len(saved)] != saved:
         raise BadDataError(

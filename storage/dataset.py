@@ -18,7 +18,6 @@ from storage.preparation import Preparation
 from storage.schema import (
     COMPRESSIONS,
     FORMAT,
-    FORMAT_VERSION,
     METADATA_NAME,
     READ_VERSIONS,
     ROOT_ATTRIBUTES,
@@ -290,17 +289,8 @@ def _opened(location: Location, tree: Location, root: bytes) -> Dataset:
     place = f"{tree}/{METADATA_NAME}"
     document = documents.parse(root, place)
     attributes = document.get("attributes")
-    if not isinstance(attributes, dict) or attributes.get("format") != FORMAT:
-        raise BadDataError(
-            f"{location} is not a dataset of this project: its {METADATA_NAME} does not say "
-            f"'{FORMAT}'. Make one with `pipeline ingest`."
-        )
-    version = attributes.get("format_version")
-    if version not in READ_VERSIONS:
-        raise BadDataError(
-            f"{location} has format version {version!r}; this release reads up to "
-            f"{FORMAT_VERSION}. Install a newer mnist-stream, or ingest again with this one."
-        )
+    documents.check_format(attributes, FORMAT, READ_VERSIONS, place)
+    assert attributes is not None
     if attributes.get("complete") is not True:
         raise BadDataError(
             f"{location} is incomplete: its ingest has not finished. Run `pipeline ingest` again."

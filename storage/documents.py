@@ -40,42 +40,39 @@ ARRAY_ATTRIBUTES = frozenset({"scale_factor", "add_offset"})
 
 
 def canonical(value: object) -> bytes:
-    """The one JSON text of a value: sorted keys, no spaces, ASCII; floats round-trip exactly."""
+    """Return the one JSON text of a value: sorted keys, no spaces, ASCII; floats round-trip."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 def digest_of(value: object) -> str:
-    """SHA-256, in hex, of a value's canonical JSON."""
+    """Return the SHA-256, in hex, of a value's canonical JSON."""
     return hashlib.sha256(canonical(value)).hexdigest()
 
 
 def seal(document: dict[str, Any]) -> dict[str, Any]:
-    """The document with its seal added: the digest of everything else in it."""
+    """Return the document with its seal added: the digest of everything else in it."""
     body = {key: value for key, value in document.items() if key != SEAL}
     return body | {SEAL: digest_of(body)}
 
 
 def document_bytes(document: dict[str, Any], indent: int | None = 2) -> bytes:
-    """A document as text for a file; `indent=None` gives one line.
+    """Return a document as text for a file; `indent=None` gives one line.
 
     Raises `BadDataError` for what `parse` would refuse: no document is written that cannot be read.
     """
     data = (json.dumps(document, indent=indent, allow_nan=False) + "\n").encode()
     if _has_half_character(data, document):
-        raise BadDataError(
-            "A name that is to be recorded is no text in UTF-8. Give that file or directory "
-            "another one."
-        )
+        raise BadDataError("A file or directory has a name that is not valid UTF-8. Rename it.")
     return data
 
 
 def sealed_bytes(document: dict[str, Any], indent: int | None = 2) -> bytes:
-    """The same, with its seal."""
+    """Return a document with its seal as text for a file."""
     return document_bytes(seal(document), indent)
 
 
 def parse(data: bytes, place: str) -> dict[str, Any]:
-    """A JSON object from bytes, or `BadDataError` that names `place`."""
+    """Return a JSON object from bytes, or raise `BadDataError` that names `place`."""
     try:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -88,7 +85,7 @@ def parse(data: bytes, place: str) -> dict[str, Any]:
 
 
 def _has_half_character(data: bytes, document: dict[str, Any]) -> bool:
-    """Whether a text is none that can be printed or encoded: JSON's escapes can spell it."""
+    """Return whether a string cannot be printed or encoded: JSON's escapes can spell such ones."""
     if b"\\ud" not in data.lower():
         return False
     try:
@@ -98,34 +95,57 @@ def _has_half_character(data: bytes, document: dict[str, Any]) -> bool:
     return False
 
 
-def check_fields(document: Any, kinds: Mapping[str, type], place: str) -> None:
+def check_format(document: Any, name: str, versions: Collection[int], place: str) -> None:
+    """Raise `BadDataError` for a document, or attributes, of another format or a newer version."""
+    if not isinstance(document, dict) or document.get("format") != name:
+        raise BadDataError(
+            f"{place} does not say '{name}': it is not a {name.split()[1]}, or it is damaged. Give "
+            "another place, or restore it from a copy."
+        )
+    version = document.get("format_version")
+    if version not in versions:
+        raise BadDataError(
+            f"{place} has format version {version!r}; this release reads up to {max(versions)}. "
+            "Install a newer mnist-stream, or make it again with this one."
+        )
+
+
+def check_fields(document: Any, types: Mapping[str, type], place: str) -> None:
     """Raise `BadDataError` for the first field that is missing or not of its type.
 
     An integer does not pass for a float, nor a boolean for an integer: we write none for the other.
     """
-    for name, kind in kinds.items():
-        found = document.get(name) if isinstance(document, dict) else None
-        if type(found) is not kind:
+    for name, expected in types.items():
+        value = document.get(name) if isinstance(document, dict) else None
+        if type(value) is not expected:
             raise BadDataError(
-                f"{place} has a {type(found).__name__} for its '{name}'; expected a "
-                f"{kind.__name__}. Restore it from a copy, or make it again."
+                f"{place} has a {type(value).__name__} for its '{name}'; expected a "
+                f"{expected.__name__}. Restore it from a copy, or make it again."
             )
 
 
+def parse_sealed(data: bytes, place: str) -> dict[str, Any]:
+    """Return a JSON object without its seal, or raise `BadDataError` where the two differ."""
+    return check_seal(parse(data, place), place)
+
+
 def check_seal(document: dict[str, Any], place: str) -> dict[str, Any]:
-    """The document without its seal, or `BadDataError` where the two do not agree."""
+    """Return a document without its seal, or raise `BadDataError` where the two differ."""
     body = {key: value for key, value in document.items() if key != SEAL}
-    found = document.get(SEAL)
-    try:
-        expected = digest_of(body)
-    except (ValueError, RecursionError) as error:
-        raise BadDataError(f"{place} holds a value that is not JSON ({error}).") from error
-    if found != expected:
+    digest = _digest(body, place)
+    if document.get(SEAL) != digest:
         raise BadDataError(
-            f"{place} is damaged: its seal is {found!r}, its content has digest {expected}. "
-            "Restore it from a copy, or make it again."
+            f"{place} is damaged: its seal is {document.get(SEAL)!r}, its content has digest "
+            f"{digest}. Restore it from a copy, or make it again."
         )
     return body
+
+
+def _digest(document: dict[str, Any], place: str) -> str:
+    try:
+        return digest_of(document)
+    except (ValueError, RecursionError) as error:
+        raise BadDataError(f"{place} holds a value that is not JSON ({error}).") from error
 
 
 def own_metadata(document: dict[str, Any], attributes: Collection[str]) -> dict[str, Any]:
@@ -165,15 +185,11 @@ def check_all_metadata(tree: Location, recorded: Mapping[str, str], remedy: str)
         place = f"{tree}/{key}"
         try:
             data = read(tree, key)
-            if expected == hashlib.sha256(data).hexdigest():
-                continue
-            digest = metadata_digest(parse(data, place))
         except FileNotFoundError:
             raise BadDataError(f"{place} is missing. {remedy}") from None
-        except (ValueError, RecursionError) as error:
-            raise BadDataError(
-                f"{place} holds a value that is not JSON ({error}). {remedy}"
-            ) from error
+        if expected == hashlib.sha256(data).hexdigest():
+            continue
+        digest = _digest(own_metadata(parse(data, place), ARRAY_ATTRIBUTES), place)
         if digest != expected:
             raise BadDataError(f"{place} has digest {digest}; recorded is {expected}. {remedy}")
 
@@ -197,7 +213,7 @@ def check_group_seal(document: dict[str, Any], attributes: Collection[str], plac
 
 
 def read(location: Location, key: str) -> bytes:
-    """A document's bytes, refused by its size before it is read.
+    """Return a document's bytes; one that is too large is refused before it is read.
 
     Raises `FileNotFoundError` where there is none.
     """
@@ -219,6 +235,5 @@ def read_document(location: Location, key: str) -> dict[str, Any]:
 
 
 def read_sealed(location: Location, key: str) -> dict[str, Any]:
-    """A sealed document from a file, checked. `FileNotFoundError` where there is none."""
-    place = str(location.child(key))
-    return check_seal(parse(read(location, key), place), place)
+    """Return a sealed document from a file. Raises `FileNotFoundError` where there is none."""
+    return parse_sealed(read(location, key), str(location.child(key)))

@@ -36,12 +36,12 @@ class Holder:
 
     @classmethod
     def from_json(cls, document: Any, place: str) -> Self:
-        """The inverse of `asdict`; `BadDataError` names `place` for anything else."""
-        kinds = ("run", "run_id", "checkpoint", "model_digest", "since")
-        documents.check_fields(document, dict.fromkeys(kinds, str), place)
-        for field, kind in (("accuracy", float), ("judged_by", str)):
-            if document.get(field) is not None:
-                documents.check_fields(document, {field: kind}, place)
+        """Return the inverse of `asdict`; `BadDataError` names `place` for anything else."""
+        types = dict.fromkeys(("run", "run_id", "checkpoint", "model_digest", "since"), str)
+        documents.check_fields(document, types, place)
+        optional = {"accuracy": float, "judged_by": str}
+        given = {name: kind for name, kind in optional.items() if document.get(name) is not None}
+        documents.check_fields(document, given, place)
         return cls(**{field: document.get(field) for field in cls.__dataclass_fields__})
 
 
@@ -59,11 +59,11 @@ class ModelName:
 
     @property
     def holder(self) -> Holder | None:
-        """Who has the name now; None where nobody does, or does any more."""
+        """Return the present holder; None where there is none, or not any more."""
         return self.holders[-1] if self.holders else None
 
     def run_place(self, holder: Holder) -> str:
-        """Where a holder's run lies, as it can be opened from here."""
+        """Return where a holder's run lies, as it can be opened from here."""
         return referenced(holder.run, self.place)
 
     def save(self) -> None:
@@ -83,7 +83,7 @@ class ModelName:
 
 
 def check_model_name(name: str) -> str:
-    """The name, where it can be one; else `UsageError`."""
+    """Return the name; raise `UsageError` where it cannot be one."""
     if not NAME.fullmatch(name):
         raise UsageError(
             f"{name[:100]!r} cannot name a model; expected letters, digits, '.', '-' and '_', at "
@@ -95,12 +95,12 @@ def check_model_name(name: str) -> str:
 def name_lock(
     place: Location, name: str, take_over: TakeOver | None = None
 ) -> AbstractContextManager[Lock]:
-    """The right to change a name; `ConflictError` names the holder where another has it."""
+    """Hold the right to change a name; `ConflictError` names the holder of the lock."""
     return writer_lock(place.child(f".{name}.lock"), f"The model name {name} in {place}", take_over)
 
 
 def open_name(place: Location, name: str) -> ModelName:
-    """A name with its history, which is empty where there is no such name yet.
+    """Return a name with its history, which is empty where there is no such name yet.
 
     Raises `BadDataError` where its document is damaged.
     """
@@ -110,8 +110,7 @@ def open_name(place: Location, name: str) -> ModelName:
         document = documents.read_sealed(place, _key(name))
     except FileNotFoundError:
         return ModelName(place, name)
-    if (document.get("format"), document.get("format_version")) != (FORMAT, FORMAT_VERSION):
-        raise BadDataError(f"{where} does not say '{FORMAT}', version {FORMAT_VERSION}.")
+    documents.check_format(document, FORMAT, (FORMAT_VERSION,), where)
     documents.check_fields(document, RECORDED, where)
     if document["name"] != name:
         raise BadDataError(f"{where} is of the name {document['name']!r}: it was renamed.")
@@ -120,27 +119,26 @@ def open_name(place: Location, name: str) -> ModelName:
 
 
 def held_name(place: Location, name: str) -> tuple[ModelName, Holder]:
-    """A name and who has it. Raises `UsageError` where nobody does."""
-    found = open_name(place, name)
-    if found.holder is None:
+    """Return a name and who has it. Raises `UsageError` where nobody does."""
+    model = open_name(place, name)
+    if model.holder is None:
         known = ", ".join(other for other in names(place) if _is_held(place, other)) or "none"
         raise UsageError(
             f"No model is called {name!r} in {place} (there: {known}). Give one the name with "
             f"`pipeline promote RUN --as {name}`."
         )
-    return found, found.holder
+    return model, model.holder
 
 
 def _is_held(place: Location, name: str) -> bool:
-    """Whether somebody has a name; a damaged document, or what is none, is not offered."""
     try:
         return open_name(place, name).holder is not None
-    except (BadDataError, UsageError):
+    except (BadDataError, UsageError):  # a damaged name is not offered
         return False
 
 
 def names(place: Location) -> list[str]:
-    """The names that there are, held or not, sorted."""
+    """Return all names, held or not, sorted."""
     return [
         name.removesuffix(".json")
         for name in place.names()

@@ -1,6 +1,5 @@
 """The run directory: run.json, metrics.jsonl, and the writer's lock."""
 
-import json
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,12 +50,12 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The directory's name, for people."""
+        """Return the directory's name, for people."""
         return self.location.name
 
     @property
     def dataset_place(self) -> str | None:
-        """Where the dataset was that the run was begun with; None where that is not recorded."""
+        """Return where the dataset was that the run began with; None where it is not recorded."""
         place = self.dataset.get("place")
         return None if place is None else referenced(place, self.location)
 
@@ -76,15 +75,14 @@ class Run:
         self, line: dict[str, Any], before: list[dict[str, Any]] | None = None
     ) -> None:
         """Add one sealed line to metrics.jsonl, which holds those `before` and nothing else."""
-        held = None if before is None else _lines(before)
-        self.location.append(METRICS, _lines([line]), held)
+        self.location.append(METRICS, _lines([line]), None if before is None else _lines(before))
 
     def rewrite_metrics(self, lines: list[dict[str, Any]]) -> None:
         """Make metrics.jsonl hold just these lines, in one step."""
         self.location.put(METRICS, _lines(lines))
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl, each checked; none where there is no such file.
+        """Return the lines of metrics.jsonl, each checked; none where there is no such file.
 
         A last line that was cut off by a death is left out: the next resume writes it anew.
         """
@@ -94,15 +92,12 @@ class Run:
             return []
         *whole, torn = data.split(b"\n")
         place = f"{self.location}/{METRICS}"
-        lines = [
-            documents.check_seal(
-                documents.parse(line, f"{place} line {number}"), f"{place} line {number}"
-            )
+        if torn and not torn.startswith(b"{"):
+            raise BadDataError(f"{place} ends in something that is no line of metrics.")
+        return [
+            documents.parse_sealed(line, f"{place} line {number}")
             for number, line in enumerate(whole, 1)
         ]
-        if torn and not _is_torn_json(torn):
-            raise BadDataError(f"{place} ends in something that is no line of metrics.")
-        return lines
 
 
 def check_place(location: Location) -> None:
@@ -132,43 +127,29 @@ def create_run(
     Raises `ConflictError` where there is a run already, or the directory holds something else.
     """
     check_place(location)
-    run = Run(
-        location,
-        uuid.uuid4().hex,
-        configuration,
-        dataset_digest,
-        dataset,
-        versions,
-        environment,
-    )
+    run_id = uuid.uuid4().hex
+    run = Run(location, run_id, configuration, dataset_digest, dataset, versions, environment)
     run.write(new=True)
     return run
 
 
 def open_run(location: Location) -> Run:
-    """The run at a location, its record checked.
+    """Open the run at a location; its record is checked.
 
     Raises `BadDataError` where there is none, or it is damaged or of a newer format.
     """
     place = f"{location}/{RECORD}"
     try:
-        document = documents.parse(documents.read(location, RECORD), place)
+        record = documents.read_sealed(location, RECORD)
     except FileNotFoundError:
         raise BadDataError(_nothing_there(location)) from None
-    if document.get("format") != FORMAT:
-        raise BadDataError(f"{place} does not say '{FORMAT}'; it is not the record of a run.")
-    if document.get("format_version") != FORMAT_VERSION:
-        raise BadDataError(
-            f"{place} has format version {document.get('format_version')!r}; this release reads "
-            f"{FORMAT_VERSION}. Install a newer mnist-stream."
-        )
-    body = documents.check_seal(document, place)
-    documents.check_fields(body, RECORDED, place)
-    return Run(location=location, **{name: body[name] for name in RECORDED})
+    documents.check_format(record, FORMAT, (FORMAT_VERSION,), place)
+    documents.check_fields(record, RECORDED, place)
+    return Run(location=location, **{name: record[name] for name in RECORDED})
 
 
 def run_exists(location: Location) -> bool:
-    """Whether there is a run's record, sound or not."""
+    """Return whether there is a run's record, sound or not."""
     return location.exists(RECORD)
 
 
@@ -178,7 +159,7 @@ def _lines(lines: list[dict[str, Any]]) -> bytes:
 
 @contextmanager
 def run_lock(location: Location, take_over: TakeOver | None = None) -> Iterator[Location]:
-    """Hold the right to write to a run, which is given to its holder as a location.
+    """Hold the right to write to a run; yield its location for the holder.
 
     Raises `ConflictError` that names the holder where another has it.
     """
@@ -190,11 +171,3 @@ def _nothing_there(location: Location) -> str:
     if not location.exists():
         return f"There is no run at {location}. Make one with `pipeline train --run {location}`."
     return f"{location} is not a run: it holds no {RECORD}. Restore it, or choose another --run."
-
-
-def _is_torn_json(line: bytes) -> bool:
-    try:
-        json.loads(line)
-    except (ValueError, RecursionError):
-        return line.startswith(b"{")
-    return True

@@ -223,7 +223,7 @@ INSPECT = ("inspect", "data/mnist")
     [
         (_incomplete, (TRAIN, SCORE, INSPECT), ("incomplete", "Run `pipeline ingest` again")),
         (_of_the_future, (TRAIN,), ("format version 99", "Install a newer")),
-        (_foreign, (SCORE, INSPECT), ("not a dataset", "Make one with `pipeline ingest`")),
+        (_foreign, (SCORE, INSPECT), ("not a dataset", "Give another place")),
         (_no_metadata, (INSPECT, TRAIN), ("holds no zarr.json", "Give")),
         (_array_gone, (INSPECT,), ("test/targets/zarr.json is missing", "ingest --overwrite")),
         (_gone, (TRAIN, SCORE), ("no dataset at data/mnist", "pipeline ingest --out data/mnist")),

@@ -40,7 +40,7 @@ def test_a_document_comes_back(document: dict[str, Any]) -> None:
 
 def test_what_cannot_be_read_is_not_written() -> None:
     """A text that is none, as a file's name may be, is refused before it is in a document."""
-    with pytest.raises(BadDataError, match="no text in UTF-8"):
+    with pytest.raises(BadDataError, match="not valid UTF-8"):
         documents.sealed_bytes({"file": "caf\udce9"})
 
 
