@@ -224,14 +224,7 @@ def root_document(location: Location) -> dict[str, Any]:
         if location.exists():  # as it is in a store until it is published
             raise BadDataError(f"{location} is incomplete: {CONTINUE}") from None
         raise BadDataError(f"There is no scoring at {location}. Run `pipeline score`.") from None
-    attributes = document.get("attributes")
-    if not isinstance(attributes, dict) or attributes.get("format") != FORMAT:
-        raise BadDataError(f"{place} does not say '{FORMAT}'; it is not a scoring. {AGAIN}")
-    if attributes.get("format_version") != FORMAT_VERSION:
-        raise BadDataError(
-            f"{place} has format version {attributes.get('format_version')!r}; this release reads "
-            f"{FORMAT_VERSION}. Install a newer mnist-stream."
-        )
+    documents.check_format(document.get("attributes"), FORMAT, (FORMAT_VERSION,), place)
     return document
 
 
