@@ -1,9 +1,13 @@
 """Fixtures that every floor's tests share, and the markers of whole directories."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.object_store.proxy import Proxy
+from tests.object_store.server import Store, running_store
 
 HERE = Path(__file__).parent
 MARKED = {"chaos", "cluster"}
@@ -28,3 +32,17 @@ def mnist_dir() -> Path:
     if not list(directory.glob("train-images*")):
         pytest.skip(f"MNIST_DIR={named} holds no train-images file")
     return directory
+
+
+@pytest.fixture(scope="session")
+def store() -> Iterator[Store]:
+    """A real S3 API, with an empty bucket at first."""
+    with running_store() as running:
+        yield running
+
+
+@pytest.fixture
+def proxy(store: Store) -> Iterator[Proxy]:
+    """The same behind a proxy that can make trouble."""
+    with Proxy(store) as made:
+        yield made

@@ -25,24 +25,20 @@ MODULES = (
     "damage",
     "hostile",
 )
-"""Each has `EXPERIMENTS`, a tuple."""
-
-CLUSTER_MODULES = ("cluster", "cluster_endurance")
-"""The same for the long run with `--cluster`, whose processes want the machine for themselves."""
-
+"""Each has `EXPERIMENTS`, a tuple; their processes may share the machine."""
 DEFAULTS = {"kills": 200, "flips": 5000}
 """What the experiments' own counts are for: other numbers scale them."""
 
 
 def experiments(only: set[str], cluster: bool = False) -> list[Experiment]:
     """The experiments to run, by their names or their modules'; all where none is named."""
-    found = []
-    modules = (*MODULES, *CLUSTER_MODULES) if only else CLUSTER_MODULES if cluster else MODULES
-    for module in modules:
-        for experiment in import_module(f"tests.chaos.{module}").EXPERIMENTS:
-            if not only or {module, experiment.name} & only:
-                found.append(experiment)
-    return found
+    modules = (*MODULES, "cluster") if only else ("cluster",) if cluster else MODULES
+    return [
+        experiment
+        for module in modules
+        for experiment in import_module(f"tests.chaos.{module}").EXPERIMENTS
+        if not only or {module, experiment.name} & only
+    ]
 
 
 def main() -> int:

@@ -17,7 +17,7 @@ from typing import Any
 
 from tests.chaos.processes import end_at, ended, started, wait_for_lock
 from tests.chaos.scene import JOBS, Scene, scene
-from tests.chaos.tally import Experiment, Plan, Tally, try_cases
+from tests.chaos.tally import Experiment
 
 DAY = 86_400.0
 ZONES = ("UTC", "XXX+14", "XXX-14", "XXX-5:45", "CET-1CEST")
@@ -66,20 +66,16 @@ def jump(seed: int) -> None:
     datetime.datetime = Jumping  # type: ignore[misc]
 
 
-def run_clock(name: str, plan: Plan, tally: Tally) -> None:
-    """Try the cases of one job."""
-    try_cases(
-        f"clock-{name}",
-        plan,
-        tally,
-        partial(under_jumping_clock, name, scene()),
-        plan.cases(),
-        in_threads=True,
-    )
-
-
 EXPERIMENTS = tuple(
-    Experiment(f"clock-{name}", partial(run_clock, name), 10, scaled_by="kills") for name in JOBS
+    Experiment(
+        f"clock-{name}",
+        partial(under_jumping_clock, name),
+        10,
+        scene,
+        scaled_by="kills",
+        several="threads",
+    )
+    for name in JOBS
 )
 
 

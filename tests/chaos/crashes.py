@@ -14,10 +14,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tests.chaos.scenarios import SCENARIOS, Stage
+from tests.chaos.scenarios import SCENARIOS, Stage, stage
 from tests.chaos.seam import Operation, operations_through
-from tests.chaos.subject import run_here
-from tests.chaos.tally import Experiment, Plan, Tally, try_cases
+from tests.chaos.tally import Experiment
+from tests.commands.process import run_here
 
 VARIANTS = 6
 """Cases of each operation, which lose other things."""
@@ -27,15 +27,6 @@ MOST_CRASHES = 3
 
 class Died(BaseException):
     """The machine is dead; no handler of errors may make anything of it."""
-
-
-def crash_run(name: str, plan: Plan, tally: Tally) -> None:
-    """A death after each operation of a scenario, and losses of several kinds."""
-    with TemporaryDirectory() as base:
-        stage = Stage(Path(base), name)
-        stage.prepare()
-        cases = plan.cases(stage.operations * VARIANTS)
-        try_cases(f"crash-{name}", plan, tally, partial(_try_crash, stage), cases)
 
 
 def _try_crash(stage: Stage, case: int, chance: random.Random) -> str:
@@ -50,13 +41,13 @@ def _try_crash(stage: Stage, case: int, chance: random.Random) -> str:
             for number, survivors in enumerate(deaths):
                 disk = Disk(Path(kept) / str(number), survivors)
                 with dying(disk), suppress(Died):
-                    run_here(command)
+                    run_here(*command)
                 told += f"death after operation {survivors}, {disk.last}"
                 told += disk.settle(chance) + "; "
                 stage.check_between(subject)
                 if not disk.dead:  # the command had ended: what it told the user is there for good
                     stage.check_outcome(subject)
-            again = run_here(command)
+            again = run_here(*command)
             assert 0 == again.code, f"run again: {again.code} {again.err}"
             stage.check_done(subject)
         except AssertionError as error:
@@ -207,5 +198,12 @@ def dying(disk: Disk) -> Iterator[None]:
 
 
 EXPERIMENTS = tuple(
-    Experiment(f"crash-{name}", partial(crash_run, name), count=0) for name in SCENARIOS
+    Experiment(
+        f"crash-{name}",
+        _try_crash,
+        0,
+        partial(stage, name),
+        total=lambda stage: stage.operations * VARIANTS,
+    )
+    for name in SCENARIOS
 )

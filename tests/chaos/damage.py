@@ -5,13 +5,12 @@ then every command that has a use for the file is run: each ends as if nothing h
 with exit 3 and names the place. Nothing in between: no other result, no other code.
 """
 
-import atexit
 import random
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,17 +18,16 @@ from storage.checkpoints import DIRECTORY, MANIFEST, STATE, list_checkpoints
 from storage.places import open_location
 from storage.runs import LOCK, RECORD, SCORES, open_run
 from tests.chaos.subject import (
-    Ended,
     Outcome,
     Subject,
     longer,
-    new_subject,
-    run_here,
     run_outcome,
     scores_outcome,
     undisturbed,
 )
-from tests.chaos.tally import Experiment, Plan, Tally, try_cases
+from tests.chaos.tally import Experiment, scratch
+from tests.commands.process import Ended, run_here
+from tests.commands.sets import tree
 from tests.storage.damages import truncations, with_flipped_bit
 
 CONFIG = longer(keep=1000)
@@ -63,13 +61,9 @@ class Scene:
 @cache
 def scene() -> Scene:
     """The one scene of this process; its directory goes when the process ends."""
-    directory = TemporaryDirectory(prefix="chaos-damage-")
-    atexit.register(directory.cleanup)
-    place = Path(directory.name)
+    place = scratch()
     whole = undisturbed(place / "whole", CONFIG)
-    other = new_subject(place / "other", CONFIG, seed=8)
-    for arguments in other.commands.values():
-        assert 0 == run_here(arguments).code
+    other = undisturbed(place / "other", CONFIG, seed=8)
     scores_at = {}
     for name in checkpoints(whole):
         with halted(whole, name) as run:
@@ -96,7 +90,7 @@ def halted(subject: Subject, checkpoint: str) -> Iterator[Path]:
 
 def score_latest(subject: Subject, run: Path) -> tuple[Ended, Outcome]:
     """Score with the latest checkpoint; the scoring, where there is one."""
-    ended = run_here([*subject.score, "--run", str(run), "--checkpoint", "latest"])
+    ended = run_here(*subject.score, "--run", run, "--checkpoint", "latest")
     return ended, scores_outcome(open_location(run / SCORES)) if ended.code == 0 else {}
 
 
@@ -159,14 +153,13 @@ def swap(scene: Scene, copy: Subject, key: str) -> None:
 
 def take_others(scene: Scene, copy: Subject, key: str) -> None:
     """The file is that of another dataset, run or scoring."""
-    shutil.copy(scene.other.home / others_key(scene, key), copy.home / key)
+    shutil.copy(others(scene, key), copy.home / key)
 
 
 def take_others_directory(scene: Scene, copy: Subject, key: str) -> None:
     """All of the directory that holds the file is another's."""
-    directory = (copy.home / key).parent
-    shutil.rmtree(directory)
-    shutil.copytree((scene.other.home / others_key(scene, key)).parent, directory)
+    delete_directory(scene, copy, key)
+    shutil.copytree(others(scene, key).parent, (copy.home / key).parent)
 
 
 def next_of_kind(scene: Scene, key: str) -> str:
@@ -182,9 +175,9 @@ def key_kind(key: str) -> tuple[str, str]:
     return key.partition("/")[0], "chunk" if name.startswith("c.") else name
 
 
-def others_key(scene: Scene, key: str) -> str:
-    """Where the other subject has the same file: its scoring has another name."""
-    return key.replace(scene.whole.scoring.name, scene.other.scoring.name)
+def others(scene: Scene, key: str) -> Path:
+    """The same file of the other subject: its scoring has another name."""
+    return scene.other.home / key.replace(scene.whole.scoring.name, scene.other.scoring.name)
 
 
 def misplacement_cases(scene: Scene) -> list[tuple[Act, str]]:
@@ -207,7 +200,7 @@ def misplacement_cases(scene: Scene) -> list[tuple[Act, str]]:
 def judge(scene: Scene, copy: Subject, key: str, *more: str) -> str:
     """How a case ended, after something was done to the file `key` of a copy, and to `more`."""
     artefact = key.partition("/")[0]
-    verified = run_here(["verify", str(copy.home / artefact), "--quiet"])
+    verified = run_here("verify", copy.home / artefact, "--quiet")
     assert verified.code in (0, 3), f"{key}: verify ended with {verified}"
     if verified.code == 3:
         told = verified.out + verified.err
@@ -246,44 +239,40 @@ def uses(key: str) -> tuple[Use, ...]:
 
 def inspect(scene: Scene, copy: Subject, key: str) -> Ended:
     """Tell what is there; what it reads only to count bytes it need not refuse."""
-    return run_here(["inspect", str(copy.home / key.partition("/")[0]), "--quiet"])
+    return run_here("inspect", copy.home / key.partition("/")[0], "--quiet")
 
 
 def train_anew(scene: Scene, copy: Subject, key: str) -> Ended:
     """Train from the first step: the same parameters, metrics and order."""
-    new = copy.home / "new-run"
-    ended = run_here([*copy.train, "--run", str(new)])
+    return train_to_the_end(scene, copy, copy.home / "new-run")
+
+
+def go_on(scene: Scene, copy: Subject, key: str) -> Ended:
+    """Go on from the checkpoint that was hit, or the one before: to the same end."""
+    with halted(copy, hit_checkpoint(scene, key)) as run:
+        return train_to_the_end(scene, copy, run)
+
+
+def train_to_the_end(scene: Scene, copy: Subject, run: Path) -> Ended:
+    """Train; what comes of it, if anything does, is the oracle's."""
+    ended = run_here(*copy.train, "--run", run)
     if ended.code == 0:
-        assert scene.outcome["run"] == run_outcome(open_location(new)), f"{key}: another training"
+        assert scene.outcome["run"] == run_outcome(open_location(run)), "another training"
     return ended
 
 
 def score_anew(scene: Scene, copy: Subject, key: str) -> Ended:
     """Score as if it had not been done before: the same predictions."""
     shutil.rmtree(copy.run / SCORES)
-    ended = run_here(copy.score)
-    if ended.code == 0:
-        found = scores_outcome(open_location(copy.run / SCORES))
-        assert scene.outcome["scores"] == found, f"{key}: another scoring"
-    return ended
+    return score_again(scene, copy, key)
 
 
 def score_again(scene: Scene, copy: Subject, key: str) -> Ended:
-    """Score what is done already, and write it all out: the same predictions."""
-    ended = run_here([*copy.score, "--out", str(copy.home / "scores.csv")])
+    """Score what may be done already, and write it all out: the same predictions."""
+    ended = run_here(*copy.score, "--out", copy.home / "scores.csv")
     if ended.code == 0:
         found = scores_outcome(open_location(copy.run / SCORES))
-        assert scene.outcome["scores"] == found, f"{key}: another scoring"
-    return ended
-
-
-def go_on(scene: Scene, copy: Subject, key: str) -> Ended:
-    """Go on from the checkpoint that was hit, or the one before: to the same end."""
-    with halted(copy, hit_checkpoint(scene, key)) as run:
-        ended = run_here([*copy.train, "--run", str(run)])
-        if ended.code == 0:
-            found = run_outcome(open_location(run))
-            assert scene.outcome["run"] == found, f"{key}: another training"
+        assert scene.outcome["scores"] == found, "another scoring"
     return ended
 
 
@@ -293,7 +282,7 @@ def score_latest_of(scene: Scene, copy: Subject, key: str) -> Ended:
     with halted(copy, name) as run:
         ended, found = score_latest(copy, run)
         if ended.code == 0 and f"Checkpoint {name} is not used" not in ended.err:
-            assert scene.scores_at[name] == found, f"{key}: another scoring"
+            assert scene.scores_at[name] == found, "another scoring"
     return ended
 
 
@@ -315,51 +304,25 @@ def fall_back(scene: Scene, case: int, chance: random.Random) -> str:
         for name in hit:
             path = copy.run / DIRECTORY / name / chance.choice((STATE, MANIFEST))
             path.write_bytes(with_flipped_bit(path.read_bytes().rstrip(), chance))
-        before = contents(copy.run)
-        ended = run_here(copy.train)
+        before = tree(copy.run) | {LOCK: None}  # which names its last holder
+        ended = train_to_the_end(scene, copy, copy.run)
         for name in hit:
             assert f"Checkpoint {name} is not used" in ended.err, f"{name}: {ended}"
         if len(hit) < len(names):
             assert ended.code == 0, str(ended)
-            found = run_outcome(open_location(copy.run))
-            assert scene.outcome["run"] == found, f"{hit}: another training"
             return "survived"
         assert ended.code == 3, str(ended)
-        assert before == contents(copy.run), "something was changed"
+        assert before == tree(copy.run) | {LOCK: None}, "something was changed"
         return "detected"
 
 
-def contents(directory: Path) -> dict[str, bytes]:
-    """Every file below a directory but the lock, which names its last holder."""
-    location = open_location(directory)
-    return {key: location.get(key) for key in location.objects() if key != LOCK}
-
-
-def run_flips(plan: Plan, tally: Tally) -> None:
-    """Single-bit flips."""
-    try_cases("damage-flip", plan, tally, partial(flip, scene()), plan.cases())
-
-
-def run_truncations(plan: Plan, tally: Tally) -> None:
-    """Every truncation."""
-    cases = plan.cases(len(truncation_cases(scene())))
-    try_cases("damage-truncate", plan, tally, partial(truncate, scene()), cases)
-
-
-def run_misplacements(plan: Plan, tally: Tally) -> None:
-    """Files that are gone, swapped or another's."""
-    cases = plan.cases(len(misplacement_cases(scene())))
-    try_cases("damage-misplace", plan, tally, partial(misplace, scene()), cases)
-
-
-def run_fallbacks(plan: Plan, tally: Tally) -> None:
-    """The newest checkpoints damaged, one more in each case, up to all."""
-    try_cases("damage-fallback", plan, tally, partial(fall_back, scene()), plan.cases())
-
-
 EXPERIMENTS = (
-    Experiment("damage-flip", run_flips, 5000, "flips"),
-    Experiment("damage-truncate", run_truncations, 0),
-    Experiment("damage-misplace", run_misplacements, 0),
-    Experiment("damage-fallback", run_fallbacks, 60),
+    Experiment("damage-flip", flip, 5000, scene, scaled_by="flips"),
+    Experiment(
+        "damage-truncate", truncate, 0, scene, total=lambda scene: len(truncation_cases(scene))
+    ),
+    Experiment(
+        "damage-misplace", misplace, 0, scene, total=lambda scene: len(misplacement_cases(scene))
+    ),
+    Experiment("damage-fallback", fall_back, 60, scene),
 )

@@ -7,10 +7,12 @@ vouched for again, so that it is what the document says that is put to the test.
 
 import hashlib
 import json
+import os
 import struct
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,6 @@ from storage.checkpoints import DIRECTORY, MANIFEST, STATE
 from storage.errors import BadDataError
 from storage.runs import METRICS, RECORD
 from storage.schema import METADATA_NAME, SplitRecord, dataset_digest
-from tests.chaos.places import OUTSIDE, places, replaced
 from tests.chaos.subject import Subject
 from tests.commands.sets import PACK
 
@@ -29,21 +30,13 @@ Json = Any
 Edits = list[tuple[int, str, Json]]
 """Which place of a document, what is done there, and with what value."""
 
+OUTSIDE = "outside"
+"""A directory beside the subject's copy, in which nothing may be opened."""
+
 STRINGS = (
-    "",
-    "..",
-    f"../{OUTSIDE}/secret",
-    f"../../{OUTSIDE}/secret",
-    f"../../../../{OUTSIDE}/secret",
-    "/etc/passwd",
-    "a\0b",
-    "\ud800",
-    "\x1b[2J",
-    "é" * 300,
-    "784-relu-9999999-softmax-10",
-    "784-relu-9999999-relu-9999999-softmax-10",
-    "validation",
-    "1",
+    *("", "..", "/etc/passwd", "a\0b", "\ud800", "\x1b[2J", "é" * 300, "validation", "1"),
+    *(f"{'../' * levels}{OUTSIDE}/secret" for levels in (1, 2, 4)),
+    *("784-relu-9999999-softmax-10", "784-relu-9999999-relu-9999999-softmax-10"),
 )
 NUMBERS = (0, -1, 1, 2, 7, 255, 2**31, 2**48 - 1, 2**63 - 1, 2**63, 10**400, 1e308, 1e-320, -0.0)
 
@@ -187,23 +180,18 @@ def _newest(subject: Subject) -> Path:
     return max((subject.run / DIRECTORY).glob("[0-9]*"))
 
 
-def forge_manifest(subject: Subject, changes: Edits) -> None:
-    """A checkpoint's manifest, and the lines of metrics after what it says they are."""
+def forge_manifest(subject: Subject, changes: Edits, *, progress: bool = False) -> None:
+    """A checkpoint's manifest, or its progress alone, and the metrics that it says."""
     path = _newest(subject) / MANIFEST
-    document = apply(_read(path), changes)
+    document = _read(path)
+    if progress:
+        document["progress"] = apply(document["progress"], changes)
+    else:
+        document = apply(document, changes)
     path.write_bytes(_bytes(document))
     with suppress(KeyError, TypeError, AttributeError):
         lines = [_bytes(line, line=True) for line in document["progress"]["metrics"]]
         (subject.run / METRICS).write_bytes(b"".join(lines))
-
-
-def forge_progress(subject: Subject, changes: Edits) -> None:
-    """The same, with all changes in the trainer's own state."""
-    path = _newest(subject) / MANIFEST
-    document = _read(path)
-    document["progress"] = apply(document["progress"], changes)
-    path.write_bytes(_bytes(document))
-    forge_manifest(subject, [])
 
 
 def forge_metrics(subject: Subject, changes: Edits) -> None:
@@ -244,6 +232,48 @@ def forge_quality(subject: Subject, changes: Edits) -> None:
     _write_group(subject.scoring / METADATA_NAME, document)
 
 
+SPARSE_BYTES = 2**40
+"""A file that says to be this long and takes no space."""
+
+TEXTS = (
+    *(b"", b"null", b"[]", b"[" * 100_000, b'{"a":' * 100_000, b"1" * 10_000, b"\xff\xfe{}"),
+    *(b'{"a": 1e999}', b'{"a": NaN}', b'{"attributes": "\\ud800"}'),
+    b'{"attributes": {"format": "mnist-stream dataset", "format_version": 1, "complete": true}}',
+    b'{"attributes": {"format": "mnist-stream scores", "format_version": 1, "complete": true}}',
+    b'{"format": "mnist-stream run", "format_version": 1}',
+)
+KINDS = ("text", "sparse", "pipe", "directory", "link", "linked", "loop", "nowhere")
+places = st.tuples(st.integers(0, 2**16), st.sampled_from(KINDS), st.sampled_from(TEXTS))
+
+
+def replace_place(artefact: str, subject: Subject, drawn: Any) -> None:
+    """A file, or for links a directory too, replaced by something else altogether.
+
+    A `link` leads to what lay there, moved outside; a `linked` one to another file outside.
+    """
+    number, kind, text = drawn
+    paths = sorted(
+        path
+        for path in (subject.home / artefact).rglob("*")
+        if path.is_file() or kind in ("link", "linked", "loop", "nowhere")
+    )
+    path = paths[number % len(paths)]
+    outside = subject.home.parent / OUTSIDE
+    path.rename(outside / "moved")
+    if kind == "text":
+        path.write_bytes(text)
+    elif kind == "sparse":
+        path.touch()
+        os.truncate(path, SPARSE_BYTES)
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "directory":
+        path.mkdir()
+    else:
+        leads_to = {"link": outside / "moved", "linked": outside / "secret", "loop": path}
+        path.symlink_to(leads_to.get(kind, outside / "nothing"))
+
+
 idx_heads = st.tuples(
     st.sampled_from([0, 0, 0, 0, 1, 0x80]),
     st.sampled_from([8, 8, 8, 9, 11, 12, 13, 14, 10, 0, 255]),
@@ -269,31 +299,14 @@ def forge_idx(subject: Subject, drawn: Any) -> None:
     )
 
 
+TOML = (
+    *("0", "-1", "1e308", "nan", "inf", "-inf", "1" * 400, "1" * 5000, "0x" + "f" * 400, "true"),
+    *("0x" + "f" * 5000, "[0x" + "f" * 5000 + "]", "1979-05-27", '"' + "a" * 100_000 + '"'),
+    *('"784-relu-9999999-softmax-10"', '"784-relu-9999999-relu-9999999-softmax-10"', "{a = 1}"),
+    *("[" * 900 + "]" * 900, "[" * 90_000 + "]" * 90_000, '"\\ud800"'),
+)
 toml_values = (
-    st.sampled_from(
-        [
-            "0",
-            "-1",
-            "1e308",
-            "nan",
-            "inf",
-            "-inf",
-            "1" * 400,
-            "1" * 5000,
-            "0x" + "f" * 400,
-            "0x" + "f" * 5000,
-            "[0x" + "f" * 5000 + "]",
-            "true",
-            "1979-05-27",
-            '"' + "a" * 100_000 + '"',
-            '"784-relu-9999999-softmax-10"',
-            '"784-relu-9999999-relu-9999999-softmax-10"',
-            "{a = 1}",
-            "[" * 900 + "]" * 900,
-            "[" * 90_000 + "]" * 90_000,
-            '"\\ud800"',
-        ]
-    )
+    st.sampled_from(TOML)
     | st.integers().map(str)
     | st.floats().map(str)
     | st.text(max_size=10).map(lambda text: json.dumps(text, ensure_ascii=False))
@@ -316,16 +329,16 @@ def forge_config(subject: Subject, drawn: Any) -> None:
 TARGETS = {
     "dataset-root": Target(edits, forge_dataset_root, "attributes"),
     "dataset-arrays": Target(edits, forge_dataset_arrays, "dataset"),
-    "dataset-places": Target(places, replaced("dataset"), "dataset"),
+    "dataset-places": Target(places, partial(replace_place, "dataset"), "dataset"),
     "record": Target(edits, forge_record, "run"),
     "manifest": Target(edits, forge_manifest, "run"),
-    "progress": Target(edits, forge_progress, "run"),
+    "progress": Target(edits, partial(forge_manifest, progress=True), "run"),
     "metrics": Target(edits, forge_metrics, "run"),
     "tensors": Target(edits, forge_tensors, "run"),
-    "run-places": Target(places, replaced("run"), "run"),
+    "run-places": Target(places, partial(replace_place, "run"), "run"),
     "scoring": Target(edits, forge_scoring, "scores"),
     "quality": Target(edits, forge_quality, "scores"),
-    "scores-places": Target(places, replaced("run/scores"), "scores"),
+    "scores-places": Target(places, partial(replace_place, "run/scores"), "scores"),
     "idx": Target(idx_heads, forge_idx, "source"),
     "config": Target(toml_documents, forge_config, "config"),
 }

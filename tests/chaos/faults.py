@@ -8,26 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from storage.errors import UnreachableError
-from tests.chaos.scenarios import SCENARIOS, Stage
+from tests.chaos.scenarios import SCENARIOS, Stage, stage
 from tests.chaos.seam import Operation, operations_through
-from tests.chaos.subject import run_here
-from tests.chaos.tally import Experiment, Plan, Tally, try_cases
+from tests.chaos.tally import Experiment
+from tests.commands.process import run_here
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EACCES)
 MODES = ("once", "for ever")
-
-
-def fault_run(name: str, plan: Plan, tally: Tally) -> None:
-    """Each operation of a scenario, with each error, once and for ever."""
-    with TemporaryDirectory() as base:
-        stage = Stage(Path(base), name)
-        stage.prepare()
-        cases = plan.cases(stage.operations * len(ERRORS) * len(MODES))
-        try_cases(f"fault-{name}", plan, tally, partial(_try_fault, stage), cases)
 
 
 def _try_fault(stage: Stage, case: int, chance: random.Random) -> str:
@@ -38,7 +28,7 @@ def _try_fault(stage: Stage, case: int, chance: random.Random) -> str:
         command = stage.scenario.command(subject)
         files = _open_files()
         with failing(number, ERRORS[kind], MODES[mode], chance) as failed:
-            ended = run_here(command)
+            ended = run_here(*command)
         assert failed, f"there is no operation {number}: {ended}"
         doing = (
             f"operation {number}, {failed[0]}, fails {MODES[mode]} ({os.strerror(ERRORS[kind])})"
@@ -48,7 +38,7 @@ def _try_fault(stage: Stage, case: int, chance: random.Random) -> str:
                 check_refusal(ended.code, ended.err, ERRORS[kind])
             stage.check_between(subject)
             assert files >= _open_files(), "a file stays open"
-            again = run_here(command)
+            again = run_here(*command)
             assert 0 == again.code, f"run again: {again.code} {again.err}"
             stage.check_done(subject)
         except AssertionError as error:
@@ -106,5 +96,12 @@ def _open_files() -> int:
 
 
 EXPERIMENTS = tuple(
-    Experiment(f"fault-{name}", partial(fault_run, name), count=0) for name in SCENARIOS
+    Experiment(
+        f"fault-{name}",
+        _try_fault,
+        0,
+        partial(stage, name),
+        total=lambda stage: stage.operations * len(ERRORS) * len(MODES),
+    )
+    for name in SCENARIOS
 )

@@ -10,32 +10,27 @@ import signal
 from contextlib import suppress
 from functools import partial
 
-from tests.chaos.processes import end_at, ended, forks, has_ended, started, wait_for_lock
+from tests.chaos.processes import end_at, ended, forks, started, wait_at_work, wait_for_lock
 from tests.chaos.scene import Job, Scene, scene
-from tests.chaos.tally import Experiment, Plan, Tally, try_cases
+from tests.chaos.tally import Experiment, TooLateError
 
 KILLS_IN_A_ROW = (1, 1, 2)
 IN_START_UP = 0.1
 """The share of kills before the command holds its lock."""
-
-TRIES = 20
-"""How often to begin anew where a training had ended, or not begun to fork, at the moment."""
 
 COUNTS = {"train": 200, "ingest": 50, "replace": 50, "score": 100}
 """Cases of the long run, by the job that is killed."""
 
 
 def kill(name: str, scene: Scene, case: int, chance: random.Random) -> str:
-    """Kill a job until a kill has come in time, then let it end."""
-    landed = False
-    while not landed:
-        with scene.job(name) as job:
-            for _ in range(chance.choice(KILLS_IN_A_ROW)):
-                if not killed(job, chance):
-                    break
-                landed = True
+    """Kill a job once or twice, then let it end."""
+    with scene.job(name) as job:
+        for number in range(chance.choice(KILLS_IN_A_ROW)):
+            if killed(job, chance):
                 job.look()
-            job.finish()
+            elif number == 0:
+                raise TooLateError
+        job.finish()
     return "survived"
 
 
@@ -55,40 +50,26 @@ def killed(job: Job, chance: random.Random) -> bool:
 
 def kill_a_fork(scene: Scene, case: int, chance: random.Random) -> str:
     """Kill a process that helps a training to compute; the training itself goes on to its end."""
-    for _ in range(TRIES):
-        with scene.job("train") as job, started(job.command) as process:
-            wait_for_lock(process, job.command)
-            has_ended(process, chance.uniform(0, job.work.writing))
-            helping = forks(process.pid)
-            for fork in helping:
-                with suppress(ProcessLookupError):
-                    os.kill(fork, signal.SIGKILL)
-            found = ended(process)
-            assert 0 == found.code, found.err
-            job.check()
-            if helping:
-                return "survived"
-    raise AssertionError("none of the trainings had a process to help it")
-
-
-def run_kills(name: str, plan: Plan, tally: Tally) -> None:
-    """Try the cases of one job."""
-    try_cases(
-        f"kill-{name}", plan, tally, partial(kill, name, scene()), plan.cases(), in_threads=True
-    )
-
-
-def run_fork_kills(plan: Plan, tally: Tally) -> None:
-    """Try the cases in which a helping process dies."""
-    try_cases(
-        "kill-fork", plan, tally, partial(kill_a_fork, scene()), plan.cases(), in_threads=True
-    )
+    with scene.job("train") as job, started(job.command) as process:
+        wait_at_work(process, job.command, chance.uniform(0, job.work.writing))
+        helping = forks(process.pid)
+        if not helping:
+            raise TooLateError
+        for fork in helping:
+            with suppress(ProcessLookupError):
+                os.kill(fork, signal.SIGKILL)
+        found = ended(process)
+        assert 0 == found.code, found.err
+        job.check()
+    return "survived"
 
 
 EXPERIMENTS = (
     *(
-        Experiment(f"kill-{name}", partial(run_kills, name), count, scaled_by="kills")
+        Experiment(
+            f"kill-{name}", partial(kill, name), count, scene, scaled_by="kills", several="threads"
+        )
         for name, count in COUNTS.items()
     ),
-    Experiment("kill-fork", run_fork_kills, 100, scaled_by="kills"),
+    Experiment("kill-fork", kill_a_fork, 100, scene, scaled_by="kills", several="threads"),
 )

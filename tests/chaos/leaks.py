@@ -8,7 +8,6 @@ does so many epochs of a training, or so many scorings, and prints what it held 
 import gc
 import json
 import os
-import random
 import resource
 import shutil
 import subprocess
@@ -23,17 +22,19 @@ from jobs.training.job import TrainListener, train
 from storage.runs import SCORES
 from tests.chaos.processes import GIVEN_UP
 from tests.chaos.subject import longer, undisturbed
-from tests.chaos.tally import Experiment, Plan, Tally, try_cases
+from tests.chaos.tally import Experiment
 from tests.commands.process import REPOSITORY
 
 JOBS = ("train", "score")
+TIMES = 200
+"""Epochs or scorings in the long run."""
 MEMORY_SLACK = 3 * 2**20
 """Bytes that the second half may need above the first: the allocator's, and lines of metrics."""
 
 Held = dict[str, int]
 
 
-def repeat(name: str, count: int, case: int, chance: random.Random) -> str:
+def repeat(name: str, count: int, *case: Any) -> str:
     """Repeat a job in a process of its own: its second half holds no more than its first."""
     found = subprocess.run(
         [sys.executable, "-W", "error", "-m", "tests.chaos.leaks", name, str(count)],
@@ -92,12 +93,7 @@ def repeat_here(name: str, count: int) -> list[Held]:
         return held
 
 
-def run_leaks(name: str, plan: Plan, tally: Tally) -> None:
-    """One case: as many repetitions as are wanted."""
-    try_cases(f"leaks-{name}", plan, tally, partial(repeat, name, plan.count), [0])
-
-
-EXPERIMENTS = tuple(Experiment(f"leaks-{name}", partial(run_leaks, name), 200) for name in JOBS)
+EXPERIMENTS = tuple(Experiment(f"leaks-{name}", partial(repeat, name, TIMES), 1) for name in JOBS)
 
 
 if __name__ == "__main__":

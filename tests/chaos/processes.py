@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.chaos.subject import Ended
-from tests.commands.process import MODULE, REPOSITORY, start_pipeline
+from tests.chaos.tally import TooLateError
+from tests.commands.process import MODULE, REPOSITORY, Ended, start_pipeline
 
 GIVEN_UP = 300.0
 """Seconds after which a process that should have ended is a failure: it hangs."""
@@ -78,6 +78,12 @@ def wait_for_lock(process: "subprocess.Popen[str]", command: Command) -> bool:
     return wait_for(lambda: holder(command.lock) == process.pid, process)
 
 
+def wait_at_work(process: "subprocess.Popen[str]", command: Command, seconds: float) -> None:
+    """Let the process work for so many seconds from its lock on; it is not to end before."""
+    if not wait_for_lock(process, command) or has_ended(process, seconds):
+        raise TooLateError(command.arguments[0])
+
+
 def holder(lock: Path) -> int | None:
     """The process that a lock file names, if any."""
     try:
@@ -106,16 +112,11 @@ def end_at(process: "subprocess.Popen[str]", moment: float, number: int) -> bool
 
 
 def forks(process: int) -> list[int]:
-    """The processes that a process has forked and that have not ended."""
+    """The processes that a process's main thread has forked and that have not ended."""
     try:
-        return [int(number) for number in _children(process).read_text().split()]
+        return [*map(int, Path(f"/proc/{process}/task/{process}/children").read_text().split())]
     except FileNotFoundError:
         return []
-
-
-def _children(process: int) -> Path:
-    """What the kernel lists as the children of a process's main thread."""
-    return Path(f"/proc/{process}/task/{process}/children")
 
 
 def has_ended(process: "subprocess.Popen[str]", seconds: float = 0) -> bool:

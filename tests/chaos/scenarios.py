@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,11 +27,12 @@ from tests.chaos.subject import (
     checkpoint_outcome,
     dataset_outcome,
     longer,
-    run_here,
     run_outcome,
+    run_well,
     scores_outcome,
     undisturbed,
 )
+from tests.chaos.tally import scratch
 
 OUTPUT = "predictions.csv"
 NOTHING_YET = (
@@ -61,16 +63,16 @@ def _nothing(subject: Subject) -> None:
 
 
 def _other_dataset(subject: Subject) -> None:
-    _run([*subject.ingest, "--rows-per-chunk", "45"])
+    run_well([*subject.ingest, "--rows-per-chunk", "45"])
 
 
 def _dataset(subject: Subject) -> None:
-    _run(subject.ingest)
+    run_well(subject.ingest)
 
 
 def _part_of_run(subject: Subject) -> None:
     """A training that was stopped within its second epoch, at a checkpoint."""
-    _run(subject.ingest)
+    run_well(subject.ingest)
     listener = _StopAt(5)
     try:
         train(
@@ -86,13 +88,8 @@ def _part_of_run(subject: Subject) -> None:
 
 
 def _run_to_score(subject: Subject) -> None:
-    _run(subject.ingest)
-    _run(subject.train)
-
-
-def _run(arguments: list[str]) -> None:
-    ended = run_here(arguments)
-    assert 0 == ended.code, ended.err
+    run_well(subject.ingest)
+    run_well(subject.train)
 
 
 class _StopAt(TrainListener):
@@ -170,7 +167,7 @@ class Stage:
         self.scenario.begin(self._before)
         done = self._before.copy(self._done.home)
         with counted() as operations:
-            _run(self.scenario.command(done))
+            run_well(self.scenario.command(done))
         facts: dict[str, Any] = {
             "operations": len(operations),
             "before": self._before.outcome(),
@@ -214,6 +211,14 @@ class Stage:
         assert not missing, f"not there: {sorted(missing)}"
 
 
+@cache
+def stage(name: str) -> Stage:
+    """A scenario made ready, once for this process and those that it starts."""
+    made = Stage(scratch(), name)
+    made.prepare()
+    return made
+
+
 def files_of(subject: Subject) -> list[str]:
     """Every file and directory that the commands made, hidden ones too."""
     found = []
@@ -243,8 +248,8 @@ def _history(base: Path, config: TrainConfig) -> dict[str, Outcome]:
     """Each checkpoint that the oracle passes, by name."""
     subject = Subject(base / "history", base / "oracle" / "source", longer(keep=1000))
     subject.home.mkdir()
-    _run(subject.ingest)
-    _run(subject.train)
+    run_well(subject.ingest)
+    run_well(subject.train)
     run = open_run(open_location(subject.run))
     return {str(name): checkpoint_outcome(run, name) for name in list_checkpoints(run)}
 

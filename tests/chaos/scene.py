@@ -4,7 +4,6 @@ The subject is larger than that of the experiments inside one process: an undist
 for some time after its start, so that a moment drawn at random falls anywhere.
 """
 
-import atexit
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from storage.errors import BadDataError, ConflictError
+from storage.location import Location
 from storage.places import open_location
 from storage.runs import RECORD, SCORES, open_run
 from storage.scores import is_complete
@@ -31,6 +31,7 @@ from tests.chaos.subject import (
     undisturbed,
     untimed,
 )
+from tests.chaos.tally import scratch
 
 TIMES = 10
 """900 training rows in 45 chunks, 310 test rows in 16."""
@@ -53,7 +54,7 @@ class Job:
     """What it writes: a dataset, a run, or a run's scores."""
     work: Work
     expected: Outcome
-    outcome: Callable[[], Outcome]
+    read: Callable[[Location], Outcome]
     look: Callable[[], None]
     """Looks as a reader would, at any moment; an `AssertionError` says what is not whole."""
 
@@ -65,7 +66,7 @@ class Job:
 
     def check(self) -> None:
         """What is there is the oracle's; nothing else is but locks."""
-        found = self.outcome()
+        found = self.read(open_location(self.target))
         differing = [key for key in self.expected if self.expected[key] != found.get(key)]
         assert not differing, f"other than undisturbed: {', '.join(differing)}"
         hidden = [path.name for path in self.place.rglob(".*") if path.suffix != ".lock"]
@@ -83,61 +84,39 @@ class Scene:
     expected: Outcome
     other_dataset: Outcome
     work: dict[str, Work]
-    """How long each job takes."""
+    """How long each command takes."""
 
     @contextmanager
     def job(self, name: str) -> Iterator[Job]:
         """One of `JOBS`, to be done in an empty directory for one case."""
         with TemporaryDirectory(dir=self.directory) as directory:
             place = Path(directory)
-            yield {
-                "train": self._train,
-                "score": self._score,
-                "ingest": self._ingest,
-                "replace": self._replace,
-            }[name](place)
+            yield {"train": self._train, "score": self._score}.get(name, self._ingest)(place, name)
 
-    def _train(self, place: Path) -> Job:
-        target, expected = place / "run", self.expected["run"]
-        return Job(
-            train(self.oracle, target),
-            place,
-            target,
-            self.work["train"],
-            expected,
-            partial(run_outcome, open_location(target)),
-            partial(look_at_run, target, expected),
-        )
+    def _train(self, place: Path, name: str) -> Job:
+        command, expected = train(self.oracle, place / "run"), self.expected["run"]
+        look = partial(look_at_run, place / "run", expected)
+        return Job(command, place, place / "run", self.work[name], expected, run_outcome, look)
 
-    def _score(self, place: Path) -> Job:
-        unscored = shutil.ignore_patterns(SCORES, ".lock")
-        copy = Path(shutil.copytree(self.oracle.run, place / "run", ignore=unscored))
-        target, expected = copy / SCORES, self.expected["scores"]
-        return Job(
-            score(self.oracle, copy),
-            place,
-            target,
-            self.work["score"],
-            expected,
-            partial(scores_outcome, open_location(target)),
-            partial(look_at_scores, target, expected),
-        )
+    def _score(self, place: Path, name: str) -> Job:
+        copy = unscored(self.oracle.run, place / "run")
+        command, expected = score(self.oracle, copy), self.expected["scores"]
+        look = partial(look_at_scores, copy / SCORES, expected)
+        return Job(command, place, copy / SCORES, self.work[name], expected, scores_outcome, look)
 
-    def _ingest(self, place: Path, *options: str, before: Outcome | None = None) -> Job:
-        target, expected = place / "dataset", self.expected["dataset"]
-        return Job(
-            ingest(self.oracle, target, *options),
-            place,
-            target,
-            self.work["ingest"],
-            expected,
-            partial(dataset_outcome, open_location(target)),
-            partial(look_at_dataset, target, before, expected),
-        )
+    def _ingest(self, place: Path, name: str) -> Job:
+        target, expected, before = place / "dataset", self.expected["dataset"], None
+        if name == "replace":
+            shutil.copytree(self.other.dataset, target)
+            before = self.other_dataset
+        command = ingest(self.oracle, target, *(["--overwrite"] if before else []))
+        look = partial(look_at_dataset, target, before, expected)
+        return Job(command, place, target, self.work["ingest"], expected, dataset_outcome, look)
 
-    def _replace(self, place: Path) -> Job:
-        shutil.copytree(self.other.dataset, place / "dataset")
-        return self._ingest(place, "--overwrite", before=self.other_dataset)
+
+def unscored(run: Path, copy: Path) -> Path:
+    """A copy of a run without its scores."""
+    return Path(shutil.copytree(run, copy, ignore=shutil.ignore_patterns(SCORES, ".lock")))
 
 
 def ingest(subject: Subject, dataset: Path, *options: str) -> Command:
@@ -196,9 +175,7 @@ def scene() -> Scene:
 
     Its directory goes when the process ends. Worker processes are given it.
     """
-    temporary = TemporaryDirectory(prefix="chaos-")
-    atexit.register(temporary.cleanup)
-    directory = Path(temporary.name)
+    directory = scratch()
     oracle = undisturbed(directory / "oracle", CONFIG, times=TIMES)
     other = new_subject(directory / "other", CONFIG, times=TIMES, seed=8)
     timed = directory / "timed"

@@ -8,14 +8,13 @@ import json
 import os
 import random
 import re
-import shutil
 import signal
 import subprocess
 import time
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -24,15 +23,14 @@ from storage.places import open_location
 from storage.runs import SCORES
 from storage.verify import verify_run
 from tests.chaos.processes import GIVEN_UP, Command, has_ended, run
-from tests.chaos.scene import scene
-from tests.chaos.tally import Experiment, Plan, Tally, try_cases
+from tests.chaos.scene import scene, unscored
+from tests.chaos.tally import Experiment
 from tests.commands.process import start_pipeline
 from tests.jobs.inboxes import put_images
 
 FILES = 8
 KILLS = 5
 """In each case."""
-NAME = "kill-schedulers"
 
 
 def job(place: Path) -> list[str]:
@@ -57,8 +55,7 @@ def expected() -> dict[str, str]:
 
 def prepare(place: Path) -> Path:
     """A run without scores, and an inbox with some files."""
-    unscored = shutil.ignore_patterns(SCORES, ".lock")
-    shutil.copytree(scene().oracle.run, place / "run", ignore=unscored)
+    unscored(scene().oracle.run, place / "run")
     for number in range(FILES):
         put_images(place / "inbox" / f"{number}.idx3-ubyte", number, rows=300)
     return place
@@ -120,17 +117,12 @@ class Service:
 
     def end_orphans(self) -> None:
         """Kill the jobs that outlived a scheduler that was killed: the last of the deaths."""
-        for process in self.started():
+        for process in re.findall(r'"event": "start".*"process": (\d+)', self.log.read_text()):
             with suppress(OSError):
                 if str(self.place).encode() in Path(f"/proc/{process}/cmdline").read_bytes():
-                    os.kill(process, signal.SIGKILL)
+                    os.kill(int(process), signal.SIGKILL)
                     while Path(f"/proc/{process}/cmdline").read_bytes():
                         time.sleep(0.01)  # lets it die; nothing depends on how long
-
-    def started(self) -> list[int]:
-        """The processes of all its jobs."""
-        found = re.findall(r'"event": "start".*"process": (\d+)', self.log.read_text())
-        return [int(process) for process in found]
 
     def stop(self) -> None:
         """Have it end, once its job has."""
@@ -152,7 +144,8 @@ def kill_schedulers(oracle: dict[str, str], case: int, chance: random.Random) ->
                 assert victim.process is not None
                 has_ended(victim.process, chance.uniform(0.3, 1.5))
                 victim.kill(its_job=chance.random() < 0.6)
-                check_so_far(place, oracle)
+                found = scored(place / "run").items()
+                assert found <= oracle.items(), "other scores than undisturbed"
         finally:
             for service in services:
                 service.stop()
@@ -169,16 +162,8 @@ def kill_schedulers(oracle: dict[str, str], case: int, chance: random.Random) ->
     return "survived"
 
 
-def check_so_far(place: Path, oracle: dict[str, str]) -> None:
-    """Whatever is in the ledger is what it has to be, and once."""
-    found = scored(place / "run")
-    assert found.items() <= oracle.items(), "other scores than undisturbed"
-
-
-def run_schedulers(plan: Plan, tally: Tally) -> None:
-    """Try the cases."""
-    kill = partial(kill_schedulers, expected())
-    try_cases(NAME, plan, tally, kill, plan.cases(), in_threads=True)
-
-
-EXPERIMENTS = (Experiment(NAME, run_schedulers, 10, scaled_by="kills"),)
+EXPERIMENTS = (
+    Experiment(
+        "kill-schedulers", kill_schedulers, 10, expected, scaled_by="kills", several="threads"
+    ),
+)

@@ -20,14 +20,14 @@ from tests.chaos.processes import (
     Command,
     end_at,
     ended,
-    has_ended,
     held_still,
     started,
+    wait_at_work,
     wait_for,
     wait_for_lock,
 )
 from tests.chaos.scene import BATCHES, CONFIG, Job, Scene, scene
-from tests.chaos.tally import Experiment, Plan, Tally, try_cases
+from tests.chaos.tally import Experiment, TooLateError
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 EVERY_STEP = ("--checkpoint-every", "1")
@@ -77,13 +77,15 @@ def stop_soon(name: str, scene: Scene, case: int, chance: random.Random) -> str:
         number = chance.choice(SIGNALS)
         steps = chance.randrange(1, CONFIG.epochs * BATCHES - 3)
         with started(saving) as process:
-            assert wait_for(lambda: steps_saved(job) >= steps, process)
+            if not wait_for(lambda: steps_saved(job) >= steps, process):
+                raise TooLateError
             with held_still(process):
                 before = steps_saved(job)
                 process.send_signal(number)
             found = ended(process)
         assert 128 + number == found.code, found
         assert before <= steps_saved(job) <= before + 2
+        assert found.err.startswith(f"Stopped after {steps_saved(job):,} steps; "), found
         job.finish()
     return "survived"
 
@@ -101,8 +103,7 @@ def stop_at_once(name: str, scene: Scene, case: int, chance: random.Random) -> s
     """Both signals in one moment end a job without a word; the next one mends it."""
     with scene.job(name) as job:
         with started(job.command) as process:
-            assert wait_for_lock(process, job.command)
-            assert not has_ended(process, chance.uniform(0, job.work.writing / 2))
+            wait_at_work(process, job.command, chance.uniform(0, job.work.writing / 2))
             with held_still(process):
                 for number in SIGNALS:
                     process.send_signal(number)
@@ -119,9 +120,9 @@ def stop_in_start_up(name: str, scene: Scene, case: int, chance: random.Random) 
     number = chance.choice(SIGNALS)
     with scene.job(name) as job:
         with started(job.command) as process:
-            sent = end_at(process, chance.uniform(0, job.work.start_up), number)
+            if not end_at(process, chance.uniform(0, job.work.start_up), number):
+                raise TooLateError
             found = ended(process)
-        assert sent, found
         assert found.code in (128 + number, -number), found
         job.look()
         job.finish()
@@ -134,15 +135,9 @@ TRIES = {
     "stop-at-once": partial(stop_at_once, "train"),
     "stop-in-start-up": partial(stop_in_start_up, "train"),
 }
-
-
-def run_signals(name: str, plan: Plan, tally: Tally) -> None:
-    """Try the cases of one experiment."""
-    try_cases(name, plan, tally, partial(TRIES[name], scene()), plan.cases(), in_threads=True)
-
-
 EXPERIMENTS = tuple(
-    Experiment(name, partial(run_signals, name), 20, scaled_by="kills") for name in TRIES
+    Experiment(name, try_case, 20, scene, scaled_by="kills", several="threads")
+    for name, try_case in TRIES.items()
 )
 
 

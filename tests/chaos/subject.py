@@ -4,19 +4,14 @@ The oracle is the outcome of the run that nothing ever disturbed; whatever is do
 of the same commands, it must come to the same in the end.
 """
 
-import contextlib
 import hashlib
-import io
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
-from jobs.commands.cli import main
 from jobs.nn.architecture import parse_network
 from jobs.training.config import TrainConfig
 from jobs.training.trainer import template
@@ -33,6 +28,7 @@ from storage.location import Location
 from storage.places import open_location
 from storage.runs import SCORES, Run, open_run
 from storage.scores import open_scores, scoring_homes
+from tests.commands.process import run_here
 from tests.storage.idx_files import write_idx
 
 ROWS_PER_CHUNK = 20
@@ -109,17 +105,19 @@ class Subject:
         return Subject(home, self.source, self.config)
 
     def outcome(self) -> Outcome:
-        """See the function `outcome`."""
-        return outcome(self.home)
+        """All that must be the same in the end, of what there is: read, and checked.
 
-
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
+        Keys are `dataset`, `run` and `scores`, where each is there. Raises `BadDataError` where
+        one is damaged or incomplete.
+        """
+        found: dict[str, tuple[Path, Callable[[Location], Outcome]]] = {
+            "dataset": (self.dataset, dataset_outcome),
+            "run": (self.run, run_outcome),
+            "scores": (self.run / SCORES, scores_outcome),
+        }
+        return {
+            name: read(open_location(path)) for name, (path, read) in found.items() if path.exists()
+        }
 
 
 def new_subject(
@@ -138,13 +136,20 @@ def new_subject(
     return Subject(home, source, config)
 
 
-def undisturbed(home: Path, config: TrainConfig = CONFIG, *, times: int = 1) -> Subject:
+def undisturbed(
+    home: Path, config: TrainConfig = CONFIG, *, times: int = 1, seed: int = 7
+) -> Subject:
     """A subject whose three commands have been run to their ends; its outcome is the oracle."""
-    subject = new_subject(home, config, times=times)
+    subject = new_subject(home, config, times=times, seed=seed)
     for arguments in subject.commands.values():
-        ended = run_here(arguments)
-        assert 0 == ended.code, ended.err
+        run_well(arguments)
     return subject
+
+
+def run_well(arguments: list[str]) -> None:
+    """Run a command in this process, which is to end well."""
+    ended = run_here(*arguments)
+    assert 0 == ended.code, ended.err
 
 
 def config_options(config: TrainConfig) -> list[str]:
@@ -157,38 +162,6 @@ def config_options(config: TrainConfig) -> list[str]:
         elif value is not None:
             options += [name, str(value)]
     return options
-
-
-def run_here(arguments: list[str]) -> Ended:
-    """Run `pipeline` in this process; its streams are caught, its exit code is returned."""
-    out, err = io.StringIO(), io.StringIO()
-    with (
-        mock.patch.object(sys, "argv", ["pipeline", *arguments]),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-    ):
-        try:
-            main()
-        except SystemExit as leaving:
-            assert isinstance(leaving.code, int), leaving.code
-            return Ended(leaving.code, out.getvalue(), err.getvalue())
-    raise AssertionError("the command did not end in an exit code")
-
-
-def outcome(home: Path) -> Outcome:
-    """All that must be the same in the end, of what there is in `home`: read, and checked.
-
-    Keys are `dataset`, `run` and `scores`, where each is there. Raises `BadDataError` where one is
-    damaged or incomplete.
-    """
-    found: dict[str, tuple[Path, Callable[[Location], Outcome]]] = {
-        "dataset": (home / "dataset", dataset_outcome),
-        "run": (home / "run", run_outcome),
-        "scores": (home / "run" / SCORES, scores_outcome),
-    }
-    return {
-        name: read(open_location(path)) for name, (path, read) in found.items() if path.exists()
-    }
 
 
 def dataset_outcome(location: Location) -> Outcome:
@@ -239,12 +212,11 @@ def _of_checkpoint(checkpoint: Checkpoint) -> Outcome:
 
 
 def scores_outcome(location: Location) -> Outcome:
-    """Of each scoring of a run: its predictions, each read and checked, and its quality."""
-    return {home: scoring_outcome(location.child(home)) for home in scoring_homes(location)}
+    """Of each scoring of a run: its predictions, read and checked, and its untimed metrics."""
+    return {home: _scoring_outcome(location.child(home)) for home in scoring_homes(location)}
 
 
-def scoring_outcome(location: Location) -> Outcome:
-    """One scoring's predictions, read and checked, and its metrics without the seconds."""
+def _scoring_outcome(location: Location) -> Outcome:
     scores = open_scores(location)
     content = hashlib.sha256()
     for number in range(scores.schema.chunks):

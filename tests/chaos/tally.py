@@ -1,5 +1,6 @@
-"""What was tried, how often, and what came of it: the plan of an experiment, and its tally."""
+"""What is tried, how often, and what came of it: experiments, their plan, and the tally."""
 
+import atexit
 import multiprocessing
 import random
 import shlex
@@ -8,12 +9,25 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 OUTCOMES = ("survived", "detected", "harmless")
 """How a case may end well: as if nothing had been; with the right message; without effect."""
 
-TryCase = Callable[[int, random.Random], str]
-"""Tries one case and returns its outcome; an `AssertionError` says what went wrong."""
+TryCase = Callable[[Any, int, random.Random], str]
+"""Tries one case, given what the cases share, and returns its outcome; an `AssertionError` says
+what went wrong."""
+
+
+TRIES = 50
+"""How often to draw another moment for a case."""
+
+
+class TooLateError(Exception):
+    """A job had ended before the moment that was drawn for it; another one is to be drawn."""
 
 
 @dataclass(frozen=True)
@@ -42,41 +56,26 @@ class Plan:
         return sorted(random.Random(f"{self.seed}|cases").sample(range(total), self.count))
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A case that did not end as it must."""
-
-    name: str
-    what: str
-    repeat: str
-    """The command that repeats it."""
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.what}\n  repeat with: {self.repeat}"
-
-
 @dataclass
 class Tally:
     """Counts the outcomes of all experiments, by name."""
 
     outcomes: dict[str, Counter[str]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
-    failures: list[Failure] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
 
-    def count(self, name: str, outcome: str) -> None:
-        """One more case of experiment `name` that ended well."""
-        assert outcome in OUTCOMES, outcome
-        self.outcomes.setdefault(name, Counter())[outcome] += 1
-
-    def fail(self, name: str, what: str, seed: int, case: int) -> None:
-        """One more case that did not."""
-        self.outcomes.setdefault(name, Counter())["failed"] += 1
-        self.failures.append(Failure(name, what, repeat_command(name, seed, case)))
+    def count(self, name: str, seed: int, case: int, outcome: str, what: str) -> None:
+        """One more case of experiment `name` that ended: well, or with `what` went wrong."""
+        self.outcomes.setdefault(name, Counter())[outcome or "failed"] += 1
+        if not outcome:
+            words = ["--only", name, "--seed", str(seed), "--case", str(case)]
+            repeat = shlex.join(["python", "-m", "tests.chaos", *words])
+            self.failures.append(f"{name}: {what}\n  repeat with: {repeat}")
 
     def check(self) -> None:
         """Raise `AssertionError` that tells of every failure, or that nothing was tried."""
         assert self.outcomes, "nothing was tried"
-        assert not self.failures, "\n".join(map(str, self.failures))
+        assert not self.failures, "\n".join(self.failures)
 
     def table(self) -> str:
         """A line per experiment: how often it was tried, and how the cases ended."""
@@ -94,70 +93,72 @@ class Tally:
 
 @dataclass(frozen=True)
 class Experiment:
-    """One thing to try, of which there are many cases."""
+    """One thing to try, of which there are many cases.
+
+    Each case gets its number and a generator seeded by name, seed and number, so that it can be
+    repeated alone.
+    """
 
     name: str
-    run: Callable[[Plan, Tally], None]
+    try_case: TryCase
+    """A function of a module, or a partial of one: it is pickled where there are several jobs."""
     count: int
     """Cases in the long run, by default; 0 for all there are."""
+    prepare: Callable[[], Any] = lambda: None
+    """Makes what the cases share, once for this process."""
+    total: Callable[[Any], int] | None = None
+    """How many cases there are of what is shared, where they can be counted."""
     scaled_by: str = ""
     """The option of the long run that `count` goes with: `kills`, `flips` or none."""
+    several: str = "processes"
+    """Where a plan's jobs are: `processes`, or `threads` where a case starts processes and does
+    little else, or `none` where its processes want the machine for themselves."""
 
+    def run(self, plan: Plan, tally: Tally) -> None:
+        """Try the cases of a plan and count how they end."""
+        shared = self.prepare()
+        began = time.perf_counter()
+        cases = plan.cases(self.total and self.total(shared))
+        attempt = partial(_attempt, self.try_case, shared, f"{self.name}|{plan.seed}")
+        for case, ending in zip(cases, self._endings(attempt, cases, plan.jobs), strict=True):
+            tally.count(self.name, plan.seed, case, *ending)
+        took = time.perf_counter() - began
+        tally.seconds[self.name] = tally.seconds.get(self.name, 0) + took
 
-def try_cases(
-    name: str,
-    plan: Plan,
-    tally: Tally,
-    try_case: TryCase,
-    cases: Iterable[int],
-    *,
-    in_threads: bool = False,
-) -> None:
-    """Try cases of experiment `name` and count how they end.
-
-    Each gets its number and a generator seeded by name, seed and number, so that it can be
-    repeated alone. `try_case` can be pickled (a function of a module, or a partial of one): with
-    `plan.jobs` above 1 it is called in other processes or, where it starts some itself and does
-    little else, `in_threads`.
-    """
-    began = time.perf_counter()
-    cases = list(cases)
-    attempts = [(try_case, name, plan.seed, case) for case in cases]
-    if plan.jobs == 1 or len(cases) == 1:
-        endings = map(_attempt, attempts)
-        _count(name, plan.seed, cases, endings, tally)
-    else:
+    def _endings(
+        self, attempt: Callable[[int], tuple[str, str]], cases: list[int], jobs: int
+    ) -> Iterable[tuple[str, str]]:
+        jobs = min(jobs, len(cases))
+        if self.several == "none" or jobs <= 1:
+            yield from map(attempt, cases)
+            return
         spawn = multiprocessing.get_context("spawn")  # a fork would copy locks that threads hold
-        several: Executor = (
-            ThreadPoolExecutor(plan.jobs)
-            if in_threads
-            else ProcessPoolExecutor(min(plan.jobs, len(cases)), mp_context=spawn)
+        executor: Executor = (
+            ThreadPoolExecutor(jobs)
+            if self.several == "threads"
+            else ProcessPoolExecutor(jobs, mp_context=spawn)
         )
-        with several as pool:
-            _count(name, plan.seed, cases, pool.map(_attempt, attempts, chunksize=4), tally)
-    tally.seconds[name] = tally.seconds.get(name, 0) + time.perf_counter() - began
+        with executor as pool:
+            yield from pool.map(attempt, cases, chunksize=4)
 
 
-def _count(
-    name: str, seed: int, cases: list[int], endings: Iterable[tuple[str, str]], tally: Tally
-) -> None:
-    for case, (outcome, what) in zip(cases, endings, strict=True):
-        if outcome:
-            tally.count(name, outcome)
-        else:
-            tally.fail(name, what, seed, case)
-
-
-def _attempt(attempt: tuple[TryCase, str, int, int]) -> tuple[str, str]:
+def _attempt(try_case: TryCase, shared: Any, seed: str, case: int) -> tuple[str, str]:
     """The outcome of one case, or none and what went wrong."""
-    try_case, name, seed, case = attempt
-    try:
-        return try_case(case, random.Random(f"{name}|{seed}|{case}")), ""
-    except Exception as error:  # noqa: BLE001 - whatever it is, the other cases are still tried
-        return "", f"{type(error).__name__}: {error}"
+    chance = random.Random(f"{seed}|{case}")
+    for _ in range(TRIES):
+        try:
+            outcome = try_case(shared, case, chance)
+            assert outcome in OUTCOMES, outcome
+        except TooLateError:
+            continue
+        except Exception as error:  # noqa: BLE001 - whatever it is, the other cases are still tried
+            return "", f"{type(error).__name__}: {error}"
+        return outcome, ""
+    return "", f"too late {TRIES} times"
 
 
-def repeat_command(name: str, seed: int, case: int) -> str:
-    """The command that tries one case again."""
-    arguments = ["--only", name, "--seed", str(seed), "--case", str(case)]
-    return shlex.join(["python", "-m", "tests.chaos", *arguments])
+def scratch() -> Path:
+    """A directory that goes when this process ends."""
+    directory = TemporaryDirectory(prefix="chaos-")
+    atexit.register(directory.cleanup)
+    return Path(directory.name)

@@ -17,11 +17,11 @@ from tests.chaos.processes import (
     held_still,
     run,
     started,
-    wait_for_lock,
+    wait_at_work,
 )
 from tests.chaos.scene import JOBS, Scene, scene
-from tests.chaos.subject import Ended
-from tests.chaos.tally import Experiment, Plan, Tally, try_cases
+from tests.chaos.tally import Experiment
+from tests.commands.process import Ended
 
 RACERS = 3
 
@@ -31,8 +31,7 @@ def second_writer(name: str, scene: Scene, case: int, chance: random.Random) -> 
     killed = chance.random() < 0.5
     with scene.job(name) as job:
         with started(job.command) as process:
-            assert wait_for_lock(process, job.command)
-            assert not has_ended(process, chance.uniform(0, job.work.writing / 2))
+            wait_at_work(process, job.command, chance.uniform(0, job.work.writing / 2))
             with held_still(process):
                 check_refused(run(job.command), process.pid)
                 job.look()
@@ -85,18 +84,15 @@ def read_on(name: str, scene: Scene, case: int, chance: random.Random) -> str:
     return "survived"
 
 
-TRIES = {
-    f"{what}-{name}": partial(attempt, name)
+EXPERIMENTS = tuple(
+    Experiment(
+        f"{what}-{name}",
+        partial(attempt, name),
+        10,
+        scene,
+        scaled_by="kills",
+        several="threads",
+    )
     for what, attempt in (("second", second_writer), ("race", race), ("read", read_on))
     for name in JOBS
-}
-
-
-def run_writers(name: str, plan: Plan, tally: Tally) -> None:
-    """Try the cases of one experiment."""
-    try_cases(name, plan, tally, partial(TRIES[name], scene()), plan.cases(), in_threads=True)
-
-
-EXPERIMENTS = tuple(
-    Experiment(name, partial(run_writers, name), 10, scaled_by="kills") for name in TRIES
 )

@@ -11,7 +11,6 @@ from pipeline.cluster.options import ClusterOptions
 from pipeline.ingest import ingest
 from tests.cluster import processes
 from tests.cluster.trainings import ROUNDS, STEPS, Reference, outcome
-from tests.object_store.fixtures import store  # noqa: F401 - fixtures are found by name
 
 
 @pytest.fixture(scope="session")

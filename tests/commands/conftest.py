@@ -1,6 +1,5 @@
 """Fixtures that the tests of the commands share: a set of files, a dataset, a run, and a call."""
 
-import sys
 from collections.abc import Callable
 from contextlib import chdir
 from importlib import import_module
@@ -8,13 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from jobs.commands import cli
 from jobs.training.config import TrainConfig
 from jobs.training.job import train
 from pipeline.ingest import ingest
-from tests.commands.process import Ended
+from tests.commands.process import Ended, run_here
 from tests.commands.sets import copy, write_set
-from tests.object_store.fixtures import proxy, store  # noqa: F401 - fixtures are found by name
+from tests.object_store.server import Store
 
 Call = Callable[..., Ended]
 
@@ -60,19 +58,28 @@ def run(made: Path, here: Path) -> Path:
 
 
 @pytest.fixture
-def call(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """`call(*arguments)` runs the command's `main` in this process, in the directory `here`."""
+def call(here: Path) -> Call:
+    """`call(*arguments)` runs the command in this process, in the directory `here`."""
+    return run_here
 
-    def call_main(*arguments: object) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["pipeline", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        out, err = capsys.readouterr()
-        assert isinstance(left.value.code, int)
-        return Ended(left.value.code, out, err)
 
-    return call_main
+@pytest.fixture
+def environment(store: Store, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The AWS variables, for commands in this process and in others."""
+    for name, value in store.environment.items():
+        monkeypatch.setenv(name, value)
+    return store.environment
+
+
+@pytest.fixture
+def home(store: Store, environment: dict[str, str], call: Call) -> str:
+    """A place in the store with a dataset, `set`, and a run of one epoch, `run`."""
+    place = str(store.new_place())
+    ingest = ("ingest", "synthetic:300,60", "--rows-per-chunk", 64, "--out", f"{place}/set")
+    assert 0 == call(*ingest).code
+    where = ("--dataset", f"{place}/set", "--run", f"{place}/run", "--schedule", "constant")
+    assert 0 == call("train", *SMALL, "--epochs", 1, *where).code
+    return place
 
 
 @pytest.fixture(scope="session")

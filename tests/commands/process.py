@@ -1,5 +1,7 @@
-"""The real command in a process of its own, and what came of it."""
+"""The real command, in a process of its own or in this one, and what came of it."""
 
+import contextlib
+import io
 import os
 import resource
 import subprocess
@@ -8,6 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
+
+from jobs.commands.cli import main
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -60,6 +65,27 @@ def run_pipeline(
     with start_pipeline(*arguments, cwd=cwd, env=env, **options) as process:
         out, err = process.communicate()
     return Ended(process.returncode, out, err)
+
+
+def run_here(*arguments: object) -> Ended:
+    """Run the command in this process, with its streams caught."""
+    streams = [io.TextIOWrapper(io.BytesIO(), "utf-8", newline="") for _ in range(2)]
+    with (
+        mock.patch.object(sys, "argv", ["pipeline", *map(str, arguments)]),
+        contextlib.redirect_stdout(streams[0]),
+        contextlib.redirect_stderr(streams[1]),
+    ):
+        try:
+            main()
+        except SystemExit as leaving:
+            assert isinstance(leaving.code, int), leaving.code
+            return Ended(leaving.code, *map(_written, streams))
+    raise AssertionError("the command did not end in an exit code")
+
+
+def _written(stream: io.TextIOWrapper) -> str:
+    stream.seek(0)
+    return stream.read()
 
 
 def limited_to(address_space: int) -> Callable[[], None]:

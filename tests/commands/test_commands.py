@@ -1,10 +1,8 @@
 """The commands from end to end, as real processes: what they make, print, and say when repeated."""
 
-import fcntl
 import json
 import os
 import pty
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +19,7 @@ from jobs.training.config import TrainConfig
 from pipeline.sources.source import Source, open_source
 from storage.errors import UnreachableError
 from tests.commands.conftest import SMALL, Call
-from tests.commands.process import Ended, assert_refused, run_pipeline, start_pipeline, without_plan
+from tests.commands.process import Ended, assert_refused, run_pipeline, without_plan
 from tests.commands.sets import TEST_ROWS, TRAIN_ROWS
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -251,48 +249,9 @@ def test_demo_without_mnist(call: Call, fonts: None, monkeypatch: pytest.MonkeyP
     assert "picture  place/worst-mistakes.png" in said
 
 
-# ------------------------------------------------------------------ signals
-
-STEPS = TRAIN_ROWS // 5
-LONG = ("--network", SMALL[1], "--batch-size", "5", "--epochs", "60")
-"""A training whose lines do not fit into a pipe of 4 KiB: unread, it cannot come to its end."""
+# ------------------------------------------------------------------ resuming
 
 
-def _training(here: Path, until: str) -> "subprocess.Popen[str]":
-    """The training `LONG`, after it has printed `until` and before its end."""
-    reading, writing = os.pipe()
-    fcntl.fcntl(reading, fcntl.F_SETPIPE_SZ, 4096)
-    process = start_pipeline("train", "--resume", *LONG, cwd=here, stdout=writing)
-    os.close(writing)
-    process.stdout = os.fdopen(reading)
-    seen = ""
-    while until not in seen:  # byte by byte, to leave the rest in the pipe
-        byte = os.read(reading, 1)
-        assert byte, process.communicate()
-        seen += byte.decode()
-    return process
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(made: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the training `LONG` comes to when nobody stops it."""
-    here = tmp_path_factory.mktemp("uninterrupted")
-    shutil.copytree(made / "data", here / "data")
-    return document(run_pipeline("train", *LONG, "--json", cwd=here))
-
-
-def _assert_resumes_to(uninterrupted: dict[str, Any], here: Path) -> None:
-    resumed = document(run_pipeline("train", "--resume", *LONG, "--json", cwd=here))
-    for name in ("parameters_digest", "order_digest"):
-        assert uninterrupted[name] == resumed[name]
-    without_timing = [
-        [{key: value for key, value in line.items() if key != "timing"} for line in run["epochs"]]
-        for run in (uninterrupted, resumed)
-    ]
-    assert without_timing[0] == without_timing[1]
-
-
-@pytest.mark.skipif(not hasattr(fcntl, "F_SETPIPE_SZ"), reason="pipes have one size here")
 def test_bare_resume(dataset: Path, run: Path, call: Call) -> None:
     """`train --resume` takes the run's settings; those of the file or the options are compared."""
     assert "runs/mnist is trained already" in succeeded(call("train", "--resume"))
@@ -304,40 +263,6 @@ def test_bare_resume(dataset: Path, run: Path, call: Call) -> None:
     assert_refused(other, 4, "(batch_size: 50 recorded, 51 given)", "Leave these settings out")
     more = call("train", "--resume", "--epochs", 20)
     assert_refused(more, 4, "(epochs: 2 recorded, 20 given)", "--epochs 20 --run OTHER")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_and_resume(
-    number: signal.Signals, dataset: Path, uninterrupted: dict[str, Any]
-) -> None:
-    """The first signal saves a checkpoint and exits 143 or 130; a resume ends in the same bits."""
-    here = dataset.parent.parent
-    with _training(here, until="threads = 0\n") as process:
-        process.send_signal(number)
-        out, err = process.communicate()
-    assert 128 + number == process.returncode
-    assert err.endswith("Run the same command with --resume to go on.\n")
-    assert "epoch 60/60" not in out
-    newest = max(path.name for path in (here / "runs/mnist/checkpoints").iterdir())
-    epoch, step = map(int, newest.split("-"))
-    assert err.startswith(f"Stopped after {epoch * STEPS + step:,} steps; ")
-    _assert_resumes_to(uninterrupted, here)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not hasattr(fcntl, "F_SETPIPE_SZ"), reason="pipes have one size here")
-def test_second_signal(dataset: Path, uninterrupted: dict[str, Any]) -> None:
-    """A second signal ends the process at once; what was saved before it is sound."""
-    here = dataset.parent.parent
-    with _training(here, until="epoch  1/60") as process:
-        process.send_signal(signal.SIGSTOP)  # so that both have come before it looks
-        process.send_signal(signal.SIGINT)
-        process.send_signal(signal.SIGTERM)
-        process.send_signal(signal.SIGCONT)
-        _, err = process.communicate()
-    assert (128 + signal.SIGTERM, "") == (process.returncode, err)
-    _assert_resumes_to(uninterrupted, here)
 
 
 # ------------------------------------------------------------------ terminals and pipes

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.commands.conftest import Call
-from tests.commands.process import Ended, assert_refused, run_pipeline
+from tests.commands.process import Ended, assert_refused
 from tests.commands.test_weight import imported
 from tests.jobs.inboxes import put_images, settle
 
@@ -58,15 +58,6 @@ def test_log_ends_in_a_summary(dataset: Path, run: Path, call: Call) -> None:
     )
     again = lines(call("score", "--log-json", "--min-accuracy", "1"))[-1]
     assert (5, 1, 1) == tuple(again[name] for name in ("exit", "found", "below_gate"))
-
-
-def test_log_of_what_cannot_begin(here: Path, call: Call) -> None:
-    """The summary is there whatever happens."""
-    ended = call("score", "--log-json")
-    assert BAD_DATA == ended.code
-    (summary,) = lines(ended)
-    assert ("summary", 3) == (summary["event"], summary["exit"])
-    assert "There is no run" in str(summary["error"])
 
 
 def test_summary_of_what_ended_half_way(dataset: Path, run: Path, call: Call) -> None:
@@ -135,11 +126,10 @@ def test_since(dataset: Path, run: Path, call: Call) -> None:
         assert expected == len(document["entries"])
 
 
-def test_scores_of_a_torn_ledger(dataset: Path, run: Path, call: Call) -> None:
-    """A last line that a death cut off is left out, and warned of."""
-    call("score")
-    call("score", "--split", "train")
-    assert "" == call("scores").err
+def test_scores_of_a_ledger_that_lost_lines(dataset: Path, run: Path, call: Call) -> None:
+    """A line that a death cut off, and scorings without a line, are warned of; a job mends both."""
+    score = ("score", "--split", "test", "--split", "train")
+    assert 0 == call(*score).code
     path = run / "scores" / "ledger.jsonl"
     path.write_bytes(path.read_bytes()[:-10])
     ended = call("scores", "--json")
@@ -147,27 +137,14 @@ def test_scores_of_a_torn_ledger(dataset: Path, run: Path, call: Call) -> None:
     assert torn.startswith("Warning: The last line of runs/mnist/scores/ledger.jsonl is cut off")
     assert missing.startswith("Warning: In runs/mnist/scores the ledger has no line for 1 of ")
     document = json.loads(ended.out)
-    assert (["test"], 2) == (
-        [entry["split"] for entry in document["entries"]],
-        len(document["warnings"]),
-    )
-    call("score", "--split", "train")
-    assert "" == call("scores").err
-
-
-def test_scores_without_a_ledger(dataset: Path, run: Path, call: Call) -> None:
-    """Where the ledger is gone it is said how many scorings lie there all the same."""
-    call("score", "--split", "test", "--split", "train")
-    (run / "scores" / "ledger.jsonl").unlink()
+    assert ["test"] == [entry["split"] for entry in document["entries"]]
+    assert 2 == len(document["warnings"])
+    path.unlink()
     ended = call("scores")
     assert (0, "Nothing in the ledger of runs/mnist.\n") == (ended.code, ended.out)
     assert "the ledger has no line for 2 of the complete scorings: test-" in ended.err
-    call("score", "--split", "test", "--split", "train")
+    assert 0 == call(*score).code
     assert ("", 3) == (call("scores").err, len(call("scores").out.splitlines()))
-
-
-def test_scores_of_no_run(call: Call) -> None:
-    """Where there is no run that is said."""
     assert_refused(call("scores", "absent"), BAD_DATA, "There is no run at absent")
 
 
@@ -200,13 +177,3 @@ def test_the_printed_cron_line_runs(dataset: Path, run: Path, call: Call) -> Non
     )
     assert 0 == ended.returncode, ended.stderr
     assert ended.stdout.startswith("accuracy ")
-
-
-@pytest.mark.slow
-def test_real_command(dataset: Path, run: Path) -> None:
-    """The commands work in processes of their own, in a row, as a script has them."""
-    here = dataset.parent.parent
-    assert 0 == run_pipeline("promote", "--as", "champion", "--min-accuracy", "0", cwd=here).code
-    ended = run_pipeline("score", "--model", "champion", "--split", "train", "--quiet", cwd=here)
-    assert 0 == ended.code, ended.err
-    assert "champion" in run_pipeline("scores", cwd=here).out

@@ -16,18 +16,6 @@ from tests.object_store.server import Store
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def home(store: Store, call: Call, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A place in the store with a dataset and a run of one epoch."""
-    for name, value in store.environment.items():
-        monkeypatch.setenv(name, value)
-    place = str(store.new_place())
-    call("ingest", "synthetic:300,60", "--rows-per-chunk", 64, "--out", f"{place}/set")
-    where = ("--dataset", f"{place}/set", "--run", f"{place}/run")
-    assert 0 == call("train", *SMALL, "--epochs", 1, *where).code
-    return place
-
-
 def key_of(place: str) -> str:
     return place.split("/", 3)[3]
 
@@ -57,7 +45,7 @@ def test_an_inbox_in_a_store(store: Store, home: str, call: Call, here: Path) ->
     lines = {(line["event"], line["file"]) for line in told}
     assert {("scored", "one.idx3"), ("scored", "deep/two.idx3"), ("failed", "bad.idx3")} == lines
     assert 3 == len(told)
-    assert 4 == len(store.location(f"{key_of(home)}/rows").names())
+    assert 2 == len(store.location(f"{key_of(home)}/rows").names())
     assert [] == document(call("verify", f"{home}/run", "--json"))["wrong"]
 
     store.location(f"{key_of(home)}/inbox").delete("bad.idx3")

@@ -17,18 +17,6 @@ pytestmark = pytest.mark.slow
 TRAIN = ("train", *SMALL, "--schedule", "constant", "--resume", "--epochs")
 
 
-@pytest.fixture
-def place(store: Store, call: Call, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A place in the store with a dataset and a run of one epoch."""
-    for name, value in store.environment.items():
-        monkeypatch.setenv(name, value)
-    place = str(store.new_place())
-    document(call("ingest", "synthetic:300,60", "--out", f"{place}/set", "--json"))
-    where = ("--dataset", f"{place}/set", "--run", f"{place}/run")
-    document(call(*TRAIN, 1, *where, "--json"))
-    return place
-
-
 def when_written(proxy: Proxy, end: str, act: Callable[[], None]) -> None:
     """Hold up the first write to a key that ends so, until something has been done."""
     waiting = [act]
@@ -43,27 +31,27 @@ def when_written(proxy: Proxy, end: str, act: Callable[[], None]) -> None:
 @pytest.mark.parametrize(
     ("what", "end"),
     [
-        (("ingest", "synthetic:90,30", "--overwrite", "--out", "{place}/set"), "/set/zarr.json"),
+        (("ingest", "synthetic:90,30", "--overwrite", "--out", "{home}/set"), "/set/zarr.json"),
         (
-            (*TRAIN, 3, "--dataset", "{place}/set", "--run", "{place}/run"),
+            (*TRAIN, 3, "--dataset", "{home}/set", "--run", "{home}/run"),
             "/000002-000000/manifest.json",
         ),
-        (("score", "--dataset", "{place}/set", "--run", "{place}/run"), "/zarr.json"),
+        (("score", "--dataset", "{home}/set", "--run", "{home}/run"), "/zarr.json"),
     ],
     ids=["ingest", "train", "score"],
 )
 def test_a_former_holder_goes_on(
     store: Store,
     proxy: Proxy,
-    place: str,
+    home: str,
     call: Call,
     here: Path,
     what: tuple[object, ...],
     end: str,
 ) -> None:
     """Its last write arrives when another has done all: that is what stays, and it is told so."""
-    arguments = [str(word).format(place=place) for word in what]
-    verify = ("verify", f"{place}/{'set' if what[0] == 'ingest' else 'run'}", "--json")
+    arguments = [str(word).format(home=home) for word in what]
+    verify = ("verify", f"{home}/{'set' if what[0] == 'ingest' else 'run'}", "--json")
     seen: list[object] = []
 
     def other() -> None:

@@ -13,14 +13,7 @@ from tests.cluster.test_failures import NOWHERE
 from tests.commands.process import COMMAND, REPOSITORY, run_pipeline
 
 HEAVY = {
-    "numpy",
-    "zarr",
-    "dask",
-    "pyarrow",
-    "distributed",
-    "safetensors",
-    "rich",
-    "matplotlib",
+    *("numpy", "zarr", "dask", "pyarrow", "distributed", "safetensors", "rich", "matplotlib"),
     "pooch",
 }
 

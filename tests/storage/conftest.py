@@ -7,7 +7,6 @@ import pytest
 
 from storage.location import Location
 from storage.places import open_location
-from tests.object_store.fixtures import proxy, store  # noqa: F401 - fixtures are found by name
 from tests.object_store.server import Store
 from tests.storage.artefacts import make_dataset, make_run, make_scores, scores_schema
 

@@ -1,0 +1,81 @@
+"""The short part of the long run: a few cases of every experiment."""
+
+import hashlib
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.order import EpochOrder
+from storage.checkpoints import list_checkpoints, load_checkpoint
+from storage.places import open_location
+from storage.runs import open_run
+from tests.chaos import leaks
+from tests.chaos.__main__ import experiments
+from tests.chaos.scene import CONFIG, scene
+from tests.chaos.signals import SIGNALS
+from tests.chaos.subject import ROWS_PER_CHUNK
+from tests.chaos.tally import Plan, Tally
+from tests.commands.process import run_pipeline
+
+COUNTS = {
+    "faults": 12,
+    "crashes": 12,
+    "kills": 3,
+    "signals": 1,
+    "writers": 1,
+    "schedulers": 1,
+    "clock": 1,
+    "damage-flip": 106,  # every file twice
+    "damage-truncate": 30,
+    "damage-misplace": 36,
+    "damage-fallback": 6,  # one checkpoint more each time: the last case damages all of them
+    "hostile-sample": 1,
+}
+"""Cases, by module or experiment."""
+CHOSEN = {
+    experiment.name: (experiment, count)
+    for name, count in COUNTS.items()
+    for experiment in experiments({name})
+}
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_experiment(name: str) -> None:
+    """Each case ends as if nothing had been, or with the documented code and the place named."""
+    experiment, count = CHOSEN[name]
+    tally = Tally()
+    experiment.run(Plan(count, seed=3), tally)
+    tally.check()
+
+
+@pytest.mark.parametrize("job", leaks.JOBS)
+def test_leaks(job: str) -> None:
+    """The second half of 40 needs no more open files, threads or memory than the first."""
+    leaks.repeat(job, 40)
+
+
+def test_the_order_digest_is_that_of_each_row_once_per_epoch() -> None:
+    """The chain that every run must show is, worked out here, that of six whole permutations."""
+    run = open_run(open_location(scene().oracle.run))
+    stream = load_checkpoint(run, list_checkpoints(run)[-1]).progress["stream"]
+    digest = bytes(32)
+    for epoch in range(CONFIG.epochs):
+        order = EpochOrder(
+            CONFIG.seed, epoch, stream["rows"], ROWS_PER_CHUNK, stream["window_chunks"]
+        )
+        rows = np.concatenate([order.window(n).row_numbers for n in range(order.windows)])
+        assert 1 < order.windows
+        assert list(range(stream["rows"])) == sorted(rows.tolist())
+        for start in range(0, len(rows), CONFIG.batch_size):
+            batch = rows[start : start + CONFIG.batch_size].astype("<u8")
+            digest = hashlib.sha256(digest + batch.tobytes()).digest()
+    assert digest.hex() == scene().expected["run"]["order_digest"]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_that_comes_too_late(number: signal.Signals, tmp_path: Path) -> None:
+    """Once the job is over, a signal while Python winds down leaves the exit code what it is."""
+    module = ("tests.chaos.signals", str(int(number)))
+    assert 0 == run_pipeline("--version", cwd=tmp_path, module=module).code
