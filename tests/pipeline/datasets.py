@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pipeline.order import EpochOrder
 from pipeline.transforms import add_bias, one_hot
-from pipeline.windows import WindowMemory
+from pipeline.windows import WindowLoader, WindowMemory
 from storage.dataset import Block, Dataset
 from storage.places import open_location
 from storage.schema import DatasetSchema, SplitSchema
@@ -54,6 +55,17 @@ def write_known(
             records += split_writer.write_part(number, chunks)
         dataset = writer.publish({"train": records}, [], {})
     return Known(dataset, path, inputs, targets)
+
+
+def load_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every window loaded before whoever expects it goes on, as if loading took no time."""
+    expect = WindowLoader.expect
+
+    def expect_and_wait(loader: WindowLoader, order: EpochOrder, number: int) -> None:
+        expect(loader, order, number)
+        loader._ahead.submit(int).result()  # one thread, so what came before is done
+
+    monkeypatch.setattr(WindowLoader, "expect", expect_and_wait)
 
 
 def watched_windows(monkeypatch: pytest.MonkeyPatch) -> list[int]:

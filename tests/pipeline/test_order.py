@@ -206,37 +206,16 @@ def test_every_argument_matters() -> None:
 @SETTINGS
 @given(order=orders)
 def test_epochs_as_defined(order: EpochOrder) -> None:
-    """Every window of any epoch holds the rows of the definition, in its order."""
+    """Every window of any epoch holds the rows of the definition, in its order, each row once."""
     expected = expected_windows(order)
     windows = [order.window(number) for number in range(order.windows)]
     assert expected == [window.row_numbers.tolist() for window in windows]
     starts = np.cumsum([0, *map(len, expected)]).tolist()
     assert starts == order.window_starts.tolist()
-
-
-@SETTINGS
-@given(order=orders)
-def test_every_row_once(order: EpochOrder) -> None:
-    """An epoch visits each of its rows exactly once; unshuffled, in their own order."""
-    rows = visited(order)
-    expected = list(range(order.first_row, order.first_row + order.rows))
-    assert expected == (sorted(rows) if order.shuffle else rows)
-
-
-@SETTINGS
-@given(order=orders)
-def test_where_a_row_is(order: EpochOrder) -> None:
-    """Each place of the epoch lies in the window that visits it."""
-    places = itertools.count()
-    for number, rows in enumerate(expected_windows(order)):
-        assert [number] * len(rows) == [order.window_at(next(places)) for _ in rows]
-
-
-@SETTINGS
-@given(order=orders)
-def test_destinations_undo_places(order: EpochOrder) -> None:
-    """Listed row i goes to place `destinations[i]`, where `places` looks for it."""
-    for number in range(order.windows):
-        window = order.window(number)
+    holders = [number for number, rows in enumerate(expected) for _ in rows]
+    assert holders == [order.window_at(place) for place in range(order.rows)]
+    for window in windows:
         listed = np.arange(len(window.places))
         assert listed.tolist() == window.places[window.destinations].tolist()
+    rows = [row for window in expected for row in window]
+    assert list(range(order.first_row, order.first_row + order.rows)) == sorted(rows)

@@ -1,20 +1,16 @@
 """RowReader: the rows of a part of the order, and of the store no more than that part needs."""
 
-import weakref
 from collections import Counter
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 
-from pipeline import windows
-from pipeline.order import EpochOrder, Window
+from pipeline.order import EpochOrder
 from pipeline.rows import OrderedRows, RowReader
-from pipeline.windows import Timing, WindowLoader
 from storage.dataset import Block, Split
 from storage.errors import ConflictError
-from tests.pipeline.datasets import Known
+from tests.pipeline.datasets import Known, load_at_once, watched_windows
 from tests.pipeline.streams import CHUNK_ROWS, ROWS, assert_contents
 
 EPOCHS = 3
@@ -96,37 +92,27 @@ def test_all_in_one_window(known: Known, read: Counter[int]) -> None:
 @pytest.mark.parametrize("size", [4, 20])
 def test_two_windows_at_most(known: Known, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     """The window in use and the next are in memory, never a third, though rows lie in several."""
-    loaded: list[weakref.ref[Any]] = []
-    held = []
-    load_window, expect = windows.load_window, WindowLoader.expect
-
-    def watched(split: Split, window: Window, block: Block, *others: Any) -> Timing:
-        loaded.append(weakref.ref(block.inputs.base))
-        return load_window(split, window, block, *others)
-
-    def expect_and_wait(loader: WindowLoader, order: EpochOrder, number: int) -> None:
-        expect(loader, order, number)
-        loader._ahead.submit(int).result()  # one thread, so what came before is done
-        held.append(sum(window() is not None for window in loaded))
-
-    monkeypatch.setattr(windows, "load_window", watched)
-    monkeypatch.setattr(WindowLoader, "expect", expect_and_wait)
+    load_at_once(monkeypatch)
+    there = watched_windows(monkeypatch)
     with RowReader(ordered(known, 2)) as reader:
         for epoch in range(EPOCHS):
             for start in range(0, ROWS - 2, size):
                 assert len(reader.take(epoch, start, min(start + size, ROWS - 2)).rows)
-    assert 15 == len(loaded)
-    assert 2 == max(held)
+    assert 15 == len(there)
+    assert 1 == max(there)
 
 
-def test_going_back(known: Known) -> None:
-    """Rows of windows before, as after the loss of a worker, are had too."""
+def test_going_back(known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of windows before, as after the loss of a worker, are had too, and no third held."""
+    load_at_once(monkeypatch)
+    there = watched_windows(monkeypatch)
     rows = ordered(known, 2)
     with RowReader(rows) as reader:
         for epoch, start in ((1, 40), (0, 3), (2, 58), (0, 20), (0, 3)):
             order = rows.order(epoch, CHUNK_ROWS)
             visited = np.concatenate([order.window(n).row_numbers for n in range(order.windows)])
             assert visited[start] == reader.take(epoch, start, start + 1).rows.item()
+    assert 1 == max(there)
 
 
 def test_another_dataset(known: Known) -> None:
