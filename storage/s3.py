@@ -57,6 +57,10 @@ from storage.s3_options import check_bucket, store_settings
 
 PIECE_BYTES = 16 * 2**20
 """What is read at once of an object that is copied to this machine."""
+NO_PATH = (
+    "contains an empty part, '.', '..' or a control character, so that no path can reach the "
+    "object."
+)
 SUFFIX_CHARACTERS = 16
 """How much of an object's suffixes the name of such a copy keeps."""
 
@@ -166,7 +170,7 @@ class S3Location(Location):
         """Return whether no object is here or below, but for versions that were not published."""
         if self.client.holds(self._key()):
             return False
-        return all(VERSION.match(key) for key in self.sizes())
+        return all(VERSION.match(key) for key in self._listing())
 
     def look(self, key: str) -> Status:
         meta = self.client.look(self._key(key))
@@ -196,23 +200,34 @@ class S3Location(Location):
                 files.close(descriptor)
             yield path
 
+    def _listing(self) -> dict[str, int]:
+        """Return the sizes of all objects below, those with keys that no path can be too."""
+        sizes, skipped = self.client.list_all(self._key()), len(self._key("_")) - 1
+        return {key[skipped:]: size for key, size in sorted(sizes.items())}
+
     def sizes(self) -> dict[str, int]:
-        """Return the sizes by one listing."""
-        listing, skipped = self.client.list_all(self._key()), len(self._key("_")) - 1
-        return {key[skipped:]: size for key, size in sorted(listing.items())}
+        return {key: size for key, size in self._listing().items() if _can_be_named(key)}
 
     def names(self, key: str = "") -> list[str]:
-        return sorted({PurePosixPath(path).name for path in self.client.list_level(self._key(key))})
+        names = {
+            path.rstrip("/").rpartition("/")[2] for path in self.client.list_level(self._key(key))
+        }
+        return sorted(filter(_can_be_named, names))
 
     def objects(self, refused: Refused | None = None) -> list[str]:
-        return list(self.sizes())
+        keys = list(self._listing())
+        if refused is not None:
+            for key in keys:
+                if not _can_be_named(key):
+                    refused(key, BadDataError(f"The name {key!r} {NO_PATH} Give it another name."))
+        return [key for key in keys if _can_be_named(key)]
 
     def delete(self, key: str) -> None:
         self.client.delete([self._key(key)])
 
     def delete_tree(self) -> None:
         """Remove all objects below, and one of this very name."""
-        self.client.delete(list(self.client.list_all(self._key())))
+        self.client.delete([self._key(key) for key in self.sizes()])
         if self._key() and self.client.holds(self._key()):
             self.client.delete([self._key()])
 

@@ -26,9 +26,10 @@ from obstore.exceptions import (
 )
 from obstore.store import S3Store
 
-from storage.errors import BadDataError, UnreachableError, UsageError
+from storage.errors import UnreachableError, UsageError
 from storage.s3_answers import code_of, first_line, may_pass, not_s3, reason, refusal
-from storage.s3_options import ENDPOINT, REGION
+from storage.s3_listing import list_any_keys
+from storage.s3_options import CLIENT_OPTIONS, ENDPOINT, REGION
 
 if TYPE_CHECKING:
     from obstore import GetOptions, GetResult, ObjectMeta
@@ -46,7 +47,6 @@ CONDITIONAL_TRIES = 5
 """How often a conditional write is tried where the store reports a conflict that is none."""
 OUT_OF_RANGE = ("status code: 416", "non-partial")
 """Signs that the store has no byte in the range that was asked for."""
-CLIENT_OPTIONS = ("timeout", "connect_timeout", "allow_http")
 
 
 @dataclass(frozen=True)
@@ -241,21 +241,29 @@ class S3Client:
     def list_all(self, prefix: str) -> dict[str, int]:
         """Return the sizes of all objects whose keys begin with `prefix/`, by key.
 
-        Empty objects that stand for folders are left out.
+        Empty objects that stand for folders are left out; keys that no path can be are not.
         """
 
         def ask() -> dict[str, int]:
-            pages = obstore.list(self.store, prefix=prefix or None)
-            return {entry["path"]: entry["size"] for page in pages for entry in page}
+            try:
+                pages = obstore.list(self.store, prefix=prefix or None)
+                sizes = {entry["path"]: entry["size"] for page in pages for entry in page}
+            except InvalidPathError:
+                return list_any_keys(self.bucket, dict(self.options), prefix)
+            return {key: size for key, size in sizes.items() if self._is_object(key, size, prefix)}
 
-        sizes = self._list(prefix, ask)
-        return {key: size for key, size in sizes.items() if self._is_object(key, size, prefix)}
+        return self._list(prefix, ask)
 
     def list_level(self, prefix: str) -> list[str]:
         """Return the objects, and the common prefixes of more, one level below `prefix/`."""
 
         def ask() -> list[str]:
-            level = obstore.list_with_delimiter(self.store, prefix=prefix or None)
+            try:
+                level = obstore.list_with_delimiter(self.store, prefix=prefix or None)
+            except InvalidPathError:
+                start = len(prefix) + 1 if prefix else 0
+                keys = list_any_keys(self.bucket, dict(self.options), prefix)
+                return sorted({key[:start] + key[start:].partition("/")[0] for key in keys})
             objects = [entry["path"] for entry in level["objects"] if entry["path"] != prefix]
             return sorted({*objects, *level["common_prefixes"]})
 
@@ -267,18 +275,15 @@ class S3Client:
         def ask() -> bool:
             pages = obstore.list(self.store, prefix=prefix or None, chunk_size=1)
             entries = ((entry["path"], entry["size"]) for page in pages for entry in page)
-            return any(self._is_object(key, size, prefix) for key, size in entries)
+            try:
+                return any(self._is_object(key, size, prefix) for key, size in entries)
+            except InvalidPathError:
+                return True
 
         return self._list(prefix, ask)
 
     def _list(self, prefix: str, ask: Callable[[], Result]) -> Result:
-        try:
-            listing = self._try("list", prefix, ask)
-        except InvalidPathError as error:
-            raise BadDataError(
-                f"Cannot list {self.url(prefix)}: a key there has an empty part, '.', '..' or a "
-                f"control character ({first_line(error)!a}). Give that object another name."
-            ) from error
+        listing = self._try("list", prefix, ask)
         if not listing:
             self._check_answers(prefix)
         return listing
@@ -298,8 +303,6 @@ class S3Client:
                 if verb == "write" or code_of(error) in (None, "NoSuchBucket"):
                     raise self._refused(verb, key, error) from error
                 raise FileNotFoundError(self.url(key)) from None
-            except InvalidPathError:
-                raise
             except BaseError as error:
                 if not may_pass(error):
                     raise self._refused(verb, key, error) from error

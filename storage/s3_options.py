@@ -30,6 +30,8 @@ OTHER_VARIABLES = (
     "AWS_ENDPOINT_URL_STS",
 )
 """Read by obstore itself."""
+CLIENT_OPTIONS = ("timeout", "connect_timeout", "allow_http")
+"""Those of obstore's HTTP client."""
 URLS = (ENDPOINT, "container_credentials_full_uri", "metadata_endpoint", "endpoint_url_sts")
 REGIONS = (REGION, "default_region")
 

@@ -81,12 +81,14 @@ def test_a_large_object_goes_in_parts(place: Location) -> None:
 
 
 @pytest.mark.slow
-def test_more_objects_than_a_page(place: Location) -> None:
-    """Listing and removing go on past the thousand of one answer."""
+def test_more_objects_than_a_page(store: Store, place: Location) -> None:
+    """Listing and removing go on past the thousand of one answer, odd names among them or not."""
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda number: place.put(f"a/{number:04d}", b"x"), range(1005)))
     assert 1005 == len(place.names("a"))
     assert 1005 == sum(place.sizes().values())
+    store.put_raw(f"{str(place).split('/', 3)[3]}/a//b")
+    assert 1005 == len(place.objects())
     place.delete_tree()
     assert [] == place.objects()
 
