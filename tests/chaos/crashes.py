@@ -32,7 +32,7 @@ class Died(BaseException):
 def _try_crash(stage: Stage, case: int, chance: random.Random) -> str:
     """Die, perhaps again during what follows; a reader finds all or nothing each time."""
     with stage.subject() as subject, TemporaryDirectory(dir=stage.base) as kept:
-        command = stage.scenario.command(subject)
+        command = stage.command(subject)
         deaths = [case // VARIANTS + 1]
         while len(deaths) < MOST_CRASHES and chance.random() < 0.4:
             deaths.append(chance.randrange(1, stage.operations))

@@ -25,7 +25,7 @@ def _try_fault(stage: Stage, case: int, chance: random.Random) -> str:
     case, mode = divmod(case, len(MODES))
     number, kind = divmod(case, len(ERRORS))
     with stage.subject() as subject:
-        command = stage.scenario.command(subject)
+        command = stage.command(subject)
         files = _open_files()
         with failing(number, ERRORS[kind], MODES[mode], chance) as failed:
             ended = run_here(*command)

@@ -1,14 +1,11 @@
 """What is disturbed: a command, what was there before it, and what a reader may find meanwhile."""
 
-import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from jobs.signals import StopSignal
 from jobs.training.config import TrainConfig
@@ -36,10 +33,7 @@ from tests.chaos.tally import scratch
 
 OUTPUT = "predictions.csv"
 NOTHING_YET = (
-    "There is no dataset",
-    "There is no run",
-    "holds no run.json",
-    "There is no scoring",
+    *("There is no dataset", "There is no run", "holds no run.json", "There is no scoring"),
     "is incomplete",
 )
 """What the messages say of something that has not come to be."""
@@ -50,7 +44,6 @@ BEING_REPLACED = "was being replaced"
 class Scenario:
     """A command, and what it finds."""
 
-    name: str
     makes: str
     """What the command makes: `dataset`, `run` or `scores`."""
     begin: Callable[[Subject], None]
@@ -58,30 +51,13 @@ class Scenario:
     command: Callable[[Subject], list[str]]
 
 
-def _nothing(subject: Subject) -> None:
-    """The command is the first."""
-
-
-def _other_dataset(subject: Subject) -> None:
-    run_well([*subject.ingest, "--rows-per-chunk", "45"])
-
-
-def _dataset(subject: Subject) -> None:
-    run_well(subject.ingest)
-
-
 def _part_of_run(subject: Subject) -> None:
     """A training that was stopped within its second epoch, at a checkpoint."""
     run_well(subject.ingest)
     listener = _StopAt(5)
+    places = {"dataset": subject.dataset, "run": subject.run}
     try:
-        train(
-            subject.config,
-            dataset=subject.dataset,
-            run=subject.run,
-            listener=listener,
-            stop=listener.signal,
-        )
+        train(subject.config, **places, listener=listener, stop=listener.signal)
     except StoppedError:
         return
     raise AssertionError("the training was to stop")
@@ -106,126 +82,102 @@ class _StopAt(TrainListener):
 
 
 SCENARIOS = {
-    scenario.name: scenario
-    for scenario in (
-        Scenario("ingest", "dataset", _nothing, lambda subject: subject.ingest),
-        Scenario(
-            "replace", "dataset", _other_dataset, lambda subject: [*subject.ingest, "--overwrite"]
-        ),
-        Scenario("train", "run", _dataset, lambda subject: subject.train),
-        Scenario("resume", "run", _part_of_run, lambda subject: subject.train),
-        Scenario(
-            "score",
-            "scores",
-            _run_to_score,
-            lambda subject: [*subject.score, "--out", str(subject.home / OUTPUT)],
-        ),
-    )
+    "ingest": Scenario("dataset", lambda subject: None, lambda subject: subject.ingest),
+    "replace": Scenario(
+        "dataset",
+        lambda subject: run_well([*subject.ingest, "--rows-per-chunk", "45"]),
+        lambda subject: [*subject.ingest, "--overwrite"],
+    ),
+    "train": Scenario(
+        "run", lambda subject: run_well(subject.ingest), lambda subject: subject.train
+    ),
+    "resume": Scenario("run", _part_of_run, lambda subject: subject.train),
+    "score": Scenario(
+        "scores",
+        _run_to_score,
+        lambda subject: [*subject.score, "--out", str(subject.home / OUTPUT)],
+    ),
 }
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A scenario made ready: what was before, and the oracle, on disk for any process to use."""
+    """A scenario made ready: what was before, on disk for any process to use, and the oracle."""
 
     base: Path
     name: str
+    operations: int
+    """How many operations the command comes to where nothing disturbs it."""
+    before: Outcome
+    done: Outcome
+    files: set[str]
+    """What there is in the end."""
+    history: dict[str, Outcome]
+    """Each checkpoint that the oracle passes, by name."""
+    output: bytes
+    """The plain file of the scores, if any."""
 
-    @property
-    def scenario(self) -> Scenario:
-        """What is disturbed."""
-        return SCENARIOS[self.name]
-
-    @property
-    def _facts(self) -> dict[str, Any]:
-        facts: dict[str, Any] = json.loads((self.base / "facts.json").read_text())
-        return facts
-
-    @property
-    def operations(self) -> int:
-        """How many operations the command comes to where nothing disturbs it."""
-        return int(self._facts["operations"])
+    def command(self, subject: Subject) -> list[str]:
+        """The arguments of the command that is disturbed."""
+        return SCENARIOS[self.name].command(subject)
 
     @contextmanager
     def subject(self) -> Iterator[Subject]:
         """A fresh copy of what was there before the command."""
         with TemporaryDirectory(dir=self.base) as home:
-            yield self._before.copy(Path(home) / "home")
-
-    @property
-    def _before(self) -> Subject:
-        return Subject(self.base / "before", self.base / "oracle" / "source")
-
-    @property
-    def _done(self) -> Subject:
-        return Subject(self.base / "done", self.base / "oracle" / "source")
-
-    def prepare(self) -> None:
-        """Make it; once, before any process uses it."""
-        undisturbed(self.base / "oracle")
-        self._before.home.mkdir()
-        self.scenario.begin(self._before)
-        done = self._before.copy(self._done.home)
-        with counted() as operations:
-            run_well(self.scenario.command(done))
-        facts: dict[str, Any] = {
-            "operations": len(operations),
-            "before": self._before.outcome(),
-            "done": done.outcome(),
-            "files": files_of(done),
-            "history": _history(self.base, CONFIG),
-        }
-        oracle = Subject(self.base / "oracle", self.base / "oracle" / "source").outcome()
-        assert facts["done"][self.scenario.makes] == oracle[self.scenario.makes]
-        (self.base / "facts.json").write_text(json.dumps(facts))
+            yield _subject(self.base, "before").copy(Path(home) / "home")
 
     def check_between(self, subject: Subject) -> None:
         """After the disturbance, a reader finds what was before, or what was to be, whole."""
-        facts = self._facts
-        before, done = facts["before"], facts["done"]
         dataset = _read(dataset_outcome, open_location(subject.dataset))
-        _check_one_of("dataset", dataset, before.get("dataset"), done.get("dataset"))
+        _check_one_of("dataset", dataset, self.before.get("dataset"), self.done.get("dataset"))
         scores = _read(scores_outcome, open_location(subject.run).child("scores"))
-        _check_one_of("scores", scores or None, before.get("scores"), done.get("scores"))
-        _check_run(subject, before.get("run"), done.get("run"), facts["history"])
+        _check_one_of("scores", scores or None, self.before.get("scores"), self.done.get("scores"))
+        _check_run(subject, self.before.get("run"), self.done.get("run"), self.history)
         output = subject.home / OUTPUT
-        assert not output.exists() or _bytes(output) == _bytes(self._done.home / OUTPUT), (
-            f"{OUTPUT} is there in part"
-        )
+        assert not output.exists() or output.read_bytes() == self.output, f"a part of {OUTPUT}"
 
     def check_outcome(self, subject: Subject) -> None:
         """The command came to the oracle's outcome."""
-        done, found = self._facts["done"], subject.outcome()
-        assert done == found, f"expected {done}, found {found}"
+        found = subject.outcome()
+        assert self.done == found, f"expected {self.done}, found {found}"
 
     def check_done(self, subject: Subject) -> None:
         """Run again, undisturbed, the command came to the oracle's outcome, and left no litter."""
-        facts = self._facts
         self.check_outcome(subject)
         for place in filter(Path.exists, (subject.dataset, subject.run)):
             wrong = [error for _, error in verify_location(open_location(place)) if error]
             assert not wrong, f"verify: {wrong[0]}"
-        litter = set(filter(_is_litter, files_of(subject))) - set(facts["files"])
+        litter = set(filter(_is_litter, _files_of(subject))) - self.files
         assert not litter, f"left behind: {sorted(litter)}"
-        missing = set(facts["files"]) - set(files_of(subject))
+        missing = self.files - _files_of(subject)
         assert not missing, f"not there: {sorted(missing)}"
 
 
 @cache
 def stage(name: str) -> Stage:
     """A scenario made ready, once for this process and those that it starts."""
-    made = Stage(scratch(), name)
-    made.prepare()
-    return made
+    base, scenario = scratch(), SCENARIOS[name]
+    oracle = undisturbed(base / "oracle")
+    before = _subject(base, "before")
+    before.home.mkdir()
+    scenario.begin(before)
+    done = before.copy(base / "done")
+    with counted() as operations:
+        run_well(scenario.command(done))
+    assert done.outcome()[scenario.makes] == oracle.outcome()[scenario.makes]
+    output = (done.home / OUTPUT).read_bytes() if name == "score" else b""
+    facts = (before.outcome(), done.outcome(), _files_of(done), _history(base))
+    return Stage(base, name, len(operations), *facts, output)
 
 
-def files_of(subject: Subject) -> list[str]:
+def _subject(base: Path, name: str, config: TrainConfig = CONFIG) -> Subject:
+    return Subject(base / name, base / "oracle" / "source", config)
+
+
+def _files_of(subject: Subject) -> set[str]:
     """Every file and directory that the commands made, hidden ones too."""
-    found = []
-    for directory, directories, names in os.walk(subject.home):
-        base = Path(directory).relative_to(subject.home)
-        found += [(base / name).as_posix() for name in directories + names]
-    return sorted(found)
+    return {path.relative_to(subject.home).as_posix() for path in subject.home.rglob("*")}
 
 
 def _is_litter(name: str) -> bool:
@@ -240,16 +192,10 @@ def _is_litter(name: str) -> bool:
     return not (checkpoint or name.startswith(f".{OUTPUT}."))
 
 
-def _bytes(path: Path) -> bytes:
-    return path.read_bytes()
-
-
-def _history(base: Path, config: TrainConfig) -> dict[str, Outcome]:
-    """Each checkpoint that the oracle passes, by name."""
-    subject = Subject(base / "history", base / "oracle" / "source", longer(keep=1000))
+def _history(base: Path) -> dict[str, Outcome]:
+    subject = _subject(base, "history", longer(keep=1000))
     subject.home.mkdir()
-    run_well(subject.ingest)
-    run_well(subject.train)
+    _run_to_score(subject)
     run = open_run(open_location(subject.run))
     return {str(name): checkpoint_outcome(run, name) for name in list_checkpoints(run)}
 
@@ -275,10 +221,7 @@ def _check_one_of(
 
 
 def _check_run(
-    subject: Subject,
-    before: Outcome | None,
-    done: Outcome | None,
-    history: dict[str, Outcome],
+    subject: Subject, before: Outcome | None, done: Outcome | None, history: dict[str, Outcome]
 ) -> None:
     """What a reader finds of a run is a point of its history, no earlier than it was before."""
     found = _read(run_outcome, open_location(subject.run))
