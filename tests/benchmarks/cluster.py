@@ -8,20 +8,20 @@ from typing import Any
 
 from distributed.comm.tcp import TCP
 
-from jobs.environment import one_blas_thread
 from jobs.nn.architecture import count_parameters, parse_network
 from jobs.scoring.job import score
 from jobs.training.cluster_stepper import ClusterTrainer
 from jobs.training.config import TrainConfig
 from jobs.training.job import train
 from jobs.training.round_trainer import RoundTrainer
-from jobs.training.trainer import RunningSums, Trainer
+from jobs.training.trainer import Trainer
 from pipeline.cluster.connect import Cluster, connect
 from pipeline.cluster.options import ClusterOptions
 from pipeline.ingest import ingest
 from storage.places import open_location
 from tests.benchmarks.contest import Contestant, Verdict, medians
 from tests.benchmarks.data import CORES, NETWORK, Workplace
+from tests.benchmarks.epochs import epoch_of
 from tests.object_store.server import running_store
 
 WORKERS = 4 if CORES >= 4 else 2
@@ -50,15 +50,6 @@ def _cluster(workers: int, stack: ExitStack) -> Cluster:
     return stack.enter_context(cluster)
 
 
-def _epoch(trainer: Trainer) -> Contestant:
-    def epoch() -> None:
-        with one_blas_thread():
-            trainer.sums = RunningSums()
-            trainer.train_epoch(lambda: None)
-
-    return epoch
-
-
 def _steps(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
     """`--parallel steps`, and what passes the scheduler meanwhile."""
     made = ingest(f"synthetic:{STEPS * BATCH_SIZE},100", workplace.directory / "steps")
@@ -73,9 +64,9 @@ def _steps(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
             )
             for workers in (1, WORKERS)
         }
-        found = medians({name: _epoch(trainer) for name, trainer in trainers.items()}, rounds)
+        found = medians({name: epoch_of(trainer) for name, trainer in trainers.items()}, rounds)
         with counted_writes() as sizes:
-            _epoch(trainers[str(WORKERS)])()
+            epoch_of(trainers[str(WORKERS)])()
     faster = found["1"] / found[str(WORKERS)]
     note = ", ".join(f"{name}: {seconds / STEPS:.3f} s a step" for name, seconds in found.items())
     yield Verdict(
@@ -104,7 +95,7 @@ def _rounds(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
         one = stack.enter_context(Trainer(alone, layers, workplace.dataset))
         cluster = _cluster(WORKERS, stack)
         several = stack.enter_context(RoundTrainer(cluster, ROUNDS, layers, workplace.dataset))
-        found = medians({"one": _epoch(one), "several": _epoch(several)}, rounds)
+        found = medians({"one": epoch_of(one), "several": epoch_of(several)}, rounds)
     note = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in found.items())
     yield Verdict(
         f"--parallel rounds, {WORKERS} replicas on {WORKERS} workers / one process, one thread",
@@ -133,7 +124,7 @@ def _rounds_from_store(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
             )
             for name, place in places.items()
         }
-        found = medians({name: _epoch(trainer) for name, trainer in trainers.items()}, rounds)
+        found = medians({name: epoch_of(trainer) for name, trainer in trainers.items()}, rounds)
     note = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in found.items())
     yield Verdict(
         f"the same with {MANY_ROWS:,} rows, on the S3 server / from local disk",

@@ -18,7 +18,7 @@ from jobs.training.trainer import RunningSums, Trainer
 from pipeline.stream import Batch
 from tests.benchmarks.contest import Contestant, Verdict, medians
 from tests.benchmarks.data import CORES, NETWORK, Workplace
-from tests.benchmarks.peers import bare_products, sklearn_epoch, torch_epoch
+from tests.benchmarks.peers import bare_products, torch_epoch
 
 MANY = 10**6
 
@@ -42,7 +42,12 @@ def streamed_epoch(
         l2=0.0,
         epochs=MANY,
     )
-    trainer = stack.enter_context(Trainer(config, parse_network(NETWORK), workplace.dataset))
+    trainer = Trainer(config, parse_network(NETWORK), workplace.dataset)
+    return epoch_of(stack.enter_context(trainer))
+
+
+def epoch_of(trainer: Trainer) -> Contestant:
+    """One more epoch of a training."""
 
     def epoch() -> None:
         with one_blas_thread():
@@ -106,8 +111,6 @@ def bench_epochs(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
                     "memory": memory_epoch(workplace, batch_size, threads, stack),
                     "streamed": streamed_epoch(workplace, batch_size, threads, stack),
                 }
-                if (threads, batch_size) == (CORES, 1000):
-                    contestants["scikit-learn"] = sklearn_epoch(workplace, batch_size)
                 found = medians(contestants, rounds)
             where = f"{threads} thread{'s' if threads > 1 else ''}, batch {batch_size}"
             note = f"{micro_batches(batch_size, threads)} micro-batches: " + ", ".join(

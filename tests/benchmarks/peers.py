@@ -1,12 +1,11 @@
-"""The peers: bare matrix products, and the same training in PyTorch and scikit-learn."""
+"""The peers: bare matrix products, and the same training in PyTorch."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.neural_network import MLPClassifier
 
 from jobs.nn.architecture import Layer, parse_network
 from tests.benchmarks.contest import Contestant
@@ -69,7 +68,7 @@ def torch_epoch(workplace: Workplace, batch_size: int, threads: int, *, loader: 
     images, labels = torch_tensors(workplace)
     model = torch_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    batches = plain_loader_batches if loader else memory_batches
+    batches = loader_batches if loader else memory_batches
 
     def epoch() -> None:
         torch.set_num_threads(threads)
@@ -77,19 +76,6 @@ def torch_epoch(workplace: Workplace, batch_size: int, threads: int, *, loader: 
             optimizer.zero_grad(set_to_none=True)
             torch.nn.functional.cross_entropy(model(inputs), targets).backward()
             optimizer.step()
-
-    return epoch
-
-
-def sklearn_epoch(workplace: Workplace, batch_size: int) -> Contestant:
-    """An epoch of SGD in scikit-learn's MLPClassifier, from memory, on all cores."""
-    images = workplace.train_bytes[:, 1:].astype(np.float32) / 255
-    labels = workplace.train_targets.argmax(axis=1)
-    model = MLPClassifier((200, 80), solver="sgd", batch_size=batch_size, alpha=0.0)
-    classes = np.arange(workplace.train_targets.shape[1])
-
-    def epoch() -> None:
-        model.partial_fit(images, labels, classes=classes)
 
     return epoch
 
@@ -106,18 +92,6 @@ def memory_batches(images: torch.Tensor, labels: torch.Tensor, batch_size: int) 
 
 
 def loader_batches(images: torch.Tensor, labels: torch.Tensor, batch_size: int) -> Batches:
-    """Shuffled batches of a DataLoader that asks its dataset for whole batches, its fastest way."""
-    dataset = torch.utils.data.TensorDataset(images, labels)
-    sampler = torch.utils.data.BatchSampler(
-        torch.utils.data.RandomSampler(dataset), batch_size, drop_last=False
-    )
-    yield from torch.utils.data.DataLoader(dataset, sampler=sampler, batch_size=None)
-
-
-def plain_loader_batches(images: torch.Tensor, labels: torch.Tensor, batch_size: int) -> Batches:
     """Shuffled batches of a DataLoader as its documentation shows it, row by row."""
     dataset = torch.utils.data.TensorDataset(images, labels)
     yield from torch.utils.data.DataLoader(dataset, batch_size=batch_size, shuffle=True)
-
-
-Loader = Callable[[torch.Tensor, torch.Tensor, int], Batches]

@@ -123,12 +123,8 @@ def _reading(dataset: Dataset) -> Iterator[Verdict]:
     split = dataset.split("train")
     location = dataset.location.child("train")
     stored = sum(location.size(key) for key in location.objects() if key.startswith(ROWS))
-    with (
-        watched_reads() as reads,
-        BatchStream(
-            dataset, "train", batch_size=10_000, shuffle_memory=SHUFFLE_MEMORY, epochs=1
-        ) as stream,
-    ):
+    batches: dict[str, Any] = {"batch_size": 10_000, "epochs": 1, "shuffle_memory": SHUFFLE_MEMORY}
+    with watched_reads() as reads, BatchStream(dataset, "train", **batches) as stream:
         for _ in stream:
             pass
         state = stream.state
@@ -138,14 +134,7 @@ def _reading(dataset: Dataset) -> Iterator[Verdict]:
     sought = type(state).from_json(state.to_json() | {"epoch": 0, "next_batch": batch})
     with watched_reads() as reads:
         began = time.perf_counter()
-        with BatchStream(
-            dataset,
-            "train",
-            batch_size=10_000,
-            shuffle_memory=SHUFFLE_MEMORY,
-            epochs=1,
-            state=sought,
-        ) as stream:
+        with BatchStream(dataset, "train", **batches, state=sought) as stream:
             next(iter(stream))
             waited = stream.seconds_waited
             seconds = time.perf_counter() - began - waited

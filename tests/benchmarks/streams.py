@@ -11,15 +11,9 @@ from jobs.scoring.job import score
 from jobs.training.config import TrainConfig
 from jobs.training.job import train
 from pipeline.stream import BatchStream
-from tests.benchmarks.contest import Contestant, Verdict, medians
+from tests.benchmarks.contest import Verdict, medians
 from tests.benchmarks.data import CORES, Workplace
-from tests.benchmarks.peers import (
-    Loader,
-    bare_products,
-    loader_batches,
-    plain_loader_batches,
-    torch_tensors,
-)
+from tests.benchmarks.peers import bare_products, loader_batches, torch_tensors
 
 BATCH_ROWS = 128
 EPOCHS = 5
@@ -46,26 +40,15 @@ def bench_stream(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
             rows = order[start : start + BATCH_ROWS]
             inputs[rows], targets[rows]
 
-    def loaded(batches: Loader) -> Contestant:
-        def epoch() -> None:
-            for _ in batches(images, labels, BATCH_ROWS):
-                pass
+    def loaded() -> None:
+        for _ in loader_batches(images, labels, BATCH_ROWS):
+            pass
 
-        return epoch
-
-    found = medians(
-        {
-            "stream": streamed,
-            "gather": gathered,
-            "loader, whole batches": loaded(loader_batches),
-            "loader, row by row": loaded(plain_loader_batches),
-        },
-        rounds,
-    )
+    found = medians({"stream": streamed, "gather": gathered, "loader": loaded}, rounds)
     rate = {name: len(inputs) / seconds for name, seconds in found.items()}
     note = ", ".join(f"{name} {value:,.0f} rows/s" for name, value in rate.items())
     yield Verdict("stream alone", rate["stream"], 1_500_000, True, "rows/s", note)
-    peer = rate["loader, row by row"]
+    peer = rate["loader"]
     yield Verdict("stream / PyTorch DataLoader, row by row", rate["stream"] / peer, 5, True)
     yield Verdict("stream / gathering in memory", rate["stream"] / rate["gather"], 0.5, True)
 
