@@ -42,11 +42,11 @@ class StreamState:
     batch_size: int
     window_chunks: int
     drop_last: bool
-    epoch: int
+    epoch: int = 0
     """The epoch of the next mini-batch, from 0."""
-    next_batch: int
+    next_batch: int = 0
     """The next mini-batch's number in its epoch, from 0."""
-    order_digest: str
+    order_digest: str = CHAIN_START.hex()
     """The chain over all mini-batches so far, in hex (see `pipeline.order.CHAIN_START`)."""
 
     @property
@@ -147,8 +147,8 @@ class BatchStream(Closing):
         on this process's threads. Raises `ConflictError` where the state is of another stream,
         `UsageError` for rows or sizes out of range.
         """
-        self._location = dataset.location
-        schema = dataset.split(split).schema
+        source = dataset.split(split)
+        schema = source.schema
         rows = schema.rows - first_row if rows is None else rows
         _check_sizes(schema, split, first_row, rows, batch_size, window_chunks)
         self._began = StreamState(
@@ -162,20 +162,19 @@ class BatchStream(Closing):
             batch_size=batch_size or rows,
             window_chunks=window_chunks or chunks_per_window(schema, shuffle_memory, shuffle),
             drop_last=drop_last,
-            epoch=0,
-            next_batch=0,
-            order_digest=CHAIN_START.hex(),
         )
         if state is not None:
             self._began = self._began.continued_at(state)
         self._epoch, self._next_batch = self._began.epoch, self._began.next_batch
+        self._location = dataset.location
         self._chain = bytes.fromhex(self._began.order_digest)
         self._process: int | None = os.getpid()
         """The process that the loader's threads live in; None once they are stopped."""
         self._loads_here = loader is None
         self._loading = {"epochs": epochs, "threads": threads, "busy_cores": busy_cores}
-        make = loader or (lambda split: WindowLoader(split, threads, busy_cores=busy_cores))
-        self._loader = make(dataset.split(split))
+        self._loader: Loader = (
+            loader(source) if loader else WindowLoader(source, threads, busy_cores=busy_cores)
+        )
         self._reader = WindowReader(
             schema,
             self._loader,

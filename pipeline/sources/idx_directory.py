@@ -8,7 +8,6 @@ from pathlib import Path
 
 from pipeline.sources.idx_names import (
     SPLITS,
-    UNFINISHED,
     IdxName,
     choose_one,
     is_company,
@@ -86,18 +85,19 @@ def _check_others(directory: Path, others: list[IdxName], chosen: dict[Role, Idx
     """Warn of what is IDX and not used; refuse what nearly has the name of a missing file."""
     near, unused = [], []
     for other in others:
-        dimensions, ending, reason = _peek(directory / other.name)
+        dimensions, reason = _peek(directory / other.name)
         role = None
         if dimensions is not None or not is_company(other.name):
             role = nearest_role(other.name, dimensions)
         if role is not None and role not in chosen:
-            near.append(_rename(other.name, role, dimensions, ending, reason, chosen))
+            near.append(f"{other.name} ({' '.join(role)}{reason})")
         elif role is not None or dimensions is not None:
             unused.append(other.name)
     if near:
         raise BadDataError(
             f"{directory} has files that nearly have the name of an IDX file, and would be left "
-            f"out: {_shown(near, '; ')}. Or move them to another directory."
+            f"out: {_shown(near)}. Finish or unpack each and name it as train-labels-idx1-ubyte "
+            "is, or move it to another directory."
         )
     if unused:
         logger.warning(
@@ -109,33 +109,13 @@ def _check_others(directory: Path, others: list[IdxName], chosen: dict[Role, Idx
         )
 
 
-def _peek(path: Path) -> tuple[int | None, str, str]:
-    """Return an IDX file's dimensions and compression; None for another, and what is wrong."""
+def _peek(path: Path) -> tuple[int | None, str]:
+    """Return an IDX file's dimensions; None for another, and why it is none."""
     try:
-        header, ending = read_header(path)
+        header, _ = read_header(path)
     except PipelineError as error:
-        return None, "", str(error).removeprefix(f"{path}: ").rstrip(".")
-    return len(header.shape), ending, ""
-
-
-def _rename(
-    name: str,
-    role: Role,
-    dimensions: int | None,
-    ending: str,
-    reason: str,
-    chosen: dict[Role, IdxName],
-) -> str:
-    """Return what to do with a file that nearly has the name of a missing one."""
-    split, kind = role
-    prefix = next((f"{other.prefix}-" for other in chosen.values() if other.prefix), "")
-    usual = 3 if kind == "images" else 1
-    proposed = f"{prefix}{split}-{kind}-idx{dimensions or usual}-ubyte{ending}"
-    if UNFINISHED.fullmatch(name):
-        return f"{name} is an unfinished download: finish it"
-    if reason:
-        return f"{name} cannot be used as {proposed}: {reason}"
-    return f"rename {name} to {proposed}"
+        return None, str(error).removeprefix(str(path)).rstrip(".")
+    return len(header.shape), ""
 
 
 def _by_split(directory: Path, chosen: dict[Role, IdxName]) -> dict[str, SplitFiles]:
@@ -172,9 +152,9 @@ def _none_error(directory: Path) -> BadDataError:
     )
 
 
-def _shown(names: list[str], separator: str = ", ") -> str:
+def _shown(names: list[str]) -> str:
     more = len(names) - SHOWN_NAMES
-    return separator.join([*names[:SHOWN_NAMES], *([f"and {more:,} more"] if more > 0 else [])])
+    return ", ".join([*names[:SHOWN_NAMES], *([f"and {more:,} more"] if more > 0 else [])])
 
 
 def _ambiguous_error(directory: Path, what: str, names: Iterable[IdxName]) -> BadDataError:
