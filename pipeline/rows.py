@@ -1,7 +1,6 @@
 """Rows by their places in the order: what a stream cuts its batches from, here or on a worker."""
 
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -88,21 +87,20 @@ class WindowReader(Closing):
         self,
         schema: SplitSchema,
         loader: Loader,
-        order_of: Callable[[int], EpochOrder],
+        order: EpochOrder,
         *,
-        part: tuple[int, int],
+        part: tuple[int, int] | None = None,
         epochs: int | None = None,
     ) -> None:
-        """`order_of` gives an epoch's order, `part` the places [start, stop) that are asked for.
+        """`order` is any epoch's; `part` the places [start, stop) wanted, by default all.
 
         After `epochs` epochs nothing is read ahead any more.
         """
         self.schema = schema
         self._loader = loader
-        self._order_of = order_of
-        self._part = part
+        self._order = order
+        self._part = part or (0, order.rows)
         self._epochs = epochs
-        self._order = order_of(0)
         self._held: _Held | None = None
 
     def take(self, epoch: int, start: int, stop: int) -> Batch:
@@ -146,7 +144,7 @@ class WindowReader(Closing):
         if number < order.window_at(stop - 1):
             self._expect(order, number + 1)
         else:
-            order = self._order_of(order.epoch + 1)
+            order = replace(order, epoch=order.epoch + 1)
             self._expect(order, order.window_at(start))
 
     def _expect(self, order: EpochOrder, number: int) -> None:
@@ -159,7 +157,7 @@ class WindowReader(Closing):
 
     def _order_at(self, epoch: int) -> EpochOrder:
         if self._order.epoch != epoch:
-            self._order = self._order_of(epoch)
+            self._order = replace(self._order, epoch=epoch)
         return self._order
 
     def close(self) -> None:
@@ -231,12 +229,11 @@ class RowReader(WindowReader):
     def __init__(self, rows: OrderedRows, part: tuple[int, int] | None = None) -> None:
         """`part` is the places [start, stop) of each epoch that are asked for, by default all."""
         split = open_split(rows.dataset, rows.dataset_digest, rows.split)
-        chunk_rows = split.schema.chunk_rows
         super().__init__(
             split.schema,
             WindowLoader(split, READING_THREADS),
-            lambda epoch: rows.order(epoch, chunk_rows),
-            part=part or (0, rows.rows),
+            rows.order(0, split.schema.chunk_rows),
+            part=part,
             epochs=rows.epochs,
         )
         self._all: Batch | None = None

@@ -90,18 +90,6 @@ class StreamState:
             )
         return state
 
-    def order(self, epoch: int, chunk_rows: int) -> EpochOrder:
-        """Return the order of an epoch."""
-        return EpochOrder(
-            seed=self.seed,
-            epoch=epoch,
-            rows=self.rows,
-            chunk_rows=chunk_rows,
-            window_chunks=self.window_chunks,
-            shuffle=self.shuffle,
-            first_row=self.first_row,
-        )
-
 
 class BatchStream(Closing):
     """An endless sequence of epochs over a split, cut into mini-batches.
@@ -175,13 +163,16 @@ class BatchStream(Closing):
         self._loader: Loader = (
             loader(source) if loader else WindowLoader(source, threads, busy_cores=busy_cores)
         )
-        self._reader = WindowReader(
-            schema,
-            self._loader,
-            lambda epoch: self._began.order(epoch, schema.chunk_rows),
-            part=(0, rows),
-            epochs=epochs,
+        order = EpochOrder(
+            seed=seed,
+            epoch=self._epoch,
+            rows=rows,
+            chunk_rows=schema.chunk_rows,
+            window_chunks=self._began.window_chunks,
+            shuffle=shuffle,
+            first_row=first_row,
         )
+        self._reader = WindowReader(schema, self._loader, order, epochs=epochs)
         self._reader.expect(self._epoch, self.place)
 
     @property
