@@ -24,7 +24,7 @@ RowNumbers = NDArray[np.int64]
 def raw_numbers(
     count: int, seed: int, epoch: int, level: str, window: int = 0
 ) -> NDArray[np.uint64]:
-    """`(count,)` uint64 of the Philox counter generator, its key hashed from all the rest.
+    """Return `(count,)` uint64 of the Philox counter generator, its key hashed from all the rest.
 
     NumPy promises this raw stream across versions; it promises no such thing for the methods of
     `Generator`. Philox: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
@@ -35,7 +35,7 @@ def raw_numbers(
 
 
 def permutation(count: int, seed: int, epoch: int, level: str, window: int = 0) -> RowNumbers:
-    """`(count,)`: the stable argsort of `count` raw numbers."""
+    """Return `(count,)`, the stable argsort of `count` raw numbers."""
     numbers = raw_numbers(count, seed, epoch, level, window)
     places = np.argsort(numbers)  # five times as fast, and the same where no two are equal
     ordered = numbers[places]
@@ -93,13 +93,13 @@ class EpochOrder:
         return visited[np.minimum(edges, self.chunks)]
 
     def chunk_bounds(self, chunks: RowNumbers) -> tuple[RowNumbers, RowNumbers]:
-        """The rows [start, stop) of each of the chunks that belong to the order."""
+        """Return the rows [start, stop) of each of the chunks that belong to the order."""
         starts = np.maximum(chunks * self.chunk_rows, self.first_row)
         stops = np.minimum((chunks + 1) * self.chunk_rows, self.first_row + self.rows)
         return starts, stops
 
     def window(self, number: int) -> "Window":
-        """Window `number`, in [0, windows - 1]; its rows are permuted when they are asked for."""
+        """Return window `number`, in [0, windows - 1]; its rows are permuted when asked for."""
         first = number * self.window_chunks
         chunks = self.chunk_order[first : first + self.window_chunks]
         starts, stops = self.chunk_bounds(chunks)
@@ -108,7 +108,7 @@ class EpochOrder:
         )
 
     def window_at(self, place: int) -> int:
-        """The window that holds the row visited as number `place` of the epoch."""
+        """Return the window that holds the row visited as number `place` of the epoch."""
         return int(np.searchsorted(self.window_starts, place, side="right")) - 1
 
 

@@ -17,27 +17,26 @@ BLOCK = 65_536
 
 
 def add_bias(images: NDArray[Any], bias: float) -> NDArray[Any]:
-    """`(rows, *image_shape)` to `(rows, 1 + features)` of the same type, bias first."""
+    """Return images `(rows, *image_shape)` as `(rows, 1 + features)`, the bias first."""
     rows = len(images)
-    features = math.prod(images.shape[1:])
-    inputs = np.empty((rows, 1 + features), dtype=images.dtype)
+    inputs = np.empty((rows, 1 + math.prod(images.shape[1:])), dtype=images.dtype)
     inputs[:, 0] = bias
-    inputs[:, 1:] = images.reshape(rows, features)
+    inputs[:, 1:] = images.reshape(rows, -1)
     return inputs
 
 
 def one_hot(
     labels: NDArray[Any], classes: NDArray[np.int64], first_row: int = 0
 ) -> NDArray[np.uint8]:
-    """`(rows,)` labels to `(rows, len(classes))` uint8; `classes` are sorted and distinct.
+    """Return labels `(rows,)` as `(rows, len(classes))` uint8; `classes` are sorted and distinct.
 
     Raises `BadDataError` that names the first row whose label is not among the classes; the first
     of all is row `first_row`.
     """
     columns = np.searchsorted(classes, labels)
-    strange = classes[np.minimum(columns, len(classes) - 1)] != labels
-    if strange.any():
-        row = int(np.argmax(strange))
+    is_unknown = classes[np.minimum(columns, len(classes) - 1)] != labels
+    if is_unknown.any():
+        row = int(np.argmax(is_unknown))
         raise BadDataError(
             f"Row {first_row + row} has label {labels[row]}; it is none of the classes found."
         )
@@ -52,9 +51,9 @@ def scale(
     scaling: ValueRange | None,
     out: NDArray[Any] | None = None,
 ) -> NDArray[Any]:
-    """Stored inputs `(rows, columns)`, the bias first, as the network takes them.
+    """Return stored inputs `(rows, columns)`, the bias first, as the network takes them.
 
-    The bias is exactly 1, whatever is stored of it. They are written to `out` where that is given.
+    The bias is exactly 1, whatever is stored of it. `out` is written to where it is given.
     """
     if out is None:
         out = np.empty(inputs.shape, dtype)
@@ -80,7 +79,7 @@ def _map(inputs: NDArray[Any], scaling: ValueRange | None, out: NDArray[Any]) ->
 
 
 def occupied_columns(inputs: NDArray[Any], scaling: ValueRange | None) -> NDArray[np.intp] | None:
-    """The columns of byte inputs in which any row is not 0, ascending.
+    """Return the columns of byte inputs in which any row is not 0, ascending.
 
     None where leaving the others out would not pay, where 0 does not stay 0 once it is scaled, and
     for other types than bytes.

@@ -17,7 +17,7 @@ from storage.schema import SplitSchema
 def check_values(
     images: NDArray[Any], scaling: ValueRange | None, place: str, first_row: int
 ) -> tuple[float, float]:
-    """The smallest and the largest value of images `(rows, *image_shape)`, at least one.
+    """Return the smallest and the largest value of images `(rows, *image_shape)`, at least one.
 
     Raises `BadDataError` that names `place`, the row (the first one is row `first_row`) and the
     value where one is not a finite number, or too large, as stored or as scaled.
@@ -29,7 +29,7 @@ def check_values(
 
 
 def _fits(values: Any, scaling: ValueRange | None) -> Any:
-    """Whether the arithmetic holds a value, or each of an array in float64."""
+    """Return whether the arithmetic holds a value, or each of an array in float64."""
     fits = np.abs(values) <= LARGEST
     if scaling is None:
         return fits
@@ -44,7 +44,7 @@ def _scaled(values: Any, scaling: ValueRange) -> Any:
 def _misfit(
     images: NDArray[Any], scaling: ValueRange | None, place: str, first_row: int
 ) -> BadDataError:
-    """The error that names the first value that does not fit."""
+    """Return the error that names the first value that does not fit."""
     rows = images.reshape(len(images), -1)
     fits = (_fits(row.astype(np.float64), scaling) for row in rows)
     number, row_fits = next((number, fit) for number, fit in enumerate(fits) if not fit.all())
@@ -60,7 +60,7 @@ def _misfit(
 
 
 def range_of(split: SplitSource, progress: Progress) -> ValueRange:
-    """The range of a split's values, from one pass over its images.
+    """Return the range of a split's values, from one pass over its images.
 
     Raises `BadDataError` as `check_values` does.
     """
@@ -79,11 +79,10 @@ def range_of(split: SplitSource, progress: Progress) -> ValueRange:
 def largest_input(
     split: Split, scaling: ValueRange | None, chunks: int | None = None
 ) -> tuple[int, str, float]:
-    """The row, the stored value, and the size, as the network takes it, of a split's largest.
+    """Return the row, the stored value, and the size, as the network takes it, of the largest.
 
-    Looks at the first `chunks` alone where that is given.
-
-    A value that is not a number counts as the largest of all, with a size of infinity.
+    Looks at the first `chunks` of the split alone where that is given. A value that is not a
+    number counts as the largest of all, with a size of infinity.
     """
     largest = (0, "0", 0.0)
     for number in range(chunks or split.schema.chunks):

@@ -95,10 +95,9 @@ class WindowMemory:
 
 
 class Scratch(threading.local):
-    """A chunk's arrays, of each thread its own, that chunks are decoded into."""
+    """A chunk's arrays that chunks are decoded into; each thread that looks has its own."""
 
     def __init__(self, split: Split) -> None:
-        """Called anew by each thread that looks at `chunk`."""
         self.chunk = split.empty_chunk()
 
 
