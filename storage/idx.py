@@ -9,7 +9,7 @@ import math
 import os
 import struct
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +50,6 @@ _MAGIC_BYTES = 4
 _START_BYTES = 512
 """Enough for the longest header, and to recognise other formats."""
 _GET_IT_AGAIN = "Copy or download the file again."
-_WRITE_AGAIN = (
-    "Write the header again with struct.pack('>I', number) in Python, and values of more than one "
-    "byte as big-endian too."
-)
-
 _UNPACK = "Unpack it, and give the IDX files in it."
 _CONVERT = "Give the IDX file, or write its values as one."
 # Checked in this order: offset, first bytes, what that is, what to do.
@@ -103,14 +98,6 @@ class IdxHeader:
     def file_bytes(self) -> int:
         """Return the decoded size of the whole file in bytes, as claimed."""
         return self.header_bytes + self.shape[0] * self.row_bytes
-
-    @property
-    def little_endian(self) -> "IdxHeader":
-        """Return the header with its sizes read in the wrong byte order."""
-        sizes = struct.unpack(
-            f"<{len(self.shape)}I", struct.pack(f">{len(self.shape)}I", *self.shape)
-        )
-        return replace(self, shape=sizes)
 
 
 @dataclass(frozen=True)
@@ -209,8 +196,6 @@ def _check_raw_size(file: DecodedFile, header: IdxHeader, stored_size: int) -> N
     if file.compression is not None:
         return  # a compressed file's size proves nothing; it is read block by block
     excess = stored_size - header.file_bytes
-    if excess and header.little_endian.file_bytes == stored_size:
-        raise _byte_order_error(file, header)
     if excess < 0:
         raise _cut_off_error(file, header, stored_size)
     if excess > 0:
@@ -218,14 +203,12 @@ def _check_raw_size(file: DecodedFile, header: IdxHeader, stored_size: int) -> N
 
 
 def _cut_off_error(file: DecodedFile, header: IdxHeader, found_bytes: int) -> BadDataError:
-    if header.little_endian.file_bytes == found_bytes:
-        return _byte_order_error(file, header)
     whole_rows = (found_bytes - header.header_bytes) // header.row_bytes
     return BadDataError(
         f"{file.path}: the data is cut off; found {whole_rows:,} whole rows "
         f"({found_bytes:,} bytes{' decoded' if file.compression else ''}), expected the "
         f"{header.shape[0]:,} rows ({header.file_bytes:,} bytes) that its header claims. "
-        f"{_GET_IT_AGAIN}"
+        f"{_byte_order_hint(header) or _GET_IT_AGAIN}"
     )
 
 
@@ -236,22 +219,21 @@ def _trailing_error(file: DecodedFile, header: IdxHeader, amount: str) -> BadDat
     )
 
 
-def _byte_order_error(file: DecodedFile, header: IdxHeader) -> BadDataError:
-    return BadDataError(
-        f"{file.path}: the sizes in its header are in the wrong byte order, "
-        f"{header.little_endian.shape} if read as little-endian; expected big-endian. "
-        f"{_WRITE_AGAIN}"
+def _byte_order_hint(header: IdxHeader) -> str:
+    """Return advice where every size looks like a small one in the wrong byte order, else ''."""
+    if any(size % 2**16 for size in header.shape):
+        return ""
+    code = f"{len(header.shape)}I"
+    swapped = struct.unpack(f"<{code}", struct.pack(f">{code}", *header.shape))
+    return (
+        f"Its sizes may be in the wrong byte order: they are {swapped} if read as little-endian. "
+        "If so, write them as big-endian, and values of more than one byte likewise."
     )
 
 
 def _read_header(file: DecodedFile) -> IdxHeader:
     start = file.peek(_START_BYTES)
     magic = start[:_MAGIC_BYTES]
-    if magic[2:] == bytes(2) and magic[1] in ELEMENT_TYPES and 1 <= magic[0] <= MAX_DIMENSIONS:
-        raise BadDataError(
-            f"{file.path}: its header is in the wrong byte order, {magic.hex(' ')} for "
-            f"{magic[::-1].hex(' ')}; expected big-endian. {_WRITE_AGAIN}"
-        )
     if magic[:2].strip(b"\0"):
         name, advice = _recognise(start)
         raise BadDataError(f"{file.path}: this is not an IDX file but {name}. {advice}")
@@ -288,12 +270,10 @@ def _check_shape(file: DecodedFile, header: IdxHeader) -> None:
             "at least one row and one value in each. Use a file that holds data."
         )
     if header.row_bytes > MAX_ROW_BYTES:
-        if header.little_endian.row_bytes <= MAX_ROW_BYTES:
-            raise _byte_order_error(file, header)
+        hint = _byte_order_hint(header) or "Check that this is an IDX file; make its rows shorter."
         raise BadDataError(
             f"{file.path}: its header {header.shape} claims rows of {header.row_bytes:,} bytes; "
-            f"expected {MAX_ROW_BYTES:,} bytes (64 MiB) at the most. Check that this is an IDX "
-            "file, or cut its rows into smaller ones."
+            f"expected {MAX_ROW_BYTES:,} bytes (64 MiB) at the most. {hint}"
         )
 
 
@@ -304,6 +284,8 @@ def _recognise(start: bytes) -> tuple[str, str]:
             return name, advice
     if start.startswith(_PICKLES):
         return "a Python pickle", _CONVERT
+    if start[2:4] == bytes(2) and start[1] in ELEMENT_TYPES:
+        return "one with a header in the wrong byte order", "Write its header as big-endian."
     if start.lstrip(b"\xef\xbb\xbf \r\n\t").lower().startswith((b"<!doctype", b"<html")):
         return (
             "an HTML page, as servers send in place of a file",

@@ -78,7 +78,7 @@ class ModelName:
         self.place.put(_key(self.name), documents.sealed_bytes(document))
 
     def with_event(self, event: dict[str, Any], change: Callable[[Self], Self]) -> Self:
-        """The name after a change, with the event that tells of it."""
+        """Return the name after a change, with the event that records it."""
         return replace(change(self), events=(*self.events, event))
 
 

@@ -41,26 +41,25 @@ class ValueRange:
 
     @classmethod
     def covering(cls, low: float, high: float) -> Self:
-        """The range from the smallest to the largest value; wider where they are the same."""
+        """Return the range from smallest to largest value; wider where they are the same."""
         low, high = low + 0.0, high + 0.0  # -0.0 is 0.0, whichever is met first
         return cls(low, high if high - low >= NARROWEST else low + max(1.0, abs(low)))
 
     @property
     def name(self) -> str:
-        """The name of the transform in a dataset's attributes."""
+        """Return the name of the transform in a dataset's attributes."""
         return BYTE_SCALE if self == BYTES else f"scale[{self.low!r},{self.high!r}]"
 
     @property
     def attributes(self) -> dict[str, float]:
-        """The attributes of the CF convention that say the same.
+        """Return the attributes of the CF convention that say the same.
 
-        xarray decodes with these in float64: JSON has no float32 to tell it otherwise.
+        xarray decodes with these in float64, as JSON has no float32.
         """
         width = self.high - self.low
         return {"scale_factor": 1 / width, "add_offset": 0.0 - self.low / width}
 
     def __str__(self) -> str:
-        """The range for people."""
         low, high = (repr(value).removesuffix(".0") for value in (self.low, self.high))
         return f"{low} to {high}"
 
@@ -82,7 +81,7 @@ class Preparation:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The transforms by name, as a dataset and a run record them."""
+        """Return the transforms by name, as a dataset and a run record them."""
         return (
             BIAS_COLUMN,
             *([TRANSPOSE] if self.transposed else []),
@@ -92,7 +91,7 @@ class Preparation:
 
     @classmethod
     def from_names(cls, names: Iterable[str], place: str) -> Self:
-        """The inverse of `names`; `BadDataError` says that `place` has a name that is not known."""
+        """Return the inverse of `names`; `BadDataError` says that `place` has an unknown name."""
         scaling, known = None, {BIAS_COLUMN, TRANSPOSE, ONE_HOT}
         names = tuple(names)
         for name in names:
@@ -102,15 +101,15 @@ class Preparation:
 
     @property
     def attributes(self) -> dict[str, float]:
-        """The CF attributes of stored inputs."""
+        """Return the CF attributes of stored inputs."""
         if self.scaling is None:
             return {"scale_factor": 1.0, "add_offset": 0.0}
         return self.scaling.attributes
 
     def bias(self, dtype: np.dtype[Any]) -> float:
-        """The stored value of the bias column: the nearest that there is to what stands for 1.
+        """Return the stored value of the bias column: the nearest one to what stands for 1.
 
-        A bias of bytes is never 0, so that no one takes its column for blank.
+        A bias of bytes is never 0, so that nobody takes its column for blank.
         """
         value = 1.0 if self.scaling is None else self.scaling.high
         if dtype.kind == "f":
@@ -120,13 +119,12 @@ class Preparation:
         return min(max(round(value), least), int(limits.max))
 
     def image_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of an image of that shape once it is stored."""
+        """Return the shape in which an image of that shape is stored."""
         if not self.transposed or len(shape) < 2:
             return shape
         return (shape[1], shape[0], *shape[2:])
 
     def __str__(self) -> str:
-        """Return a description for people."""
         values = "values not scaled"
         if self.scaling is not None:
             values = f"values from {self.scaling} mapped to [0, 1]"

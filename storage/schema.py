@@ -65,11 +65,11 @@ class InChunks:
 
     @property
     def chunks(self) -> int:
-        """How many there are, the last short one too."""
+        """Return how many chunks there are, the last short one included."""
         return -(-self.rows // self.chunk_rows)
 
     def chunk_bounds(self, number: int) -> tuple[int, int]:
-        """The rows [start, stop) of chunk `number`, in [0, chunks - 1]."""
+        """Return the rows [start, stop) of chunk `number`, in [0, chunks - 1]."""
         start = number * self.chunk_rows
         return start, min(start + self.chunk_rows, self.rows)
 
@@ -92,18 +92,20 @@ class SplitSchema(InChunks):
     """Chunks of a Zarr shard; 1 where each chunk is an object of its own."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be: `BadDataError` names the field."""
-        for field in ("rows", "features", "chunk_rows", "chunks_per_shard"):
+        """Raise `BadDataError` for sizes and types that cannot be."""
+        least_and_most = {
+            "rows": (1, 2**48),
+            "features": (1, 2**48),
+            "classes": (0, 2**16),
+            "chunk_rows": (1, 2**48),
+            "chunks_per_shard": (1, SHARD_LIMIT),
+        }
+        for field, (least, most) in least_and_most.items():
             value = getattr(self, field)
-            if type(value) is not int or not 1 <= value < 2**48:
-                raise BadDataError(f"A split's {field} is {value!r}; expected a positive integer.")
-        if self.chunks_per_shard > SHARD_LIMIT:
-            raise BadDataError(
-                f"A split has {self.chunks_per_shard:,} chunks in a shard; expected at most "
-                f"{SHARD_LIMIT:,}."
-            )
-        if type(self.classes) is not int or not 0 <= self.classes <= 2**16:
-            raise BadDataError(f"A split's classes is {self.classes!r}; expected 0 to 65,536.")
+            if type(value) is not int or not least <= value <= most:
+                raise BadDataError(
+                    f"A split's {field} is {value!r}; expected an integer from {least} to {most:,}."
+                )
         if self.dtype not in ELEMENT_TYPES:
             raise BadDataError(f"A split's dtype is {self.dtype!r}; expected {ELEMENT_TYPES}.")
         if self.row_bytes > ROW_LIMIT:
@@ -119,25 +121,19 @@ class SplitSchema(InChunks):
 
     @property
     def columns(self) -> int:
-        """Columns of `inputs`: the bias and the features."""
+        """Return the columns of `inputs`: the bias and the features."""
         return 1 + self.features
 
     @property
     def row_bytes(self) -> int:
-        """Decoded bytes of one row, inputs and targets."""
+        """Return the decoded bytes of one row, inputs and targets."""
         return self.columns * np.dtype(self.dtype).itemsize + self.classes
 
     @classmethod
     def plan(
-        cls,
-        *,
-        rows: int,
-        features: int,
-        dtype: str,
-        classes: int,
-        chunk_rows: int | None = None,
+        cls, *, rows: int, features: int, dtype: str, classes: int, chunk_rows: int | None = None
     ) -> Self:
-        """A split with chunks of about `CHUNK_BYTES`, in shards where there are thousands."""
+        """Return a split with chunks of about `CHUNK_BYTES`, in shards where they are many."""
         row_bytes = (1 + features) * np.dtype(dtype).itemsize
         fitting = min(CHUNK_BYTES // row_bytes, CHUNK_AND_TARGETS_BYTES // (row_bytes + classes))
         chunk_rows = min(chunk_rows or max(1, fitting), rows)
@@ -177,15 +173,13 @@ class SplitRecord:
             )
 
     def to_json(self) -> dict[str, Any]:
-        """The split's entry in the root attributes."""
-        return {**vars(self.schema), "class_counts": list(self.class_counts)} | {
-            "digest": self.digest,
-            "class_counts_digest": self.class_counts_digest,
-        }
+        """Return the split's entry in the root attributes."""
+        record = vars(self) | {"class_counts": list(self.class_counts)}
+        return vars(self.schema) | {name: record[name] for name in record if name != "schema"}
 
     @classmethod
     def from_json(cls, entry: dict[str, Any]) -> Self:
-        """The inverse of `to_json`; raises `KeyError` or `TypeError` for other shapes."""
+        """Return the inverse of `to_json`; raise `KeyError` or `TypeError` for other shapes."""
         schema = SplitSchema(**{name: entry[name] for name in SplitSchema.__dataclass_fields__})
         counts = tuple(int(count) for count in entry["class_counts"])
         return cls(schema, counts, str(entry["digest"]), str(entry["class_counts_digest"]))
@@ -205,7 +199,7 @@ class DatasetSchema:
 
     @property
     def format_version(self) -> int:
-        """The oldest version whose readers take the rows for what they are."""
+        """Return the oldest version whose readers interpret the rows correctly."""
         preparation = self.preparation
         scaled_by_type = all(
             preparation.scaling == (BYTES if split.dtype == "uint8" else None)
@@ -215,12 +209,12 @@ class DatasetSchema:
 
     @property
     def preparation(self) -> Preparation:
-        """What the transforms say."""
+        """Return what the transforms say."""
         return Preparation.from_names(self.transforms, self.name)
 
     @property
     def decoded_bytes(self) -> int:
-        """Bytes of all inputs and targets, uncompressed."""
+        """Return the bytes of all inputs and targets, uncompressed."""
         return sum(split.row_bytes * split.rows for split in self.splits.values())
 
 
@@ -230,9 +224,9 @@ def dataset_digest(
     transforms: tuple[str, ...],
     splits: dict[str, SplitRecord],
 ) -> str:
-    """SHA-256 over all that gives the rows their meaning.
+    """Return the SHA-256 over all that gives the rows their meaning.
 
-    It is not over names, sources, times, or how the rows are compressed.
+    Names, sources, times, and how the rows are compressed are not part of it.
     """
     return digest_of(
         {
