@@ -23,8 +23,6 @@ from storage.dataset_writer import (
     DatasetWriter,
     SplitWriter,
     dataset_lock,
-    recover,
-    refuse_foreign,
     stage_dataset,
 )
 from storage.errors import ConflictError, UsageError
@@ -113,8 +111,6 @@ def ingest(
     fingerprint = source.fingerprint(progress)
     # The lock throughout, so that nobody comes between the look and the work.
     with dataset_lock(target, take_over) as target:
-        recover(target)
-        refuse_foreign(target)
         existing = None
         if not overwrite:
             existing = _same_dataset(target, schema, fingerprint, rows_per_chunk, compression)

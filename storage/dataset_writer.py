@@ -208,10 +208,8 @@ def stage_dataset(
 ) -> Iterator[DatasetWriter]:
     """Write a dataset beside `target`, whose lock is held; nothing stays of it but by `publish`.
 
-    Raises `ConflictError` where something is at `target` that must not be replaced.
+    Raises `ConflictError` where a dataset is at `target` and must not be replaced.
     """
-    recover(target)
-    refuse_foreign(target)
     if not overwrite and not target.is_free():
         raise ConflictError(
             f"{target} exists and was made from something else or in another way. "
@@ -231,26 +229,23 @@ def stage_dataset(
 def dataset_lock(target: Location, take_over: TakeOver | None = None) -> Iterator[Location]:
     """Hold the lock of whoever writes at `target`, beside it; yield `target` for its holder.
 
-    On a disk its file is gone when it is free.
+    A replacement that died half-way is finished, one way or the other. On a disk the lock's file is
+    gone when it is free. Raises `ConflictError` where another holds it, or where something is at
+    `target` that is no dataset of ours.
     """
     with writer_lock(target.sibling(".lock"), str(target), take_over) as lock:
         lock.retire()
-        yield target.under(lock)
+        target = target.under(lock)
+        target.recover(METADATA_NAME)
+        _refuse_foreign(target)
+        yield target
 
 
-def recover(target: Location) -> None:
-    """Finish, one way or the other, a replacement that died half-way; call it under the lock."""
-    target.recover(METADATA_NAME)
-
-
-def refuse_foreign(target: Location) -> None:
-    """Raise `ConflictError` where something is at `target` that is no dataset of ours.
-
-    One of ours may be damaged: that it once said what it is, is enough to know it by.
-    """
+def _refuse_foreign(target: Location) -> None:
     if target.is_free():
         return
     try:
+        # One of ours may be damaged: that it once said what it is, is enough to know it by.
         ours = FORMAT.encode() in documents.read(target.current(METADATA_NAME), METADATA_NAME)
     except (FileNotFoundError, BadDataError):
         ours = False

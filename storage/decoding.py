@@ -4,19 +4,17 @@ One loop decodes the members of both formats: `lzma.LZMAFile` takes no limit of 
 whatever follows the first stream.
 """
 
-import errno
 import hashlib
 import lzma
 import os
-import stat
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from storage.errors import BadDataError, UnreachableError
+from storage.errors import BadDataError
+from storage.files import translate_os_errors
 from storage.location import Closing
 
 BLOCK_BYTES = 256 * 1024
@@ -45,7 +43,7 @@ class DecodedFile(Closing):
     def __init__(self, path: Path) -> None:
         """Open the file; nothing is read yet."""
         self.path = path
-        with _translated_errors(path):
+        with translate_os_errors("read", path):
             self._file = _open_regular(path)
             self.stored_size = os.fstat(self._file.fileno()).st_size
             """The file's size on disk in bytes, when it was opened."""
@@ -92,7 +90,7 @@ class DecodedFile(Closing):
 
     def _next_block(self) -> bool:
         try:
-            with _translated_errors(self.path):
+            with translate_os_errors("read", self.path):
                 block = next(self._blocks, b"")
         except (zlib.error, lzma.LZMAError) as error:
             raise BadDataError(
@@ -157,7 +155,7 @@ def hash_stored(path: Path, check: Callable[[], None] = lambda: None) -> tuple[i
     `check` is called before each block, and may raise to stop. Raises as `DecodedFile` does.
     """
     sha256, block = hashlib.sha256(), memoryview(bytearray(BLOCK_BYTES))
-    with _translated_errors(path), _open_regular(path) as file:
+    with translate_os_errors("read", path), _open_regular(path) as file:
         while count := file.readinto(block):
             check()
             sha256.update(block[:count])
@@ -172,21 +170,6 @@ def _new_decoder(compression: str | None) -> Any:
 
 
 def _open_regular(path: Path) -> FileIO:
-    # Looked at before it is opened: opening a named pipe would wait for its writer.
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise BadDataError(f"{path}: this is not a regular file; expected an IDX file.")
+    if not path.is_file():  # to open a named pipe would wait for its writer
+        raise BadDataError(f"{path}: there is no such file, or not a regular one. Check the name.")
     return FileIO(path, "rb")
-
-
-@contextmanager
-def _translated_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise BadDataError(f"{path}: there is no such file. Check the name.") from error
-    except OSError as error:
-        code = errno.errorcode.get(error.errno or 0, "unknown error")
-        raise UnreachableError(
-            f"{path}: the file cannot be read ({error.strerror}, {code}). "
-            "Check its permissions and the disk or mount it is on, then try again."
-        ) from error

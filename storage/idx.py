@@ -58,11 +58,7 @@ _OTHER_FORMATS = (
     (0, b"/annex/objects/", "a git-annex pointer", "Run `git annex get` to get the file."),
     (0, b"\x89PNG", "a PNG picture", _CONVERT),
     (0, b"\xff\xd8\xff", "a JPEG picture", _CONVERT),
-    (0, b"GIF8", "a GIF picture", _CONVERT),
-    (0, b"%PDF", "a PDF document", _CONVERT),
     (0, b"PK\x03\x04", "a ZIP archive (an .npz file is one, too)", _UNPACK),
-    (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK),
-    (0, b"Rar!", "a RAR archive", _UNPACK),
     (257, b"ustar", "a tar archive", _UNPACK),
     (0, b"BZh", "a bzip2 file", "Unpack it with bunzip2."),
     (0, b"\x28\xb5\x2f\xfd", "a Zstandard file", "Unpack it with unzstd."),
@@ -71,7 +67,6 @@ _OTHER_FORMATS = (
     (0, b"\x93NUMPY", "a NumPy array (.npy)", _CONVERT),
     (0, b"\x89HDF", "an HDF5 file", _CONVERT),
     (0, b"PAR1", "a Parquet file", _CONVERT),
-    (0, b"MATLAB 5.0", "a MATLAB file", _CONVERT),
 )
 _PICKLES = tuple(bytes((0x80, protocol)) for protocol in range(2, 6))
 _SHOWN_TEXT = 40

@@ -383,8 +383,8 @@ def test_missing_file(tmp_path: Path) -> None:
 def test_not_a_regular_file(tmp_path: Path) -> None:
     """A directory or a named pipe is refused, without waiting for anybody to write."""
     os.mkfifo(tmp_path / "pipe")
-    assert "not a regular file" in refusal(tmp_path)
-    assert "not a regular file" in refusal(tmp_path / "pipe")
+    assert "or not a regular one" in refusal(tmp_path)
+    assert "or not a regular one" in refusal(tmp_path / "pipe")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not stop the superuser")
@@ -392,7 +392,7 @@ def test_forbidden_file(tmp_path: Path) -> None:
     """A file that may not be read is out of reach, not bad."""
     path = write(tmp_path, idx_bytes((1, 1), b"\0"))
     path.chmod(0)
-    assert "EACCES" in refusal(path, UnreachableError)
+    assert "Permission denied" in refusal(path, UnreachableError)
 
 
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs Linux's /proc")
@@ -400,7 +400,7 @@ def test_failing_disk(tmp_path: Path) -> None:
     """A read that fails with an input/output error is out of reach, not bad."""
     path = tmp_path / "images"
     path.symlink_to("/proc/self/mem")  # its first page is never mapped: reading it gives EIO
-    assert "EIO" in refusal(path, UnreachableError)
+    assert "Input/output error" in refusal(path, UnreachableError)
 
 
 def test_real_mnist(mnist_dir: Path) -> None:

@@ -15,7 +15,7 @@ from storage.checkpoints import (
     sweep_checkpoints,
 )
 from storage.dataset import open_dataset
-from storage.dataset_writer import dataset_lock, recover
+from storage.dataset_writer import dataset_lock
 from storage.errors import BadDataError, ConflictError
 from storage.location import Location
 from storage.places import open_location
@@ -57,8 +57,8 @@ def test_a_dataset_of_a_former_release(place: Location, dataset_place: Location)
     old = open_dataset(target)
     assert_holds_its_rows(old, dataset_schema())
     assert [] == wrong(target)
-    with dataset_lock(target) as locked:
-        recover(locked)
+    with dataset_lock(target):
+        pass
     assert old.digest == open_dataset(target).digest
     made = make_dataset(target, dataset_schema(rows=3), overwrite=True)
     assert_holds_its_rows(open_dataset(target), dataset_schema(rows=3))
