@@ -140,7 +140,7 @@ def ingest(
         raise UsageError(f"--scale is {scale!r}; {error}.") from None
     options = store_options(storage_options, out)
     place = None if out is None else open_location(out, options)  # refused before downloads
-    with stopping() as stop, cluster_of("ingest", asked, console.say, stop) as cluster:
+    with stopping() as stop, cluster_of("ingest", asked, stop) as cluster:
 
         def progress(stage: str, done: int, total: int, note: str = "") -> None:
             console.progress(stage, done, total, note)
@@ -257,7 +257,7 @@ def train(
     # Without --dataset its place may be one that the run records.
     places = () if dataset is None else (dataset, run)
     options = store_options(storage_options, *places)
-    with stopping() as stop, cluster_of("train", asked, console.say, stop) as cluster:
+    with stopping() as stop, cluster_of("train", asked, stop) as cluster:
         result = run_train(
             given,
             dataset=dataset,

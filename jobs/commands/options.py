@@ -15,7 +15,7 @@ from storage.errors import UsageError
 if TYPE_CHECKING:
     from jobs.commands.console import Console
     from jobs.signals import StopSignal
-    from pipeline.cluster.connect import Cluster
+    from pipeline.cluster.client import Cluster
     from storage.location import Location
 
 Command = Callable[..., Any]
@@ -188,7 +188,7 @@ cluster_options = options(
 
 @contextmanager
 def cluster_of(
-    command: str, asked: dict[str, Any], announce: Callable[[str], None], stop: "StopSignal"
+    command: str, asked: dict[str, Any], stop: "StopSignal"
 ) -> Iterator[Callable[[], "Cluster | None"]]:
     """Give a function that opens the cluster when it is first called: there may be no work.
 
@@ -200,9 +200,9 @@ def cluster_of(
         def open_cluster() -> "Cluster | None":
             if not chosen.names_a_cluster:
                 return None  # without the time that importing Dask's cluster takes
-            from pipeline.cluster.connect import connect
+            from pipeline.cluster.client import connect
 
-            cluster = connect(chosen, announce, stop.check, AFTER_LOSS[command])
+            cluster = connect(chosen, stop.check, AFTER_LOSS[command])
             if cluster is not None:
                 opened.callback(cluster.close)
             return cluster

@@ -147,7 +147,7 @@ def score(quiet: bool, as_json: bool, log_json: bool, take_over: bool, **asked: 
         config = score_config(click.get_current_context().params, leave)
         from jobs.scoring.job import run_batch
 
-        with cluster_of("score", asked, listener.say, stop) as cluster:
+        with cluster_of("score", asked, stop) as cluster:
             batch = run_batch(config, listener=listener, stop=stop, cluster=cluster)
         one_split = config.inbox is None and len(set(config.splits)) == 1
         if batch.results or not one_split:

@@ -30,7 +30,7 @@ from storage.scores import is_complete, scoring_home
 
 if TYPE_CHECKING:
     from jobs.training.model import Model
-    from pipeline.cluster.connect import OpenCluster
+    from pipeline.cluster.client import OpenCluster
     from storage.dataset import Dataset
 
 Result = TypeVar("Result")

@@ -1,8 +1,9 @@
 """The scoring on a cluster: a task per chunk, which its worker reads, scores, writes and counts."""
 
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+import numpy as np
 
 from jobs.nn.architecture import format_network, parse_network
 from jobs.nn.network import Network
@@ -10,8 +11,8 @@ from jobs.nn.parameters import Floats
 from jobs.scoring.metrics import ConfusionCounter
 from jobs.training.evaluate import Forward, predict
 from jobs.training.model import Model
-from pipeline.cluster.connect import Cluster
-from pipeline.cluster.tasks import Pending, Task
+from pipeline.cluster.client import Cluster
+from pipeline.cluster.tasks import Task, results
 from pipeline.cluster.worker import hold
 from pipeline.rows import check_seen, open_split
 from pipeline.windows import Scratch
@@ -53,49 +54,35 @@ class ChunkResult:
 class ScoreWorkerState(Closing):
     """What a worker keeps from chunk to chunk of one scoring."""
 
-    def __init__(self, work: ScoreTask, parameters: Floats) -> None:
-        """Opens the dataset, and sees that the scoring's home is there too."""
-        check_seen(work.home)
-        self.split = open_split(work.dataset, work.dataset_digest, work.schema.split)
+    def __init__(self, task: ScoreTask, parameters: Floats) -> None:
+        """Open the dataset, and check that the scoring's home can be seen too."""
+        check_seen(task.home)
+        self.split = open_split(task.dataset, task.dataset_digest, task.schema.split)
         self.scratch = Scratch(self.split)
-        network = Network(parse_network(work.network), work.dtype)
-        self.forward = Forward(network, parameters, work.scaling)
+        network = Network(parse_network(task.network), task.dtype)
+        self.forward = Forward(network, parameters, task.scaling)
 
     def close(self) -> None:
-        """There is nothing but memory."""
-
-
-class _NotHereError(Exception):
-    """The worker has not been sent the model yet."""
+        """Let go of nothing but memory."""
 
 
 def score_chunk(
-    job: str, work: ScoreTask, number: int, digest: str | None, parameters: Floats | None
-) -> ChunkResult | None:
+    job: str, task: ScoreTask, number: int, digest: str | None, parameters: Floats
+) -> ChunkResult:
     """Score and write chunk `number`, or count it alone where it is written, with that `digest`.
 
-    None where the worker is to be sent the model's `parameters` first. Raises `BadDataError` where
-    the chunk, or what was written of it, is damaged.
+    Raises `BadDataError` where the chunk, or what was written of it, is damaged.
     """
-
-    def make() -> ScoreWorkerState:
-        if parameters is None:
-            raise _NotHereError
-        return ScoreWorkerState(work, parameters)
-
-    try:
-        bench = hold(job, work, make)
-    except _NotHereError:
-        return None
-    block = bench.split.read_chunk(number, bench.scratch.chunk)
+    state = hold(job, task, lambda: ScoreWorkerState(task, parameters))
+    block = state.split.read_chunk(number, state.scratch.chunk)
     if digest is None:
-        predictions = predict(bench.forward, block.inputs)
-        digest = write_arrays(work.home, work.schema, number, *predictions)
+        predictions = predict(state.forward, block.inputs)
+        digest = write_arrays(task.home, task.schema, number, *predictions)
     else:
-        predictions = read_arrays(work.home, work.schema, number, digest)
+        predictions = read_arrays(task.home, task.schema, number, digest)
     counted = None
     if block.targets is not None:
-        counted = ConfusionCounter(work.schema.class_names, work.class_names)
+        counted = ConfusionCounter(task.schema.class_names, task.class_names)
         counted.add(*predictions, block.targets)
     return ChunkResult(len(block.inputs), digest, counted)
 
@@ -103,58 +90,35 @@ def score_chunk(
 def score_on_cluster(
     cluster: Cluster, writer: ScoresWriter, model: Model, dataset: Dataset, count: ConfusionCounter
 ) -> Iterator[int]:
-    """See to it that each chunk is written and counted, in order; the rows of each."""
-    work = ScoreTask(
+    """Write and count each chunk, in order; yield the rows of each."""
+    schema = writer.schema
+    task = ScoreTask(
         dataset=dataset.location,
         dataset_digest=dataset.digest,
         class_names=dataset.class_names,
         home=writer.location,
-        schema=writer.schema,
+        schema=schema,
         network=format_network(model.network.layers),
         dtype=str(model.network.dtype),
         scaling=model.preparation.scaling,
     )
-    waiting: deque[tuple[int, Pending]] = deque()
-
-    def begin(number: int, parameters: Floats | None = None) -> Pending:
-        return Pending(cluster, _task(cluster, work, number, writer, parameters))
-
-    def finish() -> int:
-        number, pending = waiting.popleft()
-        reply = pending.result()
-        while reply is None:
-            reply = begin(number, model.parameters).result()
+    # The parameters are a task's result: workers pass them on, and Dask recomputes a lost one.
+    parameters = cluster.client.submit(
+        np.asarray, model.parameters, key=cluster.key("model"), pure=False
+    )
+    tasks = (
+        Task(
+            name="score-chunk",
+            what=f"rows {start}..{stop - 1} of {schema.split}",
+            function=score_chunk,
+            arguments=(cluster.job, task, number, writer.recorded_digest(number), parameters),
+        )
+        for number in range(schema.chunks)
+        for start, stop in [schema.chunk_bounds(number)]
+    )
+    for number, reply in enumerate(results(cluster, tasks, CHUNKS_PER_WORKER)):
         if writer.recorded_digest(number) is None:
             writer.record_chunk(number, reply.digest)
         if reply.counted is not None:
             count.merge(reply.counted)
-        rows: int = reply.rows
-        return rows
-
-    try:
-        for number in range(work.schema.chunks):
-            waiting.append((number, begin(number)))
-            if len(waiting) >= CHUNKS_PER_WORKER * max(1, len(cluster.workers())):
-                yield finish()
-        while waiting:
-            yield finish()
-    finally:
-        for _, pending in waiting:
-            pending.cancel()
-
-
-def _task(
-    cluster: Cluster,
-    work: ScoreTask,
-    number: int,
-    writer: ScoresWriter,
-    parameters: Floats | None,
-) -> Task:
-    start, stop = work.schema.chunk_bounds(number)
-    return Task(
-        name="score-chunk",
-        what=f"rows {start}..{stop - 1} of {work.schema.split}",
-        function=score_chunk,
-        arguments=(cluster.job, work, number, writer.recorded_digest(number), parameters),
-        bulky=parameters is not None,
-    )
+        yield reply.rows

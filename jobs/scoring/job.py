@@ -25,7 +25,7 @@ from storage.places import Place
 from storage.scores import scoring_home
 
 if TYPE_CHECKING:
-    from pipeline.cluster.connect import Cluster, OpenCluster
+    from pipeline.cluster.client import Cluster, OpenCluster
 
 __all__ = ["ScoreResult", "run_batch", "score"]
 

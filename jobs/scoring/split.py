@@ -25,7 +25,7 @@ from storage.scores import ScoresSchema, is_complete
 from storage.scores_writer import ScoresWriter, score_into
 
 if TYPE_CHECKING:
-    from pipeline.cluster.connect import Cluster, OpenCluster
+    from pipeline.cluster.client import Cluster, OpenCluster
 
 Progress = Callable[[str, int, int], None]
 

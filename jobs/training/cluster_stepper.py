@@ -1,44 +1,46 @@
 """Data-parallel steps on a cluster: workers compute gradient sums, the client updates parameters.
 
-The parameters live in the client. A gradient sum is a pure function of the parameters and the
-rows, so a task can be repeated on any worker; sums are added in the same fixed tree as on one
-machine, so the bits are the same too.
+The parameters live in the client. Workers read the rows themselves, and keep their window from one
+step to the next; rows are named by their places in the order. A gradient sum is a pure function of
+the parameters and the rows, so a task can be repeated on any worker; sums are added in the same
+fixed tree as on one machine, so the bits are the same too.
 """
 
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import cycle
 from typing import Any
 
 import numpy as np
+from distributed import get_worker
 
-from jobs.nn.architecture import Layer
-from jobs.nn.network import LossSum, Workspace
+from jobs.nn.architecture import Layer, parse_network
+from jobs.nn.network import LossSum, Network, Workspace
 from jobs.nn.optimizers import State, Stepped
 from jobs.nn.parameters import Floats
-from jobs.training.cluster_gradients import (
-    GradientResult,
-    GradientTask,
-    Span,
-    gradient_sum,
-    ordered_rows,
-)
 from jobs.training.config import TrainConfig
+from jobs.training.local_steps import ordered_rows
 from jobs.training.step import (
     TreeSum,
     UpdateRule,
+    gradient_of_subtree,
     ignore_overflow,
     subtree_size,
     thread_count,
     tree_reduce,
 )
-from jobs.training.trainer import Trainer
-from pipeline.cluster.connect import Cluster
-from pipeline.cluster.shared_memory import SharedVector, SharedVectorTransport
-from pipeline.cluster.tasks import Task
-from pipeline.rows import IndexOnlyLoader
+from jobs.training.trainer import Trainer, TrainingState
+from pipeline.cluster.client import Cluster
+from pipeline.cluster.tasks import Handle, Pending, SharedVector, Task
+from pipeline.cluster.worker import hold
+from pipeline.rows import IndexOnlyLoader, OrderedRows, RowReader
 from pipeline.stream import Batch
 from storage.dataset import Dataset
 from storage.location import Closing
+from storage.preparation import ValueRange
 
 MOST_SUMS = 16
 """Sums of a step that are kept apart, at most, but for clusters of half as many workers or more."""
@@ -47,20 +49,128 @@ BLOCK = 262_144
 """Elements of the vectors that a thread steps at a time: with fewer, threads wait for one another
 (four threads took 28 MB through AdamW in 39 ms by blocks of 65,536, in 11 ms by these)."""
 
+Span = tuple[int, int]
+"""The places [start, stop) of a micro-batch's rows in an epoch."""
+
 Position = Callable[[], tuple[int, int]]
-"""The epoch, and the place in it of the next mini-batch's first row."""
+"""Returns the epoch, and the place in it of the next mini-batch's first row."""
+
+
+@dataclass(frozen=True)
+class GradientTask:
+    """All that the gradients of a training have in common."""
+
+    rows: OrderedRows
+    network: str
+    dtype: str
+    scaling: ValueRange | None
+
+
+NO_LOSS = LossSum(0.0, 0, 0)
+
+
+@dataclass(frozen=True)
+class GradientResult:
+    """The gradient sum of some micro-batches that follow one another."""
+
+    worker: str
+    vector: Handle | Floats | None = None
+    """None where the worker cannot map the parameters: they must be sent to it."""
+    loss: LossSum = NO_LOSS
+    """Summed in the fixed tree, as the gradient is."""
+
+    def array(self) -> Floats:
+        """Return the sum `(parameters,)`; raise `OSError` where it cannot be had."""
+        if self.vector is None:
+            raise OSError("the worker cannot map the parameters")
+        return self.vector.array() if isinstance(self.vector, Handle) else self.vector
+
+
+class GradientWorkerState(Closing):
+    """What a worker keeps between the steps of one training."""
+
+    def __init__(self, task: GradientTask) -> None:
+        """Open the dataset."""
+        self.network = Network(parse_network(task.network), task.dtype)
+        self.reader = RowReader(task.rows)
+        self.local = threading.local()
+        """Of each thread of the worker: its `workspace`."""
+        self._lock = threading.Lock()
+        self._lent: list[tuple[int, SharedVector]] = []
+        """Each with the step that it is of: the client maps it before it asks for a later step."""
+
+    def workspace(self) -> Workspace:
+        """Return the scratch arrays of the calling thread."""
+        if not hasattr(self.local, "workspace"):
+            self.local.workspace = Workspace()
+        workspace: Workspace = self.local.workspace
+        return workspace
+
+    def lend(self, step: int) -> SharedVector:
+        """Return a vector for a gradient sum of a step; let go of those of earlier steps."""
+        vector = SharedVector(self.network.parameter_count, str(self.network.dtype))
+        with self._lock:
+            for lent, earlier in self._lent:
+                if lent < step:
+                    earlier.close()
+            self._lent = [(lent, later) for lent, later in self._lent if lent >= step]
+            self._lent.append((step, vector))
+        return vector
+
+    def close(self) -> None:
+        """Let go of the window and of all vectors."""
+        self.reader.close()
+        for _, vector in self._lent:
+            vector.close()
+
+
+def gradient_sum(
+    job: str,
+    task: GradientTask,
+    step: int,
+    epoch: int,
+    spans: tuple[Span, ...],
+    batch_rows: int,
+    parameters: Handle | Floats,
+) -> GradientResult:
+    """Compute what micro-batches add to the gradient of their mini-batch of `batch_rows` rows.
+
+    They are one subtree of the fixed tree. Where the parameters were shared and not sent, so is the
+    sum. Raises `BadDataError` where the rows cannot be read.
+    """
+    state = hold(job, task, lambda: GradientWorkerState(task))
+    worker = get_worker().address
+    shared = None
+    if isinstance(parameters, Handle):
+        try:
+            parameters = parameters.array()
+        except OSError:
+            return GradientResult(worker)
+        shared = state.lend(step)
+    out = np.empty_like(parameters) if shared is None else shared.array
+    with ignore_overflow():
+        loss = gradient_of_subtree(
+            state.network,
+            task.scaling,
+            parameters,
+            (state.reader.take(epoch, *span) for span in spans),
+            batch_rows,
+            out,
+            state.workspace(),
+        )
+    return GradientResult(worker, shared.handle if shared else out, loss)
 
 
 class ClusterDataParallelStep(Closing):
     """Takes steps from micro-batches, on a cluster, with the bits of one process."""
 
     missing_processes = 0
-    """Dask makes good for its own."""
+    """Dask replaces its own."""
 
     def __init__(
         self,
         cluster: Cluster,
-        work: GradientTask,
+        task: GradientTask,
         rule: UpdateRule,
         parameters: Floats,
         state: State,
@@ -73,7 +183,7 @@ class ClusterDataParallelStep(Closing):
         the sums and take the step.
         """
         self._cluster = cluster
-        self._work = work
+        self._task = task
         self._rule = rule
         self._position = position
         # Two of each by turns: workers read the one while the step writes the other.
@@ -84,7 +194,8 @@ class ClusterDataParallelStep(Closing):
             for vector in self._shared
         ]
         self._now = 0
-        self._showing = SharedVectorTransport(cluster)
+        self._apart: set[str] = set()
+        """Workers that share no memory with this process: on other machines, as a rule."""
         self._pool = ThreadPoolExecutor(threads, "step")
         self._spans = np.linspace(0, len(parameters), threads + 1).astype(int).tolist()
         self._workspaces = [Workspace() for _ in range(threads)]
@@ -111,37 +222,49 @@ class ClusterDataParallelStep(Closing):
         for part in micro_batches:
             spans.append((place, place + len(part.rows)))
             place += len(part.rows)
-        replies = self._gradients(step_number, epoch, spans, rows)
         losses = TreeSum[float](lambda left, right, _: left + right)
-        for reply, _ in replies:
-            losses.add(reply.loss)
-        self._take_step([sums for _, sums in replies], learning_rate, step_number)
-        return LossSum(losses.result(), sum(reply.correct for reply, _ in replies), rows)
+        sums, correct = [], 0
+        for loss, gradient in self._gradients(step_number, epoch, spans, rows):
+            losses.add(loss.loss_sum)
+            correct += loss.correct
+            sums.append(gradient)
+        self._take_step(sums, learning_rate, step_number)
+        return LossSum(losses.result(), correct, rows)
 
     def _gradients(
         self, step: int, epoch: int, spans: list[Span], rows: int
-    ) -> list[tuple[GradientResult, Floats]]:
-        """Each subtree's reply and gradient sum, in order."""
+    ) -> Iterator[tuple[LossSum, Floats]]:
+        """Yield each subtree's loss and gradient sum, in order."""
         workers = self._cluster.workers() or [""]
         size = subtree_size(len(spans), len(workers), max(MOST_SUMS, 2 * len(workers)))
-        tasks = [
-            self._task(step, epoch, tuple(spans[first : first + size]), rows, workers[number])
-            for first, number in zip(
-                range(0, len(spans), size), _round_robin(len(workers)), strict=False
-            )
-        ]
-        return self._showing.results(
-            [(task, self._shared[self._now].handle, self.parameters) for task in tasks]
-        )
+        tasks = []
+        for first, worker in zip(range(0, len(spans), size), cycle(workers), strict=False):
+            part = tuple(spans[first : first + size])
+            what = f"rows {part[0][0]}..{part[-1][1] - 1} in the order of epoch {epoch + 1}"
+            arguments = (self._cluster.job, self._task, step, epoch, part, rows)
+            tasks.append(Task("gradient", what, gradient_sum, arguments, worker))
+        begun = [self._begin(task) for task in tasks]
+        try:
+            for task, pending in zip(tasks, begun, strict=True):
+                yield self._received(task, pending.result())
+        finally:
+            for pending in begun:
+                pending.release()
 
-    def _task(self, step: int, epoch: int, spans: tuple[Span, ...], rows: int, worker: str) -> Task:
-        return Task(
-            name="gradient",
-            what=f"rows {spans[0][0]}..{spans[-1][1] - 1} in the order of epoch {epoch + 1}",
-            function=gradient_sum,
-            arguments=(self._cluster.job, self._work, step, epoch, spans, rows),
-            worker=worker,
-        )
+    def _begin(self, task: Task) -> Pending:
+        """Submit a task with the parameters: where they lie, or themselves."""
+        apart = task.worker in self._apart
+        parameters = self.parameters if apart else self._shared[self._now].handle
+        arguments = (*task.arguments, parameters)
+        return Pending(self._cluster, replace(task, arguments=arguments, bulky=apart))
+
+    def _received(self, task: Task, result: GradientResult) -> tuple[LossSum, Floats]:
+        """Return a result's loss and vector; where it cannot be had, send what was shared."""
+        while True:
+            with suppress(OSError):  # the worker has died since, or cannot be looked into
+                return result.loss, result.array()
+            self._apart.add(result.worker)
+            result = self._begin(replace(task, worker=result.worker)).result()
 
     def _take_step(self, sums: list[Floats], learning_rate: float, step_number: int) -> None:
         """Add the sums up and step, a stretch of the parameters per thread."""
@@ -162,15 +285,8 @@ class ClusterDataParallelStep(Closing):
     def close(self) -> None:
         """Let go of the shared memory; the cluster stays."""
         self._pool.shutdown(cancel_futures=True)
-        self._showing.close()
         for vector in self._shared:
             vector.close()
-
-
-def _round_robin(count: int) -> Iterator[int]:
-    """0 to count - 1, again and again."""
-    while True:
-        yield from range(count)
 
 
 class ClusterTrainer(Trainer):
@@ -186,7 +302,7 @@ class ClusterTrainer(Trainer):
         dataset: Dataset,
         state: Any = None,
     ) -> None:
-        """As `Trainer`, on a cluster that stays open."""
+        """Begin as `Trainer` does, on a cluster that stays open."""
         self._cluster = cluster
         super().__init__(config, layers, dataset, state)
 
@@ -197,19 +313,16 @@ class ClusterTrainer(Trainer):
         memory: State,
         dataset: Dataset,
         batch_size: int,
-    ) -> ClusterDataParallelStep:
-        work = GradientTask(
-            ordered_rows(self.config, dataset),
-            self.config.network,
-            self.config.dtype,
-            rule.scaling,
-        )
-        return ClusterDataParallelStep(
+    ) -> TrainingState:
+        config = self.config
+        rows = ordered_rows(config, dataset)
+        self._step = ClusterDataParallelStep(
             self._cluster,
-            work,
+            GradientTask(rows, config.network, config.dtype, rule.scaling),
             rule,
             parameters,
             memory,
             lambda: (self.stream.state.epoch, self.stream.place),
-            thread_count(self.config.threads),
+            thread_count(config.threads),
         )
+        return self._step

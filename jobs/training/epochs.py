@@ -1,9 +1,7 @@
 """One training from its open run to its end: epochs, evaluations, metrics, checkpoints."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 from jobs.environment import environment
@@ -16,14 +14,13 @@ from jobs.training.select_checkpoint import best_checkpoint
 from jobs.training.step import thread_count
 from jobs.training.trainer import FAR_FROM_ONE, RunningSums, Trainer, parameters_digest
 from pipeline.values import largest_input
-from pipeline.windows import Loader
 from storage.checkpoints import Checkpoint, CheckpointName, prune_checkpoints, save_checkpoint
-from storage.dataset import Dataset, Split
+from storage.dataset import Dataset
 from storage.preparation import BYTES
 from storage.runs import Run
 
 if TYPE_CHECKING:
-    from pipeline.cluster.connect import Cluster
+    from pipeline.cluster.client import Cluster
 
 
 class TrainListener:
@@ -235,19 +232,10 @@ class TrainJob:
                 rows=count,
                 times=self.config.epochs - len(self.metrics),
                 threads=thread_count(self.config.threads),
-                loader=self._window_loader(),
             )
             for name in self.config.evaluations(rows)
             for split, first_row, count in [ranges[name]]
         }
-
-    def _window_loader(self) -> Callable[[Split], Loader] | None:
-        """What loads the rows to evaluate: the cluster's workers, where there are any."""
-        if self.cluster is None:
-            return None
-        from pipeline.cluster.tasks import ClusterWindows
-
-        return partial(ClusterWindows, cluster=self.cluster, dataset=self.dataset)
 
     @property
     def _finished(self) -> bool:

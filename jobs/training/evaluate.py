@@ -1,6 +1,6 @@
 """Evaluate a network on rows of a dataset: forward passes, cross-entropy, accuracy."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -12,8 +12,7 @@ from jobs.nn.parameters import Floats
 from jobs.thread_map import Workers
 from jobs.training.step import ignore_overflow, network_inputs
 from pipeline.stream import Batch, BatchStream
-from pipeline.windows import Loader
-from storage.dataset import Dataset, Split
+from storage.dataset import Dataset
 from storage.errors import BadDataError
 from storage.location import Closing
 from storage.preparation import ValueRange
@@ -49,7 +48,6 @@ class Evaluator(Closing):
         rows: int,
         times: int,
         threads: int,
-        loader: Callable[[Split], Loader] | None = None,
     ) -> None:
         """Over rows [first_row, first_row + rows) of a labelled split, at most `times` times."""
         if not dataset.split(split).schema.classes:
@@ -65,7 +63,6 @@ class Evaluator(Closing):
             first_row=first_row,
             rows=rows,
             epochs=times,
-            loader=loader,
         )
 
     def evaluate(self, parameters: Floats) -> Evaluation:

@@ -29,7 +29,7 @@ from storage.places import Place, open_location, reference_to
 from storage.runs import RECORD, Run, check_place, create_run, open_run, run_exists, run_lock
 
 if TYPE_CHECKING:
-    from pipeline.cluster.connect import Cluster
+    from pipeline.cluster.client import Cluster
 
 __all__ = ["TrainListener", "TrainResult", "check_fit", "train"]
 

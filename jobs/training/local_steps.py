@@ -15,9 +15,25 @@ from jobs.training.data_parallel import DataParallelStep
 from jobs.training.rounds import RoundPlan
 from jobs.training.step import UpdateRule
 from pipeline.rows import OrderedRows, RowReader
-from pipeline.stream import Batch
+from pipeline.stream import Batch, chunks_per_window
+from storage.dataset import Dataset
 from storage.location import Closing
 from storage.preparation import ValueRange
+
+
+def ordered_rows(config: TrainConfig, dataset: Dataset) -> OrderedRows:
+    """Return the rows that a training visits, for workers to find."""
+    schema = dataset.split("train").schema
+    return OrderedRows(
+        dataset=dataset.location,
+        dataset_digest=dataset.digest,
+        split="train",
+        seed=config.seed,
+        rows=schema.rows - config.holdout,
+        shuffle=config.shuffle,
+        window_chunks=chunks_per_window(schema, config.shuffle_memory, config.shuffle),
+        epochs=config.epochs,
+    )
 
 
 @dataclass(frozen=True)
@@ -57,6 +73,12 @@ class LocalSteps:
     steps: tuple[LocalStep, ...]
     served: int
     """Of each a window is held; of a single one, the next window as well."""
+
+    @property
+    def what(self) -> str:
+        """The rows, for errors to name."""
+        first, last = self.steps[0], self.steps[-1]
+        return f"rows {first.start}..{last.stop - 1} in the order of epoch {first.epoch + 1}"
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The trainer of `--parallel rounds`: whole rounds of replicas, in this process or on a cluster."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
@@ -10,8 +10,6 @@ from jobs.nn.lr_schedules import learning_rate
 from jobs.nn.network import LossSum
 from jobs.nn.optimizers import State
 from jobs.nn.parameters import Floats
-from jobs.training.cluster_gradients import ordered_rows
-from jobs.training.cluster_rounds import ClusterRounds
 from jobs.training.config import TrainConfig
 from jobs.training.local_steps import (
     LocalStep,
@@ -19,11 +17,14 @@ from jobs.training.local_steps import (
     ReplicaResult,
     RoundTask,
     RoundWorkerState,
+    ordered_rows,
 )
 from jobs.training.rounds import VELOCITY, RoundPlan, of_replica, outer_step, replica_rate
 from jobs.training.step import UpdateRule
-from jobs.training.trainer import Trainer
-from pipeline.cluster.connect import Cluster
+from jobs.training.trainer import Trainer, TrainingState
+from pipeline.cluster.client import Cluster
+from pipeline.cluster.tasks import Task, results
+from pipeline.cluster.worker import hold
 from pipeline.rows import IndexOnlyLoader
 from storage.dataset import Dataset
 from storage.location import Closing
@@ -31,11 +32,18 @@ from storage.location import Closing
 Steps = tuple[LocalStep, ...]
 
 
+def local_steps(
+    job: str, work: RoundTask, turn: LocalSteps, parameters: Floats, state: State
+) -> ReplicaResult:
+    """Take a replica's steps on a worker."""
+    return hold(job, work, lambda: RoundWorkerState(work)).take(turn, parameters, state)
+
+
 class RoundStepper(Closing):
     """The parameters and what all replicas remember, moved on a round at a time."""
 
     missing_processes = 0
-    """Dask makes good for its own."""
+    """Dask replaces its own."""
 
     def __init__(
         self, work: RoundTask, parameters: Floats, memory: State, cluster: Cluster | None
@@ -45,56 +53,54 @@ class RoundStepper(Closing):
         self.state = memory
         self._work = work
         self._cluster = cluster
-        self._taker = RoundWorkerState(work) if cluster is None else ClusterRounds(cluster, work)
-
-    def step(self, *_: Any) -> LossSum:
-        """Single steps are the replicas'."""
-        raise NotImplementedError("the steps of rounds are taken by `take_round`")
+        self._here = RoundWorkerState(work) if cluster is None else None
 
     def take_round(self, shares: list[Steps]) -> list[LossSum]:
         """Have each replica take its steps, then the outer step; the losses replica by replica."""
-        replies = self._replies({number: steps for number, steps in enumerate(shares) if steps})
+        workers = (self._cluster and self._cluster.workers()) or [""]
+        served = -(-self._work.plan.replicas // len(workers))
+        turns = [LocalSteps(number, steps, served) for number, steps in enumerate(shares) if steps]
+        replies = self._replies(turns, workers)
         config = self._work.config
         self.parameters, velocity = outer_step(
             self.parameters,
-            [reply.parameters for reply in replies.values()],
+            [reply.parameters for reply in replies],
             self.state.get(VELOCITY),
             config.outer_learning_rate,
             config.outer_momentum,
         )
         self.state = self.state | {
-            f"replica-{number}.{name}": vector
-            for number, reply in replies.items()
+            f"replica-{turn.replica}.{name}": vector
+            for turn, reply in zip(turns, replies, strict=True)
             for name, vector in reply.state.items()
         }
         if velocity is not None:
             self.state[VELOCITY] = velocity
-        return [loss for reply in replies.values() for loss in reply.losses]
+        return [loss for reply in replies for loss in reply.losses]
 
-    def _replies(self, shares: dict[int, Steps]) -> dict[int, ReplicaResult]:
-        turns = [
-            (
-                LocalSteps(number, steps, self._served),
-                self.parameters,
-                of_replica(self.state, number),
+    def _replies(self, turns: list[LocalSteps], workers: list[str]) -> list[ReplicaResult]:
+        """Return what each replica comes to, computed here or on the workers."""
+        states = [(turn, self.parameters, of_replica(self.state, turn.replica)) for turn in turns]
+        if self._here is not None:
+            return [self._here.take(*state) for state in states]
+        assert self._cluster is not None
+        tasks = [
+            Task(
+                name="local-steps",
+                what=turn.what,
+                function=local_steps,
+                arguments=(self._cluster.job, self._work, *state),
+                worker=workers[turn.replica % len(workers)],
+                bulky=True,
             )
-            for number, steps in shares.items()
+            for turn, state in zip(turns, states, strict=True)
         ]
-        if isinstance(self._taker, RoundWorkerState):
-            replies = [self._taker.take(*turn) for turn in turns]
-        else:
-            replies = self._taker.take(turns)
-        return dict(zip(shares, replies, strict=True))
-
-    @property
-    def _served(self) -> int:
-        """Replicas that one process has to serve."""
-        workers = len(self._cluster.workers()) if self._cluster else 1
-        return -(-self._work.plan.replicas // max(1, workers))
+        return list(results(self._cluster, tasks, per_worker=len(tasks)))
 
     def close(self) -> None:
-        """Let go of windows and vectors; the cluster stays."""
-        self._taker.close()
+        """Let go of windows; the cluster stays."""
+        if self._here is not None:
+            self._here.close()
 
 
 class RoundTrainer(Trainer):
@@ -121,7 +127,7 @@ class RoundTrainer(Trainer):
         memory: State,
         dataset: Dataset,
         batch_size: int,
-    ) -> RoundStepper:
+    ) -> TrainingState:
         config, rows = self.config, ordered_rows(self.config, dataset)
         whole, rest = divmod(rows.rows, batch_size)
         batches = whole if config.drop_last or not rest else whole + 1
@@ -130,8 +136,8 @@ class RoundTrainer(Trainer):
         self._rounds = RoundStepper(work, parameters, memory, self._cluster)
         return self._rounds
 
-    def train_epoch(self, after_step: Callable[[], None]) -> None:
-        """Train on the rest of the current epoch; `after_step` is called after each round."""
+    def _losses(self) -> Iterator[list[LossSum]]:
+        """Take the epoch's rounds; yield the losses of each."""
         epoch = self.stream.state.epoch
         mini_batches = self.stream.micro_batches(1)
         while self.stream.state.epoch == epoch:
@@ -139,11 +145,7 @@ class RoundTrainer(Trainer):
             # The stream counts the mini-batches, and has the order's digest at the epoch's end.
             for mini_batch in islice(mini_batches, sum(map(len, shares))):
                 deque(mini_batch, maxlen=0)
-            for loss in self._rounds.take_round(shares):
-                self.sums.add(loss)
-            self.check_finite(f"the loss before step {self.steps}", self.sums.loss_sum)
-            after_step()
-        self.check_parameters()
+            yield self._rounds.take_round(shares)
 
     def _shares(self, epoch: int, taken: int) -> list[Steps]:
         """Each replica's steps in the round after an epoch's `taken` mini-batches."""

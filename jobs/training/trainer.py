@@ -58,8 +58,8 @@ class RunningSums:
         self.rows += step.rows
 
 
-class TrainingStep(Protocol):
-    """Parameters and the optimiser's state, and how a mini-batch moves them on."""
+class TrainingState(Protocol):
+    """Parameters and the optimiser's state, moved on by steps or rounds."""
 
     @property
     def missing_processes(self) -> int:
@@ -73,13 +73,17 @@ class TrainingStep(Protocol):
     def state(self) -> State:
         """What the optimiser remembers, to be read before the next step."""
 
+    def close(self) -> None:
+        """Let go of what is held."""
+
+
+class TrainingStep(TrainingState, Protocol):
+    """Parameters and the optimiser's state, moved on by mini-batches."""
+
     def step(
         self, micro_batches: Iterator[Batch], rows: int, learning_rate: float, step_number: int
     ) -> LossSum:
         """Take the step of a mini-batch of so many rows, its micro-batches in order; its loss."""
-
-    def close(self) -> None:
-        """Let go of what is held."""
 
 
 class Trainer(Closing):
@@ -144,9 +148,9 @@ class Trainer(Closing):
         memory: State,
         dataset: Dataset,
         batch_size: int,
-    ) -> "TrainingStep":
-        """What takes the steps; here the cores of this machine."""
-        return DataParallelStep(
+    ) -> TrainingState:
+        """Return what is moved on by the steps; here the cores of this machine take them."""
+        self._step: TrainingStep = DataParallelStep(
             rule,
             parameters,
             memory,
@@ -155,6 +159,7 @@ class Trainer(Closing):
             micro_batches=self._micro_batches,
             threads=thread_count(self.config.threads),
         )
+        return self._step
 
     @property
     def parameters(self) -> Floats:
@@ -183,18 +188,19 @@ class Trainer(Closing):
 
         Raises `QualityGateError` where the loss or a parameter is no longer a finite number.
         """
-        for micro_batches in self.stream.micro_batches(self._micro_batches):
-            loss = self._stepper.step(
-                micro_batches, self.stream.next_rows, self.learning_rate, self.steps + 1
-            )
-            self.sums.add(loss)
-            self.check_finite(f"the loss of step {self.steps}", loss.loss_sum)
+        for losses in self._losses():
+            for loss in losses:
+                self.sums.add(loss)
+            self.check_finite(f"the loss of step {self.steps}", self.sums.loss_sum)
             after_step()
-        self.check_parameters()
-
-    def check_parameters(self) -> None:
-        """Raise `QualityGateError` where the last step did harm, which shows in no loss yet."""
+        # What harm the last step did shows in no loss yet.
         self.check_finite("the largest parameter", float(np.abs(self.parameters).max()))
+
+    def _losses(self) -> Iterator[list[LossSum]]:
+        """Take the epoch's steps; yield the losses of mini-batches that were stepped together."""
+        for micro_batches in self.stream.micro_batches(self._micro_batches):
+            rows, step = self.stream.next_rows, self.steps + 1
+            yield [self._step.step(micro_batches, rows, self.learning_rate, step)]
 
     def check_finite(self, what: str, value: float, split: str = "train") -> None:
         """Raise `QualityGateError` where a figure shows that the training has diverged.

@@ -12,12 +12,12 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing import resource_tracker
 from pathlib import Path
 
 import dask
-from distributed import LocalCluster
+import distributed
 from distributed.security import Security
 
 from pipeline.cluster.options import ClusterOptions
@@ -44,67 +44,62 @@ SETTINGS = {
 }
 
 
-class OwnCluster(Closing):
+class LocalCluster(Closing):
     """Processes with one thread each, and the directory that they keep their files in."""
 
     def __init__(self, options: ClusterOptions) -> None:
-        """Start them; raises `UnreachableError` if the system does not give what they need."""
+        """Start them; raise `UnreachableError` if the system does not give what they need."""
         workers = options.workers or 0
         check_room(
             threads=THREADS + THREADS_OF_A_WORKER * workers,
             open_files=OPEN_FILES + OPEN_FILES_OF_A_WORKER * workers,
         )
-        try:
-            self._directory = PrivateDirectory()
+        with ExitStack() as on_failure:
             try:
-                self.cluster = _start(options, self._directory.path)
-            except BaseException:
-                self._directory.close()
-                raise
-        except Exception as error:  # whatever Dask makes of what the system does not give
-            raise UnreachableError(
-                f"Cannot start {options.workers} workers ({reason(_system_error(error))}). Give "
-                "fewer --workers, or raise the limits of processes (ulimit -u), open files (-n) "
-                "and memory (-v)."
-            ) from error
+                directory = on_failure.enter_context(private_directory())
+                self.dask = on_failure.enter_context(_start(options, directory))
+            except Exception as error:  # whatever Dask makes of what the system does not give
+                raise UnreachableError(
+                    f"Cannot start {workers} workers ({reason(_system_error(error))}). Give fewer "
+                    "--workers, or raise the limits of processes (ulimit -u), open files (-n) and "
+                    "memory (-v)."
+                ) from error
+            self._open = on_failure.pop_all()
 
     def close(self) -> None:
         """End the processes and remove their directory."""
         with suppress(Exception):
-            self.cluster.close(timeout=CLOSE_SECONDS)
-        self._directory.close()
+            self.dask.close(timeout=CLOSE_SECONDS)
+        self._open.close()
 
 
-class PrivateDirectory(Closing):
-    """A temporary directory that only its owner can enter, locked for as long as it is in use."""
+@contextmanager
+def private_directory() -> Iterator[Path]:
+    """Make a temporary directory that only its owner can enter, locked while the block runs.
 
-    def __init__(self) -> None:
-        """Make one, and remove those that dead processes of the same user left."""
-        base = dask.config.get("temporary-directory", None) or tempfile.gettempdir()
-        for left in Path(base).glob(f"{DIRECTORY_PREFIX}*"):
-            with suppress(OSError):
-                _remove_unlocked(left)
-        while True:
-            self.path = Path(tempfile.mkdtemp(prefix=DIRECTORY_PREFIX, dir=base))
-            self._descriptor = os.open(self.path, os.O_RDONLY)
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
-            if self.path.exists():  # else another process took it for one that was left
-                return
-            os.close(self._descriptor)
-
-    def close(self) -> None:
-        """Remove it."""
-        shutil.rmtree(self.path, ignore_errors=True)
-        os.close(self._descriptor)
+    Those that killed processes of the same user left are removed.
+    """
+    base = Path(dask.config.get("temporary-directory", None) or tempfile.gettempdir())
+    for left in base.glob(f"{DIRECTORY_PREFIX}*"):
+        with suppress(OSError), _locked(left):
+            if left.stat().st_uid == os.getuid():
+                shutil.rmtree(left)
+    made = Path(tempfile.mkdtemp(prefix=f".{DIRECTORY_PREFIX}", dir=base))
+    with _locked(made):
+        path = made.rename(base / made.name[1:])  # it has its name once it is locked
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
 
 
-def _remove_unlocked(directory: Path) -> None:
-    """Remove a directory of this user that no process holds; `OSError` if one does."""
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Lock a directory while the block runs; raise `OSError` if another process has locked it."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        if os.fstat(descriptor).st_uid == os.getuid():
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(directory)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
     finally:
         os.close(descriptor)
 
@@ -119,9 +114,9 @@ def _system_error(error: BaseException) -> BaseException:
     return error
 
 
-def _start(options: ClusterOptions, directory: Path) -> LocalCluster:
-    with dask.config.set(SETTINGS), _signals_left_to_this_thread():
-        return LocalCluster(
+def _start(options: ClusterOptions, directory: Path) -> distributed.LocalCluster:
+    with dask.config.set(SETTINGS), _signals_blocked():
+        return distributed.LocalCluster(
             n_workers=options.workers,
             threads_per_worker=1,
             processes=True,
@@ -135,21 +130,13 @@ def _start(options: ClusterOptions, directory: Path) -> LocalCluster:
 
 
 @contextmanager
-def _signals_left_to_this_thread() -> Iterator[None]:
-    """Start threads, and from them processes, that no Ctrl-C reaches, be they still importing.
+def _signals_blocked() -> Iterator[None]:
+    """Start processes that no Ctrl-C reaches, not even while they import.
 
-    A signal's mask goes down to both; what comes meanwhile comes here when the block ends. The
-    tracker of Python's own semaphores would clear the mask, so it is started before; it need not
-    tell what a job leaves that ends at once.
+    They inherit the mask; a signal that comes meanwhile is delivered here when the block ends. The
+    tracker of Python's own semaphores would clear the mask, so it is started before.
     """
-    warnings = os.environ.get("PYTHONWARNINGS")
-    os.environ["PYTHONWARNINGS"] = "ignore"
-    try:
-        resource_tracker.ensure_running()
-    finally:
-        del os.environ["PYTHONWARNINGS"]
-        if warnings is not None:
-            os.environ["PYTHONWARNINGS"] = warnings
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
         yield
@@ -158,7 +145,7 @@ def _signals_left_to_this_thread() -> Iterator[None]:
 
 
 def security_of(options: ClusterOptions) -> Security | None:
-    """TLS by the options; None leaves it to Dask's own configuration."""
+    """Return TLS by the options; None leaves it to Dask's own configuration."""
     if not options.tls_ca:
         return None
     pair = {

@@ -1,7 +1,9 @@
 """Which cluster a job is to work on, if any: settings alone, without the weight of Dask's own."""
 
+import json
 import os
 import site
+import stat
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +75,34 @@ def configured_address() -> str | None:
 
     found = config.get("scheduler-address", None)
     return str(found) if found else None
+
+
+def address_in(file: str) -> str | None:
+    """Return the scheduler's address from the file that it writes when it has started.
+
+    None where the file is missing or unfinished. Raises `UsageError` for any other content.
+    """
+    content = b""
+    try:
+        if not stat.S_ISREG(os.stat(file).st_mode):
+            raise _no_scheduler_file(file)
+        content = Path(file).read_bytes()
+        return str(json.loads(content)["address"])
+    except OSError:
+        return None
+    except ValueError as error:
+        if content.lstrip()[:1] in {b"", b"{"}:
+            return None
+        raise _no_scheduler_file(file) from error
+    except (TypeError, KeyError, RecursionError) as error:
+        raise _no_scheduler_file(file) from error
+
+
+def _no_scheduler_file(file: str) -> UsageError:
+    return UsageError(
+        f"{file} is not a scheduler file. Give the file that "
+        "`dask scheduler --scheduler-file FILE` writes."
+    )
 
 
 def places() -> list[str]:

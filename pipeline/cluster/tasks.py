@@ -1,11 +1,12 @@
-"""Tasks on a cluster: submit, collect, retry; converting parts and loading windows among them.
+"""Tasks on a cluster: submit, collect, retry; the conversion of parts; vectors in shared memory.
 
 Dask runs the tasks of a lost worker again elsewhere. What it cannot repeat (data sent to that
 worker, or a task that saw several workers die) is submitted anew from here. A task that fails by
 itself three times ends the job with its own error.
 """
 
-import threading
+import mmap
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -14,25 +15,24 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from distributed import Future, wait
+import numpy as np
+from distributed import Future
 from distributed.scheduler import KilledWorker
+from numpy.typing import NDArray
 
 from pipeline.cluster.client import Cluster
-from pipeline.cluster.worker import TaskFailedError, hold, reason, run_task
+from pipeline.cluster.worker import TaskFailedError, reason, run_task
 from pipeline.convert import Conversion, convert_part
-from pipeline.order import EpochOrder, Window
-from pipeline.rows import READING_THREADS, check_seen, open_split
+from pipeline.rows import check_seen
 from pipeline.sources.splits import LoadedPart, Part, SplitSource
-from pipeline.windows import WindowLoader
-from storage.dataset import Block, Dataset, Split
 from storage.dataset_writer import ChunkRecord, SplitWriter
-from storage.errors import BadDataError, ConflictError, PipelineError, UnreachableError, UsageError
-from storage.location import Closing, Location
+from storage.errors import BadDataError, ConflictError, UnreachableError, UsageError
+from storage.location import Closing
 
 TRIES = 3
-"""How often a task may fail by itself, and how often it may be handed out and kill its workers."""
+"""How often a task may fail by itself, and how often Dask may give it up as a killer of workers."""
 MOST_LOSSES = 50
-"""How often one task is handed out in all."""
+"""How often one task is submitted in all."""
 TASK_SECONDS = 1800.0
 """The longest that one task is waited for."""
 POLL_SECONDS = 1.0
@@ -61,124 +61,112 @@ class Task:
 
 
 class Pending:
-    """A task on its way."""
+    """A submitted task."""
 
     def __init__(self, cluster: Cluster, task: Task) -> None:
-        """Hand the task out."""
+        """Submit the task."""
         self._cluster = cluster
         self._task = task
         self._pinned: str | None = None
-        self._killed = 0
-        self._losses = 0
-        self._future = self._submit()
+        self._kills = self._losses = 0
+        self._submit()
 
     def result(self) -> Any:
         """Return the task's result; raise its own error, or `UnreachableError` that names it."""
         began, patience = time.monotonic(), FETCH_SECONDS
         while True:
+            done = self._future.done()
             try:
-                self._wait(began)
-                found = self._future.result(timeout=min(patience, self._cluster.timeout))
+                result = self._future.result(patience if done else POLL_SECONDS)
                 self.release()
-                return found
-            except PipelineError:
-                raise
-            except CancelledError:
-                pass  # its data went with a worker; Dask's own is one of these
-            except TimeoutError:
-                if self._cluster.is_there and patience < self._cluster.timeout:
-                    patience *= 2  # it is long, or lost: then the task is to be waited for again
-                    continue
-            except Exception as error:  # noqa: BLE001 - raised as what it is, or a worker was lost
-                self._check_lost(error)
-            self._again()
+                return result
+            except TimeoutError as error:
+                if done:  # the result is long, or it is lost with its worker
+                    patience *= 2
+                    if patience > self._cluster.timeout:
+                        self._resubmit(error)
+                elif self._has_left():
+                    self._resubmit(error)
+                else:
+                    self._check_wait(began)
+            except TaskFailedError as failure:
+                kind = ERRORS.get(failure.exit_code, UnreachableError)
+                place = f"at {failure.what}, on worker {failure.worker}"
+                raise kind(f"{failure.text} ({place})") from None
+            except (OSError, CancelledError, KilledWorker) as error:  # lost with its worker
+                self._resubmit(error)
+            except Exception as error:
+                raise self._cluster.lost(
+                    f"{self._task.what}: {type(error).__name__}: {reason(error)}"
+                ) from error
 
-    def _check_lost(self, error: Exception) -> None:
-        """Return if the task was lost with its worker; else raise what its failure means."""
-        if isinstance(error, TaskFailedError):
-            raise self._failed(error) from None
-        if isinstance(error, KilledWorker):
-            self._killed += 1
-            if self._killed >= TRIES:
-                raise UnreachableError(
-                    f"Worker after worker died at {self._task.what}, the last one "
-                    f"{error.last_worker.address}. Look at its log: it may lack memory. Then "
-                    "run the same command again."
-                ) from None
-        elif not self._cluster.is_there:
-            raise self._cluster.lost(error) from error
-        elif not isinstance(error, OSError):
-            raise UnreachableError(
-                f"The cluster at {self._cluster.address} cannot do {self._task.what} "
-                f"({type(error).__name__}: {reason(error)}). {self._cluster.after_loss}"
-            ) from error
+    def _has_left(self) -> bool:
+        """Wait for workers, if there are none; return whether the task's own has gone since.
 
-    def release(self) -> None:
-        """Let the scheduler and the workers forget the task."""
-        with suppress(Exception):
-            self._future.release()
+        Dask may have given it to another, or hold it for the one that is gone, for ever.
+        """
+        self._check_connected()
+        self._cluster.wait_for_workers(until=self._future.done)
+        return self._pinned is not None and self._pinned not in self._cluster.workers()
 
-    def cancel(self) -> None:
-        """Have it not done, where that can still be."""
-        with suppress(Exception):
-            self._future.cancel()
-        self.release()
-
-    def _again(self) -> None:
-        if not self._cluster.is_there:
+    def _check_connected(self) -> None:
+        if not self._cluster.is_connected:
             raise self._cluster.lost()
-        self._losses += 1
-        if self._losses >= MOST_LOSSES:
-            raise UnreachableError(
-                f"The cluster at {self._cluster.address} lost {self._task.what} "
-                f"{self._losses} times. See why its workers die, then run the same command again."
-            )
-        self.release()
-        self._cluster.wait_for_workers()
-        self._future = self._submit()
 
-    def _submit(self) -> "Future[Any]":
-        """Hand the task out; where its data cannot be sent, look for another worker."""
-        began = time.monotonic()
+    def _check_wait(self, began: float) -> None:
+        """Raise where a wait that began then has lasted too long, or is to be stopped."""
+        what, waited = self._task.what, time.monotonic() - began
+        if waited > SLOW_SECONDS:
+            self._cluster.check(f"Stopped while waiting for {what}. {self._cluster.after_loss}")
+        if waited > TASK_SECONDS:
+            raise UnreachableError(
+                f"No worker finished {what} within {TASK_SECONDS:,.0f} s. Give the cluster faster "
+                "workers or smaller chunks or batches."
+            )
+
+    def _resubmit(self, error: Exception) -> None:
+        self._count_loss(error)
+        self.release()
+        self._submit()
+
+    def _count_loss(self, error: Exception) -> None:
+        """Count a loss of the task; raise `UnreachableError` where it is not the first by far."""
+        self._check_connected()
+        self._losses += 1
+        self._kills += isinstance(error, KilledWorker)
+        if self._losses >= MOST_LOSSES or self._kills >= TRIES:
+            raise UnreachableError(
+                f"The cluster at {self._cluster.address} lost {self._task.what} {self._losses} "
+                f"times: worker after worker died or stalled ({reason(error)}). See the workers' "
+                "logs: they may lack memory. Then run the same command again."
+            ) from None
+
+    def _submit(self) -> None:
+        """Submit the task; where its arguments cannot be sent, look for another worker."""
         while True:
             self._cluster.wait_for_workers()
             try:
-                return self._sent()
-            except PipelineError:
-                raise
-            except Exception as error:
-                if not self._cluster.is_there:
-                    raise self._cluster.lost(error) from error
-                if not isinstance(error, OSError | TimeoutError | ValueError | KeyError):
-                    raise  # no sign that a worker went away
-                if time.monotonic() - began > TRIES * self._cluster.timeout:
-                    raise UnreachableError(
-                        f"No worker of the cluster at {self._cluster.address} takes "
-                        f"{self._task.what} ({reason(error)}). Stop stalled "
-                        "workers, then run the same command again."
-                    ) from error
+                self._future = self._send()
+                return
+            except (OSError, ValueError, KeyError) as error:  # what Dask makes of a lost worker
+                self._count_loss(error)
             self._task = replace(self._task, worker=None)
             time.sleep(POLL_SECONDS / 4)
             self._cluster.workers(now=True)
 
-    def _sent(self) -> "Future[Any]":
+    def _send(self) -> "Future[Any]":
         task, cluster = self._task, self._cluster
-        there = task.worker in cluster.workers()
-        workers = [task.worker] if there else None
-        self._pinned = task.worker if there else None
+        self._pinned = task.worker if task.worker in cluster.workers() else None
         arguments = task.arguments
         if task.bulky:
-            receiver = task.worker if there else cluster.next_worker()
-            arguments = tuple(
-                cluster.ask(
-                    lambda client: client.scatter(
-                        list(task.arguments),
-                        workers=[receiver],  # all to one: the task goes where they are
-                        direct=True,
-                        hash=False,
-                        timeout=POLL_SECONDS,  # of the wait for a worker, which may be gone
-                    ),
-                    cluster.timeout,  # for sending: the worker may have stalled
+            receiver = self._pinned or cluster.next_worker()
+            arguments = cluster.ask(
+                lambda client: client.scatter(
+                    task.arguments,
+                    workers=[receiver],  # all to one: the task goes where they are
+                    direct=True,
+                    hash=False,
+                    timeout=POLL_SECONDS,  # of the wait for a worker, which may be gone
                 )
             )
         cluster.keep_group(task.name)
@@ -191,37 +179,20 @@ class Pending:
             key=cluster.key(task.name),
             pure=False,
             retries=TRIES - 1,
-            workers=workers,
-            allow_other_workers=there,
+            workers=self._pinned and [self._pinned],
+            allow_other_workers=self._pinned is not None,
         )
 
-    def _wait(self, began: float) -> None:
-        """Until the task has ended, well or not; every limit is kept."""
-        while not self._future.done():
-            with suppress(TimeoutError), self._cluster.client.as_current():
-                wait([self._future], timeout=POLL_SECONDS)
-                return
-            if not self._cluster.is_there:
-                raise self._cluster.lost()
-            self._cluster.wait_for_workers(until=self._future.done)
-            if self._pinned and self._pinned not in self._cluster.workers():
-                # Dask may have given it to another, or hold it for the one that is gone, for ever.
-                raise CancelledError
-            waited = time.monotonic() - began
-            if waited > SLOW_SECONDS:
-                self._cluster.check(
-                    f"Stopped while waiting for {self._task.what}. {self._cluster.after_loss}"
-                )
-            if waited > TASK_SECONDS:
-                raise UnreachableError(
-                    f"No worker finished {self._task.what} within {TASK_SECONDS:,.0f} s. "
-                    "Give the cluster faster workers or smaller chunks or batches."
-                )
+    def release(self) -> None:
+        """Let the scheduler and the workers forget the task."""
+        with suppress(Exception):
+            self._future.release()
 
-    def _failed(self, failure: TaskFailedError) -> PipelineError:
-        """The real error, with the worker and the rows; one of ours keeps its kind."""
-        kind = ERRORS.get(failure.exit_code, UnreachableError)
-        return kind(f"{failure.text} (at {failure.what}, on worker {failure.worker})")
+    def cancel(self) -> None:
+        """Cancel the task, unless it has begun."""
+        with suppress(Exception):
+            self._future.cancel()
+        self.release()
 
 
 def results(cluster: Cluster, tasks: Iterable[Task], per_worker: int = 1) -> Iterator[Any]:
@@ -246,7 +217,7 @@ PARTS_PER_WORKER = 2
 def convert_part_there(
     part: Part, writer: SplitWriter, conversion: Conversion
 ) -> tuple[int, list[ChunkRecord]]:
-    """For a worker: a part converted, where the dataset is seen that the job has begun."""
+    """Convert a part on a worker that sees the dataset that the job has begun."""
     check_seen(writer.location)
     return convert_part(part, writer, conversion)
 
@@ -277,68 +248,47 @@ def convert_parts(
         raise
 
 
-class OpenSplit(Closing):
-    """What a worker keeps from window to window of one split."""
+@dataclass(frozen=True)
+class Handle:
+    """How another process of this machine finds a shared vector."""
 
-    def __init__(self, dataset: Location, digest: str, split: str) -> None:
-        """Opens the dataset."""
-        self._loader = WindowLoader(open_split(dataset, digest, split), READING_THREADS)
-        self._lock = threading.Lock()
+    path: str
+    target: str
+    """Where the path leads, which is drawn at random: a path means something else elsewhere."""
+    size: int
+    dtype: str
 
-    def load(self, order: EpochOrder, number: int) -> Block:
-        """A window's rows; one window at a time, whatever the number of the worker's threads."""
-        with self._lock:
-            return self._loader.take(order, number)[1]
+    def array(self) -> NDArray[Any]:
+        """Map the vector `(size,)`; what is written to it is seen by the process that made it.
 
-    def close(self) -> None:
-        """Stop the threads."""
-        self._loader.close()
-
-
-def load_window_there(
-    job: str, dataset: Location, digest: str, split: str, order: EpochOrder, number: int
-) -> Block:
-    """For a worker: a window's rows in their shuffled order, each chunk checked."""
-    key = ("windows", dataset, digest, split)
-    return hold(job, key, lambda: OpenSplit(dataset, digest, split)).load(order, number)
+        Raises `OSError` where that process is gone, or on another machine.
+        """
+        if os.readlink(self.path) != self.target:
+            raise OSError(f"{self.path} is not the memory that was shared")
+        with open(self.path, "r+b", buffering=0) as file:
+            return np.frombuffer(mmap.mmap(file.fileno(), 0), self.dtype, self.size)
 
 
-class ClusterWindows(WindowLoader):
-    """Has windows loaded by workers, at most one ahead of the one that is in use."""
+class SharedVector(Closing):
+    """A vector `(size,)` that other processes of the same user can map.
 
-    def __init__(self, split: Split, cluster: Cluster, dataset: Dataset) -> None:
-        """Of a split of `dataset`; `BatchStream` takes `functools.partial` of this as `loader`."""
-        super().__init__(split, threads=1)
-        self._cluster = cluster
-        self._place = (dataset.location, dataset.digest, split.name)
-        self._pending: dict[tuple[int, int], Pending] = {}
+    Anonymous memory disappears with the last process that maps it, so a kill leaves nothing behind.
+    To send parameters of 13 MB and fetch gradients made the steps of two workers 1.7 times as long.
+    """
 
-    def expect(self, order: EpochOrder, number: int) -> None:
-        """Have a window loaded, unless it is on its way already."""
-        key = (order.epoch, number)
-        if key in self._pending:
-            return
-        task = Task(
-            name="load-window",
-            what=f"window {number} of epoch {order.epoch + 1} of {self.split.name}",
-            function=load_window_there,
-            arguments=(self._cluster.job, *self._place, order, number),
-        )
-        self._pending[key] = Pending(self._cluster, task)
-
-    def take(self, order: EpochOrder, number: int) -> tuple[Window, Block]:
-        """A window and its rows in shuffled order; waits for it where need be."""
-        self.expect(order, number)
-        began = time.perf_counter()
-        try:
-            block: Block = self._pending.pop((order.epoch, number)).result()
-            return order.window(number), block
-        finally:
-            self.seconds_waited += time.perf_counter() - began
+    def __init__(self, size: int, dtype: str) -> None:
+        length = size * np.dtype(dtype).itemsize
+        name = f"mnist-stream-{os.urandom(16).hex()}"
+        self._descriptor = -1  # memory that no other process can map, without memfd (macOS)
+        if hasattr(os, "memfd_create"):
+            self._descriptor = os.memfd_create(name, os.MFD_CLOEXEC)
+            os.ftruncate(self._descriptor, length)
+        self.array: NDArray[Any] = np.frombuffer(mmap.mmap(self._descriptor, length), dtype)
+        path = f"/proc/{os.getpid()}/fd/{self._descriptor}"
+        self.handle = Handle(path, f"/memfd:{name} (deleted)", size, dtype)
 
     def close(self) -> None:
-        """Drop what is on its way; the cluster stays."""
-        for pending in self._pending.values():
-            pending.cancel()
-        self._pending.clear()
-        super().close()
+        """Give the name up; the memory goes when the last array over it does."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1

@@ -21,8 +21,7 @@ from distributed import Scheduler
 
 from jobs.scoring.job import score
 from jobs.training.job import TrainListener, train
-from pipeline.cluster.connect import Cluster, connect
-from pipeline.cluster.options import ClusterOptions
+from pipeline.cluster.client import Cluster
 from pipeline.ingest import ingest
 from tests.chaos.processes import has_ended
 from tests.chaos.subject import config_options
@@ -178,7 +177,7 @@ def pause(oracle: Oracle, case: int, chance: random.Random) -> str:
     with (
         TemporaryDirectory() as directory,
         processes.Cluster(Path(directory) / "cluster", workers=3) as workers,
-        _client(workers) as cluster,
+        processes.connected(workers) as cluster,
     ):
         home = Path(directory)
         expected = outcome(train(config, dataset=oracle.few, run=home / "alone"))
@@ -195,7 +194,7 @@ def endure(oracle: Oracle, case: int, chance: random.Random) -> str:
     with (
         TemporaryDirectory() as directory,
         processes.Cluster(Path(directory) / "cluster", workers=2) as workers,
-        _client(workers) as cluster,
+        processes.connected(workers) as cluster,
     ):
         watch = _Watch(cluster, workers.scheduler.pid)
         run = Path(directory) / "run"
@@ -236,12 +235,6 @@ class _Watch(TrainListener):
 
 def _count_tasks(dask_scheduler: Scheduler) -> int:
     return len(dask_scheduler.tasks)
-
-
-def _client(workers: processes.Cluster) -> Cluster:
-    cluster = connect(ClusterOptions(scheduler=workers.address, timeout=60))
-    assert cluster is not None
-    return cluster
 
 
 EXPERIMENTS = (

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from jobs.training.job import train
-from pipeline.cluster.connect import Cluster, connect
+from pipeline.cluster.client import Cluster, connect
 from pipeline.cluster.options import ClusterOptions
 from pipeline.ingest import ingest
 from tests.cluster import processes

@@ -6,15 +6,41 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from distributed import Client
 
+from pipeline.cluster.client import Cluster as JobCluster
+from pipeline.cluster.client import connect
+from pipeline.cluster.options import ClusterOptions
 from storage.location import Closing
-from tests.commands.process import NOT_INHERITED, REPOSITORY
+from tests.commands.process import NOT_INHERITED, REPOSITORY, Ended
 
 STARTING_SECONDS = 300.0
 PLAIN = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+
+NOWHERE = "tcp://127.0.0.1:9"
+
+
+def assert_told(ended: Ended, code: int, *words: str) -> None:
+    """The command ended with a code and a message of one line, with the words, on stderr."""
+    assert code == ended.code, ended.err
+    assert ended.err.startswith("Error: "), ended.err
+    assert 1 == ended.err.count("\n"), ended.err
+    assert "KilledWorker" not in ended.err
+    for word in words:
+        assert word in ended.err
+
+
+def connected(
+    workers: "Cluster", timeout: float = 60, check: Callable[[str], None] = lambda text: None
+) -> JobCluster:
+    """The workers' cluster, opened for a job."""
+    opened = connect(ClusterOptions(scheduler=workers.address, timeout=timeout), check)
+    assert opened is not None
+    return opened
 
 
 class Cluster(Closing):

@@ -5,7 +5,6 @@ import re
 import resource
 import shutil
 import signal
-import subprocess
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -15,41 +14,24 @@ from distributed import Future
 from jobs.commands.options import cluster_of
 from jobs.signals import StopSignal, stop_on_signals
 from jobs.training.job import train
-from pipeline.cluster.connect import Cluster as Client
-from pipeline.cluster.connect import connect
-from pipeline.cluster.options import ClusterOptions
-from pipeline.cluster.tasks import FETCH_SECONDS, Pending, Task, results
-from storage.errors import BadDataError, StoppedError, UnreachableError, UsageError
-from tests.cluster.processes import Cluster
+from pipeline.cluster.client import Cluster as Client
+from pipeline.cluster.tasks import FETCH_SECONDS, Task, results
+from storage.dataset import open_dataset
+from storage.errors import BadDataError, StoppedError, UnreachableError
+from storage.places import open_location
+from tests.cluster.processes import Cluster, assert_told, connected
 from tests.cluster.trainings import SETTINGS, STEPS, HarmAt, Reference, train_on
-from tests.commands.process import Ended, run_pipeline, start_pipeline
-
-NOWHERE = "tcp://127.0.0.1:9"
-
-
-def assert_told(ended: Ended, code: int, *words: str) -> None:
-    """The command ended with a code and a message that has the words; nothing else on stderr."""
-    assert code == ended.code, ended.err
-    assert ended.err.startswith("Error: "), ended.err
-    assert "Traceback" not in ended.err
-    assert "KilledWorker" not in ended.err
-    for word in words:
-        assert word in ended.err
-
-
-def damage(dataset: Path, copy: Path) -> Path:
-    """A copy of a dataset in which chunk 3 of the training inputs has other bytes."""
-    shutil.copytree(dataset, copy)
-    chunk = copy / "train" / "inputs" / "c.3.0"
-    content = bytearray(chunk.read_bytes())
-    content[len(content) // 2] ^= 0xFF
-    chunk.write_bytes(content)
-    return copy
+from tests.commands.process import run_pipeline, start_pipeline
 
 
 def test_a_task_that_fails_by_itself(standing: Cluster, digits: Path, tmp_path: Path) -> None:
     """A damaged chunk ends the training with exit 3, the chunk, the rows and the worker named."""
-    dataset = damage(digits, tmp_path / "dataset")
+    dataset = tmp_path / "dataset"
+    shutil.copytree(digits, dataset)
+    chunk = dataset / "train" / "inputs" / "c.3.0"
+    content = bytearray(chunk.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    chunk.write_bytes(content)
     arguments = ["--dataset", dataset, "--run", "run", "--scheduler", standing.address]
     ended = run_pipeline("train", *arguments, *SETTINGS, cwd=tmp_path)
     assert_told(ended, 3, "Chunk 3", "in the order of epoch 1", "on worker tcp://127.0.0.1:")
@@ -83,9 +65,9 @@ def fail_at_first(tries: Path, times: int) -> int:
 
 def test_three_tries(cluster: Client, tmp_path: Path) -> None:
     """A task that fails twice is none the worse for it; one that fails thrice is given up."""
-    assert [3] == list(results(cluster, [task(fail_at_first, tmp_path / "two", 2)], 1))
+    assert [3] == list(results(cluster, [task(fail_at_first, tmp_path / "two", 2)]))
     with pytest.raises(UnreachableError, match=r"OSError: try 3 \(at rows 7\.\.9 of test"):
-        list(results(cluster, [task(fail_at_first, tmp_path / "three", 3)], 1))
+        list(results(cluster, [task(fail_at_first, tmp_path / "three", 3)]))
     assert "xxx" == (tmp_path / "three").read_text()
 
 
@@ -93,16 +75,13 @@ def test_an_unknown_error(cluster: Client) -> None:
     """Any other error keeps its name and text, and the worker and rows are named."""
     words = r"ZeroDivisionError: no luck \(at rows 7\.\.9 of test, on worker tcp://"
     with pytest.raises(UnreachableError, match=words):
-        list(results(cluster, [task(fail, "no luck")], 1))
+        list(results(cluster, [task(fail, "no luck")]))
 
 
 def test_an_error_of_ours_keeps_its_kind(cluster: Client, tmp_path: Path) -> None:
     """A `BadDataError` on a worker is one here."""
-    from storage.dataset import open_dataset
-    from storage.places import open_location
-
     with pytest.raises(BadDataError, match="There is no dataset"):
-        list(results(cluster, [task(open_dataset, open_location(tmp_path / "x"))], 1))
+        list(results(cluster, [task(open_dataset, open_location(tmp_path / "x"))]))
 
 
 def test_a_result_that_dies_with_its_worker(
@@ -110,27 +89,22 @@ def test_a_result_that_dies_with_its_worker(
 ) -> None:
     """A worker that dies between a task's end and the fetching of its result costs a short wait."""
     waits: list[float] = []
-    wait, fetch = Pending._wait, Future.result
-    with Cluster(tmp_path / "cluster", workers=2) as workers:
-        client = connect(ClusterOptions(scheduler=workers.address, timeout=60))
-        assert client is not None
+    fetch = Future.result
+    with Cluster(tmp_path / "cluster", workers=2) as workers, connected(workers) as client:
         numbers = {process.pid: number for number, process in enumerate(workers.workers)}
+        pid = Task("look", "rows 7..9 of test", os.getpid, (), worker=client.workers()[0])
+        [doomed] = results(client, [pid])
 
-        def wait_and_kill(pending: Pending, began: float) -> None:
-            wait(pending, began)
+        def kill_and_fetch(future: "Future[object]", timeout: float) -> object:
             if not waits:
+                while not future.done():
+                    pass
                 workers.kill_worker(numbers[doomed])
-
-        def fetched(future: "Future[object]", timeout: float) -> object:
             waits.append(timeout)
             return fetch(future, timeout)
 
-        with client:
-            pid = Task("look", "rows 7..9 of test", os.getpid, (), worker=client.workers()[0])
-            [doomed] = results(client, [pid], 1)
-            monkeypatch.setattr(Pending, "_wait", wait_and_kill)
-            monkeypatch.setattr(Future, "result", fetched)
-            [found] = results(client, [pid], 1)
+        monkeypatch.setattr(Future, "result", kill_and_fetch)
+        [found] = results(client, [pid])
     assert {doomed, found} == set(numbers)
     assert max(waits) <= 4 * FETCH_SECONDS
 
@@ -138,11 +112,12 @@ def test_a_result_that_dies_with_its_worker(
 def test_a_task_that_kills_its_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After three workers the rows are named: no hang, and no bare KilledWorker."""
     monkeypatch.setenv("DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES", "0")
-    with Cluster(tmp_path / "cluster", workers=4) as workers:
-        client = connect(ClusterOptions(scheduler=workers.address, timeout=60))
-        assert client is not None
-        with client, pytest.raises(UnreachableError, match=r"died at rows 7\.\.9 of test"):
-            list(results(client, [task(die)], 1))
+    with (
+        Cluster(tmp_path / "cluster", workers=4) as workers,
+        connected(workers) as client,
+        pytest.raises(UnreachableError, match=r"lost rows 7\.\.9 of test 3 times: worker after"),
+    ):
+        list(results(client, [task(die)]))
 
 
 def test_the_scheduler_is_killed(digits: Path, reference: Reference, tmp_path: Path) -> None:
@@ -168,7 +143,10 @@ def test_the_scheduler_stands_still(digits: Path, tmp_path: Path) -> None:
 
 
 def test_a_job_that_lost_its_scheduler(tmp_path: Path) -> None:
-    """Each command says what was waited for, what is left, and how to go on with its own job."""
+    """Each command says what was waited for, what is left, and how to go on with its own job.
+
+    A job that ends then does not wait for an answer that never comes.
+    """
     left = {
         "ingest": "Nothing was published; run the same command again, on any",
         "train": "What was saved is untouched; run the same command again, with --resume, on any",
@@ -177,7 +155,7 @@ def test_a_job_that_lost_its_scheduler(tmp_path: Path) -> None:
     with Cluster(tmp_path / "cluster", workers=1) as workers, ExitStack() as opened:
         chosen = {"scheduler": workers.address, "timeout": 60}
         clients = {
-            command: opened.enter_context(cluster_of(command, chosen, print, StopSignal()))()
+            command: opened.enter_context(cluster_of(command, chosen, StopSignal()))()
             for command in left
         }
         workers.scheduler.send_signal(signal.SIGSTOP)
@@ -192,20 +170,11 @@ def test_a_job_that_lost_its_scheduler(tmp_path: Path) -> None:
             assert told == str(raised.value)
 
 
-def test_leaving_a_scheduler_that_stands_still(tmp_path: Path) -> None:
-    """A job that ends for another reason does not wait for an answer that never comes."""
-    with Cluster(tmp_path / "cluster", workers=1) as workers:
-        client = connect(ClusterOptions(scheduler=workers.address, timeout=60))
-        assert client is not None
-        with client:
-            workers.scheduler.send_signal(signal.SIGSTOP)
-
-
 def test_all_workers_are_gone(digits: Path, tmp_path: Path) -> None:
     """Without any worker for the cluster's timeout the job ends."""
     with (
         Cluster(tmp_path / "cluster", workers=1) as workers,
-        pytest.raises(UnreachableError, match="has had no worker for 2 s"),
+        pytest.raises(UnreachableError, match="has had too few workers for 2 s: 0 of 1 running"),
     ):
         harm = {3: lambda: workers.kill_worker(0)}
         train_on(workers, STEPS, digits, tmp_path / "run", harm, timeout=2)
@@ -225,112 +194,14 @@ def test_a_signal_while_all_workers_are_gone(
                 os.kill(os.getpid(), number)
             stop.check(text)
 
-        client = connect(ClusterOptions(scheduler=workers.address, timeout=60), check=check)
-        assert client is not None
-        with client, pytest.raises(StoppedError, match="while no worker took tasks") as raised:
+        with (
+            connected(workers, check=check) as client,
+            pytest.raises(StoppedError, match="while no worker took tasks") as raised,
+        ):
             train(STEPS, dataset=digits, run=run, listener=harm, stop=stop, cluster=client)
         assert 128 + number == raised.value.exit_code
         workers.add_worker()
         assert reference.steps == train_on(workers, STEPS, digits, run)
-
-
-def test_no_scheduler(tmp_path: Path) -> None:
-    """By each way to name one, exit 6 within the timeout."""
-    limit = ("--cluster-timeout", "1")
-    missing = ("--scheduler-file", "nothing.json")
-    ended = run_pipeline("ingest", "synthetic:60,10", *missing, *limit, cwd=tmp_path)
-    assert_told(ended, 6, "nothing.json")
-    ended = run_pipeline("ingest", "synthetic:60,10", "--scheduler", NOWHERE, *limit, cwd=tmp_path)
-    assert_told(ended, 6, NOWHERE)
-    variable = {"DASK_SCHEDULER_ADDRESS": NOWHERE}
-    ended = run_pipeline("train", *limit, cwd=tmp_path, env=variable)
-    assert_told(ended, 6, NOWHERE)
-    ended = run_pipeline("train", *limit, "--workers", "0", cwd=tmp_path, env=variable)
-    assert_told(ended, 3, "There is no dataset")
-
-
-def test_no_workers(tmp_path: Path) -> None:
-    """A scheduler without workers: a line that says what is waited for, then exit 6."""
-    with Cluster(tmp_path / "cluster", workers=0) as alone:
-        said: list[str] = []
-        with pytest.raises(UnreachableError, match="has had no worker for 6 s"):
-            connect(ClusterOptions(scheduler=alone.address, timeout=6), said.append)
-    assert re.fullmatch(r"waiting for workers of tcp.*: 0 of 1 running, \d s left", said[0])
-
-
-def test_other_versions(standing: Cluster, tmp_path: Path) -> None:
-    """A worker with another version of this project is told in a table; one that joins late too."""
-    fake = tmp_path / "fake" / "mnist_stream-9.9.9.dist-info"
-    fake.mkdir(parents=True)
-    (fake / "METADATA").write_text("Metadata-Version: 2.1\nName: mnist-stream\nVersion: 9.9.9\n")
-    path = f"{fake.parent}{os.pathsep}{Path(__file__).parents[2]}"
-    with Cluster(tmp_path / "cluster", workers=1) as workers:
-        client = connect(ClusterOptions(scheduler=workers.address, timeout=60))
-        assert client is not None
-        with client:
-            workers.kill_worker(workers.add_worker(env={"PYTHONPATH": path}) - 1)
-            with pytest.raises(UnreachableError, match=r"mnist-stream 9\.9\.9 here"):
-                list(results(client, [task(os.getcwd)], 1))
-        with pytest.raises(UnreachableError) as raised:
-            connect(ClusterOptions(scheduler=workers.address, timeout=60))
-    assert str(raised.value).startswith("The versions differ")
-    (told,) = raised.value.__notes__
-    assert re.search(r"^tcp://\S+ .* 9\.9\.9$", told, re.MULTILINE)
-    assert re.search(
-        r"^ +python +numpy +zarr +dask +distributed +mnist-stream$", told, re.MULTILINE
-    )
-
-
-def test_tls(tmp_path: Path) -> None:
-    """A TLS cluster works with certificates; a plain client is refused with a clear message."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("there is no openssl to make certificates with")
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    made = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=here"]
-    subprocess.run(
-        [openssl, *made, "-keyout", key, "-out", certificate], check=True, capture_output=True
-    )
-    files = {"ca": certificate, "cert": certificate, "key": key}
-    options = [word for name, file in files.items() for word in (f"--tls-{name}", str(file))]
-    by_dask = [
-        word
-        for name, file in {"ca-file": certificate, "cert": certificate, "key": key}.items()
-        for word in (f"--tls-{name}", str(file))
-    ]
-    with Cluster(tmp_path / "c", workers=1, options=tuple(by_dask), host="tls://") as workers:
-        assert workers.address.startswith("tls://")
-        common = ["synthetic:60,10", "--out", "data", "--cluster-timeout", "3"]
-        there = ["--scheduler", workers.address]
-        ended = run_pipeline("ingest", *common, *there, cwd=tmp_path)
-        assert_told(ended, 6, "--tls-ca, --tls-cert and --tls-key")
-        plain = ["--scheduler", workers.address.replace("tls", "tcp")]
-        ended = run_pipeline("ingest", *common, *plain, cwd=tmp_path)
-        assert_told(ended, 6, "If it listens with TLS")
-        assert "remote method" not in ended.err  # but what came of the connection
-        ended = run_pipeline("ingest", *common[:-1], "60", *there, *options, cwd=tmp_path)
-        assert (0, "") == (ended.code, ended.err)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"scheduler": NOWHERE, "workers": 2},
-        {"scheduler_file": "file", "workers": 0},
-        {"tls_ca": __file__},
-        {"tls_ca": "x", "tls_cert": "y", "tls_key": "z"},
-    ],
-)
-def test_wrong_options(options: dict[str, object]) -> None:
-    """Options that exclude each other, or are incomplete, are wrong usage."""
-    with pytest.raises(UsageError):
-        ClusterOptions(**options)  # type: ignore[arg-type]
-
-
-def test_a_wrong_address(tmp_path: Path) -> None:
-    """An address of no known kind is wrong usage."""
-    ended = run_pipeline("train", "--scheduler", "carrier://pigeon", cwd=tmp_path)
-    assert_told(ended, 2, "expected one such as tcp://host:8786")
 
 
 def test_processes_of_our_own(digits: Path, tmp_path: Path) -> None:

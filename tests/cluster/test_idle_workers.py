@@ -1,5 +1,6 @@
 """Workers that come only for tasks, or are there and take none."""
 
+import logging
 import os
 import re
 import signal
@@ -12,13 +13,12 @@ import pytest
 from distributed import Client as DaskClient
 from distributed import Status, Worker
 
+from jobs.commands.logs import attached
 from jobs.signals import StopSignal, stop_on_signals
 from jobs.training.job import train
 from pipeline.cluster import tasks
-from pipeline.cluster.connect import connect
-from pipeline.cluster.options import ClusterOptions
 from storage.errors import StoppedError, UnreachableError
-from tests.cluster.processes import PLAIN, Cluster
+from tests.cluster.processes import PLAIN, Cluster, connected
 from tests.cluster.trainings import SETTINGS, STEPS, HarmAt, Reference, train_on
 from tests.commands.process import run_pipeline
 
@@ -88,7 +88,19 @@ def test_a_worker_without_memory(tmp_path: Path) -> None:
         ended = run_pipeline("ingest", "synthetic:60,10", *limit, cwd=tmp_path)
         assert "Traceback" not in workers.logs()
     assert 6 == ended.code, ended.err
-    assert "no worker that takes tasks for 1 s. 1 paused for lack of memory: give" in ended.err
+    assert "for 1 s: 0 of 1 running, 1 paused for lack of memory. Start" in ended.err
+
+
+class Resume(logging.Handler):
+    """Has the workers take tasks again once a job waits for them."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__()
+        self._address = address
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "0 of 1 running, 2 paused for lack of memory" in record.getMessage():
+            set_all(self._address, "running")
 
 
 def test_all_workers_pause(digits: Path, reference: Reference, tmp_path: Path) -> None:
@@ -99,22 +111,11 @@ def test_all_workers_pause(digits: Path, reference: Reference, tmp_path: Path) -
         def pause() -> None:
             set_all(workers.address, "paused")
 
-        said: list[str] = []
-
-        def announce(text: str) -> None:
-            said.append(text)
-            if text.startswith("waiting"):
-                set_all(workers.address, "running")
-
-        client = connect(ClusterOptions(scheduler=workers.address, timeout=60), announce)
-        assert client is not None
-        run = tmp_path / "run"
-        with client:
-            harm = HarmAt({5: pause})
+        run, harm = tmp_path / "run", HarmAt({5: pause})
+        with connected(workers) as client, attached(Resume(workers.address)):
             result = train(STEPS, dataset=digits, run=run, listener=harm, cluster=client)
         assert reference.steps["parameters_digest"] == result.parameters_digest
-        assert any("0 of 1 running, 2 paused for lack of memory" in text for text in said)
-        with pytest.raises(UnreachableError, match=r"takes tasks for 2 s\. 2 paused for lack of"):
+        with pytest.raises(UnreachableError, match=r"for 2 s: 0 of 1 running, 2 paused for lack"):
             train_on(workers, STEPS, digits, tmp_path / "other", {5: pause}, timeout=2)
 
 
@@ -129,9 +130,10 @@ def test_a_signal_while_all_workers_are_paused(digits: Path, tmp_path: Path) -> 
                 os.kill(os.getpid(), signal.SIGTERM)
             stop.check(text)
 
-        client = connect(ClusterOptions(scheduler=workers.address, timeout=60), check=check)
-        assert client is not None
-        with client, pytest.raises(StoppedError, match="while no worker took tasks") as raised:
+        with (
+            connected(workers, check=check) as client,
+            pytest.raises(StoppedError, match="while no worker took tasks") as raised,
+        ):
             train(STEPS, dataset=digits, run=tmp_path / "run", listener=harm, cluster=client)
         assert 143 == raised.value.exit_code
 
@@ -148,9 +150,7 @@ def test_a_signal_while_a_task_is_stalled(
     """The wait for a task that lasts ends as well, though its worker is there."""
     monkeypatch.setattr(tasks, "SLOW_SECONDS", 0.0)
     stop = StopSignal()
-    client = connect(ClusterOptions(scheduler=standing.address, timeout=60), check=stop.check)
-    assert client is not None
-    with client:
+    with connected(standing, check=stop.check) as client:
         stop.number = signal.SIGTERM
         stalled = tasks.Task("wait", "rows 7..9 of test", wait_for, (tmp_path / "end",))
         with pytest.raises(StoppedError, match=r"while waiting for rows 7\.\.9 of test\."):

@@ -10,26 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-from dask.utils import key_split
 from threadpoolctl import threadpool_info
 
 from jobs.scoring.job import score
 from jobs.training.job import train
-from pipeline.cluster.connect import Cluster as Client
-from pipeline.cluster.connect import connect
-from pipeline.cluster.options import ClusterOptions
-from pipeline.cluster.tasks import ClusterWindows, Task, results
+from pipeline.cluster.client import Cluster as Client
+from pipeline.cluster.tasks import Task, results
 from pipeline.cluster.worker import ZARR_CONCURRENCY
 from pipeline.ingest import ingest
 from pipeline.sources.digits import draw_digits
-from pipeline.stream import BatchStream
-from storage.dataset import open_dataset
 from storage.errors import UnreachableError
 from storage.local import LocalLocation
 from storage.places import open_location
 from storage.verify import verify_location
-from tests.cluster.processes import Cluster
-from tests.cluster.test_failures import assert_told
+from tests.cluster.processes import Cluster, assert_told, connected
 from tests.cluster.trainings import ROUNDS, SETTINGS, STEPS
 from tests.commands.process import run_pipeline
 from tests.storage.idx_files import write_idx
@@ -49,8 +43,7 @@ def files(tmp_path: Path) -> Path:
 def test_ingest(files: Path, tmp_path: Path) -> None:
     """From files and drawn digits, with workers killed meanwhile: the same digest, and sound."""
     with Cluster(tmp_path / "cluster", workers=2) as workers:
-        client = connect(ClusterOptions(scheduler=workers.address, timeout=60))
-        assert client is not None
+        client = connected(workers)
         with client:
             reports = 0
 
@@ -84,8 +77,7 @@ def test_ingest_beside_a_worker_that_stands_still(
     monkeypatch.setenv("DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL", "6 s")
     here = ingest(str(files), tmp_path / "here", rows_per_chunk=20)
     with Cluster(tmp_path / "cluster", workers=2) as workers:
-        client = connect(ClusterOptions(scheduler=workers.address, timeout=60))
-        assert client is not None
+        client = connected(workers)
         client.timeout = 2.0
         reports = 0
 
@@ -114,8 +106,7 @@ def test_score(digits: Path, tmp_path: Path) -> None:
     here = scored(score(run=run, dataset=digits, split="train"))
     shutil.rmtree(run / "scores")
     with Cluster(tmp_path / "cluster", workers=2) as workers:
-        client = connect(ClusterOptions(scheduler=workers.address, timeout=60))
-        assert client is not None
+        client = connected(workers)
         reports = 0
 
         def report(stage: str, done: int, total: int) -> None:
@@ -177,10 +168,10 @@ def test_a_home_that_a_worker_does_not_see(
     run = tmp_path / "run"
     train(STEPS, dataset=digits, run=run)
 
-    def there(place: LocalLocation) -> LocalLocation:
-        return LocalLocation(place.path if place.path == digits else tmp_path / "there")
+    def reduce(place: LocalLocation) -> tuple[object, ...]:
+        return LocalLocation, (place.path if place.path == digits else tmp_path / "there",)
 
-    monkeypatch.setattr(LocalLocation, "absolute", there)
+    monkeypatch.setattr(LocalLocation, "__reduce__", reduce)
     with pytest.raises(UnreachableError, match="cannot be seen"):
         ingest("synthetic:300,50", tmp_path / "made", rows_per_chunk=40, cluster=cluster)
     with pytest.raises(UnreachableError, match="cannot be seen"):
@@ -188,24 +179,6 @@ def test_a_home_that_a_worker_does_not_see(
     assert not (tmp_path / "made").exists()
     assert not (tmp_path / "there").exists()
     assert [] == list((run / "scores").glob("*/metrics.json"))
-
-
-def test_windows(cluster: Client, digits: Path) -> None:
-    """A stream whose windows the workers load has the batches of one that loads them itself."""
-    dataset = open_dataset(open_location(digits))
-    loader = partial(ClusterWindows, cluster=cluster, dataset=dataset)
-    common: dict[str, Any] = {"batch_size": 130, "window_chunks": 3, "seed": 5, "epochs": 2}
-    with (
-        BatchStream(dataset, "train", **common) as here,
-        BatchStream(dataset, "train", **common, loader=loader) as there,
-    ):
-        for _ in range(2):
-            for expected, found in zip(here, there, strict=True):
-                assert np.array_equal(expected.rows, found.rows)
-                assert np.array_equal(expected.inputs, found.inputs)
-                assert expected.targets is not None
-                assert np.array_equal(expected.targets, np.asarray(found.targets))
-        assert here.state == there.state
 
 
 def settings() -> tuple[int, int]:
@@ -218,21 +191,10 @@ def test_workers_are_set(tmp_path: Path) -> None:
     """Whatever their environment says, workers compute with one thread and read by few."""
     with Cluster(tmp_path / "cluster", workers=0) as workers:
         workers.add_worker(env={"OMP_NUM_THREADS": "3", "OPENBLAS_NUM_THREADS": "3"})
-        client = connect(ClusterOptions(scheduler=workers.address, timeout=60))
-        assert client is not None
+        client = connected(workers)
         with client:
             task = Task("look", "its settings", settings, ())
             assert [(1, ZARR_CONCURRENCY)] == list(results(client, [task], 1))
-
-
-@pytest.mark.parametrize(
-    "name", ["write-part", "gradient", "local-steps", "score-chunk", "load-window"]
-)
-def test_names_for_people(name: str, cluster: Client) -> None:
-    """Dask's dashboard groups tasks by the name before the key's numbers; no key comes twice."""
-    keys = {cluster.key(name) for _ in range(100)}
-    assert {name} == {key_split(key) for key in keys}
-    assert 100 == len(keys)
 
 
 def test_values_of_another_range(cluster: Client, tmp_path: Path) -> None:

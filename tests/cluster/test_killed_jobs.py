@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from distributed import Client, Scheduler, Worker, get_worker
 
-from pipeline.cluster.connect import connect
+from pipeline.cluster.client import connect
 from pipeline.cluster.options import ClusterOptions
 from pipeline.cluster.tasks import Pending, Task
-from pipeline.cluster.worker import JOB_PREFIX, WorkerSide
+from pipeline.cluster.worker import JOB_PREFIX, JobPlugin
 from pipeline.ingest import ingest
-from tests.cluster.processes import Cluster
+from tests.cluster.processes import Cluster, connected
 from tests.commands.process import REPOSITORY, run_pipeline, start_pipeline
 
 JOB = """
@@ -38,7 +38,7 @@ def outlast(job: str, home: Path) -> None:
 
 def begin(scheduler: str, home: Path) -> None:
     """A job whose task never ends by itself."""
-    cluster = connect(ClusterOptions(scheduler=scheduler, timeout=60))
+    cluster = connect(ClusterOptions(scheduler=scheduler))
     assert cluster is not None
     Pending(cluster, Task("outlast", "nothing", outlast, (cluster.job, home))).result()
 
@@ -58,9 +58,7 @@ def test_tasks_of_a_killed_job(tmp_path: Path) -> None:
                 assert job.poll() is None
                 time.sleep(0.02)
             job.kill()
-        client = connect(ClusterOptions(scheduler=workers.address, timeout=60))
-        assert client is not None
-        with client, Client(workers.address, set_as_default=False) as other:
+        with connected(workers) as client, Client(workers.address, set_as_default=False) as other:
             assert (tmp_path / "ended").exists()
             living: Any = other.run_on_scheduler(jobs_on)
             assert [client.job] == living
@@ -83,9 +81,9 @@ def test_an_ingest_that_was_killed(tmp_path: Path) -> None:
 
 def running_tasks(job: str, dask_worker: Worker) -> int:
     """How many tasks of a job a worker runs."""
-    side = dask_worker.plugins[job]
-    assert isinstance(side, WorkerSide)
-    return side._running
+    plugin = dask_worker.plugins[job]
+    assert isinstance(plugin, JobPlugin)
+    return plugin.running(dask_worker)
 
 
 def test_an_ingest_that_stops(standing: Cluster, tmp_path: Path) -> None:
@@ -95,9 +93,7 @@ def test_an_ingest_that_stops(standing: Cluster, tmp_path: Path) -> None:
         if done:
             raise KeyboardInterrupt
 
-    client = connect(ClusterOptions(scheduler=standing.address, timeout=60))
-    assert client is not None
-    with client:
+    with connected(standing) as client:
         with pytest.raises(KeyboardInterrupt):
             ingest(
                 "synthetic:24000,10",

@@ -9,10 +9,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.cluster.connect import connect
-from pipeline.cluster.local_cluster import DIRECTORY_PREFIX, PrivateDirectory
+from pipeline.cluster.client import connect
+from pipeline.cluster.local_cluster import DIRECTORY_PREFIX, private_directory
 from pipeline.cluster.options import ClusterOptions
-from pipeline.cluster.shared_memory import SharedVector
+from pipeline.cluster.tasks import SharedVector
 from tests.cluster.processes import PLAIN, Cluster
 from tests.cluster.trainings import SETTINGS
 from tests.commands.process import start_pipeline
@@ -114,8 +114,7 @@ def test_no_port_answers_another_user(
 def test_shared_memory_is_the_owners() -> None:
     """It has no name, and is found through its process alone, which is the owner's."""
     with SharedVector(10, "float32") as vector:
-        path = f"/proc/{vector.handle.process}/fd/{vector.handle.descriptor}"
-        look = f"{BECOME_NOBODY}\nopen({path!r}, 'rb').read(1)"
+        look = f"{BECOME_NOBODY}\nopen({vector.handle.path!r}, 'rb').read(1)"
         command = [sys.executable, "-c", look]
         ended = subprocess.run(command, check=False, capture_output=True, text=True)
     if os.geteuid() == 0:
@@ -128,8 +127,8 @@ def test_what_a_killed_job_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("tempfile.tempdir", None)
     left = tmp_path / f"{DIRECTORY_PREFIX}dead"
     (left / "below").mkdir(parents=True)
-    with PrivateDirectory() as first, PrivateDirectory() as second:
-        assert {first.path, second.path} == set(tmp_path.iterdir())
+    with private_directory() as first, private_directory() as second:
+        assert {first, second} == set(tmp_path.iterdir())
     assert [] == list(tmp_path.iterdir())
 
 

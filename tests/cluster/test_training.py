@@ -10,11 +10,9 @@ from dask.utils import key_split
 from distributed import Scheduler
 
 from jobs.training.job import train
-from pipeline.cluster.connect import Cluster as Client
-from pipeline.cluster.connect import connect
-from pipeline.cluster.options import ClusterOptions
-from pipeline.cluster.shared_memory import Handle, RemoteBuffers
-from tests.cluster.processes import Cluster
+from pipeline.cluster.client import Cluster as Client
+from pipeline.cluster.tasks import Handle
+from tests.cluster.processes import Cluster, connected
 from tests.cluster.trainings import ROUNDS, STEPS, Reference, outcome, train_on
 from tests.jobs.trainings import checkpoints, stopped_at
 
@@ -100,22 +98,20 @@ def test_workers_that_share_no_memory(
 ) -> None:
     """Where memory cannot be mapped, parameters and gradients are sent: the same bits."""
 
-    def refuse(mapped: RemoteBuffers, handle: Handle) -> None:
+    def refuse(handle: Handle) -> None:
         raise PermissionError
 
-    monkeypatch.setattr(RemoteBuffers, "array", refuse)
+    monkeypatch.setattr(Handle, "array", refuse)
     result = train(STEPS, dataset=digits, run=tmp_path / "run", cluster=cluster)
     assert reference.steps == outcome(result)
 
 
 def test_nothing_stays(standing: Cluster, cluster: Client, digits: Path, tmp_path: Path) -> None:
     """After a training a task of each name is left, that the job ends with; then there is none."""
-    opened = connect(ClusterOptions(scheduler=standing.address, timeout=60))
-    assert opened is not None
-    with opened:
+    with connected(standing) as opened:
         train(STEPS, dataset=digits, run=tmp_path / "run", cluster=opened)
-        _wait_for_tasks(cluster, opened.job, ["gradient", "load-window"])
-        assert 2 == len(opened.client.futures)
+        _wait_for_tasks(cluster, opened.job, ["gradient"])
+        assert 1 == len(opened.client.futures)
     _wait_for_tasks(cluster, opened.job, [])
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from jobs.commands.cli import cli
 from pipeline.cluster.options import places
-from tests.cluster.test_failures import NOWHERE
+from tests.cluster.processes import NOWHERE
 from tests.commands.process import COMMAND, REPOSITORY, run_pipeline
 
 HEAVY = {
