@@ -34,7 +34,7 @@ class MissingExtraError(UsageError):
     """A library that this needs is not installed; one of the project's extras has it."""
 
     def __init__(self, what: str, library: str, extra: str) -> None:
-        """`what` begins the sentence, such as "Pictures" or "'s3://...'"."""
+        """Say what needs the library: `what` begins the sentence."""
         super().__init__(
             f"{what} needs the library {library}, which the extra '{extra}' installs: run "
             f"`pip install '.[{extra}]'` in a checkout of mnist-stream."

@@ -113,8 +113,8 @@ UNUSABLE_NAME = (errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.ENOTDIR, e
 STREAMS = ("/dev/std", "/dev/fd/", "/proc/")
 NAME_BYTES = 255
 """The longest name that the usual file systems take."""
-ADDED_BYTES = len("..tmp") + 1 + 32
-"""How much longer the name of an unfinished file is than its own."""
+ADDED = "." * (len("..tmp") + 1 + 32)
+"""Makes a name as long as that of the unfinished file."""
 SHOWN = 200
 """Characters of a name that a message shows."""
 
@@ -235,18 +235,11 @@ def file_to_write(path: Path, option: str) -> Path:
         raise UsageError(
             f"{option} is {path}, a stream of a process; expected a file, which is written whole."
         )
-    for part, added in [(place.name, ADDED_BYTES), *((part, 0) for part in place.parts[:-1])]:
-        length = len(os.fsencode(part))
-        if length > NAME_BYTES - added:
-            raise UsageError(
-                f"{option} has a name of {length:,} bytes, {part[:40]}...; expected at most "
-                f"{NAME_BYTES - added} there."
-            )
-    for parent in place.parents:
-        if os.path.lexists(parent) and not os.path.isdir(parent):
-            raise UsageError(
-                f"{option} is {path}, but {parent} is not a directory. Choose another place."
-            )
+    if max(len(os.fsencode(part)) for part in (*place.parts, place.name + ADDED)) > NAME_BYTES:
+        raise UsageError(
+            f"{option} is {path}, too long a name; expected at most {NAME_BYTES - len(ADDED)} "
+            f"bytes, and {NAME_BYTES} for a directory."
+        )
     check_regular(place, f"{option} is {path}")
     return Path(os.path.realpath(place)) if place.is_symlink() else path
 
@@ -267,19 +260,8 @@ def check_regular(path: Path, subject: str) -> None:
         raise
     if not stat.S_ISREG(mode):
         raise UsageError(
-            f"{subject}, {_kind_of(mode)}, which is never replaced. Choose another place."
+            f"{subject}, which is not a regular file and is never replaced. Choose another place."
         )
-
-
-def _kind_of(mode: int) -> str:
-    names = {
-        stat.S_IFDIR: "a directory",
-        stat.S_IFIFO: "a named pipe",
-        stat.S_IFSOCK: "a socket",
-        stat.S_IFCHR: "a device",
-        stat.S_IFBLK: "a device",
-    }
-    return names.get(stat.S_IFMT(mode), "not a regular file")
 
 
 def make_directories(path: Path) -> None:

@@ -4,7 +4,6 @@ import errno
 import fcntl
 import os
 import re
-import shutil
 import stat
 import time
 import uuid
@@ -211,14 +210,6 @@ class LocalLocation(Location):
         for other in self.names(directory):
             if other.startswith(start) and PARTIAL.fullmatch(other.removeprefix(start)):
                 _remove_abandoned(self._at(f"{directory}/{other}" if directory else other))
-
-    def free_bytes(self) -> int:
-        """Return the space left for us on the disk that holds (or will hold) this location."""
-        path = self._resolved()
-        while not path.exists():
-            path = path.parent
-        with translate_os_errors("look at", path):
-            return shutil.disk_usage(path).free
 
     def locked(self, what: str, take_over: TakeOver | None) -> AbstractContextManager[Lock]:
         return kernel_lock(self.path, what, take_over)

@@ -6,7 +6,6 @@ rest of the project knows only this interface.
 
 import json
 import re
-import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -60,7 +59,6 @@ ROOT_BYTES = 2**20
 """No such root object is longer, even with what other Zarr programs add to it."""
 REMOVED_BYTES = 32
 """The length of a root object that says that the tree was removed; no document is so short."""
-LIMITLESS = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -132,10 +130,6 @@ class Location(ABC):
     def split(self) -> tuple[Self, str]:
         """Return the location that holds this one, which is to be an object, and its key there."""
         return replace(self, path=self.path.parent, lock=None), self.path.name
-
-    def below(self, ancestor: "Location") -> str:
-        """Return the key of this location in another one of the same kind that holds it."""
-        return self.path.relative_to(ancestor.path).as_posix()
 
     # Objects.
 
@@ -212,14 +206,6 @@ class Location(ABC):
         """Return an object's length in bytes; `FileNotFoundError` where there is none."""
         return self.look(key).size
 
-    def version(self, key: str) -> str:
-        """Return what changes when somebody writes to an object."""
-        return self.look(key).version
-
-    def age(self, key: str) -> float:
-        """Return the seconds since somebody wrote to an object; clocks may differ."""
-        return time.time() - self.look(key).modified
-
     def holds(self, key: str) -> bool:
         """Return whether there is an object at `key`, which can be read."""
         try:
@@ -252,10 +238,6 @@ class Location(ABC):
 
     def sweep_partial(self, key: str) -> None:  # noqa: B027 - a store leaves nothing
         """Remove what writers of one object that died have left; a live one's stays."""
-
-    def free_bytes(self) -> int:
-        """Return the space left for us at this location; no store says how much it can hold."""
-        return LIMITLESS
 
     # Locks.
 

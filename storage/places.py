@@ -14,7 +14,7 @@ Place: TypeAlias = str | Path | Location
 
 
 def open_location(place: Place, options: Mapping[str, str] | None = None) -> Location:
-    """The location that a path, a `file://` or an `s3://` URL names; nothing is read or made yet.
+    """Return the location that a path, a `file://` or an `s3://` URL names; nothing is read yet.
 
     `options` are those of the store, for a URL of one (see `storage.s3.open_s3`); a path needs
     none. Raises `UsageError` for an empty name, a URL of a kind that is not known, or options

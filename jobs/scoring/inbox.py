@@ -358,7 +358,7 @@ def _check_header(start: Path, size: int, name: str) -> None:
 def _version(inbox: Location, key: str) -> str | None:
     """What changes when somebody writes to an object; None where it is not there."""
     try:
-        return inbox.version(key)
+        return inbox.look(key).version
     except (FileNotFoundError, BadDataError):
         return None
 
@@ -366,7 +366,7 @@ def _version(inbox: Location, key: str) -> str | None:
 def _age(inbox: Location, key: str) -> float:
     """Seconds since somebody wrote to an object; without end where it is gone."""
     try:
-        return inbox.age(key)
+        return time.time() - inbox.look(key).modified
     except (FileNotFoundError, BadDataError):
         return math.inf
 

@@ -231,11 +231,6 @@ def test_a_sibling_is_hidden_and_next_to_what_a_link_leads_to(tmp_path: Path) ->
     assert (tmp_path / "disk").resolve() / ".real.ingest" == sibling.path
 
 
-def test_free_bytes_of_a_place_that_is_not_there_yet(local: Location) -> None:
-    """The space is that of the disk which will hold the location."""
-    assert 0 < local.child("a/b/c").free_bytes()
-
-
 @pytest.mark.parametrize(
     ("named", "message"),
     [

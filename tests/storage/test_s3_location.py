@@ -5,8 +5,8 @@ import multiprocessing
 import pickle
 import sys
 import threading
+import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -58,14 +58,17 @@ def test_the_start_of_an_object_as_a_file(place: Location) -> None:
         pytest.fail("it was copied")
 
 
-def test_age(place: Location) -> None:
-    """An object is as old as the store says; one that is not there has no age."""
-    before = datetime.now(UTC)
-    place.put("a", b"")
-    # The store tells whole seconds.
-    assert -1 <= place.age("a") <= (datetime.now(UTC) - before).total_seconds() + 1
+def test_what_a_look_tells(place: Location) -> None:
+    """Size and time as the store says, and another version after each writing."""
+    before = time.time()
+    place.put("a", b"one")
+    first = place.look("a")
+    assert 3 == first.size
+    assert before - 1 <= first.modified <= time.time() + 1  # the store tells whole seconds
+    place.put("a", b"two")
+    assert first.version != place.look("a").version
     with pytest.raises(FileNotFoundError):
-        place.age("b")
+        place.look("b")
 
 
 def test_a_large_object_goes_in_parts(place: Location) -> None:

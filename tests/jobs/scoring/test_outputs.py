@@ -149,11 +149,11 @@ def test_parquet_without_pyarrow(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("there.csv", "a directory"),
+        ("there.csv", "not a regular file"),
         ("x" * 214 + ".csv", "at most 217"),
-        ("y" * 256 + "/x.csv", "at most 255"),
-        ("file/x.csv", "is not a directory"),
-        ("pipe.csv", "a named pipe"),
+        ("y" * 256 + "/x.csv", "255 for a directory"),
+        ("file/x.csv", "Not a directory"),
+        ("pipe.csv", "not a regular file"),
         ("{home}" + "z" * 200 + ".npz", "at most 217"),
     ],
 )
