@@ -126,12 +126,11 @@ def _print_files(
     from pathlib import Path
 
     from jobs.output import print_exactly, print_line
-    from jobs.scheduling.printers import PRINTERS, Plan, as_utf8
+    from jobs.scheduling.printers import PRINTERS, Plan
     from storage.files import file_to_write
     from storage.places import open_location
 
-    directory = as_utf8(os.getcwd())
-    files = PRINTERS[kind](Plan(times, tuple(map(as_utf8, job)), directory, **plan))
+    files = PRINTERS[kind](Plan(times, job, os.getcwd(), **plan))
     if to is None:
         print_exactly("\n".join(files.values()).rstrip("\n"))
         return

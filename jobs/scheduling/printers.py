@@ -6,7 +6,6 @@ paths mean the same. The other scheduler runs one job at a time, if it can; the 
 """
 
 import json
-import os
 import re
 import shlex
 import sys
@@ -61,7 +60,9 @@ class Plan:
     """The volume claim that holds the directory, for Kubernetes."""
 
     def __post_init__(self) -> None:
-        """Raise `UsageError` for a name or directory that some scheduler does not take."""
+        """Raise `UsageError` or `UnicodeError` for text that some scheduler does not take."""
+        for text in (self.directory, *self.arguments):
+            text.encode()
         if not NAME.fullmatch(self.name):
             raise UsageError(
                 f"--name is {self.name!r}; expected at most 52 small letters, digits and dashes, "
@@ -85,16 +86,6 @@ class Plan:
         first, second = self.times.between(datetime.now(UTC), datetime.max.replace(tzinfo=UTC), 2)
         apart = int((second - first).total_seconds())
         return max(60, min(apart, 86_400)) if self.catch_up else 60
-
-
-def as_utf8(text: str) -> str:
-    """Return a name as the UTF-8 that a schedule's file holds, whatever the locale made of it."""
-    try:
-        return os.fsencode(text).decode()
-    except UnicodeError as error:
-        raise UsageError(
-            f"{text!r} is not valid UTF-8, as a schedule's file must be. Rename it."
-        ) from error
 
 
 def _cron(plan: Plan) -> dict[str, str]:

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from jobs.scheduling.cron import cron_times
-from jobs.scheduling.printers import PRINTERS, Plan, as_utf8
+from jobs.scheduling.printers import PRINTERS, Plan
 from storage.errors import UsageError
 from tests.commands.process import REPOSITORY
 
@@ -129,11 +129,10 @@ def test_directories_that_no_file_can_hold(kind: str, directory: str, plan: Plan
 
 
 @pytest.mark.parametrize("text", ["caf\udce9", "half\ud83d"])
-def test_names_that_are_not_utf8(text: str) -> None:
+def test_names_that_are_not_utf8(text: str, plan: Plan) -> None:
     """A file of another program cannot hold them."""
-    assert "caf\u00e9" == as_utf8("caf\u00e9")
-    with pytest.raises(UsageError, match="is not valid UTF-8"):
-        as_utf8(text)
+    with pytest.raises(UnicodeError):
+        replace(plan, arguments=("score", text))
 
 
 @pytest.mark.parametrize("directory", ["/data/a\\", "/data/a ", "/data/a\u3000"])
