@@ -63,12 +63,13 @@ class StreamState:
     def from_json(cls, document: Any) -> Self:
         """Return the state of `to_json`; raise `BadDataError` for anything else."""
         fields = document.items() if isinstance(document, dict) else ()
-        if {name: type(value) for name, value in fields} != cls.__annotations__:
-            raise BadDataError("A stream state does not have the fields of one; it is damaged.")
-        if not 0 <= document["epoch"] < EPOCH_LIMIT or document["next_batch"] < 0:
-            raise BadDataError("A stream state's epoch or batch is out of range; it is damaged.")
-        if not re.fullmatch("[0-9a-f]{64}", document["order_digest"]):
-            raise BadDataError("A stream state's order digest is not one; it is damaged.")
+        if (
+            {name: type(value) for name, value in fields} != cls.__annotations__
+            or not 0 <= document["epoch"] < EPOCH_LIMIT
+            or document["next_batch"] < 0
+            or not re.fullmatch("[0-9a-f]{64}", document["order_digest"])
+        ):
+            raise BadDataError("A stream state's fields are not those of one; it is damaged.")
         return cls(**document)
 
     def continued_at(self, state: "StreamState") -> "StreamState":

@@ -8,8 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.sources.digits import CLASSES, SIDE, draw_digits
-from pipeline.sources.strokes import CONTROLS, WAYS_OF_WRITING, WEIGHT_ONE, stroke_tables
+from pipeline.sources.digits import (
+    CLASSES,
+    CONTROLS,
+    SIDE,
+    WAYS_OF_WRITING,
+    WEIGHT_ONE,
+    draw_digits,
+    stroke_tables,
+)
 
 ROWS = 1300  # more than two of the blocks that are drawn at once, and not a whole number of them
 
