@@ -118,7 +118,7 @@ def test_slurm(tmp_path: Path) -> None:
         cwd=tmp_path,
         env={"PATH": "/usr/bin:/bin", "SLURM_JOB_ID": "7"},
         check=True,
-        timeout=60,
+        timeout=600,
     )
     calls = (tmp_path / "calls").read_text()
     assert (

@@ -132,7 +132,7 @@ def test_near_miss(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) 
     [
         (
             f"{LABELS}.gz.part",
-            gzip.compress(bytes(9)),
+            gzip.compress(bytes(9), mtime=0),
             "train labels: its element type code is 0x00",
         ),
         (f"{LABELS}.zip", b"PK\x03\x04", "train labels: this is not an IDX file but a ZIP"),
