@@ -174,24 +174,10 @@ class OrderedRows:
     """By a name that means the same in any process."""
     dataset_digest: str
     split: str
-    seed: int
-    rows: int
-    """Rows [0, rows) of the split belong to the order."""
-    shuffle: bool
-    window_chunks: int
+    order: EpochOrder
+    """The order of any epoch."""
     epochs: int
     """After so many nothing is read ahead any more."""
-
-    def order(self, epoch: int, chunk_rows: int) -> EpochOrder:
-        """Return the order of an epoch."""
-        return EpochOrder(
-            seed=self.seed,
-            epoch=epoch,
-            rows=self.rows,
-            chunk_rows=chunk_rows,
-            window_chunks=self.window_chunks,
-            shuffle=self.shuffle,
-        )
 
 
 def check_seen(place: Location) -> None:
@@ -232,7 +218,7 @@ class RowReader(WindowReader):
         super().__init__(
             split.schema,
             WindowLoader(split, READING_THREADS),
-            rows.order(0, split.schema.chunk_rows),
+            rows.order,
             part=part,
             epochs=rows.epochs,
         )

@@ -14,6 +14,7 @@ from jobs.training.config import TrainConfig
 from jobs.training.data_parallel import DataParallelStep
 from jobs.training.rounds import RoundPlan
 from jobs.training.step import UpdateRule
+from pipeline.order import EpochOrder
 from pipeline.rows import OrderedRows, RowReader
 from pipeline.stream import Batch, chunks_per_window
 from storage.dataset import Dataset
@@ -28,10 +29,14 @@ def ordered_rows(config: TrainConfig, dataset: Dataset) -> OrderedRows:
         dataset=dataset.location,
         dataset_digest=dataset.digest,
         split="train",
-        seed=config.seed,
-        rows=schema.rows - config.holdout,
-        shuffle=config.shuffle,
-        window_chunks=chunks_per_window(schema, config.shuffle_memory, config.shuffle),
+        order=EpochOrder(
+            seed=config.seed,
+            epoch=0,
+            rows=schema.rows - config.holdout,
+            chunk_rows=schema.chunk_rows,
+            window_chunks=chunks_per_window(schema, config.shuffle_memory, config.shuffle),
+            shuffle=config.shuffle,
+        ),
         epochs=config.epochs,
     )
 
@@ -49,8 +54,8 @@ class RoundTask:
 
     def part(self, replica: int) -> tuple[int, int]:
         """The places [start, stop) in an epoch of the rows that are a replica's own."""
-        numbers = self.plan.part(replica)
-        return numbers.start * self.batch_size, min(numbers.stop * self.batch_size, self.rows.rows)
+        numbers, rows = self.plan.part(replica), self.rows.order.rows
+        return numbers.start * self.batch_size, min(numbers.stop * self.batch_size, rows)
 
 
 @dataclass(frozen=True)

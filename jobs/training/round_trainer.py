@@ -129,7 +129,7 @@ class RoundTrainer(Trainer):
         batch_size: int,
     ) -> TrainingState:
         config, rows = self.config, ordered_rows(self.config, dataset)
-        whole, rest = divmod(rows.rows, batch_size)
+        whole, rest = divmod(rows.order.rows, batch_size)
         batches = whole if config.drop_last or not rest else whole + 1
         self._plan = RoundPlan(batches, config.replicas, config.sync_every)
         work = RoundTask(rows, config, rule.scaling, batch_size, self._micro_batches, self._plan)

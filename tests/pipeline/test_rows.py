@@ -22,10 +22,9 @@ def ordered(known: Known, window_chunks: int) -> OrderedRows:
         dataset=known.dataset.location,
         dataset_digest=known.dataset.digest,
         split="train",
-        seed=3,
-        rows=ROWS - 2,
-        shuffle=True,
-        window_chunks=window_chunks,
+        order=EpochOrder(
+            seed=3, epoch=0, rows=ROWS - 2, chunk_rows=CHUNK_ROWS, window_chunks=window_chunks
+        ),
         epochs=EPOCHS,
     )
 
@@ -66,7 +65,7 @@ def test_a_part_of_each_epoch(
     with RowReader(rows, part) as reader:
         reader.reads_ahead = reads_ahead
         for epoch in range(EPOCHS):
-            order = rows.order(epoch, CHUNK_ROWS)
+            order = replace(rows.order, epoch=epoch)
             visited = np.concatenate([order.window(n).row_numbers for n in range(order.windows)])
             for start in range(part[0], part[1], 9):
                 batch = reader.take(epoch, start, min(start + 9, part[1]))
@@ -82,7 +81,7 @@ def test_all_in_one_window(known: Known, read: Counter[int]) -> None:
     with RowReader(rows, (5, 30)) as reader:
         assert reader.holds_all
         for epoch in range(EPOCHS):
-            numbers = rows.order(epoch, CHUNK_ROWS).window(0).row_numbers
+            numbers = replace(rows.order, epoch=epoch).window(0).row_numbers
             batch = reader.take(epoch, 31, 48)
             assert numbers[31:48].tolist() == batch.rows.tolist()
             assert_contents(known, batch)
@@ -109,7 +108,7 @@ def test_going_back(known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = ordered(known, 2)
     with RowReader(rows) as reader:
         for epoch, start in ((1, 40), (0, 3), (2, 58), (0, 20), (0, 3)):
-            order = rows.order(epoch, CHUNK_ROWS)
+            order = replace(rows.order, epoch=epoch)
             visited = np.concatenate([order.window(n).row_numbers for n in range(order.windows)])
             assert visited[start] == reader.take(epoch, start, start + 1).rows.item()
     assert 1 == max(there)
