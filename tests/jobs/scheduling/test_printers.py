@@ -16,7 +16,7 @@ import jinja2
 import pytest
 import yaml
 
-from jobs.scheduling.cron import cron_times
+from jobs.scheduling.cron import CronTimes, cron_times
 from jobs.scheduling.printers import PRINTERS, Plan
 from storage.errors import UsageError
 from tests.commands.process import REPOSITORY
@@ -58,7 +58,23 @@ def cron_reads(command: str) -> str:
 
 
 HOSTILE_WORDS = (
-    *("\\\\", "a\\\\\\%b", "%", "$x", "$$", "a'b\"c", ";", "", " ", "#", "{{ x }}", "~", "*", "!x"),
+    *(
+        "\\\\",
+        "a\\\\\\%b",
+        "%",
+        "$x",
+        "$$",
+        "$(A)",
+        "a'b\"c",
+        ";",
+        "",
+        " ",
+        "#",
+        "{{ x }}",
+        "~",
+        "*",
+        "!x",
+    ),
     *("\U0001f600", "\u00e9", "\u3000", "\ufeff", "0", "1e3", "0x1f", "null", "yes", "- a", "a: b"),
 )
 
@@ -113,19 +129,28 @@ def test_crontab_takes_the_table(expression: str, plan: Plan, tmp_path: Path) ->
     subprocess.run(["crontab", "-n", str(tmp_path / "table")], check=True, capture_output=True)
 
 
-def test_a_line_too_long_for_cron(plan: Plan) -> None:
-    """A line of which cron would read the first part only is refused."""
-    long = replace(plan, arguments=("score", "x" * 998))
-    with pytest.raises(UsageError, match="at most 998"):
-        PRINTERS["cron"](long)
-
-
-@pytest.mark.parametrize("kind", PRINTERS)
-@pytest.mark.parametrize("directory", ["a\nb", "a\u2028b", "a\x85b", "a\x1bb", "a\x00b"])
-def test_directories_that_no_file_can_hold(kind: str, directory: str, plan: Plan) -> None:
-    """Control characters and line separators are refused."""
-    with pytest.raises(UsageError, match="Rename it"):
-        PRINTERS[kind](replace(plan, directory=f"/data/{directory}"))
+@pytest.mark.parametrize(
+    ("kind", "change", "words"),
+    [
+        ("cron", {"arguments": ("score", "x" * 998)}, "at most 998"),
+        ("cron", {"arguments": ("score", "a\rb")}, "line break"),
+        ("cron", {"directory": "/data/a\nb"}, "Rename it"),
+        ("kubernetes", {"directory": "/data/a\u2028b"}, "Rename it"),
+        ("airflow", {"directory": "/data/a\x85b"}, "Rename it"),
+        ("systemd", {"directory": "/data/a\x1bb"}, "Rename it"),
+        ("systemd", {"directory": "/data/a\\"}, "systemd drops a blank"),
+        ("systemd", {"directory": "/data/a\u3000"}, "systemd drops a blank"),
+        ("kubernetes", {"times": cron_times("0 0 */2 * MON", "UTC")}, "means other days"),
+        ("airflow", {"times": cron_times("0 0 */2 * MON", "UTC")}, "means other days"),
+        # a zone whose name is not known is not taken for UTC
+        ("airflow", {"times": CronTimes("0 0 * * *", UTC, "local")}, "Pass --timezone"),
+        *(("cron", {"name": name}, "--name is") for name in ("Nightly", "a_b", "-a", "a" * 53, "")),
+    ],
+)
+def test_what_is_refused(kind: str, change: dict[str, Any], words: str, plan: Plan) -> None:
+    """What the other scheduler would refuse, or take for something else, is refused here."""
+    with pytest.raises(UsageError, match=words):
+        PRINTERS[kind](replace(plan, **change))
 
 
 @pytest.mark.parametrize("text", ["caf\udce9", "half\ud83d"])
@@ -133,13 +158,6 @@ def test_names_that_are_not_utf8(text: str, plan: Plan) -> None:
     """A file of another program cannot hold them."""
     with pytest.raises(UnicodeError):
         replace(plan, arguments=("score", text))
-
-
-@pytest.mark.parametrize("directory", ["/data/a\\", "/data/a ", "/data/a\u3000"])
-def test_directories_that_systemd_cannot_hold(directory: str, plan: Plan) -> None:
-    """A backslash or a blank at the end would be read as something else."""
-    with pytest.raises(UsageError, match="systemd drops a blank"):
-        PRINTERS["systemd"](replace(plan, directory=directory))
 
 
 def systemd_reads(line: str) -> list[str]:
@@ -318,15 +336,6 @@ def test_kubernetes(plan: Plan) -> None:
     } == kubernetes(plan)
 
 
-def test_kubernetes_leaves_dollars_alone(plan: Plan) -> None:
-    """What Kubernetes would take for a variable is escaped."""
-    words = ["score", "$(HOME)", "$$(HOME)", "$HOME", "$$"]
-    document = kubernetes(replace(plan, arguments=tuple(words)))
-    container = document["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]
-    assert ["score", "$$(HOME)", "$$$$(HOME)", "$$HOME", "$$$$"] == container["args"]
-    assert words == [expanded(word) for word in container["args"]]
-
-
 def test_airflow(plan: Plan) -> None:
     """The DAG compiles, and its task has the command."""
     text = only(PRINTERS["airflow"](plan))
@@ -377,34 +386,8 @@ def test_airflow_takes_nothing_for_a_template(word: str, plan: Plan) -> None:
     assert plan.directory == rendered["cwd"]
 
 
-def test_airflow_needs_the_zones_name(plan: Plan) -> None:
-    """A zone whose name is not known is not taken for UTC."""
-    with pytest.raises(UsageError, match="Pass --timezone"):
-        PRINTERS["airflow"](replace(plan, times=replace(plan.times, zone_name="local")))
-
-
-def test_line_breaks(plan: Plan) -> None:
-    """An argument with a line break has no place in cron's table."""
-    with pytest.raises(UsageError, match="line break"):
-        PRINTERS["cron"](replace(plan, arguments=("score", "--model", "a\rb")))
-
-
-@pytest.mark.parametrize("kind", ["kubernetes", "airflow"])
-def test_what_means_other_days_elsewhere(kind: str, plan: Plan) -> None:
-    """Days that cron and the other scheduler understand otherwise are refused."""
-    with pytest.raises(UsageError, match="means other days"):
-        PRINTERS[kind](replace(plan, times=cron_times("0 0 */2 * MON", "UTC")))
-
-
 @pytest.mark.parametrize("kind", ["kubernetes", "airflow"])
 def test_sunday(kind: str, plan: Plan) -> None:
     """The Sunday that only cron calls 7 is called 0."""
     text = only(PRINTERS[kind](replace(plan, times=cron_times("0 0 * * 5-7", "UTC"))))
     assert "0 0 * * 0,5,6" in text
-
-
-@pytest.mark.parametrize("name", ["Nightly", "a_b", "-a", "a" * 53, ""])
-def test_names(name: str, plan: Plan) -> None:
-    """A name that one of them does not take is refused."""
-    with pytest.raises(UsageError, match="--name is"):
-        replace(plan, name=name)
