@@ -81,7 +81,7 @@ def open_s3(url: str, options: Mapping[str, str]) -> "S3Location":
         )
     check_bucket(bucket, url)
     client = S3Client(bucket, store_settings(options))
-    _ = client.store, client.retry_seconds  # refused here, where the options are wrong
+    _ = client.store  # refused here, where the options are wrong
     return S3Location(PurePosixPath(prefix), client)
 
 
@@ -164,7 +164,7 @@ class S3Location(Location):
 
     def exists(self, key: str = "") -> bool:
         at = self._key(key)
-        return bool(at and self.client.holds(at)) or self.client.holds_below(at)
+        return bool(at and self.client.holds(at)) or bool(self.client.list_level(at))
 
     def is_free(self) -> bool:
         """Return whether no object is here or below, but for versions that were not published."""

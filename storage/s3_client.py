@@ -29,7 +29,7 @@ from obstore.store import S3Store
 from storage.errors import UnreachableError, UsageError
 from storage.s3_answers import code_of, first_line, may_pass, not_s3, reason, refusal
 from storage.s3_listing import list_any_keys
-from storage.s3_options import CLIENT_OPTIONS, ENDPOINT, REGION
+from storage.s3_options import CLIENT_OPTIONS, ENDPOINT, REGION, RETRIES
 
 if TYPE_CHECKING:
     from obstore import GetOptions, GetResult, ObjectMeta
@@ -66,7 +66,7 @@ class S3Client:
     def store(self) -> S3Store:
         """Return the connections, opened when first needed; usable from any thread."""
         options = dict(self.options)
-        options.pop("retry_seconds", None)
+        options.pop(RETRIES, None)
         client = {"timeout": TIMEOUT, "connect_timeout": CONNECT_TIMEOUT}
         client |= {name: options.pop(name) for name in CLIENT_OPTIONS if name in options}
         settings: dict[str, Any] = {"config": options, "client_options": client}
@@ -82,19 +82,10 @@ class S3Client:
         except (BaseError, ValueError, TypeError) as error:
             raise UsageError(f"A --storage-option cannot be used: {first_line(error)}.") from error
 
-    @cached_property
+    @property
     def retry_seconds(self) -> float:
         """Return how long to try again."""
-        given = dict(self.options).get("retry_seconds", str(RETRY_SECONDS))
-        try:
-            seconds = float(given)
-        except ValueError:
-            seconds = -1.0
-        if not 0 <= seconds < 1e6:
-            raise UsageError(
-                f"--storage-option retry_seconds is {given!r}; expected a number of seconds."
-            )
-        return seconds
+        return float(dict(self.options).get(RETRIES, RETRY_SECONDS))
 
     def url(self, key: str) -> str:
         """Return the key as a URL, for people."""
@@ -266,19 +257,6 @@ class S3Client:
                 return sorted({key[:start] + key[start:].partition("/")[0] for key in keys})
             objects = [entry["path"] for entry in level["objects"] if entry["path"] != prefix]
             return sorted({*objects, *level["common_prefixes"]})
-
-        return self._list(prefix, ask)
-
-    def holds_below(self, prefix: str) -> bool:
-        """Return whether any object's key begins with `prefix/`, except a folder's own."""
-
-        def ask() -> bool:
-            pages = obstore.list(self.store, prefix=prefix or None, chunk_size=1)
-            entries = ((entry["path"], entry["size"]) for page in pages for entry in page)
-            try:
-                return any(self._is_object(key, size, prefix) for key, size in entries)
-            except InvalidPathError:
-                return True
 
         return self._list(prefix, ask)
 

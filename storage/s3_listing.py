@@ -17,7 +17,7 @@ import obstore
 from obstore.exceptions import GenericError
 from obstore.store import S3Store
 
-from storage.s3_options import CLIENT_OPTIONS, ENDPOINT, ENDPOINT_OF_S3, REGION
+from storage.s3_options import CLIENT_OPTIONS, ENDPOINT, ENDPOINT_OF_S3, REGION, RETRIES
 
 SECONDS = 30.0
 """How long a page may take, and how long its URL is signed for."""
@@ -68,7 +68,7 @@ def _bucket_url(bucket: str, options: dict[str, str]) -> str:
 def _signed(bucket: str, options: dict[str, str], url: str) -> str:
     if _is_on(options, "skip_signature"):
         return url
-    others = (*CLIENT_OPTIONS, "retry_seconds", ENDPOINT, ENDPOINT_OF_S3)
+    others = (*CLIENT_OPTIONS, RETRIES, ENDPOINT, ENDPOINT_OF_S3)
     config: Any = {name: value for name, value in options.items() if name not in others}
     config |= {ENDPOINT_OF_S3: url, "virtual_hosted_style_request": "true"}
     store = S3Store(bucket, config=config, client_options={"allow_http": True})

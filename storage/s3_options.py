@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from storage.errors import UsageError
 
-ENDPOINT, REGION = "endpoint", "region"
+ENDPOINT, REGION, RETRIES = "endpoint", "region", "retry_seconds"
 FROM_ENVIRONMENT = {
     ENDPOINT: ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
     REGION: ("AWS_REGION", "AWS_DEFAULT_REGION"),
@@ -41,6 +41,7 @@ _URL = re.compile(
 _NUMBER = re.compile(r"\d+|0x[0-9a-f]*")
 """What ends the name of a host that counts as an IPv4 address."""
 _REGION = re.compile(r"[A-Za-z0-9-]+")
+_SECONDS = re.compile(r"\d{1,6}(\.\d*)?")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 
 
@@ -93,6 +94,8 @@ def _checked(name: str, value: str, source: str) -> str:
         return _checked_url(value, source)
     if name in REGIONS and not _REGION.fullmatch(value):
         raise UsageError(f"{source} is {value!r}; expected the name of a region like eu-central-1.")
+    if name == RETRIES and not _SECONDS.fullmatch(value):
+        raise UsageError(f"{source} is {value!r}; expected a number of seconds.")
     if not value.isprintable() or value != value.strip():
         # The value is not shown: it may be a secret.
         raise UsageError(

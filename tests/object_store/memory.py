@@ -96,9 +96,6 @@ class MemoryClient(S3Client):
         keys = (key.removeprefix(below) for key in self.list_all(prefix))
         return sorted({below + key.partition("/")[0] for key in keys})
 
-    def holds_below(self, prefix: str) -> bool:
-        return bool(self.list_all(prefix))
-
 
 def _tag(content: bytes) -> str:
     return hashlib.md5(content).hexdigest()

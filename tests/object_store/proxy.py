@@ -5,6 +5,7 @@ import socket
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,17 +13,36 @@ from urllib.parse import urlsplit
 from storage.location import Closing
 from tests.object_store.server import Store
 
-Plan = Callable[[str, str], str | None]
-"""The trouble for a request of this method and path, one of those below, or None."""
 
+@dataclass(frozen=True)
+class Answer:
+    """A status, a body, its type and more headers, given in place of the server's answer."""
+
+    status: int
+    body: bytes = b""
+    kind: str = "application/xml"
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+def refusal(status: int, code: str, more: str = "") -> Answer:
+    """Return an answer as S3 refuses a request."""
+    return Answer(status, f"<Error><Code>{code}</Code>{more}</Error>".encode())
+
+
+Plan = Callable[[str, str], str | Answer | None]
+"""The trouble for a request of this method and path: one of those below, an answer, or None."""
+
+PAGE = b"<!DOCTYPE html><html><body>Please log in.</body></html>"
+"""What a captive portal gives."""
+OF_OBJECTS = (("ETag", '"a"'), ("Last-Modified", "Fri, 27 Nov 2026 10:00:00 GMT"))
+"""Headers of an object, which a page may have as well."""
 STATUS = {
-    "500": "InternalError",
-    "503": "SlowDown",
-    "400": "RequestTimeout",
-    "429": "TooManyRequests",
-    "403": "InvalidAccessKeyId",
+    "500": refusal(500, "InternalError"),
+    "503": refusal(503, "SlowDown"),
+    "400": refusal(400, "RequestTimeout"),
+    "429": refusal(429, "TooManyRequests"),
 }
-"""Answers with a status, and the code that S3 gives with it."""
+"""Answers of a store in trouble."""
 CUT = "cut"
 """The answer's head and half of its body, then the connection breaks off."""
 DROP = "drop"
@@ -81,9 +101,10 @@ class _Handler(BaseHTTPRequestHandler):
     def handle_any(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.proxy.requests.append((self.command, self.path))
-        trouble = self.proxy.plan(self.command, self.path)
-        if trouble in STATUS:
-            self._refuse(int(trouble or 0), STATUS[str(trouble)])
+        planned = self.proxy.plan(self.command, self.path)
+        trouble = STATUS.get(planned, planned) if isinstance(planned, str) else planned
+        if isinstance(trouble, Answer):
+            self._give(trouble)
         elif trouble == SLOW:
             self.proxy.closing.wait()
             self._break_off()
@@ -121,13 +142,15 @@ class _Handler(BaseHTTPRequestHandler):
             return self._break_off()
         return self._write(content)
 
-    def _refuse(self, status: int, code: str) -> None:
-        content = f"<Error><Code>{code}</Code></Error>".encode()
-        self.send_response_only(status)
-        self.send_header("Content-Length", str(len(content)))
+    def _give(self, answer: Answer) -> None:
+        self.send_response_only(answer.status)
+        self.send_header("Content-Type", answer.kind)
+        for name, value in answer.headers:
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(answer.body)))
         self.end_headers()
         if self.command != "HEAD":
-            self._write(content)
+            self._write(answer.body)
 
     def _write(self, content: bytes) -> None:
         with suppress(ConnectionError):

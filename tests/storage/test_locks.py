@@ -13,6 +13,7 @@ import pytest
 
 from storage.errors import ConflictError, PipelineError, UnreachableError, UsageError
 from storage.kernel_lock import kernel_lock
+from storage.local import LocalLocation
 from storage.location import Location, writer_lock
 from storage.places import open_location
 from tests.storage.artefacts import REPOSITORY
@@ -77,16 +78,39 @@ def test_another_process_is_told_who_holds_the_lock(lock_file: Location) -> None
     assert expected in str(caught.value)
 
 
-def test_whoever_is_refused_leaves_the_holder_s_name(lock_file: Location) -> None:
-    """The third writer is told as much as the second."""
-    with process(lock_file) as holder:
-        assert "held" == said(holder)
+def test_one_holder_at_a_time(anywhere: Location) -> None:
+    """Within a process too, and each who is refused leaves the holder's name for the next."""
+    lock_file = anywhere.child(".lock")
+    with writer_lock(lock_file, "The run"):
         for _ in range(2):
-            with (
-                pytest.raises(ConflictError, match=f"process {holder.pid} "),
-                writer_lock(lock_file, "The run"),
-            ):
+            with pytest.raises(ConflictError) as caught, writer_lock(lock_file, "The run"):
                 pytest.fail("two hold the lock")
+            holder = f"process {os.getpid()} on {socket.gethostname()} since "
+            assert f"The run is being written by {holder}" in str(caught.value)
+    with pytest.raises(ZeroDivisionError), writer_lock(lock_file, "The run"):
+        raise ZeroDivisionError
+    for _ in range(2):  # it is free after its block, however that ended
+        with writer_lock(lock_file, "The run"):
+            pass
+
+
+@pytest.mark.parametrize("content", [b"\xff\0", b"[]", b'{"process": "x"}', b"[" * 100_000])
+def test_a_lock_that_tells_nothing(anywhere: Location, content: bytes) -> None:
+    """Whatever stands in it, it is held: its holder is just not named."""
+    lock_file = anywhere.child(".lock")
+    with writer_lock(lock_file, "The run"):
+        if isinstance(anywhere, LocalLocation):
+            lock_file.path.write_bytes(content)
+        else:
+            anywhere.put(".lock", content)
+        with (
+            pytest.raises(ConflictError, match=r"written by (another process|somebody)\. Wait"),
+            writer_lock(lock_file, "The run"),
+        ):
+            pytest.fail("two hold the lock")
+        if not isinstance(anywhere, LocalLocation):
+            with writer_lock(lock_file, "The run", lambda text: None):
+                pass
 
 
 def test_a_killed_holder_frees_the_lock(lock_file: Location) -> None:
@@ -104,36 +128,6 @@ def test_a_second_process_exits_with_a_conflict(lock_file: Location) -> None:
     with writer_lock(lock_file, "The run"), process(lock_file) as other:
         assert f"process {os.getpid()} on {socket.gethostname()}" in said(other)
         assert 4 == other.wait()
-
-
-def test_a_second_lock_in_one_process_is_refused(lock_file: Location) -> None:
-    """The lock is not shared within a process: two runs in it exclude each other too."""
-    with (
-        writer_lock(lock_file, "The run"),
-        pytest.raises(ConflictError),
-        writer_lock(lock_file, "The run"),
-    ):
-        pytest.fail("two hold the lock")
-
-
-def test_the_lock_is_free_after_a_failure(lock_file: Location) -> None:
-    """A block that raises gives the lock back."""
-    with pytest.raises(ZeroDivisionError), writer_lock(lock_file, "The run"):
-        raise ZeroDivisionError
-    with writer_lock(lock_file, "The run"):
-        pass
-
-
-@pytest.mark.parametrize("content", [b"", b"\xff\0", b"[]", b'{"process": "x"}', b"[" * 100_000])
-def test_a_lock_file_that_tells_nothing(lock_file: Location, content: bytes) -> None:
-    """Whatever stands in the file, it is the kernel that locks: the holder is just not named."""
-    with writer_lock(lock_file, "The run"):
-        lock_file.path.write_bytes(content)
-        with (
-            pytest.raises(ConflictError, match="written by another process"),
-            writer_lock(lock_file, "The run"),
-        ):
-            pytest.fail("two hold the lock")
 
 
 def test_a_retired_lock_leaves_nothing(lock_file: Location) -> None:

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 from storage.errors import BadDataError, PipelineError, UnreachableError, UsageError
 from storage.location import Location
 from storage.places import open_location
-from tests.object_store.answers import OF_OBJECTS, PAGE, Answer, Answering, refusal
+from tests.object_store.proxy import OF_OBJECTS, PAGE, Answer, Proxy, refusal
 from tests.object_store.server import Store
 
 BAD_URLS = (
@@ -37,10 +37,10 @@ BAD_URLS = (
 )
 
 
-@pytest.fixture
-def answering() -> Iterator[Answering]:
-    with Answering(Answer(200, PAGE, "text/html")) as made:
-        yield made
+def answered(proxy: Proxy, answer: Answer, **options: str) -> Location:
+    """A place whose store gives this answer to everything."""
+    proxy.plan = lambda method, path: answer
+    return proxy.store.location("place", **{"retry_seconds": "0.2", **options})
 
 
 def acts(place: Location) -> dict[str, Callable[[], Any]]:
@@ -90,21 +90,13 @@ def acts(place: Location) -> dict[str, Callable[[], Any]]:
     ],
     ids=lambda value: value.split(".")[0] if isinstance(value, str) else "",
 )
-def test_refusals_are_told_in_words(answering: Answering, answer: Answer, words: str) -> None:
+def test_refusals_are_told_in_words(proxy: Proxy, answer: Answer, words: str) -> None:
     """Whatever is asked, at once, with exit 6; no web page counts as data or as an empty place."""
-    answering.answer = answer
-    place = open_location("s3://bucket/place", answering.options | {"retry_seconds": "600"})
+    place = answered(proxy, answer, retry_seconds="600")
     for name, act in acts(place).items():
         with pytest.raises(UnreachableError) as caught:
             act()
         assert words in str(caught.value), name
-
-
-def test_a_404_that_is_no_store_s_has_its_address(answering: Answering) -> None:
-    """So one sees where the mistake is."""
-    answering.answer = Answer(404)
-    with pytest.raises(UnreachableError, match=answering.address):
-        open_location("s3://bucket/place", answering.options).put("key", b"")
 
 
 @pytest.mark.parametrize(
@@ -112,22 +104,21 @@ def test_a_404_that_is_no_store_s_has_its_address(answering: Answering) -> None:
     [refusal(400, "RequestTimeout"), refusal(409, "OperationAborted"), refusal(503, "SlowDown")],
     ids=["RequestTimeout", "OperationAborted", "SlowDown"],
 )
-def test_answers_that_pass_are_asked_again(answering: Answering, answer: Answer) -> None:
+def test_answers_that_pass_are_asked_again(proxy: Proxy, answer: Answer) -> None:
     """By whatever is asked; the last one is told with the store's address."""
-    answering.answer = answer
-    place = open_location("s3://bucket/place", answering.options)
+    place = answered(proxy, answer)
     for name, act in acts(place).items():
-        before = answering.requests
+        before = len(proxy.requests)
         with pytest.raises(UnreachableError, match="again and again for") as caught:
             act()
-        assert answering.address in str(caught.value)
-        assert answering.requests - before > 1, name
+        assert proxy.store.endpoint in str(caught.value)
+        assert len(proxy.requests) - before > 1, name
 
 
-def test_an_answer_that_is_no_listing(answering: Answering) -> None:
+def test_an_answer_that_is_no_listing(proxy: Proxy) -> None:
     """It is told so; where nothing is tried again, no second try is claimed."""
-    answering.answer = Answer(200, b"{}", "application/json", OF_OBJECTS)
-    place = open_location("s3://bucket/place", answering.options | {"retry_seconds": "0"})
+    answer = Answer(200, b"{}", "application/json", OF_OBJECTS)
+    place = answered(proxy, answer, retry_seconds="0")
     with pytest.raises(UnreachableError, match=r"listing is not an S3 store's, at http") as caught:
         place.objects()
     assert "again and again" not in str(caught.value)
@@ -180,15 +171,9 @@ def test_a_name_that_no_bucket_has(bucket: str) -> None:
         open_location(f"s3://{bucket}/place")
 
 
-def test_options_come_before_every_variable(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before the one for S3 alone, too."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:1")
-    store.new_place().put("key", b"")
-
-
-def test_a_panic_is_told_as_an_error(answering: Answering) -> None:
+def test_a_panic_is_told_as_an_error(proxy: Proxy) -> None:
     """What is not foreseen above does not get past those who handle errors."""
-    place: Any = open_location("s3://bucket/place", answering.options)
+    place: Any = proxy.store.location("place")
     del place.client.__dict__["store"]
     object.__setattr__(place.client, "options", (*place.client.options, ("session_token", "a\nb")))
     with pytest.raises(UnreachableError, match="The S3 client cannot send its request"):

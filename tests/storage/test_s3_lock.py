@@ -45,18 +45,6 @@ def ignored(told: str) -> None:
     """For a taking over whose words do not matter."""
 
 
-def test_another_is_told_who_holds_the_lock(place: Location) -> None:
-    """A second writer is refused, with the first one's process and host and what to do."""
-    with (
-        writer_lock(place.child(".lock"), "The run"),
-        pytest.raises(ConflictError) as caught,
-        writer_lock(place.child(".lock"), "The run"),
-    ):
-        pytest.fail("two hold the lock")
-    assert f"The run is being written by {HERE}" in str(caught.value)
-    assert "pass --take-over" in str(caught.value)
-
-
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -74,15 +62,6 @@ def test_what_the_holder_runs(
     with writer_lock(lock, "The run"), pytest.raises(ConflictError) as caught:
         writer_lock(lock, "The run").__enter__()
     assert told in str(caught.value)
-
-
-def test_the_lock_is_free_after_its_block(place: Location) -> None:
-    """Whether it ended well or not, the next one needs no leave."""
-    with pytest.raises(ZeroDivisionError), writer_lock(place.child(".lock"), "The run"):
-        raise ZeroDivisionError
-    for _ in range(2):
-        with writer_lock(place.child(".lock"), "The run"):
-            pass
 
 
 def test_one_of_many_gets_the_lock(place: Location) -> None:
@@ -109,19 +88,6 @@ def test_one_of_many_gets_the_lock(place: Location) -> None:
         with ThreadPoolExecutor(6) as pool:
             assert 1 == sum(pool.map(ask, [take_over] * 6))
         place.put(".lock", b"abandoned")
-
-
-@pytest.mark.parametrize("content", [b"\xff\0", b"[]", b'{"process": "x"}', b"[" * 100_000])
-def test_a_lock_that_tells_nothing_is_held_all_the_same(place: Location, content: bytes) -> None:
-    """Whatever stands in the object, only leave to take it over frees it."""
-    place.put(".lock", content)
-    with (
-        pytest.raises(ConflictError, match="by somebody"),
-        writer_lock(place.child(".lock"), "The run"),
-    ):
-        pytest.fail("two hold the lock")
-    with writer_lock(place.child(".lock"), "The run", ignored):
-        pass
 
 
 def test_a_store_without_conditional_writes_is_refused(proxy: Proxy, place: Location) -> None:
