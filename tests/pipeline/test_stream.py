@@ -6,7 +6,6 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,8 @@ from pipeline import windows
 from pipeline.order import CHAIN_START, EpochOrder, Window
 from pipeline.stream import chunks_per_window
 from pipeline.windows import DEFAULT_THREADS, Scratch, Timing, WindowLoader, threads_beside
-from storage.dataset import Block, Split, open_dataset
+from storage.dataset import Block, Split
 from storage.errors import BadDataError, UsageError
-from storage.places import open_location
 from storage.schema import SplitSchema
 from tests.pipeline.datasets import Known, load_at_once, watched_windows, write_known
 from tests.pipeline.streams import (
@@ -334,22 +332,3 @@ def test_going_on_after_a_repair(tmp_path: Path) -> None:
             list(stream)
         chunk.write_bytes(sound)
         assert [list(range(n, n + 4)) for n in range(24, 40, 4)] == row_lists(list(stream))
-
-
-@pytest.mark.parametrize("place", [-20, 10])
-def test_a_damaged_shard(sharded: Known, place: int) -> None:
-    """A flipped bit in a shard, in its end's index or in a chunk, is bad data like any other."""
-    unread = replace(sharded, dataset=open_dataset(open_location(sharded.path)))
-    path = sharded.path / "train" / "inputs" / "c.3.0"
-    sound = path.read_bytes()
-    data = bytearray(sound)
-    data[place] ^= 1
-    path.write_bytes(data)
-    try:
-        with (
-            open_stream(unread, batch_size=8, first_row=24, rows=8) as stream,
-            pytest.raises(BadDataError, match=r"c\.3\.0"),
-        ):
-            list(stream)
-    finally:
-        path.write_bytes(sound)

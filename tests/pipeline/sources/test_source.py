@@ -25,13 +25,6 @@ IMAGES, LABELS, TEST_IMAGES, TEST_LABELS = MNIST_NAMES = (
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
-MNIST_SHA256 = (
-    "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-    "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-    "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-    "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-)
-"""Of the uncompressed files, in the order of MNIST_NAMES."""
 
 
 def images(rows: int, *row_shape: int) -> NDArray[Any]:
@@ -485,15 +478,3 @@ def test_mnist_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert ("mnist", True) == (source.name, "MNIST_DIR" in source.description)
     monkeypatch.setenv("MNIST_DIR", str(tmp_path / "missing"))
     assert "MNIST_DIR names" in refusal("mnist", UsageError)
-
-
-def test_real_mnist(mnist_dir: Path) -> None:
-    """MNIST is 60,000 and 10,000 labelled images of ten classes, to the published byte."""
-    splits = splits_of(mnist_dir)
-    assert [("train", 60_000), ("test", 10_000)] == [(s.name, s.rows) for s in splits]
-    assert [list(range(10))] * 2 == [split.label_values(no_progress) for split in splits]
-    digests = []
-    for split in splits:
-        read(split, 2000)
-        digests += [file.decoded_sha256 for file in split.files()]
-    assert list(MNIST_SHA256) == digests
