@@ -1,5 +1,7 @@
-"""ChunkedArray: what it reads is what Zarr reads, and what is damaged does not pass."""
+"""ChunkedArray: it reads and writes what Zarr does, and what is damaged does not pass."""
 
+import itertools
+import json
 import os
 import pickle
 from dataclasses import replace
@@ -10,88 +12,109 @@ import google_crc32c
 import numpy as np
 import pytest
 import zarr
-from zarr.codecs import ZstdCodec
+from numcodecs.zstd import Zstd
+from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
+from zarr.storage import MemoryStore
 
-from storage.chunks import ChunkedArray
-from storage.dataset import Split
+from storage import chunks, documents
+from storage.chunks import ChunkedArray, array_metadata, group_metadata
+from storage.dataset import Split, open_dataset
 from storage.errors import BadDataError
 from storage.location import Location
 from storage.places import open_location
 from storage.schema import COMPRESSIONS, ELEMENT_TYPES, LZ4, ZSTD
-from tests.storage.artefacts import dataset_schema, make_dataset, rows_of
+from tests.storage.artefacts import assert_holds_its_rows, dataset_schema, make_dataset
+
+ATTRIBUTES = {"scale_factor": 1 / 255, "name": "Ziffern 数字"}
+DAMAGED = r"Chunk 1 in .* is damaged"
 
 
-def make_split(
-    path: Path,
-    dtype: str = "uint8",
-    rows: int = 11,
-    chunks_per_shard: int = 1,
-    compression: str = LZ4,
-) -> Split:
-    """The training split of a dataset in chunks of four rows."""
-    schema = dataset_schema(
-        dtype=dtype, rows=rows, chunks_per_shard=chunks_per_shard, compression=compression
-    )
-    return make_dataset(open_location(path), schema).split("train")
+@pytest.fixture
+def place(tmp_path: Path) -> Location:
+    return open_location(tmp_path / "set")
 
 
 @pytest.fixture(params=[LZ4, ZSTD])
-def sharded(tmp_path: Path, request: pytest.FixtureRequest) -> ChunkedArray:
+def sharded(place: Location, request: pytest.FixtureRequest) -> ChunkedArray:
     """A reader of 19 rows in 5 chunks, in shards of 3."""
-    split = make_split(tmp_path / "set", rows=19, chunks_per_shard=3, compression=request.param)
+    split = make_split(place, rows=19, chunks_per_shard=3, compression=request.param)
     return split.arrays["inputs"]
 
 
-@pytest.mark.parametrize("compression", COMPRESSIONS)
+def make_split(place: Location, **fields: Any) -> Split:
+    """The training split of a dataset in chunks of four rows."""
+    return make_dataset(place, dataset_schema(**fields)).split("train")
+
+
+def with_checksum(chunk: bytes) -> bytes:
+    """A chunk with its CRC-32C."""
+    return chunk + google_crc32c.value(chunk).to_bytes(4, "little")
+
+
+def compressor(compression: str, dtype: str) -> Any:
+    """Zarr's own codec."""
+    itemsize = np.dtype(dtype).itemsize
+    if compression == ZSTD:
+        return ZstdCodec(level=1, checksum=True)
+    shuffle = "noshuffle" if itemsize == 1 else "shuffle"
+    level = {"lz4": 9, "lz4hc": 5}[compression]
+    return BloscCodec(cname=compression, clevel=level, shuffle=shuffle, typesize=itemsize)
+
+
+SHAPES = [(11, 1, 7), (12, 1, None), (19, 3, 7), (24, 3, 7), (3, 3, 7)]
+"""Rows, chunks of four in a shard, and columns, None for an array of one dimension."""
+TYPES = itertools.product([*ELEMENT_TYPES, "int64"], COMPRESSIONS)
+
+
 @pytest.mark.parametrize(
-    ("dtype", "rows", "chunks_per_shard"),
-    [
-        *((dtype, 11, 1) for dtype in ELEMENT_TYPES),
-        *((dtype, 11, 2) for dtype in ("uint8", "float64")),
-        *(("uint8", rows, chunks_per_shard) for rows in (12, 3) for chunks_per_shard in (1, 3)),
-    ],
+    ("dtype", "compression", "rows", "per_shard", "columns"),
+    [(*types, *shape) for types, shape in zip(TYPES, itertools.cycle(SHAPES), strict=False)],
 )
-def test_every_chunk_is_what_zarr_reads(
-    tmp_path: Path, dtype: str, rows: int, chunks_per_shard: int, compression: str
+def test_zarr_writes_and_reads_the_same(
+    tmp_path: Path, dtype: str, compression: str, rows: int, per_shard: int, columns: int | None
 ) -> None:
-    """All arrays of a split, plain and in shards, the last chunk short or whole."""
-    split = make_split(tmp_path / "set", dtype, rows, chunks_per_shard, compression)
-    assert {"inputs", "targets", "chunk_digests", "chunk_class_counts"} == split.arrays.keys()
-    for name, reader in split.arrays.items():
-        array = zarr.open_array(str(reader.location), mode="r")
-        assert (array.shape, array.dtype) == (reader.shape, np.dtype(reader.dtype))
-        for start in range(0, reader.rows, reader.chunk_rows):
-            expected = np.asarray(array[start : start + reader.chunk_rows])
-            found = reader.read(start // reader.chunk_rows)
-            assert (expected.dtype, expected.shape) == (found.dtype, found.shape), name
-            assert expected.tobytes() == found.tobytes(), name
+    """Every document and object, plain and in shards, the last chunk short or whole."""
+    shape = (rows,) if columns is None else (rows, columns)
+    dimensions = ("sample", "feature")[: len(shape)]
+    theirs = zarr.create_array(
+        str(tmp_path / "theirs"),
+        shape=shape,
+        dtype=dtype,
+        chunks=(4, *shape[1:]),
+        shards=(4 * per_shard, *shape[1:]) if per_shard > 1 else None,
+        compressors=[compressor(compression, dtype), Crc32cCodec()],
+        chunk_key_encoding={"name": "default", "separator": "."},
+        dimension_names=dimensions,
+        attributes=ATTRIBUTES,
+        fill_value=0,
+        config={"write_empty_chunks": True},
+    )
+    values = (np.arange(rows * (columns or 1)) * 37 % 101).astype(dtype).reshape(shape)
+    theirs[:] = values
+    place = open_location(tmp_path / "ours")
+    ours = ChunkedArray(
+        place, rows, columns or 1, dtype, 4, per_shard, columns is not None, compression
+    )
+    values = values.reshape(rows, -1)
+    for number, start in enumerate(range(0, rows, ours.rows_per_object)):
+        ours.write(number, values[start : start + ours.rows_per_object])
+    assert ours.keys == place.names()
+    for key in ours.keys:
+        assert (tmp_path / "theirs" / key).read_bytes() == place.get(key), key
+    found = [ours.read(number) for number in range(-(-rows // 4))]
+    assert values.dtype == found[0].dtype
+    assert values.tobytes() == np.concatenate(found).tobytes()
+    expected = json.loads((tmp_path / "theirs" / "zarr.json").read_text())
+    document = array_metadata(ours, dimensions, ATTRIBUTES)
+    assert expected == json.loads(json.dumps(document))
+    assert list(expected) == list(document)
 
 
-@pytest.mark.parametrize("compression", COMPRESSIONS)
-@pytest.mark.parametrize("dtype", ELEMENT_TYPES)
-@pytest.mark.parametrize(("rows", "chunks_per_shard"), [(11, 1), (12, 1), (19, 3), (24, 3)])
-def test_writes_the_bytes_that_zarr_writes(
-    tmp_path: Path, dtype: str, rows: int, chunks_per_shard: int, compression: str
-) -> None:
-    """Every object of a split, plain or a shard, is what Zarr makes of the same array."""
-    split = make_split(tmp_path / "set", dtype, rows, chunks_per_shard, compression)
-    for name in ("inputs", "targets"):
-        array = split.arrays[name]
-        ours = zarr.open_array(str(array.location), mode="r")
-        theirs = zarr.create_array(
-            str(tmp_path / name),
-            shape=ours.shape,
-            dtype=ours.dtype,
-            chunks=ours.chunks,
-            shards=ours.shards,
-            compressors=ours.compressors,
-            chunk_key_encoding={"name": "default", "separator": "."},
-            fill_value=0,
-            config={"write_empty_chunks": True},
-        )
-        theirs[:] = ours[:]
-        for key in array.keys:
-            assert (tmp_path / name / key).read_bytes() == array.location.get(key), (name, key)
+def test_a_group() -> None:
+    """Its document is the one that Zarr writes."""
+    written: dict[str, Any] = {}
+    zarr.create_group(MemoryStore(written), attributes=ATTRIBUTES)
+    assert json.loads(written["zarr.json"].to_bytes()) == group_metadata(ATTRIBUTES)
 
 
 def test_refuses_another_shape(sharded: ChunkedArray) -> None:
@@ -101,14 +124,17 @@ def test_refuses_another_shape(sharded: ChunkedArray) -> None:
             sharded.write(0, np.zeros(shape, "uint8"))
 
 
-def test_the_keys_are_the_objects_that_zarr_wrote(tmp_path: Path) -> None:
-    """`keys` names each chunk's object, or each shard's, and nothing else but metadata is there."""
-    plain = make_split(tmp_path / "plain", rows=19).arrays["inputs"]
-    sharded = make_split(tmp_path / "sharded", rows=19, chunks_per_shard=3).arrays["inputs"]
-    assert ["c.0.0", "c.1.0", "c.2.0", "c.3.0", "c.4.0"] == plain.keys
-    assert ["c.0.0", "c.1.0"] == sharded.keys
-    assert [*plain.keys, "zarr.json"] == plain.location.names()
-    assert [*sharded.keys, "zarr.json"] == sharded.location.names()
+def test_whoever_reads_need_not_be_told(place: Location) -> None:
+    """A chunk says itself how it is compressed, whatever the reader would write."""
+    split = make_split(place, dtype="float32")
+    expected = split.read_chunk(1).inputs
+    stored = set()
+    for compression in COMPRESSIONS:
+        array = replace(split.arrays["inputs"], compression=compression)
+        array.write(1, expected)
+        stored.add(array.location.get("c.1.0"))
+        assert expected.tobytes() == split.read_chunk(1).inputs.tobytes()
+    assert len(stored) > 1
 
 
 @pytest.mark.parametrize("number", [0, 4])
@@ -120,23 +146,25 @@ def test_a_missing_object_is_named(sharded: ChunkedArray, number: int) -> None:
         sharded.read(number)
 
 
-def test_a_short_object_is_damaged(tmp_path: Path) -> None:
-    """An object that was cut off anywhere, to nothing too, is no chunk."""
-    reader = make_split(tmp_path / "set").arrays["inputs"]
+def test_a_short_object_is_damaged(place: Location) -> None:
+    """An object that was cut off anywhere, or replaced by zeros, is no chunk."""
+    reader = make_split(place).arrays["inputs"]
     whole = reader.location.get("c.1.0")
-    for length in range(len(whole)):
-        reader.location.put("c.1.0", whole[:length])
-        with pytest.raises(BadDataError, match=r"Chunk 1 in .*c\.1\.0 is damaged"):
+    cut = [whole[:length] for length in range(len(whole))]
+    for content in (*cut, bytes(4), bytes(8), bytes(100)):
+        reader.location.put("c.1.0", content)
+        with pytest.raises(BadDataError, match=DAMAGED):
             reader.read(1)
 
 
-def test_an_object_of_zeros_is_damaged(tmp_path: Path) -> None:
-    """Zeros, as a lost write leaves them, have a CRC-32C of zero only when there are none."""
-    reader = make_split(tmp_path / "set").arrays["inputs"]
-    for length in (4, 8, 100):
-        reader.location.put("c.0.0", bytes(length))
-        with pytest.raises(BadDataError, match="Chunk 0"):
-            reader.read(0)
+def test_a_header_that_is_cut_off_is_damaged(place: Location) -> None:
+    """What is too short to say how long it is, is no chunk, though the CRC-32C is right."""
+    reader = make_split(place).arrays["inputs"]
+    header = reader.location.get("c.1.0")[:16]
+    for length in range(1, 17):
+        reader.location.put("c.1.0", with_checksum(header[:length]))
+        with pytest.raises(BadDataError, match=DAMAGED):
+            reader.read(1)
 
 
 def test_no_bit_of_a_shard_flips_unseen(sharded: ChunkedArray) -> None:
@@ -148,6 +176,88 @@ def test_no_bit_of_a_shard_flips_unseen(sharded: ChunkedArray) -> None:
         sharded.location.path.joinpath("c.0.0").write_bytes(damaged)
         with pytest.raises(BadDataError, match=r"c\.0\.0 is damaged"):
             [replace(sharded, _indexes={}).read(number) for number in range(3)]
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_no_damage_is_taken_for_rows(place: Location, compression: str) -> None:
+    """Bytes changed at random, the CRC-32C made to fit: refused, or the very rows."""
+    split = make_split(place, dtype="int32", rows=400, compression=compression)
+    array, expected = split.arrays["inputs"], split.read_chunk(1).inputs.tobytes()
+    whole = array.location.get("c.1.0")[:-4]
+    random = np.random.default_rng(0)
+    refused = 0
+    for _ in range(300):
+        chunk = bytearray(whole)
+        for at in random.integers(0, len(chunk), 3):
+            chunk[at] = random.integers(256)
+        array.location.put("c.1.0", with_checksum(bytes(chunk)))
+        try:
+            assert expected == split.read_chunk(1).inputs.tobytes()
+        except BadDataError:
+            refused += 1
+    assert refused > 200
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "message"),
+    [
+        *(
+            (at, value, "it is neither Zstandard nor LZ4")
+            for at, value in ((0, 3), (1, 2), (2, 0x21), (2, 0x24), (2, 0x80), (3, 0x10))
+        ),
+        (4, 29, "claims 29 bytes"),
+        (4, 27, "claims 27 bytes"),
+        (12, 2**31 - 1, "in 2147483647, by blocks of 28; expected 28 in"),
+        (8, 2**31 - 1, "blosc decompression"),
+        (8, 0, "by blocks of 0"),
+    ],
+)
+def test_a_header_that_lies_is_not_believed(
+    place: Location, at: int, value: int, message: str
+) -> None:
+    """Lengths that are not the chunk's are told, though the CRC-32C is right."""
+    reader = make_split(place).arrays["inputs"]
+    chunk = bytearray(reader.location.get("c.1.0")[:-4])
+    size = 1 if at < 4 else 4
+    chunk[at : at + size] = value.to_bytes(size, "little")
+    reader.location.put("c.1.0", with_checksum(bytes(chunk)))
+    with pytest.raises(BadDataError, match=f"{DAMAGED} .*{message}"):
+        reader.read(1)
+
+
+def test_a_block_that_does_not_divide_is_not_believed(place: Location) -> None:
+    """It would leave the rest of the block as it was."""
+    reader = make_split(place, dtype="float32").arrays["inputs"]
+    chunk = bytearray(reader.location.get("c.1.0")[:-4])
+    chunk[8] -= 1
+    reader.location.put("c.1.0", with_checksum(bytes(chunk)))
+    with pytest.raises(BadDataError, match="by blocks of 111; expected 112 in"):
+        reader.read(1)
+
+
+@pytest.mark.parametrize("rows", [0, 3, 8])
+def test_a_frame_of_another_size_is_no_chunk(place: Location, rows: int) -> None:
+    """Decoded into the rows of the very chunk, a shorter one would pass for all of them."""
+    split = make_split(place, compression=ZSTD)
+    out = split.empty_chunk()
+    inputs = split.read_chunk(1, out).inputs
+    frame = Zstd(1, checksum=True).encode(np.resize(inputs, (rows, inputs.shape[1])))
+    place.put("train/inputs/c.1.0", with_checksum(frame))
+    with pytest.raises(BadDataError, match=rf"Chunk 1 .* claims {7 * rows} bytes; expected 28"):
+        split.read_chunk(1, out)
+
+
+@pytest.mark.parametrize("size", [1, 200, 255, 256, 300, 65_791, 65_792, 70_000, 2**20])
+def test_zstandard_of_any_size(size: int) -> None:
+    """A frame says its size in one, two or four bytes, and in a window of its own or not."""
+    values = np.arange(size, dtype=np.uint8)
+    for level in (1, 19):
+        out = np.zeros_like(values)
+        chunks.decode(memoryview(Zstd(level).encode(values)), out)
+        assert values.tobytes() == out.tobytes()
+        for other in (size - 1, size + 1):
+            with pytest.raises(ValueError, match=f"{size} bytes; expected {other}"):
+                chunks.decode(memoryview(Zstd(level).encode(values)), np.zeros(other, np.uint8))
 
 
 def test_a_shard_index_is_read_once(sharded: ChunkedArray, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,34 +280,25 @@ def test_a_shard_index_is_read_once(sharded: ChunkedArray, monkeypatch: pytest.M
     assert small == len(pickle.dumps(sharded))
 
 
-@pytest.mark.parametrize("entry", [(2**64 - 1, 2**64 - 1), (0, 2**63), (2**40, 8)])
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ((2**64 - 1, 2**64 - 1), "points past the end"),
+        ((0, 2**63), "points past the end"),
+        ((2**40, 8), "points past the end"),
+        ((5000, 8), "it has 0 bytes"),
+    ],
+)
 def test_a_shard_index_that_points_outside_is_refused(
-    sharded: ChunkedArray, entry: tuple[int, int]
+    sharded: ChunkedArray, entry: tuple[int, int], message: str
 ) -> None:
     """An index with a right checksum and a wrong place in it allocates and reads nothing."""
     whole = sharded.location.get("c.0.0")
     index = bytearray(whole[-(3 * 16 + 4) : -4])
     index[16:32] = np.array(entry, "<u8").tobytes()
-    checksum = google_crc32c.value(bytes(index)).to_bytes(4, "little")
-    sharded.location.put("c.0.0", whole[: -(3 * 16 + 4)] + bytes(index) + checksum)
-    with pytest.raises(BadDataError, match="points past the end of the shard"):
+    sharded.location.put("c.0.0", whole[: -(3 * 16 + 4)] + with_checksum(bytes(index)))
+    with pytest.raises(BadDataError, match=f"{DAMAGED} .*{message}"):
         sharded.read(1)
-
-
-def test_a_chunk_that_decodes_to_more_than_its_rows_is_refused(tmp_path: Path) -> None:
-    """The memory is of the size that the schema gives; a larger frame does not fit and is told."""
-    large = zarr.create_array(
-        str(tmp_path / "large"),
-        shape=(8, 7),
-        chunks=(8, 7),
-        dtype="uint8",
-        compressors=[ZstdCodec(checksum=True), zarr.codecs.Crc32cCodec()],
-        chunk_key_encoding={"name": "default", "separator": "."},
-    )
-    large[:] = rows_of("large", dataset_schema().splits["train"]).inputs[:8]
-    reader = ChunkedArray(open_location(tmp_path / "large"), 4, 7, "uint8", 4)
-    with pytest.raises(BadDataError, match="Chunk 0"):
-        reader.read(0)
 
 
 def test_chunks_without_number_are_a_claim(sharded: ChunkedArray) -> None:
@@ -207,9 +308,46 @@ def test_chunks_without_number_are_a_claim(sharded: ChunkedArray) -> None:
         replace(sharded, rows=2**47).check_claim()
 
 
-def test_a_file_that_is_too_long_is_not_read_whole(tmp_path: Path) -> None:
+def test_a_file_that_is_too_long_is_not_read_whole(place: Location) -> None:
     """No more than the longest chunk is read of a file that says to have a terabyte."""
-    reader = make_split(tmp_path / "set").arrays["inputs"]
-    os.truncate(tmp_path / "set" / "train" / "inputs" / "c.1.0", 2**40)
-    with pytest.raises(BadDataError, match=r"Chunk 1 in .* is damaged \(its CRC-32C"):
+    reader = make_split(place).arrays["inputs"]
+    os.truncate(place.path / "train" / "inputs" / "c.1.0", 2**40)
+    with pytest.raises(BadDataError, match=rf"{DAMAGED} \(its CRC-32C"):
         reader.read(1)
+
+
+def reseal(place: Location, **attributes: Any) -> None:
+    """Change attributes of a dataset's root, as only a hostile or an earlier writer would."""
+    document = json.loads(place.get("zarr.json"))
+    del document["attributes"]["seal"]
+    changed = document["attributes"] | attributes
+    document["attributes"] = {key: value for key, value in changed.items() if value != "gone"}
+    place.put("zarr.json", documents.document_bytes(documents.seal_group(document)))
+
+
+def test_a_dataset_of_the_first_version_is_read(place: Location) -> None:
+    """It says nothing of its compression, which is Zstandard; its digest is the same."""
+    schema = dataset_schema(compression=ZSTD)
+    expected = make_dataset(place, schema).digest
+    reseal(place, compression="gone", format_version=1)
+    found = open_dataset(place)
+    assert (expected, ZSTD) == (found.digest, found.compression)
+    assert_holds_its_rows(found, schema)
+
+
+@pytest.mark.parametrize("compression", ["gzip", None, []])
+def test_a_compression_that_is_none_is_told(place: Location, compression: Any) -> None:
+    """A root that names another one, as only a hostile file does, ends in exit 3."""
+    make_dataset(place)
+    reseal(place, compression=compression)
+    with pytest.raises(BadDataError, match="are not those of a dataset"):
+        open_dataset(place)
+
+
+def test_the_digest_is_not_of_the_compression(tmp_path: Path) -> None:
+    """The same rows have the same digest, however they are stored."""
+    digests = {
+        make_dataset(open_location(tmp_path / name), dataset_schema(compression=name)).digest
+        for name in COMPRESSIONS
+    }
+    assert len(digests) == 1
