@@ -243,31 +243,25 @@ def test_zarr_alone_reads_a_dataset(place: Location, dataset: Dataset) -> None:
     assert ["sample", "feature"] == metadata["dimension_names"]
 
 
-@pytest.mark.parametrize("chunks_per_shard", [1, 2])
-def test_xarray_reads_floats_with_a_bias_of_one(place: Location, chunks_per_shard: int) -> None:
-    """By the CF convention bytes decode to [0, 1], the bias column to exactly 1.0."""
-    make_dataset(place, dataset_schema(chunks_per_shard=chunks_per_shard))
+@pytest.mark.parametrize(("dtype", "chunks_per_shard"), [("uint8", 1), ("uint8", 2), ("int16", 1)])
+def test_xarray_reads_by_the_cf_convention(
+    place: Location, dtype: str, chunks_per_shard: int
+) -> None:
+    """Bytes decode to floats in [0, 1], the bias to exactly 1.0; other types are as they are."""
+    schema = dataset_schema(dtype=dtype, chunks_per_shard=chunks_per_shard)
+    make_dataset(place, schema)
     with xarray.open_zarr(str(place), group="train", chunks=None) as opened:
-        inputs = opened["inputs"]
-        assert (("sample", "feature"), "f") == (inputs.dims, inputs.dtype.kind)
-        values = inputs.values
-        targets = opened["targets"].values
-    rows = rows_of("train", dataset_schema().splits["train"])
+        assert ("sample", "feature") == opened["inputs"].dims
+        values, targets = opened["inputs"].values, opened["targets"].values
+    rows = rows_of("train", schema.splits["train"])
     assert [1.0] == np.unique(values[:, 0]).tolist()
-    assert 0.0 <= values.min() <= values.max() <= 1.0
-    assert np.array_equal(rows.inputs, np.rint(values * 255))
+    if dtype == "uint8":
+        assert values.dtype.kind == "f"
+        assert 0.0 <= values.min() <= values.max() <= 1.0
+        values = np.rint(values * 255)
+    assert np.array_equal(rows.inputs, values)
     assert rows.targets is not None
     assert np.array_equal(rows.targets, targets)
-
-
-def test_xarray_reads_other_types_as_they_are(place: Location) -> None:
-    """Types that are no bytes have a scale of 1: the values are the stored ones."""
-    make_dataset(place, dataset_schema(dtype="int16"))
-    with xarray.open_zarr(str(place), group="train", chunks=None) as opened:
-        values = opened["inputs"].values
-    assert np.array_equal(
-        rows_of("train", dataset_schema(dtype="int16").splits["train"]).inputs, values
-    )
 
 
 def test_a_missing_chunk_is_an_error_for_zarr_too(place: Location, dataset: Dataset) -> None:
@@ -339,26 +333,19 @@ def test_a_root_that_is_none(place: Location, dataset: Dataset, content: bytes) 
         {"digest": "0" * 64},
         {"metadata_digests": {}},
         {"seal": None},
+        {"format_version": FORMAT_VERSION + 1},
     ],
     ids=lambda change: next(iter(change)),
 )
 def test_a_changed_attribute_is_told(
     place: Location, dataset: Dataset, change: dict[str, Any]
 ) -> None:
-    """Nothing that the root says of the dataset can be other than it was published."""
+    """Nothing that the root says can be other than it was published; a newer format is named."""
     document = json.loads(place.get("zarr.json"))
     document["attributes"] |= change
     place.put("zarr.json", json.dumps(document).encode())
-    with pytest.raises(BadDataError, match=r"zarr\.json is damaged: its seal"):
-        open_dataset(place)
-
-
-def test_a_newer_format_is_told(place: Location, dataset: Dataset) -> None:
-    """A version that this release does not know is refused with the advice to install another."""
-    document = json.loads(place.get("zarr.json"))
-    document["attributes"]["format_version"] = FORMAT_VERSION + 1
-    place.put("zarr.json", json.dumps(document).encode())
-    with pytest.raises(BadDataError, match="format version 4; this release reads up to 3"):
+    message = "is damaged: its seal|has format version 4; this release reads up to 3"
+    with pytest.raises(BadDataError, match=rf"zarr\.json ({message})"):
         open_dataset(place)
 
 
@@ -376,34 +363,20 @@ def test_an_opened_dataset_is_read_only(dataset: Dataset) -> None:
 
 
 @pytest.mark.parametrize(
-    "fields",
-    [
-        {"rows": 0},
-        {"rows": 2.0},
-        {"rows": True},
-        {"classes": -1},
-        {"dtype": "object"},
-        {"chunk_rows": 2**40},
-        {"features": 2**30},
-        {"chunks_per_shard": 0},
-    ],
-)
-def test_a_schema_that_cannot_be_is_refused(fields: dict[str, Any]) -> None:
-    """Sizes that a file may claim are checked before anything is allocated for them."""
-    good = dataset_schema().splits["train"]
-    with pytest.raises(BadDataError):
-        SplitSchema(**vars(good) | fields)
-
-
-@pytest.mark.parametrize(
     ("fields", "words"),
     [
+        ({"rows": 0}, "rows is 0; expected an integer from 1"),
+        ({"rows": 2.0}, "rows is 2.0; expected an integer"),
+        ({"rows": True}, "rows is True; expected an integer"),
+        ({"classes": -1}, "classes is -1; expected an integer from 0"),
+        ({"dtype": "object"}, "dtype is 'object'"),
+        ({"chunks_per_shard": 0}, "chunks_per_shard is 0"),
         ({"features": 2**26}, "bytes, inputs and targets; expected at"),
         ({"chunk_rows": 2**28}, "expected at most 1,073,741,824. Use fewer rows per chunk."),
     ],
 )
-def test_the_limit_that_is_exceeded_is_named(fields: dict[str, Any], words: str) -> None:
-    """A row and a chunk have a limit each; the message has the figures of the one that fails."""
+def test_a_schema_that_cannot_be_is_refused(fields: dict[str, Any], words: str) -> None:
+    """Sizes that a file may claim are checked before anything is allocated for them."""
     with pytest.raises(BadDataError, match=re.escape(words)):
         SplitSchema(**vars(dataset_schema().splits["train"]) | fields)
 

@@ -20,6 +20,7 @@ from storage.schema import SplitRecord, dataset_digest
 from storage.scores import open_scores
 from storage.verify import verify_dataset, verify_location, verify_run, verify_scores
 from tests.storage.artefacts import (
+    contents,
     create_dataset,
     dataset_schema,
     make_dataset,
@@ -121,78 +122,76 @@ def swap(location: Location, one: str, other: str) -> None:
     location.put(other, first)
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda place: place.delete("train/targets/c.2.0"),
-        lambda place: place.delete("test/chunk_digests/c.0.0"),
-        lambda place: place.delete("test/chunk_class_counts/zarr.json"),
-        lambda place: place.delete("train/zarr.json"),
-        lambda place: place.delete("zarr.json"),
-        lambda place: place.put("train/inputs/c.0.0", b""),
-        lambda place: place.put("zarr.json", b""),
-        lambda place: swap(place, "train/inputs/c.0.0", "train/inputs/c.1.0"),
-        lambda place: swap(place, "train/targets/c.0.0", "test/targets/c.0.0"),
-        lambda place: swap(place, "train/inputs/zarr.json", "test/inputs/zarr.json"),
-        lambda place: swap(place, "train/chunk_digests/c.0.0", "test/chunk_digests/c.0.0"),
-        lambda place: swap(
-            place, "train/chunk_class_counts/c.0.0", "test/chunk_class_counts/c.0.0"
+HOME = f"scores/{scores_schema().home}"
+OTHER_HOME = f"scores/{scores_schema(split='train').home}"
+CHECKPOINT = "checkpoints/00000{}-000000/{}"
+EMPTIED = {
+    "dataset": ("train/inputs/c.0.0", "zarr.json"),
+    "run": ("metrics.jsonl", "run.json"),
+}
+DELETED = {
+    "dataset": (
+        "train/targets/c.2.0",
+        "test/chunk_digests/c.0.0",
+        "test/chunk_class_counts/zarr.json",
+        "train/zarr.json",
+        "zarr.json",
+    ),
+    "run": (
+        "run.json",
+        "metrics.jsonl",
+        CHECKPOINT.format(2, "manifest.json"),
+        CHECKPOINT.format(3, "state.safetensors"),
+        f"{HOME}/zarr.json",
+        f"{HOME}/metrics.json",
+        f"{HOME}/predicted/c.1",
+    ),
+}
+SWAPPED = {
+    "dataset": (
+        ("train/inputs/c.0.0", "train/inputs/c.1.0"),
+        ("train/targets/c.0.0", "test/targets/c.0.0"),
+        ("train/inputs/zarr.json", "test/inputs/zarr.json"),
+        ("train/chunk_digests/c.0.0", "test/chunk_digests/c.0.0"),
+        ("train/chunk_class_counts/c.0.0", "test/chunk_class_counts/c.0.0"),
+    ),
+    "run": (
+        *(
+            (CHECKPOINT.format(2, name), CHECKPOINT.format(3, name))
+            for name in ("state.safetensors", "manifest.json")
         ),
-    ],
-)
-def test_a_dataset_with_a_file_gone_empty_or_swapped_is_told(
-    dataset: Location, damage: Callable[[Location], None]
-) -> None:
-    """Each is found, and every message names the dataset's directory."""
-    damage(dataset)
-    found = wrong(dataset)
-    assert found
-    assert all(str(dataset) in message for message in found)
+        ("run.json", "metrics.jsonl"),
+        (f"{HOME}/predicted/c.0", f"{HOME}/predicted/c.1"),
+        (f"{HOME}/metrics.json", f"{OTHER_HOME}/metrics.json"),
+    ),
+}
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda place: place.delete("run.json"),
-        lambda place: place.delete("metrics.jsonl"),
-        lambda place: place.delete("checkpoints/000002-000000/manifest.json"),
-        lambda place: place.delete("checkpoints/000003-000000/state.safetensors"),
-        lambda place: place.delete(f"scores/{scores_schema().home}/zarr.json"),
-        lambda place: place.delete(f"scores/{scores_schema().home}/metrics.json"),
-        lambda place: place.delete(f"scores/{scores_schema().home}/predicted/c.1"),
-        lambda place: place.put("metrics.jsonl", b""),
-        lambda place: place.put("run.json", b""),
-        lambda place: swap(
-            place,
-            "checkpoints/000002-000000/state.safetensors",
-            "checkpoints/000003-000000/state.safetensors",
-        ),
-        lambda place: swap(
-            place,
-            "checkpoints/000002-000000/manifest.json",
-            "checkpoints/000003-000000/manifest.json",
-        ),
-        lambda place: swap(place, "run.json", "metrics.jsonl"),
-        lambda place: swap(
-            place,
-            f"scores/{scores_schema().home}/predicted/c.0",
-            f"scores/{scores_schema().home}/predicted/c.1",
-        ),
-        lambda place: swap(
-            place,
-            f"scores/{scores_schema().home}/metrics.json",
-            f"scores/{scores_schema(split='train').home}/metrics.json",
-        ),
-    ],
-)
-def test_a_run_with_a_file_gone_empty_or_swapped_is_told(
-    run: Location, damage: Callable[[Location], None]
+@pytest.mark.parametrize("artefact", ["dataset", "run"])
+def test_a_file_gone_empty_or_swapped_is_told(
+    artefact: str, request: pytest.FixtureRequest
 ) -> None:
-    """Each is found, and every message names the run's directory."""
-    damage(run)
-    found = wrong(run)
-    assert found
-    assert all(str(run) in message for message in found)
+    """Each is found, and every message names the place."""
+    place: Location = request.getfixturevalue(artefact)
+    whole = contents(place)
+
+    def assert_told(*changed: str) -> None:
+        found = wrong(place)
+        assert found, changed
+        assert all(str(place) in message for message in found)
+        for key in changed:
+            place.put(key, whole[key])
+
+    for key in DELETED[artefact]:
+        place.delete(key)
+        assert_told(key)
+    for key in EMPTIED[artefact]:
+        place.put(key, b"")
+        assert_told(key)
+    for one, other in SWAPPED[artefact]:
+        swap(place, one, other)
+        assert_told(one, other)
+    assert [] == wrong(place)
 
 
 def test_files_of_another_run_are_told(run: Location, tmp_path: Path) -> None:
