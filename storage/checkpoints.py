@@ -37,10 +37,6 @@ NAME = re.compile(r"(\d{6,})-(\d{6,})")
 Tensors = dict[str, NDArray[Any]]
 
 
-class ForeignCheckpointError(BadDataError):
-    """A sound checkpoint that another run has saved."""
-
-
 @dataclass(frozen=True, order=True)
 class CheckpointName:
     """Where in the run a checkpoint was taken: whole epochs, then steps of the next one."""
@@ -146,10 +142,9 @@ def _check_manifest(run: Run, name: CheckpointName, manifest: dict[str, Any], pl
     }
     for field, value in expected.items():
         if manifest.get(field) != value:
-            error = ForeignCheckpointError if field == "run_id" else BadDataError
-            raise error(
-                f"{place} has {field} {manifest.get(field)!r}; expected {value!r}: it belongs to "
-                "another checkpoint, run or release."
+            raise BadDataError(
+                f"{place} has {field} {manifest.get(field)!r}; {RECORD} and the checkpoint's name "
+                f"expect {value!r}. Restore what belongs to another run, checkpoint or release."
             )
     documents.check_fields(manifest, RECORDED, place)
 
@@ -188,29 +183,21 @@ def load_newest(
     none is sound: a fresh start would throw the run away without a word.
     """
     names = list_checkpoints(run)
-    damaged: list[tuple[CheckpointName, BadDataError]] = []
     for name in reversed(names):
         try:
             checkpoint = load_checkpoint(run, name, template)
         except BadDataError as error:
             if name in list_checkpoints(run):  # else its successor came, and it was pruned
-                damaged.append((name, error))
+                yield name, error
         else:
-            yield from damaged
             yield checkpoint
             return
     if list_checkpoints(run) != names:
         yield from load_newest(run, template)
-    elif names and all(isinstance(error, ForeignCheckpointError) for _, error in damaged):
-        raise BadDataError(
-            f"{run.location}/{RECORD} is another run's: its run_id is {run.run_id}, and none of "
-            f"the {len(names)} checkpoints has that. Restore it from a copy."
-        )
     elif names:
-        yield from damaged
         raise BadDataError(
             f"None of the {len(names)} checkpoints of {run.location} is sound; nothing was changed."
-            " Restore one from a copy, or train into another --run."
+            f" Restore one, or the {RECORD} that they belong to, or train into another --run."
         )
 
 

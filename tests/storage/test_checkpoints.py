@@ -27,7 +27,7 @@ from storage.checkpoints import (
 from storage.errors import BadDataError, UnreachableError
 from storage.location import REMOVED_BYTES, Location
 from storage.places import open_location
-from storage.runs import METRICS, RECORD, Run, open_run
+from storage.runs import METRICS, Run
 from storage.verify import verify_run
 from tests.storage.artefacts import begin_run, make_run, metrics_line, save_epoch, tensors_of
 
@@ -195,7 +195,9 @@ def test_a_checkpoint_of_another_run_is_refused(run: Run, tmp_path: Path) -> Non
     other = make_run(open_location(tmp_path / "other"))
     for key in (STATE, MANIFEST):
         home(run, 3).put(key, home(other, 3).get(key))
-    with pytest.raises(BadDataError, match=f"has run_id '{other.run_id}'; expected '{run.run_id}'"):
+    with pytest.raises(
+        BadDataError, match=f"has run_id '{other.run_id}'; .* expect '{run.run_id}'"
+    ):
         load_checkpoint(run, CheckpointName(3, 0))
 
 
@@ -205,7 +207,7 @@ def test_swapped_checkpoints_are_refused(local_run: Run) -> None:
     home(local_run, 3).path.rename(home(local_run, 2).path)
     (local_run.location.path / "aside").rename(home(local_run, 3).path)
     for epoch, other in ((2, 3), (3, 2)):
-        with pytest.raises(BadDataError, match=f"has epoch {other}; expected {epoch}"):
+        with pytest.raises(BadDataError, match=f"has epoch {other}; .* expect {epoch}"):
             load_checkpoint(local_run, CheckpointName(epoch, 0))
 
 
@@ -376,11 +378,3 @@ def test_a_sweep_leaves_what_is_not_ours(local_run: Run) -> None:
     sweep_checkpoints(local_run)
     assert b"mine" == local_run.location.get("checkpoints/.notes")
     assert not local_run.location.exists("checkpoints/.000004-000000.tmp")
-
-
-def test_a_record_of_another_run_is_told_once(run: Run, tmp_path: Path) -> None:
-    """Where no checkpoint is of the run that the record names, the record is what is wrong."""
-    other = make_run(open_location(tmp_path / "other"))
-    run.location.put(RECORD, other.location.get(RECORD))
-    with pytest.raises(BadDataError, match=r"run\.json is another run's: .* none of the 3 check"):
-        next(iter(load_newest(open_run(run.location), TEMPLATE)))

@@ -114,6 +114,24 @@ def test_consolidated_metadata_that_says_something_else(dataset_place: Location)
     assert ["train/inputs", "inputs"] == [error.split()[2] for error in errors]
 
 
+@pytest.mark.parametrize(
+    ("ours", "other"),
+    [
+        (b'"consolidated_metadata"', b'"consolidated_metadatb"'),
+        (b'"kind": "inline"', b'"kind": "inlinf"'),
+    ],
+)
+def test_metadata_that_zarr_cannot_open(dataset_place: Location, ours: bytes, other: bytes) -> None:
+    """We do not read it, and Zarr cannot: `verify` tells."""
+    dataset_place.put("zarr.json", dataset_place.get("zarr.json").replace(ours, other, 1))
+    open_dataset(dataset_place)
+    with pytest.raises((TypeError, KeyError, ValueError)):
+        zarr.open_group(str(dataset_place), mode="r")
+    assert [f"{dataset_place}: groups"] == [
+        what for what, error in verify_location(dataset_place) if error
+    ]
+
+
 @pytest.mark.filterwarnings("ignore::zarr.errors.ZarrUserWarning")
 def test_metadata_is_consolidated_as_zarr_does_it(
     dataset_place: Location, scores_place: Location
