@@ -41,7 +41,7 @@ def convert_part(
 
 
 def _transformed(part: Part, start: int, stop: int, conversion: Conversion) -> Block:
-    """Return rows [start, stop) of the split, as they are to be stored."""
+    """Return rows [start, stop) of the split as they are stored."""
     images, labels = part.load(start, stop)
     preparation = conversion.preparation
     if images.dtype != np.uint8 or preparation.scaling not in (BYTES, None):

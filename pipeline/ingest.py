@@ -109,7 +109,7 @@ def ingest(
     preparation = _preparation(source, scale, bool(transpose), progress)
     schema = plan_dataset(source, preparation, rows_per_chunk, compression or LZ4, progress)
     fingerprint = source.fingerprint(progress)
-    # The lock throughout, so that nobody comes between the look and the work.
+    # Locked throughout, so that no other writer comes between the look and the work.
     with dataset_lock(target, take_over) as target:
         existing = None
         if not overwrite:

@@ -23,7 +23,7 @@ THREADS_MEMORY = 2**18
 
 @dataclass(frozen=True)
 class Batch:
-    """Some rows, in the order in which they are to be visited; not to be written to.
+    """Some rows in the order of their visit. Read only.
 
     Where they lie in one window they are views of it: a batch that is kept, by a name of a loop or
     of a generator too, keeps its window, and with it the memory for the next one. So let go of a
@@ -81,7 +81,7 @@ class WindowReader(Closing):
     """
 
     reads_ahead = True
-    """Whether the next window is to be loaded while one is in use."""
+    """Whether the next window is loaded while one is in use."""
 
     def __init__(
         self,
@@ -257,7 +257,7 @@ def reader_memory(schema: SplitSchema, window_chunks: int) -> int:
 
 
 class IndexOnlyLoader:
-    """Gives windows whose rows nobody looks at: for a stream that only says which rows are next."""
+    """Gives windows without rows: for a stream that only says which rows are next."""
 
     seconds_waited = 0.0
 

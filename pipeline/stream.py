@@ -23,7 +23,7 @@ SHUFFLE_MEMORY = 256 * 2**20
 PLAIN_WINDOW_CHUNKS = DEFAULT_THREADS
 """Chunks of a window where nothing is shuffled: one for each thread that loads."""
 EPOCH_LIMIT = 2**63
-"""Epochs of a state are below this; whoever counts further did not get there by training."""
+"""Epochs of a state are below this: no training counts so far."""
 POSITION = ("epoch", "next_batch", "order_digest")
 """The fields of a state that change from one mini-batch to the next."""
 
@@ -77,16 +77,16 @@ class StreamState:
 
         Raises `ConflictError` where it is of another, `BadDataError` where it is past an epoch.
         """
-        here, there = asdict(self), asdict(state)
-        differing = [name for name in here if name not in POSITION and here[name] != there[name]]
+        differing = [
+            f"{name}: {saved!r} saved, {now!r} now"
+            for (name, now), saved in zip(asdict(self).items(), asdict(state).values(), strict=True)
+            if name not in POSITION and now != saved
+        ]
         if differing:
-            sides = "; ".join(
-                f"{name}: {there[name]!r} saved, {here[name]!r} now" for name in differing
-            )
-            raise ConflictError(f"The saved state is of another stream ({sides}).")
+            raise ConflictError(f"The saved state is of another stream ({'; '.join(differing)}).")
         if state.next_batch >= state.batches:
             raise BadDataError(
-                f"The saved state goes on at mini-batch {state.next_batch}; an epoch of this "
+                f"The saved state continues at mini-batch {state.next_batch}; an epoch of this "
                 f"stream has {state.batches}, from 0. It is damaged."
             )
         return state
@@ -228,9 +228,9 @@ class BatchStream(Closing):
     def micro_batches(self, parts: int) -> Iterator[Iterator[Batch]]:
         """Yield, for each mini-batch of the rest of the epoch, its contiguous parts.
 
-        Sizes are those of `numpy.array_split`; empty parts are left out. The parts of one
-        mini-batch are to be taken before the next is asked for, and its state counts when the last
-        of them is. So a mini-batch may be larger than memory.
+        Sizes are those of `numpy.array_split`; empty parts are left out. Take the parts of one
+        mini-batch before the next; the state moves on with the last of them. So a mini-batch may
+        be larger than memory.
         """
         epoch = self._epoch
         while self._epoch == epoch:

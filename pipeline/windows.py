@@ -61,7 +61,7 @@ def windows_memory(schema: SplitSchema, window_chunks: int, windows: int = 2) ->
 
 
 class WindowMemory:
-    """Gives arrays whose memory comes back when nobody has a view of them any more."""
+    """Gives arrays whose memory is used again once their last view is gone."""
 
     def __init__(self) -> None:
         self._spare: list[mmap.mmap] = []
@@ -203,7 +203,7 @@ class WindowLoader(Closing):
         self._memory = WindowMemory()
         self._most = self._threads = threads
         self._fewer = threads_beside(busy_cores, threads)
-        self._late = True  # nobody has a window yet, and so nobody is at work
+        self._late = True  # no window is in use yet, so no consumer is at work
         self._pool = _pool(threads)
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="load-window")
         self._coming: dict[tuple[int, int], Future[tuple[Window, Block]]] = {}

@@ -14,7 +14,8 @@ from pipeline.sources.idx_names import (
     nearest_role,
     read_name,
 )
-from storage.errors import BadDataError, PipelineError, UnreachableError
+from storage.errors import BadDataError, PipelineError
+from storage.files import translate_os_errors
 from storage.idx import read_header
 
 MOST_LOOKED_INTO = 200
@@ -37,7 +38,10 @@ def find_idx_files(directory: Path) -> tuple[str, dict[str, SplitFiles]]:
     set, where files of several sets lie side by side, labels without their images, or a file that
     nearly has the name of a missing one; `UnreachableError` where the directory cannot be listed.
     """
-    names = [read_name(name) for name in _visible_files(directory)]
+    with translate_os_errors("list", directory):
+        paths = sorted(path for path in directory.iterdir() if not path.is_dir())
+    visible = [path.name for path in paths if not path.name.startswith(".")]  # no `._` of macOS
+    names = [read_name(name) for name in visible]
     expected = [name for name in names if name.split]
     if len({name.prefix for name in expected}) > 1:
         raise _ambiguous_error(directory, "files of several sets", expected)
@@ -47,20 +51,6 @@ def find_idx_files(directory: Path) -> tuple[str, dict[str, SplitFiles]]:
     if not chosen:
         raise _none_error(directory)
     return expected[0].prefix, _by_split(directory, chosen)
-
-
-def _visible_files(directory: Path) -> list[str]:
-    try:
-        return sorted(
-            path.name
-            for path in directory.iterdir()
-            if not path.name.startswith(".") and not path.is_dir()  # `._name` is macOS's shadow
-        )
-    except OSError as error:
-        raise UnreachableError(
-            f"{directory}: the directory cannot be listed ({error.strerror}). "
-            "Check its permissions and the disk or mount it is on, then try again."
-        ) from error
 
 
 def _choose(directory: Path, expected: list[IdxName]) -> dict[Role, IdxName]:
