@@ -180,7 +180,7 @@ class Cluster(Closing):
                 raise OSError("the client is closed")
             try:
                 return await asyncio.wait_for(question(self.client), limit)
-            except TimeoutError as error:
+            except (TimeoutError, asyncio.CancelledError) as error:  # the latter is no `Exception`
                 raise TimeoutError(str(error) or f"no answer for {limit:.0f} s") from error
 
         return self.client.sync(ask)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from distributed import Future
+from distributed import Future, wait
 from distributed.scheduler import KilledWorker
 from numpy.typing import NDArray
 
@@ -26,7 +26,7 @@ from pipeline.convert import Conversion, convert_part
 from pipeline.rows import check_seen
 from pipeline.sources.splits import LoadedPart, Part, SplitSource
 from storage.dataset_writer import ChunkRecord, SplitWriter
-from storage.errors import BadDataError, ConflictError, UnreachableError, UsageError
+from storage.errors import BadDataError, ConflictError, PipelineError, UnreachableError, UsageError
 from storage.location import Closing
 
 TRIES = 3
@@ -75,39 +75,42 @@ class Pending:
         """Return the task's result; raise its own error, or `UnreachableError` that names it."""
         began, patience = time.monotonic(), FETCH_SECONDS
         while True:
-            done = self._future.done()
             try:
-                result = self._future.result(patience if done else POLL_SECONDS)
+                self._wait(began)
+                # Not `Future.result(timeout)`: where both limits pass at once it raises nonsense.
+                result = self._cluster.ask(lambda client: client.gather(self._future), patience)
                 self.release()
                 return result
-            except TimeoutError as error:
-                if done:  # the result is long, or it is lost with its worker
-                    patience *= 2
-                    if patience > self._cluster.timeout:
-                        self._resubmit(error)
-                elif self._has_left():
-                    self._resubmit(error)
-                else:
-                    self._check_wait(began)
             except TaskFailedError as failure:
                 kind = ERRORS.get(failure.exit_code, UnreachableError)
                 place = f"at {failure.what}, on worker {failure.worker}"
                 raise kind(f"{failure.text} ({place})") from None
+            except TimeoutError as error:
+                patience *= 2  # the result is long, or lost: then Dask computes it again
+                if patience > self._cluster.timeout:
+                    self._resubmit(error)
             except (OSError, CancelledError, KilledWorker) as error:  # lost with its worker
                 self._resubmit(error)
+            except PipelineError:
+                raise
             except Exception as error:
-                raise self._cluster.lost(
-                    f"{self._task.what}: {type(error).__name__}: {reason(error)}"
+                raise UnreachableError(
+                    f"The cluster at {self._cluster.address} cannot do {self._task.what} "
+                    f"({type(error).__name__}: {reason(error)}). {self._cluster.after_loss}"
                 ) from error
 
-    def _has_left(self) -> bool:
-        """Wait for workers, if there are none; return whether the task's own has gone since.
-
-        Dask may have given it to another, or hold it for the one that is gone, for ever.
-        """
-        self._check_connected()
-        self._cluster.wait_for_workers(until=self._future.done)
-        return self._pinned is not None and self._pinned not in self._cluster.workers()
+    def _wait(self, began: float) -> None:
+        """Wait until the task has ended, well or not; raise `CancelledError` for a lost one."""
+        while not self._future.done():
+            with suppress(TimeoutError), self._cluster.client.as_current():
+                wait([self._future], timeout=POLL_SECONDS)
+                return
+            self._check_connected()
+            self._cluster.wait_for_workers(until=self._future.done)
+            if self._pinned and self._pinned not in self._cluster.workers():
+                # Dask may have given it to another, or hold it for the one that is gone, for ever.
+                raise CancelledError
+            self._check_wait(began)
 
     def _check_connected(self) -> None:
         if not self._cluster.is_connected:
