@@ -30,9 +30,8 @@ from jobs.commands.options import (
 )
 from jobs.commands.schedule import schedule
 from jobs.commands.score import promote, score, scores
-from jobs.commands.usage_errors import NearestChoice, check_command, show_usage_error
 from jobs.output import UNREAD_OUTPUT, one_line, print_aside
-from storage.errors import BadDataError, PipelineError, StoppedError, UsageError
+from storage.errors import BadDataError, PipelineError, StoppedError, UsageError, did_you_mean
 from storage.files import REMOVED_DIRECTORY, as_pipeline_error, is_directory_there
 
 if TYPE_CHECKING:
@@ -43,17 +42,31 @@ DATA_ROOT = "data"
 DEFECT = "This is an internal error of mnist-stream. Please report it with the lines above."
 
 
+ELSEWHERE = {
+    "--bs": "--batch-size",
+    "--early-stopping": "--patience",
+    "--force": "--overwrite",
+    "--iterations": "--epochs",
+    "--layers": "--network",
+    "--lr": "--learning-rate",
+    "--tz": "--timezone",
+    "--val-split": "--holdout",
+    "--wd": "--l2",
+    "--weight-decay": "--l2",
+    "check": "verify",
+    "convert": "ingest",
+    "evaluate": "score",
+    "fit": "train",
+    "predict": "score",
+}
+"""What other programs call the same option or command."""
+
+
 class _InOrderOfUse(click.Group):
     """Lists its commands as they stand in this file, not by the alphabet."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        check_command(args[0], ctx, self.commands)
-        return super().resolve_command(ctx, args)
 
 
 @click.group(
@@ -90,7 +103,7 @@ def cli() -> None:
 )
 @click.option(
     "--compression",
-    type=NearestChoice(["lz4", "lz4hc", "zstd"]),
+    type=click.Choice(["lz4", "lz4hc", "zstd"]),
     help="How rows are stored: lz4 is read in half the time of zstd, which takes a quarter less "
     "space; lz4hc is read as fast as lz4, takes nearly as little space as zstd, but is slow to "
     "make.  [default: lz4]",
@@ -314,7 +327,7 @@ def _setting_option(setting: Any) -> click.Parameter:
     if setting.default is not None:
         text += f"  [default: {setting.default}]"
     choices = setting.metadata["choices"]
-    kind = NearestChoice(choices) if choices else setting_type(setting)
+    kind = click.Choice(choices) if choices else setting_type(setting)
     return click.Option([name], type=kind, default=None, help=text)
 
 
@@ -367,7 +380,7 @@ def _run() -> int:
     try:
         cli.main(prog_name="pipeline", standalone_mode=False)
     except click.ClickException as error:
-        show_usage_error(error)
+        _show_usage_error(error)
         _end_log(error)
         return UsageError.exit_code
     except (KeyboardInterrupt, click.Abort):
@@ -377,6 +390,30 @@ def _run() -> int:
     except BaseException as error:  # noqa: BLE001 - the last resort, also for panics of Rust's
         return _report(error)
     return 0
+
+
+def _show_usage_error(error: click.ClickException) -> None:
+    """Print how the command is used and what is wrong with it, on stderr."""
+    if type(error).__name__ == "NoArgsIsHelpError":  # not in older releases of click
+        print_aside(error.format_message())
+        return
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    if context is None:
+        print_aside(f"Error: {one_line(error.format_message())}")
+        return
+    hint = f"Try '{context.command_path} --help' for help."
+    message = one_line(error.format_message())
+    if name := getattr(error, "option_name", getattr(error, "command_name", "")):
+        message = (
+            f"{one_line(error.message)}{did_you_mean(ELSEWHERE.get(name, name), _known(context))}"
+        )
+    print_aside(f"{context.get_usage()}\n{hint}\n\nError: {message}")
+
+
+def _known(context: click.Context) -> list[str]:
+    """Return the commands or options that there are."""
+    options = [name for one in context.command.get_params(context) for name in one.opts]
+    return [*getattr(context.command, "commands", ()), *options]
 
 
 def _report(error: BaseException) -> int:

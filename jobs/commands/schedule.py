@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from jobs.commands.score import score, score_config
-from jobs.commands.usage_errors import NearestChoice
 from storage.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ SHOWN_TIMES = 10
 )
 @click.option(
     "--catch-up",
-    type=NearestChoice(["once", "none"]),
+    type=click.Choice(["once", "none"]),
     default="once",
     help="Whether missed runs are made up once or skipped.",
 )
@@ -42,7 +41,7 @@ SHOWN_TIMES = 10
 @click.option(
     "--print",
     "kind",
-    type=NearestChoice(["cron", "systemd", "kubernetes", "airflow"]),
+    type=click.Choice(["cron", "systemd", "kubernetes", "airflow"]),
     help="Print the configuration of another scheduler.",
 )
 @click.option("--to", metavar="DIRECTORY", help="Write what --print prints into files there.")
@@ -130,7 +129,9 @@ def _print_files(
     from storage.files import file_to_write
     from storage.places import open_location
 
-    files = PRINTERS[kind](Plan(times, job, os.getcwd(), **plan))
+    # As UTF-8, whatever the locale made of the names.
+    directory, *words = (os.fsencode(text).decode() for text in (os.getcwd(), *job))
+    files = PRINTERS[kind](Plan(times, tuple(words), directory, **plan))
     if to is None:
         print_exactly("\n".join(files.values()).rstrip("\n"))
         return

@@ -60,9 +60,7 @@ class Plan:
     """The volume claim that holds the directory, for Kubernetes."""
 
     def __post_init__(self) -> None:
-        """Raise `UsageError` or `UnicodeError` for text that some scheduler does not take."""
-        for text in (self.directory, *self.arguments):
-            text.encode()
+        """Raise `UsageError` for a name or directory that some scheduler does not take."""
         if not NAME.fullmatch(self.name):
             raise UsageError(
                 f"--name is {self.name!r}; expected at most 52 small letters, digits and dashes, "

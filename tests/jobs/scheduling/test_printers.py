@@ -153,13 +153,6 @@ def test_what_is_refused(kind: str, change: dict[str, Any], words: str, plan: Pl
         PRINTERS[kind](replace(plan, **change))
 
 
-@pytest.mark.parametrize("text", ["caf\udce9", "half\ud83d"])
-def test_names_that_are_not_utf8(text: str, plan: Plan) -> None:
-    """A file of another program cannot hold them."""
-    with pytest.raises(UnicodeError):
-        replace(plan, arguments=("score", text))
-
-
 def systemd_reads(line: str) -> list[str]:
     """The words of a command line after systemd.service(5): quotes, escapes, specifiers, `$$`."""
     escapes = {"n": "\n", "r": "\r", "t": "\t", '"': '"', "\\": "\\", "'": "'"}
