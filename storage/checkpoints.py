@@ -79,22 +79,27 @@ def save_checkpoint(
     The manifest is written last, and nothing is listed before it is there.
     """
     state = save_safetensors({key: np.asarray(tensors[key], order="C") for key in sorted(tensors)})
-    manifest = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "run_id": run.run_id,
-        "epoch": name.epoch,
-        "step": name.step,
+    manifest = _identity(run, name) | {
         "state_bytes": len(state),
         "state_sha256": hashlib.sha256(state).hexdigest(),
         "parameters_digest": parameters_digest,
         "config_digest": config_digest,
-        "dataset_digest": run.dataset_digest,
         "progress": progress,
     }
     with run.location.atomic_tree(name.key, MANIFEST) as tree:
         tree.put(STATE, state)
         tree.put(MANIFEST, documents.sealed_bytes(manifest))
+
+
+def _identity(run: Run, name: CheckpointName) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "run_id": run.run_id,
+        "dataset_digest": run.dataset_digest,
+        "epoch": name.epoch,
+        "step": name.step,
+    }
 
 
 def list_checkpoints(run: Run) -> list[CheckpointName]:
@@ -132,15 +137,7 @@ def load_checkpoint(run: Run, name: CheckpointName, template: Tensors | None = N
 
 
 def _check_manifest(run: Run, name: CheckpointName, manifest: dict[str, Any], place: str) -> None:
-    expected = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "run_id": run.run_id,
-        "epoch": name.epoch,
-        "step": name.step,
-        "dataset_digest": run.dataset_digest,
-    }
-    for field, value in expected.items():
+    for field, value in _identity(run, name).items():
         if manifest.get(field) != value:
             raise BadDataError(
                 f"{place} has {field} {manifest.get(field)!r}; {RECORD} and the checkpoint's name "

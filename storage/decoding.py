@@ -9,6 +9,7 @@ import lzma
 import os
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,16 @@ BARREN_LIMIT = 16 * 1024**2
 
 GZIP_MAGIC = b"\x1f\x8b"
 XZ_MAGIC = b"\xfd7zXZ\x00"
+
+
+@dataclass(frozen=True)
+class FileDigests:
+    """Sizes and SHA-256 (hex) of a file as it is stored, and of its bytes once decompressed."""
+
+    stored_bytes: int
+    stored_sha256: str
+    decoded_bytes: int
+    decoded_sha256: str
 
 
 class DecodedFile(Closing):
@@ -51,21 +62,17 @@ class DecodedFile(Closing):
         """`gzip`, `xz`, or None for a raw file; known once something was read."""
         self.cut_off = False
         """Whether the file was found to end in the middle of its compressed data."""
-        self.stored_bytes = self.decoded_bytes = 0
+        self._stored_bytes = self.decoded_bytes = 0
         self._stored_sha256, self._decoded_sha256 = hashlib.sha256(), hashlib.sha256()
         self._barren = 0
         self._blocks = self._decode()
         self._rest = memoryview(b"")
 
-    @property
-    def stored_sha256(self) -> str:
-        """SHA-256, in hex, of the stored bytes that were read."""
-        return self._stored_sha256.hexdigest()
-
-    @property
-    def decoded_sha256(self) -> str:
-        """SHA-256, in hex, of the decoded bytes; a raw file's are its stored ones."""
-        return self._decoded_sha256.hexdigest() if self.compression else self.stored_sha256
+    def digests(self) -> FileDigests:
+        """Return the sizes and digests of what was read so far."""
+        stored = self._stored_sha256.hexdigest()
+        decoded = self._decoded_sha256.hexdigest() if self.compression else stored
+        return FileDigests(self._stored_bytes, stored, self.decoded_bytes, decoded)
 
     def readinto(self, view: memoryview) -> int:
         """Fill `view` (bytes) with what comes next; return less than its length only at the end.
@@ -108,7 +115,7 @@ class DecodedFile(Closing):
     def _read_stored(self) -> bytes:
         block = self._file.read(BLOCK_BYTES)
         self._stored_sha256.update(block)
-        self.stored_bytes += len(block)
+        self._stored_bytes += len(block)
         self._barren += len(block)
         if self._barren > BARREN_LIMIT:
             raise BadDataError(

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.decoding import BLOCK_BYTES, GZIP_MAGIC, XZ_MAGIC, DecodedFile
+from storage.decoding import BLOCK_BYTES, GZIP_MAGIC, XZ_MAGIC, DecodedFile, FileDigests
 from storage.errors import BadDataError
 from storage.location import Closing
 
@@ -95,16 +95,6 @@ class IdxHeader:
         return self.header_bytes + self.shape[0] * self.row_bytes
 
 
-@dataclass(frozen=True)
-class IdxDigests:
-    """Sizes and SHA-256 (hex) of a file as it is stored, and of its bytes once decompressed."""
-
-    stored_bytes: int
-    stored_sha256: str
-    decoded_bytes: int
-    decoded_sha256: str
-
-
 class IdxReader(Closing):
     """Reads a raw, gzip or xz IDX file from its first row to its last, in bounded memory.
 
@@ -150,7 +140,7 @@ class IdxReader(Closing):
             values.byteswap(inplace=True)
         return values.view(self.header.dtype)
 
-    def finish(self) -> IdxDigests:
+    def finish(self) -> FileDigests:
         """Check that the file ends where its rows do, and return the digests of all of it.
 
         Call it once every row is read; one block more is decoded.
@@ -164,10 +154,7 @@ class IdxReader(Closing):
                 f"{self.path}: its {self._file.compression} data is cut off before the checksum "
                 f"that proves its {self.rows:,} rows. {_GET_IT_AGAIN}"
             )
-        file = self._file
-        return IdxDigests(
-            file.stored_bytes, file.stored_sha256, file.decoded_bytes, file.decoded_sha256
-        )
+        return self._file.digests()
 
     def close(self) -> None:
         self._file.close()

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.sources.splits import LoadedPart, Part, SourceFile, SplitSource
-from storage.decoding import hash_stored
+from storage.decoding import FileDigests, hash_stored
 from storage.errors import BadDataError
 from storage.events import Progress
-from storage.idx import IdxDigests, IdxHeader, IdxReader
+from storage.idx import IdxHeader, IdxReader
 
 MAX_CLASSES = 1000
 """More distinct labels than this are taken for something other than classes."""
@@ -35,7 +35,7 @@ class IdxSplit(SplitSource):
         self.has_labels = labels is not None
         self._paths = {"images": images, **({} if labels is None else {"labels": labels})}
         self._headers = {kind: _read_header(path) for kind, path in self._paths.items()}
-        self._digests: dict[str, IdxDigests] = {}  # of the last whole pass
+        self._digests: dict[str, FileDigests] = {}  # of the last whole pass
         header = self._headers["images"]
         if len(header.shape) < 2:
             raise BadDataError(

@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from storage.decoding import START_BYTES
+from storage.decoding import START_BYTES, FileDigests
 from storage.errors import BadDataError, PipelineError, UnreachableError
-from storage.idx import IdxDigests, IdxReader, read_header
+from storage.idx import IdxReader, read_header
 from tests.storage.idx_files import COMPRESS, idx_bytes, write_idx
 
 ENDINGS = pytest.mark.parametrize("ending", list(COMPRESS))
@@ -37,7 +37,7 @@ def write(directory: Path, content: bytes, ending: str = "") -> Path:
     return path
 
 
-def read_whole(path: Path, rows_at_a_time: int = 1000) -> tuple[NDArray[Any], IdxDigests]:
+def read_whole(path: Path, rows_at_a_time: int = 1000) -> tuple[NDArray[Any], FileDigests]:
     with IdxReader(path) as reader:
         blocks = [reader.read_rows(rows_at_a_time)]
         while len(blocks[-1]):
@@ -88,7 +88,7 @@ def test_digests(tmp_path: Path, ending: str) -> None:
     content = idx_bytes((3000, 400), data)
     path = write(tmp_path, content, ending)
     stored = path.read_bytes()
-    expected = IdxDigests(
+    expected = FileDigests(
         len(stored),
         hashlib.sha256(stored).hexdigest(),
         len(content),
