@@ -172,25 +172,19 @@ def _same_dataset(
         for name, split in existing.splits.items()
     ):
         return None
-    if existing.preparation != schema.preparation:
+    made = existing.preparation, existing.compression
+    wanted = schema.preparation, compression or existing.compression
+    if made != wanted:
+        scaling = existing.preparation.scaling
+        scale = "none" if scaling is None else f"{scaling.low!r},{scaling.high!r}"
+        transpose = " --transpose" if existing.preparation.transposed else ""
         raise ConflictError(
-            f"{target} is there already, made of the same files with {existing.preparation}; "
-            f"these options mean {schema.preparation}. Pass --overwrite to replace it, or "
-            f"{_options(existing.preparation)} to leave it as it is."
-        )
-    if compression not in (None, existing.compression):
-        raise ConflictError(
-            f"{target} is there already, compressed by {existing.compression} and not by "
-            f"{compression}. Pass --overwrite to replace it, or choose another --out."
+            f"{target} is there already, made of the same files with {made[0]}, {made[1]}; "
+            f"these options mean {wanted[0]}, {wanted[1]}. Pass --overwrite to replace it, choose "
+            f"another --out, or give --scale {scale}{transpose} --compression {made[1]} to leave "
+            "it as it is."
         )
     return existing
-
-
-def _options(preparation: Preparation) -> str:
-    """Return the options that prepare a source in this way."""
-    scaling = preparation.scaling
-    chosen = "none" if scaling is None else f"{scaling.low!r},{scaling.high!r}"
-    return f"--scale {chosen}{' --transpose' if preparation.transposed else ''}"
 
 
 def _preparation(

@@ -46,9 +46,8 @@ def _misfit(
 ) -> BadDataError:
     """Return the error that names the first value that does not fit."""
     rows = images.reshape(len(images), -1)
-    fits = (_fits(row.astype(np.float64), scaling) for row in rows)
-    number, row_fits = next((number, fit) for number, fit in enumerate(fits) if not fit.all())
-    value = rows[number, int(np.argmin(row_fits))]
+    number, column = np.argwhere(~_fits(rows.astype(np.float64), scaling))[0]
+    value = rows[number, column]
     scaled = ""
     if scaling is not None and _fits(float(value), None):
         scaled = f", {_scaled(float(value), scaling):g} where {scaling} stand for 0 to 1"
@@ -66,14 +65,12 @@ def range_of(split: SplitSource, progress: Progress) -> ValueRange:
     """
     features = int(np.prod(split.image_shape))
     plan = SplitSchema.plan(rows=split.rows, features=features, dtype=str(split.dtype), classes=0)
-    lows, highs = [], []
+    ends: list[float] = []
     for part in split.parts(plan.chunk_rows):
         images, _ = part.load(part.start, part.stop)
-        low, high = check_values(images, None, split.origin, part.start)
-        lows.append(low)
-        highs.append(high)
+        ends += check_values(images, None, split.origin, part.start)
         progress(f"range of {split.name}", part.stop, split.rows)
-    return ValueRange.covering(min(lows), max(highs))
+    return ValueRange.covering(min(ends), max(ends))
 
 
 def largest_input(

@@ -173,7 +173,9 @@ def test_another_preparation(tmp_path: Path) -> None:
     assert ingest(source, tmp_path / "made").already_done
     assert ingest(source, tmp_path / "made", scale=ValueRange(-1, 4)).already_done
     for other in ({"scale": "none"}, {"transpose": True}):
-        with pytest.raises(ConflictError, match=r"--overwrite .* or --scale -1.0,4.0 to leave it"):
+        with pytest.raises(
+            ConflictError, match=r"--overwrite .* or give --scale -1.0,4.0 --compr.* leave it"
+        ):
             ingest(source, tmp_path / "made", **other)
     replaced = ingest(source, tmp_path / "made", scale="none", overwrite=True).dataset
     assert first.dataset.digest != replaced.digest
