@@ -30,17 +30,15 @@ _EXPECTED_REGION = re.compile(r"<Region>([\w-]+)</Region>")
 _HTML = re.compile(r"<!doctype html|<html", re.IGNORECASE)
 _WRONG_REGION = "redirect without LOCATION"
 _METADATA_SERVER = "169.254."
-_NOT_AS_S3 = ("ETag Header missing", "DeleteObjects response", "TooManyRedirects")
-"""Signs of an answer that no S3 store gives."""
-_REDIRECTED_OR_ABSENT = ("301", "302", "303", "307", "308", "404", "405", "511")
-"""Statuses that a store gives with a code; without one, something else answers."""
 _LASTING = {
+    "ETag Header missing": "no ETag",
+    "DeleteObjects response": "no list of what it removed",
+    "TooManyRedirects": "it redirects in a circle",
     "InvalidCertificate": "its TLS certificate is not trusted",
     "InvalidContentType": "it does not speak TLS; an endpoint that does not begins with http://",
     "BadScheme": "http:// is not allowed by allow_http",
 }
 _BROKEN_OFF = _LASTING | {
-    "TooManyRedirects": "it redirects in a circle",
     "Header missing": "a header is missing",
     "invalid list response": "its listing is not an S3 store's",
     "Connection refused": "the connection is refused",
@@ -58,7 +56,7 @@ def may_pass(error: BaseException) -> bool:
         return True
     if isinstance(error, AlreadyExistsError | PreconditionError):
         return False
-    if any(sign in text for sign in (_WRONG_REGION, _METADATA_SERVER, *_NOT_AS_S3, *_LASTING)):
+    if any(sign in text for sign in (_WRONG_REGION, _METADATA_SERVER, *_LASTING)):
         return False
     return status is None or bool(PASSING_STATUS.fullmatch(status[1]))
 
@@ -90,9 +88,10 @@ def refusal(error: BaseException, bucket: str, address: str) -> str:
         return (
             f"the bucket is in another region. Set AWS_REGION or --storage-option region{expected}."
         )
-    if not code and _is_from_another_server(text, number):
+    denied = number in ("401", "403")
+    if not code and (not denied or _HTML.search(text)):
         return not_s3(address, reason(error))
-    if CREDENTIAL_CODE.fullmatch(code) or number in ("401", "403"):
+    if denied or CREDENTIAL_CODE.fullmatch(code):
         return (
             f"the store refuses these credentials ({reason(error)}). Check AWS_ACCESS_KEY_ID, "
             "AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, what they are allowed to do, and this "
@@ -102,12 +101,6 @@ def refusal(error: BaseException, bucket: str, address: str) -> str:
         f"the store refuses ({reason(error)}). Check its space and quota, the endpoint, the region "
         "and --storage-option."
     )
-
-
-def _is_from_another_server(text: str, status: str) -> bool:
-    """Return whether an answer without a code comes from something else than a store."""
-    signs = any(sign in text for sign in _NOT_AS_S3) or _HTML.search(text)
-    return bool(signs) or status in _REDIRECTED_OR_ABSENT
 
 
 def not_s3(address: str, answer: str) -> str:

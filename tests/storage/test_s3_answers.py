@@ -85,7 +85,7 @@ def acts(place: Location) -> dict[str, Callable[[], Any]]:
             Answer(200, PAGE, "text/html", OF_OBJECTS),
             "Check the endpoint, and whether a login page",
         ),
-        (Answer(416), "the store refuses (416 Range Not Satisfiable)"),
+        (Answer(416), "as an S3 store does (416 Range Not Satisfiable)"),
         (Answer(302, PAGE, "text/html"), "in another region"),
     ],
     ids=lambda value: value.split(".")[0] if isinstance(value, str) else "",
