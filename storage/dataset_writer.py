@@ -20,7 +20,7 @@ from storage.chunks import (
 )
 from storage.dataset import Block, Dataset, open_dataset, replaced_sibling, split_arrays
 from storage.errors import BadDataError, ConflictError
-from storage.location import Location, TakeOver, writer_lock
+from storage.location import Location, TakeOver
 from storage.schema import (
     FORMAT,
     METADATA_NAME,
@@ -233,7 +233,7 @@ def dataset_lock(target: Location, take_over: TakeOver | None = None) -> Iterato
     gone when it is free. Raises `ConflictError` where another holds it, or where something is at
     `target` that is no dataset of ours.
     """
-    with writer_lock(target.sibling(".lock"), str(target), take_over) as lock:
+    with target.sibling(".lock").writer_lock(str(target), take_over) as lock:
         lock.retire()
         target = target.under(lock)
         target.recover(METADATA_NAME)

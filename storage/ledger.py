@@ -14,7 +14,7 @@ from typing import Any
 
 from storage import documents
 from storage.errors import BadDataError, ConflictError
-from storage.location import Location, Lock, TakeOver, writer_lock
+from storage.location import Location, Lock, TakeOver
 from storage.runs import SCORES
 
 LEDGER = "ledger.jsonl"
@@ -277,7 +277,7 @@ def waiting_lock(
     deadline = time.monotonic() + seconds
     while True:
         last = time.monotonic() >= deadline
-        held = writer_lock(lock_file, what, take_over if last else None)
+        held = lock_file.writer_lock(what, take_over if last else None)
         try:
             lock = held.__enter__()
             break

@@ -211,7 +211,9 @@ class LocalLocation(Location):
             if other.startswith(start) and PARTIAL.fullmatch(other.removeprefix(start)):
                 _remove_abandoned(self._at(f"{directory}/{other}" if directory else other))
 
-    def locked(self, what: str, take_over: TakeOver | None) -> AbstractContextManager[Lock]:
+    def writer_lock(
+        self, what: str, take_over: TakeOver | None = None
+    ) -> AbstractContextManager[Lock]:
         return kernel_lock(self.path, what, take_over)
 
     def take_place_of(self, target: "LocalLocation") -> None:

@@ -242,8 +242,15 @@ class Location(ABC):
     # Locks.
 
     @abstractmethod
-    def locked(self, what: str, take_over: TakeOver | None) -> AbstractContextManager[Lock]:
-        """See `storage.location.writer_lock`; this location is the lock's own."""
+    def writer_lock(
+        self, what: str, take_over: TakeOver | None = None
+    ) -> AbstractContextManager[Lock]:
+        """Hold the only right to write `what` while the block runs; never waits for it.
+
+        This location is the lock's own. On a local disk the kernel holds it and frees it when its
+        holder dies; in a store it is an object, which stays after a death, and which `take_over`
+        gives leave to take. Raises `ConflictError` that names the holder where another has it.
+        """
 
     def under(self, lock: Lock) -> Self:
         """Return this location for one who writes here under a lock."""
@@ -399,15 +406,3 @@ def is_foreign(key: str) -> bool:
 def is_leftover(name: str) -> bool:
     """Return whether a file or directory of this name is what a writer that died left behind."""
     return bool(LEFTOVER.fullmatch(name))
-
-
-def writer_lock(
-    lock_file: Location, what: str, take_over: TakeOver | None = None
-) -> AbstractContextManager[Lock]:
-    """Hold the only right to write `what` while the block runs; never waits for it.
-
-    On a local disk the kernel holds the lock and frees it when its holder dies; in an object store
-    it is an object, which stays after a death, and which `take_over` gives leave to take. Raises
-    `ConflictError` that names the holder where another has it.
-    """
-    return lock_file.locked(what, take_over)

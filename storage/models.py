@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from storage import documents
 from storage.errors import BadDataError, UsageError
-from storage.location import Location, Lock, TakeOver, writer_lock
+from storage.location import Location, Lock, TakeOver
 from storage.places import referenced
 
 FORMAT = "mnist-stream model name"
@@ -96,7 +96,7 @@ def name_lock(
     place: Location, name: str, take_over: TakeOver | None = None
 ) -> AbstractContextManager[Lock]:
     """Hold the right to change a name; `ConflictError` names the holder of the lock."""
-    return writer_lock(place.child(f".{name}.lock"), f"The model name {name} in {place}", take_over)
+    return place.child(f".{name}.lock").writer_lock(f"The model name {name} in {place}", take_over)
 
 
 def open_name(place: Location, name: str) -> ModelName:

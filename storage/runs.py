@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from storage import documents
 from storage.errors import BadDataError, ConflictError
-from storage.location import Location, TakeOver, is_foreign, writer_lock
+from storage.location import Location, TakeOver, is_foreign
 from storage.places import referenced
 
 FORMAT = "mnist-stream run"
@@ -163,7 +163,7 @@ def run_lock(location: Location, take_over: TakeOver | None = None) -> Iterator[
 
     Raises `ConflictError` that names the holder where another has it.
     """
-    with writer_lock(location.child(LOCK), f"The run {location}", take_over) as lock:
+    with location.child(LOCK).writer_lock(f"The run {location}", take_over) as lock:
         yield location.under(lock)
 
 

@@ -231,7 +231,9 @@ class S3Location(Location):
         if self._key() and self.client.holds(self._key()):
             self.client.delete([self._key()])
 
-    def locked(self, what: str, take_over: TakeOver | None) -> AbstractContextManager[Lock]:
+    def writer_lock(
+        self, what: str, take_over: TakeOver | None = None
+    ) -> AbstractContextManager[Lock]:
         return s3_lock(self.client, self._key(), what, take_over)
 
     def staging(self) -> Self:

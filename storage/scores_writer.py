@@ -18,7 +18,7 @@ from storage.chunks import (
     metadata_digests,
 )
 from storage.errors import BadDataError, ConflictError, PipelineError
-from storage.location import Location, TakeOver, writer_lock
+from storage.location import Location, TakeOver
 from storage.schema import METADATA_NAME
 from storage.scores import (
     FORMAT,
@@ -194,7 +194,7 @@ def scores_lock(location: Location, take_over: TakeOver | None = None) -> Iterat
     Raises `ConflictError` that names the holder where another has it. The lock of a complete
     scoring is retired: no job writes it again, and its file would stay for good.
     """
-    with writer_lock(location.sibling(".lock"), f"The scoring {location}", take_over) as lock:
+    with location.sibling(".lock").writer_lock(f"The scoring {location}", take_over) as lock:
         try:
             yield location.under(lock)
         finally:

@@ -30,7 +30,7 @@ from storage.errors import (
 )
 from storage.events import event
 from storage.files import file_to_write
-from storage.location import Location, writer_lock
+from storage.location import Location
 from storage.places import open_location
 
 logger = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class Heartbeat:
         Where no lock can be made, as on a full disk, that is no reason to miss a run.
         """
         place = f"{self.location}/{self.key}"
-        lock = writer_lock(self.location.child(f".{self.key}.lock"), f"The heartbeat {place}")
+        lock = self.location.child(f".{self.key}.lock").writer_lock(f"The heartbeat {place}")
         with ExitStack() as held:
             try:
                 held.enter_context(lock)

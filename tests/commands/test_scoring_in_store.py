@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from storage import ledger
-from storage.location import writer_lock
 from tests.commands.conftest import SMALL, Call
 from tests.commands.process import assert_refused
 from tests.commands.test_commands import document
@@ -117,7 +116,7 @@ def test_a_dead_job_holds_the_ledger(
     """A lock that a dead job left there is told, and taken over by leave."""
     monkeypatch.setattr(ledger, "LOCK_SECONDS", 0.1)
     scores = store.location(f"{key_of(home)}/run/scores")
-    dead = writer_lock(scores.child(".ledger.lock"), "The ledger")
+    dead = scores.child(".ledger.lock").writer_lock("The ledger")
     dead.__enter__()
     score = ("score", "--run", f"{home}/run", "--dataset", f"{home}/set")
     assert_refused(call(*score), 4, "--take-over")

@@ -201,6 +201,6 @@ def test_something_else_in_the_place_of_a_directory(place: str, tmp_path: Path) 
     """A file, or links in a loop: another try would not help, so that it is wrong usage."""
     (tmp_path / "file").touch()
     (tmp_path / "loop").symlink_to("loop")
-    lock = LocalLocation(tmp_path / place).locked("it", None)
+    lock = LocalLocation(tmp_path / place).writer_lock("it", None)
     with pytest.raises(UsageError, match=r"(file|loop) is not a directory\. Choose"), lock:
         pytest.fail("a lock below what is no directory")

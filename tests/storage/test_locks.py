@@ -14,7 +14,7 @@ import pytest
 from storage.errors import ConflictError, PipelineError, UnreachableError, UsageError
 from storage.kernel_lock import kernel_lock
 from storage.local import LocalLocation
-from storage.location import Location, writer_lock
+from storage.location import Location
 from storage.places import open_location
 from tests.storage.artefacts import REPOSITORY
 
@@ -22,9 +22,8 @@ HOLD = """
 import sys
 from storage.errors import ConflictError
 from storage.places import open_location
-from storage.location import writer_lock
 try:
-    with writer_lock(open_location(sys.argv[1]), "The run"):
+    with open_location(sys.argv[1]).writer_lock("The run"):
         print("held", flush=True)
         sys.stdin.read()
 except ConflictError as error:
@@ -72,7 +71,7 @@ def test_another_process_is_told_who_holds_the_lock(lock_file: Location) -> None
     """A second writer is refused at once, with the first one's process, host and since when."""
     with process(lock_file) as holder:
         assert "held" == said(holder)
-        with pytest.raises(ConflictError) as caught, writer_lock(lock_file, "The run"):
+        with pytest.raises(ConflictError) as caught, lock_file.writer_lock("The run"):
             pytest.fail("two hold the lock")
     expected = f"The run is being written by process {holder.pid} on {socket.gethostname()} since "
     assert expected in str(caught.value)
@@ -81,16 +80,16 @@ def test_another_process_is_told_who_holds_the_lock(lock_file: Location) -> None
 def test_one_holder_at_a_time(anywhere: Location) -> None:
     """Within a process too, and each who is refused leaves the holder's name for the next."""
     lock_file = anywhere.child(".lock")
-    with writer_lock(lock_file, "The run"):
+    with lock_file.writer_lock("The run"):
         for _ in range(2):
-            with pytest.raises(ConflictError) as caught, writer_lock(lock_file, "The run"):
+            with pytest.raises(ConflictError) as caught, lock_file.writer_lock("The run"):
                 pytest.fail("two hold the lock")
             holder = f"process {os.getpid()} on {socket.gethostname()} since "
             assert f"The run is being written by {holder}" in str(caught.value)
-    with pytest.raises(ZeroDivisionError), writer_lock(lock_file, "The run"):
+    with pytest.raises(ZeroDivisionError), lock_file.writer_lock("The run"):
         raise ZeroDivisionError
     for _ in range(2):  # it is free after its block, however that ended
-        with writer_lock(lock_file, "The run"):
+        with lock_file.writer_lock("The run"):
             pass
 
 
@@ -98,18 +97,18 @@ def test_one_holder_at_a_time(anywhere: Location) -> None:
 def test_a_lock_that_tells_nothing(anywhere: Location, content: bytes) -> None:
     """Whatever stands in it, it is held: its holder is just not named."""
     lock_file = anywhere.child(".lock")
-    with writer_lock(lock_file, "The run"):
+    with lock_file.writer_lock("The run"):
         if isinstance(anywhere, LocalLocation):
             lock_file.path.write_bytes(content)
         else:
             anywhere.put(".lock", content)
         with (
             pytest.raises(ConflictError, match=r"written by (another process|somebody)\. Wait"),
-            writer_lock(lock_file, "The run"),
+            lock_file.writer_lock("The run"),
         ):
             pytest.fail("two hold the lock")
         if not isinstance(anywhere, LocalLocation):
-            with writer_lock(lock_file, "The run", lambda text: None):
+            with lock_file.writer_lock("The run", lambda text: None):
                 pass
 
 
@@ -119,23 +118,23 @@ def test_a_killed_holder_frees_the_lock(lock_file: Location) -> None:
         assert "held" == said(holder)
         holder.send_signal(signal.SIGKILL)
         assert -signal.SIGKILL == holder.wait()
-        with writer_lock(lock_file, "The run"):
+        with lock_file.writer_lock("The run"):
             pass
 
 
 def test_a_second_process_exits_with_a_conflict(lock_file: Location) -> None:
     """While this process holds the lock, another one ends with exit 4 and names this one."""
-    with writer_lock(lock_file, "The run"), process(lock_file) as other:
+    with lock_file.writer_lock("The run"), process(lock_file) as other:
         assert f"process {os.getpid()} on {socket.gethostname()}" in said(other)
         assert 4 == other.wait()
 
 
 def test_a_retired_lock_leaves_nothing(lock_file: Location) -> None:
     """Its file is gone when it is free; any other lock's stays, and tells no holder any more."""
-    with writer_lock(lock_file, "The run"):
+    with lock_file.writer_lock("The run"):
         pass
     assert b"" == lock_file.path.read_bytes()
-    with writer_lock(lock_file, "The run") as lock:
+    with lock_file.writer_lock("The run") as lock:
         lock.retire()
         assert lock_file.path.exists()
     assert [] == list(lock_file.path.parent.iterdir())
@@ -149,12 +148,12 @@ def test_a_lock_is_held_until_its_file_is_gone(
 
     def try_first(path: Path) -> None:
         tried.append(path)
-        with pytest.raises(ConflictError), writer_lock(lock_file, "The run"):
+        with pytest.raises(ConflictError), lock_file.writer_lock("The run"):
             pytest.fail("two hold the lock")
         unlink(path)
 
     monkeypatch.setattr(Path, "unlink", try_first)
-    with writer_lock(lock_file, "The run") as lock:
+    with lock_file.writer_lock("The run") as lock:
         lock.retire()
     assert [lock_file.path] == tried
 
@@ -171,7 +170,7 @@ def test_a_lock_below_a_file_is_out_of_reach(tmp_path: Path) -> None:
     """Where the directory cannot be made, the error is a documented one that names the place."""
     (tmp_path / "file").write_text("")
     lock_file = open_location(tmp_path / "file" / ".lock")
-    with pytest.raises(PipelineError, match="file"), writer_lock(lock_file, "The run"):
+    with pytest.raises(PipelineError, match="file"), lock_file.writer_lock("The run"):
         pytest.fail("a lock below a file")
 
 
@@ -189,7 +188,7 @@ def test_a_failure_of_what_was_moved_is_told_as_that(tmp_path: Path) -> None:
     place = open_location(tmp_path / "run")
     with (
         pytest.raises(ConflictError, match="The run was moved or removed while"),
-        writer_lock(place.child(".lock"), "The run"),
+        place.child(".lock").writer_lock("The run"),
     ):
         place.path.rename(tmp_path / "elsewhere")
         raise FileNotFoundError(place.path)
@@ -199,7 +198,7 @@ def test_a_failure_of_what_was_moved_is_told_as_that(tmp_path: Path) -> None:
 def test_what_was_locked_is_not_made_again(tmp_path: Path, change: str) -> None:
     """Where the lock's file is another one, or gone, every write is refused and makes nothing."""
     place = open_location(tmp_path / "run")
-    with writer_lock(place.child(".lock"), "The run") as lock:
+    with place.child(".lock").writer_lock("The run") as lock:
         locked = place.under(lock)
         locked.put("kept", b"1")
         if change == "removed":
@@ -236,7 +235,7 @@ def test_what_is_no_lock_file(lock_file: Location, kind: str) -> None:
     before = os.lstat(path)
     with (
         pytest.raises(UsageError, match=kind.replace("pipe", "not a regular file")),
-        writer_lock(lock_file, "The run"),
+        lock_file.writer_lock("The run"),
     ):
         pass
     assert before == os.lstat(path)

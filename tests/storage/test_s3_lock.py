@@ -13,7 +13,7 @@ from storage.checkpoints import list_checkpoints, prune_checkpoints
 from storage.dataset import open_dataset
 from storage.dataset_writer import dataset_lock, stage_dataset
 from storage.errors import ConflictError, UsageError
-from storage.location import Location, writer_lock
+from storage.location import Location
 from storage.runs import open_run, run_lock
 from storage.scores import is_complete
 from storage.scores_writer import score_into
@@ -59,8 +59,8 @@ def test_what_the_holder_runs(
     """Its command is named whole, and none of its options."""
     monkeypatch.setattr("sys.argv", ["/usr/bin/pipeline", *words])
     lock = place.child(".lock")
-    with writer_lock(lock, "The run"), pytest.raises(ConflictError) as caught:
-        writer_lock(lock, "The run").__enter__()
+    with lock.writer_lock("The run"), pytest.raises(ConflictError) as caught:
+        lock.writer_lock("The run").__enter__()
     assert told in str(caught.value)
 
 
@@ -69,7 +69,7 @@ def test_one_of_many_gets_the_lock(place: Location) -> None:
     together = threading.Barrier(6)
 
     def ask(take_over: bool) -> bool:
-        lock = writer_lock(place.child(".lock"), "The run", ignored if take_over else None)
+        lock = place.child(".lock").writer_lock("The run", ignored if take_over else None)
         together.wait()
         with ExitStack() as held:
             try:
@@ -96,7 +96,7 @@ def test_a_store_without_conditional_writes_is_refused(proxy: Proxy, place: Loca
     there = proxy.store.location(str(place).split("/", 3)[3])
     with (
         pytest.raises(UsageError, match="takes no heed of conditional writes"),
-        writer_lock(there.child(".lock"), "The run"),
+        there.child(".lock").writer_lock("The run"),
     ):
         pytest.fail("a lock that locks nobody out")
 
@@ -104,9 +104,9 @@ def test_a_store_without_conditional_writes_is_refused(proxy: Proxy, place: Loca
 def test_a_taking_over_says_whose_it_was(place: Location) -> None:
     """The former holder is named; of a lock that was free nothing is said."""
     told: list[str] = []
-    with writer_lock(place.child(".lock"), "The run", told.append):
+    with place.child(".lock").writer_lock("The run", told.append):
         assert [] == told
-        with writer_lock(place.child(".lock"), "The run", told.append):
+        with place.child(".lock").writer_lock("The run", told.append):
             assert [True] == [f"The run was being written by {HERE}" in text for text in told]
 
 
@@ -114,15 +114,15 @@ def test_a_lost_answer_does_not_lock_its_asker_out(proxy: Proxy, place: Location
     """The lock that was written, but whose answer was lost, is known for one's own."""
     there = proxy.store.location(str(place).split("/", 3)[3])
     proxy.first(LOST, 1, "PUT", ".lock")
-    with writer_lock(there.child(".lock"), "The run") as lock:
+    with there.child(".lock").writer_lock("The run") as lock:
         lock.check()
 
 
 def test_who_lost_the_lock_gives_nothing_back(place: Location) -> None:
     """The end of the former holder's block leaves the lock with the new holder."""
     first, second = ExitStack(), ExitStack()
-    first.enter_context(writer_lock(place.child(".lock"), "The run"))
-    lock = second.enter_context(writer_lock(place.child(".lock"), "The run", ignored))
+    first.enter_context(place.child(".lock").writer_lock("The run"))
+    lock = second.enter_context(place.child(".lock").writer_lock("The run", ignored))
     first.close()
     lock.check()
     second.close()

@@ -13,15 +13,13 @@ import pytest
 
 from jobs.training import process_pool as pool_module
 from jobs.training.process_pool import PATIENCE, ProcessPool, Reply, Task, shared_array
-from storage.location import writer_lock
 from storage.places import open_location
 
 OWNER = """
 import os, sys
 from jobs.training.process_pool import ProcessPool, shared_array
 from storage.places import open_location
-from storage.location import writer_lock
-with writer_lock(open_location(sys.argv[1]), "The run"):
+with open_location(sys.argv[1]).writer_lock("The run"):
     begun = shared_array((3,), int)
     def begin(task):
         begun[int(task[0])] = 1
@@ -185,7 +183,7 @@ def test_forks_do_not_outlive_their_owner(tmp_path: Path) -> None:
         assert 2 == len(forks)
         assert [[], []] == [os.listdir(f"/proc/{fork}/fd") for fork in forks]
         owner.kill()
-    with writer_lock(open_location(tmp_path / "lock"), "The run"):
+    with open_location(tmp_path / "lock").writer_lock("The run"):
         pass
     deadline = time.monotonic() + 1200 * PATIENCE
     while any(Path(f"/proc/{fork}").exists() for fork in forks):
