@@ -264,7 +264,7 @@ def train(
     the TOML file for --config.
     """
     given = _given_settings(config_file, asked)
-    from jobs.commands.train_console import ConsoleListener, train_report
+    from jobs.commands.reports import train_report
     from jobs.training.job import train as run_train
 
     # Without --dataset its place may be one that the run records.
@@ -278,7 +278,7 @@ def train(
             storage_options=options,
             resume=resume,
             take_over=console.warn if take_over else None,
-            listener=ConsoleListener(console),
+            progress=console.progress,
             stop=stop,
             cluster=cluster(),
         )

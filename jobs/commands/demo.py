@@ -5,8 +5,7 @@ from pathlib import Path
 
 from jobs.commands.console import Console, Report
 from jobs.commands.pictures import worst_mistakes, write_grid
-from jobs.commands.reports import ingest_report
-from jobs.commands.train_console import ConsoleListener, train_report
+from jobs.commands.reports import ingest_report, train_report
 from jobs.output import percent
 from jobs.scoring.job import score
 from jobs.signals import StopSignal
@@ -48,7 +47,7 @@ def _run_demo(directory: Path, console: Console, stop: StopSignal) -> Report:
         dataset=dataset_place,
         run=run_place,
         resume=True,
-        listener=ConsoleListener(console),
+        progress=console.progress,
         stop=stop,
     )
     console.say(train_report(trained).text + "\n")

@@ -1,7 +1,7 @@
 """What datasets, runs and results are, as documents for scripts and as text for people."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs.commands.console import Report, facts, settings_text, size, table
 from jobs.commands.score_console import SHOWN_CLASSES
@@ -16,8 +16,8 @@ from storage.runs import METRICS, RECORD, SCORES, Run, open_run
 from storage.schema import METADATA_NAME
 from storage.scores import scoring_homes
 
-WORTH_TELLING = 0.1
-"""Share of an epoch that training waited for data, from which on its line says so."""
+if TYPE_CHECKING:
+    from jobs.training.job import TrainResult
 
 
 def inspect_location(location: Location) -> Report:
@@ -188,20 +188,31 @@ def epochs_table(metrics: list[dict[str, Any]]) -> str:
     return table([*header, "seconds"], rows)
 
 
-def epoch_line(metrics: dict[str, Any], epochs: int) -> str:
-    """What to say at an epoch's end."""
-    evaluations = "".join(
-        f"  {name} {percent(found['accuracy'])} ({found['cross_entropy']:.4f})"
-        for name, found in metrics["evaluation"].items()
-    )
-    timing = metrics["timing"]
-    waited = timing["seconds_waited"] / max(timing["seconds"], 1e-9)
-    waiting = f" ({100 * waited:.0f} % waiting)" if waited >= WORTH_TELLING else ""
-    return (
-        f"epoch {metrics['epoch']:>{len(str(epochs))}}/{epochs}  loss {metrics['loss']:.4f}  "
-        f"accuracy {percent(metrics['accuracy'])}{evaluations}  "
-        f"{timing['seconds']:.1f} s{waiting}  {timing['rows_per_second']:,} rows/s"
-    )
+def train_report(result: "TrainResult") -> Report:
+    """Report what a training came to."""
+    last = result.metrics[-1] if result.metrics else None
+    document = {
+        "run": str(result.run.location),
+        "epochs": list(result.metrics),
+        "parameters_digest": result.parameters_digest,
+        "order_digest": result.order_digest,
+        "best": str(result.best) if result.best else None,
+        "already_done": result.already_done,
+        "stopped_early": result.stopped_early,
+        "configuration": result.config.to_json(),
+    }
+    lines = []
+    if result.already_done:
+        lines.append(f"{result.run.location} is trained already.")
+    if result.stopped_early:
+        lines.append("Stopped early: validation loss stopped improving.")
+    if last:
+        found = [
+            f"{name} {percent(value['accuracy'])}" for name, value in last["evaluation"].items()
+        ]
+        lines.append(f"epoch {last['epoch']}: {', '.join(found) or 'not evaluated'}")
+    lines.append(f"model  {result.parameters_digest}\norder  {result.order_digest}")
+    return Report(document, "\n".join(lines))
 
 
 def ingest_report(result: IngestResult) -> Report:

@@ -43,6 +43,11 @@ def initialise(
     return flat
 
 
+def initialise_memory(layers: tuple[Layer, ...]) -> int:
+    """Return the bytes that drawing the initial parameters takes at most."""
+    return 64 * max(layer.parameter_count for layer in layers)
+
+
 def _weights(scheme: str, layer: Layer, seed: int, number: int) -> NDArray[np.float64]:
     """Return a layer's weights without the biases, `(inputs, outputs)`."""
     if scheme == "scaled":

@@ -46,6 +46,14 @@ class LossSum:
     rows: int
     """How many rows were summed."""
 
+    def __add__(self, other: "LossSum") -> "LossSum":
+        return LossSum(
+            self.loss_sum + other.loss_sum, self.correct + other.correct, self.rows + other.rows
+        )
+
+
+NO_ROWS = LossSum(0.0, 0, 0)
+
 
 @dataclass(frozen=True, eq=False)
 class GradientSum(LossSum):
@@ -75,6 +83,29 @@ class Network:
         self.dtype = np.dtype(dtype)
         self.parameter_count = count_parameters(layers)
         self._hidden = [ACTIVATIONS[layer.activation] for layer in layers[:-1]]
+
+    @property
+    def parameter_memory(self) -> int:
+        """Bytes of a vector of the parameters."""
+        return self.parameter_count * self.dtype.itemsize
+
+    @property
+    def first_layer_memory(self) -> int:
+        """Bytes of the first layer's weights, or of their gradient, narrowed to some columns."""
+        return self.layers[0].parameter_count * self.dtype.itemsize
+
+    @property
+    def forward_memory(self) -> int:
+        """Bytes that a row takes on its way forward: inputs, sums, outputs, probabilities."""
+        widths = [layer.outputs for layer in self.layers]
+        values = 2 * self.layers[0].inputs + sum(widths) + max(widths) + 2 * widths[-1]
+        return values * self.dtype.itemsize
+
+    @property
+    def gradient_memory(self) -> int:
+        """Bytes that a row takes on its way forward and back: sums, outputs and deltas too."""
+        outputs = sum(layer.outputs for layer in self.layers)
+        return (2 * (1 + self.layers[0].inputs) + 4 * outputs) * self.dtype.itemsize
 
     def forward(self, parameters: Floats, inputs: Floats, columns: Columns | None = None) -> Floats:
         """Return the probability of each class for each row: `(rows, classes)`."""

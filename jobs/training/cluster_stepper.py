@@ -18,7 +18,7 @@ import numpy as np
 from distributed import get_worker
 
 from jobs.nn.architecture import Layer, parse_network
-from jobs.nn.network import LossSum, Network, Workspace
+from jobs.nn.network import NO_ROWS, LossSum, Network, Workspace
 from jobs.nn.optimizers import State, Stepped
 from jobs.nn.parameters import Floats
 from jobs.training.config import TrainConfig
@@ -66,9 +66,6 @@ class GradientTask:
     scaling: ValueRange | None
 
 
-NO_LOSS = LossSum(0.0, 0, 0)
-
-
 @dataclass(frozen=True)
 class GradientResult:
     """The gradient sum of some micro-batches that follow one another."""
@@ -76,7 +73,7 @@ class GradientResult:
     worker: str
     vector: Handle | Floats | None = None
     """None where the worker cannot map the parameters: they must be sent to it."""
-    loss: LossSum = NO_LOSS
+    loss: LossSum = NO_ROWS
     """Summed in the fixed tree, as the gradient is."""
 
     def array(self) -> Floats:
@@ -163,9 +160,6 @@ def gradient_sum(
 
 class ClusterDataParallelStep(Closing):
     """Takes steps from micro-batches, on a cluster, with the bits of one process."""
-
-    missing_processes = 0
-    """Dask replaces its own."""
 
     def __init__(
         self,

@@ -4,7 +4,7 @@ import difflib
 import math
 import tomllib
 from collections.abc import Collection, Mapping
-from dataclasses import Field, asdict, dataclass, field, fields, replace
+from dataclasses import Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self, get_args
 
@@ -17,14 +17,8 @@ VALIDATION = "validation"
 """The split that epochs are chosen by: the dataset's own, or the rows that are held out."""
 EVALUATED = ("train", VALIDATION, "test")
 BY_OPTIMIZER = {
-    "learning_rate": {
-        "sgd": 1.6,
-        "momentum": 0.3,
-        "nesterov": 0.3,
-        "adam": 0.004,
-        "adamw": 0.006,
-    },
-    "l2": {"sgd": 0.0, "momentum": 0.0, "nesterov": 0.0, "adam": 0.0, "adamw": 0.1},
+    "learning_rate": {"sgd": 1.6, "momentum": 0.3, "nesterov": 0.3, "adam": 0.004, "adamw": 0.006},
+    "l2": dict.fromkeys(OPTIMIZERS, 0.0) | {"adamw": 0.1},
 }
 """Defaults of the settings that depend on the optimizer.
 
@@ -35,52 +29,35 @@ the gradient: as much would drown the gradient of the others.
 """
 SMALLEST_SHUFFLE_MEMORY = 2**20
 TOML_LIMIT = 2**20
-FLOAT_BITS = 1023
-"""An integer of as many bits is a float too; no setting takes a larger one."""
 SHOWN = 200
 """Characters of a value, or an unknown setting's name, that are looked at and shown."""
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text in quotes"}
 
+RATES = ", ".join(f"{name} {rate:g}" for name, rate in BY_OPTIMIZER["learning_rate"].items())
 
-def _by_optimizer(name: str) -> str:
-    """Return a setting's defaults as a help text lists them: `sgd 1, adam 0.1`."""
-    return ", ".join(f"{optimizer} {value:g}" for optimizer, value in BY_OPTIMIZER[name].items())
+NO_LIMITS = {
+    "choices": None,
+    "least": None,
+    "most": None,
+    "may_change": False,
+    "rounds_only": False,
+}
 
 
-def _setting(
-    default: Any,
-    help: str,  # noqa: A002 - as click calls it
-    *,
-    choices: tuple[str, ...] | None = None,
-    least: float | None = None,
-    most: float | None = None,
-    may_change: bool = False,
-    rounds_only: bool = False,
-) -> Any:
-    """A setting's default with what the commands and the checks need to know of it.
+def _setting(default: Any, text: str, **limits: Any) -> Any:
+    """Return a field: a setting's default with what the commands and the checks need to know.
 
-    A default of None depends on other settings; the help text describes it.
-    `least` and `most` bound the setting, both allowed. `may_change` says that a resume may give
-    another value: the bits of the run do not depend on it; `rounds_only`, that they do so in rounds
-    alone.
+    A default of None depends on other settings; the help text describes it. `limits` may be:
+    `choices`, the values allowed; `least` and `most`, bounds that are allowed themselves;
+    `may_change`, where a resume may give another value, as the bits do not depend on it; and
+    `rounds_only`, where the bits depend on it in rounds alone.
     """
-    metadata = {
-        "help": help,
-        "choices": choices,
-        "least": least,
-        "most": most,
-        "may_change": may_change,
-        "rounds_only": rounds_only,
-    }
-    return field(default=default, metadata=metadata)
+    return field(default=default, metadata=NO_LIMITS | limits | {"help": text})
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything except the dataset that the result of a training depends on.
-
-    Use `updated` to derive one from another: the defaults that depend on the optimizer follow it.
-    """
+    """Everything except the dataset that the result of a training depends on."""
 
     network: str = _setting(
         "784-relu-200-sigmoid-80-softmax-10",
@@ -94,7 +71,7 @@ class TrainConfig:
     learning_rate: float = _setting(
         None,
         "Step size; the largest one where the schedule varies it. Default: by optimizer "
-        f"({_by_optimizer('learning_rate')}).",
+        f"({RATES}).",
         least=0,
         most=10**6,
     )
@@ -193,10 +170,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Fill in the optimizer's defaults; raise `UsageError` for a setting out of range."""
         for setting in fields(self):
-            if getattr(self, setting.name) is None and setting.name in BY_OPTIMIZER:
-                default = BY_OPTIMIZER[setting.name][self.optimizer]
-                object.__setattr__(self, setting.name, default)
-            _check(setting, getattr(self, setting.name))
+            value = getattr(self, setting.name)
+            if value is None and setting.name in BY_OPTIMIZER:
+                value = BY_OPTIMIZER[setting.name][self.optimizer]
+                object.__setattr__(self, setting.name, value)
+            _check(setting, _typed(setting, value, "The configuration"))
         self.evaluated_splits  # noqa: B018 - a property that checks
 
     @property
@@ -213,56 +191,47 @@ class TrainConfig:
         return names
 
     def evaluations(self, splits: Collection[str]) -> tuple[str, ...]:
-        """The names of all evaluations after an epoch, on a dataset with these splits."""
+        """Return the names of all evaluations after an epoch, on a dataset with these splits."""
         names = self.evaluated_splits
         validated = (self.holdout or VALIDATION in splits) and VALIDATION not in names
         return (*names, VALIDATION) if validated else names
 
     def to_json(self) -> dict[str, Any]:
-        """All settings by name."""
+        """Return all settings by name."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, document: dict[str, Any], place: str) -> Self:
-        """The inverse; raises `BadDataError` that names `place` for anything else."""
+        """Return the settings of a record; raise `BadDataError` naming `place` for others."""
         try:
             return cls(**given_settings(document, place))
         except UsageError as error:
             raise BadDataError(str(error)) from error
 
-    def updated(self, settings: Mapping[str, Any], place: str) -> Self:
-        """This configuration with some settings replaced; see `given_settings`."""
-        changes = given_settings(settings, place)
-        if "optimizer" in changes:
-            for name, defaults in BY_OPTIMIZER.items():
-                if getattr(self, name) == defaults[self.optimizer]:
-                    changes.setdefault(name, None)
-        return replace(self, **changes)
+    def fixed(self) -> dict[str, Any]:
+        """Return the settings by name that a resume of a run with these may not change."""
+        return {
+            setting.name: getattr(self, setting.name)
+            for setting in fields(self)
+            if not may_change(setting, self)
+        }
 
     @property
     def digest(self) -> str:
         """SHA-256 of the settings that a resume may not change."""
-        return digest_of(
-            {
-                setting.name: getattr(self, setting.name)
-                for setting in fields(self)
-                if not may_change(setting, self)
-            }
-        )
+        return digest_of(self.fixed())
 
     def differences(self, recorded: "TrainConfig") -> list[str]:
-        """Where this configuration may not go on with a run that has the recorded one."""
+        """Return why this configuration cannot continue a run with the recorded one."""
         return [
-            f"{setting.name}: {getattr(recorded, setting.name)!r} recorded, "
-            f"{getattr(self, setting.name)!r} given"
-            for setting in fields(self)
-            if not may_change(setting, recorded)
-            and getattr(self, setting.name) != getattr(recorded, setting.name)
+            f"{name}: {value!r} recorded, {getattr(self, name)!r} given"
+            for name, value in recorded.fixed().items()
+            if getattr(self, name) != value
         ]
 
 
 def may_change(setting: "Field[Any]", recorded: TrainConfig) -> bool:
-    """Whether a resume may give another value: epochs too, where the schedule ignores them."""
+    """Return whether a resume may give another value: epochs too, where no schedule spans them."""
     if setting.name == "epochs":
         return recorded.schedule == "constant"
     if setting.metadata["rounds_only"]:
@@ -273,32 +242,26 @@ def may_change(setting: "Field[Any]", recorded: TrainConfig) -> bool:
 def given_settings(settings: Mapping[str, Any], place: str) -> dict[str, Any]:
     """Return the settings that are given, by field name; None stands for a default that is None.
 
-    Raises `UsageError` that names `place` for a value of another type or out of range, and the
-    nearest known setting for an unknown one.
+    Raises `UsageError` that names `place` for a value of another type and for a setting that is
+    unknown, with the nearest known one, or given twice.
     """
     known = {setting.name: setting for setting in fields(TrainConfig)}
     given: dict[str, Any] = {}
-    spelt: dict[str, str] = {}
     for key, value in settings.items():
         name = key.replace("-", "_")
         if name not in known:
-            nearest = difflib.get_close_matches(name[:SHOWN], known, n=1, cutoff=0)
+            (nearest,) = difflib.get_close_matches(name[:SHOWN], known, n=1, cutoff=0)
             raise UsageError(
-                f"{place} has an unknown setting '{key[:SHOWN]}'; did you mean '{nearest[0]}'?"
+                f"{place} has an unknown setting '{key[:SHOWN]}'; did you mean '{nearest}'?"
             )
-        if name in spelt:
-            raise UsageError(
-                f"{place} gives {name} twice, as '{spelt[name]}' and as '{key}'; leave one out."
-            )
-        spelt[name] = key
-        if value is not None or known[name].default is not None:
-            given[name] = _typed(known[name], value, place)
-            _check(known[name], given[name])
-    return given
+        if name in given:
+            raise UsageError(f"{place} gives {name} twice, with _ and with -; leave one out.")
+        given[name] = _typed(known[name], value, place)
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The settings in a TOML file. Raises `UsageError` where it cannot be read as one."""
+    """Return the settings in a TOML file; raise `UsageError` where it cannot be read as one."""
     try:
         with open(path, "rb", opener=open_regular) as file:
             data = file.read(TOML_LIMIT + 1)
@@ -323,10 +286,14 @@ def setting_type(setting: "Field[Any]") -> type:
 def _typed(setting: "Field[Any]", value: Any, place: str) -> Any:
     """Return `value` as the setting's own type; an integer passes for a float."""
     kind = setting_type(setting)
-    enormous = type(value) is int and value.bit_length() > FLOAT_BITS
+    if value is None and setting.default is None:
+        return None
     if kind is float and type(value) is int:
-        return math.inf if enormous else float(value)  # infinity is refused later
-    if type(value) is not kind or enormous:
+        try:
+            return float(value)
+        except OverflowError:
+            return math.inf  # which is out of range
+    if type(value) is not kind:
         raise UsageError(
             f"{place} gives {setting.name} as {_shown(value)}; expected {KINDS[kind]}."
         )
@@ -334,7 +301,7 @@ def _typed(setting: "Field[Any]", value: Any, place: str) -> Any:
 
 
 def _shown(value: Any) -> str:
-    """A value as a message shows it: TOML can hold numbers and texts of any length."""
+    """Return a value as a message shows it: TOML can hold numbers and texts of any length."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # Python refuses to print thousands of digits
@@ -343,18 +310,17 @@ def _shown(value: Any) -> str:
 
 
 def _check(setting: "Field[Any]", value: Any) -> None:
-    if value is None and setting.default is None:
-        return
-    value = _typed(setting, value, "The configuration")
+    """Raise `UsageError` where a value is none of the choices or out of bounds."""
     choices, least, most = (setting.metadata[key] for key in ("choices", "least", "most"))
     option = "--" + setting.name.replace("_", "-")
     if choices and value not in choices:
-        nearest = difflib.get_close_matches(str(value)[:SHOWN], choices, n=1, cutoff=0)
+        (nearest,) = difflib.get_close_matches(value[:SHOWN], choices, n=1, cutoff=0)
         raise UsageError(
             f"{option} is {_shown(value)}; expected one of {', '.join(choices)} "
-            f"(nearest: {nearest[0]})."
+            f"(nearest: {nearest})."
         )
-    out = isinstance(value, float) and not math.isfinite(value)
-    if out or (least is not None and value < least) or (most is not None and value > most):
+    if least is None or value is None:
+        return
+    if not least <= value <= (math.inf if most is None else most):
         bounds = f"at least {least:,}" if most is None else f"{least:,} to {most:,}"
-        raise UsageError(f"{option} is {value}; expected {bounds}.")
+        raise UsageError(f"{option} is {_shown(value)}; expected {bounds}.")

@@ -1,7 +1,7 @@
-"""The stepper: parameters and the optimiser's state, moved on by all cores at once.
+"""The data-parallel step: parameters and the optimiser's state, moved on by all cores at once.
 
-A step has two halves. First each core computes the gradient sums of some micro-batches, then each
-adds them up and takes the step on its own stretch of the parameters. Whatever the processes
+A step has two halves. First each process computes the gradient sums of some micro-batches, then
+each adds them up and takes the step on its own stretch of the parameters. Whatever the processes
 exchange lies in memory that they share; no sum is written where another one reads.
 """
 
@@ -11,10 +11,10 @@ from itertools import islice
 import numpy as np
 
 from jobs.environment import one_blas_thread
-from jobs.nn.network import LossSum, Workspace
-from jobs.nn.optimizers import State, Stepped
+from jobs.nn.network import LossSum, Network, Workspace
+from jobs.nn.optimizers import State
 from jobs.nn.parameters import Floats
-from jobs.training.process_pool import ProcessPool, Reply, Task, shared_array
+from jobs.training.process_pool import PROCESS_MEMORY, ProcessPool, Reply, Task, shared_array
 from jobs.training.step import (
     TreeSum,
     UpdateRule,
@@ -44,13 +44,12 @@ NO_NUMBERS: RowNumbers = np.empty(0, np.int64)
 """Those of rows whose numbers do not matter any more."""
 
 
-def member_span(micro_batches: int, members: int) -> int:
-    """How many micro-batches each member of a team adds up by itself before it takes others."""
-    return min(MOST_SPAN, subtree_size(micro_batches, members, most=micro_batches))
-
-
 class DataParallelStep(Closing):
-    """Takes steps from micro-batches, on several cores, with the bits of one."""
+    """Takes steps from micro-batches, on several cores, with the bits of one.
+
+    Micro-batches may be views of windows. They are copied for the other processes, and taken by
+    this one as it comes to them: none is held while the next is taken.
+    """
 
     def __init__(
         self,
@@ -65,33 +64,36 @@ class DataParallelStep(Closing):
     ) -> None:
         """Start from `parameters` and the optimiser's `state`, which are copied.
 
-        Mini-batches have at most `batch_size` rows of a split with this `schema`, in at most
-        `micro_batches` parts. More `threads` than parts are not used.
+        Mini-batches have at most `batch_size` rows of a split with this `schema`, in
+        `micro_batches` parts or one per row. More `threads` than parts are not used.
         """
-        size = min(threads, micro_batches)
-        self._span = member_span(micro_batches, size)
-        self._tasks = -(-micro_batches // self._span)
+        self._size = min(threads, micro_batches)
+        self._micro_batches = micro_batches
+        self._span = process_span(micro_batches, self._size)
         self._rule = rule
-        self._generations = [_shared_copy(parameters, state) for _ in range(2)]
+        self._generations = [
+            (_shared_copy(parameters), {name: _shared_copy(state[name]) for name in state})
+            for _ in range(2)
+        ]
         self._now = 0
-        self._alone = size == self._tasks == 1
-        group = max(GROUP, 1 << (size - 1).bit_length())
+        tasks = self._tasks(batch_size)
+        self._alone = self._size == tasks == 1
+        group = max(GROUP, 1 << (self._size - 1).bit_length())
         self._shared_sums = [
             shared_array(parameters.shape, parameters.dtype)
-            for _ in range(0 if self._alone else min(group, self._tasks))
+            for _ in range(0 if self._alone else min(group, tasks))
         ]
         self._own: Iterator[Batch] = iter(())
         """The micro-batches that this process takes at last, as it comes to them."""
         rows = self._span * -(-batch_size // micro_batches)
-        others = range(size - 1)
+        others = range(self._size - 1)
         self._inputs = [shared_array((rows, schema.columns), schema.dtype) for _ in others]
         self._targets = [shared_array((rows, schema.classes), np.uint8) for _ in others]
-        self._size = size
         self._schema = schema
-        self._spans = np.linspace(0, len(parameters), size + 1).astype(int).tolist()
+        self._bounds = np.linspace(0, len(parameters), self._size + 1).astype(int).tolist()
         self._workspace = Workspace()
         with one_blas_thread():  # which the forks inherit
-            self._team = ProcessPool(self._work, size)
+            self._pool = ProcessPool(self._work, self._size)
 
     @property
     def parameters(self) -> Floats:
@@ -106,22 +108,21 @@ class DataParallelStep(Closing):
     @property
     def process_numbers(self) -> list[int]:
         """The forked processes that are at work for this one."""
-        return self._team.process_numbers
-
-    @property
-    def missing_processes(self) -> int:
-        """Forked processes that are dead or could not be had; their work is done here."""
-        return self._team.missing
+        return self._pool.process_numbers
 
     def step(
         self, micro_batches: Iterator[Batch], rows: int, learning_rate: float, step_number: int
     ) -> LossSum:
-        """Take the step of a mini-batch of so many rows, its micro-batches in order; its loss."""
+        """Take the step of a mini-batch of `rows`, its micro-batches in order; return its loss."""
         sums, loss = self._sum_gradients(micro_batches, rows)
         step = (STEP, self._now, sums, learning_rate, step_number)
-        self._team.run([(*step, span) for span in range(self._size)])
+        self._pool.run([(*step, stretch) for stretch in range(self._size)])
         self._now = 1 - self._now
         return loss
+
+    def _tasks(self, rows: int) -> int:
+        """Return how many gradient sums a mini-batch of so many rows has."""
+        return -(-min(self._micro_batches, rows) // self._span)
 
     @property
     def _sums(self) -> list[Floats]:
@@ -132,71 +133,60 @@ class DataParallelStep(Closing):
         """
         return [self._generations[1 - self._now][0]] if self._alone else self._shared_sums
 
-    def _sum_gradients(
-        self, micro_batches: Iterator[Batch], batch_rows: int
-    ) -> tuple[int, LossSum]:
-        """Compute the gradient sums; in how many of `_sums` they are left, and the loss."""
-        losses = TreeSum[float](lambda left, right, _: left + right)
+    def _sum_gradients(self, micro_batches: Iterator[Batch], rows: int) -> tuple[int, LossSum]:
+        """Compute the gradient sums; return in how many of `_sums` they are left, and the loss."""
+        losses = TreeSum[LossSum](lambda left, right, _: left + right)
         groups = TreeSum[Floats](_add_in_place)
-        in_groups = len(self._sums) < self._tasks
-        used = correct = rows = 0
-        while tasks := list(self._gradient_tasks(micro_batches, batch_rows, used)):
-            for loss, right, size in self._team.run(tasks):
-                losses.add(loss)
-                correct += int(right)
-                rows += int(size)
-            used += len(tasks)
-            if in_groups and used == len(self._sums):
+        tasks, most = self._tasks(rows), len(self._sums)
+        for first in range(0, tasks, most):
+            used = min(most, tasks - first)
+            for start in range(0, used, self._size):
+                places = range(start, min(start + self._size, used))
+                for loss, correct, size in self._pool.run(
+                    [self._gradient_task(micro_batches, rows, first, place) for place in places]
+                ):
+                    losses.add(LossSum(loss, int(correct), int(size)))
+            if tasks > most:
                 groups.add(self._added_up(used).copy())
-                used = 0
-        if in_groups:
-            if used:
-                groups.add(self._added_up(used))
+        if tasks > most:
             self._sums[0][:] = groups.result()
-            used = 1
-        return used, LossSum(losses.result(), correct, rows)
+        return (1 if tasks > most else used), losses.result()
 
     def _added_up(self, used: int) -> Floats:
-        """The first so many of `_sums` as one, which is written over the first."""
+        """Return the first `used` of `_sums` as one, which is written over the first."""
         tree = TreeSum[Floats](_add_in_place)
         for gradient_sum in self._sums[:used]:
             tree.add(gradient_sum)
         return tree.result()
 
-    def _gradient_tasks(
-        self, micro_batches: Iterator[Batch], batch_rows: int, used: int
-    ) -> Iterator[Task]:
-        """Lay the next micro-batches where the team finds them, a span of them for each member.
+    def _gradient_task(
+        self, micro_batches: Iterator[Batch], batch_rows: int, first: int, place: int
+    ) -> Task:
+        """Lay a task's micro-batches where its process finds them.
 
-        They are copied, but for those that this process takes at last, so that no window is
-        kept when the stream goes on to the next.
+        `first` is the number of the group's first task, and `place` that of the task in the group.
         """
-        for member in range(min(self._size, len(self._sums) - used)):
-            parts = rows = 0
-            if member == self._size - 1:
-                first = next(micro_batches, None)
-                if first is None:
-                    return
-                self._own = _with_first(first, islice(micro_batches, self._span - 1))
-                del first
-            else:
-                for part in islice(micro_batches, self._span):
-                    self._lay(part, member, rows)
-                    parts, rows = parts + 1, rows + len(part.inputs)
-                    del part
-                if not parts:
-                    return
-            yield (GRADIENT, self._now, member, parts, rows, batch_rows, used + member)
+        member = place % self._size
+        done = (first + place) * self._span
+        parts = min(self._span, min(self._micro_batches, batch_rows) - done)
+        rows = 0
+        if member == self._size - 1:
+            self._own = islice(micro_batches, parts)
+        else:
+            for _ in range(parts):
+                rows += self._lay(next(micro_batches), member, rows)
+        return (GRADIENT, self._now, member, parts, rows, batch_rows, place)
 
-    def _lay(self, part: Batch, member: int, start: int) -> None:
-        """Copy a micro-batch's rows to a member's, from row `start` on."""
+    def _lay(self, part: Batch, member: int, start: int) -> int:
+        """Copy a micro-batch's rows to a process's, from row `start` on; return how many."""
         stop = start + len(part.inputs)
         self._inputs[member][start:stop] = part.inputs
         if part.targets is not None:
             self._targets[member][start:stop] = part.targets
+        return stop - start
 
     def _laid(self, member: int, parts: int, rows: int) -> Iterator[Batch]:
-        """A member's micro-batches: of a mini-batch's parts, the larger ones come first."""
+        """Return a process's micro-batches: of a mini-batch's parts, the larger ones come first."""
         cuts = (
             np.array_split(whole[member][:rows], parts) for whole in (self._inputs, self._targets)
         )
@@ -204,21 +194,21 @@ class DataParallelStep(Closing):
             yield Batch(inputs, targets if self._schema.classes else None, NO_NUMBERS)
 
     def _work(self, task: Task) -> Reply:
-        """What a member of the team does; twice with the same result."""
+        """Do a process's task; twice with the same result."""
         kind, *details = task
         with ignore_overflow():
             if kind == GRADIENT:
                 return self._gradient(*(int(detail) for detail in details))
-            now, sums, learning_rate, step_number, span = details
-            self._step(int(now), int(sums), learning_rate, int(step_number), int(span))
+            now, sums, learning_rate, step_number, stretch = details
+            self._step(int(now), int(sums), learning_rate, int(step_number), int(stretch))
             return ()
 
     def _gradient(
         self, now: int, member: int, parts: int, rows: int, batch_rows: int, place: int
     ) -> Reply:
-        """Compute the gradient sum of a member's micro-batches."""
+        """Compute the gradient sum of a process's micro-batches."""
         own = member == self._size - 1
-        found = gradient_of_subtree(
+        loss = gradient_of_subtree(
             self._rule.network,
             self._rule.scaling,
             self._generations[now][0],
@@ -227,12 +217,14 @@ class DataParallelStep(Closing):
             self._sums[place],
             self._workspace,
         )
-        return found.loss_sum, found.correct, found.rows
+        return loss.loss_sum, loss.correct, loss.rows
 
-    def _step(self, now: int, sums: int, learning_rate: float, step_number: int, span: int) -> None:
+    def _step(
+        self, now: int, sums: int, learning_rate: float, step_number: int, stretch: int
+    ) -> None:
         """Take the step on one stretch of the parameters, block by block."""
         before, after = self._generations[now], self._generations[1 - now]
-        start, end = self._spans[span], self._spans[span + 1]
+        start, end = self._bounds[stretch], self._bounds[stretch + 1]
         for first in range(start, end, BLOCK):
             block = slice(first, min(first + BLOCK, end))
             of_block = [gradient_sum[block] for gradient_sum in self._sums[:sums]]
@@ -242,27 +234,37 @@ class DataParallelStep(Closing):
 
     def close(self) -> None:
         """End the other processes."""
-        self._team.close()
+        self._pool.close()
 
 
-def _with_first(first: Batch, others: Iterator[Batch]) -> Iterator[Batch]:
-    """All of them in order, none held while the next is taken."""
-    yield first
-    del first
-    yield from others
+def step_memory(
+    network: Network, schema: SplitSchema, batch_size: int, micro_batches: int, threads: int
+) -> int:
+    """Return the bytes that a `DataParallelStep` takes at most, its two generations left out."""
+    size = min(threads, micro_batches)
+    span = process_span(micro_batches, size)
+    tasks = -(-micro_batches // span)
+    sums = min(tasks, 2 * max(GROUP, size)) + tasks.bit_length() + size * span.bit_length()
+    rows = -(-batch_size // micro_batches)
+    process = (
+        PROCESS_MEMORY
+        + rows * (network.gradient_memory + span * schema.row_bytes)
+        + 2 * network.first_layer_memory
+    )
+    return sums * network.parameter_memory + size * process
+
+
+def process_span(micro_batches: int, processes: int) -> int:
+    """Return how many micro-batches each process adds up by itself before it takes others."""
+    return min(MOST_SPAN, subtree_size(micro_batches, processes, most=micro_batches))
 
 
 def _add_in_place(left: Floats, right: Floats, _: int) -> Floats:
     return np.add(left, right, out=left)
 
 
-def _shared_copy(parameters: Floats, state: State) -> Stepped:
-    """The same values in shared memory."""
-    return _shared_like(parameters), {name: _shared_like(values) for name, values in state.items()}
-
-
-def _shared_like(values: Floats) -> Floats:
-    """An array of the same shape, dtype and values in shared memory."""
+def _shared_copy(values: Floats) -> Floats:
+    """Return an array of the same shape, dtype and values in shared memory."""
     shared = shared_array(values.shape, values.dtype)
     shared[:] = values
     return shared

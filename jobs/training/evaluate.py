@@ -1,19 +1,18 @@
 """Evaluate a network on rows of a dataset: forward passes, cross-entropy, accuracy."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.nn.network import LossSum, Network
+from jobs.nn.network import NO_ROWS, LossSum, Network
 from jobs.nn.parameters import Floats
 from jobs.thread_map import Workers
 from jobs.training.step import ignore_overflow, network_inputs
 from pipeline.stream import Batch, BatchStream
 from storage.dataset import Dataset
-from storage.errors import BadDataError
 from storage.location import Closing
 from storage.preparation import ValueRange
 
@@ -30,10 +29,6 @@ class Evaluation:
     cross_entropy: float
     """Mean over the rows, in nats."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Both figures by name."""
-        return dict(vars(self))
-
 
 class Evaluator(Closing):
     """Evaluates one range of rows again and again; reads the next time's first rows ahead."""
@@ -49,12 +44,10 @@ class Evaluator(Closing):
         times: int,
         threads: int,
     ) -> None:
-        """Over rows [first_row, first_row + rows) of a labelled split, at most `times` times."""
-        if not dataset.split(split).schema.classes:
-            raise BadDataError(f"Split {split} has no labels; leave it out of --evaluate.")
+        """Take rows [first_row, first_row + rows) of a labelled split, at most `times` times."""
         self._network = network
         self._scaling = dataset.preparation.scaling
-        self._workers = Workers(self._block, threads)
+        self._threads = threads
         self._stream = BatchStream(
             dataset,
             split,
@@ -67,29 +60,26 @@ class Evaluator(Closing):
 
     def evaluate(self, parameters: Floats) -> Evaluation:
         """Read all the rows once and judge the parameters by them."""
-        loss_sum, correct, rows = 0.0, 0, 0
-        for block in self._workers.map(self._blocks(parameters)):
-            loss_sum += block.loss_sum
-            correct += block.correct
-            rows += block.rows
-        return Evaluation(correct / rows, loss_sum / rows)
+        total = NO_ROWS
+        with Workers(partial(self._block, parameters), self._threads) as workers:
+            for block in workers.map(iter(self._stream)):
+                total += block
+        return Evaluation(total.correct / total.rows, total.loss_sum / total.rows)
 
-    def _blocks(self, parameters: Floats) -> Iterator[tuple[Floats, Batch]]:
-        for batch in self._stream:
-            yield parameters, batch
-            del batch  # it is a view, and would keep its window in memory
-
-    def _block(self, work: tuple[Floats, Batch]) -> LossSum:
-        parameters, batch = work
+    def _block(self, parameters: Floats, batch: Batch) -> LossSum:
         assert batch.targets is not None  # the split is labelled
         inputs, columns = network_inputs(batch.inputs, self._network.dtype, self._scaling)
         with ignore_overflow():
             return self._network.loss(parameters, inputs, batch.targets, columns)
 
     def close(self) -> None:
-        """Stop the stream and the threads."""
-        self._workers.close()
         self._stream.close()
+
+
+def evaluation_memory(network: Network, rows: int, threads: int) -> int:
+    """Return the bytes of threads that each take a block of at most `rows` forward."""
+    block = min(BLOCK_ROWS, rows) * network.forward_memory
+    return threads * (network.first_layer_memory + block)
 
 
 Predictions: TypeAlias = tuple[NDArray[np.float32], NDArray[np.int32]]
@@ -100,13 +90,13 @@ class Forward:
     """The forward pass of one block of rows."""
 
     def __init__(self, network: Network, parameters: Floats, scaling: ValueRange | None) -> None:
-        """With the network's `parameters`, `(parameters,)`, and the run's `scaling` of inputs."""
+        """`parameters`, `(parameters,)`, are the network's; `scaling` is the run's of inputs."""
         self._network = network
         self._scaling = scaling
         self._parameters = parameters
 
     def __call__(self, inputs: NDArray[Any]) -> NDArray[np.float32]:
-        """`(rows, 1 + features)` as stored to the probabilities `(rows, classes)`."""
+        """Turn rows `(rows, 1 + features)` as stored into probabilities `(rows, classes)`."""
         scaled, columns = network_inputs(inputs, self._network.dtype, self._scaling)
         with ignore_overflow():  # non-finite probabilities are never written
             probabilities = self._network.forward(self._parameters, scaled, columns)
@@ -114,7 +104,7 @@ class Forward:
 
 
 def predict(forward: Forward, inputs: NDArray[Any]) -> Predictions:
-    """Probabilities and classes of a chunk's rows, block by block."""
+    """Return probabilities and classes of a chunk's rows, block by block."""
     starts = range(0, len(inputs), BLOCK_ROWS)
     probabilities = np.concatenate(
         [forward(inputs[start : start + BLOCK_ROWS]) for start in starts]

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from jobs.output import percent
 from storage.checkpoints import Checkpoint
 from storage.documents import check_fields
 from storage.errors import BadDataError
@@ -19,13 +20,16 @@ LINE = {
 EVALUATION = {"accuracy": float, "cross_entropy": float}
 TIMING = {"seconds": float, "rows_per_second": int, "seconds_waited": float}
 
+WORTH_MENTIONING = 0.1
+"""Share of an epoch that training waited for data, from which on its line says so."""
+
 Metrics = dict[str, Any]
 
 
 def history_of(checkpoint: Checkpoint) -> list[Metrics]:
-    """The lines of metrics up to a checkpoint: as many as it has whole epochs.
+    """Return the lines of metrics up to a checkpoint: as many as it has whole epochs.
 
-    Raises `BadDataError` for anything else, however well it is sealed.
+    Raises `BadDataError` for anything else.
     """
     place = f"The manifest of checkpoint {checkpoint.name}"
     lines = check_history(checkpoint.progress.get("metrics"), place)
@@ -37,7 +41,7 @@ def history_of(checkpoint: Checkpoint) -> list[Metrics]:
 
 
 def check_history(lines: Any, place: str) -> list[Metrics]:
-    """The same lines; raises `BadDataError`, naming `place`, where they are no epochs' metrics."""
+    """Return the same lines; raise `BadDataError`, naming `place`, unless they are of epochs."""
     if not isinstance(lines, list):
         raise BadDataError(f"{place} has no list of metrics.")
     for number, line in enumerate(lines, 1):
@@ -49,3 +53,19 @@ def check_history(lines: Any, place: str) -> list[Metrics]:
         if line["epoch"] != number or line["evaluation"].keys() != lines[0]["evaluation"].keys():
             raise BadDataError(f"{here} is another epoch's, or of other splits.")
     return lines
+
+
+def epoch_text(metrics: Metrics, epochs: int) -> str:
+    """Return what to say at the end of one of `epochs` epochs."""
+    evaluations = "".join(
+        f"  {name} {percent(found['accuracy'])} ({found['cross_entropy']:.4f})"
+        for name, found in metrics["evaluation"].items()
+    )
+    timing = metrics["timing"]
+    waited = timing["seconds_waited"] / max(timing["seconds"], 1e-9)
+    waiting = f" ({100 * waited:.0f} % waiting)" if waited >= WORTH_MENTIONING else ""
+    return (
+        f"epoch {metrics['epoch']:>{len(str(epochs))}}/{epochs}  loss {metrics['loss']:.4f}  "
+        f"accuracy {percent(metrics['accuracy'])}{evaluations}  "
+        f"{timing['seconds']:.1f} s{waiting}  {timing['rows_per_second']:,} rows/s"
+    )

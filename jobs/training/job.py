@@ -1,37 +1,69 @@
-"""The training job: see that settings fit the dataset, open or resume the run, train to its end."""
+"""The training job: open or resume the run, train epoch by epoch, evaluate, record, save."""
 
-import os
+import logging
+import time
 from collections.abc import Mapping
-from dataclasses import replace
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from jobs.choices import DEFAULT_RUN
-from jobs.environment import environment, one_blas_thread
-from jobs.nn.architecture import Layer, parse_network
+from jobs.environment import one_blas_thread
+from jobs.nn.network import NO_ROWS, Network
 from jobs.signals import StopSignal
-from jobs.training.config import VALIDATION, TrainConfig, given_settings
-from jobs.training.epochs import TrainJob, TrainListener, TrainResult
+from jobs.training.config import TrainConfig
+from jobs.training.evaluate import Evaluator
+from jobs.training.history import Metrics, epoch_text, history_of
 from jobs.training.memory import check_memory, train_memory
-from jobs.training.select_checkpoint import open_chosen_dataset
-from jobs.training.step import STEP_VERSION, micro_batch_count, thread_count
-from jobs.training.trainer import template
-from pipeline.order import ORDER_VERSION
+from jobs.training.prepare import (
+    begin_run,
+    check_dataset,
+    check_fit,
+    newest_checkpoint,
+    reconfigured,
+    run_and_config,
+    warn_of_environment,
+    warn_of_values,
+)
+from jobs.training.select_checkpoint import best_checkpoint, open_chosen_dataset
+from jobs.training.step import thread_count
+from jobs.training.trainer import Trainer, parameters_digest, template
 from storage.checkpoints import (
-    Checkpoint,
     CheckpointName,
-    load_newest,
+    prune_checkpoints,
+    save_checkpoint,
     sweep_checkpoints,
 )
 from storage.dataset import Dataset
-from storage.errors import BadDataError, ConflictError, UsageError
-from storage.location import Location, TakeOver
-from storage.places import Place, open_location, reference_to
-from storage.runs import RECORD, Run, check_place, create_run, open_run, run_exists, run_lock
+from storage.errors import ConflictError
+from storage.events import Progress, event, no_progress
+from storage.location import TakeOver
+from storage.places import Place, open_location
+from storage.runs import Run, check_place, run_exists, run_lock
 
 if TYPE_CHECKING:
     from pipeline.cluster.client import Cluster
 
-__all__ = ["TrainListener", "TrainResult", "check_fit", "train"]
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training came to."""
+
+    run: Run
+    config: TrainConfig
+    metrics: tuple[Metrics, ...]
+    """A line per epoch, all of the run's epochs."""
+    parameters_digest: str
+    """Of the final parameters: the model's digest."""
+    order_digest: str
+    """Two runs that show the same have seen the same rows in the same batches in order."""
+    best: CheckpointName | None
+    """The checkpoint with the lowest validation cross-entropy, where there is a validation."""
+    already_done: bool
+    """True where the run had been finished before."""
+    stopped_early: bool
 
 
 def train(
@@ -42,7 +74,7 @@ def train(
     storage_options: Mapping[str, str] | None = None,
     resume: bool = False,
     take_over: TakeOver | None = None,
-    listener: TrainListener | None = None,
+    progress: Progress = no_progress,
     stop: StopSignal | None = None,
     cluster: "Cluster | None" = None,
 ) -> TrainResult:
@@ -54,7 +86,7 @@ def train(
     stopped, and one that has none is started. `config` may be a mapping of some settings: the
     others, and a `dataset` of None, are those of the run that is resumed, or the defaults. A
     `TrainConfig` gives all settings. `storage_options` are for URLs of a store. `take_over` allows
-    taking the lock of a dead writer in a store.
+    taking the lock of a dead writer in a store. `progress` is called after each step.
 
     Raises `UsageError` for settings that do not fit the dataset, `BadDataError` for damage,
     `ConflictError` where the run exists (without `resume`), is locked, or has another configuration
@@ -62,14 +94,13 @@ def train(
     """
     given = {} if config is None else config
     location = open_location(run, storage_options)
-    record, config = _run_and_config(location, given, resume=resume)
+    record, config = run_and_config(location, given, resume=resume)
     data = open_chosen_dataset(record, dataset, storage_options)
     if record is not None:
-        _check_dataset(record, data)
-    layers = check_fit(config, data)
-    listener = listener or TrainListener()
-    memory = train_memory(config, layers, data)
-    listener.planned(check_memory(memory, thread_count(config.threads)))
+        check_dataset(record, data)
+    network = Network(check_fit(config, data), config.dtype)
+    memory = check_memory(train_memory(config, network, data), thread_count(config.threads))
+    event(logger, "memory", f"memory at most {memory / 1e6:,.0f} MB", bytes=memory)
     if run_exists(location) and not resume:
         raise ConflictError(
             f"The run {location} exists. Pass --resume to continue it, or choose another --run."
@@ -79,197 +110,202 @@ def train(
     with run_lock(location, take_over) as location, one_blas_thread():
         location.sweep()
         # Another process may have begun the run in the meantime.
-        record, config = _run_and_config(location, given, resume=resume)
-        layers = check_fit(config, data)
+        record, config = run_and_config(location, given, resume=resume)
+        check_fit(config, data)
         if record is None:
-            record, config = _create(location, config, data)
-        _check_dataset(record, data)
-        sweep_checkpoints(record)
-        newest = _newest(record, template(config, layers), listener)
-        record = _reconfigured(record, config, newest)
-        job = TrainJob(
-            record, config, data, layers, newest, listener, stop or StopSignal(), cluster
-        )
-        del newest  # its tensors are to go once the trainer has them
-        return job.run_to_end()
+            record, config = begin_run(location, config, data)
+        check_dataset(record, data)
+        training = _Training(record, config, data, cluster, progress, stop or StopSignal())
+        return training.run_to_end()
 
 
-def check_fit(config: TrainConfig, dataset: Dataset) -> tuple[Layer, ...]:
-    """The network's layers, where the configuration fits the dataset; else `UsageError`."""
-    try:
-        layers = parse_network(config.network)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    if "train" not in dataset.splits:
-        raise BadDataError(
-            f"{dataset.location} has no training split; it has {', '.join(dataset.splits)}. "
-            "Ingest the training files as well, or give another --dataset."
-        )
-    schema = dataset.split("train").schema
-    if not schema.classes:
-        raise BadDataError(
-            f"The training split of {dataset.location} has no labels; there is nothing to learn."
-        )
-    found = (layers[0].inputs, layers[-1].outputs)
-    expected = (schema.features, schema.classes)
-    if found != expected:
-        middle = config.network.split("-", 1)[1].rsplit("-", 1)[0]
-        raise UsageError(
-            f"The network {config.network} takes {found[0]} values and gives {found[1]} classes; "
-            f"{dataset.location} has {expected[0]} and {expected[1]}. Pass for example "
-            f"--network {expected[0]}-{middle}-{expected[1]}."
-        )
-    rows = schema.rows - config.holdout
-    if rows < 1:
-        raise UsageError(
-            f"--holdout {config.holdout:,} leaves nothing of the {schema.rows:,} training rows."
-        )
-    if config.batch_size > rows:
-        raise UsageError(
-            f"--batch-size {config.batch_size:,} is more than the {rows:,} training rows; "
-            "expected at most that, or 0 for all of them."
-        )
-    _check_validation(config, dataset)
-    held_out = {VALIDATION} if config.holdout else set()
-    for name in config.evaluated_splits:
-        if name not in {*dataset.splits, *held_out}:
-            there = [split for split in dataset.splits if dataset.split(split).schema.classes]
-            holdout = ", or keep rows for it with --holdout ROWS" if name == VALIDATION else ""
-            raise UsageError(
-                f"{dataset.location} has no split '{name}' to evaluate after each epoch; "
-                f"pass --evaluate {','.join(there)} or --evaluate none{holdout}."
+class _Training:
+    """A training at work: its run, its trainer, and the metrics of its epochs."""
+
+    def __init__(
+        self,
+        run: Run,
+        config: TrainConfig,
+        dataset: Dataset,
+        cluster: "Cluster | None",
+        progress: Progress,
+        stop: StopSignal,
+    ) -> None:
+        self._run = run
+        self._config = config
+        self._dataset = dataset
+        self._cluster = cluster
+        self._progress = progress
+        self._stop = stop
+        self._layers = check_fit(config, dataset)
+        self._metrics: list[Metrics] = []
+        self._last_batch = 0
+        """Where the epoch stood when it was last looked whether to save."""
+
+    def run_to_end(self) -> TrainResult:
+        """Train what epochs are left."""
+        with self._resumed_trainer() as self._trainer:
+            already_done = self._finished
+            if not already_done:
+                warn_of_values(self._dataset)
+                self._train_epochs()
+            return TrainResult(
+                run=self._run,
+                config=self._config,
+                metrics=tuple(self._metrics),
+                parameters_digest=self._digest(),
+                order_digest=self._trainer.stream.state.order_digest,
+                best=best_checkpoint(self._metrics),
+                already_done=already_done,
+                stopped_early=self._out_of_patience,
             )
-        if name in dataset.splits and not dataset.split(name).schema.classes:
-            raise BadDataError(f"Split {name} has no labels; leave it out of --evaluate.")
-    return layers
 
-
-def _check_validation(config: TrainConfig, dataset: Dataset) -> None:
-    """Refuse settings that leave open which rows the best epoch is chosen by."""
-    if VALIDATION not in dataset.splits:
-        if config.patience and not config.holdout:
-            raise UsageError(
-                f"--patience stops by validation, and {dataset.location} has no validation split; "
-                "keep rows for it with --holdout ROWS."
+    def _resumed_trainer(self) -> Trainer:
+        """Return a trainer where the newest checkpoint was saved, or at the beginning."""
+        sweep_checkpoints(self._run)
+        newest = newest_checkpoint(self._run, template(self._config, self._layers))
+        self._run = reconfigured(self._run, self._config, newest)
+        self._metrics = [] if newest is None else history_of(newest)
+        self._run.rewrite_metrics(self._metrics)
+        event(
+            logger,
+            "run",
+            f"run {self._run.location}",
+            run=str(self._run.location),
+            configuration=self._config.to_json(),
+        )
+        if newest is not None:
+            event(
+                logger,
+                "resumed",
+                f"resumed from checkpoint {newest.name}",
+                checkpoint=str(newest.name),
             )
-        return
-    if not dataset.split(VALIDATION).schema.classes:
-        raise BadDataError(
-            f"The validation split of {dataset.location} has no labels to choose the best epoch "
-            "by. Ingest it again with its labels, or without the split."
+        warn_of_environment(self._run)
+        return self._make_trainer(newest and (newest.tensors, newest.progress))
+
+    def _make_trainer(self, state: Any) -> Trainer:
+        if self._config.parallel == "rounds":
+            from jobs.training.round_trainer import RoundTrainer
+
+            return RoundTrainer(self._cluster, self._config, self._layers, self._dataset, state)
+        if self._cluster is None:
+            return Trainer(self._config, self._layers, self._dataset, state)
+        from jobs.training.cluster_stepper import ClusterTrainer
+
+        return ClusterTrainer(self._cluster, self._config, self._layers, self._dataset, state)
+
+    def _train_epochs(self) -> None:
+        with ExitStack() as stack:
+            evaluators = {
+                name: stack.enter_context(self._evaluator(name))
+                for name in self._config.evaluations(self._dataset.splits)
+            }
+            while not self._finished:
+                self._train_epoch(evaluators)
+                self._stop_if_asked()
+
+    def _evaluator(self, name: str) -> Evaluator:
+        """Return what evaluates a split or, for validation, the rows that are held out."""
+        split, first_row = name, 0
+        trained = self._dataset.split("train").schema.rows - self._config.holdout
+        if name not in self._dataset.splits:
+            split, first_row = "train", trained
+        rows = trained if name == "train" else self._dataset.split(split).schema.rows - first_row
+        return Evaluator(
+            self._trainer.network,
+            self._dataset,
+            split,
+            first_row=first_row,
+            rows=rows,
+            times=self._config.epochs - len(self._metrics),
+            threads=thread_count(self._config.threads),
         )
-    if config.holdout:
-        raise UsageError(
-            f"{dataset.location} has a validation split; leave out --holdout {config.holdout}, "
-            "which makes one of training rows."
+
+    def _train_epoch(self, evaluators: Mapping[str, Evaluator]) -> None:
+        began = time.perf_counter()
+        trainer = self._trainer
+        self._last_batch = trainer.stream.state.next_batch
+        first_row, waited = trainer.sums.rows, trainer.stream.seconds_waited
+        trainer.train_epoch(self._after_step)
+        seconds = time.perf_counter() - began
+        timing = {
+            "seconds": round(seconds, 3),
+            "rows_per_second": round((trainer.sums.rows - first_row) / max(seconds, 1e-9)),
+            "seconds_waited": round(trainer.stream.seconds_waited - waited, 3),
+        }
+        line = self._line(evaluators) | {"timing": timing}
+        self._metrics.append(line)
+        trainer.sums = NO_ROWS
+        self._run.append_metrics(line, self._metrics[:-1])
+        self._save()
+        event(logger, "epoch", epoch_text(line, self._config.epochs), **line)
+
+    def _line(self, evaluators: Mapping[str, Evaluator]) -> Metrics:
+        """Return the metrics of the epoch just ended; the same, to the bit, however it ran."""
+        evaluations = {}
+        for name, evaluator in evaluators.items():
+            found = evaluator.evaluate(self._trainer.parameters)
+            split = name if name in self._dataset.splits else "train"
+            self._trainer.check_finite(f"the cross-entropy of {name}", found.cross_entropy, split)
+            evaluations[name] = asdict(found)
+        sums, state = self._trainer.sums, self._trainer.stream.state
+        return {
+            "epoch": state.epoch,
+            "steps": self._trainer.steps,
+            "loss": sums.loss_sum / sums.rows,
+            "accuracy": sums.correct / sums.rows,
+            "evaluation": evaluations,
+            "order_digest": state.order_digest,
+            "parameters_digest": self._digest(),
+        }
+
+    def _after_step(self) -> None:
+        sums, stream = self._trainer.sums, self._trainer.stream
+        stage = f"epoch {len(self._metrics) + 1}/{self._config.epochs}"
+        self._progress(stage, sums.rows, stream.rows, f"loss {sums.loss_sum / sums.rows:.4f}")
+        next_batch = stream.batches_taken % stream.batches
+        if not next_batch:
+            return  # the epoch's end, which is recorded and saved as such
+        every = self._config.checkpoint_every
+        # Where several mini-batches are a round, its border may lie past the one that is due.
+        due = every and next_batch // every != self._last_batch // every
+        self._last_batch = next_batch
+        if due or self._stop.requested:
+            self._save()
+        self._stop_if_asked()
+
+    def _stop_if_asked(self) -> None:
+        if self._stop.requested and not self._finished:
+            self._stop.raise_stopped(
+                f"Stopped after {self._trainer.steps:,} steps; the checkpoint is saved. "
+                "Run the same command with --resume to go on."
+            )
+
+    def _save(self) -> None:
+        """Save a checkpoint, then remove the oldest."""
+        state = self._trainer.stream.state
+        name = CheckpointName(state.epoch, state.next_batch)
+        save_checkpoint(
+            self._run,
+            name,
+            self._trainer.tensors(),
+            parameters_digest=self._digest(),
+            config_digest=self._config.digest,
+            progress=self._trainer.progress() | {"metrics": self._metrics},
         )
+        best = best_checkpoint(self._metrics)
+        prune_checkpoints(self._run, name, self._config.keep, {best} if best else set())
 
+    @property
+    def _finished(self) -> bool:
+        return len(self._metrics) >= self._config.epochs or self._out_of_patience
 
-def _check_dataset(run: Run, dataset: Dataset) -> None:
-    """Raise `ConflictError` unless the run was trained on this dataset."""
-    if run.dataset_digest == dataset.digest:
-        return
-    place = run.dataset_place
-    at = f"the dataset at {place}" if place else "a dataset"
-    raise ConflictError(
-        f"The run {run.location} was trained on {at} with digest {run.dataset_digest}; "
-        f"{dataset.location} has {dataset.digest}. Pass the same dataset with --dataset, or choose "
-        "another --run."
-    )
+    @property
+    def _out_of_patience(self) -> bool:
+        best = best_checkpoint(self._metrics)
+        patience = self._config.patience
+        return bool(patience and best and len(self._metrics) - best.epoch >= patience)
 
-
-def _run_and_config(
-    location: Location, given: TrainConfig | Mapping[str, Any], *, resume: bool
-) -> tuple[Run | None, TrainConfig]:
-    """Return the run to resume, if there is one, and the configuration to train with."""
-    if not (resume and run_exists(location)):
-        if isinstance(given, TrainConfig):
-            return None, given
-        return None, TrainConfig(**given_settings(given, "train()"))
-    run = open_run(location)
-    versions = {"order": ORDER_VERSION, "step": STEP_VERSION}
-    if run.versions != versions:
-        raise ConflictError(
-            f"The run {location} has versions {run.versions}; this release has {versions}. "
-            "Continue it with the release that began it."
-        )
-    recorded = TrainConfig.from_json(run.configuration, f"{location}/{RECORD}")
-    config = given
-    if not isinstance(config, TrainConfig):
-        config = replace(recorded, **given_settings(config, "train()"))
-    elif config.micro_batches is None:
-        config = replace(config, micro_batches=recorded.micro_batches)
-    _check_same(location, config, recorded)
-    return run, config
-
-
-def _check_same(location: Location, config: TrainConfig, recorded: TrainConfig) -> None:
-    differences = config.differences(recorded)
-    if not differences:
-        return
-    way_out = "Leave these settings out to resume with the recorded ones, or choose another --run."
-    if len(differences) == 1 and config.epochs != recorded.epochs:
-        way_out = (
-            f"Its {recorded.schedule} schedule spans just that many epochs; only a run with "
-            f"--schedule constant can be extended. Leave --epochs out, or train a new run: "
-            f"--epochs {config.epochs} --run OTHER."
-        )
-    raise ConflictError(
-        f"The run {location} has another configuration ({'; '.join(differences)}). {way_out}"
-    )
-
-
-def _create(location: Location, config: TrainConfig, dataset: Dataset) -> tuple[Run, TrainConfig]:
-    """Begin the run; record how many parts a mini-batch has, so that every release keeps to it."""
-    rows = config.batch_size or dataset.split("train").schema.rows - config.holdout
-    config = replace(config, micro_batches=micro_batch_count(config.micro_batches, rows))
-    run = create_run(
-        location,
-        configuration=config.to_json(),
-        dataset_digest=dataset.digest,
-        dataset={
-            "place": _recorded_place(dataset.location, location),
-            "class_names": list(dataset.class_names),
-            "transforms": list(dataset.transforms),
-            "image_shape": list(dataset.image_shape),
-            "element_type": dataset.split("train").schema.dtype,
-        },
-        versions={"order": ORDER_VERSION, "step": STEP_VERSION},
-        environment=environment(),
-    )
-    return run, config
-
-
-def _recorded_place(dataset: Location, run: Location) -> str:
-    """Return the dataset's place as the run records it: where a path is relative, to the run."""
-    text = str(dataset)
-    return text if os.path.isabs(text) else reference_to(dataset, run)
-
-
-def _reconfigured(run: Run, config: TrainConfig, newest: Checkpoint | None) -> Run:
-    """Record the settings that this resume changed, so that the next one continues with them.
-
-    A finished run is left as it is. Raises `ConflictError` where more epochs have been trained than
-    are asked for now.
-    """
-    changed = config.epochs != run.configuration.get("epochs", config.epochs)
-    end = CheckpointName(config.epochs, 0)
-    if changed and newest is not None and newest.name > end:
-        raise ConflictError(
-            f"The run {run.location} has been trained for more than --epochs {config.epochs}: its "
-            f"newest checkpoint is {newest.name} (epoch-step). Leave --epochs out, or choose "
-            "another --run."
-        )
-    finished = newest is not None and newest.name == end and not changed
-    if finished or config.to_json() == run.configuration:
-        return run
-    return run.reconfigured(config.to_json())
-
-
-def _newest(run: Run, tensors: dict[str, Any], listener: TrainListener) -> Checkpoint | None:
-    for found in load_newest(run, tensors):
-        if isinstance(found, Checkpoint):
-            return found
-        name, error = found
-        listener.warned(f"Checkpoint {name} is not used: {error}")
-    return None
+    def _digest(self) -> str:
+        return parameters_digest(self._layers, self._trainer.parameters)

@@ -42,9 +42,6 @@ def local_steps(
 class RoundStepper(Closing):
     """The parameters and what all replicas remember, moved on a round at a time."""
 
-    missing_processes = 0
-    """Dask replaces its own."""
-
     def __init__(
         self, work: RoundTask, parameters: Floats, memory: State, cluster: Cluster | None
     ) -> None:

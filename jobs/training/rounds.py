@@ -14,12 +14,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jobs.nn.network import Network
 from jobs.nn.optimizers import State, make_optimizer
 from jobs.nn.parameters import Floats
 from jobs.training.config import TrainConfig
 from jobs.training.step import TreeSum
+from pipeline.rows import reader_memory
+from storage.schema import SplitSchema
 
 VELOCITY = "outer.velocity"
+FORMS_PER_REPLICA = 11
+"""Its parameters and the optimiser's two vectors, before and after a round, twice in a checkpoint,
+and what the allocator keeps between the two."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,13 @@ class RoundPlan:
     def _steps_in_epoch(self, taken: int) -> int:
         """Of each replica: every round before an epoch's last one is whole."""
         return taken // self.round_batches * self.sync_every
+
+
+def replicas_memory(replicas: int, network: Network, schema: SplitSchema, window: int) -> int:
+    """Return the bytes of all replicas where no cluster has them, for windows of so many chunks."""
+    vectors = replicas * FORMS_PER_REPLICA * network.parameter_memory
+    # Where one window does not hold all rows, each replica has its own.
+    return vectors + (replicas * reader_memory(schema, window) if window < schema.chunks else 0)
 
 
 def replica_rate(learning_rate: float, replicas: int) -> float:

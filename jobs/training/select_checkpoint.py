@@ -1,6 +1,4 @@
-"""Which checkpoint of a run is meant: the best, the latest, an epoch's, or that of a digest.
-
-And which dataset, where none is given: that of the run.
+"""Which checkpoint of a run is meant, and which dataset where none is given.
 
 Imports neither Zarr nor Dask: a job that finds its work done needs no more than this.
 """
@@ -15,10 +13,10 @@ from jobs.training.history import Metrics, history_of
 from storage.checkpoints import (
     Checkpoint,
     CheckpointName,
-    Tensors,
     list_checkpoints,
     load_checkpoint,
     load_newest,
+    parse_name,
 )
 from storage.errors import BadDataError, UsageError
 from storage.location import Location
@@ -31,11 +29,10 @@ if TYPE_CHECKING:
 EPOCH = re.compile(r"[0-9]{1,7}", re.ASCII)
 DIGEST = re.compile(r"[0-9a-f]{8,64}", re.ASCII)
 """The first digits of a model's digest; a shorter number is an epoch's."""
-NAME = re.compile(r"[0-9]{6,}-[0-9]{6,}", re.ASCII)
 
 
 def best_checkpoint(metrics: list[Metrics]) -> CheckpointName | None:
-    """The checkpoint of the epoch with the lowest validation cross-entropy, the first of equals.
+    """Return that of the epoch with the lowest validation cross-entropy, the first of equals.
 
     None where there is no validation split.
     """
@@ -47,10 +44,8 @@ def best_checkpoint(metrics: list[Metrics]) -> CheckpointName | None:
     return CheckpointName(min(scored)[1], 0) if scored else None
 
 
-def choose_checkpoint(
-    run: Run, choice: str, template: Tensors | None = None
-) -> tuple[Checkpoint, tuple[str, ...]]:
-    """The checkpoint `best`, `latest`, of an epoch's number or a model's digest; and warnings.
+def choose_checkpoint(run: Run, choice: str) -> tuple[Checkpoint, tuple[str, ...]]:
+    """Return the checkpoint `best`, `latest`, of an epoch or of a model's digest; and warnings.
 
     `best` is the one with the lowest validation cross-entropy or, where there is no validation, the
     latest. A damaged newest checkpoint is warned of where another one is the best. A checkpoint's
@@ -61,104 +56,81 @@ def choose_checkpoint(
     while True:
         names = list_checkpoints(run)
         try:
-            return _chosen(run, choice, names, template)
+            return _chosen(run, choice, names)
         except BadDataError:
             if list_checkpoints(run) == names:
                 raise
 
 
 def _chosen(
-    run: Run, choice: str, names: list[CheckpointName], template: Tensors | None
+    run: Run, choice: str, names: list[CheckpointName]
 ) -> tuple[Checkpoint, tuple[str, ...]]:
     if not names:
         raise BadDataError(
             f"The run {run.location} has no checkpoint yet. Train it with `pipeline train`."
         )
-    if EPOCH.fullmatch(choice):
-        return load_checkpoint(run, _of_epoch(run, choice, names), template), ()
-    if NAME.fullmatch(choice):
-        return load_checkpoint(run, _named(run, choice, names), template), ()
+    if choice in ("best", "latest"):
+        return _newest_or_best(run, choice)
+    name = CheckpointName(int(choice), 0) if EPOCH.fullmatch(choice) else parse_name(choice)
+    if name in names:
+        return load_checkpoint(run, name), ()
+    if name is not None:
+        raise BadDataError(
+            f"The run {run.location} has no checkpoint {name} (epoch-step); it keeps "
+            f"{', '.join(map(str, names))}. Train with a larger --keep to have more."
+        )
     if DIGEST.fullmatch(choice):
-        return _of_digest(run, choice, names, template), ()
-    if choice not in ("best", "latest"):
-        raise UsageError(
-            f"--checkpoint is {choice!r}; expected best, latest, the number of an epoch, or the "
-            "first 8 or more digits of a model's digest."
-        )
-    return _newest_or_best(run, choice, template)
-
-
-def _newest_or_best(
-    run: Run, choice: str, template: Tensors | None
-) -> tuple[Checkpoint, tuple[str, ...]]:
-    newest = None
-    damaged: list[tuple[CheckpointName, BadDataError]] = []
-    for found in load_newest(run, template):
-        if isinstance(found, Checkpoint):
-            newest = found
-        else:
-            damaged.append(found)
-    assert newest is not None  # load_newest raises where none is sound
-    # Where the newest checkpoint is damaged, its epoch's line is in the metrics still.
-    metrics = run.metrics() if damaged else history_of(newest)
-    best = best_checkpoint(metrics) if choice == "best" else None
-    if damaged and (best is None or best > newest.name):
-        name, error = damaged[0]
-        raise BadDataError(
-            f"Checkpoint {name}, the newest one, cannot be used: {error} The newest sound one is "
-            f"{newest.name} (epoch-step); choose it by --checkpoint {newest.name}, or continue "
-            "training from it with `pipeline train --resume`."
-        )
-    warnings = tuple(f"Checkpoint {name} is not used: {error}" for name, error in damaged)
-    if best and best != newest.name:
-        return load_checkpoint(run, best, template), warnings
-    return newest, warnings
-
-
-def _of_epoch(run: Run, choice: str, names: list[CheckpointName]) -> CheckpointName:
-    name = CheckpointName(int(choice), 0)
-    if name not in names:
-        kept = ", ".join(str(found.epoch) for found in names if not found.step)
-        raise BadDataError(
-            f"The run {run.location} has no checkpoint of epoch {choice}; it keeps those of "
-            f"epochs {kept or '(none)'}. Train with a larger --keep to have more."
-        )
-    return name
-
-
-def _named(run: Run, choice: str, names: list[CheckpointName]) -> CheckpointName:
-    for name in names:
-        if str(name) == choice:
-            return name
-    raise BadDataError(
-        f"The run {run.location} has no checkpoint {choice}; it keeps {', '.join(map(str, names))}."
+        return _of_digest(run, choice, names), ()
+    raise UsageError(
+        f"--checkpoint is {choice!r}; expected best, latest, the number of an epoch, or the "
+        "first 8 or more digits of a model's digest."
     )
 
 
-def _of_digest(
-    run: Run, digest: str, names: list[CheckpointName], template: Tensors | None
-) -> Checkpoint:
-    """The newest checkpoint whose model has a digest that begins so; damaged ones do not count."""
-    found: Checkpoint | None = None
+def _newest_or_best(run: Run, choice: str) -> tuple[Checkpoint, tuple[str, ...]]:
+    *damaged, newest = load_newest(run, None)
+    assert isinstance(newest, Checkpoint)  # load_newest raises where none is sound
+    # Where the newest checkpoint is damaged, its epoch's line is in the metrics still.
+    metrics = run.metrics() if damaged else history_of(newest)
+    best = best_checkpoint(metrics) if choice == "best" else None
+    warnings = [
+        f"Checkpoint {found[0]} is not used: {found[1]}"
+        for found in damaged
+        if not isinstance(found, Checkpoint)
+    ]
+    if damaged and (best is None or best > newest.name):
+        raise BadDataError(
+            f"{warnings[0]} The newest sound one is {newest.name} (epoch-step); choose it by "
+            f"--checkpoint {newest.name}, or continue training from it with "
+            "`pipeline train --resume`."
+        )
+    if best and best != newest.name:
+        newest = load_checkpoint(run, best)
+    return newest, tuple(warnings)
+
+
+def _of_digest(run: Run, digest: str, names: list[CheckpointName]) -> Checkpoint:
+    """Return the newest checkpoint of the model whose digest begins so; skip damaged ones."""
+    matching: Checkpoint | None = None
     for name in reversed(names):
         try:
-            checkpoint = load_checkpoint(run, name, template)
+            checkpoint = load_checkpoint(run, name)
         except BadDataError:
             continue
         if not checkpoint.parameters_digest.startswith(digest):
             continue
-        if found is not None and found.parameters_digest != checkpoint.parameters_digest:
+        if matching and matching.parameters_digest != checkpoint.parameters_digest:
             raise UsageError(
                 f"Several models of {run.location} have a digest that begins with {digest}; give "
                 "more of it."
             )
-        found = found or checkpoint
-    if found is None:
+        matching = matching or checkpoint
+    if matching is None:
         raise BadDataError(
             f"The run {run.location} has no sound checkpoint of a model with digest {digest}. "
-            f"`pipeline inspect {run.location}` lists those that there are."
+            f"`pipeline inspect {run.location}` lists its checkpoints."
         )
-    return found
+    return matching
 
 
 def choose_dataset(
@@ -180,11 +152,9 @@ def open_chosen_dataset(
     except BadDataError as error:
         if run is None or given is not None:
             raise
-        why = (
-            "expects its dataset there"
-            if run.dataset_place
-            else "does not record its dataset's place"
+        recorded = (
+            "expects its dataset there" if run.dataset_place else "records no dataset's place"
         )
         raise BadDataError(
-            f"{error} The run {run.location} {why}; pass --dataset if it lies elsewhere."
+            f"{error} The run {run.location} {recorded}; pass --dataset if it lies elsewhere."
         ) from error

@@ -6,12 +6,13 @@ The bits depend on the configuration alone, not on how many cores did the work.
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.nn.network import Columns, LossSum, Network, Workspace
+from jobs.nn.network import Columns, GradientSum, LossSum, Network, Workspace
 from jobs.nn.optimizers import Optimizer, Stepped
 from jobs.nn.parameters import Floats, weight_slices
 from pipeline.stream import Batch
@@ -28,7 +29,7 @@ Item = TypeVar("Item")
 
 
 def default_micro_batches(batch_size: int) -> int:
-    """How many parts a mini-batch of this size has, whatever the machine.
+    """Return how many parts a mini-batch of this size has, whatever the machine.
 
     One part below 100 rows, two below 320; above, four or more of at most `MICRO_BATCH_ROWS`.
     Smaller parts would keep more cores busy, but each part costs a pass over all parameters: two
@@ -42,12 +43,12 @@ def default_micro_batches(batch_size: int) -> int:
 
 
 def micro_batch_count(chosen: int | None, batch_size: int) -> int:
-    """How many parts a mini-batch has: as `--micro-batches` says, none of them empty."""
+    """Return how many parts a mini-batch has: as `--micro-batches` says, none of them empty."""
     return min(chosen or default_micro_batches(batch_size), batch_size)
 
 
 def subtree_size(micro_batches: int, workers: int, most: int) -> int:
-    """How many micro-batches one worker adds up: a power of two, so that they are a subtree.
+    """Return how many micro-batches one worker adds up: a power of two, which makes a subtree.
 
     Of the sizes that leave at most `most` sums, the one that has the last worker done first; of
     equals the largest, which leaves the fewest.
@@ -63,12 +64,12 @@ def subtree_size(micro_batches: int, workers: int, most: int) -> int:
 
 
 def ignore_overflow() -> AbstractContextManager[Any]:
-    """No NumPy warnings where a training diverges: its loss tells, once. For one thread only."""
+    """Silence NumPy, in one thread, where a training diverges: its loss shows that, once."""
     return np.errstate(over="ignore", invalid="ignore")
 
 
 def thread_count(threads: int) -> int:
-    """How many cores a setting means; 0 is all that this process may use."""
+    """Return how many cores a setting means; 0 is all that this process may use."""
     return threads or usable_cores()
 
 
@@ -78,7 +79,7 @@ def network_inputs(
     scaling: ValueRange | None,
     workspace: Workspace | None = None,
 ) -> tuple[Floats, Columns | None]:
-    """Stored rows as the network takes them: scaled, and narrowed to their occupied columns."""
+    """Return stored rows as the network takes them: scaled and narrowed to occupied columns."""
     workspace = workspace or Workspace()
     columns = occupied_columns(stored, scaling)
     if columns is None:
@@ -99,12 +100,12 @@ class TreeSum(Generic[Item]):
     """
 
     def __init__(self, add: Callable[[Item, Item, int], Item]) -> None:
-        """`add(left, right, depth)` adds two; what it gives is the only sum of that depth."""
+        """`add(left, right, depth)` returns the sum of two, the only one of that depth."""
         self._add = add
         self._subtrees: list[tuple[int, Item]] = []  # (items, sum), the largest first
 
     def add(self, item: Item) -> None:
-        """The next item, by index."""
+        """Take the next item, by index."""
         items = 1
         while self._subtrees and self._subtrees[-1][0] == items:
             left_items, left = self._subtrees.pop()
@@ -113,7 +114,7 @@ class TreeSum(Generic[Item]):
         self._subtrees.append((items, item))
 
     def result(self) -> Item:
-        """The sum of all items, at least one."""
+        """Return the sum of all items, at least one."""
         _, total = self._subtrees.pop()
         while self._subtrees:
             _, left = self._subtrees.pop()
@@ -130,29 +131,21 @@ def gradient_of_subtree(
     out: Floats,
     workspace: Workspace,
 ) -> LossSum:
-    """What micro-batches that are one subtree of the fixed tree add to the gradient; their loss.
+    """Compute the gradient of micro-batches that are a subtree of the fixed tree; return the loss.
 
     The gradient is that of the mean loss of their mini-batch, which has `batch_rows` rows. It is
-    written to `out`, `(parameters,)`. No micro-batch is held while the next is taken. Raises
-    `BadDataError` where they have no labels.
+    written to `out`, `(parameters,)`. No micro-batch is held while the next is taken: it may be a
+    view of a window. Raises `BadDataError` where they have no labels.
     """
-    free, made = [out], 0
+    free, numbers = [out], count()
 
-    def add(left: Floats, right: Floats, _: int) -> Floats:
-        free.append(right)
-        return np.add(left, right, out=left)
-
-    gradients = TreeSum[Floats](add)
-    losses = TreeSum[float](lambda left, right, _: left + right)
-    correct = rows = 0
-    for batch in micro_batches:
+    def compute(batch: Batch) -> GradientSum:
         if batch.targets is None:
             raise BadDataError("The split has no labels to learn from; choose a labelled one.")
         if not free:
-            free.append(workspace.array(f"subtree-{made}", out.shape, out.dtype))
-            made += 1
+            free.append(workspace.array(f"subtree-{next(numbers)}", out.shape, out.dtype))
         inputs, columns = network_inputs(batch.inputs, network.dtype, scaling, workspace)
-        found = network.gradient_sum(
+        return network.gradient_sum(
             parameters,
             inputs,
             batch.targets,
@@ -161,17 +154,22 @@ def gradient_of_subtree(
             out=free.pop(),
             workspace=workspace,
         )
-        del batch  # it may be a view, and would keep its window in memory
-        gradients.add(found.gradient)
-        losses.add(found.loss_sum)
-        correct += found.correct
-        rows += found.rows
-    gradients.result()  # which is in `out`: a sum is written where its left part was
-    return LossSum(losses.result(), correct, rows)
+
+    def add(left: GradientSum, right: GradientSum, _: int) -> GradientSum:
+        free.append(right.gradient)
+        np.add(left.gradient, right.gradient, out=left.gradient)
+        loss = left + right
+        return GradientSum(loss.loss_sum, loss.correct, loss.rows, left.gradient)
+
+    tree = TreeSum[GradientSum](add)
+    for gradient_sum in map(compute, micro_batches):
+        tree.add(gradient_sum)
+    found = tree.result()  # its gradient is `out`: a sum is written where its left part was
+    return LossSum(found.loss_sum, found.correct, found.rows)
 
 
 def tree_reduce(sums: list[Floats], workspace: Workspace) -> Floats:
-    """The sums of the subtrees, added in the fixed tree: the gradient of a mini-batch.
+    """Return the subtrees' sums added in the fixed tree: the gradient of a mini-batch.
 
     `sums` are of one stretch of the parameters, and so is their sum, which is scratch memory.
     """
@@ -182,8 +180,8 @@ def tree_reduce(sums: list[Floats], workspace: Workspace) -> Floats:
         return np.add(left, right, out=scratch)
 
     tree = TreeSum[Floats](add)
-    for found in sums:
-        tree.add(found)
+    for gradient_sum in sums:
+        tree.add(gradient_sum)
     if len(sums) > 1:
         return tree.result()
     copy: Floats = workspace.array("sum-0", shape, dtype)
@@ -231,7 +229,7 @@ class UpdateRule:
         )
 
     def _weights(self, block: slice) -> list[slice]:
-        """Where in the block the weights are that L2 pulls at: all but the biases."""
+        """Return where in the block the weights are that L2 pulls at: all but the biases."""
         size = block.stop - block.start
         return [
             slice(max(0, weights.start - block.start), min(size, weights.stop - block.start))

@@ -3,8 +3,8 @@
 import hashlib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol, Self
+from dataclasses import asdict
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from jobs.nn import parameters as layout
 from jobs.nn.architecture import Layer, format_network
 from jobs.nn.initialise import initialise
 from jobs.nn.lr_schedules import learning_rate
-from jobs.nn.network import LossSum, Network
+from jobs.nn.network import NO_ROWS, LossSum, Network
 from jobs.nn.optimizers import State, make_optimizer
 from jobs.nn.parameters import Floats
 from jobs.training.config import TrainConfig
@@ -34,36 +34,8 @@ FAR_FROM_ONE = 10.0
 a divergence than the learning rate."""
 
 
-@dataclass
-class RunningSums:
-    """Over the rows of the current epoch, each counted as it was when it was trained on."""
-
-    loss_sum: float = 0.0
-    correct: int = 0
-    rows: int = 0
-
-    @classmethod
-    def from_json(cls, document: Any) -> Self:
-        """What `asdict` gave; raises `BadDataError` for anything else."""
-        kinds = {"loss_sum": float, "correct": int, "rows": int}
-        check_fields(document, kinds, "The trainer's state in a checkpoint")
-        if not 0 <= document["correct"] <= document["rows"]:
-            raise BadDataError("The trainer's state in a checkpoint counts wrong; it is damaged.")
-        return cls(**{name: document[name] for name in kinds})
-
-    def add(self, step: LossSum) -> None:
-        """Count one more mini-batch."""
-        self.loss_sum += step.loss_sum
-        self.correct += step.correct
-        self.rows += step.rows
-
-
 class TrainingState(Protocol):
     """Parameters and the optimiser's state, moved on by steps or rounds."""
-
-    @property
-    def missing_processes(self) -> int:
-        """How many processes fewer than it was to have are at work."""
 
     @property
     def parameters(self) -> Floats:
@@ -83,7 +55,7 @@ class TrainingStep(TrainingState, Protocol):
     def step(
         self, micro_batches: Iterator[Batch], rows: int, learning_rate: float, step_number: int
     ) -> LossSum:
-        """Take the step of a mini-batch of so many rows, its micro-batches in order; its loss."""
+        """Take the step of a mini-batch of `rows`, its micro-batches in order; return its loss."""
 
 
 class Trainer(Closing):
@@ -95,23 +67,25 @@ class Trainer(Closing):
     def __init__(
         self, config: TrainConfig, layers: tuple[Layer, ...], dataset: Dataset, state: Any = None
     ) -> None:
-        """Begin at the beginning, or, with `load`'s arguments as `state`, where they were saved."""
+        """Begin at the beginning, or go on from a checkpoint's `(tensors, progress)`."""
         self.config = config
         self._dataset = dataset
         self.network = Network(layers, config.dtype)
-        optimizer = make_optimizer(config.optimizer, momentum=config.momentum)
-        parameters = initialise(config.init, layers, config.seed, config.dtype)
-        memory = initial_memory(config, parameters)
-        self.sums = RunningSums()
+        self.sums = NO_ROWS
+        """Over the rows of the current epoch, each as it was when it was trained on."""
         stream_state = None
-        if state is not None:
+        if state is None:
+            parameters = initialise(config.init, layers, config.seed, config.dtype)
+            memory = initial_memory(config, parameters)
+        else:
             tensors, progress = state
             parameters = flat_parameters(layers, tensors)
-            memory = {name: tensors[f"optimizer.{name}"] for name in memory}
-            self.sums = RunningSums.from_json(progress.get("sums"))
+            names = initial_memory(config, parameters)
+            memory = {name: tensors[f"optimizer.{name}"] for name in names}
+            self.sums = _sums_from_json(progress.get("sums"))
             stream_state = StreamState.from_json(progress.get("stream"))
-        schema = dataset.split("train").schema
-        rows = schema.rows - config.holdout
+        optimizer = make_optimizer(config.optimizer, momentum=config.momentum)
+        rows = dataset.split("train").schema.rows - config.holdout
         batch_size = config.batch_size or rows
         self._micro_batches = micro_batch_count(config.micro_batches, batch_size)
         # The stepper forks, and does so before the stream starts its threads.
@@ -167,11 +141,6 @@ class Trainer(Closing):
         return self._stepper.parameters
 
     @property
-    def missing_processes(self) -> int:
-        """How many processes fewer than were asked for are at work; the others do their part."""
-        return self._stepper.missing_processes
-
-    @property
     def steps(self) -> int:
         """Optimiser steps taken so far in the run."""
         return self.stream.batches_taken
@@ -190,7 +159,7 @@ class Trainer(Closing):
         """
         for losses in self._losses():
             for loss in losses:
-                self.sums.add(loss)
+                self.sums += loss
             self.check_finite(f"the loss of step {self.steps}", self.sums.loss_sum)
             after_step()
         # What harm the last step did shows in no loss yet.
@@ -212,33 +181,33 @@ class Trainer(Closing):
             raise self._diverged(f"Training diverged: {what} is {value}.", split)
 
     def _diverged(self, text: str, split: str) -> PipelineError:
-        row, stored, size = largest_input(
-            self._dataset.split(split), self._dataset.preparation.scaling
-        )
-        if size > FAR_FROM_ONE:
-            cause = (
-                f"{text} The data is the likely cause: row {row} of the {split} split holds "
-                f"{stored}, and a network learns from inputs of about 0 to 1. "
-            )
-            if size > LARGEST:
-                return BadDataError(
-                    f"{cause}Put another value in its place and ingest the files again."
-                )
+        scaling = self._dataset.preparation.scaling
+        row, stored, size = largest_input(self._dataset.split(split), scaling)
+        if size <= FAR_FROM_ONE:
+            rate = f"{self.config.learning_rate:g}"
             return QualityGateError(
-                f"{cause}Ingest the files again with the --scale LOW,HIGH of most values."
+                f"{text} Start another run with a --learning-rate below {rate}."
+            )
+        cause = (
+            f"{text} The data is the likely cause: row {row} of the {split} split holds {stored}, "
+            "and a network learns from inputs of about 0 to 1. "
+        )
+        if size > LARGEST:
+            return BadDataError(
+                f"{cause}Put another value in its place and ingest the files again."
             )
         return QualityGateError(
-            f"{text} Start another run with a --learning-rate below {self.config.learning_rate:g}."
+            f"{cause}Ingest the files again with the --scale LOW,HIGH of most values."
         )
 
     def tensors(self) -> Tensors:
-        """What a checkpoint holds: each layer's matrix, and what the optimiser remembers."""
+        """Return what a checkpoint holds: each layer's matrix, and what the optimiser remembers."""
         return layer_tensors(self.network.layers, self.parameters) | {
             f"optimizer.{name}": vector for name, vector in self._stepper.state.items()
         }
 
     def progress(self) -> dict[str, Any]:
-        """The rest of the state, for the checkpoint's manifest."""
+        """Return the rest of the state, for the checkpoint's manifest."""
         return {"stream": self.stream.state.to_json(), "sums": asdict(self.sums)}
 
     def close(self) -> None:
@@ -248,7 +217,7 @@ class Trainer(Closing):
 
 
 def template(config: TrainConfig, layers: tuple[Layer, ...]) -> Tensors:
-    """Tensors of the names, shapes and dtypes that a checkpoint of this configuration has."""
+    """Return tensors of the names, shapes and dtypes of this configuration's checkpoints."""
     parameters = np.zeros(sum(layer.parameter_count for layer in layers), config.dtype)
     return layer_tensors(layers, parameters) | {
         f"optimizer.{name}": vector for name, vector in initial_memory(config, parameters).items()
@@ -256,18 +225,27 @@ def template(config: TrainConfig, layers: tuple[Layer, ...]) -> Tensors:
 
 
 def layer_tensors(layers: tuple[Layer, ...], parameters: Floats) -> Tensors:
-    """The parameters as one named matrix `(1 + inputs, outputs)` per layer."""
+    """Return the parameters as one named matrix `(1 + inputs, outputs)` per layer."""
     matrices = layout.views(parameters, layers)
     return dict(zip(layout.names(layers), matrices, strict=True))
 
 
 def flat_parameters(layers: tuple[Layer, ...], tensors: Tensors) -> Floats:
-    """The flat vector `(parameters,)` from the named matrices."""
+    """Return the flat vector `(parameters,)` from the named matrices."""
     return np.concatenate([tensors[name].reshape(-1) for name in layout.names(layers)])
 
 
 def parameters_digest(layers: tuple[Layer, ...], parameters: Floats) -> str:
-    """SHA-256 of a model: its network's text, its dtype, and its parameters, little-endian."""
+    """Return SHA-256 of a model: its network's text, dtype, and little-endian parameters."""
     content = hashlib.sha256(f"{format_network(layers)}|{parameters.dtype}|".encode())
     content.update(parameters.astype(parameters.dtype.newbyteorder("<"), copy=False).data)
     return content.hexdigest()
+
+
+def _sums_from_json(document: Any) -> LossSum:
+    """Return what `asdict` made a document of; raise `BadDataError` for anything else."""
+    kinds = {"loss_sum": float, "correct": int, "rows": int}
+    check_fields(document, kinds, "The trainer's state in a checkpoint")
+    if not 0 <= document["correct"] <= document["rows"]:
+        raise BadDataError("The trainer's state in a checkpoint counts wrong; it is damaged.")
+    return LossSum(**{name: document[name] for name in kinds})

@@ -9,12 +9,12 @@ from threadpoolctl import threadpool_limits
 from jobs.environment import one_blas_thread
 from jobs.nn.architecture import parse_network
 from jobs.nn.initialise import initialise
-from jobs.nn.network import Network
+from jobs.nn.network import NO_ROWS, Network
 from jobs.nn.optimizers import make_optimizer
 from jobs.training.config import TrainConfig
 from jobs.training.data_parallel import DataParallelStep
 from jobs.training.step import UpdateRule, default_micro_batches
-from jobs.training.trainer import RunningSums, Trainer
+from jobs.training.trainer import Trainer
 from pipeline.stream import Batch
 from tests.benchmarks.contest import Contestant, Verdict, medians
 from tests.benchmarks.data import CORES, NETWORK, Workplace
@@ -51,7 +51,7 @@ def epoch_of(trainer: Trainer) -> Contestant:
 
     def epoch() -> None:
         with one_blas_thread():
-            trainer.sums = RunningSums()
+            trainer.sums = NO_ROWS
             trainer.train_epoch(lambda: None)
 
     return epoch

@@ -20,7 +20,7 @@ from typing import Any
 from distributed import Scheduler
 
 from jobs.scoring.job import score
-from jobs.training.job import TrainListener, train
+from jobs.training.job import train
 from pipeline.cluster.client import Cluster
 from pipeline.ingest import ingest
 from tests.chaos.processes import has_ended
@@ -183,7 +183,7 @@ def pause(oracle: Oracle, case: int, chance: random.Random) -> str:
         expected = outcome(train(config, dataset=oracle.few, run=home / "alone"))
         harm = HarmAt({step: partial(_pause, workers, number, LONG_PAUSE_SECONDS)})
         run = home / "run"
-        found = train(config, dataset=oracle.few, run=run, listener=harm, cluster=cluster)
+        found = train(config, dataset=oracle.few, run=run, progress=harm, cluster=cluster)
         assert expected == outcome(found)
         assert 3 == len(cluster.workers(now=True)), workers.logs()
     return "survived"
@@ -198,13 +198,13 @@ def endure(oracle: Oracle, case: int, chance: random.Random) -> str:
     ):
         watch = _Watch(cluster, workers.scheduler.pid)
         run = Path(directory) / "run"
-        result = train(LONG_TRAINING, dataset=oracle.few, run=run, listener=watch, cluster=cluster)
+        result = train(LONG_TRAINING, dataset=oracle.few, run=run, progress=watch, cluster=cluster)
         assert STEPS_IN_ALL <= result.metrics[-1]["steps"]
         watch.check()
     return "survived"
 
 
-class _Watch(TrainListener):
+class _Watch:
     """Looks at the memory of client and scheduler, and at the tasks, after each epoch."""
 
     def __init__(self, cluster: Cluster, scheduler: int) -> None:
@@ -212,7 +212,9 @@ class _Watch(TrainListener):
         self._processes = {"client": "self", "scheduler": str(scheduler)}
         self._held: dict[str, list[int]] = {"client": [], "scheduler": [], "tasks": []}
 
-    def finished_epoch(self, line: dict[str, object]) -> None:
+    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
+        if done < total:
+            return
         for name, number in self._processes.items():
             pages = int(Path(f"/proc/{number}/statm").read_text().split()[1])
             self._held[name].append(pages * resource.getpagesize())

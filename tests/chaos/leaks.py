@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from jobs.scoring.job import score
-from jobs.training.job import TrainListener, train
+from jobs.training.job import train
 from storage.runs import SCORES
 from tests.chaos.processes import GIVEN_UP
 from tests.chaos.subject import longer, undisturbed
@@ -66,14 +66,15 @@ def holds() -> Held:
     }
 
 
-class _Holding(TrainListener):
+class _Holding:
     """Looks after each epoch."""
 
     def __init__(self) -> None:
         self.held: list[Held] = []
 
-    def finished_epoch(self, metrics: dict[str, Any]) -> None:
-        self.held.append(holds())
+    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
+        if done == total:
+            self.held.append(holds())
 
 
 def repeat_here(name: str, count: int) -> list[Held]:
@@ -81,10 +82,10 @@ def repeat_here(name: str, count: int) -> list[Held]:
     with TemporaryDirectory(prefix="chaos-") as directory:
         subject = undisturbed(Path(directory))
         if name == "train":
-            listener = _Holding()
+            holding = _Holding()
             config = longer(epochs=count)
-            train(config, dataset=subject.dataset, run=subject.home / "long", listener=listener)
-            return listener.held
+            train(config, dataset=subject.dataset, run=subject.home / "long", progress=holding)
+            return holding.held
         held = []
         for _ in range(count):
             shutil.rmtree(subject.run / SCORES)

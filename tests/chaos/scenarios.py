@@ -7,9 +7,8 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from jobs.signals import StopSignal
 from jobs.training.config import TrainConfig
-from jobs.training.job import TrainListener, train
+from jobs.training.job import train
 from storage.checkpoints import NAME, list_checkpoints
 from storage.errors import BadDataError, StoppedError
 from storage.location import Location
@@ -30,6 +29,7 @@ from tests.chaos.subject import (
     undisturbed,
 )
 from tests.chaos.tally import scratch
+from tests.jobs.trainings import StopAt
 
 OUTPUT = "predictions.csv"
 NOTHING_YET = (
@@ -54,10 +54,10 @@ class Scenario:
 def _part_of_run(subject: Subject) -> None:
     """A training that was stopped within its second epoch, at a checkpoint."""
     run_well(subject.ingest)
-    listener = _StopAt(5)
+    stopper = StopAt(5)
     places = {"dataset": subject.dataset, "run": subject.run}
     try:
-        train(subject.config, **places, listener=listener, stop=listener.signal)
+        train(subject.config, **places, progress=stopper, stop=stopper.signal)
     except StoppedError:
         return
     raise AssertionError("the training was to stop")
@@ -66,19 +66,6 @@ def _part_of_run(subject: Subject) -> None:
 def _run_to_score(subject: Subject) -> None:
     run_well(subject.ingest)
     run_well(subject.train)
-
-
-class _StopAt(TrainListener):
-    """Asks for a stop in a step, as a signal would."""
-
-    def __init__(self, step: int) -> None:
-        self.signal = StopSignal()
-        self._left = step
-
-    def stepped(self, epoch: int, rows: int, total: int, loss: float) -> None:
-        self._left -= 1
-        if not self._left:
-            self.signal.number = 15
 
 
 SCENARIOS = {

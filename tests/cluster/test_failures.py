@@ -195,7 +195,7 @@ def test_a_signal_while_all_workers_are_gone(
             connected(workers, check=check) as client,
             pytest.raises(StoppedError, match="while no worker took tasks") as raised,
         ):
-            train(STEPS, dataset=digits, run=run, listener=harm, stop=stop, cluster=client)
+            train(STEPS, dataset=digits, run=run, progress=harm, stop=stop, cluster=client)
         assert 128 + number == raised.value.exit_code
         workers.add_worker()
         assert reference.steps == train_on(workers, STEPS, digits, run)

@@ -113,7 +113,7 @@ def test_all_workers_pause(digits: Path, reference: Reference, tmp_path: Path) -
 
         run, harm = tmp_path / "run", HarmAt({5: pause})
         with connected(workers) as client, attached(Resume(workers.address)):
-            result = train(STEPS, dataset=digits, run=run, listener=harm, cluster=client)
+            result = train(STEPS, dataset=digits, run=run, progress=harm, cluster=client)
         assert reference.steps["parameters_digest"] == result.parameters_digest
         with pytest.raises(UnreachableError, match=r"for 2 s: 0 of 1 running, 2 paused for lack"):
             train_on(workers, STEPS, digits, tmp_path / "other", {5: pause}, timeout=2)
@@ -134,7 +134,7 @@ def test_a_signal_while_all_workers_are_paused(digits: Path, tmp_path: Path) -> 
             connected(workers, check=check) as client,
             pytest.raises(StoppedError, match="while no worker took tasks") as raised,
         ):
-            train(STEPS, dataset=digits, run=tmp_path / "run", listener=harm, cluster=client)
+            train(STEPS, dataset=digits, run=tmp_path / "run", progress=harm, cluster=client)
         assert 143 == raised.value.exit_code
 
 

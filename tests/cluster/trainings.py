@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.training.config import TrainConfig
-from jobs.training.job import TrainListener, train
+from jobs.training.job import train
 from pipeline.cluster.client import connect
 from pipeline.cluster.options import ClusterOptions
 from tests.cluster import processes
@@ -54,7 +54,7 @@ class Reference:
     home: Path
 
 
-class HarmAt(TrainListener):
+class HarmAt:
     """Does harm during given steps of this process, counted from 1."""
 
     def __init__(self, harm: Mapping[int, Callable[[], object]]) -> None:
@@ -62,7 +62,7 @@ class HarmAt(TrainListener):
         self._steps = 0
         self.done = False
 
-    def stepped(self, epoch: int, rows: int, total: int, loss: float) -> None:
+    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
         self._steps += 1
         if self._steps in self._harm:
             self._harm[self._steps]()
@@ -94,7 +94,7 @@ def train_on(
             dataset=dataset,
             run=run,
             resume=True,
-            listener=HarmAt({step: partial(then_lose_patience, harm[step]) for step in harm or ()}),
+            progress=HarmAt({step: partial(then_lose_patience, harm[step]) for step in harm or ()}),
             cluster=opened,
         )
     return outcome(result)

@@ -182,7 +182,7 @@ def test_settings_from_a_file(dataset: Path, call: Call) -> None:
     )
     said = succeeded(call("train", "--config", "settings.toml", "--seed", 4, "--batch-size", 100))
     printed = tomllib.loads("\n".join(said.splitlines()[1 : 1 + len(TrainConfig().to_json())]))
-    config = TrainConfig().updated(printed, "what was printed")
+    config = TrainConfig(**printed)
     expected = TrainConfig(
         network="784-tanh-6-softmax-10",
         epochs=1,

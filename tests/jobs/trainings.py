@@ -6,22 +6,27 @@ python -m tests.jobs.trainings PAUSE DATASET RUN STEP
 
 import hashlib
 import json
+import logging
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+
+import pytest
 
 from jobs.signals import StopSignal, stop_on_signals
 from jobs.training.config import TrainConfig
-from jobs.training.job import TrainListener, TrainResult, train
+from jobs.training.job import TrainResult, train
 from storage.checkpoints import STATE, CheckpointName, list_checkpoints
 from storage.errors import PipelineError
 from storage.places import open_location
-from storage.runs import Run, open_run
+from storage.runs import open_run
 
 REPOSITORY = Path(__file__).parents[2]
+
+Log: TypeAlias = pytest.LogCaptureFixture
 
 SMALL = TrainConfig(
     network="784-relu-9-softmax-10",
@@ -86,31 +91,28 @@ def stopped_at(run: Path, checkpoint: CheckpointName, copy: Path) -> Path:
     return copy
 
 
-class StopAt(TrainListener):
-    """Asks for a stop during the given step of this process, as a signal would."""
+class StopAt:
+    """Progress that asks for a stop during the given step of this process, as a signal would."""
 
     def __init__(self, step: int) -> None:
         self.signal = StopSignal()
         self._left = step
 
-    def stepped(self, epoch: int, rows: int, total: int, loss: float) -> None:
+    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
         self._left -= 1
         if not self._left:
             self.signal.number = 15
 
 
-class Listed(TrainListener):
-    """Keeps what a training says."""
+def resumed_at(log: Log) -> list[str]:
+    """The checkpoints that trainings have continued from since."""
+    facts = [vars(record).get("facts", {}) for record in log.records]
+    return [names["checkpoint"] for names in facts if "checkpoint" in names]
 
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-        self.resumed_at: str | None = "never started"
 
-    def started(self, run: Run, config: TrainConfig, resumed_at: str | None) -> None:
-        self.resumed_at = resumed_at
-
-    def warned(self, text: str) -> None:
-        self.warnings.append(text)
+def warnings_in(log: Log) -> list[str]:
+    """The warnings that were logged."""
+    return [record.getMessage() for record in log.records if record.levelno == logging.WARNING]
 
 
 def new_process(*arguments: object, **options: Any) -> "subprocess.Popen[str]":
@@ -130,13 +132,13 @@ def _recorded(run: Path) -> TrainConfig:
     return TrainConfig.from_json(open_run(open_location(run)).configuration, str(run))
 
 
-class _PauseAt(TrainListener):
-    """Says when it is in a step, and waits there for a line."""
+class _PauseAt:
+    """Progress that prints when it is in a step, and waits there for a line."""
 
     def __init__(self, step: int) -> None:
         self._left = step
 
-    def stepped(self, epoch: int, rows: int, total: int, loss: float) -> None:
+    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
         self._left -= 1
         if not self._left:
             print("paused", flush=True)
@@ -159,7 +161,7 @@ def _main(action: str, dataset: str, *arguments: str) -> None:
                 dataset=dataset,
                 run=run,
                 resume=True,
-                listener=_PauseAt(step),
+                progress=_PauseAt(step),
                 stop=stop,
             )
         except PipelineError as error:

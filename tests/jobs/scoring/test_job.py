@@ -18,7 +18,8 @@ from jobs.signals import StopSignal
 from jobs.training.config import TrainConfig
 from jobs.training.evaluate import Forward
 from jobs.training.job import TrainResult, train
-from jobs.training.model import load_model
+from jobs.training.model import model_of
+from jobs.training.select_checkpoint import choose_checkpoint
 from pipeline.ingest import ingest
 from storage.checkpoints import STATE, CheckpointName
 from storage.dataset import Split, open_dataset
@@ -64,7 +65,8 @@ def direct(
     """Probabilities of all rows at once, in float64, and the labels."""
     opened = open_dataset(open_location(dataset)).split(split)
     assert opened.targets is not None
-    model = load_model(open_run(open_location(run)), checkpoint)
+    trained = open_run(open_location(run))
+    model = model_of(trained, choose_checkpoint(trained, checkpoint)[0])
     network = Network(model.network.layers, "float64")
     inputs = np.asarray(opened.inputs[:]) / 255
     labels = np.asarray(opened.targets[:]).argmax(axis=1)

@@ -8,7 +8,7 @@ import pytest
 
 from jobs.training.job import TrainResult, train
 from storage.checkpoints import CheckpointName
-from tests.jobs.trainings import outcome, small, stopped_at
+from tests.jobs.trainings import Log, outcome, small, stopped_at
 
 
 @pytest.fixture(scope="module")
@@ -37,3 +37,10 @@ def half_done(whole: TrainResult, tmp_path: Path) -> Path:
     for name in (CheckpointName(2, 8), CheckpointName(3, 0)):
         shutil.copytree(whole.run.location.path / name.key, run / name.key)
     return run
+
+
+@pytest.fixture
+def log(caplog: Log) -> Log:
+    """What a training logs, events too."""
+    caplog.set_level("INFO")
+    return caplog

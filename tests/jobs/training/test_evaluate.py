@@ -13,13 +13,10 @@ from jobs.nn.initialise import initialise
 from jobs.nn.network import Network
 from jobs.nn.parameters import Floats
 from jobs.training.evaluate import BLOCK_ROWS, Evaluation, Evaluator
-from pipeline.ingest import ingest
 from storage.dataset import open_dataset
-from storage.errors import BadDataError
 from storage.places import open_location
 from tests.jobs.trainings import SMALL
 from tests.pipeline.datasets import watched_windows
-from tests.storage.idx_files import write_idx
 
 LAYERS = parse_network(SMALL.network)
 
@@ -87,23 +84,6 @@ def test_threads(digits: Path) -> None:
         with evaluator(digits, "float32", 0, 1031, threads) as judged:
             found.append(judged.evaluate(parameters))
     assert [found[0]] * 4 == found
-
-
-def test_json() -> None:
-    """Both figures, by name."""
-    assert {"accuracy": 0.5, "cross_entropy": 2.0} == Evaluation(0.5, 2.0).to_json()
-
-
-def test_unlabelled(tmp_path: Path) -> None:
-    """A split without labels cannot be evaluated, and the message says what to leave out."""
-    (tmp_path / "set").mkdir()
-    write_idx(tmp_path / "set" / "train-images-idx3-ubyte", np.zeros((9, 28, 28), np.uint8))
-    ingest(str(tmp_path / "set"), tmp_path / "data")
-    with (
-        pytest.raises(BadDataError, match="Split train has no labels; leave it out"),
-        evaluator(tmp_path / "data", "float32", 0, 9),
-    ):
-        pass
 
 
 @pytest.mark.parametrize("threads", [1, 2])

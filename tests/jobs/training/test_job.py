@@ -13,16 +13,16 @@ from jobs.environment import environment
 from jobs.nn.architecture import parse_network
 from jobs.nn.initialise import initialise
 from jobs.nn.parameters import Floats, views
-from jobs.training.job import TrainResult, check_fit, train
+from jobs.training.job import TrainResult, train
 from jobs.training.trainer import flat_parameters
 from pipeline.ingest import ingest
 from pipeline.sources.digits import draw_digits
 from storage.checkpoints import list_checkpoints, load_checkpoint
-from storage.dataset import Dataset, open_dataset
+from storage.dataset import open_dataset
 from storage.errors import BadDataError, QualityGateError, UsageError
 from storage.places import open_location
 from storage.runs import open_run
-from tests.jobs.trainings import SMALL, outcome, small, untimed
+from tests.jobs.trainings import SMALL, Log, outcome, small
 from tests.storage.idx_files import write_idx
 
 ROWS = 1031
@@ -78,8 +78,6 @@ def test_any_number_of_threads(settings: dict[str, Any], digits: Path, tmp_path:
     [
         ({"batch_size": 0}, 1),
         ({"batch_size": 1, "holdout": 900}, 131),
-        ({"batch_size": 7, "holdout": 500}, 76),
-        ({"batch_size": 97}, 11),
         ({"batch_size": 97, "drop_last": True}, 10),
         ({"batch_size": 1031, "drop_last": True}, 1),
         ({"batch_size": 1030}, 2),
@@ -167,22 +165,17 @@ def test_no_evaluation(digits: Path, tmp_path: Path) -> None:
 
 
 def test_seeds(digits: Path, tmp_path: Path) -> None:
-    """Two runs of one seed are the same to the last bit; another seed is another run."""
-    results = [
-        train(small(epochs=2, seed=seed), dataset=digits, run=tmp_path / str(number))
-        for number, seed in enumerate([5, 5, 6])
-    ]
-    assert outcome(results[0]) == outcome(results[1])
-    assert results[0].parameters_digest != results[2].parameters_digest
-    assert results[0].order_digest != results[2].order_digest
-
-
-def test_the_order_is_of_the_seed(digits: Path, tmp_path: Path) -> None:
-    """Runs that differ in the network alone see the same rows in the same batches in order."""
-    one = train(small(epochs=2), dataset=digits, run=tmp_path / "one")
-    settings = {"network": "784-tanh-5-softmax-10", "optimizer": "sgd", "dtype": "float64"}
-    other = train(small(epochs=2, **settings), dataset=digits, run=tmp_path / "other")
-    assert one.order_digest == other.order_digest
+    """A seed gives the same run, and whatever the network is, the same order; another does not."""
+    network = {"network": "784-tanh-5-softmax-10", "optimizer": "sgd", "dtype": "float64"}
+    variants: list[dict[str, Any]] = [{"seed": 5}, {"seed": 5}, {"seed": 6}, {"seed": 5, **network}]
+    one, again, other, network_of_seed = (
+        train(small(epochs=2, **settings), dataset=digits, run=tmp_path / str(number))
+        for number, settings in enumerate(variants)
+    )
+    assert outcome(one) == outcome(again)
+    assert one.parameters_digest != other.parameters_digest
+    assert one.order_digest != other.order_digest
+    assert one.order_digest == network_of_seed.order_digest
 
 
 def write_set(directory: Path, images: NDArray[Any], labels: NDArray[np.uint8]) -> Path:
@@ -236,15 +229,29 @@ def test_metrics_file(digits: Path, tmp_path: Path) -> None:
     result = train(small(epochs=2), dataset=digits, run=tmp_path / "run")
     lines = open_run(open_location(tmp_path / "run")).metrics()
     assert list(result.metrics) == lines
-    assert [1, 2] == [line["epoch"] for line in lines]
-    assert [11, 22] == [line["steps"] for line in lines]
+    assert [(1, 11), (2, 22)] == [(line["epoch"], line["steps"]) for line in lines]
     assert result.parameters_digest == lines[-1]["parameters_digest"]
     assert result.order_digest == lines[-1]["order_digest"]
-    timing = lines[0]["timing"]
-    assert {"seconds", "rows_per_second", "seconds_waited"} == timing.keys()
-    assert 0 < timing["rows_per_second"]
-    shorter = train(small(epochs=2, schedule="constant"), dataset=digits, run=tmp_path / "other")
-    assert untimed(shorter.metrics) != untimed(result.metrics)
+    assert {"seconds", "rows_per_second", "seconds_waited"} == lines[0]["timing"].keys()
+
+
+def test_what_is_logged(digits: Path, tmp_path: Path, log: Log) -> None:
+    """The memory, the settings and each epoch are events, and each step is progress."""
+    steps: list[tuple[str, int, int, str]] = []
+
+    def progress(stage: str, done: int, total: int, note: str = "") -> None:
+        steps.append((stage, done, total, note))
+
+    config = small(epochs=2)
+    result = train(config, dataset=digits, run=tmp_path / "run", progress=progress)
+    logged = [(vars(record).get("event"), vars(record).get("facts")) for record in log.records]
+    memory, run, *epochs = logged
+    assert "memory" == memory[0]
+    assert ("run", result.config.to_json()) == (run[0], run[1]["configuration"])
+    assert [("epoch", line) for line in result.metrics] == epochs
+    assert log.messages[-1].startswith("epoch 2/2  loss ")
+    assert [("epoch 1/2", 97, ROWS), ("epoch 2/2", ROWS, ROWS)] == [steps[0][:3], steps[-1][:3]]
+    assert 22 == len(steps)
 
 
 DIVERGING = small(
@@ -256,29 +263,16 @@ DIVERGING = small(
 )
 
 
-@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("evaluate", ["test", "none"])
 @pytest.mark.parametrize(
     ("settings", "what"),
-    [
-        ({}, "loss of step 2"),
-        ({"batch_size": 0}, "(cross-entropy of test|loss of step 2)"),
-        ({"batch_size": 0, "network": "784-softmax-10", "l2": 0.0, "epochs": 1}, None),
-    ],
+    [({}, "loss of step 2"), ({"batch_size": 0}, "(cross-entropy of test|loss of step 2)")],
 )
 def test_divergence(
-    settings: dict[str, Any],
-    what: str | None,
-    evaluate: str,
-    threads: int,
-    digits: Path,
-    tmp_path: Path,
+    settings: dict[str, Any], what: str, evaluate: str, digits: Path, tmp_path: Path
 ) -> None:
-    """A training that diverges is ended with advice, without a warning; a merely bad one is not."""
-    config = replace(DIVERGING, threads=threads, evaluate=evaluate, **settings)
-    if what is None:
-        assert 1 == len(train(config, dataset=digits, run=tmp_path / "run").metrics)
-        return
+    """A training that diverges is ended with advice, without a warning."""
+    config = replace(DIVERGING, threads=2, evaluate=evaluate, **settings)
     with pytest.raises(QualityGateError, match=f"{what} is .*--learning-rate below 1e"):
         train(config, dataset=digits, run=tmp_path / "run")
 
@@ -353,12 +347,6 @@ def test_holdout_beside_a_validation_split(validated: Path, tmp_path: Path) -> N
     with pytest.raises(UsageError, match="has a validation split; leave out --holdout 9"):
         train(small(holdout=9), dataset=validated, run=tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-def test_fit(digits: Path) -> None:
-    """The layers of a network that fits are given back."""
-    dataset: Dataset = open_dataset(open_location(digits))
-    assert parse_network(SMALL.network) == check_fit(SMALL, dataset)
 
 
 def test_missing_split(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pipeline.ingest import ingest
 
 pytestmark = pytest.mark.slow
 
-SEEDS = range(5)
+SEEDS = range(2)
 
 
 @pytest.fixture(scope="session")
@@ -54,13 +54,10 @@ def test_on_average(mnist: Path) -> None:
     assert 0.982 <= sum(accuracy(seed, mnist) for seed in SEEDS) / len(SEEDS)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("optimizer", [name for name in OPTIMIZERS if name != "adamw"])
-def test_each_optimizer(optimizer: str, seed: int, mnist: Path, tmp_path: Path) -> None:
+def test_each_optimizer(optimizer: str, mnist: Path, tmp_path: Path) -> None:
     """Every optimizer reaches 97.5 % at its default learning rate; adamw is the default above."""
-    config = TrainConfig(optimizer=optimizer, seed=seed)
-    result = train(config, dataset=mnist, run=tmp_path / "run")
+    result = train(TrainConfig(optimizer=optimizer), dataset=mnist, run=tmp_path / "run")
     assert 10 == len(result.metrics)
     assert 0.975 <= result.metrics[-1]["evaluation"]["test"]["accuracy"]
 
@@ -95,7 +92,7 @@ def test_original_settings(
     settings: dict[str, Any], steps: int, least: float, mnist: Path, tmp_path: Path
 ) -> None:
     """The original's settings can be had, and learn in an epoch what so many steps can teach."""
-    config = TrainConfig().updated(ORIGINAL | settings, "the test")
+    config = TrainConfig(**ORIGINAL | settings)
     result = train(config, dataset=mnist, run=tmp_path / "run")
     assert steps == result.metrics[0]["steps"]
     assert least <= result.metrics[0]["evaluation"]["test"]["accuracy"]

@@ -10,7 +10,7 @@ import pytest
 
 from jobs.training import select_checkpoint
 from jobs.training.job import TrainResult, train
-from jobs.training.model import load_model
+from jobs.training.model import Model, model_of
 from storage import documents
 from storage.checkpoints import MANIFEST, STATE, CheckpointName
 from storage.errors import BadDataError, UsageError
@@ -35,6 +35,11 @@ def run(trained: TrainResult, tmp_path: Path) -> Run:
     return open_run(open_location(shutil.copytree(trained.run.location.path, tmp_path / "run")))
 
 
+def load_model(run: Run, choice: str) -> Model:
+    """The model of the checkpoint that is chosen."""
+    return model_of(run, select_checkpoint.choose_checkpoint(run, choice)[0])
+
+
 def damage(run: Run, name: CheckpointName) -> None:
     """Flip a bit of a checkpoint's tensors."""
     path = run.location.path / name.key / STATE
@@ -49,7 +54,7 @@ def test_best(run: Run, trained: TrainResult) -> None:
     assert trained.best == model.checkpoint
     assert CheckpointName(6, 0) != model.checkpoint
     assert trained.metrics[model.checkpoint.epoch - 1]["parameters_digest"] == model.digest
-    assert () == model.warnings
+    assert () == select_checkpoint.choose_checkpoint(run, "best")[1]
 
 
 def test_latest(run: Run, trained: TrainResult) -> None:
@@ -88,7 +93,7 @@ def test_no_choice(choice: str, run: Run) -> None:
 def test_epoch_that_is_not_kept(run: Run) -> None:
     """An epoch without a checkpoint is refused with the epochs that have one."""
     shutil.rmtree(run.location.path / CheckpointName(2, 0).key)
-    with pytest.raises(BadDataError, match=r"of epoch 2; it keeps those of epochs 1, 3, 4, 5, 6"):
+    with pytest.raises(BadDataError, match=r"no checkpoint 000002-000000 .* 000001-0"):
         load_model(run, "2")
 
 
@@ -102,13 +107,13 @@ def test_no_checkpoint(run: Run) -> None:
 def test_damaged_newest(run: Run, trained: TrainResult) -> None:
     """Where the newest checkpoint is damaged no older one stands for it; `best` is unharmed."""
     damage(run, CheckpointName(6, 0))
-    with pytest.raises(BadDataError, match=r"000006-000000, the newest .* --checkpoint 000005-0"):
+    with pytest.raises(BadDataError, match=r"000006-000000 is not used.* --checkpoint 000005-0"):
         load_model(run, "latest")
-    chosen = load_model(run, "000005-000006")
-    assert (CheckpointName(5, 6), ()) == (chosen.checkpoint, chosen.warnings)
-    best = load_model(run, "best")
-    assert trained.best == best.checkpoint
-    assert ["000006-000000" in warning for warning in best.warnings] == [True]
+    chosen, warnings = select_checkpoint.choose_checkpoint(run, "000005-000006")
+    assert (CheckpointName(5, 6), ()) == (chosen.name, warnings)
+    best, (warning,) = select_checkpoint.choose_checkpoint(run, "best")
+    assert trained.best == best.name
+    assert "000006-000000" in warning
 
 
 def test_damaged_newest_that_is_the_best(digits: Path, tmp_path: Path) -> None:
@@ -116,7 +121,7 @@ def test_damaged_newest_that_is_the_best(digits: Path, tmp_path: Path) -> None:
     trained = train(small(epochs=2, holdout=50), dataset=digits, run=tmp_path / "run")
     assert CheckpointName(2, 0) == trained.best
     damage(trained.run, trained.best)
-    with pytest.raises(BadDataError, match="000002-000000, the newest one"):
+    with pytest.raises(BadDataError, match="000002-000000 is not used"):
         load_model(trained.run, "best")
 
 
@@ -171,5 +176,5 @@ def test_a_choice_that_is_pruned_is_chosen_again(run: Run, monkeypatch: pytest.M
         return names
 
     monkeypatch.setattr(select_checkpoint, "list_checkpoints", prune_once)
-    with pytest.raises(BadDataError, match=r"no checkpoint of epoch 6; it keeps those of"):
+    with pytest.raises(BadDataError, match=r"no checkpoint 000006-000000 "):
         load_model(run, "6")

@@ -5,6 +5,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ import pytest
 
 from jobs.nn.choices import OPTIMIZERS, SCHEDULES
 from jobs.training.job import TrainResult, train
-from jobs.training.model import load_model
 from storage import documents
 from storage.checkpoints import MANIFEST, STATE, CheckpointName
 from storage.errors import BadDataError, ConflictError, StoppedError
@@ -20,35 +20,43 @@ from storage.places import open_location
 from storage.runs import METRICS, RECORD, open_run
 from tests.jobs.trainings import (
     SMALL,
-    Listed,
+    Log,
     StopAt,
     checkpoints,
     new_process,
     outcome,
+    resumed_at,
     small,
     stopped_at,
     tree,
     untimed,
+    warnings_in,
 )
 
 BATCHES = 11
 """Mini-batches of an epoch of `SMALL`."""
 
 MATRIX = [
-    (optimizer, schedule, shuffle, dtype)
-    for optimizer in OPTIMIZERS
-    for schedule in SCHEDULES
-    for shuffle in (True, False)
-    for dtype in ("float32", "float64")
+    (optimizer, schedule, (one + two) % 2 == 0, ("float32", "float64")[(one // 2 + two) % 2])
+    for one, optimizer in enumerate(OPTIMIZERS)
+    for two, schedule in enumerate(SCHEDULES)
 ]
+"""Optimizer, schedule, shuffle, dtype: each pair of values of two settings is somewhere in it."""
 
 STOPS = [CheckpointName(epoch, step) for epoch in range(6) for step in (0, 4)][1:]
 """The checkpoints of a run of six batches an epoch that saves after the fourth, but the last."""
 
 
+def test_the_matrix_has_every_pair() -> None:
+    """Any two settings meet in all combinations of their values."""
+    for one, two in combinations(range(4), 2):
+        values = [{row[column] for row in MATRIX} for column in (one, two)]
+        assert {(row[one], row[two]) for row in MATRIX} == set(product(*values))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(MATRIX)), ids=["-".join(map(str, m)) for m in MATRIX])
-def test_every_configuration(number: int, digits: Path, tmp_path: Path) -> None:
+def test_every_configuration(number: int, digits: Path, tmp_path: Path, log: Log) -> None:
     """Every optimiser, schedule, order and dtype goes on exactly, within an epoch and between two.
 
     Each takes three of the stops, one after the other in turn, so that all are taken many times.
@@ -66,11 +74,11 @@ def test_every_configuration(number: int, digits: Path, tmp_path: Path) -> None:
     expected = outcome(train(config, dataset=digits, run=tmp_path / "whole"))
     for stop in (STOPS[(number + 4 * turn) % len(STOPS)] for turn in range(3)):
         run = stopped_at(tmp_path / "whole", stop, tmp_path / str(stop))
-        listener = Listed()
+        log.clear()
         # No more checkpoints within the epochs: that may change, and saves time.
         goes_on = replace(config, checkpoint_every=0)
-        result = train(goes_on, dataset=digits, run=run, resume=True, listener=listener)
-        assert str(stop) == listener.resumed_at
+        result = train(goes_on, dataset=digits, run=run, resume=True)
+        assert [str(stop)] == resumed_at(log)
         assert expected == outcome(result), stop
 
 
@@ -78,9 +86,6 @@ def test_every_configuration(number: int, digits: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"optimizer": "sgd", "schedule": "cosine", "dtype": "float64"},
-        {"optimizer": "momentum", "schedule": "one-cycle", "shuffle": False},
-        {"optimizer": "nesterov", "schedule": "constant", "micro_batches": 5},
         {"optimizer": "adam", "schedule": "cosine", "drop_last": True, "batch_size": 101},
         {"optimizer": "adamw", "schedule": "one-cycle", "dtype": "float64", "holdout": 77},
     ],
@@ -100,13 +105,13 @@ def test_new_processes(settings: dict[str, Any], digits: Path, tmp_path: Path) -
     assert dict.fromkeys(stops, expected) == dict(zip(stops, outcomes, strict=True))
 
 
-@pytest.mark.parametrize("step", [1, 10, 11, 12, 15, 22, 40, 65])
+@pytest.mark.parametrize("step", [1, 11, 15, 65])
 def test_stop_when_asked(step: int, digits: Path, tmp_path: Path, expected: dict[str, Any]) -> None:
     """Asked to stop, a training saves the step it is at and says so; resumed, it ends the same."""
     config = small()
-    listener = StopAt(step)
+    stopper = StopAt(step)
     with pytest.raises(StoppedError, match=f"after {step} steps") as caught:
-        train(config, dataset=digits, run=tmp_path / "run", listener=listener, stop=listener.signal)
+        train(config, dataset=digits, run=tmp_path / "run", progress=stopper, stop=stopper.signal)
     assert 143 == caught.value.exit_code
     assert CheckpointName(*divmod(step, BATCHES)) == checkpoints(tmp_path / "run")[-1]
     assert expected == outcome(train(config, dataset=digits, run=tmp_path / "run", resume=True))
@@ -114,9 +119,9 @@ def test_stop_when_asked(step: int, digits: Path, tmp_path: Path, expected: dict
 
 def test_stop_at_the_end(digits: Path, tmp_path: Path, expected: dict[str, Any]) -> None:
     """Asked to stop during its very last step, a training is done and nothing is left to resume."""
-    listener = StopAt(6 * BATCHES)
+    stopper = StopAt(6 * BATCHES)
     result = train(
-        SMALL, dataset=digits, run=tmp_path / "run", listener=listener, stop=listener.signal
+        SMALL, dataset=digits, run=tmp_path / "run", progress=stopper, stop=stopper.signal
     )
     assert expected == outcome(result)
 
@@ -134,7 +139,7 @@ def test_stop_after_every_step(digits: Path, tmp_path: Path) -> None:
                 dataset=digits,
                 run=tmp_path / "run",
                 resume=True,
-                listener=one_step,
+                progress=one_step,
                 stop=one_step.signal,
             )
     assert expected == outcome(train(config, dataset=digits, run=tmp_path / "run", resume=True))
@@ -176,11 +181,6 @@ def test_finished(finished: Path, digits: Path, expected: dict[str, Any]) -> Non
     assert before == tree(finished)
 
 
-def test_a_new_run_is_not_already_done(whole: TrainResult) -> None:
-    """A run that was trained just now does not claim to have been done before."""
-    assert not whole.already_done
-
-
 def test_exists_without_resume(finished: Path, digits: Path) -> None:
     """Without `resume` an existing run is refused, and left as it is."""
     before = tree(finished)
@@ -189,11 +189,12 @@ def test_exists_without_resume(finished: Path, digits: Path) -> None:
     assert before == tree(finished)
 
 
-def test_resume_starts_a_new_run(digits: Path, tmp_path: Path, expected: dict[str, Any]) -> None:
+def test_resume_starts_a_new_run(
+    digits: Path, tmp_path: Path, expected: dict[str, Any], log: Log
+) -> None:
     """`resume` starts a run that is not there, so that a scheduler can always pass it."""
-    listener = Listed()
-    result = train(SMALL, dataset=digits, run=tmp_path / "r", resume=True, listener=listener)
-    assert listener.resumed_at is None
+    result = train(SMALL, dataset=digits, run=tmp_path / "r", resume=True)
+    assert [] == resumed_at(log)
     assert expected == outcome(result)
 
 
@@ -224,7 +225,7 @@ def test_more_epochs_are_recorded(digits: Path, tmp_path: Path) -> None:
     train(replace(six, epochs=2), dataset=digits, run=run)
     stop = StopAt(15)
     with pytest.raises(StoppedError):
-        train({"epochs": 6}, run=run, resume=True, listener=stop, stop=stop.signal)
+        train({"epochs": 6}, run=run, resume=True, progress=stop, stop=stop.signal)
     before = tree(run)
     with pytest.raises(ConflictError, match=r"more than --epochs 3: .* is 000003-000004"):
         train({"epochs": 3}, run=run, resume=True)
@@ -269,44 +270,48 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damaged_newest(
-    damage: str, half_done: Path, digits: Path, expected: dict[str, Any]
+    damage: str,
+    half_done: Path,
+    digits: Path,
+    expected: dict[str, Any],
+    log: Log,
 ) -> None:
     """A damaged newest checkpoint is reported, the one before is used, and the end is the same."""
     newest = checkpoints(half_done)[-1]
     DAMAGE[damage](half_done / newest.key)
-    listener = Listed()
     # Keeping one must not keep the damaged one because it has the highest number.
     config = small(keep=1)
-    result = train(config, dataset=digits, run=half_done, resume=True, listener=listener)
-    assert [str(newest) in warning for warning in listener.warnings] == [True]
-    assert "000003-000000" == listener.resumed_at
+    result = train(config, dataset=digits, run=half_done, resume=True)
+    assert [str(newest) in warning for warning in warnings_in(log)] == [True]
+    assert ["000003-000000"] == resumed_at(log)
     assert expected == outcome(result)
     assert [CheckpointName(6, 0)] == checkpoints(half_done)
 
 
-def test_damaged_and_stopped_again(half_done: Path, digits: Path, expected: dict[str, Any]) -> None:
+def test_damaged_and_stopped_again(
+    half_done: Path, digits: Path, expected: dict[str, Any], log: Log
+) -> None:
     """What is saved before the place of a damaged checkpoint is not pruned in favour of it."""
     _flip(half_done / CheckpointName(3, 4).key / STATE, -1)
     config = small(keep=1)
     stop = StopAt(3)
     with pytest.raises(StoppedError):
-        train(config, dataset=digits, run=half_done, resume=True, listener=stop, stop=stop.signal)
+        train(config, dataset=digits, run=half_done, resume=True, progress=stop, stop=stop.signal)
     assert [CheckpointName(3, 3)] == checkpoints(half_done)
-    listener = Listed()
-    result = train(config, dataset=digits, run=half_done, resume=True, listener=listener)
-    assert ([], "000003-000003") == (listener.warnings, listener.resumed_at)
+    log.clear()
+    result = train(config, dataset=digits, run=half_done, resume=True)
+    assert ([], ["000003-000003"]) == (warnings_in(log), resumed_at(log))
     assert expected == outcome(result)
 
 
-def test_several_damaged(half_done: Path, digits: Path, expected: dict[str, Any]) -> None:
+def test_several_damaged(half_done: Path, digits: Path, expected: dict[str, Any], log: Log) -> None:
     """Each damaged checkpoint is reported, the newest first, down to one that is sound."""
     for name in checkpoints(half_done)[1:]:
         _flip(half_done / name.key / STATE, -1)
-    listener = Listed()
-    result = train(SMALL, dataset=digits, run=half_done, resume=True, listener=listener)
-    names = [warning.split()[1] for warning in listener.warnings]
+    result = train(SMALL, dataset=digits, run=half_done, resume=True)
+    names = [warning.split()[1] for warning in warnings_in(log)]
     assert ["000003-000004", "000003-000000"] == names
-    assert "000002-000008" == listener.resumed_at
+    assert ["000002-000008"] == resumed_at(log)
     assert expected == outcome(result)
 
 
@@ -351,7 +356,7 @@ def test_metrics_go_back(half_done: Path, digits: Path, whole: TrainResult) -> N
     """Lines past the checkpoint, which a resume will write again, are gone as soon as it starts."""
     stop = StopAt(1)
     with pytest.raises(StoppedError):
-        train(SMALL, dataset=digits, run=half_done, resume=True, listener=stop, stop=stop.signal)
+        train(SMALL, dataset=digits, run=half_done, resume=True, progress=stop, stop=stop.signal)
     lines = open_run(open_location(half_done)).metrics()
     assert untimed(whole.metrics[:3]) == untimed(tuple(lines))
 
@@ -378,14 +383,11 @@ def test_early_stopping(digits: Path, tmp_path: Path) -> None:
 
 
 def test_best_checkpoint_stays(digits: Path, tmp_path: Path) -> None:
-    """The best checkpoint outlives the pruning of older ones, and is what `best` means."""
+    """The best checkpoint outlives the pruning of older ones."""
     result = train(replace(EARLY, keep=1), dataset=digits, run=tmp_path / "run")
     last = CheckpointName(len(result.metrics), 0)
     assert result.best is not None
     assert [result.best, last] == checkpoints(tmp_path / "run")
-    model = load_model(result.run, "best")
-    assert result.best == model.checkpoint
-    assert result.metrics[result.best.epoch - 1]["parameters_digest"] == model.digest
 
 
 def test_keep(digits: Path, tmp_path: Path) -> None:

@@ -18,13 +18,14 @@ from storage.places import open_location
 from storage.runs import RECORD, create_run, open_run, run_lock
 from tests.jobs.trainings import (
     SMALL,
-    Listed,
+    Log,
     StopAt,
     checkpoints,
     outcome,
     small,
     stopped_at,
     tree,
+    warnings_in,
 )
 
 
@@ -41,7 +42,7 @@ def test_settings_that_are_not_given(half_done: Path, expected: dict[str, Any]) 
         train({"seed": 1, "learning-rate": 0.01}, run=half_done, resume=True)
     stop = StopAt(2)
     with pytest.raises(StoppedError):
-        train({"keep": 2}, run=half_done, resume=True, listener=stop, stop=stop.signal)
+        train({"keep": 2}, run=half_done, resume=True, progress=stop, stop=stop.signal)
     result = train(run=half_done, resume=True)
     assert expected == outcome(result)
     assert (2, 4) == (result.config.keep, result.config.checkpoint_every)
@@ -139,16 +140,17 @@ def test_another_dataset(finished: Path, tmp_path: Path) -> None:
     assert other.digest in str(caught.value)
 
 
-def test_another_environment(half_done: Path, digits: Path, expected: dict[str, Any]) -> None:
+def test_another_environment(
+    half_done: Path, digits: Path, expected: dict[str, Any], log: Log
+) -> None:
     """A run that was begun with another NumPy may go on, and it is said."""
     record = json.loads((half_done / RECORD).read_text())
     record["environment"]["numpy"] = "1.2.3"
     (half_done / RECORD).write_bytes(documents.sealed_bytes(record))
-    listener = Listed()
-    result = train(SMALL, dataset=digits, run=half_done, resume=True, listener=listener)
+    result = train(SMALL, dataset=digits, run=half_done, resume=True)
     assert expected == outcome(result)
-    assert 1 == len(listener.warnings)
-    assert "numpy: '1.2.3' then" in listener.warnings[0]
+    (warning,) = warnings_in(log)
+    assert "numpy: '1.2.3' then" in warning
 
 
 @pytest.mark.parametrize(("what", "version"), [("order", 2), ("step", 1)])
