@@ -33,14 +33,3 @@ def test_held_until_the_last_job_ends() -> None:
         assert {1} == found.result()
         ended.result()
         assert {3} == blas_threads()
-
-
-def test_given_back_after_an_error() -> None:
-    """A job that fails gives the setting back, too."""
-    with threadpool_limits(2, user_api="blas"):
-        try:
-            with one_blas_thread():
-                raise ValueError
-        except ValueError:
-            pass
-        assert {2} == blas_threads()

@@ -25,11 +25,9 @@ from jobs.training.step import UpdateRule, default_micro_batches, network_inputs
 from jobs.training.trainer import parameters_digest
 from pipeline.order import EpochOrder
 from pipeline.stream import Batch, chunks_per_window
-from pipeline.transforms import scale
 from storage.dataset import open_dataset
 from storage.errors import BadDataError
 from storage.places import open_location
-from storage.preparation import BYTES
 from storage.schema import SplitSchema
 from tests.jobs.training.test_step import by_definition
 from tests.jobs.trainings import small
@@ -133,29 +131,6 @@ def test_more_cores_than_a_group() -> None:
         stepper.step(iter(batches), 90, 0.1, 1)
         expected, _ = one_by_one(rule, (parameters, {}), batches, 1)
         assert expected.tobytes() == stepper.parameters.tobytes()
-
-
-@pytest.mark.parametrize("micro_batches", [1, 3, 40])
-def test_a_step_follows_the_mean(micro_batches: int) -> None:
-    """Plain SGD goes against the gradient of the mean loss over all rows of the mini-batch."""
-    network = Network(LAYERS, "float64")
-    parameters = initialise("scaled", LAYERS, 0, "float64")
-    rows = batch(np.random.default_rng(0), 40)
-    assert rows.targets is not None
-    whole = network.gradient_sum(parameters, scale(rows.inputs, network.dtype, BYTES), rows.targets)
-    with DataParallelStep(
-        UpdateRule(network, make_optimizer("sgd"), 0.0),
-        parameters,
-        {},
-        SCHEMA,
-        batch_size=40,
-        micro_batches=micro_batches,
-        threads=2,
-    ) as stepper:
-        stepper.step(iter(parts(rows, micro_batches)), 40, 0.1, 1)
-        np.testing.assert_allclose(
-            stepper.parameters, parameters - 0.1 * whole.gradient / 40, rtol=1e-12
-        )
 
 
 def steps(threads: int, *, kill: bool = False, signals: tuple[int, ...] = ()) -> Any:

@@ -206,23 +206,12 @@ def test_no_checkpoint_yet(digits: Path, tmp_path: Path, whole: TrainResult) -> 
     assert outcome(whole) == outcome(train(SMALL, dataset=digits, run=run, resume=True))
 
 
-def test_more_epochs(digits: Path, tmp_path: Path) -> None:
-    """With a constant rate a run may be given more epochs, and is then as if it had them always."""
-    six = small(schedule="constant")
-    expected = outcome(train(six, dataset=digits, run=tmp_path / "six"))
-    three = replace(six, epochs=3)
-    assert 3 == len(train(three, dataset=digits, run=tmp_path / "run").metrics)
-    result = train(six, dataset=digits, run=tmp_path / "run", resume=True)
-    assert not result.already_done
-    assert expected == outcome(result)
-
-
 def test_more_epochs_are_recorded(digits: Path, tmp_path: Path) -> None:
-    """A bare resume trains as many epochs as the resume before it asked for; fewer are refused."""
+    """A bare resume trains as many epochs as the one before it asked for; fewer are refused."""
     six = small(schedule="constant")
     expected = outcome(train(six, dataset=digits, run=tmp_path / "six"))
     run = tmp_path / "run"
-    train(replace(six, epochs=2), dataset=digits, run=run)
+    assert 2 == len(train(replace(six, epochs=2), dataset=digits, run=run).metrics)
     stop = StopAt(15)
     with pytest.raises(StoppedError):
         train({"epochs": 6}, run=run, resume=True, progress=stop, stop=stop.signal)
@@ -258,12 +247,8 @@ def _of_another_run(checkpoint: Path) -> None:
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "a bit of the tensors flipped": lambda c: _flip(c / STATE, -1),
-    "a bit of the header flipped": lambda c: _flip(c / STATE, 12),
-    "the state cut off": lambda c: (c / STATE).write_bytes((c / STATE).read_bytes()[:-1]),
     "the state missing": lambda c: (c / STATE).unlink(),
-    "a bit of the manifest flipped": lambda c: _flip(c / MANIFEST, 200),
     "the manifest empty": lambda c: (c / MANIFEST).write_bytes(b""),
-    "the manifest missing": lambda c: (c / MANIFEST).unlink(),
     "another run's": _of_another_run,
 }
 
@@ -336,9 +321,7 @@ def test_leftovers_of_dead_writers(half_done: Path, digits: Path, expected: dict
 
 METRICS_DAMAGE: dict[str, Callable[[Path], object]] = {
     "torn": lambda m: m.write_bytes(m.read_bytes()[:-30]),
-    "a bit flipped": lambda m: _flip(m, 50),
     "missing": lambda m: m.unlink(),
-    "empty": lambda m: m.write_bytes(b""),
     "not text": lambda m: m.write_bytes(b"\xff\xfe\n\n"),
 }
 
