@@ -10,7 +10,13 @@ import numpy as np
 
 from storage.checkpoints import CheckpointName, Tensors, save_checkpoint
 from storage.dataset import Block, Dataset, Split
-from storage.dataset_writer import DatasetWriter, SplitWriter, dataset_lock, stage_dataset
+from storage.dataset_writer import (
+    ChunkRecord,
+    DatasetWriter,
+    SplitWriter,
+    dataset_lock,
+    stage_dataset,
+)
 from storage.location import Location
 from storage.preparation import BYTES, Preparation
 from storage.runs import SCORES, Run, create_run
@@ -56,9 +62,9 @@ def rows_of(name: str, split: SplitSchema) -> Block:
     return Block(values, np.eye(split.classes, dtype=np.uint8)[labels])
 
 
-def part_of(name: str, writer: SplitWriter, number: int) -> list[Block]:
+def part_of(writer: SplitWriter, number: int) -> list[Block]:
     """The chunks that part `number` is to be written with."""
-    return part_chunks(rows_of(name, writer.schema), writer, number)
+    return part_chunks(rows_of(writer.name, writer.schema), writer, number)
 
 
 def part_chunks(rows: Block, writer: SplitWriter, number: int) -> list[Block]:
@@ -99,18 +105,23 @@ def make_dataset(
         return write_dataset(writer)
 
 
-def write_dataset(writer: DatasetWriter) -> Dataset:
-    """Write every part of a dataset and publish it."""
+def write_part(writer: SplitWriter, number: int) -> list[ChunkRecord]:
+    """Write part `number` of a split, in any process."""
+    return writer.write_part(number, part_of(writer, number))
+
+
+def write_parts(writer: DatasetWriter) -> dict[str, list[ChunkRecord]]:
+    """Write every part of a dataset; return the chunks' records."""
     splits = {name: writer.split(name) for name in writer.schema.splits}
-    records = {
-        name: [
-            record
-            for number in part_numbers(split)
-            for record in split.write_part(number, part_of(name, split, number))
-        ]
+    return {
+        name: [record for number in part_numbers(split) for record in write_part(split, number)]
         for name, split in splits.items()
     }
-    return writer.publish(records, SOURCES, FINGERPRINT)
+
+
+def write_dataset(writer: DatasetWriter) -> Dataset:
+    """Write every part of a dataset and publish it."""
+    return writer.publish(write_parts(writer), SOURCES, FINGERPRINT)
 
 
 def stored_rows(split: Split) -> Block:

@@ -36,6 +36,8 @@ from tests.storage.artefacts import (
     part_numbers,
     part_of,
     rows_of,
+    write_part,
+    write_parts,
 )
 
 
@@ -109,12 +111,7 @@ def test_the_order_of_writing_leaves_no_trace(
         records: dict[str, list[ChunkRecord]] = {}
         for name in reversed(list(schema.splits)):
             split = writer.split(name)
-            written = pool.map(
-                lambda number, name=name, split=split: split.write_part(
-                    number, part_of(name, split, number)
-                ),
-                reversed(part_numbers(split)),
-            )
+            written = pool.map(partial(write_part, split), reversed(part_numbers(split)))
             records[name] = [record for part in written for record in part]
         found = writer.publish(records, SOURCES, FINGERPRINT)
     assert expected.digest == found.digest
@@ -125,7 +122,7 @@ def test_writing_a_part_twice_is_writing_it_once(place: Location) -> None:
     """A part may be done again, as after a worker's death: same records, same bytes."""
     with create_dataset(place, dataset_schema()) as writer:
         split = writer.split("train")
-        chunks = part_of("train", split, 1)
+        chunks = part_of(split, 1)
         first, again = split.write_part(1, chunks), split.write_part(1, chunks)
     assert first == again
 
@@ -144,7 +141,7 @@ def test_what_decodes_otherwise_is_told(
         pytest.raises(BadDataError, match="possible faulty memory"),
     ):
         split = writer.split("train")
-        split.write_part(0, part_of("train", split, 0))
+        write_part(split, 0)
 
 
 def test_a_part_is_written_chunk_by_chunk(place: Location) -> None:
@@ -152,7 +149,7 @@ def test_a_part_is_written_chunk_by_chunk(place: Location) -> None:
     held: list[weakref.ref[Block]] = []
     with create_dataset(place, dataset_schema(chunks_per_shard=2)) as writer:
         split = writer.split("train")
-        chunks = part_of("train", split, 0)
+        chunks = part_of(split, 0)
 
         def one_by_one() -> Iterator[Block]:
             while chunks:
@@ -163,16 +160,14 @@ def test_a_part_is_written_chunk_by_chunk(place: Location) -> None:
                 del chunk
 
         assert [0, 1] == [record.number for record in split.write_part(0, one_by_one())]
-        for wrong in (part_of("train", split, 0)[:1], part_of("train", split, 0) * 2):
+        for wrong in (part_of(split, 0)[:1], part_of(split, 0) * 2):
             with pytest.raises(ValueError, match="chunks for 8 rows"):
                 split.write_part(0, wrong)
 
 
-def write_and_read(split: Any, number: int) -> Any:
-    """In another process: write a part, or read a chunk."""
-    if isinstance(split, Split):
-        return split.read_chunk(number).digest()
-    return split.write_part(number, part_of("train", split, number))
+def digest_of(split: Split, number: int) -> bytes:
+    """In another process: read a chunk."""
+    return split.read_chunk(number).digest()
 
 
 @pytest.fixture(scope="module")
@@ -188,22 +183,19 @@ def test_another_process_writes_and_reads(
     schema = dataset_schema(chunks_per_shard=2)
     expected = make_dataset(open_location(tmp_path / "here"), schema)
     with create_dataset(open_location(tmp_path / "there"), schema) as writer:
-        written = {}
-        for name in schema.splits:
-            split = writer.split(name)
-            written[name] = [
-                record
-                for number in part_numbers(split)
-                for record in (
-                    other_process.submit(write_and_read, split, number).result()
-                    if name == "train"
-                    else split.write_part(number, part_of(name, split, number))
-                )
-            ]
+        written = write_parts(writer)
+        split = writer.split("train")
+        for key in split.arrays["inputs"].keys:
+            split.arrays["inputs"].location.delete(key)
+        parts = [
+            other_process.submit(write_part, split, number).result()
+            for number in part_numbers(split)
+        ]
+        written["train"] = [record for part in parts for record in part]
         found = writer.publish(written, SOURCES, FINGERPRINT)
     assert expected.digest == found.digest
     train = found.split("train")
-    assert train.read_chunk(2).digest() == other_process.submit(write_and_read, train, 2).result()
+    assert train.read_chunk(2).digest() == other_process.submit(digest_of, train, 2).result()
 
 
 def test_a_used_split_is_pickled(dataset: Dataset) -> None:

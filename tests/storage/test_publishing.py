@@ -26,9 +26,10 @@ from tests.storage.artefacts import (
     create_dataset,
     dataset_schema,
     make_dataset,
-    part_numbers,
     part_of,
     stored_rows,
+    write_part,
+    write_parts,
 )
 
 
@@ -61,7 +62,7 @@ def lies_beside(place: Location) -> list[str]:
 def test_a_dataset_is_not_there_before_it_is_published(place: Location) -> None:
     """While it is written, and after a failure, nothing is at its place or left beside it."""
     with pytest.raises(ZeroDivisionError), create_dataset(place, dataset_schema()) as writer:
-        writer.split("train").write_part(0, part_of("train", writer.split("train"), 0))
+        write_part(writer.split("train"), 0)
         assert place.is_free()
         raise ZeroDivisionError
     assert [] == lies_beside(place)
@@ -91,14 +92,7 @@ def test_every_chunk_must_be_there(place: Location) -> None:
     """A chunk that another machine wrote to a disk of its own is not published."""
     schema = dataset_schema()
     with create_dataset(place, schema) as writer:
-        records = {}
-        for name in schema.splits:
-            split = writer.split(name)
-            records[name] = [
-                record
-                for number in part_numbers(split)
-                for record in split.write_part(number, part_of(name, split, number))
-            ]
+        records = write_parts(writer)
         writer.split("train").location.child("train/inputs").delete("c.1.0")
         with pytest.raises(UnreachableError, match=r"1 of 3 chunks .* the first is c\.1\.0"):
             writer.publish(records, [], {})
@@ -197,16 +191,8 @@ def test_an_orphan_writes_into_nothing_that_is_published(place: Location) -> Non
     orphan = dead.split("train")
     schema = dataset_schema(rows=7)
     with create_dataset(place, schema) as writer:
-        splits = {name: writer.split(name) for name in schema.splits}
-        records = {
-            name: [
-                record
-                for number in part_numbers(split)
-                for record in split.write_part(number, part_of(name, split, number))
-            ]
-            for name, split in splits.items()
-        }
-        stale = part_of("train", orphan, 0)
+        records = write_parts(writer)
+        stale = part_of(orphan, 0)
         orphan.write_part(0, [Block(255 - chunk.inputs, chunk.targets) for chunk in stale])
         writer.publish(records, SOURCES, FINGERPRINT)
     assert_holds_its_rows(open_dataset(place), schema)
@@ -238,7 +224,7 @@ def test_two_writers_of_one_dataset(place: Location) -> None:
     with create_dataset(place, dataset_schema()) as writer:
         with pytest.raises(ConflictError, match="is being written by process"):
             make_dataset(place)
-        assert writer.split("train").write_part(0, part_of("train", writer.split("train"), 0))
+        assert write_part(writer.split("train"), 0)
 
 
 def test_what_cannot_be_removed_stops_no_later_ingest(

@@ -26,10 +26,9 @@ from tests.storage.artefacts import (
     make_dataset,
     make_run,
     metrics_line,
-    part_numbers,
-    part_of,
     save_epoch,
     scores_schema,
+    write_parts,
     write_scores,
 )
 
@@ -159,16 +158,7 @@ def test_an_ingest_that_lost_its_place_publishes_nothing(place: Location) -> Non
         dataset_lock(target) as locked,
         stage_dataset(locked, schema) as former,
     ):
-        records = {
-            name: [
-                record
-                for number in part_numbers(former.split(name))
-                for record in former.split(name).write_part(
-                    number, part_of(name, former.split(name), number)
-                )
-            ]
-            for name in schema.splits
-        }
+        records = write_parts(former)
         with dataset_lock(target, ignored):
             with pytest.raises(ConflictError, match="was taken over by"):
                 former.publish(records, [], {})

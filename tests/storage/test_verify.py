@@ -25,9 +25,8 @@ from tests.storage.artefacts import (
     dataset_schema,
     make_dataset,
     make_run,
-    part_numbers,
-    part_of,
     scores_schema,
+    write_parts,
 )
 from tests.storage.damages import truncations, with_flipped_bit
 
@@ -207,16 +206,11 @@ def test_files_of_another_run_are_told(run: Location, tmp_path: Path) -> None:
 
 def test_class_counts_that_were_never_true_are_told(tmp_path: Path) -> None:
     """A writer that counts wrong seals what it says, and is found out by the rows themselves."""
-    schema = dataset_schema()
-    with create_dataset(open_location(tmp_path / "set"), schema) as writer:
-        records = {}
-        for name in schema.splits:
-            split = writer.split(name)
-            written = [
-                split.write_part(number, part_of(name, split, number))
-                for number in part_numbers(split)
-            ]
-            records[name] = [replace(part[0], class_counts=(4, 0, 0)) for part in written]
+    with create_dataset(open_location(tmp_path / "set"), dataset_schema()) as writer:
+        records = {
+            name: [replace(record, class_counts=(4, 0, 0)) for record in written]
+            for name, written in write_parts(writer).items()
+        }
         dataset = writer.publish(records, [], {})
     found = wrong(dataset.location)
     assert 5 == len(found)
