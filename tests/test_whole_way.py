@@ -1,10 +1,9 @@
 """The whole way on real files, as the README shows it; one kill and one cluster on the way."""
 
 import re
-import signal
 from pathlib import Path
 
-from tests.commands.process import REPOSITORY, run_pipeline, start_pipeline
+from tests.commands.process import REPOSITORY, kill_at_line, run_pipeline
 from tests.commands.sets import write_set
 from tests.commands.test_commands import document, succeeded
 
@@ -12,23 +11,11 @@ README = (REPOSITORY / "README.md").read_text()
 SMALL = ("train", "--resume", "--network", "784-relu-8-softmax-10", "--batch-size", "60")
 
 
-def kill_after_epoch(number: int, *arguments: object, cwd: Path) -> None:
-    """Start a training, and kill it once it has told of an epoch."""
-    with start_pipeline(*arguments, cwd=cwd) as process:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        while not re.match(rf"epoch +{number}/", line):
-            assert line, process.communicate()
-            line = process.stdout.readline()
-        process.kill()
-        assert -signal.SIGKILL == process.wait()
-
-
 def test_mnist(mnist_dir: Path, tmp_path: Path) -> None:
     """The three bare commands on MNIST, a kill between: the digests are those of the README."""
     env = {"MNIST_DIR": str(mnist_dir)}
     made = document(run_pipeline("ingest", "--json", cwd=tmp_path, env=env))
-    kill_after_epoch(2, "train", "--resume", cwd=tmp_path)
+    kill_at_line("epoch +2/", "train", "--resume", cwd=tmp_path)
     trained = document(run_pipeline("train", "--resume", "--json", cwd=tmp_path))
     scored = document(run_pipeline("score", "--json", cwd=tmp_path))
     for name, found in (("digest", made["digest"]), ("order", trained["order_digest"])):
@@ -43,7 +30,7 @@ def test_a_kill_and_a_cluster_leave_no_trace(tmp_path: Path) -> None:
     succeeded(run_pipeline("ingest", "files", "--out", "data/mnist", cwd=tmp_path))
     train = (*SMALL, "--epochs", 40, "--run")
     expected = document(run_pipeline(*train, "runs/undisturbed", "--json", cwd=tmp_path))
-    kill_after_epoch(3, *train, "runs/mnist", cwd=tmp_path)
+    kill_at_line("epoch +3/", *train, "runs/mnist", cwd=tmp_path)
     trained = document(run_pipeline(*train, "runs/mnist", "--workers", 2, "--json", cwd=tmp_path))
     for name in ("parameters_digest", "order_digest"):
         assert expected[name] == trained[name]

@@ -104,9 +104,10 @@ def run_session(home: Path, examples: int, number: int, names: list[str]) -> Non
     threading.stack_size(STACK)
     signal.signal(signal.SIGPROF, give_up)
     subject = Subject(home, home / "source", CONFIG)
-    for target in TARGETS.values():  # has everything imported that the commands import
+    artefacts = {target.artefact for target in TARGETS.values()}
+    for artefact in artefacts:  # has everything imported that the commands import
         with copied(subject) as copy:
-            for arguments in commands(copy, target.artefact, plain=True):
+            for arguments in commands(copy, artefact, plain=True):
                 run_well(arguments)
     limit_memory()
     for name in names:

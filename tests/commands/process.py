@@ -3,7 +3,9 @@
 import contextlib
 import io
 import os
+import re
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -65,6 +67,26 @@ def run_pipeline(
     with start_pipeline(*arguments, cwd=cwd, env=env, **options) as process:
         out, err = process.communicate()
     return Ended(process.returncode, out, err)
+
+
+def wait_for_line(process: "subprocess.Popen[str]", pattern: str) -> None:
+    """Read what a process prints up to a line that begins so; it is not to end before."""
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    while not re.match(pattern, line):
+        assert line, process.communicate()
+        line = process.stdout.readline()
+
+
+def kill_at_line(
+    pattern: str, *arguments: object, cwd: Path, env: dict[str, str] | None = None
+) -> int:
+    """Start `pipeline` and kill it once it has printed such a line; returns its process."""
+    with start_pipeline(*arguments, cwd=cwd, env=env) as process:
+        wait_for_line(process, pattern)
+        process.kill()
+        assert -signal.SIGKILL == process.wait()
+    return process.pid
 
 
 def run_here(*arguments: object) -> Ended:

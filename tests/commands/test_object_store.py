@@ -1,14 +1,13 @@
 """The commands on s3:// places: the same bits as on disk, whoever is killed, and whatever fails."""
 
 import json
-import signal
 from itertools import count, cycle
 from pathlib import Path
 
 import pytest
 
 from tests.commands.conftest import SMALL, Call
-from tests.commands.process import Ended, assert_refused, run_pipeline, start_pipeline
+from tests.commands.process import Ended, assert_refused, kill_at_line, run_pipeline, start_pipeline
 from tests.commands.test_commands import document
 from tests.object_store.proxy import CUT, DROP, LOST, Proxy
 from tests.object_store.server import Store
@@ -89,17 +88,12 @@ def test_a_killed_training_is_taken_over(
     """After SIGKILL another is refused until told to take over; it ends in the same bits."""
     run = f"{store.new_place()}/run"
     arguments = (*TRAIN, "--dataset", dataset_url, "--run", run, "--resume")
-    with start_pipeline(*arguments, cwd=here, env=environment) as process:
-        assert process.stdout is not None
-        while not process.stdout.readline().startswith("epoch 2/"):
-            assert process.poll() is None
-        process.kill()
-        assert -signal.SIGKILL == process.wait()
+    process = kill_at_line("epoch 2/", *arguments, cwd=here, env=environment)
     refused = call(*arguments)
-    assert_refused(refused, 4, f"process {process.pid} on ", "--take-over")
+    assert_refused(refused, 4, f"process {process} on ", "--take-over")
     ended = call(*arguments, "--take-over")
     assert 0 == ended.code, ended.err
-    assert f"{run} was being written by process {process.pid} on " in ended.err
+    assert f"{run} was being written by process {process} on " in ended.err
     assert "resumed from checkpoint " in ended.out
     trained = document(call(*arguments, "--json"))
     assert what_it_came_to(expected) == what_it_came_to(trained)

@@ -7,7 +7,7 @@ import pytest
 
 from storage.places import open_location
 from tests.commands.conftest import SMALL, Call
-from tests.commands.process import assert_refused, run_pipeline, start_pipeline
+from tests.commands.process import assert_refused, run_pipeline, start_pipeline, wait_for_line
 from tests.commands.test_commands import document
 from tests.object_store.proxy import Proxy
 from tests.object_store.server import Store
@@ -77,9 +77,7 @@ def test_a_run_that_was_moved(dataset: Path, here: Path, call: Call, replaced: b
     """Nothing is made at its old place again, and another that began there is left alone."""
     train = ("train", *SMALL, "--run", "run")
     with start_pipeline(*train, "--epochs", 100_000, cwd=here) as process:
-        assert process.stdout is not None
-        while not process.stdout.readline().startswith("epoch "):
-            assert process.poll() is None
+        wait_for_line(process, "epoch ")
         (here / "run").rename(here / "elsewhere")
         if replaced:
             document(call(*train, "--epochs", 1, "--json"))
