@@ -30,16 +30,6 @@ ELEMENT_TYPES: dict[int, np.dtype[Any]] = {
 }
 """IDX type codes and the element types they stand for, as stored."""
 
-TYPE_NAMES = {
-    "uint8": "ubyte",
-    "int8": "byte",
-    "int16": "short",
-    "int32": "int",
-    "float32": "float",
-    "float64": "double",
-}
-"""What files are called by their element type, as in `train-images-idx3-ubyte`."""
-
 MAX_ROW_BYTES = 64 * 1024**2
 """The largest row that is read: whoever asks for n rows is given n times this at the most."""
 

@@ -49,11 +49,6 @@ class Run:
     """NumPy, its BLAS and kernel, Python, the machine's architecture."""
 
     @property
-    def name(self) -> str:
-        """Return the directory's name, for people."""
-        return self.location.name
-
-    @property
     def dataset_place(self) -> str | None:
         """Return where the dataset was that the run began with; None where it is not recorded."""
         place = self.dataset.get("place")

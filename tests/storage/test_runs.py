@@ -21,7 +21,6 @@ def test_a_record_comes_back(place: Location) -> None:
     run = begin_run(place)
     assert run == open_run(place)
     assert run_exists(place)
-    assert "run" == run.name
     assert run.run_id != begin_run(place.child("other")).run_id
 
 
