@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import lzma
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pipeline.convert import convert_part
 from pipeline.ingest import ingest
 from pipeline.sources.digits import draw_digits
 from pipeline.sources.source import open_directory
@@ -360,3 +362,17 @@ def test_mnist(mnist_dir: Path, tmp_path: Path, out: Path) -> None:
     found = {name: hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in expected}
     assert expected == found
     assert "7100e1c181d5e2237a395f73b876d817e908c7186226448302d3e72a9c7d60dd" == dataset.digest
+
+
+def test_a_part_for_each_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However large parts are, the threads of an ingest convert one each at the same time."""
+    both = threading.Barrier(2, timeout=60)
+
+    def together(*arguments: Any) -> Any:
+        both.wait()
+        return convert_part(*arguments)
+
+    monkeypatch.setattr("pipeline.ingest.convert_part", together)
+    monkeypatch.setattr("pipeline.ingest.BYTES_IN_FLIGHT", 1)
+    made = ingest("synthetic:40,20", tmp_path / "set", rows_per_chunk=10, threads=2)
+    assert 4 == made.dataset.split("train").schema.chunks

@@ -3,7 +3,6 @@
 import math
 import os
 import threading
-import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -193,10 +192,10 @@ def test_two_windows_are_held(
     assert 1 == max(there)
 
 
-def test_loading_stands_back(known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beside a consumer that is at work fewer threads load, but for a window that came too late."""
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(4)))
-    assert [4, 3, 1, 4, 4] == [threads_beside(busy, 4) for busy in (0, 1, 3, 4, 9)]
+def threads_used(
+    split: Split, busy_cores: int, timing: Timing, monkeypatch: pytest.MonkeyPatch
+) -> list[int]:
+    """The threads that load each of four windows, if each takes so long; the last two are late."""
     used: list[int] = []
     load_window = windows.load_window
 
@@ -204,59 +203,50 @@ def test_loading_stands_back(known: Known, monkeypatch: pytest.MonkeyPatch) -> N
         split: Split, window: Window, block: Block, pool: ThreadPoolExecutor, scratch: Scratch
     ) -> Timing:
         used.append(pool._max_workers)
-        return load_window(split, window, block, pool, scratch)
+        load_window(split, window, block, pool, scratch)
+        return timing
 
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(4)))
     monkeypatch.setattr(windows, "load_window", counting)
-    monkeypatch.setattr(windows, "SLOW", math.inf)
-    monkeypatch.setattr(windows, "LATE_SECONDS", math.inf)  # none is too late but the first
-    split = known.dataset.split("train")
-    order = EpochOrder(
-        seed=0,
-        epoch=0,
-        rows=split.schema.rows,
-        chunk_rows=split.schema.chunk_rows,
-        window_chunks=1,
-    )
-    with WindowLoader(split, 4, busy_cores=3) as loader:
-        loader.take(order, 0)
-        loader.take(order, 1)
-        monkeypatch.setattr(windows, "LATE_SECONDS", -1.0)  # any is
-        loader.take(order, 2)
-        loader.take(order, 3)
-    assert [4, 1, 1, 4] == used
+    rows, chunk_rows = split.schema.rows, split.schema.chunk_rows
+    order = EpochOrder(seed=0, epoch=0, rows=rows, chunk_rows=chunk_rows, window_chunks=2)
+    with WindowLoader(split, 4, busy_cores=busy_cores) as loader:
+        for number in range(4):
+            # The next window is begun once this one is taken, and this one is late by decree.
+            monkeypatch.setattr(windows, "LATE_SECONDS", -1.0 if number > 1 else math.inf)
+            loader.take(order, number)
+    return used
 
 
-@pytest.mark.parametrize(("slow_from", "threads"), [(0.01, windows.WAITING_THREADS), (60.0, 2)])
-def test_a_slow_store_is_asked_for_more_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow_from: float, threads: int
+@pytest.mark.parametrize(
+    ("busy_cores", "timing", "expected"),
+    [
+        (0, (0.3, 0.29), [4, 4, 4, 4]),
+        (3, (0.3, 0.29), [4, 1, 1, 4]),
+        (3, (0.3, 0.01), [4, 16, 16, 16]),
+        (3, (0.003, 0.0), [4, 1, 1, 4]),
+    ],
+)
+def test_threads_that_load(
+    known: Known,
+    busy_cores: int,
+    timing: Timing,
+    expected: list[int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """After a window that was mostly waited for, the next ones read more chunks side by side.
+    """Beside a busy consumer fewer threads load, but for a window that came too late.
 
-    Not so where the wait is short, as that of small chunks for one another is.
+    After a window that was mostly waited for, as in a slow store, there are more; not so where the
+    wait is short, as that of small chunks for one another is.
     """
-    known = write_known(tmp_path / "set", 200, 5)
-    read_chunk = Split.read_chunk
-    lock = threading.Lock()
-    reading, most = 0, {}
+    split = known.dataset.split("train")
+    assert expected == threads_used(split, busy_cores, timing, monkeypatch)
 
-    def slow(split: Split, number: int, *out: Block) -> Block:
-        nonlocal reading
-        window = number // 20
-        with lock:
-            reading += 1
-            most[window] = max(most.get(window, 0), reading)
-        time.sleep(0.05)  # what the store takes
-        with lock:
-            reading -= 1
-        return read_chunk(split, number, *out)
 
-    monkeypatch.setattr(Split, "read_chunk", slow)
-    monkeypatch.setattr(windows, "SLOW_SECONDS", slow_from)
-    with open_stream(
-        known, batch_size=10, window_chunks=20, shuffle=False, epochs=1, threads=2
-    ) as stream:
-        assert list(range(200)) == [row for batch in stream for row in batch.rows.tolist()]
-    assert {0: 2, 1: threads} == most
+def test_threads_beside_a_consumer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A consumer is left its cores, unless it takes them all."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(4)))
+    assert [4, 3, 1, 4, 4] == [threads_beside(busy, 4) for busy in (0, 1, 3, 4, 9)]
 
 
 def test_the_window_fits_the_shuffle_memory() -> None:
