@@ -25,9 +25,9 @@ THREADS_MEMORY = 2**18
 class Batch:
     """Some rows in the order of their visit. Read only.
 
-    Where they lie in one window they are views of it: a batch that is kept, by a name of a loop or
-    of a generator too, keeps its window, and with it the memory for the next one. So let go of a
-    batch before asking for another, or copy it.
+    A batch is a view of its window where its rows lie in one, so it keeps the whole window in
+    memory, a third beside the two that are held anyway. Let go of a batch before the next one is
+    asked for (the local name of a generator that is suspended counts), or copy it.
     """
 
     inputs: NDArray[Any]
