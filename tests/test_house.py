@@ -30,7 +30,7 @@ SHORT = {
     "storage/events.py": "what all floors log and report with",
 }
 """Files of fewer than `FEWEST_LINES` lines, and why each stands by itself."""
-ROOMS = {"jobs": 10, "pipeline/cluster": 8}
+ROOMS = {"jobs": 10, "pipeline/cluster": 5}
 """The most files and folders directly in a folder, without its `__init__.py`."""
 FOLDERS = {
     "commands": {"scoring", "scheduling", "training", "nn"},
