@@ -123,6 +123,8 @@ def stop_in_start_up(name: str, scene: Scene, case: int, chance: random.Random) 
             if not end_at(process, chance.uniform(0, job.work.start_up), number):
                 raise TooLateError
             found = ended(process)
+        if found.code == 0:
+            raise TooLateError
         assert found.code in (128 + number, -number), found
         job.look()
         job.finish()
