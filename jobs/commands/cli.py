@@ -404,9 +404,9 @@ def _show_usage_error(error: click.ClickException) -> None:
     hint = f"Try '{context.command_path} --help' for help."
     message = one_line(error.format_message())
     if name := getattr(error, "option_name", getattr(error, "command_name", "")):
-        message = (
-            f"{one_line(error.message)}{did_you_mean(ELSEWHERE.get(name, name), _known(context))}"
-        )
+        known = _known(context)
+        begun = next((one for one in known if one.startswith(name)), name)
+        message = f"{one_line(error.message)}{did_you_mean(ELSEWHERE.get(name, begun), known)}"
     print_aside(f"{context.get_usage()}\n{hint}\n\nError: {message}")
 
 

@@ -140,6 +140,7 @@ MEANT = [
     (("train", "--epoch", "3"), "'--epochs'"),
     (("train", "--lr", "1"), "'--learning-rate'"),
     (("train", "--lr=1"), "'--learning-rate'"),
+    (("train", "--learn", "1"), "'--learning-rate'"),
     (("train", "--learning_rate", "1"), "'--learning-rate'"),
     (("train", "--Batchsize", "1"), "'--batch-size'"),
     (("train", "--bs", "1"), "'--batch-size'"),
