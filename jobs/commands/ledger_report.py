@@ -64,15 +64,14 @@ def _warnings(ledger: Ledger, entries: list[Entry]) -> list[str]:
     return warnings
 
 
-def since_time(text: str, now: datetime | None = None) -> datetime:
+def since_time(text: str) -> datetime:
     """Return the moment that a text means: `12h`, `7d` ago, or a date or time in ISO 8601.
 
     A time without a zone is this machine's. Raises `UsageError` for anything else.
     """
-    now = now or datetime.now(UTC)
     try:
         if back := re.fullmatch(r"(\d{1,6})([mhdw])", text):
-            return now - timedelta(**{UNITS[back[2]]: int(back[1])})
+            return datetime.now(UTC) - timedelta(**{UNITS[back[2]]: int(back[1])})
         return datetime.fromisoformat(text).astimezone(UTC)
     except (ValueError, OverflowError) as error:
         raise UsageError(
