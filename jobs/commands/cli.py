@@ -16,18 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from jobs.choices import DEFAULT_DATASET
-from jobs.commands.options import (
-    cluster_of,
-    cluster_options,
-    location_of,
-    output_options,
-    picked,
-    run_option,
-    stopping,
-    storage_option,
-    store_options,
-    take_over_option,
-)
+from jobs.commands import options
 from jobs.commands.schedule import schedule
 from jobs.commands.score import promote, score, scores
 from jobs.output import UNREAD_OUTPUT, one_line, print_aside
@@ -122,10 +111,10 @@ def cli() -> None:
 )
 @click.option("--overwrite", is_flag=True, help="Replace the dataset that is there already.")
 @click.option("--seed", default=0, type=click.IntRange(0), help="Seed of drawn digits.")
-@storage_option
-@take_over_option
-@cluster_options
-@output_options
+@options.storage
+@options.take_over
+@options.cluster
+@options.output
 def ingest(
     console: "Console",
     source: str,
@@ -151,9 +140,9 @@ def ingest(
         scaling: Scaling = None if scale is None else parse_range(scale) or "none"
     except ValueError as error:
         raise UsageError(f"--scale is {scale!r}; {error}.") from None
-    options = store_options(storage_options, out)
-    place = None if out is None else open_location(out, options)  # refused before downloads
-    with stopping() as stop, cluster_of("ingest", asked, stop) as cluster:
+    reach = options.store_options(storage_options, out)
+    place = None if out is None else open_location(out, reach)  # refused before downloads
+    with options.stopping() as stop, options.cluster_of("ingest", asked, stop) as cluster:
 
         def progress(stage: str, done: int, total: int, note: str = "") -> None:
             console.progress(stage, done, total, note)
@@ -178,15 +167,15 @@ def ingest(
 @cli.command()
 @click.argument("place")
 @click.option("--images", metavar="FILE.png", help="Write a grid of a dataset's images.")
-@storage_option
-@output_options
+@options.storage
+@options.output
 def inspect(
     console: "Console", place: str, images: str | None, storage_options: tuple[str, ...]
 ) -> None:
     """Show what PLACE, a dataset or a run, is and holds."""
     from jobs.commands.reports import inspect_location
 
-    location = location_of(place, storage_options)
+    location = options.location_of(place, storage_options)
     if images is None:
         console.result(inspect_location(location))
         return
@@ -203,15 +192,15 @@ def inspect(
 
 @cli.command()
 @click.argument("place")
-@storage_option
-@output_options
+@options.storage
+@options.output
 def verify(console: "Console", place: str, storage_options: tuple[str, ...]) -> None:
     """Read all of PLACE, a dataset or a run, and check every digest."""
     from jobs.commands.console import Report
     from jobs.commands.reports import check_something_there
     from storage.verify import verify_location
 
-    location = location_of(place, storage_options)
+    location = options.location_of(place, storage_options)
     check_something_there(location)
     mentioned: list[str] = []
     checked = list(verify_location(location, mentioned.append))
@@ -236,17 +225,17 @@ class _TrainCommand(click.Command):
     "--dataset",
     help="The dataset's path or URL.  [default: the resumed run's, or " + DEFAULT_DATASET + "]",
 )
-@run_option
+@options.run
 @click.option(
     "--resume",
     is_flag=True,
     help="Continue the run with its own settings, or start it if it is new.",
 )
 @click.option("--config", "config_file", metavar="FILE.toml", help="Settings; options override.")
-@storage_option
-@take_over_option
-@cluster_options
-@output_options
+@options.storage
+@options.take_over
+@options.cluster
+@options.output
 def train(
     console: "Console",
     dataset: str | None,
@@ -269,13 +258,13 @@ def train(
 
     # Without --dataset its place may be one that the run records.
     places = () if dataset is None else (dataset, run)
-    options = store_options(storage_options, *places)
-    with stopping() as stop, cluster_of("train", asked, stop) as cluster:
+    reach = options.store_options(storage_options, *places)
+    with options.stopping() as stop, options.cluster_of("train", asked, stop) as cluster:
         result = run_train(
             given,
             dataset=dataset,
             run=run,
-            storage_options=options,
+            storage_options=reach,
             resume=resume,
             take_over=console.warn if take_over else None,
             progress=console.progress,
@@ -293,7 +282,7 @@ cli.add_command(schedule)
 
 @cli.command()
 @click.argument("directory", default="mnist-demo")
-@output_options
+@options.output
 def demo(console: "Console", directory: str) -> "Report":
     """Go the whole way in one directory.
 
@@ -303,7 +292,7 @@ def demo(console: "Console", directory: str) -> "Report":
     """
     from jobs.commands.demo import run_demo
 
-    with stopping() as stop:
+    with options.stopping() as stop:
         return run_demo(Path(directory), console, stop)
 
 
@@ -336,8 +325,8 @@ def _given_settings(config_file: str | None, asked: dict[str, Any]) -> dict[str,
     from jobs.training.config import TrainConfig, given_settings, read_toml
 
     from_file = read_toml(Path(config_file)) if config_file else {}
-    options = picked(TrainConfig, asked)
-    from_options = {name: value for name, value in options.items() if value is not None}
+    chosen = options.picked(TrainConfig, asked)
+    from_options = {name: value for name, value in chosen.items() if value is not None}
     return given_settings(from_file, str(config_file)) | given_settings(
         from_options, "The command line"
     )

@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-from jobs.commands.console import Console, Report
+from jobs.commands.console import Console, Report, facts
 from jobs.commands.pictures import worst_mistakes, write_grid
 from jobs.commands.reports import ingest_report, train_report
 from jobs.output import percent
@@ -20,7 +20,7 @@ PICTURE = "worst-mistakes.png"
 
 
 def run_demo(directory: Path, console: Console, stop: StopSignal) -> Report:
-    """Ingest, train, score and picture, below `directory`; run again, it goes on or is done."""
+    """Ingest, train, score and draw the mistakes, below `directory`; resume what was begun."""
     try:
         return _run_demo(directory, console, stop)
     except StoppedError:  # each job would name its own command
@@ -29,7 +29,7 @@ def run_demo(directory: Path, console: Console, stop: StopSignal) -> Report:
 
 def _run_demo(directory: Path, console: Console, stop: StopSignal) -> Report:
     if directory.parts and directory.parts[0].endswith(":"):
-        raise UsageError(f"'{directory}' is of a URL; the demo works in a local directory.")
+        raise UsageError(f"'{directory}' is a URL; the demo works in a local directory.")
     if directory.exists() and not directory.is_dir():
         raise UsageError(f"'{directory}' is not a directory; give a directory or an unused name.")
     began = time.perf_counter()
@@ -55,36 +55,33 @@ def _run_demo(directory: Path, console: Console, stop: StopSignal) -> Report:
     picture = _picture(directory / PICTURE, made.dataset, scored.scores, console)
     quality = scored.metrics["quality"]
     seconds = time.perf_counter() - began
-    lines = [
-        (
-            f"{percent(quality['accuracy'])} of {scored.metrics['rows']:,} test images are "
-            f"recognised, {seconds:.0f} s from the start."
-        ),
-        f"dataset  {dataset_place}",
-        f"run      {run_place}",
-        f"scores   {scored.scores.location}",
-        *([f"picture  {picture}"] if picture else []),
-        f"Look closer: pipeline inspect {run_place}",
-    ]
+    places = {
+        "dataset": dataset_place,
+        "run": run_place,
+        "scores": scored.scores.location,
+        "picture": picture,
+    }
+    text = (
+        f"{percent(quality['accuracy'])} of {scored.metrics['rows']:,} test images are recognised, "
+        f"{seconds:.0f} s from the start."
+    )
+    shown = facts([(name, place) for name, place in places.items() if place])
     document = {
         "source": source.description,
-        "dataset": str(dataset_place),
-        "run": str(run_place),
-        "scores": str(scored.scores.location),
-        "picture": str(picture) if picture else None,
+        **{name: place and str(place) for name, place in places.items()},
         "accuracy": quality["accuracy"],
         "parameters_digest": trained.parameters_digest,
         "seconds": round(seconds, 1),
     }
-    return Report(document, "\n".join(lines))
+    return Report(document, f"{text}\n{shown}\nLook closer: pipeline inspect {run_place}")
 
 
 def _source(console: Console) -> Source:
-    """MNIST where it can be had, else generated digits; says which."""
+    """Return MNIST where it can be had, else generated digits."""
     try:
         source = open_source("mnist")
     except UnreachableError as error:
-        console.say(f"{error}\nMeanwhile the demo draws digits itself.")
+        console.say(f"{error}\nThe demo uses generated digits instead.")
         source = open_source("synthetic")
     console.say(f"Using {source.name}: {source.description}.")
     return source

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Command = Callable[..., Any]
 
 
-def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
+def combined(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
     """Return several options as one decorator."""
 
     def decorate(command: Command) -> Command:
@@ -38,35 +38,35 @@ def picked(config: type[Any], asked: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in asked.items() if name in names}
 
 
-dataset_option = click.option(
+dataset = click.option(
     "--dataset",
     help=f"The dataset's path or URL.  [default: that of the run's training, or {DEFAULT_DATASET}]",
 )
-run_option = click.option("--run", default=DEFAULT_RUN, help="The run's path or URL.")
-models_option = click.option(
+run = click.option("--run", default=DEFAULT_RUN, help="The run's path or URL.")
+models = click.option(
     "--models",
     default=DEFAULT_MODELS,
     help="Where the promoted names lie: a path or URL.",
 )
-wait_option = click.option(
+wait = click.option(
     "--wait",
     default=0.0,
     metavar="SECONDS",
     help="Wait up to SECONDS for another job that is doing the same work.",
 )
-threads_option = click.option(
+threads = click.option(
     "--threads",
     default=0,
     type=click.IntRange(0, 1024),
     help="Threads for the arithmetic; 0 for one per core.",
 )
-output_flags = options(
+output_flags = combined(
     click.option("--quiet", is_flag=True, help="Print only the result and warnings."),
     click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document."),
 )
 
 
-def output_options(command: Command) -> Command:
+def output(command: Command) -> Command:
     """Add --quiet and --json; give the command a console, which prints the report it returns."""
 
     @output_flags
@@ -103,14 +103,14 @@ def stopping() -> Iterator["StopSignal"]:
         yield stop
 
 
-storage_option = click.option(
+storage = click.option(
     "--storage-option",
     "storage_options",
     multiple=True,
     metavar="KEY=VALUE",
     help="How to reach an s3:// store, such as endpoint_url=URL. May be repeated.",
 )
-take_over_option = click.option(
+take_over = click.option(
     "--take-over",
     is_flag=True,
     help="Take the lock that a dead writer has left in a store, and say whose it was.",
@@ -159,7 +159,7 @@ AFTER_LOSS = {
 }
 """What to say, by the command, where it loses its cluster."""
 
-cluster_options = options(
+cluster = combined(
     click.option(
         "--scheduler", metavar="ADDRESS", help="Work on the Dask cluster at this address."
     ),

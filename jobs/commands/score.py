@@ -5,24 +5,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from jobs.choices import DEFAULT_CHECKPOINT, DEFAULT_RUN, DEFAULT_SETTLE
-from jobs.commands.options import (
-    cluster_of,
-    cluster_options,
-    console_of,
-    dataset_option,
-    location_of,
-    models_option,
-    options,
-    output_flags,
-    output_options,
-    picked,
-    stopping,
-    storage_option,
-    store_options,
-    take_over_option,
-    threads_option,
-    wait_option,
-)
+from jobs.commands import options
 from storage.errors import UsageError
 
 if TYPE_CHECKING:
@@ -35,9 +18,9 @@ CHECKPOINT_HELP = (
     "best (by validation; the latest without one), latest, an epoch's number, or the first digits "
     "of a model's digest."
 )
-what_options = options(
+what_options = options.combined(
     click.option("--run", help=f"The run's path or URL.  [default: {DEFAULT_RUN}]"),
-    dataset_option,
+    options.dataset,
     click.option(
         "--split",
         "splits",
@@ -70,12 +53,12 @@ what_options = options(
         help="Skip files of the inbox modified within the last SECONDS.",
     ),
 )
-model_options = options(
+model_options = options.combined(
     click.option("--checkpoint", help=f"{CHECKPOINT_HELP}  [default: {DEFAULT_CHECKPOINT}]"),
     click.option("--model", metavar="NAME", help="A promoted name, which has run and checkpoint."),
-    models_option,
+    options.models,
 )
-result_options = options(
+result_options = options.combined(
     click.option(
         "--out",
         metavar="FILE",
@@ -102,9 +85,9 @@ result_options = options(
         "scoring.",
     ),
 )
-running_options = options(
-    threads_option,
-    wait_option,
+running_options = options.combined(
+    options.threads,
+    options.wait,
     click.option(
         "--retries",
         default=0,
@@ -126,10 +109,10 @@ running_options = options(
 @model_options
 @result_options
 @running_options
-@storage_option
-@take_over_option
-@cluster_options
-@output_flags
+@options.storage
+@options.take_over
+@options.cluster
+@options.output_flags
 def score(quiet: bool, as_json: bool, log_json: bool, take_over: bool, **asked: Any) -> None:
     """Score splits of a dataset, or an inbox, with a run's model.
 
@@ -138,8 +121,8 @@ def score(quiet: bool, as_json: bool, log_json: bool, take_over: bool, **asked: 
     """
     from jobs.commands.logs import json_log
 
-    log = json_log() if log_json else console_of(quiet, as_json)
-    with stopping() as stop, log as output:
+    log = json_log() if log_json else options.console_of(quiet, as_json)
+    with options.stopping() as stop, log as output:
         from jobs.commands.score_console import LoggingListener, batch_report
 
         listener = LoggingListener(output.progress)
@@ -147,7 +130,7 @@ def score(quiet: bool, as_json: bool, log_json: bool, take_over: bool, **asked: 
         config = score_config(click.get_current_context().params, leave)
         from jobs.scoring.job import run_batch
 
-        with cluster_of("score", asked, stop) as cluster:
+        with options.cluster_of("score", asked, stop) as cluster:
             batch = run_batch(config, listener=listener, stop=stop, cluster=cluster)
         one_split = config.inbox is None and len(set(config.splits)) == 1
         if batch.results or not one_split:
@@ -173,10 +156,10 @@ def score_config(
     changed = {
         "splits": asked["splits"] or ("test",),
         "gates": Gates(asked["min_accuracy"], asked["max_drop"]),
-        "storage_options": store_options(asked["storage_options"], *places),
+        "storage_options": options.store_options(asked["storage_options"], *places),
         "take_over": take_over,
     }
-    return ScoreConfig(**picked(ScoreConfig, asked) | changed)
+    return ScoreConfig(**options.picked(ScoreConfig, asked) | changed)
 
 
 @click.command()
@@ -185,8 +168,8 @@ def score_config(
     "--since", metavar="WHEN", help="Leave out what is older: 12h, 7d, or a date or time."
 )
 @click.option("--failed", is_flag=True, help="Only what was bad, or missed a gate.")
-@storage_option
-@output_options
+@options.storage
+@options.output
 def scores(
     console: "Console",
     run: str,
@@ -200,7 +183,7 @@ def scores(
     """
     from jobs.commands.ledger_report import ledger_report
 
-    report = ledger_report(location_of(run, storage_options), since, failed)
+    report = ledger_report(options.location_of(run, storage_options), since, failed)
     for warning in report.document["warnings"]:
         console.warn(warning)
     return report
@@ -210,7 +193,7 @@ def scores(
 @click.argument("run", default=DEFAULT_RUN)
 @click.option("--as", "name", metavar="NAME", help="The name to give, such as champion.")
 @click.option("--checkpoint", default="best", help=CHECKPOINT_HELP)
-@models_option
+@options.models
 @click.option(
     "--min-accuracy",
     type=float,
@@ -222,15 +205,15 @@ def scores(
     metavar="NAME",
     help="Promote only a model whose accuracy is at least that of another name's.",
 )
-@dataset_option
+@options.dataset
 @click.option("--split", default="test", help="The split that the gates are judged on.")
-@threads_option
-@wait_option
+@options.threads
+@options.wait
 @click.option("--undo", is_flag=True, help="Give the name back to the model that had it before.")
 @click.option("--list", "listing", is_flag=True, help="List the names and their models.")
-@storage_option
-@take_over_option
-@output_options
+@options.storage
+@options.take_over
+@options.output
 def promote(
     console: "Console",
     name: str | None,
@@ -252,21 +235,21 @@ def promote(
 
     # Without --dataset its place may be one that the run records.
     places = () if asked["dataset"] is None else (asked["run"], models, asked["dataset"])
-    options = store_options(storage_options, *places)
+    reach = options.store_options(storage_options, *places)
     if listing:
-        return names_report(job.list_names(open_location(models, options)), models)
+        return names_report(job.list_names(open_location(models, reach)), models)
     if name is None:
         raise UsageError("No name is given; pass --as, such as --as champion.")
     leave = console.warn if take_over else None
     if undo:
-        return promote_report(job.undo(open_location(models, options), name, leave))
+        return promote_report(job.undo(open_location(models, reach), name, leave))
     config = job.PromoteConfig(
-        **picked(job.PromoteConfig, asked),
+        **options.picked(job.PromoteConfig, asked),
         name=name,
         models=models,
-        storage_options=options,
+        storage_options=reach,
         take_over=leave,
     )
-    with stopping() as stop:
+    with options.stopping() as stop:
         listener = LoggingListener(console.progress)
         return promote_report(job.promote(config, listener=listener, stop=stop))
