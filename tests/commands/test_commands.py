@@ -243,7 +243,7 @@ def test_demo_without_mnist(call: Call, fonts: None, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(demo, "open_source", no_network)
     said = succeeded(call("demo", "place"))
     assert said.startswith(
-        "mnist could not be downloaded.\nThe demo uses generated digits itself.\n"
+        "mnist could not be downloaded.\nThe demo uses generated digits instead.\n"
         "Using synthetic: digits drawn by mnist-stream with seed 0.\n"
     )
     assert "picture  place/worst-mistakes.png" in said
