@@ -9,7 +9,7 @@ history.
 import hashlib
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from storage import documents
@@ -24,7 +24,9 @@ FAILED = "failed"
 LOCK = ".ledger.lock"
 LOCK_SECONDS = 10.0
 """How long to wait for another's line: one is written in milliseconds."""
+
 POLL_SECONDS = 0.02
+"""Between two looks at a lock."""
 
 SCORED = "scored"
 """A scoring was published; there is one such line for each scoring, whatever died meanwhile."""
@@ -234,7 +236,7 @@ class Ledger:
     def _locked(self) -> Iterator[Location]:
         what = f"The ledger {self}"
         lock_file = self.location.child(LOCK)
-        with waiting_lock(lock_file, what, LOCK_SECONDS, take_over=self._take_over) as lock:
+        with waiting_lock(lock_file, what, self._take_over, LOCK_SECONDS) as lock:
             yield self.location.under(lock)
 
     def _mend(self, location: Location) -> None:
@@ -261,31 +263,35 @@ def _failure_key(entry: Entry) -> str:
     return f"{FAILED}/{both[:16]}.json"
 
 
+def pause_between_looks(_: ConflictError) -> None:
+    """Let a moment pass before the next look at a lock."""
+    time.sleep(POLL_SECONDS)
+
+
 @contextmanager
 def waiting_lock(
     lock_file: Location,
     what: str,
-    seconds: float,
-    pause: Callable[[], None] = lambda: time.sleep(POLL_SECONDS),
     take_over: TakeOver | None = None,
+    seconds: float = 0.0,
+    pause: Callable[[ConflictError], None] = pause_between_looks,
 ) -> Iterator[Lock]:
-    """A writer's lock that is waited for; `ConflictError` names the holder after so long.
+    """Hold a writer's lock that another may hold for some seconds yet.
 
-    `pause` is called between two looks, and may raise to give up. With leave to `take_over`, a lock
-    in a store is taken then: its holder is dead, or it would have given it back.
+    `pause` is called between two looks with the conflict, and may raise to give up. Raises
+    `ConflictError` that names the holder after so long; with leave to `take_over`, a lock in a
+    store is taken then: its holder is dead, or it would have given it back.
     """
     deadline = time.monotonic() + seconds
-    while True:
-        last = time.monotonic() >= deadline
-        held = lock_file.writer_lock(what, take_over if last else None)
-        try:
-            lock = held.__enter__()
-            break
-        except ConflictError:
-            if last:
-                raise
-        pause()
-    try:
+    with ExitStack() as held:
+        lock: Lock | None = None
+        while lock is None:
+            is_last = time.monotonic() >= deadline
+            try:
+                leave = take_over if is_last else None
+                lock = held.enter_context(lock_file.writer_lock(what, leave))
+            except ConflictError as conflict:
+                if is_last:
+                    raise
+                pause(conflict)
         yield lock
-    finally:
-        held.__exit__(None, None, None)

@@ -1,7 +1,6 @@
 """Names for models: which checkpoint of which run each is pinned to, and who had it before."""
 
 import re
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
@@ -77,9 +76,9 @@ class ModelName:
         }
         self.place.put(_key(self.name), documents.sealed_bytes(document))
 
-    def with_event(self, event: dict[str, Any], change: Callable[[Self], Self]) -> Self:
-        """Return the name after a change, with the event that records it."""
-        return replace(change(self), events=(*self.events, event))
+    def with_event(self, event: dict[str, Any]) -> Self:
+        """Return the name with one more event."""
+        return replace(self, events=(*self.events, event))
 
 
 def check_model_name(name: str) -> str:

@@ -1,7 +1,7 @@
 """A scoring that is being written: chunk by chunk, continued after a crash, then published."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import Any
@@ -18,6 +18,7 @@ from storage.chunks import (
     metadata_digests,
 )
 from storage.errors import BadDataError, ConflictError, PipelineError
+from storage.ledger import pause_between_looks, waiting_lock
 from storage.location import Location, TakeOver
 from storage.schema import METADATA_NAME
 from storage.scores import (
@@ -175,26 +176,35 @@ def write_arrays(
 
 @contextmanager
 def score_into(
-    location: Location, schema: ScoresSchema, take_over: TakeOver | None = None
+    location: Location,
+    schema: ScoresSchema,
+    take_over: TakeOver | None = None,
+    wait: float = 0.0,
+    pause: Callable[[ConflictError], None] = pause_between_looks,
 ) -> Iterator[ScoresWriter]:
-    """Write, or continue writing, a scoring in its home, under its lock.
+    """Write, or continue writing, a scoring in its home, under its lock: see `waiting_lock`.
 
     Raises `ConflictError` where another writes it, or has completed it in the meantime.
     """
-    with scores_lock(location, take_over) as locked:
+    with scores_lock(location, take_over, wait, pause) as locked:
         if is_complete(location):
             raise ConflictError(f"The scoring {location} is complete; open it, or remove it first.")
         yield ScoresWriter(locked, schema)
 
 
 @contextmanager
-def scores_lock(location: Location, take_over: TakeOver | None = None) -> Iterator[Location]:
+def scores_lock(
+    location: Location,
+    take_over: TakeOver | None = None,
+    wait: float = 0.0,
+    pause: Callable[[ConflictError], None] = pause_between_looks,
+) -> Iterator[Location]:
     """Hold the right to write one scoring, which is given to its holder as a location.
 
-    Raises `ConflictError` that names the holder where another has it. The lock of a complete
-    scoring is retired: no job writes it again, and its file would stay for good.
+    The lock of a complete scoring is retired: no job writes it again, and its file would stay.
     """
-    with location.sibling(".lock").writer_lock(f"The scoring {location}", take_over) as lock:
+    lock_file, what = location.sibling(".lock"), f"The scoring {location}"
+    with waiting_lock(lock_file, what, take_over, wait, pause) as lock:
         try:
             yield location.under(lock)
         finally:

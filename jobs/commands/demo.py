@@ -51,7 +51,7 @@ def _run_demo(directory: Path, console: Console, stop: StopSignal) -> Report:
         stop=stop,
     )
     console.say(train_report(trained).text + "\n")
-    scored = score(run=run_place, dataset=dataset_place, report=report, stop=stop)
+    scored = score(run=run_place, dataset=dataset_place, progress=console.progress, stop=stop)
     picture = _picture(directory / PICTURE, made.dataset, scored.scores, console)
     quality = scored.metrics["quality"]
     seconds = time.perf_counter() - began

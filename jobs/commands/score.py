@@ -1,5 +1,6 @@
 """The commands of scoring: score, scores, promote. Thin: parse, call a job, print."""
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 
     from jobs.commands.console import Console, Report
     from jobs.scoring.config import ScoreConfig
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINT_HELP = (
     "best (by validation; the latest without one), latest, an epoch's number, or the first digits "
@@ -123,15 +126,14 @@ def score(quiet: bool, as_json: bool, log_json: bool, take_over: bool, **asked: 
 
     log = json_log() if log_json else options.console_of(quiet, as_json)
     with options.stopping() as stop, log as output:
-        from jobs.commands.score_console import LoggingListener, batch_report
+        from jobs.commands.score_console import batch_report
 
-        listener = LoggingListener(output.progress)
-        leave = listener.warn if take_over else None
+        leave = logger.warning if take_over else None
         config = score_config(click.get_current_context().params, leave)
         from jobs.scoring.job import run_batch
 
         with options.cluster_of("score", asked, stop) as cluster:
-            batch = run_batch(config, listener=listener, stop=stop, cluster=cluster)
+            batch = run_batch(config, progress=output.progress, stop=stop, cluster=cluster)
         one_split = config.inbox is None and len(set(config.splits)) == 1
         if batch.results or not one_split:
             output.result(batch_report(batch, one_split=one_split))
@@ -229,7 +231,7 @@ def promote(
     RUN is runs/mnist unless told otherwise. The checkpoint is kept from then on. Where a gate is
     missed (exit 5) the name stays where it is.
     """
-    from jobs.commands.score_console import LoggingListener, names_report, promote_report
+    from jobs.commands.score_console import names_report, promote_report
     from jobs.scoring import promote as job
     from storage.places import open_location
 
@@ -251,5 +253,4 @@ def promote(
         take_over=leave,
     )
     with options.stopping() as stop:
-        listener = LoggingListener(console.progress)
-        return promote_report(job.promote(config, listener=listener, stop=stop))
+        return promote_report(job.promote(config, progress=console.progress, stop=stop))

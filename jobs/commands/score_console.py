@@ -1,17 +1,12 @@
 """What `pipeline score` and `promote` print: events, results, quality."""
 
-import logging
 from typing import Any
 
 from jobs.commands.console import Report, table
 from jobs.output import percent
-from jobs.scoring.listener import ScoreListener
 from jobs.scoring.promote import PromoteResult
 from jobs.scoring.result import ScoreResult, ScoringResult
-from storage.events import Progress, event
 from storage.models import Holder, ModelName
-
-logger = logging.getLogger(__name__)
 
 SHOWN_CLASSES = 30
 """More classes than this are not listed one by one."""
@@ -37,27 +32,6 @@ def quality_text(quality: dict[str, Any]) -> str:
 
 SHOWN_FILES = 20
 """More files of an inbox than this are not listed one by one."""
-
-
-class LoggingListener(ScoreListener):
-    """Logs all that a scoring job tells, but for its progress."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-
-    def event(
-        self, name: str, text: str | None = None, warning: bool = False, **facts: Any
-    ) -> None:
-        event(logger, name, text or "", logging.WARNING if warning else logging.INFO, **facts)
-
-    def say(self, text: str) -> None:
-        logger.info("%s", text)
-
-    def warn(self, text: str) -> None:
-        logger.warning("%s", text)
-
-    def progress(self, stage: str, done: int, total: int) -> None:
-        self._progress(stage, done, total)
 
 
 def batch_report(batch: ScoringResult, *, one_split: bool) -> Report:

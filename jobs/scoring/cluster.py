@@ -8,8 +8,8 @@ import numpy as np
 from jobs.nn.architecture import format_network, parse_network
 from jobs.nn.network import Network
 from jobs.nn.parameters import Floats
-from jobs.scoring.metrics import ConfusionCounter
-from jobs.training.evaluate import Forward, predict
+from jobs.scoring.metrics import ConfusionCounter, count_chunk
+from jobs.training.evaluate import Predictor
 from jobs.training.model import Model
 from pipeline.cluster.client import Cluster
 from pipeline.cluster.tasks import Task, results
@@ -60,7 +60,7 @@ class ScoreWorkerState(Closing):
         self.split = open_split(task.dataset, task.dataset_digest, task.schema.split)
         self.scratch = Scratch(self.split)
         network = Network(parse_network(task.network), task.dtype)
-        self.forward = Forward(network, parameters, task.scaling)
+        self.predict = Predictor(network, parameters, task.scaling)
 
     def close(self) -> None:
         """Let go of nothing but memory."""
@@ -76,14 +76,11 @@ def score_chunk(
     state = hold(job, task, lambda: ScoreWorkerState(task, parameters))
     block = state.split.read_chunk(number, state.scratch.chunk)
     if digest is None:
-        predictions = predict(state.forward, block.inputs)
+        predictions = state.predict(block.inputs)
         digest = write_arrays(task.home, task.schema, number, *predictions)
     else:
         predictions = read_arrays(task.home, task.schema, number, digest)
-    counted = None
-    if block.targets is not None:
-        counted = ConfusionCounter(task.schema.class_names, task.class_names)
-        counted.add(*predictions, block.targets)
+    counted = count_chunk(task.schema, task.class_names, predictions, block.targets)
     return ChunkResult(len(block.inputs), digest, counted)
 
 

@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 
 from storage.documents import check_fields
 from storage.errors import BadDataError
+from storage.location import Location
+from storage.scores import METRICS, Predictions, Scores, ScoresSchema, open_scores
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,15 @@ def check_quality(document: Any, classes: int, place: str) -> None:
     square = all(type(row) is list and len(row) == classes for row in rows)
     if {classes} != {len(rows), len(document["classes"])} or not square:
         raise BadDataError(f"{place} does not have the figures of {classes:,} classes.")
+
+
+def open_scored(home: Location) -> Scores:
+    """Open a complete scoring; raise `BadDataError` where its metrics are not what we write."""
+    scores = open_scores(home)
+    quality = scores.metrics.get("quality")
+    if quality is not None:
+        check_quality(quality, scores.schema.classes, f"{home}/{METRICS}")
+    return scores
 
 
 class ConfusionCounter:
@@ -120,3 +131,17 @@ class ConfusionCounter:
             f1=2 * hits / (rows + predicted) if rows + predicted else 0.0,
             rows=rows,
         )
+
+
+def count_chunk(
+    schema: ScoresSchema,
+    class_names: tuple[str, ...],
+    predictions: Predictions,
+    targets: NDArray[np.uint8] | None,
+) -> ConfusionCounter | None:
+    """Count a chunk's predictions; `class_names` are the targets'. None without targets."""
+    if targets is None:
+        return None
+    counted = ConfusionCounter(schema.class_names, class_names)
+    counted.add(*predictions, targets)
+    return counted

@@ -36,17 +36,14 @@ def output_memory(place: str) -> int:
     return PARQUET_MEMORY if place.endswith(".parquet") else 2 * CSV_BUFFER
 
 
-def check_kind(place: str) -> None:
-    """Raise `UsageError` where a file of this kind cannot be written here."""
-    if place.endswith(".parquet") and find_spec("pyarrow") is None:
-        raise MissingExtraError(f"--out {place!r}", "pyarrow", "parquet")
-
-
-def check_place(file: Location) -> Location:
+def check_output(file: Location) -> Location:
     """Return the file to write, which is what a link leads to.
 
-    Raises `UsageError` where no file can ever be: at a directory or a pipe, below a file.
+    Raises `UsageError` where a file of this kind cannot be written here, or no file can ever be
+    there: at a directory or a pipe, below a file.
     """
+    if str(file).endswith(".parquet") and find_spec("pyarrow") is None:
+        raise MissingExtraError(f"--out {str(file)!r}", "pyarrow", "parquet")
     if not isinstance(file, LocalLocation):
         return file
     return LocalLocation(file_to_write(file.path, "--out"))
@@ -63,7 +60,7 @@ def write_output(file: Location, scores: Scores, *, all_probabilities: bool) -> 
 
     Raises `UsageError` where no file can be there.
     """
-    directory, name = check_place(file).split()
+    directory, name = check_output(file).split()
     directory.sweep_partial(name)
     write_rows = {"csv": _write_csv, "npz": _write_npz, "parquet": _write_parquet}
     with directory.open_for_writing(name) as write:

@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jobs.scoring.gates import Verdict, missed
-from jobs.scoring.metrics import check_quality
 from storage.errors import (
     BadDataError,
     ConflictError,
@@ -15,10 +14,13 @@ from storage.errors import (
 )
 from storage.location import Location
 from storage.runs import Run
-from storage.scores import METRICS, Scores, open_scores
+from storage.scores import Scores
 
 GRAVEST_FIRST = (BadDataError, QualityGateError, InternalError, UnreachableError, ConflictError)
 """Of several things that went wrong, the first of these gives the exit code."""
+INTERNAL_ERROR = "internal error (please report it)"
+SHOWN_NAMES = 10
+"""More files than this are not named in a message."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +31,12 @@ class ScoreResult:
     """The predictions, to be read chunk by chunk, and metrics.json."""
     already_done: bool
     """True where the same model had scored the same rows before."""
-    warnings: tuple[str, ...] = ()
     output: Location | None = None
     """The plain file that was asked for."""
     file: str | None = None
     """The inbox's file that the rows came from."""
     verdicts: tuple[Verdict, ...] = ()
-    """What became of the gates, where the rows have labels."""
+    """The verdict of each gate, where the rows have labels."""
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -49,23 +50,19 @@ class ScoreResult:
         return None if quality is None else float(quality["accuracy"])
 
     @property
+    def seconds(self) -> float | None:
+        """How long it took; None where it was done before, by a job that may have died."""
+        return None if self.already_done else float(self.metrics["seconds"])
+
+    @property
     def missed(self) -> str | None:
         """What to say of gates that were missed."""
         return missed(self.verdicts)
 
 
-def open_scored(home: Location) -> Scores:
-    """Open a complete scoring; raise `BadDataError` where its quality is not what we write."""
-    scores = open_scores(home)
-    quality = scores.metrics.get("quality")
-    if quality is not None:
-        check_quality(quality, scores.schema.classes, f"{home}/{METRICS}")
-    return scores
-
-
 @dataclass
 class ScoringResult:
-    """What a batch job came to."""
+    """What a scoring job came to."""
 
     run: Run
     model_digest: str
@@ -76,21 +73,16 @@ class ScoringResult:
     failed: list[dict[str, str]] = field(default_factory=list)
     """The inbox's bad files: `file` and `error`."""
     left: list[dict[str, str]] = field(default_factory=list)
-    """The inbox's files that were left for the next time: `file` and `reason`."""
+    """The inbox's files that were left for the next run: `file` and `reason`."""
     unjudged: list[str] = field(default_factory=list)
-    """The inbox's files of which no gate could be judged: they have no labels, as a rule."""
-    warnings: tuple[str, ...] = ()
+    """The inbox's files that no gate could judge: they have no labels, as a rule."""
 
     @property
     def error(self) -> PipelineError | None:
-        """What the job ends with: the gravest error, in whose text are those of its kind."""
+        """The error to end with: the gravest, whose text has those of its kind."""
         for kind in GRAVEST_FIRST:
             texts = [str(error) for error in self.errors if isinstance(error, kind)]
+            more = f" And {len(texts) - 3:,} more." if len(texts) > 3 else ""
             if texts:
-                return kind(texts[0] if len(texts) == 1 else _several(texts))
+                return kind(" ".join(texts[:3]) + more)
         return None
-
-
-def _several(texts: list[str]) -> str:
-    shown = " ".join(texts[:3])
-    return shown if len(texts) <= 3 else f"{shown} And {len(texts) - 3:,} more."

@@ -1,79 +1,79 @@
-"""Waiting: for work that another job has in hand, and for storage that is out of reach."""
+"""Retries of what is out of reach, and pauses that a signal ends."""
 
+import logging
 import time
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Self
 
-from jobs.scoring.listener import ScoreListener
 from jobs.signals import StopSignal
-from storage.errors import ConflictError, UnreachableError
-from storage.files import naming_shortages
+from storage.errors import UnreachableError
+from storage.events import event
+from storage.files import as_pipeline_error
 
 POLL_SECONDS = 0.2
-"""Between two looks, so that a signal is heeded at once."""
+"""Between two looks, so that a signal ends a wait at once."""
 
-Result = TypeVar("Result")
+logger = logging.getLogger(__name__)
 
 
-def wait_for_turn(
-    work: Callable[[], object],
-    is_done: Callable[[], bool],
-    *,
-    wait: float,
-    listener: ScoreListener,
-    stop: StopSignal,
-) -> bool:
-    """Do work that is done under a lock, waiting so many seconds for another that holds it.
+class Attempts:
+    """Attempts at some work: the first, and one more each time that something was out of reach.
 
-    Returns whether it was done here; False where the other has done it meanwhile. Raises the
-    `ConflictError` that names the other where neither has come of it.
+    ::
+
+        for attempt in Attempts(retries, retry_wait, stop):
+            with attempt:
+                ...
     """
-    deadline = time.monotonic() + wait
-    told = False
-    while True:
-        try:
-            work()
-        except ConflictError as conflict:
-            if is_done():
-                listener.say("Another job has finished the same scoring; its result is used.")
-                return False
-            if time.monotonic() >= deadline:
-                raise
-            if not told:
-                told = True
-                listener.event("waiting", seconds=wait, text=f"Waiting: {conflict}")
-        else:
-            return True
-        pause(min(POLL_SECONDS, wait), stop)
 
+    def __init__(self, retries: int, retry_wait: float, stop: StopSignal) -> None:
+        """At most `retries` more, `retry_wait` seconds after the one before."""
+        self._left = retries
+        self._seconds = retry_wait
+        self._stop = stop
+        self._is_over = False
 
-def try_again(
-    attempt: Callable[[], Result],
-    *,
-    retries: int,
-    retry_wait: float,
-    listener: ScoreListener,
-    stop: StopSignal,
-) -> Result:
-    """What `attempt` returns; what is out of reach (exit 6) is tried so many times more."""
-    attempt = naming_shortages()(attempt)
-    for left in range(retries, 0, -1):
-        try:
-            return attempt()
-        except UnreachableError as error:
-            text = f"{error} Trying again in {retry_wait:g} s; {left} more."
-            listener.event(
-                "retry", error=str(error), seconds=retry_wait, left=left, text=text, warning=True
-            )
-            pause(retry_wait, stop)
-    return attempt()
+    def __iter__(self) -> Iterator[Self]:
+        """Yield itself until an attempt comes to its end."""
+        while not self._is_over:
+            yield self
+
+    def __enter__(self) -> Self:
+        """Begin an attempt."""
+        self._is_over = True
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        """Pause and allow another attempt, or let the error pass."""
+        known = as_pipeline_error(error) if error else None
+        if not isinstance(known, UnreachableError) or not self._left:
+            return False
+        event(
+            logger,
+            "retry",
+            f"{known} Trying again in {self._seconds:g} s; {self._left} more.",
+            logging.WARNING,
+            error=str(known),
+            seconds=self._seconds,
+            left=self._left,
+        )
+        self._left -= 1
+        self._is_over = False
+        pause(self._seconds, self._stop)
+        return True
 
 
 def pause(seconds: float, stop: StopSignal) -> None:
-    """Let time pass; raises `StoppedError` soon after a signal."""
+    """Let time pass; raise `StoppedError` soon after a signal."""
     end = time.monotonic() + seconds
     while True:
-        stop.check("Stopped while waiting; nothing was left half. Run the same command again.")
+        stop.check("Stopped while waiting; no partial output was left behind. Run it again.")
         left = end - time.monotonic()
         if left <= 0:
             return

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from pipeline.stream import Batch, BatchStream
 from storage.dataset import Dataset
 from storage.location import Closing
 from storage.preparation import ValueRange
+from storage.scores import Predictions
 
 BLOCK_ROWS = 500
 """Rows of one forward pass; fixed, so that the bits do not depend on the number of threads."""
@@ -82,12 +83,8 @@ def evaluation_memory(network: Network, rows: int, threads: int) -> int:
     return threads * (network.first_layer_memory + block)
 
 
-Predictions: TypeAlias = tuple[NDArray[np.float32], NDArray[np.int32]]
-"""Probabilities `(rows, classes)` and predicted classes `(rows,)`."""
-
-
-class Forward:
-    """The forward pass of one block of rows."""
+class Predictor:
+    """Predicts the probabilities and classes of rows."""
 
     def __init__(self, network: Network, parameters: Floats, scaling: ValueRange | None) -> None:
         """`parameters`, `(parameters,)`, are the network's; `scaling` is the run's of inputs."""
@@ -95,18 +92,17 @@ class Forward:
         self._scaling = scaling
         self._parameters = parameters
 
-    def __call__(self, inputs: NDArray[Any]) -> NDArray[np.float32]:
-        """Turn rows `(rows, 1 + features)` as stored into probabilities `(rows, classes)`."""
-        scaled, columns = network_inputs(inputs, self._network.dtype, self._scaling)
+    def __call__(self, inputs: NDArray[Any]) -> Predictions:
+        """Return probabilities `(rows, classes)` and classes `(rows,)` of `(rows, 1 + features)`.
+
+        Blocks of `BLOCK_ROWS` pass the network, so that the bits do not depend on the threads.
+        """
+        blocks = []
         with ignore_overflow():  # non-finite probabilities are never written
-            probabilities = self._network.forward(self._parameters, scaled, columns)
-        return probabilities.astype(np.float32, copy=False)
-
-
-def predict(forward: Forward, inputs: NDArray[Any]) -> Predictions:
-    """Return probabilities and classes of a chunk's rows, block by block."""
-    starts = range(0, len(inputs), BLOCK_ROWS)
-    probabilities = np.concatenate(
-        [forward(inputs[start : start + BLOCK_ROWS]) for start in starts]
-    )
-    return probabilities, probabilities.argmax(axis=1).astype(np.int32)
+            for start in range(0, len(inputs), BLOCK_ROWS):
+                block = inputs[start : start + BLOCK_ROWS]
+                scaled, columns = network_inputs(block, self._network.dtype, self._scaling)
+                probabilities = self._network.forward(self._parameters, scaled, columns)
+                blocks.append(probabilities.astype(np.float32, copy=False))
+        probabilities = np.concatenate(blocks)
+        return probabilities, probabilities.argmax(axis=1).astype(np.int32)

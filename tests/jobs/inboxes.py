@@ -1,14 +1,14 @@
 """An inbox and a run to score it with: files of a few rows, and what came of them."""
 
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from jobs.scoring.config import ScoreConfig
 from jobs.scoring.gates import Gates
 from jobs.scoring.job import run_batch
-from jobs.scoring.listener import ScoreListener
 from jobs.scoring.result import ScoringResult
 from pipeline.sources.digits import draw_digits
 from storage.ledger import Entry, Ledger
@@ -38,25 +38,23 @@ def settle(path: Path) -> Path:
     return path
 
 
-class Listed(ScoreListener):
+class Events(logging.Handler):
     """Keeps every event."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.events: list[dict[str, Any]] = []
-        self.warnings: list[str] = []
-        self.said: list[str] = []
+        self.called: Callable[[str], object] = lambda name: None
+        """Called with the name of each event."""
 
-    def event(self, name: str, **facts: Any) -> None:
-        self.events.append({"event": name} | facts)
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
+    def emit(self, record: logging.LogRecord) -> None:
+        name = getattr(record, "event", record.levelname)
+        facts = {"text": record.getMessage(), **getattr(record, "facts", {})}
+        self.events.append({"event": name, **facts})
+        self.called(name)
 
     def named(self, name: str) -> list[dict[str, Any]]:
-        """The events of a name."""
+        """Return the events of a name."""
         return [event for event in self.events if event["event"] == name]
 
 
@@ -64,11 +62,11 @@ def score_inbox(
     run: Path, inbox: Path, gates: Gates | None = None, **options: Any
 ) -> ScoringResult:
     """Score an inbox."""
-    listener = options.pop("listener", None)
+    how = {name: options.pop(name) for name in ("progress", "stop") if name in options}
     config = ScoreConfig(
         run=str(run), inbox=str(inbox), gates=gates or Gates(), **{"settle": 0.0} | options
     )
-    return run_batch(config, listener=listener)
+    return run_batch(config, **how)
 
 
 def ledger(run: Path) -> list[Entry]:
@@ -76,7 +74,7 @@ def ledger(run: Path) -> list[Entry]:
     return Ledger(open_location(run)).entries()
 
 
-def events(run: Path) -> Iterator[tuple[str, str]]:
+def recorded(run: Path) -> Iterator[tuple[str, str]]:
     """What each line is, and of which file."""
     for line in ledger(run):
         yield line["event"], line["file"]

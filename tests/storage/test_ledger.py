@@ -163,9 +163,9 @@ def test_waiting_gives_up(ledger: Ledger) -> None:
     """After so many seconds whoever holds the lock is named."""
     lock = ledger.location.child(LOCK)
     with (
-        waiting_lock(lock, "It", 0),
+        waiting_lock(lock, "It"),
         pytest.raises(ConflictError, match="It is being written by process"),
-        waiting_lock(lock, "It", 0.05),
+        waiting_lock(lock, "It", None, 0.05),
     ):
         pass
 
@@ -173,17 +173,17 @@ def test_waiting_gives_up(ledger: Ledger) -> None:
 def test_waiting_gets_its_turn(ledger: Ledger) -> None:
     """A lock that is freed meanwhile is taken."""
     lock = ledger.location.child(LOCK)
-    first = waiting_lock(lock, "It", 0)
+    first = waiting_lock(lock, "It")
     first.__enter__()
     looks = 0
 
-    def free() -> None:
+    def free(conflict: ConflictError) -> None:
         nonlocal looks
         looks += 1
         if looks == 3:
             first.__exit__(None, None, None)
 
-    with waiting_lock(lock, "It", 60, free):
+    with waiting_lock(lock, "It", None, 60, free):
         pass
     assert 3 == looks
 

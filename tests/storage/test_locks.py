@@ -38,7 +38,8 @@ from storage.ledger import waiting_lock
 from storage.places import open_location
 alone = Path(sys.argv[1] + ".alone")
 for _ in range(50):
-    with waiting_lock(open_location(sys.argv[1]), "The run", 60, lambda: None) as lock:
+    place = open_location(sys.argv[1])
+    with waiting_lock(place, "The run", None, 60, lambda conflict: None) as lock:
         os.close(os.open(alone, os.O_CREAT | os.O_EXCL))  # fails where another has the lock, too
         alone.unlink()
         lock.retire()

@@ -1,11 +1,14 @@
 """A run to score with, and an inbox."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from jobs.commands.logs import attached
 from jobs.training.job import train
+from tests.jobs.inboxes import Events
 from tests.jobs.trainings import small
 
 
@@ -29,3 +32,11 @@ def inbox(tmp_path: Path) -> Path:
     place = tmp_path / "inbox"
     place.mkdir()
     return place
+
+
+@pytest.fixture
+def events() -> Iterator[Events]:
+    """What the jobs log."""
+    handler = Events()
+    with attached(handler):
+        yield handler

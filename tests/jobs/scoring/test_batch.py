@@ -7,18 +7,19 @@ from typing import Any
 
 import pytest
 
+from jobs.commands.logs import JsonHandler, attached
 from jobs.scoring.config import ScoreConfig
 from jobs.scoring.gates import Gates
 from jobs.scoring.job import run_batch, score
-from jobs.scoring.listener import JsonLog
 from jobs.scoring.result import ScoringResult
-from jobs.scoring.retry import try_again
+from jobs.scoring.retry import Attempts
 from jobs.signals import StopSignal
 from jobs.training.job import train
 from jobs.training.select_checkpoint import choose_checkpoint
 from storage.errors import (
     BadDataError,
     ConflictError,
+    PipelineError,
     QualityGateError,
     StoppedError,
     UnreachableError,
@@ -26,7 +27,7 @@ from storage.errors import (
 )
 from storage.places import open_location
 from storage.scores_writer import scores_lock
-from tests.jobs.inboxes import Listed, ledger
+from tests.jobs.inboxes import Events, ledger
 from tests.jobs.scoring.test_job import unlabelled_test
 from tests.jobs.trainings import small
 
@@ -46,10 +47,9 @@ def run(trained: Path, tmp_path: Path) -> Path:
 
 
 def batch(run: Path, digits: Path, **options: Any) -> ScoringResult:
-    """Run a batch job."""
-    listener = options.pop("listener", None)
-    config = ScoreConfig(**{"run": str(run), "dataset": str(digits)} | options)
-    return run_batch(config, listener=listener)
+    """Run a scoring job."""
+    how = {name: options.pop(name) for name in ("progress", "stop") if name in options}
+    return run_batch(ScoreConfig(**{"run": str(run), "dataset": str(digits)} | options), **how)
 
 
 def test_several_splits(run: Path, digits: Path) -> None:
@@ -153,23 +153,21 @@ def test_one_bad_split_does_not_stop_the_others(run: Path, digits: Path, tmp_pat
     assert isinstance(result.error, BadDataError)
 
 
-def test_waits_for_another(run: Path, digits: Path, tmp_path: Path) -> None:
+def test_waits_for_another(run: Path, digits: Path, tmp_path: Path, events: Events) -> None:
     """--wait: a job that another is ahead of waits, and then does what is left to do."""
     (other,) = batch(shutil.copytree(run, tmp_path / "other"), digits).results
     home = open_location(run).child(f"scores/{other.scores.schema.home}")
     held = scores_lock(home)
     held.__enter__()
 
-    class FreeWhenWaitedFor(Listed):
-        def event(self, name: str, **facts: Any) -> None:
-            super().event(name, **facts)
-            if name == "waiting":
-                held.__exit__(None, None, None)
+    def free(name: str) -> None:
+        if name == "waiting":
+            held.__exit__(None, None, None)
 
-    listener = FreeWhenWaitedFor()
-    result = batch(run, digits, wait=60.0, listener=listener)
+    events.called = free
+    result = batch(run, digits, wait=60.0)
     assert [False] == [one.already_done for one in result.results]
-    assert "being written by process" in listener.named("waiting")[0]["text"]
+    assert "being written by process" in events.named("waiting")[0]["text"]
 
 
 def test_waits_so_long_and_no_longer(run: Path, digits: Path, tmp_path: Path) -> None:
@@ -182,45 +180,31 @@ def test_waits_so_long_and_no_longer(run: Path, digits: Path, tmp_path: Path) ->
     assert "is being written by process" in str(error)
 
 
-class Unsteady:
-    """Out of reach so many times."""
-
-    def __init__(self, times: int) -> None:
-        self.left = times
-
-    def __call__(self) -> str:
-        if self.left:
-            self.left -= 1
-            raise UnreachableError("The disk is away.")
-        return "done"
-
-
 @pytest.mark.parametrize("retries", [2, 5])
-def test_tries_again(retries: int) -> None:
+def test_tries_again(retries: int, events: Events) -> None:
     """What is out of reach is tried again, and each time it is said."""
-    listener = Listed()
-    found = try_again(
-        Unsteady(2), retries=retries, retry_wait=0, listener=listener, stop=StopSignal()
-    )
-    assert ("done", 2) == (found, len(listener.named("retry")))
+    failures = 2
+    for attempt in Attempts(retries, 0, StopSignal()):
+        with attempt:
+            failures -= 1
+            if failures >= 0:
+                raise UnreachableError("The disk is away.")
+    assert [retries, retries - 1] == [event["left"] for event in events.named("retry")]
 
 
-def test_gives_up() -> None:
-    """After so many tries it is out of reach."""
-    with pytest.raises(UnreachableError):
-        try_again(Unsteady(3), retries=2, retry_wait=0, listener=Listed(), stop=StopSignal())
-
-
-def test_other_errors_are_not_tried_again() -> None:
-    """Bad data does not get better by waiting."""
-    listener = Listed()
-
-    def bad() -> None:
-        raise BadDataError("It is bad.")
-
-    with pytest.raises(BadDataError):
-        try_again(bad, retries=5, retry_wait=0, listener=listener, stop=StopSignal())
-    assert [] == listener.events
+@pytest.mark.parametrize(
+    ("error", "tries"),
+    [(UnreachableError("The disk is away."), 3), (BadDataError("It is bad."), 1)],
+)
+def test_gives_up(error: PipelineError, tries: int) -> None:
+    """After so many tries it is out of reach; bad data does not get better by waiting."""
+    done = 0
+    with pytest.raises(type(error)):
+        for attempt in Attempts(2, 0, StopSignal()):
+            with attempt:
+                done += 1
+                raise error
+    assert tries == done
 
 
 def test_a_signal_ends_the_waiting() -> None:
@@ -228,15 +212,19 @@ def test_a_signal_ends_the_waiting() -> None:
     stop = StopSignal()
     stop.number = 15
     with pytest.raises(StoppedError):
-        try_again(Unsteady(1), retries=1, retry_wait=1e6, listener=Listed(), stop=stop)
+        for attempt in Attempts(1, 1e6, stop):
+            with attempt:
+                raise UnreachableError("The disk is away.")
 
 
 def test_log(run: Path, digits: Path) -> None:
     """Each line of the log is JSON with a time and an event; stages have rows and a rate."""
     lines: list[str] = []
-    batch(run, digits, splits=("train",), listener=JsonLog(lines.append))
+    log = JsonHandler(lines.append)
+    with attached(log):
+        batch(run, digits, splits=("train",), progress=log.progress)
     found = [json.loads(line) for line in lines]
-    assert ["started", "note", "progress", "progress", "scored", "done"] == [
+    assert ["started", "memory", "progress", "progress", "scored", "done"] == [
         line["event"] for line in found
     ]
     assert all("T" in line["time"] for line in found)
@@ -301,7 +289,7 @@ def test_a_checkpoint_that_is_pruned_once_it_is_chosen(
         shutil.rmtree(run / "checkpoints" / str(chosen[0].name))
         return chosen
 
-    monkeypatch.setattr("jobs.scoring.batch.choose_checkpoint", choose)
+    monkeypatch.setattr("jobs.scoring.job.choose_checkpoint", choose)
     (result,) = batch(run, digits, checkpoint="latest").results
     assert not result.already_done
     assert not (run / "checkpoints" / "000003-000000").exists()

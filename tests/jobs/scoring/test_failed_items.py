@@ -12,7 +12,7 @@ from pipeline.sources.idx_split import IdxSplit
 from storage.errors import BadDataError, InternalError
 from storage.ledger import Ledger
 from storage.places import open_location
-from tests.jobs.inboxes import Listed, events, ledger, put_images, score_inbox, settle
+from tests.jobs.inboxes import Events, ledger, put_images, recorded, score_inbox, settle
 from tests.storage.idx_files import write_idx
 
 
@@ -22,7 +22,7 @@ def test_name_that_is_no_text(run: Path, inbox: Path) -> None:
     named = put_images(inbox / os.fsdecode(b"caf\xe9"), 2)
     for _ in range(2):
         assert isinstance(score_inbox(run, inbox).error, BadDataError)
-    assert [("scored", "a"), ("failed", "caf\\xe9")] == list(events(run))
+    assert [("scored", "a"), ("failed", "caf\\xe9")] == list(recorded(run))
     named.rename(inbox / "café")
     assert score_inbox(run, inbox).error is None
     assert [] == Ledger(open_location(run)).failures()
@@ -54,7 +54,7 @@ def test_a_bad_file_has_one_line(run: Path, inbox: Path) -> None:
     settle(inbox / "junk")
     for _ in range(3):
         assert isinstance(score_inbox(run, inbox).error, BadDataError)
-    assert [("failed", "junk")] == list(events(run))
+    assert [("failed", "junk")] == list(recorded(run))
 
 
 @pytest.mark.parametrize(
@@ -67,15 +67,16 @@ def test_a_bad_file_has_one_line(run: Path, inbox: Path) -> None:
         ),
     ],
 )
-def test_a_message_names_its_file_once(name: str, told: str, run: Path, inbox: Path) -> None:
+def test_a_message_names_its_file_once(
+    name: str, told: str, run: Path, inbox: Path, events: Events
+) -> None:
     """Whether or not the error begins with the name, the line for people has it once."""
     write_idx(inbox / "small.idx", np.zeros((3, 2, 2), np.uint8))
     (inbox / "notes").write_text("Put images here.")
     for path in inbox.iterdir():
         settle(path)
-    listener = Listed()
-    score_inbox(run, inbox, listener=listener)
-    (text,) = [event["text"] for event in listener.named("failed") if event["file"] == name]
+    score_inbox(run, inbox)
+    (text,) = [event["text"] for event in events.named("failed") if event["file"] == name]
     assert text.startswith(told)
     assert 1 == text.count(name)
 
@@ -92,7 +93,7 @@ def test_bad_no_more(mended: bool, run: Path, inbox: Path) -> None:
         (inbox / "a").unlink()
     assert score_inbox(run, inbox).error is None
     assert [] == Ledger(open_location(run)).failures()
-    assert "failed" in [event for event, _ in events(run)]
+    assert "failed" in [event for event, _ in recorded(run)]
 
 
 def test_images_that_the_model_does_not_take(run: Path, inbox: Path) -> None:
@@ -139,7 +140,7 @@ def test_a_bad_file_has_one_line_by_whatever_name(
     assert [{"file": "other", "error": first.replace("junk", "other")}] == (
         score_inbox(run, inbox).failed
     )
-    assert [("failed", "junk")] == list(events(run))
+    assert [("failed", "junk")] == list(recorded(run))
 
 
 def test_a_damaged_dataset(run: Path, inbox: Path, digits: Path) -> None:
@@ -172,7 +173,7 @@ def test_a_damaged_ledger_is_no_fault_of_the_files(run: Path, inbox: Path) -> No
     assert [] == Ledger(open_location(run)).failures()
     path.unlink()
     assert [True] == [one.already_done for one in score_inbox(run, inbox).results]
-    assert [("scored", "a")] == list(events(run))
+    assert [("scored", "a")] == list(recorded(run))
 
 
 class PanicException(BaseException):
@@ -181,7 +182,11 @@ class PanicException(BaseException):
 
 @pytest.mark.parametrize("kind", [ZeroDivisionError, PanicException])
 def test_an_error_that_nobody_thought_of(
-    kind: type[BaseException], run: Path, inbox: Path, monkeypatch: pytest.MonkeyPatch
+    kind: type[BaseException],
+    run: Path,
+    inbox: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    events: Events,
 ) -> None:
     """It keeps no other file from being scored; its traceback is logged, the job ends in exit 1."""
     for number, name in enumerate("abc"):
@@ -194,9 +199,8 @@ def test_an_error_that_nobody_thought_of(
             raise kind("of our own making")
 
     monkeypatch.setattr(IdxSplit, "__init__", broken)
-    listener = Listed()
     for _ in range(2):
-        result = score_inbox(run, inbox, listener=listener)
+        result = score_inbox(run, inbox)
         assert ["a", "c"] == [one.file for one in result.results]
         assert isinstance(result.error, InternalError)
         assert 1 == result.error.exit_code
@@ -204,7 +208,7 @@ def test_an_error_that_nobody_thought_of(
     words = f"internal error (please report it): {kind.__name__}: of our own making"
     assert ("b", 1, words) == (line["file"], line["exit"], line["error"])
     assert "in broken" in line["traceback"]
-    assert "in broken" in listener.named("failed")[0]["text"]
+    assert "in broken" in events.named("failed")[0]["text"]
     (inbox / "junk").write_bytes(b"no images")
     settle(inbox / "junk")
     assert isinstance(score_inbox(run, inbox).error, BadDataError)  # which is graver

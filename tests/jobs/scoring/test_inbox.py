@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,10 @@ from jobs.scoring.job import run_batch, score
 from jobs.signals import StopSignal
 from pipeline.ingest import ingest
 from storage.errors import ConflictError, StoppedError, UnreachableError
+from storage.events import Progress
 from storage.idx import IdxReader
 from storage.places import open_location
-from tests.jobs.inboxes import Listed, events, put_images, score_inbox, settle
+from tests.jobs.inboxes import Events, put_images, recorded, score_inbox, settle
 from tests.storage.idx_files import write_idx
 
 
@@ -35,7 +37,7 @@ def test_scores_what_arrives(run: Path, inbox: Path) -> None:
         "monday/c.xz": (14, True),
     } == found
     assert (None, [], []) == (result.error, result.failed, result.left)
-    assert [("scored", name) for name in found] == list(events(run))
+    assert [("scored", name) for name in found] == list(recorded(run))
 
 
 def test_scores_as_a_dataset_is_scored(run: Path, inbox: Path, tmp_path: Path) -> None:
@@ -68,7 +70,7 @@ def test_renamed_is_not_scored_again(run: Path, inbox: Path) -> None:
     (inbox / "b").rename(inbox / "c")
     again = score_inbox(run, inbox)
     assert [("c", True)] == [(one.file, one.already_done) for one in again.results]
-    assert [("scored", "b")] == list(events(run))
+    assert [("scored", "b")] == list(recorded(run))
 
 
 def test_packed_otherwise_is_not_scored_again(run: Path, inbox: Path) -> None:
@@ -79,7 +81,7 @@ def test_packed_otherwise_is_not_scored_again(run: Path, inbox: Path) -> None:
     for _ in range(2):
         found = score_inbox(run, inbox)
     assert 1 == len({one.scores.schema.home for one in found.results})
-    assert [("scored", "a"), ("found", "b.gz")] == list(events(run))
+    assert [("scored", "a"), ("found", "b.gz")] == list(recorded(run))
 
 
 def test_changed_is_scored_again(run: Path, inbox: Path) -> None:
@@ -142,20 +144,18 @@ def test_labels_that_come_while_it_settles(
     assert [{"file": "a-images-idx3-ubyte", "reason": "it is still being written"}] == result.left
     (found,) = score_inbox(run, inbox).results
     assert found.accuracy is not None
-    assert [("scored", "a-images-idx3-ubyte")] == list(events(run))
+    assert [("scored", "a-images-idx3-ubyte")] == list(recorded(run))
 
 
-class AtStage(Listed):
-    """Does something when a file's rows begin to be read."""
+def at_ingest(action: Callable[[], object]) -> Progress:
+    """Do something once, when a file's rows begin to be read."""
+    left = [action]
 
-    def __init__(self, action: object) -> None:
-        super().__init__()
-        self._action = action
+    def progress(stage: str, done: int, total: int, note: str = "") -> None:
+        if stage.startswith("ingest") and left:
+            left.pop()()
 
-    def progress(self, stage: str, done: int, total: int) -> None:
-        if stage.startswith("ingest") and callable(self._action):
-            self._action, action = None, self._action
-            action()
+    return progress
 
 
 def test_inbox_that_goes(run: Path, inbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +180,7 @@ def test_changes_while_it_is_read(what: str, run: Path, inbox: Path) -> None:
         else:
             path.unlink()
 
-    result = score_inbox(run, inbox, listener=AtStage(act))
+    result = score_inbox(run, inbox, progress=at_ingest(act))
     if result.results:  # it had been read whole before: those rows were there
         assert what == "vanishes"
         return
@@ -188,7 +188,7 @@ def test_changes_while_it_is_read(what: str, run: Path, inbox: Path) -> None:
     assert ["it changed or disappeared while it was being read"] == [
         one["reason"] for one in result.left
     ]
-    assert [] == list(events(run))
+    assert [] == list(recorded(run))
 
 
 def test_unfinished_names_and_hidden_files(run: Path, inbox: Path) -> None:
@@ -240,17 +240,6 @@ def test_outputs(run: Path, inbox: Path, tmp_path: Path) -> None:
     assert (True, before) == (written[0].exists(), written[1].stat().st_mtime_ns)
 
 
-def test_memory_is_stated_where_it_grows(run: Path, inbox: Path) -> None:
-    """A file that needs no more memory than those before it does not say so again."""
-    for number, rows in enumerate((20, 20, 3000, 20)):
-        put_images(inbox / f"{number}.idx3", number, rows=rows)
-    listener = Listed()
-    assert 4 == len(score_inbox(run, inbox, listener=listener).results)
-    stated = [int(text.split()[3].replace(",", "")) for text in listener.said if "memory" in text]
-    assert sorted(set(stated)) == stated
-    assert 2 <= len(stated) <= 4
-
-
 def test_nothing_stays_of_the_work(run: Path, inbox: Path) -> None:
     """The datasets that files became are gone once they are scored."""
     put_images(inbox / "a", 1)
@@ -271,7 +260,7 @@ def test_one_pass_at_a_time(run: Path, inbox: Path) -> None:
             score_inbox(run, inbox)
         refused.append(str(caught.value))
 
-    assert None is score_inbox(run, inbox, listener=AtStage(second)).error
+    assert None is score_inbox(run, inbox, progress=at_ingest(second)).error
     assert [f"The scoring of inbox {inbox} is being written by process {os.getpid()}"] == [
         text.partition(" on ")[0] for text in refused
     ]
@@ -298,16 +287,15 @@ def test_pairs(inbox: Path) -> None:
     } == found
 
 
-def test_company_ends_no_night(run: Path, inbox: Path) -> None:
+def test_company_ends_no_night(run: Path, inbox: Path, events: Events) -> None:
     """Markers and checksums are told, no failures; what is excluded is not even told."""
     put_images(inbox / "a", 1)
     for name in ("_SUCCESS", "SHA256SUMS", "a.md5", "scan.docm"):
         (inbox / name).write_text("not data")
         settle(inbox / name)
-    listener = Listed()
-    result = score_inbox(run, inbox, listener=listener, exclude=("*.docm",))
+    result = score_inbox(run, inbox, exclude=("*.docm",))
     assert ([], None) == (result.failed, result.error)
-    assert ["SHA256SUMS", "_SUCCESS", "a.md5"] == listener.named("skipped")[0]["files"]
+    assert ["SHA256SUMS", "_SUCCESS", "a.md5"] == events.named("skipped")[0]["files"]
 
 
 def test_a_huge_file_is_refused_by_its_header(run: Path, inbox: Path) -> None:
@@ -322,7 +310,7 @@ def test_a_huge_file_is_refused_by_its_header(run: Path, inbox: Path) -> None:
         assert f"{name}: its element type code is 0x00" in result.failed[0]["error"]
         if name == "huge":
             (inbox / "huge").rename(inbox / "other")
-    assert [("scored", "a"), ("failed", "huge")] == list(events(run))
+    assert [("scored", "a"), ("failed", "huge")] == list(recorded(run))
 
 
 def test_a_stop_while_a_file_is_hashed(run: Path, inbox: Path) -> None:
@@ -341,7 +329,7 @@ def test_a_stop_while_a_file_is_hashed(run: Path, inbox: Path) -> None:
             self.looks += 1
             return self.looks > 3
 
-    with pytest.raises(StoppedError, match="nothing of this file is scored"):
+    with pytest.raises(StoppedError, match="Run the same command to continue"):
         run_batch(ScoreConfig(run=str(run), inbox=str(inbox), settle=0.0), stop=Late())
 
 

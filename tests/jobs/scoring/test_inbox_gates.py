@@ -8,7 +8,7 @@ from jobs.scoring.gates import Gates
 from jobs.scoring.job import score
 from pipeline.ingest import ingest
 from storage.errors import QualityGateError
-from tests.jobs.inboxes import Listed, ledger, put_images, score_inbox
+from tests.jobs.inboxes import Events, ledger, put_images, score_inbox
 
 
 def test_gates_of_labelled_files(run: Path, inbox: Path) -> None:
@@ -21,7 +21,7 @@ def test_gates_of_labelled_files(run: Path, inbox: Path) -> None:
     assert ["below gate", "ok"] == [line["status"] for line in ledger(run)]
 
 
-def test_only_what_is_new_ends_the_night(run: Path, inbox: Path) -> None:
+def test_only_what_is_new_ends_the_night(run: Path, inbox: Path, events: Events) -> None:
     """A file below the gate is one night's alarm; another one, or a stricter gate, is a new one."""
     put_images(inbox / "a-images-idx3", 1, labelled=True)
     accuracy = score_inbox(run, inbox).results[0].accuracy
@@ -30,26 +30,24 @@ def test_only_what_is_new_ends_the_night(run: Path, inbox: Path) -> None:
     errors = [score_inbox(run, inbox, gates=gates).error for gates in (low, low, high, high)]
     assert [True, False, True, False] == [isinstance(one, QualityGateError) for one in errors]
     put_images(inbox / "b-images-idx3", 2, labelled=True)
-    listener = Listed()
-    result = score_inbox(run, inbox, gates=high, listener=listener)
+    result = score_inbox(run, inbox, gates=high)
     assert "b-images-idx3 scored by" in str(result.error)
     assert "a-images-idx3" not in str(result.error)
-    assert 1 == len(listener.named("gate"))
+    assert 3 == len(events.named("gate"))
     assert [True, True] == [one.missed is not None for one in result.results]
     assert [("scored", 0), ("judged", 5), ("judged", 5), ("scored", 5)] == [
         (line["event"], line["exit"]) for line in ledger(run)
     ]
 
 
-def test_files_that_could_not_be_judged(run: Path, inbox: Path) -> None:
+def test_files_that_could_not_be_judged(run: Path, inbox: Path, events: Events) -> None:
     """Where there is a gate, files without labels are counted; where there is none, none are."""
     put_images(inbox / "a-images-idx3", 1, labelled=True)
     put_images(inbox / "b-images-idx3", 2)
     assert [] == score_inbox(run, inbox).unjudged
-    listener = Listed()
-    result = score_inbox(run, inbox, gates=Gates(min_accuracy=0.0), listener=listener)
+    result = score_inbox(run, inbox, gates=Gates(min_accuracy=0.0))
     assert (None, ["b-images-idx3"]) == (result.error, result.unjudged)
-    assert ["b-images-idx3"] == [event["file"] for event in listener.named("unjudged")]
+    assert ["b-images-idx3"] == [event["file"] for event in events.named("unjudged")]
 
 
 def test_a_file_is_compared_with_the_one_before(run: Path, inbox: Path) -> None:

@@ -16,7 +16,6 @@ from jobs.scoring.promote import PromoteConfig, promote
 from jobs.scoring.result import ScoreResult
 from jobs.signals import StopSignal
 from jobs.training.config import TrainConfig
-from jobs.training.evaluate import Forward
 from jobs.training.job import TrainResult, train
 from jobs.training.model import model_of
 from jobs.training.select_checkpoint import choose_checkpoint
@@ -34,6 +33,7 @@ from storage.errors import (
 from storage.places import open_location
 from storage.runs import SCORES, open_run
 from storage.scores_writer import scores_lock
+from tests.jobs.inboxes import Events
 from tests.jobs.trainings import small
 from tests.pipeline.datasets import watched_windows
 from tests.storage.idx_files import write_idx
@@ -124,14 +124,17 @@ def test_already_done(run: Path, digits: Path) -> None:
     assert files == {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
 
 
-def test_done_by_another_in_the_meantime(run: Path, digits: Path) -> None:
+def test_done_by_another_in_the_meantime(run: Path, digits: Path, events: Events) -> None:
     """A scoring that another completes between the look and the lock is found done, no conflict."""
     others: list[ScoreResult] = []
 
-    def another(text: str) -> None:
-        others.append(score(run=run, dataset=digits))
+    def another(name: str) -> None:
+        if name == "memory":
+            events.called = lambda name: None
+            others.append(score(run=run, dataset=digits))
 
-    result = score(run=run, dataset=digits, announce=another)
+    events.called = another
+    result = score(run=run, dataset=digits)
     assert [False, True] == [others[0].already_done, result.already_done]
     assert others[0].scores.digest == result.scores.digest
 
@@ -163,14 +166,14 @@ def stop_after(chunks: int, run: Path, dataset: Path) -> Path:
     stop = StopSignal()
     left = chunks
 
-    def report(stage: str, done: int, total: int) -> None:
+    def progress(stage: str, done: int, total: int, note: str = "") -> None:
         nonlocal left
         left -= 1
         if not left:
             stop.number = 15
 
-    with pytest.raises(StoppedError, match="Run the same command to go on") as caught:
-        score(run=run, dataset=dataset, split="train", report=report, stop=stop)
+    with pytest.raises(StoppedError, match="Run the same command to continue") as caught:
+        score(run=run, dataset=dataset, split="train", progress=progress, stop=stop)
     assert 143 == caught.value.exit_code
     (home,) = (run / "scores").glob("train-*")
     return home
@@ -433,15 +436,15 @@ def test_probabilities_that_are_no_numbers(
     run: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are never published: the row is named, in each split and in a half-done scoring too."""
-    forward = Forward.__call__
+    forward = Network.forward
 
-    def overflowing(self: Forward, inputs: NDArray[Any]) -> NDArray[np.float32]:
-        probabilities = forward(self, inputs)
-        if len(inputs) == 211:
+    def overflowing(network: Network, *arguments: Any) -> NDArray[np.float32]:
+        probabilities = forward(network, *arguments)
+        if len(probabilities) == 211:
             probabilities[7, 3] = np.nan
         return probabilities
 
-    monkeypatch.setattr(Forward, "__call__", overflowing)
+    monkeypatch.setattr(Network, "forward", overflowing)
     for _ in range(2):
         with pytest.raises(BadDataError, match="Row 7 of split test gets probabilities that are"):
             score(run=run, dataset=digits, out=tmp_path / "out.csv")

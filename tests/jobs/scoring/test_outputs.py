@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 
 from jobs.scoring.job import score
-from jobs.scoring.outputs import check_kind
+from jobs.scoring.outputs import check_output
 from jobs.scoring.result import ScoreResult
 from jobs.training.job import train
 from storage.errors import UnreachableError, UsageError
+from storage.places import open_location
 from tests.jobs.trainings import small
 
 FACTS = ("model_digest", "checkpoint", "dataset_digest", "split", "scores_digest")
@@ -143,7 +144,7 @@ def test_parquet_without_pyarrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where pyarrow is not installed, what to install is said before anything is scored."""
     monkeypatch.setattr("jobs.scoring.outputs.find_spec", lambda name: None)
     with pytest.raises(UsageError, match="the extra 'parquet'"):
-        check_kind("scores.parquet")
+        check_output(open_location("scores.parquet"))
 
 
 @pytest.mark.parametrize(

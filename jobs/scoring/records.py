@@ -1,0 +1,182 @@
+"""What a scoring job records in the run's ledger: scorings, verdicts, and an inbox's bad files."""
+
+import json
+import logging
+import traceback
+from collections.abc import Collection, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from jobs.scoring.result import INTERNAL_ERROR, SHOWN_NAMES, ScoreResult
+from storage.errors import BadDataError, InternalError, PipelineError, QualityGateError
+from storage.events import event
+from storage.ledger import FAILED, FAILED_EVENT, FOUND, JUDGED, SCORED, Entry, Ledger
+from storage.runs import SCORES
+from storage.scores import ScoresSchema
+
+logger = logging.getLogger(__name__)
+
+
+class Records:
+    """The ledger as one job writes it."""
+
+    def __init__(self, ledger: Ledger, model: Mapping[str, str | None]) -> None:
+        """Add `model` to each line: the promoted name, the digest and the checkpoint."""
+        self._ledger = ledger
+        self._model = dict(model)
+        self._bad: list[Entry] = []
+
+    def check(self, schema: ScoresSchema) -> None:
+        """Raise `LedgerError` where the lines of a scoring are damaged, or some are missing."""
+        self._ledger.entries(json.dumps(f"{SCORES}/{schema.home}"))
+
+    def homes_of(self, content: str) -> Iterator[str]:
+        """Yield where the ledger says that content was scored with the model."""
+        for line in self._ledger.entries(content):
+            home = line.get("result")
+            if line["model_digest"] == self._model["model_digest"] and isinstance(home, str):
+                yield home
+
+    def accuracy_before(self, schema: ScoresSchema) -> float | None:
+        """Return that of the last scoring of a split of the same name that missed no gate."""
+        before: float | None = None
+        for line in self._ledger.entries(f'"split": "{schema.split}"'):
+            if line["event"] != SCORED or line["split"] != schema.split:
+                continue
+            if line.get("result") == f"{SCORES}/{schema.home}":
+                break
+            if line["exit"] == 0 and line.get("accuracy") is not None:
+                before = line["accuracy"]
+        return before
+
+    def add(self, result: ScoreResult, dataset: str | None, content: str | None) -> bool:
+        """Record a scoring, whoever published it, and a verdict that has changed.
+
+        `content` is the digest of an inbox's file. Returns whether the verdict is new.
+        """
+        scored = self._entry(SCORED, result, dataset, content)
+        of_home = json.dumps(scored["result"])
+        if self._ledger.record(scored, _is_scored, of_home):
+            return True
+        if content is not None:
+            found = self._entry(FOUND, result, dataset, content)
+            self._ledger.record(
+                found, lambda lines: any(line.get("content") == content for line in lines), of_home
+            )
+        if not result.verdicts:
+            return False
+        judged = self._entry(JUDGED, result, dataset, content)
+        return self._ledger.record(
+            judged, lambda lines: _last_gates(lines) == judged["gates"], of_home
+        )
+
+    def _entry(
+        self, name: str, result: ScoreResult, dataset: str | None, content: str | None
+    ) -> Entry:
+        schema, metrics = result.scores.schema, result.metrics
+        quality = metrics["quality"] or {}
+        began = None
+        if result.seconds is not None:
+            began = datetime.now(UTC) - timedelta(seconds=result.seconds)
+        return {
+            "event": name,
+            "time": now(),
+            "started": began and began.isoformat(timespec="milliseconds"),
+            "seconds": float(metrics.get("seconds", 0.0)),
+            "exit": QualityGateError.exit_code if result.missed else 0,
+            "status": "below gate" if result.missed else "ok",
+            **self._model,
+            "dataset": dataset,
+            "dataset_digest": schema.dataset_digest,
+            "split": schema.split,
+            "file": result.file,
+            "content": content,
+            "rows": schema.rows,
+            "accuracy": quality.get("accuracy"),
+            "cross_entropy": quality.get("cross_entropy"),
+            "gates": [verdict.to_json() for verdict in result.verdicts],
+            "result": f"{SCORES}/{schema.home}",
+            "scores_digest": result.scores.digest,
+        }
+
+    def add_failure(
+        self, inbox: str, name: str, content: str, error: str, bug: BaseException | None
+    ) -> None:
+        """Record a bad file: as it is now, and in the ledger, there once for each content.
+
+        Without `content`, where not even that is known, once for each name and error. A `bug` is
+        recorded with its traceback.
+        """
+        trace = "".join(traceback.format_exception(bug)) if bug else None
+        entry: Entry = {
+            "event": FAILED_EVENT,
+            "time": now(),
+            "exit": (InternalError if bug else BadDataError).exit_code,
+            "status": "failed",
+            **self._model,
+            "inbox": inbox,
+            "file": name,
+            "content": content or name,
+            "error": error,
+        } | ({"traceback": trace} if trace else {})
+        same = ["event", "content", "model_digest"] + ([] if content else ["error"])
+        self._ledger.put_failure(entry)
+        self._ledger.record(
+            entry,
+            lambda lines: any(all(line.get(key) == entry[key] for key in same) for line in lines),
+            json.dumps(entry["content"]),
+        )
+        self._bad.append(entry)
+        event(
+            logger,
+            "failed",
+            (trace or "") + _naming_once(name, error),
+            logging.WARNING,
+            file=name,
+            error=error,
+            traceback=trace,
+        )
+
+    def forget_failures(self, inbox: str, left: Collection[str]) -> None:
+        """Delete the records of an inbox's files that are mended or gone; not of those `left`."""
+        bad = {(entry["content"], entry["model_digest"]) for entry in self._bad}
+        for entry in self._ledger.failures():
+            here = entry.get("inbox") == inbox and entry.get("file") not in left
+            if here and (entry["content"], entry["model_digest"]) not in bad:
+                self._ledger.delete_failure(entry)
+
+    def failures(self) -> Iterator[PipelineError]:
+        """Yield an error that names the bad files, and one that names those with a bug."""
+        place = f"{self._ledger.location}/{FAILED}"
+        for kind, bug, remedy in (
+            (BadDataError, "", " Mend these files, or leave them out with --exclude."),
+            (InternalError, f", by an {INTERNAL_ERROR}", ""),
+        ):
+            names = [str(one["file"]) for one in self._bad if one["exit"] == kind.exit_code]
+            if names:
+                yield kind(
+                    f"{len(names):,} in the inbox could not be scored{bug}: "
+                    f"{', '.join(names[:SHOWN_NAMES])}. The error of each is recorded in {place}; "
+                    f"the others were scored.{remedy}"
+                )
+
+
+def now() -> str:
+    """Return the time, UTC in ISO 8601 to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _is_scored(lines: list[Entry]) -> bool:
+    return any(line["event"] == SCORED for line in lines)
+
+
+def _last_gates(lines: list[Entry]) -> Any:
+    """Return the last verdict on a scoring; None where there is none."""
+    verdicts = [line["gates"] for line in lines if line["event"] in (SCORED, JUDGED)]
+    return verdicts[-1] if verdicts else None
+
+
+def _naming_once(name: str, error: str) -> str:
+    """Return a line that names the file once: many errors begin with its name."""
+    rest = error.removeprefix(f"{name}: ")
+    return f"Not scored: {rest}" if rest.startswith(name) else f"{name} is not scored: {rest}"
