@@ -209,7 +209,7 @@ class ScoringJob:
                 for attempt in self._attempts():
                     with attempt:
                         self._score_split(split)
-            except StoppedError:
+            except (StoppedError, UsageError):
                 raise
             except Exception as error:  # noqa: BLE001 - the other splits are scored all the same
                 self._fail_split(split, error)

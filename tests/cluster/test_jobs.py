@@ -109,14 +109,14 @@ def test_score(digits: Path, tmp_path: Path) -> None:
         client = connected(workers)
         reports = 0
 
-        def report(stage: str, done: int, total: int) -> None:
+        def report(stage: str, done: int, total: int, note: str = "") -> None:
             nonlocal reports
             reports += 1
             if reports == 3:
                 workers.kill_worker(0)
 
         with client:
-            there = score(run=run, dataset=digits, split="train", report=report, cluster=client)
+            there = score(run=run, dataset=digits, split="train", progress=report, cluster=client)
     assert here == scored(there)
 
 
@@ -127,12 +127,12 @@ def test_a_scoring_is_gone_on_with(cluster: Client, digits: Path, tmp_path: Path
     here = scored(score(run=run, dataset=digits, split="train"))
     shutil.rmtree(run / "scores")
 
-    def die(stage: str, done: int, total: int) -> None:
+    def die(stage: str, done: int, total: int, note: str = "") -> None:
         if done > total / 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        score(run=run, dataset=digits, split="train", report=die)
+        score(run=run, dataset=digits, split="train", progress=die)
     there = score(run=run, dataset=digits, split="train", cluster=cluster)
     assert here == scored(there)
 
