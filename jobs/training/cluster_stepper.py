@@ -9,16 +9,14 @@ fixed tree as on one machine, so the bits are the same too.
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
 
 import numpy as np
-from distributed import get_worker
 
 from jobs.nn.architecture import Layer, parse_network
-from jobs.nn.network import NO_ROWS, LossSum, Network, Workspace
+from jobs.nn.network import LossSum, Network, Workspace
 from jobs.nn.optimizers import State, Stepped
 from jobs.nn.parameters import Floats
 from jobs.training.config import TrainConfig
@@ -34,7 +32,14 @@ from jobs.training.step import (
 )
 from jobs.training.trainer import Trainer, TrainingState
 from pipeline.cluster.client import Cluster
-from pipeline.cluster.tasks import Handle, Pending, SharedVector, Task
+from pipeline.cluster.tasks import (
+    Handle,
+    LentVectors,
+    SharedVector,
+    Task,
+    VectorExchange,
+    VectorResult,
+)
 from pipeline.cluster.worker import hold
 from pipeline.rows import IndexOnlyLoader, OrderedRows, RowReader
 from pipeline.stream import Batch
@@ -66,23 +71,6 @@ class GradientTask:
     scaling: ValueRange | None
 
 
-@dataclass(frozen=True)
-class GradientResult:
-    """The gradient sum of some micro-batches that follow one another."""
-
-    worker: str
-    vector: Handle | Floats | None = None
-    """None where the worker cannot map the parameters: they must be sent to it."""
-    loss: LossSum = NO_ROWS
-    """Summed in the fixed tree, as the gradient is."""
-
-    def array(self) -> Floats:
-        """Return the sum `(parameters,)`; raise `OSError` where it cannot be had."""
-        if self.vector is None:
-            raise OSError("the worker cannot map the parameters")
-        return self.vector.array() if isinstance(self.vector, Handle) else self.vector
-
-
 class GradientWorkerState(Closing):
     """What a worker keeps between the steps of one training."""
 
@@ -92,9 +80,7 @@ class GradientWorkerState(Closing):
         self.reader = RowReader(task.rows)
         self.local = threading.local()
         """Of each thread of the worker: its `workspace`."""
-        self._lock = threading.Lock()
-        self._lent: list[tuple[int, SharedVector]] = []
-        """Each with the step that it is of: the client maps it before it asks for a later step."""
+        self.lent = LentVectors()
 
     def workspace(self) -> Workspace:
         """Return the scratch arrays of the calling thread."""
@@ -103,22 +89,10 @@ class GradientWorkerState(Closing):
         workspace: Workspace = self.local.workspace
         return workspace
 
-    def lend(self, step: int) -> SharedVector:
-        """Return a vector for a gradient sum of a step; let go of those of earlier steps."""
-        vector = SharedVector(self.network.parameter_count, str(self.network.dtype))
-        with self._lock:
-            for lent, earlier in self._lent:
-                if lent < step:
-                    earlier.close()
-            self._lent = [(lent, later) for lent, later in self._lent if lent >= step]
-            self._lent.append((step, vector))
-        return vector
-
     def close(self) -> None:
         """Let go of the window and of all vectors."""
         self.reader.close()
-        for _, vector in self._lent:
-            vector.close()
+        self.lent.close()
 
 
 def gradient_sum(
@@ -129,33 +103,28 @@ def gradient_sum(
     spans: tuple[Span, ...],
     batch_rows: int,
     parameters: Handle | Floats,
-) -> GradientResult:
+) -> VectorResult:
     """Compute what micro-batches add to the gradient of their mini-batch of `batch_rows` rows.
 
-    They are one subtree of the fixed tree. Where the parameters were shared and not sent, so is the
-    sum. Raises `BadDataError` where the rows cannot be read.
+    They are one subtree of the fixed tree; the loss is summed in it too. Raises `BadDataError`
+    where the rows cannot be read.
     """
     state = hold(job, task, lambda: GradientWorkerState(task))
-    worker = get_worker().address
-    shared = None
-    if isinstance(parameters, Handle):
-        try:
-            parameters = parameters.array()
-        except OSError:
-            return GradientResult(worker)
-        shared = state.lend(step)
-    out = np.empty_like(parameters) if shared is None else shared.array
-    with ignore_overflow():
-        loss = gradient_of_subtree(
-            state.network,
-            task.scaling,
-            parameters,
-            (state.reader.take(epoch, *span) for span in spans),
-            batch_rows,
-            out,
-            state.workspace(),
-        )
-    return GradientResult(worker, shared.handle if shared else out, loss)
+
+    def compute(parameters: Floats, out: Floats) -> LossSum:
+        micro_batches = (state.reader.take(epoch, *span) for span in spans)
+        with ignore_overflow():
+            return gradient_of_subtree(
+                state.network,
+                task.scaling,
+                parameters,
+                micro_batches,
+                batch_rows,
+                out,
+                state.workspace(),
+            )
+
+    return state.lent.answer(step, parameters, compute)
 
 
 class ClusterDataParallelStep(Closing):
@@ -188,8 +157,7 @@ class ClusterDataParallelStep(Closing):
             for vector in self._shared
         ]
         self._now = 0
-        self._apart: set[str] = set()
-        """Workers that share no memory with this process: on other machines, as a rule."""
+        self._exchange = VectorExchange(cluster)
         self._pool = ThreadPoolExecutor(threads, "step")
         self._spans = np.linspace(0, len(parameters), threads + 1).astype(int).tolist()
         self._workspaces = [Workspace() for _ in range(threads)]
@@ -216,19 +184,18 @@ class ClusterDataParallelStep(Closing):
         for part in micro_batches:
             spans.append((place, place + len(part.rows)))
             place += len(part.rows)
-        losses = TreeSum[float](lambda left, right, _: left + right)
-        sums, correct = [], 0
+        losses = TreeSum[LossSum](lambda left, right, _: left + right)
+        sums = []
         for loss, gradient in self._gradients(step_number, epoch, spans, rows):
-            losses.add(loss.loss_sum)
-            correct += loss.correct
+            losses.add(loss)
             sums.append(gradient)
         self._take_step(sums, learning_rate, step_number)
-        return LossSum(losses.result(), correct, rows)
+        return losses.result()
 
     def _gradients(
         self, step: int, epoch: int, spans: list[Span], rows: int
     ) -> Iterator[tuple[LossSum, Floats]]:
-        """Yield each subtree's loss and gradient sum, in order."""
+        """Return each subtree's loss and gradient sum, in order."""
         workers = self._cluster.workers() or [""]
         size = subtree_size(len(spans), len(workers), max(MOST_SUMS, 2 * len(workers)))
         tasks = []
@@ -237,28 +204,8 @@ class ClusterDataParallelStep(Closing):
             what = f"rows {part[0][0]}..{part[-1][1] - 1} in the order of epoch {epoch + 1}"
             arguments = (self._cluster.job, self._task, step, epoch, part, rows)
             tasks.append(Task("gradient", what, gradient_sum, arguments, worker))
-        begun = [self._begin(task) for task in tasks]
-        try:
-            for task, pending in zip(tasks, begun, strict=True):
-                yield self._received(task, pending.result())
-        finally:
-            for pending in begun:
-                pending.release()
-
-    def _begin(self, task: Task) -> Pending:
-        """Submit a task with the parameters: where they lie, or themselves."""
-        apart = task.worker in self._apart
-        parameters = self.parameters if apart else self._shared[self._now].handle
-        arguments = (*task.arguments, parameters)
-        return Pending(self._cluster, replace(task, arguments=arguments, bulky=apart))
-
-    def _received(self, task: Task, result: GradientResult) -> tuple[LossSum, Floats]:
-        """Return a result's loss and vector; where it cannot be had, send what was shared."""
-        while True:
-            with suppress(OSError):  # the worker has died since, or cannot be looked into
-                return result.loss, result.array()
-            self._apart.add(result.worker)
-            result = self._begin(replace(task, worker=result.worker)).result()
+        parameters = self._shared[self._now]
+        return self._exchange.results([(task, parameters) for task in tasks])
 
     def _take_step(self, sums: list[Floats], learning_rate: float, step_number: int) -> None:
         """Add the sums up and step, a stretch of the parameters per thread."""

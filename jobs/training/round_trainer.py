@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
+import numpy as np
+
 from jobs.nn.architecture import Layer
 from jobs.nn.lr_schedules import learning_rate
 from jobs.nn.network import LossSum
@@ -23,7 +25,14 @@ from jobs.training.rounds import VELOCITY, RoundPlan, of_replica, outer_step, re
 from jobs.training.step import UpdateRule
 from jobs.training.trainer import Trainer, TrainingState
 from pipeline.cluster.client import Cluster
-from pipeline.cluster.tasks import Task, results
+from pipeline.cluster.tasks import (
+    Handle,
+    LentVectors,
+    SharedVector,
+    Task,
+    VectorExchange,
+    VectorResult,
+)
 from pipeline.cluster.worker import hold
 from pipeline.rows import IndexOnlyLoader
 from storage.dataset import Dataset
@@ -32,11 +41,83 @@ from storage.location import Closing
 Steps = tuple[LocalStep, ...]
 
 
+def pack(parameters: Floats, state: State, out: Floats) -> None:
+    """Write a replica's parameters, and then its optimiser's vectors by name, into one vector."""
+    np.concatenate([parameters, *(state[name] for name in sorted(state))], out=out)
+
+
+def unpack(vector: Floats, names: list[str]) -> tuple[Floats, State]:
+    """Return parameters and the optimiser's vectors, of these sorted names, as views of one."""
+    parameters, *parts = vector.reshape(1 + len(names), -1)
+    return parameters, dict(zip(names, parts, strict=True))
+
+
+class ReplicaWorkerState(Closing):
+    """What a worker keeps from round to round."""
+
+    def __init__(self, work: RoundTask) -> None:
+        self.steps = RoundWorkerState(work)
+        self.lent = LentVectors()
+
+    def close(self) -> None:
+        """Let go of the windows and of all vectors."""
+        self.steps.close()
+        self.lent.close()
+
+
 def local_steps(
-    job: str, work: RoundTask, turn: LocalSteps, parameters: Floats, state: State
-) -> ReplicaResult:
-    """Take a replica's steps on a worker."""
-    return hold(job, work, lambda: RoundWorkerState(work)).take(turn, parameters, state)
+    job: str,
+    work: RoundTask,
+    turn: LocalSteps,
+    names: list[str],
+    round_number: int,
+    vector: Handle | Floats,
+) -> VectorResult:
+    """Take a replica's steps on a worker, from the vector before them to the one after them."""
+    state = hold(job, work, lambda: ReplicaWorkerState(work))
+
+    def compute(before: Floats, after: Floats) -> tuple[LossSum, ...]:
+        result = state.steps.take(turn, *unpack(before, names))
+        pack(result.parameters, result.state, after)
+        return result.losses
+
+    return state.lent.answer(round_number, vector, compute)
+
+
+class ClusterRounds(Closing):
+    """Has the replicas' steps taken by the workers of a cluster."""
+
+    def __init__(self, cluster: Cluster, work: RoundTask) -> None:
+        self._cluster = cluster
+        self._work = work
+        self._exchange = VectorExchange(cluster)
+        self._vectors: dict[int, SharedVector] = {}
+        self._round = 0
+
+    def take(self, turns: list[tuple[LocalSteps, Floats, State]]) -> list[ReplicaResult]:
+        """Take each replica's steps from its parameters and state; return the results in order."""
+        self._round += 1
+        workers = self._cluster.workers() or [""]
+        names = sorted(turns[0][2])
+        tasks = []
+        for turn, parameters, state in turns:
+            size = len(parameters) * (1 + len(names))
+            if turn.replica not in self._vectors:
+                self._vectors[turn.replica] = SharedVector(size, str(parameters.dtype))
+            vector = self._vectors[turn.replica]
+            pack(parameters, state, vector.array)
+            arguments = (self._cluster.job, self._work, turn, names, self._round)
+            worker = workers[turn.replica % len(workers)]
+            tasks.append((Task("local-steps", turn.what, local_steps, arguments, worker), vector))
+        return [
+            ReplicaResult(*unpack(vector, names), losses)
+            for losses, vector in self._exchange.results(tasks)
+        ]
+
+    def close(self) -> None:
+        """Let go of the shared memory; the cluster stays."""
+        for vector in self._vectors.values():
+            vector.close()
 
 
 class RoundStepper(Closing):
@@ -51,53 +132,43 @@ class RoundStepper(Closing):
         self._work = work
         self._cluster = cluster
         self._here = RoundWorkerState(work) if cluster is None else None
+        self._there = ClusterRounds(cluster, work) if cluster else None
 
     def take_round(self, shares: list[Steps]) -> list[LossSum]:
         """Have each replica take its steps, then the outer step; the losses replica by replica."""
-        workers = (self._cluster and self._cluster.workers()) or [""]
-        served = -(-self._work.plan.replicas // len(workers))
-        turns = [LocalSteps(number, steps, served) for number, steps in enumerate(shares) if steps]
-        replies = self._replies(turns, workers)
+        workers = len(self._cluster.workers()) if self._cluster else 1
+        served = -(-self._work.plan.replicas // max(1, workers))
+        turns = [
+            (LocalSteps(number, steps, served), self.parameters, of_replica(self.state, number))
+            for number, steps in enumerate(shares)
+            if steps
+        ]
+        if self._here is not None:
+            results = [self._here.take(*turn) for turn in turns]
+        elif self._there is not None:
+            results = self._there.take(turns)
         config = self._work.config
         self.parameters, velocity = outer_step(
             self.parameters,
-            [reply.parameters for reply in replies],
+            [result.parameters for result in results],
             self.state.get(VELOCITY),
             config.outer_learning_rate,
             config.outer_momentum,
         )
         self.state = self.state | {
             f"replica-{turn.replica}.{name}": vector
-            for turn, reply in zip(turns, replies, strict=True)
-            for name, vector in reply.state.items()
+            for (turn, _, _), result in zip(turns, results, strict=True)
+            for name, vector in result.state.items()
         }
         if velocity is not None:
             self.state[VELOCITY] = velocity
-        return [loss for reply in replies for loss in reply.losses]
-
-    def _replies(self, turns: list[LocalSteps], workers: list[str]) -> list[ReplicaResult]:
-        """Return what each replica comes to, computed here or on the workers."""
-        states = [(turn, self.parameters, of_replica(self.state, turn.replica)) for turn in turns]
-        if self._here is not None:
-            return [self._here.take(*state) for state in states]
-        assert self._cluster is not None
-        tasks = [
-            Task(
-                name="local-steps",
-                what=turn.what,
-                function=local_steps,
-                arguments=(self._cluster.job, self._work, *state),
-                worker=workers[turn.replica % len(workers)],
-                bulky=True,
-            )
-            for turn, state in zip(turns, states, strict=True)
-        ]
-        return list(results(self._cluster, tasks, per_worker=len(tasks)))
+        return [loss for result in results for loss in result.losses]
 
     def close(self) -> None:
-        """Let go of windows; the cluster stays."""
-        if self._here is not None:
-            self._here.close()
+        """Let go of windows and vectors; the cluster stays."""
+        for taker in (self._here, self._there):
+            if taker is not None:
+                taker.close()
 
 
 class RoundTrainer(Trainer):

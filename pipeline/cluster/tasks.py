@@ -7,16 +7,17 @@ itself three times ends the job with its own error.
 
 import mmap
 import os
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from distributed import Future, wait
+from distributed import Future, get_worker, wait
 from distributed.scheduler import KilledWorker
 from numpy.typing import NDArray
 
@@ -295,3 +296,101 @@ class SharedVector(Closing):
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+
+@dataclass(frozen=True)
+class VectorResult:
+    """What a worker made of a vector: another one, and what there is to tell of it."""
+
+    worker: str
+    vector: Handle | NDArray[Any] | None = None
+    """None where the worker cannot map the vector that was shared: it must be sent."""
+    facts: Any = None
+
+    def array(self) -> NDArray[Any]:
+        """Return the new vector; raise `OSError` where it cannot be had."""
+        if self.vector is None:
+            raise OSError("the worker cannot map the vector")
+        return self.vector.array() if isinstance(self.vector, Handle) else self.vector
+
+
+class LentVectors(Closing):
+    """A worker's vectors, which the client maps before it asks for a later turn."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lent: list[tuple[int, SharedVector]] = []
+
+    def answer(
+        self,
+        turn: int,
+        vector: Handle | NDArray[Any],
+        compute: Callable[[NDArray[Any], NDArray[Any]], Any],
+    ) -> VectorResult:
+        """Have `compute(vector, out)` write another vector; share it where the first was shared."""
+        worker = get_worker().address
+        if isinstance(vector, np.ndarray):
+            out = np.empty_like(vector)
+            return VectorResult(worker, out, compute(vector, out))
+        try:
+            array = vector.array()
+        except OSError:
+            return VectorResult(worker)
+        shared = self._lend(turn, vector)
+        return VectorResult(worker, shared.handle, compute(array, shared.array))
+
+    def _lend(self, turn: int, like: Handle) -> SharedVector:
+        """Return a new vector for a turn; let go of those of earlier turns."""
+        vector = SharedVector(like.size, like.dtype)
+        with self._lock:
+            for lent, earlier in self._lent:
+                if lent < turn:
+                    earlier.close()
+            self._lent = [(lent, later) for lent, later in self._lent if lent >= turn]
+            self._lent.append((turn, vector))
+        return vector
+
+    def close(self) -> None:
+        """Let go of all of them."""
+        for _, vector in self._lent:
+            vector.close()
+
+
+class VectorExchange:
+    """Gives tasks vectors that are shared where they can be, else sent, and takes others back."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._apart: set[str] = set()
+        """Workers that share no memory with this process: on other machines, as a rule."""
+
+    def results(
+        self, tasks: Sequence[tuple[Task, SharedVector]]
+    ) -> Iterator[tuple[Any, NDArray[Any]]]:
+        """Yield what each task tells, and its vector, in order.
+
+        The vector is a task's last argument, which is added here; its function returns what
+        `LentVectors.answer` does.
+        """
+        begun = [self._begin(task, vector) for task, vector in tasks]
+        try:
+            for (task, vector), pending in zip(tasks, begun, strict=True):
+                yield self._received(task, vector, pending.result())
+        finally:
+            for pending in begun:
+                pending.release()
+
+    def _begin(self, task: Task, vector: SharedVector) -> Pending:
+        apart = task.worker in self._apart
+        arguments = (*task.arguments, vector.array if apart else vector.handle)
+        return Pending(self._cluster, replace(task, arguments=arguments, bulky=apart))
+
+    def _received(
+        self, task: Task, vector: SharedVector, result: VectorResult
+    ) -> tuple[Any, NDArray[Any]]:
+        """Return a result; where it cannot be had, send what was shared."""
+        while True:
+            with suppress(OSError):  # the worker has died since, or cannot be looked into
+                return result.facts, result.array()
+            self._apart.add(result.worker)
+            result = self._begin(replace(task, worker=result.worker), vector).result()

@@ -102,8 +102,10 @@ def test_workers_that_share_no_memory(
         raise PermissionError
 
     monkeypatch.setattr(Handle, "array", refuse)
-    result = train(STEPS, dataset=digits, run=tmp_path / "run", cluster=cluster)
-    assert reference.steps == outcome(result)
+    for config, expected in ((STEPS, reference.steps), (ROUNDS, reference.rounds)):
+        run = tmp_path / config.parallel
+        result = train(config, dataset=digits, run=run, cluster=cluster)
+        assert expected == outcome(result)
 
 
 def test_nothing_stays(standing: Cluster, cluster: Client, digits: Path, tmp_path: Path) -> None:
