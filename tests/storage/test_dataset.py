@@ -11,12 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import numpy as np
 import pytest
 import xarray
-import zarr
-from numcodecs.zstd import Zstd
 
 from storage.chunks import ChunkedArray
 from storage.dataset import Block, Dataset, Split, open_dataset
@@ -24,7 +21,7 @@ from storage.dataset_writer import ChunkRecord
 from storage.errors import BadDataError
 from storage.location import Location
 from storage.places import open_location
-from storage.schema import ELEMENT_TYPES, FORMAT_VERSION, DatasetSchema, SplitSchema
+from storage.schema import ELEMENT_TYPES, FORMAT_VERSION, SplitSchema
 from tests.storage.artefacts import (
     FINGERPRINT,
     SOURCES,
@@ -222,19 +219,6 @@ def test_chunks_are_read_into_given_arrays(dataset: Dataset) -> None:
         assert np.array_equal(expected.targets, found.targets)
 
 
-def test_zarr_alone_reads_a_dataset(place: Location, dataset: Dataset) -> None:
-    """Plain zarr-python opens the group and finds the rows, without anything of ours."""
-    root = zarr.open_group(str(place), mode="r")
-    for name, split in dataset.splits.items():
-        rows = rows_of(name, split.schema)
-        assert np.array_equal(rows.inputs, np.asarray(root[f"{name}/inputs"]))
-        assert rows.targets is not None
-        assert np.array_equal(rows.targets, np.asarray(root[f"{name}/targets"]))
-    assert root.attrs["complete"] is True
-    metadata = json.loads(place.get("train/inputs/zarr.json"))
-    assert ["sample", "feature"] == metadata["dimension_names"]
-
-
 @pytest.mark.parametrize(("dtype", "chunks_per_shard"), [("uint8", 1), ("uint8", 2), ("int16", 1)])
 def test_xarray_reads_by_the_cf_convention(
     place: Location, dtype: str, chunks_per_shard: int
@@ -293,17 +277,6 @@ def test_bytes_that_were_found_sound_are_known_again(
         place.put(key, sound)
         split.read_chunk(0)
     assert len(hashed) == 3
-
-
-def test_the_same_rows_may_be_stored_otherwise(place: Location, dataset: Dataset) -> None:
-    """Other bytes that decode to the rows of the chunk are as good, before and after."""
-    split = dataset.split("train")
-    expected = split.read_chunk(0).inputs
-    frame = Zstd(9, checksum=False).encode(np.ascontiguousarray(expected))
-    checksum = google_crc32c.value(frame).to_bytes(4, "little")
-    assert frame + checksum != place.get("train/inputs/c.0.0")
-    place.put("train/inputs/c.0.0", frame + checksum)
-    assert expected.tobytes() == split.read_chunk(0).inputs.tobytes()
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"attributes": []}', b"\xff" * 9])
@@ -382,23 +355,9 @@ def test_mnist_has_thirty_chunks_and_a_large_dataset_has_shards() -> None:
     assert 5 == plan(rows=5).chunk_rows
 
 
-def test_a_dataset_with_a_damaged_root_can_be_replaced(tmp_path: Path) -> None:
+def test_a_dataset_with_a_damaged_root_can_be_replaced(place: Location, dataset: Dataset) -> None:
     """`overwrite` takes a dataset for ours, even if its root `zarr.json` is cut off."""
-    target = open_location(tmp_path / "set")
-    schema = DatasetSchema(
-        "set", ("0", "1"), (3,), ("bias-column",), {"train": SplitSchema(2, 3, "uint8", 2, 2, 1)}
-    )
-    block = Block(np.ones((2, 4), "u1"), np.eye(2, dtype=np.uint8))
-
-    def write(overwrite: bool) -> str:
-        with create_dataset(target, schema, overwrite=overwrite) as writer:
-            records = writer.split("train").write_part(0, [block])
-            return writer.publish({"train": records}, [], {}).digest
-
-    digest = write(overwrite=False)
-    root = tmp_path / "set" / "zarr.json"
-    root.write_bytes(root.read_bytes()[:-40])
+    place.put("zarr.json", place.get("zarr.json")[:-40])
     with pytest.raises(BadDataError):
-        open_dataset(target)
-    assert digest == write(overwrite=True)
-    assert digest == open_dataset(target).digest
+        open_dataset(place)
+    assert dataset.digest == make_dataset(place, overwrite=True).digest

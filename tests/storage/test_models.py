@@ -6,14 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from storage.errors import BadDataError, ConflictError, UsageError
+from storage.errors import BadDataError, UsageError
 from storage.location import Location
 from storage.models import (
     Holder,
     ModelName,
     check_model_name,
     held_name,
-    name_lock,
     names,
     open_name,
 )
@@ -70,16 +69,6 @@ def test_no_name(name: str) -> None:
         check_model_name(name)
 
 
-def test_lock(place: Location) -> None:
-    """Only one may change a name at a time."""
-    with (
-        name_lock(place, "champion"),
-        pytest.raises(ConflictError, match="The model name champion"),
-        name_lock(place, "champion"),
-    ):
-        pass
-
-
 def test_moved_together(tmp_path: Path) -> None:
     """A run is found where names and runs have been moved together."""
     before = tmp_path / "before"
@@ -90,13 +79,6 @@ def test_moved_together(tmp_path: Path) -> None:
     before.rename(tmp_path / "after")
     found, holder = held_name(open_location(tmp_path / "after" / "models"), "champion")
     assert str(tmp_path / "after" / "runs" / "r") == found.run_place(holder)
-
-
-def test_url(place: Location) -> None:
-    """A run at a URL is referred to as it is."""
-    found = ModelName(place, "champion", (replace(HOLDER, run="s3://b/run"),))
-    assert found.holder is not None
-    assert "s3://b/run" == found.run_place(found.holder)
 
 
 def test_only_names_that_somebody_has_are_told(place: Location) -> None:
