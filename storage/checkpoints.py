@@ -74,10 +74,7 @@ def save_checkpoint(
     config_digest: str,
     progress: dict[str, Any],
 ) -> None:
-    """Write a checkpoint, durable and whole, or nothing; one of the same name is replaced.
-
-    The manifest is written last, and nothing is listed before it is there.
-    """
+    """Write a checkpoint, durable and whole, or nothing; one of the same name is replaced."""
     state = save_safetensors({key: np.asarray(tensors[key], order="C") for key in sorted(tensors)})
     manifest = _identity(run, name) | {
         "state_bytes": len(state),

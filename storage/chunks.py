@@ -62,10 +62,7 @@ Document: TypeAlias = dict[str, Any]
 
 
 def encode(values: NDArray[np.generic], compression: str) -> bytes:
-    """Return the values of a contiguous array, compressed.
-
-    Blosc groups the first bytes of all elements, then the second ones, and so on.
-    """
+    """Return the values of a contiguous array, compressed; Blosc groups their first bytes first."""
     level, size = LEVELS[compression], values.itemsize
     codec = (
         Zstd(level, checksum=True)
@@ -92,10 +89,7 @@ def decode(stored: memoryview, out: NDArray[np.generic]) -> None:
 
 
 def _check_zstd(stored: memoryview, size: int) -> None:
-    """Raise ValueError for a frame of another size: a shorter one leaves the rest as it was.
-
-    The header is that of RFC 8878, section 3.1.1.1.
-    """
+    """Raise ValueError where the header (RFC 8878, section 3.1.1.1) claims another size."""
     descriptor = stored[4] if len(stored) > 4 else 0
     single_segment = descriptor >> 5 & 1
     length = (single_segment, 2, 4, 8)[descriptor >> 6]
@@ -161,10 +155,7 @@ class ChunkedArray:
         return [self._key(number) for number in range(-(-self.rows // self.rows_per_object))]
 
     def check_claim(self) -> None:
-        """Raise `BadDataError` where most of the chunk objects, or shards, are missing.
-
-        Until then their number is but a claim; from here on, work for each is bounded.
-        """
+        """Raise `BadDataError` where most chunks are missing, whose number was but a claim."""
         claimed, files = -(-self.rows // self.rows_per_object), len(self.location.names())
         if claimed > 2 * files:
             raise BadDataError(
@@ -226,19 +217,13 @@ class ChunkedArray:
         return values[: min(self.chunk_rows, self.rows - number * self.chunk_rows)]
 
     def decode(self, stored: bytes, out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Undo CRC-32C and compression, into `out` or an `empty_chunk`, whatever the bytes claim.
-
-        Raises RuntimeError or ValueError where the bytes are damaged.
-        """
+        """Undo `encode` into `out` or an `empty_chunk`; RuntimeError or ValueError for damage."""
         values = self.empty_chunk() if out is None else out
         decode(_checked(stored), values)
         return values
 
     def encode(self, values: NDArray[Any]) -> bytes:
-        """Return a chunk's rows as they are stored: compressed, then their CRC-32C.
-
-        The last chunk may have fewer rows; it is filled up with zeros.
-        """
+        """Return a chunk's rows, compressed, with their CRC-32C; a short chunk is padded with 0."""
         values = np.ascontiguousarray(values, np.dtype(self.dtype).newbyteorder("<"))
         if len(values) < self.chunk_rows:
             values = np.concatenate(

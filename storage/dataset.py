@@ -123,10 +123,7 @@ class Split:
 
     @cached_property
     def chunk_class_counts(self) -> NDArray[np.int64]:
-        """Return the rows of each class in each chunk, `(chunks, classes)`, checked.
-
-        A split without labels has no classes to count.
-        """
+        """Return the rows of each class in each chunk, `(chunks, classes)`, checked."""
         if not self.schema.classes:
             return np.zeros((self.schema.chunks, 0), dtype=np.int64)
         return self._small_array("chunk_class_counts", self.record.class_counts_digest)

@@ -131,10 +131,7 @@ class IdxReader(Closing):
         return values.view(self.header.dtype)
 
     def finish(self) -> FileDigests:
-        """Check that the file ends where its rows do, and return the digests of all of it.
-
-        Call it once every row is read; one block more is decoded.
-        """
+        """Check that the file ends after its last row, which was read; return its digests."""
         extra = self._file.readinto(memoryview(bytearray(BLOCK_BYTES)))
         if extra:
             more = "or more " if extra == BLOCK_BYTES else ""

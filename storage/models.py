@@ -99,10 +99,7 @@ def name_lock(
 
 
 def open_name(place: Location, name: str) -> ModelName:
-    """Return a name with its history, which is empty where there is no such name yet.
-
-    Raises `BadDataError` where its document is damaged.
-    """
+    """Return a name with its history, empty for a new one; `BadDataError` for a damaged one."""
     check_model_name(name)
     where = f"{place}/{_key(name)}"
     try:

@@ -154,10 +154,7 @@ def _lines(lines: list[dict[str, Any]]) -> bytes:
 
 @contextmanager
 def run_lock(location: Location, take_over: TakeOver | None = None) -> Iterator[Location]:
-    """Hold the right to write to a run; yield its location for the holder.
-
-    Raises `ConflictError` that names the holder where another has it.
-    """
+    """Hold the right to write to a run; yield its location for the holder."""
     with location.child(LOCK).writer_lock(f"The run {location}", take_over) as lock:
         yield location.under(lock)
 
