@@ -261,8 +261,8 @@ class IndexOnlyLoader:
 
     seconds_waited = 0.0
 
-    def __init__(self, split: Split) -> None:
-        self._schema = split.schema
+    def __init__(self, schema: SplitSchema) -> None:
+        self._schema = schema
 
     def expect(self, order: EpochOrder, number: int) -> None:
         """Do nothing: there is nothing to wait for."""

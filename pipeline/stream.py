@@ -3,15 +3,15 @@
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any, Self
 
 from pipeline.order import CHAIN_START, ORDER_VERSION, EpochOrder
-from pipeline.rows import Batch, WindowReader
+from pipeline.rows import Batch, IndexOnlyLoader, WindowReader
 from pipeline.windows import DEFAULT_THREADS, Loader, WindowLoader
-from storage.dataset import Dataset, Split, open_dataset
+from storage.dataset import Dataset, open_dataset
 from storage.errors import BadDataError, ConflictError, UsageError
 from storage.location import Closing, Location
 from storage.schema import SplitSchema
@@ -125,16 +125,16 @@ class BatchStream(Closing):
         threads: int = DEFAULT_THREADS,
         busy_cores: int = 0,
         state: StreamState | None = None,
-        loader: Callable[[Split], Loader] | None = None,
+        reads_rows: bool = True,
     ) -> None:
         """Stream rows [first_row, first_row + rows) of `split`, by default all.
 
         `batch_size` 0 means one mini-batch of all rows. `window_chunks` overrides what
         `shuffle_memory` (bytes) gives. After `epochs` epochs nothing is read ahead any more.
         At most `threads` load; fewer where the consumer keeps `busy_cores` at work. `state`
-        continues where another stream stood; `loader` makes another loader of windows than the one
-        on this process's threads. Raises `ConflictError` where the state is of another stream,
-        `UsageError` for rows or sizes out of range.
+        continues where another stream stood. Without `reads_rows` nothing is read:
+        batches have row numbers, and blank rows. Raises `ConflictError` where the state is of
+        another stream, `UsageError` for rows or sizes out of range.
         """
         source = dataset.split(split)
         schema = source.schema
@@ -159,11 +159,15 @@ class BatchStream(Closing):
         self._chain = bytes.fromhex(self._began.order_digest)
         self._process: int | None = os.getpid()
         """The process that the loader's threads live in; None once they are stopped."""
-        self._loads_here = loader is None
-        self._loading = {"epochs": epochs, "threads": threads, "busy_cores": busy_cores}
-        self._loader: Loader = (
-            loader(source) if loader else WindowLoader(source, threads, busy_cores=busy_cores)
-        )
+        self._loading = {
+            "epochs": epochs,
+            "threads": threads,
+            "busy_cores": busy_cores,
+            "reads_rows": reads_rows,
+        }
+        self._loader: Loader = IndexOnlyLoader(schema)
+        if reads_rows:
+            self._loader = WindowLoader(source, threads, busy_cores=busy_cores)
         order = EpochOrder(
             seed=seed,
             epoch=self._epoch,
@@ -278,8 +282,6 @@ class BatchStream(Closing):
         self._process = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if not self._loads_here:
-            raise TypeError("A BatchStream whose rows a cluster loads cannot be pickled.")
         return _reopened, (self._location, self.state, self._loading)
 
 

@@ -41,7 +41,7 @@ from pipeline.cluster.tasks import (
     VectorResult,
 )
 from pipeline.cluster.worker import hold
-from pipeline.rows import IndexOnlyLoader, OrderedRows, RowReader
+from pipeline.rows import OrderedRows, RowReader
 from pipeline.stream import Batch
 from storage.dataset import Dataset
 from storage.location import Closing
@@ -233,7 +233,7 @@ class ClusterDataParallelStep(Closing):
 class ClusterTrainer(Trainer):
     """A `Trainer` whose gradients come from a cluster's workers, to the same bits."""
 
-    loader = IndexOnlyLoader
+    reads_rows = False
 
     def __init__(
         self,

@@ -34,7 +34,6 @@ from pipeline.cluster.tasks import (
     VectorResult,
 )
 from pipeline.cluster.worker import hold
-from pipeline.rows import IndexOnlyLoader
 from storage.dataset import Dataset
 from storage.location import Closing
 
@@ -174,7 +173,7 @@ class RoundStepper(Closing):
 class RoundTrainer(Trainer):
     """A `Trainer` that moves on by rounds, and can be saved at their borders."""
 
-    loader = IndexOnlyLoader
+    reads_rows = False
 
     def __init__(
         self,

@@ -21,9 +21,8 @@ from jobs.training.rounds import initial_memory
 from jobs.training.step import UpdateRule, micro_batch_count, thread_count
 from pipeline.stream import Batch, BatchStream, StreamState
 from pipeline.values import largest_input
-from pipeline.windows import Loader
 from storage.checkpoints import Tensors
-from storage.dataset import Dataset, Split
+from storage.dataset import Dataset
 from storage.documents import check_fields
 from storage.errors import BadDataError, PipelineError, QualityGateError
 from storage.location import Closing
@@ -61,8 +60,8 @@ class TrainingStep(TrainingState, Protocol):
 class Trainer(Closing):
     """All that changes while training, and how one step changes it."""
 
-    loader: Callable[[Split], Loader] | None = None
-    """Makes the stream's loader of windows, where it is not the stream's own."""
+    reads_rows = True
+    """Whether this process reads rows; without, it follows the order alone."""
 
     def __init__(
         self, config: TrainConfig, layers: tuple[Layer, ...], dataset: Dataset, state: Any = None
@@ -109,7 +108,7 @@ class Trainer(Closing):
                 epochs=config.epochs,
                 busy_cores=min(thread_count(config.threads), self._micro_batches),
                 state=stream_state,
-                loader=self.loader,
+                reads_rows=self.reads_rows,
             )
         except BaseException:
             self._stepper.close()
