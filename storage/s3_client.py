@@ -272,7 +272,7 @@ class S3Client:
 
     def _try(self, verb: str, key: str, ask: Callable[[], Result]) -> Result:
         """Ask until there is an answer, or the time for it is over."""
-        began, pause = time.monotonic(), FIRST_PAUSE
+        began, pause, again = time.monotonic(), FIRST_PAUSE, ""
         while True:
             try:
                 with _panics_told():
@@ -286,22 +286,17 @@ class S3Client:
                     raise self._refused(verb, key, error) from error
                 spent = time.monotonic() - began
                 if spent + pause > self.retry_seconds:
-                    raise self._out_of_reach(verb, key, error, spent) from error
+                    raise UnreachableError(
+                        f"Cannot {verb} {self.url(key)}: {reason(error)}{again}, at "
+                        f"{self.address}. Run the same command again when the store is back."
+                    ) from error
             time.sleep(pause * random.uniform(0.5, 1))
             pause = min(2 * pause, LONGEST_PAUSE)
+            again = f", again and again for {time.monotonic() - began:.1f} s"
 
     def _refused(self, verb: str, key: str, error: Exception) -> UnreachableError:
         why = refusal(error, self.bucket, self.address)
         return UnreachableError(f"Cannot {verb} {self.url(key)}: {why}")
-
-    def _out_of_reach(
-        self, verb: str, key: str, error: Exception, spent: float
-    ) -> UnreachableError:
-        tries = f", again and again for {spent:.1f} s" if spent >= FIRST_PAUSE / 2 else ""
-        return UnreachableError(
-            f"Cannot {verb} {self.url(key)}: {reason(error)}{tries}, at {self.address}. Run the "
-            "same command again when the store is back."
-        )
 
 
 @contextmanager

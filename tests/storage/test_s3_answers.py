@@ -1,10 +1,12 @@
 """What an S3 store may answer, and what cannot be asked of one: each said in words."""
 
+import itertools
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -104,9 +106,14 @@ def test_refusals_are_told_in_words(proxy: Proxy, answer: Answer, words: str) ->
     [refusal(400, "RequestTimeout"), refusal(409, "OperationAborted"), refusal(503, "SlowDown")],
     ids=["RequestTimeout", "OperationAborted", "SlowDown"],
 )
-def test_answers_that_pass_are_asked_again(proxy: Proxy, answer: Answer) -> None:
+def test_answers_that_pass_are_asked_again(
+    proxy: Proxy, answer: Answer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By whatever is asked; the last one is told with the store's address."""
-    place = answered(proxy, answer)
+    seconds = itertools.count()
+    clock = SimpleNamespace(monotonic=lambda: next(seconds), sleep=lambda pause: None)
+    monkeypatch.setattr("storage.s3_client.time", clock)
+    place = answered(proxy, answer, retry_seconds="2")
     for name, act in acts(place).items():
         before = len(proxy.requests)
         with pytest.raises(UnreachableError, match="again and again for") as caught:
