@@ -1,8 +1,10 @@
 """Locations: objects are put whole and for good, or not at all, and nothing leads outside."""
 
 import errno
+import itertools
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +186,54 @@ def test_a_tree_is_removed_without_what_its_links_lead_to(local: Location, tmp_p
     (local.path / "link").symlink_to(tmp_path / "mine")
     local.delete_tree()
     assert "kept" == (tmp_path / "mine" / "file").read_text()
+
+
+class Died(BaseException):
+    """The process is dead; no handler of errors may make anything of it."""
+
+
+def die_after(monkeypatch: pytest.MonkeyPatch, operations: int) -> None:
+    """Let so many file operations through from now on, then none."""
+    done = iter(range(operations))
+
+    def mortal(operation: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            if next(done, None) is None:
+                raise Died
+            return operation(*arguments)
+
+        return call
+
+    for name in (*OPERATIONS, "rmdir"):
+        monkeypatch.setattr(files, name, mortal(getattr(files, name)))
+
+
+def test_a_tree_is_replaced_whatever_dies(local: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Old or new after each operation, once what is left is swept, and nothing beside it."""
+
+    def write(content: bytes) -> None:
+        with local.atomic_tree("trees/a.b", "root") as tree:
+            tree.put("part", content)
+            tree.put("root", content)
+
+    contents = set()
+    for operations in itertools.count():
+        local.delete_tree()
+        write(b"old")
+        ended = False
+        with monkeypatch.context() as patched, suppress(Died):
+            die_after(patched, operations)
+            write(b"new")
+            ended = True
+        local.sweep_trees("trees", "root")
+        assert ["a.b"] == local.names("trees") == local.trees("trees", "root")
+        tree = local.child("trees/a.b")
+        assert tree.get("part") == tree.get("root")
+        contents.add(tree.get("root"))
+        if ended:
+            break
+    assert {b"old", b"new"} == contents
+    assert operations > 20
 
 
 def test_a_tree_takes_a_place(local: Location) -> None:

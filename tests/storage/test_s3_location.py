@@ -153,6 +153,14 @@ def test_trouble_that_lasts_is_told(
     assert {("GET", f"/{str(place)[5:]}/digits")} == set(proxy.requests)
 
 
+def test_a_store_that_ignores_ranges(proxy: Proxy, place: Location) -> None:
+    """What it gives is not taken for the part that was asked for."""
+    place.put("digits", DIGITS)
+    proxy.withheld = {"range"}
+    with pytest.raises(UnreachableError, match=r"not answer as an S3 store .*it ignores ranges"):
+        through(proxy, place).get("digits", 2, 5)
+
+
 def test_a_store_that_is_not_there(place: Location) -> None:
     """A refused connection is tried again, then told."""
     key = str(place).split("/", 3)[3]
