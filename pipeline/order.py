@@ -4,6 +4,7 @@ A published order never changes: what it gives for the same arguments is pinned 
 """
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -42,6 +43,16 @@ def permutation(count: int, seed: int, epoch: int, level: str, window: int = 0) 
     if (ordered[1:] == ordered[:-1]).any():
         return np.argsort(numbers, kind="stable")
     return places
+
+
+def cut(start: int, stop: int, parts: int) -> Iterator[tuple[int, int]]:
+    """Yield the bounds of contiguous parts, sized as by `numpy.array_split`, but for empty ones."""
+    smaller, larger = divmod(stop - start, parts)
+    for part in range(parts):
+        end = start + smaller + (part < larger)
+        if end > start:
+            yield start, end
+        start = end
 
 
 @dataclass(frozen=True)

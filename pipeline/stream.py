@@ -5,10 +5,9 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from itertools import accumulate, pairwise
 from typing import Any, Self
 
-from pipeline.order import CHAIN_START, ORDER_VERSION, EpochOrder
+from pipeline.order import CHAIN_START, ORDER_VERSION, EpochOrder, cut
 from pipeline.rows import Batch, IndexOnlyLoader, WindowReader
 from pipeline.windows import DEFAULT_THREADS, Loader, WindowLoader
 from storage.dataset import Dataset, open_dataset
@@ -241,12 +240,9 @@ class BatchStream(Closing):
             yield self._cut(parts)
 
     def _cut(self, parts: int) -> Iterator[Batch]:
-        smaller, larger = divmod(self.next_rows, parts)
-        counts = [smaller + 1] * larger + [smaller] * (parts - larger)
-        stops = accumulate(filter(None, counts), initial=self.place)
         end = self.place + self.next_rows
         chain = hashlib.sha256(self._chain)
-        for start, stop in pairwise(stops):
+        for start, stop in cut(self.place, end, parts):
             yield self._take(start, stop, chain, is_last=stop == end)
 
     def _take(self, start: int, stop: int, chain: "hashlib._Hash", *, is_last: bool) -> Batch:

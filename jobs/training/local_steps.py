@@ -14,7 +14,7 @@ from jobs.training.config import TrainConfig
 from jobs.training.data_parallel import DataParallelStep
 from jobs.training.rounds import RoundPlan
 from jobs.training.step import UpdateRule
-from pipeline.order import EpochOrder
+from pipeline.order import EpochOrder, cut
 from pipeline.rows import OrderedRows, RowReader
 from pipeline.stream import Batch, chunks_per_window
 from storage.dataset import Dataset
@@ -171,14 +171,9 @@ class RoundWorkerState(Closing):
                 another.close()
 
     def _cut(self, reader: RowReader, step: LocalStep) -> Iterator[Batch]:
-        """The mini-batch's micro-batches, with the sizes of `numpy.array_split`."""
-        smaller, larger = divmod(step.stop - step.start, self._work.micro_batches)
-        start = step.start
-        for part in range(self._work.micro_batches):
-            stop = start + smaller + (part < larger)
-            if stop > start:
-                yield reader.take(step.epoch, start, stop)
-            start = stop
+        """Yield the mini-batch's micro-batches."""
+        for start, stop in cut(step.start, step.stop, self._work.micro_batches):
+            yield reader.take(step.epoch, start, stop)
 
     def close(self) -> None:
         """Let go of the windows."""
