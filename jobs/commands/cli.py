@@ -26,6 +26,7 @@ from storage.files import REMOVED_DIRECTORY, as_pipeline_error, is_directory_the
 if TYPE_CHECKING:
     from jobs.commands.console import Console, Report
     from pipeline.ingest import Scaling
+    from storage.location import TakeOver
 
 DATA_ROOT = "data"
 DEFECT = "This is an internal error of mnist-stream. Please report it with the lines above."
@@ -122,7 +123,7 @@ def ingest(
     scale: str | None,
     seed: int,
     storage_options: tuple[str, ...],
-    take_over: bool,
+    take_over: "TakeOver | None",
     **asked: Any,
 ) -> "Report":
     """Make a dataset of SOURCE.
@@ -140,8 +141,8 @@ def ingest(
         scaling: Scaling = None if scale is None else parse_range(scale) or "none"
     except ValueError as error:
         raise UsageError(f"--scale is {scale!r}; {error}.") from None
-    reach = options.store_options(storage_options, out)
-    place = None if out is None else open_location(out, reach)  # refused before downloads
+    store = options.store_options(storage_options, out)
+    place = None if out is None else open_location(out, store)  # refused before downloads
     with options.stopping() as stop, options.cluster_of("ingest", asked, stop) as cluster:
 
         def progress(stage: str, done: int, total: int, note: str = "") -> None:
@@ -157,7 +158,7 @@ def ingest(
             scale=scaling,
             transpose=asked["transpose"],
             overwrite=asked["overwrite"],
-            take_over=console.warn if take_over else None,
+            take_over=take_over,
             progress=progress,
             cluster=cluster(),
         )
@@ -243,7 +244,7 @@ def train(
     resume: bool,
     config_file: str | None,
     storage_options: tuple[str, ...],
-    take_over: bool,
+    take_over: "TakeOver | None",
     **asked: Any,
 ) -> "Report":
     """Train a network on a dataset.
@@ -258,15 +259,15 @@ def train(
 
     # Without --dataset its place may be one that the run records.
     places = () if dataset is None else (dataset, run)
-    reach = options.store_options(storage_options, *places)
+    store = options.store_options(storage_options, *places)
     with options.stopping() as stop, options.cluster_of("train", asked, stop) as cluster:
         result = run_train(
             given,
             dataset=dataset,
             run=run,
-            storage_options=reach,
+            storage_options=store,
             resume=resume,
-            take_over=console.warn if take_over else None,
+            take_over=take_over,
             progress=console.progress,
             stop=stop,
             cluster=cluster(),

@@ -1,5 +1,6 @@
 """Options that several commands share: places, storage, the cluster, output."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from jobs.signals import StopSignal
     from pipeline.cluster.client import Cluster
     from storage.location import Location
+
+logger = logging.getLogger(__name__)
 
 Command = Callable[..., Any]
 
@@ -113,6 +116,7 @@ storage = click.option(
 take_over = click.option(
     "--take-over",
     is_flag=True,
+    callback=lambda context, option, given: logger.warning if given else None,
     help="Take the lock that a dead writer has left in a store, and say whose it was.",
 )
 

@@ -1,6 +1,5 @@
 """The commands of scoring: score, scores, promote. Thin: parse, call a job, print."""
 
-import logging
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,12 +9,9 @@ from jobs.commands import options
 from storage.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from jobs.commands.console import Console, Report
     from jobs.scoring.config import ScoreConfig
-
-logger = logging.getLogger(__name__)
+    from storage.location import TakeOver
 
 CHECKPOINT_HELP = (
     "best (by validation; the latest without one), latest, an epoch's number, or the first digits "
@@ -116,7 +112,7 @@ running_options = options.combined(
 @options.take_over
 @options.cluster
 @options.output_flags
-def score(quiet: bool, as_json: bool, log_json: bool, take_over: bool, **asked: Any) -> None:
+def score(quiet: bool, as_json: bool, log_json: bool, **asked: Any) -> None:
     """Score splits of a dataset, or an inbox, with a run's model.
 
     What the same model has scored before is found, and not done again. Each scoring has a line in
@@ -128,8 +124,7 @@ def score(quiet: bool, as_json: bool, log_json: bool, take_over: bool, **asked: 
     with options.stopping() as stop, log as output:
         from jobs.commands.score_console import batch_report
 
-        leave = logger.warning if take_over else None
-        config = score_config(click.get_current_context().params, leave)
+        config = score_config(click.get_current_context().params)
         from jobs.scoring.job import run_batch
 
         with options.cluster_of("score", asked, stop) as cluster:
@@ -141,9 +136,7 @@ def score(quiet: bool, as_json: bool, log_json: bool, take_over: bool, **asked: 
             raise batch.error
 
 
-def score_config(
-    asked: dict[str, Any], take_over: "Callable[[str], None] | None" = None
-) -> "ScoreConfig":
+def score_config(asked: dict[str, Any]) -> "ScoreConfig":
     """Return the job that the options of `score` ask for; `UsageError` for what cannot be meant."""
     if asked["log_json"] and asked["as_json"]:
         raise UsageError("--log-json and --json are two ways to print; leave one out.")
@@ -159,7 +152,6 @@ def score_config(
         "splits": asked["splits"] or ("test",),
         "gates": Gates(asked["min_accuracy"], asked["max_drop"]),
         "storage_options": options.store_options(asked["storage_options"], *places),
-        "take_over": take_over,
     }
     return ScoreConfig(**options.picked(ScoreConfig, asked) | changed)
 
@@ -223,7 +215,7 @@ def promote(
     undo: bool,
     listing: bool,
     storage_options: tuple[str, ...],
-    take_over: bool,
+    take_over: "TakeOver | None",
     **asked: Any,
 ) -> "Report":
     """Give a checkpoint of RUN a name, for `pipeline score --model`.
@@ -237,20 +229,19 @@ def promote(
 
     # Without --dataset its place may be one that the run records.
     places = () if asked["dataset"] is None else (asked["run"], models, asked["dataset"])
-    reach = options.store_options(storage_options, *places)
+    store = options.store_options(storage_options, *places)
     if listing:
-        return names_report(job.list_names(open_location(models, reach)), models)
+        return names_report(job.list_names(open_location(models, store)), models)
     if name is None:
         raise UsageError("No name is given; pass --as, such as --as champion.")
-    leave = console.warn if take_over else None
     if undo:
-        return promote_report(job.undo(open_location(models, reach), name, leave))
+        return promote_report(job.undo(open_location(models, store), name, take_over))
     config = job.PromoteConfig(
         **options.picked(job.PromoteConfig, asked),
         name=name,
         models=models,
-        storage_options=reach,
-        take_over=leave,
+        storage_options=store,
+        take_over=take_over,
     )
     with options.stopping() as stop:
         return promote_report(job.promote(config, progress=console.progress, stop=stop))
