@@ -46,7 +46,7 @@ def _let_this_thread_set() -> None:
 
 
 def environment() -> dict[str, Any]:
-    """The versions and the BLAS kernel that this process computes with."""
+    """Return the versions and the BLAS kernel that this process computes with."""
     blas = [library for library in threadpool_info() if library["user_api"] == "blas"]
     return {
         "numpy": np.__version__,

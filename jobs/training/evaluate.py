@@ -83,14 +83,15 @@ def evaluation_memory(network: Network, rows: int, threads: int) -> int:
     return threads * (network.first_layer_memory + block)
 
 
+@dataclass(frozen=True)
 class Predictor:
     """Predicts the probabilities and classes of rows."""
 
-    def __init__(self, network: Network, parameters: Floats, scaling: ValueRange | None) -> None:
-        """`parameters`, `(parameters,)`, are the network's; `scaling` is the run's of inputs."""
-        self._network = network
-        self._scaling = scaling
-        self._parameters = parameters
+    network: Network
+    parameters: Floats
+    """The network's, `(parameters,)`."""
+    scaling: ValueRange | None
+    """The run's, of inputs."""
 
     def __call__(self, inputs: NDArray[Any]) -> Predictions:
         """Return probabilities `(rows, classes)` and classes `(rows,)` of `(rows, 1 + features)`.
@@ -101,8 +102,8 @@ class Predictor:
         with ignore_overflow():  # non-finite probabilities are never written
             for start in range(0, len(inputs), BLOCK_ROWS):
                 block = inputs[start : start + BLOCK_ROWS]
-                scaled, columns = network_inputs(block, self._network.dtype, self._scaling)
-                probabilities = self._network.forward(self._parameters, scaled, columns)
+                scaled, columns = network_inputs(block, self.network.dtype, self.scaling)
+                probabilities = self.network.forward(self.parameters, scaled, columns)
                 blocks.append(probabilities.astype(np.float32, copy=False))
         probabilities = np.concatenate(blocks)
         return probabilities, probabilities.argmax(axis=1).astype(np.int32)

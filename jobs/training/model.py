@@ -96,24 +96,19 @@ def _images_of(run: Run) -> tuple[tuple[int, ...] | None, str | None]:
 def check_images(model: Model, place: str, image_shape: tuple[int, ...], element_type: str) -> None:
     """Raise `BadDataError` where images, as stored at `place`, are not like the model's."""
     trained, features = model.image_shape, model.network.layers[0].inputs
-    if trained is not None and image_shape != trained:
+    if math.prod(image_shape) != features or image_shape != (trained or image_shape):
         raise BadDataError(
             f"{place} has images of {_times(image_shape)}; the run was trained on images of "
-            f"{_times(trained)}. Give images of that shape."
-        )
-    if math.prod(image_shape) != features:
-        raise BadDataError(
-            f"{place} has images of {_times(image_shape)}, {math.prod(image_shape):,} values each; "
-            f"the model takes {features:,} values. Give images like those that it was trained on."
+            f"{_times(trained or (features,))}. Give images of that shape."
         )
     expected = model.element_type
     if expected is None and element_type != "uint8":
         return  # all that is known of a run of an older release: its images are not bytes
     if expected is None or _family(element_type) != _family(expected):
         raise BadDataError(
-            f"{place} holds {_values(element_type)}; the run was trained on "
-            f"{_values(expected or 'values other than bytes')}. Convert them to the same type and "
-            "range."
+            f"{place} holds values of type {element_type}; the run was trained on values of "
+            f"{f'type {expected}' if expected else 'another type'}. Convert them to the same type "
+            "and range."
         )
 
 
@@ -124,9 +119,3 @@ def _times(shape: tuple[int, ...]) -> str:
 def _family(element_type: str) -> str:
     """Return the same for types whose values are taken for the same: all floats."""
     return "float" if element_type.startswith("float") else element_type
-
-
-def _values(element_type: str) -> str:
-    if element_type == "uint8":
-        return "bytes (0 to 255)"
-    return element_type if " " in element_type else f"{element_type} values"

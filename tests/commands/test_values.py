@@ -77,7 +77,7 @@ def test_any_range_learns_like_bytes(name: str, of_bytes: float, call: Call, her
         result["quality"]["accuracy"] for result in json.loads(ended.out)["results"]
     ]
     other = call("score", "--run", f"runs/{name}", "--dataset", "data/bytes")
-    assert_refused(other, BAD_DATA, "data/bytes holds bytes (0 to 255); the run was trained on")
+    assert_refused(other, BAD_DATA, "data/bytes holds values of type uint8; the run was trained on")
 
 
 def test_a_range_of_the_run(of_bytes: float, call: Call, here: Path) -> None:
@@ -165,4 +165,6 @@ def test_a_run_of_an_older_release(of_bytes: float, call: Call, here: Path) -> N
     write(here / "f32", CHANGES["f32"])
     call("ingest", "f32")
     ended = call("score", "--run", "runs/bytes", "--dataset", "data/f32")
-    assert_refused(ended, BAD_DATA, "holds float32 values; the run was trained on bytes (0 to 255)")
+    assert_refused(
+        ended, BAD_DATA, "holds values of type float32; the run was trained on values of type uint8"
+    )
