@@ -41,20 +41,14 @@ class Optimizer(ABC):
 
     @abstractmethod
     def step(
-        self,
-        parameters: Floats,
-        gradient: Floats,
-        state: State,
-        learning_rate: float,
-        step_number: int,
-        out: Stepped,
+        self, before: Stepped, gradient: Floats, rate: float, step_number: int, out: Stepped
     ) -> None:
-        """Write the new parameters and the new state to the arrays of `out`.
+        """Write the parameters and the state after a step to the arrays of `out`.
 
-        `parameters` and `gradient` are flat `(parameters,)` vectors of one dtype, the gradient
-        that of the mean loss; `step_number` counts the steps of the run from 1, this one included.
-        The arrays of `out` are none of the others, but that the new parameters may take the
-        gradient's place.
+        All vectors are flat `(parameters,)` of one dtype. `gradient` is that of the mean loss, and
+        `rate` the learning rate; `step_number` counts the steps of the run from 1, this one
+        included. The arrays of `out` are none of the others, but that the new parameters may take
+        the gradient's place.
         """
 
 
@@ -63,17 +57,11 @@ class Sgd(Optimizer):
     """Gradient descent: w' = w - learning_rate g."""
 
     def step(
-        self,
-        parameters: Floats,
-        gradient: Floats,
-        state: State,
-        learning_rate: float,
-        step_number: int,
-        out: Stepped,
+        self, before: Stepped, gradient: Floats, rate: float, step_number: int, out: Stepped
     ) -> None:
         new, _ = out
-        np.multiply(gradient, -float(learning_rate), out=new)
-        new += parameters
+        np.multiply(gradient, -float(rate), out=new)
+        new += before[0]
 
 
 @dataclass(frozen=True)
@@ -85,19 +73,13 @@ class Momentum(Optimizer):
     remembers: ClassVar[tuple[str, ...]] = ("velocity",)
 
     def step(
-        self,
-        parameters: Floats,
-        gradient: Floats,
-        state: State,
-        learning_rate: float,
-        step_number: int,
-        out: Stepped,
+        self, before: Stepped, gradient: Floats, rate: float, step_number: int, out: Stepped
     ) -> None:
-        new, new_state = out
+        (parameters, state), (new, new_state) = before, out
         velocity = np.multiply(state["velocity"], self.momentum, out=new_state["velocity"])
         velocity += gradient
         _flush_decayed(velocity, step_number)
-        np.multiply(self.direction(gradient, velocity, new), -float(learning_rate), out=new)
+        np.multiply(self.direction(gradient, velocity, new), -float(rate), out=new)
         new += parameters
 
     def direction(self, gradient: Floats, velocity: Floats, out: Floats) -> Floats:
@@ -137,22 +119,16 @@ class Adam(Optimizer):
     remembers: ClassVar[tuple[str, ...]] = ("gradients", "squared_gradients")
 
     def step(
-        self,
-        parameters: Floats,
-        gradient: Floats,
-        state: State,
-        learning_rate: float,
-        step_number: int,
-        out: Stepped,
+        self, before: Stepped, gradient: Floats, rate: float, step_number: int, out: Stepped
     ) -> None:
         # The corrected moments are first * M and second^2 * S, and Adam's step is
         # rate first M / (second sqrt(S) + epsilon) = size M / (sqrt(S) + floor).
         first = (1 - self.beta1) / (1 - self.beta1**step_number)
         second = math.sqrt((1 - self.beta2) / (1 - self.beta2**step_number))
-        size = float(learning_rate) * first / second
+        size = float(rate) * first / second
         floor = self.epsilon / second
 
-        new, new_state = out
+        (parameters, state), (new, new_state) = before, out
         gradients = np.multiply(state["gradients"], self.beta1, out=new_state["gradients"])
         gradients += gradient
         squares = new_state["squared_gradients"]

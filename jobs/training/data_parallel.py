@@ -97,12 +97,10 @@ class DataParallelStep(Closing):
 
     @property
     def parameters(self) -> Floats:
-        """The flat vector `(parameters,)`, to be read before the next step."""
         return self._generations[self._now][0]
 
     @property
     def state(self) -> State:
-        """What the optimiser remembers, to be read before the next step."""
         return self._generations[self._now][1]
 
     @property

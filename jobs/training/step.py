@@ -224,9 +224,8 @@ class UpdateRule:
                 gradient[weights] += parameters[weights] * self.l2
         state = {name: vector[block] for name, vector in before[1].items()}
         new_state = {name: vector[block] for name, vector in after[1].items()}
-        self.optimizer.step(
-            parameters, gradient, state, learning_rate, step_number, (after[0][block], new_state)
-        )
+        out = after[0][block], new_state
+        self.optimizer.step((parameters, state), gradient, learning_rate, step_number, out)
 
     def _weights(self, block: slice) -> list[slice]:
         """Return where in the block the weights are that L2 pulls at: all but the biases."""

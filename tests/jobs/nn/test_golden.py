@@ -113,7 +113,7 @@ def test_training_on_mnist(name: str, epochs: int, mnist_dir: Path) -> None:
                 batch = train.block(start, batch_size)
                 gradient = network.gradient_sum(parameters, *batch).gradient / batch_size
                 after = np.empty_like(parameters)
-                sgd.step(parameters, gradient, {}, rate, 1, (after, {}))
+                sgd.step((parameters, {}), gradient, rate, 1, (after, {}))
                 parameters = after
             accuracies = [split.accuracy(network, parameters) for split in (train, test)]
             expected = [epoch["train_accuracy"], epoch["test_accuracy"]]

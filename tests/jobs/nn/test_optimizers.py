@@ -5,23 +5,19 @@ import pytest
 
 from jobs.nn import optimizers
 from jobs.nn.choices import OPTIMIZERS
-from jobs.nn.optimizers import Optimizer, State, Stepped, make_optimizer
+from jobs.nn.optimizers import Optimizer, Stepped, make_optimizer
 from jobs.nn.parameters import Floats
 
 every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
 
 
 def stepped(
-    optimizer: Optimizer,
-    parameters: Floats,
-    gradient: Floats,
-    state: State,
-    rate: float,
-    number: int,
+    optimizer: Optimizer, before: Stepped, gradient: Floats, rate: float, number: int
 ) -> Stepped:
     """A step into new arrays."""
+    parameters, state = before
     out = np.empty_like(parameters), {name: np.empty_like(state[name]) for name in state}
-    optimizer.step(parameters, gradient, state, rate, number, out)
+    optimizer.step(before, gradient, rate, number, out)
     return out
 
 
@@ -44,7 +40,7 @@ def test_two_hand_worked_steps(name: str, expected: list[float]) -> None:
     parameters, gradient = np.array([1.0, 2, 3, 4]), np.array([1.0, -1, 2, 0])
     state = optimizer.initial_state(parameters)
     for number in (1, 2):
-        parameters, state = stepped(optimizer, parameters, gradient, state, 0.1, number)
+        parameters, state = stepped(optimizer, (parameters, state), gradient, 0.1, number)
     np.testing.assert_allclose(parameters, expected, rtol=1e-7)
 
 
@@ -55,10 +51,10 @@ def test_nothing_that_was_passed_is_changed(name: str) -> None:
     generator = np.random.default_rng(8)
     parameters, gradient = generator.normal(size=(2, 1000)).astype(np.float32)
     zero = optimizer.initial_state(parameters)
-    first, state = stepped(optimizer, parameters, gradient, zero, 0.1, 1)
+    first, state = stepped(optimizer, (parameters, zero), gradient, 0.1, 1)
     before = [vector.copy() for vector in (first, gradient, *state.values())]
-    second, next_state = stepped(optimizer, first, gradient, state, 0.1, 2)
-    again, _ = stepped(optimizer, first, gradient, state, np.float64(0.1), 2)
+    second, next_state = stepped(optimizer, (first, state), gradient, 0.1, 2)
+    again, _ = stepped(optimizer, (first, state), gradient, np.float64(0.1), 2)
     np.testing.assert_array_equal(second, again)
     for expected, vector in zip(before, (first, gradient, *state.values()), strict=True):
         np.testing.assert_array_equal(expected, vector)
@@ -72,18 +68,13 @@ def test_parts_leave_no_seam(name: str) -> None:
     generator = np.random.default_rng(4)
     parameters, gradient = generator.normal(size=(2, 1001)).astype(np.float32)
     zero = optimizer.initial_state(parameters)
-    _, state = stepped(optimizer, parameters, gradient, zero, 0.1, 1)
-    whole, whole_state = stepped(optimizer, parameters, gradient, state, 0.1, 2)
+    _, state = stepped(optimizer, (parameters, zero), gradient, 0.1, 1)
+    whole, whole_state = stepped(optimizer, (parameters, state), gradient, 0.1, 2)
     out_state = {key: np.empty_like(whole) for key in state}
     for part in (slice(0, 7), slice(7, 600), slice(600, 1001)):
-        optimizer.step(
-            parameters[part],
-            gradient[part],
-            {key: vector[part] for key, vector in state.items()},
-            0.1,
-            2,
-            (gradient[part], {key: vector[part] for key, vector in out_state.items()}),
-        )
+        before = parameters[part], {key: vector[part] for key, vector in state.items()}
+        out = gradient[part], {key: vector[part] for key, vector in out_state.items()}
+        optimizer.step(before, gradient[part], 0.1, 2, out)
     np.testing.assert_array_equal(whole, gradient)
     for key, vector in whole_state.items():
         np.testing.assert_array_equal(vector, out_state[key])
@@ -106,7 +97,7 @@ def test_moments_never_linger_below_the_normal_numbers(
         lingered = False
         for number in range(1, steps + 1):
             now = gradient if number == 1 else np.zeros_like(gradient)
-            parameters, state = stepped(optimizer, parameters, now, state, 0.01, number)
+            parameters, state = stepped(optimizer, (parameters, state), now, 0.01, number)
             for moment in state.values():
                 below = np.abs(moment) < np.finfo(dtype).tiny
                 lingered |= bool(np.any(moment[below]))

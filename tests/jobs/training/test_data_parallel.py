@@ -79,6 +79,22 @@ def one_by_one(
     return after
 
 
+def stepper_of(
+    rule: UpdateRule, start: Stepped, rows: int, micro_batches: int, threads: int
+) -> DataParallelStep:
+    """Takes steps of mini-batches of `LAYERS`' rows."""
+    return DataParallelStep(
+        rule, *start, SCHEMA, batch_size=rows, micro_batches=micro_batches, threads=threads
+    )
+
+
+def beginning(optimizer: str, l2: float = 0.0) -> tuple[UpdateRule, Stepped]:
+    """A rule, and the parameters and state to start from."""
+    rule = UpdateRule(Network(LAYERS), make_optimizer(optimizer), l2)
+    parameters = initialise("scaled", LAYERS, 0)
+    return rule, (parameters, rule.optimizer.initial_state(parameters))
+
+
 @pytest.mark.slow
 @given(
     rows=st.integers(1, 90),
@@ -101,15 +117,8 @@ def test_any_number_of_cores(
     for number, batches in enumerate(mini_batches, 1):
         expected = one_by_one(rule, expected, batches, number)
     for threads in (1, 2, 3, 4):
-        with DataParallelStep(
-            rule,
-            parameters,
-            state,
-            SCHEMA,
-            batch_size=rows,
-            micro_batches=min(micro_batches, rows),
-            threads=threads,
-        ) as stepper:
+        start = parameters, state
+        with stepper_of(rule, start, rows, min(micro_batches, rows), threads) as stepper:
             losses = [
                 stepper.step(iter(batches), rows, 0.1, number)
                 for number, batches in enumerate(mini_batches, 1)
@@ -122,31 +131,19 @@ def test_any_number_of_cores(
 
 def test_more_cores_than_a_group() -> None:
     """Where more cores than are kept apart by default compute side by side, the bits stay."""
-    rule = UpdateRule(Network(LAYERS), make_optimizer("sgd"), 0.0)
-    parameters = initialise("scaled", LAYERS, 0)
+    rule, start = beginning("sgd")
     batches = parts(batch(np.random.default_rng(1), 90), 85)
-    with DataParallelStep(
-        rule, parameters, {}, SCHEMA, batch_size=90, micro_batches=85, threads=19
-    ) as stepper:
+    with stepper_of(rule, start, 90, 85, threads=19) as stepper:
         stepper.step(iter(batches), 90, 0.1, 1)
-        expected, _ = one_by_one(rule, (parameters, {}), batches, 1)
+        expected, _ = one_by_one(rule, start, batches, 1)
         assert expected.tobytes() == stepper.parameters.tobytes()
 
 
 def steps(threads: int, *, kill: bool = False, signals: tuple[int, ...] = ()) -> Any:
     """The losses and the parameters of ten steps, with harm done to the processes after five."""
-    rule = UpdateRule(Network(LAYERS), make_optimizer("adamw"), 0.1)
-    parameters = initialise("scaled", LAYERS, 0)
+    rule, start = beginning("adamw", l2=0.1)
     generator = np.random.default_rng(3)
-    with DataParallelStep(
-        rule,
-        parameters,
-        rule.optimizer.initial_state(parameters),
-        SCHEMA,
-        batch_size=40,
-        micro_batches=4,
-        threads=threads,
-    ) as stepper:
+    with stepper_of(rule, start, 40, 4, threads) as stepper:
         found: list[LossSum] = []
         for number in range(1, 11):
             if number == 6:
@@ -167,12 +164,12 @@ def harm(processes: list[int], signals: tuple[int, ...]) -> None:
                 os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT)
 
 
-def test_a_process_that_is_killed_is_not_missed() -> None:
+def test_killed_processes_change_no_bit() -> None:
     """With two of its three forks killed the stepper goes on to the same bits."""
     assert steps(1) == steps(4, kill=True)
 
 
-def test_signals_are_the_first_process_to_heed() -> None:
+def test_forks_ignore_signals() -> None:
     """The forks go on when the whole group is interrupted or terminated."""
     assert steps(1) == steps(4, signals=(signal.SIGINT, signal.SIGTERM))
 
@@ -180,7 +177,7 @@ def test_signals_are_the_first_process_to_heed() -> None:
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_a_micro_batch_is_let_go(threads: int) -> None:
     """While the next one is taken, none of those before is held: they are views of windows."""
-    rule = UpdateRule(Network(LAYERS), make_optimizer("sgd"), 0.0)
+    rule, start = beginning("sgd")
     generator = np.random.default_rng(0)
     taken: list[weakref.ref[Batch]] = []
 
@@ -192,15 +189,7 @@ def test_a_micro_batch_is_let_go(threads: int) -> None:
             yield part
             del part
 
-    with DataParallelStep(
-        rule,
-        initialise("scaled", LAYERS, 0),
-        {},
-        SCHEMA,
-        batch_size=35,
-        micro_batches=7,
-        threads=threads,
-    ) as stepper:
+    with stepper_of(rule, start, 35, 7, threads) as stepper:
         stepper.step(micro_batches(), 35, 0.1, 1)
     assert 7 == len(taken)
 
@@ -208,12 +197,8 @@ def test_a_micro_batch_is_let_go(threads: int) -> None:
 def test_unlabelled() -> None:
     """Rows without labels are refused: there is nothing to learn from them."""
     rows = batch(np.random.default_rng(0), 4)
-    rule = UpdateRule(Network(LAYERS), make_optimizer("sgd"), 0.0)
-    parameters = initialise("scaled", LAYERS, 0)
     with (
-        DataParallelStep(
-            rule, parameters, {}, SCHEMA, batch_size=4, micro_batches=1, threads=1
-        ) as stepper,
+        stepper_of(*beginning("sgd"), rows=4, micro_batches=1, threads=1) as stepper,
         pytest.raises(BadDataError, match="no labels"),
     ):
         stepper.step(iter([Batch(rows.inputs, None, rows.rows)]), 4, 0.1, 1)
