@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from jobs.commands.console import Report, facts, settings_text, size, table
-from jobs.commands.score_console import SHOWN_CLASSES
+from jobs.commands.score_reports import SHOWN_CLASSES
 from jobs.output import percent
 from jobs.training.history import check_history
 from pipeline.ingest import IngestResult

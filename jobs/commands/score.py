@@ -122,7 +122,7 @@ def score(quiet: bool, as_json: bool, log_json: bool, **asked: Any) -> None:
 
     log = json_log() if log_json else options.console_of(quiet, as_json)
     with options.stopping() as stop, log as output:
-        from jobs.commands.score_console import batch_report
+        from jobs.commands.score_reports import batch_report
 
         config = score_config(click.get_current_context().params)
         from jobs.scoring.job import run_batch
@@ -175,7 +175,7 @@ def scores(
 
     RUN is runs/mnist unless told otherwise.
     """
-    from jobs.commands.ledger_report import ledger_report
+    from jobs.commands.score_reports import ledger_report
 
     report = ledger_report(options.location_of(run, storage_options), since, failed)
     for warning in report.document["warnings"]:
@@ -223,7 +223,7 @@ def promote(
     RUN is runs/mnist unless told otherwise. The checkpoint is kept from then on. Where a gate is
     missed (exit 5) the name stays where it is.
     """
-    from jobs.commands.score_console import names_report, promote_report
+    from jobs.commands.score_reports import names_report, promote_report
     from jobs.scoring import promote as job
     from storage.places import open_location
 
