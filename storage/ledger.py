@@ -9,7 +9,7 @@ history.
 import hashlib
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from storage import documents
@@ -40,6 +40,7 @@ FAILED_EVENT = "failed"
 COUNT_FIELDS = {"lines": int, "sha256": str}
 FIELDS = {"event": str, "time": str, "exit": int, "model_digest": str}
 """What every line has."""
+REMEDY = "Or move the ledger away: `pipeline score` begins another, with what it finds scored."
 
 Entry = dict[str, Any]
 
@@ -67,7 +68,7 @@ class Ledger:
         return f"{self.location}/{LEDGER}"
 
     def entries(self, containing: str = "") -> list[Entry]:
-        """The lines, oldest first, whose text contains a text; each of them is checked.
+        """Return the lines, oldest first, whose text contains a text; each of them is checked.
 
         A last line that a death has cut off is left out. Raises `LedgerError` for any other
         line that is damaged, and where lines are missing.
@@ -76,22 +77,26 @@ class Ledger:
             self.check_count()
         *lines, torn = self._lines()
         wanted = containing.encode()
-        found = [
+        entries = [
             self._checked(line, number) for number, line in enumerate(lines, 1) if wanted in line
         ]
         if torn and not torn.startswith(b"{"):
-            raise LedgerError(f"{self} ends in something that is no line of it. {self._remedy}")
-        return found
+            raise LedgerError(f"{self} ends in something that is not a line. {REMEDY}")
+        return entries
 
     def check_count(self, *, torn_is_lost: bool = False) -> None:
         """Raise `LedgerError` where lines have been lost since they were recorded.
 
-        A ledger that was moved away as a whole has lost none: the next line begins another.
+        A ledger that was moved away as a whole has lost none: the next line begins another. An
+        early release kept no count.
         """
-        count = self._count()  # before the lines, which only grow
+        count: dict[str, Any] = {"lines": 0, "sha256": _digest([])}
+        with _remedied(), suppress(FileNotFoundError):
+            count = documents.read_sealed(self.location, LEDGER_COUNT)
+            documents.check_fields(count, COUNT_FIELDS, f"{self.location}/{LEDGER_COUNT}")
         if self._is_absent():
             return
-        *lines, torn = self._lines()
+        *lines, torn = self._lines()  # after the count: they only grow
         lost = count["lines"] - len(lines)
         self._is_count_behind = lost < 0
         if lost == 1 and torn and not torn_is_lost:
@@ -99,27 +104,15 @@ class Ledger:
         if lost > 0:
             raise LedgerError(
                 f"{self} has {len(lines):,} lines; it had {count['lines']:,}. Restore it from a "
-                f"copy. {self._remedy}"
+                f"copy. {REMEDY}"
             )
         if _digest(lines[: count["lines"]]) != count["sha256"]:
             for number, line in enumerate(lines, 1):
                 self._checked(line, number)
             raise LedgerError(
-                f"{self} holds other lines than were recorded. Restore it from a copy. "
-                f"{self._remedy}"
+                f"{self} has other lines than were recorded. Restore it from a copy. {REMEDY}"
             )
         self._has_checked_count = True
-
-    def _count(self) -> dict[str, Any]:
-        """Return how many lines were recorded, and their digest; an early release kept neither."""
-        try:
-            count = documents.read_sealed(self.location, LEDGER_COUNT)
-            documents.check_fields(count, COUNT_FIELDS, f"{self.location}/{LEDGER_COUNT}")
-        except FileNotFoundError:
-            return {"lines": 0, "sha256": _digest([])}
-        except BadDataError as error:
-            raise LedgerError(f"{error} {self._remedy}") from error
-        return count
 
     def check_presence(self) -> None:
         """Raise `LedgerError` where there is no ledger though lines have been recorded."""
@@ -143,34 +136,37 @@ class Ledger:
         return bool(self._lines()[-1])
 
     def record(self, entry: Entry, known: Callable[[list[Entry]], bool], containing: str) -> bool:
-        """Add a line unless it is `known`, as told by the lines that contain a text.
+        """Add a line unless it is `known` by the lines that contain a text.
 
         Looks before it locks and again under the lock, so that of several jobs that know of one
         thing just one records it. Returns whether this one did.
         """
-        is_known = known(self.entries(containing))
-        if is_known and not self._is_count_behind:
+        if known(self.entries(containing)) and not self._is_count_behind:
             return False
-        with self._locked() as location:
+        lock_file, what = self.location.child(LOCK), f"The ledger {self}"
+        with waiting_lock(lock_file, what, self._take_over, LOCK_SECONDS) as lock:
             is_known = known(self.entries(containing))
             self.check_count()
             if is_known and not self._is_count_behind:
                 return False
-            if self._is_count_behind or self.is_torn:
-                location.sweep()  # who died there may have left a partial file
-            self._mend(location)
-            lines = self._lines()[:-1]
+            location = self.location.under(lock)
+            *lines, torn = self._lines()
+            if torn or self._is_count_behind:
+                location.sweep()  # a writer that died may have left a partial file
+            if torn:
+                location.put(LEDGER, _joined(lines))
             if not is_known:
                 line = documents.sealed_bytes(entry, indent=None)
                 location.append(LEDGER, line, _joined(lines))
                 lines = [*lines, line.removesuffix(b"\n")]
             # A death just before this leaves the count behind; the next job completes it.
-            location.put(LEDGER_COUNT, _count_bytes(lines))
+            count = {"lines": len(lines), "sha256": _digest(lines)}
+            location.put(LEDGER_COUNT, documents.sealed_bytes(count))
             self._is_count_behind = False
         return not is_known
 
     def failures(self) -> list[Entry]:
-        """What is bad now, by content and model."""
+        """Return what is bad now, by content and model."""
         return [
             documents.read_sealed(self.location, f"{FAILED}/{name}")
             for name in self.location.names(FAILED)
@@ -182,15 +178,14 @@ class Ledger:
         self.location.put(_failure_key(entry), documents.sealed_bytes(entry))
 
     def delete_failure(self, entry: Entry) -> None:
-        """It is bad no more, or there no more."""
+        """Forget what is mended, or gone."""
         self.location.delete(_failure_key(entry))
 
     def _lines(self) -> list[bytes]:
-        """The lines as they are, and what follows the last whole one.
+        """Return the lines as they are, and what follows the last whole one.
 
-        They are looked at again where the size has changed. The ledger only grows, but for a torn
-        end, so what is read is what follows the last line known. That line is read once more: where
-        it is another one now, so is the ledger.
+        The ledger only grows, but for a torn end: where its size has changed, what follows the last
+        line known is read, and that line once more. Where it is another one now, so is the ledger.
         """
         try:
             size = self.location.size(LEDGER)
@@ -211,47 +206,31 @@ class Ledger:
 
     def _data(self, start: int = 0) -> bytes:
         try:
-            return (
-                self.location.get(LEDGER, start) if start else documents.read(self.location, LEDGER)
-            )
+            if start:
+                return self.location.get(LEDGER, start)
+            return documents.read(self.location, LEDGER)
         except FileNotFoundError:
             return b""
 
     def _checked(self, line: bytes, number: int) -> Entry:
         place = f"{self} line {number}"
-        try:
+        with _remedied():
             entry = documents.check_seal(documents.parse(line, place), place)
             documents.check_fields(entry, FIELDS, place)
-        except BadDataError as error:
-            raise LedgerError(f"{error} {self._remedy}") from error
         return entry
 
-    @property
-    def _remedy(self) -> str:
-        return (
-            "Or move the ledger away: `pipeline score` begins another, with what it finds scored."
-        )
 
-    @contextmanager
-    def _locked(self) -> Iterator[Location]:
-        what = f"The ledger {self}"
-        lock_file = self.location.child(LOCK)
-        with waiting_lock(lock_file, what, self._take_over, LOCK_SECONDS) as lock:
-            yield self.location.under(lock)
-
-    def _mend(self, location: Location) -> None:
-        """Take off the end of the file what a death has left of a line."""
-        if self._lines()[-1]:
-            data = self._data()
-            location.put(LEDGER, data[: data.rfind(b"\n") + 1])
+@contextmanager
+def _remedied() -> Iterator[None]:
+    """Turn damage into a `LedgerError` that says what to do."""
+    try:
+        yield
+    except BadDataError as error:
+        raise LedgerError(f"{error} {REMEDY}") from error
 
 
 def _digest(lines: list[bytes]) -> str:
     return hashlib.sha256(_joined(lines)).hexdigest()
-
-
-def _count_bytes(lines: list[bytes]) -> bytes:
-    return documents.sealed_bytes({"lines": len(lines), "sha256": _digest(lines)})
 
 
 def _joined(lines: list[bytes]) -> bytes:

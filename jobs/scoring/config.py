@@ -101,11 +101,11 @@ class ScoreConfig:
             )
 
     def open(self, place: Place) -> Location:
-        """The location of one of the places."""
+        """Return the location of one of the places."""
         return open_location(place, self.storage_options)
 
     def output(self, home: str, split: str) -> Location | None:
-        """The file for one scoring, if one was asked for."""
+        """Return the file for one scoring, if one was asked for."""
         if self.out is None or isinstance(self.out, Location):
             return self.out
         return self.open(str(self.out).replace(HOME, home).replace(SPLIT_NAME, split))

@@ -76,23 +76,33 @@ class Selection:
     exclude: tuple[str, ...] = ()
 
     def leaves_out(self, path: PurePosixPath) -> bool:
-        """Whether a path does not count: hidden, a file system's own, or excluded."""
-        return _is_hidden(path) or _matches(path, self.exclude)
+        """Return whether a path does not count: hidden, a file system's own, or excluded."""
+        hidden = any(
+            part in OTHER_DIRECTORIES or (part.startswith(".") and part not in (".", ".."))
+            for part in path.parts
+        )
+        return hidden or _matches(path, self.exclude)
 
     def takes(self, path: PurePosixPath) -> bool:
-        """Whether images or a dataset at a path are to be scored."""
-        return not self.include or _matches(path, self.include)
+        """Return whether images or a dataset at a path are to be scored."""
+        return not self.include or self.names(path)
 
     def names(self, path: PurePosixPath) -> bool:
-        """Whether a path is included by a glob."""
+        """Return whether a path is included by a glob."""
         return _matches(path, self.include)
 
 
-EVERYTHING = Selection()
+def _matches(path: PurePosixPath, globs: Iterable[str]) -> bool:
+    return any(
+        fnmatchcase(name, glob.strip("/"))
+        for glob in globs
+        for name in ((str(path),) if "/" in glob.strip("/") else path.parts)
+    )
 
 
-def find_items(inbox: Location, selection: Selection = EVERYTHING) -> Found:
+def find_items(inbox: Location, selection: Selection | None = None) -> Found:
     """Return what lies in a directory or prefix and below it, in the order of the names."""
+    selection = selection or Selection()
     found = Found()
     linked: list[PurePosixPath] = []
 
@@ -130,36 +140,17 @@ def _by_directory(
     return directories
 
 
-def _matches(path: PurePosixPath, globs: Iterable[str]) -> bool:
-    for glob in (glob.strip("/") for glob in globs):
-        names = (str(path),) if "/" in glob else path.parts
-        if any(fnmatchcase(name, glob) for name in names):
-            return True
-    return False
-
-
 def is_text(name: str) -> bool:
-    """Whether a name can be written into a document: on a disk it may be any bytes."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    """Return whether a name can be written into a document: on a disk it may be any bytes."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def shown_name(name: str) -> str:
-    """A name on one line, whatever it is; what is no text or cannot be printed is escaped."""
+    """Return a name on one line; what is not text or cannot be printed is escaped."""
     text = name.encode(errors="surrogateescape").decode(errors="backslashreplace")
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode()
         for character in text
-    )
-
-
-def _is_hidden(path: PurePosixPath) -> bool:
-    return any(
-        part in OTHER_DIRECTORIES or (part.startswith(".") and part not in (".", ".."))
-        for part in path.parts
     )
 
 
@@ -186,32 +177,6 @@ def _add_files(
     inbox: Location, paths: list[PurePosixPath], selection: Selection, found: Found
 ) -> None:
     """Add the files of one directory, images with the labels that go with them."""
-    ready, missing = _looked_at(inbox, paths, selection, found)
-    groups = by_stem(
-        name
-        for name, path in ready.items()
-        if read_name(name).kind == "labels" or selection.takes(path)
-    )
-    for name, path in ready.items():
-        idx_name, shown = read_name(name), shown_name(str(path))
-        if idx_name.kind == "images" and not selection.takes(path):
-            continue
-        labels, trouble = None, _near_miss(idx_name, groups)
-        if idx_name.kind == "images" and trouble is None:
-            labels, trouble = _labels_of(idx_name, groups[idx_name.stem])
-        if labels is None and trouble is None and missing[idx_name.stem]["labels"]:
-            found.left[shown] = "its labels are not finished, or cannot be read"
-        elif idx_name.kind == "images" or trouble is not None:
-            beside = None if labels is None else ready[labels]
-            found.items.append(Item(shown, path, beside, trouble=trouble))
-        elif not groups[idx_name.stem]["images"] and not selection.include:
-            found.left[shown] = "its images are not there"
-
-
-def _looked_at(
-    inbox: Location, paths: list[PurePosixPath], selection: Selection, found: Found
-) -> tuple[dict[str, PurePosixPath], Groups]:
-    """Return the files of one directory that are data and ready, by name; and what is not ready."""
     ready: dict[str, PurePosixPath] = {}
     missing: list[str] = []
     for path in paths:
@@ -224,9 +189,34 @@ def _looked_at(
         elif reason := _unreadable(inbox, path):
             missing.append(path.name)
             found.left[shown] = reason
-        else:
+        elif read_name(path.name).kind == "labels" or selection.takes(path):
             ready[path.name] = path
-    return ready, by_stem(missing)
+    _add_ready(ready, by_stem(missing), selection, found)
+
+
+def _add_ready(
+    ready: dict[str, PurePosixPath], missing: Groups, selection: Selection, found: Found
+) -> None:
+    groups = by_stem(ready)
+    for name, path in ready.items():
+        idx_name, shown = read_name(name), shown_name(str(path))
+        labels, trouble = None, _near_miss(idx_name, groups)
+        if idx_name.kind == "images" and trouble is None:
+            labels, trouble = _labels_of(idx_name, groups[idx_name.stem])
+        if labels is None and trouble is None and missing[idx_name.stem]["labels"]:
+            found.left[shown] = "its labels are not finished, or cannot be read"
+        elif idx_name.kind == "images" or trouble is not None:
+            beside = None if labels is None else ready[labels]
+            found.items.append(Item(shown, path, beside, trouble=trouble))
+        elif not groups[idx_name.stem]["images"] and not selection.include:
+            found.left[shown] = "its images are not there"
+
+
+def _unreadable(inbox: Location, path: PurePosixPath) -> str | None:
+    try:
+        return None if inbox.holds(str(path)) else "it is not a regular file, or is gone"
+    except BadDataError:
+        return "it is a link that leads out of the inbox"
 
 
 def _labels_of(images: IdxName, group: dict[str, list[IdxName]]) -> tuple[str | None, str | None]:
@@ -270,10 +260,3 @@ def _near_miss(name: IdxName, groups: Groups) -> str | None:
         f"{shown_name(name.name)}: it seems to belong to {shown_name(partner)}. "
         f"Rename it to {shown_name(right.name)}, or move it away."
     )
-
-
-def _unreadable(inbox: Location, path: PurePosixPath) -> str | None:
-    try:
-        return None if inbox.holds(str(path)) else "it is not a regular file, or is gone"
-    except BadDataError:
-        return "it is a link that leads out of the inbox"

@@ -10,7 +10,7 @@ from storage.errors import UsageError
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of one gate; the text of a miss is a whole sentence."""
+    """The verdict of one gate; the text of a miss is a whole sentence."""
 
     gate: str
     limit: float
@@ -20,7 +20,7 @@ class Verdict:
     text: str
 
     def to_json(self) -> dict[str, Any]:
-        """The verdict as a line of the ledger has it."""
+        """Return the verdict as a line of the ledger has it."""
         return {name: value for name, value in vars(self).items() if name != "text"}
 
 
@@ -45,7 +45,7 @@ class Gates:
         return self.min_accuracy is not None or self.max_drop is not None
 
     def judge(self, accuracy: float, before: float | None, what: str) -> tuple[Verdict, ...]:
-        """A verdict for each gate. `before` is the accuracy that a drop is measured from.
+        """Return a verdict for each gate; `before` is the accuracy that a drop is measured from.
 
         Where there is none before, a drop cannot be: that gate has no verdict.
         """
@@ -59,14 +59,14 @@ class Gates:
 
 
 def at_least(gate: str, found: float, limit: float, what: str, why: str) -> Verdict:
-    """The verdict on an accuracy that must not be below a limit."""
+    """Return the verdict on an accuracy that must not be below a limit."""
     text = f"{what} has accuracy {percent(found)}; expected at least {percent(limit)} ({why})."
     # Shares of rows are written as decimals: what differs by rounding alone does not differ.
     return Verdict(gate, limit, found, found >= limit - 1e-12, text)
 
 
 def missed(verdicts: Sequence[Verdict]) -> str | None:
-    """What to say of the gates that were missed; None where there are none."""
+    """Return what to say of the gates that were missed; None where there are none."""
     texts = [verdict.text for verdict in verdicts if not verdict.passed]
     return " ".join(texts) or None
 

@@ -1,6 +1,5 @@
 """The quality of predictions: accuracy, cross-entropy, per-class figures, the confusion matrix."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,43 +9,6 @@ from storage.documents import check_fields
 from storage.errors import BadDataError
 from storage.location import Location
 from storage.scores import METRICS, Predictions, Scores, ScoresSchema, open_scores
-
-
-@dataclass(frozen=True)
-class ClassQuality:
-    """How well one class is found."""
-
-    name: str
-    precision: float
-    """Of the rows predicted to be of the class, the share that are; 0 where there are none."""
-    recall: float
-    """Of the rows of the class, the share predicted to be; 0 where there are none."""
-    f1: float
-    """The harmonic mean of precision and recall; 0 where both are."""
-    rows: int
-    """Rows of the class."""
-
-
-@dataclass(frozen=True)
-class ClassificationReport:
-    """All figures of a scoring with labels."""
-
-    accuracy: float
-    """Share of rows whose predicted class is the target's, in [0, 1]."""
-    cross_entropy: float
-    """Mean over the rows, in nats."""
-    classes: tuple[ClassQuality, ...]
-    confusion: tuple[tuple[int, ...], ...]
-    """`confusion[true][predicted]` rows."""
-
-    def to_json(self) -> dict[str, Any]:
-        """All figures by name."""
-        return {
-            "accuracy": self.accuracy,
-            "cross_entropy": self.cross_entropy,
-            "classes": [dict(vars(found)) for found in self.classes],
-            "confusion": [list(row) for row in self.confusion],
-        }
 
 
 def check_quality(document: Any, classes: int, place: str) -> None:
@@ -110,27 +72,32 @@ class ConfusionCounter:
         self._confusion += counted._confusion
         self._loss_sum += counted._loss_sum
 
-    def result(self) -> ClassificationReport:
-        """The figures of all rows so far, at least one."""
-        rows = int(self._confusion.sum())
-        return ClassificationReport(
-            accuracy=int(np.trace(self._confusion)) / rows,
-            cross_entropy=self._loss_sum / rows,
-            classes=tuple(self._class_quality(number) for number in range(len(self._names))),
-            confusion=tuple(tuple(row) for row in self._confusion.tolist()),
-        )
+    def result(self) -> dict[str, Any]:
+        """Return the figures of all rows so far, at least one, as metrics.json has them.
 
-    def _class_quality(self, number: int) -> ClassQuality:
+        `accuracy` is a share in [0, 1], `cross_entropy` the mean over the rows, in nats, and
+        `confusion[true][predicted]` a number of rows.
+        """
+        rows = int(self._confusion.sum())
+        return {
+            "accuracy": int(np.trace(self._confusion)) / rows,
+            "cross_entropy": self._loss_sum / rows,
+            "classes": [self._class_figures(number) for number in range(len(self._names))],
+            "confusion": self._confusion.tolist(),
+        }
+
+    def _class_figures(self, number: int) -> dict[str, Any]:
+        """Return a class's precision, recall and their harmonic mean; 0 where it has no rows."""
         hits = int(self._confusion[number, number])
         rows = int(self._confusion[number].sum())
         predicted = int(self._confusion[:, number].sum())
-        return ClassQuality(
-            name=self._names[number],
-            precision=hits / predicted if predicted else 0.0,
-            recall=hits / rows if rows else 0.0,
-            f1=2 * hits / (rows + predicted) if rows + predicted else 0.0,
-            rows=rows,
-        )
+        return {
+            "name": self._names[number],
+            "precision": hits / predicted if predicted else 0.0,
+            "recall": hits / rows if rows else 0.0,
+            "f1": 2 * hits / (rows + predicted) if rows + predicted else 0.0,
+            "rows": rows,
+        }
 
 
 def count_chunk(

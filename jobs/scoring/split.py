@@ -127,7 +127,7 @@ def _metrics(
         "split": schema.split,
         "rows": schema.rows,
         "checkpoint": str(model.checkpoint),
-        "quality": count.result().to_json() if labelled else None,
+        "quality": count.result() if labelled else None,
         "seconds": seconds,
     }
 

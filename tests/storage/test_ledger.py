@@ -145,7 +145,7 @@ def test_something_else_at_the_end(ledger: Ledger, tmp_path: Path) -> None:
     record(tmp_path, entry())
     with open(file_of(ledger), "ab") as file:
         file.write(b"garbage")
-    with pytest.raises(BadDataError, match="ends in something that is no line"):
+    with pytest.raises(BadDataError, match="ends in something that is not a line"):
         ledger.entries()
 
 
