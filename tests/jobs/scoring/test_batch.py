@@ -1,13 +1,11 @@
 """The batch job: several splits, the ledger, gates, waiting, and trying again."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jobs.commands.logs import JsonHandler, attached
 from jobs.scoring.config import ScoreConfig
 from jobs.scoring.gates import Gates
 from jobs.scoring.job import run_batch, score
@@ -89,13 +87,6 @@ def test_nothing_stays_of_a_scorings_lock(run: Path, digits: Path) -> None:
     batch(run, digits, splits=("train", "test"))
     hidden = sorted(path.name for path in (run / "scores").glob(".*"))
     assert [".ledger.lock"] == hidden
-
-
-def test_once_in_the_ledger(run: Path, digits: Path) -> None:
-    """A scoring that is found done has no second line."""
-    for _ in range(2):
-        batch(run, digits)
-    assert 1 == len(ledger(run))
 
 
 def test_a_scoring_whose_job_died_before_the_ledger(run: Path, digits: Path) -> None:
@@ -215,23 +206,6 @@ def test_a_signal_ends_the_waiting() -> None:
         for attempt in Attempts(1, 1e6, stop):
             with attempt:
                 raise UnreachableError("The disk is away.")
-
-
-def test_log(run: Path, digits: Path) -> None:
-    """Each line of the log is JSON with a time and an event; stages have rows and a rate."""
-    lines: list[str] = []
-    log = JsonHandler(lines.append)
-    with attached(log):
-        batch(run, digits, splits=("train",), progress=log.progress)
-    found = [json.loads(line) for line in lines]
-    assert ["started", "memory", "progress", "progress", "scored", "done"] == [
-        line["event"] for line in found
-    ]
-    assert all("T" in line["time"] for line in found)
-    last = found[3]
-    assert ("score train", 1031, 1031) == (last["stage"], last["rows"], last["of"])
-    assert last["rows_per_second"] > 0
-    assert found[4]["rows_per_second"] > 0
 
 
 @pytest.mark.parametrize(

@@ -48,15 +48,6 @@ def test_bad_ones_do_not_stop_the_others(run: Path, inbox: Path) -> None:
     assert [("cut", 3), ("junk", 3)] == [(line["file"], line["exit"]) for line in lines]
 
 
-def test_a_bad_file_has_one_line(run: Path, inbox: Path) -> None:
-    """As long as it lies there each pass ends with exit 3; the ledger has it once."""
-    (inbox / "junk").write_bytes(b"no images")
-    settle(inbox / "junk")
-    for _ in range(3):
-        assert isinstance(score_inbox(run, inbox).error, BadDataError)
-    assert [("failed", "junk")] == list(recorded(run))
-
-
 @pytest.mark.parametrize(
     ("name", "told"),
     [

@@ -8,20 +8,15 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from jobs.scoring.config import ScoreConfig
-from jobs.scoring.discover import find_items
 from jobs.scoring.job import run_batch, score
 from jobs.signals import StopSignal
 from pipeline.ingest import ingest
 from storage.errors import ConflictError, StoppedError, UnreachableError
 from storage.events import Progress
-from storage.idx import IdxReader
-from storage.places import open_location
 from tests.jobs.inboxes import Events, put_images, recorded, score_inbox, settle
-from tests.storage.idx_files import write_idx
 
 
 def test_scores_what_arrives(run: Path, inbox: Path) -> None:
@@ -191,20 +186,6 @@ def test_changes_while_it_is_read(what: str, run: Path, inbox: Path) -> None:
     assert [] == list(recorded(run))
 
 
-def test_unfinished_names_and_hidden_files(run: Path, inbox: Path) -> None:
-    """What a name says is unfinished is left; what is hidden does not count."""
-    put_images(inbox / "a.part", 1)
-    put_images(inbox / ".b", 1)
-    put_images(inbox / ".staged" / "c", 1)
-    put_images(inbox / "d-labels-idx1-ubyte", 1)
-    result = score_inbox(run, inbox)
-    assert {
-        "a.part": "its name marks it as unfinished",
-        "d-labels-idx1-ubyte": "its images are not there",
-    } == {one["file"]: one["reason"] for one in result.left}
-    assert [] == result.results
-
-
 def test_labels_that_come_later(run: Path, inbox: Path) -> None:
     """Images are scored without labels and, once their labels are there, judged with them."""
     put_images(inbox / "a-images-idx3-ubyte", 1, labelled=True)
@@ -272,21 +253,6 @@ def test_no_inbox(run: Path, inbox: Path) -> None:
         score_inbox(run, inbox / "absent")
 
 
-def test_pairs(inbox: Path) -> None:
-    """Images find their labels by name, whatever each is packed in."""
-    for name in ("x-images-idx3-ubyte.gz", "x-labels-idx1-ubyte", "y-images.idx3", "z.idx3"):
-        (inbox / name).touch()
-    found = {
-        item.name: item.labels and item.labels.name
-        for item in find_items(open_location(inbox)).items
-    }
-    assert {
-        "x-images-idx3-ubyte.gz": "x-labels-idx1-ubyte",
-        "y-images.idx3": None,
-        "z.idx3": None,
-    } == found
-
-
 def test_company_ends_no_night(run: Path, inbox: Path, events: Events) -> None:
     """Markers and checksums are told, no failures; what is excluded is not even told."""
     put_images(inbox / "a", 1)
@@ -331,19 +297,3 @@ def test_a_stop_while_a_file_is_hashed(run: Path, inbox: Path) -> None:
 
     with pytest.raises(StoppedError, match="Run the same command to continue"):
         run_batch(ScoreConfig(run=str(run), inbox=str(inbox), settle=0.0), stop=Late())
-
-
-def test_labels_of_another_format(run: Path, inbox: Path) -> None:
-    """QMNIST's table of labels is paired with its images, and judged."""
-    images = put_images(inbox / "qmnist-test-images-idx3-ubyte", 1, labelled=True)
-    labels = inbox / "qmnist-test-labels-idx1-ubyte"
-    table = np.zeros((20, 8), np.int32)
-    with IdxReader(labels) as reader:
-        table[:, 0] = reader.read_rows(20)
-    (one,) = score_inbox(run, inbox).results
-    labels.unlink()
-    write_idx(inbox / "qmnist-test-labels-idx2-int", table)
-    settle(inbox / "qmnist-test-labels-idx2-int")
-    (other,) = score_inbox(run, inbox).results
-    assert (images.name, one.accuracy) == (other.file, other.accuracy)
-    assert one.accuracy is not None

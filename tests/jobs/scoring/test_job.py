@@ -24,7 +24,6 @@ from storage.checkpoints import STATE, CheckpointName
 from storage.dataset import Split, open_dataset
 from storage.errors import (
     BadDataError,
-    ConflictError,
     InternalError,
     PipelineError,
     StoppedError,
@@ -32,7 +31,6 @@ from storage.errors import (
 )
 from storage.places import open_location
 from storage.runs import SCORES, open_run
-from storage.scores_writer import scores_lock
 from tests.jobs.inboxes import Events
 from tests.jobs.trainings import small
 from tests.pipeline.datasets import watched_windows
@@ -139,18 +137,6 @@ def test_done_by_another_in_the_meantime(run: Path, digits: Path, events: Events
     assert others[0].scores.digest == result.scores.digest
 
 
-def test_one_home_each(run: Path, digits: Path) -> None:
-    """Each model and split has a home of its own."""
-    results = [
-        score(run=run, dataset=digits, checkpoint=checkpoint, split=split)
-        for checkpoint in ("1", "2")
-        for split in ("train", "test")
-    ]
-    assert [False] * 4 == [result.already_done for result in results]
-    assert 4 == len({result.scores.location for result in results})
-    assert 4 == len({result.scores.digest for result in results})
-
-
 def test_threads(run: Path, digits: Path, tmp_path: Path) -> None:
     """The scores are the same to the bit on any number of threads."""
     digests = set()
@@ -214,20 +200,6 @@ def test_goes_on_from_sound_chunks(run: Path, digits: Path, tmp_path: Path) -> N
     assert whole.metrics["quality"] == result.metrics["quality"]
 
 
-def test_incomplete_is_not_found(run: Path, digits: Path) -> None:
-    """A scoring that was stopped is not taken for one that is done."""
-    stop_after(2, run, digits)
-    assert not score(run=run, dataset=digits, split="train").already_done
-
-
-def test_locked(run: Path, digits: Path, tmp_path: Path) -> None:
-    """A scoring that another is writing is refused."""
-    done = score(run=shutil.copytree(run, tmp_path / "other"), dataset=digits)
-    home = open_location(run).child(f"scores/{done.scores.location.name}")
-    with scores_lock(home), pytest.raises(ConflictError, match="is being written by process"):
-        score(run=run, dataset=digits)
-
-
 def test_damaged_scores(run: Path, digits: Path) -> None:
     """A complete scoring that has been damaged since is an error with the remedy."""
     result = score(run=run, dataset=digits)
@@ -268,13 +240,6 @@ def test_output_of_what_is_done(run: Path, digits: Path, tmp_path: Path) -> None
     result = score(run=run, dataset=digits, out=tmp_path / "late.csv")
     assert result.already_done
     assert 1 + 211 == len((tmp_path / "late.csv").read_text().splitlines())
-
-
-def test_other_output(run: Path, digits: Path) -> None:
-    """A file of another kind is refused before anything is scored."""
-    with pytest.raises(UsageError, match=r"ends in \.csv, \.npz or \.parquet"):
-        score(run=run, dataset=digits, out="scores.xlsx")
-    assert not (run / "scores").exists()
 
 
 @pytest.mark.parametrize("checkpoint", ["1", "2", "best", "latest"])
@@ -355,12 +320,6 @@ def test_a_dataset_that_lacks_a_class(letters_run: Path, tmp_path: Path) -> None
     _, predicted = predictions(result)
     expected = np.mean(np.array(["4", "7", "9"])[predicted] == np.array(["9", "7", "9", "9"]))
     assert expected == quality["accuracy"]
-
-
-def test_classes_that_the_model_does_not_know(letters_run: Path, tmp_path: Path) -> None:
-    """As many classes, but others, are refused by name."""
-    with pytest.raises(UsageError, match="does not know: 5"):
-        score(run=letters_run, dataset=letters(tmp_path / "o", [4, 5, 9]), split="train")
 
 
 def test_rows_that_are_scaled_otherwise(letters_run: Path, tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Plain files of scores, each read back by another library: the predictions to the bit."""
 
-import csv
 import errno
 import os
 from pathlib import Path
@@ -114,15 +113,6 @@ def test_what_a_death_left_of_a_file_is_removed(run: Path, digits: Path, tmp_pat
         os.utime(path, (0, 0))
     written(run, digits, tmp_path / "x.csv", every=False)
     assert [False, True] == [path.exists() for path in left]
-
-
-def test_plain_csv(run: Path, digits: Path, tmp_path: Path) -> None:
-    """The first line of a CSV file is its header, for readers that know no metadata."""
-    written(run, digits, tmp_path / "scores.csv", every=True)
-    with open(tmp_path / "scores.csv", newline="") as file:
-        header, *lines = csv.reader(file)
-    assert [*COLUMNS, *EVERY] == header
-    assert 1031 == len(lines)
 
 
 def test_parquet_has_a_row_group_for_each_chunk(run: Path, digits: Path, tmp_path: Path) -> None:

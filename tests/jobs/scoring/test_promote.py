@@ -10,7 +10,7 @@ import pytest
 from jobs.scoring.config import ScoreConfig
 from jobs.scoring.gates import Gates
 from jobs.scoring.job import run_batch, score
-from jobs.scoring.promote import PromoteConfig, PromoteResult, list_names, promote, undo
+from jobs.scoring.promote import PromoteConfig, PromoteResult, promote, undo
 from jobs.training.job import train
 from jobs.training.select_checkpoint import choose_checkpoint
 from storage.checkpoints import CheckpointName, list_checkpoints, prune_checkpoints
@@ -202,14 +202,6 @@ def test_by_digest(give: Promote, run: Path, models: Path) -> None:
     assert ("000002-000000", digest) == (result.holder.checkpoint, result.holder.model_digest)
     with pytest.raises(BadDataError, match="no sound checkpoint of a model with digest"):
         promote(PromoteConfig(name="champion", checkpoint="0123456789abcdef", **where))
-
-
-def test_list(give: Promote, models: Path) -> None:
-    """Every name and who has it."""
-    give(1)
-    give(2, name="challenger")
-    found = {name.name: name.holder and name.holder.checkpoint for name in list_names(str(models))}
-    assert {"champion": "000001-000000", "challenger": "000002-000000"} == found
 
 
 @pytest.mark.parametrize("judged", [False, True])
