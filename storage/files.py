@@ -9,7 +9,7 @@ import os
 import signal
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event, Thread
@@ -161,18 +161,6 @@ def exit_code_of(error: BaseException | None) -> int:
     return 1
 
 
-@contextmanager
-def naming_shortages() -> Iterator[None]:
-    """Turn what the system does not give into `UnreachableError`, which is worth another try."""
-    try:
-        yield
-    except (OSError, RuntimeError, MemoryError, ImportError) as error:
-        what = shortage(error)
-        if what is None:
-            raise
-        raise starved(what) from error
-
-
 def check_room(threads: int, open_files: int) -> None:
     """Raise `UnreachableError` where the system does not give so many more threads and files.
 
@@ -182,12 +170,13 @@ def check_room(threads: int, open_files: int) -> None:
     waiting: list[Thread] = []
     descriptors: list[int] = []
     try:
-        with naming_shortages():
-            descriptors.extend(os.open(os.devnull, os.O_RDONLY) for _ in range(open_files))
-            for _ in range(threads):
-                thread = Thread(target=done.wait, daemon=True)
-                thread.start()
-                waiting.append(thread)
+        descriptors.extend(os.open(os.devnull, os.O_RDONLY) for _ in range(open_files))
+        for _ in range(threads):
+            thread = Thread(target=done.wait, daemon=True)
+            thread.start()
+            waiting.append(thread)
+    except (OSError, RuntimeError) as error:
+        raise as_pipeline_error(error) or error from None
     finally:
         done.set()
         for descriptor in descriptors:
@@ -285,49 +274,21 @@ def make_directories(path: Path) -> None:
         fsync_directory(directory.parent)
 
 
-def walk(
-    top: Path, refuse: Callable[[OSError], None]
-) -> Iterator[tuple[str, list[str], list[str]]]:
-    """Yield every directory with the names of the directories and of all else in it.
-
-    Like `os.walk`, which in Python 3.11 cannot follow a thousand nested directories. Links are
-    not followed. `refuse` takes the error of a directory that cannot be listed.
-    """
-    waiting = [os.fspath(top)]
-    while waiting:
-        directory = waiting.pop()
-        try:
-            with os.scandir(directory) as listed:
-                entries = sorted(listed, key=lambda entry: entry.name)
-        except OSError as error:
-            refuse(error)
-            continue
-        below = [entry for entry in entries if _is_directory(entry)]
-        others = [entry.name for entry in entries if entry not in below]
-        yield directory, [entry.name for entry in below], others
-        waiting += [entry.path for entry in below if not entry.is_symlink()]
-
-
-def _is_directory(entry: "os.DirEntry[str]") -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link that leads nowhere
-        return False
-
-
 def remove_tree(path: Path) -> None:
     """Remove a directory with all below it, or a file, or a link but not what it leads to."""
     if not path.is_dir() or path.is_symlink():
         with suppress(FileNotFoundError):
             unlink(path)
         return
-    for directory, below, names in reversed(list(walk(path, _raise))):
-        for name in names:
+    for directory, below, names in os.walk(path, topdown=False, onerror=_raise):
+        for name in sorted(names):
             unlink(Path(directory, name))
-        for link in (Path(directory, name) for name in below):
-            if link.is_symlink():
-                unlink(link)
-        rmdir(Path(directory))
+        for child in (Path(directory, name) for name in sorted(below)):
+            if child.is_symlink():
+                unlink(child)
+            else:
+                rmdir(child)
+    rmdir(path)
 
 
 def _raise(error: OSError) -> NoReturn:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Self
 
 from storage import files
 from storage.errors import BadDataError, ConflictError, UnreachableError
-from storage.files import check_regular, make_directories, remove_tree, translate_os_errors, walk
+from storage.files import check_regular, make_directories, remove_tree, translate_os_errors
 from storage.kernel_lock import kernel_lock
 from storage.location import (
     LEFTOVER,
@@ -186,7 +186,7 @@ class LocalLocation(Location):
                 refused(directory.relative_to(self.path).as_posix(), refusal)
 
         keys = []
-        for directory, below, names in walk(self.path, refuse):
+        for directory, below, names in os.walk(self.path, onerror=refuse):
             base = Path(directory).relative_to(self.path)
             keys += [(base / name).as_posix() for name in names]
             for name in below:

@@ -10,8 +10,8 @@ what was to be written, and the same bytes count as written.
 import random
 import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import IO, TYPE_CHECKING, Any, TypeVar
@@ -71,8 +71,7 @@ class S3Client:
         client |= {name: options.pop(name) for name in CLIENT_OPTIONS if name in options}
         settings: dict[str, Any] = {"config": options, "client_options": client}
         try:
-            with _panics_told():
-                return S3Store(self.bucket, retry_config={"max_retries": 0}, **settings)
+            return S3Store(self.bucket, retry_config={"max_retries": 0}, **settings)
         except UnknownConfigurationKeyError as error:
             name = re.search(r"key: '(.*?)'", str(error))
             raise UsageError(
@@ -171,7 +170,7 @@ class S3Client:
         It would take any object, and seem to be an empty listing.
         """
         if not self._answered:
-            with suppress(BaseError, FileNotFoundError), _panics_told():
+            with suppress(BaseError, FileNotFoundError):
                 self._answer(key or ".", {"head": True})
             self._answered[:] = [key]
 
@@ -275,8 +274,7 @@ class S3Client:
         began, pause, again = time.monotonic(), FIRST_PAUSE, ""
         while True:
             try:
-                with _panics_told():
-                    return ask()
+                return ask()
             except FileNotFoundError as error:
                 if verb == "write" or code_of(error) in (None, "NoSuchBucket"):
                     raise self._refused(verb, key, error) from error
@@ -297,20 +295,3 @@ class S3Client:
     def _refused(self, verb: str, key: str, error: Exception) -> UnreachableError:
         why = refusal(error, self.bucket, self.address)
         return UnreachableError(f"Cannot {verb} {self.url(key)}: {why}")
-
-
-@contextmanager
-def _panics_told() -> Iterator[None]:
-    """Raise `UnreachableError` where obstore panics, which it does where it cannot send a request.
-
-    A panic is no `Exception`, and would get past everyone who handles those.
-    """
-    try:
-        yield
-    except BaseException as error:
-        if type(error).__name__ != "PanicException":
-            raise
-        raise UnreachableError(
-            f"The S3 client cannot send its request ({first_line(error)}). Check the AWS_ "
-            "variables and --storage-option for an invalid value."
-        ) from error

@@ -3,12 +3,10 @@
 import errno
 import os
 import resource
-import shutil
 import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,33 +16,8 @@ from storage.files import (
     as_pipeline_error,
     check_room,
     file_to_write,
-    make_directories,
-    remove_tree,
 )
 from storage.local import LocalLocation
-
-DEEP = 1200
-"""More than the interpreter's recursion limit, and a path that the system still takes."""
-
-
-@pytest.fixture
-def top() -> Iterator[Path]:
-    """A directory with a short path, which leaves room for many below it."""
-    place = Path("/tmp") / f"deep{os.getpid()}"
-    yield place
-    shutil.rmtree(place, ignore_errors=True)
-
-
-def test_deeply_nested(top: Path) -> None:
-    """However deep directories are nested, they are made, listed and removed."""
-    deep = top.joinpath(*["d"] * DEEP)
-    make_directories(deep)
-    (deep / "file").touch()
-    (deep / "link").symlink_to(top)
-    key = f"{'d/' * DEEP}file"
-    assert [key] == LocalLocation(top).objects(lambda key, error: None)
-    remove_tree(top / "d")
-    assert [] == list(top.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -178,15 +178,6 @@ def test_a_name_that_no_bucket_has(bucket: str) -> None:
         open_location(f"s3://{bucket}/place")
 
 
-def test_a_panic_is_told_as_an_error(proxy: Proxy) -> None:
-    """What is not foreseen above does not get past those who handle errors."""
-    place: Any = proxy.store.location("place")
-    del place.client.__dict__["store"]
-    object.__setattr__(place.client, "options", (*place.client.options, ("session_token", "a\nb")))
-    with pytest.raises(UnreachableError, match="The S3 client cannot send its request"):
-        place.get("key")
-
-
 @pytest.mark.parametrize("key", ["a//b", "x/../../y", "./a", "..", "a\x01b", "\u2028", "/first"])
 def test_a_key_that_no_path_can_be(store: Store, key: str) -> None:
     """The other objects are listed all the same; this one is refused by its name, where asked."""
