@@ -76,11 +76,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("command", "limit", "value", "said"),
     [
-        ("verify", FILES, 6, "open files (ulimit -n)"),
         ("ingest", FILES, 6, "open files (ulimit -n)"),
         ("workers", FILES, 16, "open files (ulimit -n)"),
-        pytest.param("verify", PROCESSES, 1, "(ulimit -u", marks=needs_root),
-        pytest.param("verify", PROCESSES, 2, "(ulimit -u", marks=needs_root),
         pytest.param("ingest", PROCESSES, 1, "(ulimit -u", marks=needs_root),
         pytest.param("score", PROCESSES, 3, "(ulimit -u", marks=needs_root),
         pytest.param("workers", PROCESSES, 20, "(ulimit -u", marks=needs_root),
