@@ -47,9 +47,7 @@ dataset = click.option(
 )
 run = click.option("--run", default=DEFAULT_RUN, help="The run's path or URL.")
 models = click.option(
-    "--models",
-    default=DEFAULT_MODELS,
-    help="Where the promoted names lie: a path or URL.",
+    "--models", default=DEFAULT_MODELS, help="Where the promoted names lie: a path or URL."
 )
 wait = click.option(
     "--wait",

@@ -17,97 +17,79 @@ CHECKPOINT_HELP = (
     "best (by validation; the latest without one), latest, an epoch's number, or the first digits "
     "of a model's digest."
 )
-what_options = options.combined(
-    click.option("--run", help=f"The run's path or URL.  [default: {DEFAULT_RUN}]"),
-    options.dataset,
-    click.option(
-        "--split",
-        "splits",
-        multiple=True,
-        help="A split to score; give it again for more.  [default: test]",
-    ),
-    click.option(
-        "--inbox",
-        metavar="PLACE",
-        help="Score the IDX files and datasets that arrive at a path or URL, each once, by "
-        "content.",
-    ),
-    click.option(
-        "--include",
-        multiple=True,
-        metavar="GLOB",
-        help="Score only images and datasets of the inbox whose name matches GLOB (the path, if "
-        "GLOB has a slash). May be repeated.",
-    ),
-    click.option(
-        "--exclude",
-        multiple=True,
-        metavar="GLOB",
-        help="Skip files and directories of the inbox that match GLOB. May be repeated.",
-    ),
-    click.option(
-        "--settle",
-        default=DEFAULT_SETTLE,
-        metavar="SECONDS",
-        help="Skip files of the inbox modified within the last SECONDS.",
-    ),
-)
-model_options = options.combined(
-    click.option("--checkpoint", help=f"{CHECKPOINT_HELP}  [default: {DEFAULT_CHECKPOINT}]"),
-    click.option("--model", metavar="NAME", help="A promoted name, which has run and checkpoint."),
-    options.models,
-)
-result_options = options.combined(
-    click.option(
-        "--out",
-        metavar="FILE",
-        help="Write predictions to a .csv, .parquet or .npz file as well; {split} and {home} in "
-        "its name stand for the split and the scoring.",
-    ),
-    click.option(
-        "--probabilities",
-        "all_probabilities",
-        is_flag=True,
-        help="Write the probabilities of all classes to --out.",
-    ),
-    click.option(
-        "--min-accuracy",
-        type=float,
-        metavar="SHARE",
-        help="Exit 5 if the accuracy, from 0 to 1, is lower.",
-    ),
-    click.option(
-        "--max-drop",
-        type=float,
-        metavar="SHARE",
-        help="Exit 5 if the accuracy is lower by more than SHARE than that of the split's last "
-        "scoring.",
-    ),
-)
-running_options = options.combined(
-    options.threads,
-    options.wait,
-    click.option(
-        "--retries",
-        default=0,
-        type=click.IntRange(0),
-        help="Number of retries after a connection failure (exit 6).",
-    ),
-    click.option(
-        "--retry-wait",
-        default=60.0,
-        metavar="SECONDS",
-        help="Seconds between two retries.",
-    ),
-    click.option("--log-json", is_flag=True, help="Print a line of JSON for each event instead."),
-)
 
 
 @click.command()
-@what_options
-@model_options
-@result_options
-@running_options
+@click.option("--run", help=f"The run's path or URL.  [default: {DEFAULT_RUN}]")
+@options.dataset
+@click.option(
+    "--split",
+    "splits",
+    multiple=True,
+    help="A split to score; give it again for more.  [default: test]",
+)
+@click.option(
+    "--inbox",
+    metavar="PLACE",
+    help="Score the IDX files and datasets that arrive at a path or URL, each once, by content.",
+)
+@click.option(
+    "--include",
+    multiple=True,
+    metavar="GLOB",
+    help="Score only images and datasets of the inbox whose name matches GLOB (the path, if "
+    "GLOB has a slash). May be repeated.",
+)
+@click.option(
+    "--exclude",
+    multiple=True,
+    metavar="GLOB",
+    help="Skip files and directories of the inbox that match GLOB. May be repeated.",
+)
+@click.option(
+    "--settle",
+    default=DEFAULT_SETTLE,
+    metavar="SECONDS",
+    help="Skip files of the inbox modified within the last SECONDS.",
+)
+@click.option("--checkpoint", help=f"{CHECKPOINT_HELP}  [default: {DEFAULT_CHECKPOINT}]")
+@click.option("--model", metavar="NAME", help="A promoted name, which has run and checkpoint.")
+@options.models
+@click.option(
+    "--out",
+    metavar="FILE",
+    help="Write predictions to a .csv, .parquet or .npz file as well; {split} and {home} in "
+    "its name stand for the split and the scoring.",
+)
+@click.option(
+    "--probabilities",
+    "all_probabilities",
+    is_flag=True,
+    help="Write the probabilities of all classes to --out.",
+)
+@click.option(
+    "--min-accuracy",
+    type=float,
+    metavar="SHARE",
+    help="Exit 5 if the accuracy, from 0 to 1, is lower.",
+)
+@click.option(
+    "--max-drop",
+    type=float,
+    metavar="SHARE",
+    help="Exit 5 if the accuracy is lower by more than SHARE than that of the split's last "
+    "scoring.",
+)
+@options.threads
+@options.wait
+@click.option(
+    "--retries",
+    default=0,
+    type=click.IntRange(0),
+    help="Number of retries after a connection failure (exit 6).",
+)
+@click.option("--retry-wait", default=60.0, metavar="SECONDS", help="Seconds between two retries.")
+@click.option("--log-json", is_flag=True, help="Print a line of JSON for each event instead.")
 @options.storage
 @options.take_over
 @options.cluster
