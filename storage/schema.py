@@ -157,20 +157,14 @@ class SplitRecord:
     def check_names(
         self, name: str, class_names: tuple[str, ...], image_shape: tuple[int, ...]
     ) -> None:
-        """Raise `BadDataError` where the split, its classes and its images do not fit together."""
+        """Raise `ValueError` where the split, its classes and its images do not fit together."""
         schema = self.schema
         if not name.isidentifier():
-            raise BadDataError(f"A split is called {name!r}; expected letters, as in 'train'.")
+            raise ValueError(f"a split called {name!r}")
         if schema.classes not in (0, len(class_names)) or len(self.class_counts) != schema.classes:
-            raise BadDataError(
-                f"Split {name} has {schema.classes:,} classes and {len(self.class_counts):,} class "
-                f"counts; the dataset names {len(class_names):,}."
-            )
+            raise ValueError(f"{len(class_names):,} class names for split {name}")
         if min(image_shape, default=0) < 1 or math.prod(image_shape) != schema.features:
-            raise BadDataError(
-                f"Split {name} has {schema.features:,} features; images of shape {image_shape} "
-                "have another number."
-            )
+            raise ValueError(f"images of shape {image_shape} in split {name}")
 
     def to_json(self) -> dict[str, Any]:
         """Return the split's entry in the root attributes."""
