@@ -21,7 +21,7 @@ def one_blas_thread() -> Iterator[None]:
     """Hold BLAS to one thread while the block runs: its bits differ between one and several.
 
     Another thread of the process that is within a product of several BLAS threads when a job begins
-    goes on with those; a fork in that moment can hang, for OpenBLAS then waits for its threads.
+    keeps using those; a fork in that moment can hang, for OpenBLAS then waits for its threads.
     """
     global _jobs, _limit  # noqa: PLW0603 - as what they count is: the process's
     with _lock:
@@ -50,7 +50,7 @@ def environment() -> dict[str, Any]:
     blas = [library for library in threadpool_info() if library["user_api"] == "blas"]
     return {
         "numpy": np.__version__,
-        "blas": ", ".join(f"{found['internal_api']} {found['version']}" for found in blas),
-        "blas_kernel": ", ".join(str(found.get("architecture")) for found in blas),
+        "blas": ", ".join(f"{library['internal_api']} {library['version']}" for library in blas),
+        "blas_kernel": ", ".join(str(library.get("architecture")) for library in blas),
         "machine": platform.machine(),
     }

@@ -18,12 +18,11 @@ class StopSignal:
     """Whether a job has been asked to stop, and by which signal."""
 
     def __init__(self) -> None:
-        """Nobody has asked yet."""
         self.number: int | None = None
 
     @property
     def requested(self) -> bool:
-        """Whether to stop at the next place from which one can go on."""
+        """Whether to stop at the next place from which the job can be resumed."""
         return self.number is not None
 
     def raise_stopped(self, message: str) -> NoReturn:
@@ -39,7 +38,7 @@ class StopSignal:
         if self.requested:
             if sys.stderr.isatty():
                 os.write(2, SHOW_CURSOR)  # a progress bar may have hidden it
-            os._exit(128 + number)  # at once: whoever asks twice means it
+            os._exit(128 + number)  # at once: the user asked twice
         self.number = number
 
 

@@ -21,7 +21,7 @@ class Workers(Closing, Generic[Given, Result]):
         self._pool = ThreadPoolExecutor(threads - 1, "compute") if threads > 1 else None
 
     def map(self, items: Iterator[Given]) -> Iterator[Result]:
-        """Results in order; no more items are taken ahead than there are threads.
+        """Yield results in order; no more items are taken ahead than there are threads.
 
         None is held while the next ones are taken: they may be views of something large. The
         calling thread does its share: handing work over costs as much as a small micro-batch.

@@ -271,8 +271,8 @@ def read_toml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UsageError(f"There is no configuration file {path}.") from None
     except OSError as error:
-        kind = UsageError if error.errno in UNUSABLE_NAME else UnreachableError
-        raise kind(f"Cannot read {path}: {error.strerror}. Give a TOML file.") from error
+        error_type = UsageError if error.errno in UNUSABLE_NAME else UnreachableError
+        raise error_type(f"Cannot read {path}: {error.strerror}. Give a TOML file.") from error
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not valid TOML ({error}).") from error
 

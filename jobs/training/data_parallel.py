@@ -193,9 +193,9 @@ class DataParallelStep(Closing):
 
     def _work(self, task: Task) -> Reply:
         """Do a process's task; twice with the same result."""
-        kind, *details = task
+        action, *details = task
         with ignore_overflow():
-            if kind == GRADIENT:
+            if action == GRADIENT:
                 return self._gradient(*(int(detail) for detail in details))
             now, sums, learning_rate, step_number, stretch = details
             self._step(int(now), int(sums), learning_rate, int(step_number), int(stretch))

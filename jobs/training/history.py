@@ -48,8 +48,8 @@ def check_history(lines: Any, place: str) -> list[Metrics]:
         here = f"Epoch {number} in {place}"
         check_fields(line, LINE, here)
         check_fields(line["timing"], TIMING, here)
-        for found in line["evaluation"].values():
-            check_fields(found, EVALUATION, here)
+        for figures in line["evaluation"].values():
+            check_fields(figures, EVALUATION, here)
         if line["epoch"] != number or line["evaluation"].keys() != lines[0]["evaluation"].keys():
             raise BadDataError(f"{here} is another epoch's, or of other splits.")
     return lines
@@ -58,8 +58,8 @@ def check_history(lines: Any, place: str) -> list[Metrics]:
 def epoch_text(metrics: Metrics, epochs: int) -> str:
     """Return what to say at the end of one of `epochs` epochs."""
     evaluations = "".join(
-        f"  {name} {percent(found['accuracy'])} ({found['cross_entropy']:.4f})"
-        for name, found in metrics["evaluation"].items()
+        f"  {name} {percent(figures['accuracy'])} ({figures['cross_entropy']:.4f})"
+        for name, figures in metrics["evaluation"].items()
     )
     timing = metrics["timing"]
     waited = timing["seconds_waited"] / max(timing["seconds"], 1e-9)

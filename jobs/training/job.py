@@ -20,13 +20,12 @@ from jobs.training.prepare import (
     begin_run,
     check_dataset,
     check_fit,
-    newest_checkpoint,
     reconfigured,
     run_and_config,
     warn_of_environment,
     warn_of_values,
 )
-from jobs.training.select_checkpoint import best_checkpoint, open_chosen_dataset
+from jobs.training.select_checkpoint import best_checkpoint, newest_checkpoint, open_chosen_dataset
 from jobs.training.step import thread_count
 from jobs.training.trainer import Trainer, parameters_digest, template
 from storage.checkpoints import (
@@ -157,7 +156,9 @@ class _Training:
     def _resumed_trainer(self) -> Trainer:
         """Return a trainer where the newest checkpoint was saved, or at the beginning."""
         sweep_checkpoints(self.run)
-        newest = newest_checkpoint(self.run, template(self.config, self.layers))
+        newest, warnings = newest_checkpoint(self.run, template(self.config, self.layers))
+        for warning in warnings:
+            logger.warning("%s", warning)
         self.run = reconfigured(self.run, self.config, newest)
         self.metrics = [] if newest is None else history_of(newest)
         self.run.rewrite_metrics(self.metrics)
@@ -231,10 +232,11 @@ class _Training:
         """Return the metrics of the epoch just ended; the same, to the bit, however it ran."""
         evaluations = {}
         for name, evaluator in evaluators.items():
-            found = evaluator.evaluate(self.trainer.parameters)
+            evaluation = evaluator.evaluate(self.trainer.parameters)
             split = name if name in self.dataset.splits else "train"
-            self.trainer.check_finite(f"the cross-entropy of {name}", found.cross_entropy, split)
-            evaluations[name] = asdict(found)
+            what, value = f"the cross-entropy of {name}", evaluation.cross_entropy
+            self.trainer.check_finite(what, value, split)
+            evaluations[name] = asdict(evaluation)
         sums, state = self.trainer.sums, self.trainer.stream.state
         return {
             "epoch": state.epoch,
@@ -265,7 +267,7 @@ class _Training:
         if self.stop.requested and not self._finished:
             self.stop.raise_stopped(
                 f"Stopped after {self.trainer.steps:,} steps; the checkpoint is saved. "
-                "Run the same command with --resume to go on."
+                "Run the same command with --resume to continue."
             )
 
     def _save(self) -> None:

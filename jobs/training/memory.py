@@ -69,11 +69,11 @@ def score_memory(network: Network, split: SplitSchema, threads: int) -> int:
 
 def check_memory(needed: int, threads: int) -> int:
     """Return `needed`; raise `UsageError` where this machine does not have so many bytes."""
-    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed > there:
+    installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > installed:
         raise UsageError(
             f"This needs about {needed / 1e9:,.1f} GB of memory; the machine has "
-            f"{there / 1e9:,.1f} GB. Choose a smaller network, batch or --shuffle-memory."
+            f"{installed / 1e9:,.1f} GB. Choose a smaller network, batch or --shuffle-memory."
         )
     if needed - BASE_MEMORY + threads * ADDRESSES_OF_A_THREAD > _free_addresses():
         raise starved(SHORTAGES[errno.ENOMEM])  # before OpenBLAS ends the process

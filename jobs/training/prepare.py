@@ -13,7 +13,7 @@ from jobs.training.step import STEP_VERSION, micro_batch_count
 from jobs.training.trainer import FAR_FROM_ONE
 from pipeline.order import ORDER_VERSION
 from pipeline.values import largest_input
-from storage.checkpoints import Checkpoint, CheckpointName, Tensors, load_newest
+from storage.checkpoints import Checkpoint, CheckpointName
 from storage.dataset import Dataset
 from storage.errors import BadDataError, ConflictError, UsageError
 from storage.location import Location
@@ -177,16 +177,6 @@ def begin_run(location: Location, config: TrainConfig, dataset: Dataset) -> tupl
         environment=environment(),
     )
     return run, config
-
-
-def newest_checkpoint(run: Run, template: Tensors) -> Checkpoint | None:
-    """Return the newest sound checkpoint, if there is any; warn of damaged ones."""
-    for found in load_newest(run, template):
-        if isinstance(found, Checkpoint):
-            return found
-        name, error = found
-        logger.warning("Checkpoint %s is not used: %s", name, error)
-    return None
 
 
 def reconfigured(run: Run, config: TrainConfig, newest: Checkpoint | None) -> Run:

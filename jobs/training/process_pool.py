@@ -34,14 +34,14 @@ MOST_NUMBERS = 8
 SPINS = 2_000
 """Tries, of some 0.1 us each, before a process goes to sleep: being woken takes some 25 us."""
 PATIENCE = 0.25
-"""Seconds of sleep after which a process looks whether the other one is still there."""
+"""Seconds of sleep after which a process looks whether the other one is still alive."""
 STUCK_SECONDS, STUCK_TIMES = 60.0, 20.0
-"""A process that takes so long, and so many times as long as the owner besides, does no more."""
+"""A process that takes so long, and so many times as long as the owner, is stuck."""
 MOST_DESCRIPTORS = 65_536
 FORKS = hasattr(os, "fork") and sys.platform != "darwin"
 """Whether a fork can compute: on macOS the system's libraries, BLAS among them, may hang in one."""
 PROCESS_MEMORY = 16 * 2**20
-"""What a forked process has of its own besides arrays, in bytes."""
+"""What a forked process has of its own apart from arrays, in bytes."""
 
 
 def shared_array(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:

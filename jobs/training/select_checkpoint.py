@@ -13,6 +13,7 @@ from jobs.training.history import Metrics, history_of
 from storage.checkpoints import (
     Checkpoint,
     CheckpointName,
+    Tensors,
     list_checkpoints,
     load_checkpoint,
     load_newest,
@@ -42,6 +43,22 @@ def best_checkpoint(metrics: list[Metrics]) -> CheckpointName | None:
         if VALIDATION in line["evaluation"]
     ]
     return CheckpointName(min(scored)[1], 0) if scored else None
+
+
+def newest_checkpoint(
+    run: Run, template: Tensors | None = None
+) -> tuple[Checkpoint | None, tuple[str, ...]]:
+    """Return the newest sound checkpoint, if there is any, and a warning of each damaged one.
+
+    Raises `BadDataError` where there are checkpoints and none is sound.
+    """
+    warnings: list[str] = []
+    for loaded in load_newest(run, template):
+        if isinstance(loaded, Checkpoint):
+            return loaded, tuple(warnings)
+        name, error = loaded
+        warnings.append(f"Checkpoint {name} is not used: {error}")
+    return None, ()
 
 
 def choose_checkpoint(run: Run, choice: str) -> tuple[Checkpoint, tuple[str, ...]]:
@@ -88,17 +105,12 @@ def _chosen(
 
 
 def _newest_or_best(run: Run, choice: str) -> tuple[Checkpoint, tuple[str, ...]]:
-    *damaged, newest = load_newest(run, None)
-    assert isinstance(newest, Checkpoint)  # load_newest raises where none is sound
+    newest, warnings = newest_checkpoint(run)
+    assert newest is not None
     # Where the newest checkpoint is damaged, its epoch's line is in the metrics still.
-    metrics = run.metrics() if damaged else history_of(newest)
+    metrics = run.metrics() if warnings else history_of(newest)
     best = best_checkpoint(metrics) if choice == "best" else None
-    warnings = [
-        f"Checkpoint {found[0]} is not used: {found[1]}"
-        for found in damaged
-        if not isinstance(found, Checkpoint)
-    ]
-    if damaged and (best is None or best > newest.name):
+    if warnings and (best is None or best > newest.name):
         raise BadDataError(
             f"{warnings[0]} The newest sound one is {newest.name} (epoch-step); choose it by "
             f"--checkpoint {newest.name}, or continue training from it with "
@@ -106,7 +118,7 @@ def _newest_or_best(run: Run, choice: str) -> tuple[Checkpoint, tuple[str, ...]]
         )
     if best and best != newest.name:
         newest = load_checkpoint(run, best)
-    return newest, tuple(warnings)
+    return newest, warnings
 
 
 def _of_digest(run: Run, digest: str, names: list[CheckpointName]) -> Checkpoint:

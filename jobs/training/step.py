@@ -164,8 +164,8 @@ def gradient_of_subtree(
     tree = TreeSum[GradientSum](add)
     for gradient_sum in map(compute, micro_batches):
         tree.add(gradient_sum)
-    found = tree.result()  # its gradient is `out`: a sum is written where its left part was
-    return LossSum(found.loss_sum, found.correct, found.rows)
+    whole = tree.result()  # its gradient is `out`: a sum is written where its left part was
+    return LossSum(whole.loss_sum, whole.correct, whole.rows)
 
 
 def tree_reduce(sums: list[Floats], workspace: Workspace) -> Floats:

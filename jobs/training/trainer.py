@@ -66,7 +66,7 @@ class Trainer(Closing):
     def __init__(
         self, config: TrainConfig, layers: tuple[Layer, ...], dataset: Dataset, state: Any = None
     ) -> None:
-        """Begin at the beginning, or go on from a checkpoint's `(tensors, progress)`."""
+        """Begin at the beginning, or continue from a checkpoint's `(tensors, progress)`."""
         self.config = config
         self._dataset = dataset
         self.network = Network(layers, config.dtype)

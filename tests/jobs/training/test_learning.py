@@ -100,6 +100,6 @@ def test_original_settings(
 
 def test_drawn_digits(tmp_path: Path) -> None:
     """Drawn digits are work, but can be learned: the default training ends at 95 to 99.5 %."""
-    ingest("synthetic", tmp_path / "data")
+    ingest("synthetic:12000,2000", tmp_path / "data")
     result = train(TrainConfig(), dataset=tmp_path / "data", run=tmp_path / "run")
     assert 0.95 <= result.metrics[-1]["evaluation"]["test"]["accuracy"] <= 0.995
