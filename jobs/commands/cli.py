@@ -20,6 +20,7 @@ from jobs.commands import options
 from jobs.commands.schedule import schedule
 from jobs.commands.score import promote, score, scores
 from jobs.output import UNREAD_OUTPUT, one_line, print_aside
+from jobs.signals import stop_on_signals
 from storage.errors import BadDataError, PipelineError, StoppedError, UsageError, did_you_mean
 from storage.files import REMOVED_DIRECTORY, as_pipeline_error, is_directory_there
 
@@ -143,7 +144,7 @@ def ingest(
         raise UsageError(f"--scale is {scale!r}; {error}.") from None
     store = options.store_options(storage_options, out)
     place = None if out is None else open_location(out, store)  # refused before downloads
-    with options.stopping() as stop, options.cluster_of("ingest", asked, stop) as cluster:
+    with stop_on_signals() as stop, options.cluster_of("ingest", asked, stop) as cluster:
 
         def progress(stage: str, done: int, total: int, note: str = "") -> None:
             console.progress(stage, done, total, note)
@@ -260,7 +261,7 @@ def train(
     # Without --dataset its place may be one that the run records.
     places = () if dataset is None else (dataset, run)
     store = options.store_options(storage_options, *places)
-    with options.stopping() as stop, options.cluster_of("train", asked, stop) as cluster:
+    with stop_on_signals() as stop, options.cluster_of("train", asked, stop) as cluster:
         result = run_train(
             given,
             dataset=dataset,
@@ -293,7 +294,7 @@ def demo(console: "Console", directory: str) -> "Report":
     """
     from jobs.commands.demo import run_demo
 
-    with options.stopping() as stop:
+    with stop_on_signals() as stop:
         return run_demo(Path(directory), console, stop)
 
 

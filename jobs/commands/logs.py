@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, tzinfo
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -20,17 +20,21 @@ COUNTED = ("scored", "found", "failed", "left", "unjudged")
 """Events that a summary counts."""
 
 
+Handler = TypeVar("Handler", bound=logging.Handler)
+
+
 @contextmanager
-def attached(handler: logging.Handler) -> Iterator[None]:
-    """Give a handler all that this project logs while the block runs."""
+def attached(handler: Handler) -> Iterator[Handler]:
+    """Give a handler all that this project logs while the block runs; close it at the end."""
     loggers = [logging.getLogger(name) for name in LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
     try:
-        yield
+        yield handler
     finally:
+        handler.close()
         for logger, level in zip(loggers, levels, strict=True):
             logger.removeHandler(handler)
             logger.setLevel(level)

@@ -14,7 +14,6 @@ from pipeline.cluster.options import DEFAULT_TIMEOUT, ClusterOptions
 from storage.errors import UsageError
 
 if TYPE_CHECKING:
-    from jobs.commands.console import Console
     from jobs.signals import StopSignal
     from pipeline.cluster.client import Cluster
     from storage.location import Location
@@ -73,35 +72,15 @@ def output(command: Command) -> Command:
     @output_flags
     @wraps(command)
     def run(quiet: bool, as_json: bool, **asked: Any) -> None:
-        with console_of(quiet, as_json) as console:
+        from jobs.commands.console import Console
+        from jobs.commands.logs import attached
+
+        with attached(Console(quiet=quiet, as_json=as_json)) as console:
             report = command(console, **asked)
             if report is not None:
                 console.result(report)
 
     return run
-
-
-@contextmanager
-def console_of(quiet: bool, as_json: bool) -> Iterator["Console"]:
-    """Show what is logged on a console, which leaves the terminal as it was."""
-    from jobs.commands.console import Console
-    from jobs.commands.logs import attached
-
-    console = Console(quiet=quiet, as_json=as_json)
-    try:
-        with attached(console):
-            yield console
-    finally:
-        console.close()
-
-
-@contextmanager
-def stopping() -> Iterator["StopSignal"]:
-    """Handle SIGINT and SIGTERM while the command runs."""
-    from jobs.signals import stop_on_signals
-
-    with stop_on_signals() as stop:
-        yield stop
 
 
 storage = click.option(

@@ -6,6 +6,7 @@ import click
 
 from jobs.choices import DEFAULT_CHECKPOINT, DEFAULT_RUN, DEFAULT_SETTLE
 from jobs.commands import options
+from jobs.signals import stop_on_signals
 from storage.errors import UsageError
 
 if TYPE_CHECKING:
@@ -100,10 +101,11 @@ def score(quiet: bool, as_json: bool, log_json: bool, **asked: Any) -> None:
     What the same model has scored before is found, and not done again. Each scoring has a line in
     the run's ledger: see `pipeline scores`.
     """
-    from jobs.commands.logs import json_log
+    from jobs.commands.console import Console
+    from jobs.commands.logs import attached, json_log
 
-    log = json_log() if log_json else options.console_of(quiet, as_json)
-    with options.stopping() as stop, log as output:
+    log = json_log() if log_json else attached(Console(quiet=quiet, as_json=as_json))
+    with stop_on_signals() as stop, log as output:
         from jobs.commands.score_reports import batch_report
 
         config = score_config(click.get_current_context().params)
@@ -225,5 +227,5 @@ def promote(
         storage_options=store,
         take_over=take_over,
     )
-    with options.stopping() as stop:
+    with stop_on_signals() as stop:
         return promote_report(job.promote(config, progress=console.progress, stop=stop))

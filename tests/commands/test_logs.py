@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from jobs.commands.console import Console
 from jobs.commands.logs import LOGGERS, JsonHandler, attached
-from jobs.commands.options import console_of
 from storage.errors import BadDataError, StoppedError
 from storage.events import event
 
@@ -16,7 +16,7 @@ logger = logging.getLogger("jobs.scoring.test")
 
 def test_console(capsys: pytest.CaptureFixture[str]) -> None:
     """Events are lines on stdout, warnings on stderr; what has no text is not for people."""
-    with console_of(quiet=False, as_json=False):
+    with attached(Console()):
         event(logger, "left", "a\nb: left", file="a\nb")
         event(logger, "found", "", rows=1)
         event(logger, "started", "run runs/a", configuration={"epochs": 2, "optimizer": "adam"})
@@ -31,7 +31,7 @@ def test_console(capsys: pytest.CaptureFixture[str]) -> None:
 def test_quiet(options: tuple[bool, bool], capsys: pytest.CaptureFixture[str]) -> None:
     """Quiet, or where the result is a document, only warnings are shown."""
     quiet, as_json = options
-    with console_of(quiet, as_json):
+    with attached(Console(quiet=quiet, as_json=as_json)):
         logger.info("reading")
         logger.warning("damaged")
     assert ("", "Warning: damaged\n") == capsys.readouterr()
@@ -39,7 +39,7 @@ def test_quiet(options: tuple[bool, bool], capsys: pytest.CaptureFixture[str]) -
 
 def test_memory_is_told_where_it_grows(capsys: pytest.CaptureFixture[str]) -> None:
     """An inbox has many files: only what needs more than those before is worth a line."""
-    with console_of(quiet=False, as_json=False):
+    with attached(Console()):
         for megabytes in (100, 50, 100, 101, 3):
             event(logger, "memory", f"{megabytes} MB", bytes=megabytes * 10**6)
     assert capsys.readouterr().out == "100 MB\n101 MB\n"
