@@ -69,12 +69,3 @@ def missed(verdicts: Sequence[Verdict]) -> str | None:
     """Return what to say of the gates that were missed; None where there are none."""
     texts = [verdict.text for verdict in verdicts if not verdict.passed]
     return " ".join(texts) or None
-
-
-def check_labels(split: str, *, labelled: bool) -> None:
-    """Raise `UsageError` where a gate has no labels to judge by."""
-    if not labelled:
-        raise UsageError(
-            f"Split {split} has no labels, so no gate can be judged on it. Leave out "
-            "--min-accuracy and --max-drop, or give a split with labels."
-        )

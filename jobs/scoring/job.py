@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.choices import DEFAULT_CHECKPOINT, DEFAULT_RUN
 from jobs.scoring.config import ScoreConfig
 from jobs.scoring.discover import Item, Selection, shown_name
-from jobs.scoring.gates import Verdict, check_labels
+from jobs.scoring.gates import Verdict
 from jobs.scoring.metrics import open_scored
 from jobs.scoring.outputs import check_output, output_exists, output_memory, write_output
 from jobs.scoring.records import Records
@@ -217,8 +217,12 @@ class ScoringJob:
     def _score_split(self, split: str) -> None:
         config = self._config
         dataset = open_chosen_dataset(self._run, config.dataset, config.storage_options)
-        if config.gates.any and split in dataset.splits:
-            check_labels(split, labelled=bool(dataset.splits[split].schema.classes))
+        unlabelled = [name for name, one in dataset.splits.items() if not one.schema.classes]
+        if config.gates.any and split in unlabelled:
+            raise UsageError(
+                f"Split {split} has no labels, so no gate can be judged on it. Leave out "
+                "--min-accuracy and --max-drop, or give a split with labels."
+            )
         self._finish(*self._scored(dataset, split))
 
     def _fail_split(self, split: str, error: Exception) -> None:

@@ -14,9 +14,9 @@ from tests.jobs.trainings import small
 
 @pytest.fixture(scope="session")
 def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of one epoch."""
+    """A run whose three epochs have three models, each better than the one before."""
     place = tmp_path_factory.mktemp("trained") / "run"
-    train(small(epochs=1, learning_rate=0.03), dataset=digits, run=place)
+    train(small(epochs=3, learning_rate=0.003), dataset=digits, run=place)
     return place
 
 

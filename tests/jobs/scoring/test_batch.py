@@ -12,7 +12,6 @@ from jobs.scoring.job import run_batch, score
 from jobs.scoring.result import ScoringResult
 from jobs.scoring.retry import Attempts
 from jobs.signals import StopSignal
-from jobs.training.job import train
 from jobs.training.select_checkpoint import choose_checkpoint
 from storage.errors import (
     BadDataError,
@@ -27,21 +26,6 @@ from storage.places import open_location
 from storage.scores_writer import scores_lock
 from tests.jobs.inboxes import Events, ledger
 from tests.jobs.scoring.test_job import unlabelled_test
-from tests.jobs.trainings import small
-
-
-@pytest.fixture(scope="module")
-def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of three epochs."""
-    place = tmp_path_factory.mktemp("trained") / "run"
-    train(small(epochs=3, learning_rate=0.003), dataset=digits, run=place)
-    return place
-
-
-@pytest.fixture
-def run(trained: Path, tmp_path: Path) -> Path:
-    """A copy of it without scores."""
-    return shutil.copytree(trained, tmp_path / "run")
 
 
 def batch(run: Path, digits: Path, **options: Any) -> ScoringResult:

@@ -144,11 +144,11 @@ def test_a_damaged_dataset(run: Path, inbox: Path, digits: Path) -> None:
 
 
 def test_a_model_that_cannot_be_read_is_no_fault_of_the_files(run: Path, inbox: Path) -> None:
-    """Where the only checkpoint is damaged nothing is called bad but that."""
+    """Where all checkpoints are damaged nothing is called bad but that."""
     put_images(inbox / "a", 1)
-    (state,) = run.glob("checkpoints/*/state.safetensors")
-    state.write_bytes(state.read_bytes()[:-1])
-    with pytest.raises(BadDataError, match="None of the 1 checkpoints"):
+    for state in run.glob("checkpoints/*/state.safetensors"):
+        state.write_bytes(state.read_bytes()[:-1])
+    with pytest.raises(BadDataError, match="None of the 3 checkpoints"):
         score_inbox(run, inbox)
     assert [] == Ledger(open_location(run)).failures()
 

@@ -24,20 +24,6 @@ from tests.jobs.trainings import small
 Promote = Callable[..., PromoteResult]
 
 
-@pytest.fixture(scope="module")
-def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose three epochs have three models, each better than the one before."""
-    place = tmp_path_factory.mktemp("trained") / "run"
-    train(small(epochs=3, learning_rate=0.003), dataset=digits, run=place)
-    return place
-
-
-@pytest.fixture
-def run(trained: Path, tmp_path: Path) -> Path:
-    """A copy of it without scores."""
-    return shutil.copytree(trained, tmp_path / "runs" / "run")
-
-
 @pytest.fixture
 def models(tmp_path: Path) -> Path:
     """Where the names go."""
