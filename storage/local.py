@@ -29,10 +29,8 @@ from storage.location import (
     Write,
 )
 
-STAGED = re.compile(r"\.(.+)\.ingest-[0-9a-f]{12}")
-"""The hidden name of a tree that is being made or removed; group 1 is its own name."""
-REMOVED = re.compile(r"\..+\.(old|tmp)")
-"""The same of a checkpoint, by former releases."""
+FORMER = ("old", "tmp")
+"""How the hidden names of checkpoints ended that former releases made or removed."""
 PARTIAL = re.compile(r"[0-9a-f]{32}\.tmp")
 """How the name of a partial file ends, after that of the file."""
 YOUNG_SECONDS = 10.0
@@ -266,15 +264,15 @@ class LocalLocation(Location):
             else:
                 self._throw_away(old)
         for path in map(old.path.with_name, LocalLocation(old.path.parent).names()):
-            match = STAGED.fullmatch(path.name)
-            if match and match[1] == self.name:
+            match = LEFTOVER.fullmatch(path.name)
+            if match and match[1] == self.name and match[2] not in FORMER:
                 LocalLocation(path).discard()  # an orphan may still write there
 
     def sweep_trees(self, key: str, root: str) -> None:
-        for name in self.names(key):
-            if match := REMOVED.fullmatch(name):
+        for match in filter(None, map(LEFTOVER.fullmatch, self.names(key))):
+            if match[2] in FORMER:
                 self.child(f"{key}/{match[0]}").delete_tree()
-            elif match := LEFTOVER.fullmatch(name):
+            else:
                 self.child(f"{key}/{match[1]}").recover(root)
 
 

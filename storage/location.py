@@ -50,7 +50,7 @@ FOREIGN = re.compile(
 )
 """Names such as .DS_Store, ._x, .nfs0001, Thumbs.db, desktop.ini, x~ and #x#."""
 LEFTOVER = re.compile(r"\.(.+)\.(ingest-[0-9a-f]{12}|replaced|old|tmp)")
-"""The hidden name of what is being made, replaced or removed; group 1 is the name it is for."""
+"""The hidden name of what is being made, replaced or removed; its own name, and the suffix."""
 VERSION = re.compile(r"version-[0-9a-f]{32}")
 """The name, inside a tree's place in a store, of one version of the tree."""
 VERSIONED = "mnist-stream versions"

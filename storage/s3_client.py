@@ -2,9 +2,9 @@
 
 obstore sends them. Retried is what may pass: 5xx, 408 and 429 answers, those with a code that the
 AWS SDKs retry (`storage/s3_answers.py`), refused and dropped connections, answers that are cut off
-or too slow. A conditional write whose answer was
-lost finds, when it is tried again, its own object in the way: so what is there is compared with
-what was to be written, and the same bytes count as written.
+or too slow. A conditional write whose answer was lost finds, when it is tried again, its own object
+in the way: so what is there is compared with what was to be written, and the same bytes count as
+written. obstore's own retries know neither those codes nor conditional writes, so they are off.
 """
 
 import random
