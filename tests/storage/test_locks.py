@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.errors import ConflictError, PipelineError, UnreachableError, UsageError
+from storage.errors import ConflictError, UnreachableError, UsageError
 from storage.kernel_lock import kernel_lock
 from storage.local import LocalLocation
 from storage.location import Location
@@ -123,13 +123,6 @@ def test_a_killed_holder_frees_the_lock(lock_file: Location) -> None:
             pass
 
 
-def test_a_second_process_exits_with_a_conflict(lock_file: Location) -> None:
-    """While this process holds the lock, another one ends with exit 4 and names this one."""
-    with lock_file.writer_lock("The run"), process(lock_file) as other:
-        assert f"process {os.getpid()} on {socket.gethostname()}" in said(other)
-        assert 4 == other.wait()
-
-
 def test_a_retired_lock_leaves_nothing(lock_file: Location) -> None:
     """Its file is gone when it is free; any other lock's stays, and tells no holder any more."""
     with lock_file.writer_lock("The run"):
@@ -165,14 +158,6 @@ def test_retired_locks_exclude_each_other(lock_file: Location) -> None:
     started = [subprocess.Popen(command, cwd=REPOSITORY) for _ in range(4)]
     assert [0] * 4 == [process.wait() for process in started]
     assert [] == list(lock_file.path.parent.iterdir())
-
-
-def test_a_lock_below_a_file_is_out_of_reach(tmp_path: Path) -> None:
-    """Where the directory cannot be made, the error is a documented one that names the place."""
-    (tmp_path / "file").write_text("")
-    lock_file = open_location(tmp_path / "file" / ".lock")
-    with pytest.raises(PipelineError, match="file"), lock_file.writer_lock("The run"):
-        pytest.fail("a lock below a file")
 
 
 def test_a_place_where_no_file_can_be_made() -> None:

@@ -6,30 +6,20 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
-import numpy as np
 import pytest
 
 from storage.checkpoints import list_checkpoints, prune_checkpoints
-from storage.dataset import open_dataset
-from storage.dataset_writer import dataset_lock, stage_dataset
 from storage.errors import ConflictError, UsageError
 from storage.location import Location
 from storage.runs import open_run, run_lock
-from storage.scores import is_complete
-from storage.scores_writer import score_into
 from tests.object_store.proxy import LOST, Proxy
 from tests.object_store.server import Store
 from tests.storage.artefacts import (
     begin_run,
     contents,
-    dataset_schema,
-    make_dataset,
     make_run,
     metrics_line,
     save_epoch,
-    scores_schema,
-    write_parts,
-    write_scores,
 )
 
 HERE = f"process {os.getpid()} on {socket.gethostname()} since "
@@ -148,43 +138,6 @@ def test_a_trainer_that_lost_its_run_publishes_nothing(place: Location) -> None:
                     act()
             assert before == contents(place)
             save_epoch(former, 5)
-
-
-def test_an_ingest_that_lost_its_place_publishes_nothing(place: Location) -> None:
-    """What the other published stays; that the former's rows are gone is told as the conflict."""
-    target, schema = place.child("set"), dataset_schema(rows=7)
-    with (
-        pytest.raises(ConflictError, match="was taken over by"),
-        dataset_lock(target) as locked,
-        stage_dataset(locked, schema) as former,
-    ):
-        records = write_parts(former)
-        with dataset_lock(target, ignored):
-            with pytest.raises(ConflictError, match="was taken over by"):
-                former.publish(records, [], {})
-            assert not target.exists()
-        made = make_dataset(target)
-        former.publish(records, [], {})  # what it staged is gone
-    assert made.digest == open_dataset(target).digest
-
-
-def test_a_scoring_that_lost_its_place_does_not_complete(place: Location) -> None:
-    """Its chunks may be used by the other, for they are whole; it publishes nothing."""
-    schema = scores_schema(rows=9)
-    home = place.child(f"scores/{schema.home}")
-    with (
-        pytest.raises(ConflictError, match="was taken over by"),
-        score_into(home, schema) as former,
-    ):
-        write_scores(former, [0, 1])
-        with score_into(home, schema, ignored) as writer:
-            assert [2, 3, 4] == writer.missing
-            write_scores(writer, [2])
-            with pytest.raises(ConflictError, match="was taken over by"):
-                former.publish({})
-            assert not is_complete(home)
-        assert np.array_equal(writer.read_chunk(0)[0], former.read_chunk(0)[0])
-        former.publish({})
 
 
 def test_two_runs_cannot_begin_at_one_prefix(place: Location) -> None:
