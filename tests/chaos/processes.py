@@ -1,5 +1,6 @@
 """Real processes of the commands, watched for the moment from which they may write, and ended."""
 
+import fcntl
 import json
 import os
 import signal
@@ -90,6 +91,18 @@ def holder(lock: Path) -> int | None:
         return int(json.loads(lock.read_bytes())["process"])
     except (OSError, ValueError):
         return None
+
+
+def is_held(lock: Path) -> bool:
+    """Whether any process holds a lock, whatever its file says."""
+    try:
+        with open(lock) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def measure(command: Command) -> Work:

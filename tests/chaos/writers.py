@@ -15,12 +15,13 @@ from tests.chaos.processes import (
     ended,
     has_ended,
     held_still,
+    is_held,
     run,
     started,
     wait_at_work,
 )
 from tests.chaos.scene import JOBS, Scene, scene
-from tests.chaos.tally import Experiment
+from tests.chaos.tally import Experiment, TooLateError
 from tests.commands.process import Ended
 
 RACERS = 3
@@ -33,6 +34,8 @@ def second_writer(name: str, scene: Scene, case: int, chance: random.Random) -> 
         with started(job.command) as process:
             wait_at_work(process, job.command, chance.uniform(0, job.work.writing / 2))
             with held_still(process):
+                if not is_held(job.command.lock):
+                    raise TooLateError
                 check_refused(run(job.command), process.pid)
                 job.look()
                 if killed:

@@ -17,7 +17,6 @@ from storage.runs import run_lock
 from tests.commands.conftest import SMALL, Call
 from tests.commands.process import assert_refused, limited_to, run_pipeline
 from tests.commands.sets import (
-    IMAGE_HEADER_BYTES,
     PACK,
     TEST_IMAGES,
     TEST_LABELS,
@@ -34,13 +33,11 @@ USAGE, BAD_DATA, CONFLICT, UNREACHABLE = 2, 3, 4, 6
 AGAIN = "Copy or download the file again."
 MEMORY = 2 * 2**30
 """Address space for a process that must not believe a size: a command needs half of it."""
+IMAGES, LABELS = TRAIN_IMAGES, TRAIN_LABELS
+FEWER = bytes((0, 0, 8, 1, 0, 0, 1, 43))
+"""The header of 299 labels."""
 Break = Callable[[Path], object]
-"""Does something to a directory of files, a dataset or a run."""
-
-
-def name_of(value: object) -> str:
-    """The part of a test's name for what breaks something."""
-    return value.__name__.strip("_") if callable(value) else ""
+"""Does something to a dataset."""
 
 
 def assert_nothing_made(here: Path) -> None:
@@ -52,70 +49,42 @@ def assert_nothing_made(here: Path) -> None:
 # ------------------------------------------------------------------ IDX files
 
 
-def _not_idx(files: Path) -> None:
-    replace_file(files, TRAIN_IMAGES, b"hello, this is a letter\n", ".xz")
+@pytest.mark.parametrize(
+    ("name", "form", "change", "words"),
+    [
+        (IMAGES, ".xz", lambda _: b"hello", ("a text that starts with 'hello", "Give the IDX")),
+        (IMAGES, ".gz", lambda whole: whole[:7], ("header is cut off", "found 7 ", AGAIN)),
+        (IMAGES, "", lambda whole: whole[:-1], ("cut off", "the 300 rows", AGAIN)),
+        (IMAGES, "", lambda whole: PACK[".gz"](whole)[:-9], (AGAIN,)),
+        (IMAGES, ".gz", lambda whole: whole + b"\0", ("1 bytes follow", AGAIN)),
+        (IMAGES, "", lambda _: images_header(0, 28, 28), ("empty", "Use a file that holds")),
+        (LABELS, "", lambda whole: FEWER + whole[8:-1], ("299 labels", "300 images", "Take both")),
+    ],
+)
+def test_broken_files(
+    name: str,
+    form: str,
+    change: Callable[[bytes], bytes],
+    words: tuple[str, ...],
+    files: Path,
+    call: Call,
+) -> None:
+    """What is wrong is told with the file and what to do; nothing is made of the sound rows."""
+    bad = replace_file(files, name, change((files / name).read_bytes()), form)
+    assert_refused(call("ingest", "files"), BAD_DATA, bad.name, *words)
+    assert_nothing_made(files.parent)
 
 
-def _cut_in_header(files: Path) -> None:
-    replace_file(files, TRAIN_IMAGES, (files / TRAIN_IMAGES).read_bytes()[:7], ".gz")
-
-
-def _cut_in_data(files: Path) -> None:
-    replace_file(files, TRAIN_IMAGES, (files / TRAIN_IMAGES).read_bytes()[:-1])
-
-
-def _cut_when_packed(files: Path) -> None:
-    packed = PACK[".gz"]((files / TRAIN_IMAGES).read_bytes())
-    replace_file(files, TRAIN_IMAGES, b"").with_name(f"{TRAIN_IMAGES}.gz").write_bytes(packed[:-9])
-    (files / TRAIN_IMAGES).unlink()
-
-
-def _with_a_byte_more(files: Path) -> None:
-    replace_file(files, TRAIN_IMAGES, (files / TRAIN_IMAGES).read_bytes() + b"\0", ".gz")
-
-
-def _without_rows(files: Path) -> None:
-    replace_file(files, TRAIN_IMAGES, images_header(0, 28, 28))
-
-
-def _other_labels(files: Path) -> None:
-    replace_file(files, TRAIN_LABELS, (files / TEST_LABELS).read_bytes())
-
-
-def _labels_alone(files: Path) -> None:
-    (files / TRAIN_IMAGES).unlink()
-
-
-def _no_files(files: Path) -> None:
+def test_files_that_make_no_set(files: Path, call: Call) -> None:
+    """Splits of other sizes, labels without images and no files at all: what to do is told."""
+    replace_file(files, IMAGES, images_header(300, 14, 56) + bytes(235_200))
+    refused = call("ingest", "files")
+    assert_refused(refused, BAD_DATA, "(28, 28)", "(14, 56)", "Take the files")
+    (files / IMAGES).unlink()
+    assert_refused(call("ingest", "files"), BAD_DATA, LABELS, IMAGES, "Add it")
     for path in files.iterdir():
         path.unlink()
-
-
-def _other_sizes(files: Path) -> None:
-    rows = (files / TEST_IMAGES).read_bytes()[IMAGE_HEADER_BYTES:]
-    replace_file(files, TEST_IMAGES, images_header(60, 14, 56) + rows)
-
-
-@pytest.mark.parametrize(
-    ("break_it", "words"),
-    [
-        (_not_idx, (f"{TRAIN_IMAGES}.xz", "a text that starts with 'hello", "Give the IDX file")),
-        (_cut_in_header, (f"{TRAIN_IMAGES}.gz", "header is cut off", "found 7 ", AGAIN)),
-        (_cut_in_data, (TRAIN_IMAGES, "cut off", "the 300 rows", AGAIN)),
-        (_cut_when_packed, (f"{TRAIN_IMAGES}.gz", AGAIN)),
-        (_with_a_byte_more, (f"{TRAIN_IMAGES}.gz", "1 bytes follow", AGAIN)),
-        (_without_rows, (TRAIN_IMAGES, "empty", "Use a file that holds")),
-        (_other_labels, (TRAIN_LABELS, TRAIN_IMAGES, "60 labels", "300 images", "Take both")),
-        (_labels_alone, (TRAIN_LABELS, "Add it, or move the labels")),
-        (_no_files, ("files", "train-images-idx3-ubyte", "rename the files")),
-        (_other_sizes, ("(28, 28)", "(14, 56)", "Take the files")),
-    ],
-    ids=name_of,
-)
-def test_broken_files(break_it: Break, words: tuple[str, ...], files: Path, call: Call) -> None:
-    """What is wrong is told with the file and what to do; nothing is made of the sound rows."""
-    break_it(files)
-    assert_refused(call("ingest", "files"), BAD_DATA, *words)
+    assert_refused(call("ingest", "files"), BAD_DATA, "files", IMAGES, "rename the files")
     assert_nothing_made(files.parent)
 
 
@@ -176,34 +145,14 @@ def test_no_permission(files: Path, call: Call) -> None:
 # ------------------------------------------------------------------ datasets
 
 
-def _incomplete(dataset: Path) -> None:
-    edit_json(dataset / "zarr.json", lambda document: document["attributes"].pop("complete"))
-
-
-def _of_the_future(dataset: Path) -> None:
-    edit_json(
-        dataset / "zarr.json", lambda document: document["attributes"].update(format_version=99)
+def _in_attributes(**changes: object) -> Break:
+    return lambda dataset: edit_json(
+        dataset / "zarr.json", lambda document: document["attributes"].update(changes)
     )
 
 
-def _foreign(dataset: Path) -> None:
-    edit_json(dataset / "zarr.json", lambda document: document.update(attributes={}))
-
-
-def _no_metadata(dataset: Path) -> None:
-    (dataset / "zarr.json").unlink()
-
-
-def _array_gone(dataset: Path) -> None:
-    (dataset / "test" / "targets" / "zarr.json").unlink()
-
-
-def _gone(dataset: Path) -> None:
-    dataset.rename(dataset.with_name("elsewhere"))
-
-
-def _chunk_gone(dataset: Path) -> None:
-    (dataset / "test" / "inputs" / "c.0.0").unlink()
+def _gone(key: str) -> Break:
+    return lambda dataset: (dataset / key).rename(dataset.parent / "elsewhere")
 
 
 def _chunk_damaged(dataset: Path) -> None:
@@ -221,17 +170,28 @@ INSPECT = ("inspect", "data/mnist")
 @pytest.mark.parametrize(
     ("break_it", "commands", "words"),
     [
-        (_incomplete, (TRAIN, SCORE, INSPECT), ("incomplete", "Run `pipeline ingest` again")),
-        (_of_the_future, (TRAIN,), ("format version 99", "Install a newer")),
-        (_foreign, (SCORE, INSPECT), ("not a dataset", "Give another place")),
-        (_no_metadata, (INSPECT, TRAIN), ("holds no zarr.json", "Give")),
-        (_array_gone, (INSPECT,), ("test/targets/zarr.json is missing", "ingest --overwrite")),
-        (_gone, (TRAIN, SCORE), ("no dataset at data/mnist", "pipeline ingest --out data/mnist")),
-        (_gone, (INSPECT, ("verify", "data/mnist")), ("nothing at",)),
-        (_chunk_gone, (SCORE,), ("data/mnist/test/inputs/c.0.0", "Restore it")),
+        (
+            _in_attributes(complete=None),
+            (TRAIN, SCORE, INSPECT),
+            ("incomplete", "Run `pipeline ingest` again"),
+        ),
+        (_in_attributes(format_version=99), (TRAIN,), ("format version 99", "Install a newer")),
+        (
+            _in_attributes(format="theirs"),
+            (SCORE, INSPECT),
+            ("not a dataset", "Give another place"),
+        ),
+        (_gone("zarr.json"), (INSPECT, TRAIN), ("holds no zarr.json", "Give")),
+        (
+            _gone("test/targets/zarr.json"),
+            (INSPECT,),
+            ("test/targets/zarr.json is missing", "ingest --overwrite"),
+        ),
+        (_gone(""), (TRAIN, SCORE), ("no dataset at data/mnist", "ingest --out data/mnist")),
+        (_gone(""), (INSPECT, ("verify", "data/mnist")), ("nothing at",)),
+        (_gone("test/inputs/c.0.0"), (SCORE,), ("data/mnist/test/inputs/c.0.0", "Restore it")),
         (_chunk_damaged, (TRAIN,), ("data/mnist/train/inputs/c.0.0", "Restore it")),
     ],
-    ids=name_of,
 )
 def test_broken_dataset(
     break_it: Break,
@@ -333,7 +293,7 @@ def test_checkpoints_that_are_gone_or_damaged(dataset: Path, run: Path, call: Ca
     """A damaged one is warned of and the one before is used; without any, nothing begins anew."""
     before, newest = sorted(run.glob("checkpoints/0*"))
     absent = call("score", "--checkpoint", "9")
-    assert_refused(absent, BAD_DATA, "epoch 9", "epochs 1, 2", "--keep")
+    assert_refused(absent, BAD_DATA, "000009", "000001-000000, 000002-000000", "--keep")
     resume = ("train", "--quiet", "--resume", *SMALL, "--epochs", 2)
     _damage(newest)
     done = call(*resume)
