@@ -11,15 +11,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import cycle
-from typing import Any
 
 import numpy as np
 
-from jobs.nn.architecture import Layer, parse_network
+from jobs.nn.architecture import parse_network
 from jobs.nn.network import LossSum, Network, Workspace
 from jobs.nn.optimizers import State, Stepped
 from jobs.nn.parameters import Floats
-from jobs.training.config import TrainConfig
 from jobs.training.local_steps import ordered_rows
 from jobs.training.step import (
     TreeSum,
@@ -43,7 +41,6 @@ from pipeline.cluster.tasks import (
 from pipeline.cluster.worker import hold
 from pipeline.rows import OrderedRows, RowReader
 from pipeline.stream import Batch
-from storage.dataset import Dataset
 from storage.location import Closing
 from storage.preparation import ValueRange
 
@@ -71,6 +68,13 @@ class GradientTask:
     scaling: ValueRange | None
 
 
+class ThreadScratch(threading.local):
+    """The scratch arrays of each thread of a worker."""
+
+    def __init__(self) -> None:
+        self.workspace = Workspace()
+
+
 class GradientWorkerState(Closing):
     """What a worker keeps between the steps of one training."""
 
@@ -78,16 +82,8 @@ class GradientWorkerState(Closing):
         """Open the dataset."""
         self.network = Network(parse_network(task.network), task.dtype)
         self.reader = RowReader(task.rows)
-        self.local = threading.local()
-        """Of each thread of the worker: its `workspace`."""
+        self.scratch = ThreadScratch()
         self.lent = LentVectors()
-
-    def workspace(self) -> Workspace:
-        """Return the scratch arrays of the calling thread."""
-        if not hasattr(self.local, "workspace"):
-            self.local.workspace = Workspace()
-        workspace: Workspace = self.local.workspace
-        return workspace
 
     def close(self) -> None:
         """Let go of the window and of all vectors."""
@@ -121,7 +117,7 @@ def gradient_sum(
                 micro_batches,
                 batch_rows,
                 out,
-                state.workspace(),
+                state.scratch.workspace,
             )
 
     return state.lent.answer(step, parameters, compute)
@@ -235,28 +231,10 @@ class ClusterTrainer(Trainer):
 
     reads_rows = False
 
-    def __init__(
-        self,
-        cluster: Cluster,
-        config: TrainConfig,
-        layers: tuple[Layer, ...],
-        dataset: Dataset,
-        state: Any = None,
-    ) -> None:
-        """Begin as `Trainer` does, on a cluster that stays open."""
-        self._cluster = cluster
-        super().__init__(config, layers, dataset, state)
-
-    def _make_stepper(
-        self,
-        rule: UpdateRule,
-        parameters: Floats,
-        memory: State,
-        dataset: Dataset,
-        batch_size: int,
-    ) -> TrainingState:
+    def _make_stepper(self, rule: UpdateRule, parameters: Floats, memory: State) -> TrainingState:
+        assert self._cluster is not None
         config = self.config
-        rows = ordered_rows(config, dataset)
+        rows = ordered_rows(config, self._dataset)
         self._step = ClusterDataParallelStep(
             self._cluster,
             GradientTask(rows, config.network, config.dtype, rule.scaling),

@@ -171,15 +171,16 @@ class _Training:
         return self._make_trainer(newest and (newest.tensors, newest.progress))
 
     def _make_trainer(self, state: Any) -> Trainer:
+        kind: type[Trainer] = Trainer
         if self.config.parallel == "rounds":
             from jobs.training.round_trainer import RoundTrainer
 
-            return RoundTrainer(self.cluster, self.config, self.layers, self.dataset, state)
-        if self.cluster is None:
-            return Trainer(self.config, self.layers, self.dataset, state)
-        from jobs.training.cluster_stepper import ClusterTrainer
+            kind = RoundTrainer
+        elif self.cluster is not None:
+            from jobs.training.cluster_stepper import ClusterTrainer
 
-        return ClusterTrainer(self.cluster, self.config, self.layers, self.dataset, state)
+            kind = ClusterTrainer
+        return kind(self.config, self.layers, self.dataset, state, self.cluster)
 
     def _train_epochs(self) -> None:
         with ExitStack() as stack:

@@ -53,7 +53,7 @@ class RoundTask:
     plan: RoundPlan
 
     def part(self, replica: int) -> tuple[int, int]:
-        """The places [start, stop) in an epoch of the rows that are a replica's own."""
+        """Return the places [start, stop) in an epoch of a replica's own rows."""
         numbers, rows = self.plan.part(replica), self.rows.order.rows
         return numbers.start * self.batch_size, min(numbers.stop * self.batch_size, rows)
 
@@ -115,7 +115,7 @@ class RoundWorkerState(Closing):
         )
 
     def take(self, turn: LocalSteps, parameters: Floats, state: State) -> ReplicaResult:
-        """The steps, each from where the one before ended; with one thread."""
+        """Take the steps, each from where the one before ended, with one thread."""
         work = self._work
         with (
             self._reading(turn) as reader,
@@ -146,7 +146,7 @@ class RoundWorkerState(Closing):
 
     @contextmanager
     def _reading(self, turn: LocalSteps) -> Iterator[RowReader]:
-        """The reader of the replica's part, which nobody else has meanwhile.
+        """Give the reader of the replica's part, which no other thread has at the same time.
 
         Where the reader of one holds all rows, all have that one, at the same time too.
         """

@@ -3,16 +3,13 @@
 from collections import deque
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any
 
 import numpy as np
 
-from jobs.nn.architecture import Layer
 from jobs.nn.lr_schedules import learning_rate
 from jobs.nn.network import LossSum
 from jobs.nn.optimizers import State
 from jobs.nn.parameters import Floats
-from jobs.training.config import TrainConfig
 from jobs.training.local_steps import (
     LocalStep,
     LocalSteps,
@@ -34,7 +31,6 @@ from pipeline.cluster.tasks import (
     VectorResult,
 )
 from pipeline.cluster.worker import hold
-from storage.dataset import Dataset
 from storage.location import Closing
 
 Steps = tuple[LocalStep, ...]
@@ -109,7 +105,7 @@ class ClusterRounds(Closing):
             worker = workers[turn.replica % len(workers)]
             tasks.append((Task("local-steps", turn.what, local_steps, arguments, worker), vector))
         return [
-            ReplicaResult(*unpack(vector, names), losses)
+            ReplicaResult(*unpack(vector.copy(), names), losses)
             for losses, vector in self._exchange.results(tasks)
         ]
 
@@ -175,31 +171,13 @@ class RoundTrainer(Trainer):
 
     reads_rows = False
 
-    def __init__(
-        self,
-        cluster: Cluster | None,
-        config: TrainConfig,
-        layers: tuple[Layer, ...],
-        dataset: Dataset,
-        state: Any = None,
-    ) -> None:
-        """As `Trainer`; replicas are computed on the `cluster`, or here where there is none."""
-        self._cluster = cluster
-        super().__init__(config, layers, dataset, state)
-
-    def _make_stepper(
-        self,
-        rule: UpdateRule,
-        parameters: Floats,
-        memory: State,
-        dataset: Dataset,
-        batch_size: int,
-    ) -> TrainingState:
-        config, rows = self.config, ordered_rows(self.config, dataset)
-        whole, rest = divmod(rows.order.rows, batch_size)
+    def _make_stepper(self, rule: UpdateRule, parameters: Floats, memory: State) -> TrainingState:
+        config, rows = self.config, ordered_rows(self.config, self._dataset)
+        size = self._batch_size
+        whole, rest = divmod(rows.order.rows, size)
         batches = whole if config.drop_last or not rest else whole + 1
         self._plan = RoundPlan(batches, config.replicas, config.sync_every)
-        work = RoundTask(rows, config, rule.scaling, batch_size, self._micro_batches, self._plan)
+        work = RoundTask(rows, config, rule.scaling, size, self._micro_batches, self._plan)
         self._rounds = RoundStepper(work, parameters, memory, self._cluster)
         return self._rounds
 

@@ -44,7 +44,7 @@ class RoundPlan:
         return self.replicas * self.sync_every
 
     def part(self, replica: int) -> range:
-        """A replica's own part of the order: contiguous, so that few windows hold its rows.
+        """Return a replica's own part of the order: contiguous, so that few windows hold its rows.
 
         The parts' sizes are those of `numpy.array_split`.
         """
@@ -64,7 +64,7 @@ class RoundPlan:
         ]
 
     def steps_before(self, replica: int, epoch: int, taken: int) -> int:
-        """Steps of a replica in the run before the round after an epoch's `taken` mini-batches."""
+        """Return a replica's steps in the run before the round after `taken` mini-batches."""
         return epoch * len(self.part(replica)) + self._steps_in_epoch(taken)
 
     def _steps_in_epoch(self, taken: int) -> int:
@@ -80,7 +80,7 @@ def replicas_memory(replicas: int, network: Network, schema: SplitSchema, window
 
 
 def replica_rate(learning_rate: float, replicas: int) -> float:
-    """The step size of each of so many replicas, for a run's `learning_rate`.
+    """Return the step size of each of so many replicas, for a run's `learning_rate`.
 
     The mean of R replicas has gone one step's way on R mini-batches, so steps are larger: by the
     square root of R, as Krizhevsky (arXiv 1404.5997) and, for Adam, Malladi et al. (arXiv
@@ -90,7 +90,7 @@ def replica_rate(learning_rate: float, replicas: int) -> float:
 
 
 def initial_memory(config: TrainConfig, parameters: Floats) -> State:
-    """What there is to remember between steps before the first one, besides the parameters."""
+    """Return what is remembered between steps, besides the parameters, before the first one."""
     optimizer = make_optimizer(config.optimizer, momentum=config.momentum)
     if config.parallel == "steps":
         return optimizer.initial_state(parameters)
@@ -105,7 +105,7 @@ def initial_memory(config: TrainConfig, parameters: Floats) -> State:
 
 
 def of_replica(memory: State, replica: int) -> State:
-    """The inner optimiser's state of one replica."""
+    """Return the inner optimiser's state of one replica."""
     prefix = f"replica-{replica}."
     return {
         name.removeprefix(prefix): vector
@@ -121,7 +121,7 @@ def outer_step(
     learning_rate: float,
     momentum: float,
 ) -> tuple[Floats, Floats | None]:
-    """The parameters `(parameters,)` after a round, and the new velocity where there is one.
+    """Return the parameters `(parameters,)` after a round, and the new velocity, if any.
 
     `replicas` are the parameters of those that took a step; they are added in the fixed tree.
     """

@@ -4,7 +4,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -27,6 +27,9 @@ from storage.documents import check_fields
 from storage.errors import BadDataError, PipelineError, QualityGateError
 from storage.location import Closing
 from storage.preparation import LARGEST
+
+if TYPE_CHECKING:
+    from pipeline.cluster.client import Cluster
 
 FAR_FROM_ONE = 10.0
 """Inputs larger than this, as the network takes them, are worth a warning, and a likelier cause of
@@ -64,11 +67,17 @@ class Trainer(Closing):
     """Whether this process reads rows; without, it follows the order alone."""
 
     def __init__(
-        self, config: TrainConfig, layers: tuple[Layer, ...], dataset: Dataset, state: Any = None
+        self,
+        config: TrainConfig,
+        layers: tuple[Layer, ...],
+        dataset: Dataset,
+        state: Any = None,
+        cluster: "Cluster | None" = None,
     ) -> None:
         """Begin at the beginning, or continue from a checkpoint's `(tensors, progress)`."""
         self.config = config
         self._dataset = dataset
+        self._cluster = cluster
         self.network = Network(layers, config.dtype)
         self.sums = NO_ROWS
         """Over the rows of the current epoch, each as it was when it was trained on."""
@@ -85,15 +94,13 @@ class Trainer(Closing):
             stream_state = StreamState.from_json(progress.get("stream"))
         optimizer = make_optimizer(config.optimizer, momentum=config.momentum)
         rows = dataset.split("train").schema.rows - config.holdout
-        batch_size = config.batch_size or rows
-        self._micro_batches = micro_batch_count(config.micro_batches, batch_size)
+        self._batch_size = config.batch_size or rows
+        self._micro_batches = micro_batch_count(config.micro_batches, self._batch_size)
         # The stepper forks, and does so before the stream starts its threads.
         self._stepper = self._make_stepper(
             UpdateRule(self.network, optimizer, config.l2, dataset.preparation.scaling),
             parameters,
             memory,
-            dataset,
-            batch_size,
         )
         try:
             self.stream = BatchStream(
@@ -114,21 +121,14 @@ class Trainer(Closing):
             self._stepper.close()
             raise
 
-    def _make_stepper(
-        self,
-        rule: UpdateRule,
-        parameters: Floats,
-        memory: State,
-        dataset: Dataset,
-        batch_size: int,
-    ) -> TrainingState:
+    def _make_stepper(self, rule: UpdateRule, parameters: Floats, memory: State) -> TrainingState:
         """Return what is moved on by the steps; here the cores of this machine take them."""
         self._step: TrainingStep = DataParallelStep(
             rule,
             parameters,
             memory,
-            dataset.split("train").schema,
-            batch_size=batch_size,
+            self._dataset.split("train").schema,
+            batch_size=self._batch_size,
             micro_batches=self._micro_batches,
             threads=thread_count(self.config.threads),
         )

@@ -294,7 +294,7 @@ async def _end_dead_jobs(client: Any) -> None:
 
 
 def _dead_jobs(dask_scheduler: Scheduler) -> list[str]:
-    """The jobs with a plugin on the workers, but no client any more."""
+    """Return the jobs with a plugin on the workers, but no client any more."""
     return [
         name
         for name in dask_scheduler.worker_plugins

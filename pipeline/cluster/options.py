@@ -64,7 +64,7 @@ class ClusterOptions:
 
 
 def configured_address() -> str | None:
-    """The scheduler's address by Dask's configuration, which raises `UsageError` if it is none.
+    """Return the scheduler's address by Dask's configuration; raise `UsageError` if that is bad.
 
     Dask is not imported where it has nothing to read: that takes a tenth of a second.
     """

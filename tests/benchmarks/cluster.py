@@ -60,7 +60,7 @@ def _steps(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
     with ExitStack() as stack:
         trainers = {
             str(workers): stack.enter_context(
-                ClusterTrainer(_cluster(workers, stack), config, layers, made.dataset)
+                ClusterTrainer(config, layers, made.dataset, cluster=_cluster(workers, stack))
             )
             for workers in (1, WORKERS)
         }
@@ -94,7 +94,9 @@ def _rounds(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
     with ExitStack() as stack:
         one = stack.enter_context(Trainer(alone, layers, workplace.dataset))
         cluster = _cluster(WORKERS, stack)
-        several = stack.enter_context(RoundTrainer(cluster, ROUNDS, layers, workplace.dataset))
+        several = stack.enter_context(
+            RoundTrainer(ROUNDS, layers, workplace.dataset, cluster=cluster)
+        )
         found = medians({"one": epoch_of(one), "several": epoch_of(several)}, rounds)
     note = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in found.items())
     yield Verdict(
@@ -119,7 +121,10 @@ def _rounds_from_store(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
         trainers = {
             name: stack.enter_context(
                 RoundTrainer(
-                    cluster, ROUNDS, layers, ingest(source, place, cluster=cluster).dataset
+                    ROUNDS,
+                    layers,
+                    ingest(source, place, cluster=cluster).dataset,
+                    cluster=cluster,
                 )
             )
             for name, place in places.items()

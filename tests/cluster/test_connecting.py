@@ -1,6 +1,5 @@
 """Until a job has its cluster: what cannot be is told at once, and every wait has its limit."""
 
-import fcntl
 import os
 import re
 import shutil
@@ -234,19 +233,6 @@ def test_a_worker_that_stands_still(tmp_path: Path) -> None:
         workers.signal_worker(1, signal.SIGCONT)
         with connected(workers) as opened:
             assert 2 == len(opened.workers())
-
-
-def test_another_cluster_of_the_machine_stands_still(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The tests' own clusters start while a process that is paused holds Dask's scratch space."""
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    scratch = tmp_path / "dask-scratch-space"
-    scratch.mkdir()
-    with (scratch / "global.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with Cluster(tmp_path / "cluster", workers=1) as workers:
-            workers.wait_for_workers(1)
 
 
 def test_a_worker_that_cannot_import_the_project(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
-"""Ingest, scoring and windows on a cluster: what one process makes, whatever happens to workers."""
+"""Ingest and scoring on a cluster: what one process makes, whatever happens to workers."""
 
 import shutil
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,117 +25,97 @@ from storage.local import LocalLocation
 from storage.places import open_location
 from storage.verify import verify_location
 from tests.cluster.processes import Cluster, assert_told, connected
-from tests.cluster.trainings import ROUNDS, SETTINGS, STEPS
+from tests.cluster.trainings import ROUNDS, SETTINGS, STEPS, Reference
 from tests.commands.process import run_pipeline
 from tests.storage.idx_files import write_idx
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> Path:
+def files(tmp_path: Path) -> str:
     """IDX files of 1,000 drawn digits, compressed."""
     source = tmp_path / "source"
     source.mkdir()
     images, labels = draw_digits(3, "train", 0, 1000)
     write_idx(source / "train-images-idx3-ubyte.gz", images)
     write_idx(source / "train-labels-idx1-ubyte.gz", labels)
-    return source
+    return str(source)
 
 
-def test_ingest(files: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def trained(reference: Reference, tmp_path: Path) -> Path:
+    """A run that can be scored."""
+    return Path(shutil.copytree(reference.home / "steps", tmp_path / "trained"))
+
+
+class At:
+    """A progress callback that acts at given reports of finished rows, counted from 1."""
+
+    def __init__(self, actions: dict[int, Callable[[], object]]) -> None:
+        self._actions = actions
+        self._reports = 0
+
+    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
+        self._reports += bool(done)
+        if done and self._reports in self._actions:
+            self._actions.pop(self._reports, lambda: None)()
+
+
+def test_ingest(files: str, tmp_path: Path) -> None:
     """From files and drawn digits, with workers killed meanwhile: the same digest, and sound."""
-    with Cluster(tmp_path / "cluster", workers=2) as workers:
-        client = connected(workers)
-        with client:
-            reports = 0
+    with Cluster(tmp_path / "cluster", workers=2) as workers, connected(workers) as client:
 
-            def report(stage: str, done: int, total: int) -> None:
-                nonlocal reports
-                reports += 1 if done else 0
-                if done and reports == 4:
-                    workers.kill_worker(0)
-                    workers.add_worker()
-                if done and reports == 9:
-                    workers.kill_worker(1)
+        def replace_worker() -> None:
+            workers.kill_worker(0)
+            workers.add_worker()
 
-            for number, source in enumerate((str(files), "synthetic:900,150")):
-                here = ingest(source, tmp_path / f"here-{number}", rows_per_chunk=70)
-                there = ingest(
-                    source,
-                    tmp_path / f"there-{number}",
-                    rows_per_chunk=70,
-                    progress=report,
-                    cluster=client,
-                )
-                assert here.dataset.digest == there.dataset.digest
-                checked = list(verify_location(open_location(tmp_path / f"there-{number}")))
-                assert [] == [error for _, error in checked if error is not None]
+        progress = At({4: replace_worker, 9: lambda: workers.kill_worker(1)})
+        for number, source in enumerate((files, "synthetic:900,150")):
+            make = partial(ingest, source, rows_per_chunk=70)
+            place = tmp_path / f"there-{number}"
+            there = make(place, progress=progress, cluster=client)
+            assert make(tmp_path / f"here-{number}").dataset.digest == there.dataset.digest
+            checked = list(verify_location(open_location(place)))
+            assert [] == [error for _, error in checked if error is not None]
 
 
 def test_ingest_beside_a_worker_that_stands_still(
-    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    files: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows that it does not take go to another one; nothing waits for it for ever."""
     monkeypatch.setenv("DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL", "6 s")
-    here = ingest(str(files), tmp_path / "here", rows_per_chunk=20)
-    with Cluster(tmp_path / "cluster", workers=2) as workers:
-        client = connected(workers)
+    make = partial(ingest, files, rows_per_chunk=20)
+    with Cluster(tmp_path / "cluster", workers=2) as workers, connected(workers) as client:
         client.timeout = 2.0
-        reports = 0
-
-        def report(stage: str, done: int, total: int) -> None:
-            nonlocal reports
-            reports += 1 if done else 0
-            if done and reports == 4:
-                workers.signal_worker(0, signal.SIGSTOP)
-
-        with client:
-            there = ingest(
-                str(files), tmp_path / "there", rows_per_chunk=20, progress=report, cluster=client
-            )
-    assert here.dataset.digest == there.dataset.digest
+        progress = At({4: lambda: workers.signal_worker(0, signal.SIGSTOP)})
+        there = make(tmp_path / "there", progress=progress, cluster=client)
+    assert make(tmp_path / "here").dataset.digest == there.dataset.digest
 
 
-def scored(result: Any) -> tuple[Any, ...]:
-    """What a scoring came to, besides how long it took."""
+def scored(run: Path, **options: Any) -> tuple[Any, ...]:
+    """What a scoring comes to, besides how long it takes; it leaves nothing."""
+    result = score(run=run, split="train", **options)
+    shutil.rmtree(run / "scores")
     return result.scores.chunk_digests, result.metrics["quality"], result.already_done
 
 
-def test_score(digits: Path, tmp_path: Path) -> None:
+def test_score(digits: Path, trained: Path, tmp_path: Path) -> None:
     """Chunk by chunk on workers that are killed meanwhile: the same predictions and figures."""
-    run = tmp_path / "run"
-    train(STEPS, dataset=digits, run=run)
-    here = scored(score(run=run, dataset=digits, split="train"))
-    shutil.rmtree(run / "scores")
-    with Cluster(tmp_path / "cluster", workers=2) as workers:
-        client = connected(workers)
-        reports = 0
-
-        def report(stage: str, done: int, total: int, note: str = "") -> None:
-            nonlocal reports
-            reports += 1
-            if reports == 3:
-                workers.kill_worker(0)
-
-        with client:
-            there = score(run=run, dataset=digits, split="train", progress=report, cluster=client)
-    assert here == scored(there)
+    with Cluster(tmp_path / "cluster", workers=2) as workers, connected(workers) as client:
+        progress = At({3: lambda: workers.kill_worker(0)})
+        there = scored(trained, dataset=digits, progress=progress, cluster=client)
+    assert scored(trained, dataset=digits) == there
 
 
-def test_a_scoring_is_gone_on_with(cluster: Client, digits: Path, tmp_path: Path) -> None:
+def test_a_scoring_is_gone_on_with(cluster: Client, digits: Path, trained: Path) -> None:
     """One that died here is ended by a cluster, which counts what was written before: the same."""
-    run = tmp_path / "run"
-    train(STEPS, dataset=digits, run=run)
-    here = scored(score(run=run, dataset=digits, split="train"))
-    shutil.rmtree(run / "scores")
+    here = scored(trained, dataset=digits)
 
-    def die(stage: str, done: int, total: int, note: str = "") -> None:
-        if done > total / 2:
-            raise KeyboardInterrupt
+    def die() -> None:
+        raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        score(run=run, dataset=digits, split="train", progress=die)
-    there = score(run=run, dataset=digits, split="train", cluster=cluster)
-    assert here == scored(there)
+        score(run=trained, dataset=digits, split="train", progress=At({6: die}))
+    assert here == scored(trained, dataset=digits, cluster=cluster)
 
 
 def test_from_other_directories(standing: Cluster, tmp_path: Path) -> None:
@@ -162,11 +143,13 @@ def test_rows_that_a_worker_does_not_see(standing: Cluster, digits: Path, tmp_pa
 
 
 def test_a_home_that_a_worker_does_not_see(
-    cluster: Client, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: Client,
+    digits: Path,
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Nothing is published that workers wrote to disks of their own."""
-    run = tmp_path / "run"
-    train(STEPS, dataset=digits, run=run)
 
     def reduce(place: LocalLocation) -> tuple[object, ...]:
         return LocalLocation, (place.path if place.path == digits else tmp_path / "there",)
@@ -175,10 +158,10 @@ def test_a_home_that_a_worker_does_not_see(
     with pytest.raises(UnreachableError, match="cannot be seen"):
         ingest("synthetic:300,50", tmp_path / "made", rows_per_chunk=40, cluster=cluster)
     with pytest.raises(UnreachableError, match="cannot be seen"):
-        score(run=run, dataset=digits, cluster=cluster)
+        score(run=trained, dataset=digits, cluster=cluster)
     assert not (tmp_path / "made").exists()
     assert not (tmp_path / "there").exists()
-    assert [] == list((run / "scores").glob("*/metrics.json"))
+    assert [] == list((trained / "scores").glob("*/metrics.json"))
 
 
 def settings() -> tuple[int, int]:
@@ -191,8 +174,7 @@ def test_workers_are_set(tmp_path: Path) -> None:
     """Whatever their environment says, workers compute with one thread and read by few."""
     with Cluster(tmp_path / "cluster", workers=0) as workers:
         workers.add_worker(env={"OMP_NUM_THREADS": "3", "OPENBLAS_NUM_THREADS": "3"})
-        client = connected(workers)
-        with client:
+        with connected(workers) as client:
             task = Task("look", "its settings", settings, ())
             assert [(1, ZARR_CONCURRENCY)] == list(results(client, [task], 1))
 
@@ -211,6 +193,5 @@ def test_values_of_another_range(cluster: Client, tmp_path: Path) -> None:
             short = replace(config, epochs=1, evaluate="none", checkpoint_every=0)
             where = run / config.parallel
             model = train(short, dataset=place, run=where, cluster=workers).parameters_digest
-            scored = score(dataset=place, run=where, split="train", cluster=workers)
-            digests.append((digest, model, scored.scores.digest))
+            digests.append((digest, model, scored(where, dataset=place, cluster=workers)))
     assert digests[:2] == digests[2:]
