@@ -352,17 +352,18 @@ class LentVectors(Closing):
             array = self._mapped.array(vector)
         except OSError:
             return VectorResult(worker)
-        shared = self._lend(turn, vector)
-        return VectorResult(worker, shared.handle, compute(array, shared.array))
+        shared = self._vector(turn, vector)
+        facts = compute(array, shared.array)
+        with self._lock:  # only now: nothing else may take it while a stalled task writes to it
+            self._lent.append((turn, shared))
+        return VectorResult(worker, shared.handle, facts)
 
-    def _lend(self, turn: int, like: Handle) -> SharedVector:
+    def _vector(self, turn: int, like: Handle) -> SharedVector:
         """Return a vector for a turn, which may be one that was lent for an earlier turn."""
         with self._lock:
             self._free += [vector for lent, vector in self._lent if lent < turn]
             self._lent = [(lent, vector) for lent, vector in self._lent if lent >= turn]
-            vector = self._free.pop() if self._free else SharedVector(like.size, like.dtype)
-            self._lent.append((turn, vector))
-        return vector
+            return self._free.pop() if self._free else SharedVector(like.size, like.dtype)
 
     def close(self) -> None:
         """Let go of all of them."""
