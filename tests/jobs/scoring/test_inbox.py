@@ -7,13 +7,16 @@ import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from jobs.scoring.config import ScoreConfig
+from jobs.scoring.inbox import Inbox
 from jobs.scoring.job import run_batch, score
 from jobs.signals import StopSignal
 from pipeline.ingest import ingest
+from storage.dataset import Dataset
 from storage.errors import ConflictError, StoppedError, UnreachableError
 from storage.events import Progress
 from tests.jobs.inboxes import Events, put_images, recorded, score_inbox, settle
@@ -297,3 +300,25 @@ def test_a_stop_while_a_file_is_hashed(run: Path, inbox: Path) -> None:
 
     with pytest.raises(StoppedError, match="Run the same command to continue"):
         run_batch(ScoreConfig(run=str(run), inbox=str(inbox), settle=0.0), stop=Late())
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+def test_a_file_out_of_reach(
+    retries: int, run: Path, inbox: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of it is tried again, or it is left for the next run; the others are scored."""
+    put_images(inbox / "a", 1)
+    put_images(inbox / "b", 2)
+    failures = [UnreachableError("The store is away.")]
+    read = Inbox.dataset
+
+    def unsteady(*arguments: Any) -> Dataset:
+        if failures:
+            raise failures.pop()
+        return read(*arguments)
+
+    monkeypatch.setattr(Inbox, "dataset", unsteady)
+    result = score_inbox(run, inbox, retries=retries, retry_wait=0.0)
+    assert ["a", "b"][1 - retries :] == [one.file for one in result.results]
+    left = [] if retries else [{"file": "a", "reason": "The store is away."}]
+    assert (left, not retries) == (result.left, isinstance(result.error, UnreachableError))
