@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 
+from jobs.output import one_line
 from pipeline.sources.idx_names import (
     UNFINISHED,
     IdxName,
@@ -34,7 +35,7 @@ class Item:
     """
 
     name: str
-    """As it is told and recorded: see `shown_name`."""
+    """As it is told and recorded: see `one_line`."""
     images: PurePosixPath
     """The file, or the dataset's directory."""
     labels: PurePosixPath | None = None
@@ -126,7 +127,7 @@ def find_items(inbox: Location, selection: Selection | None = None) -> Found:
             _add_dataset(inbox, place, found)
     for path in linked:
         if not datasets.intersection(path.parents):
-            found.left[shown_name(str(path))] = "it is a link to a directory; put that here"
+            found.left[one_line(str(path))] = "it is a link to a directory; put that here"
     return found
 
 
@@ -145,15 +146,6 @@ def is_text(name: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
-def shown_name(name: str) -> str:
-    """Return a name on one line; what is not text or cannot be printed is escaped."""
-    text = name.encode(errors="surrogateescape").decode(errors="backslashreplace")
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode()
-        for character in text
-    )
-
-
 def _add_dataset(inbox: Location, place: PurePosixPath, found: Found) -> None:
     try:
         tree = inbox.child(str(place)).current(METADATA_NAME)
@@ -164,9 +156,9 @@ def _add_dataset(inbox: Location, place: PurePosixPath, found: Found) -> None:
     except FileNotFoundError:
         splits = None
     if splits is None:
-        found.left[shown_name(str(place))] = "the dataset is not complete"
+        found.left[one_line(str(place))] = "the dataset is not complete"
         return
-    found.items += [Item(shown_name(str(place / split)), place, None, split) for split in splits]
+    found.items += [Item(one_line(str(place / split)), place, None, split) for split in splits]
 
 
 Groups = dict[str, dict[str, list[IdxName]]]
@@ -180,7 +172,7 @@ def _add_files(
     ready: dict[str, PurePosixPath] = {}
     missing: list[str] = []
     for path in paths:
-        shown = shown_name(str(path))
+        shown = one_line(str(path))
         if match := UNFINISHED.fullmatch(path.name):
             missing.append(path.name[: match.start(1)])
             found.left[shown] = "its name marks it as unfinished"
@@ -199,7 +191,7 @@ def _add_ready(
 ) -> None:
     groups = by_stem(ready)
     for name, path in ready.items():
-        idx_name, shown = read_name(name), shown_name(str(path))
+        idx_name, shown = read_name(name), one_line(str(path))
         labels, trouble = None, _near_miss(idx_name, groups)
         if idx_name.kind == "images" and trouble is None:
             labels, trouble = _labels_of(idx_name, groups[idx_name.stem])
@@ -240,9 +232,9 @@ def _labels_of(images: IdxName, group: dict[str, list[IdxName]]) -> tuple[str | 
     chosen = choose_one(labels)
     if chosen is not None and len({one.base for one in rivals}) == 1:
         return chosen.name, None
-    listed = ", ".join(shown_name(one.name) for one in [*rivals, *labels])
+    listed = ", ".join(one_line(one.name) for one in [*rivals, *labels])
     return None, (
-        f"{shown_name(images.name)}: it is not known which labels go with which images ({listed}). "
+        f"{one_line(images.name)}: it is not known which labels go with which images ({listed}). "
         "Give each pair a name of its own, such as a-images-idx3-ubyte and a-labels-idx1-ubyte."
     )
 
@@ -257,6 +249,6 @@ def _near_miss(name: IdxName, groups: Groups) -> str | None:
         return None  # a second copy of one that has its right name, or nothing to go with
     partner = groups[right.stem][other][0].name
     return (
-        f"{shown_name(name.name)}: it seems to belong to {shown_name(partner)}. "
-        f"Rename it to {shown_name(right.name)}, or move it away."
+        f"{one_line(name.name)}: it seems to belong to {one_line(partner)}. "
+        f"Rename it to {one_line(right.name)}, or move it away."
     )

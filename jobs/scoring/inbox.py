@@ -14,7 +14,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jobs.scoring.discover import Found, Item, Selection, find_items, is_text, shown_name
+from jobs.output import one_line
+from jobs.scoring.discover import Found, Item, Selection, find_items, is_text
 from jobs.scoring.retry import pause
 from jobs.signals import StopSignal
 from jobs.training.model import Model, check_images
@@ -96,7 +97,7 @@ class Inbox:
     @property
     def name(self) -> str:
         """The inbox as the ledger names it."""
-        return shown_name(real_place(self._location))
+        return one_line(real_place(self._location))
 
     def look(self, selection: Selection, settle: float, stop: StopSignal) -> Found:
         """Return what lies in the inbox.
@@ -175,7 +176,7 @@ class Inbox:
                 with open(start, "rb") as file:
                     head = hashlib.sha256(file.read(START_BYTES)).hexdigest()
                 arrival.content = digest_of([str(size), head])
-                raise BadDataError(str(error).replace(str(start), shown_name(key))) from error
+                raise BadDataError(str(error).replace(str(start), one_line(key))) from error
 
     def dataset(
         self, arrival: Arrival, model: Model, progress: Progress, take_over: TakeOver | None
@@ -211,8 +212,8 @@ class Inbox:
 
         So it reads the same in each pass, wherever the inbox was copied to or is reached from.
         """
-        images = shown_name(str(arrival.item.images))
-        keys = map(shown_name, arrival.item.keys)
+        images = one_line(str(arrival.item.images))
+        keys = map(one_line, arrival.item.keys)
         names = dict(zip(map(str, arrival.files), keys, strict=False))
         names[str(self._staged(arrival).child("dataset"))] = images
         names[f"{str(self._location).rstrip('/')}/{arrival.item.images}"] = images

@@ -10,8 +10,9 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from jobs.choices import DEFAULT_CHECKPOINT, DEFAULT_RUN
+from jobs.output import one_line
 from jobs.scoring.config import ScoreConfig
-from jobs.scoring.discover import Item, Selection, shown_name
+from jobs.scoring.discover import Item, Selection
 from jobs.scoring.gates import Verdict
 from jobs.scoring.metrics import open_scored
 from jobs.scoring.outputs import check_output, output_exists, output_memory, write_output
@@ -287,7 +288,7 @@ class ScoringJob:
             event(logger, "skipped", text, files=found.skipped)
         for name, error in found.unreachable.items():
             self.result.errors.append(error)
-            self._leave(shown_name(name), str(error))
+            self._leave(one_line(name), str(error))
         return found.items
 
     def _leave(self, name: str, reason: str) -> None:

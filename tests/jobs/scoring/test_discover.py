@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.scoring.discover import Found, Selection, find_items, shown_name
+from jobs.output import one_line
+from jobs.scoring.discover import Found, Selection, find_items
 from storage.places import open_location
 
 NO_TEXT = os.fsdecode(b"caf\xe9-images.idx")
@@ -169,7 +170,7 @@ def test_company(tmp_path: Path) -> None:
     """What is not data by its name is skipped, unless a glob names it."""
     found = found_in(tmp_path, *COMPANY, "night-1", "scan.bin", "part-00000.idx")
     assert ["night-1", "part-00000.idx", "scan.bin"] == [item.name for item in found.items]
-    assert sorted(map(shown_name, COMPANY)) == sorted(found.skipped)
+    assert sorted(map(one_line, COMPANY)) == sorted(found.skipped)
     assert {} == found.left
     (item,) = find_items(open_location(tmp_path), Selection(include=("photo.*",))).items
     assert "photo.JPG" == item.name
