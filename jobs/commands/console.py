@@ -123,13 +123,7 @@ def facts(pairs: Sequence[tuple[str, Any]]) -> str:
 
 def settings_text(settings: dict[str, Any]) -> str:
     """Return settings as TOML lines, which `--config` reads back."""
-    return "\n".join(f"  {name} = {_toml(value)}" for name, value in settings.items())
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return json.dumps(value) if isinstance(value, str) else repr(value)
+    return "\n".join(f"  {name} = {json.dumps(value)}" for name, value in settings.items())
 
 
 def size(count: int) -> str:
