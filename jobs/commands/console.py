@@ -72,11 +72,13 @@ class Console(EventHandler):
             return
         if stage != self._stage:
             self._begin_stage(stage, total)
+        moment = time.monotonic()
+        rate = done / max(moment - self._began, 1e-9)
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=done, note=note)
-        elif time.monotonic() - self._last_line > PLAIN_SECONDS:
-            self._last_line = time.monotonic()
-            rate = done / max(self._last_line - self._began, 1e-9)
+            shown = f"{rate:,.0f} rows/s  {note}"
+            self._bar.update(self._task, completed=done, note=shown.rstrip())
+        elif moment - self._last_line > PLAIN_SECONDS:
+            self._last_line = moment
             left = duration((total - done) / max(rate, 1e-9))
             parts = [f"{done:,} of {total:,} rows", f"{rate:,.0f} rows/s", f"{left} left", note]
             print_aside(f"{one_line(stage)}: {', '.join(filter(None, parts))}")
@@ -145,7 +147,7 @@ def duration(seconds: float) -> str:
 
 
 def _progress_bar() -> "Progress":
-    """Return a bar that fits into 80 columns: stage, bar, rows, time left, note."""
+    """Return a bar that fits into 80 columns: stage, bar, rows, time left, rate, note."""
     from rich.console import Console as RichConsole
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.table import Column
