@@ -68,9 +68,9 @@ class Status:
     size: int
     """Length in bytes."""
     version: str
-    """Changes whenever somebody writes to the object."""
+    """Changes whenever the object is written."""
     modified: float
-    """When somebody last wrote to it, in seconds since 1970 by the holder's clock."""
+    """When it was last written, in seconds since 1970 by the holder's clock."""
 
 
 class Lock(ABC):

@@ -1,4 +1,4 @@
-"""Requests to an S3 store, each tried again within a bound, its refusals told as ours.
+"""Requests to an S3 store: each is retried within a bound, and a refusal is explained.
 
 obstore sends them. Retried is what may pass: 5xx, 408 and 429 answers, those with a code that the
 AWS SDKs retry (`storage/s3_answers.py`), refused and dropped connections, answers that are cut off
@@ -213,10 +213,10 @@ class S3Client:
         for _ in range(CONDITIONAL_TRIES):
             if self._try("write", key, ask):
                 return True
-            found = self.get_tagged(key)
-            if found is not None and found[0] == data:
+            stored, current = self.get_tagged(key) or (None, None)
+            if stored == data:
                 return True  # the answer to an earlier try was lost
-            if (found and found[1]) != tag:
+            if current != tag:
                 return False
         raise UnreachableError(
             f"{self.url(key)} is being written by too many at once. Run the same command again."

@@ -33,6 +33,7 @@ from storage.location import Lock, TakeOver
 from storage.s3_client import S3Client
 
 FINISHED = "another process, which has finished"
+UNKNOWN = "another process"
 
 
 @dataclass(frozen=True)
@@ -48,25 +49,58 @@ class S3Lock(Lock):
 
     def check(self) -> None:
         """Raise `ConflictError` where the object no longer has our signature."""
-        found = self.client.get_tagged(self.key)
-        if found is None or found[0] != self.content:
-            holder = holder_named_by(found[0]) if found is not None and found[0] else FINISHED
+        content = self._read()[0]
+        if content != self.content:
+            holder = (holder_named_by(content) or UNKNOWN) if content else FINISHED
             raise ConflictError(
-                f"{self.what} was taken over by {holder or 'somebody'}; this process publishes "
-                "nothing more there."
+                f"{self.what} was taken over by {holder}; this process publishes nothing more "
+                "there."
             )
+
+    def acquire(self, take_over: TakeOver | None) -> None:
+        """Sign the object, or raise `LockedError` that names who has it."""
+        content, tag = self._read()
+        if content and take_over is None:
+            raise self._conflict(content)
+        if not self.client.put_if(self.key, self.content, tag):
+            raise self._conflict(self._read()[0])
+        if self.client.put_if(self.key, _signed(), None):
+            raise UsageError(
+                f"The object store at {self.client.url(self.key)} ignores conditional writes "
+                "(If-None-Match), so that nothing there can be locked. Use a store that has them."
+            )
+        if content and take_over is not None:
+            former = holder_named_by(content) or UNKNOWN
+            take_over(f"{self.what} was being written by {former}: taken over.")
 
     def release(self) -> None:
         """Give it back, unless it is another's by now."""
-        found = self.client.get_tagged(self.key)
-        if found is not None and found[0] == self.content:
-            self.client.put_if(self.key, b"", found[1])
+        content, tag = self._read()
+        if content == self.content:
+            self.client.put_if(self.key, b"", tag)
+
+    def _read(self) -> tuple[bytes, str | None]:
+        """Return the object with its tag; nothing where it is absent."""
+        return self.client.get_tagged(self.key) or (b"", None)
+
+    def _conflict(self, content: bytes) -> LockedError:
+        holder = holder_named_by(content) or UNKNOWN
+        return LockedError(
+            f"{self.what} is being written by {holder}. Wait for it, or stop it; if it is dead, "
+            "pass --take-over.",
+            holder,
+        )
+
+
+def _signed() -> bytes:
+    return json.dumps(signature() | {"token": uuid.uuid4().hex}).encode()
 
 
 @contextmanager
 def s3_lock(client: S3Client, key: str, what: str, take_over: TakeOver | None) -> Iterator[S3Lock]:
-    """Hold the only right to write `what` while the block runs; see `writer_lock`."""
-    lock = _acquired(client, key, what, take_over)
+    """Hold the only right to write `what` while the block runs; see `Location.writer_lock`."""
+    lock = S3Lock(client, key, what, _signed())
+    lock.acquire(take_over)
     try:
         yield lock
     except BaseException as error:
@@ -77,36 +111,3 @@ def s3_lock(client: S3Client, key: str, what: str, take_over: TakeOver | None) -
             lock.release()
         raise
     lock.release()
-
-
-def _acquired(client: S3Client, key: str, what: str, take_over: TakeOver | None) -> S3Lock:
-    lock = S3Lock(client, key, what, _signed())
-    found = client.get_tagged(key)
-    content, tag = found or (b"", None)
-    if content and take_over is None:
-        raise _conflict(what, content)
-    if not client.put_if(key, lock.content, tag):
-        raise _conflict(what, (client.get_tagged(key) or (b"", ""))[0])
-    if client.put_if(key, _signed(), None):
-        raise UsageError(
-            f"The store of {client.url(key)} takes no heed of conditional writes (If-None-Match), "
-            "so that nothing there can be locked. Use a store that does."
-        )
-    if content and take_over is not None:
-        take_over(
-            f"{what} was being written by {holder_named_by(content) or 'somebody'}: taken over."
-        )
-    return lock
-
-
-def _signed() -> bytes:
-    return json.dumps(signature() | {"token": uuid.uuid4().hex}).encode()
-
-
-def _conflict(what: str, content: bytes) -> LockedError:
-    holder = holder_named_by(content) or "somebody"
-    return LockedError(
-        f"{what} is being written by {holder}. Wait for it, or stop it; if it is dead, pass "
-        "--take-over.",
-        holder,
-    )
