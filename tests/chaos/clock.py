@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.chaos.processes import end_at, ended, started, wait_for_lock
-from tests.chaos.scene import JOBS, Scene, scene
-from tests.chaos.tally import Experiment
+from tests.chaos.scene import JOBS, Scene, experiment
 
 DAY = 86_400.0
 ZONES = ("UTC", "XXX+14", "XXX-14", "XXX-5:45", "CET-1CEST")
@@ -67,15 +66,7 @@ def jump(seed: int) -> None:
 
 
 EXPERIMENTS = tuple(
-    Experiment(
-        f"clock-{name}",
-        partial(under_jumping_clock, name),
-        10,
-        scene,
-        scaled_by="kills",
-        several="threads",
-    )
-    for name in JOBS
+    experiment(f"clock-{name}", partial(under_jumping_clock, name), 10) for name in JOBS
 )
 
 

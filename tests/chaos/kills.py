@@ -11,8 +11,8 @@ from contextlib import suppress
 from functools import partial
 
 from tests.chaos.processes import end_at, ended, forks, started, wait_at_work, wait_for_lock
-from tests.chaos.scene import Job, Scene, scene
-from tests.chaos.tally import Experiment, TooLateError
+from tests.chaos.scene import Job, Scene, experiment
+from tests.chaos.tally import TooLateError
 
 KILLS_IN_A_ROW = (1, 1, 2)
 IN_START_UP = 0.1
@@ -65,11 +65,6 @@ def kill_a_fork(scene: Scene, case: int, chance: random.Random) -> str:
 
 
 EXPERIMENTS = (
-    *(
-        Experiment(
-            f"kill-{name}", partial(kill, name), count, scene, scaled_by="kills", several="threads"
-        )
-        for name, count in COUNTS.items()
-    ),
-    Experiment("kill-fork", kill_a_fork, 100, scene, scaled_by="kills", several="threads"),
+    *(experiment(f"kill-{name}", partial(kill, name), count) for name, count in COUNTS.items()),
+    experiment("kill-fork", kill_a_fork, 100),
 )

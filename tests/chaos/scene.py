@@ -31,7 +31,7 @@ from tests.chaos.subject import (
     undisturbed,
     untimed,
 )
-from tests.chaos.tally import scratch
+from tests.chaos.tally import Experiment, scratch
 
 TIMES = 10
 """900 training rows in 45 chunks, 310 test rows in 16."""
@@ -186,3 +186,7 @@ def scene() -> Scene:
     }
     other_dataset = dataset_outcome(open_location(other.dataset))
     return Scene(directory, oracle, other, oracle.outcome(), other_dataset, work)
+
+
+experiment = partial(Experiment, prepare=scene, scaled_by="kills", several="threads")
+"""An experiment whose cases are jobs of the scene, in processes of their own."""

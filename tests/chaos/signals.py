@@ -26,8 +26,8 @@ from tests.chaos.processes import (
     wait_for,
     wait_for_lock,
 )
-from tests.chaos.scene import BATCHES, CONFIG, Job, Scene, scene
-from tests.chaos.tally import Experiment, TooLateError
+from tests.chaos.scene import BATCHES, CONFIG, Job, Scene, experiment
+from tests.chaos.tally import TooLateError
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 EVERY_STEP = ("--checkpoint-every", "1")
@@ -137,10 +137,7 @@ TRIES = {
     "stop-at-once": partial(stop_at_once, "train"),
     "stop-in-start-up": partial(stop_in_start_up, "train"),
 }
-EXPERIMENTS = tuple(
-    Experiment(name, try_case, 20, scene, scaled_by="kills", several="threads")
-    for name, try_case in TRIES.items()
-)
+EXPERIMENTS = tuple(experiment(name, try_case, 20) for name, try_case in TRIES.items())
 
 
 def main() -> None:

@@ -20,8 +20,8 @@ from tests.chaos.processes import (
     started,
     wait_at_work,
 )
-from tests.chaos.scene import JOBS, Scene, scene
-from tests.chaos.tally import Experiment, TooLateError
+from tests.chaos.scene import JOBS, Scene, experiment
+from tests.chaos.tally import TooLateError
 from tests.commands.process import Ended
 
 RACERS = 3
@@ -88,14 +88,7 @@ def read_on(name: str, scene: Scene, case: int, chance: random.Random) -> str:
 
 
 EXPERIMENTS = tuple(
-    Experiment(
-        f"{what}-{name}",
-        partial(attempt, name),
-        10,
-        scene,
-        scaled_by="kills",
-        several="threads",
-    )
+    experiment(f"{what}-{name}", partial(attempt, name), 10)
     for what, attempt in (("second", second_writer), ("race", race), ("read", read_on))
     for name in JOBS
 )
