@@ -16,7 +16,8 @@ MARKED = {"chaos", "cluster"}
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test by its directory, before `-m` selects."""
+    """Mark every test by its directory, before `-m` selects; the longest come first."""
+    items.sort(key=lambda item: item.path.name != "test_whole_way.py")
     for item in items:
         for name in MARKED & {item.path.relative_to(HERE).parts[0]}:
             item.add_marker(name)
