@@ -3,6 +3,7 @@
 Imports neither Zarr nor Dask: a job that finds its work done needs no more than this.
 """
 
+import logging
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -27,6 +28,8 @@ from storage.runs import Run
 if TYPE_CHECKING:
     from storage.dataset import Dataset
 
+logger = logging.getLogger(__name__)
+
 EPOCH = re.compile(r"[0-9]{1,7}", re.ASCII)
 DIGEST = re.compile(r"[0-9a-f]{8,64}", re.ASCII)
 """The first digits of a model's digest; a shorter number is an epoch's."""
@@ -50,14 +53,19 @@ def newest_checkpoint(
 ) -> tuple[Checkpoint | None, tuple[str, ...]]:
     """Return the newest sound checkpoint, if there is any, and a warning of each damaged one.
 
-    Raises `BadDataError` where there are checkpoints and none is sound.
+    Raises `BadDataError` where there are checkpoints and none is sound; each is logged before.
     """
     warnings: list[str] = []
-    for loaded in load_newest(run, template):
-        if isinstance(loaded, Checkpoint):
-            return loaded, tuple(warnings)
-        name, error = loaded
-        warnings.append(f"Checkpoint {name} is not used: {error}")
+    try:
+        for loaded in load_newest(run, template):
+            if isinstance(loaded, Checkpoint):
+                return loaded, tuple(warnings)
+            name, error = loaded
+            warnings.append(f"Checkpoint {name} is not used: {error}")
+    except BadDataError:
+        for warning in warnings:
+            logger.warning(warning)
+        raise
     return None, ()
 
 
