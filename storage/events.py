@@ -20,6 +20,8 @@ def event(
 ) -> None:
     """Log a sentence for people together with its name and facts for programs.
 
-    The record has the attributes `event` (the name) and `facts` (a dictionary for JSON).
+    The record has the attributes `event` (the name), `text` (the sentence, empty where the event is
+    for programs alone) and `facts` (a dictionary for JSON).
     """
-    logger.log(level, "%s", text, extra={"event": name, "facts": facts})
+    message = text or f"{name}: {facts}"
+    logger.log(level, "%s", message, extra={"event": name, "text": text, "facts": facts})

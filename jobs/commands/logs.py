@@ -59,7 +59,7 @@ class EventHandler(logging.Handler):
             if megabytes <= self._megabytes:
                 return
             self._megabytes = megabytes
-        self.show(name, record.getMessage(), facts, warns=warns)
+        self.show(name, getattr(record, "text", record.getMessage()), facts, warns=warns)
 
     def show(self, name: str, text: str, facts: dict[str, Any], *, warns: bool) -> None:
         """Print an event."""
