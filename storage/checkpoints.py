@@ -145,12 +145,17 @@ def _check_manifest(run: Run, name: CheckpointName, manifest: dict[str, Any], pl
 
 def _read_state(location: Location, manifest: dict[str, Any]) -> bytes:
     size = location.size(STATE)
-    state = location.get(STATE) if size == manifest["state_bytes"] else b""
-    digest = hashlib.sha256(state).hexdigest()
-    if (size, digest) != (manifest["state_bytes"], manifest["state_sha256"]):
+    if size != manifest["state_bytes"]:
         raise BadDataError(
-            f"{location}/{STATE} has {size:,} bytes and digest {digest}; its manifest says "
-            f"{manifest['state_bytes']:,} and {manifest['state_sha256']}: it is damaged."
+            f"{location}/{STATE} has {size:,} bytes; its manifest says "
+            f"{manifest['state_bytes']:,}: it is damaged."
+        )
+    state = location.get(STATE)
+    digest = hashlib.sha256(state).hexdigest()
+    if digest != manifest["state_sha256"]:
+        raise BadDataError(
+            f"{location}/{STATE} has digest {digest}; its manifest says "
+            f"{manifest['state_sha256']}: it is damaged."
         )
     return state
 

@@ -139,7 +139,7 @@ class IdxReader(Closing):
         if self._file.cut_off:
             raise BadDataError(
                 f"{self.path}: its {self._file.compression} data is cut off before the checksum "
-                f"that proves its {self.rows:,} rows. {_GET_IT_AGAIN}"
+                f"that proves its {self.rows:,} rows, or other bytes follow it. {_GET_IT_AGAIN}"
             )
         return self._file.digests()
 

@@ -200,26 +200,34 @@ def _check_group(location: Location, members: Iterable[str]) -> None:
     """
     place = f"{location}/{METADATA_NAME}"
     document = documents.read_document(location, METADATA_NAME)
-    consolidated = document.pop("consolidated_metadata", None)
-    unknown = document.keys() - documents.ZARR_FIELDS
-    if unknown:
-        raise BadDataError(
-            f"{place} has the field {min(unknown)!r}, which Zarr does not know. Remove the field."
-        )
-    if consolidated is None:
-        return
+    _check_fields(document, place)
+    consolidated = document.get("consolidated_metadata")
     for member in members:
         stored = documents.read_document(location, f"{member}/{METADATA_NAME}")
-        try:
-            known = consolidated["kind"] == "inline" and consolidated["metadata"][member]
-            same = documents.metadata_digest(known) == documents.metadata_digest(stored)
-        except (TypeError, KeyError, ValueError, AttributeError):
-            same = False
-        if not same:
+        _check_fields(stored, f"{location}/{member}/{METADATA_NAME}")
+        if consolidated is not None and not _agrees(consolidated, member, stored):
             raise BadDataError(
                 f"{place} describes {member} differently from {location}/{member}/{METADATA_NAME}. "
                 "Recreate it with zarr.consolidate_metadata, or restore it from a copy."
             )
+
+
+def _check_fields(document: dict[str, Any], place: str) -> None:
+    unknown = document.keys() - documents.ZARR_FIELDS - {"consolidated_metadata"}
+    if unknown:
+        raise BadDataError(
+            f"{place} has the field {min(unknown)!r}, which Zarr does not know. Remove the field."
+        )
+
+
+def _agrees(consolidated: Any, member: str, stored: dict[str, Any]) -> bool:
+    """Return whether a group's consolidated metadata describe a member as its own do."""
+    try:
+        known = consolidated["kind"] == "inline" and consolidated["metadata"][member]
+        _check_fields(known, member)
+        return documents.metadata_digest(known) == documents.metadata_digest(stored)
+    except (BadDataError, TypeError, KeyError, ValueError, AttributeError):
+        return False
 
 
 def _chunk_keys(prefix: str, readers: dict[str, ChunkedArray]) -> set[str]:

@@ -180,6 +180,15 @@ def test_a_damaged_newest_is_passed_over(
     assert before == run.location.objects()
 
 
+def test_a_state_that_is_cut_off_is_told_by_its_length(run: Run) -> None:
+    """It is not read for a digest, and none is made up."""
+    place, state = home(run, 3), home(run, 3).get(STATE)
+    place.put(STATE, state[:-1])
+    lengths = f"has {len(state) - 1:,} bytes; its manifest says {len(state):,}: it is damaged"
+    with pytest.raises(BadDataError, match=lengths):
+        load_checkpoint(run, CheckpointName(3, 0))
+
+
 def test_all_damaged_is_an_error(run: Run) -> None:
     """Never a silent fresh start: exit 3 after each has been told, and nothing is removed."""
     for epoch in (1, 2, 3):

@@ -184,6 +184,21 @@ def test_a_file_gone_or_swapped_is_told(artefact: str, request: pytest.FixtureRe
     assert [] == wrong(place)
 
 
+@pytest.mark.parametrize("artefact", ["dataset", "run"])
+def test_a_field_that_zarr_does_not_know_is_told(
+    artefact: str, request: pytest.FixtureRequest
+) -> None:
+    """Zarr opens nothing that has one: a group, an array, or what a group says of its members."""
+    place: Location = request.getfixturevalue(artefact)
+    for key in [key for key in place.objects() if Path(key).name == "zarr.json"]:
+        whole = place.get(key)
+        for parts in (whole.split(b'"attributes"', 1), whole.rsplit(b'"attributes"', 1)):
+            place.put(key, b'"attribwtes"'.join(parts))
+            assert any(str(place) in message for message in wrong(place)), key
+        place.put(key, whole)
+    assert [] == wrong(place)
+
+
 def test_files_of_another_run_are_told(run: Location, tmp_path: Path) -> None:
     """A run in whose place are the record, or the metrics, of another one."""
     other = make_run(open_location(tmp_path / "other"), epochs=4).location
