@@ -73,7 +73,7 @@ def _choose(directory: Path, expected: list[IdxName]) -> dict[Role, IdxName]:
 
 def _check_others(directory: Path, others: list[IdxName], chosen: dict[Role, IdxName]) -> None:
     """Warn of what is IDX and not used; refuse what nearly has the name of a missing file."""
-    near, unused = [], []
+    near, usual, unused = [], [], []
     for other in others:
         dimensions, reason = _peek(directory / other.name)
         role = None
@@ -81,13 +81,14 @@ def _check_others(directory: Path, others: list[IdxName], chosen: dict[Role, Idx
             role = nearest_role(other.name, dimensions)
         if role is not None and role not in chosen:
             near.append(f"{other.name} ({' '.join(role)}{reason})")
+            usual.append(f"{'-'.join(role)}-{'idx1' if role[1] == 'labels' else 'idx3'}-ubyte")
         elif role is not None or dimensions is not None:
             unused.append(other.name)
     if near:
         raise BadDataError(
             f"{directory} has files that nearly have the name of an IDX file, and would be left "
-            f"out: {_shown(near)}. Finish or unpack each and name it as train-labels-idx1-ubyte "
-            "is, or move it to another directory."
+            f"out: {_shown(near)}. Finish or unpack each and name it as {usual[0]} is, or move it "
+            "to another directory."
         )
     if unused:
         logger.warning(

@@ -120,6 +120,13 @@ def test_near_miss(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) 
     assert f"name it as {LABELS} is" in message
 
 
+def test_near_miss_of_images(tmp_path: Path) -> None:
+    """What is nearly images is not told to be named as labels are."""
+    write_set(tmp_path)
+    (tmp_path / IMAGES).rename(tmp_path / "trian-images-idx3-ubyte")
+    assert f"name it as {IMAGES} is" in refusal(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
