@@ -154,7 +154,9 @@ class ScoringJob:
         """Return the run, and which of its checkpoints."""
         config = self._config
         if config.model is None:
-            return config.run or DEFAULT_RUN, config.checkpoint or DEFAULT_CHECKPOINT
+            # An empty checkpoint is no default: a script's variable may be unset.
+            choice = DEFAULT_CHECKPOINT if config.checkpoint is None else config.checkpoint
+            return config.run or DEFAULT_RUN, choice
         name, self._holder = held_name(config.open(config.models), config.model)
         return name.run_place(self._holder), self._holder.checkpoint
 

@@ -237,6 +237,12 @@ def test_python_raises_what_a_gate_misses(run: Path, digits: Path) -> None:
     assert score(run=run, dataset=digits).already_done
 
 
+def test_an_empty_checkpoint_is_no_default(run: Path, digits: Path) -> None:
+    """A script's variable that is not set chooses no model."""
+    with pytest.raises(UsageError, match="--checkpoint is ''"):
+        batch(run, digits, checkpoint="")
+
+
 def test_a_checkpoint_that_is_pruned_once_it_is_chosen(
     run: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
