@@ -2,7 +2,7 @@
 
 import difflib
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 SHOWN = 100
 """Characters of a word that are compared with those that are known."""
@@ -106,21 +106,29 @@ SHORTAGES_IN_WORDS = {
 """The same where a library has only words for it, as for a module that cannot be loaded."""
 
 
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and what it was raised from, each once: an error may be its own cause."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
 def shortage(error: BaseException | None) -> str | None:
     """Return what the system did not give, and the limit's name; None for any other error.
 
     What an error was raised from counts as well.
     """
-    while error is not None:
-        number = error.errno if isinstance(error, OSError) else None
-        if isinstance(error, MemoryError):
+    for cause in causes(error):
+        number = cause.errno if isinstance(cause, OSError) else None
+        if isinstance(cause, MemoryError):
             number = errno.ENOMEM
-        if isinstance(error, RuntimeError | ImportError):
-            words = (code for text, code in SHORTAGES_IN_WORDS.items() if text in str(error))
+        if isinstance(cause, RuntimeError | ImportError):
+            words = (code for text, code in SHORTAGES_IN_WORDS.items() if text in str(cause))
             number = next(words, None)
         if number in SHORTAGES:
             return SHORTAGES[number]
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return None
 
 

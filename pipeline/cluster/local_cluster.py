@@ -22,7 +22,7 @@ from distributed.security import Security
 
 from pipeline.cluster.options import ClusterOptions
 from pipeline.cluster.worker import reason
-from storage.errors import UnreachableError
+from storage.errors import UnreachableError, causes
 from storage.files import check_room
 from storage.location import Closing
 
@@ -106,12 +106,8 @@ def _locked(directory: Path) -> Iterator[None]:
 
 def _system_error(error: BaseException) -> BaseException:
     """Return what the system said, if that is among an error's causes; else the error."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.errno:
-            return cause
-        cause = cause.__cause__ or cause.__context__
-    return error
+    system = (cause for cause in causes(error) if isinstance(cause, OSError) and cause.errno)
+    return next(system, error)
 
 
 def _start(options: ClusterOptions, directory: Path) -> distributed.LocalCluster:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.errors import BadDataError, PipelineError, UnreachableError, UsageError
+from storage.errors import BadDataError, PipelineError, UnreachableError, UsageError, causes
 from storage.files import (
     as_pipeline_error,
     check_room,
@@ -64,6 +64,16 @@ def test_shortages(error: Exception, limit: str) -> None:
     found = as_pipeline_error(error)
     assert isinstance(found, UnreachableError)
     assert limit in str(found)
+
+
+@pytest.mark.parametrize("length", [1, 2])
+def test_errors_that_are_their_own_causes(length: int) -> None:
+    """A circle of causes, as `raise error from error` makes one, comes to an end."""
+    errors = [ValueError(number) for number in range(length)]
+    for error, cause in zip(errors, [*errors[1:], errors[0]], strict=True):
+        error.__cause__ = cause
+    assert as_pipeline_error(errors[0]) is None
+    assert errors == list(causes(errors[0]))
 
 
 def test_room() -> None:
