@@ -1,4 +1,4 @@
-"""Read and write whole chunks of a Zarr v3 array, and describe arrays and groups in `zarr.json`.
+"""Read and write whole chunks of a Zarr v3 array, and describe the array in `zarr.json`.
 
 Zarr's own reads and writes go through one event loop that all threads of a process share: 0.4 to
 0.8 ms a chunk, and no faster on four threads than on one. Importing Zarr takes longer than
@@ -12,7 +12,7 @@ decodes in 14 ms; `lz4hc` 11 MB in 9 ms, but takes six times as long to encode; 
 
 import hashlib
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -24,10 +24,9 @@ from numcodecs.blosc import NOSHUFFLE, SHUFFLE, Blosc
 from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 
-from storage import documents
 from storage.errors import BadDataError, UnreachableError, shortage
 from storage.location import Location, Write
-from storage.schema import LZ4, LZ4HC, ZSTD
+from storage.schema import LZ4, LZ4HC, ZSTD, InChunks
 
 blosc.use_threads = False  # as Zarr has it: threads work on chunks side by side
 
@@ -119,7 +118,7 @@ def _check_blosc(stored: memoryview, size: int, itemsize: int) -> None:
 
 
 @dataclass(frozen=True)
-class ChunkedArray:
+class ChunkedArray(InChunks):
     """The chunks of one two-dimensional array, chunked by whole rows."""
 
     location: Location
@@ -128,9 +127,9 @@ class ChunkedArray:
     columns: int
     dtype: str
     chunk_rows: int
+    dimensions: tuple[str, ...]
+    """Their names; an array of one dimension reads as one column."""
     chunks_per_shard: int = 1
-    two_dimensional: bool = True
-    """False for an array of shape `(rows,)`, which reads as one column."""
     compression: str = ZSTD
     """How chunks are written; those that were written otherwise are read as well."""
     _indexes: dict[str, NDArray[np.uint64]] = field(default_factory=dict, repr=False, compare=False)
@@ -142,7 +141,7 @@ class ChunkedArray:
     @property
     def shape(self) -> tuple[int, ...]:
         """Return the array's shape as Zarr has it."""
-        return (self.rows, self.columns) if self.two_dimensional else (self.rows,)
+        return (self.rows, self.columns)[: len(self.dimensions)]
 
     @property
     def rows_per_object(self) -> int:
@@ -150,17 +149,22 @@ class ChunkedArray:
         return self.chunk_rows * self.chunks_per_shard
 
     @property
+    def objects(self) -> int:
+        """Return how many objects hold the chunks."""
+        return -(-self.chunks // self.chunks_per_shard)
+
+    @property
     def keys(self) -> list[str]:
         """Return the names of the array's chunk objects, or of its shards, all of which exist."""
-        return [self._key(number) for number in range(-(-self.rows // self.rows_per_object))]
+        return [self._key(number) for number in range(self.objects)]
 
     def check_claim(self) -> None:
         """Raise `BadDataError` where most chunks are missing, whose number was but a claim."""
-        claimed, files = -(-self.rows // self.rows_per_object), len(self.location.names())
-        if claimed > 2 * files:
+        files = len(self.location.names())
+        if self.objects > 2 * files:
             raise BadDataError(
                 f"{self.location} holds {files:,} files; its {self.rows:,} rows should fill "
-                f"{claimed:,} chunks or shards. Restore it from a copy, or make it again."
+                f"{self.objects:,} chunks or shards. Restore it from a copy, or make it again."
             )
 
     def check_there(self) -> None:
@@ -175,7 +179,7 @@ class ChunkedArray:
             )
 
     def _key(self, number: int) -> str:
-        return f"c.{number}" + (".0" if self.two_dimensional else "")
+        return f"c.{number}" + ".0" * (len(self.dimensions) - 1)
 
     def empty_chunk(self) -> NDArray[Any]:
         """Return an array of any content for `read` to decode one chunk after the other into."""
@@ -214,7 +218,8 @@ class ChunkedArray:
                 f"Chunk {number} in {place} is damaged ({error}). Restore it from a copy, or make "
                 "it again."
             ) from error
-        return values[: min(self.chunk_rows, self.rows - number * self.chunk_rows)]
+        start, stop = self.chunk_bounds(number)
+        return values[: stop - start]
 
     def decode(self, stored: bytes, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Undo `encode` into `out` or an `empty_chunk`; RuntimeError or ValueError for damage."""
@@ -297,6 +302,14 @@ class ChunkedArray:
         return np.frombuffer(index, "<u8").reshape(-1, 2)
 
 
+def values_digest(*arrays: NDArray[Any]) -> bytes:
+    """Return the SHA-256 of the values of arrays, little-endian, one after the other: 32 bytes."""
+    content = hashlib.sha256()
+    for array in arrays:
+        content.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data)
+    return content.digest()
+
+
 def _with_checksum(data: bytes) -> bytes:
     checksum: int = google_crc32c.value(data)
     return data + checksum.to_bytes(CHECKSUM_BYTES, "little")
@@ -311,10 +324,8 @@ def _checked(data: bytes) -> memoryview:
     return memoryview(data)[:-CHECKSUM_BYTES]
 
 
-def array_metadata(
-    array: ChunkedArray, dimensions: tuple[str, ...], attributes: dict[str, Any] | None = None
-) -> Document:
-    """Return the `zarr.json` of an array, whose `dimensions` have names.
+def array_metadata(array: ChunkedArray, attributes: dict[str, Any] | None = None) -> Document:
+    """Return the `zarr.json` of an array.
 
     Chunks lie in one directory (`c.0.0`), compressed as `array` writes them, with their CRC-32C.
     """
@@ -337,7 +348,7 @@ def array_metadata(
         "fill_value": np.zeros((), array.dtype).item(),
         "codecs": codecs,
         "attributes": attributes or {},
-        "dimension_names": dimensions,
+        "dimension_names": array.dimensions,
         "zarr_format": 3,
         "node_type": "array",
         "storage_transformers": [],
@@ -362,47 +373,3 @@ def _compressor(compression: str, dtype: str) -> dict[str, Any]:
         "blocksize": 0,
     }
     return {"name": "blosc", "configuration": configuration}
-
-
-def group_metadata(
-    attributes: dict[str, Any], members: Mapping[str, Document] | None = None
-) -> Document:
-    """Return the `zarr.json` of a group.
-
-    With `members`, the documents of all groups and arrays below it by their path, it has
-    consolidated metadata: xarray opens such a group at once and without a warning.
-    """
-    document: Document = {"attributes": attributes, "zarr_format": 3}
-    if members is not None:
-        document["consolidated_metadata"] = _consolidated(
-            {
-                path: member | {"consolidated_metadata": _consolidated({})}
-                if member["node_type"] == "group"
-                else member
-                for path, member in sorted(members.items())
-            }
-        )
-    return document | {"node_type": "group"}
-
-
-def _consolidated(members: Mapping[str, Document]) -> Document:
-    return {"kind": "inline", "must_understand": False, "metadata": members}
-
-
-def metadata_bytes(document: Document) -> bytes:
-    """Return the text of a `zarr.json`, without a line break at its end, as Zarr writes it."""
-    return documents.document_bytes(document).rstrip()
-
-
-def metadata_digests(metadata: Mapping[str, Document]) -> Document:
-    """Return the attributes that record each `zarr.json` below a root, given by path."""
-    return {
-        documents.METADATA_DIGESTS: {
-            f"{path}/zarr.json": hashlib.sha256(metadata_bytes(document)).hexdigest()
-            for path, document in metadata.items()
-        },
-        documents.OWN_METADATA_DIGESTS: {
-            f"{path}/zarr.json": documents.metadata_digest(document)
-            for path, document in metadata.items()
-        },
-    }

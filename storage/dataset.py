@@ -4,14 +4,14 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from storage import documents
-from storage.chunks import ChunkedArray
+from storage.chunks import ChunkedArray, values_digest
 from storage.errors import BadDataError, ConflictError, did_you_mean
 from storage.location import REPLACED, Location
 from storage.preparation import Preparation
@@ -20,15 +20,12 @@ from storage.schema import (
     FORMAT,
     METADATA_NAME,
     READ_VERSIONS,
-    ROOT_ATTRIBUTES,
     ZSTD,
     SplitRecord,
     SplitSchema,
     dataset_digest,
 )
-
-if TYPE_CHECKING:
-    import zarr
+from storage.trees import TreeFormat, read_root
 
 MAKE_AGAIN = "Restore it from a copy, or make it again with `pipeline ingest --overwrite`."
 
@@ -44,10 +41,7 @@ class Block:
 
     def digest(self) -> bytes:
         """Return the SHA-256 of the decoded inputs, followed by the targets: 32 bytes."""
-        content = hashlib.sha256(np.ascontiguousarray(self.inputs).data)
-        if self.targets is not None:
-            content.update(np.ascontiguousarray(self.targets).data)
-        return content.digest()
+        return values_digest(self.inputs, *([] if self.targets is None else [self.targets]))
 
 
 def split_arrays(
@@ -59,17 +53,20 @@ def split_arrays(
     neither `targets` nor `chunk_class_counts`.
     """
     rows, chunks, classes = schema.rows, schema.chunks, schema.classes
-    cut = (schema.chunk_rows, schema.chunks_per_shard, True, compression)
+    images = (rows, schema.columns, schema.dtype, schema.chunk_rows, ("sample", "feature"))
+    labels = (rows, classes, "uint8", schema.chunk_rows, ("sample", "class"))
+    stored = (schema.chunks_per_shard, compression)
     shapes: dict[str, tuple[Any, ...]] = {
-        "inputs": (rows, schema.columns, schema.dtype, *cut),
-        "chunk_digests": (chunks, 32, "uint8", chunks),
+        "inputs": (*images, *stored),
+        "chunk_digests": (chunks, 32, "uint8", chunks, ("chunk", "byte")),
     }
     if classes:
-        shapes["targets"] = (rows, classes, "uint8", *cut)
-        shapes["chunk_class_counts"] = (chunks, classes, "int64", chunks)
+        shapes["targets"] = (*labels, *stored)
+        shapes["chunk_class_counts"] = (chunks, classes, "int64", chunks, ("chunk", "class"))
     return {name: ChunkedArray(location.child(name), *shape) for name, shape in shapes.items()}
 
 
+@dataclass(frozen=True, eq=False)
 class Split:
     """One split of an open dataset. Each chunk is checked as it is read.
 
@@ -77,44 +74,25 @@ class Split:
     them before.
     """
 
-    def __init__(
-        self,
-        location: Location,
-        name: str,
-        record: SplitRecord,
-        dataset_digest: str,
-        place: Location,
-    ) -> None:
-        """Describe a split of the tree at `location`, published at `place`; nothing is read yet."""
-        self.name = name
-        self.record = record
-        self.schema: SplitSchema = record.schema
-        self._location = location
-        self._place = place
-        self._dataset_digest = dataset_digest
-        self._sound: dict[int, bytes] = {}
-        """SHA-256 of the stored bytes, by chunk, that were found to decode to the right rows."""
+    location: Location
+    """Where the dataset's tree really lies."""
+    name: str
+    record: SplitRecord
+    dataset_digest: str
+    place: Location
+    """Where the dataset is published."""
+    _sound: dict[int, bytes] = field(default_factory=dict)
+    """SHA-256 of the stored bytes, by chunk, that were found to decode to the right rows."""
+
+    @property
+    def schema(self) -> SplitSchema:
+        """Return the split's shape."""
+        return self.record.schema
 
     @cached_property
     def arrays(self) -> dict[str, ChunkedArray]:
         """Return the split's arrays by name: see `split_arrays`."""
-        return split_arrays(self._location.child(self.name), self.schema)
-
-    @cached_property
-    def inputs(self) -> "zarr.Array[Any]":
-        """Return the Zarr array `(rows, 1 + features)`."""
-        return self._as_zarr("inputs")
-
-    @cached_property
-    def targets(self) -> "zarr.Array[Any] | None":
-        """Return the Zarr array `(rows, classes)`, or None where the split has no labels."""
-        return self._as_zarr("targets") if self.schema.classes else None
-
-    def _as_zarr(self, name: str) -> "zarr.Array[Any]":
-        import zarr  # which takes long
-
-        store = zarr.storage.MemoryStore(cast(Any, _ZarrObjects(self._location)), read_only=True)
-        return zarr.open_array(store, path=f"{self.name}/{name}", mode="r", zarr_format=3)
+        return split_arrays(self.location.child(self.name), self.schema)
 
     @cached_property
     def chunk_digests(self) -> NDArray[np.uint8]:
@@ -131,11 +109,7 @@ class Split:
     def _small_array(self, name: str, recorded: str) -> NDArray[Any]:
         reader = self.arrays[name]
         values = reader.read(0)
-        if hashlib.sha256(values.data).hexdigest() != recorded:
-            raise BadDataError(
-                f"{reader.location} does not have the digest that the dataset records for it. "
-                f"{MAKE_AGAIN}"
-            )
+        DATASET_FORMAT.check_digest(str(reader.location), values_digest(values).hex(), recorded)
         return values
 
     def empty_chunk(self) -> Block:
@@ -171,12 +145,10 @@ class Split:
         return block
 
     def _check_digest(self, number: int, block: Block) -> None:
-        if block.digest() != self.chunk_digests[number].tobytes():
-            start, stop = self.schema.chunk_bounds(number)
-            raise BadDataError(
-                f"Chunk {number} (rows {start}..{stop - 1}) of {self._location}/{self.name} "
-                f"does not have its recorded digest: it is damaged or another's. {MAKE_AGAIN}"
-            )
+        start, stop = self.schema.chunk_bounds(number)
+        place = f"Chunk {number} (rows {start}..{stop - 1}) of {self.location}/{self.name}"
+        recorded = self.chunk_digests[number].tobytes()
+        DATASET_FORMAT.check_digest(place, block.digest().hex(), recorded.hex())
 
     @contextmanager
     def _unless_replaced(self) -> Iterator[None]:
@@ -184,40 +156,17 @@ class Split:
         try:
             yield
         except BadDataError:
-            tree, root = _read_root(self._place)
+            tree, root = read_root(self.place)
             if root is None:
-                replaced = replaced_sibling(self._place).exists()
+                replaced = replaced_sibling(self.place).exists()
             else:
-                replaced = tree != self._location or self._dataset_digest.encode() not in root
+                replaced = tree != self.location or self.dataset_digest.encode() not in root
             if not replaced:
                 raise
             raise ConflictError(
-                f"{self._place} was replaced by another dataset while it was being read. "
+                f"{self.place} was replaced by another dataset while it was being read. "
                 "Run the same command again."
             ) from None
-
-
-@dataclass(frozen=True)
-class _ZarrObjects:
-    """A dataset's objects for Zarr's `MemoryStore`, each read when it is asked for.
-
-    Zarr reads a missing chunk as fill value (zarr-python issue 486); here it is an error.
-    """
-
-    location: Location
-
-    def __getitem__(self, key: str) -> Any:
-        from zarr.core.buffer import default_buffer_prototype
-
-        try:
-            return default_buffer_prototype().buffer.from_bytes(self.location.get(key))
-        except FileNotFoundError:
-            if key.endswith(METADATA_NAME):
-                raise KeyError(key) from None
-            raise BadDataError(f"Chunk {key} of {self.location} is missing. {MAKE_AGAIN}") from None
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.location.objects())
 
 
 @dataclass(frozen=True)
@@ -239,8 +188,6 @@ class Dataset:
     """The files it was made from, with sizes and digests."""
     fingerprint: dict[str, Any]
     """What tells whether a source has been ingested before."""
-    metadata_digests: dict[str, str]
-    """The digest of every other `zarr.json`, by key; see `documents.check_all_metadata`."""
     digest: str
     splits: dict[str, Split] = field(repr=False)
 
@@ -261,46 +208,7 @@ def open_dataset(location: Location) -> Dataset:
     Raises `BadDataError` where there is none, or it is incomplete, damaged, of a newer format,
     or not a dataset.
     """
-    tree, root = _read_root(location)
-    try:
-        if root is None:
-            raise BadDataError(_nothing_there(location))
-        return _opened(location, tree, root)
-    except BadDataError:
-        if _read_root(location) == (tree, root):
-            raise
-    return open_dataset(location)  # it was replaced in the meantime: look again
-
-
-def _read_root(location: Location) -> tuple[Location, bytes | None]:
-    """Return where the published dataset lies, and its `zarr.json`; None where there is none."""
-    tree = location
-    try:
-        tree = location.current(METADATA_NAME)
-        return tree, documents.read(tree, METADATA_NAME)
-    except FileNotFoundError:
-        return tree, None
-
-
-def _opened(location: Location, tree: Location, root: bytes) -> Dataset:
-    place = f"{tree}/{METADATA_NAME}"
-    document = documents.parse(root, place)
-    attributes = document.get("attributes")
-    documents.check_format(attributes, FORMAT, READ_VERSIONS, place)
-    assert attributes is not None
-    if attributes.get("complete") is not True:
-        raise BadDataError(
-            f"{location} is incomplete: its ingest has not finished. Run `pipeline ingest` again."
-        )
-    documents.check_group_seal(document, ROOT_ATTRIBUTES, place)
-    try:
-        dataset = _from_attributes(location, tree, attributes)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BadDataError(
-            f"The attributes of {location} are not those of a dataset ({error!r}). {MAKE_AGAIN}"
-        ) from error
-    documents.check_all_metadata(tree, dataset.metadata_digests, MAKE_AGAIN)
-    return dataset
+    return DATASET_FORMAT.open(location, partial(_from_attributes, location))
 
 
 def _nothing_there(location: Location) -> str:
@@ -319,6 +227,28 @@ def _nothing_there(location: Location) -> str:
     )
 
 
+DATASET_FORMAT = TreeFormat(
+    name=FORMAT,
+    versions=READ_VERSIONS,
+    attributes=frozenset(
+        {
+            "name",
+            "class_names",
+            "image_shape",
+            "transforms",
+            "compression",
+            "sources",
+            "fingerprint",
+            "splits",
+            "digest",
+        }
+    ),
+    unfinished="its ingest has not finished. Run `pipeline ingest` again.",
+    remedy=MAKE_AGAIN,
+    absent=_nothing_there,
+)
+
+
 def replaced_sibling(location: Location) -> Location:
     """Return where an old dataset waits while the new one takes its name."""
     return location.sibling(REPLACED)
@@ -332,11 +262,7 @@ def _from_attributes(location: Location, tree: Location, attributes: dict[str, A
     image_shape = tuple(int(size) for size in attributes["image_shape"])
     transforms = tuple(str(name) for name in attributes["transforms"])
     expected = dataset_digest(class_names, image_shape, transforms, records)
-    if attributes["digest"] != expected:
-        raise BadDataError(
-            f"The digest of {location} is {attributes['digest']!r}; its attributes give "
-            f"{expected}. {MAKE_AGAIN}"
-        )
+    DATASET_FORMAT.check_digest(f"The attributes of {location}", expected, attributes["digest"])
     first = attributes["format_version"] == READ_VERSIONS[0]
     compression = ZSTD if first else attributes["compression"]
     if compression not in COMPRESSIONS:
@@ -356,7 +282,6 @@ def _from_attributes(location: Location, tree: Location, attributes: dict[str, A
         compression=compression,
         sources=tuple(attributes["sources"]),
         fingerprint=dict(attributes["fingerprint"]),
-        metadata_digests=documents.recorded_digests(attributes),
         digest=expected,
         splits={
             name: Split(tree, name, record, expected, location) for name, record in records.items()

@@ -9,16 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage import documents
-from storage.chunks import (
-    ChunkedArray,
-    Document,
-    array_metadata,
-    group_metadata,
-    metadata_bytes,
-    metadata_digests,
+from storage.chunks import ChunkedArray, Document, array_metadata
+from storage.dataset import (
+    DATASET_FORMAT,
+    Block,
+    Dataset,
+    open_dataset,
+    replaced_sibling,
+    split_arrays,
 )
-from storage.dataset import Block, Dataset, open_dataset, replaced_sibling, split_arrays
 from storage.errors import BadDataError, ConflictError
 from storage.location import Location, TakeOver
 from storage.schema import (
@@ -29,13 +28,7 @@ from storage.schema import (
     SplitSchema,
     dataset_digest,
 )
-
-DIMENSIONS = {
-    "inputs": ("sample", "feature"),
-    "targets": ("sample", "class"),
-    "chunk_digests": ("chunk", "byte"),
-    "chunk_class_counts": ("chunk", "class"),
-}
+from storage.trees import group_metadata, metadata_bytes, write_tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +131,6 @@ class DatasetWriter:
         """
         schema = self.schema
         splits = {name: self._record_split(name, records[name]) for name in schema.splits}
-        metadata = self._describe_splits()
         attributes = {
             "format": FORMAT,
             "format_version": schema.format_version,
@@ -150,14 +142,11 @@ class DatasetWriter:
             "sources": sources,
             "fingerprint": fingerprint,
             "splits": {name: record.to_json() for name, record in splits.items()},
-            **metadata_digests(metadata),
             "digest": dataset_digest(
                 schema.class_names, schema.image_shape, schema.transforms, splits
             ),
-            "complete": True,
         }
-        root = documents.seal_group(group_metadata(attributes, metadata))
-        self._staged.put(METADATA_NAME, metadata_bytes(root))  # last: it makes the others valid
+        write_tree(self._staged, attributes, self._described_splits())
         self.publishing = True
         self.target.publish(self._staged, METADATA_NAME)
         dataset = open_dataset(self.target)
@@ -186,19 +175,14 @@ class DatasetWriter:
             hashlib.sha256(counts.tobytes()).hexdigest(),
         )
 
-    def _describe_splits(self) -> dict[str, Document]:
-        """Write the `zarr.json` of every group and array below the root; return them by path."""
+    def _described_splits(self) -> dict[str, Document]:
+        """Return the `zarr.json` of every group and array below the root, by path."""
         metadata: dict[str, Document] = {}
         for name in self.schema.splits:
-            arrays = {
-                key: array_metadata(array, DIMENSIONS[key])
-                for key, array in self.split(name).arrays.items()
-            }
+            arrays = {key: array_metadata(array) for key, array in self.split(name).arrays.items()}
             arrays["inputs"]["attributes"] = self.schema.preparation.attributes
             metadata |= {f"{name}/{key}": document for key, document in arrays.items()}
             metadata[name] = group_metadata({}, arrays)
-        for path, document in metadata.items():
-            self._staged.put(f"{path}/{METADATA_NAME}", metadata_bytes(document))
         return metadata
 
 
@@ -242,21 +226,15 @@ def dataset_lock(target: Location, take_over: TakeOver | None = None) -> Iterato
 
 
 def _refuse_foreign(target: Location) -> None:
-    if target.is_free():
+    if target.is_free() or DATASET_FORMAT.is_claimed_at(target):
         return
-    try:
-        # One of ours may be damaged: that it once said what it is, is enough to know it by.
-        ours = FORMAT.encode() in documents.read(target.current(METADATA_NAME), METADATA_NAME)
-    except (FileNotFoundError, BadDataError):
-        ours = False
     replaced = replaced_sibling(target)
-    if not ours and replaced.exists():
+    if replaced.exists():
         raise ConflictError(
             f"{target} was left half replaced by an earlier release. Remove it, {replaced} and "
             f"whatever begins with {target.sibling('.ingest-')}, and run again."
         )
-    if not ours:
-        raise ConflictError(
-            f"{target} exists and is not a dataset of this project; it is left alone. "
-            "Choose another --out, or remove it yourself."
-        )
+    raise ConflictError(
+        f"{target} exists and is not a dataset of this project; it is left alone. "
+        "Choose another --out, or remove it yourself."
+    )

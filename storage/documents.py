@@ -12,31 +12,6 @@ DOCUMENT_LIMIT = 256 * 2**20
 """The largest document that is read, in bytes; what is larger is none of ours."""
 
 SEAL = "seal"
-OWN_SEAL = "own_seal"
-"""The seal of what is ours in a Zarr group; releases that do not know it check `SEAL`, of all."""
-METADATA_DIGESTS = "metadata_digests"
-"""The digest of the bytes of each `zarr.json` below the root, by key, for those releases."""
-OWN_METADATA_DIGESTS = "own_metadata_digests"
-"""The digest of what is ours in each of them."""
-
-ZARR_FIELDS = frozenset(
-    {
-        "zarr_format",
-        "node_type",
-        "attributes",
-        "shape",
-        "data_type",
-        "chunk_grid",
-        "chunk_key_encoding",
-        "fill_value",
-        "codecs",
-        "dimension_names",
-        "storage_transformers",
-    }
-)
-"""The fields of a `zarr.json` that say what a group or array is."""
-ARRAY_ATTRIBUTES = frozenset({"scale_factor", "add_offset"})
-"""The attributes that we give to arrays; groups below the root have none."""
 
 
 def canonical(value: object) -> bytes:
@@ -132,7 +107,7 @@ def parse_sealed(data: bytes, place: str) -> dict[str, Any]:
 def check_seal(document: dict[str, Any], place: str) -> dict[str, Any]:
     """Return a document without its seal, or raise `BadDataError` where the two differ."""
     body = {key: value for key, value in document.items() if key != SEAL}
-    digest = _digest(body, place)
+    digest = checked_digest(body, place)
     if document.get(SEAL) != digest:
         raise BadDataError(
             f"{place} is damaged: its seal is {document.get(SEAL)!r}, its content has digest "
@@ -141,75 +116,12 @@ def check_seal(document: dict[str, Any], place: str) -> dict[str, Any]:
     return body
 
 
-def _digest(document: dict[str, Any], place: str) -> str:
+def checked_digest(document: dict[str, Any], place: str) -> str:
+    """Return the digest of what was read at a place, or raise `BadDataError` that names it."""
     try:
         return digest_of(document)
     except (ValueError, RecursionError) as error:
         raise BadDataError(f"{place} holds a value that is not JSON ({error}).") from error
-
-
-def own_metadata(document: dict[str, Any], attributes: Collection[str]) -> dict[str, Any]:
-    """Return the part of a `zarr.json` that is ours: Zarr's own fields, and these attributes.
-
-    Other Zarr programs may add attributes and consolidated metadata, write the fields in another
-    order, and leave out those that are empty.
-    """
-    every = document.get("attributes")
-    if isinstance(every, dict):
-        ours = {name: value for name, value in every.items() if name in attributes}
-        document = document | {"attributes": ours}
-    return {
-        name: value
-        for name, value in document.items()
-        if name in ZARR_FIELDS and value not in (None, [], {})
-    }
-
-
-def metadata_digest(document: dict[str, Any]) -> str:
-    """Return the digest of what is ours in the `zarr.json` of anything below the root."""
-    return digest_of(own_metadata(document, ARRAY_ATTRIBUTES))
-
-
-def recorded_digests(attributes: Mapping[str, Any]) -> dict[str, str]:
-    """Return the digest of each `zarr.json` below the root, by key, for `check_all_metadata`."""
-    own = attributes.get(OWN_METADATA_DIGESTS)
-    return dict(attributes[METADATA_DIGESTS] if own is None else own)
-
-
-def check_all_metadata(tree: Location, recorded: Mapping[str, str], remedy: str) -> None:
-    """Raise `BadDataError` for the first `zarr.json` of a tree that is not the one recorded.
-
-    Datasets and scores of earlier releases recorded the digest of the bytes.
-    """
-    for key, expected in recorded.items():
-        place = f"{tree}/{key}"
-        try:
-            data = read(tree, key)
-        except FileNotFoundError:
-            raise BadDataError(f"{place} is missing. {remedy}") from None
-        if expected == hashlib.sha256(data).hexdigest():
-            continue
-        digest = _digest(own_metadata(parse(data, place), ARRAY_ATTRIBUTES), place)
-        if digest != expected:
-            raise BadDataError(f"{place} has digest {digest}; recorded is {expected}. {remedy}")
-
-
-def seal_group(document: dict[str, Any]) -> dict[str, Any]:
-    """Return a Zarr group's document with both seals added to the attributes."""
-    every = document["attributes"].items()
-    attributes = {key: value for key, value in every if key not in (SEAL, OWN_SEAL)}
-    own = own_metadata(document | {"attributes": attributes}, attributes)
-    body = document | {"attributes": attributes | {OWN_SEAL: digest_of(own)}}
-    return body | {"attributes": body["attributes"] | {SEAL: digest_of(body)}}
-
-
-def check_group_seal(document: dict[str, Any], attributes: Collection[str], place: str) -> None:
-    """Raise `BadDataError` where these attributes of a Zarr group do not agree with its seal."""
-    every = document["attributes"]
-    found = every.get(SEAL)
-    if isinstance(found, str):  # a group whose other seal is gone is damaged as well
-        found = every.get(OWN_SEAL, found)
-    check_seal(own_metadata(document, attributes) | {SEAL: found}, place)
 
 
 def read(location: Location, key: str) -> bytes:

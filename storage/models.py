@@ -39,7 +39,7 @@ class Holder:
         types = dict.fromkeys(("run", "run_id", "checkpoint", "model_digest", "since"), str)
         documents.check_fields(document, types, place)
         optional = {"accuracy": float, "judged_by": str}
-        given = {name: kind for name, kind in optional.items() if document.get(name) is not None}
+        given = {name: type_ for name, type_ in optional.items() if document.get(name) is not None}
         documents.check_fields(document, given, place)
         return cls(**{field: document.get(field) for field in cls.__dataclass_fields__})
 

@@ -1,12 +1,13 @@
 """What a dataset consists of: its splits, arrays and attributes, as values."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 
-from storage.documents import METADATA_DIGESTS, OWN_METADATA_DIGESTS, digest_of
+from storage.documents import digest_of
 from storage.errors import BadDataError
 from storage.preparation import BYTES, Preparation
 
@@ -20,25 +21,6 @@ written as version 2.
 """
 METADATA_NAME = "zarr.json"
 """What Zarr v3 calls the document of a group or array."""
-ROOT_ATTRIBUTES = frozenset(
-    {
-        "format",
-        "format_version",
-        "name",
-        "class_names",
-        "image_shape",
-        "transforms",
-        "compression",
-        "sources",
-        "fingerprint",
-        "splits",
-        METADATA_DIGESTS,
-        OWN_METADATA_DIGESTS,
-        "digest",
-        "complete",
-    }
-)
-"""The attributes of a dataset's root that are ours, and sealed."""
 LZ4, LZ4HC, ZSTD = COMPRESSIONS = ("lz4", "lz4hc", "zstd")
 """How chunks may be compressed; see `storage.chunks`."""
 CHUNK_BYTES = 1_570_000
@@ -51,6 +33,9 @@ CHUNKS_PER_SHARD = 8
 SHARD_LIMIT = 1024
 """The most chunks of a shard, so that a few objects do not claim chunks without number."""
 ELEMENT_TYPES = ("uint8", "int8", "int16", "int32", "float32", "float64")
+SIZE_LIMIT = 2**48
+"""The most rows, and values of a row."""
+CLASS_LIMIT = 2**16
 ROW_LIMIT = 64 * 2**20
 """The longest row, in bytes, so that no stored number makes us allocate without bound."""
 CHUNK_LIMIT = 2**30
@@ -73,6 +58,24 @@ class InChunks:
         start = number * self.chunk_rows
         return start, min(start + self.chunk_rows, self.rows)
 
+    def _check_sizes(self, what: str, limits: Mapping[str, tuple[int, int]]) -> None:
+        """Raise `BadDataError` for the first field that is not an integer within its limits."""
+        for field, (least, most) in limits.items():
+            value = getattr(self, field)
+            if type(value) is not int or not least <= value <= most:
+                raise BadDataError(
+                    f"A {what}'s {field} is {value!r}; expected an integer from {least} to "
+                    f"{most:,}."
+                )
+
+    def _check_chunk(self, row_bytes: int) -> None:
+        """Raise `BadDataError` where a chunk of rows of that many bytes is too large."""
+        if row_bytes * self.chunk_rows > CHUNK_LIMIT:
+            raise BadDataError(
+                f"A chunk of {self.chunk_rows:,} rows has {row_bytes * self.chunk_rows:,} bytes; "
+                f"expected at most {CHUNK_LIMIT:,}. Use fewer rows per chunk."
+            )
+
 
 @dataclass(frozen=True)
 class SplitSchema(InChunks):
@@ -93,19 +96,14 @@ class SplitSchema(InChunks):
 
     def __post_init__(self) -> None:
         """Raise `BadDataError` for sizes and types that cannot be."""
-        least_and_most = {
-            "rows": (1, 2**48),
-            "features": (1, 2**48),
-            "classes": (0, 2**16),
-            "chunk_rows": (1, 2**48),
+        limits = {
+            "rows": (1, SIZE_LIMIT),
+            "features": (1, SIZE_LIMIT),
+            "classes": (0, CLASS_LIMIT),
+            "chunk_rows": (1, SIZE_LIMIT),
             "chunks_per_shard": (1, SHARD_LIMIT),
         }
-        for field, (least, most) in least_and_most.items():
-            value = getattr(self, field)
-            if type(value) is not int or not least <= value <= most:
-                raise BadDataError(
-                    f"A split's {field} is {value!r}; expected an integer from {least} to {most:,}."
-                )
+        self._check_sizes("split", limits)
         if self.dtype not in ELEMENT_TYPES:
             raise BadDataError(f"A split's dtype is {self.dtype!r}; expected {ELEMENT_TYPES}.")
         if self.row_bytes > ROW_LIMIT:
@@ -113,11 +111,7 @@ class SplitSchema(InChunks):
                 f"A row has {self.row_bytes:,} bytes, inputs and targets; expected at most "
                 f"{ROW_LIMIT:,}. Make the images smaller."
             )
-        if self.row_bytes * self.chunk_rows > CHUNK_LIMIT:
-            raise BadDataError(
-                f"A chunk of {self.chunk_rows:,} rows has {self.row_bytes * self.chunk_rows:,} "
-                f"bytes; expected at most {CHUNK_LIMIT:,}. Use fewer rows per chunk."
-            )
+        self._check_chunk(self.row_bytes)
 
     @property
     def columns(self) -> int:

@@ -3,20 +3,13 @@
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from storage import documents
-from storage.chunks import (
-    Document,
-    array_metadata,
-    group_metadata,
-    metadata_bytes,
-    metadata_digests,
-)
+from storage.chunks import array_metadata
 from storage.errors import BadDataError, ConflictError, PipelineError
 from storage.ledger import pause_between_looks, waiting_lock
 from storage.location import Location, TakeOver
@@ -25,16 +18,16 @@ from storage.scores import (
     FORMAT,
     FORMAT_VERSION,
     METRICS,
+    SCORES_FORMAT,
     Predictions,
     Scores,
     ScoresSchema,
     chunk_digest,
     is_complete,
     read_arrays,
-    read_unchecked,
-    root_document,
     score_arrays,
 )
+from storage.trees import group_metadata, metadata_bytes, write_tree
 
 
 class ScoresWriter:
@@ -43,92 +36,68 @@ class ScoresWriter:
     def __init__(self, location: Location, schema: ScoresSchema) -> None:
         """Keep the sound chunks of a writer that died; the caller holds the lock.
 
-        Nothing else of it is used: the arrays' metadata is written anew.
+        Nothing else of it is used: metadata is written anew.
         """
         self.home = location
         self.location = location.draft()
         """Where it is written."""
         self.schema = schema
-        self._digests: dict[int, str] = {}
+        self.digests: dict[int, str] = {}
+        """The digest of each chunk that is written, here or by `write_arrays` elsewhere."""
+        self._attributes: dict[str, Any] = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "scored": schema.to_json(),
+        }
         for place in location.drafts():
             self._adopt(place)
-        if not self._digests:
+        if not self.digests:
             self.location.delete_tree()
-        for key in ("", *self._arrays):
+        for key in ("", *score_arrays(location, schema)):
             self.location.sweep(key)
-        self.location.put(METADATA_NAME, self._root({}))
-        for name, document in self._arrays.items():
-            self.location.put(f"{name}/{METADATA_NAME}", metadata_bytes(document))
+        self.location.put(METADATA_NAME, metadata_bytes(group_metadata(self._attributes)))
 
     @property
     def missing(self) -> list[int]:
         """The chunks that are still to be written."""
-        return [number for number in range(self.schema.chunks) if number not in self._digests]
+        return [number for number in range(self.schema.chunks) if number not in self.digests]
 
     def write_chunk(
         self, number: int, probabilities: NDArray[np.float32], predicted: NDArray[np.int32]
     ) -> None:
         """Write one chunk: `(rows, classes)` and `(rows,)`; durable when this returns."""
-        self.record_chunk(
-            number, write_arrays(self.location, self.schema, number, probabilities, predicted)
-        )
-
-    def record_chunk(self, number: int, digest: str) -> None:
-        """Count a chunk as written that `write_arrays` has written, here or elsewhere."""
-        self._digests[number] = digest
-
-    def recorded_digest(self, number: int) -> str | None:
-        """Return the digest of a chunk that is written; None for one that is missing."""
-        return self._digests.get(number)
+        predictions = (probabilities, predicted)
+        self.digests[number] = write_arrays(self.location, self.schema, number, *predictions)
 
     def read_chunk(self, number: int) -> Predictions:
         """Read a chunk that was written, perhaps by the job before, checked."""
-        return read_arrays(self.location, self.schema, number, self._digests[number])
+        return read_arrays(self.location, self.schema, number, self.digests[number])
 
     def publish(self, metrics: dict[str, Any]) -> Scores:
         """Write the metrics, then say that the scoring is complete.
 
         Raises `UnreachableError` where a chunk that was written elsewhere is not here.
         """
-        for array in score_arrays(self.location, self.schema).values():
+        arrays = score_arrays(self.location, self.schema)
+        for array in arrays.values():
             array.check_there()
-        digests = [self._digests[number] for number in range(self.schema.chunks)]
+        digests = [self.digests[number] for number in range(self.schema.chunks)]
         written = documents.sealed_bytes(metrics)
         self.location.put(METRICS, written)
-        attributes = {
+        attributes = self._attributes | {
             "chunk_digests": digests,
-            **metadata_digests(self._arrays),
             "metrics_sha256": hashlib.sha256(written).hexdigest(),
-            "complete": True,
         }
-        self.location.put(METADATA_NAME, self._root(attributes))
+        members = {name: array_metadata(array) for name, array in arrays.items()}
+        write_tree(self.location, attributes, members)
         if self.location != self.home:
             self.home.publish(self.location, METADATA_NAME)
         return Scores(self.location, self.schema, tuple(digests), metrics)
 
-    @cached_property
-    def _arrays(self) -> dict[str, Document]:
-        """The documents of the two arrays, by name."""
-        arrays = score_arrays(self.location, self.schema)
-        return {
-            "probabilities": array_metadata(arrays["probabilities"], ("sample", "class")),
-            "predicted": array_metadata(arrays["predicted"], ("sample",)),
-        }
-
-    def _root(self, attributes: dict[str, Any]) -> bytes:
-        """Return the scoring's own `zarr.json` with these attributes added."""
-        begun = {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "scored": self.schema.to_json(),
-        }
-        document = group_metadata(begun | attributes, self._arrays)
-        return metadata_bytes(documents.seal_group(document))
-
     def _adopt(self, place: Location) -> None:
         """Keep the chunks that a writer of the same scoring left at a place, whole and sound."""
         try:
-            if root_document(place)["attributes"].get("scored") != self.schema.to_json():
+            if SCORES_FORMAT.attributes_at(place).get("scored") != self.schema.to_json():
                 return
             written = set(place.objects())
         except (BadDataError, FileNotFoundError):  # its writer may be removing it
@@ -136,14 +105,14 @@ class ScoresWriter:
         keys = [array.keys for array in score_arrays(place, self.schema).values()]
         for number, (first, second) in enumerate(zip(*keys, strict=True)):
             both = {f"probabilities/{first}", f"predicted/{second}"}
-            if number in self._digests or not both <= written:
+            if number in self.digests or not both <= written:
                 continue
             with suppress(BadDataError):
-                probabilities, predicted = read_unchecked(place, self.schema, number)
+                probabilities, predicted = read_arrays(place, self.schema, number)
                 if not np.array_equal(probabilities.argmax(axis=1), predicted):
                     continue  # the one is not of the other
                 if place == self.location:
-                    self.record_chunk(number, chunk_digest(probabilities, predicted))
+                    self.digests[number] = chunk_digest((probabilities, predicted))
                 else:
                     self.write_chunk(number, probabilities, predicted)
 
@@ -171,7 +140,7 @@ def write_arrays(
     arrays = score_arrays(location, schema)
     arrays["probabilities"].write(number, probabilities)
     arrays["predicted"].write(number, predicted[:, None])
-    return chunk_digest(probabilities, predicted)
+    return chunk_digest((probabilities, predicted))
 
 
 @contextmanager
@@ -186,28 +155,15 @@ def score_into(
 
     Raises `ConflictError` where another writes it, or has completed it in the meantime.
     """
-    with scores_lock(location, take_over, wait, pause) as locked:
-        if is_complete(location):
-            raise ConflictError(f"The scoring {location} is complete; open it, or remove it first.")
-        yield ScoresWriter(locked, schema)
-
-
-@contextmanager
-def scores_lock(
-    location: Location,
-    take_over: TakeOver | None = None,
-    wait: float = 0.0,
-    pause: Callable[[ConflictError], None] = pause_between_looks,
-) -> Iterator[Location]:
-    """Hold the right to write one scoring, which is given to its holder as a location.
-
-    The lock of a complete scoring is retired: no job writes it again, and its file would stay.
-    """
     lock_file, what = location.sibling(".lock"), f"The scoring {location}"
     with waiting_lock(lock_file, what, take_over, wait, pause) as lock:
         try:
-            yield location.under(lock)
+            if is_complete(location):
+                raise ConflictError(
+                    f"The scoring {location} is complete; open it, or remove it first."
+                )
+            yield ScoresWriter(location.under(lock), schema)
         finally:
             with suppress(PipelineError):  # a failure before is the one to tell
                 if is_complete(location):
-                    lock.retire()
+                    lock.retire()  # no job writes it again, and the lock's file would stay

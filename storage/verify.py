@@ -28,8 +28,8 @@ from storage.ledger import LEDGER, SCORED, Entry, Ledger
 from storage.location import VERSION, Location, is_foreign, is_leftover
 from storage.runs import RECORD, SCORES, open_run
 from storage.schema import METADATA_NAME
-from storage.scores import FORMAT as SCORES_FORMAT
-from storage.scores import JOURNAL, METRICS, is_complete, open_scores, scoring_homes
+from storage.scores import JOURNAL, METRICS, SCORES_FORMAT, is_complete, open_scores, scoring_homes
+from storage.trees import ZARR_FIELDS, metadata_digest
 
 Check = tuple[str, BadDataError | None]
 Mention = Callable[[str], None]
@@ -40,7 +40,7 @@ def verify_location(location: Location, mention: Mention = lambda text: None) ->
     """Verify whatever is at a location: a run, a scoring, or else what should be a dataset."""
     if location.exists(RECORD):
         return verify_run(location, mention)
-    verify = verify_scores if _is_scoring(location) else verify_dataset
+    verify = verify_scores if SCORES_FORMAT.is_claimed_at(location) else verify_dataset
     return verify(location, mention)
 
 
@@ -50,13 +50,16 @@ def verify_dataset(location: Location, mention: Mention = lambda text: None) -> 
     yield f"{location}: attributes", error
     if dataset is None:
         return
-    members = [key.removesuffix(f"/{METADATA_NAME}") for key in dataset.metadata_digests]
+    arrays = {
+        f"{split.name}/{name}": array
+        for split in dataset.splits.values()
+        for name, array in split.arrays.items()
+    }
+    members = [*dataset.splits, *arrays]
     yield _check(f"{location}: groups", _check_group, dataset.tree, members)
     for split in dataset.splits.values():
         yield from _verify_split(split, dataset.tree.child(split.name))
-    expected = {METADATA_NAME, *dataset.metadata_digests}
-    for split in dataset.splits.values():
-        expected |= _chunk_keys(f"{split.name}/", split.arrays)
+    expected = _document_keys(members) | _chunk_keys(arrays)
     yield from _strangers(dataset.tree, expected.__contains__, mention)
 
 
@@ -103,18 +106,8 @@ def verify_scores(location: Location, mention: Mention = lambda text: None) -> I
     yield _check(f"{location}: group", _check_group, scores.location, scores.arrays)
     for number in range(scores.schema.chunks):
         yield _check(f"{location}: chunk {number}", scores.read_chunk, number)
-    expected = {METADATA_NAME, METRICS, JOURNAL} | _chunk_keys("", scores.arrays)
-    expected |= {f"{name}/{METADATA_NAME}" for name in scores.arrays}
+    expected = {METRICS, JOURNAL} | _document_keys(scores.arrays) | _chunk_keys(scores.arrays)
     yield from _strangers(scores.location, expected.__contains__, mention)
-
-
-def _is_scoring(location: Location) -> bool:
-    try:
-        tree = location.current(METADATA_NAME)
-        attributes = documents.read_document(tree, METADATA_NAME).get("attributes")
-    except (FileNotFoundError, BadDataError):
-        return False
-    return isinstance(attributes, dict) and attributes.get("format") == SCORES_FORMAT
 
 
 def verify_run(location: Location, mention: Mention = lambda text: None) -> Iterator[Check]:
@@ -213,7 +206,7 @@ def _check_group(location: Location, members: Iterable[str]) -> None:
 
 
 def _check_fields(document: dict[str, Any], place: str) -> None:
-    unknown = document.keys() - documents.ZARR_FIELDS - {"consolidated_metadata"}
+    unknown = document.keys() - ZARR_FIELDS - {"consolidated_metadata"}
     if unknown:
         raise BadDataError(
             f"{place} has the field {min(unknown)!r}, which Zarr does not know. Remove the field."
@@ -225,13 +218,17 @@ def _agrees(consolidated: Any, member: str, stored: dict[str, Any]) -> bool:
     try:
         known = consolidated["kind"] == "inline" and consolidated["metadata"][member]
         _check_fields(known, member)
-        return documents.metadata_digest(known) == documents.metadata_digest(stored)
+        return metadata_digest(known) == metadata_digest(stored)
     except (BadDataError, TypeError, KeyError, ValueError, AttributeError):
         return False
 
 
-def _chunk_keys(prefix: str, readers: dict[str, ChunkedArray]) -> set[str]:
-    return {f"{prefix}{name}/{key}" for name, reader in readers.items() for key in reader.keys}
+def _document_keys(members: Iterable[str]) -> set[str]:
+    return {METADATA_NAME, *(f"{member}/{METADATA_NAME}" for member in members)}
+
+
+def _chunk_keys(arrays: dict[str, ChunkedArray]) -> set[str]:
+    return {f"{path}/{key}" for path, array in arrays.items() for key in array.keys}
 
 
 def _strangers(

@@ -108,14 +108,13 @@ def score_on_cluster(
             name="score-chunk",
             what=f"rows {start}..{stop - 1} of {schema.split}",
             function=score_chunk,
-            arguments=(cluster.job, task, number, writer.recorded_digest(number), parameters),
+            arguments=(cluster.job, task, number, writer.digests.get(number), parameters),
         )
         for number in range(schema.chunks)
         for start, stop in [schema.chunk_bounds(number)]
     )
     for number, reply in enumerate(results(cluster, tasks, CHUNKS_PER_WORKER)):
-        if writer.recorded_digest(number) is None:
-            writer.record_chunk(number, reply.digest)
+        writer.digests.setdefault(number, reply.digest)
         if reply.counted is not None:
             count.merge(reply.counted)
         yield reply.rows

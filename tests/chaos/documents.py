@@ -18,7 +18,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from storage import documents
+from storage import documents, trees
 from storage.checkpoints import DIRECTORY, MANIFEST, STATE
 from storage.errors import BadDataError
 from storage.runs import METRICS, RECORD
@@ -132,7 +132,7 @@ def _bytes(document: Json, *, sealed_too: bool = True, line: bool = False) -> by
 def _write_group(path: Path, document: Json) -> None:
     """A Zarr group's document, sealed among its attributes."""
     with suppress(ValueError, RecursionError, AttributeError, TypeError, KeyError):
-        document = documents.seal_group(document)
+        document = trees.seal_group(document)
     path.write_bytes(_bytes(document, sealed_too=False))
 
 
@@ -165,7 +165,7 @@ def forge_dataset_arrays(subject: Subject, changes: Edits) -> None:
     path.write_bytes(_bytes(apply(_read(path), changes), sealed_too=False))
     root = _read(subject.dataset / METADATA_NAME)
     key = path.relative_to(subject.dataset).as_posix()
-    for digests in (documents.METADATA_DIGESTS, documents.OWN_METADATA_DIGESTS):
+    for digests in (trees.METADATA_DIGESTS, trees.OWN_METADATA_DIGESTS):
         root["attributes"][digests][key] = _sha256(path)
     _write_group(subject.dataset / METADATA_NAME, root)
 

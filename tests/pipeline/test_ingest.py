@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import json
 import lzma
 import os
 import threading
@@ -136,7 +137,7 @@ def test_element_types_and_shapes(
     assert {high} == set(inputs[:, 0].tolist())
     assert row_shape == dataset.image_shape
     assert Preparation(ValueRange(low, high)) == dataset.preparation
-    attributes = dataset.split("train").inputs.attrs
+    attributes = json.loads(dataset.tree.get("train/inputs/zarr.json"))["attributes"]
     assert pytest.approx(1) == high * attributes["scale_factor"] + attributes["add_offset"]
 
 

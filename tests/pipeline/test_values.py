@@ -1,5 +1,6 @@
 """Values of images: those that the arithmetic cannot hold, the ranges that stand for 0 to 1."""
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from storage import documents
 from storage.dataset import Dataset
 from storage.errors import BadDataError, ConflictError, UsageError
 from storage.preparation import BYTES, ValueRange, parse_range
+from tests.storage.artefacts import stored_rows
 from tests.storage.idx_files import write_idx
 
 IMAGES = "train-images-idx3"
@@ -28,7 +30,7 @@ def write(directory: Path, images: NDArray[Any], name: str = IMAGES) -> str:
 
 def stored(dataset: Dataset, split: str = "train") -> NDArray[Any]:
     """All inputs of a split."""
-    return np.asarray(dataset.split(split).inputs[:])
+    return stored_rows(dataset.split(split)).inputs
 
 
 @pytest.mark.parametrize(
@@ -99,7 +101,10 @@ def test_the_training_split_gives_the_range(
     assert ValueRange(-1024, 2036) == dataset.preparation.scaling
     assert [[2036, -1024, 2036], [2036, 0, 5]] == stored(dataset).tolist()
     assert [[2036, -30000, 30000]] == stored(dataset, "test").tolist()
-    attributes = {name: dict(split.inputs.attrs) for name, split in dataset.splits.items()}
+    attributes = {
+        name: json.loads(dataset.tree.get(f"{name}/inputs/zarr.json"))["attributes"]
+        for name in dataset.splits
+    }
     assert {"scale_factor": 1 / 3060, "add_offset": 1024 / 3060} == attributes["test"]
     assert attributes["train"] == attributes["test"]
     assert "int16 images: values from -1024 to 2036 mapped to [0, 1]" in caplog.messages

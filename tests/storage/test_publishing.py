@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from storage import files
-from storage.chunks import group_metadata
 from storage.dataset import Block, Dataset, open_dataset, replaced_sibling
 from storage.dataset_writer import (
     ChunkRecord,
@@ -18,6 +17,7 @@ from storage.errors import BadDataError, ConflictError, UnreachableError
 from storage.local import LocalLocation
 from storage.location import Location
 from storage.places import open_location
+from storage.trees import group_metadata
 from tests.storage.artefacts import (
     FINGERPRINT,
     SOURCES,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import zarr
 
-from storage import documents
+from storage import documents, trees
 from storage.errors import BadDataError, ConflictError, UnreachableError
 from storage.location import Location
 from storage.places import open_location
@@ -253,12 +253,12 @@ def test_a_root_of_other_shape_is_refused(home: Location, change: dict[str, obje
     tree = go_on(home)[1].location
     document = json.loads(tree.get("zarr.json"))
     document["attributes"]["scored"] |= change
-    tree.put("zarr.json", documents.document_bytes(documents.seal_group(document)))
+    tree.put("zarr.json", documents.document_bytes(trees.seal_group(document)))
     with pytest.raises(BadDataError):
         open_scores(home)
 
 
 def test_a_schema_is_checked() -> None:
     """A chunk that is larger than any of ours is refused with its figures."""
-    with pytest.raises(BadDataError, match="use fewer rows per chunk"):
+    with pytest.raises(BadDataError, match="Use fewer rows per chunk"):
         ScoresSchema("a", "b", "test", 2**40, 10, 2**40, ())

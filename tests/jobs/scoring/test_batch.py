@@ -23,7 +23,7 @@ from storage.errors import (
     UsageError,
 )
 from storage.places import open_location
-from storage.scores_writer import scores_lock
+from storage.scores_writer import score_into
 from tests.jobs.inboxes import Events, ledger
 from tests.jobs.scoring.test_job import unlabelled_test
 
@@ -132,7 +132,7 @@ def test_waits_for_another(run: Path, digits: Path, tmp_path: Path, events: Even
     """--wait: a job that another is ahead of waits, and then does what is left to do."""
     (other,) = batch(shutil.copytree(run, tmp_path / "other"), digits).results
     home = open_location(run).child(f"scores/{other.scores.schema.home}")
-    held = scores_lock(home)
+    held = score_into(home, other.scores.schema)
     held.__enter__()
 
     def free(name: str) -> None:
@@ -149,7 +149,7 @@ def test_waits_so_long_and_no_longer(run: Path, digits: Path, tmp_path: Path) ->
     """Who still holds it when the time is over is named, with exit 4."""
     (other,) = batch(shutil.copytree(run, tmp_path / "other"), digits).results
     home = open_location(run).child(f"scores/{other.scores.schema.home}")
-    with scores_lock(home):
+    with score_into(home, other.scores.schema):
         error = batch(run, digits, wait=0.05).error
     assert isinstance(error, ConflictError)
     assert "is being written by process" in str(error)

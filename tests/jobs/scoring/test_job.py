@@ -34,6 +34,7 @@ from storage.runs import SCORES, open_run
 from tests.jobs.inboxes import Events
 from tests.jobs.trainings import small
 from tests.pipeline.datasets import watched_windows
+from tests.storage.artefacts import stored_rows
 from tests.storage.idx_files import write_idx
 
 CONFIG = small(epochs=2, learning_rate=0.03, dtype="float32")
@@ -61,15 +62,13 @@ def direct(
     run: Path, dataset: Path, split: str, checkpoint: str = "latest"
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Probabilities of all rows at once, in float64, and the labels."""
-    opened = open_dataset(open_location(dataset)).split(split)
-    assert opened.targets is not None
+    stored = stored_rows(open_dataset(open_location(dataset)).split(split))
+    assert stored.targets is not None
     trained = open_run(open_location(run))
     model = model_of(trained, choose_checkpoint(trained, checkpoint)[0])
     network = Network(model.network.layers, "float64")
-    inputs = np.asarray(opened.inputs[:]) / 255
-    labels = np.asarray(opened.targets[:]).argmax(axis=1)
-    probabilities = network.forward(model.parameters.astype("float64"), inputs)
-    return np.asarray(probabilities, np.float64), labels
+    probabilities = network.forward(model.parameters.astype("float64"), stored.inputs / 255)
+    return np.asarray(probabilities, np.float64), stored.targets.argmax(axis=1)
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -214,12 +213,12 @@ def unlabelled_test(digits: Path, directory: Path) -> Path:
     directory.mkdir()
     opened = open_dataset(open_location(digits))
     for prefix, split, labelled in (("train", "train", True), ("t10k", "test", False)):
-        found = opened.split(split)
+        found = stored_rows(opened.split(split))
         assert found.targets is not None
-        images = np.asarray(found.inputs[:])[:, 1:].reshape(-1, 28, 28)
+        images = found.inputs[:, 1:].reshape(-1, 28, 28)
         write_idx(directory / f"{prefix}-images-idx3-ubyte", images)
         if labelled:
-            labels = np.asarray(found.targets[:]).argmax(axis=1).astype(np.uint8)
+            labels = found.targets.argmax(axis=1).astype(np.uint8)
             write_idx(directory / f"{prefix}-labels-idx1-ubyte", labels)
     ingest(str(directory), directory / "data", rows_per_chunk=230)
     return directory / "data"

@@ -31,6 +31,7 @@ from storage.places import open_location
 from storage.schema import SplitSchema
 from tests.jobs.training.test_step import by_definition
 from tests.jobs.trainings import small
+from tests.storage.artefacts import stored_rows
 
 LAYERS = parse_network("12-tanh-7-softmax-3")
 SCHEMA = SplitSchema(
@@ -229,8 +230,9 @@ def test_full_batch(shuffle: bool, digits: Path, tmp_path: Path) -> None:
     )
     assert 1 < order.windows
     rows = np.concatenate([order.window(number).row_numbers for number in range(order.windows)])
-    assert split.targets is not None
-    inputs, targets = np.asarray(split.inputs[:])[rows], np.asarray(split.targets[:])[rows]
+    stored = stored_rows(split)
+    assert stored.targets is not None
+    inputs, targets = stored.inputs[rows], stored.targets[rows]
     layers = parse_network(config.network)
     rule = UpdateRule(Network(layers), make_optimizer("sgd"), 0.0)
     batches = parts(Batch(inputs, targets, rows), 5)

@@ -17,6 +17,7 @@ from storage.dataset import open_dataset
 from storage.places import open_location
 from tests.jobs.trainings import SMALL
 from tests.pipeline.datasets import watched_windows
+from tests.storage.artefacts import stored_rows
 
 LAYERS = parse_network(SMALL.network)
 
@@ -42,10 +43,9 @@ def evaluator(
 def direct(dataset: Path, parameters: Floats, first_row: int, rows: int) -> Evaluation:
     """The same from all rows at once, by the probabilities."""
     split = open_dataset(open_location(dataset)).split("train")
-    assert split.targets is not None
-    chosen = slice(first_row, first_row + rows)
-    inputs = np.asarray(split.inputs[chosen]) / 255
-    labels = np.asarray(split.targets[chosen]).argmax(axis=1)
+    stored, chosen = stored_rows(split), slice(first_row, first_row + rows)
+    assert stored.targets is not None
+    inputs, labels = stored.inputs[chosen] / 255, stored.targets[chosen].argmax(axis=1)
     probabilities = Network(LAYERS, "float64").forward(parameters.astype("float64"), inputs)
     of_truth = probabilities[np.arange(rows), labels]
     accuracy = float(np.mean(probabilities.argmax(axis=1) == labels))

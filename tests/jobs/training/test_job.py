@@ -23,6 +23,7 @@ from storage.errors import BadDataError, QualityGateError, UsageError
 from storage.places import open_location
 from storage.runs import open_run
 from tests.jobs.trainings import SMALL, Log, outcome, small
+from tests.storage.artefacts import stored_rows
 from tests.storage.idx_files import write_idx
 
 ROWS = 1031
@@ -30,9 +31,9 @@ ROWS = 1031
 
 def rows_of(dataset: Path, split: str) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """A split's inputs in [0, 1], bias first, and its labels."""
-    opened = open_dataset(open_location(dataset)).split(split)
-    assert opened.targets is not None
-    return np.asarray(opened.inputs[:]) / 255, np.asarray(opened.targets[:]).argmax(axis=1)
+    stored = stored_rows(open_dataset(open_location(dataset)).split(split))
+    assert stored.targets is not None
+    return stored.inputs / 255, stored.targets.argmax(axis=1)
 
 
 def judge(
