@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,9 @@ from storage.schema import (
     dataset_digest,
 )
 from storage.trees import TreeFormat, read_root
+
+if TYPE_CHECKING:
+    import zarr
 
 MAKE_AGAIN = "Restore it from a copy, or make it again with `pipeline ingest --overwrite`."
 
@@ -93,6 +96,22 @@ class Split:
     def arrays(self) -> dict[str, ChunkedArray]:
         """Return the split's arrays by name: see `split_arrays`."""
         return split_arrays(self.location.child(self.name), self.schema)
+
+    @cached_property
+    def inputs(self) -> "zarr.Array[Any]":
+        """Return the Zarr array `(rows, 1 + features)`, read-only."""
+        return self._as_zarr("inputs")
+
+    @cached_property
+    def targets(self) -> "zarr.Array[Any] | None":
+        """Return the Zarr array `(rows, classes)`, or None where the split has no labels."""
+        return self._as_zarr("targets") if self.schema.classes else None
+
+    def _as_zarr(self, name: str) -> "zarr.Array[Any]":
+        import zarr  # which takes long
+
+        store = zarr.storage.MemoryStore(cast(Any, _ZarrObjects(self.location)), read_only=True)
+        return zarr.open_array(store, path=f"{self.name}/{name}", mode="r", zarr_format=3)
 
     @cached_property
     def chunk_digests(self) -> NDArray[np.uint8]:
@@ -167,6 +186,29 @@ class Split:
                 f"{self.place} was replaced by another dataset while it was being read. "
                 "Run the same command again."
             ) from None
+
+
+@dataclass(frozen=True)
+class _ZarrObjects:
+    """A dataset's objects for Zarr's `MemoryStore`, each read when it is asked for.
+
+    Zarr reads a missing chunk as fill value (zarr-python issue 486); here it is an error.
+    """
+
+    location: Location
+
+    def __getitem__(self, key: str) -> Any:
+        from zarr.core.buffer import default_buffer_prototype
+
+        try:
+            return default_buffer_prototype().buffer.from_bytes(self.location.get(key))
+        except FileNotFoundError:
+            if key.endswith(METADATA_NAME):
+                raise KeyError(key) from None
+            raise BadDataError(f"Chunk {key} of {self.location} is missing. {MAKE_AGAIN}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.location.objects())
 
 
 @dataclass(frozen=True)

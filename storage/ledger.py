@@ -184,15 +184,33 @@ class Ledger:
     def _lines(self) -> list[bytes]:
         """Return the lines as they are, and what follows the last whole one.
 
-        They are read again where the ledger's size has changed, or its end was torn.
+        The ledger only grows, but for a torn end: where its size has changed, what follows the last
+        line known is read, and that line once more. Where it is another one now, so is the ledger.
         """
         try:
-            if self._size != self.location.size(LEDGER) or self._known[-1]:
-                data = documents.read(self.location, LEDGER)
-                self._size, self._known = len(data), data.split(b"\n")
+            size = self.location.size(LEDGER)
         except FileNotFoundError:
-            self._size, self._known = 0, [b""]
+            size = 0
+        if size == self._size and not self._known[-1]:
+            return self._known
+        last = b"".join(line + b"\n" for line in self._known[-2:-1])
+        start = self._size - len(self._known[-1]) - len(last)
+        data = self._data(start) if size >= start + len(last) else b""
+        if data.startswith(last):
+            self._known[-2:] = data.split(b"\n")
+        else:
+            start, data = 0, self._data()
+            self._known = data.split(b"\n")
+        self._size = start + len(data)
         return self._known
+
+    def _data(self, start: int = 0) -> bytes:
+        try:
+            if start:
+                return self.location.get(LEDGER, start)
+            return documents.read(self.location, LEDGER)
+        except FileNotFoundError:
+            return b""
 
     def _checked(self, line: bytes, number: int) -> Entry:
         place = f"{self} line {number}"

@@ -200,8 +200,10 @@ def test_a_used_split_is_pickled(dataset: Dataset) -> None:
     split = dataset.split("train")
     assert len(pickle.dumps(split)) < 5_000
     split.read_chunk(0)
+    assert (11, 7) == split.inputs.shape
     copy = pickle.loads(pickle.dumps(split))
     assert split.read_chunk(2).digest() == copy.read_chunk(2).digest()
+    assert np.array_equal(split.inputs[:], copy.inputs[:])
 
 
 def test_chunks_are_read_into_given_arrays(dataset: Dataset) -> None:
@@ -238,9 +240,11 @@ def test_xarray_reads_by_the_cf_convention(
     assert np.array_equal(rows.targets, targets)
 
 
-def test_a_missing_chunk_is_an_error(place: Location, dataset: Dataset) -> None:
-    """The chunk is named, where Zarr would give zeros."""
+def test_a_missing_chunk_is_an_error_for_zarr_too(place: Location, dataset: Dataset) -> None:
+    """Through our store Zarr raises and names the chunk, where alone it would give zeros."""
     place.delete("train/inputs/c.1.0")
+    with pytest.raises(BadDataError, match=r"train/inputs/c\.1\.0 .*is missing"):
+        _ = dataset.split("train").inputs[:]
     with pytest.raises(BadDataError, match=r"Chunk 1 is missing: .*train/inputs/c\.1\.0"):
         dataset.split("train").read_chunk(1)
 
@@ -315,6 +319,12 @@ def test_a_file_is_no_dataset(place: Location) -> None:
     place.path.write_text("x")
     with pytest.raises(BadDataError, match="is not a dataset"):
         open_dataset(place)
+
+
+def test_an_opened_dataset_is_read_only(dataset: Dataset) -> None:
+    """The arrays of an opened dataset cannot be written."""
+    with pytest.raises(ValueError, match="read-only"):
+        dataset.split("train").inputs[0] = 0
 
 
 @pytest.mark.parametrize(

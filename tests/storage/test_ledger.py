@@ -92,26 +92,29 @@ def test_torn_line(length: int, ledger: Ledger, tmp_path: Path) -> None:
     assert whole + rest == file_of(ledger).read_bytes()
 
 
+@pytest.mark.parametrize("torn", [False, True])
 def test_what_is_known_is_not_read_again(
-    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    torn: bool, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A pass over many files that are all scored reads the lines once, until others add some."""
-    lines = [entry(result=f"scores/test-{number}") for number in range(5)]
-    for line in lines:
-        record(tmp_path, line)
-    read: list[str] = []
+    """Whoever records many lines reads each once or twice, also what others add meanwhile."""
+    read: list[int] = []
     get = LocalLocation.get
 
     def counted(location: LocalLocation, key: str, *part: int) -> bytes:
-        read.append(key)
-        return get(location, key, *part)
+        data = get(location, key, *part)
+        read.append(len(data))
+        return data
 
     monkeypatch.setattr(LocalLocation, "get", counted)
-    for line in lines:
-        assert not ledger.record(line, bool, f'"{line["result"]}"')
-    assert 1 == read.count("ledger.jsonl")
-    ledger.location.append("ledger.jsonl", sealed_bytes(entry(result="other"), indent=None))
-    assert [*lines, entry(result="other")] == ledger.entries()
+    lines = [entry(result=f"scores/test-{number}") for number in range(50)]
+    for number, (mine, other) in enumerate(zip(lines[::2], lines[1::2], strict=True)):
+        assert ledger.record(mine, bool, f'"{mine["result"]}"')
+        ledger.location.append("ledger.jsonl", sealed_bytes(other, indent=None))
+        if torn and number == 10:
+            with open(file_of(ledger), "ab") as file:
+                file.write(b'{"event": "sco')
+    assert lines == ledger.entries()
+    assert sum(read) < 4 * file_of(ledger).stat().st_size
 
 
 @pytest.mark.parametrize("lines", [0, 1, 2, 3, 9])

@@ -86,10 +86,14 @@ def test_more_objects_than_a_page(store: Store, place: Location) -> None:
 
 @pytest.mark.parametrize("chunks_per_shard", [1, 2])
 def test_a_dataset_is_read_as_it_was_written(place: Location, chunks_per_shard: int) -> None:
-    """Plain and in shards."""
+    """By our own reader of chunks, and by Zarr, plain and in shards."""
     schema = dataset_schema(chunks_per_shard=chunks_per_shard)
     make_dataset(place.child("set"), schema)
-    assert_holds_its_rows(open_dataset(place.child("set")), schema)
+    found = open_dataset(place.child("set"))
+    assert_holds_its_rows(found, schema)
+    split = found.split("train")
+    rows = np.concatenate([split.read_chunk(number).inputs for number in range(3)])
+    assert np.array_equal(rows, np.asarray(split.inputs[:]))
 
 
 def test_a_location_travels(store: Store) -> None:
