@@ -254,7 +254,8 @@ def _recognise(start: bytes) -> tuple[str, str]:
     if start.startswith(_PICKLES):
         return "a Python pickle", _CONVERT
     if start[2:4] == bytes(2) and start[1] in ELEMENT_TYPES:
-        return "one with a header in the wrong byte order", "Write its header as big-endian."
+        advice = "Write its header as big-endian, and values of more than one byte likewise."
+        return "one with a header in the wrong byte order", advice
     if start.lstrip(b"\xef\xbb\xbf \r\n\t").lower().startswith((b"<!doctype", b"<html")):
         return (
             "an HTML page, as servers send in place of a file",

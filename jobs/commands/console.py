@@ -79,8 +79,8 @@ class Console(EventHandler):
             self._bar.update(self._task, completed=done, note=shown.rstrip())
         elif moment - self._last_line > PLAIN_SECONDS:
             self._last_line = moment
-            left = duration((total - done) / max(rate, 1e-9))
-            parts = [f"{done:,} of {total:,} rows", f"{rate:,.0f} rows/s", f"{left} left", note]
+            left = f"{duration((total - done) / rate)} left" if done else ""
+            parts = [f"{done:,} of {total:,} rows", f"{rate:,.0f} rows/s", left, note]
             print_aside(f"{one_line(stage)}: {', '.join(filter(None, parts))}")
         if done >= total:
             self._end_stage()

@@ -122,3 +122,16 @@ def test_output_that_cannot_be_written_ends_the_job() -> None:
     """Whoever logs gets the error; logging alone would drop it."""
     with attached(JsonHandler(_raise_broken_pipe)), pytest.raises(StoppedError):
         logger.info("reading")
+
+
+def test_no_time_left_is_told_before_the_first_row(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A stage that has done nothing has no rate to tell it by."""
+    monkeypatch.setattr("jobs.commands.console.PLAIN_SECONDS", -1.0)
+    console = Console()
+    console.progress("ingest train", 0, 300)
+    console.progress("ingest train", 100, 300)
+    first, second = capsys.readouterr().err.splitlines()
+    assert "ingest train: 0 of 300 rows, 0 rows/s" == first
+    assert second.endswith(" left")
