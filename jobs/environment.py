@@ -46,8 +46,11 @@ def _let_this_thread_set() -> None:
 
 
 def environment() -> dict[str, Any]:
-    """Return the versions and the BLAS kernel that this process computes with."""
-    blas = [library for library in threadpool_info() if library["user_api"] == "blas"]
+    """Return the versions and the BLAS kernel that NumPy computes with."""
+    every = [library for library in threadpool_info() if library["user_api"] == "blas"]
+    # Other packages, SciPy for one, bring a BLAS of their own; NumPy's lies beside or below it.
+    own = [library for library in every if library["filepath"].startswith(np.__path__[0])]
+    blas = own or every
     return {
         "numpy": np.__version__,
         "blas": ", ".join(f"{library['internal_api']} {library['version']}" for library in blas),

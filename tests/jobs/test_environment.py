@@ -1,10 +1,12 @@
-"""BLAS on one thread: for as long as any job is at work, whichever of them ends first."""
+"""BLAS: NumPy's own is recorded, and held to one thread for as long as any job is at work."""
 
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
+import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from jobs import environment
 from jobs.environment import one_blas_thread
 
 
@@ -33,3 +35,11 @@ def test_held_until_the_last_job_ends() -> None:
         assert {1} == found.result()
         ended.result()
         assert {3} == blas_threads()
+
+
+def test_the_blas_of_another_package_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SciPy brings an OpenBLAS of its own; a run resumed where it is loaded has the same bits."""
+    [own] = [library for library in threadpool_info() if "numpy" in library["filepath"]]
+    other = own | {"filepath": "/site-packages/scipy.libs/libopenblas.so", "version": "0.3.1"}
+    monkeypatch.setattr(environment, "threadpool_info", lambda: [other, own])
+    assert f"{own['internal_api']} {own['version']}" == environment.environment()["blas"]
