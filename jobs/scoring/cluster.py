@@ -19,8 +19,7 @@ from pipeline.windows import Scratch
 from storage.dataset import Dataset
 from storage.location import Closing, Location
 from storage.preparation import ValueRange
-from storage.scores import ScoresSchema, read_arrays
-from storage.scores_writer import ScoresWriter, write_arrays
+from storage.scores import ScoresSchema, ScoresWriter, read_arrays, write_arrays
 
 CHUNKS_PER_WORKER = 2
 """Chunks on their way to each worker: the one it scores, and the next."""

@@ -17,8 +17,7 @@ from storage.dataset import Dataset
 from storage.errors import BadDataError, ConflictError, UsageError
 from storage.events import Progress, event
 from storage.location import Location, TakeOver
-from storage.scores import Scores, ScoresSchema, is_complete
-from storage.scores_writer import ScoresWriter, score_into
+from storage.scores import Scores, ScoresSchema, ScoresWriter, is_complete, score_into
 
 if TYPE_CHECKING:
     from pipeline.cluster.client import OpenCluster

@@ -18,7 +18,7 @@ from jobs.nn.architecture import parse_network
 from jobs.nn.network import LossSum, Network, Workspace
 from jobs.nn.optimizers import State, Stepped
 from jobs.nn.parameters import Floats
-from jobs.training.local_steps import ordered_rows
+from jobs.training.rounds import ordered_rows
 from jobs.training.step import (
     TreeSum,
     UpdateRule,

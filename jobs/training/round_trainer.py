@@ -10,15 +10,19 @@ from jobs.nn.lr_schedules import learning_rate
 from jobs.nn.network import LossSum
 from jobs.nn.optimizers import State
 from jobs.nn.parameters import Floats
-from jobs.training.local_steps import (
+from jobs.training.rounds import (
+    VELOCITY,
     LocalStep,
     LocalSteps,
     ReplicaResult,
+    RoundPlan,
     RoundTask,
     RoundWorkerState,
+    of_replica,
     ordered_rows,
+    outer_step,
+    replica_rate,
 )
-from jobs.training.rounds import VELOCITY, RoundPlan, of_replica, outer_step, replica_rate
 from jobs.training.step import UpdateRule
 from jobs.training.trainer import Trainer, TrainingState
 from pipeline.cluster.client import Cluster

@@ -21,8 +21,7 @@ from storage.location import Location
 from storage.preparation import BYTES, Preparation
 from storage.runs import SCORES, Run, create_run
 from storage.schema import LZ4, DatasetSchema, SplitSchema
-from storage.scores import Scores, ScoresSchema
-from storage.scores_writer import ScoresWriter, score_into
+from storage.scores import Scores, ScoresSchema, ScoresWriter, score_into
 
 REPOSITORY = Path(__file__).parents[2]
 MODEL_DIGEST = "d" * 64

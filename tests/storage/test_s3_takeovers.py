@@ -24,8 +24,7 @@ from storage.dataset_writer import dataset_lock, stage_dataset
 from storage.errors import ConflictError
 from storage.location import Location
 from storage.runs import SCORES, open_run, run_lock
-from storage.scores import open_scores
-from storage.scores_writer import score_into
+from storage.scores import open_scores, score_into
 from tests.object_store.memory import Gate, MemoryClient, interleave
 from tests.storage.artefacts import (
     assert_holds_its_rows,

@@ -11,8 +11,7 @@ from storage import documents, trees
 from storage.errors import BadDataError, ConflictError, UnreachableError
 from storage.location import Location
 from storage.places import open_location
-from storage.scores import METRICS, Scores, ScoresSchema, is_complete, open_scores
-from storage.scores_writer import score_into
+from storage.scores import METRICS, Scores, ScoresSchema, is_complete, open_scores, score_into
 from tests.storage.artefacts import make_scores, scores_schema, write_scores
 
 SCHEMA = scores_schema(rows=9)  # five chunks, the last one of a single row

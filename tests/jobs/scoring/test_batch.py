@@ -23,7 +23,7 @@ from storage.errors import (
     UsageError,
 )
 from storage.places import open_location
-from storage.scores_writer import score_into
+from storage.scores import score_into
 from tests.jobs.inboxes import Events, ledger
 from tests.jobs.scoring.test_job import unlabelled_test
 
