@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import socket
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
@@ -404,6 +405,7 @@ def _check_scheduler(address: str, options: ClusterOptions, deadline: Deadline) 
 
     Dask's client cannot be stopped while it waits, and believes whatever answers.
     """
+    _, place = parse_address(address)
 
     async def identify() -> str:
         security = security_of(options) or Security()  # the latter by Dask's own configuration
@@ -417,6 +419,8 @@ def _check_scheduler(address: str, options: ClusterOptions, deadline: Deadline) 
         try:
             while not (await asyncio.wait({answer}, timeout=POLL_SECONDS))[0]:
                 if deadline.has_passed(f"the scheduler at {address}"):
+                    # Dask keeps to itself why it cannot connect: this raises it.
+                    socket.create_connection(parse_host_port(place), POLL_SECONDS).close()
                     raise OSError(f"no answer after {deadline.seconds:.0f} s")
             return answer.result()
         finally:

@@ -73,7 +73,7 @@ def check_alike(sides: Mapping[str, Any], expected: dict[str, str] | None = None
 
 def reason(error: BaseException) -> str:
     """Return what an error says, without the internal objects that Dask names in it."""
-    text = re.sub(r"\bin <[^\n]*?>: ", "", str(error))
+    text = re.sub(r"\bin <[^\n]*?>: ", "", getattr(error, "strerror", None) or str(error))
     text = re.sub(r"<(?:\w+\.)*(\w+) object at 0x[0-9a-f]+>", r"\1", text)
     return re.sub(r" at 0x[0-9a-f]+", "", text) or type(error).__name__
 

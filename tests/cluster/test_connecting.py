@@ -96,7 +96,7 @@ def test_no_scheduler(tmp_path: Path) -> None:
     ended = run_pipeline("ingest", "synthetic:60,10", *missing, *LIMIT, cwd=tmp_path)
     assert_told(ended, 6, "nothing.json")
     ended = run_pipeline("ingest", "synthetic:60,10", "--scheduler", NOWHERE, *LIMIT, cwd=tmp_path)
-    assert_told(ended, 6, NOWHERE)
+    assert_told(ended, 6, NOWHERE, "(Connection refused)")
     variable = {"DASK_SCHEDULER_ADDRESS": NOWHERE}
     ended = run_pipeline("train", *LIMIT, cwd=tmp_path, env=variable)
     assert_told(ended, 6, NOWHERE)
