@@ -133,7 +133,7 @@ class Window:
     """`(window chunks,)`: the chunks, in the order in which their rows are listed."""
     starts: RowNumbers
     stops: RowNumbers
-    """Of each chunk, the rows [start, stop) of the split that belong to the order."""
+    """The rows [start, stop) of the split that belong to the order, for each chunk."""
     seed: int | None
     """The order's seed, or None where nothing is shuffled."""
 

@@ -69,7 +69,7 @@ class QualityGateError(PipelineError):
 
 
 class UnreachableError(PipelineError):
-    """Storage, network or cluster is out of reach or refuses; the same command may work later."""
+    """Storage, network or cluster is unreachable or refuses; the same command may work later."""
 
     exit_code = 6
 

@@ -29,7 +29,7 @@ POLL_SECONDS = 0.02
 """Between two looks at a lock."""
 
 SCORED = "scored"
-"""A scoring was published; there is one such line for each scoring, whatever died meanwhile."""
+"""A scoring was published; each has exactly one such line, even after a crash."""
 FOUND = "found"
 """Rows that had been scored before turned up under another name or in another form."""
 JUDGED = "judged"

@@ -94,7 +94,7 @@ class Location(ABC):
     """
 
     path: PurePath
-    """Of a directory; or a bucket's prefix."""
+    """The path of a directory, or a bucket's prefix."""
     lock: Lock | None = field(default=None, compare=False, repr=False, kw_only=True)
     """The one under which its holder writes here: each write looks whether it is still held."""
 

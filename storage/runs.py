@@ -44,7 +44,7 @@ class Run:
     and `element_type`. Runs of older releases lack the place and the last two. The place is a URL,
     an absolute path where such a one was given, or else a path relative to the run."""
     versions: dict[str, int]
-    """Of the order and of the step's arithmetic."""
+    """Versions of the order and of the step's arithmetic."""
     environment: dict[str, Any]
     """NumPy, its BLAS and kernel, Python, the machine's architecture."""
 
@@ -97,7 +97,7 @@ class Run:
 
 def check_place(location: Location) -> None:
     """Raise `ConflictError` where a run cannot begin: one is there, or something else is."""
-    names = location.names()  # in one look: another may begin a run meanwhile
+    names = location.names()  # one listing: another process may begin a run at any time
     if RECORD in names:
         raise ConflictError(f"{location} is a run already.")
     strange = [name for name in names if not is_foreign(name) and not name.endswith(".tmp")]

@@ -109,7 +109,7 @@ def _is_on(options: dict[str, str], name: str) -> bool:
 Result = TypeVar("Result")
 
 RETRY_SECONDS = 60.0
-"""How long a request is tried again before the store counts as out of reach."""
+"""How long a request is retried before the store counts as unreachable."""
 TIMEOUT = "30s"
 """How long one try may take, from its sending to the last byte of its answer."""
 CONNECT_TIMEOUT = "5s"

@@ -183,7 +183,7 @@ class DatasetSchema:
     transforms: tuple[str, ...]
     splits: dict[str, SplitSchema]
     compression: str = LZ4
-    """Of inputs and targets, one of `COMPRESSIONS`."""
+    """How inputs and targets are compressed, one of `COMPRESSIONS`."""
 
     @property
     def format_version(self) -> int:

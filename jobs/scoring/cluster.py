@@ -32,7 +32,7 @@ class ScoreTask:
     dataset: Location
     dataset_digest: str
     class_names: tuple[str, ...]
-    """Of the dataset, which may lack some of the model's."""
+    """Names of the dataset's classes, which may lack some of the model's."""
     home: Location
     schema: ScoresSchema
     network: str

@@ -35,7 +35,7 @@ class ScoreConfig:
     settle: float = DEFAULT_SETTLE
     """Seconds that a file in the inbox must have kept its size and time."""
     checkpoint: str | None = None
-    """Of the run: see `choose_checkpoint`; `DEFAULT_CHECKPOINT` where it and `model` are None."""
+    """A checkpoint of the run: see `choose_checkpoint`. None takes `model` or the default."""
     model: str | None = None
     """A promoted name, in place of run and checkpoint."""
     models: Place = DEFAULT_MODELS
@@ -49,7 +49,7 @@ class ScoreConfig:
     """Seconds to wait for another job that has the same work in hand."""
     gates: Gates = field(default_factory=Gates)
     retries: int = 0
-    """How often to try again what was out of reach."""
+    """Number of retries after a connection failure."""
     retry_wait: float = 60.0
     """Seconds between two tries."""
     storage_options: Mapping[str, str] = field(default_factory=dict)

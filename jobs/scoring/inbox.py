@@ -229,7 +229,7 @@ class Inbox:
         self._staged(arrival).delete_tree()
 
     def end(self) -> None:
-        """End the pass; raise `UnreachableError` where the inbox, a mount, has gone meanwhile."""
+        """End the pass; raise `UnreachableError` if the inbox was unmounted during it."""
         self._staging.delete_tree()
         self._lock.check()
         check_directory(self._location)

@@ -17,7 +17,7 @@ from storage.runs import Run
 from storage.scores import Scores
 
 GRAVEST_FIRST = (BadDataError, QualityGateError, InternalError, UnreachableError, ConflictError)
-"""Of several things that went wrong, the first of these gives the exit code."""
+"""Error types in order of severity: the first that occurred gives the exit code."""
 INTERNAL_ERROR = "internal error (please report it)"
 SHOWN_NAMES = 10
 """More files than this are not named in a message."""
@@ -69,7 +69,7 @@ class ScoringResult:
     checkpoint: str
     results: list[ScoreResult] = field(default_factory=list)
     errors: list[PipelineError] = field(default_factory=list)
-    """Of what could not be scored, and of missed gates."""
+    """Errors of what could not be scored, and missed gates."""
     failed: list[dict[str, str]] = field(default_factory=list)
     """The inbox's bad files: `file` and `error`."""
     left: list[dict[str, str]] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Retries of what is out of reach, and pauses that a signal ends."""
+"""Retries after connection failures, and pauses that a signal ends."""
 
 import logging
 import time
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class Attempts:
-    """Attempts at some work: the first, and one more each time that something was out of reach.
+    """Attempts at some work: the first, then one more after each connection failure.
 
     ::
 

@@ -41,8 +41,8 @@ def score_split(
 ) -> tuple[Scores, bool]:
     """Score a split in its home below `place`, or continue where a scoring died, and publish it.
 
-    Where another job is at work on it, wait for so many seconds: see `waiting_lock`. Returns the
-    scores, and whether another job has completed them meanwhile.
+    Where another job works on it, wait up to `wait` seconds: see `waiting_lock`. Returns the
+    scores, and whether another job completed them during the wait.
     """
     schema = _schema(model, dataset, split)
     home = place.child(schema.home)

@@ -56,7 +56,7 @@ class TrainResult:
     metrics: tuple[Metrics, ...]
     """A line per epoch, all of the run's epochs."""
     parameters_digest: str
-    """Of the final parameters: the model's digest."""
+    """The digest of the final parameters: the model's digest."""
     order_digest: str
     """Two runs that show the same have seen the same rows in the same batches in order."""
     best: CheckpointName | None

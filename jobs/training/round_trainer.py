@@ -216,9 +216,10 @@ class RoundTrainer(Trainer):
         ]
 
     def _rate(self, first: int, step: int, count: int) -> float:
-        """Of each replica's `step` of a round, from 0, which has `count` mini-batches from `first`.
+        """Return the learning rate of step `step` (from 0) of each replica in a round.
 
-        All replicas have taken that step when `replicas` times as many mini-batches are.
+        The round has `count` mini-batches from number `first` of the run. When all replicas have
+        taken the step, `replicas` times as many mini-batches are used up.
         """
         total = self.config.epochs * self._plan.batches
         place = first + min(step * self._plan.replicas, count - 1)

@@ -79,7 +79,7 @@ class RoundPlan:
         return epoch * len(self.part(replica)) + self._steps_in_epoch(taken)
 
     def _steps_in_epoch(self, taken: int) -> int:
-        """Of each replica: every round before an epoch's last one is whole."""
+        """Return a replica's steps in an epoch; rounds before the epoch's last one are whole."""
         return taken // self.round_batches * self.sync_every
 
 
@@ -101,7 +101,7 @@ def replica_rate(learning_rate: float, replicas: int) -> float:
 
 
 def initial_memory(config: TrainConfig, parameters: Floats) -> State:
-    """Return what is remembered between steps, besides the parameters, before the first one."""
+    """Return the state that is kept between steps, as it is before the first step."""
     optimizer = make_optimizer(config.optimizer, momentum=config.momentum)
     if config.parallel == "steps":
         return optimizer.initial_state(parameters)
@@ -205,7 +205,7 @@ class LocalSteps:
     replica: int
     steps: tuple[LocalStep, ...]
     served: int
-    """Of each a window is held; of a single one, the next window as well."""
+    """Replicas that a worker serves: it holds a window for each, or two for a single one."""
 
     @property
     def what(self) -> str:
@@ -221,7 +221,7 @@ class ReplicaResult:
     parameters: Floats
     state: State
     losses: tuple[LossSum, ...]
-    """Of each step."""
+    """The loss of each step."""
 
 
 class RoundWorkerState(Closing):

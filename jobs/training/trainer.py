@@ -80,7 +80,7 @@ class Trainer(Closing):
         self._cluster = cluster
         self.network = Network(layers, config.dtype)
         self.sums = NO_ROWS
-        """Over the rows of the current epoch, each as it was when it was trained on."""
+        """Sums over the rows of the current epoch, each before the step that used it."""
         stream_state = None
         if state is None:
             parameters = initialise(config.init, layers, config.seed, config.dtype)

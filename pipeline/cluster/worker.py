@@ -113,7 +113,7 @@ class JobPlugin(WorkerPlugin):
         check_alike({"this worker": get_versions(PACKAGES)}, self._versions)
 
     def running(self, worker: Worker) -> int:
-        """Return how many of the job's tasks run, also of those that were cancelled meanwhile."""
+        """Return how many of the job's tasks are running, cancelled ones included."""
         return sum(self.name[-8:] in str(task.key) for task in worker.state.executing)
 
     async def tasks_ended(self, worker: Worker) -> None:
