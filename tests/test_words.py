@@ -1,0 +1,87 @@
+"""The language of the project: plain technical English, one word for one thing.
+
+The lists below hold phrases that manuals of the field do not use, with what to say instead.
+"""
+
+import ast
+import io
+import re
+import tokenize
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted(
+    path
+    for folder in ("jobs", "pipeline", "storage", "tests")
+    for path in (ROOT / folder).rglob("*.py")
+    if path != Path(__file__)
+)
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PHRASES = {
+    "a defect of ours": "an internal error",
+    "besides": "also, in addition to, or except",
+    "came to the": "ended with the",
+    "goes on": "continues",
+    "heed": "obey, ignore",
+    "in hand": "in progress",
+    "is to be": "will be, must be",
+    "lies in": "is in",
+    "meanwhile": "in the meantime, or leave it out",
+    "nobody": "no process, no user",
+    "of ours": "of this project",
+    "out of reach": "unreachable",
+    "seen to": "handled",
+    "so often": "how many times",
+    "somebody": "another user, another process",
+    "told of": "notified of, given",
+    "whoever": "the process that, users who",
+}
+"""Refused in comments, strings and pages: the phrase, and what to say instead."""
+NAMES = {"found", "told", "there", "strange", "kind"}
+"""Refused as names of variables: a name says what the value is."""
+
+
+@cache
+def sentences(path: Path) -> str:
+    """Return the comments and strings of a module, or all of a page."""
+    source = path.read_text()
+    if path.suffix != ".py":
+        return source
+    kinds = {tokenize.COMMENT, tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", None)}
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    return "\n".join(token.string for token in tokens if token.type in kinds)
+
+
+def assigned(source: str) -> set[str]:
+    """Return the names of all variables and parameters of a module."""
+    nodes = list(ast.walk(ast.parse(source)))
+    stored = {
+        node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    }
+    return stored | {node.arg for node in nodes if isinstance(node, ast.arg)}
+
+
+def test_phrases() -> None:
+    """No sentence has a phrase that the field's manuals would not print."""
+    patterns = {
+        phrase: re.compile(rf"\b{phrase}\b".replace(" ", r"\s+#?\s*"), re.IGNORECASE)
+        for phrase in PHRASES
+    }
+    refused = [
+        f"{path.relative_to(ROOT)}: {phrase!r}; say {PHRASES[phrase]!r}"
+        for path in [*SOURCES, *PAGES]
+        for phrase, pattern in patterns.items()
+        if pattern.search(sentences(path))
+    ]
+    assert not refused, "\n".join(refused)
+
+
+def test_names() -> None:
+    """Variables and parameters are named after their values."""
+    having = {
+        str(path.relative_to(ROOT)): vague
+        for path in SOURCES
+        if (vague := assigned(path.read_text()) & NAMES)
+    }
+    assert not having
