@@ -71,6 +71,13 @@ class IngestResult:
     """Where the rows came from, for people."""
     seconds: float
 
+    def __repr__(self) -> str:
+        rows = ", ".join(f"{s.schema.rows:,} {name}" for name, s in self.dataset.splits.items())
+        done = "already there" if self.already_done else f"{self.seconds:.1f} s"
+        return (
+            f"<IngestResult: {rows} rows of {self.dataset.name} in {self.dataset.location}, {done}>"
+        )
+
 
 def ingest(
     source: str | Source = "mnist",
@@ -142,7 +149,8 @@ def _announce(
 ) -> None:
     """Log what an ingest needs, and what it decided by itself."""
     needed = memory_needed(schema, threads)
-    event(logger, "memory", f"memory at most {needed / 1e6:,.0f} MB", bytes=needed)
+    text = f"memory at most {needed / 1e6:,.0f} MB"
+    event(logger, "memory", text, logging.DEBUG, bytes=needed)
     if scale is None and preparation.scaling != BYTES:
         logger.info("%s images: %s", source.splits[0].dtype, preparation)
     names = [source.name, *(os.path.basename(split.origin) for split in source.splits)]

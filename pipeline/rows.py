@@ -37,6 +37,12 @@ class Batch:
     rows: RowNumbers
     """`(rows,)`: their numbers in the split."""
 
+    def __repr__(self) -> str:
+        targets = "none"
+        if self.targets is not None:
+            targets = f"{self.targets.shape} {self.targets.dtype}"
+        return f"<Batch: inputs {self.inputs.shape} {self.inputs.dtype}, targets {targets}>"
+
     @classmethod
     def empty(cls, schema: SplitSchema, rows: int) -> "Batch":
         """Return a batch of a split, of any content."""

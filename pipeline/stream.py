@@ -224,6 +224,18 @@ class BatchStream(Closing):
         """Rows of the next mini-batch: fewer than the others have, where it is an epoch's last."""
         return min(self.batch_size, self.rows - self.place)
 
+    def __len__(self) -> int:
+        """Return the mini-batches of an epoch."""
+        return self.batches
+
+    def __repr__(self) -> str:
+        state = "closed, " if self._process is None else ""
+        return (
+            f"<BatchStream of {self._location}, split {self._began.split}: {self.batches:,} batches"
+            f" of {self.batch_size:,} rows, {state}next is {self._next_batch} of epoch "
+            f"{self._epoch}>"
+        )
+
     def __iter__(self) -> Iterator[Batch]:
         for micro_batches in self.micro_batches(1):
             yield from micro_batches

@@ -6,7 +6,7 @@ which kind a name or a path is. `synthetic` is the smallest example.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -47,7 +47,7 @@ class Part(ABC):
 class LoadedPart(Part):
     """Rows that were read already; they travel with the part."""
 
-    rows: Rows
+    rows: Rows = field(repr=False)
 
     def load(self, start: int, stop: int) -> Rows:
         images, labels = self.rows
@@ -68,6 +68,11 @@ class SplitSource(ABC):
     dtype: np.dtype[Any]
     """The images' element type, in this machine's byte order."""
     has_labels: bool
+
+    def __repr__(self) -> str:
+        labels = "labelled" if self.has_labels else "unlabelled"
+        shape = " x ".join(map(str, self.image_shape))
+        return f"<{self.name}: {self.rows:,} {labels} images of {shape} {self.dtype}>"
 
     @abstractmethod
     def label_values(self, progress: Progress) -> list[int]:

@@ -189,6 +189,9 @@ def test_already_done(source: Path, out: Path) -> None:
     again = ingest(str(moved), out, rows_per_chunk=8)
     assert (False, True) == (first.already_done, again.already_done)
     assert first.dataset.digest == again.dataset.digest
+    assert (
+        repr(again) == f"<IngestResult: 37 train, 11 test rows of source in {out}, already there>"
+    )
     assert before == content(out)
     assert stamps == {path: path.stat().st_mtime_ns for path in out.rglob("*")}
 

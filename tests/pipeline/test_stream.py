@@ -88,7 +88,7 @@ def test_batches(known: Known, options: dict[str, Any]) -> None:
                 digest = link(digest, batch.rows)
                 assert digest.hex() == stream.state.order_digest
             assert expected_batches(options, epoch) == row_lists(batches)
-            assert stream.batches == len(batches)
+            assert len(stream) == len(batches)
 
 
 @SETTINGS
@@ -115,6 +115,17 @@ def test_a_mini_batch_counts_with_its_last_part(known: Known) -> None:
         assert before == stream.state
         next(micro_batches)
         assert 1 == stream.state.next_batch
+
+
+def test_reprs(known: Known) -> None:
+    """A stream and a batch describe themselves in one line, without their rows."""
+    with open_stream(known, batch_size=20) as stream:
+        batch = next(iter(stream))
+        place = known.dataset.location
+        described = f"<BatchStream of {place}, split train: 4 batches of 20 rows"
+        assert f"{described}, next is 1 of epoch 0>" == repr(stream)
+    assert f"{described}, closed, next is 1 of epoch 0>" == repr(stream)
+    assert "<Batch: inputs (20, 6) uint8, targets (20, 4) uint8>" == repr(batch)
 
 
 def test_unlabelled(tmp_path: Path) -> None:

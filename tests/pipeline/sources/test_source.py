@@ -483,5 +483,6 @@ def test_mnist_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MNIST_DIR", str(tmp_path))
     source = open_source("mnist")
     assert ("mnist", True) == (source.name, "MNIST_DIR" in source.description)
+    assert "<train: 12 labelled images of 4 x 3 uint8>" in repr(source)
     monkeypatch.setenv("MNIST_DIR", str(tmp_path / "missing"))
     assert "MNIST_DIR names" in refusal("mnist", UsageError)
