@@ -1,4 +1,4 @@
-"""What is printed, by commands and by jobs that log: always printable, written at once."""
+"""Printing for commands and jobs: escaped for the terminal and flushed at once."""
 
 import io
 import os
@@ -8,22 +8,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from storage.errors import StoppedError, UnreachableError
+from storage.events import local_time as local_time  # noqa: PLC0414 - for the commands
 
 PLAIN_SECONDS = 10.0
-"""Between two lines of progress where there is no terminal."""
+"""Seconds between two lines of progress when stderr is not a terminal."""
 UNREAD_OUTPUT = "Stopped: the reader of the output closed it."
 LAYOUT = "\n\t"
 """Characters that lay out a text of several lines; a single line holds neither."""
 UNDECODED = range(0xDC80, 0xDD00)
-"""What `os.fsdecode` puts in the place of a byte that is not UTF-8."""
+"""Code points that `os.fsdecode` uses for bytes that are not UTF-8."""
 
 
 def printable(text: str) -> str:
-    """Return a text with every character escaped that a terminal would obey or hide.
+    """Escape every character that a terminal would interpret or hide, except line feeds and tabs.
 
-    These are control and escape characters, marks that reorder what follows, line separators
-    and bytes that are not text; names of files and keys may hold them all. Line feeds and tabs
-    stay.
+    File and key names may contain control characters, bidirectional marks, line separators and
+    bytes that are not UTF-8.
     """
     if text.isprintable():
         return text
@@ -34,7 +34,7 @@ def printable(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Return a text as `printable` does, with its line feeds and tabs escaped too."""
+    """Escape like `printable`, line feeds and tabs too."""
     return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
@@ -46,13 +46,13 @@ def _escaped(character: str) -> str:
 
 
 def print_line(text: str) -> None:
-    """Print on stdout, at once. Raises `StoppedError` or `UnreachableError` where that fails."""
+    """Print to stdout and flush; raise `StoppedError` or `UnreachableError` on failure."""
     with _translate_output_errors():
         print(printable(text), flush=True)
 
 
 def print_exactly(text: str) -> None:
-    """Print on stdout as UTF-8, character by character: the text is for another program."""
+    """Print to stdout as UTF-8 without escaping, for text that another program reads."""
     with _translate_output_errors():
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.flush()
@@ -66,8 +66,8 @@ def print_exactly(text: str) -> None:
 def _translate_output_errors() -> Iterator[None]:
     try:
         yield
-    except BrokenPipeError as error:  # as other commands end when `head` has seen enough
-        sys.stdout = None  # or Python tries to flush it once more
+    except BrokenPipeError as error:  # end as other commands do before `| head`
+        sys.stdout = None  # keeps Python from flushing it again at exit
         raise StoppedError(UNREAD_OUTPUT, signal.SIGPIPE) from error
     except OSError as error:
         sys.stdout = None
@@ -78,13 +78,13 @@ def _translate_output_errors() -> Iterator[None]:
 
 
 def print_aside(text: str) -> None:
-    """Print on stderr, at once; where that cannot be written, drop it and all that follows."""
+    """Print to stderr and flush; after a failure, discard this and all later output."""
     try:
         print(printable(text), file=sys.stderr, flush=True)
     except OSError:
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - stays open until exit
 
 
 def percent(share: float) -> str:
-    """Return a share in [0, 1] as `98.21 %`."""
+    """Format a share in [0, 1] as `98.21 %`."""
     return f"{100 * share:.2f} %"

@@ -1,6 +1,7 @@
-"""Events: log records with a name and facts, and the callback that follows progress."""
+"""Events: log records with a name and facts, the callback that follows progress, times."""
 
 import logging
+from datetime import UTC, datetime, tzinfo
 from typing import Any, Protocol
 
 
@@ -25,3 +26,16 @@ def event(
     """
     message = text or f"{name}: {facts}"
     logger.log(level, "%s", message, extra={"event": name, "text": text, "facts": facts})
+
+
+def local_time(moment: datetime | str, zone: tzinfo | None = None) -> str:
+    """Return a time for people, with its offset from UTC: `2026-11-27 18:02:21+00:00`.
+
+    `moment` may be a text in ISO 8601; without an offset it is in UTC. `zone` is this machine's
+    unless given. Raises `ValueError` for any other text.
+    """
+    if isinstance(moment, str):
+        moment = datetime.fromisoformat(moment)
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return moment.astimezone(zone).isoformat(sep=" ", timespec="seconds")

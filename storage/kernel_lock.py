@@ -15,6 +15,7 @@ from typing import Any
 from filelock import BaseFileLock, FileLock, Timeout
 
 from storage.errors import ConflictError, LockedError, UsageError
+from storage.events import local_time
 from storage.files import check_regular, make_directories, translate_os_errors
 from storage.location import Lock, TakeOver
 
@@ -140,7 +141,7 @@ def holder_named_by(content: bytes) -> str | None:
     try:
         signed: Any = json.loads(content)
         process, host = int(signed["process"]), str(signed["host"])[:80]
-        since, command = str(signed["since"])[:40], str(signed.get("command", ""))[:80]
+        since, command = local_time(str(signed["since"])[:40]), str(signed.get("command", ""))[:80]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
         return None
     return f"process {process} on {host} since {since}" + (f" ({command})" if command else "")

@@ -69,7 +69,7 @@ def check_refused(found: Ended, holder: int | None = None) -> int:
     assert 1 == found.err.count("\n"), found
     host = re.escape(socket.gethostname())
     named = re.search(
-        rf"being written by process (\d+) on {host} since \d{{4}}-\S+ \(\S+ \w+\)\.", found.err
+        rf"being written by process (\d+) on {host} since \d{{4}}-\S+ \S+ \(\S+ \w+\)\.", found.err
     )
     assert named, found.err
     assert holder in (None, int(named[1])), found.err

@@ -1,9 +1,12 @@
 """Printing: whatever a name holds, a terminal shows it and obeys none of it."""
 
+from datetime import UTC, datetime
+from zoneinfo import ZoneInfo
+
 import pytest
 
 from jobs.commands.console import facts, table
-from jobs.output import one_line, printable
+from jobs.output import local_time, one_line, printable
 
 HOSTILE = {
     "\x1b[31mred": r"\x1b[31mred",
@@ -34,3 +37,19 @@ def test_a_name_adds_no_line_to_a_table() -> None:
     """A line feed in a name is spelt out, and widths fit what is shown."""
     assert table(["name", "rows"], [["a\nb", 1]]).splitlines() == ["name  rows", "a\\nb     1"]
     assert facts([("dataset", "a\nb")]) == "dataset  a\\nb"
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        datetime(2026, 7, 31, 22, 30, 1, 999_999, tzinfo=UTC),
+        "2026-07-31T22:30:01.999+00:00",
+        "2026-07-31T22:30:01",
+    ],
+)
+def test_times_have_their_offset(moment: datetime | str) -> None:
+    """A time for people is local, to the second, with its offset; a text without one is UTC."""
+    assert local_time(moment, ZoneInfo("Europe/Berlin")) == "2026-08-01 00:30:01+02:00"
+    assert datetime.fromisoformat(local_time(moment)) == datetime(
+        2026, 7, 31, 22, 30, 1, tzinfo=UTC
+    )
