@@ -209,7 +209,8 @@ def verify(console: "Console", place: str, storage_options: tuple[str, ...]) -> 
     wrong = [{"what": what, "error": str(error)} for what, error in checked if error is not None]
     verdicts = [item["error"] for item in wrong] or [f"{place} is sound: {len(checked):,} checks."]
     document = {"place": place, "checked": len(checked), "wrong": wrong, "mentioned": mentioned}
-    console.result(Report(document, "\n".join(map(one_line, [*mentioned, *verdicts]))))
+    text, summary = ("\n".join(map(one_line, lines)) for lines in (mentioned + verdicts, verdicts))
+    console.result(Report(document, text, summary))
     if wrong:
         raise BadDataError(f"{place} is damaged: {len(wrong)} of {len(checked):,} checks failed.")
 

@@ -1,6 +1,7 @@
 """What people and scripts read while a job runs: results on stdout, all else on stderr."""
 
 import json
+import logging
 import sys
 import time
 from collections.abc import Collection, Sequence
@@ -13,25 +14,42 @@ from jobs.output import PLAIN_SECONDS, one_line, print_aside, print_line
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+SHORT_DIGEST = 12
+"""Digits of a digest in tables and summaries; --verbose and --json print all 64."""
+
 
 @dataclass(frozen=True)
 class Report:
-    """A result, for scripts and for people."""
+    """A command's result, in each form in which it can be printed."""
 
     document: dict[str, Any]
+    """The document of --json."""
     text: str
+    """What is printed by default, the summary included."""
+    summary: str
+    """The line of --quiet."""
+    details: str = ""
+    """Lines that --verbose adds, such as full digests."""
 
 
 class Console(EventHandler):
-    """Progress bars on a terminal, plain lines elsewhere, one JSON document for scripts.
+    """Prints progress bars on a terminal, plain lines elsewhere, one JSON document for scripts.
 
-    What is logged is a line where it has a text; a configuration is listed below it.
+    An event that has a text is a line. The settings among its facts are listed below it.
     """
 
-    def __init__(self, *, quiet: bool = False, as_json: bool = False) -> None:
-        """`quiet` leaves only the result and warnings; `as_json` prints the result as JSON."""
-        super().__init__()
+    def __init__(
+        self, *, quiet: bool = False, as_json: bool = False, verbose: bool = False
+    ) -> None:
+        """Choose the form of the result, and which events are printed.
+
+        `quiet` prints the result's summary and warnings, `as_json` its document and warnings.
+        `verbose` adds the result's details and events of level DEBUG.
+        """
+        super().__init__(logging.DEBUG if verbose else logging.INFO)
+        self._quiet = quiet
         self._as_json = as_json
+        self._verbose = verbose
         self._silent = quiet or as_json
         self._bar: Progress | None = None
         self._task: TaskID | None = None
@@ -43,7 +61,7 @@ class Console(EventHandler):
             self.warn(text)
         elif text:
             lines = [one_line(text)]
-            if "configuration" in facts:
+            if facts.get("configuration"):
                 lines.append(settings_text(facts["configuration"]))
             self.say("\n".join(lines))
 
@@ -59,12 +77,15 @@ class Console(EventHandler):
         print_aside(f"Warning: {one_line(text)}")
 
     def result(self, report: Report) -> None:
-        """Print what the job came to."""
+        """Print a command's result."""
         self._end_stage()
         if self._as_json:
             print_line(json.dumps(report.document, indent=2))
-        elif report.text:
-            print_line(report.text)
+            return
+        parts = [report.summary] if self._quiet else [report.text]
+        parts += [report.details] if self._verbose else []
+        if text := "\n".join(filter(None, parts)):
+            print_line(text)
 
     def progress(self, stage: str, done: int, total: int, note: str = "") -> None:
         """Show how many rows of a stage are done."""

@@ -73,7 +73,7 @@ def _run_demo(directory: Path, console: Console, stop: StopSignal) -> Report:
         "parameters_digest": trained.parameters_digest,
         "seconds": round(seconds, 1),
     }
-    return Report(document, f"{text}\n{shown}\nLook closer: pipeline inspect {run_place}")
+    return Report(document, f"{text}\n{shown}\nLook closer: pipeline inspect {run_place}", text)
 
 
 def _source(console: Console) -> Source:

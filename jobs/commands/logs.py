@@ -1,4 +1,4 @@
-"""Handlers of what the jobs log: their base, JSON for --log-json, a schedule's own log."""
+"""Logging handlers: their base class, JSON for --log-json, a schedule's own log."""
 
 import json
 import logging
@@ -25,12 +25,12 @@ Handler = TypeVar("Handler", bound=logging.Handler)
 
 @contextmanager
 def attached(handler: Handler) -> Iterator[Handler]:
-    """Give a handler all that this project logs while the block runs; close it at the end."""
+    """Give a handler what this project logs while the block runs; close it at the end."""
     loggers = [logging.getLogger(name) for name in LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
+        logger.setLevel(handler.level)
     try:
         yield handler
     finally:
@@ -43,11 +43,11 @@ def attached(handler: Handler) -> Iterator[Handler]:
 class EventHandler(logging.Handler):
     """A handler whose errors end the job: output that cannot be written is not dropped.
 
-    A memory event is passed over unless it is larger than those before: an inbox has many files.
+    A memory event is ignored unless it is larger than those before: an inbox has many files.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, level: int = logging.INFO) -> None:
+        super().__init__(level)
         self._megabytes = -1
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -73,7 +73,7 @@ class JsonHandler(EventHandler):
         self, write: Callable[[str], object] = print_line, *, counting: bool = True
     ) -> None:
         """`write` takes a line without its end; `counting` has the summary count the events."""
-        super().__init__()
+        super().__init__(logging.DEBUG)
         self._write = write
         self._counting = counting
         self._stage = ""

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from jobs.commands.console import Report, facts, settings_text, size, table
+from jobs.commands.console import SHORT_DIGEST, Report, facts, settings_text, size, table
 from jobs.commands.score_reports import SHOWN_CLASSES
 from jobs.output import percent
 from jobs.training.history import check_history
@@ -77,7 +77,8 @@ def inspect_dataset(dataset: Dataset) -> Report:
     header = ["source", "split", "kind", "stored", "SHA-256 of the content"]
     rows = [_source_row(source) for source in dataset.sources]
     parts.append(table(header, rows, left=("split", "kind", "SHA-256 of the content")))
-    return Report(document, "\n\n".join(parts))
+    summary = f"{_rows_text(dataset)} in {dataset.location}"
+    return Report(document, "\n\n".join(parts), summary)
 
 
 def _split_document(dataset: Dataset, name: str) -> dict[str, Any]:
@@ -146,7 +147,10 @@ def inspect_run(run: Run) -> Report:
     ]
     if scores:
         parts.append("scores\n" + "\n".join(f"  scores/{name}" for name in scores))
-    return Report(document, "\n\n".join(parts))
+    epochs = f"{len(metrics)} of {run.configuration['epochs']} epochs"
+    accuracy = f", {_accuracy_text(metrics[-1]).lower()}" if metrics else ""
+    summary = f"{run.location}: {epochs}{accuracy}"
+    return Report(document, "\n\n".join(parts), summary)
 
 
 def _checkpoint_document(run: Run, name: Any) -> dict[str, Any]:
@@ -189,10 +193,11 @@ def epochs_table(metrics: list[dict[str, Any]]) -> str:
 
 
 def train_report(result: "TrainResult") -> Report:
-    """Report what a training came to."""
+    """Report a finished training."""
     last = result.metrics[-1] if result.metrics else None
+    run = result.run.location
     document = {
-        "run": str(result.run.location),
+        "run": str(run),
         "epochs": list(result.metrics),
         "parameters_digest": result.parameters_digest,
         "order_digest": result.order_digest,
@@ -201,35 +206,40 @@ def train_report(result: "TrainResult") -> Report:
         "stopped_early": result.stopped_early,
         "configuration": result.config.to_json(),
     }
-    lines = []
-    if result.already_done:
-        lines.append(f"{result.run.location} is trained already.")
+    lines = [f"{run} is already trained."] if result.already_done else []
     if result.stopped_early:
         lines.append("Stopped early: validation loss stopped improving.")
-    if last:
-        found = [
-            f"{name} {percent(value['accuracy'])}" for name, value in last["evaluation"].items()
-        ]
-        lines.append(f"epoch {last['epoch']}: {', '.join(found) or 'not evaluated'}")
-    lines.append(f"model  {result.parameters_digest}\norder  {result.order_digest}")
-    return Report(document, "\n".join(lines))
+    model = f"model {result.parameters_digest[:SHORT_DIGEST]} in {run}"
+    summary = f"{_accuracy_text(last)} after epoch {last['epoch']}; {model}" if last else model
+    details = facts([("model", result.parameters_digest), ("order", result.order_digest)])
+    return Report(document, "\n".join([*lines, summary]), summary, details)
+
+
+def _accuracy_text(line: dict[str, Any]) -> str:
+    """Return an epoch's accuracies, of the training rows if no split was evaluated."""
+    shares = {name: percent(one["accuracy"]) for name, one in line["evaluation"].items()}
+    if len(shares) < 2:
+        [(name, share)] = shares.items() or [("training", percent(line["accuracy"]))]
+        return f"{name.capitalize()} accuracy {share}"
+    return "Accuracy " + ", ".join(f"{share} ({name})" for name, share in shares.items())
 
 
 def ingest_report(result: IngestResult) -> Report:
-    """Return what an ingest made, or found made."""
+    """Report a finished ingest."""
     dataset = result.dataset
-    rows = ", ".join(
-        f"{split.schema.rows:,} {name}{'' if split.schema.classes else ' (no labels)'}"
-        for name, split in dataset.splits.items()
-    )
     document = inspect_dataset(dataset).document | {
         "already_done": result.already_done,
         "seconds": round(result.seconds, 3),
     }
+    summary = f"{_rows_text(dataset)} in {dataset.location}, {result.seconds:.1f} s"
     if result.already_done:
-        return Report(document, f"{dataset.location} is there already, from the same source.")
-    return Report(
-        document,
-        f"{rows} rows of {dataset.name} are in {dataset.location} after {result.seconds:.1f} s.\n"
-        f"digest  {dataset.digest}",
+        summary = f"{dataset.location} is already ingested from the same source."
+    return Report(document, summary, summary, facts([("digest", dataset.digest)]))
+
+
+def _rows_text(dataset: Dataset) -> str:
+    rows = ", ".join(
+        f"{split.schema.rows:,} {name}{'' if split.schema.classes else ' (no labels)'}"
+        for name, split in dataset.splits.items()
     )
+    return f"{dataset.name}: {rows} rows of {_shape(dataset.image_shape)}"

@@ -4,7 +4,7 @@ import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from jobs.commands.console import Report, table
+from jobs.commands.console import SHORT_DIGEST, Report, facts, table
 from jobs.output import percent
 from jobs.scoring.promote import PromoteResult
 from jobs.scoring.result import ScoreResult, ScoringResult
@@ -26,16 +26,13 @@ SHOWN_ERROR = 60
 
 
 def quality_text(quality: dict[str, Any]) -> str:
-    """Return accuracy, per-class figures and the confusion matrix."""
+    """Return per-class figures and the confusion matrix."""
     classes = quality["classes"]
     rows: list[list[Any]] = []
     for one in classes:
         shares = [percent(one[figure]) for figure in ("precision", "recall", "f1")]
         rows.append([one["name"], *shares, f"{one['rows']:,}"])
-    parts = [
-        f"accuracy {percent(quality['accuracy'])}, cross-entropy {quality['cross_entropy']:.4f}",
-        table(["class", "precision", "recall", "F1", "rows"], rows),
-    ]
+    parts = [table(["class", "precision", "recall", "F1", "rows"], rows)]
     if len(classes) <= SHOWN_CLASSES:
         names = [one["name"] for one in classes]
         rows = [[name, *row] for name, row in zip(names, quality["confusion"], strict=True)]
@@ -64,22 +61,30 @@ def batch_report(batch: ScoringResult, *, one_split: bool) -> Report:
         *([f"{len(batch.left):,} left for the next time"] if batch.left else []),
         *([f"{len(batch.unjudged):,} not judged by any gate"] if batch.unjudged else []),
     ]
-    text = f"{', '.join(counts)}; the scores are in {batch.run.location}/scores"
+    summary = f"{', '.join(counts)}; scores in {batch.run.location}/scores"
+    text = summary
     if 0 < len(batch.results) <= SHOWN_FILES:
         header = ["what", "scored", "rows", "accuracy", "scores"]
         rows = [_row(result) for result in batch.results]
         text = f"{table(header, rows, left=('scored', 'scores'))}\n\n{text}"
-    return Report(document, text)
+    return Report(document, text, summary)
 
 
 def _split_report(result: ScoreResult) -> Report:
-    lines = ["Scored already with this model:"] if result.already_done else []
-    quality = result.metrics["quality"]
-    lines.append(quality_text(quality) if quality else "The split has no labels: no metrics.")
-    lines.append(f"\n{result.scores.schema.rows:,} rows are in {result.scores.location}")
+    schema, quality = result.scores.schema, result.metrics["quality"]
+    location = f"scores in {result.scores.location}"
+    parts = [f"{schema.split} is already scored with this model.\n"] if result.already_done else []
+    summary = f"{schema.rows:,} rows of {schema.split} without labels; {location}"
+    if quality:
+        parts.append(quality_text(quality) + "\n")
+        summary = f"{schema.split.capitalize()} accuracy {percent(quality['accuracy'])}; {location}"
+        parts.append(f"Cross-entropy {quality['cross_entropy']:.4f} on {schema.rows:,} rows")
+    parts.append(summary)
     if result.output:
-        lines.append(f"and in {result.output}")
-    return Report(_document(result), "\n".join(lines))
+        parts.append(f"Predictions in {result.output}")
+    digests = [("model", schema.model_digest), ("dataset", schema.dataset_digest)]
+    details = facts([*digests, ("scores", result.scores.digest)])
+    return Report(_document(result), "\n".join(parts), summary, details)
 
 
 def _document(result: ScoreResult) -> dict[str, Any]:
@@ -124,7 +129,9 @@ def ledger_report(run: Location, since: str | None, failed: bool) -> Report:
     if entries:
         left = ("what", "outcome", "model", "result")
         text = table(LEDGER_HEADER, [_entry_row(entry) for entry in entries], left=left)
-    return Report(document, text)
+    bad = sum(entry["exit"] != 0 for entry in entries)
+    summary = f"{len(entries):,} entries in {ledger}, {bad:,} of them failed or below a gate"
+    return Report(document, text, summary)
 
 
 def _warnings(ledger: Ledger, entries: list[Entry]) -> list[str]:
@@ -208,14 +215,16 @@ def promote_report(result: PromoteResult) -> Report:
         "already_done": result.already_done,
         "gates": [verdict.to_json() for verdict in result.verdicts],
     }
-    lines = ["Promoted already:"] if result.already_done else []
+    lines = []
+    if result.already_done:
+        lines.append(f"{result.name} already names this model.")
+    else:
+        lines.append(f"Before: {_holder_text(result.before)}")
     if result.holder is None:
         lines.append(f"No model is named {result.name} now.")
     else:
-        lines.append(f"{result.name} is model {_holder_text(result.holder)}")
-    if not result.already_done:
-        lines.append(f"before   {_holder_text(result.before)}")
-    return Report(document, "\n".join(lines))
+        lines.append(f"{result.name}: {_holder_text(result.holder)}")
+    return Report(document, "\n".join(lines), lines[-1])
 
 
 def _holder_document(holder: Holder | None) -> dict[str, Any] | None:
@@ -226,7 +235,8 @@ def _holder_text(holder: Holder | None) -> str:
     if holder is None:
         return "none"
     accuracy = "" if holder.accuracy is None else f", accuracy {percent(holder.accuracy)}"
-    return f"{holder.model_digest[:12]}, checkpoint {holder.checkpoint} of {holder.run}{accuracy}"
+    digest = holder.model_digest[:SHORT_DIGEST]
+    return f"model {digest}, checkpoint {holder.checkpoint} of {holder.run}{accuracy}"
 
 
 def names_report(names: list[ModelName], models: str) -> Report:
@@ -242,7 +252,8 @@ def names_report(names: list[ModelName], models: str) -> Report:
             [name.name, *_holder_cells(name.holder), str(len(name.holders[:-1]))] for name in names
         ]
         text = table(header, rows, left=header[:5])
-    return Report({"models": models, "names": documents}, text)
+    summary = f"{len(names):,} promoted names in {models}"
+    return Report({"models": models, "names": documents}, text, summary)
 
 
 def _holder_cells(holder: Holder | None) -> list[str]:

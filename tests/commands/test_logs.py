@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from jobs.commands.console import Console
+from jobs.commands.console import Console, Report
 from jobs.commands.logs import LOGGERS, JsonHandler, attached
 from storage.errors import BadDataError, StoppedError
 from storage.events import event
@@ -35,6 +35,25 @@ def test_quiet(options: tuple[bool, bool], capsys: pytest.CaptureFixture[str]) -
         logger.info("reading")
         logger.warning("damaged")
     assert ("", "Warning: damaged\n") == capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, "table\nsummary\n"),
+        ({"verbose": True}, "debug\ntable\nsummary\ndetails\n"),
+        ({"quiet": True}, "summary\n"),
+        ({"as_json": True, "verbose": True}, '{\n  "a": 1\n}\n'),
+    ],
+)
+def test_result(
+    options: dict[str, bool], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A result is a text, one line with --quiet, longer with --verbose, a document with --json."""
+    with attached(Console(**options)) as console:
+        event(logger, "memory", "debug", logging.DEBUG, bytes=1)
+        console.result(Report({"a": 1}, "table\nsummary", "summary", "details"))
+    assert (expected, "") == capsys.readouterr()
 
 
 def test_memory_is_told_where_it_grows(capsys: pytest.CaptureFixture[str]) -> None:
