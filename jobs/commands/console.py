@@ -61,8 +61,8 @@ class Console(EventHandler):
             self.warn(text)
         elif text:
             lines = [one_line(text)]
-            if facts.get("configuration"):
-                lines.append(settings_text(facts["configuration"]))
+            if settings := facts.get("settings", facts.get("configuration")):
+                lines.append(settings_text(settings))
             self.say("\n".join(lines))
 
     def say(self, text: str) -> None:

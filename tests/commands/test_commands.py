@@ -1,9 +1,9 @@
 """The commands from end to end, as real processes: what they make, print, and say when repeated."""
 
 import json
-import re
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
