@@ -87,13 +87,14 @@ def running_store() -> Iterator[Store]:
             port = process.stdout.readline().strip()
             assert port, "the server did not start"
             store = Store(f"http://127.0.0.1:{port}", "bucket")
-            _create_bucket(store)
+            create_bucket(store)
             yield store
         finally:
             process.kill()
 
 
-def _create_bucket(store: Store) -> None:
+def create_bucket(store: Store) -> None:
+    """Create the bucket; one that exists stays."""
     _send(f"{store.endpoint}/{store.bucket}", b"")
 
 
