@@ -53,7 +53,7 @@ class CheckpointName:
         return f"{DIRECTORY}/{self}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Checkpoint:
     """A checkpoint that has been read, every digest checked."""
 
@@ -63,6 +63,14 @@ class Checkpoint:
     """SHA-256 over the parameters: the model's digest."""
     progress: dict[str, Any]
     """The trainer's own state: the stream's, the running sums, the metrics so far."""
+
+    def __repr__(self) -> str:
+        values = sum(tensor.size for tensor in self.tensors.values())
+        return (
+            f"<Checkpoint {self.name}>\n"
+            f"  tensors: {len(self.tensors)} with {values:,} values\n"
+            f"  model: digest {self.parameters_digest[:12]}"
+        )
 
 
 def save_checkpoint(

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 MAKE_AGAIN = "Restore it from a copy, or make it again with `pipeline ingest --overwrite`."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Block:
     """Some rows of a split, decoded, as they are stored."""
 
@@ -41,6 +41,10 @@ class Block:
     """`(rows, 1 + features)` in the stored element type, bias first."""
     targets: NDArray[np.uint8] | None
     """`(rows, classes)` one-hot, or None where the split has no labels."""
+
+    def __repr__(self) -> str:
+        targets = "none" if self.targets is None else self.targets.shape
+        return f"<Block> {self.inputs.dtype} inputs {self.inputs.shape}, targets {targets}"
 
     def digest(self) -> bytes:
         """Return the SHA-256 of the decoded inputs, followed by the targets: 32 bytes."""
@@ -69,7 +73,7 @@ def split_arrays(
     return {name: ChunkedArray(location.child(name), *shape) for name, shape in shapes.items()}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Split:
     """One split of an open dataset. Each chunk is checked as it is read.
 
@@ -86,6 +90,16 @@ class Split:
     """Where the dataset is published."""
     _sound: dict[int, bytes] = field(default_factory=dict)
     """SHA-256 of the stored bytes, by chunk, that were found to decode to the right rows."""
+
+    def __repr__(self) -> str:
+        schema = self.schema
+        inputs = f"{schema.rows:,} x {schema.columns:,} {schema.dtype}"
+        return (
+            f"<Split {self.name} of {self.place}>\n"
+            f"  inputs: {inputs}, {schema.classes} classes\n"
+            f"  chunks: {schema.chunks:,} of {schema.chunk_rows:,} rows\n"
+            f"  digest: {self.record.digest[:12]}"
+        )
 
     @property
     def schema(self) -> SplitSchema:
@@ -211,7 +225,7 @@ class _ZarrObjects:
         return iter(self.location.objects())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Dataset:
     """A published dataset, opened for reading."""
 
@@ -231,7 +245,18 @@ class Dataset:
     fingerprint: dict[str, Any]
     """What tells whether a source has been ingested before."""
     digest: str
-    splits: dict[str, Split] = field(repr=False)
+    splits: dict[str, Split]
+
+    def __repr__(self) -> str:
+        splits = (f"{name} {split.schema.rows:,} rows" for name, split in self.splits.items())
+        shape = " x ".join(map(str, self.image_shape))
+        dtypes = ", ".join(sorted({split.schema.dtype for split in self.splits.values()}))
+        return (
+            f"<Dataset {self.name} at {self.location}>\n"
+            f"  splits: {', '.join(splits)}\n"
+            f"  images: {shape} {dtypes}, {len(self.class_names)} classes\n"
+            f"  digest: {self.digest[:12]}"
+        )
 
     def split(self, name: str) -> Split:
         """Return a split by name; raise `BadDataError` where it, or most of it, is missing."""

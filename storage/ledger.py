@@ -64,6 +64,9 @@ class Ledger:
         self._has_checked_count = False
         self._is_count_behind = False
 
+    def __repr__(self) -> str:
+        return f"<Ledger {self}>"
+
     def __str__(self) -> str:
         return f"{self.location}/{LEDGER}"
 

@@ -37,7 +37,7 @@ YOUNG_SECONDS = 10.0
 """Seconds in which the writer of a new partial file may not have locked it yet."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LocalLocation(Location):
     """A directory of whole objects, each named by a relative key with `/` between its parts.
 

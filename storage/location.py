@@ -84,7 +84,7 @@ class Lock(ABC):
         """Say that nobody will want it again: where that is safe, it leaves nothing behind."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Location(ABC):
     """Whole objects below a place, each named by a relative key with `/` between its parts.
 
@@ -104,6 +104,9 @@ class Location(ABC):
     @abstractmethod
     def __str__(self) -> str:
         """Return the path or URL."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"
 
     @abstractmethod
     def _at(self, key: str) -> PurePath:

@@ -2,7 +2,7 @@
 
 import re
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
 from storage import documents
@@ -51,9 +51,9 @@ class ModelName:
     place: Location
     """Where the names lie."""
     name: str
-    holders: tuple[Holder, ...] = ()
+    holders: tuple[Holder, ...] = field(default=(), repr=False)
     """The present one last, before it those that an undo goes back to."""
-    events: tuple[dict[str, Any], ...] = ()
+    events: tuple[dict[str, Any], ...] = field(default=(), repr=False)
     """Every promotion, refusal and undo, oldest first."""
 
     @property

@@ -29,7 +29,7 @@ RECORDED = {
 """The fields of run.json besides its format."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """A run's record, as it was written when the run began."""
 
@@ -47,6 +47,14 @@ class Run:
     """Versions of the order and of the step's arithmetic."""
     environment: dict[str, Any]
     """NumPy, its BLAS and kernel, Python, the machine's architecture."""
+
+    def __repr__(self) -> str:
+        network, epochs = map(self.configuration.get, ("network", "epochs"))
+        return (
+            f"<Run at {self.location}>\n"
+            f"  network: {network}, {epochs} epochs\n"
+            f"  dataset: {self.dataset_place or 'unknown place'}, digest {self.dataset_digest[:12]}"
+        )
 
     @property
     def dataset_place(self) -> str | None:

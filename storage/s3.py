@@ -91,7 +91,7 @@ def _can_be_named(key: str) -> bool:
     return all(part not in ("", ".", "..") for part in parts) and key.isprintable()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class S3Location(Location):
     """The objects of a bucket whose keys begin with a prefix."""
 

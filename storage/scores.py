@@ -97,7 +97,7 @@ def chunk_digest(predictions: Predictions) -> str:
     return values_digest(*predictions).hex()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Scores:
     """A complete scoring; chunks are checked as they are read."""
 
@@ -107,6 +107,15 @@ class Scores:
     chunk_digests: tuple[str, ...]
     metrics: dict[str, Any]
     """The content of metrics.json."""
+
+    def __repr__(self) -> str:
+        schema = self.schema
+        return (
+            f"<Scores of {schema.split} at {self.location}>\n"
+            f"  rows: {schema.rows:,}, {schema.classes} classes\n"
+            f"  model: {schema.model_digest[:12]}, dataset: {schema.dataset_digest[:12]}\n"
+            f"  digest: {self.digest[:12]}"
+        )
 
     @property
     def digest(self) -> str:
