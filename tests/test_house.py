@@ -23,6 +23,7 @@ SHORT = {
     "jobs/nn/loss.py": "one subject of the network, read beside its tests",
     "jobs/nn/lr_schedules.py": "one subject of the network, read beside its tests",
     "jobs/nn/parameters.py": "the layout in memory that optimizers and checkpoints share",
+    "jobs/scoring/retry.py": "the job, the scorer and the inbox share it",
     "jobs/thread_map.py": "evaluation and scoring share it",
     "pipeline/convert.py": "workers import it, and ingest does",
     "storage/events.py": "what all floors log and report with",

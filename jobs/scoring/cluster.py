@@ -1,4 +1,4 @@
-"""The scoring on a cluster: a task per chunk, which its worker reads, scores, writes and counts."""
+"""Score a split on a cluster: one task per chunk reads, scores, writes and counts it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,17 +22,17 @@ from storage.preparation import ValueRange
 from storage.scores import ScoresSchema, ScoresWriter, read_arrays, write_arrays
 
 CHUNKS_PER_WORKER = 2
-"""Chunks on their way to each worker: the one it scores, and the next."""
+"""Chunks submitted to each worker: the one that it scores, and the next."""
 
 
 @dataclass(frozen=True)
 class ScoreTask:
-    """All that the chunks of a scoring have in common."""
+    """The arguments that all chunks of a scoring share."""
 
     dataset: Location
     dataset_digest: str
     class_names: tuple[str, ...]
-    """Names of the dataset's classes, which may lack some of the model's."""
+    """The dataset's classes, a subset of the model's."""
     home: Location
     schema: ScoresSchema
     network: str
@@ -42,19 +42,19 @@ class ScoreTask:
 
 @dataclass(frozen=True)
 class ChunkResult:
-    """What a worker made of a chunk."""
+    """The result of scoring one chunk."""
 
     rows: int
     digest: str
     counted: ConfusionCounter | None
-    """None where the split has no labels."""
+    """None if the split has no labels."""
 
 
 class ScoreWorkerState(Closing):
-    """What a worker keeps from chunk to chunk of one scoring."""
+    """State that a worker keeps between the chunks of one scoring."""
 
     def __init__(self, task: ScoreTask, parameters: Floats) -> None:
-        """Open the dataset, and check that the scoring's home can be seen too."""
+        """Open the dataset, and check that this worker sees the place of the scores too."""
         check_seen(task.home)
         self.split = open_split(task.dataset, task.dataset_digest, task.schema.split)
         self.scratch = Scratch(self.split)
@@ -62,15 +62,15 @@ class ScoreWorkerState(Closing):
         self.predict = Predictor(network, parameters, task.scaling)
 
     def close(self) -> None:
-        """Let go of nothing but memory."""
+        """Do nothing: only memory is held."""
 
 
 def score_chunk(
     job: str, task: ScoreTask, number: int, digest: str | None, parameters: Floats
 ) -> ChunkResult:
-    """Score and write chunk `number`, or count it alone where it is written, with that `digest`.
+    """Score, write and count chunk `number`; if its scores have a `digest` already, only count.
 
-    Raises `BadDataError` where the chunk, or what was written of it, is damaged.
+    Raises `BadDataError` if the chunk or its existing scores are damaged.
     """
     state = hold(job, task, lambda: ScoreWorkerState(task, parameters))
     block = state.split.read_chunk(number, state.scratch.chunk)
@@ -86,7 +86,7 @@ def score_chunk(
 def score_on_cluster(
     cluster: Cluster, writer: ScoresWriter, model: Model, dataset: Dataset, count: ConfusionCounter
 ) -> Iterator[int]:
-    """Write and count each chunk, in order; yield the rows of each."""
+    """Write and count the chunks in order; yield the rows of each."""
     schema = writer.schema
     task = ScoreTask(
         dataset=dataset.location,
@@ -98,7 +98,7 @@ def score_on_cluster(
         dtype=str(model.network.dtype),
         scaling=model.preparation.scaling,
     )
-    # The parameters are a task's result: workers pass them on, and Dask recomputes a lost one.
+    # As a task's result, the parameters are copied between workers and recomputed if lost.
     parameters = cluster.client.submit(
         np.asarray, model.parameters, key=cluster.key("model"), pure=False
     )

@@ -1,19 +1,20 @@
-"""What a scoring job is asked for: typed, checked before anything is done."""
+"""The configuration of a scoring job, checked before any work."""
 
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 
 from jobs.choices import DEFAULT_MODELS, DEFAULT_SETTLE
 from jobs.scoring.gates import Gates
-from storage.errors import UsageError
+from storage.errors import UsageError, did_you_mean
 from storage.location import Location, TakeOver
 from storage.places import Place, open_location
 
 OUTPUTS = (".csv", ".npz", ".parquet")
 HOME, SPLIT_NAME = "{home}", "{split}"
-"""What stands for the scoring's own name and for its split in the name of an output."""
+"""Placeholders in the name of an output, for the scoring's own name and its split."""
 PLACEHOLDER = re.compile(r"\{.*?\}")
 
 
@@ -22,43 +23,43 @@ class ScoreConfig:
     """One scoring job."""
 
     run: Place | None = None
-    """The run whose model scores; `DEFAULT_RUN` where neither it nor `model` is given."""
+    """The run with the model; `DEFAULT_RUN` if neither `run` nor `model` is given."""
     dataset: Place | None = None
-    """Whose splits are scored; the one that the run was trained on where it is None."""
+    """The dataset to score; by default the one that the run was trained on."""
     splits: tuple[str, ...] = ("test",)
     inbox: Place | None = None
-    """A directory or prefix whose IDX files and datasets are scored instead, once, by content."""
+    """A directory or prefix with IDX files and datasets to score instead, each content once."""
     include: tuple[str, ...] = ()
-    """Globs; if any are given, only images and datasets of the inbox that match one are scored."""
+    """Globs; if given, only images and datasets of the inbox that match one are scored."""
     exclude: tuple[str, ...] = ()
     """Globs of files and directories of the inbox to skip."""
     settle: float = DEFAULT_SETTLE
-    """Seconds that a file in the inbox must have kept its size and time."""
+    """Files of the inbox modified within the last `settle` seconds are skipped."""
     checkpoint: str | None = None
-    """A checkpoint of the run: see `choose_checkpoint`. None takes `model` or the default."""
+    """A checkpoint of the run, see `choose_checkpoint`; default: that of `model`, or the best."""
     model: str | None = None
-    """A promoted name, in place of run and checkpoint."""
+    """A promoted name, instead of a run and a checkpoint."""
     models: Place = DEFAULT_MODELS
-    """Where the promoted names lie."""
+    """The directory or prefix with the promoted names."""
     out: Place | None = None
-    """A .csv, .npz or .parquet file; may hold `{home}` and `{split}`."""
+    """A .csv, .npz or .parquet file to write; may contain `{home}` and `{split}`."""
     all_probabilities: bool = False
-    """Whether the file has every class's probability."""
+    """Whether `out` contains the probabilities of all classes."""
     threads: int = 0
     wait: float = 0.0
-    """Seconds to wait for another job that has the same work in hand."""
+    """Seconds to wait for another job that is doing the same work."""
     gates: Gates = field(default_factory=Gates)
     retries: int = 0
     """Number of retries after a connection failure."""
     retry_wait: float = 60.0
-    """Seconds between two tries."""
+    """Seconds between two attempts."""
     storage_options: Mapping[str, str] = field(default_factory=dict)
-    """How to reach the places that are URLs of a store."""
+    """Options for places that are URLs of an object store."""
     take_over: TakeOver | None = None
-    """Leave to take the locks of dead writers in a store."""
+    """Permission to take over the locks of dead writers in an object store."""
 
     def __post_init__(self) -> None:
-        """Raise `UsageError` for what cannot be meant."""
+        """Raise `UsageError` for invalid or contradictory options."""
         for option, value in (
             ("--wait", self.wait),
             ("--settle", self.settle),
@@ -68,14 +69,14 @@ class ScoreConfig:
             if not 0 <= value < math.inf:
                 raise UsageError(f"{option} is {value}; expected 0 or more.")
         if self.model is not None and self.run is not None:
-            raise UsageError("--model names the run itself; leave out --run.")
+            raise UsageError("--model determines the run; leave out --run.")
         if self.model is not None and self.checkpoint is not None:
-            raise UsageError("--model names the checkpoint itself; leave out --checkpoint.")
+            raise UsageError("--model determines the checkpoint; leave out --checkpoint.")
         if not self.splits:
             raise UsageError("No split is given; pass --split, such as --split test.")
         for option, globs in (("--include", self.include), ("--exclude", self.exclude)):
             if globs and self.inbox is None:
-                raise UsageError(f"{option} selects from an inbox; pass --inbox, or leave it out.")
+                raise UsageError(f"{option} requires --inbox; pass --inbox, or leave it out.")
             if not all(glob.strip("/") for glob in globs):
                 raise UsageError(f"{option} is empty; expected a glob, such as '*-images-*'.")
         self._check_out()
@@ -85,27 +86,31 @@ class ScoreConfig:
             return
         out = str(self.out)
         if not out.endswith(OUTPUTS):
+            hint = did_you_mean(PurePosixPath(out).suffix, OUTPUTS)
             raise UsageError(
-                f"--out is {out!r}; expected a name that ends in .csv, .npz or .parquet."
+                f"--out is {out!r}; expected a name that ends in .csv, .npz or .parquet.{hint}"
             )
-        if strange := PLACEHOLDER.search(out.replace(HOME, "").replace(SPLIT_NAME, "")):
-            raise UsageError(f"--out has {strange[0]}; known are {HOME} and {SPLIT_NAME}.")
+        if unknown := PLACEHOLDER.search(out.replace(HOME, "").replace(SPLIT_NAME, "")):
+            hint = did_you_mean(unknown[0], (HOME, SPLIT_NAME))
+            raise UsageError(
+                f"--out contains {unknown[0]}; expected only {HOME} and {SPLIT_NAME}.{hint}"
+            )
         if self.inbox is not None and HOME not in out:
             raise UsageError(
-                f"--out is {out!r}; with --inbox it must hold {HOME}, which is another for "
+                f"--out is {out!r}; with --inbox it must contain {HOME}, which differs for "
                 f"each file, such as night/{HOME}.csv."
             )
         if len(set(self.splits)) > 1 and HOME not in out and SPLIT_NAME not in out:
             raise UsageError(
-                f"--out is {out!r}; with several splits it must hold {SPLIT_NAME} or {HOME}."
+                f"--out is {out!r}; with several splits it must contain {SPLIT_NAME} or {HOME}."
             )
 
     def open(self, place: Place) -> Location:
-        """Return the location of one of the places."""
+        """Return the location of a path or URL."""
         return open_location(place, self.storage_options)
 
     def output(self, home: str, split: str) -> Location | None:
-        """Return the file for one scoring, if one was asked for."""
+        """Return the file that `out` means for one scoring; None without `out`."""
         if self.out is None or isinstance(self.out, Location):
             return self.out
         return self.open(str(self.out).replace(HOME, home).replace(SPLIT_NAME, split))

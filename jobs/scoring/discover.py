@@ -1,6 +1,6 @@
-"""What lies in an inbox: files of images, with their labels if there are any, and datasets.
+"""List an inbox: image files with their labels, and datasets.
 
-Nothing is opened but the documents of datasets.
+Only the metadata of datasets is opened; files are judged by their names.
 """
 
 from collections.abc import Iterable
@@ -23,8 +23,8 @@ from storage.errors import BadDataError, PipelineError
 from storage.location import Location
 from storage.schema import METADATA_NAME
 
-OTHER_DIRECTORIES = ("lost+found", "$RECYCLE.BIN", "System Volume Information", "@eaDir")
-"""What file systems and servers keep beside the data."""
+OTHER_DIRECTORIES = ("lost+listing", "$RECYCLE.BIN", "System Volume Information", "@eaDir")
+"""Directories that file systems and servers create beside the data."""
 
 
 @dataclass(frozen=True)
@@ -35,49 +35,49 @@ class Item:
     """
 
     name: str
-    """As it is told and recorded: see `one_line`."""
+    """The name in messages and records, on one line."""
     images: PurePosixPath
     """The file, or the dataset's directory."""
     labels: PurePosixPath | None = None
     split: str | None = None
-    """The split, where it is a dataset's."""
+    """The split of a dataset; None for a file."""
     trouble: str | None = None
-    """Why its name alone rules out scoring it."""
+    """An error in the names, such as ambiguous labels; None if it can be scored."""
 
     @property
     def keys(self) -> list[str]:
-        """The objects that must have settled."""
+        """The files that must be complete before the item is scored."""
         if self.split is not None:
             return [str(self.images / METADATA_NAME)]
         return [str(path) for path in (self.images, self.labels) if path is not None]
 
 
 @dataclass
-class Found:
-    """What lies in an inbox."""
+class Listing:
+    """The contents of an inbox."""
 
     items: list[Item] = field(default_factory=list)
     left: dict[str, str] = field(default_factory=dict)
-    """What is not ready, and why."""
+    """The reason why each of these files is left for the next run."""
     skipped: list[str] = field(default_factory=list)
-    """What is not data by its name, such as checksums and notes."""
+    """Files that are not image data by their names, such as checksums and notes."""
     unreachable: dict[str, PipelineError] = field(default_factory=dict)
-    """Directories that cannot be looked into, and keys of a store that no path can be."""
+    """Directories that cannot be listed, and keys of a store that are not valid paths."""
 
 
 @dataclass(frozen=True)
 class Selection:
     """Globs that select the files of an inbox.
 
-    A glob with a slash is compared with the whole path, another with the name of each of its parts.
+    A glob with a slash is matched against the whole path, any other against each part of the path.
     """
 
     include: tuple[str, ...] = ()
-    """If any are given, only images and datasets that match one are taken."""
+    """If given, only images and datasets that match one are scored."""
     exclude: tuple[str, ...] = ()
 
     def leaves_out(self, path: PurePosixPath) -> bool:
-        """Return whether a path does not count: hidden, a file system's own, or excluded."""
+        """Return whether a path is ignored: hidden, a file system's own, or excluded."""
         hidden = any(
             part in OTHER_DIRECTORIES or (part.startswith(".") and part not in (".", ".."))
             for part in path.parts
@@ -85,11 +85,11 @@ class Selection:
         return hidden or _matches(path, self.exclude)
 
     def takes(self, path: PurePosixPath) -> bool:
-        """Return whether images or a dataset at a path are to be scored."""
+        """Return whether images or a dataset at a path are scored."""
         return not self.include or self.names(path)
 
     def names(self, path: PurePosixPath) -> bool:
-        """Return whether a path is included by a glob."""
+        """Return whether a path matches a glob of `include`."""
         return _matches(path, self.include)
 
 
@@ -101,10 +101,10 @@ def _matches(path: PurePosixPath, globs: Iterable[str]) -> bool:
     )
 
 
-def find_items(inbox: Location, selection: Selection | None = None) -> Found:
-    """Return what lies in a directory or prefix and below it, in the order of the names."""
+def find_items(inbox: Location, selection: Selection | None = None) -> Listing:
+    """List a directory or prefix recursively, in the order of the names."""
     selection = selection or Selection()
-    found = Found()
+    listing = Listing()
     linked: list[PurePosixPath] = []
 
     def refused(directory: str, error: PipelineError | None) -> None:
@@ -114,7 +114,7 @@ def find_items(inbox: Location, selection: Selection | None = None) -> Found:
         if error is None:
             linked.append(path)
         else:
-            found.unreachable[directory] = error
+            listing.unreachable[directory] = error
 
     directories = _by_directory(inbox.objects(refused), selection)
     datasets = {place for place, paths in directories.items() if place / METADATA_NAME in paths}
@@ -122,13 +122,13 @@ def find_items(inbox: Location, selection: Selection | None = None) -> Found:
         if datasets.intersection(place.parents):
             continue  # the inside of a dataset
         if place not in datasets:
-            _add_files(inbox, paths, selection, found)
+            _add_files(inbox, paths, selection, listing)
         elif selection.takes(place):
-            _add_dataset(inbox, place, found)
+            _add_dataset(inbox, place, listing)
     for path in linked:
         if not datasets.intersection(path.parents):
-            found.left[one_line(str(path))] = "it is a link to a directory; put that here"
-    return found
+            listing.left[one_line(str(path))] = "it is a link to a directory; put that here"
+    return listing
 
 
 def _by_directory(
@@ -142,23 +142,23 @@ def _by_directory(
 
 
 def is_text(name: str) -> bool:
-    """Return whether a name can be written into a document: on a disk it may be any bytes."""
+    """Return whether a file name is valid Unicode; on a disk it may be any bytes."""
     return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
-def _add_dataset(inbox: Location, place: PurePosixPath, found: Found) -> None:
+def _add_dataset(inbox: Location, place: PurePosixPath, listing: Listing) -> None:
     try:
         tree = inbox.child(str(place)).current(METADATA_NAME)
         attributes = documents.parse(documents.read(tree, METADATA_NAME), str(tree))["attributes"]
         splits = sorted(attributes["splits"]) if attributes.get("complete") is True else None
     except (BadDataError, KeyError, TypeError, AttributeError):
-        splits = [""]  # opening it will say what is wrong
+        splits = [""]  # opening it later raises the precise error
     except FileNotFoundError:
         splits = None
     if splits is None:
-        found.left[one_line(str(place))] = "the dataset is not complete"
+        listing.left[one_line(str(place))] = "the dataset is not complete"
         return
-    found.items += [Item(one_line(str(place / split)), place, None, split) for split in splits]
+    listing.items += [Item(one_line(str(place / split)), place, None, split) for split in splits]
 
 
 Groups = dict[str, dict[str, list[IdxName]]]
@@ -166,28 +166,28 @@ Groups = dict[str, dict[str, list[IdxName]]]
 
 
 def _add_files(
-    inbox: Location, paths: list[PurePosixPath], selection: Selection, found: Found
+    inbox: Location, paths: list[PurePosixPath], selection: Selection, listing: Listing
 ) -> None:
-    """Add the files of one directory, images with the labels that go with them."""
+    """Add the files of one directory, images together with their labels."""
     ready: dict[str, PurePosixPath] = {}
     missing: list[str] = []
     for path in paths:
         shown = one_line(str(path))
         if match := UNFINISHED.fullmatch(path.name):
             missing.append(path.name[: match.start(1)])
-            found.left[shown] = "its name marks it as unfinished"
+            listing.left[shown] = "its name marks it as unfinished"
         elif is_company(path.name) and not selection.names(path):
-            found.skipped.append(shown)
+            listing.skipped.append(shown)
         elif reason := _unreadable(inbox, path):
             missing.append(path.name)
-            found.left[shown] = reason
+            listing.left[shown] = reason
         elif read_name(path.name).kind == "labels" or selection.takes(path):
             ready[path.name] = path
-    _add_ready(ready, by_stem(missing), selection, found)
+    _add_ready(ready, by_stem(missing), selection, listing)
 
 
 def _add_ready(
-    ready: dict[str, PurePosixPath], missing: Groups, selection: Selection, found: Found
+    ready: dict[str, PurePosixPath], missing: Groups, selection: Selection, listing: Listing
 ) -> None:
     groups = by_stem(ready)
     for name, path in ready.items():
@@ -196,12 +196,12 @@ def _add_ready(
         if idx_name.kind == "images" and trouble is None:
             labels, trouble = _labels_of(idx_name, groups[idx_name.stem])
         if labels is None and trouble is None and missing[idx_name.stem]["labels"]:
-            found.left[shown] = "its labels are not finished, or cannot be read"
+            listing.left[shown] = "its labels are not finished, or cannot be read"
         elif idx_name.kind == "images" or trouble is not None:
-            beside = None if labels is None else ready[labels]
-            found.items.append(Item(shown, path, beside, trouble=trouble))
+            labels_path = None if labels is None else ready[labels]
+            listing.items.append(Item(shown, path, labels_path, trouble=trouble))
         elif not groups[idx_name.stem]["images"] and not selection.include:
-            found.left[shown] = "its images are not there"
+            listing.left[shown] = "its images are missing"
 
 
 def _unreadable(inbox: Location, path: PurePosixPath) -> str | None:
@@ -212,10 +212,10 @@ def _unreadable(inbox: Location, path: PurePosixPath) -> str | None:
 
 
 def _labels_of(images: IdxName, group: dict[str, list[IdxName]]) -> tuple[str | None, str | None]:
-    """Return the name of the labels of images, if there are any; and what keeps from knowing it.
+    """Return the name of the labels for some images, if any, and an error if it is ambiguous.
 
-    Of a group of one stem, those belong together whose names have the same words (`t10k`, and not
-    `test`), or else those that are left.
+    Within a group of one stem, names with the same words (`t10k`, but not `test`) form pairs; the
+    remaining images and labels belong together.
     """
     rivals = [one for one in group["images"] if one.says_kind] or group["images"]
     if images not in rivals:
@@ -234,21 +234,21 @@ def _labels_of(images: IdxName, group: dict[str, list[IdxName]]) -> tuple[str | 
         return chosen.name, None
     listed = ", ".join(one_line(one.name) for one in [*rivals, *labels])
     return None, (
-        f"{one_line(images.name)}: it is not known which labels go with which images ({listed}). "
-        "Give each pair a name of its own, such as a-images-idx3-ubyte and a-labels-idx1-ubyte."
+        f"{one_line(images.name)}: it is ambiguous which labels belong to which images ({listed}). "
+        "Give each pair its own name, such as a-images-idx3-ubyte and a-labels-idx1-ubyte."
     )
 
 
 def _near_miss(name: IdxName, groups: Groups) -> str | None:
-    """Return how to rename a second copy so that it pairs with its partner; None where it does."""
+    """Return how to rename a copy, such as `a-labels (1)`, so that it pairs; None if it does."""
     right = read_name(tidied(name.name))
     other = "images" if name.kind == "labels" else "labels"
     if groups[name.stem][other] or right.stem == name.stem:
         return None
     if groups[right.stem][name.kind] or not groups[right.stem][other]:
-        return None  # a second copy of one that has its right name, or nothing to go with
+        return None  # the properly named file exists as well, or there is no partner
     partner = groups[right.stem][other][0].name
     return (
-        f"{one_line(name.name)}: it seems to belong to {one_line(partner)}. "
+        f"{one_line(name.name)} seems to belong to {one_line(partner)}. "
         f"Rename it to {one_line(right.name)}, or move it away."
     )

@@ -1,9 +1,8 @@
-"""The inbox: where IDX files and datasets arrive, each scored once, by its content.
+"""The inbox: a directory or prefix whose IDX files and datasets are scored once each, by content.
 
-A file of images is scored as it is, with the labels beside it if there are any. It is converted
-chunk by chunk into a dataset that lies with the run's scores until its scoring is published, so
-that a scoring that dies continues where it was. What is still being written is left for the next
-run.
+Image files are converted, together with their labels, into a temporary dataset beside the run's
+scores. It exists until the scores are published, so an interrupted scoring can continue. Files that
+are still being written are left for the next run.
 """
 
 import hashlib
@@ -15,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jobs.output import one_line
-from jobs.scoring.discover import Found, Item, Selection, find_items, is_text
+from jobs.scoring.discover import Item, Listing, Selection, find_items, is_text
 from jobs.scoring.retry import pause
 from jobs.signals import StopSignal
 from jobs.training.model import Model, check_images
@@ -28,46 +27,46 @@ from storage.local import LocalLocation
 from storage.location import Location, Lock, Status, TakeOver
 
 LARGE_FILE = 64 * 2**20
-"""The header of a file with more bytes is checked before it is copied and hashed."""
+"""Files with more bytes have their header checked before they are copied and hashed."""
 SPLIT = "inbox"
-"""What the split of rows from raw files is called."""
+"""The split's name for rows from raw files."""
 
 
 @dataclass
 class Arrival:
-    """An item that is being read, with what is known of it where it turns out to be bad."""
+    """An item that is being scored."""
 
     item: Item
     files: list[Path] = field(default_factory=list)
-    """Its raw files, on this machine; none of a dataset."""
+    """Local copies of its raw files; empty for a dataset."""
     content: str = ""
-    """Its digest: of its files as they are stored, or of a dataset's rows."""
+    """The digest of its stored files, or of a dataset's rows; empty until it is known."""
 
 
 def real_place(location: Location) -> str:
-    """Return the one name of a place, whichever way leads there."""
+    """Return the canonical name of a place, with symlinks resolved."""
     if isinstance(location, LocalLocation):
         return os.path.realpath(location.path)
     return str(location)
 
 
 def check_directory(inbox: Location) -> None:
-    """Raise `UnreachableError` where there is no inbox."""
+    """Raise `UnreachableError` if the inbox does not exist."""
     if isinstance(inbox, LocalLocation) and not inbox.path.is_dir():
         raise UnreachableError(
-            f"There is no directory {inbox} to take files from. Mount or make it, and try again."
+            f"The inbox {inbox} does not exist. Create or mount the directory, and try again."
         )
 
 
 def check_apart(inbox: Location, written: Mapping[str, Location | None]) -> None:
-    """Raise `UsageError` where the job writes into the inbox: each night would find more."""
+    """Raise `UsageError` if the job writes into its own inbox."""
     for what, location in written.items():
         if location is not None and real_place(location).startswith(
             real_place(inbox).rstrip("/") + "/"
         ):
             raise UsageError(
-                f"{what} is {location}, which lies in the inbox: what is written there would "
-                "arrive to be scored. Keep the two apart."
+                f"{what} is {location}, which is inside the inbox: output there would be scored by "
+                "the next run. Choose a place outside the inbox."
             )
 
 
@@ -77,72 +76,72 @@ class Inbox:
     def __init__(
         self, location: Location, staging: Location, lock: Lock, stop: Callable[[], None]
     ) -> None:
-        """Remove what earlier passes staged; `stop` is called often, and may raise.
+        """Remove the temporary datasets of earlier passes; `stop` is called often, and may raise.
 
-        The datasets that raw files become lie below `staging` while they are scored: in a store,
-        where a former holder of the lock may still be at work, under a name of this pass alone.
+        Raw files are converted into datasets below `staging`. In an object store each pass uses a
+        name of its own there, because a former holder of the lock may still be writing.
         """
         self._location = location
         self._lock = lock
         self._stop = stop
         former = staging.drafts()
-        lock.check()  # after the look: what a later holder makes is not among them
+        lock.check()  # still held, so none of the drafts listed belongs to a later holder
         self._staging = staging.draft()
-        for place_of_dead in former:
-            if place_of_dead not in (staging, self._staging):
-                place_of_dead.discard()
+        for draft in former:
+            if draft not in (staging, self._staging):
+                draft.discard()
         self._first_look: dict[str, Status | None] = {}
         self._settled: set[Item] = set()
 
     @property
     def name(self) -> str:
-        """The inbox as the ledger names it."""
+        """The inbox's name in the ledger."""
         return one_line(real_place(self._location))
 
-    def look(self, selection: Selection, settle: float, stop: StopSignal) -> Found:
-        """Return what lies in the inbox.
+    def look(self, selection: Selection, settle: float, stop: StopSignal) -> Listing:
+        """List the inbox.
 
-        Where a file is younger than `settle` seconds, wait as long and look again, at the files and
-        at what goes with them: see `reason_to_leave`.
+        If a file is younger than `settle` seconds, wait that long and list the inbox again:
+        `reason_to_leave` compares the two listings.
         """
         began = time.monotonic()
-        found = find_items(self._location, selection)
-        keys = {key for item in found.items for key in item.keys}
+        listing = find_items(self._location, selection)
+        keys = {key for item in listing.items for key in item.keys}
         self._first_look = {key: self._look(key) for key in keys}
-        self._settled = set(found.items)
+        self._settled = set(listing.items)
         now = time.time()
         if any(look and now - look.modified < settle for look in self._first_look.values()):
             pause(began + settle - time.monotonic(), stop)
             self._settled = set(find_items(self._location, selection).items)
-        return found
+        return listing
 
     def reason_to_leave(self, item: Item) -> str | None:
-        """Return why an item is left for the next run; None where it has settled."""
+        """Return why an item is left for the next run; None if it can be scored."""
         if item in self._settled and self._is_unchanged(item):
             return None
-        return "it is gone" if self._look(item.keys[0]) is None else "it is still being written"
+        return "it was removed" if self._look(item.keys[0]) is None else "it is still being written"
 
     def _is_unchanged(self, item: Item) -> bool:
-        """Return whether an item's files are those of the first look."""
+        """Return whether an item's files are as they were listed first."""
         looks = [(self._look(key), self._first_look[key]) for key in item.keys]
         return all(now and first and now.version == first.version for now, first in looks)
 
     def has_changed(self, item: Item) -> bool:
-        """Return whether an item changed while it was read; raise where the lock was lost."""
-        self._lock.check()  # else what went wrong may be the work of the lock's new holder
+        """Return whether an item changed while it was read; raise if the lock was lost."""
+        self._lock.check()  # otherwise the error may be caused by the lock's new holder
         return not self._is_unchanged(item)
 
     def _look(self, key: str) -> Status | None:
-        """Return when and how an object was last written; None where it is gone."""
+        """Return an object's status; None if it was removed."""
         try:
             return self._location.look(key)
         except (FileNotFoundError, BadDataError):
             return None
 
     def read(self, arrival: Arrival, opened: ExitStack) -> None:
-        """Take the digest of an item; its raw files are on this machine for as long as `opened` is.
+        """Set the item's digest and local files, which exist until `opened` is closed.
 
-        Raises `BadDataError` where its name, or the header of a large file, rules it out.
+        Raises `BadDataError` if its name, or the header of a large file, cannot be used.
         """
         item = arrival.item
         if not is_text(str(item.images)):
@@ -161,11 +160,11 @@ class Inbox:
                 for key in item.keys
             ]
         except FileNotFoundError as error:
-            raise BadDataError(f"{item.name} is gone: {error}.") from error
+            raise BadDataError(f"{item.name} was removed: {error}.") from error
         arrival.content = digest_of(hash_stored(path, self._stop)[1] for path in arrival.files)
 
     def _check_header(self, key: str, arrival: Arrival) -> None:
-        """Refuse a large file by header and size, before all of it is copied and hashed."""
+        """Check the header and size of a large file before it is copied and hashed."""
         size = self._location.size(key)
         if size <= LARGE_FILE:
             return
@@ -181,7 +180,7 @@ class Inbox:
     def dataset(
         self, arrival: Arrival, model: Model, progress: Progress, take_over: TakeOver | None
     ) -> Dataset:
-        """Return an item's rows as a dataset: raw files are converted as the model's were."""
+        """Return an item's rows as a dataset, prepared like the model's training rows."""
         item = arrival.item
         if item.split is not None:
             return open_dataset(self._location.child(str(item.images)))
@@ -208,9 +207,9 @@ class Inbox:
         return dataset
 
     def message(self, arrival: Arrival, text: str) -> str:
-        """Return an error with names in the inbox in place of those of copies and staged datasets.
+        """Return an error message with the paths of copies replaced by names in the inbox.
 
-        So it reads the same in each pass, wherever the inbox was copied to or is reached from.
+        The message is then the same in each pass, wherever the inbox is mounted.
         """
         images = one_line(str(arrival.item.images))
         keys = map(one_line, arrival.item.keys)
@@ -236,11 +235,11 @@ class Inbox:
 
 
 def inbox_key(location: Location) -> str:
-    """Return what the names of an inbox's lock and staged datasets begin with."""
+    """Return the prefix of the names of an inbox's lock and temporary datasets."""
     place = real_place(location).encode(errors="surrogateescape")
     return f".inbox-{hashlib.sha256(place).hexdigest()[:12]}"
 
 
 def digest_of(parts: Iterable[str]) -> str:
-    """Return the SHA-256, in hex, of several texts."""
+    """Return the SHA-256 of several texts, in hex."""
     return hashlib.sha256("|".join(parts).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The quality of predictions: accuracy, cross-entropy, per-class figures, the confusion matrix."""
+"""Quality of predictions: accuracy, cross-entropy, per-class metrics, the confusion matrix."""
 
 from typing import Any
 
@@ -13,19 +13,19 @@ from storage.scores import METRICS, Predictions, Scores, ScoresSchema, open_scor
 
 def check_quality(document: Any, classes: int, place: str) -> None:
     """Raise `BadDataError` that names `place` unless it is a report on `classes` classes."""
-    kinds = {"accuracy": float, "cross_entropy": float, "classes": list, "confusion": list}
-    check_fields(document, kinds, place)
-    of_class = {"name": str, "precision": float, "recall": float, "f1": float, "rows": int}
-    for found in document["classes"]:
-        check_fields(found, of_class, place)
+    types = {"accuracy": float, "cross_entropy": float, "classes": list, "confusion": list}
+    check_fields(document, types, place)
+    class_types = {"name": str, "precision": float, "recall": float, "f1": float, "rows": int}
+    for one in document["classes"]:
+        check_fields(one, class_types, place)
     rows = document["confusion"]
     square = all(type(row) is list and len(row) == classes for row in rows)
     if {classes} != {len(rows), len(document["classes"])} or not square:
-        raise BadDataError(f"{place} does not have the figures of {classes:,} classes.")
+        raise BadDataError(f"{place} does not have metrics for {classes:,} classes.")
 
 
 def open_scored(home: Location) -> Scores:
-    """Open a complete scoring; raise `BadDataError` where its metrics are not what we write."""
+    """Open complete scores; raise `BadDataError` if their metrics are malformed."""
     scores = open_scores(home)
     quality = scores.metrics.get("quality")
     if quality is not None:
@@ -34,15 +34,15 @@ def open_scored(home: Location) -> Scores:
 
 
 class ConfusionCounter:
-    """Counts predictions block by block, in memory for the confusion matrix alone."""
+    """Counts predictions block by block; needs memory for the confusion matrix only."""
 
     def __init__(
         self, class_names: tuple[str, ...], target_names: tuple[str, ...] | None = None
     ) -> None:
-        """No rows yet.
+        """Start with no rows.
 
-        `target_names`, by default all, are the classes that targets have columns for: a dataset
-        may lack some of those that a model knows.
+        `target_names`, by default all, are the classes of the targets' columns: a dataset may lack
+        some of the model's classes.
         """
         self._names = class_names
         self._columns = np.array([class_names.index(name) for name in target_names or class_names])
@@ -61,33 +61,33 @@ class ConfusionCounter:
         self._confusion += np.bincount(pairs, minlength=self._confusion.size).reshape(
             self._confusion.shape
         )
-        # A probability that float32 rounds to 0 counts as the smallest one that it has.
+        # A probability that underflows to 0 counts as the smallest positive float32.
         of_truth = np.maximum(
             probabilities[np.arange(len(truth)), truth], np.finfo(np.float32).smallest_subnormal
         )
         self._loss_sum -= float(np.log(of_truth, dtype=np.float64).sum())
 
     def merge(self, counted: "ConfusionCounter") -> None:
-        """Add what was counted elsewhere of one block; block by block in order, the bits agree."""
+        """Add the counts of one block; merged in the blocks' order, the sums have the same bits."""
         self._confusion += counted._confusion
         self._loss_sum += counted._loss_sum
 
     def result(self) -> dict[str, Any]:
-        """Return the figures of all rows so far, at least one, as metrics.json has them.
+        """Return the metrics of all rows counted, at least one, as stored in metrics.json.
 
-        `accuracy` is a share in [0, 1], `cross_entropy` the mean over the rows, in nats, and
+        `accuracy` is a share in [0, 1], `cross_entropy` the mean over the rows in nats, and
         `confusion[true][predicted]` a number of rows.
         """
         rows = int(self._confusion.sum())
         return {
             "accuracy": int(np.trace(self._confusion)) / rows,
             "cross_entropy": self._loss_sum / rows,
-            "classes": [self._class_figures(number) for number in range(len(self._names))],
+            "classes": [self._class_metrics(number) for number in range(len(self._names))],
             "confusion": self._confusion.tolist(),
         }
 
-    def _class_figures(self, number: int) -> dict[str, Any]:
-        """Return a class's precision, recall and their harmonic mean; 0 where it has no rows."""
+    def _class_metrics(self, number: int) -> dict[str, Any]:
+        """Return a class's precision, recall and F1 score; 0 if undefined."""
         hits = int(self._confusion[number, number])
         rows = int(self._confusion[number].sum())
         predicted = int(self._confusion[:, number].sum())
@@ -106,7 +106,7 @@ def count_chunk(
     predictions: Predictions,
     targets: NDArray[np.uint8] | None,
 ) -> ConfusionCounter | None:
-    """Count a chunk's predictions; `class_names` are the targets'. None without targets."""
+    """Count a chunk's predictions; None without targets. `class_names` are the targets'."""
     if targets is None:
         return None
     counted = ConfusionCounter(schema.class_names, class_names)

@@ -1,4 +1,4 @@
-"""Promotion: give a checkpoint a name, if it passes the gates; take the name back again."""
+"""Promotion: give a checkpoint a name if it passes the gates, or undo that."""
 
 import getpass
 import logging
@@ -39,34 +39,35 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PromoteConfig:
-    """What is to be promoted, under which name, and what it must pass."""
+    """The checkpoint to promote, its new name, and its gates."""
 
     run: Place
     name: str
     checkpoint: str = "best"
     models: Place = DEFAULT_MODELS
     dataset: Place | None = None
-    """What the gates are judged on; the one that the run was trained on where it is None."""
+    """The dataset that the gates are judged on; by default the one that the run was trained on."""
     split: str = "test"
     min_accuracy: float | None = None
     not_worse_than: str | None = None
-    """A name: its holder's accuracy on the same rows is the least that passes."""
+    """The name of a model whose accuracy on the same rows is the lowest that passes."""
     threads: int = 0
     wait: float = 0.0
+    """Seconds to wait for another job that is scoring the same rows."""
     storage_options: Mapping[str, str] = field(default_factory=dict)
-    """How to reach the places that are URLs of a store."""
+    """Options for places that are URLs of an object store."""
     take_over: TakeOver | None = None
-    """Leave to take the locks of dead writers in a store."""
+    """Permission to take over the locks of dead writers in an object store."""
 
     def __post_init__(self) -> None:
-        """Raise `UsageError` for what cannot be meant."""
+        """Raise `UsageError` for an invalid name or share."""
         check_model_name(self.name)
         Gates(self.min_accuracy)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PromoteResult:
-    """Who has a name now, and who had it before."""
+    """The model that has a name now, and the one that had it before."""
 
     name: str
     holder: Holder | None
@@ -74,15 +75,21 @@ class PromoteResult:
     already_done: bool
     verdicts: tuple[Verdict, ...] = ()
 
+    def __repr__(self) -> str:
+        """Return the name and its model, on one line."""
+        holder, done = self.holder, ", already done" * self.already_done
+        model = f"{holder.model_digest[:12]} of {holder.run}" if holder else "no model"
+        return f"<PromoteResult {self.name}: {model}{done}>"
+
 
 def promote(
     config: PromoteConfig, *, progress: Progress = no_progress, stop: StopSignal | None = None
 ) -> PromoteResult:
-    """Give a checkpoint a name, in one step; the model that had it before is recorded.
+    """Give a checkpoint a name, atomically; the model that had the name before is recorded.
 
-    The checkpoint is kept for good from here on. Gates are judged by scorings, which the ledger of
-    each run has. Raises `QualityGateError` where one is missed: the name stays where it was, and
-    the refusal is recorded. A name that its holder has already is found so.
+    The checkpoint is never pruned from then on. Gates are judged by scoring the checkpoint, which
+    its run's ledger records. If one is missed, raises `QualityGateError`: the name keeps its model,
+    and the refusal is recorded. Promoting the same checkpoint again changes nothing.
     """
     place = open_location(config.models, config.storage_options)
     run = open_run(open_location(config.run, config.storage_options))
@@ -93,8 +100,8 @@ def promote(
         before = name.holder
         if text is not None:
             name.with_event(_event("refused", holder, before, verdicts)).save()
-            stays = f"model {before.model_digest[:12]}" if before else "no model"
-            raise QualityGateError(f"{text} {config.name} stays with {stays}.")
+            model = f"model {before.model_digest[:12]}" if before else "no model"
+            raise QualityGateError(f"{text} {config.name} remains {model}.")
         if before is not None and _same(before, holder):
             return PromoteResult(config.name, before, None, True, verdicts)
         name = replace(name, holders=(*name.holders, holder))
@@ -103,14 +110,14 @@ def promote(
 
 
 def undo(models: Place, name: str, take_over: TakeOver | None = None) -> PromoteResult:
-    """Give a name back to the model that had it before; `UsageError` where no model has it."""
+    """Give a name back to the model that had it before; `UsageError` if no model has it."""
     place = open_location(models)
-    held_name(place, name)  # before a lock is made for a name that there is not
+    held_name(place, name)  # an unknown name must not leave a lock file
     with name_lock(place, name, take_over) as lock:
-        found, holder = held_name(place.under(lock), name)
-        before = found.holders[-2] if len(found.holders) > 1 else None
-        found = replace(found, holders=found.holders[:-1])
-        found.with_event(_event("undone", before, holder, ())).save()
+        model_name, holder = held_name(place.under(lock), name)
+        before = model_name.holders[-2] if len(model_name.holders) > 1 else None
+        model_name = replace(model_name, holders=model_name.holders[:-1])
+        model_name.with_event(_event("undone", before, holder, ())).save()
     return PromoteResult(name, before, holder, False)
 
 
@@ -123,14 +130,14 @@ def list_names(models: Place) -> list[ModelName]:
 def _choose(
     config: PromoteConfig, place: Location, run: Run, how: dict[str, Any]
 ) -> tuple[Holder, tuple[Verdict, ...]]:
-    """Return the model to promote, pinned where it passes its gates, and their verdicts."""
+    """Return the model to promote and its verdicts; pin its checkpoint if it passes."""
     while True:
         checkpoint, warnings = choose_checkpoint(run, config.checkpoint)
         try:
             holder, verdicts = _judge(config, place, run, checkpoint, how)
             if missed(verdicts) is None:
                 pin_checkpoint(run, checkpoint.name)
-                load_checkpoint(run, checkpoint.name)  # a training may have pruned it by then
+                load_checkpoint(run, checkpoint.name)  # a training may just have pruned it
             break
         except BadDataError:
             if checkpoint.name in list_checkpoints(run):
@@ -155,7 +162,6 @@ def _judge(
     )
     if config.min_accuracy is None and config.not_worse_than is None:
         return holder, ()
-    # The holder of another name is judged on the same rows.
     dataset = open_chosen_dataset(run, config.dataset, config.storage_options)
     how = how | {"dataset": dataset.location}
     accuracy = _accuracy(config, config.run, holder.checkpoint, how)
@@ -172,7 +178,7 @@ def _judge(
 
 
 def _accuracy(config: PromoteConfig, run: Place, checkpoint: str, how: dict[str, Any]) -> float:
-    """Return a model's accuracy, scored now or before."""
+    """Return a model's accuracy, from existing scores if there are any."""
     result = score(
         run=run,
         split=config.split,
@@ -186,13 +192,13 @@ def _accuracy(config: PromoteConfig, run: Place, checkpoint: str, how: dict[str,
     if result.accuracy is None:
         raise UsageError(
             f"Split {config.split} of {how['dataset']} has no labels, so no gate can be judged on "
-            "it. Give another --dataset or --split."
+            "it. Choose another --dataset or --split."
         )
     return result.accuracy
 
 
 def _rival(config: PromoteConfig, place: Location) -> tuple[ModelName, Holder] | None:
-    """Return the name that the model must match; None for the first model of its own name."""
+    """Return the name of `not_worse_than` and its model; None for the first model of a name."""
     other = config.not_worse_than
     if other is None or (other == config.name and open_name(place, other).holder is None):
         return None
@@ -212,7 +218,7 @@ def _event(
 ) -> dict[str, Any]:
     try:
         user = getpass.getuser()
-    except (OSError, KeyError):  # a container's user without a name
+    except (OSError, KeyError):  # containers may run as a user without a name
         user = "unknown"
     return {
         "event": event,

@@ -1,4 +1,4 @@
-"""What a scoring job records in the run's ledger: scorings, verdicts, and an inbox's bad files."""
+"""Record scorings, verdicts and an inbox's bad files in the run's ledger."""
 
 import json
 import logging
@@ -18,27 +18,27 @@ logger = logging.getLogger(__name__)
 
 
 class Records:
-    """The ledger as one job writes it."""
+    """Writes the ledger for one job."""
 
     def __init__(self, ledger: Ledger, model: Mapping[str, str | None]) -> None:
-        """Add `model` to each line: the promoted name, the digest and the checkpoint."""
+        """`model` is added to each line: promoted name, model digest and checkpoint."""
         self._ledger = ledger
         self._model = dict(model)
         self._bad: list[Entry] = []
 
     def check(self, schema: ScoresSchema) -> None:
-        """Raise `LedgerError` where the lines of a scoring are damaged, or some are missing."""
+        """Raise `LedgerError` if the lines of a scoring are damaged or missing."""
         self._ledger.entries(json.dumps(f"{SCORES}/{schema.home}"))
 
     def homes_of(self, content: str) -> Iterator[str]:
-        """Yield where the ledger says that content was scored with the model."""
+        """Yield the places of the scores of this content by the same model."""
         for line in self._ledger.entries(content):
             home = line.get("result")
             if line["model_digest"] == self._model["model_digest"] and isinstance(home, str):
                 yield home
 
     def accuracy_before(self, schema: ScoresSchema) -> float | None:
-        """Return that of the last scoring of a split of the same name that missed no gate."""
+        """Return the accuracy of the split's last other scoring that missed no gate."""
         before: float | None = None
         for line in self._ledger.entries(f'"split": "{schema.split}"'):
             if line["event"] != SCORED or line["split"] != schema.split:
@@ -50,24 +50,25 @@ class Records:
         return before
 
     def add(self, result: ScoreResult, dataset: str | None, content: str | None) -> bool:
-        """Record a scoring, whoever published it, and a verdict that has changed.
+        """Record scores that have no line yet, and verdicts that changed.
 
         `content` is the digest of an inbox's file. Returns whether the verdict is new.
         """
         scored = self._entry(SCORED, result, dataset, content)
-        of_home = json.dumps(scored["result"])
-        if self._ledger.record(scored, _is_scored, of_home):
+        home = json.dumps(scored["result"])
+        if self._ledger.record(scored, _is_scored, home):
             return True
         if content is not None:
-            found = self._entry(FOUND, result, dataset, content)
             self._ledger.record(
-                found, lambda lines: any(line.get("content") == content for line in lines), of_home
+                self._entry(FOUND, result, dataset, content),
+                lambda lines: any(line.get("content") == content for line in lines),
+                home,
             )
         if not result.verdicts:
             return False
         judged = self._entry(JUDGED, result, dataset, content)
         return self._ledger.record(
-            judged, lambda lines: _last_gates(lines) == judged["gates"], of_home
+            judged, lambda lines: _last_gates(lines) == judged["gates"], home
         )
 
     def _entry(
@@ -102,10 +103,10 @@ class Records:
     def add_failure(
         self, inbox: str, name: str, content: str, error: str, bug: BaseException | None
     ) -> None:
-        """Record a bad file: as it is now, and in the ledger, there once for each content.
+        """Record a bad file, in the ledger once for each content.
 
-        Without `content`, where not even that is known, once for each name and error. A `bug` is
-        recorded with its traceback.
+        If its content is not known (""), the ledger has it once for each name and error. A `bug`
+        is recorded with its traceback.
         """
         trace = "".join(traceback.format_exception(bug)) if bug else None
         entry: Entry = {
@@ -138,23 +139,23 @@ class Records:
         )
 
     def forget_failures(self, inbox: str, left: Collection[str]) -> None:
-        """Delete the records of an inbox's files that are mended or gone; not of those `left`."""
+        """Delete the records of files that were repaired or removed, but not of those `left`."""
         bad = {(entry["content"], entry["model_digest"]) for entry in self._bad}
         for entry in self._ledger.failures():
-            here = entry.get("inbox") == inbox and entry.get("file") not in left
-            if here and (entry["content"], entry["model_digest"]) not in bad:
+            was_tried = entry.get("inbox") == inbox and entry.get("file") not in left
+            if was_tried and (entry["content"], entry["model_digest"]) not in bad:
                 self._ledger.delete_failure(entry)
 
     def failures(self) -> Iterator[PipelineError]:
-        """Yield an error that names the bad files, and one that names those with a bug."""
+        """Yield an error that names the bad files, and one that names files that hit a bug."""
         place = f"{self._ledger.location}/{FAILED}"
-        for kind, bug, remedy in (
-            (BadDataError, "", " Mend these files, or leave them out with --exclude."),
-            (InternalError, f", by an {INTERNAL_ERROR}", ""),
+        for error_type, bug, remedy in (
+            (BadDataError, "", " Repair these files, or exclude them with --exclude."),
+            (InternalError, f" because of an {INTERNAL_ERROR}", ""),
         ):
-            names = [str(one["file"]) for one in self._bad if one["exit"] == kind.exit_code]
+            names = [str(one["file"]) for one in self._bad if one["exit"] == error_type.exit_code]
             if names:
-                yield kind(
+                yield error_type(
                     f"{len(names):,} in the inbox could not be scored{bug}: "
                     f"{', '.join(names[:SHOWN_NAMES])}. The error of each is recorded in {place}; "
                     f"the others were scored.{remedy}"
@@ -162,7 +163,7 @@ class Records:
 
 
 def now() -> str:
-    """Return the time, UTC in ISO 8601 to the millisecond."""
+    """Return the current time, UTC in ISO 8601 to the millisecond."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
@@ -171,12 +172,12 @@ def _is_scored(lines: list[Entry]) -> bool:
 
 
 def _last_gates(lines: list[Entry]) -> Any:
-    """Return the last verdict on a scoring; None where there is none."""
+    """Return the last verdict among a scoring's lines; None if there is none."""
     verdicts = [line["gates"] for line in lines if line["event"] in (SCORED, JUDGED)]
     return verdicts[-1] if verdicts else None
 
 
 def _naming_once(name: str, error: str) -> str:
-    """Return a line that names the file once: many errors begin with its name."""
+    """Return a message that names the file only once: many errors begin with its name."""
     rest = error.removeprefix(f"{name}: ")
     return f"Not scored: {rest}" if rest.startswith(name) else f"{name} is not scored: {rest}"

@@ -1,4 +1,4 @@
-"""What a scoring job came to: each scoring, what went wrong, and the error to end with."""
+"""The result of a scoring job: scores, errors, and the error that decides the exit code."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,73 +16,91 @@ from storage.location import Location
 from storage.runs import Run
 from storage.scores import Scores
 
-GRAVEST_FIRST = (BadDataError, QualityGateError, InternalError, UnreachableError, ConflictError)
-"""Error types in order of severity: the first that occurred gives the exit code."""
+MOST_SEVERE_FIRST = (
+    BadDataError,
+    QualityGateError,
+    InternalError,
+    UnreachableError,
+    ConflictError,
+)
+"""The first of these types that occurred gives the exit code."""
 INTERNAL_ERROR = "internal error (please report it)"
 SHOWN_NAMES = 10
-"""More files than this are not named in a message."""
+"""Number of files that a message names at most."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ScoreResult:
-    """What a scoring came to."""
+    """The scores of one split or file."""
 
     scores: Scores
-    """The predictions, to be read chunk by chunk, and metrics.json."""
+    """The predictions, read chunk by chunk, and their metrics."""
     already_done: bool
-    """True where the same model had scored the same rows before."""
+    """Whether the same model had scored the same rows before."""
     output: Location | None = None
-    """The plain file that was asked for."""
+    """The file written for `out`."""
     file: str | None = None
     """The inbox's file that the rows came from."""
     verdicts: tuple[Verdict, ...] = ()
-    """The verdict of each gate, where the rows have labels."""
+    """The verdict of each gate; empty for rows without labels."""
+
+    def __repr__(self) -> str:
+        """Return the place of the scores, their rows and accuracy, on one line."""
+        rows, done = self.scores.schema.rows, ", already done" * self.already_done
+        accuracy = "no labels" if self.accuracy is None else f"accuracy {self.accuracy:.4f}"
+        return f"<ScoreResult {self.scores.location}: {rows:,} rows, {accuracy}{done}>"
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """As in metrics.json; `quality` is None where there are no labels."""
+        """The contents of metrics.json; `quality` is None for rows without labels."""
         return {"quality": None} | self.scores.metrics
 
     @property
     def accuracy(self) -> float | None:
-        """The share of rows that are right; None where there are no labels."""
+        """The share of correct rows; None without labels."""
         quality = self.metrics["quality"]
         return None if quality is None else float(quality["accuracy"])
 
     @property
     def seconds(self) -> float | None:
-        """How long it took; None where it was done before, by a job that may have died."""
+        """How long the scoring took; None if it was done before."""
         return None if self.already_done else float(self.metrics["seconds"])
 
     @property
     def missed(self) -> str | None:
-        """What to say of gates that were missed."""
+        """A sentence for each missed gate; None if all passed."""
         return missed(self.verdicts)
 
 
-@dataclass
+@dataclass(repr=False)
 class ScoringResult:
-    """What a scoring job came to."""
+    """Everything that one scoring job did."""
 
     run: Run
     model_digest: str
     checkpoint: str
     results: list[ScoreResult] = field(default_factory=list)
     errors: list[PipelineError] = field(default_factory=list)
-    """Errors of what could not be scored, and missed gates."""
+    """Errors of splits and files that could not be scored, and missed gates."""
     failed: list[dict[str, str]] = field(default_factory=list)
     """The inbox's bad files: `file` and `error`."""
     left: list[dict[str, str]] = field(default_factory=list)
     """The inbox's files that were left for the next run: `file` and `reason`."""
     unjudged: list[str] = field(default_factory=list)
-    """The inbox's files that no gate could judge: they have no labels, as a rule."""
+    """The inbox's files that no gate could judge, usually for lack of labels."""
+
+    def __repr__(self) -> str:
+        """Return the model and the counts, on one line."""
+        model = f"model {self.model_digest[:12]} of {self.run.location}"
+        counts = f"{len(self.results):,} results, {len(self.errors):,} errors"
+        return f"<ScoringResult {model}: {counts}, {len(self.left):,} left>"
 
     @property
     def error(self) -> PipelineError | None:
-        """The error to end with: the gravest, whose text has those of its kind."""
-        for kind in GRAVEST_FIRST:
-            texts = [str(error) for error in self.errors if isinstance(error, kind)]
+        """The error that decides the exit code: of the most severe type, up to three messages."""
+        for error_type in MOST_SEVERE_FIRST:
+            texts = [str(error) for error in self.errors if isinstance(error, error_type)]
             more = f" And {len(texts) - 3:,} more." if len(texts) > 3 else ""
             if texts:
-                return kind(" ".join(texts[:3]) + more)
+                return error_type(" ".join(texts[:3]) + more)
         return None

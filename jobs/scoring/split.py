@@ -1,4 +1,4 @@
-"""The scoring of one split: a model's probabilities for every row, published in one home."""
+"""Score one split: a model's probabilities for every row, published in one place."""
 
 import logging
 import time
@@ -14,7 +14,7 @@ from jobs.training.model import Model, check_images
 from jobs.training.step import thread_count
 from pipeline.stream import Batch, BatchStream
 from storage.dataset import Dataset
-from storage.errors import BadDataError, ConflictError, UsageError
+from storage.errors import BadDataError, ConflictError, UsageError, did_you_mean
 from storage.events import Progress, event
 from storage.location import Location, TakeOver
 from storage.scores import Scores, ScoresSchema, ScoresWriter, is_complete, score_into
@@ -39,9 +39,9 @@ def score_split(
     cluster: "OpenCluster",
     output_memory: int,
 ) -> tuple[Scores, bool]:
-    """Score a split in its home below `place`, or continue where a scoring died, and publish it.
+    """Score a split, or continue an interrupted scoring, and publish the scores below `place`.
 
-    Where another job works on it, wait up to `wait` seconds: see `waiting_lock`. Returns the
+    If another job is scoring it, wait up to `wait` seconds: see `waiting_lock`. Returns the
     scores, and whether another job completed them during the wait.
     """
     schema = _schema(model, dataset, split)
@@ -49,7 +49,8 @@ def score_split(
     cores = thread_count(threads)
     memory = score_memory(model.network, dataset.split(split).schema, cores) + output_memory
     memory = check_memory(memory, cores)
-    event(logger, "memory", f"memory at most {memory / 1e6:,.0f} MB", bytes=memory)
+    text = f"memory at most {memory / 1e6:,.0f} MB"
+    event(logger, "memory", text, logging.DEBUG, bytes=memory)
     began, done = time.perf_counter(), 0
     count = ConfusionCounter(schema.class_names, dataset.class_names)
     try:
@@ -69,17 +70,18 @@ def score_split(
     except ConflictError:
         if not is_complete(home):
             raise
-        logger.info("Another job has finished the same scoring; its result is used.")
+        logger.info("Another job completed the same scoring; its scores are used.")
         return open_scored(home), True
     return open_scored(home), False
 
 
 def _schema(model: Model, dataset: Dataset, split: str) -> ScoresSchema:
-    """Return the shape of the scores; raise `PipelineError` if the model does not fit the split."""
+    """Return the schema of the scores; raise `PipelineError` if the model does not fit."""
     if split not in dataset.splits:
+        hint = did_you_mean(split, dataset.splits)
         raise UsageError(
-            f"{dataset.location} has no split '{split}'; pass --split with one of those it has: "
-            f"{', '.join(dataset.splits)}."
+            f"{dataset.location} has no split {split!r}; pass --split with one of: "
+            f"{', '.join(dataset.splits)}.{hint}"
         )
     rows = dataset.split(split).schema
     check_images(model, str(dataset.location), dataset.image_shape, rows.dtype)
@@ -98,11 +100,11 @@ def _schema(model: Model, dataset: Dataset, split: str) -> ScoresSchema:
 
 def _check_orientation(model: Model, dataset: Dataset) -> None:
     if dataset.preparation.transposed != model.preparation.transposed:
-        ways = ("as they were published", "with height and width swapped")
+        ways = ("without --transpose", "with --transpose")
+        expected = ways[model.preparation.transposed]
         raise BadDataError(
-            f"{dataset.location} holds images {ways[dataset.preparation.transposed]}; the run was "
-            f"trained on images {ways[model.preparation.transposed]}. Ingest the files again "
-            f"{'with' if model.preparation.transposed else 'without'} --transpose."
+            f"{dataset.location} was ingested {ways[dataset.preparation.transposed]}; the run was "
+            f"trained on images ingested {expected}. Ingest the files again {expected}."
         )
 
 
@@ -110,9 +112,9 @@ def _check_classes(model: Model, dataset: Dataset) -> None:
     if unknown := [name for name in dataset.class_names if name not in model.class_names]:
         more = ", ..." if len(unknown) > 10 else ""
         raise UsageError(
-            f"{dataset.location} has labels of classes that the model does not know: "
-            f"{', '.join(unknown[:10])}{more}; it knows {', '.join(model.class_names)}. Give rows "
-            "of the classes that it was trained on."
+            f"{dataset.location} has classes that the model was not trained on: "
+            f"{', '.join(unknown[:10])}{more}; the model has {', '.join(model.class_names)}. Score "
+            "rows of these classes only."
         )
 
 
@@ -134,7 +136,7 @@ def _metrics(
 def _score_here(
     writer: ScoresWriter, model: Model, dataset: Dataset, threads: int, count: ConfusionCounter
 ) -> Iterator[int]:
-    """Write and count each chunk, in order, a chunk to a thread; yield the rows of each."""
+    """Write and count the chunks in order, one per thread; yield the rows of each."""
     schema, missing = writer.schema, set(writer.missing)
     predict = Predictor(model.network, model.parameters, model.preparation.scaling)
 

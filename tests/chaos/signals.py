@@ -35,7 +35,7 @@ TOLD = {
     "train": "the checkpoint is saved",
     "ingest": "nothing was published",
     "replace": "nothing was published",
-    "score": "what was scored so far is kept",
+    "score": "finished scores are kept",
 }
 """What a job says that was stopped."""
 

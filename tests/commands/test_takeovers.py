@@ -64,7 +64,7 @@ def test_a_former_holder_goes_on(
     ended = call(*arguments, "--storage-option", f"endpoint_url={proxy.store.endpoint}")
     if what[0] == "score":
         assert 0 == ended.code, ended.err
-        assert "Another job has finished the same scoring" in ended.out + ended.err
+        assert "Another job completed the same scoring" in ended.out + ended.err
     else:
         assert 4 == ended.code, ended.err
         assert "was taken over by another process, which has finished" in ended.err

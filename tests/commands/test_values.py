@@ -100,9 +100,9 @@ def test_images_the_other_way(call: Call, here: Path) -> None:
     (result,) = json.loads(ended.out)["results"]
     assert upright == result["quality"]["accuracy"]
     ended = call("score", "--run", "runs/again", "--dataset", "data/as-published")
-    assert_refused(ended, BAD_DATA, "images as they were published", "again with --transpose.")
+    assert_refused(ended, BAD_DATA, "was ingested without --transpose", "again with --transpose.")
     ended = call("score", "--run", "runs/bytes", "--dataset", "data/again")
-    assert_refused(ended, BAD_DATA, "height and width swapped", "again without --transpose.")
+    assert_refused(ended, BAD_DATA, "was ingested with --transpose", "again without --transpose.")
 
 
 def test_the_hint_at_emnist_is_a_warning(call: Call, here: Path) -> None:

@@ -1,4 +1,4 @@
-"""An inbox and a run to score it with: files of a few rows, and what came of them."""
+"""Helpers for inboxes: put small files into one, score it, and read the events and the ledger."""
 
 import logging
 import os
@@ -16,33 +16,33 @@ from storage.places import open_location
 from tests.storage.idx_files import write_idx
 
 LONG_AGO = 1_700_000_000
-"""When files were last written that have settled: in 2023."""
+"""A modification time, in 2023, that counts as settled."""
 
 
 def put_images(path: Path, seed: int, rows: int = 20, *, labelled: bool = False) -> Path:
-    """A settled file of drawn digits and, if wanted, its labels beside it."""
+    """Write a settled file of drawn digits, with its labels if `labelled`."""
     images, labels = draw_digits(seed, "inbox", 0, rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_idx(path, images)
     settle(path)
     if labelled:
-        beside = path.with_name(path.name.replace("images", "labels").replace("idx3", "idx1"))
-        write_idx(beside, labels)
-        settle(beside)
+        labels_path = path.with_name(path.name.replace("images", "labels").replace("idx3", "idx1"))
+        write_idx(labels_path, labels)
+        settle(labels_path)
     return path
 
 
 def settle(path: Path) -> Path:
-    """Have a file look as if nobody had written to it for long."""
+    """Set a file's modification time to `LONG_AGO`."""
     os.utime(path, (LONG_AGO, LONG_AGO))
     return path
 
 
 class Events(logging.Handler):
-    """Keeps every event."""
+    """A logging handler that keeps all events."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(logging.DEBUG)
         self.events: list[dict[str, Any]] = []
         self.called: Callable[[str], object] = lambda name: None
         """Called with the name of each event."""
@@ -54,7 +54,7 @@ class Events(logging.Handler):
         self.called(name)
 
     def named(self, name: str) -> list[dict[str, Any]]:
-        """Return the events of a name."""
+        """Return the events with this name."""
         return [event for event in self.events if event["event"] == name]
 
 
@@ -70,11 +70,11 @@ def score_inbox(
 
 
 def ledger(run: Path) -> list[Entry]:
-    """The lines of a run's ledger."""
+    """Return the lines of a run's ledger."""
     return Ledger(open_location(run)).entries()
 
 
 def recorded(run: Path) -> Iterator[tuple[str, str]]:
-    """What each line is, and of which file."""
+    """Yield the event and the file of each line of the ledger."""
     for line in ledger(run):
         yield line["event"], line["file"]

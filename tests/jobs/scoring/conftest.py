@@ -1,4 +1,4 @@
-"""A run to score with, and an inbox."""
+"""Fixtures of the scoring tests: a run, an inbox, and the events of the jobs."""
 
 import shutil
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from tests.jobs.trainings import small
 
 @pytest.fixture(scope="session")
 def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose three epochs have three models, each better than the one before."""
+    """A run of three epochs, each with a better model than the one before."""
     place = tmp_path_factory.mktemp("trained") / "run"
     train(small(epochs=3, learning_rate=0.003), dataset=digits, run=place)
     return place
@@ -22,7 +22,7 @@ def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(trained: Path, tmp_path: Path) -> Path:
-    """A copy of it without scores."""
+    """A copy of `trained`, without scores."""
     return shutil.copytree(trained, tmp_path / "run")
 
 
@@ -36,7 +36,7 @@ def inbox(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def events() -> Iterator[Events]:
-    """What the jobs log."""
+    """All events that the jobs log, at any level."""
     handler = Events()
     with attached(handler):
         yield handler

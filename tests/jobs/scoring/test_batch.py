@@ -10,7 +10,7 @@ from jobs.scoring.config import ScoreConfig
 from jobs.scoring.gates import Gates
 from jobs.scoring.job import run_batch, score
 from jobs.scoring.result import ScoringResult
-from jobs.scoring.retry import Attempts
+from jobs.scoring.retry import Retry
 from jobs.signals import StopSignal
 from jobs.training.select_checkpoint import choose_checkpoint
 from storage.errors import (
@@ -157,39 +157,45 @@ def test_waits_so_long_and_no_longer(run: Path, digits: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize("retries", [2, 5])
 def test_tries_again(retries: int, events: Events) -> None:
-    """What is out of reach is tried again, and each time it is said."""
-    failures = 2
-    for attempt in Attempts(retries, 0, StopSignal()):
-        with attempt:
-            failures -= 1
-            if failures >= 0:
-                raise UnreachableError("The disk is away.")
+    """A connection failure is retried, and each retry is logged."""
+    outcomes = iter([UnreachableError("No route."), UnreachableError("No route."), None])
+
+    def work() -> str:
+        if error := next(outcomes):
+            raise error
+        return "done"
+
+    assert "done" == Retry(retries, 0, StopSignal())(work)
     assert [retries, retries - 1] == [event["left"] for event in events.named("retry")]
 
 
 @pytest.mark.parametrize(
-    ("error", "tries"),
-    [(UnreachableError("The disk is away."), 3), (BadDataError("It is bad."), 1)],
+    ("error", "calls"),
+    [(UnreachableError("No route."), 3), (BadDataError("It is bad."), 1)],
 )
-def test_gives_up(error: PipelineError, tries: int) -> None:
-    """After so many tries it is out of reach; bad data does not get better by waiting."""
-    done = 0
+def test_gives_up(error: PipelineError, calls: int) -> None:
+    """Retries are limited, and bad data is not retried."""
+    called = []
+
+    def work() -> None:
+        called.append(1)
+        raise error
+
     with pytest.raises(type(error)):
-        for attempt in Attempts(2, 0, StopSignal()):
-            with attempt:
-                done += 1
-                raise error
-    assert tries == done
+        Retry(2, 0, StopSignal())(work)
+    assert calls == len(called)
 
 
 def test_a_signal_ends_the_waiting() -> None:
-    """A job that waits to try again stops at a signal."""
+    """A job that waits for a retry stops at a signal."""
     stop = StopSignal()
     stop.number = 15
+
+    def work() -> None:
+        raise UnreachableError("No route.")
+
     with pytest.raises(StoppedError):
-        for attempt in Attempts(1, 1e6, stop):
-            with attempt:
-                raise UnreachableError("The disk is away.")
+        Retry(1, 1e6, stop)(work)
 
 
 @pytest.mark.parametrize(
@@ -197,11 +203,13 @@ def test_a_signal_ends_the_waiting() -> None:
     [
         ({"out": "x.txt"}, "ends in .csv"),
         ({"out": "x.csv", "splits": ("a", "b")}, "{split} or {home}"),
-        ({"out": "{home!r:>40}.csv"}, "--out has {home!r:>40}"),
-        ({"out": "{run.__class__}.csv"}, "--out has {run.__class__}"),
-        ({"out": "{{home}}.csv"}, "--out has {}"),
-        ({"out": "{split}.csv", "inbox": "i"}, "must hold {home}"),
-        ({"out": "{name}.csv"}, "known are"),
+        ({"out": "{home!r:>40}.csv"}, "--out contains {home!r:>40}"),
+        ({"out": "{run.__class__}.csv"}, "--out contains {run.__class__}"),
+        ({"out": "{{home}}.csv"}, "--out contains {}"),
+        ({"out": "{split}.csv", "inbox": "i"}, "must contain {home}"),
+        ({"out": "{name}.csv"}, "expected only"),
+        ({"out": "{spilt}.csv"}, "Did you mean '{split}'?"),
+        ({"out": "x.cvs"}, "Did you mean '.csv'?"),
         ({"model": "m", "run": "r"}, "leave out --run"),
         ({"model": "m", "checkpoint": "latest"}, "leave out --checkpoint"),
         ({"wait": -1.0}, "--wait is -1"),
@@ -253,7 +261,7 @@ def test_a_checkpoint_that_is_pruned_once_it_is_chosen(
         shutil.rmtree(run / "checkpoints" / str(chosen[0].name))
         return chosen
 
-    monkeypatch.setattr("jobs.scoring.job.choose_checkpoint", choose)
+    monkeypatch.setattr("jobs.scoring.scorer.choose_checkpoint", choose)
     (result,) = batch(run, digits, checkpoint="latest").results
     assert not result.already_done
     assert not (run / "checkpoints" / "000003-000000").exists()

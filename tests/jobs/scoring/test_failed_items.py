@@ -113,7 +113,7 @@ def test_labels_that_the_model_does_not_know(run: Path, inbox: Path) -> None:
     labels.write_bytes(labels.read_bytes()[:-1] + b"\x21")
     settle(labels)
     error = score_inbox(run, inbox).failed[0]["error"]
-    told = "a-images-idx3 has labels of classes that the model does not know: 33; it knows 0, 1,"
+    told = "a-images-idx3 has classes that the model was not trained on: 33; the model has 0, 1,"
     assert error.startswith(told)
 
 

@@ -162,7 +162,7 @@ def test_inbox_that_goes(run: Path, inbox: Path, monkeypatch: pytest.MonkeyPatch
     away = inbox.with_name("away")
     monkeypatch.setattr("jobs.scoring.inbox.pause", lambda seconds, stop: inbox.rename(away))
     result = score_inbox(run, inbox, settle=5.0)
-    assert [{"file": "a", "reason": "it is gone"}] == result.left
+    assert [{"file": "a", "reason": "it was removed"}] == result.left
     assert isinstance(result.error, UnreachableError)
 
 
@@ -251,8 +251,8 @@ def test_one_pass_at_a_time(run: Path, inbox: Path) -> None:
 
 
 def test_no_inbox(run: Path, inbox: Path) -> None:
-    """An inbox that is not there may be mounted later: out of reach, not empty."""
-    with pytest.raises(UnreachableError, match="There is no directory"):
+    """A missing inbox may be mounted later: exit 6, not an empty inbox."""
+    with pytest.raises(UnreachableError, match=r"The inbox .* does not exist"):
         score_inbox(run, inbox / "absent")
 
 

@@ -341,7 +341,7 @@ def test_rows_that_are_scaled_otherwise(letters_run: Path, tmp_path: Path) -> No
             BadDataError,
             ("of 27 x 27; the run was trained on images of 28 x 28",),
         ),
-        (28, 11, UsageError, ("does not know: 10;", "it knows 0, 1, 2, 3, 4, 5, 6, 7, 8, 9")),
+        (28, 11, UsageError, ("not trained on: 10;", "the model has 0, 1, 2, 3, 4, 5, 6, 7, 8, 9")),
     ],
 )
 def test_model_that_does_not_fit(
@@ -365,7 +365,7 @@ def test_model_that_does_not_fit(
     [
         ("run", BadDataError, "There is no run at"),
         ("dataset", BadDataError, "There is no dataset at"),
-        ("split", UsageError, "no split 'absent'; .* one of those it has: train, test"),
+        ("split", UsageError, "no split 'absent'; .* one of: train, test"),
     ],
 )
 def test_missing(

@@ -91,8 +91,8 @@ def test_min_accuracy(give: Promote, run: Path, digits: Path, models: Path) -> N
     """A model below the gate is refused with exit 5; the name stays, the refusal is recorded."""
     one, two, three = accuracies(run, digits)
     assert one < two < three
-    assert two == give(2, min_accuracy=two).verdicts[0].found
-    with pytest.raises(QualityGateError, match="champion stays with model"):
+    assert two == give(2, min_accuracy=two).verdicts[0].accuracy
+    with pytest.raises(QualityGateError, match="champion remains model"):
         give(1, min_accuracy=two)
     assert "000002-000000" == holder(models)
     events = [event["event"] for event in open_name(open_location(models), "champion").events]

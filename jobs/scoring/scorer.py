@@ -1,0 +1,231 @@
+"""Score rows with one model: find or compute the scores, judge, write, record and report them.
+
+NumPy and Dask are imported only if something remains to be scored.
+"""
+
+import logging
+from typing import TYPE_CHECKING
+
+from jobs.choices import DEFAULT_CHECKPOINT, DEFAULT_RUN
+from jobs.scoring.config import ScoreConfig
+from jobs.scoring.gates import Verdict
+from jobs.scoring.metrics import open_scored
+from jobs.scoring.outputs import output_exists, output_memory, write_output
+from jobs.scoring.records import Records
+from jobs.scoring.result import ScoreResult, ScoringResult
+from jobs.scoring.retry import POLL_SECONDS, pause
+from jobs.signals import StopSignal
+from jobs.training.select_checkpoint import choose_checkpoint, choose_dataset
+from storage.checkpoints import Checkpoint
+from storage.errors import BadDataError, ConflictError, QualityGateError
+from storage.events import Progress, event
+from storage.ledger import FOUND, SCORED, Ledger
+from storage.location import Location
+from storage.models import Holder, held_name
+from storage.places import Place
+from storage.runs import SCORES, open_run
+from storage.scores import Scores, is_complete, scoring_home
+
+if TYPE_CHECKING:
+    from jobs.training.model import Model
+    from pipeline.cluster.client import OpenCluster
+    from storage.dataset import Dataset
+
+logger = logging.getLogger(__name__)
+
+
+class ModelError(BadDataError):
+    """The model itself cannot be used, whatever the rows are."""
+
+
+class Scorer:
+    """Scores datasets with one model; `result` collects what was done."""
+
+    def __init__(
+        self, config: ScoreConfig, progress: Progress, stop: StopSignal, cluster: "OpenCluster"
+    ) -> None:
+        """Choose the model; raise as `open_run` and `choose_checkpoint` do."""
+        self._config = config
+        self._progress_callback = progress
+        self._stop = stop
+        self._cluster = cluster
+        self._holder: Holder | None = None
+        place, choice = self._run_and_checkpoint()
+        self.run = open_run(config.open(place))
+        self.scores = self.run.location.child(SCORES)
+        checkpoint, warnings = choose_checkpoint(self.run, choice)
+        self._checkpoint: Checkpoint | None = checkpoint
+        """Kept in memory until `model` uses it: a training may prune it in between."""
+        self._model: Model | None = None
+        self.result = ScoringResult(self.run, checkpoint.parameters_digest, str(checkpoint.name))
+        self._check_promoted()
+        for warning in warnings:
+            logger.warning("%s", warning)
+        self.records = Records(
+            Ledger(self.run.location, config.take_over),
+            {
+                "model": config.model,
+                "model_digest": self.result.model_digest,
+                "checkpoint": self.result.checkpoint,
+            },
+        )
+        self._last_conflict = ""
+
+    def _run_and_checkpoint(self) -> tuple[Place, str]:
+        config = self._config
+        if config.model is None:
+            # An empty checkpoint is refused later: it may be a script's unset variable.
+            choice = DEFAULT_CHECKPOINT if config.checkpoint is None else config.checkpoint
+            return config.run or DEFAULT_RUN, choice
+        name, self._holder = held_name(config.open(config.models), config.model)
+        return name.run_place(self._holder), self._holder.checkpoint
+
+    def _check_promoted(self) -> None:
+        """Raise `BadDataError` if the checkpoint is no longer the promoted one."""
+        holder, digest = self._holder, self.result.model_digest
+        if holder is None or (self.run.run_id, digest) == (holder.run_id, holder.model_digest):
+            return
+        raise BadDataError(
+            f"{self._config.model} is model {holder.model_digest}; checkpoint "
+            f"{self.result.checkpoint} of {self.run.location} is now {digest}: the run was "
+            "replaced. Restore it, or promote another."
+        )
+
+    @property
+    def model(self) -> "Model":
+        """The model, loaded on first use. Raises `ModelError`."""
+        if self._model is None:
+            from jobs.training.model import model_of
+
+            assert self._checkpoint is not None
+            try:
+                self._model = model_of(self.run, self._checkpoint)
+            except BadDataError as error:
+                raise ModelError(str(error)) from error
+            self._checkpoint = None
+        return self._model
+
+    def check_stop(self) -> None:
+        """Raise `StoppedError` after a signal."""
+        self._stop.check("Stopped; finished scores are kept. Run the same command to continue.")
+
+    def progress(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """Report progress; raise `StoppedError` after a signal."""
+        self._progress_callback(stage, done, total, note)
+        self.check_stop()
+
+    def wait(self, conflict: ConflictError) -> None:
+        """Sleep a moment until another job releases its lock; log each conflict once."""
+        if str(conflict) != self._last_conflict:
+            self._last_conflict = str(conflict)
+            seconds = self._config.wait
+            event(logger, "waiting", f"Waiting: {conflict}", seconds=seconds)
+        pause(min(POLL_SECONDS, self._config.wait), self._stop)
+
+    def scored_before(self, content: str) -> Scores | None:
+        """Return the scores of a file with this content digest, if the ledger has them."""
+        for home in self.records.homes_of(content):
+            location = self.run.location.child(home)
+            if is_complete(location):
+                return open_scored(location)
+        return None
+
+    def score(self, dataset: "Dataset", split: str) -> tuple[Scores, bool]:
+        """Return the scores of a split, and whether they existed already."""
+        name = scoring_home(self.result.model_digest, dataset.digest, split)
+        if is_complete(self.scores.child(name)):
+            return open_scored(self.scores.child(name)), True
+        from jobs.scoring.split import score_split
+
+        config = self._config
+        return score_split(
+            self.scores,
+            self.model,
+            dataset,
+            split,
+            threads=config.threads,
+            take_over=config.take_over,
+            wait=config.wait,
+            pause=self.wait,
+            progress=self.progress,
+            cluster=self._cluster,
+            output_memory=output_memory(str(config.out)),
+        )
+
+    def finish(
+        self,
+        scores: Scores,
+        already_done: bool,
+        file: str | None = None,
+        content: str | None = None,
+    ) -> None:
+        """Judge complete scores, write `--out`, record and report them.
+
+        `file` and `content` are the name and digest of an inbox's file.
+        """
+        self.records.check(scores.schema)
+        verdicts = self._judge(scores, file)
+        output = self._write_output(scores, already_done)
+        result = ScoreResult(scores, already_done, output, file, verdicts)
+        config = self._config
+        dataset = None
+        if file is None:
+            dataset = str(choose_dataset(self.run, config.dataset, config.storage_options))
+        is_new = self.records.add(result, dataset, content)
+        self.result.results.append(result)
+        _report(result)
+        # In an inbox only new verdicts change the exit code: one alarm per file, not per night.
+        if result.missed and (is_new or config.inbox is None):
+            home = scores.schema.home
+            missed = QualityGateError(f"{result.missed} The scores are published as {home}.")
+            self.result.errors.append(missed)
+            event(logger, "gate", "", missed=result.missed, result=str(scores.location))
+        if file and config.gates.any and not verdicts:
+            self.result.unjudged.append(file)
+            event(logger, "unjudged", "", file=file)
+
+    def _judge(self, scores: Scores, file: str | None) -> tuple[Verdict, ...]:
+        """Return a verdict for each gate; none for rows without labels."""
+        gates, schema = self._config.gates, scores.schema
+        accuracy = ScoreResult(scores, already_done=True).accuracy
+        if not gates.any or accuracy is None:
+            return ()
+        before = None
+        if gates.max_drop is not None:
+            before = self.records.accuracy_before(schema)
+            if before is None and self._holder is not None:
+                before = self._holder.accuracy
+            if before is None:
+                text = "--max-drop is not judged: there is no earlier accuracy of %s."
+                logger.info(text, schema.split)
+        what = f"{file or schema.split} scored by {self.result.model_digest[:12]}"
+        return gates.judge(accuracy, before, what)
+
+    def _write_output(self, scores: Scores, already_done: bool) -> Location | None:
+        config, schema = self._config, scores.schema
+        file = config.output(schema.home, schema.split)
+        if file is None:
+            return None
+        # An inbox's file has its output since it was scored; a split's is written each time.
+        if not (config.inbox is not None and already_done and output_exists(file)):
+            write_output(file, scores, all_probabilities=config.all_probabilities)
+        return file
+
+
+def _report(result: ScoreResult) -> None:
+    rows, place, text = result.scores.schema.rows, str(result.scores.location), ""
+    if result.file and not result.already_done:
+        text = f"{result.file}: {rows:,} rows are in {place}"
+    event(
+        logger,
+        FOUND if result.already_done else SCORED,
+        text,
+        split=result.scores.schema.split,
+        file=result.file,
+        rows=rows,
+        seconds=result.seconds,
+        rows_per_second=round(rows / result.seconds) if result.seconds else None,
+        accuracy=result.accuracy,
+        result=place,
+        output=result.output and str(result.output),
+    )
