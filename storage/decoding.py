@@ -14,8 +14,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from storage.errors import BadDataError
-from storage.files import translate_os_errors
+from storage.errors import BadDataError, translate_os_errors
 from storage.location import Closing
 
 BLOCK_BYTES = 256 * 1024

@@ -1,25 +1,29 @@
-"""The errors that every floor raises, each with the exit code that a user's script sees."""
+"""Error types, each with its exit code, and the translation of what the operating system raises."""
 
 import difflib
 import errno
+import os
+import signal
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
-SHOWN = 100
-"""Characters of a word that are compared with those that are known."""
+COMPARED = 100
+"""Characters of a word that are compared with the known ones."""
 
 
 class PipelineError(Exception):
-    """An error that a user can act on; its text is one or two whole sentences.
+    """An error that a user can act on.
 
-    The text names the place (file, row, chunk or field), what was found, what was
-    expected, and what to do.
+    Its text is one or two whole sentences that name the place (file, row, chunk or field), what was
+    read, what was expected, and what to do.
     """
 
     exit_code: int = 1
 
 
 class InternalError(PipelineError):
-    """A bug of this project, met at one of several items: the others were still worked on."""
+    """A bug of this project that affected one of several items; the others were processed."""
 
     exit_code = 1
 
@@ -31,10 +35,10 @@ class UsageError(PipelineError):
 
 
 class MissingExtraError(UsageError):
-    """A library that this needs is not installed; one of the project's extras has it."""
+    """A library is not installed; one of the project's extras installs it."""
 
     def __init__(self, what: str, library: str, extra: str) -> None:
-        """Say what needs the library: `what` begins the sentence."""
+        """Begin the sentence with `what`, which needs the library."""
         super().__init__(
             f"{what} needs the library {library}, which the extra '{extra}' installs: run "
             f"`pip install '.[{extra}]'` in a checkout of mnist-stream."
@@ -42,28 +46,28 @@ class MissingExtraError(UsageError):
 
 
 class BadDataError(PipelineError):
-    """Data that is damaged, incomplete, or not what it says it is."""
+    """Data is damaged, incomplete, or not what it claims to be."""
 
     exit_code = 3
 
 
 class ConflictError(PipelineError):
-    """Something else is in the way: a lock, an existing result, a recorded configuration."""
+    """A lock, an existing result or a recorded configuration is in the way."""
 
     exit_code = 4
 
 
 class LockedError(ConflictError):
-    """Another holds the lock of what is to be written."""
+    """Another process holds the lock."""
 
     def __init__(self, message: str, holder: str = "another process") -> None:
-        """`holder` is who has it, as far as that is known, for those who say it in other words."""
+        """`holder` describes the other process, as far as it is known."""
         super().__init__(message)
         self.holder = holder
 
 
 class QualityGateError(PipelineError):
-    """The work is done and published, but misses the quality that was asked of it."""
+    """The result is published but missed a quality gate."""
 
     exit_code = 5
 
@@ -75,7 +79,7 @@ class UnreachableError(PipelineError):
 
 
 class StoppedError(PipelineError):
-    """SIGINT or SIGTERM asked the job to stop; what was done is saved and can be resumed."""
+    """SIGINT or SIGTERM stopped the job; completed work is saved and can be resumed."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         """`signal_number` sets the exit code by the shell's convention: 130 SIGINT, 143 SIGTERM."""
@@ -84,9 +88,9 @@ class StoppedError(PipelineError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return ` Did you mean 'x'?` with the known word nearest to `word`; empty where none is."""
+    """Return ` Did you mean 'x'?` with the known word nearest to `word`, or an empty string."""
     folded = {name.lower(): name for name in known}
-    nearest = difflib.get_close_matches(word[:SHOWN].lower(), folded, n=1)
+    nearest = difflib.get_close_matches(word[:COMPARED].lower(), folded, n=1)
     return f" Did you mean {folded[nearest[0]]!r}?" if nearest else ""
 
 
@@ -96,18 +100,34 @@ SHORTAGES = {
     errno.EAGAIN: "processes or threads, or no memory for them (ulimit -u, ulimit -v)",
     errno.ENOMEM: "memory (ulimit -v)",
 }
-"""What the system has no more of, and the limit that says so, by error number."""
-SHORTAGES_IN_WORDS = {
+"""Exhausted resources and the limit to raise, by error number."""
+SHORTAGE_MESSAGES = {
     "can't start new thread": errno.EAGAIN,
     "Too many open files": errno.EMFILE,
     "Cannot allocate memory": errno.ENOMEM,
     "failed to map segment": errno.ENOMEM,
 }
-"""The same where a library has only words for it, as for a module that cannot be loaded."""
+"""Texts of errors that have no number, such as a module that cannot be loaded."""
+REMEDY = {
+    errno.ENOSPC: "free some space and run the same command again.",
+    errno.EDQUOT: "free some space and run the same command again.",
+    errno.EACCES: "check the permissions and run the same command again.",
+    errno.EPERM: "check the permissions and run the same command again.",
+    errno.EROFS: "choose a writable place, or remount it, and run the same command again.",
+    errno.EEXIST: "a file is in the place of a directory: choose another place.",
+    errno.ENAMETOOLONG: "choose a shorter name.",
+    errno.ELOOP: "the symbolic links there form a loop: choose another place.",
+    errno.ENOTDIR: "a file is in the place of a directory: choose another place.",
+}
+REMOVED_DIRECTORY = "The current directory has been removed: change to one that exists."
+UNUSABLE_NAME = (errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.ENOTDIR, errno.EINVAL)
+"""Errors that another try with the same name cannot fix."""
+SHOWN = 200
+"""Characters of a name that a message shows."""
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and what it was raised from, each once: an error may be its own cause."""
+    """Yield an error and its chain of causes, each once: a chain may be a circle."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -116,25 +136,93 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def shortage(error: BaseException | None) -> str | None:
-    """Return what the system did not give, and the limit's name; None for any other error.
+    """Return which resource is exhausted, with its limit; None for any other error.
 
-    What an error was raised from counts as well.
+    The error's chain of causes is searched too.
     """
     for cause in causes(error):
         number = cause.errno if isinstance(cause, OSError) else None
         if isinstance(cause, MemoryError):
             number = errno.ENOMEM
         if isinstance(cause, RuntimeError | ImportError):
-            words = (code for text, code in SHORTAGES_IN_WORDS.items() if text in str(cause))
-            number = next(words, None)
+            numbers = (code for text, code in SHORTAGE_MESSAGES.items() if text in str(cause))
+            number = next(numbers, None)
         if number in SHORTAGES:
             return SHORTAGES[number]
     return None
 
 
-def starved(what: str) -> UnreachableError:
-    """Return the error for something that the system does not give; see `shortage`."""
+def starved(resource: str) -> UnreachableError:
+    """Return the error for an exhausted resource: see `shortage`."""
     return UnreachableError(
-        f"The system gives no more {what}. Raise the limit or end other processes, then run the "
+        f"The system has no more {resource}. Raise the limit or end other processes, then run the "
         "same command again."
     )
+
+
+def as_pipeline_error(  # noqa: PLR0911 - an answer for each kind of error
+    error: BaseException,
+) -> PipelineError | None:
+    """Return the error to show for an exception; None for a bug.
+
+    This is the last resort: code that knows more about an error raises a better message itself.
+    """
+    resource = shortage(error)
+    match error:
+        case PipelineError():
+            return error
+        case _ if resource is not None:
+            return starved(resource)
+        case RecursionError():
+            return BadDataError("A file or an argument is nested too deeply to be read.")
+        case UnicodeError():
+            name = ascii(getattr(error, "object", ""))[:SHOWN]
+            return UsageError(f"The name {name} is not valid UTF-8. Rename it, and try again.")
+        case FileNotFoundError() if not is_directory_there():
+            return UsageError(REMOVED_DIRECTORY)
+        case OSError():
+            error_type = UsageError if error.errno in UNUSABLE_NAME else UnreachableError
+            name = str(error.filename)[:SHOWN] if error.filename else "The system refuses"
+            remedy = REMEDY.get(error.errno or 0, "check it and run the same command again.")
+            return error_type(f"{name}: {error.strerror or error}; {remedy}")
+    return None
+
+
+def exit_code_of(error: BaseException | None) -> int:
+    """Return a command's exit code for the exception that ended it; 0 for None."""
+    match error:
+        case None:
+            return 0
+        case KeyboardInterrupt():
+            return 128 + signal.SIGINT
+        case SystemExit():  # click ends so after a broken pipe
+            return 128 + signal.SIGPIPE
+        case Exception() if known := as_pipeline_error(error):
+            return known.exit_code
+    return 1
+
+
+def is_directory_there() -> bool:
+    """Return whether the current directory still exists."""
+    try:
+        os.getcwd()
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def translate_os_errors(verb: str, path: Path) -> Iterator[None]:
+    """Raise `UnreachableError` for an `OSError`, but leave `FileNotFoundError` as it is."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        resource = shortage(error)
+        if resource is not None:
+            raise starved(resource) from error
+        remedy = REMEDY.get(error.errno or 0, "check the disk or mount and run again.")
+        raise UnreachableError(
+            f"Cannot {verb} {path}: {error.strerror or error}. {remedy[0].upper()}{remedy[1:]}"
+        ) from error

@@ -14,9 +14,9 @@ from typing import Any
 
 from filelock import BaseFileLock, FileLock, Timeout
 
-from storage.errors import ConflictError, LockedError, UsageError
+from storage.errors import ConflictError, LockedError, UsageError, translate_os_errors
 from storage.events import local_time
-from storage.files import check_regular, make_directories, translate_os_errors
+from storage.files import check_regular, make_directories
 from storage.location import Lock, TakeOver
 
 SIGNATURE_TRIES = 50

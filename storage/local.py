@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from storage import files
-from storage.errors import BadDataError, ConflictError, UnreachableError
-from storage.files import check_regular, make_directories, remove_tree, translate_os_errors
+from storage.errors import BadDataError, ConflictError, UnreachableError, translate_os_errors
+from storage.files import check_regular, make_directories, remove_tree
 from storage.kernel_lock import kernel_lock
 from storage.location import (
     LEFTOVER,

@@ -21,8 +21,16 @@ from jobs.commands.schedule import schedule
 from jobs.commands.score import promote, score, scores
 from jobs.output import UNREAD_OUTPUT, one_line, print_aside
 from jobs.signals import stop_on_signals
-from storage.errors import BadDataError, PipelineError, StoppedError, UsageError, did_you_mean
-from storage.files import REMOVED_DIRECTORY, as_pipeline_error, is_directory_there
+from storage.errors import (
+    REMOVED_DIRECTORY,
+    BadDataError,
+    PipelineError,
+    StoppedError,
+    UsageError,
+    as_pipeline_error,
+    did_you_mean,
+    is_directory_there,
+)
 
 if TYPE_CHECKING:
     from jobs.commands.console import Console, Report

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from jobs.output import PLAIN_SECONDS, one_line, print_line
-from storage.files import exit_code_of
+from storage.errors import exit_code_of
 
 LOGGERS = ("storage", "pipeline", "jobs")
 """Parents of every logger of this project; Dask's and others' are left alone."""

@@ -22,9 +22,9 @@ from storage.errors import (
     StoppedError,
     UnreachableError,
     UsageError,
+    as_pipeline_error,
 )
 from storage.events import Progress, event, no_progress
-from storage.files import as_pipeline_error
 from storage.ledger import LedgerError, waiting_lock
 from storage.location import Location
 from storage.scores import scoring_home

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from jobs.signals import StopSignal
-from storage.errors import UnreachableError
+from storage.errors import UnreachableError, as_pipeline_error
 from storage.events import event
-from storage.files import as_pipeline_error
 
 POLL_SECONDS = 0.2
 """Interval at which a pause looks for signals."""

@@ -10,8 +10,8 @@ from typing import Any, Self, get_args
 
 from jobs.nn.choices import INITS, OPTIMIZERS, SCHEDULES
 from storage.documents import digest_of
-from storage.errors import BadDataError, UnreachableError, UsageError
-from storage.files import UNUSABLE_NAME, open_regular
+from storage.errors import UNUSABLE_NAME, BadDataError, UnreachableError, UsageError
+from storage.files import open_regular
 
 VALIDATION = "validation"
 """The split that epochs are chosen by: the dataset's own, or the rows that are held out."""

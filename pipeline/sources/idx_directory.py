@@ -14,8 +14,7 @@ from pipeline.sources.idx_names import (
     nearest_role,
     read_name,
 )
-from storage.errors import BadDataError, PipelineError
-from storage.files import translate_os_errors
+from storage.errors import BadDataError, PipelineError, translate_os_errors
 from storage.idx import read_header
 
 MOST_LOOKED_INTO = 200

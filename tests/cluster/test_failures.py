@@ -227,4 +227,4 @@ def test_processes_that_the_system_does_not_give(tmp_path: Path) -> None:
 
     arguments = ["ingest", "synthetic:60,10", "--workers", "2"]
     ended = run_pipeline(*arguments, cwd=tmp_path, preexec_fn=limit)
-    assert_told(ended, 6, "The system gives no more open files (ulimit -n)")
+    assert_told(ended, 6, "The system has no more open files (ulimit -n)")

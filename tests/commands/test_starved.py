@@ -86,10 +86,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_is_too_little_is_named(
     place: Path, command: str, limit: int, value: int, said: str
 ) -> None:
-    """The message names what the system gives no more of, and the limit."""
+    """The message names the exhausted resource and its limit."""
     code, output = limited(command, limit, value, place)
     assert (UnreachableError.exit_code, 0) == (code, output.count("Traceback")), output
-    assert "The system gives no more" in output
+    assert "The system has no more" in output
     assert said in output
     assert not (place / "made").exists()
 

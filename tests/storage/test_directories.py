@@ -11,12 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from storage.errors import BadDataError, PipelineError, UnreachableError, UsageError, causes
-from storage.files import (
+from storage.errors import (
+    BadDataError,
+    PipelineError,
+    UnreachableError,
+    UsageError,
     as_pipeline_error,
-    check_room,
-    file_to_write,
+    causes,
 )
+from storage.files import check_room, file_to_write
 from storage.local import LocalLocation
 
 
