@@ -62,14 +62,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class IngestResult:
-    """What an ingest did."""
+    """The result of `ingest`."""
 
     dataset: Dataset
+    """The published dataset, open for reading."""
     already_done: bool
-    """True where the dataset was there already, from the same source in the same way."""
+    """True if the dataset had been made from the same source in the same way before."""
     source: str
-    """Where the rows came from, for people."""
+    """Description of the source, for people."""
     seconds: float
+    """Duration of the call."""
 
     def __repr__(self) -> str:
         rows = ", ".join(f"{s.schema.rows:,} {name}" for name, s in self.dataset.splits.items())
@@ -94,19 +96,50 @@ def ingest(
     progress: Progress = no_progress,
     cluster: "Cluster | None" = None,
 ) -> IngestResult:
-    """Turn a source into a published dataset at `out`; the workers of a `cluster` write its parts.
+    """Convert images and labels to a published dataset.
 
-    `source` is a directory, a known name, or `synthetic[:TRAIN[,TEST]]` (see
-    `pipeline.sources.source.open_source`); `seed` is for generated digits; `take_over` is leave
-    to take the lock of a dead writer in a store. `compression` is one of `COMPRESSIONS` in
-    `storage.schema`; without, a new dataset has LZ4, and one that is there may have any, as it may
-    have any number of rows per chunk unless `rows_per_chunk` is given. `scale` is the range of
-    values that stands for 0 to 1 (see `Scaling`); `transpose` swaps the images' height and width,
-    and where it is None a warning names images that look transposed. `progress` may raise.
+    A dataset that is already at `out`, made from the same source in the same way, is returned as it
+    is. Otherwise the new one is published only once it is complete.
 
-    Raises `UsageError`, `BadDataError`, `ConflictError` or `UnreachableError`; whatever happens,
-    nothing half-made is left at `out`, and an old dataset there stays until the new one is
-    complete.
+    Parameters
+    ----------
+    source
+        A directory of IDX files; `mnist`, `fashion-mnist` or `kmnist`; `synthetic[:TRAIN[,TEST]]`
+        for generated digits; or a `Source`.
+    out
+        Where to publish the dataset.
+    rows_per_chunk
+        Rows that are stored and read together. None: about 1.5 MB of them.
+    compression
+        `lz4`, `lz4hc` or `zstd`. None: `lz4`, or whatever an existing dataset has.
+    overwrite
+        Replace another dataset that is at `out`.
+    seed
+        Seed of generated digits.
+    scale
+        Range of stored values that is mapped to [0, 1], or `"none"` to keep the values. None: 0 to
+        255 for bytes, and the range of the training split for other types.
+    transpose
+        Swap height and width of each image. None: no, but warn if images look transposed.
+    take_over
+        Allows taking the lock of a dead writer in an object store; called with its description.
+    threads
+        Number of threads that convert and write chunks.
+    progress
+        Called after each part with the rows done; may raise to stop.
+    cluster
+        Dask cluster whose workers convert the parts.
+
+    Raises
+    ------
+    UsageError
+        If an argument does not fit the source.
+    BadDataError
+        If a file is damaged, incomplete or not in IDX format.
+    ConflictError
+        If `out` is locked, or holds another dataset and `overwrite` is false.
+    UnreachableError
+        If storage, the network or the cluster cannot be used.
     """
     began = time.perf_counter()
     _check_options(rows_per_chunk, compression)

@@ -23,19 +23,18 @@ THREADS_MEMORY = 2**18
 
 @dataclass(frozen=True)
 class Batch:
-    """Some rows in the order of their visit. Read only.
+    """The rows of a mini-batch, in the order of the epoch; the arrays are read-only.
 
-    A batch is a view of its window where its rows lie in one, so it keeps the whole window in
-    memory, a third beside the two that are held anyway. Let go of a batch before the next one is
-    asked for (the local name of a generator that is suspended counts), or copy it.
+    A batch may be a view of its window, and then keeps the whole window in memory, in addition to
+    the two that the stream holds. Drop it before you take the next one, or copy what you keep.
     """
 
     inputs: NDArray[Any]
-    """`(rows, 1 + features)`, bias first, in the stored element type."""
+    """`(rows, 1 + features)` in the stored element type, not scaled; bias first."""
     targets: NDArray[np.uint8] | None
-    """`(rows, classes)` one-hot, or None where the split has no labels."""
+    """`(rows, classes)` one-hot, or None if the split has no labels."""
     rows: RowNumbers
-    """`(rows,)`: their numbers in the split."""
+    """`(rows,)` int64: the row numbers in the split."""
 
     def __repr__(self) -> str:
         targets = "none"

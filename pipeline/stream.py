@@ -29,7 +29,7 @@ POSITION = ("epoch", "next_batch", "order_digest")
 
 @dataclass(frozen=True)
 class StreamState:
-    """Where a stream stands, and what it must be a stream of; a few hundred bytes of JSON."""
+    """Position of a stream, and the settings that it belongs to; a few hundred bytes of JSON."""
 
     order_version: int
     dataset_digest: str
@@ -92,15 +92,12 @@ class StreamState:
 
 
 class BatchStream(Closing):
-    """An endless sequence of epochs over a split, cut into mini-batches.
+    """Shuffled mini-batches of a split, epoch after epoch, read from disk in the background.
 
-    Iterating gives the rest of the current epoch; iterating again, the next one. The windows load
-    in the background through Dask while the ones before are in use. What a batch keeps in memory
-    is said at `Batch`.
-
-    A stream is used in the process that opened it. Its pickle, and its copy, hold its state alone:
-    unpickled, in any process, it is another open stream that continues from the same mini-batch,
-    whether the original is open, closed or lives on. So several copies visit the same rows.
+    Iterating yields the rest of the current epoch as `Batch` objects, and iterating again the next
+    epoch; `len(stream)` is the number of mini-batches of an epoch. A stream is a context manager,
+    and belongs to the process that opened it. Pickling it keeps its state only: each unpickled
+    stream continues from the same mini-batch.
 
     >>> with BatchStream(dataset, "train", batch_size=128, seed=0) as stream:
     ...     for batch in stream:
@@ -126,14 +123,45 @@ class BatchStream(Closing):
         state: StreamState | None = None,
         reads_rows: bool = True,
     ) -> None:
-        """Stream rows [first_row, first_row + rows) of `split`, by default all.
+        """Open a stream; loading starts at once.
 
-        `batch_size` 0 means one mini-batch of all rows. `window_chunks` overrides what
-        `shuffle_memory` (bytes) gives. After `epochs` epochs nothing is read ahead any more.
-        At most `threads` load; fewer where the consumer keeps `busy_cores` at work. `state`
-        continues where another stream stood. Without `reads_rows` nothing is read:
-        batches have row numbers, and blank rows. Raises `ConflictError` where the state is of
-        another stream, `UsageError` for rows or sizes out of range.
+        Parameters
+        ----------
+        dataset
+            An open dataset.
+        split
+            Name of the split, such as `train`.
+        batch_size
+            Rows of a mini-batch; 0 for all rows in one.
+        seed
+            Seed of the shuffling. Equal seeds, splits and sizes give equal orders.
+        shuffle
+            Visit the rows in a new random order each epoch; otherwise in their stored order.
+        shuffle_memory
+            Bytes for the two windows within which rows are shuffled.
+        window_chunks
+            Chunks of a window; overrides `shuffle_memory`.
+        drop_last
+            Leave out an epoch's last mini-batch if it is short.
+        first_row, rows
+            Stream only rows `[first_row, first_row + rows)`; None for all that follow.
+        epochs
+            Number of epochs after which nothing is read ahead. None: no limit.
+        threads
+            Most threads that load and decode chunks.
+        busy_cores
+            Cores that the consumer uses; fewer threads load then.
+        state
+            State of another stream of the same rows, to continue after its last mini-batch.
+        reads_rows
+            If false, batches have row numbers but no data, and nothing is read.
+
+        Raises
+        ------
+        UsageError
+            If rows or sizes do not fit the split.
+        ConflictError
+            If the state belongs to a stream of other rows or settings.
         """
         source = dataset.split(split)
         schema = source.schema
@@ -181,7 +209,7 @@ class BatchStream(Closing):
 
     @property
     def state(self) -> StreamState:
-        """Where the stream stands: right after the mini-batch that was handed out last."""
+        """The position after the last mini-batch that was yielded."""
         return replace(
             self._began,
             epoch=self._epoch,
@@ -191,12 +219,12 @@ class BatchStream(Closing):
 
     @property
     def rows(self) -> int:
-        """Rows that an epoch visits, those of a short last mini-batch among them."""
+        """Number of rows of an epoch, before `drop_last`."""
         return self._began.rows
 
     @property
     def batch_size(self) -> int:
-        """Rows of a mini-batch, but for an epoch's last one."""
+        """Rows of every mini-batch but the last of an epoch."""
         return self._began.batch_size
 
     @property
@@ -206,12 +234,12 @@ class BatchStream(Closing):
 
     @property
     def batches_taken(self) -> int:
-        """Mini-batches handed out since the first epoch began."""
+        """Number of mini-batches yielded since the beginning of the first epoch."""
         return self._epoch * self.batches + self._next_batch
 
     @property
     def seconds_waited(self) -> float:
-        """How long, so far, the consumer has waited for windows."""
+        """Seconds that the consumer has waited for data so far."""
         return self._loader.seconds_waited
 
     @property
@@ -241,11 +269,10 @@ class BatchStream(Closing):
             yield from micro_batches
 
     def micro_batches(self, parts: int) -> Iterator[Iterator[Batch]]:
-        """Yield, for each mini-batch of the rest of the epoch, its contiguous parts.
+        """Yield each mini-batch of the rest of the epoch as an iterator over contiguous parts.
 
-        Sizes are those of `numpy.array_split`; empty parts are left out. Take the parts of one
-        mini-batch before the next; the state moves on with the last of them. So a mini-batch may
-        be larger than memory.
+        A mini-batch may therefore be larger than memory. Parts have the sizes of
+        `numpy.array_split`, without empty ones. Take all parts of one mini-batch before the next.
         """
         epoch = self._epoch
         while self._epoch == epoch:
@@ -284,7 +311,7 @@ class BatchStream(Closing):
             )
 
     def close(self) -> None:
-        """Stop reading ahead and let the windows go."""
+        """Stop reading ahead and free the windows."""
         if self._process == os.getpid():  # a fork has no threads, and may have locks held forever
             self._reader.close()
         self._process = None

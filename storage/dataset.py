@@ -35,12 +35,12 @@ MAKE_AGAIN = "Restore it from a copy, or make it again with `pipeline ingest --o
 
 @dataclass(frozen=True, repr=False)
 class Block:
-    """Some rows of a split, decoded, as they are stored."""
+    """Consecutive rows of a split, decoded but not scaled."""
 
     inputs: NDArray[Any]
     """`(rows, 1 + features)` in the stored element type, bias first."""
     targets: NDArray[np.uint8] | None
-    """`(rows, classes)` one-hot, or None where the split has no labels."""
+    """`(rows, classes)` one-hot, or None if the split has no labels."""
 
     def __repr__(self) -> str:
         targets = "none" if self.targets is None else self.targets.shape
@@ -77,15 +77,18 @@ def split_arrays(
 class Split:
     """One split of an open dataset. Each chunk is checked as it is read.
 
-    Rows are compared with the recorded digest, unless the same stored bytes were found to decode to
-    them before.
+    The rows of a chunk are compared with their recorded digest when it is first read, and its
+    stored bytes after that.
     """
 
     location: Location
-    """Where the dataset's tree really lies."""
+    """The dataset's Zarr group."""
     name: str
+    """Name of the split."""
     record: SplitRecord
+    """Its schema and digests, as the dataset records them."""
     dataset_digest: str
+    """Digest of the dataset."""
     place: Location
     """Where the dataset is published."""
     _sound: dict[int, bytes] = field(default_factory=dict)
@@ -103,7 +106,7 @@ class Split:
 
     @property
     def schema(self) -> SplitSchema:
-        """Return the split's shape."""
+        """Return the numbers of rows, columns, classes and chunks, and the element type."""
         return self.record.schema
 
     @cached_property
@@ -113,12 +116,12 @@ class Split:
 
     @cached_property
     def inputs(self) -> "zarr.Array[Any]":
-        """Return the Zarr array `(rows, 1 + features)`, read-only."""
+        """Return the read-only Zarr array `(rows, 1 + features)`, bias first."""
         return self._as_zarr("inputs")
 
     @cached_property
     def targets(self) -> "zarr.Array[Any] | None":
-        """Return the Zarr array `(rows, classes)`, or None where the split has no labels."""
+        """Return the read-only Zarr array `(rows, classes)`, one-hot uint8; None without labels."""
         return self._as_zarr("targets") if self.schema.classes else None
 
     def _as_zarr(self, name: str) -> "zarr.Array[Any]":
@@ -129,12 +132,12 @@ class Split:
 
     @cached_property
     def chunk_digests(self) -> NDArray[np.uint8]:
-        """Return each chunk's recorded digest, `(chunks, 32)`, checked against the split's own."""
+        """Return the recorded SHA-256 of each chunk, `(chunks, 32)` uint8."""
         return self._small_array("chunk_digests", self.record.digest)
 
     @cached_property
     def chunk_class_counts(self) -> NDArray[np.int64]:
-        """Return the rows of each class in each chunk, `(chunks, classes)`, checked."""
+        """Return the number of rows of each class in each chunk, `(chunks, classes)` int64."""
         if not self.schema.classes:
             return np.zeros((self.schema.chunks, 0), dtype=np.int64)
         return self._small_array("chunk_class_counts", self.record.class_counts_digest)
@@ -159,11 +162,21 @@ class Split:
                 reader.check_claim()
 
     def read_chunk(self, number: int, out: Block | None = None) -> Block:
-        """Return chunk `number`, in [0, chunks - 1], whole, decoded and checked.
+        """Return a chunk, decoded and checked.
 
-        Its arrays are views of those of `out`, an `empty_chunk`, where that is given. Raises
-        `BadDataError` that names the chunk where it is missing, damaged or another's, and
-        `ConflictError` where another dataset has taken the place of the one that was opened.
+        Parameters
+        ----------
+        number
+            Number of the chunk, from 0.
+        out
+            An `empty_chunk` to decode into; the result's arrays are views of it.
+
+        Raises
+        ------
+        BadDataError
+            If the chunk is missing or damaged; the message names it.
+        ConflictError
+            If the dataset was replaced by another one after it was opened.
         """
         stored, targets = hashlib.sha256(), None
         with self._unless_replaced():
@@ -230,22 +243,29 @@ class Dataset:
     """A published dataset, opened for reading."""
 
     location: Location
+    """Where it is published."""
     tree: Location
-    """Where it really lies: a Zarr group, in a store below `location`."""
+    """Its Zarr group: `location` itself or, in an object store, a version below it."""
     name: str
+    """Name of the source, such as `mnist`."""
     class_names: tuple[str, ...]
+    """Names of the classes, in the order of the columns of `targets`."""
     image_shape: tuple[int, ...]
+    """Shape of an image, such as `(28, 28)`."""
     transforms: tuple[str, ...]
+    """Names of the transforms that made the stored rows."""
     preparation: Preparation
-    """What the transforms say."""
+    """The same, parsed: scaling and transposition."""
     compression: str
-    """How the rows are stored, one of `COMPRESSIONS`."""
+    """Compression of the rows: `lz4`, `lz4hc` or `zstd`."""
     sources: tuple[dict[str, Any], ...]
-    """The files it was made from, with sizes and digests."""
+    """The source files with their sizes and digests."""
     fingerprint: dict[str, Any]
-    """What tells whether a source has been ingested before."""
+    """Identifies the source, so that it is recognised when it is ingested again."""
     digest: str
+    """SHA-256 that identifies the rows, the class names, the image shape and the transforms."""
     splits: dict[str, Split]
+    """The splits by name: `train`, `validation`, `test`."""
 
     def __repr__(self) -> str:
         splits = (f"{name} {split.schema.rows:,} rows" for name, split in self.splits.items())
@@ -259,7 +279,7 @@ class Dataset:
         )
 
     def split(self, name: str) -> Split:
-        """Return a split by name; raise `BadDataError` where it, or most of it, is missing."""
+        """Return a split by name; raise `BadDataError` if it or most of its chunks are missing."""
         if name not in self.splits:
             raise BadDataError(
                 f"{self.location} has no split '{name}'; it has {', '.join(self.splits)}."
@@ -270,10 +290,17 @@ class Dataset:
 
 
 def open_dataset(location: Location) -> Dataset:
-    """Open a published dataset: its attributes are checked, its rows when they are read.
+    """Open a published dataset; its attributes are checked now, its rows when they are read.
 
-    Raises `BadDataError` where there is none, or it is incomplete, damaged, of a newer format,
-    or not a dataset.
+    Parameters
+    ----------
+    location
+        Where it is published, as `storage.places.open_location` returns it.
+
+    Raises
+    ------
+    BadDataError
+        If there is no dataset, or it is incomplete, damaged or of a newer format.
     """
     return DATASET_FORMAT.open(location, partial(_from_attributes, location))
 

@@ -14,11 +14,20 @@ Place: TypeAlias = str | Path | Location
 
 
 def open_location(place: Place, options: Mapping[str, str] | None = None) -> Location:
-    """Return the location that a path, a `file://` or an `s3://` URL names; nothing is read yet.
+    """Return the location that a path or URL names; nothing is read yet.
 
-    `options` are those of the store, for a URL of one (see `storage.s3.open_s3`); a path needs
-    none. Raises `UsageError` for an empty name, a URL of a kind that is not known, or options
-    that are not.
+    Parameters
+    ----------
+    place
+        A path, a `file://` or an `s3://BUCKET/PREFIX` URL, or a location, which is returned.
+    options
+        Options of an S3 store, such as `{"endpoint_url": "https://..."}`. They take precedence
+        over the environment's `AWS_...` variables.
+
+    Raises
+    ------
+    UsageError
+        If the place is empty or a URL of another scheme, or if an option is unknown.
     """
     if isinstance(place, Location):
         return place
