@@ -99,12 +99,14 @@ def chunk_digest(predictions: Predictions) -> str:
 
 @dataclass(frozen=True, repr=False)
 class Scores:
-    """A complete scoring; chunks are checked as they are read."""
+    """The published scores of one split; chunks are checked as they are read."""
 
     location: Location
-    """Where it really lies: a Zarr group, in a store below its home."""
+    """Their Zarr group, in an object store a version below their place."""
     schema: ScoresSchema
+    """The numbers of rows, classes and chunks, the class names, and the digests of the inputs."""
     chunk_digests: tuple[str, ...]
+    """SHA-256 of each chunk's values, in hex."""
     metrics: dict[str, Any]
     """The content of metrics.json."""
 
@@ -119,7 +121,7 @@ class Scores:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the chunk digests: of all predictions."""
+        """SHA-256 over the chunk digests, and so over all predictions."""
         return hashlib.sha256("".join(self.chunk_digests).encode()).hexdigest()
 
     @property
@@ -128,7 +130,10 @@ class Scores:
         return score_arrays(self.location, self.schema)
 
     def read_chunk(self, number: int) -> Predictions:
-        """Read one chunk; `BadDataError` names it where it is missing or damaged."""
+        """Return a chunk's probabilities `(rows, classes)` and predicted class indices `(rows,)`.
+
+        Raises `BadDataError`, naming the chunk, if it is missing or damaged.
+        """
         return read_arrays(self.location, self.schema, number, self.chunk_digests[number])
 
 

@@ -20,13 +20,14 @@ PLACEHOLDER = re.compile(r"\{.*?\}")
 
 @dataclass(frozen=True)
 class ScoreConfig:
-    """One scoring job."""
+    """The options of a scoring job."""
 
     run: Place | None = None
     """The run with the model; `DEFAULT_RUN` if neither `run` nor `model` is given."""
     dataset: Place | None = None
     """The dataset to score; by default the one that the run was trained on."""
     splits: tuple[str, ...] = ("test",)
+    """The splits to score."""
     inbox: Place | None = None
     """A directory or prefix with IDX files and datasets to score instead, each content once."""
     include: tuple[str, ...] = ()
@@ -46,9 +47,11 @@ class ScoreConfig:
     all_probabilities: bool = False
     """Whether `out` contains the probabilities of all classes."""
     threads: int = 0
+    """CPU cores to compute on; 0 for all."""
     wait: float = 0.0
     """Seconds to wait for another job that is doing the same work."""
     gates: Gates = field(default_factory=Gates)
+    """Lower limits on the accuracy."""
     retries: int = 0
     """Number of retries after a connection failure."""
     retry_wait: float = 60.0

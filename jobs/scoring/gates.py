@@ -13,10 +13,13 @@ class Verdict:
     """The verdict of one gate."""
 
     gate: str
+    """Name of the gate: `min-accuracy` or `max-drop`."""
     limit: float
     """The lowest accuracy that passes, in [0, 1]."""
     accuracy: float
+    """The accuracy that was judged, in [0, 1]."""
     passed: bool
+    """Whether it is at least the limit."""
     text: str
     """What to say if the gate is missed."""
 

@@ -48,11 +48,35 @@ def score(
 ) -> ScoreResult:
     """Score one split of a dataset with a checkpoint of a run, and record it in the ledger.
 
-    The `options` are the fields of `ScoreConfig`, such as `run`, `dataset`, `checkpoint` and `out`.
-    With a `cluster` its workers compute the scores, to the same bits. Existing scores are returned
-    as they are; an interrupted scoring is continued. Raises `UsageError`, `BadDataError`,
-    `ConflictError`, `QualityGateError` if a gate is missed (the scores are published all the same),
-    or `StoppedError` after a signal.
+    Existing scores are returned as they are; an interrupted scoring is continued.
+
+    Parameters
+    ----------
+    split
+        Name of the split to score.
+    progress
+        Called with the rows done; may raise to stop.
+    stop
+        Set by a signal handler to stop after the chunks in progress.
+    cluster
+        Dask cluster whose workers compute the scores, to the same bits.
+    **options
+        Fields of `ScoreConfig`, such as `run`, `dataset`, `checkpoint` and `out`.
+
+    Raises
+    ------
+    UsageError
+        If an option is invalid, or the model does not know a class of the dataset.
+    BadDataError
+        If the dataset, the checkpoint or the images do not fit, or are damaged.
+    ConflictError
+        If another job is scoring the same split.
+    QualityGateError
+        If a gate is missed; the scores are published all the same.
+    UnreachableError
+        If storage or the cluster cannot be used.
+    StoppedError
+        After a signal; finished chunks are kept.
     """
     config = ScoreConfig(splits=(split,), **options)
     result = run_batch(config, progress=progress, stop=stop, cluster=lambda: cluster)
@@ -71,8 +95,28 @@ def run_batch(
     """Score the splits or the inbox that the configuration names.
 
     An error in one split or file does not keep the others from being scored: the result's `errors`
-    has them all, and `ScoringResult.error` the most severe. An error that concerns all of them is
-    raised: `UsageError`, `BadDataError`, `UnreachableError`, `StoppedError`.
+    has them all, and `ScoringResult.error` the most severe. Errors that concern all of them are
+    raised.
+
+    Parameters
+    ----------
+    config
+        What to score, with which model, and where to write it.
+    progress, stop
+        As for `score`.
+    cluster
+        Called when there is something to score; returns a Dask cluster or None.
+
+    Raises
+    ------
+    UsageError
+        If the configuration does not fit the run or the inbox.
+    BadDataError
+        If the run or its checkpoint is damaged.
+    UnreachableError
+        If the run, the inbox or the cluster cannot be used.
+    StoppedError
+        After a signal; what has been scored is kept.
     """
     stop = stop or StopSignal()
     for split in config.splits:

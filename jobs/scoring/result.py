@@ -77,9 +77,13 @@ class ScoringResult:
     """Everything that one scoring job did."""
 
     run: Run
+    """The run whose model scored."""
     model_digest: str
+    """Digest of the model."""
     checkpoint: str
+    """Name of its checkpoint, `EPOCH-STEP`."""
     results: list[ScoreResult] = field(default_factory=list)
+    """The scores of each split or file, new and existing."""
     errors: list[PipelineError] = field(default_factory=list)
     """Errors of splits and files that could not be scored, and missed gates."""
     failed: list[dict[str, str]] = field(default_factory=list)
