@@ -181,7 +181,7 @@ def cluster_of(
         def open_cluster() -> "Cluster | None":
             if not chosen.names_a_cluster:
                 return None  # without the time that importing Dask's cluster takes
-            from pipeline.cluster.client import connect
+            from pipeline.cluster.connect import connect
 
             cluster = connect(chosen, stop.check, AFTER_LOSS[command])
             if cluster is not None:

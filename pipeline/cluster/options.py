@@ -1,4 +1,4 @@
-"""Which cluster a job is to work on, if any: settings alone, without the weight of Dask's own."""
+"""Which cluster a job uses, if any: settings only, without importing Dask's cluster."""
 
 import json
 import os
@@ -7,23 +7,25 @@ import stat
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from storage.errors import UsageError
 
 DEFAULT_TIMEOUT = 120.0
-"""Seconds that a job waits for a scheduler, or for workers where there are none."""
+"""Seconds that a job waits for a scheduler, and for workers when there are none."""
 
 
 @dataclass(frozen=True)
 class ClusterOptions:
-    """Which cluster to use; all None leaves it to Dask's own configuration, and that to nobody."""
+    """The cluster to use. If all fields are None, Dask's own configuration decides."""
 
     scheduler: str | None = None
     """The scheduler's address, such as `tcp://host:8786`."""
     scheduler_file: str | None = None
     """The file that `dask scheduler --scheduler-file` writes."""
     workers: int | None = None
-    """Processes of a cluster of this machine's own; 0 for none, whatever Dask is configured to."""
+    """Worker processes to start on this machine; 0 for no cluster, whatever Dask's configuration
+    says."""
     tls_ca: str | None = None
     tls_cert: str | None = None
     tls_key: str | None = None
@@ -33,13 +35,11 @@ class ClusterOptions:
         """Raise `UsageError` for options that exclude each other, or are incomplete."""
         given = (self.scheduler, self.scheduler_file, self.workers)
         if sum(option is not None for option in given) > 1:
-            raise UsageError(
-                "Give one of --scheduler, --scheduler-file and --workers, not several."
-            )
+            raise UsageError("Give only one of --scheduler, --scheduler-file and --workers.")
         if "" in given:
-            raise UsageError("The scheduler that is named is empty; leave the option out for none.")
-        if not self.timeout >= 1:  # a NaN is neither
-            raise UsageError(f"The cluster's timeout is {self.timeout} s; expected at least 1.")
+            raise UsageError("The scheduler's name is empty; omit the option to use no cluster.")
+        if not self.timeout >= 1:  # also false for NaN
+            raise UsageError(f"The cluster timeout is {self.timeout} s; expected at least 1 s.")
         files = (self.tls_ca, self.tls_cert, self.tls_key)
         if any(files) and not all(files):
             raise UsageError("Give all three of --tls-ca, --tls-cert and --tls-key, or none.")
@@ -49,45 +49,61 @@ class ClusterOptions:
 
     @property
     def address(self) -> str | None:
-        """The scheduler's address by the options, else by Dask's configuration.
+        """The scheduler's address from the options, else from Dask's configuration.
 
-        That has `scheduler-address`, which DASK_SCHEDULER_ADDRESS sets.
+        Raises `UsageError` if it is not an address.
         """
-        if self.scheduler or self.workers is not None or self.scheduler_file:
-            return self.scheduler
-        return configured_address()
+        if self.workers is not None or self.scheduler_file:
+            return None
+        address = self.scheduler or configured_address()
+        return address and checked_address(address)
 
     @property
     def names_a_cluster(self) -> bool:
-        """Whether there is a cluster to work on at all."""
+        """Whether there is a cluster to use at all."""
         return bool(self.workers or self.scheduler_file or self.address)
 
 
 def configured_address() -> str | None:
-    """Return the scheduler's address by Dask's configuration; raise `UsageError` if that is bad.
+    """Return `scheduler-address` of Dask's configuration, which DASK_SCHEDULER_ADDRESS sets.
 
-    Dask is not imported where it has nothing to read: that takes a tenth of a second.
+    Dask is imported, which takes a tenth of a second, only if there is a configuration to read.
+    Raises `UsageError` if it cannot be read.
     """
     variables = any(name.startswith("DASK_") for name in os.environ)
     if not variables and "dask" not in sys.modules and not any(map(os.path.exists, places())):
         return None
     from pipeline.windows import config
 
-    found = config.get("scheduler-address", None)
-    return str(found) if found else None
+    address = config.get("scheduler-address", None)
+    return str(address) if address else None
+
+
+def checked_address(address: str) -> str:
+    """Return a scheduler's address; raise `UsageError` if it cannot be one."""
+    try:
+        parts = urlsplit(address)
+        if parts.scheme in {"tcp", "tls"} and parts.hostname and parts.port:
+            return address
+    except ValueError:  # the port is not a number
+        pass
+    raise UsageError(
+        f"{address!r} is not the address of a Dask scheduler; expected one such as "
+        "tcp://host:8786, by --scheduler, --scheduler-file or DASK_SCHEDULER_ADDRESS."
+    )
 
 
 def address_in(file: str) -> str | None:
-    """Return the scheduler's address from the file that it writes when it has started.
+    """Return the scheduler's address from its file; None if the file is missing or unfinished.
 
-    None where the file is missing or unfinished. Raises `UsageError` for any other content.
+    Raises `UsageError` for a file with any other content.
     """
     content = b""
     try:
         if not stat.S_ISREG(os.stat(file).st_mode):
             raise _no_scheduler_file(file)
         content = Path(file).read_bytes()
-        return str(json.loads(content)["address"])
+        return checked_address(str(json.loads(content)["address"]))
     except OSError:
         return None
     except ValueError as error:
@@ -106,7 +122,7 @@ def _no_scheduler_file(file: str) -> UsageError:
 
 
 def places() -> list[str]:
-    """Where Dask looks for its configuration when no variable names another place."""
+    """Return where Dask looks for its configuration unless a variable names another place."""
     prefixes = dict.fromkeys([sys.prefix, *site.PREFIXES])
     return [
         "/etc/dask",

@@ -1,8 +1,8 @@
-"""A worker's side of a job: its settings, what it keeps between tasks, and how a task fails.
+"""The worker's side of a job: its settings, what it keeps between tasks, and how tasks fail.
 
-A job leaves one plugin on every worker, also on those that join later. Tasks are functions of
-modules; what they keep from one to the next (an open dataset, a window, a model) is held by its
-description, so that two runs on one worker are never confused.
+A job registers one plugin on every worker, also on workers that join later. Objects that a task
+keeps for the next one (an open dataset, a window, a model) are stored under a full description, so
+that two runs on one worker are never confused.
 """
 
 import asyncio
@@ -26,80 +26,80 @@ from storage.location import Closing
 Held = TypeVar("Held", bound=Closing)
 
 PACKAGES = ("numpy", "zarr", "dask", "distributed", "mnist-stream")
-"""Besides Python itself, what must be alike on every side for the same bits and messages."""
+"""Packages that, like Python itself, must have one version everywhere for the same bits."""
 MOST_HELD = 4
-"""Things that a worker keeps open at once for a job; it closes the least recently used one."""
+"""Objects that a worker keeps for a job; the least recently used one is closed."""
 JOB_PREFIX = "mnist-stream-"
-"""How the name of each job's plugin begins; the client's name follows."""
+"""The start of every plugin name; the client's id follows."""
 ENDING_SECONDS = 30.0
-"""How long a worker that is to forget a job waits for its last tasks."""
+"""How long a worker waits for a job's last tasks before it forgets the job."""
 ZARR_CONCURRENCY = 4
-"""Reads of one array that Zarr does side by side; workers are many already."""
+"""Concurrent reads of one array by Zarr; there are several workers already."""
 
 
 class TaskFailedError(Exception):
-    """The failure of a task, in values that any side can unpickle."""
+    """A task's failure, in plain values that any process can unpickle."""
 
     def __init__(self, text: str, exit_code: int, what: str, worker: str) -> None:
-        """`text` is the real error's; `exit_code` is 0 where it is no `PipelineError`."""
+        """`text` is the original error's; `exit_code` is 0 unless it is a `PipelineError`."""
         super().__init__(text, exit_code, what, worker)
         self.text, self.exit_code, self.what, self.worker = text, exit_code, what, worker
 
 
-def versions_of(side: Any) -> dict[str, str]:
-    """Return the versions of Python and `PACKAGES` out of what Dask tells of a side."""
-    packages = side["packages"] if side else {}
+def versions_of(process: Any) -> dict[str, str]:
+    """Return the versions of Python and `PACKAGES` from Dask's report on a process."""
+    packages = process["packages"] if process else {}
     return {name: str(packages.get(name) or "missing") for name in ("python", *PACKAGES)}
 
 
-def check_alike(sides: Mapping[str, Any], expected: dict[str, str] | None = None) -> None:
-    """Raise `UnreachableError` where a side's versions differ from this process's, or `expected`.
+def check_alike(processes: Mapping[str, Any], expected: dict[str, str] | None = None) -> None:
+    """Raise `UnreachableError` if a process's versions differ from `expected`, or from this one's.
 
-    `sides` are what Dask tells of each, by name.
+    `processes` maps names to Dask's reports.
     """
     expected = expected or versions_of(get_versions(PACKAGES))
-    problems = [
-        f"{side}: {name} {version}, the job has {expected[name]}"
-        for side, found in sides.items()
-        for name, version in versions_of(found).items()
+    differences = [
+        f"{process}: {name} {version}, the job has {expected[name]}"
+        for process, report in processes.items()
+        for name, version in versions_of(report).items()
         if version != expected[name]
     ]
-    if problems:
+    if differences:
         raise UnreachableError(
-            f"The versions differ on the cluster ({'; '.join(problems)}). Install the same on "
-            "every side."
+            f"Versions differ across the cluster ({'; '.join(differences)}). Install the same "
+            "versions for the scheduler, the workers and the job."
         )
 
 
 def reason(error: BaseException) -> str:
-    """Return what an error says, without the internal objects that Dask names in it."""
+    """Return an error's text without the internal objects that Dask names in it."""
     text = re.sub(r"\bin <[^\n]*?>: ", "", getattr(error, "strerror", None) or str(error))
     text = re.sub(r"<(?:\w+\.)*(\w+) object at 0x[0-9a-f]+>", r"\1", text)
     return re.sub(r" at 0x[0-9a-f]+", "", text) or type(error).__name__
 
 
 class JobPlugin(WorkerPlugin):
-    """One job on one worker: one BLAS thread, Zarr's concurrency, and what its tasks hold."""
+    """One job on one worker: one BLAS thread, Zarr's concurrency, and objects kept for tasks."""
 
-    def __init__(self, name: str, *, own: bool) -> None:
-        """`name` is the job's own; `own` workers are processes that the job started itself."""
+    def __init__(self, name: str, *, ignores_signals: bool) -> None:
+        """`ignores_signals` is for workers that the job started: it ends them itself."""
         self.name = name
-        self._own = own
+        self._ignores_signals = ignores_signals
         self._versions = versions_of(get_versions(PACKAGES))
 
     def setup(self, worker: Worker) -> None:
-        """Set this process; Dask calls it on each worker."""
+        """Configure this process; Dask calls it on each worker."""
         self._held: OrderedDict[Hashable, Closing] = OrderedDict()
         self._lock = threading.Lock()
         # The bits of a product differ between one BLAS thread and several.
         self._limits = threadpool_limits(limits=1, user_api="blas")
         zarr.config.set({"async.concurrency": ZARR_CONCURRENCY})
-        if self._own and threading.current_thread() is threading.main_thread():
+        if self._ignores_signals and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, signal.SIG_IGN)  # the client handles them and ends workers
+                signal.signal(number, signal.SIG_IGN)
 
     def hold(self, description: Hashable, make: Callable[[], Held]) -> Held:
-        """Return what `make` made for this description, now or before."""
+        """Return the object that `make` made for this description, now or earlier."""
         with self._lock:
             if description not in self._held:
                 while len(self._held) >= MOST_HELD:
@@ -113,17 +113,17 @@ class JobPlugin(WorkerPlugin):
         check_alike({"this worker": get_versions(PACKAGES)}, self._versions)
 
     def running(self, worker: Worker) -> int:
-        """Return how many of the job's tasks are running, cancelled ones included."""
+        """Return the number of the job's running tasks, including cancelled ones."""
         return sum(self.name[-8:] in str(task.key) for task in worker.state.executing)
 
     async def tasks_ended(self, worker: Worker) -> None:
-        """Wait until none of the job's tasks runs, for `ENDING_SECONDS` at most."""
+        """Wait until no task of the job runs, for at most `ENDING_SECONDS`."""
         deadline = time.monotonic() + ENDING_SECONDS
         while self.running(worker) and time.monotonic() < deadline:  # noqa: ASYNC110 - threads run them
             await asyncio.sleep(0.01)
 
     async def teardown(self, worker: Worker) -> None:
-        """Let the job's tasks end, then close what they held; Dask calls it."""
+        """Let the job's tasks end, then close the objects kept for them; Dask calls it."""
         await self.tasks_ended(worker)
         while self._held:
             self._held.popitem()[1].close()
@@ -137,25 +137,25 @@ def _plugin(worker: Worker, job: str) -> JobPlugin:
 
 
 def hold(job: str, description: Hashable, make: Callable[[], Held]) -> Held:
-    """Return, in a task, what this worker holds for a job, or what `make` makes of it."""
+    """Return, in a task, the object that this worker keeps for a job under a description."""
     return _plugin(get_worker(), job).hold(description, make)
 
 
 async def tasks_ended(job: str, dask_worker: Worker) -> None:
-    """Wait, on a worker but outside of any task, until none of the job's tasks runs."""
+    """Wait, on a worker but outside any task, until no task of the job runs."""
     await _plugin(dask_worker, job).tasks_ended(dask_worker)
 
 
 def run_task(job: str, what: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Run a task; raise `TaskFailedError`, which names worker and rows, for any error."""
+    """Run a task; turn any error into a `TaskFailedError` that names the worker and the rows."""
     worker = get_worker()
     try:
         _plugin(worker, job).check_versions()
         return function(*arguments)
     except PipelineError as error:
         raise TaskFailedError(str(error), error.exit_code, what, worker.address) from None
-    except Exception as error:  # noqa: BLE001 - the client raises it as what it is
+    except Exception as error:  # noqa: BLE001 - the client raises it again
         text = f"{type(error).__name__}: {reason(error)}"
-        with suppress(Exception):  # for the worker's own log, where details are looked for
+        with suppress(Exception):  # for the worker's own log
             worker.log_event("mnist-stream", {"what": what, "error": text})
         raise TaskFailedError(text, 0, what, worker.address) from None

@@ -15,7 +15,8 @@ from jobs.training.config import TrainConfig
 from jobs.training.job import train
 from jobs.training.round_trainer import RoundTrainer
 from jobs.training.trainer import Trainer
-from pipeline.cluster.client import Cluster, connect
+from pipeline.cluster.client import Cluster
+from pipeline.cluster.connect import connect
 from pipeline.cluster.options import ClusterOptions
 from pipeline.ingest import ingest
 from storage.places import open_location

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from jobs.training.job import train
-from pipeline.cluster.client import Cluster, connect
+from pipeline.cluster.client import Cluster
+from pipeline.cluster.connect import connect
 from pipeline.cluster.options import ClusterOptions
 from pipeline.ingest import ingest
 from tests.cluster import processes

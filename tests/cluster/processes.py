@@ -12,7 +12,7 @@ from pathlib import Path
 from distributed import Client
 
 from pipeline.cluster.client import Cluster as JobCluster
-from pipeline.cluster.client import connect
+from pipeline.cluster.connect import connect
 from pipeline.cluster.options import ClusterOptions
 from storage.location import Closing
 from tests.commands.process import NOT_INHERITED, REPOSITORY, Ended

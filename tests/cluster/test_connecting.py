@@ -11,12 +11,16 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.request import urlopen
 
 import psutil
 import pytest
 
-from pipeline.cluster.client import STOPPED, connect
+from pipeline.cluster.client import STOPPED
 from pipeline.cluster.client import Cluster as Client
+from pipeline.cluster.connect import connect
 from pipeline.cluster.options import ClusterOptions, address_in
 from pipeline.cluster.tasks import Task, results
 from pipeline.cluster.worker import reason
@@ -178,8 +182,8 @@ WEB = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (lambda c: (c.sendall(WEB), hold(c)), "what answers is not a Dask scheduler"),
-        (lambda c: (c.sendall(b"\xff" * 100), hold(c)), "what answers is not a Dask scheduler"),
+        (lambda c: (c.sendall(WEB), hold(c)), "the server there is not a Dask scheduler"),
+        (lambda c: (c.sendall(b"\xff" * 100), hold(c)), "the server there is not a Dask scheduler"),
         (lambda c: (c.sendall(struct.pack("QQQ", 18, 1, 2) + b"\1\1"), hold(c)), ""),
         (lambda c: c.sendall(struct.pack("Q", 2**30) + b"\1" * 2**20), ""),
         (trickle, "no answer after 2 s"),
@@ -195,7 +199,7 @@ def test_no_dask_scheduler(
     space = {"preexec_fn": limited_to(MEMORY), "env": {"OPENBLAS_NUM_THREADS": "1"}}
     with served(answer) as address:
         ended = run_pipeline("train", "--scheduler", address, *LIMIT, cwd=tmp_path, **space)
-    assert_told(ended, 6, f"No Dask scheduler responded at {address}", words)
+    assert_told(ended, 6, f"No compatible Dask scheduler responded at {address}", words)
 
 
 def test_a_scheduler_that_stands_still(tmp_path: Path) -> None:
@@ -286,9 +290,55 @@ def test_tls(tmp_path: Path) -> None:
         assert_told(ended, 6, "--tls-ca, --tls-cert and --tls-key")
         plain = workers.address.replace("tls", "tcp")
         ended = run_pipeline(*common, plain, *LIMIT, cwd=tmp_path)
-        assert_told(ended, 6, "If it listens with TLS")
+        assert_told(ended, 6, "If it uses TLS")
         ended = run_pipeline(*common, workers.address, *ours, cwd=tmp_path)
         assert (0, "") == (ended.code, ended.err)
+
+
+def dashboard_of(options: ClusterOptions, monkeypatch: pytest.MonkeyPatch) -> str | None:
+    """The address in the event `cluster`; it serves Bokeh's page for as long as the job runs."""
+    events: dict[str, tuple[str, dict[str, Any]]] = {}
+
+    def record(logger: object, name: str, text: str, **facts: Any) -> None:
+        events[name] = text, facts
+
+    monkeypatch.setattr("pipeline.cluster.connect.event", record)
+    cluster = connect(options)
+    assert cluster is not None
+    with cluster:
+        text, facts = events["cluster"]
+        address: str | None = facts["dashboard"]
+        if address is None:
+            assert "dashboard" not in text
+            return None
+        assert text.endswith(f", dashboard {address}")
+        with urlopen(address, timeout=60) as page:
+            assert 200 == page.status
+            assert b"Bokeh" in page.read()
+    return address
+
+
+def test_the_dashboard_of_local_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is on loopback and ends with the job; without Bokeh there is none."""
+    pytest.importorskip("bokeh")
+    address = dashboard_of(ClusterOptions(workers=1), monkeypatch)
+    assert address is not None
+    assert address.startswith("http://127.0.0.1:")
+    with pytest.raises(URLError):
+        urlopen(address, timeout=60)
+    monkeypatch.setattr("pipeline.cluster.connect.find_spec", lambda name: None)
+    assert dashboard_of(ClusterOptions(workers=1), monkeypatch) is None
+
+
+def test_the_dashboard_of_a_scheduler(
+    standing: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A running scheduler's address is reported if it serves a dashboard."""
+    pytest.importorskip("bokeh")
+    assert dashboard_of(ClusterOptions(scheduler=standing.address, timeout=60), monkeypatch) is None
+    options = ("--dashboard", "--dashboard-address", "127.0.0.1:0")
+    with Cluster(tmp_path / "cluster", workers=1, options=options) as workers:
+        assert dashboard_of(ClusterOptions(scheduler=workers.address, timeout=60), monkeypatch)
 
 
 def worker_processes(job: int) -> list[psutil.Process]:

@@ -129,7 +129,7 @@ def test_from_other_directories(standing: Cluster, tmp_path: Path) -> None:
     for command in commands:
         ended = run_pipeline(*command, cwd=tmp_path)
         assert (0, "") == (ended.code, ended.err)
-        assert f"cluster {standing.address}, 2 workers" in ended.out
+        assert f"2 workers at {standing.address}" in ended.out
 
 
 def test_rows_that_a_worker_does_not_see(standing: Cluster, digits: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from distributed import Client, Scheduler, Worker, get_worker
 
-from pipeline.cluster.client import connect
+from pipeline.cluster.connect import connect
 from pipeline.cluster.options import ClusterOptions
 from pipeline.cluster.tasks import Pending, Task
 from pipeline.cluster.worker import JOB_PREFIX, JobPlugin

@@ -9,8 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.cluster.client import connect
-from pipeline.cluster.local_cluster import DIRECTORY_PREFIX, private_directory
+from pipeline.cluster.connect import DIRECTORY_PREFIX, connect, private_directory
 from pipeline.cluster.options import ClusterOptions
 from pipeline.cluster.tasks import SharedVector
 from tests.cluster.processes import PLAIN, Cluster
@@ -65,6 +64,10 @@ print(json.dumps(got))
 """
 
 
+PAGES = {"/", "/status", "/health", "/metrics", "/info/main/workers.html"}
+"""The pages of the list above that the dashboard serves."""
+
+
 def listening(process: psutil.Process) -> set[tuple[str, int]]:
     """The addresses at which a process and those that it started listen."""
     return {
@@ -89,10 +92,15 @@ def intrude(ports: set[int]) -> dict[str, str]:
     return found
 
 
-def test_no_port_answers_another_user(
-    standing: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("dashboard", [False, True])
+def test_other_users_can_at_most_read_the_dashboard(
+    dashboard: bool, standing: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Scheduler, nannies and workers want the job's certificate, and show no pages."""
+    """Scheduler, nannies and workers require the job's certificate and serve no other pages."""
+    if dashboard:
+        pytest.importorskip("bokeh")
+    else:
+        monkeypatch.setattr("pipeline.cluster.connect.find_spec", lambda name: None)
     anybodys = int(standing.address.rpartition(":")[2])
     assert {f"tcp {anybodys}"} == intrude({anybodys}).keys()
     monkeypatch.setenv("TMPDIR", str(tmp_path))
@@ -104,7 +112,10 @@ def test_no_port_answers_another_user(
         addresses = listening(psutil.Process()) - before
         assert {"127.0.0.1"} == {host for host, _ in addresses}
         assert len(addresses) >= 3
-        assert {} == intrude({port for _, port in addresses})
+        answers = intrude({port for _, port in addresses})
+        assert ({"200"} if dashboard else set()) == set(answers.values())
+        assert (PAGES if dashboard else set()) == {name.split()[0] for name in answers}
+        assert dashboard == len({name.split()[1] for name in answers})
         [directory] = tmp_path.glob(f"{DIRECTORY_PREFIX}*")
         assert not directory.stat().st_mode & 0o077
         assert list(directory.rglob("worker-*"))

@@ -8,7 +8,7 @@ from typing import Any
 
 from jobs.training.config import TrainConfig
 from jobs.training.job import train
-from pipeline.cluster.client import connect
+from pipeline.cluster.connect import connect
 from pipeline.cluster.options import ClusterOptions
 from tests.cluster import processes
 from tests.jobs.trainings import outcome
