@@ -115,7 +115,7 @@ def _dashboard_link(cluster: Cluster) -> str | None:
 def _dashboard_port(dask_scheduler: Scheduler) -> int | None:
     """Return the port of the scheduler's dashboard; None if it runs without Bokeh."""
     has_pages = bool(dask_scheduler.http_application.applications)
-    return int(dask_scheduler.http_server.port) if has_pages else None
+    return int(dask_scheduler.services["dashboard"].port) if has_pages else None
 
 
 def _open_client(
