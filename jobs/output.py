@@ -77,10 +77,10 @@ def _translate_output_errors() -> Iterator[None]:
         ) from error
 
 
-def print_aside(text: str) -> None:
+def print_aside(text: str, end: str = "\n") -> None:
     """Print to stderr and flush; after a failure, discard this and all later output."""
     try:
-        print(printable(text), file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, end=end, flush=True)
     except OSError:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - stays open until exit
 

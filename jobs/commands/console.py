@@ -4,18 +4,15 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jobs.commands.logs import EventHandler
+from jobs.commands.tables import settings_text, terminal_width
 from jobs.output import PLAIN_SECONDS, one_line, print_aside, print_line
 
-if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
-
-SHORT_DIGEST = 12
-"""Digits of a digest in tables and summaries; --verbose and --json print all 64."""
+REDRAW_SECONDS = 0.1
+"""Between two updates of the progress on a terminal."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +22,7 @@ class Report:
     document: dict[str, Any]
     """The document of --json."""
     text: str
-    """What is printed by default, the summary included."""
+    """What is printed by default."""
     summary: str
     """The line of --quiet."""
     details: str = ""
@@ -33,7 +30,7 @@ class Report:
 
 
 class Console(EventHandler):
-    """Prints progress bars on a terminal, plain lines elsewhere, one JSON document for scripts.
+    """Prints events, progress and a result: text for people, one JSON document for scripts.
 
     An event that has a text is a line. The settings among its facts are listed below it.
     """
@@ -51,9 +48,8 @@ class Console(EventHandler):
         self._as_json = as_json
         self._verbose = verbose
         self._silent = quiet or as_json
-        self._bar: Progress | None = None
-        self._task: TaskID | None = None
         self._stage = ""
+        self._has_drawn = False
         self._began = self._last_line = time.monotonic()
 
     def show(self, name: str, text: str, facts: dict[str, Any], *, warns: bool) -> None:
@@ -88,73 +84,43 @@ class Console(EventHandler):
             print_line(text)
 
     def progress(self, stage: str, done: int, total: int, note: str = "") -> None:
-        """Show how many rows of a stage are done."""
+        """Show how many rows of a stage are done: on a terminal in place, else in new lines."""
         if self._silent:
             return
+        moment, on_terminal = time.monotonic(), sys.stderr.isatty()
         if stage != self._stage:
-            self._begin_stage(stage, total)
-        moment = time.monotonic()
-        rate = done / max(moment - self._began, 1e-9)
-        if self._bar is not None and self._task is not None:
-            shown = f"{rate:,.0f} rows/s  {note}"
-            self._bar.update(self._task, completed=done, note=shown.rstrip())
-        elif moment - self._last_line > PLAIN_SECONDS:
+            self._end_stage()
+            self._stage, self._began = stage, moment
+            self._last_line = -PLAIN_SECONDS if on_terminal else moment
+        if moment - self._last_line > (REDRAW_SECONDS if on_terminal else PLAIN_SECONDS):
             self._last_line = moment
-            left = f"{duration((total - done) / rate)} left" if done else ""
-            parts = [f"{done:,} of {total:,} rows", f"{rate:,.0f} rows/s", left, note]
-            print_aside(f"{one_line(stage)}: {', '.join(filter(None, parts))}")
+            parts = [f"{done:,} of {total:,} rows"]
+            if done and moment > self._began:
+                rate = done / (moment - self._began)
+                parts += [f"{rate:,.0f} rows/s", f"{duration((total - done) / rate)} left"]
+            line = f"{one_line(stage)}: {', '.join(filter(None, [*parts, note]))}"
+            if on_terminal:
+                self._draw(line)
+            else:
+                print_aside(line)
         if done >= total:
             self._end_stage()
 
-    def _begin_stage(self, stage: str, total: int) -> None:
-        self._end_stage()
-        self._stage = stage
-        self._began = self._last_line = time.monotonic()
-        if sys.stderr.isatty():
-            self._bar = _progress_bar()
-            self._bar.start()
-            self._task = self._bar.add_task(one_line(stage), total=total, note="")
+    def _draw(self, line: str) -> None:
+        """Replace the terminal's last line, and leave the cursor at its start."""
+        width = terminal_width() - 1
+        print_aside(line[:width].ljust(width), end="\r")
+        self._has_drawn = bool(line)
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Remove what was drawn on the terminal."""
         self._end_stage()
         super().close()
 
     def _end_stage(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-        self._bar, self._task, self._stage = None, None, ""
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[Any]], left: Collection[str] = ()) -> str:
-    """Return aligned columns: the first one and those named in `left` to the left."""
-    cells = [list(header), *([one_line(str(cell)) for cell in row] for row in rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
-    align = [str.ljust if name in (header[0], *left) else str.rjust for name in header]
-    lines = [
-        "  ".join(put(cell, width) for put, cell, width in zip(align, row, widths, strict=True))
-        for row in cells
-    ]
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def facts(pairs: Sequence[tuple[str, Any]]) -> str:
-    """Return names and values, one pair a line."""
-    width = max(len(name) for name, _ in pairs)
-    return "\n".join(f"{name.ljust(width)}  {one_line(str(value))}" for name, value in pairs)
-
-
-def settings_text(settings: dict[str, Any]) -> str:
-    """Return settings as TOML lines, which `--config` reads back."""
-    return "\n".join(f"  {name} = {json.dumps(value)}" for name, value in settings.items())
-
-
-def size(count: int) -> str:
-    """Return a number of bytes as `12.3 MB`."""
-    for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if count >= scale:
-            return f"{count / scale:.1f} {unit}"
-    return f"{count} bytes"
+        if self._has_drawn:
+            self._draw("")
+        self._stage = ""
 
 
 def duration(seconds: float) -> str:
@@ -165,21 +131,3 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02} s"
     return f"{whole // 3600:,} h {whole % 3600 // 60:02} min"
-
-
-def _progress_bar() -> "Progress":
-    """Return a bar that fits into 80 columns: stage, bar, rows, time left, rate, note."""
-    from rich.console import Console as RichConsole
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-    from rich.table import Column
-
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=None, table_column=Column(ratio=1)),
-        TextColumn("{task.completed:,.0f}/{task.total:,.0f} rows"),
-        TimeRemainingColumn(compact=True),
-        TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True)),
-        console=RichConsole(stderr=True),
-        transient=True,
-        expand=True,
-    )

@@ -3,9 +3,10 @@
 import time
 from pathlib import Path
 
-from jobs.commands.console import Console, Report, facts
+from jobs.commands.console import Console, Report
 from jobs.commands.pictures import worst_mistakes, write_grid
 from jobs.commands.reports import ingest_report, train_report
+from jobs.commands.tables import facts
 from jobs.output import percent
 from jobs.scoring.job import score
 from jobs.signals import StopSignal

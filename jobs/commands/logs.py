@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from jobs.output import PLAIN_SECONDS, one_line, print_line
+from jobs.output import PLAIN_SECONDS, local_time, one_line, print_line
 from storage.errors import exit_code_of
 
 LOGGERS = ("storage", "pipeline", "jobs")
@@ -146,18 +146,18 @@ def json_log(*, counting: bool = True) -> Iterator[JsonHandler]:
 
 
 class ScheduleHandler(EventHandler):
-    """A line for each event, with its time and facts; times are in the schedule's zone."""
+    """Prints a line for each event: time, name and facts; times are in the schedule's zone."""
 
     def __init__(self, zone: tzinfo) -> None:
         super().__init__()
         self._zone = zone
 
     def show(self, name: str, text: str, facts: dict[str, Any], *, warns: bool) -> None:
-        shown = facts | ({"text": text} if text else {})
-        told = "  ".join(f"{key} {self._shown(value)}" for key, value in shown.items())
-        print_line(one_line(f"{self._shown(datetime.now(UTC))}  {name:<8}  {told}".rstrip()))
+        pairs = facts | ({"text": text} if text else {})
+        values = "  ".join(f"{key} {self._text(value)}" for key, value in pairs.items())
+        print_line(one_line(f"{self._text(datetime.now(UTC))}  {name:<8}  {values}".rstrip()))
 
-    def _shown(self, value: Any) -> str:
+    def _text(self, value: Any) -> str:
         if isinstance(value, datetime):
-            return value.astimezone(self._zone).isoformat(sep=" ", timespec="seconds")
+            return local_time(value, self._zone)
         return f"{value:.1f}" if isinstance(value, float) else str(value)

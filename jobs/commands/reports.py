@@ -1,10 +1,19 @@
-"""What datasets, runs and results are, as documents for scripts and as text for people."""
+"""Reports on datasets, runs, ingests and trainings, for scripts and for people."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from jobs.commands.console import SHORT_DIGEST, Report, facts, settings_text, size, table
-from jobs.commands.score_reports import SHOWN_CLASSES
+from jobs.commands.console import Report
+from jobs.commands.tables import (
+    SHORT_DIGEST,
+    SHOWN_CLASSES,
+    facts,
+    fits,
+    grid,
+    settings_text,
+    size,
+    table,
+)
 from jobs.output import percent
 from jobs.training.history import check_history
 from pipeline.ingest import IngestResult
@@ -21,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def inspect_location(location: Location) -> Report:
-    """Return what a dataset or a run is and holds; raise `BadDataError` where it is neither."""
+    """Report on a dataset or a run; raise `BadDataError` if the location is neither."""
     check_something_there(location)
     if location.exists(RECORD):
         return inspect_run(open_run(location))
@@ -29,7 +38,7 @@ def inspect_location(location: Location) -> Report:
 
 
 def check_something_there(location: Location) -> None:
-    """Raise `BadDataError` where there is nothing, or nothing that a command has made."""
+    """Raise `BadDataError` unless the location has the files of a dataset or of a run."""
     if not location.exists() and not replaced_sibling(location).exists():
         raise BadDataError(
             f"There is nothing at {location}. Give the directory of a dataset or of a run."
@@ -42,7 +51,7 @@ def check_something_there(location: Location) -> None:
 
 
 def inspect_dataset(dataset: Dataset) -> Report:
-    """Return splits, shapes, chunks, bytes, class counts, transforms and sources of a dataset."""
+    """Report splits, shapes, chunks, bytes, class counts, transforms and sources."""
     splits = {name: _split_document(dataset, name) for name in dataset.splits}
     document = {
         "kind": "dataset",
@@ -60,25 +69,59 @@ def inspect_dataset(dataset: Dataset) -> Report:
     pairs = [
         ("dataset", f"{dataset.name} in {dataset.location}"),
         *tree,
-        ("digest", dataset.digest),
+        ("digest", dataset.digest[:SHORT_DIGEST]),
         ("images", f"{_shape(dataset.image_shape)}, {dataset.preparation}"),
         ("transforms", ", ".join(dataset.transforms)),
         ("compression", dataset.compression),
     ]
-    header = ["split", "rows", "inputs", "targets", "dtype", "chunks", "stored", "decoded"]
-    parts = [facts(pairs), table(header, [_split_row(*item) for item in splits.items()])]
-    if 0 < len(dataset.class_names) <= SHOWN_CLASSES:
-        counts = [
-            [name, *(f"{count:,}" for count in split["class_counts"])]
-            for name, split in splits.items()
-            if split["class_counts"]
-        ]
-        parts.append(table(["class", *dataset.class_names], counts))
-    header = ["source", "split", "kind", "stored", "SHA-256 of the content"]
-    rows = [_source_row(source) for source in dataset.sources]
-    parts.append(table(header, rows, left=("split", "kind", "SHA-256 of the content")))
+    header = ["split", "inputs", "targets", "dtype", "chunks", "stored", "decoded"]
+    rows = [_split_row(*item) for item in splits.items()]
+    parts = [
+        facts(pairs),
+        table(header, rows, left=("chunks",)),
+        _class_counts(dataset.class_names, splits),
+        _sources_table(dataset.sources),
+    ]
+    digests = [("dataset", dataset.digest)]
+    digests += [(name, split["digest"]) for name, split in splits.items()]
+    digests += [(source["name"], source.get("decoded_sha256") or "-") for source in dataset.sources]
     summary = f"{_rows_text(dataset)} in {dataset.location}"
-    return Report(document, "\n\n".join(parts), summary)
+    details = "\ndigests\n" + facts(digests)
+    return Report(document, "\n\n".join(filter(None, parts)), summary, details)
+
+
+def _class_counts(class_names: Sequence[str], splits: dict[str, Any]) -> str:
+    """Return the rows of each class in each split, as a table if it fits, else as a grid."""
+    counts = {
+        name: [f"{count:,}" for count in split["class_counts"]]
+        for name, split in splits.items()
+        if split["class_counts"]
+    }
+    if not counts:
+        return ""
+    if len(class_names) > SHOWN_CLASSES:
+        return f"{len(class_names):,} classes; --json lists the rows of each."
+    text = table(["class", *class_names], [[name, *texts] for name, texts in counts.items()])
+    if fits(text):
+        return text
+    return "\n\n".join(
+        f"{len(class_names):,} classes: rows in {name}\n"
+        + grid([f"{label}: {text}" for label, text in zip(class_names, texts, strict=True)])
+        for name, texts in counts.items()
+    )
+
+
+def _sources_table(sources: Sequence[dict[str, Any]]) -> str:
+    rows = [
+        [
+            *(source.get(name) for name in ("name", "split", "kind")),
+            size(stored) if type(stored := source.get("stored_bytes")) is int else "-",
+            (source.get("decoded_sha256") or "-")[:SHORT_DIGEST],
+        ]
+        for source in sources
+    ]
+    header = ["source", "split", "kind", "stored", "SHA-256"]
+    return table(header, rows, left=("split", "kind", "SHA-256"), wrapped=("source",))
 
 
 def _split_document(dataset: Dataset, name: str) -> dict[str, Any]:
@@ -102,7 +145,6 @@ def _split_document(dataset: Dataset, name: str) -> dict[str, Any]:
 def _split_row(name: str, split: dict[str, Any]) -> list[str]:
     return [
         name,
-        f"{split['rows']:,}",
         _shape(split["inputs_shape"]),
         _shape(split["targets_shape"] or []),
         split["dtype"],
@@ -112,19 +154,12 @@ def _split_row(name: str, split: dict[str, Any]) -> list[str]:
     ]
 
 
-def _source_row(source: dict[str, Any]) -> list[Any]:
-    stored = source.get("stored_bytes")
-    named = [source.get(name) for name in ("name", "split", "kind")]
-    stored_text = size(stored) if type(stored) is int else "-"
-    return [*named, stored_text, source.get("decoded_sha256") or "-"]
-
-
 def _shape(sizes: Sequence[int]) -> str:
     return " x ".join(f"{size:,}" for size in sizes) or "-"
 
 
 def inspect_run(run: Run) -> Report:
-    """Return the configuration, epochs and checkpoints of a run."""
+    """Report the configuration, epochs, checkpoints and scores of a run."""
     metrics = check_history(recorded_metrics(run), f"{run.location}/{METRICS}")
     checkpoints = [_checkpoint_document(run, name) for name in list_checkpoints(run)]
     scores = scoring_homes(run.location.child(SCORES))
@@ -140,17 +175,26 @@ def inspect_run(run: Run) -> Report:
         "scores": scores,
     }
     parts = [
-        facts([("run", run.location), ("dataset", run.dataset_digest), *run.environment.items()]),
+        facts(
+            [
+                ("run", run.location),
+                ("dataset", run.dataset_digest[:SHORT_DIGEST]),
+                *run.environment.items(),
+            ]
+        ),
         "configuration\n" + settings_text(run.configuration),
-        epochs_table(metrics) if metrics else "no epoch is finished yet",
-        _checkpoints_table(checkpoints) if checkpoints else "no checkpoint yet",
+        epochs_table(metrics) if metrics else "No epoch is finished yet.",
+        _checkpoints_table(checkpoints) if checkpoints else "No checkpoint yet.",
     ]
     if scores:
         parts.append("scores\n" + "\n".join(f"  scores/{name}" for name in scores))
+    digests = [("dataset", run.dataset_digest)]
+    digests += [(one["name"], one["parameters_digest"]) for one in checkpoints if one["sound"]]
     epochs = f"{len(metrics)} of {run.configuration['epochs']} epochs"
     accuracy = f", {_accuracy_text(metrics[-1]).lower()}" if metrics else ""
     summary = f"{run.location}: {epochs}{accuracy}"
-    return Report(document, "\n\n".join(parts), summary)
+    details = "\ndigests\n" + facts(digests)
+    return Report(document, "\n\n".join(parts), summary, details)
 
 
 def _checkpoint_document(run: Run, name: Any) -> dict[str, Any]:
@@ -169,27 +213,31 @@ def _checkpoint_document(run: Run, name: Any) -> dict[str, Any]:
 
 def _checkpoints_table(checkpoints: list[dict[str, Any]]) -> str:
     rows = [
-        [one["name"], "sound", one["parameters_digest"]]
+        [one["name"], "sound", one["parameters_digest"][:SHORT_DIGEST]]
         if one["sound"]
         else [one["name"], "DAMAGED", one["error"]]
         for one in checkpoints
     ]
-    return table(["checkpoint", "state", "model digest"], rows, left=("state", "model digest"))
+    return table(["checkpoint", "state", "model"], rows, ("state", "model"), wrapped=("model",))
 
 
 def epochs_table(metrics: list[dict[str, Any]]) -> str:
-    """Return a line per epoch: loss and accuracies."""
-    names = list(metrics[0]["evaluation"])
-    header = ["epoch", "loss", "accuracy"]
-    header += [f"{name} {what}" for name in names for what in ("accuracy", "cross-entropy")]
-    rows = []
-    for line in metrics:
-        row = [line["epoch"], f"{line['loss']:.4f}", percent(line["accuracy"])]
-        for name in names:
-            found = line["evaluation"][name]
-            row += [percent(found["accuracy"]), f"{found['cross_entropy']:.4f}"]
-        rows.append([*row, f"{line['timing']['seconds']:.1f}"])
-    return table([*header, "seconds"], rows)
+    """Return a line per epoch: loss, accuracies, and the cross-entropy of evaluated splits."""
+    splits = list(metrics[0]["evaluation"])
+    rows = [
+        [
+            line["epoch"],
+            f"{line['loss']:.4f}",
+            percent(line["accuracy"]),
+            *(
+                f"{percent(one['accuracy'])} ({one['cross_entropy']:.4f})"
+                for one in line["evaluation"].values()
+            ),
+            f"{line['timing']['seconds']:.1f} s",
+        ]
+        for line in metrics
+    ]
+    return table(["epoch", "loss", "train", *splits, "time"], rows, left=splits)
 
 
 def train_report(result: "TrainResult") -> Report:

@@ -111,11 +111,11 @@ def _print_times(times: "CronTimes") -> None:
     from datetime import UTC, datetime
     from itertools import islice
 
-    from jobs.output import print_line
+    from jobs.output import local_time, print_line
 
     for due in islice(times.times_after(datetime.now(UTC)), SHOWN_TIMES):
-        local = due.astimezone(times.zone)
-        print_line(f"{local.isoformat(sep=' ')}  {local:%a} {times.zone_name}")
+        weekday = due.astimezone(times.zone).strftime("%a")
+        print_line(f"{local_time(due, times.zone)}  {weekday} {times.zone_name}")
 
 
 def _print_files(

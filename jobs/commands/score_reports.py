@@ -1,11 +1,14 @@
-"""What `pipeline score`, `scores` and `promote` print: results, quality, ledger, names."""
+"""Reports of `pipeline score`, `scores` and `promote`: results, quality, ledger, names."""
 
+import heapq
 import re
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from jobs.commands.console import SHORT_DIGEST, Report, facts, table
-from jobs.output import percent
+from jobs.commands.console import Report
+from jobs.commands.tables import SHORT_DIGEST, SHOWN_CLASSES, facts, fits, table
+from jobs.output import local_time, one_line, percent
 from jobs.scoring.promote import PromoteResult
 from jobs.scoring.result import ScoreResult, ScoringResult
 from storage.errors import UsageError
@@ -15,33 +18,51 @@ from storage.models import Holder, ModelName
 from storage.runs import SCORES, open_run
 from storage.scores import is_complete, scoring_homes
 
-SHOWN_CLASSES = 30
-"""More classes than this are not listed one by one."""
 SHOWN_FILES = 20
 """More files of an inbox than this are not listed one by one."""
+SHOWN_MISTAKES = 10
+"""Lines in place of a confusion matrix that is wider than the terminal."""
 LEDGER_HEADER = ["time", "what", "outcome", "rows", "accuracy", "model", "result"]
 UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-SHOWN_ERROR = 60
-"""Characters of an error in the table; --json has all of it."""
 
 
 def quality_text(quality: dict[str, Any]) -> str:
-    """Return per-class figures and the confusion matrix."""
-    classes = quality["classes"]
+    """Return per-class figures and the confusion matrix, or its largest entries."""
+    classes, title = quality["classes"], ""
+    if len(classes) > SHOWN_CLASSES:
+        title = f"the {SHOWN_CLASSES} of {len(classes):,} classes with the lowest F1\n"
+        classes = sorted(classes, key=lambda one: one["f1"])[:SHOWN_CLASSES]
     rows: list[list[Any]] = []
     for one in classes:
         shares = [percent(one[figure]) for figure in ("precision", "recall", "f1")]
         rows.append([one["name"], *shares, f"{one['rows']:,}"])
-    parts = [table(["class", "precision", "recall", "F1", "rows"], rows)]
-    if len(classes) <= SHOWN_CLASSES:
-        names = [one["name"] for one in classes]
-        rows = [[name, *row] for name, row in zip(names, quality["confusion"], strict=True)]
-        parts.append(table(["true \\ predicted", *names], rows))
-    return "\n\n".join(parts)
+    figures = table(["class", "precision", "recall", "F1", "rows"], rows)
+    names = [one["name"] for one in quality["classes"]]
+    return f"{title}{figures}\n\n{_confusion_text(names, quality['confusion'])}"
+
+
+def _confusion_text(names: list[str], confusion: list[list[int]]) -> str:
+    if len(names) <= SHOWN_CLASSES:
+        rows: list[list[Any]] = [[name, *row] for name, row in zip(names, confusion, strict=True)]
+        text = table(["true \\ predicted", *names], rows)
+        if fits(text):
+            return text
+    mistakes = [
+        (count, true, predicted)
+        for true, row in zip(names, confusion, strict=True)
+        for predicted, count in zip(names, row, strict=True)
+        if count and true != predicted
+    ]
+    if not mistakes:
+        return "no mistakes"
+    largest = heapq.nlargest(SHOWN_MISTAKES, mistakes, key=lambda mistake: mistake[0])
+    title = f"most frequent mistakes; --json has the whole confusion matrix, {len(names):,} wide"
+    rows = [[true, predicted, f"{count:,}"] for count, true, predicted in largest]
+    return f"{title}\n{table(['true', 'predicted', 'rows'], rows, left=('predicted',))}"
 
 
 def batch_report(batch: ScoringResult, *, one_split: bool) -> Report:
-    """Return all that a job has done; of a single split, its quality."""
+    """Report a scoring job; for a single split, with its quality."""
     if one_split and len(batch.results) == 1:
         return _split_report(batch.results[0])
     document = {
@@ -66,7 +87,8 @@ def batch_report(batch: ScoringResult, *, one_split: bool) -> Report:
     if 0 < len(batch.results) <= SHOWN_FILES:
         header = ["what", "scored", "rows", "accuracy", "scores"]
         rows = [_row(result) for result in batch.results]
-        text = f"{table(header, rows, left=('scored', 'scores'))}\n\n{text}"
+        listed = table(header, rows, left=("scored", "scores"), wrapped=("what", "scores"))
+        text = f"{listed}\n\n{text}"
     return Report(document, text, summary)
 
 
@@ -110,9 +132,9 @@ def _row(result: ScoreResult) -> list[str]:
 
 
 def ledger_report(run: Location, since: str | None, failed: bool) -> Report:
-    """Return the lines of a run's ledger, oldest first, and warnings of what is missing.
+    """Report a run's ledger, oldest entry first, with warnings of missing lines.
 
-    `since` leaves out what is older: see `since_time`. `failed` leaves in only what was bad or
+    `since` leaves out older entries: see `since_time`. `failed` selects the entries that failed or
     missed a gate.
     """
     location = open_run(run).location
@@ -125,17 +147,36 @@ def ledger_report(run: Location, since: str | None, failed: bool) -> Report:
     if failed:
         entries = [entry for entry in entries if entry["exit"] != 0]
     document = {"run": str(location), "entries": entries, "warnings": warnings}
-    text = f"Nothing in the ledger of {location}."
-    if entries:
-        left = ("what", "outcome", "model", "result")
-        text = table(LEDGER_HEADER, [_entry_row(entry) for entry in entries], left=left)
-    bad = sum(entry["exit"] != 0 for entry in entries)
-    summary = f"{len(entries):,} entries in {ledger}, {bad:,} of them failed or below a gate"
-    return Report(document, text, summary)
+    if not entries:
+        text = f"Nothing in the ledger of {location}."
+        return Report(document, text, text)
+    listed = table(
+        LEDGER_HEADER,
+        [_entry_row(entry) for entry in entries],
+        left=("what", "outcome", "model", "result"),
+        wrapped=("what", "outcome", "result"),
+        optional=("result",),
+    )
+    failures = [entry for entry in entries if entry["event"] == FAILED_EVENT]
+    errors = [f"{one_line(entry['file'])}: {one_line(entry['error'])}" for entry in failures]
+    outcomes = Counter(map(_outcome, entries)).items()
+    summary = f"{ledger}: {', '.join(f'{count:,} {outcome}' for outcome, count in outcomes)}"
+    parts = [listed, "\n".join(errors), summary]
+    return Report(document, "\n\n".join(filter(None, parts)), summary, _entry_details(entries))
+
+
+def _entry_details(entries: list[Entry]) -> str:
+    """Return each entry's full digests, and where its scores are."""
+    names = ("model", "checkpoint", "model_digest", "dataset", "dataset_digest", "result")
+    return "".join(
+        f"\n{local_time(entry['time'])}  {_what(entry)}\n"
+        + facts([(f"  {name}", entry[name]) for name in names if entry.get(name)])
+        for entry in entries
+    )
 
 
 def _warnings(ledger: Ledger, entries: list[Entry]) -> list[str]:
-    """Return a warning for each kind of line that is missing."""
+    """Return a warning if the last line is cut off, and one if scorings have no line."""
     warnings = []
     if ledger.is_torn:
         warnings.append(
@@ -178,22 +219,21 @@ def _time(entry: Entry) -> datetime:
     return datetime.fromisoformat(entry["time"])
 
 
+def _what(entry: Entry) -> str:
+    return one_line(str(entry.get("file") or entry.get("split") or "-"))
+
+
 def _entry_row(entry: Entry) -> list[str]:
-    """Return an entry's cells; its time is this machine's."""
     accuracy = entry.get("accuracy")
     rows = entry.get("rows")
-    result = str(entry.get("result"))
-    if entry["event"] == FAILED_EVENT:
-        error = entry["error"]
-        result = error if len(error) <= SHOWN_ERROR else f"{error[:SHOWN_ERROR]}..."
     return [
-        _time(entry).astimezone().strftime("%Y-%m-%d %H:%M:%S"),
-        str(entry.get("file") or entry.get("split") or "-"),
+        local_time(entry["time"]),
+        _what(entry),
         _outcome(entry),
         "-" if rows is None else f"{rows:,}",
         "-" if accuracy is None else percent(accuracy),
-        entry["model_digest"][:12] + (f" ({entry['model']})" if entry.get("model") else ""),
-        result,
+        entry["model_digest"][:SHORT_DIGEST],
+        str(entry.get("result") or "-"),
     ]
 
 
@@ -207,7 +247,7 @@ def _outcome(entry: Entry) -> str:
 
 
 def promote_report(result: PromoteResult) -> Report:
-    """Return which model has the name now, and which had it before."""
+    """Report which model the name stands for now, and which it stood for before."""
     document = {
         "name": result.name,
         "model": _holder_document(result.holder),
@@ -231,33 +271,46 @@ def _holder_document(holder: Holder | None) -> dict[str, Any] | None:
     return None if holder is None else dict(vars(holder))
 
 
-def _holder_text(holder: Holder | None) -> str:
+def _holder_text(holder: Holder | None, digits: int | None = SHORT_DIGEST) -> str:
     if holder is None:
         return "none"
     accuracy = "" if holder.accuracy is None else f", accuracy {percent(holder.accuracy)}"
-    digest = holder.model_digest[:SHORT_DIGEST]
+    digest = holder.model_digest[:digits]
     return f"model {digest}, checkpoint {holder.checkpoint} of {holder.run}{accuracy}"
 
 
 def names_report(names: list[ModelName], models: str) -> Report:
-    """Return every name with its model, since when, and how many had it before."""
+    """Report every promoted name: its model, the time of promotion, and its history."""
     documents = [
         {"name": name.name, "model": _holder_document(name.holder), "events": list(name.events)}
         for name in names
     ]
-    text = f"No model has a name in {models}."
-    if names:
-        header = ["name", "model", "checkpoint", "run", "since", "accuracy", "before it"]
-        rows = [
-            [name.name, *_holder_cells(name.holder), str(len(name.holders[:-1]))] for name in names
-        ]
-        text = table(header, rows, left=header[:5])
-    summary = f"{len(names):,} promoted names in {models}"
-    return Report({"models": models, "names": documents}, text, summary)
+    document = {"models": models, "names": documents}
+    if not names:
+        text = f"No model is promoted in {models}."
+        return Report(document, text, text)
+    header = ["name", "model", "checkpoint", "run", "since", "accuracy"]
+    text = table(
+        header,
+        [_name_row(name) for name in names],
+        left=header[:5],
+        wrapped=("name", "run"),
+        optional=("checkpoint",),
+    )
+    summary = f"Promoted in {models}: {', '.join(name.name for name in names)}"
+    details = facts([(name.name, _holder_text(name.holder, None)) for name in names])
+    return Report(document, f"{text}\n\n{summary}", summary, f"\n{details}")
 
 
-def _holder_cells(holder: Holder | None) -> list[str]:
+def _name_row(name: ModelName) -> list[str]:
+    holder = name.holder
     if holder is None:
-        return ["none", "-", "-", "-", "-"]
-    accuracy = "-" if holder.accuracy is None else percent(holder.accuracy)
-    return [holder.model_digest[:12], holder.checkpoint, holder.run, holder.since[:19], accuracy]
+        return [name.name, "none", "-", "-", "-", "-"]
+    return [
+        name.name,
+        holder.model_digest[:SHORT_DIGEST],
+        holder.checkpoint,
+        name.run_place(holder),
+        local_time(holder.since),
+        "-" if holder.accuracy is None else percent(holder.accuracy),
+    ]

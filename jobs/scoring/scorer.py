@@ -215,7 +215,7 @@ class Scorer:
 def _report(result: ScoreResult) -> None:
     rows, place, text = result.scores.schema.rows, str(result.scores.location), ""
     if result.file and not result.already_done:
-        text = f"{result.file}: {rows:,} rows are in {place}"
+        text = f"{result.file}: {rows:,} rows scored"
     event(
         logger,
         FOUND if result.already_done else SCORED,

@@ -6,7 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from jobs.commands.console import table
+from jobs.commands.tables import table
 from jobs.environment import environment
 
 try:

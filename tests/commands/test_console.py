@@ -1,4 +1,4 @@
-"""The console on a terminal: a real pseudo-terminal, 80 columns wide."""
+"""Progress on a real pseudo-terminal."""
 
 import os
 import pty
@@ -8,17 +8,18 @@ import sys
 import pytest
 
 SCRIPT = """
-from jobs.commands.console import Console
-console = Console()
+from jobs.commands import console as module
+module.REDRAW_SECONDS = -1.0
+console = module.Console()
 for done in (0, 500, 1_000):
     console.progress("epoch 1/2", done, 2_000, "loss 0.5000")
-console._bar.refresh()
+console.say("end")
 console.close()
 """
 
 
-def test_progress_shows_rows_rate_and_note(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bar shows the stage, rows done, rows per second and the loss, on one line."""
+def test_progress_stays_on_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Progress shows rows, rate and loss, cut to the terminal's width, and is removed."""
     written = bytearray()
 
     def read(master: int) -> bytes:
@@ -26,8 +27,10 @@ def test_progress_shows_rows_rate_and_note(monkeypatch: pytest.MonkeyPatch) -> N
         written.extend(data)
         return data
 
-    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("COLUMNS", "60")
     status = pty.spawn([sys.executable, "-c", SCRIPT], read)
     assert status == 0, written.decode()
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written.decode())
-    assert re.search(r"epoch 1/2 .*1,000/2,000 rows.* [\d,]+ rows/s +loss 0\.5000", text), text
+    *drawn, removed, end = written.decode().split("\r", 4)
+    assert all(len(line) == 59 for line in drawn)
+    assert re.match(r"epoch 1/2: 1,000 of 2,000 rows, [\d,]+ rows/s, 0 s left", drawn[-1])
+    assert (" " * 59, "end\r\n") == (removed, end)

@@ -13,7 +13,7 @@ from tests.cluster.processes import NOWHERE
 from tests.commands.process import COMMAND, REPOSITORY, run_pipeline
 
 HEAVY = {
-    *("numpy", "zarr", "dask", "pyarrow", "distributed", "safetensors", "rich", "matplotlib"),
+    *("numpy", "zarr", "dask", "pyarrow", "distributed", "safetensors", "matplotlib"),
     "pooch",
 }
 

@@ -5,7 +5,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from jobs.commands.console import facts, table
+from jobs.commands.tables import facts, table
 from jobs.output import local_time, one_line, printable
 
 HOSTILE = {

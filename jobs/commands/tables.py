@@ -1,0 +1,109 @@
+"""Text for people, laid out to fit the terminal: tables, grids, lists of facts, units."""
+
+import json
+import re
+import shutil
+from collections.abc import Collection, Sequence
+from itertools import compress, zip_longest
+from textwrap import TextWrapper
+from typing import Any
+
+from jobs.output import one_line
+
+SHORT_DIGEST = 12
+"""Digits of a digest in tables and summaries; --verbose and --json print all 64."""
+GAP = "  "
+"""Between the columns of a table."""
+SHOWN_CLASSES = 100
+"""More classes than this are not listed one by one."""
+NARROWEST = 8
+"""Columns of text are not wrapped to fewer characters."""
+WORDS = re.compile(r"(\s+|[^\s/]*/+)")
+"""Splits a text into pieces after which a line may end."""
+
+
+def terminal_width() -> int:
+    """Return the terminal's width in columns; 80 if it is unknown."""
+    return shutil.get_terminal_size().columns
+
+
+def table(
+    header: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    left: Collection[str] = (),
+    *,
+    wrapped: Collection[str] | None = None,
+    optional: Collection[str] = (),
+) -> str:
+    """Return aligned columns that fit the terminal.
+
+    The first column and those named in `left` are aligned left. If the table is too wide, it leaves
+    out the `optional` columns, then wraps those that are `wrapped`, by default all aligned left.
+    """
+    cells = [list(header), *([one_line(str(cell)) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    if optional and _total(widths) > terminal_width():
+        keep = [name not in optional for name in header]
+        shorter = [list(compress(row, keep)) for row in cells]
+        return table(shorter[0], shorter[1:], left, wrapped=wrapped)
+    wrappable = {header[0], *left} if wrapped is None else wrapped
+    shrinking = [number for number, name in enumerate(header) if name in wrappable]
+    while shrinking and _total(widths) > terminal_width():
+        widest = max(shrinking, key=widths.__getitem__)
+        if widths[widest] <= NARROWEST:
+            break
+        widths[widest] -= 1
+    align = [str.ljust if name in (header[0], *left) else str.rjust for name in header]
+    lines = [
+        [put(cell, width) for put, cell, width in zip(align, line, widths, strict=True)]
+        for row in cells
+        for line in zip_longest(*map(wrap, row, widths), fillvalue="")
+    ]
+    return "\n".join(GAP.join(line).rstrip() for line in lines)
+
+
+def _total(widths: Sequence[int]) -> int:
+    return sum(widths) + len(GAP) * (len(widths) - 1)
+
+
+def fits(text: str) -> bool:
+    """Return whether no line of a text is longer than the terminal is wide."""
+    return max(map(len, text.splitlines()), default=0) <= terminal_width()
+
+
+def wrap(text: str, width: int) -> list[str]:
+    """Return the lines of a text, broken at spaces and behind slashes where possible."""
+    if len(text) <= width:
+        return [text]
+    wrapper = TextWrapper(width)
+    wrapper.wordsep_re = WORDS
+    return wrapper.wrap(text)
+
+
+def grid(cells: Sequence[str]) -> str:
+    """Return short texts in as many columns as fit the terminal, filled row by row."""
+    width = max(map(len, cells))
+    columns = max(1, (terminal_width() + len(GAP)) // (width + len(GAP)))
+    return "\n".join(
+        GAP.join(cell.ljust(width) for cell in cells[start : start + columns]).rstrip()
+        for start in range(0, len(cells), columns)
+    )
+
+
+def facts(pairs: Sequence[tuple[str, Any]]) -> str:
+    """Return names and values, one pair a line, the values aligned."""
+    width = max(len(name) for name, _ in pairs)
+    return "\n".join(f"{name.ljust(width)}  {one_line(str(value))}" for name, value in pairs)
+
+
+def settings_text(settings: dict[str, Any]) -> str:
+    """Return settings as TOML lines, which `--config` reads back."""
+    return "\n".join(f"  {name} = {json.dumps(value)}" for name, value in settings.items())
+
+
+def size(count: int) -> str:
+    """Return a number of bytes as `12.3 MB`."""
+    for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= scale:
+            return f"{count / scale:.1f} {unit}"
+    return f"{count} bytes"

@@ -1,0 +1,113 @@
+"""Tables: they fit the terminal, and what they leave out is named and printed elsewhere."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jobs.commands.score_reports import ledger_report, quality_text
+from jobs.commands.tables import grid, table
+from jobs.scoring.metrics import ConfusionCounter
+from storage.places import open_location
+from tests.commands.conftest import Call
+from tests.commands.process import Ended
+from tests.jobs.inboxes import put_images
+
+LONG_FILE = "2026/11/deliveries from the southern warehouse/shift 2/batch-0001-images-idx3-ubyte"
+LONG_RUN = "experiments/wide networks/with a rather long name/2026-11-27/seed-0"
+
+
+def assert_fits(text: str, width: int) -> None:
+    assert max(map(len, text.splitlines())) <= width, text
+
+
+def joined(text: str) -> str:
+    """The text without its layout: what was wrapped stands together again."""
+    return "".join(text.split())
+
+
+@pytest.fixture(params=[80, 200])
+def width(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """The width of the terminal."""
+    monkeypatch.setenv("COLUMNS", str(request.param))
+    return int(request.param)
+
+
+def test_text_is_wrapped_and_numbers_are_not(width: int) -> None:
+    """A long path is broken behind its slashes; no character is lost."""
+    text = table(["file", "rows"], [[LONG_FILE, 1_000_000]])
+    assert_fits(text, width)
+    assert (width == 200) == (LONG_FILE in text)
+    assert joined(f"filerows{LONG_FILE}") == joined(text.replace(" 1000000", ""))
+    if width == 80:
+        assert text.splitlines()[1].startswith("2026/11/deliveries from the southern warehouse/")
+
+
+def test_optional_columns_are_left_out_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A column that is printed elsewhere is dropped before any text is wrapped."""
+    arguments = (["a", "b", "c"], [["x" * 10, "y" * 10, "z" * 10]], ("b", "c"))
+    monkeypatch.setenv("COLUMNS", "34")
+    assert "z" * 10 in table(*arguments, optional=("c",))
+    monkeypatch.setenv("COLUMNS", "33")
+    assert ["a           b", "x" * 10 + "  " + "y" * 10] == table(
+        *arguments, optional=("c",)
+    ).splitlines()
+
+
+def test_grid(width: int) -> None:
+    """Short texts share lines, as many as fit."""
+    cells = [f"class {number}: {number:,}" for number in range(62)]
+    text = grid(cells)
+    assert_fits(text, width)
+    assert joined("".join(cells)) == joined(text)
+    assert len(text.splitlines()) == -(-62 // ((width + 2) // (len(cells[-1]) + 2)))
+
+
+def quality(names: list[str]) -> dict[str, Any]:
+    """Metrics of 200 rows a class, one in ten taken for the next class."""
+    true = np.repeat(np.arange(len(names)), 200)
+    predicted = (true + (np.arange(len(true)) % 10 == 0)) % len(names)
+    counter = ConfusionCounter(tuple(names))
+    eye = np.eye(len(names), dtype=np.uint8)
+    counter.add(np.float32(eye[predicted]), predicted.astype(np.int32), eye[true])
+    return counter.result()
+
+
+@pytest.mark.parametrize("classes", [10, 26, 47, 62])
+@pytest.mark.parametrize("name", ["{}", "a class with a long name {}"])
+def test_quality_of_many_classes(classes: int, name: str, width: int) -> None:
+    """Each class has its figures; a confusion matrix that is too wide gives way to its mistakes."""
+    names = [name.format(number) for number in range(classes)]
+    text = quality_text(quality(names))
+    assert_fits(text, width)
+    assert text.count(" 90.00 % ") >= classes
+    matrix = "true \\ predicted" in text
+    assert matrix != ("--json has the whole confusion matrix" in text)
+    assert matrix == (name == "{}" and (classes == 10 or (width == 200 and classes < 47)))
+
+
+def test_scores_and_names(width: int, dataset: Any, run: Any, call: Call) -> None:
+    """The ledger, the inbox and the promoted names fit; -v lists what a narrow table leaves out."""
+    put_images(run.parent.parent / "inbox" / LONG_FILE, 1, labelled=True)
+    (run.parent.parent / "inbox" / "bad-images-idx3-ubyte").write_bytes(b"no images")
+    long_run = run.parent.parent / LONG_RUN
+    long_run.parent.mkdir(parents=True)
+    run.rename(long_run)
+    assert 0 == call("promote", LONG_RUN, "--as", "champion").code
+    assert 0 == call("score", "--run", LONG_RUN, "--dataset", "data/mnist").code
+    scored = _printed(call("score", "--run", LONG_RUN, "--inbox", "inbox", "--settle", "0"), 3)
+    ledger = _printed(call("scores", LONG_RUN))
+    assert_fits(scored.partition("\nwhat ")[2].partition("\n\n")[0], width)
+    assert_fits(ledger.partition("\n\n")[0], width)
+    assert_fits(_printed(call("promote", "--list")), width)
+    assert ("scores/test-" in ledger) == (width == 200)
+    assert "bad-images-idx3-ubyte: this is not an IDX file" in ledger, ledger
+    report = ledger_report(open_location(LONG_RUN), None, failed=False)
+    for entry in report.document["entries"]:
+        assert entry["model_digest"] in report.details
+        assert entry.get("result", "") in report.details
+
+
+def _printed(ended: Ended, code: int = 0) -> str:
+    assert code == ended.code, ended.err
+    return ended.out
