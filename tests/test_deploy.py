@@ -17,7 +17,7 @@ from jobs.commands.cli import cli
 from tests.commands.process import REPOSITORY
 
 DEPLOY = REPOSITORY / "deploy"
-README = (REPOSITORY / "README.md").read_text()
+PAGES = "".join(page.read_text() for page in (REPOSITORY / "docs").rglob("*.md"))
 FILES = sorted(path.name for path in DEPLOY.iterdir())
 IMAGE = "mnist-stream"
 
@@ -50,9 +50,9 @@ def containers(document: Any) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_is_named_in_the_readme(name: str) -> None:
-    """Each file is."""
-    assert f"`{name}`" in README
+def test_is_documented(name: str) -> None:
+    """A page of docs names each file."""
+    assert f"`{name}`" in PAGES
 
 
 def test_compose() -> None:

@@ -1,19 +1,14 @@
-"""Help: it is complete, and the README agrees with it."""
+"""Help: it is complete."""
 
 import re
-from dataclasses import Field, fields
 from pathlib import Path
-from typing import Any
 
 import click
 import pytest
 
 from jobs.commands.cli import cli
-from jobs.training.config import BY_OPTIMIZER, TrainConfig
 from storage import errors
-from tests.commands.process import REPOSITORY, run_pipeline
-
-README = (REPOSITORY / "README.md").read_text()
+from tests.commands.process import run_pipeline
 
 EXIT_CODES = {
     "0": "done, or already done",
@@ -76,30 +71,3 @@ def test_every_option_has_a_help_text(name: str) -> None:
         option for option, text in texts.items() if not re.fullmatch(r"\S.*[.\])]", text, re.DOTALL)
     ]
     assert [] == without
-
-
-@every_command
-def test_every_option_is_documented(name: str) -> None:
-    """The README names every command and each of its options."""
-    assert f"pipeline {name}" in README
-    options = set(options_of(name)) - {"--help"}
-    missing = {option for option in options if not re.search(rf"{option}(?![\w-])", README)}
-    assert set() == missing
-
-
-def test_settings_table() -> None:
-    """The README's table of settings has a row for each setting, with its default."""
-    rows = re.findall(r"^\| `(--[\w-]+)`[^|]*\| `?([^|`]+)`? \| \S", README, re.MULTILINE)
-    expected = {
-        "--" + setting.name.replace("_", "-"): _default(setting) for setting in fields(TrainConfig)
-    }
-    assert expected == dict(rows)
-
-
-def _default(setting: "Field[Any]") -> str:
-    """A setting's default as the README shows it."""
-    if setting.default is None:
-        return "by optimizer" if setting.name in BY_OPTIMIZER else "by batch size"
-    if isinstance(setting.default, bool):
-        return "on" if setting.default else "off"
-    return str(setting.default)
