@@ -99,6 +99,8 @@ class BatchStream(Closing):
     and belongs to the process that opened it. Pickling it keeps its state only: each unpickled
     stream continues from the same mini-batch.
 
+    Examples
+    --------
     >>> with BatchStream(dataset, "train", batch_size=128, seed=0) as stream:
     ...     for batch in stream:
     ...         step(batch.inputs, batch.targets)
@@ -143,8 +145,10 @@ class BatchStream(Closing):
             Chunks of a window; overrides `shuffle_memory`.
         drop_last
             Leave out an epoch's last mini-batch if it is short.
-        first_row, rows
-            Stream only rows `[first_row, first_row + rows)`; None for all that follow.
+        first_row
+            First row of the split to visit.
+        rows
+            Number of rows to visit from there. None: all that follow.
         epochs
             Number of epochs after which nothing is read ahead. None: no limit.
         threads

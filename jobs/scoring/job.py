@@ -102,8 +102,10 @@ def run_batch(
     ----------
     config
         What to score, with which model, and where to write it.
-    progress, stop
-        As for `score`.
+    progress
+        Called with the rows done; may raise to stop.
+    stop
+        Set by a signal handler to stop after the chunks in progress.
     cluster
         Called when there is something to score; returns a Dask cluster or None.
 
