@@ -2,6 +2,9 @@
 
 import hashlib
 import itertools
+import re
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -161,6 +164,22 @@ def test_the_pinned_first_epoch_of_mnist() -> None:
     assert [2359, 58294, 32359, 15878, 4714] == rows[:5]
     expected = "89b4b28a1cbfba4452cdb527b1c591da391fda9818a5488ad4ec9c9e57c94779"
     assert expected == chained(rows, 128).hex()
+
+
+def test_the_published_definition() -> None:
+    """The code of docs/explanation/order.md gives the order of any part of a split."""
+    page = Path(__file__).parents[2] / "docs" / "explanation" / "order.md"
+    blocks = re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    published: dict[str, Any] = {}
+    exec("".join(block for block in blocks if "print(" not in block), published)
+    for case in itertools.product((1, 23, 60), (5, 7), (1, 2, 9), (0, 2**70), (0, 3), (0, 12)):
+        rows, chunk_rows, window_chunks, seed, epoch, first_row = case
+        order = EpochOrder(seed, epoch, rows, chunk_rows, window_chunks, first_row=first_row)
+        expected = published["visited_rows"](
+            rows, chunk_rows, window_chunks, seed, epoch, first_row
+        )
+        assert expected.tolist() == visited(order)
+    assert chained(visited(order), 7) == published["order_digest"](expected, 7)
 
 
 def test_the_order_digest_by_hand() -> None:
