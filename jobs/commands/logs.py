@@ -30,7 +30,7 @@ def attached(handler: Handler) -> Iterator[Handler]:
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.addHandler(handler)
-        logger.setLevel(handler.level)
+        logger.setLevel(handler.level or logging.INFO)
     try:
         yield handler
     finally:
@@ -146,18 +146,12 @@ def json_log(*, counting: bool = True) -> Iterator[JsonHandler]:
 
 
 class ScheduleHandler(EventHandler):
-    """Prints a line for each event: time, name and facts; times are in the schedule's zone."""
+    """Prints a line for each event, with the time in the schedule's time zone."""
 
     def __init__(self, zone: tzinfo) -> None:
         super().__init__()
         self._zone = zone
 
     def show(self, name: str, text: str, facts: dict[str, Any], *, warns: bool) -> None:
-        pairs = facts | ({"text": text} if text else {})
-        values = "  ".join(f"{key} {self._text(value)}" for key, value in pairs.items())
-        print_line(one_line(f"{self._text(datetime.now(UTC))}  {name:<8}  {values}".rstrip()))
-
-    def _text(self, value: Any) -> str:
-        if isinstance(value, datetime):
-            return local_time(value, self._zone)
-        return f"{value:.1f}" if isinstance(value, float) else str(value)
+        line = f"Warning: {text}" if warns else text
+        print_line(one_line(f"{local_time(datetime.now(UTC), self._zone)}  {line}"))

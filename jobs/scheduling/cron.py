@@ -1,4 +1,4 @@
-"""When a cron expression is due: five fields, a time zone, and days that have 23 or 25 hours."""
+"""The times of a cron expression in a time zone, with daylight saving time."""
 
 import os
 import re
@@ -16,45 +16,44 @@ from storage.errors import UsageError, did_you_mean
 
 LOCAL_TIME = Path("/etc/localtime")
 LOCAL = "local"
-"""What a zone is called whose name in the database is not known."""
+"""The name of a time zone that has none in the IANA database."""
 EXPECTED = (
     "expected five plain fields: minute, hour, day of the month, month, day of the week, such as "
     "'0 3 * * *' for three o'clock every night"
 )
 EXTENDED = re.compile(r"#|L|\dW")
-"""Last days and counted weekdays, which cronsim knows and cron does not; WED is none of them."""
+"""Extensions for last days and nth weekdays, which cronsim accepts and cron does not; not WED."""
 SHOWN = 100
-"""Characters of an expression that a message shows."""
+"""Number of characters of an expression that a message shows at most."""
 
 
 @dataclass(frozen=True)
 class CronTimes:
-    """The times of one expression in one time zone; all moments in and out are in UTC.
+    """The times of one expression in one time zone; all arguments and results are in UTC.
 
-    The expression means what Debian's cron(8) makes of it. Where the clock is put forward, a time
-    that the day does not have is due right after the gap; where it is put back, a time that the
-    day has twice is due the first time; expressions whose minute or hour begins with `*` follow
-    the hours as they pass.
+    Expressions are interpreted as by Debian's cron(8). When daylight saving time begins, a time
+    inside the gap is due right after it; when it ends, a time that occurs twice is due the first
+    time. Expressions whose minute or hour begins with `*` follow elapsed hours instead.
     """
 
     expression: str
     zone: tzinfo
     zone_name: str
-    """Its name in the IANA database, or `local` where the machine does not tell."""
+    """Its name in the IANA database, or `local` if unknown."""
 
     def after(self, moment: datetime) -> datetime:
-        """Return the first time that is due later than a moment."""
+        """Return the first time after a moment."""
         return next(self.times_after(moment))
 
     def times_after(self, moment: datetime) -> Iterator[datetime]:
-        """Yield every time later than a moment, in order."""
+        """Yield every time after a moment, in order."""
         for local in CronSim(self.expression, moment.astimezone(self.zone)):
             due = local.astimezone(UTC)
-            if due > moment:  # of an hour that comes twice, the first may be over
+            if due > moment:  # the first of two equal hours may be over
                 yield due
 
     def between(self, start: datetime, stop: datetime, limit: int) -> list[datetime]:
-        """Return the times in (start, stop], at most the first `limit`."""
+        """Return the first `limit` times in (start, stop]."""
         times = takewhile(lambda due: due <= stop, self.times_after(start))
         return list(islice(times, limit))
 
@@ -68,22 +67,22 @@ class CronTimes:
 
     @property
     def both_days(self) -> bool:
-        """Whether day and weekday must both agree; one is enough if neither begins with `*`."""
+        """Whether day and weekday must both match, which they must if one begins with `*`."""
         return any(self.expression.split()[field].startswith("*") for field in (2, 4))
 
     @property
     def any_day(self) -> bool:
-        """Whether the day of the month does not matter."""
+        """Whether every day of the month matches."""
         return len(self.fields[2]) == 31
 
     @property
     def any_weekday(self) -> bool:
-        """Whether the day of the week does not matter."""
+        """Whether every day of the week matches."""
         return len(self.fields[4]) == 7
 
     @property
     def every_day(self) -> bool:
-        """Whether every day of the months is allowed."""
+        """Whether every day of the allowed months matches."""
         together = all if self.both_days else any
         return together((self.any_day, self.any_weekday))
 
@@ -91,7 +90,7 @@ class CronTimes:
 def cron_times(expression: str, zone_name: str | None = None) -> CronTimes:
     """Return the times of a five-field expression; raise `UsageError` for anything else.
 
-    The zone is one of the IANA database; by default the machine's.
+    `zone_name` is a name in the IANA database; by default the machine's time zone is used.
     """
     fields = expression.split()
     shown = f"The schedule {expression[:SHOWN]!r}"
@@ -100,7 +99,7 @@ def cron_times(expression: str, zone_name: str | None = None) -> CronTimes:
         raise UsageError(f"{shown} has {count}; {EXPECTED}.")
     if EXTENDED.search(f"{fields[2]} {fields[4]}".upper()):
         raise UsageError(
-            f"{shown} has an L, W or #, which standard cron does not know; {EXPECTED}."
+            f"{shown} has an L, W or #, which standard cron does not support; {EXPECTED}."
         )
     times = CronTimes(" ".join(fields), *_zone(zone_name))
     try:
@@ -113,10 +112,10 @@ def cron_times(expression: str, zone_name: str | None = None) -> CronTimes:
 
 
 def _zone(name: str | None) -> tuple[tzinfo, str]:
-    """Return a time zone and its name; the machine's if none is given.
+    """Return a time zone and its name, by default the machine's.
 
-    TZ may begin with a colon, and be the path of a file. The rules that POSIX allows there, such
-    as CET-1CEST,M3.5.0,M10.5.0/3, are refused.
+    TZ may begin with a colon or be the path of a file. POSIX rules, such as
+    CET-1CEST,M3.5.0,M10.5.0/3, are refused.
     """
     if name is not None:
         return _named_zone(name), name
@@ -128,13 +127,13 @@ def _zone(name: str | None) -> tuple[tzinfo, str]:
     try:
         return _named_zone(known), known
     except UsageError:
-        pass  # a file of another directory, or none at all
+        pass  # not a name in the database; try it as a file
     try:
         with open(place, "rb") as file:
             return ZoneInfo.from_file(file), LOCAL
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"The machine's time zone (TZ or {LOCAL_TIME}) is {place!r}, which is none of the IANA "
+            f"The machine's time zone (TZ or {LOCAL_TIME}) is {place!r}, which is not in the IANA "
             "database. Pass --timezone, such as --timezone Europe/Berlin."
         ) from error
 
@@ -144,6 +143,6 @@ def _named_zone(name: str) -> tzinfo:
         return UTC if name == "UTC" else ZoneInfo(name)
     except (KeyError, ValueError, OSError) as error:
         raise UsageError(
-            f"There is no time zone {name!r}; expected one of the IANA database, such as "
+            f"Unknown time zone {name!r}; expected a name in the IANA database, such as "
             f"Europe/Berlin or UTC.{did_you_mean(name, available_timezones())}"
         ) from error

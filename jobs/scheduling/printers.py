@@ -1,8 +1,8 @@
-"""Configuration for other schedulers: cron, systemd, Kubernetes, Airflow.
+"""Configuration files for other schedulers: cron, systemd, Kubernetes, Airflow.
 
-Each file runs the absolute command in the directory in which it was printed, so that relative
-paths mean the same. The other scheduler runs one job at a time, if it can; the locks of
-`pipeline score` hold in any case.
+Each runs the command by its absolute path in the current directory, so relative paths keep their
+meaning. Where the other scheduler supports it, only one job runs at a time; the locks of
+`pipeline score` protect the rest.
 """
 
 import json
@@ -26,50 +26,51 @@ from storage.errors import UsageError
 
 WEEKDAYS = ("Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat")
 STOP_SECONDS = 300
-"""How long a job may take to save its progress when it is stopped."""
+"""Seconds that a stopped job has to save its progress."""
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,50}[a-z0-9])?")
-"""Names that Kubernetes accepts for a CronJob; the others do too."""
+"""Names that Kubernetes, the strictest of the four, accepts for a CronJob."""
 LAYOUT_CATEGORIES = ("Cc", "Zl", "Zp")
 """Unicode categories of control characters and separators of lines and paragraphs."""
 CRONTAB_LINE = 998
-"""Bytes of the longest line that cron reads whole."""
+"""Length of the longest line, in bytes, that cron reads completely."""
 PLAIN_FIELD = re.compile(r"({0})(,({0}))*".format(r"\*(/\d\d?)?|\d\d?(-\d\d?(/\d\d?)?)?"), re.ASCII)
-"""A field that every scheduler reads alike; `5/15` and names are read by some."""
+"""A field that all schedulers interpret alike; not all support `5/15` and names."""
 IMAGE_PIPELINE = "/opt/mnist-stream/bin/pipeline"
-"""Where `deploy/Dockerfile` installs the command."""
+"""The path at which `deploy/Dockerfile` installs the command."""
 AIRFLOW_FILES = (".sh", ".bash")
-"""Airflow's BashOperator takes text with one of these endings for the name of a template file."""
+"""Airflow's BashOperator interprets text with these endings as a template file's name."""
 SAFE = re.compile(r"[\w@%+=:,./{}-]+", re.ASCII)
+"""Words that systemd reads unquoted."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The command to run, its schedule and its directory."""
+    """The command to run, its schedule and its working directory."""
 
     times: CronTimes
     arguments: tuple[str, ...]
-    """Those of `pipeline`, such as `score`, `--inbox`, `arrivals`."""
+    """Arguments of `pipeline`, such as `score`, `--inbox`, `arrivals`."""
     directory: str
     catch_up: bool
     zone_given: bool
-    """Whether the time zone was given; else the other scheduler's applies."""
+    """Whether the user gave the time zone; else the other scheduler's default applies."""
     name: str
     image: str | None
-    """The container image that has `pipeline`, for Kubernetes; by default this release's."""
+    """The container image with `pipeline`, for Kubernetes; by default this release's."""
     claim: str
     """The volume claim that holds the directory, for Kubernetes."""
 
     def __post_init__(self) -> None:
-        """Raise `UsageError` for a name or directory that some scheduler does not take."""
+        """Raise `UsageError` for a name or directory that not every scheduler accepts."""
         if not NAME.fullmatch(self.name):
             raise UsageError(
-                f"--name is {self.name!r}; expected at most 52 small letters, digits and dashes, "
-                "such as nightly-scores."
+                f"--name is {self.name!r}; expected at most 52 lowercase letters, digits and "
+                "dashes, such as nightly-scores."
             )
         if _has_layout(self.directory):
             raise UsageError(
-                f"The current directory is {self.directory!r}; a schedule cannot hold a line break "
-                "or a control character. Rename it."
+                f"The current directory is {self.directory!r}; a schedule cannot contain line "
+                "breaks or control characters. Rename the directory."
             )
 
     @property
@@ -80,40 +81,41 @@ class Plan:
 
     @property
     def deadline_seconds(self) -> int:
-        """How late a run may start: until the next one is due, if missed runs are made up."""
+        """How late a run may start; with `catch_up`, until the next one is due."""
         first, second = self.times.between(datetime.now(UTC), datetime.max.replace(tzinfo=UTC), 2)
         apart = int((second - first).total_seconds())
         return max(60, min(apart, 86_400)) if self.catch_up else 60
 
 
 def _cron(plan: Plan) -> dict[str, str]:
-    """Return a table for crontab(1). A bare percent sign would end the command there."""
+    """Return a table for crontab(1)."""
     if any(map(_has_layout, plan.arguments)):
         raise UsageError(
-            "An argument has a line break or a control character, which a crontab cannot hold. "
-            "Leave it out, or print the file of another scheduler."
+            "An argument contains a line break or a control character, which a crontab cannot "
+            "contain. Leave it out, or print another scheduler's configuration."
         )
     command = _cron_escaped(shlex.join(plan.command))
     directory = _cron_escaped(shlex.quote(plan.directory))
     lines = [
-        f"# {plan.name}: install with `crontab FILE`, or put the lines into `crontab -e`.",
-        "# A job that finds another one running exits with 4; cron does not make up missed runs.",
+        f"# {plan.name}: install with `crontab FILE`, or add the lines with `crontab -e`.",
+        "# If the previous job is still running, the new one exits with code 4.",
+        "# cron does not make up missed runs.",
         "SHELL=/bin/sh",
     ]
     if plan.zone_given:
-        lines.append("# cronie honours CRON_TZ; Debian's cron uses the machine's time zone.")
+        lines.append("# CRON_TZ works in cronie; Debian's cron uses the machine's time zone.")
         lines.append(f"CRON_TZ={plan.times.zone_name}")
     line = f"{_cron_expression(plan)} cd {directory} && exec {command}"
     if len(line.encode()) > CRONTAB_LINE:
         raise UsageError(
-            f"The line for cron has {len(line.encode()):,} bytes; cron reads at most "
-            f"{CRONTAB_LINE}. Use shorter names, or print the file of another scheduler."
+            f"The crontab line has {len(line.encode()):,} bytes; cron reads at most "
+            f"{CRONTAB_LINE}. Use shorter names, or print another scheduler's configuration."
         )
     return {f"{plan.name}.crontab": "\n".join([*lines, line]) + "\n"}
 
 
 def _cron_escaped(text: str) -> str:
-    """Escape what cron itself unescapes in a command: percent signs and backslashes."""
+    """Escape backslashes, and percent signs, which would end the command."""
     return text.replace("\\", "\\\\").replace("%", "\\%")
 
 
@@ -122,11 +124,11 @@ def _systemd(plan: Plan) -> dict[str, str]:
     path = plan.directory
     if path.endswith("\\") or path != path.strip():
         raise UsageError(
-            f"The current directory is {path!r}; systemd drops a blank at its end, and takes a "
-            "backslash there for a continued line. Rename it."
+            f"The current directory is {path!r}; systemd cannot represent a path that ends in a "
+            "space or a backslash. Rename the directory."
         )
     service = f"""\
-# {plan.name}.service: put it beside {plan.name}.timer into ~/.config/systemd/user/, then
+# {plan.name}.service: copy it and {plan.name}.timer to ~/.config/systemd/user/, then run
 # systemctl --user daemon-reload && systemctl --user enable --now {plan.name}.timer
 [Unit]
 Description=mnist-stream: pipeline {plan.arguments[0]}
@@ -141,7 +143,7 @@ TimeoutStopSec={STOP_SECONDS}
 """
     calendars = "\n".join(f"OnCalendar={calendar}" for calendar in _calendars(plan))
     timer = f"""\
-# {plan.name}.timer: a service that is still running is not started again.
+# {plan.name}.timer: systemd does not start a second instance of a running service.
 [Unit]
 Description=mnist-stream: {plan.times.expression}
 
@@ -157,7 +159,10 @@ WantedBy=timers.target
 
 
 def _calendars(plan: Plan) -> list[str]:
-    """Return the schedule as systemd.time(7) has it; two where either day will do."""
+    """Return the schedule in the syntax of systemd.time(7).
+
+    If either the day or the weekday must match, that takes two calendars.
+    """
     times = plan.times
     minutes, hours, days, months, weekdays = times.fields
     clock = f"{_listed(hours, 24)}:{_listed(minutes, 60)}:00"
@@ -177,7 +182,7 @@ def _listed(values: Sequence[int], every: int) -> str:
 
 
 def _systemd_quoted(word: str) -> str:
-    """Quote a word of a command line: systemd.service(5) expands `%` and `$`, and unescapes."""
+    """Quote a word of a command line for systemd.service(5)."""
     if SAFE.fullmatch(word):
         return word.replace("%", "%%")
     return f'"{"".join(map(_systemd_escaped, word))}"'
@@ -195,14 +200,14 @@ def _systemd_escaped(character: str) -> str:
 def _kubernetes(plan: Plan) -> dict[str, str]:
     """Return a CronJob of batch/v1."""
     zone = f"\n  timeZone: {_yaml(plan.times.zone_name)}" if plan.zone_given else ""
-    # Kubernetes puts variables in the place of `$(NAME)`, and `$` in that of `$$`.
+    # Kubernetes replaces `$(NAME)` by a variable, and `$$` by `$`.
     arguments = ", ".join(_yaml(word.replace("$", "$$")) for word in plan.arguments)
     directory = _yaml(plan.directory)
     text = f"""\
 # kubectl apply -f {plan.name}.yaml
-# The volume holds what is in {printable(plan.directory)} here.
-# The image is that of deploy/Dockerfile, or has the command at the same place.
-# An evicted pod is restarted and continues; errors that would recur are not retried.
+# The volume must contain the files of {printable(plan.directory)}.
+# Build the image from deploy/Dockerfile, or install the command at the same path.
+# An evicted pod is restarted and continues; permanent errors are not retried.
 apiVersion: batch/v1
 kind: CronJob
 metadata:
@@ -245,7 +250,7 @@ spec:
 
 
 def _yaml(text: str) -> str:
-    """Quote text so that no reader of YAML 1.1 or 1.2 takes it for a number."""
+    """Quote text so that YAML 1.1 and 1.2 both read it as a string."""
     return str(yaml.safe_dump(text, default_style='"', width=sys.maxsize)).rstrip("\n")
 
 
@@ -254,11 +259,11 @@ def _airflow(plan: Plan) -> dict[str, str]:
     zone = plan.times.zone_name
     if zone == LOCAL:
         raise UsageError(
-            "This machine does not tell the name of its time zone, which Airflow needs. Pass "
+            "The name of this machine's time zone is unknown, and Airflow requires it. Pass "
             "--timezone, such as --timezone Europe/Berlin."
         )
     text = f'''\
-"""{plan.name}: {plan.times.expression}, as `pipeline schedule --print airflow` wrote it."""
+"""{plan.name}: {plan.times.expression}, written by `pipeline schedule --print airflow`."""
 
 from datetime import timedelta
 
@@ -274,7 +279,7 @@ with DAG(
     dag_id={plan.name!r},
     schedule={_plain_expression(plan)!r},
     start_date=pendulum.datetime(2024, 1, 1, tz={zone!r}),
-    catchup=False,  # only the last of several missed runs is made up
+    catchup=False,  # of several missed runs, only the last is made up
     max_active_runs=1,
     dagrun_timeout=timedelta(days=1),
 ):
@@ -283,17 +288,17 @@ with DAG(
         bash_command={_airflow_text(shlex.join(plan.command))!r},
         cwd={_airflow_text(plan.directory)!r},
         append_env=True,
-        retries=0,  # the command's own --retries cover what is worth another try
+        retries=0,  # the command has its own --retries
     )
 '''
     return {f"{plan.name.replace('-', '_')}.py": text}
 
 
 def _airflow_text(text: str) -> str:
-    """Return an operator's field, which Airflow takes for a Jinja template or a file's name.
+    """Return text for an operator's field, where Airflow expands Jinja templates and file names.
 
-    Where it could be either, it is a template whose one expression is the text: JSON's escapes
-    are those of Jinja's strings, but for characters outside of ASCII, which need none.
+    If that would change the text, return a template with the text as a string literal: JSON's
+    escapes are also Jinja's, except for characters outside ASCII, which need none.
     """
     if re.search(r"[{\r\n]", text) or text.endswith(AIRFLOW_FILES):
         return "{{ " + json.dumps(text, ensure_ascii=False) + " }}"
@@ -306,7 +311,7 @@ PRINTERS: dict[str, Callable[[Plan], dict[str, str]]] = {
     "kubernetes": _kubernetes,
     "airflow": _airflow,
 }
-"""By scheduler, a function that returns the files, by name, that make it run a plan."""
+"""For each scheduler, a function that returns the text of each file by its name."""
 
 
 def _has_layout(text: str) -> bool:
@@ -314,16 +319,16 @@ def _has_layout(text: str) -> bool:
 
 
 def _cron_expression(plan: Plan) -> str:
-    """Return the expression as cron reads it: five plain fields with the same times."""
+    """Return the expression in five fields that every cron accepts, with the same times."""
     texts = plan.times.expression.split()
     return " ".join(map(_plain_field, texts, plan.times.fields))
 
 
 def _plain_expression(plan: Plan) -> str:
-    """Return an expression that every scheduler reads alike; else raise `UsageError`.
+    """Return an expression that every scheduler interprets alike; raise `UsageError` if none can.
 
-    Kubernetes knows no Sunday 7. Where a day field begins with `*` but does not allow all, cron
-    wants both day fields to agree, and the others one of them.
+    Kubernetes does not accept 7 for Sunday. If a day field begins with `*` but is restricted, such
+    as `*/2`, both day fields must match in cron, but only one of them elsewhere.
     """
     times = plan.times
     minutes, hours, days, months, weekdays = _cron_expression(plan).split()
@@ -331,8 +336,8 @@ def _plain_expression(plan: Plan) -> str:
         days = weekdays = "*"
     elif times.both_days and not times.any_day and not times.any_weekday:
         raise UsageError(
-            f"{times.expression!r} means other days to cron than to Kubernetes and Airflow: "
-            "give the days or the weekdays, not both."
+            f"{times.expression!r} means different days to cron than to Kubernetes and Airflow: "
+            "restrict the days or the weekdays, not both."
         )
     elif times.any_weekday:
         weekdays = "*"
@@ -344,9 +349,9 @@ def _plain_expression(plan: Plan) -> str:
 
 
 def _plain_field(text: str, values: Sequence[int]) -> str:
-    """Return a field without names, and without a step after a single number.
+    """Return a field without names and without a step after a single number.
 
-    A field that begins with `*` still does: cron makes a difference there.
+    A leading `*` is kept: cron treats such day fields differently.
     """
     if PLAIN_FIELD.fullmatch(text):
         return text
@@ -355,7 +360,7 @@ def _plain_field(text: str, values: Sequence[int]) -> str:
 
 
 def _ranges(values: Sequence[int]) -> str:
-    """Return sorted numbers as a list of cron's: `1-3,5`."""
+    """Return sorted numbers in cron's syntax, such as `1-3,5`."""
     texts: list[str] = []
     for _, group in groupby(enumerate(values), key=lambda pair: pair[1] - pair[0]):
         run = [value for _, value in group]

@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from signal import Signals
 
 from jobs.scheduling.cron import CronTimes
 from jobs.signals import SIGNALS
@@ -28,7 +29,7 @@ from storage.errors import (
     UnreachableError,
     UsageError,
 )
-from storage.events import event
+from storage.events import event, local_time
 from storage.files import file_to_write
 from storage.location import Location
 from storage.places import open_location
@@ -38,21 +39,21 @@ logger = logging.getLogger(__name__)
 STOPPED = (*(128 + number for number in SIGNALS), *(-number for number in SIGNALS))
 """Exit codes of a job that a signal stopped."""
 TICK_SECONDS = 1.0
-"""Between two looks at the clock, which may jump."""
+"""Longest sleep: the clock may jump in between."""
 BEAT_SECONDS = 15.0
-"""Between two heartbeats."""
+"""Seconds between two heartbeats."""
 ON_TIME = timedelta(seconds=60)
-"""A job that starts this soon after it was due is not late, if the scheduler was running then."""
+"""A run that starts this soon after it was due is on time, if the scheduler was running then."""
 CORRECTION = timedelta(hours=3)
-"""A clock put back by more than this was wrong before, as in cron(8): due times count anew."""
+"""If the clock is set back by more, it was wrong before, and runs become due again (cron(8))."""
 COUNTED = 1000
-"""More missed runs than this are not counted one by one."""
+"""Missed runs are counted up to this number."""
 DIRECTORY = "schedules"
-"""Where heartbeats lie by default."""
+"""The default directory of heartbeats."""
 
 
 class Clock:
-    """The machine's clock."""
+    """The system clock."""
 
     def now(self) -> datetime:
         return datetime.now(UTC)
@@ -70,9 +71,9 @@ class Heartbeat:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Hold the heartbeat's lock; raise `ConflictError` that names a scheduler that has it.
+        """Hold the heartbeat's lock; raise `ConflictError` if another scheduler holds it.
 
-        Where no lock can be made, as on a full disk, that is no reason to miss a run.
+        If the lock cannot be created, as on a full disk, log a warning and carry on without.
         """
         place = f"{self.location}/{self.key}"
         lock = self.location.child(f".{self.key}.lock").writer_lock(f"The heartbeat {place}")
@@ -80,22 +81,22 @@ class Heartbeat:
             try:
                 held.enter_context(lock)
             except UnreachableError as error:
-                logger.warning("Another scheduler would not be noticed: %s", error)
+                logger.warning("A second scheduler would not be detected: %s", error)
             except LockedError as error:
                 raise ConflictError(
                     f"Another scheduler uses the heartbeat {place}: {error.holder}. Stop it, or "
-                    "pass --heartbeat FILE: two schedulers need two heartbeats."
+                    "pass another file with --heartbeat FILE."
                 ) from error
             self.location.sweep_partial(self.key)
             yield
 
     def write(self, **facts: object) -> None:
-        """Replace the document in one step."""
+        """Replace the document atomically."""
         self.location.put(self.key, documents.sealed_bytes(facts))
 
 
 class Scheduler:
-    """Runs one job by one schedule until it is asked to stop."""
+    """Runs one job on one schedule until it is asked to stop."""
 
     def __init__(
         self,
@@ -106,31 +107,32 @@ class Scheduler:
         catch_up: bool = True,
         clock: Clock | None = None,
     ) -> None:
-        """`catch_up` makes up missed runs once; else they are skipped."""
+        """Missed runs are made up once with `catch_up`, else skipped."""
         self._times = times
         self._launch = launch
         self._catch_up = catch_up
         self._heartbeat = heartbeat
         self._clock = clock or Clock()
         self._ready = self._clock.now()
-        self._handled(self._ready)
+        self._set_handled(self._ready)
         self._running: datetime | None = None
         self._last_exit: int | None = None
         self._beaten: datetime | None = None
-        self._asked: list[int] = []
-        self._heard = 0
+        self._signals: list[int] = []
+        self._handled_signals = 0
 
     def ask_to_stop(self, number: int) -> None:
-        """Take a signal: the first lets the job end, each one after it is passed on to the job."""
-        self._asked.append(number)
+        """Receive a signal: the first lets the job finish, later ones are forwarded to it."""
+        self._signals.append(number)
 
     def run(self) -> None:
-        """Wait and start the job, again and again.
+        """Start the job whenever it is due, until a signal.
 
-        Raises `StoppedError` with the exit code of the signal, once nothing runs any more.
+        Raises `StoppedError` with the signal's exit code once no job is running.
         """
         self._resume()
-        event(logger, "waiting", "", next=self._next)
+        text = f"Waiting; the next run is due at {self._local(self._next)}"
+        event(logger, "waiting", text, next=self._next)
         while True:
             now = self._clock.now()
             self._check_clock(now)
@@ -142,60 +144,67 @@ class Scheduler:
                 until = (self._next - now).total_seconds()
                 self._clock.sleep(min(until, TICK_SECONDS))
 
-    def _handled(self, last: datetime) -> None:
-        """Take all runs up to `last` as handled."""
+    def _local(self, moment: datetime) -> str:
+        return local_time(moment, self._times.zone)
+
+    def _set_handled(self, last: datetime) -> None:
+        """Set all runs up to `last` as handled."""
         self._next = self._times.after(last)
         self._last = last
 
     def _resume(self) -> None:
-        """Continue from the last heartbeat; a job that was running then is missed."""
+        """Continue from the last heartbeat; a run that was not finished then is missed."""
         try:
             beat = documents.read_sealed(self._heartbeat.location, self._heartbeat.key)
             running = beat["running"]
             last = datetime.fromisoformat(running or beat["last"]).astimezone(UTC)
-            self._handled(last - timedelta(seconds=1) if running else last)
+            self._set_handled(last - timedelta(seconds=1) if running else last)
             self._last_exit = beat.get("last_exit")
         except FileNotFoundError:
             pass
         except (BadDataError, LookupError, TypeError, ValueError, OverflowError) as error:
-            logger.warning("The last heartbeat cannot be used: %s", error)
+            logger.warning("The last heartbeat is ignored: %s", error)
 
     def _check_clock(self, now: datetime) -> None:
         self._ready = min(self._ready, now)
         if self._last - now > CORRECTION:
-            event(logger, "clock", "The clock was put back by hours; due times count anew.")
-            self._handled(now)
+            event(logger, "clock", "The clock was set back by hours; runs become due again.")
+            self._set_handled(now)
 
     def _check_stop(self) -> None:
-        if self._asked:
+        if self._signals:
+            number = self._signals[0]
             self._beat(state="stopped", force=True)
-            event(logger, "stopped", "", signal=self._asked[0])
-            raise StoppedError("The schedule was stopped; no job is running.", self._asked[0])
+            event(logger, "stopped", f"Stopped by {Signals(number).name}", signal=number)
+            raise StoppedError("The schedule was stopped; no job is running.", number)
 
     def _run_due(self, now: datetime) -> None:
-        """Start the job for the last of the times that have come, or skip it if it is missed."""
+        """Start the last run that is due, or skip it if it was missed."""
         due = self._times.between(self._last, now, COUNTED)
         if len(due) == COUNTED:
             due[-1] = now
         missed = [moment for moment in due if self._is_missed(moment, now)]
         if missed:
-            event(
-                logger,
-                "missed",
-                "",
-                runs=len(missed),
-                first=missed[0],
-                last=missed[-1],
-                made_up="once, now" if self._catch_up else "not at all",
-            )
-        self._handled(due[-1])
+            self._log_missed(missed)
+        self._set_handled(due[-1])
         if due[-1] not in missed or self._catch_up:
             self._run_job(due[-1])
         else:
-            event(logger, "skip", "", due=due[-1], next=self._next)
+            text = f"Skipped; the next run is due at {self._local(self._next)}"
+            event(logger, "skip", text, due=due[-1], next=self._next)
+
+    def _log_missed(self, missed: list[datetime]) -> None:
+        first, last = missed[0], missed[-1]
+        text = f"Missed the run due at {self._local(last)}"
+        if len(missed) > 1:
+            times = f"{self._local(first)} to {self._local(last)}"
+            text = f"Missed {len(missed):,} runs due at {times}"
+        made_up = "once, now" if self._catch_up else "not at all"
+        text += "; made up once, now" if self._catch_up else "; not made up"
+        event(logger, "missed", text, runs=len(missed), first=first, last=last, made_up=made_up)
 
     def _is_missed(self, due: datetime, now: datetime) -> bool:
-        """Return whether no scheduler was ready at that time, or it is too late."""
+        """Return whether no scheduler was ready when the run was due, or it is too late."""
         return due < self._ready or now - due > ON_TIME
 
     def _run_job(self, due: datetime) -> None:
@@ -203,25 +212,27 @@ class Scheduler:
         self._running = due
         self._beat(force=True)
         process = self._launch()
-        event(logger, "start", "", due=due, process=process.pid)
+        text = f"Started the run due at {self._local(due)} as process {process.pid}"
+        event(logger, "start", text, due=due, process=process.pid)
         while (code := process.poll()) is None:
             self._forward_signals(process)
             self._beat()
             self._clock.sleep(TICK_SECONDS / 10)
-        # A job that was told to stop half-way is missed: the next scheduler continues it.
-        self._running = due if self._heard > 1 and code in STOPPED else None
+        # A job that was stopped half-way counts as missed: the next scheduler continues it.
+        self._running = due if self._handled_signals > 1 and code in STOPPED else None
         self._last_exit = code
         self._ready = self._clock.now()
         seconds = (self._ready - began).total_seconds()
-        event(logger, "end", "", due=due, exit=code, seconds=seconds, next=self._next)
+        text = f"Exit code {code} after {seconds:.1f} s; next run at {self._local(self._next)}"
+        event(logger, "end", text, due=due, exit=code, seconds=seconds, next=self._next)
         self._beat(force=True)
 
     def _forward_signals(self, process: "subprocess.Popen[bytes]") -> None:
-        for number in self._asked[self._heard :]:
-            self._heard += 1
-            text = "The job may end; once more stops it."
-            if self._heard > 1:
-                text = "The job is told to stop."
+        for number in self._signals[self._handled_signals :]:
+            self._handled_signals += 1
+            text = "Stopping after this run; a second signal stops the run too."
+            if self._handled_signals > 1:
+                text = "Stopping the run."
                 process.send_signal(number)
             event(logger, "stopping", text, signal=number)
 
@@ -241,37 +252,37 @@ class Scheduler:
                 last_exit=self._last_exit,
                 next=self._next.isoformat(),
             )
-        except (UnreachableError, UsageError) as error:  # a full disk is no reason to miss a run
-            logger.warning("No heartbeat: %s", error)
+        except (UnreachableError, UsageError) as error:  # runs go ahead even on a full disk
+            logger.warning("The heartbeat could not be written: %s", error)
 
 
 def launch_pipeline(
     arguments: Sequence[str], stdout: int | None = None
 ) -> "subprocess.Popen[bytes]":
-    """Start `pipeline` in a process of its own, which does not get this one's Ctrl-C.
+    """Start `pipeline` in a new process session, which Ctrl-C in this one does not reach.
 
-    It prints where this one does, or on the descriptor `stdout`.
+    Its output goes to this process's stdout, or to the descriptor `stdout`.
     """
     command = [*this_pipeline(), *arguments]
     return subprocess.Popen(command, stdout=stdout, start_new_session=True)  # noqa: S603 - our own command
 
 
 def this_pipeline() -> list[str]:
-    """Return the command for `pipeline`; `-P` keeps the current directory out of its imports."""
+    """Return the command for `pipeline`; `-P` keeps the current directory off `sys.path`."""
     return [sys.executable, "-P", "-m", "jobs.commands.cli"]
 
 
 def heartbeat_at(place: str | None, times: CronTimes, job: tuple[str, ...]) -> Heartbeat:
-    """Return the heartbeat in a file; by default, one for this schedule and job.
+    """Return the heartbeat in a file, by default one named after this schedule and job.
 
-    Raises `UsageError` for a URL: the scheduler's lock must be free the moment it dies.
+    Raises `UsageError` for a URL: only local locks are released when their holder dies.
     """
     if place is None:
         what = json.dumps([times.expression, times.zone_name, job])
         name = f"{hashlib.sha256(what.encode()).hexdigest()[:12]}.json"
         return Heartbeat(open_location(DIRECTORY), name)
     if "://" in place or not Path(place).name:
-        raise UsageError(f"--heartbeat is {place!r}; expected the path of a file.")
+        raise UsageError(f"--heartbeat is {place!r}; expected the path of a file on this machine.")
     directory, name = open_location(place).split()
     path = file_to_write(Path(str(directory), name), "--heartbeat")
     return Heartbeat(open_location(path.parent), path.name)

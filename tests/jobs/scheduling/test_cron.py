@@ -1,4 +1,4 @@
-"""When a cron expression is due, on plain days and on those that have 23 or 25 hours."""
+"""The times of cron expressions, on ordinary days and on those with 23 or 25 hours."""
 
 from datetime import UTC, datetime
 from importlib import resources
@@ -15,32 +15,32 @@ from storage.errors import UsageError
     ("expression", "start", "expected"),
     [
         ("0 3 * * *", "2026-03-28T00:00+01:00", ["28T03:00+01:00", "29T03:00+02:00"]),
-        # a time that the day does not have is due right after the gap
+        # a time inside the gap is due right after it
         ("30 2 * * *", "2026-03-28T00:00+01:00", ["28T02:30+01:00", "29T03:00+02:00"]),
-        # a time that the day has twice is due the first time
+        # a time that occurs twice is due the first time
         ("30 2 * * *", "2026-10-24T12:00+02:00", ["25T02:30+02:00", "26T02:30+01:00"]),
-        # one started in the second of two equal hours does not look back at the first
+        # from the second of two equal hours, the first one is over
         ("30 2 * * *", "2026-10-25T02:10+01:00", ["26T02:30+01:00"]),
-        # a job for all hours is due in both
+        # an expression for every hour is due in both
         (
             "*/30 * * * *",
             "2026-10-25T02:15+02:00",
             ["25T02:30+02:00", "25T02:00+01:00", "25T02:30+01:00", "25T03:00+01:00"],
         ),
-        # where day and weekday are both given, one is enough
+        # if both day and weekday are given, one is enough
         ("0 0 1,13 * FRI", "2026-06-05T12:00+02:00", ["12T00:00+02:00", "13T00:00+02:00"]),
     ],
 )
-def test_when_it_is_due(expression: str, start: str, expected: list[str]) -> None:
-    """The next times after a moment, in the zone's own time with its offset."""
+def test_times_after(expression: str, start: str, expected: list[str]) -> None:
+    """The times after a moment are those of Debian's cron, also when clocks change."""
     times = cron_times(expression, "Europe/Berlin")
-    found = islice(times.times_after(datetime.fromisoformat(start)), len(expected))
-    texts = [moment.astimezone(times.zone).isoformat(timespec="minutes") for moment in found]
+    moments = islice(times.times_after(datetime.fromisoformat(start)), len(expected))
+    texts = [moment.astimezone(times.zone).isoformat(timespec="minutes") for moment in moments]
     assert expected == [text[8:] for text in texts]
 
 
 def test_between() -> None:
-    """From the start, which does not count, to the stop, which does."""
+    """The start is excluded and the stop included."""
     times = cron_times("0 * * * *", "UTC")
     start, stop = (datetime(2026, 1, 1, hour, tzinfo=UTC) for hour in (0, 3))
     assert [1, 2, 3] == [moment.hour for moment in times.between(start, stop, 10)]
@@ -48,13 +48,13 @@ def test_between() -> None:
 
 
 def test_sunday_is_0_and_7() -> None:
-    """Both numbers of Sunday, and its name."""
+    """0, 7 and `sun` all mean Sunday."""
     for sunday in ("0", "7", "sun"):
         assert [0] == cron_times(f"0 0 * * {sunday}", "UTC").fields[4]
 
 
-def test_wednesday_is_no_extension() -> None:
-    """WED and JUL have letters that extensions use."""
+def test_names_are_not_extensions() -> None:
+    """The W of WED and the L of JUL are not taken for extensions."""
     assert [3] == cron_times("0 0 * JUL WED", "UTC").fields[4]
 
 
@@ -74,46 +74,47 @@ def test_wednesday_is_no_extension() -> None:
         ("", "0 fields"),
     ],
 )
-def test_what_cannot_be_used(expression: str, words: str) -> None:
-    """What is no five-field expression is refused with an example of one."""
+def test_invalid_expressions(expression: str, words: str) -> None:
+    """Anything but a five-field expression is refused with an example of one."""
     with pytest.raises(UsageError) as caught:
         cron_times(expression, "UTC")
     assert words in str(caught.value)
 
 
-@pytest.mark.parametrize("zone", ["Mars/Olympus", "", "../../etc/passwd"])
-def test_no_such_zone(zone: str) -> None:
-    """A zone that the database does not have is refused."""
-    with pytest.raises(UsageError, match="no time zone"):
+@pytest.mark.parametrize("zone", ["Mars/Olympus", "", "../../etc/passwd", "Europe/Berln"])
+def test_unknown_zones(zone: str) -> None:
+    """A time zone that is not in the database is refused; a misspelt one gets a suggestion."""
+    with pytest.raises(UsageError, match="Unknown time zone") as caught:
         cron_times("0 3 * * *", zone)
+    assert ("Did you mean 'Europe/Berlin'?" in str(caught.value)) == (zone == "Europe/Berln")
 
 
 @pytest.mark.parametrize(
     "form", ["Asia/Tokyo", ":Asia/Tokyo", "/usr/share/zoneinfo/Asia/Tokyo", ":{}/Asia/Tokyo"]
 )
-def test_the_zone_of_the_environment(
+def test_zone_of_the_environment(
     form: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """TZ may begin with a colon, and be the path of a file of the database, wherever that lies."""
+    """TZ may begin with a colon, and be a path into any copy of the database."""
     monkeypatch.setenv("TZ", form.format(tmp_path / "zoneinfo"))
     times = cron_times("0 3 * * *")
     assert "Asia/Tokyo" == times.zone_name
     assert 18 == times.after(datetime(2026, 1, 1, tzinfo=UTC)).hour
 
 
-def test_the_zone_of_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """TZ may be the path of any file with a zone, whose name is then not known."""
+def test_zone_of_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """TZ may be the path of any time zone file, whose zone then has no known name."""
     tokyo = resources.files("tzdata").joinpath("zoneinfo", "Asia", "Tokyo")
-    (tmp_path / "here").write_bytes(tokyo.read_bytes())
-    monkeypatch.setenv("TZ", str(tmp_path / "here"))
+    (tmp_path / "zone").write_bytes(tokyo.read_bytes())
+    monkeypatch.setenv("TZ", str(tmp_path / "zone"))
     times = cron_times("0 3 * * *")
     assert "local" == times.zone_name
     assert 18 == times.after(datetime(2026, 1, 1, tzinfo=UTC)).hour
 
 
 @pytest.mark.parametrize("text", ["CET-1CEST,M3.5.0,M10.5.0/3", "Mars", "/etc/passwd", "/absent"])
-def test_a_zone_of_the_environment_that_is_none(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A rule, or what is no zone, is refused: never UTC in its place."""
+def test_unusable_zone_of_the_environment(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A TZ that is a POSIX rule or not a zone is refused; UTC is never used instead."""
     monkeypatch.setenv("TZ", text)
     with pytest.raises(UsageError, match="Pass --timezone"):
         cron_times("0 3 * * *")

@@ -1,9 +1,6 @@
-"""The scheduler, by a clock that jumps as it is told, and once by the real one."""
+"""The scheduler, with a fake clock that can jump."""
 
-import json
-import logging
 import os
-import re
 import signal
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -19,14 +16,14 @@ from jobs.scheduling.scheduler import Clock, Heartbeat, Scheduler
 from storage.documents import read_sealed
 from storage.errors import StoppedError
 from storage.places import open_location
-from tests.commands.process import assert_refused, run_pipeline, start_pipeline
+from tests.jobs.inboxes import Events
 
 START = datetime(2026, 1, 5, 12, tzinfo=UTC)
 """A Monday at noon."""
 
 
 class FakeClock(Clock):
-    """Time passes when somebody sleeps; at some moments it jumps, or something else happens."""
+    """A clock that advances while it sleeps, jumps at given moments, and stops the scheduler."""
 
     def __init__(self, start: datetime = START) -> None:
         self.time = start
@@ -40,7 +37,7 @@ class FakeClock(Clock):
     def sleep(self, seconds: float) -> None:
         assert seconds > 0
         before = self.time
-        # In steps of half a minute, or a day has too many of them.
+        # in steps of at least half a minute, for speed
         self.time += timedelta(seconds=max(seconds, 30 - before.timestamp() % 30))
         for moment in list(self.jumps):
             if before < moment <= self.time:
@@ -50,7 +47,7 @@ class FakeClock(Clock):
 
 
 class Job:
-    """A job that takes so long by the fake clock."""
+    """A process that runs for some time of the fake clock."""
 
     def __init__(self, clock: FakeClock, lasts: timedelta, code: int = 0) -> None:
         self.pid = 1
@@ -68,26 +65,15 @@ class Job:
         self.signals.append(number)
 
 
-class Recorder(logging.Handler):
-    """Keeps names and facts of events."""
-
-    def __init__(self, log: list[dict[str, Any]]) -> None:
-        super().__init__()
-        self._log = log
-
-    def emit(self, record: logging.LogRecord) -> None:
-        name = getattr(record, "event", record.levelname.lower())
-        facts = getattr(record, "facts", {})
-        self._log.append({"event": name, "text": record.getMessage(), **facts})
-
-
 class Scene:
-    """A scheduler with a fake clock, and what it logged."""
+    """A scheduler with a fake clock, and its log."""
 
     def __init__(self, directory: Path, start: datetime = START) -> None:
         self.clock = FakeClock(start)
         self.heartbeat = Heartbeat(open_location(directory), "beat.json")
-        self.log: list[dict[str, Any]] = []
+        self.log = Events()
+        self.started: list[datetime] = []
+        """When jobs were started, to the minute."""
         self.jobs: list[Job] = []
         self.lasts = timedelta(minutes=5)
         self.code = 0
@@ -101,7 +87,7 @@ class Scene:
         catch_up: bool = True,
         signals: int = 1,
     ) -> list[datetime]:
-        """Run until a moment; when jobs were started."""
+        """Run until a moment; return when jobs were started."""
         self.clock.stop_at = until
         scheduler = Scheduler(
             cron_times(expression, zone),
@@ -118,45 +104,40 @@ class Scene:
 
         self.clock.on_stop = stop
         before = len(self.started)
-        with attached(Recorder(self.log)), pytest.raises(StoppedError) as stopped:
+        with attached(self.log), pytest.raises(StoppedError) as stopped:
             scheduler.run()
         assert 143 == stopped.value.exit_code
         return self.started[before:]
 
     def _launch(self) -> Job:
         self.jobs.append(Job(self.clock, self.lasts, self.code))
-        self.log.append({"event": "launched", "at": self.clock.time})
+        self.started.append(self.clock.time.replace(second=0, microsecond=0))
         return self.jobs[-1]
 
-    @property
-    def started(self) -> list[datetime]:
-        """When jobs were started, to the minute."""
-        moments = [line["at"] for line in self.log if line["event"] == "launched"]
-        return [moment.replace(second=0, microsecond=0) for moment in moments]
-
     def events(self, *names: str) -> list[dict[str, Any]]:
-        """The lines of these events."""
-        return [line for line in self.log if line["event"] in names]
+        """Return the events with these names."""
+        return [event for event in self.log.events if event["event"] in names]
 
 
 @pytest.fixture
 def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
-    """A scene that begins on a Monday at noon."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # a day has thousands of heartbeats
+    """A scene that begins at `START`."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # for speed
     return Scene(tmp_path)
 
 
 def hours(*numbers: float) -> list[datetime]:
+    """Return the moments so many hours after `START`."""
     return [START + timedelta(hours=number) for number in numbers]
 
 
 def read(heartbeat: Heartbeat) -> dict[str, Any]:
-    """The document of a heartbeat."""
+    """Return the document of a heartbeat."""
     return read_sealed(heartbeat.location, heartbeat.key)
 
 
 def test_when_it_is_due(scene: Scene) -> None:
-    """A job is started each time that it is due, and its end is logged with the next time."""
+    """The job is started whenever it is due, and its end is logged with the next time."""
     scene.code = 5
     assert hours(1, 2, 3) == scene.run("0 * * * *", START + timedelta(hours=3.5))
     ends = scene.events("end")
@@ -167,7 +148,7 @@ def test_when_it_is_due(scene: Scene) -> None:
 
 @pytest.mark.parametrize(("catch_up", "expected"), [(True, [1, 3.5, 6]), (False, [1, 4])])
 def test_missed_while_busy(catch_up: bool, expected: list[float], scene: Scene) -> None:
-    """What came due while the job was at work is made up once or skipped, and said."""
+    """Runs that fell due during a job are made up once or skipped, and logged."""
     scene.lasts = timedelta(hours=2.5)
     until = START + timedelta(hours=6.2)
     assert hours(*expected) == scene.run("0 * * * *", until, catch_up=catch_up, signals=2)
@@ -180,7 +161,7 @@ def test_missed_while_busy(catch_up: bool, expected: list[float], scene: Scene) 
 def test_missed_while_down(
     back: float, runs: int, catch_up: bool, made_up: str, scene: Scene
 ) -> None:
-    """What came due while the scheduler was down, be it by seconds, is made up once or skipped."""
+    """Runs missed while the scheduler was down, even by seconds, are made up once or skipped."""
     scene.run("0 * * * *", START + timedelta(hours=1.5))
     scene.clock.time = START + timedelta(hours=back)
     until = START + timedelta(hours=back + 1)
@@ -190,8 +171,8 @@ def test_missed_while_down(
     assert (runs, made_up) == (missed["runs"], missed["made_up"])
 
 
-def test_what_is_due_now_makes_up_for_nothing(scene: Scene) -> None:
-    """Without catching up, a run that is on time does not count as one that makes up for others."""
+def test_a_run_on_time_after_missed_ones(scene: Scene) -> None:
+    """Without catch-up, a run on time after missed ones is logged as a normal run."""
     scene.clock.jumps = {START + timedelta(hours=1.5): timedelta(hours=2.5)}
     started = scene.run("0 * * * *", START + timedelta(hours=4.5), catch_up=False)
     assert hours(1, 4) == started
@@ -199,7 +180,7 @@ def test_what_is_due_now_makes_up_for_nothing(scene: Scene) -> None:
 
 
 def test_killed_while_a_job_ran(scene: Scene) -> None:
-    """A job whose end no scheduler saw is made up for: it finds its work done, or goes on."""
+    """A job that was running when the scheduler died is started again."""
     scene.run("0 * * * *", START + timedelta(hours=1.5))
     beat = read(scene.heartbeat)
     beat.pop("seal", None)
@@ -217,16 +198,16 @@ def test_killed_while_a_job_ran(scene: Scene) -> None:
     ],
 )
 @pytest.mark.parametrize("field", ["last", "running"])
-def test_a_heartbeat_of_no_time_of_a_run(field: str, time: object, scene: Scene) -> None:
-    """A time that no scheduler wrote, sealed or not, is warned of; the scheduler begins anew."""
+def test_invalid_heartbeat(field: str, time: object, scene: Scene) -> None:
+    """A heartbeat with an impossible time is ignored, with a warning."""
     times = {"last": START.isoformat(), "running": None, "last_exit": 0}
     scene.heartbeat.write(**times | {field: time})
     assert hours(1) == scene.run("0 * * * *", START + timedelta(hours=1.5), zone="Europe/Berlin")
-    assert "cannot be used" in scene.events("warning")[0]["text"]
+    assert "The last heartbeat is ignored" in scene.events("WARNING")[0]["text"]
 
 
 def test_clock_put_forward(scene: Scene) -> None:
-    """Times that a jump has skipped are made up once."""
+    """Runs that a jump of the clock skipped are made up once."""
     scene.clock.jumps = {START + timedelta(minutes=30): timedelta(hours=5)}
     assert hours(5.5, 6) == scene.run("0 * * * *", START + timedelta(hours=6.5))
     assert [5] == [line["runs"] for line in scene.events("missed")]
@@ -235,7 +216,7 @@ def test_clock_put_forward(scene: Scene) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("back", "again"), [(2, []), (8, range(1, 9))])
 def test_clock_put_back(back: int, again: list[int], scene: Scene) -> None:
-    """Times that come again are due again only if the clock was wrong by more than three hours."""
+    """Runs are due again only if the clock is set back by more than three hours."""
     scene.clock.jumps = {START + timedelta(hours=8, minutes=30): -timedelta(hours=back)}
     started = scene.run("0 * * * *", START + timedelta(hours=9.5))
     assert hours(*range(1, 9), *again, 9) == started
@@ -244,11 +225,10 @@ def test_clock_put_back(back: int, again: list[int], scene: Scene) -> None:
 
 @pytest.mark.parametrize("day", ["2026-03-28", "2026-10-24"])
 def test_daylight_saving(day: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A nightly job runs once a night, also in those of 23 and 25 hours."""
+    """A nightly job runs once a night, also when clocks change."""
     noon = datetime.fromisoformat(f"{day}T12:00+00:00")
     scene = Scene(tmp_path, noon)
-    # Thousands of them would be written in two days.
-    monkeypatch.setattr(Heartbeat, "write", lambda self, **facts: None)
+    monkeypatch.setattr(Heartbeat, "write", lambda self, **facts: None)  # for speed
     scene.run("30 2 * * *", noon + timedelta(days=2), zone="Europe/Berlin")
     assert 2 == len(scene.started)
     assert [] == scene.events("missed")
@@ -256,7 +236,7 @@ def test_daylight_saving(day: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.slow
 def test_a_signal_lets_the_job_end(scene: Scene) -> None:
-    """The first signal starts nothing more; the job that runs comes to its end."""
+    """After the first signal the running job finishes, and no other is started."""
     scene.lasts = timedelta(hours=3)
     scene.run("0 * * * *", START + timedelta(hours=1.5))
     assert ([], 1) == (scene.jobs[0].signals, len(scene.jobs))
@@ -266,38 +246,38 @@ def test_a_signal_lets_the_job_end(scene: Scene) -> None:
     ]
 
 
-def test_a_second_signal_is_passed_on(scene: Scene) -> None:
-    """The second signal tells the job to stop where it can be gone on with."""
+def test_a_second_signal_is_forwarded(scene: Scene) -> None:
+    """The second signal stops the job; the next scheduler starts it again."""
     scene.lasts = timedelta(hours=3)
     scene.run("0 * * * *", START + timedelta(hours=1.5), signals=2)
     assert [signal.SIGTERM] == scene.jobs[0].signals
     assert [143] == [line["exit"] for line in scene.events("end")]
     scene.lasts = timedelta(minutes=5)
     again = scene.run("0 * * * *", scene.clock.time + timedelta(minutes=10))
-    assert hours(1.5) == again, "the next scheduler did not have it gone on with"
+    assert hours(1.5) == again
 
 
 def test_heartbeat(scene: Scene) -> None:
-    """The heartbeat tells the time, the state, the last exit code and what comes next."""
+    """The heartbeat has the time, the state, the last exit code and the next run."""
     scene.code = 3
     scene.run("0 * * * *", START + timedelta(hours=1.5))
-    found = read(scene.heartbeat)
-    assert ("stopped", None, 3) == (found["state"], found["running"], found["last_exit"])
+    beat = read(scene.heartbeat)
+    assert ("stopped", None, 3) == (beat["state"], beat["running"], beat["last_exit"])
     assert [hours(1)[0], hours(2)[0]] == [
-        datetime.fromisoformat(found[name]) for name in ("last", "next")
+        datetime.fromisoformat(beat[name]) for name in ("last", "next")
     ]
-    assert hours(1.5)[0] <= datetime.fromisoformat(found["time"])
+    assert hours(1.5)[0] <= datetime.fromisoformat(beat["time"])
 
 
-def test_a_disk_that_takes_no_heartbeat(scene: Scene, tmp_path: Path) -> None:
-    """Where the heartbeat cannot be read or written it is said, and jobs run all the same."""
+def test_unwritable_heartbeat(scene: Scene, tmp_path: Path) -> None:
+    """If the heartbeat cannot be read or written, jobs run all the same, with a warning."""
     (tmp_path / "beat.json").mkdir()
     assert hours(1) == scene.run("0 * * * *", START + timedelta(hours=1.5))
-    assert scene.events("warning")
+    assert scene.events("WARNING")
 
 
 def test_long_down(scene: Scene) -> None:
-    """A year of missed minutes is one run, found quickly."""
+    """A year of missed runs is made up by one, and computed quickly."""
     scene.run("* * * * *", START + timedelta(seconds=30))
     scene.clock.time = START + timedelta(days=365)
     scene.lasts = timedelta(seconds=10)
@@ -306,78 +286,8 @@ def test_long_down(scene: Scene) -> None:
     assert len(started) <= 3
 
 
-def owed(heartbeat: Path) -> Path:
-    """A heartbeat of years ago: whoever goes on from it has a run to make up, now."""
-    last = datetime(2020, 6, 1, tzinfo=UTC).isoformat()
-    place = Heartbeat(open_location(heartbeat.parent), heartbeat.name)
-    place.write(last=last, running=None, last_exit=None)
-    return heartbeat
-
-
-@pytest.mark.parametrize(
-    ("job", "expected"),
-    [
-        (("score",), ["summary"]),
-        (("score", "--log-json"), ["summary"]),
-        (("score", "--json"), []),
-        (("scores", "--help"), []),
-    ],
-)
-def test_a_log_of_json_is_nothing_else(
-    job: tuple[str, ...], expected: list[str], tmp_path: Path
-) -> None:
-    """With --log-json each line on stdout is JSON: the job logs so too, or prints on stderr."""
-    beat = owed(tmp_path / "beat.json")
-    with start_pipeline(
-        *("schedule", "0 0 1 1 *", "--timezone", "UTC", "--log-json", "--heartbeat", beat),
-        *("--", *job),
-        cwd=tmp_path,
-    ) as process:
-        assert process.stdout is not None
-        log: list[dict[str, Any]] = []
-        while not log or log[-1]["event"] != "end":
-            log.append(json.loads(process.stdout.readline()))
-        process.send_signal(signal.SIGTERM)
-        out, errors = process.communicate()
-    log += map(json.loads, out.splitlines())
-    names = [line["event"] for line in log]
-    before, after = ["waiting", "missed", "start"], ["end", "stopped", "summary"]
-    assert [*before, *expected, *after] == names
-    assert re.fullmatch(r"\d{4}-01-01T00:00:00\+00:00", log[0]["next"])
-    assert ("Usage: pipeline scores" in errors) == ("--help" in job)
-    assert (143, 143) == (process.returncode, log[-1]["exit"])
-    assert errors.endswith("The schedule was stopped; no job is running.\n")
-    assert "stopped" == json.loads(beat.read_text())["state"]
-
-
-@pytest.mark.parametrize("place", ["directory", "file/beat.json", "pipe", "/dev/stdout"])
-def test_a_heartbeat_where_no_file_can_be(place: str, tmp_path: Path) -> None:
-    """It is refused: a probe would wait for it for ever."""
-    (tmp_path / "directory").mkdir()
-    (tmp_path / "file").touch()
-    os.mkfifo(tmp_path / "pipe")
-    command = ("schedule", "0 0 1 1 *", "--heartbeat", place, "--", "score")
-    assert_refused(run_pipeline(*command, cwd=tmp_path), 2, "--heartbeat", place)
-
-
-def test_two_schedulers_of_one_heartbeat(tmp_path: Path) -> None:
-    """The second is refused, by name; a dead one's heartbeat is free."""
-    command = ("schedule", "0 0 1 1 *", "--heartbeat", "beat.json", "--", "score")
-    with start_pipeline(*command, cwd=tmp_path) as first:
-        assert first.stdout is not None
-        assert "waiting" in first.stdout.readline()
-        refused = run_pipeline(*command, cwd=tmp_path)
-        first.kill()  # before anything is asserted: a failure would wait for it
-        told = f"beat.json: process {first.pid} on"
-        assert_refused(refused, 4, "Another scheduler uses the heartbeat", told, "Stop it, or")
-    with start_pipeline(*command, cwd=tmp_path) as second:
-        assert second.stdout is not None
-        assert "waiting" in second.stdout.readline()
-        second.terminate()
-
-
-def test_a_disk_that_takes_no_lock(scene: Scene) -> None:
-    """Where the lock beside the heartbeat cannot be made it is said, and that is all."""
+def test_unwritable_lock(scene: Scene) -> None:
+    """A heartbeat whose lock cannot be created is used all the same, with a warning."""
     heartbeat = Heartbeat(open_location("/proc"), "beat.json")
-    with attached(Recorder(scene.log)), heartbeat.hold():
-        assert "would not be noticed" in scene.events("warning")[0]["text"]
+    with attached(scene.log), heartbeat.hold():
+        assert "would not be detected" in scene.events("WARNING")[0]["text"]
