@@ -147,7 +147,7 @@ def settings_page() -> str:
 
 def setting_row(setting: "Field[Any]", option: Option) -> tuple[str, ...]:
     """Return a setting's cells."""
-    text = option.text
+    text = f"{option.text} {setting.metadata['more']}".rstrip()
     if conditions := only_with(setting):
         text += f" Only with {' and '.join(conditions)}."
     changes = "may change" if setting.metadata["may_change"] else "fixed"

@@ -317,17 +317,17 @@ def _setting_options() -> list[click.Parameter]:
 
 
 def _setting_option(setting: Any) -> click.Parameter:
-    from jobs.training.config import setting_type
+    from jobs.training.settings import option_type
 
     name = "--" + setting.name.replace("_", "-")
     text = setting.metadata["help"]
     if isinstance(setting.default, bool):
         text += f"  [default: {str(setting.default).lower()}]"
         return click.Option([f"{name}/--no-{name[2:]}"], default=None, help=text)
-    if setting.default is not None:
-        text += f"  [default: {setting.default}]"
+    default = setting.metadata["default_text"] or setting.default
+    text += f"  [default: {default}]"
     choices = setting.metadata["choices"]
-    kind = click.Choice(choices) if choices else setting_type(setting)
+    kind = click.Choice(choices) if choices else option_type(setting)
     return click.Option([name], type=kind, default=None, help=text)
 
 

@@ -61,6 +61,22 @@ def parse_network(text: str) -> tuple[Layer, ...]:
     )
 
 
+def complete_network(text: str, inputs: int, classes: int) -> str:
+    """Return a network's text with the ends that it leaves out: `relu-200`, `784-relu-200`.
+
+    The first width is `inputs` unless given, and the last layer `softmax-{classes}`; `softmax` is
+    a network without hidden layers. Other mistakes are left to `parse_network`.
+    """
+    pieces = text.strip().split("-")
+    if not pieces[0].isdecimal():
+        pieces.insert(0, str(inputs))
+    if pieces[-1] == OUTPUT_ACTIVATION:
+        pieces.append(str(classes))
+    elif OUTPUT_ACTIVATION not in pieces[-2:]:
+        pieces += [OUTPUT_ACTIVATION, str(classes)]
+    return "-".join(pieces)
+
+
 def format_network(layers: tuple[Layer, ...]) -> str:
     """Return the text that `parse_network` reads back as `layers`."""
     return "-".join(
@@ -86,7 +102,8 @@ def _check_activation(text: str, position: int, piece: str, *, is_last: bool) ->
     if piece in allowed:
         return
     place = "the last layer's activation" if is_last else "a hidden layer's activation"
-    nearest = difflib.get_close_matches(piece.lower(), allowed, n=1)
+    known = allowed if is_last else (*HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATION)
+    nearest = [] if piece in known else difflib.get_close_matches(piece.lower(), known, n=1)
     suggestion = f" Did you mean {nearest[0]!r}?" if nearest else ""
     raise ValueError(
         f"Piece {position} of the network {text!r} is {piece!r}: expected {place}, "

@@ -1,14 +1,14 @@
 """The settings of a training: typed, from options and TOML, to and from JSON."""
 
 import difflib
-import math
 import tomllib
 from collections.abc import Collection, Mapping
-from dataclasses import Field, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Any, Self
 
 from jobs.nn.choices import INITS, OPTIMIZERS, SCHEDULES
+from jobs.training.settings import LONGEST, Setting, check_range, convert, setting_field
 from storage.documents import digest_of
 from storage.errors import UNUSABLE_NAME, BadDataError, UnreachableError, UsageError
 from storage.files import open_regular
@@ -27,159 +27,202 @@ The learning rates but adamw's were found on MNIST with the other defaults: trai
 to 2, the smaller of equals, among rates a factor of 1.3 to 2 apart. AdamW decouples its decay from
 the gradient: as much would drown the gradient of the others.
 """
+RATES = ", ".join(f"{rate:g} for {name}" for name, rate in BY_OPTIMIZER["learning_rate"].items())
 SMALLEST_SHUFFLE_MEMORY = 2**20
 TOML_LIMIT = 2**20
-SHOWN = 200
-"""Characters of a value, or an unknown setting's name, that are looked at and shown."""
-KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text in quotes"}
-
-RATES = ", ".join(f"{name} {rate:g}" for name, rate in BY_OPTIMIZER["learning_rate"].items())
-
-NO_LIMITS = {
-    "choices": None,
-    "least": None,
-    "most": None,
-    "may_change": False,
-    "rounds_only": False,
-}
+ROUNDS_ONLY = {"parallel": ("rounds",)}
 
 
-def _setting(default: Any, text: str, **limits: Any) -> Any:
-    """Return a field: a setting's default with what the commands and the checks need to know.
-
-    A default of None depends on other settings; the help text describes it. `limits` may be:
-    `choices`, the values allowed; `least` and `most`, bounds that are allowed themselves;
-    `may_change`, where a resume may give another value, as the bits do not depend on it; and
-    `rounds_only`, where the bits depend on it in rounds alone.
-    """
-    return field(default=default, metadata=NO_LIMITS | limits | {"help": text})
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainConfig:
     """Everything except the dataset that the result of a training depends on."""
 
-    network: str = _setting(
-        "784-relu-200-sigmoid-80-softmax-10",
-        "Layer widths with the activation between them: relu, sigmoid or tanh; softmax last.",
+    network: str = setting_field(
+        "Model",
+        "relu-200-sigmoid-80",
+        "Activations and widths of the hidden layers.",
+        "Activations are relu, sigmoid and tanh. The inputs and the softmax layer of the classes "
+        "come from the dataset; given, as in `784-relu-200-softmax-10`, they are checked. "
+        "`softmax` has no hidden layer.",
     )
-    epochs: int = _setting(10, "Times each training row is visited.", least=1, most=10**6)
-    batch_size: int = _setting(
-        200, "Rows of a mini-batch, one optimiser step; 0 takes all rows.", least=0
+    init: str = setting_field(
+        "Model",
+        "scaled",
+        "Distribution of the initial weights.",
+        "`scaled` is `he-normal` for layers with relu, `glorot-normal` for others.",
+        choices=INITS,
     )
-    optimizer: str = _setting("adamw", "How a gradient becomes a step.", choices=OPTIMIZERS)
-    learning_rate: float = _setting(
+    seed: int = setting_field(
+        "Model", 0, "Random seed for initial weights and shuffling.", least=0, most=2**63 - 1
+    )
+    dtype: str = setting_field(
+        "Model", "float32", "Floating-point type.", choices=("float32", "float64")
+    )
+    epochs: int = setting_field(
+        "Optimisation", 10, "Passes over the training rows.", least=1, most=10**6
+    )
+    batch_size: int = setting_field(
+        "Optimisation", 200, "Rows per optimizer step; 0 uses all rows.", least=0
+    )
+    optimizer: str = setting_field("Optimisation", "adamw", "Update rule.", choices=OPTIMIZERS)
+    learning_rate: float = setting_field(
+        "Optimisation",
         None,
-        "Step size; the largest one where the schedule varies it. Default: by optimizer "
-        f"({RATES}).",
+        "Learning rate, the peak of a schedule.",
+        f"The default depends on the optimizer: {RATES}.",
+        default_text="0.006 for adamw, else by optimizer",
         least=0,
         most=10**6,
     )
-    schedule: str = _setting(
-        "one-cycle", "How the learning rate goes over the run.", choices=SCHEDULES
+    schedule: str = setting_field(
+        "Optimisation", "one-cycle", "Learning-rate schedule.", choices=SCHEDULES
     )
-    momentum: float = _setting(
+    momentum: float = setting_field(
+        "Optimisation",
         0.9,
-        "Momentum coefficient of momentum and nesterov; other optimizers ignore it.",
+        "Coefficient of momentum and nesterov.",
         least=0,
         most=0.9999,
+        only_with={"optimizer": ("momentum", "nesterov")},
     )
-    l2: float = _setting(
+    l2: float = setting_field(
+        "Optimisation",
         None,
-        "L2 regularisation strength. Default: 0.1 for adamw (decoupled weight decay), 0 for other "
-        "optimizers.",
+        "L2 regularisation strength.",
+        "It is decoupled weight decay with adamw, and part of the gradient otherwise.",
+        default_text="0.1 for adamw, 0 otherwise",
         least=0,
         most=1e6,
     )
-    init: str = _setting(
-        "scaled", "First weights: scaled is He's for relu, Glorot's otherwise.", choices=INITS
-    )
-    seed: int = _setting(
-        0, "Random seed for initial weights and shuffling.", least=0, most=2**63 - 1
-    )
-    dtype: str = _setting("float32", "Floating-point type.", choices=("float32", "float64"))
-    shuffle: bool = _setting(True, "Visit the rows in a new random order each epoch.")
-    shuffle_memory: int = _setting(
-        256 * 2**20,
-        "Bytes for the two windows within which rows are shuffled.",
-        least=SMALLEST_SHUFFLE_MEMORY,
-    )
-    drop_last: bool = _setting(False, "Leave out an epoch's last mini-batch where it is short.")
-    micro_batches: int | None = _setting(
+    micro_batches: int | None = setting_field(
+        "Optimisation",
         None,
-        "Parts of a mini-batch whose gradients are computed separately. Default: by batch size.",
+        "Parts of a mini-batch for parallel gradients.",
+        "Their gradients are summed in a fixed tree, so the model depends on their number.",
+        default_text="by batch size",
         least=1,
     )
-    parallel: str = _setting(
+    threads: int = setting_field(
+        "Optimisation",
+        0,
+        "CPU cores to compute on.",
+        default_text="all cores",
+        least=0,
+        most=1024,
+        may_change=True,
+    )
+    shuffle: bool = setting_field("Data", True, "Visit rows in a new random order each epoch.")
+    shuffle_memory: int = setting_field(
+        "Data",
+        256 * 2**20,
+        "Memory for shuffling, such as 512MiB.",
+        "Rows are shuffled within windows of chunks; two windows fit into this memory. A whole "
+        "number is in bytes; TOML takes a size with a unit in quotes.",
+        default_text="256 MiB",
+        least=SMALLEST_SHUFFLE_MEMORY,
+        is_size=True,
+    )
+    drop_last: bool = setting_field("Data", False, "Skip an incomplete last mini-batch.")
+    evaluate: str | None = setting_field(
+        "Evaluation",
+        None,
+        "Splits to evaluate after each epoch, or none.",
+        "Some of `train`, `validation`, `test`, with commas between them. Validation rows are "
+        "always evaluated.",
+        default_text="test, if it has labels",
+    )
+    holdout: int = setting_field(
+        "Evaluation",
+        0,
+        "Last training rows to use for validation.",
+        "For a dataset without a validation split.",
+        least=0,
+    )
+    patience: int = setting_field(
+        "Evaluation",
+        0,
+        "Stop after N epochs without a lower validation loss.",
+        default_text="no early stopping",
+        least=0,
+    )
+    checkpoint_every: int = setting_field(
+        "Checkpoints",
+        0,
+        "Mini-batches between checkpoints.",
+        default_text="at the end of each epoch only",
+        least=0,
+        may_change=True,
+    )
+    keep: int = setting_field(
+        "Checkpoints", 3, "Newest checkpoints to keep, plus the best.", least=1, may_change=True
+    )
+    parallel: str = setting_field(
+        "Rounds",
         "steps",
-        "What a cluster computes in parallel: the gradients of each step, to the same bits, or "
-        "rounds of local steps, which are another algorithm.",
+        "Parallelise each step, or rounds of local steps.",
+        "`steps` gives the same model on any number of workers or none; `rounds` is another "
+        "algorithm, with another model that does not depend on the workers either.",
         choices=("steps", "rounds"),
     )
-    replicas: int = _setting(
+    replicas: int = setting_field(
+        "Rounds",
         4,
-        "Rounds only: number of replicas; each uses the learning rate times sqrt(replicas).",
+        "Replicas, each at learning rate x sqrt(replicas).",
         least=1,
         most=1024,
-        rounds_only=True,
+        only_with=ROUNDS_ONLY,
     )
-    sync_every: int = _setting(
-        48,
-        "Rounds only: steps of each replica before they are averaged.",
-        least=1,
-        rounds_only=True,
+    sync_every: int = setting_field(
+        "Rounds", 48, "Steps of each replica between averages.", least=1, only_with=ROUNDS_ONLY
     )
-    outer_learning_rate: float = _setting(
+    outer_learning_rate: float = setting_field(
+        "Rounds",
         1.0,
-        "Rounds only: step size towards the replicas' mean; 1 takes the mean (DiLoCo: 0.7).",
+        "Step size towards the replicas' mean.",
+        "1 takes the mean; DiLoCo uses 0.7.",
         least=0,
         most=10,
-        rounds_only=True,
+        only_with=ROUNDS_ONLY,
     )
-    outer_momentum: float = _setting(
+    outer_momentum: float = setting_field(
+        "Rounds",
         0.5,
-        "Rounds only: Nesterov momentum of the outer step; 0 for none (DiLoCo: 0.9).",
+        "Nesterov momentum of the outer step.",
+        "DiLoCo uses 0.9.",
         least=0,
         most=0.9999,
-        rounds_only=True,
-    )
-    evaluate: str = _setting(
-        "test",
-        "Splits to evaluate after each epoch: none, or some of train,validation,test. A dataset's "
-        "validation split always is evaluated.",
-    )
-    holdout: int = _setting(
-        0,
-        "Last rows of the training split to keep for validation, where the dataset has no "
-        "validation split.",
-        least=0,
-    )
-    patience: int = _setting(
-        0, "Epochs without a better validation before stopping; 0 never stops.", least=0
-    )
-    checkpoint_every: int = _setting(
-        0, "Mini-batches between checkpoints within an epoch; 0 for none.", least=0, may_change=True
-    )
-    keep: int = _setting(
-        3, "Newest checkpoints to keep, besides the best.", least=1, may_change=True
-    )
-    threads: int = _setting(
-        0, "CPU cores to compute on; 0 for all.", least=0, most=1024, may_change=True
+        only_with=ROUNDS_ONLY,
     )
 
     def __post_init__(self) -> None:
         """Fill in the optimizer's defaults; raise `UsageError` for a setting out of range."""
         for setting in fields(self):
-            value = getattr(self, setting.name)
+            value = convert(setting, getattr(self, setting.name), "The configuration")
             if value is None and setting.name in BY_OPTIMIZER:
                 value = BY_OPTIMIZER[setting.name][self.optimizer]
-                object.__setattr__(self, setting.name, value)
-            _check(setting, _typed(setting, value, "The configuration"))
+            check_range(setting, value)
+            object.__setattr__(self, setting.name, value)
         self.evaluated_splits  # noqa: B018 - a property that checks
+
+    def __repr__(self) -> str:
+        """Show the settings that differ from their defaults."""
+        shown = (
+            f"{setting.name}={value!r}"
+            for setting in fields(self)
+            if (value := getattr(self, setting.name)) != self.default(setting)
+        )
+        return f"TrainConfig({', '.join(shown)})"
+
+    def default(self, setting: Setting) -> Any:
+        """Return the default of a setting with this optimizer; None if the dataset decides."""
+        by_optimizer = BY_OPTIMIZER.get(setting.name)
+        return by_optimizer[self.optimizer] if by_optimizer else setting.default
 
     @property
     def evaluated_splits(self) -> tuple[str, ...]:
-        """The splits to evaluate after each epoch."""
+        """The splits of `evaluate`; none if the dataset is to decide."""
+        if self.evaluate is None:
+            return ()
         names = tuple(name.strip() for name in self.evaluate.split(",") if name.strip())
         if names == ("none",):
             return ()
@@ -202,7 +245,7 @@ class TrainConfig:
 
     @classmethod
     def from_json(cls, document: dict[str, Any], place: str) -> Self:
-        """Return the settings of a record; raise `BadDataError` naming `place` for others."""
+        """Return the settings of a record; raise `BadDataError` naming `place` if they are bad."""
         try:
             return cls(**given_settings(document, place))
         except UsageError as error:
@@ -223,24 +266,36 @@ class TrainConfig:
 
     def differences(self, recorded: "TrainConfig") -> list[str]:
         """Return why this configuration cannot continue a run with the recorded one."""
+        ignored = {setting.name for setting in self.without_effect()}
         return [
             f"{name}: {value!r} recorded, {getattr(self, name)!r} given"
             for name, value in recorded.fixed().items()
-            if getattr(self, name) != value
+            if getattr(self, name) != value and name not in ignored
+        ]
+
+    def without_effect(self) -> list[Setting]:
+        """Return the settings that the other settings' values leave without any effect."""
+        return [
+            setting
+            for setting in fields(self)
+            if any(
+                getattr(self, other) not in values
+                for other, values in setting.metadata["only_with"].items()
+            )
         ]
 
 
-def may_change(setting: "Field[Any]", recorded: TrainConfig) -> bool:
-    """Return whether a resume may give another value: epochs too, where no schedule spans them."""
+def may_change(setting: Setting, recorded: TrainConfig) -> bool:
+    """Return whether a resume may give another value: epochs too, unless a schedule spans them."""
     if setting.name == "epochs":
         return recorded.schedule == "constant"
-    if setting.metadata["rounds_only"]:
+    if setting.metadata["only_with"] == ROUNDS_ONLY:
         return recorded.parallel == "steps"
     return bool(setting.metadata["may_change"])
 
 
 def given_settings(settings: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """Return the settings that are given, by field name; None stands for a default that is None.
+    """Return the given settings by field name, without those that are None: the default.
 
     Raises `UsageError` that names `place` for a value of another type and for a setting that is
     unknown, with the nearest known one, or given twice.
@@ -250,18 +305,19 @@ def given_settings(settings: Mapping[str, Any], place: str) -> dict[str, Any]:
     for key, value in settings.items():
         name = key.replace("-", "_")
         if name not in known:
-            (nearest,) = difflib.get_close_matches(name[:SHOWN], known, n=1, cutoff=0)
+            (nearest,) = difflib.get_close_matches(name[:LONGEST], known, n=1, cutoff=0)
             raise UsageError(
-                f"{place} has an unknown setting '{key[:SHOWN]}'; did you mean '{nearest}'?"
+                f"{place} has an unknown setting '{key[:LONGEST]}'; did you mean '{nearest}'?"
             )
         if name in given:
             raise UsageError(f"{place} gives {name} twice, with _ and with -; leave one out.")
-        given[name] = _typed(known[name], value, place)
+        converted = convert(known[name], value, place)
+        given[name] = None if value is None else converted
     return {name: value for name, value in given.items() if value is not None}
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Return the settings in a TOML file; raise `UsageError` where it cannot be read as one."""
+    """Return the settings in a TOML file; raise `UsageError` if it cannot be read as one."""
     try:
         with open(path, "rb", opener=open_regular) as file:
             data = file.read(TOML_LIMIT + 1)
@@ -275,52 +331,3 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise error_type(f"Cannot read {path}: {error.strerror}. Give a TOML file.") from error
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not valid TOML ({error}).") from error
-
-
-def setting_type(setting: "Field[Any]") -> type:
-    """Return the type of a setting's values other than None."""
-    kinds: tuple[type, ...] = get_args(setting.type) or (setting.type,)
-    return kinds[0]
-
-
-def _typed(setting: "Field[Any]", value: Any, place: str) -> Any:
-    """Return `value` as the setting's own type; an integer passes for a float."""
-    kind = setting_type(setting)
-    if value is None and setting.default is None:
-        return None
-    if kind is float and type(value) is int:
-        try:
-            return float(value)
-        except OverflowError:
-            return math.inf  # which is out of range
-    if type(value) is not kind:
-        raise UsageError(
-            f"{place} gives {setting.name} as {_shown(value)}; expected {KINDS[kind]}."
-        )
-    return value
-
-
-def _shown(value: Any) -> str:
-    """Return a value as a message shows it: TOML can hold numbers and texts of any length."""
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # Python refuses to print thousands of digits
-        return "something enormous"
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
-
-
-def _check(setting: "Field[Any]", value: Any) -> None:
-    """Raise `UsageError` where a value is none of the choices or out of bounds."""
-    choices, least, most = (setting.metadata[key] for key in ("choices", "least", "most"))
-    option = "--" + setting.name.replace("_", "-")
-    if choices and value not in choices:
-        (nearest,) = difflib.get_close_matches(value[:SHOWN], choices, n=1, cutoff=0)
-        raise UsageError(
-            f"{option} is {_shown(value)}; expected one of {', '.join(choices)} "
-            f"(nearest: {nearest})."
-        )
-    if least is None or value is None:
-        return
-    if not least <= value <= (math.inf if most is None else most):
-        bounds = f"at least {least:,}" if most is None else f"{least:,} to {most:,}"
-        raise UsageError(f"{option} is {_shown(value)}; expected {bounds}.")

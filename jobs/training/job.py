@@ -20,9 +20,11 @@ from jobs.training.prepare import (
     begin_run,
     check_dataset,
     check_fit,
+    configure,
     reconfigured,
-    run_and_config,
+    recorded_run,
     warn_of_environment,
+    warn_of_no_effect,
     warn_of_values,
 )
 from jobs.training.select_checkpoint import best_checkpoint, newest_checkpoint, open_chosen_dataset
@@ -94,26 +96,28 @@ def train(
     """
     given = {} if config is None else config
     location = open_location(run, storage_options)
-    record, config = run_and_config(location, given, resume=resume)
+    record = recorded_run(location, resume=resume)
     data = open_chosen_dataset(record, dataset, storage_options)
     if record is not None:
         check_dataset(record, data)
+    config = configure(given, record, data)
     network = Network(check_fit(config, data), config.dtype)
+    warn_of_no_effect(given, config)
     memory = check_memory(train_memory(config, network, data), thread_count(config.threads))
     event(logger, "memory", f"memory at most {memory / 1e6:,.0f} MB", bytes=memory)
     if not run_exists(location):
-        check_place(location)  # before the lock leaves its file in what is not ours
+        check_place(location)  # before the lock leaves its file in a directory of other content
     elif not resume:
         raise ConflictError(
             f"The run {location} exists. Pass --resume to continue it, or choose another --run."
         )
     with run_lock(location, take_over) as location, one_blas_thread():
         location.sweep()
-        # Another process may have begun the run in the meantime.
-        record, config = run_and_config(location, given, resume=resume)
+        # Another process may have begun the run before this one had the lock.
+        record = recorded_run(location, resume=resume)
+        config = configure(given, record, data)
         layers = check_fit(config, data)
-        if record is None:
-            record, config = begin_run(location, config, data)
+        record = record or begin_run(location, config, data)
         check_dataset(record, data)
         stop = stop or StopSignal()
         return _Training(record, config, data, layers, cluster, progress, stop).run_to_end()

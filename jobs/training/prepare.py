@@ -1,14 +1,15 @@
-"""What precedes a training: settings that fit the dataset, and the run to begin or to resume."""
+"""Prepare a training: settings that fit the dataset, and the run to begin or to resume."""
 
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from jobs.environment import environment
-from jobs.nn.architecture import Layer, parse_network
+from jobs.nn.architecture import OUTPUT_ACTIVATION, Layer, complete_network, parse_network
 from jobs.training.config import VALIDATION, TrainConfig, given_settings
+from jobs.training.settings import option_name
 from jobs.training.step import STEP_VERSION, micro_batch_count
 from jobs.training.trainer import FAR_FROM_ONE
 from pipeline.order import ORDER_VERSION
@@ -26,30 +27,117 @@ logger = logging.getLogger(__name__)
 VERSIONS = {"order": ORDER_VERSION, "step": STEP_VERSION}
 
 
-def run_and_config(
-    location: Location, given: TrainConfig | Mapping[str, Any], *, resume: bool
-) -> tuple[Run | None, TrainConfig]:
-    """Return the run to resume, if there is one, and the configuration to train with.
+def recorded_run(location: Location, *, resume: bool) -> Run | None:
+    """Return the run to resume, if there is one.
 
-    Raises `ConflictError` where the run has another configuration or is of other versions.
+    Raises `ConflictError` if another release began it, with another order or arithmetic.
     """
     if not (resume and run_exists(location)):
-        if isinstance(given, TrainConfig):
-            return None, given
-        return None, TrainConfig(**given_settings(given, "train()"))
+        return None
     run = open_run(location)
     if run.versions != VERSIONS:
         raise ConflictError(
             f"The run {location} has versions {run.versions}; this release has {VERSIONS}. "
             "Continue it with the release that began it."
         )
-    recorded = TrainConfig.from_json(run.configuration, f"{location}/{RECORD}")
-    if not isinstance(given, TrainConfig):
-        config = replace(recorded, **given_settings(given, "train()"))
-    else:
+    return run
+
+
+def configure(
+    given: TrainConfig | Mapping[str, Any], run: Run | None, dataset: Dataset
+) -> TrainConfig:
+    """Return the configuration to train with, complete for the dataset.
+
+    Settings that are not given are the resumed run's. Raises `UsageError` if the settings do not
+    fit the dataset, `BadDataError` if it lacks what training needs, and `ConflictError` if the run
+    has another configuration.
+    """
+    check_labels(dataset)
+    if run is None:
+        plain = given if isinstance(given, TrainConfig) else _from_mapping({}, given)
+        return completed(plain, dataset)
+    recorded = TrainConfig.from_json(run.configuration, f"{run.location}/{RECORD}")
+    if isinstance(given, TrainConfig):
         config = replace(given, micro_batches=given.micro_batches or recorded.micro_batches)
-    _check_same(location, config, recorded)
-    return run, config
+    else:
+        config = _from_mapping(recorded.to_json(), given)
+    config = completed(config, dataset)
+    _check_same(run.location, config, recorded)
+    unused = {setting.name: getattr(recorded, setting.name) for setting in config.without_effect()}
+    return replace(config, **unused)
+
+
+def _from_mapping(others: dict[str, Any], given: Mapping[str, Any]) -> TrainConfig:
+    return TrainConfig(**others | given_settings(given, "train()"))
+
+
+def check_labels(dataset: Dataset) -> None:
+    """Raise `BadDataError` unless the dataset has a training split with labels."""
+    if "train" not in dataset.splits:
+        raise BadDataError(
+            f"{dataset.location} has no training split; it has {', '.join(dataset.splits)}. "
+            "Ingest the training files as well, or give another --dataset."
+        )
+    if not dataset.split("train").schema.classes:
+        raise BadDataError(
+            f"The training split of {dataset.location} has no labels; there is nothing to learn."
+        )
+
+
+def completed(config: TrainConfig, dataset: Dataset) -> TrainConfig:
+    """Return the configuration with the defaults that a dataset decides.
+
+    These are the network's ends, the splits to evaluate, and the parts of a mini-batch.
+    """
+    schema = dataset.split("train").schema
+    evaluate = config.evaluate
+    if evaluate is None:
+        evaluate = "test" if _has_labels(dataset, "test") else "none"
+    rows = config.batch_size or max(1, schema.rows - config.holdout)
+    return replace(
+        config,
+        network=complete_network(config.network, schema.features, schema.classes),
+        evaluate=evaluate,
+        micro_batches=micro_batch_count(config.micro_batches, rows),
+    )
+
+
+def _has_labels(dataset: Dataset, name: str) -> bool:
+    return name in dataset.splits and bool(dataset.split(name).schema.classes)
+
+
+def changed_settings(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
+    """Return the settings that differ from their defaults and have an effect, by name."""
+    usual = completed(
+        TrainConfig(
+            optimizer=config.optimizer, batch_size=config.batch_size, holdout=config.holdout
+        ),
+        dataset,
+    )
+    ignored = config.without_effect()
+    changed = {}
+    for setting in fields(TrainConfig):
+        value = getattr(config, setting.name)
+        depends = setting.default is None or setting.name == "network"
+        default = getattr(usual, setting.name) if depends else setting.default
+        if value != default and setting not in ignored:
+            changed[setting.name] = value
+    return changed
+
+
+def warn_of_no_effect(given: TrainConfig | Mapping[str, Any], config: TrainConfig) -> None:
+    """Warn of settings in a mapping that have no effect with the others."""
+    if isinstance(given, TrainConfig):
+        return
+    names = given_settings(given, "train()")
+    reasons: dict[str, list[str]] = {}
+    for setting in config.without_effect():
+        if setting.name in names:
+            (other,) = setting.metadata["only_with"]
+            reason = f"--{other} {getattr(config, other)}"
+            reasons.setdefault(reason, []).append(option_name(setting))
+    for reason, options in reasons.items():
+        logger.warning("%s: no effect with %s.", ", ".join(options), reason)
 
 
 def _check_same(location: Location, config: TrainConfig, recorded: TrainConfig) -> None:
@@ -59,7 +147,7 @@ def _check_same(location: Location, config: TrainConfig, recorded: TrainConfig) 
     way_out = "Leave these settings out to resume with the recorded ones, or choose another --run."
     if len(differences) == 1 and config.epochs != recorded.epochs:
         way_out = (
-            f"Its {recorded.schedule} schedule spans just that many epochs; only a run with "
+            f"Its {recorded.schedule} schedule spans exactly that many epochs; only a run with "
             f"--schedule constant can be extended. Leave --epochs out, or train a new run: "
             f"--epochs {config.epochs} --run OTHER."
         )
@@ -69,31 +157,22 @@ def _check_same(location: Location, config: TrainConfig, recorded: TrainConfig) 
 
 
 def check_fit(config: TrainConfig, dataset: Dataset) -> tuple[Layer, ...]:
-    """Return the network's layers; raise `UsageError` where settings do not fit the dataset.
+    """Return the network's layers; raise `UsageError` if settings do not fit the dataset.
 
-    `BadDataError` where the dataset lacks what a training needs.
+    Raises `BadDataError` if a split to evaluate has no labels.
     """
     try:
         layers = parse_network(config.network)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    if "train" not in dataset.splits:
-        raise BadDataError(
-            f"{dataset.location} has no training split; it has {', '.join(dataset.splits)}. "
-            "Ingest the training files as well, or give another --dataset."
-        )
     schema = dataset.split("train").schema
-    if not schema.classes:
-        raise BadDataError(
-            f"The training split of {dataset.location} has no labels; there is nothing to learn."
-        )
     expected = (schema.features, schema.classes)
     if (layers[0].inputs, layers[-1].outputs) != expected:
-        middle = config.network.split("-", 1)[1].rsplit("-", 1)[0]
+        hidden = "-".join(f"{layer.activation}-{layer.outputs}" for layer in layers[:-1])
         raise UsageError(
             f"The network {config.network} takes {layers[0].inputs} values and gives "
             f"{layers[-1].outputs} classes; {dataset.location} has {expected[0]} and "
-            f"{expected[1]}. Pass for example --network {expected[0]}-{middle}-{expected[1]}."
+            f"{expected[1]}. Leave the ends out: --network {hidden or OUTPUT_ACTIVATION}."
         )
     rows = schema.rows - config.holdout
     if rows < 1:
@@ -119,24 +198,24 @@ def _check_validation(config: TrainConfig, dataset: Dataset) -> None:
         )
     if config.patience and not config.holdout and VALIDATION not in dataset.splits:
         raise UsageError(
-            f"--patience stops by validation, and {dataset.location} has no validation split; "
-            "keep rows for it with --holdout ROWS."
+            f"--patience needs validation rows, and {dataset.location} has no validation split; "
+            "keep training rows for it with --holdout ROWS."
         )
 
 
 def _check_evaluations(config: TrainConfig, dataset: Dataset) -> None:
-    splits = {name: bool(split.schema.classes) for name, split in dataset.splits.items()}
-    if config.holdout:
-        splits[VALIDATION] = True
+    names = [*dataset.splits, *([VALIDATION] if config.holdout else [])]
     for name in config.evaluations(dataset.splits):
-        if name not in splits:
-            labelled = ",".join(split for split, has_labels in splits.items() if has_labels)
+        if name not in names:
+            labelled = ",".join(
+                split for split in names if split == VALIDATION or _has_labels(dataset, split)
+            )
             holdout = ", or keep rows for it with --holdout ROWS" if name == VALIDATION else ""
             raise UsageError(
                 f"{dataset.location} has no split '{name}' to evaluate after each epoch; "
                 f"pass --evaluate {labelled} or --evaluate none{holdout}."
             )
-        if not splits[name]:
+        if name in dataset.splits and not _has_labels(dataset, name):
             raise BadDataError(
                 f"The {name} split of {dataset.location} has no labels to evaluate by. Leave it "
                 "out of --evaluate, or ingest it again with its labels or not at all."
@@ -156,12 +235,10 @@ def check_dataset(run: Run, dataset: Dataset) -> None:
     )
 
 
-def begin_run(location: Location, config: TrainConfig, dataset: Dataset) -> tuple[Run, TrainConfig]:
-    """Begin a run; record how many parts a mini-batch has, so that every release keeps to it."""
-    rows = config.batch_size or dataset.split("train").schema.rows - config.holdout
-    config = replace(config, micro_batches=micro_batch_count(config.micro_batches, rows))
+def begin_run(location: Location, config: TrainConfig, dataset: Dataset) -> Run:
+    """Begin a run and record its complete configuration, so that every release continues it."""
     place = str(dataset.location)
-    run = create_run(
+    return create_run(
         location,
         configuration=config.to_json(),
         dataset_digest=dataset.digest,
@@ -176,7 +253,6 @@ def begin_run(location: Location, config: TrainConfig, dataset: Dataset) -> tupl
         versions=VERSIONS,
         environment=environment(),
     )
-    return run, config
 
 
 def reconfigured(run: Run, config: TrainConfig, newest: Checkpoint | None) -> Run:

@@ -59,7 +59,7 @@ print(json.dumps(found))
 
 def measured(*arguments: str) -> Usage:
     """Run the command; its time, its peak resident memory, and what it stated."""
-    command = [sys.executable, "-m", "jobs.commands.cli", *arguments]
+    command = [sys.executable, "-m", "jobs.commands.cli", *arguments, "--verbose"]
     launched = subprocess.run(
         [sys.executable, "-S", "-c", LAUNCHER, *command],
         stdout=subprocess.PIPE,

@@ -192,7 +192,8 @@ def test_settings_from_a_file(dataset: Path, call: Call) -> None:
         seed=4,
         l2=1e-5,
         batch_size=100,
-        micro_batches=2,  # what the batch size gives
+        micro_batches=2,  # the default for this batch size
+        evaluate="test",  # the default for this dataset
     )
     assert expected == config
     assert expected.digest == config.digest

@@ -29,7 +29,7 @@ WRONG = [
     (("inspect", "data/mnist", "--images", "examples"), "examples", ".png"),
     (("demo", "one", "two"), "two"),
     (("demo", f"files/{TRAIN_IMAGES}"), "is not a directory"),
-    (("train", "--network", "784-relu-8-softmax-26", "--run", "new"), "784-relu-8-softmax-10"),
+    (("train", "--network", "784-relu-8-softmax-26", "--run", "new"), "--network relu-8."),
     (("train", "--network", "784-gelu-8-softmax-10", "--run", "new"), "gelu"),
     ((*TRAIN, "--epochs", 0), "--epochs is 0"),
     ((*TRAIN, "--epochs", "ten"), "--epochs", "'ten'"),

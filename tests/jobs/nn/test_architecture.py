@@ -4,7 +4,13 @@ import re
 
 import pytest
 
-from jobs.nn.architecture import Layer, count_parameters, format_network, parse_network
+from jobs.nn.architecture import (
+    Layer,
+    complete_network,
+    count_parameters,
+    format_network,
+    parse_network,
+)
 
 DEFAULT = "784-relu-200-sigmoid-80-softmax-10"
 
@@ -24,6 +30,34 @@ def test_formats_what_it_parsed(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("relu-9", "4-relu-9-softmax-3"),
+        ("relu-9-tanh-8", "4-relu-9-tanh-8-softmax-3"),
+        ("5-relu-9", "5-relu-9-softmax-3"),
+        ("relu-9-softmax", "4-relu-9-softmax-3"),
+        ("relu-9-softmax-2", "4-relu-9-softmax-2"),
+        ("softmax", "4-softmax-3"),
+        ("softmax-2", "4-softmax-2"),
+        ("5-softmax", "5-softmax-3"),
+        ("5", "5-softmax-3"),
+        (" 5-relu-9-softmax-2 ", "5-relu-9-softmax-2"),
+    ],
+)
+def test_completes_the_ends(text: str, expected: str) -> None:
+    """The ends that a text leaves out are the inputs and the classes; others stay."""
+    assert expected == complete_network(text, inputs=4, classes=3)
+    parse_network(expected)
+
+
+@pytest.mark.parametrize("text", ["", "relu", "rely-9", "relu-9-", "9-8", "softmax-3-relu-2", "-"])
+def test_completion_leaves_mistakes(text: str) -> None:
+    """A text that is no network is still refused after completion."""
+    with pytest.raises(ValueError, match="expected"):
+        parse_network(complete_network(text, inputs=4, classes=3))
+
+
+@pytest.mark.parametrize(
     ("text", "complaint"),
     [
         ("", "Piece 1 of the network '' is '': expected a layer's width"),
@@ -39,6 +73,7 @@ def test_formats_what_it_parsed(text: str) -> None:
         ("4-softmax-3-softmax-2", "Piece 2 of the network '4-softmax-3-softmax-2' is 'softmax'"),
         ("4-relu-3", "Piece 2 of the network '4-relu-3' is 'relu': expected the last layer's"),
         ("4-relu-3-sofmax-2", "Did you mean 'softmax'?"),
+        ("4-sofmax-3-softmax-2", "Did you mean 'softmax'?"),
         ("relu-4-softmax-2", "Piece 1 of the network 'relu-4-softmax-2' is 'relu'"),
         ("4-relu-3-2", "Piece 4 of the network '4-relu-3-2' is '2'"),
     ],

@@ -42,7 +42,7 @@ OTHER = TrainConfig(
 """Every setting differs from its default."""
 
 OF_ROUNDS = ("replicas", "sync_every", "outer_learning_rate", "outer_momentum")
-"""Settings that say nothing of a run of steps."""
+"""Settings without an effect on a run of steps."""
 
 
 def updated(**settings: Any) -> TrainConfig:
@@ -202,8 +202,8 @@ def test_evaluations(
 
 @pytest.mark.parametrize("parallel", ["steps", "rounds"])
 def test_digest_and_differences(parallel: str) -> None:
-    """The digest and the differences tell every setting but those that a resume may change."""
-    recorded = TrainConfig(parallel=parallel)
+    """The digest and the differences cover every setting but those that a resume may change."""
+    recorded = TrainConfig(parallel=parallel, optimizer="momentum", l2=0.1)
     others = OTHER.to_json() | {"parallel": "rounds" if parallel == "steps" else "steps"}
     for name, value in others.items():
         given = replace(recorded, **{name: value})
@@ -215,6 +215,33 @@ def test_digest_and_differences(parallel: str) -> None:
         expected = [f"{name}: {getattr(recorded, name)!r} recorded, {value!r} given"]
         assert expected == given.differences(recorded)
         assert recorded.digest != given.digest
+
+
+@pytest.mark.parametrize(
+    ("settings", "digest"),
+    [
+        ({}, "0d1358a9d8ff5331c3731f434891f742eab9cf58fd43643fbacf913c7091492c"),
+        (
+            {"parallel": "rounds"},
+            "1a1fec0a777f975a807789eea699c15965982ba9b4ff4e81970f468321fadf13",
+        ),
+        (
+            {
+                "schedule": "constant",
+                "optimizer": "sgd",
+                "momentum": 0.5,
+                "evaluate": "none",
+                "threads": 2,
+                "patience": 0,
+            },
+            "ac7eb5f4fabdf40d1fa6d7db1b40d4aa1ebc12b2abc8f35b3abc6ee3aa6dc982",
+        ),
+    ],
+)
+def test_digests_of_earlier_releases(settings: dict[str, Any], digest: str) -> None:
+    """The digest of a complete configuration stays the same from release to release."""
+    complete = {"network": "784-relu-200-sigmoid-80-softmax-10", "micro_batches": 2}
+    assert digest == TrainConfig(**complete | {"evaluate": "test"} | settings).digest
 
 
 @pytest.mark.parametrize(
@@ -269,4 +296,39 @@ def test_defaults_by_optimizer() -> None:
     assert [0, 0, 0, 0, 0.1] == [updated(optimizer=name).l2 for name in OPTIMIZERS]
     given = {"optimizer": "sgd", "learning_rate": 0.006, "l2": 0.1}
     assert given.items() <= TrainConfig.from_json(given, "run.json").to_json().items()
-    assert TrainConfig() == updated(learning_rate=None, l2=None, micro_batches=None)
+    nothing = dict.fromkeys(["learning_rate", "l2", "micro_batches", "evaluate", "patience"])
+    assert TrainConfig() == updated(**nothing) == TrainConfig(**nothing)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ("512MiB", 2**29),
+        ("1.5 GB", 1_500_000_000),
+        ("2g", 2 * 10**9),
+        ("0.5gib", 2**29),
+        (" 1048576 ", 2**20),
+        ("4096 kB", 4_096_000),
+        (2**20, 2**20),
+    ],
+)
+def test_sizes(size: str | int, expected: int) -> None:
+    """A size is a number of bytes, or a number with a unit; it is recorded in bytes."""
+    assert expected == updated(shuffle_memory=size).shuffle_memory
+    assert expected == TrainConfig(shuffle_memory=size).to_json()["shuffle_memory"]
+
+
+@pytest.mark.parametrize("size", ["", "MiB", "512i", "1e9", "-5MiB", "5 foos", "٣MiB", "9" * 400])
+def test_no_size(size: str) -> None:
+    """Any other text is refused with an example."""
+    assert "expected a number of bytes, or a size such as 512MiB" in refusal(
+        {"shuffle-memory": size}
+    )
+
+
+def test_repr() -> None:
+    """The repr shows the settings that differ from their defaults; Python reads it back."""
+    assert "TrainConfig()" == repr(TrainConfig(optimizer="adamw", l2=0.1))
+    given = TrainConfig(optimizer="sgd", epochs=3, learning_rate=0.5)
+    assert "TrainConfig(epochs=3, optimizer='sgd', learning_rate=0.5)" == repr(given)
+    assert OTHER == eval(repr(OTHER), {"TrainConfig": TrainConfig})

@@ -213,11 +213,12 @@ def test_holdout_is_not_trained_on(tmp_path: Path) -> None:
 
 
 def test_record(digits: Path, tmp_path: Path) -> None:
-    """run.json tells all that the run depends on, and it is what the run was started with."""
-    config = small(epochs=1, l2=0.25, micro_batches=None)
+    """run.json records the complete configuration, also of what the dataset decides."""
+    config = small(network="relu-9", epochs=1, l2=0.25, micro_batches=None)
     train(config, dataset=digits, run=tmp_path / "run")
     run = open_run(open_location(tmp_path / "run"))
-    assert replace(config, micro_batches=1).to_json() == run.configuration
+    complete = replace(config, network=SMALL.network, micro_batches=1, evaluate="test")
+    assert complete.to_json() == run.configuration
     assert open_dataset(open_location(digits)).digest == run.dataset_digest
     assert {"order": 1, "step": 3} == run.versions
     assert environment() == run.environment
@@ -297,9 +298,18 @@ def test_divergence_of_the_last_step(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"network": "783-relu-9-softmax-10"}, "--network 784-relu-9-softmax-10"),
-        ({"network": "784-relu-9-softmax-9"}, "--network 784-relu-9-softmax-10"),
+        (
+            {"network": "783-relu-9-softmax-10"},
+            "has 784 and 10. Leave the ends out: --network relu-9.",
+        ),
+        (
+            {"network": "784-relu-9-softmax-9"},
+            "has 784 and 10. Leave the ends out: --network relu-9.",
+        ),
+        ({"network": "9"}, "takes 9 values and gives 10 classes; "),
+        ({"network": "softmax-9"}, "Leave the ends out: --network softmax."),
         ({"network": "784-rely-9-softmax-10"}, "Did you mean 'relu'"),
+        ({"network": "rely-9"}, "Did you mean 'relu'"),
         ({"holdout": 1031}, "--holdout 1,031 leaves nothing"),
         ({"batch_size": 1032}, "at most that, or 0 for all"),
         ({"batch_size": 1000, "holdout": 32}, "more than the 999 training rows"),
@@ -351,11 +361,27 @@ def test_holdout_beside_a_validation_split(validated: Path, tmp_path: Path) -> N
 
 
 def test_missing_split(tmp_path: Path) -> None:
-    """A split to evaluate that the dataset has not is refused before a run is made."""
-    ingest("synthetic:60,0", tmp_path / "data")
+    """A split to evaluate must exist; not given, `evaluate` is no split if there are no labels."""
+    data, run = tmp_path / "data", tmp_path / "run"
+    ingest("synthetic:60,0", data)
     with pytest.raises(UsageError, match=r"no split 'test' .* --evaluate train"):
-        train(small(batch_size=9), dataset=tmp_path / "data", run=tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+        train({"evaluate": "test", "batch_size": 9}, dataset=data, run=run)
+    assert not run.exists()
+    result = train({"epochs": 1, "batch_size": 20}, dataset=data, run=run)
+    assert ({}, "none") == (result.metrics[0]["evaluation"], result.config.evaluate)
+    assert "none" == open_run(open_location(run)).configuration["evaluate"]
+
+
+def test_test_split_without_labels(tmp_path: Path) -> None:
+    """A test split without labels is evaluated only if asked for, which is refused."""
+    source, data = tmp_path / "set", tmp_path / "data"
+    write_set(source, *draw_digits(0, "train", 0, 80))
+    (source / "t10k-labels-idx1-ubyte").unlink()
+    ingest(str(source), data)
+    with pytest.raises(BadDataError, match=r"test split of .* has no labels to evaluate by"):
+        train({"evaluate": "test", "batch_size": 9}, dataset=data, run=tmp_path / "run")
+    result = train({"epochs": 1, "batch_size": 20}, dataset=data, run=tmp_path / "run")
+    assert "none" == result.config.evaluate
 
 
 def test_unlabelled(tmp_path: Path) -> None:

@@ -35,12 +35,13 @@ def stated_and_taken(*arguments: object, cwd: Path) -> tuple[int, int]:
         "-m",
         "jobs.commands.cli",
         *map(str, arguments),
+        "--verbose",
     ]
-    told = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=True).stdout
-    stated = re.search(r"memory at most ([\d,]+) MB", told)
-    taken = re.search(r"peak (\d+)", told)
-    assert stated, told
-    assert taken, told
+    printed = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=True).stdout
+    stated = re.search(r"memory at most ([\d,]+) MB", printed)
+    taken = re.search(r"peak (\d+)", printed)
+    assert stated, printed
+    assert taken, printed
     return int(stated[1].replace(",", "")) * 10**6, int(taken[1])
 
 

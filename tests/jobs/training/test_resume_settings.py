@@ -34,6 +34,33 @@ def test_what_may_change(half_done: Path, digits: Path, expected: dict[str, Any]
     assert [CheckpointName(5, 10), CheckpointName(6, 0)] == checkpoints(half_done)
 
 
+def test_networks_are_compared_in_full(finished: Path, expected: dict[str, Any]) -> None:
+    """A network whose ends are left out is the run's if it is the same when completed."""
+    assert expected == outcome(train({"network": "relu-9"}, run=finished, resume=True))
+    config = small(network="relu-9-softmax", checkpoint_every=4)
+    assert expected == outcome(train(config, run=finished, resume=True))
+    with pytest.raises(
+        ConflictError, match=r"network: '784-relu-9-softmax-10' rec.*'784-tanh-9-so"
+    ):
+        train({"network": "tanh-9"}, run=finished, resume=True)
+
+
+def test_settings_without_effect(half_done: Path, expected: dict[str, Any], log: Log) -> None:
+    """What has no effect is warned of and not compared; the recorded value stays."""
+    given = {"momentum": 0.5, "replicas": 2, "outer-momentum": 0.1, "threads": 1}
+    result = train(given, run=half_done, resume=True)
+    assert expected == outcome(result)
+    assert [
+        "--momentum: no effect with --optimizer adamw.",
+        "--replicas, --outer-momentum: no effect with --parallel steps.",
+    ] == warnings_in(log)
+    recorded = open_run(open_location(half_done)).configuration
+    assert (0.9, 4, 0.5, 1) == tuple(
+        recorded[name] for name in ("momentum", "replicas", "outer_momentum", "threads")
+    )
+    assert recorded == result.config.to_json()
+
+
 def test_settings_that_are_not_given(half_done: Path, expected: dict[str, Any]) -> None:
     """Settings and the dataset that are not given are the run's; only those given are compared."""
     with pytest.raises(ConflictError, match=r"\(seed: 0 recorded, 1 given\)"):

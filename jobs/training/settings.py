@@ -1,0 +1,124 @@
+"""Settings as dataclass fields: their metadata, and the types and ranges of their values."""
+
+import difflib
+import math
+import re
+from dataclasses import Field, field
+from decimal import Decimal
+from typing import Any, TypeAlias, get_args
+
+from storage.errors import UsageError
+
+Setting: TypeAlias = "Field[Any]"
+
+LONGEST = 200
+"""Characters of a value, or of an unknown setting's name, that a message shows."""
+TYPE_NAMES = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text in quotes",
+}
+SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,9})?) ?([kmgt]?i?)b?", re.ASCII | re.IGNORECASE)
+PREFIXES = ("", "k", "m", "g", "t")
+DEFAULTS: dict[str, Any] = {
+    "more": "",
+    "default_text": None,
+    "choices": None,
+    "least": None,
+    "most": None,
+    "is_size": False,
+    "may_change": False,
+    "only_with": {},
+}
+
+
+def setting_field(section: str, default: Any, text: str, more: str = "", **limits: Any) -> Any:
+    """Return a dataclass field with the metadata of a setting.
+
+    `section` groups the settings in `--help`, `text` describes the setting there in a line, and
+    `more` adds to it in the reference. A default of None depends on other settings or on the
+    dataset. `limits` may be: `default_text`, which describes a default; `choices`, the values
+    allowed; `least` and `most`, inclusive bounds; `is_size`, for bytes, which may have a unit;
+    `may_change`, if a resume may give another value, as the result does not depend on it; and
+    `only_with`, a setting and those of its values with which this one has an effect.
+    """
+    metadata = DEFAULTS | limits | {"section": section, "help": text, "more": more}
+    return field(default=default, metadata=metadata)
+
+
+def option_name(setting: Setting) -> str:
+    """Return the option of a setting, such as `--batch-size`."""
+    return "--" + setting.name.replace("_", "-")
+
+
+def option_type(setting: Setting) -> type:
+    """Return the type in which the command line takes a setting: a size may have a unit."""
+    return str if setting.metadata["is_size"] else setting_type(setting)
+
+
+def setting_type(setting: Setting) -> type:
+    """Return the type of a setting's values other than None."""
+    types: tuple[type, ...] = get_args(setting.type) or (setting.type,)
+    return types[0]
+
+
+def convert(setting: Setting, value: Any, place: str) -> Any:
+    """Return `value` as the setting's own type; an integer passes for a float.
+
+    None stands for a default that depends on other settings or is described by a text.
+    """
+    expected = setting_type(setting)
+    if value is None and (setting.default is None or setting.metadata["default_text"]):
+        return setting.default
+    if setting.metadata["is_size"] and isinstance(value, str):
+        return _parse_size(setting, value, place)
+    if expected is float and type(value) is int:
+        try:
+            return float(value)
+        except OverflowError:
+            return math.inf  # which is out of range
+    if type(value) is not expected:
+        raise UsageError(
+            f"{place} gives {setting.name} as {_shown(value)}; expected {TYPE_NAMES[expected]}."
+        )
+    return value
+
+
+def _parse_size(setting: Setting, text: str, place: str) -> int:
+    """Return the bytes of a size such as `512MiB`, `1.5 GB` or `268435456`."""
+    size = SIZE.fullmatch(text.strip())
+    prefix = size[2].lower() if size else "i"
+    if size is None or prefix == "i":
+        raise UsageError(
+            f"{place} gives {setting.name} as {_shown(text)}; expected a number of bytes, or a "
+            "size such as 512MiB or 2GB."
+        )
+    base = 1024 if prefix.endswith("i") else 1000
+    return int(Decimal(size[1]) * base ** PREFIXES.index(prefix[:1]))
+
+
+def check_range(setting: Setting, value: Any) -> None:
+    """Raise `UsageError` if a value is not one of the choices or out of bounds."""
+    choices, least, most = (setting.metadata[key] for key in ("choices", "least", "most"))
+    option = option_name(setting)
+    if choices and value not in choices:
+        (nearest,) = difflib.get_close_matches(value[:LONGEST], choices, n=1, cutoff=0)
+        raise UsageError(
+            f"{option} is {_shown(value)}; expected one of {', '.join(choices)} "
+            f"(nearest: {nearest})."
+        )
+    if least is None or value is None:
+        return
+    if not least <= value <= (math.inf if most is None else most):
+        bounds = f"at least {least:,}" if most is None else f"{least:,} to {most:,}"
+        raise UsageError(f"{option} is {_shown(value)}; expected {bounds}.")
+
+
+def _shown(value: Any) -> str:
+    """Return a value as a message shows it: TOML can hold numbers and texts of any length."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # Python refuses to print thousands of digits
+        return "something enormous"
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
