@@ -4,7 +4,7 @@ import logging
 import time
 import traceback
 from contextlib import ExitStack
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from jobs.output import one_line
@@ -32,6 +32,7 @@ from storage.scores import scoring_home
 if TYPE_CHECKING:
     from jobs.scoring.inbox import Arrival, Inbox
     from pipeline.cluster.client import Cluster, OpenCluster
+    from storage.dataset import Dataset
 
 __all__ = ["ScoreResult", "run_batch", "score"]
 
@@ -164,7 +165,7 @@ def _score_split(config: ScoreConfig, scorer: Scorer, split: str) -> None:
             f"Split {split} has no labels, so no gate can be judged on it. Leave out "
             "--min-accuracy and --max-drop, or give a split with labels."
         )
-    scorer.finish(*scorer.score(dataset, split))
+    scorer.finish(*scorer.score(dataset, split), lambda: dataset)
 
 
 def _fail_split(result: ScoringResult, split: str, error: Exception) -> None:
@@ -261,13 +262,17 @@ class _InboxJob:
         item, scorer = arrival.item, self._scorer
         with ExitStack() as opened:
             inbox.read(arrival, opened)
+
+            @cache
+            def dataset_of() -> "Dataset":
+                take_over = self._config.take_over
+                return inbox.dataset(arrival, scorer.model, scorer.progress, take_over)
+
             scores = scorer.scored_before(arrival.content)
             already_done = scores is not None
             if scores is None:
-                take_over = self._config.take_over
-                dataset = inbox.dataset(arrival, scorer.model, scorer.progress, take_over)
-                scores, already_done = scorer.score(dataset, item.split or SPLIT)
-            scorer.finish(scores, already_done, item.name, arrival.content)
+                scores, already_done = scorer.score(dataset_of(), item.split or SPLIT)
+            scorer.finish(scores, already_done, dataset_of, item.name, arrival.content)
             inbox.remove_staged(arrival)
 
     def _fail(self, inbox: "Inbox", arrival: "Arrival", error: BaseException) -> None:

@@ -1,8 +1,8 @@
-"""Scores as one plain file, CSV, Parquet or npz, written whole or not at all, chunk by chunk.
+"""Predictions as one CSV, Parquet or npz file, written chunk by chunk and renamed when complete.
 
-Each has a row's number, the predicted class, its name and its probability; on request every class's
-probability. Parquet's metadata and further arrays of npz say which model, dataset and scores they
-are of.
+The columns are `row`, `predicted` and `probability`, for rows with labels `true` and `correct`, and
+on request `p_NAME` for each class. Parquet's metadata and further arrays of npz name the model, the
+dataset and the scores.
 """
 
 import csv
@@ -16,19 +16,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from storage.dataset import Dataset
 from storage.errors import MissingExtraError
 from storage.files import file_to_write
 from storage.local import LocalLocation
 from storage.location import Location, Write
-from storage.scores import Scores
+from storage.scores import Scores, ScoresSchema
 
 PARQUET_MEMORY = 100_000_000
 """Bytes of pyarrow itself."""
 CSV_BUFFER = 2**20
 """Bytes that are written at a time."""
 
+FROM_LABELS = ("true", "correct")
+"""Columns that only rows with labels have."""
+
 Columns = dict[str, NDArray[Any]]
-"""Some rows by the names of the columns, `(rows,)` each."""
+"""Consecutive rows by column name, `(rows,)` each."""
 
 
 def output_memory(place: str) -> int:
@@ -37,10 +41,10 @@ def output_memory(place: str) -> int:
 
 
 def check_output(file: Location) -> Location:
-    """Return the file to write, which is what a link leads to.
+    """Return the file to write, with links resolved.
 
-    Raises `UsageError` where a file of this kind cannot be written here, or no file can ever be
-    there: at a directory or a pipe, below a file.
+    Raises `UsageError` if its format needs an extra that is not installed, or if it can never be a
+    regular file.
     """
     if str(file).endswith(".parquet") and find_spec("pyarrow") is None:
         raise MissingExtraError(f"--out {str(file)!r}", "pyarrow", "parquet")
@@ -50,25 +54,49 @@ def check_output(file: Location) -> Location:
 
 
 def output_exists(file: Location) -> bool:
-    """Return whether the file is there already."""
+    """Return whether the file exists."""
     directory, name = file.split()
     return directory.holds(name)
 
 
-def write_output(file: Location, scores: Scores, *, all_probabilities: bool) -> None:
+class Labels:
+    """The true classes of the scored rows, numbered like the predicted ones."""
+
+    def __init__(self, dataset: Dataset, schema: ScoresSchema) -> None:
+        """Read nothing yet. The dataset may lack some of the model's classes."""
+        self._split = dataset.split(schema.split)
+        numbers = [schema.class_names.index(name) for name in dataset.class_names]
+        self._numbers: NDArray[np.int32] = np.array(numbers, dtype=np.int32)
+
+    def read_chunk(self, number: int) -> NDArray[np.int32]:
+        """Return the classes of a chunk, `(rows,)`; scores have the chunks of their dataset."""
+        targets = self._split.read_chunk(number).targets
+        assert targets is not None
+        classes: NDArray[np.int32] = self._numbers[targets.argmax(axis=1)]
+        return classes
+
+
+def labels_of(dataset: Dataset, schema: ScoresSchema) -> Labels | None:
+    """Return the labels of the scored split; None if it has none."""
+    return Labels(dataset, schema) if dataset.split(schema.split).schema.classes else None
+
+
+def write_output(
+    file: Location, scores: Scores, labels: Labels | None, *, all_probabilities: bool
+) -> None:
     """Write all predictions to a .csv, .npz or .parquet file.
 
-    Raises `UsageError` where no file can be there.
+    Raises `UsageError` as `check_output` does.
     """
     directory, name = check_output(file).split()
     directory.sweep_partial(name)
     write_rows = {"csv": _write_csv, "npz": _write_npz, "parquet": _write_parquet}
     with directory.open_for_writing(name) as write:
-        write_rows[name.rpartition(".")[2]](_Pipe(write), scores, all_probabilities)
+        write_rows[name.rpartition(".")[2]](_Pipe(write), scores, labels, all_probabilities)
 
 
 def _facts(scores: Scores) -> dict[str, str]:
-    """Return what the scores are of."""
+    """Return the digests and names that identify the scores."""
     schema = scores.schema
     return {
         "model_digest": schema.model_digest,
@@ -79,34 +107,39 @@ def _facts(scores: Scores) -> dict[str, str]:
     }
 
 
-def _chunk(scores: Scores, number: int) -> Columns:
-    """Read the rows of a chunk; `probabilities` is `(rows, classes)`."""
+def _chunk(scores: Scores, labels: Labels | None, number: int) -> Columns:
+    """Return the rows of a chunk, classes as numbers; `probabilities` is `(rows, classes)`."""
     start, stop = scores.schema.chunk_bounds(number)
     probabilities, predicted = scores.read_chunk(number)
-    return {
+    columns: Columns = {
         "row": np.arange(start, stop, dtype=np.int64),
         "predicted": predicted,
-        "name": np.array(scores.schema.class_names)[predicted],
         "probability": probabilities[np.arange(len(predicted)), predicted],
-        "probabilities": probabilities,
     }
+    if labels is not None:
+        true = labels.read_chunk(number)
+        columns |= {"true": true, "correct": predicted == true}
+    return columns | {"probabilities": probabilities}
 
 
-def _tables(scores: Scores, all_probabilities: bool) -> Iterator[Columns]:
-    """Yield the rows of each chunk in order, with a column of its own for every class."""
+def _tables(scores: Scores, labels: Labels | None, all_probabilities: bool) -> Iterator[Columns]:
+    """Yield the rows of each chunk: classes by name, and a column of each class's probability."""
+    names = np.array(scores.schema.class_names)
     for number in range(scores.schema.chunks):
-        columns = _chunk(scores, number)
+        columns = _chunk(scores, labels, number)
         probabilities = columns.pop("probabilities")
+        columns |= {name: names[columns[name]] for name in ("predicted", "true") if name in columns}
         if all_probabilities:
-            names = [f"probability_{name}" for name in scores.schema.class_names]
-            columns |= dict(zip(names, np.ascontiguousarray(probabilities.T), strict=True))
+            columns |= {f"p_{name}": probabilities[:, index] for index, name in enumerate(names)}
         yield columns
 
 
-def _write_csv(pipe: "_Pipe", scores: Scores, all_probabilities: bool) -> None:
+def _write_csv(
+    pipe: "_Pipe", scores: Scores, labels: Labels | None, all_probabilities: bool
+) -> None:
     with io.TextIOWrapper(io.BufferedWriter(pipe, CSV_BUFFER), "utf-8", newline="") as text:
         file = csv.writer(text, lineterminator="\n")
-        for number, columns in enumerate(_tables(scores, all_probabilities)):
+        for number, columns in enumerate(_tables(scores, labels, all_probabilities)):
             if not number:
                 file.writerow(columns)
             file.writerows(zip(*map(_cells, columns.values()), strict=True))
@@ -117,14 +150,18 @@ def _cells(column: NDArray[Any]) -> Iterator[Any]:
     return (f"{value:.9g}" for value in column) if column.dtype.kind == "f" else iter(column)
 
 
-def _write_npz(pipe: "_Pipe", scores: Scores, all_probabilities: bool) -> None:
-    """Write arrays by the columns' names, `class_names`, and a text for each fact."""
+def _write_npz(
+    pipe: "_Pipe", scores: Scores, labels: Labels | None, all_probabilities: bool
+) -> None:
+    """Write an array for each column, classes as indices into `class_names`, and the facts."""
     schema = scores.schema
+    names = ["row", "predicted", "probability", *(FROM_LABELS if labels else ())]
+    names += ["probabilities"] if all_probabilities else []
     with zipfile.ZipFile(pipe, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        for name in ("row", "predicted", "name", "probability", "probabilities"):
-            if name != "probabilities" or all_probabilities:
-                parts = (_chunk(scores, number)[name] for number in range(schema.chunks))
-                _write_npy(archive, name, schema.rows, parts)
+        for name in names:
+            needed = labels if name in FROM_LABELS else None  # each array is a pass over the chunks
+            chunks = (_chunk(scores, needed, number)[name] for number in range(schema.chunks))
+            _write_npy(archive, name, schema.rows, chunks)
         for name, value in {"class_names": schema.class_names, **_facts(scores)}.items():
             with archive.open(f"{name}.npy", "w") as entry:
                 np.lib.format.write_array(entry, np.array(value), allow_pickle=False)
@@ -143,14 +180,16 @@ def _write_npy(
             entry.write(part.tobytes())
 
 
-def _write_parquet(pipe: "_Pipe", scores: Scores, all_probabilities: bool) -> None:
+def _write_parquet(
+    pipe: "_Pipe", scores: Scores, labels: Labels | None, all_probabilities: bool
+) -> None:
     """Write a row group per chunk; the facts are key-value metadata of the schema."""
     import pyarrow
     from pyarrow import parquet
 
     tables = (
         pyarrow.table(columns, metadata=_facts(scores))
-        for columns in _tables(scores, all_probabilities)
+        for columns in _tables(scores, labels, all_probabilities)
     )
     first = next(tables)
     with parquet.ParquetWriter(pyarrow.PythonFile(pipe, "w"), first.schema) as file:

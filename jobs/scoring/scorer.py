@@ -4,13 +4,14 @@ NumPy and Dask are imported only if something remains to be scored.
 """
 
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from jobs.choices import DEFAULT_CHECKPOINT, DEFAULT_RUN
 from jobs.scoring.config import ScoreConfig
 from jobs.scoring.gates import Verdict
 from jobs.scoring.metrics import open_scored
-from jobs.scoring.outputs import output_exists, output_memory, write_output
+from jobs.scoring.outputs import labels_of, output_exists, output_memory, write_output
 from jobs.scoring.records import Records
 from jobs.scoring.result import ScoreResult, ScoringResult
 from jobs.scoring.retry import POLL_SECONDS, pause
@@ -156,16 +157,18 @@ class Scorer:
         self,
         scores: Scores,
         already_done: bool,
+        dataset_of: "Callable[[], Dataset]",
         file: str | None = None,
         content: str | None = None,
     ) -> None:
         """Judge complete scores, write `--out`, record and report them.
 
-        `file` and `content` are the name and digest of an inbox's file.
+        `dataset_of` returns the scored dataset, for its labels; `file` and `content` are the name
+        and digest of an inbox's file.
         """
         self.records.check(scores.schema)
         verdicts = self._judge(scores, file)
-        output = self._write_output(scores, already_done)
+        output = self._write_output(scores, already_done, dataset_of)
         result = ScoreResult(scores, already_done, output, file, verdicts)
         config = self._config
         dataset = None
@@ -201,14 +204,17 @@ class Scorer:
         what = f"{file or schema.split} scored by {self.result.model_digest[:12]}"
         return gates.judge(accuracy, before, what)
 
-    def _write_output(self, scores: Scores, already_done: bool) -> Location | None:
+    def _write_output(
+        self, scores: Scores, already_done: bool, dataset_of: "Callable[[], Dataset]"
+    ) -> Location | None:
         config, schema = self._config, scores.schema
         file = config.output(schema.home, schema.split)
         if file is None:
             return None
         # An inbox's file has its output since it was scored; a split's is written each time.
         if not (config.inbox is not None and already_done and output_exists(file)):
-            write_output(file, scores, all_probabilities=config.all_probabilities)
+            labels = labels_of(dataset_of(), schema)
+            write_output(file, scores, labels, all_probabilities=config.all_probabilities)
         return file
 
 

@@ -145,7 +145,7 @@ def test_plain_file(form: str, dataset: Path, run: Path, call: Call) -> None:
     if form == "csv":
         lines = (here / "first.csv").read_text().splitlines()
         assert 1 + TEST_ROWS == len(lines)
-        assert lines[0].startswith("row,predicted,name,probability,probability_0,")
+        assert lines[0].startswith("row,predicted,probability,true,correct,p_0,")
     else:
         with np.load(here / "first.npz") as arrays:
             assert (TEST_ROWS, 10) == arrays["probabilities"].shape

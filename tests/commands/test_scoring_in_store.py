@@ -55,6 +55,17 @@ def test_an_inbox_in_a_store(store: Store, home: str, call: Call, here: Path) ->
     assert [] == store.location(f"{key_of(home)}/run/scores/failed").names()
 
 
+@pytest.mark.parametrize("form", ["csv", "parquet", "npz"])
+def test_predictions_in_a_store(form: str, store: Store, home: str, call: Call, here: Path) -> None:
+    """--out writes the same file to a store as to the local disk."""
+    score = ("score", "--run", f"{home}/run", "--probabilities", "--out")
+    for place in (f"{home}/rows/x.{form}", f"x.{form}"):
+        assert 0 == call(*score, place).code
+    assert (
+        store.location(f"{key_of(home)}/rows").get(f"x.{form}") == (here / f"x.{form}").read_bytes()
+    )
+
+
 def test_odd_keys_in_a_store(store: Store, home: str, call: Call, here: Path) -> None:
     """Keys that no path can be are told, those of folders are not, and the rest is scored."""
     images = put_images(here / "one.idx3", seed=1, labelled=False)

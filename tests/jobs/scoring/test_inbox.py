@@ -212,16 +212,20 @@ def test_datasets(run: Path, inbox: Path, digits: Path) -> None:
 
 
 def test_outputs(run: Path, inbox: Path, tmp_path: Path) -> None:
-    """Each file's predictions are written under the scoring's name, once."""
-    put_images(inbox / "a", 1)
+    """Each file's predictions are written under the scoring's name, once, with its labels."""
+    put_images(inbox / "a-images-idx3-ubyte", 1, labelled=True)
     put_images(inbox / "b", 2)
     result = score_inbox(run, inbox, out=str(tmp_path / "out" / "{home}.csv"))
     written = sorted((tmp_path / "out").glob("*.csv"))
     assert sorted(one.scores.schema.home for one in result.results) == [p.stem for p in written]
-    written[0].unlink()
-    before = written[1].stat().st_mtime_ns
+    contents = [path.read_bytes() for path in written]
+    with_labels = [content.startswith(b"row,predicted,probability,true,") for content in contents]
+    assert [False, True] == sorted(with_labels)
+    written[with_labels.index(True)].unlink()
+    before = written[with_labels.index(False)].stat().st_mtime_ns
     score_inbox(run, inbox, out=str(tmp_path / "out" / "{home}.csv"))
-    assert (True, before) == (written[0].exists(), written[1].stat().st_mtime_ns)
+    assert contents == [path.read_bytes() for path in written]
+    assert before == written[with_labels.index(False)].stat().st_mtime_ns
 
 
 def test_nothing_stays_of_the_work(run: Path, inbox: Path) -> None:

@@ -304,14 +304,14 @@ def test_unlabelled_rows_get_the_names_of_the_model(letters_run: Path, tmp_path:
     )
     assert ("4", "7", "9") == result.scores.schema.class_names
     header, *rows = (tmp_path / "u.csv").read_text().splitlines()
-    assert "row,predicted,name,probability,probability_4,probability_7,probability_9" == header
-    assert {row.split(",")[2] for row in rows} <= {"4", "7", "9"}
+    assert "row,predicted,probability,p_4,p_7,p_9" == header
+    assert {row.split(",")[1] for row in rows} <= {"4", "7", "9"}
 
 
 def test_a_dataset_that_lacks_a_class(letters_run: Path, tmp_path: Path) -> None:
     """Rows of some of the model's classes are judged by name, not by column."""
     dataset = letters(tmp_path / "some", [9, 7, 9, 9])
-    result = score(run=letters_run, dataset=dataset, split="train")
+    result = score(run=letters_run, dataset=dataset, split="train", out=tmp_path / "some.csv")
     quality = result.metrics["quality"]
     assert [("4", 0), ("7", 1), ("9", 3)] == [
         (found["name"], found["rows"]) for found in quality["classes"]
@@ -319,6 +319,8 @@ def test_a_dataset_that_lacks_a_class(letters_run: Path, tmp_path: Path) -> None
     _, predicted = predictions(result)
     expected = np.mean(np.array(["4", "7", "9"])[predicted] == np.array(["9", "7", "9", "9"]))
     assert expected == quality["accuracy"]
+    lines = (tmp_path / "some.csv").read_text().splitlines()
+    assert ["true", "9", "7", "9", "9"] == [line.split(",")[3] for line in lines]
 
 
 def test_rows_that_are_scaled_otherwise(letters_run: Path, tmp_path: Path) -> None:

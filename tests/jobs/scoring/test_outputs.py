@@ -16,13 +16,18 @@ from jobs.scoring.job import score
 from jobs.scoring.outputs import check_output
 from jobs.scoring.result import ScoreResult
 from jobs.training.job import train
+from pipeline.ingest import ingest
+from storage.dataset import open_dataset
 from storage.errors import UnreachableError, UsageError
+from storage.local import LocalLocation
 from storage.places import open_location
 from tests.jobs.trainings import small
+from tests.storage.idx_files import write_idx
 
 FACTS = ("model_digest", "checkpoint", "dataset_digest", "split", "scores_digest")
-COLUMNS = ["row", "predicted", "name", "probability"]
-EVERY = [f"probability_{digit}" for digit in range(10)]
+COLUMNS = ["row", "predicted", "probability", "true", "correct"]
+EVERY = [f"p_{digit}" for digit in range(10)]
+TYPES = dict(zip(COLUMNS, ["int64", "str", "float32", "str", "bool"], strict=True))
 
 every_form = pytest.mark.parametrize("form", ["csv", "parquet", "npz"])
 
@@ -48,39 +53,56 @@ def predictions(result: ScoreResult) -> tuple[NDArray[np.float32], NDArray[np.in
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """A file's columns and facts, as pandas, pyarrow or numpy have them."""
+    """A file's columns and facts, as pandas, pyarrow or numpy read them; classes by name."""
     if path.suffix == ".npz":
         with np.load(path) as arrays:
             facts = {name: str(arrays[name]) for name in FACTS}
-            columns = {name: arrays[name] for name in COLUMNS}
+            columns = {name: arrays[name] for name in COLUMNS if name in arrays}
+            for name in {"predicted", "true"} & columns.keys():
+                columns[name] = arrays["class_names"][columns[name]]
             if "probabilities" in arrays:
                 columns |= dict(zip(EVERY, arrays["probabilities"].T, strict=True))
             return columns, facts
     if path.suffix == ".parquet":
         table = parquet.read_table(path)
-        found = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
+        facts = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
         frame = table.to_pandas()
     else:
-        kinds = dict(zip(COLUMNS, ["int64", "int32", "str", "float32"], strict=True))
-        frame = pandas.read_csv(path, dtype=kinds | dict.fromkeys(EVERY, "float32"))
-        found = {}
-    return {name: frame[name].to_numpy() for name in frame}, found
+        frame = pandas.read_csv(path, dtype=TYPES | dict.fromkeys(EVERY, "float32"))
+        facts = {}
+    return {name: frame[name].to_numpy() for name in frame}, facts
 
 
 @every_form
 @pytest.mark.parametrize("every", [False, True])
 def test_read_back(form: str, every: bool, run: Path, digits: Path, tmp_path: Path) -> None:
-    """Row number, class, its name and probability, and all others on request, to the bit."""
+    """Row number, classes by name, whether they agree, and probabilities, to the bit."""
     result = written(run, digits, tmp_path / f"scores.{form}", every=every)
     columns, _ = read(tmp_path / f"scores.{form}")
     probabilities, predicted = predictions(result)
+    targets = open_dataset(LocalLocation(digits)).split("train").targets
+    assert targets is not None
+    true = np.asarray(targets[:]).argmax(axis=1)
     assert [*COLUMNS, *(EVERY if every else [])] == list(columns)
     assert list(range(1031)) == columns["row"].tolist()
-    assert predicted.tolist() == columns["predicted"].tolist()
-    assert [str(index) for index in predicted] == columns["name"].tolist()
+    assert [str(index) for index in predicted] == columns["predicted"].tolist()
+    assert [str(index) for index in true] == columns["true"].tolist()
+    assert (predicted == true).tolist() == columns["correct"].tolist()
+    assert columns["correct"].dtype == bool
+    assert result.accuracy == columns["correct"].mean()
     assert probabilities.max(axis=1).tolist() == columns["probability"].tolist()
     if every:
         assert probabilities.T.tolist() == [columns[name].tolist() for name in EVERY]
+
+
+@every_form
+def test_without_labels(form: str, run: Path, digits: Path, tmp_path: Path) -> None:
+    """Rows without labels have neither a true class nor whether it was predicted."""
+    images = np.arange(3 * 784, dtype=np.uint8).reshape(3, 28, 28)
+    write_idx(tmp_path / "test-images-idx3-ubyte", images)
+    dataset = ingest(str(tmp_path), tmp_path / "data").dataset
+    score(run=run, dataset=dataset.location, split="test", out=tmp_path / f"scores.{form}")
+    assert ["row", "predicted", "probability"] == list(read(tmp_path / f"scores.{form}")[0])
 
 
 @pytest.mark.parametrize("form", ["parquet", "npz"])
