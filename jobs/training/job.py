@@ -51,21 +51,24 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a training came to."""
+    """The result of `train`."""
 
     run: Run
+    """The run's record."""
     config: TrainConfig
+    """All settings of the run."""
     metrics: tuple[Metrics, ...]
-    """A line per epoch, all of the run's epochs."""
+    """The metrics of each epoch of the run, as in `metrics.jsonl`."""
     parameters_digest: str
-    """The digest of the final parameters: the model's digest."""
+    """SHA-256 that identifies the model."""
     order_digest: str
-    """Two runs that show the same have seen the same rows in the same batches in order."""
+    """SHA-256 over the rows of all mini-batches, in order."""
     best: CheckpointName | None
-    """The checkpoint with the lowest validation cross-entropy, where there is a validation."""
+    """The checkpoint with the lowest validation cross-entropy; None without validation."""
     already_done: bool
-    """True where the run had been finished before."""
+    """True if the run had been finished before."""
     stopped_early: bool
+    """True if `patience` ended the training."""
 
 
 def train(
@@ -80,19 +83,46 @@ def train(
     stop: StopSignal | None = None,
     cluster: "Cluster | None" = None,
 ) -> TrainResult:
-    """Train a network on a dataset's training split, into a run.
+    """Train a network on a dataset's training split, and save checkpoints in a run.
 
-    Gradients are computed by the workers of a `cluster` where one is given, to the same bits.
+    Parameters
+    ----------
+    config
+        All settings, or a mapping of some. The others are those of the run that is resumed, or the
+        defaults.
+    dataset
+        The dataset. None: that of the run that is resumed, or `data/mnist`.
+    run
+        Where to save the run.
+    storage_options
+        Options of an S3 store, for a dataset or run given by its URL.
+    resume
+        Continue the run from its newest checkpoint, with the same result as if it had never
+        stopped. A run without a checkpoint is started.
+    take_over
+        Allows taking the lock of a dead writer in an object store; called with its description.
+    progress
+        Called after each step with the rows done; may raise to stop.
+    stop
+        Set by a signal handler to stop after the current step, with a checkpoint.
+    cluster
+        Dask cluster whose workers compute the gradients, to the same bits.
 
-    With `resume` a run that has a checkpoint continues from it, to the same bits as if it had never
-    stopped, and one that has none is started. `config` may be a mapping of some settings: the
-    others, and a `dataset` of None, are those of the run that is resumed, or the defaults. A
-    `TrainConfig` gives all settings. `storage_options` are for URLs of a store. `take_over` allows
-    taking the lock of a dead writer in a store. `progress` is called after each step.
-
-    Raises `UsageError` for settings that do not fit the dataset, `BadDataError` for damage,
-    `ConflictError` where the run exists (without `resume`), is locked, or has another configuration
-    or dataset, `StoppedError` after a signal.
+    Raises
+    ------
+    UsageError
+        If a setting is invalid or does not fit the dataset.
+    BadDataError
+        If the dataset or the run is damaged.
+    ConflictError
+        If the run exists and `resume` is false, is locked, or has other settings or another
+        dataset.
+    QualityGateError
+        If the training diverges.
+    UnreachableError
+        If storage or the cluster cannot be used.
+    StoppedError
+        After a signal; the checkpoint is saved.
     """
     given = {} if config is None else config
     location = open_location(run, storage_options)
