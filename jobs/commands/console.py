@@ -1,4 +1,4 @@
-"""What people and scripts read while a job runs: results on stdout, all else on stderr."""
+"""The console: a command's events, progress and result, for people or for scripts."""
 
 import json
 import logging
@@ -12,7 +12,7 @@ from jobs.commands.tables import settings_text, terminal_width
 from jobs.output import PLAIN_SECONDS, one_line, print_aside, print_line
 
 REDRAW_SECONDS = 0.1
-"""Between two updates of the progress on a terminal."""
+"""Interval between updates of the progress on a terminal."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,10 @@ class Report:
 
 
 class Console(EventHandler):
-    """Prints events, progress and a result: text for people, one JSON document for scripts.
+    """Prints events, progress and the result of a command.
 
-    An event that has a text is a line. The settings among its facts are listed below it.
+    Results and events go to stdout, progress and warnings to stderr. An event without a text is
+    not printed; the settings among its facts are listed below the text.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class Console(EventHandler):
             print_line(text)
 
     def warn(self, text: str) -> None:
-        """Print a warning, even when quiet."""
+        """Print a warning, also when quiet."""
         self._end_stage()
         print_aside(f"Warning: {one_line(text)}")
 
@@ -84,7 +85,7 @@ class Console(EventHandler):
             print_line(text)
 
     def progress(self, stage: str, done: int, total: int, note: str = "") -> None:
-        """Show how many rows of a stage are done: on a terminal in place, else in new lines."""
+        """Show how many rows of a stage are done: on a terminal in place, else now and then."""
         if self._silent:
             return
         moment, on_terminal = time.monotonic(), sys.stderr.isatty()
@@ -107,13 +108,13 @@ class Console(EventHandler):
             self._end_stage()
 
     def _draw(self, line: str) -> None:
-        """Replace the terminal's last line, and leave the cursor at its start."""
+        """Replace the last line of the terminal; the cursor stays at its start."""
         width = terminal_width() - 1
         print_aside(line[:width].ljust(width), end="\r")
         self._has_drawn = bool(line)
 
     def close(self) -> None:
-        """Remove what was drawn on the terminal."""
+        """Remove the progress from the terminal."""
         self._end_stage()
         super().close()
 

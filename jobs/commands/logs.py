@@ -15,17 +15,16 @@ from jobs.output import PLAIN_SECONDS, local_time, one_line, print_line
 from storage.errors import exit_code_of
 
 LOGGERS = ("storage", "pipeline", "jobs")
-"""Parents of every logger of this project; Dask's and others' are left alone."""
+"""Parents of all loggers of this project."""
 COUNTED = ("scored", "found", "failed", "left", "unjudged")
-"""Events that a summary counts."""
-
+"""Names of the events that the summary counts."""
 
 Handler = TypeVar("Handler", bound=logging.Handler)
 
 
 @contextmanager
 def attached(handler: Handler) -> Iterator[Handler]:
-    """Give a handler what this project logs while the block runs; close it at the end."""
+    """Attach a handler to the project's loggers while the block runs, then close it."""
     loggers = [logging.getLogger(name) for name in LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -41,9 +40,9 @@ def attached(handler: Handler) -> Iterator[Handler]:
 
 
 class EventHandler(logging.Handler):
-    """A handler whose errors end the job: output that cannot be written is not dropped.
+    """Base of the handlers. An error in one of them is raised, so failed output ends the job.
 
-    A memory event is ignored unless it is larger than those before: an inbox has many files.
+    A memory event is skipped unless it is the largest so far: an inbox has many files.
     """
 
     def __init__(self, level: int = logging.INFO) -> None:
@@ -67,12 +66,12 @@ class EventHandler(logging.Handler):
 
 
 class JsonHandler(EventHandler):
-    """One JSON object a line, each with `time` and `event`; the last one is `summary`."""
+    """Writes one JSON object per line, each with `time` and `event`; the last is `summary`."""
 
     def __init__(
         self, write: Callable[[str], object] = print_line, *, counting: bool = True
     ) -> None:
-        """`write` takes a line without its end; `counting` has the summary count the events."""
+        """`write` is called with each line; with `counting` the summary has the totals."""
         super().__init__(logging.DEBUG)
         self._write = write
         self._counting = counting
@@ -88,8 +87,8 @@ class JsonHandler(EventHandler):
         self._model_digest = facts.get("model_digest", self._model_digest)
         moment = datetime.now(UTC).isoformat(timespec="milliseconds")
         document = {"time": moment, "event": name, **facts, "text": text or None}
-        known = {key: value for key, value in document.items() if value is not None}
-        self._write(json.dumps(known, default=datetime.isoformat))
+        present = {key: value for key, value in document.items() if value is not None}
+        self._write(json.dumps(present, default=datetime.isoformat))
 
     def progress(self, stage: str, done: int, total: int, note: str = "") -> None:
         """Print a line when a stage begins and ends, and every ten seconds."""
@@ -106,7 +105,7 @@ class JsonHandler(EventHandler):
             self._stage = ""
 
     def summary(self, error: BaseException | None) -> None:
-        """Print the last line: the exit code, and what the events before add up to."""
+        """Print the last line: the exit code, the error, and the totals."""
         text = None if error is None else str(error) or repr(error)
         totals = self._totals() if self._counting else {}
         self.show("summary", "", {"exit": exit_code_of(error), "error": text} | totals)
@@ -123,14 +122,14 @@ class JsonHandler(EventHandler):
         }
 
     def result(self, report: object) -> None:
-        """Print nothing: the summary has the result."""
+        """Print nothing; the summary stands for the result."""
 
 
 @contextmanager
 def json_log(*, counting: bool = True) -> Iterator[JsonHandler]:
-    """Log in JSON while the block runs; the last line is a summary, whatever happens.
+    """Log in JSON while the block runs; the last line is always a summary.
 
-    What click refuses is summed up where all commands end.
+    The summary of an error that click raised is printed by `main`.
     """
     log = JsonHandler(counting=counting)
     error: BaseException | None = None

@@ -41,12 +41,12 @@ def check_something_there(location: Location) -> None:
     """Raise `BadDataError` unless the location has the files of a dataset or of a run."""
     if not location.exists() and not replaced_sibling(location).exists():
         raise BadDataError(
-            f"There is nothing at {location}. Give the directory of a dataset or of a run."
+            f"{location} does not exist. Give the directory of a dataset or of a run."
         )
     if location.exists() and not location.exists(RECORD) and not location.exists(METADATA_NAME):
         raise BadDataError(
-            f"{location} is neither a dataset nor a run: it holds no {METADATA_NAME} and no "
-            f"{RECORD}. Give a directory that `pipeline ingest` or `pipeline train` made."
+            f"{location} is neither a dataset nor a run: it contains neither {METADATA_NAME} nor "
+            f"{RECORD}. Give a directory created by `pipeline ingest` or `pipeline train`."
         )
 
 

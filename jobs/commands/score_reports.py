@@ -19,9 +19,9 @@ from storage.runs import SCORES, open_run
 from storage.scores import is_complete, scoring_homes
 
 SHOWN_FILES = 20
-"""More files of an inbox than this are not listed one by one."""
+"""Larger inboxes are reported without a line per file."""
 SHOWN_MISTAKES = 10
-"""Lines in place of a confusion matrix that is wider than the terminal."""
+"""Rows listed instead of a confusion matrix that is wider than the terminal."""
 LEDGER_HEADER = ["time", "what", "outcome", "rows", "accuracy", "model", "result"]
 UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -79,7 +79,7 @@ def batch_report(batch: ScoringResult, *, one_split: bool) -> Report:
         f"{new:,} scored",
         f"{len(batch.results) - new:,} scored before",
         *([f"{len(batch.failed):,} failed"] if batch.failed else []),
-        *([f"{len(batch.left):,} left for the next time"] if batch.left else []),
+        *([f"{len(batch.left):,} left for the next run"] if batch.left else []),
         *([f"{len(batch.unjudged):,} not judged by any gate"] if batch.unjudged else []),
     ]
     summary = f"{', '.join(counts)}; scores in {batch.run.location}/scores"
@@ -180,8 +180,8 @@ def _warnings(ledger: Ledger, entries: list[Entry]) -> list[str]:
     warnings = []
     if ledger.is_torn:
         warnings.append(
-            f"The last line of {ledger} is cut off and left out: a job died while writing it. The "
-            "next `pipeline score` of the same work writes it again."
+            f"The last line of {ledger} is incomplete and is skipped: a job was killed while "
+            "writing it. The next `pipeline score` of the same rows writes it again."
         )
     recorded = {entry.get("result") for entry in entries}
     scores = ledger.location
@@ -193,16 +193,16 @@ def _warnings(ledger: Ledger, entries: list[Entry]) -> list[str]:
     if missing:
         shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         warnings.append(
-            f"In {scores} the ledger has no line for {len(missing):,} of the complete scorings: "
-            f"{shown}. The next `pipeline score` that finds them writes it."
+            f"The ledger has no line for {len(missing):,} of the complete scores in {scores}: "
+            f"{shown}. The next `pipeline score` of the same rows adds it."
         )
     return warnings
 
 
 def since_time(text: str) -> datetime:
-    """Return the moment that a text means: `12h`, `7d` ago, or a date or time in ISO 8601.
+    """Parse `12h` or `7d` before now, or a date or time in ISO 8601, local if it has no offset.
 
-    A time without a zone is this machine's. Raises `UsageError` for anything else.
+    Raises `UsageError` for anything else.
     """
     try:
         if back := re.fullmatch(r"(\d{1,6})([mhdw])", text):
@@ -210,8 +210,8 @@ def since_time(text: str) -> datetime:
         return datetime.fromisoformat(text).astimezone(UTC)
     except (ValueError, OverflowError) as error:
         raise UsageError(
-            f"--since is {text!r}; expected 30m, 12h, 7d or 2w back from now, or a date or time "
-            "such as 2026-01-31 or 2026-01-31T22:00."
+            f"--since is {text!r}; expected 30m, 12h, 7d or 2w for the time before now, or a date "
+            "or time such as 2026-01-31 or 2026-01-31T22:00."
         ) from error
 
 
@@ -258,13 +258,14 @@ def promote_report(result: PromoteResult) -> Report:
     lines = []
     if result.already_done:
         lines.append(f"{result.name} already names this model.")
-    else:
+    elif result.before is not None:
         lines.append(f"Before: {_holder_text(result.before)}")
     if result.holder is None:
         lines.append(f"No model is named {result.name} now.")
     else:
         lines.append(f"{result.name}: {_holder_text(result.holder)}")
-    return Report(document, "\n".join(lines), lines[-1])
+    details = "" if result.holder is None else facts([("model", result.holder.model_digest)])
+    return Report(document, "\n".join(lines), lines[-1], details)
 
 
 def _holder_document(holder: Holder | None) -> dict[str, Any] | None:

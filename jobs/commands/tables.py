@@ -13,11 +13,11 @@ from jobs.output import one_line
 SHORT_DIGEST = 12
 """Digits of a digest in tables and summaries; --verbose and --json print all 64."""
 GAP = "  "
-"""Between the columns of a table."""
+"""Separator of the columns of a table."""
 SHOWN_CLASSES = 100
-"""More classes than this are not listed one by one."""
+"""Larger sets of classes are not listed one by one."""
 NARROWEST = 8
-"""Columns of text are not wrapped to fewer characters."""
+"""Least width of a wrapped column."""
 WORDS = re.compile(r"(\s+|[^\s/]*/+)")
 """Splits a text into pieces after which a line may end."""
 
@@ -72,7 +72,7 @@ def fits(text: str) -> bool:
 
 
 def wrap(text: str, width: int) -> list[str]:
-    """Return the lines of a text, broken at spaces and behind slashes where possible."""
+    """Break a text into lines, at spaces and after slashes if possible."""
     if len(text) <= width:
         return [text]
     wrapper = TextWrapper(width)

@@ -24,9 +24,9 @@ from storage.location import Location, Write
 from storage.scores import Scores, ScoresSchema
 
 PARQUET_MEMORY = 100_000_000
-"""Bytes of pyarrow itself."""
+"""Bytes that pyarrow allocates for itself."""
 CSV_BUFFER = 2**20
-"""Bytes that are written at a time."""
+"""Size of the write buffer in bytes."""
 
 FROM_LABELS = ("true", "correct")
 """Columns that only rows with labels have."""
@@ -146,7 +146,7 @@ def _write_csv(
 
 
 def _cells(column: NDArray[Any]) -> Iterator[Any]:
-    """Yield a column's values; nine digits keep every bit of a float32 (IEEE 754, 5.12.2)."""
+    """Yield a column's values; nine digits preserve a float32 exactly (IEEE 754, 5.12.2)."""
     return (f"{value:.9g}" for value in column) if column.dtype.kind == "f" else iter(column)
 
 
@@ -170,7 +170,7 @@ def _write_npz(
 def _write_npy(
     archive: zipfile.ZipFile, name: str, rows: int, parts: Iterator[NDArray[Any]]
 ) -> None:
-    """Write one array of the archive, in NumPy's own format (NEP 1), from its parts."""
+    """Write one array of the archive in the NPY format (NEP 1), chunk by chunk."""
     with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
         for number, part in enumerate(parts):
             if not number:
@@ -183,7 +183,7 @@ def _write_npy(
 def _write_parquet(
     pipe: "_Pipe", scores: Scores, labels: Labels | None, all_probabilities: bool
 ) -> None:
-    """Write a row group per chunk; the facts are key-value metadata of the schema."""
+    """Write a row group per chunk; the facts become the schema's key-value metadata."""
     import pyarrow
     from pyarrow import parquet
 
@@ -198,7 +198,7 @@ def _write_parquet(
 
 
 class _Pipe(io.RawIOBase):
-    """A file that can only be written to, from start to end."""
+    """A write-only, sequential file object."""
 
     def __init__(self, write: Write) -> None:
         self._write = write
@@ -214,5 +214,5 @@ class _Pipe(io.RawIOBase):
         return len(content)
 
     def tell(self) -> int:
-        """Return the bytes so far; Parquet's footer refers to them."""
+        """Return the number of bytes written; Parquet's footer needs it."""
         return self._written

@@ -1,4 +1,4 @@
-"""Progress on a real pseudo-terminal."""
+"""Progress on a pseudo-terminal."""
 
 import os
 import pty

@@ -1,4 +1,4 @@
-"""What the jobs log: lines on a console, JSON objects for scripts."""
+"""Events: lines on a console, JSON objects in a log."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ logger = logging.getLogger("jobs.scoring.test")
 
 
 def test_console(capsys: pytest.CaptureFixture[str]) -> None:
-    """Events are lines on stdout, warnings on stderr; what has no text is not for people."""
+    """Events with a text are lines on stdout, warnings on stderr."""
     with attached(Console()):
         event(logger, "left", "a\nb: left", file="a\nb")
         event(logger, "found", "", rows=1)
@@ -29,7 +29,7 @@ def test_console(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("options", [(True, False), (False, True)])
 def test_quiet(options: tuple[bool, bool], capsys: pytest.CaptureFixture[str]) -> None:
-    """Quiet, or where the result is a document, only warnings are shown."""
+    """With --quiet or --json, warnings are the only events that are printed."""
     quiet, as_json = options
     with attached(Console(quiet=quiet, as_json=as_json)):
         logger.info("reading")
@@ -56,8 +56,8 @@ def test_result(
     assert (expected, "") == capsys.readouterr()
 
 
-def test_memory_is_told_where_it_grows(capsys: pytest.CaptureFixture[str]) -> None:
-    """An inbox has many files: only what needs more than those before is worth a line."""
+def test_memory_is_printed_when_it_grows(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of many memory bounds, those larger than all before are printed."""
     with attached(Console()):
         for megabytes in (100, 50, 100, 101, 3):
             event(logger, "memory", f"{megabytes} MB", bytes=megabytes * 10**6)
@@ -65,7 +65,7 @@ def test_memory_is_told_where_it_grows(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_nothing_stays_behind() -> None:
-    """Handlers and levels are as they were when a command has ended, however it ends."""
+    """After a command, even a failed one, the loggers have their former handlers and levels."""
     before = _state()
     with pytest.raises(StoppedError), attached(JsonHandler()):
         assert _state() != before
@@ -80,7 +80,7 @@ def _state() -> list[Any]:
 
 @pytest.fixture
 def lines() -> list[dict[str, Any]]:
-    """Documents that a JSON log has written."""
+    """The documents that a JSON log wrote."""
     return []
 
 
@@ -91,7 +91,7 @@ def log(lines: list[dict[str, Any]]) -> JsonHandler:
 
 
 def test_json(log: JsonHandler, lines: list[dict[str, Any]]) -> None:
-    """An event's facts are the fields; what has no name is a note or a warning."""
+    """An event's facts are the fields; other records are notes or warnings."""
     with attached(log):
         event(logger, "left", "a: left", file="a", accuracy=None)
         logger.info("reading")
@@ -105,7 +105,7 @@ def test_json(log: JsonHandler, lines: list[dict[str, Any]]) -> None:
 
 
 def test_progress_in_json(log: JsonHandler, lines: list[dict[str, Any]]) -> None:
-    """A stage has a line when it begins and one, with a rate, when it ends."""
+    """A stage has a line at its start, and one with a rate at its end."""
     for done in (0, 1, 2, 3):
         log.progress("score train", done, 3)
     first, last = lines
@@ -121,7 +121,7 @@ def test_progress_in_json(log: JsonHandler, lines: list[dict[str, Any]]) -> None
 def test_summary(
     error: Exception | None, code: int, log: JsonHandler, lines: list[dict[str, Any]]
 ) -> None:
-    """The summary counts the events before it and has the exit code."""
+    """The summary has the exit code and the totals of the events."""
     with attached(log):
         event(logger, "started", "", model_digest="abc")
         for rows in (2, 3):
@@ -138,15 +138,15 @@ def _raise_broken_pipe(_line: str) -> None:
 
 
 def test_output_that_cannot_be_written_ends_the_job() -> None:
-    """Whoever logs gets the error; logging alone would drop it."""
+    """An error of the output is raised where the event is logged."""
     with attached(JsonHandler(_raise_broken_pipe)), pytest.raises(StoppedError):
         logger.info("reading")
 
 
-def test_no_time_left_is_told_before_the_first_row(
+def test_progress_before_the_first_row(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A stage that has done nothing has no rate to tell it by."""
+    """Before the first row is done, neither rate nor remaining time is printed."""
     monkeypatch.setattr("jobs.commands.console.PLAIN_SECONDS", -1.0)
     console = Console()
     console.progress("ingest train", 0, 300)

@@ -179,7 +179,7 @@ def test_a_store_that_is_lost_midway(
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (("inspect", "s3://bucket/nothing"), 3, "There is nothing at s3://bucket/nothing"),
+        (("inspect", "s3://bucket/nothing"), 3, "s3://bucket/nothing does not exist"),
         (("train", "--dataset", "s3://bucket/nothing"), 3, "There is no dataset at s3://bucket/n"),
         (("score", "--run", "s3://bucket/nothing"), 3, "There is no run at s3://bucket/nothing"),
         (("inspect", "s3://no-bucket/set"), 6, "there is no bucket 'no-bucket'"),

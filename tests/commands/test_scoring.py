@@ -1,4 +1,4 @@
-"""The commands of scoring as scripts and schedulers use them: exit codes, output, imports."""
+"""The scoring commands as scripts and schedulers use them: exit codes, output, imports."""
 
 import json
 import re
@@ -22,15 +22,15 @@ def lines(ended: Ended) -> list[dict[str, object]]:
 
 
 def test_a_rerun_imports_little(dataset: Path, run: Path, call: Call) -> None:
-    """A rerun that finds its work done answers without Zarr, Dask or the network's step."""
+    """A rerun whose scores exist imports neither Zarr nor Dask."""
     assert 0 == call("score").code
-    found = imported("score", cwd=dataset.parent.parent)
-    assert {"click", "jobs", "storage"} <= found
-    assert set() == {"zarr", "dask", "distributed"} & found
+    modules = imported("score", cwd=dataset.parent.parent)
+    assert {"click", "jobs", "storage"} <= modules
+    assert set() == {"zarr", "dask", "distributed"} & modules
 
 
 def test_gate(dataset: Path, run: Path, call: Call) -> None:
-    """A missed gate ends with exit 5 after the result; the ledger shows it."""
+    """A missed gate exits with 5 after the result is printed, and is in the ledger."""
     ended = call("score", "--min-accuracy", "1")
     assert BELOW_GATE == ended.code
     assert "Test accuracy " in ended.out
@@ -43,13 +43,13 @@ def test_gate(dataset: Path, run: Path, call: Call) -> None:
 
 
 def test_drop_from_nothing(dataset: Path, run: Path, call: Call) -> None:
-    """Where there is nothing before to compare with, that is said; the scoring passes."""
+    """Without an earlier accuracy a drop is not judged, which is printed; the job succeeds."""
     ended = call("score", "--max-drop", "0")
     assert (0, 1) == (ended.code, ended.out.count("--max-drop is not judged"))
 
 
 def test_log_ends_in_a_summary(dataset: Path, run: Path, call: Call) -> None:
-    """--log-json prints a line per event, the last one with the exit code and the counts."""
+    """--log-json prints a line per event; the last has the exit code and the totals."""
     log = lines(call("score", "--split", "test", "--split", "train", "--log-json"))
     assert "started" == log[0]["event"]
     summary = log[-1]
@@ -60,8 +60,8 @@ def test_log_ends_in_a_summary(dataset: Path, run: Path, call: Call) -> None:
     assert (5, 1, 1) == tuple(again[name] for name in ("exit", "found", "below_gate"))
 
 
-def test_summary_of_what_ended_half_way(dataset: Path, run: Path, call: Call) -> None:
-    """What was scored before a job had to end is counted."""
+def test_summary_of_a_failed_job(dataset: Path, run: Path, call: Call) -> None:
+    """The summary counts what was scored before the error."""
     summary = lines(call("score", "--split", "test", "--split", "none", "--log-json"))[-1]
     assert (USAGE, 1) == (summary["exit"], summary["scored"])
     assert summary["rows"]
@@ -69,7 +69,7 @@ def test_summary_of_what_ended_half_way(dataset: Path, run: Path, call: Call) ->
 
 
 def test_inbox(run: Path, call: Call) -> None:
-    """An inbox is scored, and told as a table, or as a document."""
+    """The files of an inbox are listed in a table, or in a document."""
     inbox = run.parent.parent / "inbox"
     put_images(inbox / "a-images-idx3-ubyte", 1, labelled=True)
     ended = call("score", "--inbox", "inbox")
@@ -81,9 +81,9 @@ def test_inbox(run: Path, call: Call) -> None:
     document = json.loads(ended.out)
     assert BAD_DATA == ended.code
     assert [("a-images-idx3-ubyte", True)] == [
-        (found["file"], found["already_done"]) for found in document["results"]
+        (result["file"], result["already_done"]) for result in document["results"]
     ]
-    assert ["bad"] == [found["file"] for found in document["failed"]]
+    assert ["bad"] == [failure["file"] for failure in document["failed"]]
     put_images(inbox / "unlabelled", 2)
     ended = call("score", "--inbox", "inbox", "--min-accuracy", "0")
     assert "1 scored, 1 scored before, 1 failed, 1 not judged by any gate; " in ended.out
@@ -93,20 +93,20 @@ def test_inbox(run: Path, call: Call) -> None:
     assert last.startswith("Error: 1 in the inbox could not be scored: bad.")
 
 
-def test_tries_again_and_gives_up(run: Path, call: Call) -> None:
-    """What is out of reach is tried so often again, then it is exit 6."""
+def test_retries(run: Path, call: Call) -> None:
+    """An unreachable inbox is retried --retries times; then the job exits with 6."""
     ended = call("score", "--inbox", "absent", "--retries", "2", "--retry-wait", "0")
     assert UNREACHABLE == ended.code
     assert 2 == ended.err.count("Trying again")
 
 
 def test_promote_score_undo(dataset: Path, run: Path, call: Call) -> None:
-    """A name is given, used, shown and taken back."""
+    """A name is given to a model, used, listed and given back."""
     assert_refused(call("score", "--model", "champion"), USAGE, "No model is called 'champion'")
     assert 0 == call("promote", "--as", "champion", "--checkpoint", "1").code
-    told = call("promote", "--as", "champion", "--not-worse-than", "champion")
-    assert "champion: model" in told.out
-    assert "Before: model" in told.out
+    promoted = call("promote", "--as", "champion", "--not-worse-than", "champion")
+    assert promoted.out.startswith("Before: model ")
+    assert "champion: model " in promoted.out
     document = json.loads(call("score", "--model", "champion", "--json").out)
     assert "000002-000000" == document["checkpoint"]
     assert "000001-000000" in call("promote", "--as", "champion", "--undo").out
@@ -119,7 +119,7 @@ def test_promote_score_undo(dataset: Path, run: Path, call: Call) -> None:
 
 
 def test_since(dataset: Path, run: Path, call: Call) -> None:
-    """What is older is left out."""
+    """--since leaves out older scorings."""
     call("score")
     for since, expected in (("1h", 1), ("2020-01-01", 1), ("2999-01-01T12:00", 0)):
         document = json.loads(call("scores", "--since", since, "--json").out)
@@ -127,22 +127,25 @@ def test_since(dataset: Path, run: Path, call: Call) -> None:
 
 
 def test_scores_of_a_ledger_that_lost_lines(dataset: Path, run: Path, call: Call) -> None:
-    """A line that a death cut off, and scorings without a line, are warned of; a job mends both."""
+    """An incomplete line and missing lines are warned of; the next job writes them again."""
     score = ("score", "--split", "test", "--split", "train")
     assert 0 == call(*score).code
     path = run / "scores" / "ledger.jsonl"
     path.write_bytes(path.read_bytes()[:-10])
     ended = call("scores", "--json")
     torn, missing = ended.err.splitlines()
-    assert torn.startswith("Warning: The last line of runs/mnist/scores/ledger.jsonl is cut off")
-    assert missing.startswith("Warning: In runs/mnist/scores the ledger has no line for 1 of ")
+    assert torn.startswith("Warning: The last line of runs/mnist/scores/ledger.jsonl is incomplete")
+    assert missing.startswith("Warning: The ledger has no line for 1 of the complete scores in ")
     document = json.loads(ended.out)
     assert ["test"] == [entry["split"] for entry in document["entries"]]
     assert 2 == len(document["warnings"])
     path.unlink()
     ended = call("scores")
     assert (0, "Nothing in the ledger of runs/mnist.\n") == (ended.code, ended.out)
-    assert "the ledger has no line for 2 of the complete scorings: test-" in ended.err
+    assert (
+        "The ledger has no line for 2 of the complete scores in runs/mnist/scores: test-"
+        in ended.err
+    )
     assert 0 == call(*score).code
     shown = call("scores")
     assert ("", "runs/mnist/scores/ledger.jsonl: 2 scored") == (
@@ -153,7 +156,7 @@ def test_scores_of_a_ledger_that_lost_lines(dataset: Path, run: Path, call: Call
 
 
 def test_ten_times(call: Call) -> None:
-    """--dry-run prints the next ten times and starts nothing."""
+    """--dry-run prints the next ten times, with their offset."""
     ended = call("schedule", "0 3 * * *", "--timezone", "UTC", "--dry-run", "--", "score")
     times = ended.out.splitlines()
     assert (0, 10) == (ended.code, len(times))
@@ -161,7 +164,7 @@ def test_ten_times(call: Call) -> None:
 
 
 def test_printed_into_files(here: Path, call: Call) -> None:
-    """--to writes the files under their names; without it they are printed."""
+    """--to writes the files that are printed without it."""
     arguments = ("schedule", "0 3 * * *", "--print", "systemd", "--name", "nightly")
     written = call(*arguments, "--to", "units", "--", "score").out.splitlines()
     assert ["units/nightly.service", "units/nightly.timer"] == written
@@ -171,7 +174,7 @@ def test_printed_into_files(here: Path, call: Call) -> None:
 
 
 def test_the_printed_cron_line_runs(dataset: Path, run: Path, call: Call) -> None:
-    """The command of the crontab works for a shell that knows nothing else."""
+    """The command of the crontab works in a shell without any environment variable."""
     if not shutil.which("sh"):
         pytest.skip("there is no sh")
     text = call("schedule", "0 3 * * *", "--print", "cron", "--", "score", "--quiet").out

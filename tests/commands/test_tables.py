@@ -1,4 +1,4 @@
-"""Tables: they fit the terminal, and what they leave out is named and printed elsewhere."""
+"""Tables fit the terminal; what they leave out is printed with --verbose or --json."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def assert_fits(text: str, width: int) -> None:
 
 
 def joined(text: str) -> str:
-    """The text without its layout: what was wrapped stands together again."""
+    """The text without its layout, so that wrapped words are whole again."""
     return "".join(text.split())
 
 
@@ -34,7 +34,7 @@ def width(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> in
 
 
 def test_text_is_wrapped_and_numbers_are_not(width: int) -> None:
-    """A long path is broken behind its slashes; no character is lost."""
+    """A long path is broken after slashes; no character is lost."""
     text = table(["file", "rows"], [[LONG_FILE, 1_000_000]])
     assert_fits(text, width)
     assert (width == 200) == (LONG_FILE in text)
@@ -44,7 +44,7 @@ def test_text_is_wrapped_and_numbers_are_not(width: int) -> None:
 
 
 def test_optional_columns_are_left_out_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A column that is printed elsewhere is dropped before any text is wrapped."""
+    """An optional column is left out before any text is wrapped."""
     arguments = (["a", "b", "c"], [["x" * 10, "y" * 10, "z" * 10]], ("b", "c"))
     monkeypatch.setenv("COLUMNS", "34")
     assert "z" * 10 in table(*arguments, optional=("c",))
@@ -55,7 +55,7 @@ def test_optional_columns_are_left_out_first(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_grid(width: int) -> None:
-    """Short texts share lines, as many as fit."""
+    """As many texts as fit share a line."""
     cells = [f"class {number}: {number:,}" for number in range(62)]
     text = grid(cells)
     assert_fits(text, width)
@@ -64,7 +64,7 @@ def test_grid(width: int) -> None:
 
 
 def quality(names: list[str]) -> dict[str, Any]:
-    """Metrics of 200 rows a class, one in ten taken for the next class."""
+    """Metrics of 200 rows per class, a tenth of them predicted as the next class."""
     true = np.repeat(np.arange(len(names)), 200)
     predicted = (true + (np.arange(len(true)) % 10 == 0)) % len(names)
     counter = ConfusionCounter(tuple(names))
@@ -76,7 +76,7 @@ def quality(names: list[str]) -> dict[str, Any]:
 @pytest.mark.parametrize("classes", [10, 26, 47, 62])
 @pytest.mark.parametrize("name", ["{}", "a class with a long name {}"])
 def test_quality_of_many_classes(classes: int, name: str, width: int) -> None:
-    """Each class has its figures; a confusion matrix that is too wide gives way to its mistakes."""
+    """Every class is listed; a confusion matrix that does not fit is summarised."""
     names = [name.format(number) for number in range(classes)]
     text = quality_text(quality(names))
     assert_fits(text, width)
@@ -87,7 +87,7 @@ def test_quality_of_many_classes(classes: int, name: str, width: int) -> None:
 
 
 def test_scores_and_names(width: int, dataset: Any, run: Any, call: Call) -> None:
-    """The ledger, the inbox and the promoted names fit; -v lists what a narrow table leaves out."""
+    """Tables of the ledger, an inbox and promoted names fit; details have what is left out."""
     put_images(run.parent.parent / "inbox" / LONG_FILE, 1, labelled=True)
     (run.parent.parent / "inbox" / "bad-images-idx3-ubyte").write_bytes(b"no images")
     long_run = run.parent.parent / LONG_RUN

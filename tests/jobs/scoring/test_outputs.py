@@ -1,4 +1,4 @@
-"""Plain files of scores, each read back by another library: the predictions to the bit."""
+"""Files of predictions, read back exactly by other libraries."""
 
 import errno
 import os
@@ -34,7 +34,7 @@ every_form = pytest.mark.parametrize("form", ["csv", "parquet", "npz"])
 
 @pytest.fixture(scope="module")
 def run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of one epoch whose training split, five chunks, has been scored."""
+    """A run of one epoch whose training split of five chunks is scored."""
     place = tmp_path_factory.mktemp("trained") / "run"
     train(small(epochs=1, learning_rate=0.03), dataset=digits, run=place)
     score(run=place, dataset=digits, split="train")
@@ -76,7 +76,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 @every_form
 @pytest.mark.parametrize("every", [False, True])
 def test_read_back(form: str, every: bool, run: Path, digits: Path, tmp_path: Path) -> None:
-    """Row number, classes by name, whether they agree, and probabilities, to the bit."""
+    """Every column has the exact values, classes by name."""
     result = written(run, digits, tmp_path / f"scores.{form}", every=every)
     columns, _ = read(tmp_path / f"scores.{form}")
     probabilities, predicted = predictions(result)
@@ -97,7 +97,7 @@ def test_read_back(form: str, every: bool, run: Path, digits: Path, tmp_path: Pa
 
 @every_form
 def test_without_labels(form: str, run: Path, digits: Path, tmp_path: Path) -> None:
-    """Rows without labels have neither a true class nor whether it was predicted."""
+    """Without labels the columns `true` and `correct` are missing."""
     images = np.arange(3 * 784, dtype=np.uint8).reshape(3, 28, 28)
     write_idx(tmp_path / "test-images-idx3-ubyte", images)
     dataset = ingest(str(tmp_path), tmp_path / "data").dataset
@@ -107,7 +107,7 @@ def test_without_labels(form: str, run: Path, digits: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("form", ["parquet", "npz"])
 def test_facts(form: str, run: Path, digits: Path, tmp_path: Path) -> None:
-    """The file says which model, checkpoint, dataset and scores it is of."""
+    """The file's metadata name the model, checkpoint, dataset and scores."""
     result = written(run, digits, tmp_path / f"scores.{form}", every=False)
     expected = {name: result.metrics.get(name) for name in FACTS}
     expected["scores_digest"] = result.scores.digest
@@ -116,18 +116,18 @@ def test_facts(form: str, run: Path, digits: Path, tmp_path: Path) -> None:
 
 @every_form
 def test_written_whole(form: str, run: Path, digits: Path, tmp_path: Path) -> None:
-    """A file that is there is replaced in one step; nothing but it is left."""
+    """An existing file is replaced; no temporary file is left."""
     path = tmp_path / f"scores.{form}"
     path.write_bytes(b"before")
     written(run, digits, path, every=True)
     first = path.read_bytes()
     written(run, digits, path, every=True)
     assert first == path.read_bytes()
-    assert [path.name] == [found.name for found in tmp_path.iterdir()]
+    assert [path.name] == [file.name for file in tmp_path.iterdir()]
 
 
-def test_what_a_death_left_of_a_file_is_removed(run: Path, digits: Path, tmp_path: Path) -> None:
-    """A partial file goes with the next writing; another file's stays."""
+def test_partial_files_are_removed(run: Path, digits: Path, tmp_path: Path) -> None:
+    """Partial files of the same name are removed by the next job, others are kept."""
     names = [".x.csv.", ".y.csv."]
     left = [tmp_path / f"{name}{0:032x}.tmp" for name in names]
     for path in left:
@@ -138,22 +138,22 @@ def test_what_a_death_left_of_a_file_is_removed(run: Path, digits: Path, tmp_pat
 
 
 def test_parquet_has_a_row_group_for_each_chunk(run: Path, digits: Path, tmp_path: Path) -> None:
-    """A Parquet file is written chunk by chunk, so that memory does not grow with the rows."""
+    """Parquet is written chunk by chunk, so memory does not grow with the rows."""
     written(run, digits, tmp_path / "scores.parquet", every=False)
     assert 5 == parquet.ParquetFile(tmp_path / "scores.parquet").num_row_groups
 
 
 @pytest.mark.filterwarnings("ignore:Object at metrics.json is not recognized")
-def test_the_home_opens_in_xarray(run: Path, digits: Path) -> None:
-    """xarray reads the scoring itself, with the dimensions' names."""
+def test_scores_open_in_xarray(run: Path, digits: Path) -> None:
+    """xarray reads the scores with the names of their dimensions."""
     result = score(run=run, dataset=digits, split="train")
-    with xarray.open_zarr(str(result.scores.location)) as found:
-        assert ("sample", "class") == found["probabilities"].dims
-        assert predictions(result)[1].tolist() == found["predicted"].values.tolist()
+    with xarray.open_zarr(str(result.scores.location)) as opened:
+        assert ("sample", "class") == opened["probabilities"].dims
+        assert predictions(result)[1].tolist() == opened["predicted"].values.tolist()
 
 
 def test_parquet_without_pyarrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where pyarrow is not installed, what to install is said before anything is scored."""
+    """Without pyarrow, the error names the extra to install before anything is scored."""
     monkeypatch.setattr("jobs.scoring.outputs.find_spec", lambda name: None)
     with pytest.raises(UsageError, match="the extra 'parquet'"):
         check_output(open_location("scores.parquet"))
@@ -170,23 +170,21 @@ def test_parquet_without_pyarrow(monkeypatch: pytest.MonkeyPatch) -> None:
         ("{home}" + "z" * 200 + ".npz", "at most 217"),
     ],
 )
-def test_where_no_file_can_be(
-    name: str, words: str, run: Path, digits: Path, tmp_path: Path
-) -> None:
-    """A directory, too long a name or a file in the way is refused before anything is scored."""
+def test_impossible_files(name: str, words: str, run: Path, digits: Path, tmp_path: Path) -> None:
+    """A directory, a pipe or too long a name is refused before anything is scored."""
     (tmp_path / "there.csv").mkdir()
     (tmp_path / "file").touch()
     os.mkfifo(tmp_path / "pipe.csv")
-    there = sorted(os.listdir(tmp_path))
+    files = sorted(os.listdir(tmp_path))
     before = sorted((run / "scores").iterdir())
     with pytest.raises(UsageError, match=words):
         score(run=run, dataset=digits, split="test", out=str(tmp_path / name))
-    assert there == sorted(os.listdir(tmp_path))
+    assert files == sorted(os.listdir(tmp_path))
     assert before == sorted((run / "scores").iterdir())
 
 
 def test_a_long_name(run: Path, digits: Path, tmp_path: Path) -> None:
-    """The longest name that is not refused can be written."""
+    """The longest accepted name can be written."""
     written(run, digits, tmp_path / f"{'x' * 213}.csv", every=False)
     assert 1 == len(list(tmp_path.iterdir()))
 
@@ -194,7 +192,7 @@ def test_a_long_name(run: Path, digits: Path, tmp_path: Path) -> None:
 def test_nothing_is_left_of_a_file_that_failed(
     run: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file that does not get its name is gone."""
+    """If the rename fails, the temporary file is removed."""
 
     def rename(source: Path, target: Path) -> None:
         if target.name == "scores.csv":
