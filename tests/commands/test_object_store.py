@@ -1,4 +1,4 @@
-"""The commands on s3:// places: the same bits as on disk, whoever is killed, and whatever fails."""
+"""The commands on s3:// places: the same bits as on disk, also after kills and failed requests."""
 
 import json
 from itertools import count, cycle
@@ -26,12 +26,13 @@ def dataset_url(store: Store, environment: dict[str, str], call: Call) -> str:
 
 @pytest.fixture
 def expected(call: Call) -> dict[str, object]:
-    """What the same training comes to in local directories, never disturbed."""
+    """The result of the same training in local directories, undisturbed."""
     document(call(*INGEST, "--out", "set", "--json"))
     return document(call(*TRAIN, "--dataset", "set", "--run", "run", "--json"))
 
 
-def what_it_came_to(trained: dict[str, object]) -> tuple[object, ...]:
+def digests(trained: dict[str, object]) -> tuple[object, ...]:
+    """Return the digests of a training's parameters and order."""
     return trained["parameters_digest"], trained["order_digest"]
 
 
@@ -42,7 +43,7 @@ def test_processes_share_nothing_but_the_store(
     call: Call,
     here: Path,
 ) -> None:
-    """Each command in a directory of its own; every digest is the one that disks give."""
+    """Commands that share only the store produce the digests of a local disk."""
     place, numbers = str(store.new_place()), count()
     places = ("--dataset", f"{place}/set", "--run", f"{place}/runs/one")
 
@@ -57,7 +58,7 @@ def test_processes_share_nothing_but_the_store(
     trained = document(elsewhere(*TRAIN, *places, "--json"))
     scored = document(elsewhere("score", *places, "--out", f"{place}/rows.csv", "--json"))
     assert document(call("inspect", "set", "--json"))["digest"] == made["digest"]
-    assert what_it_came_to(expected) == what_it_came_to(trained)
+    assert digests(expected) == digests(trained)
     local = document(
         call("score", "--dataset", "set", "--run", "run", "--out", "rows.csv", "--json")
     )
@@ -66,9 +67,9 @@ def test_processes_share_nothing_but_the_store(
     parent, name = store.location(f"{place.split('/', 3)[3]}/rows.csv").split()
     assert (here / "rows.csv").read_bytes() == parent.get(name)
 
-    told = document(elsewhere("inspect", f"{place}/runs/one", "--json"))
-    assert f"{place}/runs/one" == told["location"]
-    assert 6 == len(told["epochs"])
+    report = document(elsewhere("inspect", f"{place}/runs/one", "--json"))
+    assert f"{place}/runs/one" == report["location"]
+    assert 6 == len(report["epochs"])
     for what in ("set", "runs/one"):
         assert [] == document(elsewhere("verify", f"{place}/{what}", "--json"))["wrong"]
     again = document(elsewhere(*INGEST, "--out", f"{place}/set", "--json"))
@@ -85,7 +86,7 @@ def test_a_killed_training_is_taken_over(
     call: Call,
     here: Path,
 ) -> None:
-    """After SIGKILL another is refused until told to take over; it ends in the same bits."""
+    """After SIGKILL another training needs --take-over, and ends with the same bits."""
     run = f"{store.new_place()}/run"
     arguments = (*TRAIN, "--dataset", dataset_url, "--run", run, "--resume")
     process = kill_at_line("epoch 2/", *arguments, cwd=here, env=environment)
@@ -96,7 +97,7 @@ def test_a_killed_training_is_taken_over(
     assert f"{run} was being written by process {process} on " in ended.err
     assert "resumed from checkpoint " in ended.out
     trained = document(call(*arguments, "--json"))
-    assert what_it_came_to(expected) == what_it_came_to(trained)
+    assert digests(expected) == digests(trained)
     assert [] == document(call("verify", run, "--json"))["wrong"]
 
 
@@ -109,37 +110,37 @@ def test_one_of_two_trainers_wins(
     call: Call,
     here: Path,
 ) -> None:
-    """Two that begin at one prefix at once: one trains, the other ends with exit 4."""
+    """Of two trainings that start in one place at once, one ends with exit code 4."""
     run = f"{store.new_place()}/run"
     arguments = (*TRAIN, "--dataset", dataset_url, "--run", run)
     with (
         start_pipeline(*arguments, cwd=here, env=environment) as one,
         start_pipeline(*arguments, cwd=here, env=environment) as other,
     ):
-        told = one.communicate()[1] + other.communicate()[1]
-    assert [0, 4] == sorted([one.returncode, other.returncode]), told
-    assert any(why in told for why in ("being written by process", "exists", "is a run already"))
+        errors = one.communicate()[1] + other.communicate()[1]
+    assert [0, 4] == sorted([one.returncode, other.returncode]), errors
+    assert any(why in errors for why in ("being written by process", "exists", "is a run already"))
     trained = document(call(*arguments, "--resume", "--json"))
-    assert what_it_came_to(expected) == what_it_came_to(trained)
+    assert digests(expected) == digests(trained)
 
 
 @pytest.mark.slow
-def test_a_store_in_trouble_costs_time_only(
+def test_failing_requests(
     proxy: Proxy,
     store: Store,
     expected: dict[str, object],
     environment: dict[str, str],
     call: Call,
 ) -> None:
-    """With each seventeenth request failing in one way or another, all three commands succeed."""
-    troubles, numbers = cycle(["500", CUT, "503", LOST, DROP]), count(1)
-    proxy.plan = lambda method, path: None if next(numbers) % 17 else next(troubles)
+    """All three commands succeed although every seventeenth request fails."""
+    failures, numbers = cycle(["500", CUT, "503", LOST, DROP]), count(1)
+    proxy.plan = lambda method, path: None if next(numbers) % 17 else next(failures)
     place = f"{store.new_place()}"
     option = ("--storage-option", f"endpoint_url={proxy.store.endpoint}", "--json")
     places = ("--dataset", f"{place}/set", "--run", f"{place}/run")
     document(call(*INGEST, "--out", f"{place}/set", *option))
     trained = document(call(*TRAIN, *places, *option))
-    assert what_it_came_to(expected) == what_it_came_to(trained)
+    assert digests(expected) == digests(trained)
     scored = document(call("score", *places, *option))
     local = document(call("score", "--dataset", "set", "--run", "run", "--json"))
     assert local["scores_digest"] == scored["scores_digest"]
@@ -147,7 +148,7 @@ def test_a_store_in_trouble_costs_time_only(
 
 
 @pytest.mark.slow
-def test_a_store_that_is_lost_midway(
+def test_a_store_that_stops_responding(
     proxy: Proxy,
     store: Store,
     expected: dict[str, object],
@@ -155,7 +156,7 @@ def test_a_store_that_is_lost_midway(
     dataset_url: str,
     call: Call,
 ) -> None:
-    """Exit 6 that names the place; later the run goes on to the same bits."""
+    """The training ends with exit code 6, naming the place; resumed, it ends with the same bits."""
     run = f"{store.new_place()}/run"
     lost: list[str] = []
 
@@ -173,7 +174,7 @@ def test_a_store_that_is_lost_midway(
     again = call(*arguments, "--take-over", "--json")
     assert 0 == again.code, again.err
     trained = json.loads(again.out)
-    assert what_it_came_to(expected) == what_it_came_to(trained)
+    assert digests(expected) == digests(trained)
 
 
 @pytest.mark.parametrize(
@@ -190,8 +191,8 @@ def test_a_store_that_is_lost_midway(
     ],
     ids=lambda value: "-".join(value) if isinstance(value, tuple) else None,
 )
-def test_what_is_wrong_is_told(
+def test_errors(
     environment: dict[str, str], call: Call, arguments: tuple[str, ...], code: int, words: str
 ) -> None:
-    """One line, with the place and the documented exit code."""
+    """The message is one line with the place, and the exit code is the documented one."""
     assert_refused(call(*arguments), code, words)

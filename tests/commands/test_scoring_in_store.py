@@ -1,4 +1,4 @@
-"""Scheduled scoring where inbox, names, run and ledger all lie in a store."""
+"""Scheduled scoring with the inbox, the names, the run and the ledger in an object store."""
 
 import json
 from pathlib import Path
@@ -16,16 +16,17 @@ pytestmark = pytest.mark.slow
 
 
 def key_of(place: str) -> str:
+    """Return a URL's key in its bucket."""
     return place.split("/", 3)[3]
 
 
 def upload(store: Store, place: str, path: Path, name: str | None = None) -> None:
-    """Put a file into the inbox."""
+    """Copy a file to the inbox."""
     store.location(f"{key_of(place)}/inbox").put(name or path.name, path.read_bytes())
 
 
 def test_an_inbox_in_a_store(store: Store, home: str, call: Call, here: Path) -> None:
-    """Each object is scored once, by content; what is bad is recorded, the others are scored."""
+    """Each object is scored once, by content; a bad one is recorded, and the others are scored."""
     score = ("score", "--run", f"{home}/run", "--inbox", f"{home}/inbox", "--json", "--settle", 0)
     assert 0 == call(*score).code
     upload(store, home, put_images(here / "one.idx3", seed=1, labelled=False))
@@ -40,18 +41,17 @@ def test_an_inbox_in_a_store(store: Store, home: str, call: Call, here: Path) ->
         ended = call(*score, *out)
         assert 3 == ended.code
     assert "Warning: bad.idx3 is not scored: this is not an IDX file" in ended.err
-    told = document(call("scores", f"{home}/run", "--json"))["entries"]
-    lines = {(line["event"], line["file"]) for line in told}
+    entries = document(call("scores", f"{home}/run", "--json"))["entries"]
+    lines = {(line["event"], line["file"]) for line in entries}
     assert {("scored", "one.idx3"), ("scored", "deep/two.idx3"), ("failed", "bad.idx3")} == lines
-    assert 3 == len(told)
+    assert 3 == len(entries)
     assert 2 == len(store.location(f"{key_of(home)}/rows").names())
     assert [] == document(call("verify", f"{home}/run", "--json"))["wrong"]
 
     store.location(f"{key_of(home)}/inbox").delete("bad.idx3")
     upload(store, home, here / "one.idx3", "renamed.idx3")
     assert 0 == call(*score, *out).code
-    again = document(call("scores", f"{home}/run", "--json"))["entries"]
-    assert told == again
+    assert entries == document(call("scores", f"{home}/run", "--json"))["entries"]
     assert [] == store.location(f"{key_of(home)}/run/scores/failed").names()
 
 
@@ -67,7 +67,7 @@ def test_predictions_in_a_store(form: str, store: Store, home: str, call: Call, 
 
 
 def test_odd_keys_in_a_store(store: Store, home: str, call: Call, here: Path) -> None:
-    """Keys that no path can be are told, those of folders are not, and the rest is scored."""
+    """Keys that are not valid paths are reported, keys of folders ignored, and others scored."""
     images = put_images(here / "one.idx3", seed=1, labelled=False)
     long_name = "n" * 300 + ".idx3"
     for name in ("one.idx3", f"deep/{long_name}"):
@@ -88,10 +88,10 @@ def test_odd_keys_in_a_store(store: Store, home: str, call: Call, here: Path) ->
     assert 0 == call("ingest", "synthetic:30,6", "--out", f"{home}/empty").code
 
 
-def test_settling_in_a_store(
+def test_recent_objects_in_a_store(
     store: Store, home: str, call: Call, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An object that was put lately is looked at again; one whose labels came meanwhile is left."""
+    """Recent images whose labels arrive during the pause are left, and then scored with them."""
     images = put_images(here / "a-images-idx3", seed=1, labelled=True)
     upload(store, home, images)
 
@@ -102,13 +102,13 @@ def test_settling_in_a_store(
     score = ("score", "--run", f"{home}/run", "--inbox", f"{home}/inbox", "--json")
     left = document(call(*score, "--settle", 600))
     assert ([], ["a-images-idx3"]) == (left["results"], [one["file"] for one in left["left"]])
-    (found,) = document(call(*score, "--settle", 0))["results"]
-    assert 20 == found["rows"]
-    assert found["quality"] is not None
+    (scored,) = document(call(*score, "--settle", 0))["results"]
+    assert 20 == scored["rows"]
+    assert scored["quality"] is not None
 
 
 def test_names_in_a_store(home: str, call: Call) -> None:
-    """A name is given, judged, used and taken back there."""
+    """A name in a store is given, judged, used and undone."""
     names = ("--models", f"{home}/models")
     data = ("--dataset", f"{home}/set")
     promote = ("promote", f"{home}/run", "--as", "champion", *names, *data)
@@ -121,10 +121,10 @@ def test_names_in_a_store(home: str, call: Call) -> None:
     assert_refused(call("score", "--model", "champion", *names, *data), 2, "champion")
 
 
-def test_a_dead_job_holds_the_ledger(
+def test_a_stale_lock_of_the_ledger(
     store: Store, home: str, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A lock that a dead job left there is told, and taken over by leave."""
+    """A lock that a dead job left is reported, and taken over with --take-over."""
     monkeypatch.setattr(ledger, "LOCK_SECONDS", 0.1)
     scores = store.location(f"{key_of(home)}/run/scores")
     dead = scores.child(".ledger.lock").writer_lock("The ledger")
@@ -141,7 +141,7 @@ def test_a_dead_job_holds_the_ledger(
 def test_options_for_places_that_are_recorded(
     store: Store, home: str, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The run records that its dataset is in a store, and the name that the run is there."""
+    """Storage options also apply to recorded places: a run's dataset, and a name's run."""
     monkeypatch.delenv("AWS_ENDPOINT_URL")
     option = ("--storage-option", f"endpoint_url={store.endpoint}")
     local = ("--dataset", f"{home}/set", "--run", "run")

@@ -1,4 +1,4 @@
-"""Where the system gives too little, a command does its work or ends with exit 6, in time."""
+"""Under limits on files, processes or memory a command does its work or ends with exit code 6."""
 
 import ctypes
 import os
@@ -74,7 +74,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("command", "limit", "value", "said"),
+    ("command", "limit", "value", "words"),
     [
         ("ingest", FILES, 6, "open files (ulimit -n)"),
         ("workers", FILES, 16, "open files (ulimit -n)"),
@@ -83,20 +83,20 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.param("workers", PROCESSES, 20, "(ulimit -u", marks=needs_root),
     ],
 )
-def test_what_is_too_little_is_named(
-    place: Path, command: str, limit: int, value: int, said: str
+def test_the_exhausted_resource_is_named(
+    place: Path, command: str, limit: int, value: int, words: str
 ) -> None:
     """The message names the exhausted resource and its limit."""
     code, output = limited(command, limit, value, place)
     assert (UnreachableError.exit_code, 0) == (code, output.count("Traceback")), output
     assert "The system has no more" in output
-    assert said in output
+    assert words in output
     assert not (place / "made").exists()
 
 
 @needs_root
 def test_a_sound_dataset_is_not_called_damaged(place: Path) -> None:
-    """With two threads besides its own, verification reads everything."""
+    """With two threads in addition to its own, verification reads everything."""
     code, output = limited("verify", PROCESSES, 3, place)
     assert (0, True) == (code, "is sound" in output), output
 

@@ -1,4 +1,4 @@
-"""Commands that go on after others took their place, in a store and on a disk."""
+"""Commands that are still running after another one took over, in a store and on a disk."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +18,7 @@ TRAIN = ("train", *SMALL, "--schedule", "constant", "--resume", "--epochs")
 
 
 def when_written(proxy: Proxy, end: str, act: Callable[[], None]) -> None:
-    """Hold up the first write to a key that ends so, until something has been done."""
+    """Call `act` before the first write to a key that ends with `end` is forwarded."""
     waiting = [act]
 
     def plan(method: str, path: str) -> None:
@@ -40,7 +40,7 @@ def when_written(proxy: Proxy, end: str, act: Callable[[], None]) -> None:
     ],
     ids=["ingest", "train", "score"],
 )
-def test_a_former_holder_goes_on(
+def test_a_former_holder_continues(
     store: Store,
     proxy: Proxy,
     home: str,
@@ -49,16 +49,16 @@ def test_a_former_holder_goes_on(
     what: tuple[object, ...],
     end: str,
 ) -> None:
-    """Its last write arrives when another has done all: that is what stays, and it is told so."""
+    """Its last write arrives after the new holder has finished: the new holder's work remains."""
     arguments = [str(word).format(home=home) for word in what]
     verify = ("verify", f"{home}/{'set' if what[0] == 'ingest' else 'run'}", "--json")
-    seen: list[object] = []
+    verified: list[object] = []
 
     def other() -> None:
-        theirs = [word.replace("90,30", "120,40") for word in arguments]
-        ended = run_pipeline(*theirs, "--take-over", "--json", cwd=here, env=store.environment)
+        changed = [word.replace("90,30", "120,40") for word in arguments]
+        ended = run_pipeline(*changed, "--take-over", "--json", cwd=here, env=store.environment)
         assert 0 == ended.code, ended.err
-        seen.append(document(run_pipeline(*verify, cwd=here, env=store.environment)))
+        verified.append(document(run_pipeline(*verify, cwd=here, env=store.environment)))
 
     when_written(proxy, end, other)
     ended = call(*arguments, "--storage-option", f"endpoint_url={proxy.store.endpoint}")
@@ -68,30 +68,30 @@ def test_a_former_holder_goes_on(
     else:
         assert 4 == ended.code, ended.err
         assert "was taken over by another process, which has finished" in ended.err
-    assert seen == [document(call(*verify))]
+    assert verified == [document(call(*verify))]
     assert [] == document(call(*verify))["wrong"]
 
 
 @pytest.mark.parametrize("replaced", [False, True], ids=["moved", "replaced"])
 def test_a_run_that_was_moved(dataset: Path, here: Path, call: Call, replaced: bool) -> None:
-    """Nothing is made at its old place again, and another that began there is left alone."""
+    """A moved run's training ends without touching the old place, even if a new run is there."""
     train = ("train", *SMALL, "--run", "run")
     with start_pipeline(*train, "--epochs", 100_000, cwd=here) as process:
         wait_for_line(process, "epoch ")
         (here / "run").rename(here / "elsewhere")
         if replaced:
             document(call(*train, "--epochs", 1, "--json"))
-        _, told = process.communicate()
-    assert 4 == process.returncode, told
-    assert "was moved or removed while it was being written" in told
+        _, errors = process.communicate()
+    assert 4 == process.returncode, errors
+    assert "was moved or removed while it was being written" in errors
     assert replaced == (here / "run").exists()
     assert [] == document(call("verify", "elsewhere", "--json"))["wrong"]
     if replaced:
         assert [] == document(call("verify", "run", "--json"))["wrong"]
 
 
-def test_no_lock_stays_beside_a_dataset(here: Path, call: Call) -> None:
-    """Neither after an ingest, nor after one that was refused."""
+def test_no_lock_remains_beside_a_dataset(here: Path, call: Call) -> None:
+    """No lock file remains after an ingest, or after one that was refused."""
     ingest = ("ingest", "--out", "data/set")
     document(call(*ingest, "synthetic:30,10", "--json"))
     assert ["set"] == open_location(here / "data").names()

@@ -1,4 +1,4 @@
-"""The batch job: several splits, the ledger, gates, waiting, and trying again."""
+"""Scoring jobs: several splits, the ledger, gates, waiting, retries and invalid options."""
 
 import shutil
 from pathlib import Path
@@ -25,7 +25,7 @@ from storage.errors import (
 from storage.places import open_location
 from storage.scores import score_into
 from tests.jobs.inboxes import Events, ledger
-from tests.jobs.scoring.test_job import unlabelled_test
+from tests.jobs.scoring.test_fit import unlabelled_test
 
 
 def batch(run: Path, digits: Path, **options: Any) -> ScoringResult:
@@ -43,8 +43,8 @@ def test_several_splits(run: Path, digits: Path) -> None:
     ]
 
 
-def test_a_line_says_all(run: Path, digits: Path) -> None:
-    """A line has times, digests, rows, metrics, where the result lies, and the exit code."""
+def test_ledger_line(run: Path, digits: Path) -> None:
+    """A line has times, digests, rows, metrics, the place of the scores, and the exit code."""
     (result,) = batch(run, digits).results
     (line,) = ledger(run)
     assert {
@@ -66,23 +66,33 @@ def test_a_line_says_all(run: Path, digits: Path) -> None:
     assert line["started"] <= line["time"]
 
 
-def test_nothing_stays_of_a_scorings_lock(run: Path, digits: Path) -> None:
-    """A complete scoring is never written again: its lock's file is gone."""
+def test_repr(run: Path, digits: Path) -> None:
+    """Results describe themselves in one line."""
+    job = batch(run, digits)
+    (result,) = job.results
+    expected = f"<ScoreResult {result.scores.location}: 211 rows, accuracy {result.accuracy:.4f}>"
+    assert expected == repr(result)
+    model = f"model {job.model_digest[:12]} of {run}"
+    assert f"<ScoringResult {model}: 1 results, 0 errors, 0 left>" == repr(job)
+
+
+def test_lock_files_are_removed(run: Path, digits: Path) -> None:
+    """After a complete scoring only the ledger's lock file remains."""
     batch(run, digits, splits=("train", "test"))
     hidden = sorted(path.name for path in (run / "scores").glob(".*"))
     assert [".ledger.lock"] == hidden
 
 
-def test_a_scoring_whose_job_died_before_the_ledger(run: Path, digits: Path) -> None:
-    """A complete scoring without a line gets one from whoever finds it."""
+def test_scores_without_a_line(run: Path, digits: Path) -> None:
+    """Scores whose job died before it recorded them get a line from the next job."""
     batch(run, digits)
     (run / "scores" / "ledger.jsonl").unlink()
     assert batch(run, digits).results[0].already_done
     assert [("scored", None)] == [(line["event"], line["started"]) for line in ledger(run)]
 
 
-def test_a_gate_missed(run: Path, digits: Path) -> None:
-    """The result is published and marked; the error has the gate's exit code."""
+def test_missed_gate(run: Path, digits: Path) -> None:
+    """Scores below a gate are published and marked; the error has the gate's exit code."""
     result = batch(run, digits, gates=Gates(min_accuracy=1.0))
     assert isinstance(result.error, QualityGateError)
     assert "expected at least 100.00 %" in str(result.error)
@@ -94,8 +104,8 @@ def test_a_gate_missed(run: Path, digits: Path) -> None:
     assert result.results[0].scores.location.exists("metrics.json")
 
 
-def test_a_gate_of_what_is_done(run: Path, digits: Path) -> None:
-    """A scoring of before is judged again by each job; the ledger has what is new in that."""
+def test_gate_on_existing_scores(run: Path, digits: Path) -> None:
+    """Existing scores are judged by each job; the ledger records new verdicts only."""
     batch(run, digits)
     for _ in range(2):
         assert isinstance(batch(run, digits, gates=Gates(min_accuracy=1.0)).error, QualityGateError)
@@ -103,10 +113,10 @@ def test_a_gate_of_what_is_done(run: Path, digits: Path) -> None:
 
 
 def test_max_drop(run: Path, digits: Path) -> None:
-    """The accuracy is compared with the last scoring of the split that was good enough."""
+    """A drop is measured from the split's last scoring that missed no gate."""
     three = batch(run, digits, checkpoint="3").results[0].accuracy
     assert three is not None
-    for epoch in ("1", "2"):  # the bad one of before is no measure for the next
+    for epoch in ("1", "2"):  # epoch 1 missed its gate, so epoch 2 is compared with epoch 3
         error = batch(run, digits, checkpoint=epoch, gates=Gates(max_drop=0.01)).error
         assert isinstance(error, QualityGateError)
     limits = [line["gates"][0]["limit"] for line in ledger(run)[1:]]
@@ -114,13 +124,13 @@ def test_max_drop(run: Path, digits: Path) -> None:
     assert batch(run, digits, checkpoint="2", gates=Gates(max_drop=1.0)).error is None
 
 
-def test_the_first_of_a_split_cannot_drop(run: Path, digits: Path) -> None:
-    """Where there is nothing to compare with, there is no verdict."""
+def test_first_scoring_of_a_split(run: Path, digits: Path) -> None:
+    """Without an earlier accuracy there is no verdict on a drop."""
     assert () == batch(run, digits, gates=Gates(max_drop=0.0)).results[0].verdicts
 
 
-def test_one_bad_split_does_not_stop_the_others(run: Path, digits: Path, tmp_path: Path) -> None:
-    """The others are scored, and the job ends with the bad one's error."""
+def test_a_bad_split_does_not_stop_the_others(run: Path, digits: Path, tmp_path: Path) -> None:
+    """The other splits are scored, and the job ends with the bad one's error."""
     dataset = shutil.copytree(digits, tmp_path / "dataset")
     (dataset / "train" / "inputs" / "c.0.0").unlink()
     result = batch(run, dataset, splits=("train", "test"))
@@ -128,8 +138,8 @@ def test_one_bad_split_does_not_stop_the_others(run: Path, digits: Path, tmp_pat
     assert isinstance(result.error, BadDataError)
 
 
-def test_waits_for_another(run: Path, digits: Path, tmp_path: Path, events: Events) -> None:
-    """--wait: a job that another is ahead of waits, and then does what is left to do."""
+def test_wait(run: Path, digits: Path, tmp_path: Path, events: Events) -> None:
+    """With --wait a job waits for another one's lock, and then scores."""
     (other,) = batch(shutil.copytree(run, tmp_path / "other"), digits).results
     home = open_location(run).child(f"scores/{other.scores.schema.home}")
     held = score_into(home, other.scores.schema)
@@ -145,8 +155,8 @@ def test_waits_for_another(run: Path, digits: Path, tmp_path: Path, events: Even
     assert "being written by process" in events.named("waiting")[0]["text"]
 
 
-def test_waits_so_long_and_no_longer(run: Path, digits: Path, tmp_path: Path) -> None:
-    """Who still holds it when the time is over is named, with exit 4."""
+def test_wait_is_limited(run: Path, digits: Path, tmp_path: Path) -> None:
+    """If the lock is still held after --wait, the error names its holder."""
     (other,) = batch(shutil.copytree(run, tmp_path / "other"), digits).results
     home = open_location(run).child(f"scores/{other.scores.schema.home}")
     with score_into(home, other.scores.schema):
@@ -156,7 +166,7 @@ def test_waits_so_long_and_no_longer(run: Path, digits: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("retries", [2, 5])
-def test_tries_again(retries: int, events: Events) -> None:
+def test_retries(retries: int, events: Events) -> None:
     """A connection failure is retried, and each retry is logged."""
     outcomes = iter([UnreachableError("No route."), UnreachableError("No route."), None])
 
@@ -173,7 +183,7 @@ def test_tries_again(retries: int, events: Events) -> None:
     ("error", "calls"),
     [(UnreachableError("No route."), 3), (BadDataError("It is bad."), 1)],
 )
-def test_gives_up(error: PipelineError, calls: int) -> None:
+def test_retries_are_limited(error: PipelineError, calls: int) -> None:
     """Retries are limited, and bad data is not retried."""
     called = []
 
@@ -186,7 +196,7 @@ def test_gives_up(error: PipelineError, calls: int) -> None:
     assert calls == len(called)
 
 
-def test_a_signal_ends_the_waiting() -> None:
+def test_a_signal_ends_a_pause() -> None:
     """A job that waits for a retry stops at a signal."""
     stop = StopSignal()
     stop.number = 15
@@ -217,8 +227,8 @@ def test_a_signal_ends_the_waiting() -> None:
         ({"splits": ()}, "No split"),
     ],
 )
-def test_what_cannot_be_meant(options: dict[str, Any], words: str) -> None:
-    """Options that contradict one another are refused."""
+def test_invalid_options(options: dict[str, Any], words: str) -> None:
+    """Invalid and contradictory options are refused."""
     with pytest.raises(UsageError) as caught:
         ScoreConfig(**options)
     assert words in str(caught.value)
@@ -233,28 +243,28 @@ def test_gates_need_labels(run: Path, digits: Path, tmp_path: Path) -> None:
 
 
 def test_names_in_output(run: Path, digits: Path, tmp_path: Path) -> None:
-    """Several splits go to several files."""
+    """With several splits, --out is a file for each."""
     batch(run, digits, splits=("train", "test"), out=str(tmp_path / "{split}.npz"))
     assert ["test.npz", "train.npz"] == sorted(path.name for path in tmp_path.glob("*.npz"))
 
 
-def test_python_raises_what_a_gate_misses(run: Path, digits: Path) -> None:
-    """From Python a missed gate is an exception; the scores are there."""
+def test_missed_gate_from_python(run: Path, digits: Path) -> None:
+    """`score` raises a missed gate after it has published the scores."""
     with pytest.raises(QualityGateError, match="The scores are published as test-"):
         score(run=run, dataset=digits, gates=Gates(min_accuracy=1.0))
     assert score(run=run, dataset=digits).already_done
 
 
-def test_an_empty_checkpoint_is_no_default(run: Path, digits: Path) -> None:
-    """A script's variable that is not set chooses no model."""
+def test_empty_checkpoint(run: Path, digits: Path) -> None:
+    """An empty --checkpoint, as from an unset variable of a script, is refused."""
     with pytest.raises(UsageError, match="--checkpoint is ''"):
         batch(run, digits, checkpoint="")
 
 
-def test_a_checkpoint_that_is_pruned_once_it_is_chosen(
+def test_checkpoint_pruned_after_it_was_chosen(
     run: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The model that was chosen is scored, though a training has removed its checkpoint since."""
+    """The chosen model scores even if a training prunes its checkpoint in the meantime."""
 
     def choose(*arguments: Any) -> Any:
         chosen = choose_checkpoint(*arguments)

@@ -1,4 +1,4 @@
-"""What is bad in an inbox: told and recorded once, and no more when it is mended or gone."""
+"""Bad files in an inbox: reported and recorded, until they are repaired or removed."""
 
 import os
 import shutil
@@ -16,20 +16,20 @@ from tests.jobs.inboxes import Events, ledger, put_images, recorded, score_inbox
 from tests.storage.idx_files import write_idx
 
 
-def test_name_that_is_no_text(run: Path, inbox: Path) -> None:
-    """Such a file is bad until it is renamed; the ledger can be read, and others are scored."""
+def test_name_that_is_not_utf8(run: Path, inbox: Path) -> None:
+    """A file with such a name is bad until it is renamed; the others are scored."""
     put_images(inbox / "a", 1)
-    named = put_images(inbox / os.fsdecode(b"caf\xe9"), 2)
+    latin1 = put_images(inbox / os.fsdecode(b"caf\xe9"), 2)
     for _ in range(2):
         assert isinstance(score_inbox(run, inbox).error, BadDataError)
     assert [("scored", "a"), ("failed", "caf\\xe9")] == list(recorded(run))
-    named.rename(inbox / "café")
+    latin1.rename(inbox / "café")
     assert score_inbox(run, inbox).error is None
     assert [] == Ledger(open_location(run)).failures()
 
 
-def test_bad_ones_do_not_stop_the_others(run: Path, inbox: Path) -> None:
-    """A bad file is recorded with its error, the others are scored, and it ends with exit 3."""
+def test_bad_files_do_not_stop_the_others(run: Path, inbox: Path) -> None:
+    """Bad files are recorded with their errors, the others are scored, and the job exits with 3."""
     put_images(inbox / "a", 1)
     settle(shutil.copy(put_images(inbox / "b", 2), inbox / "cut"))
     os.truncate(inbox / "cut", 1000)
@@ -49,7 +49,7 @@ def test_bad_ones_do_not_stop_the_others(run: Path, inbox: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("notes", "notes is not scored: this is not an IDX file but a text that starts with"),
         (
@@ -58,27 +58,27 @@ def test_bad_ones_do_not_stop_the_others(run: Path, inbox: Path) -> None:
         ),
     ],
 )
-def test_a_message_names_its_file_once(
-    name: str, told: str, run: Path, inbox: Path, events: Events
+def test_message_names_its_file_once(
+    name: str, message: str, run: Path, inbox: Path, events: Events
 ) -> None:
-    """Whether or not the error begins with the name, the line for people has it once."""
+    """The message names the file once, whether or not the error begins with the name."""
     write_idx(inbox / "small.idx", np.zeros((3, 2, 2), np.uint8))
     (inbox / "notes").write_text("Put images here.")
     for path in inbox.iterdir():
         settle(path)
     score_inbox(run, inbox)
     (text,) = [event["text"] for event in events.named("failed") if event["file"] == name]
-    assert text.startswith(told)
+    assert text.startswith(message)
     assert 1 == text.count(name)
 
 
-@pytest.mark.parametrize("mended", [True, False])
-def test_bad_no_more(mended: bool, run: Path, inbox: Path) -> None:
-    """A bad file that is mended, or taken away, is no failure any more; the ledger remembers."""
+@pytest.mark.parametrize("repaired", [True, False])
+def test_repaired_or_removed(repaired: bool, run: Path, inbox: Path) -> None:
+    """A bad file that is repaired or removed is no longer a failure, but stays in the ledger."""
     (inbox / "a").write_bytes(b"no images")
     settle(inbox / "a")
     score_inbox(run, inbox)
-    if mended:
+    if repaired:
         put_images(inbox / "a", 1)
     else:
         (inbox / "a").unlink()
@@ -87,10 +87,9 @@ def test_bad_no_more(mended: bool, run: Path, inbox: Path) -> None:
     assert "failed" in [event for event, _ in recorded(run)]
 
 
-def test_images_that_the_model_does_not_take(run: Path, inbox: Path) -> None:
-    """Images of another shape are bad for this model, also with as many values."""
-    write = put_images(inbox / "a", 1)
-    data = bytearray(write.read_bytes())
+def test_images_of_another_shape(run: Path, inbox: Path) -> None:
+    """Images of another shape are bad for this model, even with the same number of values."""
+    data = bytearray(put_images(inbox / "a", 1).read_bytes())
     data[8:16] = (14).to_bytes(4, "big") + (56).to_bytes(4, "big")
     (inbox / "a").write_bytes(bytes(data))
     settle(inbox / "a")
@@ -106,21 +105,19 @@ def test_images_that_the_model_does_not_take(run: Path, inbox: Path) -> None:
     assert error.startswith("a has images of 28 x 14; the run was trained on images of 28 x 28.")
 
 
-def test_labels_that_the_model_does_not_know(run: Path, inbox: Path) -> None:
-    """A label of a class that the model has never seen is told with the inbox's own name."""
+def test_labels_of_another_class(run: Path, inbox: Path) -> None:
+    """Labels of a class that the model was not trained on are an error that names the file."""
     put_images(inbox / "a-images-idx3", 1, labelled=True)
     labels = inbox / "a-labels-idx1"
     labels.write_bytes(labels.read_bytes()[:-1] + b"\x21")
     settle(labels)
     error = score_inbox(run, inbox).failed[0]["error"]
-    told = "a-images-idx3 has classes that the model was not trained on: 33; the model has 0, 1,"
-    assert error.startswith(told)
+    words = "a-images-idx3 has classes that the model was not trained on: 33; the model has 0, 1,"
+    assert error.startswith(words)
 
 
-def test_a_bad_file_has_one_line_by_whatever_name(
-    run: Path, inbox: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Renamed, or reached by another path, a bad file is the same: its content is."""
+def test_renamed_bad_file(run: Path, inbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bad file has one line in the ledger, also if it is renamed or reached by another path."""
     (inbox / "junk").write_bytes(b"no images")
     settle(inbox / "junk")
     first = score_inbox(run, inbox).failed[0]["error"]
@@ -135,7 +132,7 @@ def test_a_bad_file_has_one_line_by_whatever_name(
 
 
 def test_a_damaged_dataset(run: Path, inbox: Path, digits: Path) -> None:
-    """A dataset with a damaged chunk is bad."""
+    """A split with a missing chunk is bad; the other split is scored."""
     shutil.copytree(digits, inbox / "d")
     (inbox / "d" / "test" / "inputs" / "c.0.0").unlink()
     result = score_inbox(run, inbox)
@@ -143,8 +140,8 @@ def test_a_damaged_dataset(run: Path, inbox: Path, digits: Path) -> None:
     assert ["d/train"] == [one.file for one in result.results]
 
 
-def test_a_model_that_cannot_be_read_is_no_fault_of_the_files(run: Path, inbox: Path) -> None:
-    """Where all checkpoints are damaged nothing is called bad but that."""
+def test_a_damaged_model(run: Path, inbox: Path) -> None:
+    """A damaged model ends the job; the files are not recorded as bad."""
     put_images(inbox / "a", 1)
     for state in run.glob("checkpoints/*/state.safetensors"):
         state.write_bytes(state.read_bytes()[:-1])
@@ -153,8 +150,8 @@ def test_a_model_that_cannot_be_read_is_no_fault_of_the_files(run: Path, inbox: 
     assert [] == Ledger(open_location(run)).failures()
 
 
-def test_a_damaged_ledger_is_no_fault_of_the_files(run: Path, inbox: Path) -> None:
-    """Where the ledger is damaged nothing is called bad but that, and nothing is lost."""
+def test_a_damaged_ledger(run: Path, inbox: Path) -> None:
+    """A damaged ledger ends the job; the files are not recorded as bad, and no scores are lost."""
     put_images(inbox / "a", 1)
     score_inbox(run, inbox)
     path = run / "scores" / "ledger.jsonl"
@@ -168,18 +165,18 @@ def test_a_damaged_ledger_is_no_fault_of_the_files(run: Path, inbox: Path) -> No
 
 
 class PanicException(BaseException):
-    """What a library in Rust raises where it panics, which is no `Exception`."""
+    """Like a panic in a Rust library, this is not an `Exception`."""
 
 
-@pytest.mark.parametrize("kind", [ZeroDivisionError, PanicException])
-def test_an_error_that_nobody_thought_of(
-    kind: type[BaseException],
+@pytest.mark.parametrize("error_type", [ZeroDivisionError, PanicException])
+def test_a_bug(
+    error_type: type[BaseException],
     run: Path,
     inbox: Path,
     monkeypatch: pytest.MonkeyPatch,
     events: Events,
 ) -> None:
-    """It keeps no other file from being scored; its traceback is logged, the job ends in exit 1."""
+    """A bug at one file is logged with its traceback, the others are scored, and the exit is 1."""
     for number, name in enumerate("abc"):
         put_images(inbox / name, number)
     init = IdxSplit.__init__
@@ -187,7 +184,7 @@ def test_an_error_that_nobody_thought_of(
     def broken(split: IdxSplit, name: str, images: Path, *others: Any) -> None:
         init(split, name, images, *others)
         if images.name == "b":
-            raise kind("of our own making")
+            raise error_type("a bug")
 
     monkeypatch.setattr(IdxSplit, "__init__", broken)
     for _ in range(2):
@@ -196,13 +193,13 @@ def test_an_error_that_nobody_thought_of(
         assert isinstance(result.error, InternalError)
         assert 1 == result.error.exit_code
     (line,) = [line for line in ledger(run) if line["event"] == "failed"]
-    words = f"internal error (please report it): {kind.__name__}: of our own making"
+    words = f"internal error (please report it): {error_type.__name__}: a bug"
     assert ("b", 1, words) == (line["file"], line["exit"], line["error"])
     assert "in broken" in line["traceback"]
     assert "in broken" in events.named("failed")[0]["text"]
     (inbox / "junk").write_bytes(b"no images")
     settle(inbox / "junk")
-    assert isinstance(score_inbox(run, inbox).error, BadDataError)  # which is graver
+    assert isinstance(score_inbox(run, inbox).error, BadDataError)  # the more severe one
     monkeypatch.undo()
     (inbox / "junk").unlink()
     assert score_inbox(run, inbox).error is None

@@ -1,4 +1,4 @@
-"""Gates: what is asked of an accuracy, and what it is compared with."""
+"""Gates: limits on an accuracy, and on its drop."""
 
 import pytest
 
@@ -20,20 +20,20 @@ from storage.errors import UsageError
     ],
 )
 def test_verdicts(gates: Gates, accuracy: float, before: float | None, passed: list[bool]) -> None:
-    """Each gate that is asked for, and can be judged, has a verdict."""
+    """Each gate that can be judged has a verdict."""
     verdicts = gates.judge(accuracy, before, "test")
     assert passed == [verdict.passed for verdict in verdicts]
     assert (missed(verdicts) is None) == all(passed)
 
 
-def test_rounding_is_no_drop() -> None:
-    """An accuracy that is just the least allowed passes, however its decimals round."""
+def test_rounding_is_tolerated() -> None:
+    """An accuracy that equals the limit but for rounding passes."""
     (verdict,) = Gates(max_drop=0.1).judge(0.7, 0.8, "test")
     assert verdict.passed
 
 
-def test_what_a_miss_says() -> None:
-    """What was found, what was expected, and why."""
+def test_message_of_a_missed_gate() -> None:
+    """The message has the accuracy, the limit, and where the limit comes from."""
     text = missed(Gates(max_drop=0.01).judge(0.9, 0.95, "test"))
     assert text is not None
     for part in ("test has accuracy 90.00 %", "at least 94.00 %", "95.00 % before"):
@@ -41,8 +41,8 @@ def test_what_a_miss_says() -> None:
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, 97.0, float("nan")])
-def test_no_share(share: float) -> None:
-    """A gate that is no share of one is refused: 97 is not 0.97."""
+def test_invalid_shares(share: float) -> None:
+    """A gate outside [0, 1] is refused: 97 does not mean 97 %."""
     with pytest.raises(UsageError, match="expected 0 to 1"):
         Gates(min_accuracy=share)
     with pytest.raises(UsageError, match="expected 0 to 1"):

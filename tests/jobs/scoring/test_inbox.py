@@ -1,4 +1,4 @@
-"""The inbox: files appear, grow, change and vanish; each is scored once, by its content."""
+"""The inbox: files arrive, grow, change and disappear; each content is scored once."""
 
 import gzip
 import json
@@ -22,30 +22,30 @@ from storage.events import Progress
 from tests.jobs.inboxes import Events, put_images, recorded, score_inbox, settle
 
 
-def test_scores_what_arrives(run: Path, inbox: Path) -> None:
-    """Each file of images is scored, with labels or without, raw or packed, at any depth."""
+def test_all_files(run: Path, inbox: Path) -> None:
+    """Image files are scored with or without labels, compressed or not, at any depth."""
     put_images(inbox / "a-images-idx3-ubyte", 1, rows=12, labelled=True)
     put_images(inbox / "b.idx3-ubyte.gz", 2, rows=13)
     put_images(inbox / "monday" / "c.xz", 3, rows=14)
     result = score_inbox(run, inbox)
-    found = {one.file: (one.metrics["rows"], one.accuracy is None) for one in result.results}
+    scored = {one.file: (one.metrics["rows"], one.accuracy is None) for one in result.results}
     assert {
         "a-images-idx3-ubyte": (12, False),
         "b.idx3-ubyte.gz": (13, True),
         "monday/c.xz": (14, True),
-    } == found
+    } == scored
     assert (None, [], []) == (result.error, result.failed, result.left)
-    assert [("scored", name) for name in found] == list(recorded(run))
+    assert [("scored", name) for name in scored] == list(recorded(run))
 
 
-def test_scores_as_a_dataset_is_scored(run: Path, inbox: Path, tmp_path: Path) -> None:
-    """The predictions for a file are those for a dataset of the same rows."""
+def test_same_scores_as_a_dataset(run: Path, inbox: Path, tmp_path: Path) -> None:
+    """The scores of a file equal those of a dataset with the same rows."""
     put_images(inbox / "train-images-idx3-ubyte", 1, labelled=True)
-    (found,) = score_inbox(run, inbox).results
+    (from_file,) = score_inbox(run, inbox).results
     ingest(str(inbox), tmp_path / "dataset")
     other = score(run=run, dataset=tmp_path / "dataset", split="train")
-    assert other.scores.read_chunk(0)[0].tolist() == found.scores.read_chunk(0)[0].tolist()
-    assert other.accuracy == found.accuracy
+    assert other.scores.read_chunk(0)[0].tolist() == from_file.scores.read_chunk(0)[0].tolist()
+    assert other.accuracy == from_file.accuracy
 
 
 def test_once(run: Path, inbox: Path) -> None:
@@ -62,7 +62,7 @@ def test_once(run: Path, inbox: Path) -> None:
 
 
 def test_renamed_is_not_scored_again(run: Path, inbox: Path) -> None:
-    """A file under another name is known by its content, with no line more."""
+    """A renamed file is recognised by its content, and the ledger gets no further line."""
     put_images(inbox / "a", 1).rename(inbox / "b")
     score_inbox(run, inbox)
     (inbox / "b").rename(inbox / "c")
@@ -71,19 +71,19 @@ def test_renamed_is_not_scored_again(run: Path, inbox: Path) -> None:
     assert [("scored", "b")] == list(recorded(run))
 
 
-def test_packed_otherwise_is_not_scored_again(run: Path, inbox: Path) -> None:
-    """The same rows in another form are found, and the ledger says so once."""
+def test_compressed_copy_is_not_scored_again(run: Path, inbox: Path) -> None:
+    """The same rows in another file format have the same scores, recorded in one further line."""
     raw = put_images(inbox / "a", 1)
     (inbox / "b.gz").write_bytes(gzip.compress(raw.read_bytes()))
     settle(inbox / "b.gz")
     for _ in range(2):
-        found = score_inbox(run, inbox)
-    assert 1 == len({one.scores.schema.home for one in found.results})
+        result = score_inbox(run, inbox)
+    assert 1 == len({one.scores.schema.home for one in result.results})
     assert [("scored", "a"), ("found", "b.gz")] == list(recorded(run))
 
 
 def test_changed_is_scored_again(run: Path, inbox: Path) -> None:
-    """A file with other content under its old name is scored."""
+    """A file whose content changed is scored again."""
     put_images(inbox / "a", 1)
     first = score_inbox(run, inbox).results[0]
     put_images(inbox / "a", 2)
@@ -93,7 +93,7 @@ def test_changed_is_scored_again(run: Path, inbox: Path) -> None:
 
 
 def test_growing_is_left(run: Path, inbox: Path) -> None:
-    """A file to which somebody writes between two looks is left, and scored when it is whole."""
+    """A file that is being written is left, and scored when it is complete."""
     path = put_images(inbox / "a", 1)
     whole = path.read_bytes()
     path.write_bytes(whole[:100])
@@ -120,16 +120,16 @@ def test_growing_is_left(run: Path, inbox: Path) -> None:
     assert ["a"] == [one.file for one in score_inbox(run, inbox).results]
 
 
-def test_young_but_whole(run: Path, inbox: Path) -> None:
-    """A file that was just written is scored in the same pass, after a second look at it."""
+def test_recent_file(run: Path, inbox: Path) -> None:
+    """A file that was just written is scored in the same pass if it stays unchanged."""
     os.utime(put_images(inbox / "a", 1))
     assert ["a"] == [one.file for one in score_inbox(run, inbox, settle=0.05).results]
 
 
-def test_labels_that_come_while_it_settles(
+def test_labels_that_arrive_during_the_pause(
     run: Path, inbox: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Images whose labels come a moment later are left, and scored once, with them."""
+    """Images whose labels arrive a moment later are left, and then scored with them."""
     os.utime(put_images(inbox / "a-images-idx3-ubyte", 1, labelled=True))
     labels = inbox / "a-labels-idx1-ubyte"
     labels.rename(inbox.parent / "labels")
@@ -140,13 +140,13 @@ def test_labels_that_come_while_it_settles(
     monkeypatch.setattr("jobs.scoring.inbox.pause", put_labels)
     result = score_inbox(run, inbox, settle=5.0)
     assert [{"file": "a-images-idx3-ubyte", "reason": "it is still being written"}] == result.left
-    (found,) = score_inbox(run, inbox).results
-    assert found.accuracy is not None
+    (scored,) = score_inbox(run, inbox).results
+    assert scored.accuracy is not None
     assert [("scored", "a-images-idx3-ubyte")] == list(recorded(run))
 
 
 def at_ingest(action: Callable[[], object]) -> Progress:
-    """Do something once, when a file's rows begin to be read."""
+    """Return a progress callback that calls `action` once, when a file starts to be read."""
     left = [action]
 
     def progress(stage: str, done: int, total: int, note: str = "") -> None:
@@ -156,8 +156,8 @@ def at_ingest(action: Callable[[], object]) -> Progress:
     return progress
 
 
-def test_inbox_that_goes(run: Path, inbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An inbox whose mount is lost in the middle of a pass is out of reach."""
+def test_unmounted_inbox(run: Path, inbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An inbox that disappears during a pass is an error that can be retried."""
     os.utime(put_images(inbox / "a", 1))
     away = inbox.with_name("away")
     monkeypatch.setattr("jobs.scoring.inbox.pause", lambda seconds, stop: inbox.rename(away))
@@ -166,21 +166,21 @@ def test_inbox_that_goes(run: Path, inbox: Path, monkeypatch: pytest.MonkeyPatch
     assert isinstance(result.error, UnreachableError)
 
 
-@pytest.mark.parametrize("what", ["changes", "vanishes"])
-def test_changes_while_it_is_read(what: str, run: Path, inbox: Path) -> None:
-    """A file that changes or goes under the reader's hands is left, not called bad."""
+@pytest.mark.parametrize("change", ["rewritten", "deleted"])
+def test_changed_while_it_is_read(change: str, run: Path, inbox: Path) -> None:
+    """A file that changes or disappears while it is read is left, not recorded as bad."""
     path = put_images(inbox / "a", 1)
     other = put_images(inbox.parent / "other", 2)
 
     def act() -> None:
-        if what == "changes":
+        if change == "rewritten":
             path.write_bytes(other.read_bytes())
         else:
             path.unlink()
 
     result = score_inbox(run, inbox, progress=at_ingest(act))
-    if result.results:  # it had been read whole before: those rows were there
-        assert what == "vanishes"
+    if result.results:  # its rows had been read completely
+        assert change == "deleted"
         return
     assert [] == result.failed
     assert ["it changed or disappeared while it was being read"] == [
@@ -189,8 +189,8 @@ def test_changes_while_it_is_read(what: str, run: Path, inbox: Path) -> None:
     assert [] == list(recorded(run))
 
 
-def test_labels_that_come_later(run: Path, inbox: Path) -> None:
-    """Images are scored without labels and, once their labels are there, judged with them."""
+def test_labels_that_arrive_later(run: Path, inbox: Path) -> None:
+    """Images scored without labels are scored again with the labels that arrive later."""
     put_images(inbox / "a-images-idx3-ubyte", 1, labelled=True)
     labels = inbox / "a-labels-idx1-ubyte"
     labels.rename(inbox.parent / "labels")
@@ -200,7 +200,7 @@ def test_labels_that_come_later(run: Path, inbox: Path) -> None:
 
 
 def test_datasets(run: Path, inbox: Path, digits: Path) -> None:
-    """A complete dataset is scored, each split; one that is not is left."""
+    """Each split of a complete dataset is scored; an incomplete dataset is left."""
     shutil.copytree(digits, inbox / "whole")
     shutil.copytree(digits, inbox / "half")
     document = json.loads((inbox / "half" / "zarr.json").read_text())
@@ -212,7 +212,7 @@ def test_datasets(run: Path, inbox: Path, digits: Path) -> None:
 
 
 def test_outputs(run: Path, inbox: Path, tmp_path: Path) -> None:
-    """Each file's predictions are written under the scoring's name, once, with its labels."""
+    """--out is written once for each file, with its labels, under the name of its scores."""
     put_images(inbox / "a-images-idx3-ubyte", 1, labelled=True)
     put_images(inbox / "b", 2)
     result = score_inbox(run, inbox, out=str(tmp_path / "out" / "{home}.csv"))
@@ -228,8 +228,8 @@ def test_outputs(run: Path, inbox: Path, tmp_path: Path) -> None:
     assert before == written[with_labels.index(False)].stat().st_mtime_ns
 
 
-def test_nothing_stays_of_the_work(run: Path, inbox: Path) -> None:
-    """The datasets that files became are gone once they are scored."""
+def test_temporary_datasets_are_removed(run: Path, inbox: Path) -> None:
+    """After a pass only locks remain beside the scores."""
     put_images(inbox / "a", 1)
     score_inbox(run, inbox)
     hidden = [path.name for path in (run / "scores").iterdir() if path.name.startswith(".")]
@@ -239,7 +239,7 @@ def test_nothing_stays_of_the_work(run: Path, inbox: Path) -> None:
 
 
 def test_one_pass_at_a_time(run: Path, inbox: Path) -> None:
-    """A second pass over an inbox is refused while the first is at work, by name."""
+    """A second job on the same inbox is refused, naming the first."""
     put_images(inbox / "a", 1)
     refused: list[str] = []
 
@@ -260,8 +260,8 @@ def test_no_inbox(run: Path, inbox: Path) -> None:
         score_inbox(run, inbox / "absent")
 
 
-def test_company_ends_no_night(run: Path, inbox: Path, events: Events) -> None:
-    """Markers and checksums are told, no failures; what is excluded is not even told."""
+def test_skipped_files(run: Path, inbox: Path, events: Events) -> None:
+    """Markers and checksums are reported as skipped; excluded files are not reported."""
     put_images(inbox / "a", 1)
     for name in ("_SUCCESS", "SHA256SUMS", "a.md5", "scan.docm"):
         (inbox / name).write_text("not data")
@@ -271,8 +271,8 @@ def test_company_ends_no_night(run: Path, inbox: Path, events: Events) -> None:
     assert ["SHA256SUMS", "_SUCCESS", "a.md5"] == events.named("skipped")[0]["files"]
 
 
-def test_a_huge_file_is_refused_by_its_header(run: Path, inbox: Path) -> None:
-    """A sparse file of a TiB is bad before it is read, recorded once, and the others are scored."""
+def test_large_file_with_a_bad_header(run: Path, inbox: Path) -> None:
+    """A large bad file is refused by its header alone, and recorded once under any name."""
     put_images(inbox / "a", 1)
     (inbox / "huge").write_bytes(b"")
     os.truncate(inbox / "huge", 2**40)
@@ -286,34 +286,34 @@ def test_a_huge_file_is_refused_by_its_header(run: Path, inbox: Path) -> None:
     assert [("scored", "a"), ("failed", "huge")] == list(recorded(run))
 
 
-def test_a_stop_while_a_file_is_hashed(run: Path, inbox: Path) -> None:
-    """A signal need not wait until a file of a TiB is hashed."""
+def test_stop_while_a_file_is_hashed(run: Path, inbox: Path) -> None:
+    """A signal stops the job while it hashes a large file."""
     (inbox / "huge").write_bytes(bytes((0, 0, 8, 2)) + (2**24).to_bytes(4, "big") + b"\0\1\0\0")
     os.truncate(inbox / "huge", 12 + 2**40)
     settle(inbox / "huge")
 
-    class Late(StopSignal):
-        """Comes when the file has been begun."""
+    class LateSignal(StopSignal):
+        """Arrives when the file is being hashed, at the fourth check."""
 
-        looks = 0
+        checks = 0
 
         @property
         def requested(self) -> bool:
-            self.looks += 1
-            return self.looks > 3
+            self.checks += 1
+            return self.checks > 3
 
     with pytest.raises(StoppedError, match="Run the same command to continue"):
-        run_batch(ScoreConfig(run=str(run), inbox=str(inbox), settle=0.0), stop=Late())
+        run_batch(ScoreConfig(run=str(run), inbox=str(inbox), settle=0.0), stop=LateSignal())
 
 
 @pytest.mark.parametrize("retries", [0, 1])
-def test_a_file_out_of_reach(
+def test_unreachable_file(
     retries: int, run: Path, inbox: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All of it is tried again, or it is left for the next run; the others are scored."""
+    """A file that cannot be reached is retried, or left for the next run; others are scored."""
     put_images(inbox / "a", 1)
     put_images(inbox / "b", 2)
-    failures = [UnreachableError("The store is away.")]
+    failures = [UnreachableError("The store does not respond.")]
     read = Inbox.dataset
 
     def unsteady(*arguments: Any) -> Dataset:
@@ -324,5 +324,5 @@ def test_a_file_out_of_reach(
     monkeypatch.setattr(Inbox, "dataset", unsteady)
     result = score_inbox(run, inbox, retries=retries, retry_wait=0.0)
     assert ["a", "b"][1 - retries :] == [one.file for one in result.results]
-    left = [] if retries else [{"file": "a", "reason": "The store is away."}]
+    left = [] if retries else [{"file": "a", "reason": "The store does not respond."}]
     assert (left, not retries) == (result.left, isinstance(result.error, UnreachableError))

@@ -1,4 +1,4 @@
-"""Gates of an inbox: what is judged, what it is compared with, and which night hears of it."""
+"""Gates of an inbox: which files are judged, against which accuracy, and when they alarm."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from tests.jobs.inboxes import Events, ledger, put_images, score_inbox
 
 
 def test_gates_of_labelled_files(run: Path, inbox: Path) -> None:
-    """A file below the gate is scored and marked; files without labels are not judged."""
+    """A file below the gate is scored and recorded so; files without labels are not judged."""
     put_images(inbox / "a-images-idx3", 1, labelled=True)
     put_images(inbox / "b-images-idx3", 2)
     result = score_inbox(run, inbox, gates=Gates(min_accuracy=1.0))
@@ -21,8 +21,8 @@ def test_gates_of_labelled_files(run: Path, inbox: Path) -> None:
     assert ["below gate", "ok"] == [line["status"] for line in ledger(run)]
 
 
-def test_only_what_is_new_ends_the_night(run: Path, inbox: Path, events: Events) -> None:
-    """A file below the gate is one night's alarm; another one, or a stricter gate, is a new one."""
+def test_only_new_verdicts_change_the_exit_code(run: Path, inbox: Path, events: Events) -> None:
+    """A file below a gate fails one job only; another file, or a stricter gate, fails the next."""
     put_images(inbox / "a-images-idx3", 1, labelled=True)
     accuracy = score_inbox(run, inbox).results[0].accuracy
     assert accuracy is not None
@@ -40,8 +40,8 @@ def test_only_what_is_new_ends_the_night(run: Path, inbox: Path, events: Events)
     ]
 
 
-def test_files_that_could_not_be_judged(run: Path, inbox: Path, events: Events) -> None:
-    """Where there is a gate, files without labels are counted; where there is none, none are."""
+def test_unjudged_files(run: Path, inbox: Path, events: Events) -> None:
+    """Files without labels are counted as unjudged if there is a gate."""
     put_images(inbox / "a-images-idx3", 1, labelled=True)
     put_images(inbox / "b-images-idx3", 2)
     assert [] == score_inbox(run, inbox).unjudged
@@ -50,8 +50,8 @@ def test_files_that_could_not_be_judged(run: Path, inbox: Path, events: Events) 
     assert ["b-images-idx3"] == [event["file"] for event in events.named("unjudged")]
 
 
-def test_a_file_is_compared_with_the_one_before(run: Path, inbox: Path) -> None:
-    """All files of an inbox are one split: the first labelled one is what the next may fall to."""
+def test_drop_between_files(run: Path, inbox: Path) -> None:
+    """The files of an inbox count as one split: a drop is measured from the file before."""
     put_images(inbox / "a-images-idx3", 1, labelled=True)
     put_images(inbox / "b-images-idx3", 2, labelled=True)
     first, second = score_inbox(run, inbox, gates=Gates(max_drop=1.0)).results
@@ -60,8 +60,8 @@ def test_a_file_is_compared_with_the_one_before(run: Path, inbox: Path) -> None:
     assert [pytest.approx(first.accuracy - 1.0)] == [one.limit for one in second.verdicts]
 
 
-def test_a_split_is_compared_with_any_of_its_name(run: Path, inbox: Path, digits: Path) -> None:
-    """A dataset's `test` is held against the `test` of another dataset that was scored before."""
+def test_drop_between_datasets(run: Path, inbox: Path, digits: Path) -> None:
+    """A drop is measured from the last split of the same name, also of another dataset."""
     put_images(inbox / "t10k-images-idx3-ubyte", 1, labelled=True)
     ingest(str(inbox), inbox.parent / "other")
     other = score(run=run, dataset=inbox.parent / "other")

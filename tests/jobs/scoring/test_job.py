@@ -1,4 +1,4 @@
-"""Scoring: a model's probabilities for every row, once, whatever happens on the way."""
+"""Scoring a split: correct scores, computed once, also after interruptions and damage."""
 
 import json
 import shutil
@@ -15,19 +15,15 @@ from jobs.scoring.job import run_batch, score
 from jobs.scoring.promote import PromoteConfig, promote
 from jobs.scoring.result import ScoreResult
 from jobs.signals import StopSignal
-from jobs.training.config import TrainConfig
 from jobs.training.job import TrainResult, train
 from jobs.training.model import model_of
 from jobs.training.select_checkpoint import choose_checkpoint
-from pipeline.ingest import ingest
 from storage.checkpoints import STATE, CheckpointName
 from storage.dataset import Split, open_dataset
 from storage.errors import (
     BadDataError,
     InternalError,
-    PipelineError,
     StoppedError,
-    UsageError,
 )
 from storage.places import open_location
 from storage.runs import SCORES, open_run
@@ -35,7 +31,6 @@ from tests.jobs.inboxes import Events
 from tests.jobs.trainings import small
 from tests.pipeline.datasets import watched_windows
 from tests.storage.artefacts import stored_rows
-from tests.storage.idx_files import write_idx
 
 CONFIG = small(epochs=2, learning_rate=0.03, dtype="float32")
 
@@ -48,12 +43,12 @@ def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResu
 
 @pytest.fixture
 def run(trained: TrainResult, tmp_path: Path) -> Path:
-    """A copy of it without scores, to do as one likes with."""
+    """A copy of `trained` without scores."""
     return shutil.copytree(trained.run.location.path, tmp_path / "run")
 
 
 def predictions(result: ScoreResult) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """All probabilities `(rows, classes)` and predicted classes `(rows,)`."""
+    """Return all probabilities `(rows, classes)` and predicted classes `(rows,)`."""
     chunks = [result.scores.read_chunk(number) for number in range(result.scores.schema.chunks)]
     return np.concatenate([one for one, _ in chunks]), np.concatenate([two for _, two in chunks])
 
@@ -61,7 +56,7 @@ def predictions(result: ScoreResult) -> tuple[NDArray[np.float32], NDArray[np.in
 def direct(
     run: Path, dataset: Path, split: str, checkpoint: str = "latest"
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Probabilities of all rows at once, in float64, and the labels."""
+    """Compute the probabilities of all rows at once, in float64; return them and the labels."""
     stored = stored_rows(open_dataset(open_location(dataset)).split(split))
     assert stored.targets is not None
     trained = open_run(open_location(run))
@@ -73,7 +68,7 @@ def direct(
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_scores(split: str, run: Path, digits: Path) -> None:
-    """The scores are the network's probabilities, row by row, and the figures are theirs."""
+    """The scores are the network's probabilities for each row, and the metrics follow from them."""
     result = score(run=run, dataset=digits, split=split)
     probabilities, predicted = predictions(result)
     expected, labels = direct(run, digits, split)
@@ -87,17 +82,17 @@ def test_scores(split: str, run: Path, digits: Path) -> None:
     assert len(labels) == sum(map(sum, quality["confusion"])) == result.metrics["rows"]
 
 
-def test_figures_of_the_training(run: Path, digits: Path, trained: TrainResult) -> None:
-    """Scoring the last checkpoint finds the accuracy that the training found."""
+def test_metrics_of_the_training(run: Path, digits: Path, trained: TrainResult) -> None:
+    """Scoring the last checkpoint gives the accuracy that the training measured."""
     result = score(run=run, dataset=digits)
     evaluation = trained.metrics[-1]["evaluation"]["test"]
     assert evaluation["accuracy"] == result.metrics["quality"]["accuracy"]
-    found = result.metrics["quality"]["cross_entropy"]
-    assert pytest.approx(evaluation["cross_entropy"], rel=1e-5) == found
+    cross_entropy = result.metrics["quality"]["cross_entropy"]
+    assert pytest.approx(evaluation["cross_entropy"], rel=1e-5) == cross_entropy
 
 
 def test_metrics_file(run: Path, digits: Path, trained: TrainResult) -> None:
-    """metrics.json tells what was scored with what."""
+    """metrics.json identifies the model, the dataset and the split."""
     result = score(run=run, dataset=digits)
     document = json.loads((result.scores.location.path / "metrics.json").read_text())
     assert document.items() >= result.metrics.items()
@@ -112,7 +107,7 @@ def test_metrics_file(run: Path, digits: Path, trained: TrainResult) -> None:
 
 
 def test_already_done(run: Path, digits: Path) -> None:
-    """What has been scored is found and said so; nothing is written again."""
+    """Existing scores are returned, and nothing is written."""
     first = score(run=run, dataset=digits)
     files = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
     again = score(run=run, dataset=digits, checkpoint="2")
@@ -121,8 +116,8 @@ def test_already_done(run: Path, digits: Path) -> None:
     assert files == {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
 
 
-def test_done_by_another_in_the_meantime(run: Path, digits: Path, events: Events) -> None:
-    """A scoring that another completes between the look and the lock is found done, no conflict."""
+def test_completed_by_another_job(run: Path, digits: Path, events: Events) -> None:
+    """Scores that another job completes before this one takes the lock are used."""
     others: list[ScoreResult] = []
 
     def another(name: str) -> None:
@@ -147,7 +142,7 @@ def test_threads(run: Path, digits: Path, tmp_path: Path) -> None:
 
 
 def stop_after(chunks: int, run: Path, dataset: Path) -> Path:
-    """Score the training split but stop after so many chunks; the scoring's home."""
+    """Score the training split, stop after some chunks, and return the place of the scores."""
     stop = StopSignal()
     left = chunks
 
@@ -165,10 +160,10 @@ def stop_after(chunks: int, run: Path, dataset: Path) -> Path:
 
 
 @pytest.mark.parametrize("chunks", [1, 2, 4, 5])
-def test_goes_on(
+def test_continues(
     chunks: int, run: Path, trained: TrainResult, digits: Path, tmp_path: Path
 ) -> None:
-    """A scoring that was stopped is continued from its chunks, which are not computed again."""
+    """A stopped scoring continues; its finished chunks are not computed again."""
     whole = score(
         run=shutil.copytree(trained.run.location.path, tmp_path / "whole"),
         dataset=digits,
@@ -176,7 +171,7 @@ def test_goes_on(
     )
     home = stop_after(chunks, run, digits)
     kept = {path: path.stat().st_mtime_ns for path in home.glob("*/c*") if path.is_file()}
-    assert 2 * chunks <= len(kept)  # those that other threads had in hand, too
+    assert 2 * chunks <= len(kept)  # other threads may have finished more
     result = score(run=run, dataset=digits, split="train")
     assert not result.already_done
     assert whole.scores.digest == result.scores.digest
@@ -184,8 +179,8 @@ def test_goes_on(
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
 
 
-def test_goes_on_from_sound_chunks(run: Path, digits: Path, tmp_path: Path) -> None:
-    """Of an unfinished scoring, damaged and missing chunks are scored again."""
+def test_continues_after_damage(run: Path, digits: Path, tmp_path: Path) -> None:
+    """Damaged and missing chunks of an unfinished scoring are computed again."""
     whole = score(run=shutil.copytree(run, tmp_path / "whole"), dataset=digits, split="train")
     home = stop_after(4, run, digits)
     chunks = sorted(path for path in home.glob("probabilities/c*") if path.is_file())
@@ -200,7 +195,7 @@ def test_goes_on_from_sound_chunks(run: Path, digits: Path, tmp_path: Path) -> N
 
 
 def test_damaged_scores(run: Path, digits: Path) -> None:
-    """A complete scoring that has been damaged since is an error with the remedy."""
+    """Damaged scores are an error that says what to do."""
     result = score(run=run, dataset=digits)
     metrics = result.scores.location.path / "metrics.json"
     metrics.write_bytes(metrics.read_bytes().replace(b"0", b"1", 1))
@@ -208,33 +203,8 @@ def test_damaged_scores(run: Path, digits: Path) -> None:
         score(run=run, dataset=digits)
 
 
-def unlabelled_test(digits: Path, directory: Path) -> Path:
-    """A dataset with labelled training rows, and the test rows of `digits` without labels."""
-    directory.mkdir()
-    opened = open_dataset(open_location(digits))
-    for prefix, split, labelled in (("train", "train", True), ("t10k", "test", False)):
-        found = stored_rows(opened.split(split))
-        assert found.targets is not None
-        images = found.inputs[:, 1:].reshape(-1, 28, 28)
-        write_idx(directory / f"{prefix}-images-idx3-ubyte", images)
-        if labelled:
-            labels = found.targets.argmax(axis=1).astype(np.uint8)
-            write_idx(directory / f"{prefix}-labels-idx1-ubyte", labels)
-    ingest(str(directory), directory / "data", rows_per_chunk=230)
-    return directory / "data"
-
-
-def test_unlabelled(run: Path, digits: Path, tmp_path: Path) -> None:
-    """A split without labels is scored like any other, without figures."""
-    result = score(run=run, dataset=unlabelled_test(digits, tmp_path / "set"))
-    assert result.metrics["quality"] is None
-    labelled = score(run=run, dataset=digits)
-    assert labelled.scores.digest == result.scores.digest
-    assert labelled.scores.location != result.scores.location
-
-
-def test_output_of_what_is_done(run: Path, digits: Path, tmp_path: Path) -> None:
-    """A plain file can be had of a scoring that was done before, too."""
+def test_output_of_existing_scores(run: Path, digits: Path, tmp_path: Path) -> None:
+    """--out is also written for scores that existed before."""
     score(run=run, dataset=digits)
     result = score(run=run, dataset=digits, out=tmp_path / "late.csv")
     assert result.already_done
@@ -243,7 +213,7 @@ def test_output_of_what_is_done(run: Path, digits: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("checkpoint", ["1", "2", "best", "latest"])
 def test_checkpoint(checkpoint: str, run: Path, digits: Path, trained: TrainResult) -> None:
-    """The model is that of the checkpoint that was asked for."""
+    """The chosen checkpoint scores."""
     result = score(run=run, dataset=digits, checkpoint=checkpoint)
     epoch = 1 if checkpoint == "1" else 2
     assert str(CheckpointName(epoch, 0)) == result.metrics["checkpoint"]
@@ -253,7 +223,7 @@ def test_checkpoint(checkpoint: str, run: Path, digits: Path, trained: TrainResu
 
 
 def test_damaged_newest(run: Path, digits: Path) -> None:
-    """Where the newest checkpoint is damaged, the one before scores only if it is named."""
+    """If the newest checkpoint is damaged, the one before scores only if chosen explicitly."""
     state = run / CheckpointName(2, 0).key / STATE
     state.write_bytes(state.read_bytes()[:-1])
     with pytest.raises(BadDataError, match="choose it by --checkpoint 000001-000000"):
@@ -262,140 +232,22 @@ def test_damaged_newest(run: Path, digits: Path) -> None:
     assert "000001-000000" == result.metrics["checkpoint"]
 
 
-def other_set(directory: Path, side: int, classes: int) -> Path:
-    """A dataset of noise with other shapes."""
-    directory.mkdir()
-    images = np.random.default_rng(1).integers(0, 256, (30, side, side), dtype=np.uint8)
-    write_idx(directory / "train-images-idx3-ubyte", images)
-    labels = (np.arange(30) % classes).astype(np.uint8)
-    write_idx(directory / "train-labels-idx1-ubyte", labels)
-    ingest(str(directory), directory / "data")
-    return directory / "data"
-
-
-def letters(directory: Path, labels: list[int], *, labelled: bool = True) -> Path:
-    """A dataset of small images in two element types' worth of classes: the labels given."""
-    directory.mkdir()
-    images = np.random.default_rng(2).integers(0, 256, (len(labels), 3, 3), dtype=np.uint8)
-    write_idx(directory / "train-images-idx3-ubyte", images)
-    if labelled:
-        write_idx(directory / "train-labels-idx1-ubyte", np.array(labels, np.uint8))
-    ingest(str(directory), directory / "data")
-    return directory / "data"
-
-
-@pytest.fixture
-def letters_run(tmp_path: Path) -> Path:
-    """A run over the classes 4, 7 and 9."""
-    config = TrainConfig(network="9-softmax-3", epochs=1, batch_size=5, evaluate="none")
-    train(config, dataset=letters(tmp_path / "l", [9, 4, 7] * 5), run=tmp_path / "letters")
-    return tmp_path / "letters"
-
-
-def test_unlabelled_rows_get_the_names_of_the_model(letters_run: Path, tmp_path: Path) -> None:
-    """Class names are those that the model was trained on, with and without labels."""
-    dataset = letters(tmp_path / "u", [4, 7], labelled=False)
-    result = score(
-        run=letters_run,
-        dataset=dataset,
-        split="train",
-        out=tmp_path / "u.csv",
-        all_probabilities=True,
-    )
-    assert ("4", "7", "9") == result.scores.schema.class_names
-    header, *rows = (tmp_path / "u.csv").read_text().splitlines()
-    assert "row,predicted,probability,p_4,p_7,p_9" == header
-    assert {row.split(",")[1] for row in rows} <= {"4", "7", "9"}
-
-
-def test_a_dataset_that_lacks_a_class(letters_run: Path, tmp_path: Path) -> None:
-    """Rows of some of the model's classes are judged by name, not by column."""
-    dataset = letters(tmp_path / "some", [9, 7, 9, 9])
-    result = score(run=letters_run, dataset=dataset, split="train", out=tmp_path / "some.csv")
-    quality = result.metrics["quality"]
-    assert [("4", 0), ("7", 1), ("9", 3)] == [
-        (found["name"], found["rows"]) for found in quality["classes"]
-    ]
-    _, predicted = predictions(result)
-    expected = np.mean(np.array(["4", "7", "9"])[predicted] == np.array(["9", "7", "9", "9"]))
-    assert expected == quality["accuracy"]
-    lines = (tmp_path / "some.csv").read_text().splitlines()
-    assert ["true", "9", "7", "9", "9"] == [line.split(",")[3] for line in lines]
-
-
-def test_rows_that_are_scaled_otherwise(letters_run: Path, tmp_path: Path) -> None:
-    """A model of bytes does not score floats, and says so in the user's words."""
-    directory = tmp_path / "floats"
-    directory.mkdir()
-    write_idx(directory / "train-images-idx3-float", np.ones((4, 3, 3), np.float32))
-    ingest(str(directory), directory / "data")
-    words = "data holds values of type float32; the run was trained on values of type uint8."
-    with pytest.raises(BadDataError, match=words):
-        score(run=letters_run, dataset=directory / "data", split="train")
-
-
-@pytest.mark.parametrize(
-    ("side", "classes", "kind", "words"),
-    [
-        (
-            27,
-            10,
-            BadDataError,
-            ("of 27 x 27; the run was trained on images of 28 x 28",),
-        ),
-        (28, 11, UsageError, ("not trained on: 10;", "the model has 0, 1, 2, 3, 4, 5, 6, 7, 8, 9")),
-    ],
-)
-def test_model_that_does_not_fit(
-    side: int,
-    classes: int,
-    kind: type[PipelineError],
-    words: tuple[str, ...],
-    run: Path,
-    tmp_path: Path,
-) -> None:
-    """A dataset of another shape than the model's is refused, both sides shown."""
-    dataset = other_set(tmp_path / "set", side, classes)
-    with pytest.raises(kind) as caught:
-        score(run=run, dataset=dataset, split="train")
-    assert [] == [word for word in words if word not in str(caught.value)]
-    assert not (run / "scores").exists()
-
-
-@pytest.mark.parametrize(
-    ("missing", "kind", "message"),
-    [
-        ("run", BadDataError, "There is no run at"),
-        ("dataset", BadDataError, "There is no dataset at"),
-        ("split", UsageError, "no split 'absent'; .* one of: train, test"),
-    ],
-)
-def test_missing(
-    missing: str, kind: type[PipelineError], message: str, run: Path, digits: Path, tmp_path: Path
-) -> None:
-    """What is not there is named."""
-    arguments: dict[str, Any] = {"run": run, "dataset": digits, "split": "test"}
-    arguments[missing] = "absent" if missing == "split" else tmp_path / "absent"
-    with pytest.raises(kind, match=message):
-        score(**arguments)
-
-
 @pytest.mark.parametrize("threads", [1, 2])
 def test_two_windows_are_held(
     run: Path, digits: Path, monkeypatch: pytest.MonkeyPatch, threads: int
 ) -> None:
-    """When a window is about to be loaded, one other is there: threads hold no rows of the last."""
+    """While a window is loaded, one other is in memory: threads keep no rows of older ones."""
     monkeypatch.setattr("pipeline.stream.PLAIN_WINDOW_CHUNKS", 2)
-    there = watched_windows(monkeypatch)
+    held = watched_windows(monkeypatch)
     score(run=run, split="train", dataset=digits, threads=threads)
-    assert 3 == len(there)
-    assert 1 == max(there)
+    assert 3 == len(held)
+    assert 1 == max(held)
 
 
-def test_probabilities_that_are_no_numbers(
+def test_probabilities_that_are_not_finite(
     run: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are never published: the row is named, in each split and in a half-done scoring too."""
+    """NaN is never published: the row is named, also by a continued scoring."""
     forward = Network.forward
 
     def overflowing(network: Network, *arguments: Any) -> NDArray[np.float32]:
@@ -413,15 +265,13 @@ def test_probabilities_that_are_no_numbers(
     assert not score(run=run, dataset=digits).already_done
 
 
-def test_an_error_that_nobody_thought_of(
-    run: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In one split it does not keep the others from being scored."""
+def test_a_bug(run: Path, digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bug at one split is reported, and the others are scored."""
     read = Split.read_chunk
 
     def broken(split: Split, *arguments: Any) -> Any:
         if split.name == "test":
-            raise ZeroDivisionError("of our own making")
+            raise ZeroDivisionError("a bug")
         return read(split, *arguments)
 
     monkeypatch.setattr(Split, "read_chunk", broken)
@@ -432,7 +282,7 @@ def test_an_error_that_nobody_thought_of(
 
 
 def test_the_runs_dataset(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a dataset the one of the training is scored, wherever both have been moved to."""
+    """By default the training's dataset is scored, also if it was moved along with the run."""
     here = tmp_path / "here"
     shutil.copytree(digits, here / "data" / "mine")
     monkeypatch.chdir(here)

@@ -1,4 +1,4 @@
-"""Promotion: a name is pinned to a model, in one step, if the model passes the gates."""
+"""Promotion: a model gets a name if it passes the gates, and keeps its checkpoint."""
 
 import shutil
 from collections.abc import Callable
@@ -26,13 +26,13 @@ Promote = Callable[..., PromoteResult]
 
 @pytest.fixture
 def models(tmp_path: Path) -> Path:
-    """Where the names go."""
+    """The directory of the names."""
     return tmp_path / "models"
 
 
 @pytest.fixture
 def give(run: Path, digits: Path, models: Path) -> Promote:
-    """`give(epoch, ...)` promotes that epoch's model as champion."""
+    """A function that promotes an epoch's model, by default as champion."""
 
     def call(epoch: int, name: str = "champion", **options: Any) -> PromoteResult:
         where: dict[str, str] = {"run": str(run), "models": str(models), "dataset": str(digits)}
@@ -42,23 +42,23 @@ def give(run: Path, digits: Path, models: Path) -> Promote:
 
 
 def accuracies(run: Path, digits: Path) -> list[float]:
-    """The accuracy of each epoch's model on the test split."""
-    found = [score(run=run, dataset=digits, checkpoint=str(epoch)).accuracy for epoch in (1, 2, 3)]
-    return [accuracy for accuracy in found if accuracy is not None]
+    """Return the accuracy of each epoch's model on the test split."""
+    results = [score(run=run, dataset=digits, checkpoint=str(epoch)) for epoch in (1, 2, 3)]
+    return [result.accuracy for result in results if result.accuracy is not None]
 
 
-def holder(models: Path) -> str | None:
-    """The checkpoint that is champion."""
-    found = open_name(open_location(models), "champion").holder
-    return found and found.checkpoint
+def champion(models: Path) -> str | None:
+    """Return the checkpoint that is champion."""
+    holder = open_name(open_location(models), "champion").holder
+    return holder and holder.checkpoint
 
 
-def test_who_had_it_before(give: Promote, models: Path) -> None:
-    """A name goes from one model to the next, and what was is recorded."""
+def test_history(give: Promote, models: Path) -> None:
+    """A name passes from one model to the next, and the earlier model is recorded."""
     first, second = give(1), give(2)
     assert None is first.before
     assert first.holder == second.before
-    assert "000002-000000" == holder(models)
+    assert "000002-000000" == champion(models)
     events = open_name(open_location(models), "champion").events
     assert [("promoted", None), ("promoted", "000001-000000")] == [
         (event["event"], event["before"] and event["before"]["checkpoint"]) for event in events
@@ -66,21 +66,21 @@ def test_who_had_it_before(give: Promote, models: Path) -> None:
 
 
 def test_already(give: Promote, models: Path) -> None:
-    """A model that has the name already keeps it; nothing is recorded."""
+    """Promoting the same model again changes nothing."""
     give(1)
     assert give(1).already_done
     assert 1 == len(open_name(open_location(models), "champion").events)
 
 
 def test_undo(give: Promote, models: Path) -> None:
-    """An undo gives the name back, one after the other, until nobody has it."""
+    """Each undo gives the name back to the model before, until no model has it."""
     give(1)
     give(2)
     assert ["000001-000000", None] == [
         result.holder and result.holder.checkpoint
         for result in (undo(str(models), "champion") for _ in range(2))
     ]
-    assert None is holder(models)
+    assert None is champion(models)
     with pytest.raises(UsageError, match="No model is called"):
         undo(str(models), "champion")
     events = [event["event"] for event in open_name(open_location(models), "champion").events]
@@ -88,30 +88,30 @@ def test_undo(give: Promote, models: Path) -> None:
 
 
 def test_min_accuracy(give: Promote, run: Path, digits: Path, models: Path) -> None:
-    """A model below the gate is refused with exit 5; the name stays, the refusal is recorded."""
+    """A model below the gate is refused: the name keeps its model, and the refusal is recorded."""
     one, two, three = accuracies(run, digits)
     assert one < two < three
     assert two == give(2, min_accuracy=two).verdicts[0].accuracy
     with pytest.raises(QualityGateError, match="champion remains model"):
         give(1, min_accuracy=two)
-    assert "000002-000000" == holder(models)
+    assert "000002-000000" == champion(models)
     events = [event["event"] for event in open_name(open_location(models), "champion").events]
     assert ["promoted", "refused"] == events
 
 
 def test_not_worse_than(give: Promote, models: Path) -> None:
-    """A challenger must be as good as the champion on the same rows."""
-    give(2, not_worse_than="champion")  # the first one has nobody to beat
+    """A model must be as good as the champion on the same rows."""
+    give(2, not_worse_than="champion")  # there is no champion yet
     with pytest.raises(QualityGateError, match="that of champion"):
         give(1, not_worse_than="champion")
     give(3, not_worse_than="champion")
-    assert "000003-000000" == holder(models)
-    with pytest.raises(UsageError, match="No model is called 'nobody'"):
-        give(3, not_worse_than="nobody")
+    assert "000003-000000" == champion(models)
+    with pytest.raises(UsageError, match="No model is called 'unknown'"):
+        give(3, not_worse_than="unknown")
 
 
-def test_the_judgement_is_in_the_ledger(give: Promote, run: Path) -> None:
-    """What a gate was judged by is a scoring like any other."""
+def test_gates_are_recorded_in_the_ledger(give: Promote, run: Path) -> None:
+    """The scores that a gate was judged on are in the run's ledger."""
     result = give(2, min_accuracy=0.0)
     (line,) = ledger(run)
     assert result.holder is not None
@@ -124,26 +124,26 @@ def test_the_judgement_is_in_the_ledger(give: Promote, run: Path) -> None:
 def test_scores_with_the_promoted_model(
     give: Promote, run: Path, digits: Path, models: Path
 ) -> None:
-    """--model scores with the model that has the name, in its run, and the ledger says so."""
+    """`model` scores with the promoted checkpoint, and the ledger has the name."""
     give(1)
-    found = score(model="champion", models=models, dataset=digits)
-    assert "000001-000000" == found.metrics["checkpoint"]
-    assert run / "scores" == found.scores.location.path.parent
+    result = score(model="champion", models=models, dataset=digits)
+    assert "000001-000000" == result.metrics["checkpoint"]
+    assert run / "scores" == result.scores.location.path.parent
     assert "champion" == ledger(run)[0]["model"]
 
 
 def test_of_another_run(give: Promote, run: Path, digits: Path, models: Path) -> None:
-    """A name can go to a model of another run; its scores lie there."""
+    """A name can pass to a model of another run, whose scores are kept there."""
     give(1)
     other = run.parent / "other"
     train(small(epochs=1, learning_rate=0.01), dataset=digits, run=other)
     give(1, run=str(other))
-    found = score(model="champion", models=models, dataset=digits)
-    assert other / "scores" == found.scores.location.path.parent
+    result = score(model="champion", models=models, dataset=digits)
+    assert other / "scores" == result.scores.location.path.parent
 
 
-def test_never_another_model(give: Promote, run: Path, digits: Path, models: Path) -> None:
-    """Where the run was replaced by another, the name does not quietly mean that."""
+def test_replaced_run(give: Promote, run: Path, digits: Path, models: Path) -> None:
+    """If the run was replaced by another one, the name is refused."""
     give(1)
     shutil.rmtree(run)
     train(small(epochs=1, learning_rate=0.01), dataset=digits, run=run)
@@ -152,17 +152,17 @@ def test_never_another_model(give: Promote, run: Path, digits: Path, models: Pat
 
 
 def test_promoted_checkpoints_are_kept(give: Promote, run: Path) -> None:
-    """A training prunes other checkpoints, not one that has a name."""
+    """Promoted checkpoints are not pruned."""
     give(1)
     opened = open_run(open_location(run))
     prune_checkpoints(opened, CheckpointName(3, 0), 1, set())
     assert ["000001-000000", "000003-000000"] == [str(name) for name in list_checkpoints(opened)]
 
 
-def test_drop_from_the_promotions_record(
+def test_drop_from_the_promoted_accuracy(
     give: Promote, run: Path, digits: Path, models: Path
 ) -> None:
-    """Without a scoring before, a drop is measured from the accuracy of the promotion."""
+    """Without earlier scores, a drop is measured from the accuracy at the promotion."""
     give(3, min_accuracy=0.0)
     shutil.rmtree(run / "scores")
     config = ScoreConfig(
@@ -180,7 +180,7 @@ def test_drop_from_the_promotions_record(
 
 
 def test_by_digest(give: Promote, run: Path, models: Path) -> None:
-    """A checkpoint can be named by the first digits of its model's digest."""
+    """A checkpoint can be chosen by the first digits of its model's digest."""
     digest = open_run(open_location(run)).metrics()[1]["parameters_digest"]
     where: dict[str, str] = {"run": str(run), "models": str(models)}
     result = promote(PromoteConfig(name="champion", checkpoint=digest[:10], **where))
@@ -194,15 +194,15 @@ def test_by_digest(give: Promote, run: Path, models: Path) -> None:
 def test_a_checkpoint_that_is_pruned_is_not_promoted(
     run: Path, digits: Path, models: Path, monkeypatch: pytest.MonkeyPatch, judged: bool
 ) -> None:
-    """Where a training removes what was chosen before it has the name, another one is chosen."""
+    """If a training prunes the chosen checkpoint before it is pinned, another one is chosen."""
     chosen: list[str] = []
 
     def choose(*arguments: Any) -> Any:
-        found = choose_checkpoint(*arguments)
-        chosen.append(str(found[0].name))
+        choice = choose_checkpoint(*arguments)
+        chosen.append(str(choice[0].name))
         if len(chosen) == 1:
             shutil.rmtree(run / "checkpoints" / chosen[0])
-        return found
+        return choice
 
     monkeypatch.setattr("jobs.scoring.promote.choose_checkpoint", choose)
     least = 0.0 if judged else None
