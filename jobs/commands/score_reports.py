@@ -56,7 +56,7 @@ def _confusion_text(names: list[str], confusion: list[list[int]]) -> str:
     if not mistakes:
         return "no mistakes"
     largest = heapq.nlargest(SHOWN_MISTAKES, mistakes, key=lambda mistake: mistake[0])
-    title = f"most frequent mistakes; --json has the whole confusion matrix, {len(names):,} wide"
+    title = f"most frequent mistakes; --json has the confusion matrix of all {len(names):,} classes"
     rows = [[true, predicted, f"{count:,}"] for count, true, predicted in largest]
     return f"{title}\n{table(['true', 'predicted', 'rows'], rows, left=('predicted',))}"
 
