@@ -8,6 +8,7 @@ from jobs.commands.tables import (
     SHORT_DIGEST,
     SHOWN_CLASSES,
     facts,
+    fit,
     fits,
     grid,
     settings_text,
@@ -260,7 +261,7 @@ def train_report(result: "TrainResult") -> Report:
     model = f"model {result.parameters_digest[:SHORT_DIGEST]} in {run}"
     summary = f"{_accuracy_text(last)} after epoch {last['epoch']}; {model}" if last else model
     details = facts([("model", result.parameters_digest), ("order", result.order_digest)])
-    return Report(document, "\n".join([*lines, summary]), summary, details)
+    return Report(document, "\n".join([*lines, fit(summary)]), summary, details)
 
 
 def _accuracy_text(line: dict[str, Any]) -> str:

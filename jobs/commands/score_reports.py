@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from jobs.commands.console import Report
-from jobs.commands.tables import SHORT_DIGEST, SHOWN_CLASSES, facts, fits, table
+from jobs.commands.tables import SHORT_DIGEST, SHOWN_CLASSES, facts, fit, fits, table
 from jobs.output import local_time, one_line, percent
 from jobs.scoring.promote import PromoteResult
 from jobs.scoring.result import ScoreResult, ScoringResult
@@ -83,13 +83,14 @@ def batch_report(batch: ScoringResult, *, one_split: bool) -> Report:
         *([f"{len(batch.unjudged):,} not judged by any gate"] if batch.unjudged else []),
     ]
     summary = f"{', '.join(counts)}; scores in {batch.run.location}/scores"
-    text = summary
+    text = fit(summary)
     if 0 < len(batch.results) <= SHOWN_FILES:
         header = ["what", "scored", "rows", "accuracy", "scores"]
         rows = [_row(result) for result in batch.results]
         listed = table(header, rows, left=("scored", "scores"), wrapped=("what", "scores"))
         text = f"{listed}\n\n{text}"
-    return Report(document, text, summary)
+    digests = [(result.scores.schema.home, result.scores.digest) for result in batch.results]
+    return Report(document, text, summary, facts([("model", batch.model_digest), *digests]))
 
 
 def _split_report(result: ScoreResult) -> Report:
@@ -101,7 +102,7 @@ def _split_report(result: ScoreResult) -> Report:
         parts.append(quality_text(quality) + "\n")
         summary = f"{schema.split.capitalize()} accuracy {percent(quality['accuracy'])}; {location}"
         parts.append(f"Cross-entropy {quality['cross_entropy']:.4f} on {schema.rows:,} rows")
-    parts.append(summary)
+    parts.append(fit(summary))
     if result.output:
         parts.append(f"Predictions in {result.output}")
     digests = [("model", schema.model_digest), ("dataset", schema.dataset_digest)]

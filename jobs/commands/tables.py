@@ -71,6 +71,11 @@ def fits(text: str) -> bool:
     return max(map(len, text.splitlines()), default=0) <= terminal_width()
 
 
+def fit(line: str) -> str:
+    """Return a line; if it is wider than the terminal, in two, broken at its semicolon."""
+    return line if fits(line) else line.replace("; ", "\n", 1)
+
+
 def wrap(text: str, width: int) -> list[str]:
     """Break a text into lines, at spaces and after slashes if possible."""
     if len(text) <= width:

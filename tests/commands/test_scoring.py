@@ -86,7 +86,7 @@ def test_inbox(run: Path, call: Call) -> None:
     assert ["bad"] == [failure["file"] for failure in document["failed"]]
     put_images(inbox / "unlabelled", 2)
     ended = call("score", "--inbox", "inbox", "--min-accuracy", "0")
-    assert "1 scored, 1 scored before, 1 failed, 1 not judged by any gate; " in ended.out
+    assert "1 scored, 1 scored before, 1 failed, 1 not judged by any gate\n" in ended.out
     log = lines(call("score", "--inbox", "inbox", "--min-accuracy", "0", "--log-json"))
     assert ("summary", 1) == (log[-1]["event"], log[-1]["unjudged"])
     *_, last = ended.err.splitlines()
