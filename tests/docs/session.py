@@ -19,7 +19,7 @@ SHOWN_ON = {"numpy": "2.4.6", "blas_kernel": "SkylakeX"}
 TIMEOUT = 300
 _MEASURED = (
     r"\.\.\.",
-    r"[\d.,]+(?= (?:s|min|MB|cores?|rows/s|% waiting)\b)",
+    r"[\d.,]+ (?:s|min|MB|cores?|rows/s|% waiting)\b",
     r"\d{4}-\d\d-\d\d",
     r"\d\d:\d\d:\d\d\S*",
 )
@@ -117,5 +117,5 @@ def _line_pattern(line: str, varying: str) -> str:
         if index % 2 == 0:
             pieces[index] = re.escape(piece).replace(r"\ ", r"\s+")
         else:
-            pieces[index] = ".*?" if piece == "..." else r"\S+"
+            pieces[index] = ".*?" if piece == "..." else re.sub(r"\S+", r"\\S+", piece)
     return rf" *{''.join(pieces)} *\n"
