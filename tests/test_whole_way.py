@@ -18,7 +18,7 @@ def test_mnist(mnist_dir: Path, tmp_path: Path) -> None:
     """The three bare commands on MNIST, a kill between: the digests are those of every machine."""
     env = {"MNIST_DIR": str(mnist_dir)}
     made = document(run_pipeline("ingest", "--json", cwd=tmp_path, env=env))
-    kill_at_line("epoch +2/", "train", "--resume", cwd=tmp_path)
+    kill_at_line(" +2/", "train", "--resume", cwd=tmp_path)
     trained = document(run_pipeline("train", "--resume", "--json", cwd=tmp_path))
     scored = document(run_pipeline("score", "--json", cwd=tmp_path))
     assert {"digest": made["digest"], "order_digest": trained["order_digest"]} == DIGESTS
@@ -32,7 +32,7 @@ def test_a_kill_and_a_cluster_leave_no_trace(tmp_path: Path) -> None:
     succeeded(run_pipeline("ingest", "files", "--out", "data/mnist", cwd=tmp_path))
     train = (*SMALL, "--epochs", 40, "--run")
     expected = document(run_pipeline(*train, "runs/undisturbed", "--json", cwd=tmp_path))
-    kill_at_line("epoch +3/", *train, "runs/mnist", cwd=tmp_path)
+    kill_at_line(" +3/", *train, "runs/mnist", cwd=tmp_path)
     trained = document(run_pipeline(*train, "runs/mnist", "--workers", 2, "--json", cwd=tmp_path))
     for name in ("parameters_digest", "order_digest"):
         assert expected[name] == trained[name]

@@ -257,7 +257,12 @@ def train_report(result: "TrainResult") -> Report:
     }
     lines = [f"{run} is already trained."] if result.already_done else []
     if result.stopped_early:
-        lines.append("Stopped early: validation loss stopped improving.")
+        patience = result.config.patience
+        lines.append(f"Stopped early: no lower validation loss in {patience} epochs.")
+    if last and result.best and result.best.epoch != last["epoch"]:
+        lines.append(
+            f"Lowest validation loss after epoch {result.best.epoch}: score uses that model."
+        )
     model = f"model {result.parameters_digest[:SHORT_DIGEST]} in {run}"
     summary = f"{_accuracy_text(last)} after epoch {last['epoch']}; {model}" if last else model
     details = facts([("model", result.parameters_digest), ("order", result.order_digest)])

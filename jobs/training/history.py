@@ -1,5 +1,6 @@
 """A run's history: what is recorded of each of its epochs, checked as it is read."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from jobs.output import percent
@@ -19,9 +20,6 @@ LINE = {
 }
 EVALUATION = {"accuracy": float, "cross_entropy": float}
 TIMING = {"seconds": float, "rows_per_second": int, "seconds_waited": float}
-
-WORTH_MENTIONING = 0.1
-"""Share of an epoch that training waited for data, from which on its line says so."""
 
 Metrics = dict[str, Any]
 
@@ -55,17 +53,71 @@ def check_history(lines: Any, place: str) -> list[Metrics]:
     return lines
 
 
-def epoch_text(metrics: Metrics, epochs: int) -> str:
-    """Return what to say at the end of one of `epochs` epochs."""
-    evaluations = "".join(
-        f"  {name} {percent(figures['accuracy'])} ({figures['cross_entropy']:.4f})"
-        for name, figures in metrics["evaluation"].items()
-    )
+def history_columns(metrics: Sequence[Metrics]) -> dict[str, list[Any]]:
+    """Return metrics as columns of equal length, one value per epoch.
+
+    The columns are `epoch`, `steps`, `loss`, `accuracy`, then `NAME_accuracy` and
+    `NAME_cross_entropy` of each evaluated split, then those of the timing, such as `seconds`.
+    """
+    rows = []
+    for line in metrics:
+        row = {name: line[name] for name in ("epoch", "steps", "loss", "accuracy")}
+        for split, figures in line["evaluation"].items():
+            row |= {f"{split}_{name}": value for name, value in figures.items()}
+        rows.append(row | line["timing"])
+    return {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
+
+
+class EpochTable:
+    """The lines that a training prints: a header, then one per epoch, in 80 columns.
+
+    Three evaluations leave no room for their cross-entropies.
+    """
+
+    def __init__(self, epochs: int, evaluations: Sequence[str]) -> None:
+        self._epochs = epochs
+        self._evaluations = evaluations
+        self._with_loss = len(evaluations) <= 2
+        titles = ["train split" if name == "train" else name for name in evaluations]
+        figures = "100.00 %"
+        if self._with_loss:
+            titles = [f"{title} (loss)" for title in titles]
+            figures += " (12.3456)"
+        self._titles = ["epoch", "loss", "train", *titles, "time"]
+        widest = [f"{epochs}/{epochs}", "12.3456", "100.00 %", *(figures for _ in titles), "99.9 s"]
+        self._widths = [max(map(len, pair)) for pair in zip(self._titles, widest, strict=True)]
+
+    @property
+    def header(self) -> str:
+        """The titles of the columns."""
+        return self._line(self._titles)
+
+    def row(self, metrics: Metrics) -> str:
+        """Return the line of an epoch."""
+        cells = [
+            f"{metrics['epoch']}/{self._epochs}",
+            _loss_text(metrics["loss"]),
+            percent(metrics["accuracy"]),
+        ]
+        for name in self._evaluations:
+            figures = metrics["evaluation"][name]
+            loss = f" ({_loss_text(figures['cross_entropy'])})" if self._with_loss else ""
+            cells.append(percent(figures["accuracy"]) + loss)
+        return self._line([*cells, f"{metrics['timing']['seconds']:.1f} s"])
+
+    def _line(self, cells: list[str]) -> str:
+        return "  ".join(map(str.rjust, cells, self._widths))
+
+
+def _loss_text(loss: float) -> str:
+    """Return a loss in at most seven characters, unless it is enormous."""
+    if loss < 100:
+        return f"{loss:.4f}"
+    return f"{loss:.2f}" if loss < 10_000 else f"{loss:.1e}"
+
+
+def timing_text(metrics: Metrics) -> str:
+    """Return the speed of an epoch, and the share of its time spent waiting for data."""
     timing = metrics["timing"]
-    waited = timing["seconds_waited"] / max(timing["seconds"], 1e-9)
-    waiting = f" ({100 * waited:.0f} % waiting)" if waited >= WORTH_MENTIONING else ""
-    return (
-        f"epoch {metrics['epoch']:>{len(str(epochs))}}/{epochs}  loss {metrics['loss']:.4f}  "
-        f"accuracy {percent(metrics['accuracy'])}{evaluations}  "
-        f"{timing['seconds']:.1f} s{waiting}  {timing['rows_per_second']:,} rows/s"
-    )
+    waiting = timing["seconds_waited"] / max(timing["seconds"], 1e-9)
+    return f"  {timing['rows_per_second']:,} rows/s, {100 * waiting:.0f} % waiting for data"

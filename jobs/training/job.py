@@ -11,13 +11,15 @@ from jobs.choices import DEFAULT_RUN
 from jobs.environment import one_blas_thread
 from jobs.nn.architecture import Layer
 from jobs.nn.network import NO_ROWS, Network
+from jobs.output import percent
 from jobs.signals import StopSignal
 from jobs.training.config import TrainConfig
 from jobs.training.evaluate import Evaluator
-from jobs.training.history import Metrics, epoch_text, history_of
+from jobs.training.history import EpochTable, Metrics, history_columns, history_of, timing_text
 from jobs.training.memory import check_memory, train_memory
 from jobs.training.prepare import (
     begin_run,
+    changed_settings,
     check_dataset,
     check_fit,
     configure,
@@ -49,7 +51,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainResult:
     """The result of `train`."""
 
@@ -69,6 +71,28 @@ class TrainResult:
     """True if the run had been finished before."""
     stopped_early: bool
     """True if `patience` ended the training."""
+
+    @property
+    def history(self) -> dict[str, list[Any]]:
+        """The metrics as columns, for `pandas.DataFrame(result.history)` or a plot.
+
+        The columns are `epoch`, `steps`, `loss`, `accuracy`, `NAME_accuracy` and
+        `NAME_cross_entropy` of each evaluated split, `seconds`, `rows_per_second` and
+        `seconds_waited`.
+        """
+        return history_columns(self.metrics)
+
+    def __repr__(self) -> str:
+        accuracies = "".join(
+            f", {name.removesuffix('_accuracy')} accuracy {percent(column[-1])}"
+            for name, column in self.history.items()
+            if name.endswith("_accuracy")
+        )
+        return (
+            f"<TrainResult of {self.run.location}>\n"
+            f"  epochs: {len(self.metrics)} of {self.config.epochs}{accuracies}\n"
+            f"  model: {self.parameters_digest[:12]}, order: {self.order_digest[:12]}"
+        )
 
 
 def train(
@@ -134,7 +158,8 @@ def train(
     network = Network(check_fit(config, data), config.dtype)
     warn_of_no_effect(given, config)
     memory = check_memory(train_memory(config, network, data), thread_count(config.threads))
-    event(logger, "memory", f"memory at most {memory / 1e6:,.0f} MB", bytes=memory)
+    text = f"memory at most {memory / 1e6:,.0f} MB"
+    event(logger, "memory", text, logging.DEBUG, bytes=memory)
     if not run_exists(location):
         check_place(location)  # before the lock leaves its file in a directory of other content
     elif not resume:
@@ -196,25 +221,54 @@ class _Training:
         self.run = reconfigured(self.run, self.config, newest)
         self.metrics = [] if newest is None else history_of(newest)
         self.run.rewrite_metrics(self.metrics)
-        where = str(self.run.location)
-        event(logger, "run", f"run {where}", run=where, configuration=self.config.to_json())
-        if newest is not None:
-            name = str(newest.name)
-            event(logger, "resumed", f"resumed from checkpoint {name}", checkpoint=name)
+        self._announce(newest.name if newest else None)
         warn_of_environment(self.run)
         return self._make_trainer(newest and (newest.tensors, newest.progress))
 
+    def _announce(self, checkpoint: CheckpointName | None) -> None:
+        """Log what is trained and where it continues; for a finished run without any text."""
+        config, data = self.config, self.dataset
+        rows = data.split("train").schema.rows - config.holdout
+        texts = (
+            f"Training {config.network} on {rows:,} rows of {data.location}",
+            f"Run {self.run.location}: {_count(config.epochs, 'epoch')} on {self._computers()}",
+            _resumed_text(checkpoint) if checkpoint else "",
+        )
+        training, run, resumed = ("", "", "") if self._finished else texts
+        place, digest = str(data.location), data.digest
+        event(logger, "training", training, dataset=place, dataset_digest=digest, rows=rows)
+        event(
+            logger,
+            "run",
+            run,
+            run=str(self.run.location),
+            configuration=config.to_json(),
+            settings=changed_settings(config, data),
+        )
+        if checkpoint is not None:
+            event(logger, "resumed", resumed, checkpoint=str(checkpoint))
+
+    def _computers(self) -> str:
+        """Return how many cores or workers compute gradients."""
+        config = self.config
+        if self.cluster is not None:
+            workers = len(self.cluster.workers())
+            return _count(workers, "worker") if workers else "a cluster"
+        assert config.micro_batches is not None  # the configuration is complete
+        cores = min(thread_count(config.threads), config.micro_batches)
+        return _count(1 if config.parallel == "rounds" else cores, "core")
+
     def _make_trainer(self, state: Any) -> Trainer:
-        kind: type[Trainer] = Trainer
+        trainer: type[Trainer] = Trainer
         if self.config.parallel == "rounds":
             from jobs.training.round_trainer import RoundTrainer
 
-            kind = RoundTrainer
+            trainer = RoundTrainer
         elif self.cluster is not None:
             from jobs.training.cluster_stepper import ClusterTrainer
 
-            kind = ClusterTrainer
-        return kind(self.config, self.layers, self.dataset, state, self.cluster)
+            trainer = ClusterTrainer
+        return trainer(self.config, self.layers, self.dataset, state, self.cluster)
 
     def _train_epochs(self) -> None:
         with ExitStack() as stack:
@@ -222,6 +276,8 @@ class _Training:
                 name: stack.enter_context(self._evaluator(name))
                 for name in self.config.evaluations(self.dataset.splits)
             }
+            self.table = EpochTable(self.config.epochs, list(evaluators))
+            event(logger, "columns", self.table.header)
             while not self._finished:
                 self._train_epoch(evaluators)
                 self._stop_if_asked()
@@ -261,7 +317,8 @@ class _Training:
         trainer.sums = NO_ROWS
         self.run.append_metrics(line, self.metrics[:-1])
         self._save()
-        event(logger, "epoch", epoch_text(line, self.config.epochs), **line)
+        event(logger, "epoch", self.table.row(line), **line)
+        logger.debug("%s", timing_text(line))
 
     def _line(self, evaluators: Mapping[str, Evaluator]) -> Metrics:
         """Return the metrics of the epoch just ended; the same, to the bit, however it ran."""
@@ -332,3 +389,14 @@ class _Training:
 
     def _digest(self) -> str:
         return parameters_digest(self.layers, self.trainer.parameters)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def _resumed_text(checkpoint: CheckpointName) -> str:
+    place = f"epoch {checkpoint.epoch}"
+    if checkpoint.step:
+        place = f"step {checkpoint.step} of epoch {checkpoint.epoch + 1}"
+    return f"Resumed after {place}, from checkpoint {checkpoint}"

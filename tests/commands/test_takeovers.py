@@ -77,7 +77,7 @@ def test_a_run_that_was_moved(dataset: Path, here: Path, call: Call, replaced: b
     """A moved run's training ends without touching the old place, even if a new run is there."""
     train = ("train", *SMALL, "--run", "run")
     with start_pipeline(*train, "--epochs", 100_000, cwd=here) as process:
-        wait_for_line(process, "epoch ")
+        wait_for_line(process, " +1/")
         (here / "run").rename(here / "elsewhere")
         if replaced:
             document(call(*train, "--epochs", 1, "--json"))

@@ -1,5 +1,6 @@
 """Training: what is recorded is what happened, and the result depends on the settings alone."""
 
+import re
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
@@ -238,7 +239,7 @@ def test_metrics_file(digits: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_logged(digits: Path, tmp_path: Path, log: Log) -> None:
-    """The memory, the settings and each epoch are events, and each step is progress."""
+    """The data, the settings and each epoch are events, and each step is progress."""
     steps: list[tuple[str, int, int, str]] = []
 
     def progress(stage: str, done: int, total: int, note: str = "") -> None:
@@ -247,11 +248,18 @@ def test_what_is_logged(digits: Path, tmp_path: Path, log: Log) -> None:
     config = small(epochs=2)
     result = train(config, dataset=digits, run=tmp_path / "run", progress=progress)
     logged = [(vars(record).get("event"), vars(record).get("facts")) for record in log.records]
-    memory, run, *epochs = logged
-    assert "memory" == memory[0]
+    training, run, columns, *epochs = logged
+    assert ("training", ROWS) == (training[0], training[1]["rows"])
     assert ("run", result.config.to_json()) == (run[0], run[1]["configuration"])
+    assert "columns" == columns[0]
     assert [("epoch", line) for line in result.metrics] == epochs
-    assert log.messages[-1].startswith("epoch 2/2  loss ")
+    assert [
+        f"Training 784-relu-9-softmax-10 on 1,031 rows of {digits}",
+        f"Run {tmp_path / 'run'}: 2 epochs on 2 cores",
+        "epoch     loss     train         test (loss)    time",
+    ] == log.messages[:3]
+    row = r" {2}2/2   \d\.\d{4}   \d\d\.\d\d %    \d\d\.\d\d % \(\d\.\d{4}\) +\d\.\d s"
+    assert re.fullmatch(row, log.messages[-1])
     assert [("epoch 1/2", 97, ROWS), ("epoch 2/2", ROWS, ROWS)] == [steps[0][:3], steps[-1][:3]]
     assert 22 == len(steps)
 
