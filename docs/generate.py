@@ -15,6 +15,7 @@ from typing import Any, get_args
 import click
 
 from jobs.commands.cli import cli
+from jobs.commands.sections import SECTIONS, section_of
 from jobs.training.config import TrainConfig
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -79,16 +80,11 @@ def option_of(parameter: click.Parameter, context: click.Context) -> Option:
 def sections(command: click.Command, context: click.Context) -> dict[str, list[Option]]:
     """Return a command's options by the section of its help; arguments are in its usage line."""
     by_section: dict[str, list[Option]] = {}
-    titles = {
-        option: group.title
-        for group in getattr(command, "option_groups", ())
-        for option in group.options
-    }
     for parameter in command.get_params(context):
-        if isinstance(parameter, click.Option):
-            title = titles.get(parameter, "Options")
-            by_section.setdefault(title.removesuffix(":"), []).append(option_of(parameter, context))
-    return by_section
+        if isinstance(parameter, click.Option) and not parameter.hidden:
+            entry = option_of(parameter, context)
+            by_section.setdefault(section_of(parameter), []).append(entry)
+    return {title: by_section[title] for title in SECTIONS if title in by_section}
 
 
 def contexts() -> Iterator[tuple[str, click.Command, click.Context]]:

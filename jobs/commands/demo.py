@@ -1,95 +1,112 @@
-"""The demo: the whole way from files to a scored model, in one directory."""
+"""The demo: ingest, train, score and a picture of the worst mistakes, in one directory."""
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from jobs.commands.console import Console, Report
-from jobs.commands.pictures import worst_mistakes, write_grid
-from jobs.commands.reports import ingest_report, train_report
-from jobs.commands.tables import facts
+import click
+
+from jobs.commands import completion, options
+from jobs.commands.sections import Command
 from jobs.output import percent
-from jobs.scoring.job import score
-from jobs.signals import StopSignal
-from jobs.training.job import train
-from pipeline.ingest import ingest
-from pipeline.sources.source import Source, open_source
-from storage.dataset import Dataset
+from jobs.signals import StopSignal, stop_on_signals
 from storage.errors import StoppedError, UnreachableError, UsageError
-from storage.scores import Scores
+
+if TYPE_CHECKING:
+    from jobs.commands.console import Console, Report
+    from pipeline.sources.source import Source
+    from storage.dataset import Dataset
+    from storage.scores import Scores
 
 PICTURE = "worst-mistakes.png"
 
 
-def run_demo(directory: Path, console: Console, stop: StopSignal) -> Report:
-    """Ingest, train, score and draw the mistakes, below `directory`; resume what was begun."""
-    try:
-        return _run_demo(directory, console, stop)
-    except StoppedError:  # each job would name its own command
-        stop.raise_stopped("Stopped; what is done is kept. Run the same command to go on.")
+@click.command(cls=Command)
+@click.argument("directory", default="mnist-demo", shell_complete=completion.directories)
+@options.output
+def demo(console: "Console", directory: str) -> "Report":
+    """Ingest, train and score MNIST in a new directory.
+
+    DIRECTORY is mnist-demo by default. MNIST is read from the directory in the environment variable
+    MNIST_DIR, else from the cache, else downloaded. Without a network the demo uses synthetic
+    digits. It also draws the worst mistakes.
+    """
+    with stop_on_signals() as stop:
+        try:
+            return _run(directory, console, stop)
+        except StoppedError:  # the message would name the command of one step
+            stop.raise_stopped("Stopped; finished steps are kept. Run the same command to resume.")
 
 
-def _run_demo(directory: Path, console: Console, stop: StopSignal) -> Report:
-    if directory.parts and directory.parts[0].endswith(":"):
-        raise UsageError(f"'{directory}' is a URL; the demo works in a local directory.")
+def _run(place: str, console: "Console", stop: StopSignal) -> "Report":
+    """Run the steps in the directory `place`; those that are already done take no time."""
+    directory = Path(place)
+    if "://" in place:
+        raise UsageError(f"'{place}' is a URL; the demo needs a local directory.")
     if directory.exists() and not directory.is_dir():
-        raise UsageError(f"'{directory}' is not a directory; give a directory or an unused name.")
+        raise UsageError(f"'{place}' is not a directory; give a directory or a new name.")
+    from jobs.commands.console import Report
+    from jobs.commands.reports import ingest_report, train_report
+    from jobs.commands.tables import facts
+    from jobs.scoring.job import score
+    from jobs.training.job import train
+    from pipeline.ingest import ingest
+
     began = time.perf_counter()
     source = _source(console)
 
-    def report(stage: str, done: int, total: int, note: str = "") -> None:
+    def progress(stage: str, done: int, total: int, note: str = "") -> None:
         console.progress(stage, done, total, note)
         stop.check("Stopped.")
 
-    dataset_place = directory / "data" / source.name
-    made = ingest(source, dataset_place, progress=report)
+    dataset = directory / "data" / source.name
+    run = directory / "runs" / source.name
+    made = ingest(source, dataset, progress=progress)
     console.say(ingest_report(made).text + "\n")
-    run_place = directory / "runs" / source.name
-    trained = train(
-        dataset=dataset_place,
-        run=run_place,
-        resume=True,
-        progress=console.progress,
-        stop=stop,
-    )
+    trained = train(dataset=dataset, run=run, resume=True, progress=console.progress, stop=stop)
     console.say(train_report(trained).text + "\n")
-    scored = score(run=run_place, dataset=dataset_place, progress=console.progress, stop=stop)
+    scored = score(run=run, dataset=dataset, progress=console.progress, stop=stop)
     picture = _picture(directory / PICTURE, made.dataset, scored.scores, console)
-    quality = scored.metrics["quality"]
+    accuracy = scored.metrics["quality"]["accuracy"]
     seconds = time.perf_counter() - began
     places = {
-        "dataset": dataset_place,
-        "run": run_place,
+        "dataset": dataset,
+        "run": run,
         "scores": scored.scores.location,
         "picture": picture,
     }
-    text = (
-        f"{percent(quality['accuracy'])} of {scored.metrics['rows']:,} test images are recognised, "
-        f"{seconds:.0f} s from the start."
+    summary = (
+        f"{percent(accuracy)} of {scored.metrics['rows']:,} test images are classified correctly, "
+        f"after {seconds:.0f} s."
     )
-    shown = facts([(name, place) for name, place in places.items() if place])
     document = {
         "source": source.description,
         **{name: place and str(place) for name, place in places.items()},
-        "accuracy": quality["accuracy"],
+        "accuracy": accuracy,
         "parameters_digest": trained.parameters_digest,
         "seconds": round(seconds, 1),
     }
-    return Report(document, f"{text}\n{shown}\nLook closer: pipeline inspect {run_place}", text)
+    listed = facts([(name, place) for name, place in places.items() if place])
+    return Report(document, f"{summary}\n\n{listed}\n\nNext: pipeline inspect {run}", summary)
 
 
-def _source(console: Console) -> Source:
-    """Return MNIST where it can be had, else generated digits."""
+def _source(console: "Console") -> "Source":
+    """Return MNIST, or synthetic digits if it cannot be downloaded."""
+    from pipeline.sources.source import open_source
+
     try:
         source = open_source("mnist")
     except UnreachableError as error:
-        console.say(f"{error}\nThe demo uses generated digits instead.")
+        console.say(f"{error}\nThe demo uses synthetic digits instead.")
         source = open_source("synthetic")
-    console.say(f"Using {source.name}: {source.description}.")
+    console.say(f"Source: {source.name}, {source.description}.")
     return source
 
 
-def _picture(path: Path, dataset: Dataset, scores: Scores, console: Console) -> Path | None:
-    """Write the worst mistakes; without matplotlib the demo goes without them."""
+def _picture(path: Path, dataset: "Dataset", scores: "Scores", console: "Console") -> Path | None:
+    """Draw the worst mistakes; return None without matplotlib."""
+    from jobs.commands.pictures import worst_mistakes, write_grid
+
     try:
         write_grid(worst_mistakes(dataset, scores), path, "The worst mistakes on the test images")
     except UsageError as error:

@@ -1,4 +1,4 @@
-"""Options that several commands share: places, storage, the cluster, output."""
+"""Options that several commands share: places, output, storage and the cluster."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobs.choices import DEFAULT_DATASET, DEFAULT_MODELS, DEFAULT_RUN
+from jobs.choices import DEFAULT_DATASET, DEFAULT_MODELS
+from jobs.commands import completion
+from jobs.commands.sections import option
 from pipeline.cluster.options import DEFAULT_TIMEOUT, ClusterOptions
 from storage.errors import UsageError
 
@@ -40,42 +42,61 @@ def picked(config: type[Any], asked: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in asked.items() if name in names}
 
 
-dataset = click.option(
+dataset = option(
     "--dataset",
-    help=f"The dataset's path or URL.  [default: that of the run's training, or {DEFAULT_DATASET}]",
+    section="Data",
+    metavar="PLACE",
+    shell_complete=completion.datasets,
+    show_default=f"the run's, or {DEFAULT_DATASET}",
+    help="Path or URL of the dataset.",
 )
-run = click.option("--run", default=DEFAULT_RUN, help="The run's path or URL.")
-models = click.option(
-    "--models", default=DEFAULT_MODELS, help="Where the promoted names lie: a path or URL."
+models = option(
+    "--models",
+    section="Model",
+    advanced=True,
+    metavar="PLACE",
+    default=DEFAULT_MODELS,
+    shell_complete=completion.directories,
+    help="Path or URL where promoted names are kept.",
 )
-wait = click.option(
+wait = option(
     "--wait",
+    section="Retries",
     default=0.0,
+    show_default="do not wait",
     metavar="SECONDS",
     help="Wait up to SECONDS for another job that is doing the same work.",
 )
-threads = click.option(
+threads = option(
     "--threads",
+    section="Model",
     default=0,
+    show_default="all cores",
+    metavar="N",
     type=click.IntRange(0, 1024),
-    help="Threads for the arithmetic; 0 for one per core.",
+    help="CPU cores to compute on.",
+)
+log_json = option(
+    "--log-json",
+    advanced=True,
+    is_flag=True,
+    help="Print a line of JSON for each event instead.",
 )
 output_flags = combined(
-    click.option("--quiet", is_flag=True, help="Print only the result and warnings."),
-    click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document."),
+    option("--quiet", "-q", is_flag=True, help="Print one line with the result."),
+    option("--verbose", "-v", is_flag=True, help="Also print memory bounds, speed and digests."),
+    option("--json", "as_json", is_flag=True, help="Print the result as one JSON document."),
 )
 
 
 def output(command: Command) -> Command:
-    """Add --quiet and --json; give the command a console, which prints the report it returns."""
+    """Add the flags of output; pass the command a console, which prints the report it returns."""
 
     @output_flags
     @wraps(command)
-    def run(quiet: bool, as_json: bool, **asked: Any) -> None:
-        from jobs.commands.console import Console
-        from jobs.commands.logs import attached
-
-        with attached(Console(quiet=quiet, as_json=as_json)) as console:
+    def run(log_json: bool = False, as_json: bool = False, **asked: Any) -> None:
+        flags = {name: asked.pop(name) for name in ("quiet", "verbose")}
+        with console_of(log_json, as_json=as_json, counting=False, **flags) as console:
             report = command(console, **asked)
             if report is not None:
                 console.result(report)
@@ -83,26 +104,45 @@ def output(command: Command) -> Command:
     return run
 
 
-storage = click.option(
+@contextmanager
+def console_of(
+    log_json: bool, *, as_json: bool, counting: bool = True, **flags: bool
+) -> Iterator[Any]:
+    """Give a console, or with `log_json` a log of JSON that ends in a summary.
+
+    Raises `UsageError` for both --json and --log-json.
+    """
+    from jobs.commands.console import Console
+    from jobs.commands.logs import attached, json_log
+
+    log = json_log(counting=counting) if log_json else attached(Console(as_json=as_json, **flags))
+    with log as console:
+        if log_json and as_json:
+            raise UsageError("--log-json cannot be combined with --json; leave one of them out.")
+        yield console
+
+
+storage = option(
     "--storage-option",
     "storage_options",
+    section="Storage",
     multiple=True,
     metavar="KEY=VALUE",
-    help="How to reach an s3:// store, such as endpoint_url=URL. May be repeated.",
+    help="Setting of an s3:// store, such as endpoint_url=URL; repeatable.",
 )
-take_over = click.option(
+take_over = option(
     "--take-over",
+    section="Storage",
     is_flag=True,
     callback=lambda context, option, given: logger.warning if given else None,
-    help="Take the lock that a dead writer has left in a store, and say whose it was.",
+    help="Take the lock that a killed writer left in a store.",
 )
 
 
 def store_options(storage_options: tuple[str, ...], *places: str | None) -> dict[str, str]:
     """Return the options by key, for `open_location` of each of the command's places.
 
-    Raises `UsageError` for one that is not `KEY=VALUE`, or if none of the given places is in a
-    store.
+    Raises `UsageError` for one that is not `KEY=VALUE`, or if no given place is in a store.
     """
     from storage.places import is_url_of_store
     from storage.s3_options import checked_options
@@ -112,7 +152,7 @@ def store_options(storage_options: tuple[str, ...], *places: str | None) -> dict
     given = [place for place in places if place is not None]
     if options and places and not any(map(is_url_of_store, given)):
         raise UsageError(
-            "--storage-option is for places in a store, s3://BUCKET/PREFIX; there is none."
+            "--storage-option applies to places in a store, s3://BUCKET/PREFIX; none is given."
         )
     return options
 
@@ -133,36 +173,65 @@ def location_of(place: str, storage_options: tuple[str, ...]) -> "Location":
 
 
 AFTER_LOSS = {
-    "ingest": "Nothing was published; run the same command again, on any cluster or on none.",
-    "train": "What was saved is untouched; run the same command again, with --resume, on any "
-    "cluster or on none.",
-    "score": "What was scored is kept; run the same command again, on any cluster or on none.",
+    "ingest": "Nothing was published. Run the command again, with or without a cluster.",
+    "train": "All checkpoints are kept. Run the command again with --resume, with or without a "
+    "cluster.",
+    "score": "Finished scores are kept. Run the command again, with or without a cluster.",
 }
-"""What to say, by the command, where it loses its cluster."""
+"""What to do after a command has lost its cluster."""
 
 cluster = combined(
-    click.option(
-        "--scheduler", metavar="ADDRESS", help="Work on the Dask cluster at this address."
-    ),
-    click.option(
-        "--scheduler-file", metavar="FILE", help="The same, by the file that its scheduler writes."
-    ),
-    click.option(
+    option(
         "--workers",
+        section="Cluster",
         metavar="N",
         type=click.IntRange(0, 1024),
-        help="Work on N processes of this machine; 0 for none, whatever Dask is configured to.",
+        help="Start a local Dask cluster of N processes; 0 uses no cluster, whatever Dask's "
+        "configuration says.",
     ),
-    click.option("--tls-ca", metavar="FILE", help="Authority's certificate, for a tls:// cluster."),
-    click.option("--tls-cert", metavar="FILE", help="Certificate of this client."),
-    click.option("--tls-key", metavar="FILE", help="Key of this client's certificate."),
-    click.option(
+    option(
+        "--scheduler",
+        section="Cluster",
+        metavar="ADDRESS",
+        help="Use the Dask cluster at this address.",
+    ),
+    option(
+        "--scheduler-file",
+        section="Cluster",
+        metavar="FILE",
+        shell_complete=completion.files,
+        help="Use the Dask cluster whose scheduler wrote this file.",
+    ),
+    option(
         "--cluster-timeout",
         "timeout",
+        section="Cluster",
         default=DEFAULT_TIMEOUT,
+        show_default=f"{DEFAULT_TIMEOUT:g}",
         metavar="SECONDS",
         type=click.FloatRange(1, 86_400),
-        help="How long to wait for a scheduler, or for workers where there are none.",
+        help="Longest wait for a scheduler or for its first worker.",
+    ),
+    option(
+        "--tls-ca",
+        section="Cluster",
+        metavar="FILE",
+        shell_complete=completion.files,
+        help="CA certificate of a tls:// cluster.",
+    ),
+    option(
+        "--tls-cert",
+        section="Cluster",
+        metavar="FILE",
+        shell_complete=completion.files,
+        help="Certificate of this client.",
+    ),
+    option(
+        "--tls-key",
+        section="Cluster",
+        metavar="FILE",
+        shell_complete=completion.files,
+        help="Private key of this client's certificate.",
     ),
 )
 
@@ -171,7 +240,7 @@ cluster = combined(
 def cluster_of(
     command: str, asked: dict[str, Any], stop: "StopSignal"
 ) -> Iterator[Callable[[], "Cluster | None"]]:
-    """Give a function that opens the cluster when it is first called: there may be no work.
+    """Yield a function that connects to the cluster when first called, and close it at the end.
 
     It returns None if neither the options nor Dask's configuration name a cluster.
     """
@@ -180,7 +249,7 @@ def cluster_of(
 
         def open_cluster() -> "Cluster | None":
             if not chosen.names_a_cluster:
-                return None  # without the time that importing Dask's cluster takes
+                return None  # importing distributed takes longer than many a job
             from pipeline.cluster.connect import connect
 
             cluster = connect(chosen, stop.check, AFTER_LOSS[command])

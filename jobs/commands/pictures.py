@@ -1,4 +1,4 @@
-"""Pictures for people: examples of a dataset, and a model's worst mistakes."""
+"""Pictures: examples of a dataset, and a model's worst mistakes."""
 
 import io
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ COLUMNS = 10
 ROWS = 6
 
 Tile: TypeAlias = tuple[NDArray[Any], str]
-"""An image `(height, width)` and its title."""
+"""An image of shape (height, width) and its title."""
 
 
 def write_examples(location: Location, path: Path) -> None:
@@ -42,7 +42,7 @@ def _first_tiles(dataset: Dataset, split: Split, count: int) -> list[Tile]:
 
 
 def worst_mistakes(dataset: Dataset, scores: Scores, count: int = 30) -> list[Tile]:
-    """Return the rows whose true class was given the smallest probability, worst first."""
+    """Return the misclassified rows whose true class got the lowest probability, lowest first."""
     split = dataset.split(scores.schema.split)
     names = dataset.class_names
     worst: list[tuple[float, int, Tile]] = []
@@ -64,19 +64,19 @@ def worst_mistakes(dataset: Dataset, scores: Scores, count: int = 30) -> list[Ti
 
 
 def as_image(row: NDArray[Any], image_shape: tuple[int, ...]) -> NDArray[Any]:
-    """Return a stored row `(1 + features,)` as an image `(height, width)` without its bias."""
+    """Return a stored row of shape (1 + features,) as an image, without its bias."""
     return row[1:].reshape(image_shape[0] if len(image_shape) > 1 else 1, -1)
 
 
 def check_picture(path: Path) -> Path:
-    """Return the file to write; raise `UsageError` unless it can be one and ends in .png."""
+    """Return the file to write; raise `UsageError` unless it ends in .png and can be written."""
     if path.suffix != ".png":
-        raise UsageError(f"The picture is to be {str(path)!r}; expected a name that ends in .png.")
+        raise UsageError(f"The picture's name is {str(path)!r}; expected one that ends in .png.")
     return file_to_write(path, "The picture")
 
 
 def write_grid(tiles: Sequence[Tile], path: Path, title: str) -> None:
-    """Write tiles in rows of ten as a PNG file, whole or not at all.
+    """Write tiles in rows of ten as a PNG file, atomically.
 
     Raises `UsageError` if matplotlib is not installed or the name does not end in .png.
     """

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from jobs.commands import completion
 from jobs.commands.score import score, score_config
+from jobs.commands.sections import Choice, Command, option
 from storage.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -19,40 +21,80 @@ if TYPE_CHECKING:
 SHOWN_TIMES = 10
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("cron", metavar="'CRON'")
-@click.argument("job", nargs=-1, type=click.UNPROCESSED, metavar="-- score ...")
-@click.option(
-    "--timezone", metavar="ZONE", help="Such as Europe/Berlin.  [default: this machine's]"
+@click.argument(
+    "job",
+    nargs=-1,
+    type=click.UNPROCESSED,
+    metavar="-- COMMAND ...",
+    shell_complete=completion.scheduled_command,
 )
-@click.option(
+@option(
+    "--timezone",
+    section="Schedule",
+    metavar="ZONE",
+    show_default="this machine's",
+    shell_complete=completion.time_zones,
+    help="Time zone of CRON, such as Europe/Berlin.",
+)
+@option(
     "--catch-up",
-    type=click.Choice(["once", "none"]),
+    section="Schedule",
+    type=Choice(["once", "none"]),
     default="once",
     help="Whether missed runs are made up once or skipped.",
 )
-@click.option(
+@option(
     "--heartbeat",
+    section="Schedule",
     metavar="FILE",
-    help="The file that shows that the scheduler is alive, and from which a new one continues.  "
-    "[default: in schedules/]",
+    show_default="in schedules/",
+    shell_complete=completion.files,
+    help="File that is rewritten every 15 s, and from which a new scheduler continues.",
 )
-@click.option("--dry-run", is_flag=True, help="Print the next ten times, and start nothing.")
-@click.option(
+@option(
+    "--dry-run",
+    section="Schedule",
+    is_flag=True,
+    help="Print the next ten times and exit.",
+)
+@option("--log-json", is_flag=True, help="Print a line of JSON for each event instead.")
+@option(
     "--print",
     "kind",
-    type=click.Choice(["cron", "systemd", "kubernetes", "airflow"]),
-    help="Print the configuration of another scheduler.",
+    section="Other schedulers",
+    type=Choice(["cron", "systemd", "kubernetes", "airflow"]),
+    help="Print the configuration of your own scheduler.",
 )
-@click.option("--to", metavar="DIRECTORY", help="Write what --print prints into files there.")
-@click.option("--name", default="mnist-stream", help="Name of the printed schedule.")
-@click.option("--image", help="Container image, for Kubernetes.  [default: mnist-stream:VERSION]")
-@click.option(
-    "--claim",
+@option(
+    "--to",
+    section="Other schedulers",
+    metavar="DIRECTORY",
+    shell_complete=completion.directories,
+    help="Write the configuration to files in DIRECTORY.",
+)
+@option(
+    "--name",
+    section="Other schedulers",
     default="mnist-stream",
-    help="Volume claim that holds the current directory, for Kubernetes.",
+    metavar="NAME",
+    help="Name of the schedule.",
 )
-@click.option("--log-json", is_flag=True, help="Print a line of JSON for each event instead.")
+@option(
+    "--image",
+    section="Other schedulers",
+    metavar="IMAGE",
+    show_default="mnist-stream:VERSION",
+    help="Container image, for Kubernetes.",
+)
+@option(
+    "--claim",
+    section="Other schedulers",
+    default="mnist-stream",
+    metavar="NAME",
+    help="Kubernetes volume claim that holds the current directory.",
+)
 def schedule(
     cron: str,
     job: tuple[str, ...],
@@ -65,14 +107,14 @@ def schedule(
     log_json: bool,
     **asked: Any,
 ) -> None:
-    """Run a command of pipeline whenever CRON says, in the foreground.
+    """Run a pipeline command on a cron schedule.
 
     \b
     pipeline schedule '0 3 * * *' -- score --inbox arrivals --model champion
 
-    CRON has five fields: minute, hour, day of the month, month, day of the week. One job runs at a
-    time, in a process of its own. SIGTERM or Ctrl-C lets it end; a second one has it save
-    what it has and stop.
+    CRON has five fields: minute, hour, day of month, month, day of week. The scheduler stays in the
+    foreground and runs one job at a time. SIGTERM or Ctrl-C lets a running job finish; a second one
+    stops it, with its progress saved.
     """
     from jobs.commands.logs import json_log
 

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from jobs.choices import DEFAULT_CHECKPOINT, DEFAULT_RUN, DEFAULT_SETTLE
-from jobs.commands import options
+from jobs.commands import completion, options
+from jobs.commands.sections import Command, option
 from jobs.signals import stop_on_signals
 from storage.errors import UsageError
 
@@ -14,97 +15,135 @@ if TYPE_CHECKING:
     from jobs.scoring.config import ScoreConfig
     from storage.location import TakeOver
 
-CHECKPOINT_HELP = (
-    "best (by validation; the latest without one), latest, an epoch's number, or the first digits "
-    "of a model's digest."
-)
+CHECKPOINT_HELP = "best (by validation, else the latest), latest, an epoch, or a model digest."
 
 
-@click.command()
-@click.option("--run", help=f"The run's path or URL.  [default: {DEFAULT_RUN}]")
+@click.command(cls=Command)
 @options.dataset
-@click.option(
+@option(
     "--split",
     "splits",
+    section="Data",
     multiple=True,
-    help="A split to score; give it again for more.  [default: test]",
+    metavar="NAME",
+    show_default="test",
+    shell_complete=completion.splits,
+    help="Split to score; repeatable.",
 )
-@click.option(
+@option(
     "--inbox",
+    section="Data",
     metavar="PLACE",
-    help="Score the IDX files and datasets that arrive at a path or URL, each once, by content.",
+    shell_complete=completion.directories,
+    help="Score each new IDX file and dataset below a path or URL once.",
 )
-@click.option(
+@option(
     "--include",
+    section="Data",
+    advanced=True,
     multiple=True,
     metavar="GLOB",
-    help="Score only images and datasets of the inbox whose name matches GLOB (the path, if "
-    "GLOB has a slash). May be repeated.",
+    help="Score only files of the inbox whose name, or path, matches; repeatable.",
 )
-@click.option(
+@option(
     "--exclude",
+    section="Data",
+    advanced=True,
     multiple=True,
     metavar="GLOB",
-    help="Skip files and directories of the inbox that match GLOB. May be repeated.",
+    help="Skip matching files and directories of the inbox; repeatable.",
 )
-@click.option(
+@option(
     "--settle",
+    section="Data",
+    advanced=True,
     default=DEFAULT_SETTLE,
+    show_default=f"{DEFAULT_SETTLE:g}",
     metavar="SECONDS",
-    help="Skip files of the inbox modified within the last SECONDS.",
+    help="Skip inbox files modified within the last SECONDS.",
 )
-@click.option("--checkpoint", help=f"{CHECKPOINT_HELP}  [default: {DEFAULT_CHECKPOINT}]")
-@click.option("--model", metavar="NAME", help="A promoted name, which has run and checkpoint.")
+@option(
+    "--run",
+    section="Model",
+    metavar="PLACE",
+    show_default=DEFAULT_RUN,
+    shell_complete=completion.runs,
+    help="Path or URL of the run.",
+)
+@option(
+    "--checkpoint",
+    section="Model",
+    metavar="NAME",
+    show_default=DEFAULT_CHECKPOINT,
+    shell_complete=completion.checkpoints,
+    help=CHECKPOINT_HELP,
+)
+@option(
+    "--model",
+    section="Model",
+    metavar="NAME",
+    shell_complete=completion.model_names,
+    help="Promoted name, instead of --run and --checkpoint.",
+)
 @options.models
-@click.option(
-    "--out",
-    metavar="FILE",
-    help="Write predictions to a .csv, .parquet or .npz file as well; {split} and {home} in "
-    "its name stand for the split and the scoring.",
-)
-@click.option(
-    "--probabilities",
-    "all_probabilities",
-    is_flag=True,
-    help="Write the probabilities of all classes to --out.",
-)
-@click.option(
+@options.threads
+@option(
     "--min-accuracy",
+    section="Gates",
     type=float,
     metavar="SHARE",
     help="Exit 5 if the accuracy, from 0 to 1, is lower.",
 )
-@click.option(
+@option(
     "--max-drop",
+    section="Gates",
     type=float,
     metavar="SHARE",
-    help="Exit 5 if the accuracy is lower by more than SHARE than that of the split's last "
-    "scoring.",
+    help="Exit 5 if the accuracy fell by more than SHARE since the last scoring of the split.",
 )
-@options.threads
+@option(
+    "--out",
+    "-o",
+    metavar="FILE",
+    shell_complete=completion.files,
+    help="Also write predictions to a .csv, .parquet or .npz file; {split} and {home} in its name "
+    "are replaced by the split and the scoring's name.",
+)
+@option(
+    "--probabilities",
+    "all_probabilities",
+    is_flag=True,
+    help="Add the probability of every class to --out.",
+)
+@options.log_json
 @options.wait
-@click.option(
+@option(
     "--retries",
+    section="Retries",
     default=0,
     type=click.IntRange(0),
+    metavar="N",
     help="Number of retries after a connection failure (exit 6).",
 )
-@click.option("--retry-wait", default=60.0, metavar="SECONDS", help="Seconds between two retries.")
-@click.option("--log-json", is_flag=True, help="Print a line of JSON for each event instead.")
+@option(
+    "--retry-wait",
+    section="Retries",
+    default=60.0,
+    show_default="60",
+    metavar="SECONDS",
+    help="Pause before each retry.",
+)
 @options.storage
 @options.take_over
 @options.cluster
 @options.output_flags
-def score(quiet: bool, as_json: bool, log_json: bool, **asked: Any) -> None:
-    """Score splits of a dataset, or an inbox, with a run's model.
+def score(quiet: bool, verbose: bool, as_json: bool, log_json: bool, **asked: Any) -> None:
+    """Predict every row with a trained model and report accuracy.
 
-    What the same model has scored before is found, and not done again. Each scoring has a line in
-    the run's ledger: see `pipeline scores`.
+    Probabilities and metrics are written below the run, and listed by pipeline scores. What the
+    same model has scored before is not scored again.
     """
-    from jobs.commands.console import Console
-    from jobs.commands.logs import attached, json_log
-
-    log = json_log() if log_json else attached(Console(quiet=quiet, as_json=as_json))
+    log = options.console_of(log_json, as_json=as_json, quiet=quiet, verbose=verbose)
     with stop_on_signals() as stop, log as output:
         from jobs.commands.score_reports import batch_report
 
@@ -123,7 +162,7 @@ def score(quiet: bool, as_json: bool, log_json: bool, **asked: Any) -> None:
 def score_config(asked: dict[str, Any]) -> "ScoreConfig":
     """Return the job that the options of `score` ask for; `UsageError` for what cannot be meant."""
     if asked["log_json"] and asked["as_json"]:
-        raise UsageError("--log-json and --json are two ways to print; leave one out.")
+        raise UsageError("--log-json cannot be combined with --json; leave one of them out.")
     if asked["inbox"] is not None and asked["splits"]:
         raise UsageError("--inbox is scored in place of a dataset's splits; leave out --split.")
     from jobs.scoring.config import ScoreConfig
@@ -140,12 +179,20 @@ def score_config(asked: dict[str, Any]) -> "ScoreConfig":
     return ScoreConfig(**options.picked(ScoreConfig, asked) | changed)
 
 
-@click.command()
-@click.argument("run", default=DEFAULT_RUN)
-@click.option(
-    "--since", metavar="WHEN", help="Leave out what is older: 12h, 7d, or a date or time."
+@click.command(cls=Command)
+@click.argument("run", default=DEFAULT_RUN, shell_complete=completion.runs)
+@option(
+    "--since",
+    section="Data",
+    metavar="WHEN",
+    help="Only scorings since a date or time, or of the last 12h or 7d.",
 )
-@click.option("--failed", is_flag=True, help="Only what was bad, or missed a gate.")
+@option(
+    "--failed",
+    section="Data",
+    is_flag=True,
+    help="Only failures and scorings below a gate.",
+)
 @options.storage
 @options.output
 def scores(
@@ -155,9 +202,9 @@ def scores(
     failed: bool,
     storage_options: tuple[str, ...],
 ) -> "Report":
-    """Show the ledger of RUN: what was scored, when, with which model.
+    """List what was scored, when, and with which model.
 
-    RUN is runs/mnist unless told otherwise.
+    RUN is the path or URL of a run, by default runs/mnist.
     """
     from jobs.commands.score_reports import ledger_report
 
@@ -167,28 +214,57 @@ def scores(
     return report
 
 
-@click.command()
-@click.argument("run", default=DEFAULT_RUN)
-@click.option("--as", "name", metavar="NAME", help="The name to give, such as champion.")
-@click.option("--checkpoint", default="best", help=CHECKPOINT_HELP)
+@click.command(cls=Command)
+@click.argument("run", default=DEFAULT_RUN, shell_complete=completion.runs)
+@option(
+    "--as",
+    "name",
+    section="Model",
+    metavar="NAME",
+    shell_complete=completion.model_names,
+    help="Name to give, such as champion.",
+)
+@option(
+    "--checkpoint",
+    section="Model",
+    metavar="NAME",
+    default=DEFAULT_CHECKPOINT,
+    shell_complete=completion.checkpoints,
+    help=CHECKPOINT_HELP,
+)
+@option(
+    "--undo",
+    section="Model",
+    is_flag=True,
+    help="Give the name back to the model that had it before.",
+)
+@option("--list", "listing", section="Model", is_flag=True, help="List all names.")
 @options.models
-@click.option(
+@options.threads
+@option(
     "--min-accuracy",
+    section="Gates",
     type=float,
     metavar="SHARE",
-    help="Promote only a model whose accuracy, from 0 to 1, is at least this.",
+    help="Promote only if the accuracy, from 0 to 1, is at least SHARE.",
 )
-@click.option(
+@option(
     "--not-worse-than",
+    section="Gates",
     metavar="NAME",
-    help="Promote only a model whose accuracy is at least that of another name's.",
+    shell_complete=completion.model_names,
+    help="Promote only if the accuracy is at least that of the model named NAME.",
 )
 @options.dataset
-@click.option("--split", default="test", help="The split that the gates are judged on.")
-@options.threads
+@option(
+    "--split",
+    section="Data",
+    default="test",
+    metavar="NAME",
+    shell_complete=completion.splits,
+    help="Split on which the gates measure accuracy.",
+)
 @options.wait
-@click.option("--undo", is_flag=True, help="Give the name back to the model that had it before.")
-@click.option("--list", "listing", is_flag=True, help="List the names and their models.")
 @options.storage
 @options.take_over
 @options.output
@@ -202,10 +278,10 @@ def promote(
     take_over: "TakeOver | None",
     **asked: Any,
 ) -> "Report":
-    """Give a checkpoint of RUN a name, for `pipeline score --model`.
+    """Give a trained model a name for `score --model`.
 
-    RUN is runs/mnist unless told otherwise. The checkpoint is kept from then on. Where a gate is
-    missed (exit 5) the name stays where it is.
+    RUN is the path or URL of a run, by default runs/mnist. A model below a gate is not promoted
+    (exit 5). The checkpoint of a promoted model is never deleted.
     """
     from jobs.commands.score_reports import names_report, promote_report
     from jobs.scoring import promote as job

@@ -53,7 +53,12 @@ class TrainConfig:
         choices=INITS,
     )
     seed: int = setting_field(
-        "Model", 0, "Random seed for initial weights and shuffling.", least=0, most=2**63 - 1
+        "Model",
+        0,
+        "Random seed of weights and order.",
+        "For the initial weights and the order in which the rows are visited.",
+        least=0,
+        most=2**63 - 1,
     )
     dtype: str = setting_field(
         "Model", "float32", "Floating-point type.", choices=("float32", "float64")
@@ -62,7 +67,7 @@ class TrainConfig:
         "Optimisation", 10, "Passes over the training rows.", least=1, most=10**6
     )
     batch_size: int = setting_field(
-        "Optimisation", 200, "Rows per optimizer step; 0 uses all rows.", least=0
+        "Optimisation", 200, "Rows per optimizer step; 0 for all.", least=0
     )
     optimizer: str = setting_field("Optimisation", "adamw", "Update rule.", choices=OPTIMIZERS)
     learning_rate: float = setting_field(
@@ -88,8 +93,8 @@ class TrainConfig:
     l2: float = setting_field(
         "Optimisation",
         None,
-        "L2 regularisation strength.",
-        "It is decoupled weight decay with adamw, and part of the gradient otherwise.",
+        "L2 strength.",
+        "L2 regularisation: decoupled weight decay with adamw, part of the gradient otherwise.",
         default_text="0.1 for adamw, 0 otherwise",
         least=0,
         most=1e6,
@@ -134,7 +139,7 @@ class TrainConfig:
     holdout: int = setting_field(
         "Evaluation",
         0,
-        "Last training rows to use for validation.",
+        "Last training rows for validation.",
         "For a dataset without a validation split.",
         least=0,
     )

@@ -1,4 +1,4 @@
-"""The real command, in a process of its own or in this one, and what came of it."""
+"""Runs the real command, in another process or in this one."""
 
 import contextlib
 import io
@@ -22,14 +22,14 @@ PYTHON = (sys.executable, "-W", "error")
 """This Python, with warnings as errors."""
 MODULE = ("jobs.commands.cli",)
 COMMAND = (*PYTHON, "-m", *MODULE)
-"""`pipeline`, of this checkout."""
+"""The command `pipeline` of this checkout."""
 
 NOT_INHERITED = ("MNIST_DIR", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY")
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended."""
+    """A finished command: exit code, stdout and stderr."""
 
     code: int
     out: str
@@ -43,9 +43,9 @@ def start_pipeline(
     module: tuple[str, ...] = MODULE,
     **options: Any,
 ) -> "subprocess.Popen[str]":
-    """Start `pipeline` with arguments in a directory; `env` adds to a plain environment.
+    """Start `pipeline` in the directory `cwd`; `env` adds variables.
 
-    Another `module`, with what it takes before the arguments, may stand for the command's own.
+    `module` may be another module to run instead, with its first arguments.
     """
     inherited = {
         name: value for name, value in os.environ.items() if name.upper() not in NOT_INHERITED
@@ -63,14 +63,14 @@ def start_pipeline(
 def run_pipeline(
     *arguments: object, cwd: Path, env: dict[str, str] | None = None, **options: Any
 ) -> Ended:
-    """Run `pipeline` to its end."""
+    """Run `pipeline` and wait for it."""
     with start_pipeline(*arguments, cwd=cwd, env=env, **options) as process:
         out, err = process.communicate()
     return Ended(process.returncode, out, err)
 
 
 def wait_for_line(process: "subprocess.Popen[str]", pattern: str) -> None:
-    """Read what a process prints up to a line that begins so; it is not to end before."""
+    """Read stdout up to a line that matches `pattern`; fail if the process ends before."""
     assert process.stdout is not None
     line = process.stdout.readline()
     while not re.match(pattern, line):
@@ -81,7 +81,7 @@ def wait_for_line(process: "subprocess.Popen[str]", pattern: str) -> None:
 def kill_at_line(
     pattern: str, *arguments: object, cwd: Path, env: dict[str, str] | None = None
 ) -> int:
-    """Start `pipeline` and kill it once it has printed such a line; returns its process."""
+    """Start `pipeline`, kill it at a line that matches `pattern`, and return its process ID."""
     with start_pipeline(*arguments, cwd=cwd, env=env) as process:
         wait_for_line(process, pattern)
         process.kill()
@@ -90,7 +90,7 @@ def kill_at_line(
 
 
 def run_here(*arguments: object) -> Ended:
-    """Run the command in this process, with its streams caught."""
+    """Run the command in this process and capture its streams."""
     streams = [io.TextIOWrapper(io.BytesIO(), "utf-8", newline="") for _ in range(2)]
     with (
         mock.patch.object(sys, "argv", ["pipeline", *map(str, arguments)]),
@@ -111,18 +111,18 @@ def _written(stream: io.TextIOWrapper) -> str:
 
 
 def limited_to(address_space: int) -> Callable[[], None]:
-    """For `preexec_fn`: an upper bound of the process's address space, in bytes."""
+    """Return a `preexec_fn` that limits the address space, in bytes."""
     return lambda: resource.setrlimit(resource.RLIMIT_AS, (address_space, address_space))
 
 
 def without_plan(out: str) -> str:
-    """What a command printed, but for the memory that it said before it would keep to."""
+    """Return output without its memory bounds."""
     lines = out.splitlines(keepends=True)
     return "".join(line for line in lines if not line.startswith("memory at most "))
 
 
 def assert_refused(ended: Ended, code: int, *words: object) -> None:
-    """The command ended with a code, no result, and a message in one line that has the words."""
+    """Assert an exit code, no result, and a message of one line that contains the words."""
     assert code == ended.code, ended.err
     assert without_plan(ended.out) == ""
     assert "Traceback" not in ended.err

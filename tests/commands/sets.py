@@ -1,4 +1,4 @@
-"""Small sets of IDX files, sound ones and such as are broken in one way."""
+"""Small sets of IDX files, intact or damaged."""
 
 import gzip
 import json
@@ -26,11 +26,11 @@ PACK: dict[str, Callable[[bytes], bytes]] = {
     ".gz": lambda data: gzip.compress(data, mtime=0),
     ".xz": lzma.compress,
 }
-"""Each form of a file, by the end of its name."""
+"""Compression by file suffix."""
 
 
 def write_set(directory: Path, seed: int = 0) -> Path:
-    """The four raw files of a set of drawn digits."""
+    """Write the four raw IDX files of a synthetic set."""
     directory.mkdir(parents=True)
     for split, rows, images_name, labels_name in (
         ("train", TRAIN_ROWS, TRAIN_IMAGES, TRAIN_LABELS),
@@ -43,7 +43,7 @@ def write_set(directory: Path, seed: int = 0) -> Path:
 
 
 def replace_file(directory: Path, name: str, data: bytes, form: str = "") -> Path:
-    """Put `data`, packed, in the place of a raw file; returns the new file."""
+    """Replace a raw file by `data`, compressed; return the new file."""
     (directory / name).unlink()
     new = directory / (name + form)
     new.write_bytes(PACK[form](data))
@@ -51,7 +51,7 @@ def replace_file(directory: Path, name: str, data: bytes, form: str = "") -> Pat
 
 
 def images_header(*shape: int) -> bytes:
-    """The header of an IDX file of bytes that claims a shape."""
+    """Return the header of an IDX file of bytes with a given shape."""
     return bytes((0, 0, 8, len(shape))) + np.array(shape, ">u4").tobytes()
 
 
@@ -63,13 +63,13 @@ def edit_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 
 def copy(tree: Path, new: Path) -> Path:
-    """A copy of a directory, at a place that need not have a parent yet."""
+    """Copy a directory, creating parents; return the copy."""
     shutil.copytree(tree, new)
     return new
 
 
 def tree(directory: Path) -> dict[str, bytes | None]:
-    """Every file below a directory with its content, and every directory with None."""
+    """Return the content of every file below a directory; None for directories."""
     return {
         path.relative_to(directory).as_posix(): path.read_bytes() if path.is_file() else None
         for path in directory.rglob("*")

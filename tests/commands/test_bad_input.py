@@ -1,7 +1,7 @@
-"""Bad data and conflicts: an exit code, a plain message, nothing broken and nothing half-made.
+"""Bad data and conflicts end with an exit code and a plain message, and leave no partial output.
 
-What can be wrong with a format is tried where it is read (`tests/storage`, `tests/pipeline`); here
-are one case of each kind, and what a command makes of it.
+`tests/storage` and `tests/pipeline` cover every error of every format; these tests run the commands
+on one case of each.
 """
 
 import gzip
@@ -32,16 +32,16 @@ from tests.commands.sets import (
 USAGE, BAD_DATA, CONFLICT, UNREACHABLE = 2, 3, 4, 6
 AGAIN = "Copy or download the file again."
 MEMORY = 2 * 2**30
-"""Address space for a process that must not believe a size: a command needs half of it."""
+"""Address space of a process that must not allocate what a header claims; half of it is enough."""
 IMAGES, LABELS = TRAIN_IMAGES, TRAIN_LABELS
 FEWER = bytes((0, 0, 8, 1, 0, 0, 1, 43))
 """The header of 299 labels."""
 Break = Callable[[Path], object]
-"""Does something to a dataset."""
+"""A function that damages a dataset."""
 
 
 def assert_nothing_made(here: Path) -> None:
-    """No dataset is in `data`, whole or half: at most the hidden file of a lock."""
+    """Assert that `data` holds no dataset, complete or partial; lock files may remain."""
     left = {path.name for path in (here / "data").glob("*")}
     assert {".mnist.lock", ".files.lock"} >= left
 
@@ -69,14 +69,14 @@ def test_broken_files(
     files: Path,
     call: Call,
 ) -> None:
-    """What is wrong is told with the file and what to do; nothing is made of the sound rows."""
+    """The message names the file and the remedy; the intact rows are not published."""
     bad = replace_file(files, name, change((files / name).read_bytes()), form)
     assert_refused(call("ingest", "files"), BAD_DATA, bad.name, *words)
     assert_nothing_made(files.parent)
 
 
 def test_files_that_make_no_set(files: Path, call: Call) -> None:
-    """Splits of other sizes, labels without images and no files at all: what to do is told."""
+    """Splits of different sizes, labels without images, no files: the message has a remedy."""
     replace_file(files, IMAGES, images_header(300, 14, 56) + bytes(235_200))
     refused = call("ingest", "files")
     assert_refused(refused, BAD_DATA, "(28, 28)", "(14, 56)", "Take the files")
@@ -90,10 +90,7 @@ def test_files_that_make_no_set(files: Path, call: Call) -> None:
 
 @pytest.mark.parametrize("form", ["claim", "bomb"])
 def test_little_memory_is_enough_to_refuse(form: str, files: Path) -> None:
-    """A raw header that claims 2^48 values, and 4 GiB of zeros in 4 MB of gzip, are not believed.
-
-    This is the real command.
-    """
+    """A header that claims 2^48 values, and a gzip bomb, are refused within 2 GiB of memory."""
     for name in (TEST_IMAGES, TEST_LABELS, TRAIN_LABELS):
         (files / name).unlink()  # images alone: no count of labels gives the claim away
     if form == "claim":
@@ -113,16 +110,16 @@ def test_little_memory_is_enough_to_refuse(form: str, files: Path) -> None:
 
 
 def test_mnist_dir_that_is_none(here: Path) -> None:
-    """MNIST_DIR that names nothing is an error, not a reason to download."""
+    """A missing MNIST_DIR is an error, not a reason to download."""
     refused = run_pipeline("ingest", cwd=here, env={"MNIST_DIR": "/nowhere"})
     assert_refused(refused, USAGE, "MNIST_DIR", "/nowhere", "unset it")
 
 
 def test_no_network(here: Path) -> None:
-    """Where no mirror answers the command exits 6 and names what works without a network."""
+    """Without a network, ingest exits 6 and names the sources that need none."""
     closed = socket.socket()
     with closed:
-        closed.bind(("127.0.0.1", 0))  # bound but not listening: whoever connects is refused
+        closed.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
         proxy = f"http://127.0.0.1:{closed.getsockname()[1]}"
         env = dict.fromkeys(("http_proxy", "https_proxy"), proxy)
         env |= {"XDG_CACHE_HOME": str(here / "cache")}  # where nothing is kept yet
@@ -133,7 +130,7 @@ def test_no_network(here: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_no_permission(files: Path, call: Call) -> None:
-    """A directory that may not be listed is out of reach, and says why."""
+    """A directory without read permission is unreachable (exit 6); the message says why."""
     files.chmod(0)
     try:
         refused = call("ingest", "files")
@@ -181,14 +178,14 @@ INSPECT = ("inspect", "data/mnist")
             (SCORE, INSPECT),
             ("not a dataset", "Give another place"),
         ),
-        (_gone("zarr.json"), (INSPECT, TRAIN), ("holds no zarr.json", "Give")),
+        (_gone("zarr.json"), (INSPECT, TRAIN), ("zarr.json", "Give")),
         (
             _gone("test/targets/zarr.json"),
             (INSPECT,),
             ("test/targets/zarr.json is missing", "ingest --overwrite"),
         ),
         (_gone(""), (TRAIN, SCORE), ("no dataset at data/mnist", "ingest --out data/mnist")),
-        (_gone(""), (INSPECT, ("verify", "data/mnist")), ("nothing at",)),
+        (_gone(""), (INSPECT, ("verify", "data/mnist")), ("data/mnist does not exist",)),
         (_gone("test/inputs/c.0.0"), (SCORE,), ("data/mnist/test/inputs/c.0.0", "Restore it")),
         (_chunk_damaged, (TRAIN,), ("data/mnist/train/inputs/c.0.0", "Restore it")),
     ],
@@ -201,7 +198,7 @@ def test_broken_dataset(
     run: Path,
     call: Call,
 ) -> None:
-    """Whoever reads it names the place: never rows of zeros, no checkpoint and no scores."""
+    """Every command that reads it names the damaged place, and writes no checkpoint or scores."""
     break_it(dataset)
     for command in commands:
         assert_refused(call(*command), BAD_DATA, "data/mnist", *words)
@@ -209,28 +206,33 @@ def test_broken_dataset(
 
 
 @pytest.mark.parametrize(
-    ("missing", "code", "words"),
+    ("missing", "options", "code", "words"),
     [
-        ((TRAIN_IMAGES, TRAIN_LABELS), BAD_DATA, ("has no training split", "Ingest the training")),
-        ((TEST_IMAGES, TEST_LABELS), USAGE, ("no split 'test'", "--evaluate train")),
-        ((TRAIN_LABELS,), BAD_DATA, ("data/files has no labels",)),
+        ((TRAIN_IMAGES, TRAIN_LABELS), (), BAD_DATA, ("has no training split", "Ingest the train")),
+        ((TEST_IMAGES, TEST_LABELS), ("--evaluate", "test"), USAGE, ("no split 'test'",)),
+        ((TRAIN_LABELS,), (), BAD_DATA, ("data/files has no labels",)),
     ],
 )
 def test_parts_of_a_set(
-    missing: tuple[str, ...], code: int, words: tuple[str, ...], files: Path, call: Call
+    missing: tuple[str, ...],
+    options: tuple[str, ...],
+    code: int,
+    words: tuple[str, ...],
+    files: Path,
+    call: Call,
 ) -> None:
-    """A set without some of its files can be ingested; a training says what it lacks."""
+    """A set without some of its files can be ingested; training names what is missing."""
     for name in missing:
         (files / name).unlink()
     assert call("ingest", "files").code == 0
     train = ("train", "--dataset", "data/files", *SMALL)
-    assert_refused(call(*train), code, *words)
+    assert_refused(call(*train, *options), code, *words)
     if code == USAGE:
-        assert call(*train, "--evaluate", "train", "--epochs", 1).code == 0
+        assert call(*train, "--epochs", 1).code == 0
 
 
 def test_something_else(dataset: Path, run: Path, call: Call) -> None:
-    """A directory that holds something else is told as such, and left alone whatever is asked."""
+    """No command changes a directory that holds something else; the message says so."""
     thesis = dataset.parent.parent / "thesis"
     thesis.mkdir()
     (thesis / "chapter-1.txt").write_text("It was a dark and stormy night.")
@@ -268,7 +270,7 @@ def test_resume_with_another_dataset(dataset: Path, run: Path, call: Call) -> No
 
 
 def test_locked_run(dataset: Path, run: Path) -> None:
-    """A run that another process writes is refused; the process and its host are named."""
+    """A run that another process is writing is refused; the message names process and host."""
     with run_lock(open_location(run)):
         refused = run_pipeline(
             "train", "--resume", *SMALL, "--epochs", 2, cwd=dataset.parent.parent
@@ -285,12 +287,12 @@ def _damage(checkpoint: Path) -> None:
 
 
 def test_nothing_to_score_with(dataset: Path, call: Call) -> None:
-    """Where there is no run, the command that makes one is told."""
+    """Without a run, the message names the command that makes one."""
     assert_refused(call("score"), BAD_DATA, "no run at runs/mnist", "pipeline train")
 
 
 def test_checkpoints_that_are_gone_or_damaged(dataset: Path, run: Path, call: Call) -> None:
-    """A damaged one is warned of and the one before is used; without any, nothing begins anew."""
+    """A damaged checkpoint gives a warning and the previous one is used; without any, exit 3."""
     before, newest = sorted(run.glob("checkpoints/0*"))
     absent = call("score", "--checkpoint", "9")
     assert_refused(absent, BAD_DATA, "000009", "000001-000000, 000002-000000", "--keep")

@@ -1,4 +1,4 @@
-"""The commands from end to end, as real processes: what they make, print, and say when repeated."""
+"""The commands from end to end: what they write, print, and do when repeated."""
 
 import json
 import os
@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jobs.commands import demo
 from jobs.training.config import TrainConfig
 from pipeline.sources.source import Source, open_source
 from storage.errors import UnreachableError
@@ -28,22 +27,22 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def document(ended: Ended) -> dict[str, Any]:
-    """The one JSON document that a command printed; it succeeded and said nothing besides."""
+    """Return the JSON document that a command printed; it succeeded without a warning."""
     assert (0, "") == (ended.code, ended.err)
-    found = json.loads(ended.out)
-    assert isinstance(found, dict)
-    return found
+    printed = json.loads(ended.out)
+    assert isinstance(printed, dict)
+    return printed
 
 
 def succeeded(ended: Ended) -> str:
-    """The output of a command that succeeded and had nothing to warn of, but for its plan."""
+    """Return the output of a command that succeeded without a warning."""
     assert (0, "") == (ended.code, ended.err)
     return without_plan(ended.out)
 
 
 @pytest.mark.slow
 def test_three_bare_commands(files: Path) -> None:
-    """ingest, train --resume and score work bare in an empty directory, and again find it done."""
+    """ingest, train --resume and score need no options; run again, they find their work done."""
     here, env = files.parent, {"MNIST_DIR": str(files)}
     made = succeeded(run_pipeline("ingest", cwd=here, env=env))
     assert f"mnist: {TRAIN_ROWS} train, {TEST_ROWS} test rows of 28 x 28 in data/mnist" in made
@@ -66,7 +65,7 @@ def test_three_bare_commands(files: Path) -> None:
 
 
 def test_documents_for_scripts(files: Path) -> None:
-    """With --json each command prints one document, which the next one agrees with."""
+    """With --json each command prints one document; those of consecutive commands agree."""
     here = files.parent
     made = document(run_pipeline("ingest", "files", "--json", cwd=here))
     assert [TRAIN_ROWS, 785] == made["splits"]["train"]["inputs_shape"]
@@ -103,22 +102,22 @@ def test_quiet(files: Path, call: Call) -> None:
 
 
 def test_inspect_dataset(dataset: Path, call: Call) -> None:
-    """inspect tells of a dataset's splits, chunks, counts, transforms and sources."""
+    """inspect shows a dataset's splits, chunks, counts, transforms and sources."""
     text = succeeded(call("inspect", "data/mnist"))
     for words in ("300 x 785", "5 of 64 rows", "bias-column", "train-images-idx3-ubyte"):
         assert words in text
-    told = document(call("inspect", "data/mnist", "--json"))
-    assert ("dataset", "files") == (told["kind"], told["name"])
+    shown = document(call("inspect", "data/mnist", "--json"))
+    assert ("dataset", "files") == (shown["kind"], shown["name"])
     stored = sum(path.stat().st_size for path in (dataset / "test").rglob("*") if path.is_file())
-    assert stored == told["splits"]["test"]["stored_bytes"]
+    assert stored == shown["splits"]["test"]["stored_bytes"]
 
 
 def test_inspect_run(run: Path, call: Call) -> None:
-    """inspect tells of a run's settings, epochs and checkpoints, a damaged one too."""
-    told = document(call("inspect", "runs/mnist", "--json"))
-    assert ("run", SMALL[1]) == (told["kind"], told["configuration"]["network"])
-    assert [1, 2] == [line["epoch"] for line in told["epochs"]]
-    assert [True, True] == [found["sound"] for found in told["checkpoints"]]
+    """inspect shows a run's settings, epochs and checkpoints, damaged ones too."""
+    shown = document(call("inspect", "runs/mnist", "--json"))
+    assert ("run", SMALL[1]) == (shown["kind"], shown["configuration"]["network"])
+    assert [1, 2] == [line["epoch"] for line in shown["epochs"]]
+    assert [True, True] == [checkpoint["sound"] for checkpoint in shown["checkpoints"]]
     (run / "checkpoints" / "000001-000000" / "state.safetensors").write_bytes(b"")
     text = succeeded(call("inspect", "runs/mnist"))
     assert "000001-000000  DAMAGED  " in text
@@ -130,7 +129,7 @@ def test_inspect_images(dataset: Path, fonts: None) -> None:
     """inspect --images writes a picture, and says so; --json stays one document."""
     here = dataset.parent.parent
     said = succeeded(run_pipeline("inspect", "data/mnist", "--images", "some.png", cwd=here))
-    assert said.endswith("some.png shows examples.\n")
+    assert said.endswith("Images in some.png\n")
     assert (here / "some.png").read_bytes().startswith(PNG)
     document(run_pipeline("inspect", "data/mnist", "--images", "a/b.png", "--json", cwd=here))
     assert (here / "a" / "b.png").read_bytes() == (here / "some.png").read_bytes()
@@ -138,7 +137,7 @@ def test_inspect_images(dataset: Path, fonts: None) -> None:
 
 @pytest.mark.parametrize("form", ["csv", "npz"])
 def test_plain_file(form: str, dataset: Path, run: Path, call: Call) -> None:
-    """score --out writes a row per image, of a scoring that is found done as well."""
+    """score --out writes a row per image, also if the split is already scored."""
     here = dataset.parent.parent
     for name in ("first", "again"):
         text = succeeded(call("score", "--probabilities", "--out", f"{name}.{form}"))
@@ -163,7 +162,7 @@ def test_verify_sound(dataset: Path, run: Path, call: Call) -> None:
 
 
 def test_verify_damaged(dataset: Path, run: Path) -> None:
-    """verify lists all that is wrong, each with its place, and exits 3."""
+    """verify lists every damaged place and exits 3."""
     here = dataset.parent.parent
     chunks = [dataset / "train" / "inputs" / "c.1.0", dataset / "test" / "targets" / "c.0.0"]
     chunks[0].unlink()
@@ -204,7 +203,7 @@ def test_settings_from_a_file(dataset: Path, call: Call) -> None:
 
 
 def test_no_shuffle(dataset: Path, call: Call) -> None:
-    """--no-shuffle visits the rows as they lie: the order is another, the seed does not matter."""
+    """--no-shuffle visits the rows in stored order, whatever the seed."""
     orders = [
         document(
             call("train", *SMALL, "--epochs", 1, "--json", "--run", f"runs/{number}", *options)
@@ -222,34 +221,34 @@ def test_no_shuffle(dataset: Path, call: Call) -> None:
 
 @pytest.mark.slow
 def test_demo(files: Path, fonts: None) -> None:
-    """The demo goes the whole way, says what it takes, and ends with where everything lies."""
+    """The demo names its source, ingests, trains, scores, and lists the paths of the results."""
     here, env = files.parent, {"MNIST_DIR": str(files)}
     said = succeeded(run_pipeline("demo", cwd=here, env=env))
-    assert said.startswith(f"Using mnist: IDX files in {files}, named by MNIST_DIR.\n")
-    *_, result, dataset, run, scores, picture, closer = said.splitlines()
-    assert f" % of {TEST_ROWS} test images are recognised, " in result
+    assert said.startswith(f"Source: mnist, IDX files in {files}, named by MNIST_DIR.\n")
+    *_, result, _, dataset, run, scores, picture, _, closer = said.splitlines()
+    assert f" % of {TEST_ROWS} test images are classified correctly, after " in result
     places = [here / line.split()[-1] for line in (dataset, run, scores, picture)]
     assert [True] * 4 == [place.exists() for place in places]
     assert places[3].read_bytes().startswith(PNG)
-    assert closer == "Look closer: pipeline inspect mnist-demo/runs/mnist"
+    assert closer == "Next: pipeline inspect mnist-demo/runs/mnist"
     again = document(run_pipeline("demo", "--json", cwd=here, env=env))
     assert f"{100 * again['accuracy']:.2f} % of" in result
 
 
 @pytest.mark.slow
 def test_demo_without_mnist(call: Call, fonts: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where MNIST cannot be had the demo says why, and draws digits."""
+    """If MNIST cannot be downloaded, the demo says why and uses synthetic digits."""
 
     def no_network(spec: str, **options: Any) -> Source:
         if spec == "mnist":
             raise UnreachableError("mnist could not be downloaded.")
         return open_source(f"{spec}:300,60", **options)
 
-    monkeypatch.setattr(demo, "open_source", no_network)
+    monkeypatch.setattr("pipeline.sources.source.open_source", no_network)
     said = succeeded(call("demo", "place"))
     assert said.startswith(
-        "mnist could not be downloaded.\nThe demo uses generated digits instead.\n"
-        "Using synthetic: digits drawn by mnist-stream with seed 0.\n"
+        "mnist could not be downloaded.\nThe demo uses synthetic digits instead.\n"
+        "Source: synthetic, digits drawn by mnist-stream with seed 0.\n"
     )
     assert "picture  place/worst-mistakes.png" in said
 
@@ -258,7 +257,7 @@ def test_demo_without_mnist(call: Call, fonts: None, monkeypatch: pytest.MonkeyP
 
 
 def test_bare_resume(dataset: Path, run: Path, call: Call) -> None:
-    """`train --resume` takes the run's settings; those of the file or the options are compared."""
+    """`train --resume` uses the run's settings and compares those of the file and the options."""
     assert "runs/mnist is already trained" in succeeded(call("train", "--resume"))
     (dataset.parent.parent / "same.toml").write_text("batch-size = 50\n")
     same = call("train", "--resume", "--config", "same.toml", "--epochs", 2)
@@ -275,7 +274,7 @@ def test_bare_resume(dataset: Path, run: Path, call: Call) -> None:
 
 @pytest.mark.parametrize("arguments", [("inspect", "data/mnist"), ("train", *SMALL)], ids=str)
 def test_broken_pipe(arguments: tuple[str, ...], dataset: Path) -> None:
-    """Whoever reads the output may leave: the command ends as one does then, with no traceback."""
+    """If the reader of a pipe exits, the command ends with 128 + SIGPIPE and no traceback."""
     reading, writing = os.pipe()
     os.close(reading)
     ended = run_pipeline(*arguments, cwd=dataset.parent.parent, stdout=writing)
@@ -288,7 +287,7 @@ def test_broken_pipe(arguments: tuple[str, ...], dataset: Path) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_full_disk_for_the_output(dataset: Path) -> None:
-    """Output that cannot be written is an error with a remedy."""
+    """A full disk behind stdout is an error with a remedy."""
     with open("/dev/full", "w") as full:
         ended = run_pipeline("inspect", "data/mnist", cwd=dataset.parent.parent, stdout=full)
     assert_refused(
@@ -334,12 +333,42 @@ def _read_all(descriptor: int, into: bytearray) -> None:
 
 
 def test_version(here: Path) -> None:
-    """--version prints the version of the distribution."""
+    """--version prints one line; with -v, before or after, what a bug report should name."""
     from importlib.metadata import version
 
-    assert f"pipeline, version {version('mnist-stream')}\n" == succeeded(
-        run_pipeline("--version", cwd=here)
-    )
+    line = f"pipeline, version {version('mnist-stream')}\n"
+    assert line == succeeded(run_pipeline("--version", cwd=here))
+    shown = succeeded(run_pipeline("--version", "-v", cwd=here))
+    assert shown == succeeded(run_pipeline("-v", "--version", cwd=here))
+    assert shown.startswith(line)
+    named = dict(line.split(None, 1) for line in shown.splitlines()[1:])
+    assert list(named) == ["Python", "NumPy", "BLAS", "Zarr", "Dask", "platform"]
+    assert (named["NumPy"], named["Zarr"]) == (np.__version__, version("zarr"))
+    assert re.search(r"\d, kernel \w+", named["BLAS"])
+    assert_refused(run_pipeline("-v", "train", cwd=here), 2, "pipeline train -v")
+
+
+def test_short_names(dataset: Path, call: Call) -> None:
+    """-q, -v, -o and --lr are the long options."""
+    place = ("--run", "runs/short")
+    assert 1 == len(succeeded(call("train", *SMALL, *place, "--lr", "0.01", "-q")).splitlines())
+    recorded = document(call("inspect", "runs/short", "--json"))["configuration"]
+    assert 0.01 == recorded["learning_rate"]
+    said = succeeded(call("score", *place, "-v", "-o", "rows.csv"))
+    assert re.search(r"^scores +[0-9a-f]{64}$", said, re.MULTILINE), said
+    assert (dataset.parent.parent / "rows.csv").exists()
+    assert 0 == call("ingest", "synthetic:20,10", "-o", "data/few").code
+
+
+def test_log_of_a_training(dataset: Path, call: Call) -> None:
+    """train --log-json prints events alone: the epochs' figures, and a summary at the end."""
+    ended = call("train", *SMALL, "--epochs", 2, "--log-json")
+    assert (0, "") == (ended.code, ended.err)
+    events = [json.loads(line) for line in ended.out.splitlines()]
+    assert ("summary", 0) == (events[-1]["event"], events[-1]["exit"])
+    epochs = [event for event in events if event["event"] == "epoch"]
+    assert [1, 2] == [event["epoch"] for event in epochs]
+    assert {"loss", "accuracy", "evaluation"} <= set(epochs[0])
 
 
 @pytest.mark.skipif(
@@ -348,5 +377,5 @@ def test_version(here: Path) -> None:
 def test_installed_script(here: Path) -> None:
     """The installed script `pipeline` is the same command."""
     script = Path(sys.executable).parent / "pipeline"
-    found = subprocess.run([script, "--help"], capture_output=True, text=True, check=True)
-    assert succeeded(run_pipeline("--help", cwd=here)) == found.stdout
+    ended = subprocess.run([script, "--help"], capture_output=True, text=True, check=True)
+    assert succeeded(run_pipeline("--help", cwd=here)) == ended.stdout

@@ -1,4 +1,4 @@
-"""However a command ends, its exit code and the summary of its JSON log say the same."""
+"""The exit code of a command and the summary of its JSON log agree, however it ends."""
 
 import builtins
 import json
@@ -14,7 +14,7 @@ from tests.commands.process import assert_refused
 
 
 class Panic(BaseException):
-    """Stands for a panic of Rust's, which is no `Exception` either."""
+    """Like a Rust panic, not an `Exception`."""
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_the_summary_has_the_exit_code(
     call: Call,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whatever ended the job, foreseen or not."""
+    """The summary has the exit code and the error, expected or not."""
 
     def fail(*arguments: Any, **options: Any) -> None:
         raise error
@@ -83,7 +83,7 @@ def test_an_endpoint_that_is_none(
     call: Call,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Every command refuses it before it does anything, and says where it was given."""
+    """Every command refuses it before any work, and says where it was given."""
     monkeypatch.chdir(made)
     if given == "variable":
         monkeypatch.setenv("AWS_ENDPOINT_URL", "localhost:9000")
@@ -110,7 +110,7 @@ def test_a_library_that_is_not_installed(
     call: Call,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The extra that has it is named, and how this project is installed."""
+    """The message names the extra to install."""
     real = builtins.__import__
 
     def without(name: str, *arguments: Any) -> Any:

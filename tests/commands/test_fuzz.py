@@ -1,4 +1,4 @@
-"""Whatever arguments and surroundings a command is given: a documented exit code, no traceback."""
+"""Hostile arguments and environments give a documented exit code and no traceback."""
 
 import os
 import random
@@ -24,26 +24,26 @@ HOSTILE = (
     *("* * * * *", "*/0 * * * *", "1-0 * * * *", "0 0 31 2 *", "* " * 5000, "9" * 500 + " 0 * * *"),
     *("[" * 5000, "best", "latest", "000002-000000", "Europe/Berlin", "../../etc/passwd"),
 )
-"""Values that are wrong nearly everywhere, and some that are right somewhere."""
+"""Values that are wrong for most options, and some that are right for one."""
 SLOW = {
     *("--help", "--version", "--scheduler", "--scheduler-file", "--workers", "--take-over"),
     *("--storage-option", "--wait"),
 }
-"""Options that do no work, or wait for what is elsewhere; tests of their own try those."""
+"""Options that do no work or wait for a cluster or a store; other tests cover them."""
 BASE = {
     "train": [*SMALL, "--epochs", "1"],
     "ingest": ["synthetic:20,10"],
     "schedule": ["0 3 * * *", "--dry-run"],
     "promote": ["--as", "champion"],
 }
-"""What keeps a command short where nothing that is hostile stands in its place."""
+"""Arguments that keep a command fast if no hostile one replaces them."""
 
 
 def arguments(draw: random.Random, name: str) -> list[str]:
-    """A command line of one command: some of its options and arguments, mostly hostile."""
+    """Draw a command line: some options and arguments of a command, mostly with hostile values."""
     command = cli.commands[name]
     parameters = command.get_params(click.Context(command))
-    options = [found for found in parameters if not SLOW.intersection(found.opts)]
+    options = [parameter for parameter in parameters if not SLOW.intersection(parameter.opts)]
     words = [name, *BASE.get(name, [])]
     for parameter in draw.sample(options, min(len(options), draw.randint(1, 3))):
         if isinstance(parameter, click.Argument):
@@ -56,7 +56,7 @@ def arguments(draw: random.Random, name: str) -> list[str]:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_arguments(seed: int, dataset: Path, run: Path, files: Path, call: Call) -> None:
-    """Random command lines, the same ones each time, end as documented."""
+    """Random command lines, from fixed seeds, end as documented."""
     os.mkfifo("pipe")
     Path("dangling").symlink_to("absent")
     Path("loop").symlink_to("loop")
@@ -87,7 +87,7 @@ LINES = (
 @pytest.mark.parametrize("words", LINES, ids=lambda words: words[0])
 @pytest.mark.parametrize("around", ["strict", "gone", "full", "closed"])
 def test_surroundings(around: str, words: tuple[str, ...], files: Path) -> None:
-    """A strict locale, no current directory, a full or closed output: a code and no traceback."""
+    """A strict locale, a deleted working directory, a full or a closed stdout."""
     files.rename(files.with_name("caf\udce9"))
     place = files.parent
     options: dict[str, object] = {}

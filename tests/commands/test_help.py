@@ -1,4 +1,4 @@
-"""Help: it is complete."""
+"""Help: it is complete, stands by itself, and fits a screen."""
 
 import re
 from pathlib import Path
@@ -7,30 +7,34 @@ import click
 import pytest
 
 from jobs.commands.cli import cli
+from jobs.commands.sections import ADVANCED, SECTIONS
 from storage import errors
+from tests.commands.conftest import Call
 from tests.commands.process import run_pipeline
 
 EXIT_CODES = {
-    "0": "done, or already done",
-    "1": "internal error: traceback, and where to report it",
+    "0": "success, or nothing left to do",
+    "1": "internal error: please report it with its traceback",
     "2": "wrong usage",
-    "3": "bad data: IDX, dataset, checkpoint, scores",
-    "4": "conflict: locked, exists already, configuration differs",
-    "5": "a quality gate was missed",
-    "6": "storage or cluster unreachable: worth trying again",
-    "130, 143": "interrupted, checkpoint saved",
+    "3": "bad data: image file, dataset, checkpoint or scores",
+    "4": "conflict: locked, already exists, or other settings",
+    "5": "below a quality gate",
+    "6": "storage or cluster unreachable: try again later",
+    "130, 143": "interrupted; progress is saved",
 }
 """Section 9 of the design."""
+
+LINES, COLUMNS = 45, 80
+"""A screen, in which the help of each command fits."""
 
 every_command = pytest.mark.parametrize("name", list(cli.commands))
 
 
-def options_of(name: str) -> dict[str, click.Option]:
-    """A command's options by their long names; `--no-...` goes with its positive."""
+def options_of(name: str) -> list[click.Option]:
+    """A command's options."""
     command = cli.commands[name]
     parameters = command.get_params(click.Context(command))
-    options = [found for found in parameters if isinstance(found, click.Option)]
-    return {max(option.opts, key=len): option for option in options}
+    return [parameter for parameter in parameters if isinstance(parameter, click.Option)]
 
 
 def test_exit_codes(tmp_path: Path) -> None:
@@ -39,35 +43,70 @@ def test_exit_codes(tmp_path: Path) -> None:
     _, _, rest = ended.out.partition("Exit codes:\n")
     listed = re.findall(r"^ {4}(\S.*?)  +(.*)$", rest.partition("\n\n")[0], re.MULTILINE)
     assert EXIT_CODES == dict(listed)
-    kinds = [found for found in vars(errors).values() if isinstance(found, type)]
-    codes = {str(kind.exit_code) for kind in kinds if issubclass(kind, errors.PipelineError)}
+    types = [value for value in vars(errors).values() if isinstance(value, type)]
+    codes = {str(error.exit_code) for error in types if issubclass(error, errors.PipelineError)}
     assert codes == {"1", "2", "3", "4", "5", "6"}
 
 
 def test_commands_in_order_of_use(tmp_path: Path) -> None:
-    """--help lists the commands in the order of use, each with a whole sentence."""
-    listing = run_pipeline("--help", cwd=tmp_path).out.partition("Commands:\n")[2]
-    found = re.findall(r"^  (\w+) +(.*)$", listing, re.MULTILINE)
-    assert [name for name, _ in found] == [
-        "ingest",
-        "inspect",
-        "verify",
-        "train",
-        "score",
-        "scores",
-        "promote",
-        "schedule",
-        "demo",
-    ]
-    assert [] == [text for _, text in found if not text.endswith(".") or text.endswith("...")]
+    """--help begins with an example and lists the commands, each with a whole sentence."""
+    shown = run_pipeline("--help", cwd=tmp_path).out
+    assert re.findall(r"^  pipeline (\w+) +# ", shown, re.MULTILINE) == ["ingest", "train", "score"]
+    listing = shown.partition("Commands:\n")[2].partition("\n\n")[0]
+    listed = re.findall(r"^  (\w+) +(.*)$", listing, re.MULTILINE)
+    assert [name for name, _ in listed] == list(cli.commands)
+    assert list(cli.commands)[:4] == ["ingest", "train", "score", "demo"]
+    assert [] == [text for _, text in listed if not re.fullmatch(r"[A-Z].*[^.]\.", text)]
+
+
+@pytest.mark.parametrize("name", ["", *cli.commands])
+@pytest.mark.parametrize("columns", [80, 200])
+def test_help_fits_a_screen(
+    name: str, columns: int, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No line is longer than 80 columns, also on a wide terminal; --help is one screen."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for flag in ["--help", "--help-all"][: 2 if name else 1]:
+        lines = call(*filter(None, [name]), flag).out.splitlines()
+        assert [] == [line for line in lines if len(line) > COLUMNS]
+        assert flag == "--help-all" or len(lines) <= LINES
+
+
+@every_command
+def test_every_option_is_shown(name: str, call: Call) -> None:
+    """--help-all shows every option once; --help says where those are that it leaves out."""
+    everything, short = call(name, "--help-all").out, call(name, "--help").out
+    shown = re.findall(r"^  (?:-\w, )?(--[\w-]+)", everything, re.MULTILINE)
+    assert sorted(shown) == sorted(max(option.opts, key=len) for option in options_of(name))
+    sections = re.findall(r"^(\w[\w ]+):$", everything, re.MULTILINE)
+    assert sections == [title for title in SECTIONS if title in sections]
+    assert set(re.findall(r"^(\w[\w ]+):$", short, re.MULTILINE)) == {*sections} - ADVANCED
+    left_out = len(everything.splitlines()) > len(short.splitlines()) + 1
+    assert left_out == short.endswith(f" options: pipeline {name} --help-all\n")
 
 
 @every_command
 def test_every_option_has_a_help_text(name: str) -> None:
-    """Every command and every option says in a sentence what it is for."""
+    """Every command and every option says in a sentence of its own what it does."""
     assert (cli.commands[name].help or "").split("\n")[0].endswith(".")
-    texts = {option: found.help or "" for option, found in options_of(name).items()}
-    without = [
-        option for option, text in texts.items() if not re.fullmatch(r"\S.*[.\])]", text, re.DOTALL)
-    ]
-    assert [] == without
+    texts = {option.opts[0]: option.help or "" for option in options_of(name)}
+    sentence = re.compile(r"(?!Of |The same)[A-Z\d.a-z].*[^.]\.", re.DOTALL)
+    assert {} == {option: text for option, text in texts.items() if not sentence.fullmatch(text)}
+
+
+def test_no_default_needs_an_explanation(call: Call) -> None:
+    """A default that stands for something says what."""
+    shown = " ".join(call("train", "--help-all").out.split())
+    for option, default in {
+        "--threads": "all cores",
+        "--patience": "no early stopping",
+        "--checkpoint-every": "at the end of each epoch only",
+        "--l2": "0.1 for adamw, 0 otherwise",
+        "--micro-batches": "by batch size",
+        "--shuffle-memory": "256 MiB",
+        "--shuffle / --no-shuffle": "on",
+        "--optimizer": "adamw",
+    }.items():
+        assert re.search(rf"{option} [^[]*\[default: {default}\]", shown), option
+    for name in cli.commands:
+        assert not re.search(r"default: (-1|none|None|0\.0)\b", call(name, "--help-all").out)

@@ -185,9 +185,9 @@ def test_a_store_that_stops_responding(
         (("score", "--run", "s3://bucket/nothing"), 3, "There is no run at s3://bucket/nothing"),
         (("inspect", "s3://no-bucket/set"), 6, "there is no bucket 'no-bucket'"),
         (("ingest", "synthetic:9,9", "--out", "s3://bucket/"), 2, "names no place in a bucket"),
-        (("inspect", "data", "--storage-option", "region=x"), 2, "is for places in a store"),
+        (("inspect", "data", "--storage-option", "region=x"), 2, "applies to places in a store"),
         (("inspect", "s3://bucket/set", "--storage-option", "a=b"), 2, "--storage-option a is not"),
-        (("demo", "s3://bucket/demo"), 2, "the demo works in a local directory"),
+        (("demo", "s3://bucket/demo"), 2, "the demo needs a local directory"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, tuple) else None,
 )

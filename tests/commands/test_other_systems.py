@@ -1,4 +1,4 @@
-"""The commands on a system that has no more than macOS has: Python there lacks much of Linux's."""
+"""The commands without the parts of Python's standard library that only Linux has."""
 
 import os
 from pathlib import Path
@@ -49,15 +49,15 @@ def refuse(event, arguments):
 
 sys.addaudithook(refuse)
 """
-"""A `sitecustomize`: what CPython's documentation says is Linux's, or not macOS's, is gone."""
+"""A `sitecustomize` that removes what CPython documents as Linux only, or not on macOS."""
 
 
 def test_the_three_commands(tmp_path: Path) -> None:
-    """The digests are those of this system; where forks cannot compute, one process does."""
+    """The digests are the same as on Linux; training uses a single process."""
     (tmp_path / "sitecustomize.py").write_text(WITHOUT_LINUX)
     path = f"{tmp_path}{os.pathsep}{Path(__file__).parents[2]}"
-    there, here = tmp_path / "there", tmp_path / "here"
-    for place in (there, here):
+    restricted, linux = tmp_path / "restricted", tmp_path / "linux"
+    for place in (restricted, linux):
         place.mkdir()
     for command in (
         ("ingest", "synthetic:300,60", "--rows-per-chunk", 64),
@@ -66,7 +66,8 @@ def test_the_three_commands(tmp_path: Path) -> None:
         ("verify", "data/synthetic"),
         ("verify", "runs/mnist"),
     ):
-        told = document(run_pipeline(*command, "--json", cwd=there, env={"PYTHONPATH": path}))
-        expected = document(run_pipeline(*command, "--json", cwd=here))
+        environment = {"PYTHONPATH": path}
+        printed = document(run_pipeline(*command, "--json", cwd=restricted, env=environment))
+        expected = document(run_pipeline(*command, "--json", cwd=linux))
         for name in ("digest", "parameters_digest", "order_digest", "scores_digest", "wrong"):
-            assert expected.get(name) == told.get(name)
+            assert expected.get(name) == printed.get(name)

@@ -1,4 +1,4 @@
-"""Wrong usage: exit code 2, one plain message, nothing begun; and what was probably meant."""
+"""Wrong usage: exit code 2, one plain message with the likely correction, nothing written."""
 
 import json
 import os
@@ -38,7 +38,7 @@ WRONG = [
     ((*TRAIN, "--holdout", 200, "--batch-size", 101), "--batch-size 101", "100 training rows"),
     ((*TRAIN, "--patience", 3), "--patience", "--holdout"),
     ((*TRAIN, "--evaluate", "validation"), "no split 'validation'", "train,test"),
-    ((*TRAIN, "--optimizer", "rprop"), "--optimizer", "'adamw'"),
+    ((*TRAIN, "--optimizer", "rprop"), "--optimizer", "adamw"),
     (("train", "--run", f"files/{TRAIN_IMAGES}/run", *SMALL), "is not a directory"),
     (("train", "--config", "absent.toml"), "no configuration file absent.toml"),
     (("score", "--threads", "-1"), "--threads"),
@@ -54,7 +54,7 @@ WRONG = [
     (("scores", "--since", "999999w"), "--since", "12h"),
     (("promote",), "--as"),
     (("promote", "--as", "a/b"), "'a/b'"),
-    (("promote", "--as", "nobody", "--undo"), "No model is called"),
+    (("promote", "--as", "unknown", "--undo"), "No model is called"),
     (NIGHTLY, "No command"),
     ((*NIGHTLY, "--", "sleep"), "'sleep' cannot be scheduled"),
     ((*NIGHTLY, "--", "schedule"), "'schedule' cannot be scheduled"),
@@ -72,7 +72,7 @@ WRONG = [
 def test_wrong_usage(
     case: tuple[tuple[object, ...], str], dataset: Path, run: Path, files: Path, call: Call
 ) -> None:
-    """What cannot be meant is refused at once, not in the night; nothing is written."""
+    """Each is refused before any work, also when it is only scheduled; nothing is written."""
     arguments, *words = case
     before = tree(files.parent)
     assert_refused(call(*arguments), USAGE, *words)
@@ -98,7 +98,7 @@ def test_wrong_configuration_file(
 
 
 def test_wrong_usage_in_a_process(here: Path) -> None:
-    """The same, of the real command: usage, then the error."""
+    """The real command prints its usage, then the error."""
     refused = run_pipeline("train", "--bogus", cwd=here)
     assert_refused(refused, USAGE, "--bogus")
     assert refused.err.startswith("Usage: pipeline train [OPTIONS]\n")
@@ -109,7 +109,8 @@ def test_wrong_usage_in_a_process(here: Path) -> None:
     [
         (("score", "--threads", "many"), "'many' is not a valid integer"),
         (("score", "--inbx", "i"), "No such option"),
-        (("score", "--json"), "leave one out"),
+        (("score", "--json"), "leave one of them out"),
+        (("train", "--json"), "leave one of them out"),
         (("score", "--include", "*.gz"), "--include requires --inbox"),
         (("score", "--inbox", "i", "--exclude", ""), "--exclude is empty"),
         (("score", "--storage-option", "a"), "has no key or no '='; expected KEY=VALUE"),
@@ -123,7 +124,7 @@ def test_wrong_usage_in_a_process(here: Path) -> None:
     ids=str,
 )
 def test_log_of_wrong_usage(arguments: tuple[str, ...], words: str, call: Call) -> None:
-    """A log of JSON ends in one summary, whoever finds that the usage is wrong."""
+    """A JSON log ends in one summary, whether click or the command refuses the usage."""
     command, *others = arguments
     ended = call(command, "--log-json", *others)
     assert (USAGE, 1) == (ended.code, ended.err.count("Error: "))
@@ -138,12 +139,19 @@ MEANT = [
     (("fit",), "'train'"),
     (("predict",), "'score'"),
     (("train", "--epoch", "3"), "'--epochs'"),
-    (("train", "--lr", "1"), "'--learning-rate'"),
-    (("train", "--lr=1"), "'--learning-rate'"),
     (("train", "--learn", "1"), "'--learning-rate'"),
     (("train", "--learning_rate", "1"), "'--learning-rate'"),
     (("train", "--Batchsize", "1"), "'--batch-size'"),
     (("train", "--bs", "1"), "'--batch-size'"),
+    (("train", "--hidden", "100"), "'--network'"),
+    (("train", "-e", "5"), "'--epochs'"),
+    (("train", "--no-shufle"), "'--no-shuffle'"),
+    (("train", "--optimizer", "adm"), "'adam'"),
+    (("train", "--schedule", "onecycle"), "'one-cycle'"),
+    (("ingest", "--compression", "LZ4"), "'lz4'"),
+    (("score", "-m", "x"), "'--model'"),
+    (("help",), "'--help'"),
+    ((*NIGHTLY, "--print", "cronn", "--", "score"), "'cron'"),
     (("train", "--weight-decay", "1"), "'--l2'"),
     (("ingest", "--output", "x"), "'--out'"),
     ((*NIGHTLY, "--", "scroe"), "'score'"),
@@ -153,19 +161,26 @@ MEANT = [
 
 @pytest.mark.parametrize(("words", "meant"), MEANT, ids=" ".join)
 def test_what_was_meant(words: tuple[str, ...], meant: str, call: Call) -> None:
-    """The nearest thing that exists is named."""
+    """The message names the nearest command, option or value."""
     assert_refused(call(*words), USAGE, f"Did you mean {meant}?")
 
 
-@pytest.mark.parametrize("words", [("xyzzy",), ("train", "--xyzzy"), ("train", "--init", "xyzzy")])
+def test_no_gpu(call: Call) -> None:
+    """Without an option for GPUs, the message names those for CPU cores."""
+    assert_refused(call("train", "--gpu"), USAGE, "'--gpu'", "computes on CPU cores: see --threads")
+
+
+@pytest.mark.parametrize(
+    "words", [("xyzzy",), ("train", "-x"), ("train", "--xyzzy"), ("train", "--init", "xyzzy")]
+)
 def test_nothing_near(words: tuple[str, ...], call: Call) -> None:
-    """A word that is like none that exists gets no guess."""
+    """A word unlike every known one gets no suggestion."""
     ended = call(*words)
     assert_refused(ended, USAGE, "'")
     assert "Did you mean" not in ended.err
 
 
 def test_a_demo_where_a_pipe_is(here: Path, call: Call) -> None:
-    """It is refused before anything is downloaded."""
+    """The demo refuses it before any download."""
     os.mkfifo(here / "pipe")
     assert_refused(call("demo", "pipe"), USAGE, "'pipe' is not a directory")

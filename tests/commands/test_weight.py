@@ -1,4 +1,4 @@
-"""What commands do without: libraries that take longer to be imported than the work takes."""
+"""Libraries that commands must not import, because that would take longer than their work."""
 
 import re
 import subprocess
@@ -19,7 +19,7 @@ HEAVY = {
 
 
 def imported(*arguments: str, cwd: Path) -> set[str]:
-    """The top-level packages that the real command imports, as Python itself reports them."""
+    """Return the top-level packages that the real command imports, as `-X importtime` reports."""
     python, *rest = COMMAND
     process = subprocess.run(
         [python, "-X", "importtime", *rest, *arguments],
@@ -36,20 +36,20 @@ def imported(*arguments: str, cwd: Path) -> set[str]:
 @pytest.mark.parametrize("arguments", [(), *((name,) for name in cli.commands)], ids=" ".join)
 def test_help_imports_little(arguments: tuple[str, ...], tmp_path: Path) -> None:
     """`pipeline --help` and every command's --help import neither numpy, zarr nor dask."""
-    found = imported(*arguments, "--help", cwd=tmp_path)
-    assert {"click", "jobs"} <= found
-    assert set() == HEAVY & found
+    packages = imported(*arguments, "--help", cwd=tmp_path)
+    assert {"click", "jobs"} <= packages
+    assert set() == HEAVY & packages
 
 
 def test_imports_are_seen(tmp_path: Path) -> None:
-    """The test above would see the imports: a command that runs makes some of them."""
+    """Imports are reported: a command that does work has some."""
     assert {"numpy", "numcodecs"} <= imported("inspect", "nothing", cwd=tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("job", ["ingest", "train", "score"])
 def test_what_jobs_spare(files: Path, job: str) -> None:
-    """The real commands at work need no more of Zarr than its format, nor Dask's cluster."""
+    """Jobs on local data import neither zarr nor distributed."""
     here = files.parent
     small = ("--epochs", "1", "--batch-size", "10")
     place = ("--dataset", "data/synthetic", "--run", "runs/it")
@@ -60,17 +60,17 @@ def test_what_jobs_spare(files: Path, job: str) -> None:
     }
     for before in list(commands)[: list(commands).index(job)]:
         assert run_pipeline(*commands[before], cwd=here).code == 0
-    found = imported(*commands[job], cwd=here)
-    assert {"numpy", "numcodecs"} <= found
+    packages = imported(*commands[job], cwd=here)
+    assert {"numpy", "numcodecs"} <= packages
     spared = {"zarr", "distributed", "pyarrow"} | ({"dask"} if job == "ingest" else set())
-    assert set() == spared & found
+    assert set() == spared & packages
     made = {"ingest": "data/synthetic", "train": "runs/it/checkpoints", "score": "runs/it/scores"}
     assert (here / made[job]).is_dir()
 
 
 @pytest.mark.slow
 def test_a_configuration_in_a_place_where_dask_looks(tmp_path: Path) -> None:
-    """Dask is asked where it has anything to read: its scheduler is used, and refused with 6."""
+    """A scheduler in a configuration file of Dask's is used; this one is unreachable (exit 6)."""
     home = tmp_path / "home" / ".config" / "dask"
     home.mkdir(parents=True)
     (home / "mine.yaml").write_text(f"scheduler-address: {NOWHERE}\n")
@@ -84,5 +84,5 @@ def test_a_configuration_in_a_place_where_dask_looks(tmp_path: Path) -> None:
 
 
 def test_the_places_are_those_where_dask_looks() -> None:
-    """All of them, so that no configuration goes unread."""
+    """The list is complete, so that no configuration file is ignored."""
     assert set(dask.config._get_paths()) == set(places())

@@ -1,0 +1,182 @@
+"""The commands of datasets: ingest, inspect, verify."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from jobs.commands import completion, options
+from jobs.commands.sections import Choice, Command, option
+from jobs.output import one_line
+from jobs.signals import stop_on_signals
+from storage.errors import BadDataError, UsageError
+
+if TYPE_CHECKING:
+    from jobs.commands.console import Console, Report
+    from pipeline.ingest import Scaling
+    from storage.location import TakeOver
+
+DATA_ROOT = "data"
+STOPPED = "Stopped; nothing was published. Run the same command to start again."
+
+
+@click.command(cls=Command)
+@click.argument("source", default="mnist", shell_complete=completion.sources)
+@option(
+    "--out",
+    "-o",
+    section="Data",
+    metavar="PLACE",
+    shell_complete=completion.directories,
+    show_default="data/ and the source's name",
+    help="Path or URL of the dataset.",
+)
+@option("--overwrite", section="Data", is_flag=True, help="Replace an existing dataset.")
+@option(
+    "--compression",
+    section="Data",
+    type=Choice(["lz4", "lz4hc", "zstd"]),
+    show_default="lz4",
+    help="lz4 is read fastest; zstd is a quarter smaller; lz4hc is nearly both, but slow to write.",
+)
+@option(
+    "--rows-per-chunk",
+    section="Data",
+    type=click.IntRange(1),
+    metavar="N",
+    show_default="as many as make 1.5 MB",
+    help="Rows stored and read together.",
+)
+@option(
+    "--scale",
+    section="Data",
+    metavar="LOW,HIGH",
+    show_default="0,255 for bytes, otherwise the range of the training rows",
+    help="Values that training maps to 0 and 1; none keeps the values unchanged.",
+)
+@option(
+    "--transpose",
+    section="Data",
+    is_flag=True,
+    default=None,
+    help="Swap height and width of every image, as EMNIST needs.",
+)
+@option(
+    "--seed",
+    section="Data",
+    default=0,
+    type=click.IntRange(0),
+    metavar="N",
+    help="Random seed of synthetic digits.",
+)
+@options.storage
+@options.take_over
+@options.cluster
+@options.output
+def ingest(
+    console: "Console",
+    source: str,
+    out: str | None,
+    scale: str | None,
+    seed: int,
+    storage_options: tuple[str, ...],
+    take_over: "TakeOver | None",
+    **asked: Any,
+) -> "Report":
+    """Convert image files to a chunked, checksummed dataset.
+
+    SOURCE is a directory with IDX files (raw, .gz or .xz); mnist (the default), fashion-mnist or
+    kmnist, which are downloaded; or synthetic[:TRAIN[,TEST]] for generated digits.
+    """
+    from jobs.commands.reports import ingest_report
+    from pipeline.ingest import ingest as run_ingest
+    from pipeline.sources.source import open_source
+    from storage.places import open_location
+    from storage.preparation import parse_range
+
+    try:
+        scaling: Scaling = None if scale is None else parse_range(scale) or "none"
+    except ValueError as error:
+        raise UsageError(f"--scale is {scale!r}; {error}.") from None
+    store = options.store_options(storage_options, out)
+    place = None if out is None else open_location(out, store)  # refused before downloads
+    with stop_on_signals() as stop, options.cluster_of("ingest", asked, stop) as cluster:
+
+        def progress(stage: str, done: int, total: int, note: str = "") -> None:
+            console.progress(stage, done, total, note)
+            stop.check(STOPPED)
+
+        opened = open_source(source, seed=seed)
+        result = run_ingest(
+            opened,
+            place or f"{DATA_ROOT}/{opened.name}",
+            rows_per_chunk=asked["rows_per_chunk"],
+            compression=asked["compression"],
+            scale=scaling,
+            transpose=asked["transpose"],
+            overwrite=asked["overwrite"],
+            take_over=take_over,
+            progress=progress,
+            cluster=cluster(),
+        )
+    return ingest_report(result)
+
+
+@click.command(cls=Command)
+@click.argument("place", shell_complete=completion.datasets_and_runs)
+@option(
+    "--images",
+    metavar="FILE.png",
+    shell_complete=completion.files,
+    help="Write a picture of the first images of a dataset.",
+)
+@options.storage
+@options.output
+def inspect(
+    console: "Console", place: str, images: str | None, storage_options: tuple[str, ...]
+) -> None:
+    """Show what a dataset or a run contains.
+
+    PLACE is its path or URL.
+    """
+    from jobs.commands.reports import inspect_location
+
+    location = options.location_of(place, storage_options)
+    if images is None:
+        console.result(inspect_location(location))
+        return
+    from jobs.commands.pictures import check_picture, write_examples
+
+    check_picture(Path(images))
+    report = inspect_location(location)
+    if report.document["kind"] != "dataset":
+        raise UsageError(f"--images needs a dataset; {place} is a run.")
+    write_examples(location, Path(images))
+    console.result(report)
+    console.say(f"\nImages in {images}")
+
+
+@click.command(cls=Command)
+@click.argument("place", shell_complete=completion.datasets_and_runs)
+@options.storage
+@options.output
+def verify(console: "Console", place: str, storage_options: tuple[str, ...]) -> None:
+    """Read a whole dataset or run and check every digest.
+
+    PLACE is its path or URL.
+    """
+    from jobs.commands.console import Report
+    from jobs.commands.reports import check_something_there
+    from storage.verify import verify_location
+
+    location = options.location_of(place, storage_options)
+    check_something_there(location)
+    mentioned: list[str] = []
+    checked = list(verify_location(location, mentioned.append))
+    wrong = [{"what": what, "error": str(error)} for what, error in checked if error is not None]
+    verdicts = [item["error"] for item in wrong] or [f"{place} is sound: {len(checked):,} checks."]
+    document = {"place": place, "checked": len(checked), "wrong": wrong, "mentioned": mentioned}
+    text, summary = ("\n".join(map(one_line, lines)) for lines in (mentioned + verdicts, verdicts))
+    console.result(Report(document, text, summary))
+    if wrong:
+        raise BadDataError(f"{place} is damaged: {len(wrong)} of {len(checked):,} checks failed.")

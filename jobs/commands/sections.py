@@ -1,0 +1,144 @@
+"""Commands and options whose help has sections: everyday ones first, all with --help-all."""
+
+import re
+import textwrap
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from storage.errors import did_you_mean
+
+SECTIONS = (
+    *("Data", "Model", "Optimisation", "Evaluation", "Checkpoints", "Gates", "Schedule"),
+    *("Output", "Other schedulers", "Retries", "Rounds", "Cluster", "Storage"),
+)
+"""The sections of a help text, in this order."""
+ADVANCED = {"Retries", "Rounds", "Cluster", "Storage"}
+"""Sections that only --help-all shows."""
+METAVARS: dict[type, str] = {
+    **dict.fromkeys((type(click.INT), click.IntRange), "N"),
+    **dict.fromkeys((type(click.FLOAT), click.FloatRange), "X"),
+}
+"""How help shows a value by its type; a choice's values are in its description."""
+WIDTH = 80
+DEFAULT = re.compile(r"\[default: [^]]{1,45}\]")
+"""A default that is kept on one line."""
+NO_BREAK = "\xa0"
+TERM_WIDTH = 25
+"""Longer options have their description on the next line."""
+
+
+class Choice(click.Choice[str]):
+    """A choice whose error names the value that was probably meant."""
+
+    def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
+        known = ", ".join(self.choices)
+        return f"{value!r} is not one of {known}.{did_you_mean(str(value), self.choices)}"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return "NAME"
+
+
+class Option(click.Option):
+    """An option with a section; `advanced` leaves it to --help-all whatever its section."""
+
+    def __init__(
+        self, *declarations: Any, section: str = "Output", advanced: bool = False, **settings: Any
+    ) -> None:
+        super().__init__(*declarations, **settings)
+        self.section = section
+        self.advanced = advanced or section in ADVANCED
+        self.metavar = self.metavar or METAVARS.get(type(self.type))
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str]:
+        text = self.help or ""
+        choices = self.type.choices if isinstance(self.type, click.Choice) else ()
+        if not all(choice in text for choice in choices):
+            text = f"{text.removesuffix('.')}: {', '.join(choices)}."
+        default = self.get_help_extra(ctx).get("default", "")
+        if isinstance(self.show_default, str):
+            default = self.show_default
+        return self.get_help_spec(ctx), text + (f"  [default: {default}]" if default else "")
+
+
+def option(*declarations: str, **settings: Any) -> Callable[[Any], Any]:
+    """Add an `Option`; `settings` are its own and those of `click.Option`."""
+    return click.option(*declarations, cls=Option, **settings)
+
+
+def _show_all(context: click.Context, _: click.Parameter, given: bool) -> None:
+    if given and not context.resilient_parsing:
+        click.echo(help_text(context, show_all=True))
+        context.exit()
+
+
+HELP_ALL = Option(
+    ["--help-all"],
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_all,
+    advanced=True,
+    help="Show all options and exit.",
+)
+
+
+class Command(click.Command):
+    """A command whose help shows its options in sections."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        *own, help_option = super().get_params(ctx)
+        return [*own, help_option, HELP_ALL]
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write(help_text(ctx, show_all=False))
+
+
+def help_text(context: click.Context, *, show_all: bool) -> str:
+    """Return the usage, the description and the sections of a command's help."""
+    formatter = context.make_formatter()
+    formatter.width = min(formatter.width + 2, WIDTH)
+    command = context.command
+    command.format_usage(context, formatter)
+    command.format_help_text(context, formatter)
+    options = [one for one in command.get_params(context) if isinstance(one, click.Option)]
+    advanced = [one for one in options if getattr(one, "advanced", False) and one is not HELP_ALL]
+    hidden = [] if show_all else [HELP_ALL, *advanced]
+    rows: dict[str, list[tuple[str, str]]] = {title: [] for title in SECTIONS}
+    for option in options:
+        if option not in hidden and (record := option.get_help_record(context)):
+            rows[section_of(option)].append(record)
+    terms = [term for records in rows.values() for term, _ in records]
+    width = max(len(term) for term in terms if len(term) <= TERM_WIDTH)
+    for title, records in rows.items():
+        if records:
+            formatter.write(f"\n{title}:\n")
+            for term, text in records:
+                formatter.write(_entry(term, text, width, formatter.width))
+    if advanced and not show_all:
+        formatter.write(f"\n{_titles(advanced)} options: {context.command_path} --help-all\n")
+    return formatter.getvalue().rstrip("\n")
+
+
+def _entry(term: str, text: str, term_width: int, width: int) -> str:
+    """Return an option's lines: its name and, in the second column, its description."""
+    indent = " " * (term_width + 4)
+    whole = DEFAULT.sub(lambda match: match[0].replace(" ", NO_BREAK), text)
+    lines = textwrap.wrap(whole, width - len(indent), break_on_hyphens=False)
+    first, *rest = [line.replace(NO_BREAK, " ") for line in lines]
+    start = f"  {term:<{term_width}}  " if len(term) <= term_width else f"  {term}\n{indent}"
+    return "\n".join([start + first, *(indent + line for line in rest)]) + "\n"
+
+
+def _titles(options: list[click.Option]) -> str:
+    """Return the sections of advanced options, as the start of a sentence."""
+    titles = {section_of(option) for option in options}
+    names = [title for title in SECTIONS if title in titles & ADVANCED]
+    names += ["other"] if titles - ADVANCED else []
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]])).capitalize()
+
+
+def section_of(option: click.Option) -> str:
+    """Return the title of the section that an option is in."""
+    return str(getattr(option, "section", "Output"))

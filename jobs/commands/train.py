@@ -1,0 +1,148 @@
+"""The command that trains."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from jobs.choices import DEFAULT_DATASET, DEFAULT_RUN
+from jobs.commands import completion, options
+from jobs.commands.sections import Choice, Command, Option, option
+from jobs.signals import stop_on_signals
+
+if TYPE_CHECKING:
+    from jobs.commands.console import Console, Report
+    from storage.location import TakeOver
+
+RARE_SETTINGS = {
+    *("shuffle", "shuffle_memory", "drop_last", "init", "dtype", "momentum", "micro_batches"),
+    *("checkpoint_every", "keep"),
+}
+"""Settings that only --help-all shows; so are those of rounds."""
+ALIASES = {"learning_rate": ["--lr"]}
+METAVARS = {"network": "LAYERS", "evaluate": "SPLITS", "shuffle_memory": "SIZE"}
+
+
+class _TrainCommand(Command):
+    """A command with an option for each field of `TrainConfig`, which is imported when needed."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        own = super().get_params(ctx)
+        return [*own[:-2], *_setting_options(), *own[-2:]]  # the last two are of help
+
+
+@click.command(cls=_TrainCommand)
+@option(
+    "--dataset",
+    section="Data",
+    metavar="PLACE",
+    shell_complete=completion.datasets,
+    help="Path or URL of the dataset.",
+    show_default=DEFAULT_DATASET,
+)
+@option(
+    "--config",
+    "config_file",
+    section="Data",
+    metavar="FILE.toml",
+    shell_complete=completion.toml_files,
+    help="Read settings from a TOML file; options override it.",
+)
+@option(
+    "--run",
+    section="Checkpoints",
+    metavar="PLACE",
+    default=DEFAULT_RUN,
+    shell_complete=completion.runs,
+    help="Path or URL of the run.",
+)
+@option(
+    "--resume",
+    section="Checkpoints",
+    is_flag=True,
+    help="Continue the run with its settings, or start it.",
+)
+@options.log_json
+@options.storage
+@options.take_over
+@options.cluster
+@options.output
+def train(
+    console: "Console",
+    dataset: str | None,
+    run: str,
+    resume: bool,
+    config_file: str | None,
+    storage_options: tuple[str, ...],
+    take_over: "TakeOver | None",
+    **asked: Any,
+) -> "Report":
+    """Train a network on a dataset, or resume a run.
+
+    A resumed run gives the same model, bit for bit, as if it had never stopped.
+    """
+    given = _given_settings(config_file, asked)
+    from jobs.commands.reports import train_report
+    from jobs.training.job import train as run_train
+
+    # Without --dataset, the run may record a dataset in a store.
+    places = () if dataset is None else (dataset, run)
+    store = options.store_options(storage_options, *places)
+    with stop_on_signals() as stop, options.cluster_of("train", asked, stop) as cluster:
+        result = run_train(
+            given,
+            dataset=dataset,
+            run=run,
+            storage_options=store,
+            resume=resume,
+            take_over=take_over,
+            progress=console.progress,
+            stop=stop,
+            cluster=cluster(),
+        )
+    return train_report(result)
+
+
+def _setting_options() -> list[click.Parameter]:
+    """Return an option for each field of `TrainConfig`, without a default: TOML comes first."""
+    from dataclasses import fields
+
+    from jobs.training.config import TrainConfig
+
+    return [_setting_option(setting) for setting in fields(TrainConfig)]
+
+
+def _setting_option(setting: Any) -> Option:
+    from jobs.training.settings import option_name, option_type
+
+    metadata = setting.metadata
+    names = [option_name(setting), *ALIASES.get(setting.name, [])]
+    default = metadata["default_text"] or str(setting.default).removesuffix(".0")
+    type_: Any = Choice(metadata["choices"]) if metadata["choices"] else option_type(setting)
+    if isinstance(setting.default, bool):
+        names = [f"{names[0]}/--no-{names[0][2:]}"]
+        default = "on" if setting.default else "off"
+        type_ = None
+    return Option(
+        names,
+        section=metadata["section"],
+        advanced=setting.name in RARE_SETTINGS,
+        type=type_,
+        metavar=METAVARS.get(setting.name),
+        default=None,
+        show_default=default,
+        shell_complete=completion.evaluated_splits if setting.name == "evaluate" else None,
+        help=metadata["help"],
+    )
+
+
+def _given_settings(config_file: str | None, asked: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of the file, overridden by those given as options."""
+    from jobs.training.config import TrainConfig, given_settings, read_toml
+
+    from_file = read_toml(Path(config_file)) if config_file else {}
+    chosen = options.picked(TrainConfig, asked)
+    from_options = {name: value for name, value in chosen.items() if value is not None}
+    return given_settings(from_file, str(config_file)) | given_settings(
+        from_options, "The command line"
+    )

@@ -1,0 +1,121 @@
+"""Shell completion, asked for as bash and zsh ask: commands, options, choices, places, names."""
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.commands.conftest import Call
+from tests.commands.process import PYTHON, REPOSITORY, run_pipeline
+
+Complete = Callable[[str], list[str]]
+
+
+@pytest.fixture
+def complete(call: Call, monkeypatch: pytest.MonkeyPatch) -> Complete:
+    """`complete("train --da")` returns the values that bash offers for the last word."""
+
+    def ask(line: str) -> list[str]:
+        monkeypatch.setenv("_PIPELINE_COMPLETE", "bash_complete")
+        monkeypatch.setenv("COMP_WORDS", f"pipeline {line}")
+        monkeypatch.setenv("COMP_CWORD", str(len(line.split(" "))))
+        ended = call()
+        assert (0, "") == (ended.code, ended.err)
+        offered = [item.split(",", 1) for item in ended.out.split()]
+        return [value if form == "plain" else f"<{form}>" for form, value in offered]
+
+    return ask
+
+
+def test_commands_and_options(complete: Complete) -> None:
+    """Commands, options, short ones and those of rounds too, and choices."""
+    assert ["score", "scores", "schedule"] == complete("sc")
+    assert ["--learning-rate"] == complete("train --learn")
+    assert ["--lr"] == complete("train --lr")
+    assert ["--outer-learning-rate", "--outer-momentum"] == complete("train --outer")
+    assert ["adam", "adamw"] == complete("train --optimizer ada")
+    assert ["lz4", "lz4hc", "zstd"] == complete("ingest --compression ")
+
+
+def test_places(dataset: Path, run: Path, complete: Complete) -> None:
+    """Datasets, runs and TOML files are found in folders; of stores nothing is asked."""
+    here = dataset.parent.parent
+    (here / "data" / "empty").mkdir()
+    (here / "a b" / "x").mkdir(parents=True)
+    (here / "conf").mkdir()
+    (here / "conf" / "small.toml").touch()
+    assert ["<dir>", "data/mnist"] == complete("train --dataset ")
+    assert ["<dir>", "data/mnist"] == complete("train --dataset data/m")
+    assert ["<dir>"] == complete("train --dataset runs/")
+    assert ["<dir>", f"{here}/runs/mnist"] == complete(f"score --run {here}/ru")
+    assert ["<dir>", "data/mnist", "runs/mnist"] == complete("inspect ")
+    assert ["<file>", "conf/small.toml"] == complete("train --config ")
+    assert ["mnist", "<dir>"] == complete("ingest mn")
+    for start in ("s3://bucket/", "file://x"):
+        assert [] == complete(f"train --dataset {start}")
+
+
+def test_names_and_splits(dataset: Path, run: Path, call: Call, complete: Complete) -> None:
+    """Promoted names, checkpoints, and the splits of the named dataset or the run's."""
+    assert 0 == call("promote", "--as", "champion", "--models", "names").code
+    assert ["champion"] == complete("score --models names --model ch")
+    assert [] == complete("score --model ch")
+    assert ["best", "latest", "1", "2"] == complete("score --checkpoint ")
+    assert ["test"] == complete("score --dataset data/mnist --split te")
+    assert ["train", "test"] == complete("promote runs/mnist --split t")
+    assert [] == complete("score --dataset elsewhere --split ")
+    assert ["train,test"] == complete("train --dataset data/mnist --evaluate train,te")
+
+
+def test_schedule(complete: Complete) -> None:
+    """The scheduled command and its options, and time zones."""
+    assert ["score", "scores"] == complete("schedule '@daily' -- sco")
+    assert ["--min-accuracy"] == complete("schedule '@daily' -- score --min")
+    assert ["Europe/Berlin"] == complete("schedule --timezone Europe/Berl")
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"attributes": 1}', "[" * 100_000])
+def test_damaged_documents(content: str, here: Path, complete: Complete) -> None:
+    """What cannot be read is not offered, and prints no traceback into the command line."""
+    (here / "data").mkdir()
+    (here / "data" / "zarr.json").write_text(content)
+    assert complete("train --dataset ") in ([], ["<dir>"])
+
+
+def test_in_bash(dataset: Path) -> None:
+    """The script that --help names completes in bash."""
+    here = dataset.parent.parent
+    command = here / "bin" / "pipeline"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec {" ".join(PYTHON)} -m jobs.commands.cli "$@"\n')
+    command.chmod(0o755)
+    script = (
+        'eval "$(_PIPELINE_COMPLETE=bash_source pipeline)"; complete -p pipeline;'
+        "COMP_WORDS=(pipeline train --dataset da); COMP_CWORD=3; compopt() { :; };"
+        '_pipeline_completion pipeline; echo "${COMPREPLY[@]}"'
+    )
+    path = f"{command.parent}{os.pathsep}{os.environ['PATH']}"
+    ended = subprocess.run(
+        ["bash", "--norc", "-c", script],
+        cwd=here,
+        env=os.environ | {"PATH": path, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    registered, offered = ended.stdout.splitlines()
+    assert registered == "complete -o nosort -F _pipeline_completion pipeline"
+    assert offered == "data/mnist"
+
+
+def test_in_zsh(dataset: Path) -> None:
+    """Zsh is given the script, and each value with its description."""
+    here = dataset.parent.parent
+    ask = {"_PIPELINE_COMPLETE": "zsh_complete", "COMP_CWORD": "2"}
+    shown = run_pipeline(cwd=here, env=ask | {"COMP_WORDS": "pipeline train --resu"})
+    assert shown.out.splitlines()[:2] == ["plain", "--resume"]
+    script = run_pipeline(cwd=here, env={"_PIPELINE_COMPLETE": "zsh_source"})
+    assert script.out.startswith("#compdef pipeline\n")
+    assert 1 == run_pipeline(cwd=here, env={"_PIPELINE_COMPLETE": "csh_source"}).code
