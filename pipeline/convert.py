@@ -1,4 +1,4 @@
-"""One part of a split, from source to store: load, transform, check, write, anywhere."""
+"""Convert one part of a split, in any process: load, transform, check and write it."""
 
 from dataclasses import dataclass
 
@@ -15,22 +15,22 @@ from storage.preparation import BYTES, Preparation
 
 @dataclass(frozen=True)
 class Conversion:
-    """How the rows of one split are stored."""
+    """The settings for converting a split."""
 
     preparation: Preparation
     classes: NDArray[np.int64]
-    """The labels that there are, sorted and distinct."""
+    """The distinct labels, sorted."""
     origin: str
-    """Where the images come from, for messages."""
+    """The file of the images, for messages."""
 
 
 def convert_part(
     part: Part, writer: SplitWriter, conversion: Conversion
 ) -> tuple[int, list[ChunkRecord]]:
-    """Load, transform, check and write one part; return its rows, and its chunks' records.
+    """Load, transform, check and write one part; return its row count and its chunks' records.
 
-    Pure but for what it writes, and writing it twice gives the same bytes: it may run anywhere,
-    and again. A chunk at a time is in memory, whatever the size of a part.
+    Writing a part twice gives the same bytes, so a conversion can be repeated in any process. One
+    chunk at a time is in memory.
     """
     chunk_rows = writer.schema.chunk_rows
     chunks = (
@@ -41,7 +41,7 @@ def convert_part(
 
 
 def _transformed(part: Part, start: int, stop: int, conversion: Conversion) -> Block:
-    """Return rows [start, stop) of the split as they are stored."""
+    """Return rows [start, stop) of the split in stored form."""
     images, labels = part.load(start, stop)
     preparation = conversion.preparation
     if images.dtype != np.uint8 or preparation.scaling not in (BYTES, None):

@@ -25,7 +25,7 @@ from storage.dataset_writer import (
     dataset_lock,
     stage_dataset,
 )
-from storage.errors import ConflictError, UsageError
+from storage.errors import ConflictError, UsageError, did_you_mean
 from storage.events import Progress, event, no_progress
 from storage.location import Location, TakeOver
 from storage.places import Place, open_location
@@ -38,24 +38,24 @@ if TYPE_CHECKING:
 DEFAULT_THREADS = min(4, os.cpu_count() or 1)
 
 BYTES_IN_FLIGHT = 8 * 2**20
-"""Decoded bytes that are on their way at once, or a part for each thread where that is more."""
+"""Decoded bytes that are processed at once, or one part per thread if that is more."""
 
 EMNIST_HINT = (
-    "These look like EMNIST's files, whose images are published with height and width "
-    "swapped. Pass --transpose to have them upright."
+    "These look like EMNIST files, whose images are published with height and width swapped. "
+    "Pass --transpose to store them upright."
 )
 BASE_MEMORY = 130_000_000
-"""Bytes of the interpreter with its libraries, their threads and what they keep for themselves."""
-FORMS_OF_A_CHUNK = 5
-"""A chunk as it is read or drawn, transformed, filled up, encoded, and decoded again."""
+"""Bytes of the interpreter, its libraries and their threads."""
+COPIES_OF_A_CHUNK = 5
+"""Copies of a chunk: as read or drawn, transformed, padded, encoded, and decoded again."""
 
 Converted = tuple[int, list[ChunkRecord]]
-"""What `convert_part` gives: the rows of a part, and its chunks' records."""
+"""The result of `convert_part`: a part's number of rows and its chunks' records."""
 Convert = Callable[[SplitSource, SplitWriter, Conversion], Generator[Converted, None, None]]
 """Converts each part of a split, in order."""
 Scaling = ValueRange | Literal["none"] | None
-"""The range that is mapped to [0, 1]; None is 0 to 255 for bytes, and for other types the range of
-the training split."""
+"""The range that is mapped to [0, 1]. None: 0 to 255 for bytes, and the training split's range for
+other types."""
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +149,7 @@ def ingest(
     preparation = _preparation(source, scale, bool(transpose), progress)
     schema = plan_dataset(source, preparation, rows_per_chunk, compression or LZ4, progress)
     fingerprint = source.fingerprint(progress)
-    # Locked throughout, so that no other writer comes between the look and the work.
+    # Locked from the first check to the end, so that no other writer interferes.
     with dataset_lock(target, take_over) as target:
         existing = None
         if not overwrite:
@@ -165,10 +165,11 @@ def ingest(
 
 def _check_options(rows_per_chunk: int | None, compression: str | None) -> None:
     if rows_per_chunk is not None and rows_per_chunk < 1:
-        raise UsageError(f"The rows per chunk are {rows_per_chunk}; expected at least 1.")
-    if compression not in (None, *COMPRESSIONS):
+        raise UsageError(f"The number of rows per chunk is {rows_per_chunk}; expected at least 1.")
+    if compression is not None and compression not in COMPRESSIONS:
         raise UsageError(
             f"The compression is {compression!r}; expected one of {', '.join(COMPRESSIONS)}."
+            f"{did_you_mean(compression, COMPRESSIONS)}"
         )
 
 
@@ -180,7 +181,7 @@ def _announce(
     scale: Scaling,
     transpose: bool | None,
 ) -> None:
-    """Log what an ingest needs, and what it decided by itself."""
+    """Log the memory bound, a range taken from the data, and a hint for EMNIST."""
     needed = memory_needed(schema, threads)
     text = f"memory at most {needed / 1e6:,.0f} MB"
     event(logger, "memory", text, logging.DEBUG, bytes=needed)
@@ -198,10 +199,10 @@ def _same_dataset(
     rows_per_chunk: int | None,
     compression: str | None,
 ) -> Dataset | None:
-    """Return the dataset that is there if it was made from the same source in the same way.
+    """Return the existing dataset if it was made from the same source in the same way.
 
-    Its chunks may have any size and compression unless one is given. Raises `ConflictError` where
-    its values or its images were prepared in another way, or its chunks compressed.
+    Its chunk size and compression may differ unless they were requested. Raises `ConflictError` if
+    its preparation or a requested compression differs.
     """
     if not target.exists(METADATA_NAME):
         return None
@@ -220,10 +221,10 @@ def _same_dataset(
         scale = "none" if scaling is None else f"{scaling.low!r},{scaling.high!r}"
         transpose = " --transpose" if existing.preparation.transposed else ""
         raise ConflictError(
-            f"{target} is there already, made of the same files with {made[0]}, {made[1]}; "
-            f"these options mean {wanted[0]}, {wanted[1]}. Pass --overwrite to replace it, choose "
-            f"another --out, or give --scale {scale}{transpose} --compression {made[1]} to leave "
-            "it as it is."
+            f"{target} already exists. It was made from the same files with {made[0]}, {made[1]}; "
+            f"these options ask for {wanted[0]}, {wanted[1]}. Pass --overwrite to replace it, "
+            f"choose another --out, or pass --scale {scale}{transpose} --compression {made[1]} to "
+            "keep it."
         )
     return existing
 
@@ -231,15 +232,15 @@ def _same_dataset(
 def _preparation(
     source: Source, scale: Scaling, transpose: bool, progress: Progress
 ) -> Preparation:
-    """Return a source's transforms; raise `UsageError` for one that cannot be applied to it."""
+    """Return the transforms for a source; raise `UsageError` if one does not fit it."""
     split = next((split for split in source.splits if split.name == "train"), source.splits[0])
     if transpose and len(split.image_shape) < 2:
         raise UsageError(
-            f"--transpose swaps height and width, but the images of {source.name} are rows of "
-            f"{split.image_shape[0]:,} values without either. Leave it out."
+            f"--transpose needs images with height and width, but those of {source.name} are rows "
+            f"of {split.image_shape[0]:,} values. Leave it out."
         )
     if isinstance(scale, ValueRange):
-        _check_type_reaches(split.dtype, scale)
+        _check_range(split.dtype, scale)
         scaling: ValueRange | None = scale
     elif scale == "none":
         scaling = None
@@ -248,16 +249,16 @@ def _preparation(
     return Preparation(scaling, transpose, any(split.has_labels for split in source.splits))
 
 
-def _check_type_reaches(dtype: np.dtype[Any], scale: ValueRange) -> None:
-    """Refuse a range that no value of an integer type lies in."""
+def _check_range(dtype: np.dtype[Any], scale: ValueRange) -> None:
+    """Raise `UsageError` for a range that contains no value of an integer type."""
     if dtype.kind == "f":
         return
     limits = np.iinfo(dtype)
     if scale.high < limits.min or scale.low > limits.max:
         raise UsageError(
-            f"--scale {scale.low:g},{scale.high:g} holds none of the values that {dtype} images "
-            f"can have, {limits.min:,} to {limits.max:,}. Give the smallest and the largest value "
-            "of the images."
+            f"--scale {scale.low:g},{scale.high:g} contains none of the values of {dtype} images, "
+            f"{limits.min:,} to {limits.max:,}. Give the smallest and the largest value of the "
+            "images."
         )
 
 
@@ -269,12 +270,12 @@ def _convert(
     progress: Progress,
     cluster: "Cluster | None",
 ) -> Dataset:
-    """Convert every split and publish them."""
+    """Convert all splits and publish the dataset."""
     classes = np.array([int(name) for name in writer.schema.class_names], dtype=np.int64)
     with ThreadPoolExecutor(threads, thread_name_prefix="ingest") as pool:
         convert: Convert = partial(_convert_here, pool, threads)
         if cluster is not None:
-            from pipeline.cluster.tasks import convert_parts  # and with it Dask's cluster
+            from pipeline.cluster.tasks import convert_parts  # imports Dask's cluster
 
             convert = partial(convert_parts, cluster)
         records, files = {}, []
@@ -282,19 +283,19 @@ def _convert(
             conversion = Conversion(writer.schema.preparation, classes, split.origin)
             parts = convert(split, writer.split(split.name), conversion)
             records[split.name] = _collect(split, parts, progress)
-            files += [{"split": split.name, **vars(file)} for file in split.files()]
+            files += [{"split": split.name} | file.to_json() for file in split.files()]
         return writer.publish(records, files, fingerprint)
 
 
 def _collect(
     split: SplitSource, parts: Generator[Converted, None, None], progress: Progress
 ) -> list[ChunkRecord]:
-    """Return the chunk records of a split's parts as they are converted."""
+    """Return the chunk records of all parts of a split, and report progress."""
     stage = f"ingest {split.name}"
     progress(stage, 0, split.rows)
     records: list[ChunkRecord] = []
     done = 0
-    with closing(parts):  # what runs ends before its output is removed
+    with closing(parts):  # running conversions end before their output is removed
         for rows, chunk_records in parts:
             records += chunk_records
             done += rows
@@ -309,7 +310,7 @@ def plan_dataset(
     compression: str,
     progress: Progress,
 ) -> DatasetSchema:
-    """Return the schema of the dataset that a source becomes; reads headers and labels only."""
+    """Return the schema of a source's dataset; reads headers and labels only."""
     labels = sorted({label for split in source.splits for label in split.label_values(progress)})
     first = source.splits[0]
     features = int(np.prod(first.image_shape))
@@ -334,12 +335,12 @@ def plan_dataset(
 
 
 def memory_needed(schema: DatasetSchema, threads: int = DEFAULT_THREADS) -> int:
-    """Return the bytes that an ingest needs at most; they do not grow with the rows."""
+    """Return the most bytes that an ingest needs; they do not depend on the number of rows."""
     splits = schema.splits.values()
     chunk = max(split.chunk_rows * split.row_bytes for split in splits)
     part = max(split.chunk_rows * split.chunks_per_shard * split.row_bytes for split in splits)
     read = max(BYTES_IN_FLIGHT, threads * part) + part
-    return BASE_MEMORY + read + threads * FORMS_OF_A_CHUNK * chunk
+    return BASE_MEMORY + read + threads * COPIES_OF_A_CHUNK * chunk
 
 
 def _convert_here(
@@ -349,7 +350,7 @@ def _convert_here(
     writer: SplitWriter,
     conversion: Conversion,
 ) -> Generator[Converted, None, None]:
-    """Convert each part on the threads of a pool; yield the results in order."""
+    """Convert the parts on a pool's threads; yield the results in order."""
     most = max(threads, BYTES_IN_FLIGHT // (writer.part_rows * writer.schema.row_bytes))
     waiting: deque[Future[Converted]] = deque()
     for part in split.parts(writer.part_rows):

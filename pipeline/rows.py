@@ -1,4 +1,4 @@
-"""Rows by their places in the order: what a stream cuts its batches from, here or on a worker."""
+"""Read rows by their positions in the order, from windows, in the job or on a worker."""
 
 import threading
 from dataclasses import dataclass, replace
@@ -16,9 +16,9 @@ from storage.location import Closing, Location
 from storage.schema import METADATA_NAME, SplitSchema
 
 READING_THREADS = 2
-"""Chunks that a worker decodes at once; there are other workers on its machine."""
+"""Chunks that a worker decodes at once; its machine may have other workers."""
 THREADS_MEMORY = 2**18
-"""The threads of a reader, in bytes."""
+"""Bytes of a reader's threads."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Batch:
 
     @classmethod
     def empty(cls, schema: SplitSchema, rows: int) -> "Batch":
-        """Return a batch of a split, of any content."""
+        """Return an uninitialised batch for a split."""
         return cls(
             np.empty((rows, schema.columns), schema.dtype),
             np.empty((rows, schema.classes), np.uint8) if schema.classes else None,
@@ -52,12 +52,12 @@ class Batch:
         )
 
     def part(self, rows: "slice | RowNumbers") -> "Batch":
-        """Return some of the rows: a view for a slice, a copy for places in the batch."""
+        """Return some of the rows: a view for a slice, a copy for an index array."""
         targets = None if self.targets is None else self.targets[rows]
         return Batch(self.inputs[rows], targets, self.rows[rows])
 
     def put(self, start: int, other: "Batch") -> None:
-        """Copy another batch's rows into this one's, from row `start` on."""
+        """Copy another batch's rows into this batch, from row `start` on."""
         rows = slice(start, start + len(other.rows))
         self.inputs[rows] = other.inputs
         self.rows[rows] = other.rows
@@ -67,7 +67,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class _Held:
-    """A window in use: its rows are those at places [start, stop) of an epoch."""
+    """A window in use, with the rows at positions [start, stop) of an epoch."""
 
     epoch: int
     start: int
@@ -79,14 +79,14 @@ class _Held:
 
 
 class WindowReader(Closing):
-    """Reads rows by their places; holds one window, and the next one on its way.
+    """Read rows by their positions; hold one window while the next one loads.
 
-    A window is let go before the next one is waited for: there are never more than two, where
-    batches are not kept (see `Batch`).
+    A window is released before the reader waits for the next one. So there are never more than two,
+    unless the caller keeps batches (see `Batch`).
     """
 
     reads_ahead = True
-    """Whether the next window is loaded while one is in use."""
+    """Whether the next window loads while one is in use."""
 
     def __init__(
         self,
@@ -97,9 +97,9 @@ class WindowReader(Closing):
         part: tuple[int, int] | None = None,
         epochs: int | None = None,
     ) -> None:
-        """`order` is any epoch's; `part` the places [start, stop) wanted, by default all.
+        """`order` may be any epoch's; `part` is the range of positions that will be read.
 
-        After `epochs` epochs nothing is read ahead any more.
+        After `epochs` epochs nothing is read ahead.
         """
         self.schema = schema
         self._loader = loader
@@ -109,9 +109,9 @@ class WindowReader(Closing):
         self._held: _Held | None = None
 
     def take(self, epoch: int, start: int, stop: int) -> Batch:
-        """Return the rows at places [start, stop) of an epoch.
+        """Return the rows at positions [start, stop) of an epoch.
 
-        Raises `BadDataError` where a chunk is missing or damaged.
+        Raises `BadDataError` if a chunk is missing or damaged.
         """
         if self._reach(epoch, start) >= stop:
             return self._view(start, stop)
@@ -124,15 +124,15 @@ class WindowReader(Closing):
         return batch
 
     def expect(self, epoch: int, place: int) -> None:
-        """Begin to load the window that holds a place."""
+        """Start loading the window that contains a position."""
         order = self._order_at(epoch)
         self._expect(order, order.window_at(place))
 
     def _reach(self, epoch: int, place: int) -> int:
-        """Have the window at hand that holds a place; return the place where it ends."""
+        """Hold the window that contains a position; return the position after its end."""
         held = self._held
         if held is None or held.epoch != epoch or not held.start <= place < held.stop:
-            self._held = held = None  # before the next one is waited for: never hold three
+            self._held = held = None  # released before waiting, so that there are never three
             self._held = held = self._load(self._order_at(epoch), place)
         return held.stop
 
@@ -166,46 +166,46 @@ class WindowReader(Closing):
         return self._order
 
     def close(self) -> None:
-        """Stop reading ahead and let the windows go."""
+        """Stop reading ahead and release the windows."""
         self._held = None
         self._loader.close()
 
 
 @dataclass(frozen=True)
 class OrderedRows:
-    """Rows of a dataset in the order of a training: all that a worker needs to find any of them."""
+    """A training's rows and their order: everything that a worker needs to read any of them."""
 
     dataset: Location
-    """By a name that means the same in any process."""
+    """Its name must mean the same in every process."""
     dataset_digest: str
     split: str
     order: EpochOrder
     """The order of any epoch."""
     epochs: int
-    """After so many nothing is read ahead any more."""
+    """Number of epochs after which nothing is read ahead."""
 
 
 def check_seen(place: Location) -> None:
-    """Raise `UnreachableError` where this process cannot see what the job has begun or opened."""
+    """Raise `UnreachableError` if this process does not see a dataset that the job opened."""
     if not place.exists(METADATA_NAME):
         raise UnreachableError(
-            f"{place} cannot be seen from here. Job and workers share nothing but the store: "
+            f"{place} cannot be seen from here. The job and its workers share only the storage: "
             f"{SHARED_PLACE}"
         )
 
 
 def open_split(dataset: Location, digest: str, split: str) -> Split:
-    """Return a split of the very dataset that is meant.
+    """Return a split of the dataset that the job opened.
 
-    Raises `ConflictError` where another has its place, `UnreachableError` where there is none: the
-    job has opened it where it is.
+    Raises `ConflictError` if another dataset has replaced it, and `UnreachableError` if there is
+    none.
     """
     check_seen(dataset)
     opened = open_dataset(dataset)
     if opened.digest != digest:
         raise ConflictError(
-            f"{dataset} has digest {opened.digest}; the job began with {digest}. It was replaced: "
-            "start the job anew."
+            f"{dataset} has digest {opened.digest}; the job began with {digest}. It was replaced "
+            "in the meantime. Start the job again."
         )
     return opened.split(split)
 
@@ -213,12 +213,12 @@ def open_split(dataset: Location, digest: str, split: str) -> Split:
 class RowReader(WindowReader):
     """A worker's reader, which opens the dataset itself.
 
-    Where one window holds the whole order, it is read once for all epochs: the next epoch's has the
-    same rows, and reading them again would take longer than a worker's share of an epoch does.
+    If one window holds all rows, it is read once for all epochs. Reading it again would take longer
+    than a worker's share of an epoch.
     """
 
     def __init__(self, rows: OrderedRows, part: tuple[int, int] | None = None) -> None:
-        """`part` is the places [start, stop) of each epoch that are asked for, by default all."""
+        """`part` is the range [start, stop) of positions that will be read, by default all."""
         split = open_split(rows.dataset, rows.dataset_digest, rows.split)
         super().__init__(
             split.schema,
@@ -228,14 +228,14 @@ class RowReader(WindowReader):
             epochs=rows.epochs,
         )
         self._all: Batch | None = None
-        """All rows as they are stored, where one window holds them."""
+        """All rows in stored order, if one window holds them."""
         self._visited: tuple[int, RowNumbers] | None = None
-        """An epoch and its rows in their order, where one window holds them."""
+        """An epoch and its row numbers in visiting order, if one window holds them."""
         self._lock = threading.Lock()
 
     @property
     def holds_all(self) -> bool:
-        """Whether all rows of the order are held, whatever part of them is asked for."""
+        """Whether all rows of the order are held, whatever part is read."""
         return self._order.windows == 1
 
     def take(self, epoch: int, start: int, stop: int) -> Batch:
@@ -255,14 +255,14 @@ class RowReader(WindowReader):
 
 
 def reader_memory(schema: SplitSchema, window_chunks: int) -> int:
-    """Return the bytes of a reader's own window, and of the chunks that it decodes."""
+    """Return the bytes of a reader's window and of the chunks that it decodes."""
     chunk = schema.chunk_rows * schema.row_bytes
     window = window_chunks * schema.chunk_rows * (schema.row_bytes + ROW_NUMBERS)
     return window + (1 + READING_THREADS) * chunk + THREADS_MEMORY
 
 
 class IndexOnlyLoader:
-    """Gives windows without rows: for a stream that only says which rows are next."""
+    """Provide windows without data, for a stream that yields row numbers only."""
 
     seconds_waited = 0.0
 
@@ -270,10 +270,10 @@ class IndexOnlyLoader:
         self._schema = schema
 
     def expect(self, order: EpochOrder, number: int) -> None:
-        """Do nothing: there is nothing to wait for."""
+        """Do nothing: no data is loaded."""
 
     def take(self, order: EpochOrder, number: int) -> tuple[Window, Block]:
-        """Return the window, and a block of its shape that takes no memory."""
+        """Return the window, and a block of zeros of its shape that takes no memory."""
         window, schema = order.window(number), self._schema
         inputs = np.broadcast_to(np.zeros((), schema.dtype), (window.rows, schema.columns))
         none = np.zeros((), np.uint8)
@@ -281,4 +281,4 @@ class IndexOnlyLoader:
         return window, Block(inputs, targets)
 
     def close(self) -> None:
-        """Do nothing: nothing is held."""
+        """Do nothing: no data is held."""

@@ -18,11 +18,11 @@ from storage.schema import SplitSchema
 __all__ = ["Batch", "BatchStream", "StreamState", "chunks_per_window"]
 
 SHUFFLE_MEMORY = 256 * 2**20
-"""Bytes for two windows, by default."""
+"""Default number of bytes for two windows."""
 PLAIN_WINDOW_CHUNKS = DEFAULT_THREADS
-"""Chunks of a window where nothing is shuffled: one for each thread that loads."""
+"""Chunks per window without shuffling: one for each loading thread."""
 EPOCH_LIMIT = 2**63
-"""Epochs of a state are below this: no training counts so far."""
+"""A saved epoch number must be below this."""
 POSITION = ("epoch", "next_batch", "order_digest")
 """The fields of a state that change from one mini-batch to the next."""
 
@@ -42,15 +42,15 @@ class StreamState:
     window_chunks: int
     drop_last: bool
     epoch: int = 0
-    """The epoch of the next mini-batch, from 0."""
+    """Epoch of the next mini-batch, from 0."""
     next_batch: int = 0
-    """The next mini-batch's number in its epoch, from 0."""
+    """Number of the next mini-batch in its epoch, from 0."""
     order_digest: str = CHAIN_START.hex()
-    """The chain over all mini-batches so far, in hex (see `pipeline.order.CHAIN_START`)."""
+    """Digest over all mini-batches so far, in hex (see `pipeline.order.CHAIN_START`)."""
 
     @property
     def batches(self) -> int:
-        """Mini-batches of an epoch."""
+        """Number of mini-batches per epoch."""
         full, rest = divmod(self.rows, self.batch_size)
         return full if self.drop_last or not rest else full + 1
 
@@ -68,13 +68,13 @@ class StreamState:
             or document["next_batch"] < 0
             or not re.fullmatch("[0-9a-f]{64}", document["order_digest"])
         ):
-            raise BadDataError("A stream state's fields are not those of one; it is damaged.")
+            raise BadDataError("The saved position of a stream has wrong fields; it is damaged.")
         return cls(**document)
 
     def continued_at(self, state: "StreamState") -> "StreamState":
-        """Return a saved state of the very stream that begins with this one.
+        """Return a saved state after checking that it belongs to the same stream as this one.
 
-        Raises `ConflictError` where it is of another, `BadDataError` where it is past an epoch.
+        Raises `ConflictError` if it does not, and `BadDataError` if it is past the epoch's end.
         """
         differing = [
             f"{name}: {saved!r} saved, {now!r} now"
@@ -82,11 +82,13 @@ class StreamState:
             if name not in POSITION and now != saved
         ]
         if differing:
-            raise ConflictError(f"The saved state is of another stream ({'; '.join(differing)}).")
+            raise ConflictError(
+                f"The saved position belongs to another stream ({'; '.join(differing)})."
+            )
         if state.next_batch >= state.batches:
             raise BadDataError(
-                f"The saved state continues at mini-batch {state.next_batch}; an epoch of this "
-                f"stream has {state.batches}, from 0. It is damaged."
+                f"The saved position is mini-batch {state.next_batch}, but an epoch of this stream "
+                f"has {state.batches}, counted from 0. It is damaged."
             )
         return state
 
@@ -189,7 +191,7 @@ class BatchStream(Closing):
         self._location = dataset.location
         self._chain = bytes.fromhex(self._began.order_digest)
         self._process: int | None = os.getpid()
-        """The process that the loader's threads live in; None once they are stopped."""
+        """The process that has the loader's threads; None after `close`."""
         self._loading = {
             "epochs": epochs,
             "threads": threads,
@@ -233,7 +235,7 @@ class BatchStream(Closing):
 
     @property
     def batches(self) -> int:
-        """Mini-batches of an epoch."""
+        """Number of mini-batches per epoch."""
         return self._began.batches
 
     @property
@@ -248,16 +250,16 @@ class BatchStream(Closing):
 
     @property
     def place(self) -> int:
-        """The place in the epoch of the next mini-batch's first row."""
+        """Position in the epoch of the next mini-batch's first row."""
         return self._next_batch * self.batch_size
 
     @property
     def next_rows(self) -> int:
-        """Rows of the next mini-batch: fewer than the others have, where it is an epoch's last."""
+        """Number of rows in the next mini-batch; the last one of an epoch may be short."""
         return min(self.batch_size, self.rows - self.place)
 
     def __len__(self) -> int:
-        """Return the mini-batches of an epoch."""
+        """Return the number of mini-batches per epoch."""
         return self.batches
 
     def __repr__(self) -> str:
@@ -303,20 +305,20 @@ class BatchStream(Closing):
         """Raise `UsageError` after `close` and in a forked process, where a load would hang."""
         if self._process is None:
             raise UsageError(
-                "This stream of rows is closed. Open another one to read on; a BatchStream takes "
-                "the `state` of the closed one."
+                "This BatchStream is closed. Open another one with `state=stream.state` to "
+                "continue where it stopped."
             )
         if self._process != os.getpid():
             raise UsageError(
-                f"This stream of rows was opened in process {self._process} and cannot be used in "
-                f"its fork {os.getpid()}, where the threads that load rows do not exist. Open the "
-                "stream in the process that uses it, or pass it there by pickle. A PyTorch "
-                "DataLoader over it needs no workers: num_workers=0."
+                f"This BatchStream was opened in process {self._process} and cannot be used in its "
+                f"fork {os.getpid()}, which lacks the threads that load rows. Open the stream in "
+                "the process that uses it, or pickle it. In a PyTorch DataLoader, use "
+                "num_workers=0."
             )
 
     def close(self) -> None:
         """Stop reading ahead and free the windows."""
-        if self._process == os.getpid():  # a fork has no threads, and may have locks held forever
+        if self._process == os.getpid():  # a fork has no threads, and may inherit held locks
             self._reader.close()
         self._process = None
 
@@ -341,7 +343,7 @@ def _check_sizes(
 ) -> None:
     if rows < 1 or first_row < 0 or first_row + rows > schema.rows:
         raise UsageError(
-            f"Rows {first_row}..{first_row + rows - 1} were asked for; split {split} has rows "
+            f"Rows {first_row}..{first_row + rows - 1} were requested, but split {split} has rows "
             f"0..{schema.rows - 1}."
         )
     if not 0 <= batch_size <= rows:
@@ -354,15 +356,15 @@ def _check_sizes(
 
 
 def chunks_per_window(schema: SplitSchema, shuffle_memory: int, shuffle: bool = True) -> int:
-    """Return how many chunks fit the shuffle memory (bytes), two windows counted; at least 1.
+    """Return the chunks per window for a shuffle memory of so many bytes, for two windows.
 
-    Raises `UsageError` where not even two chunks fit.
+    Raises `UsageError` if not even two chunks fit.
     """
     chunk_bytes = schema.chunk_rows * schema.row_bytes
     fitting = shuffle_memory // (2 * chunk_bytes)
     if fitting < 1:
         raise UsageError(
-            f"The shuffle memory is {shuffle_memory:,} bytes; two chunks of this dataset need "
-            f"{2 * chunk_bytes:,}. Give more, or ingest with fewer rows per chunk."
+            f"The shuffle memory is {shuffle_memory:,} bytes, but two chunks of this dataset need "
+            f"{2 * chunk_bytes:,}. Increase it, or ingest with fewer rows per chunk."
         )
     return min(fitting, schema.chunks if shuffle else PLAIN_WINDOW_CHUNKS)

@@ -10,14 +10,14 @@ from storage.errors import BadDataError
 from storage.preparation import BYTES, ValueRange
 
 MOST_OCCUPIED = 0.9
-"""With more of the columns in use than this, narrowing costs more than it saves."""
+"""If a larger share of the columns is in use, leaving columns out costs more than it saves."""
 
 BLOCK = 65_536
-"""Values that are mapped at a time, in float64: they fit the cache."""
+"""Values that are mapped at a time, as float64 that fit the cache."""
 
 
 def add_bias(images: NDArray[Any], bias: float) -> NDArray[Any]:
-    """Return images `(rows, *image_shape)` as `(rows, 1 + features)`, the bias first."""
+    """Return images `(rows, *image_shape)` as `(rows, 1 + features)`, bias first."""
     rows = len(images)
     inputs = np.empty((rows, 1 + math.prod(images.shape[1:])), dtype=images.dtype)
     inputs[:, 0] = bias
@@ -30,15 +30,15 @@ def one_hot(
 ) -> NDArray[np.uint8]:
     """Return labels `(rows,)` as `(rows, len(classes))` uint8; `classes` are sorted and distinct.
 
-    Raises `BadDataError` that names the first row whose label is not among the classes; the first
-    of all is row `first_row`.
+    Raises `BadDataError` that names the first row, counted from `first_row`, whose label is not
+    among the classes.
     """
     columns = np.searchsorted(classes, labels)
     is_unknown = classes[np.minimum(columns, len(classes) - 1)] != labels
     if is_unknown.any():
         row = int(np.argmax(is_unknown))
         raise BadDataError(
-            f"Row {first_row + row} has label {labels[row]}; it is none of the classes found."
+            f"Row {first_row + row} has label {labels[row]}, which is not one of the classes."
         )
     targets = np.zeros((len(labels), len(classes)), dtype=np.uint8)
     targets[np.arange(len(labels)), columns] = 1
@@ -51,16 +51,16 @@ def scale(
     scaling: ValueRange | None,
     out: NDArray[Any] | None = None,
 ) -> NDArray[Any]:
-    """Return stored inputs `(rows, columns)`, the bias first, as the network takes them.
+    """Return stored inputs `(rows, columns)`, bias first, scaled for the network.
 
-    The bias is exactly 1, whatever is stored of it. `out` is written to where it is given.
+    The bias becomes exactly 1, whatever is stored. `out` receives the result if it is given.
     """
     if out is None:
         out = np.empty(inputs.shape, dtype)
     if inputs.dtype == np.uint8 and scaling == BYTES:
         np.multiply(inputs, dtype.type(1 / 255), out=out, dtype=dtype)
     else:
-        with np.errstate(over="ignore"):  # what does not fit shows in the results
+        with np.errstate(over="ignore"):  # an overflow shows in the results
             _map(inputs, scaling, out)
     out[:, 0] = 1
     return out
@@ -70,7 +70,7 @@ def _map(inputs: NDArray[Any], scaling: ValueRange | None, out: NDArray[Any]) ->
     if scaling is None:
         np.copyto(out, inputs, casting="unsafe")
         return
-    # In float64, which holds every stored value: in float32 a narrow range far from 0 would blur.
+    # In float64, which holds every stored value; float32 would blur a narrow range far from 0.
     rows = max(1, BLOCK // inputs.shape[1])
     for start in range(0, len(inputs), rows):
         values = np.subtract(inputs[start : start + rows], scaling.low, dtype=np.float64)
@@ -79,10 +79,9 @@ def _map(inputs: NDArray[Any], scaling: ValueRange | None, out: NDArray[Any]) ->
 
 
 def occupied_columns(inputs: NDArray[Any], scaling: ValueRange | None) -> NDArray[np.intp] | None:
-    """Return the columns of byte inputs in which any row is not 0, ascending.
+    """Return, in ascending order, the columns of byte inputs that have a value other than 0.
 
-    None where leaving the others out would not pay, where 0 does not stay 0 once it is scaled, and
-    for other types than bytes.
+    None if leaving out the others would not pay, if 0 is not scaled to 0, and for other types.
     """
     if inputs.dtype != np.uint8 or (scaling is not None and scaling.low):
         return None

@@ -1,4 +1,4 @@
-"""The values of images: their range, and whether the arithmetic can hold them."""
+"""The values of images: their range, and whether they fit the network's arithmetic."""
 
 import math
 from typing import Any
@@ -17,10 +17,10 @@ from storage.schema import SplitSchema
 def check_values(
     images: NDArray[Any], scaling: ValueRange | None, place: str, first_row: int
 ) -> tuple[float, float]:
-    """Return the smallest and the largest value of images `(rows, *image_shape)`, at least one.
+    """Return the smallest and the largest value of images `(rows, *image_shape)`.
 
-    Raises `BadDataError` that names `place`, the row (the first one is row `first_row`) and the
-    value where one is not a finite number, or too large, as stored or as scaled.
+    Raises `BadDataError` for a value that is not finite, or too large as stored or as scaled. It
+    names `place`, the row, counted from `first_row`, and the value.
     """
     low, high = float(images.min()), float(images.max())  # nan where there is any
     if not (_fits(low, scaling) and _fits(high, scaling)):
@@ -29,7 +29,7 @@ def check_values(
 
 
 def _fits(values: Any, scaling: ValueRange | None) -> Any:
-    """Return whether the arithmetic holds a value, or each of an array in float64."""
+    """Return whether a value, or each value of a float64 array, fits the arithmetic."""
     fits = np.abs(values) <= LARGEST
     if scaling is None:
         return fits
@@ -50,18 +50,18 @@ def _misfit(
     value = rows[number, column]
     scaled = ""
     if scaling is not None and _fits(float(value), None):
-        scaled = f", {_scaled(float(value), scaling):g} where {scaling} stand for 0 to 1"
+        scaled = f" ({_scaled(float(value), scaling):g} when {scaling} is mapped to [0, 1])"
     return BadDataError(
         f"{place}: row {first_row + number} holds the value {value!s}{scaled}; expected finite "
-        f"numbers from -{LARGEST:g} to {LARGEST:g}. Put another value in its place, such as 0 "
-        "where there is no data, or leave the row out."
+        f"numbers from -{LARGEST:g} to {LARGEST:g}. Replace the value, for example by 0 for "
+        "missing data, or remove the row."
     )
 
 
 def range_of(split: SplitSource, progress: Progress) -> ValueRange:
-    """Return the range of a split's values, from one pass over its images.
+    """Return the range of a split's values, by reading all its images.
 
-    Raises `BadDataError` as `check_values` does.
+    Raises `BadDataError` like `check_values`.
     """
     features = int(np.prod(split.image_shape))
     plan = SplitSchema.plan(rows=split.rows, features=features, dtype=str(split.dtype), classes=0)
@@ -76,15 +76,15 @@ def range_of(split: SplitSource, progress: Progress) -> ValueRange:
 def largest_input(
     split: Split, scaling: ValueRange | None, chunks: int | None = None
 ) -> tuple[int, str, float]:
-    """Return the row, the stored value, and the size, as the network takes it, of the largest.
+    """Return the row, the stored value and the scaled size of the largest input of a split.
 
-    Looks at the first `chunks` of the split alone where that is given. A value that is not a
-    number counts as the largest of all, with a size of infinity.
+    `chunks` limits the search to the first chunks. NaN counts as the largest value, with infinite
+    size.
     """
     largest = (0, "0", 0.0)
     for number in range(chunks or split.schema.chunks):
         values = split.read_chunk(number).inputs[:, 1:]
-        # The map is linear, so the largest is one of the two ends, or the first that is no number.
+        # The map is linear, so the largest is the minimum, the maximum or the first NaN.
         for place in (int(values.argmin()), int(values.argmax())):
             row, column = divmod(place, values.shape[1])
             value = values[row, column]

@@ -1,7 +1,7 @@
-"""Load windows of shuffled rows through Dask, into memory that is used again.
+"""Load windows of shuffled rows through Dask, into memory that is reused.
 
-Reusing the memory keeps a job's footprint flat: an allocator asked for some megabytes again and
-again by several threads ends up holding more than any of them uses at a time.
+Reuse keeps a job's memory flat. An allocator that serves several megabytes to several threads over
+and over ends up holding more than they use at any time.
 """
 
 import mmap
@@ -30,30 +30,30 @@ try:
 except (TypeError, ValueError) as error:
     reason = str(error).partition(", original error message:")[0]
     raise UsageError(
-        f"Dask cannot read its own configuration, its files and DASK_ variables ({reason}). Mend "
-        "or remove what is wrong."
+        f"Dask cannot read its configuration files and DASK_ variables ({reason}). Correct or "
+        "remove the setting."
     ) from error
 
 MOST_SPARE = 2
-"""Mappings that are kept for later, at most: there are no more windows at a time."""
+"""Most unused mappings to keep; there are never more windows at a time."""
 HUGE_PAGES_FROM = 4 * 2**20
-"""Bytes from which it pays to ask for huge pages, as NumPy does for its own arrays."""
+"""Bytes from which huge pages pay off; NumPy uses the same limit for its arrays."""
 DEFAULT_THREADS = min(4, os.cpu_count() or 1)
-"""Chunks that are read and decoded at once. More would only fight for the interpreter's lock."""
+"""Chunks that are read and decoded at once; more would only compete for the interpreter's lock."""
 WAITING_THREADS = 16
-"""The same for a store that is slow to answer: its threads wait most of the time."""
+"""The same for a slow store, whose threads wait most of the time."""
 LATE_SECONDS = 0.01
-"""A window that is waited for so long comes too late: the next one is loaded by more threads."""
+"""A window is late if the consumer waits longer for it; more threads load the next one."""
 SLOW = 3.0
-"""Time that a chunk takes over processor time that it takes, from which a store is slow."""
+"""A store is slow if a chunk's elapsed time exceeds its processor time by this factor."""
 SLOW_SECONDS = 0.01
-"""What a chunk takes at least where a store is slow: small ones wait longer for one another."""
+"""A slow store's chunks take at least this long; small chunks wait for one another instead."""
 ROW_NUMBERS = 48
-"""Bytes per row of a window for its permutation, its inverse and the row numbers."""
+"""Bytes per row of a window for its permutation, the inverse and the row numbers."""
 
 
 def windows_memory(schema: SplitSchema, window_chunks: int, windows: int = 2) -> int:
-    """Return the bytes of so many windows, their row numbers, and the chunks being decoded."""
+    """Return the bytes of `windows` windows, their row numbers, and the chunks being decoded."""
     window_rows = min(window_chunks, schema.chunks) * schema.chunk_rows
     chunk = schema.chunk_rows * schema.row_bytes
     decoding = min(WAITING_THREADS, schema.chunks) * 2 * chunk  # as stored and decoded
@@ -61,16 +61,16 @@ def windows_memory(schema: SplitSchema, window_chunks: int, windows: int = 2) ->
 
 
 class WindowMemory:
-    """Gives arrays whose memory is used again once their last view is gone."""
+    """Allocate arrays whose memory is reused once their last view is gone."""
 
     def __init__(self) -> None:
         self._spare: list[mmap.mmap] = []
 
     def array(self, size: int) -> NDArray[np.uint8]:
-        """Return `(size,)` bytes of any content."""
+        """Return an uninitialised array of `(size,)` bytes."""
         memory = self._mapping(max(1, size))
         array: NDArray[np.uint8] = np.frombuffer(memory, np.uint8, size)
-        # Views refer to this very array, so it outlives them all.
+        # Every view refers to this array, so it outlives them.
         weakref.finalize(array, self._take_back, memory).atexit = False
         return array
 
@@ -90,19 +90,19 @@ class WindowMemory:
             self._spare.append(memory)
 
     def clear(self) -> None:
-        """Give back to the system what is kept for later."""
+        """Return unused memory to the system."""
         self._spare.clear()
 
 
 class Scratch(threading.local):
-    """A chunk's arrays that chunks are decoded into; each thread that looks has its own."""
+    """Arrays that a chunk is decoded into, one set per thread."""
 
     def __init__(self, split: Split) -> None:
         self.chunk = split.empty_chunk()
 
 
 Timing = tuple[float, float]
-"""Seconds that placing rows took, waiting included, and seconds of processor time."""
+"""Elapsed seconds and processor seconds of loading chunks."""
 
 
 def load_window(
@@ -110,9 +110,9 @@ def load_window(
 ) -> Timing:
     """Fill `block` with a window's rows in shuffled order, by a Dask graph on the pool's threads.
 
-    A task per chunk reads, checks and decodes it, and lays its rows in their places; one more
-    gathers the whole. So there is never more in memory than the window and a chunk per thread.
-    Keys name the work once for all: two tasks of one key would be taken for the same.
+    One task per chunk reads, verifies and decodes it, and copies its rows to their positions, so
+    memory holds the window and one chunk per thread. Keys are unique: Dask would take two tasks
+    with the same key for one.
     """
     name = f"{split.name}-{window.epoch}-{window.number}"
     place = partial(place_chunk, split, window, block, scratch)
@@ -122,7 +122,7 @@ def load_window(
     }
     key = f"load-window-{name}"
     graph[key] = (total, list(graph))
-    # The scheduler itself: `dask.compute` would import all of `distributed` to look for a client.
+    # Called directly: `dask.compute` would import all of `distributed` to look for a client.
     timing: Timing = run_on_threads(graph, key, pool=pool)
     return timing
 
@@ -130,7 +130,7 @@ def load_window(
 def place_chunk(
     split: Split, window: Window, block: Block, scratch: Scratch, position: int
 ) -> Timing:
-    """Lay the rows of the window's chunk number `position` in the block."""
+    """Copy the rows of the window's chunk number `position` to their positions in the block."""
     began, processor_began = time.perf_counter(), time.thread_time()
     number, start, stop = (
         int(values[position]) for values in (window.chunks, window.starts, window.stops)
@@ -146,12 +146,12 @@ def place_chunk(
 
 
 def total(parts: list[Timing]) -> Timing:
-    """Return how long all the parts of a window took together."""
+    """Return the sums of the elapsed and processor seconds."""
     return sum(seconds for seconds, _ in parts), sum(seconds for _, seconds in parts)
 
 
 def _empty_block(split: Split, window: Window, memory: WindowMemory) -> Block:
-    """Return a block for a window, in memory for the longest that has so many chunks."""
+    """Return a block for a window, in memory that fits any window with so many chunks."""
     schema, rows = split.schema, window.rows
     whole = memory.array(len(window.chunks) * schema.chunk_rows * schema.row_bytes)
     targets_at, end = rows * (schema.row_bytes - schema.classes), rows * schema.row_bytes
@@ -162,40 +162,38 @@ def _empty_block(split: Split, window: Window, memory: WindowMemory) -> Block:
 
 
 def _as_items(rows: NDArray[Any]) -> NDArray[np.void]:
-    """Return each row as one opaque item, which NumPy moves in one piece and half as fast again."""
+    """Return each row as one opaque item, which NumPy copies as a whole, 1.5 times as fast."""
     return rows.view(np.dtype((np.void, rows.shape[1] * rows.itemsize))).reshape(-1)
 
 
 class Loader(Protocol):
-    """Gives windows, at most one ahead of the one that is in use."""
+    """Provides windows, at most one ahead of the window in use."""
 
     seconds_waited: float
-    """How long `take` has kept its caller waiting, in all."""
+    """Total seconds that callers of `take` have waited."""
 
     def expect(self, order: EpochOrder, number: int) -> None:
-        """Begin to load a window, unless it is on its way already."""
+        """Start loading a window, unless it is loading already."""
 
     def take(self, order: EpochOrder, number: int) -> tuple[Window, Block]:
         """Wait for a window; return it and its rows in shuffled order.
 
-        Other windows that are expected are dropped. Raises `BadDataError` where one of its chunks
-        is missing or damaged.
+        Other expected windows are dropped. Raises `BadDataError` if a chunk is missing or damaged.
         """
 
     def close(self) -> None:
-        """Drop what is on its way."""
+        """Drop expected windows."""
 
 
 class WindowLoader(Closing):
-    """Loads windows on threads of this process, which a fork does not have."""
+    """Load windows on threads of this process; a fork does not have them."""
 
     def __init__(
         self, split: Split, threads: int = DEFAULT_THREADS, *, busy_cores: int = 0
     ) -> None:
-        """`threads` is how many chunks are read and decoded at once, at first.
+        """Use at most `threads` threads; fewer if the consumer already uses `busy_cores` cores.
 
-        It is fewer while windows come in time, so that a consumer that keeps `busy_cores` at work
-        is not hindered, and `WAITING_THREADS` after a window whose chunks were mostly waited for.
+        All are used for the window after a late one, and `WAITING_THREADS` for a slow store.
         """
         self.split = split
         self.seconds_waited = 0.0
@@ -217,7 +215,7 @@ class WindowLoader(Closing):
         self.expect(order, number)
         began = time.perf_counter()
         future = self._coming.pop((order.epoch, number))
-        self._coming.clear()  # one thread loads: what it has begun ends before, and is let go
+        self._coming.clear()  # one thread loads, so an earlier window is finished and dropped
         try:
             return future.result()
         finally:
@@ -232,7 +230,7 @@ class WindowLoader(Closing):
         seconds, processor_seconds = load_window(
             self.split, window, block, self._pool, self._scratch
         )
-        _ = window.row_numbers  # worked out here, not while the caller waits
+        _ = window.row_numbers  # computed here, not while the caller waits
         least = SLOW_SECONDS * len(window.chunks)
         if seconds > max(least, SLOW * processor_seconds):
             self._most = self._fewer = max(self._most, WAITING_THREADS)
@@ -252,14 +250,14 @@ class WindowLoader(Closing):
 
 
 def usable_cores() -> int:
-    """Return how many cores this process may use; all where the system cannot say (macOS)."""
+    """Return the number of cores that this process may use; all cores on macOS."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def threads_beside(busy_cores: int, most: int) -> int:
-    """Return of `most` threads those that leave a consumer its cores; all where none is left."""
+    """Return `most` threads, or fewer to leave `busy_cores` cores free; all if none is left."""
     left = usable_cores() - busy_cores
     return min(left, most) if left > 0 else most
 

@@ -12,11 +12,11 @@ from jobs.output import one_line
 from pipeline.sources.idx_names import (
     UNFINISHED,
     IdxName,
+    accompanies_data,
     by_stem,
     choose_one,
-    is_company,
     read_name,
-    tidied,
+    without_copy_marks,
 )
 from storage import documents
 from storage.errors import BadDataError, PipelineError
@@ -176,12 +176,12 @@ def _add_files(
         if match := UNFINISHED.fullmatch(path.name):
             missing.append(path.name[: match.start(1)])
             listing.left[shown] = "its name marks it as unfinished"
-        elif is_company(path.name) and not selection.names(path):
+        elif accompanies_data(path.name) and not selection.names(path):
             listing.skipped.append(shown)
         elif reason := _unreadable(inbox, path):
             missing.append(path.name)
             listing.left[shown] = reason
-        elif read_name(path.name).kind == "labels" or selection.takes(path):
+        elif read_name(path.name).content == "labels" or selection.takes(path):
             ready[path.name] = path
     _add_ready(ready, by_stem(missing), selection, listing)
 
@@ -193,11 +193,11 @@ def _add_ready(
     for name, path in ready.items():
         idx_name, shown = read_name(name), one_line(str(path))
         labels, trouble = None, _near_miss(idx_name, groups)
-        if idx_name.kind == "images" and trouble is None:
+        if idx_name.content == "images" and trouble is None:
             labels, trouble = _labels_of(idx_name, groups[idx_name.stem])
         if labels is None and trouble is None and missing[idx_name.stem]["labels"]:
             listing.left[shown] = "its labels are not finished, or cannot be read"
-        elif idx_name.kind == "images" or trouble is not None:
+        elif idx_name.content == "images" or trouble is not None:
             labels_path = None if labels is None else ready[labels]
             listing.items.append(Item(shown, path, labels_path, trouble=trouble))
         elif not groups[idx_name.stem]["images"] and not selection.include:
@@ -217,7 +217,7 @@ def _labels_of(images: IdxName, group: dict[str, list[IdxName]]) -> tuple[str | 
     Within a group of one stem, names with the same words (`t10k`, but not `test`) form pairs; the
     remaining images and labels belong together.
     """
-    rivals = [one for one in group["images"] if one.says_kind] or group["images"]
+    rivals = [one for one in group["images"] if one.says_content] or group["images"]
     if images not in rivals:
         return None, None
     labelled = {one.words for one in group["labels"]} & {one.words for one in rivals}
@@ -241,11 +241,11 @@ def _labels_of(images: IdxName, group: dict[str, list[IdxName]]) -> tuple[str | 
 
 def _near_miss(name: IdxName, groups: Groups) -> str | None:
     """Return how to rename a copy, such as `a-labels (1)`, so that it pairs; None if it does."""
-    right = read_name(tidied(name.name))
-    other = "images" if name.kind == "labels" else "labels"
+    right = read_name(without_copy_marks(name.name))
+    other = "images" if name.content == "labels" else "labels"
     if groups[name.stem][other] or right.stem == name.stem:
         return None
-    if groups[right.stem][name.kind] or not groups[right.stem][other]:
+    if groups[right.stem][name.content] or not groups[right.stem][other]:
         return None  # the properly named file exists as well, or there is no partner
     partner = groups[right.stem][other][0].name
     return (

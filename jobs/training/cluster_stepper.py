@@ -32,10 +32,10 @@ from jobs.training.trainer import Trainer, TrainingState
 from pipeline.cluster.client import Cluster
 from pipeline.cluster.tasks import (
     Handle,
-    LentVectors,
+    SharedBufferPool,
     SharedVector,
+    SharedVectorTransport,
     Task,
-    VectorExchange,
     VectorResult,
 )
 from pipeline.cluster.worker import hold
@@ -83,7 +83,7 @@ class GradientWorkerState(Closing):
         self.network = Network(parse_network(task.network), task.dtype)
         self.reader = RowReader(task.rows)
         self.scratch = ThreadScratch()
-        self.lent = LentVectors()
+        self.lent = SharedBufferPool()
 
     def close(self) -> None:
         """Let go of the window and of all vectors."""
@@ -153,7 +153,7 @@ class ClusterDataParallelStep(Closing):
             for vector in self._shared
         ]
         self._now = 0
-        self._exchange = VectorExchange(cluster)
+        self._exchange = SharedVectorTransport(cluster)
         self._pool = ThreadPoolExecutor(threads, "step")
         self._spans = np.linspace(0, len(parameters), threads + 1).astype(int).tolist()
         self._workspaces = [Workspace() for _ in range(threads)]

@@ -28,10 +28,10 @@ from jobs.training.trainer import Trainer, TrainingState
 from pipeline.cluster.client import Cluster
 from pipeline.cluster.tasks import (
     Handle,
-    LentVectors,
+    SharedBufferPool,
     SharedVector,
+    SharedVectorTransport,
     Task,
-    VectorExchange,
     VectorResult,
 )
 from pipeline.cluster.worker import hold
@@ -56,7 +56,7 @@ class ReplicaWorkerState(Closing):
 
     def __init__(self, work: RoundTask) -> None:
         self.steps = RoundWorkerState(work)
-        self.lent = LentVectors()
+        self.lent = SharedBufferPool()
 
     def close(self) -> None:
         """Let go of the windows and of all vectors."""
@@ -89,7 +89,7 @@ class ClusterRounds(Closing):
     def __init__(self, cluster: Cluster, work: RoundTask) -> None:
         self._cluster = cluster
         self._work = work
-        self._exchange = VectorExchange(cluster)
+        self._exchange = SharedVectorTransport(cluster)
         self._vectors: dict[int, SharedVector] = {}
         self._round = 0
 

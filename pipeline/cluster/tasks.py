@@ -1,8 +1,8 @@
-"""Tasks on a cluster: submit, collect, retry; the conversion of parts; vectors in shared memory.
+"""Submit tasks to a cluster, collect and retry them; convert parts; share vectors in memory.
 
-Dask runs the tasks of a lost worker again elsewhere. What it cannot repeat (data sent to that
-worker, or a task that saw several workers die) is submitted anew from here. A task that fails by
-itself three times ends the job with its own error.
+Dask runs the tasks of a lost worker again on another one. Tasks that it cannot repeat (because
+their data was sent to that worker, or several workers died of them) are submitted again here. A
+task that fails three times by itself ends the job with its own error.
 """
 
 import mmap
@@ -31,41 +31,40 @@ from storage.errors import BadDataError, ConflictError, PipelineError, Unreachab
 from storage.location import Closing
 
 TRIES = 3
-"""How often a task may fail by itself, and how often Dask may give it up as a killer of workers."""
+"""Limit of a task's own failures, and of times that Dask drops it for killing its workers."""
 MOST_LOSSES = 50
-"""How often one task is submitted in all."""
+"""Limit of submissions of one task."""
 TASK_SECONDS = 1800.0
-"""The longest that one task is waited for."""
+"""Time limit of one task."""
 POLL_SECONDS = 1.0
 SLOW_SECONDS = 20.0
-"""After so long a signal no longer lets the task finish: its worker may be stalled."""
+"""After this time a signal ends the wait for a task: its worker may be stalled."""
 FETCH_SECONDS = 2.0
-"""How long a result is waited for once its task has ended, at first: the worker may die with it."""
+"""First time limit for fetching a finished task's result: its worker may have died."""
 
-ERRORS = {kind.exit_code: kind for kind in (UsageError, BadDataError, ConflictError)}
+ERRORS = {error.exit_code: error for error in (UsageError, BadDataError, ConflictError)}
 
 
 @dataclass(frozen=True)
 class Task:
-    """One call of a function of a module, for any worker."""
+    """A call of a module-level function, for any worker."""
 
     name: str
-    """What Dask's dashboard calls it: `score-chunk`."""
+    """Name on Dask's dashboard, such as `score-chunk`."""
     what: str
-    """What an error is to name: `rows 0..1999 of test`."""
+    """Description for errors, such as `rows 0..1999 of test`."""
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
     worker: str | None = None
-    """The worker to give it to; another one takes it where that is gone."""
+    """The preferred worker; another one takes the task if it is gone."""
     bulky: bool = False
-    """Whether the arguments are to go straight to a worker, and not through the scheduler."""
+    """Whether to send the arguments directly to a worker, not through the scheduler."""
 
 
 class Pending:
     """A submitted task."""
 
     def __init__(self, cluster: Cluster, task: Task) -> None:
-        """Submit the task."""
         self._cluster = cluster
         self._task = task
         self._pinned: str | None = None
@@ -78,16 +77,16 @@ class Pending:
         while True:
             try:
                 self._wait(began)
-                # Not `Future.result(timeout)`: where both limits pass at once it raises nonsense.
+                # Not `Future.result(timeout)`, which raises the wrong error if both limits pass.
                 result = self._cluster.ask(lambda client: client.gather(self._future), patience)
                 self.release()
                 return result
             except TaskFailedError as failure:
-                kind = ERRORS.get(failure.exit_code, UnreachableError)
+                error_type = ERRORS.get(failure.exit_code, UnreachableError)
                 place = f"at {failure.what}, on worker {failure.worker}"
-                raise kind(f"{failure.text} ({place})") from None
+                raise error_type(f"{failure.text} ({place})") from None
             except TimeoutError as error:
-                patience *= 2  # the result is long, or lost: then Dask computes it again
+                patience *= 2  # the result is large, or lost, and Dask computes it again
                 if patience > self._cluster.timeout:
                     self._resubmit(error)
             except (OSError, CancelledError, KilledWorker) as error:  # lost with its worker
@@ -101,7 +100,7 @@ class Pending:
                 ) from error
 
     def _wait(self, began: float) -> None:
-        """Wait until the task has ended, well or not; raise `CancelledError` for a lost one."""
+        """Wait until the task has succeeded or failed; raise `CancelledError` if it is lost."""
         while not self._future.done():
             with suppress(TimeoutError), self._cluster.client.as_current():
                 wait([self._future], timeout=POLL_SECONDS)
@@ -109,7 +108,7 @@ class Pending:
             self._check_connected()
             self._cluster.wait_for_workers(until=self._future.done)
             if self._pinned and self._pinned not in self._cluster.workers():
-                # Dask may have given it to another, or hold it for the one that is gone, for ever.
+                # Dask may have moved it to another worker, or keep it for the lost one forever.
                 raise CancelledError
             self._check_wait(began)
 
@@ -118,14 +117,14 @@ class Pending:
             raise self._cluster.lost()
 
     def _check_wait(self, began: float) -> None:
-        """Raise where a wait that began then has lasted too long, or is to be stopped."""
+        """Raise if a wait since `began` has lasted too long, or must be stopped."""
         what, waited = self._task.what, time.monotonic() - began
         if waited > SLOW_SECONDS:
             self._cluster.check(f"Stopped while waiting for {what}. {self._cluster.after_loss}")
         if waited > TASK_SECONDS:
             raise UnreachableError(
-                f"No worker finished {what} within {TASK_SECONDS:,.0f} s. Give the cluster faster "
-                "workers or smaller chunks or batches."
+                f"No worker finished {what} within {TASK_SECONDS:,.0f} s. Use faster workers, or "
+                "smaller chunks or batches."
             )
 
     def _resubmit(self, error: Exception) -> None:
@@ -134,25 +133,25 @@ class Pending:
         self._submit()
 
     def _count_loss(self, error: Exception) -> None:
-        """Count a loss of the task; raise `UnreachableError` where it is not the first by far."""
+        """Count a loss of the task; raise `UnreachableError` after too many."""
         self._check_connected()
         self._losses += 1
         self._kills += isinstance(error, KilledWorker)
         if self._losses >= MOST_LOSSES or self._kills >= TRIES:
             raise UnreachableError(
                 f"The cluster at {self._cluster.address} lost {self._task.what} {self._losses} "
-                f"times: worker after worker died or stalled ({reason(error)}). See the workers' "
-                "logs: they may lack memory. Then run the same command again."
+                f"times: worker after worker died or stalled ({reason(error)}). Check the workers' "
+                "logs, they may lack memory; then run the same command again."
             ) from None
 
     def _submit(self) -> None:
-        """Submit the task; where its arguments cannot be sent, look for another worker."""
+        """Submit the task; if its arguments cannot be sent, try another worker."""
         while True:
             self._cluster.wait_for_workers()
             try:
                 self._future = self._send()
                 return
-            except (OSError, ValueError, KeyError) as error:  # what Dask makes of a lost worker
+            except (OSError, ValueError, KeyError) as error:  # Dask's errors for a lost worker
                 self._count_loss(error)
             self._task = replace(self._task, worker=None)
             time.sleep(POLL_SECONDS / 4)
@@ -167,10 +166,10 @@ class Pending:
             arguments = cluster.ask(
                 lambda client: client.scatter(
                     task.arguments,
-                    workers=[receiver],  # all to one: the task goes where they are
+                    workers=[receiver],  # the task follows its arguments
                     direct=True,
                     hash=False,
-                    timeout=POLL_SECONDS,  # of the wait for a worker, which may be gone
+                    timeout=POLL_SECONDS,  # the worker may be gone
                 )
             )
         cluster.keep_group(task.name)
@@ -188,19 +187,19 @@ class Pending:
         )
 
     def release(self) -> None:
-        """Let the scheduler and the workers forget the task."""
+        """Make the scheduler and the workers forget the task."""
         with suppress(Exception):
             self._future.release()
 
     def cancel(self) -> None:
-        """Cancel the task, unless it has begun."""
+        """Cancel the task, unless it is running."""
         with suppress(Exception):
             self._future.cancel()
         self.release()
 
 
 def results(cluster: Cluster, tasks: Iterable[Task], per_worker: int = 1) -> Iterator[Any]:
-    """Yield the tasks' results in order, with so many of them in flight for each worker."""
+    """Yield the tasks' results in order, with `per_worker` tasks in flight for each worker."""
     waiting: deque[Pending] = deque()
     try:
         for task in tasks:
@@ -215,15 +214,15 @@ def results(cluster: Cluster, tasks: Iterable[Task], per_worker: int = 1) -> Ite
 
 
 MOST_MAPPED = 64
-"""Vectors of other processes that stay mapped."""
+"""Most vectors of other processes to keep mapped."""
 PARTS_PER_WORKER = 2
-"""Parts on their way to each worker: the one it writes, and the next."""
+"""Parts in flight for each worker: one being written, and the next."""
 
 
-def convert_part_there(
+def convert_part_on_worker(
     part: Part, writer: SplitWriter, conversion: Conversion
 ) -> tuple[int, list[ChunkRecord]]:
-    """Convert a part on a worker that sees the dataset that the job has begun."""
+    """Convert a part on a worker, if it sees the job's dataset."""
     check_seen(writer.location)
     return convert_part(part, writer, conversion)
 
@@ -231,17 +230,17 @@ def convert_part_there(
 def convert_parts(
     cluster: Cluster, split: SplitSource, writer: SplitWriter, conversion: Conversion
 ) -> Generator[tuple[int, list[ChunkRecord]], None, None]:
-    """Yield rows and chunk records of each part, in order.
+    """Yield the number of rows and the chunk records of each part, in order.
 
-    A compressed file is read here, once; its rows go straight to the worker that writes them.
-    Digits are drawn by the worker. What a part becomes is the same wherever, and however often, it
-    is written. If the ingest stops, its running tasks end before what they write is removed.
+    Files are read here, once, and their rows are sent to the worker that writes them; generated
+    digits are drawn by the worker. If the ingest stops, its running tasks end before their output
+    is removed.
     """
     tasks = (
         Task(
             name="write-part",
             what=f"rows {part.start}..{part.stop - 1} of {split.name}",
-            function=convert_part_there,
+            function=convert_part_on_worker,
             arguments=(part, writer, conversion),
             bulky=isinstance(part, LoadedPart),
         )
@@ -256,21 +255,21 @@ def convert_parts(
 
 @dataclass(frozen=True)
 class Handle:
-    """How another process of this machine finds a shared vector."""
+    """The address of a shared vector for other processes of this machine."""
 
     path: str
     target: str
-    """Where the path leads, which is drawn at random: a path means something else elsewhere."""
+    """Target of the path, which contains a random name: another machine has another target."""
     size: int
     dtype: str
 
     def array(self) -> NDArray[Any]:
-        """Map the vector `(size,)`; what is written to it is seen by the process that made it.
+        """Map the vector `(size,)`; all processes see what is written to it.
 
-        Raises `OSError` where that process is gone, or on another machine.
+        Raises `OSError` if its process is gone or on another machine.
         """
         if os.readlink(self.path) != self.target:
-            raise OSError(f"{self.path} is not the memory that was shared")
+            raise OSError(f"{self.path} is not the shared memory")
         with open(self.path, "r+b", buffering=0) as file:
             return np.frombuffer(mmap.mmap(file.fileno(), 0), self.dtype, self.size)
 
@@ -279,13 +278,13 @@ class SharedVector(Closing):
     """A vector `(size,)` that other processes of the same user can map.
 
     Anonymous memory disappears with the last process that maps it, so a kill leaves nothing behind.
-    To send parameters of 13 MB and fetch gradients made the steps of two workers 1.7 times as long.
+    Sending 13 MB of parameters and gradients made steps of two workers 1.7 times as long.
     """
 
     def __init__(self, size: int, dtype: str) -> None:
         length = size * np.dtype(dtype).itemsize
         name = f"mnist-stream-{os.urandom(16).hex()}"
-        self._descriptor = -1  # memory that no other process can map, without memfd (macOS)
+        self._descriptor = -1  # without memfd (macOS) no other process can map it
         if hasattr(os, "memfd_create"):
             self._descriptor = os.memfd_create(name, os.MFD_CLOEXEC)
             os.ftruncate(self._descriptor, length)
@@ -294,7 +293,7 @@ class SharedVector(Closing):
         self.handle = Handle(path, f"/memfd:{name} (deleted)", size, dtype)
 
     def close(self) -> None:
-        """Give the name up; the memory goes when the last array over it does."""
+        """Close the file; the memory is freed with the last array that uses it."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -302,22 +301,22 @@ class SharedVector(Closing):
 
 @dataclass(frozen=True)
 class VectorResult:
-    """What a worker made of a vector: another one, and what there is to tell of it."""
+    """A vector that a worker computed from another one, with further results."""
 
     worker: str
     vector: Handle | NDArray[Any] | None = None
-    """None where the worker cannot map the vector that was shared: it must be sent."""
+    """None if the worker cannot map the shared input, which must then be sent."""
     facts: Any = None
 
 
-class MappedVectors:
-    """Vectors of other processes, each mapped once: to map 11 MB anew takes 2 ms."""
+class RemoteBuffers:
+    """Vectors of other processes, each mapped once: mapping 11 MB takes 2 ms."""
 
     def __init__(self) -> None:
         self._arrays: dict[Handle, NDArray[Any]] = {}
 
     def array(self, handle: Handle) -> NDArray[Any]:
-        """Return a vector `(size,)`; raise `OSError` where it cannot be mapped."""
+        """Return a vector `(size,)`; raise `OSError` if it cannot be mapped."""
         if handle not in self._arrays:
             while len(self._arrays) >= MOST_MAPPED:
                 del self._arrays[next(iter(self._arrays))]
@@ -325,15 +324,15 @@ class MappedVectors:
         return self._arrays[handle]
 
 
-class LentVectors(Closing):
-    """A worker's vectors, all alike, which the client reads until it asks for a later turn.
+class SharedBufferPool(Closing):
+    """A worker's output vectors of one size, reused once the client asks for a later turn.
 
-    They are used again then: to write 11 MB to new memory takes 10 ms, to old memory one.
+    Writing 11 MB takes 10 ms to new memory, and 1 ms to reused memory.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._mapped = MappedVectors()
+        self._mapped = RemoteBuffers()
         self._free: list[SharedVector] = []
         self._lent: list[tuple[int, SharedVector]] = []
 
@@ -343,7 +342,7 @@ class LentVectors(Closing):
         vector: Handle | NDArray[Any],
         compute: Callable[[NDArray[Any], NDArray[Any]], Any],
     ) -> VectorResult:
-        """Have `compute(vector, out)` write another vector; share it where the first was shared."""
+        """Call `compute(vector, out)`; return `out`, shared in memory if `vector` was."""
         worker = get_worker().address
         if isinstance(vector, np.ndarray):
             out = np.empty_like(vector)
@@ -354,39 +353,39 @@ class LentVectors(Closing):
             return VectorResult(worker)
         shared = self._vector(turn, vector)
         facts = compute(array, shared.array)
-        with self._lock:  # only now: nothing else may take it while a stalled task writes to it
+        with self._lock:  # only now, so that no other task takes it while this one writes
             self._lent.append((turn, shared))
         return VectorResult(worker, shared.handle, facts)
 
     def _vector(self, turn: int, like: Handle) -> SharedVector:
-        """Return a vector for a turn, which may be one that was lent for an earlier turn."""
+        """Return a new vector, or one that was lent for an earlier turn."""
         with self._lock:
             self._free += [vector for lent, vector in self._lent if lent < turn]
             self._lent = [(lent, vector) for lent, vector in self._lent if lent >= turn]
             return self._free.pop() if self._free else SharedVector(like.size, like.dtype)
 
     def close(self) -> None:
-        """Let go of all of them."""
+        """Close all vectors."""
         for vector in [*self._free, *(vector for _, vector in self._lent)]:
             vector.close()
 
 
-class VectorExchange:
-    """Gives tasks vectors that are shared where they can be, else sent, and takes others back."""
+class SharedVectorTransport:
+    """Pass vectors to tasks and back, in shared memory if possible, else as messages."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
-        self._apart: set[str] = set()
-        """Workers that share no memory with this process: on other machines, as a rule."""
-        self._mapped = MappedVectors()
+        self._remote: set[str] = set()
+        """Workers that share no memory with this process, usually on other machines."""
+        self._mapped = RemoteBuffers()
 
     def results(
         self, tasks: Sequence[tuple[Task, SharedVector]]
     ) -> Iterator[tuple[Any, NDArray[Any]]]:
-        """Yield what each task tells, and its vector, in order.
+        """Yield each task's facts and result vector, in order.
 
-        The vector is a task's last argument, which is added here; its function returns what
-        `LentVectors.answer` does. What is yielded holds until the next results are asked for.
+        A task gets its vector as an additional last argument, and returns the result of
+        `SharedBufferPool.answer`. Yielded vectors are valid until the next call.
         """
         begun = [self._begin(task, vector) for task, vector in tasks]
         try:
@@ -397,19 +396,19 @@ class VectorExchange:
                 pending.release()
 
     def _begin(self, task: Task, vector: SharedVector) -> Pending:
-        apart = task.worker in self._apart
-        arguments = (*task.arguments, vector.array if apart else vector.handle)
-        return Pending(self._cluster, replace(task, arguments=arguments, bulky=apart))
+        remote = task.worker in self._remote
+        arguments = (*task.arguments, vector.array if remote else vector.handle)
+        return Pending(self._cluster, replace(task, arguments=arguments, bulky=remote))
 
     def _received(
         self, task: Task, vector: SharedVector, result: VectorResult
     ) -> tuple[Any, NDArray[Any]]:
-        """Return a result; where it cannot be had, send what was shared."""
+        """Return a result; if memory cannot be shared, run the task again with messages."""
         while True:
             if isinstance(result.vector, np.ndarray):
                 return result.facts, result.vector
             if result.vector is not None:
-                with suppress(OSError):  # the worker has died since, or cannot be looked into
+                with suppress(OSError):  # the worker has died since, or its memory is not readable
                     return result.facts, self._mapped.array(result.vector)
-            self._apart.add(result.worker)
+            self._remote.add(result.worker)
             result = self._begin(replace(task, worker=result.worker), vector).result()

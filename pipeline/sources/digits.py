@@ -1,13 +1,13 @@
-"""Digits that the project draws itself: handwriting-like images for any seed, split and row.
+"""Generate handwriting-like digits for any seed, split and row.
 
-Row i of a split is a pure function of (seed, split, i): any worker may draw any part, in parts
-of any size, and the bytes agree. Two things make it so.
+Row i of a split is a pure function of (seed, split, i), so workers can draw parts of any size and
+get the same bytes. Two measures make this possible:
 
-- The random numbers are raw words of NumPy's Philox generator, the one stream that NumPy promises
-  across versions, and each row owns a fixed number of them, so that its place is arithmetic.
-- Everything after them is whole-number arithmetic. NumPy's sine, exponential and sums of floats
-  may differ in the last bit between processors, and between the body and the tail of a vector;
-  whole numbers do not, and they are faster here: sixteen pixels in one vector register.
+- Random numbers are raw words of NumPy's Philox generator, the one stream that NumPy keeps the same
+  in all versions. Each row uses a fixed number of words, so its offset is arithmetic.
+- All else is integer arithmetic. NumPy's sine, exponential and floating-point sums may differ in
+  the last bit between processors, and within a vector. Integers are also faster here, with sixteen
+  pixels in one vector register.
 """
 
 import hashlib
@@ -21,47 +21,47 @@ import numpy as np
 from numpy.typing import NDArray
 
 DIGITS_VERSION = 1
-"""Named in the random key: other pictures for the same seed are another version."""
+"""Part of the random key; any change of the images needs another version."""
 SIDE = 28
-"""Rows and columns of an image, in pixels."""
+"""Height and width of an image, in pixels."""
 CLASSES = 10
-"""The digits 0 to 9, which are their own labels."""
+"""The digits 0 to 9."""
 
-UNITS_PER_PIXEL = 1024  # the grid that points lie on: whole numbers of 1/1024 pixel
-WEIGHT_ONE = 4096  # a spline weight of 1.0, as the whole number it is stored as
-CONTROLS = 14  # control points of a way of writing, at most; shorter ones are padded
-SAMPLES = 88  # points of each way of writing: the longest gets about three in two pixels
+UNITS_PER_PIXEL = 1024  # resolution of points, in units per pixel
+WEIGHT_ONE = 4096  # a spline weight of 1.0 as an integer
+CONTROLS = 14  # most control points of a way of writing; shorter ones are padded
+SAMPLES = 88  # points drawn for each way of writing, about three in two pixels for the longest
 
-_WORDS_PER_ROW = 32  # of random bits that a row owns; Philox makes four at a time
-_BLOCK_ROWS = 512  # drawn at once: 28 x 28 x 512 distances of 2 bytes stay in a core's cache
+_WORDS_PER_ROW = 32  # random 64-bit words per row; Philox makes four at a time
+_BLOCK_ROWS = 512  # rows drawn at once: 28 x 28 x 512 distances of 2 bytes stay in a core's cache
 _NORMAL_ONE = 148  # one standard deviation of `_normals`
-_TURN = 4096  # a full turn of an angle; also what `_sine_table` gives for a sine of 1.0
-_FINE = 32  # parts of a pixel that distances are measured in, so that their squares fit 16 bits
-_FAR = 180  # distance along an axis, in 1/32 pixel, past which no ink reaches: 2 * 180**2 < 2**16
-_PEN_ONE = 180  # the thinnest pen of a row, in the scale that distances are divided by
-_RADIUS_ONE = 256  # a pixel, in the units of pen radius and edge
+_TURN = 4096  # a full turn of an angle, and a sine of 1.0 in `_sine_table`
+_FINE = 32  # distances are measured in 1/32 pixel, so that their squares fit 16 bits
+_FAR = 180  # no ink reaches further along an axis, in 1/32 pixel; 2 * 180**2 < 2**16
+_PEN_ONE = 180  # scale of distances for the thinnest pen
+_RADIUS_ONE = 256  # a pixel, in units of pen radius and edge
 
-# How unlike one another the digits are. Tuned by eye, and so that a 784-200-80-10 network that
-# learns from 60,000 of them for ten epochs is right on some 98 of 100 new ones, as on MNIST.
-# A name in _DEVIATION is one standard deviation; a normal unit is 1/148 of one.
-_CARE = 20  # how far controls move at the least, in 1/16 of 1/1024 pixel per normal unit
-_HASTE = 115  # what the most hasty hand adds to _CARE
+# Variety of the digits. Tuned by eye, and so that a 784-200-80-10 network trained on 60,000 of them
+# for ten epochs is right for some 98 of 100 new ones, as with MNIST. A name in _DEVIATION is one
+# standard deviation; a normal unit is 1/148 of one.
+_CARE = 20  # smallest movement of controls, in 1/16 of 1/1024 pixel per normal unit
+_HASTE = 115  # the most that hasty writing adds to _CARE
 _BEND = 4  # an elastic wave, in 1/1024 pixel per normal unit: a deviation is 0.6 pixel
 _MEAN_SLANT, _SLANT_DEVIATION = 120, 200  # pixels to the right per 1,000 pixels up
 _WIDTH_DEVIATION = 150  # stretching across, in thousandths
 _ROTATION_DEVIATION = 110  # in 1/4096 turn: 10 degrees
 _MEAN_SIZE, _SIZE_PER_NORMAL = 18 * UNITS_PER_PIXEL, 6  # longer side of the path, 1/1024 pixel
 _SHIFT_PER_NORMAL = 4  # from the centre, in 1/1024 pixel: a deviation is 0.6 pixel
-_MARGIN = 3 * UNITS_PER_PIXEL + UNITS_PER_PIXEL // 2  # outside the path: the border stays black
-_PRESSURE = 50  # most that the pen's scale falls where it is pressed: 1.4 times as wide
+_MARGIN = 3 * UNITS_PER_PIXEL + UNITS_PER_PIXEL // 2  # around the path, so the border stays black
+_PRESSURE = 50  # largest reduction of the pen's scale under pressure: 1.4 times as wide
 _MEAN_RADIUS, _RADIUS_DEVIATION, _RADIUS_RANGE = 245, 55, (170, 330)  # of the pen, 1/256 pixel
 _MEAN_EDGE, _EDGE_DEVIATION = 280, 40  # width of the grey edge, in 1/256 pixel
 
 
-# Each class has several ways of writing, each way one or more strokes, each stroke the points
-# "x,y" that the pen passes through: pixels, x to the right in 0..14, y down in 0..20. Strokes
-# that name the same point meet there, and stay together however it moves: so corners are written.
-# A stroke that ends where it began is a smooth closed loop.
+# Each class has several ways of writing. A way has one or more strokes, and a stroke lists the
+# points "x,y" that the pen passes through, in pixels: x to the right in 0..14, y down in 0..20.
+# Strokes that name the same point stay joined there when it moves, which makes corners. A stroke
+# that ends at its first point is a smooth closed loop.
 WAYS_OF_WRITING: tuple[tuple[tuple[str, ...], ...], ...] = (
     (  # 0: an oval, a narrow oval, one begun with a hook, one left open
         ("7,0 1.8,5 1.8,15 7,20 12.2,15 12.2,5 7,0",),
@@ -127,7 +127,7 @@ WAYS_OF_WRITING: tuple[tuple[tuple[str, ...], ...], ...] = (
 
 
 class _Lane(IntEnum):
-    """Which of a row's 64 random 32-bit numbers decides what."""
+    """Index of the random 32-bit number, out of a row's 64, for each property."""
 
     LABEL = 0
     WAY = 1
@@ -149,11 +149,10 @@ class _Lane(IntEnum):
 def draw_digits(
     seed: int, split: str, start: int, stop: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Return rows [start, stop) of a split's endless set of drawn digits.
+    """Return images and labels of rows [start, stop) of a split.
 
-    Images (rows, 28, 28) uint8, white ink on black as in MNIST, and labels (rows,) uint8, each
-    class as likely as any other. Memory beyond the result does not depend on the range. `split` is
-    ASCII.
+    Images are (rows, 28, 28) uint8, white on black as in MNIST; labels are (rows,) uint8, with
+    equally likely classes. `split` must be ASCII. Temporary memory does not depend on the range.
     """
     images = np.empty((stop - start, SIDE, SIDE), np.uint8)
     labels = np.empty(stop - start, np.uint8)
@@ -167,7 +166,7 @@ def draw_digits(
 
 
 def _draw_block(labels: NDArray[np.uint8], lanes: NDArray[np.uint32]) -> NDArray[np.uint8]:
-    """Return images (rows, 28, 28) of labels (rows,); rows are the last axis inside."""
+    """Return images (rows, 28, 28) of labels (rows,); internally, rows are the last axis."""
     normals = _normals(lanes)
     points = _pen_path(labels, lanes, normals)
     points = _bend(points, lanes, normals)
@@ -182,7 +181,7 @@ def _random_lanes(seed: int, split: str, start: int, stop: int) -> NDArray[np.ui
     name = f"mnist-stream digits {DIGITS_VERSION}|{seed}|{split}"
     digest = hashlib.sha256(name.encode("ascii")).digest()
     key = np.frombuffer(digest[:16], "<u8").astype(np.uint64)
-    # A counter step is four words, so the row's counter is its first word divided by four.
+    # A counter step gives four words, so a row's counter is its first word divided by four.
     generator = np.random.Philox(key=key, counter=start * _WORDS_PER_ROW // 4)
     words = generator.random_raw((stop - start) * _WORDS_PER_ROW)
     rows = words.astype("<u8").view("<u4").reshape(stop - start, 2 * _WORDS_PER_ROW)
@@ -190,17 +189,17 @@ def _random_lanes(seed: int, split: str, start: int, stop: int) -> NDArray[np.ui
 
 
 def _one_of(count: int | NDArray[np.int64], lane: NDArray[np.uint32]) -> NDArray[np.int64]:
-    """Return whole numbers in [0, count - 1], each as likely, (rows,)."""
+    """Return uniform integers in [0, count - 1], (rows,)."""
     return (lane.astype(np.int64) * count) >> 32
 
 
 def _between(low: int, high: int, lane: NDArray[np.uint32]) -> NDArray[np.int32]:
-    """Return whole numbers in [low, high], each as likely, (rows,)."""
+    """Return uniform integers in [low, high], (rows,)."""
     return (low + _one_of(high - low + 1, lane)).astype(np.int32)
 
 
 def _normals(lanes: NDArray[np.uint32]) -> NDArray[np.int32]:
-    """Return nearly normal whole numbers of mean 0, deviation 148 and size at most 510, (64, rows).
+    """Return nearly normal integers of mean 0, deviation 148 and size at most 510, (64, rows).
 
     The sum of a lane's four bytes, each uniform: variance 4 * (256**2 - 1) / 12.
     """
@@ -211,14 +210,14 @@ def _normals(lanes: NDArray[np.uint32]) -> NDArray[np.int32]:
 
 @cache
 def _sine_table() -> NDArray[np.int32]:
-    """Return sines of a whole turn, (4096,); rounded, so that `math.sin`'s last bit is gone."""
+    """Return sines of a full turn, (4096,), rounded so that `math.sin`'s last bit is lost."""
     turns = (math.sin(2 * math.pi * angle / _TURN) for angle in range(_TURN))
     return np.array([round(_TURN * sine) for sine in turns], np.int32)
 
 
 @cache
 def _root_table() -> NDArray[np.int16]:
-    """Return the distance in 1/256 pixel for every squared distance in 1/32 pixel, (65536,)."""
+    """Return the distance in 1/256 pixel for each squared distance in 1/32 pixel, (65536,)."""
     scale = (_RADIUS_ONE // _FINE) ** 2
     return np.array([math.isqrt(square * scale) for square in range(2**16)], np.int16)
 
@@ -226,13 +225,13 @@ def _root_table() -> NDArray[np.int16]:
 def _pen_path(
     labels: NDArray[np.uint8], lanes: NDArray[np.uint32], normals: NDArray[np.int32]
 ) -> NDArray[np.int32]:
-    """Return the pen's way, in 1/1024 pixel, its controls moved, (2, SAMPLES, rows)."""
+    """Return the pen's path, with its controls moved, in 1/1024 pixel, (2, SAMPLES, rows)."""
     tables = stroke_tables()
     way = tables.first_way[labels] + _one_of(tables.way_count[labels], lanes[_Lane.WAY])
     moves = normals[_Lane.CONTROLS : _Lane.CONTROLS + 2 * CONTROLS].reshape(2, CONTROLS, -1)
-    # Neighbours move together in part, or round strokes would turn into polygons.
+    # Neighbours share part of their movement, or round strokes would turn into polygons.
     moves = moves + np.roll(moves, 1, axis=1)
-    # Most rows are written with care, a few in haste: the share grows with the square.
+    # Squared, so that most rows are written with care and few in haste.
     hurry = _between(0, 255, lanes[_Lane.HASTE])
     move = _CARE + ((_HASTE * hurry * hurry) >> 16)
     controls = tables.controls[:, :, way] + ((moves * move) >> 4)
@@ -245,7 +244,7 @@ def _pen_path(
 def _bend(
     points: NDArray[np.int32], lanes: NDArray[np.uint32], normals: NDArray[np.int32]
 ) -> NDArray[np.int32]:
-    """Return points moved as on bent paper: by two long waves per axis, (2, SAMPLES, rows)."""
+    """Return points moved by two long waves per axis, as on bent paper, (2, SAMPLES, rows)."""
     sine = _sine_table()
     moved = points.copy()
     for axis in (0, 1):
@@ -260,7 +259,7 @@ def _bend(
 
 
 def _slant_and_turn(points: NDArray[np.int32], normals: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Return points sheared, widened and rotated about the digit's middle, (2, SAMPLES, rows)."""
+    """Return points sheared, widened and rotated about the digit's centre, (2, SAMPLES, rows)."""
     x = points[0] - 7 * UNITS_PER_PIXEL
     y = points[1] - 10 * UNITS_PER_PIXEL
     slant = _MEAN_SLANT + normals[_Lane.SLANT] * _SLANT_DEVIATION // _NORMAL_ONE
@@ -275,12 +274,12 @@ def _slant_and_turn(points: NDArray[np.int32], normals: NDArray[np.int32]) -> ND
 def _fit(points: NDArray[np.int32], normals: NDArray[np.int32]) -> NDArray[np.int32]:
     """Return points scaled to about 18 pixels and centred by their mean, (2, SAMPLES, rows).
 
-    So MNIST was made: a box of 20 pixels, centred by mass in 28 (LeCun, Cortes and Burges).
+    MNIST was made like this: a box of 20 pixels, centred by mass in 28 (LeCun, Cortes and Burges).
     """
     corner = points.min(axis=1)
     extent = (points.max(axis=1) - corner).max(axis=0)
     size = _MEAN_SIZE + normals[_Lane.SIZE] * _SIZE_PER_NORMAL
-    # The product of two lengths may pass 32 bits.
+    # The product of two lengths may exceed 32 bits.
     points = ((points - corner[:, None]).astype(np.int64) * size // extent).astype(np.int32)
     shift = normals[_Lane.SHIFT : _Lane.SHIFT + 2] * _SHIFT_PER_NORMAL
     shift += SIDE * UNITS_PER_PIXEL // 2 - points.sum(axis=1, dtype=np.int32) // SAMPLES
@@ -289,7 +288,7 @@ def _fit(points: NDArray[np.int32], normals: NDArray[np.int32]) -> NDArray[np.in
 
 
 def _pen_scales(lanes: NDArray[np.uint32]) -> NDArray[np.int16]:
-    """Return the scale of distances to a sample: less under pressure, (SAMPLES, rows)."""
+    """Return the scale of distances to each sample, smaller under pressure, (SAMPLES, rows)."""
     steps = np.arange(SAMPLES, dtype=np.int32)[:, None]
     rate = _between(16, 74, lanes[_Lane.PRESSURE_RATE])
     phase = (lanes[_Lane.PRESSURE_PHASE] >> 20).astype(np.int32)
@@ -300,7 +299,7 @@ def _pen_scales(lanes: NDArray[np.uint32]) -> NDArray[np.int16]:
 
 
 def _squared_distances(points: NDArray[np.int32], scales: NDArray[np.int16]) -> NDArray[np.uint16]:
-    """Return each pixel's squared distance to the nearest sample, 1/32 pixel, (28, 28, rows)."""
+    """Return each pixel's squared distance to the nearest sample, in 1/32 pixel, (28, 28, rows)."""
     rows = points.shape[2]
     fine = (points // (UNITS_PER_PIXEL // _FINE)).astype(np.int16)
     centres = np.arange(_FINE // 2, SIDE * _FINE, _FINE, dtype=np.int16)[:, None]
@@ -322,7 +321,7 @@ def _squares_along_axis(offsets: NDArray[np.int16], scale: NDArray[np.int16]) ->
 
 
 def _ink(squares: NDArray[np.uint16], normals: NDArray[np.int32]) -> NDArray[np.uint8]:
-    """Return grey levels of squared distances: full ink inside, a soft edge, (28, 28, rows)."""
+    """Return grey levels for squared distances, with a soft edge, (28, 28, rows)."""
     radius = _MEAN_RADIUS + normals[_Lane.RADIUS] * _RADIUS_DEVIATION // _NORMAL_ONE
     edge = _MEAN_EDGE + normals[_Lane.EDGE] * _EDGE_DEVIATION // _NORMAL_ONE
     reach = np.clip(radius, *_RADIUS_RANGE) + edge // 2
@@ -332,23 +331,23 @@ def _ink(squares: NDArray[np.uint16], normals: NDArray[np.int32]) -> NDArray[np.
 
 
 class StrokeTables(NamedTuple):
-    """Every way of writing as tables of one shape; `ways` is their count over all classes."""
+    """All ways of writing as tables; `ways` is their number over all classes."""
 
     controls: NDArray[np.int32]
-    """Control points as x then y in 1/1024 pixel, (2, CONTROLS, ways)."""
+    """Control points, x and y in 1/1024 pixel, (2, CONTROLS, ways)."""
     sources: NDArray[np.intp]
-    """Which four control points each sample is a mix of, (4, SAMPLES, ways)."""
+    """The four control points that each sample mixes, (4, SAMPLES, ways)."""
     weights: NDArray[np.int32]
-    """How much of each, WEIGHT_ONE being all of it, (4, SAMPLES, ways)."""
+    """The weight of each of the four, in units of 1 / WEIGHT_ONE, (4, SAMPLES, ways)."""
     first_way: NDArray[np.int64]
-    """The first way of each class; the class's ways follow one another, (classes,)."""
+    """The first way of each class, (classes,)."""
     way_count: NDArray[np.int64]
-    """How many ways each class has, (classes,)."""
+    """The number of ways of each class, (classes,)."""
 
 
 @cache
 def stroke_tables() -> StrokeTables:
-    """Return the tables of WAYS_OF_WRITING; weights are rounded, so they are alike everywhere."""
+    """Return the tables of WAYS_OF_WRITING; rounding makes the weights the same everywhere."""
     ways = [way for of_class in WAYS_OF_WRITING for way in of_class]
     controls = np.zeros((2, CONTROLS, len(ways)), np.int32)
     sources = np.zeros((4, SAMPLES, len(ways)), np.intp)
@@ -357,7 +356,7 @@ def stroke_tables() -> StrokeTables:
         points, strokes = _numbered_points(way)
         controls[:, : len(points), number] = np.array(points).T
         mixes = _sample_mixes(points, strokes)
-        used = np.argsort(mixes == 0, axis=1, kind="stable")[:, :4]  # no more than four are
+        used = np.argsort(mixes == 0, axis=1, kind="stable")[:, :4]  # at most four are not 0
         sources[:, :, number] = used.T
         weights[:, :, number] = np.take_along_axis(mixes, used, axis=1).T
     way_count = np.array([len(of_class) for of_class in WAYS_OF_WRITING], np.int64)
@@ -365,7 +364,7 @@ def stroke_tables() -> StrokeTables:
 
 
 def _numbered_points(way: tuple[str, ...]) -> tuple[list[tuple[int, int]], list[list[int]]]:
-    """Return a way's distinct points in 1/1024 pixel, and its strokes as numbers of those."""
+    """Return a way's distinct points in 1/1024 pixel, and its strokes as indices of points."""
     points: dict[tuple[int, int], int] = {}
     strokes = []
     for stroke in way:
@@ -376,10 +375,10 @@ def _numbered_points(way: tuple[str, ...]) -> tuple[list[tuple[int, int]], list[
 
 
 def _sample_mixes(points: list[tuple[int, int]], strokes: list[list[int]]) -> NDArray[np.int32]:
-    """Return the weights of a way's samples, spread over its strokes by length.
+    """Return weights (SAMPLES, CONTROLS) of a way's samples, spread over its strokes by length.
 
-    (SAMPLES, CONTROLS). Uniform Catmull-Rom splines: Catmull and Rom, "A class of local
-    interpolating splines" (1974).
+    The strokes are uniform Catmull-Rom splines: Catmull and Rom, "A class of local interpolating
+    splines" (1974).
     """
     pieces, lengths = [], []
     for stroke in strokes:
@@ -389,7 +388,7 @@ def _sample_mixes(points: list[tuple[int, int]], strokes: list[list[int]]) -> ND
             lengths.append(math.isqrt((x - next_x) ** 2 + (y - next_y) ** 2))
     mixes = np.zeros((SAMPLES, CONTROLS), np.int32)
     for sample in range(SAMPLES):
-        # The middle of each of SAMPLES equal parts of the whole length, in halves of a part.
+        # The midpoint of each of SAMPLES equal parts of the total length, in half parts.
         along = (2 * sample + 1) * sum(lengths)
         piece = 0
         while along >= 2 * SAMPLES * lengths[piece]:
@@ -401,25 +400,25 @@ def _sample_mixes(points: list[tuple[int, int]], strokes: list[list[int]]) -> ND
 
 
 def _spline_pieces(stroke: list[int]) -> list[NDArray[np.float64]]:
-    """Return the spline's pieces: the four knots of each as weights of controls, (4, CONTROLS)."""
+    """Return each piece's four knots as weights of controls, (4, CONTROLS)."""
     knots = np.eye(CONTROLS)[stroke]
     if stroke[0] == stroke[-1]:
         before, after = knots[-2], knots[1]
-    else:  # an open end runs straight on: the missing neighbour is the mirrored one
+    else:  # an open end continues straight: its neighbour is mirrored
         before, after = 2 * knots[0] - knots[1], 2 * knots[-1] - knots[-2]
     padded = np.vstack([before, knots, after])
     return [padded[start : start + 4] for start in range(len(stroke) - 1)]
 
 
 def _mix(knots: NDArray[np.float64], t: float) -> NDArray[np.float64]:
-    """Return the weights of the spline point at t in [0, 1] of a piece, (CONTROLS,)."""
+    """Return the weights of the point at t in [0, 1] of a piece, (CONTROLS,)."""
     basis = (
         (-t + 2 * t**2 - t**3) / 2,
         (2 - 5 * t**2 + 3 * t**3) / 2,
         (t + 4 * t**2 - 3 * t**3) / 2,
         (-(t**2) + t**3) / 2,
     )
-    # Added one by one: what a matrix product rounds depends on the processor.
+    # Added one by one: the rounding of a matrix product depends on the processor.
     first, second, third, fourth = (share * knot for share, knot in zip(basis, knots, strict=True))
     mix: NDArray[np.float64] = first + second + third + fourth
     return mix

@@ -1,4 +1,4 @@
-"""Sets that can be downloaded: their published checksums, their mirrors, and the user's cache."""
+"""Download known sets: their published checksums, their mirrors, and the user's cache."""
 
 import logging
 from collections.abc import Mapping
@@ -10,25 +10,25 @@ from urllib.parse import urlsplit
 from storage.errors import UnreachableError
 
 APPLICATION = "mnist-stream"
-"""The name of the directory in the user's cache."""
+"""Name of the directory in the user's cache."""
 CHUNK_BYTES = 64 * 1024
-"""What is received at a time."""
+"""Bytes per read from a server."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """A set's files and the mirrors that serve them."""
+    """The files of a set and the mirrors that serve them."""
 
     name: str
     files: tuple[tuple[str, str], ...]
-    """File name and published MD5 of each. MD5 is what their publishers give; it proves that a
-    download is whole, not who made it."""
+    """Name and published MD5 of each file. MD5 proves that a download is complete, not who made
+    it."""
     mirrors: tuple[str, ...]
-    """URL prefixes ending in a slash, the first to ask first."""
+    """URL prefixes ending in a slash, in the order in which they are tried."""
     timeout_seconds: float = 20.0
-    """The longest wait for a connection, and for each next piece of an answer."""
+    """Time limit for connecting, and for each read."""
 
 
 def _catalogue(name: str, checksums: tuple[str, str, str, str], *mirrors: str) -> Catalogue:
@@ -72,21 +72,21 @@ CATALOGUES: Mapping[str, Catalogue] = {
             "5c965bf0a639b31b8f53240b1b52f4d7",
             "7320c461ea6c1c855c0b718fb2a4b134",
         ),
-        # One host is known to serve it, over two protocols.
+        # Only one host is known, with two protocols.
         "https://codh.rois.ac.jp/kmnist/dataset/kmnist/",
         "http://codh.rois.ac.jp/kmnist/dataset/kmnist/",
     ),
 }
-"""The sets that can be had by name; their MD5 as their publishers and torchvision give them."""
+"""Sets by name, with the MD5 that their publishers and torchvision give."""
 
 
 def download(catalogue: Catalogue, cache: Path | None = None) -> Path:
-    """Return the directory in `cache` that holds a whole set, each file checked by its checksum.
+    """Return the directory in `cache` (by default the user's) with a complete, verified set.
 
-    What lies there whole is not downloaded again; what is damaged is replaced. A file has its name
-    only once it is whole. `cache` is by default the user's; each request is logged.
+    Files that are there and pass their checksum are not downloaded again; damaged ones are
+    replaced. Each request is logged.
 
-    Raises `UnreachableError` where every mirror fails for a file, or the cache cannot be written.
+    Raises `UnreachableError` if all mirrors fail for a file, or if the cache cannot be written.
     """
     import pooch  # type: ignore[import-untyped]  # here, because it takes long to import
 
@@ -97,14 +97,14 @@ def download(catalogue: Catalogue, cache: Path | None = None) -> Path:
             _fetch(catalogue, directory / name, md5)
     except OSError as error:
         raise UnreachableError(
-            f"{directory}: the download cannot be kept there ({error}). Make room or correct its "
+            f"Cannot write the download to {directory} ({error}). Free some space or correct the "
             f"permissions, then try again. {_alternatives(catalogue)}"
         ) from error
     return directory
 
 
 def _fetch(catalogue: Catalogue, path: Path, md5: str) -> None:
-    """Download one file from the first mirror that has it, unless it is there."""
+    """Download one file from the first mirror that serves it, unless it is there."""
     import pooch
     from requests import RequestException
 
@@ -126,8 +126,8 @@ def _fetch(catalogue: Catalogue, path: Path, md5: str) -> None:
             )
         except RequestException as error:
             answers.append(f"{urlsplit(mirror).netloc} {_brief(error)}")
-        except ValueError:  # pooch's word for another checksum
-            answers.append(f"{urlsplit(mirror).netloc} sent a file with another checksum")
+        except ValueError:  # pooch's error for a wrong checksum
+            answers.append(f"{urlsplit(mirror).netloc} sent a file with the wrong checksum")
         else:
             return
     raise UnreachableError(
@@ -143,15 +143,15 @@ def _brief(error: Exception) -> str:
         return f"answered {error.response.status_code}"
     known = (
         (requests.Timeout, "did not answer in time"),
-        (requests.exceptions.ChunkedEncodingError, "cut the file off"),
+        (requests.exceptions.ChunkedEncodingError, "sent an incomplete file"),
         (requests.ConnectionError, "could not be reached"),
     )
-    return next((text for kind, text in known if isinstance(error, kind)), f"failed ({error})")
+    return next((text for cls, text in known if isinstance(error, cls)), f"failed ({error})")
 
 
 def _alternatives(catalogue: Catalogue) -> str:
     variable = ", or set MNIST_DIR to such a directory" if catalogue.name == "mnist" else ""
     return (
-        "Without a network, use `pipeline ingest DIRECTORY` with IDX files that you have"
+        "Without a network, use `pipeline ingest DIRECTORY` with your own IDX files"
         f"{variable}, or `pipeline ingest synthetic`."
     )

@@ -1,4 +1,4 @@
-"""The IDX set that a directory holds: which files are read, and what is said of the others."""
+"""Find the IDX set in a directory; report files that are not used."""
 
 import logging
 import os
@@ -9,8 +9,8 @@ from pathlib import Path
 from pipeline.sources.idx_names import (
     SPLITS,
     IdxName,
+    accompanies_data,
     choose_one,
-    is_company,
     nearest_role,
     read_name,
 )
@@ -18,28 +18,28 @@ from storage.errors import BadDataError, PipelineError, translate_os_errors
 from storage.idx import read_header
 
 MOST_LOOKED_INTO = 200
-"""Directories below one without IDX files that are searched for them."""
+"""Subdirectories to search for IDX files that are missing in a directory itself."""
 SHOWN_NAMES = 5
 """More files than this are counted, not named."""
 
 Role = tuple[str, str]
-"""Split and kind."""
+"""A split, and `images` or `labels`."""
 SplitFiles = dict[str, Path]
-"""The files of a split by kind: `images`, and `labels` where there are any."""
+"""The files of a split: `images`, and `labels` if it has any."""
 
 logger = logging.getLogger(__name__)
 
 
 def find_idx_files(directory: Path) -> tuple[str, dict[str, SplitFiles]]:
-    """Return the prefix and the files, by split, of the IDX set in a directory, by their names.
+    """Return the prefix and, by split, the files of the IDX set in a directory.
 
-    IDX files that are not used are named in a warning. Raises `BadDataError` where there is no
-    set, where files of several sets lie side by side, labels without their images, or a file that
-    nearly has the name of a missing one; `UnreachableError` where the directory cannot be listed.
+    A warning names IDX files that are not used. Raises `BadDataError` if there is no set, more than
+    one, labels without images, or a misnamed file in place of a missing one, and `UnreachableError`
+    if the directory cannot be listed.
     """
     with translate_os_errors("list", directory):
         paths = sorted(path for path in directory.iterdir() if not path.is_dir())
-    visible = [path.name for path in paths if not path.name.startswith(".")]  # no `._` of macOS
+    visible = [path.name for path in paths if not path.name.startswith(".")]  # macOS has `._` files
     names = [read_name(name) for name in visible]
     expected = [name for name in names if name.split]
     if len({name.prefix for name in expected}) > 1:
@@ -55,28 +55,28 @@ def find_idx_files(directory: Path) -> tuple[str, dict[str, SplitFiles]]:
 def _choose(directory: Path, expected: list[IdxName]) -> dict[Role, IdxName]:
     rivals: dict[Role, list[IdxName]] = {}
     for name in expected:
-        rivals.setdefault((str(name.split), name.kind), []).append(name)
+        rivals.setdefault((str(name.split), name.content), []).append(name)
     chosen = {}
-    for (split, kind), names in rivals.items():
+    for (split, content), names in rivals.items():
         one = choose_one(names)
         if one is None:
-            raise _ambiguous_error(directory, f"several {split} {kind[:-1]} files", names)
+            raise _ambiguous_error(directory, f"several {split} {content[:-1]} files", names)
         if not (directory / one.name).exists():
             raise BadDataError(
-                f"{directory / one.name} is a link to a file that is not there. Fetch it "
-                "(`git annex get` where git-annex keeps it), or remove the link."
+                f"{directory / one.name} is a link to a missing file. Fetch the file (with "
+                "`git annex get` if git-annex manages it), or remove the link."
             )
-        chosen[split, kind] = one
+        chosen[split, content] = one
     return chosen
 
 
 def _check_others(directory: Path, others: list[IdxName], chosen: dict[Role, IdxName]) -> None:
-    """Warn of what is IDX and not used; refuse what nearly has the name of a missing file."""
+    """Warn about unused IDX files; raise `BadDataError` for a misnamed one that is missing."""
     near, usual, unused = [], [], []
     for other in others:
         dimensions, reason = _peek(directory / other.name)
         role = None
-        if dimensions is not None or not is_company(other.name):
+        if dimensions is not None or not accompanies_data(other.name):
             role = nearest_role(other.name, dimensions)
         if role is not None and role not in chosen:
             near.append(f"{other.name} ({' '.join(role)}{reason})")
@@ -85,14 +85,14 @@ def _check_others(directory: Path, others: list[IdxName], chosen: dict[Role, Idx
             unused.append(other.name)
     if near:
         raise BadDataError(
-            f"{directory} has files that nearly have the name of an IDX file, and would be left "
-            f"out: {_shown(near)}. Finish or unpack each and name it as {usual[0]} is, or move it "
-            "to another directory."
+            f"{directory} has files whose names almost match the convention for IDX files: "
+            f"{_shown(near)}. Complete or unpack each file and rename it like {usual[0]}, or move "
+            "it to another directory."
         )
     if unused:
         logger.warning(
-            "%s has unused files that are IDX by content or name: %s. Used: %s. A name must say "
-            "the split and the kind, as train-images-idx3-ubyte does.",
+            "%s has IDX files that are not used: %s. Used: %s. A name must have the split and "
+            "images or labels, like train-images-idx3-ubyte.",
             directory,
             _shown(unused),
             ", ".join(name.name for name in chosen.values()) or "none",
@@ -100,7 +100,7 @@ def _check_others(directory: Path, others: list[IdxName], chosen: dict[Role, Idx
 
 
 def _peek(path: Path) -> tuple[int | None, str]:
-    """Return an IDX file's dimensions; None for another, and why it is none."""
+    """Return an IDX file's number of dimensions; for another file None and the reason."""
     try:
         header, _ = read_header(path)
     except PipelineError as error:
@@ -109,21 +109,20 @@ def _peek(path: Path) -> tuple[int | None, str]:
 
 
 def _by_split(directory: Path, chosen: dict[Role, IdxName]) -> dict[str, SplitFiles]:
-    found: dict[str, SplitFiles] = {}
-    for split in SPLITS:
-        files = {kind: directory / name.name for (of, kind), name in chosen.items() if of == split}
-        if files and "images" not in files:
+    by_split: dict[str, SplitFiles] = {}
+    for (split, content), name in chosen.items():
+        by_split.setdefault(split, {})[content] = directory / name.name
+    for split, files in by_split.items():
+        if "images" not in files:
             raise BadDataError(
-                f"{files['labels']}: these {split} labels have no images beside them; expected a "
-                f"file such as {split}-images-idx3-ubyte. Add it, or move the labels away."
+                f"{files['labels']} has labels, but there is no file of images for the {split} "
+                f"split, such as {split}-images-idx3-ubyte. Add it, or move the labels elsewhere."
             )
-        if files:
-            found[split] = files
-    return found
+    return {split: by_split[split] for split in SPLITS if split in by_split}
 
 
 def _none_error(directory: Path) -> BadDataError:
-    """Name the directories below that hold a set, such as torchvision's MNIST/raw."""
+    """Return the error for a directory without IDX files, naming subdirectories with some."""
     below = [
         path
         for path, _, names in islice(os.walk(directory), MOST_LOOKED_INTO)
@@ -131,14 +130,14 @@ def _none_error(directory: Path) -> BadDataError:
     ]
     if below:
         return BadDataError(
-            f"{directory} has no IDX files itself; there are some in {_shown(sorted(below))}. "
+            f"{directory} has no IDX files itself, but there are some in {_shown(sorted(below))}. "
             "Give the directory of one set."
         )
     return BadDataError(
-        f"{directory}: found no IDX file by its name; expected train-images-idx3-ubyte and "
-        "train-labels-idx1-ubyte, or t10k-, test- or val- in place of train-, raw or as .gz or "
-        ".xz, perhaps with a prefix such as emnist-letters-. Name another directory, or "
-        "rename the files."
+        f"{directory} has no IDX files; expected names such as train-images-idx3-ubyte and "
+        "train-labels-idx1-ubyte, with t10k-, test- or val- for other splits, raw, .gz or .xz, "
+        "optionally with a prefix such as emnist-letters-. Give another directory, or rename the "
+        "files."
     )
 
 
@@ -150,6 +149,6 @@ def _shown(names: list[str]) -> str:
 def _ambiguous_error(directory: Path, what: str, names: Iterable[IdxName]) -> BadDataError:
     listed = ", ".join(name.name for name in names)
     return BadDataError(
-        f"{directory}: found {what} ({listed}); expected one images and one labels file per "
-        "split. Move each set into a directory of its own."
+        f"{directory} has {what} ({listed}); expected one file of images and one of labels per "
+        "split. Move each set to its own directory."
     )

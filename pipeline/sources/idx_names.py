@@ -1,7 +1,7 @@
-"""The rule by which a file's name tells its split, its kind, and which labels go with which images.
+"""Parse names of IDX files: the split, images or labels, and which labels belong to which images.
 
-Understood are the names of MNIST and of the sets that follow it: `train-images-idx3-ubyte`,
-`t10k-labels.idx1-ubyte`, `emnist-letters-test-images-idx3-ubyte.gz`, `qmnist-test-labels-idx2-int`.
+Names of MNIST and similar sets are recognised: `train-images-idx3-ubyte`, `t10k-labels.idx1-ubyte`,
+`emnist-letters-test-images-idx3-ubyte.gz`, `qmnist-test-labels-idx2-int`.
 """
 
 import re
@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 SPLITS = ("train", "validation", "test")
-"""The splits of a dataset, in their order."""
+"""The splits of a dataset, in order."""
 COMPRESSIONS = ("", ".gz", ".xz")
-"""The endings of one file in its forms, the one preferred first: raw needs no decompression."""
+"""Suffixes of raw and compressed files, in order of preference."""
 UNFINISHED = re.compile(
     r".*(\.part|\.partial|\.tmp|\.filepart|\.crdownload|\.download|\.swp|~)",
     re.IGNORECASE | re.DOTALL,
 )
-"""Names that copying and downloading programs give to what they have not finished."""
+"""Names that copying and downloading programs give to unfinished files."""
 
 _SPLIT_OF = {
     "train": "train",
@@ -42,8 +42,8 @@ _EXPECTED = re.compile(
     rf"[-_.]idx\d*(?:[-_.](?:{_TYPES}))?",
     re.IGNORECASE | re.DOTALL,
 )
-_KIND = re.compile(r"(image|label)s?(?!l?ed)", re.IGNORECASE)
-"""A name's words for what the file holds; what is labelled, or is not, holds images."""
+_CONTENT = re.compile(r"(image|label)s?(?!l?ed)", re.IGNORECASE)
+"""Words of a name for the content; `labelled` and `labeled` say nothing about it."""
 _FORMAT = re.compile(
     rf"idx(?P<dimensions>\d*)(?:[-_.](?:{_TYPES})\b)?|\b(?:{_TYPES})\b", re.IGNORECASE
 )
@@ -52,7 +52,7 @@ _ADDED = re.compile(
     rf"(?:copy of )?(?P<name>.*?)(?:{_COPY})?(?P<compression>\.gz|\.xz)?(?:\.\d+|{_COPY})?",
     re.IGNORECASE | re.DOTALL,
 )
-"""What wget, browsers and file managers add to the name of a second copy, or keep of a URL."""
+"""Additions of wget, browsers and file managers to a second copy's name, and parts of URLs."""
 
 _OTHER_ENDINGS = (
     "arw asc avi avif b2 bmp cff cfg cksum conf cr2 cr3 crc crc32 css csv ctl db dng doc docx "
@@ -62,7 +62,7 @@ _OTHER_ENDINGS = (
     "sha256 sha256sum sha384 sha512 sha512sum sig svg tex tif tiff toml torrent tsv txt url "
     "wav webloc webm webp xls xlsx xml yaml yml"
 )
-"""Endings of files that lie beside data: checksums, documents, tables, pictures, markers."""
+"""Suffixes of files that accompany data: checksums, documents, tables, pictures, markers."""
 _OTHER_NAMES = re.compile(
     r"_.*|#.*#|(?:md5|sha\d*|b2|b3|blake\d?|ck|check)sums?(?:\.gpg)?|readme.*|licen[cs]e.*|"
     r"copying|copyright|notice|authors|contributing|citation|install|version|changelog.*|"
@@ -74,34 +74,34 @@ _OTHER_NAMES = re.compile(
 
 @dataclass(frozen=True)
 class IdxName:
-    """A file's name, and what follows from it."""
+    """A file's name and its parts."""
 
     name: str
     base: str
     """The name without .gz or .xz."""
     prefix: str
-    """What stands before the split, such as `emnist-letters`; often empty."""
+    """The part before the split, such as `emnist-letters`; often empty."""
     split: str | None
-    """One of `SPLITS`; None where the name is not one of an IDX file with split and kind."""
-    kind: str
+    """One of `SPLITS`; None unless the whole name follows the convention of IDX files."""
+    content: str
     """`images` or `labels`."""
-    says_kind: bool
-    """Whether the name says so; what does not counts as images."""
+    says_content: bool
+    """Whether the name says which; otherwise images are assumed."""
     dimensions: int
-    """The digit of `idx3`; 0 where there is none."""
+    """The digit of `idx3`; 0 without one."""
     words: str
-    """The words of the name but for kind, format and compression."""
+    """The words of the name except content, format and compression."""
     stem: str
-    """The same for images and the labels that go with them: `words`, with one word for a split."""
+    """`words` with one word for each split; images and their labels have the same."""
 
 
 def read_name(name: str) -> IdxName:
-    """Return what a name says; a file that does not say that it holds labels holds images."""
+    """Parse a file's name."""
     base = name.removesuffix(compression_of(name))
-    kinds = _KIND.findall(base)
-    kind = "labels" if kinds and kinds[-1].lower() == "label" else "images"
+    contents = _CONTENT.findall(base)
+    content = "labels" if contents and contents[-1].lower() == "label" else "images"
     digits = [match["dimensions"] for match in _FORMAT.finditer(base) if match["dimensions"]]
-    rest = _KIND.sub("-", _FORMAT.sub("-", base)).lower()
+    rest = _CONTENT.sub("-", _FORMAT.sub("-", base)).lower()
     words = [word for word in re.split(r"[-_.\s]+", rest) if word]
     prefix, split = "", None
     if expected := _EXPECTED.fullmatch(base):
@@ -112,8 +112,8 @@ def read_name(name: str) -> IdxName:
         base=base,
         prefix=prefix,
         split=split,
-        kind=kind,
-        says_kind=bool(kinds),
+        content=content,
+        says_content=bool(contents),
         dimensions=int(digits[-1][:3]) if digits else 0,
         words="-".join(words),
         stem="-".join(_SPLIT_OF.get(word, word) for word in words),
@@ -121,12 +121,12 @@ def read_name(name: str) -> IdxName:
 
 
 def choose_one(rivals: Sequence[IdxName]) -> IdxName | None:
-    """Return which of several files of one stem and kind to read; None where nothing tells.
+    """Return the file to read among several with one stem and content; None if it is ambiguous.
 
-    A raw file comes before its compressed forms, and one label for each row (idx1) before a table
-    (QMNIST's idx2-int).
+    A raw file is preferred to compressed ones, and one label per row (idx1) to a table (QMNIST's
+    idx2-int).
     """
-    if rivals[0].kind == "labels":
+    if rivals[0].content == "labels":
         fewest = min(rival.dimensions for rival in rivals)
         rivals = [rival for rival in rivals if rival.dimensions == fewest]
     if len({rival.base for rival in rivals}) > 1:
@@ -135,41 +135,41 @@ def choose_one(rivals: Sequence[IdxName]) -> IdxName | None:
 
 
 def by_stem(names: Iterable[str]) -> dict[str, dict[str, list[IdxName]]]:
-    """Return the names grouped by stem, then by kind."""
+    """Group names by stem, then by content."""
     groups: dict[str, dict[str, list[IdxName]]] = defaultdict(lambda: defaultdict(list))
     for idx_name in map(read_name, names):
-        groups[idx_name.stem][idx_name.kind].append(idx_name)
+        groups[idx_name.stem][idx_name.content].append(idx_name)
     return groups
 
 
-def tidied(name: str) -> str:
-    """Return a name without what wget, browsers and file managers add to that of a second copy."""
+def without_copy_marks(name: str) -> str:
+    """Return a name without the additions that mark a second copy, such as ` (1)`."""
     match = _ADDED.fullmatch(name)
     return name if match is None else match["name"] + (match["compression"] or "")
 
 
 def nearest_role(name: str, dimensions: int | None) -> tuple[str, str] | None:
-    """Return the split and kind that a name nearly says; None where it says no such thing.
+    """Return the split and the content that a name almost says; None for unrelated names.
 
-    `dimensions` are those of a file whose content is IDX: then the name need not say so.
+    `dimensions` is given for a file in IDX format, whose name need not mention the format.
     """
-    idx_name = read_name(tidied(name))
+    idx_name = read_name(without_copy_marks(name))
     near = (get_close_matches(word, _SPLIT_OF, 1, 0.75) for word in idx_name.words.split("-"))
     split = next((_SPLIT_OF[matches[0]] for matches in near if matches), None)
-    claims_idx = idx_name.says_kind and re.search("idx|ubyte", name, re.IGNORECASE)
+    claims_idx = idx_name.says_content and re.search("idx|ubyte", name, re.IGNORECASE)
     if split is None or (dimensions is None and not claims_idx):
         return None
-    by_content = "labels" if dimensions == 1 else "images"
-    return split, idx_name.kind if idx_name.says_kind else by_content
+    by_shape = "labels" if dimensions == 1 else "images"
+    return split, idx_name.content if idx_name.says_content else by_shape
 
 
-def is_company(name: str) -> bool:
-    """Return whether something lies beside data by its name: a checksum, a note, a picture."""
+def accompanies_data(name: str) -> bool:
+    """Return whether a name is that of a checksum, a note, a picture or the like."""
     base = name.removesuffix(compression_of(name))
     ending = base.rpartition(".")[2].lower() if "." in base else ""
     return ending in _OTHER_ENDINGS.split() or _OTHER_NAMES.fullmatch(base) is not None
 
 
 def compression_of(name: str) -> str:
-    """Return the ending that says how a file is compressed, as it stands; empty for a raw one."""
+    """Return a name's suffix `.gz` or `.xz`, in its own case; empty for a raw file."""
     return name[-3:] if name[-3:].lower() in COMPRESSIONS else ""

@@ -1,4 +1,4 @@
-"""A split in an IDX file of images and perhaps one of labels, read side by side in one pass."""
+"""A split from an IDX file of images and an optional one of labels, read together in one pass."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -15,32 +15,32 @@ from storage.events import Progress
 from storage.idx import IdxHeader, IdxReader
 
 MAX_CLASSES = 1000
-"""More distinct labels than this are taken for something other than classes."""
+"""With more distinct labels than this, a file is assumed not to contain classes."""
 QMNIST_COLUMNS = (8,)
-"""The columns of QMNIST's extended labels, which are of type int."""
+"""The shape of a row of QMNIST's extended labels, of type int."""
 
 _SHOWN_COLUMNS = 12
 _LABEL_BLOCK_ROWS = 65_536
 _LABEL_BLOCK_BYTES = 2**20
-"""The part of a labels file that is read at once."""
+"""Amount of a labels file to read at once."""
 
 
 class IdxSplit(SplitSource):
-    """The rows of an images file, with the classes of a labels file where there is one."""
+    """The rows of an images file, with the classes of an optional labels file."""
 
     def __init__(self, name: str, images: Path, labels: Path | None = None) -> None:
-        """Read the headers; raise `BadDataError` where they are not of images and labels."""
+        """Read the headers; raise `BadDataError` if they do not describe images and labels."""
         self.name = name
         self.origin = str(images)
         self.has_labels = labels is not None
         self._paths = {"images": images, **({} if labels is None else {"labels": labels})}
-        self._headers = {kind: _read_header(path) for kind, path in self._paths.items()}
-        self._digests: dict[str, FileDigests] = {}  # of the last whole pass
+        self._headers = {content: _read_header(path) for content, path in self._paths.items()}
+        self._digests: dict[str, FileDigests] = {}  # from the last complete pass
         header = self._headers["images"]
         if len(header.shape) < 2:
             raise BadDataError(
-                f"{images}: found values of shape {header.shape}; expected images, (rows, height, "
-                "width) or (rows, features). Check which file holds the images."
+                f"{images} has values of shape {header.shape}; expected images of shape (rows, "
+                "height, width) or (rows, features). Check which file contains the images."
             )
         self.rows, *shape = header.shape
         self.image_shape = tuple(shape)
@@ -52,14 +52,14 @@ class IdxSplit(SplitSource):
         rows, *columns = header.shape
         if len(columns) > 1 or max(columns, default=1) > MAX_CLASSES or header.dtype.kind == "f":
             raise BadDataError(
-                f"{path}: found {header.dtype} values of shape {header.shape}; expected labels, "
-                "whole numbers of shape (rows,), or one-hot of shape (rows, classes) with at most "
-                f"{MAX_CLASSES:,} classes. Check which file holds the labels."
+                f"{path} has {header.dtype} values of shape {header.shape}; expected labels: "
+                "integers of shape (rows,), or one-hot of shape (rows, classes) with at most "
+                f"{MAX_CLASSES:,} classes. Check which file contains the labels."
             )
         if rows != self.rows:
             raise BadDataError(
-                f"{path} holds {rows:,} labels, but {self.origin} holds {self.rows:,} images; "
-                "expected as many of both. Take both files from the same set and split."
+                f"{path} has {rows:,} labels, but {self.origin} has {self.rows:,} images; "
+                "expected equal numbers. Take both files from the same set and split."
             )
 
     def label_values(self, progress: Progress) -> list[int]:
@@ -73,7 +73,7 @@ class IdxSplit(SplitSource):
                 values.update(np.unique(labels.read(_LABEL_BLOCK_ROWS)).tolist())
                 if len(values) > MAX_CLASSES:
                     raise BadDataError(
-                        f"{reader.path}: found more than {MAX_CLASSES:,} distinct labels; expected "
+                        f"{reader.path} has more than {MAX_CLASSES:,} distinct labels; expected "
                         "classes. Check that the file's first column is the class."
                     )
             reader.finish()
@@ -82,43 +82,43 @@ class IdxSplit(SplitSource):
 
     def parts(self, rows_per_part: int) -> Iterator[Part]:
         with ExitStack() as stack:
-            readers = {kind: stack.enter_context(self._open(kind)) for kind in self._paths}
+            readers = {content: stack.enter_context(self._open(content)) for content in self._paths}
             labels = LabelReader(readers["labels"]) if self.has_labels else None
             for start in range(0, self.rows, rows_per_part):
                 images = readers["images"].read_rows(rows_per_part)
                 classes = None if labels is None else labels.read(len(images))
                 yield LoadedPart(start, start + len(images), (images, classes))
-            self._digests = {kind: reader.finish() for kind, reader in readers.items()}
+            self._digests = {content: reader.finish() for content, reader in readers.items()}
 
-    def _open(self, kind: str) -> IdxReader:
-        reader = IdxReader(self._paths[kind])
-        if reader.header != self._headers[kind]:
+    def _open(self, content: str) -> IdxReader:
+        reader = IdxReader(self._paths[content])
+        if reader.header != self._headers[content]:
             reader.close()
             raise BadDataError(
-                f"{reader.path}: the file changed while it was in use; found the shape "
-                f"{reader.header.shape}, expected {self._headers[kind].shape}. Start again."
+                f"{reader.path} changed while it was being read: its shape is "
+                f"{reader.header.shape}, expected {self._headers[content].shape}. Start again."
             )
         return reader
 
     def files(self) -> list[SourceFile]:
         return [
-            SourceFile(self._paths[kind].name, kind, **vars(digests))
-            for kind, digests in self._digests.items()
+            SourceFile(self._paths[content].name, content, **vars(digests))
+            for content, digests in self._digests.items()
         ]
 
     def fingerprint(self, progress: Progress) -> dict[str, Any]:
-        found = {}
-        for kind, path in self._paths.items():
+        fingerprint = {}
+        for content, path in self._paths.items():
             size, sha256 = hash_stored(path, lambda: progress(f"ingest {self.name}", 0, self.rows))
-            found[kind] = {"stored_bytes": size, "stored_sha256": sha256}
-        return found
+            fingerprint[content] = {"stored_bytes": size, "stored_sha256": sha256}
+        return fingerprint
 
 
 class LabelReader:
-    """The class of each row of a labels file, in order.
+    """Read the class of each row of a labels file, in order.
 
-    A file with one value for each row holds the classes. Of several columns, rows of 0 and a single
-    1 are one-hot; in QMNIST's extended labels (its README, section 2.2) the first is the class.
+    A single column has the classes. Several columns are one-hot, or QMNIST's extended labels, whose
+    first column is the class (QMNIST's README, section 2.2).
     """
 
     def __init__(self, reader: IdxReader) -> None:
@@ -127,9 +127,9 @@ class LabelReader:
         self._is_qmnist = False
 
     def read(self, count: int) -> NDArray[Any]:
-        """Return the classes of the next `count` rows `(count,)`, fewer at the end.
+        """Return the classes of the next `count` rows `(count,)`, or of fewer at the end.
 
-        Raises `BadDataError` that names the first row that has no class.
+        Raises `BadDataError` that names the first row without a class.
         """
         at_once = max(1, _LABEL_BLOCK_BYTES // self._reader.header.row_bytes)
         blocks = [self._read(min(at_once, count - done)) for done in range(0, count, at_once)]
@@ -159,24 +159,24 @@ class LabelReader:
             row = int(np.argmin(is_one_hot))
             shown = np.array2string(table[row], separator=", ", threshold=_SHOWN_COLUMNS)
             raise BadDataError(
-                f"{self._reader.path}: row {self._start + row} holds {shown}; expected a single 1 "
-                f"and otherwise 0 in its {table.shape[1]:,} columns (one-hot labels). Write the "
-                "class alone, one whole number for each row."
+                f"{self._reader.path}: row {self._start + row} holds {shown}; expected one-hot "
+                f"labels, a single 1 and otherwise 0 in {table.shape[1]:,} columns. Store one "
+                "integer per row, the class, instead."
             )
         classes: NDArray[Any] = np.argmax(table, axis=1)
         return classes
 
 
 def _check_byte_order(path: Path, dtype: np.dtype[Any], values: list[int]) -> None:
-    """Refuse labels that are classes only when read in the other byte order."""
+    """Raise `BadDataError` for labels that are classes only in the other byte order."""
     if dtype.itemsize == 1 or len(values) == 1 or values[-1] < MAX_CLASSES:
         return
     swapped = np.array(values, dtype).byteswap()
     if swapped.min() >= 0 and swapped.max() < MAX_CLASSES:
         raise BadDataError(
-            f"{path}: its values are in the wrong byte order; found labels such as {values[-1]:,}, "
-            f"which is {swapped[-1]} if read as little-endian. Write them again as big-endian, "
-            f"with values.astype('>i{dtype.itemsize}') in NumPy."
+            f"{path} is in the wrong byte order: it has labels such as {values[-1]:,}, which is "
+            f"{swapped[-1]} if read as little-endian. Write big-endian values, with "
+            f"values.astype('>i{dtype.itemsize}') in NumPy."
         )
 
 

@@ -1,7 +1,7 @@
-"""What every kind of source gives: splits, whose rows come in parts.
+"""The interface of sources: splits whose rows are read in parts.
 
-A new kind is a module beside this one with a subclass of `SplitSource`; `source.open_source` says
-which kind a name or a path is. `synthetic` is the smallest example.
+To add a source, write a subclass of `SplitSource` in a module of this folder and select it in
+`source.open_source`. `synthetic` is the smallest example.
 """
 
 from abc import ABC, abstractmethod
@@ -20,32 +20,36 @@ Rows = tuple[NDArray[Any], NDArray[Any] | None]
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file that rows came from, or a generator: then sizes and digests are None."""
+    """A file that rows were read from, or a generator; then sizes and digests are None."""
 
     name: str
-    kind: str
+    content: str
     """`images`, `labels` or `generated`."""
     stored_bytes: int | None = None
     stored_sha256: str | None = None
     decoded_bytes: int | None = None
     decoded_sha256: str | None = None
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the file as a dataset records it."""
+        return {"kind" if name == "content" else name: v for name, v in vars(self).items()}
+
 
 @dataclass(frozen=True)
 class Part(ABC):
-    """The contiguous rows [start, stop) of a split. It can be pickled and loaded on any worker."""
+    """The contiguous rows [start, stop) of a split, which any worker can unpickle and load."""
 
     start: int
     stop: int
 
     @abstractmethod
     def load(self, start: int, stop: int) -> Rows:
-        """Return rows [start, stop) of the split, all of them this part's."""
+        """Return rows [start, stop) of the split, which must be within this part."""
 
 
 @dataclass(frozen=True)
 class LoadedPart(Part):
-    """Rows that were read already; they travel with the part."""
+    """Rows that were already read; they are pickled with the part."""
 
     rows: Rows = field(repr=False)
 
@@ -61,7 +65,7 @@ class SplitSource(ABC):
     name: str
     """`train`, `validation` or `test`."""
     origin: str
-    """Where the images come from, for messages."""
+    """The file of the images, for messages."""
     rows: int
     image_shape: tuple[int, ...]
     """The shape of one image, such as (28, 28)."""
@@ -78,26 +82,26 @@ class SplitSource(ABC):
     def label_values(self, progress: Progress) -> list[int]:
         """Return the distinct labels in ascending order; none for an unlabelled split.
 
-        Takes bounded memory, and calls `progress` often enough to be stopped by it. Raises
-        `BadDataError` where the labels are damaged, or more than 1000 of them are distinct.
+        Uses bounded memory, and calls `progress`, which may raise. Raises `BadDataError` if labels
+        are damaged or more than 1000 are distinct.
         """
 
     @abstractmethod
     def parts(self, rows_per_part: int) -> Iterator[Part]:
-        """Yield all rows in order, `rows_per_part` at a time, the last part perhaps shorter.
+        """Yield all rows in order, `rows_per_part` at a time; the last part may be shorter.
 
-        Raises `BadDataError` where the data is damaged, and after the last part where something
-        follows it: only a whole pass has checked everything.
+        Raises `BadDataError` for damaged data, and after the last part for extra bytes. Only a
+        complete pass checks everything.
         """
 
     @abstractmethod
     def files(self) -> list[SourceFile]:
-        """Return what the rows came from, after a whole pass over `parts`."""
+        """Return the files that the rows came from; call it after a complete pass over `parts`."""
 
     @abstractmethod
     def fingerprint(self, progress: Progress) -> dict[str, Any]:
-        """Return what tells this content from any other, as a JSON object.
+        """Return a JSON object that identifies the content.
 
-        For files their stored size and SHA-256, wherever they lie; for generated rows what they
-        follow from.
+        For files, their stored sizes and SHA-256, independent of their location; for generated
+        rows, the generator's arguments.
         """

@@ -1,4 +1,4 @@
-"""The source `synthetic[:TRAIN[,TEST]]`: digits that are drawn where a part is loaded."""
+"""The source `synthetic[:TRAIN[,TEST]]`: digits that are generated when a part is loaded."""
 
 import re
 from collections.abc import Iterator
@@ -13,14 +13,14 @@ from storage.errors import UsageError
 from storage.events import Progress
 
 DEFAULT_ROWS = (60_000, 10_000)
-"""Rows of the train and test splits, as many as MNIST has."""
+"""Rows of the train and test splits, as in MNIST."""
 
 _SPEC = re.compile(r"synthetic(?::([0-9_]{1,19})(?:,([0-9_]{1,19}))?)?")
 
 
 @dataclass(frozen=True)
 class DrawnPart(Part):
-    """Rows of which only the numbers travel."""
+    """A part that pickles only its row numbers; the images are drawn on loading."""
 
     seed: int
     split: str
@@ -30,7 +30,7 @@ class DrawnPart(Part):
 
 
 class SyntheticSplit(SplitSource):
-    """A split of digits that the project draws itself."""
+    """A split of generated digits."""
 
     image_shape = (SIDE, SIDE)
     dtype = np.dtype(np.uint8)
@@ -56,7 +56,7 @@ class SyntheticSplit(SplitSource):
 
 
 def open_synthetic(spec: str, seed: int) -> tuple[SplitSource, ...]:
-    """Return the splits that `spec` asks for; raise `UsageError` where it is no such name."""
+    """Return the splits that `spec` describes; raise `UsageError` if it is malformed."""
     match = _SPEC.fullmatch(spec)
     train, test = DEFAULT_ROWS
     try:
@@ -67,8 +67,8 @@ def open_synthetic(spec: str, seed: int) -> tuple[SplitSource, ...]:
         match = None
     if match is None or not train:
         raise UsageError(
-            f"SOURCE {spec[:80]!r} cannot be used: expected synthetic, synthetic:TRAIN or "
-            "synthetic:TRAIN,TEST with whole numbers, TRAIN 1 or more, such as "
+            f"SOURCE {spec[:80]!r} is malformed: expected synthetic, synthetic:TRAIN or "
+            "synthetic:TRAIN,TEST, with numbers of rows and at least one for TRAIN, such as "
             "synthetic:6000,1000."
         )
     counts = {"train": train, "test": test}

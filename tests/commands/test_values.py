@@ -109,7 +109,7 @@ def test_the_hint_at_emnist_is_a_warning(call: Call, here: Path) -> None:
     """Images that are learned as they are published are told of however little is printed."""
     write(here / "emnist", CHANGES["bytes"])
     ended = call("ingest", "emnist", "--quiet")
-    assert "Warning: These look like EMNIST's files" in ended.err
+    assert "Warning: These look like EMNIST files" in ended.err
     assert "EMNIST" not in ended.out
 
 

@@ -62,7 +62,8 @@ def test_the_command_knows_all_of_them() -> None:
     ("options", "message"),
     [
         ({"compression": "gzip"}, "'gzip'; expected one of lz4, lz4hc, zstd"),
-        ({"rows_per_chunk": 0}, "The rows per chunk are 0; expected at least 1."),
+        ({"compression": "zst"}, "Did you mean 'zstd'?"),
+        ({"rows_per_chunk": 0}, "The number of rows per chunk is 0; expected at least 1."),
     ],
 )
 def test_options_out_of_range(out: Path, options: dict[str, Any], message: str) -> None:

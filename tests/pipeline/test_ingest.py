@@ -323,7 +323,7 @@ def test_a_file_that_changes_under_way(source: Path, out: Path) -> None:
             write_idx(source / TEST_LABELS, labels)
 
     message = refusal(BadDataError, opened, out, rows_per_chunk=3, progress=change)
-    assert "Row 8 has label 9; it is none of the classes found" in message
+    assert "Row 8 has label 9, which is not one of the classes" in message
     assert not out.exists()
 
 

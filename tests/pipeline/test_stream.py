@@ -270,7 +270,7 @@ def test_the_window_fits_the_shuffle_memory() -> None:
 
 def test_too_little_shuffle_memory(known: Known) -> None:
     """A memory that cannot hold two chunks is refused, with both figures."""
-    with pytest.raises(UsageError, match=r"100 bytes; two chunks of this dataset need 140\."):
+    with pytest.raises(UsageError, match=r"100 bytes, but two chunks of this dataset need 140\."):
         open_stream(known, batch_size=1, shuffle_memory=100)
 
 
@@ -280,9 +280,9 @@ def test_too_little_shuffle_memory(known: Known) -> None:
         ({"batch_size": 62}, "The batch size is 62; expected 1 to the 61 rows"),
         ({"batch_size": -1}, "The batch size is -1"),
         ({"batch_size": 1, "first_row": 61}, r"split train has rows 0\.\.60"),
-        ({"batch_size": 1, "first_row": -1}, r"Rows -1\.\.60 were asked for"),
-        ({"batch_size": 1, "first_row": 60, "rows": 2}, r"Rows 60\.\.61 were asked for"),
-        ({"batch_size": 1, "rows": 0}, "were asked for"),
+        ({"batch_size": 1, "first_row": -1}, r"Rows -1\.\.60 were requested"),
+        ({"batch_size": 1, "first_row": 60, "rows": 2}, r"Rows 60\.\.61 were requested"),
+        ({"batch_size": 1, "rows": 0}, "were requested"),
         ({"batch_size": 1, "window_chunks": 0}, "The window is 0 chunks; expected at least 1"),
         ({"batch_size": 1, "window_chunks": -2}, "The window is -2 chunks"),
     ],

@@ -115,5 +115,5 @@ def test_a_state_past_the_epochs_end(known: Known, next_batch: int) -> None:
     """61 rows make 8 mini-batches of 8: a state that goes on at the ninth is damaged."""
     with open_stream(known, batch_size=8) as stream:
         document = stream.state.to_json() | {"next_batch": next_batch}
-    with pytest.raises(BadDataError, match="an epoch of this stream has 8, from 0"):
+    with pytest.raises(BadDataError, match="an epoch of this stream has 8, counted from 0"):
         open_stream(known, batch_size=8, state=StreamState.from_json(document))

@@ -41,7 +41,9 @@ def test_one_hot() -> None:
 def test_a_label_that_is_no_class(label: int) -> None:
     """A label below, between or above the classes is refused with its row."""
     labels = np.array([1, 5, label, 5], np.uint8)
-    with pytest.raises(BadDataError, match=f"Row 2 has label {label}; it is none of the classes"):
+    with pytest.raises(
+        BadDataError, match=f"Row 2 has label {label}, which is not one of the classes"
+    ):
         one_hot(labels, np.array([1, 5, 26]))
 
 

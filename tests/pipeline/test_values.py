@@ -41,8 +41,18 @@ def stored(dataset: Dataset, split: str = "train") -> NDArray[Any]:
         ("float64", -1e308, ValueRange(0, 1), "row 6 holds the value -1e+308; expected finite"),
         ("float32", -3.4028235e38, None, r"row 6 holds the value -3.4028235e+38; expected"),
         ("float64", 1.1e18, "none", "row 6 holds the value 1.1e+18; expected finite"),
-        ("int32", 7, ValueRange(0, 1e-30), "row 6 holds the value 7, 7e+30 where 0 to 1e-30 stand"),
-        ("uint8", 7, ValueRange(0, 1e-30), "row 6 holds the value 7, 7e+30 where 0 to 1e-30 stand"),
+        (
+            "int32",
+            7,
+            ValueRange(0, 1e-30),
+            "row 6 holds the value 7 (7e+30 when 0 to 1e-30 is mapped to [0, 1])",
+        ),
+        (
+            "uint8",
+            7,
+            ValueRange(0, 1e-30),
+            "row 6 holds the value 7 (7e+30 when 0 to 1e-30 is mapped to [0, 1])",
+        ),
     ],
 )
 @pytest.mark.parametrize("name", [IMAGES, TEST_IMAGES])
@@ -158,7 +168,7 @@ def test_a_range_of_ones_own(
 def test_a_range_without_any_byte(scale: ValueRange, tmp_path: Path) -> None:
     """A range that no value of the element type lies in is refused."""
     source = write(tmp_path / "files", np.zeros((1, 1, 2), np.uint8))
-    with pytest.raises(UsageError, match=r"holds none of the values .* uint8 .* have, 0 to 255"):
+    with pytest.raises(UsageError, match=r"contains none of the values of uint8 images, 0 to 255"):
         ingest(source, tmp_path / "made", scale=scale)
 
 
@@ -179,7 +189,7 @@ def test_another_preparation(tmp_path: Path) -> None:
     assert ingest(source, tmp_path / "made", scale=ValueRange(-1, 4)).already_done
     for other in ({"scale": "none"}, {"transpose": True}):
         with pytest.raises(
-            ConflictError, match=r"--overwrite .* or give --scale -1.0,4.0 --compr.* leave it"
+            ConflictError, match=r"--overwrite .* or pass --scale -1.0,4.0 --compr.* keep it"
         ):
             ingest(source, tmp_path / "made", **other)
     replaced = ingest(source, tmp_path / "made", scale="none", overwrite=True).dataset
@@ -200,7 +210,7 @@ def test_transposed_images(shape: tuple[int, ...], tmp_path: Path) -> None:
 def test_rows_without_height_and_width(tmp_path: Path) -> None:
     """Nothing can be swapped in them."""
     source = write(tmp_path / "files", np.zeros((2, 4), np.uint8), "train-images-idx2-ubyte")
-    with pytest.raises(UsageError, match="rows of 4 values without either"):
+    with pytest.raises(UsageError, match="are rows of 4 values"):
         ingest(source, tmp_path / "made", transpose=True)
 
 

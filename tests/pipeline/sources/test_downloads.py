@@ -124,9 +124,9 @@ def test_damaged_cache(tmp_path: Path, files: dict[str, bytes]) -> None:
 @pytest.mark.parametrize(
     ("bad", "cut_off", "answer"),
     [
-        ({IMAGES: b"another file"}, False, "sent a file with another checksum"),
+        ({IMAGES: b"another file"}, False, "sent a file with the wrong checksum"),
         ({}, False, "answered 404"),
-        (None, True, "cut the file off"),
+        (None, True, "sent an incomplete file"),
     ],
 )
 def test_bad_mirror(
@@ -178,6 +178,6 @@ def test_cache_that_cannot_be_written(tmp_path: Path, files: dict[str, bytes]) -
     (tmp_path / "file").touch()
     with (
         serve(Mirror(files)) as mirror,
-        pytest.raises(UnreachableError, match="cannot be kept there"),
+        pytest.raises(UnreachableError, match="Cannot write the download"),
     ):
         download(catalogue(files, mirror.url), tmp_path / "file")

@@ -117,14 +117,14 @@ def test_near_miss(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) 
     (tmp_path / LABELS).unlink()
     message = refusal(tmp_path)
     assert f"{name} (train labels)" in message
-    assert f"name it as {LABELS} is" in message
+    assert f"rename it like {LABELS}" in message
 
 
 def test_near_miss_of_images(tmp_path: Path) -> None:
     """What is nearly images is not told to be named as labels are."""
     write_set(tmp_path)
     (tmp_path / IMAGES).rename(tmp_path / "trian-images-idx3-ubyte")
-    assert f"name it as {IMAGES} is" in refusal(tmp_path)
+    assert f"rename it like {IMAGES}" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_link_to_nothing(tmp_path: Path) -> None:
     write_set(tmp_path)
     (tmp_path / LABELS).rename(tmp_path / "elsewhere.idx")
     (tmp_path / LABELS).symlink_to(tmp_path / "nowhere")
-    assert f"{LABELS} is a link to a file that is not there" in refusal(tmp_path)
+    assert f"{LABELS} is a link to a missing file" in refusal(tmp_path)
 
 
 def test_what_is_not_used_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -163,7 +163,7 @@ def test_what_is_not_used_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixt
     (tmp_path / "train-labels.tsv.gz").write_bytes(gzip.compress(b"5\t0\n"))
     splits_of(tmp_path)
     (warning,) = caplog.messages
-    assert "IDX by content or name: xnist-images-idx3-ubyte.xz. Used:" in warning
+    assert "IDX files that are not used: xnist-images-idx3-ubyte.xz. Used:" in warning
 
 
 def test_qmnist(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_unlabelled(tmp_path: Path) -> None:
     assert not split.has_labels
     assert [] == split.label_values(no_progress)
     assert read(split)[1] is None
-    assert ["images"] == [file.kind for file in split.files()]
+    assert ["images"] == [file.content for file in split.files()]
 
 
 @pytest.mark.parametrize("rows_per_part", [1, 5, 12, 100])
@@ -254,7 +254,7 @@ def test_file_that_changes_in_use(tmp_path: Path, name: str, other: NDArray[Any]
     write_set(tmp_path)
     split = splits_of(tmp_path)[0]
     write_idx(tmp_path / name, other)
-    with pytest.raises(BadDataError, match=f"{name}: the file changed while it was in use"):
+    with pytest.raises(BadDataError, match=f"{name} changed while it was being read"):
         list(split.parts(5))
 
 
@@ -346,7 +346,7 @@ def test_counts_that_differ(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "values", "message"),
     [
-        (IMAGES, labels(12), "found values of shape (12,); expected images"),
+        (IMAGES, labels(12), "has values of shape (12,); expected images"),
         (LABELS, np.zeros(12, np.float32), "float32 values"),
         (LABELS, np.zeros((12, 2, 2), np.uint8), "(12, 2, 2)"),
         (LABELS, np.zeros((12, 1001), np.uint8), "(12, 1001)"),
@@ -365,11 +365,14 @@ def test_shapes_that_do_not_fit(
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ([TEST_LABELS], f"{TEST_LABELS}: these test labels have no images"),
+        (
+            [TEST_LABELS],
+            f"{TEST_LABELS} has labels, but there is no file of images for the test split",
+        ),
         ([IMAGES, TEST_IMAGES, "test-images-idx3-ubyte"], "several test image files"),
         ([IMAGES, f"emnist-{IMAGES}"], f"several sets (emnist-{IMAGES}, {IMAGES})"),
         ([f"emnist-letters-{IMAGES}", f"emnist-digits-{LABELS}"], "files of several sets"),
-        (["digits.idx"], "found no IDX file by its name; expected train-images-idx3-ubyte"),
+        (["digits.idx"], "has no IDX files; expected names such as train-images-idx3-ubyte"),
     ],
 )
 def test_sets_that_are_none(tmp_path: Path, names: list[str], message: str) -> None:
@@ -400,7 +403,8 @@ def test_files_beside_the_set(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "nearest"),
     [
-        ("mnits", "mnist"),
+        ("mnst", "mnist"),
+        ("fashion_mnist", "fashion-mnist"),
         ("MNIST", "mnist"),
         ("FashionMNIST", "fashion-mnist"),
         ("sythetic:60", "synthetic"),
@@ -414,6 +418,13 @@ def test_unknown_name(spec: str, nearest: str | None) -> None:
     assert "one of mnist, fashion-mnist, kmnist, synthetic" in message
     assert (nearest is not None) == ("Did you mean" in message)
     assert nearest is None or f"Did you mean {nearest!r}?" in message
+
+
+def test_misspelt_directory(tmp_path: Path) -> None:
+    """The nearest directory is suggested if the source is not like a known name."""
+    (tmp_path / "my-files").mkdir()
+    expected = f"Did you mean {str(tmp_path / 'my-files')!r}?"
+    assert expected in refusal(tmp_path / "my-fils", UsageError)
 
 
 def test_file_in_place_of_its_directory(tmp_path: Path) -> None:
@@ -457,7 +468,7 @@ def test_synthetic_parts() -> None:
     np.testing.assert_array_equal(expected_labels, found_labels)
     assert (found_images.shape[1:], found_images.dtype) == (test.image_shape, test.dtype)
     assert list(range(10)) == test.label_values(no_progress)
-    assert ["generated"] == [file.kind for file in test.files()]
+    assert ["generated"] == [file.content for file in test.files()]
     expected_fingerprint = {"digits_version": DIGITS_VERSION, "seed": 3, "rows": 7}
     assert expected_fingerprint == test.fingerprint(no_progress)
 
