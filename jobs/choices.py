@@ -1,4 +1,4 @@
-"""Where things lie, and which are meant, unless told otherwise; imports nothing, for --help."""
+"""Default places and choices of the jobs; imports nothing, so that --help is fast."""
 
 DEFAULT_DATASET = "data/mnist"
 DEFAULT_RUN = "runs/mnist"

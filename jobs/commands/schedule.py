@@ -1,4 +1,4 @@
-"""The command of the schedule. Thin: parse, call the scheduler, print."""
+"""The command `schedule`: runs another command on a cron schedule, or prints a configuration."""
 
 import sys
 from collections.abc import Callable
@@ -62,7 +62,7 @@ SHOWN_TIMES = 10
 @option("--log-json", is_flag=True, help="Print a line of JSON for each event instead.")
 @option(
     "--print",
-    "kind",
+    "scheduler",
     section="Other schedulers",
     type=Choice(["cron", "systemd", "kubernetes", "airflow"]),
     help="Print the configuration of your own scheduler.",
@@ -101,7 +101,7 @@ def schedule(
     timezone: str | None,
     catch_up: str,
     heartbeat: str | None,
-    kind: str | None,
+    scheduler: str | None,
     to: str | None,
     dry_run: bool,
     log_json: bool,
@@ -119,19 +119,19 @@ def schedule(
     from jobs.commands.logs import json_log
 
     with json_log(counting=False) if log_json else nullcontext():
-        if log_json and (kind is not None or dry_run):
+        if log_json and (scheduler is not None or dry_run):
             raise UsageError("--log-json cannot be combined with --print or --dry-run.")
-        if kind is not None and dry_run:
+        if scheduler is not None and dry_run:
             raise UsageError("--dry-run cannot be combined with --print; leave one of them out.")
-        if to is not None and kind is None:
-            raise UsageError("--to goes with --print; pass --print systemd, for example.")
+        if to is not None and scheduler is None:
+            raise UsageError("--to needs --print, such as --print systemd.")
         _check_job(job)
         from jobs.scheduling.cron import cron_times
 
         times = cron_times(cron, timezone)
-        if kind is not None:
+        if scheduler is not None:
             plan = {"catch_up": catch_up == "once", "zone_given": timezone is not None} | asked
-            _print_files(kind, times, job, to, plan)
+            _print_files(scheduler, times, job, to, plan)
         elif dry_run:
             _print_times(times)
         else:
@@ -139,11 +139,11 @@ def schedule(
 
 
 def _check_job(job: tuple[str, ...]) -> None:
-    """Refuse now what would fail each night: the command must be one, with options that can be."""
+    """Raise an error now for a command line that would fail at every run."""
     if not job:
-        raise UsageError("No command is given; put it behind --, such as -- score --split test.")
+        raise UsageError("No command is given; add one after --, such as -- score --split test.")
     command = _command(job[0])
-    if "--help" not in job[1:] and "-h" not in job[1:]:
+    if not {"--help", "--help-all", "-h"}.intersection(job[1:]):
         asked = command.make_context(f"pipeline {job[0]}", list(job[1:])).params
         if command is score:
             score_config(asked)
@@ -161,7 +161,7 @@ def _print_times(times: "CronTimes") -> None:
 
 
 def _print_files(
-    kind: str, times: "CronTimes", job: tuple[str, ...], to: str | None, plan: dict[str, Any]
+    scheduler: str, times: "CronTimes", job: tuple[str, ...], to: str | None, plan: dict[str, Any]
 ) -> None:
     import os
     from pathlib import Path
@@ -171,9 +171,9 @@ def _print_files(
     from storage.files import file_to_write
     from storage.places import open_location
 
-    # As UTF-8, whatever the locale made of the names.
+    # Decode as UTF-8, whatever the locale.
     directory, *words = (os.fsencode(text).decode() for text in (os.getcwd(), *job))
-    files = PRINTERS[kind](Plan(times, tuple(words), directory, **plan))
+    files = PRINTERS[scheduler](Plan(times, tuple(words), directory, **plan))
     if to is None:
         print_exactly("\n".join(files.values()).rstrip("\n"))
         return
@@ -195,7 +195,7 @@ def _run(
     if any("s3://" in word for word in job):
         from storage.s3_options import store_settings
 
-        store_settings({})  # variables that each night would end with
+        store_settings({})  # raises an error now for variables that would fail at every run
     beat = heartbeat_at(heartbeat, times, job)
     log = nullcontext() if log_json else attached(ScheduleHandler(times.zone))
     with log, beat.hold():
@@ -207,21 +207,21 @@ def _run(
 def _launcher(job: tuple[str, ...], log_json: bool) -> "Callable[[], Popen[bytes]]":
     """Return a function that starts the job.
 
-    Where stdout is a log of JSON, the job logs in JSON too; one that has no --log-json, or is to
-    print something else, prints on stderr.
+    With a JSON log on stdout, the job logs in JSON too. A job without --log-json, or with --json,
+    prints to stderr.
     """
     from jobs.scheduling.scheduler import launch_pipeline
 
     if not log_json or "--log-json" in job:
         return partial(launch_pipeline, job)
     knows = any("--log-json" in option.opts for option in _command(job[0]).params)
-    if knows and not {"--json", "--help", "-h"}.intersection(job):
+    if knows and not {"--json", "--help", "--help-all", "-h"}.intersection(job):
         return partial(launch_pipeline, (job[0], "--log-json", *job[1:]))
     return partial(launch_pipeline, job, stdout=sys.stderr.fileno())
 
 
 def _command(name: str) -> click.Command:
-    """Return one of the commands that can be scheduled: those beside this one."""
+    """Return a command, any but schedule; raise `UsageError` for other names."""
     group = click.get_current_context().find_root().command
     assert isinstance(group, click.Group)
     known = {other: command for other, command in group.commands.items() if other != "schedule"}

@@ -1,4 +1,4 @@
-"""The commands of scoring: score, scores, promote. Thin: parse, call a job, print."""
+"""The commands of scoring: score, scores, promote."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from jobs.scoring.config import ScoreConfig
     from storage.location import TakeOver
 
-CHECKPOINT_HELP = "best (by validation, else the latest), latest, an epoch, or a model digest."
+CHECKPOINT_HELP = "best (by validation, else latest), latest, an epoch or a model digest."
 
 
 @click.command(cls=Command)
@@ -160,17 +160,17 @@ def score(quiet: bool, verbose: bool, as_json: bool, log_json: bool, **asked: An
 
 
 def score_config(asked: dict[str, Any]) -> "ScoreConfig":
-    """Return the job that the options of `score` ask for; `UsageError` for what cannot be meant."""
+    """Return the configuration of a job; raise `UsageError` for options that exclude each other."""
     if asked["log_json"] and asked["as_json"]:
         raise UsageError("--log-json cannot be combined with --json; leave one of them out.")
     if asked["inbox"] is not None and asked["splits"]:
-        raise UsageError("--inbox is scored in place of a dataset's splits; leave out --split.")
+        raise UsageError("--split cannot be combined with --inbox; leave one of them out.")
     from jobs.scoring.config import ScoreConfig
     from jobs.scoring.gates import Gates
 
     places = [asked[name] for name in ("run", "dataset", "inbox", "models", "out")]
     if asked["model"] is not None or (asked["dataset"] is None and asked["inbox"] is None):
-        places = []  # not all are known here: the name has the run's, and the run the dataset's
+        places = []  # a promoted name records the run's place, and a run the dataset's
     changed = {
         "splits": asked["splits"] or ("test",),
         "gates": Gates(asked["min_accuracy"], asked["max_drop"]),
@@ -287,7 +287,7 @@ def promote(
     from jobs.scoring import promote as job
     from storage.places import open_location
 
-    # Without --dataset its place may be one that the run records.
+    # Without --dataset, the run may record a dataset in a store.
     places = () if asked["dataset"] is None else (asked["run"], models, asked["dataset"])
     store = options.store_options(storage_options, *places)
     if listing:

@@ -45,7 +45,7 @@ WRONG = [
     (("score", "--split", "validation"), "'validation'", "--split", "train, test"),
     (("score", "--checkpoint", "newest"), "'newest'", "best, latest"),
     (("score", "--out", "scores.txt"), "'scores.txt'", ".csv, .npz or .parquet"),
-    (("score", "--inbox", "i", "--split", "test"), "leave out --split"),
+    (("score", "--inbox", "i", "--split", "test"), "--split cannot be combined with --inbox"),
     (("score", "--inbox", "."), "The run is runs/mnist", "is inside the inbox"),
     (("score", "--inbox", "files", "--out", "files/{home}.csv"), "is inside the inbox"),
     (("score", "--model", "champion", "--checkpoint", "best"), "leave out --checkpoint"),
