@@ -7,7 +7,7 @@ With `--check` nothing is written, and the exit code is 1 if a page is out of da
 import re
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import Field, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
@@ -24,7 +24,9 @@ COMMANDS = """\
 # Commands
 
 Every command with every option, as `--help-all` shows them. The settings of a training can also be
-given in a TOML file: see [settings](settings.md). [Exit codes](exit-codes.md) have a page too."""
+given in a TOML file: see [settings](settings.md). Each command ends with an
+[exit code](exit-codes.md). A shell can [complete](../how-to/command-line.md#completion) commands,
+options and most of their values."""
 SETTINGS = """\
 # Settings
 
@@ -41,8 +43,8 @@ learning_rate = 0.004
 The run records all settings, and `pipeline inspect RUN` prints them. `train --resume` takes them
 from the run, and refuses another value of a *fixed* one, because the model depends on it. A setting
 that has no effect in a run is not compared."""
-TAIL = re.compile(r"\s*\[([^][]*)\]$")
-"""What click appends to a help text in brackets: a default, a range, `required`."""
+DEFAULT = re.compile(r"\s*\[default: (.*)\]$")
+"""The end of a help text."""
 PIPE = r"\|"
 """A vertical bar in a cell of a table."""
 TOML_TYPES = {bool: "boolean", int: "integer", float: "number", str: "string"}
@@ -55,26 +57,34 @@ class Option:
     names: str
     """Its names and the type of its value, such as `-o, --out FILE`."""
     text: str
+    """Its description, with the range of its value."""
     default: str
     """Empty if it has none."""
-    limits: str
-    """The range of its value, such as `x>=1`, or `required`; empty for none."""
 
 
-def option_of(parameter: click.Parameter, context: click.Context) -> Option:
-    """Return a parameter's entry, with the default and the limits taken out of the help text."""
-    record = parameter.get_help_record(context)
-    assert record is not None, f"{parameter.name} is hidden"
-    names, text = record
-    default, limits = "", []
-    while tail := TAIL.search(text):
-        text = text[: tail.start()]
-        for part in tail[1].split("; "):
-            if part.startswith("default: "):
-                default = part.removeprefix("default: ")
-            elif not part.startswith("env var"):
-                limits.append(part)
-    return Option(names, " ".join(text.split()), default, ", ".join(limits))
+def option_of(option: click.Parameter, context: click.Context) -> Option:
+    """Return an option's entry, with the default taken out of the help text."""
+    record = option.get_help_record(context)
+    assert record is not None, f"{option.name} is hidden"
+    default = DEFAULT.search(record[1])
+    text = DEFAULT.sub("", record[1])
+    if limits := range_of(option.type):
+        text += f" Range: {limits}."
+    return Option(record[0], text, default[1] if default else "")
+
+
+def range_of(value_type: object) -> str:
+    """Return the range of an option's values in words; empty for any value."""
+    if not isinstance(value_type, click.IntRange | click.FloatRange):
+        return ""
+    return bounds(value_type.min or None, value_type.max)
+
+
+def bounds(least: float | None, most: float | None) -> str:
+    """Return an inclusive range in words; empty if it has no lower bound."""
+    if most is not None:
+        return f"{least or 0:,} to {most:,}".removesuffix(".0")
+    return "" if least is None else f"at least {least:,}"
 
 
 def sections(command: click.Command, context: click.Context) -> dict[str, list[Option]]:
@@ -97,7 +107,11 @@ def contexts() -> Iterator[tuple[str, click.Command, click.Context]]:
 
 def commands_page() -> str:
     """Return the page of all commands and their options."""
-    parts = [COMMANDS]
+    summaries = [
+        (f"[`{name}`](#{name.replace(' ', '-')})", escaped(command.get_short_help_str(100)))
+        for name, command, _ in contexts()
+    ]
+    parts = [COMMANDS, table(("command", "purpose"), summaries[1:])]
     for name, command, context in contexts():
         parts += [f"## {name}", f"```text\n{command.get_usage(context)}\n```"]
         parts += description(command.help or "")
@@ -121,7 +135,7 @@ def options_table(options: list[Option]) -> str:
     rows = [
         (
             f"`{option.names.replace('|', PIPE)}`",
-            escaped(option.text) + (f" ({option.limits})" if option.limits else ""),
+            escaped(option.text),
             escaped(option.default),
         )
         for option in options
@@ -143,13 +157,21 @@ def settings_page() -> str:
 
 def setting_row(setting: "Field[Any]", option: Option) -> tuple[str, ...]:
     """Return a setting's cells."""
-    text = f"{option.text} {setting.metadata['more']}".rstrip()
-    if conditions := only_with(setting):
-        text += f" Only with {' and '.join(conditions)}."
+    sentences = [setting.metadata["help"], setting.metadata["more"]]
+    text = escaped(" ".join(filter(None, sentences))) + only_with(setting)
     changes = "may change" if setting.metadata["may_change"] else "fixed"
     if setting.name == "epochs":
         changes = "may change if `schedule` is `constant`"
-    return f"`{setting.name}`", values_of(setting), escaped(option.default), escaped(text), changes
+    default = default_of(setting, option)
+    return f"`{setting.name}`", values_of(setting), escaped(default), text, changes
+
+
+def default_of(setting: "Field[Any]", option: Option) -> str:
+    """Return a default as TOML has it, or its description, with a number that stands for it."""
+    if isinstance(setting.default, bool):
+        return str(setting.default).lower()
+    described = setting.default == 0 and option.default != "0"
+    return f"{option.default} (0)" if described else option.default
 
 
 def values_of(setting: "Field[Any]") -> str:
@@ -158,20 +180,22 @@ def values_of(setting: "Field[Any]") -> str:
     value_type = (*get_args(setting.type), setting.type)[0]
     if choices:
         return ", ".join(f"`{choice}`" for choice in choices)
-    if setting.metadata.get("is_size"):
+    if setting.metadata["is_size"]:
         return f'integer or string, such as `"512MiB"`; at least {least:,} bytes'
-    if most is not None:
-        return f"{TOML_TYPES[value_type]}, {least:,} to {most:,}".removesuffix(".0")
-    return TOML_TYPES[value_type] + ("" if least is None else f", at least {least:,}")
+    limits = bounds(least, most)
+    return f"{TOML_TYPES[value_type]}, {limits}" if limits else TOML_TYPES[value_type]
 
 
-def only_with(setting: "Field[Any]") -> list[str]:
-    """Return the values of other settings without which this one has no effect."""
-    needed = setting.metadata.get("only_with", {})
-    return [f"{name} {' or '.join(values)}" for name, values in needed.items()]
+def only_with(setting: "Field[Any]") -> str:
+    """Return a sentence on the settings without which this one has no effect; empty for none."""
+    needed = [
+        f"`{name}` is {' or '.join(f'`{value}`' for value in values)}"
+        for name, values in setting.metadata["only_with"].items()
+    ]
+    return f" Used only if {' and '.join(needed)}." if needed else ""
 
 
-def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     """Return a Markdown table."""
     lines = [header, tuple("---" for _ in header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
