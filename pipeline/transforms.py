@@ -21,7 +21,7 @@ def add_bias(images: NDArray[Any], bias: float) -> NDArray[Any]:
     rows = len(images)
     inputs = np.empty((rows, 1 + math.prod(images.shape[1:])), dtype=images.dtype)
     inputs[:, 0] = bias
-    inputs[:, 1:] = images.reshape(rows, -1)
+    inputs[:, 1:] = images.reshape(rows, inputs.shape[1] - 1)
     return inputs
 
 

@@ -98,7 +98,7 @@ class Predictor:
 
         Blocks of `BLOCK_ROWS` pass the network, so that the bits do not depend on the threads.
         """
-        blocks = []
+        blocks = [np.empty((0, self.network.layers[-1].outputs), np.float32)]
         with ignore_overflow():  # non-finite probabilities are never written
             for start in range(0, len(inputs), BLOCK_ROWS):
                 block = inputs[start : start + BLOCK_ROWS]

@@ -1,41 +1,134 @@
 """A trained model: the network and parameters of one of a run's checkpoints."""
 
+import logging
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from jobs.nn.architecture import parse_network
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from jobs.choices import DEFAULT_RUN
+from jobs.environment import one_blas_thread
+from jobs.nn.architecture import format_network, parse_network
 from jobs.nn.network import Network
 from jobs.nn.parameters import Floats
 from jobs.training.config import TrainConfig
+from jobs.training.evaluate import Predictor
+from jobs.training.select_checkpoint import choose_checkpoint
 from jobs.training.trainer import flat_parameters, parameters_digest, template
+from pipeline.transforms import add_bias
+from pipeline.values import check_values
 from storage.checkpoints import Checkpoint, CheckpointName, check_template
 from storage.errors import BadDataError
+from storage.places import Place, open_location
 from storage.preparation import BYTE_SCALE, Preparation
-from storage.runs import RECORD, Run
+from storage.runs import RECORD, Run, open_run
 from storage.schema import ELEMENT_TYPES
 
+logger = logging.getLogger(__name__)
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Model:
-    """What scores rows."""
+    """A trained network, loaded from a run, which predicts the classes of images."""
 
     network: Network
+    """The layers and the floating-point type."""
     parameters: Floats
+    """The parameters as a flat vector, layer by layer."""
     digest: str
-    """SHA-256 of network, dtype and parameters."""
+    """SHA-256 of network, dtype and parameters, which identifies the model."""
     checkpoint: CheckpointName
+    """The epoch and step at which the parameters were saved."""
     class_names: tuple[str, ...]
-    """In the order of the network's outputs."""
+    """The name of each class, in the order of the columns of probabilities."""
     preparation: Preparation
-    """The transforms of the training rows; rows to score are scaled by the same numbers."""
+    """The transforms of the training images; the same scaling is applied before predicting."""
     image_shape: tuple[int, ...] | None
-    """The shape of the training images; None for runs of older releases, which do not record it."""
+    """The shape of a training image; None for runs of early releases, which do not record it."""
     element_type: str | None
-    """The type of the stored training images; known for bytes even without a record."""
+    """The type of the training images' values; None if it is neither recorded nor uint8."""
+
+    @classmethod
+    def load(
+        cls,
+        run: Place = DEFAULT_RUN,
+        checkpoint: str | int = "best",
+        storage_options: Mapping[str, str] | None = None,
+    ) -> "Model":
+        """Load the model of one of a run's checkpoints.
+
+        Parameters
+        ----------
+        run
+            The run.
+        checkpoint
+            `best` (lowest validation loss, or the latest without validation), `latest`, an epoch's
+            number, or the first 8 or more digits of a model's digest.
+        storage_options
+            Options of an S3 store, for a run given by its URL.
+
+        Raises
+        ------
+        BadDataError
+            If there is no such run or checkpoint, or it is damaged.
+        UsageError
+            If `checkpoint` is no choice.
+        """
+        record = open_run(open_location(run, storage_options))
+        chosen, warnings = choose_checkpoint(record, str(checkpoint))
+        for warning in warnings:
+            logger.warning("%s", warning)
+        return model_of(record, chosen)
+
+    def predict(self, images: ArrayLike) -> NDArray[np.int64]:
+        """Return the index in `class_names` of the most probable class of each image, `(rows,)`.
+
+        Parameters and errors are those of `predict_proba`.
+        """
+        classes: NDArray[np.int64] = self.predict_proba(images).argmax(axis=1)
+        return classes
+
+    def predict_proba(self, images: ArrayLike) -> NDArray[np.float32]:
+        """Return the probability of each class for each image, `(rows, classes)`.
+
+        Parameters
+        ----------
+        images
+            An array `(rows, height, width)` or `(rows, features)`, upright as the dataset stores
+            them, with values of the training images' type and range.
+
+        Raises
+        ------
+        BadDataError
+            If the images have another shape or type, or values that are not finite.
+        """
+        array = np.asarray(images)
+        shape = array.shape[1:]
+        if shape == (self.network.layers[0].inputs,) and self.image_shape is not None:
+            shape = self.image_shape
+        check_images(self, "The array", shape, array.dtype.name)
+        scaling = self.preparation.scaling
+        if array.size:
+            check_values(array, scaling, "The array", 0)
+        predict = Predictor(self.network, self.parameters, scaling)
+        with one_blas_thread():
+            return predict(add_bias(array, self.preparation.bias(array.dtype)))[0]
+
+    def __repr__(self) -> str:
+        shape = _times(self.image_shape or (self.network.layers[0].inputs,))
+        names = ", ".join(self.class_names[:20]) + ", ..." * (len(self.class_names) > 20)
+        return (
+            f"<Model {self.digest[:12]} of checkpoint {self.checkpoint}>\n"
+            f"  network: {format_network(self.network.layers)}, {self.network.dtype}\n"
+            f"  images: {shape} {self.element_type or 'numbers'}, {self.preparation}\n"
+            f"  classes: {names}"
+        )
 
 
 def model_of(run: Run, checkpoint: Checkpoint) -> Model:
-    """Return the model of a checkpoint that was read; `BadDataError` where it is not the run's."""
+    """Return the model of a loaded checkpoint; raise `BadDataError` if it is not the run's."""
     place = f"{run.location}/{RECORD}"
     config = TrainConfig.from_json(run.configuration, place)
     try:
@@ -73,7 +166,7 @@ def model_of(run: Run, checkpoint: Checkpoint) -> Model:
 
 
 def _texts(run: Run, name: str) -> tuple[str, ...]:
-    """Return a field of what a run records of its dataset."""
+    """Return a list of texts from a run's record of its dataset."""
     values = run.dataset.get(name)
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
         raise BadDataError(f"{run.location}/{RECORD} has no list of {name}; it is damaged.")
@@ -81,20 +174,20 @@ def _texts(run: Run, name: str) -> tuple[str, ...]:
 
 
 def _images_of(run: Run) -> tuple[tuple[int, ...] | None, str | None]:
-    """Return the shape and the element type of the images that a run was trained on, if known."""
+    """Return the shape and the element type of a run's training images, if they are recorded."""
     shape, element_type = run.dataset.get("image_shape"), run.dataset.get("element_type")
     sizes = shape if isinstance(shape, list) else []
     known = shape is None or (sizes and all(type(size) is int for size in sizes))
     if not known or element_type not in (None, *ELEMENT_TYPES):
         raise BadDataError(
             f"{run.location}/{RECORD} gives its images the shape {shape!r} and the type "
-            f"{element_type!r}; expected sizes and a type of IDX."
+            f"{element_type!r}; expected sizes and an element type of IDX files."
         )
     return (None if shape is None else tuple(sizes)), element_type
 
 
 def check_images(model: Model, place: str, image_shape: tuple[int, ...], element_type: str) -> None:
-    """Raise `BadDataError` where images, as stored at `place`, are not like the model's."""
+    """Raise `BadDataError` if images at `place` differ from the model's in shape or type."""
     trained, features = model.image_shape, model.network.layers[0].inputs
     if math.prod(image_shape) != features or image_shape != (trained or image_shape):
         raise BadDataError(
@@ -103,7 +196,7 @@ def check_images(model: Model, place: str, image_shape: tuple[int, ...], element
         )
     expected = model.element_type
     if expected is None and element_type != "uint8":
-        return  # all that is known of a run of an older release: its images are not bytes
+        return  # a run of an early release records no type, only that it was not bytes
     if expected is None or _family(element_type) != _family(expected):
         raise BadDataError(
             f"{place} holds values of type {element_type}; the run was trained on values of "
@@ -117,5 +210,5 @@ def _times(shape: tuple[int, ...]) -> str:
 
 
 def _family(element_type: str) -> str:
-    """Return the same for types whose values are taken for the same: all floats."""
+    """Return one name for the types that may stand for each other: all floats."""
     return "float" if element_type.startswith("float") else element_type
