@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
 from storage import documents
-from storage.errors import BadDataError, UsageError
+from storage.errors import BadDataError, UsageError, did_you_mean
 from storage.location import Location, Lock, TakeOver
 from storage.places import referenced
 
@@ -115,13 +115,13 @@ def open_name(place: Location, name: str) -> ModelName:
 
 
 def held_name(place: Location, name: str) -> tuple[ModelName, Holder]:
-    """Return a name and who has it. Raises `UsageError` where nobody does."""
+    """Return a name and its model. Raises `UsageError` if no model has it."""
     model = open_name(place, name)
     if model.holder is None:
-        known = ", ".join(other for other in names(place) if _is_held(place, other)) or "none"
+        known = [other for other in names(place) if _is_held(place, other)]
         raise UsageError(
-            f"No model is called {name!r} in {place} (there: {known}). Give one the name with "
-            f"`pipeline promote RUN --as {name}`."
+            f"No model is called {name!r} in {place}, which has {', '.join(known) or 'none'}."
+            f"{did_you_mean(name, known)} To name one: `pipeline promote RUN --as {name}`."
         )
     return model, model.holder
 

@@ -38,7 +38,7 @@ from obstore.exceptions import (
 )
 from obstore.store import S3Store
 
-from storage.errors import UnreachableError, UsageError
+from storage.errors import UnreachableError, UsageError, did_you_mean
 from storage.s3_answers import code_of, first_line, may_pass, not_s3, reason, refusal
 from storage.s3_options import CLIENT_OPTIONS, ENDPOINT, ENDPOINT_OF_S3, REGION, RETRIES
 
@@ -113,6 +113,8 @@ RETRY_SECONDS = 60.0
 TIMEOUT = "30s"
 """How long one try may take, from its sending to the last byte of its answer."""
 CONNECT_TIMEOUT = "5s"
+COMMON_OPTIONS = ("endpoint_url", "region", "access_key_id", "skip_signature", "timeout")
+"""Storage options that a message names."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 """Seconds between tries: doubled each time, and drawn at random from the upper half."""
 CONDITIONAL_TRIES = 5
@@ -145,10 +147,11 @@ class S3Client:
         try:
             return S3Store(self.bucket, retry_config={"max_retries": 0}, **settings)
         except UnknownConfigurationKeyError as error:
-            name = re.search(r"key: '(.*?)'", str(error))
+            key = re.search(r"key: '(.*?)'", str(error))
+            name = key[1] if key else ""
             raise UsageError(
-                f"--storage-option {name[1] if name else ''} is not known; expected one of "
-                "obstore's for S3, such as endpoint_url, region, access_key_id or timeout."
+                f"--storage-option {name} is not known; expected one of obstore's for S3, such as "
+                f"{', '.join(COMMON_OPTIONS)}.{did_you_mean(name, COMMON_OPTIONS)}"
             ) from error
         except (BaseError, ValueError, TypeError) as error:
             raise UsageError(f"A --storage-option cannot be used: {first_line(error)}.") from error

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from jobs.commands import completion, options
-from jobs.commands.sections import Choice, Command, option
+from jobs.commands.sections import Choice, Command, IntRange, option
 from jobs.output import one_line
 from jobs.signals import stop_on_signals
 from storage.errors import BadDataError, UsageError
@@ -42,7 +42,7 @@ STOPPED = "Stopped; nothing was published. Run the same command to start again."
 @option(
     "--rows-per-chunk",
     section="Data",
-    type=click.IntRange(1),
+    type=IntRange(1),
     metavar="N",
     show_default="as many as make 1.5 MB",
     help="Rows stored and read together.",
@@ -65,7 +65,7 @@ STOPPED = "Stopped; nothing was published. Run the same command to start again."
     "--seed",
     section="Data",
     default=0,
-    type=click.IntRange(0),
+    type=IntRange(0),
     metavar="N",
     help="Random seed of synthetic digits.",
 )

@@ -11,7 +11,7 @@ import click
 
 from jobs.choices import DEFAULT_DATASET, DEFAULT_MODELS
 from jobs.commands import completion
-from jobs.commands.sections import option
+from jobs.commands.sections import IntRange, option
 from pipeline.cluster.options import DEFAULT_TIMEOUT, ClusterOptions
 from storage.errors import UsageError
 
@@ -73,7 +73,7 @@ threads = option(
     default=0,
     show_default="all cores",
     metavar="N",
-    type=click.IntRange(0, 1024),
+    type=IntRange(0, 1024),
     help="CPU cores to compute on.",
 )
 log_json = option(
@@ -185,7 +185,7 @@ cluster = combined(
         "--workers",
         section="Cluster",
         metavar="N",
-        type=click.IntRange(0, 1024),
+        type=IntRange(0, 1024),
         help="Start a local Dask cluster of N processes; 0 uses no cluster, whatever Dask's "
         "configuration says.",
     ),

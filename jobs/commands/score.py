@@ -6,7 +6,7 @@ import click
 
 from jobs.choices import DEFAULT_CHECKPOINT, DEFAULT_RUN, DEFAULT_SETTLE
 from jobs.commands import completion, options
-from jobs.commands.sections import Command, option
+from jobs.commands.sections import Command, IntRange, option
 from jobs.signals import stop_on_signals
 from storage.errors import UsageError
 
@@ -121,7 +121,7 @@ CHECKPOINT_HELP = "best (by validation, else latest), latest, an epoch or a mode
     "--retries",
     section="Retries",
     default=0,
-    type=click.IntRange(0),
+    type=IntRange(0),
     metavar="N",
     help="Number of retries after a connection failure (exit 6).",
 )

@@ -16,17 +16,20 @@ SECTIONS = (
 """The sections of a help text, in this order."""
 ADVANCED = {"Retries", "Rounds", "Cluster", "Storage"}
 """Sections that only --help-all shows."""
-METAVARS: dict[type, str] = {
-    **dict.fromkeys((type(click.INT), click.IntRange), "N"),
-    **dict.fromkeys((type(click.FLOAT), click.FloatRange), "X"),
-}
-"""How help shows a value by its type; a choice's values are in its description."""
+METAVARS = {"integer": "N", "float": "X"}
+"""The placeholder of a value in help, by the name of its type."""
 WIDTH = 80
 DEFAULT = re.compile(r"\[default: [^]]{1,45}\]")
 """A default that is kept on one line."""
 NO_BREAK = "\xa0"
 TERM_WIDTH = 25
 """Longer options have their description on the next line."""
+
+
+class IntRange(click.IntRange):
+    """A range whose error says `'x' is not a valid integer`."""
+
+    name = "integer"
 
 
 class Choice(click.Choice[str]):
@@ -49,7 +52,7 @@ class Option(click.Option):
         super().__init__(*declarations, **settings)
         self.section = section
         self.advanced = advanced or section in ADVANCED
-        self.metavar = self.metavar or METAVARS.get(type(self.type))
+        self.metavar = self.metavar or METAVARS.get(self.type.name)
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str]:
         text = self.help or ""

@@ -10,7 +10,13 @@ from typing import Any, Self
 from jobs.nn.choices import INITS, OPTIMIZERS, SCHEDULES
 from jobs.training.settings import LONGEST, Setting, check_range, convert, setting_field
 from storage.documents import digest_of
-from storage.errors import UNUSABLE_NAME, BadDataError, UnreachableError, UsageError
+from storage.errors import (
+    UNUSABLE_NAME,
+    BadDataError,
+    UnreachableError,
+    UsageError,
+    did_you_mean,
+)
 from storage.files import open_regular
 
 VALIDATION = "validation"
@@ -232,9 +238,11 @@ class TrainConfig:
         if names == ("none",):
             return ()
         if not names or len(set(names)) != len(names) or set(names) - {*EVALUATED}:
+            unknown = next((name for name in names if name not in EVALUATED), "")
             raise UsageError(
                 f"--evaluate is {self.evaluate!r}; expected none, or some of "
                 f"{', '.join(EVALUATED)} with commas between them."
+                f"{did_you_mean(unknown, (*EVALUATED, 'none'))}"
             )
         return names
 
@@ -330,7 +338,9 @@ def read_toml(path: Path) -> dict[str, Any]:
             raise UsageError(f"{path} has more than {TOML_LIMIT:,} bytes; it is no configuration.")
         return tomllib.loads(data.decode())
     except FileNotFoundError:
-        raise UsageError(f"There is no configuration file {path}.") from None
+        others = [other.name for other in path.parent.glob("*.toml")]
+        hint = did_you_mean(path.name, others)
+        raise UsageError(f"There is no configuration file {path}.{hint}") from None
     except OSError as error:
         error_type = UsageError if error.errno in UNUSABLE_NAME else UnreachableError
         raise error_type(f"Cannot read {path}: {error.strerror}. Give a TOML file.") from error

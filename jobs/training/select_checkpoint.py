@@ -20,7 +20,7 @@ from storage.checkpoints import (
     load_newest,
     parse_name,
 )
-from storage.errors import BadDataError, UsageError
+from storage.errors import BadDataError, UsageError, did_you_mean
 from storage.location import Location
 from storage.places import Place, open_location
 from storage.runs import Run
@@ -108,7 +108,7 @@ def _chosen(
         return _of_digest(run, choice, names), ()
     raise UsageError(
         f"--checkpoint is {choice!r}; expected best, latest, the number of an epoch, or the "
-        "first 8 or more digits of a model's digest."
+        f"first 8 or more digits of a model's digest.{did_you_mean(choice, ('best', 'latest'))}"
     )
 
 

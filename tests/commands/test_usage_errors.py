@@ -151,6 +151,10 @@ MEANT = [
     (("ingest", "--compression", "LZ4"), "'lz4'"),
     (("score", "-m", "x"), "'--model'"),
     (("help",), "'--help'"),
+    (("train", "--evaluate", "tset"), "'test'"),
+    (("train", "--config", "setings.toml"), "'settings.toml'"),
+    (("score", "--checkpoint", "lates"), "'latest'"),
+    (("score", "--model", "champon"), "'champion'"),
     ((*NIGHTLY, "--print", "cronn", "--", "score"), "'cron'"),
     (("train", "--weight-decay", "1"), "'--l2'"),
     (("ingest", "--output", "x"), "'--out'"),
@@ -160,8 +164,13 @@ MEANT = [
 
 
 @pytest.mark.parametrize(("words", "meant"), MEANT, ids=" ".join)
-def test_what_was_meant(words: tuple[str, ...], meant: str, call: Call) -> None:
+def test_what_was_meant(
+    words: tuple[str, ...], meant: str, dataset: Path, run: Path, call: Call
+) -> None:
     """The message names the nearest command, option or value."""
+    (run.parent.parent / "settings.toml").touch()
+    if "--model" in words:
+        assert 0 == call("promote", "--as", "champion").code
     assert_refused(call(*words), USAGE, f"Did you mean {meant}?")
 
 
