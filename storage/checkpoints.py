@@ -1,4 +1,4 @@
-"""Checkpoints of a run: save, load, list, prune, and fall back from a damaged one."""
+"""Checkpoints of a run: save, load, list, prune, and fall back from a damaged one to an older."""
 
 import hashlib
 import re
@@ -23,7 +23,7 @@ DIRECTORY = "checkpoints"
 STATE = "state.safetensors"
 MANIFEST = "manifest.json"
 PINS = "pins"
-"""The directory of a run with an object for each checkpoint that has been given a name."""
+"""The directory of a run with an object for each promoted checkpoint."""
 RECORDED = {
     "state_bytes": int,
     "state_sha256": str,
@@ -31,7 +31,7 @@ RECORDED = {
     "config_digest": str,
     "progress": dict,
 }
-"""The fields of a manifest that are not known beforehand."""
+"""The fields of a manifest whose values are not known in advance."""
 NAME = re.compile(r"(\d{6,})-(\d{6,})")
 
 Tensors = dict[str, NDArray[Any]]
@@ -39,7 +39,7 @@ Tensors = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True, order=True)
 class CheckpointName:
-    """Where in the run a checkpoint was taken: whole epochs, then steps of the next one."""
+    """A checkpoint's position: completed epochs, then steps of the next one."""
 
     epoch: int
     step: int
@@ -49,20 +49,20 @@ class CheckpointName:
 
     @property
     def key(self) -> str:
-        """Return the checkpoint's directory inside the run."""
+        """The checkpoint's directory in the run."""
         return f"{DIRECTORY}/{self}"
 
 
 @dataclass(frozen=True, repr=False)
 class Checkpoint:
-    """A checkpoint that has been read, every digest checked."""
+    """A checkpoint that was read, with all digests checked."""
 
     name: CheckpointName
     tensors: Tensors
     parameters_digest: str
-    """SHA-256 over the parameters: the model's digest."""
+    """SHA-256 of the parameters: the model's digest."""
     progress: dict[str, Any]
-    """The trainer's own state: the stream's, the running sums, the metrics so far."""
+    """The rest of the trainer's state: the stream's, the sums of the epoch, the metrics so far."""
 
     def __repr__(self) -> str:
         values = sum(tensor.size for tensor in self.tensors.values())
@@ -82,7 +82,7 @@ def save_checkpoint(
     config_digest: str,
     progress: dict[str, Any],
 ) -> None:
-    """Write a checkpoint, durable and whole, or nothing; one of the same name is replaced."""
+    """Write a checkpoint atomically, replacing one of the same name."""
     state = save_safetensors({key: np.asarray(tensors[key], order="C") for key in sorted(tensors)})
     manifest = _identity(run, name) | {
         "state_bytes": len(state),
@@ -108,21 +108,21 @@ def _identity(run: Run, name: CheckpointName) -> dict[str, Any]:
 
 
 def list_checkpoints(run: Run) -> list[CheckpointName]:
-    """Return the names of the run's checkpoints, sound or not, oldest first."""
+    """Return the names of all checkpoints, sound or not, oldest first."""
     return sorted(filter(None, map(parse_name, run.location.trees(DIRECTORY, MANIFEST))))
 
 
 def parse_name(text: str) -> CheckpointName | None:
-    """Return the checkpoint's name that a directory's name is; None where it is another."""
+    """Return a checkpoint's name from a directory's; None if the directory is something else."""
     match = NAME.fullmatch(text)
     name = CheckpointName(int(match[1]), int(match[2])) if match else None
     return name if str(name) == text else None
 
 
 def load_checkpoint(run: Run, name: CheckpointName, template: Tensors | None = None) -> Checkpoint:
-    """Return a checkpoint, its digests checked, its tensors compared with a template's.
+    """Return a checkpoint, checked against its digests and the names and shapes of a template.
 
-    Raises `BadDataError` that names the file and what is wrong with it.
+    Raises `BadDataError` that names the damaged file.
     """
     location = run.location.child(name.key)
     try:
@@ -131,7 +131,7 @@ def load_checkpoint(run: Run, name: CheckpointName, template: Tensors | None = N
         _check_manifest(run, name, manifest, f"{location}/{MANIFEST}")
         state = _read_state(location, manifest)
     except FileNotFoundError as error:
-        raise BadDataError(f"{location} is not a whole checkpoint: {error} is missing.") from None
+        raise BadDataError(f"{location} is incomplete: {error} is missing.") from None
     try:
         tensors = load_safetensors(state)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
@@ -145,8 +145,9 @@ def _check_manifest(run: Run, name: CheckpointName, manifest: dict[str, Any], pl
     for field, value in _identity(run, name).items():
         if manifest.get(field) != value:
             raise BadDataError(
-                f"{place} has {field} {manifest.get(field)!r}; {RECORD} and the checkpoint's name "
-                f"expect {value!r}. Restore what belongs to another run, checkpoint or release."
+                f"{place} has {field} {manifest.get(field)!r}; expected {value!r} by {RECORD} and "
+                "the checkpoint's name. It belongs to another run, checkpoint or release: restore "
+                "the right one."
             )
     documents.check_fields(manifest, RECORDED, place)
 
@@ -155,27 +156,27 @@ def _read_state(location: Location, manifest: dict[str, Any]) -> bytes:
     size = location.size(STATE)
     if size != manifest["state_bytes"]:
         raise BadDataError(
-            f"{location}/{STATE} has {size:,} bytes; its manifest says "
-            f"{manifest['state_bytes']:,}: it is damaged."
+            f"{location}/{STATE} has {size:,} bytes; expected {manifest['state_bytes']:,}: it is "
+            "damaged."
         )
     state = location.get(STATE)
     digest = hashlib.sha256(state).hexdigest()
     if digest != manifest["state_sha256"]:
         raise BadDataError(
-            f"{location}/{STATE} has digest {digest}; its manifest says "
-            f"{manifest['state_sha256']}: it is damaged."
+            f"{location}/{STATE} has digest {digest}; expected {manifest['state_sha256']}: it is "
+            "damaged."
         )
     return state
 
 
 def check_template(location: Location, tensors: Tensors, template: Tensors) -> None:
-    """Raise `BadDataError` where tensors have other names, shapes or types than a template's."""
+    """Raise `BadDataError` if tensors have other names, shapes or types than a template's."""
     saved = {key: f"{value.dtype}{list(value.shape)}" for key, value in tensors.items()}
-    wanted = {key: f"{value.dtype}{list(value.shape)}" for key, value in template.items()}
+    expected = {key: f"{value.dtype}{list(value.shape)}" for key, value in template.items()}
     differing = [
-        f"{key}: {saved.get(key, 'nothing')} saved, {wanted.get(key, 'nothing')} expected"
-        for key in sorted(saved.keys() | wanted.keys())
-        if saved.get(key) != wanted.get(key)
+        f"{key}: {saved.get(key, 'nothing')} saved, {expected.get(key, 'nothing')} expected"
+        for key in sorted(saved.keys() | expected.keys())
+        if saved.get(key) != expected.get(key)
     ]
     if differing:
         raise BadDataError(f"{location}/{STATE} does not fit the run: {'; '.join(differing)}.")
@@ -186,15 +187,15 @@ def load_newest(
 ) -> Iterator[Checkpoint | tuple[CheckpointName, BadDataError]]:
     """Yield each damaged checkpoint with its error, newest first, then the newest sound one.
 
-    Yields nothing where the run has no checkpoint. Raises `BadDataError` where it has some and
-    none is sound: a fresh start would throw the run away without a word.
+    Yields nothing if the run has no checkpoint. Raises `BadDataError` if all are damaged: starting
+    again would silently discard the run.
     """
     names = list_checkpoints(run)
     for name in reversed(names):
         try:
             checkpoint = load_checkpoint(run, name, template)
         except BadDataError as error:
-            if name in list_checkpoints(run):  # else its successor came, and it was pruned
+            if name in list_checkpoints(run):  # else it was pruned after a newer one was saved
                 yield name, error
         else:
             yield checkpoint
@@ -203,17 +204,17 @@ def load_newest(
         yield from load_newest(run, template)
     elif names:
         raise BadDataError(
-            f"None of the {len(names)} checkpoints of {run.location} is sound; nothing was changed."
-            f" Restore one, or the {RECORD} that they belong to, or train into another --run."
+            f"All {len(names)} checkpoints of {run.location} are damaged; nothing was changed. "
+            f"Restore one, or the {RECORD} that they belong to, or train into another --run."
         )
 
 
 def prune_checkpoints(
     run: Run, saved: CheckpointName, keep: int, also: set[CheckpointName]
 ) -> None:
-    """Remove all but the newest `keep` (at least 1) up to `saved`, `also`, and pinned ones.
+    """Remove all checkpoints but the newest `keep` (at least 1) up to `saved`, `also` and pins.
 
-    Those later than `saved` are removed too: the run is back before them because they are damaged.
+    Those later than `saved` are removed too: they are damaged, and the run continues before them.
     """
     names = list_checkpoints(run)
     kept = [name for name in names if name <= saved][-keep:]
@@ -223,20 +224,20 @@ def prune_checkpoints(
 
 
 def pin_checkpoint(run: Run, name: CheckpointName) -> None:
-    """Keep a checkpoint for good, whatever the run's training prunes."""
+    """Protect a checkpoint from pruning, permanently."""
     pin = {"checkpoint": str(name), "run_id": run.run_id}
     run.location.put(f"{PINS}/{name}.json", documents.sealed_bytes(pin))
 
 
 def is_pinned(run: Run, name: CheckpointName) -> bool:
-    """Return whether a checkpoint is kept for good."""
+    """Return whether a checkpoint is protected from pruning."""
     return run.location.exists(f"{PINS}/{name}.json")
 
 
 def recorded_metrics(run: Run) -> list[dict[str, Any]]:
-    """Return the lines of metrics.jsonl, compared with the newest sound checkpoint's copy of them.
+    """Return the lines of metrics.jsonl, compared with the newest sound checkpoint's copy.
 
-    A death before an epoch's checkpoint leaves one line more; damaged newer checkpoints leave
+    A crash before an epoch's checkpoint leaves one more line; damaged newer checkpoints leave
     several. Raises `BadDataError` for any other difference.
     """
     saved: Any = []
@@ -249,12 +250,12 @@ def recorded_metrics(run: Run) -> list[dict[str, Any]]:
         except BadDataError:
             damaged = True
     lines = run.metrics()
-    if list_checkpoints(run) != names:  # a training has saved another: look again
+    if list_checkpoints(run) != names:  # a training has saved another one: try again
         return recorded_metrics(run)
     if not isinstance(saved, list) or lines[: len(saved)] != saved:
         raise BadDataError(
             f"{run.location}/{METRICS} does not have the lines that the newest sound checkpoint "
-            "recorded; it is damaged or another run's. `pipeline train --resume` writes it anew."
+            "recorded: it is damaged or another run's. `pipeline train --resume` rewrites it."
         )
     if len(lines) > len(saved) + 1 and not damaged:
         raise BadDataError(
@@ -265,5 +266,5 @@ def recorded_metrics(run: Run) -> list[dict[str, Any]]:
 
 
 def sweep_checkpoints(run: Run) -> None:
-    """Remove what dead writers left of them; the caller holds the run's lock."""
+    """Remove unfinished checkpoints of dead writers; the caller holds the run's lock."""
     run.location.sweep_trees(DIRECTORY, MANIFEST)

@@ -1,13 +1,13 @@
 """Read and write whole chunks of a Zarr v3 array, and describe the array in `zarr.json`.
 
-Zarr's own reads and writes go through one event loop that all threads of a process share: 0.4 to
-0.8 ms a chunk, and no faster on four threads than on one. Importing Zarr takes longer than
-ingesting or scoring a small set. This module follows the Zarr v3 specification and its
-`sharding_indexed` codec, uses the codecs that Zarr uses, and writes what Zarr would write.
+Zarr's own reads and writes share one event loop per process: 0.4 to 0.8 ms per chunk, no faster on
+four threads than on one. Importing Zarr takes longer than ingesting or scoring a small dataset.
+This module follows the Zarr v3 specification and its `sharding_indexed` codec, and writes what Zarr
+would write, with the same codecs.
 
-A compressed chunk begins with what tells its codec. MNIST, 47 MB on one core: `lz4` makes 14 MB and
-decodes in 14 ms; `lz4hc` 11 MB in 9 ms, but takes six times as long to encode; `zstd` 10 MB in
-34 ms.
+A chunk's first bytes identify its compression. MNIST, 47 MB on one core: `lz4` gives 14 MB and
+decodes in 14 ms; `lz4hc` gives 11 MB and decodes in 9 ms, but takes six times as long to encode;
+`zstd` gives 10 MB and decodes in 34 ms.
 """
 
 import hashlib
@@ -28,32 +28,31 @@ from storage.errors import BadDataError, UnreachableError, shortage
 from storage.location import Location, Write
 from storage.schema import LZ4, LZ4HC, ZSTD, InChunks
 
-blosc.use_threads = False  # as Zarr has it: threads work on chunks side by side
+blosc.use_threads = False  # as in Zarr: chunks are decoded in parallel instead
 
 LEVELS = {LZ4: 9, LZ4HC: 5, ZSTD: 1}
-"""The level of each: the next one costs far more time than it saves bytes."""
+"""Compression levels: the next level costs much more time and saves few bytes."""
 
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-"""How a Zstandard frame begins (RFC 8878)."""
+"""The first bytes of a Zstandard frame (RFC 8878)."""
 BLOSC_HEADER = struct.Struct("<4B3I")
-"""Version, version of the codec's format, flags and element size; then the decoded bytes, those of
-a block, and the stored ones."""
+"""Version, codec version, flags, element size; decoded, block and stored size in bytes."""
 BLOSC_VERSIONS = (2, 1)
-"""The versions of Blosc 1 and of LZ4 in it."""
+"""The versions of Blosc 1 and of its LZ4 format."""
 BLOSC_SHUFFLED, BLOSC_LZ4 = 0x01, 0x20
-"""Flags that follow from the element size alone."""
+"""Flags that follow from the element size."""
 BLOSC_FREE = 0x02 | 0x10
-"""Flags that Blosc chooses itself: stored uncompressed, and blocks that are not split."""
+"""Flags that Blosc chooses: stored uncompressed, blocks not split."""
 
 CHECKSUM_BYTES = 4
 CHECKED = 0x48674BC7
-"""The CRC-32C of anything that is followed by its own CRC-32C, little-endian."""
+"""The CRC-32C of any bytes followed by their own CRC-32C, little-endian."""
 INDEX_ENTRY_BYTES = 16
-"""A shard's index has offset and length, little-endian uint64, of each of its chunks."""
+"""A shard's index holds each chunk's offset and length as little-endian uint64."""
 NO_CHUNK = 2**64 - 1
-"""Both of a chunk that lies beyond the array's end."""
+"""Offset and length of a chunk beyond the array's end."""
 SHARED_PLACE = "give one on a disk that all see by the same absolute path, or in an S3 store."
-"""What to do where processes on several machines do not see the same."""
+"""Advice for places that must be visible from several machines."""
 CRC32C = {"name": "crc32c"}
 
 Document: TypeAlias = dict[str, Any]
@@ -61,7 +60,7 @@ Document: TypeAlias = dict[str, Any]
 
 
 def encode(values: NDArray[np.generic], compression: str) -> bytes:
-    """Return the values of a contiguous array, compressed; Blosc groups their first bytes first."""
+    """Return the values of a contiguous array, compressed; Blosc shuffles their bytes."""
     level, size = LEVELS[compression], values.itemsize
     codec = (
         Zstd(level, checksum=True)
@@ -73,10 +72,10 @@ def encode(values: NDArray[np.generic], compression: str) -> bytes:
 
 
 def decode(stored: memoryview, out: NDArray[np.generic]) -> None:
-    """Fill all of `out`, which is contiguous, with what `encode` was given.
+    """Decode what `encode` returned into `out`, which is contiguous, and fill all of it.
 
-    Raises RuntimeError or ValueError where the bytes are damaged or of another length, or where
-    anything but `encode` made them: what is accepted decodes to the same values each time.
+    Raises `RuntimeError` or `ValueError` for damaged bytes, another length, or an encoding that
+    `encode` does not produce.
     """
     raw = out.reshape(-1).view(np.uint8)
     if stored[:4] == ZSTD_MAGIC:
@@ -88,7 +87,7 @@ def decode(stored: memoryview, out: NDArray[np.generic]) -> None:
 
 
 def _check_zstd(stored: memoryview, size: int) -> None:
-    """Raise ValueError where the header (RFC 8878, section 3.1.1.1) claims another size."""
+    """Raise `ValueError` if the frame header (RFC 8878, section 3.1.1.1) claims another size."""
     descriptor = stored[4] if len(stored) > 4 else 0
     single_segment = descriptor >> 5 & 1
     length = (single_segment, 2, 4, 8)[descriptor >> 6]
@@ -99,17 +98,17 @@ def _check_zstd(stored: memoryview, size: int) -> None:
 
 
 def _check_blosc(stored: memoryview, size: int, itemsize: int) -> None:
-    """Raise ValueError for a header that `encode` does not write for elements of this size.
+    """Raise `ValueError` for a header that `encode` does not write for elements of this size.
 
-    Blosc believes it: other lengths would have it read or write elsewhere, and a block that does
-    not divide by the element size leaves bytes as they were.
+    Blosc trusts the header: a wrong length makes it read or write out of bounds, and a block size
+    that the element size does not divide leaves bytes of the output unset.
     """
     if len(stored) < BLOSC_HEADER.size:
         raise ValueError("its header is cut off")
     *versions, flags, element, decoded, block, length = BLOSC_HEADER.unpack_from(stored)
     expected = BLOSC_LZ4 | (BLOSC_SHUFFLED if itemsize > 1 else 0)
     if (*versions, flags & ~BLOSC_FREE, element) != (*BLOSC_VERSIONS, expected, itemsize):
-        raise ValueError("it is neither Zstandard nor LZ4 in Blosc's container, as we write them")
+        raise ValueError("it is neither a Zstandard frame nor LZ4 in a Blosc container")
     if (decoded, length) != (size, len(stored)) or not block or block % itemsize:
         raise ValueError(
             f"its header claims {decoded} bytes in {length}, by blocks of {block}; expected {size} "
@@ -119,58 +118,58 @@ def _check_blosc(stored: memoryview, size: int, itemsize: int) -> None:
 
 @dataclass(frozen=True)
 class ChunkedArray(InChunks):
-    """The chunks of one two-dimensional array, chunked by whole rows."""
+    """The chunks of a one- or two-dimensional array, chunked by whole rows."""
 
     location: Location
-    """The array's own directory."""
+    """The array's directory."""
     rows: int
     columns: int
     dtype: str
     chunk_rows: int
     dimensions: tuple[str, ...]
-    """Their names; an array of one dimension reads as one column."""
+    """Their names; a one-dimensional array is read as one column."""
     chunks_per_shard: int = 1
     compression: str = ZSTD
-    """How chunks are written; those that were written otherwise are read as well."""
+    """Compression of chunks that are written; those with another one are read as well."""
     _indexes: dict[str, NDArray[np.uint64]] = field(default_factory=dict, repr=False, compare=False)
-    """The index of each shard that was read from: `(chunks, 2)`, offset and length in bytes."""
+    """Cached shard indexes: `(chunks, 2)`, offset and length in bytes."""
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_indexes": {}}
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Return the array's shape as Zarr has it."""
+        """The array's shape in `zarr.json`."""
         return (self.rows, self.columns)[: len(self.dimensions)]
 
     @property
     def rows_per_object(self) -> int:
-        """Return the rows of a chunk or, where there are shards, of a shard."""
+        """Rows of a chunk or, with shards, of a shard."""
         return self.chunk_rows * self.chunks_per_shard
 
     @property
     def objects(self) -> int:
-        """Return how many objects hold the chunks."""
+        """The number of chunk or shard objects."""
         return -(-self.chunks // self.chunks_per_shard)
 
     @property
     def keys(self) -> list[str]:
-        """Return the names of the array's chunk objects, or of its shards, all of which exist."""
+        """The keys of the chunk or shard objects."""
         return [self._key(number) for number in range(self.objects)]
 
     def check_claim(self) -> None:
-        """Raise `BadDataError` where most chunks are missing, whose number was but a claim."""
+        """Raise `BadDataError` if most of the chunks that the metadata claim are missing."""
         files = len(self.location.names())
         if self.objects > 2 * files:
             raise BadDataError(
                 f"{self.location} holds {files:,} files; its {self.rows:,} rows should fill "
-                f"{self.objects:,} chunks or shards. Restore it from a copy, or make it again."
+                f"{self.objects:,} chunks or shards. Restore it from a copy, or create it again."
             )
 
-    def check_there(self) -> None:
-        """Raise `UnreachableError` where a chunk object, or a shard, cannot be seen from here."""
-        there = set(self.location.names())
-        missing = [key for key in self.keys if key not in there]
+    def check_presence(self) -> None:
+        """Raise `UnreachableError` if a chunk or shard object cannot be seen from here."""
+        present = set(self.location.names())
+        missing = [key for key in self.keys if key not in present]
         if missing:
             raise UnreachableError(
                 f"{len(missing):,} of {len(self.keys):,} chunks or shards that were written are "
@@ -182,7 +181,7 @@ class ChunkedArray(InChunks):
         return f"c.{number}" + ".0" * (len(self.dimensions) - 1)
 
     def empty_chunk(self) -> NDArray[Any]:
-        """Return an array of any content for `read` to decode one chunk after the other into."""
+        """Return an uninitialised array for `read` to decode into."""
         return np.empty((self.chunk_rows, self.columns), np.dtype(self.dtype).newbyteorder("<"))
 
     def read(
@@ -191,12 +190,11 @@ class ChunkedArray(InChunks):
         out: NDArray[Any] | None = None,
         stored_digest: "hashlib._Hash | None" = None,
     ) -> NDArray[Any]:
-        """Return chunk `number` as `(rows, columns)`; the last one has the rows that are left.
+        """Return chunk `number` as `(rows, columns)`; the last chunk may have fewer rows.
 
-        It is a view of `out`, an `empty_chunk`, where that is given: fresh memory for each chunk
-        takes half as long as decoding it. `stored_digest` is updated with the number of stored
-        bytes, then the bytes. Raises `BadDataError` that names the object where it is missing or
-        cannot be decoded.
+        It is a view of `out`, an `empty_chunk`, if given: allocating new memory takes half as long
+        as decoding. `stored_digest` is updated with the number of stored bytes, then the bytes.
+        Raises `BadDataError` that names a missing or damaged object.
         """
         key = self._key(number // self.chunks_per_shard)
         place = f"{self.location}/{key}"
@@ -208,27 +206,27 @@ class ChunkedArray(InChunks):
             values = self.decode(stored, out)
         except FileNotFoundError:
             raise BadDataError(
-                f"Chunk {number} is missing: there is no {place}. Restore it from a copy, or make "
-                "it again."
+                f"Chunk {number} is missing: there is no {place}. Restore it from a copy, or "
+                "create it again."
             ) from None
         except (RuntimeError, ValueError) as error:
             if shortage(error) is not None:
                 raise
             raise BadDataError(
-                f"Chunk {number} in {place} is damaged ({error}). Restore it from a copy, or make "
-                "it again."
+                f"Chunk {number} in {place} is damaged ({error}). Restore it from a copy, or "
+                "create it again."
             ) from error
         start, stop = self.chunk_bounds(number)
         return values[: stop - start]
 
     def decode(self, stored: bytes, out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Undo `encode` into `out` or an `empty_chunk`; RuntimeError or ValueError for damage."""
+        """Decode a stored chunk into `out` or an `empty_chunk`; see the function `decode`."""
         values = self.empty_chunk() if out is None else out
         decode(_checked(stored), values)
         return values
 
     def encode(self, values: NDArray[Any]) -> bytes:
-        """Return a chunk's rows, compressed, with their CRC-32C; a short chunk is padded with 0."""
+        """Return a chunk's rows compressed, with their CRC-32C; a short chunk is zero-padded."""
         values = np.ascontiguousarray(values, np.dtype(self.dtype).newbyteorder("<"))
         if len(values) < self.chunk_rows:
             values = np.concatenate(
@@ -237,22 +235,22 @@ class ChunkedArray(InChunks):
         return _with_checksum(encode(values, self.compression))
 
     def write(self, number: int, values: NDArray[Any]) -> None:
-        """Write object `number`, a chunk or a shard of chunks: all its rows, `(rows, columns)`.
+        """Write object `number`, a chunk or a shard, from all its rows `(rows, columns)`.
 
-        Raises ValueError for an array of another shape.
+        Raises `ValueError` for an array of another shape.
         """
         rows = min(self.rows_per_object, self.rows - number * self.rows_per_object)
         if values.shape != (rows, self.columns):
             raise ValueError(f"{values.shape} values for {rows} rows of {self.columns} columns")
-        with self.writing(number) as write:
+        with self.open_for_writing(number) as write:
             for start in range(0, rows, self.chunk_rows):
                 write(self.encode(values[start : start + self.chunk_rows]))
 
     @contextmanager
-    def writing(self, number: int) -> Iterator[Write]:
-        """Write object `number`; gives the function that takes what `encode` gave, chunk by chunk.
+    def open_for_writing(self, number: int) -> Iterator[Write]:
+        """Write object `number`: yield a function that takes its encoded chunks in order.
 
-        Raises ValueError at the end for another number of chunks than the object has.
+        Raises `ValueError` at the end for a wrong number of chunks.
         """
         rows = min(self.rows_per_object, self.rows - number * self.rows_per_object)
         lengths: list[int] = []
@@ -286,10 +284,9 @@ class ChunkedArray(InChunks):
 
     @property
     def _stored_limit(self) -> int:
-        """The bytes that a chunk may take: no more is read, so that longer ones are damaged.
+        """Upper bound of a stored chunk's size in bytes; no more is read.
 
-        `ZSTD_compressBound` adds 1/256 and at most 64 KiB, Blosc less; headers and checksums are
-        short.
+        `ZSTD_compressBound` adds 1/256 and at most 64 KiB, Blosc less.
         """
         decoded = self.chunk_rows * self.columns * np.dtype(self.dtype).itemsize
         return decoded + decoded // 256 + 2**17
@@ -303,7 +300,7 @@ class ChunkedArray(InChunks):
 
 
 def values_digest(*arrays: NDArray[Any]) -> bytes:
-    """Return the SHA-256 of the values of arrays, little-endian, one after the other: 32 bytes."""
+    """Return the SHA-256 of the arrays' values, little-endian, one array after the other."""
     content = hashlib.sha256()
     for array in arrays:
         content.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data)
@@ -316,7 +313,7 @@ def _with_checksum(data: bytes) -> bytes:
 
 
 def _checked(data: bytes) -> memoryview:
-    """Return the bytes before a CRC-32C (little-endian, at the end), which must agree."""
+    """Return the bytes before the CRC-32C at the end; raise `ValueError` if it does not match."""
     if len(data) <= CHECKSUM_BYTES:
         raise ValueError(f"it has {len(data)} bytes")
     if google_crc32c.value(data) != CHECKED:
@@ -325,10 +322,7 @@ def _checked(data: bytes) -> memoryview:
 
 
 def array_metadata(array: ChunkedArray, attributes: dict[str, Any] | None = None) -> Document:
-    """Return the `zarr.json` of an array.
-
-    Chunks lie in one directory (`c.0.0`), compressed as `array` writes them, with their CRC-32C.
-    """
+    """Return the `zarr.json` of an array, whose chunks are in one directory (`c.0.0`)."""
     columns = array.shape[1:]
     codecs = [_bytes_codec(array.dtype), _compressor(array.compression, array.dtype), CRC32C]
     if array.chunks_per_shard > 1:

@@ -1,4 +1,4 @@
-"""The dataset format, read: open a published dataset and read its chunks, each checked."""
+"""Open a published dataset and read its chunks, each checked against its digest."""
 
 import hashlib
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ from storage.trees import TreeFormat, read_root
 if TYPE_CHECKING:
     import zarr
 
-MAKE_AGAIN = "Restore it from a copy, or make it again with `pipeline ingest --overwrite`."
+MAKE_AGAIN = "Restore it from a copy, or create it again with `pipeline ingest --overwrite`."
 
 
 @dataclass(frozen=True, repr=False)
@@ -47,16 +47,16 @@ class Block:
         return f"<Block> {self.inputs.dtype} inputs {self.inputs.shape}, targets {targets}"
 
     def digest(self) -> bytes:
-        """Return the SHA-256 of the decoded inputs, followed by the targets: 32 bytes."""
+        """Return the SHA-256 of the inputs followed by the targets: 32 bytes."""
         return values_digest(self.inputs, *([] if self.targets is None else [self.targets]))
 
 
 def split_arrays(
     location: Location, schema: SplitSchema, compression: str = ZSTD
 ) -> dict[str, ChunkedArray]:
-    """Return the arrays of the split at a location, by name, which write rows with `compression`.
+    """Return the arrays of the split at a location, by name; new rows get `compression`.
 
-    The digests and class counts of all chunks are one chunk each. A split without labels has
+    The digests of all chunks are one chunk, and so are the class counts. A split without labels has
     neither `targets` nor `chunk_class_counts`.
     """
     rows, chunks, classes = schema.rows, schema.chunks, schema.classes
@@ -75,7 +75,7 @@ def split_arrays(
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Split:
-    """One split of an open dataset. Each chunk is checked as it is read.
+    """A split of an open dataset. Each chunk is checked when it is read.
 
     The rows of a chunk are compared with their recorded digest when it is first read, and its
     stored bytes after that.
@@ -90,9 +90,9 @@ class Split:
     dataset_digest: str
     """Digest of the dataset."""
     place: Location
-    """Where the dataset is published."""
+    """The dataset's own location."""
     _sound: dict[int, bytes] = field(default_factory=dict)
-    """SHA-256 of the stored bytes, by chunk, that were found to decode to the right rows."""
+    """By chunk, the SHA-256 of stored bytes that decoded to the right rows."""
 
     def __repr__(self) -> str:
         schema = self.schema
@@ -111,7 +111,7 @@ class Split:
 
     @cached_property
     def arrays(self) -> dict[str, ChunkedArray]:
-        """Return the split's arrays by name: see `split_arrays`."""
+        """The split's arrays by name; see `split_arrays`."""
         return split_arrays(self.location.child(self.name), self.schema)
 
     @cached_property
@@ -125,7 +125,7 @@ class Split:
         return self._as_zarr("targets") if self.schema.classes else None
 
     def _as_zarr(self, name: str) -> "zarr.Array[Any]":
-        import zarr  # which takes long
+        import zarr  # slow to import
 
         store = zarr.storage.MemoryStore(cast(Any, _ZarrObjects(self.location)), read_only=True)
         return zarr.open_array(store, path=f"{self.name}/{name}", mode="r", zarr_format=3)
@@ -149,14 +149,14 @@ class Split:
         return values
 
     def empty_chunk(self) -> Block:
-        """Return arrays of any content for `read_chunk` to decode into."""
+        """Return uninitialised arrays for `read_chunk` to decode into."""
         targets = self.arrays.get("targets")
         return Block(
             self.arrays["inputs"].empty_chunk(), None if targets is None else targets.empty_chunk()
         )
 
     def check_claim(self) -> None:
-        """Raise `BadDataError` where most chunks are missing: see `ChunkedArray.check_claim`."""
+        """Raise `BadDataError` if most chunks are missing; see `ChunkedArray.check_claim`."""
         with self._unless_replaced():
             for reader in self.arrays.values():
                 reader.check_claim()
@@ -184,7 +184,7 @@ class Split:
                 targets = self.arrays["targets"].read(number, out.targets if out else None, stored)
             inputs = self.arrays["inputs"].read(number, out.inputs if out else None, stored)
             block = Block(inputs, targets)
-            # The same bytes decode to the same rows, and there are a third as many or fewer.
+            # The same bytes decode to the same rows, and hashing them is three times as fast.
             if self._sound.get(number) != stored.digest():
                 self._check_digest(number, block)
                 self._sound[number] = stored.digest()
@@ -198,7 +198,7 @@ class Split:
 
     @contextmanager
     def _unless_replaced(self) -> Iterator[None]:
-        """Turn `BadDataError` into `ConflictError` where another dataset has taken the place."""
+        """Turn `BadDataError` into `ConflictError` if the dataset was replaced."""
         try:
             yield
         except BadDataError:
@@ -217,9 +217,9 @@ class Split:
 
 @dataclass(frozen=True)
 class _ZarrObjects:
-    """A dataset's objects for Zarr's `MemoryStore`, each read when it is asked for.
+    """A dataset's objects for Zarr's `MemoryStore`, read on demand.
 
-    Zarr reads a missing chunk as fill value (zarr-python issue 486); here it is an error.
+    Zarr reads a missing chunk as fill value (zarr-python issue 486); here it raises an error.
     """
 
     location: Location
@@ -308,16 +308,16 @@ def open_dataset(location: Location) -> Dataset:
 def _nothing_there(location: Location) -> str:
     if replaced_sibling(location).exists():
         return (
-            f"{location} was being replaced when the ingest ended, unless it is still at work. Run "
-            "the same `pipeline ingest` again: it mends that, or says how to."
+            f"{location} is being replaced, or its ingest was interrupted. Run the same `pipeline "
+            "ingest` again, which completes the replacement."
         )
     if location.is_free():
         return (
             f"There is no dataset at {location}. Make one with `pipeline ingest --out {location}`."
         )
     return (
-        f"{location} is not a dataset: it holds no {METADATA_NAME}. Give the directory that "
-        "`pipeline ingest` made, or make one with it."
+        f"{location} is not a dataset: it contains no {METADATA_NAME}. Give a directory that "
+        "`pipeline ingest` created."
     )
 
 
@@ -344,7 +344,7 @@ DATASET_FORMAT = TreeFormat(
 
 
 def replaced_sibling(location: Location) -> Location:
-    """Return where an old dataset waits while the new one takes its name."""
+    """Return where the old dataset is while a new one takes its place."""
     return location.sibling(REPLACED)
 
 

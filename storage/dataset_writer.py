@@ -1,4 +1,4 @@
-"""The dataset format, written: arrays beside the target, chunk by chunk, then published."""
+"""Write a dataset chunk by chunk in a staged tree, then publish it."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -33,17 +33,17 @@ from storage.trees import group_metadata, metadata_bytes, write_tree
 
 @dataclass(frozen=True, slots=True)
 class ChunkRecord:
-    """What is recorded of a chunk that was written."""
+    """The number, digest and class counts of a written chunk."""
 
     number: int
     digest: bytes
-    """SHA-256 of the decoded inputs, then targets."""
+    """SHA-256 of the decoded inputs followed by the targets."""
     class_counts: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class SplitWriter:
-    """Writes the parts of one split; small, picklable, and usable from any thread or worker."""
+    """Writes the parts of a split, from any thread or worker; it can be pickled."""
 
     location: Location
     """The staged dataset."""
@@ -53,27 +53,27 @@ class SplitWriter:
 
     @property
     def arrays(self) -> dict[str, ChunkedArray]:
-        """Return the arrays of the split, by name."""
         location = self.location.child(self.name)
         return split_arrays(location, self.schema, self.compression)
 
     @property
     def part_rows(self) -> int:
-        """Return how many rows are written together: a chunk's or, with shards, a shard's."""
+        """Rows that are written together: a chunk's or, with shards, a shard's."""
         return self.schema.chunk_rows * self.schema.chunks_per_shard
 
     def write_part(self, number: int, chunks: Iterable[Block]) -> list[ChunkRecord]:
-        """Write part `number`, given chunk by chunk, and return the records of its chunks.
+        """Write part `number` chunk by chunk, and return the records of its chunks.
 
-        Each is encoded, decoded again and written before the next is taken. Raises `BadDataError`
-        where it does not decode to its rows.
+        Each chunk is encoded, decoded again and written before the next is taken. Raises
+        `BadDataError` if it does not decode to its rows.
         """
         arrays = {name: self.arrays[name] for name in ("inputs", "targets") if name in self.arrays}
         first = number * self.schema.chunks_per_shard
         records: list[ChunkRecord] = []
         with ExitStack() as stack:
             write = {
-                name: stack.enter_context(array.writing(number)) for name, array in arrays.items()
+                name: stack.enter_context(array.open_for_writing(number))
+                for name, array in arrays.items()
             }
             for chunk in chunks:
                 for name, array in arrays.items():
@@ -84,7 +84,7 @@ class SplitWriter:
 
 
 def _encoded(array: ChunkedArray, values: NDArray[Any]) -> bytes:
-    """Return a chunk as it is to be stored, once it has been decoded again."""
+    """Return the stored bytes of a chunk, after checking that they decode to it."""
     encoded = array.encode(values)
     if not np.array_equal(array.decode(encoded)[: len(values)], values):
         raise BadDataError(
@@ -101,20 +101,18 @@ def _record(number: int, chunk: Block) -> ChunkRecord:
 
 
 class DatasetWriter:
-    """A dataset that is being written beside its place, and takes it when it is published."""
+    """Writes a dataset at `staged`, which is `target.staging()`, and publishes it at `target`."""
 
     def __init__(self, target: Location, staged: Location, schema: DatasetSchema) -> None:
-        """Begin the dataset at `staged`, which `target.staging()` gave."""
         self.target = target
         self.schema = schema
         self.publishing = False
-        """Whether what is staged may be published by now, so that it must stay."""
+        """Whether the staged tree may have been published, so that it must not be removed."""
         self._staged = staged
         begun = group_metadata({"format": FORMAT, "format_version": schema.format_version})
         staged.put(METADATA_NAME, metadata_bytes(begun))
 
     def split(self, name: str) -> SplitWriter:
-        """Return the writer of one split's parts."""
         schema = self.schema
         return SplitWriter(self._staged, name, schema.splits[name], schema.compression)
 
@@ -124,10 +122,10 @@ class DatasetWriter:
         sources: list[dict[str, Any]],
         fingerprint: dict[str, Any],
     ) -> Dataset:
-        """Record every chunk, say that the dataset is complete, and put it in its place.
+        """Write the metadata of all chunks and publish the dataset.
 
-        Raises `BadDataError` where a chunk has no record, or two, `UnreachableError` where one
-        that was written elsewhere is not here.
+        Raises `BadDataError` if a chunk has no record, or two; `UnreachableError` if one that a
+        worker wrote cannot be seen from here.
         """
         schema = self.schema
         splits = {name: self._record_split(name, records[name]) for name in schema.splits}
@@ -146,15 +144,15 @@ class DatasetWriter:
                 schema.class_names, schema.image_shape, schema.transforms, splits
             ),
         }
-        write_tree(self._staged, attributes, self._described_splits())
+        write_tree(self._staged, attributes, self._members())
         self.publishing = True
         self.target.publish(self._staged, METADATA_NAME)
         dataset = open_dataset(self.target)
-        self.target.check_held()  # or what was opened may be another's
+        self.target.check_held()  # otherwise another writer may have replaced the dataset
         return dataset
 
     def _record_split(self, name: str, records: list[ChunkRecord]) -> SplitRecord:
-        """Write the digests and class counts of a split's chunks, all of which must be there."""
+        """Write the digests and class counts of a split's chunks, all of which must exist."""
         split, arrays = self.schema.splits[name], self.split(name).arrays
         records = sorted(records, key=lambda record: record.number)
         if [record.number for record in records] != list(range(split.chunks)):
@@ -167,7 +165,7 @@ class DatasetWriter:
         if split.classes:
             arrays["chunk_class_counts"].write(0, counts)
         for array in arrays.values():
-            array.check_there()
+            array.check_presence()
         return SplitRecord(
             split,
             tuple(counts.sum(axis=0).tolist()) if split.classes else (),
@@ -175,7 +173,7 @@ class DatasetWriter:
             hashlib.sha256(counts.tobytes()).hexdigest(),
         )
 
-    def _described_splits(self) -> dict[str, Document]:
+    def _members(self) -> dict[str, Document]:
         """Return the `zarr.json` of every group and array below the root, by path."""
         metadata: dict[str, Document] = {}
         for name in self.schema.splits:
@@ -190,13 +188,14 @@ class DatasetWriter:
 def stage_dataset(
     target: Location, schema: DatasetSchema, *, overwrite: bool = False
 ) -> Iterator[DatasetWriter]:
-    """Write a dataset beside `target`, whose lock is held; nothing stays of it but by `publish`.
+    """Yield a writer of a dataset; the caller holds the lock of `target`.
 
-    Raises `ConflictError` where a dataset is at `target` and must not be replaced.
+    Unless it is published, everything that was written is removed. Raises `ConflictError` if
+    `target` exists and `overwrite` is false.
     """
     if not overwrite and not target.is_free():
         raise ConflictError(
-            f"{target} exists and was made from something else or in another way. "
+            f"{target} exists and was made from another source or with other options. "
             "Pass --overwrite to replace it, or choose another --out."
         )
     staged = target.staging()
@@ -211,11 +210,10 @@ def stage_dataset(
 
 @contextmanager
 def dataset_lock(target: Location, take_over: TakeOver | None = None) -> Iterator[Location]:
-    """Hold the lock of whoever writes at `target`, beside it; yield `target` for its holder.
+    """Hold the writer's lock beside `target`; yield `target` for the holder.
 
-    A replacement that died half-way is finished, one way or the other. On a disk the lock's file is
-    gone when it is free. Raises `ConflictError` where another holds it, or where something is at
-    `target` that is no dataset of ours.
+    Completes or undoes an interrupted replacement. Raises `ConflictError` if another process holds
+    the lock, or if something other than a dataset is at `target`.
     """
     with target.sibling(".lock").writer_lock(str(target), take_over) as lock:
         lock.retire()
@@ -232,9 +230,9 @@ def _refuse_foreign(target: Location) -> None:
     if replaced.exists():
         raise ConflictError(
             f"{target} was left half replaced by an earlier release. Remove it, {replaced} and "
-            f"whatever begins with {target.sibling('.ingest-')}, and run again."
+            f"everything that begins with {target.sibling('.ingest-')}, and run again."
         )
     raise ConflictError(
-        f"{target} exists and is not a dataset of this project; it is left alone. "
-        "Choose another --out, or remove it yourself."
+        f"{target} exists and is not a dataset; it is left alone. Choose another --out, or remove "
+        "it."
     )

@@ -1,7 +1,7 @@
-"""The decoded bytes of a raw, gzip or xz file, read in order and hashed on the way.
+"""Read the decompressed bytes of a raw, gzip or xz file in order, and hash them.
 
-One loop decodes the members of both formats: `lzma.LZMAFile` takes no limit of memory, and ignores
-whatever follows the first stream.
+One loop decodes both formats: `lzma.LZMAFile` has no memory limit, and ignores everything after the
+first stream.
 """
 
 import hashlib
@@ -18,13 +18,13 @@ from storage.errors import BadDataError, translate_os_errors
 from storage.location import Closing
 
 BLOCK_BYTES = 256 * 1024
-"""What is read, decoded and hashed at a time."""
+"""Bytes that are read, decoded and hashed at a time."""
 START_BYTES = 64 * 1024
-"""The first bytes of a file, as it is stored, that are enough for an IDX header."""
+"""Stored bytes at the start of a file that suffice to read an IDX header."""
 XZ_MEMORY_LIMIT = 128 * 1024**2
-"""An upper bound of the memory that an xz header may ask for, in bytes; `xz -9` asks for 65 MiB."""
+"""The most memory in bytes that an xz header may request; `xz -9` requests 65 MiB."""
 BARREN_LIMIT = 16 * 1024**2
-"""Stored bytes in a row that may decode to nothing: a sparse file may pad with terabytes."""
+"""Consecutive stored bytes that may decode to nothing: a sparse file may pad with terabytes."""
 
 GZIP_MAGIC = b"\x1f\x8b"
 XZ_MAGIC = b"\xfd7zXZ\x00"
@@ -32,7 +32,7 @@ XZ_MAGIC = b"\xfd7zXZ\x00"
 
 @dataclass(frozen=True)
 class FileDigests:
-    """Sizes and SHA-256 (hex) of a file as it is stored, and of its bytes once decompressed."""
+    """Sizes and SHA-256 (hex) of a file and of its decompressed content."""
 
     stored_bytes: int
     stored_sha256: str
@@ -43,24 +43,23 @@ class FileDigests:
 class DecodedFile(Closing):
     """A regular file's bytes, decompressed if its first bytes (not its name) are gzip's or xz's.
 
-    A gzip or xz file may have several members and zero padding between and after them, as their
-    own tools allow. Holds a file: a context manager.
+    A gzip or xz file may have several members, with zero padding between and after them, as its own
+    tool allows. A context manager.
 
-    Raises `BadDataError` where there is no such file, or its compressed data is damaged;
-    `UnreachableError` where the operating system refuses to open or read it.
+    Raises `BadDataError` if the file is missing or its compressed data is damaged;
+    `UnreachableError` if the operating system refuses to open or read it.
     """
 
     def __init__(self, path: Path) -> None:
-        """Open the file; nothing is read yet."""
         self.path = path
         with translate_os_errors("read", path):
             self._file = _open_regular(path)
             self.stored_size = os.fstat(self._file.fileno()).st_size
             """The file's size on disk in bytes, when it was opened."""
         self.compression: str | None = None
-        """`gzip`, `xz`, or None for a raw file; known once something was read."""
+        """`gzip`, `xz`, or None for a raw file; set by the first read."""
         self.cut_off = False
-        """Whether the file was found to end in the middle of its compressed data."""
+        """Whether the file ended in the middle of its compressed data."""
         self._stored_bytes = self.decoded_bytes = 0
         self._stored_sha256, self._decoded_sha256 = hashlib.sha256(), hashlib.sha256()
         self._barren = 0
@@ -68,16 +67,16 @@ class DecodedFile(Closing):
         self._rest = memoryview(b"")
 
     def digests(self) -> FileDigests:
-        """Return the sizes and digests of what was read so far."""
+        """Return the sizes and digests of the bytes read so far."""
         stored = self._stored_sha256.hexdigest()
         decoded = self._decoded_sha256.hexdigest() if self.compression else stored
         return FileDigests(self._stored_bytes, stored, self.decoded_bytes, decoded)
 
     def readinto(self, view: memoryview) -> int:
-        """Fill `view` (bytes) with what comes next; return less than its length only at the end.
+        """Read the next bytes into `view`; return fewer than its length only at the end.
 
-        A file that ends in the middle of its compressed data gives what can be decoded, and sets
-        `cut_off`.
+        If the file ends in the middle of its compressed data, everything before is decoded, and
+        `cut_off` is set.
         """
         filled = 0
         while filled < len(view) and (self._rest or self._next_block()):
@@ -88,7 +87,7 @@ class DecodedFile(Closing):
         return filled
 
     def peek(self, count: int) -> bytes:
-        """Return what comes next, `count` bytes or to the end, and leave it to be read."""
+        """Return the next `count` bytes, or fewer at the end, without consuming them."""
         start = bytearray(count)
         start = start[: self.readinto(memoryview(start))]
         self._rest = memoryview(bytes(start) + self._rest)
@@ -124,9 +123,9 @@ class DecodedFile(Closing):
         return block
 
     def _decode(self) -> Iterator[bytes]:
-        """Yield the decoded bytes, at most `BLOCK_BYTES` at a time, of all members or streams.
+        """Yield the decoded bytes of all members or streams, at most `BLOCK_BYTES` at a time.
 
-        Raises zlib.error or lzma.LZMAError on damage, a wrong checksum included.
+        Raises `zlib.error` or `lzma.LZMAError` for damage, including a wrong checksum.
         """
         stored = self._read_stored()
         if stored.startswith(GZIP_MAGIC):
@@ -141,7 +140,9 @@ class DecodedFile(Closing):
             decoder = _new_decoder(self.compression)
             while not decoder.eof:
                 block = decoder.decompress(stored, BLOCK_BYTES)
-                stored = getattr(decoder, "unconsumed_tail", b"")  # lzma's keeps all of its input
+                stored = getattr(
+                    decoder, "unconsumed_tail", b""
+                )  # lzma's decoder buffers its input
                 if block:
                     yield block
                 elif not (stored or decoder.eof or (stored := self._read_stored())):
@@ -156,7 +157,7 @@ class DecodedFile(Closing):
 
 
 def hash_stored(path: Path, check: Callable[[], None] = lambda: None) -> tuple[int, str]:
-    """Return the length and the SHA-256 in hex of a file as it lies on disk, in one pass.
+    """Return the size and the SHA-256 in hex of a stored file.
 
     `check` is called before each block, and may raise to stop. Raises as `DecodedFile` does.
     """
@@ -176,6 +177,6 @@ def _new_decoder(compression: str | None) -> Any:
 
 
 def _open_regular(path: Path) -> FileIO:
-    if not path.is_file():  # to open a named pipe would wait for its writer
-        raise BadDataError(f"{path}: there is no such file, or not a regular one. Check the name.")
+    if not path.is_file():  # opening a named pipe would block
+        raise BadDataError(f"{path}: no such file, or not a regular file. Check the name.")
     return FileIO(path, "rb")

@@ -1,4 +1,4 @@
-"""JSON documents that carry their own digest, so that no changed bit passes for a value."""
+"""Sealed JSON documents: each contains its own digest, so that any damage is detected."""
 
 import hashlib
 import json
@@ -9,31 +9,31 @@ from storage.errors import BadDataError
 from storage.location import Location
 
 DOCUMENT_LIMIT = 256 * 2**20
-"""The largest document that is read, in bytes; what is larger is none of ours."""
+"""The largest document that is read, in bytes."""
 
 SEAL = "seal"
 
 
 def canonical(value: object) -> bytes:
-    """Return the one JSON text of a value: sorted keys, no spaces, ASCII; floats round-trip."""
+    """Return a value's canonical JSON: sorted keys, no spaces, ASCII; floats round-trip."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 def digest_of(value: object) -> str:
-    """Return the SHA-256, in hex, of a value's canonical JSON."""
+    """Return the SHA-256 in hex of a value's canonical JSON."""
     return hashlib.sha256(canonical(value)).hexdigest()
 
 
 def seal(document: dict[str, Any]) -> dict[str, Any]:
-    """Return the document with its seal added: the digest of everything else in it."""
+    """Return the document with its seal: the digest of everything else in it."""
     body = {key: value for key, value in document.items() if key != SEAL}
     return body | {SEAL: digest_of(body)}
 
 
 def document_bytes(document: dict[str, Any], indent: int | None = 2) -> bytes:
-    """Return a document as text for a file; `indent=None` gives one line.
+    """Return a document as text for a file, one line for `indent=None`.
 
-    Raises `BadDataError` for what `parse` would refuse: no document is written that cannot be read.
+    Raises `BadDataError` for a document that `parse` would refuse.
     """
     data = (json.dumps(document, indent=indent, allow_nan=False) + "\n").encode()
     if _has_half_character(data, document):
@@ -47,7 +47,7 @@ def sealed_bytes(document: dict[str, Any], indent: int | None = 2) -> bytes:
 
 
 def parse(data: bytes, place: str) -> dict[str, Any]:
-    """Return a JSON object from bytes, or raise `BadDataError` that names `place`."""
+    """Return a JSON object; raise `BadDataError` that names `place` for anything else."""
     try:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -55,12 +55,12 @@ def parse(data: bytes, place: str) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise BadDataError(f"{place} holds a JSON {type(document).__name__}, not an object.")
     if _has_half_character(data, document):
-        raise BadDataError(f"{place} holds half a surrogate pair, which is no text; it is damaged.")
+        raise BadDataError(f"{place} contains half a surrogate pair, not text; it is damaged.")
     return document
 
 
 def _has_half_character(data: bytes, document: dict[str, Any]) -> bool:
-    """Return whether a string cannot be printed or encoded: JSON's escapes can spell such ones."""
+    """Return whether a string contains a lone surrogate, which cannot be printed or encoded."""
     if b"\\ud" not in data.lower():
         return False
     try:
@@ -71,53 +71,53 @@ def _has_half_character(data: bytes, document: dict[str, Any]) -> bool:
 
 
 def check_format(document: Any, name: str, versions: Collection[int], place: str) -> None:
-    """Raise `BadDataError` for a document, or attributes, of another format or a newer version."""
+    """Raise `BadDataError` for a document or attributes of another format or a newer version."""
     if not isinstance(document, dict) or document.get("format") != name:
         raise BadDataError(
-            f"{place} does not say '{name}': it is not a {name.split()[1]}, or it is damaged. Give "
-            "another place, or restore it from a copy."
+            f"{place} does not have format '{name}': it is not a {name.split()[1]}, or it is "
+            "damaged. Give another place, or restore it from a copy."
         )
     version = document.get("format_version")
     if version not in versions:
         raise BadDataError(
             f"{place} has format version {version!r}; this release reads up to {max(versions)}. "
-            "Install a newer mnist-stream, or make it again with this one."
+            "Install a newer mnist-stream, or create it again with this one."
         )
 
 
 def check_fields(document: Any, types: Mapping[str, type], place: str) -> None:
-    """Raise `BadDataError` for the first field that is missing or not of its type.
+    """Raise `BadDataError` for the first field that is missing or has another type.
 
-    An integer does not pass for a float, nor a boolean for an integer: we write none for the other.
+    An integer is not accepted as a float, nor a boolean as an integer.
     """
     for name, expected in types.items():
         value = document.get(name) if isinstance(document, dict) else None
         if type(value) is not expected:
             raise BadDataError(
                 f"{place} has a {type(value).__name__} for its '{name}'; expected a "
-                f"{expected.__name__}. Restore it from a copy, or make it again."
+                f"{expected.__name__}. Restore it from a copy, or create it again."
             )
 
 
 def parse_sealed(data: bytes, place: str) -> dict[str, Any]:
-    """Return a JSON object without its seal, or raise `BadDataError` where the two differ."""
+    """Return a JSON object without its seal; raise `BadDataError` for a wrong seal."""
     return check_seal(parse(data, place), place)
 
 
 def check_seal(document: dict[str, Any], place: str) -> dict[str, Any]:
-    """Return a document without its seal, or raise `BadDataError` where the two differ."""
+    """Return a document without its seal; raise `BadDataError` for a wrong seal."""
     body = {key: value for key, value in document.items() if key != SEAL}
     digest = checked_digest(body, place)
     if document.get(SEAL) != digest:
         raise BadDataError(
             f"{place} is damaged: its seal is {document.get(SEAL)!r}, its content has digest "
-            f"{digest}. Restore it from a copy, or make it again."
+            f"{digest}. Restore it from a copy, or create it again."
         )
     return body
 
 
 def checked_digest(document: dict[str, Any], place: str) -> str:
-    """Return the digest of what was read at a place, or raise `BadDataError` that names it."""
+    """Return a document's digest; raise `BadDataError` that names `place` if it has none."""
     try:
         return digest_of(document)
     except (ValueError, RecursionError) as error:
@@ -125,9 +125,9 @@ def checked_digest(document: dict[str, Any], place: str) -> str:
 
 
 def read(location: Location, key: str) -> bytes:
-    """Return a document's bytes; one that is too large is refused before it is read.
+    """Return a document's bytes, of at most `DOCUMENT_LIMIT`.
 
-    Raises `FileNotFoundError` where there is none.
+    Raises `FileNotFoundError` if there is none.
     """
     size = location.size(key)
     if size > DOCUMENT_LIMIT:
@@ -138,7 +138,7 @@ def read(location: Location, key: str) -> bytes:
 
 
 def read_document(location: Location, key: str) -> dict[str, Any]:
-    """Return a JSON object from a file. Raises `BadDataError` where there is none."""
+    """Return a JSON object from a file; raise `BadDataError` if there is none."""
     place = f"{location}/{key}"
     try:
         return parse(read(location, key), place)
@@ -147,5 +147,5 @@ def read_document(location: Location, key: str) -> dict[str, Any]:
 
 
 def read_sealed(location: Location, key: str) -> dict[str, Any]:
-    """Return a sealed document from a file. Raises `FileNotFoundError` where there is none."""
+    """Return a sealed document from a file; raise `FileNotFoundError` if there is none."""
     return parse_sealed(read(location, key), str(location.child(key)))

@@ -31,18 +31,18 @@ ELEMENT_TYPES: dict[int, np.dtype[Any]] = {
 """IDX type codes and the element types they stand for, as stored."""
 
 MAX_ROW_BYTES = 64 * 1024**2
-"""The largest row that is read: whoever asks for n rows is given n times this at the most."""
+"""The largest row that is read, which bounds the memory for n rows."""
 
 MAX_DIMENSIONS = 64
 """NumPy's limit (`NPY_MAXDIMS`, since NumPy 2)."""
 
 _MAGIC_BYTES = 4
 _START_BYTES = 512
-"""Enough for the longest header, and to recognise other formats."""
+"""Bytes that suffice for the longest header, and to recognise other formats."""
 _GET_IT_AGAIN = "Copy or download the file again."
 _UNPACK = "Unpack it, and give the IDX files in it."
 _CONVERT = "Give the IDX file, or write its values as one."
-# Checked in this order: offset, first bytes, what that is, what to do.
+# Checked in this order: offset, bytes, format, what to do.
 _OTHER_FORMATS = (
     (0, b"version https://git-lfs", "a Git LFS pointer", "Run `git lfs pull` to get the file."),
     (0, b"/annex/objects/", "a git-annex pointer", "Run `git annex get` to get the file."),
@@ -65,34 +65,33 @@ _SHOWN_TEXT = 40
 
 @dataclass(frozen=True)
 class IdxHeader:
-    """What an IDX file says of itself."""
+    """The header of an IDX file: claims, until the data are read."""
 
     dtype: np.dtype[Any]
     """The element type in this machine's byte order."""
     shape: tuple[int, ...]
-    """(rows, ...), as claimed: none of it is proven before the data is read."""
+    """(rows, ...)."""
     header_bytes: int
-    """The length of the header in bytes; the values follow it."""
+    """The size of the header in bytes; the values follow it."""
 
     @property
     def row_bytes(self) -> int:
-        """Return the size of one row in bytes."""
+        """The size of one row in bytes."""
         return math.prod(self.shape[1:]) * self.dtype.itemsize
 
     @property
     def file_bytes(self) -> int:
-        """Return the decoded size of the whole file in bytes, as claimed."""
+        """The decoded size of the whole file in bytes."""
         return self.header_bytes + self.shape[0] * self.row_bytes
 
 
 class IdxReader(Closing):
     """Reads a raw, gzip or xz IDX file from its first row to its last, in bounded memory.
 
-    Opening reads and checks the header, and compares a raw file's size with it. Holds a file: a
-    context manager.
+    Opening it checks the header, and a raw file's size. A context manager.
 
-    Raises `BadDataError` where the file is missing, is not IDX, is cut off, damaged or empty, has
-    bytes after its end, or rows above 64 MiB; `UnreachableError` where it cannot be read.
+    Raises `BadDataError` if the file is missing, not IDX, cut off, damaged or empty, or has bytes
+    after its end or rows above 64 MiB; `UnreachableError` if it cannot be read.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -106,18 +105,18 @@ class IdxReader(Closing):
 
     @property
     def rows(self) -> int:
-        """Return how many rows the header claims."""
+        """The number of rows in the header."""
         return self.header.shape[0]
 
     @property
     def row_shape(self) -> tuple[int, ...]:
-        """Return the shape of one row; () where a row is one value."""
+        """The shape of one row; () if a row is one value."""
         return self.header.shape[1:]
 
     def read_rows(self, count: int) -> NDArray[Any]:
-        """Return the next rows, `(count, *row_shape)` in native byte order; fewer at the end.
+        """Return the next `(count, *row_shape)` values in native byte order; fewer at the end.
 
-        Raises `BadDataError` where the data ends before the rows that the header claims.
+        Raises `BadDataError` if the data end before the last row in the header.
         """
         count = min(count, self.rows - self._rows_read)
         stored_type = self.header.dtype.newbyteorder(">")
@@ -131,7 +130,7 @@ class IdxReader(Closing):
         return values.view(self.header.dtype)
 
     def finish(self) -> FileDigests:
-        """Check that the file ends after its last row, which was read; return its digests."""
+        """Check that the file ends after its last row; return its digests."""
         extra = self._file.readinto(memoryview(bytearray(BLOCK_BYTES)))
         if extra:
             more = "or more " if extra == BLOCK_BYTES else ""
@@ -139,7 +138,7 @@ class IdxReader(Closing):
         if self._file.cut_off:
             raise BadDataError(
                 f"{self.path}: its {self._file.compression} data is cut off before the checksum "
-                f"that proves its {self.rows:,} rows, or other bytes follow it. {_GET_IT_AGAIN}"
+                f"of its {self.rows:,} rows, or followed by other bytes. {_GET_IT_AGAIN}"
             )
         return self._file.digests()
 
@@ -148,11 +147,11 @@ class IdxReader(Closing):
 
 
 def read_header(path: Path, stored_size: int | None = None) -> tuple[IdxHeader, str]:
-    """Return a file's header, and its compression: `.gz`, `.xz` or an empty text.
+    """Return a file's header and its compression: `.gz`, `.xz` or an empty string.
 
-    Reads one block. With `stored_size`, the size of the whole file, that of a raw one is checked
-    against its header; `path` may then hold its first `START_BYTES` alone. Raises as `IdxReader`
-    does.
+    Reads one block. A raw file's size is checked against its header if `stored_size` is given, the
+    size of the whole file; `path` may then contain only its first `START_BYTES`. Raises as
+    `IdxReader` does.
     """
     with DecodedFile(path) as file:
         header = _read_header(file)
@@ -163,7 +162,7 @@ def read_header(path: Path, stored_size: int | None = None) -> tuple[IdxHeader, 
 
 def _check_raw_size(file: DecodedFile, header: IdxHeader, stored_size: int) -> None:
     if file.compression is not None:
-        return  # a compressed file's size proves nothing; it is read block by block
+        return  # the decoded size of a compressed file is not known yet
     excess = stored_size - header.file_bytes
     if excess < 0:
         raise _cut_off_error(file, header, stored_size)
@@ -171,12 +170,12 @@ def _check_raw_size(file: DecodedFile, header: IdxHeader, stored_size: int) -> N
         raise _trailing_error(file, header, f"{excess:,} bytes")
 
 
-def _cut_off_error(file: DecodedFile, header: IdxHeader, found_bytes: int) -> BadDataError:
-    whole_rows = (found_bytes - header.header_bytes) // header.row_bytes
+def _cut_off_error(file: DecodedFile, header: IdxHeader, available: int) -> BadDataError:
+    whole_rows = (available - header.header_bytes) // header.row_bytes
     return BadDataError(
-        f"{file.path}: the data is cut off; found {whole_rows:,} whole rows "
-        f"({found_bytes:,} bytes{' decoded' if file.compression else ''}), expected the "
-        f"{header.shape[0]:,} rows ({header.file_bytes:,} bytes) that its header claims. "
+        f"{file.path}: the data is cut off after {whole_rows:,} whole rows "
+        f"({available:,} bytes{' decoded' if file.compression else ''}); expected "
+        f"{header.shape[0]:,} rows ({header.file_bytes:,} bytes) by its header. "
         f"{_byte_order_hint(header) or _GET_IT_AGAIN}"
     )
 
@@ -184,12 +183,12 @@ def _cut_off_error(file: DecodedFile, header: IdxHeader, found_bytes: int) -> Ba
 def _trailing_error(file: DecodedFile, header: IdxHeader, amount: str) -> BadDataError:
     return BadDataError(
         f"{file.path}: {amount} follow the end of its {header.shape[0]:,} rows; expected the end "
-        f"of the file there, as its header {header.shape} says. {_GET_IT_AGAIN}"
+        f"of the file, by its header {header.shape}. {_GET_IT_AGAIN}"
     )
 
 
 def _byte_order_hint(header: IdxHeader) -> str:
-    """Return advice where every size looks like a small one in the wrong byte order, else ''."""
+    """Return advice if every size looks like a small one in the wrong byte order, else ''."""
     if any(size % 2**16 for size in header.shape):
         return ""
     code = f"{len(header.shape)}I"
@@ -236,18 +235,18 @@ def _check_shape(file: DecodedFile, header: IdxHeader) -> None:
     if 0 in header.shape:
         raise BadDataError(
             f"{file.path}: the set is empty, its header gives the shape {header.shape}; expected "
-            "at least one row and one value in each. Use a file that holds data."
+            "at least one row and one value in each. Use a file that contains data."
         )
     if header.row_bytes > MAX_ROW_BYTES:
         hint = _byte_order_hint(header) or "Check that this is an IDX file; make its rows shorter."
         raise BadDataError(
             f"{file.path}: its header {header.shape} claims rows of {header.row_bytes:,} bytes; "
-            f"expected {MAX_ROW_BYTES:,} bytes (64 MiB) at the most. {hint}"
+            f"expected at most {MAX_ROW_BYTES:,} bytes (64 MiB). {hint}"
         )
 
 
 def _recognise(start: bytes) -> tuple[str, str]:
-    """Return what a file that starts so is, and what to do with it."""
+    """Return the format of a file by its first bytes, and what to do with it."""
     for offset, first_bytes, name, advice in _OTHER_FORMATS:
         if start.startswith(first_bytes, offset):
             return name, advice

@@ -1,4 +1,4 @@
-"""The writer's lock on a local disk: held by the kernel, free the moment its holder is dead."""
+"""The writer's lock on a local disk, which the kernel frees when its holder dies."""
 
 import errno
 import json
@@ -20,13 +20,11 @@ from storage.files import check_regular, make_directories
 from storage.location import Lock, TakeOver
 
 SIGNATURE_TRIES = 50
-"""How often to look for the signature of a holder that has yet to sign, 10 ms apart."""
+"""Attempts, 10 ms apart, to read the signature of a holder that has just taken the lock."""
 SIGNATURE_BYTES = 4096
 
 
-class _Held(Lock):
-    """Held for as long as this process lives or wants it, and its file stays where it is."""
-
+class _KernelLock(Lock):
     def __init__(self, path: Path, what: str) -> None:
         self.retired = False
         self._path = path.absolute()
@@ -34,20 +32,19 @@ class _Held(Lock):
         self._file = _identity(path)
 
     def check(self) -> None:
-        """Raise `ConflictError` where the file is not there any more, or is another one."""
+        """Raise `ConflictError` if the lock file was removed or replaced."""
         if self._file is not None and self._file != _identity(self._path):
             raise ConflictError(
-                f"{self._what} was moved or removed while it was being written: "
-                f"{self._path} is no longer this process's lock. Nothing more is written "
-                "there."
+                f"{self._what} was moved or removed while it was being written: {self._path} is no "
+                "longer this process's lock. Nothing more is written there."
             )
 
     def retire(self) -> None:
-        """Have its file removed before the lock is free: nobody gets a lock on a removed file."""
+        # The file is removed before the lock is free: no process can lock a removed file.
         self.retired = True
 
     def end(self) -> None:
-        """Record that it is free, or remove the file, unless another process has it by now."""
+        """Empty the file, or remove it if retired, unless it is another process's by now."""
         with suppress(ConflictError, OSError):
             self.check()
             if self.retired:
@@ -58,7 +55,7 @@ class _Held(Lock):
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """Return what tells one file from every other; None where there is none."""
+    """Return a file's device and inode; None if there is no file."""
     try:
         status = path.stat()
     except OSError:
@@ -68,11 +65,11 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 @contextmanager
 def kernel_lock(path: Path, what: str, take_over: TakeOver | None) -> Iterator[Lock]:
-    """Hold the only right to write `what` while the block runs; never waits for it.
+    """Hold the exclusive right to write `what`, without waiting; see `Location.writer_lock`.
 
-    The file says who holds it, and stays unless the lock is retired. Raises `ConflictError` that
-    names the holder where another process, or another lock in this one, has it: that one lives, so
-    there is nothing to take over; `UsageError` where the file is a link, a pipe or a device.
+    The lock file names the holder, and remains unless the lock is retired. Raises `LockedError` if
+    another process, or another lock in this one, holds it: such a holder is alive, so `take_over`
+    changes nothing. Raises `UsageError` if the file is a link, a pipe or a device.
     """
     lock = FileLock(path, timeout=0, thread_local=False, fallback_to_soft=False)
     with translate_os_errors("lock", path):
@@ -81,12 +78,12 @@ def kernel_lock(path: Path, what: str, take_over: TakeOver | None) -> Iterator[L
             raise UsageError(f"The lock file {path} is a link. Remove it, or choose another place.")
         check_regular(path, f"The lock file is {path}")
         _acquire(lock, path, what, take_over)
-    held = _Held(path, what)
+    held = _KernelLock(path, what)
     try:
         _write(path, json.dumps(signature()).encode())
         yield held
     except Exception:
-        held.check()  # if it was moved or removed, that is what went wrong
+        held.check()  # raises if the directory was moved or removed: that is the cause
         raise
     finally:
         held.end()
@@ -94,7 +91,7 @@ def kernel_lock(path: Path, what: str, take_over: TakeOver | None) -> Iterator[L
 
 
 def _acquire(lock: BaseFileLock, path: Path, what: str, take_over: TakeOver | None) -> None:
-    """Take the lock, or raise `LockedError` that names who has it."""
+    """Take the lock, or raise `LockedError` that names the holder."""
     holder = None
     for _ in range(SIGNATURE_TRIES):
         try:
@@ -107,8 +104,8 @@ def _acquire(lock: BaseFileLock, path: Path, what: str, take_over: TakeOver | No
             break
         time.sleep(0.01)
     if holder is None and not path.exists():
-        raise OSError(errno.EACCES, "no file can be made there", str(path))
-    living = "" if take_over is None else " It lives, so that its lock cannot be taken over."
+        raise OSError(errno.EACCES, "no file can be created there", str(path))
+    living = "" if take_over is None else " It is alive, so its lock cannot be taken over."
     holder = holder or "another process"
     raise LockedError(
         f"{what} is being written by {holder}. Wait for it, or stop it.{living}", holder
@@ -116,15 +113,15 @@ def _acquire(lock: BaseFileLock, path: Path, what: str, take_over: TakeOver | No
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Make the lock file hold a signature; the lock holds without it, on a full disk say."""
+    """Write a signature to the lock file; the lock holds without it, as on a full disk."""
     with suppress(OSError), open(path, "wb", buffering=0) as file:
         file.write(content)
 
 
 def signature() -> dict[str, Any]:
-    """Return who this process is: what it leaves in the locks that it holds.
+    """Return the description of this process that its locks contain.
 
-    Of its command no options: they are long, may be secret, and mislead where they are cut off.
+    It omits the command's options, which may hold secrets.
     """
     name, *words = sys.argv
     command = [Path(name).name, *(word for word in words[:1] if word[:1] != "-")]
@@ -137,7 +134,7 @@ def signature() -> dict[str, Any]:
 
 
 def holder_named_by(content: bytes) -> str | None:
-    """Return who has signed a lock; None where there is no such signature."""
+    """Return the description of a lock's holder; None if there is no valid signature."""
     try:
         signed: Any = json.loads(content)
         process, host = int(signed["process"]), str(signed["host"])[:80]

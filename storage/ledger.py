@@ -1,9 +1,8 @@
-"""The ledger of a run's scorings: a sealed line for each, and what could not be scored.
+"""The ledger of a run: a sealed line for each scoring and each failure.
 
-`scores/ledger.jsonl` is only ever added to, under a lock of its own. `scores/ledger.json` records
-how many lines it had after the last one, and their digest, so that lost lines are noticed.
-`scores/failed/` holds a document for each thing in an inbox that is bad now; the ledger keeps their
-history.
+`scores/ledger.jsonl` is append-only and has its own lock. `scores/ledger.json` records the number
+and the digest of its lines, so that lost lines are detected. `scores/failed/` has a document for
+each inbox file that is bad now; the ledger keeps the history.
 """
 
 import hashlib
@@ -19,44 +18,40 @@ from storage.runs import SCORES
 
 LEDGER = "ledger.jsonl"
 LEDGER_COUNT = "ledger.json"
-"""How many lines the ledger has, and their digest."""
+"""The number of lines and their digest."""
 FAILED = "failed"
 LOCK = ".ledger.lock"
 LOCK_SECONDS = 10.0
-"""How long to wait for another's line: one is written in milliseconds."""
+"""Timeout for the ledger's lock; writing a line takes milliseconds."""
 
 POLL_SECONDS = 0.02
-"""Between two looks at a lock."""
+"""Interval between attempts to take a lock."""
 
 SCORED = "scored"
-"""A scoring was published; each has exactly one such line, even after a crash."""
+"""Scores were published; they have exactly one such line, even after a crash."""
 FOUND = "found"
-"""Rows that had been scored before turned up under another name or in another form."""
+"""Rows that had been scored before arrived under another name or in another format."""
 JUDGED = "judged"
-"""A scoring of before was held against gates again, and the verdict is another."""
+"""Existing scores were compared with gates again, with another verdict."""
 FAILED_EVENT = "failed"
-"""Something in an inbox could not be scored."""
+"""A file of an inbox could not be scored."""
 
 COUNT_FIELDS = {"lines": int, "sha256": str}
 FIELDS = {"event": str, "time": str, "exit": int, "model_digest": str}
-"""What every line has."""
-REMEDY = "Or move the ledger away: `pipeline score` begins another, with what it finds scored."
+"""Fields of every line."""
+REMEDY = "Or move the ledger away: `pipeline score` starts a new one from the existing scores."
 
 Entry = dict[str, Any]
 
 
 class LedgerError(BadDataError):
-    """The ledger is damaged: no fault of what is to be recorded in it."""
+    """The ledger is damaged, whatever is being recorded."""
 
 
 class Ledger:
-    """The ledger of one run."""
+    """The ledger of a run, which need not exist yet."""
 
     def __init__(self, run: Location, take_over: TakeOver | None = None) -> None:
-        """Nothing is read yet; there need not be a ledger.
-
-        `take_over` is leave to take the lock that a dead writer left in a store.
-        """
         self._take_over = take_over
         self.location = run.child(SCORES)
         self._size = 0
@@ -71,27 +66,27 @@ class Ledger:
         return f"{self.location}/{LEDGER}"
 
     def entries(self, containing: str = "") -> list[Entry]:
-        """Return the lines, oldest first, whose text contains a text; each of them is checked.
+        """Return the checked lines that contain a text, oldest first.
 
-        A last line that a death has cut off is left out. Raises `LedgerError` for any other
-        line that is damaged, and where lines are missing.
+        An incomplete last line, which a crash leaves, is ignored. Raises `LedgerError` for any
+        other damaged line, and if lines are missing.
         """
         if not self._has_checked_count:
             self.check_count()
         *lines, torn = self._lines()
-        wanted = containing.encode()
+        needle = containing.encode()
         entries = [
-            self._checked(line, number) for number, line in enumerate(lines, 1) if wanted in line
+            self._checked(line, number) for number, line in enumerate(lines, 1) if needle in line
         ]
         if torn and not torn.startswith(b"{"):
-            raise LedgerError(f"{self} ends in something that is not a line. {REMEDY}")
+            raise LedgerError(f"{self} ends with something other than a line. {REMEDY}")
         return entries
 
     def check_count(self, *, torn_is_lost: bool = False) -> None:
-        """Raise `LedgerError` where lines have been lost since they were recorded.
+        """Raise `LedgerError` if recorded lines are missing.
 
-        A ledger that was moved away as a whole has lost none: the next line begins another. An
-        early release kept no count.
+        A missing ledger is not an error: the next line starts a new one. An early release kept no
+        count.
         """
         count: dict[str, Any] = {"lines": 0, "sha256": _digest([])}
         with _remedied(), suppress(FileNotFoundError):
@@ -99,34 +94,33 @@ class Ledger:
             documents.check_fields(count, COUNT_FIELDS, f"{self.location}/{LEDGER_COUNT}")
         if self._is_absent():
             return
-        *lines, torn = self._lines()  # after the count: they only grow
+        *lines, torn = self._lines()  # read after the count: the ledger only grows
         lost = count["lines"] - len(lines)
         self._is_count_behind = lost < 0
         if lost == 1 and torn and not torn_is_lost:
             return
         if lost > 0:
             raise LedgerError(
-                f"{self} has {len(lines):,} lines; it had {count['lines']:,}. Restore it from a "
+                f"{self} has {len(lines):,} lines; expected {count['lines']:,}. Restore it from a "
                 f"copy. {REMEDY}"
             )
         if _digest(lines[: count["lines"]]) != count["sha256"]:
             for number, line in enumerate(lines, 1):
                 self._checked(line, number)
             raise LedgerError(
-                f"{self} has other lines than were recorded. Restore it from a copy. {REMEDY}"
+                f"{self} has other lines than its count records. Restore it from a copy. {REMEDY}"
             )
         self._has_checked_count = True
 
     def check_presence(self) -> None:
-        """Raise `LedgerError` where there is no ledger though lines have been recorded."""
+        """Raise `LedgerError` if there is a count of lines but no ledger."""
         if self._is_absent() and self.location.holds(LEDGER_COUNT):
             raise LedgerError(
-                f"{self} is missing. Restore it from a copy, or run `pipeline score` again: it "
-                "begins another ledger with the scores that it finds."
+                f"{self} is missing. Restore it from a copy, or run `pipeline score` again, which "
+                "starts a new ledger from the existing scores."
             )
 
     def _is_absent(self) -> bool:
-        """Return whether there is no ledger; raise `LedgerError` for anything but a file."""
         if self.location.holds(LEDGER):
             return False
         if self.location.exists(LEDGER):
@@ -135,14 +129,14 @@ class Ledger:
 
     @property
     def is_torn(self) -> bool:
-        """Whether a death has cut off the last line, which `entries` leaves out."""
+        """Whether the last line is incomplete after a crash; `entries` ignores it."""
         return bool(self._lines()[-1])
 
     def record(self, entry: Entry, known: Callable[[list[Entry]], bool], containing: str) -> bool:
-        """Add a line unless it is `known` by the lines that contain a text.
+        """Append a line unless `known` returns true for the lines that contain a text.
 
-        Looks before it locks and again under the lock, so that of several jobs that know of one
-        thing just one records it. Returns whether this one did.
+        Checks before taking the lock and again under it, so that only one of several jobs records
+        the same fact. Returns whether this one did.
         """
         if known(self.entries(containing)) and not self._is_count_behind:
             return False
@@ -162,14 +156,14 @@ class Ledger:
                 line = documents.sealed_bytes(entry, indent=None)
                 location.append(LEDGER, line, _joined(lines))
                 lines = [*lines, line.removesuffix(b"\n")]
-            # A death just before this leaves the count behind; the next job completes it.
+            # A crash just before this leaves the count behind; the next job updates it.
             count = {"lines": len(lines), "sha256": _digest(lines)}
             location.put(LEDGER_COUNT, documents.sealed_bytes(count))
             self._is_count_behind = False
         return not is_known
 
     def failures(self) -> list[Entry]:
-        """Return what is bad now, by content and model."""
+        """Return the records of files that are bad now."""
         return [
             documents.read_sealed(self.location, f"{FAILED}/{name}")
             for name in self.location.names(FAILED)
@@ -177,18 +171,18 @@ class Ledger:
         ]
 
     def put_failure(self, entry: Entry) -> None:
-        """Record that something is bad, by its content and the model."""
+        """Record a bad file, by its content and the model."""
         self.location.put(_failure_key(entry), documents.sealed_bytes(entry))
 
     def delete_failure(self, entry: Entry) -> None:
-        """Forget what is mended, or gone."""
+        """Delete the record of a file that was corrected or removed."""
         self.location.delete(_failure_key(entry))
 
     def _lines(self) -> list[bytes]:
-        """Return the lines as they are, and what follows the last whole one.
+        """Return the complete lines, and what follows the last one.
 
-        The ledger only grows, but for a torn end: where its size has changed, what follows the last
-        line known is read, and that line once more. Where it is another one now, so is the ledger.
+        The ledger only grows, so if its size has changed, only what follows the last known line is
+        read, together with that line. If that line differs, the whole ledger is read again.
         """
         try:
             size = self.location.size(LEDGER)
@@ -225,7 +219,7 @@ class Ledger:
 
 @contextmanager
 def _remedied() -> Iterator[None]:
-    """Turn damage into a `LedgerError` that says what to do."""
+    """Turn `BadDataError` into `LedgerError` with a remedy."""
     try:
         yield
     except BadDataError as error:
@@ -246,7 +240,7 @@ def _failure_key(entry: Entry) -> str:
 
 
 def pause_between_looks(_: ConflictError) -> None:
-    """Let a moment pass before the next look at a lock."""
+    """Sleep before the next attempt to take a lock."""
     time.sleep(POLL_SECONDS)
 
 
@@ -258,20 +252,20 @@ def waiting_lock(
     seconds: float = 0.0,
     pause: Callable[[ConflictError], None] = pause_between_looks,
 ) -> Iterator[Lock]:
-    """Hold a writer's lock that another may hold for some seconds yet.
+    """Hold a writer's lock, waiting up to `seconds` for its holder.
 
-    `pause` is called between two looks with the conflict, and may raise to give up. Raises
-    `ConflictError` that names the holder after so long; with leave to `take_over`, a lock in a
-    store is taken then: its holder is dead, or it would have given it back.
+    `pause` is called with the conflict between two attempts, and may raise to give up. The last
+    attempt raises `ConflictError` that names the holder; with `take_over`, it takes a lock in a
+    store instead, as a live holder would have released it.
     """
     deadline = time.monotonic() + seconds
-    with ExitStack() as held:
+    with ExitStack() as stack:
         lock: Lock | None = None
         while lock is None:
             is_last = time.monotonic() >= deadline
             try:
-                leave = take_over if is_last else None
-                lock = held.enter_context(lock_file.writer_lock(what, leave))
+                permission = take_over if is_last else None
+                lock = stack.enter_context(lock_file.writer_lock(what, permission))
             except ConflictError as conflict:
                 if is_last:
                     raise

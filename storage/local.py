@@ -1,4 +1,4 @@
-"""A local directory as a place for bytes: objects are files, made by rename and synced."""
+"""Locations on a local disk: objects are files, written by rename and fsync."""
 
 import errno
 import fcntl
@@ -30,29 +30,27 @@ from storage.location import (
 )
 
 FORMER = ("old", "tmp")
-"""How the hidden names of checkpoints ended that former releases made or removed."""
+"""Suffixes of the checkpoints that earlier releases were writing or removing."""
 PARTIAL = re.compile(r"[0-9a-f]{32}\.tmp")
-"""How the name of a partial file ends, after that of the file."""
+"""Suffix of a partial file's name."""
 YOUNG_SECONDS = 10.0
-"""Seconds in which the writer of a new partial file may not have locked it yet."""
+"""Age below which the writer of a partial file may not have locked it yet."""
 
 
 @dataclass(frozen=True, repr=False)
 class LocalLocation(Location):
-    """A directory of whole objects, each named by a relative key with `/` between its parts.
+    """A directory of objects; see `Location`.
 
-    What `put` has returned from is whole and on disk for good: written to a temporary sibling,
-    synced, renamed, and the directory synced. A reader sees the old object or the new one.
-
-    The location itself may be a link, and links within it are followed; a name below it that leads
-    outside, by its parts or by a link, is refused: nothing there is read, written or removed.
+    An object is written to a temporary file beside it, which is synced and renamed; then the
+    directory is synced. The location may be a symbolic link, and links below it are followed unless
+    they lead outside.
     """
 
     path: Path
     renames: ClassVar[bool] = True
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.path.absolute(),)  # a lock is its process's own
+        return type(self), (self.path.absolute(),)  # a lock belongs to its process
 
     def __str__(self) -> str:
         return str(self.path)
@@ -63,14 +61,16 @@ class LocalLocation(Location):
     def _at(self, key: str) -> Path:
         parts = key.split("/")
         if key.startswith("/") or ".." in parts or not _can_be_named(key):
-            raise BadDataError(f"The name {key!r} leads outside {self.path}; it is refused.")
+            raise BadDataError(
+                f"The name {key!r} leads outside {self.path}, or no file can have it."
+            )
         step = str(self.path)
         for part in parts:
             step = f"{step}/{part}"
             if os.path.islink(step) and not self._contains(os.path.realpath(step)):
                 raise BadDataError(
-                    f"{step} is a link that leads outside {self.path}; it is refused. Put what it "
-                    "leads to in its place."
+                    f"{step} is a symbolic link that leads outside {self.path}, which is not "
+                    "followed. Replace the link by a copy of its target."
                 )
         return self.path / key
 
@@ -91,7 +91,7 @@ class LocalLocation(Location):
             return _read_all(file.fileno(), max(0, last - first))
 
     def put(self, key: str, data: bytes | memoryview, *, new: bool = False) -> None:
-        if new and self.exists(key):  # the writer's lock keeps others away
+        if new and self.exists(key):  # no other process writes here: the caller holds the lock
             raise ConflictError(f"{self}/{key} exists already.")
         with self.open_for_writing(key) as write:
             write(data)
@@ -101,7 +101,7 @@ class LocalLocation(Location):
         path = self._at(key)
         self.check_held()
         with translate_os_errors("write", path):
-            check_regular(path, f"The place to write is {path}")
+            check_regular(path, f"The output is {path}")
             path = Path(os.path.realpath(path)) if path.is_symlink() else path
             make_directories(path.parent)
             temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
@@ -146,12 +146,12 @@ class LocalLocation(Location):
         return Status(status.st_size, version, status.st_mtime_ns / 1e9)
 
     def _status(self, path: Path) -> os.stat_result | None:
-        """Return what the system knows of a path; None where nothing is."""
+        """Return the status of a path; None if nothing is there."""
         with translate_os_errors("look at", path):
             try:
                 return path.stat()
             except OSError as error:
-                # Links that lead to nothing or to each other are nothing.
+                # Dangling and circular links count as absent.
                 if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
                     raise
                 return None
@@ -171,7 +171,7 @@ class LocalLocation(Location):
 
     def objects(self, refused: Refused | None = None) -> list[str]:
         def refuse(error: OSError) -> None:
-            """Pass a directory that cannot be listed on, one that is gone by."""
+            """Handle a directory that cannot be listed; one that was removed is skipped."""
             if isinstance(error, FileNotFoundError | NotADirectoryError):
                 return
             directory = Path(error.filename)
@@ -202,7 +202,7 @@ class LocalLocation(Location):
             remove_tree(self.path)
 
     def sweep_partial(self, key: str) -> None:
-        """Remove what writers of one file that died have left: the kernel has freed their locks."""
+        # The kernel has freed a dead writer's lock on its partial file.
         directory, _, name = key.rpartition("/")
         start = f".{name}."
         for other in self.names(directory):
@@ -217,7 +217,7 @@ class LocalLocation(Location):
     def take_place_of(self, target: "LocalLocation") -> None:
         """Rename this tree to `target`, which must not exist, and make the new name durable.
 
-        A link on either side stays a link: it is what it leads to that is renamed.
+        A link on either side remains; its target is renamed.
         """
         target.check_held()
         with translate_os_errors(f"rename {self.path} to", target.path):
@@ -230,7 +230,7 @@ class LocalLocation(Location):
         return self.sibling(f".ingest-{uuid.uuid4().hex[:12]}")
 
     def _install(self, staged: Location, root: str) -> None:
-        """Rename the old tree away and the new one here: `recover` mends a death in between."""
+        """Rename the old tree away and the new one here; `recover` handles a crash in between."""
         assert isinstance(staged, LocalLocation)
         old = self.sibling(REPLACED)
         try:
@@ -243,10 +243,7 @@ class LocalLocation(Location):
         self._throw_away(old)
 
     def _throw_away(self, tree: "LocalLocation") -> None:
-        """Remove a tree that was here; where files of others refuse, another may, later.
-
-        It gets another name first: a death half-way leaves no half of it.
-        """
+        """Rename a tree, so that a crash leaves no half of it here, then remove it if possible."""
         if tree.exists():
             doomed = self.staging()
             tree.take_place_of(doomed)
@@ -256,7 +253,7 @@ class LocalLocation(Location):
         self._throw_away(self)
 
     def recover(self, root: str) -> None:
-        """Put the old tree back where the new one has not come, else remove what is left of it."""
+        """Rename the old tree back if there is no new one, else remove it; remove staged trees."""
         old = self.sibling(REPLACED)
         if old.exists():
             if self.is_free():
@@ -266,7 +263,9 @@ class LocalLocation(Location):
         for path in map(old.path.with_name, LocalLocation(old.path.parent).names()):
             match = LEFTOVER.fullmatch(path.name)
             if match and match[1] == self.name and match[2] not in FORMER:
-                LocalLocation(path).discard()  # an orphan may still write there
+                LocalLocation(
+                    path
+                ).discard()  # a worker that outlived its job may still write there
 
     def sweep_trees(self, key: str, root: str) -> None:
         for match in filter(None, map(LEFTOVER.fullmatch, self.names(key))):
@@ -278,13 +277,13 @@ class LocalLocation(Location):
 
 @contextmanager
 def _synced_file(path: Path) -> Iterator[int]:
-    """Give a new file's descriptor; its content is synced when the block ends well."""
+    """Yield the descriptor of a new file, which is synced when the block succeeds."""
     try:
         descriptor = files.create(path)
-    except FileNotFoundError as error:  # its directory is there: /proc, say
-        raise PermissionError(errno.EPERM, "No file can be made here") from error
+    except FileNotFoundError as error:  # its directory exists: /proc, for example
+        raise PermissionError(errno.EPERM, "No file can be created here") from error
     try:
-        with suppress(OSError):  # as on some network file systems
+        with suppress(OSError):  # some network file systems have no locks
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield descriptor
         files.fsync(descriptor)
@@ -293,7 +292,7 @@ def _synced_file(path: Path) -> Iterator[int]:
 
 
 def _remove_abandoned(path: Path) -> None:
-    """Remove a partial file unless its writer lives and holds its lock, or has just begun."""
+    """Remove a partial file unless a live writer holds its lock or may have just created it."""
     with suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
@@ -312,7 +311,7 @@ def _can_be_named(key: str) -> bool:
 
 
 def _open_object(path: str, flags: int) -> int:
-    """Open a regular file; whatever else is there is no object."""
+    """Open a regular file; raise `FileNotFoundError` for anything else."""
     try:
         return files.open_regular(path, flags)
     except OSError as error:
@@ -322,7 +321,7 @@ def _open_object(path: str, flags: int) -> int:
 
 
 def _read_all(descriptor: int, count: int) -> bytes:
-    """One read as a rule; more where the system gives less than it was asked for."""
+    """Read up to `count` bytes, by one system call as a rule."""
     data = os.read(descriptor, count)
     while len(data) < count:
         more = os.read(descriptor, count - len(data))

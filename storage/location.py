@@ -1,7 +1,6 @@
-"""A location: a place for whole objects and trees of them, and its writer's lock.
+"""The interface to a local directory or an S3 prefix: objects, trees of objects, locks.
 
-A local directory (`storage/local.py`) and a prefix of a bucket (`storage/s3.py`) implement it; the
-rest of the project knows only this interface.
+`storage/local.py` and `storage/s3.py` implement it; the rest of the project uses nothing else.
 """
 
 import json
@@ -18,11 +17,11 @@ from storage.errors import BadDataError, ConflictError, PipelineError
 
 
 class Closing(ABC):
-    """A context manager whose end is `close`."""
+    """A context manager that calls `close` at its end."""
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of what is held; harmless when called again."""
+        """Release all resources; calling it again does nothing."""
 
     def __enter__(self) -> Self:
         return self
@@ -34,15 +33,15 @@ class Closing(ABC):
 Write = Callable[[bytes | memoryview], None]
 
 TakeOver = Callable[[str], None]
-"""Leave to take over an abandoned lock; called with a sentence that says whose the lock was."""
+"""Permission to take over a dead writer's lock; called with a sentence that names its holder."""
 
 Refused = Callable[[str, PipelineError | None], None]
-"""Called with the key of what is not listed, and the reason, or None for a link to a directory."""
+"""Called with a key that is not listed and the reason, or None for a link to a directory."""
 
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
-"""The name of what `put` has not finished."""
+"""Names of partial files."""
 REPLACED = ".replaced"
-"""The suffix of the sibling that is there while a published tree is being replaced."""
+"""Suffix of the sibling that holds the old tree while a new one takes its place."""
 FOREIGN = re.compile(
     r"\..+|.+~|~.+|#.+#|.+\.(bak|orig|rej|swp)|Icon\r|@eaDir|__MACOSX|lost\+found"
     r"|(eh)?thumbs\.db|desktop\.ini|\$RECYCLE\.BIN|System Volume Information",
@@ -50,56 +49,56 @@ FOREIGN = re.compile(
 )
 """Names such as .DS_Store, ._x, .nfs0001, Thumbs.db, desktop.ini, x~ and #x#."""
 LEFTOVER = re.compile(r"\.(.+)\.(ingest-[0-9a-f]{12}|replaced|old|tmp)")
-"""The hidden name of what is being made, replaced or removed; its own name, and the suffix."""
+"""Hidden names of trees that are being written, replaced or removed: the tree's name, a suffix."""
 VERSION = re.compile(r"version-[0-9a-f]{32}")
-"""The name, inside a tree's place in a store, of one version of the tree."""
+"""Names of a tree's versions in a store, below the tree's place."""
 VERSIONED = "mnist-stream versions"
-"""The format of the root object of a place that has versions of a tree."""
+"""The format of a root object that names a version."""
 ROOT_BYTES = 2**20
-"""No such root object is longer, even with what other Zarr programs add to it."""
+"""Upper bound of the size of such an object, including what other Zarr programs add."""
 REMOVED_BYTES = 32
-"""The length of a root object that says that the tree was removed; no document is so short."""
+"""Size of the root object of a removed tree; every document is longer."""
 
 
 @dataclass(frozen=True)
 class Status:
-    """What is known of an object without reading it."""
+    """An object's metadata."""
 
     size: int
     """Length in bytes."""
     version: str
     """Changes whenever the object is written."""
     modified: float
-    """When it was last written, in seconds since 1970 by the holder's clock."""
+    """When it was last written, in seconds since 1970 by the store's clock."""
 
 
 class Lock(ABC):
-    """The right to write somewhere, while it is held."""
+    """A writer's lock that is held."""
 
     @abstractmethod
     def check(self) -> None:
-        """Raise `ConflictError` where it is not held any more."""
+        """Raise `ConflictError` if the lock was lost."""
 
-    def retire(self) -> None:  # noqa: B027 - a store may keep it
-        """Say that nobody will want it again: where that is safe, it leaves nothing behind."""
+    def retire(self) -> None:  # noqa: B027 - a store keeps the object
+        """Remove the lock's file on release, as no one will need it again."""
 
 
 @dataclass(frozen=True, repr=False)
 class Location(ABC):
-    """Whole objects below a place, each named by a relative key with `/` between its parts.
+    """A directory or prefix of objects, each named by a relative key such as `train/zarr.json`.
 
-    What `put` has returned from is whole and there for good; a reader sees the old object or the
-    new one. A key that leads outside is refused with `BadDataError`. A location can be pickled, and
-    opened so on another machine. Where a place cannot be reached, `UnreachableError` is raised.
+    Writes are atomic and durable: a reader sees the old object or the new one. A key that leads
+    outside raises `BadDataError`, an unreachable place `UnreachableError`. A location can be
+    pickled and used on another machine.
     """
 
     path: PurePath
     """The path of a directory, or a bucket's prefix."""
-    lock: Lock | None = field(default=None, compare=False, repr=False, kw_only=True)
-    """The one under which its holder writes here: each write looks whether it is still held."""
+    lock: Lock | None = field(default=None, compare=False, kw_only=True)
+    """The writer's lock, checked before each write."""
 
     renames: ClassVar[bool]
-    """Whether a tree takes its place by a rename, or as a version that its root object names."""
+    """Whether a tree is published by a rename, or by a root object that names its version."""
 
     @abstractmethod
     def __str__(self) -> str:
@@ -110,70 +109,64 @@ class Location(ABC):
 
     @abstractmethod
     def _at(self, key: str) -> PurePath:
-        """Return the path of `key` below this one; a key that leads outside is refused."""
+        """Return the path of `key`; raise `BadDataError` for a key that leads outside."""
 
     def _resolved(self) -> PurePath:
-        """Return the path that has no links in it."""
+        """Return the path with all symbolic links resolved."""
         return self.path
 
     @property
     def name(self) -> str:
-        """The last part of the path, for people."""
+        """The last part of the path."""
         return self._resolved().name
 
     def child(self, key: str) -> Self:
-        """Return the location at `key` below this one; a key that leads outside is refused."""
         return replace(self, path=self._at(key))
 
     def sibling(self, suffix: str) -> Self:
-        """Return a hidden neighbour of this location, on the same disk."""
+        """Return the location `.NAME` + `suffix` beside this one, on the same disk."""
         path = self._resolved()
         return replace(self, path=path.with_name(f".{path.name}{suffix}"))
 
     def split(self) -> tuple[Self, str]:
-        """Return the location that holds this one, which is to be an object, and its key there."""
+        """Return this location's parent and its key there."""
         return replace(self, path=self.path.parent, lock=None), self.path.name
 
     # Objects.
 
     @abstractmethod
     def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
-        """Return an object's bytes from `start`, before `stop`; for `start < 0` its last ones.
+        """Return an object's bytes in [start, stop), or its last `-start` bytes for `start < 0`.
 
-        Raises `FileNotFoundError` where there is no such object.
+        Raises `FileNotFoundError` if there is no such object.
         """
 
     @abstractmethod
     def put(self, key: str, data: bytes | memoryview, *, new: bool = False) -> None:
-        """Make `key` hold `data`: wholly or, whatever happens, not at all.
-
-        With `new` raises `ConflictError` where it holds something already.
-        """
+        """Write an object atomically; with `new`, raise `ConflictError` if it exists."""
 
     @abstractmethod
     def open_for_writing(self, key: str) -> AbstractContextManager[Write]:
-        """Like `put`, for what comes piece by piece: gives the function that takes the pieces."""
+        """Write an object piece by piece, as atomically as `put`: yield a `write` function."""
 
     @abstractmethod
     def append(self, key: str, data: bytes, before: bytes | None = None) -> None:
-        """Add `data` to the end of a small object; the caller tells a torn end apart.
+        """Append to a small object; on a disk, a crash may leave part of `data` at its end.
 
-        A caller that knows what the object holds passes it as `before`: nothing else stays in a
-        store.
+        A store's object becomes `before + data` if `before` is given.
         """
 
     @abstractmethod
     def look(self, key: str) -> Status:
-        """Return an object's size, version and time; `FileNotFoundError` where there is none."""
+        """Return an object's metadata; raise `FileNotFoundError` if there is no such object."""
 
     @abstractmethod
     def as_file(
         self, key: str, count: int | None = None, check: Callable[[], None] = lambda: None
     ) -> AbstractContextManager[Path]:
-        """Give an object as a file of this machine, for those who read files.
+        """Yield the path of a local file with an object's bytes, the first `count` if given.
 
-        With `count` its first bytes are enough. `check` is called while it is copied, and may
-        raise to stop.
+        `check` is called while the object is copied, and may raise to stop.
         """
 
     @abstractmethod
@@ -182,35 +175,35 @@ class Location(ABC):
 
     @abstractmethod
     def is_free(self) -> bool:
-        """Return whether nothing is here yet: no object, and no directory but an empty one."""
+        """Return whether this location is absent, or an empty directory."""
 
     @abstractmethod
     def names(self, key: str = "") -> list[str]:
-        """Return the names directly below `key`, sorted; none where there is no such directory."""
+        """Return the sorted names directly below `key`; an empty list if it is not a directory."""
 
     @abstractmethod
     def objects(self, refused: Refused | None = None) -> list[str]:
-        """Return the keys of every object below this location, sorted.
+        """Return the sorted keys of all objects below this location.
 
-        Links to directories are not followed. `refused` is called with each of those below it, and
-        with directories that cannot be listed. Without `refused`, or where it is the location
-        itself, a directory that cannot be listed raises `UnreachableError`.
+        Links to directories are not followed: `refused` is called for each, and for directories
+        that cannot be listed. Without `refused`, or if it is this location itself, such a directory
+        raises `UnreachableError`.
         """
 
     @abstractmethod
     def delete(self, key: str) -> None:
-        """Remove one object; nothing happens where there is none."""
+        """Remove an object if it exists."""
 
     @abstractmethod
     def delete_tree(self) -> None:
-        """Remove this location and all below it."""
+        """Remove this location and everything below it."""
 
     def size(self, key: str) -> int:
-        """Return an object's length in bytes; `FileNotFoundError` where there is none."""
+        """Return an object's size in bytes; raise `FileNotFoundError` if there is none."""
         return self.look(key).size
 
     def holds(self, key: str) -> bool:
-        """Return whether there is an object at `key`, which can be read."""
+        """Return whether there is an object at `key`."""
         try:
             self.look(key)
         except FileNotFoundError:
@@ -218,7 +211,7 @@ class Location(ABC):
         return True
 
     def sizes(self) -> dict[str, int]:
-        """Return the length in bytes of every object below this location that can be read."""
+        """Return the size in bytes of each readable object below this location, by key."""
         sizes = {}
         for key in self.objects():
             with suppress(FileNotFoundError, BadDataError):
@@ -226,21 +219,18 @@ class Location(ABC):
         return sizes
 
     def discard(self) -> None:
-        """Remove all of it after a failure, which is what matters: another one is ignored."""
+        """Remove everything here after a failure; a second failure is ignored."""
         with suppress(OSError, PipelineError):
             self.delete_tree()
 
     def sweep(self, key: str = "") -> None:
-        """Remove what dead writers left unfinished directly below `key`.
-
-        The caller holds the lock of all who write there: a live one's is no different.
-        """
+        """Remove all partial files directly below `key`; the caller holds their writers' lock."""
         for name in self.names(key):
             if TEMPORARY.fullmatch(name):
                 self.delete(f"{key}/{name}" if key else name)
 
-    def sweep_partial(self, key: str) -> None:  # noqa: B027 - a store leaves nothing
-        """Remove what writers of one object that died have left; a live one's stays."""
+    def sweep_partial(self, key: str) -> None:  # noqa: B027 - a store has no partial objects
+        """Remove the partial files that dead writers of one object left, but no live writer's."""
 
     # Locks.
 
@@ -248,44 +238,44 @@ class Location(ABC):
     def writer_lock(
         self, what: str, take_over: TakeOver | None = None
     ) -> AbstractContextManager[Lock]:
-        """Hold the only right to write `what` while the block runs; never waits for it.
+        """Hold the exclusive right to write `what`, without waiting; this location is the lock's.
 
-        This location is the lock's own. On a local disk the kernel holds it and frees it when its
-        holder dies; in a store it is an object, which stays after a death, and which `take_over`
-        gives leave to take. Raises `ConflictError` that names the holder where another has it.
+        On a local disk the kernel frees the lock when its holder dies. In a store it is an object
+        that remains; `take_over` permits to take it. Raises `ConflictError` that names the holder
+        of a lock that is not free.
         """
 
     def under(self, lock: Lock) -> Self:
-        """Return this location for one who writes here under a lock."""
+        """Return this location for a writer that holds `lock`."""
         return replace(self, lock=lock)
 
     def check_held(self) -> None:
-        """Raise `ConflictError` where the lock that this is `under` is not held any more."""
+        """Raise `ConflictError` if this location's lock was lost."""
         if self.lock is not None:
             self.lock.check()
 
-    # Trees: several objects that are seen all together or not at all. The last object of a tree to
-    # be written, its `root`, makes the others valid.
+    # Trees: groups of objects that become visible together. The `root` object of a tree is written
+    # last and makes the others valid.
 
     @abstractmethod
     def staging(self) -> Self:
-        """Return an empty place to make a tree that will be published here.
+        """Return an empty location for a tree that will be published here.
 
-        It has a name that no other has or had: a worker that outlives its job writes into nothing
-        that a later one publishes. The caller holds the lock.
+        Its name is unique, so that a worker that outlives its job cannot write into a later job's
+        tree. The caller holds the lock.
         """
 
     @abstractmethod
     def _install(self, staged: "Location", root: str) -> None:
-        """Put a finished tree in the place of whatever is here; see `publish`."""
+        """Replace the tree here by a finished one; see `publish`."""
 
     @abstractmethod
     def remove_tree(self, root: str) -> None:
-        """Remove the tree here; a death half-way leaves nothing that `trees` lists."""
+        """Remove the tree here; after a crash half-way, `trees` does not list the rest."""
 
     @abstractmethod
     def recover(self, root: str) -> None:
-        """Finish, one way or the other, a `publish` that died, and remove what was staged.
+        """Complete or undo an interrupted `publish`, and remove staged trees.
 
         The caller holds the lock.
         """
@@ -295,11 +285,11 @@ class Location(ABC):
         """Remove what dead writers left of the trees directly below `key`."""
 
     def publish(self, staged: "Location", root: str) -> None:
-        """Put the finished tree at `staged` in the place of whatever is here.
+        """Replace whatever is here by the finished tree at `staged`.
 
-        At every moment of death a reader finds the old tree, the new one, or (at the sibling with
-        the suffix `REPLACED`) that one is being replaced; `recover` then brings about one or the
-        other. Raises `ConflictError`, and discards what was staged, where the lock was lost.
+        After a crash at any moment, a reader finds the old tree, the new one, or a sibling with the
+        suffix `REPLACED`, and `recover` completes or undoes the replacement. If the lock was lost,
+        discards the staged tree and raises `ConflictError`.
         """
         try:
             self._install(staged, root)
@@ -309,10 +299,9 @@ class Location(ABC):
 
     @contextmanager
     def atomic_tree(self, key: str, root: str) -> Iterator["Location"]:
-        """Give a place to put objects in, which are the tree at `key` once the block ends well.
+        """Yield a location whose objects become the tree at `key` when the block succeeds.
 
-        A tree that was at `key` is replaced. Until then, and after a failure or a death, readers
-        find that one, or none.
+        Until then, and after a failure, readers find the former tree, if any.
         """
         tree = self.child(key)
         staged = tree.staging()
@@ -324,10 +313,9 @@ class Location(ABC):
         tree.publish(staged, root)
 
     def current(self, root: str) -> Self:
-        """Return the place of the tree that is published here.
+        """Return the location of the published tree: in a store, the version that the root names.
 
-        In a store, it is one of the versions below this place, which the root object names. Raises
-        `FileNotFoundError` where the tree was removed.
+        Raises `FileNotFoundError` if the tree was removed.
         """
         try:
             content = self.get(root, 0, ROOT_BYTES)
@@ -339,12 +327,12 @@ class Location(ABC):
         return self.child(version) if version else self
 
     def trees(self, key: str, root: str) -> list[str]:
-        """Return the names of the trees directly below `key`, sorted."""
+        """Return the sorted names of the trees directly below `key`."""
         sizes = self.child(key).sizes_by_tree()
         return [name for name in self.names(key) if is_published(sizes.get(name, {}), root)]
 
     def sizes_by_tree(self) -> dict[str, dict[str, int]]:
-        """Return the lengths of the objects below each name directly below this location."""
+        """Return the sizes of the objects below each name directly below this location."""
         trees: dict[str, dict[str, int]] = {}
         for path, size in self.sizes().items():
             name, _, rest = path.partition("/")
@@ -352,20 +340,20 @@ class Location(ABC):
         return trees
 
     def draft(self) -> Self:
-        """Return the place to make a tree that another job continues after a crash."""
+        """Return where to write a tree that another job can continue after a crash."""
         return self if self.renames else self.staging()
 
     def drafts(self) -> list[Self]:
-        """Return the places where former writers may have left such a tree unfinished.
+        """Return where earlier jobs may have left such a tree: here, or in any version.
 
-        Those are all versions, and the place itself, where former releases wrote to stores too.
+        Earlier releases wrote here in stores too.
         """
         versions = [] if self.renames else filter(VERSION.fullmatch, self.names())
         return [replace(self, lock=None), *map(self.child, versions)]
 
 
 def named_version(content: bytes) -> str | None:
-    """Return the version that a root object names; None where it is no such object."""
+    """Return the version that a root object names; None for any other content."""
     if VERSIONED.encode() not in content:
         return None
     try:
@@ -377,9 +365,9 @@ def named_version(content: bytes) -> str | None:
 
 
 def root_object(version: str | None) -> bytes:
-    """Return a root object, unlike any other, that names a version, or that there is none.
+    """Return the content of a root object that names a version, or of a removed tree's.
 
-    It is the document of a Zarr group, so that Zarr shows where the version is.
+    It is never the same twice. It is a Zarr group's document, so that Zarr shows the version.
     """
     moved = uuid.uuid4().hex
     if version is None:
@@ -389,9 +377,9 @@ def root_object(version: str | None) -> bytes:
 
 
 def is_published(sizes: dict[str, int], root: str) -> bool:
-    """Return whether a tree with objects of these sizes is there: not removed, nor only staged.
+    """Return whether objects of these sizes are a tree that was published and not removed.
 
-    One that is damaged may have lost its root.
+    A damaged tree may have lost its root.
     """
     if root in sizes or not sizes:
         return sizes.get(root) != REMOVED_BYTES
@@ -399,13 +387,10 @@ def is_published(sizes: dict[str, int], root: str) -> bool:
 
 
 def is_foreign(key: str) -> bool:
-    """Return whether a file is by its name one that a system, file manager or editor leaves.
-
-    Nothing of ours has such a name, save what `is_leftover` knows.
-    """
+    """Return whether a name is that of a file which systems, file managers or editors create."""
     return any(FOREIGN.fullmatch(part) for part in key.split("/"))
 
 
 def is_leftover(name: str) -> bool:
-    """Return whether a file or directory of this name is what a writer that died left behind."""
+    """Return whether a name is that of a tree or file that a dead writer left behind."""
     return bool(LEFTOVER.fullmatch(name))

@@ -1,4 +1,4 @@
-"""Names for models: which checkpoint of which run each is pinned to, and who had it before."""
+"""Model names: the checkpoint that each name refers to, and its former ones."""
 
 import re
 from contextlib import AbstractContextManager
@@ -21,21 +21,21 @@ class Holder:
     """A checkpoint that has, or had, a name."""
 
     run: str
-    """Where its run lies: relative to the place of the names, or a URL."""
+    """Its run: a path relative to the directory of the names, or a URL."""
     run_id: str
     checkpoint: str
-    """Its name in the run, `000010-000000`."""
+    """Its name in the run, such as `000010-000000`."""
     model_digest: str
     since: str
-    """When it was given the name, UTC in ISO 8601."""
+    """When it got the name, UTC in ISO 8601."""
     accuracy: float | None
-    """On the split that the promotion was judged by; None where it was not judged."""
+    """Accuracy at the promotion; None if there were no gates."""
     judged_by: str | None
-    """The digest of the dataset, and the split: `test of 7100e1...`."""
+    """The split and the dataset's digest: `test of 7100e1...`."""
 
     @classmethod
     def from_json(cls, document: Any, place: str) -> Self:
-        """Return the inverse of `asdict`; `BadDataError` names `place` for anything else."""
+        """Return the inverse of `asdict`; raise `BadDataError` that names `place`."""
         types = dict.fromkeys(("run", "run_id", "checkpoint", "model_digest", "since"), str)
         documents.check_fields(document, types, place)
         optional = {"accuracy": float, "judged_by": str}
@@ -49,24 +49,24 @@ class ModelName:
     """A name with its history."""
 
     place: Location
-    """Where the names lie."""
+    """The directory of the names."""
     name: str
     holders: tuple[Holder, ...] = field(default=(), repr=False)
-    """The present one last, before it those that an undo goes back to."""
+    """The current one last; an undo returns to the one before."""
     events: tuple[dict[str, Any], ...] = field(default=(), repr=False)
     """Every promotion, refusal and undo, oldest first."""
 
     @property
     def holder(self) -> Holder | None:
-        """Return the present holder; None where there is none, or not any more."""
+        """The current holder, or None."""
         return self.holders[-1] if self.holders else None
 
     def run_place(self, holder: Holder) -> str:
-        """Return where a holder's run lies, as it can be opened from here."""
+        """Return the path or URL of a holder's run."""
         return referenced(holder.run, self.place)
 
     def save(self) -> None:
-        """Write the name as it is now, in one step. The caller holds its lock."""
+        """Write the name's document atomically; the caller holds its lock."""
         document = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -77,16 +77,15 @@ class ModelName:
         self.place.put(_key(self.name), documents.sealed_bytes(document))
 
     def with_event(self, event: dict[str, Any]) -> Self:
-        """Return the name with one more event."""
         return replace(self, events=(*self.events, event))
 
 
 def check_model_name(name: str) -> str:
-    """Return the name; raise `UsageError` where it cannot be one."""
+    """Return the name; raise `UsageError` if it is not a valid one."""
     if not NAME.fullmatch(name):
         raise UsageError(
-            f"{name[:100]!r} cannot name a model; expected letters, digits, '.', '-' and '_', at "
-            "most 64, such as champion."
+            f"{name[:100]!r} is not a valid model name; expected up to 64 letters, digits, '.', "
+            "'-' and '_', such as champion."
         )
     return name
 
@@ -94,12 +93,12 @@ def check_model_name(name: str) -> str:
 def name_lock(
     place: Location, name: str, take_over: TakeOver | None = None
 ) -> AbstractContextManager[Lock]:
-    """Hold the right to change a name; `ConflictError` names the holder of the lock."""
+    """Hold the lock of a name; raise `ConflictError` that names its holder."""
     return place.child(f".{name}.lock").writer_lock(f"The model name {name} in {place}", take_over)
 
 
 def open_name(place: Location, name: str) -> ModelName:
-    """Return a name with its history, empty for a new one; `BadDataError` for a damaged one."""
+    """Return a name with its history, empty for a new one; raise `BadDataError` if damaged."""
     check_model_name(name)
     where = f"{place}/{_key(name)}"
     try:
@@ -109,7 +108,9 @@ def open_name(place: Location, name: str) -> ModelName:
     documents.check_format(document, FORMAT, (FORMAT_VERSION,), where)
     documents.check_fields(document, RECORDED, where)
     if document["name"] != name:
-        raise BadDataError(f"{where} is of the name {document['name']!r}: it was renamed.")
+        raise BadDataError(
+            f"{where} contains the name {document['name']!r}: the file was renamed. Rename it back."
+        )
     holders = tuple(Holder.from_json(holder, where) for holder in document["holders"])
     return ModelName(place, name, holders, tuple(document["events"]))
 
@@ -134,7 +135,7 @@ def _is_held(place: Location, name: str) -> bool:
 
 
 def names(place: Location) -> list[str]:
-    """Return all names, held or not, sorted."""
+    """Return all names, with and without a holder, sorted."""
     return [
         name.removesuffix(".json")
         for name in place.names()

@@ -1,4 +1,4 @@
-"""From what a user writes to the location that it names: a path, a `file://` or an `s3://` URL."""
+"""Open the location that a path, a `file://` URL or an `s3://` URL names."""
 
 import os
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from storage.local import LocalLocation
 from storage.location import Location
 
 Place: TypeAlias = str | Path | Location
-"""What names a location: a path, a URL, or the location itself."""
+"""A path, a URL or a location."""
 
 
 def open_location(place: Place, options: Mapping[str, str] | None = None) -> Location:
@@ -35,7 +35,7 @@ def open_location(place: Place, options: Mapping[str, str] | None = None) -> Loc
     if not text.strip():
         raise UsageError("A location is empty; give a path.")
     if "\0" in text:
-        raise UsageError("A path cannot hold a null character.")
+        raise UsageError("A path cannot contain a null character.")
     if text.startswith("s3://"):
         return _open_s3(text, options or {})
     if text.startswith("file://"):
@@ -47,20 +47,20 @@ def open_location(place: Place, options: Mapping[str, str] | None = None) -> Loc
         return LocalLocation(Path(text).expanduser())
     except RuntimeError as error:
         raise UsageError(
-            f"There is no home directory for {Path(text).parts[0]!r} of {text!r}; write ./{text} "
+            f"There is no home directory for {Path(text).parts[0]!r} in {text!r}; write ./{text} "
             "for a directory of that name."
         ) from error
 
 
 def is_url_of_store(place: Place) -> bool:
-    """Whether a place is in a store that options can be given for."""
+    """Return whether a place is an `s3://` URL."""
     return not isinstance(place, Location) and str(place).startswith("s3://")
 
 
 def reference_to(target: Location, base: Location) -> str:
-    """Return how a document in `base` refers to a location: relative where both are on a disk.
+    """Return a reference from a document in `base` to a location.
 
-    So the two can be moved together.
+    It is relative if both are on a disk, so that they can be moved together.
     """
     text = str(target)
     if "://" in text:
@@ -71,12 +71,12 @@ def reference_to(target: Location, base: Location) -> str:
 
 
 def referenced(reference: str, base: Location) -> str:
-    """Return the place that a reference in `base` means, as it can be opened from here."""
+    """Return the path or URL of a reference in `base`."""
     if "://" in reference or os.path.isabs(reference):
         return reference
     plain = os.path.normpath(os.path.join(str(base), reference))
     real = os.path.normpath(os.path.join(os.path.realpath(str(base)), reference))
-    # `..` behind a link leads elsewhere; where it does not, the shorter path is the clearer one.
+    # `..` after a symbolic link may lead elsewhere; if not, the shorter path is clearer.
     return plain if os.path.realpath(plain) == os.path.realpath(real) else real
 
 

@@ -1,4 +1,4 @@
-"""How images become stored rows, and what the stored values stand for."""
+"""The transforms of images and labels, and the range that maps stored values to [0, 1]."""
 
 import math
 import re
@@ -17,23 +17,22 @@ BYTE_SCALE = "scale-1/255"
 """The name of the range 0 to 255."""
 
 LARGEST = 1e18
-"""No value may be larger in size, neither as stored nor as scaled: the square of one that is ten
-times as large no longer fits into the 32-bit floats that training computes with."""
+"""The largest magnitude of a stored or scaled value: the square of 1e19 is near the limit of the
+32-bit floats that training uses."""
 NARROWEST = 1e-300
-"""The least width of a range whose reciprocal is still a finite number."""
+"""The least width of a range: its reciprocal must be finite."""
 
 _RANGE = re.compile(r"scale\[([^,\]]+),([^,\]]+)\]")
 
 
 @dataclass(frozen=True)
 class ValueRange:
-    """A linear map: stored values from `low` to `high` stand for 0 to 1."""
+    """A linear map of stored values: `low` to 0 and `high` to 1."""
 
     low: float
     high: float
 
     def __post_init__(self) -> None:
-        """Raise `ValueError` for a range that cannot be mapped."""
         if not (abs(self.low) <= LARGEST and abs(self.high) <= LARGEST):
             raise ValueError(f"expected numbers from -{LARGEST:g} to {LARGEST:g}")
         if not self.high - self.low >= NARROWEST:
@@ -41,21 +40,18 @@ class ValueRange:
 
     @classmethod
     def covering(cls, low: float, high: float) -> Self:
-        """Return the range from smallest to largest value; wider where they are the same."""
-        low, high = low + 0.0, high + 0.0  # -0.0 is 0.0, whichever is met first
+        """Return the range from the smallest to the largest value; wider if they are equal."""
+        low, high = low + 0.0, high + 0.0  # turns -0.0 into 0.0
         return cls(low, high if high - low >= NARROWEST else low + max(1.0, abs(low)))
 
     @property
     def name(self) -> str:
-        """Return the name of the transform in a dataset's attributes."""
+        """The transform's name in a dataset's attributes."""
         return BYTE_SCALE if self == BYTES else f"scale[{self.low!r},{self.high!r}]"
 
     @property
     def attributes(self) -> dict[str, float]:
-        """Return the attributes of the CF convention that say the same.
-
-        xarray decodes with these in float64, as JSON has no float32.
-        """
+        """The equivalent CF attributes, with which xarray decodes in float64."""
         width = self.high - self.low
         return {"scale_factor": 1 / width, "add_offset": 0.0 - self.low / width}
 
@@ -70,18 +66,18 @@ BYTES = ValueRange(0.0, 255.0)
 
 @dataclass(frozen=True)
 class Preparation:
-    """The transforms of images and labels: those before storing, and those after reading."""
+    """The transforms of images and labels, before storing and after reading."""
 
     scaling: ValueRange | None
-    """Applied when rows are read; None where values are kept as they are."""
+    """Applied when rows are read; None for no scaling."""
     transposed: bool = False
     """Whether height and width were swapped."""
     one_hot: bool = True
-    """Whether labels became one-hot targets: False where there are none."""
+    """Whether labels were converted to one-hot targets; False if there are no labels."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Return the transforms by name, as a dataset and a run record them."""
+        """The names of the transforms, as a dataset and a run record them."""
         return (
             BIAS_COLUMN,
             *([TRANSPOSE] if self.transposed else []),
@@ -91,7 +87,7 @@ class Preparation:
 
     @classmethod
     def from_names(cls, names: Iterable[str], place: str) -> Self:
-        """Return the inverse of `names`; `BadDataError` says that `place` has an unknown name."""
+        """Return the inverse of `names`; raise `BadDataError` for an unknown name at `place`."""
         scaling, known = None, {BIAS_COLUMN, TRANSPOSE, ONE_HOT}
         names = tuple(names)
         for name in names:
@@ -101,15 +97,15 @@ class Preparation:
 
     @property
     def attributes(self) -> dict[str, float]:
-        """Return the CF attributes of stored inputs."""
+        """The CF attributes of stored inputs."""
         if self.scaling is None:
             return {"scale_factor": 1.0, "add_offset": 0.0}
         return self.scaling.attributes
 
     def bias(self, dtype: np.dtype[Any]) -> float:
-        """Return the stored value of the bias column: the nearest one to what stands for 1.
+        """Return the stored bias: the value nearest to the one that is scaled to 1.
 
-        A bias of bytes is never 0, so that nobody takes its column for blank.
+        As uint8 it is at least 1, so that the column never looks blank.
         """
         value = 1.0 if self.scaling is None else self.scaling.high
         if dtype.kind == "f":
@@ -119,7 +115,7 @@ class Preparation:
         return min(max(round(value), least), int(limits.max))
 
     def image_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape in which an image of that shape is stored."""
+        """Return the stored shape of images of a shape."""
         if not self.transposed or len(shape) < 2:
             return shape
         return (shape[1], shape[0], *shape[2:])
@@ -141,13 +137,13 @@ def _range_called(name: str, place: str) -> ValueRange:
         return ValueRange(float(match[1]), float(match[2]))
     except ValueError:
         raise BadDataError(
-            f"{place} has the transform {name!r}, which this release does not know. Install a "
-            "newer mnist-stream, or ingest again with this one."
+            f"{place} has the unknown transform {name!r}. Install a newer mnist-stream, or ingest "
+            "again with this one."
         ) from None
 
 
 def parse_range(text: str) -> ValueRange | None:
-    """Return the range in `--scale`, None for `none`; raise `ValueError` for anything else."""
+    """Return the range of `--scale`, None for `none`; raise `ValueError` for anything else."""
     if text == "none":
         return None
     try:

@@ -16,7 +16,7 @@ FORMAT_VERSION = 1
 RECORD = "run.json"
 METRICS = "metrics.jsonl"
 SCORES = "scores"
-"""The directory of the run's scorings."""
+"""The directory of the run's scores."""
 LOCK = ".lock"
 RECORDED = {
     "run_id": str,
@@ -26,27 +26,27 @@ RECORDED = {
     "versions": dict,
     "environment": dict,
 }
-"""The fields of run.json besides its format."""
+"""The fields of run.json, without its format."""
 
 
 @dataclass(frozen=True, repr=False)
 class Run:
-    """A run's record, as it was written when the run began."""
+    """A run and the content of its run.json."""
 
     location: Location
     run_id: str
-    """Drawn when the run began; every checkpoint carries it, so none of another run passes."""
+    """A random name that every checkpoint repeats, so that those of other runs are refused."""
     configuration: dict[str, Any]
-    """The effective configuration, field by field: the last resume's, where it changed some."""
+    """All settings by name, as the last resume left them."""
     dataset_digest: str
     dataset: dict[str, Any]
-    """Its `place`, and what a scoring must know of it: `class_names`, `transforms`, `image_shape`
-    and `element_type`. Runs of older releases lack the place and the last two. The place is a URL,
-    an absolute path where such a one was given, or else a path relative to the run."""
+    """The training dataset's `place`, `class_names`, `transforms`, `image_shape` and
+    `element_type`. Runs of early releases have only `class_names` and `transforms`. The place is a
+    URL, an absolute path if one was given, or a path relative to the run."""
     versions: dict[str, int]
-    """Versions of the order and of the step's arithmetic."""
+    """Versions of the order and of a step's arithmetic."""
     environment: dict[str, Any]
-    """NumPy, its BLAS and kernel, Python, the machine's architecture."""
+    """NumPy's version, its BLAS and kernel, the machine's architecture."""
 
     def __repr__(self) -> str:
         network, epochs = map(self.configuration.get, ("network", "epochs"))
@@ -58,18 +58,21 @@ class Run:
 
     @property
     def dataset_place(self) -> str | None:
-        """Return where the dataset was that the run began with; None where it is not recorded."""
+        """The training dataset's path or URL; None if it is not recorded."""
         place = self.dataset.get("place")
         return None if place is None else referenced(place, self.location)
 
     def write(self, *, new: bool = False) -> None:
-        """Write the record in one step; `new` refuses to replace one. The caller holds the lock."""
+        """Write run.json atomically; with `new`, raise `ConflictError` if it exists.
+
+        The caller holds the lock.
+        """
         record = {name: value for name, value in vars(self).items() if name != "location"}
         document = {"format": FORMAT, "format_version": FORMAT_VERSION} | record
         self.location.put(RECORD, documents.sealed_bytes(document), new=new)
 
     def reconfigured(self, configuration: dict[str, Any]) -> Self:
-        """Record other settings, as a resume changed them, and return the run that has them."""
+        """Record the changed settings of a resume, and return the run with them."""
         run = replace(self, configuration=configuration)
         run.write()
         return run
@@ -77,17 +80,17 @@ class Run:
     def append_metrics(
         self, line: dict[str, Any], before: list[dict[str, Any]] | None = None
     ) -> None:
-        """Add one sealed line to metrics.jsonl, which holds those `before` and nothing else."""
+        """Append a sealed line to metrics.jsonl; `before` are the lines that it has."""
         self.location.append(METRICS, _lines([line]), None if before is None else _lines(before))
 
     def rewrite_metrics(self, lines: list[dict[str, Any]]) -> None:
-        """Make metrics.jsonl hold just these lines, in one step."""
+        """Replace metrics.jsonl atomically."""
         self.location.put(METRICS, _lines(lines))
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Return the lines of metrics.jsonl, each checked; none where there is no such file.
+        """Return the checked lines of metrics.jsonl; an empty list if there is no such file.
 
-        A last line that was cut off by a death is left out: the next resume writes it anew.
+        An incomplete last line, which a crash leaves, is ignored: the next resume rewrites it.
         """
         try:
             data = documents.read(self.location, METRICS)
@@ -96,7 +99,7 @@ class Run:
         *whole, torn = data.split(b"\n")
         place = f"{self.location}/{METRICS}"
         if torn and not torn.startswith(b"{"):
-            raise BadDataError(f"{place} ends in something that is no line of metrics.")
+            raise BadDataError(f"{place} ends with something other than a line of metrics.")
         return [
             documents.parse_sealed(line, f"{place} line {number}")
             for number, line in enumerate(whole, 1)
@@ -104,15 +107,15 @@ class Run:
 
 
 def check_place(location: Location) -> None:
-    """Raise `ConflictError` where a run cannot begin: one is there, or something else is."""
+    """Raise `ConflictError` if a run, or anything else, is at a location."""
     names = location.names()  # one listing: another process may begin a run at any time
     if RECORD in names:
         raise ConflictError(f"{location} is a run already.")
-    strange = [name for name in names if not is_foreign(name) and not name.endswith(".tmp")]
-    if strange:
+    others = [name for name in names if not is_foreign(name) and not name.endswith(".tmp")]
+    if others:
         raise ConflictError(
-            f"{location} holds {strange[0]!r} but no {RECORD}; it is not a run and is left alone. "
-            "Choose another --run."
+            f"{location} contains {others[0]!r} but no {RECORD}: it is not a run, and is left "
+            "alone. Choose another --run."
         )
 
 
@@ -125,9 +128,9 @@ def create_run(
     versions: dict[str, int],
     environment: dict[str, Any],
 ) -> Run:
-    """Begin a run: write its record. The caller holds its lock.
+    """Create a run: write its run.json. The caller holds its lock.
 
-    Raises `ConflictError` where there is a run already, or the directory holds something else.
+    Raises `ConflictError` if a run, or anything else, is at the location.
     """
     check_place(location)
     run_id = uuid.uuid4().hex
@@ -137,10 +140,7 @@ def create_run(
 
 
 def open_run(location: Location) -> Run:
-    """Open the run at a location; its record is checked.
-
-    Raises `BadDataError` where there is none, or it is damaged or of a newer format.
-    """
+    """Open a run; raise `BadDataError` if it is missing, damaged or of a newer format."""
     place = f"{location}/{RECORD}"
     try:
         record = documents.read_sealed(location, RECORD)
@@ -152,7 +152,7 @@ def open_run(location: Location) -> Run:
 
 
 def run_exists(location: Location) -> bool:
-    """Return whether there is a run's record, sound or not."""
+    """Return whether there is a run.json, sound or not."""
     return location.exists(RECORD)
 
 
@@ -162,7 +162,7 @@ def _lines(lines: list[dict[str, Any]]) -> bytes:
 
 @contextmanager
 def run_lock(location: Location, take_over: TakeOver | None = None) -> Iterator[Location]:
-    """Hold the right to write to a run; yield its location for the holder."""
+    """Hold a run's lock; yield its location for the holder."""
     with location.child(LOCK).writer_lock(f"The run {location}", take_over) as lock:
         yield location.under(lock)
 
@@ -170,4 +170,4 @@ def run_lock(location: Location, take_over: TakeOver | None = None) -> Iterator[
 def _nothing_there(location: Location) -> str:
     if not location.exists():
         return f"There is no run at {location}. Make one with `pipeline train --run {location}`."
-    return f"{location} is not a run: it holds no {RECORD}. Restore it, or choose another --run."
+    return f"{location} is not a run: it contains no {RECORD}. Restore it, or choose another --run."

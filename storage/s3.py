@@ -1,31 +1,28 @@
-"""A prefix of a bucket as a place for bytes, over an S3 API.
+"""Locations in an S3 bucket.
 
-A store has no rename, and its locks are not freed by a death, so that a writer may go on after
-another has taken over its lock. Whatever it still does, it touches nothing that the other
-publishes:
+A store has no rename, and a crash does not free its locks: a stalled writer may continue after
+another has taken over its lock. These rules keep it from touching what the other publishes:
 
-- **Names of one's own.** A tree (a dataset, a checkpoint, a scoring) is written below its place as
-  a version, `version-HEX`, to which no other writer writes. A version is a complete tree in itself.
-- **A root object.** What is at a place is said by one small object, `zarr.json` or
-  `manifest.json`, which names a version, or says that the tree was removed. Its content is never
-  the same twice. A place without such an object has the tree itself, as former releases wrote it.
-- **Conditional writes.** A write to a name that others write to reads the object, then looks at the
-  lock, then writes on condition that the object is still the one that was read. So a writer that
-  lost its lock before the look stops there, and one that lost it afterwards fails as soon as the
-  new holder has written that object. A holder whose condition fails looks again. This goes for root
-  objects, metrics, the ledger and the names of models. What is written only once (`run.json`) is
-  written on condition that nothing is there.
-- **Removal.** A shared name is never removed; a removed checkpoint leaves its root object. Objects
-  of versions are listed before the lock is looked at, and removed once a conditional write of the
-  root has succeeded. The versions that were listed belong to this writer or to former ones, who
-  read the root before that write, so that they cannot publish them any more. A version of a later
-  holder was not listed. Readers of a version that is removed learn that it was replaced.
-- **Chunks of a scoring** lie in its version. A job that continues a scoring
-  copies what is sound into a version of its own.
+- **Unique names.** A tree (a dataset, a checkpoint, scores) is written below its place under
+  `version-HEX`, where no other writer writes. A version is a complete tree.
+- **A root object.** One small object at the place, `zarr.json` or `manifest.json`, names the
+  current version, or records that the tree was removed. Its content is never the same twice. A
+  place without such an object holds the tree itself, as earlier releases wrote it.
+- **Conditional writes.** A write to a shared name reads the object, checks the lock, then writes on
+  condition that the object is unchanged. A writer that lost its lock before the check stops there;
+  one that lost it afterwards fails once the new holder has written the object. A holder whose
+  condition fails retries. This applies to root objects, metrics, the ledger and model names.
+  `run.json` is written on condition that it does not exist.
+- **Removal.** A shared name is never removed: a removed checkpoint leaves its root object. Versions
+  are listed before the lock is checked, and removed after a conditional write of the root. Those
+  listed belong to this writer or to earlier ones, which read the root before that write and so
+  cannot publish any more; a later holder's version was not listed. Readers of a removed version
+  get an error that it was replaced.
+- **Chunks of scores** are in the version. A job that continues a scoring copies the sound ones into
+  its own version.
 
-What is not under a lock is written whole, and the last one wins: files for `--out`, pins and the
-documents of what failed in an inbox, which each say the same whoever writes them. For locks
-themselves see `storage/s3_lock.py`.
+Without a lock, the last writer wins: `--out` files, pins and records of failed inbox files, whose
+content does not depend on the writer. For locks see `storage/s3_lock.py`.
 """
 
 import os
@@ -56,37 +53,37 @@ from storage.s3_lock import s3_lock
 from storage.s3_options import check_bucket, store_settings
 
 PIECE_BYTES = 16 * 2**20
-"""What is read at once of an object that is copied to this machine."""
+"""Bytes per request when an object is copied to this machine."""
 NO_PATH = (
     "contains an empty part, '.', '..' or a control character, so that no path can reach the "
     "object."
 )
 SUFFIX_CHARACTERS = 16
-"""How much of an object's suffixes the name of such a copy keeps."""
+"""Characters of an object's suffixes that the name of such a copy keeps."""
 
 
 def open_s3(url: str, options: Mapping[str, str]) -> "S3Location":
-    """Return the location of an `s3://BUCKET/PREFIX`; nothing is read or made yet.
+    """Return the location of `s3://BUCKET/PREFIX`, without a request.
 
     `options` are those of obstore's `S3Store` and its client (`endpoint_url`, `region`,
-    `access_key_id`, `timeout`, ...), and `retry_seconds`; they come before the environment's
-    `AWS_...`, from which the credentials are taken otherwise. Raises `UsageError`.
+    `access_key_id`, `timeout`, ...) and `retry_seconds`. They take precedence over the `AWS_`
+    variables. Raises `UsageError` for a bad URL or option.
     """
     bucket, _, prefix = url.removeprefix("s3://").partition("/")
     prefix = prefix.rstrip("/")
     if not bucket or not _can_be_named(prefix):
         raise UsageError(
-            f"{url!r} names no place in a bucket; expected s3://BUCKET/PREFIX, the parts of the "
-            "prefix divided by single slashes."
+            f"{url!r} is not a valid S3 URL; expected s3://BUCKET/PREFIX, with single slashes "
+            "between the parts of the prefix."
         )
     check_bucket(bucket, url)
     client = S3Client(bucket, store_settings(options))
-    _ = client.store  # refused here, where the options are wrong
+    _ = client.store  # raises UsageError for bad options
     return S3Location(PurePosixPath(prefix), client)
 
 
 def _can_be_named(key: str) -> bool:
-    """Return whether a key can be a path, which obstore and file systems take it for."""
+    """Return whether a key is a valid path for obstore and for file systems."""
     parts = key.split("/")
     return all(part not in ("", ".", "..") for part in parts) and key.isprintable()
 
@@ -104,11 +101,11 @@ class S3Location(Location):
 
     def _at(self, key: str) -> PurePosixPath:
         if not _can_be_named(key):
-            raise BadDataError(f"The name {key!r} leads outside {self}; it is refused.")
+            raise BadDataError(f"The name {key!r} leads outside {self}, or no path can contain it.")
         return self.path / key
 
     def _key(self, key: str = "") -> str:
-        """Return an object's key in the bucket; empty for the bucket's root."""
+        """Return the full key of an object in the bucket; empty for the bucket's root."""
         path = self._at(key) if key else self.path
         return "/".join(path.parts)
 
@@ -116,7 +113,6 @@ class S3Location(Location):
         return self.client.get(self._key(key), start, stop)
 
     def put(self, key: str, data: bytes | memoryview, *, new: bool = False) -> None:
-        """Write an object by one request, if it is not large; under a lock conditionally."""
         if new:
             self.check_held()
             if not self.client.put_if(self._key(key), bytes(data), None):
@@ -127,10 +123,10 @@ class S3Location(Location):
             self._change(key, lambda _: bytes(data))
 
     def _change(self, key: str, change: Callable[[bytes], bytes]) -> bytes:
-        """Write what `change` makes of an object, and return it.
+        """Replace an object by `change(content)`, conditionally, and return the new content.
 
-        The lock is looked at after the object was read. Raises `ConflictError` where it was lost
-        or, without a lock, where the object was changed in between.
+        Checks the lock after reading the object. Raises `ConflictError` if the lock was lost or,
+        without a lock, if another writer changed the object.
         """
         at = self._key(key)
         while True:
@@ -146,8 +142,7 @@ class S3Location(Location):
 
     @contextmanager
     def open_for_writing(self, key: str) -> Iterator[Write]:
-        """Keep the pieces on this machine's disk, so that the upload can be tried again."""
-        with _temporary_space():
+        with _temporary_space():  # on disk, so that the upload can be retried
             pieces = tempfile.TemporaryFile()  # noqa: SIM115 - closed below
         with pieces:
 
@@ -159,7 +154,6 @@ class S3Location(Location):
             self.client.put(self._key(key), pieces)
 
     def append(self, key: str, data: bytes, before: bytes | None = None) -> None:
-        """Write the object anew, unless it has changed since it was read."""
         self._change(key, lambda content: (content if before is None else before) + data)
 
     def exists(self, key: str = "") -> bool:
@@ -167,7 +161,7 @@ class S3Location(Location):
         return bool(at and self.client.holds(at)) or bool(self.client.list_level(at))
 
     def is_free(self) -> bool:
-        """Return whether no object is here or below, but for versions that were not published."""
+        """Return whether there are no objects but those of unpublished versions."""
         if self.client.holds(self._key()):
             return False
         return all(VERSION.match(key) for key in self._listing())
@@ -181,7 +175,6 @@ class S3Location(Location):
     def as_file(
         self, key: str, count: int | None = None, check: Callable[[], None] = lambda: None
     ) -> Iterator[Path]:
-        """Give a copy, made piece by piece, which goes when the block ends."""
         size = self.size(key) if count is None else min(self.size(key), count)
         with _temporary_space():
             directory = tempfile.TemporaryDirectory()
@@ -201,7 +194,7 @@ class S3Location(Location):
             yield path
 
     def _listing(self) -> dict[str, int]:
-        """Return the sizes of all objects below, those with keys that no path can be too."""
+        """Return the sizes of all objects below, including those whose keys are not valid paths."""
         sizes, skipped = self.client.list_all(self._key()), len(self._key("_")) - 1
         return {key[skipped:]: size for key, size in sorted(sizes.items())}
 
@@ -226,7 +219,6 @@ class S3Location(Location):
         self.client.delete([self._key(key)])
 
     def delete_tree(self) -> None:
-        """Remove all objects below, and one of this very name."""
         self.client.delete([self._key(key) for key in self.sizes()])
         if self._key() and self.client.holds(self._key()):
             self.client.delete([self._key()])
@@ -237,34 +229,28 @@ class S3Location(Location):
         return s3_lock(self.client, self._key(), what, take_over)
 
     def staging(self) -> Self:
-        """Return a version of its own below this place, which needs no lock."""
         return replace(self.child(f"version-{uuid.uuid4().hex}"), lock=None)
 
     def _install(self, staged: Location, root: str) -> None:
-        """Let the root object name the version that was staged."""
         self._move(root, lambda _: staged.name)
 
     def remove_tree(self, root: str) -> None:
         self._move(root, lambda _: None)
 
     def recover(self, root: str) -> None:
-        """Remove all but the current version, once no writer can publish another one of them.
-
-        Where there is no root object that names one, they wait for the next `publish`.
-        """
+        """Remove all versions but the current one; without a current one, leave them."""
         content, _ = self.client.get_tagged(self._key(root)) or (b"", None)
         version = named_version(content)
-        if version and _besides(self.client.list_all(self._key()), self._key(root), version):
+        if version and _other_versions(self.client.list_all(self._key()), self._key(root), version):
             self._move(root, named_version)
 
     def _move(self, root: str, choose: Callable[[bytes], str | None]) -> None:
-        """Let the root object name the version that `choose` gives, and remove all others."""
+        """Make the root object name the version that `choose` returns, and remove all others."""
         listed = self.client.list_all(self._key())
         written = self._change(root, lambda content: root_object(choose(content)))
-        self.client.delete(_besides(listed, self._key(root), named_version(written)))
+        self.client.delete(_other_versions(listed, self._key(root), named_version(written)))
 
     def sweep_trees(self, key: str, root: str) -> None:
-        """Remove versions that were never published, or are not any more."""
         for name, sizes in self.child(key).sizes_by_tree().items():
             tree = self.child(f"{key}/{name}")
             if root in sizes and sizes[root] != REMOVED_BYTES:
@@ -275,18 +261,18 @@ class S3Location(Location):
 
 @contextmanager
 def _temporary_space() -> Iterator[None]:
-    """Say where this machine has no space for what a store's objects need on the way."""
+    """Raise `UnreachableError` if a temporary file cannot be written."""
     try:
         yield
     except OSError as error:
-        place = tempfile.tempdir or os.environ.get("TMPDIR", "the usual places")
+        place = tempfile.tempdir or os.environ.get("TMPDIR", "the temporary directory")
         raise UnreachableError(
             f"Cannot write a temporary file to {place}: {error.strerror or error}. Free some space "
             "there, or set TMPDIR to another directory, and run the same command again."
         ) from error
 
 
-def _besides(keys: Iterable[str], root: str, version: str | None) -> list[str]:
-    """Return the objects of a place that belong neither to its root nor to a version."""
+def _other_versions(keys: Iterable[str], root: str, version: str | None) -> list[str]:
+    """Return the keys at a place but for its root object and those of one version."""
     kept = f"{root.rpartition('/')[0]}/{version}/"
     return [key for key in keys if key != root and not key.startswith(kept)]

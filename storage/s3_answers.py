@@ -1,27 +1,26 @@
-"""What an S3 store's answer means: whether to try again, and what to tell people.
+"""Interpretation of an S3 store's error responses: whether to retry, and what to report.
 
-obstore hands an answer over as the text of an error, with its status and body.
+obstore passes a response on as the text of an exception, with its status and body.
 """
 
 import re
 
 from obstore.exceptions import AlreadyExistsError, PreconditionError
 
-PASSING_STATUS = re.compile(r"408|425|429|5(?!01|05|07|11)\d\d")
-"""The request may succeed a moment later; all of 5xx but what lasts."""
-PASSING_CODE = re.compile(
+TRANSIENT_STATUS = re.compile(r"408|425|429|5(?!01|05|07|11)\d\d")
+TRANSIENT_CODE = re.compile(
     r"RequestTimeout\w*|InternalError|ServiceUnavailable|SlowDown|(Request)?Throttl\w+"
     r"|TooManyRequests\w*|RequestLimitExceeded|BandwidthLimitExceeded|PriorRequestNotComplete"
     r"|OperationAborted|ConditionalRequestConflict|TransactionInProgressException"
 )
-"""Those that the AWS SDKs try again whatever the status, and S3's for a conflict that passes."""
+"""Codes that the AWS SDKs retry whatever the status, and S3's for transient conflicts."""
 REGION_CODES = (
     "AuthorizationHeaderMalformed",
     "PermanentRedirect",
     "IllegalLocationConstraintException",
 )
 CREDENTIAL_CODE = re.compile(r"Expired\w*|RequestExpired|TokenRefreshRequired|Invalid\w*Token\w*")
-"""Codes that are about credentials although their status is not 401 or 403."""
+"""Codes for bad credentials whose status is not 401 or 403."""
 
 _STATUS = re.compile(r"status code: (\d{3})[\w -]*")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
@@ -49,33 +48,33 @@ _BROKEN_OFF = _LASTING | {
 
 
 def may_pass(error: BaseException) -> bool:
-    """Return whether the same request may succeed a moment later."""
+    """Return whether an error is transient: the same request may succeed a moment later."""
     text = str(error)
     status = _STATUS.search(text)
-    if PASSING_CODE.fullmatch(code_of(error) or ""):
+    if TRANSIENT_CODE.fullmatch(code_of(error) or ""):
         return True
     if isinstance(error, AlreadyExistsError | PreconditionError):
         return False
     if any(sign in text for sign in (_WRONG_REGION, _METADATA_SERVER, *_LASTING)):
         return False
-    return status is None or bool(PASSING_STATUS.fullmatch(status[1]))
+    return status is None or bool(TRANSIENT_STATUS.fullmatch(status[1]))
 
 
 def code_of(error: BaseException) -> str | None:
-    """Return the code that S3 gives in the body of an answer; None where there is none."""
+    """Return the S3 error code in a response's body; None if there is none."""
     code = _CODE.search(str(error))
     return code and code[1]
 
 
 def refusal(error: BaseException, bucket: str, address: str) -> str:
-    """Return what will not pass by itself, and what to do."""
+    """Return the message for a permanent error: its cause, and what to do."""
     text, code = str(error), code_of(error) or ""
     status = _STATUS.search(text)
     number = status[1] if status else ""
     if code == "NoSuchBucket":
         return (
-            f"there is no bucket '{bucket}' at the store. Create it, or check its name, the "
-            "region and the endpoint."
+            f"there is no bucket '{bucket}' in the store. Create it, or check its name, the region "
+            "and the endpoint."
         )
     if _METADATA_SERVER in text:
         return (
@@ -94,25 +93,25 @@ def refusal(error: BaseException, bucket: str, address: str) -> str:
     if denied or CREDENTIAL_CODE.fullmatch(code):
         return (
             f"the store refuses these credentials ({reason(error)}). Check AWS_ACCESS_KEY_ID, "
-            "AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, what they are allowed to do, and this "
-            "machine's clock."
+            "AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, their permissions, and this machine's "
+            "clock."
         )
     return (
-        f"the store refuses ({reason(error)}). Check its space and quota, the endpoint, the region "
-        "and --storage-option."
+        f"the store refuses the request ({reason(error)}). Check its space and quota, the "
+        "endpoint, the region and --storage-option."
     )
 
 
 def not_s3(address: str, answer: str) -> str:
-    """Return the message for an answer from something else than an S3 store."""
+    """Return the message for a response that no S3 store sends."""
     return (
-        f"{address} does not answer as an S3 store does ({answer}). Check the endpoint, and "
-        "whether a login page or a proxy of the network answers in its place."
+        f"{address} does not respond like an S3 store ({answer}). Check the endpoint, and whether "
+        "a proxy or a login page of the network responds in its place."
     )
 
 
 def reason(error: BaseException) -> str:
-    """Return the store's own word for it, or what became of the connection, in a few words."""
+    """Return the store's own message, or the state of the connection, in a few words."""
     text = str(error)
     status, message = _STATUS.search(text), _MESSAGE.search(text)
     if status:
@@ -124,9 +123,9 @@ def reason(error: BaseException) -> str:
     for sign, meaning in _BROKEN_OFF.items():
         if sign in text:
             return meaning
-    return "the connection or the answer broke off" if "HTTP error" in text else first_line(error)
+    return "the connection was interrupted" if "HTTP error" in text else first_line(error)
 
 
 def first_line(error: BaseException) -> str:
-    """Return what an error of obstore's says, without its source and what it names in Rust."""
+    """Return the first line of an obstore error, without its source and Rust names."""
     return str(error).partition("\n")[0][:200].rstrip(".: ")

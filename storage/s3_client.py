@@ -1,15 +1,14 @@
-"""Requests to an S3 store: each is retried within a bound, and a refusal is explained.
+"""Requests to an S3 store, with bounded retries and error messages that say what to do.
 
-obstore sends them. Retried is what may pass: 5xx, 408 and 429 answers, those with a code that the
-AWS SDKs retry (`storage/s3_answers.py`), refused and dropped connections, answers that are cut off
-or too slow. A conditional write whose answer was lost finds, when it is tried again, its own object
-in the way: so what is there is compared with what was to be written, and the same bytes count as
-written. obstore's own retries know neither those codes nor conditional writes, so they are off.
+obstore sends them. Transient errors are retried: 5xx, 408 and 429 responses, those with a code that
+the AWS SDKs retry (`storage/s3_answers.py`), refused and dropped connections, slow or truncated
+responses. When the response to a conditional write was lost, the retry conflicts with the write's
+own object, so an object with the same bytes counts as success. obstore's own retries know neither
+those codes nor conditional writes, so they are off.
 
-A listing falls back to a request of our own (S3's ListObjectsV2): one key with `//`, a part `.` or
-`..`, or control characters makes obstore fail a whole page. obstore signs that request: it appends
-the path that is to be signed, an empty one, to the endpoint, which is here the bucket with the
-query of the request; S3 ignores the last parameter.
+One key with `//`, a part `.` or `..`, or control characters makes obstore fail a whole page of a
+listing. Then this module sends S3's ListObjectsV2 itself, with a URL that obstore signs: obstore
+appends an empty path to the endpoint, which here is the bucket's URL with the request's query.
 """
 
 import random
@@ -47,9 +46,9 @@ if TYPE_CHECKING:
 
 
 SECONDS = 30.0
-"""How long a page may take, and how long its URL is signed for."""
+"""Timeout of a page's request, and lifetime of its signature."""
 PAGE_BYTES = 2**25
-"""More than a page of 1,000 keys, of 1,024 bytes each, can take."""
+"""Upper bound of the size of a page: 1,000 keys of 1,024 bytes."""
 
 
 def list_any_keys(bucket: str, options: dict[str, str], prefix: str) -> dict[str, int]:
@@ -63,7 +62,7 @@ def list_any_keys(bucket: str, options: dict[str, str], prefix: str) -> dict[str
         page = _page(bucket, options, query)
         for entry in page.iterfind("{*}Contents"):
             key, size = entry.findtext("{*}Key") or "", int(entry.findtext("{*}Size") or 0)
-            if size or not key.endswith("/"):  # else it stands for a folder
+            if size or not key.endswith("/"):  # else it represents a folder
                 sizes[unquote_plus(key)] = size
         token = page.findtext("{*}NextContinuationToken")
         if not token:
@@ -109,36 +108,36 @@ def _is_on(options: dict[str, str], name: str) -> bool:
 Result = TypeVar("Result")
 
 RETRY_SECONDS = 60.0
-"""How long a request is retried before the store counts as unreachable."""
+"""Time after which the store counts as unreachable."""
 TIMEOUT = "30s"
-"""How long one try may take, from its sending to the last byte of its answer."""
+"""Timeout of one attempt, to the last byte of its response."""
 CONNECT_TIMEOUT = "5s"
 COMMON_OPTIONS = ("endpoint_url", "region", "access_key_id", "skip_signature", "timeout")
 """Storage options that a message names."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
-"""Seconds between tries: doubled each time, and drawn at random from the upper half."""
+"""Seconds between attempts: doubled each time, and drawn at random from the upper half."""
 CONDITIONAL_TRIES = 5
-"""How often a conditional write is tried where the store reports a conflict that is none."""
+"""Attempts of a conditional write for which the store reports a false conflict."""
 OUT_OF_RANGE = ("status code: 416", "non-partial")
-"""Signs that the store has no byte in the range that was asked for."""
+"""Texts of errors for an empty byte range."""
 
 
 @dataclass(frozen=True)
 class S3Client:
-    """A bucket of a store, and how to reach it. It can be pickled; connections are its own."""
+    """Requests to one bucket. It can be pickled; connections are not shared."""
 
     bucket: str
     options: tuple[tuple[str, str], ...] = field(default=(), repr=False)
-    """Those of obstore's `S3Store`, and `retry_seconds`; sorted by name. They may hold secrets."""
+    """Options of obstore's `S3Store` and `retry_seconds`, sorted; they may hold secrets."""
     _answered: list[str] = field(default_factory=list, init=False, compare=False, repr=False)
-    """A key that a store has answered for."""
+    """A key that the store has responded for."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.bucket, self.options)
 
     @cached_property
     def store(self) -> S3Store:
-        """Return the connections, opened when first needed; usable from any thread."""
+        """Return obstore's client, created at first use; it is thread-safe."""
         options = dict(self.options)
         options.pop(RETRIES, None)
         client = {"timeout": TIMEOUT, "connect_timeout": CONNECT_TIMEOUT}
@@ -158,24 +157,19 @@ class S3Client:
 
     @property
     def retry_seconds(self) -> float:
-        """Return how long to try again."""
         return float(dict(self.options).get(RETRIES, RETRY_SECONDS))
 
     def url(self, key: str) -> str:
-        """Return the key as a URL, for people."""
         return f"s3://{self.bucket}/{key}"
 
     @property
     def address(self) -> str:
-        """Return where the store is, for people."""
+        """The store's endpoint or region, for messages."""
         options = dict(self.options)
         return options.get(ENDPOINT) or f"Amazon S3 in {options.get(REGION, 'us-east-1')}"
 
     def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
-        """Return an object's bytes from `start`, before `stop`, or for `start < 0` its last ones.
-
-        Raises `FileNotFoundError` where there is none.
-        """
+        """Return an object's bytes; see `Location.get`."""
         options: GetOptions = {}
         if stop is not None:
             options = {"range": (start, max(start + 1, stop))}
@@ -199,7 +193,7 @@ class S3Client:
         return b""
 
     def get_tagged(self, key: str) -> tuple[bytes, str] | None:
-        """Return an object with the tag of this version of it; None where there is none."""
+        """Return an object's content and ETag; None if it does not exist."""
 
         def ask() -> tuple[bytes, str]:
             answer = self._answer(key, {})
@@ -211,9 +205,9 @@ class S3Client:
             return None
 
     def look(self, key: str) -> "ObjectMeta":
-        """Return an object's size, tag and time; raise `FileNotFoundError` where there is none.
+        """Return an object's metadata; raise `FileNotFoundError` if it does not exist.
 
-        An answer to HEAD has no body to give a reason, so where it is refused, GET asks again.
+        The response to HEAD has no body with a reason, so GET repeats a refused request.
         """
 
         def ask() -> "ObjectMeta":
@@ -227,30 +221,27 @@ class S3Client:
         return self._try("look at", key, ask)
 
     def _answer(self, key: str, options: "GetOptions") -> "GetResult":
-        """Return what the store answers, unless a web page came in its place."""
+        """Return the store's response; raise `UnreachableError` for a web page in its place."""
         answer = obstore.get(self.store, key, options=options)
-        kind = str(answer.attributes.get("Content-Type", ""))
+        content_type = str(answer.attributes.get("Content-Type", ""))
         if answer.meta["e_tag"] is None or (
-            kind.startswith(("text/html", "application/xhtml"))
+            content_type.startswith(("text/html", "application/xhtml"))
             and not key.lower().endswith((".html", ".htm", ".xhtml"))
         ):
-            page = f"{kind or 'no Content-Type'}, ETag {answer.meta['e_tag']}"
+            page = f"{content_type or 'no Content-Type'}, ETag {answer.meta['e_tag']}"
             raise UnreachableError(f"Cannot read {self.url(key)}: {not_s3(self.address, page)}")
         self._answered[:] = [key]
         return answer
 
     def _check_answers(self, key: str) -> None:
-        """Look once whether a web page answers in the store's place.
-
-        It would take any object, and seem to be an empty listing.
-        """
+        """Check once that it is not a web page that responds: writes and listings cannot tell."""
         if not self._answered:
             with suppress(BaseError, FileNotFoundError):
                 self._answer(key or ".", {"head": True})
             self._answered[:] = [key]
 
     def holds(self, key: str) -> bool:
-        """Return whether there is an object of this name."""
+        """Return whether the object exists."""
         try:
             self.look(key)
         except FileNotFoundError:
@@ -258,7 +249,7 @@ class S3Client:
         return True
 
     def put(self, key: str, data: bytes | memoryview | IO[bytes]) -> None:
-        """Write an object, whole; what is large goes in parts, which become one in the end."""
+        """Write an object atomically; large ones as a multipart upload."""
 
         def ask() -> None:
             if not isinstance(data, bytes | memoryview):
@@ -269,9 +260,9 @@ class S3Client:
         self._try("write", key, ask)
 
     def put_if(self, key: str, data: bytes, tag: str | None) -> bool:
-        """Write an object only where it is the version `tag`, or for None is not there yet.
+        """Write an object if its ETag is `tag`, or for None if it does not exist.
 
-        False where another came first.
+        Returns whether it was written.
         """
         mode: Any = "create" if tag is None else {"e_tag": tag}
 
@@ -290,24 +281,21 @@ class S3Client:
                 return True
             stored, current = self.get_tagged(key) or (None, None)
             if stored == data:
-                return True  # the answer to an earlier try was lost
+                return True  # the response to an earlier attempt was lost
             if current != tag:
                 return False
         raise UnreachableError(
-            f"{self.url(key)} is being written by too many at once. Run the same command again."
+            f"{self.url(key)} is being written by other processes. Run the same command again."
         )
 
     def delete(self, keys: list[str]) -> None:
-        """Remove objects; those that are not there are none to remove."""
+        """Remove objects if they exist."""
         if keys:
             with suppress(FileNotFoundError):
                 self._try("remove", keys[0], lambda: obstore.delete(self.store, keys))
 
     def list_all(self, prefix: str) -> dict[str, int]:
-        """Return the sizes of all objects whose keys begin with `prefix/`, by key.
-
-        Empty objects that stand for folders are left out; keys that no path can be are not.
-        """
+        """Return the sizes of all objects below `prefix/`, by key, without those of folders."""
 
         def ask() -> dict[str, int]:
             try:
@@ -320,7 +308,7 @@ class S3Client:
         return self._list(prefix, ask)
 
     def list_level(self, prefix: str) -> list[str]:
-        """Return the objects, and the common prefixes of more, one level below `prefix/`."""
+        """Return the keys and common prefixes one level below `prefix/`."""
 
         def ask() -> list[str]:
             try:
@@ -341,11 +329,11 @@ class S3Client:
         return listing
 
     def _is_object(self, key: str, size: int, prefix: str) -> bool:
-        """Return whether a listed key can be read: obstore lists the folder `a/` as `a`."""
+        """Return whether a listed key is an object: obstore lists the folder `a/` as `a`."""
         return key != prefix and (size > 0 or self.holds(key))
 
     def _try(self, verb: str, key: str, ask: Callable[[], Result]) -> Result:
-        """Ask until there is an answer, or the time for it is over."""
+        """Return `ask()`, retrying transient errors for at most `retry_seconds`."""
         began, pause, again = time.monotonic(), FIRST_PAUSE, ""
         while True:
             try:
@@ -361,11 +349,11 @@ class S3Client:
                 if spent + pause > self.retry_seconds:
                     raise UnreachableError(
                         f"Cannot {verb} {self.url(key)}: {reason(error)}{again}, at "
-                        f"{self.address}. Run the same command again when the store is back."
+                        f"{self.address}. Run the same command again when the store is available."
                     ) from error
             time.sleep(pause * random.uniform(0.5, 1))
             pause = min(2 * pause, LONGEST_PAUSE)
-            again = f", again and again for {time.monotonic() - began:.1f} s"
+            again = f", retried for {time.monotonic() - began:.1f} s"
 
     def _refused(self, verb: str, key: str, error: Exception) -> UnreachableError:
         why = refusal(error, self.bucket, self.address)

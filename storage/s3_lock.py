@@ -1,18 +1,15 @@
-"""The writer's lock in a store: an object, taken by a conditional write, that says who holds it.
+"""The writer's lock in a store: an object that names its holder, taken by a conditional write.
 
-No kernel frees it when its holder dies, and how long a holder has been silent does not prove it
-dead: so it stays until its holder gives it back, or somebody who knows better takes it over. The
-former holder finds another's signature there when it next looks, which it does before it publishes
-anything, and stops. Between that look and the write that follows lies a moment in which a lock
-could change hands unseen; what is published there is written conditionally too (a manifest and a
-root only where there is none, lines of metrics only after those that were read), so that neither of
-two writers replaces what the other has published.
+A crash does not free it, and a silent holder may still be alive, so it remains until its holder
+releases it or the user takes it over. The former holder checks for its own signature before it
+publishes anything, and stops if it finds another. The lock may still change hands between that
+check and the write, so published objects are written conditionally too (see `storage/s3.py`).
 
-A store that does not know conditional writes would let everybody win: each taking ends in one that
-must fail, and where it does not, the store is refused.
+A store that ignores conditional writes would grant the lock to every writer. So each acquisition
+ends in a conditional write that must fail; if it succeeds, the store is refused.
 
-Free is an object that is absent or empty: one that is given back is emptied by a conditional write,
-for S3 knows none for removal in general.
+A lock is free if its object is absent or empty. Releasing it writes an empty object conditionally,
+as S3 has no conditional removal in general.
 """
 
 import json
@@ -38,27 +35,25 @@ UNKNOWN = "another process"
 
 @dataclass(frozen=True)
 class S3Lock(Lock):
-    """A lock that was taken; it can be pickled, so that others may check it for their writer."""
+    """A lock that is held. It can be pickled, so that workers can check it for their job."""
 
     client: S3Client
     key: str
     what: str
-    """What it is the right to write."""
+    """What it protects, for messages."""
     content: bytes = field(repr=False)
-    """Our signature, which no other has."""
+    """The holder's unique signature."""
 
     def check(self) -> None:
-        """Raise `ConflictError` where the object no longer has our signature."""
         content = self._read()[0]
         if content != self.content:
             holder = (holder_named_by(content) or UNKNOWN) if content else FINISHED
             raise ConflictError(
-                f"{self.what} was taken over by {holder}; this process publishes nothing more "
-                "there."
+                f"{self.what} was taken over by {holder}; this process stopped writing there."
             )
 
     def acquire(self, take_over: TakeOver | None) -> None:
-        """Sign the object, or raise `LockedError` that names who has it."""
+        """Sign the object, or raise `LockedError` that names the holder."""
         content, tag = self._read()
         if content and take_over is None:
             raise self._conflict(content)
@@ -67,27 +62,27 @@ class S3Lock(Lock):
         if self.client.put_if(self.key, _signed(), None):
             raise UsageError(
                 f"The object store at {self.client.url(self.key)} ignores conditional writes "
-                "(If-None-Match), so that nothing there can be locked. Use a store that has them."
+                "(If-None-Match), so nothing there can be locked. Use a store that supports them."
             )
         if content and take_over is not None:
             former = holder_named_by(content) or UNKNOWN
             take_over(f"{self.what} was being written by {former}: taken over.")
 
     def release(self) -> None:
-        """Give it back, unless it is another's by now."""
+        """Empty the object, unless another process has taken the lock over."""
         content, tag = self._read()
         if content == self.content:
             self.client.put_if(self.key, b"", tag)
 
     def _read(self) -> tuple[bytes, str | None]:
-        """Return the object with its tag; nothing where it is absent."""
+        """Return the object with its tag; empty and None if it is absent."""
         return self.client.get_tagged(self.key) or (b"", None)
 
     def _conflict(self, content: bytes) -> LockedError:
         holder = holder_named_by(content) or UNKNOWN
         return LockedError(
-            f"{self.what} is being written by {holder}. Wait for it, or stop it; if it is dead, "
-            "pass --take-over.",
+            f"{self.what} is being written by {holder}. Wait for it, or stop it; if it is no "
+            "longer running, pass --take-over.",
             holder,
         )
 
@@ -98,7 +93,7 @@ def _signed() -> bytes:
 
 @contextmanager
 def s3_lock(client: S3Client, key: str, what: str, take_over: TakeOver | None) -> Iterator[S3Lock]:
-    """Hold the only right to write `what` while the block runs; see `Location.writer_lock`."""
+    """Hold the exclusive right to write `what`; see `Location.writer_lock`."""
     lock = S3Lock(client, key, what, _signed())
     lock.acquire(take_over)
     try:
@@ -106,8 +101,8 @@ def s3_lock(client: S3Client, key: str, what: str, take_over: TakeOver | None) -
     except BaseException as error:
         if isinstance(error, Exception):
             with suppress(UnreachableError):
-                lock.check()  # if it was taken over, that is what went wrong
-        with suppress(PipelineError):  # the first failure is the one to tell
+                lock.check()  # raises if it was taken over: that is the cause
+        with suppress(PipelineError):  # the first failure is the one to report
             lock.release()
         raise
     lock.release()

@@ -1,6 +1,6 @@
-"""Where an S3 store is and how to reach it: options and AWS_ variables, checked before any use.
+"""Options of an S3 store and `AWS_` variables, checked before obstore uses them.
 
-obstore's HTTP client panics at a URL or a header that it cannot parse, so each is checked here.
+obstore's HTTP client panics if it cannot parse a URL or a header.
 """
 
 import re
@@ -16,9 +16,9 @@ FROM_ENVIRONMENT = {
     ENDPOINT: ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
     REGION: ("AWS_REGION", "AWS_DEFAULT_REGION"),
 }
-"""Read here rather than by obstore, so that they travel with a location to other machines."""
+"""Read here instead of by obstore, so that a pickled location carries them to other machines."""
 ENDPOINT_OF_S3 = "aws_endpoint_url_s3"
-"""obstore's key for the endpoint that it prefers to all others."""
+"""obstore's key for the endpoint with the highest precedence."""
 SHORT_NAMES = {"endpoint_url": ENDPOINT, "endpoint_url_s3": ENDPOINT}
 OTHER_VARIABLES = (
     "AWS_ACCESS_KEY_ID",
@@ -39,7 +39,7 @@ _URL = re.compile(
     r"https?://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:\d{1,5})?[a-z0-9._~!$&'()*+,;=:@%/-]*", re.IGNORECASE
 )
 _NUMBER = re.compile(r"\d+|0x[0-9a-f]*")
-"""What ends the name of a host that counts as an IPv4 address."""
+"""The last part of a host name that counts as an IPv4 address."""
 _REGION = re.compile(r"[A-Za-z0-9-]+")
 _SECONDS = re.compile(r"\d{1,6}(\.\d*)?")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
@@ -55,9 +55,9 @@ def check_bucket(bucket: str, url: str) -> None:
 
 
 def store_settings(options: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    """Return the options under their short names, with the environment's endpoint and region.
+    """Return the options by short name, with the endpoint and region of the environment.
 
-    Raises `UsageError`, which names the option or variable, for a value that cannot be used.
+    Raises `UsageError` that names the option or variable with an unusable value.
     """
     settings = checked_options(options)
     for name, variables in FROM_ENVIRONMENT.items():
@@ -69,14 +69,14 @@ def store_settings(options: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
         if variable in environ:
             _checked(_short(variable), environ[variable], variable)
     if ENDPOINT in settings:
-        settings[ENDPOINT_OF_S3] = settings[ENDPOINT]  # else the environment's would go first
+        settings[ENDPOINT_OF_S3] = settings[ENDPOINT]  # overrides the environment's
         if settings[ENDPOINT].startswith("http://"):
             settings.setdefault("allow_http", "true")
     return tuple(sorted(settings.items()))
 
 
 def checked_options(options: Mapping[str, str]) -> dict[str, str]:
-    """Return options under their short names; raise `UsageError` like `store_settings`."""
+    """Return options by short name; raise `UsageError` like `store_settings`."""
     return {
         _short(name): _checked(_short(name), value, f"--storage-option {name}")
         for name, value in options.items()
@@ -89,7 +89,7 @@ def _short(name: str) -> str:
 
 
 def _checked(name: str, value: str, source: str) -> str:
-    """Return a value that can be sent; a URL with its scheme in small letters."""
+    """Return a valid value, a URL with a lowercase scheme."""
     if name in URLS:
         return _checked_url(value, source)
     if name in REGIONS and not _REGION.fullmatch(value):
@@ -99,18 +99,17 @@ def _checked(name: str, value: str, source: str) -> str:
     if not value.isprintable() or value != value.strip():
         # The value is not shown: it may be a secret.
         raise UsageError(
-            f"{source} contains a control character, or starts or ends with a blank or a line "
-            "break. Set it again without."
+            f"{source} contains a control character, or leading or trailing whitespace. Remove it."
         )
     return value
 
 
 def _checked_url(url: str, source: str) -> str:
     if not _URL.fullmatch(url) or not _has_host(url):
-        shown = "" if "@" in url else f" {url!r}"  # a user name may come with a password
+        shown = "" if "@" in url else f" {url!r}"  # it may contain a password
         raise UsageError(
-            f"{source}{shown} cannot be used. Expected a URL such as https://s3.example.com or "
-            "http://localhost:9000, without a user name, '?' or '#'."
+            f"{source}{shown} is not a valid endpoint. Expected a URL such as "
+            "https://s3.example.com or http://localhost:9000, without a user name, '?' or '#'."
         )
     scheme, _, rest = url.partition("://")
     return f"{scheme.lower()}://{rest.rstrip('/')}"
@@ -125,7 +124,7 @@ def _has_host(url: str) -> bool:
             return False
         if "[" in parts.netloc or _NUMBER.fullmatch(host.rstrip(".").rpartition(".")[2]):
             ip_address(host)
-        host.encode().decode("idna")  # a name that says it is encoded, but is not
+        host.encode().decode("idna")  # raises for an invalid "xn--" name
     except ValueError:
         return False
     return True

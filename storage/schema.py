@@ -1,4 +1,4 @@
-"""What a dataset consists of: its splits, arrays and attributes, as values."""
+"""The dataset format as values: schemas of splits and datasets, limits, the dataset's digest."""
 
 import math
 from collections.abc import Mapping
@@ -14,43 +14,43 @@ from storage.preparation import BYTES, Preparation
 FORMAT = "mnist-stream dataset"
 FORMAT_VERSION = 3
 READ_VERSIONS = (1, 2, FORMAT_VERSION)
-"""Version 1 had Zstandard alone, and did not record it.
+"""Version 1 had only Zstandard, and did not record it.
 
-Version 2 scaled bytes by 1/255 and nothing else. What it would read in the same way is still
+Version 2 scaled bytes by 1/255 and nothing else. Datasets that it would read correctly are still
 written as version 2.
 """
 METADATA_NAME = "zarr.json"
-"""What Zarr v3 calls the document of a group or array."""
+"""The document of a Zarr v3 group or array."""
 LZ4, LZ4HC, ZSTD = COMPRESSIONS = ("lz4", "lz4hc", "zstd")
-"""How chunks may be compressed; see `storage.chunks`."""
+"""Compressions of chunks; see `storage.chunks`."""
 CHUNK_BYTES = 1_570_000
-"""Decoded bytes of a default chunk: 2,000 rows of MNIST with its bias column."""
+"""Decoded size of a default chunk: 2,000 rows of MNIST with its bias column."""
 CHUNK_AND_TARGETS_BYTES = 2 * CHUNK_BYTES
-"""The same with its targets, where these are wider than the inputs."""
+"""The same including targets, for those that are wider than the inputs."""
 SHARD_THRESHOLD = 1_000
-"""Datasets whose splits have more chunks than this keep them in shards."""
+"""Splits with more chunks than this are stored in shards."""
 CHUNKS_PER_SHARD = 8
 SHARD_LIMIT = 1024
-"""The most chunks of a shard, so that a few objects do not claim chunks without number."""
+"""The most chunks of a shard, so that a few objects cannot claim an unbounded number."""
 ELEMENT_TYPES = ("uint8", "int8", "int16", "int32", "float32", "float64")
 SIZE_LIMIT = 2**48
 """The most rows, and values of a row."""
 CLASS_LIMIT = 2**16
 ROW_LIMIT = 64 * 2**20
-"""The longest row, in bytes, so that no stored number makes us allocate without bound."""
+"""The longest row in bytes, to bound what is allocated for a claimed size."""
 CHUNK_LIMIT = 2**30
-"""The largest chunk, in decoded bytes, for the same reason."""
+"""The largest chunk in decoded bytes, for the same reason."""
 
 
 class InChunks:
-    """Rows that lie in chunks of `chunk_rows`, the last one perhaps shorter."""
+    """Rows in chunks of `chunk_rows`; the last chunk may be shorter."""
 
     rows: int
     chunk_rows: int
 
     @property
     def chunks(self) -> int:
-        """Return how many chunks there are, the last short one included."""
+        """The number of chunks, the last short one included."""
         return -(-self.rows // self.chunk_rows)
 
     def chunk_bounds(self, number: int) -> tuple[int, int]:
@@ -59,7 +59,7 @@ class InChunks:
         return start, min(start + self.chunk_rows, self.rows)
 
     def _check_sizes(self, what: str, limits: Mapping[str, tuple[int, int]]) -> None:
-        """Raise `BadDataError` for the first field that is not an integer within its limits."""
+        """Raise `BadDataError` for the first field that is not an integer in its range."""
         for field, (least, most) in limits.items():
             value = getattr(self, field)
             if type(value) is not int or not least <= value <= most:
@@ -69,7 +69,7 @@ class InChunks:
                 )
 
     def _check_chunk(self, row_bytes: int) -> None:
-        """Raise `BadDataError` where a chunk of rows of that many bytes is too large."""
+        """Raise `BadDataError` if a chunk is larger than `CHUNK_LIMIT`."""
         if row_bytes * self.chunk_rows > CHUNK_LIMIT:
             raise BadDataError(
                 f"A chunk of {self.chunk_rows:,} rows has {row_bytes * self.chunk_rows:,} bytes; "
@@ -79,23 +79,22 @@ class InChunks:
 
 @dataclass(frozen=True)
 class SplitSchema(InChunks):
-    """The shape of one split; all its arrays follow from it."""
+    """The shape of a split, from which all its arrays follow."""
 
     rows: int
     """Rows of `inputs` and `targets`, at least 1."""
     features: int
-    """Values of an image; `inputs` has one column more, the bias, first."""
+    """Values of an image; `inputs` has one more column, the bias, first."""
     dtype: str
     """Element type of `inputs`, one of `ELEMENT_TYPES`."""
     classes: int
-    """Columns of `targets`; 0 where the split has no labels, and no `targets`."""
+    """Columns of `targets`; 0 for a split without labels, which has no `targets`."""
     chunk_rows: int
     """Rows of a chunk; the last one may be shorter."""
     chunks_per_shard: int
-    """Chunks of a Zarr shard; 1 where each chunk is an object of its own."""
+    """Chunks of a Zarr shard; 1 for no shards."""
 
     def __post_init__(self) -> None:
-        """Raise `BadDataError` for sizes and types that cannot be."""
         limits = {
             "rows": (1, SIZE_LIMIT),
             "features": (1, SIZE_LIMIT),
@@ -115,19 +114,19 @@ class SplitSchema(InChunks):
 
     @property
     def columns(self) -> int:
-        """Return the columns of `inputs`: the bias and the features."""
+        """The columns of `inputs`: the bias and the features."""
         return 1 + self.features
 
     @property
     def row_bytes(self) -> int:
-        """Return the decoded bytes of one row, inputs and targets."""
+        """The decoded size of a row in bytes, inputs and targets."""
         return self.columns * np.dtype(self.dtype).itemsize + self.classes
 
     @classmethod
     def plan(
         cls, *, rows: int, features: int, dtype: str, classes: int, chunk_rows: int | None = None
     ) -> Self:
-        """Return a split with chunks of about `CHUNK_BYTES`, in shards where they are many."""
+        """Return a split with chunks of about `CHUNK_BYTES`, in shards if there are many."""
         row_bytes = (1 + features) * np.dtype(dtype).itemsize
         fitting = min(CHUNK_BYTES // row_bytes, CHUNK_AND_TARGETS_BYTES // (row_bytes + classes))
         chunk_rows = min(chunk_rows or max(1, fitting), rows)
@@ -138,20 +137,20 @@ class SplitSchema(InChunks):
 
 @dataclass(frozen=True)
 class SplitRecord:
-    """What is known of a finished split: its shape, and digests of what it holds."""
+    """A finished split: its shape and its digests."""
 
     schema: SplitSchema
     class_counts: tuple[int, ...]
     """Rows of each class, in the order of the class names."""
     digest: str
-    """SHA-256 over the chunk digests, in order."""
+    """SHA-256 of the chunk digests in order."""
     class_counts_digest: str
-    """SHA-256 over the array of class counts per chunk (int64, little-endian)."""
+    """SHA-256 of the class counts of each chunk (int64, little-endian)."""
 
     def check_names(
         self, name: str, class_names: tuple[str, ...], image_shape: tuple[int, ...]
     ) -> None:
-        """Raise `ValueError` where the split, its classes and its images do not fit together."""
+        """Raise `ValueError` if the split, its classes and its images are inconsistent."""
         schema = self.schema
         if not name.isidentifier():
             raise ValueError(f"a split called {name!r}")
@@ -175,7 +174,7 @@ class SplitRecord:
 
 @dataclass(frozen=True)
 class DatasetSchema:
-    """A dataset before its rows are known: names and shapes."""
+    """A dataset before its rows are read: names and shapes."""
 
     name: str
     class_names: tuple[str, ...]
@@ -183,11 +182,11 @@ class DatasetSchema:
     transforms: tuple[str, ...]
     splits: dict[str, SplitSchema]
     compression: str = LZ4
-    """How inputs and targets are compressed, one of `COMPRESSIONS`."""
+    """Compression of inputs and targets, one of `COMPRESSIONS`."""
 
     @property
     def format_version(self) -> int:
-        """Return the oldest version whose readers interpret the rows correctly."""
+        """The oldest version whose readers decode the rows correctly."""
         preparation = self.preparation
         scaled_by_type = all(
             preparation.scaling == (BYTES if split.dtype == "uint8" else None)
@@ -197,12 +196,11 @@ class DatasetSchema:
 
     @property
     def preparation(self) -> Preparation:
-        """Return what the transforms say."""
         return Preparation.from_names(self.transforms, self.name)
 
     @property
     def decoded_bytes(self) -> int:
-        """Return the bytes of all inputs and targets, uncompressed."""
+        """The size of all inputs and targets in bytes, uncompressed."""
         return sum(split.row_bytes * split.rows for split in self.splits.values())
 
 
@@ -212,14 +210,14 @@ def dataset_digest(
     transforms: tuple[str, ...],
     splits: dict[str, SplitRecord],
 ) -> str:
-    """Return the SHA-256 over all that gives the rows their meaning.
+    """Return the digest of the splits and of everything that gives the rows their meaning.
 
-    Names, sources, times, and how the rows are compressed are not part of it.
+    Names, sources, times and compression are not part of it.
     """
     return digest_of(
         {
             "format": FORMAT,
-            "format_version": 1,  # since which nothing has changed of that
+            "format_version": 1,  # later versions did not change what is digested
             "class_names": class_names,
             "image_shape": image_shape,
             "transforms": transforms,

@@ -1,4 +1,4 @@
-"""The scores format: written chunk by chunk, continued after a crash, published, opened."""
+"""The scores format: write chunks, continue after a crash, publish, open."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ FORMAT = "mnist-stream scores"
 FORMAT_VERSION = 1
 METRICS = "metrics.json"
 JOURNAL = "chunks.jsonl"
-"""What earlier releases kept beside a scoring until it was complete; it is not read."""
+"""A file that earlier releases kept in unfinished scores; it is ignored."""
 AGAIN = "Remove the directory and score again."
 
 Predictions: TypeAlias = tuple[NDArray[np.float32], NDArray[np.int32]]
@@ -31,7 +31,7 @@ Predictions: TypeAlias = tuple[NDArray[np.float32], NDArray[np.int32]]
 
 @dataclass(frozen=True)
 class ScoresSchema(InChunks):
-    """What a scoring is of, and the shape of its arrays."""
+    """The model and the split that are scored, and the shape of the arrays."""
 
     model_digest: str
     dataset_digest: str
@@ -42,7 +42,6 @@ class ScoresSchema(InChunks):
     class_names: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be: `BadDataError` names the field."""
         limits = dict.fromkeys(("rows", "classes", "chunk_rows"), (1, SIZE_LIMIT))
         self._check_sizes("scoring", limits)
         self._check_chunk(4 * self.classes)
@@ -53,22 +52,21 @@ class ScoresSchema(InChunks):
 
     @property
     def home(self) -> str:
-        """The scoring's one directory name under `scores/`."""
+        """The directory's name under `scores/`."""
         return scoring_home(self.model_digest, self.dataset_digest, self.split)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the attributes that say what was scored."""
         return {**vars(self), "class_names": list(self.class_names)}
 
 
 def scoring_home(model_digest: str, dataset_digest: str, split: str) -> str:
-    """Return the one directory name of a scoring under `scores/`: of its content alone."""
+    """Return the directory's name under `scores/`, which depends on the arguments alone."""
     both = f"{model_digest}|{dataset_digest}".encode()
     return f"{split}-{hashlib.sha256(both).hexdigest()[:12]}"
 
 
 def score_arrays(location: Location, schema: ScoresSchema) -> dict[str, ChunkedArray]:
-    """Return the two arrays of the scoring at a location, by name."""
+    """Return the two arrays of the scores at a location, by name."""
     shapes: dict[str, tuple[Any, ...]] = {
         "probabilities": (schema.classes, "float32", schema.chunk_rows, ("sample", "class")),
         "predicted": (1, "int32", schema.chunk_rows, ("sample",)),
@@ -82,7 +80,7 @@ def score_arrays(location: Location, schema: ScoresSchema) -> dict[str, ChunkedA
 def read_arrays(
     location: Location, schema: ScoresSchema, number: int, digest: str | None = None
 ) -> Predictions:
-    """Read one chunk; `BadDataError` names it where it is missing or has another digest."""
+    """Return one chunk; raise `BadDataError` if it is missing, damaged or has another digest."""
     arrays = score_arrays(location, schema)
     predictions = arrays["probabilities"].read(number), arrays["predicted"].read(number)[:, 0]
     if digest is not None:
@@ -93,7 +91,7 @@ def read_arrays(
 
 
 def chunk_digest(predictions: Predictions) -> str:
-    """Return the SHA-256 of a chunk's values."""
+    """Return the SHA-256 in hex of a chunk's values."""
     return values_digest(*predictions).hex()
 
 
@@ -126,7 +124,6 @@ class Scores:
 
     @property
     def arrays(self) -> dict[str, ChunkedArray]:
-        """The two arrays by name."""
         return score_arrays(self.location, self.schema)
 
     def read_chunk(self, number: int) -> Predictions:
@@ -138,9 +135,9 @@ class Scores:
 
 
 def open_scores(location: Location) -> Scores:
-    """Open a complete scoring: its documents are checked, its chunks are not looked at.
+    """Open published scores; chunks are checked when they are read.
 
-    Raises `BadDataError` where there is none, or it is incomplete or damaged.
+    Raises `BadDataError` if they are missing, incomplete or damaged.
     """
     return SCORES_FORMAT.open(location, partial(_from_attributes, location))
 
@@ -152,8 +149,8 @@ def _from_attributes(location: Location, tree: Location, attributes: dict[str, A
         raise ValueError(f"{len(digests)} digests for {schema.chunks} chunks")
     if location.name != schema.home:
         raise BadDataError(
-            f"{location} holds the scoring whose home is {schema.home}: it was renamed or swapped "
-            "with another. Give it its name back."
+            f"{location} contains the scores that belong in {schema.home}: the directory was "
+            "renamed or swapped. Rename it back."
         )
     place, metrics = f"{tree}/{METRICS}", SCORES_FORMAT.read(tree, METRICS)
     SCORES_FORMAT.check_digest(
@@ -172,7 +169,7 @@ def _schema(scored: Any, place: str) -> ScoresSchema:
 
 
 def is_complete(location: Location) -> bool:
-    """Return whether a scoring says that it is complete, whatever else may be wrong with it."""
+    """Return whether scores are marked complete, damaged or not."""
     try:
         return SCORES_FORMAT.attributes_at(location).get("complete") is True
     except BadDataError:
@@ -180,9 +177,9 @@ def is_complete(location: Location) -> bool:
 
 
 def _nothing_there(location: Location) -> str:
-    if location.exists():  # as it is in a store until it is published
+    if location.exists():  # in a store, until they are published
         return f"{location} is incomplete: {SCORES_FORMAT.unfinished}"
-    return f"There is no scoring at {location}. Run `pipeline score`."
+    return f"There are no scores at {location}. Run `pipeline score`."
 
 
 SCORES_FORMAT = TreeFormat(
@@ -196,25 +193,25 @@ SCORES_FORMAT = TreeFormat(
 
 
 def scoring_homes(scores: Location) -> list[str]:
-    """Return the names of the scorings in a run's directory of scores, complete or not, sorted."""
+    """Return the sorted names of all scores in a run's `scores/`, complete or not."""
     others = (LEDGER, LEDGER_COUNT, FAILED)
     return [name for name in scores.names() if name not in others and not is_foreign(name)]
 
 
 class ScoresWriter:
-    """Writes the chunks of one scoring, in any order and from several threads."""
+    """Writes the chunks of scores, in any order and from several threads.
+
+    Sound chunks of an interrupted writer are kept; metadata are written again.
+    """
 
     def __init__(self, location: Location, schema: ScoresSchema) -> None:
-        """Keep the sound chunks of a writer that died; the caller holds the lock.
-
-        Nothing else of it is used: metadata is written anew.
-        """
+        """Collect the sound chunks; the caller holds the lock."""
         self.home = location
         self.location = location.draft()
-        """Where it is written."""
+        """Where the chunks are written."""
         self.schema = schema
         self.digests: dict[int, str] = {}
-        """The digest of each chunk that is written, here or by `write_arrays` elsewhere."""
+        """The digest of each written chunk, including those that workers wrote."""
         self._attributes: dict[str, Any] = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -230,28 +227,27 @@ class ScoresWriter:
 
     @property
     def missing(self) -> list[int]:
-        """The chunks that are still to be written."""
+        """The chunks that are not written yet."""
         return [number for number in range(self.schema.chunks) if number not in self.digests]
 
     def write_chunk(
         self, number: int, probabilities: NDArray[np.float32], predicted: NDArray[np.int32]
     ) -> None:
-        """Write one chunk: `(rows, classes)` and `(rows,)`; durable when this returns."""
+        """Write one chunk durably: `(rows, classes)` and `(rows,)`."""
         predictions = (probabilities, predicted)
         self.digests[number] = write_arrays(self.location, self.schema, number, *predictions)
 
     def read_chunk(self, number: int) -> Predictions:
-        """Read a chunk that was written, perhaps by the job before, checked."""
         return read_arrays(self.location, self.schema, number, self.digests[number])
 
     def publish(self, metrics: dict[str, Any]) -> Scores:
-        """Write the metrics, then say that the scoring is complete.
+        """Write the metrics, then the root that marks the scores complete.
 
-        Raises `UnreachableError` where a chunk that was written elsewhere is not here.
+        Raises `UnreachableError` if a chunk that a worker wrote cannot be seen from here.
         """
         arrays = score_arrays(self.location, self.schema)
         for array in arrays.values():
-            array.check_there()
+            array.check_presence()
         digests = [self.digests[number] for number in range(self.schema.chunks)]
         written = documents.sealed_bytes(metrics)
         self.location.put(METRICS, written)
@@ -266,12 +262,12 @@ class ScoresWriter:
         return Scores(self.location, self.schema, tuple(digests), metrics)
 
     def _adopt(self, place: Location) -> None:
-        """Keep the chunks that a writer of the same scoring left at a place, whole and sound."""
+        """Keep the sound chunks that an interrupted writer of the same scores left at a place."""
         try:
             if SCORES_FORMAT.attributes_at(place).get("scored") != self.schema.to_json():
                 return
             written = set(place.objects())
-        except (BadDataError, FileNotFoundError):  # its writer may be removing it
+        except (BadDataError, FileNotFoundError):  # a stalled writer may be removing it
             return
         keys = [array.keys for array in score_arrays(place, self.schema).values()]
         for number, (first, second) in enumerate(zip(*keys, strict=True)):
@@ -281,7 +277,7 @@ class ScoresWriter:
             with suppress(BadDataError):
                 probabilities, predicted = read_arrays(place, self.schema, number)
                 if not np.array_equal(probabilities.argmax(axis=1), predicted):
-                    continue  # the one is not of the other
+                    continue  # the two chunks do not belong together
                 if place == self.location:
                     self.digests[number] = chunk_digest((probabilities, predicted))
                 else:
@@ -295,18 +291,18 @@ def write_arrays(
     probabilities: NDArray[np.float32],
     predicted: NDArray[np.int32],
 ) -> str:
-    """Write one chunk of a scoring's two arrays, and return its digest for `record_chunk`.
+    """Write one chunk of both arrays and return its digest.
 
-    Any process may do that, and do it again: the bytes are the same. Raises `BadDataError` that
-    names the row of a probability that is not a finite number.
+    Any process may do so, repeatedly: the bytes are the same. Raises `BadDataError` that names the
+    first row with a probability that is not finite.
     """
     finite = np.isfinite(probabilities).all(axis=1)
     if not finite.all():
         row = schema.chunk_bounds(number)[0] + int(np.argmin(finite))
         raise BadDataError(
-            f"Row {row} of split {schema.split} gets probabilities that are not finite numbers: "
-            "its values, or the model's parameters, are too large for the arithmetic. Correct the "
-            "row, or score with another checkpoint."
+            f"Row {row} of split {schema.split} has probabilities that are not finite: its values, "
+            "or the model's parameters, are too large for the arithmetic. Correct the row, or "
+            "score with another checkpoint."
         )
     arrays = score_arrays(location, schema)
     arrays["probabilities"].write(number, probabilities)
@@ -322,19 +318,19 @@ def score_into(
     wait: float = 0.0,
     pause: Callable[[ConflictError], None] = pause_between_looks,
 ) -> Iterator[ScoresWriter]:
-    """Write, or continue writing, a scoring in its home, under its lock: see `waiting_lock`.
+    """Yield a writer of new or interrupted scores, under their lock: see `waiting_lock`.
 
-    Raises `ConflictError` where another writes it, or has completed it in the meantime.
+    Raises `ConflictError` if another process is writing them, or if they are complete.
     """
     lock_file, what = location.sibling(".lock"), f"The scoring {location}"
     with waiting_lock(lock_file, what, take_over, wait, pause) as lock:
         try:
             if is_complete(location):
                 raise ConflictError(
-                    f"The scoring {location} is complete; open it, or remove it first."
+                    f"The scores in {location} are complete; open them, or remove them first."
                 )
             yield ScoresWriter(location.under(lock), schema)
         finally:
-            with suppress(PipelineError):  # a failure before is the one to tell
+            with suppress(PipelineError):  # an earlier failure is the one to report
                 if is_complete(location):
-                    lock.retire()  # no job writes it again, and the lock's file would stay
+                    lock.retire()  # no job will write here again

@@ -1,7 +1,8 @@
-"""Datasets and scores as Zarr trees: every document below the root, and a root that is sealed.
+"""Zarr groups with a sealed root: the common part of datasets and scores.
 
-The root is written last: it records the digests of the others and says that the tree is complete.
-Other Zarr programs may add attributes and consolidated metadata; what is ours is checked.
+The root `zarr.json` is written last. It records the digests of the documents below it, and that the
+tree is complete. Attributes and consolidated metadata that other Zarr programs add are ignored:
+digests cover a document's *own* metadata (see docs/reference/formats.md).
 """
 
 import hashlib
@@ -16,17 +17,17 @@ from storage.location import Location
 from storage.schema import METADATA_NAME
 
 OWN_SEAL = "own_seal"
-"""The seal of what is ours; releases that do not know it check `documents.SEAL`, of all."""
+"""The seal of the root's own metadata. Early releases check `documents.SEAL`, of the whole root."""
 METADATA_DIGESTS = "metadata_digests"
-"""The digest of the bytes of each `zarr.json` below the root, by key, for those releases."""
+"""The digest of the bytes of each `zarr.json` below the root, by key, for early releases."""
 OWN_METADATA_DIGESTS = "own_metadata_digests"
-"""The digest of what is ours in each of them."""
+"""The digest of the own metadata of each of them."""
 ROOT_ATTRIBUTES = frozenset(
     {"format", "format_version", METADATA_DIGESTS, OWN_METADATA_DIGESTS, "complete"}
 )
-"""The attributes of every root that are ours, and sealed."""
+"""The sealed attributes of every root."""
 ARRAY_ATTRIBUTES = frozenset({"scale_factor", "add_offset"})
-"""The attributes that we give to arrays; groups below the root have none."""
+"""The own attributes of arrays; groups below the root have none."""
 ZARR_FIELDS = frozenset(
     {
         "zarr_format",
@@ -42,44 +43,44 @@ ZARR_FIELDS = frozenset(
         "storage_transformers",
     }
 )
-"""The fields of a `zarr.json` that say what a group or array is."""
+"""The fields of a `zarr.json` that Zarr defines."""
 
 Opened = TypeVar("Opened")
 
 
 @dataclass(frozen=True)
 class TreeFormat:
-    """One format of trees: how its root is recognised, and what to do about a bad one."""
+    """A tree format: its name and attributes, and the texts of its error messages."""
 
     name: str
-    """What the root says that it is, such as `mnist-stream dataset`."""
+    """The root's `format`, such as `mnist-stream dataset`."""
     versions: tuple[int, ...]
-    """Those that this release reads."""
+    """Versions that this release reads."""
     attributes: frozenset[str]
-    """The root's attributes that are ours, besides `ROOT_ATTRIBUTES`."""
+    """The root's sealed attributes beyond `ROOT_ATTRIBUTES`."""
     unfinished: str
-    """How a message about an incomplete tree ends."""
+    """The end of a message about an incomplete tree."""
     remedy: str
-    """What to do about a damaged one."""
+    """What to do about a damaged tree."""
     absent: Callable[[Location], str]
-    """Says what is at a location that holds no such tree, and what to do."""
+    """Return the message for a location without such a tree."""
 
     def parse(self, tree: Location, root: bytes) -> Document:
-        """Return a root of this format, complete or not; raise `BadDataError` for any other."""
+        """Return a root document, complete or not; raise `BadDataError` for another format."""
         place = f"{tree}/{METADATA_NAME}"
         document = documents.parse(root, place)
         documents.check_format(document.get("attributes"), self.name, self.versions, place)
         return document
 
     def is_claimed_at(self, location: Location) -> bool:
-        """Return whether what is at a location says that it is of this format, damaged or not."""
+        """Return whether a location's root names this format, damaged or not."""
         try:
             return self.name.encode() in (read_root(location)[1] or b"")
         except BadDataError:
             return False
 
     def attributes_at(self, location: Location) -> Document:
-        """Return the attributes of the tree at a location, complete or not, unchecked."""
+        """Return a root's attributes, unchecked; the tree may be incomplete."""
         tree, root = read_root(location)
         if root is None:
             raise BadDataError(self.absent(location))
@@ -87,10 +88,10 @@ class TreeFormat:
         return attributes
 
     def open(self, location: Location, build: Callable[[Location, Document], Opened]) -> Opened:
-        """Return what `build` makes of a complete tree: of its place and its attributes.
+        """Return `build(tree, attributes)` for the complete tree at a location.
 
-        Raises `BadDataError` where there is none, or its documents are damaged. `build` may raise
-        what a missing attribute, or one of another type, raises.
+        Raises `BadDataError` if there is none or its documents are damaged. `build` may raise
+        `KeyError`, `TypeError`, `ValueError` or `AttributeError` for unexpected attributes.
         """
         tree, root = read_root(location)
         try:
@@ -106,7 +107,7 @@ class TreeFormat:
         except BadDataError:
             if read_root(location) == (tree, root):
                 raise
-            return self.open(location, build)  # it was replaced in the meantime: look again
+            return self.open(location, build)  # replaced while it was read: try again
         return opened
 
     def _check_root(self, location: Location, tree: Location, root: bytes | None) -> Document:
@@ -120,10 +121,7 @@ class TreeFormat:
         return attributes
 
     def _check_documents(self, tree: Location, attributes: Document) -> None:
-        """Raise `BadDataError` for the first `zarr.json` of a tree that is not the one recorded.
-
-        Earlier releases recorded the digest of the bytes alone.
-        """
+        """Raise `BadDataError` for the first `zarr.json` that does not have its recorded digest."""
         recorded: Any = attributes.get(OWN_METADATA_DIGESTS, attributes[METADATA_DIGESTS])
         for key, expected in recorded.items():
             data = self.read(tree, key)
@@ -133,23 +131,23 @@ class TreeFormat:
                 self.check_digest(place, documents.checked_digest(own, place), expected)
 
     def read(self, tree: Location, key: str) -> bytes:
-        """Return a document of a tree; raise `BadDataError` where it is missing."""
+        """Return a document of a tree; raise `BadDataError` if it is missing."""
         try:
             return documents.read(tree, key)
         except FileNotFoundError:
             raise BadDataError(f"{tree}/{key} is missing. {self.remedy}") from None
 
     def check_digest(self, place: str, digest: str, recorded: str) -> None:
-        """Raise `BadDataError` where what is at a place does not have the digest recorded of it."""
+        """Raise `BadDataError` that names `place` if two digests differ."""
         if digest != recorded:
             raise BadDataError(
                 f"{place} has digest {digest}, not its recorded digest {recorded}: it is damaged, "
-                f"or another's. {self.remedy}"
+                f"or belongs elsewhere. {self.remedy}"
             )
 
 
 def read_root(location: Location) -> tuple[Location, bytes | None]:
-    """Return where the published tree lies, and its `zarr.json`; None where there is none."""
+    """Return the location of the published tree, and its `zarr.json` or None."""
     tree = location
     try:
         tree = location.current(METADATA_NAME)
@@ -161,9 +159,9 @@ def read_root(location: Location) -> tuple[Location, bytes | None]:
 def write_tree(
     tree: Location, attributes: Mapping[str, Any], members: Mapping[str, Document]
 ) -> None:
-    """Write the documents of all groups and arrays, given by path, then the root: it is complete.
+    """Write the documents of all groups and arrays, given by path, then the root.
 
-    The root has consolidated metadata: xarray opens such a group at once and without a warning.
+    The root has consolidated metadata, without which xarray warns and opens the group slowly.
     """
     written = {f"{path}/{METADATA_NAME}": document for path, document in members.items()}
     contents = {key: metadata_bytes(document) for key, document in written.items()}
@@ -182,10 +180,9 @@ def write_tree(
 def group_metadata(
     attributes: Mapping[str, Any], members: Mapping[str, Document] | None = None
 ) -> Document:
-    """Return the `zarr.json` of a group.
+    """Return the `zarr.json` of a group, with consolidated metadata if `members` are given.
 
-    With `members`, the documents of all groups and arrays below it by their path, it has
-    consolidated metadata.
+    `members` are the documents of all groups and arrays below it, by path.
     """
     document: Document = {"attributes": attributes, "zarr_format": 3}
     if members is not None:
@@ -205,19 +202,19 @@ def _consolidated(members: Mapping[str, Document]) -> Document:
 
 
 def metadata_bytes(document: Document) -> bytes:
-    """Return the text of a `zarr.json`, without a line break at its end, as Zarr writes it."""
+    """Return the text of a `zarr.json` as Zarr writes it, without a line break at its end."""
     return documents.document_bytes(document).rstrip()
 
 
 def own_metadata(document: Document, attributes: Collection[str]) -> Document:
-    """Return the part of a `zarr.json` that is ours: Zarr's own fields, and these attributes.
+    """Return the fields of a `zarr.json` that Zarr defines, with `attributes` alone.
 
-    Other Zarr programs may write the fields in another order, and leave out those that are empty.
+    Empty fields are dropped, as other Zarr programs may leave them out.
     """
     every = document.get("attributes")
     if isinstance(every, dict):
-        ours = {name: value for name, value in every.items() if name in attributes}
-        document = document | {"attributes": ours}
+        own = {name: value for name, value in every.items() if name in attributes}
+        document = document | {"attributes": own}
     return {
         name: value
         for name, value in document.items()
@@ -226,12 +223,12 @@ def own_metadata(document: Document, attributes: Collection[str]) -> Document:
 
 
 def metadata_digest(document: Document) -> str:
-    """Return the digest of what is ours in the `zarr.json` of anything below the root."""
+    """Return the digest of the own metadata of a group or array below the root."""
     return documents.digest_of(own_metadata(document, ARRAY_ATTRIBUTES))
 
 
 def seal_group(document: Document) -> Document:
-    """Return a Zarr group's document with both seals added to the attributes."""
+    """Return a root document with both seals added to its attributes."""
     every = document["attributes"].items()
     attributes = {key: value for key, value in every if key not in (documents.SEAL, OWN_SEAL)}
     own = own_metadata(document | {"attributes": attributes}, attributes)
@@ -241,9 +238,9 @@ def seal_group(document: Document) -> Document:
 
 
 def check_group_seal(document: Document, attributes: Collection[str], place: str) -> None:
-    """Raise `BadDataError` where these attributes of a Zarr group do not agree with its seal."""
+    """Raise `BadDataError` if a root's own metadata do not match its seal."""
     every = document["attributes"]
-    found = every.get(documents.SEAL)
-    if isinstance(found, str):  # a group whose other seal is gone is damaged as well
-        found = every.get(OWN_SEAL, found)
-    documents.check_seal(own_metadata(document, attributes) | {documents.SEAL: found}, place)
+    seal = every.get(documents.SEAL)
+    if isinstance(seal, str):  # without this seal, the group is damaged as well
+        seal = every.get(OWN_SEAL, seal)
+    documents.check_seal(own_metadata(document, attributes) | {documents.SEAL: seal}, place)

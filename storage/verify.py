@@ -1,9 +1,8 @@
-"""Verification: read all of a dataset, a run or a scoring, and check everything that is recorded.
+"""Verification: read all of a dataset, run or scores, and check every digest.
 
-Each function yields, for each thing that it has checked, what that was and what is wrong with it:
-`None` where nothing is. Files that are no part of what is verified are wrong too, for nothing
-vouches for them. What a dead writer left under a hidden temporary name is not, nor is what systems
-and editors leave (`.DS_Store`, `Thumbs.db`): `mention` is called with a sentence about such files.
+Each function yields pairs of a description and its error, or None if the check passed. Unexpected
+files are errors too. Temporary files of dead writers are ignored, and so are files that systems and
+editors create (`.DS_Store`, `Thumbs.db`): `mention` is called with a sentence about each of these.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -37,7 +36,7 @@ Opened = TypeVar("Opened")
 
 
 def verify_location(location: Location, mention: Mention = lambda text: None) -> Iterator[Check]:
-    """Verify whatever is at a location: a run, a scoring, or else what should be a dataset."""
+    """Verify a run, scores or a dataset."""
     if location.exists(RECORD):
         return verify_run(location, mention)
     verify = verify_scores if SCORES_FORMAT.is_claimed_at(location) else verify_dataset
@@ -45,7 +44,7 @@ def verify_location(location: Location, mention: Mention = lambda text: None) ->
 
 
 def verify_dataset(location: Location, mention: Mention = lambda text: None) -> Iterator[Check]:
-    """Check every chunk, count and digest of a dataset, and what Zarr programs read of it."""
+    """Check every chunk, count and digest of a dataset, and its consolidated metadata."""
     dataset, error = _attempt(open_dataset, location)
     yield f"{location}: attributes", error
     if dataset is None:
@@ -60,7 +59,7 @@ def verify_dataset(location: Location, mention: Mention = lambda text: None) -> 
     for split in dataset.splits.values():
         yield from _verify_split(split, dataset.tree.child(split.name))
     expected = _document_keys(members) | _chunk_keys(arrays)
-    yield from _strangers(dataset.tree, expected.__contains__, mention)
+    yield from _unexpected(dataset.tree, expected.__contains__, mention)
 
 
 def _verify_split(split: Split, place: Location) -> Iterator[Check]:
@@ -98,7 +97,7 @@ def _check_class_counts(split: Split) -> None:
 
 
 def verify_scores(location: Location, mention: Mention = lambda text: None) -> Iterator[Check]:
-    """Check every chunk and digest of a complete scoring, its metrics, and its metadata."""
+    """Check every chunk of published scores, their metrics and their metadata."""
     scores, error = _attempt(open_scores, location)
     yield f"{location}: attributes", error
     if scores is None:
@@ -107,13 +106,13 @@ def verify_scores(location: Location, mention: Mention = lambda text: None) -> I
     for number in range(scores.schema.chunks):
         yield _check(f"{location}: chunk {number}", scores.read_chunk, number)
     expected = {METRICS, JOURNAL} | _document_keys(scores.arrays) | _chunk_keys(scores.arrays)
-    yield from _strangers(scores.location, expected.__contains__, mention)
+    yield from _unexpected(scores.location, expected.__contains__, mention)
 
 
 def verify_run(location: Location, mention: Mention = lambda text: None) -> Iterator[Check]:
-    """Check a run's record, checkpoints, metrics, ledger and scorings.
+    """Check a run's record, checkpoints, metrics, ledger and scores.
 
-    Other files at the run's top belong to whoever put them there.
+    Other files in the run's directory itself are allowed.
     """
     run, error = _attempt(open_run, location)
     yield f"{location}: record", error
@@ -121,11 +120,11 @@ def verify_run(location: Location, mention: Mention = lambda text: None) -> Iter
         return
     for name in list_checkpoints(run):
         check = _check(f"{location}: checkpoint {name}", load_checkpoint, run, name)
-        # A running training prunes checkpoints.
+        # A running training may have pruned a checkpoint.
         if check[1] is None or name in list_checkpoints(run):
             yield check
     yield _check(f"{location}: metrics", recorded_metrics, run)
-    yield from _strangers(location, _is_of_run, mention)
+    yield from _unexpected(location, _is_of_run, mention)
     homes = scoring_homes(location.child(SCORES))
     yield from _verify_ledger(Ledger(location), homes)
     for home in homes:
@@ -133,9 +132,9 @@ def verify_run(location: Location, mention: Mention = lambda text: None) -> Iter
 
 
 def _verify_ledger(ledger: Ledger, homes: list[str]) -> Iterator[Check]:
-    """Check the lines of a run's ledger, and that it lists just the scorings that there are.
+    """Check a ledger's lines, and that it lists exactly the existing scores.
 
-    A run without a ledger, as an early release made it, is sound.
+    A run of an early release has no ledger.
     """
     presence = _check(f"{ledger}: presence", ledger.check_presence)
     if presence[1] is not None:
@@ -156,7 +155,7 @@ def _verify_ledger(ledger: Ledger, homes: list[str]) -> Iterator[Check]:
             yield (
                 f"{ledger}: {home}",
                 BadDataError(
-                    f"{ledger} has no line for the scoring {home}. Run the same `pipeline score` "
+                    f"{ledger} has no line for the scores {home}. Run the same `pipeline score` "
                     "again, which writes it, or restore the ledger from a copy."
                 ),
             )
@@ -179,7 +178,7 @@ def _check_distinct(ledger: Ledger, entries: list[Entry]) -> None:
 
 
 def _is_of_run(key: str) -> bool:
-    """Return whether a file of a run is a checkpoint's, or lies where others may put files."""
+    """Return whether a run may contain a file: below checkpoints/, only checkpoints' files."""
     directory, *rest = (part for part in key.split("/") if not VERSION.fullmatch(part))
     if directory != DIRECTORY:
         return True
@@ -187,10 +186,7 @@ def _is_of_run(key: str) -> bool:
 
 
 def _check_group(location: Location, members: Iterable[str]) -> None:
-    """Raise `BadDataError` where Zarr and xarray could not open a group, or read other members.
-
-    They read the members' metadata from the group's consolidated metadata, if any.
-    """
+    """Raise `BadDataError` if Zarr cannot open a group, or its consolidated metadata are wrong."""
     place = f"{location}/{METADATA_NAME}"
     document = documents.read_document(location, METADATA_NAME)
     _check_fields(document, place)
@@ -209,12 +205,12 @@ def _check_fields(document: dict[str, Any], place: str) -> None:
     unknown = document.keys() - ZARR_FIELDS - {"consolidated_metadata"}
     if unknown:
         raise BadDataError(
-            f"{place} has the field {min(unknown)!r}, which Zarr does not know. Remove the field."
+            f"{place} has the unknown field {min(unknown)!r}, which Zarr refuses. Remove the field."
         )
 
 
 def _agrees(consolidated: Any, member: str, stored: dict[str, Any]) -> bool:
-    """Return whether a group's consolidated metadata describe a member as its own do."""
+    """Return whether consolidated metadata describe a member as its own `zarr.json` does."""
     try:
         known = consolidated["kind"] == "inline" and consolidated["metadata"][member]
         _check_fields(known, member)
@@ -231,19 +227,18 @@ def _chunk_keys(arrays: dict[str, ChunkedArray]) -> set[str]:
     return {f"{path}/{key}" for path, array in arrays.items() for key in array.keys}
 
 
-def _strangers(
+def _unexpected(
     location: Location, is_expected: Callable[[str], bool], mention: Mention
 ) -> Iterator[Check]:
-    """Yield every object whose key is not expected, and which is no leftover of a dead writer."""
+    """Yield an error for each unexpected object that no dead writer left."""
     for key in location.objects():
         place = f"{location}/{key}"
         if is_expected(key) or any(is_leftover(part) for part in key.split("/")):
             continue
         if is_foreign(key):
-            mention(f"{place} is not part of what is recorded; it is ignored.")
+            mention(f"{place} does not belong here; it is ignored.")
         else:
-            text = f"{place} is no part of what is recorded here. Move it elsewhere."
-            yield place, BadDataError(text)
+            yield place, BadDataError(f"{place} does not belong here. Move it elsewhere.")
 
 
 def _attempt(

@@ -33,11 +33,11 @@ from tests.jobs.trainings import StopAt
 
 OUTPUT = "predictions.csv"
 NOTHING_YET = (
-    *("There is no dataset", "There is no run", "holds no run.json", "There is no scoring"),
+    *("There is no dataset", "There is no run", "contains no run.json", "There are no scores"),
     "is incomplete",
 )
 """What the messages say of something that has not come to be."""
-BEING_REPLACED = "was being replaced"
+BEING_REPLACED = "is being replaced, or"
 
 
 @dataclass(frozen=True)

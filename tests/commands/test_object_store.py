@@ -170,7 +170,7 @@ def test_a_store_that_stops_responding(
     options = (f"endpoint_url={proxy.store.endpoint}", "retry_seconds=0.3")
     flags = [part for option in options for part in ("--storage-option", option)]
     ended = call(*arguments, *flags, "--quiet")
-    assert_refused(ended, 6, f"{run}/checkpoints", "503", "again and again")
+    assert_refused(ended, 6, f"{run}/checkpoints", "503", "retried for")
     again = call(*arguments, "--take-over", "--json")
     assert 0 == again.code, again.err
     trained = json.loads(again.out)
@@ -184,7 +184,7 @@ def test_a_store_that_stops_responding(
         (("train", "--dataset", "s3://bucket/nothing"), 3, "There is no dataset at s3://bucket/n"),
         (("score", "--run", "s3://bucket/nothing"), 3, "There is no run at s3://bucket/nothing"),
         (("inspect", "s3://no-bucket/set"), 6, "there is no bucket 'no-bucket'"),
-        (("ingest", "synthetic:9,9", "--out", "s3://bucket/"), 2, "names no place in a bucket"),
+        (("ingest", "synthetic:9,9", "--out", "s3://bucket/"), 2, "is not a valid S3 URL"),
         (("inspect", "data", "--storage-option", "region=x"), 2, "applies to places in a store"),
         (("inspect", "s3://bucket/set", "--storage-option", "a=b"), 2, "--storage-option a is not"),
         (("demo", "s3://bucket/demo"), 2, "the demo needs a local directory"),

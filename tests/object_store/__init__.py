@@ -1,1 +1,1 @@
-"""A real S3 API over HTTP on loopback, and a proxy before it that makes trouble."""
+"""An S3 server on loopback, and a proxy that injects failures."""

@@ -1,4 +1,4 @@
-"""A bucket in memory, with the requests of `S3Client`, for tests of their every order."""
+"""A bucket in memory behind `S3Client`, for tests of every order of requests."""
 
 import hashlib
 import threading
@@ -14,7 +14,7 @@ from storage.s3_client import S3Client
 
 @dataclass
 class Gate:
-    """Counts the requests of one writer, and holds one of them up."""
+    """Records the requests of one writer, and blocks one of them."""
 
     stop: int = -1
     """The request, from 0, before which the writer waits."""
@@ -22,10 +22,10 @@ class Gate:
     reached: threading.Event = field(default_factory=threading.Event)
     """Set once the writer waits."""
     opened: threading.Event = field(default_factory=threading.Event)
-    """To be set for the writer to go on."""
+    """Set it to let the writer continue."""
 
     def pass_through(self, request: str) -> None:
-        """Wait here where this is the request to hold up."""
+        """Record a request; block if it is number `stop`."""
         if len(self.sent) == self.stop:
             self.reached.set()
             self.opened.wait()
@@ -34,14 +34,14 @@ class Gate:
 
 @dataclass(frozen=True)
 class MemoryClient(S3Client):
-    """One writer's way to a bucket that others share; an object's tag is its content's digest."""
+    """One writer's client of a shared bucket; an object's tag is its content's digest."""
 
     bucket: str = "memory"
     objects: dict[str, bytes] = field(default_factory=dict, compare=False, repr=False)
     gate: Gate = field(default_factory=Gate, compare=False, repr=False)
 
     def place(self, prefix: str) -> S3Location:
-        """A place of the bucket."""
+        """Return a location in the bucket."""
         return S3Location(PurePosixPath(prefix), self)
 
     def _read(self, verb: str, key: str) -> bytes:
@@ -56,10 +56,10 @@ class MemoryClient(S3Client):
 
     def get_tagged(self, key: str) -> tuple[bytes, str] | None:
         try:
-            found = self._read("get", key)
+            content = self._read("get", key)
         except FileNotFoundError:
             return None
-        return found, _tag(found)
+        return content, _tag(content)
 
     def look(self, key: str) -> Any:
         content = self._read("head", key)
@@ -74,8 +74,8 @@ class MemoryClient(S3Client):
 
     def put_if(self, key: str, data: bytes, tag: str | None) -> bool:
         self.gate.pass_through(f"put if {key}")
-        found = self.objects.get(key)
-        if tag != (None if found is None else _tag(found)):
+        content = self.objects.get(key)
+        if tag != (None if content is None else _tag(content)):
             return False
         self.objects[key] = data
         return True
@@ -103,9 +103,9 @@ def _tag(content: bytes) -> str:
 
 def interleave(
     former: Callable[[], None],
-    held: Gate,
+    first_gate: Gate,
     other: Callable[[], None],
-    taking: Gate,
+    second_gate: Gate,
     look: Callable[[], None],
 ) -> list[BaseException | None]:
     """Run one writer up to its gate, another up to its own, then the first, then the other.
@@ -123,13 +123,13 @@ def interleave(
 
     threads = [
         threading.Thread(target=run, args=(number, act, gate))
-        for number, (act, gate) in enumerate([(former, held), (other, taking)])
+        for number, (act, gate) in enumerate([(former, first_gate), (other, second_gate)])
     ]
-    for thread, gate in zip(threads, (held, taking), strict=True):
+    for thread, gate in zip(threads, (first_gate, second_gate), strict=True):
         thread.start()
         gate.reached.wait()
     look()
-    for thread, gate in zip(threads, (held, taking), strict=True):
+    for thread, gate in zip(threads, (first_gate, second_gate), strict=True):
         gate.opened.set()
         thread.join()
     return ends

@@ -1,4 +1,4 @@
-"""A proxy before the S3 server that answers some requests with trouble instead."""
+"""A proxy in front of the S3 server that fails some requests."""
 
 import http.client
 import socket
@@ -16,24 +16,24 @@ from tests.object_store.server import Store
 
 @dataclass(frozen=True)
 class Answer:
-    """A status, a body, its type and more headers, given in place of the server's answer."""
+    """A response that replaces the server's: status, body, content type and more headers."""
 
     status: int
     body: bytes = b""
-    kind: str = "application/xml"
+    content_type: str = "application/xml"
     headers: tuple[tuple[str, str], ...] = ()
 
 
 def refusal(status: int, code: str, more: str = "") -> Answer:
-    """Return an answer as S3 refuses a request."""
+    """Return an S3 error response."""
     return Answer(status, f"<Error><Code>{code}</Code>{more}</Error>".encode())
 
 
 Plan = Callable[[str, str], str | Answer | None]
-"""The trouble for a request of this method and path: one of those below, an answer, or None."""
+"""Return the failure of a request by method and path: one of those below, an answer, or None."""
 
 PAGE = b"<!DOCTYPE html><html><body>Please log in.</body></html>"
-"""What a captive portal gives."""
+"""The page of a captive portal."""
 OF_OBJECTS = (("ETag", '"a"'), ("Last-Modified", "Fri, 27 Nov 2026 10:00:00 GMT"))
 """Headers of an object, which a page may have as well."""
 STATUS = {
@@ -42,28 +42,28 @@ STATUS = {
     "400": refusal(400, "RequestTimeout"),
     "429": refusal(429, "TooManyRequests"),
 }
-"""Answers of a store in trouble."""
+"""Transient errors of a store."""
 CUT = "cut"
-"""The answer's head and half of its body, then the connection breaks off."""
+"""The connection is closed after half of the response's body."""
 DROP = "drop"
-"""The connection breaks off before the request gets to the server."""
+"""The connection is closed before the server gets the request."""
 LOST = "lost"
-"""The server does what it is asked, and its answer is lost."""
+"""The server executes the request, and its response is lost."""
 SLOW = "slow"
-"""No answer for as long as the proxy lives."""
+"""There is no response until the proxy is closed."""
 TROUBLES = ("500", "503", "400", "429", CUT, DROP, LOST, SLOW)
 
 
 class Proxy(Closing):
-    """Passes requests on to a store, or makes trouble by its plan."""
+    """Forwards requests to a store, or fails them as planned."""
 
     def __init__(self, behind: Store) -> None:
-        """In front of `behind`; without trouble until `plan` is set."""
+        """Forward every request to `behind` until `plan` is set."""
         self.plan: Plan = lambda method, path: None
         self.requests: list[tuple[str, str]] = []
-        """Method and path of each that came, in order."""
+        """Method and path of each request, in order."""
         self.withheld: set[str] = set()
-        """Names of headers, in small letters, that the server does not get to see."""
+        """Lowercase names of headers that are not forwarded."""
         self.closing = threading.Event()
         upstream = urlsplit(behind.endpoint).netloc
         handler = type("Handler", (_Handler,), {"proxy": self, "upstream": upstream})
@@ -74,11 +74,11 @@ class Proxy(Closing):
         self.store = Store(f"http://127.0.0.1:{self._server.server_port}", behind.bucket)
 
     def first(self, trouble: str, times: int, method: str = "", part: str = "") -> None:
-        """Let the first requests with this method, and this part in their path, meet trouble."""
+        """Fail the first requests with this method and this part in their path."""
         left = [times]
 
-        def plan(found: str, path: str) -> str | None:
-            if method not in ("", found) or part not in path or not left[0]:
+        def plan(verb: str, path: str) -> str | None:
+            if method not in ("", verb) or part not in path or not left[0]:
                 return None
             left[0] -= 1
             return trouble
@@ -86,7 +86,7 @@ class Proxy(Closing):
         self.plan = plan
 
     def close(self) -> None:
-        """Stop; whoever waits for a slow answer gets none."""
+        """Stop; slow requests get no response."""
         self.closing.set()
         self._server.shutdown()
         self._server.server_close()
@@ -144,7 +144,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _give(self, answer: Answer) -> None:
         self.send_response_only(answer.status)
-        self.send_header("Content-Type", answer.kind)
+        self.send_header("Content-Type", answer.content_type)
         for name, value in answer.headers:
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(answer.body)))
@@ -163,4 +163,4 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.shutdown(socket.SHUT_RDWR)
 
     def log_message(self, *arguments: Any) -> None:
-        """Nothing is printed."""
+        """Print nothing."""

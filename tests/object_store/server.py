@@ -1,4 +1,4 @@
-"""moto's S3 server in a process of its own, which shares nothing with the tests but its port."""
+"""moto's S3 server, in its own process."""
 
 import os
 import subprocess
@@ -27,25 +27,25 @@ ENVIRONMENT = {
     "AWS_SECRET_ACCESS_KEY": "tests",
     "AWS_REGION": "us-east-1",
 }
-"""What a client of the server needs besides its endpoint."""
+"""A client's options beyond the endpoint."""
 _SCOPE = "AWS4-HMAC-SHA256 Credential=tests/20240101/us-east-1/s3/aws4_request, Signature=none"
 
 
 @dataclass(frozen=True)
 class Store:
-    """One bucket of a running server."""
+    """A bucket of a running server."""
 
     endpoint: str
     bucket: str
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables by which a command finds the store."""
+        """The environment variables that configure the store for a command."""
         return ENVIRONMENT | {"AWS_ENDPOINT_URL": self.endpoint}
 
     @property
     def options(self) -> dict[str, str]:
-        """The same as options of a location; trouble is over soon."""
+        """The same as options of a location, with few retries."""
         return {
             "endpoint_url": self.endpoint,
             "access_key_id": "tests",
@@ -55,25 +55,25 @@ class Store:
         }
 
     def url(self, key: str) -> str:
-        """A place in the bucket."""
+        """Return a URL in the bucket."""
         return f"s3://{self.bucket}/{key}"
 
     def location(self, key: str, **options: str) -> Location:
-        """The same, opened."""
+        """Return a location in the bucket."""
         return open_location(self.url(key), self.options | options)
 
     def put_raw(self, key: str, data: bytes = b"") -> None:
-        """Put an object under any key, which need not be one that a location takes."""
+        """Put an object under any key, valid for a location or not."""
         _send(f"{self.endpoint}/{self.bucket}/{quote(key)}", data)
 
     def new_place(self) -> Location:
-        """A prefix that nobody has used."""
+        """Return a location with an unused prefix."""
         return self.location(uuid.uuid4().hex[:8])
 
 
 @contextmanager
 def running_store() -> Iterator[Store]:
-    """A server with an empty bucket, for as long as the block runs."""
+    """Run a server with an empty bucket."""
     with subprocess.Popen(
         [sys.executable, "-c", SERVE],
         env=os.environ | ENVIRONMENT,
@@ -94,7 +94,7 @@ def running_store() -> Iterator[Store]:
 
 
 def create_bucket(store: Store) -> None:
-    """Create the bucket; one that exists stays."""
+    """Create the bucket unless it exists."""
     _send(f"{store.endpoint}/{store.bucket}", b"")
 
 

@@ -1,4 +1,4 @@
-"""Small datasets, runs and scorings, the same at every call, for the storage floor's tests."""
+"""Small datasets, runs and scores for the tests of `storage`, identical at every call."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,13 +30,13 @@ FINGERPRINT = {"kind": "test", "seed": 1}
 
 
 def split_schema(rows: int = 11, **fields: Any) -> SplitSchema:
-    """A split of few rows in chunks of four: the last one is short."""
+    """Return a split of few rows in chunks of four; the last chunk is short."""
     tiny = SplitSchema(rows, features=6, dtype="uint8", classes=3, chunk_rows=4, chunks_per_shard=1)
     return replace(tiny, **fields)
 
 
 def dataset_schema(*, test_rows: int = 5, compression: str = LZ4, **fields: Any) -> DatasetSchema:
-    """A dataset of 11 training rows, and of test rows that always have chunks of their own."""
+    """Return a dataset with 11 training rows and some test rows."""
     train = split_schema(**fields)
     scaling = BYTES if train.dtype == "uint8" else None
     return DatasetSchema(
@@ -50,7 +50,7 @@ def dataset_schema(*, test_rows: int = 5, compression: str = LZ4, **fields: Any)
 
 
 def rows_of(name: str, split: SplitSchema) -> Block:
-    """All rows of a split: counted out from its name, with a bias column and one-hot targets."""
+    """Return all rows of a split, which follow from its name, bias column included."""
     first = sum(name.encode())
     counted = (first + 37 * np.arange(split.rows * split.columns)) % 100
     values = counted.reshape(split.rows, split.columns).astype(split.dtype)
@@ -62,12 +62,12 @@ def rows_of(name: str, split: SplitSchema) -> Block:
 
 
 def part_of(writer: SplitWriter, number: int) -> list[Block]:
-    """The chunks that part `number` is to be written with."""
+    """Return the chunks of part `number`."""
     return part_chunks(rows_of(writer.name, writer.schema), writer, number)
 
 
 def part_chunks(rows: Block, writer: SplitWriter, number: int) -> list[Block]:
-    """The chunks of part `number`, out of all rows of a split."""
+    """Return the chunks of part `number`, cut from all rows of a split."""
     end = min((number + 1) * writer.part_rows, writer.schema.rows)
     chunks = [
         slice(start, min(start + writer.schema.chunk_rows, end))
@@ -80,7 +80,6 @@ def part_chunks(rows: Block, writer: SplitWriter, number: int) -> list[Block]:
 
 
 def part_numbers(writer: SplitWriter) -> range:
-    """The parts of a split."""
     return range(-(-writer.schema.rows // writer.part_rows))
 
 
@@ -88,7 +87,7 @@ def part_numbers(writer: SplitWriter) -> range:
 def create_dataset(
     target: Location, schema: DatasetSchema, *, overwrite: bool = False
 ) -> Iterator[DatasetWriter]:
-    """Write a dataset beside `target`, under its lock."""
+    """Yield a writer of a dataset, under the lock of `target`."""
     with (
         dataset_lock(target) as locked,
         stage_dataset(locked, schema, overwrite=overwrite) as writer,
@@ -105,12 +104,11 @@ def make_dataset(
 
 
 def write_part(writer: SplitWriter, number: int) -> list[ChunkRecord]:
-    """Write part `number` of a split, in any process."""
     return writer.write_part(number, part_of(writer, number))
 
 
 def write_parts(writer: DatasetWriter) -> dict[str, list[ChunkRecord]]:
-    """Write every part of a dataset; return the chunks' records."""
+    """Write every part of a dataset; return the records of its chunks."""
     splits = {name: writer.split(name) for name in writer.schema.splits}
     return {
         name: [record for number in part_numbers(split) for record in write_part(split, number)]
@@ -119,12 +117,12 @@ def write_parts(writer: DatasetWriter) -> dict[str, list[ChunkRecord]]:
 
 
 def write_dataset(writer: DatasetWriter) -> Dataset:
-    """Write every part of a dataset and publish it."""
+    """Write all rows of a dataset and publish it."""
     return writer.publish(write_parts(writer), SOURCES, FINGERPRINT)
 
 
 def stored_rows(split: Split) -> Block:
-    """All rows of a split, chunk by chunk."""
+    """Return all rows of a split, read chunk by chunk."""
     blocks = [split.read_chunk(number) for number in range(split.schema.chunks)]
     targets = [block.targets for block in blocks if block.targets is not None]
     return Block(
@@ -134,24 +132,24 @@ def stored_rows(split: Split) -> Block:
 
 
 def assert_holds_its_rows(dataset: Dataset, schema: DatasetSchema) -> None:
-    """Hold a dataset to what `make_dataset` writes for a schema."""
+    """Assert that a dataset is what `make_dataset` writes for a schema."""
     assert schema.splits == {name: split.schema for name, split in dataset.splits.items()}
     for name, split in dataset.splits.items():
         assert rows_of(name, split.schema).digest() == stored_rows(split).digest()
 
 
 def contents(location: Location) -> dict[str, bytes]:
-    """Every object below a location, by key."""
+    """Return every object below a location, by key."""
     return {key: location.get(key) for key in location.objects()}
 
 
 def metrics_line(epoch: int) -> dict[str, Any]:
-    """What a run records of an epoch, counted from 1."""
+    """Return the metrics of an epoch, counted from 1."""
     return {"epoch": epoch, "loss": 1 / epoch, "order_digest": f"{epoch:064x}"}
 
 
 def tensors_of(epoch: int) -> Tensors:
-    """A tiny network's parameters and an optimiser's memory, different in each epoch."""
+    """Return a tiny network's parameters and optimizer state, different in each epoch."""
     generator = np.random.default_rng(epoch)
     return {
         "layer.0": generator.normal(size=(7, 3)).astype(np.float32),
@@ -160,7 +158,7 @@ def tensors_of(epoch: int) -> Tensors:
 
 
 def begin_run(location: Location, dataset_digest: str = "0" * 64) -> Run:
-    """A run without any epoch."""
+    """Create a run without epochs."""
     return create_run(
         location,
         configuration={"network": "6-3", "epochs": 3, "learning_rate": 0.1},
@@ -172,7 +170,7 @@ def begin_run(location: Location, dataset_digest: str = "0" * 64) -> Run:
 
 
 def save_epoch(run: Run, epoch: int, metrics: list[dict[str, Any]] | None = None) -> CheckpointName:
-    """Save the checkpoint after an epoch, counted from 1, with the metrics up to it."""
+    """Save the checkpoint of an epoch, counted from 1, with the metrics up to it."""
     name = CheckpointName(epoch, 0)
     save_checkpoint(
         run,
@@ -186,7 +184,7 @@ def save_epoch(run: Run, epoch: int, metrics: list[dict[str, Any]] | None = None
 
 
 def make_run(location: Location, dataset_digest: str = "0" * 64, epochs: int = 3) -> Run:
-    """A run as a training leaves it: a line and a checkpoint for each epoch."""
+    """Create a run with a line of metrics and a checkpoint for each epoch."""
     run = begin_run(location, dataset_digest)
     for epoch in range(1, epochs + 1):
         run.append_metrics(metrics_line(epoch))
@@ -195,13 +193,13 @@ def make_run(location: Location, dataset_digest: str = "0" * 64, epochs: int = 3
 
 
 def scores_schema(rows: int = 5, split: str = "test", **fields: Any) -> ScoresSchema:
-    """A scoring of few rows in chunks of two: the last one is short."""
+    """Return the schema of few rows in chunks of two; the last chunk is short."""
     tiny = ScoresSchema(MODEL_DIGEST, "0" * 64, split, rows, 3, 2, ("0", "1", "2"))
     return replace(tiny, **fields)
 
 
 def write_scores(writer: ScoresWriter, numbers: Sequence[int]) -> None:
-    """Write these chunks of a scoring, each drawn by its number."""
+    """Write some chunks of scores, with values that follow from their number."""
     for number in numbers:
         start, stop = writer.schema.chunk_bounds(number)
         generator = np.random.default_rng([number, len(writer.schema.split)])
@@ -210,7 +208,7 @@ def write_scores(writer: ScoresWriter, numbers: Sequence[int]) -> None:
 
 
 def make_scores(place: Location, schema: ScoresSchema | None = None) -> Scores:
-    """A complete scoring in its home below `place`, which is a run's directory."""
+    """Publish scores below `place`, which is a run's directory."""
     schema = schema or scores_schema()
     with score_into(place.child(f"{SCORES}/{schema.home}"), schema) as writer:
         write_scores(writer, writer.missing)

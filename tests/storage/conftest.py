@@ -1,4 +1,4 @@
-"""Fixtures of the storage floor's tests: artefacts are made once, and copied for each test."""
+"""Fixtures of the tests of `storage`: artefacts are made once, and copied for each test."""
 
 import shutil
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.storage.artefacts import make_dataset, make_run, make_scores, scores_
 
 @pytest.fixture(params=["local", "s3"])
 def anywhere(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
-    """An unused place of each kind, in turn: what holds of one holds of the other."""
+    """Return an unused location, on a disk and in a store in turn."""
     if request.param == "local":
         return open_location(tmp_path / "anywhere")
     running: Store = request.getfixturevalue("store")
@@ -22,7 +22,7 @@ def anywhere(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
 
 @pytest.fixture(scope="session")
 def originals(tmp_path_factory: pytest.TempPathFactory) -> Location:
-    """A sound dataset and a sound run, which no test touches."""
+    """Return the location of a sound dataset and a sound run, which tests only copy."""
     place = open_location(tmp_path_factory.mktemp("originals"))
     make_dataset(place.child("set"))
     run = make_run(place.child("run")).location
@@ -33,11 +33,11 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Location:
 
 @pytest.fixture
 def dataset_place(originals: Location, tmp_path: Path) -> Location:
-    """A published dataset of a test's own."""
+    """Return a test's own copy of a published dataset."""
     return open_location(shutil.copytree(originals.path / "set", tmp_path / "set"))
 
 
 @pytest.fixture
 def run_place(originals: Location, tmp_path: Path) -> Location:
-    """A run of a test's own: three epochs and two scorings."""
+    """Return a test's own copy of a run with three epochs and scores of two splits."""
     return open_location(shutil.copytree(originals.path / "run", tmp_path / "run"))

@@ -1,4 +1,4 @@
-"""Write IDX files for the tests: only tests write the format."""
+"""Write IDX files, which only tests do."""
 
 import gzip
 import lzma
@@ -26,7 +26,7 @@ def idx_bytes(shape: tuple[int, ...], data: bytes = b"", code: int = 0x08) -> by
 
 
 def write_idx(path: str | os.PathLike[str], values: NDArray[Any]) -> None:
-    """Write `values` (rows, ...) as an IDX file, compressed where the name ends in .gz or .xz."""
+    """Write `values` (rows, ...) as an IDX file, compressed if the name ends in .gz or .xz."""
     path = Path(path)
     stored = np.ascontiguousarray(values, values.dtype.newbyteorder(">"))
     code = {dtype: code for code, dtype in ELEMENT_TYPES.items()}[stored.dtype]

@@ -1,4 +1,4 @@
-"""ChunkedArray: it reads and writes what Zarr does, and what is damaged does not pass."""
+"""ChunkedArray reads and writes what Zarr does, and detects damage."""
 
 import itertools
 import json
@@ -37,23 +37,22 @@ def place(tmp_path: Path) -> Location:
 
 @pytest.fixture(params=[LZ4, ZSTD])
 def sharded(place: Location, request: pytest.FixtureRequest) -> ChunkedArray:
-    """A reader of 19 rows in 5 chunks, in shards of 3."""
+    """Return a reader of 19 rows in 5 chunks, in shards of 3."""
     split = make_split(place, rows=19, chunks_per_shard=3, compression=request.param)
     return split.arrays["inputs"]
 
 
 def make_split(place: Location, **fields: Any) -> Split:
-    """The training split of a dataset in chunks of four rows."""
+    """Return the training split of a dataset in chunks of four rows."""
     return make_dataset(place, dataset_schema(**fields)).split("train")
 
 
 def with_checksum(chunk: bytes) -> bytes:
-    """A chunk with its CRC-32C."""
     return chunk + google_crc32c.value(chunk).to_bytes(4, "little")
 
 
 def compressor(compression: str, dtype: str) -> Any:
-    """Zarr's own codec."""
+    """Return Zarr's own codec."""
     itemsize = np.dtype(dtype).itemsize
     if compression == ZSTD:
         return ZstdCodec(level=1, checksum=True)
@@ -63,7 +62,7 @@ def compressor(compression: str, dtype: str) -> Any:
 
 
 SHAPES = [(11, 1, 7), (12, 1, None), (19, 3, 7), (24, 3, 7), (3, 3, 7)]
-"""Rows, chunks of four in a shard, and columns, None for an array of one dimension."""
+"""Rows, chunks of four rows in a shard, and columns (None for one dimension)."""
 TYPES = itertools.product([*ELEMENT_TYPES, "int64"], COMPRESSIONS)
 
 
@@ -74,7 +73,7 @@ TYPES = itertools.product([*ELEMENT_TYPES, "int64"], COMPRESSIONS)
 def test_zarr_writes_and_reads_the_same(
     tmp_path: Path, dtype: str, compression: str, rows: int, per_shard: int, columns: int | None
 ) -> None:
-    """Every document and object, plain and in shards, the last chunk short or whole."""
+    """Every document and object is the same, with and without shards and a short last chunk."""
     shape = (rows,) if columns is None else (rows, columns)
     dimensions = ("sample", "feature")[: len(shape)]
     theirs = zarr.create_array(
@@ -100,9 +99,9 @@ def test_zarr_writes_and_reads_the_same(
     assert ours.keys == place.names()
     for key in ours.keys:
         assert (tmp_path / "theirs" / key).read_bytes() == place.get(key), key
-    found = [ours.read(number) for number in range(-(-rows // 4))]
-    assert values.dtype == found[0].dtype
-    assert values.tobytes() == np.concatenate(found).tobytes()
+    chunks = [ours.read(number) for number in range(-(-rows // 4))]
+    assert values.dtype == chunks[0].dtype
+    assert values.tobytes() == np.concatenate(chunks).tobytes()
     expected = json.loads((tmp_path / "theirs" / "zarr.json").read_text())
     document = array_metadata(ours, ATTRIBUTES)
     assert expected == json.loads(json.dumps(document))
@@ -110,21 +109,21 @@ def test_zarr_writes_and_reads_the_same(
 
 
 def test_a_group() -> None:
-    """Its document is the one that Zarr writes."""
+    """The `zarr.json` is the one that Zarr writes."""
     written: dict[str, Any] = {}
     zarr.create_group(MemoryStore(written), attributes=ATTRIBUTES)
     assert json.loads(written["zarr.json"].to_bytes()) == group_metadata(ATTRIBUTES)
 
 
 def test_refuses_another_shape(sharded: ChunkedArray) -> None:
-    """What is not all rows of the chunk or shard is not written."""
+    """An array that is not all rows of the chunk or shard is refused."""
     for shape in ((11, 7), (13, 7), (12, 6)):
         with pytest.raises(ValueError, match="rows of"):
             sharded.write(0, np.zeros(shape, "uint8"))
 
 
-def test_whoever_reads_need_not_be_told(place: Location) -> None:
-    """A chunk says itself how it is compressed, whatever the reader would write."""
+def test_compression_is_recognised_from_the_chunk(place: Location) -> None:
+    """A chunk is decoded by its own first bytes, whatever compression the reader writes."""
     split = make_split(place, dtype="float32")
     expected = split.read_chunk(1).inputs
     stored = set()
@@ -138,7 +137,7 @@ def test_whoever_reads_need_not_be_told(place: Location) -> None:
 
 @pytest.mark.parametrize("number", [0, 4])
 def test_a_missing_object_is_named(sharded: ChunkedArray, number: int) -> None:
-    """Where Zarr would give zeros, the chunk and its object are named."""
+    """An error names the chunk and its object, where Zarr would return zeros."""
     key = f"c.{number // 3}.0"
     sharded.location.delete(key)
     with pytest.raises(BadDataError, match=f"Chunk {number} is missing: there is no .*{key}"):
@@ -146,7 +145,7 @@ def test_a_missing_object_is_named(sharded: ChunkedArray, number: int) -> None:
 
 
 def test_a_short_object_is_damaged(place: Location) -> None:
-    """An object that was cut off anywhere, or replaced by zeros, is no chunk."""
+    """An object that was cut off anywhere, or replaced by zeros, is refused."""
     reader = make_split(place).arrays["inputs"]
     whole = reader.location.get("c.1.0")
     cut = [whole[:length] for length in range(len(whole))]
@@ -157,7 +156,7 @@ def test_a_short_object_is_damaged(place: Location) -> None:
 
 
 def test_a_header_that_is_cut_off_is_damaged(place: Location) -> None:
-    """What is too short to say how long it is, is no chunk, though the CRC-32C is right."""
+    """Bytes that are too short for a header are refused, although the CRC-32C is right."""
     reader = make_split(place).arrays["inputs"]
     header = reader.location.get("c.1.0")[:16]
     for length in range(1, 17):
@@ -167,7 +166,7 @@ def test_a_header_that_is_cut_off_is_damaged(place: Location) -> None:
 
 
 def test_no_bit_of_a_shard_flips_unseen(sharded: ChunkedArray) -> None:
-    """Each flipped bit of a shard, its index too, is found by whoever opens it and reads."""
+    """Each flipped bit of a shard, or of its index, is detected by a new reader."""
     whole = sharded.location.get("c.0.0")
     for place in range(len(whole)):
         damaged = bytearray(whole)
@@ -179,7 +178,7 @@ def test_no_bit_of_a_shard_flips_unseen(sharded: ChunkedArray) -> None:
 
 @pytest.mark.parametrize("compression", COMPRESSIONS)
 def test_no_damage_is_taken_for_rows(place: Location, compression: str) -> None:
-    """Bytes changed at random, the CRC-32C made to fit: refused, or the very rows."""
+    """Random changes with a matching CRC-32C are refused, or decode to the same rows."""
     split = make_split(place, dtype="int32", rows=400, compression=compression)
     array, expected = split.arrays["inputs"], split.read_chunk(1).inputs.tobytes()
     whole = array.location.get("c.1.0")[:-4]
@@ -201,7 +200,7 @@ def test_no_damage_is_taken_for_rows(place: Location, compression: str) -> None:
     ("at", "value", "message"),
     [
         *(
-            (at, value, "it is neither Zstandard nor LZ4")
+            (at, value, "it is neither a Zstandard frame nor LZ4")
             for at, value in ((0, 3), (1, 2), (2, 0x21), (2, 0x24), (2, 0x80), (3, 0x10))
         ),
         (4, 29, "claims 29 bytes"),
@@ -214,7 +213,7 @@ def test_no_damage_is_taken_for_rows(place: Location, compression: str) -> None:
 def test_a_header_that_lies_is_not_believed(
     place: Location, at: int, value: int, message: str
 ) -> None:
-    """Lengths that are not the chunk's are told, though the CRC-32C is right."""
+    """Wrong sizes in a header are refused, although the CRC-32C is right."""
     reader = make_split(place).arrays["inputs"]
     chunk = bytearray(reader.location.get("c.1.0")[:-4])
     size = 1 if at < 4 else 4
@@ -225,7 +224,7 @@ def test_a_header_that_lies_is_not_believed(
 
 
 def test_a_block_that_does_not_divide_is_not_believed(place: Location) -> None:
-    """It would leave the rest of the block as it was."""
+    """Blosc would leave the rest of the block unset."""
     reader = make_split(place, dtype="float32").arrays["inputs"]
     chunk = bytearray(reader.location.get("c.1.0")[:-4])
     chunk[8] -= 1
@@ -236,7 +235,7 @@ def test_a_block_that_does_not_divide_is_not_believed(place: Location) -> None:
 
 @pytest.mark.parametrize("rows", [0, 3, 8])
 def test_a_frame_of_another_size_is_no_chunk(place: Location, rows: int) -> None:
-    """Decoded into the rows of the very chunk, a shorter one would pass for all of them."""
+    """Decoded into a buffer that still has the chunk's rows, a shorter one would seem complete."""
     split = make_split(place, compression=ZSTD)
     out = split.empty_chunk()
     inputs = split.read_chunk(1, out).inputs
@@ -248,7 +247,7 @@ def test_a_frame_of_another_size_is_no_chunk(place: Location, rows: int) -> None
 
 @pytest.mark.parametrize("size", [1, 200, 255, 256, 300, 65_791, 65_792, 70_000, 2**20])
 def test_zstandard_of_any_size(size: int) -> None:
-    """A frame says its size in one, two or four bytes, and in a window of its own or not."""
+    """A frame's size may take one, two or four bytes, with and without a window descriptor."""
     values = np.arange(size, dtype=np.uint8)
     for level in (1, 19):
         out = np.zeros_like(values)
@@ -260,7 +259,7 @@ def test_zstandard_of_any_size(size: int) -> None:
 
 
 def test_a_shard_index_is_read_once(sharded: ChunkedArray, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To read all chunks of a shard reads each of its bytes once, and pickles without them."""
+    """Reading all chunks of a shard reads each byte once; the index is not pickled."""
     read = 0
     get = type(sharded.location).get
 
@@ -291,7 +290,7 @@ def test_a_shard_index_is_read_once(sharded: ChunkedArray, monkeypatch: pytest.M
 def test_a_shard_index_that_points_outside_is_refused(
     sharded: ChunkedArray, entry: tuple[int, int], message: str
 ) -> None:
-    """An index with a right checksum and a wrong place in it allocates and reads nothing."""
+    """An index with a valid checksum and a wrong offset causes no allocation and no read."""
     whole = sharded.location.get("c.0.0")
     index = bytearray(whole[-(3 * 16 + 4) : -4])
     index[16:32] = np.array(entry, "<u8").tobytes()
@@ -301,14 +300,14 @@ def test_a_shard_index_that_points_outside_is_refused(
 
 
 def test_chunks_without_number_are_a_claim(sharded: ChunkedArray) -> None:
-    """Where there are far fewer files than chunks are claimed, that is told before any is read."""
+    """If there are far fewer files than the metadata claim, no chunk is read."""
     sharded.check_claim()
     with pytest.raises(BadDataError, match=r"inputs holds 3 files; its .* rows should fill"):
         replace(sharded, rows=2**47).check_claim()
 
 
 def test_a_file_that_is_too_long_is_not_read_whole(place: Location) -> None:
-    """No more than the longest chunk is read of a file that says to have a terabyte."""
+    """No more than the longest possible chunk is read from a file of a terabyte."""
     reader = make_split(place).arrays["inputs"]
     os.truncate(place.path / "train" / "inputs" / "c.1.0", 2**40)
     with pytest.raises(BadDataError, match=rf"{DAMAGED} \(its CRC-32C"):
@@ -316,7 +315,7 @@ def test_a_file_that_is_too_long_is_not_read_whole(place: Location) -> None:
 
 
 def reseal(place: Location, **attributes: Any) -> None:
-    """Change attributes of a dataset's root, as only a hostile or an earlier writer would."""
+    """Change attributes of a dataset's root, and seal it."""
     document = json.loads(place.get("zarr.json"))
     del document["attributes"]["seal"]
     changed = document["attributes"] | attributes
@@ -325,18 +324,18 @@ def reseal(place: Location, **attributes: Any) -> None:
 
 
 def test_a_dataset_of_the_first_version_is_read(place: Location) -> None:
-    """It says nothing of its compression, which is Zstandard; its digest is the same."""
+    """It does not record its compression, which is Zstandard; its digest is the same."""
     schema = dataset_schema(compression=ZSTD)
     expected = make_dataset(place, schema).digest
     reseal(place, compression="gone", format_version=1)
-    found = open_dataset(place)
-    assert (expected, ZSTD) == (found.digest, found.compression)
-    assert_holds_its_rows(found, schema)
+    opened = open_dataset(place)
+    assert (expected, ZSTD) == (opened.digest, opened.compression)
+    assert_holds_its_rows(opened, schema)
 
 
 @pytest.mark.parametrize("compression", ["gzip", None, []])
-def test_a_compression_that_is_none_is_told(place: Location, compression: Any) -> None:
-    """A root that names another one, as only a hostile file does, ends in exit 3."""
+def test_an_unknown_compression_is_refused(place: Location, compression: Any) -> None:
+    """A sealed root with an unknown compression is refused."""
     make_dataset(place)
     reseal(place, compression=compression)
     with pytest.raises(BadDataError, match="do not fit 'mnist-stream dataset'"):
@@ -344,7 +343,7 @@ def test_a_compression_that_is_none_is_told(place: Location, compression: Any) -
 
 
 def test_the_digest_is_not_of_the_compression(tmp_path: Path) -> None:
-    """The same rows have the same digest, however they are stored."""
+    """The same rows have the same digest, whatever their compression."""
     digests = {
         make_dataset(open_location(tmp_path / name), dataset_schema(compression=name)).digest
         for name in COMPRESSIONS

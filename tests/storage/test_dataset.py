@@ -1,4 +1,4 @@
-"""The dataset format: read exactly, by us and by others, in any process, or refused."""
+"""The dataset format: read exactly, by this project and by Zarr, in any process, or refused."""
 
 import json
 import multiprocessing
@@ -45,7 +45,7 @@ def place(tmp_path: Path) -> Location:
 
 @pytest.fixture
 def dataset(dataset_place: Location) -> Dataset:
-    """A dataset that has been published at `place`."""
+    """Publish a dataset at `place`."""
     return open_dataset(dataset_place)
 
 
@@ -54,35 +54,39 @@ def dataset(dataset_place: Location) -> Dataset:
 def test_what_was_written_is_read(
     place: Location, dtype: str, classes: int, chunks_per_shard: int
 ) -> None:
-    """Every element type, with labels and without, plain and in shards, comes back."""
+    """Rows of every element type are read back, with and without labels and shards."""
     schema = dataset_schema(dtype=dtype, classes=classes, chunks_per_shard=chunks_per_shard)
     make_dataset(place, schema)
-    found = open_dataset(place)
-    assert_holds_its_rows(found, schema)
-    assert np.dtype(dtype) == found.split("train").read_chunk(0).inputs.dtype
+    opened = open_dataset(place)
+    assert_holds_its_rows(opened, schema)
+    assert np.dtype(dtype) == opened.split("train").read_chunk(0).inputs.dtype
 
 
 def test_what_is_known_of_a_dataset(place: Location, dataset: Dataset) -> None:
-    """Names, shapes, sources and class counts are those it was published with."""
-    found = open_dataset(place)
-    assert dataset.digest == found.digest
-    assert ("tiny", ("0", "1", "2"), (2, 3)) == (found.name, found.class_names, found.image_shape)
-    assert (tuple(SOURCES), FINGERPRINT) == (found.sources, found.fingerprint)
-    targets = rows_of("train", found.split("train").schema).targets
+    """Names, shapes, sources and class counts are read back."""
+    opened = open_dataset(place)
+    assert dataset.digest == opened.digest
+    assert ("tiny", ("0", "1", "2"), (2, 3)) == (
+        opened.name,
+        opened.class_names,
+        opened.image_shape,
+    )
+    assert (tuple(SOURCES), FINGERPRINT) == (opened.sources, opened.fingerprint)
+    targets = rows_of("train", opened.split("train").schema).targets
     assert targets is not None
-    assert tuple(targets.sum(axis=0)) == found.split("train").record.class_counts
+    assert tuple(targets.sum(axis=0)) == opened.split("train").record.class_counts
     with pytest.raises(BadDataError, match="no split 'valid'; it has train, test"):
-        found.split("valid")
+        opened.split("valid")
 
 
 def test_the_digest_is_pinned(dataset: Dataset) -> None:
-    """The format's version 1 gives this digest, on every machine and with every release."""
+    """The digest is the same on every machine and with every release."""
     expected = "bcfefdf69a9ea6ad68398deabcfa4cc0e64e0a1456bbe227f3eee92ae446b1a4"
     assert expected == dataset.digest
 
 
 def test_the_digest_is_of_the_content(tmp_path: Path, dataset: Dataset) -> None:
-    """Another row count, chunk size or meaning is another digest; a shard count too."""
+    """Other rows, chunk sizes, shard sizes or meanings give another digest."""
     others = [
         dataset_schema(test_rows=6),
         dataset_schema(chunk_rows=5),
@@ -100,7 +104,7 @@ def test_the_digest_is_of_the_content(tmp_path: Path, dataset: Dataset) -> None:
 def test_the_order_of_writing_leaves_no_trace(
     tmp_path: Path, threads: int, chunks_per_shard: int
 ) -> None:
-    """Parts written backwards and side by side make the same files, bit by bit, and digest."""
+    """Parts written backwards and in parallel give the same files and digest."""
     schema = dataset_schema(rows=35, chunks_per_shard=chunks_per_shard)
     expected = make_dataset(open_location(tmp_path / "forwards"), schema)
     target = open_location(tmp_path / "backwards")
@@ -110,13 +114,13 @@ def test_the_order_of_writing_leaves_no_trace(
             split = writer.split(name)
             written = pool.map(partial(write_part, split), reversed(part_numbers(split)))
             records[name] = [record for part in written for record in part]
-        found = writer.publish(records, SOURCES, FINGERPRINT)
-    assert expected.digest == found.digest
-    assert contents(expected.location) == contents(found.location)
+        opened = writer.publish(records, SOURCES, FINGERPRINT)
+    assert expected.digest == opened.digest
+    assert contents(expected.location) == contents(opened.location)
 
 
 def test_writing_a_part_twice_is_writing_it_once(place: Location) -> None:
-    """A part may be done again, as after a worker's death: same records, same bytes."""
+    """A part that is written twice, as after a worker's death, gives the same records and bytes."""
     with create_dataset(place, dataset_schema()) as writer:
         split = writer.split("train")
         chunks = part_of(split, 1)
@@ -125,10 +129,10 @@ def test_writing_a_part_twice_is_writing_it_once(place: Location) -> None:
 
 
 @pytest.mark.parametrize("chunks_per_shard", [1, 2])
-def test_what_decodes_otherwise_is_told(
+def test_a_wrong_encoding_is_detected(
     place: Location, monkeypatch: pytest.MonkeyPatch, chunks_per_shard: int
 ) -> None:
-    """A chunk that memory or the codec changed is found before it is written."""
+    """A chunk that memory or the codec changed is detected before it is written."""
     encode = ChunkedArray.encode
     monkeypatch.setattr(
         ChunkedArray, "encode", lambda array, values: encode(array, np.flip(values, axis=0))
@@ -142,17 +146,17 @@ def test_what_decodes_otherwise_is_told(
 
 
 def test_a_part_is_written_chunk_by_chunk(place: Location) -> None:
-    """Of a shard's chunks one is held at a time, and none may be left out or added."""
-    held: list[weakref.ref[Block]] = []
+    """Only one chunk of a shard is in memory at a time; too few or too many are refused."""
+    alive: list[weakref.ref[Block]] = []
     with create_dataset(place, dataset_schema(chunks_per_shard=2)) as writer:
         split = writer.split("train")
         chunks = part_of(split, 0)
 
         def one_by_one() -> Iterator[Block]:
             while chunks:
-                assert [] == [block for block in held if block() is not None]
+                assert [] == [block for block in alive if block() is not None]
                 chunk = chunks.pop(0)
-                held.append(weakref.ref(chunk))
+                alive.append(weakref.ref(chunk))
                 yield chunk
                 del chunk
 
@@ -163,7 +167,7 @@ def test_a_part_is_written_chunk_by_chunk(place: Location) -> None:
 
 
 def digest_of(split: Split, number: int) -> bytes:
-    """In another process: read a chunk."""
+    """Read a chunk, in another process."""
     return split.read_chunk(number).digest()
 
 
@@ -176,10 +180,10 @@ def other_process() -> Iterator[ProcessPoolExecutor]:
 def test_another_process_writes_and_reads(
     tmp_path: Path, other_process: ProcessPoolExecutor
 ) -> None:
-    """A split's writer and an opened split are sent to a process and work there."""
+    """A split's writer and an open split can be pickled and used in another process."""
     schema = dataset_schema(chunks_per_shard=2)
     expected = make_dataset(open_location(tmp_path / "here"), schema)
-    with create_dataset(open_location(tmp_path / "there"), schema) as writer:
+    with create_dataset(open_location(tmp_path / "elsewhere"), schema) as writer:
         written = write_parts(writer)
         split = writer.split("train")
         for key in split.arrays["inputs"].keys:
@@ -189,14 +193,14 @@ def test_another_process_writes_and_reads(
             for number in part_numbers(split)
         ]
         written["train"] = [record for part in parts for record in part]
-        found = writer.publish(written, SOURCES, FINGERPRINT)
-    assert expected.digest == found.digest
-    train = found.split("train")
+        opened = writer.publish(written, SOURCES, FINGERPRINT)
+    assert expected.digest == opened.digest
+    train = opened.split("train")
     assert train.read_chunk(2).digest() == other_process.submit(digest_of, train, 2).result()
 
 
 def test_a_used_split_is_pickled(dataset: Dataset) -> None:
-    """A split pickles small, before and after it has read digests and opened arrays."""
+    """A split's pickle stays small after it has read digests and opened arrays."""
     split = dataset.split("train")
     assert len(pickle.dumps(split)) < 5_000
     split.read_chunk(0)
@@ -207,23 +211,23 @@ def test_a_used_split_is_pickled(dataset: Dataset) -> None:
 
 
 def test_chunks_are_read_into_given_arrays(dataset: Dataset) -> None:
-    """One after the other, the short last one too, they are what they are in arrays anew."""
+    """Chunks that are read into the same arrays have the same values as in new arrays."""
     split = dataset.split("train")
     out = split.empty_chunk()
     for number in (1, split.schema.chunks - 1, 0):
-        expected, found = split.read_chunk(number), split.read_chunk(number, out)
-        assert np.shares_memory(out.inputs, found.inputs)
-        assert np.array_equal(expected.inputs, found.inputs)
-        assert found.targets is not None
+        expected, actual = split.read_chunk(number), split.read_chunk(number, out)
+        assert np.shares_memory(out.inputs, actual.inputs)
+        assert np.array_equal(expected.inputs, actual.inputs)
+        assert actual.targets is not None
         assert expected.targets is not None
-        assert np.array_equal(expected.targets, found.targets)
+        assert np.array_equal(expected.targets, actual.targets)
 
 
 @pytest.mark.parametrize(("dtype", "chunks_per_shard"), [("uint8", 1), ("uint8", 2), ("int16", 1)])
 def test_xarray_reads_by_the_cf_convention(
     place: Location, dtype: str, chunks_per_shard: int
 ) -> None:
-    """Bytes decode to floats in [0, 1], the bias to exactly 1.0; other types are as they are."""
+    """Bytes decode to floats in [0, 1], the bias to exactly 1.0; other types are unscaled."""
     schema = dataset_schema(dtype=dtype, chunks_per_shard=chunks_per_shard)
     make_dataset(place, schema)
     with xarray.open_zarr(str(place), group="train", chunks=None) as opened:
@@ -241,7 +245,7 @@ def test_xarray_reads_by_the_cf_convention(
 
 
 def test_a_missing_chunk_is_an_error_for_zarr_too(place: Location, dataset: Dataset) -> None:
-    """Through our store Zarr raises and names the chunk, where alone it would give zeros."""
+    """A split's Zarr array raises an error that names the chunk, instead of returning zeros."""
     place.delete("train/inputs/c.1.0")
     with pytest.raises(BadDataError, match=r"train/inputs/c\.1\.0 .*is missing"):
         _ = dataset.split("train").inputs[:]
@@ -249,17 +253,17 @@ def test_a_missing_chunk_is_an_error_for_zarr_too(place: Location, dataset: Data
         dataset.split("train").read_chunk(1)
 
 
-def test_chunks_that_were_swapped_are_told(place: Location, dataset: Dataset) -> None:
-    """A whole chunk in another's place decodes, and does not have its digest."""
+def test_chunks_that_were_swapped_are_reported(place: Location, dataset: Dataset) -> None:
+    """A sound chunk in the place of another one does not have its digest."""
     place.put("train/inputs/c.0.0", place.get("train/inputs/c.1.0"))
     with pytest.raises(BadDataError, match=r"Chunk 0 \(rows 0..3\) .* recorded digest"):
         dataset.split("train").read_chunk(0)
 
 
-def test_bytes_that_were_found_sound_are_known_again(
+def test_sound_bytes_are_not_hashed_again(
     place: Location, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows are hashed at the first reading; after that, only where other bytes are stored."""
+    """Rows are hashed when first read; later, only if the stored bytes differ."""
     hashed: list[Block] = []
     digest = Block.digest
     monkeypatch.setattr(Block, "digest", lambda block: hashed.append(block) or digest(block))
@@ -281,7 +285,7 @@ def test_bytes_that_were_found_sound_are_known_again(
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"attributes": []}', b"\xff" * 9])
 def test_a_root_that_is_none(place: Location, dataset: Dataset, content: bytes) -> None:
-    """Whatever stands in the root's `zarr.json`, opening ends in exit 3 and names the place."""
+    """Whatever the root's `zarr.json` contains, opening it ends in exit 3 and names the place."""
     place.put("zarr.json", content)
     with pytest.raises(BadDataError, match=str(place)):
         open_dataset(place)
@@ -302,10 +306,10 @@ def test_a_root_that_is_none(place: Location, dataset: Dataset, content: bytes) 
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_a_changed_attribute_is_told(
+def test_a_changed_attribute_is_reported(
     place: Location, dataset: Dataset, change: dict[str, Any]
 ) -> None:
-    """Nothing that the root says can be other than it was published; a newer format is named."""
+    """Any change to the root's attributes is detected; a newer format is named."""
     document = json.loads(place.get("zarr.json"))
     document["attributes"] |= change
     place.put("zarr.json", json.dumps(document).encode())
@@ -315,14 +319,14 @@ def test_a_changed_attribute_is_told(
 
 
 def test_a_file_is_no_dataset(place: Location) -> None:
-    """A path to a file is told to be no dataset, rather than out of reach."""
+    """A path to a file is reported as not a dataset, not as unreachable."""
     place.path.write_text("x")
     with pytest.raises(BadDataError, match="is not a dataset"):
         open_dataset(place)
 
 
 def test_an_opened_dataset_is_read_only(dataset: Dataset) -> None:
-    """The arrays of an opened dataset cannot be written."""
+    """The Zarr arrays of an open dataset are read-only."""
     with pytest.raises(ValueError, match="read-only"):
         dataset.split("train").inputs[0] = 0
 
@@ -341,13 +345,13 @@ def test_an_opened_dataset_is_read_only(dataset: Dataset) -> None:
     ],
 )
 def test_a_schema_that_cannot_be_is_refused(fields: dict[str, Any], words: str) -> None:
-    """Sizes that a file may claim are checked before anything is allocated for them."""
+    """Claimed sizes are checked before anything is allocated for them."""
     with pytest.raises(BadDataError, match=re.escape(words)):
         SplitSchema(**vars(dataset_schema().splits["train"]) | fields)
 
 
 def test_mnist_has_thirty_chunks_and_a_large_dataset_has_shards() -> None:
-    """The default: 2,000 rows of MNIST in a chunk; shards where there are over 1,000 chunks."""
+    """By default, a chunk has 2,000 rows of MNIST; more than 1,000 chunks are sharded."""
     plan = partial(SplitSchema.plan, features=784, dtype="uint8", classes=10)
     mnist = plan(rows=60_000)
     assert (2000, 30, 1) == (mnist.chunk_rows, mnist.chunks, mnist.chunks_per_shard)
@@ -356,7 +360,7 @@ def test_mnist_has_thirty_chunks_and_a_large_dataset_has_shards() -> None:
 
 
 def test_a_dataset_with_a_damaged_root_can_be_replaced(place: Location, dataset: Dataset) -> None:
-    """`overwrite` takes a dataset for ours, even if its root `zarr.json` is cut off."""
+    """`overwrite` recognises a dataset even if its root `zarr.json` is cut off."""
     place.put("zarr.json", place.get("zarr.json")[:-40])
     with pytest.raises(BadDataError):
         open_dataset(place)

@@ -1,4 +1,4 @@
-"""Directories on this machine's disks, and what the system's refusals become."""
+"""Local directories and files, and the translation of the system's errors."""
 
 import errno
 import os
@@ -24,7 +24,7 @@ from storage.local import LocalLocation
 
 
 @pytest.mark.parametrize(
-    ("error", "kind"),
+    ("error", "error_type"),
     [
         (OSError(errno.ENAMETOOLONG, "too long", "x"), UsageError),
         (OSError(errno.ENOSPC, "full"), UnreachableError),
@@ -35,19 +35,19 @@ from storage.local import LocalLocation
         (UsageError("Said already."), UsageError),
     ],
 )
-def test_refusals(error: Exception, kind: type[PipelineError]) -> None:
-    """What the system refuses is an error with an exit code, in printable words."""
-    found = as_pipeline_error(error)
-    assert type(found) is kind
-    assert str(found).endswith(".")
-    str(found).encode()
+def test_refusals(error: Exception, error_type: type[PipelineError]) -> None:
+    """An error of the system becomes one with an exit code and a printable message."""
+    translated = as_pipeline_error(error)
+    assert type(translated) is error_type
+    assert str(translated).endswith(".")
+    str(translated).encode()
 
 
 def wrapped(error: Exception) -> Exception:
-    """An import that failed, as NumPy raises it for what kept it from loading its libraries."""
-    found = ImportError("Importing the numpy C-extensions failed.")
-    found.__cause__ = error
-    return found
+    """Return a failed import, as NumPy raises it if it cannot load its libraries."""
+    translated = ImportError("Importing the numpy C-extensions failed.")
+    translated.__cause__ = error
+    return translated
 
 
 @pytest.mark.parametrize(
@@ -63,15 +63,15 @@ def wrapped(error: Exception) -> Exception:
     ],
 )
 def test_shortages(error: Exception, limit: str) -> None:
-    """What the system does not give is named with its limit, and worth another try."""
-    found = as_pipeline_error(error)
-    assert isinstance(found, UnreachableError)
-    assert limit in str(found)
+    """An exhausted resource is named with its limit, and exits with 6."""
+    translated = as_pipeline_error(error)
+    assert isinstance(translated, UnreachableError)
+    assert limit in str(translated)
 
 
 @pytest.mark.parametrize("length", [1, 2])
 def test_errors_that_are_their_own_causes(length: int) -> None:
-    """A circle of causes, as `raise error from error` makes one, comes to an end."""
+    """A circle of causes, as `raise error from error` creates, ends."""
     errors = [ValueError(number) for number in range(length)]
     for error, cause in zip(errors, [*errors[1:], errors[0]], strict=True):
         error.__cause__ = cause
@@ -80,7 +80,7 @@ def test_errors_that_are_their_own_causes(length: int) -> None:
 
 
 def test_room() -> None:
-    """So many threads and files are looked for, and are there no more afterwards."""
+    """The threads and files of the check are gone afterwards."""
     before, threads = os.listdir("/proc/self/fd"), os.listdir("/proc/self/task")
     check_room(threads=30, open_files=9)
     assert set(threads) >= set(os.listdir("/proc/self/task"))
@@ -90,16 +90,16 @@ def test_room() -> None:
 
 
 def test_a_defect_is_none() -> None:
-    """What only wrong code raises stays what it is."""
+    """An exception that only a bug raises is not translated."""
     assert as_pipeline_error(TypeError()) is None
 
 
 SPECIAL = ("directory", "pipe", "socket", "device", "dangling link", "link to a pipe", "loop")
 
 
-def make_special(path: Path, kind: str) -> None:
-    """Make what is no regular file; a device of the test's own, never one of the machine's."""
-    match kind:
+def make_special(path: Path, special: str) -> None:
+    """Create something other than a regular file; a device is the test's own."""
+    match special:
         case "directory":
             path.mkdir()
         case "pipe":
@@ -124,11 +124,11 @@ def make_special(path: Path, kind: str) -> None:
             path.symlink_to(path.name)
 
 
-@pytest.mark.parametrize("kind", SPECIAL)
-def test_what_is_no_regular_file_is_never_replaced(kind: str, tmp_path: Path) -> None:
-    """It is refused by the check before the work, and by whatever writes all the same."""
+@pytest.mark.parametrize("special", SPECIAL)
+def test_special_files_are_never_replaced(special: str, tmp_path: Path) -> None:
+    """It is refused by the check before the work, and by the write itself."""
     place = tmp_path / "place"
-    make_special(place, kind)
+    make_special(place, special)
     before = place.lstat()
     with pytest.raises(UsageError, match=f"--out is {place}"):
         file_to_write(place, "--out")
@@ -139,13 +139,13 @@ def test_what_is_no_regular_file_is_never_replaced(kind: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize("place", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
 def test_streams_are_no_files(place: str) -> None:
-    """What stands for a stream of a process cannot be written whole."""
+    """A path that stands for a stream of a process is refused."""
     with pytest.raises(UsageError, match="a stream of a process"):
         file_to_write(Path(place), "--out")
 
 
 def test_a_link_to_a_file_stays_one(tmp_path: Path) -> None:
-    """What it leads to is written."""
+    """Its target is written."""
     (tmp_path / "file").write_bytes(b"old")
     (tmp_path / "link").symlink_to("file")
     assert tmp_path / "file" == file_to_write(tmp_path / "link", "--out")
@@ -167,7 +167,7 @@ with LocalLocation(Path(sys.argv[1])).open_for_writing("o.csv") as write:
 
 
 def test_partial_files_of_the_dead_are_removed(tmp_path: Path) -> None:
-    """A writer that lives keeps its partial file; after a kill the next one removes it."""
+    """A live writer keeps its partial file; after a kill the next writer removes it."""
     command = [sys.executable, "-c", WRITER, str(tmp_path)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     (tmp_path / f".other.csv.{'0' * 32}.tmp").touch()
@@ -184,7 +184,7 @@ def test_partial_files_of_the_dead_are_removed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", ["file/.lock", "file/run/.lock", "loop/.lock", "loop/run/.lock"])
 def test_something_else_in_the_place_of_a_directory(place: str, tmp_path: Path) -> None:
-    """A file, or links in a loop: another try would not help, so that it is wrong usage."""
+    """A file in the way, or a loop of links, is a usage error: retrying would not help."""
     (tmp_path / "file").touch()
     (tmp_path / "loop").symlink_to("loop")
     lock = LocalLocation(tmp_path / place).writer_lock("it", None)

@@ -1,4 +1,4 @@
-"""Sealed documents: no changed bit passes for a value, and nothing strange gets through."""
+"""Sealed documents: damage and unexpected values are detected."""
 
 import json
 from pathlib import Path
@@ -33,13 +33,13 @@ def content(data: bytes) -> dict[str, Any]:
     )
 )
 def test_a_document_comes_back(document: dict[str, Any]) -> None:
-    """Whatever JSON holds comes back from its sealed text, floats to the last bit."""
+    """Any JSON value is read back from its sealed text, floats to the last bit."""
     assert document == content(documents.sealed_bytes(document))
     assert document == content(documents.sealed_bytes(document, indent=None))
 
 
 def test_what_cannot_be_read_is_not_written() -> None:
-    """A text that is none, as a file's name may be, is refused before it is in a document."""
+    """A string that is not valid text, as a file's name may be, is refused when it is written."""
     with pytest.raises(BadDataError, match="not valid UTF-8"):
         documents.sealed_bytes({"file": "caf\udce9"})
 
@@ -62,7 +62,7 @@ def test_no_bit_can_flip_unseen(indent: int | None) -> None:
 
 
 def test_every_truncation_is_seen() -> None:
-    """All shorter texts are refused, but the one that lacks only the final line break."""
+    """Truncated text is refused, unless only the final line break is missing."""
     data = documents.sealed_bytes(DOCUMENT)
     assert DOCUMENT == content(data[:-1])
     for length in range(len(data) - 1):
@@ -88,13 +88,13 @@ def test_every_truncation_is_seen() -> None:
     ids=lambda data: repr(data[:12]),
 )
 def test_what_is_no_sealed_document_is_bad_data(data: bytes) -> None:
-    """Other JSON, no JSON, no seal, numbers that are none, and deep nesting end in exit 3."""
+    """Other JSON, no JSON, no seal, NaN and deep nesting end in exit 3."""
     with pytest.raises(BadDataError, match="the document"):
         content(data)
 
 
 def test_a_message_names_both_digests() -> None:
-    """A broken seal is told with the digest found and the digest expected."""
+    """The message for a wrong seal has both digests."""
     document = documents.seal({"a": 1}) | {"a": 2}
     with pytest.raises(BadDataError) as caught:
         documents.check_seal(document, "run.json")
@@ -104,7 +104,7 @@ def test_a_message_names_both_digests() -> None:
 
 
 def test_a_group_is_sealed_among_its_attributes() -> None:
-    """A Zarr group's document has no member that Zarr does not know, and is sealed as a whole."""
+    """A sealed Zarr group has no field that Zarr does not know."""
     group = {"zarr_format": 3, "node_type": "group", "attributes": {"a": 1}}
     document = trees.seal_group(trees.seal_group(group))
     assert group.keys() == document.keys()
@@ -120,7 +120,7 @@ def test_a_group_is_sealed_among_its_attributes() -> None:
 
 
 def test_a_document_past_the_limit_is_not_read(tmp_path: Path) -> None:
-    """A file larger than any document of ours is refused by its size alone."""
+    """A file above the size limit is refused without reading it."""
     with open(tmp_path / "run.json", "wb") as file:
         file.truncate(documents.DOCUMENT_LIMIT + 1)
     with pytest.raises(BadDataError, match="268,435,457 bytes; expected at most 268,435,456"):
@@ -128,7 +128,7 @@ def test_a_document_past_the_limit_is_not_read(tmp_path: Path) -> None:
 
 
 def test_a_document_on_disk(tmp_path: Path) -> None:
-    """`read_sealed` gives the content of a file, and says when there is no file."""
+    """`read_sealed` returns a file's content, and raises an error if there is no file."""
     place = open_location(tmp_path)
     place.put("run.json", documents.sealed_bytes(DOCUMENT))
     assert DOCUMENT == documents.read_sealed(place, "run.json")
@@ -138,7 +138,7 @@ def test_a_document_on_disk(tmp_path: Path) -> None:
 
 
 def test_half_a_character_is_refused() -> None:
-    """JSON's escapes can spell half a surrogate pair, which cannot be printed; a whole one can."""
+    """A lone surrogate, which cannot be printed, is refused; a pair is not."""
     with pytest.raises(BadDataError, match="half a surrogate pair"):
         documents.parse(rb'{"name": "\uD83D"}', "the document")
     assert {"name": "\U0001f600"} == documents.parse(rb'{"name": "\uD83D\uDE00"}', "the document")
@@ -146,7 +146,7 @@ def test_half_a_character_is_refused() -> None:
 
 @pytest.mark.parametrize("document", [None, [], {}, {"rows": 1.0}, {"rows": True}, {"rows": None}])
 def test_fields_of_other_types_are_refused(document: Any) -> None:
-    """A field that is missing, or only nearly of its type, is told by its name."""
+    """A field that is missing, or of a similar type, is named."""
     with pytest.raises(BadDataError, match=r"the document has a .* for its 'rows'; expected a int"):
         documents.check_fields(document, {"rows": int}, "the document")
     documents.check_fields({"rows": 1}, {"rows": int}, "the document")

@@ -1,4 +1,4 @@
-"""The IDX format: what is written is read, and what is not IDX is refused with a reason."""
+"""The IDX format: values are read exactly, and other files are refused with a reason."""
 
 import gzip
 import hashlib
@@ -45,9 +45,9 @@ def read_whole(path: Path, rows_at_a_time: int = 1000) -> tuple[NDArray[Any], Fi
         return np.concatenate(blocks), reader.finish()
 
 
-def refusal(path: Path, kind: type[PipelineError] = BadDataError) -> str:
-    """The message with which reading all of `path` is refused."""
-    with pytest.raises(kind) as caught:
+def refusal(path: Path, error_type: type[PipelineError] = BadDataError) -> str:
+    """Return the error message of reading all of `path`."""
+    with pytest.raises(error_type) as caught:
         read_whole(path)
     message = str(caught.value)
     assert str(path) in message
@@ -64,26 +64,26 @@ def refusal(path: Path, kind: type[PipelineError] = BadDataError) -> str:
     rows_at_a_time=st.integers(1, 7),
 )
 def test_round_trip(values: NDArray[Any], ending: str, rows_at_a_time: int) -> None:
-    """Every element type, shape and compression is read as it was written, in native order."""
+    """Every element type, shape and compression is read exactly, in native byte order."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / f"values{ending}"
         write_idx(path, values)
-        found, _ = read_whole(path, rows_at_a_time)
-    assert values.dtype.newbyteorder("=") == found.dtype
-    assert found.dtype.isnative
-    assert values.shape == found.shape
-    assert values.astype(found.dtype).tobytes() == found.tobytes()
+        actual, _ = read_whole(path, rows_at_a_time)
+    assert values.dtype.newbyteorder("=") == actual.dtype
+    assert actual.dtype.isnative
+    assert values.shape == actual.shape
+    assert values.astype(actual.dtype).tobytes() == actual.tobytes()
 
 
 def test_bytes_of_the_format(tmp_path: Path) -> None:
-    """The values are those of the specification, worked by hand."""
+    """The values are those of the specification, computed by hand."""
     (tmp_path / "a").write_bytes(bytes.fromhex("00000b02 00000001 00000002 0001fffe"))
     assert [[1, -2]] == read_whole(tmp_path / "a")[0].tolist()
 
 
 @ENDINGS
 def test_digests(tmp_path: Path, ending: str) -> None:
-    """The digests are those of the stored and of the decoded bytes, over many blocks."""
+    """The digests are those of the stored and the decoded bytes, over many blocks."""
     data = np.random.default_rng(0).integers(0, 256, 1_200_000, np.uint8).tobytes()
     content = idx_bytes((3000, 400), data)
     path = write(tmp_path, content, ending)
@@ -98,7 +98,7 @@ def test_digests(tmp_path: Path, ending: str) -> None:
 
 
 def test_caller_may_change_rows(tmp_path: Path) -> None:
-    """Rows belong to the caller: changing them does not change the digests."""
+    """Changing the returned rows does not change the digests."""
     content = idx_bytes((4, 500_000), bytes(2_000_000))
     with IdxReader(write(tmp_path, content)) as reader:
         for _ in range(4):
@@ -108,7 +108,7 @@ def test_caller_may_change_rows(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ending", [".gz", ".xz"])
 def test_several_members(tmp_path: Path, ending: str) -> None:
-    """Members written one after the other, padded with zeros of any length, are one file."""
+    """Several members with zero padding between them are one file."""
     content = idx_bytes((4, 2), bytes(range(8)))
     compress = COMPRESS[ending]
     path = tmp_path / "images"
@@ -120,7 +120,7 @@ def test_several_members(tmp_path: Path, ending: str) -> None:
     assert path.stat().st_size == digests.stored_bytes
 
 
-def test_compression_is_told_by_content(tmp_path: Path) -> None:
+def test_compression_is_recognised_by_content(tmp_path: Path) -> None:
     """A gzip file without .gz, and a raw file with it, are both read."""
     content = idx_bytes((1, 1), b"\x05")
     (tmp_path / "packed").write_bytes(gzip.compress(content))
@@ -131,7 +131,7 @@ def test_compression_is_told_by_content(tmp_path: Path) -> None:
 
 @ENDINGS
 def test_stored_file_cut_off_anywhere(tmp_path: Path, ending: str) -> None:
-    """A file cut off at any of its stored bytes is refused, none is taken for whole."""
+    """A file that is cut off anywhere is refused."""
     data = np.random.default_rng(1).integers(0, 256, 64, np.uint8).tobytes()
     stored = COMPRESS[ending](idx_bytes((16, 2, 2), data))
     path = tmp_path / "cut"
@@ -142,7 +142,7 @@ def test_stored_file_cut_off_anywhere(tmp_path: Path, ending: str) -> None:
 
 @pytest.mark.parametrize("ending", [".gz", ".xz"])
 def test_flipped_bits(tmp_path: Path, ending: str) -> None:
-    """No flipped bit in a compressed file's data or checksums goes unnoticed."""
+    """Any flipped bit in a compressed file's data or checksums is detected."""
     data = np.random.default_rng(2).integers(0, 256, 256, np.uint8).tobytes()
     stored = COMPRESS[ending](idx_bytes((64, 2, 2), data))
     path = tmp_path / "flipped"
@@ -156,7 +156,7 @@ def test_flipped_bits(tmp_path: Path, ending: str) -> None:
 
 @pytest.mark.parametrize("ending", [".gz", ".xz"])
 def test_junk_after_compressed_data(tmp_path: Path, ending: str) -> None:
-    """Bytes of another kind after the compressed data are refused."""
+    """Other bytes after the compressed data are refused."""
     path = write(tmp_path, idx_bytes((2, 2), bytes(4)), ending)
     path.write_bytes(path.read_bytes() + b"junkjunkjunk")
     assert "data is damaged after 16 decoded bytes" in refusal(path)
@@ -165,7 +165,7 @@ def test_junk_after_compressed_data(tmp_path: Path, ending: str) -> None:
 def test_raw_claim_beyond_file(tmp_path: Path) -> None:
     """A raw file that claims 2**40 bytes of rows is refused when opened, before any read."""
     path = write(tmp_path, idx_bytes((2**28, 64, 64), bytes(100)))
-    with pytest.raises(BadDataError, match="found 0 whole rows"):
+    with pytest.raises(BadDataError, match="cut off after 0 whole rows"):
         IdxReader(path)
 
 
@@ -188,11 +188,11 @@ except BadDataError as error:
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
 @pytest.mark.parametrize("ending", [".gz", ".xz"])
 @pytest.mark.parametrize(
-    ("shape", "found"),
+    ("shape", "message"),
     [((10, 28, 28), "262,144 or more bytes follow the end"), ((2**32 - 1, 28, 28), "cut off")],
 )
-def test_bomb(tmp_path: Path, ending: str, shape: tuple[int, ...], found: str) -> None:
-    """200 MB behind a small file is refused within 64 MiB, whether claimed as rows or not."""
+def test_bomb(tmp_path: Path, ending: str, shape: tuple[int, ...], message: str) -> None:
+    """A small file that decodes to 200 MB is refused within 64 MiB, claimed as rows or not."""
     path = tmp_path / "bomb"
     with gzip.open(path, "wb", 1) if ending == ".gz" else lzma.open(path, "wb", preset=0) as file:
         file.write(idx_bytes(shape))
@@ -206,11 +206,11 @@ def test_bomb(tmp_path: Path, ending: str, shape: tuple[int, ...], found: str) -
         cwd=Path(__file__).parents[2],
     )
     assert "" == reading.stderr
-    assert found in reading.stdout
+    assert message in reading.stdout
 
 
 def test_xz_that_asks_for_memory(tmp_path: Path) -> None:
-    """An xz file whose dictionary would need more than 128 MiB is refused."""
+    """An xz file that needs more than 128 MiB of memory is refused."""
     filters = [{"id": lzma.FILTER_LZMA2, "dict_size": 2**29}]
     content = lzma.compress(idx_bytes((1, 1), b"\0"), filters=filters)
     (tmp_path / "a.xz").write_bytes(content)
@@ -247,7 +247,7 @@ SWAPPED = "wrong byte order"
     ("content", "words"),
     [
         *((HEADER[:length], ("header is cut off", f"found {length} ")) for length in range(16)),
-        (idx_bytes((10, 2, 2), bytes(30)), ("found 7 whole rows", "expected the 10 rows")),
+        (idx_bytes((10, 2, 2), bytes(30)), ("cut off after 7 whole rows", "expected 10 rows")),
         (idx_bytes((2, 2), bytes(4 + 3)), ("3 bytes follow the end",)),
         (idx_bytes((1, 2**13, 2**13 + 1)), ("64 MiB",)),
         (b"\0\0\x08\x03" + 3 * LARGE, ("64 MiB",)),
@@ -276,14 +276,14 @@ SWAPPED = "wrong byte order"
 def test_what_is_wrong_is_said(
     tmp_path: Path, ending: str, content: bytes, words: tuple[str, ...]
 ) -> None:
-    """Headers and data that cannot be, and files of other kinds, raw and compressed."""
+    """Invalid headers and data and files of other formats are refused, raw and compressed."""
     message = refusal(write(tmp_path, content, ending))
     assert all(word in message for word in words), message
 
 
 @ENDINGS
 def test_header_alone(tmp_path: Path, ending: str) -> None:
-    """A header is known from a file's first bytes, and a raw file's size is compared with it."""
+    """A header is read from a file's first bytes, and a raw file's size is compared with it."""
     whole = write(tmp_path, idx_bytes((99_999, 1), np.random.default_rng(0).bytes(99_999)), ending)
     size = whole.stat().st_size
     start = tmp_path / "start"
@@ -296,28 +296,28 @@ def test_header_alone(tmp_path: Path, ending: str) -> None:
 
 
 def test_compressed_twice(tmp_path: Path) -> None:
-    """A gzip file inside another is refused, and called so."""
+    """A gzip file inside another is refused by name."""
     path = write(tmp_path, gzip.compress(idx_bytes((1, 1), b"\0")), ".gz")
     assert "a gzip file inside another" in refusal(path)
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    """A missing file is bad data, and so is one below a file that is no directory."""
+    """A missing file is bad data, and so is a path below a regular file."""
     (tmp_path / "file").touch()
     assert "no such file" in refusal(tmp_path / "missing")
     assert "no such file" in refusal(tmp_path / "file" / "below")
 
 
 def test_not_a_regular_file(tmp_path: Path) -> None:
-    """A directory or a named pipe is refused, without waiting for anybody to write."""
+    """A directory or a named pipe is refused without blocking."""
     os.mkfifo(tmp_path / "pipe")
-    assert "or not a regular one" in refusal(tmp_path)
-    assert "or not a regular one" in refusal(tmp_path / "pipe")
+    assert "or not a regular file" in refusal(tmp_path)
+    assert "or not a regular file" in refusal(tmp_path / "pipe")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not stop the superuser")
 def test_forbidden_file(tmp_path: Path) -> None:
-    """A file that may not be read is out of reach, not bad."""
+    """A file without read permission is unreachable, not bad data."""
     path = write(tmp_path, idx_bytes((1, 1), b"\0"))
     path.chmod(0)
     assert "Permission denied" in refusal(path, UnreachableError)
@@ -325,21 +325,21 @@ def test_forbidden_file(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs Linux's /proc")
 def test_failing_disk(tmp_path: Path) -> None:
-    """A read that fails with an input/output error is out of reach, not bad."""
+    """An input/output error is unreachable, not bad data."""
     path = tmp_path / "images"
     path.symlink_to("/proc/self/mem")  # its first page is never mapped: reading it gives EIO
     assert "Input/output error" in refusal(path, UnreachableError)
 
 
 def test_real_mnist(mnist_dir: Path) -> None:
-    """MNIST's training images decode to the bytes that everybody else has."""
+    """MNIST's training images decode to the published bytes."""
     rows, digests = read_whole(next(mnist_dir.glob("train-images*")), 2000)
     assert (60_000, 28, 28) == rows.shape
     assert MNIST_TRAIN_IMAGES_SHA256 == digests.decoded_sha256
 
 
 def test_endless_padding(tmp_path: Path) -> None:
-    """A sparse file of compressed data and a TiB of zeros is refused, not read to its end."""
+    """A sparse file with a TiB of zeros after its compressed data is refused early."""
     path = tmp_path / "a.gz"
     path.write_bytes(gzip.compress(b"abc"))
     os.truncate(path, 2**40)

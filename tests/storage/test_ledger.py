@@ -1,4 +1,4 @@
-"""The ledger: a line for each scoring, once, whatever dies while it is written."""
+"""The ledger: exactly one line for each scoring, whatever is interrupted."""
 
 import multiprocessing
 import os
@@ -19,19 +19,19 @@ from tests.storage.artefacts import begin_run, make_scores, scores_schema
 
 
 def entry(**facts: Any) -> Entry:
-    """A line."""
+    """Return a line."""
     plain = {"event": "scored", "time": "2026-01-01T00:00:00+00:00", "exit": 0}
     return plain | {"model_digest": "ab" * 32, "result": "scores/test-1"} | facts
 
 
 def record(run: Path, line: Entry) -> bool:
-    """Record a line unless there is one of the same result."""
+    """Record a line unless there is one with the same result."""
     return Ledger(open_location(run)).record(line, bool, f'"{line["result"]}"')
 
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Ledger:
-    """A ledger that does not exist yet."""
+    """Return the place of a ledger that does not exist yet."""
     return Ledger(open_location(tmp_path))
 
 
@@ -40,7 +40,7 @@ def file_of(ledger: Ledger) -> Path:
 
 
 def test_lines_in_order(ledger: Ledger, tmp_path: Path) -> None:
-    """Lines are read back in the order in which they were recorded."""
+    """Lines are read back in the order of recording."""
     assert [] == ledger.entries()
     lines = [entry(result=f"scores/test-{number}") for number in range(3)]
     assert [True] * 3 == [record(tmp_path, line) for line in lines]
@@ -49,13 +49,13 @@ def test_lines_in_order(ledger: Ledger, tmp_path: Path) -> None:
 
 
 def test_once(ledger: Ledger, tmp_path: Path) -> None:
-    """What is known is not recorded again."""
+    """A known line is not recorded again."""
     assert [True, False] == [record(tmp_path, entry()) for _ in range(2)]
     assert 1 == len(ledger.entries())
 
 
 def test_recorded_by_another_meanwhile(ledger: Ledger, tmp_path: Path) -> None:
-    """A line that another records between the look and the lock is not recorded again."""
+    """A line that another job records before this one has the lock is not recorded again."""
     looks: list[int] = []
 
     def known(lines: list[Entry]) -> bool:
@@ -71,7 +71,7 @@ def test_recorded_by_another_meanwhile(ledger: Ledger, tmp_path: Path) -> None:
 
 
 def test_once_of_many_processes(ledger: Ledger, tmp_path: Path) -> None:
-    """Of several jobs that know of the same scorings, just one records each."""
+    """Several jobs with the same scorings record each exactly once."""
     lines = [entry(result=f"scores/test-{number % 5}") for number in range(40)]
     with multiprocessing.get_context("spawn").Pool(3) as pool:
         recorded = pool.starmap(record, [(tmp_path, line) for line in lines], chunksize=1)
@@ -81,7 +81,7 @@ def test_once_of_many_processes(ledger: Ledger, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("length", [1, 20, -1])
 def test_torn_line(length: int, ledger: Ledger, tmp_path: Path) -> None:
-    """A line that a death cut off does not count, and is taken off by the next one."""
+    """An incomplete last line is ignored, and removed when the next line is recorded."""
     record(tmp_path, entry(result="scores/test-0"))
     whole = file_of(ledger).read_bytes()
     record(tmp_path, entry(result="scores/test-1"))
@@ -96,7 +96,7 @@ def test_torn_line(length: int, ledger: Ledger, tmp_path: Path) -> None:
 def test_what_is_known_is_not_read_again(
     torn: bool, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever records many lines reads each once or twice, also what others add meanwhile."""
+    """A job that records many lines reads each at most twice, those of other jobs too."""
     read: list[int] = []
     get = LocalLocation.get
 
@@ -119,7 +119,7 @@ def test_what_is_known_is_not_read_again(
 
 @pytest.mark.parametrize("lines", [0, 1, 2, 3, 9])
 def test_another_ledger_in_its_place(lines: int, ledger: Ledger, tmp_path: Path) -> None:
-    """Where the ledger was moved away and another begun, that one is read, however long it is."""
+    """If the ledger was replaced by a new one, the new one is read, however long it is."""
     for number in range(2):
         record(tmp_path, entry(result=f"scores/old-{number}"))
     assert 2 == len(ledger.entries())
@@ -131,7 +131,7 @@ def test_another_ledger_in_its_place(lines: int, ledger: Ledger, tmp_path: Path)
 
 
 def test_damage(ledger: Ledger, tmp_path: Path) -> None:
-    """A changed bit is an error that names the line and says what to do."""
+    """A flipped bit is an error that names the line and the remedy."""
     for number in range(2):
         record(tmp_path, entry(result=f"scores/test-{number}"))
     data = file_of(ledger).read_bytes()
@@ -141,26 +141,26 @@ def test_damage(ledger: Ledger, tmp_path: Path) -> None:
 
 
 def test_something_else_at_the_end(ledger: Ledger, tmp_path: Path) -> None:
-    """What was never the beginning of a line is no torn line."""
+    """Bytes that are not the beginning of a line are damage, not an incomplete line."""
     record(tmp_path, entry())
     with open(file_of(ledger), "ab") as file:
         file.write(b"garbage")
-    with pytest.raises(BadDataError, match="ends in something that is not a line"):
+    with pytest.raises(BadDataError, match="ends with something other than a line"):
         ledger.entries()
 
 
 def test_failures(ledger: Ledger) -> None:
-    """What is bad is there until it is deleted, once for each content and model."""
+    """A failure is recorded once for each content and model, until it is deleted."""
     bad = entry(content="c1", error="why")
     for one in (bad, bad, entry(content="c2", error="why")):
         ledger.put_failure(one)
-    assert ["c1", "c2"] == sorted(found["content"] for found in ledger.failures())
+    assert ["c1", "c2"] == sorted(failure["content"] for failure in ledger.failures())
     ledger.delete_failure(bad)
-    assert ["c2"] == [found["content"] for found in ledger.failures()]
+    assert ["c2"] == [failure["content"] for failure in ledger.failures()]
 
 
 def test_waiting_gives_up(ledger: Ledger) -> None:
-    """After so many seconds whoever holds the lock is named."""
+    """After the timeout the lock's holder is named."""
     lock = ledger.location.child(LOCK)
     with (
         waiting_lock(lock, "It"),
@@ -171,7 +171,7 @@ def test_waiting_gives_up(ledger: Ledger) -> None:
 
 
 def test_waiting_gets_its_turn(ledger: Ledger) -> None:
-    """A lock that is freed meanwhile is taken."""
+    """A lock that is released before the timeout is taken."""
     lock = ledger.location.child(LOCK)
     first = waiting_lock(lock, "It")
     first.__enter__()
@@ -190,7 +190,7 @@ def test_waiting_gets_its_turn(ledger: Ledger) -> None:
 
 @pytest.fixture
 def recorded(ledger: Ledger, tmp_path: Path) -> Ledger:
-    """A run's ledger of three lines, two of them of scorings that are there."""
+    """Return a ledger of three lines, two of them of existing scores."""
     begin_run(open_location(tmp_path))
     for split in ("test", "train"):
         home = make_scores(open_location(tmp_path), scores_schema(split=split)).location.name
@@ -201,7 +201,7 @@ def recorded(ledger: Ledger, tmp_path: Path) -> Ledger:
 
 
 def wrong(run: Path) -> list[str]:
-    """What a verification finds."""
+    """Return the errors of a verification."""
     return [str(error) for _, error in verify_run(open_location(run)) if error]
 
 
@@ -220,20 +220,20 @@ def wrong(run: Path) -> list[str]:
     ],
     ids=["emptied", "cut-2", "cut-1", "first", "middle", "order", "twice", "first-twice", "torn"],
 )
-def test_lost_lines_are_told(
+def test_lost_lines_are_reported(
     change: Callable[[list[bytes]], list[bytes]], recorded: Ledger, tmp_path: Path
 ) -> None:
-    """Verification finds lines that are gone, in another order or there twice."""
+    """Verification detects lines that are missing, reordered or repeated."""
     lines = file_of(recorded).read_bytes().splitlines(keepends=True)
     file_of(recorded).write_bytes(b"".join(change(lines)))
     assert any("ledger.jsonl" in message for message in wrong(tmp_path))
 
 
 def test_nothing_is_added_to_a_ledger_that_lost_lines(recorded: Ledger, tmp_path: Path) -> None:
-    """The loss would be hidden; once the ledger is moved away another one begins."""
+    """Nothing is added to a damaged ledger; once it is moved away, a new one is started."""
     file_of(recorded).write_bytes(b"")
     for _ in range(2):
-        with pytest.raises(BadDataError, match=r"has 0 lines; it had 3.* move the ledger away"):
+        with pytest.raises(BadDataError, match=r"has 0 lines; expected 3.* move the ledger away"):
             record(tmp_path, entry(result="scores/test-9"))
     file_of(recorded).unlink()
     assert ["ledger.jsonl is missing. Restore"] == [
@@ -247,7 +247,7 @@ def test_nothing_is_added_to_a_ledger_that_lost_lines(recorded: Ledger, tmp_path
 
 
 def test_a_death_before_the_count(recorded: Ledger, tmp_path: Path) -> None:
-    """A line that was written just before a death is sound, and counted with the next one."""
+    """A line that was written just before a crash is sound, and counted with the next one."""
     before = recorded.location.get(LEDGER_COUNT)
     record(tmp_path, entry(event="found", result="x"))
     recorded.location.put(LEDGER_COUNT, before)
@@ -260,7 +260,7 @@ def test_a_death_before_the_count(recorded: Ledger, tmp_path: Path) -> None:
 def test_a_death_before_the_count_of_a_known_line(
     lines: int, ledger: Ledger, tmp_path: Path
 ) -> None:
-    """The next job that finds the line known completes the count, so that its loss is noticed."""
+    """The next job that knows the line updates the count, so that its loss is detected."""
     for number in range(lines):
         before = ledger.location.get(LEDGER_COUNT) if number else None
         record(tmp_path, entry(result=f"scores/test-{number}"))
@@ -276,7 +276,7 @@ def test_a_death_before_the_count_of_a_known_line(
 
 
 def test_a_ledger_of_an_earlier_release(recorded: Ledger, tmp_path: Path) -> None:
-    """Without a count it is read as before, and counted with its next line."""
+    """A ledger without a count is read, and counted with its next line."""
     recorded.location.delete(LEDGER_COUNT)
     assert 3 == len(Ledger(open_location(tmp_path)).entries())
     assert [] == wrong(tmp_path)
@@ -285,17 +285,17 @@ def test_a_ledger_of_an_earlier_release(recorded: Ledger, tmp_path: Path) -> Non
 
 
 def test_scorings_and_lines_tell_of_each_other(recorded: Ledger, tmp_path: Path) -> None:
-    """A scoring without a line, and a line without a scoring, are each named."""
+    """Scores without a line, and a line without scores, are each named."""
     train = scores_schema(split="train").home
     recorded.location.child(train).delete_tree()
     make_scores(open_location(tmp_path), scores_schema(model_digest="f" * 64))
     extra, missing = wrong(tmp_path)
-    assert "has no line for the scoring test-" in extra
+    assert "has no line for the scores test-" in extra
     assert f"lists scores/{train}, which is missing" in missing
 
 
 def test_a_ledger_that_is_a_pipe(ledger: Ledger, tmp_path: Path) -> None:
-    """It is refused, and never waited for."""
+    """It is refused without blocking."""
     begin_run(open_location(tmp_path))
     (tmp_path / "scores").mkdir()
     os.mkfifo(file_of(ledger))

@@ -1,4 +1,4 @@
-"""Locations: objects are put whole and for good, or not at all, and nothing leads outside."""
+"""Locations: writes are atomic and durable, and no key leads outside."""
 
 import errno
 import itertools
@@ -20,7 +20,7 @@ OPERATIONS = ("create", "write", "fsync", "close", "rename", "mkdir", "unlink", 
 
 @pytest.fixture
 def place(anywhere: Location) -> Location:
-    """A place of each kind, in turn."""
+    """Return a location on a disk and in a store, in turn."""
     return anywhere.child("place")
 
 
@@ -30,7 +30,7 @@ def local(tmp_path: Path) -> Location:
 
 
 def record_operations(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the file operations, as they are called from now on."""
+    """Record the names of the file operations that are called."""
     called: list[str] = []
 
     def recorded(name: str, operation: Callable[..., Any]) -> Callable[..., Any]:
@@ -46,7 +46,7 @@ def record_operations(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def fail(monkeypatch: pytest.MonkeyPatch, operation: str, number: int) -> None:
-    """Make a file operation fail with an errno from now on."""
+    """Make a file operation fail with an errno."""
 
     def refuse(*arguments: Any) -> Any:
         raise OSError(number, os.strerror(number))
@@ -55,7 +55,7 @@ def fail(monkeypatch: pytest.MonkeyPatch, operation: str, number: int) -> None:
 
 
 def test_what_was_put_is_got(place: Location) -> None:
-    """Below directories that are not there yet, and in place of what was there before."""
+    """`put` creates missing directories and replaces an existing object."""
     place.put("a/b/c", b"a long first content")
     assert b"a long first content" == place.get("a/b/c")
     place.put("a/b/c", memoryview(b"second"))
@@ -63,7 +63,7 @@ def test_what_was_put_is_got(place: Location) -> None:
 
 
 def test_a_range_is_got(place: Location) -> None:
-    """A range gives the bytes that a slice gives, beyond the ends and of nothing too."""
+    """A range returns the bytes of a slice, also empty or beyond the ends."""
     digits = b"0123456789"
     place.put("digits", digits)
     place.put("empty", b"")
@@ -76,7 +76,7 @@ def test_a_range_is_got(place: Location) -> None:
 
 @pytest.mark.parametrize("key", ["absent", "directory", "directory/object/below", "a/b"])
 def test_a_missing_object_is_file_not_found(place: Location, key: str) -> None:
-    """Getting, or asking the size of, what is no object says that there is none."""
+    """`get` and `size` raise FileNotFoundError if there is no object."""
     place.put("directory/object", b"x")
     with pytest.raises(FileNotFoundError):
         place.get(key)
@@ -87,7 +87,7 @@ def test_a_missing_object_is_file_not_found(place: Location, key: str) -> None:
 def test_a_put_is_synced_before_and_after_the_rename(
     local: Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The content is on disk before it gets its name, and the name before put returns.
+    """The content is synced before the rename, and the directory before `put` returns.
 
     So is each directory that is made on the way.
     """
@@ -103,7 +103,7 @@ def test_a_put_is_synced_before_and_after_the_rename(
 def test_a_failed_put_leaves_the_old_object(
     local: Location, monkeypatch: pytest.MonkeyPatch, operation: str, number: int
 ) -> None:
-    """Whichever operation fails: exit 6, a message that names the file, the old bytes, no rest."""
+    """A failure raises exit 6 and names the file; the old bytes stay, and no partial file."""
     local.put("key", b"old")
     with monkeypatch.context() as broken:
         fail(broken, operation, number)
@@ -117,7 +117,7 @@ def test_a_failed_put_leaves_the_old_object(
 
 
 def test_writing_in_pieces_is_all_or_nothing(place: Location) -> None:
-    """Pieces become one object at the block's end; a block that fails leaves the old one."""
+    """Pieces become one object at the end of the block; a block that fails leaves the old one."""
     with place.open_for_writing("key") as write:
         write(b"one ")
         write(b"two")
@@ -129,7 +129,7 @@ def test_writing_in_pieces_is_all_or_nothing(place: Location) -> None:
 
 
 def test_an_append_adds_to_the_end(place: Location) -> None:
-    """Appends come after each other, the first one makes the object."""
+    """Appends add to the object; the first one creates it."""
     place.append("log/lines", b"one\n")
     place.append("log/lines", b"two\n")
     assert b"one\ntwo\n" == place.get("log/lines")
@@ -138,7 +138,7 @@ def test_an_append_adds_to_the_end(place: Location) -> None:
 
 @pytest.mark.parametrize("key", ["../outside", "a/../../outside", "/etc/outside", "a\0b"])
 def test_a_key_that_leads_outside_is_refused(place: Location, key: str) -> None:
-    """No key reaches out of its location, for reading, writing or removing."""
+    """No key leads outside its location, for reading, writing or removing."""
     for act in (place.get, place.exists, place.delete, place.child, place.names, place.size):
         with pytest.raises(BadDataError, match="leads outside"):
             act(key)
@@ -147,7 +147,7 @@ def test_a_key_that_leads_outside_is_refused(place: Location, key: str) -> None:
 
 
 def test_names_and_objects_are_sorted(place: Location) -> None:
-    """`names` gives one level, `objects` every object below, both in order; none where nothing."""
+    """`names` returns one level, `objects` all levels, both sorted."""
     for key in ("b", "a/2", "a/10"):
         place.put(key, b"")
     assert ["a", "b"] == place.names()
@@ -157,7 +157,7 @@ def test_names_and_objects_are_sorted(place: Location) -> None:
 
 
 def test_deleting_what_is_not_there_is_no_error(place: Location) -> None:
-    """`delete` and `delete_tree` remove, and may be called again."""
+    """`delete` and `delete_tree` do nothing when called again."""
     place.put("a/b", b"x")
     place.delete("a/b")
     place.delete("a/b")
@@ -168,7 +168,7 @@ def test_deleting_what_is_not_there_is_no_error(place: Location) -> None:
 
 
 def test_a_tree_is_removed_without_what_its_links_lead_to(local: Location, tmp_path: Path) -> None:
-    """`delete_tree` removes a link to a directory, and leaves that directory alone."""
+    """`delete_tree` removes a link to a directory, but not the directory."""
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").write_text("kept")
     local.put("x", b"")
@@ -178,11 +178,11 @@ def test_a_tree_is_removed_without_what_its_links_lead_to(local: Location, tmp_p
 
 
 class Died(BaseException):
-    """The process is dead; no handler of errors may make anything of it."""
+    """The process died: not an Exception, so that no handler catches it."""
 
 
 def die_after(monkeypatch: pytest.MonkeyPatch, operations: int) -> None:
-    """Let so many file operations through from now on, then none."""
+    """Raise `Died` at each file operation after the first ones."""
     done = iter(range(operations))
 
     def mortal(operation: Callable[..., Any]) -> Callable[..., Any]:
@@ -198,7 +198,7 @@ def die_after(monkeypatch: pytest.MonkeyPatch, operations: int) -> None:
 
 
 def test_a_tree_is_replaced_whatever_dies(local: Location, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Old or new after each operation, once what is left is swept, and nothing beside it."""
+    """After a death at any operation and a sweep, there is just the old or the new object."""
 
     def write(content: bytes) -> None:
         with local.atomic_tree("trees/a.b", "root") as tree:
@@ -226,7 +226,7 @@ def test_a_tree_is_replaced_whatever_dies(local: Location, monkeypatch: pytest.M
 
 
 def test_a_link_stays_a_link(local: Location, tmp_path: Path) -> None:
-    """A tree that is moved away and replaced by the name of a link: the link is kept both times."""
+    """A tree that is moved and replaced by way of a link leaves the link in place."""
     local.put("x", b"1")
     link = open_location(tmp_path / "link")
     link.path.symlink_to(local.path)
@@ -237,7 +237,7 @@ def test_a_link_stays_a_link(local: Location, tmp_path: Path) -> None:
 
 
 def test_what_is_free_to_be_taken(local: Location) -> None:
-    """Nothing, and an empty directory, are free; a file and a directory with entries are not."""
+    """A missing and an empty directory are free; a file and a directory with entries are not."""
     assert local.is_free()
     local.path.mkdir()
     assert local.is_free()
@@ -247,7 +247,7 @@ def test_what_is_free_to_be_taken(local: Location) -> None:
 
 
 def test_a_sibling_is_hidden_and_next_to_what_a_link_leads_to(tmp_path: Path) -> None:
-    """The neighbour lies on the same disk as the real directory, so that a rename is atomic."""
+    """The sibling is on the disk of the link's target, so that a rename is atomic."""
     (tmp_path / "disk" / "real").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "disk" / "real")
     sibling = open_location(tmp_path / "link").sibling(".ingest")
@@ -264,7 +264,7 @@ def test_a_sibling_is_hidden_and_next_to_what_a_link_leads_to(tmp_path: Path) ->
     ],
 )
 def test_a_name_that_is_no_place_is_wrong_usage(named: str, message: str) -> None:
-    """Empty names, null characters and URLs of other kinds are refused with exit 2."""
+    """Empty names, null characters and other URL schemes are refused with exit 2."""
     with pytest.raises(UsageError, match=message):
         open_location(named)
 
@@ -276,29 +276,29 @@ def test_a_file_url_is_a_path(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["file", "directory/file"])
 def test_a_link_that_leads_outside_is_refused(local: Location, tmp_path: Path, key: str) -> None:
-    """Whether a file or a directory is a link: nothing is read, written or removed there."""
+    """A file or directory that is a link to the outside is not read, written or removed."""
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").write_text("mine")
     local.path.mkdir()
     (local.path / key.partition("/")[0]).symlink_to(tmp_path / "mine" / key.partition("/")[2])
     for use in (local.get, local.size, local.exists, local.child, local.delete):
-        with pytest.raises(BadDataError, match="is a link that leads outside"):
+        with pytest.raises(BadDataError, match="is a symbolic link that leads outside"):
             use(key)
-    with pytest.raises(BadDataError, match="is a link that leads outside"):
+    with pytest.raises(BadDataError, match="is a symbolic link that leads outside"):
         local.append(key, b"x")
     assert "mine" == (tmp_path / "mine" / "file").read_text()
 
 
 def test_a_link_within_a_location_is_followed(local: Location, tmp_path: Path) -> None:
-    """And so is one that is the location itself."""
+    """A link may also be the location itself."""
     local.put("a/file", b"1")
     (local.path / "b").symlink_to("a")
     (tmp_path / "link").symlink_to(local.path)
     assert b"1" == open_location(tmp_path / "link").child("b").get("file")
 
 
-def test_what_is_no_file_is_no_object(local: Location) -> None:
-    """A named pipe is not waited for; like a directory, it holds nothing to read."""
+def test_special_files_are_not_objects(local: Location) -> None:
+    """A named pipe does not block; like a directory, it is not an object."""
     local.put("directory/file", b"")
     os.mkfifo(local.path / "pipe")
     for key in ("pipe", "directory", "directory/file/below"):
@@ -308,13 +308,13 @@ def test_what_is_no_file_is_no_object(local: Location) -> None:
 
 
 def test_a_name_that_cannot_be_encoded_is_refused(place: Location) -> None:
-    """JSON can spell half a character, which no file is called."""
-    with pytest.raises(BadDataError, match="it is refused"):
+    """A lone surrogate, which JSON can contain, is not a file's name."""
+    with pytest.raises(BadDataError, match=r"no (file|path) can"):
         place.get("\ud800")
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc")
 def test_where_the_system_makes_no_files() -> None:
-    """A directory in which nobody can make a file is out of reach, not a missing file."""
-    with pytest.raises(UnreachableError, match="Cannot write /proc/x: No file can be made here"):
+    """A directory in which no file can be created is unreachable, not a missing file."""
+    with pytest.raises(UnreachableError, match="Cannot write /proc/x: No file can be created here"):
         open_location("/proc").put("x", b"")

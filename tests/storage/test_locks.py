@@ -1,4 +1,4 @@
-"""The writer's lock: one process has it, others are told who, and death frees it."""
+"""The writer's lock: one holder, named to others, and freed by its death."""
 
 import os
 import signal
@@ -54,7 +54,7 @@ def lock_file(tmp_path: Path) -> Location:
 
 @contextmanager
 def process(lock_file: Location) -> Iterator[subprocess.Popen[str]]:
-    """A real process that tries to hold the lock until it is killed or its input ends."""
+    """Start a process that tries to hold the lock until it is killed or its input ends."""
     command = [sys.executable, "-c", HOLD, str(lock_file)]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=REPOSITORY, text=True, stdin=pipe, stdout=pipe) as started:
@@ -69,8 +69,8 @@ def said(started: subprocess.Popen[str]) -> str:
     return started.stdout.readline().strip()
 
 
-def test_another_process_is_told_who_holds_the_lock(lock_file: Location) -> None:
-    """A second writer is refused at once, with the first one's process, host and since when."""
+def test_the_holder_is_named(lock_file: Location) -> None:
+    """A second writer is refused at once, with the first one's process, host and time."""
     with process(lock_file) as holder:
         assert "held" == said(holder)
         with pytest.raises(ConflictError) as caught, lock_file.writer_lock("The run"):
@@ -81,7 +81,7 @@ def test_another_process_is_told_who_holds_the_lock(lock_file: Location) -> None
 
 
 def test_one_holder_at_a_time(anywhere: Location) -> None:
-    """Within a process too, and each who is refused leaves the holder's name for the next."""
+    """A lock excludes others in the same process too, and always names its holder."""
     lock_file = anywhere.child(".lock")
     with lock_file.writer_lock("The run"):
         for _ in range(2):
@@ -97,8 +97,8 @@ def test_one_holder_at_a_time(anywhere: Location) -> None:
 
 
 @pytest.mark.parametrize("content", [b"\xff\0", b"[]", b'{"process": "x"}', b"[" * 100_000])
-def test_a_lock_that_tells_nothing(anywhere: Location, content: bytes) -> None:
-    """Whatever stands in it, it is held: its holder is just not named."""
+def test_a_lock_with_invalid_content(anywhere: Location, content: bytes) -> None:
+    """A lock with invalid content is held all the same; its holder is not named."""
     lock_file = anywhere.child(".lock")
     with lock_file.writer_lock("The run"):
         if isinstance(anywhere, LocalLocation):
@@ -116,7 +116,7 @@ def test_a_lock_that_tells_nothing(anywhere: Location, content: bytes) -> None:
 
 
 def test_a_killed_holder_frees_the_lock(lock_file: Location) -> None:
-    """After SIGKILL the next one gets the lock without any mending."""
+    """After SIGKILL the next writer gets the lock."""
     with process(lock_file) as holder:
         assert "held" == said(holder)
         holder.send_signal(signal.SIGKILL)
@@ -126,7 +126,7 @@ def test_a_killed_holder_frees_the_lock(lock_file: Location) -> None:
 
 
 def test_a_retired_lock_leaves_nothing(lock_file: Location) -> None:
-    """Its file is gone when it is free; any other lock's stays, and tells no holder any more."""
+    """Its file is removed on release; any other lock's file stays, and is emptied."""
     with lock_file.writer_lock("The run"):
         pass
     assert b"" == lock_file.path.read_bytes()
@@ -139,7 +139,7 @@ def test_a_retired_lock_leaves_nothing(lock_file: Location) -> None:
 def test_a_lock_is_held_until_its_file_is_gone(
     lock_file: Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Were it free before, another might have it, and its file be removed under its hands."""
+    """If it were released first, the file of the next holder would be removed."""
     unlink, tried = Path.unlink, []
 
     def try_first(path: Path) -> None:
@@ -155,7 +155,7 @@ def test_a_lock_is_held_until_its_file_is_gone(
 
 
 def test_retired_locks_exclude_each_other(lock_file: Location) -> None:
-    """Of processes that want a lock whose file is removed each time, one at a time has it."""
+    """Processes exclude each other although the lock's file is removed each time."""
     command = [sys.executable, "-c", RETIRE, str(lock_file)]
     started = [subprocess.Popen(command, cwd=REPOSITORY) for _ in range(4)]
     assert [0] * 4 == [process.wait() for process in started]
@@ -163,16 +163,16 @@ def test_retired_locks_exclude_each_other(lock_file: Location) -> None:
 
 
 def test_a_place_where_no_file_can_be_made() -> None:
-    """It is out of reach, and nobody else is blamed for it."""
+    """It is unreachable, and no other process is named as the holder."""
     with (
-        pytest.raises(UnreachableError, match="no file can be made there"),
+        pytest.raises(UnreachableError, match="no file can be created there"),
         kernel_lock(Path("/proc/lock"), "what", None),
     ):
         pass
 
 
-def test_a_failure_of_what_was_moved_is_told_as_that(tmp_path: Path) -> None:
-    """The system's refusal of a path that is gone is not said to be worth another try."""
+def test_a_moved_directory_is_a_conflict(tmp_path: Path) -> None:
+    """An error for a directory that was moved is a conflict, which retrying does not solve."""
     place = open_location(tmp_path / "run")
     with (
         pytest.raises(ConflictError, match="The run was moved or removed while"),
@@ -184,7 +184,7 @@ def test_a_failure_of_what_was_moved_is_told_as_that(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("change", ["moved", "removed", "replaced"])
 def test_what_was_locked_is_not_made_again(tmp_path: Path, change: str) -> None:
-    """Where the lock's file is another one, or gone, every write is refused and makes nothing."""
+    """If the lock's file was replaced or removed, every write is refused."""
     place = open_location(tmp_path / "run")
     with place.child(".lock").writer_lock("The run") as lock:
         locked = place.under(lock)
@@ -211,18 +211,18 @@ def test_what_was_locked_is_not_made_again(tmp_path: Path, change: str) -> None:
         assert b"another's" == place.get(".lock")
 
 
-@pytest.mark.parametrize("kind", ["pipe", "link"])
-def test_what_is_no_lock_file(lock_file: Location, kind: str) -> None:
-    """A pipe or a link that has the lock's name is refused and stays."""
+@pytest.mark.parametrize("special", ["pipe", "link"])
+def test_not_a_lock_file(lock_file: Location, special: str) -> None:
+    """A pipe or a link with the lock's name is refused and left in place."""
     path = Path(str(lock_file))
     path.parent.mkdir()
-    if kind == "pipe":
+    if special == "pipe":
         os.mkfifo(path)
     else:
         path.symlink_to("elsewhere")
     before = os.lstat(path)
     with (
-        pytest.raises(UsageError, match=kind.replace("pipe", "not a regular file")),
+        pytest.raises(UsageError, match=special.replace("pipe", "not a regular file")),
         lock_file.writer_lock("The run"),
     ):
         pass

@@ -1,4 +1,4 @@
-"""Names for models: who has them, who had them, and that no half a document ever does."""
+"""Model names: their holders and history."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ HOLDER = Holder("../run", "id", "000001-000000", "ab" * 32, "2026-01-01T00:00:00
 
 @pytest.fixture
 def place(tmp_path: Path) -> Location:
-    """A place for names that does not exist yet."""
+    """Return a directory of names that does not exist yet."""
     return open_location(tmp_path / "models")
 
 
@@ -37,7 +37,7 @@ def test_round_trip(place: Location) -> None:
 
 
 def test_nobody(place: Location) -> None:
-    """A name that nobody has is empty, and an error where a model is needed."""
+    """A name without a holder is empty, and an error if a model is needed."""
     assert ModelName(place, "champion") == open_name(place, "champion")
     with pytest.raises(UsageError, match=r"No model is called 'champion'.*pipeline promote"):
         held_name(place, "champion")
@@ -45,7 +45,7 @@ def test_nobody(place: Location) -> None:
 
 
 def test_damage(place: Location) -> None:
-    """A changed bit is an error that names the document."""
+    """A flipped bit is an error that names the document."""
     ModelName(place, "champion", (HOLDER,)).save()
     path = place.path / "champion.json"
     path.write_bytes(path.read_bytes().replace(b"000001", b"000002"))
@@ -54,34 +54,34 @@ def test_damage(place: Location) -> None:
 
 
 def test_renamed(place: Location) -> None:
-    """A document under another name is no promotion of that name."""
+    """A document that was renamed is refused."""
     ModelName(place, "challenger", (HOLDER,)).save()
     (place.path / "challenger.json").rename(place.path / "champion.json")
-    with pytest.raises(BadDataError, match="'challenger': it was renamed"):
+    with pytest.raises(BadDataError, match="'challenger': the file was renamed"):
         open_name(place, "champion")
 
 
 @pytest.mark.parametrize("name", ["", ".hidden", "a/b", "..", "a b", "x" * 65, "-x"])
 def test_no_name(name: str) -> None:
-    """What could not be a file of its own is refused."""
-    with pytest.raises(UsageError, match="cannot name a model"):
+    """A name that is not a plain file name is refused."""
+    with pytest.raises(UsageError, match="is not a valid model name"):
         check_model_name(name)
 
 
 def test_moved_together(tmp_path: Path) -> None:
-    """A run is found where names and runs have been moved together."""
+    """A run is found after names and runs were moved together."""
     before = tmp_path / "before"
     (before / "runs" / "r").mkdir(parents=True)
     place = open_location(before / "models")
     reference = reference_to(open_location(before / "runs" / "r"), place)
     ModelName(place, "champion", (replace(HOLDER, run=reference),)).save()
     before.rename(tmp_path / "after")
-    found, holder = held_name(open_location(tmp_path / "after" / "models"), "champion")
-    assert str(tmp_path / "after" / "runs" / "r") == found.run_place(holder)
+    model, holder = held_name(open_location(tmp_path / "after" / "models"), "champion")
+    assert str(tmp_path / "after" / "runs" / "r") == model.run_place(holder)
 
 
-def test_only_names_that_somebody_has_are_told(place: Location) -> None:
-    """A name that was given back to nobody is not offered in place of another."""
+def test_names_without_a_holder_are_not_offered(place: Location) -> None:
+    """A name without a holder is not offered as a known name."""
     ModelName(place, "champion").save()
     ModelName(place, "old", (HOLDER,)).save()
     place.put("damaged.json", b"{")
@@ -90,7 +90,7 @@ def test_only_names_that_somebody_has_are_told(place: Location) -> None:
 
 
 def test_a_reference_through_a_link(tmp_path: Path) -> None:
-    """Where the names are reached by a link, `..` leads from where they really lie."""
+    """If the directory of the names is a link, `..` starts from its target."""
     run = open_location(tmp_path / "real" / "run")
     (tmp_path / "real" / "models").mkdir(parents=True)
     (tmp_path / "models").symlink_to(tmp_path / "real" / "models")

@@ -1,4 +1,4 @@
-"""What other programs add to datasets and scores changes nothing: Zarr, editors, file managers."""
+"""Changes by other programs are harmless: Zarr, editors, file managers."""
 
 import hashlib
 import json
@@ -20,14 +20,14 @@ from tests.storage.artefacts import make_scores
 
 
 def note(place: Path) -> None:
-    """Give every group and array an attribute of the user's own."""
+    """Give every group and array another attribute."""
     for path in place.rglob("zarr.json"):
         node = zarr.open(str(path.parent), mode="r+")
         node.attrs["note"] = "mine"
 
 
 def consolidated(place: Path) -> None:
-    """Consolidate anew, as xarray's warning advises for groups that are not."""
+    """Consolidate the metadata again."""
     zarr.consolidate_metadata(str(place))
 
 
@@ -38,7 +38,7 @@ def rewritten(place: Path) -> None:
 
 
 def without_consolidated_metadata(place: Path) -> None:
-    """Take the consolidated metadata off, as a program does that does not know it."""
+    """Remove the consolidated metadata, as programs that do not know them do."""
     for path in place.rglob("zarr.json"):
         document = json.loads(path.read_text())
         document.pop("consolidated_metadata", None)
@@ -50,7 +50,7 @@ CHANGES = [note, consolidated, rewritten, without_consolidated_metadata]
 
 @pytest.fixture
 def scores_place(tmp_path: Path) -> Location:
-    """A complete scoring."""
+    """Return published scores."""
     return make_scores(open_location(tmp_path)).location
 
 
@@ -69,7 +69,7 @@ def test_what_zarr_programs_change(
 
 @pytest.mark.parametrize("number", [0, 1])
 def test_earlier_releases(dataset_place: Location, scores_place: Location, number: int) -> None:
-    """What they check agrees: a seal of the whole root, and digests of the bytes of the others."""
+    """The checks of early releases pass: the seal of the whole root, the digests of the bytes."""
     place = (dataset_place, scores_place)[number]
     root = json.loads(place.get("zarr.json"))
     attributes = root["attributes"]
@@ -96,7 +96,7 @@ def test_earlier_releases(dataset_place: Location, scores_place: Location, numbe
 def test_what_is_ours_is_still_checked(
     dataset_place: Location, key: str, ours: str, other: str
 ) -> None:
-    """A changed or renamed field or attribute of ours is refused by every reader."""
+    """A changed or renamed own field or attribute is refused by every reader."""
     text = dataset_place.get(key).decode()
     assert ours in text
     dataset_place.put(key, text.replace(ours, other).encode())
@@ -105,7 +105,7 @@ def test_what_is_ours_is_still_checked(
 
 
 def test_consolidated_metadata_that_says_something_else(dataset_place: Location) -> None:
-    """We do not read it, but xarray does: `verify` compares it with the arrays' own metadata."""
+    """xarray reads consolidated metadata: `verify` compares them with the arrays' own metadata."""
     for key in ("zarr.json", "train/zarr.json"):
         text = dataset_place.get(key)
         dataset_place.put(key, text.replace(b'"scale_factor": 0.00', b'"scale_factor": 0.01'))
@@ -122,7 +122,7 @@ def test_consolidated_metadata_that_says_something_else(dataset_place: Location)
     ],
 )
 def test_metadata_that_zarr_cannot_open(dataset_place: Location, ours: bytes, other: bytes) -> None:
-    """We do not read it, and Zarr cannot: `verify` tells."""
+    """Zarr cannot read damaged consolidated metadata: `verify` reports them."""
     dataset_place.put("zarr.json", dataset_place.get("zarr.json").replace(ours, other, 1))
     open_dataset(dataset_place)
     with pytest.raises((TypeError, KeyError, ValueError)):
@@ -136,7 +136,7 @@ def test_metadata_that_zarr_cannot_open(dataset_place: Location, ours: bytes, ot
 def test_metadata_is_consolidated_as_zarr_does_it(
     dataset_place: Location, scores_place: Location
 ) -> None:
-    """Consolidating what we publish changes no document."""
+    """Consolidating a published dataset again changes no document."""
     for place in (dataset_place, scores_place):
         before = json.loads(place.get("zarr.json"))
         zarr.consolidate_metadata(str(place))
@@ -144,7 +144,7 @@ def test_metadata_is_consolidated_as_zarr_does_it(
 
 
 def test_xarray_opens_every_group(dataset_place: Location, scores_place: Location) -> None:
-    """At once, as a whole and by group, without an option or (warnings are errors) a warning."""
+    """xarray opens the whole dataset and each group, without options and warnings."""
     with xarray.open_datatree(str(dataset_place), engine="zarr") as tree:
         assert {"inputs", "targets"} <= set(tree["train"].data_vars)
         rows = tree["train"]["inputs"].shape[0]
@@ -171,7 +171,7 @@ def test_xarray_opens_every_group(dataset_place: Location, scores_place: Locatio
     ],
 )
 def test_foreign_files_are_mentioned(dataset_place: Location, name: str) -> None:
-    """What systems and editors leave is named, and is no damage; the dataset stays as it was."""
+    """Files that systems and editors create are mentioned, and are not errors."""
     digest = open_dataset(dataset_place).digest
     mentioned: list[str] = []
     for key in (name, f"train/{name}", f"train/inputs/{name}"):
@@ -179,5 +179,5 @@ def test_foreign_files_are_mentioned(dataset_place: Location, name: str) -> None
     checks = list(verify_location(dataset_place, mentioned.append))
     assert [] == [error for _, error in checks if error]
     assert 3 == len(mentioned)
-    assert f"{dataset_place}/{name} is not part of what is recorded; it is ignored." in mentioned
+    assert f"{dataset_place}/{name} does not belong here; it is ignored." in mentioned
     assert digest == open_dataset(dataset_place).digest

@@ -1,4 +1,4 @@
-"""Publishing a dataset: nothing half-made is seen, and only what is ours is ever replaced."""
+"""Publishing a dataset is atomic, and replaces nothing but datasets."""
 
 import errno
 import json
@@ -40,18 +40,18 @@ def place(anywhere: Location) -> Location:
 
 @pytest.fixture
 def dataset(place: Location) -> Dataset:
-    """A dataset that has been published at `place`."""
+    """Publish a dataset at `place`."""
     return make_dataset(place)
 
 
 @pytest.fixture
 def local_dataset(dataset_place: Location) -> Dataset:
-    """One that has been published as `set` in the test's own directory."""
+    """Publish a dataset as `set` in the test's directory."""
     return open_dataset(dataset_place)
 
 
 def lies_beside(place: Location) -> list[str]:
-    """What lies in the directory, where a lock in a store stays, and none on a disk."""
+    """Return the names in the directory; a lock stays there only in a store."""
     names = place.split()[0].names()
     if isinstance(place, LocalLocation):
         return names
@@ -60,7 +60,7 @@ def lies_beside(place: Location) -> list[str]:
 
 
 def test_a_dataset_is_not_there_before_it_is_published(place: Location) -> None:
-    """While it is written, and after a failure, nothing is at its place or left beside it."""
+    """While a dataset is written, and after a failure, nothing is visible at its place."""
     with pytest.raises(ZeroDivisionError), create_dataset(place, dataset_schema()) as writer:
         write_part(writer.split("train"), 0)
         assert place.is_free()
@@ -70,8 +70,8 @@ def test_a_dataset_is_not_there_before_it_is_published(place: Location) -> None:
         open_dataset(place)
 
 
-def test_an_incomplete_dataset_is_told(place: Location) -> None:
-    """A `zarr.json` without `complete`, as it is until the last step, is not opened."""
+def test_an_incomplete_dataset_is_reported(place: Location) -> None:
+    """A root without `complete` is not opened."""
     with create_dataset(place, dataset_schema()) as writer:
         staged = writer.split("train").location
         with pytest.raises(BadDataError, match="is incomplete: its ingest has not finished"):
@@ -80,7 +80,7 @@ def test_an_incomplete_dataset_is_told(place: Location) -> None:
 
 @pytest.mark.parametrize("records", [[], [0, 1], [0, 1, 1], [0, 1, 3], [0, 1, 2, 2]])
 def test_every_chunk_must_be_recorded_once(place: Location, records: list[int]) -> None:
-    """A chunk without a record, or with two, is not published."""
+    """A dataset is not published if a chunk has no record, or two."""
     with create_dataset(place, dataset_schema()) as writer:
         made = {"train": [ChunkRecord(number, bytes(32), (1, 1, 1)) for number in records]}
         with pytest.raises(BadDataError, match="chunk records for the 3 chunks of split train"):
@@ -89,7 +89,7 @@ def test_every_chunk_must_be_recorded_once(place: Location, records: list[int]) 
 
 
 def test_every_chunk_must_be_there(place: Location) -> None:
-    """A chunk that another machine wrote to a disk of its own is not published."""
+    """A dataset is not published if a worker wrote a chunk to another disk."""
     schema = dataset_schema()
     with create_dataset(place, schema) as writer:
         records = write_parts(writer)
@@ -100,14 +100,14 @@ def test_every_chunk_must_be_there(place: Location) -> None:
 
 
 def test_an_existing_dataset_is_kept(place: Location, dataset: Dataset) -> None:
-    """Without `overwrite` it is a conflict, and the dataset stays what it was."""
+    """Without `overwrite`, an existing dataset is a conflict, and stays."""
     with pytest.raises(ConflictError, match="Pass --overwrite"):
         make_dataset(place, dataset_schema(rows=7))
     assert dataset.digest == open_dataset(place).digest
 
 
 def test_an_existing_dataset_is_replaced_when_asked(place: Location, dataset: Dataset) -> None:
-    """With `overwrite` the new one is there, and nothing of the old one beside it."""
+    """With `overwrite`, the new dataset replaces the old one, of which nothing is left."""
     schema = dataset_schema(rows=7)
     make_dataset(place, schema, overwrite=True)
     assert_holds_its_rows(open_dataset(place), schema)
@@ -119,7 +119,7 @@ def test_an_existing_dataset_is_replaced_when_asked(place: Location, dataset: Da
 def test_an_overwriting_that_fails_leaves_the_old_dataset(
     place: Location, dataset: Dataset
 ) -> None:
-    """Until the new one is published, readers find the old one whole."""
+    """Until the new dataset is published, readers find the old one."""
     with (
         pytest.raises(ZeroDivisionError),
         create_dataset(place, dataset_schema(rows=7), overwrite=True),
@@ -129,24 +129,24 @@ def test_an_overwriting_that_fails_leaves_the_old_dataset(
     assert dataset.digest == open_dataset(place).digest
 
 
-@pytest.mark.parametrize("strange", ["a file", "a directory", "another group"])
-def test_what_is_not_ours_is_never_replaced(place: Location, strange: str) -> None:
-    """Files, directories and Zarr groups of others are left alone, `overwrite` or not."""
+@pytest.mark.parametrize("other", ["a file", "a directory", "another group"])
+def test_other_files_are_never_replaced(place: Location, other: str) -> None:
+    """Other files, directories and Zarr groups are left alone, even with `overwrite`."""
     parent, name = place.split()
-    if strange == "a file":
+    if other == "a file":
         parent.put(name, b"precious")
-    elif strange == "a directory":
+    elif other == "a directory":
         place.put("notes.txt", b"precious")
     else:
         place.put("zarr.json", json.dumps(group_metadata({"precious": True})).encode())
     before = contents(parent)
-    with pytest.raises(ConflictError, match="is not a dataset of this project; it is left alone"):
+    with pytest.raises(ConflictError, match="is not a dataset; it is left alone"):
         make_dataset(place, overwrite=True)
     assert before == {key: value for key, value in contents(parent).items() if ".lock" not in key}
 
 
 def test_a_dataset_is_replaced_behind_a_link(tmp_path: Path, local_dataset: Dataset) -> None:
-    """A link to a dataset stays a link to the new one, and the old one's files are gone."""
+    """A link to a dataset then leads to the new one; the old one's files are removed."""
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "set")
     make_dataset(open_location(link), dataset_schema(rows=7), overwrite=True)
@@ -159,14 +159,14 @@ def test_a_dataset_is_replaced_behind_a_link(tmp_path: Path, local_dataset: Data
 def test_a_replacement_that_died_between_the_renames(
     tmp_path: Path, local_dataset: Dataset, left: str
 ) -> None:
-    """A reader is told; the next writer puts the old dataset back, whatever is at its place."""
+    """A reader gets an error; the next writer restores the old dataset."""
     if left == "a link":
         (tmp_path / "link").symlink_to(tmp_path / "set")
     target = open_location(tmp_path / ("link" if left == "a link" else "set"))
     local_dataset.location.take_place_of(replaced_sibling(target))
     if left == "an empty directory":
         target.path.mkdir()
-    with pytest.raises(BadDataError, match="was being replaced when the ingest ended"):
+    with pytest.raises(BadDataError, match="is being replaced, or its ingest was interrupted"):
         open_dataset(target)
     with dataset_lock(target):
         pass
@@ -175,7 +175,7 @@ def test_a_replacement_that_died_between_the_renames(
 
 
 def test_a_replacement_that_died_after_the_renames(local_dataset: Dataset) -> None:
-    """The new dataset is in its place: the next writer removes what is left of the old one."""
+    """The next writer removes the rest of a replaced dataset."""
     place = local_dataset.location
     replaced_sibling(place).put("zarr.json", b"half removed")
     with dataset_lock(place):
@@ -185,7 +185,7 @@ def test_a_replacement_that_died_after_the_renames(local_dataset: Dataset) -> No
 
 
 def test_an_orphan_writes_into_nothing_that_is_published(place: Location) -> None:
-    """A worker that outlives its job writes a chunk of another dataset into the next ingest."""
+    """A worker that outlives its job does not write into the next ingest's dataset."""
     with dataset_lock(place) as locked:
         dead = DatasetWriter(locked, locked.staging(), dataset_schema())  # and then its job died
     orphan = dead.split("train")
@@ -202,7 +202,7 @@ def test_an_orphan_writes_into_nothing_that_is_published(place: Location) -> Non
 
 
 def test_what_dead_ingests_staged_is_removed(place: Location, dataset: Dataset) -> None:
-    """Of this place alone: neighbours may have names that begin alike."""
+    """The sweep leaves neighbours whose names begin alike."""
     parent, _ = place.split()
     neighbour = parent.child("set.ingest-0123456789ab")
     kept = (parent.child("other").staging(), neighbour.staging())
@@ -220,7 +220,7 @@ def test_what_dead_ingests_staged_is_removed(place: Location, dataset: Dataset) 
 
 
 def test_two_writers_of_one_dataset(place: Location) -> None:
-    """The second is refused while the first one writes, and the first one is not disturbed."""
+    """A second writer is refused, and does not disturb the first."""
     with create_dataset(place, dataset_schema()) as writer:
         with pytest.raises(ConflictError, match="is being written by process"):
             make_dataset(place)
@@ -230,7 +230,7 @@ def test_two_writers_of_one_dataset(place: Location) -> None:
 def test_what_cannot_be_removed_stops_no_later_ingest(
     local_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where another user's files refuse to go, the new dataset is published all the same."""
+    """The new dataset is published although the old one's files cannot be removed."""
     unlink = files.unlink
 
     def refuse(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The run directory: its record, its lines of metrics, and what is refused."""
+"""The run directory: run.json, metrics.jsonl, and the errors for damaged ones."""
 
 import json
 
@@ -17,7 +17,7 @@ def place(anywhere: Location) -> Location:
 
 
 def test_a_record_comes_back(place: Location) -> None:
-    """What a run began with is what is opened, and each run has an identity of its own."""
+    """A created run is read back, and each run has its own id."""
     run = begin_run(place)
     assert run == open_run(place)
     assert run_exists(place)
@@ -25,7 +25,7 @@ def test_a_record_comes_back(place: Location) -> None:
 
 
 def test_a_run_begins_under_its_lock(place: Location) -> None:
-    """The lock's file and the rest of a dead writer's put do not keep a run from beginning."""
+    """A lock file and a partial file do not prevent creating a run."""
     with run_lock(place):
         place.put(".run.json.1-0.tmp", b"")
         run = begin_run(place)
@@ -34,7 +34,7 @@ def test_a_run_begins_under_its_lock(place: Location) -> None:
 
 
 def test_a_run_begins_once(place: Location) -> None:
-    """A second beginning is a conflict and leaves the first one's record."""
+    """Creating a run twice is a conflict, and the first one stays."""
     run = begin_run(place)
     with pytest.raises(ConflictError, match="is a run already"):
         begin_run(place)
@@ -42,25 +42,25 @@ def test_a_run_begins_once(place: Location) -> None:
 
 
 def test_a_directory_of_something_else_is_no_place_for_a_run(place: Location) -> None:
-    """A directory that holds other files is named with the first of them, and left alone."""
+    """A directory with other files is refused; the message names the first file."""
     place.put("thesis.tex", b"precious")
-    with pytest.raises(ConflictError, match=r"holds 'thesis\.tex' but no run\.json"):
+    with pytest.raises(ConflictError, match=r"contains 'thesis\.tex' but no run\.json"):
         begin_run(place)
     assert ["thesis.tex"] == place.names()
 
 
-def test_a_run_whose_record_is_gone_is_not_begun_anew(place: Location) -> None:
-    """Checkpoints without run.json are no empty directory: nothing is started afresh."""
+def test_a_run_whose_record_is_gone_is_not_started_again(place: Location) -> None:
+    """Checkpoints without run.json are not overwritten by a new run."""
     begin_run(place).append_metrics(metrics_line(1))
     place.delete(RECORD)
-    with pytest.raises(ConflictError, match=r"holds 'metrics\.jsonl' but no run\.json"):
+    with pytest.raises(ConflictError, match=r"contains 'metrics\.jsonl' but no run\.json"):
         begin_run(place)
-    with pytest.raises(BadDataError, match=r"is not a run: it holds no run\.json"):
+    with pytest.raises(BadDataError, match=r"is not a run: it contains no run\.json"):
         open_run(place)
 
 
-def test_no_run_is_told(place: Location) -> None:
-    """A place where nothing is, and a path to a file, are told apart from a run."""
+def test_no_run(place: Location) -> None:
+    """The messages for a missing path and for a file differ."""
     with pytest.raises(BadDataError, match="There is no run at"):
         open_run(place)
     parent, name = place.split()
@@ -71,7 +71,7 @@ def test_no_run_is_told(place: Location) -> None:
 
 @pytest.mark.parametrize("change", [{"dataset_digest": "1" * 64}, {"seal": None}])
 def test_a_changed_record_is_refused(place: Location, change: dict[str, object]) -> None:
-    """A record that is not what was sealed is damaged, and named."""
+    """A run.json with a wrong seal is damaged, and named."""
     begin_run(place)
     place.put(RECORD, json.dumps(json.loads(place.get(RECORD)) | change).encode())
     with pytest.raises(BadDataError, match=r"run\.json is damaged: its seal"):
@@ -82,7 +82,7 @@ def test_a_changed_record_is_refused(place: Location, change: dict[str, object])
     ("change", "message"),
     [
         ({"format_version": 2}, "has format version 2; this release reads up to 1"),
-        ({"format": "diary"}, "does not say 'mnist-stream run'"),
+        ({"format": "diary"}, "does not have format 'mnist-stream run'"),
         ({"run_id": None}, r"has a \w+ for its 'run_id'"),
         ({"configuration": 3}, r"has a \w+ for its 'configuration'"),
         ({"versions": "ab"}, r"has a \w+ for its 'versions'"),
@@ -91,7 +91,7 @@ def test_a_changed_record_is_refused(place: Location, change: dict[str, object])
 def test_a_record_of_another_kind_is_refused(
     place: Location, change: dict[str, object], message: str
 ) -> None:
-    """Sealed, but newer, or with fields that are missing or of other types."""
+    """A sealed run.json of a newer version, or with wrong fields, is refused."""
     begin_run(place)
     document = documents.read_sealed(place, RECORD) | change
     kept = {field: value for field, value in document.items() if value is not None}
@@ -101,7 +101,7 @@ def test_a_record_of_another_kind_is_refused(
 
 
 def test_metrics_are_appended(place: Location) -> None:
-    """Each line is there once it has been appended; before the first there are none."""
+    """Appended lines are read back; before the first there are none."""
     run = begin_run(place)
     assert [] == run.metrics()
     for epoch in (1, 2):
@@ -110,7 +110,7 @@ def test_metrics_are_appended(place: Location) -> None:
 
 
 def test_metrics_are_rewritten(place: Location) -> None:
-    """On resume the file holds just the checkpoint's lines, no line where there is none."""
+    """On resume the file contains exactly the checkpoint's lines."""
     run = begin_run(place)
     for epoch in (1, 2, 3):
         run.append_metrics(metrics_line(epoch))
@@ -121,7 +121,7 @@ def test_metrics_are_rewritten(place: Location) -> None:
 
 
 def test_a_line_cut_off_by_a_death_is_left_out(place: Location) -> None:
-    """However much of an appended line got to the disk, those before it are read."""
+    """Wherever the last line was cut off, the lines before it are read."""
     run = begin_run(place)
     run.append_metrics(metrics_line(1))
     whole = place.size(METRICS)
@@ -133,7 +133,7 @@ def test_a_line_cut_off_by_a_death_is_left_out(place: Location) -> None:
 
 
 def test_a_changed_line_is_damage(place: Location) -> None:
-    """A flipped bit in any line is refused with the line's number."""
+    """A flipped bit is an error with the line's number."""
     run = begin_run(place)
     for epoch in (1, 2, 3):
         run.append_metrics(metrics_line(epoch))
@@ -144,5 +144,5 @@ def test_a_changed_line_is_damage(place: Location) -> None:
             run.metrics()
     for rest in (b"\0\0\0", b"garbage"):
         place.put(METRICS, data + rest)
-        with pytest.raises(BadDataError, match="ends in something that is no line"):
+        with pytest.raises(BadDataError, match="ends with something other than a line"):
             run.metrics()

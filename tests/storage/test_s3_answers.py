@@ -1,4 +1,4 @@
-"""What an S3 store may answer, and what cannot be asked of one: each said in words."""
+"""Error responses of S3 stores and invalid requests: each has a clear message."""
 
 import itertools
 import os
@@ -40,13 +40,13 @@ BAD_URLS = (
 
 
 def answered(proxy: Proxy, answer: Answer, **options: str) -> Location:
-    """A place whose store gives this answer to everything."""
+    """Return a location whose store sends this response to every request."""
     proxy.plan = lambda method, path: answer
     return proxy.store.location("place", **{"retry_seconds": "0.2", **options})
 
 
 def acts(place: Location) -> dict[str, Callable[[], Any]]:
-    """All that is asked of a store."""
+    """Return every kind of request."""
     return {
         "get": lambda: place.get("key"),
         "range": lambda: place.get("key", 2, 5),
@@ -79,21 +79,21 @@ def acts(place: Location) -> dict[str, Callable[[], Any]]:
             "in another region. Set AWS_REGION or --storage-option region to eu-west-1",
         ),
         (refusal(507, "XMinioStorageFull"), "XMinioStorageFull). Check its space and quota"),
-        (Answer(404), "does not answer as an S3 store does (404 Not Found)"),
+        (Answer(404), "does not respond like an S3 store (404 Not Found)"),
         (Answer(404, PAGE, "text/html"), "404 Not Found with a web page"),
         (Answer(403, PAGE, "text/html"), "403 Forbidden with a web page"),
-        (Answer(200, PAGE, "text/html"), "Check the endpoint, and whether a login page"),
+        (Answer(200, PAGE, "text/html"), "Check the endpoint, and whether a proxy"),
         (
             Answer(200, PAGE, "text/html", OF_OBJECTS),
-            "Check the endpoint, and whether a login page",
+            "Check the endpoint, and whether a proxy",
         ),
-        (Answer(416), "as an S3 store does (416 Range Not Satisfiable)"),
+        (Answer(416), "like an S3 store (416 Range Not Satisfiable)"),
         (Answer(302, PAGE, "text/html"), "in another region"),
     ],
     ids=lambda value: value.split(".")[0] if isinstance(value, str) else "",
 )
-def test_refusals_are_told_in_words(proxy: Proxy, answer: Answer, words: str) -> None:
-    """Whatever is asked, at once, with exit 6; no web page counts as data or as an empty place."""
+def test_refusals(proxy: Proxy, answer: Answer, words: str) -> None:
+    """Every request fails at once with exit 6; a web page is neither data nor a listing."""
     place = answered(proxy, answer, retry_seconds="600")
     for name, act in acts(place).items():
         with pytest.raises(UnreachableError) as caught:
@@ -109,42 +109,44 @@ def test_refusals_are_told_in_words(proxy: Proxy, answer: Answer, words: str) ->
 def test_answers_that_pass_are_asked_again(
     proxy: Proxy, answer: Answer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By whatever is asked; the last one is told with the store's address."""
+    """Every request is retried; the last error names the store's address."""
     seconds = itertools.count()
     clock = SimpleNamespace(monotonic=lambda: next(seconds), sleep=lambda pause: None)
     monkeypatch.setattr("storage.s3_client.time", clock)
     place = answered(proxy, answer, retry_seconds="2")
     for name, act in acts(place).items():
         before = len(proxy.requests)
-        with pytest.raises(UnreachableError, match="again and again for") as caught:
+        with pytest.raises(UnreachableError, match="retried for") as caught:
             act()
         assert proxy.store.endpoint in str(caught.value)
         assert len(proxy.requests) - before > 1, name
 
 
 def test_an_answer_that_is_no_listing(proxy: Proxy) -> None:
-    """It is told so; where nothing is tried again, no second try is claimed."""
+    """It is reported; without a retry, the message mentions none."""
     answer = Answer(200, b"{}", "application/json", OF_OBJECTS)
     place = answered(proxy, answer, retry_seconds="0")
     with pytest.raises(UnreachableError, match=r"listing is not an S3 store's, at http") as caught:
         place.objects()
-    assert "again and again" not in str(caught.value)
+    assert "retried" not in str(caught.value)
 
 
 @pytest.mark.parametrize("url", BAD_URLS)
 def test_an_endpoint_that_is_none(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An option and a variable are refused before anything is asked, by name."""
-    with pytest.raises(UsageError, match=r"--storage-option endpoint_url .*cannot be used"):
+    """An invalid option or variable is refused by name, without a request."""
+    with pytest.raises(
+        UsageError, match=r"--storage-option endpoint_url .*is not a valid endpoint"
+    ):
         open_location("s3://bucket/place", {"endpoint_url": url})
     for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL_STS"):
         with monkeypatch.context() as patched:
             patched.setenv(name, url)
-            with pytest.raises(UsageError, match=f"{name} .*cannot be used"):
+            with pytest.raises(UsageError, match=f"{name} .*is not a valid endpoint"):
                 open_location("s3://bucket/place")
 
 
 def test_a_password_in_an_endpoint_is_not_shown() -> None:
-    """It is refused all the same."""
+    """It is refused without being shown."""
     with pytest.raises(UsageError, match="without a user name") as caught:
         open_location("s3://bucket/place", {"endpoint": "http://me:swordfish@localhost"})
     assert "swordfish" not in str(caught.value)
@@ -162,7 +164,7 @@ def test_a_password_in_an_endpoint_is_not_shown() -> None:
 def test_variables_that_cannot_be_sent(
     name: str, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A line break that came along with a key is told by the variable's name, not its value."""
+    """A line break in a key is reported with the variable's name, not its value."""
     monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match=name) as caught:
         open_location("s3://bucket/place")
@@ -173,14 +175,14 @@ def test_variables_that_cannot_be_sent(
 
 @pytest.mark.parametrize("bucket", ["my bucket", "caf\u00e9", "a%b", "..", "a:b"])
 def test_a_name_that_no_bucket_has(bucket: str) -> None:
-    """It would become part of a host's name."""
+    """A region becomes part of a host name, so it is checked."""
     with pytest.raises(UsageError, match="names the bucket"):
         open_location(f"s3://{bucket}/place")
 
 
 @pytest.mark.parametrize("key", ["a//b", "x/../../y", "./a", "..", "a\x01b", "\u2028", "/first"])
 def test_a_key_that_no_path_can_be(store: Store, key: str) -> None:
-    """The other objects are listed all the same; this one is refused by its name, where asked."""
+    """The other objects are listed; this one is refused by name."""
     place = store.new_place()
     store.put_raw(f"{str(place).split('/', 3)[3]}/{key}", b"odd")
     assert not place.is_free()
@@ -198,7 +200,7 @@ def test_a_key_that_no_path_can_be(store: Store, key: str) -> None:
 
 
 def test_folders_are_no_objects(store: Store) -> None:
-    """The empty objects by which consoles make folders do not count; other empty ones do."""
+    """Empty objects that represent folders are not listed; other empty ones are."""
     place = store.new_place()
     prefix = str(place).split("/", 3)[3]
     store.put_raw(f"{prefix}/")
@@ -210,7 +212,7 @@ def test_folders_are_no_objects(store: Store) -> None:
 
 
 def test_the_copy_of_an_object_has_a_short_name(store: Store) -> None:
-    """It ends like the object's, which may be longer than a disk takes."""
+    """The copy keeps the object's suffix, shortened to what a disk allows."""
     place, key = store.new_place(), "\u00e9" * 200 + ".idx3-ubyte.gz"
     place.put(key, b"x")
     with place.as_file(key) as path:
@@ -236,7 +238,7 @@ except Exception as error:
 
 @pytest.mark.parametrize("what", ["read", "write"])
 def test_no_space_for_temporary_files(store: Store, tmp_path: Path, what: str) -> None:
-    """The directory is named, and nothing is left in it."""
+    """The message names the directory, and no file is left in it."""
     place = store.new_place()
     place.put("large", bytes(2000))
     temporary = tmp_path / "temporary"

@@ -1,4 +1,4 @@
-"""Death between any two writes to a store: readers find old, new, or an error that says so."""
+"""Death between any two writes to a store: readers find old, new, or an error."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -37,16 +37,16 @@ from tests.storage.artefacts import (
 pytestmark = pytest.mark.slow
 
 WRITES = ("put", "put_if", "delete")
-"""The requests that change what a store holds."""
+"""The requests that change a store's objects."""
 
 
 class Died(BaseException):
-    """The process is dead; no handler of errors may make anything of it."""
+    """The process died: not an Exception, so that no handler catches it."""
 
 
 @contextmanager
 def dying_after(writes: int) -> Iterator[list[str]]:
-    """Let so many writes through, then none; gives the names of those that were asked for."""
+    """Raise `Died` after so many writes; yield the names of all that were tried."""
     asked: list[str] = []
 
     def mortal(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
@@ -64,12 +64,12 @@ def dying_after(writes: int) -> Iterator[list[str]]:
         yield asked
 
 
-def ignored(told: str) -> None:
-    """For a taking over whose words do not matter."""
+def ignored(message: str) -> None:
+    """Take over a lock without a message."""
 
 
 def write(target: Location, rows: int) -> None:
-    """Ingest as the pipeline does, whoever was there before."""
+    """Ingest as the pipeline does, taking over the lock."""
     with (
         dataset_lock(target, ignored) as locked,
         stage_dataset(locked, dataset_schema(rows=rows), overwrite=True) as writer,
@@ -84,17 +84,17 @@ def writes_of(act: Callable[[], None]) -> list[str]:
 
 
 def moments(writes: list[str]) -> list[int]:
-    """How many writes to let through: half of the version's, and then as each act of publishing."""
+    """Return how many writes to allow: half of the version's, and each one of publishing."""
     publishing = len(writes) - 1 - writes[::-1].index("put")
     return [publishing // 2, *range(publishing, len(writes))]
 
 
 def test_a_dataset_is_replaced_whatever_dies(store: Store) -> None:
-    """Old or new at each moment; the next writer keeps it, and leaves no rests."""
+    """A reader finds the old or the new dataset; the next writer keeps it."""
     place = store.new_place()
     make_dataset(place.child("count"), dataset_schema(rows=2))
     total = writes_of(lambda: write(place.child("count"), 3))
-    found = set()
+    outcomes = set()
     for writes in moments(total):
         target = place.child(f"{writes}/set")
         old = make_dataset(target, dataset_schema(rows=2))
@@ -103,7 +103,7 @@ def test_a_dataset_is_replaced_whatever_dies(store: Store) -> None:
         seen = open_dataset(target)
         rows = seen.split("train").schema.rows
         assert_holds_its_rows(seen, dataset_schema(rows=rows))
-        found.add("old" if seen.digest == old.digest else "new")
+        outcomes.add("old" if seen.digest == old.digest else "new")
         with dataset_lock(target, ignored):
             pass
         after = open_dataset(target)
@@ -111,19 +111,19 @@ def test_a_dataset_is_replaced_whatever_dies(store: Store) -> None:
         assert [".set.lock", "set"] == place.names(str(writes))
         assert ["zarr.json", after.tree.name] == sorted(target.names(), key=len)
         assert [] == [error for _, error in verify_location(target) if error]
-    assert {"old", "new"} == found
+    assert {"old", "new"} == outcomes
 
 
 def test_a_store_that_is_lost_while_publishing(store: Store, proxy: Proxy) -> None:
-    """The old dataset stays; what was staged waits, for it may be published by a late answer."""
+    """The old dataset stays; so does the staged one, as a lost request may have published it."""
     target = store.new_place().child("set")
     old = make_dataset(target, dataset_schema(rows=2))
-    there = proxy.store.location(str(target).split("/", 3)[3], retry_seconds="0.1")
+    proxied = proxy.store.location(str(target).split("/", 3)[3], retry_seconds="0.1")
     proxy.plan = lambda method, path: (
         "503" if method == "PUT" and path.endswith("/set/zarr.json") else None
     )
     with pytest.raises(UnreachableError, match="503"):
-        write(there, 3)
+        write(proxied, 3)
     assert old.digest == open_dataset(target).digest
     assert 3 == len(target.names())
     write(target, 3)
@@ -132,7 +132,7 @@ def test_a_store_that_is_lost_while_publishing(store: Store, proxy: Proxy) -> No
 
 
 def test_a_first_dataset_is_there_whole_or_not(store: Store) -> None:
-    """Where there was none, a reader finds none, all, or that it is coming."""
+    """Without a former tree, a reader finds none, a complete one, or an error."""
     place = store.new_place()
     total = writes_of(lambda: write(place.child("count"), 3))
     for writes in moments(total):
@@ -148,11 +148,11 @@ def test_a_first_dataset_is_there_whole_or_not(store: Store) -> None:
 
 
 def test_a_checkpoint_is_there_whole_or_not(store: Store) -> None:
-    """Saving over one, saving a new one and pruning: what is listed is sound, always."""
+    """While checkpoints are saved, replaced and pruned, all that are listed are sound."""
     place = store.new_place()
     template = tensors_of(1)
 
-    def go_on(place: Location) -> None:
+    def resume(place: Location) -> None:
         with run_lock(place, ignored) as locked:
             run = open_run(locked)
             sweep_checkpoints(run)
@@ -160,21 +160,19 @@ def test_a_checkpoint_is_there_whole_or_not(store: Store) -> None:
             prune_checkpoints(run, save_epoch(run, 4), 2, set())
 
     make_run(place.child("count"))
-    total = writes_of(lambda: go_on(place.child("count")))
+    total = writes_of(lambda: resume(place.child("count")))
     for writes in range(len(total) + 1):
-        there = place.child(str(writes))
-        run = make_run(there)
+        copy = place.child(str(writes))
+        run = make_run(copy)
         with dying_after(writes), suppress(Died):
-            go_on(there)
+            resume(copy)
         for name in list_checkpoints(run):
             load_checkpoint(run, name, template)
         newest = list(load_newest(run, template))
         assert isinstance(newest[0], Checkpoint), newest
         assert newest[0].name.epoch in (2, 3, 4)
-        assert [] == [
-            error for what, error in verify_location(there) if error and "met" not in what
-        ]
-        go_on(there)
+        assert [] == [error for what, error in verify_location(copy) if error and "met" not in what]
+        resume(copy)
         assert ["000003-000000", "000004-000000"] == list(map(str, list_checkpoints(run)))
-        left = there.child("checkpoints").sizes()
+        left = copy.child("checkpoints").sizes()
         assert 6 == len([size for size in left.values() if size != REMOVED_BYTES]), left

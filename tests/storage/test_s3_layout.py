@@ -1,4 +1,4 @@
-"""What lies where in a store: versions below a place, and trees as former releases wrote them."""
+"""The layout in a store: versions below a place, and trees of earlier releases."""
 
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def wrong(location: Location) -> list[object]:
 
 
 def test_a_dataset_of_a_former_release(place: Location, dataset_place: Location) -> None:
-    """It is read where it lies, survives the next ingest's look, and is replaced without rests."""
+    """It is read in place, kept by the next ingest's recovery, and replaced without a rest."""
     target = place.child("set")
     copy(dataset_place, target)
     old = open_dataset(target)
@@ -68,7 +68,7 @@ def test_a_dataset_of_a_former_release(place: Location, dataset_place: Location)
 def test_a_dataset_that_a_former_release_half_replaced(
     place: Location, dataset_place: Location
 ) -> None:
-    """What to remove is said, and once it is removed an ingest succeeds."""
+    """The message says what to remove; after that an ingest succeeds."""
     target, marker = place.child("set"), place.child(".set.replaced")
     copy(dataset_place, target)
     target.delete("zarr.json")
@@ -84,7 +84,7 @@ def test_a_dataset_that_a_former_release_half_replaced(
 
 
 def test_a_run_of_a_former_release(place: Location, run_place: Location) -> None:
-    """It is read, gone on with and pruned; of its scorings nothing is written anew."""
+    """It is read, continued and pruned; its scores are not written again."""
     run = place.child("run")
     copy(run_place, run)
     assert [] == wrong(run)
@@ -102,7 +102,7 @@ def test_a_run_of_a_former_release(place: Location, run_place: Location) -> None
 
 
 def test_what_was_copied_to_a_disk(place: Location, tmp_path: Path) -> None:
-    """Datasets and runs with their scorings are read there, and what was removed is not listed."""
+    """Copied datasets and runs are read, and removed checkpoints are not listed."""
     make_dataset(place.child("set"))
     run = make_run(place.child("run"))
     scores = make_scores(run.location)
@@ -111,8 +111,8 @@ def test_what_was_copied_to_a_disk(place: Location, tmp_path: Path) -> None:
     copy(place, disk)
     assert_holds_its_rows(open_dataset(disk.child("set")), dataset_schema())
     assert scores.digest == open_scores(disk.child(f"run/{SCORES}/{scores.schema.home}")).digest
-    there = open_run(disk.child("run"))
-    assert list_checkpoints(run) == list_checkpoints(there)
+    copied = open_run(disk.child("run"))
+    assert list_checkpoints(run) == list_checkpoints(copied)
     assert [] == wrong(disk.child("set")) + wrong(disk.child("run"))
     make_dataset(disk.child("set"), dataset_schema(rows=3), overwrite=True)
     assert_holds_its_rows(open_dataset(disk.child("set")), dataset_schema(rows=3))

@@ -1,4 +1,4 @@
-"""Locations in a store: ranges, trouble on the way, and what is refused, each told by name."""
+"""Locations in a store: ranges, retries, and the messages of errors."""
 
 import builtins
 import pickle
@@ -28,12 +28,12 @@ def place(store: Store) -> Location:
 
 
 def through(proxy: Proxy, place: Location, **options: str) -> Location:
-    """The same place by way of the proxy; a slow answer is given up after a second."""
+    """Return the location by way of the proxy, with a timeout of a second."""
     return proxy.store.location(str(place).split("/", 3)[3], timeout="1s", **options)
 
 
 def test_the_start_of_an_object_as_a_file(place: Location) -> None:
-    """No more than was asked for is copied, and a copy can be stopped."""
+    """Only the requested bytes are copied, and a copy can be stopped."""
     place.put("digits", DIGITS)
     for count, expected in ((3, DIGITS[:3]), (99, DIGITS), (None, DIGITS)):
         with place.as_file("digits", count) as path:
@@ -47,7 +47,7 @@ def test_the_start_of_an_object_as_a_file(place: Location) -> None:
 
 
 def test_what_a_look_tells(place: Location) -> None:
-    """Size and time as the store says, and another version after each writing."""
+    """Size and time are the store's, and each write changes the version."""
     before = time.time()
     place.put("a", b"one")
     first = place.look("a")
@@ -60,7 +60,7 @@ def test_what_a_look_tells(place: Location) -> None:
 
 
 def test_a_large_object_goes_in_parts(place: Location) -> None:
-    """What is larger than a part of an upload comes back whole, put or written in pieces."""
+    """Objects larger than a part of a multipart upload are read back."""
     data = np.random.default_rng(0).bytes(12 * 2**20)
     place.put("put", data)
     with place.open_for_writing("written") as write:
@@ -73,7 +73,7 @@ def test_a_large_object_goes_in_parts(place: Location) -> None:
 
 @pytest.mark.slow
 def test_more_objects_than_a_page(store: Store, place: Location) -> None:
-    """Listing and removing go on past the thousand of one answer, odd names among them or not."""
+    """Listing and removing handle more than 1,000 objects, with odd names too."""
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda number: place.put(f"a/{number:04d}", b"x"), range(1005)))
     assert 1005 == len(place.names("a"))
@@ -86,18 +86,18 @@ def test_more_objects_than_a_page(store: Store, place: Location) -> None:
 
 @pytest.mark.parametrize("chunks_per_shard", [1, 2])
 def test_a_dataset_is_read_as_it_was_written(place: Location, chunks_per_shard: int) -> None:
-    """By our own reader of chunks, and by Zarr, plain and in shards."""
+    """Chunks are read by this project and by Zarr, with and without shards."""
     schema = dataset_schema(chunks_per_shard=chunks_per_shard)
     make_dataset(place.child("set"), schema)
-    found = open_dataset(place.child("set"))
-    assert_holds_its_rows(found, schema)
-    split = found.split("train")
+    opened = open_dataset(place.child("set"))
+    assert_holds_its_rows(opened, schema)
+    split = opened.split("train")
     rows = np.concatenate([split.read_chunk(number).inputs for number in range(3)])
     assert np.array_equal(rows, np.asarray(split.inputs[:]))
 
 
 def test_a_location_travels(store: Store) -> None:
-    """Pickled, it carries where the store is; it shows none of its secrets."""
+    """A location can be pickled with its options; its repr shows no secret."""
     place = store.location("x", secret_access_key="swordfish")
     assert place == pickle.loads(pickle.dumps(place))
     assert "swordfish" not in f"{place} {place!r}"
@@ -105,27 +105,27 @@ def test_a_location_travels(store: Store) -> None:
 
 @pytest.mark.parametrize("trouble", TROUBLES)
 def test_passing_trouble_is_not_seen(proxy: Proxy, place: Location, trouble: str) -> None:
-    """Reads, writes, conditional writes, listings, copies and removals are tried again."""
-    there = through(proxy, place)
+    """Every kind of request is retried."""
+    proxied = through(proxy, place)
     for number, (method, part, act) in enumerate(
         [
-            ("PUT", "digits", lambda: there.put("digits", DIGITS)),
-            ("GET", "digits", lambda: there.get("digits", 2, 5)),
-            ("HEAD", "digits", lambda: there.size("digits")),
-            ("PUT", "new", lambda: there.put("new", b"1", new=True)),
-            ("PUT", "new", lambda: there.append("new", b"2")),
-            ("GET", "list-type", there.objects),
-            ("POST", "delete", lambda: there.delete("new")),
+            ("PUT", "digits", lambda: proxied.put("digits", DIGITS)),
+            ("GET", "digits", lambda: proxied.get("digits", 2, 5)),
+            ("HEAD", "digits", lambda: proxied.size("digits")),
+            ("PUT", "new", lambda: proxied.put("new", b"1", new=True)),
+            ("PUT", "new", lambda: proxied.append("new", b"2")),
+            ("GET", "list-type", proxied.objects),
+            ("POST", "delete", lambda: proxied.delete("new")),
         ]
     ):
         proxy.first(trouble, 1, method, part)
         before = len(proxy.requests)
-        found = act()
+        result = act()
         again = (method, "GET") if method == "HEAD" else (method,)  # for the reason of a refusal
         tries = [seen for seen in proxy.requests[before:] if seen[0] in again and part in seen[1]]
         body = method in ("GET", "POST")  # an answer without a body cannot be cut off
         assert len(tries) > 1 or (trouble == CUT and not body), number
-        assert found == [None, b"234", 10, None, None, ["digits", "new"], None][number]
+        assert result == [None, b"234", 10, None, None, ["digits", "new"], None][number]
     assert {"digits": 10} == place.sizes()
 
 
@@ -134,47 +134,45 @@ def test_passing_trouble_is_not_seen(proxy: Proxy, place: Location, trouble: str
     [
         ("500", "500 Internal Server Error, InternalError"),
         ("503", "503 Service Unavailable, SlowDown"),
-        (CUT, "broke off"),
-        (DROP, "broke off"),
-        (LOST, "broke off"),
+        (CUT, "was interrupted"),
+        (DROP, "was interrupted"),
+        (LOST, "was interrupted"),
         (SLOW, "no whole answer in time"),
     ],
 )
-def test_trouble_that_lasts_is_told(
-    proxy: Proxy, place: Location, trouble: str, reason: str
-) -> None:
-    """After the time that `retry_seconds` gives: exit 6, the object's URL, and the reason."""
+def test_lasting_trouble(proxy: Proxy, place: Location, trouble: str, reason: str) -> None:
+    """After `retry_seconds`: exit 6, the object's URL and the reason."""
     place.put("digits", DIGITS)
     proxy.plan = lambda method, path: trouble
-    there = through(proxy, place, retry_seconds="0.2")
+    proxied = through(proxy, place, retry_seconds="0.2")
     with pytest.raises(UnreachableError, match=f"Cannot read {place}/digits: .*{reason}") as caught:
-        there.get("digits")
+        proxied.get("digits")
     assert 6 == caught.value.exit_code
     assert {("GET", f"/{str(place)[5:]}/digits")} == set(proxy.requests)
 
 
 def test_a_store_that_ignores_ranges(proxy: Proxy, place: Location) -> None:
-    """What it gives is not taken for the part that was asked for."""
+    """Its response is not used in place of the requested range."""
     place.put("digits", DIGITS)
     proxy.withheld = {"range"}
-    with pytest.raises(UnreachableError, match=r"not answer as an S3 store .*it ignores ranges"):
+    with pytest.raises(UnreachableError, match=r"not respond like an S3 store .*it ignores ranges"):
         through(proxy, place).get("digits", 2, 5)
 
 
 def test_a_store_that_is_not_there(place: Location) -> None:
-    """A refused connection is tried again, then told."""
+    """A refused connection is retried, then reported."""
     key = str(place).split("/", 3)[3]
     gone = open_location(
         f"s3://bucket/{key}",
         {"endpoint_url": "http://127.0.0.1:1", "retry_seconds": "0.2"}
         | {"access_key_id": "a", "secret_access_key": "b"},
     )
-    with pytest.raises(UnreachableError, match="the connection is refused, again and again"):
+    with pytest.raises(UnreachableError, match="the connection is refused, retried for"):
         gone.put("key", b"")
 
 
 def test_one_of_many_makes_an_object(place: Location) -> None:
-    """Of writers who put a new object at once, one wins and the others are told."""
+    """One of several concurrent writers of a new object wins; the others get a conflict."""
     together = threading.Barrier(8)
 
     def put(number: int) -> bool:
@@ -194,15 +192,15 @@ def test_one_of_many_makes_an_object(place: Location) -> None:
 def test_an_append_after_another_s_is_refused(
     place: Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A line that came between the reading and the writing is not written over."""
+    """A line that was appended after the read is not overwritten."""
     place.put("lines", b"one\n")
     tagged = type(place.client).get_tagged
 
     def meanwhile(client: Any, key: str) -> Any:
-        found = tagged(client, key)
+        content = tagged(client, key)
         monkeypatch.undo()
         place.put("lines", b"one\nother\n")
-        return found
+        return content
 
     monkeypatch.setattr(type(place.client), "get_tagged", meanwhile)
     with pytest.raises(ConflictError, match="was changed by another writer"):
@@ -214,8 +212,8 @@ def test_an_append_after_another_s_is_refused(
     "url", ["s3://", "s3://bucket", "s3://bucket/", "s3:///a", "s3://bucket/a//b", "s3://b/../a"]
 )
 def test_a_url_without_a_place_is_wrong_usage(url: str) -> None:
-    """A bucket and a prefix of whole parts are wanted."""
-    with pytest.raises(UsageError, match="names no place in a bucket"):
+    """The URL must have a bucket and a prefix without empty parts."""
+    with pytest.raises(UsageError, match="is not a valid S3 URL"):
         open_location(url)
 
 
@@ -229,7 +227,7 @@ def test_a_url_without_a_place_is_wrong_usage(url: str) -> None:
     ],
 )
 def test_an_option_that_is_none_is_wrong_usage(options: dict[str, str], message: str) -> None:
-    """Before anything is asked of the store."""
+    """They are refused without a request."""
     with pytest.raises(UsageError, match=message):
         open_location("s3://bucket/place", options)
 
@@ -237,7 +235,7 @@ def test_an_option_that_is_none_is_wrong_usage(options: dict[str, str], message:
 def test_the_environment_says_where_the_store_is(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """AWS_ENDPOINT_URL and the credentials' variables suffice; options come before them."""
+    """AWS_ENDPOINT_URL and the credentials' variables suffice; options take precedence."""
     for name, value in store.environment.items():
         monkeypatch.setenv(name, value)
     place = open_location(store.url("from-environment"))
@@ -248,7 +246,7 @@ def test_the_environment_says_where_the_store_is(
 
 
 def test_without_the_extra_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An s3:// URL without obstore is wrong usage."""
+    """An s3:// URL without obstore is a usage error."""
     real = builtins.__import__
 
     def without(name: str, *arguments: Any) -> Any:

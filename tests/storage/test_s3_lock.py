@@ -1,4 +1,4 @@
-"""The writer's lock in a store: one has it, a dead one's is taken knowingly, the loser stops."""
+"""The writer's lock in a store: one holder, explicit takeover, and a former holder that stops."""
 
 import os
 import socket
@@ -30,12 +30,12 @@ def place(store: Store) -> Location:
     return store.new_place()
 
 
-def ignored(told: str) -> None:
-    """For a taking over whose words do not matter."""
+def ignored(message: str) -> None:
+    """Take over a lock without a message."""
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "command"),
     [
         (["train", "--dataset", "s3://bucket/set"], "(pipeline train). Wait for it"),
         (["--dataset", ""], "(pipeline). Wait for it"),
@@ -43,31 +43,31 @@ def ignored(told: str) -> None:
     ],
 )
 def test_what_the_holder_runs(
-    place: Location, monkeypatch: pytest.MonkeyPatch, words: list[str], told: str
+    place: Location, monkeypatch: pytest.MonkeyPatch, words: list[str], command: str
 ) -> None:
-    """Its command is named whole, and none of its options."""
+    """The message names the holder's command without its options."""
     monkeypatch.setattr("sys.argv", ["/usr/bin/pipeline", *words])
     lock = place.child(".lock")
     with lock.writer_lock("The run"), pytest.raises(ConflictError) as caught:
         lock.writer_lock("The run").__enter__()
-    assert told in str(caught.value)
+    assert command in str(caught.value)
 
 
 def test_one_of_many_gets_the_lock(place: Location) -> None:
-    """Of writers who ask at once, one has it; so of those who take over at once, in the end."""
+    """One of several concurrent writers gets the lock; so does one that takes it over."""
     together = threading.Barrier(6)
 
     def ask(take_over: bool) -> bool:
         lock = place.child(".lock").writer_lock("The run", ignored if take_over else None)
         together.wait()
-        with ExitStack() as held:
+        with ExitStack() as stack:
             try:
-                found = held.enter_context(lock)
+                taken = stack.enter_context(lock)
             except ConflictError:
-                found = None
-            together.wait()  # nobody gives it back before all have asked
+                taken = None
+            together.wait()  # no one releases it before all have asked
             try:
-                return found is not None and found.check() is None
+                return taken is not None and taken.check() is None
             except ConflictError:
                 return False
             finally:
@@ -80,35 +80,35 @@ def test_one_of_many_gets_the_lock(place: Location) -> None:
 
 
 def test_a_store_without_conditional_writes_is_refused(proxy: Proxy, place: Location) -> None:
-    """Where everybody would win, nobody does."""
+    """A store that would grant the lock to every writer is refused."""
     proxy.withheld = {"if-none-match", "if-match"}
-    there = proxy.store.location(str(place).split("/", 3)[3])
+    proxied = proxy.store.location(str(place).split("/", 3)[3])
     with (
         pytest.raises(UsageError, match="ignores conditional writes"),
-        there.child(".lock").writer_lock("The run"),
+        proxied.child(".lock").writer_lock("The run"),
     ):
-        pytest.fail("a lock that locks nobody out")
+        pytest.fail("the lock excluded no writer")
 
 
 def test_a_taking_over_says_whose_it_was(place: Location) -> None:
-    """The former holder is named; of a lock that was free nothing is said."""
-    told: list[str] = []
-    with place.child(".lock").writer_lock("The run", told.append):
-        assert [] == told
-        with place.child(".lock").writer_lock("The run", told.append):
-            assert [True] == [f"The run was being written by {HERE}" in text for text in told]
+    """A takeover names the former holder; taking a free lock is silent."""
+    messages: list[str] = []
+    with place.child(".lock").writer_lock("The run", messages.append):
+        assert [] == messages
+        with place.child(".lock").writer_lock("The run", messages.append):
+            assert [True] == [f"The run was being written by {HERE}" in text for text in messages]
 
 
 def test_a_lost_answer_does_not_lock_its_asker_out(proxy: Proxy, place: Location) -> None:
-    """The lock that was written, but whose answer was lost, is known for one's own."""
-    there = proxy.store.location(str(place).split("/", 3)[3])
+    """A lock that was written, but whose response was lost, is recognised."""
+    proxied = proxy.store.location(str(place).split("/", 3)[3])
     proxy.first(LOST, 1, "PUT", ".lock")
-    with there.child(".lock").writer_lock("The run") as lock:
+    with proxied.child(".lock").writer_lock("The run") as lock:
         lock.check()
 
 
 def test_who_lost_the_lock_gives_nothing_back(place: Location) -> None:
-    """The end of the former holder's block leaves the lock with the new holder."""
+    """The former holder does not release the new holder's lock."""
     first, second = ExitStack(), ExitStack()
     first.enter_context(place.child(".lock").writer_lock("The run"))
     lock = second.enter_context(place.child(".lock").writer_lock("The run", ignored))
@@ -118,10 +118,10 @@ def test_who_lost_the_lock_gives_nothing_back(place: Location) -> None:
 
 
 def test_a_trainer_that_lost_its_run_publishes_nothing(place: Location) -> None:
-    """Neither metrics nor checkpoints, nor does it prune; the run is the new holder's."""
+    """It writes neither metrics nor checkpoints, and does not prune."""
     make_run(place)
     with (
-        pytest.raises(ConflictError, match=r"was taken over by .*publishes nothing more"),
+        pytest.raises(ConflictError, match=r"was taken over by .*stopped writing there"),
         run_lock(place) as locked,
     ):
         former = open_run(locked)
@@ -141,7 +141,7 @@ def test_a_trainer_that_lost_its_run_publishes_nothing(place: Location) -> None:
 
 
 def test_two_runs_cannot_begin_at_one_prefix(place: Location) -> None:
-    """A record that came meanwhile is not written over."""
+    """A run.json that another writer created first is not overwritten."""
     run = begin_run(place)
     with pytest.raises(ConflictError, match=r"is a run already|exists already"):
         begin_run(place)

@@ -1,8 +1,7 @@
-"""A writer that goes on after another took its lock over touches nothing that the other published.
+"""A writer that continues after its lock was taken over changes nothing the new holder published.
 
-The former holder is stopped before each of its requests in turn. Another takes over and gets as far
-as each of its own requests in turn, or to its end; then the former goes on to its end, and last the
-other.
+The former holder is stopped before each of its requests in turn. Another writer takes over and gets
+as far as each of its own requests in turn, or to its end. Then the former finishes, then the other.
 """
 
 from collections.abc import Callable
@@ -39,22 +38,24 @@ from tests.storage.artefacts import (
 )
 
 Work = Callable[[Location, str], None]
-"""What a writer does at a place, by its name."""
+"""A writer's work at a place, given the writer's name."""
 
 
-def ignored(told: str) -> None:
-    """For a taking over whose words do not matter."""
+def ignored(message: str) -> None:
+    """Take over a lock without a message."""
 
 
 def ingest(place: Location, who: str) -> None:
-    """Replace the dataset; each writer's has rows of its own."""
+    """Replace the dataset; the two writers' have different rows."""
     schema = dataset_schema(rows=3 if who == "former" else 7, test_rows=1)
     with (
         dataset_lock(place.child("set"), ignored) as locked,
         stage_dataset(locked, schema, overwrite=True) as writer,
     ):
         made = write_dataset(writer)
-    assert schema.splits["train"].rows == made.split("train").schema.rows, "told of another's"
+    assert schema.splits["train"].rows == made.split("train").schema.rows, (
+        "another writer's dataset"
+    )
 
 
 def prepare_dataset(place: Location) -> None:
@@ -69,7 +70,7 @@ def published_dataset(place: Location) -> Any:
 
 
 def train(place: Location, who: str) -> None:
-    """Resume: sweep, write the metrics anew, then epochs, each of which is saved and prunes."""
+    """Resume: sweep, rewrite the metrics, then save and prune after each epoch."""
     with run_lock(place.child("run"), ignored) as locked:
         run = open_run(locked)
         sweep_checkpoints(run)
@@ -99,7 +100,7 @@ SCHEMA = scores_schema(rows=5)
 
 
 def score(place: Location, who: str) -> None:
-    """Go on with the scoring where another died."""
+    """Continue an interrupted scoring."""
     with score_into(place.child(f"{SCORES}/{SCHEMA.home}"), SCHEMA, ignored) as writer:
         write_scores(writer, writer.missing)
         writer.publish({"rows": 5, "by": who})
@@ -121,7 +122,7 @@ def published_scoring(place: Location) -> Any:
     return scores.metrics
 
 
-KINDS = {
+SCENARIOS = {
     "dataset": (prepare_dataset, ingest, published_dataset),
     "run": (prepare_run, train, published_run),
     "scoring": (prepare_scoring, score, published_scoring),
@@ -132,23 +133,25 @@ NEVER = 10**9
 
 
 def moments(gate: Gate) -> list[int]:
-    """Before which requests to stop: of several in a row to one version's objects, the first."""
+    """Return the requests before which to stop: the first of several to one version's objects."""
     private = ["/version-" in request and "delete" not in request for request in gate.sent]
     return [n for n in range(3, len(private)) if not (private[n] and private[n - 1])]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_what_another_published_stays(kind: str) -> None:
-    """Whatever the former holder still does, and however far the other has come by then."""
-    prepare, work, published = KINDS[kind]
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_what_another_published_stays(name: str) -> None:
+    """Whenever the former holder stalls, and however far the other gets before it continues."""
+    prepare, work, published = SCENARIOS[name]
     client = MemoryClient()
     prepare(client.place(""))
 
     def run(stop: int, stop_other: int) -> tuple[Gate, Gate]:
-        """Check what comes of it; returns what each of the two has asked of the store."""
-        objects, held, taking = dict(client.objects), Gate(stop), Gate(stop_other)
-        places = [MemoryClient(objects=objects, gate=gate).place("") for gate in (held, taking)]
+        """Run and check one interleaving; return both gates with the requests that were sent."""
+        objects, first_gate, second_gate = dict(client.objects), Gate(stop), Gate(stop_other)
+        places = [
+            MemoryClient(objects=objects, gate=gate).place("") for gate in (first_gate, second_gate)
+        ]
         place, before = MemoryClient(objects=objects).place(""), []
 
         def look() -> None:
@@ -156,16 +159,20 @@ def test_what_another_published_stays(kind: str) -> None:
                 before.append(published(place))
 
         ends = interleave(
-            lambda: work(places[0], "former"), held, lambda: work(places[1], "other"), taking, look
+            lambda: work(places[0], "former"),
+            first_gate,
+            lambda: work(places[1], "other"),
+            second_gate,
+            look,
         )
         assert isinstance(ends[0], ConflictError | None)
         # Or the former had finished the very same scoring before the other looked.
-        assert ends[1] is None or "is complete; open it" in str(ends[1])
+        assert ends[1] is None or "are complete; open them" in str(ends[1])
         assert published(place) in (before or [published(place)])
-        return held, taking
+        return first_gate, second_gate
 
     alone, _ = run(NEVER, NEVER)
     for stop in moments(alone):
-        _, taking = run(stop, NEVER)
-        for stop_other in moments(taking):
+        _, second_gate = run(stop, NEVER)
+        for stop_other in moments(second_gate):
             run(stop, stop_other)

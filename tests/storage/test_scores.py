@@ -1,4 +1,4 @@
-"""The scores format: written chunk by chunk, gone on with after a death, opened when complete."""
+"""The scores format: written chunk by chunk, continued after a crash, opened when complete."""
 
 import json
 from pathlib import Path
@@ -39,19 +39,19 @@ def local_home(local_run: Location) -> Location:
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> Scores:
-    """The scoring that never died."""
+    """Return scores that were never interrupted."""
     return make_scores(open_location(tmp_path_factory.mktemp("expected")), SCHEMA)
 
 
 def die_after(home: Location, *numbers: int) -> Location:
-    """Score these chunks and end without publishing; where they lie."""
+    """Score some chunks without publishing; return their location."""
     with score_into(home, SCHEMA) as writer:
         write_scores(writer, numbers)
         return writer.location
 
 
 def go_on(home: Location) -> tuple[list[int], Scores]:
-    """Score what is missing and publish; the chunks that were missing, and the scoring."""
+    """Score the missing chunks and publish; return their numbers and the scores."""
     with score_into(home, SCHEMA) as writer:
         missing = writer.missing
         write_scores(writer, missing)
@@ -59,7 +59,7 @@ def go_on(home: Location) -> tuple[list[int], Scores]:
 
 
 def test_what_was_scored_is_read(run: Location, home: Location) -> None:
-    """Probabilities and classes come back to the last bit, the short last chunk too."""
+    """Probabilities and classes are read back exactly, including the short last chunk."""
     rng = np.random.default_rng(3)
     written = []
     with score_into(home, SCHEMA) as writer:
@@ -74,10 +74,10 @@ def test_what_was_scored_is_read(run: Location, home: Location) -> None:
     assert SCHEMA == scores.schema
     assert {"accuracy": 0.25} == scores.metrics
     for number, (probabilities, predicted) in enumerate(written):
-        found = scores.read_chunk(number)
-        assert ("float32", "int32") == (found[0].dtype.name, found[1].dtype.name)
-        assert probabilities.tobytes() == found[0].tobytes()
-        assert predicted.tobytes() == found[1].tobytes()
+        chunk = scores.read_chunk(number)
+        assert ("float32", "int32") == (chunk[0].dtype.name, chunk[1].dtype.name)
+        assert probabilities.tobytes() == chunk[0].tobytes()
+        assert predicted.tobytes() == chunk[1].tobytes()
 
 
 def test_zarr_alone_reads_a_scoring(local_run: Location) -> None:
@@ -91,7 +91,7 @@ def test_zarr_alone_reads_a_scoring(local_run: Location) -> None:
 
 
 def test_the_home_is_named_by_what_is_scored() -> None:
-    """Each of model, dataset and split has its own place, the same every time."""
+    """The directory follows from model, dataset and split."""
     others = [
         scores_schema(split="train"),
         scores_schema(model_digest="e" * 64),
@@ -103,8 +103,8 @@ def test_the_home_is_named_by_what_is_scored() -> None:
 
 
 def test_a_scoring_is_complete_only_when_published(home: Location) -> None:
-    """Until then opening says that it is incomplete; before it began, that there is none."""
-    with pytest.raises(BadDataError, match="There is no scoring at"):
+    """Opening unpublished scores reports them as incomplete, and missing ones as missing."""
+    with pytest.raises(BadDataError, match="There are no scores at"):
         open_scores(home)
     die_after(home, *range(SCHEMA.chunks))
     assert not is_complete(home)
@@ -115,7 +115,7 @@ def test_a_scoring_is_complete_only_when_published(home: Location) -> None:
 
 
 def test_every_chunk_must_be_there(home: Location) -> None:
-    """A chunk that another machine wrote to a disk of its own is not published."""
+    """Scores are not published if a worker wrote a chunk to another disk."""
     with score_into(home, SCHEMA) as writer:
         write_scores(writer, writer.missing)
         writer.location.delete("probabilities/c.1.0")
@@ -125,7 +125,7 @@ def test_every_chunk_must_be_there(home: Location) -> None:
 
 
 def test_a_scoring_goes_on_after_a_death(home: Location, expected: Scores) -> None:
-    """Only the chunks that were not written are scored, and the result is the same."""
+    """Only the missing chunks are scored, and the result is the same."""
     die_after(home, 0, 3)
     missing, scores = go_on(home)
     assert [1, 2, 4] == missing
@@ -138,7 +138,7 @@ def test_a_scoring_goes_on_after_a_death(home: Location, expected: Scores) -> No
 def test_a_chunk_damaged_before_completion_is_scored_again(
     home: Location, expected: Scores, array: str, damage: str
 ) -> None:
-    """What the death, or the disk, did to a chunk is found when the scoring goes on."""
+    """Chunks that the crash or the disk damaged are scored again."""
     left = die_after(home, 0, 1, 3)
     data = left.get(array)
     match damage:
@@ -162,7 +162,7 @@ def test_a_chunk_damaged_before_completion_is_scored_again(
 def test_damaged_metadata_does_not_outlive_a_death(
     home: Location, expected: Scores, key: str, content: bytes | None
 ) -> None:
-    """Going on, the arrays' metadata is written anew; the sound chunks are kept."""
+    """The arrays' metadata are written again; the sound chunks are kept."""
     left = die_after(home, 0, 1)
     if content is None:
         left.delete(key)
@@ -175,7 +175,7 @@ def test_damaged_metadata_does_not_outlive_a_death(
 
 
 def test_a_damaged_root_starts_over(home: Location, expected: Scores) -> None:
-    """Where it cannot be told what was scored, nothing of it is used."""
+    """If the root is damaged, no chunk is kept."""
     die_after(home, 0, 1).put("zarr.json", b"{")
     missing, scores = go_on(home)
     assert [0, 1, 2, 3, 4] == missing
@@ -183,7 +183,7 @@ def test_a_damaged_root_starts_over(home: Location, expected: Scores) -> None:
 
 
 def test_what_another_model_scored_is_not_used(home: Location) -> None:
-    """A scoring of something else in the same directory is replaced."""
+    """Unfinished scores of something else in the same directory are replaced."""
     with score_into(home, scores_schema(rows=9, model_digest="e" * 64)) as writer:
         write_scores(writer, [0, 1])
     with score_into(home, SCHEMA) as writer:
@@ -191,15 +191,15 @@ def test_what_another_model_scored_is_not_used(home: Location) -> None:
 
 
 def test_a_complete_scoring_is_not_written_again(home: Location) -> None:
-    """One who finds it completed in the meantime is told so, and it stays."""
+    """Complete scores are a conflict, and stay."""
     scores = go_on(home)[1]
-    with pytest.raises(ConflictError, match="is complete; open it"), score_into(home, SCHEMA):
+    with pytest.raises(ConflictError, match="are complete; open them"), score_into(home, SCHEMA):
         pytest.fail("a complete scoring was opened for writing")
     assert scores.digest == open_scores(home).digest
 
 
 def test_two_scorings_of_the_same_thing(home: Location) -> None:
-    """The second is refused while the first one writes."""
+    """A second writer is refused."""
     with (
         score_into(home, SCHEMA),
         pytest.raises(ConflictError, match=r"The scoring .* is being written by process"),
@@ -210,7 +210,7 @@ def test_two_scorings_of_the_same_thing(home: Location) -> None:
 
 @pytest.mark.parametrize("key", ["probabilities/c.1.0", "predicted/c.1"])
 def test_a_damaged_chunk_is_named(home: Location, key: str) -> None:
-    """In a complete scoring a chunk that is gone, or another's, is not read."""
+    """A missing or swapped chunk of published scores is an error."""
     scores = go_on(home)[1]
     home = scores.location
     home.put(key, home.get(key.replace("c.1", "c.2")))
@@ -222,8 +222,8 @@ def test_a_damaged_chunk_is_named(home: Location, key: str) -> None:
 
 
 @pytest.mark.parametrize("key", [METRICS, "predicted/zarr.json", "probabilities/zarr.json"])
-def test_damaged_documents_are_told_on_opening(home: Location, key: str) -> None:
-    """The metrics and both arrays' metadata are held to the root's digests, and must be there."""
+def test_damaged_documents_are_reported_on_opening(home: Location, key: str) -> None:
+    """The metrics and the arrays' metadata must match the root's digests."""
     tree = go_on(home)[1].location
     data = tree.get(key)
     tree.put(key, data + b" " if key == METRICS else data.replace(b'"regular"', b'"other"'))
@@ -234,13 +234,13 @@ def test_damaged_documents_are_told_on_opening(home: Location, key: str) -> None
         open_scores(home)
 
 
-def test_swapped_scorings_are_told(local_run: Location) -> None:
-    """A complete scoring under another's name is not taken for the other's."""
+def test_swapped_scorings_are_reported(local_run: Location) -> None:
+    """Scores in a renamed directory are refused."""
     train = make_scores(local_run, scores_schema(split="train"))
     test = make_scores(local_run)
     train.location.path.rename(local_run.path / "aside")
     test.location.path.rename(train.location.path)
-    with pytest.raises(BadDataError, match=f"whose home is {test.schema.home}"):
+    with pytest.raises(BadDataError, match=f"that belong in {test.schema.home}"):
         open_scores(train.location)
 
 
@@ -248,7 +248,7 @@ def test_swapped_scorings_are_told(local_run: Location) -> None:
     "change", [{"rows": 0}, {"chunk_rows": 0}, {"classes": 2**40}, {"rows": "9"}, {"chunks": 4}]
 )
 def test_a_root_of_other_shape_is_refused(home: Location, change: dict[str, object]) -> None:
-    """Sealed attributes that no scoring has end in exit 3, before anything is allocated."""
+    """Sealed but invalid attributes end in exit 3, before anything is allocated."""
     tree = go_on(home)[1].location
     document = json.loads(tree.get("zarr.json"))
     document["attributes"]["scored"] |= change
@@ -258,6 +258,6 @@ def test_a_root_of_other_shape_is_refused(home: Location, change: dict[str, obje
 
 
 def test_a_schema_is_checked() -> None:
-    """A chunk that is larger than any of ours is refused with its figures."""
+    """A chunk above the size limit is refused, with both sizes."""
     with pytest.raises(BadDataError, match="Use fewer rows per chunk"):
         ScoresSchema("a", "b", "test", 2**40, 10, 2**40, ())

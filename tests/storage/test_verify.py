@@ -1,4 +1,4 @@
-"""Verification: what is sound passes, and damage of every kind is told or without effect."""
+"""Verification: sound artefacts pass, and any damage is reported or without effect."""
 
 import json
 import random
@@ -52,12 +52,12 @@ def run(run_place: Location) -> Location:
 
 
 def wrong(location: Location) -> list[str]:
-    """The messages of a verification."""
+    """Return the errors of a verification."""
     return [str(error) for _, error in verify_location(location) if error is not None]
 
 
 def test_a_sound_dataset_passes(dataset: Location, sharded: Location) -> None:
-    """All is checked and nothing is wrong: every chunk and count is named."""
+    """Every chunk and count of a sound dataset is checked."""
     checked = dict(verify_dataset(dataset))
     assert [None] == list(set(checked.values()))
     for what in (
@@ -70,7 +70,7 @@ def test_a_sound_dataset_passes(dataset: Location, sharded: Location) -> None:
 
 
 def test_a_sound_run_passes(run: Location) -> None:
-    """Its record, metrics, checkpoints and both scorings are checked and named."""
+    """A run's record, metrics, checkpoints and scores are checked."""
     checked = dict(verify_run(run))
     assert [None] == list(set(checked.values()))
     for what in ("record", "metrics", "checkpoint 000001-000000"):
@@ -81,7 +81,7 @@ def test_a_sound_run_passes(run: Location) -> None:
 
 
 def test_what_dead_writers_left_is_passed_over(dataset: Location, run: Location) -> None:
-    """Temporary files and half-removed checkpoints are not part of anything, nor wrong."""
+    """Temporary files and half-removed checkpoints are not errors."""
     dataset.put("train/.c.0.0.17-3.tmp", b"")
     run.put("checkpoints/.000001-000000.old/manifest.json", b"")
     run.put("checkpoints/.000004-000000.tmp/state.safetensors", b"")
@@ -89,7 +89,7 @@ def test_what_dead_writers_left_is_passed_over(dataset: Location, run: Location)
 
 
 def test_a_run_that_died_is_sound(run: Location) -> None:
-    """An epoch that was recorded and not yet saved is what a resume mends by itself."""
+    """An epoch that was recorded but not saved is not an error: a resume repeats it."""
     open_run(run).append_metrics({"epoch": 4})
     assert [] == wrong(run)
 
@@ -97,23 +97,23 @@ def test_a_run_that_died_is_sound(run: Location) -> None:
 @pytest.mark.parametrize(
     "key", ["train/inputs/c.9.0", "notes.txt", "valid/inputs/zarr.json", "train/c"]
 )
-def test_a_strange_file_in_a_dataset_is_told(dataset: Location, key: str) -> None:
-    """What nothing vouches for is named: a chunk too many, another's metadata, notes."""
-    dataset.put(key, b"strange")
-    found = wrong(dataset)
-    assert [f"{dataset}/{key} is no part of what is recorded here. Move it elsewhere."] == found
+def test_an_unexpected_file_in_a_dataset_is_reported(dataset: Location, key: str) -> None:
+    """Unexpected files are errors: an extra chunk, other metadata, notes."""
+    dataset.put(key, b"unexpected")
+    errors = wrong(dataset)
+    assert [f"{dataset}/{key} does not belong here. Move it elsewhere."] == errors
 
 
-def test_a_strange_file_in_a_run_is_told(run: Location) -> None:
-    """Among checkpoints and in a scoring; at the run's top others may keep what they like."""
+def test_an_unexpected_file_in_a_run_is_reported(run: Location) -> None:
+    """They are errors among checkpoints and scores, but not in the run's directory itself."""
     home = f"scores/{scores_schema().home}"
     run.put("notes.txt", b"mine")
-    run.put("checkpoints/000003-000000x/state.safetensors", b"strange")
-    run.put(f"{home}/probabilities/c.7.0", b"strange")
-    found = wrong(run)
-    assert 2 == len(found)
-    assert "checkpoints/000003-000000x/state.safetensors is no part" in found[0]
-    assert f"{home}/probabilities/c.7.0 is no part" in found[1]
+    run.put("checkpoints/000003-000000x/state.safetensors", b"unexpected")
+    run.put(f"{home}/probabilities/c.7.0", b"unexpected")
+    errors = wrong(run)
+    assert 2 == len(errors)
+    assert "checkpoints/000003-000000x/state.safetensors does not belong" in errors[0]
+    assert f"{home}/probabilities/c.7.0 does not belong" in errors[1]
 
 
 def swap(location: Location, one: str, other: str) -> None:
@@ -164,15 +164,15 @@ SWAPPED = {
 
 
 @pytest.mark.parametrize("artefact", ["dataset", "run"])
-def test_a_file_gone_or_swapped_is_told(artefact: str, request: pytest.FixtureRequest) -> None:
-    """Each is found, and every message names the place."""
+def test_a_file_gone_or_swapped_is_reported(artefact: str, request: pytest.FixtureRequest) -> None:
+    """Each damage is detected, and every message names the place."""
     place: Location = request.getfixturevalue(artefact)
     whole = contents(place)
 
     def assert_told(*changed: str) -> None:
-        found = wrong(place)
-        assert found, changed
-        assert all(str(place) in message for message in found)
+        errors = wrong(place)
+        assert errors, changed
+        assert all(str(place) in message for message in errors)
         for key in changed:
             place.put(key, whole[key])
 
@@ -186,10 +186,10 @@ def test_a_file_gone_or_swapped_is_told(artefact: str, request: pytest.FixtureRe
 
 
 @pytest.mark.parametrize("artefact", ["dataset", "run"])
-def test_a_field_that_zarr_does_not_know_is_told(
+def test_a_field_that_zarr_does_not_know_is_reported(
     artefact: str, request: pytest.FixtureRequest
 ) -> None:
-    """Zarr opens nothing that has one: a group, an array, or what a group says of its members."""
+    """Zarr refuses unknown fields in groups, arrays and consolidated metadata."""
     place: Location = request.getfixturevalue(artefact)
     for key in [key for key in place.objects() if Path(key).name == "zarr.json"]:
         whole = place.get(key)
@@ -200,8 +200,8 @@ def test_a_field_that_zarr_does_not_know_is_told(
     assert [] == wrong(place)
 
 
-def test_files_of_another_run_are_told(run: Location, tmp_path: Path) -> None:
-    """A run in whose place are the record, or the metrics, of another one."""
+def test_files_of_another_run_are_reported(run: Location, tmp_path: Path) -> None:
+    """The record or the metrics of another run are detected."""
     other = make_run(open_location(tmp_path / "other"), epochs=4).location
     record = run.get("run.json")
     run.put("run.json", other.get("run.json"))
@@ -211,21 +211,21 @@ def test_files_of_another_run_are_told(run: Location, tmp_path: Path) -> None:
     assert ["metrics.jsonl"] == [Path(message.split()[0]).name for message in wrong(run)]
 
 
-def test_class_counts_that_were_never_true_are_told(tmp_path: Path) -> None:
-    """A writer that counts wrong seals what it says, and is found out by the rows themselves."""
+def test_class_counts_that_were_always_wrong(tmp_path: Path) -> None:
+    """Wrong counts that were sealed are detected by counting the rows."""
     with create_dataset(open_location(tmp_path / "set"), dataset_schema()) as writer:
         records = {
             name: [replace(record, class_counts=(4, 0, 0)) for record in written]
             for name, written in write_parts(writer).items()
         }
         dataset = writer.publish(records, [], {})
-    found = wrong(dataset.location)
-    assert 5 == len(found)
-    assert all("class counts" in message for message in found)
+    errors = wrong(dataset.location)
+    assert 5 == len(errors)
+    assert all("class counts" in message for message in errors)
 
 
-def test_a_sum_of_class_counts_that_is_none_is_told(dataset: Location) -> None:
-    """The root's counts are those of the chunks added up, however well the root is sealed."""
+def test_a_wrong_sum_of_class_counts(dataset: Location) -> None:
+    """The root's counts must be the sums of the chunks' counts, even if the seal is right."""
     document = json.loads(dataset.get("zarr.json"))
     attributes = document["attributes"]
     attributes["splits"]["test"]["class_counts"] = [5, 0, 0]
@@ -242,7 +242,7 @@ def test_a_sum_of_class_counts_that_is_none_is_told(dataset: Location) -> None:
 
 
 def dataset_content(location: Location) -> Any:
-    """All that a dataset gives its readers."""
+    """Return everything that readers get from a dataset."""
     dataset = open_dataset(location)
     chunks = [
         split.read_chunk(number).digest()
@@ -257,17 +257,17 @@ def dataset_content(location: Location) -> Any:
 
 
 def run_content(location: Location) -> Any:
-    """All that a run and its scorings give their readers."""
+    """Return everything that readers get from a run and its scores."""
     run = open_run(location)
     checkpoints = [
         (
             name,
-            found.parameters_digest,
-            found.progress,
-            {key: tensor.tobytes() for key, tensor in found.tensors.items()},
+            checkpoint.parameters_digest,
+            checkpoint.progress,
+            {key: tensor.tobytes() for key, tensor in checkpoint.tensors.items()},
         )
         for name in list_checkpoints(run)
-        for found in [load_checkpoint(run, name)]
+        for checkpoint in [load_checkpoint(run, name)]
     ]
     scorings = [
         (scores.schema, scores.digest, scores.metrics)
@@ -279,13 +279,13 @@ def run_content(location: Location) -> Any:
 
 
 def flipped(data: bytes, draw: random.Random) -> Iterator[bytes]:
-    """The file with a single bit flipped, anywhere in it, again and again."""
+    """Yield the file's bytes with a single bit flipped, at random positions."""
     for _ in range(FLIPS_PER_FILE if data else 0):
         yield with_flipped_bit(data, draw)
 
 
 def truncated(data: bytes, draw: random.Random) -> Iterator[bytes]:
-    """The file cut off: to nothing, by a byte, and anywhere."""
+    """Yield the file's bytes cut off: to nothing, by a byte, and at random."""
     lengths = {*truncations(len(data)), draw.randrange(len(data) + 1)} if data else ()
     yield from (data[:length] for length in lengths)
 
@@ -301,21 +301,21 @@ def test_no_damage_goes_unseen(
     content: Callable[[Location], Any],
     damages: Callable[[bytes, random.Random], Iterator[bytes]],
 ) -> None:
-    """Every file of a dataset, run and scoring: told, or the content is what it was."""
+    """Damage to any file is detected, or readers get the same content."""
     location: Location = request.getfixturevalue(artefact)
     whole = content(location)
     draw = random.Random(SEED)
-    told = without_effect = 0
+    detected = without_effect = 0
     for key in location.objects():
         path = location.path / key
         data = path.read_bytes()
         for damaged in damages(data, draw):
             path.write_bytes(damaged)
             if wrong(location):
-                told += 1
+                detected += 1
             else:
                 assert whole == content(location), f"silent damage in {key}"
                 without_effect += 1
         path.write_bytes(data)
     assert [] == wrong(location)
-    assert without_effect < told / 5  # files of locks, final line breaks
+    assert without_effect < detected / 5  # files of locks, final line breaks

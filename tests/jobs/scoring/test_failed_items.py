@@ -145,7 +145,7 @@ def test_a_damaged_model(run: Path, inbox: Path) -> None:
     put_images(inbox / "a", 1)
     for state in run.glob("checkpoints/*/state.safetensors"):
         state.write_bytes(state.read_bytes()[:-1])
-    with pytest.raises(BadDataError, match="None of the 3 checkpoints"):
+    with pytest.raises(BadDataError, match="All 3 checkpoints"):
         score_inbox(run, inbox)
     assert [] == Ledger(open_location(run)).failures()
 

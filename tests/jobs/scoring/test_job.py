@@ -258,7 +258,7 @@ def test_probabilities_that_are_not_finite(
 
     monkeypatch.setattr(Network, "forward", overflowing)
     for _ in range(2):
-        with pytest.raises(BadDataError, match="Row 7 of split test gets probabilities that are"):
+        with pytest.raises(BadDataError, match="Row 7 of split test has probabilities that are"):
             score(run=run, dataset=digits, out=tmp_path / "out.csv")
     assert not (tmp_path / "out.csv").exists()
     monkeypatch.undo()

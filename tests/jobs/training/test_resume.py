@@ -305,7 +305,7 @@ def test_all_damaged(half_done: Path, digits: Path) -> None:
     for name in checkpoints(half_done):
         _flip(half_done / name.key / STATE, -1)
     before = tree(half_done)
-    with pytest.raises(BadDataError, match="None of the 3 checkpoints"):
+    with pytest.raises(BadDataError, match="All 3 checkpoints"):
         train(SMALL, dataset=digits, run=half_done, resume=True)
     assert before == tree(half_done)
 
