@@ -58,7 +58,7 @@ class Console(EventHandler):
             self.warn(text)
         elif text:
             lines = [one_line(text)]
-            if settings := facts.get("settings", facts.get("configuration")):
+            if settings := facts.get("settings"):
                 lines.append(settings_text(settings))
             self.say("\n".join(lines))
 

@@ -16,7 +16,7 @@ from jobs.commands.tables import (
     table,
 )
 from jobs.output import percent
-from jobs.training.history import check_history
+from jobs.training.history import EpochTable, check_history
 from pipeline.ingest import IngestResult
 from storage.checkpoints import list_checkpoints, load_checkpoint, recorded_metrics
 from storage.dataset import Dataset, open_dataset, replaced_sibling
@@ -184,7 +184,7 @@ def inspect_run(run: Run) -> Report:
             ]
         ),
         "configuration\n" + settings_text(run.configuration),
-        epochs_table(metrics) if metrics else "No epoch is finished yet.",
+        _epochs_text(metrics, run.configuration["epochs"]),
         _checkpoints_table(checkpoints) if checkpoints else "No checkpoint yet.",
     ]
     if scores:
@@ -222,23 +222,11 @@ def _checkpoints_table(checkpoints: list[dict[str, Any]]) -> str:
     return table(["checkpoint", "state", "model"], rows, ("state", "model"), wrapped=("model",))
 
 
-def epochs_table(metrics: list[dict[str, Any]]) -> str:
-    """Return a line per epoch: loss, accuracies, and the cross-entropy of evaluated splits."""
-    splits = list(metrics[0]["evaluation"])
-    rows = [
-        [
-            line["epoch"],
-            f"{line['loss']:.4f}",
-            percent(line["accuracy"]),
-            *(
-                f"{percent(one['accuracy'])} ({one['cross_entropy']:.4f})"
-                for one in line["evaluation"].values()
-            ),
-            f"{line['timing']['seconds']:.1f} s",
-        ]
-        for line in metrics
-    ]
-    return table(["epoch", "loss", "train", *splits, "time"], rows, left=splits)
+def _epochs_text(metrics: list[dict[str, Any]], epochs: int) -> str:
+    if not metrics:
+        return "No epoch is finished yet."
+    lines = EpochTable(epochs, list(metrics[0]["evaluation"]))
+    return "\n".join([lines.header, *map(lines.row, metrics)])
 
 
 def train_report(result: "TrainResult") -> Report:

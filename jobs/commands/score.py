@@ -290,12 +290,13 @@ def promote(
     # Without --dataset, the run may record a dataset in a store.
     places = () if asked["dataset"] is None else (asked["run"], models, asked["dataset"])
     store = options.store_options(storage_options, *places)
+    place = open_location(models, store)
     if listing:
-        return names_report(job.list_names(open_location(models, store)), models)
+        return names_report(job.list_names(place), models)
     if name is None:
         raise UsageError("No name is given; pass --as, such as --as champion.")
     if undo:
-        return promote_report(job.undo(open_location(models, store), name, take_over))
+        return promote_report(job.undo(place, name, take_over), place)
     config = job.PromoteConfig(
         **options.picked(job.PromoteConfig, asked),
         name=name,
@@ -304,4 +305,4 @@ def promote(
         take_over=take_over,
     )
     with stop_on_signals() as stop:
-        return promote_report(job.promote(config, progress=console.progress, stop=stop))
+        return promote_report(job.promote(config, progress=console.progress, stop=stop), place)

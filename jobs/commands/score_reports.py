@@ -15,6 +15,7 @@ from storage.errors import UsageError
 from storage.ledger import FAILED_EVENT, SCORED, Entry, Ledger
 from storage.location import Location
 from storage.models import Holder, ModelName
+from storage.places import referenced
 from storage.runs import SCORES, open_run
 from storage.scores import is_complete, scoring_homes
 
@@ -247,7 +248,7 @@ def _outcome(entry: Entry) -> str:
     return ", ".join(filter(None, [entry["event"], missed]))
 
 
-def promote_report(result: PromoteResult) -> Report:
+def promote_report(result: PromoteResult, models: Location) -> Report:
     """Report which model the name stands for now, and which it stood for before."""
     document = {
         "name": result.name,
@@ -260,12 +261,12 @@ def promote_report(result: PromoteResult) -> Report:
     if result.already_done:
         lines.append(f"{result.name} already names this model.")
     elif result.before is not None:
-        lines.append(f"Before: {_holder_text(result.before)}")
+        lines.append(f"Before: {_holder_text(result.before, models)}")
     if result.holder is None:
         lines.append(f"No model is named {result.name} now.")
     else:
-        lines.append(f"{result.name}: {_holder_text(result.holder)}")
-    details = "" if result.holder is None else facts([("model", result.holder.model_digest)])
+        lines.append(f"{result.name}: {_holder_text(result.holder, models)}")
+    details = _holder_details(result.name, result.holder, models)
     return Report(document, "\n".join(lines), lines[-1], details)
 
 
@@ -273,12 +274,22 @@ def _holder_document(holder: Holder | None) -> dict[str, Any] | None:
     return None if holder is None else dict(vars(holder))
 
 
-def _holder_text(holder: Holder | None, digits: int | None = SHORT_DIGEST) -> str:
+def _holder_text(holder: Holder | None, models: Location) -> str:
     if holder is None:
         return "none"
     accuracy = "" if holder.accuracy is None else f", accuracy {percent(holder.accuracy)}"
-    digest = holder.model_digest[:digits]
-    return f"model {digest}, checkpoint {holder.checkpoint} of {holder.run}{accuracy}"
+    run = referenced(holder.run, models)
+    return f"model {holder.model_digest[:SHORT_DIGEST]} in {run}{accuracy}"
+
+
+def _holder_details(name: str, holder: Holder | None, models: Location) -> str:
+    """Return everything that is recorded of a promoted model, with full digests."""
+    if holder is None:
+        return ""
+    run, since = referenced(holder.run, models), local_time(holder.since)
+    recorded = vars(holder) | {"run": run, "since": since}
+    present = [(f"  {key}", value) for key, value in recorded.items() if value is not None]
+    return f"\n{name}\n{facts(present)}"
 
 
 def names_report(names: list[ModelName], models: str) -> Report:
@@ -300,8 +311,8 @@ def names_report(names: list[ModelName], models: str) -> Report:
         optional=("checkpoint",),
     )
     summary = f"Promoted in {models}: {', '.join(name.name for name in names)}"
-    details = facts([(name.name, _holder_text(name.holder, None)) for name in names])
-    return Report(document, f"{text}\n\n{summary}", summary, f"\n{details}")
+    details = "\n".join(_holder_details(name.name, name.holder, name.place) for name in names)
+    return Report(document, f"{text}\n\n{summary}", summary, details)
 
 
 def _name_row(name: ModelName) -> list[str]:

@@ -19,7 +19,7 @@ def test_console(capsys: pytest.CaptureFixture[str]) -> None:
     with attached(Console()):
         event(logger, "left", "a\nb: left", file="a\nb")
         event(logger, "found", "", rows=1)
-        event(logger, "started", "run runs/a", configuration={"epochs": 2, "optimizer": "adam"})
+        event(logger, "started", "run runs/a", settings={"epochs": 2, "optimizer": "adam"})
         logging.getLogger("storage.test").warning("%s is damaged\x1b", "x")
         logging.getLogger("distributed").warning("not ours")
     shown = capsys.readouterr()

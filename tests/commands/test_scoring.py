@@ -109,7 +109,7 @@ def test_promote_score_undo(dataset: Path, run: Path, call: Call) -> None:
     assert "champion: model " in promoted.out
     document = json.loads(call("score", "--model", "champion", "--json").out)
     assert "000002-000000" == document["checkpoint"]
-    assert "000001-000000" in call("promote", "--as", "champion", "--undo").out
+    assert "000001-000000" in call("promote", "--as", "champion", "--undo", "--verbose").out
     document = json.loads(call("promote", "--list", "--json").out)
     assert ["promoted", "promoted", "undone"] == [
         event["event"] for event in document["names"][0]["events"]
