@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: the first asks a job to stop where it can be resumed, the second ends it."""
+"""SIGINT and SIGTERM: the first asks a job to save its state and stop, the second ends it."""
 
 import os
 import signal
@@ -11,7 +11,6 @@ from typing import NoReturn
 from storage.errors import StoppedError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-SHOW_CURSOR = b"\x1b[?25h\n"
 
 
 class StopSignal:
@@ -22,29 +21,29 @@ class StopSignal:
 
     @property
     def requested(self) -> bool:
-        """Whether to stop at the next place from which the job can be resumed."""
+        """Whether the job should stop as soon as it can be resumed."""
         return self.number is not None
 
     def raise_stopped(self, message: str) -> NoReturn:
-        """Raise `StoppedError` with the exit code of the signal that came."""
+        """Raise `StoppedError` with the exit code of the received signal."""
         raise StoppedError(message, self.number or signal.SIGTERM)
 
     def check(self, message: str) -> None:
-        """Raise `StoppedError` where a signal has come."""
+        """Raise `StoppedError` if a signal was received."""
         if self.requested:
             self.raise_stopped(message)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
             if sys.stderr.isatty():
-                os.write(2, SHOW_CURSOR)  # a progress bar may have hidden it
+                os.write(2, b"\n")  # the prompt goes below the line of progress
             os._exit(128 + number)  # at once: the user asked twice
         self.number = number
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopSignal]:
-    """Listen for SIGINT and SIGTERM while the block runs; for the main thread of a process."""
+    """Record SIGINT and SIGTERM while the block runs, in the main thread."""
     stop = StopSignal()
     with handle_signals(stop._handle):
         yield stop
@@ -52,7 +51,7 @@ def stop_on_signals() -> Iterator[StopSignal]:
 
 @contextmanager
 def handle_signals(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Call `handle` for SIGINT and SIGTERM while the block runs; in the main thread."""
+    """Call `handle` for SIGINT and SIGTERM while the block runs, in the main thread."""
     before = {number: signal.signal(number, handle) for number in SIGNALS}
     try:
         yield
