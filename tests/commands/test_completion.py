@@ -42,7 +42,8 @@ def test_commands_and_options(complete: Complete) -> None:
 def test_places(dataset: Path, run: Path, complete: Complete) -> None:
     """Datasets, runs and TOML files are found in folders; of stores nothing is asked."""
     here = dataset.parent.parent
-    (here / "data" / "empty").mkdir()
+    (here / "data" / "other").mkdir()
+    (here / "data" / "other" / "zarr.json").write_text('{"attributes": {"format": "other"}}')
     (here / "a b" / "x").mkdir(parents=True)
     (here / "conf").mkdir()
     (here / "conf" / "small.toml").touch()
