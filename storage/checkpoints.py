@@ -49,7 +49,6 @@ class CheckpointName:
 
     @property
     def key(self) -> str:
-        """The checkpoint's directory in the run."""
         return f"{DIRECTORY}/{self}"
 
 

@@ -139,7 +139,6 @@ class ChunkedArray(InChunks):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The array's shape in `zarr.json`."""
         return (self.rows, self.columns)[: len(self.dimensions)]
 
     @property
@@ -149,12 +148,10 @@ class ChunkedArray(InChunks):
 
     @property
     def objects(self) -> int:
-        """The number of chunk or shard objects."""
         return -(-self.chunks // self.chunks_per_shard)
 
     @property
     def keys(self) -> list[str]:
-        """The keys of the chunk or shard objects."""
         return [self._key(number) for number in range(self.objects)]
 
     def check_claim(self) -> None:

@@ -111,7 +111,6 @@ class Split:
 
     @cached_property
     def arrays(self) -> dict[str, ChunkedArray]:
-        """The split's arrays by name; see `split_arrays`."""
         return split_arrays(self.location.child(self.name), self.schema)
 
     @cached_property

@@ -76,7 +76,6 @@ class IdxHeader:
 
     @property
     def row_bytes(self) -> int:
-        """The size of one row in bytes."""
         return math.prod(self.shape[1:]) * self.dtype.itemsize
 
     @property
@@ -105,7 +104,6 @@ class IdxReader(Closing):
 
     @property
     def rows(self) -> int:
-        """The number of rows in the header."""
         return self.header.shape[0]
 
     @property

@@ -171,11 +171,9 @@ class Ledger:
         ]
 
     def put_failure(self, entry: Entry) -> None:
-        """Record a bad file, by its content and the model."""
         self.location.put(_failure_key(entry), documents.sealed_bytes(entry))
 
     def delete_failure(self, entry: Entry) -> None:
-        """Delete the record of a file that was corrected or removed."""
         self.location.delete(_failure_key(entry))
 
     def _lines(self) -> list[bytes]:

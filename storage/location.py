@@ -117,7 +117,6 @@ class Location(ABC):
 
     @property
     def name(self) -> str:
-        """The last part of the path."""
         return self._resolved().name
 
     def child(self, key: str) -> Self:

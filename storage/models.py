@@ -58,7 +58,6 @@ class ModelName:
 
     @property
     def holder(self) -> Holder | None:
-        """The current holder, or None."""
         return self.holders[-1] if self.holders else None
 
     def run_place(self, holder: Holder) -> str:

@@ -51,7 +51,6 @@ class ValueRange:
 
     @property
     def attributes(self) -> dict[str, float]:
-        """The equivalent CF attributes, with which xarray decodes in float64."""
         width = self.high - self.low
         return {"scale_factor": 1 / width, "add_offset": 0.0 - self.low / width}
 
@@ -77,7 +76,6 @@ class Preparation:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of the transforms, as a dataset and a run record them."""
         return (
             BIAS_COLUMN,
             *([TRANSPOSE] if self.transposed else []),
@@ -97,7 +95,6 @@ class Preparation:
 
     @property
     def attributes(self) -> dict[str, float]:
-        """The CF attributes of stored inputs."""
         if self.scaling is None:
             return {"scale_factor": 1.0, "add_offset": 0.0}
         return self.scaling.attributes

@@ -84,7 +84,6 @@ class Run:
         self.location.append(METRICS, _lines([line]), None if before is None else _lines(before))
 
     def rewrite_metrics(self, lines: list[dict[str, Any]]) -> None:
-        """Replace metrics.jsonl atomically."""
         self.location.put(METRICS, _lines(lines))
 
     def metrics(self) -> list[dict[str, Any]]:

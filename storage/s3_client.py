@@ -169,7 +169,6 @@ class S3Client:
         return options.get(ENDPOINT) or f"Amazon S3 in {options.get(REGION, 'us-east-1')}"
 
     def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
-        """Return an object's bytes; see `Location.get`."""
         options: GetOptions = {}
         if stop is not None:
             options = {"range": (start, max(start + 1, stop))}
@@ -241,7 +240,6 @@ class S3Client:
             self._answered[:] = [key]
 
     def holds(self, key: str) -> bool:
-        """Return whether the object exists."""
         try:
             self.look(key)
         except FileNotFoundError:
@@ -289,7 +287,6 @@ class S3Client:
         )
 
     def delete(self, keys: list[str]) -> None:
-        """Remove objects if they exist."""
         if keys:
             with suppress(FileNotFoundError):
                 self._try("remove", keys[0], lambda: obstore.delete(self.store, keys))

@@ -53,7 +53,6 @@ class S3Lock(Lock):
             )
 
     def acquire(self, take_over: TakeOver | None) -> None:
-        """Sign the object, or raise `LockedError` that names the holder."""
         content, tag = self._read()
         if content and take_over is None:
             raise self._conflict(content)

@@ -97,7 +97,7 @@ def _checked(name: str, value: str, source: str) -> str:
     if name == RETRIES and not _SECONDS.fullmatch(value):
         raise UsageError(f"{source} is {value!r}; expected a number of seconds.")
     if not value.isprintable() or value != value.strip():
-        # The value is not shown: it may be a secret.
+        # The value may be a secret, so it is not shown.
         raise UsageError(
             f"{source} contains a control character, or leading or trailing whitespace. Remove it."
         )

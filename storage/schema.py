@@ -114,7 +114,6 @@ class SplitSchema(InChunks):
 
     @property
     def columns(self) -> int:
-        """The columns of `inputs`: the bias and the features."""
         return 1 + self.features
 
     @property

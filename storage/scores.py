@@ -227,7 +227,6 @@ class ScoresWriter:
 
     @property
     def missing(self) -> list[int]:
-        """The chunks that are not written yet."""
         return [number for number in range(self.schema.chunks) if number not in self.digests]
 
     def write_chunk(

@@ -23,7 +23,7 @@ from storage.checkpoints import (
 from storage.chunks import ChunkedArray
 from storage.dataset import MAKE_AGAIN, Split, open_dataset
 from storage.errors import BadDataError
-from storage.ledger import LEDGER, SCORED, Entry, Ledger
+from storage.ledger import LEDGER, LEDGER_COUNT, SCORED, Entry, Ledger
 from storage.location import VERSION, Location, is_foreign, is_leftover
 from storage.runs import RECORD, SCORES, open_run
 from storage.schema import METADATA_NAME
@@ -126,15 +126,15 @@ def verify_run(location: Location, mention: Mention = lambda text: None) -> Iter
     yield _check(f"{location}: metrics", recorded_metrics, run)
     yield from _unexpected(location, _is_of_run, mention)
     homes = scoring_homes(location.child(SCORES))
-    yield from _verify_ledger(Ledger(location), homes)
+    yield from _verify_ledger(Ledger(location), homes, mention)
     for home in homes:
         yield from verify_scores(location.child(f"{SCORES}/{home}"), mention)
 
 
-def _verify_ledger(ledger: Ledger, homes: list[str]) -> Iterator[Check]:
+def _verify_ledger(ledger: Ledger, homes: list[str], mention: Mention) -> Iterator[Check]:
     """Check a ledger's lines, and that it lists exactly the existing scores.
 
-    A run of an early release has no ledger.
+    A run of an early release has no ledger, or one without a count of its lines.
     """
     presence = _check(f"{ledger}: presence", ledger.check_presence)
     if presence[1] is not None:
@@ -146,6 +146,11 @@ def _verify_ledger(ledger: Ledger, homes: list[str]) -> Iterator[Check]:
     yield f"{ledger}: lines", error
     if entries is None:
         return
+    if not ledger.location.holds(LEDGER_COUNT):
+        mention(
+            f"{ledger.location}/{LEDGER_COUNT} is missing: lost lines of {ledger} cannot be "
+            "detected. The next `pipeline score` writes it."
+        )
     yield _check(f"{ledger}: number of lines", lambda: ledger.check_count(torn_is_lost=True))
     yield _check(f"{ledger}: no line twice", _check_distinct, ledger, entries)
     recorded = {str(entry.get("result")) for entry in entries if entry["event"] == SCORED}

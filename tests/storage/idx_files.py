@@ -31,6 +31,6 @@ def write_idx(path: str | os.PathLike[str], values: NDArray[Any]) -> None:
     stored = np.ascontiguousarray(values, values.dtype.newbyteorder(">"))
     code = {dtype: code for code, dtype in ELEMENT_TYPES.items()}[stored.dtype]
     content = idx_bytes(values.shape, stored.tobytes(), code)
-    partial = path.with_name(path.name + ".partial")  # no job sees half a file
+    partial = path.with_name(path.name + ".partial")  # jobs never see half a file
     partial.write_bytes(COMPRESS.get(path.suffix, bytes)(content))
     partial.replace(path)

@@ -71,7 +71,7 @@ def assert_same_tensors(expected: Tensors, actual: Tensors) -> None:
         assert tensor.tobytes() == actual[name].tobytes()
 
 
-def test_what_was_saved_is_loaded(run: Run) -> None:
+def test_save_and_load(run: Run) -> None:
     """The tensors (bit by bit), the model's digest and the progress are read back."""
     loaded = load_checkpoint(run, CheckpointName(2, 0), TEMPLATE)
     assert_same_tensors(tensors_of(2), loaded.tensors)
@@ -80,7 +80,7 @@ def test_what_was_saved_is_loaded(run: Run) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "uint8", "bool"])
-def test_tensors_of_every_kind(run: Run, dtype: str) -> None:
+def test_unusual_tensors(run: Run, dtype: str) -> None:
     """Scalars, empty and non-contiguous tensors and NaN are saved exactly."""
     values = np.arange(12).reshape(3, 4).astype(dtype)
     if values.dtype.kind == "f":
@@ -126,9 +126,7 @@ def test_checkpoints_are_listed_oldest_first(run: Run) -> None:
     ],
     ids=["name", "surplus", "shape", "dtype"],
 )
-def test_what_does_not_fit_the_template_is_refused(
-    run: Run, template: Tensors, message: str
-) -> None:
+def test_a_template_that_differs(run: Run, template: Tensors, message: str) -> None:
     """The message shows both sides of a name, shape or dtype that differs."""
     with pytest.raises(BadDataError) as caught:
         load_checkpoint(run, CheckpointName(3, 0), template)
@@ -238,7 +236,7 @@ def test_a_manifest_of_other_content_is_refused(run: Run, change: dict[str, obje
 
 
 @pytest.mark.parametrize("state", [b"", b"\0" * 8, b"\xff" * 64, (2**62).to_bytes(8, "little")])
-def test_a_state_that_is_no_safetensors_is_refused(run: Run, state: bytes) -> None:
+def test_an_invalid_safetensors_file(run: Run, state: bytes) -> None:
     """A state with the right digest and a bad header is refused, whatever sizes it claims."""
     manifest = documents.read_sealed(home(run, 3), MANIFEST)
     digest = hashlib.sha256(state).hexdigest()
@@ -264,9 +262,7 @@ def go_on_while_reading(run: Run, keep: int, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(checkpoints, "list_checkpoints", look_once)
 
 
-def test_a_reader_finds_the_successor_of_what_is_pruned(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_loading_while_checkpoints_are_pruned(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader beside a running training gets the newer checkpoint, without a false alarm."""
     go_on_while_reading(run, 1, monkeypatch)
     passed, loaded = newest(run)
@@ -274,9 +270,7 @@ def test_a_reader_finds_the_successor_of_what_is_pruned(
     assert ([], CheckpointName(5, 0)) == (passed, loaded.name)
 
 
-def test_metrics_are_compared_while_the_run_goes_on(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_metrics_of_a_running_training(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lines that are appended while the checkpoint is read are returned, without an error."""
     go_on_while_reading(run, 5, monkeypatch)
     assert [metrics_line(epoch) for epoch in (1, 2, 3, 4, 5)] == recorded_metrics(run)
@@ -330,7 +324,7 @@ def test_a_failed_save_leaves_the_older_ones(
     assert before == local_run.location.objects()
 
 
-def test_what_dead_writers_left_is_swept(local_run: Run) -> None:
+def test_sweep(local_run: Run) -> None:
     """Half-written and half-removed checkpoints are not listed, and are removed by the sweep."""
     for name in (".000004-000000.tmp", ".000001-000000.old"):
         local_run.location.put(f"{DIRECTORY}/{name}/{STATE}", b"half")
@@ -370,7 +364,7 @@ def test_metrics_without_their_checkpoints_are_reported(run: Run) -> None:
     assert 3 == len(recorded_metrics(run))
 
 
-def test_a_name_is_spelled_in_one_way(run: Run) -> None:
+def test_names_with_extra_zeros(run: Run) -> None:
     """A directory whose name has more zeros is not a checkpoint, and verification reports it."""
     names = list_checkpoints(run)
     run.location.put("checkpoints/0000003-000000/manifest.json", b"{}")
@@ -378,7 +372,7 @@ def test_a_name_is_spelled_in_one_way(run: Run) -> None:
     assert 1 == sum(error is not None for _, error in verify_run(run.location))
 
 
-def test_a_sweep_leaves_what_is_not_ours(local_run: Run) -> None:
+def test_a_sweep_keeps_other_files(local_run: Run) -> None:
     """Hidden files that this project did not write are kept."""
     local_run.location.put("checkpoints/.notes", b"mine")
     local_run.location.put("checkpoints/.000004-000000.tmp/state.safetensors", b"")

@@ -165,7 +165,7 @@ def test_a_header_that_is_cut_off_is_damaged(place: Location) -> None:
             reader.read(1)
 
 
-def test_no_bit_of_a_shard_flips_unseen(sharded: ChunkedArray) -> None:
+def test_flipped_bits_of_a_shard(sharded: ChunkedArray) -> None:
     """Each flipped bit of a shard, or of its index, is detected by a new reader."""
     whole = sharded.location.get("c.0.0")
     for place in range(len(whole)):
@@ -177,7 +177,7 @@ def test_no_bit_of_a_shard_flips_unseen(sharded: ChunkedArray) -> None:
 
 
 @pytest.mark.parametrize("compression", COMPRESSIONS)
-def test_no_damage_is_taken_for_rows(place: Location, compression: str) -> None:
+def test_random_damage(place: Location, compression: str) -> None:
     """Random changes with a matching CRC-32C are refused, or decode to the same rows."""
     split = make_split(place, dtype="int32", rows=400, compression=compression)
     array, expected = split.arrays["inputs"], split.read_chunk(1).inputs.tobytes()
@@ -210,9 +210,7 @@ def test_no_damage_is_taken_for_rows(place: Location, compression: str) -> None:
         (8, 0, "by blocks of 0"),
     ],
 )
-def test_a_header_that_lies_is_not_believed(
-    place: Location, at: int, value: int, message: str
-) -> None:
+def test_a_header_with_wrong_sizes(place: Location, at: int, value: int, message: str) -> None:
     """Wrong sizes in a header are refused, although the CRC-32C is right."""
     reader = make_split(place).arrays["inputs"]
     chunk = bytearray(reader.location.get("c.1.0")[:-4])
@@ -223,7 +221,7 @@ def test_a_header_that_lies_is_not_believed(
         reader.read(1)
 
 
-def test_a_block_that_does_not_divide_is_not_believed(place: Location) -> None:
+def test_a_block_size_that_does_not_divide(place: Location) -> None:
     """Blosc would leave the rest of the block unset."""
     reader = make_split(place, dtype="float32").arrays["inputs"]
     chunk = bytearray(reader.location.get("c.1.0")[:-4])
@@ -234,7 +232,7 @@ def test_a_block_that_does_not_divide_is_not_believed(place: Location) -> None:
 
 
 @pytest.mark.parametrize("rows", [0, 3, 8])
-def test_a_frame_of_another_size_is_no_chunk(place: Location, rows: int) -> None:
+def test_a_frame_of_another_size(place: Location, rows: int) -> None:
     """Decoded into a buffer that still has the chunk's rows, a shorter one would seem complete."""
     split = make_split(place, compression=ZSTD)
     out = split.empty_chunk()
@@ -299,7 +297,7 @@ def test_a_shard_index_that_points_outside_is_refused(
         sharded.read(1)
 
 
-def test_chunks_without_number_are_a_claim(sharded: ChunkedArray) -> None:
+def test_far_too_few_files(sharded: ChunkedArray) -> None:
     """If there are far fewer files than the metadata claim, no chunk is read."""
     sharded.check_claim()
     with pytest.raises(BadDataError, match=r"inputs holds 3 files; its .* rows should fill"):
@@ -342,7 +340,7 @@ def test_an_unknown_compression_is_refused(place: Location, compression: Any) ->
         open_dataset(place)
 
 
-def test_the_digest_is_not_of_the_compression(tmp_path: Path) -> None:
+def test_the_digest_does_not_depend_on_the_compression(tmp_path: Path) -> None:
     """The same rows have the same digest, whatever their compression."""
     digests = {
         make_dataset(open_location(tmp_path / name), dataset_schema(compression=name)).digest

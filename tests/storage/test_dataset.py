@@ -51,9 +51,7 @@ def dataset(dataset_place: Location) -> Dataset:
 
 @pytest.mark.parametrize("dtype", ELEMENT_TYPES)
 @pytest.mark.parametrize(("classes", "chunks_per_shard"), [(3, 1), (0, 2)])
-def test_what_was_written_is_read(
-    place: Location, dtype: str, classes: int, chunks_per_shard: int
-) -> None:
+def test_round_trip(place: Location, dtype: str, classes: int, chunks_per_shard: int) -> None:
     """Rows of every element type are read back, with and without labels and shards."""
     schema = dataset_schema(dtype=dtype, classes=classes, chunks_per_shard=chunks_per_shard)
     make_dataset(place, schema)
@@ -62,7 +60,7 @@ def test_what_was_written_is_read(
     assert np.dtype(dtype) == opened.split("train").read_chunk(0).inputs.dtype
 
 
-def test_what_is_known_of_a_dataset(place: Location, dataset: Dataset) -> None:
+def test_attributes(place: Location, dataset: Dataset) -> None:
     """Names, shapes, sources and class counts are read back."""
     opened = open_dataset(place)
     assert dataset.digest == opened.digest
@@ -85,7 +83,7 @@ def test_the_digest_is_pinned(dataset: Dataset) -> None:
     assert expected == dataset.digest
 
 
-def test_the_digest_is_of_the_content(tmp_path: Path, dataset: Dataset) -> None:
+def test_the_digest_depends_on_the_content(tmp_path: Path, dataset: Dataset) -> None:
     """Other rows, chunk sizes, shard sizes or meanings give another digest."""
     others = [
         dataset_schema(test_rows=6),
@@ -101,7 +99,7 @@ def test_the_digest_is_of_the_content(tmp_path: Path, dataset: Dataset) -> None:
 
 
 @pytest.mark.parametrize(("threads", "chunks_per_shard"), [(1, 1), (4, 1), (4, 2)])
-def test_the_order_of_writing_leaves_no_trace(
+def test_the_order_of_writing_does_not_matter(
     tmp_path: Path, threads: int, chunks_per_shard: int
 ) -> None:
     """Parts written backwards and in parallel give the same files and digest."""
@@ -119,7 +117,7 @@ def test_the_order_of_writing_leaves_no_trace(
     assert contents(expected.location) == contents(opened.location)
 
 
-def test_writing_a_part_twice_is_writing_it_once(place: Location) -> None:
+def test_writing_a_part_twice(place: Location) -> None:
     """A part that is written twice, as after a worker's death, gives the same records and bytes."""
     with create_dataset(place, dataset_schema()) as writer:
         split = writer.split("train")
@@ -284,7 +282,7 @@ def test_sound_bytes_are_not_hashed_again(
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"attributes": []}', b"\xff" * 9])
-def test_a_root_that_is_none(place: Location, dataset: Dataset, content: bytes) -> None:
+def test_an_invalid_root(place: Location, dataset: Dataset, content: bytes) -> None:
     """Whatever the root's `zarr.json` contains, opening it ends in exit 3 and names the place."""
     place.put("zarr.json", content)
     with pytest.raises(BadDataError, match=str(place)):
@@ -318,7 +316,7 @@ def test_a_changed_attribute_is_reported(
         open_dataset(place)
 
 
-def test_a_file_is_no_dataset(place: Location) -> None:
+def test_a_file_is_not_a_dataset(place: Location) -> None:
     """A path to a file is reported as not a dataset, not as unreachable."""
     place.path.write_text("x")
     with pytest.raises(BadDataError, match="is not a dataset"):
@@ -344,7 +342,7 @@ def test_an_opened_dataset_is_read_only(dataset: Dataset) -> None:
         ({"chunk_rows": 2**28}, "expected at most 1,073,741,824. Use fewer rows per chunk."),
     ],
 )
-def test_a_schema_that_cannot_be_is_refused(fields: dict[str, Any], words: str) -> None:
+def test_an_invalid_schema(fields: dict[str, Any], words: str) -> None:
     """Claimed sizes are checked before anything is allocated for them."""
     with pytest.raises(BadDataError, match=re.escape(words)):
         SplitSchema(**vars(dataset_schema().splits["train"]) | fields)

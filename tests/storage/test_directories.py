@@ -89,11 +89,6 @@ def test_room() -> None:
     assert len(before) == len(os.listdir("/proc/self/fd"))
 
 
-def test_a_defect_is_none() -> None:
-    """An exception that only a bug raises is not translated."""
-    assert as_pipeline_error(TypeError()) is None
-
-
 SPECIAL = ("directory", "pipe", "socket", "device", "dangling link", "link to a pipe", "loop")
 
 
@@ -138,13 +133,13 @@ def test_special_files_are_never_replaced(special: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
-def test_streams_are_no_files(place: str) -> None:
+def test_streams_are_refused(place: str) -> None:
     """A path that stands for a stream of a process is refused."""
     with pytest.raises(UsageError, match="a stream of a process"):
         file_to_write(Path(place), "--out")
 
 
-def test_a_link_to_a_file_stays_one(tmp_path: Path) -> None:
+def test_a_link_to_a_file(tmp_path: Path) -> None:
     """Its target is written."""
     (tmp_path / "file").write_bytes(b"old")
     (tmp_path / "link").symlink_to("file")
@@ -166,7 +161,7 @@ with LocalLocation(Path(sys.argv[1])).open_for_writing("o.csv") as write:
 """
 
 
-def test_partial_files_of_the_dead_are_removed(tmp_path: Path) -> None:
+def test_partial_files_of_dead_writers(tmp_path: Path) -> None:
     """A live writer keeps its partial file; after a kill the next writer removes it."""
     command = [sys.executable, "-c", WRITER, str(tmp_path)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
@@ -183,7 +178,7 @@ def test_partial_files_of_the_dead_are_removed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["file/.lock", "file/run/.lock", "loop/.lock", "loop/run/.lock"])
-def test_something_else_in_the_place_of_a_directory(place: str, tmp_path: Path) -> None:
+def test_a_file_in_place_of_a_directory(place: str, tmp_path: Path) -> None:
     """A file in the way, or a loop of links, is a usage error: retrying would not help."""
     (tmp_path / "file").touch()
     (tmp_path / "loop").symlink_to("loop")

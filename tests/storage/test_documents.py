@@ -32,20 +32,20 @@ def content(data: bytes) -> dict[str, Any]:
         st.text().filter(lambda key: key != documents.SEAL), json_values, max_size=4
     )
 )
-def test_a_document_comes_back(document: dict[str, Any]) -> None:
+def test_round_trip(document: dict[str, Any]) -> None:
     """Any JSON value is read back from its sealed text, floats to the last bit."""
     assert document == content(documents.sealed_bytes(document))
     assert document == content(documents.sealed_bytes(document, indent=None))
 
 
-def test_what_cannot_be_read_is_not_written() -> None:
+def test_an_unreadable_document_is_not_written() -> None:
     """A string that is not valid text, as a file's name may be, is refused when it is written."""
     with pytest.raises(BadDataError, match="not valid UTF-8"):
         documents.sealed_bytes({"file": "caf\udce9"})
 
 
 @pytest.mark.parametrize("indent", [2, None])
-def test_no_bit_can_flip_unseen(indent: int | None) -> None:
+def test_flipped_bits(indent: int | None) -> None:
     """Each single flipped bit is refused, or leaves the same content (an escape's letter case)."""
     data = documents.sealed_bytes(DOCUMENT, indent)
     without_effect = 0
@@ -61,7 +61,7 @@ def test_no_bit_can_flip_unseen(indent: int | None) -> None:
     assert without_effect < 8
 
 
-def test_every_truncation_is_seen() -> None:
+def test_truncation() -> None:
     """Truncated text is refused, unless only the final line break is missing."""
     data = documents.sealed_bytes(DOCUMENT)
     assert DOCUMENT == content(data[:-1])
@@ -87,7 +87,7 @@ def test_every_truncation_is_seen() -> None:
     ],
     ids=lambda data: repr(data[:12]),
 )
-def test_what_is_no_sealed_document_is_bad_data(data: bytes) -> None:
+def test_invalid_documents(data: bytes) -> None:
     """Other JSON, no JSON, no seal, NaN and deep nesting end in exit 3."""
     with pytest.raises(BadDataError, match="the document"):
         content(data)
@@ -137,7 +137,7 @@ def test_a_document_on_disk(tmp_path: Path) -> None:
         documents.read_sealed(place, "absent.json")
 
 
-def test_half_a_character_is_refused() -> None:
+def test_lone_surrogates() -> None:
     """A lone surrogate, which cannot be printed, is refused; a pair is not."""
     with pytest.raises(BadDataError, match="half a surrogate pair"):
         documents.parse(rb'{"name": "\uD83D"}', "the document")

@@ -273,7 +273,7 @@ SWAPPED = "wrong byte order"
         (pickle.dumps([1]), ("a Python pickle",)),
     ],
 )
-def test_what_is_wrong_is_said(
+def test_error_messages(
     tmp_path: Path, ending: str, content: bytes, words: tuple[str, ...]
 ) -> None:
     """Invalid headers and data and files of other formats are refused, raw and compressed."""

@@ -54,7 +54,7 @@ def test_once(ledger: Ledger, tmp_path: Path) -> None:
     assert 1 == len(ledger.entries())
 
 
-def test_recorded_by_another_meanwhile(ledger: Ledger, tmp_path: Path) -> None:
+def test_a_line_recorded_by_another_job(ledger: Ledger, tmp_path: Path) -> None:
     """A line that another job records before this one has the lock is not recorded again."""
     looks: list[int] = []
 
@@ -93,7 +93,7 @@ def test_torn_line(length: int, ledger: Ledger, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("torn", [False, True])
-def test_what_is_known_is_not_read_again(
+def test_lines_are_not_read_again(
     torn: bool, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A job that records many lines reads each at most twice, those of other jobs too."""
@@ -276,15 +276,18 @@ def test_a_death_before_the_count_of_a_known_line(
 
 
 def test_a_ledger_of_an_earlier_release(recorded: Ledger, tmp_path: Path) -> None:
-    """A ledger without a count is read, and counted with its next line."""
+    """A ledger without a count is read, mentioned, and counted with its next line."""
     recorded.location.delete(LEDGER_COUNT)
     assert 3 == len(Ledger(open_location(tmp_path)).entries())
-    assert [] == wrong(tmp_path)
+    mentioned: list[str] = []
+    errors = [error for _, error in verify_run(open_location(tmp_path), mentioned.append) if error]
+    assert [] == errors
+    assert [True] == ["ledger.json is missing" in text for text in mentioned]
     record(tmp_path, entry(event="found", result="y"))
     assert 4 == documents.read_sealed(recorded.location, LEDGER_COUNT)["lines"]
 
 
-def test_scorings_and_lines_tell_of_each_other(recorded: Ledger, tmp_path: Path) -> None:
+def test_scores_and_lines_must_match(recorded: Ledger, tmp_path: Path) -> None:
     """Scores without a line, and a line without scores, are each named."""
     train = scores_schema(split="train").home
     recorded.location.child(train).delete_tree()

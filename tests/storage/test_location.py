@@ -54,7 +54,7 @@ def fail(monkeypatch: pytest.MonkeyPatch, operation: str, number: int) -> None:
     monkeypatch.setattr(files, operation, refuse)
 
 
-def test_what_was_put_is_got(place: Location) -> None:
+def test_put_and_get(place: Location) -> None:
     """`put` creates missing directories and replaces an existing object."""
     place.put("a/b/c", b"a long first content")
     assert b"a long first content" == place.get("a/b/c")
@@ -62,7 +62,7 @@ def test_what_was_put_is_got(place: Location) -> None:
     assert (b"second", ["c"]) == (place.get("a/b/c"), place.names("a/b"))
 
 
-def test_a_range_is_got(place: Location) -> None:
+def test_ranges(place: Location) -> None:
     """A range returns the bytes of a slice, also empty or beyond the ends."""
     digits = b"0123456789"
     place.put("digits", digits)
@@ -156,7 +156,7 @@ def test_names_and_objects_are_sorted(place: Location) -> None:
     assert ([], [], []) == (place.names("c"), place.names("b"), place.child("c").objects())
 
 
-def test_deleting_what_is_not_there_is_no_error(place: Location) -> None:
+def test_deleting_twice(place: Location) -> None:
     """`delete` and `delete_tree` do nothing when called again."""
     place.put("a/b", b"x")
     place.delete("a/b")
@@ -167,7 +167,7 @@ def test_deleting_what_is_not_there_is_no_error(place: Location) -> None:
     assert not place.exists()
 
 
-def test_a_tree_is_removed_without_what_its_links_lead_to(local: Location, tmp_path: Path) -> None:
+def test_removing_a_tree_keeps_the_targets_of_links(local: Location, tmp_path: Path) -> None:
     """`delete_tree` removes a link to a directory, but not the directory."""
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").write_text("kept")
@@ -236,7 +236,7 @@ def test_a_link_stays_a_link(local: Location, tmp_path: Path) -> None:
     assert (True, b"1") == (link.path.is_symlink(), local.get("x"))
 
 
-def test_what_is_free_to_be_taken(local: Location) -> None:
+def test_is_free(local: Location) -> None:
     """A missing and an empty directory are free; a file and a directory with entries are not."""
     assert local.is_free()
     local.path.mkdir()
@@ -246,7 +246,7 @@ def test_what_is_free_to_be_taken(local: Location) -> None:
     assert not local.child("x").is_free()
 
 
-def test_a_sibling_is_hidden_and_next_to_what_a_link_leads_to(tmp_path: Path) -> None:
+def test_the_sibling_of_a_link(tmp_path: Path) -> None:
     """The sibling is on the disk of the link's target, so that a rename is atomic."""
     (tmp_path / "disk" / "real").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "disk" / "real")
@@ -263,7 +263,7 @@ def test_a_sibling_is_hidden_and_next_to_what_a_link_leads_to(tmp_path: Path) ->
         ("a\0b", "null character"),
     ],
 )
-def test_a_name_that_is_no_place_is_wrong_usage(named: str, message: str) -> None:
+def test_invalid_places(named: str, message: str) -> None:
     """Empty names, null characters and other URL schemes are refused with exit 2."""
     with pytest.raises(UsageError, match=message):
         open_location(named)
@@ -314,7 +314,7 @@ def test_a_name_that_cannot_be_encoded_is_refused(place: Location) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc")
-def test_where_the_system_makes_no_files() -> None:
+def test_a_directory_that_takes_no_files() -> None:
     """A directory in which no file can be created is unreachable, not a missing file."""
     with pytest.raises(UnreachableError, match="Cannot write /proc/x: No file can be created here"):
         open_location("/proc").put("x", b"")

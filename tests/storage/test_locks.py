@@ -41,7 +41,7 @@ alone = Path(sys.argv[1] + ".alone")
 for _ in range(50):
     place = open_location(sys.argv[1])
     with waiting_lock(place, "The run", None, 60, lambda conflict: None) as lock:
-        os.close(os.open(alone, os.O_CREAT | os.O_EXCL))  # fails where another has the lock, too
+        os.close(os.open(alone, os.O_CREAT | os.O_EXCL))  # fails if another has the lock
         alone.unlink()
         lock.retire()
 """
@@ -91,7 +91,7 @@ def test_one_holder_at_a_time(anywhere: Location) -> None:
             assert f"The run is being written by {holder}" in str(caught.value)
     with pytest.raises(ZeroDivisionError), lock_file.writer_lock("The run"):
         raise ZeroDivisionError
-    for _ in range(2):  # it is free after its block, however that ended
+    for _ in range(2):  # it is free after its block, failed or not
         with lock_file.writer_lock("The run"):
             pass
 
@@ -183,7 +183,7 @@ def test_a_moved_directory_is_a_conflict(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["moved", "removed", "replaced"])
-def test_what_was_locked_is_not_made_again(tmp_path: Path, change: str) -> None:
+def test_a_locked_place_is_not_recreated(tmp_path: Path, change: str) -> None:
     """If the lock's file was replaced or removed, every write is refused."""
     place = open_location(tmp_path / "run")
     with place.child(".lock").writer_lock("The run") as lock:

@@ -36,7 +36,7 @@ def test_round_trip(place: Location) -> None:
     assert ["champion"] == names(place)
 
 
-def test_nobody(place: Location) -> None:
+def test_a_name_without_a_holder(place: Location) -> None:
     """A name without a holder is empty, and an error if a model is needed."""
     assert ModelName(place, "champion") == open_name(place, "champion")
     with pytest.raises(UsageError, match=r"No model is called 'champion'.*pipeline promote"):

@@ -93,9 +93,7 @@ def test_earlier_releases(dataset_place: Location, scores_place: Location, numbe
         ("zarr.json", '"compression"', '"compressiom"'),
     ],
 )
-def test_what_is_ours_is_still_checked(
-    dataset_place: Location, key: str, ours: str, other: str
-) -> None:
+def test_own_metadata_are_checked(dataset_place: Location, key: str, ours: str, other: str) -> None:
     """A changed or renamed own field or attribute is refused by every reader."""
     text = dataset_place.get(key).decode()
     assert ours in text
@@ -104,7 +102,7 @@ def test_what_is_ours_is_still_checked(
         open_dataset(dataset_place)
 
 
-def test_consolidated_metadata_that_says_something_else(dataset_place: Location) -> None:
+def test_wrong_consolidated_metadata(dataset_place: Location) -> None:
     """xarray reads consolidated metadata: `verify` compares them with the arrays' own metadata."""
     for key in ("zarr.json", "train/zarr.json"):
         text = dataset_place.get(key)
@@ -121,7 +119,7 @@ def test_consolidated_metadata_that_says_something_else(dataset_place: Location)
         (b'"kind": "inline"', b'"kind": "inlinf"'),
     ],
 )
-def test_metadata_that_zarr_cannot_open(dataset_place: Location, ours: bytes, other: bytes) -> None:
+def test_invalid_consolidated_metadata(dataset_place: Location, ours: bytes, other: bytes) -> None:
     """Zarr cannot read damaged consolidated metadata: `verify` reports them."""
     dataset_place.put("zarr.json", dataset_place.get("zarr.json").replace(ours, other, 1))
     open_dataset(dataset_place)
@@ -133,9 +131,7 @@ def test_metadata_that_zarr_cannot_open(dataset_place: Location, ours: bytes, ot
 
 
 @pytest.mark.filterwarnings("ignore::zarr.errors.ZarrUserWarning")
-def test_metadata_is_consolidated_as_zarr_does_it(
-    dataset_place: Location, scores_place: Location
-) -> None:
+def test_consolidating_changes_nothing(dataset_place: Location, scores_place: Location) -> None:
     """Consolidating a published dataset again changes no document."""
     for place in (dataset_place, scores_place):
         before = json.loads(place.get("zarr.json"))

@@ -59,7 +59,7 @@ def lies_beside(place: Location) -> list[str]:
     return [name for name in names if name != f".{place.name}.lock"]
 
 
-def test_a_dataset_is_not_there_before_it_is_published(place: Location) -> None:
+def test_a_dataset_is_invisible_before_publishing(place: Location) -> None:
     """While a dataset is written, and after a failure, nothing is visible at its place."""
     with pytest.raises(ZeroDivisionError), create_dataset(place, dataset_schema()) as writer:
         write_part(writer.split("train"), 0)
@@ -88,7 +88,7 @@ def test_every_chunk_must_be_recorded_once(place: Location, records: list[int]) 
     assert not place.exists()
 
 
-def test_every_chunk_must_be_there(place: Location) -> None:
+def test_every_chunk_must_be_present(place: Location) -> None:
     """A dataset is not published if a worker wrote a chunk to another disk."""
     schema = dataset_schema()
     with create_dataset(place, schema) as writer:
@@ -116,9 +116,7 @@ def test_an_existing_dataset_is_replaced_when_asked(place: Location, dataset: Da
         stored_rows(dataset.split("train"))  # a reader of the old one never sees a mixture
 
 
-def test_an_overwriting_that_fails_leaves_the_old_dataset(
-    place: Location, dataset: Dataset
-) -> None:
+def test_a_failed_overwrite_keeps_the_old_dataset(place: Location, dataset: Dataset) -> None:
     """Until the new dataset is published, readers find the old one."""
     with (
         pytest.raises(ZeroDivisionError),
@@ -187,7 +185,7 @@ def test_a_replacement_that_died_after_the_renames(local_dataset: Dataset) -> No
 def test_an_orphan_writes_into_nothing_that_is_published(place: Location) -> None:
     """A worker that outlives its job does not write into the next ingest's dataset."""
     with dataset_lock(place) as locked:
-        dead = DatasetWriter(locked, locked.staging(), dataset_schema())  # and then its job died
+        dead = DatasetWriter(locked, locked.staging(), dataset_schema())  # of a job that died
     orphan = dead.split("train")
     schema = dataset_schema(rows=7)
     with create_dataset(place, schema) as writer:
@@ -201,7 +199,7 @@ def test_an_orphan_writes_into_nothing_that_is_published(place: Location) -> Non
     assert ["set"] == lies_beside(place)
 
 
-def test_what_dead_ingests_staged_is_removed(place: Location, dataset: Dataset) -> None:
+def test_staged_datasets_of_dead_ingests_are_removed(place: Location, dataset: Dataset) -> None:
     """The sweep leaves neighbours whose names begin alike."""
     parent, _ = place.split()
     neighbour = parent.child("set.ingest-0123456789ab")
@@ -227,7 +225,7 @@ def test_two_writers_of_one_dataset(place: Location) -> None:
         assert write_part(writer.split("train"), 0)
 
 
-def test_what_cannot_be_removed_stops_no_later_ingest(
+def test_files_that_cannot_be_removed(
     local_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The new dataset is published although the old one's files cannot be removed."""

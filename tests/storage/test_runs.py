@@ -16,7 +16,7 @@ def place(anywhere: Location) -> Location:
     return anywhere.child("run")
 
 
-def test_a_record_comes_back(place: Location) -> None:
+def test_round_trip(place: Location) -> None:
     """A created run is read back, and each run has its own id."""
     run = begin_run(place)
     assert run == open_run(place)
@@ -41,7 +41,7 @@ def test_a_run_begins_once(place: Location) -> None:
     assert run == open_run(place)
 
 
-def test_a_directory_of_something_else_is_no_place_for_a_run(place: Location) -> None:
+def test_a_directory_with_other_files(place: Location) -> None:
     """A directory with other files is refused; the message names the first file."""
     place.put("thesis.tex", b"precious")
     with pytest.raises(ConflictError, match=r"contains 'thesis\.tex' but no run\.json"):
@@ -88,9 +88,7 @@ def test_a_changed_record_is_refused(place: Location, change: dict[str, object])
         ({"versions": "ab"}, r"has a \w+ for its 'versions'"),
     ],
 )
-def test_a_record_of_another_kind_is_refused(
-    place: Location, change: dict[str, object], message: str
-) -> None:
+def test_an_invalid_record(place: Location, change: dict[str, object], message: str) -> None:
     """A sealed run.json of a newer version, or with wrong fields, is refused."""
     begin_run(place)
     document = documents.read_sealed(place, RECORD) | change
@@ -120,7 +118,7 @@ def test_metrics_are_rewritten(place: Location) -> None:
     assert [] == run.metrics()
 
 
-def test_a_line_cut_off_by_a_death_is_left_out(place: Location) -> None:
+def test_an_incomplete_line_is_ignored(place: Location) -> None:
     """Wherever the last line was cut off, the lines before it are read."""
     run = begin_run(place)
     run.append_metrics(metrics_line(1))

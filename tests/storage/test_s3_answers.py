@@ -106,7 +106,7 @@ def test_refusals(proxy: Proxy, answer: Answer, words: str) -> None:
     [refusal(400, "RequestTimeout"), refusal(409, "OperationAborted"), refusal(503, "SlowDown")],
     ids=["RequestTimeout", "OperationAborted", "SlowDown"],
 )
-def test_answers_that_pass_are_asked_again(
+def test_transient_errors_are_retried(
     proxy: Proxy, answer: Answer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every request is retried; the last error names the store's address."""
@@ -122,7 +122,7 @@ def test_answers_that_pass_are_asked_again(
         assert len(proxy.requests) - before > 1, name
 
 
-def test_an_answer_that_is_no_listing(proxy: Proxy) -> None:
+def test_a_response_that_is_not_a_listing(proxy: Proxy) -> None:
     """It is reported; without a retry, the message mentions none."""
     answer = Answer(200, b"{}", "application/json", OF_OBJECTS)
     place = answered(proxy, answer, retry_seconds="0")
@@ -132,7 +132,7 @@ def test_an_answer_that_is_no_listing(proxy: Proxy) -> None:
 
 
 @pytest.mark.parametrize("url", BAD_URLS)
-def test_an_endpoint_that_is_none(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_endpoints(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An invalid option or variable is refused by name, without a request."""
     with pytest.raises(
         UsageError, match=r"--storage-option endpoint_url .*is not a valid endpoint"
@@ -161,9 +161,7 @@ def test_a_password_in_an_endpoint_is_not_shown() -> None:
         ("AWS_REGION", "eu west"),
     ],
 )
-def test_variables_that_cannot_be_sent(
-    name: str, value: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_invalid_variables(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A line break in a key is reported with the variable's name, not its value."""
     monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match=name) as caught:
@@ -174,14 +172,14 @@ def test_variables_that_cannot_be_sent(
 
 
 @pytest.mark.parametrize("bucket", ["my bucket", "caf\u00e9", "a%b", "..", "a:b"])
-def test_a_name_that_no_bucket_has(bucket: str) -> None:
+def test_invalid_bucket_names(bucket: str) -> None:
     """A region becomes part of a host name, so it is checked."""
     with pytest.raises(UsageError, match="names the bucket"):
         open_location(f"s3://{bucket}/place")
 
 
 @pytest.mark.parametrize("key", ["a//b", "x/../../y", "./a", "..", "a\x01b", "\u2028", "/first"])
-def test_a_key_that_no_path_can_be(store: Store, key: str) -> None:
+def test_keys_that_are_not_paths(store: Store, key: str) -> None:
     """The other objects are listed; this one is refused by name."""
     place = store.new_place()
     store.put_raw(f"{str(place).split('/', 3)[3]}/{key}", b"odd")
@@ -199,7 +197,7 @@ def test_a_key_that_no_path_can_be(store: Store, key: str) -> None:
     assert [] == place.objects()
 
 
-def test_folders_are_no_objects(store: Store) -> None:
+def test_folders_are_not_objects(store: Store) -> None:
     """Empty objects that represent folders are not listed; other empty ones are."""
     place = store.new_place()
     prefix = str(place).split("/", 3)[3]

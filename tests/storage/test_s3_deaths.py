@@ -131,7 +131,7 @@ def test_a_store_that_is_lost_while_publishing(store: Store, proxy: Proxy) -> No
     assert 2 == len(target.names())
 
 
-def test_a_first_dataset_is_there_whole_or_not(store: Store) -> None:
+def test_a_first_dataset_appears_at_once(store: Store) -> None:
     """Without a former tree, a reader finds none, a complete one, or an error."""
     place = store.new_place()
     total = writes_of(lambda: write(place.child("count"), 3))
@@ -147,7 +147,7 @@ def test_a_first_dataset_is_there_whole_or_not(store: Store) -> None:
         assert_holds_its_rows(open_dataset(target), dataset_schema(rows=3))
 
 
-def test_a_checkpoint_is_there_whole_or_not(store: Store) -> None:
+def test_a_checkpoint_appears_at_once(store: Store) -> None:
     """While checkpoints are saved, replaced and pruned, all that are listed are sound."""
     place = store.new_place()
     template = tensors_of(1)

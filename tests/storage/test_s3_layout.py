@@ -101,7 +101,7 @@ def test_a_run_of_a_former_release(place: Location, run_place: Location) -> None
         open_scores(run.child(f"{SCORES}/{home}"))
 
 
-def test_what_was_copied_to_a_disk(place: Location, tmp_path: Path) -> None:
+def test_trees_copied_to_a_disk(place: Location, tmp_path: Path) -> None:
     """Copied datasets and runs are read, and removed checkpoints are not listed."""
     make_dataset(place.child("set"))
     run = make_run(place.child("run"))

@@ -46,13 +46,13 @@ def test_the_start_of_an_object_as_a_file(place: Location) -> None:
         pytest.fail("it was copied")
 
 
-def test_what_a_look_tells(place: Location) -> None:
+def test_look(place: Location) -> None:
     """Size and time are the store's, and each write changes the version."""
     before = time.time()
     place.put("a", b"one")
     first = place.look("a")
     assert 3 == first.size
-    assert before - 1 <= first.modified <= time.time() + 1  # the store tells whole seconds
+    assert before - 1 <= first.modified <= time.time() + 1  # the store has whole seconds
     place.put("a", b"two")
     assert first.version != place.look("a").version
     with pytest.raises(FileNotFoundError):
@@ -96,7 +96,7 @@ def test_a_dataset_is_read_as_it_was_written(place: Location, chunks_per_shard: 
     assert np.array_equal(rows, np.asarray(split.inputs[:]))
 
 
-def test_a_location_travels(store: Store) -> None:
+def test_a_location_can_be_pickled(store: Store) -> None:
     """A location can be pickled with its options; its repr shows no secret."""
     place = store.location("x", secret_access_key="swordfish")
     assert place == pickle.loads(pickle.dumps(place))
@@ -104,7 +104,7 @@ def test_a_location_travels(store: Store) -> None:
 
 
 @pytest.mark.parametrize("trouble", TROUBLES)
-def test_passing_trouble_is_not_seen(proxy: Proxy, place: Location, trouble: str) -> None:
+def test_transient_failures_are_retried(proxy: Proxy, place: Location, trouble: str) -> None:
     """Every kind of request is retried."""
     proxied = through(proxy, place)
     for number, (method, part, act) in enumerate(
@@ -121,9 +121,9 @@ def test_passing_trouble_is_not_seen(proxy: Proxy, place: Location, trouble: str
         proxy.first(trouble, 1, method, part)
         before = len(proxy.requests)
         result = act()
-        again = (method, "GET") if method == "HEAD" else (method,)  # for the reason of a refusal
+        again = (method, "GET") if method == "HEAD" else (method,)  # HEAD has no body with a reason
         tries = [seen for seen in proxy.requests[before:] if seen[0] in again and part in seen[1]]
-        body = method in ("GET", "POST")  # an answer without a body cannot be cut off
+        body = method in ("GET", "POST")  # a response without a body cannot be cut off
         assert len(tries) > 1 or (trouble == CUT and not body), number
         assert result == [None, b"234", 10, None, None, ["digits", "new"], None][number]
     assert {"digits": 10} == place.sizes()
@@ -140,7 +140,7 @@ def test_passing_trouble_is_not_seen(proxy: Proxy, place: Location, trouble: str
         (SLOW, "no whole answer in time"),
     ],
 )
-def test_lasting_trouble(proxy: Proxy, place: Location, trouble: str, reason: str) -> None:
+def test_lasting_failures(proxy: Proxy, place: Location, trouble: str, reason: str) -> None:
     """After `retry_seconds`: exit 6, the object's URL and the reason."""
     place.put("digits", DIGITS)
     proxy.plan = lambda method, path: trouble
@@ -159,7 +159,7 @@ def test_a_store_that_ignores_ranges(proxy: Proxy, place: Location) -> None:
         through(proxy, place).get("digits", 2, 5)
 
 
-def test_a_store_that_is_not_there(place: Location) -> None:
+def test_a_missing_store(place: Location) -> None:
     """A refused connection is retried, then reported."""
     key = str(place).split("/", 3)[3]
     gone = open_location(
@@ -171,7 +171,7 @@ def test_a_store_that_is_not_there(place: Location) -> None:
         gone.put("key", b"")
 
 
-def test_one_of_many_makes_an_object(place: Location) -> None:
+def test_concurrent_writers_of_a_new_object(place: Location) -> None:
     """One of several concurrent writers of a new object wins; the others get a conflict."""
     together = threading.Barrier(8)
 
@@ -211,7 +211,7 @@ def test_an_append_after_another_s_is_refused(
 @pytest.mark.parametrize(
     "url", ["s3://", "s3://bucket", "s3://bucket/", "s3:///a", "s3://bucket/a//b", "s3://b/../a"]
 )
-def test_a_url_without_a_place_is_wrong_usage(url: str) -> None:
+def test_invalid_urls(url: str) -> None:
     """The URL must have a bucket and a prefix without empty parts."""
     with pytest.raises(UsageError, match="is not a valid S3 URL"):
         open_location(url)
@@ -226,15 +226,13 @@ def test_a_url_without_a_place_is_wrong_usage(url: str) -> None:
         ({"retry_seconds": "long"}, "retry_seconds is 'long'"),
     ],
 )
-def test_an_option_that_is_none_is_wrong_usage(options: dict[str, str], message: str) -> None:
+def test_unknown_options(options: dict[str, str], message: str) -> None:
     """They are refused without a request."""
     with pytest.raises(UsageError, match=message):
         open_location("s3://bucket/place", options)
 
 
-def test_the_environment_says_where_the_store_is(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_environment_variables(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """AWS_ENDPOINT_URL and the credentials' variables suffice; options take precedence."""
     for name, value in store.environment.items():
         monkeypatch.setenv(name, value)
@@ -245,7 +243,7 @@ def test_the_environment_says_where_the_store_is(
     assert b"x" == open_location(str(place), {"endpoint_url": store.endpoint}).get("key")
 
 
-def test_without_the_extra_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     """An s3:// URL without obstore is a usage error."""
     real = builtins.__import__
 

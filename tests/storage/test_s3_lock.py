@@ -42,7 +42,7 @@ def ignored(message: str) -> None:
         ([], "(pipeline). Wait for it"),
     ],
 )
-def test_what_the_holder_runs(
+def test_the_command_of_the_holder(
     place: Location, monkeypatch: pytest.MonkeyPatch, words: list[str], command: str
 ) -> None:
     """The message names the holder's command without its options."""
@@ -53,7 +53,7 @@ def test_what_the_holder_runs(
     assert command in str(caught.value)
 
 
-def test_one_of_many_gets_the_lock(place: Location) -> None:
+def test_concurrent_writers_of_one_place(place: Location) -> None:
     """One of several concurrent writers gets the lock; so does one that takes it over."""
     together = threading.Barrier(6)
 
@@ -90,7 +90,7 @@ def test_a_store_without_conditional_writes_is_refused(proxy: Proxy, place: Loca
         pytest.fail("the lock excluded no writer")
 
 
-def test_a_taking_over_says_whose_it_was(place: Location) -> None:
+def test_a_takeover_names_the_former_holder(place: Location) -> None:
     """A takeover names the former holder; taking a free lock is silent."""
     messages: list[str] = []
     with place.child(".lock").writer_lock("The run", messages.append):
@@ -99,7 +99,7 @@ def test_a_taking_over_says_whose_it_was(place: Location) -> None:
             assert [True] == [f"The run was being written by {HERE}" in text for text in messages]
 
 
-def test_a_lost_answer_does_not_lock_its_asker_out(proxy: Proxy, place: Location) -> None:
+def test_a_lost_response_to_a_lock_request(proxy: Proxy, place: Location) -> None:
     """A lock that was written, but whose response was lost, is recognised."""
     proxied = proxy.store.location(str(place).split("/", 3)[3])
     proxy.first(LOST, 1, "PUT", ".lock")
@@ -107,7 +107,7 @@ def test_a_lost_answer_does_not_lock_its_asker_out(proxy: Proxy, place: Location
         lock.check()
 
 
-def test_who_lost_the_lock_gives_nothing_back(place: Location) -> None:
+def test_a_former_holder_does_not_release_the_lock(place: Location) -> None:
     """The former holder does not release the new holder's lock."""
     first, second = ExitStack(), ExitStack()
     first.enter_context(place.child(".lock").writer_lock("The run"))

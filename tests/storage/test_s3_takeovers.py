@@ -92,7 +92,7 @@ def prepare_run(place: Location) -> None:
 def published_run(place: Location) -> Any:
     run = open_run(place.child("run"))
     recorded_metrics(run)
-    # Of older ones the former may still remove what it saved itself.
+    # The former holder may still remove older ones that it saved itself.
     return load_checkpoint(run, list_checkpoints(run)[-1]).progress, run.metrics()
 
 
@@ -140,7 +140,7 @@ def moments(gate: Gate) -> list[int]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_what_another_published_stays(name: str) -> None:
+def test_published_trees_are_not_changed(name: str) -> None:
     """Whenever the former holder stalls, and however far the other gets before it continues."""
     prepare, work, published = SCENARIOS[name]
     client = MemoryClient()
@@ -166,7 +166,7 @@ def test_what_another_published_stays(name: str) -> None:
             look,
         )
         assert isinstance(ends[0], ConflictError | None)
-        # Or the former had finished the very same scoring before the other looked.
+        # The former may have completed the same scores before the other took over.
         assert ends[1] is None or "are complete; open them" in str(ends[1])
         assert published(place) in (before or [published(place)])
         return first_gate, second_gate

@@ -14,7 +14,7 @@ from storage.places import open_location
 from storage.scores import METRICS, Scores, ScoresSchema, is_complete, open_scores, score_into
 from tests.storage.artefacts import make_scores, scores_schema, write_scores
 
-SCHEMA = scores_schema(rows=9)  # five chunks, the last one of a single row
+SCHEMA = scores_schema(rows=9)  # five chunks, the last with a single row
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def go_on(home: Location) -> tuple[list[int], Scores]:
         return missing, writer.publish({"accuracy": 0.5})
 
 
-def test_what_was_scored_is_read(run: Location, home: Location) -> None:
+def test_round_trip(run: Location, home: Location) -> None:
     """Probabilities and classes are read back exactly, including the short last chunk."""
     rng = np.random.default_rng(3)
     written = []
@@ -90,7 +90,7 @@ def test_zarr_alone_reads_a_scoring(local_run: Location) -> None:
     assert np.array_equal(scores.read_chunk(2)[1], predicted[4:])
 
 
-def test_the_home_is_named_by_what_is_scored() -> None:
+def test_the_name_of_the_directory() -> None:
     """The directory follows from model, dataset and split."""
     others = [
         scores_schema(split="train"),
@@ -114,7 +114,7 @@ def test_a_scoring_is_complete_only_when_published(home: Location) -> None:
     assert is_complete(home)
 
 
-def test_every_chunk_must_be_there(home: Location) -> None:
+def test_every_chunk_must_be_present(home: Location) -> None:
     """Scores are not published if a worker wrote a chunk to another disk."""
     with score_into(home, SCHEMA) as writer:
         write_scores(writer, writer.missing)
@@ -124,7 +124,7 @@ def test_every_chunk_must_be_there(home: Location) -> None:
     assert not is_complete(home)
 
 
-def test_a_scoring_goes_on_after_a_death(home: Location, expected: Scores) -> None:
+def test_a_scoring_continues_after_a_crash(home: Location, expected: Scores) -> None:
     """Only the missing chunks are scored, and the result is the same."""
     die_after(home, 0, 3)
     missing, scores = go_on(home)
@@ -159,7 +159,7 @@ def test_a_chunk_damaged_before_completion_is_scored_again(
 
 @pytest.mark.parametrize("key", ["probabilities/zarr.json", "predicted/zarr.json"])
 @pytest.mark.parametrize("content", [b"", b"{", None])
-def test_damaged_metadata_does_not_outlive_a_death(
+def test_damaged_metadata_are_rewritten(
     home: Location, expected: Scores, key: str, content: bytes | None
 ) -> None:
     """The arrays' metadata are written again; the sound chunks are kept."""
@@ -182,7 +182,7 @@ def test_a_damaged_root_starts_over(home: Location, expected: Scores) -> None:
     assert expected.digest == scores.digest
 
 
-def test_what_another_model_scored_is_not_used(home: Location) -> None:
+def test_scores_of_another_model_are_not_used(home: Location) -> None:
     """Unfinished scores of something else in the same directory are replaced."""
     with score_into(home, scores_schema(rows=9, model_digest="e" * 64)) as writer:
         write_scores(writer, [0, 1])
@@ -198,7 +198,7 @@ def test_a_complete_scoring_is_not_written_again(home: Location) -> None:
     assert scores.digest == open_scores(home).digest
 
 
-def test_two_scorings_of_the_same_thing(home: Location) -> None:
+def test_two_writers_of_the_same_scores(home: Location) -> None:
     """A second writer is refused."""
     with (
         score_into(home, SCHEMA),
@@ -247,7 +247,7 @@ def test_swapped_scorings_are_reported(local_run: Location) -> None:
 @pytest.mark.parametrize(
     "change", [{"rows": 0}, {"chunk_rows": 0}, {"classes": 2**40}, {"rows": "9"}, {"chunks": 4}]
 )
-def test_a_root_of_other_shape_is_refused(home: Location, change: dict[str, object]) -> None:
+def test_an_invalid_root(home: Location, change: dict[str, object]) -> None:
     """Sealed but invalid attributes end in exit 3, before anything is allocated."""
     tree = go_on(home)[1].location
     document = json.loads(tree.get("zarr.json"))

@@ -80,7 +80,7 @@ def test_a_sound_run_passes(run: Location) -> None:
     assert of_one.items() <= checked.items()
 
 
-def test_what_dead_writers_left_is_passed_over(dataset: Location, run: Location) -> None:
+def test_files_of_dead_writers_are_ignored(dataset: Location, run: Location) -> None:
     """Temporary files and half-removed checkpoints are not errors."""
     dataset.put("train/.c.0.0.17-3.tmp", b"")
     run.put("checkpoints/.000001-000000.old/manifest.json", b"")
@@ -88,7 +88,7 @@ def test_what_dead_writers_left_is_passed_over(dataset: Location, run: Location)
     assert [] == wrong(dataset) + wrong(run)
 
 
-def test_a_run_that_died_is_sound(run: Location) -> None:
+def test_an_interrupted_run_is_sound(run: Location) -> None:
     """An epoch that was recorded but not saved is not an error: a resume repeats it."""
     open_run(run).append_metrics({"epoch": 4})
     assert [] == wrong(run)
@@ -295,7 +295,7 @@ def truncated(data: bytes, draw: random.Random) -> Iterator[bytes]:
     ("artefact", "content"),
     [("dataset", dataset_content), ("sharded", dataset_content), ("run", run_content)],
 )
-def test_no_damage_goes_unseen(
+def test_any_damage_is_detected_or_harmless(
     request: pytest.FixtureRequest,
     artefact: str,
     content: Callable[[Location], Any],
