@@ -74,7 +74,7 @@ class Model:
         BadDataError
             If there is no such run or checkpoint, or it is damaged.
         UsageError
-            If `checkpoint` is no choice.
+            If `checkpoint` is none of these.
         """
         record = open_run(open_location(run, storage_options))
         chosen, warnings = choose_checkpoint(record, str(checkpoint))
