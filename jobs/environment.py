@@ -1,4 +1,4 @@
-"""NumPy and its BLAS: what a run records of them, and one BLAS thread for a calculation."""
+"""NumPy and its BLAS: the versions that a run records, and the limit to one BLAS thread."""
 
 import platform
 from collections.abc import Iterator
@@ -12,18 +12,18 @@ from threadpoolctl import OpenBLASController, threadpool_info, threadpool_limits
 _lock = Lock()
 _jobs = 0
 _limit: threadpool_limits | None = None
-"""What the jobs in this process, be they in several of its threads, hold together: the setting is
-the process's, so the last of them to end gives it back, and not the first."""
+"""The limit that all jobs in this process share: the setting belongs to the process, so the last
+job to end restores it."""
 
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Hold BLAS to one thread while the block runs: its bits differ between one and several.
+    """Limit BLAS to one thread while the block runs: results differ between one and several.
 
-    Another thread of the process that is within a product of several BLAS threads when a job begins
-    keeps using those; a fork in that moment can hang, for OpenBLAS then waits for its threads.
+    A matrix product that another thread of the process has begun keeps its BLAS threads. A fork at
+    that moment can hang, because OpenBLAS waits for its threads.
     """
-    global _jobs, _limit  # noqa: PLW0603 - as what they count is: the process's
+    global _jobs, _limit  # noqa: PLW0603 - the setting belongs to the process
     with _lock:
         if not _jobs:
             _let_this_thread_set()
@@ -41,14 +41,14 @@ def one_blas_thread() -> Iterator[None]:
 
 
 def _let_this_thread_set() -> None:
-    """From any thread but the first that ever asked, threadpoolctl would ignore it in silence."""
+    """Let the current thread set the limit: threadpoolctl ignores all but the first that did."""
     OpenBLASController.clear_controlling_thread(force=True)
 
 
 def environment() -> dict[str, Any]:
     """Return the versions and the BLAS kernel that NumPy computes with."""
     every = [library for library in threadpool_info() if library["user_api"] == "blas"]
-    # Other packages, SciPy for one, bring a BLAS of their own; NumPy's lies beside or below it.
+    # Other packages, such as SciPy, bring their own BLAS; NumPy's is in numpy or numpy.libs.
     own = [library for library in every if library["filepath"].startswith(np.__path__[0])]
     blas = own or every
     return {

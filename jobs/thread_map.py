@@ -1,4 +1,4 @@
-"""Threads that apply a function to items, for work that is one long NumPy call after another."""
+"""Threads that apply a function to items, for work in long NumPy calls."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,19 +12,20 @@ Result = TypeVar("Result")
 
 
 class Workers(Closing, Generic[Given, Result]):
-    """Applies a function to items on threads and gives the results in the items' order."""
+    """Applies a function to items on threads, and yields the results in order."""
 
     def __init__(self, function: Callable[[Given], Result], threads: int) -> None:
-        """`threads` 1 works in the calling thread."""
+        """Use `threads` threads, the calling one included."""
         self._function = function
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads - 1, "compute") if threads > 1 else None
 
     def map(self, items: Iterator[Given]) -> Iterator[Result]:
-        """Yield results in order; no more items are taken ahead than there are threads.
+        """Yield the results in order; at most as many items are taken ahead as there are threads.
 
-        None is held while the next ones are taken: they may be views of something large. The
-        calling thread does its share: handing work over costs as much as a small micro-batch.
+        Items are released before the next ones are taken, because they may be views of large
+        arrays. The calling thread takes part: passing an item to another thread costs as much as
+        a small micro-batch.
         """
         if self._pool is None:
             yield from map(self._function, items)

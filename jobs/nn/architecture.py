@@ -1,4 +1,4 @@
-"""The shape of a network: its layers, and the short text that names them."""
+"""The layers of a network, and the text that describes them: `784-relu-200-softmax-10`."""
 
 import difflib
 import re
@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 HIDDEN_ACTIVATIONS = ("relu", "sigmoid", "tanh")
-"""What a layer before the last may apply to its weighted sums."""
+"""Activations of hidden layers."""
 
 OUTPUT_ACTIVATION = "softmax"
-"""What the last layer applies: the loss is the cross-entropy of its probabilities."""
+"""The activation of the last layer; the loss is the cross-entropy of its probabilities."""
 
 _WIDTH = re.compile(r"[1-9][0-9]{0,6}")
 
@@ -19,30 +19,30 @@ class Layer:
     """A fully connected layer: `activation(inputs @ weights + bias)`."""
 
     inputs: int
-    """The values it takes per row, the bias not counted."""
+    """Input values per row, without the bias."""
 
     activation: str
-    """What is applied to the weighted sums: relu, sigmoid, tanh, or softmax in the last layer."""
+    """The function applied to the weighted sums: relu, sigmoid, tanh, or softmax at the end."""
 
     outputs: int
-    """The values it gives per row."""
+    """Output values per row."""
 
     @cached_property
     def shape(self) -> tuple[int, int]:
-        """The shape of its parameters, `(1 + inputs, outputs)`: the bias is the first row."""
+        """The shape of the parameters, `(1 + inputs, outputs)`; the first row is the bias."""
         return 1 + self.inputs, self.outputs
 
     @cached_property
     def parameter_count(self) -> int:
-        """How many numbers the layer learns, biases included."""
+        """The number of parameters, biases included."""
         return (1 + self.inputs) * self.outputs
 
 
 def parse_network(text: str) -> tuple[Layer, ...]:
-    """Return the layers that a text such as `784-relu-200-softmax-10` names, from input to output.
+    """Return the layers of a text such as `784-relu-200-softmax-10`, from input to output.
 
-    Widths and activations take turns; the last activation is softmax, and no other is.
-    Raises ValueError, naming the piece and what may stand there, for any other text.
+    Widths and activations alternate. The last activation is softmax, which no other may be.
+    Raises ValueError for any other text, with the wrong piece and the allowed ones.
     """
     pieces = text.strip().split("-")
     for position, piece in enumerate(pieces, start=1):
@@ -78,14 +78,14 @@ def complete_network(text: str, inputs: int, classes: int) -> str:
 
 
 def format_network(layers: tuple[Layer, ...]) -> str:
-    """Return the text that `parse_network` reads back as `layers`."""
+    """Return the text from which `parse_network` reads `layers`."""
     return "-".join(
         [str(layers[0].inputs), *(f"{layer.activation}-{layer.outputs}" for layer in layers)]
     )
 
 
 def count_parameters(layers: tuple[Layer, ...]) -> int:
-    """Return how many numbers the network learns, biases included."""
+    """Return the number of parameters, biases included."""
     return sum(layer.parameter_count for layer in layers)
 
 

@@ -1,4 +1,4 @@
-"""The names of optimisers, schedules and initialisations; imports nothing, for `--help`."""
+"""The names of optimizers, schedules and initialisations; imports nothing, for `--help`."""
 
 OPTIMIZERS = ("sgd", "momentum", "nesterov", "adam", "adamw")
 SCHEDULES = ("constant", "cosine", "one-cycle")

@@ -1,7 +1,7 @@
-"""The parameters that training starts from: a pure function of scheme, layers, seed and dtype.
+"""Initial parameters: a pure function of scheme, layers, seed and dtype.
 
-NumPy promises that a bit generator's raw stream never changes, and promises no such thing for the
-distributions drawn from it. So only `Philox.random_raw` is used, and the distributions are here.
+NumPy guarantees that the raw stream of a bit generator never changes, but not the distributions
+drawn from it. This module uses `Philox.random_raw` alone, and has its own distributions.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ DEVIATIONS: dict[str, Callable[[Layer], float]] = {
     # LeCun, Bottou, Orr and Mueller, Efficient BackProp, 1998, eq. 16
     "lecun": lambda layer: math.sqrt(1 / layer.inputs),
 }
-"""The standard deviation of a layer's weights, by the authors who proposed it."""
+"""The standard deviation of a layer's weights, by the first author of its paper."""
 
 
 def initialise(
@@ -31,8 +31,8 @@ def initialise(
 ) -> Floats:
     """Return the flat vector of initial parameters, `(parameters,)`, for one of `INITS`.
 
-    Weights are drawn in float64 and rounded to `dtype`; biases are 0, save in `normal-0.1`, which
-    draws them too.
+    Weights are drawn in float64 and rounded to `dtype`. Biases are 0, except with `normal-0.1`,
+    which draws them too.
     """
     flat: Floats = np.zeros(count_parameters(layers), dtype)
     for number, (layer, matrix) in enumerate(zip(layers, views(flat, layers), strict=True)):
@@ -44,12 +44,12 @@ def initialise(
 
 
 def initialise_memory(layers: tuple[Layer, ...]) -> int:
-    """Return the bytes that drawing the initial parameters takes at most."""
+    """Return the bytes that `initialise` needs at most."""
     return 64 * max(layer.parameter_count for layer in layers)
 
 
 def _weights(scheme: str, layer: Layer, seed: int, number: int) -> NDArray[np.float64]:
-    """Return a layer's weights without the biases, `(inputs, outputs)`."""
+    """Return a layer's weights, `(inputs, outputs)`."""
     if scheme == "scaled":
         scheme = "he-normal" if layer.activation == "relu" else "glorot-normal"
     author, distribution = scheme.split("-")
@@ -64,7 +64,7 @@ def _weights(scheme: str, layer: Layer, seed: int, number: int) -> NDArray[np.fl
 
 
 def uniforms(count: int, seed: int, layer: int) -> NDArray[np.float64]:
-    """Return `count` numbers in the open interval (0, 1), uniform: odd multiples of 2^-53.
+    """Return `count` uniform numbers in the open interval (0, 1): odd multiples of 2^-53.
 
     The stream is Philox with counter 0 and a key of the first 128 bits, as two little-endian
     integers, of the SHA-256 of `mnist-stream init 1|{seed}|{layer}`.
@@ -79,8 +79,8 @@ def uniforms(count: int, seed: int, layer: int) -> NDArray[np.float64]:
 def normals(count: int, seed: int, layer: int) -> NDArray[np.float64]:
     """Return `count` standard normal numbers, from `uniforms` (Box and Muller, 1958).
 
-    The logarithm and the cosine are the C library's: where a platform rounds them otherwise, a
-    number may differ in its last bit.
+    Logarithm and cosine are the C library's, so a number may differ in its last bit on a platform
+    that rounds them differently.
     """
     pairs = (count + 1) // 2
     draws = uniforms(2 * pairs, seed, layer)

@@ -1,4 +1,4 @@
-"""The loss: cross-entropy of the softmax, and its gradient with respect to the logits."""
+"""The loss: softmax cross-entropy, and its gradient with respect to the logits."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ class CrossEntropy:
     """The cross-entropy summed over the rows, in nats."""
 
     correct: int
-    """The rows whose largest logit is the target's class."""
+    """The number of rows whose largest logit is that of the target class."""
 
     delta: Floats
     """The gradient of `loss_sum` with respect to the logits, `(rows, classes)`."""
@@ -26,9 +26,9 @@ class CrossEntropy:
 def cross_entropy(logits: Floats, targets: NDArray[np.uint8]) -> CrossEntropy:
     """Return the softmax cross-entropy of `logits` `(rows, classes)` to one-hot `targets`.
 
-    A row's loss is -log softmax(x)[t] = log(sum of exp(x - max)) - (x[t] - max), whose logarithm
-    is taken of at least 1, and its gradient softmax(x) - target (Bishop, Pattern Recognition and
-    Machine Learning, 2006, eq. 4.109).
+    A row's loss is -log softmax(x)[t] = log(sum of exp(x - max)) - (x[t] - max), where the sum is
+    at least 1. Its gradient is softmax(x) - target (Bishop, Pattern Recognition and Machine
+    Learning, 2006, eq. 4.109).
     """
     rows = np.arange(len(logits))
     labels = targets.argmax(axis=1)

@@ -1,22 +1,22 @@
-"""The schedules: the learning rate of each step of a run."""
+"""Learning-rate schedules: the rate of each step of a run."""
 
 import math
 
 WARM_UP = 0.3
-"""The part of a one-cycle run in which the rate rises."""
+"""The share of a one-cycle run in which the rate rises."""
 INITIAL_DIVISOR = 25.0
-"""A one-cycle run starts at the maximum over this."""
+"""A one-cycle run starts at the maximum divided by this."""
 FINAL_DIVISOR = 1e4
-"""A one-cycle run ends at its first rate over this."""
+"""A one-cycle run ends at its first rate divided by this."""
 
 
 def learning_rate(schedule: str, maximum: float, step: int, total_steps: int) -> float:
     """Return the rate of step `step`, counted from 0, of `total_steps` steps.
 
-    `maximum` is the learning rate that the user chose. `constant` keeps it; `cosine` falls from it
-    to zero (Loshchilov and Hutter, SGDR, 2017, eq. 5, without restarts); `one-cycle` rises to it
-    from a 25th, then falls to almost nothing, both along a cosine (Smith, A disciplined approach
-    to neural network hyper-parameters, 2018; the numbers are those of PyTorch's OneCycleLR).
+    `maximum` is the learning rate of the configuration. `constant` keeps it; `cosine` falls from
+    it to zero (Loshchilov and Hutter, SGDR, 2017, eq. 5, without restarts); `one-cycle` rises to
+    it from a 25th, then falls to almost zero, both along a cosine (Smith, A disciplined approach
+    to neural network hyper-parameters, 2018; the constants are those of PyTorch's OneCycleLR).
     """
     if schedule == "one-cycle":
         return _one_cycle(maximum, step, total_steps)
@@ -35,5 +35,5 @@ def _one_cycle(maximum: float, step: int, total_steps: int) -> float:
 
 
 def _cosine(start: float, end: float, part: float) -> float:
-    """Return the value at `part` in [0, 1] of the way from `start` to `end` on half a cosine."""
+    """Return the value on half a cosine from `start` to `end`, at `part` in [0, 1] of the way."""
     return end + (start - end) * (1 + math.cos(math.pi * part)) / 2

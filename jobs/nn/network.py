@@ -1,4 +1,4 @@
-"""The network: forward pass, backpropagation, and the buffers that both reuse."""
+"""The network: forward pass, backpropagation, and their reusable buffers."""
 
 import math
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from jobs.nn.parameters import Floats, views
 
 
 class Workspace:
-    """Arrays by name, for one thread. What `array` gave is overwritten when it gives it again."""
+    """Reusable arrays by name, for one thread. `array` may overwrite what it returned before."""
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[str, np.dtype[Any]], NDArray[Any]] = {}
 
     def array(self, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-        """Return a contiguous array of any content; of one name no more memory than its largest."""
+        """Return a contiguous array with arbitrary values, in the memory of this name."""
         size = math.prod(shape)
         key = (name, np.dtype(dtype))
         buffer = self._buffers.get(key)
@@ -30,21 +30,21 @@ class Workspace:
 
 
 Columns: TypeAlias = NDArray[np.intp]
-"""Numbers of input columns, ascending; 0 is the bias."""
+"""Ascending indices of input columns; 0 is the bias."""
 
 
 @dataclass(frozen=True)
 class LossSum:
-    """How well the network does on a block of rows: sums over its rows."""
+    """Loss and correct predictions, summed over a block of rows."""
 
     loss_sum: float
     """The cross-entropy summed over the rows, in nats."""
 
     correct: int
-    """The rows whose most probable class is the target's."""
+    """The number of rows whose most probable class is the target."""
 
     rows: int
-    """How many rows were summed."""
+    """The number of rows."""
 
     def __add__(self, other: "LossSum") -> "LossSum":
         return LossSum(
@@ -57,25 +57,24 @@ NO_ROWS = LossSum(0.0, 0, 0)
 
 @dataclass(frozen=True, eq=False)
 class GradientSum(LossSum):
-    """What one block of rows adds to a mini-batch: sums over its rows, not means."""
+    """Loss and gradient of a block of rows, as sums, not means."""
 
     gradient: Floats
-    """That of `weight` times `loss_sum`, flat, `(parameters,)`, in the network's dtype."""
+    """The gradient of `weight` times `loss_sum`, `(parameters,)`, in the network's dtype."""
 
 
 class Network:
-    """A multilayer perceptron of fixed layers and dtype. It holds no parameters and no state.
+    """A multilayer perceptron with given layers and dtype. It holds no parameters and no state.
 
-    Every method is pure and may be called from several threads at once, each with a `workspace`
-    of its own or with none. Throughout, `parameters` is the flat vector of `jobs.nn.parameters`,
-    in the network's dtype, float32 or float64; `inputs` is `(rows, 1 + features)` in that dtype, a
-    column of ones (the bias) first; `targets` is `(rows, classes)`, one-hot uint8. Arrays that do
-    not fit raise ValueError.
+    Every method is pure and may be called from several threads at once, each with its own
+    `workspace` or none. `parameters` is the flat vector of `jobs.nn.parameters`, in the network's
+    dtype, float32 or float64. `inputs` is `(rows, 1 + features)` in that dtype, and begins with a
+    column of ones, the bias. `targets` is `(rows, classes)`, one-hot uint8. Arrays of another
+    shape or dtype raise ValueError.
 
-    `columns` may name, in ascending order, the columns that `inputs` was narrowed to: the others
-    are zero in all its rows, so they add nothing to the sums and get no gradient. A third of a
-    handwritten digit's pixels are blank in a whole mini-batch; leaving them out saves a fifth of
-    a step.
+    `columns` are the columns of the input that `inputs` has, if some are left out. Those must be
+    zero in all rows, so they do not change the sums and have no gradient. A third of the pixels of
+    handwritten digits are blank in a whole mini-batch; leaving them out saves a fifth of a step.
     """
 
     def __init__(self, layers: tuple[Layer, ...], dtype: DTypeLike = np.float32) -> None:
@@ -86,24 +85,24 @@ class Network:
 
     @property
     def parameter_memory(self) -> int:
-        """Bytes of a vector of the parameters."""
+        """Bytes of a parameter vector."""
         return self.parameter_count * self.dtype.itemsize
 
     @property
     def first_layer_memory(self) -> int:
-        """Bytes of the first layer's weights, or of their gradient, narrowed to some columns."""
+        """Bytes of the first layer's weights, or of their gradient, for some columns at most."""
         return self.layers[0].parameter_count * self.dtype.itemsize
 
     @property
     def forward_memory(self) -> int:
-        """Bytes that a row takes on its way forward: inputs, sums, outputs, probabilities."""
+        """Bytes of a row in the forward pass: inputs, sums, outputs, probabilities."""
         widths = [layer.outputs for layer in self.layers]
         values = 2 * self.layers[0].inputs + sum(widths) + max(widths) + 2 * widths[-1]
         return values * self.dtype.itemsize
 
     @property
     def gradient_memory(self) -> int:
-        """Bytes that a row takes on its way forward and back: sums, outputs and deltas too."""
+        """Bytes of a row in the forward and backward pass: sums, outputs and deltas too."""
         outputs = sum(layer.outputs for layer in self.layers)
         return (2 * (1 + self.layers[0].inputs) + 4 * outputs) * self.dtype.itemsize
 
@@ -120,7 +119,7 @@ class Network:
         targets: NDArray[np.uint8],
         columns: Columns | None = None,
     ) -> LossSum:
-        """Return the summed loss and correct rows, no gradient; from logits, so never log(0)."""
+        """Return the summed loss and the correct rows; from logits, so there is no log(0)."""
         self._check(parameters, inputs, columns, targets)
         _, logits = self._forward(views(parameters, self.layers), inputs, columns, Workspace())
         loss = cross_entropy(logits, targets)
@@ -139,9 +138,10 @@ class Network:
     ) -> GradientSum:
         """Backpropagate the summed cross-entropy to its gradient (Rumelhart et al., 1986).
 
-        Each row counts `weight` in it: with 1 / B, what the rows add to the gradient of the mean
-        over B rows, at the cost of a factor per class instead of one per parameter. It is written
-        to `out` `(parameters,)` where that is given; `workspace` saves allocations.
+        The loss of each row is multiplied by `weight`: with 1 / B, the sum is the rows' part of
+        the gradient of the mean over B rows, for one factor per class instead of one per
+        parameter. It is written to `out`, `(parameters,)`, if given; `workspace` saves
+        allocations.
         """
         self._check(parameters, inputs, columns, targets)
         workspace = workspace or Workspace()
@@ -171,7 +171,7 @@ class Network:
         gradient: Floats,
         workspace: Workspace,
     ) -> None:
-        """Write the first layer's gradient, whose rows of blank columns are zero."""
+        """Write the first layer's gradient; the rows of columns left out are zero."""
         if columns is None:
             np.matmul(inputs.T, delta, out=gradient)
             return
@@ -210,7 +210,7 @@ class Network:
         if columns is None:
             return weights
         narrow = workspace.array("weights", (len(columns), weights.shape[1]), self.dtype)
-        # Without mode="clip", which nothing meets here, NumPy would make a copy of `out` first.
+        # mode="clip" keeps NumPy from copying `out` first; all indices are in range.
         return np.take(weights, columns, axis=0, out=narrow, mode="clip")
 
     def _check(

@@ -1,7 +1,7 @@
-"""The optimisers: each turns parameters, a gradient and its own state into new ones.
+"""Optimizers: each computes new parameters and state from parameters, gradient and state.
 
-All of them work element by element, so a step may be taken on any part of the vectors alone, and
-on all parts at once. Nothing the caller passed is changed but `out`.
+They work element by element, so a step can be taken on parts of the vectors separately, also in
+parallel. Of the caller's arrays only those of `out` are changed.
 """
 
 import math
@@ -14,29 +14,29 @@ import numpy as np
 from jobs.nn.parameters import Floats
 
 State: TypeAlias = dict[str, Floats]
-"""What an optimiser remembers between steps: named vectors, each like the parameters."""
+"""An optimizer's vectors between steps, by name, each with the parameters' shape and dtype."""
 
 Stepped: TypeAlias = tuple[Floats, State]
-"""Parameters and state after a step, or the arrays to write them to."""
+"""Parameters and state before or after a step, or the arrays for them."""
 
 FLUSH_EVERY = 32
-"""Steps between two searches for numbers that have decayed: each costs some passes."""
+"""Steps between two searches for decayed numbers, each of which costs some passes."""
 
 DECAYED = 1e8
-"""Times the smallest normal number: what is below that has decayed to nothing."""
+"""Numbers below this multiple of the smallest normal number count as decayed."""
 
 
 class Optimizer(ABC):
-    """A rule for a step. It is a frozen description: what changes is in the state."""
+    """A rule for steps. It is immutable: everything that changes is in the state."""
 
     remembers: ClassVar[tuple[str, ...]] = ()
-    """The names of the vectors in its state."""
+    """The names of the vectors in the state."""
 
     decouples_l2: ClassVar[bool] = False
-    """Whether L2 shrinks the weights before the step (see `AdamW`), or joins the gradient."""
+    """Whether L2 shrinks the weights before the step (see `AdamW`), or is in the gradient."""
 
     def initial_state(self, parameters: Floats) -> State:
-        """Return the state before the first step, for parameters of this shape and dtype."""
+        """Return the state before the first step, for parameters of the same shape and dtype."""
         return {name: np.zeros_like(parameters) for name in self.remembers}
 
     @abstractmethod
@@ -45,10 +45,10 @@ class Optimizer(ABC):
     ) -> None:
         """Write the parameters and the state after a step to the arrays of `out`.
 
-        All vectors are flat `(parameters,)` of one dtype. `gradient` is that of the mean loss, and
-        `rate` the learning rate; `step_number` counts the steps of the run from 1, this one
-        included. The arrays of `out` are none of the others, but that the new parameters may take
-        the gradient's place.
+        All vectors are flat `(parameters,)` of one dtype. `gradient` is that of the mean loss,
+        `rate` the learning rate, and `step_number` the number of the step in the run, from 1. The
+        new parameters may be written over the gradient; otherwise `out` shares no memory with the
+        arguments.
         """
 
 
@@ -66,7 +66,7 @@ class Sgd(Optimizer):
 
 @dataclass(frozen=True)
 class Momentum(Optimizer):
-    """The heavy ball (Polyak, 1964): v' = momentum v + g; w' = w - learning_rate v'."""
+    """Heavy-ball momentum (Polyak, 1964): v' = momentum v + g; w' = w - learning_rate v'."""
 
     momentum: float
 
@@ -83,7 +83,7 @@ class Momentum(Optimizer):
         new += parameters
 
     def direction(self, gradient: Floats, velocity: Floats, out: Floats) -> Floats:
-        """Return what the step goes against; `out` may hold it."""
+        """Return the direction that the step is opposite to, in `out` or another array."""
         return velocity
 
 
@@ -103,18 +103,18 @@ class Adam(Optimizer):
     """Adam (Kingma and Ba, 2015, algorithm 1).
 
     Their moments are m = (1 - beta1) M and v = (1 - beta2) S of the decaying sums
-    M' = beta1 M + g and S' = beta2 S + g^2. The sums are what is kept: the constant factors join
-    the bias corrections in two numbers per step, which saves four passes over the vectors.
+    M' = beta1 M + g and S' = beta2 S + g^2. The state holds the sums: the constant factors are
+    combined with the bias corrections in two numbers per step, which saves four passes.
     """
 
     beta1: float = 0.9
-    """The decay of the sum of gradients."""
+    """Decay of the sum of gradients."""
 
     beta2: float = 0.999
-    """The decay of the sum of squared gradients."""
+    """Decay of the sum of squared gradients."""
 
     epsilon: float = 1e-8
-    """What is added to the root of the second moment."""
+    """Added to the root of the second moment."""
 
     remembers: ClassVar[tuple[str, ...]] = ("gradients", "squared_gradients")
 
@@ -146,15 +146,15 @@ class Adam(Optimizer):
 class AdamW(Adam):
     """Adam with decoupled weight decay (Loshchilov and Hutter, 2019, algorithm 2, as PyTorch).
 
-    Before the step each weight, but no bias, is multiplied by 1 - learning_rate * l2; the caller
-    does that, as the caller adds L2 to the gradient for the others.
+    Before the step the caller multiplies each weight, but no bias, by 1 - learning_rate * l2. For
+    the other optimizers the caller adds L2 to the gradient.
     """
 
     decouples_l2 = True
 
 
 def make_optimizer(name: str, *, momentum: float = 0.9) -> Optimizer:
-    """Return the optimiser of one of `OPTIMIZERS`; `momentum` is for momentum and nesterov."""
+    """Return one of `OPTIMIZERS` by name; `momentum` is for momentum and nesterov."""
     if name in ("momentum", "nesterov"):
         return Momentum(momentum) if name == "momentum" else Nesterov(momentum)
     others: dict[str, type[Optimizer]] = {"sgd": Sgd, "adam": Adam, "adamw": AdamW}
@@ -162,12 +162,11 @@ def make_optimizer(name: str, *, momentum: float = 0.9) -> Optimizer:
 
 
 def _flush_decayed(moment: Floats, step_number: int) -> None:
-    """Now and then, set to 0 in place what has decayed to nothing.
+    """Every `FLUSH_EVERY` steps, set decayed numbers to 0 in place.
 
-    Where the gradient stays 0, as at a pixel that is blank from here on, a moment shrinks step by
-    step until it is subnormal, and stays so: 0.9 times the smallest number rounds to itself. With
-    such numbers a processor computes a hundred times more slowly; left alone, they made steps a
-    third slower after some 10,000 of them.
+    If a gradient stays 0, for example of a blank pixel, the moment shrinks until it is subnormal,
+    and stays so: 0.9 times the smallest number rounds to itself. Arithmetic with subnormal numbers
+    can be a hundred times slower; without this, steps were a third slower after about 10,000.
     """
     if step_number % FLUSH_EVERY == 0:
         moment[np.abs(moment) < DECAYED * np.finfo(moment.dtype).tiny] = 0

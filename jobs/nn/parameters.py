@@ -1,7 +1,7 @@
-"""How a network's parameters lie in memory: one flat vector, seen as one matrix per layer.
+"""The layout of a network's parameters: one flat vector, viewed as one matrix per layer.
 
-One vector makes an optimiser's step, a sum of gradients and a checkpoint a single operation each,
-whatever the network's depth. A layer's part of it is its matrix, row by row, the bias row first:
+With one vector an optimizer step, a sum of gradients and a checkpoint are single operations for
+networks of any depth. Each layer's part is its matrix, row by row, the bias row first:
 
     layer 0: bias (outputs,), weights (inputs, outputs) | layer 1: bias, weights | ...
 """
@@ -15,19 +15,19 @@ from numpy.typing import NDArray
 from jobs.nn.architecture import Layer
 
 Floats: TypeAlias = NDArray[np.floating]
-"""An array of float32 or of float64; a computation keeps the one it was given."""
+"""An array of float32 or float64; computations keep the type."""
 
 
 def names(layers: tuple[Layer, ...]) -> list[str]:
-    """Return the name under which each layer's matrix is saved: `layer_0`, `layer_1`, ..."""
+    """Return the name of each layer's matrix in a checkpoint: `layer_0`, `layer_1`, ..."""
     return [f"layer_{number}" for number in range(len(layers))]
 
 
 def views(flat: Floats, layers: tuple[Layer, ...]) -> list[Floats]:
     """Return each layer's part of `flat` as a matrix `(1 + inputs, outputs)`, bias row first.
 
-    The matrices are views: what is written into them is written into `flat` `(parameters,)`.
-    `flat` is contiguous, or a matrix would be a copy.
+    The matrices are views: writing to them writes to `flat` `(parameters,)`, which must be
+    contiguous.
     """
     stops = accumulate(layer.parameter_count for layer in layers)
     return [
@@ -37,7 +37,7 @@ def views(flat: Floats, layers: tuple[Layer, ...]) -> list[Floats]:
 
 
 def weight_slices(layers: tuple[Layer, ...]) -> list[slice]:
-    """Return where the weights that are not biases lie in the flat vector: one slice per layer."""
+    """Return the slice of each layer's weights, without biases, in the flat vector."""
     stops = accumulate(layer.parameter_count for layer in layers)
     return [
         slice(stop - layer.inputs * layer.outputs, stop)

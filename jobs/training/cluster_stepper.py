@@ -1,9 +1,9 @@
 """Data-parallel steps on a cluster: workers compute gradient sums, the client updates parameters.
 
-The parameters live in the client. Workers read the rows themselves, and keep their window from one
-step to the next; rows are named by their places in the order. A gradient sum is a pure function of
-the parameters and the rows, so a task can be repeated on any worker; sums are added in the same
-fixed tree as on one machine, so the bits are the same too.
+The parameters stay in the client. Workers read the rows themselves, by their positions in the
+order, and keep their window from step to step. A gradient sum is a pure function of the parameters
+and the rows, so a task can be repeated on any worker. Sums are added in the same fixed tree as on
+one machine, so the bits are the same too.
 """
 
 import threading
@@ -45,22 +45,22 @@ from storage.location import Closing
 from storage.preparation import ValueRange
 
 MOST_SUMS = 16
-"""Sums of a step that are kept apart, at most, but for clusters of half as many workers or more."""
+"""Gradient sums of a step at most; on larger clusters, two for each worker."""
 
 BLOCK = 262_144
-"""Elements of the vectors that a thread steps at a time: with fewer, threads wait for one another
-(four threads took 28 MB through AdamW in 39 ms by blocks of 65,536, in 11 ms by these)."""
+"""Elements that a thread updates at a time. With smaller blocks threads wait for one another: four
+threads took 39 ms for AdamW on 28 MB with blocks of 65,536, and 11 ms with these."""
 
 Span = tuple[int, int]
-"""The places [start, stop) of a micro-batch's rows in an epoch."""
+"""The positions [start, stop) of a micro-batch's rows in an epoch."""
 
 Position = Callable[[], tuple[int, int]]
-"""Returns the epoch, and the place in it of the next mini-batch's first row."""
+"""Returns the epoch, and the position in it of the next mini-batch's first row."""
 
 
 @dataclass(frozen=True)
 class GradientTask:
-    """All that the gradients of a training have in common."""
+    """What all gradient tasks of a training share."""
 
     rows: OrderedRows
     network: str
@@ -76,7 +76,7 @@ class ThreadScratch(threading.local):
 
 
 class GradientWorkerState(Closing):
-    """What a worker keeps between the steps of one training."""
+    """A worker's state between the steps of one training."""
 
     def __init__(self, task: GradientTask) -> None:
         """Open the dataset."""
@@ -86,7 +86,7 @@ class GradientWorkerState(Closing):
         self.lent = SharedBufferPool()
 
     def close(self) -> None:
-        """Let go of the window and of all vectors."""
+        """Release the window and all vectors."""
         self.reader.close()
         self.lent.close()
 
@@ -100,10 +100,10 @@ def gradient_sum(
     batch_rows: int,
     parameters: Handle | Floats,
 ) -> VectorResult:
-    """Compute what micro-batches add to the gradient of their mini-batch of `batch_rows` rows.
+    """Compute what micro-batches add to the gradient of a mini-batch of `batch_rows` rows.
 
-    They are one subtree of the fixed tree; the loss is summed in it too. Raises `BadDataError`
-    where the rows cannot be read.
+    The micro-batches are one subtree of the fixed tree, in which the loss is summed too. Raises
+    `BadDataError` if the rows cannot be read.
     """
     state = hold(job, task, lambda: GradientWorkerState(task))
 
@@ -124,7 +124,7 @@ def gradient_sum(
 
 
 class ClusterDataParallelStep(Closing):
-    """Takes steps from micro-batches, on a cluster, with the bits of one process."""
+    """Takes optimizer steps on a cluster, to the same bits as one process."""
 
     def __init__(
         self,
@@ -136,16 +136,16 @@ class ClusterDataParallelStep(Closing):
         position: Position,
         threads: int,
     ) -> None:
-        """Start from `parameters` and the optimiser's `state`, which are copied.
+        """Start from copies of `parameters` and of the optimizer's `state`.
 
-        `position` tells where the mini-batch begins that the next `step` is of; `threads` add up
-        the sums and take the step.
+        `position` returns where the next mini-batch begins. `threads` add up the sums and take the
+        step.
         """
         self._cluster = cluster
         self._task = task
         self._rule = rule
         self._position = position
-        # Two of each by turns: workers read the one while the step writes the other.
+        # Two copies: workers read one while the step writes the other.
         self._shared = [SharedVector(len(parameters), str(parameters.dtype)) for _ in range(2)]
         self._shared[0].array[:] = parameters
         self._generations: list[Stepped] = [
@@ -160,20 +160,20 @@ class ClusterDataParallelStep(Closing):
 
     @property
     def parameters(self) -> Floats:
-        """The flat vector `(parameters,)`, to be read before the next step."""
+        """The flat vector `(parameters,)`, valid until the next step."""
         return self._generations[self._now][0]
 
     @property
     def state(self) -> State:
-        """What the optimiser remembers, to be read before the next step."""
+        """The optimizer's vectors by name, valid until the next step."""
         return self._generations[self._now][1]
 
     def step(
         self, micro_batches: Iterator[Batch], rows: int, learning_rate: float, step_number: int
     ) -> LossSum:
-        """Take the step of a mini-batch of so many rows, its micro-batches in order; its loss.
+        """Take the step of a mini-batch of `rows`, its micro-batches in order; return its loss.
 
-        Of the micro-batches only the sizes count: workers read the rows themselves.
+        Only the sizes of the micro-batches are used: workers read the rows themselves.
         """
         epoch, place = self._position()
         spans: list[Span] = []
@@ -204,7 +204,7 @@ class ClusterDataParallelStep(Closing):
         return self._exchange.results([(task, parameters) for task in tasks])
 
     def _take_step(self, sums: list[Floats], learning_rate: float, step_number: int) -> None:
-        """Add the sums up and step, a stretch of the parameters per thread."""
+        """Add up the sums and take the step, each thread on its stretch of the parameters."""
         stretches = zip(self._workspaces, self._spans[:-1], self._spans[1:], strict=True)
         before, after = self._generations[self._now], self._generations[1 - self._now]
 
@@ -213,25 +213,25 @@ class ClusterDataParallelStep(Closing):
             with ignore_overflow():
                 for first in range(start, end, BLOCK):
                     block = slice(first, min(first + BLOCK, end))
-                    gradient = tree_reduce([found[block] for found in sums], workspace)
+                    gradient = tree_reduce([one[block] for one in sums], workspace)
                     self._rule.apply(block, before, gradient, learning_rate, step_number, after)
 
         list(self._pool.map(take, stretches))
         self._now = 1 - self._now
 
     def close(self) -> None:
-        """Let go of the shared memory; the cluster stays."""
+        """Release the shared memory; the cluster stays connected."""
         self._pool.shutdown(cancel_futures=True)
         for vector in self._shared:
             vector.close()
 
 
 class ClusterTrainer(Trainer):
-    """A `Trainer` whose gradients come from a cluster's workers, to the same bits."""
+    """A `Trainer` whose gradients are computed by a cluster's workers, to the same bits."""
 
     reads_rows = False
 
-    def _make_stepper(self, rule: UpdateRule, parameters: Floats, memory: State) -> TrainingState:
+    def _make_stepper(self, rule: UpdateRule, parameters: Floats, state: State) -> TrainingState:
         assert self._cluster is not None
         config = self.config
         rows = ordered_rows(config, self._dataset)
@@ -240,7 +240,7 @@ class ClusterTrainer(Trainer):
             GradientTask(rows, config.network, config.dtype, rule.scaling),
             rule,
             parameters,
-            memory,
+            state,
             lambda: (self.stream.state.epoch, self.stream.place),
             thread_count(config.threads),
         )

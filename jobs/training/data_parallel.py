@@ -1,8 +1,8 @@
-"""The data-parallel step: parameters and the optimiser's state, moved on by all cores at once.
+"""The data-parallel step: all cores update the parameters and the optimizer's state together.
 
-A step has two halves. First each process computes the gradient sums of some micro-batches, then
-each adds them up and takes the step on its own stretch of the parameters. Whatever the processes
-exchange lies in memory that they share; no sum is written where another one reads.
+A step has two halves. First each process computes the gradient sums of some micro-batches. Then
+each adds up all sums, and takes the step, on its own stretch of the parameters. The processes
+exchange everything in shared memory, and no process writes where another one reads.
 """
 
 from collections.abc import Iterator
@@ -29,26 +29,26 @@ from storage.location import Closing
 from storage.schema import SplitSchema
 
 MOST_SPAN = 8
-"""Micro-batches that a process adds up by itself, at most: it holds all their rows."""
+"""Micro-batches in a gradient sum at most: a process holds the rows of all of them."""
 
 GROUP = 16
-"""Gradient sums that are kept apart until the step, at least. Larger mini-batches are added up
+"""Gradient sums kept until the step, or more on many cores. Larger mini-batches are added up
 group by group; a power of two makes each group one subtree of the fixed tree."""
 
 BLOCK = 65_536
-"""Elements of the vectors that are stepped at a time: all that Adam touches fits the cache."""
+"""Elements updated at a time: all arrays that Adam uses fit the cache."""
 
 GRADIENT, STEP = 0, 1
 
 NO_NUMBERS: RowNumbers = np.empty(0, np.int64)
-"""Those of rows whose numbers do not matter any more."""
+"""The row numbers of copied micro-batches, which are not needed."""
 
 
 class DataParallelStep(Closing):
-    """Takes steps from micro-batches, on several cores, with the bits of one.
+    """Takes optimizer steps on several cores, to the same bits as on one.
 
-    Micro-batches may be views of windows. They are copied for the other processes, and taken by
-    this one as it comes to them: none is held while the next is taken.
+    Micro-batches may be views of windows. Those of the other processes are copied; this process
+    takes its own one after the other, and holds none while it takes the next.
     """
 
     def __init__(
@@ -62,10 +62,11 @@ class DataParallelStep(Closing):
         micro_batches: int,
         threads: int,
     ) -> None:
-        """Start from `parameters` and the optimiser's `state`, which are copied.
+        """Start from copies of `parameters` and of the optimizer's `state`.
 
         Mini-batches have at most `batch_size` rows of a split with this `schema`, in
-        `micro_batches` parts or one per row. More `threads` than parts are not used.
+        `micro_batches` parts, or one per row if there are fewer rows. At most as many `threads`
+        as parts are used.
         """
         self._size = min(threads, micro_batches)
         self._micro_batches = micro_batches
@@ -84,7 +85,7 @@ class DataParallelStep(Closing):
             for _ in range(0 if self._alone else min(group, tasks))
         ]
         self._own: Iterator[Batch] = iter(())
-        """The micro-batches that this process takes at last, as it comes to them."""
+        """The micro-batches that this process computes itself."""
         rows = self._span * -(-batch_size // micro_batches)
         others = range(self._size - 1)
         self._inputs = [shared_array((rows, schema.columns), schema.dtype) for _ in others]
@@ -92,7 +93,7 @@ class DataParallelStep(Closing):
         self._schema = schema
         self._bounds = np.linspace(0, len(parameters), self._size + 1).astype(int).tolist()
         self._workspace = Workspace()
-        with one_blas_thread():  # which the forks inherit
+        with one_blas_thread():  # the forks inherit the limit
             self._pool = ProcessPool(self._work, self._size)
 
     @property
@@ -105,7 +106,7 @@ class DataParallelStep(Closing):
 
     @property
     def process_numbers(self) -> list[int]:
-        """The forked processes that are at work for this one."""
+        """The process identifiers of the forks that are alive."""
         return self._pool.process_numbers
 
     def step(
@@ -119,20 +120,20 @@ class DataParallelStep(Closing):
         return loss
 
     def _tasks(self, rows: int) -> int:
-        """Return how many gradient sums a mini-batch of so many rows has."""
+        """Return the number of gradient sums of a mini-batch of `rows`."""
         return -(-min(self._micro_batches, rows) // self._span)
 
     @property
     def _sums(self) -> list[Floats]:
-        """Where gradient sums are written.
+        """The arrays that gradient sums are written to.
 
-        With one task there is one sum, and it lies where the new parameters will be: block by
-        block they take its place. So a step touches less memory than the cache holds.
+        With one task the only sum is written to the array of the new parameters, which replace it
+        block by block: a step then uses less memory than the cache holds.
         """
         return [self._generations[1 - self._now][0]] if self._alone else self._shared_sums
 
     def _sum_gradients(self, micro_batches: Iterator[Batch], rows: int) -> tuple[int, LossSum]:
-        """Compute the gradient sums; return in how many of `_sums` they are left, and the loss."""
+        """Compute the gradient sums; return how many of `_sums` hold them, and the loss."""
         losses = TreeSum[LossSum](lambda left, right, _: left + right)
         groups = TreeSum[Floats](_add_in_place)
         tasks, most = self._tasks(rows), len(self._sums)
@@ -145,13 +146,13 @@ class DataParallelStep(Closing):
                 ):
                     losses.add(LossSum(loss, int(correct), int(size)))
             if tasks > most:
-                groups.add(self._added_up(used).copy())
+                groups.add(self._reduced(used).copy())
         if tasks > most:
             self._sums[0][:] = groups.result()
         return (1 if tasks > most else used), losses.result()
 
-    def _added_up(self, used: int) -> Floats:
-        """Return the first `used` of `_sums` as one, which is written over the first."""
+    def _reduced(self, used: int) -> Floats:
+        """Return the sum of the first `used` of `_sums`, written over the first."""
         tree = TreeSum[Floats](_add_in_place)
         for gradient_sum in self._sums[:used]:
             tree.add(gradient_sum)
@@ -160,9 +161,9 @@ class DataParallelStep(Closing):
     def _gradient_task(
         self, micro_batches: Iterator[Batch], batch_rows: int, first: int, place: int
     ) -> Task:
-        """Lay a task's micro-batches where its process finds them.
+        """Return a gradient task, after copying its micro-batches for its process.
 
-        `first` is the number of the group's first task, and `place` that of the task in the group.
+        `first` is the number of the group's first task, and `place` the task's place in the group.
         """
         member = place % self._size
         done = (first + place) * self._span
@@ -172,19 +173,19 @@ class DataParallelStep(Closing):
             self._own = islice(micro_batches, parts)
         else:
             for _ in range(parts):
-                rows += self._lay(next(micro_batches), member, rows)
+                rows += self._copy(next(micro_batches), member, rows)
         return (GRADIENT, self._now, member, parts, rows, batch_rows, place)
 
-    def _lay(self, part: Batch, member: int, start: int) -> int:
-        """Copy a micro-batch's rows to a process's, from row `start` on; return how many."""
+    def _copy(self, part: Batch, member: int, start: int) -> int:
+        """Copy a micro-batch to a process's rows from `start` on; return its number of rows."""
         stop = start + len(part.inputs)
         self._inputs[member][start:stop] = part.inputs
         if part.targets is not None:
             self._targets[member][start:stop] = part.targets
         return stop - start
 
-    def _laid(self, member: int, parts: int, rows: int) -> Iterator[Batch]:
-        """Return a process's micro-batches: of a mini-batch's parts, the larger ones come first."""
+    def _copied(self, member: int, parts: int, rows: int) -> Iterator[Batch]:
+        """Return a process's micro-batches, cut as a mini-batch is: the larger ones come first."""
         cuts = (
             np.array_split(whole[member][:rows], parts) for whole in (self._inputs, self._targets)
         )
@@ -192,7 +193,7 @@ class DataParallelStep(Closing):
             yield Batch(inputs, targets if self._schema.classes else None, NO_NUMBERS)
 
     def _work(self, task: Task) -> Reply:
-        """Do a process's task; twice with the same result."""
+        """Compute a task; repeated, it has the same result."""
         action, *details = task
         with ignore_overflow():
             if action == GRADIENT:
@@ -210,7 +211,7 @@ class DataParallelStep(Closing):
             self._rule.network,
             self._rule.scaling,
             self._generations[now][0],
-            self._own if own else self._laid(member, parts, rows),
+            self._own if own else self._copied(member, parts, rows),
             batch_rows,
             self._sums[place],
             self._workspace,
@@ -225,9 +226,9 @@ class DataParallelStep(Closing):
         start, end = self._bounds[stretch], self._bounds[stretch + 1]
         for first in range(start, end, BLOCK):
             block = slice(first, min(first + BLOCK, end))
-            of_block = [gradient_sum[block] for gradient_sum in self._sums[:sums]]
-            # A lone process takes no step twice, so its only sum may be overwritten.
-            gradient = of_block[0] if self._alone else tree_reduce(of_block, self._workspace)
+            blocks = [gradient_sum[block] for gradient_sum in self._sums[:sums]]
+            # A single process never repeats a step, so its only sum may be overwritten.
+            gradient = blocks[0] if self._alone else tree_reduce(blocks, self._workspace)
             self._rule.apply(block, before, gradient, learning_rate, step_number, after)
 
     def close(self) -> None:
@@ -238,7 +239,7 @@ class DataParallelStep(Closing):
 def step_memory(
     network: Network, schema: SplitSchema, batch_size: int, micro_batches: int, threads: int
 ) -> int:
-    """Return the bytes that a `DataParallelStep` takes at most, its two generations left out."""
+    """Return the bytes of a `DataParallelStep` at most, without its two copies of the state."""
     size = min(threads, micro_batches)
     span = process_span(micro_batches, size)
     tasks = -(-micro_batches // span)
@@ -253,7 +254,7 @@ def step_memory(
 
 
 def process_span(micro_batches: int, processes: int) -> int:
-    """Return how many micro-batches each process adds up by itself before it takes others."""
+    """Return the number of micro-batches in each gradient sum."""
     return min(MOST_SPAN, subtree_size(micro_batches, processes, most=micro_batches))
 
 

@@ -23,7 +23,7 @@ BLOCK_ROWS = 500
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The quality on some rows."""
+    """Accuracy and loss of a model on some rows."""
 
     accuracy: float
     """Share of rows whose most probable class is the target's, in [0, 1]."""
@@ -32,7 +32,7 @@ class Evaluation:
 
 
 class Evaluator(Closing):
-    """Evaluates one range of rows again and again; reads the next time's first rows ahead."""
+    """Evaluates a range of rows repeatedly; reads the first rows of the next time ahead."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class Evaluator(Closing):
         )
 
     def evaluate(self, parameters: Floats) -> Evaluation:
-        """Read all the rows once and judge the parameters by them."""
+        """Return the accuracy and loss of `parameters` on all the rows."""
         total = NO_ROWS
         with Workers(partial(self._block, parameters), self._threads) as workers:
             for block in workers.map(iter(self._stream)):
@@ -78,7 +78,7 @@ class Evaluator(Closing):
 
 
 def evaluation_memory(network: Network, rows: int, threads: int) -> int:
-    """Return the bytes of threads that each take a block of at most `rows` forward."""
+    """Return the bytes of `threads` that each evaluate a block of at most `rows`."""
     block = min(BLOCK_ROWS, rows) * network.forward_memory
     return threads * (network.first_layer_memory + block)
 
@@ -89,14 +89,14 @@ class Predictor:
 
     network: Network
     parameters: Floats
-    """The network's, `(parameters,)`."""
+    """The flat vector `(parameters,)`."""
     scaling: ValueRange | None
-    """The run's, of inputs."""
+    """The run's range of input values."""
 
     def __call__(self, inputs: NDArray[Any]) -> Predictions:
         """Return probabilities `(rows, classes)` and classes `(rows,)` of `(rows, 1 + features)`.
 
-        Blocks of `BLOCK_ROWS` pass the network, so that the bits do not depend on the threads.
+        They are computed in blocks of `BLOCK_ROWS`, so the bits do not depend on the threads.
         """
         blocks = [np.empty((0, self.network.layers[-1].outputs), np.float32)]
         with ignore_overflow():  # non-finite probabilities are never written

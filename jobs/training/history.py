@@ -1,4 +1,4 @@
-"""A run's history: what is recorded of each of its epochs, checked as it is read."""
+"""A run's history: the recorded metrics of its epochs, as a list, as columns and as lines."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,9 +25,9 @@ Metrics = dict[str, Any]
 
 
 def history_of(checkpoint: Checkpoint) -> list[Metrics]:
-    """Return the lines of metrics up to a checkpoint: as many as it has whole epochs.
+    """Return the metrics recorded in a checkpoint, one line per completed epoch.
 
-    Raises `BadDataError` for anything else.
+    Raises `BadDataError` if they are invalid or of another number of epochs.
     """
     place = f"The manifest of checkpoint {checkpoint.name}"
     lines = check_history(checkpoint.progress.get("metrics"), place)
@@ -39,7 +39,7 @@ def history_of(checkpoint: Checkpoint) -> list[Metrics]:
 
 
 def check_history(lines: Any, place: str) -> list[Metrics]:
-    """Return the same lines; raise `BadDataError`, naming `place`, unless they are of epochs."""
+    """Return `lines`; raise `BadDataError`, naming `place`, if they are not metrics of epochs."""
     if not isinstance(lines, list):
         raise BadDataError(f"{place} has no list of metrics.")
     for number, line in enumerate(lines, 1):
@@ -49,7 +49,7 @@ def check_history(lines: Any, place: str) -> list[Metrics]:
         for figures in line["evaluation"].values():
             check_fields(figures, EVALUATION, here)
         if line["epoch"] != number or line["evaluation"].keys() != lines[0]["evaluation"].keys():
-            raise BadDataError(f"{here} is another epoch's, or of other splits.")
+            raise BadDataError(f"{here} has another epoch's number, or other splits.")
     return lines
 
 

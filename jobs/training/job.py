@@ -1,4 +1,4 @@
-"""The training job: open or resume the run, train epoch by epoch, evaluate, record, save."""
+"""The training job: open or resume a run, train by epochs, evaluate, record, save."""
 
 import logging
 import time
@@ -161,7 +161,7 @@ def train(
     text = f"memory at most {memory / 1e6:,.0f} MB"
     event(logger, "memory", text, logging.DEBUG, bytes=memory)
     if not run_exists(location):
-        check_place(location)  # before the lock leaves its file in a directory of other content
+        check_place(location)  # before the lock creates its file in another program's directory
     elif not resume:
         raise ConflictError(
             f"The run {location} exists. Pass --resume to continue it, or choose another --run."
@@ -180,7 +180,7 @@ def train(
 
 @dataclass
 class _Training:
-    """A training at work: its run, its trainer, and the metrics of its epochs."""
+    """A running training: its run, its trainer, and the metrics of its epochs."""
 
     run: Run
     config: TrainConfig
@@ -191,10 +191,10 @@ class _Training:
     stop: StopSignal
     metrics: list[Metrics] = field(default_factory=list)
     last_batch: int = 0
-    """Where the epoch stood when it was last looked whether to save."""
+    """The epoch's next mini-batch when saving was last considered."""
 
     def run_to_end(self) -> TrainResult:
-        """Train what epochs are left."""
+        """Train the remaining epochs."""
         with self._resumed_trainer() as trainer:
             self.trainer = trainer
             already_done = self._finished
@@ -213,7 +213,7 @@ class _Training:
             )
 
     def _resumed_trainer(self) -> Trainer:
-        """Return a trainer where the newest checkpoint was saved, or at the beginning."""
+        """Return a trainer in the state of the newest checkpoint, or a new one."""
         sweep_checkpoints(self.run)
         newest, warnings = newest_checkpoint(self.run, template(self.config, self.layers))
         for warning in warnings:
@@ -226,7 +226,7 @@ class _Training:
         return self._make_trainer(newest and (newest.tensors, newest.progress))
 
     def _announce(self, checkpoint: CheckpointName | None) -> None:
-        """Log what is trained and where it continues; for a finished run without any text."""
+        """Log what is trained and where it continues, without texts if the run is finished."""
         config, data = self.config, self.dataset
         rows = data.split("train").schema.rows - config.holdout
         texts = (
@@ -249,7 +249,7 @@ class _Training:
             event(logger, "resumed", resumed, checkpoint=str(checkpoint))
 
     def _computers(self) -> str:
-        """Return how many cores or workers compute gradients."""
+        """Return the number of cores or workers that compute gradients, as a text."""
         config = self.config
         if self.cluster is not None:
             workers = len(self.cluster.workers())
@@ -280,10 +280,10 @@ class _Training:
             event(logger, "columns", self.table.header)
             while not self._finished:
                 self._train_epoch(evaluators)
-                self._stop_if_asked()
+                self._stop_if_requested()
 
     def _evaluator(self, name: str) -> Evaluator:
-        """Return what evaluates a split or, for validation, the rows that are held out."""
+        """Return the evaluator of a split or, for validation, of the held-out rows."""
         trained = self.dataset.split("train").schema.rows - self.config.holdout
         split, first_row, rows = name, 0, trained
         if name not in self.dataset.splits:
@@ -321,7 +321,7 @@ class _Training:
         logger.debug("%s", timing_text(line))
 
     def _line(self, evaluators: Mapping[str, Evaluator]) -> Metrics:
-        """Return the metrics of the epoch just ended; the same, to the bit, however it ran."""
+        """Return the metrics of the epoch that just ended; they do not depend on interruptions."""
         evaluations = {}
         for name, evaluator in evaluators.items():
             evaluation = evaluator.evaluate(self.trainer.parameters)
@@ -346,16 +346,16 @@ class _Training:
         self.progress(stage, sums.rows, stream.rows, f"loss {sums.loss_sum / sums.rows:.4f}")
         next_batch = stream.batches_taken % stream.batches
         if not next_batch:
-            return  # the epoch's end, which is recorded and saved as such
+            return  # the end of the epoch is saved separately
         every = self.config.checkpoint_every
-        # Where several mini-batches are a round, its border may lie past the one that is due.
+        # A round has several mini-batches, and may end after the one that is due.
         due = every and next_batch // every != self.last_batch // every
         self.last_batch = next_batch
         if due or self.stop.requested:
             self._save()
-        self._stop_if_asked()
+        self._stop_if_requested()
 
-    def _stop_if_asked(self) -> None:
+    def _stop_if_requested(self) -> None:
         if self.stop.requested and not self._finished:
             self.stop.raise_stopped(
                 f"Stopped after {self.trainer.steps:,} steps; the checkpoint is saved. "
@@ -363,7 +363,7 @@ class _Training:
             )
 
     def _save(self) -> None:
-        """Save a checkpoint, then remove the oldest."""
+        """Save a checkpoint, and remove those beyond `keep`."""
         state = self.trainer.stream.state
         name = CheckpointName(state.epoch, state.next_batch)
         save_checkpoint(

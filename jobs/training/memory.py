@@ -1,4 +1,4 @@
-"""What memory a job will need at most, added up before it starts; it does not grow with rows."""
+"""Upper bounds of a job's memory, computed before it starts; they do not grow with the rows."""
 
 import errno
 import math
@@ -22,18 +22,18 @@ from storage.errors import SHORTAGES, UsageError, starved
 from storage.schema import SplitSchema
 
 WINDOWS_OF_THREADS = 3
-"""Two, and one more of which a thread may still have rows."""
+"""Two windows, and one more whose rows a thread may still use."""
 FORMS_OF_THE_STATE = 4
-"""Parameters and the optimiser's vectors: before and after a step, and twice in a checkpoint that
-is being saved or loaded."""
+"""Copies of the parameters and the optimizer's vectors: before and after a step, and two in a
+checkpoint that is being saved or loaded."""
 MOST_VECTORS = 3
-"""The parameters and what any optimiser remembers."""
+"""The parameters and the vectors of any optimizer."""
 ADDRESSES_OF_A_THREAD = 48 * 2**20
-"""Its stack and OpenBLAS's buffer, most of which is never touched, in bytes."""
+"""Address space of a thread's stack and OpenBLAS buffer, most of it unused, in bytes."""
 
 
 def train_memory(config: TrainConfig, network: Network, dataset: Dataset) -> int:
-    """Return the bytes that a training on a dataset needs at most."""
+    """Return the bytes that a training needs at most."""
     schema = dataset.split("train").schema
     batch_size = config.batch_size or schema.rows - config.holdout
     micro_batches = micro_batch_count(config.micro_batches, batch_size)
@@ -56,7 +56,7 @@ def train_memory(config: TrainConfig, network: Network, dataset: Dataset) -> int
 
 def score_memory(network: Network, split: SplitSchema, threads: int) -> int:
     """Return the bytes that scoring a split of this schema needs at most."""
-    # What a thread has of its chunk: its rows, and predictions in parts, joined and encoded.
+    # A thread holds a chunk's rows, and its predictions in blocks, joined and encoded.
     chunk = split.chunk_rows * (split.row_bytes + 3 * 4 * (network.layers[-1].outputs + 1))
     return (
         BASE_MEMORY
@@ -68,7 +68,7 @@ def score_memory(network: Network, split: SplitSchema, threads: int) -> int:
 
 
 def check_memory(needed: int, threads: int) -> int:
-    """Return `needed`; raise `UsageError` where this machine does not have so many bytes."""
+    """Return `needed`; raise `UsageError` if this machine has less memory."""
     installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > installed:
         raise UsageError(

@@ -190,7 +190,7 @@ def check_fit(config: TrainConfig, dataset: Dataset) -> tuple[Layer, ...]:
 
 
 def _check_validation(config: TrainConfig, dataset: Dataset) -> None:
-    """Refuse settings that leave open which rows the best epoch is chosen by."""
+    """Raise `UsageError` unless the validation rows are clear, or not needed."""
     if VALIDATION in dataset.splits and config.holdout:
         raise UsageError(
             f"{dataset.location} has a validation split; leave out --holdout {config.holdout}, "
@@ -230,8 +230,8 @@ def check_dataset(run: Run, dataset: Dataset) -> None:
     at = f"the dataset at {place}" if place else "a dataset"
     raise ConflictError(
         f"The run {run.location} was trained on {at} with digest {run.dataset_digest}; "
-        f"{dataset.location} has {dataset.digest}. Pass the same dataset with --dataset, or choose "
-        "another --run."
+        f"{dataset.location} has {dataset.digest}. Pass the run's dataset with --dataset, or "
+        "choose another --run."
     )
 
 
@@ -258,8 +258,7 @@ def begin_run(location: Location, config: TrainConfig, dataset: Dataset) -> Run:
 def reconfigured(run: Run, config: TrainConfig, newest: Checkpoint | None) -> Run:
     """Record the settings that this resume changed, so that the next one continues with them.
 
-    A finished run is left as it is. Raises `ConflictError` where more epochs have been trained than
-    are asked for now.
+    A finished run stays unchanged. Raises `ConflictError` if it already has more epochs.
     """
     changed = config.epochs != run.configuration.get("epochs", config.epochs)
     end = CheckpointName(config.epochs, 0)
@@ -276,23 +275,23 @@ def reconfigured(run: Run, config: TrainConfig, newest: Checkpoint | None) -> Ru
 
 
 def warn_of_environment(run: Run) -> None:
-    """Warn where NumPy or its BLAS are others than those that the run was begun with."""
+    """Warn if NumPy, its BLAS or the machine differ from those that the run was begun with."""
     here = environment()
     differing = [
-        f"{name}: {run.environment.get(name)!r} then, {here[name]!r} now"
+        f"{name} was {run.environment.get(name)!r}, is {here[name]!r}"
         for name in here
         if run.environment.get(name) != here[name]
     ]
     if differing:
         logger.warning(
-            "The run was begun in another environment, so its last bits may differ from here on "
-            "(%s).",
+            "The run was begun in another environment, so the last digits of its results may "
+            "differ (%s).",
             "; ".join(differing),
         )
 
 
 def warn_of_values(dataset: Dataset) -> None:
-    """Warn where inputs are far from [0, 1], as far as the first chunk shows."""
+    """Warn if inputs of the first chunk are far from [0, 1]."""
     split, scaling = dataset.split("train"), dataset.preparation.scaling
     if split.schema.dtype == "uint8" and scaling == BYTES:
         return
@@ -300,7 +299,7 @@ def warn_of_values(dataset: Dataset) -> None:
     if size > FAR_FROM_ONE:
         logger.warning(
             "The network will learn badly: row %s of the training split holds %s, and the dataset "
-            "has its %s. Ingest the files again with a --scale LOW,HIGH that most values lie in.",
+            "has its %s. Ingest the files again with the --scale LOW,HIGH of most values.",
             row,
             stored,
             dataset.preparation,

@@ -1,8 +1,8 @@
-"""A pool of processes that work in step on memory they share: this one and its forks.
+"""A pool of processes that compute on shared memory: this one and its forks.
 
-Threads would do if the interpreter's lock let them: a micro-batch is some thirty short NumPy
-calls, each of which lets the lock go and has to win it back from the others. Four threads came to
-half the speed of four processes.
+Threads would contend for the interpreter's lock: a micro-batch is some thirty short NumPy calls,
+each of which releases the lock and has to reacquire it. Four threads had half the speed of four
+processes.
 """
 
 import gc
@@ -26,28 +26,28 @@ from storage.location import Closing
 logger = logging.getLogger(__name__)
 
 Task: TypeAlias = Sequence[float]
-"""What to do, in at most `MOST_NUMBERS` numbers."""
+"""A task for a process, as at most `MOST_NUMBERS` numbers."""
 Reply: TypeAlias = Sequence[float]
-"""What came of it, in as many."""
+"""Its result, likewise."""
 
 MOST_NUMBERS = 8
 SPINS = 2_000
-"""Tries, of some 0.1 us each, before a process goes to sleep: being woken takes some 25 us."""
+"""Polls of about 0.1 us each before a process sleeps; waking it takes about 25 us."""
 PATIENCE = 0.25
-"""Seconds of sleep after which a process looks whether the other one is still alive."""
+"""Seconds of sleep after which a process checks that the other one is still alive."""
 STUCK_SECONDS, STUCK_TIMES = 60.0, 20.0
-"""A process that takes so long, and so many times as long as the owner, is stuck."""
+"""A process that takes this long plus this many times as long as the owner is stuck."""
 MOST_DESCRIPTORS = 65_536
 FORKS = hasattr(os, "fork") and sys.platform != "darwin"
-"""Whether a fork can compute: on macOS the system's libraries, BLAS among them, may hang in one."""
+"""Whether a fork can compute: on macOS system libraries such as BLAS may hang in one."""
 PROCESS_MEMORY = 16 * 2**20
-"""What a forked process has of its own apart from arrays, in bytes."""
+"""Bytes that a forked process needs in addition to arrays."""
 
 
 def shared_array(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-    """Return an array of zeros that forks of this process write to and read from as well.
+    """Return an array of zeros in memory that this process shares with its forks.
 
-    It has no name that could be left behind: it is gone with the last process that has it.
+    The memory has no name that could be left behind: it is freed with the last process.
     """
     count = int(np.prod(shape))
     memory = mmap.mmap(-1, max(1, count * np.dtype(dtype).itemsize))
@@ -55,44 +55,44 @@ def shared_array(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
 
 
 class ProcessPool(Closing):
-    """Does tasks side by side. It is forked when made, and shares what was mapped before."""
+    """Computes tasks in parallel, in this process and in forks that share its earlier arrays."""
 
     def __init__(self, work: Callable[[Task], Reply], size: int) -> None:
-        """`size` processes, the calling one among them, that each can `work` at a task.
+        """Fork `size` - 1 processes, which compute tasks with `work` as this one does.
 
-        A task must give the same when it is done twice: that of a process which died is done anew.
+        A repeated task must have the same result: the task of a process that died is repeated.
         """
         self._work = work
         self._others: list[_Process] = []
-        wanted = size - 1 if FORKS else 0
-        with suppress(OSError):  # where the system gives no more processes or semaphores
-            for _ in range(wanted):
+        forks = size - 1 if FORKS else 0
+        with suppress(OSError):  # the system gives no more processes or semaphores
+            for _ in range(forks):
                 self._others.append(_Process(work))
-        self._warn(wanted - len(self._others))
+        self._warn(forks - len(self._others))
 
     @property
     def process_numbers(self) -> list[int]:
-        """Those of the forks that are alive."""
-        return [process.number for process in self._others if process.is_there()]
+        """The process identifiers of the forks that are alive."""
+        return [process.number for process in self._others if process.is_alive()]
 
     def run(self, tasks: Sequence[Task]) -> list[Reply]:
-        """Return the replies to at least one task, in order; the last is done in this process.
+        """Return the replies to one task or more, in order.
 
-        So is any other that no process has begun by then: on a busy machine a process may wait for
-        long until a core is free for it. A process that takes far longer than this one did is
-        stopped or stuck: it is ended, and its task done here.
+        This process computes the last task, and then those that no fork has begun: on a busy
+        machine a fork may wait long for a core. A fork that takes far longer than this process did
+        is stopped or stuck. It is killed, and its task computed here.
         """
-        helped = list(zip(self._others, tasks[:-1], strict=False))
-        for process, task in helped:
+        assigned = list(zip(self._others, tasks[:-1], strict=False))
+        for process, task in assigned:
             process.begin(task)
         began = time.monotonic()
-        own_replies = [self._work(task) for task in tasks[len(helped) :]]
+        own_replies = [self._work(task) for task in tasks[len(assigned) :]]
         limit = STUCK_SECONDS + STUCK_TIMES * (time.monotonic() - began)
         replies = []
-        for process, task in helped:
+        for process, task in assigned:
             reply = None if process.take_back() else process.reply(limit)
             replies.append(self._work(task) if reply is None else reply)
-            if reply is None and not process.is_there():
+            if reply is None and not process.is_alive():
                 self._others.remove(process)
                 self._warn(1)
         return [*replies, *own_replies]
@@ -100,56 +100,56 @@ class ProcessPool(Closing):
     def _warn(self, missing: int) -> None:
         if missing:
             logger.warning(
-                "Processes that compute gradients are missing (%d): killed, or never given by the "
-                "system. The others do their part: the bits are the same, it takes longer.",
+                "Processes that compute gradients were killed or could not be started: %d. The "
+                "others do their part: training is slower, with the same result.",
                 missing,
             )
 
     def close(self) -> None:
-        """End the other processes, which hold nothing that could be lost."""
+        """Kill the forks, which hold nothing that could be lost."""
         for process in self._others:
             process.end()
 
 
 class _Process:
-    """One forked process, as the pool sees it."""
+    """A forked process of the pool."""
 
     def __init__(self, work: Callable[[Task], Reply]) -> None:
         context = get_context("fork")
-        self._asked: Semaphore = context.Semaphore(0)
+        self._requested: Semaphore = context.Semaphore(0)
         self._done: Semaphore = context.Semaphore(0)
         self._letter = shared_array((1 + MOST_NUMBERS,), np.float64)
         self._parent = os.getpid()
         self.number = os.fork()
-        """0 once the process has ended."""
+        """The process identifier; 0 once the process has ended."""
         if not self.number:
             self._serve(work)
 
     def begin(self, task: Task) -> None:
-        """Have the process do a task."""
+        """Give the process a task."""
         self._write(task)
-        self._asked.release()
+        self._requested.release()
 
     def take_back(self) -> bool:
-        """Take the task back, where the process has not begun it."""
-        return self._asked.acquire(False)
+        """Take the task back if the process has not begun it; return whether that is so."""
+        return self._requested.acquire(False)
 
     def reply(self, limit: float) -> Reply | None:
-        """Return the task's reply; None where the process died, or is ended after `limit` s."""
+        """Return the task's reply; None if the process died, or is killed after `limit` s."""
         end = time.monotonic() + limit
 
-        def is_at_work() -> bool:
+        def is_working() -> bool:
             if time.monotonic() > end:
                 self.end()
-            return self.is_there()
+            return self.is_alive()
 
-        return self._read() if _wait(self._done, is_at_work) else None
+        return self._read() if _wait(self._done, is_working) else None
 
     def end(self) -> None:
-        """End the process; harmless when called again."""
-        if self.is_there():
+        """Kill the process; harmless when called again."""
+        if self.is_alive():
             os.kill(self.number, signal.SIGKILL)
-            with suppress(ChildProcessError):  # see `is_there`
+            with suppress(ChildProcessError):  # see `is_alive`
                 os.waitpid(self.number, 0)
             self.number = 0
 
@@ -162,37 +162,37 @@ class _Process:
         numbers: list[float] = self._letter[1 : 1 + count].tolist()
         return numbers
 
-    def is_there(self) -> bool:
+    def is_alive(self) -> bool:
         """Return whether the process is alive."""
         if self.number:
             try:
                 ended, _ = os.waitpid(self.number, os.WNOHANG)
-            except ChildProcessError:  # SIGCHLD is ignored or handled elsewhere: it is gone
+            except ChildProcessError:  # SIGCHLD is ignored or handled elsewhere: it has ended
                 ended = self.number
             if ended:
                 self.number = 0
         return bool(self.number)
 
     def _serve(self, work: Callable[[Task], Reply]) -> None:
-        """Do tasks, as the forked process, until the one that forked it is gone. Never returns."""
+        """Compute tasks in the fork until the parent has ended. Never returns."""
         try:
             for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, signal.SIG_IGN)  # they are the forking process's to handle
-            gc.disable()  # finalizers of objects that were copied along are not to run here
-            os.closerange(0, MOST_DESCRIPTORS)  # locks and pipes are to close with their owner
-            while _wait(self._asked, lambda: os.getppid() == self._parent):
+                signal.signal(number, signal.SIG_IGN)  # the parent handles them
+            gc.disable()  # finalizers of inherited objects must not run here
+            os.closerange(0, MOST_DESCRIPTORS)  # locks and pipes must close with their owner
+            while _wait(self._requested, lambda: os.getppid() == self._parent):
                 self._write(work(self._read()))
                 self._done.release()
         finally:
             os._exit(1)
 
 
-def _wait(semaphore: Semaphore, is_other_there: Callable[[], bool]) -> bool:
-    """Wait for the other process, wide awake at first; return whether it came."""
+def _wait(semaphore: Semaphore, is_other_alive: Callable[[], bool]) -> bool:
+    """Wait for the other process, at first by polling; return False if it has ended."""
     for _ in range(SPINS):
         if semaphore.acquire(False):
             return True
     while not semaphore.acquire(True, PATIENCE):
-        if not is_other_there():
+        if not is_other_alive():
             return semaphore.acquire(False)
     return True

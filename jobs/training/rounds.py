@@ -1,12 +1,11 @@
-"""The rounds of `--parallel rounds`: replicas that step by themselves, then agree.
+"""The rounds of `--parallel rounds`: replicas that take local steps, then synchronise.
 
-In a round each of R replicas takes H optimiser steps from the same parameters, on mini-batches of
-its own part of the order; then the parameters become what the outer step makes of the replicas'
-mean. With an outer learning rate of 1 and no outer momentum that is the mean itself (local SGD:
-Stich, arXiv 1805.09767); with others it is the outer Nesterov step of DiLoCo (arXiv 2311.08105,
-algorithm 1). The inner optimiser's state stays with its replica. This is another algorithm than
-`steps`, with another result; it does not depend on where, or in which order, the replicas are
-computed.
+In a round each of R replicas takes H optimizer steps from the same parameters, on mini-batches of
+its own part of the order. Then an outer step moves the parameters towards the replicas' mean. With
+an outer learning rate of 1 and no outer momentum it takes the mean itself (local SGD: Stich, arXiv
+1805.09767), otherwise it is the Nesterov step of DiLoCo (arXiv 2311.08105, algorithm 1). Each
+replica keeps the state of its inner optimizer. The result differs from that of `steps`, and does
+not depend on where, or in which order, the replicas are computed.
 """
 
 import math
@@ -35,38 +34,39 @@ from storage.schema import SplitSchema
 
 VELOCITY = "outer.velocity"
 FORMS_PER_REPLICA = 11
-"""Its parameters and the optimiser's two vectors, before and after a round, twice in a checkpoint,
-and what the allocator keeps between the two."""
+"""Vectors of a replica: parameters and two of the optimizer, before and after a round and in a
+checkpoint, with what the allocator keeps."""
 
 
 @dataclass(frozen=True)
 class RoundPlan:
-    """Who takes which mini-batches of an epoch, by their numbers from 0."""
+    """The mini-batches of an epoch, by number from 0, that each replica takes."""
 
     batches: int
     """Mini-batches of an epoch."""
     replicas: int
     sync_every: int
-    """Steps of a replica in a round; the epoch's last round may have fewer."""
+    """Steps of a replica in a round; fewer in the last round of an epoch."""
 
     @property
     def round_batches(self) -> int:
-        """Mini-batches of a whole round."""
+        """Mini-batches of a full round."""
         return self.replicas * self.sync_every
 
     def part(self, replica: int) -> range:
-        """Return a replica's own part of the order: contiguous, so that few windows hold its rows.
+        """Return a replica's part of the order: contiguous, so that few windows hold its rows.
 
-        The parts' sizes are those of `numpy.array_split`.
+        The parts have the sizes that `numpy.array_split` gives.
         """
         smaller, larger = divmod(self.batches, self.replicas)
         start = replica * smaller + min(replica, larger)
         return range(start, start + smaller + (replica < larger))
 
     def shares(self, taken: int) -> list[range]:
-        """Each replica's in the round after `taken` mini-batches: the next ones of its part.
+        """Return each replica's mini-batches in the round after `taken`: the next of its part.
 
-        In the last round of an epoch they are shorter, differ by one, and some may have none.
+        In the last round of an epoch there are fewer, their numbers differ by one, and some
+        replicas may have none.
         """
         before = self._steps_in_epoch(taken)
         return [
@@ -75,52 +75,52 @@ class RoundPlan:
         ]
 
     def steps_before(self, replica: int, epoch: int, taken: int) -> int:
-        """Return a replica's steps in the run before the round after `taken` mini-batches."""
+        """Return the steps of the run that a replica took before the round after `taken`."""
         return epoch * len(self.part(replica)) + self._steps_in_epoch(taken)
 
     def _steps_in_epoch(self, taken: int) -> int:
-        """Return a replica's steps in an epoch; rounds before the epoch's last one are whole."""
+        """Return a replica's steps in an epoch, all of whose rounds but the last are full."""
         return taken // self.round_batches * self.sync_every
 
 
 def replicas_memory(replicas: int, network: Network, schema: SplitSchema, window: int) -> int:
-    """Return the bytes of all replicas where no cluster has them, for windows of so many chunks."""
+    """Return the bytes of all replicas in one process, for windows of `window` chunks."""
     vectors = replicas * FORMS_PER_REPLICA * network.parameter_memory
-    # Where one window does not hold all rows, each replica has its own.
+    # If one window does not hold all rows, each replica has its own.
     return vectors + (replicas * reader_memory(schema, window) if window < schema.chunks else 0)
 
 
 def replica_rate(learning_rate: float, replicas: int) -> float:
-    """Return the step size of each of so many replicas, for a run's `learning_rate`.
+    """Return the learning rate of each replica.
 
-    The mean of R replicas has gone one step's way on R mini-batches, so steps are larger: by the
-    square root of R, as Krizhevsky (arXiv 1404.5997) and, for Adam, Malladi et al. (arXiv
-    2205.10287) have it for a batch that is R times as large.
+    The mean of R replicas moves by one step for R mini-batches, as with a batch R times as large.
+    The rate is multiplied by the square root of R, which Krizhevsky (arXiv 1404.5997) and, for
+    Adam, Malladi et al. (arXiv 2205.10287) recommend for such a batch.
     """
     return learning_rate * math.sqrt(replicas)
 
 
-def initial_memory(config: TrainConfig, parameters: Floats) -> State:
-    """Return the state that is kept between steps, as it is before the first step."""
+def initial_state(config: TrainConfig, parameters: Floats) -> State:
+    """Return the optimizer's vectors before the first step, by name."""
     optimizer = make_optimizer(config.optimizer, momentum=config.momentum)
     if config.parallel == "steps":
         return optimizer.initial_state(parameters)
-    memory = {
+    state = {
         f"replica-{replica}.{name}": vector
         for replica in range(config.replicas)
         for name, vector in optimizer.initial_state(parameters).items()
     }
     if config.outer_momentum:
-        memory[VELOCITY] = np.zeros_like(parameters)
-    return memory
+        state[VELOCITY] = np.zeros_like(parameters)
+    return state
 
 
-def of_replica(memory: State, replica: int) -> State:
-    """Return the inner optimiser's state of one replica."""
+def of_replica(state: State, replica: int) -> State:
+    """Return the state of one replica's inner optimizer."""
     prefix = f"replica-{replica}."
     return {
         name.removeprefix(prefix): vector
-        for name, vector in memory.items()
+        for name, vector in state.items()
         if name.startswith(prefix)
     }
 
@@ -134,7 +134,7 @@ def outer_step(
 ) -> tuple[Floats, Floats | None]:
     """Return the parameters `(parameters,)` after a round, and the new velocity, if any.
 
-    `replicas` are the parameters of those that took a step; they are added in the fixed tree.
+    `replicas` are the parameters of the replicas that took a step, summed in the fixed tree.
     """
     tree = TreeSum[Floats](lambda left, right, _: left + right)
     for replica in replicas:
@@ -151,7 +151,7 @@ def outer_step(
 
 
 def ordered_rows(config: TrainConfig, dataset: Dataset) -> OrderedRows:
-    """Return the rows that a training visits, for workers to find."""
+    """Return the rows of a training in order, from which workers read."""
     schema = dataset.split("train").schema
     return OrderedRows(
         dataset=dataset.location,
@@ -171,7 +171,7 @@ def ordered_rows(config: TrainConfig, dataset: Dataset) -> OrderedRows:
 
 @dataclass(frozen=True)
 class RoundTask:
-    """All that the rounds of a training have in common."""
+    """What all rounds of a training share."""
 
     rows: OrderedRows
     config: TrainConfig
@@ -181,42 +181,42 @@ class RoundTask:
     plan: RoundPlan
 
     def part(self, replica: int) -> tuple[int, int]:
-        """Return the places [start, stop) in an epoch of a replica's own rows."""
+        """Return the positions [start, stop) in an epoch of a replica's rows."""
         numbers, rows = self.plan.part(replica), self.rows.order.rows
         return numbers.start * self.batch_size, min(numbers.stop * self.batch_size, rows)
 
 
 @dataclass(frozen=True)
 class LocalStep:
-    """One step of a replica: the places [start, stop) of its rows in an epoch, and how to step."""
+    """One step of a replica, on the rows at the positions [start, stop) of an epoch."""
 
     epoch: int
     start: int
     stop: int
     learning_rate: float
     number: int
-    """Counted over all steps of the replica in the run, from 1."""
+    """The step's number among all steps of the replica in the run, from 1."""
 
 
 @dataclass(frozen=True)
 class LocalSteps:
-    """A replica's part of a round, and how many replicas the one who does it has to serve."""
+    """The steps of a replica in a round, for the worker that takes them."""
 
     replica: int
     steps: tuple[LocalStep, ...]
     served: int
-    """Replicas that a worker serves: it holds a window for each, or two for a single one."""
+    """Replicas of the worker, which holds a window for each, or two for a single one."""
 
     @property
     def what(self) -> str:
-        """The rows, for errors to name."""
+        """The rows, for messages."""
         first, last = self.steps[0], self.steps[-1]
         return f"rows {first.start}..{last.stop - 1} in the order of epoch {first.epoch + 1}"
 
 
 @dataclass(frozen=True)
 class ReplicaResult:
-    """A replica at the end of its part of a round."""
+    """A replica at the end of a round."""
 
     parameters: Floats
     state: State
@@ -225,15 +225,15 @@ class ReplicaResult:
 
 
 class RoundWorkerState(Closing):
-    """What takes the steps of any replica, one after the other."""
+    """Readers and update rule of a process that takes steps for one or more replicas."""
 
     def __init__(self, work: RoundTask) -> None:
-        """Nothing is read yet."""
+        """Prepare to take steps; rows are read by `take`."""
         config = work.config
         self._work = work
         self._lock = threading.Lock()
         self._idle: OrderedDict[int, RowReader] = OrderedDict()
-        """By replica, the one that was served last at the end."""
+        """Readers by replica; the most recently used is the last."""
         self._all: RowReader | None = None
         self._rule = UpdateRule(
             Network(parse_network(config.network), config.dtype),
@@ -242,11 +242,11 @@ class RoundWorkerState(Closing):
             work.scaling,
         )
 
-    def take(self, turn: LocalSteps, parameters: Floats, state: State) -> ReplicaResult:
-        """Take the steps, each from where the one before ended, with one thread."""
+    def take(self, steps: LocalSteps, parameters: Floats, state: State) -> ReplicaResult:
+        """Take the steps one after the other, with one thread."""
         work = self._work
         with (
-            self._reading(turn) as reader,
+            self._reading(steps) as reader,
             DataParallelStep(
                 self._rule,
                 parameters,
@@ -264,7 +264,7 @@ class RoundWorkerState(Closing):
                     step.learning_rate,
                     step.number,
                 )
-                for step in turn.steps
+                for step in steps.steps
             ]
             return ReplicaResult(
                 stepper.parameters.copy(),
@@ -273,28 +273,28 @@ class RoundWorkerState(Closing):
             )
 
     @contextmanager
-    def _reading(self, turn: LocalSteps) -> Iterator[RowReader]:
-        """Give the reader of the replica's part, which no other thread has at the same time.
+    def _reading(self, steps: LocalSteps) -> Iterator[RowReader]:
+        """Give the reader of the replica's rows, which no other thread uses at the same time.
 
-        Where the reader of one holds all rows, all have that one, at the same time too.
+        A reader that holds all rows is used for all replicas, also at the same time.
         """
         another = None
         with self._lock:
-            reader = self._all or self._idle.pop(turn.replica, None)
-            while len(self._idle) >= turn.served:
+            reader = self._all or self._idle.pop(steps.replica, None)
+            while len(self._idle) >= steps.served:
                 self._idle.popitem(last=False)[1].close()
             if reader is None:
-                reader = RowReader(self._work.rows, self._work.part(turn.replica))
+                reader = RowReader(self._work.rows, self._work.part(steps.replica))
                 if reader.holds_all:
                     self._all = reader
-        reader.reads_ahead = turn.served == 1
+        reader.reads_ahead = steps.served == 1
         try:
             yield reader
         finally:
             with self._lock:
                 if reader is not self._all:
-                    another = self._idle.pop(turn.replica, None)  # of a turn that was taken twice
-                    self._idle[turn.replica] = reader
+                    another = self._idle.pop(steps.replica, None)  # of a repeated task
+                    self._idle[steps.replica] = reader
             if another is not None:
                 another.close()
 
@@ -304,7 +304,7 @@ class RoundWorkerState(Closing):
             yield reader.take(step.epoch, start, stop)
 
     def close(self) -> None:
-        """Let go of the windows."""
+        """Release the windows."""
         if self._all is not None:
             self._all.close()
         while self._idle:

@@ -1,6 +1,6 @@
-"""Which checkpoint of a run is meant, and which dataset where none is given.
+"""Select a checkpoint of a run, and the dataset if none is given.
 
-Imports neither Zarr nor Dask: a job that finds its work done needs no more than this.
+Imports neither Zarr nor Dask, which a job without work to do does not need.
 """
 
 import logging
@@ -32,13 +32,13 @@ logger = logging.getLogger(__name__)
 
 EPOCH = re.compile(r"[0-9]{1,7}", re.ASCII)
 DIGEST = re.compile(r"[0-9a-f]{8,64}", re.ASCII)
-"""The first digits of a model's digest; a shorter number is an epoch's."""
+"""The first digits of a model's digest. A shorter number is an epoch."""
 
 
 def best_checkpoint(metrics: list[Metrics]) -> CheckpointName | None:
-    """Return that of the epoch with the lowest validation cross-entropy, the first of equals.
+    """Return the checkpoint of the epoch with the lowest validation loss, the first of equals.
 
-    None where there is no validation split.
+    Return None without validation rows.
     """
     scored = [
         (line["evaluation"][VALIDATION]["cross_entropy"], line["epoch"])
@@ -51,9 +51,9 @@ def best_checkpoint(metrics: list[Metrics]) -> CheckpointName | None:
 def newest_checkpoint(
     run: Run, template: Tensors | None = None
 ) -> tuple[Checkpoint | None, tuple[str, ...]]:
-    """Return the newest sound checkpoint, if there is any, and a warning of each damaged one.
+    """Return the newest sound checkpoint, or None, and a warning for each newer damaged one.
 
-    Raises `BadDataError` where there are checkpoints and none is sound; each is logged before.
+    Raises `BadDataError` if there are checkpoints and all are damaged; the warnings are logged.
     """
     warnings: list[str] = []
     try:
@@ -72,11 +72,11 @@ def newest_checkpoint(
 def choose_checkpoint(run: Run, choice: str) -> tuple[Checkpoint, tuple[str, ...]]:
     """Return the checkpoint `best`, `latest`, of an epoch or of a model's digest; and warnings.
 
-    `best` is the one with the lowest validation cross-entropy or, where there is no validation, the
-    latest. A damaged newest checkpoint is warned of where another one is the best. A checkpoint's
-    own name (`000010-000000`) will do, too. Where a training prunes it while it is read, another
-    one is chosen. Raises `BadDataError` where the checkpoint is damaged or there is none, and
-    `UsageError` for a choice that is none.
+    `best` has the lowest validation loss; without validation it is the latest. A checkpoint's name
+    (`000010-000000`) is a choice too. There is a warning if the newest checkpoint is damaged and
+    another one is the best. If a training prunes the checkpoint while it is read, the choice is
+    repeated. Raises `BadDataError` if the checkpoint is damaged or does not exist, and `UsageError`
+    for an invalid choice.
     """
     while True:
         names = list_checkpoints(run)
@@ -115,7 +115,7 @@ def _chosen(
 def _newest_or_best(run: Run, choice: str) -> tuple[Checkpoint, tuple[str, ...]]:
     newest, warnings = newest_checkpoint(run)
     assert newest is not None
-    # Where the newest checkpoint is damaged, its epoch's line is in the metrics still.
+    # If the newest checkpoint is damaged, its epoch is still in metrics.jsonl.
     metrics = run.metrics() if warnings else history_of(newest)
     best = best_checkpoint(metrics) if choice == "best" else None
     if warnings and (best is None or best > newest.name):
@@ -130,7 +130,10 @@ def _newest_or_best(run: Run, choice: str) -> tuple[Checkpoint, tuple[str, ...]]
 
 
 def _of_digest(run: Run, digest: str, names: list[CheckpointName]) -> Checkpoint:
-    """Return the newest checkpoint of the model whose digest begins so; skip damaged ones."""
+    """Return the newest checkpoint of the model whose digest starts with `digest`.
+
+    Damaged checkpoints are skipped.
+    """
     matching: Checkpoint | None = None
     for name in reversed(names):
         try:
@@ -141,8 +144,8 @@ def _of_digest(run: Run, digest: str, names: list[CheckpointName]) -> Checkpoint
             continue
         if matching and matching.parameters_digest != checkpoint.parameters_digest:
             raise UsageError(
-                f"Several models of {run.location} have a digest that begins with {digest}; give "
-                "more of it."
+                f"Several models of {run.location} have a digest that starts with {digest}; give "
+                "more digits."
             )
         matching = matching or checkpoint
     if matching is None:
@@ -156,7 +159,7 @@ def _of_digest(run: Run, digest: str, names: list[CheckpointName]) -> Checkpoint
 def choose_dataset(
     run: Run | None, given: Place | None, storage_options: Mapping[str, str] | None
 ) -> Location:
-    """Return the location of the dataset that is given, else of the run's own, else the default."""
+    """Return the location of the given dataset, else of the run's, else of the default one."""
     recorded = None if run is None else run.dataset_place
     return open_location(given or recorded or DEFAULT_DATASET, storage_options)
 
@@ -164,7 +167,7 @@ def choose_dataset(
 def open_chosen_dataset(
     run: Run | None, given: Place | None, storage_options: Mapping[str, str] | None
 ) -> "Dataset":
-    """Open the dataset that `choose_dataset` chooses; errors say why it was chosen."""
+    """Open the dataset of `choose_dataset`; errors say why it was chosen."""
     from storage.dataset import open_dataset
 
     try:
@@ -173,8 +176,8 @@ def open_chosen_dataset(
         if run is None or given is not None:
             raise
         recorded = (
-            "expects its dataset there" if run.dataset_place else "records no dataset's place"
+            "expects its dataset there" if run.dataset_place else "does not record its dataset"
         )
         raise BadDataError(
-            f"{error} The run {run.location} {recorded}; pass --dataset if it lies elsewhere."
+            f"{error} The run {run.location} {recorded}; pass --dataset if it is elsewhere."
         ) from error

@@ -1,6 +1,6 @@
-"""The arithmetic of a step, version 3: micro-batches apart, summed in a fixed tree.
+"""The arithmetic of a step, version 3: gradients of micro-batches, summed in a fixed tree.
 
-The bits depend on the configuration alone, not on how many cores did the work.
+The bits depend on the configuration alone, not on the number of cores.
 """
 
 from collections.abc import Callable, Iterable
@@ -23,17 +23,17 @@ from storage.preparation import BYTES, ValueRange
 
 STEP_VERSION = 3
 MICRO_BATCH_ROWS = 256
-"""Rows that one core computes at a time in a large batch."""
+"""Rows of a micro-batch of a large batch at most."""
 
 Item = TypeVar("Item")
 
 
 def default_micro_batches(batch_size: int) -> int:
-    """Return how many parts a mini-batch of this size has, whatever the machine.
+    """Return the number of micro-batches of a mini-batch, the same on every machine.
 
-    One part below 100 rows, two below 320; above, four or more of at most `MICRO_BATCH_ROWS`.
-    Smaller parts would keep more cores busy, but each part costs a pass over all parameters: two
-    of 50 rows save two cores a quarter of the time, and cost one core a tenth.
+    One below 100 rows, two below 320, then four or more of at most `MICRO_BATCH_ROWS`. Smaller
+    ones would keep more cores busy, but each costs a pass over all parameters: two of 50 rows
+    save a quarter of the time on two cores, and cost a tenth on one.
     """
     if batch_size < 100:
         return 1
@@ -43,15 +43,15 @@ def default_micro_batches(batch_size: int) -> int:
 
 
 def micro_batch_count(chosen: int | None, batch_size: int) -> int:
-    """Return how many parts a mini-batch has: as `--micro-batches` says, none of them empty."""
+    """Return the number of micro-batches: `--micro-batches` or the default, none of them empty."""
     return min(chosen or default_micro_batches(batch_size), batch_size)
 
 
 def subtree_size(micro_batches: int, workers: int, most: int) -> int:
-    """Return how many micro-batches one worker adds up: a power of two, which makes a subtree.
+    """Return the number of micro-batches in a gradient sum: a power of two, which is a subtree.
 
-    Of the sizes that leave at most `most` sums, the one that has the last worker done first; of
-    equals the largest, which leaves the fewest.
+    Among the sizes that give at most `most` sums, it is the one with which the last worker is done
+    first, and the largest of equals.
     """
     sizes = [1 << depth for depth in range((micro_batches - 1).bit_length() + 1)]
 
@@ -64,12 +64,12 @@ def subtree_size(micro_batches: int, workers: int, most: int) -> int:
 
 
 def ignore_overflow() -> AbstractContextManager[Any]:
-    """Silence NumPy, in one thread, where a training diverges: its loss shows that, once."""
+    """Silence NumPy in this thread when a training diverges: an error reports it from the loss."""
     return np.errstate(over="ignore", invalid="ignore")
 
 
 def thread_count(threads: int) -> int:
-    """Return how many cores a setting means; 0 is all that this process may use."""
+    """Return the number of cores of `--threads`; 0 is all that this process may use."""
     return threads or usable_cores()
 
 
@@ -79,33 +79,33 @@ def network_inputs(
     scaling: ValueRange | None,
     workspace: Workspace | None = None,
 ) -> tuple[Floats, Columns | None]:
-    """Return stored rows as the network takes them: scaled and narrowed to occupied columns."""
+    """Return stored rows scaled for the network, and its columns if blank ones are left out."""
     workspace = workspace or Workspace()
     columns = occupied_columns(stored, scaling)
     if columns is None:
         out = workspace.array("inputs", stored.shape, dtype)
         return scale(stored, dtype, scaling, out), None
-    # Indexing leaves a column's values side by side, where `take` would lay rows out in twice the
-    # time; products take either layout.
+    # Indexing stores columns contiguously; `take`, which stores rows, needs twice the time. Matrix
+    # products take either layout.
     narrow = stored[:, columns]
     by_column = workspace.array("inputs", narrow.T.shape, dtype)
     return scale(narrow, dtype, scaling, by_column.T), columns
 
 
 class TreeSum(Generic[Item]):
-    """A sum in a fixed binary tree over the items' index, in memory for log2(items) of them.
+    """A sum in a fixed binary tree over the items' index, which holds log2(items) of them.
 
-    Neighbours are added, then neighbouring pairs, and so on; what is left over at the end joins
-    from the right.
+    Neighbours are added, then neighbouring pairs, and so on; the rest at the end is added from
+    the right.
     """
 
     def __init__(self, add: Callable[[Item, Item, int], Item]) -> None:
-        """`add(left, right, depth)` returns the sum of two, the only one of that depth."""
+        """`add(left, right, depth)` returns the sum of two; one sum per depth exists at a time."""
         self._add = add
         self._subtrees: list[tuple[int, Item]] = []  # (items, sum), the largest first
 
     def add(self, item: Item) -> None:
-        """Take the next item, by index."""
+        """Add the next item."""
         items = 1
         while self._subtrees and self._subtrees[-1][0] == items:
             left_items, left = self._subtrees.pop()
@@ -114,7 +114,7 @@ class TreeSum(Generic[Item]):
         self._subtrees.append((items, item))
 
     def result(self) -> Item:
-        """Return the sum of all items, at least one."""
+        """Return the sum of all items; there must be one."""
         _, total = self._subtrees.pop()
         while self._subtrees:
             _, left = self._subtrees.pop()
@@ -133,9 +133,9 @@ def gradient_of_subtree(
 ) -> LossSum:
     """Compute the gradient of micro-batches that are a subtree of the fixed tree; return the loss.
 
-    The gradient is that of the mean loss of their mini-batch, which has `batch_rows` rows. It is
-    written to `out`, `(parameters,)`. No micro-batch is held while the next is taken: it may be a
-    view of a window. Raises `BadDataError` where they have no labels.
+    They add this to the gradient of the mean loss of a mini-batch of `batch_rows` rows. It is
+    written to `out`, `(parameters,)`. No micro-batch is held while the next is taken, because it
+    may be a view of a window. Raises `BadDataError` if they have no labels.
     """
     free, numbers = [out], count()
 
@@ -164,14 +164,14 @@ def gradient_of_subtree(
     tree = TreeSum[GradientSum](add)
     for gradient_sum in map(compute, micro_batches):
         tree.add(gradient_sum)
-    whole = tree.result()  # its gradient is `out`: a sum is written where its left part was
+    whole = tree.result()  # its gradient is `out`: sums are written over their left part
     return LossSum(whole.loss_sum, whole.correct, whole.rows)
 
 
 def tree_reduce(sums: list[Floats], workspace: Workspace) -> Floats:
-    """Return the subtrees' sums added in the fixed tree: the gradient of a mini-batch.
+    """Return the sum of the subtrees' sums in the fixed tree: the gradient of a mini-batch.
 
-    `sums` are of one stretch of the parameters, and so is their sum, which is scratch memory.
+    `sums` and the result, which is scratch memory, cover one stretch of the parameters.
     """
     shape, dtype = sums[0].shape, sums[0].dtype
 
@@ -191,14 +191,14 @@ def tree_reduce(sums: list[Floats], workspace: Workspace) -> Floats:
 
 @dataclass(frozen=True)
 class UpdateRule:
-    """How a mini-batch's gradient becomes new parameters. It holds no state."""
+    """The update of the parameters by a mini-batch's gradient. It holds no state."""
 
     network: Network
     optimizer: Optimizer
     l2: float
-    """The weight decay; see `--l2`."""
+    """The strength of L2 regularisation; see `--l2`."""
     scaling: ValueRange | None = BYTES
-    """The range that stored inputs are scaled from; see `Preparation`."""
+    """The range of stored inputs that is mapped to [0, 1]; see `Preparation`."""
 
     def apply(
         self,
@@ -209,10 +209,10 @@ class UpdateRule:
         step_number: int,
         after: Stepped,
     ) -> None:
-        """Take a step on one block of the flat vectors, from `before` into `after`.
+        """Update one block of the flat vectors from `before` into `after`.
 
-        `gradient` is the block's, of the mean loss. It is overwritten, and may lie where the new
-        parameters will.
+        `gradient` is the block's part of the gradient of the mean loss. It is overwritten, and may
+        share its memory with the new parameters.
         """
         parameters = before[0][block]
         if self.l2 and self.optimizer.decouples_l2:
@@ -228,7 +228,7 @@ class UpdateRule:
         self.optimizer.step((parameters, state), gradient, learning_rate, step_number, out)
 
     def _weights(self, block: slice) -> list[slice]:
-        """Return where in the block the weights are that L2 pulls at: all but the biases."""
+        """Return the slices of the block that L2 applies to: all weights, no biases."""
         size = block.stop - block.start
         return [
             slice(max(0, weights.start - block.start), min(size, weights.stop - block.start))

@@ -1,4 +1,4 @@
-"""The trainer: parameters, optimiser and stream, moved on together one mini-batch at a time."""
+"""The trainer: parameters, optimizer and stream, which advance together by mini-batches."""
 
 import hashlib
 import math
@@ -17,7 +17,7 @@ from jobs.nn.optimizers import State, make_optimizer
 from jobs.nn.parameters import Floats
 from jobs.training.config import TrainConfig
 from jobs.training.data_parallel import DataParallelStep
-from jobs.training.rounds import initial_memory
+from jobs.training.rounds import initial_state
 from jobs.training.step import UpdateRule, micro_batch_count, thread_count
 from pipeline.stream import Batch, BatchStream, StreamState
 from pipeline.values import largest_input
@@ -32,27 +32,27 @@ if TYPE_CHECKING:
     from pipeline.cluster.client import Cluster
 
 FAR_FROM_ONE = 10.0
-"""Inputs larger than this, as the network takes them, are worth a warning, and a likelier cause of
-a divergence than the learning rate."""
+"""Scaled inputs larger than this deserve a warning, and are a likelier cause of a divergence than
+the learning rate."""
 
 
 class TrainingState(Protocol):
-    """Parameters and the optimiser's state, moved on by steps or rounds."""
+    """Parameters and the optimizer's state, updated by steps or rounds."""
 
     @property
     def parameters(self) -> Floats:
-        """The flat vector `(parameters,)`, to be read before the next step."""
+        """The flat vector `(parameters,)`, valid until the next step."""
 
     @property
     def state(self) -> State:
-        """What the optimiser remembers, to be read before the next step."""
+        """The optimizer's vectors by name, valid until the next step."""
 
     def close(self) -> None:
-        """Let go of what is held."""
+        """Release all resources."""
 
 
 class TrainingStep(TrainingState, Protocol):
-    """Parameters and the optimiser's state, moved on by mini-batches."""
+    """Parameters and the optimizer's state, updated by mini-batches."""
 
     def step(
         self, micro_batches: Iterator[Batch], rows: int, learning_rate: float, step_number: int
@@ -61,10 +61,10 @@ class TrainingStep(TrainingState, Protocol):
 
 
 class Trainer(Closing):
-    """All that changes while training, and how one step changes it."""
+    """The state of a training, and the steps that change it."""
 
     reads_rows = True
-    """Whether this process reads rows; without, it follows the order alone."""
+    """Whether this process reads the rows, or only follows their order."""
 
     def __init__(
         self,
@@ -74,33 +74,33 @@ class Trainer(Closing):
         state: Any = None,
         cluster: "Cluster | None" = None,
     ) -> None:
-        """Begin at the beginning, or continue from a checkpoint's `(tensors, progress)`."""
+        """Start a training, or continue it from a checkpoint's `(tensors, progress)`."""
         self.config = config
         self._dataset = dataset
         self._cluster = cluster
         self.network = Network(layers, config.dtype)
         self.sums = NO_ROWS
-        """Sums over the rows of the current epoch, each before the step that used it."""
+        """Loss and correct rows of the current epoch, each row before the step that used it."""
         stream_state = None
         if state is None:
             parameters = initialise(config.init, layers, config.seed, config.dtype)
-            memory = initial_memory(config, parameters)
+            vectors = initial_state(config, parameters)
         else:
             tensors, progress = state
             parameters = flat_parameters(layers, tensors)
-            names = initial_memory(config, parameters)
-            memory = {name: tensors[f"optimizer.{name}"] for name in names}
+            names = initial_state(config, parameters)
+            vectors = {name: tensors[f"optimizer.{name}"] for name in names}
             self.sums = _sums_from_json(progress.get("sums"))
             stream_state = StreamState.from_json(progress.get("stream"))
         optimizer = make_optimizer(config.optimizer, momentum=config.momentum)
         rows = dataset.split("train").schema.rows - config.holdout
         self._batch_size = config.batch_size or rows
         self._micro_batches = micro_batch_count(config.micro_batches, self._batch_size)
-        # The stepper forks, and does so before the stream starts its threads.
+        # The stepper forks, which must precede the stream's threads.
         self._stepper = self._make_stepper(
             UpdateRule(self.network, optimizer, config.l2, dataset.preparation.scaling),
             parameters,
-            memory,
+            vectors,
         )
         try:
             self.stream = BatchStream(
@@ -121,12 +121,12 @@ class Trainer(Closing):
             self._stepper.close()
             raise
 
-    def _make_stepper(self, rule: UpdateRule, parameters: Floats, memory: State) -> TrainingState:
-        """Return what is moved on by the steps; here the cores of this machine take them."""
+    def _make_stepper(self, rule: UpdateRule, parameters: Floats, state: State) -> TrainingState:
+        """Return the object that takes the steps, here on the cores of this machine."""
         self._step: TrainingStep = DataParallelStep(
             rule,
             parameters,
-            memory,
+            state,
             self._dataset.split("train").schema,
             batch_size=self._batch_size,
             micro_batches=self._micro_batches,
@@ -136,45 +136,45 @@ class Trainer(Closing):
 
     @property
     def parameters(self) -> Floats:
-        """The network's, `(parameters,)`; to be read before the next step."""
+        """The flat vector `(parameters,)`, valid until the next step."""
         return self._stepper.parameters
 
     @property
     def steps(self) -> int:
-        """Optimiser steps taken so far in the run."""
+        """Optimizer steps of the run so far."""
         return self.stream.batches_taken
 
     @property
     def learning_rate(self) -> float:
-        """That of the next step or, after the last one, of the last."""
+        """The learning rate of the next step; of the last one at the end of the run."""
         total = self.config.epochs * self.stream.batches
         step = min(self.steps, total - 1)
         return learning_rate(self.config.schedule, self.config.learning_rate, step, total)
 
     def train_epoch(self, after_step: Callable[[], None]) -> None:
-        """Train on the rest of the current epoch; `after_step` is called after each step.
+        """Train on the rest of the current epoch; call `after_step` after each step.
 
-        Raises `QualityGateError` where the loss or a parameter is no longer a finite number.
+        Raises `QualityGateError` if the loss or a parameter is no longer a finite number.
         """
         for losses in self._losses():
             for loss in losses:
                 self.sums += loss
             self.check_finite(f"the loss of step {self.steps}", self.sums.loss_sum)
             after_step()
-        # What harm the last step did shows in no loss yet.
+        # The last step is in no loss yet.
         self.check_finite("the largest parameter", float(np.abs(self.parameters).max()))
 
     def _losses(self) -> Iterator[list[LossSum]]:
-        """Take the epoch's steps; yield the losses of mini-batches that were stepped together."""
+        """Take the epoch's steps; yield a list of losses for each step or round."""
         for micro_batches in self.stream.micro_batches(self._micro_batches):
             rows, step = self.stream.next_rows, self.steps + 1
             yield [self._step.step(micro_batches, rows, self.learning_rate, step)]
 
     def check_finite(self, what: str, value: float, split: str = "train") -> None:
-        """Raise `QualityGateError` where a figure shows that the training has diverged.
+        """Raise `QualityGateError` if `value` is not finite: the training has diverged.
 
-        Where the values of `split` are the reason, the error says so; `BadDataError` where no
-        arithmetic could hold them.
+        The error names the values of `split` if they are the likely cause; it is a `BadDataError`
+        if they are too large for the arithmetic.
         """
         if not math.isfinite(value):
             raise self._diverged(f"Training diverged: {what} is {value}.", split)
@@ -200,26 +200,26 @@ class Trainer(Closing):
         )
 
     def tensors(self) -> Tensors:
-        """Return what a checkpoint holds: each layer's matrix, and what the optimiser remembers."""
+        """Return a checkpoint's tensors: each layer's matrix and the optimizer's vectors."""
         return layer_tensors(self.network.layers, self.parameters) | {
             f"optimizer.{name}": vector for name, vector in self._stepper.state.items()
         }
 
     def progress(self) -> dict[str, Any]:
-        """Return the rest of the state, for the checkpoint's manifest."""
+        """Return the rest of the state, for a checkpoint's manifest."""
         return {"stream": self.stream.state.to_json(), "sums": asdict(self.sums)}
 
     def close(self) -> None:
-        """End the other processes and the stream."""
+        """Close the processes and the stream."""
         self._stepper.close()
         self.stream.close()
 
 
 def template(config: TrainConfig, layers: tuple[Layer, ...]) -> Tensors:
-    """Return tensors of the names, shapes and dtypes of this configuration's checkpoints."""
+    """Return tensors with the names, shapes and dtypes of this configuration's checkpoints."""
     parameters = np.zeros(sum(layer.parameter_count for layer in layers), config.dtype)
     return layer_tensors(layers, parameters) | {
-        f"optimizer.{name}": vector for name, vector in initial_memory(config, parameters).items()
+        f"optimizer.{name}": vector for name, vector in initial_state(config, parameters).items()
     }
 
 
@@ -242,9 +242,11 @@ def parameters_digest(layers: tuple[Layer, ...], parameters: Floats) -> str:
 
 
 def _sums_from_json(document: Any) -> LossSum:
-    """Return what `asdict` made a document of; raise `BadDataError` for anything else."""
-    kinds = {"loss_sum": float, "correct": int, "rows": int}
-    check_fields(document, kinds, "The trainer's state in a checkpoint")
+    """Return the sums recorded in a checkpoint; raise `BadDataError` if they are invalid."""
+    types = {"loss_sum": float, "correct": int, "rows": int}
+    check_fields(document, types, "The trainer's state in a checkpoint")
     if not 0 <= document["correct"] <= document["rows"]:
-        raise BadDataError("The trainer's state in a checkpoint counts wrong; it is damaged.")
-    return LossSum(**{name: document[name] for name in kinds})
+        raise BadDataError(
+            "The trainer's state in a checkpoint has more correct rows than rows; it is damaged."
+        )
+    return LossSum(**{name: document[name] for name in types})

@@ -1,4 +1,4 @@
-"""Values of any type and range, and images of any orientation, from their files to their scores."""
+"""Values of any type and range and images of any orientation, from files to scores."""
 
 import json
 from collections.abc import Callable
@@ -30,7 +30,7 @@ CHANGES: dict[str, Change] = {
 
 
 def write(directory: Path, change: Change) -> Path:
-    """A set of drawn digits, changed."""
+    """Write a set of drawn digits after a change of their values."""
     directory.mkdir()
     for split, name, rows in (("train", "train", 1000), ("test", "t10k", 300)):
         images, labels = draw_digits(0, split, 0, rows)
@@ -40,7 +40,7 @@ def write(directory: Path, change: Change) -> Path:
 
 
 def learn(call: Call, here: Path, name: str, change: Change, *options: str) -> float:
-    """Ingest, train and score a changed set; the accuracy on its test split."""
+    """Ingest, train and score a changed set; return the accuracy on its test split."""
     write(here / name, change)
     places = ("--dataset", f"data/{name}", "--run", f"runs/{name}")
     assert 0 == call("ingest", name, *options).code
@@ -50,7 +50,7 @@ def learn(call: Call, here: Path, name: str, change: Change, *options: str) -> f
 
 
 def fill_inbox(here: Path, name: str) -> Path:
-    """An inbox with a set's test files."""
+    """Move a set's test files to an inbox."""
     inbox = here / "inbox"
     inbox.mkdir(exist_ok=True)
     for path in (here / name).glob("t10k-*"):
@@ -60,14 +60,14 @@ def fill_inbox(here: Path, name: str) -> Path:
 
 @pytest.fixture
 def of_bytes(call: Call, here: Path) -> float:
-    """What the plain set comes to, in `data/bytes` and `runs/bytes`."""
+    """The accuracy of the unchanged set, in `data/bytes` and `runs/bytes`."""
     return learn(call, here, "bytes", CHANGES["bytes"])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["i16", "f64"])
 def test_any_range_learns_like_bytes(name: str, of_bytes: float, call: Call, here: Path) -> None:
-    """The training split's range is mapped to [0, 1], also for what an inbox brings later."""
+    """The training split's range is mapped to [0, 1], also for files of an inbox."""
     accuracy = learn(call, here, name, CHANGES[name])
     assert of_bytes > 0.7
     assert abs(of_bytes - accuracy) <= 0.04
@@ -89,8 +89,8 @@ def test_a_range_of_the_run(of_bytes: float, call: Call, here: Path) -> None:
     assert "28 x 28, values not scaled" in shown
 
 
-def test_images_the_other_way(call: Call, here: Path) -> None:
-    """--transpose stores images upright, and so what the inbox brings later."""
+def test_transposed_images(call: Call, here: Path) -> None:
+    """--transpose stores images upright, also those of an inbox."""
     upright = learn(call, here, "bytes", CHANGES["bytes"])
     upside = learn(call, here, "again", lambda images: images.swapaxes(1, 2), "--transpose")
     assert upright == upside
@@ -105,16 +105,16 @@ def test_images_the_other_way(call: Call, here: Path) -> None:
     assert_refused(ended, BAD_DATA, "was ingested with --transpose", "again without --transpose.")
 
 
-def test_the_hint_at_emnist_is_a_warning(call: Call, here: Path) -> None:
-    """Images that are learned as they are published are told of however little is printed."""
+def test_emnist_hint_is_a_warning(call: Call, here: Path) -> None:
+    """Images that look like EMNIST's are warned of, also with --quiet."""
     write(here / "emnist", CHANGES["bytes"])
     ended = call("ingest", "emnist", "--quiet")
     assert "Warning: These look like EMNIST files" in ended.err
     assert "EMNIST" not in ended.out
 
 
-def test_no_data_is_not_scored(call: Call, here: Path) -> None:
-    """A file with a value that is no picture's is named and left out; the others are scored."""
+def test_missing_data_is_not_scored(call: Call, here: Path) -> None:
+    """A file with an enormous value is named and not scored; the others are."""
     learn(call, here, "f", CHANGES["f32"])
     inbox = fill_inbox(here, "f")
     images = draw_digits(1, "test", 0, 9)[0].astype(np.float32)
@@ -132,7 +132,7 @@ def test_no_data_is_not_scored(call: Call, here: Path) -> None:
 
 
 def test_a_divergence_that_the_data_causes(call: Call, here: Path) -> None:
-    """It is put down to the data, with the row and the value, not to the learning rate."""
+    """The error blames the data, with the row and the value, not the learning rate."""
     write(here / "big", lambda images: images * 1e15)
     assert 0 == call("ingest", "big", "--scale", "none").code
     ended = call(
@@ -146,7 +146,7 @@ def test_a_divergence_that_the_data_causes(call: Call, here: Path) -> None:
 
 
 def test_a_run_of_an_older_release(of_bytes: float, call: Call, here: Path) -> None:
-    """A run that does not record the images' shape and type is resumed, and scores as before."""
+    """A run that does not record the images' shape and type is resumed and scores."""
     from storage import documents
 
     path = here / "runs" / "bytes" / "run.json"

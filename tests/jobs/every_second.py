@@ -1,4 +1,4 @@
-"""A scheduler whose job is due every second, in a process of its own.
+"""A scheduler whose job is due every second, in its own process.
 
 python -m tests.jobs.every_second HEARTBEAT COMMAND...
 """
@@ -30,7 +30,7 @@ class EverySecond(CronTimes):
 
 @contextmanager
 def start_every_second(heartbeat: Path, *command: str) -> Iterator["Popen[str]"]:
-    """Such a scheduler, which does not outlive the block; its jobs may."""
+    """Start such a scheduler; it ends with the block, its jobs may not."""
     process = start_pipeline(
         heartbeat, *command, cwd=heartbeat.parent, module=("tests.jobs.every_second",)
     )

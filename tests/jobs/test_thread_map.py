@@ -1,4 +1,4 @@
-"""Workers: results in order, bounded look-ahead, errors passed on."""
+"""Workers: results in order, bounded look-ahead, errors."""
 
 import threading
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from jobs.thread_map import Workers
 
 
 class Backwards:
-    """Computes squares; of each so many consecutive items the later ones are finished first."""
+    """Computes squares; in each group of consecutive items the later ones finish first."""
 
     def __init__(self, threads: int, items: int) -> None:
         self._group, self._items = threads, items
@@ -28,19 +28,19 @@ class Backwards:
 @pytest.mark.parametrize("threads", [1, 2, 3, 4])
 @pytest.mark.parametrize("items", [0, 1, 2, 3, 4, 5, 11, 12])
 def test_workers_keep_the_order(threads: int, items: int) -> None:
-    """Results come in the order of the items, also where later ones are finished before."""
+    """Results have the order of the items, also if later items finish first."""
     function = Backwards(threads, items)
     workers = Workers(function, threads)
-    found = list(workers.map(iter(range(items))))
+    results = list(workers.map(iter(range(items))))
     workers.close()
-    assert [item * item for item in range(items)] == found
+    assert [item * item for item in range(items)] == results
     groups = [range(items)[start : start + threads] for start in range(0, items, threads)]
     assert [item for group in groups for item in reversed(group)] == function.order
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 4])
 def test_workers_look_ahead(threads: int) -> None:
-    """No more items are taken ahead of the results than there are threads."""
+    """At most as many items are taken ahead of the results as there are threads."""
     taken = 0
 
     def items() -> Iterator[int]:
@@ -58,7 +58,7 @@ def test_workers_look_ahead(threads: int) -> None:
 @pytest.mark.parametrize("threads", [1, 2, 4])
 @pytest.mark.parametrize("bad", [0, 1, 5])
 def test_workers_pass_errors_on(threads: int, bad: int) -> None:
-    """What goes wrong in a thread goes wrong in the caller."""
+    """An error in a thread is raised in the caller."""
     workers = Workers[int, int](lambda item: 1 // (item - bad), threads)
     with pytest.raises(ZeroDivisionError):
         list(workers.map(iter(range(9))))

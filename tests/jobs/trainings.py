@@ -1,4 +1,4 @@
-"""Small trainings, what there is to compare of two of them, and a process that resumes them.
+"""Small trainings, their comparable outcome, and a process that resumes them.
 
 python -m tests.jobs.trainings RESUME DATASET RUN...
 python -m tests.jobs.trainings PAUSE DATASET RUN STEP
@@ -46,12 +46,12 @@ def small(**settings: Any) -> TrainConfig:
 
 
 def untimed(metrics: tuple[dict[str, Any], ...]) -> list[dict[str, Any]]:
-    """Metrics without how long they took, which no two runs share."""
+    """Metrics without the timing, which differs between runs."""
     return [{key: line[key] for key in line if key != "timing"} for line in metrics]
 
 
 def outcome(result: TrainResult) -> dict[str, Any]:
-    """All that must be the same of a run however often it was stopped, as a JSON object."""
+    """The parts of a run that must not depend on stops, as a JSON object."""
     run = result.run
     last = run.location.path / list_checkpoints(run)[-1].key / STATE
     assert run.metrics() == list(result.metrics)
@@ -71,7 +71,7 @@ def checkpoints(run: Path) -> list[CheckpointName]:
 
 
 def tree(directory: Path) -> dict[str, bytes]:
-    """Every file below a directory with its content, but for locks."""
+    """Every file below a directory with its content, except locks."""
     return {
         str(path.relative_to(directory)): path.read_bytes()
         for path in sorted(directory.rglob("*"))
@@ -80,9 +80,9 @@ def tree(directory: Path) -> dict[str, bytes]:
 
 
 def stopped_at(run: Path, checkpoint: CheckpointName, copy: Path) -> Path:
-    """A copy of a run as it would be had it died right after that checkpoint.
+    """A copy of a run, as if it had died right after that checkpoint.
 
-    Its metrics.jsonl has all lines: those past the checkpoint are the resume's to take back.
+    Its metrics.jsonl has all lines: a resume removes those after the checkpoint.
     """
     copy.mkdir()
     for name in ("run.json", "metrics.jsonl"):
@@ -92,7 +92,7 @@ def stopped_at(run: Path, checkpoint: CheckpointName, copy: Path) -> Path:
 
 
 class StopAt:
-    """Progress that asks for a stop during the given step of this process, as a signal would."""
+    """Progress that requests a stop in the given step of this process, as a signal would."""
 
     def __init__(self, step: int) -> None:
         self.signal = StopSignal()
@@ -105,7 +105,7 @@ class StopAt:
 
 
 def resumed_at(log: Log) -> list[str]:
-    """The checkpoints that trainings have continued from since."""
+    """The checkpoints that trainings were resumed from."""
     facts = [vars(record).get("facts", {}) for record in log.records]
     return [names["checkpoint"] for names in facts if "checkpoint" in names]
 
@@ -133,7 +133,7 @@ def _recorded(run: Path) -> TrainConfig:
 
 
 class _PauseAt:
-    """Progress that prints when it is in a step, and waits there for a line."""
+    """Progress that prints a line in the given step, and waits for one."""
 
     def __init__(self, step: int) -> None:
         self._left = step
@@ -148,7 +148,7 @@ class _PauseAt:
 def _main(action: str, dataset: str, *arguments: str) -> None:
     if action == "RESUME":
         for run in map(Path, arguments):
-            # No more checkpoints within the epochs: that may change, and saves time.
+            # Without checkpoints within the epochs, which saves time.
             config = replace(_recorded(run), checkpoint_every=0)
             result = train(config, dataset=dataset, run=run, resume=True)
             print(json.dumps(outcome(result)))

@@ -1,4 +1,4 @@
-"""The L2 penalty by its definition, and its gradient as the update rule of a training has it."""
+"""The L2 penalty by definition, and its gradient as training applies it."""
 
 import numpy as np
 
@@ -9,17 +9,17 @@ from jobs.training.step import UpdateRule
 
 
 def penalty(network: Network, parameters: Floats, l2: float) -> float:
-    """Return l2 / 2 times the sum of the squared weights; biases are left out.
+    """Return l2 / 2 times the sum of the squared weights, without biases.
 
-    They set where a unit switches, not how wild the function is (Goodfellow, Bengio and Courville,
-    Deep Learning, 2016, section 7.1).
+    Biases shift a function and do not add to its variance (Goodfellow, Bengio and Courville, Deep
+    Learning, 2016, section 7.1).
     """
     weights = [matrix[1:] for matrix in views(parameters, network.layers)]
     return l2 / 2 * sum(float(np.vdot(matrix, matrix)) for matrix in weights)
 
 
 def regularised(network: Network, parameters: Floats, gradient: Floats, l2: float) -> Floats:
-    """Return the gradient that a step of plain SGD follows, from that of the mean loss."""
+    """Return the gradient of a step of plain SGD, from that of the mean loss."""
     rule = UpdateRule(network, make_optimizer("sgd"), l2)
     after = np.empty_like(parameters)
     whole = slice(0, len(parameters))

@@ -1,4 +1,4 @@
-"""The activations at hand-worked points and at the ends of their range."""
+"""Activations at points computed by hand and at the ends of their range."""
 
 import numpy as np
 import pytest
@@ -20,12 +20,12 @@ every_activation = pytest.mark.parametrize("name", ACTIVATIONS)
 )
 def test_known_points(name: str, sums: Floats, expected: Floats) -> None:
     """relu cuts off below zero; sigmoid(log 3) = 3/4; tanh(log 2) = 3/5."""
-    found = ACTIVATIONS[name].apply(np.array([sums], np.float64), None)
-    np.testing.assert_allclose(found, [expected], rtol=1e-15)
+    actual = ACTIVATIONS[name].apply(np.array([sums], np.float64), None)
+    np.testing.assert_allclose(actual, [expected], rtol=1e-15)
 
 
 def test_softmax_at_known_points() -> None:
-    """Logits log 1, log 2, log 5 have the probabilities 1/8, 2/8, 5/8, whatever is added."""
+    """Logits log 1, log 2, log 5 have the probabilities 1/8, 2/8, 5/8, with any constant added."""
     logits = np.log([[1.0, 2.0, 5.0], [1.0, 2.0, 5.0]]) + [[0.0], [700.0]]
     np.testing.assert_allclose(softmax(logits), [[0.125, 0.25, 0.625]] * 2, rtol=1e-12)
 
@@ -33,7 +33,7 @@ def test_softmax_at_known_points() -> None:
 @every_activation
 @every_dtype
 def test_every_finite_input_is_in_range(name: str, dtype: type[np.floating]) -> None:
-    """From the smallest to the largest float there is a finite output, and no warning."""
+    """The output is finite, without a warning, from the smallest to the largest float."""
     ends: list[float] = [float(np.finfo(dtype).max), 1e4, 89, 1, float(np.finfo(dtype).tiny), 0]
     sums = np.array([[sign * end for end in ends for sign in (1, -1)]], dtype)
     output = ACTIVATIONS[name].apply(sums, None)
@@ -45,7 +45,7 @@ def test_every_finite_input_is_in_range(name: str, dtype: type[np.floating]) -> 
 @every_activation
 @every_dtype
 def test_activations_keep_the_dtype_and_the_input(name: str, dtype: type[np.floating]) -> None:
-    """Without `out` the input is left as it was; written over its input, the bits are the same."""
+    """Without `out` the input is unchanged; written over the input, the bits are the same."""
     sums = np.random.default_rng(1).normal(size=(5, 7)).astype(dtype)
     before = sums.copy()
     output = ACTIVATIONS[name].apply(sums, None)
@@ -58,7 +58,7 @@ def test_activations_keep_the_dtype_and_the_input(name: str, dtype: type[np.floa
 
 @every_dtype
 def test_softmax_of_far_apart_logits(dtype: type[np.floating]) -> None:
-    """Logits of +-1e4 make probabilities of exactly 1 and 0, without a warning."""
+    """Logits of +-1e4 have probabilities of exactly 1 and 0, without a warning."""
     probabilities = softmax(np.array([[1e4, -1e4, 0], [-1e4, -1e4, -1e4]], dtype))
     expected = np.array([[1, 0, 0], [1 / 3, 1 / 3, 1 / 3]])
     np.testing.assert_allclose(probabilities, expected, rtol=1e-6)

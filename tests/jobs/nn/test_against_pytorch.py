@@ -1,4 +1,4 @@
-"""The same network, optimisers and schedules in PyTorch, in float64."""
+"""The same network, optimizers and schedules as in PyTorch, in float64."""
 
 from typing import Any
 
@@ -46,7 +46,7 @@ class Twins:
         self.linears = modules[::2]
 
     def torch_loss(self) -> Any:
-        """The mean cross-entropy, with PyTorch's gradients left in its parameters."""
+        """Return the mean cross-entropy, and leave the gradients in PyTorch's parameters."""
         self.module.zero_grad()
         loss = torch.nn.functional.cross_entropy(
             self.module(torch.from_numpy(self.inputs[:, 1:])), torch.from_numpy(self.labels)
@@ -55,7 +55,7 @@ class Twins:
         return loss
 
     def torch_flat(self, attribute: str) -> Floats:
-        """PyTorch's parameters (`data`) or gradients (`grad`) in our flat order."""
+        """PyTorch's parameters (`data`) or gradients (`grad`) in the order of the flat vector."""
         parts = []
         for linear in self.linears:
             parts.append(getattr(linear.bias, attribute).numpy())

@@ -1,4 +1,4 @@
-"""The text of a network: what it means, and what is said of one that means nothing."""
+"""The text of a network: parsing, completion and errors."""
 
 import re
 
@@ -16,7 +16,7 @@ DEFAULT = "784-relu-200-sigmoid-80-softmax-10"
 
 
 def test_reads_the_layers_in_order() -> None:
-    """Each layer takes what the layer before gives; there may be one alone."""
+    """Each layer's inputs are the outputs of the one before; a single layer is enough."""
     expected = (Layer(784, "relu", 200), Layer(200, "sigmoid", 80), Layer(80, "softmax", 10))
     assert expected == parse_network(DEFAULT)
     assert (Layer(4, "softmax", 3),) == parse_network("4-softmax-3")
@@ -79,6 +79,6 @@ def test_completion_leaves_mistakes(text: str) -> None:
     ],
 )
 def test_an_error_names_the_piece_and_what_is_allowed(text: str, complaint: str) -> None:
-    """A text that is no network is refused with the piece, its position and the remedy."""
+    """A text that is no network is refused with the piece, its position and the alternatives."""
     with pytest.raises(ValueError, match=re.escape(complaint)):
         parse_network(text)

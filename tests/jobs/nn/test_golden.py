@@ -1,4 +1,4 @@
-"""What the notebook this project began with computed: facts recorded once, in golden.json."""
+"""The results of the notebook this project began with, recorded in golden.json."""
 
 import gzip
 import json
@@ -47,7 +47,7 @@ def test_tiny_network() -> None:
 
 
 def test_regularised_network() -> None:
-    """Cost and gradients with L2: the notebook divides its L2 by the rows, we do not."""
+    """Cost and gradients with L2, which the notebook divides by the number of rows."""
     network, inputs, targets = tiny()
     recorded = GOLDEN["regularised"]
     parameters = flat(recorded["weights_bias_rows_zero"])
@@ -65,7 +65,7 @@ def test_regularised_network() -> None:
 
 
 class Mnist:
-    """A split of the real MNIST, decoded in the test, so that the network is tested alone."""
+    """A split of the real MNIST, decoded here to test the network alone."""
 
     def __init__(self, directory: Path, split: str) -> None:
         images = _idx_bytes(directory, f"{split}-images")[16:].reshape(-1, 784)
@@ -82,7 +82,7 @@ class Mnist:
         return inputs, self.targets[start : start + rows]
 
     def accuracy(self, network: Network, parameters: Floats) -> float:
-        """The part of the rows that the network gets right."""
+        """The share of rows that the network classifies correctly."""
         blocks = (self.block(start, 2000) for start in range(0, self.rows, 2000))
         return sum(network.loss(parameters, *block).correct for block in blocks) / self.rows
 

@@ -35,7 +35,7 @@ def test_weights_have_the_schemes_deviation(scheme: str, deviation: float) -> No
 
 
 @pytest.mark.parametrize("scheme", INITS)
-def test_biases_are_zero_save_in_the_notebooks_scheme(scheme: str) -> None:
+def test_biases_are_zero_except_in_the_notebooks_scheme(scheme: str) -> None:
     """Only normal-0.1 draws biases."""
     matrices = views(initialise(scheme, LAYERS, 0), LAYERS)
     assert (scheme == "normal-0.1") == any(matrix[0].any() for matrix in matrices)
@@ -60,21 +60,21 @@ def test_the_published_bits() -> None:
 
 
 def test_the_published_normals() -> None:
-    """Box-Muller's first numbers, which a platform's libm may round otherwise in the last bit."""
+    """Box-Muller's first numbers; the last bit may differ with another libm."""
     np.testing.assert_allclose(
         normals(3, 0, 0), [-0.865388427664861, -1.4433998639375207, 1.9941152526041128], rtol=1e-14
     )
 
 
 def test_seed_and_layer_choose_the_stream() -> None:
-    """The same seed and layer give the same numbers, any other different ones."""
+    """The same seed and layer give the same numbers, others give different ones."""
     np.testing.assert_array_equal(uniforms(5, 0, 1), uniforms(5, 0, 1))
     assert not np.isin(uniforms(5, 0, 1), uniforms(5, 0, 0)).any()
     assert not np.isin(uniforms(5, 0, 1), uniforms(5, 1, 1)).any()
 
 
 def test_normals_are_normal() -> None:
-    """Of 1,000,001 numbers the moments and the tail are a normal distribution's."""
+    """1,000,001 numbers have the moments and the tail of a normal distribution."""
     numbers = normals(1_000_001, 1, 0)
     np.testing.assert_allclose(
         [numbers.mean(), numbers.var(), (numbers**4).mean(), (np.abs(numbers) < 1.96).mean()],
@@ -85,7 +85,7 @@ def test_normals_are_normal() -> None:
 
 @pytest.mark.parametrize("scheme", INITS)
 def test_float32_is_float64_rounded(scheme: str) -> None:
-    """The dtype rounds the same draws; it does not choose others."""
+    """Both dtypes round the same draws."""
     double = initialise(scheme, LAYERS, 0, np.float64)
     single = initialise(scheme, LAYERS, 0, np.float32)
     assert np.float32 == single.dtype

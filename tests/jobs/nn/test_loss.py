@@ -1,4 +1,4 @@
-"""The cross-entropy at hand-worked points and where a careless one would take log(0)."""
+"""Cross-entropy at points computed by hand, and where a naive formula has log(0)."""
 
 import math
 
@@ -27,7 +27,7 @@ def test_losses_of_rows_are_summed() -> None:
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_certain_mistake_costs_its_margin(dtype: type[np.floating]) -> None:
-    """Where the target's probability rounds to 0 the loss is the logits' distance, not infinity."""
+    """If the target's probability rounds to 0, the loss is the logits' difference, not infinity."""
     loss = cross_entropy(np.array([[1e4, -1e4, 0]], dtype), ONE_HOT[[1]])
     assert 2e4 == loss.loss_sum
     assert 0 == loss.correct
@@ -36,8 +36,8 @@ def test_a_certain_mistake_costs_its_margin(dtype: type[np.floating]) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 3), (4, 1), (1, 1), (4, 3)])
-def test_the_logits_are_left_alone(shape: tuple[int, int]) -> None:
-    """The loss works on its own copy, for a single row or a single class too."""
+def test_the_logits_are_not_changed(shape: tuple[int, int]) -> None:
+    """The logits are not changed, also with a single row or class."""
     logits = np.random.default_rng(3).normal(size=shape)
     before = logits.copy()
     cross_entropy(logits, np.eye(shape[1], dtype=np.uint8)[[0] * shape[0]])

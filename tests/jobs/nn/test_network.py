@@ -1,4 +1,4 @@
-"""The network's promises: exact gradients, purity, dtypes, and refusals of what does not fit."""
+"""The network: exact gradients, purity, dtypes, and errors for arrays that do not fit."""
 
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +24,7 @@ NETWORKS = [
 
 
 Rows: TypeAlias = tuple[Floats, Floats, NDArray[np.uint8]]
-"""Parameters, inputs and targets, in the order in which a network takes them."""
+"""Parameters, inputs and targets, in the order of a network's arguments."""
 
 
 def example(text: str, dtype: type[np.floating], rows: int = 11) -> tuple[Network, Rows]:
@@ -42,7 +42,7 @@ def example(text: str, dtype: type[np.floating], rows: int = 11) -> tuple[Networ
 @pytest.mark.parametrize("l2", [0.0, 0.3])
 @pytest.mark.parametrize("text", NETWORKS)
 def test_the_gradient_is_the_slope_of_the_loss(text: str, l2: float) -> None:
-    """What a step follows is the central difference of the mean loss plus the L2 penalty."""
+    """The gradient equals the central difference of the mean loss plus the L2 penalty."""
     network, (parameters, inputs, targets) = example(text, np.float64)
 
     def cost(at: Floats) -> float:
@@ -77,7 +77,7 @@ def test_gradient_sum_and_loss_report_the_same_rows() -> None:
 
 
 def test_a_row_counts_its_weight_in_the_gradient() -> None:
-    """And in nothing else: the loss stays a plain sum."""
+    """The weight changes the gradient alone: the loss stays a plain sum."""
     network, arguments = example(NETWORKS[-1], np.float64)
     whole, light = (network.gradient_sum(*arguments, weight=weight) for weight in (1, 1 / 11))
     np.testing.assert_allclose(light.gradient, whole.gradient / 11, rtol=1e-12)
@@ -85,7 +85,7 @@ def test_a_row_counts_its_weight_in_the_gradient() -> None:
 
 
 def test_sums_over_parts_are_the_sum_over_all() -> None:
-    """A batch's gradient is the sum of its micro-batches' gradients, an empty one among them."""
+    """A batch's gradient is the sum of its micro-batches' gradients, also with an empty one."""
     network, (parameters, inputs, targets) = example(NETWORKS[-1], np.float64)
     whole = network.gradient_sum(parameters, inputs, targets)
     parts = [
@@ -100,7 +100,7 @@ def test_sums_over_parts_are_the_sum_over_all() -> None:
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("text", NETWORKS)
 def test_nothing_that_was_passed_is_changed(text: str, dtype: type[np.floating]) -> None:
-    """Every method leaves its arguments as they were and returns arrays of its own."""
+    """Every method leaves its arguments unchanged and returns new arrays."""
     network, arguments = example(text, dtype)
     before = [argument.copy() for argument in arguments]
     parameters, inputs, _ = arguments
@@ -117,7 +117,7 @@ def test_nothing_that_was_passed_is_changed(text: str, dtype: type[np.floating])
 
 
 def test_threads_share_a_network() -> None:
-    """Four threads that call one network at once each get the bits of a call made alone."""
+    """Four threads that call one network at once get the bits of a single call."""
     network, arguments = example("60-relu-50-sigmoid-40-softmax-10", np.float32, rows=200)
     expected = network.gradient_sum(*arguments)
     with ThreadPoolExecutor(4) as threads:
@@ -141,7 +141,7 @@ def test_huge_inputs_stay_finite(text: str, dtype: type[np.floating]) -> None:
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    """A wrong dtype or shape is named with what was expected."""
+    """A wrong dtype or shape is named with the expected one."""
     network, (parameters, inputs, targets) = example(NETWORKS[0], np.float32)
     refusals: list[Any] = [
         (parameters.astype(np.float64), inputs, targets, "The parameters are float64"),
@@ -157,7 +157,7 @@ def test_what_does_not_fit_is_refused() -> None:
 
 
 def test_columns_that_are_zero_in_every_row_may_be_left_out() -> None:
-    """Narrowed inputs with their columns give what the full inputs give."""
+    """Narrowed inputs with their columns give the same results as the full inputs."""
     generator = np.random.default_rng(5)
     layers = parse_network("12-relu-7-tanh-5-softmax-3")
     network = Network(layers, np.float64)

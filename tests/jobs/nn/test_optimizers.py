@@ -1,4 +1,4 @@
-"""The optimisers: hand-worked first steps, purity, dtypes, and parts that leave no seam."""
+"""Optimizers: first steps computed by hand, purity, dtypes, and steps in parts."""
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ def test_two_hand_worked_steps(name: str, expected: list[float]) -> None:
 
 @every_optimizer
 def test_nothing_that_was_passed_is_changed(name: str) -> None:
-    """Parameters, gradient and state are as before, also where the rate is a NumPy number."""
+    """Parameters, gradient and state are unchanged, also if the rate is a NumPy number."""
     optimizer = make_optimizer(name)
     generator = np.random.default_rng(8)
     parameters, gradient = generator.normal(size=(2, 1000)).astype(np.float32)
@@ -62,8 +62,8 @@ def test_nothing_that_was_passed_is_changed(name: str) -> None:
 
 
 @every_optimizer
-def test_parts_leave_no_seam(name: str) -> None:
-    """A step taken part by part, the new parameters in the gradient's place, has the same bits."""
+def test_steps_in_parts(name: str) -> None:
+    """A step in parts, with the new parameters written over the gradient, has the same bits."""
     optimizer = make_optimizer(name)
     generator = np.random.default_rng(4)
     parameters, gradient = generator.normal(size=(2, 1001)).astype(np.float32)
@@ -82,16 +82,16 @@ def test_parts_leave_no_seam(name: str) -> None:
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "sgd"])
-def test_moments_never_linger_below_the_normal_numbers(
+def test_decayed_moments_become_zero(
     name: str, dtype: type[np.floating], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where gradients have ended, a moment decays to 0, and no parameter tells the difference."""
+    """If gradients are 0 from now on, a moment decays to 0, with the same parameters."""
     optimizer = make_optimizer(name)
     generator = np.random.default_rng(0)
     gradient = (generator.standard_normal(50) * 10 ** generator.uniform(-9, 2, 50)).astype(dtype)
 
     def ended(steps: int = 9_000) -> tuple[Floats, bool]:
-        """The parameters, and whether any number in the state was ever subnormal."""
+        """Return the parameters, and whether any number in the state was ever subnormal."""
         parameters = np.linspace(-1, 1, 50, dtype=dtype)
         state = optimizer.initial_state(parameters)
         lingered = False

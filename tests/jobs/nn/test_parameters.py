@@ -1,4 +1,4 @@
-"""The flat vector and the matrices seen in it."""
+"""The flat vector and its views as matrices."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ LAYERS = parse_network("2-relu-3-softmax-2")
 
 
 def test_views_share_the_vectors_memory() -> None:
-    """The matrices are the vector, cut and folded, bias row first; nothing is copied."""
+    """The matrices are views of the vector, bias row first; nothing is copied."""
     flat = np.arange(17.0)
     first, second = views(flat, LAYERS)
     np.testing.assert_array_equal([[0, 1, 2], [3, 4, 5], [6, 7, 8]], first)
@@ -20,7 +20,7 @@ def test_views_share_the_vectors_memory() -> None:
 
 
 def test_weight_slices_leave_out_the_biases() -> None:
-    """What the slices address is every row of every matrix but the first."""
+    """The slices cover every row of every matrix except the first."""
     flat = np.zeros(17)
     for weights in weight_slices(LAYERS):
         flat[weights] = 1

@@ -1,4 +1,4 @@
-"""One training, whole and in pieces, that the tests of resuming start from."""
+"""One training, whole and in pieces, for the tests of resuming."""
 
 import shutil
 from pathlib import Path
@@ -20,19 +20,19 @@ def whole(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResult
 
 @pytest.fixture(scope="module")
 def expected(whole: TrainResult) -> dict[str, Any]:
-    """What `whole` came to."""
+    """The outcome of `whole`."""
     return outcome(whole)
 
 
 @pytest.fixture
 def finished(whole: TrainResult, tmp_path: Path) -> Path:
-    """A copy of the run of `whole`, to do as one likes with."""
+    """A copy of the run of `whole`, which a test may change."""
     return shutil.copytree(whole.run.location.path, tmp_path / "finished")
 
 
 @pytest.fixture
 def half_done(whole: TrainResult, tmp_path: Path) -> Path:
-    """The run of `whole`, stopped in its fourth epoch; it has the two checkpoints before, too."""
+    """The run of `whole`, stopped in its fourth epoch, with the two checkpoints before."""
     run = stopped_at(whole.run.location.path, CheckpointName(3, 4), tmp_path / "half-done")
     for name in (CheckpointName(2, 8), CheckpointName(3, 0)):
         shutil.copytree(whole.run.location.path / name.key, run / name.key)
@@ -41,6 +41,6 @@ def half_done(whole: TrainResult, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def log(caplog: Log) -> Log:
-    """What a training logs, events too."""
+    """The log of a training, with its events."""
     caplog.set_level("INFO")
     return caplog

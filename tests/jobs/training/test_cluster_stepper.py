@@ -1,4 +1,4 @@
-"""The fixed tree on a cluster: any split over any workers, done in any order, is the same sum."""
+"""The fixed tree on a cluster: the sum is the same for any workers and any order."""
 
 from random import Random
 
@@ -20,7 +20,7 @@ from tests.jobs.training.test_step import by_definition
 def test_any_split_in_any_order(
     micro_batches: int, workers: int, size: int | None, random: Random, seed: int
 ) -> None:
-    """Subtrees of any size, as workers would add them up, in any order of completion."""
+    """The sum of subtrees of any size, computed in any order, is the tree's."""
     generator = np.random.default_rng(seed)
     sums = list(generator.standard_normal((micro_batches, 5)).astype(np.float32))
     size = size or subtree_size(micro_batches, workers, 16)
@@ -34,7 +34,7 @@ def test_any_split_in_any_order(
 
 @given(st.integers(1, 1000), st.integers(1, 64), st.integers(1, 100))
 def test_size_of_a_subtree(micro_batches: int, workers: int, most: int) -> None:
-    """A power of two that leaves no more sums than are wanted."""
+    """The size is a power of two with at most the given number of sums."""
     size = subtree_size(micro_batches, workers, most)
     assert 1 == size.bit_count()
     assert -(-micro_batches // size) <= most

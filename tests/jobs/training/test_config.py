@@ -1,4 +1,4 @@
-"""The settings: their types and ranges, from TOML and JSON, and what may differ in a resume."""
+"""Settings: types and ranges, TOML and JSON, and what a resume may change."""
 
 import os
 from dataclasses import fields, replace
@@ -51,14 +51,14 @@ def updated(**settings: Any) -> TrainConfig:
 
 
 def refusal(settings: dict[str, Any]) -> str:
-    """The message with which a file of these settings is refused."""
+    """Return the error message for a file with these settings."""
     with pytest.raises(UsageError) as caught:
         updated(**settings)
     return str(caught.value)
 
 
 def test_json_round_trip() -> None:
-    """Every setting goes to JSON and back; none of them has its default."""
+    """Every setting survives a round trip through JSON; none has its default."""
     assert all(getattr(OTHER, field.name) != field.default for field in fields(TrainConfig))
     assert OTHER == TrainConfig.from_json(OTHER.to_json(), "run.json")
 
@@ -72,7 +72,7 @@ def test_json_round_trip() -> None:
     ],
 )
 def test_bad_json(document: dict[str, Any], message: str) -> None:
-    """A record that holds anything else is bad data, and its place is named."""
+    """An invalid record is bad data, and its place is named."""
     with pytest.raises(BadDataError) as caught:
         TrainConfig.from_json(document, "run.json")
     assert message in str(caught.value)
@@ -100,7 +100,7 @@ def test_unknown_setting(key: str, nearest: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "kind"),
+    ("settings", "expected"),
     [
         ({"epochs": 2.0}, "a whole number"),
         ({"epochs": True}, "a whole number"),
@@ -113,11 +113,11 @@ def test_unknown_setting(key: str, nearest: str) -> None:
         ({"seed": {"a": 1}}, "a whole number"),
     ],
 )
-def test_types(settings: dict[str, Any], kind: str) -> None:
-    """A value of another type is refused, from Python too, with what is expected."""
+def test_types(settings: dict[str, Any], expected: str) -> None:
+    """A value of another type is refused with the expected type, from Python too."""
     ((name, value),) = settings.items()
-    assert f"my.toml gives {name} as {value!r}; expected {kind}." == refusal(settings)
-    with pytest.raises(UsageError, match=f"gives {name} as .*; expected {kind}"):
+    assert f"my.toml gives {name} as {value!r}; expected {expected}." == refusal(settings)
+    with pytest.raises(UsageError, match=f"gives {name} as .*; expected {expected}"):
         TrainConfig(**settings)
 
 
@@ -248,7 +248,7 @@ def test_digests_of_earlier_releases(settings: dict[str, Any], digest: str) -> N
     ("schedule", "changes"), [("constant", True), ("cosine", False), ("one-cycle", False)]
 )
 def test_epochs_may_change(schedule: str, changes: bool) -> None:
-    """The number of epochs may change where the schedule does not go by it."""
+    """The number of epochs may change if the schedule does not depend on it."""
     recorded = TrainConfig(schedule=schedule)
     given = replace(recorded, epochs=99)
     assert changes == (not given.differences(recorded)) == (given.digest == recorded.digest)
@@ -268,21 +268,21 @@ def test_epochs_may_change(schedule: str, changes: bool) -> None:
     ],
 )
 def test_bad_toml(content: bytes, message: str, tmp_path: Path) -> None:
-    """What is not TOML is refused with the file's name."""
+    """A file that is not TOML is refused with its name."""
     (tmp_path / "my.toml").write_bytes(content)
     with pytest.raises(UsageError, match=rf"{tmp_path}/my.toml (has )?{message}"):
         read_toml(tmp_path / "my.toml")
 
 
-@pytest.mark.parametrize("kind", ["absent", "directory", "pipe", "below a file"])
-def test_no_file_for_settings(kind: str, tmp_path: Path) -> None:
-    """A place that cannot be read as a file is a usage error, and a pipe is not waited for."""
+@pytest.mark.parametrize("obstacle", ["absent", "directory", "pipe", "below a file"])
+def test_no_file_for_settings(obstacle: str, tmp_path: Path) -> None:
+    """A path that cannot be read as a file is a usage error, without waiting for a pipe."""
     place = tmp_path / "place"
-    if kind == "directory":
+    if obstacle == "directory":
         place.mkdir()
-    elif kind == "pipe":
+    elif obstacle == "pipe":
         os.mkfifo(place)
-    elif kind == "below a file":
+    elif obstacle == "below a file":
         place.write_text("")
         place /= "my.toml"
     with pytest.raises(UsageError, match=rf"(no configuration file|Cannot read) {place}"):
@@ -290,7 +290,7 @@ def test_no_file_for_settings(kind: str, tmp_path: Path) -> None:
 
 
 def test_defaults_by_optimizer() -> None:
-    """Unless they are given, the learning rate and l2 are the optimizer's."""
+    """The defaults of the learning rate and l2 depend on the optimizer."""
     rates = {name: updated(optimizer=name).learning_rate for name in OPTIMIZERS}
     assert rates == {"sgd": 1.6, "momentum": 0.3, "nesterov": 0.3, "adam": 0.004, "adamw": 0.006}
     assert [0, 0, 0, 0, 0.1] == [updated(optimizer=name).l2 for name in OPTIMIZERS]
@@ -319,7 +319,7 @@ def test_sizes(size: str | int, expected: int) -> None:
 
 
 @pytest.mark.parametrize("size", ["", "MiB", "512i", "1e9", "-5MiB", "5 foos", "٣MiB", "9" * 400])
-def test_no_size(size: str) -> None:
+def test_invalid_sizes(size: str) -> None:
     """Any other text is refused with an example."""
     assert "expected a number of bytes, or a size such as 512MiB" in refusal(
         {"shuffle-memory": size}

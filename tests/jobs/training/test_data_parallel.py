@@ -1,4 +1,4 @@
-"""The stepper: the same bits from any number of cores, and when one of its processes dies."""
+"""Data-parallel steps: the same bits on any number of cores, also if processes die."""
 
 import os
 import signal
@@ -40,7 +40,7 @@ SCHEMA = SplitSchema(
 
 
 def batch(generator: np.random.Generator, rows: int) -> Batch:
-    """Random rows for `LAYERS`, with columns that are blank in all of them."""
+    """Random rows for `LAYERS`, with some columns blank in all of them."""
     inputs = generator.integers(0, 256, (rows, 13), dtype=np.uint8)
     inputs[:, 0] = 255
     inputs[:, [3, 9]] = 0
@@ -49,7 +49,7 @@ def batch(generator: np.random.Generator, rows: int) -> Batch:
 
 
 def parts(whole: Batch, count: int) -> list[Batch]:
-    """A mini-batch's contiguous micro-batches, the empty ones left out."""
+    """A mini-batch's contiguous micro-batches, without empty ones."""
     assert whole.targets is not None
     cut = zip(
         np.array_split(whole.inputs, count),
@@ -63,17 +63,17 @@ def parts(whole: Batch, count: int) -> list[Batch]:
 def one_by_one(
     rule: UpdateRule, before: Stepped, batches: list[Batch], number: int, rate: float = 0.1
 ) -> Stepped:
-    """A step by definition: what the parts add to the mean's gradient, added in the tree."""
+    """A step by definition: the gradients of the parts, summed in the tree."""
     sums = []
     rows = sum(len(part.inputs) for part in batches)
     with one_blas_thread():
         for part in batches:
             assert part.targets is not None
             inputs, columns = network_inputs(part.inputs, rule.network.dtype, rule.scaling)
-            found = rule.network.gradient_sum(
+            gradient = rule.network.gradient_sum(
                 before[0], inputs, part.targets, columns, weight=1 / rows
             )
-            sums.append(found.gradient)
+            sums.append(gradient.gradient)
     gradient: Floats = by_definition(sums)
     after = np.empty_like(before[0]), {key: np.empty_like(before[0]) for key in before[1]}
     rule.apply(slice(0, len(before[0])), before, gradient, rate, number, after)
@@ -108,7 +108,7 @@ def beginning(optimizer: str, l2: float = 0.0) -> tuple[UpdateRule, Stepped]:
 def test_any_number_of_cores(
     rows: int, micro_batches: int, seed: int, dtype: str, optimizer: str
 ) -> None:
-    """Three steps on one to four cores have the bits of the parts alone, added in the tree."""
+    """Three steps on one to four cores have the bits of the definition."""
     rule = UpdateRule(Network(LAYERS, dtype), make_optimizer(optimizer), 0.01)
     parameters = initialise("scaled", LAYERS, seed, dtype)
     state = rule.optimizer.initial_state(parameters)
@@ -131,7 +131,7 @@ def test_any_number_of_cores(
 
 
 def test_more_cores_than_a_group() -> None:
-    """Where more cores than are kept apart by default compute side by side, the bits stay."""
+    """The bits are the same on more cores than `GROUP`."""
     rule, start = beginning("sgd")
     batches = parts(batch(np.random.default_rng(1), 90), 85)
     with stepper_of(rule, start, 90, 85, threads=19) as stepper:
@@ -141,23 +141,23 @@ def test_more_cores_than_a_group() -> None:
 
 
 def steps(threads: int, *, kill: bool = False, signals: tuple[int, ...] = ()) -> Any:
-    """The losses and the parameters of ten steps, with harm done to the processes after five."""
+    """Return the losses and parameters of ten steps, with harm done to processes after five."""
     rule, start = beginning("adamw", l2=0.1)
     generator = np.random.default_rng(3)
     with stepper_of(rule, start, 40, 4, threads) as stepper:
-        found: list[LossSum] = []
+        losses: list[LossSum] = []
         for number in range(1, 11):
             if number == 6:
                 harm(stepper.process_numbers[:2] if kill else [], (signal.SIGKILL,))
                 harm(stepper.process_numbers, signals)
-            found.append(stepper.step(iter(parts(batch(generator, 40), 4)), 40, 0.1, number))
+            losses.append(stepper.step(iter(parts(batch(generator, 40), 4)), 40, 0.1, number))
         left = threads - 1 - (2 if kill else 0)
         assert left == len(stepper.process_numbers)
-        return found, stepper.parameters.tobytes()
+        return losses, stepper.parameters.tobytes()
 
 
 def harm(processes: list[int], signals: tuple[int, ...]) -> None:
-    """Send each process each signal, and see those that it kills die."""
+    """Send each process each signal, and wait for those that it kills."""
     for process in processes:
         for number in signals:
             os.kill(process, number)
@@ -166,25 +166,25 @@ def harm(processes: list[int], signals: tuple[int, ...]) -> None:
 
 
 def test_killed_processes_change_no_bit() -> None:
-    """With two of its three forks killed the stepper goes on to the same bits."""
+    """With two of the three forks killed, the steps have the same bits."""
     assert steps(1) == steps(4, kill=True)
 
 
 def test_forks_ignore_signals() -> None:
-    """The forks go on when the whole group is interrupted or terminated."""
+    """The forks survive an interrupt or SIGTERM of the whole process group."""
     assert steps(1) == steps(4, signals=(signal.SIGINT, signal.SIGTERM))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_a_micro_batch_is_let_go(threads: int) -> None:
-    """While the next one is taken, none of those before is held: they are views of windows."""
+def test_micro_batches_are_released(threads: int) -> None:
+    """No micro-batch is held while the next is taken: they are views of windows."""
     rule, start = beginning("sgd")
     generator = np.random.default_rng(0)
     taken: list[weakref.ref[Batch]] = []
 
     def micro_batches() -> Iterator[Batch]:
         for _ in range(7):
-            assert [] == [there for there in taken if there() is not None]
+            assert [] == [reference for reference in taken if reference() is not None]
             part = batch(generator, 5)
             taken.append(weakref.ref(part))
             yield part
@@ -207,7 +207,7 @@ def test_unlabelled() -> None:
 
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_full_batch(shuffle: bool, digits: Path, tmp_path: Path) -> None:
-    """A mini-batch of all rows, streamed window by window, equals one that is held in memory."""
+    """A mini-batch of all rows, streamed window by window, equals one held in memory."""
     config = small(
         batch_size=0,
         micro_batches=None,

@@ -1,4 +1,4 @@
-"""The evaluator: the same rows again and again, judged exactly, on any number of threads."""
+"""The evaluator: exact figures for the same rows, repeatedly, on any number of threads."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,7 +41,7 @@ def evaluator(
 
 
 def direct(dataset: Path, parameters: Floats, first_row: int, rows: int) -> Evaluation:
-    """The same from all rows at once, by the probabilities."""
+    """The same figures from the probabilities of all rows at once."""
     split = open_dataset(open_location(dataset)).split("train")
     stored, chosen = stored_rows(split), slice(first_row, first_row + rows)
     assert stored.targets is not None
@@ -57,44 +57,44 @@ def direct(dataset: Path, parameters: Floats, first_row: int, rows: int) -> Eval
 )
 @pytest.mark.parametrize(("dtype", "precision"), [("float32", 1e-5), ("float64", 1e-13)])
 def test_figures(first_row: int, rows: int, dtype: str, precision: float, digits: Path) -> None:
-    """The figures of any range of rows are those of the rows all at once."""
+    """The figures of a range of rows are those of a single forward pass."""
     parameters = initialise("scaled", LAYERS, 4, dtype)
     expected = direct(digits, parameters, first_row, rows)
     with evaluator(digits, dtype, first_row, rows) as judged:
-        found = judged.evaluate(parameters)
-    assert expected.accuracy == found.accuracy
-    assert pytest.approx(expected.cross_entropy, rel=precision) == found.cross_entropy
+        figures = judged.evaluate(parameters)
+    assert expected.accuracy == figures.accuracy
+    assert pytest.approx(expected.cross_entropy, rel=precision) == figures.cross_entropy
 
 
 def test_again(digits: Path) -> None:
-    """Each time is judged by the parameters of that time."""
+    """Each evaluation uses the parameters it is given."""
     one, other = (initialise("scaled", LAYERS, seed) for seed in (1, 2))
     with evaluator(digits, "float32", 5, 1000, times=3) as judged:
-        found = [judged.evaluate(parameters) for parameters in (one, other, one)]
-    assert found[0] == found[2]
-    assert found[0] != found[1]
+        figures = [judged.evaluate(parameters) for parameters in (one, other, one)]
+    assert figures[0] == figures[2]
+    assert figures[0] != figures[1]
 
 
 def test_threads(digits: Path) -> None:
     """The figures are the same to the bit on any number of threads."""
     assert 2 * BLOCK_ROWS < 1031
     parameters = initialise("scaled", LAYERS, 1)
-    found = []
+    figures = []
     for threads in (1, 2, 3, 4):
         with evaluator(digits, "float32", 0, 1031, threads) as judged:
-            found.append(judged.evaluate(parameters))
-    assert [found[0]] * 4 == found
+            figures.append(judged.evaluate(parameters))
+    assert [figures[0]] * 4 == figures
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_two_windows_are_held(digits: Path, monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
-    """When a window is about to be loaded, one other is there: threads hold no rows of the last."""
+    """When a window is loaded, only one other is in memory: threads hold no earlier rows."""
     monkeypatch.setattr("jobs.training.evaluate.BLOCK_ROWS", 115)  # two of each window
     monkeypatch.setattr("pipeline.stream.PLAIN_WINDOW_CHUNKS", 1)
-    there = watched_windows(monkeypatch)
+    windows = watched_windows(monkeypatch)
     parameters = initialise("scaled", LAYERS, 0)
     with evaluator(digits, "float32", 0, 1031, threads, times=3) as judge:
         for _ in range(3):
             judge.evaluate(parameters)
-    assert 15 == len(there)
-    assert 1 == max(there)
+    assert 15 == len(windows)
+    assert 1 == max(windows)

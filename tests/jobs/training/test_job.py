@@ -1,4 +1,4 @@
-"""Training: what is recorded is what happened, and the result depends on the settings alone."""
+"""Training: correct records, and a result that depends on the settings alone."""
 
 import re
 import tracemalloc
@@ -40,7 +40,7 @@ def rows_of(dataset: Path, split: str) -> tuple[NDArray[np.float64], NDArray[np.
 def judge(
     parameters: Floats, inputs: NDArray[np.float64], labels: NDArray[np.int64]
 ) -> tuple[float, float]:
-    """Accuracy and mean cross-entropy of a network like `SMALL`'s, written down once more."""
+    """Accuracy and mean cross-entropy of a network like `SMALL`'s, implemented independently."""
     first, last = views(parameters, parse_network(SMALL.network))
     hidden = np.maximum(inputs @ first, 0)
     logits = np.hstack([np.ones((len(hidden), 1)), hidden]) @ last
@@ -86,14 +86,14 @@ def test_any_number_of_threads(settings: dict[str, Any], digits: Path, tmp_path:
     ],
 )
 def test_batch_sizes(settings: dict[str, Any], steps: int, digits: Path, tmp_path: Path) -> None:
-    """Any batch size takes its steps and learns from finite figures."""
+    """Any batch size has the right number of steps and a finite loss."""
     result = train(small(epochs=1, **settings), dataset=digits, run=tmp_path / "run")
     assert steps == result.metrics[0]["steps"]
     assert np.isfinite(result.metrics[0]["loss"])
 
 
 def test_more_parts_than_rows(digits: Path, tmp_path: Path) -> None:
-    """Micro-batches beyond the rows would be empty: any such number means one row each."""
+    """More micro-batches than rows means one row each."""
     digests = set()
     for number in (50, 51, 10**12):
         config = small(epochs=1, batch_size=50, micro_batches=number, holdout=900)
@@ -113,7 +113,7 @@ def test_loss_goes_down(digits: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_recorded_figures(dtype: str, digits: Path, tmp_path: Path) -> None:
-    """Where nothing is learned (rate 0), an epoch's loss and accuracy are those at its start."""
+    """With a learning rate of 0, an epoch's loss and accuracy are those at its start."""
     config = small(epochs=1, learning_rate=0.0, dtype=dtype, evaluate="train,test")
     result = train(config, dataset=digits, run=tmp_path / "run")
     initial = initialise("scaled", parse_network(config.network), 0, dtype)
@@ -137,7 +137,7 @@ def test_recorded_figures(dtype: str, digits: Path, tmp_path: Path) -> None:
 
 
 def test_evaluation(digits: Path, tmp_path: Path) -> None:
-    """Each epoch's evaluation is of the parameters at its end, on just the rows it is named for."""
+    """Each epoch evaluates the parameters at its end, on exactly the rows of the split."""
     config = small(epochs=3, dtype="float64", holdout=100, evaluate="train,test")
     result = train(config, dataset=digits, run=tmp_path / "run")
     inputs, labels = rows_of(digits, "train")
@@ -158,7 +158,7 @@ def test_evaluation(digits: Path, tmp_path: Path) -> None:
 
 
 def test_no_evaluation(digits: Path, tmp_path: Path) -> None:
-    """Nothing is evaluated where nothing is asked for, and the training is the same."""
+    """With `none` nothing is evaluated, and the training is the same."""
     none = train(small(epochs=1, evaluate="none"), dataset=digits, run=tmp_path / "none")
     both = train(small(epochs=1, evaluate="train,test"), dataset=digits, run=tmp_path / "both")
     assert {} == none.metrics[0]["evaluation"]
@@ -167,7 +167,7 @@ def test_no_evaluation(digits: Path, tmp_path: Path) -> None:
 
 
 def test_seeds(digits: Path, tmp_path: Path) -> None:
-    """A seed gives the same run, and whatever the network is, the same order; another does not."""
+    """A seed determines the run and, for any network, the order; another seed changes both."""
     network = {"network": "784-tanh-5-softmax-10", "optimizer": "sgd", "dtype": "float64"}
     variants: list[dict[str, Any]] = [{"seed": 5}, {"seed": 5}, {"seed": 6}, {"seed": 5, **network}]
     one, again, other, network_of_seed = (
@@ -190,7 +190,7 @@ def write_set(directory: Path, images: NDArray[Any], labels: NDArray[np.uint8]) 
 
 
 def test_holdout_is_not_trained_on(tmp_path: Path) -> None:
-    """Whatever the held-out rows hold, the parameters come out the same."""
+    """The parameters do not depend on the values of held-out rows."""
     generator = np.random.default_rng(3)
     images = generator.integers(0, 256, (353, 4, 3), dtype=np.uint8)
     labels = np.arange(353, dtype=np.uint8) % 4
@@ -209,7 +209,7 @@ def test_holdout_is_not_trained_on(tmp_path: Path) -> None:
     assert one.metrics[0]["evaluation"]["test"] == other.metrics[0]["evaluation"]["test"]
     validations = [result.metrics[0]["evaluation"]["validation"] for result in (one, other)]
     assert validations[0] != validations[1]
-    # With one row less held out, a changed row is trained on, and shows.
+    # With one held-out row less, a changed row is trained on, and changes the result.
     assert results["one", 40].parameters_digest != results["other", 40].parameters_digest
 
 
@@ -228,7 +228,7 @@ def test_record(digits: Path, tmp_path: Path) -> None:
 
 
 def test_metrics_file(digits: Path, tmp_path: Path) -> None:
-    """metrics.jsonl has a line per epoch, with the digests at its end and what it took."""
+    """metrics.jsonl has a line per epoch, with digests and timing."""
     result = train(small(epochs=2), dataset=digits, run=tmp_path / "run")
     lines = open_run(open_location(tmp_path / "run")).metrics()
     assert list(result.metrics) == lines
@@ -238,7 +238,7 @@ def test_metrics_file(digits: Path, tmp_path: Path) -> None:
     assert {"seconds", "rows_per_second", "seconds_waited"} == lines[0]["timing"].keys()
 
 
-def test_what_is_logged(digits: Path, tmp_path: Path, log: Log) -> None:
+def test_events(digits: Path, tmp_path: Path, log: Log) -> None:
     """The data, the settings and each epoch are events, and each step is progress."""
     steps: list[tuple[str, int, int, str]] = []
 
@@ -281,16 +281,16 @@ DIVERGING = small(
 def test_divergence(
     settings: dict[str, Any], what: str, evaluate: str, digits: Path, tmp_path: Path
 ) -> None:
-    """A training that diverges is ended with advice, without a warning."""
+    """A training that diverges ends with advice, without a warning."""
     config = replace(DIVERGING, threads=2, evaluate=evaluate, **settings)
     with pytest.raises(QualityGateError, match=f"{what} is .*--learning-rate below 1e"):
         train(config, dataset=digits, run=tmp_path / "run")
 
 
 def test_divergence_of_the_last_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parameters that are no numbers are not saved, though no loss has told of them yet.
+    """Parameters that are not finite are not saved, even if no loss has shown it yet.
 
-    It is put down to the data of an older release, which took any finite number.
+    The cause is data of an early release, which accepted any finite number.
     """
     images = np.full((150, 1, 1), 1e35, np.float32)
     labels = (np.arange(150) % 2).astype(np.uint8)
@@ -326,10 +326,10 @@ def test_divergence_of_the_last_step(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ({"patience": 3}, "--holdout ROWS"),
     ],
 )
-def test_what_does_not_fit(
+def test_settings_that_do_not_fit(
     settings: dict[str, Any], message: str, digits: Path, tmp_path: Path
 ) -> None:
-    """Settings that do not fit the dataset are refused with what would, before a run is made."""
+    """Settings that do not fit the dataset are refused with advice, before a run is made."""
     with pytest.raises(UsageError) as caught:
         train(small(**settings), dataset=digits, run=tmp_path / "run")
     assert message in str(caught.value)
@@ -349,7 +349,7 @@ def validated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_validation_split(validated: Path, tmp_path: Path) -> None:
-    """A validation split is what best and patience go by, just as held-out rows would be."""
+    """A validation split determines the best checkpoint and patience, as held-out rows do."""
     settings = {"epochs": 12, "patience": 1, "learning_rate": 0.05, "batch_size": 20, "l2": 0.0}
     result = train(small(**settings, schedule="constant"), dataset=validated, run=tmp_path / "run")
     entropies = [line["evaluation"]["validation"]["cross_entropy"] for line in result.metrics]
@@ -362,7 +362,7 @@ def test_validation_split(validated: Path, tmp_path: Path) -> None:
 
 
 def test_holdout_beside_a_validation_split(validated: Path, tmp_path: Path) -> None:
-    """Of two kinds of validation none is chosen in silence."""
+    """Two kinds of validation rows are refused: neither is chosen silently."""
     with pytest.raises(UsageError, match="has a validation split; leave out --holdout 9"):
         train(small(holdout=9), dataset=validated, run=tmp_path / "run")
     assert not (tmp_path / "run").exists()

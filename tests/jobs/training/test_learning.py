@@ -1,4 +1,4 @@
-"""Learning: what the default settings reach on MNIST, and that the original's are reachable."""
+"""Learning: the accuracy of the default settings on MNIST, and of the original ones."""
 
 import os
 from pathlib import Path
@@ -29,13 +29,13 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def mnist(mnist_dir: Path, shared: Path) -> Path:
     """Real MNIST as a dataset."""
-    with FileLock(shared / "mnist.lock"):  # the second worker finds what the first has made
+    with FileLock(shared / "mnist.lock"):  # the second worker reuses the first one's dataset
         ingest(str(mnist_dir), shared / "mnist")
     return shared / "mnist"
 
 
 def accuracy(seed: int, mnist: Path) -> float:
-    """The test accuracy of the default training; a run that is there already is taken."""
+    """The test accuracy of the default training; an existing run is reused."""
     run = mnist.with_name(f"seed-{seed}")
     with FileLock(f"{run}.lock"):
         result = train(TrainConfig(seed=seed), dataset=mnist, run=run, resume=True)
@@ -65,8 +65,8 @@ def test_each_optimizer(optimizer: str, mnist: Path, tmp_path: Path) -> None:
 def test_rounds(mnist: Path, tmp_path: Path) -> None:
     """Rounds with the default settings lose at most 0.3 points against the same epochs of steps."""
     result = train(TrainConfig(parallel="rounds"), dataset=mnist, run=tmp_path / "run")
-    found = result.metrics[-1]["evaluation"]["test"]["accuracy"]
-    assert accuracy(0, mnist) - 0.003 <= found
+    reached = result.metrics[-1]["evaluation"]["test"]["accuracy"]
+    assert accuracy(0, mnist) - 0.003 <= reached
 
 
 ORIGINAL = {
@@ -91,7 +91,7 @@ ORIGINAL = {
 def test_original_settings(
     settings: dict[str, Any], steps: int, least: float, mnist: Path, tmp_path: Path
 ) -> None:
-    """The original's settings can be had, and learn in an epoch what so many steps can teach."""
+    """The original's settings are available, and reach the expected accuracy in an epoch."""
     config = TrainConfig(**ORIGINAL | settings)
     result = train(config, dataset=mnist, run=tmp_path / "run")
     assert steps == result.metrics[0]["steps"]
@@ -99,7 +99,7 @@ def test_original_settings(
 
 
 def test_drawn_digits(tmp_path: Path) -> None:
-    """Drawn digits are work, but can be learned: the default training ends at 95 to 99.5 %."""
+    """Drawn digits are neither easy nor too hard: the default training reaches 95 to 99.5 %."""
     ingest("synthetic:12000,2000", tmp_path / "data")
     result = train(TrainConfig(), dataset=tmp_path / "data", run=tmp_path / "run")
     assert 0.95 <= result.metrics[-1]["evaluation"]["test"]["accuracy"] <= 0.995

@@ -1,4 +1,4 @@
-"""What a job says that it needs: never less than it takes, for networks that are wide or deep."""
+"""A job's stated memory bound holds, for wide and deep networks too."""
 
 import re
 import subprocess
@@ -23,9 +23,9 @@ print("peak", resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
 
 
 def stated_and_taken(*arguments: object, cwd: Path) -> tuple[int, int]:
-    """Of a command: the bytes that it said it would need, and the most that a process of it took.
+    """Return a command's stated memory bound and the peak of its processes, in bytes.
 
-    A process of its own measures, so that no other child counts.
+    A separate process measures, so that no other child counts.
     """
     command = [
         sys.executable,
@@ -75,7 +75,7 @@ def test_wide_networks(options: tuple[object, ...], digits: Path, tmp_path: Path
     ids=["vectors", "windows"],
 )
 def test_rounds_of_many_replicas(options: tuple[object, ...], tmp_path: Path) -> None:
-    """What each replica remembers and reads counts, in the first epoch and when resumed."""
+    """Each replica's state and windows count, in the first epoch and when resumed."""
     source = ("ingest", "synthetic:1200,10", "--out", "set", "--rows-per-chunk", 50)
     subprocess.run(
         [sys.executable, "-m", "jobs.commands.cli", *map(str, source)], cwd=tmp_path, check=True
@@ -89,9 +89,9 @@ def test_rounds_of_many_replicas(options: tuple[object, ...], tmp_path: Path) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["csv", "npz", "parquet"])
-def test_probabilities_of_many_classes(kind: str, tmp_path: Path) -> None:
-    """They are written some rows at a time, however many rows a chunk has."""
+@pytest.mark.parametrize("form", ["csv", "npz", "parquet"])
+def test_probabilities_of_many_classes(form: str, tmp_path: Path) -> None:
+    """Probabilities are written a few rows at a time, whatever the chunk size."""
     rows = 4_000
     random = np.random.default_rng(0)
     write_idx(tmp_path / "train-images-idx3-ubyte", random.integers(0, 256, (rows, 4, 4), np.uint8))
@@ -105,19 +105,19 @@ def test_probabilities_of_many_classes(kind: str, tmp_path: Path) -> None:
             [sys.executable, "-m", "jobs.commands.cli", *command], cwd=tmp_path, check=True
         )
     score = ("score", "--dataset", "set", "--run", "run", "--split", "train", "--threads", 1)
-    stated, taken = stated_and_taken(*score, "--out", f"x.{kind}", "--probabilities", cwd=tmp_path)
+    stated, taken = stated_and_taken(*score, "--out", f"x.{form}", "--probabilities", cwd=tmp_path)
     assert taken <= stated
 
 
 def test_few_rows_of_many_pixels() -> None:
-    """No more rows count than a chunk has: ten images of four million pixels need little."""
+    """At most a chunk's rows count: ten images of four million pixels need little."""
     network = Network(parse_network("4000000-relu-2-softmax-2"), "float32")
     split = SplitSchema.plan(rows=10, features=4_000_000, dtype="uint8", classes=2)
     assert score_memory(network, split, threads=2) < 10**9
 
 
 def test_chunks_of_many_classes() -> None:
-    """Targets count where they are wider than the inputs; MNIST's chunks stay as they were."""
+    """Targets count if they are wider than the inputs; MNIST's chunks are unchanged."""
     wide = SplitSchema.plan(rows=600_000, features=1, dtype="uint8", classes=1000)
     assert wide.chunk_rows * wide.row_bytes < 4 * 10**6
     mnist = SplitSchema.plan(rows=60_000, features=784, dtype="uint8", classes=10)

@@ -1,4 +1,4 @@
-"""The model of a run: which checkpoint a choice means, and what is refused."""
+"""The model of a run: the choice of a checkpoint, and errors."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResu
 
 @pytest.fixture
 def run(trained: TrainResult, tmp_path: Path) -> Run:
-    """A copy of it, to do as one likes with."""
+    """A copy of it, which a test may change."""
     return open_run(open_location(shutil.copytree(trained.run.location.path, tmp_path / "run")))
 
 
@@ -64,7 +64,7 @@ def test_latest(run: Run, trained: TrainResult) -> None:
 
 
 def test_latest_within_an_epoch(run: Run) -> None:
-    """`latest` may lie within an epoch."""
+    """`latest` may be within an epoch."""
     shutil.rmtree(run.location.path / CheckpointName(6, 0).key)
     assert CheckpointName(5, 6) == load_model(run, "latest").checkpoint
 
@@ -78,14 +78,14 @@ def test_epoch(epoch: int, run: Run, trained: TrainResult) -> None:
 
 
 def test_best_without_validation(digits: Path, tmp_path: Path) -> None:
-    """Where the run keeps no validation rows, `best` is the latest."""
+    """Without validation rows, `best` is the latest."""
     result = train(small(epochs=2), dataset=digits, run=tmp_path / "run")
     assert CheckpointName(2, 0) == load_model(result.run, "best").checkpoint
 
 
 @pytest.mark.parametrize("choice", ["", "bset", "-1", "1.5", "²", "1 "])
-def test_no_choice(choice: str, run: Run) -> None:
-    """Anything else is refused with what is expected."""
+def test_invalid_choice(choice: str, run: Run) -> None:
+    """Any other choice is refused with the valid ones."""
     with pytest.raises(UsageError, match="expected best, latest, the number of an epoch"):
         load_model(run, choice)
 
@@ -105,7 +105,7 @@ def test_no_checkpoint(run: Run) -> None:
 
 
 def test_damaged_newest(run: Run, trained: TrainResult) -> None:
-    """Where the newest checkpoint is damaged no older one stands for it; `best` is unharmed."""
+    """If the newest checkpoint is damaged, `latest` is an error and `best` a warning."""
     damage(run, CheckpointName(6, 0))
     with pytest.raises(BadDataError, match=r"000006-000000 is not used.* --checkpoint 000005-0"):
         load_model(run, "latest")
@@ -117,7 +117,7 @@ def test_damaged_newest(run: Run, trained: TrainResult) -> None:
 
 
 def test_damaged_newest_that_is_the_best(digits: Path, tmp_path: Path) -> None:
-    """A damaged checkpoint that the metrics show to be the best has no other in its place."""
+    """If the best checkpoint by the metrics is damaged, `best` is an error."""
     trained = train(small(epochs=2, holdout=50), dataset=digits, run=tmp_path / "run")
     assert CheckpointName(2, 0) == trained.best
     damage(trained.run, trained.best)
@@ -126,7 +126,7 @@ def test_damaged_newest_that_is_the_best(digits: Path, tmp_path: Path) -> None:
 
 
 def test_damaged_choice(run: Run, trained: TrainResult) -> None:
-    """A checkpoint that was asked for and is damaged is an error: no other was meant."""
+    """An explicit choice of a damaged checkpoint is an error."""
     damage(run, CheckpointName(3, 0))
     with pytest.raises(BadDataError, match="000003-000000"):
         load_model(run, "3")
@@ -137,7 +137,7 @@ def test_damaged_choice(run: Run, trained: TrainResult) -> None:
 
 
 def test_parameters_of_another_digest(run: Run) -> None:
-    """A manifest that is sealed well but tells another model's digest is refused."""
+    """A manifest with a valid seal and another model's digest is refused."""
     manifest = run.location.path / CheckpointName(6, 0).key / MANIFEST
     document = json.loads(manifest.read_text()) | {"parameters_digest": "0" * 64}
     manifest.write_bytes(documents.sealed_bytes(document))
@@ -145,8 +145,8 @@ def test_parameters_of_another_digest(run: Run) -> None:
         load_model(run, "6")
 
 
-def test_network_that_is_none(run: Run) -> None:
-    """A record whose network is none is bad data, and its place is named."""
+def test_invalid_network(run: Run) -> None:
+    """A record with an invalid network is bad data, and its place is named."""
     record = run.location.path / RECORD
     document = json.loads(record.read_text())
     document["configuration"]["network"] = "784-10"
@@ -159,14 +159,14 @@ def test_network_that_is_none(run: Run) -> None:
     "images",
     [{"image_shape": [28, "28"]}, {"image_shape": 784}, {"element_type": "text"}],
 )
-def test_images_that_no_dataset_has(images: dict[str, Any], run: Run) -> None:
-    """A record that gives its images a shape or a type that cannot be is refused."""
+def test_invalid_images(images: dict[str, Any], run: Run) -> None:
+    """A record with an impossible shape or type of images is refused."""
     with pytest.raises(BadDataError, match=r"run\.json gives its images the shape"):
         load_model(replace(run, dataset=run.dataset | images), "latest")
 
 
 def test_a_choice_that_is_pruned_is_chosen_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the best checkpoint goes while it is read, as a training prunes, it is chosen anew."""
+    """If a training prunes the chosen checkpoint while it is read, the choice is repeated."""
     listed = select_checkpoint.list_checkpoints
 
     def prune_once(run: Run) -> list[CheckpointName]:

@@ -1,4 +1,4 @@
-"""A pool of processes: order, shared memory, what dies, and what it leaves to its owner."""
+"""A pool of processes: order, shared memory, deaths, and cleaning up."""
 
 import errno
 import os
@@ -34,13 +34,13 @@ with open_location(sys.argv[1]).writer_lock("The run"):
 
 
 def doubled(task: Task) -> Reply:
-    """Each number twice as large."""
+    """Double each number."""
     return [2 * number for number in task]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
 def test_replies_are_in_order(size: int) -> None:
-    """Task by task, whatever their length, for as many tasks as there are processes or fewer."""
+    """Replies have the order of the tasks, for any number of tasks up to the processes."""
     with ProcessPool(doubled, size) as pool:
         for count in range(1, size + 3):
             tasks = [tuple(range(number)) for number in range(count)]
@@ -49,12 +49,12 @@ def test_replies_are_in_order(size: int) -> None:
 
 
 def test_memory_is_shared() -> None:
-    """What one process writes, all read; each task is done in a process of its own."""
+    """All processes share arrays, and each task runs in its own process."""
     places = shared_array((3,), np.int64)
 
     def sign(task: Task) -> Reply:
         places[int(task[0])] = os.getpid()
-        while not places.all():  # or the owner would do the others' tasks as well
+        while not places.all():  # or the owner would compute the others' tasks as well
             os.sched_yield()
         return ()
 
@@ -64,7 +64,7 @@ def test_memory_is_shared() -> None:
 
 
 def test_a_task_of_a_dead_process_is_done_by_its_owner() -> None:
-    """Killed before, or by its task: the reply is there, and so are the following ones."""
+    """If a process is killed before or during a task, all replies are still returned."""
     owner, begun = os.getpid(), shared_array((14,), np.int64)
 
     def fatal(task: Task) -> Reply:
@@ -86,8 +86,8 @@ def test_a_task_of_a_dead_process_is_done_by_its_owner() -> None:
         assert [] == pool.process_numbers
 
 
-def test_a_task_that_nobody_begins_is_done_by_its_owner() -> None:
-    """A fork that does not get to run holds nobody up, and has its part again when it does."""
+def test_a_task_that_is_not_begun_is_done_by_the_owner() -> None:
+    """A fork that has no core delays no task, and takes tasks again when it has one."""
     places = shared_array((2,), np.int64)
 
     def sign(task: Task) -> Reply:
@@ -109,7 +109,7 @@ def test_a_task_that_nobody_begins_is_done_by_its_owner() -> None:
 def test_a_stuck_process_is_ended(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One that is stopped within its task holds its owner up for a limited time only."""
+    """A fork that is stopped within its task delays its owner for a limited time only."""
     monkeypatch.setattr(pool_module, "STUCK_SECONDS", 0.1)
     owner, begun = os.getpid(), shared_array((1,), np.int64)
 
@@ -128,10 +128,10 @@ def test_a_stuck_process_is_ended(
         assert [[0], [2]] == [list(reply) for reply in pool.run([(0,), (1,)])]
 
 
-def test_where_the_system_gives_no_processes(
+def test_without_processes(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The pool is smaller, and does the same."""
+    """A smaller pool returns the same replies."""
     fork, asked = os.fork, iter([True, False])
 
     def refused() -> int:
@@ -142,13 +142,13 @@ def test_where_the_system_gives_no_processes(
     monkeypatch.setattr(os, "fork", refused)
     with ProcessPool(doubled, 4) as pool:
         assert 1 == len(pool.process_numbers)
-        assert "missing (2)" in caplog.text
+        assert "could not be started: 2." in caplog.text
         replies = pool.run([(0,), (1,), (2,), (3,)])
         assert [[0], [2], [4], [6]] == [list(reply) for reply in replies]
 
 
-def test_children_that_are_not_waited_for() -> None:
-    """Where SIGCHLD is ignored, as a launcher may have it, dead processes are missed as well."""
+def test_ignored_sigchld() -> None:
+    """Dead processes are noticed also if SIGCHLD is ignored, as a launcher may do."""
     before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     try:
         with ProcessPool(doubled, 3) as pool:
@@ -163,13 +163,13 @@ def test_children_that_are_not_waited_for() -> None:
 
 
 def test_an_error_is_raised_by_its_owner() -> None:
-    """What a fork cannot do ends the fork, and shows as what it is where it is done again."""
+    """A task that fails ends the fork; the repetition in the owner raises the error."""
     with ProcessPool(lambda task: [1 / task[0]], 2) as pool, pytest.raises(ZeroDivisionError):
         pool.run([(0,), (1,)])
 
 
 def test_close_ends_the_processes() -> None:
-    """After the block none of the forks is left, not even as a zombie."""
+    """After the block no fork is left, not even as a zombie."""
     with ProcessPool(doubled, 3) as pool:
         processes = pool.process_numbers
     assert 2 == len(processes)
@@ -179,7 +179,7 @@ def test_close_ends_the_processes() -> None:
 
 
 def test_forks_do_not_outlive_their_owner(tmp_path: Path) -> None:
-    """They hold no file of its, so when it is killed its lock is free at once; then they end."""
+    """The forks hold no file of the owner: when it is killed, its lock is free at once."""
     owner = subprocess.Popen(
         [sys.executable, "-c", OWNER, str(tmp_path / "lock")],
         stdin=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""Resume: a run that was stopped anywhere is, to the last bit, the run that never was."""
+"""Resume: a run that was stopped anywhere has the bits of one that was not."""
 
 import json
 import shutil
@@ -41,14 +41,14 @@ MATRIX = [
     for one, optimizer in enumerate(OPTIMIZERS)
     for two, schedule in enumerate(SCHEDULES)
 ]
-"""Optimizer, schedule, shuffle, dtype: each pair of values of two settings is somewhere in it."""
+"""Optimizer, schedule, shuffle, dtype: all pairs of values of two settings occur."""
 
 STOPS = [CheckpointName(epoch, step) for epoch in range(6) for step in (0, 4)][1:]
-"""The checkpoints of a run of six batches an epoch that saves after the fourth, but the last."""
+"""All checkpoints but the last of a run with six batches an epoch that saves after four."""
 
 
 def test_the_matrix_has_every_pair() -> None:
-    """Any two settings meet in all combinations of their values."""
+    """All combinations of the values of any two settings occur."""
     for one, two in combinations(range(4), 2):
         values = [{row[column] for row in MATRIX} for column in (one, two)]
         assert {(row[one], row[two]) for row in MATRIX} == set(product(*values))
@@ -57,9 +57,9 @@ def test_the_matrix_has_every_pair() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(MATRIX)), ids=["-".join(map(str, m)) for m in MATRIX])
 def test_every_configuration(number: int, digits: Path, tmp_path: Path, log: Log) -> None:
-    """Every optimiser, schedule, order and dtype goes on exactly, within an epoch and between two.
+    """Every optimizer, schedule, order and dtype resumes exactly, within and between epochs.
 
-    Each takes three of the stops, one after the other in turn, so that all are taken many times.
+    Each case takes three of the stops in turn, so that all stops are tested many times.
     """
     optimizer, schedule, shuffle, dtype = MATRIX[number]
     config = small(
@@ -75,7 +75,7 @@ def test_every_configuration(number: int, digits: Path, tmp_path: Path, log: Log
     for stop in (STOPS[(number + 4 * turn) % len(STOPS)] for turn in range(3)):
         run = stopped_at(tmp_path / "whole", stop, tmp_path / str(stop))
         log.clear()
-        # No more checkpoints within the epochs: that may change, and saves time.
+        # Without checkpoints within the epochs, which saves time.
         goes_on = replace(config, checkpoint_every=0)
         result = train(goes_on, dataset=digits, run=run, resume=True)
         assert [str(stop)] == resumed_at(log)
@@ -92,7 +92,7 @@ def test_every_configuration(number: int, digits: Path, tmp_path: Path, log: Log
     ids=lambda settings: settings["optimizer"],
 )
 def test_new_processes(settings: dict[str, Any], digits: Path, tmp_path: Path) -> None:
-    """A new process goes on exactly from every one of a run's checkpoints, three an epoch."""
+    """A new process resumes exactly from each of a run's checkpoints, three an epoch."""
     config = small(checkpoint_every=4, **settings)
     expected = outcome(train(config, dataset=digits, run=tmp_path / "whole"))
     stops = checkpoints(tmp_path / "whole")[:-1]
@@ -106,8 +106,8 @@ def test_new_processes(settings: dict[str, Any], digits: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("step", [1, 11, 15, 65])
-def test_stop_when_asked(step: int, digits: Path, tmp_path: Path, expected: dict[str, Any]) -> None:
-    """Asked to stop, a training saves the step it is at and says so; resumed, it ends the same."""
+def test_stop(step: int, digits: Path, tmp_path: Path, expected: dict[str, Any]) -> None:
+    """A stop saves the current step and says so; resumed, the result is the same."""
     config = small()
     stopper = StopAt(step)
     with pytest.raises(StoppedError, match=f"after {step} steps") as caught:
@@ -118,7 +118,7 @@ def test_stop_when_asked(step: int, digits: Path, tmp_path: Path, expected: dict
 
 
 def test_stop_at_the_end(digits: Path, tmp_path: Path, expected: dict[str, Any]) -> None:
-    """Asked to stop during its very last step, a training is done and nothing is left to resume."""
+    """A stop during the very last step leaves a finished run."""
     stopper = StopAt(6 * BATCHES)
     result = train(
         SMALL, dataset=digits, run=tmp_path / "run", progress=stopper, stop=stopper.signal
@@ -128,7 +128,7 @@ def test_stop_at_the_end(digits: Path, tmp_path: Path, expected: dict[str, Any])
 
 @pytest.mark.slow
 def test_stop_after_every_step(digits: Path, tmp_path: Path) -> None:
-    """A run of one step at a time comes to the same as one in one go."""
+    """A run that is stopped after every step has the same result."""
     config = small(epochs=2, holdout=31)
     expected = outcome(train(config, dataset=digits, run=tmp_path / "whole"))
     for _ in range(2 * BATCHES - 1):
@@ -149,7 +149,7 @@ def test_stop_after_every_step(digits: Path, tmp_path: Path) -> None:
 def test_signal(
     number: signal.Signals, half_done: Path, digits: Path, expected: dict[str, Any]
 ) -> None:
-    """A process that gets the signal in a step saves that step and exits; another goes on."""
+    """A process that gets a signal in a step saves that step and exits; another resumes."""
     process = new_process("PAUSE", digits, half_done, 2)
     assert process.stdout is not None
     assert "paused\n" == process.stdout.readline()
@@ -162,7 +162,7 @@ def test_signal(
 
 
 def test_killed(half_done: Path, digits: Path, expected: dict[str, Any]) -> None:
-    """A process that is killed in a step loses what it did since the last checkpoint, not more."""
+    """A process that is killed loses only the steps since the last checkpoint."""
     process = new_process("PAUSE", digits, half_done, 2)
     assert process.stdout is not None
     assert "paused\n" == process.stdout.readline()
@@ -173,7 +173,7 @@ def test_killed(half_done: Path, digits: Path, expected: dict[str, Any]) -> None
 
 
 def test_finished(finished: Path, digits: Path, expected: dict[str, Any]) -> None:
-    """A finished run is found done and left as it is."""
+    """A finished run is reported as done and not changed."""
     before = tree(finished)
     result = train(SMALL, dataset=digits, run=finished, resume=True)
     assert result.already_done
@@ -182,7 +182,7 @@ def test_finished(finished: Path, digits: Path, expected: dict[str, Any]) -> Non
 
 
 def test_exists_without_resume(finished: Path, digits: Path) -> None:
-    """Without `resume` an existing run is refused, and left as it is."""
+    """Without `resume` an existing run is refused, and not changed."""
     before = tree(finished)
     with pytest.raises(ConflictError, match="--resume"):
         train(SMALL, dataset=digits, run=finished)
@@ -192,14 +192,14 @@ def test_exists_without_resume(finished: Path, digits: Path) -> None:
 def test_resume_starts_a_new_run(
     digits: Path, tmp_path: Path, expected: dict[str, Any], log: Log
 ) -> None:
-    """`resume` starts a run that is not there, so that a scheduler can always pass it."""
+    """`resume` starts a new run, so that a scheduler can always pass it."""
     result = train(SMALL, dataset=digits, run=tmp_path / "r", resume=True)
     assert [] == resumed_at(log)
     assert expected == outcome(result)
 
 
 def test_no_checkpoint_yet(digits: Path, tmp_path: Path, whole: TrainResult) -> None:
-    """A run that died before its first checkpoint is begun again."""
+    """A run that died before its first checkpoint is started again."""
     run = tmp_path / "run"
     run.mkdir()
     shutil.copy(whole.run.location.path / RECORD, run)
@@ -207,7 +207,7 @@ def test_no_checkpoint_yet(digits: Path, tmp_path: Path, whole: TrainResult) -> 
 
 
 def test_more_epochs_are_recorded(digits: Path, tmp_path: Path) -> None:
-    """A bare resume trains as many epochs as the one before it asked for; fewer are refused."""
+    """A resume without settings trains the epochs of the one before; fewer are refused."""
     six = small(schedule="constant")
     expected = outcome(train(six, dataset=digits, run=tmp_path / "six"))
     run = tmp_path / "run"
@@ -224,7 +224,7 @@ def test_more_epochs_are_recorded(digits: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("schedule", ["cosine", "one-cycle"])
 def test_more_epochs_refused(schedule: str, digits: Path, tmp_path: Path) -> None:
-    """A schedule that spans the epochs does not let their number change; the way out is named."""
+    """With a schedule that spans the epochs their number cannot change; the error gives advice."""
     config = small(schedule=schedule, epochs=1)
     train(config, dataset=digits, run=tmp_path / "run")
     with pytest.raises(ConflictError, match="epochs: 1 recorded, 2 given") as caught:
@@ -240,7 +240,7 @@ def _flip(path: Path, position: int) -> None:
 
 
 def _of_another_run(checkpoint: Path) -> None:
-    """The checkpoint as another run of the same configuration would have it."""
+    """Replace the checkpoint by that of another run with the same configuration."""
     manifest = json.loads((checkpoint / MANIFEST).read_text())
     (checkpoint / MANIFEST).write_bytes(documents.sealed_bytes(manifest | {"run_id": "0" * 32}))
 
@@ -261,10 +261,10 @@ def test_damaged_newest(
     expected: dict[str, Any],
     log: Log,
 ) -> None:
-    """A damaged newest checkpoint is reported, the one before is used, and the end is the same."""
+    """A damaged newest checkpoint is reported, and training resumes from the one before."""
     newest = checkpoints(half_done)[-1]
     DAMAGE[damage](half_done / newest.key)
-    # Keeping one must not keep the damaged one because it has the highest number.
+    # keep=1 must not keep the damaged one because it has the highest number.
     config = small(keep=1)
     result = train(config, dataset=digits, run=half_done, resume=True)
     assert [str(newest) in warning for warning in warnings_in(log)] == [True]
@@ -276,7 +276,7 @@ def test_damaged_newest(
 def test_damaged_and_stopped_again(
     half_done: Path, digits: Path, expected: dict[str, Any], log: Log
 ) -> None:
-    """What is saved before the place of a damaged checkpoint is not pruned in favour of it."""
+    """Checkpoints before a damaged one are not pruned in favour of it."""
     _flip(half_done / CheckpointName(3, 4).key / STATE, -1)
     config = small(keep=1)
     stop = StopAt(3)
@@ -290,7 +290,7 @@ def test_damaged_and_stopped_again(
 
 
 def test_several_damaged(half_done: Path, digits: Path, expected: dict[str, Any], log: Log) -> None:
-    """Each damaged checkpoint is reported, the newest first, down to one that is sound."""
+    """Each damaged checkpoint is reported, from the newest down to a sound one."""
     for name in checkpoints(half_done)[1:]:
         _flip(half_done / name.key / STATE, -1)
     result = train(SMALL, dataset=digits, run=half_done, resume=True)
@@ -301,7 +301,7 @@ def test_several_damaged(half_done: Path, digits: Path, expected: dict[str, Any]
 
 
 def test_all_damaged(half_done: Path, digits: Path) -> None:
-    """Where no checkpoint is sound, that is an error and no fresh start: nothing is changed."""
+    """If no checkpoint is sound, that is an error, not a fresh start; nothing is changed."""
     for name in checkpoints(half_done):
         _flip(half_done / name.key / STATE, -1)
     before = tree(half_done)
@@ -311,7 +311,7 @@ def test_all_damaged(half_done: Path, digits: Path) -> None:
 
 
 def test_leftovers_of_dead_writers(half_done: Path, digits: Path, expected: dict[str, Any]) -> None:
-    """Half a checkpoint that a dead writer left is no checkpoint, and is cleared away."""
+    """An incomplete checkpoint of a dead writer is removed."""
     left = half_done / "checkpoints" / ".000003-000008.tmp"
     left.mkdir()
     (left / STATE).write_bytes(b"half")
@@ -330,13 +330,13 @@ METRICS_DAMAGE: dict[str, Callable[[Path], object]] = {
 def test_damaged_metrics(
     damage: str, half_done: Path, digits: Path, expected: dict[str, Any]
 ) -> None:
-    """metrics.jsonl is written anew from the checkpoint, whatever became of it."""
+    """metrics.jsonl is rewritten from the checkpoint, whatever its state."""
     METRICS_DAMAGE[damage](half_done / METRICS)
     assert expected == outcome(train(SMALL, dataset=digits, run=half_done, resume=True))
 
 
 def test_metrics_go_back(half_done: Path, digits: Path, whole: TrainResult) -> None:
-    """Lines past the checkpoint, which a resume will write again, are gone as soon as it starts."""
+    """Lines after the checkpoint, which a resume writes again, are removed when it starts."""
     stop = StopAt(1)
     with pytest.raises(StoppedError):
         train(SMALL, dataset=digits, run=half_done, resume=True, progress=stop, stop=stop.signal)
@@ -345,11 +345,11 @@ def test_metrics_go_back(half_done: Path, digits: Path, whole: TrainResult) -> N
 
 
 EARLY = small(epochs=12, holdout=50, patience=2, learning_rate=0.03, schedule="constant", l2=0.0)
-"""A training that learns its few rows by heart, and stops early."""
+"""A training that overfits its few rows, and stops early."""
 
 
 def test_early_stopping(digits: Path, tmp_path: Path) -> None:
-    """Patience counts over a resume: it stops after the same epoch, with the same best one."""
+    """Patience spans a resume: training stops after the same epoch, with the same best one."""
     result = train(EARLY, dataset=digits, run=tmp_path / "whole")
     expected = outcome(result)
     assert result.stopped_early
@@ -374,7 +374,7 @@ def test_best_checkpoint_stays(digits: Path, tmp_path: Path) -> None:
 
 
 def test_keep(digits: Path, tmp_path: Path) -> None:
-    """The newest N checkpoints stay, those within epochs counted."""
+    """The newest N checkpoints stay, including those within epochs."""
     train(small(epochs=2, keep=3, checkpoint_every=4), dataset=digits, run=tmp_path / "run")
     expected = [CheckpointName(1, 4), CheckpointName(1, 8), CheckpointName(2, 0)]
     assert expected == checkpoints(tmp_path / "run")

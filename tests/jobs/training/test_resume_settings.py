@@ -1,4 +1,4 @@
-"""Resume: what may differ from the run that was begun, and what is refused, and why."""
+"""Resume: settings that may change, and those that are refused."""
 
 import json
 from collections.abc import Callable
@@ -27,8 +27,8 @@ from tests.jobs.trainings import (
 )
 
 
-def test_what_may_change(half_done: Path, digits: Path, expected: dict[str, Any]) -> None:
-    """Checkpoints and threads are nothing that the result depends on: they may change."""
+def test_settings_that_may_change(half_done: Path, digits: Path, expected: dict[str, Any]) -> None:
+    """Checkpoints and threads may change: the result does not depend on them."""
     config = small(keep=2, threads=3, checkpoint_every=5)
     assert expected == outcome(train(config, dataset=digits, run=half_done, resume=True))
     assert [CheckpointName(5, 10), CheckpointName(6, 0)] == checkpoints(half_done)
@@ -62,7 +62,7 @@ def test_settings_without_effect(half_done: Path, expected: dict[str, Any], log:
 
 
 def test_settings_that_are_not_given(half_done: Path, expected: dict[str, Any]) -> None:
-    """Settings and the dataset that are not given are the run's; only those given are compared."""
+    """Settings and a dataset that are not given are the run's; given ones are compared."""
     with pytest.raises(ConflictError, match=r"\(seed: 0 recorded, 1 given\)"):
         train({"seed": 1, "learning-rate": 0.01}, run=half_done, resume=True)
     stop = StopAt(2)
@@ -74,7 +74,7 @@ def test_settings_that_are_not_given(half_done: Path, expected: dict[str, Any]) 
 
 
 def test_the_runs_dataset(finished: Path, digits: Path, tmp_path: Path) -> None:
-    """A dataset that is not where the run expects it, or is another, is refused plainly."""
+    """A missing dataset, or another one in its place, is refused."""
     moved = tmp_path / "moved"
     _record(finished, lambda record: record["dataset"].update(place=str(moved)))
     with pytest.raises(BadDataError, match=r"no dataset at .*moved.* pass --dataset"):
@@ -97,7 +97,7 @@ def test_a_run_that_does_not_record_its_datasets_place(
 def test_parts_of_another_release(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run keeps its parts of a mini-batch where a later release would choose others."""
+    """A run keeps its micro-batches if a later release has another default."""
     config = small(checkpoint_every=4, micro_batches=None)
     expected = outcome(train(config, dataset=digits, run=tmp_path / "whole"))
     stop = checkpoints(tmp_path / "whole")[3]
@@ -129,21 +129,21 @@ def test_another_dataset(finished: Path, tmp_path: Path) -> None:
 def test_another_environment(
     half_done: Path, digits: Path, expected: dict[str, Any], log: Log
 ) -> None:
-    """A run that was begun with another NumPy may go on, and it is said."""
+    """A run that was begun with another NumPy resumes with a warning."""
     record = json.loads((half_done / RECORD).read_text())
     record["environment"]["numpy"] = "1.2.3"
     (half_done / RECORD).write_bytes(documents.sealed_bytes(record))
     result = train(SMALL, dataset=digits, run=half_done, resume=True)
     assert expected == outcome(result)
     (warning,) = warnings_in(log)
-    assert "numpy: '1.2.3' then" in warning
+    assert "numpy was '1.2.3', is" in warning
 
 
 @pytest.mark.parametrize(("what", "version"), [("order", 2), ("step", 1)])
 def test_other_versions(half_done: Path, digits: Path, what: str, version: int) -> None:
-    """A run of another version of the order or of the arithmetic is not gone on with.
+    """A run with another version of the order or the arithmetic is not resumed.
 
-    That is said before anything else that is different: nothing that is given could help.
+    That is reported before other differences, because no setting could help.
     """
     record = json.loads((half_done / RECORD).read_text())
     record["versions"][what] = version
@@ -154,7 +154,7 @@ def test_other_versions(half_done: Path, digits: Path, what: str, version: int) 
 
 
 def test_locked(half_done: Path, digits: Path) -> None:
-    """A run that another is writing to is refused and left alone."""
+    """A run that another process is writing to is refused and not changed."""
     before = tree(half_done)
     with (
         run_lock(open_location(half_done)),
@@ -164,8 +164,8 @@ def test_locked(half_done: Path, digits: Path) -> None:
     assert before == tree(half_done)
 
 
-def test_something_else_there(digits: Path, tmp_path: Path) -> None:
-    """A directory that holds something other than a run is left alone."""
+def test_directory_with_other_content(digits: Path, tmp_path: Path) -> None:
+    """A directory with other content is not changed."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("years of work")
     with pytest.raises(ConflictError, match=r"thesis\.tex"):
@@ -174,8 +174,8 @@ def test_something_else_there(digits: Path, tmp_path: Path) -> None:
     assert "years of work" == (tmp_path / "run" / "thesis.tex").read_text()
 
 
-def test_record_that_is_none(digits: Path, tmp_path: Path) -> None:
-    """A record whose settings are of another release is refused with the place and the name."""
+def test_invalid_record(digits: Path, tmp_path: Path) -> None:
+    """A record with unknown settings is refused with its place and their name."""
     create_run(
         open_location(tmp_path / "run"),
         configuration={"batchsize": 3},

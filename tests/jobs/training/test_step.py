@@ -1,4 +1,4 @@
-"""The arithmetic of a step: the fixed tree, the parts of a mini-batch, L2, narrowed inputs."""
+"""The arithmetic of a step: the fixed tree, micro-batches, L2, narrowed inputs."""
 
 import functools
 import os
@@ -32,7 +32,7 @@ def by_definition(items: list[Any]) -> Any:
 
 
 def wide(generator: np.random.Generator, count: int, size: int) -> NDArray[np.float32]:
-    """`(count, size)` numbers of such different sizes that each order of adding them tells."""
+    """`(count, size)` numbers of such different sizes that the order of adding them shows."""
     exponents = generator.uniform(-6, 6, (count, size))
     return (generator.standard_normal((count, size)) * 10**exponents).astype(np.float32)
 
@@ -49,7 +49,7 @@ def test_tree(count: int, seed: int) -> None:
 
 
 def test_tree_is_not_a_chain() -> None:
-    """The numbers of the test above are such that another order of adding shows."""
+    """Another order of adding the numbers of the test above has other bits."""
     vectors = list(wide(np.random.default_rng(1), 7, 50))
     chain = functools.reduce(np.add, vectors)
     assert by_definition(vectors).tobytes() != chain.tobytes()
@@ -58,7 +58,7 @@ def test_tree_is_not_a_chain() -> None:
 @given(count=st.integers(1, 300))
 @settings(deadline=None)
 def test_tree_memory(count: int) -> None:
-    """A sum of many items needs one place per binary digit of their number, told by the depth."""
+    """A sum holds at most one item per binary digit of their number, by depth."""
     places: dict[int, int] = {}
 
     def add(left: int, right: int, depth: int) -> int:
@@ -88,12 +88,12 @@ def test_tree_memory(count: int) -> None:
     ],
 )
 def test_default_micro_batches(batch_size: int, micro_batches: int) -> None:
-    """How many parts a mini-batch has is pinned: other parts are other bits."""
+    """The number of micro-batches is fixed: other parts have other bits."""
     assert micro_batches == default_micro_batches(batch_size)
 
 
 def test_default_micro_batches_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The number of parts does not depend on the machine's cores; that of the threads does."""
+    """Micro-batches do not depend on the machine's cores; threads do."""
     here = [default_micro_batches(size) for size in range(1, 5000, 7)]
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(64)))
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
@@ -102,7 +102,7 @@ def test_default_micro_batches_anywhere(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_l2_by_parts() -> None:
-    """L2 pulls at each weight and at no bias, wherever the blocks of a step are cut."""
+    """L2 applies to each weight and no bias, wherever a step is cut into blocks."""
     network = Network(parse_network("3-tanh-2-softmax-2"))  # biases at 0, 1 and 8, 9
     parameters = np.arange(1, 15, dtype=np.float32)
     pulled = np.ones(14, bool)
@@ -122,7 +122,7 @@ def test_l2_by_parts() -> None:
 
 
 def test_network_inputs_are_narrowed() -> None:
-    """Columns that are blank in all rows are left out, where that is a tenth of them or more."""
+    """Columns that are blank in all rows are left out if they are a tenth or more."""
     stored = np.zeros((3, 20), np.uint8)
     stored[:, 0] = 255
     stored[0, [4, 19]] = 255
