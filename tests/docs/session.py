@@ -16,7 +16,7 @@ from tests.docs.blocks import Block
 
 SHOWN_ON = {"numpy": "2.4.6", "blas_kernel": "SkylakeX"}
 """Where the pages' digests and accuracies were computed; elsewhere their digits may differ."""
-TIMEOUT = 300
+TIMEOUT = 1200
 _MEASURED = (
     r"\.\.\.",
     r"[\d.,]+ (?:s|min|MB|cores?|rows/s|% waiting)\b",

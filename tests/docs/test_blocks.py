@@ -14,8 +14,6 @@ BLOCKS = {str(page.relative_to(REPOSITORY)): list(blocks_of(page)) for page in P
 ALL = [block for blocks in BLOCKS.values() for block in blocks]
 RUN = {name: [block for block in blocks if block.is_run] for name, blocks in BLOCKS.items()}
 USES_MNIST = re.compile(r"pipeline (?:demo|ingest +mnist|ingest(?! +[a-z]))|MNIST_DIR")
-NOT_YET = {"README.md", "tutorial.md", "own-files.md", "other-tools.md", "command-line.md"}
-"""Pages that are ahead of the commands."""
 BUCKET = "my-bucket"
 """The bucket that the pages name."""
 
@@ -45,8 +43,6 @@ def test_page(
     request: pytest.FixtureRequest,
 ) -> None:
     """The blocks of a page run in order in one directory, and print what the page shows."""
-    if Path(name).name in NOT_YET:
-        pytest.skip("ahead of the commands")
     env = dict(plain_environment)
     code = "".join(block.code for block in RUN[name])
     if USES_MNIST.search(code):

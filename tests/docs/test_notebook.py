@@ -18,7 +18,6 @@ def test_has_no_outputs() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="ahead of the commands", strict=False)
 def test_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the files of MNIST, its source is `synthetic`, as the notebook says."""
     nbclient = pytest.importorskip("nbclient", reason="needs the extra docs")
