@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import os
 import re
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from jobs.commands.logs import LOGGERS
 from jobs.environment import environment
 from tests.docs.blocks import Block
 
@@ -45,7 +47,10 @@ class Session:
         return self._run_shell(block)
 
     def close(self) -> None:
-        """End the processes in the background."""
+        """End the processes in the background, and remove the log handlers of Python blocks."""
+        for name in LOGGERS:
+            logging.getLogger(name).handlers.clear()
+            logging.getLogger(name).setLevel(logging.NOTSET)
         for process in self._background:
             os.killpg(process.pid, signal.SIGTERM)
         for process in self._background:
