@@ -71,23 +71,23 @@ def kernel_lock(path: Path, what: str, take_over: TakeOver | None) -> Iterator[L
     another process, or another lock in this one, holds it: such a holder is alive, so `take_over`
     changes nothing. Raises `UsageError` if the file is a link, a pipe or a device.
     """
-    lock = FileLock(path, timeout=0, thread_local=False, fallback_to_soft=False)
+    file_lock = FileLock(path, timeout=0, thread_local=False, fallback_to_soft=False)
     with translate_os_errors("lock", path):
         make_directories(path.parent)
         if path.is_symlink():
             raise UsageError(f"The lock file {path} is a link. Remove it, or choose another place.")
         check_regular(path, f"The lock file is {path}")
-        _acquire(lock, path, what, take_over)
-    held = _KernelLock(path, what)
+        _acquire(file_lock, path, what, take_over)
+    lock = _KernelLock(path, what)
     try:
         _write(path, json.dumps(signature()).encode())
-        yield held
+        yield lock
     except Exception:
-        held.check()  # raises if the directory was moved or removed: that is the cause
+        lock.check()  # raises if the directory was moved or removed: that is the cause
         raise
     finally:
-        held.end()
-        lock.release()
+        lock.end()
+        file_lock.release()
 
 
 def _acquire(lock: BaseFileLock, path: Path, what: str, take_over: TakeOver | None) -> None:

@@ -237,7 +237,7 @@ def _failure_key(entry: Entry) -> str:
     return f"{FAILED}/{both[:16]}.json"
 
 
-def pause_between_looks(_: ConflictError) -> None:
+def pause_between_attempts(_: ConflictError) -> None:
     """Sleep before the next attempt to take a lock."""
     time.sleep(POLL_SECONDS)
 
@@ -248,7 +248,7 @@ def waiting_lock(
     what: str,
     take_over: TakeOver | None = None,
     seconds: float = 0.0,
-    pause: Callable[[ConflictError], None] = pause_between_looks,
+    pause: Callable[[ConflictError], None] = pause_between_attempts,
 ) -> Iterator[Lock]:
     """Hold a writer's lock, waiting up to `seconds` for its holder.
 

@@ -138,7 +138,7 @@ class LocalLocation(Location):
         status = self._status(self.path)
         return status is None or (stat.S_ISDIR(status.st_mode) and not self.names())
 
-    def look(self, key: str) -> Status:
+    def status(self, key: str) -> Status:
         status = self._status(self._at(key))
         if status is None or not stat.S_ISREG(status.st_mode):
             raise FileNotFoundError(f"{self}/{key}")
@@ -147,7 +147,7 @@ class LocalLocation(Location):
 
     def _status(self, path: Path) -> os.stat_result | None:
         """Return the status of a path; None if nothing is there."""
-        with translate_os_errors("look at", path):
+        with translate_os_errors("access", path):
             try:
                 return path.stat()
             except OSError as error:

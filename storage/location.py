@@ -156,7 +156,7 @@ class Location(ABC):
         """
 
     @abstractmethod
-    def look(self, key: str) -> Status:
+    def status(self, key: str) -> Status:
         """Return an object's metadata; raise `FileNotFoundError` if there is no such object."""
 
     @abstractmethod
@@ -199,12 +199,12 @@ class Location(ABC):
 
     def size(self, key: str) -> int:
         """Return an object's size in bytes; raise `FileNotFoundError` if there is none."""
-        return self.look(key).size
+        return self.status(key).size
 
     def holds(self, key: str) -> bool:
         """Return whether there is an object at `key`."""
         try:
-            self.look(key)
+            self.status(key)
         except FileNotFoundError:
             return False
         return True

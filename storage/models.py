@@ -118,7 +118,7 @@ def held_name(place: Location, name: str) -> tuple[ModelName, Holder]:
     """Return a name and its model. Raises `UsageError` if no model has it."""
     model = open_name(place, name)
     if model.holder is None:
-        known = [other for other in names(place) if _is_held(place, other)]
+        known = [other for other in names(place) if _has_holder(place, other)]
         raise UsageError(
             f"No model is called {name!r} in {place}, which has {', '.join(known) or 'none'}."
             f"{did_you_mean(name, known)} To name one: `pipeline promote RUN --as {name}`."
@@ -126,7 +126,7 @@ def held_name(place: Location, name: str) -> tuple[ModelName, Holder]:
     return model, model.holder
 
 
-def _is_held(place: Location, name: str) -> bool:
+def _has_holder(place: Location, name: str) -> bool:
     try:
         return open_name(place, name).holder is not None
     except (BadDataError, UsageError):  # a damaged name is not offered

@@ -166,8 +166,8 @@ class S3Location(Location):
             return False
         return all(VERSION.match(key) for key in self._listing())
 
-    def look(self, key: str) -> Status:
-        meta = self.client.look(self._key(key))
+    def status(self, key: str) -> Status:
+        meta = self.client.head(self._key(key))
         modified = meta["last_modified"]
         return Status(meta["size"], f"{meta['e_tag']} {modified}", modified.timestamp())
 

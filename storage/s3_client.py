@@ -186,7 +186,7 @@ class S3Client:
         content = self._try("read", key, ask)
         if content is not None:
             return content if stop is None else content[: max(0, stop - start)]
-        if self.look(key)["size"] > max(0, start):
+        if self.head(key)["size"] > max(0, start):
             answer = not_s3(self.address, "it ignores ranges")
             raise UnreachableError(f"Cannot read {self.url(key)}: {answer}")
         return b""
@@ -203,7 +203,7 @@ class S3Client:
         except FileNotFoundError:
             return None
 
-    def look(self, key: str) -> "ObjectMeta":
+    def head(self, key: str) -> "ObjectMeta":
         """Return an object's metadata; raise `FileNotFoundError` if it does not exist.
 
         The response to HEAD has no body with a reason, so GET repeats a refused request.
@@ -217,7 +217,7 @@ class S3Client:
                     raise
                 return self._answer(key, {}).meta
 
-        return self._try("look at", key, ask)
+        return self._try("access", key, ask)
 
     def _answer(self, key: str, options: "GetOptions") -> "GetResult":
         """Return the store's response; raise `UnreachableError` for a web page in its place."""
@@ -241,7 +241,7 @@ class S3Client:
 
     def holds(self, key: str) -> bool:
         try:
-            self.look(key)
+            self.head(key)
         except FileNotFoundError:
             return False
         return True

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from storage import documents
 from storage.chunks import ChunkedArray, array_metadata, values_digest
 from storage.errors import BadDataError, ConflictError, PipelineError
-from storage.ledger import FAILED, LEDGER, LEDGER_COUNT, pause_between_looks, waiting_lock
+from storage.ledger import FAILED, LEDGER, LEDGER_COUNT, pause_between_attempts, waiting_lock
 from storage.location import Location, TakeOver, is_foreign
 from storage.schema import METADATA_NAME, SIZE_LIMIT, InChunks
 from storage.trees import TreeFormat, group_metadata, metadata_bytes, write_tree
@@ -315,7 +315,7 @@ def score_into(
     schema: ScoresSchema,
     take_over: TakeOver | None = None,
     wait: float = 0.0,
-    pause: Callable[[ConflictError], None] = pause_between_looks,
+    pause: Callable[[ConflictError], None] = pause_between_attempts,
 ) -> Iterator[ScoresWriter]:
     """Yield a writer of new or interrupted scores, under their lock: see `waiting_lock`.
 

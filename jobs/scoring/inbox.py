@@ -134,7 +134,7 @@ class Inbox:
     def _look(self, key: str) -> Status | None:
         """Return an object's status; None if it was removed."""
         try:
-            return self._location.look(key)
+            return self._location.status(key)
         except (FileNotFoundError, BadDataError):
             return None
 

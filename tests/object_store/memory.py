@@ -61,7 +61,7 @@ class MemoryClient(S3Client):
             return None
         return content, _tag(content)
 
-    def look(self, key: str) -> Any:
+    def head(self, key: str) -> Any:
         content = self._read("head", key)
         return {"size": len(content), "e_tag": _tag(content), "last_modified": datetime.now(UTC)}
 

@@ -46,17 +46,17 @@ def test_the_start_of_an_object_as_a_file(place: Location) -> None:
         pytest.fail("it was copied")
 
 
-def test_look(place: Location) -> None:
+def test_status(place: Location) -> None:
     """Size and time are the store's, and each write changes the version."""
     before = time.time()
     place.put("a", b"one")
-    first = place.look("a")
+    first = place.status("a")
     assert 3 == first.size
     assert before - 1 <= first.modified <= time.time() + 1  # the store has whole seconds
     place.put("a", b"two")
-    assert first.version != place.look("a").version
+    assert first.version != place.status("a").version
     with pytest.raises(FileNotFoundError):
-        place.look("b")
+        place.status("b")
 
 
 def test_a_large_object_goes_in_parts(place: Location) -> None:
