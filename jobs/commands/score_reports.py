@@ -159,12 +159,16 @@ def ledger_report(run: Location, since: str | None, failed: bool) -> Report:
         wrapped=("what", "outcome", "result"),
         optional=("result",),
     )
-    failures = [entry for entry in entries if entry["event"] == FAILED_EVENT]
-    errors = [f"{one_line(entry['file'])}: {one_line(entry['error'])}" for entry in failures]
+    errors = [_error_text(entry) for entry in entries if entry["event"] == FAILED_EVENT]
     outcomes = Counter(map(_outcome, entries)).items()
     summary = f"{ledger}: {', '.join(f'{count:,} {outcome}' for outcome, count in outcomes)}"
     parts = [listed, "\n".join(errors), summary]
     return Report(document, "\n\n".join(filter(None, parts)), summary, _entry_details(entries))
+
+
+def _error_text(entry: Entry) -> str:
+    file, error = entry["file"], entry["error"]
+    return one_line(error if file in error else f"{file}: {error}")
 
 
 def _entry_details(entries: list[Entry]) -> str:
