@@ -11,7 +11,7 @@ Given = TypeVar("Given")
 Result = TypeVar("Result")
 
 
-class Workers(Closing, Generic[Given, Result]):
+class ThreadMap(Closing, Generic[Given, Result]):
     """Applies a function to items on threads, and yields the results in order."""
 
     def __init__(self, function: Callable[[Given], Result], threads: int) -> None:

@@ -65,9 +65,11 @@ def complete_network(text: str, inputs: int, classes: int) -> str:
     """Return a network's text with the ends that it leaves out: `relu-200`, `784-relu-200`.
 
     The first width is `inputs` unless given, and the last layer `softmax-{classes}`; `softmax` is
-    a network without hidden layers. Other mistakes are left to `parse_network`.
+    a network without hidden layers. Mistakes are left to `parse_network`.
     """
     pieces = text.strip().split("-")
+    if len(pieces) == 1 and pieces[0] != OUTPUT_ACTIVATION:
+        return text
     if not pieces[0].isdecimal():
         pieces.insert(0, str(inputs))
     if pieces[-1] == OUTPUT_ACTIVATION:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.environment import one_blas_thread
 from jobs.scoring.metrics import ConfusionCounter, count_chunk, open_scored
-from jobs.thread_map import Workers
+from jobs.thread_map import ThreadMap
 from jobs.training.evaluate import Predictor
 from jobs.training.memory import check_memory, score_memory
 from jobs.training.model import Model, check_images
@@ -153,8 +153,8 @@ def _score_here(
     chunks = BatchStream(
         dataset, schema.split, batch_size=schema.chunk_rows, shuffle=False, epochs=1
     )
-    with chunks, Workers(score_chunk, threads) as workers:
-        for rows, counted in workers.map(iter(chunks)):
+    with chunks, ThreadMap(score_chunk, threads) as scored:
+        for rows, counted in scored.map(iter(chunks)):
             if counted is not None:
                 count.merge(counted)
             yield rows

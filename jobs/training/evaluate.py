@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from jobs.nn.network import NO_ROWS, LossSum, Network
 from jobs.nn.parameters import Floats
-from jobs.thread_map import Workers
+from jobs.thread_map import ThreadMap
 from jobs.training.step import ignore_overflow, network_inputs
 from pipeline.stream import Batch, BatchStream
 from storage.dataset import Dataset
@@ -62,8 +62,8 @@ class Evaluator(Closing):
     def evaluate(self, parameters: Floats) -> Evaluation:
         """Return the accuracy and loss of `parameters` on all the rows."""
         total = NO_ROWS
-        with Workers(partial(self._block, parameters), self._threads) as workers:
-            for block in workers.map(iter(self._stream)):
+        with ThreadMap(partial(self._block, parameters), self._threads) as threads:
+            for block in threads.map(iter(self._stream)):
                 total += block
         return Evaluation(total.correct / total.rows, total.loss_sum / total.rows)
 

@@ -72,7 +72,7 @@ def convert(setting: Setting, value: Any, place: str) -> Any:
     if value is None and (setting.default is None or setting.metadata["default_text"]):
         return setting.default
     if setting.metadata["is_size"] and isinstance(value, str):
-        return _parse_size(setting, value, place)
+        return _parse_size(setting, value)
     if expected is float and type(value) is int:
         try:
             return float(value)
@@ -85,14 +85,14 @@ def convert(setting: Setting, value: Any, place: str) -> Any:
     return value
 
 
-def _parse_size(setting: Setting, text: str, place: str) -> int:
+def _parse_size(setting: Setting, text: str) -> int:
     """Return the bytes of a size such as `512MiB`, `1.5 GB` or `268435456`."""
     size = SIZE.fullmatch(text.strip())
     prefix = size[2].lower() if size else "i"
     if size is None or prefix == "i":
         raise UsageError(
-            f"{place} gives {setting.name} as {_shown(text)}; expected a number of bytes, or a "
-            "size such as 512MiB or 2GB."
+            f"{option_name(setting)} is {_shown(text)}; expected a number of bytes, or a size such "
+            "as 512MiB or 2GB."
         )
     base = 1024 if prefix.endswith("i") else 1000
     return int(Decimal(size[1]) * base ** PREFIXES.index(prefix[:1]))

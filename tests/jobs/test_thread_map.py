@@ -1,11 +1,11 @@
-"""Workers: results in order, bounded look-ahead, errors."""
+"""ThreadMap: results in order, bounded look-ahead, errors."""
 
 import threading
 from collections.abc import Iterator
 
 import pytest
 
-from jobs.thread_map import Workers
+from jobs.thread_map import ThreadMap
 
 
 class Backwards:
@@ -27,19 +27,19 @@ class Backwards:
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 4])
 @pytest.mark.parametrize("items", [0, 1, 2, 3, 4, 5, 11, 12])
-def test_workers_keep_the_order(threads: int, items: int) -> None:
+def test_threads_keep_the_order(threads: int, items: int) -> None:
     """Results have the order of the items, also if later items finish first."""
     function = Backwards(threads, items)
-    workers = Workers(function, threads)
-    results = list(workers.map(iter(range(items))))
-    workers.close()
+    threaded = ThreadMap(function, threads)
+    results = list(threaded.map(iter(range(items))))
+    threaded.close()
     assert [item * item for item in range(items)] == results
     groups = [range(items)[start : start + threads] for start in range(0, items, threads)]
     assert [item for group in groups for item in reversed(group)] == function.order
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 4])
-def test_workers_look_ahead(threads: int) -> None:
+def test_threads_look_ahead(threads: int) -> None:
     """At most as many items are taken ahead of the results as there are threads."""
     taken = 0
 
@@ -49,17 +49,17 @@ def test_workers_look_ahead(threads: int) -> None:
             taken += 1
             yield item
 
-    workers = Workers[int, int](lambda item: item, threads)
-    ahead = [taken - given for given, _ in enumerate(workers.map(items()))]
-    workers.close()
+    threaded = ThreadMap[int, int](lambda item: item, threads)
+    ahead = [taken - given for given, _ in enumerate(threaded.map(items()))]
+    threaded.close()
     assert threads == max(ahead)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
 @pytest.mark.parametrize("bad", [0, 1, 5])
-def test_workers_pass_errors_on(threads: int, bad: int) -> None:
+def test_threads_pass_errors_on(threads: int, bad: int) -> None:
     """An error in a thread is raised in the caller."""
-    workers = Workers[int, int](lambda item: 1 // (item - bad), threads)
+    threaded = ThreadMap[int, int](lambda item: 1 // (item - bad), threads)
     with pytest.raises(ZeroDivisionError):
-        list(workers.map(iter(range(9))))
-    workers.close()
+        list(threaded.map(iter(range(9))))
+    threaded.close()

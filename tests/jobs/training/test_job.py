@@ -314,7 +314,10 @@ def test_divergence_of_the_last_step(tmp_path: Path, monkeypatch: pytest.MonkeyP
             {"network": "784-relu-9-softmax-9"},
             "has 784 and 10. Leave the ends out: --network relu-9.",
         ),
-        ({"network": "9"}, "takes 9 values and gives 10 classes; "),
+        (
+            {"network": "9"},
+            "network '9' ends after piece 1, '9': expected a last layer, as in '784-",
+        ),
         ({"network": "softmax-9"}, "Leave the ends out: --network softmax."),
         ({"network": "784-rely-9-softmax-10"}, "Did you mean 'relu'"),
         ({"network": "rely-9"}, "Did you mean 'relu'"),
