@@ -20,7 +20,7 @@ from jobs.training.config import TrainConfig
 from pipeline.sources.source import Source, open_source
 from storage.errors import UnreachableError
 from tests.commands.conftest import SMALL, Call
-from tests.commands.process import Ended, assert_refused, run_pipeline, without_plan
+from tests.commands.process import Ended, assert_refused, run_pipeline
 from tests.commands.sets import TEST_ROWS, TRAIN_ROWS
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -37,7 +37,7 @@ def document(ended: Ended) -> dict[str, Any]:
 def succeeded(ended: Ended) -> str:
     """Return the output of a command that succeeded without a warning."""
     assert (0, "") == (ended.code, ended.err)
-    return without_plan(ended.out)
+    return ended.out
 
 
 @pytest.mark.slow

@@ -87,7 +87,7 @@ def test_an_endpoint_that_is_none(
     monkeypatch.chdir(made)
     if given == "variable":
         monkeypatch.setenv("AWS_ENDPOINT_URL", "localhost:9000")
-        assert_refused(call(*command), 2, "AWS_ENDPOINT_URL 'localhost:9000' cannot be used")
+        assert_refused(call(*command), 2, "AWS_ENDPOINT_URL 'localhost:9000' is not a valid")
     else:
         option = ("--storage-option", "endpoint_url=localhost:9000")
         assert_refused(call(*command, *option), 2, "--storage-option endpoint_url 'localhost:9000'")
