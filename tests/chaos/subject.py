@@ -153,9 +153,11 @@ def run_well(arguments: list[str]) -> None:
 
 
 def config_options(config: TrainConfig) -> list[str]:
-    """The options of `pipeline train` that give a configuration."""
+    """Return the options of `pipeline train` for all settings that have an effect."""
     options = []
     for setting in fields(config):
+        if setting in config.without_effect():
+            continue
         name, value = "--" + setting.name.replace("_", "-"), getattr(config, setting.name)
         if isinstance(value, bool):
             options.append(name if value else f"--no-{name[2:]}")
