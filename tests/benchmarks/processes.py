@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -155,7 +156,7 @@ def bench_to_98(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
         with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) as job:
             assert job.stdout is not None
             for line in job.stdout:
-                if line.startswith("epoch") and _last_accuracy(run) >= 0.98:
+                if re.match(r" *\d+/", line) and _last_accuracy(run) >= 0.98:
                     break
             seconds = time.perf_counter() - began
             job.kill()
