@@ -266,7 +266,7 @@ def test_resume_with_another_dataset(dataset: Path, run: Path, call: Call) -> No
     write_set(dataset.parent.parent / "other", seed=1)
     assert call("ingest", "other", "--out", "data/other").code == 0
     refused = call("train", "--resume", *SMALL, "--epochs", 2, "--dataset", "data/other")
-    assert_refused(refused, CONFLICT, "runs/mnist", "data/other", "the same dataset")
+    assert_refused(refused, CONFLICT, "runs/mnist", "data/other", "with --dataset")
 
 
 def test_locked_run(dataset: Path, run: Path) -> None:
