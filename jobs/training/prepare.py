@@ -108,20 +108,18 @@ def _has_labels(dataset: Dataset, name: str) -> bool:
 
 def changed_settings(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
     """Return the settings that differ from their defaults and have an effect, by name."""
-    usual = completed(
-        TrainConfig(
-            optimizer=config.optimizer, batch_size=config.batch_size, holdout=config.holdout
-        ),
-        dataset,
-    )
-    ignored = config.without_effect()
+    by_dataset: dict[str, Any] = {
+        "network": TrainConfig.network,
+        "evaluate": None,
+        "micro_batches": None,
+    }
+    usual, ignored = completed(replace(config, **by_dataset), dataset), config.without_effect()
     changed = {}
-    for setting in fields(TrainConfig):
-        value = getattr(config, setting.name)
-        depends = setting.default is None or setting.name == "network"
-        default = getattr(usual, setting.name) if depends else setting.default
+    for setting in fields(config):
+        name, value = setting.name, getattr(config, setting.name)
+        default = getattr(usual, name) if name in by_dataset else config.default(setting)
         if value != default and setting not in ignored:
-            changed[setting.name] = value
+            changed[name] = value
     return changed
 
 

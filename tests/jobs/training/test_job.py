@@ -245,12 +245,15 @@ def test_events(digits: Path, tmp_path: Path, log: Log) -> None:
     def progress(stage: str, done: int, total: int, note: str = "") -> None:
         steps.append((stage, done, total, note))
 
-    config = small(epochs=2)
+    config = small(epochs=2, momentum=0.5, evaluate="test")
     result = train(config, dataset=digits, run=tmp_path / "run", progress=progress)
     logged = [(vars(record).get("event"), vars(record).get("facts")) for record in log.records]
     training, run, columns, *epochs = logged
     assert ("training", ROWS) == (training[0], training[1]["rows"])
     assert ("run", result.config.to_json()) == (run[0], run[1]["configuration"])
+    names = ("network", "epochs", "batch_size", "learning_rate", "micro_batches")
+    names += ("shuffle_memory", "keep")  # not momentum, which adamw does not use
+    assert {name: getattr(config, name) for name in names} == run[1]["settings"]
     assert "columns" == columns[0]
     assert [("epoch", line) for line in result.metrics] == epochs
     assert [
