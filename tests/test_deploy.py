@@ -1,4 +1,4 @@
-"""What is shipped in `deploy`: as much of it as can be checked without the platforms."""
+"""The files in `deploy`, checked as far as possible without their platforms."""
 
 import re
 import shlex
@@ -27,36 +27,37 @@ def load(name: str) -> Any:
 
 
 def check_command(words: list[str]) -> None:
-    """The words are a command of ours, or Dask's, with options that there are."""
+    """Check that a command of this project, or Dask's, exists and has these options."""
     if words[0] == "dask":
         assert words[1] in ("scheduler", "worker")
         return
     assert "pipeline" == words[0]
     command = cli.commands[words[1]]
-    options = {name for found in command.get_params(click.Context(command)) for name in found.opts}
+    params = command.get_params(click.Context(command))
+    options = {name for param in params for name in param.opts}
     assert set() == {word for word in words if word.startswith("--")} - options
 
 
 def containers(document: Any) -> list[dict[str, Any]]:
-    """Every container anywhere in a manifest."""
-    found: list[dict[str, Any]] = []
+    """Return every container in a manifest."""
+    below: list[dict[str, Any]] = []
     values = document.values() if isinstance(document, dict) else document
     for value in values:
         if isinstance(value, dict | list):
-            found += containers(value)
+            below += containers(value)
     if isinstance(document, dict):
-        found += document.get("containers", [])
-    return found
+        below += document.get("containers", [])
+    return below
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_is_documented(name: str) -> None:
-    """A page of docs names each file."""
+    """A page of the docs names each file."""
     assert f"`{name}`" in PAGES
 
 
 def test_compose() -> None:
-    """Its services run commands that there are, from the one image, on one volume."""
+    """The services run existing commands, from one image and on one volume."""
     services = load("compose.yaml")["services"]
     assert {"scheduler", "worker", "ingest", "train"} == set(services)
     for service in services.values():
@@ -67,22 +68,21 @@ def test_compose() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "count"),
+    ("name", "resource", "count"),
     [("train-daskjob.yaml", "DaskJob", 3), ("score-cronjob.yaml", "CronJob", 1)],
 )
-def test_manifests(name: str, kind: str, count: int) -> None:
-    """Their containers run commands that there are, from the one image, on one claim."""
+def test_manifests(name: str, resource: str, count: int) -> None:
+    """The containers run existing commands from one image."""
     manifest = load(name)
-    assert kind == manifest["kind"]
-    found = containers(manifest)
-    assert count == len(found)
-    for container in found:
+    assert resource == manifest["kind"]
+    assert count == len(containers(manifest))
+    for container in containers(manifest):
         assert f"{IMAGE}:latest" == container["image"]
         check_command(container["args"])
 
 
 def test_scorings_never_overlap() -> None:
-    """The CronJob forbids a second scoring beside the first, and never retries for ever."""
+    """The CronJob forbids concurrent scorings and limits retries."""
     spec = load("score-cronjob.yaml")["spec"]
     assert "Forbid" == spec["concurrencyPolicy"]
     assert 3 == spec["jobTemplate"]["spec"]["backoffLimit"]
@@ -90,7 +90,7 @@ def test_scorings_never_overlap() -> None:
 
 
 def test_dask_job() -> None:
-    """The DaskJob has the three parts that the operator's schema asks for."""
+    """The DaskJob has the three parts that the operator's schema requires."""
     spec = load("train-daskjob.yaml")["spec"]
     assert {"job", "cluster"} == set(spec)
     assert {"worker", "scheduler"} == set(spec["cluster"]["spec"])
@@ -99,7 +99,7 @@ def test_dask_job() -> None:
 
 
 def test_slurm(tmp_path: Path) -> None:
-    """The script runs as it stands where `srun` is a plain call: scheduler, worker and job."""
+    """The script runs scheduler, worker and job, with an `srun` that calls its arguments."""
     script = DEPLOY / "train.slurm"
     bash = shutil.which("bash")
     assert bash is not None
@@ -129,7 +129,7 @@ def test_slurm(tmp_path: Path) -> None:
 
 
 def test_dockerfile() -> None:
-    """It copies what there is, and everything that the build needs."""
+    """The copied files exist, and include everything that the build needs."""
     lines = (DEPLOY / "Dockerfile").read_text().splitlines()
     copied = {word for line in lines if line.startswith("COPY") for word in line.split()[1:-1]}
     assert {"storage", "pipeline", "jobs", "pyproject.toml", "README.md", "LICENSE"} <= copied
@@ -138,22 +138,22 @@ def test_dockerfile() -> None:
 
 
 def recipe(directory: Path) -> list[list[str]]:
-    """The Dockerfile's steps up to the installed programs, for a directory instead of an image."""
+    """Return the Dockerfile's steps that install the programs, to run them in a directory."""
     steps = []
     for line in (DEPLOY / "Dockerfile").read_text().splitlines():
-        kind, _, rest = line.partition(" ")
+        instruction, _, rest = line.partition(" ")
         words = shlex.split(rest.replace("/opt", str(directory / "opt")))
-        if kind == "COPY":
+        if instruction == "COPY":
             *sources, target = words
             build = directory / "build" / target
             steps += [["cp", "-r", str(REPOSITORY / source), str(build)] for source in sources]
-        elif kind == "RUN" and words[0] != "useradd":  # an account of this machine's is not wanted
+        elif instruction == "RUN" and words[0] != "useradd":  # not an account on this machine
             steps.append([sys.executable if words[0] == "python" else words[0], *words[1:]])
     return steps
 
 
 def run(words: list[str], directory: Path, env: dict[str, str] | None = None) -> tuple[int, str]:
-    """A program's exit code, and what it said."""
+    """Run a program; return its exit code and output."""
     ended = subprocess.run(
         words, check=False, cwd=directory, env=env, capture_output=True, text=True
     )
@@ -162,15 +162,15 @@ def run(words: list[str], directory: Path, env: dict[str, str] | None = None) ->
 
 @pytest.mark.install
 def test_image(tmp_path: Path) -> None:
-    """The image's recipe, run in a clean virtual environment, gives the programs of all three."""
+    """The Dockerfile's steps, run in a new virtual environment, install all programs."""
     build, opt = tmp_path / "build", tmp_path / "opt" / "mnist-stream" / "bin"
     build.mkdir()
     probe = [sys.executable, "-m", "pip", "download", "--no-deps", f"click=={version('click')}"]
     if run(probe, tmp_path)[0]:
         pytest.skip("pip reaches no index to install from")
     for step in recipe(tmp_path):
-        code, said = run(step, build)
-        assert 0 == code, (step, said)
+        code, output = run(step, build)
+        assert 0 == code, (step, output)
     for words in (
         "dask scheduler --version",
         "dask worker --version",
@@ -180,5 +180,5 @@ def test_image(tmp_path: Path) -> None:
     ):
         program, *arguments = shlex.split(words)
         path = {"PATH": f"{opt}:/usr/bin:/bin"}
-        code, said = run([str(opt / program), *arguments], tmp_path, path)
-        assert 0 == code, (words, said)
+        code, output = run([str(opt / program), *arguments], tmp_path, path)
+        assert 0 == code, (words, output)

@@ -1,4 +1,4 @@
-"""The whole way on real files, as the README shows it, with one kill and one cluster."""
+"""Ingest, train and score real files as in the README, with a kill and on a cluster."""
 
 from pathlib import Path
 
@@ -10,24 +10,24 @@ DIGESTS = {
     "digest": "7100e1c181d5e2237a395f73b876d817e908c7186226448302d3e72a9c7d60dd",
     "order_digest": "e60b8f7d03ea802d16a45cd5f54ef6360df3edfaf17f4a5aaf9bac08515e32d9",
 }
-"""Digests of the dataset and of its order, which are the same on every machine."""
+"""Digests of the dataset and its order, which are the same on every machine."""
 SMALL = ("train", "--resume", "--network", "784-relu-8-softmax-10", "--batch-size", "60")
 
 
 def test_mnist(mnist_dir: Path, tmp_path: Path) -> None:
-    """The three bare commands on MNIST, a kill between: the digests are those of every machine."""
+    """The three commands on MNIST, with a kill, give the digests of every machine."""
     env = {"MNIST_DIR": str(mnist_dir)}
-    made = document(run_pipeline("ingest", "--json", cwd=tmp_path, env=env))
+    ingested = document(run_pipeline("ingest", "--json", cwd=tmp_path, env=env))
     kill_at_line(" +2/", "train", "--resume", cwd=tmp_path)
     trained = document(run_pipeline("train", "--resume", "--json", cwd=tmp_path))
     scored = document(run_pipeline("score", "--json", cwd=tmp_path))
-    assert {"digest": made["digest"], "order_digest": trained["order_digest"]} == DIGESTS
+    assert {"digest": ingested["digest"], "order_digest": trained["order_digest"]} == DIGESTS
     assert scored["model_digest"] == trained["parameters_digest"]
     assert 0.98 <= scored["quality"]["accuracy"]
 
 
-def test_a_kill_and_a_cluster_leave_no_trace(tmp_path: Path) -> None:
-    """A training that was killed and goes on, on two workers, has the bits of one undisturbed."""
+def test_kill_and_cluster(tmp_path: Path) -> None:
+    """A killed training that is resumed on two workers has the bits of an undisturbed one."""
     write_set(tmp_path / "files")
     succeeded(run_pipeline("ingest", "files", "--out", "data/mnist", cwd=tmp_path))
     train = (*SMALL, "--epochs", 40, "--run")

@@ -1,1 +1,1 @@
-"""Breaking things on purpose: every promise about deaths, full disks and damage, tried."""
+"""Experiments that kill processes, fail disk operations, damage files, and check the promises."""

@@ -1,9 +1,9 @@
-"""The long run: every experiment, as often as wanted, and a table of what came of it.
+"""Run all experiments many times, and print a table of the outcomes.
 
     python -m tests.chaos [--kills N] [--flips N] [--seed S] [--jobs J] [--only NAME,NAME]
     python -m tests.chaos --cluster
 
-A failure prints the one command that repeats it, which names its `--case`.
+Each failure is printed with a command that repeats it alone, by its `--case`.
 """
 
 import argparse
@@ -25,13 +25,13 @@ MODULES = (
     "damage",
     "hostile",
 )
-"""Each has `EXPERIMENTS`, a tuple; their processes may share the machine."""
+"""Each has a tuple `EXPERIMENTS` whose cases may run side by side."""
 DEFAULTS = {"kills": 200, "flips": 5000}
-"""What the experiments' own counts are for: other numbers scale them."""
+"""The values that the experiments' own counts refer to; other values scale the counts."""
 
 
 def experiments(only: set[str], cluster: bool = False) -> list[Experiment]:
-    """The experiments to run, by their names or their modules'; all where none is named."""
+    """Return the experiments with these names or in these modules; without names, all."""
     modules = (*MODULES, "cluster") if only else ("cluster",) if cluster else MODULES
     return [
         experiment
@@ -42,7 +42,7 @@ def experiments(only: set[str], cluster: bool = False) -> list[Experiment]:
 
 
 def main() -> int:
-    """Run them; 0 where every case ended well."""
+    """Run the experiments; return 0 if every case ended well."""
     options = _options()
     chosen = experiments(set(filter(None, options.only.split(","))), options.cluster)
     if not chosen or (options.case is not None and len(chosen) > 1):
@@ -71,9 +71,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--only", default="", metavar="NAMES")
     parser.add_argument(
-        "--cluster", action="store_true", help="jobs on clusters whose workers live 4 s on average"
+        "--cluster", action="store_true", help="run jobs on clusters whose workers keep dying"
     )
-    parser.add_argument("--case", type=int, help="the one case to try, with --only")
+    parser.add_argument("--case", type=int, help="run this case of --only alone")
     return parser.parse_args()
 
 

@@ -1,4 +1,4 @@
-"""The clock jumps by up to a day either way, in some time zone: nothing but timestamps shows it.
+"""A clock that jumps by up to a day either way, in any time zone, changes nothing but timestamps.
 
     python -m tests.chaos.clock SEED COMMAND...
 
@@ -20,11 +20,11 @@ from tests.chaos.scene import JOBS, Scene, experiment
 
 DAY = 86_400.0
 ZONES = ("UTC", "XXX+14", "XXX-14", "XXX-5:45", "CET-1CEST")
-"""In POSIX's notation, which needs no files: also the last ones and one of a quarter of an hour."""
+"""Time zones in POSIX's notation, which needs no files, including extreme and odd offsets."""
 
 
 def under_jumping_clock(name: str, scene: Scene, case: int, chance: random.Random) -> str:
-    """Stop a job and let it go on, each time under another clock; its files are of that time."""
+    """Stop a job and run it again, each time under another clock and with other file times."""
     with scene.job(name) as job:
         for last in (False, True):
             module = ("tests.chaos.clock", str(chance.randrange(2**32)))
@@ -32,8 +32,8 @@ def under_jumping_clock(name: str, scene: Scene, case: int, chance: random.Rando
             with started(job.command, *module, env=zone) as process:
                 if not last and wait_for_lock(process, job.command):
                     end_at(process, chance.uniform(0, job.work.writing), signal.SIGTERM)
-                found = ended(process)
-            assert found.code in ((0,) if last else (0, 128 + signal.SIGTERM)), found
+                result = ended(process)
+            assert result.code in ((0,) if last else (0, 128 + signal.SIGTERM)), result
             job.look()
             age(job.place, chance)
         job.check()
@@ -41,14 +41,14 @@ def under_jumping_clock(name: str, scene: Scene, case: int, chance: random.Rando
 
 
 def age(place: Path, chance: random.Random) -> None:
-    """Give every file and directory a time within a day of now, before or after."""
+    """Set the modification time of every file and directory to within a day of now."""
     for path in place.rglob("*"):
         moment = time.time() + chance.uniform(-DAY, DAY)
         os.utime(path, (moment, moment))
 
 
 def jump(seed: int) -> None:
-    """Let every look at the wall clock find it up to a day from where it is, from now on."""
+    """Make every reading of the wall clock off by up to a day from now on."""
     chance = random.Random(seed)
     now, now_ns, plain = time.time, time.time_ns, datetime.datetime
 
@@ -71,7 +71,7 @@ EXPERIMENTS = tuple(
 
 
 def main() -> None:
-    """Run a command under a jumping clock."""
+    """Run the command in `sys.argv` under a jumping clock."""
     _, seed, *arguments = sys.argv
     jump(int(seed))
     from jobs.commands import cli

@@ -1,8 +1,8 @@
-"""Jobs on clusters in trouble, and in the long run: the bits of one process, every time.
+"""Jobs on failing clusters, and very long ones, produce the bits of a single process.
 
-Workers live four seconds on average, and for each that dies another one joins. Now and then one
-stands still for a while, or the scheduler dies, and the same command runs again on a new cluster.
-Others have to stand a worker that is away for long, and very many steps.
+Workers live four seconds on average, and each that dies is replaced. Occasionally one is paused,
+or the scheduler dies and the same command runs again on a new cluster. Two more experiments pause a
+worker for a long time and take very many steps.
 """
 
 import random
@@ -32,16 +32,16 @@ from tests.commands.process import start_pipeline
 
 WORKERS = 3
 LIFE_SECONDS = 4.0
-"""A worker's mean life."""
+"""A worker's mean lifetime."""
 PAUSED = 0.15
-"""The share of harms that pause a worker for `PAUSE_SECONDS` instead of killing it."""
+"""The probability that a worker is paused for `PAUSE_SECONDS` instead of killed."""
 PAUSE_SECONDS = 3.0
 SCHEDULER_DIES = 0.25
-"""The share of cases in which the scheduler dies once."""
+"""The probability that the scheduler dies once in a case."""
 ROWS = "4200,430"
 TRAININGS = {"train": replace(STEPS, epochs=25), "rounds": replace(ROUNDS, epochs=25)}
 COUNTS = {"train": 20, "rounds": 10, "ingest": 10, "score": 10}
-"""Cases of the long run, by the job that is harmed."""
+"""Cases of the long run for each job."""
 
 LONG_PAUSE_SECONDS = 20.0
 STEPS_IN_ALL = 20_000
@@ -57,22 +57,22 @@ LONG_TRAINING = replace(
 )
 TASKS_A_STEP = 2
 MEMORY_SLACK = 6 * 2**20
-"""Bytes that the second half of many steps may need above the first."""
+"""Bytes by which the second half of many steps may exceed the first."""
 KEY_BYTES = 700
-"""What the scheduler keeps of each of the last 100,000 keys: `dask.utils.key_split` is cached."""
+"""Bytes that the scheduler keeps for each of the last 100,000 keys, cached by `key_split`."""
 TASKS_AT_ONCE = 20
-"""Tasks that a scheduler may know of while a step of a few is under way."""
+"""The number of tasks that the scheduler may hold during a step."""
 
 
 @dataclass(frozen=True)
 class Oracle:
-    """What nothing ever disturbed, made once for all cases."""
+    """The undisturbed results, computed once for all cases."""
 
     home: Path
 
     @property
     def dataset(self) -> Path:
-        """Drawn digits, in chunks of 100 rows."""
+        """A dataset of drawn digits in chunks of 100 rows."""
         return self.home / "dataset"
 
     @cached_property
@@ -83,7 +83,7 @@ class Oracle:
 
     @cached_property
     def digests(self) -> dict[str, Any]:
-        """By job, what it comes to; made here, without a cluster."""
+        """The digest of each job's result, computed without a cluster."""
         ingest(f"synthetic:{ROWS}", self.dataset, rows_per_chunk=100)
         trained = {
             job: outcome(train(config, dataset=self.dataset, run=self.home / job))
@@ -96,12 +96,12 @@ class Oracle:
 
 @cache
 def oracle() -> Oracle:
-    """The one of this process."""
+    """Return this process's oracle."""
     return Oracle(scratch())
 
 
 def commands(job: str, oracle: Oracle, home: Path) -> list[str]:
-    """The arguments of `pipeline` that do a job in a directory."""
+    """Return the arguments of `pipeline` that run a job in a directory."""
     if job == "ingest":
         out = ["--out", str(home / "made"), "--rows-per-chunk", "10"]
         return ["ingest", f"synthetic:{ROWS}", *out]
@@ -111,8 +111,8 @@ def commands(job: str, oracle: Oracle, home: Path) -> list[str]:
     return ["train", *places, "--resume", *config_options(TRAININGS[job])]
 
 
-def came_to(job: str, oracle: Oracle, home: Path) -> Any:
-    """What the job left, as in `Oracle.digests`; the same command finds it done."""
+def result_digest(job: str, oracle: Oracle, home: Path) -> Any:
+    """Return the digest of the job's result, as in `Oracle.digests`."""
     if job == "ingest":
         return ingest(f"synthetic:{ROWS}", home / "made", rows_per_chunk=10).dataset.digest
     if job == "score":
@@ -122,7 +122,7 @@ def came_to(job: str, oracle: Oracle, home: Path) -> Any:
 
 
 def harm(job: str, oracle: Oracle, case: int, chance: random.Random) -> str:
-    """Do a job on a cluster while its workers die, until it is done; then compare."""
+    """Run a job on a cluster while its workers die; compare its result with the oracle's."""
     expected = oracle.digests[job]
     scheduler_dies = chance.random() < SCHEDULER_DIES
     with TemporaryDirectory() as directory:
@@ -136,14 +136,14 @@ def harm(job: str, oracle: Oracle, case: int, chance: random.Random) -> str:
             assert "Traceback" not in err, err
             code, err = _attempt(arguments, home, chance, scheduler_dies=False)
         assert 0 == code, err
-        assert expected == came_to(job, oracle, home)
+        assert expected == result_digest(job, oracle, home)
     return "survived"
 
 
 def _attempt(
     arguments: list[str], home: Path, chance: random.Random, scheduler_dies: bool
 ) -> tuple[int, str]:
-    """The command on a new cluster to its end, its exit code and stderr."""
+    """Run the command on a new failing cluster; return its exit code and stderr."""
     with (
         processes.Cluster(Path(mkdtemp(dir=home)), WORKERS) as cluster,
         start_pipeline(
@@ -172,7 +172,7 @@ def _pause(cluster: processes.Cluster, number: int, seconds: float) -> None:
 
 
 def pause(oracle: Oracle, case: int, chance: random.Random) -> str:
-    """A worker stands still for long: the same bits, and it helps again."""
+    """Pause a worker for a long time; it takes part again, and the bits are the same."""
     config, step, number = replace(STEPS, epochs=20), chance.randrange(5, 150), chance.randrange(3)
     with (
         TemporaryDirectory() as directory,
@@ -183,14 +183,14 @@ def pause(oracle: Oracle, case: int, chance: random.Random) -> str:
         expected = outcome(train(config, dataset=oracle.few, run=home / "alone"))
         harm = HarmAt({step: partial(_pause, workers, number, LONG_PAUSE_SECONDS)})
         run = home / "run"
-        found = train(config, dataset=oracle.few, run=run, progress=harm, cluster=cluster)
-        assert expected == outcome(found)
+        result = train(config, dataset=oracle.few, run=run, progress=harm, cluster=cluster)
+        assert expected == outcome(result)
         assert 3 == len(cluster.workers(now=True)), workers.logs()
     return "survived"
 
 
 def endure(oracle: Oracle, case: int, chance: random.Random) -> str:
-    """Very many steps: neither client nor scheduler needs more for the second half of them."""
+    """Take very many steps; neither client nor scheduler needs more memory in the second half."""
     with (
         TemporaryDirectory() as directory,
         processes.Cluster(Path(directory) / "cluster", workers=2) as workers,
@@ -205,7 +205,7 @@ def endure(oracle: Oracle, case: int, chance: random.Random) -> str:
 
 
 class _Watch:
-    """Looks at the memory of client and scheduler, and at the tasks, after each epoch."""
+    """Records the memory of client and scheduler, and the tasks, after each epoch."""
 
     def __init__(self, cluster: Cluster, scheduler: int) -> None:
         self._cluster = cluster
@@ -221,7 +221,7 @@ class _Watch:
         self._held["tasks"].append(self._cluster.client.run_on_scheduler(_count_tasks))
 
     def check(self) -> None:
-        """Tell what was held, and raise `AssertionError` where it grew."""
+        """Print what was held; raise `AssertionError` if it grew."""
         for name, held in self._held.items():
             half = len(held) // 2
             first, second = max(held[:half]), max(held[half:])

@@ -1,7 +1,7 @@
-"""The machine dies after an operation, and what was not synced is lost: whole, in part, or not.
+"""The machine crashes after an operation, and data that was not synced may be lost.
 
-What POSIX leaves open, the seed decides: data that no fsync has followed may be there, cut, or
-gone; a name that no fsync of its directory has followed may be new or old.
+The seed decides what POSIX leaves open: data without a later fsync may be complete, truncated or
+lost; a name without a later fsync of its directory may be new or old.
 """
 
 import os
@@ -20,76 +20,77 @@ from tests.chaos.tally import Experiment
 from tests.commands.process import run_here
 
 VARIANTS = 6
-"""Cases of each operation, which lose other things."""
+"""Number of cases for each operation, with different losses."""
 MOST_CRASHES = 3
-"""In a row, before the command may run to its end."""
+"""Most crashes in a row before the command may finish."""
 
 
 class Died(BaseException):
-    """The machine is dead; no handler of errors may make anything of it."""
+    """The machine crashed; not an `Exception`, so that no error handler catches it."""
 
 
 def _try_crash(stage: Stage, case: int, chance: random.Random) -> str:
-    """Die, perhaps again during what follows; a reader finds all or nothing each time."""
+    """Crash, perhaps again during the next run; a reader finds all or nothing each time."""
     with stage.subject() as subject, TemporaryDirectory(dir=stage.base) as kept:
         command = stage.command(subject)
         deaths = [case // VARIANTS + 1]
         while len(deaths) < MOST_CRASHES and chance.random() < 0.4:
             deaths.append(chance.randrange(1, stage.operations))
-        told = ""
+        events = ""
         try:
             for number, survivors in enumerate(deaths):
                 disk = Disk(Path(kept) / str(number), survivors)
                 with dying(disk), suppress(Died):
                     run_here(*command)
-                told += f"death after operation {survivors}, {disk.last}"
-                told += disk.settle(chance) + "; "
+                events += f"crash after operation {survivors}, {disk.last}"
+                events += disk.lose(chance) + "; "
                 stage.check_between(subject)
-                if not disk.dead:  # the command had ended: what it told the user is there for good
+                if not disk.dead:  # the command had reported success, so its result must survive
                     stage.check_outcome(subject)
             again = run_here(*command)
             assert 0 == again.code, f"run again: {again.code} {again.err}"
             stage.check_done(subject)
         except AssertionError as error:
-            raise AssertionError(f"{told}: {error}") from error
+            raise AssertionError(f"{events}: {error}") from error
     return "survived"
 
 
 @dataclass
 class Written:
-    """A file with the bytes of it that are known to be on disk."""
+    """A file of which not all bytes may have been synced."""
 
     descriptor: int
-    """Our own, to cut the file by whatever its name is by then."""
+    """A separate descriptor, to truncate the file whatever its name is by then."""
     synced: int
+    """Number of bytes that are known to be on disk."""
 
 
 @dataclass
 class Disk:
-    """Remembers what has not been synced, and loses it."""
+    """A disk that keeps track of what has not been synced, and can lose it."""
 
     kept: Path
-    """A directory on the same file system, for links to what is removed or replaced."""
+    """A directory on the same file system, for links to removed and replaced files."""
     survivors: int
-    """Operations that are done; all later ones find the machine dead."""
+    """Number of operations before the crash."""
     last: str = ""
     dead: bool = False
-    """Whether there was an operation after those."""
+    """Whether an operation was attempted after the crash."""
     _done: int = 0
     _written: dict[int, Written] = field(default_factory=dict)
-    """By inode: descriptors are used again."""
+    """By inode, because descriptors are reused."""
     _names: list[tuple[Path, str, Callable[[], None]]] = field(default_factory=list)
-    """Changes of names not yet durable: directory, what was done, and how to undo it."""
+    """Changes of names that are not durable: directory, description, and a function to undo it."""
 
     def __post_init__(self) -> None:
         self.kept.mkdir()
 
     def operate(self, name: str, real: Operation, arguments: tuple[Any, ...]) -> Any:
-        """Do an operation and remember what may be lost of it, or raise `Died`."""
+        """Perform an operation and record what may be lost, or raise `Died`."""
         if self._done == self.survivors:
             self.dead = True
             if name == "close":
-                real(*arguments)  # the kernel closes what a dead process had open
+                real(*arguments)  # the kernel closes the files of a dead process
             raise Died
         self._done += 1
         self.last = name
@@ -104,26 +105,26 @@ class Disk:
 
     @staticmethod
     def _nothing(*arguments: Any) -> None:
-        """Most operations change no names."""
+        """Stand in for the operations that change no names."""
 
-    def settle(self, chance: random.Random) -> str:
-        """Lose what was not synced, as the seed has it, and tell what was lost."""
-        told = ""
+    def lose(self, chance: random.Random) -> str:
+        """Lose some of what was not synced; return a description of it."""
+        losses = ""
         share = chance.choice((0.0, 0.5, 1.0))
         for _, what, undo in reversed(self._names):
             if chance.random() < share:
-                with suppress(OSError):  # what came later, and is kept, stands in the way
+                with suppress(OSError):  # a later change that is kept may prevent it
                     undo()
-                    told += f", {what} undone"
+                    losses += f", {what} undone"
         for written in self._written.values():
             size = os.fstat(written.descriptor).st_size
             if size > written.synced:
                 left = chance.choice((written.synced, size, chance.randint(written.synced, size)))
                 os.ftruncate(written.descriptor, left)
-                told += f", {size - left} of {size} bytes lost"
+                losses += f", {size - left} of {size} bytes lost"
             os.close(written.descriptor)
         self._written.clear()
-        return told
+        return losses
 
     # Data
 
@@ -135,8 +136,8 @@ class Disk:
             self._remember(descriptor, path, os.fstat(descriptor).st_size)
 
     def _remember(self, descriptor: int, path: Path, synced: int) -> None:
-        ours = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        self._written[os.fstat(descriptor).st_ino] = Written(ours, synced)
+        separate = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        self._written[os.fstat(descriptor).st_ino] = Written(separate, synced)
 
     def _after_fsync(self, result: None, descriptor: int) -> None:
         status = os.fstat(descriptor)
@@ -155,7 +156,7 @@ class Disk:
 
     def _before_mkdir(self, path: Path) -> tuple[Path, str, Callable[[], None]]:
         def undo() -> None:
-            os.rename(path, self._aside())  # with all that is in it
+            os.rename(path, self._aside())  # with its contents
 
         return path.parent.resolve(), f"mkdir {path.name}", undo
 
@@ -170,7 +171,7 @@ class Disk:
                 os.link(replaced, target)
 
         assert source.parent.resolve() == target.parent.resolve(), (
-            "the experiment knows renames within a directory only"
+            "the experiment supports renames within a directory only"
         )
         return target.parent.resolve(), f"rename to {target.name}", undo
 
@@ -192,7 +193,7 @@ class Disk:
 
 @contextmanager
 def dying(disk: Disk) -> Iterator[None]:
-    """Let every operation of the block go to a disk that dies."""
+    """Perform every operation of the block on a disk that crashes."""
     with operations_through(disk.operate):
         yield
 

@@ -1,8 +1,8 @@
-"""Damage to every kind of file: told by `verify` and by whoever uses the file, or without effect.
+"""Damage to every kind of file is detected by `verify` and by the commands that use the file.
 
-A case does one thing to one file of a copy of what the three commands made. `verify` looks at it,
-then every command that has a use for the file is run: each ends as if nothing had been, or refuses
-with exit 3 and names the place. Nothing in between: no other result, no other code.
+Each case damages one file in a copy of what the three commands produced. Then `verify` and every
+command that reads the file are run: each gives the undisturbed result, or exits with code 3 and
+names the place. No other result and no other exit code is allowed.
 """
 
 import random
@@ -31,36 +31,36 @@ from tests.commands.sets import tree
 from tests.storage.damages import truncations, with_flipped_bit
 
 CONFIG = longer(keep=1000)
-"""Every checkpoint is kept: six of them, two in each epoch."""
+"""Keeps all six checkpoints, two of each epoch."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What is damaged in copies, whose files take its files' places, and what must come of it."""
+    """The subject that is copied and damaged, another subject, and the expected outcomes."""
 
     whole: Subject
     other: Subject
-    """Of other rows, and so of another dataset and run: the same commands and file names."""
+    """Made by the same commands from other rows, with the same file names."""
     outcome: Outcome
     scores_at: dict[str, Outcome]
-    """By checkpoint, the scoring of a run that has none later."""
+    """For each checkpoint, the scores of a run that ends there."""
 
     @property
     def files(self) -> list[str]:
-        """Every file that the commands made, by its key below the subject's home."""
-        made = open_location(self.whole.home).objects()
-        return [key for key in made if key.startswith(("dataset/", "run/"))]
+        """The key of every file that the commands made."""
+        keys = open_location(self.whole.home).objects()
+        return [key for key in keys if key.startswith(("dataset/", "run/"))]
 
     @contextmanager
     def copy(self) -> Iterator[Subject]:
-        """A copy for one case."""
+        """Copy the subject for one case."""
         with TemporaryDirectory(prefix="damage-") as directory:
             yield self.whole.copy(Path(directory) / "copy")
 
 
 @cache
 def scene() -> Scene:
-    """The one scene of this process; its directory goes when the process ends."""
+    """Return this process's scene, whose directory is removed when the process ends."""
     place = scratch()
     whole = undisturbed(place / "whole", CONFIG)
     other = undisturbed(place / "other", CONFIG, seed=8)
@@ -72,13 +72,13 @@ def scene() -> Scene:
 
 
 def checkpoints(subject: Subject) -> list[str]:
-    """The names of the run's checkpoints, oldest first."""
+    """Return the names of the run's checkpoints, oldest first."""
     return [str(name) for name in list_checkpoints(open_run(open_location(subject.run)))]
 
 
 @contextmanager
 def halted(subject: Subject, checkpoint: str) -> Iterator[Path]:
-    """A copy of the run as it was right after a checkpoint, and never scored."""
+    """Copy the run as it was right after a checkpoint, without scores."""
     with TemporaryDirectory(dir=subject.home) as directory:
         names = shutil.ignore_patterns(SCORES)
         run = Path(shutil.copytree(subject.run, Path(directory) / "run", ignore=names))
@@ -89,26 +89,26 @@ def halted(subject: Subject, checkpoint: str) -> Iterator[Path]:
 
 
 def score_latest(subject: Subject, run: Path) -> tuple[Ended, Outcome]:
-    """Score with the latest checkpoint; the scoring, where there is one."""
+    """Score with the latest checkpoint; return how that ended, and the scores if any."""
     ended = run_here(*subject.score, "--run", run, "--checkpoint", "latest")
     return ended, scores_outcome(open_location(run / SCORES)) if ended.code == 0 else {}
 
 
 def flip(scene: Scene, case: int, chance: random.Random) -> str:
-    """Flip one bit of one file; the cases take the files in turn."""
+    """Flip one bit of a file; the cases take the files in turn."""
     files = scene.files
     with scene.copy() as copy:
         key = files[case % len(files)]
         path = copy.home / key
         data = path.read_bytes()
         if not data:
-            return "harmless"  # a lock that nobody has signed
+            return "harmless"  # an empty lock file
         path.write_bytes(with_flipped_bit(data, chance))
         return judge(scene, copy, key)
 
 
 def truncate(scene: Scene, case: int, chance: random.Random) -> str:
-    """Cut one file off: at nothing, at each 4 KiB, and by a byte."""
+    """Truncate a file: to nothing, at each 4 KiB, and by one byte."""
     key, size = truncation_cases(scene)[case]
     with scene.copy() as copy:
         path = copy.home / key
@@ -117,96 +117,95 @@ def truncate(scene: Scene, case: int, chance: random.Random) -> str:
 
 
 def truncation_cases(scene: Scene) -> list[tuple[str, int]]:
-    """Every file with every length that it is cut to."""
+    """Return every file with every length that it is truncated to."""
     sizes = {key: (scene.whole.home / key).stat().st_size for key in scene.files}
     return [(key, length) for key, size in sizes.items() for length in truncations(size) if size]
 
 
 def misplace(scene: Scene, case: int, chance: random.Random) -> str:
-    """Take one file or directory away, or put another in its place."""
+    """Remove or replace a file or directory."""
     act, key = misplacement_cases(scene)[case]
     with scene.copy() as copy:
         act(scene, copy, key)
-        return judge(scene, copy, key, *([next_of_kind(scene, key)] if act is swap else []))
+        return judge(scene, copy, key, *([next_similar(scene, key)] if act is swap else []))
 
 
 Act = Callable[[Scene, Subject, str], None]
 
 
 def delete(scene: Scene, copy: Subject, key: str) -> None:
-    """The file is gone."""
+    """Delete the file."""
     (copy.home / key).unlink()
 
 
 def delete_directory(scene: Scene, copy: Subject, key: str) -> None:
-    """The whole directory that holds the file is gone."""
+    """Delete the file's directory."""
     shutil.rmtree((copy.home / key).parent)
 
 
 def swap(scene: Scene, copy: Subject, key: str) -> None:
-    """The file and the next one of its kind have each other's name."""
-    one, other = copy.home / key, copy.home / next_of_kind(scene, key)
+    """Swap the file and the next similar one."""
+    one, other = copy.home / key, copy.home / next_similar(scene, key)
     first, second = one.read_bytes(), other.read_bytes()
     one.write_bytes(second)
     other.write_bytes(first)
 
 
 def take_others(scene: Scene, copy: Subject, key: str) -> None:
-    """The file is that of another dataset, run or scoring."""
-    shutil.copy(others(scene, key), copy.home / key)
+    """Replace the file by the other subject's."""
+    shutil.copy(counterpart(scene, key), copy.home / key)
 
 
 def take_others_directory(scene: Scene, copy: Subject, key: str) -> None:
-    """All of the directory that holds the file is another's."""
+    """Replace the file's directory by the other subject's."""
     delete_directory(scene, copy, key)
-    shutil.copytree(others(scene, key).parent, (copy.home / key).parent)
+    shutil.copytree(counterpart(scene, key).parent, (copy.home / key).parent)
 
 
-def next_of_kind(scene: Scene, key: str) -> str:
-    """The next file, in a circle, of the same name or, of chunks, of any number."""
-    kind = key_kind(key)
-    same = [other for other in scene.files if key_kind(other) == kind]
-    return same[(same.index(key) + 1) % len(same)]
+def next_similar(scene: Scene, key: str) -> str:
+    """Return the next file, cyclically, of the same artefact with the same role."""
+    similar = [other for other in scene.files if role(other) == role(key)]
+    return similar[(similar.index(key) + 1) % len(similar)]
 
 
-def key_kind(key: str) -> tuple[str, str]:
-    """What a file's neighbours of its kind have in common: the artefact and the name."""
+def role(key: str) -> tuple[str, str]:
+    """Return the artefact of a file and its name, or `chunk`."""
     name = Path(key).name
     return key.partition("/")[0], "chunk" if name.startswith("c.") else name
 
 
-def others(scene: Scene, key: str) -> Path:
-    """The same file of the other subject: its scoring has another name."""
+def counterpart(scene: Scene, key: str) -> Path:
+    """Return the other subject's file with the same role."""
     return scene.other.home / key.replace(scene.whole.scoring.name, scene.other.scoring.name)
 
 
 def misplacement_cases(scene: Scene) -> list[tuple[Act, str]]:
-    """Every file with everything that can be done to it, and directories with one of theirs."""
+    """Return every file with each act, and every directory, by one of its files."""
     files = [key for key in scene.files if not key.endswith(".lock")]
     cases: list[tuple[Act, str]] = [
         (act, key)
         for key in files
         for act in (delete, swap, take_others)
-        if act is not swap or next_of_kind(scene, key) != key
+        if act is not swap or next_similar(scene, key) != key
     ]
     directories = {str(Path(key).parent): key for key in files if key.count("/") > 1}
     for directory, key in directories.items():
         cases.append((take_others_directory, key))
-        if DIRECTORY not in directory:  # a run with one checkpoint less is a sound run
+        if DIRECTORY not in directory:  # a run with one checkpoint fewer is sound
             cases.append((delete_directory, key))
     return cases
 
 
 def judge(scene: Scene, copy: Subject, key: str, *more: str) -> str:
-    """How a case ended, after something was done to the file `key` of a copy, and to `more`."""
+    """Return the outcome of a case that damaged the file `key` of a copy, and `more`."""
     artefact = key.partition("/")[0]
     verified = run_here("verify", copy.home / artefact, "--quiet")
     assert verified.code in (0, 3), f"{key}: verify ended with {verified}"
     if verified.code == 3:
-        told = verified.out + verified.err
-        assert any(names_place(told, copy.home / at) for at in (key, *more)), f"{key}: {verified}"
+        report = verified.out + verified.err
+        assert any(names_place(report, copy.home / at) for at in (key, *more)), f"{key}: {verified}"
     refused = []
-    documented = (0, 3, 4) if key.endswith(RECORD) else (0, 3)  # 4: not ours, or another run
+    documented = (0, 3, 4) if key.endswith(RECORD) else (0, 3)  # 4: a foreign or another run
     for use in uses(key):
         ended = use(scene, copy, key)
         assert ended.code in documented, f"{key}: {use.__name__} ended with {ended}"
@@ -219,7 +218,7 @@ def judge(scene: Scene, copy: Subject, key: str, *more: str) -> str:
 
 
 def names_place(text: str, path: Path) -> bool:
-    """Whether a message names the file, what it is a part of, or the chunk with its split."""
+    """Return whether a message names the file, its artefact, or its chunk and split."""
     places = [path, path.parent, *([path.parent.parent] if "Chunk " in text else [])]
     return any(f"{place}" in text for place in places)
 
@@ -228,33 +227,33 @@ Use = Callable[[Scene, Subject, str], Ended]
 
 
 def uses(key: str) -> tuple[Use, ...]:
-    """The commands that have a use for a file."""
+    """Return the commands that read a file."""
     artefact, first, *_ = key.split("/")
     if artefact == "dataset":
         return inspect, train_anew, score_anew
     if first == SCORES:
         return (score_again,)
-    return inspect, go_on, score_latest_of
+    return inspect, resume, score_latest_of
 
 
 def inspect(scene: Scene, copy: Subject, key: str) -> Ended:
-    """Tell what is there; what it reads only to count bytes it need not refuse."""
+    """Run `inspect`, which need not refuse files that it only counts."""
     return run_here("inspect", copy.home / key.partition("/")[0], "--quiet")
 
 
 def train_anew(scene: Scene, copy: Subject, key: str) -> Ended:
-    """Train from the first step: the same parameters, metrics and order."""
+    """Train from the first step, to the same parameters, metrics and order."""
     return train_to_the_end(scene, copy, copy.home / "new-run")
 
 
-def go_on(scene: Scene, copy: Subject, key: str) -> Ended:
-    """Go on from the checkpoint that was hit, or the one before: to the same end."""
+def resume(scene: Scene, copy: Subject, key: str) -> Ended:
+    """Resume from the damaged checkpoint or the one before, to the same result."""
     with halted(copy, hit_checkpoint(scene, key)) as run:
         return train_to_the_end(scene, copy, run)
 
 
 def train_to_the_end(scene: Scene, copy: Subject, run: Path) -> Ended:
-    """Train; what comes of it, if anything does, is the oracle's."""
+    """Train; a training that succeeds must have the oracle's result."""
     ended = run_here(*copy.train, "--run", run)
     if ended.code == 0:
         assert scene.outcome["run"] == run_outcome(open_location(run)), "another training"
@@ -262,41 +261,41 @@ def train_to_the_end(scene: Scene, copy: Subject, run: Path) -> Ended:
 
 
 def score_anew(scene: Scene, copy: Subject, key: str) -> Ended:
-    """Score as if it had not been done before: the same predictions."""
+    """Score without existing scores, to the same predictions."""
     shutil.rmtree(copy.run / SCORES)
     return score_again(scene, copy, key)
 
 
 def score_again(scene: Scene, copy: Subject, key: str) -> Ended:
-    """Score what may be done already, and write it all out: the same predictions."""
+    """Score, perhaps from existing scores, and write --out, to the same predictions."""
     ended = run_here(*copy.score, "--out", copy.home / "scores.csv")
     if ended.code == 0:
-        found = scores_outcome(open_location(copy.run / SCORES))
-        assert scene.outcome["scores"] == found, "another scoring"
+        outcome = scores_outcome(open_location(copy.run / SCORES))
+        assert scene.outcome["scores"] == outcome, "another scoring"
     return ended
 
 
 def score_latest_of(scene: Scene, copy: Subject, key: str) -> Ended:
-    """Score with the checkpoint that was hit: the same predictions, or a warning that names it."""
+    """Score with the damaged checkpoint: the same predictions, or a warning that names it."""
     name = hit_checkpoint(scene, key)
     with halted(copy, name) as run:
-        ended, found = score_latest(copy, run)
+        ended, outcome = score_latest(copy, run)
         if ended.code == 0 and f"Checkpoint {name} is not used" not in ended.err:
-            assert scene.scores_at[name] == found, "another scoring"
+            assert scene.scores_at[name] == outcome, "another scoring"
     return ended
 
 
 def hit_checkpoint(scene: Scene, key: str) -> str:
-    """The checkpoint that a file is of; the newest one where it is of none."""
+    """Return the checkpoint of a file; the newest one for any other file."""
     parts = key.split("/")
     return parts[2] if parts[1] == DIRECTORY else checkpoints(scene.whole)[-1]
 
 
 def fall_back(scene: Scene, case: int, chance: random.Random) -> str:
-    """Damage the newest checkpoints, or all of them, each in one of its files.
+    """Damage some of the newest checkpoints, or all of them, each in one file.
 
-    Each is named by a warning, the newest sound one is used, and the end is the same; where none
-    is sound, that is refused, and nothing is changed.
+    Each is named in a warning, and the training resumes from the newest sound one to the same
+    result. If none is sound, the training is refused, and nothing is changed.
     """
     names = checkpoints(scene.whole)
     hit = names[-1 - case % len(names) :]
@@ -304,7 +303,7 @@ def fall_back(scene: Scene, case: int, chance: random.Random) -> str:
         for name in hit:
             path = copy.run / DIRECTORY / name / chance.choice((STATE, MANIFEST))
             path.write_bytes(with_flipped_bit(path.read_bytes().rstrip(), chance))
-        before = tree(copy.run) | {LOCK: None}  # which names its last holder
+        before = tree(copy.run) | {LOCK: None}  # the lock names its last holder
         ended = train_to_the_end(scene, copy, copy.run)
         for name in hit:
             assert f"Checkpoint {name} is not used" in ended.err, f"{name}: {ended}"

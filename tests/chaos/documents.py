@@ -1,8 +1,7 @@
-"""Documents that lie: what the commands made, with anything in any place, and sealed anew.
+"""Forged documents: arbitrary values in any place of what the commands made, with valid seals.
 
-A forgery is drawn as a list of edits, numbers and values that mean something for any document, and
-is then applied to one target of a copy of the subject. What a seal, digest or size vouches for is
-vouched for again, so that it is what the document says that is put to the test.
+A forgery is drawn as a list of edits that can be applied to any document. Seals, digests and sizes
+are then recomputed, so that the contents themselves are tested.
 """
 
 import hashlib
@@ -28,10 +27,10 @@ from tests.commands.sets import PACK
 
 Json = Any
 Edits = list[tuple[int, str, Json]]
-"""Which place of a document, what is done there, and with what value."""
+"""The number of a place in a document, the kind of edit, and its value."""
 
 OUTSIDE = "outside"
-"""A directory beside the subject's copy, in which nothing may be opened."""
+"""A directory beside the copy of the subject in which nothing may be opened."""
 
 STRINGS = (
     *("", "..", "/etc/passwd", "a\0b", "\ud800", "\x1b[2J", "é" * 300, "validation", "1"),
@@ -62,34 +61,27 @@ values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
     max_leaves=4,
 ) | st.sampled_from([100, 400, 900]).map(_nested)
-edits = st.lists(
-    st.tuples(
-        st.integers(0, 2**16),
-        st.sampled_from(["replace", "replace", "remove", "add", "repeat"]),
-        values,
-    ),
-    min_size=1,
-    max_size=3,
-)
+acts = st.sampled_from(["replace", "replace", "remove", "add", "repeat"])
+edits = st.lists(st.tuples(st.integers(0, 2**16), acts, values), min_size=1, max_size=3)
 
 
 @dataclass(frozen=True)
 class Target:
-    """What can be forged, how, and which commands look at it."""
+    """A document to forge, and the commands that read it."""
 
     draw: st.SearchStrategy[Any]
-    """Of what `forge` is given."""
+    """Draws the argument of `forge`."""
     forge: Callable[[Subject, Any], None]
     artefact: str
-    """What commands are to use: `source`, `dataset`, `attributes`, `run`, `scores`, `config`."""
+    """Chooses the commands: `source`, `dataset`, `attributes`, `run`, `scores` or `config`."""
 
 
 def apply(document: Json, changes: Edits) -> Json:
-    """A copy of a document with changes: each place counts, however deep it lies."""
+    """Return a copy of a document with changes at any depth."""
     root = [json.loads(json.dumps(document))]
     for number, act, value in changes:
-        found = list(_places(root))
-        holder, key = found[number % len(found)]
+        candidates = list(_places(root))
+        holder, key = candidates[number % len(candidates)]
         if act == "remove" and holder is not root:
             del holder[key]
         elif act == "add" and isinstance(holder[key], dict):
@@ -104,14 +96,14 @@ def apply(document: Json, changes: Edits) -> Json:
 
 
 def _places(node: Json) -> "list[tuple[Any, Any]]":
-    """Every place below a node, as what holds it and under which key or index."""
+    """Return every place below a node, as its container and its key or index."""
     keys = node.keys() if isinstance(node, dict) else range(len(node))
-    found = []
+    below = []
     for key in list(keys):
-        found.append((node, key))
+        below.append((node, key))
         if isinstance(node[key], dict | list):
-            found += _places(node[key])
-    return found
+            below += _places(node[key])
+    return below
 
 
 def _read(path: Path) -> Json:
@@ -119,7 +111,7 @@ def _read(path: Path) -> Json:
 
 
 def _bytes(document: Json, *, sealed_too: bool = True, line: bool = False) -> bytes:
-    """A document as text; sealed where it is one that can be."""
+    """Return a document as text, sealed if possible."""
     with suppress(ValueError, RecursionError, AttributeError, TypeError):
         if sealed_too:
             document = documents.seal(document)
@@ -130,7 +122,7 @@ def _bytes(document: Json, *, sealed_too: bool = True, line: bool = False) -> by
 
 
 def _write_group(path: Path, document: Json) -> None:
-    """A Zarr group's document, sealed among its attributes."""
+    """Write a Zarr group's document, sealed in its attributes if possible."""
     with suppress(ValueError, RecursionError, AttributeError, TypeError, KeyError):
         document = trees.seal_group(document)
     path.write_bytes(_bytes(document, sealed_too=False))
@@ -141,7 +133,7 @@ def _sha256(path: Path) -> str:
 
 
 def forge_dataset_root(subject: Subject, changes: Edits) -> None:
-    """The dataset's attributes, their digest and their seal."""
+    """Forge the dataset's attributes, with their digest and seal."""
     path = subject.dataset / METADATA_NAME
     document = _read(path)
     attributes = document["attributes"] = apply(document["attributes"], changes)
@@ -159,7 +151,7 @@ def forge_dataset_root(subject: Subject, changes: Edits) -> None:
 
 
 def forge_dataset_arrays(subject: Subject, changes: Edits) -> None:
-    """The metadata of the dataset's groups and arrays, and their digests in the root."""
+    """Forge the metadata of a group or array of the dataset, with its digest in the root."""
     paths = sorted(subject.dataset.glob(f"*/**/{METADATA_NAME}"))
     path = paths[changes[0][0] % len(paths)]
     path.write_bytes(_bytes(apply(_read(path), changes), sealed_too=False))
@@ -171,7 +163,7 @@ def forge_dataset_arrays(subject: Subject, changes: Edits) -> None:
 
 
 def forge_record(subject: Subject, changes: Edits) -> None:
-    """run.json."""
+    """Forge run.json."""
     path = subject.run / RECORD
     path.write_bytes(_bytes(apply(_read(path), changes)))
 
@@ -181,7 +173,7 @@ def _newest(subject: Subject) -> Path:
 
 
 def forge_manifest(subject: Subject, changes: Edits, *, progress: bool = False) -> None:
-    """A checkpoint's manifest, or its progress alone, and the metrics that it says."""
+    """Forge a checkpoint's manifest, or its progress only, with the same metrics.jsonl."""
     path = _newest(subject) / MANIFEST
     document = _read(path)
     if progress:
@@ -195,7 +187,7 @@ def forge_manifest(subject: Subject, changes: Edits, *, progress: bool = False) 
 
 
 def forge_metrics(subject: Subject, changes: Edits) -> None:
-    """The lines of metrics, each sealed; the checkpoint's copy of them stays."""
+    """Forge the lines of metrics.jsonl, each sealed, but not the checkpoint's copy of them."""
     path = subject.run / METRICS
     lines = apply([json.loads(line) for line in path.read_bytes().splitlines()], changes)
     whole = lines if isinstance(lines, list) else [lines]
@@ -203,7 +195,7 @@ def forge_metrics(subject: Subject, changes: Edits) -> None:
 
 
 def forge_tensors(subject: Subject, changes: Edits) -> None:
-    """The header of a checkpoint's tensors; the manifest has the file's size and digest."""
+    """Forge the header of a checkpoint's tensors, with its size and digest in the manifest."""
     path = _newest(subject) / STATE
     data = path.read_bytes()
     size = struct.unpack("<Q", data[:8])[0]
@@ -216,7 +208,7 @@ def forge_tensors(subject: Subject, changes: Edits) -> None:
 
 
 def forge_scoring(subject: Subject, changes: Edits) -> None:
-    """A complete scoring's attributes."""
+    """Forge the attributes of complete scores."""
     path = subject.scoring / METADATA_NAME
     document = _read(path)
     document["attributes"] = apply(document["attributes"], changes)
@@ -224,7 +216,7 @@ def forge_scoring(subject: Subject, changes: Edits) -> None:
 
 
 def forge_quality(subject: Subject, changes: Edits) -> None:
-    """A complete scoring's metrics, and their digest in its attributes."""
+    """Forge the metrics of complete scores, with their digest in the attributes."""
     path = subject.scoring / "metrics.json"
     path.write_bytes(_bytes(apply(_read(path), changes)))
     document = _read(subject.scoring / METADATA_NAME)
@@ -233,7 +225,7 @@ def forge_quality(subject: Subject, changes: Edits) -> None:
 
 
 SPARSE_BYTES = 2**40
-"""A file that says to be this long and takes no space."""
+"""Apparent size of a sparse file, which takes no space."""
 
 TEXTS = (
     *(b"", b"null", b"[]", b"[" * 100_000, b'{"a":' * 100_000, b"1" * 10_000, b"\xff\xfe{}"),
@@ -242,36 +234,33 @@ TEXTS = (
     b'{"attributes": {"format": "mnist-stream scores", "format_version": 1, "complete": true}}',
     b'{"format": "mnist-stream run", "format_version": 1}',
 )
-KINDS = ("text", "sparse", "pipe", "directory", "link", "linked", "loop", "nowhere")
-places = st.tuples(st.integers(0, 2**16), st.sampled_from(KINDS), st.sampled_from(TEXTS))
+FILES = ("text", "sparse", "pipe", "directory")
+LINKS = ("moved", "secret", "loop", "nowhere")
+places = st.tuples(st.integers(0, 2**16), st.sampled_from(FILES + LINKS), st.sampled_from(TEXTS))
 
 
 def replace_place(artefact: str, subject: Subject, drawn: Any) -> None:
-    """A file, or for links a directory too, replaced by something else altogether.
+    """Replace a file by another type of file, or a file or directory by a symlink.
 
-    A `link` leads to what lay there, moved outside; a `linked` one to another file outside.
+    The link `moved` leads to the original outside, `secret` to another file there.
     """
-    number, kind, text = drawn
-    paths = sorted(
-        path
-        for path in (subject.home / artefact).rglob("*")
-        if path.is_file() or kind in ("link", "linked", "loop", "nowhere")
-    )
+    number, replacement, text = drawn
+    paths = sorted((subject.home / artefact).rglob("*"))
+    paths = [path for path in paths if path.is_file() or replacement in LINKS]
     path = paths[number % len(paths)]
     outside = subject.home.parent / OUTSIDE
     path.rename(outside / "moved")
-    if kind == "text":
+    if replacement == "text":
         path.write_bytes(text)
-    elif kind == "sparse":
+    elif replacement == "sparse":
         path.touch()
         os.truncate(path, SPARSE_BYTES)
-    elif kind == "pipe":
+    elif replacement == "pipe":
         os.mkfifo(path)
-    elif kind == "directory":
+    elif replacement == "directory":
         path.mkdir()
     else:
-        leads_to = {"link": outside / "moved", "linked": outside / "secret", "loop": path}
-        path.symlink_to(leads_to.get(kind, outside / "nothing"))
+        path.symlink_to(path if replacement == "loop" else outside / replacement)
 
 
 idx_heads = st.tuples(
@@ -287,16 +276,15 @@ idx_heads = st.tuples(
 
 
 def forge_idx(subject: Subject, drawn: Any) -> None:
-    """One IDX file of the source: any header, any content, packed in any way, and cut."""
+    """Forge an IDX file of the source: any header, content and compression, perhaps truncated."""
     first, code, dimensions, sizes, content, form, number, cut = drawn
     paths = sorted(subject.source.iterdir())
     path = paths[number]
     data = struct.pack(f">BBBB{len(sizes)}I", 0, first, code, dimensions, *sizes) + content
     packed = PACK[form](data)
     path.unlink()
-    path.with_name(path.name + form).write_bytes(
-        packed[: len(packed) - cut if cut % 4 == 0 else None]
-    )
+    kept = packed[: len(packed) - cut] if cut % 4 == 0 else packed
+    path.with_name(path.name + form).write_bytes(kept)
 
 
 TOML = (
@@ -318,11 +306,11 @@ toml_documents = st.lists(toml_lines, min_size=1, max_size=3)
 
 
 def forge_config(subject: Subject, drawn: Any) -> None:
-    """A configuration in TOML: settings of ours and others, with any value."""
+    """Write a TOML configuration with known and unknown settings of any value."""
     names = list(subject.config.to_json())
     lines = [f"{names[number % len(names)]}{end} = {value}\n" for number, end, value in drawn]
     if not any(line.startswith("batch_size ") for line in lines):
-        lines.append(f"batch_size = {subject.config.batch_size}\n")  # as the tiny set needs it
+        lines.append(f"batch_size = {subject.config.batch_size}\n")  # the tiny set needs it
     (subject.home / "config.toml").write_text("".join(lines), errors="surrogatepass")
 
 

@@ -1,4 +1,4 @@
-"""Every operation that changes the disk fails, each in its turn: once, and for ever after."""
+"""Each operation that changes the disk fails in turn: once, or from then on."""
 
 import errno
 import os
@@ -17,25 +17,25 @@ from tests.chaos.tally import Experiment
 from tests.commands.process import run_here
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EACCES)
-MODES = ("once", "for ever")
+MODES = ("once", "from then on")
 
 
 def _try_fault(stage: Stage, case: int, chance: random.Random) -> str:
-    """Fail an operation; the command says so, spoils nothing, and run again does its work."""
+    """Fail an operation; the command reports it, damages nothing, and succeeds when run again."""
     case, mode = divmod(case, len(MODES))
-    number, kind = divmod(case, len(ERRORS))
+    number, code = divmod(case, len(ERRORS))
     with stage.subject() as subject:
         command = stage.command(subject)
         files = _open_files()
-        with failing(number, ERRORS[kind], MODES[mode], chance) as failed:
+        with failing(number, ERRORS[code], MODES[mode], chance) as failed:
             ended = run_here(*command)
         assert failed, f"there is no operation {number}: {ended}"
         doing = (
-            f"operation {number}, {failed[0]}, fails {MODES[mode]} ({os.strerror(ERRORS[kind])})"
+            f"operation {number}, {failed[0]}, fails {MODES[mode]} ({os.strerror(ERRORS[code])})"
         )
         try:
             if ended.code != 0:
-                check_refusal(ended.code, ended.err, ERRORS[kind])
+                check_refusal(ended.code, ended.err, ERRORS[code])
             stage.check_between(subject)
             assert files >= _open_files(), "a file stays open"
             again = run_here(*command)
@@ -50,10 +50,10 @@ def _try_fault(stage: Stage, case: int, chance: random.Random) -> str:
 def failing(
     number: int, error_number: int, mode: str, chance: random.Random
 ) -> Iterator[list[str]]:
-    """Let operation `number` fail, and all later ones where `mode` says for ever.
+    """Let operation `number` fail, and with `mode` "from then on" all later ones too.
 
-    Gives the names of those that did. A write that fails has written some; a close that fails has
-    closed, as on Linux.
+    Yields the names of those that failed. A failing write writes a part; a failing close closes the
+    file, as on Linux.
     """
     failed: list[str] = []
     count = 0
@@ -76,7 +76,7 @@ def failing(
 
 
 def check_refusal(code: int, text: str, error_number: int) -> None:
-    """The documented exit code, and one or two whole sentences that name place and cause."""
+    """Check the exit code, and that the message is one or two sentences with place and cause."""
     assert UnreachableError.exit_code == code, f"exit code {code}: {text}"
     assert "Traceback" not in text, text
     assert text.startswith("Error: Cannot "), text
@@ -87,10 +87,10 @@ def check_refusal(code: int, text: str, error_number: int) -> None:
 
 
 def _open_files() -> int:
-    """Files and directories that are open; not the pipes of the threads that Zarr keeps."""
+    """Return the number of open files and directories, without the pipes of Zarr's threads."""
     count = 0
     for descriptor in Path("/proc/self/fd").iterdir():
-        with suppress(FileNotFoundError):  # the listing's own
+        with suppress(FileNotFoundError):  # the descriptor of this listing
             count += os.readlink(descriptor).startswith("/")
     return count
 

@@ -1,8 +1,8 @@
-"""Hostile files: whatever they say, commands end with a documented exit, in bounded memory.
+"""Hostile files: commands end with a documented exit code and in bounded memory.
 
-Hypothesis draws the forgeries (see `documents`). A session of them runs in a process of its own,
-whose address space and processor time are limited, and in which an audit hook watches: nothing is
-unpickled, and nothing outside what the command was given is opened, moved or removed.
+Hypothesis draws the forgeries (see `documents`). Each session runs in a process with limited
+address space and processor time, whose audit hook checks that nothing is unpickled and that nothing
+outside the given places is opened, moved or removed.
 
     python -m tests.chaos.hostile SUBJECT EXAMPLES SEED TARGET...
 """
@@ -34,28 +34,28 @@ from tests.commands.sets import tree
 
 DOCUMENTED = (0, 2, 3, 4, 5, 6)
 MEMORY = 2**30
-"""Bytes of address space that commands may take, beyond what the imports took."""
+"""Bytes of address space that commands may use in addition to the imports."""
 STACK = 2**19
-"""Bytes of a thread's stack: the system's own choice would count as memory taken."""
+"""Bytes of a thread's stack; the system's larger default would count as used memory."""
 PROCESSOR_SECONDS = 30
-"""Of one example; most take a hundredth."""
+"""Limit for one example; most take a hundredth of it."""
 SECRET = b"not for you"
 DASK = "dask."
-"""Dask pickles its own graphs, in memory, to name them."""
+"""Prefix of modules that may be unpickled: Dask pickles its graphs in memory to name them."""
 FOLLOWING = ("open", "os.truncate", "os.chmod", "os.mkdir", "os.listdir", "os.scandir")
-"""Audited operations that go where a link leads."""
+"""Audited operations that follow symlinks."""
 NOT_FOLLOWING = ("os.rename", "os.remove", "os.rmdir")
-"""Those that are done to the link itself."""
+"""Audited operations on the link itself."""
 EXAMPLES = 100
-"""Of one session, which is one case of an experiment."""
+"""Examples of one session, which is one case of an experiment."""
 SAMPLE_EXAMPLES = 5
-"""Of each target in the one session that has them all."""
+"""Examples of each target in the session that has all targets."""
 
 
 def try_targets(
     examples: int, targets: tuple[str, ...], scene: Scene, case: int, chance: random.Random
 ) -> str:
-    """A session over targets, so many examples of each, in a process of its own."""
+    """Run a session in a new process, with `examples` of each target."""
     session = (str(scene.whole.home), str(examples), str(chance.randrange(2**32)), *targets)
     ended = subprocess.run(
         [sys.executable, "-m", "tests.chaos.hostile", *session],
@@ -71,11 +71,11 @@ def try_targets(
 
 
 class Watch:
-    """An audit hook that notes what must not happen while a command runs."""
+    """An audit hook that records what must not happen while a command runs."""
 
     def __init__(self) -> None:
         self.outside: str | None = None
-        """The directory, resolved, in which nothing may be touched; None while nothing runs."""
+        """The resolved directory in which nothing may be touched; None while no command runs."""
         self.seen: list[str] = []
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
@@ -90,22 +90,22 @@ class Watch:
 
     def _look(self, event: str, path: Path) -> None:
         if event in FOLLOWING:
-            found = os.path.realpath(path)
+            target = os.path.realpath(path)
         else:
-            found = os.path.join(os.path.realpath(path.parent), path.name)
-        if self.outside is not None and f"{found}/".startswith(f"{self.outside}/"):
+            target = os.path.join(os.path.realpath(path.parent), path.name)
+        if self.outside is not None and f"{target}/".startswith(f"{self.outside}/"):
             self.seen.append(f"{event} {path}")
 
 
 def run_session(home: Path, examples: int, number: int, names: list[str]) -> None:
-    """All examples of a session, in this process, which is limited from here on."""
+    """Run all examples of a session in this process, under limits from then on."""
     watch = Watch()
     sys.addaudithook(watch)
     threading.stack_size(STACK)
     signal.signal(signal.SIGPROF, give_up)
     subject = Subject(home, home / "source", CONFIG)
     artefacts = {target.artefact for target in TARGETS.values()}
-    for artefact in artefacts:  # has everything imported that the commands import
+    for artefact in artefacts:  # imports everything before the memory is limited
         with copied(subject) as copy:
             for arguments in commands(copy, artefact, plain=True):
                 run_well(arguments)
@@ -115,7 +115,7 @@ def run_session(home: Path, examples: int, number: int, names: list[str]) -> Non
 
 
 def try_target(subject: Subject, name: str, examples: int, number: int, watch: Watch) -> None:
-    """So many forgeries of one target; raises for the simplest that ends badly."""
+    """Try forgeries of one target; raise for the simplest one that ends badly."""
     target = TARGETS[name]
 
     @seed(number)
@@ -136,7 +136,7 @@ def try_target(subject: Subject, name: str, examples: int, number: int, watch: W
 
 
 def watched(copy: Subject, target: Target, watch: Watch) -> None:
-    """Run the commands that look at a forgery; raises where one does not end as documented."""
+    """Run the commands that read a forgery; raise if one does not end as documented."""
     outside = copy.home.parent / OUTSIDE
     watch.seen.clear()
     before = tree(outside)
@@ -156,7 +156,7 @@ def watched(copy: Subject, target: Target, watch: Watch) -> None:
 
 @contextmanager
 def copied(subject: Subject) -> Iterator[Subject]:
-    """A copy of a subject, its source too, and beside it a directory that is not its own."""
+    """Copy a subject with its source, beside a directory `OUTSIDE` with a secret file."""
     with TemporaryDirectory(prefix="hostile-") as directory:
         outside = Path(directory) / OUTSIDE
         outside.mkdir()
@@ -167,7 +167,7 @@ def copied(subject: Subject) -> Iterator[Subject]:
 
 
 def commands(subject: Subject, artefact: str, *, plain: bool = False) -> list[list[str]]:
-    """The commands that look at what was forged, the reading ones first; `plain` before it is."""
+    """Return the commands that read an artefact; `plain` are those for one that is not forged."""
     if artefact == "source":
         return [[*subject.ingest, "--out", str(subject.home / "new")]]
     if artefact == "config":
@@ -193,7 +193,7 @@ def commands(subject: Subject, artefact: str, *, plain: bool = False) -> list[li
 
 
 def limit_memory() -> None:
-    """Let the address space grow by no more than `MEMORY` from here on."""
+    """Limit the further growth of the address space to `MEMORY`."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     most = pages * resource.getpagesize() + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
@@ -201,7 +201,7 @@ def limit_memory() -> None:
 
 @contextmanager
 def limited_time() -> Iterator[None]:
-    """Give up on what takes too much of the processor, by an error in whatever is running."""
+    """Raise `TimeoutError` in a block that uses too much processor time."""
     signal.setitimer(signal.ITIMER_PROF, PROCESSOR_SECONDS)
     try:
         yield
@@ -210,14 +210,14 @@ def limited_time() -> Iterator[None]:
 
 
 def give_up(number: int, frame: Any) -> None:
-    """The handler of the timer's signal."""
+    """Raise `TimeoutError`; the handler of the timer's signal."""
     raise TimeoutError(f"more than {PROCESSOR_SECONDS} s of the processor")
 
 
 SAMPLE = Experiment(
     "hostile-sample", partial(try_targets, SAMPLE_EXAMPLES, tuple(TARGETS)), 1, scene
 )
-"""All targets in one session: the short part."""
+"""All targets in one short session."""
 EXPERIMENTS = (
     SAMPLE,
     *(

@@ -1,7 +1,7 @@
-"""SIGKILL at random moments: the same command, run again to its end, gives what it always gives.
+"""SIGKILL at random moments: the same command, run again, produces the undisturbed result.
 
-Each case kills its command once or twice in a row, and after each kill looks at what is on the
-disk as a reader would: what counts as there is whole.
+Each case kills its command once or twice in a row. After each kill a reader finds only complete
+artefacts on the disk.
 """
 
 import os
@@ -16,14 +16,14 @@ from tests.chaos.tally import TooLateError
 
 KILLS_IN_A_ROW = (1, 1, 2)
 IN_START_UP = 0.1
-"""The share of kills before the command holds its lock."""
+"""The probability of a kill before the command holds its lock."""
 
 COUNTS = {"train": 200, "ingest": 50, "replace": 50, "score": 100}
-"""Cases of the long run, by the job that is killed."""
+"""Cases of the long run for each job."""
 
 
 def kill(name: str, scene: Scene, case: int, chance: random.Random) -> str:
-    """Kill a job once or twice, then let it end."""
+    """Kill a job once or twice, then run it to its end."""
     with scene.job(name) as job:
         for number in range(chance.choice(KILLS_IN_A_ROW)):
             if killed(job, chance):
@@ -35,7 +35,7 @@ def kill(name: str, scene: Scene, case: int, chance: random.Random) -> str:
 
 
 def killed(job: Job, chance: random.Random) -> bool:
-    """Start a job and kill it at a random moment; False where it had ended well before."""
+    """Start a job and kill it at a random moment; return False if it ended well before that."""
     early = chance.random() < IN_START_UP
     moment = chance.uniform(0, job.work.start_up if early else job.work.writing)
     with started(job.command) as process:
@@ -43,23 +43,23 @@ def killed(job: Job, chance: random.Random) -> bool:
             process, moment, signal.SIGKILL
         ):
             return True
-        found = ended(process)
-    assert 0 == found.code, found.err
+        result = ended(process)
+    assert 0 == result.code, result.err
     return False
 
 
 def kill_a_fork(scene: Scene, case: int, chance: random.Random) -> str:
-    """Kill a process that helps a training to compute; the training itself goes on to its end."""
+    """Kill the processes that compute for a training; the training itself continues to its end."""
     with scene.job("train") as job, started(job.command) as process:
         wait_at_work(process, job.command, chance.uniform(0, job.work.writing))
-        helping = forks(process.pid)
-        if not helping:
+        helpers = forks(process.pid)
+        if not helpers:
             raise TooLateError
-        for fork in helping:
+        for fork in helpers:
             with suppress(ProcessLookupError):
                 os.kill(fork, signal.SIGKILL)
-        found = ended(process)
-        assert 0 == found.code, found.err
+        result = ended(process)
+        assert 0 == result.code, result.err
         job.check()
     return "survived"
 

@@ -1,8 +1,8 @@
-"""What grows with each epoch or scoring in one process: no open files, no threads, no memory.
+"""Open files, threads and memory do not grow with the epochs or scorings of a process.
 
     python -m tests.chaos.leaks JOB COUNT
 
-does so many epochs of a training, or so many scorings, and prints what it held after each.
+runs COUNT epochs of a training, or COUNT scorings, and prints what it held after each.
 """
 
 import gc
@@ -29,14 +29,14 @@ JOBS = ("train", "score")
 TIMES = 200
 """Epochs or scorings in the long run."""
 MEMORY_SLACK = 3 * 2**20
-"""Bytes that the second half may need above the first: the allocator's, and lines of metrics."""
+"""Bytes by which the second half may exceed the first, for the allocator and metrics."""
 
 Held = dict[str, int]
 
 
 def repeat(name: str, count: int, *case: Any) -> str:
-    """Repeat a job in a process of its own: its second half holds no more than its first."""
-    found = subprocess.run(
+    """Repeat a job in a new process, whose second half must hold no more than its first."""
+    process = subprocess.run(
         [sys.executable, "-W", "error", "-m", "tests.chaos.leaks", name, str(count)],
         cwd=REPOSITORY,
         check=False,
@@ -44,8 +44,8 @@ def repeat(name: str, count: int, *case: Any) -> str:
         text=True,
         timeout=GIVEN_UP,
     )
-    assert 0 == found.returncode, found.stderr
-    held: list[Held] = json.loads(found.stdout)
+    assert 0 == process.returncode, process.stderr
+    held: list[Held] = json.loads(process.stdout)
     assert count == len(held)
     first, second = held[: count // 2], held[count // 2 :]
     for what, slack in (("files", 0), ("threads", 0), ("memory", MEMORY_SLACK)):
@@ -56,7 +56,7 @@ def repeat(name: str, count: int, *case: Any) -> str:
 
 
 def holds() -> Held:
-    """What this process holds: open files, threads, and bytes of memory."""
+    """Return this process's open files, threads and bytes of memory."""
     gc.collect()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return {
@@ -66,8 +66,8 @@ def holds() -> Held:
     }
 
 
-class _Holding:
-    """Looks after each epoch."""
+class _HeldAfterEpochs:
+    """A progress callback that records what the process holds after each epoch."""
 
     def __init__(self) -> None:
         self.held: list[Held] = []
@@ -78,14 +78,14 @@ class _Holding:
 
 
 def repeat_here(name: str, count: int) -> list[Held]:
-    """What this process holds after each epoch of a training, or after each of many scorings."""
+    """Return what this process holds after each epoch of a training, or after each scoring."""
     with TemporaryDirectory(prefix="chaos-") as directory:
         subject = undisturbed(Path(directory))
         if name == "train":
-            holding = _Holding()
+            recorder = _HeldAfterEpochs()
             config = longer(epochs=count)
-            train(config, dataset=subject.dataset, run=subject.home / "long", progress=holding)
-            return holding.held
+            train(config, dataset=subject.dataset, run=subject.home / "long", progress=recorder)
+            return recorder.held
         held = []
         for _ in range(count):
             shutil.rmtree(subject.run / SCORES)

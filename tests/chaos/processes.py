@@ -1,4 +1,4 @@
-"""Real processes of the commands, watched for the moment from which they may write, and ended."""
+"""Start real processes of the commands, wait until they hold their lock, and end them."""
 
 import fcntl
 import json
@@ -15,12 +15,12 @@ from tests.chaos.tally import TooLateError
 from tests.commands.process import MODULE, REPOSITORY, Ended, start_pipeline
 
 GIVEN_UP = 300.0
-"""Seconds after which a process that should have ended is a failure: it hangs."""
+"""Seconds after which a process counts as hanging."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command's arguments, and the file of the lock that it writes under."""
+    """A command's arguments and its lock file."""
 
     arguments: tuple[str, ...]
     lock: Path
@@ -28,22 +28,21 @@ class Command:
 
 @dataclass(frozen=True)
 class Work:
-    """How long a command takes where nothing disturbs it, in seconds."""
+    """The duration of an undisturbed command in seconds."""
 
     start_up: float
-    """From its start to its lock."""
+    """From its start until it holds the lock."""
     writing: float
-    """From its lock to its end."""
+    """From then until its end."""
 
 
 @contextmanager
 def started(
     command: Command, *module: str, env: dict[str, str] | None = None
 ) -> Iterator["subprocess.Popen[str]"]:
-    """The command in a new process, which does not outlive the block.
+    """Start the command in a new process, which is killed at the end of the block.
 
-    It is `pipeline`'s or, where one is named, that of another module with the arguments it takes
-    before the command's.
+    It is run by `pipeline` or by another `module`, given with the arguments that come first.
     """
     process = start_pipeline(*command.arguments, cwd=REPOSITORY, env=env, module=module or MODULE)
     try:
@@ -60,33 +59,33 @@ def run(command: Command) -> Ended:
 
 
 def ended(process: "subprocess.Popen[str]") -> Ended:
-    """Wait for a process's end."""
+    """Wait for the end of a process."""
     out, err = process.communicate(timeout=GIVEN_UP)
     return Ended(process.returncode, out, err)
 
 
 def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]") -> bool:
-    """Wait until something has come true; False where the process has ended before it."""
+    """Wait for a condition; return False if the process ended before."""
     while not condition():
         if process.poll() is not None:
             return False
-        time.sleep(0.001)  # lets the process work meanwhile; nothing depends on how long
+        time.sleep(0.001)  # only to leave the processor to the process
     return True
 
 
 def wait_for_lock(process: "subprocess.Popen[str]", command: Command) -> bool:
-    """Wait until the process holds its lock; False where it has ended without, or after it."""
+    """Wait until the process holds its lock; return False if it has ended."""
     return wait_for(lambda: holder(command.lock) == process.pid, process)
 
 
 def wait_at_work(process: "subprocess.Popen[str]", command: Command, seconds: float) -> None:
-    """Let the process work for so many seconds from its lock on; it is not to end before."""
+    """Wait until the process has held its lock for some seconds; raise if it ended before."""
     if not wait_for_lock(process, command) or has_ended(process, seconds):
         raise TooLateError(command.arguments[0])
 
 
 def holder(lock: Path) -> int | None:
-    """The process that a lock file names, if any."""
+    """Return the process that a lock file names, if any."""
     try:
         return int(json.loads(lock.read_bytes())["process"])
     except (OSError, ValueError):
@@ -94,7 +93,7 @@ def holder(lock: Path) -> int | None:
 
 
 def is_held(lock: Path) -> bool:
-    """Whether any process holds a lock, whatever its file says."""
+    """Return whether any process holds a lock, whatever its file says."""
     try:
         with open(lock) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -106,18 +105,18 @@ def is_held(lock: Path) -> bool:
 
 
 def measure(command: Command) -> Work:
-    """Run the command undisturbed to see how long it takes."""
+    """Run the command undisturbed and measure its duration."""
     began = time.monotonic()
     with started(command) as process:
         assert wait_for_lock(process, command)
         locked = time.monotonic()
-        found = ended(process)
-    assert found.code == 0, found.err
+        result = ended(process)
+    assert result.code == 0, result.err
     return Work(locked - began, time.monotonic() - locked)
 
 
 def end_at(process: "subprocess.Popen[str]", moment: float, number: int) -> bool:
-    """Send a signal after so many seconds; False where the process has ended before."""
+    """Send a signal after `moment` seconds; return False if the process ended before."""
     if has_ended(process, moment):
         return False
     process.send_signal(number)
@@ -125,7 +124,7 @@ def end_at(process: "subprocess.Popen[str]", moment: float, number: int) -> bool
 
 
 def forks(process: int) -> list[int]:
-    """The processes that a process's main thread has forked and that have not ended."""
+    """Return the running children that a process's main thread forked."""
     try:
         return [*map(int, Path(f"/proc/{process}/task/{process}/children").read_text().split())]
     except FileNotFoundError:
@@ -133,7 +132,7 @@ def forks(process: int) -> list[int]:
 
 
 def has_ended(process: "subprocess.Popen[str]", seconds: float = 0) -> bool:
-    """Whether a process has ended; it is let go on for so many seconds."""
+    """Return whether a process ends within some seconds."""
     try:
         process.wait(timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -142,8 +141,8 @@ def has_ended(process: "subprocess.Popen[str]", seconds: float = 0) -> bool:
 
 
 @contextmanager
-def held_still(process: "subprocess.Popen[str]") -> Iterator[None]:
-    """The process stands still, wherever it is, while the block runs."""
+def paused(process: "subprocess.Popen[str]") -> Iterator[None]:
+    """Pause the process, wherever it is, while the block runs."""
     process.send_signal(signal.SIGSTOP)
     os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
     try:

@@ -1,4 +1,4 @@
-"""What is disturbed: a command, what was there before it, and what a reader may find meanwhile."""
+"""The commands to disturb, what exists before them, and what a reader may find afterwards."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,23 +36,23 @@ NOTHING_YET = (
     *("There is no dataset", "There is no run", "contains no run.json", "There are no scores"),
     "is incomplete",
 )
-"""What the messages say of something that has not come to be."""
+"""Messages about something that does not exist yet."""
 BEING_REPLACED = "is being replaced, or"
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """A command, and what it finds."""
+    """A command, and its preconditions."""
 
     makes: str
-    """What the command makes: `dataset`, `run` or `scores`."""
+    """The artefact that the command makes: `dataset`, `run` or `scores`."""
     begin: Callable[[Subject], None]
-    """Makes, in an empty home, what is there before the command."""
+    """Creates, in an empty home, what the command needs."""
     command: Callable[[Subject], list[str]]
 
 
 def _part_of_run(subject: Subject) -> None:
-    """A training that was stopped within its second epoch, at a checkpoint."""
+    """Train, and stop within the second epoch at a checkpoint."""
     run_well(subject.ingest)
     stopper = StopAt(5)
     places = {"dataset": subject.dataset, "run": subject.run}
@@ -60,7 +60,7 @@ def _part_of_run(subject: Subject) -> None:
         train(subject.config, **places, progress=stopper, stop=stopper.signal)
     except StoppedError:
         return
-    raise AssertionError("the training was to stop")
+    raise AssertionError("the training did not stop")
 
 
 def _run_to_score(subject: Subject) -> None:
@@ -89,33 +89,33 @@ SCENARIOS = {
 
 @dataclass(frozen=True)
 class Stage:
-    """A scenario made ready: what was before, on disk for any process to use, and the oracle."""
+    """A prepared scenario, on disk for any process to use, with the oracle's outcome."""
 
     base: Path
     name: str
     operations: int
-    """How many operations the command comes to where nothing disturbs it."""
+    """Number of disk operations of the undisturbed command."""
     before: Outcome
     done: Outcome
     files: set[str]
-    """What there is in the end."""
+    """All files and directories after the undisturbed command."""
     history: dict[str, Outcome]
-    """Each checkpoint that the oracle passes, by name."""
+    """Each checkpoint of the undisturbed training, by name."""
     output: bytes
-    """The plain file of the scores, if any."""
+    """The contents of --out, if any."""
 
     def command(self, subject: Subject) -> list[str]:
-        """The arguments of the command that is disturbed."""
+        """Return the arguments of the command to disturb."""
         return SCENARIOS[self.name].command(subject)
 
     @contextmanager
     def subject(self) -> Iterator[Subject]:
-        """A fresh copy of what was there before the command."""
+        """Copy what exists before the command."""
         with TemporaryDirectory(dir=self.base) as home:
             yield _subject(self.base, "before").copy(Path(home) / "home")
 
     def check_between(self, subject: Subject) -> None:
-        """After the disturbance, a reader finds what was before, or what was to be, whole."""
+        """Check, after the disturbance, that a reader finds the old or the new state, complete."""
         dataset = _read(dataset_outcome, open_location(subject.dataset))
         _check_one_of("dataset", dataset, self.before.get("dataset"), self.done.get("dataset"))
         scores = _read(scores_outcome, open_location(subject.run).child("scores"))
@@ -125,12 +125,12 @@ class Stage:
         assert not output.exists() or output.read_bytes() == self.output, f"a part of {OUTPUT}"
 
     def check_outcome(self, subject: Subject) -> None:
-        """The command came to the oracle's outcome."""
-        found = subject.outcome()
-        assert self.done == found, f"expected {self.done}, found {found}"
+        """Check that the outcome is the oracle's."""
+        outcome = subject.outcome()
+        assert self.done == outcome, f"expected {self.done}, found {outcome}"
 
     def check_done(self, subject: Subject) -> None:
-        """Run again, undisturbed, the command came to the oracle's outcome, and left no litter."""
+        """Check, after an undisturbed run, the outcome, `verify`, and that no litter is left."""
         self.check_outcome(subject)
         for place in filter(Path.exists, (subject.dataset, subject.run)):
             wrong = [error for _, error in verify_location(open_location(place)) if error]
@@ -138,12 +138,12 @@ class Stage:
         litter = set(filter(_is_litter, _files_of(subject))) - self.files
         assert not litter, f"left behind: {sorted(litter)}"
         missing = self.files - _files_of(subject)
-        assert not missing, f"not there: {sorted(missing)}"
+        assert not missing, f"missing: {sorted(missing)}"
 
 
 @cache
 def stage(name: str) -> Stage:
-    """A scenario made ready, once for this process and those that it starts."""
+    """Prepare a scenario, once for this process and those that it starts."""
     base, scenario = scratch(), SCENARIOS[name]
     oracle = undisturbed(base / "oracle")
     before = _subject(base, "before")
@@ -163,16 +163,16 @@ def _subject(base: Path, name: str, config: TrainConfig = CONFIG) -> Subject:
 
 
 def _files_of(subject: Subject) -> set[str]:
-    """Every file and directory that the commands made, hidden ones too."""
+    """Return every file and directory that the commands made, including hidden ones."""
     return {path.relative_to(subject.home).as_posix() for path in subject.home.rglob("*")}
 
 
 def _is_litter(name: str) -> bool:
-    """Whether it should not stay: all but what does no harm, and no command may judge.
+    """Return whether a leftover file is an error, with two exceptions.
 
-    The temporary file of a plain output lies in the user's own directory, where a dead writer's
-    cannot be told from a live one's. A run that is done is not opened for writing again, so a sound
-    checkpoint may stay beyond the number to keep.
+    The temporary file of --out is in the user's own directory, where a dead writer's cannot be told
+    from a live one's. A complete run is not opened for writing again, so it may keep a sound
+    checkpoint too many.
     """
     directory, _, rest = name.partition("/checkpoints/")
     checkpoint = directory == "run" and NAME.fullmatch(rest.split("/")[0])
@@ -188,7 +188,7 @@ def _history(base: Path) -> dict[str, Outcome]:
 
 
 def _read(read: Callable[[Location], Outcome], location: Location) -> Outcome | None:
-    """What a reader finds, or None where it is told that there is nothing yet."""
+    """Return what a reader finds; None if nothing exists yet."""
     try:
         return read(location)
     except BadDataError as error:
@@ -196,30 +196,30 @@ def _read(read: Callable[[Location], Outcome], location: Location) -> Outcome | 
             return None
         if BEING_REPLACED in str(error):
             return {BEING_REPLACED: True}
-        raise AssertionError(f"a reader is told: {error}") from error
+        raise AssertionError(f"a reader fails: {error}") from error
 
 
 def _check_one_of(
-    what: str, found: Outcome | None, before: Outcome | None, done: Outcome | None
+    what: str, outcome: Outcome | None, before: Outcome | None, done: Outcome | None
 ) -> None:
-    if found == {BEING_REPLACED: True} and before != done:
+    if outcome == {BEING_REPLACED: True} and before != done:
         return
-    assert found in (before, done), f"a reader finds of the {what}: {found}"
+    assert outcome in (before, done), f"a reader finds, as {what}: {outcome}"
 
 
 def _check_run(
     subject: Subject, before: Outcome | None, done: Outcome | None, history: dict[str, Outcome]
 ) -> None:
-    """What a reader finds of a run is a point of its history, no earlier than it was before."""
-    found = _read(run_outcome, open_location(subject.run))
-    if found is None or found["checkpoint"] is None:
-        assert before is None, f"the run is gone: {found}"
+    """Check that a run is at a checkpoint of its history, no earlier than before the command."""
+    outcome = _read(run_outcome, open_location(subject.run))
+    if outcome is None or outcome["checkpoint"] is None:
+        assert before is None, f"the run is lost: {outcome}"
         return
     assert done is not None
-    name = found["checkpoint"]
-    assert name in history, f"a checkpoint {name} that the oracle never passed"
-    assert history[name] == {key: found[key] for key in history[name]}, f"another {name}"
+    name = outcome["checkpoint"]
+    assert name in history, f"the undisturbed training has no checkpoint {name}"
+    assert history[name] == {key: outcome[key] for key in history[name]}, f"another {name}"
     assert before is None or name >= before["checkpoint"], f"went back to {name}"
-    lines = found["metrics"]
+    lines = outcome["metrics"]
     assert lines == done["metrics"][: len(lines)], "other metrics"
     assert len(lines) >= int(name.split("-")[0]), f"{len(lines)} lines of metrics at {name}"

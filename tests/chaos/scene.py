@@ -1,7 +1,7 @@
-"""What the experiments with real processes share: jobs that last, and what must come of them.
+"""The jobs of the experiments with real processes, and their expected results.
 
-The subject is larger than that of the experiments inside one process: an undisturbed job writes
-for some time after its start, so that a moment drawn at random falls anywhere.
+The subject is larger than that of the experiments within one process, so that jobs write for a
+while and a random moment can fall anywhere.
 """
 
 import shutil
@@ -36,38 +36,37 @@ from tests.chaos.tally import Experiment, scratch
 TIMES = 10
 """900 training rows in 45 chunks, 310 test rows in 16."""
 CONFIG = longer(epochs=6, batch_size=67, micro_batches=2, checkpoint_every=4, threads=2)
-"""An epoch has two windows, and 14 batches, the last of 19 rows; each is computed in two parts, by
-two processes."""
+"""An epoch has two windows and 14 batches; each batch is computed in two parts by two processes."""
 BATCHES = -(-(TIMES * SPLITS["train"][1] - CONFIG.holdout) // CONFIG.batch_size)
 
 JOBS = ("train", "ingest", "score", "replace")
-"""The last one is an ingest with `--overwrite` where another dataset is."""
+"""`replace` is an ingest with `--overwrite` over another dataset."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One of the jobs in a case's directory, and how to tell what has come of it."""
+    """A job in a case's directory, and how to check its result."""
 
     command: Command
     place: Path
     target: Path
-    """What it writes: a dataset, a run, or a run's scores."""
+    """The artefact that it writes: a dataset, a run, or a run's scores."""
     work: Work
     expected: Outcome
     read: Callable[[Location], Outcome]
     look: Callable[[], None]
-    """Looks as a reader would, at any moment; an `AssertionError` says what is not whole."""
+    """Reads the artefact at any moment; raises `AssertionError` if it is not complete."""
 
     def finish(self) -> None:
-        """Run the command to its end: all is as it must be, and nothing is left of the dead."""
+        """Run the command to its end and check the result."""
         last = run(self.command)
         assert 0 == last.code, last.err
         self.check()
 
     def check(self) -> None:
-        """What is there is the oracle's; nothing else is but locks."""
-        found = self.read(open_location(self.target))
-        differing = [key for key in self.expected if self.expected[key] != found.get(key)]
+        """Check that the result is the oracle's, and that nothing but locks is left behind."""
+        outcome = self.read(open_location(self.target))
+        differing = [key for key in self.expected if self.expected[key] != outcome.get(key)]
         assert not differing, f"other than undisturbed: {', '.join(differing)}"
         hidden = [path.name for path in self.place.rglob(".*") if path.suffix != ".lock"]
         assert not [name for name in hidden if name != ".lock"], f"left behind: {hidden}"
@@ -75,20 +74,20 @@ class Job:
 
 @dataclass(frozen=True)
 class Scene:
-    """A directory for the cases, and what comes of the three commands undisturbed."""
+    """A directory for the cases, and the undisturbed results of the three commands."""
 
     directory: Path
     oracle: Subject
     other: Subject
-    """Of other rows: its dataset is another."""
+    """A subject with other rows, and so another dataset."""
     expected: Outcome
     other_dataset: Outcome
     work: dict[str, Work]
-    """How long each command takes."""
+    """The duration of each command."""
 
     @contextmanager
     def job(self, name: str) -> Iterator[Job]:
-        """One of `JOBS`, to be done in an empty directory for one case."""
+        """Prepare one of `JOBS` in an empty directory for one case."""
         with TemporaryDirectory(dir=self.directory) as directory:
             place = Path(directory)
             yield {"train": self._train, "score": self._score}.get(name, self._ingest)(place, name)
@@ -115,31 +114,31 @@ class Scene:
 
 
 def unscored(run: Path, copy: Path) -> Path:
-    """A copy of a run without its scores."""
+    """Copy a run without its scores."""
     return Path(shutil.copytree(run, copy, ignore=shutil.ignore_patterns(SCORES, ".lock")))
 
 
 def ingest(subject: Subject, dataset: Path, *options: str) -> Command:
-    """Make a subject's dataset elsewhere."""
+    """Return the command that makes a subject's dataset in another place."""
     arguments = (*subject.ingest, "--out", str(dataset), *options)
     return Command(arguments, dataset.with_name(f".{dataset.name}.lock"))
 
 
 def train(subject: Subject, directory: Path) -> Command:
-    """Do a subject's training in another run."""
+    """Return the command that trains in another run."""
     return Command((*subject.train, "--run", str(directory)), directory / ".lock")
 
 
 def score(subject: Subject, directory: Path) -> Command:
-    """Score with another run of the same model."""
+    """Return the command that scores with another run of the same model."""
     lock = directory / SCORES / f".{subject.scoring.name}.lock"
     return Command((*subject.score, "--run", str(directory)), lock)
 
 
 def look_at_dataset(dataset: Path, before: Outcome | None, after: Outcome) -> None:
-    """A reader finds the dataset there was before, if any, or the new one, each whole."""
+    """Check that a reader finds the old dataset, if any, or the new one, each complete."""
     try:
-        found = dataset_outcome(open_location(dataset))
+        outcome = dataset_outcome(open_location(dataset))
     except BadDataError as error:
         expected = "being replaced" if before else "There is no dataset"
         assert expected in str(error), error
@@ -147,11 +146,11 @@ def look_at_dataset(dataset: Path, before: Outcome | None, after: Outcome) -> No
         assert before, error
         assert "was replaced by another dataset" in str(error), error
     else:
-        assert found in (before, after), f"a reader finds {found}"
+        assert outcome in (before, after), f"a reader finds {outcome}"
 
 
 def look_at_run(directory: Path, expected: Outcome) -> None:
-    """Once there is a run, all that is in it is sound, and its metrics are the oracle's first."""
+    """Check that a run, if it exists, is sound, and that its metrics begin like the oracle's."""
     location = open_location(directory)
     if not location.exists(RECORD):
         return
@@ -162,7 +161,7 @@ def look_at_run(directory: Path, expected: Outcome) -> None:
 
 
 def look_at_scores(directory: Path, expected: Outcome) -> None:
-    """What says that it is complete is what it has to be."""
+    """Check that complete scores are the oracle's."""
     location = open_location(directory)
     for home in expected:
         if is_complete(location.child(home)):
@@ -171,9 +170,9 @@ def look_at_scores(directory: Path, expected: Outcome) -> None:
 
 @cache
 def scene() -> Scene:
-    """The one scene of this process: every command run once here, and once more to take its time.
+    """Run every command once for its result and once for its duration, in this process.
 
-    Its directory goes when the process ends. Worker processes are given it.
+    The directory is removed when the process ends; worker processes receive the scene.
     """
     directory = scratch()
     oracle = undisturbed(directory / "oracle", CONFIG, times=TIMES)
@@ -189,4 +188,4 @@ def scene() -> Scene:
 
 
 experiment = partial(Experiment, prepare=scene, scaled_by="kills", several="threads")
-"""An experiment whose cases are jobs of the scene, in processes of their own."""
+"""An experiment whose cases run the scene's jobs in separate processes."""

@@ -1,7 +1,7 @@
-"""Two schedulers on one inbox, and SIGKILL: each file is scored once, whoever dies meanwhile.
+"""Two schedulers with one inbox, which are killed: each file is still scored exactly once.
 
-Both start the same job every second. Again and again one of them, or the job of one, is killed;
-a scheduler that was killed is started again, as a service would be.
+Both start the same job every second. Repeatedly one of them, or its job, is killed; a killed
+scheduler is started again, like a service.
 """
 
 import json
@@ -30,23 +30,23 @@ from tests.jobs.inboxes import put_images
 
 FILES = 8
 KILLS = 5
-"""In each case."""
+"""Number of kills in each case."""
 
 
 def job(place: Path) -> list[str]:
-    """The arguments of the job."""
+    """Return the arguments of the job."""
     places = ["--run", str(place / "run"), "--inbox", str(place / "inbox")]
     return ["score", *places, "--settle", "0", "--threads", "1", "--quiet"]
 
 
 def command(place: Path) -> Command:
-    """The job as somebody starts it by hand."""
+    """Return the job as a command to run directly."""
     return Command(tuple(job(place)), place / "run" / SCORES)
 
 
 @cache
 def expected() -> dict[str, str]:
-    """Of each content of the inbox, the digest of its scores where nothing is killed."""
+    """Return the digest of the scores of each content, computed undisturbed."""
     place = prepare(scene().directory / "inbox-oracle")
     ended = run(command(place))
     assert 0 == ended.code, ended.err
@@ -54,7 +54,7 @@ def expected() -> dict[str, str]:
 
 
 def prepare(place: Path) -> Path:
-    """A run without scores, and an inbox with some files."""
+    """Create a run without scores, and an inbox with some files."""
     unscored(scene().oracle.run, place / "run")
     for number in range(FILES):
         put_images(place / "inbox" / f"{number}.idx3-ubyte", number, rows=300)
@@ -62,7 +62,7 @@ def prepare(place: Path) -> Path:
 
 
 def scored(run: Path) -> dict[str, str]:
-    """What the ledger has; an `AssertionError` where something was scored twice."""
+    """Return the digests in the ledger, and check that nothing was scored twice."""
     lines = [line for line in Ledger(open_location(run)).entries() if line["event"] == SCORED]
     counts = Counter(line["content"] for line in lines)
     assert set(counts.values()) <= {1}, f"scored twice: {counts}"
@@ -71,14 +71,14 @@ def scored(run: Path) -> dict[str, str]:
 
 @dataclass
 class Service:
-    """A scheduler that is started again whenever it dies."""
+    """A scheduler that can be started again when it has died."""
 
     place: Path
     name: str
     process: "subprocess.Popen[str] | None" = field(default=None)
 
     def start(self) -> None:
-        """Start it, unless it runs."""
+        """Start the scheduler unless it is running."""
         if self.process is not None and self.process.poll() is None:
             return
         with open(self.log, "a") as log:
@@ -93,46 +93,46 @@ class Service:
 
     @property
     def log(self) -> Path:
-        """What it and its jobs have printed."""
+        """The file with the output of the scheduler and its jobs."""
         return self.place / f"{self.name}.log"
 
     def jobs(self) -> list[int]:
-        """The processes that it has started and not seen end, the latest last."""
+        """Return the jobs that were started and whose end is not logged, the latest last."""
         running = []
         for line in self.log.read_text().splitlines():
             with suppress(ValueError):
-                found = json.loads(line)
-                if found["event"] == "start":
-                    running.append(int(found["process"]))
-                if found["event"] == "end":
+                event = json.loads(line)
+                if event["event"] == "start":
+                    running.append(int(event["process"]))
+                if event["event"] == "end":
                     running.clear()
         return running
 
     def kill(self, *, its_job: bool) -> None:
-        """Kill its job, if it has one, or itself."""
+        """Kill the scheduler, or with `its_job` the job that it is running, if any."""
         assert self.process is not None
         jobs = self.jobs() if its_job else []
         with suppress(ProcessLookupError):
             os.kill(jobs[-1] if jobs else self.process.pid, signal.SIGKILL)
 
     def end_orphans(self) -> None:
-        """Kill the jobs that outlived a scheduler that was killed: the last of the deaths."""
+        """Kill the jobs that outlived a killed scheduler."""
         for process in re.findall(r'"event": "start".*"process": (\d+)', self.log.read_text()):
             with suppress(OSError):
                 if str(self.place).encode() in Path(f"/proc/{process}/cmdline").read_bytes():
                     os.kill(int(process), signal.SIGKILL)
                     while Path(f"/proc/{process}/cmdline").read_bytes():
-                        time.sleep(0.01)  # lets it die; nothing depends on how long
+                        time.sleep(0.01)  # until it has ended
 
     def stop(self) -> None:
-        """Have it end, once its job has."""
+        """Stop the scheduler after its running job."""
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             self.process.wait(GIVEN_UP)
 
 
 def kill_schedulers(oracle: dict[str, str], case: int, chance: random.Random) -> str:
-    """Kill so many times, look after each, then let all come to its end."""
+    """Kill schedulers and jobs, check the ledger after each kill, and then the final result."""
     with TemporaryDirectory(dir=scene().directory) as directory:
         place = prepare(Path(directory) / "place")
         services = [Service(place, name) for name in ("one", "two")]
@@ -144,8 +144,8 @@ def kill_schedulers(oracle: dict[str, str], case: int, chance: random.Random) ->
                 assert victim.process is not None
                 has_ended(victim.process, chance.uniform(0.3, 1.5))
                 victim.kill(its_job=chance.random() < 0.6)
-                found = scored(place / "run").items()
-                assert found <= oracle.items(), "other scores than undisturbed"
+                so_far = scored(place / "run").items()
+                assert so_far <= oracle.items(), "other scores than undisturbed"
         finally:
             for service in services:
                 service.stop()

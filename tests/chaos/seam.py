@@ -1,4 +1,4 @@
-"""The seam between the storage floor and the system, with something else put in its place."""
+"""Replace the file operations of `storage.files`, through which all writing passes."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -24,15 +24,15 @@ OPERATIONS = (
 
 Operation = Callable[..., Any]
 Around = Callable[[str, Operation, tuple[Any, ...]], Any]
-"""Called in place of an operation, with its name, the real one, and its arguments."""
+"""Called instead of an operation, with its name, the real function, and its arguments."""
 
 
 @contextmanager
 def operations_through(around: Around) -> Iterator[None]:
-    """Let every operation that changes the disk go through `around` while the block runs.
+    """Call `around` for every operation that changes the disk while the block runs.
 
-    An operation within another (the fsync of a directory) is part of that one. Ingest works on one
-    thread, so that the n-th operation is the same one each time.
+    Operations within another one, such as fsync in `fsync_directory`, do not count. Ingest uses one
+    thread, so that the n-th operation is always the same.
     """
     within = threading.local()
 
@@ -59,7 +59,7 @@ def operations_through(around: Around) -> Iterator[None]:
 
 @contextmanager
 def counted() -> Iterator[list[str]]:
-    """The names of the operations of the block, in order."""
+    """Yield a list that collects the names of the block's operations."""
     done: list[str] = []
 
     def around(name: str, real: Operation, arguments: tuple[Any, ...]) -> Any:

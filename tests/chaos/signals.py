@@ -1,8 +1,8 @@
-"""SIGTERM and SIGINT: a job stops where it can be gone on with, soon; the second one ends it.
+"""SIGTERM and SIGINT: the first stops a job soon, so that it can continue; the second ends it.
 
     python -m tests.chaos.signals NUMBER COMMAND...
 
-runs `pipeline COMMAND...`, to which a signal comes when all is over but for Python's winding down.
+runs `pipeline COMMAND...` and sends a signal while Python shuts down.
 """
 
 import atexit
@@ -20,7 +20,7 @@ from tests.chaos.processes import (
     Command,
     end_at,
     ended,
-    held_still,
+    paused,
     started,
     wait_at_work,
     wait_for,
@@ -31,17 +31,17 @@ from tests.chaos.tally import TooLateError
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 EVERY_STEP = ("--checkpoint-every", "1")
-TOLD = {
+MESSAGES = {
     "train": "the checkpoint is saved",
     "ingest": "nothing was published",
     "replace": "nothing was published",
     "score": "finished scores are kept",
 }
-"""What a job says that was stopped."""
+"""Parts of the messages of stopped jobs."""
 
 
 def stop(name: str, scene: Scene, case: int, chance: random.Random) -> str:
-    """Stop a job at a random moment, up to twice; it goes on to the same bits."""
+    """Stop a job at random moments; it continues to the same bits."""
     with scene.job(name) as job:
         while stopped(name, job, chance) and chance.random() < 0.5:
             job.look()
@@ -51,27 +51,27 @@ def stop(name: str, scene: Scene, case: int, chance: random.Random) -> str:
 
 
 def stopped(name: str, job: Job, chance: random.Random) -> bool:
-    """Send one of the two signals while a job is at work; whether that has stopped it.
+    """Send one of the two signals to a working job; return whether that stopped it.
 
-    It may have done its work by then, or come too near to its end to be stopped.
+    The job may already have finished, or be too close to its end to be stopped.
     """
     number = chance.choice(SIGNALS)
     with started(job.command) as process:
         locked = wait_for_lock(process, job.command)
         sent = locked and end_at(process, chance.uniform(0, job.work.writing), number)
-        found = ended(process)
-    if found.code == 0 or (found.out and found.code == -number):
-        return False  # the second is for the moment in which the job is over, and Python not yet
-    assert sent, (number, found)
-    assert 128 + number == found.code, (number, found)
-    assert found.err.startswith("Stopped"), found.err
-    assert TOLD[name] in found.err, found.err
-    assert 1 == found.err.count("\n"), found.err
+        result = ended(process)
+    if result.code == 0 or (result.out and result.code == -number):
+        return False  # the second condition is true if Python was already shutting down
+    assert sent, (number, result)
+    assert 128 + number == result.code, (number, result)
+    assert result.err.startswith("Stopped"), result.err
+    assert MESSAGES[name] in result.err, result.err
+    assert 1 == result.err.count("\n"), result.err
     return True
 
 
 def stop_soon(name: str, scene: Scene, case: int, chance: random.Random) -> str:
-    """A training that saves at each step shows how far it is, and stops within two steps."""
+    """Stop a training that saves at each step; it stops within two steps."""
     with scene.job(name) as job:
         saving = Command((*job.command.arguments, *EVERY_STEP), job.command.lock)
         number = chance.choice(SIGNALS)
@@ -79,19 +79,19 @@ def stop_soon(name: str, scene: Scene, case: int, chance: random.Random) -> str:
         with started(saving) as process:
             if not wait_for(lambda: steps_saved(job) >= steps, process):
                 raise TooLateError
-            with held_still(process):
+            with paused(process):
                 before = steps_saved(job)
                 process.send_signal(number)
-            found = ended(process)
-        assert 128 + number == found.code, found
+            result = ended(process)
+        assert 128 + number == result.code, result
         assert before <= steps_saved(job) <= before + 2
-        assert found.err.startswith(f"Stopped after {steps_saved(job):,} steps; "), found
+        assert result.err.startswith(f"Stopped after {steps_saved(job):,} steps; "), result
         job.finish()
     return "survived"
 
 
 def steps_saved(job: Job) -> int:
-    """The step of the newest checkpoint of a run; 0 where there is none yet."""
+    """Return the step of the newest checkpoint of a run; 0 if there is none."""
     location = open_location(job.target)
     if not run_exists(location):
         return 0
@@ -100,39 +100,39 @@ def steps_saved(job: Job) -> int:
 
 
 def stop_at_once(name: str, scene: Scene, case: int, chance: random.Random) -> str:
-    """Both signals in one moment end a job without a word; the next one mends it."""
+    """Send both signals at once: the job ends silently, and the next run repairs everything."""
     with scene.job(name) as job:
         with started(job.command) as process:
             wait_at_work(process, job.command, chance.uniform(0, job.work.writing / 2))
-            with held_still(process):
+            with paused(process):
                 for number in SIGNALS:
                     process.send_signal(number)
-            found = ended(process)
-        assert found.code in [128 + number for number in SIGNALS], found
-        assert "" == found.out + found.err, found
+            result = ended(process)
+        assert result.code in [128 + number for number in SIGNALS], result
+        assert "" == result.out + result.err, result
         job.look()
         job.finish()
     return "survived"
 
 
 def stop_in_start_up(name: str, scene: Scene, case: int, chance: random.Random) -> str:
-    """A signal in the start-up ends a job without harm, however far that has come."""
+    """Send a signal during start-up: the job ends, and the next run succeeds."""
     number = chance.choice(SIGNALS)
     with scene.job(name) as job:
         with started(job.command) as process:
             if not end_at(process, chance.uniform(0, job.work.start_up), number):
                 raise TooLateError
-            found = ended(process)
-        if found.code == 0:
+            result = ended(process)
+        if result.code == 0:
             raise TooLateError
-        assert found.code in (128 + number, -number), found
+        assert result.code in (128 + number, -number), result
         job.look()
         job.finish()
     return "survived"
 
 
 TRIES = {
-    **{f"stop-{name}": partial(stop, name) for name in TOLD},
+    **{f"stop-{name}": partial(stop, name) for name in MESSAGES},
     "stop-soon": partial(stop_soon, "train"),
     "stop-at-once": partial(stop_at_once, "train"),
     "stop-in-start-up": partial(stop_in_start_up, "train"),
@@ -141,9 +141,9 @@ EXPERIMENTS = tuple(experiment(name, try_case, 20) for name, try_case in TRIES.i
 
 
 def main() -> None:
-    """Run a command and send this process a signal after whatever the command does at exit."""
+    """Run a command, and send this process a signal after the command's own exit handlers."""
     _, number, *arguments = sys.argv
-    atexit.register(os.kill, os.getpid(), int(number))  # what is registered first is done last
+    atexit.register(os.kill, os.getpid(), int(number))  # registered first, so called last
     sys.argv = ["pipeline", *arguments]
     cli.main()
 

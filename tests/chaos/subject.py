@@ -1,7 +1,7 @@
-"""The subject of all experiments: a small set, a small training, and the oracle that judges them.
+"""The subject of all experiments: a small dataset, a small training, and their scores.
 
-The oracle is the outcome of the run that nothing ever disturbed; whatever is done to another run
-of the same commands, it must come to the same in the end.
+The oracle is the outcome of the undisturbed commands. Disturbed commands must end with the same
+outcome.
 """
 
 import hashlib
@@ -33,12 +33,12 @@ from tests.storage.idx_files import write_idx
 
 ROWS_PER_CHUNK = 20
 SPLITS = {"train": ("train", 90), "test": ("t10k", 31)}
-"""By split, how its files are called, and its rows: the last chunk is a short one."""
+"""For each split, the prefix of its files and its rows; the last chunk is short."""
 
 CONFIG = TrainConfig(
     network="784-relu-4-softmax-10",
     epochs=3,
-    batch_size=32,  # three batches of the 80 rows that are left, the last of 16
+    batch_size=32,  # three batches of the 80 rows without the holdout, the last of 16
     learning_rate=0.01,
     shuffle_memory=2**20,
     holdout=10,
@@ -53,32 +53,32 @@ Outcome = dict[str, Any]
 
 @dataclass(frozen=True)
 class Subject:
-    """A directory in which the three commands have been, or are to be, run."""
+    """A directory for the three commands."""
 
     home: Path
     source: Path
-    """The IDX files; may be another subject's."""
+    """The directory of the IDX files; may be another subject's."""
     config: TrainConfig = CONFIG
 
     @property
     def dataset(self) -> Path:
-        """Where `ingest` publishes."""
+        """The dataset that `ingest` makes."""
         return self.home / "dataset"
 
     @property
     def run(self) -> Path:
-        """Where `train` and `score` write."""
+        """The run that `train` and `score` write."""
         return self.home / "run"
 
     @property
     def ingest(self) -> list[str]:
-        """The arguments of `pipeline` that make the dataset."""
+        """The arguments that make the dataset."""
         chunks = ["--rows-per-chunk", str(ROWS_PER_CHUNK)]
         return ["ingest", str(self.source), "--out", str(self.dataset), *chunks, "--quiet"]
 
     @property
     def train(self) -> list[str]:
-        """The arguments that train, or go on training."""
+        """The arguments that train, or resume training."""
         places = ["--dataset", str(self.dataset), "--run", str(self.run)]
         return ["train", *places, "--resume", *config_options(self.config), "--quiet"]
 
@@ -90,43 +90,42 @@ class Subject:
 
     @property
     def commands(self) -> dict[str, list[str]]:
-        """The three by name, in the order in which each finds what it needs."""
+        """The three commands by name, in the order to run them."""
         return {"ingest": self.ingest, "train": self.train, "score": self.score}
 
     @cached_property
     def scoring(self) -> Path:
-        """The one scoring's directory."""
+        """The directory of the only scores."""
         (home,) = scoring_homes(open_location(self.run / SCORES))
         return self.run / SCORES / home
 
     def copy(self, home: Path) -> "Subject":
-        """A copy of all that the commands made, with the same source."""
+        """Copy everything that the commands made; the source is shared."""
         shutil.copytree(self.home, home, symlinks=True, ignore=shutil.ignore_patterns("source"))
         return Subject(home, self.source, self.config)
 
     def outcome(self) -> Outcome:
-        """All that must be the same in the end, of what there is: read, and checked.
+        """Read and check the artefacts that exist; return what must be reproduced.
 
-        Keys are `dataset`, `run` and `scores`, where each is there. Raises `BadDataError` where
-        one is damaged or incomplete.
+        The keys are `dataset`, `run` and `scores`. Raises `BadDataError` if one is damaged or
+        incomplete.
         """
-        found: dict[str, tuple[Path, Callable[[Location], Outcome]]] = {
+        readers: dict[str, tuple[Path, Callable[[Location], Outcome]]] = {
             "dataset": (self.dataset, dataset_outcome),
             "run": (self.run, run_outcome),
             "scores": (self.run / SCORES, scores_outcome),
         }
         return {
-            name: read(open_location(path)) for name, (path, read) in found.items() if path.exists()
+            name: read(open_location(path))
+            for name, (path, read) in readers.items()
+            if path.exists()
         }
 
 
 def new_subject(
     home: Path, config: TrainConfig = CONFIG, *, times: int = 1, seed: int = 7
 ) -> Subject:
-    """A directory with a source of drawn digits, in which nothing has been run.
-
-    The source has so many times the rows, for commands that are to last.
-    """
+    """Create a directory with IDX files of drawn digits; `times` multiplies their rows."""
     source = home / "source"
     source.mkdir(parents=True)
     for split, (name, rows) in SPLITS.items():
@@ -139,7 +138,7 @@ def new_subject(
 def undisturbed(
     home: Path, config: TrainConfig = CONFIG, *, times: int = 1, seed: int = 7
 ) -> Subject:
-    """A subject whose three commands have been run to their ends; its outcome is the oracle."""
+    """Create a subject and run its three commands; its outcome is the oracle."""
     subject = new_subject(home, config, times=times, seed=seed)
     for arguments in subject.commands.values():
         run_well(arguments)
@@ -147,7 +146,7 @@ def undisturbed(
 
 
 def run_well(arguments: list[str]) -> None:
-    """Run a command in this process, which is to end well."""
+    """Run a command in this process, and check that it succeeds."""
     ended = run_here(*arguments)
     assert 0 == ended.code, ended.err
 
@@ -167,7 +166,7 @@ def config_options(config: TrainConfig) -> list[str]:
 
 
 def dataset_outcome(location: Location) -> Outcome:
-    """The dataset's digest and each split's rows, every chunk having been read and checked."""
+    """Return the dataset's digest, contents and rows, after reading and checking every chunk."""
     dataset = open_dataset(location)
     content = hashlib.sha256()
     for split in dataset.splits.values():
@@ -181,15 +180,12 @@ def dataset_outcome(location: Location) -> Outcome:
 
 
 def run_outcome(location: Location) -> Outcome:
-    """The newest checkpoint's name, tensors and order, and the metrics without how long they took.
-
-    A checkpoint that is damaged is passed over, as a resume would.
-    """
+    """Return the newest sound checkpoint's name, tensors and order, and the untimed metrics."""
     run = open_run(location)
     config = TrainConfig.from_json(run.configuration, str(location))
     newest = None
-    for found in load_newest(run, template(config, parse_network(config.network))):
-        newest = found if isinstance(found, Checkpoint) else None
+    for candidate in load_newest(run, template(config, parse_network(config.network))):
+        newest = candidate if isinstance(candidate, Checkpoint) else None
     metrics = {"metrics": untimed(recorded_metrics(run))}
     if newest is None:
         return {"checkpoint": None} | metrics
@@ -197,7 +193,7 @@ def run_outcome(location: Location) -> Outcome:
 
 
 def checkpoint_outcome(run: Run, name: CheckpointName) -> Outcome:
-    """One checkpoint's name, tensors and order."""
+    """Return a checkpoint's name, tensors and order."""
     return _of_checkpoint(load_checkpoint(run, name))
 
 
@@ -214,7 +210,7 @@ def _of_checkpoint(checkpoint: Checkpoint) -> Outcome:
 
 
 def scores_outcome(location: Location) -> Outcome:
-    """Of each scoring of a run: its predictions, read and checked, and its untimed metrics."""
+    """Return the checked predictions and untimed metrics of each scoring of a run."""
     return {home: _scoring_outcome(location.child(home)) for home in scoring_homes(location)}
 
 
@@ -229,10 +225,10 @@ def _scoring_outcome(location: Location) -> Outcome:
 
 
 def untimed(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Lines of metrics without how long they took, which no two runs share."""
+    """Return lines of metrics without durations, which differ between runs."""
     return [{key: line[key] for key in line if key != "timing"} for line in metrics]
 
 
 def longer(**settings: Any) -> TrainConfig:
-    """`CONFIG` with other settings, for a training that lasts."""
+    """Return `CONFIG` with other settings, for a longer training."""
     return replace(CONFIG, **settings)

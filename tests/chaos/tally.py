@@ -1,4 +1,4 @@
-"""What is tried, how often, and what came of it: experiments, their plan, and the tally."""
+"""Experiments with many cases, the plan of which to run, and the tally of their outcomes."""
 
 import atexit
 import multiprocessing
@@ -15,38 +15,34 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 OUTCOMES = ("survived", "detected", "harmless")
-"""How a case may end well: as if nothing had been; with the right message; without effect."""
+"""Good outcomes: the undisturbed result, the right error message, or no effect at all."""
 
 TryCase = Callable[[Any, int, random.Random], str]
-"""Tries one case, given what the cases share, and returns its outcome; an `AssertionError` says
-what went wrong."""
+"""Tries one case, given what the cases share, and returns its outcome; raises `AssertionError`."""
 
 
 TRIES = 50
-"""How often to draw another moment for a case."""
+"""How many times another random moment is drawn for a case."""
 
 
 class TooLateError(Exception):
-    """A job had ended before the moment that was drawn for it; another one is to be drawn."""
+    """A job ended before the random moment; the case is tried again with another moment."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How often and how an experiment is to be tried."""
+    """Which cases of an experiment to run, and how."""
 
     count: int
-    """Cases to try; 0 for all there are, where they can be counted."""
+    """Number of cases; 0 for all of a finite experiment."""
     seed: int = 0
     jobs: int = 1
-    """Processes to try cases in; 1 tries them in this one."""
+    """Number of processes; 1 runs the cases in this one."""
     case: int | None = None
-    """The one case to try, to repeat a failure."""
+    """The only case to run, to repeat a failure."""
 
     def cases(self, total: int | None = None) -> list[int]:
-        """The cases to try, of `total`: each one, or as many as are wanted, drawn by the seed.
-
-        Where there is no end of them, `total` is None and they are counted from 0.
-        """
+        """Return the numbers of the cases, a random sample of `total` if that is finite."""
         if self.case is not None:
             return [self.case]
         if total is None:
@@ -65,7 +61,7 @@ class Tally:
     failures: list[str] = field(default_factory=list)
 
     def count(self, name: str, seed: int, case: int, outcome: str, what: str) -> None:
-        """One more case of experiment `name` that ended: well, or with `what` went wrong."""
+        """Count a case of experiment `name`; an empty outcome is a failure described by `what`."""
         self.outcomes.setdefault(name, Counter())[outcome or "failed"] += 1
         if not outcome:
             words = ["--only", name, "--seed", str(seed), "--case", str(case)]
@@ -73,12 +69,12 @@ class Tally:
             self.failures.append(f"{name}: {what}\n  repeat with: {repeat}")
 
     def check(self) -> None:
-        """Raise `AssertionError` that tells of every failure, or that nothing was tried."""
+        """Raise `AssertionError` with all failures, or if nothing was tried."""
         assert self.outcomes, "nothing was tried"
         assert not self.failures, "\n".join(self.failures)
 
     def table(self) -> str:
-        """A line per experiment: how often it was tried, and how the cases ended."""
+        """Return a table with a line per experiment: its cases and their outcomes."""
         header = ("experiment", "tried", *OUTCOMES, "failed", "seconds")
         rows: list[tuple[str, ...]] = [header]
         for name, ended in self.outcomes.items():
@@ -93,29 +89,29 @@ class Tally:
 
 @dataclass(frozen=True)
 class Experiment:
-    """One thing to try, of which there are many cases.
+    """An experiment with many cases.
 
-    Each case gets its number and a generator seeded by name, seed and number, so that it can be
-    repeated alone.
+    Each case receives its number and a random generator seeded by name, seed and number, so that it
+    can be repeated alone.
     """
 
     name: str
     try_case: TryCase
-    """A function of a module, or a partial of one: it is pickled where there are several jobs."""
+    """A module's function or a partial of one, because worker processes unpickle it."""
     count: int
-    """Cases in the long run, by default; 0 for all there are."""
+    """Default number of cases in the long run; 0 for all."""
     prepare: Callable[[], Any] = lambda: None
-    """Makes what the cases share, once for this process."""
+    """Returns what the cases share; cached for this process."""
     total: Callable[[Any], int] | None = None
-    """How many cases there are of what is shared, where they can be counted."""
+    """Returns the number of cases of a finite experiment."""
     scaled_by: str = ""
-    """The option of the long run that `count` goes with: `kills`, `flips` or none."""
+    """The option of the long run that scales `count`: `kills`, `flips` or none."""
     several: str = "processes"
-    """Where a plan's jobs are: `processes`, or `threads` where a case starts processes and does
-    little else, or `none` where its processes want the machine for themselves."""
+    """How cases run in parallel: in `processes`, in `threads` if a case only starts processes, or
+    `none` if a case needs the whole machine."""
 
     def run(self, plan: Plan, tally: Tally) -> None:
-        """Try the cases of a plan and count how they end."""
+        """Run the cases of a plan and count their outcomes."""
         shared = self.prepare()
         began = time.perf_counter()
         cases = plan.cases(self.total and self.total(shared))
@@ -132,7 +128,7 @@ class Experiment:
         if self.several == "none" or jobs <= 1:
             yield from map(attempt, cases)
             return
-        spawn = multiprocessing.get_context("spawn")  # a fork would copy locks that threads hold
+        spawn = multiprocessing.get_context("spawn")  # a fork would copy the locks of threads
         executor: Executor = (
             ThreadPoolExecutor(jobs)
             if self.several == "threads"
@@ -143,7 +139,7 @@ class Experiment:
 
 
 def _attempt(try_case: TryCase, shared: Any, seed: str, case: int) -> tuple[str, str]:
-    """The outcome of one case, or none and what went wrong."""
+    """Return the outcome of one case and "", or "" and what went wrong."""
     chance = random.Random(f"{seed}|{case}")
     for _ in range(TRIES):
         try:
@@ -151,14 +147,14 @@ def _attempt(try_case: TryCase, shared: Any, seed: str, case: int) -> tuple[str,
             assert outcome in OUTCOMES, outcome
         except TooLateError:
             continue
-        except Exception as error:  # noqa: BLE001 - whatever it is, the other cases are still tried
+        except Exception as error:  # noqa: BLE001 - the other cases are tried all the same
             return "", f"{type(error).__name__}: {error}"
         return outcome, ""
     return "", f"too late {TRIES} times"
 
 
 def scratch() -> Path:
-    """A directory that goes when this process ends."""
+    """Return a new directory that is removed when this process ends."""
     directory = TemporaryDirectory(prefix="chaos-")
     atexit.register(directory.cleanup)
     return Path(directory.name)

@@ -1,4 +1,4 @@
-"""The short part of the long run: a few cases of every experiment."""
+"""A few cases of every experiment."""
 
 import hashlib
 import signal
@@ -30,10 +30,10 @@ COUNTS = {
     "damage-flip": 106,  # every file twice
     "damage-truncate": 30,
     "damage-misplace": 36,
-    "damage-fallback": 6,  # one checkpoint more each time: the last case damages all of them
+    "damage-fallback": 6,  # each case damages one more checkpoint, the last one all
     "hostile-sample": 1,
 }
-"""Cases, by module or experiment."""
+"""Number of cases of each module or experiment."""
 CHOSEN = {
     experiment.name: (experiment, count)
     for name, count in COUNTS.items()
@@ -43,7 +43,7 @@ CHOSEN = {
 
 @pytest.mark.parametrize("name", CHOSEN)
 def test_experiment(name: str) -> None:
-    """Each case ends as if nothing had been, or with the documented code and the place named."""
+    """Each case ends with the undisturbed result, or a documented error that names the place."""
     experiment, count = CHOSEN[name]
     tally = Tally()
     experiment.run(Plan(count, seed=3), tally)
@@ -52,12 +52,12 @@ def test_experiment(name: str) -> None:
 
 @pytest.mark.parametrize("job", leaks.JOBS)
 def test_leaks(job: str) -> None:
-    """The second half of 40 needs no more open files, threads or memory than the first."""
+    """The second half of 40 repetitions needs no more files, threads or memory than the first."""
     leaks.repeat(job, 40)
 
 
-def test_the_order_digest_is_that_of_each_row_once_per_epoch() -> None:
-    """The chain that every run must show is, worked out here, that of six whole permutations."""
+def test_order_digest() -> None:
+    """The oracle's order digest, recomputed here, covers each row exactly once per epoch."""
     run = open_run(open_location(scene().oracle.run))
     stream = load_checkpoint(run, list_checkpoints(run)[-1]).progress["stream"]
     digest = bytes(32)
@@ -75,7 +75,7 @@ def test_the_order_digest_is_that_of_each_row_once_per_epoch() -> None:
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_that_comes_too_late(number: signal.Signals, tmp_path: Path) -> None:
-    """Once the job is over, a signal while Python winds down leaves the exit code what it is."""
+def test_signal_after_the_job(number: signal.Signals, tmp_path: Path) -> None:
+    """A signal while Python shuts down, after the job, does not change the exit code."""
     module = ("tests.chaos.signals", str(int(number)))
     assert 0 == run_pipeline("--version", cwd=tmp_path, module=module).code

@@ -1,7 +1,6 @@
-"""Two writers at one moment: one works, the other is told who does; readers never wait.
+"""Of two concurrent writers one works, and the other's error names it; readers never wait.
 
-A holder is made to stand still while others are at it: that they end at all shows that they do
-not wait for it.
+The holder of the lock is paused while others run: if they waited for it, they would hang.
 """
 
 import random
@@ -14,8 +13,8 @@ from functools import partial
 from tests.chaos.processes import (
     ended,
     has_ended,
-    held_still,
     is_held,
+    paused,
     run,
     started,
     wait_at_work,
@@ -28,12 +27,12 @@ RACERS = 3
 
 
 def second_writer(name: str, scene: Scene, case: int, chance: random.Random) -> str:
-    """While one writes, a second is refused and readers read; killed, it frees the lock."""
+    """While one writes, a second is refused and readers can read; its death frees the lock."""
     killed = chance.random() < 0.5
     with scene.job(name) as job:
         with started(job.command) as process:
             wait_at_work(process, job.command, chance.uniform(0, job.work.writing / 2))
-            with held_still(process):
+            with paused(process):
                 if not is_held(job.command.lock):
                     raise TooLateError
                 check_refused(run(job.command), process.pid)
@@ -47,13 +46,13 @@ def second_writer(name: str, scene: Scene, case: int, chance: random.Random) -> 
 
 
 def race(name: str, scene: Scene, case: int, chance: random.Random) -> str:
-    """Of several that start at one moment, some work and some are refused; the end is the same."""
+    """Of several that start at once, some work and others are refused; the result is the same."""
     with scene.job(name) as job:
         with ExitStack() as stack:
             racers = [stack.enter_context(started(job.command)) for _ in range(RACERS)]
-            found = [ended(process) for process in racers]
+            results = [ended(process) for process in racers]
         processes = {process.pid for process in racers}
-        losers = [one for one in found if one.code != 0]
+        losers = [one for one in results if one.code != 0]
         assert len(losers) < RACERS, losers
         for loser in losers:
             holder = check_refused(loser)
@@ -62,22 +61,22 @@ def race(name: str, scene: Scene, case: int, chance: random.Random) -> str:
     return "survived"
 
 
-def check_refused(found: Ended, holder: int | None = None) -> int:
-    """A writer was refused, with one line that says who holds the lock; returns that process."""
-    assert 4 == found.code, found
-    assert "" == found.out, found
-    assert 1 == found.err.count("\n"), found
+def check_refused(result: Ended, holder: int | None = None) -> int:
+    """Check that a writer was refused in one line that names the holder; return that process."""
+    assert 4 == result.code, result
+    assert "" == result.out, result
+    assert 1 == result.err.count("\n"), result
     host = re.escape(socket.gethostname())
     named = re.search(
-        rf"being written by process (\d+) on {host} since \d{{4}}-\S+ \S+ \(\S+ \w+\)\.", found.err
+        rf"being written by process (\d+) on {host} since \d{{4}}-\S+ \S+ \(\S+ \w+\)\.", result.err
     )
-    assert named, found.err
-    assert holder in (None, int(named[1])), found.err
+    assert named, result.err
+    assert holder in (None, int(named[1])), result.err
     return int(named[1])
 
 
-def read_on(name: str, scene: Scene, case: int, chance: random.Random) -> str:
-    """Readers that look again and again while one writes find nothing half."""
+def read(name: str, scene: Scene, case: int, chance: random.Random) -> str:
+    """Readers that look again and again while one writes find nothing incomplete."""
     with scene.job(name) as job:
         with started(job.command) as process:
             while not has_ended(process):
@@ -89,6 +88,6 @@ def read_on(name: str, scene: Scene, case: int, chance: random.Random) -> str:
 
 EXPERIMENTS = tuple(
     experiment(f"{what}-{name}", partial(attempt, name), 10)
-    for what, attempt in (("second", second_writer), ("race", race), ("read", read_on))
+    for what, attempt in (("second", second_writer), ("race", race), ("read", read))
     for name in JOBS
 )
