@@ -20,6 +20,7 @@ def check_quality(document: Any, classes: int, place: str) -> None:
         check_fields(one, class_types, place)
     rows = document["confusion"]
     square = all(type(row) is list and len(row) == classes for row in rows)
+    square = square and all(type(count) is int for row in rows for count in row)
     if {classes} != {len(rows), len(document["classes"])} or not square:
         raise BadDataError(f"{place} does not have metrics for {classes:,} classes.")
 

@@ -95,6 +95,8 @@ def test_probability_of_zero() -> None:
         {"confusion": [[0] * 4] * 3},
         {"confusion": [[0] * 3] * 4},
         {"confusion": [None] * 4},
+        {"confusion": [[0, 0, 0, [1]]] * 4},
+        {"confusion": [[0, 0, 0, 1.5]] * 4},
     ],
 )
 def test_malformed_metrics(change: dict[str, object]) -> None:
