@@ -156,9 +156,9 @@ class Records:
             names = [str(one["file"]) for one in self._bad if one["exit"] == error_type.exit_code]
             if names:
                 yield error_type(
-                    f"{len(names):,} in the inbox could not be scored{bug}: "
-                    f"{', '.join(names[:SHOWN_NAMES])}. The error of each is recorded in {place}; "
-                    f"the others were scored.{remedy}"
+                    f"{len(names):,} file{'s' * (len(names) > 1)} of the inbox could not be "
+                    f"scored{bug}: {', '.join(names[:SHOWN_NAMES])}. The errors are recorded in "
+                    f"{place}.{remedy}"
                 )
 
 

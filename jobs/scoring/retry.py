@@ -36,7 +36,7 @@ class Retry:
                 failure = as_pipeline_error(error)
                 if not isinstance(failure, UnreachableError) or not left:
                     raise
-            text = f"{failure} Trying again in {self.wait:g} s; {left} more."
+            text = f"{failure} Retrying in {self.wait:g} s; {left:,} left."
             facts = {"error": str(failure), "seconds": self.wait, "left": left}
             event(logger, "retry", text, logging.WARNING, **facts)
             left -= 1

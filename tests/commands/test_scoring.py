@@ -90,14 +90,14 @@ def test_inbox(run: Path, call: Call) -> None:
     log = lines(call("score", "--inbox", "inbox", "--min-accuracy", "0", "--log-json"))
     assert ("summary", 1) == (log[-1]["event"], log[-1]["unjudged"])
     *_, last = ended.err.splitlines()
-    assert last.startswith("Error: 1 in the inbox could not be scored: bad.")
+    assert last.startswith("Error: 1 file of the inbox could not be scored: bad.")
 
 
 def test_retries(run: Path, call: Call) -> None:
     """An unreachable inbox is retried --retries times; then the job exits with 6."""
     ended = call("score", "--inbox", "absent", "--retries", "2", "--retry-wait", "0")
     assert UNREACHABLE == ended.code
-    assert 2 == ended.err.count("Trying again")
+    assert 2 == ended.err.count("Retrying in")
 
 
 def test_promote_score_undo(dataset: Path, run: Path, call: Call) -> None:
