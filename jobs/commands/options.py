@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Command = Callable[..., Any]
+Callback = Callable[..., Any]
+"""The function of a command."""
 
 
-def combined(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
+def combined(*decorators: Callable[[Callback], Callback]) -> Callable[[Callback], Callback]:
     """Return several options as one decorator."""
 
-    def decorate(command: Command) -> Command:
+    def decorate(command: Callback) -> Callback:
         for decorator in reversed(decorators):
             command = decorator(command)
         return command
@@ -89,7 +90,7 @@ output_flags = combined(
 )
 
 
-def output(command: Command) -> Command:
+def output(command: Callback) -> Callback:
     """Add the flags of output; pass the command a console, which prints the report it returns."""
 
     @output_flags

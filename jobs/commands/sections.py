@@ -108,20 +108,27 @@ def help_text(context: click.Context, *, show_all: bool) -> str:
     options = [one for one in command.get_params(context) if isinstance(one, click.Option)]
     advanced = [one for one in options if getattr(one, "advanced", False) and one is not HELP_ALL]
     hidden = [] if show_all else [HELP_ALL, *advanced]
-    rows: dict[str, list[tuple[str, str]]] = {title: [] for title in SECTIONS}
-    for option in options:
-        if option not in hidden and (record := option.get_help_record(context)):
-            rows[section_of(option)].append(record)
-    terms = [term for records in rows.values() for term, _ in records]
-    width = max(len(term) for term in terms if len(term) <= TERM_WIDTH)
-    for title, records in rows.items():
-        if records:
-            formatter.write(f"\n{title}:\n")
-            for term, text in records:
-                formatter.write(_entry(term, text, width, formatter.width))
+    formatter.write(
+        _sections([one for one in options if one not in hidden], context, formatter.width)
+    )
     if advanced and not show_all:
         formatter.write(f"\n{_titles(advanced)} options: {context.command_path} --help-all\n")
     return formatter.getvalue().rstrip("\n")
+
+
+def _sections(options: list[click.Option], context: click.Context, width: int) -> str:
+    """Return the options under the titles of their sections, in two columns."""
+    rows: dict[str, list[tuple[str, str]]] = {title: [] for title in SECTIONS}
+    for one in options:
+        if record := one.get_help_record(context):
+            rows[section_of(one)].append(record)
+    terms = [term for records in rows.values() for term, _ in records]
+    term_width = max(len(term) for term in terms if len(term) <= TERM_WIDTH)
+    return "".join(
+        f"\n{title}:\n" + "".join(_entry(*record, term_width, width) for record in records)
+        for title, records in rows.items()
+        if records
+    )
 
 
 def _entry(term: str, text: str, term_width: int, width: int) -> str:
