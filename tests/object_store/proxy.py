@@ -104,18 +104,18 @@ class _Handler(BaseHTTPRequestHandler):
         planned = self.proxy.plan(self.command, self.path)
         trouble = STATUS.get(planned, planned) if isinstance(planned, str) else planned
         if isinstance(trouble, Answer):
-            self._give(trouble)
+            self._respond(trouble)
         elif trouble == SLOW:
             self.proxy.closing.wait()
-            self._break_off()
+            self._drop()
         elif trouble == DROP:
-            self._break_off()
+            self._drop()
         else:
-            self._pass_on(body, trouble)
+            self._forward(body, trouble)
 
     do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = handle_any  # noqa: N815 - http.server's
 
-    def _pass_on(self, body: bytes, trouble: str | None) -> None:
+    def _forward(self, body: bytes, trouble: str | None) -> None:
         connection = http.client.HTTPConnection(self.upstream)
         try:
             headers = {
@@ -129,7 +129,7 @@ class _Handler(BaseHTTPRequestHandler):
         finally:
             connection.close()
         if trouble == LOST:
-            return self._break_off()
+            return self._drop()
         self.send_response_only(answer.status)
         for name, value in answer.getheaders():
             if name.lower() not in ("connection", "transfer-encoding", "content-length"):
@@ -139,10 +139,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if trouble == CUT:
             self.wfile.write(content[: len(content) // 2])
-            return self._break_off()
+            return self._drop()
         return self._write(content)
 
-    def _give(self, answer: Answer) -> None:
+    def _respond(self, answer: Answer) -> None:
         self.send_response_only(answer.status)
         self.send_header("Content-Type", answer.content_type)
         for name, value in answer.headers:
@@ -156,7 +156,7 @@ class _Handler(BaseHTTPRequestHandler):
         with suppress(ConnectionError):
             self.wfile.write(content)
 
-    def _break_off(self) -> None:
+    def _drop(self) -> None:
         self.close_connection = True
         with suppress(OSError):
             self.wfile.flush()

@@ -51,13 +51,13 @@ def home(run: Run, epoch: int) -> Location:
     return run.location.child(CheckpointName(epoch, 0).key).current(MANIFEST)
 
 
-def rests(run: Run) -> list[str]:
+def remaining(run: Run) -> list[str]:
     """Return the names of checkpoints with any object but a removed one's root."""
     sizes = run.location.child(DIRECTORY).sizes()
     return sorted({key.split("/")[0] for key, size in sizes.items() if size != REMOVED_BYTES})
 
 
-def spoil(place: Location, key: str) -> None:
+def flip_bit(place: Location, key: str) -> None:
     """Flip a bit in the middle of a file."""
     data = bytearray(place.get(key))
     data[len(data) // 2] ^= 4
@@ -154,8 +154,8 @@ def test_the_newest_is_used(run: Run) -> None:
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda place, _: spoil(place, STATE),
-        lambda place, _: spoil(place, MANIFEST),
+        lambda place, _: flip_bit(place, STATE),
+        lambda place, _: flip_bit(place, MANIFEST),
         lambda place, _: place.put(STATE, place.get(STATE)[:-1]),
         lambda place, _: place.put(STATE, b""),
         lambda place, _: place.put(MANIFEST, b""),
@@ -190,7 +190,7 @@ def test_a_truncated_state_is_refused_by_its_size(run: Run) -> None:
 def test_all_damaged_is_an_error(run: Run) -> None:
     """The run does not start again: each is reported, exit 3, and nothing is removed."""
     for epoch in (1, 2, 3):
-        spoil(home(run, epoch), STATE)
+        flip_bit(home(run, epoch), STATE)
     before = run.location.objects()
     with pytest.raises(BadDataError, match=r"All 3 checkpoints of .* are damaged"):
         newest(run)
@@ -247,24 +247,24 @@ def test_an_invalid_safetensors_file(run: Run, state: bytes) -> None:
         load_checkpoint(run, CheckpointName(3, 0))
 
 
-def go_on_while_reading(run: Run, keep: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def save_while_reading(run: Run, keep: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Save two more epochs and prune, right after the list of checkpoints has been read once."""
-    look = checkpoints.list_checkpoints
+    original = checkpoints.list_checkpoints
 
-    def look_once(run: Run) -> list[CheckpointName]:
-        names = look(run)
+    def list_and_save(run: Run) -> list[CheckpointName]:
+        names = original(run)
         monkeypatch.undo()
         for epoch in (4, 5):
             run.append_metrics(metrics_line(epoch))
             prune_checkpoints(run, save_epoch(run, epoch), keep, also=set())
         return names
 
-    monkeypatch.setattr(checkpoints, "list_checkpoints", look_once)
+    monkeypatch.setattr(checkpoints, "list_checkpoints", list_and_save)
 
 
 def test_loading_while_checkpoints_are_pruned(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader beside a running training gets the newer checkpoint, without a false alarm."""
-    go_on_while_reading(run, 1, monkeypatch)
+    save_while_reading(run, 1, monkeypatch)
     passed, loaded = newest(run)
     assert loaded is not None
     assert ([], CheckpointName(5, 0)) == (passed, loaded.name)
@@ -272,7 +272,7 @@ def test_loading_while_checkpoints_are_pruned(run: Run, monkeypatch: pytest.Monk
 
 def test_metrics_of_a_running_training(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lines that are appended while the checkpoint is read are returned, without an error."""
-    go_on_while_reading(run, 5, monkeypatch)
+    save_while_reading(run, 5, monkeypatch)
     assert [metrics_line(epoch) for epoch in (1, 2, 3, 4, 5)] == recorded_metrics(run)
 
 
@@ -282,26 +282,26 @@ def test_pruning_keeps_the_newest_and_the_best(run: Run) -> None:
         save_epoch(run, epoch)
     prune_checkpoints(run, CheckpointName(5, 0), keep=2, also={CheckpointName(2, 0)})
     expected = ["000002-000000", "000004-000000", "000005-000000"]
-    assert expected == rests(run) == list(map(str, list_checkpoints(run)))
+    assert expected == remaining(run) == list(map(str, list_checkpoints(run)))
 
 
 def test_pruning_after_a_fall_back_keeps_what_is_sound(run: Run) -> None:
     """Damaged later ones are removed, and do not count towards N."""
-    spoil(home(run, 3), STATE)
+    flip_bit(home(run, 3), STATE)
     save_checkpoint(
         run, CheckpointName(2, 4), TEMPLATE, parameters_digest="", config_digest="", progress={}
     )
     prune_checkpoints(run, CheckpointName(2, 4), keep=1, also=set())
-    assert ["000002-000004"] == rests(run) == list(map(str, list_checkpoints(run)))
+    assert ["000002-000004"] == remaining(run) == list(map(str, list_checkpoints(run)))
 
 
 def test_a_checkpoint_is_saved_again(run: Run) -> None:
     """One of the same name is replaced, a damaged one too, and no temporary file is left."""
-    spoil(home(run, 3), STATE)
+    flip_bit(home(run, 3), STATE)
     name = save_epoch(run, 3)
     assert_same_tensors(tensors_of(3), load_checkpoint(run, name, TEMPLATE).tensors)
     assert ["manifest.json", "state.safetensors"] == home(run, 3).names()
-    assert 3 == len(rests(run))
+    assert 3 == len(remaining(run))
     assert len(run.location.child(CheckpointName(2, 0).key).objects()) == len(
         run.location.child(name.key).objects()
     )

@@ -216,6 +216,7 @@ def test_order_digest(made: Path) -> None:
     assert line["order_digest"] == link.hex()
 
 
+@pytest.mark.slow
 def test_shards(tmp_path: Path) -> None:
     """A shard is its chunks one after the other, then their offsets and lengths."""
     ingest("synthetic:1010,5", tmp_path / "set", rows_per_chunk=1)

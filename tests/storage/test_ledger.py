@@ -196,11 +196,11 @@ def recorded(ledger: Ledger, tmp_path: Path) -> Ledger:
         home = make_scores(open_location(tmp_path), scores_schema(split=split)).location.name
         record(tmp_path, entry(result=f"scores/{home}"))
     record(tmp_path, entry(event="failed", result="some-file"))
-    assert [] == wrong(tmp_path)
+    assert [] == errors_in(tmp_path)
     return ledger
 
 
-def wrong(run: Path) -> list[str]:
+def errors_in(run: Path) -> list[str]:
     """Return the errors of a verification."""
     return [str(error) for _, error in verify_run(open_location(run)) if error]
 
@@ -226,7 +226,7 @@ def test_lost_lines_are_reported(
     """Verification detects lines that are missing, reordered or repeated."""
     lines = file_of(recorded).read_bytes().splitlines(keepends=True)
     file_of(recorded).write_bytes(b"".join(change(lines)))
-    assert any("ledger.jsonl" in message for message in wrong(tmp_path))
+    assert any("ledger.jsonl" in message for message in errors_in(tmp_path))
 
 
 def test_nothing_is_added_to_a_ledger_that_lost_lines(recorded: Ledger, tmp_path: Path) -> None:
@@ -237,13 +237,13 @@ def test_nothing_is_added_to_a_ledger_that_lost_lines(recorded: Ledger, tmp_path
             record(tmp_path, entry(result="scores/test-9"))
     file_of(recorded).unlink()
     assert ["ledger.jsonl is missing. Restore"] == [
-        message.split("/")[-1][:32] for message in wrong(tmp_path)
+        message.split("/")[-1][:32] for message in errors_in(tmp_path)
     ]
     lines = [
         entry(result=f"scores/{scores_schema(split=split).home}") for split in ("test", "train")
     ]
     assert [True, True] == [record(tmp_path, line) for line in lines]
-    assert [] == wrong(tmp_path)
+    assert [] == errors_in(tmp_path)
 
 
 def test_a_death_before_the_count(recorded: Ledger, tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_a_death_before_the_count(recorded: Ledger, tmp_path: Path) -> None:
     before = recorded.location.get(LEDGER_COUNT)
     record(tmp_path, entry(event="found", result="x"))
     recorded.location.put(LEDGER_COUNT, before)
-    assert [] == wrong(tmp_path)
+    assert [] == errors_in(tmp_path)
     record(tmp_path, entry(event="found", result="y"))
     assert 5 == documents.read_sealed(recorded.location, LEDGER_COUNT)["lines"]
 
@@ -292,7 +292,7 @@ def test_scores_and_lines_must_match(recorded: Ledger, tmp_path: Path) -> None:
     train = scores_schema(split="train").home
     recorded.location.child(train).delete_tree()
     make_scores(open_location(tmp_path), scores_schema(model_digest="f" * 64))
-    extra, missing = wrong(tmp_path)
+    extra, missing = errors_in(tmp_path)
     assert "has no line for the scores test-" in extra
     assert f"lists scores/{train}, which is missing" in missing
 
@@ -306,4 +306,4 @@ def test_a_ledger_that_is_a_pipe(ledger: Ledger, tmp_path: Path) -> None:
         record(tmp_path, entry())
     with pytest.raises(UnreachableError, match="not a regular file"):
         ledger.location.append("ledger.jsonl", b"{}\n")
-    assert 1 == len(wrong(tmp_path))
+    assert 1 == len(errors_in(tmp_path))

@@ -64,7 +64,7 @@ def process(lock_file: Location) -> Iterator[subprocess.Popen[str]]:
             started.kill()
 
 
-def said(started: subprocess.Popen[str]) -> str:
+def output_line(started: subprocess.Popen[str]) -> str:
     assert started.stdout is not None
     return started.stdout.readline().strip()
 
@@ -72,7 +72,7 @@ def said(started: subprocess.Popen[str]) -> str:
 def test_the_holder_is_named(lock_file: Location) -> None:
     """A second writer is refused at once, with the first one's process, host and time."""
     with process(lock_file) as holder:
-        assert "held" == said(holder)
+        assert "held" == output_line(holder)
         with pytest.raises(ConflictError) as caught, lock_file.writer_lock("The run"):
             pytest.fail("two hold the lock")
     expected = f"The run is being written by process {holder.pid} on {socket.gethostname()} since "
@@ -118,7 +118,7 @@ def test_a_lock_with_invalid_content(anywhere: Location, content: bytes) -> None
 def test_a_killed_holder_frees_the_lock(lock_file: Location) -> None:
     """After SIGKILL the next writer gets the lock."""
     with process(lock_file) as holder:
-        assert "held" == said(holder)
+        assert "held" == output_line(holder)
         holder.send_signal(signal.SIGKILL)
         assert -signal.SIGKILL == holder.wait()
         with lock_file.writer_lock("The run"):

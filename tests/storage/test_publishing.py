@@ -50,7 +50,7 @@ def local_dataset(dataset_place: Location) -> Dataset:
     return open_dataset(dataset_place)
 
 
-def lies_beside(place: Location) -> list[str]:
+def names_beside(place: Location) -> list[str]:
     """Return the names in the directory; a lock stays there only in a store."""
     names = place.split()[0].names()
     if isinstance(place, LocalLocation):
@@ -65,7 +65,7 @@ def test_a_dataset_is_invisible_before_publishing(place: Location) -> None:
         write_part(writer.split("train"), 0)
         assert place.is_free()
         raise ZeroDivisionError
-    assert [] == lies_beside(place)
+    assert [] == names_beside(place)
     with pytest.raises(BadDataError, match="There is no dataset at"):
         open_dataset(place)
 
@@ -111,7 +111,7 @@ def test_an_existing_dataset_is_replaced_when_asked(place: Location, dataset: Da
     schema = dataset_schema(rows=7)
     make_dataset(place, schema, overwrite=True)
     assert_holds_its_rows(open_dataset(place), schema)
-    assert ["set"] == lies_beside(place)
+    assert ["set"] == names_beside(place)
     with pytest.raises(ConflictError, match="was replaced by another dataset while it was"):
         stored_rows(dataset.split("train"))  # a reader of the old one never sees a mixture
 
@@ -196,7 +196,7 @@ def test_an_orphan_writes_into_nothing_that_is_published(place: Location) -> Non
     assert_holds_its_rows(open_dataset(place), schema)
     with dataset_lock(place):
         pass
-    assert ["set"] == lies_beside(place)
+    assert ["set"] == names_beside(place)
 
 
 def test_staged_datasets_of_dead_ingests_are_removed(place: Location, dataset: Dataset) -> None:
@@ -213,7 +213,7 @@ def test_staged_datasets_of_dead_ingests_are_removed(place: Location, dataset: D
         pass
     assert [False, False] == [staged.exists() for staged in dead]
     assert [True, True] == [staged.exists() for staged in kept]
-    assert neighbours_lock in lies_beside(place)
+    assert neighbours_lock in names_beside(place)
     assert dataset.digest == open_dataset(place).digest
 
 
@@ -243,4 +243,4 @@ def test_files_that_cannot_be_removed(
     monkeypatch.undo()
     with dataset_lock(local_dataset.location):
         pass
-    assert ["set"] == lies_beside(local_dataset.location)
+    assert ["set"] == names_beside(local_dataset.location)

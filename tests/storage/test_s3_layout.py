@@ -46,7 +46,7 @@ def place(store: Store) -> Location:
     return store.new_place()
 
 
-def wrong(location: Location) -> list[object]:
+def errors_in(location: Location) -> list[object]:
     return [error for _, error in verify_location(location) if error]
 
 
@@ -56,7 +56,7 @@ def test_a_dataset_of_a_former_release(place: Location, dataset_place: Location)
     copy(dataset_place, target)
     old = open_dataset(target)
     assert_holds_its_rows(old, dataset_schema())
-    assert [] == wrong(target)
+    assert [] == errors_in(target)
     with dataset_lock(target):
         pass
     assert old.digest == open_dataset(target).digest
@@ -87,7 +87,7 @@ def test_a_run_of_a_former_release(place: Location, run_place: Location) -> None
     """It is read, continued and pruned; its scores are not written again."""
     run = place.child("run")
     copy(run_place, run)
-    assert [] == wrong(run)
+    assert [] == errors_in(run)
     with run_lock(run) as locked:
         sweep_checkpoints(open_run(locked))
         assert 3 == len(list_checkpoints(open_run(locked)))
@@ -113,7 +113,7 @@ def test_trees_copied_to_a_disk(place: Location, tmp_path: Path) -> None:
     assert scores.digest == open_scores(disk.child(f"run/{SCORES}/{scores.schema.home}")).digest
     copied = open_run(disk.child("run"))
     assert list_checkpoints(run) == list_checkpoints(copied)
-    assert [] == wrong(disk.child("set")) + wrong(disk.child("run"))
+    assert [] == errors_in(disk.child("set")) + errors_in(disk.child("run"))
     make_dataset(disk.child("set"), dataset_schema(rows=3), overwrite=True)
     assert_holds_its_rows(open_dataset(disk.child("set")), dataset_schema(rows=3))
 

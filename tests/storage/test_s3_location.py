@@ -196,13 +196,13 @@ def test_an_append_after_another_s_is_refused(
     place.put("lines", b"one\n")
     tagged = type(place.client).get_tagged
 
-    def meanwhile(client: Any, key: str) -> Any:
+    def append_first(client: Any, key: str) -> Any:
         content = tagged(client, key)
         monkeypatch.undo()
         place.put("lines", b"one\nother\n")
         return content
 
-    monkeypatch.setattr(type(place.client), "get_tagged", meanwhile)
+    monkeypatch.setattr(type(place.client), "get_tagged", append_first)
     with pytest.raises(ConflictError, match="was changed by another writer"):
         place.append("lines", b"two\n")
     assert b"one\nother\n" == place.get("lines")

@@ -50,7 +50,7 @@ def die_after(home: Location, *numbers: int) -> Location:
         return writer.location
 
 
-def go_on(home: Location) -> tuple[list[int], Scores]:
+def finish(home: Location) -> tuple[list[int], Scores]:
     """Score the missing chunks and publish; return their numbers and the scores."""
     with score_into(home, SCHEMA) as writer:
         missing = writer.missing
@@ -110,7 +110,7 @@ def test_a_scoring_is_complete_only_when_published(home: Location) -> None:
     assert not is_complete(home)
     with pytest.raises(BadDataError, match="is incomplete: run the same"):
         open_scores(home)
-    assert [] == go_on(home)[0]
+    assert [] == finish(home)[0]
     assert is_complete(home)
 
 
@@ -127,7 +127,7 @@ def test_every_chunk_must_be_present(home: Location) -> None:
 def test_a_scoring_continues_after_a_crash(home: Location, expected: Scores) -> None:
     """Only the missing chunks are scored, and the result is the same."""
     die_after(home, 0, 3)
-    missing, scores = go_on(home)
+    missing, scores = finish(home)
     assert [1, 2, 4] == missing
     assert expected.digest == scores.digest == open_scores(home).digest
     assert len(expected.location.objects()) == len(scores.location.objects())
@@ -152,7 +152,7 @@ def test_a_chunk_damaged_before_completion_is_scored_again(
             left.delete(array)
         case _:
             left.put(array, left.get(array.replace("c.3", "c.1")))
-    missing, scores = go_on(home)
+    missing, scores = finish(home)
     assert [2, 3, 4] == missing
     assert expected.digest == scores.digest
 
@@ -168,7 +168,7 @@ def test_damaged_metadata_are_rewritten(
         left.delete(key)
     else:
         left.put(key, content)
-    missing, scores = go_on(home)
+    missing, scores = finish(home)
     assert [2, 3, 4] == missing
     assert expected.location.get(key) == scores.location.get(key)
     assert expected.digest == scores.digest
@@ -177,7 +177,7 @@ def test_damaged_metadata_are_rewritten(
 def test_a_damaged_root_starts_over(home: Location, expected: Scores) -> None:
     """If the root is damaged, no chunk is kept."""
     die_after(home, 0, 1).put("zarr.json", b"{")
-    missing, scores = go_on(home)
+    missing, scores = finish(home)
     assert [0, 1, 2, 3, 4] == missing
     assert expected.digest == scores.digest
 
@@ -192,7 +192,7 @@ def test_scores_of_another_model_are_not_used(home: Location) -> None:
 
 def test_a_complete_scoring_is_not_written_again(home: Location) -> None:
     """Complete scores are a conflict, and stay."""
-    scores = go_on(home)[1]
+    scores = finish(home)[1]
     with pytest.raises(ConflictError, match="are complete; open them"), score_into(home, SCHEMA):
         pytest.fail("a complete scoring was opened for writing")
     assert scores.digest == open_scores(home).digest
@@ -211,7 +211,7 @@ def test_two_writers_of_the_same_scores(home: Location) -> None:
 @pytest.mark.parametrize("key", ["probabilities/c.1.0", "predicted/c.1"])
 def test_a_damaged_chunk_is_named(home: Location, key: str) -> None:
     """A missing or swapped chunk of published scores is an error."""
-    scores = go_on(home)[1]
+    scores = finish(home)[1]
     home = scores.location
     home.put(key, home.get(key.replace("c.1", "c.2")))
     with pytest.raises(BadDataError, match=r"Chunk 1 of .* recorded digest"):
@@ -224,7 +224,7 @@ def test_a_damaged_chunk_is_named(home: Location, key: str) -> None:
 @pytest.mark.parametrize("key", [METRICS, "predicted/zarr.json", "probabilities/zarr.json"])
 def test_damaged_documents_are_reported_on_opening(home: Location, key: str) -> None:
     """The metrics and the arrays' metadata must match the root's digests."""
-    tree = go_on(home)[1].location
+    tree = finish(home)[1].location
     data = tree.get(key)
     tree.put(key, data + b" " if key == METRICS else data.replace(b'"regular"', b'"other"'))
     with pytest.raises(BadDataError, match=f"{key} has digest"):
@@ -249,7 +249,7 @@ def test_swapped_scorings_are_reported(local_run: Location) -> None:
 )
 def test_an_invalid_root(home: Location, change: dict[str, object]) -> None:
     """Sealed but invalid attributes end in exit 3, before anything is allocated."""
-    tree = go_on(home)[1].location
+    tree = finish(home)[1].location
     document = json.loads(tree.get("zarr.json"))
     document["attributes"]["scored"] |= change
     tree.put("zarr.json", documents.document_bytes(trees.seal_group(document)))

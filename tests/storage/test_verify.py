@@ -51,7 +51,7 @@ def run(run_place: Location) -> Location:
     return run_place
 
 
-def wrong(location: Location) -> list[str]:
+def errors_in(location: Location) -> list[str]:
     """Return the errors of a verification."""
     return [str(error) for _, error in verify_location(location) if error is not None]
 
@@ -66,7 +66,7 @@ def test_a_sound_dataset_passes(dataset: Location, sharded: Location) -> None:
         "test: class counts",
     ):
         assert f"{dataset}/{what}" in checked
-    assert [] == wrong(sharded)
+    assert [] == errors_in(sharded)
 
 
 def test_a_sound_run_passes(run: Location) -> None:
@@ -85,13 +85,13 @@ def test_files_of_dead_writers_are_ignored(dataset: Location, run: Location) -> 
     dataset.put("train/.c.0.0.17-3.tmp", b"")
     run.put("checkpoints/.000001-000000.old/manifest.json", b"")
     run.put("checkpoints/.000004-000000.tmp/state.safetensors", b"")
-    assert [] == wrong(dataset) + wrong(run)
+    assert [] == errors_in(dataset) + errors_in(run)
 
 
 def test_an_interrupted_run_is_sound(run: Location) -> None:
     """An epoch that was recorded but not saved is not an error: a resume repeats it."""
     open_run(run).append_metrics({"epoch": 4})
-    assert [] == wrong(run)
+    assert [] == errors_in(run)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_an_interrupted_run_is_sound(run: Location) -> None:
 def test_an_unexpected_file_in_a_dataset_is_reported(dataset: Location, key: str) -> None:
     """Unexpected files are errors: an extra chunk, other metadata, notes."""
     dataset.put(key, b"unexpected")
-    errors = wrong(dataset)
+    errors = errors_in(dataset)
     assert [f"{dataset}/{key} does not belong here. Move it elsewhere."] == errors
 
 
@@ -110,7 +110,7 @@ def test_an_unexpected_file_in_a_run_is_reported(run: Location) -> None:
     run.put("notes.txt", b"mine")
     run.put("checkpoints/000003-000000x/state.safetensors", b"unexpected")
     run.put(f"{home}/probabilities/c.7.0", b"unexpected")
-    errors = wrong(run)
+    errors = errors_in(run)
     assert 2 == len(errors)
     assert "checkpoints/000003-000000x/state.safetensors does not belong" in errors[0]
     assert f"{home}/probabilities/c.7.0 does not belong" in errors[1]
@@ -169,8 +169,8 @@ def test_a_file_gone_or_swapped_is_reported(artefact: str, request: pytest.Fixtu
     place: Location = request.getfixturevalue(artefact)
     whole = contents(place)
 
-    def assert_told(*changed: str) -> None:
-        errors = wrong(place)
+    def assert_detected(*changed: str) -> None:
+        errors = errors_in(place)
         assert errors, changed
         assert all(str(place) in message for message in errors)
         for key in changed:
@@ -178,11 +178,11 @@ def test_a_file_gone_or_swapped_is_reported(artefact: str, request: pytest.Fixtu
 
     for key in DELETED[artefact]:
         place.delete(key)
-        assert_told(key)
+        assert_detected(key)
     for one, other in SWAPPED[artefact]:
         swap(place, one, other)
-        assert_told(one, other)
-    assert [] == wrong(place)
+        assert_detected(one, other)
+    assert [] == errors_in(place)
 
 
 @pytest.mark.parametrize("artefact", ["dataset", "run"])
@@ -195,9 +195,9 @@ def test_a_field_that_zarr_does_not_know_is_reported(
         whole = place.get(key)
         for parts in (whole.split(b'"attributes"', 1), whole.rsplit(b'"attributes"', 1)):
             place.put(key, b'"attribwtes"'.join(parts))
-            assert any(str(place) in message for message in wrong(place)), key
+            assert any(str(place) in message for message in errors_in(place)), key
         place.put(key, whole)
-    assert [] == wrong(place)
+    assert [] == errors_in(place)
 
 
 def test_files_of_another_run_are_reported(run: Location, tmp_path: Path) -> None:
@@ -205,10 +205,10 @@ def test_files_of_another_run_are_reported(run: Location, tmp_path: Path) -> Non
     other = make_run(open_location(tmp_path / "other"), epochs=4).location
     record = run.get("run.json")
     run.put("run.json", other.get("run.json"))
-    assert 3 == sum("has run_id" in message for message in wrong(run))
+    assert 3 == sum("has run_id" in message for message in errors_in(run))
     run.put("run.json", record)
     run.put("metrics.jsonl", other.get("metrics.jsonl").split(b"\n", 1)[1])
-    assert ["metrics.jsonl"] == [Path(message.split()[0]).name for message in wrong(run)]
+    assert ["metrics.jsonl"] == [Path(message.split()[0]).name for message in errors_in(run)]
 
 
 def test_class_counts_that_were_always_wrong(tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_class_counts_that_were_always_wrong(tmp_path: Path) -> None:
             for name, written in write_parts(writer).items()
         }
         dataset = writer.publish(records, [], {})
-    errors = wrong(dataset.location)
+    errors = errors_in(dataset.location)
     assert 5 == len(errors)
     assert all("class counts" in message for message in errors)
 
@@ -237,7 +237,7 @@ def test_a_wrong_sum_of_class_counts(dataset: Location) -> None:
         records,
     )
     dataset.put("zarr.json", documents.document_bytes(trees.seal_group(document)))
-    [message] = wrong(dataset)
+    [message] = errors_in(dataset)
     assert "Split test counts [0, 2, 3] rows per class; recorded are [5, 0, 0]" in message
 
 
@@ -252,8 +252,8 @@ def dataset_content(location: Location) -> Any:
     counts = [split.chunk_class_counts.tolist() for split in dataset.splits.values()]
     group = zarr.open_group(str(dataset.tree), mode="r")
     arrays = [np.asarray(group[f"{name}/inputs"]).tobytes() for name in dataset.splits]
-    said = (dataset.digest, dataset.name, dataset.sources, dataset.fingerprint)
-    return said, chunks, counts, arrays
+    attributes = (dataset.digest, dataset.name, dataset.sources, dataset.fingerprint)
+    return attributes, chunks, counts, arrays
 
 
 def run_content(location: Location) -> Any:
@@ -311,11 +311,11 @@ def test_any_damage_is_detected_or_harmless(
         data = path.read_bytes()
         for damaged in damages(data, draw):
             path.write_bytes(damaged)
-            if wrong(location):
+            if errors_in(location):
                 detected += 1
             else:
                 assert whole == content(location), f"silent damage in {key}"
                 without_effect += 1
         path.write_bytes(data)
-    assert [] == wrong(location)
+    assert [] == errors_in(location)
     assert without_effect < detected / 5  # files of locks, final line breaks
