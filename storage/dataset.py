@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from storage import documents
 from storage.chunks import ChunkedArray, values_digest
-from storage.errors import BadDataError, ConflictError, did_you_mean
+from storage.errors import BadDataError, ConflictError, did_you_mean, nearest_place
 from storage.location import REPLACED, Location
 from storage.preparation import Preparation
 from storage.schema import (
@@ -312,7 +312,8 @@ def _nothing_there(location: Location) -> str:
         )
     if location.is_free():
         return (
-            f"There is no dataset at {location}. Make one with `pipeline ingest --out {location}`."
+            f"There is no dataset at {location}.{nearest_place(str(location))} Make one with "
+            f"`pipeline ingest --out {location}`."
         )
     return (
         f"{location} is not a dataset: it contains no {METADATA_NAME}. Give a directory that "

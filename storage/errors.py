@@ -87,11 +87,22 @@ class StoppedError(PipelineError):
         self.exit_code = 128 + signal_number
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str], parent: str = "") -> str:
     """Return ` Did you mean 'x'?` with the known word nearest to `word`, or an empty string."""
     folded = {name.lower(): name for name in known}
     nearest = difflib.get_close_matches(word[:COMPARED].lower(), folded, n=1)
-    return f" Did you mean {folded[nearest[0]]!r}?" if nearest else ""
+    return f" Did you mean {parent + folded[nearest[0]]!r}?" if nearest else ""
+
+
+def nearest_place(place: str) -> str:
+    """Return ` Did you mean 'runs/mnist'?` for a misspelt local path, or an empty string."""
+    parent, name = os.path.split(place)
+    try:
+        names = [] if "://" in place else os.listdir(parent or ".")
+    except OSError:
+        return ""
+    others = (other for other in names if other != name and other[0] != ".")
+    return did_you_mean(name, others, os.path.join(parent, ""))
 
 
 SHORTAGES = {

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from storage import documents
-from storage.errors import BadDataError, ConflictError
+from storage.errors import BadDataError, ConflictError, nearest_place
 from storage.location import Location, TakeOver, is_foreign
 from storage.places import referenced
 
@@ -168,5 +168,8 @@ def run_lock(location: Location, take_over: TakeOver | None = None) -> Iterator[
 
 def _nothing_there(location: Location) -> str:
     if not location.exists():
-        return f"There is no run at {location}. Make one with `pipeline train --run {location}`."
+        return (
+            f"There is no run at {location}.{nearest_place(str(location))} Make one with "
+            f"`pipeline train --run {location}`."
+        )
     return f"{location} is not a run: it contains no {RECORD}. Restore it, or choose another --run."

@@ -20,7 +20,7 @@ from jobs.training.history import EpochTable, check_history
 from pipeline.ingest import IngestResult
 from storage.checkpoints import list_checkpoints, load_checkpoint, recorded_metrics
 from storage.dataset import Dataset, open_dataset, replaced_sibling
-from storage.errors import BadDataError
+from storage.errors import BadDataError, nearest_place
 from storage.location import Location
 from storage.runs import METRICS, RECORD, SCORES, Run, open_run
 from storage.schema import METADATA_NAME
@@ -42,7 +42,8 @@ def check_something_there(location: Location) -> None:
     """Raise `BadDataError` unless the location has the files of a dataset or of a run."""
     if not location.exists() and not replaced_sibling(location).exists():
         raise BadDataError(
-            f"{location} does not exist. Give the directory of a dataset or of a run."
+            f"{location} does not exist.{nearest_place(str(location))} Give the directory of a "
+            "dataset or of a run."
         )
     if location.exists() and not location.exists(RECORD) and not location.exists(METADATA_NAME):
         raise BadDataError(

@@ -10,7 +10,7 @@ from tests.commands.conftest import SMALL, Call
 from tests.commands.process import assert_refused, run_pipeline
 from tests.commands.sets import TRAIN_IMAGES, TRAIN_ROWS, tree
 
-USAGE = 2
+USAGE, BAD_DATA = 2, 3
 TRAIN = ("train", *SMALL, "--run", "runs/new")
 NIGHTLY = ("schedule", "0 3 * * *")
 
@@ -177,6 +177,24 @@ def test_what_was_meant(
 def test_no_gpu(call: Call) -> None:
     """Without an option for GPUs, the message names those for CPU cores."""
     assert_refused(call("train", "--gpu"), USAGE, "'--gpu'", "computes on CPU cores: see --threads")
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (("score", "--run", "runs/mnits"), "'runs/mnist'"),
+        (("inspect", "run"), "'runs'"),
+        (("verify", "data/mist"), "'data/mnist'"),
+        (("train", "--dataset", "data/minst"), "'data/mnist'"),
+    ],
+    ids=" ".join,
+)
+def test_which_place_was_meant(
+    words: tuple[str, ...], meant: str, dataset: Path, run: Path, call: Call
+) -> None:
+    """A message about a missing place names the nearest one beside it."""
+    assert_refused(call(*words), BAD_DATA, f"Did you mean {meant}?")
+    assert "Did you mean" not in call("score", "--run", "runs/xyz").err
 
 
 @pytest.mark.parametrize(
