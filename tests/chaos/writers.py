@@ -10,6 +10,8 @@ import socket
 from contextlib import ExitStack
 from functools import partial
 
+from storage.errors import PipelineError
+from storage.places import open_location
 from tests.chaos.processes import (
     ended,
     has_ended,
@@ -19,7 +21,7 @@ from tests.chaos.processes import (
     started,
     wait_at_work,
 )
-from tests.chaos.scene import JOBS, Scene, experiment
+from tests.chaos.scene import JOBS, Job, Scene, experiment
 from tests.chaos.tally import TooLateError
 from tests.commands.process import Ended
 
@@ -33,7 +35,7 @@ def second_writer(name: str, scene: Scene, case: int, chance: random.Random) -> 
         with started(job.command) as process:
             wait_at_work(process, job.command, chance.uniform(0, job.work.writing / 2))
             with paused(process):
-                if not is_held(job.command.lock):
+                if not is_held(job.command.lock) or is_published(job):
                     raise TooLateError
                 check_refused(run(job.command), process.pid)
                 job.look()
@@ -43,6 +45,14 @@ def second_writer(name: str, scene: Scene, case: int, chance: random.Random) -> 
         job.look()
         job.finish()
     return "survived"
+
+
+def is_published(job: Job) -> bool:
+    """Return whether a job has published its result, although it may still hold its lock."""
+    try:
+        return job.read(open_location(job.target)) == job.expected
+    except PipelineError:
+        return False
 
 
 def race(name: str, scene: Scene, case: int, chance: random.Random) -> str:
