@@ -23,7 +23,7 @@ class ScoreConfig:
     """The options of a scoring job."""
 
     run: Place | None = None
-    """The run with the model; `DEFAULT_RUN` if neither `run` nor `model` is given."""
+    """The run with the model; `runs/mnist` if neither `run` nor `model` is given."""
     dataset: Place | None = None
     """The dataset to score; by default the one that the run was trained on."""
     splits: tuple[str, ...] = ("test",)
@@ -37,7 +37,7 @@ class ScoreConfig:
     settle: float = DEFAULT_SETTLE
     """Files of the inbox modified within the last `settle` seconds are skipped."""
     checkpoint: str | None = None
-    """A checkpoint of the run, see `choose_checkpoint`; default: that of `model`, or the best."""
+    """`best`, `latest`, an epoch or a model's digest; by default that of `model`, or the best."""
     model: str | None = None
     """A promoted name, instead of a run and a checkpoint."""
     models: Place = DEFAULT_MODELS
