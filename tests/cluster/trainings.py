@@ -36,10 +36,11 @@ ROUNDS = TrainConfig(
 CONNECTING_SECONDS = 300.0
 """How long a cluster may take to answer while nothing is wrong with it."""
 
+DEFAULTS = TrainConfig().to_json()
 SETTINGS = [
     argument
     for name, value in STEPS.to_json().items()
-    if not isinstance(value, bool)
+    if value != DEFAULTS[name]
     for argument in (f"--{name.replace('_', '-')}", str(value))
 ]
 """`STEPS` as options of `pipeline train`."""
