@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import zarr
 
 from storage import documents, trees
 from storage.errors import BadDataError, ConflictError, UnreachableError
@@ -78,28 +77,6 @@ def test_round_trip(run: Location, home: Location) -> None:
         assert ("float32", "int32") == (chunk[0].dtype.name, chunk[1].dtype.name)
         assert probabilities.tobytes() == chunk[0].tobytes()
         assert predicted.tobytes() == chunk[1].tobytes()
-
-
-def test_zarr_alone_reads_a_scoring(local_run: Location) -> None:
-    """Plain zarr-python opens the published group and finds both arrays."""
-    scores = make_scores(local_run)
-    root = zarr.open_group(str(scores.location), mode="r")
-    probabilities, predicted = (np.asarray(root[name]) for name in ("probabilities", "predicted"))
-    assert ((5, 3), (5,)) == (probabilities.shape, predicted.shape)
-    assert np.array_equal(scores.read_chunk(1)[0], probabilities[2:4])
-    assert np.array_equal(scores.read_chunk(2)[1], predicted[4:])
-
-
-def test_the_name_of_the_directory() -> None:
-    """The directory follows from model, dataset and split."""
-    others = [
-        scores_schema(split="train"),
-        scores_schema(model_digest="e" * 64),
-        scores_schema(dataset_digest="1" * 64),
-    ]
-    assert SCHEMA.home == scores_schema(rows=9).home
-    assert SCHEMA.home.startswith("test-")
-    assert 4 == len({SCHEMA.home, *(schema.home for schema in others)})
 
 
 def test_a_scoring_is_complete_only_when_published(home: Location) -> None:
