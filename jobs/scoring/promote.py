@@ -5,6 +5,7 @@ import logging
 import socket
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from operator import attrgetter
 from typing import Any
 
 from jobs.choices import DEFAULT_MODELS
@@ -35,6 +36,9 @@ from storage.places import Place, open_location, reference_to
 from storage.runs import Run, open_run
 
 logger = logging.getLogger(__name__)
+
+IDENTITY = attrgetter("run_id", "checkpoint", "model_digest")
+"""Returns the fields by which two holders are the same model."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ def promote(
             name.with_event(_event("refused", holder, before, verdicts)).save()
             model = f"model {before.model_digest[:12]}" if before else "no model"
             raise QualityGateError(f"{text} {config.name} remains {model}.")
-        if before is not None and _same(before, holder):
+        if before is not None and IDENTITY(before) == IDENTITY(holder):
             return PromoteResult(config.name, before, None, True, verdicts)
         name = replace(name, holders=(*name.holders, holder))
         name.with_event(_event("promoted", holder, before, verdicts)).save()
@@ -203,14 +207,6 @@ def _rival(config: PromoteConfig, place: Location) -> tuple[ModelName, Holder] |
     if other is None or (other == config.name and open_name(place, other).holder is None):
         return None
     return held_name(place, other)
-
-
-def _same(one: Holder, other: Holder) -> bool:
-    return (one.run_id, one.checkpoint, one.model_digest) == (
-        other.run_id,
-        other.checkpoint,
-        other.model_digest,
-    )
 
 
 def _event(

@@ -16,14 +16,8 @@ from storage.location import Location
 from storage.runs import Run
 from storage.scores import Scores
 
-MOST_SEVERE_FIRST = (
-    BadDataError,
-    QualityGateError,
-    InternalError,
-    UnreachableError,
-    ConflictError,
-)
-"""The first of these types that occurred gives the exit code."""
+SEVERITY = (BadDataError, QualityGateError, InternalError, UnreachableError, ConflictError)
+"""Error types, most severe first: the first one that occurred gives the exit code."""
 INTERNAL_ERROR = "internal error (please report it)"
 SHOWN_NAMES = 10
 """Number of files that a message names at most."""
@@ -102,7 +96,7 @@ class ScoringResult:
     @property
     def error(self) -> PipelineError | None:
         """The error that decides the exit code: of the most severe type, up to three messages."""
-        for error_type in MOST_SEVERE_FIRST:
+        for error_type in SEVERITY:
             texts = [str(error) for error in self.errors if isinstance(error, error_type)]
             more = f" And {len(texts) - 3:,} more." if len(texts) > 3 else ""
             if texts:
