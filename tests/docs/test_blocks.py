@@ -27,6 +27,11 @@ def test_every_fence_is_of_a_block() -> None:
     assert [] == [f"{block} {block.language}" for block in ALL if block.language not in LANGUAGES]
 
 
+def test_readme_is_short() -> None:
+    """What a newcomer does not need is in docs."""
+    assert 130 >= len((REPOSITORY / "README.md").read_text().splitlines())
+
+
 def test_every_mark_has_a_meaning() -> None:
     """A mark that a test does not know, such as one without a reason, is refused."""
     assert [] == [
