@@ -25,7 +25,7 @@ _MEASURED = (
     r"\d{4}-\d\d-\d\d",
     r"\d\d:\d\d:\d\d\S*",
 )
-_COMPUTED = (r"\b(?=[0-9a-f]*\d)[0-9a-f]{8,}\b", r"\d+\.\d+")
+_COMPUTED = (r"\b(?=[0-9a-f]*\d)[0-9a-f]{8,}\b", r"\d+\.\d+", r"(?<!\S)\d+(?!\S)")
 
 
 class Session:
@@ -105,7 +105,7 @@ def pattern_of(expected: str, *, exact: bool | None = None) -> re.Pattern[str]:
     """Return the pattern of outputs that a page's sample output stands for.
 
     `...` stands for any text in a line, and for any lines if it is the whole line. Times, sizes and
-    core counts match any others; digests and fractions do so only unless `exact`.
+    core counts match any others; digests, fractions and counts do so unless `exact`.
     """
     if exact is None:
         exact = environment() == environment() | SHOWN_ON

@@ -75,6 +75,8 @@ def test_page(
         ("test 98.23 %\n", "train 98.23 %\n", False, False),
         ("model 96ee68ad7c31\n", "model 06ee68ad7c31\n", True, False),
         ("model 96ee68ad7c31\n", "model 06ee68ad7c31\n", False, True),
+        ("177 mistakes\n", "178 mistakes\n", True, False),
+        ("177 mistakes\n", "178 mistakes\n", False, True),
         ("60,000 rows\n", "50,000 rows\n", False, False),
         ("a   b\n...\nc\n", "a b\nx\ny\n  c\n", True, True),
         ("a\n...\nc\n", "a\nx\n", True, False),
