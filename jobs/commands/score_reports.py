@@ -90,8 +90,17 @@ def batch_report(batch: ScoringResult, *, one_split: bool) -> Report:
         rows = [_row(result) for result in batch.results]
         listed = table(header, rows, left=("scored", "scores"), wrapped=("what", "scores"))
         text = f"{listed}\n\n{text}"
+    text += "".join(f"\n{line}" for line in _outputs(batch.results))
     digests = [(result.scores.schema.home, result.scores.digest) for result in batch.results]
     return Report(document, text, summary, facts([("model", batch.model_digest), *digests]))
+
+
+def _outputs(results: list[ScoreResult]) -> list[str]:
+    """Return lines that name the files of --out."""
+    files = [f"Predictions in {result.output}" for result in results if result.output]
+    if len(files) > SHOWN_FILES:
+        return [f"Predictions in {len(files):,} files; --json names them."]
+    return files
 
 
 def _split_report(result: ScoreResult) -> Report:
@@ -104,8 +113,7 @@ def _split_report(result: ScoreResult) -> Report:
         summary = f"{schema.split.capitalize()} accuracy {percent(quality['accuracy'])}; {location}"
         parts.append(f"Cross-entropy {quality['cross_entropy']:.4f} on {schema.rows:,} rows")
     parts.append(fit(summary))
-    if result.output:
-        parts.append(f"Predictions in {result.output}")
+    parts += _outputs([result])
     digests = [("model", schema.model_digest), ("dataset", schema.dataset_digest)]
     details = facts([*digests, ("scores", result.scores.digest)])
     return Report(_document(result), "\n".join(parts), summary, details)

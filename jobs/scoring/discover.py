@@ -23,7 +23,7 @@ from storage.errors import BadDataError, PipelineError
 from storage.location import Location
 from storage.schema import METADATA_NAME
 
-OTHER_DIRECTORIES = ("lost+listing", "$RECYCLE.BIN", "System Volume Information", "@eaDir")
+OTHER_DIRECTORIES = ("lost+found", "$RECYCLE.BIN", "System Volume Information", "@eaDir")
 """Directories that file systems and servers create beside the data."""
 
 

@@ -6,6 +6,7 @@ are still being written are left for the next run.
 """
 
 import hashlib
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -21,10 +22,12 @@ from jobs.training.model import Model, check_images
 from storage.dataset import Dataset, open_dataset
 from storage.decoding import START_BYTES, hash_stored
 from storage.errors import BadDataError, UnreachableError, UsageError
-from storage.events import Progress
+from storage.events import Progress, event
 from storage.idx import read_header
 from storage.local import LocalLocation
 from storage.location import Location, Lock, Status, TakeOver
+
+logger = logging.getLogger(__name__)
 
 LARGE_FILE = 64 * 2**20
 """Files with more bytes have their header checked before they are copied and hashed."""
@@ -51,8 +54,10 @@ def real_place(location: Location) -> str:
 
 
 def check_directory(inbox: Location) -> None:
-    """Raise `UnreachableError` if the inbox does not exist."""
+    """Raise `UnreachableError` if the inbox does not exist, `UsageError` if it is a file."""
     if isinstance(inbox, LocalLocation) and not inbox.path.is_dir():
+        if inbox.path.exists():
+            raise UsageError(f"The inbox {inbox} is a file; give the directory that contains it.")
         raise UnreachableError(
             f"The inbox {inbox} does not exist. Create or mount the directory, and try again."
         )
@@ -111,6 +116,8 @@ class Inbox:
         self._settled = set(listing.items)
         now = time.time()
         if any(look and now - look.modified < settle for look in self._first_look.values()):
+            text = f"Waiting {settle:g} s for files that are still changing"
+            event(logger, "settling", text, seconds=settle)
             pause(began + settle - time.monotonic(), stop)
             self._settled = set(find_items(self._location, selection).items)
         return listing

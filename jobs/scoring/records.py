@@ -179,5 +179,5 @@ def _last_gates(lines: list[Entry]) -> Any:
 
 def _naming_once(name: str, error: str) -> str:
     """Return a message that names the file only once: many errors begin with its name."""
-    rest = error.removeprefix(f"{name}: ")
-    return f"Not scored: {rest}" if rest.startswith(name) else f"{name} is not scored: {rest}"
+    rest = error.removeprefix(f"{name}: ").removeprefix(f"{name} ")
+    return f"{name}: not scored: {rest}"

@@ -93,6 +93,24 @@ def test_inbox(run: Path, call: Call) -> None:
     assert last.startswith("Error: 1 file of the inbox could not be scored: bad.")
 
 
+def test_predictions_of_an_inbox(run: Path, call: Call) -> None:
+    """Each file that --out writes is named, however many files are scored."""
+    for number in (1, 2):
+        put_images(run.parent.parent / "inbox" / f"{number}-images-idx3-ubyte", number)
+        ended = call("score", "--inbox", "inbox", "--out", "night/{home}.csv")
+        named = re.findall(r"^Predictions in (night/\S+\.csv)$", ended.out, re.MULTILINE)
+        assert number == len(named), ended.err
+        assert all((run.parent.parent / name).is_file() for name in named)
+
+
+def test_an_inbox_that_is_a_file(run: Path, call: Call) -> None:
+    """A file in place of the inbox is a mistake in the options, without retries."""
+    put_images(run.parent.parent / "inbox" / "a-images-idx3-ubyte", 1)
+    file = "inbox/a-images-idx3-ubyte"
+    ended = call("score", "--inbox", file, "--retries", "2", "--retry-wait", "0")
+    assert_refused(ended, USAGE, f"The inbox {file} is a file; give the directory")
+
+
 def test_retries(run: Path, call: Call) -> None:
     """An unreachable inbox is retried --retries times; then the job exits with 6."""
     ended = call("score", "--inbox", "absent", "--retries", "2", "--retry-wait", "0")

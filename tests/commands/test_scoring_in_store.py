@@ -40,7 +40,7 @@ def test_an_inbox_in_a_store(store: Store, home: str, call: Call, here: Path) ->
     for _ in range(2):
         ended = call(*score, *out)
         assert 3 == ended.code
-    assert "Warning: bad.idx3 is not scored: this is not an IDX file" in ended.err
+    assert "Warning: bad.idx3: not scored: this is not an IDX file" in ended.err
     entries = document(call("scores", f"{home}/run", "--json"))["entries"]
     lines = {(line["event"], line["file"]) for line in entries}
     assert {("scored", "one.idx3"), ("scored", "deep/two.idx3"), ("failed", "bad.idx3")} == lines

@@ -124,7 +124,7 @@ def test_missing_data_is_not_scored(call: Call, here: Path) -> None:
     out = here / "{home}.csv"
     ended = call("score", "--run", "runs/f", "--inbox", inbox, "--out", out, "--quiet")
     assert BAD_DATA == ended.code
-    assert "a-images-idx3 is not scored: row 3 holds the value -3.4028235e+38" in ended.err
+    assert "a-images-idx3: not scored: row 3 holds the value -3.4028235e+38" in ended.err
     assert "learned" not in ended.err
     (written,) = here.glob("*.csv")
     assert 301 == len(written.read_text().splitlines())

@@ -71,7 +71,7 @@ def test_directory_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.Mon
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
         return listed(path)
 
-    for name in ("private", ".hidden/private", "lost+listing/private"):
+    for name in ("private", ".hidden/private", "lost+found/private"):
         (tmp_path / name).mkdir(parents=True)
     monkeypatch.setattr(os, "scandir", scandir)
     listing = listing_of(tmp_path, "images.idx")

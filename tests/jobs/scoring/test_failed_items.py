@@ -51,10 +51,10 @@ def test_bad_files_do_not_stop_the_others(run: Path, inbox: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("notes", "notes is not scored: this is not an IDX file but a text that starts with"),
+        ("notes", "notes: not scored: this is not an IDX file but a text that starts with"),
         (
             "small.idx",
-            "Not scored: small.idx has images of 2 x 2; the run was trained on images of",
+            "small.idx: not scored: has images of 2 x 2; the run was trained on images of",
         ),
     ],
 )

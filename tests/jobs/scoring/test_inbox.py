@@ -120,10 +120,12 @@ def test_growing_is_left(run: Path, inbox: Path) -> None:
     assert ["a"] == [one.file for one in score_inbox(run, inbox).results]
 
 
-def test_recent_file(run: Path, inbox: Path) -> None:
-    """A file that was just written is scored in the same pass if it stays unchanged."""
+def test_recent_file(run: Path, inbox: Path, events: Events) -> None:
+    """A file that was just written is scored after a pause, which is reported, if unchanged."""
     os.utime(put_images(inbox / "a", 1))
-    assert ["a"] == [one.file for one in score_inbox(run, inbox, settle=0.05).results]
+    assert ["a"] == [one.file for one in score_inbox(run, inbox, settle=0.5).results]
+    (text,) = [event["text"] for event in events.named("settling")]
+    assert "Waiting 0.5 s for files that are still changing" == text
 
 
 def test_labels_that_arrive_during_the_pause(
