@@ -1,4 +1,4 @@
-"""Fixtures that every floor's tests share, and the markers of whole directories."""
+"""Fixtures shared by all tests, and markers for whole directories."""
 
 import os
 from collections.abc import Iterator
@@ -11,12 +11,12 @@ from tests.object_store.server import Store, running_store
 
 HERE = Path(__file__).parent
 MARKED = {"chaos", "cluster"}
-"""Directories whose tests have their name as a marker."""
+"""Directories whose tests are marked with the directory's name."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test by its directory, before `-m` selects; the longest come first."""
+    """Mark tests by their directory, before `-m` selects; start the longest first."""
     items.sort(key=lambda item: item.path.name != "test_whole_way.py")
     for item in items:
         for name in MARKED & {item.path.relative_to(HERE).parts[0]}:
@@ -25,7 +25,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def mnist_dir() -> Path:
-    """The directory with the four real MNIST files, named by MNIST_DIR."""
+    """The directory of the four MNIST files, from MNIST_DIR."""
     named = os.environ.get("MNIST_DIR")
     if not named:
         pytest.skip("MNIST_DIR is not set: it names the directory with the four MNIST files")
@@ -37,13 +37,13 @@ def mnist_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def store() -> Iterator[Store]:
-    """A real S3 API, with an empty bucket at first."""
+    """A server with the S3 API, with an empty bucket at first."""
     with running_store() as running:
         yield running
 
 
 @pytest.fixture
 def proxy(store: Store) -> Iterator[Proxy]:
-    """The same behind a proxy that can make trouble."""
+    """The same server behind a proxy that can cause failures."""
     with Proxy(store) as made:
         yield made

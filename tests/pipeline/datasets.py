@@ -1,4 +1,4 @@
-"""Small datasets for the stream's tests: real ones on disk, and the arrays that are in them."""
+"""Small datasets on disk for the tests of streams, with their arrays."""
 
 import weakref
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ FEATURES = 5
 
 @dataclass(frozen=True)
 class Known:
-    """A dataset on disk whose split `train` holds these rows."""
+    """A dataset on disk and the rows of its split `train`."""
 
     dataset: Dataset
     path: Path
@@ -58,27 +58,27 @@ def write_known(
 
 
 def load_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have every window loaded before whoever expects it goes on, as if loading took no time."""
+    """Finish loading each window before `expect` returns, as if loading took no time."""
     expect = WindowLoader.expect
 
     def expect_and_wait(loader: WindowLoader, order: EpochOrder, number: int) -> None:
         expect(loader, order, number)
-        loader._ahead.submit(int).result()  # one thread, so what came before is done
+        loader._ahead.submit(int).result()  # a single thread: earlier loads are done
 
     monkeypatch.setattr(WindowLoader, "expect", expect_and_wait)
 
 
 def watched_windows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Filled, whenever memory is asked for a window, with how many others there are then."""
+    """Return a list that gets, for each new window, the number of other windows in memory."""
     windows: list[weakref.ref[Any]] = []
-    there: list[int] = []
+    others: list[int] = []
     array = WindowMemory.array
 
     def watched(memory: WindowMemory, size: int) -> NDArray[np.uint8]:
-        there.append(sum(window() is not None for window in windows))
-        made = array(memory, size)
-        windows.append(weakref.ref(made))
-        return made
+        others.append(sum(window() is not None for window in windows))
+        window_array = array(memory, size)
+        windows.append(weakref.ref(window_array))
+        return window_array
 
     monkeypatch.setattr(WindowMemory, "array", watched)
-    return there
+    return others

@@ -1,4 +1,4 @@
-"""Streams over the dataset `known`: any settings for them, and what their tests compare."""
+"""Streams over the dataset `known`: random settings, and comparisons."""
 
 import hashlib
 from typing import Any
@@ -17,7 +17,7 @@ ROWS, CHUNK_ROWS, CHUNKS = 61, 7, 9
 
 @st.composite
 def stream_settings(draw: st.DrawFn) -> dict[str, Any]:
-    """Settings of a stream over some range of the 61 rows, windows from one chunk to all."""
+    """Random settings of a stream over a range of the 61 rows, with windows of one chunk to all."""
     first_row = draw(st.integers(0, ROWS - 1) | st.just(0))
     rows = draw(st.integers(1, ROWS - first_row) | st.just(ROWS - first_row))
     return {
@@ -33,7 +33,7 @@ def stream_settings(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def link(digest: bytes, row_numbers: RowNumbers) -> bytes:
-    """The order digest after one more mini-batch, by its definition."""
+    """Return the order digest after one more mini-batch, by its definition."""
     return hashlib.sha256(digest + row_numbers.astype("<u8").tobytes()).digest()
 
 
@@ -46,7 +46,7 @@ def row_lists(batches: list[Batch]) -> list[list[int]]:
 
 
 def assert_contents(known: Known, batch: Batch) -> None:
-    """The batch holds just the rows whose numbers it gives."""
+    """Assert that a batch has the contents of the rows that it names."""
     assert known.inputs[batch.rows].tolist() == batch.inputs.tolist()
     assert known.inputs.dtype == batch.inputs.dtype
     if known.targets is None:

@@ -1,4 +1,4 @@
-"""Compression at ingest: what is chosen is what Zarr finds, and nothing else depends on it."""
+"""Compression at ingest: Zarr reads the chosen one, and nothing else depends on it."""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ def out(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("compression", [None, *COMPRESSIONS])
 def test_the_rows_are_stored_as_chosen(out: Path, tmp_path: Path, compression: str | None) -> None:
-    """By default LZ4; Zarr's own metadata says so, all is sound, and the digest is the same."""
+    """The default is LZ4; Zarr's metadata agree, the dataset is sound, the digest is the same."""
     dataset = ingest(SOURCE, out, compression=compression, rows_per_chunk=16).dataset
     assert (compression or "lz4") == dataset.compression
     for split in dataset.splits.values():
@@ -39,21 +39,21 @@ def test_the_rows_are_stored_as_chosen(out: Path, tmp_path: Path, compression: s
     assert other.digest == dataset.digest
 
 
-@pytest.mark.parametrize("there", COMPRESSIONS)
-def test_a_dataset_that_is_there(out: Path, there: str) -> None:
-    """It is done already where no compression is asked for, or its own; another is a conflict."""
-    ingest(SOURCE, out, compression=there)
-    for asked in (None, there):
-        assert ingest(SOURCE, out, compression=asked).already_done
-    other = next(name for name in COMPRESSIONS if name != there)
-    with pytest.raises(ConflictError, match=rf"\], {there}; .*\], {other}\. Pass --overwrite"):
+@pytest.mark.parametrize("existing", COMPRESSIONS)
+def test_an_existing_dataset(out: Path, existing: str) -> None:
+    """An existing dataset fits no requested compression or its own; another one conflicts."""
+    ingest(SOURCE, out, compression=existing)
+    for requested in (None, existing):
+        assert ingest(SOURCE, out, compression=requested).already_done
+    other = next(name for name in COMPRESSIONS if name != existing)
+    with pytest.raises(ConflictError, match=rf"\], {existing}; .*\], {other}\. Pass --overwrite"):
         ingest(SOURCE, out, compression=other)
     replaced = ingest(SOURCE, out, compression=other, overwrite=True)
     assert (False, other) == (replaced.already_done, replaced.dataset.compression)
 
 
 def test_the_command_knows_all_of_them() -> None:
-    """The choices, which stand beside the command for the sake of a fast help, are all there."""
+    """The command's choices, which are listed apart so that help is fast, are complete."""
     option = next(o for o in cli.commands["ingest"].params if o.name == "compression")
     assert list(COMPRESSIONS) == list(option.type.to_info_dict()["choices"])
 
@@ -67,7 +67,7 @@ def test_the_command_knows_all_of_them() -> None:
     ],
 )
 def test_options_out_of_range(out: Path, options: dict[str, Any], message: str) -> None:
-    """It is wrong usage, told before anything is made."""
+    """A bad option is a usage error before anything is created."""
     with pytest.raises(UsageError, match=message):
         ingest(SOURCE, out, **options)
     assert not out.exists()

@@ -1,4 +1,4 @@
-"""Ingest: an IDX set or generated digits become a published dataset, wholly or not at all."""
+"""Ingest publishes a complete dataset from IDX files or generated digits, or nothing."""
 
 import gzip
 import hashlib
@@ -34,7 +34,7 @@ TEST_IMAGES, TEST_LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
 
 
 def images(rows: int, *row_shape: int, dtype: str = "uint8", seed: int = 0) -> NDArray[Any]:
-    """Whole numbers that every element type can hold."""
+    """Integers that every element type can hold."""
     random = np.random.default_rng([rows, seed])
     return random.integers(0, 120, (rows, *(row_shape or (4, 3)))).astype(dtype)
 
@@ -58,12 +58,12 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
-    """Where the dataset is to be, in a directory that does not exist yet."""
+    """A place for the dataset, in a directory that does not exist yet."""
     return tmp_path / "data" / "set"
 
 
 def rows_of(dataset: Dataset, split: str) -> tuple[NDArray[Any], NDArray[np.uint8] | None]:
-    """All inputs and targets of a split, each chunk checked as it is read."""
+    """All inputs and targets of a split, read with verification."""
     blocks = [dataset.split(split).read_chunk(n) for n in range(dataset.split(split).schema.chunks)]
     targets = [block.targets for block in blocks if block.targets is not None]
     inputs = np.concatenate([block.inputs for block in blocks])
@@ -71,7 +71,7 @@ def rows_of(dataset: Dataset, split: str) -> tuple[NDArray[Any], NDArray[np.uint
 
 
 def content(directory: Path) -> dict[str, bytes]:
-    """Every file below a directory, the lock beside a dataset aside."""
+    """Every file below a directory, except locks."""
     return {
         str(path.relative_to(directory)): path.read_bytes()
         for path in sorted(directory.rglob("*"))
@@ -79,14 +79,14 @@ def content(directory: Path) -> dict[str, bytes]:
     }
 
 
-def refusal(kind: type[PipelineError], *arguments: Any, **options: Any) -> str:
-    with pytest.raises(kind) as caught:
+def refusal(error: type[PipelineError], *arguments: Any, **options: Any) -> str:
+    with pytest.raises(error) as caught:
         ingest(*arguments, **options)
     return str(caught.value)
 
 
 def assert_all_rows(dataset: Dataset, rows: dict[str, int]) -> None:
-    """The dataset holds the rows of `source`: each split's images, bias first, and labels."""
+    """Assert that the dataset has the rows of `source`: images with the bias first, and labels."""
     assert list(rows) == list(dataset.splits)
     for split, count in rows.items():
         inputs, targets = rows_of(dataset, split)
@@ -98,7 +98,7 @@ def assert_all_rows(dataset: Dataset, rows: dict[str, int]) -> None:
 
 @pytest.mark.parametrize("rows_per_chunk", [None, 1, 8, 37, 1000])
 def test_a_directory(source: Path, out: Path, rows_per_chunk: int | None) -> None:
-    """Every row comes out as it went in, in chunks of any size."""
+    """All rows are stored unchanged, in chunks of any size."""
     result = ingest(str(source), out, rows_per_chunk=rows_per_chunk)
     assert not result.already_done
     assert f"IDX files in {source}" == result.source
@@ -110,7 +110,7 @@ def test_a_directory(source: Path, out: Path, rows_per_chunk: int | None) -> Non
 
 @pytest.mark.parametrize(("ending", "compress"), [(".gz", gzip.compress), (".xz", lzma.compress)])
 def test_compressed_files(source: Path, out: Path, ending: str, compress: Any) -> None:
-    """Compressed files give the rows, and the dataset digest, of the raw ones."""
+    """Compressed files give the rows and the dataset digest of the raw ones."""
     raw = ingest(str(source), out.with_name("raw"), rows_per_chunk=8).dataset
     for path in list(source.iterdir()):
         path.with_name(path.name + ending).write_bytes(compress(path.read_bytes()))
@@ -125,7 +125,7 @@ def test_compressed_files(source: Path, out: Path, ending: str, compress: Any) -
 def test_element_types_and_shapes(
     tmp_path: Path, out: Path, dtype: str, row_shape: tuple[int, ...]
 ) -> None:
-    """Images of any IDX type and shape keep both; the range of values stands for 0 to 1."""
+    """Images keep any IDX type and shape; their range of values is mapped to [0, 1]."""
     write_idx(tmp_path / TRAIN_IMAGES, images(9, *row_shape, dtype=dtype))
     write_idx(tmp_path / TRAIN_LABELS, labels(9))
     dataset = ingest(str(tmp_path), out, rows_per_chunk=4).dataset
@@ -143,21 +143,21 @@ def test_element_types_and_shapes(
 
 @pytest.mark.parametrize("values", [(1, 26, 5), (7, 0, 300_000), (200,)])
 def test_labels(tmp_path: Path, out: Path, values: tuple[int, ...]) -> None:
-    """The classes are the labels found, in ascending order, however large they are."""
-    found = labels(40, values)
+    """The classes are the distinct labels in ascending order, however large."""
+    classes = labels(40, values)
     write_idx(tmp_path / TRAIN_IMAGES, images(40))
-    write_idx(tmp_path / TRAIN_LABELS, found)
+    write_idx(tmp_path / TRAIN_LABELS, classes)
     dataset = ingest(str(tmp_path), out, rows_per_chunk=7).dataset
     assert [str(value) for value in sorted(values)] == list(dataset.class_names)
     _, targets = rows_of(dataset, "train")
     assert targets is not None
-    assert found.tolist() == np.array(sorted(values))[targets.argmax(axis=1)].tolist()
-    counts = [int((found == value).sum()) for value in sorted(values)]
+    assert classes.tolist() == np.array(sorted(values))[targets.argmax(axis=1)].tolist()
+    counts = [int((classes == value).sum()) for value in sorted(values)]
     assert counts == list(dataset.split("train").record.class_counts)
 
 
 def test_classes_of_both_splits(tmp_path: Path, out: Path) -> None:
-    """A class that only one split has is a column of the other's targets too."""
+    """A class of only one split has a column in the other split's targets too."""
     for name, values in [("train", [1, 2, 1]), ("test", [3, 1, 1])]:
         write_idx(tmp_path / f"{name}-images-idx3-ubyte", images(3))
         write_idx(tmp_path / f"{name}-labels-idx1-ubyte", np.array(values, np.uint8))
@@ -170,7 +170,7 @@ def test_classes_of_both_splits(tmp_path: Path, out: Path) -> None:
 
 
 def test_an_unlabelled_split(source: Path, out: Path) -> None:
-    """A test split without labels is kept without targets, beside a labelled one."""
+    """A test split without labels is stored without targets, next to a labelled one."""
     (source / TEST_LABELS).unlink()
     dataset = ingest(str(source), out, rows_per_chunk=4).dataset
     assert "one-hot" in dataset.transforms
@@ -181,7 +181,7 @@ def test_an_unlabelled_split(source: Path, out: Path) -> None:
 
 
 def test_already_done(source: Path, out: Path) -> None:
-    """The same source again is found done: not a byte is written, wherever its files lie now."""
+    """Ingesting the same source again writes nothing, even if its files have moved."""
     first = ingest(str(source), out, rows_per_chunk=8)
     before = content(out)
     stamps = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
@@ -197,7 +197,7 @@ def test_already_done(source: Path, out: Path) -> None:
 
 
 def test_another_source_or_other_chunks_are_a_conflict(source: Path, out: Path) -> None:
-    """Chunks that are not given may be any; other ones, or one other pixel, are refused."""
+    """Default chunks accept any existing size; another size, or one other pixel, is a conflict."""
     ingest(str(source), out, rows_per_chunk=8)
     before = content(out)
     assert ingest(str(source), out).already_done
@@ -211,7 +211,7 @@ def test_another_source_or_other_chunks_are_a_conflict(source: Path, out: Path) 
 
 
 def test_overwrite(source: Path, out: Path) -> None:
-    """Asked to, an ingest replaces the dataset, and nothing of the old one stays."""
+    """With `overwrite`, an ingest replaces the dataset completely."""
     old = ingest(str(source), out, rows_per_chunk=2)
     write_idx(source / TRAIN_IMAGES, images(37, seed=1))
     new = ingest(str(source), out, rows_per_chunk=8, overwrite=True)
@@ -245,7 +245,7 @@ def truncate_gz(path: Path) -> None:
 
 @pytest.mark.parametrize("threads", [1, 4])
 def test_a_failure_in_the_middle(source: Path, out: Path, threads: int) -> None:
-    """A source that turns out damaged after rows were written leaves nothing at all behind."""
+    """A source that proves damaged after rows were written leaves nothing behind."""
     truncate_gz(source / TEST_IMAGES)
     message = refusal(BadDataError, str(source), out, rows_per_chunk=1, threads=threads)
     assert TEST_IMAGES in message
@@ -255,7 +255,7 @@ def test_a_failure_in_the_middle(source: Path, out: Path, threads: int) -> None:
 
 @pytest.mark.parametrize("overwrite", [True, False])
 def test_a_failure_leaves_the_old_dataset(source: Path, out: Path, overwrite: bool) -> None:
-    """An ingest that fails, overwriting or not, leaves the dataset that was there whole."""
+    """A failing ingest leaves an existing dataset intact, with or without `overwrite`."""
     old = ingest(str(source), out, rows_per_chunk=2)
     before = content(out.parent)
     truncate_gz(source / TEST_IMAGES)
@@ -266,7 +266,7 @@ def test_a_failure_leaves_the_old_dataset(source: Path, out: Path, overwrite: bo
 
 
 def test_a_failing_progress_report(source: Path, out: Path) -> None:
-    """Whatever ends an ingest half-way, Ctrl-C say, nothing half-made is left."""
+    """An ingest that is interrupted in the middle, as by Ctrl-C, leaves nothing behind."""
 
     def interrupt(stage: str, done: int, total: int, note: str = "") -> None:
         if stage == "ingest test" and done:
@@ -279,17 +279,17 @@ def test_a_failing_progress_report(source: Path, out: Path) -> None:
 
 
 def test_progress(source: Path, out: Path) -> None:
-    """Progress counts each split's rows from none to all of them."""
-    told: list[tuple[str, int, int]] = []
-    ingest(str(source), out, rows_per_chunk=20, progress=lambda *progress: told.append(progress))
+    """Progress counts each split's rows from 0 to all."""
+    reports: list[tuple[str, int, int]] = []
+    ingest(str(source), out, rows_per_chunk=20, progress=lambda *progress: reports.append(progress))
     expected = [("ingest train", done, 37) for done in (0, 20, 37)]
     expected += [("ingest test", done, 11) for done in (0, 11)]
-    assert expected == told[-5:]
-    assert {0} == {done for _, done, _ in told[:-5]}  # while files are hashed and labels read
+    assert expected == reports[-5:]
+    assert {0} == {done for _, done, _ in reports[:-5]}  # while files are hashed and labels read
 
 
 def test_a_damaged_dataset_is_not_taken_for_done(source: Path, out: Path) -> None:
-    """A dataset whose metadata is damaged is reported, and made anew only when asked to."""
+    """A dataset with damaged metadata is reported, and replaced only on request."""
     ingest(str(source), out)
     (out / "train" / "inputs" / "zarr.json").write_text("{}")
     assert "pipeline ingest --overwrite" in refusal(BadDataError, str(source), out)
@@ -297,7 +297,7 @@ def test_a_damaged_dataset_is_not_taken_for_done(source: Path, out: Path) -> Non
 
 
 def test_one_writer_at_a_time(source: Path, out: Path) -> None:
-    """While another ingest writes at the same place, this one is refused and names it."""
+    """While another ingest writes to the same place, this one is refused and names it."""
     with dataset_lock(open_location(out)):
         message = refusal(ConflictError, str(source), out)
     assert f"{out} is being written by process {os.getpid()}" in message
@@ -305,14 +305,14 @@ def test_one_writer_at_a_time(source: Path, out: Path) -> None:
 
 
 def test_an_interrupted_replacement_is_put_right(source: Path, out: Path) -> None:
-    """A death between the two renames leaves the old dataset aside; the next ingest finds it."""
+    """After a death between the two renames, the next ingest finds the old dataset."""
     ingest(str(source), out)
     out.rename(out.with_name(".set.replaced"))
     assert ingest(str(source), out).already_done
 
 
 def test_a_file_that_changes_under_way(source: Path, out: Path) -> None:
-    """A label that was not there when the classes were counted is refused with its row."""
+    """A label that appears after the classes were counted is refused with its row."""
     opened = open_directory(source)
 
     def change(stage: str, done: int, total: int, note: str = "") -> None:
@@ -328,7 +328,7 @@ def test_a_file_that_changes_under_way(source: Path, out: Path) -> None:
 
 
 def test_synthetic(out: Path) -> None:
-    """Generated digits come out as they are drawn, the same for the same seed only."""
+    """Generated digits are stored as drawn, and depend on the seed."""
     dataset = ingest("synthetic:23,6", out, rows_per_chunk=5, seed=3).dataset
     drawn, classes = draw_digits(3, "train", 0, 23)
     inputs, targets = rows_of(dataset, "train")
@@ -341,14 +341,14 @@ def test_synthetic(out: Path) -> None:
 
 
 def test_mnist(mnist_dir: Path, tmp_path: Path, out: Path) -> None:
-    """MNIST itself: its class counts, every row as in its files, and the digest it has for good."""
+    """MNIST: its class counts, every row as in its files, and its permanent digest."""
     dataset = ingest(str(mnist_dir), out).dataset
     counts = (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949)
     assert counts == dataset.split("train").record.class_counts
     counts = (980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009)
     assert counts == dataset.split("test").record.class_counts
     assert (30, 5) == tuple(dataset.split(name).schema.chunks for name in ("train", "test"))
-    # The decoded rows, put back into IDX files, are the files of the set, byte for byte.
+    # The rows, written to IDX files again, equal the decompressed files byte for byte.
     expected = {
         TRAIN_IMAGES: "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
         TRAIN_LABELS: "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
@@ -363,13 +363,15 @@ def test_mnist(mnist_dir: Path, tmp_path: Path, out: Path) -> None:
         assert targets is not None
         write_idx(tmp_path / names[0], inputs[:, 1:].reshape(-1, 28, 28))
         write_idx(tmp_path / names[1], targets.argmax(axis=1).astype(np.uint8))
-    found = {name: hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in expected}
-    assert expected == found
+    digests = {
+        name: hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in expected
+    }
+    assert expected == digests
     assert "7100e1c181d5e2237a395f73b876d817e908c7186226448302d3e72a9c7d60dd" == dataset.digest
 
 
 def test_a_part_for_each_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However large parts are, the threads of an ingest convert one each at the same time."""
+    """The threads of an ingest convert one part each at the same time, however large parts are."""
     both = threading.Barrier(2, timeout=60)
 
     def together(*arguments: Any) -> Any:

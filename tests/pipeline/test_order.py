@@ -1,4 +1,4 @@
-"""The order, version 1: pinned test vectors, recomputed here from the written definition alone."""
+"""Order version 1: pinned test vectors, and a second implementation from its definition."""
 
 import hashlib
 import itertools
@@ -20,7 +20,7 @@ WORD = 2**64
 
 
 def philox_block(counter: int, key: tuple[int, int]) -> list[int]:
-    """Philox4x64-10 in plain integers, from the paper (Salmon et al., SC 2011, section 3.3)."""
+    """Philox4x64-10 in Python integers, from the paper (Salmon et al., SC 2011, section 3.3)."""
     words = [counter >> 64 * place & WORD - 1 for place in range(4)]
     first, second = key
     for _ in range(10):
@@ -40,7 +40,7 @@ def expected_numbers(count: int, seed: int, epoch: int, level: str, window: int 
     text = f"mnist-stream order 1|{seed}|{epoch}|{level}|{window}"
     digest = hashlib.sha256(text.encode()).digest()
     key = (int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:16], "little"))
-    # NumPy counts up before it draws: its counter 0 gives block 1 first.
+    # NumPy increments its counter before it draws, so counter 0 gives block 1 first.
     blocks = (philox_block(counter, key) for counter in itertools.count(1))
     return list(itertools.islice(itertools.chain.from_iterable(blocks), count))
 
@@ -53,7 +53,7 @@ def expected_permutation(
 
 
 def expected_windows(order: EpochOrder) -> list[list[int]]:
-    """The rows of each window in the order of their visit, by section 5 of the design."""
+    """Return each window's rows in visiting order, as docs/explanation/order.md defines."""
     rows = range(order.first_row, order.first_row + order.rows)
     chunks = sorted({row // order.chunk_rows for row in rows})
     if order.shuffle:
@@ -95,7 +95,7 @@ orders = st.builds(
 
 
 def test_the_generator_of_the_paper() -> None:
-    """The plain Philox of this file gives the known answer published with the paper's code."""
+    """The Philox of this file gives the known answer that was published with the paper's code."""
     expected = [0x16554D9ECA36314C, 0xDB20FE9D672D0FDC, 0xD7E772CEE186176B, 0x7E68B68AEC7BA23B]
     assert expected == philox_block(0, (0, 0))
 
@@ -116,7 +116,7 @@ def test_the_generator_of_the_paper() -> None:
     ],
 )
 def test_pinned_raw_numbers(arguments: tuple[int, int, str, int], expected: list[int]) -> None:
-    """Order version 1 draws these raw numbers, forever."""
+    """Order version 1 uses these raw numbers forever."""
     assert 1 == ORDER_VERSION
     assert expected == raw_numbers(5, *arguments).tolist()
 
@@ -130,12 +130,12 @@ def test_pinned_raw_numbers(arguments: tuple[int, int, str, int], expected: list
     ],
 )
 def test_pinned_permutations(arguments: tuple[int, int, str, int], expected: list[int]) -> None:
-    """Order version 1 permutes ten things like this, forever."""
+    """Order version 1 permutes ten items like this forever."""
     assert expected == permutation(10, *arguments).tolist()
 
 
 def test_a_pinned_epoch() -> None:
-    """Epoch 2 of seed 7 visits 23 rows, in chunks of 5 and windows of 2 chunks, like this."""
+    """Epoch 2 of seed 7 visits 23 rows, in chunks of 5 and windows of 2 chunks, in this order."""
     order = EpochOrder(seed=7, epoch=2, rows=23, chunk_rows=5, window_chunks=2)
     assert [3, 1, 0, 2, 4] == order.chunk_order.tolist()
     assert [0, 10, 20, 23] == order.window_starts.tolist()
@@ -146,7 +146,7 @@ def test_a_pinned_epoch() -> None:
 
 
 def test_pinned_order_digests() -> None:
-    """The chain over that epoch's mini-batches of 4, and over the next epoch's after it."""
+    """Order digests over that epoch's mini-batches of 4, and over the next epoch's after it."""
     epochs = [
         visited(EpochOrder(seed=7, epoch=epoch, rows=23, chunk_rows=5, window_chunks=2))
         for epoch in (2, 3)
@@ -183,7 +183,7 @@ def test_the_published_definition() -> None:
 
 
 def test_the_order_digest_by_hand() -> None:
-    """A link is SHA-256 of the link before and the rows as little-endian uint64."""
+    """A digest is the SHA-256 of the previous one and the row numbers as little-endian uint64."""
     expected = hashlib.sha256(bytes(32) + b"\x05" + bytes(7) + b"\x00\x01" + bytes(6)).digest()
     assert expected == link(CHAIN_START, np.array([5, 256]))
 
@@ -199,16 +199,16 @@ def test_the_order_digest_by_hand() -> None:
 def test_permutations_as_defined(
     count: int, seed: int, epoch: int, level: str, window: int
 ) -> None:
-    """Raw numbers and permutations are those of the definition, for any arguments."""
+    """Raw numbers and permutations match the definition for any arguments."""
     arguments = (count, seed, epoch, level, window)
     assert expected_numbers(*arguments) == raw_numbers(*arguments).tolist()
-    found = permutation(*arguments).tolist()
-    assert expected_permutation(*arguments) == found
-    assert list(range(count)) == sorted(found)
+    result = permutation(*arguments).tolist()
+    assert expected_permutation(*arguments) == result
+    assert list(range(count)) == sorted(result)
 
 
 def test_equal_raw_numbers_keep_their_places(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The sort is stable: of equal raw numbers the earlier one stays before the later."""
+    """The sort is stable: equal raw numbers keep their order."""
     numbers = np.arange(500, dtype=np.uint64)[::-1] // np.uint64(100)
     monkeypatch.setattr("pipeline.order.raw_numbers", lambda *_: numbers)
     expected = sorted(range(500), key=numbers.tolist().__getitem__)
@@ -216,7 +216,7 @@ def test_equal_raw_numbers_keep_their_places(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_every_argument_matters() -> None:
-    """No two of (seed, epoch, level, window) share an order: not 0 + 1, 1 + 0, not 1|11, 11|1."""
+    """No two of (seed, epoch, level, window) share an order, not even 1|11 and 11|1."""
     values = (0, 1, 2, 11, 12, 111)
     cases = list(itertools.product(values, values, ("chunks", "rows"), values))
     assert len(cases) == len({raw_numbers(2, *case).tobytes() for case in cases})
@@ -225,7 +225,7 @@ def test_every_argument_matters() -> None:
 @SETTINGS
 @given(order=orders)
 def test_epochs_as_defined(order: EpochOrder) -> None:
-    """Every window of any epoch holds the rows of the definition, in its order, each row once."""
+    """Every window of any epoch has the rows of the definition, in its order, each row once."""
     expected = expected_windows(order)
     windows = [order.window(number) for number in range(order.windows)]
     assert expected == [window.row_numbers.tolist() for window in windows]

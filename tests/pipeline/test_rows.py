@@ -1,4 +1,4 @@
-"""RowReader: the rows of a part of the order, and of the store no more than that part needs."""
+"""RowReader: the rows of a part of the order, reading only the chunks that it needs."""
 
 from collections import Counter
 from dataclasses import replace
@@ -31,7 +31,7 @@ def ordered(known: Known, window_chunks: int) -> OrderedRows:
 
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
-    """How often each chunk has been read."""
+    """The number of reads of each chunk."""
     counts: Counter[int] = Counter()
     read_chunk = Split.read_chunk
 
@@ -44,7 +44,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
 
 
 def windows_of(order: EpochOrder, start: int, stop: int) -> Counter[int]:
-    """The chunks of the windows that hold the rows at places [start, stop)."""
+    """The chunks of the windows that contain positions [start, stop)."""
     numbers = range(order.window_at(start), order.window_at(stop - 1) + 1)
     return Counter(chunk for number in numbers for chunk in order.window(number).chunks.tolist())
 
@@ -59,7 +59,7 @@ def test_a_part_of_each_epoch(
     known: Known,
     read: Counter[int],
 ) -> None:
-    """The rows are the order's; each chunk of their windows is read once per epoch, no other."""
+    """Rows follow the order; each chunk of their windows is read once per epoch, no other."""
     rows = ordered(known, window_chunks)
     expected: Counter[int] = Counter()
     with RowReader(rows, part) as reader:
@@ -76,7 +76,7 @@ def test_a_part_of_each_epoch(
 
 
 def test_all_in_one_window(known: Known, read: Counter[int]) -> None:
-    """Rows that one window holds are read once for all epochs, whatever the part."""
+    """Rows of a single window are read once for all epochs, whatever the part."""
     rows = ordered(known, 9)
     with RowReader(rows, (5, 30)) as reader:
         assert reader.holds_all
@@ -90,31 +90,31 @@ def test_all_in_one_window(known: Known, read: Counter[int]) -> None:
 
 @pytest.mark.parametrize("size", [4, 20])
 def test_two_windows_at_most(known: Known, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    """The window in use and the next are in memory, never a third, though rows lie in several."""
+    """Only the window in use and the next are in memory, even if rows are in several windows."""
     load_at_once(monkeypatch)
-    there = watched_windows(monkeypatch)
+    others = watched_windows(monkeypatch)
     with RowReader(ordered(known, 2)) as reader:
         for epoch in range(EPOCHS):
             for start in range(0, ROWS - 2, size):
                 assert len(reader.take(epoch, start, min(start + size, ROWS - 2)).rows)
-    assert 15 == len(there)
-    assert 1 == max(there)
+    assert 15 == len(others)
+    assert 1 == max(others)
 
 
 def test_going_back(known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows of windows before, as after the loss of a worker, are had too, and no third held."""
+    """Earlier windows can be read again, as after a worker's loss, without a third in memory."""
     load_at_once(monkeypatch)
-    there = watched_windows(monkeypatch)
+    others = watched_windows(monkeypatch)
     rows = ordered(known, 2)
     with RowReader(rows) as reader:
         for epoch, start in ((1, 40), (0, 3), (2, 58), (0, 20), (0, 3)):
             order = replace(rows.order, epoch=epoch)
             visited = np.concatenate([order.window(n).row_numbers for n in range(order.windows)])
             assert visited[start] == reader.take(epoch, start, start + 1).rows.item()
-    assert 1 == max(there)
+    assert 1 == max(others)
 
 
 def test_another_dataset(known: Known) -> None:
-    """A dataset that has been replaced is not taken for the one that was meant."""
+    """A dataset that has been replaced is refused."""
     with pytest.raises(ConflictError, match="the job began with 00"):
         RowReader(replace(ordered(known, 2), dataset_digest="00"))

@@ -1,4 +1,4 @@
-"""BatchStream: which rows it hands out, what it reads and holds, and how it fails."""
+"""BatchStream: the rows that it yields, the chunks that it reads and keeps, and its failures."""
 
 import math
 import os
@@ -40,7 +40,7 @@ def sharded(tmp_path_factory: pytest.TempPathFactory) -> Known:
 
 
 def expected_batches(options: dict[str, Any], epoch: int) -> list[list[int]]:
-    """The row numbers of each mini-batch, cut from the windows of the order."""
+    """The row numbers of each mini-batch, cut from the order's windows."""
     order = EpochOrder(
         seed=options["seed"],
         epoch=epoch,
@@ -57,7 +57,7 @@ def expected_batches(options: dict[str, Any], epoch: int) -> list[list[int]]:
 
 
 def count_reads(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
-    """From now on, how often each chunk is read."""
+    """Count the reads of each chunk from now on."""
     reads: Counter[int] = Counter()
     lock = threading.Lock()
     read_chunk = Split.read_chunk
@@ -74,9 +74,9 @@ def count_reads(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
 @SETTINGS
 @given(options=stream_settings())
 def test_batches(known: Known, options: dict[str, Any]) -> None:
-    """Two epochs give the order's rows, cut into mini-batches, with the rows' own contents.
+    """Two epochs yield the order's rows, cut into mini-batches, with the right contents.
 
-    The state's digest is the chain over all mini-batches so far.
+    The state's digest covers all mini-batches so far.
     """
     digest = CHAIN_START
     with open_stream(known, **options) as stream:
@@ -94,7 +94,7 @@ def test_batches(known: Known, options: dict[str, Any]) -> None:
 @SETTINGS
 @given(options=stream_settings(), parts=st.integers(1, 9))
 def test_micro_batches(known: Known, options: dict[str, Any], parts: int) -> None:
-    """The parts of a mini-batch are those of `numpy.array_split`, and leave the same state."""
+    """The parts of a mini-batch are those of `numpy.array_split`, and lead to the same state."""
     with open_stream(known, **options) as whole, open_stream(known, **options) as cut:
         for batch, micro_batches in zip(whole, cut.micro_batches(parts), strict=True):
             pieces = list(micro_batches)
@@ -106,7 +106,7 @@ def test_micro_batches(known: Known, options: dict[str, Any], parts: int) -> Non
 
 
 def test_a_mini_batch_counts_with_its_last_part(known: Known) -> None:
-    """Until its last part is taken, the state is the one before the mini-batch."""
+    """The state changes with the last part of a mini-batch."""
     with open_stream(known, batch_size=20) as stream:
         before = stream.state
         micro_batches = next(stream.micro_batches(3))
@@ -129,7 +129,7 @@ def test_reprs(known: Known) -> None:
 
 
 def test_unlabelled(tmp_path: Path) -> None:
-    """A split without labels gives inputs alone, also where a mini-batch spans windows."""
+    """A split without labels yields inputs only, even if a mini-batch spans windows."""
     known = write_known(tmp_path / "set", 20, 3, labelled=False)
     with open_stream(known, batch_size=7, window_chunks=2) as stream:
         for batch in stream:
@@ -137,7 +137,7 @@ def test_unlabelled(tmp_path: Path) -> None:
 
 
 def test_shards(sharded: Known) -> None:
-    """More than a thousand chunks lie in shards; the rows that come out of them are the same."""
+    """More than a thousand chunks are stored in shards, and yield the same rows."""
     assert 8 == sharded.dataset.split("train").schema.chunks_per_shard
     with open_stream(sharded, batch_size=100, window_chunks=300) as stream:
         batches = list(stream)
@@ -151,7 +151,7 @@ def test_shards(sharded: Known) -> None:
 def test_every_chunk_is_read_once_per_epoch(
     known: Known, monkeypatch: pytest.MonkeyPatch, window_chunks: int, shuffle: bool
 ) -> None:
-    """Three epochs read each chunk three times, and nothing is read ahead of a known end."""
+    """Three epochs read each chunk three times, and nothing is read past the last epoch."""
     reads = count_reads(monkeypatch)
     with open_stream(
         known, batch_size=4, window_chunks=window_chunks, shuffle=shuffle, epochs=3
@@ -162,7 +162,7 @@ def test_every_chunk_is_read_once_per_epoch(
 
 
 def test_a_range_reads_its_own_chunks_only(known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows 20..33 lie in chunks 2 to 4: no other one is read."""
+    """Rows 20..33 are in chunks 2 to 4; no other chunk is read."""
     reads = count_reads(monkeypatch)
     with open_stream(known, batch_size=5, first_row=20, rows=14, epochs=1) as stream:
         list(stream)
@@ -170,7 +170,7 @@ def test_a_range_reads_its_own_chunks_only(known: Known, monkeypatch: pytest.Mon
 
 
 def test_seeking_reads_two_windows(known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To go on in the middle of an epoch takes the window that holds the next row, and the next."""
+    """Continuing in the middle of an epoch reads the next row's window and the one after it."""
     options: dict[str, Any] = {"batch_size": 7, "window_chunks": 2, "shuffle": False}
     with open_stream(known, **options) as stream:
         batches = iter(stream)
@@ -181,7 +181,7 @@ def test_seeking_reads_two_windows(known: Known, monkeypatch: pytest.MonkeyPatch
     with open_stream(known, **options, state=state) as stream:
         batch = next(iter(stream))
     assert list(range(28, 35)) == batch.rows.tolist()
-    assert {4, 5} <= set(reads) <= {4, 5, 6, 7}  # closed before it is done, the next may be cut off
+    assert {4, 5} <= set(reads) <= {4, 5, 6, 7}  # closing may cut off the last window
     assert 1 == max(reads.values())
 
 
@@ -190,23 +190,23 @@ def test_seeking_reads_two_windows(known: Known, monkeypatch: pytest.MonkeyPatch
 def test_two_windows_are_held(
     known: Known, monkeypatch: pytest.MonkeyPatch, batch_size: int, parts: int
 ) -> None:
-    """The window in use and the next are in memory, never a third, if loading is ever so fast."""
+    """Only the window in use and the next are in memory, however fast loading is."""
     load_at_once(monkeypatch)
-    there = watched_windows(monkeypatch)
+    others = watched_windows(monkeypatch)
     with open_stream(known, batch_size=batch_size, window_chunks=2, epochs=3) as stream:
         while stream.state.epoch < 3:
             for micro_batches in stream.micro_batches(parts):
                 for batch in micro_batches:
                     assert len(batch.rows)
                     del batch
-    assert 15 == len(there)
-    assert 1 == max(there)
+    assert 15 == len(others)
+    assert 1 == max(others)
 
 
 def threads_used(
     split: Split, busy_cores: int, timing: Timing, monkeypatch: pytest.MonkeyPatch
 ) -> list[int]:
-    """The threads that load each of four windows, if each takes so long; the last two are late."""
+    """The threads that load each of four windows for a given timing; the last two are late."""
     used: list[int] = []
     load_window = windows.load_window
 
@@ -223,7 +223,7 @@ def threads_used(
     order = EpochOrder(seed=0, epoch=0, rows=rows, chunk_rows=chunk_rows, window_chunks=2)
     with WindowLoader(split, 4, busy_cores=busy_cores) as loader:
         for number in range(4):
-            # The next window is begun once this one is taken, and this one is late by decree.
+            # Taking a window starts the next one; the last two count as late.
             monkeypatch.setattr(windows, "LATE_SECONDS", -1.0 if number > 1 else math.inf)
             loader.take(order, number)
     return used
@@ -245,23 +245,23 @@ def test_threads_that_load(
     expected: list[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Beside a busy consumer fewer threads load, but for a window that came too late.
+    """Fewer threads load if the consumer is busy, and all for the window after a late one.
 
-    After a window that was mostly waited for, as in a slow store, there are more; not so where the
-    wait is short, as that of small chunks for one another is.
+    More load after a window that mostly waited, as for a slow store, unless the wait was short, as
+    that of small chunks for one another.
     """
     split = known.dataset.split("train")
     assert expected == threads_used(split, busy_cores, timing, monkeypatch)
 
 
 def test_threads_beside_a_consumer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A consumer is left its cores, unless it takes them all."""
+    """A consumer keeps its cores free, unless it uses all."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(4)))
     assert [4, 3, 1, 4, 4] == [threads_beside(busy, 4) for busy in (0, 1, 3, 4, 9)]
 
 
 def test_the_window_fits_the_shuffle_memory() -> None:
-    """Two windows fit the memory: W is half of it in chunks, and at most all of them."""
+    """A window takes half of the memory, at most all chunks."""
     schema = SplitSchema.plan(rows=1000, features=99, dtype="uint8", classes=10, chunk_rows=10)
     for memory, expected in [(2200, 1), (6599, 2), (6600, 3), (2**40, 100)]:
         assert expected == chunks_per_window(schema, memory)
@@ -269,7 +269,7 @@ def test_the_window_fits_the_shuffle_memory() -> None:
 
 
 def test_too_little_shuffle_memory(known: Known) -> None:
-    """A memory that cannot hold two chunks is refused, with both figures."""
+    """A memory smaller than two chunks is refused, with both sizes."""
     with pytest.raises(UsageError, match=r"100 bytes, but two chunks of this dataset need 140\."):
         open_stream(known, batch_size=1, shuffle_memory=100)
 
@@ -288,7 +288,7 @@ def test_too_little_shuffle_memory(known: Known) -> None:
     ],
 )
 def test_settings_out_of_range(known: Known, options: dict[str, Any], message: str) -> None:
-    """Rows and sizes that the split does not have are refused before anything is read."""
+    """Rows and sizes outside the split are refused before anything is read."""
     with pytest.raises(UsageError, match=message):
         open_stream(known, **options)
 
@@ -307,7 +307,7 @@ def take_another(chunk: Path) -> None:
 @pytest.mark.parametrize("array", ["inputs", "targets"])
 @pytest.mark.parametrize("threads", [1, 4])
 def test_a_damaged_chunk(tmp_path: Path, array: str, harm: Any, threads: int) -> None:
-    """A chunk that is damaged, gone or another's ends the iteration; closing ends the threads."""
+    """A damaged, missing or exchanged chunk ends the iteration; closing ends the threads."""
     known = write_known(tmp_path / "set", 40, 4)
     harm(known.path / "train" / array / "c.7.0")
     taken = []
@@ -322,8 +322,8 @@ def test_a_damaged_chunk(tmp_path: Path, array: str, harm: Any, threads: int) ->
     assert [] == [thread.name for thread in threading.enumerate() if "load-" in thread.name]
 
 
-def test_going_on_after_a_repair(tmp_path: Path) -> None:
-    """A chunk that is put back is read: iterating again goes on at the batch that failed."""
+def test_continuing_after_a_repair(tmp_path: Path) -> None:
+    """After a chunk is restored, iterating continues at the batch that failed."""
     known = write_known(tmp_path / "set", 40, 4)
     chunk = known.path / "train" / "inputs" / "c.7.0"
     sound = chunk.read_bytes()

@@ -1,4 +1,4 @@
-"""A stream in other processes: its pickle continues there, a fork of it says what to do instead."""
+"""A stream in other processes: a pickled one continues there; a forked one explains itself."""
 
 import copy
 import os
@@ -26,7 +26,7 @@ OPTIONS: dict[str, Any] = {
 
 
 def rest(stream: BatchStream) -> tuple[list[list[int]], str]:
-    """The rows of the batches up to the end of the second epoch, and the order digest there."""
+    """The rows of the remaining batches of two epochs, and the final order digest."""
     batches: list[Batch] = []
     while stream.state.epoch < 2:
         batches += stream
@@ -54,7 +54,7 @@ def in_child(work: Callable[[], object]) -> str:
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_fork(known: Known) -> None:
-    """In a forked child every use raises at once, and closing is harmless; the parent reads on."""
+    """In a forked child every use raises at once and closing is harmless; the parent continues."""
     with open_stream(known, **OPTIONS) as whole:
         expected = rest(whole)
     with open_stream(known, **OPTIONS) as stream:
@@ -76,11 +76,11 @@ def test_fork(known: Known) -> None:
 def test_a_copy_continues(
     known: Known, taken: int, copied: Callable[[BatchStream], BatchStream]
 ) -> None:
-    """A copy continues where the stream stands, open or closed, and leaves it as it is."""
+    """A copy continues from the stream's position, open or closed, and does not change it."""
     with open_stream(known, **OPTIONS) as stream:
         for _ in range(taken):
             next(iter(stream))
-        assert len(pickle.dumps(stream)) < 2000  # the place and the state, not the rows
+        assert len(pickle.dumps(stream)) < 2000  # the location and the state, not the rows
         with copied(stream) as other:
             assert stream.state == other.state
             expected = rest(other)
@@ -92,7 +92,7 @@ def test_a_copy_continues(
 
 
 def test_a_copy_of_another_dataset(tmp_path: Any) -> None:
-    """A copy is refused where another dataset has taken the place."""
+    """A copy is refused if another dataset has replaced the original."""
     with open_stream(write_known(tmp_path / "set", 61, 7), batch_size=5) as stream:
         pickled = pickle.dumps(stream)
     (tmp_path / "set").rename(tmp_path / "old")
@@ -102,7 +102,7 @@ def test_a_copy_of_another_dataset(tmp_path: Any) -> None:
 
 
 def test_without_rows(known: Known) -> None:
-    """A stream that reads nothing visits the same rows to the same digest, here and as a copy."""
+    """A stream without data visits the same rows, to the same digest, also as a copy."""
     with open_stream(known, **OPTIONS) as stream:
         expected = rest(stream)
     with open_stream(known, **OPTIONS, reads_rows=False) as stream:
@@ -111,7 +111,7 @@ def test_without_rows(known: Known) -> None:
 
 
 def test_closed(known: Known) -> None:
-    """A closed stream says so, also within an epoch, and its state opens the next one."""
+    """A closed stream says so, also in the middle of an epoch; its state opens the next one."""
     with open_stream(known, **OPTIONS) as stream:
         batches = iter(stream)
         next(batches)
@@ -147,7 +147,7 @@ def test_pytorch_data_loader(known: Known, workers: int, method: str | None) -> 
 
 
 def as_iterable_dataset(stream: BatchStream) -> Any:
-    """The stream as PyTorch wants it."""
-    from tests.pipeline.torch_rows import Rows  # and with it torch
+    """Return the stream as a dataset of PyTorch."""
+    from tests.pipeline.torch_rows import Rows  # imports torch
 
     return Rows(stream)

@@ -1,4 +1,4 @@
-"""The state of a BatchStream: taken at any batch it is enough, and no other is accepted."""
+"""The state of a BatchStream: it restores the stream from any batch, and no other fits."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ from tests.pipeline.streams import (
 @settings(SETTINGS, max_examples=20)
 @given(options=stream_settings(), epochs=st.integers(1, 2))
 def test_the_state_at_every_batch(known: Known, options: dict[str, Any], epochs: int) -> None:
-    """A stream restored from its state at any batch gives the same remainder, to the digest."""
+    """A stream restored from its state at any batch yields the same remainder and digest."""
     if 0 < options["batch_size"] < 4:
         options["batch_size"] = max(1, options["rows"] // 16)
     states: list[StreamState] = []
@@ -63,7 +63,7 @@ def test_the_state_at_every_batch(known: Known, options: dict[str, Any], epochs:
     ],
 )
 def test_the_state_of_another_stream(known: Known, changed: dict[str, Any], message: str) -> None:
-    """A state that was saved under other settings is refused with both sides of each."""
+    """A state with other settings is refused, naming both values."""
     options: dict[str, Any] = {"batch_size": 8, "seed": 3, "window_chunks": 2}
     with open_stream(known, **options) as stream:
         next(iter(stream))
@@ -97,7 +97,7 @@ def test_the_state_of_another_stream(known: Known, changed: dict[str, Any], mess
     ],
 )
 def test_hostile_states(known: Known, change: dict[str, Any]) -> None:
-    """A document with a field missing, added, of another type or out of range is bad data."""
+    """A document with a missing, additional, mistyped or out-of-range field is bad data."""
     with open_stream(known, batch_size=8) as stream:
         document = stream.state.to_json()
     with pytest.raises(BadDataError, match="it is damaged"):
@@ -112,7 +112,7 @@ def test_hostile_states(known: Known, change: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("next_batch", [8, 9, 2**62, 10**1000])
 def test_a_state_past_the_epochs_end(known: Known, next_batch: int) -> None:
-    """61 rows make 8 mini-batches of 8: a state that goes on at the ninth is damaged."""
+    """61 rows make 8 mini-batches of 8: a state at the ninth is damaged."""
     with open_stream(known, batch_size=8) as stream:
         document = stream.state.to_json() | {"next_batch": next_batch}
     with pytest.raises(BadDataError, match="an epoch of this stream has 8, counted from 0"):

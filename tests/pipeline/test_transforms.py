@@ -1,4 +1,4 @@
-"""Scale, bias column, one-hot: each on small blocks whose results are written out."""
+"""Scaling, bias column and one-hot, with small blocks and literal results."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ ELEMENT_TYPES = ("uint8", "int8", "int16", "int32", "float32", "float64")
 
 @pytest.mark.parametrize("dtype", ELEMENT_TYPES)
 def test_add_bias(dtype: str) -> None:
-    """Images of any shape become rows of their own type, the bias before the features."""
+    """Images of any shape become rows of the same type, the bias before the features."""
     images = np.arange(12, dtype=dtype).reshape(2, 3, 2)
     inputs = add_bias(images, 100)
     assert [[100, 0, 1, 2, 3, 4, 5], [100, 6, 7, 8, 9, 10, 11]] == inputs.tolist()
@@ -22,7 +22,7 @@ def test_add_bias(dtype: str) -> None:
 
 
 def test_add_bias_leaves_the_images_alone() -> None:
-    """The images are copied, not written to, and may lie in memory in any way."""
+    """The images are copied, whatever their memory layout."""
     images = np.arange(24, dtype=np.uint8).reshape(2, 3, 4).transpose(0, 2, 1)
     before = images.copy()
     inputs = add_bias(images, 255)
@@ -31,7 +31,7 @@ def test_add_bias_leaves_the_images_alone() -> None:
 
 
 def test_one_hot() -> None:
-    """A label's column is its place among the classes, which need not be 0, 1, 2."""
+    """A label's column is its position among the classes, which need not be 0, 1, 2."""
     targets = one_hot(np.array([26, 1, 5, 1], np.uint8), np.array([1, 5, 26]))
     assert [[0, 0, 1], [1, 0, 0], [0, 1, 0], [1, 0, 0]] == targets.tolist()
     assert np.uint8 == targets.dtype
@@ -49,7 +49,7 @@ def test_a_label_that_is_no_class(label: int) -> None:
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_scale_bytes(dtype: Any) -> None:
-    """Each byte becomes itself / 255 to the last bit but one; 0 and the bias come out exact."""
+    """Each byte becomes itself / 255 within one unit in the last place; 0 and bias are exact."""
     stored = add_bias(np.arange(256, dtype=np.uint8)[None], 255)
     scaled = scale(stored, np.dtype(dtype), BYTES)
     assert np.dtype(dtype) == scaled.dtype
@@ -60,7 +60,7 @@ def test_scale_bytes(dtype: Any) -> None:
 @pytest.mark.parametrize("stored", ELEMENT_TYPES[1:])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_scale_other_types(stored: str, dtype: Any) -> None:
-    """A range of values is mapped to [0, 1], values beyond it too; without one none is changed."""
+    """A range is mapped to [0, 1], with values outside it; without a range nothing changes."""
     inputs = np.array([[1, -100, 100, 20]], stored)
     scaled = scale(inputs, np.dtype(dtype), ValueRange(-100, 60))
     assert [[1.0, 0.0, 1.25, 0.75]] == scaled.tolist()
@@ -71,7 +71,7 @@ def test_scale_other_types(stored: str, dtype: Any) -> None:
 @pytest.mark.parametrize("stored", ELEMENT_TYPES)
 @pytest.mark.parametrize("scaling", [None, BYTES, ValueRange(-3.5, -0.25), ValueRange(0, 0.3)])
 def test_the_bias_is_one(stored: str, scaling: ValueRange | None) -> None:
-    """Whatever the type, and whatever is stored of it, the network sees a bias of exactly 1."""
+    """The network's bias is exactly 1, whatever the type and the stored value."""
     own = Preparation(scaling).bias(np.dtype(stored))
     for bias in (1, 100, own):
         inputs = add_bias(np.zeros((3, 2, 2), stored), bias)
@@ -79,14 +79,14 @@ def test_the_bias_is_one(stored: str, scaling: ValueRange | None) -> None:
 
 
 def test_a_narrow_range_far_from_zero() -> None:
-    """Values that float32 cannot tell apart are told apart once they are scaled."""
+    """Values that float32 cannot distinguish are distinct after scaling."""
     inputs = 1e9 + np.array([[1.0, 0.0, 0.25, 1.0]])
     scaled = scale(inputs, np.dtype(np.float32), ValueRange(1e9, 1e9 + 1))
     assert [[1.0, 0.0, 0.25, 1.0]] == scaled.tolist()
 
 
 def test_columns_are_blank_only_where_zero_stays_zero() -> None:
-    """Bytes of 0 that stand for something else are not left out of the products."""
+    """Columns of bytes 0 are kept if 0 is not scaled to 0."""
     stored = add_bias(np.zeros((2, 30), np.uint8), 255)
     columns = occupied_columns(stored, ValueRange(0, 100))
     assert columns is not None
@@ -96,7 +96,7 @@ def test_columns_are_blank_only_where_zero_stays_zero() -> None:
 
 @pytest.mark.parametrize("dtype", ["int16", "float32", "float64"])
 def test_the_convention_says_the_same(dtype: str) -> None:
-    """Decoded by its CF attributes, what is stored is what the network sees, the bias too."""
+    """Decoding by the CF attributes gives the network's values, bias included."""
     preparation = Preparation(ValueRange(-1024, 2036))
     stored = add_bias(np.array([[-1024, 7, 2036]], dtype), preparation.bias(np.dtype(dtype)))
     attributes = preparation.attributes
@@ -114,12 +114,12 @@ def test_the_convention_says_the_same(dtype: str) -> None:
     ],
 )
 def test_transforms_by_name(preparation: Preparation) -> None:
-    """The names that a dataset records give the preparation back to the last bit."""
+    """The recorded names of transforms restore the preparation exactly."""
     assert preparation == Preparation.from_names(preparation.names, "here")
 
 
 @pytest.mark.parametrize("name", ["blur", "scale[1.0,0.0]", "scale[nan,1]", "scale[1]", "scale-1"])
 def test_a_transform_of_another_release(name: str) -> None:
-    """A transform that is not known is never ignored."""
+    """An unknown transform is refused."""
     with pytest.raises(BadDataError, match=r"here has the unknown transform"):
         Preparation.from_names(("bias-column", name), "here")

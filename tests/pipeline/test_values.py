@@ -1,4 +1,4 @@
-"""Values of images: those that the arithmetic cannot hold, the ranges that stand for 0 to 1."""
+"""Values of images: those outside the arithmetic's limits, and ranges mapped to [0, 1]."""
 
 import json
 import logging
@@ -22,7 +22,7 @@ TEST_IMAGES = "t10k-images-idx3"
 
 
 def write(directory: Path, images: NDArray[Any], name: str = IMAGES) -> str:
-    """A directory with a file of images."""
+    """Write a file of images; return its directory."""
     directory.mkdir(exist_ok=True)
     write_idx(directory / name, images)
     return str(directory)
@@ -59,7 +59,7 @@ def stored(dataset: Dataset, split: str = "train") -> NDArray[Any]:
 def test_a_value_that_the_arithmetic_cannot_hold(
     name: str, dtype: str, value: float, scale: Scaling, words: str, tmp_path: Path
 ) -> None:
-    """It is refused in any split, however values are scaled, with its file, its row and itself."""
+    """A value outside the limits is refused, for any split and scaling, with its file and row."""
     images = np.zeros((9, 2, 2), dtype)
     write(tmp_path / "files", images)
     images[6, 1, 0] = value
@@ -72,7 +72,7 @@ def test_a_value_that_the_arithmetic_cannot_hold(
 
 @pytest.mark.parametrize("value", [-1e18, 1e18])
 def test_the_largest_values(value: float, tmp_path: Path) -> None:
-    """What the arithmetic still holds is taken."""
+    """The largest allowed values are accepted."""
     source = write(tmp_path / "files", np.array([[[0.5, value]]]))
     dataset = ingest(source, tmp_path / "made", scale="none").dataset
     assert value == stored(dataset)[0, 2]
@@ -94,7 +94,7 @@ def test_the_largest_values(value: float, tmp_path: Path) -> None:
 def test_what_earlier_releases_would_misread(
     dtype: str, options: dict[str, Any], version: int, tmp_path: Path
 ) -> None:
-    """They scale bytes by 1/255 and nothing else: all else has a version that they refuse."""
+    """They only scale bytes by 1/255; everything else has a version that they refuse."""
     source = write(tmp_path / "files", np.arange(8, dtype=dtype).reshape(2, 2, 2))
     tree = ingest(source, tmp_path / "made", **options).dataset.tree
     assert version == documents.read_document(tree, "zarr.json")["attributes"]["format_version"]
@@ -103,7 +103,7 @@ def test_what_earlier_releases_would_misread(
 def test_the_training_split_gives_the_range(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its smallest and largest values stand for 0 and 1 in every split; the rows are as read."""
+    """The training split's range is mapped to [0, 1] in every split; rows are stored unchanged."""
     source = write(tmp_path / "files", np.array([[[-1024, 2036]], [[0, 5]]], np.int16))
     write(tmp_path / "files", np.array([[[-30000, 30000]]], np.int16), TEST_IMAGES)
     caplog.set_level(logging.INFO, "pipeline")
@@ -126,7 +126,7 @@ def test_the_training_split_gives_the_range(
 def test_values_that_are_all_the_same(
     value: float, scaling: ValueRange | None, tmp_path: Path
 ) -> None:
-    """A constant split stands for 0."""
+    """A constant split is mapped to 0."""
     dataset = ingest(
         write(tmp_path / "files", np.full((2, 1, 2), float(value))), tmp_path / "made"
     ).dataset
@@ -134,7 +134,7 @@ def test_values_that_are_all_the_same(
 
 
 def test_negative_zero(tmp_path: Path) -> None:
-    """Which zero is met first makes no other dataset."""
+    """The sign of zero does not change the dataset."""
     digests = set()
     for number, low in enumerate([[-0.0, 0.0], [0.0, -0.0]]):
         source = write(tmp_path / f"{number}", np.array([[low], [[1.0, 2.0]]]))
@@ -157,7 +157,7 @@ def test_negative_zero(tmp_path: Path) -> None:
 def test_a_range_of_ones_own(
     dtype: str, scale: Scaling, expected: ValueRange | None, bias: float, tmp_path: Path
 ) -> None:
-    """Any range may be chosen, or none; the bias column is the nearest to what stands for 1."""
+    """A chosen range or none is used; the bias is the nearest value to the range's end."""
     source = write(tmp_path / "files", np.array([[[3, 100]]], dtype))
     dataset = ingest(source, tmp_path / "made", scale=scale).dataset
     assert [[bias, 3, 100]] == stored(dataset).tolist()
@@ -166,7 +166,7 @@ def test_a_range_of_ones_own(
 
 @pytest.mark.parametrize("scale", [ValueRange(256, 300), ValueRange(-9, -1)])
 def test_a_range_without_any_byte(scale: ValueRange, tmp_path: Path) -> None:
-    """A range that no value of the element type lies in is refused."""
+    """A range without any value of the element type is refused."""
     source = write(tmp_path / "files", np.zeros((1, 1, 2), np.uint8))
     with pytest.raises(UsageError, match=r"contains none of the values of uint8 images, 0 to 255"):
         ingest(source, tmp_path / "made", scale=scale)
@@ -176,13 +176,13 @@ def test_a_range_without_any_byte(scale: ValueRange, tmp_path: Path) -> None:
     "text", ["", "1", "a,b", "1,2,3", "5,5", "5,1", "nan,1", "0,inf", "0,1e19", "0,1e-310", "None"]
 )
 def test_ranges_that_are_none(text: str) -> None:
-    """Not two finite numbers in ascending order."""
+    """Anything but two finite numbers in ascending order is refused."""
     with pytest.raises(ValueError, match="expected"):
         parse_range(text)
 
 
 def test_another_preparation(tmp_path: Path) -> None:
-    """The same files with another range are no dataset that is there already."""
+    """Another range for the same files conflicts with the existing dataset."""
     source = write(tmp_path / "files", np.array([[[-1, 4]]], np.int16))
     first = ingest(source, tmp_path / "made")
     assert ingest(source, tmp_path / "made").already_done
@@ -198,7 +198,7 @@ def test_another_preparation(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shape", [(2, 3), (2, 3, 2)])
 def test_transposed_images(shape: tuple[int, ...], tmp_path: Path) -> None:
-    """Height and width are swapped, whatever follows them."""
+    """Height and width are swapped, whatever axes follow."""
     images = np.arange(24, dtype=np.uint8).reshape(-1, *shape)
     dataset = ingest(write(tmp_path / "files", images), tmp_path / "made", transpose=True).dataset
     assert (3, 2, *shape[2:]) == dataset.image_shape
@@ -208,7 +208,7 @@ def test_transposed_images(shape: tuple[int, ...], tmp_path: Path) -> None:
 
 
 def test_rows_without_height_and_width(tmp_path: Path) -> None:
-    """Nothing can be swapped in them."""
+    """They cannot be transposed."""
     source = write(tmp_path / "files", np.zeros((2, 4), np.uint8), "train-images-idx2-ubyte")
     with pytest.raises(UsageError, match="are rows of 4 values"):
         ingest(source, tmp_path / "made", transpose=True)
@@ -230,7 +230,7 @@ def test_a_hint_at_emnist(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Whoever ingests EMNIST's files is told how they lie, unless they have said it."""
+    """EMNIST files cause a hint about their orientation unless it is given."""
     source = write(tmp_path / "files", np.zeros((2, 4, 4), np.uint8), name)
     ingest(source, tmp_path / "made", transpose=transpose)
     assert hinted == any("--transpose" in text for text in caplog.messages)

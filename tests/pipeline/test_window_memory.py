@@ -1,4 +1,4 @@
-"""Memory for windows: used again once nobody sees it any more, and never before."""
+"""Memory for windows is reused once no array uses it, and never before."""
 
 import gc
 
@@ -11,12 +11,12 @@ from pipeline.windows import MOST_SPARE, WindowMemory
 
 
 def address(array: NDArray[np.uint8]) -> int:
-    """Where the array's memory begins."""
+    """The address of the array's memory."""
     return int(array.__array_interface__["data"][0])
 
 
 def test_used_again() -> None:
-    """What was let go is given again, where it is long enough."""
+    """Released memory is reused if it is large enough."""
     memory = WindowMemory()
     first = memory.array(1000)
     place = address(first)
@@ -28,7 +28,7 @@ def test_used_again() -> None:
 
 
 def test_a_view_keeps_it() -> None:
-    """While there is any view, even a view of a view in another type, nobody else has it."""
+    """Memory is not reused while there is a view, even a view of a view with another type."""
     memory = WindowMemory()
     first = memory.array(8000)
     view = first[80:].view(np.float64).reshape(9, 110)[3:5, ::2]
@@ -46,22 +46,22 @@ def test_a_view_keeps_it() -> None:
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=60))
 @settings(deadline=None)
 def test_no_two_share(sizes: list[int]) -> None:
-    """Whatever is asked for and let go, arrays that are there at a time have their own bytes."""
+    """Arrays that exist at the same time never share memory."""
     memory = WindowMemory()
-    there: list[NDArray[np.uint8]] = []
+    arrays: list[NDArray[np.uint8]] = []
     for number, size in enumerate(sizes):
         if size < 3:
-            del there[size : size + 1]
+            del arrays[size : size + 1]
             continue
         array = memory.array(size * 100)
         array[:] = number
-        there.append(array)
-        assert len({address(array) for array in there}) == len(there)
-        assert all(len(set(array.tolist())) == 1 for array in there)
+        arrays.append(array)
+        assert len({address(array) for array in arrays}) == len(arrays)
+        assert all(len(set(array.tolist())) == 1 for array in arrays)
 
 
 def test_little_is_kept() -> None:
-    """However many there were, no more than two windows' memory is kept for later."""
+    """Memory for at most two windows is kept for reuse."""
     memory = WindowMemory()
     arrays = [memory.array(1000) for _ in range(5)]
     arrays.clear()

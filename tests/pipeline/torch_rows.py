@@ -1,4 +1,4 @@
-"""A stream as PyTorch's DataLoader takes it; imports torch, which not every machine has."""
+"""A stream as a dataset of PyTorch; imports torch, which is optional."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +10,7 @@ from pipeline.stream import BatchStream
 
 
 class Rows(IterableDataset[Any]):
-    """The row numbers of each mini-batch of the rest of an epoch."""
+    """The row numbers of the remaining mini-batches of an epoch."""
 
     def __init__(self, stream: BatchStream) -> None:
         self.stream = stream

@@ -1,4 +1,4 @@
-"""The digits that the project draws itself: the same bytes everywhere, and in any range."""
+"""Generated digits: the same bytes on every machine and in any range."""
 
 import hashlib
 
@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from pipeline.sources.digits import draw_digits
 
-ROWS = 1300  # more than two of the blocks that are drawn at once, and not a whole number of them
+ROWS = 1300  # more than two of the blocks drawn at once, and not a multiple
 
 
 @pytest.fixture(scope="module")
 def one_draw() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """The first rows of seed 7's train split, in a single draw."""
+    """The first rows of seed 7's train split, drawn at once."""
     return draw_digits(7, "train", 0, ROWS)
 
 
@@ -36,7 +36,7 @@ def one_draw() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 def test_the_bytes_of_version_1_are_pinned(
     seed: int, split: str, start: int, stop: int, expected: str
 ) -> None:
-    """A row has the same bytes on every machine and NumPy version, also one past 2**32."""
+    """A row has the same bytes on every machine and NumPy version, even beyond 2**32."""
     images, labels = draw_digits(seed, split, start, stop)
     assert expected == hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
 
@@ -46,7 +46,7 @@ def test_the_bytes_of_version_1_are_pinned(
 def test_a_row_is_the_same_in_every_range(
     one_draw: tuple[NDArray[np.uint8], NDArray[np.uint8]], bounds: tuple[int, int]
 ) -> None:
-    """A range drawn alone equals its place in one large draw, wherever it starts and ends."""
+    """A range drawn alone equals the same range of a larger draw."""
     start, stop = sorted(bounds)
     images, labels = draw_digits(7, "train", start, stop)
     assert one_draw[0][start:stop].tobytes() == images.tobytes()
@@ -54,7 +54,7 @@ def test_a_row_is_the_same_in_every_range(
 
 
 def test_splits_and_seeds_are_different_digits() -> None:
-    """No image of one split or seed is found in another."""
+    """Splits and seeds have no image in common."""
     draws = [draw_digits(0, "train", 0, 300), draw_digits(0, "test", 0, 300)]
     draws += [draw_digits(1, "train", 0, 300), draw_digits(-1, "train", 0, 300)]
     distinct = {image.tobytes() for images, _ in draws for image in images}
@@ -62,7 +62,7 @@ def test_splits_and_seeds_are_different_digits() -> None:
 
 
 def test_ink_lies_in_the_field(one_draw: tuple[NDArray[np.uint8], NDArray[np.uint8]]) -> None:
-    """Each digit has ink enough to read, about 20 pixels high or wide, and a black border."""
+    """Each digit has enough ink, is about 20 pixels high or wide, and has a black border."""
     images = one_draw[0]
     assert 0 == int(images[:, [0, -1], :].max())
     assert 0 == int(images[:, :, [0, -1]].max())

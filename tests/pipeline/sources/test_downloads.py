@@ -1,4 +1,4 @@
-"""Downloads from real servers on loopback: whole, damaged, cut off, refused, out of reach."""
+"""Downloads from servers on loopback: complete, damaged, cut off, refused, unreachable."""
 
 import hashlib
 import logging
@@ -23,7 +23,7 @@ IMAGES, LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
 
 @dataclass
 class Mirror:
-    """A server's files, its ways to fail, and what it was asked for."""
+    """A server's files, its way to fail, and its requests."""
 
     files: dict[str, bytes]
     url: str = ""
@@ -47,7 +47,7 @@ def serve(mirror: Mirror) -> Iterator[Mirror]:
             self.wfile.write(body[: len(body) // 2] if mirror.cut_off else body)
 
         def log_message(self, *_: object) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         mirror.url = f"http://127.0.0.1:{server.server_address[1]}/set/"
@@ -62,7 +62,7 @@ def serve(mirror: Mirror) -> Iterator[Mirror]:
 
 @pytest.fixture(autouse=True)
 def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The user's own proxy, cache and MNIST_DIR stay out of these tests."""
+    """Keep the user's proxy, cache and MNIST_DIR out of these tests."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.delenv("MNIST_DIR", raising=False)
@@ -70,7 +70,7 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def files(tmp_path: Path) -> dict[str, bytes]:
-    """A small set of six training rows, as a mirror holds it."""
+    """A small set of six training rows, as a mirror serves it."""
     directory = tmp_path / "published"
     directory.mkdir()
     write_idx(directory / IMAGES, np.arange(24, dtype=np.uint8).reshape(6, 2, 2))
@@ -84,7 +84,7 @@ def catalogue(files: dict[str, bytes], *mirrors: str, name: str = "mnist") -> Ca
 
 
 def unreachable_url() -> str:
-    """A port on which nobody listens."""
+    """Return a URL on which no server listens."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{free.getsockname()[1]}/set/"
@@ -97,7 +97,7 @@ def cached(cache: Path) -> dict[str, bytes]:
 def test_download(
     tmp_path: Path, files: dict[str, bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A whole set is downloaded, opened under its name, logged file by file, and then cached."""
+    """A set is downloaded, opened under its name, logged file by file, and then cached."""
     caplog.set_level(logging.INFO, "pipeline")
     cache = tmp_path / "cache"
     for _ in range(2):
@@ -112,7 +112,7 @@ def test_download(
 
 
 def test_damaged_cache(tmp_path: Path, files: dict[str, bytes]) -> None:
-    """A cached file whose checksum is wrong is downloaded again, and only that one."""
+    """Only a cached file with a wrong checksum is downloaded again."""
     with serve(Mirror(files)) as mirror:
         directory = download(catalogue(files, mirror.url), tmp_path / "cache")
         (directory / LABELS).write_bytes(b"damaged")
@@ -136,7 +136,7 @@ def test_bad_mirror(
     cut_off: bool,
     answer: str,
 ) -> None:
-    """A mirror that fails is named with what it did, and leaves nothing in the cache."""
+    """A failing mirror is named with the reason, and leaves nothing in the cache."""
     with (
         serve(Mirror(files if bad is None else bad, cut_off=cut_off)) as mirror,
         pytest.raises(UnreachableError) as caught,
@@ -149,7 +149,7 @@ def test_bad_mirror(
 
 
 def test_out_of_reach(tmp_path: Path, files: dict[str, bytes]) -> None:
-    """Mirrors that refuse or never answer end in exit code 6, with the ways without a network."""
+    """Unreachable and silent mirrors end with exit code 6 and alternatives without a network."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/"
         mirrors = (unreachable_url(), url)
@@ -164,7 +164,7 @@ def test_out_of_reach(tmp_path: Path, files: dict[str, bytes]) -> None:
 
 
 def test_mirrors_that_hold_half_each(tmp_path: Path, files: dict[str, bytes]) -> None:
-    """Files may come from different mirrors: one that failed is still asked for the next file."""
+    """Files may come from different mirrors: a mirror that failed is asked for the next file."""
     with (
         serve(Mirror({LABELS: files[LABELS]})) as first,
         serve(Mirror({IMAGES: files[IMAGES]})) as second,
@@ -174,7 +174,7 @@ def test_mirrors_that_hold_half_each(tmp_path: Path, files: dict[str, bytes]) ->
 
 
 def test_cache_that_cannot_be_written(tmp_path: Path, files: dict[str, bytes]) -> None:
-    """A cache that cannot be made is named, and is not blamed on the mirrors."""
+    """A cache that cannot be created is named, and the mirrors are not blamed."""
     (tmp_path / "file").touch()
     with (
         serve(Mirror(files)) as mirror,

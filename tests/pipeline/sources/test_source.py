@@ -1,4 +1,4 @@
-"""Where rows come from: which files are taken, what is refused, and what the parts hold."""
+"""Sources: the files that are used, what is refused, and the rows of the parts."""
 
 import gzip
 import hashlib
@@ -47,8 +47,8 @@ def splits_of(spec: Path | str, **options: Any) -> tuple[SplitSource, ...]:
     return open_source(str(spec), **options).splits
 
 
-def refusal(spec: Path | str, kind: type[PipelineError] = BadDataError) -> str:
-    with pytest.raises(kind) as caught:
+def refusal(spec: Path | str, error: type[PipelineError] = BadDataError) -> str:
+    with pytest.raises(error) as caught:
         open_source(str(spec))
     return str(caught.value)
 
@@ -72,23 +72,23 @@ def read(split: SplitSource, rows_per_part: int = 5) -> tuple[NDArray[Any], NDAr
     ],
 )
 def test_names(tmp_path: Path, names: tuple[str, ...], ending: str) -> None:
-    """The usual names are understood, with dots, underscores, prefixes and capitals."""
+    """The usual names are recognised, with dots, underscores, prefixes and capitals."""
     write_set(tmp_path, names, ending)
     source = open_source(str(tmp_path))
-    found = [(split.name, split.rows, split.image_shape) for split in source.splits]
-    assert [("train", 12, (4, 3)), ("test", 5, (4, 3))] == found
+    splits = [(split.name, split.rows, split.image_shape) for split in source.splits]
+    assert [("train", 12, (4, 3)), ("test", 5, (4, 3))] == splits
     assert all(split.has_labels for split in source.splits)
     assert ("emnist-letters" if "emnist" in names[0] else tmp_path.name) == source.name
 
 
 @pytest.mark.parametrize("word", ["val", "valid", "validation", "dev", "VAL"])
 def test_validation(tmp_path: Path, word: str) -> None:
-    """Files of a validation set are a split of their own, between train and test."""
+    """Files of a validation set form a split of their own, between train and test."""
     write_set(tmp_path)
     write_idx(tmp_path / f"{word}-images-idx3-ubyte", images(4))
     write_idx(tmp_path / f"{word}-labels-idx1-ubyte", labels(4))
-    found = [(split.name, split.rows, split.has_labels) for split in splits_of(tmp_path)]
-    assert [("train", 12, True), ("validation", 4, True), ("test", 5, True)] == found
+    splits = [(split.name, split.rows, split.has_labels) for split in splits_of(tmp_path)]
+    assert [("train", 12, True), ("validation", 4, True), ("test", 5, True)] == splits
 
 
 @pytest.mark.parametrize(
@@ -108,10 +108,10 @@ def test_validation(tmp_path: Path, word: str) -> None:
     ],
 )
 def test_near_miss(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Labels that nearly have their name are refused, with how to name it; a copy is not."""
+    """Misnamed labels are refused with the right name; a second copy is not."""
     write_set(tmp_path)
-    found = (tmp_path / LABELS).read_bytes()
-    (tmp_path / name).write_bytes(gzip.compress(found) if ".gz" in name else found)
+    content = (tmp_path / LABELS).read_bytes()
+    (tmp_path / name).write_bytes(gzip.compress(content) if ".gz" in name else content)
     assert 2 == len(splits_of(tmp_path))
     assert name in caplog.messages[0]
     (tmp_path / LABELS).unlink()
@@ -121,7 +121,7 @@ def test_near_miss(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) 
 
 
 def test_near_miss_of_images(tmp_path: Path) -> None:
-    """What is nearly images is not told to be named as labels are."""
+    """Misnamed images are not mistaken for labels."""
     write_set(tmp_path)
     (tmp_path / IMAGES).rename(tmp_path / "trian-images-idx3-ubyte")
     assert f"rename it like {IMAGES}" in refusal(tmp_path)
@@ -139,7 +139,7 @@ def test_near_miss_of_images(tmp_path: Path) -> None:
     ],
 )
 def test_not_yet_labels(tmp_path: Path, name: str, content: bytes, message: str) -> None:
-    """A split whose labels are there in another form is not taken for one without labels."""
+    """A split whose labels have another format is not taken for an unlabelled one."""
     write_set(tmp_path)
     (tmp_path / LABELS).unlink()
     (tmp_path / name).write_bytes(content)
@@ -147,7 +147,7 @@ def test_not_yet_labels(tmp_path: Path, name: str, content: bytes, message: str)
 
 
 def test_link_to_nothing(tmp_path: Path) -> None:
-    """Labels that git-annex has not fetched are not taken for labels that there are none of."""
+    """Labels that git-annex has not fetched are not treated as missing labels."""
     write_set(tmp_path)
     (tmp_path / LABELS).rename(tmp_path / "elsewhere.idx")
     (tmp_path / LABELS).symlink_to(tmp_path / "nowhere")
@@ -155,7 +155,7 @@ def test_link_to_nothing(tmp_path: Path) -> None:
 
 
 def test_what_is_not_used_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Files that are IDX by content, and whose names tell no split, are warned of."""
+    """A warning names IDX files whose names do not say the split."""
     write_set(tmp_path)
     write_idx(tmp_path / "xnist-images-idx3-ubyte.xz", images(7))
     (tmp_path / "photo.jpg").write_bytes(b"\xff\xd8\xff")
@@ -167,7 +167,7 @@ def test_what_is_not_used_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixt
 
 
 def test_qmnist(tmp_path: Path) -> None:
-    """QMNIST as it is published: of labels of each kind idx1 is read, of a table column 1."""
+    """QMNIST as published: idx1 labels are preferred; of a table, column 1 is read."""
     table = np.zeros((5, 8), np.int32)
     table[:, 0], table[:, 4] = labels(5), 30
     write_idx(tmp_path / "qmnist-test-images-idx3-ubyte.gz", images(5))
@@ -185,7 +185,7 @@ def test_qmnist(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", ["MNIST/raw", "raw"])
 def test_directory_above(tmp_path: Path, place: str) -> None:
-    """Where the files lie below, as torchvision keeps them, that directory is named."""
+    """A directory whose subdirectory has the files, as in torchvision, is refused with its name."""
     (tmp_path / place).mkdir(parents=True)
     write_set(tmp_path / place)
     assert f"there are some in {tmp_path / place}. Give" in refusal(tmp_path)
@@ -201,7 +201,7 @@ def test_one_split_alone(tmp_path: Path, kept: str, rows: int) -> None:
 
 
 def test_unlabelled(tmp_path: Path) -> None:
-    """Images without labels are an unlabelled split."""
+    """Images without labels form an unlabelled split."""
     write_idx(tmp_path / IMAGES, images(12))
     (split,) = splits_of(tmp_path)
     assert not split.has_labels
@@ -212,22 +212,22 @@ def test_unlabelled(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rows_per_part", [1, 5, 12, 100])
 def test_parts(tmp_path: Path, rows_per_part: int) -> None:
-    """The parts hold every row once, in order, know which rows they are, and can be pickled."""
+    """The parts have every row once, in order, know their bounds, and can be pickled."""
     write_set(tmp_path)
     train = splits_of(tmp_path)[0]
     parts = pickle.loads(pickle.dumps(list(train.parts(rows_per_part))))
     starts = list(range(0, 12, rows_per_part))
     assert starts == [part.start for part in parts]
     assert [*starts[1:], 12] == [part.stop for part in parts]
-    found_images, found_labels = read(train, rows_per_part)
-    np.testing.assert_array_equal(images(12), found_images)
-    np.testing.assert_array_equal(labels(12), found_labels)
+    actual_images, actual_labels = read(train, rows_per_part)
+    np.testing.assert_array_equal(images(12), actual_images)
+    np.testing.assert_array_equal(labels(12), actual_labels)
     middle = range(parts[0].start + 1, parts[0].stop)
     np.testing.assert_array_equal(images(12)[middle], parts[0].load(1, parts[0].stop)[0])
 
 
 def test_parts_are_read_as_they_are_asked_for(tmp_path: Path) -> None:
-    """Data that is cut off behind the first part fails after it, not before."""
+    """Data that is cut off after the first part fails after it, not before."""
     write_idx(tmp_path / IMAGES, images(12))
     whole = (tmp_path / IMAGES).read_bytes()
     (tmp_path / IMAGES).unlink()
@@ -240,7 +240,7 @@ def test_parts_are_read_as_they_are_asked_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [f"{IMAGES}.gz", f"{LABELS}.gz"])
 def test_bytes_after_the_last_part(tmp_path: Path, name: str) -> None:
-    """What follows the claimed rows of either file is found after the last part."""
+    """Extra bytes of either file are found after the last part."""
     write_set(tmp_path, ending=".gz")
     content = gzip.decompress((tmp_path / name).read_bytes())
     (tmp_path / name).write_bytes(gzip.compress(content + b"x"))
@@ -250,7 +250,7 @@ def test_bytes_after_the_last_part(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize(("name", "other"), [(IMAGES, images(13)), (LABELS, labels(13))])
 def test_file_that_changes_in_use(tmp_path: Path, name: str, other: NDArray[Any]) -> None:
-    """A file that another one replaced since it was opened is refused, not mixed in."""
+    """A file that is replaced after opening is refused."""
     write_set(tmp_path)
     split = splits_of(tmp_path)[0]
     write_idx(tmp_path / name, other)
@@ -259,17 +259,17 @@ def test_file_that_changes_in_use(tmp_path: Path, name: str, other: NDArray[Any]
 
 
 def test_files(tmp_path: Path) -> None:
-    """After a whole pass the files' names, sizes and digests are known."""
+    """After a complete pass, the files' names, sizes and digests are known."""
     write_set(tmp_path, ending=".xz")
     train = splits_of(tmp_path)[0]
     read(train)
     expected = []
-    for name, kind in zip(MNIST_NAMES[:2], ("images", "labels"), strict=True):
+    for name, content in zip(MNIST_NAMES[:2], ("images", "labels"), strict=True):
         stored = (tmp_path / f"{name}.xz").read_bytes()
         decoded = lzma.decompress(stored)
         digests = [hashlib.sha256(content).hexdigest() for content in (stored, decoded)]
         expected.append(
-            SourceFile(f"{name}.xz", kind, len(stored), digests[0], len(decoded), digests[1])
+            SourceFile(f"{name}.xz", content, len(stored), digests[0], len(decoded), digests[1])
         )
     assert expected == train.files()
 
@@ -277,7 +277,7 @@ def test_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["u1", "i1", "i2", "i4"])
 @pytest.mark.parametrize("classes", [2, 8, 10])
 def test_one_hot(tmp_path: Path, dtype: str, classes: int) -> None:
-    """Rows of 0 and a single 1 are one-hot labels, in eight columns of int too."""
+    """Rows with a single 1 and otherwise 0 are one-hot labels, even eight columns of int."""
     expected = labels(70_000, classes)[::-1]
     write_idx(tmp_path / IMAGES, images(70_000, 1))
     write_idx(tmp_path / "train-labels-idx2-ubyte", np.eye(classes, dtype=dtype)[expected])
@@ -311,7 +311,7 @@ def test_labels_without_a_class(tmp_path: Path, values: NDArray[Any], message: s
 
 @pytest.mark.parametrize("dtype", ["i2", "i4"])
 def test_labels_in_the_wrong_byte_order(tmp_path: Path, dtype: str) -> None:
-    """Labels that were written as little-endian are recognised; others that are large are read."""
+    """Little-endian labels are recognised; other large labels are read."""
     write_idx(tmp_path / IMAGES, images(12))
     write_idx(tmp_path / LABELS, labels(12).astype(dtype).byteswap())
     (split,) = splits_of(tmp_path)
@@ -324,7 +324,7 @@ def test_labels_in_the_wrong_byte_order(tmp_path: Path, dtype: str) -> None:
 
 @pytest.mark.parametrize("classes", [1000, 1001])
 def test_most_classes(tmp_path: Path, classes: int) -> None:
-    """1000 distinct labels, from the whole file, are classes in order; one more is refused."""
+    """1000 distinct labels are classes in ascending order; one more is refused."""
     write_idx(tmp_path / IMAGES, images(70_000, 1))
     write_idx(tmp_path / LABELS, np.sort(classes - np.arange(70_000) % classes).astype(np.int16))
     (split,) = splits_of(tmp_path)
@@ -336,7 +336,7 @@ def test_most_classes(tmp_path: Path, classes: int) -> None:
 
 
 def test_counts_that_differ(tmp_path: Path) -> None:
-    """Images and labels of different counts are refused when opened, with both of each."""
+    """Different numbers of images and labels are refused on opening, with both numbers."""
     write_set(tmp_path)
     write_idx(tmp_path / LABELS, labels(11))
     message = refusal(tmp_path)
@@ -356,7 +356,7 @@ def test_counts_that_differ(tmp_path: Path) -> None:
 def test_shapes_that_do_not_fit(
     tmp_path: Path, name: str, values: NDArray[Any], message: str
 ) -> None:
-    """Images without columns, labels that are none, and splits of two sizes are refused."""
+    """Images without columns, malformed labels, and splits of two sizes are refused."""
     write_set(tmp_path)
     write_idx(tmp_path / name, values)
     assert message in refusal(tmp_path)
@@ -376,14 +376,14 @@ def test_shapes_that_do_not_fit(
     ],
 )
 def test_sets_that_are_none(tmp_path: Path, names: list[str], message: str) -> None:
-    """Labels alone, files of two sets, two files for one role, and no set are refused by name."""
+    """Labels alone, two sets, two files for one role, and a missing set are refused by name."""
     for name in names:
         write_idx(tmp_path / name, labels(5) if "labels" in name else images(5))
     assert message in refusal(tmp_path)
 
 
 def test_raw_before_compressed(tmp_path: Path) -> None:
-    """Of a file and its compressed forms the raw one is read."""
+    """A raw file is preferred to its compressed forms."""
     for ending in ("", ".gz", ".xz"):
         write_set(tmp_path, ending=ending)
     train = splits_of(tmp_path)[0]
@@ -392,7 +392,7 @@ def test_raw_before_compressed(tmp_path: Path) -> None:
 
 
 def test_files_beside_the_set(tmp_path: Path) -> None:
-    """Checksums, macOS's shadow files, unfinished copies and folders are not candidates."""
+    """Checksums, macOS's shadow files, unfinished copies and folders are ignored."""
     write_set(tmp_path, ending=".gz")
     for name in ("{}.gz.md5", "._{}.gz", "{}.gz.part", "{} (1).gz", "{}.partial"):
         (tmp_path / name.format(IMAGES)).touch()
@@ -413,7 +413,7 @@ def test_files_beside_the_set(tmp_path: Path) -> None:
     ],
 )
 def test_unknown_name(spec: str, nearest: str | None) -> None:
-    """A name that is not known is refused, with the nearest one and what can be given."""
+    """An unknown name is refused, with the nearest one and the alternatives."""
     message = refusal(spec, UsageError)
     assert "one of mnist, fashion-mnist, kmnist, synthetic" in message
     assert (nearest is not None) == ("Did you mean" in message)
@@ -428,7 +428,7 @@ def test_misspelt_directory(tmp_path: Path) -> None:
 
 
 def test_file_in_place_of_its_directory(tmp_path: Path) -> None:
-    """A single file is refused, and its directory is offered."""
+    """A single file is refused, and its directory is suggested."""
     write_set(tmp_path)
     assert f"Give {str(tmp_path)!r}" in refusal(tmp_path / IMAGES, UsageError)
 
@@ -444,7 +444,7 @@ def test_file_in_place_of_its_directory(tmp_path: Path) -> None:
     ],
 )
 def test_synthetic_counts(spec: str, rows: dict[str, int]) -> None:
-    """The counts are taken from the name; a sixth of the training rows is the default test."""
+    """The counts come from the name; the default test split is a sixth of the training rows."""
     assert rows == {split.name: split.rows for split in splits_of(spec)}
 
 
@@ -452,21 +452,21 @@ def test_synthetic_counts(spec: str, rows: dict[str, int]) -> None:
     "counts", [":", ":0", ":-1", ":1,", ":1,-1", ":1,2,3", ":1.5", ":a", ":1_", ": 1", ":1e3", ":²"]
 )
 def test_synthetic_counts_out_of_range(counts: str) -> None:
-    """Counts that are not plain whole numbers, or no training rows, are refused."""
+    """Counts that are not plain integers, or no training rows, are refused."""
     assert "synthetic:6000,1000" in refusal(f"synthetic{counts}", UsageError)
 
 
 def test_synthetic_parts() -> None:
-    """A generated part travels as numbers alone and draws the rows it names."""
+    """A generated part is pickled as numbers only and draws its own rows."""
     test = splits_of("synthetic:9,7", seed=3)[1]
     parts = [pickle.loads(pickle.dumps(part)) for part in test.parts(4)]
     assert [(0, 4), (4, 7)] == [(part.start, part.stop) for part in parts]
     assert all(len(pickle.dumps(part)) < 300 for part in parts)
     expected_images, expected_labels = draw_digits(3, "test", 0, 7)
-    found_images, found_labels = read(test, 4)
-    np.testing.assert_array_equal(expected_images, found_images)
-    np.testing.assert_array_equal(expected_labels, found_labels)
-    assert (found_images.shape[1:], found_images.dtype) == (test.image_shape, test.dtype)
+    actual_images, actual_labels = read(test, 4)
+    np.testing.assert_array_equal(expected_images, actual_images)
+    np.testing.assert_array_equal(expected_labels, actual_labels)
+    assert (actual_images.shape[1:], actual_images.dtype) == (test.image_shape, test.dtype)
     assert list(range(10)) == test.label_values(no_progress)
     assert ["generated"] == [file.content for file in test.files()]
     expected_fingerprint = {"digits_version": DIGITS_VERSION, "seed": 3, "rows": 7}
@@ -474,7 +474,7 @@ def test_synthetic_parts() -> None:
 
 
 def test_fingerprint_of_files(tmp_path: Path) -> None:
-    """The fingerprint follows the files' bytes, wherever they lie, and is JSON."""
+    """The fingerprint is JSON and depends on the files' bytes, not on their location."""
     directories = [tmp_path / name for name in ("a", "b")]
     for directory in directories:
         directory.mkdir()
@@ -489,7 +489,7 @@ def test_fingerprint_of_files(tmp_path: Path) -> None:
 
 
 def test_mnist_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """MNIST_DIR takes the place of the download of `mnist`, and the description says so."""
+    """MNIST_DIR replaces the download of `mnist`, and the description says so."""
     write_set(tmp_path)
     monkeypatch.setenv("MNIST_DIR", str(tmp_path))
     source = open_source("mnist")
