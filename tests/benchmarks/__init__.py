@@ -1,1 +1,1 @@
-"""Benchmarks: ratios within one run, against peers and the physical limit. None is a test."""
+"""Benchmarks: ratios within one run, to peers and to physical limits. None of them is a test."""

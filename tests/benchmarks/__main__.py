@@ -18,7 +18,7 @@ try:
     from tests.benchmarks.scale import bench_latency, bench_scale
     from tests.benchmarks.streams import bench_score, bench_stream
 except ModuleNotFoundError as missing:
-    sys.exit(f"There is no {missing.name} to compare with. Run: pip install -e '.[bench]'")
+    sys.exit(f"The benchmarks need {missing.name}. Run: pip install -e '.[bench]'")
 
 BENCHMARKS = {
     "help": bench_help,
@@ -31,11 +31,11 @@ BENCHMARKS = {
     "latency": bench_latency,
 }
 LARGE = {"scale": bench_scale, "cluster": bench_cluster}
-"""These take long and much disk; they run when they are named."""
+"""Benchmarks that take long and much disk space; they run only if named."""
 
 
 def main() -> None:
-    """Run the benchmarks that were named, by default all but the large ones."""
+    """Run the named benchmarks, by default all but the large ones."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAMES", help=", ".join(BENCHMARKS | LARGE))
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds of each contest")

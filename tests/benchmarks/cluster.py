@@ -1,4 +1,4 @@
-"""A cluster of this machine's own processes: four workers against one, and against no cluster."""
+"""Worker processes of this machine: four compared with one, and with no cluster."""
 
 import shutil
 from collections.abc import Iterator
@@ -29,16 +29,16 @@ WORKERS = 4 if CORES >= 4 else 2
 LARGE_NETWORK = "784-relu-2500-relu-2000-softmax-10"
 BATCH_SIZE = 1024
 STEPS = 8
-"""Of the large network, in one timed turn."""
+"""Steps of the large network per measurement."""
 MANY_ROWS = 600_000
 ROUNDS = TrainConfig(
     network=NETWORK, schedule="constant", epochs=10**6, parallel="rounds", replicas=WORKERS
 )
-"""An epoch after the other, of the default network."""
+"""Epochs of the default network, one after the other."""
 
 
 def bench_cluster(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
-    """Each line of the table of issue 5."""
+    """Measure steps, rounds, rounds from a store, and scoring."""
     yield from _steps(workplace, rounds)
     yield from _rounds(workplace, rounds)
     yield from _rounds_from_store(workplace, rounds)
@@ -52,7 +52,7 @@ def _cluster(workers: int, stack: ExitStack) -> Cluster:
 
 
 def _steps(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
-    """`--parallel steps`, and what passes the scheduler meanwhile."""
+    """Measure `--parallel steps`, and the bytes that pass through the scheduler."""
     made = ingest(f"synthetic:{STEPS * BATCH_SIZE},100", workplace.directory / "steps")
     config = TrainConfig(
         network=LARGE_NETWORK, batch_size=BATCH_SIZE, schedule="constant", epochs=ROUNDS.epochs
@@ -65,11 +65,11 @@ def _steps(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
             )
             for workers in (1, WORKERS)
         }
-        found = medians({name: epoch_of(trainer) for name, trainer in trainers.items()}, rounds)
+        times = medians({name: epoch_of(trainer) for name, trainer in trainers.items()}, rounds)
         with counted_writes() as sizes:
             epoch_of(trainers[str(WORKERS)])()
-    faster = found["1"] / found[str(WORKERS)]
-    note = ", ".join(f"{name}: {seconds / STEPS:.3f} s a step" for name, seconds in found.items())
+    faster = times["1"] / times[str(WORKERS)]
+    note = ", ".join(f"{name}: {seconds / STEPS:.3f} s a step" for name, seconds in times.items())
     yield Verdict(
         f"--parallel steps, {WORKERS} workers / 1, of linear",
         faster / WORKERS,
@@ -77,7 +77,7 @@ def _steps(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
         at_least=True,
         note=note,
     )
-    # The scheduler lives in this process: what it and the client send is half of what passes it.
+    # The scheduler runs in this process: it and the client send half of what passes through it.
     moved = STEPS * (1 + WORKERS) * 4 * count_parameters(layers)
     note = f"{2 * sum(sizes) / STEPS:,.0f} bytes a step"
     yield Verdict(
@@ -89,7 +89,7 @@ def _steps(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
 
 
 def _rounds(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
-    """`--parallel rounds` of the default network."""
+    """Measure `--parallel rounds` with the default network."""
     alone = replace(ROUNDS, parallel="steps", threads=1)
     layers = parse_network(NETWORK)
     with ExitStack() as stack:
@@ -98,11 +98,11 @@ def _rounds(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
         several = stack.enter_context(
             RoundTrainer(ROUNDS, layers, workplace.dataset, cluster=cluster)
         )
-        found = medians({"one": epoch_of(one), "several": epoch_of(several)}, rounds)
-    note = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in found.items())
+        times = medians({"one": epoch_of(one), "several": epoch_of(several)}, rounds)
+    note = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in times.items())
     yield Verdict(
         f"--parallel rounds, {WORKERS} replicas on {WORKERS} workers / one process, one thread",
-        found["one"] / found["several"],
+        times["one"] / times["several"],
         2.5 if WORKERS == 4 else 1.4,
         at_least=True,
         note=note,
@@ -110,9 +110,9 @@ def _rounds(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
 
 
 def _rounds_from_store(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
-    """The same over data that no worker can hold, from a store and from the disk.
+    """Measure rounds over data that no worker can hold, from a store and from disk.
 
-    The store's server is moto's, which takes its share of the same cores.
+    The store is moto's server, which runs on the same cores.
     """
     source, layers = f"synthetic:{MANY_ROWS},100", parse_network(NETWORK)
     with ExitStack() as stack:
@@ -130,11 +130,11 @@ def _rounds_from_store(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
             )
             for name, place in places.items()
         }
-        found = medians({name: epoch_of(trainer) for name, trainer in trainers.items()}, rounds)
-    note = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in found.items())
+        times = medians({name: epoch_of(trainer) for name, trainer in trainers.items()}, rounds)
+    note = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in times.items())
     yield Verdict(
         f"the same with {MANY_ROWS:,} rows, on the S3 server / from local disk",
-        found["disk"] / found["store"],
+        times["disk"] / times["store"],
         0.9,
         at_least=True,
         note=note,
@@ -142,7 +142,7 @@ def _rounds_from_store(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
 
 
 def _scoring(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
-    """Scoring of many rows."""
+    """Measure scoring of many rows."""
     data, run = workplace.directory / "many", workplace.directory / "scoring-run"
     with ExitStack() as stack:
         clusters = {str(workers): _cluster(workers, stack) for workers in (1, WORKERS)}
@@ -156,11 +156,11 @@ def _scoring(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
 
             return again
 
-        found = medians({name: scoring(cluster) for name, cluster in clusters.items()}, rounds)
-    note = ", ".join(f"{name}: {seconds:.2f} s" for name, seconds in found.items())
+        times = medians({name: scoring(cluster) for name, cluster in clusters.items()}, rounds)
+    note = ", ".join(f"{name}: {seconds:.2f} s" for name, seconds in times.items())
     yield Verdict(
         f"scoring {MANY_ROWS:,} rows, {WORKERS} workers / 1, of linear",
-        found["1"] / found[str(WORKERS)] / WORKERS,
+        times["1"] / times[str(WORKERS)] / WORKERS,
         0.75,
         at_least=True,
         note=note,
@@ -169,7 +169,7 @@ def _scoring(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
 
 @contextmanager
 def counted_writes() -> Iterator[list[int]]:
-    """The bytes of every message that this process sends over TCP."""
+    """Record the size of every message that this process sends over TCP."""
     sizes: list[int] = []
     write = TCP.write
 

@@ -1,4 +1,4 @@
-"""Timing that can be trusted on a noisy machine: interleaved rounds, medians, ratios."""
+"""Timing for a noisy machine: interleaved rounds, medians, ratios."""
 
 import gc
 import statistics
@@ -7,18 +7,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 Contestant = Callable[[], float | None]
-"""Does its work once; may return the seconds it measured itself, else the call is timed."""
+"""Does its work once; may return its own measurement in seconds, else the call is timed."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One figure against its target."""
+    """A figure and its target."""
 
     name: str
     figure: float
     target: float
     at_least: bool = False
-    """Whether the figure is to be at least the target, instead of at most."""
+    """Whether the target is a minimum; by default it is a maximum."""
     unit: str = "ratio"
     note: str = ""
 
@@ -28,12 +28,12 @@ class Verdict:
         return self.figure >= self.target if self.at_least else self.figure <= self.target
 
     def to_json(self) -> dict[str, object]:
-        """All of it by name."""
+        """Return all fields and whether the target is met."""
         return {**vars(self), "met": self.met}
 
 
 def medians(contestants: dict[str, Contestant], rounds: int) -> dict[str, float]:
-    """Each contestant's median seconds over `rounds` rounds in which all take turns."""
+    """Return each contestant's median seconds over `rounds` interleaved rounds."""
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for round_number in range(rounds + 1):
         for name, contestant in contestants.items():

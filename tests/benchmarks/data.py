@@ -1,4 +1,4 @@
-"""What the benchmarks run on: MNIST where MNIST_DIR is set, else generated digits."""
+"""The benchmarks' data: MNIST if MNIST_DIR is set, else generated digits."""
 
 import os
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Workplace:
 
     @cached_property
     def dataset(self) -> Dataset:
-        """Ingested on first use."""
+        """The dataset, ingested on first use."""
         return ingest(SOURCE, self.directory / "data").dataset
 
     @cached_property

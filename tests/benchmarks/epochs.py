@@ -1,4 +1,4 @@
-"""An epoch of training: streamed from disk, from memory, as bare products, and in PyTorch."""
+"""Epochs of training: streamed from disk, from memory, as bare products, and in PyTorch."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -24,14 +24,14 @@ MANY = 10**6
 
 
 def micro_batches(batch_size: int, threads: int) -> int:
-    """As one sets `--micro-batches` who has so many cores: the default, but no more than cores."""
+    """Return the default number of micro-batches, but no more than there are threads."""
     return min(default_micro_batches(batch_size), threads)
 
 
 def streamed_epoch(
     workplace: Workplace, batch_size: int, threads: int, stack: ExitStack
 ) -> Contestant:
-    """All that `pipeline train` does in an epoch but evaluation and checkpoint."""
+    """Return an epoch of `pipeline train`, without evaluation and checkpoint."""
     config = TrainConfig(
         batch_size=batch_size,
         threads=threads,
@@ -47,7 +47,7 @@ def streamed_epoch(
 
 
 def epoch_of(trainer: Trainer) -> Contestant:
-    """One more epoch of a training."""
+    """Return a contestant that trains one more epoch."""
 
     def epoch() -> None:
         with one_blas_thread():
@@ -60,7 +60,7 @@ def epoch_of(trainer: Trainer) -> Contestant:
 def memory_epoch(
     workplace: Workplace, batch_size: int, threads: int, stack: ExitStack
 ) -> Contestant:
-    """Our own steps over rows that lie in memory, shuffled afresh."""
+    """Return an epoch with the same steps over shuffled rows in memory."""
     inputs, targets = workplace.train_bytes, workplace.train_targets
     layers = parse_network(NETWORK)
     parts = micro_batches(batch_size, threads)
@@ -92,7 +92,7 @@ def memory_epoch(
 
 
 def bench_epochs(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
-    """The four rows: one thread and all cores, batches of 100 and 1000."""
+    """Compare epochs on one thread and on all cores, with batches of 100 and 1000."""
     rows = len(workplace.train_bytes)
     bare_targets = {(1, 1000): 1.12, (1, 100): 1.20, (CORES, 1000): 1.6}
     for threads in dict.fromkeys((1, CORES)):
@@ -111,26 +111,26 @@ def bench_epochs(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
                     "memory": memory_epoch(workplace, batch_size, threads, stack),
                     "streamed": streamed_epoch(workplace, batch_size, threads, stack),
                 }
-                found = medians(contestants, rounds)
+                times = medians(contestants, rounds)
             where = f"{threads} thread{'s' if threads > 1 else ''}, batch {batch_size}"
             note = f"{micro_batches(batch_size, threads)} micro-batches: " + ", ".join(
-                f"{name} {seconds:.3f} s" for name, seconds in found.items()
+                f"{name} {seconds:.3f} s" for name, seconds in times.items()
             )
-            streamed = found["streamed"]
+            streamed = times["streamed"]
             if (threads, batch_size) in bare_targets:
                 target = bare_targets[threads, batch_size]
                 yield Verdict(
-                    f"streamed / bare, {where}", streamed / found["bare"], target, note=note
+                    f"streamed / bare, {where}", streamed / times["bare"], target, note=note
                 )
             yield Verdict(
                 f"streamed / PyTorch in memory, {where}",
-                streamed / found["torch"],
+                streamed / times["torch"],
                 0.75,
                 note=note,
             )
             yield Verdict(
-                f"streamed / PyTorch DataLoader, {where}", streamed / found["loader"], 0.55
+                f"streamed / PyTorch DataLoader, {where}", streamed / times["loader"], 0.55
             )
             yield Verdict(
-                f"streamed / our own in memory, {where}", streamed / found["memory"], 1.05
+                f"streamed / the same in memory, {where}", streamed / times["memory"], 1.05
             )

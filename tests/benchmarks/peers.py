@@ -1,4 +1,4 @@
-"""The peers: bare matrix products, and the same training in PyTorch."""
+"""Peers: bare matrix products, and the same training in PyTorch."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +13,7 @@ from tests.benchmarks.data import NETWORK, Workplace
 
 
 def bare_products(rows: int, batch_size: int, *, backward: bool = True) -> Contestant:
-    """Nothing but the matrix products of an epoch, into arrays made before."""
+    """Return an epoch that only computes matrix products, into preallocated arrays."""
     products = list(_products(parse_network(NETWORK), batch_size, backward))
 
     def epoch() -> None:
@@ -47,7 +47,7 @@ def _products(
 
 
 def torch_model() -> torch.nn.Sequential:
-    """The default network, its output as logits."""
+    """Return the default network, with logits as output."""
     return torch.nn.Sequential(
         torch.nn.Linear(784, 200),
         torch.nn.ReLU(),
@@ -58,13 +58,13 @@ def torch_model() -> torch.nn.Sequential:
 
 
 def torch_tensors(workplace: Workplace) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images scaled to float32, and labels, in memory."""
+    """Return scaled float32 images and labels, in memory."""
     images = torch.from_numpy(workplace.train_bytes[:, 1:].astype(np.float32) / 255)
     return images, torch.from_numpy(workplace.train_targets.argmax(axis=1))
 
 
 def torch_epoch(workplace: Workplace, batch_size: int, threads: int, *, loader: bool) -> Contestant:
-    """An epoch of SGD in PyTorch, from memory or through its DataLoader as documented."""
+    """Return an epoch of SGD in PyTorch, from memory or through its DataLoader."""
     images, labels = torch_tensors(workplace)
     model = torch_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -84,7 +84,7 @@ Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
 
 
 def memory_batches(images: torch.Tensor, labels: torch.Tensor, batch_size: int) -> Batches:
-    """Shuffled batches gathered from tensors in memory."""
+    """Yield shuffled batches from tensors in memory."""
     order = torch.randperm(len(images))
     for start in range(0, len(images), batch_size):
         rows = order[start : start + batch_size]
@@ -92,6 +92,6 @@ def memory_batches(images: torch.Tensor, labels: torch.Tensor, batch_size: int) 
 
 
 def loader_batches(images: torch.Tensor, labels: torch.Tensor, batch_size: int) -> Batches:
-    """Shuffled batches of a DataLoader as its documentation shows it, row by row."""
+    """Yield shuffled batches of a DataLoader as in its documentation, row by row."""
     dataset = torch.utils.data.TensorDataset(images, labels)
     yield from torch.utils.data.DataLoader(dataset, batch_size=batch_size, shuffle=True)

@@ -27,21 +27,21 @@ from tests.benchmarks.processes import PROJECT
 
 SIZES = (60_000, 600_000, 6_000_000)
 IN_TURN = (60_000, 600_000, 600_000, 6_000_000, 600_000, 600_000, 60_000)
-"""The small ones before and after the large one: a machine's pace changes within minutes."""
+"""Small sizes come before and after the large one, as a machine's speed changes in minutes."""
 ROWS = ("inputs/c", "targets/c")
-"""How the names of the objects begin that hold a split's rows."""
+"""Prefixes of the objects that store a split's rows."""
 SHUFFLE_MEMORY = 32 * 2**20
-"""Small enough that the windows of every size are full."""
+"""Small enough for full windows of every size."""
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What a process took."""
+    """The resources that a process used."""
 
     seconds: float
     peak_bytes: int
     stated_bytes: int
-    """What it said that it would need, in whole MB."""
+    """The bound that it stated, in whole MB."""
 
 
 LAUNCHER = """
@@ -51,14 +51,14 @@ with subprocess.Popen(sys.argv[1:], stdout=subprocess.PIPE, text=True) as job:
     printed = job.stdout.read()
     _, status, usage = os.wait4(job.pid, 0)
     job.returncode = os.waitstatus_to_exitcode(status)
-found = (job.returncode, time.perf_counter() - began, usage.ru_maxrss * 1024, printed)
-print(json.dumps(found))
+result = (job.returncode, time.perf_counter() - began, usage.ru_maxrss * 1024, printed)
+print(json.dumps(result))
 """
-"""A process's peak counts that of the process which started it, so a small one has to."""
+"""A process's peak includes that of its parent, so the parent must be small."""
 
 
 def measured(*arguments: str) -> Usage:
-    """Run the command; its time, its peak resident memory, and what it stated."""
+    """Run a command; return its duration, its peak resident memory, and its stated bound."""
     command = [sys.executable, "-m", "jobs.commands.cli", *arguments, "--verbose"]
     launched = subprocess.run(
         [sys.executable, "-S", "-c", LAUNCHER, *command],
@@ -75,17 +75,17 @@ def measured(*arguments: str) -> Usage:
 
 
 def bench_scale(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
-    """Ingest, one epoch of training, and scoring, for each size."""
+    """Measure ingest, one epoch of training, and scoring for each size."""
     for job in ("ingest", "train", "score"):
-        found: dict[int, list[Usage]] = {rows: [] for rows in SIZES}
+        usages_of: dict[int, list[Usage]] = {rows: [] for rows in SIZES}
         for rows in IN_TURN:
-            found[rows].append(measured(*_command(job, rows, workplace.directory)))
-        yield from _judged(job, found)
+            usages_of[rows].append(measured(*_command(job, rows, workplace.directory)))
+        yield from _judged(job, usages_of)
     yield from _reading(open_dataset(open_location(workplace.directory / "rows-6000000" / "data")))
 
 
 def _command(job: str, rows: int, directory: Path) -> list[str]:
-    """What is typed for a size, always from the beginning."""
+    """Return the arguments for a size, after removing earlier results."""
     place = directory / f"rows-{rows}"
     data, run = str(place / "data"), str(place / "run")
     if job == "ingest":
@@ -98,16 +98,17 @@ def _command(job: str, rows: int, directory: Path) -> list[str]:
     return ["score", *common, "--split", "train"]
 
 
-def _judged(job: str, found: dict[int, list[Usage]]) -> Iterator[Verdict]:
-    peaks = [max(usage.peak_bytes for usage in usages) / 1e6 for usages in found.values()]
+def _judged(job: str, usages_of: dict[int, list[Usage]]) -> Iterator[Verdict]:
+    peaks = [max(usage.peak_bytes for usage in usages) / 1e6 for usages in usages_of.values()]
     note = ", ".join(f"{peak:.0f} MB" for peak in peaks)
     yield Verdict(f"{job}: largest / smallest peak memory", max(peaks) / min(peaks), 1.1, note=note)
     over = max(
-        usage.peak_bytes / usage.stated_bytes for usages in found.values() for usage in usages
+        usage.peak_bytes / usage.stated_bytes for usages in usages_of.values() for usage in usages
     )
     yield Verdict(f"{job}: peak memory / what it stated", over, 1.0)
     seconds = {
-        rows: statistics.mean(usage.seconds for usage in usages) for rows, usages in found.items()
+        rows: statistics.mean(usage.seconds for usage in usages)
+        for rows, usages in usages_of.items()
     }
     slopes = [(seconds[rows] - seconds[SIZES[0]]) / (rows - SIZES[0]) for rows in SIZES[1:]]
     yield Verdict(
@@ -119,7 +120,7 @@ def _judged(job: str, found: dict[int, list[Usage]]) -> Iterator[Verdict]:
 
 
 def _reading(dataset: Dataset) -> Iterator[Verdict]:
-    """Bytes read per epoch, and what it takes to seek, on the largest set."""
+    """Measure the bytes read per epoch, and seeking, on the largest dataset."""
     split = dataset.split("train")
     location = dataset.location.child("train")
     stored = sum(location.size(key) for key in location.objects() if key.startswith(ROWS))
@@ -141,11 +142,11 @@ def _reading(dataset: Dataset) -> Iterator[Verdict]:
             window = stream.state.window_chunks
     chunks = len({key for key, _ in reads if key.startswith(ROWS)})
     note = f"{chunks} objects for windows of {window} chunks"
-    yield Verdict("seeking, besides reading, seconds", seconds, 0.1, unit="s", note=note)
+    yield Verdict("seeking, without reading, seconds", seconds, 0.1, unit="s", note=note)
 
 
 def bench_latency(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
-    """The share of an epoch that training waits when every read of the store takes 50 ms."""
+    """Measure the share of an epoch that training waits if every read takes 50 ms."""
     config = TrainConfig(
         optimizer="sgd", learning_rate=0.1, schedule="constant", l2=0.0, epochs=10**6
     )
@@ -164,7 +165,7 @@ def bench_latency(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
 
 @contextmanager
 def watched_reads(delay: float = 0.0) -> Iterator[list[tuple[str, int]]]:
-    """Every read of a file, by its name in its array, and the bytes; each first waits `delay` s."""
+    """Record the name and size of every file read; delay each by `delay` seconds."""
     reads: list[tuple[str, int]] = []
     get = LocalLocation.get
 

@@ -1,4 +1,4 @@
-"""The stream alone, and scoring without start-up."""
+"""The stream alone, and scoring without process start."""
 
 import itertools
 import time
@@ -20,7 +20,7 @@ EPOCHS = 5
 
 
 def bench_stream(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
-    """Shuffled batches of 128, from opening the stream to its end."""
+    """Measure shuffled batches of 128, from opening the stream to its end."""
     inputs, targets = workplace.train_bytes, workplace.train_targets
     images, labels = torch_tensors(workplace)
 
@@ -44,8 +44,8 @@ def bench_stream(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
         for _ in loader_batches(images, labels, BATCH_ROWS):
             pass
 
-    found = medians({"stream": streamed, "gather": gathered, "loader": loaded}, rounds)
-    rate = {name: len(inputs) / seconds for name, seconds in found.items()}
+    times = medians({"stream": streamed, "gather": gathered, "loader": loaded}, rounds)
+    rate = {name: len(inputs) / seconds for name, seconds in times.items()}
     note = ", ".join(f"{name} {value:,.0f} rows/s" for name, value in rate.items())
     yield Verdict("stream alone", rate["stream"], 1_500_000, True, "rows/s", note)
     peer = rate["loader"]
@@ -54,7 +54,7 @@ def bench_stream(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
 
 
 def bench_score(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
-    """Scoring the test split in this process, each time into a run that has no scores yet."""
+    """Measure scoring the test split in this process, each time without earlier scores."""
     trained = workplace.directory / "scored"
     train(TrainConfig(epochs=1), dataset=workplace.dataset.location, run=trained)
     names = itertools.count()
@@ -74,7 +74,7 @@ def bench_score(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
         with threadpool_limits(1, user_api="blas"):
             products()
 
-    found = medians({"score": scored, "bare": bare}, rounds)
-    note = f"score {found['score']:.3f} s on {CORES} cores, products {found['bare']:.3f} s on one"
-    ratio = found["score"] / found["bare"]
+    times = medians({"score": scored, "bare": bare}, rounds)
+    note = f"score {times['score']:.3f} s on {CORES} cores, products {times['bare']:.3f} s on one"
+    ratio = times["score"] / times["bare"]
     yield Verdict("scoring / forward matrix products", ratio, 1.5, note=note)

@@ -1,1 +1,1 @@
-"""Tests with real clusters: a scheduler, workers and a client, each a process, killed for real."""
+"""Tests with real clusters of scheduler, workers and client processes, some of them killed."""

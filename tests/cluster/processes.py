@@ -1,4 +1,4 @@
-"""A Dask cluster of real processes on loopback, to be killed, paused and added to."""
+"""A Dask cluster of real processes on loopback, whose workers can be killed, paused and added."""
 
 import json
 import os
@@ -24,8 +24,8 @@ PLAIN = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_TH
 NOWHERE = "tcp://127.0.0.1:9"
 
 
-def assert_told(ended: Ended, code: int, *words: str) -> None:
-    """The command ended with a code and a message of one line, with the words, on stderr."""
+def assert_failed(ended: Ended, code: int, *words: str) -> None:
+    """Assert that a command ended with a code and a one-line message with these words on stderr."""
     assert code == ended.code, ended.err
     assert ended.err.startswith("Error: "), ended.err
     assert 1 == ended.err.count("\n"), ended.err
@@ -37,23 +37,23 @@ def assert_told(ended: Ended, code: int, *words: str) -> None:
 def connected(
     workers: "Cluster", timeout: float = 60, check: Callable[[str], None] = lambda text: None
 ) -> JobCluster:
-    """The workers' cluster, opened for a job."""
+    """Open a cluster for a job."""
     opened = connect(ClusterOptions(scheduler=workers.address, timeout=timeout), check)
     assert opened is not None
     return opened
 
 
 class Cluster(Closing):
-    """A scheduler, and as many workers as are started; each in a directory of its own.
+    """A scheduler and any number of workers, each with its own directory.
 
-    They share no scratch space with other clusters of this machine: a process that starts takes a
-    lock on it, waits for that without a limit, and may be paused, by whoever, while it holds it.
+    Scratch space is not shared with other clusters of this machine: a starting process locks it,
+    waits for the lock without a limit, and may be paused while it holds it.
     """
 
     def __init__(
         self, home: Path, workers: int, *, options: tuple[str, ...] = (), host: str = "tcp://"
     ) -> None:
-        """`options` go to both the scheduler and the workers, as TLS needs."""
+        """`options` go to both the scheduler and the workers, as TLS requires."""
         self._home = home
         self._options = options
         self.file = home / "scheduler.json"
@@ -88,7 +88,7 @@ class Cluster(Closing):
                 time.sleep(0.02)
 
     def wait_for_workers(self, count: int) -> None:
-        """Until as many have arrived; where they do not, what they wrote is the failure's text."""
+        """Wait until `count` workers have arrived; fail with the logs if they do not."""
         with Client(self.address, set_as_default=False) as client:
             try:
                 client.wait_for_workers(count, timeout=STARTING_SECONDS)
@@ -96,7 +96,7 @@ class Cluster(Closing):
                 raise AssertionError(f"{error}\n{self.logs()}") from error
 
     def wait_for_paused(self) -> None:
-        """Until a worker has paused for lack of memory."""
+        """Wait until a worker has paused for lack of memory."""
         with Client(self.address, set_as_default=False) as client:
             deadline = time.monotonic() + STARTING_SECONDS
             while not any(
@@ -107,7 +107,7 @@ class Cluster(Closing):
                 time.sleep(0.05)
 
     def add_worker(self, *options: str, env: dict[str, str] | None = None) -> int:
-        """Start one more worker, with one thread; its number in `workers`."""
+        """Start another worker with one thread; return its index in `workers`."""
         self.workers.append(
             self._start(
                 "dask_worker",
@@ -149,29 +149,29 @@ class Cluster(Closing):
             )
 
     def signal_worker(self, number: int, what: signal.Signals) -> None:
-        """Send a worker a signal; where it is gone, nothing happens."""
+        """Send a worker a signal, unless it has ended."""
         if self.workers[number].poll() is None:
             self.workers[number].send_signal(what)
 
     def kill_worker(self, number: int) -> None:
-        """SIGKILL, and wait until the process is gone."""
+        """Kill a worker, and wait until it has ended."""
         self.workers[number].kill()
         self.workers[number].wait()
 
     def kill_scheduler(self) -> None:
-        """SIGKILL, and wait until the process is gone."""
+        """Kill the scheduler, and wait until it has ended."""
         self.scheduler.kill()
         self.scheduler.wait()
 
     def logs(self) -> str:
-        """What all of them wrote, for a failure's message."""
+        """Return the logs of all processes, for a failure's message."""
         return "\n".join(
             f"--- {log.parent.name}\n{log.read_text()[-2000:]}"
             for log in sorted(self._home.glob("*/log"))
         )
 
     def close(self) -> None:
-        """Kill them all."""
+        """Kill all processes."""
         for process in [*self.workers, self.scheduler]:
             process.kill()
             process.wait()

@@ -1,4 +1,4 @@
-"""Until a job has its cluster: what cannot be is told at once, and every wait has its limit."""
+"""Connecting to a cluster: impossible requests fail at once, and every wait has a limit."""
 
 import os
 import re
@@ -25,12 +25,12 @@ from pipeline.cluster.options import ClusterOptions, address_in
 from pipeline.cluster.tasks import Task, results
 from pipeline.cluster.worker import reason
 from storage.errors import UnreachableError, UsageError
-from tests.cluster.processes import NOWHERE, Cluster, assert_told, connected
+from tests.cluster.processes import NOWHERE, Cluster, assert_failed, connected
 from tests.commands.process import limited_to, run_pipeline, start_pipeline
 
 LIMIT = ("--cluster-timeout", "2")
 MEMORY = 10**9
-"""An address space in which the command starts, and does not take what is claimed."""
+"""An address space that suffices for the command, but not for the announced message."""
 
 
 @pytest.mark.parametrize(
@@ -44,8 +44,8 @@ MEMORY = 10**9
         "carrier://pigeon",
     ],
 )
-def test_what_is_no_address(address: str) -> None:
-    """Wrong usage, told at once."""
+def test_malformed_addresses(address: str) -> None:
+    """It is a usage error, without any wait."""
     with pytest.raises(UsageError, match="expected one such as tcp://host:8786") as raised:
         connect(ClusterOptions(scheduler=address))
     assert repr(address) in str(raised.value)
@@ -65,7 +65,7 @@ def test_what_is_no_address(address: str) -> None:
     ids=str,
 )
 def test_wrong_options(options: dict[str, object]) -> None:
-    """Options that exclude each other, are incomplete or empty are wrong usage."""
+    """Options that are contradictory, incomplete or empty are usage errors."""
     with pytest.raises(UsageError):
         ClusterOptions(**options)  # type: ignore[arg-type]
 
@@ -75,42 +75,42 @@ def test_wrong_options(options: dict[str, object]) -> None:
 def test_a_configuration_that_dask_cannot_read(
     content: str, command: tuple[str, ...], tmp_path: Path
 ) -> None:
-    """Wrong usage, told in a sentence that names the file, by every command that needs Dask."""
+    """It is a usage error that names the file, for every command that needs Dask."""
     file = tmp_path / "dask.yaml"
     file.write_text(content)
     ended = run_pipeline(*command, cwd=tmp_path, env={"DASK_CONFIG": str(file)})
-    assert_told(ended, 2, str(file), "malformed")
+    assert_failed(ended, 2, str(file), "malformed")
 
 
 def test_variables_that_contradict_each_other(tmp_path: Path) -> None:
-    """One that has a value and parts besides is wrong usage: Dask itself ends in a TypeError."""
+    """A variable with a value and with parts is a usage error; Dask raises a TypeError."""
     variables = {"DASK_SCHEDULER_ADDRESS": NOWHERE, "DASK_SCHEDULER_ADDRESS__PART": "5"}
     codes = set()
-    for order in (1, -1):  # what Dask makes of them depends on their order
+    for order in (1, -1):  # Dask's result depends on their order
         env = dict(list(variables.items())[::order])
         ended = run_pipeline("ingest", "synthetic:60,10", *LIMIT, cwd=tmp_path, env=env)
-        assert_told(ended, ended.code)
+        assert_failed(ended, ended.code)
         codes.add(ended.code)
     assert {2} <= codes <= {2, 6}
 
 
 def test_no_scheduler(tmp_path: Path) -> None:
-    """By each way to name one, exit 6 within the timeout."""
+    """Each way to name a missing scheduler ends with exit 6 within the timeout."""
     missing = ("--scheduler-file", "nothing.json")
     ended = run_pipeline("ingest", "synthetic:60,10", *missing, *LIMIT, cwd=tmp_path)
-    assert_told(ended, 6, "nothing.json")
+    assert_failed(ended, 6, "nothing.json")
     ended = run_pipeline("ingest", "synthetic:60,10", "--scheduler", NOWHERE, *LIMIT, cwd=tmp_path)
-    assert_told(ended, 6, NOWHERE, "(Connection refused)")
+    assert_failed(ended, 6, NOWHERE, "(Connection refused)")
     variable = {"DASK_SCHEDULER_ADDRESS": NOWHERE}
     ended = run_pipeline("train", *LIMIT, cwd=tmp_path, env=variable)
-    assert_told(ended, 6, NOWHERE)
+    assert_failed(ended, 6, NOWHERE)
     ended = run_pipeline("train", *LIMIT, "--workers", "0", cwd=tmp_path, env=variable)
-    assert_told(ended, 3, "There is no dataset")
+    assert_failed(ended, 3, "There is no dataset")
 
 
 @pytest.mark.parametrize("content", [b"[" * 100_000, b"no JSON", b"\xff\xfe", b"[1, 2]", b"{}"])
 def test_no_scheduler_file(content: bytes, tmp_path: Path) -> None:
-    """Wrong usage, told at once with the file's name."""
+    """It is a usage error that names the file, without any wait."""
     file = tmp_path / "scheduler.json"
     file.write_bytes(content)
     with pytest.raises(UsageError, match=f"{file} is not a scheduler file"):
@@ -118,7 +118,7 @@ def test_no_scheduler_file(content: bytes, tmp_path: Path) -> None:
 
 
 def test_a_scheduler_file_that_is_a_pipe(tmp_path: Path) -> None:
-    """What is no regular file is refused, and never waited for."""
+    """A file that is not regular is refused without waiting."""
     os.mkfifo(tmp_path / "pipe")
     for name in ("pipe", "."):
         with pytest.raises(UsageError, match="is not a scheduler file"):
@@ -126,15 +126,15 @@ def test_a_scheduler_file_that_is_a_pipe(tmp_path: Path) -> None:
 
 
 def test_an_unfinished_scheduler_file(tmp_path: Path) -> None:
-    """It may still be written: it is waited for, with the limit."""
+    """It may still be written, so the job waits for it, with a limit."""
     (tmp_path / "file").write_text('{"address": "tcp://127.0.0.1:1')
     ended = run_pipeline("train", "--scheduler-file", "file", *LIMIT, cwd=tmp_path)
-    assert_told(ended, 6, "scheduler file file", "missing or unfinished")
+    assert_failed(ended, 6, "scheduler file file", "missing or unfinished")
 
 
 @pytest.mark.parametrize("place", [("--scheduler", NOWHERE), ("--scheduler-file", "nothing")])
 def test_a_wait_is_seen_and_can_be_ended(place: tuple[str, str], tmp_path: Path) -> None:
-    """A line tells what is waited for; the first Ctrl-C ends the wait."""
+    """A line reports what the job waits for; the first Ctrl-C ends the wait."""
     with start_pipeline("ingest", "synthetic:60,10", *place, cwd=tmp_path) as process:
         assert process.stdout is not None
         assert any(re.match(f"waiting for .*{place[1]}", line) for line in process.stdout)
@@ -144,13 +144,13 @@ def test_a_wait_is_seen_and_can_be_ended(place: tuple[str, str], tmp_path: Path)
 
 
 def hold(connection: socket.socket) -> None:
-    """Answer nothing, until the other side goes."""
+    """Answer nothing until the peer closes the connection."""
     while connection.recv(2**16):
         pass
 
 
 def trickle(connection: socket.socket) -> None:
-    """Send a byte now and then, as of a message that might be Dask's."""
+    """Send a byte every half second, like a message of Dask."""
     for byte in struct.pack("QQ", 100, 1):
         connection.sendall(bytes([byte]))
         threading.Event().wait(0.5)
@@ -158,7 +158,7 @@ def trickle(connection: socket.socket) -> None:
 
 @contextmanager
 def served(answer: Callable[[socket.socket], object]) -> Iterator[str]:
-    """The address of a server that treats each connection alike."""
+    """Run a server that treats each connection alike; yield its address."""
 
     def serve(connection: socket.socket) -> None:
         with connection, suppress(OSError):
@@ -195,29 +195,29 @@ WEB = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"
 def test_no_dask_scheduler(
     answer: Callable[[socket.socket], object], words: str, tmp_path: Path
 ) -> None:
-    """Exit 6 with the address, in time and without memory for what is announced."""
+    """The job ends with exit 6 and the address, in time and without allocating that size."""
     space = {"preexec_fn": limited_to(MEMORY), "env": {"OPENBLAS_NUM_THREADS": "1"}}
     with served(answer) as address:
         ended = run_pipeline("train", "--scheduler", address, *LIMIT, cwd=tmp_path, **space)
-    assert_told(ended, 6, f"No compatible Dask scheduler responded at {address}", words)
+    assert_failed(ended, 6, f"No compatible Dask scheduler responded at {address}", words)
 
 
-def test_a_scheduler_that_stands_still(tmp_path: Path) -> None:
-    """It is waited for with a limit, and the process ends after that."""
+def test_a_stalled_scheduler(tmp_path: Path) -> None:
+    """The wait is limited, and the process ends afterwards."""
     with Cluster(tmp_path / "cluster", workers=0) as workers:
         workers.scheduler.send_signal(signal.SIGSTOP)
         ended = run_pipeline("train", "--scheduler", workers.address, *LIMIT, cwd=tmp_path)
-    assert_told(ended, 6, workers.address, "no answer after 2 s")
+    assert_failed(ended, 6, workers.address, "no answer after 2 s")
 
 
 def test_the_address_of_a_worker(cluster: Client) -> None:
-    """What answers must be a scheduler."""
+    """Only a scheduler is accepted."""
     with pytest.raises(UnreachableError, match="it is a worker"):
         connect(ClusterOptions(scheduler=cluster.workers()[0], timeout=60))
 
 
 def test_no_workers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A scheduler without workers: a line that says what is waited for, then exit 6."""
+    """Without workers, the job reports the wait and then ends with exit 6."""
     caplog.set_level("INFO")
     with (
         Cluster(tmp_path / "cluster", workers=0) as alone,
@@ -227,8 +227,8 @@ def test_no_workers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert re.search(r"waiting for workers of tcp.*: 0 of 1 running, \d s left", caplog.text)
 
 
-def test_a_worker_that_stands_still(tmp_path: Path) -> None:
-    """A worker that does not answer is named; one that recovers in time can be used."""
+def test_a_stalled_worker(tmp_path: Path) -> None:
+    """A worker that does not answer is named; one that recovers in time is used."""
     with Cluster(tmp_path / "cluster", workers=2) as workers:
         workers.wait_for_workers(2)
         workers.signal_worker(1, signal.SIGSTOP)
@@ -240,7 +240,7 @@ def test_a_worker_that_stands_still(tmp_path: Path) -> None:
 
 
 def test_a_worker_that_cannot_import_the_project(tmp_path: Path) -> None:
-    """The versions are alike, and still it is not fit: a sentence, and no traceback."""
+    """A worker with the right versions but a broken installation is reported in a sentence."""
     (tmp_path / "broken.py").write_text(
         "import sys\n"
         "class Broken:\n"
@@ -251,13 +251,13 @@ def test_a_worker_that_cannot_import_the_project(tmp_path: Path) -> None:
     )
     with Cluster(tmp_path / "cluster", workers=0) as workers:
         workers.add_worker("--preload", str(tmp_path / "broken.py"))
-        there = ("--scheduler", workers.address)
-        ended = run_pipeline("ingest", "synthetic:60,10", *there, cwd=tmp_path)
-    assert_told(ended, 6, "A worker cannot be set up", "No module named pipeline")
+        options = ("--scheduler", workers.address)
+        ended = run_pipeline("ingest", "synthetic:60,10", *options, cwd=tmp_path)
+    assert_failed(ended, 6, "A worker cannot be set up", "No module named pipeline")
 
 
 def test_other_versions(tmp_path: Path) -> None:
-    """A worker with another version of this project is named; one that joins late too."""
+    """A worker with another version of this project is named, even if it joins late."""
     fake = tmp_path / "fake" / "mnist_stream-9.9.9.dist-info"
     fake.mkdir(parents=True)
     (fake / "METADATA").write_text("Metadata-Version: 2.1\nName: mnist-stream\nVersion: 9.9.9\n")
@@ -273,10 +273,10 @@ def test_other_versions(tmp_path: Path) -> None:
 
 
 def test_tls(tmp_path: Path) -> None:
-    """A TLS cluster works with certificates; a plain client is refused with a clear message."""
+    """TLS works with certificates; a client without them is refused with a clear message."""
     openssl = shutil.which("openssl")
     if openssl is None:
-        pytest.skip("there is no openssl to make certificates with")
+        pytest.skip("openssl is not installed")
     key, certificate = str(tmp_path / "key.pem"), str(tmp_path / "certificate.pem")
     made = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=here"]
     subprocess.run(
@@ -287,16 +287,16 @@ def test_tls(tmp_path: Path) -> None:
     with Cluster(tmp_path / "c", workers=1, options=dasks, host="tls://") as workers:
         common = ["ingest", "synthetic:60,10", "--out", "data", "--scheduler"]
         ended = run_pipeline(*common, workers.address, *LIMIT, cwd=tmp_path)
-        assert_told(ended, 6, "--tls-ca, --tls-cert and --tls-key")
+        assert_failed(ended, 6, "--tls-ca, --tls-cert and --tls-key")
         plain = workers.address.replace("tls", "tcp")
         ended = run_pipeline(*common, plain, *LIMIT, cwd=tmp_path)
-        assert_told(ended, 6, "If it uses TLS")
+        assert_failed(ended, 6, "If it uses TLS")
         ended = run_pipeline(*common, workers.address, *ours, cwd=tmp_path)
         assert (0, "") == (ended.code, ended.err)
 
 
 def dashboard_of(options: ClusterOptions, monkeypatch: pytest.MonkeyPatch) -> str | None:
-    """The address in the event `cluster`; it serves Bokeh's page for as long as the job runs."""
+    """Return the address in the event `cluster`, after checking that it serves Bokeh's page."""
     events: dict[str, tuple[str, dict[str, Any]]] = {}
 
     def record(logger: object, name: str, text: str, **facts: Any) -> None:
@@ -333,7 +333,7 @@ def test_the_dashboard_of_local_workers(monkeypatch: pytest.MonkeyPatch) -> None
 def test_the_dashboard_of_a_scheduler(
     standing: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A running scheduler's address is reported if it serves a dashboard."""
+    """The address of a scheduler's dashboard is reported if it serves one."""
     pytest.importorskip("bokeh")
     assert dashboard_of(ClusterOptions(scheduler=standing.address, timeout=60), monkeypatch) is None
     options = ("--dashboard", "--dashboard-address", "127.0.0.1:0")
@@ -342,17 +342,17 @@ def test_the_dashboard_of_a_scheduler(
 
 
 def worker_processes(job: int) -> list[psutil.Process]:
-    """The processes that a job has started, to become workers; some may only just begin."""
-    found = []
+    """The worker processes that a job has started, even if they are still importing."""
+    processes = []
     for process in psutil.Process(job).children():
         with suppress(psutil.Error):
             if any("spawn_main" in word for word in process.cmdline()):
-                found.append(process)
-    return found
+                processes.append(process)
+    return processes
 
 
-def test_workers_heed_no_signal_from_birth(tmp_path: Path) -> None:
-    """Ctrl-C reaches them while they still import; the job alone heeds it, once they are there."""
+def test_workers_ignore_signals_from_the_start(tmp_path: Path) -> None:
+    """Ctrl-C does not stop workers, even while they import; only the job handles it."""
     arguments = ["ingest", "synthetic:60,10", "--workers", "2"]
     process = start_pipeline(*arguments, cwd=tmp_path, start_new_session=True)
     with process:
@@ -376,5 +376,5 @@ def test_workers_heed_no_signal_from_birth(tmp_path: Path) -> None:
     ],
 )
 def test_reasons(text: str, expected: str) -> None:
-    """No addresses of objects in memory reach a message."""
+    """Messages contain no memory addresses."""
     assert expected == reason(ValueError(text))

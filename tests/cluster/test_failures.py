@@ -1,4 +1,4 @@
-"""What goes wrong on a cluster: it is told once, in a sentence, with the documented exit code."""
+"""Failures on a cluster end with one sentence and the documented exit code."""
 
 import os
 import re
@@ -18,13 +18,13 @@ from pipeline.cluster.tasks import Pending, Task, results
 from storage.dataset import open_dataset
 from storage.errors import BadDataError, StoppedError, UnreachableError
 from storage.places import open_location
-from tests.cluster.processes import Cluster, assert_told, connected
+from tests.cluster.processes import Cluster, assert_failed, connected
 from tests.cluster.trainings import SETTINGS, STEPS, HarmAt, Reference, train_on
 from tests.commands.process import run_pipeline, start_pipeline
 
 
 def test_a_task_that_fails_by_itself(standing: Cluster, digits: Path, tmp_path: Path) -> None:
-    """A damaged chunk ends the training with exit 3, the chunk, the rows and the worker named."""
+    """A damaged chunk ends the training with exit 3, naming chunk, rows and worker."""
     dataset = tmp_path / "dataset"
     shutil.copytree(digits, dataset)
     chunk = dataset / "train" / "inputs" / "c.3.0"
@@ -33,27 +33,27 @@ def test_a_task_that_fails_by_itself(standing: Cluster, digits: Path, tmp_path: 
     chunk.write_bytes(content)
     arguments = ["--dataset", dataset, "--run", "run", "--scheduler", standing.address]
     ended = run_pipeline("train", *arguments, *SETTINGS, cwd=tmp_path)
-    assert_told(ended, 3, "Chunk 3", "in the order of epoch 1", "on worker tcp://127.0.0.1:")
+    assert_failed(ended, 3, "Chunk 3", "in the order of epoch 1", "on worker tcp://127.0.0.1:")
 
 
 def fail(reason: str) -> None:
-    """A task that always fails, for a reason that is none of the project's errors."""
+    """Fail with an error that is not one of this project's."""
     raise ZeroDivisionError(reason)
 
 
 def die() -> None:
-    """A task that kills its worker."""
+    """Kill the worker that runs this task."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def task(function: object, *arguments: object) -> Task:
-    """A call with a place of its own."""
+    """Return a task for a call."""
     assert callable(function)
     return Task("fail", "rows 7..9 of test", function, arguments)
 
 
 def fail_at_first(tries: Path, times: int) -> int:
-    """A task that fails so many times, and then gives how often it was tried; `tries` counts."""
+    """Fail `times` times, then return the number of tries, which are counted in a file."""
     with tries.open("a") as file:
         file.write("x")
     tried = len(tries.read_text())
@@ -63,7 +63,7 @@ def fail_at_first(tries: Path, times: int) -> int:
 
 
 def test_three_tries(cluster: Client, tmp_path: Path) -> None:
-    """A task that fails twice is none the worse for it; one that fails thrice is given up."""
+    """A task may fail twice; after three failures the job gives up."""
     assert [3] == list(results(cluster, [task(fail_at_first, tmp_path / "two", 2)]))
     with pytest.raises(UnreachableError, match=r"OSError: try 3 \(at rows 7\.\.9 of test"):
         list(results(cluster, [task(fail_at_first, tmp_path / "three", 3)]))
@@ -71,14 +71,14 @@ def test_three_tries(cluster: Client, tmp_path: Path) -> None:
 
 
 def test_an_unknown_error(cluster: Client) -> None:
-    """Any other error keeps its name and text, and the worker and rows are named."""
+    """Any other error keeps its name and text, with the worker and the rows."""
     words = r"ZeroDivisionError: no luck \(at rows 7\.\.9 of test, on worker tcp://"
     with pytest.raises(UnreachableError, match=words):
         list(results(cluster, [task(fail, "no luck")]))
 
 
-def test_an_error_of_ours_keeps_its_kind(cluster: Client, tmp_path: Path) -> None:
-    """A `BadDataError` on a worker is one here."""
+def test_a_project_error_keeps_its_type(cluster: Client, tmp_path: Path) -> None:
+    """A `BadDataError` on a worker is raised as one in the job."""
     with pytest.raises(BadDataError, match="There is no dataset"):
         list(results(cluster, [task(open_dataset, open_location(tmp_path / "x"))]))
 
@@ -86,7 +86,7 @@ def test_an_error_of_ours_keeps_its_kind(cluster: Client, tmp_path: Path) -> Non
 def test_a_result_that_dies_with_its_worker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A worker that dies between a task's end and the fetching of its result costs a short wait."""
+    """A worker's death between the task's end and fetching the result costs only a short wait."""
     waits: list[float] = []
     wait = Pending._wait
     with Cluster(tmp_path / "cluster", workers=2) as workers, connected(workers) as client:
@@ -101,13 +101,13 @@ def test_a_result_that_dies_with_its_worker(
             waits.append(began)
 
         monkeypatch.setattr(Pending, "_wait", wait_and_kill)
-        [found] = results(client, [pid])
-    assert {doomed, found} == set(numbers)
+        [survivor] = results(client, [pid])
+    assert {doomed, survivor} == set(numbers)
     assert len(waits) <= 4
 
 
 def test_a_task_that_kills_its_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After three workers the rows are named: no hang, and no bare KilledWorker."""
+    """After three workers the job names the rows: no hang, and no bare KilledWorker."""
     monkeypatch.setenv("DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES", "0")
     with (
         Cluster(tmp_path / "cluster", workers=4) as workers,
@@ -118,7 +118,7 @@ def test_a_task_that_kills_its_workers(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_the_scheduler_is_killed(digits: Path, reference: Reference, tmp_path: Path) -> None:
-    """Exit 6 with the checkpoint intact; without a cluster the run goes on to the same bits."""
+    """The job ends with exit 6 and an intact checkpoint; the run resumes on another cluster."""
     run = tmp_path / "run"
     with Cluster(tmp_path / "cluster", workers=2) as workers:
         with pytest.raises(UnreachableError, match="Lost the Dask scheduler") as raised:
@@ -128,8 +128,8 @@ def test_the_scheduler_is_killed(digits: Path, reference: Reference, tmp_path: P
         assert reference.steps == train_on(workers, STEPS, digits, run)
 
 
-def test_the_scheduler_stands_still(digits: Path, tmp_path: Path) -> None:
-    """One that does not answer is given up after the cluster's timeout."""
+def test_the_scheduler_stalls(digits: Path, tmp_path: Path) -> None:
+    """A scheduler that does not answer is lost after the cluster's timeout."""
     with Cluster(tmp_path / "cluster", workers=1) as workers:
 
         def stop() -> None:
@@ -140,9 +140,9 @@ def test_the_scheduler_stands_still(digits: Path, tmp_path: Path) -> None:
 
 
 def test_a_job_that_lost_its_scheduler(tmp_path: Path) -> None:
-    """Each command says what was waited for, what is left, and how to go on with its own job.
+    """Each command says what it waited for, what is left, and how to continue.
 
-    A job that ends then does not wait for an answer that never comes.
+    Closing the job does not wait for the stalled scheduler.
     """
     left = {
         "ingest": "Nothing was published; run the same command again, on any",
@@ -163,12 +163,12 @@ def test_a_job_that_lost_its_scheduler(tmp_path: Path) -> None:
                 client.workers(now=True)
             asked = "(listing its workers: no answer for 1 s)."
             where = f"Lost the Dask scheduler at {workers.address}"
-            told = f"{where} {asked} {left[command]} cluster or on none."
-            assert told == str(raised.value)
+            message = f"{where} {asked} {left[command]} cluster or on none."
+            assert message == str(raised.value)
 
 
 def test_all_workers_are_gone(digits: Path, tmp_path: Path) -> None:
-    """Without any worker for the cluster's timeout the job ends."""
+    """The job ends after the cluster's timeout."""
     with (
         Cluster(tmp_path / "cluster", workers=1) as workers,
         pytest.raises(UnreachableError, match="has had too few workers for 2 s: 0 of 1 running"),
@@ -181,13 +181,13 @@ def test_all_workers_are_gone(digits: Path, tmp_path: Path) -> None:
 def test_a_signal_while_all_workers_are_gone(
     number: signal.Signals, digits: Path, reference: Reference, tmp_path: Path
 ) -> None:
-    """The first one ends the wait; the run goes on from what is saved, to the same bits."""
+    """The first signal ends the wait; the run resumes from the checkpoint, to the same bits."""
     run = tmp_path / "run"
     with Cluster(tmp_path / "cluster", workers=1) as workers, stop_on_signals() as stop:
         harm = HarmAt({8: lambda: workers.kill_worker(0)})
 
         def check(text: str) -> None:
-            if harm.done:  # the job waits, and has nobody to wait for
+            if harm.done:  # the job waits, and no worker will come
                 os.kill(os.getpid(), number)
             stop.check(text)
 
@@ -201,8 +201,8 @@ def test_a_signal_while_all_workers_are_gone(
         assert reference.steps == train_on(workers, STEPS, digits, run)
 
 
-def test_processes_of_our_own(digits: Path, tmp_path: Path) -> None:
-    """`--workers 2` says where its cluster is, on loopback, closes quietly, and heeds a signal."""
+def test_local_workers(digits: Path, tmp_path: Path) -> None:
+    """`--workers 2` reports a cluster on loopback, closes quietly, and handles Ctrl-C."""
     arguments = ["train", "--dataset", digits, "--run", "run", "--workers", "2", *SETTINGS]
     ended = run_pipeline(*arguments, cwd=tmp_path)
     assert (0, "") == (ended.code, ended.err)
@@ -213,18 +213,18 @@ def test_processes_of_our_own(digits: Path, tmp_path: Path) -> None:
     assert process.stdout is not None
     with process:
         assert any(re.match(" +1/", line) for line in process.stdout)
-        os.killpg(process.pid, signal.SIGINT)  # as the terminal does: to all of them
+        os.killpg(process.pid, signal.SIGINT)  # to all processes, as a terminal does
         _, err = process.communicate()
     assert 130 == process.returncode, err
     assert re.fullmatch(r"Stopped after \d+ steps; the checkpoint is saved\. .*\n", err)
 
 
-def test_processes_that_the_system_does_not_give(tmp_path: Path) -> None:
-    """Where there are too few open files for `--workers`: exit 6 with the limit, and no hang."""
+def test_too_few_resources_for_local_workers(tmp_path: Path) -> None:
+    """Too few open files for `--workers` end with exit 6 and the limit's name, without a hang."""
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (26, 26))
 
     arguments = ["ingest", "synthetic:60,10", "--workers", "2"]
     ended = run_pipeline(*arguments, cwd=tmp_path, preexec_fn=limit)
-    assert_told(ended, 6, "The system has no more open files (ulimit -n)")
+    assert_failed(ended, 6, "The system has no more open files (ulimit -n)")

@@ -1,4 +1,4 @@
-"""Workers that come only for tasks, or are there and take none."""
+"""Workers that start only for tasks, and workers that take none."""
 
 import logging
 import os
@@ -33,11 +33,11 @@ if __name__ == "__main__":
         print(cluster.scheduler_address, flush=True)
         sys.stdin.read()
 """
-"""Workers of this cluster leave as soon as there is no task."""
+"""The workers of this cluster end as soon as there is no task."""
 
 
 def test_adaptive_clusters(digits: Path, reference: Reference, tmp_path: Path) -> None:
-    """Each command starts where there is no worker, because workers come only for tasks."""
+    """Each command starts without a worker, because workers start only for tasks."""
     script = tmp_path / "adaptive.py"
     script.write_text(ADAPTIVE)
     with subprocess.Popen(
@@ -50,14 +50,14 @@ def test_adaptive_clusters(digits: Path, reference: Reference, tmp_path: Path) -
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        there = ["--scheduler", process.stdout.readline().strip()]
+        options = ["--scheduler", process.stdout.readline().strip()]
         train_options = ["--dataset", digits, "--run", "run", *SETTINGS]
         for command in (
             ["ingest", "synthetic:300,50", "--out", "made", "--rows-per-chunk", "40"],
             ["train", *train_options],
             ["score", "--dataset", digits, "--run", "run"],
         ):
-            ended = run_pipeline(*command, *there, cwd=tmp_path)
+            ended = run_pipeline(*command, *options, cwd=tmp_path)
             assert (0, "") == (ended.code, ended.err)
             assert re.search(r"^\d workers? at tcp://[\d.:]+(, |$)", ended.out, re.MULTILINE)
         process.stdin.close()
@@ -66,20 +66,20 @@ def test_adaptive_clusters(digits: Path, reference: Reference, tmp_path: Path) -
 
 
 def set_status(dask_worker: Worker, name: str) -> None:
-    """Pause the worker or let it go on, as its memory monitor would; this one has none."""
+    """Pause or resume the worker, as its memory monitor would; this worker has none."""
     dask_worker.status = Status[name]
 
 
 def set_all(address: str, status: str) -> None:
-    """Set every worker's status."""
+    """Set the status of all workers."""
     with DaskClient(address, set_as_default=False) as client:
         client.run(set_status, name=status)
 
 
 def test_a_worker_without_memory(tmp_path: Path) -> None:
-    """One that pauses from the start counts as no worker, and the message says why.
+    """A worker that pauses from the start counts as none, and the message says why.
 
-    The scheduler is not asked for what it never had, which it would log with a traceback.
+    The job does not ask the scheduler for unknown tasks, which it would log with a traceback.
     """
     with Cluster(tmp_path / "cluster", workers=0) as workers:
         workers.add_worker("--memory-limit", "60MB")
@@ -92,7 +92,7 @@ def test_a_worker_without_memory(tmp_path: Path) -> None:
 
 
 class Resume(logging.Handler):
-    """Has the workers take tasks again once a job waits for them."""
+    """Resumes the workers once a job waits for them."""
 
     def __init__(self, address: str) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class Resume(logging.Handler):
 
 
 def test_all_workers_pause(digits: Path, reference: Reference, tmp_path: Path) -> None:
-    """A training goes on, to the same bits, when one takes tasks again; else it ends in time."""
+    """A training continues, to the same bits, once a worker takes tasks again; else it ends."""
     with Cluster(tmp_path / "cluster", workers=2) as workers:
         workers.wait_for_workers(2)
 
@@ -120,7 +120,7 @@ def test_all_workers_pause(digits: Path, reference: Reference, tmp_path: Path) -
 
 
 def test_a_signal_while_all_workers_are_paused(digits: Path, tmp_path: Path) -> None:
-    """The first one ends the wait."""
+    """The first signal ends the wait."""
     with Cluster(tmp_path / "cluster", workers=1) as workers, stop_on_signals() as stop:
         workers.wait_for_workers(1)
         harm = HarmAt({5: lambda: set_all(workers.address, "paused")})
@@ -139,7 +139,7 @@ def test_a_signal_while_all_workers_are_paused(digits: Path, tmp_path: Path) -> 
 
 
 def wait_for(file: Path) -> None:
-    """A task that ends when a file is there."""
+    """Wait until a file exists."""
     while not file.exists():
         time.sleep(0.01)
 
@@ -147,7 +147,7 @@ def wait_for(file: Path) -> None:
 def test_a_signal_while_a_task_is_stalled(
     standing: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The wait for a task that lasts ends as well, though its worker is there."""
+    """A signal ends the wait for a long task, although its worker is there."""
     monkeypatch.setattr(tasks, "SLOW_SECONDS", 0.0)
     stop = StopSignal()
     with connected(standing, check=stop.check) as client:

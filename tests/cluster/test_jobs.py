@@ -1,4 +1,4 @@
-"""Ingest and scoring on a cluster: what one process makes, whatever happens to workers."""
+"""Ingest and scoring on a cluster give the results of one process, whatever happens to workers."""
 
 import shutil
 import signal
@@ -24,7 +24,7 @@ from storage.errors import UnreachableError
 from storage.local import LocalLocation
 from storage.places import open_location
 from storage.verify import verify_location
-from tests.cluster.processes import Cluster, assert_told, connected
+from tests.cluster.processes import Cluster, assert_failed, connected
 from tests.cluster.trainings import ROUNDS, SETTINGS, STEPS, Reference
 from tests.commands.process import run_pipeline
 from tests.storage.idx_files import write_idx
@@ -32,7 +32,7 @@ from tests.storage.idx_files import write_idx
 
 @pytest.fixture
 def files(tmp_path: Path) -> str:
-    """IDX files of 1,000 drawn digits, compressed."""
+    """Compressed IDX files of 1,000 generated digits."""
     source = tmp_path / "source"
     source.mkdir()
     images, labels = draw_digits(3, "train", 0, 1000)
@@ -48,7 +48,7 @@ def trained(reference: Reference, tmp_path: Path) -> Path:
 
 
 class At:
-    """A progress callback that acts at given reports of finished rows, counted from 1."""
+    """A progress callback that acts on given reports of finished rows, counted from 1."""
 
     def __init__(self, actions: dict[int, Callable[[], object]]) -> None:
         self._actions = actions
@@ -61,7 +61,7 @@ class At:
 
 
 def test_ingest(files: str, tmp_path: Path) -> None:
-    """From files and drawn digits, with workers killed meanwhile: the same digest, and sound."""
+    """Files and generated digits give the same sound dataset, although workers are killed."""
     with Cluster(tmp_path / "cluster", workers=2) as workers, connected(workers) as client:
 
         def replace_worker() -> None:
@@ -71,60 +71,60 @@ def test_ingest(files: str, tmp_path: Path) -> None:
         progress = At({4: replace_worker, 9: lambda: workers.kill_worker(1)})
         for number, source in enumerate((files, "synthetic:900,150")):
             make = partial(ingest, source, rows_per_chunk=70)
-            place = tmp_path / f"there-{number}"
-            there = make(place, progress=progress, cluster=client)
-            assert make(tmp_path / f"here-{number}").dataset.digest == there.dataset.digest
+            place = tmp_path / f"cluster-{number}"
+            result = make(place, progress=progress, cluster=client)
+            assert make(tmp_path / f"alone-{number}").dataset.digest == result.dataset.digest
             checked = list(verify_location(open_location(place)))
             assert [] == [error for _, error in checked if error is not None]
 
 
-def test_ingest_beside_a_worker_that_stands_still(
+def test_ingest_with_a_stalled_worker(
     files: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows that it does not take go to another one; nothing waits for it for ever."""
+    """Another worker takes its rows, and no wait is endless."""
     monkeypatch.setenv("DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL", "6 s")
     make = partial(ingest, files, rows_per_chunk=20)
     with Cluster(tmp_path / "cluster", workers=2) as workers, connected(workers) as client:
         client.timeout = 2.0
         progress = At({4: lambda: workers.signal_worker(0, signal.SIGSTOP)})
-        there = make(tmp_path / "there", progress=progress, cluster=client)
-    assert make(tmp_path / "here").dataset.digest == there.dataset.digest
+        result = make(tmp_path / "cluster-made", progress=progress, cluster=client)
+    assert make(tmp_path / "alone").dataset.digest == result.dataset.digest
 
 
 def scored(run: Path, **options: Any) -> tuple[Any, ...]:
-    """What a scoring comes to, besides how long it takes; it leaves nothing."""
+    """Return a scoring's results except its duration, and remove it."""
     result = score(run=run, split="train", **options)
     shutil.rmtree(run / "scores")
     return result.scores.chunk_digests, result.metrics["quality"], result.already_done
 
 
 def test_score(digits: Path, trained: Path, tmp_path: Path) -> None:
-    """Chunk by chunk on workers that are killed meanwhile: the same predictions and figures."""
+    """Predictions and metrics are the same, although a worker is killed."""
     with Cluster(tmp_path / "cluster", workers=2) as workers, connected(workers) as client:
         progress = At({3: lambda: workers.kill_worker(0)})
-        there = scored(trained, dataset=digits, progress=progress, cluster=client)
-    assert scored(trained, dataset=digits) == there
+        scores = scored(trained, dataset=digits, progress=progress, cluster=client)
+    assert scored(trained, dataset=digits) == scores
 
 
-def test_a_scoring_is_gone_on_with(cluster: Client, digits: Path, trained: Path) -> None:
-    """One that died here is ended by a cluster, which counts what was written before: the same."""
-    here = scored(trained, dataset=digits)
+def test_an_interrupted_scoring_is_continued(cluster: Client, digits: Path, trained: Path) -> None:
+    """A cluster completes a scoring that was interrupted here, and counts what was written."""
+    expected = scored(trained, dataset=digits)
 
     def die() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         score(run=trained, dataset=digits, split="train", progress=At({6: die}))
-    assert here == scored(trained, dataset=digits, cluster=cluster)
+    assert expected == scored(trained, dataset=digits, cluster=cluster)
 
 
 def test_from_other_directories(standing: Cluster, tmp_path: Path) -> None:
-    """The three commands with relative paths, on workers that stand in other directories."""
-    there = ["--scheduler-file", standing.file]
+    """Relative paths work for workers in other directories."""
+    options = ["--scheduler-file", standing.file]
     commands: list[list[object]] = [
-        ["ingest", "synthetic:300,50", "--out", "d", "--rows-per-chunk", "40", *there],
-        ["train", "--dataset", "d", "--run", "r", "--epochs", "1", *there],
-        ["score", "--dataset", "d", "--run", "r", *there],
+        ["ingest", "synthetic:300,50", "--out", "d", "--rows-per-chunk", "40", *options],
+        ["train", "--dataset", "d", "--run", "r", "--epochs", "1", *options],
+        ["score", "--dataset", "d", "--run", "r", *options],
     ]
     for command in commands:
         ended = run_pipeline(*command, cwd=tmp_path)
@@ -134,12 +134,12 @@ def test_from_other_directories(standing: Cluster, tmp_path: Path) -> None:
 
 def test_rows_that_a_worker_does_not_see(standing: Cluster, digits: Path, tmp_path: Path) -> None:
     """A training ends with exit 6, and says what to do."""
-    mine = "/proc/self/cwd/dataset"  # in each process another directory by the same absolute path
+    mine = "/proc/self/cwd/dataset"  # another directory in each process, by the same absolute path
     shutil.copytree(digits, tmp_path / "dataset")
     common = ["train", "--dataset", mine, "--scheduler", standing.address, *SETTINGS]
     for parallel in ("steps", "rounds"):
         ended = run_pipeline(*common, "--run", parallel, "--parallel", parallel, cwd=tmp_path)
-        assert_told(ended, 6, f"{mine} cannot be seen", "S3 store", "on worker tcp://")
+        assert_failed(ended, 6, f"{mine} cannot be seen", "S3 store", "on worker tcp://")
 
 
 def test_a_home_that_a_worker_does_not_see(
@@ -149,10 +149,10 @@ def test_a_home_that_a_worker_does_not_see(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Nothing is published that workers wrote to disks of their own."""
+    """Nothing is published that workers wrote to other disks."""
 
     def reduce(place: LocalLocation) -> tuple[object, ...]:
-        return LocalLocation, (place.path if place.path == digits else tmp_path / "there",)
+        return LocalLocation, (place.path if place.path == digits else tmp_path / "elsewhere",)
 
     monkeypatch.setattr(LocalLocation, "__reduce__", reduce)
     with pytest.raises(UnreachableError, match="cannot be seen"):
@@ -160,18 +160,18 @@ def test_a_home_that_a_worker_does_not_see(
     with pytest.raises(UnreachableError, match="cannot be seen"):
         score(run=trained, dataset=digits, cluster=cluster)
     assert not (tmp_path / "made").exists()
-    assert not (tmp_path / "there").exists()
+    assert not (tmp_path / "elsewhere").exists()
     assert [] == list((trained / "scores").glob("*/metrics.json"))
 
 
 def settings() -> tuple[int, int]:
-    """The most threads of any BLAS of this process, and the reads of an array at once by Zarr."""
-    libraries = [found for found in threadpool_info() if found["user_api"] == "blas"]
-    return max(found["num_threads"] for found in libraries), zarr.config.get("async.concurrency")
+    """Return the most BLAS threads of this process, and Zarr's concurrent reads of an array."""
+    libraries = [one for one in threadpool_info() if one["user_api"] == "blas"]
+    return max(one["num_threads"] for one in libraries), zarr.config.get("async.concurrency")
 
 
 def test_workers_are_set(tmp_path: Path) -> None:
-    """Whatever their environment says, workers compute with one thread and read by few."""
+    """Workers use one BLAS thread and few reads, whatever their environment says."""
     with Cluster(tmp_path / "cluster", workers=0) as workers:
         workers.add_worker(env={"OMP_NUM_THREADS": "3", "OPENBLAS_NUM_THREADS": "3"})
         with connected(workers) as client:
@@ -180,12 +180,12 @@ def test_workers_are_set(tmp_path: Path) -> None:
 
 
 def test_values_of_another_range(cluster: Client, tmp_path: Path) -> None:
-    """Workers scale and transpose as one process does, in every job."""
+    """Workers scale and transpose like one process, in every job."""
     images, labels = draw_digits(3, "train", 0, 600)
     write_idx(tmp_path / "train-images-idx3-short", images.astype(np.int16) * 12 - 1024)
     write_idx(tmp_path / "train-labels-idx1-ubyte", labels)
     digests = []
-    for name, workers in (("here", None), ("there", cluster)):
+    for name, workers in (("alone", None), ("cluster", cluster)):
         place, run = tmp_path / name / "data", tmp_path / name / "run"
         make = partial(ingest, str(tmp_path), place, rows_per_chunk=70, transpose=True)
         digest = make(cluster=workers).dataset.digest

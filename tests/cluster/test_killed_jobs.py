@@ -1,4 +1,4 @@
-"""A job that was killed, and what the next one on the same cluster finds of it."""
+"""A killed job, and how the next one on the same cluster deals with it."""
 
 import json
 import subprocess
@@ -28,7 +28,7 @@ if __name__ == "__main__":
 
 
 def outlast(job: str, home: Path) -> None:
-    """A task that runs until its worker is to forget the job, and somewhat longer."""
+    """Run until the worker has begun to forget the job, and half a second longer."""
     (home / "begun").touch()
     while job in get_worker().plugins:
         time.sleep(0.01)
@@ -37,19 +37,19 @@ def outlast(job: str, home: Path) -> None:
 
 
 def begin(scheduler: str, home: Path) -> None:
-    """A job whose task never ends by itself."""
+    """Start a job whose task does not end by itself."""
     cluster = connect(ClusterOptions(scheduler=scheduler))
     assert cluster is not None
     Pending(cluster, Task("outlast", "nothing", outlast, (cluster.job, home))).result()
 
 
 def jobs_on(dask_scheduler: Scheduler) -> list[str]:
-    """The jobs whose plugin each worker has."""
+    """Return the jobs with a plugin on the workers."""
     return [name for name in dask_scheduler.worker_plugins if name.startswith(JOB_PREFIX)]
 
 
 def test_tasks_of_a_killed_job(tmp_path: Path) -> None:
-    """They end before the next job begins, and the workers hold nothing for their job any more."""
+    """They end before the next job starts, and the workers keep nothing for their job."""
     with Cluster(tmp_path / "cluster", workers=1) as workers:
         with subprocess.Popen(
             [sys.executable, "-c", JOB, workers.address, tmp_path], cwd=REPOSITORY
@@ -65,7 +65,7 @@ def test_tasks_of_a_killed_job(tmp_path: Path) -> None:
 
 
 def test_an_ingest_that_was_killed(tmp_path: Path) -> None:
-    """The same command does the whole work, and removes what the killed one left."""
+    """The same command does all the work, and removes what the killed one left behind."""
     command = ["ingest", "synthetic:3000,60", "--rows-per-chunk", "20", "--out", "made"]
     with Cluster(tmp_path / "cluster", workers=2) as workers:
         command += ["--scheduler", workers.address]
@@ -80,14 +80,14 @@ def test_an_ingest_that_was_killed(tmp_path: Path) -> None:
 
 
 def running_tasks(job: str, dask_worker: Worker) -> int:
-    """How many tasks of a job a worker runs."""
+    """Return the number of a job's tasks that a worker runs."""
     plugin = dask_worker.plugins[job]
     assert isinstance(plugin, JobPlugin)
     return plugin.running(dask_worker)
 
 
 def test_an_ingest_that_stops(standing: Cluster, tmp_path: Path) -> None:
-    """No worker writes any more to what the job then removes."""
+    """No worker still writes to the files that the job then removes."""
 
     def stop(stage: str, done: int, total: int) -> None:
         if done:

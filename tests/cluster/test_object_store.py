@@ -1,4 +1,4 @@
-"""Clusters on object storage: processes that share nothing but the store come to the same bits."""
+"""Processes that share only an object store give the same results."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from tests.commands.process import run_pipeline
 from tests.object_store.server import Store
 
 INGEST = ("ingest", "synthetic:2100,430", "--rows-per-chunk", 200)
-"""What the fixture `digits` is."""
+"""The arguments that make the dataset of the fixture `digits`."""
 
 
 def expected(digits: Path, reference: Reference, copy: Path) -> list[Any]:
@@ -29,8 +29,8 @@ def expected(digits: Path, reference: Reference, copy: Path) -> list[Any]:
     ]
 
 
-def found(store: Store, home: Path, options: list[object], env: dict[str, str]) -> list[Any]:
-    """The same of commands that get `options` and `env`, each in an empty directory of its own."""
+def digests_of(store: Store, home: Path, options: list[object], env: dict[str, str]) -> list[Any]:
+    """The digests of commands with `options` and `env`, each run in an empty directory."""
     place, numbers = str(store.new_place()), count()
     places = ["--dataset", f"{place}/set", "--run", f"{place}/runs/one"]
 
@@ -56,13 +56,13 @@ def found(store: Store, home: Path, options: list[object], env: dict[str, str]) 
 def test_workers_share_nothing_but_the_store(
     store: Store, digits: Path, reference: Reference, tmp_path: Path
 ) -> None:
-    """Each worker finds rows and places in the store, by its own environment's credentials."""
+    """Each worker reaches the store by the credentials of its own environment."""
     with Cluster(tmp_path / "cluster", workers=0) as cluster:
         for _ in range(2):
             cluster.add_worker(env=store.environment)
-        there: list[object] = ["--scheduler", cluster.address]
-        told = found(store, tmp_path, there, store.environment)
-        assert expected(digits, reference, tmp_path / "run") == told, cluster.logs()
+        options: list[object] = ["--scheduler", cluster.address]
+        digests = digests_of(store, tmp_path, options, store.environment)
+        assert expected(digits, reference, tmp_path / "run") == digests, cluster.logs()
         for directory in (tmp_path / "cluster").glob("dask_worker-*"):
             assert ["log"] == [path.name for path in directory.iterdir()]
 
@@ -70,9 +70,9 @@ def test_workers_share_nothing_but_the_store(
 def test_options_travel(
     store: Store, standing: Cluster, digits: Path, reference: Reference, tmp_path: Path
 ) -> None:
-    """Workers that know of no store reach it by the `--storage-option`s of the job."""
-    there: list[object] = ["--scheduler", standing.address]
+    """Workers without any settings reach the store by the job's `--storage-option`s."""
+    options: list[object] = ["--scheduler", standing.address]
     for name, value in store.options.items():
-        there += ["--storage-option", f"{name}={value}"]
-    told = found(store, tmp_path, there, {})
-    assert expected(digits, reference, tmp_path / "run") == told
+        options += ["--storage-option", f"{name}={value}"]
+    digests = digests_of(store, tmp_path, options, {})
+    assert expected(digits, reference, tmp_path / "run") == digests

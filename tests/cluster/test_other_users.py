@@ -1,4 +1,4 @@
-"""What another user of the machine can do to a job's own processes: nothing."""
+"""Other users of the machine cannot use a job's worker processes."""
 
 import json
 import os
@@ -23,7 +23,7 @@ if os.geteuid() == 0:
     os.setgid(65534)
     os.setuid(65534)
 """
-"""Become another user, where that is allowed; else be this one, without the job's certificate."""
+"""Become another user if allowed; else stay the same user, without the job's certificate."""
 
 INTRUDER = f"""
 import asyncio, json, sys, urllib.error, urllib.request
@@ -37,8 +37,8 @@ own.get_connection_args("client")
 INTRUDER += """
 async def answer(address, security):
     arguments = security.get_connection_args("client")
-    async with rpc(address, timeout=3, connection_args=arguments) as there:
-        return await asyncio.wait_for(there.identity(), 3)
+    async with rpc(address, timeout=3, connection_args=arguments) as server:
+        return await asyncio.wait_for(server.identity(), 3)
 
 def page(port, path):
     try:
@@ -55,11 +55,11 @@ for port in json.loads(sys.argv[1]):
     } | {path: lambda path=path: page(port, path) for path in paths}
     for name, attempt in tries.items():
         try:
-            found = attempt()
+            answer_or_status = attempt()
         except Exception as error:
             continue
-        if found != 404:
-            got[f"{name} {port}"] = str(found)
+        if answer_or_status != 404:
+            got[f"{name} {port}"] = str(answer_or_status)
 print(json.dumps(got))
 """
 
@@ -69,7 +69,7 @@ PAGES = {"/", "/status", "/health", "/metrics", "/info/main/workers.html"}
 
 
 def listening(process: psutil.Process) -> set[tuple[str, int]]:
-    """The addresses at which a process and those that it started listen."""
+    """The addresses on which a process and its children listen."""
     return {
         tuple(connection.laddr)
         for each in [process, *process.children(recursive=True)]
@@ -79,7 +79,7 @@ def listening(process: psutil.Process) -> set[tuple[str, int]]:
 
 
 def intrude(ports: set[int]) -> dict[str, str]:
-    """What somebody without the job's certificate gets of the ports."""
+    """What a user without the job's certificate gets from these ports."""
     ended = subprocess.run(
         [sys.executable, "-c", INTRUDER, json.dumps(sorted(ports))],
         cwd="/",
@@ -88,8 +88,8 @@ def intrude(ports: set[int]) -> dict[str, str]:
         check=True,
         text=True,
     )
-    found: dict[str, str] = json.loads(ended.stdout)
-    return found
+    answers: dict[str, str] = json.loads(ended.stdout)
+    return answers
 
 
 @pytest.mark.parametrize("dashboard", [False, True])
@@ -123,7 +123,7 @@ def test_other_users_can_at_most_read_the_dashboard(
 
 
 def test_shared_memory_is_the_owners() -> None:
-    """It has no name, and is found through its process alone, which is the owner's."""
+    """Shared memory has no name, and is only accessible through its owner's process."""
     with SharedVector(10, "float32") as vector:
         look = f"{BECOME_NOBODY}\nopen({vector.handle.path!r}, 'rb').read(1)"
         command = [sys.executable, "-c", look]
@@ -133,7 +133,7 @@ def test_shared_memory_is_the_owners() -> None:
 
 
 def test_what_a_killed_job_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next job removes it, and leaves alone what a living one has."""
+    """The next job removes a killed job's directory, but not that of a running one."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     left = tmp_path / f"{DIRECTORY_PREFIX}dead"
@@ -144,7 +144,7 @@ def test_what_a_killed_job_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_gradients_computed_here_listen_on_nothing(digits: Path, tmp_path: Path) -> None:
-    """The processes of a training without a cluster have no ports at all."""
+    """The processes of a training without a cluster listen on no port."""
     options = ["--dataset", digits, "--run", "run", *SETTINGS, "--threads", "2"]
     options[options.index("--epochs") + 1] = "1000000"
     with start_pipeline("train", *options, cwd=tmp_path, stderr=subprocess.STDOUT) as process:

@@ -1,4 +1,4 @@
-"""Training on a cluster: the bits of one process, whatever happens to the workers."""
+"""Training on a cluster gives the bits of one process, whatever happens to the workers."""
 
 import signal
 import threading
@@ -18,11 +18,11 @@ from tests.jobs.trainings import checkpoints, stopped_at
 
 PAUSE_SECONDS = 3.0
 FORGETTING_SECONDS = 300.0
-"""In which what the client has let go of must have reached the scheduler."""
+"""Time limit for the scheduler to forget tasks that the client released."""
 
 
 def test_any_number_of_workers(digits: Path, reference: Reference, tmp_path: Path) -> None:
-    """Steps and rounds have the bits of one process on 1, 2, 3 and 4 workers."""
+    """Steps and rounds give the bits of one process on 1, 2, 3 and 4 workers."""
     with Cluster(tmp_path / "cluster", workers=0) as cluster:
         for workers in (1, 2, 3, 4):
             cluster.add_worker()
@@ -32,11 +32,13 @@ def test_any_number_of_workers(digits: Path, reference: Reference, tmp_path: Pat
             assert reference.rounds == rounds
 
 
-@pytest.mark.parametrize("kind", ["steps", "rounds"])
-def test_workers_are_killed(kind: str, digits: Path, reference: Reference, tmp_path: Path) -> None:
-    """Killed one by one, all but one, then all, with others that join late: the same bits."""
-    config = {"steps": STEPS, "rounds": ROUNDS}[kind]
-    expected = {"steps": reference.steps, "rounds": reference.rounds}[kind]
+@pytest.mark.parametrize("parallel", ["steps", "rounds"])
+def test_workers_are_killed(
+    parallel: str, digits: Path, reference: Reference, tmp_path: Path
+) -> None:
+    """Workers are killed one by one, then all, while others join: the same bits."""
+    config = {"steps": STEPS, "rounds": ROUNDS}[parallel]
+    expected = {"steps": reference.steps, "rounds": reference.rounds}[parallel]
     with Cluster(tmp_path / "cluster", workers=3) as cluster:
 
         def replace_all() -> None:
@@ -44,7 +46,7 @@ def test_workers_are_killed(kind: str, digits: Path, reference: Reference, tmp_p
             cluster.add_worker()
             cluster.add_worker()
 
-        found = train_on(
+        actual = train_on(
             cluster,
             config,
             digits,
@@ -56,11 +58,11 @@ def test_workers_are_killed(kind: str, digits: Path, reference: Reference, tmp_p
                 8: lambda: cluster.kill_worker(3),
             },
         )
-    assert expected == found
+    assert expected == actual
 
 
 def test_a_worker_is_paused(digits: Path, reference: Reference, tmp_path: Path) -> None:
-    """A worker that stands still for a while is waited for, or done without: the same bits."""
+    """A stalled worker is waited for or replaced: the same bits."""
     with Cluster(tmp_path / "cluster", workers=2) as cluster:
 
         def pause() -> None:
@@ -68,18 +70,18 @@ def test_a_worker_is_paused(digits: Path, reference: Reference, tmp_path: Path) 
             timer = threading.Timer(PAUSE_SECONDS, cluster.signal_worker, (1, signal.SIGCONT))
             timer.start()
 
-        found = train_on(cluster, STEPS, digits, tmp_path / "run", {7: pause})
-    assert reference.steps == found
+        actual = train_on(cluster, STEPS, digits, tmp_path / "run", {7: pause})
+    assert reference.steps == actual
 
 
-@pytest.mark.parametrize("kind", ["steps", "rounds"])
+@pytest.mark.parametrize("parallel", ["steps", "rounds"])
 def test_resumed_with_another_cluster_or_none(
-    kind: str, cluster: Client, digits: Path, reference: Reference, tmp_path: Path
+    parallel: str, cluster: Client, digits: Path, reference: Reference, tmp_path: Path
 ) -> None:
-    """From every checkpoint, also within epochs, there and back: the same bits."""
-    config = {"steps": STEPS, "rounds": ROUNDS}[kind]
-    expected = {"steps": reference.steps, "rounds": reference.rounds}[kind]
-    run = reference.home / kind
+    """Runs resumed from every checkpoint, with and without a cluster, give the same bits."""
+    config = {"steps": STEPS, "rounds": ROUNDS}[parallel]
+    expected = {"steps": reference.steps, "rounds": reference.rounds}[parallel]
+    run = reference.home / parallel
     names = checkpoints(run)
     assert any(name.step for name in names)
     for number, name in enumerate(names[:-1]):
@@ -96,7 +98,7 @@ def test_workers_that_share_no_memory(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Where memory cannot be mapped, parameters and gradients are sent: the same bits."""
+    """Parameters and gradients are sent if memory cannot be shared: the same bits."""
 
     def refuse(handle: Handle) -> None:
         raise PermissionError
@@ -109,7 +111,7 @@ def test_workers_that_share_no_memory(
 
 
 def test_nothing_stays(standing: Cluster, cluster: Client, digits: Path, tmp_path: Path) -> None:
-    """After a training a task of each name is left, that the job ends with; then there is none."""
+    """A training leaves one task of each name, which ends with the job."""
     with connected(standing) as opened:
         train(STEPS, dataset=digits, run=tmp_path / "run", cluster=opened)
         _wait_for_tasks(cluster, opened.job, ["gradient"])
@@ -118,17 +120,17 @@ def test_nothing_stays(standing: Cluster, cluster: Client, digits: Path, tmp_pat
 
 
 def _wait_for_tasks(cluster: Client, job: str, names: list[str]) -> None:
-    """Until the scheduler knows of just the tasks of these names of a job."""
+    """Wait until the scheduler has exactly tasks of these names for a job."""
     deadline = time.monotonic() + FORGETTING_SECONDS
-    while names != (found := _tasks(cluster, job)):
-        assert time.monotonic() < deadline, found
+    while names != (current := _tasks(cluster, job)):
+        assert time.monotonic() < deadline, current
 
 
 def _tasks(cluster: Client, job: str) -> list[str]:
-    """The names of the tasks of a job that the scheduler knows of."""
+    """Return the names of a job's tasks on the scheduler."""
 
     def keys(dask_scheduler: Scheduler) -> list[str]:
         return [str(key) for key in dask_scheduler.tasks]
 
-    found: list[str] = cluster.client.run_on_scheduler(keys)
-    return sorted(key_split(key) for key in found if job[-8:] in key)
+    task_keys: list[str] = cluster.client.run_on_scheduler(keys)
+    return sorted(key_split(key) for key in task_keys if job[-8:] in key)

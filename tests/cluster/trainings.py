@@ -1,4 +1,4 @@
-"""The trainings that clusters are to reproduce, and harm that is done in the middle of them."""
+"""Trainings for clusters, and harm during their steps."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ ROUNDS = TrainConfig(
 )
 
 CONNECTING_SECONDS = 300.0
-"""How long a cluster may take to answer while nothing is wrong with it."""
+"""Timeout of a cluster that works, on a busy machine."""
 
 DEFAULTS = TrainConfig().to_json()
 SETTINGS = [
@@ -48,7 +48,7 @@ SETTINGS = [
 
 @dataclass(frozen=True)
 class Reference:
-    """What the two trainings come to without a cluster, and where their runs lie."""
+    """The results of the two trainings without a cluster, and the directory of their runs."""
 
     steps: dict[str, Any]
     rounds: dict[str, Any]
@@ -56,7 +56,7 @@ class Reference:
 
 
 class HarmAt:
-    """Does harm during given steps of this process, counted from 1."""
+    """Does harm during given steps, counted from 1."""
 
     def __init__(self, harm: Mapping[int, Callable[[], object]]) -> None:
         self._harm = harm
@@ -78,9 +78,9 @@ def train_on(
     harm: Mapping[int, Callable[[], object]] | None = None,
     timeout: float = CONNECTING_SECONDS,
 ) -> dict[str, Any]:
-    """The outcome of a training on a cluster, to which harm is done meanwhile.
+    """Train on a cluster, with harm during given steps; return the outcome.
 
-    `timeout` is the cluster's from then on: before it, a busy machine may be slow.
+    `timeout` applies from the harm on: before that, a busy machine may be slow.
     """
     opened = connect(ClusterOptions(scheduler=cluster.address, timeout=CONNECTING_SECONDS))
     assert opened is not None
