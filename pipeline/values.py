@@ -22,7 +22,7 @@ def check_values(
     Raises `BadDataError` for a value that is not finite, or too large as stored or as scaled. It
     names `place`, the row, counted from `first_row`, and the value.
     """
-    low, high = float(images.min()), float(images.max())  # nan where there is any
+    low, high = float(images.min()), float(images.max())  # NaN if any value is NaN
     if not (_fits(low, scaling) and _fits(high, scaling)):
         raise _misfit(images, scaling, place, first_row)
     return low, high

@@ -57,7 +57,8 @@ class Deadline:
         left = self.seconds - (now - self._began)
         if now - self._reported > REPORT_SECONDS:
             self._reported = now
-            event(logger, "waiting", f"waiting for {what}, {max(0.0, left):.0f} s left")
+            seconds = max(0, round(left))
+            event(logger, "waiting", f"waiting for {what}, {seconds} s left", seconds=seconds)
         return left <= 0
 
 

@@ -37,7 +37,7 @@ from storage.events import event
 from storage.files import check_room
 from storage.location import Closing
 
-AFTER_LOSS = "Saved work is intact; run the same again, on any cluster or without one."
+AFTER_LOSS = "Finished work is kept. Run the same again, with or without a cluster."
 LOGGERS = ("distributed", "distributed.client", "tornado.application", "asyncio")
 SETTINGS = {"distributed.admin.large-graph-warning-threshold": "1 TB"}
 """A model's parameters pass through the scheduler on purpose, once."""

@@ -145,9 +145,9 @@ def test_a_job_that_lost_its_scheduler(tmp_path: Path) -> None:
     Closing the job does not wait for the stalled scheduler.
     """
     left = {
-        "ingest": "Nothing was published; run the same command again, on any",
-        "train": "What was saved is untouched; run the same command again, with --resume, on any",
-        "score": "What was scored is kept; run the same command again, on any",
+        "ingest": "Nothing was published. Run the command again",
+        "train": "All checkpoints are kept. Run the command again with --resume",
+        "score": "Finished scores are kept. Run the command again",
     }
     with Cluster(tmp_path / "cluster", workers=1) as workers, ExitStack() as opened:
         chosen = {"scheduler": workers.address, "timeout": 60}
@@ -163,7 +163,7 @@ def test_a_job_that_lost_its_scheduler(tmp_path: Path) -> None:
                 client.workers(now=True)
             asked = "(listing its workers: no answer for 1 s)."
             where = f"Lost the Dask scheduler at {workers.address}"
-            message = f"{where} {asked} {left[command]} cluster or on none."
+            message = f"{where} {asked} {left[command]}, with or without a cluster."
             assert message == str(raised.value)
 
 

@@ -42,7 +42,7 @@ async def answer(address, security):
 
 def page(port, path):
     try:
-        return urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=3).status
+        return urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=60).status
     except urllib.error.HTTPError as error:
         return error.code
 
