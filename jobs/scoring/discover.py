@@ -206,7 +206,7 @@ def _add_ready(
 
 def _unreadable(inbox: Location, path: PurePosixPath) -> str | None:
     try:
-        return None if inbox.holds(str(path)) else "it is not a regular file, or is gone"
+        return None if inbox.holds(str(path)) else "it is not a regular file, or was removed"
     except BadDataError:
         return "it is a link that leads out of the inbox"
 
