@@ -165,10 +165,11 @@ def _verify_ledger(ledger: Ledger, homes: list[str], mention: Mention) -> Iterat
                 ),
             )
     for result in sorted(recorded - results.keys()):
+        place = f"{ledger.location}/{result.removeprefix(f'{SCORES}/')}"
         yield (
             f"{ledger}: {result}",
             BadDataError(
-                f"{ledger} lists {result}, which is missing. Restore it from a copy, or run the "
+                f"{ledger} lists {place}, which is missing. Restore it from a copy, or run the "
                 "same `pipeline score` again."
             ),
         )

@@ -271,7 +271,8 @@ def score_again(scene: Scene, copy: Subject, key: str) -> Ended:
     ended = run_here(*copy.score, "--out", copy.home / "scores.csv")
     if ended.code == 0:
         outcome = scores_outcome(open_location(copy.run / SCORES))
-        assert scene.outcome["scores"] == outcome, "another scoring"
+        # Another subject's scores may be in the same directory.
+        assert scene.outcome["scores"].items() <= outcome.items(), "another scoring"
     return ended
 
 

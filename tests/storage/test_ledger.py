@@ -294,7 +294,7 @@ def test_scores_and_lines_must_match(recorded: Ledger, tmp_path: Path) -> None:
     make_scores(open_location(tmp_path), scores_schema(model_digest="f" * 64))
     extra, missing = errors_in(tmp_path)
     assert "has no line for the scores test-" in extra
-    assert f"lists scores/{train}, which is missing" in missing
+    assert f"/scores/{train}, which is missing" in missing
 
 
 def test_a_ledger_that_is_a_pipe(ledger: Ledger, tmp_path: Path) -> None:
