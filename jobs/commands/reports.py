@@ -231,15 +231,17 @@ def _epochs_text(metrics: list[dict[str, Any]], epochs: int) -> str:
 
 
 def train_report(result: "TrainResult") -> Report:
-    """Report a finished training."""
-    last = result.metrics[-1] if result.metrics else None
-    run = result.run.location
+    """Report a finished training; text and summary name the model that `score` takes."""
+    run, best, epochs = result.run.location, result.best, len(result.metrics)
+    taken = result.metrics[best.epoch - 1 if best else -1] if epochs else None
+    digest = taken["parameters_digest"] if taken else result.parameters_digest
     document = {
         "run": str(run),
         "epochs": list(result.metrics),
         "parameters_digest": result.parameters_digest,
         "order_digest": result.order_digest,
-        "best": str(result.best) if result.best else None,
+        "best": str(best) if best else None,
+        "best_parameters_digest": digest if best else None,
         "already_done": result.already_done,
         "stopped_early": result.stopped_early,
         "configuration": result.config.to_json(),
@@ -248,13 +250,12 @@ def train_report(result: "TrainResult") -> Report:
     if result.stopped_early:
         patience = result.config.patience
         lines.append(f"Stopped early: no lower validation loss in {patience} epochs.")
-    if last and result.best and result.best.epoch != last["epoch"]:
-        lines.append(
-            f"Lowest validation loss after epoch {result.best.epoch}: score uses that model."
-        )
-    model = f"model {result.parameters_digest[:SHORT_DIGEST]} in {run}"
-    summary = f"{_accuracy_text(last)} after epoch {last['epoch']}; {model}" if last else model
-    details = facts([("model", result.parameters_digest), ("order", result.order_digest)])
+    summary = f"model {digest[:SHORT_DIGEST]} in {run}"
+    if taken:
+        rank = f", the best of {epochs:,}" if best else ""
+        summary = f"{_accuracy_text(taken)} after epoch {taken['epoch']}{rank}; {summary}"
+    last = [("last model", result.parameters_digest)] if best else []
+    details = facts([("model", digest), *last, ("order", result.order_digest)])
     return Report(document, "\n".join([*lines, fit(summary)]), summary, details)
 
 

@@ -101,6 +101,27 @@ def test_quiet(files: Path, call: Call) -> None:
         assert 1 == len(succeeded(call(command, "runs/mnist", "--quiet")).splitlines())
 
 
+def test_best_model(dataset: Path, call: Call) -> None:
+    """With validation rows, train's last line is about the model that score takes, not the last."""
+    overfitting = ("--optimizer", "sgd", "--schedule", "constant", "--learning-rate", "3")
+    arguments = ("--holdout", 50, "--epochs", 6, *overfitting)
+    shown = succeeded(call("train", *SMALL, *arguments)).splitlines()[-2:]
+    trained = document(call("train", "--resume", "--json"))
+    best = int(trained["best"].partition("-")[0])
+    figures = trained["epochs"][best - 1]
+    assert best < 6
+    assert figures["parameters_digest"] == trained["best_parameters_digest"]
+    assert trained["epochs"][-1]["parameters_digest"] == trained["parameters_digest"]
+    accuracies = [100 * figures["evaluation"][name]["accuracy"] for name in ("test", "validation")]
+    assert [
+        "Accuracy {:.2f} % (test), {:.2f} % (validation)".format(*accuracies)
+        + f" after epoch {best}, the best of 6",
+        f"model {trained['best_parameters_digest'][:12]} in runs/mnist",
+    ] == shown
+    assert "; ".join(shown) + "\n" == succeeded(call("train", "--resume", "--quiet"))
+    assert document(call("score", "--json"))["model_digest"] == trained["best_parameters_digest"]
+
+
 def test_inspect_dataset(dataset: Path, call: Call) -> None:
     """inspect shows a dataset's splits, chunks, counts, transforms and sources."""
     text = succeeded(call("inspect", "data/mnist"))
