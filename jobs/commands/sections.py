@@ -32,6 +32,19 @@ class IntRange(click.IntRange):
     name = "integer"
 
 
+class Count(click.types.IntParamType):
+    """A whole number whose error says what it counts, such as `of rows`."""
+
+    def __init__(self, unit: str) -> None:
+        self._unit = unit
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter:
+            self.fail(f"{value!r} is not a whole number {self._unit}.", param, ctx)
+
+
 class Choice(click.Choice[str]):
     """A choice whose error names the value that was probably meant."""
 

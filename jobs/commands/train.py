@@ -7,7 +7,7 @@ import click
 
 from jobs.choices import DEFAULT_DATASET, DEFAULT_RUN
 from jobs.commands import completion, options
-from jobs.commands.sections import Choice, Command, Option, option
+from jobs.commands.sections import Choice, Command, Count, Option, option
 from jobs.signals import stop_on_signals
 
 if TYPE_CHECKING:
@@ -20,7 +20,12 @@ RARE_SETTINGS = {
 }
 """Settings that only --help-all shows; so are those of rounds."""
 ALIASES = {"learning_rate": ["--lr"]}
-METAVARS = {"network": "LAYERS", "evaluate": "SPLITS", "shuffle_memory": "SIZE"}
+METAVARS = {
+    "network": "LAYERS",
+    "evaluate": "SPLITS",
+    "holdout": "ROWS",
+    "shuffle_memory": "SIZE",
+}
 
 
 class _TrainCommand(Command):
@@ -119,6 +124,8 @@ def _setting_option(setting: Any) -> Option:
     names = [option_name(setting), *ALIASES.get(setting.name, [])]
     default = metadata["default_text"] or str(setting.default).removesuffix(".0")
     type_: Any = Choice(metadata["choices"]) if metadata["choices"] else option_type(setting)
+    if metadata["unit"]:
+        type_ = Count(metadata["unit"])
     if isinstance(setting.default, bool):
         names = [f"{names[0]}/--no-{names[0][2:]}"]
         default = "on" if setting.default else "off"

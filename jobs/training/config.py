@@ -137,17 +137,19 @@ class TrainConfig:
     evaluate: str | None = setting_field(
         "Evaluation",
         None,
-        "Splits to evaluate after each epoch, or none.",
-        "Some of `train`, `validation`, `test`, with commas between them. Validation rows are "
-        "always evaluated.",
+        "Splits to evaluate, or none; validation always is.",
+        "Some of `train`, `validation`, `test`, with commas between them, evaluated after each "
+        "epoch.",
         default_text="test, if it has labels",
     )
     holdout: int = setting_field(
         "Evaluation",
         0,
         "Last training rows for validation.",
-        "For a dataset without a validation split.",
+        "For a dataset without a validation split. Its rows must be in random order: the last rows "
+        "of sorted files are of few classes.",
         least=0,
+        unit="of rows",
     )
     patience: int = setting_field(
         "Evaluation",

@@ -26,6 +26,7 @@ from jobs.training.prepare import (
     reconfigured,
     recorded_run,
     warn_of_environment,
+    warn_of_evaluation,
     warn_of_no_effect,
     warn_of_values,
 )
@@ -200,6 +201,7 @@ class _Training:
             already_done = self._finished
             if not already_done:
                 warn_of_values(self.dataset)
+                warn_of_evaluation(self.config, self.dataset)
                 self._train_epochs()
             return TrainResult(
                 run=self.run,

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
+import numpy as np
+
 from jobs.environment import environment
 from jobs.nn.architecture import OUTPUT_ACTIVATION, Layer, complete_network, parse_network
 from jobs.training.config import VALIDATION, TrainConfig, given_settings
@@ -24,6 +26,8 @@ from storage.runs import RECORD, Run, create_run, open_run, run_exists
 
 logger = logging.getLogger(__name__)
 
+SHOWN_CLASSES = 10
+"""Number of classes that a warning names at most."""
 VERSIONS = {"order": ORDER_VERSION, "step": STEP_VERSION}
 
 
@@ -302,3 +306,40 @@ def warn_of_values(dataset: Dataset) -> None:
             stored,
             dataset.preparation,
         )
+
+
+def warn_of_evaluation(config: TrainConfig, dataset: Dataset) -> None:
+    """Warn if the held-out rows do not represent the others; give a hint if no rows measure."""
+    evaluated = config.evaluations(dataset.splits)
+    if config.holdout:
+        _warn_of_holdout(config.holdout, dataset)
+    elif evaluated in ((), ("train",)) and not _has_labels(dataset, "test"):
+        logger.info(
+            "No accuracy on new rows is measured: %s has no test or validation labels. Pass "
+            "--holdout ROWS to keep training rows for it.",
+            dataset.location,
+        )
+
+
+def _warn_of_holdout(rows: int, dataset: Dataset) -> None:
+    """Warn if the held-out rows have a class that is not trained on, or a single class."""
+    split, names = dataset.split("train"), np.array(dataset.class_names)
+    first, before = divmod(split.schema.rows - rows, split.schema.chunk_rows)
+    held = split.chunk_class_counts[first:].sum(axis=0)
+    if before:
+        targets = split.read_chunk(first).targets
+        assert targets is not None  # the split is labelled
+        held -= targets[:before].sum(axis=0, dtype=np.int64)
+    unseen = names[(held > 0) & (held == np.array(split.record.class_counts))][:SHOWN_CLASSES]
+    if len(unseen):
+        text = f"No row of class {', '.join(unseen)} is trained on: all are held out"
+    elif rows > len(names) > 1 and np.count_nonzero(held) == 1:
+        text = f"All rows held out are of class {names[held > 0][0]}"
+    else:
+        return
+    logger.warning(
+        "%s (--holdout %s). If the files are sorted by class, put their rows in random order and "
+        "ingest them again.",
+        text,
+        rows,
+    )

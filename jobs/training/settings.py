@@ -30,6 +30,7 @@ DEFAULTS: dict[str, Any] = {
     "is_size": False,
     "may_change": False,
     "only_with": {},
+    "unit": "",
 }
 
 
@@ -40,8 +41,9 @@ def setting_field(section: str, default: Any, text: str, more: str = "", **limit
     `more` adds to it in the reference. A default of None depends on other settings or on the
     dataset. `limits` may be: `default_text`, which describes a default; `choices`, the values
     allowed; `least` and `most`, inclusive bounds; `is_size`, for bytes, which may have a unit;
-    `may_change`, if a resume may give another value, as the result does not depend on it; and
-    `only_with`, a setting and those of its values with which this one has an effect.
+    `may_change`, if a resume may give another value, as the result does not depend on it;
+    `only_with`, a setting and those of its values with which this one has an effect; and `unit`,
+    such as "of rows", for errors about a value that is no whole number.
     """
     metadata = DEFAULTS | limits | {"section": section, "help": text, "more": more}
     return field(default=default, metadata=metadata)
@@ -79,9 +81,8 @@ def convert(setting: Setting, value: Any, place: str) -> Any:
         except OverflowError:
             return math.inf  # which is out of range
     if type(value) is not expected:
-        raise UsageError(
-            f"{place} gives {setting.name} as {_shown(value)}; expected {TYPE_NAMES[expected]}."
-        )
+        wanted = f"{TYPE_NAMES[expected]} {setting.metadata['unit']}".rstrip()
+        raise UsageError(f"{place} gives {setting.name} as {_shown(value)}; expected {wanted}.")
     return value
 
 

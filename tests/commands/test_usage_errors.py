@@ -35,6 +35,7 @@ WRONG = [
     ((*TRAIN, "--epochs", "ten"), "--epochs", "'ten'"),
     ((*TRAIN, "--batch-size", TRAIN_ROWS + 1), "--batch-size 301", "300 training rows"),
     ((*TRAIN, "--holdout", TRAIN_ROWS), "--holdout 300", "300 training rows"),
+    ((*TRAIN, "--holdout", "0.2"), "--holdout", "'0.2' is not a whole number of rows"),
     ((*TRAIN, "--holdout", 200, "--batch-size", 101), "--batch-size 101", "100 training rows"),
     ((*TRAIN, "--patience", 3), "--patience", "--holdout"),
     ((*TRAIN, "--evaluate", "validation"), "no split 'validation'", "train,test"),

@@ -68,6 +68,7 @@ def test_json_round_trip() -> None:
     [
         ({"batchsize": 3}, "run.json has an unknown setting 'batchsize'"),
         ({"epochs": "3"}, "run.json gives epochs as '3'; expected a whole number."),
+        ({"holdout": 0.2}, "run.json gives holdout as 0.2; expected a whole number of rows."),
         ({"epochs": 0}, "--epochs is 0; expected 1 to 1,000,000."),
     ],
 )

@@ -23,7 +23,7 @@ from storage.dataset import open_dataset
 from storage.errors import BadDataError, QualityGateError, UsageError
 from storage.places import open_location
 from storage.runs import open_run
-from tests.jobs.trainings import SMALL, Log, outcome, small
+from tests.jobs.trainings import SMALL, Log, outcome, small, warnings_in
 from tests.storage.artefacts import stored_rows
 from tests.storage.idx_files import write_idx
 
@@ -157,13 +157,14 @@ def test_evaluation(digits: Path, tmp_path: Path) -> None:
             assert pytest.approx(figures, rel=1e-12) == line["evaluation"][name]
 
 
-def test_no_evaluation(digits: Path, tmp_path: Path) -> None:
+def test_no_evaluation(digits: Path, tmp_path: Path, log: Log) -> None:
     """With `none` nothing is evaluated, and the training is the same."""
     none = train(small(epochs=1, evaluate="none"), dataset=digits, run=tmp_path / "none")
     both = train(small(epochs=1, evaluate="train,test"), dataset=digits, run=tmp_path / "both")
     assert {} == none.metrics[0]["evaluation"]
     assert ["train", "test"] == list(both.metrics[0]["evaluation"])
     assert none.parameters_digest == both.parameters_digest
+    assert "Pass --holdout" not in log.text
 
 
 def test_seeds(digits: Path, tmp_path: Path) -> None:
@@ -211,6 +212,30 @@ def test_holdout_is_not_trained_on(tmp_path: Path) -> None:
     assert validations[0] != validations[1]
     # With one held-out row less, a changed row is trained on, and changes the result.
     assert results["one", 40].parameters_digest != results["other", 40].parameters_digest
+
+
+@pytest.mark.parametrize(
+    ("order", "holdout", "warnings"),
+    [
+        ("sorted", 62, ["No row of class 3 is trained on: all are held out (--holdout 62)"]),
+        ("sorted", 61, ["All rows held out are of class 3 (--holdout 61)"]),
+        ("mixed", 62, []),
+        ("sorted", 0, []),
+    ],
+)
+def test_holdout_of_sorted_rows(
+    order: str, holdout: int, warnings: list[str], tmp_path: Path, log: Log
+) -> None:
+    """Rows held out from sorted files are of other classes than the rest, which is warned of."""
+    labels = np.arange(300, dtype=np.uint8) % 4
+    if order == "sorted":
+        labels[:250].sort()  # 62 rows of class 3
+    images = np.random.default_rng(3).integers(0, 256, (300, 4, 3), dtype=np.uint8)
+    source = write_set(tmp_path / "files", images, labels)  # the last 50 rows are the test split
+    ingest(str(source), tmp_path / "data", rows_per_chunk=40)
+    config = {"network": "relu-6", "batch_size": 20, "holdout": holdout, "epochs": 1}
+    train(config, dataset=tmp_path / "data", run=tmp_path / "run")
+    assert warnings == [text.partition(". If ")[0] for text in warnings_in(log)]
 
 
 def test_record(digits: Path, tmp_path: Path) -> None:
@@ -374,8 +399,8 @@ def test_holdout_beside_a_validation_split(validated: Path, tmp_path: Path) -> N
     assert not (tmp_path / "run").exists()
 
 
-def test_missing_split(tmp_path: Path) -> None:
-    """A split to evaluate must exist; not given, `evaluate` is no split if there are no labels."""
+def test_missing_split(tmp_path: Path, log: Log) -> None:
+    """A split to evaluate must exist; without a labelled one, the log recommends --holdout."""
     data, run = tmp_path / "data", tmp_path / "run"
     ingest("synthetic:60,0", data)
     with pytest.raises(UsageError, match=r"no split 'test' .* --evaluate train"):
@@ -383,6 +408,7 @@ def test_missing_split(tmp_path: Path) -> None:
     assert not run.exists()
     result = train({"epochs": 1, "batch_size": 20}, dataset=data, run=run)
     assert ({}, "none") == (result.metrics[0]["evaluation"], result.config.evaluate)
+    assert 1 == log.text.count("Pass --holdout ROWS to keep training rows for it.")
     assert "none" == open_run(open_location(run)).configuration["evaluate"]
 
 
