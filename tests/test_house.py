@@ -1,6 +1,6 @@
-"""The house of section 2: three floors, arrows only downward, one role per file.
+"""The structure of the code: three floors, imports only downward, one role per file.
 
-Each test names every file that breaks its rule.
+A failing test names every file that breaks its rule.
 """
 
 import ast
@@ -26,11 +26,11 @@ SHORT = {
     "jobs/scoring/retry.py": "the job, the scorer and the inbox share it",
     "jobs/thread_map.py": "evaluation and scoring share it",
     "pipeline/convert.py": "workers import it, and ingest does",
-    "storage/events.py": "what all floors log and report with",
+    "storage/events.py": "logging and progress, which all floors use",
 }
-"""Files of fewer than `FEWEST_LINES` lines, and why each stands by itself."""
+"""Files of fewer than `FEWEST_LINES` lines, each with its reason."""
 ROOMS = {"jobs": 10, "pipeline/cluster": 5}
-"""The most files and folders directly in a folder, without its `__init__.py`."""
+"""The largest number of files and folders directly in a folder, without `__init__.py`."""
 FOLDERS = {
     "commands": {"scoring", "scheduling", "training", "nn"},
     "scoring": {"training", "nn"},
@@ -45,11 +45,11 @@ FORBIDDEN = {
     "jobs": {"click"},
     "jobs/commands": set[str](),
 }
-"""What a floor must not import: the floors above it, and what is theirs to use."""
+"""Packages that a floor must not import: floors above it, and libraries that only those use."""
 
 
 def imported(source: str, package: str) -> Iterator[str]:
-    """The full name of every module imported anywhere in `source`, a module of `package`."""
+    """Yield the full name of every module imported anywhere in `source`, a module of `package`."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -63,22 +63,22 @@ def imported(source: str, package: str) -> Iterator[str]:
 IMPORTS = {
     path: set(imported((ROOT / path).read_text(), ".".join(path.parent.parts))) for path in FILES
 }
-"""Of each file, the names that it imports, in functions too."""
+"""The names that each file imports, in functions too."""
 
 
 def top(name: str) -> str:
-    """The first package of a dotted name."""
+    """Return the first package of a dotted name."""
     return name.partition(".")[0]
 
 
 def folder(name: str) -> str:
-    """The folder of jobs that a dotted name lies in; empty for all others."""
-    found = name.split(".")[1] if name.startswith("jobs.") else ""
-    return found if found in FOLDERS else ""
+    """Return the folder of jobs that contains a dotted name; empty for all other names."""
+    parent = name.split(".")[1] if name.startswith("jobs.") else ""
+    return parent if parent in FOLDERS else ""
 
 
 def test_imports_are_seen() -> None:
-    """The reader of imports sees them at any depth, under other names, and relative ones."""
+    """Imports are recognised at any depth, under other names, and when relative."""
     source = """
 import a.b as c, d
 from e.f import g
@@ -95,12 +95,12 @@ def later():
 
 def test_arrows_point_down() -> None:
     """storage imports neither pipeline, jobs, dask nor click; pipeline not jobs; commands click."""
-    found = {
+    refused = {
         str(path): {top(name) for name in names} & FORBIDDEN[place]
         for path, names in IMPORTS.items()
         for place in [str(path.parent) if str(path.parent) in FORBIDDEN else path.parts[0]]
     }
-    assert {} == {path: names for path, names in found.items() if names}
+    assert {} == {path: names for path, names in refused.items() if names}
 
 
 def test_arrows_between_the_folders_of_jobs() -> None:
@@ -135,10 +135,10 @@ def test_the_network_can_be_read_alone() -> None:
 
 
 def test_no_file_needs_itself() -> None:
-    """Whoever follows the imports from a file, those in functions too, never comes back to it."""
+    """No chain of imports, those in functions too, leads back to its file."""
     modules = {".".join(path.with_suffix("").parts): path for path in FILES}
     needs = {
-        module: {found for name in IMPORTS[path] for found in (name, name.rpartition(".")[0])}
+        module: {module for name in IMPORTS[path] for module in (name, name.rpartition(".")[0])}
         & modules.keys()
         for module, path in modules.items()
     }
@@ -146,7 +146,7 @@ def test_no_file_needs_itself() -> None:
 
 
 def test_a_folder_has_few_rooms() -> None:
-    """A newcomer finds his way where there are few files and folders to choose from."""
+    """A folder has few enough files and folders to find one's way."""
     for place, most in ROOMS.items():
         below = {path.relative_to(place).parts[0] for path in FILES if path.is_relative_to(place)}
         assert most >= len(below - {PACKAGE}), (place, sorted(below))
@@ -162,7 +162,7 @@ def test_a_file_says_its_role() -> None:
 
 
 def test_no_file_is_long_or_short() -> None:
-    """Past some 400 lines a file wants two roles; below 60 it is a part of another, or says why."""
+    """A file has one role: not so long that it has two, nor so short that it is part of another."""
     lines = {
         str(path): len((ROOT / path).read_text().splitlines())
         for path in FILES
@@ -173,6 +173,6 @@ def test_no_file_is_long_or_short() -> None:
 
 
 def test_no_file_is_for_everything() -> None:
-    """No file is called after nothing in particular: one role each."""
+    """No file name is so vague that it fits any content."""
     vague = {"utils", "util", "helpers", "helper", "common", "misc"}
     assert [] == [str(path) for path in FILES if vague & {*path.parts, path.stem}]
