@@ -15,6 +15,7 @@ from jobs.scoring.result import INTERNAL_ERROR, SHOWN_NAMES, ScoreResult, Scorin
 from jobs.scoring.retry import Retry
 from jobs.scoring.scorer import ModelError, Scorer
 from jobs.signals import StopSignal
+from jobs.training.config import VALIDATION
 from jobs.training.select_checkpoint import open_chosen_dataset
 from storage.errors import (
     BadDataError,
@@ -23,10 +24,12 @@ from storage.errors import (
     UnreachableError,
     UsageError,
     as_pipeline_error,
+    did_you_mean,
 )
 from storage.events import Progress, event, no_progress
 from storage.ledger import LedgerError, waiting_lock
 from storage.location import Location
+from storage.runs import Run
 from storage.scores import scoring_home
 
 if TYPE_CHECKING:
@@ -159,13 +162,38 @@ def _score_splits(config: ScoreConfig, scorer: Scorer, retry: Retry) -> None:
 
 def _score_split(config: ScoreConfig, scorer: Scorer, split: str) -> None:
     dataset = open_chosen_dataset(scorer.run, config.dataset, config.storage_options)
-    scored = dataset.splits.get(split)  # the scorer reports a missing split
-    if config.gates.any and scored is not None and not scored.schema.classes:
+    _check_split(scorer.run, dataset, split)
+    if config.gates.any and not dataset.splits[split].schema.classes:
         raise UsageError(
             f"Split {split} has no labels, so no gate can be judged on it. Leave out "
             "--min-accuracy and --max-drop, or give a split with labels."
         )
     scorer.finish(*scorer.score(dataset, split), lambda: dataset)
+    if split == "train" and dataset.digest == scorer.run.dataset_digest:
+        logger.warning(
+            "The train split includes the rows that %s was trained on: its accuracy says nothing "
+            "about new images.",
+            scorer.run.location,
+        )
+
+
+def _check_split(run: Run, dataset: "Dataset", split: str) -> None:
+    """Raise `UsageError` for a split that the dataset does not have."""
+    if split in dataset.splits:
+        return
+    held_out = run.configuration.get("holdout")
+    if split == VALIDATION and held_out:
+        raise UsageError(
+            f"The run held out its last {held_out:,} training rows for validation; they are not a "
+            f"split. `pipeline inspect {run.location}` shows their accuracy."
+        )
+    hint = did_you_mean(split, dataset.splits)
+    if split == "test":
+        hint += " `pipeline score --inbox DIRECTORY` scores images that arrive separately."
+    raise UsageError(
+        f"{dataset.location} has no split {split!r}; pass --split with one of: "
+        f"{', '.join(dataset.splits)}.{hint}"
+    )
 
 
 def _fail_split(result: ScoringResult, split: str, error: Exception) -> None:

@@ -14,7 +14,7 @@ from jobs.training.model import Model, check_images
 from jobs.training.step import thread_count
 from pipeline.stream import Batch, BatchStream
 from storage.dataset import Dataset
-from storage.errors import BadDataError, ConflictError, UsageError, did_you_mean
+from storage.errors import BadDataError, ConflictError, UsageError
 from storage.events import Progress, event
 from storage.location import Location, TakeOver
 from storage.scores import Scores, ScoresSchema, ScoresWriter, is_complete, score_into
@@ -77,12 +77,6 @@ def score_split(
 
 def _schema(model: Model, dataset: Dataset, split: str) -> ScoresSchema:
     """Return the schema of the scores; raise `PipelineError` if the model does not fit."""
-    if split not in dataset.splits:
-        hint = did_you_mean(split, dataset.splits)
-        raise UsageError(
-            f"{dataset.location} has no split {split!r}; pass --split with one of: "
-            f"{', '.join(dataset.splits)}.{hint}"
-        )
     rows = dataset.split(split).schema
     check_images(model, str(dataset.location), dataset.image_shape, rows.dtype)
     _check_orientation(model, dataset)

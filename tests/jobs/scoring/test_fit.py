@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from jobs.scoring.gates import Gates
 from jobs.scoring.job import score
 from jobs.training.config import TrainConfig
 from jobs.training.job import train
@@ -13,6 +14,8 @@ from pipeline.ingest import ingest
 from storage.dataset import open_dataset
 from storage.errors import BadDataError, PipelineError, UsageError
 from storage.places import open_location
+from storage.runs import open_run
+from tests.jobs.inboxes import Events
 from tests.storage.artefacts import stored_rows
 from tests.storage.idx_files import write_idx
 
@@ -149,3 +152,29 @@ def test_missing(
     arguments[missing] = "tset" if missing == "split" else tmp_path / "absent"
     with pytest.raises(error, match=message):
         score(**arguments)
+
+
+def test_rows_that_arrive_separately(run: Path, tmp_path: Path) -> None:
+    """Without a test split the message recommends an inbox."""
+    dataset = other_set(tmp_path / "set", 28, 10)
+    with pytest.raises(UsageError, match=r"no split 'test'; .* one of: train. .* --inbox DIRECT"):
+        score(run=run, dataset=dataset)
+
+
+@pytest.mark.parametrize("gates", [Gates(), Gates(min_accuracy=0.1)])
+def test_held_out_rows_are_no_split(gates: Gates, run: Path, digits: Path) -> None:
+    """The message says what became of the held-out rows, and which command shows their accuracy."""
+    record = open_run(open_location(run))
+    record.reconfigured(record.configuration | {"holdout": 1000})
+    with pytest.raises(UsageError, match=r"held out its last 1,000 training rows .* inspect"):
+        score(run=run, dataset=digits, split="validation", gates=gates)
+
+
+def test_rows_that_were_trained_on(run: Path, digits: Path, tmp_path: Path, events: Events) -> None:
+    """The accuracy of the run's own training rows comes with a warning, another dataset's not."""
+    score(run=run, dataset=other_set(tmp_path / "set", 28, 10), split="train")
+    score(run=run, dataset=digits, split="test")
+    assert [] == events.named("WARNING")
+    score(run=run, dataset=digits, split="train")
+    (text,) = [warning["text"] for warning in events.named("WARNING")]
+    assert f"includes the rows that {run} was trained on" in text
