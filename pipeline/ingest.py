@@ -159,6 +159,8 @@ def ingest(
             _announce(source, schema, preparation, threads, scale, transpose)
             with stage_dataset(target, schema, overwrite=overwrite) as writer:
                 dataset = _convert(source, writer, fingerprint, threads, progress, cluster)
+    if "train" in schema.splits and not schema.splits["train"].classes:
+        logger.warning("The train split has no labels: the dataset can be scored, not trained on.")
     seconds = time.perf_counter() - began
     return IngestResult(dataset, existing is not None, source.description, seconds)
 
@@ -201,19 +203,27 @@ def _same_dataset(
 ) -> Dataset | None:
     """Return the existing dataset if it was made from the same source in the same way.
 
-    Its chunk size and compression may differ unless they were requested. Raises `ConflictError` if
-    its preparation or a requested compression differs.
+    Its chunk size and compression may differ unless they were requested. Raises `ConflictError`,
+    naming the differences, if there is another dataset.
     """
     if not target.exists(METADATA_NAME):
         return None
     existing = open_dataset(target)
     if existing.fingerprint != fingerprint:
-        return None
-    if rows_per_chunk is not None and any(
-        split.schema.chunk_rows != schema.splits[name].chunk_rows
-        for name, split in existing.splits.items()
-    ):
-        return None
+        raise ConflictError(
+            f"{target} exists and was made from another source; these differ: "
+            f"{', '.join(_differences(existing.fingerprint, fingerprint))}. Pass --overwrite to "
+            "replace it, or choose another --out."
+        )
+    chunk_rows = {name: split.schema.chunk_rows for name, split in existing.splits.items()}
+    planned = {name: split.chunk_rows for name, split in schema.splits.items()}
+    if rows_per_chunk is not None and chunk_rows != planned:
+        raise ConflictError(
+            f"{target} already exists. It was made from the same files with "
+            f"{max(chunk_rows.values()):,} rows per chunk; --rows-per-chunk asks for "
+            f"{rows_per_chunk:,}. Pass --overwrite to replace it, choose another --out, or leave "
+            "--rows-per-chunk out to keep it."
+        )
     made = existing.preparation, existing.compression
     wanted = schema.preparation, compression or existing.compression
     if made != wanted:
@@ -227,6 +237,20 @@ def _same_dataset(
             "keep it."
         )
     return existing
+
+
+def _differences(recorded: dict[str, Any], given: dict[str, Any]) -> list[str]:
+    """Return the parts of two fingerprints that differ, such as `train labels`."""
+    old, new = (
+        {
+            f"{split} {part}": value
+            for split, parts in fingerprint.items()
+            if isinstance(parts, dict)
+            for part, value in parts.items()
+        }
+        for fingerprint in (recorded, given)
+    )
+    return [part for part in old | new if old.get(part) != new.get(part)]
 
 
 def _preparation(

@@ -195,8 +195,7 @@ def stage_dataset(
     """
     if not overwrite and not target.is_free():
         raise ConflictError(
-            f"{target} exists and was made from another source or with other options. "
-            "Pass --overwrite to replace it, or choose another --out."
+            f"{target} exists. Pass --overwrite to replace it, or choose another --out."
         )
     staged = target.staging()
     writer: DatasetWriter | None = None

@@ -92,7 +92,8 @@ def _check_others(directory: Path, others: list[IdxName], chosen: dict[Role, Idx
     if unused:
         logger.warning(
             "%s has IDX files that are not used: %s. Used: %s. A name must have the split and "
-            "images or labels, like train-images-idx3-ubyte.",
+            "images or labels, like train-images-idx3-ubyte. Images without labels are scored with "
+            "`pipeline score --inbox DIRECTORY`.",
             directory,
             _shown(unused),
             ", ".join(name.name for name in chosen.values()) or "none",

@@ -169,7 +169,17 @@ def test_classes_of_both_splits(tmp_path: Path, out: Path) -> None:
     assert (2, 0, 1) == dataset.split("test").record.class_counts
 
 
-def test_an_unlabelled_split(source: Path, out: Path) -> None:
+def test_an_unlabelled_training_split(
+    source: Path, out: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A warning says that such a dataset cannot be trained on."""
+    (source / TRAIN_LABELS).unlink()
+    ingest(str(source), out)
+    (message,) = caplog.messages
+    assert "The train split has no labels" in message
+
+
+def test_an_unlabelled_split(source: Path, out: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A test split without labels is stored without targets, next to a labelled one."""
     (source / TEST_LABELS).unlink()
     dataset = ingest(str(source), out, rows_per_chunk=4).dataset
@@ -178,6 +188,7 @@ def test_an_unlabelled_split(source: Path, out: Path) -> None:
     assert images(11).reshape(11, -1).tolist() == inputs[:, 1:].tolist()
     assert targets is None
     assert 3 == dataset.split("train").schema.classes
+    assert [] == caplog.messages
 
 
 def test_already_done(source: Path, out: Path) -> None:
@@ -201,12 +212,13 @@ def test_another_source_or_other_chunks_are_a_conflict(source: Path, out: Path) 
     ingest(str(source), out, rows_per_chunk=8)
     before = content(out)
     assert ingest(str(source), out).already_done
-    refusal(ConflictError, str(source), out, rows_per_chunk=9)
+    message = refusal(ConflictError, str(source), out, rows_per_chunk=9)
+    assert "with 8 rows per chunk; --rows-per-chunk asks for 9." in message
     changed = images(37)
     changed[30, 1, 1] ^= 1
     write_idx(source / TRAIN_IMAGES, changed)
     message = refusal(ConflictError, str(source), out)
-    assert "Pass --overwrite to replace it, or choose another --out." in message
+    assert "these differ: train images. Pass --overwrite to replace it, or choose" in message
     assert before == content(out)
 
 

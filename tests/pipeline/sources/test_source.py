@@ -164,6 +164,7 @@ def test_what_is_not_used_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixt
     splits_of(tmp_path)
     (warning,) = caplog.messages
     assert "IDX files that are not used: xnist-images-idx3-ubyte.xz. Used:" in warning
+    assert "Images without labels are scored with `pipeline score --inbox DIRECTORY`." in warning
 
 
 def test_qmnist(tmp_path: Path) -> None:
