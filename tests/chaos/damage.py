@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from storage.checkpoints import DIRECTORY, MANIFEST, STATE, list_checkpoints
 from storage.places import open_location
 from storage.runs import LOCK, RECORD, SCORES, open_run
+from storage.scores import scoring_homes
 from tests.chaos.subject import (
     Outcome,
     Subject,
@@ -268,11 +269,13 @@ def score_anew(scene: Scene, copy: Subject, key: str) -> Ended:
 
 def score_again(scene: Scene, copy: Subject, key: str) -> Ended:
     """Score, perhaps from existing scores, and write --out, to the same predictions."""
+    place, expected = open_location(copy.run / SCORES), scene.outcome["scores"]
+    misplaced = set(scoring_homes(place)) - expected.keys()  # another subject's, which stay
     ended = run_here(*copy.score, "--out", copy.home / "scores.csv")
     if ended.code == 0:
-        outcome = scores_outcome(open_location(copy.run / SCORES))
-        # Another subject's scores may be in the same directory.
-        assert scene.outcome["scores"].items() <= outcome.items(), "another scoring"
+        outcome = scores_outcome(place)
+        made = {home: outcome[home] for home in outcome.keys() - misplaced}
+        assert expected == made, "another scoring"
     return ended
 
 
