@@ -1,1 +1,1 @@
-"""Bytes at rest: the formats on disk, and how they get there whole."""
+"""Storage: the formats on disk and in object stores, and their atomic writes."""

@@ -112,7 +112,7 @@ def list_checkpoints(run: Run) -> list[CheckpointName]:
 
 
 def parse_name(text: str) -> CheckpointName | None:
-    """Return a checkpoint's name from a directory's; None if the directory is something else."""
+    """Parse the name of a checkpoint's directory; return None for any other name."""
     match = NAME.fullmatch(text)
     name = CheckpointName(int(match[1]), int(match[2])) if match else None
     return name if str(name) == text else None
@@ -169,7 +169,7 @@ def _read_state(location: Location, manifest: dict[str, Any]) -> bytes:
 
 
 def check_template(location: Location, tensors: Tensors, template: Tensors) -> None:
-    """Raise `BadDataError` if tensors have other names, shapes or types than a template's."""
+    """Raise `BadDataError` if tensors differ from a template's in name, shape or type."""
     saved = {key: f"{value.dtype}{list(value.shape)}" for key, value in tensors.items()}
     expected = {key: f"{value.dtype}{list(value.shape)}" for key, value in template.items()}
     differing = [
@@ -213,7 +213,8 @@ def prune_checkpoints(
 ) -> None:
     """Remove all checkpoints but the newest `keep` (at least 1) up to `saved`, `also` and pins.
 
-    Those later than `saved` are removed too: they are damaged, and the run continues before them.
+    Checkpoints later than `saved` are removed too: they are damaged, and the run resumed from an
+    earlier one.
     """
     names = list_checkpoints(run)
     kept = [name for name in names if name <= saved][-keep:]
@@ -249,12 +250,12 @@ def recorded_metrics(run: Run) -> list[dict[str, Any]]:
         except BadDataError:
             damaged = True
     lines = run.metrics()
-    if list_checkpoints(run) != names:  # a training has saved another one: try again
+    if list_checkpoints(run) != names:  # a training run saved another one: try again
         return recorded_metrics(run)
     if not isinstance(saved, list) or lines[: len(saved)] != saved:
         raise BadDataError(
             f"{run.location}/{METRICS} does not have the lines that the newest sound checkpoint "
-            "recorded: it is damaged or another run's. `pipeline train --resume` rewrites it."
+            "recorded: it is damaged or from another run. `pipeline train --resume` rewrites it."
         )
     if len(lines) > len(saved) + 1 and not damaged:
         raise BadDataError(

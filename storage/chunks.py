@@ -51,7 +51,7 @@ INDEX_ENTRY_BYTES = 16
 """A shard's index holds each chunk's offset and length as little-endian uint64."""
 NO_CHUNK = 2**64 - 1
 """Offset and length of a chunk beyond the array's end."""
-SHARED_PLACE = "give one on a disk that all see by the same absolute path, or in an S3 store."
+SHARED_PLACE = "use a disk that all mount at the same absolute path, or an S3 store."
 """Advice for places that must be visible from several machines."""
 CRC32C = {"name": "crc32c"}
 
@@ -130,7 +130,7 @@ class ChunkedArray(InChunks):
     """Their names; a one-dimensional array is read as one column."""
     chunks_per_shard: int = 1
     compression: str = ZSTD
-    """Compression of chunks that are written; those with another one are read as well."""
+    """Compression of new chunks; chunks with any other compression can be read too."""
     _indexes: dict[str, NDArray[np.uint64]] = field(default_factory=dict, repr=False, compare=False)
     """Cached shard indexes: `(chunks, 2)`, offset and length in bytes."""
 

@@ -56,8 +56,8 @@ def split_arrays(
 ) -> dict[str, ChunkedArray]:
     """Return the arrays of the split at a location, by name; new rows get `compression`.
 
-    The digests of all chunks are one chunk, and so are the class counts. A split without labels has
-    neither `targets` nor `chunk_class_counts`.
+    All chunk digests are stored in one chunk, and all class counts in another. A split without
+    labels has neither `targets` nor `chunk_class_counts`.
     """
     rows, chunks, classes = schema.rows, schema.chunks, schema.classes
     images = (rows, schema.columns, schema.dtype, schema.chunk_rows, ("sample", "feature"))
@@ -242,7 +242,7 @@ class Dataset:
     """A published dataset, opened for reading."""
 
     location: Location
-    """Where it is published."""
+    """The place at which it is published."""
     tree: Location
     """Its Zarr group: `location` itself or, in an object store, a version below it."""
     name: str
@@ -254,7 +254,7 @@ class Dataset:
     transforms: tuple[str, ...]
     """Names of the transforms that made the stored rows."""
     preparation: Preparation
-    """The same, parsed: scaling and transposition."""
+    """The parsed transforms: scaling and transposition."""
     compression: str
     """Compression of the rows: `lz4`, `lz4hc` or `zstd`."""
     sources: tuple[dict[str, Any], ...]
@@ -344,7 +344,7 @@ DATASET_FORMAT = TreeFormat(
 
 
 def replaced_sibling(location: Location) -> Location:
-    """Return where the old dataset is while a new one takes its place."""
+    """Return the location of the old dataset during its replacement."""
     return location.sibling(REPLACED)
 
 

@@ -79,7 +79,7 @@ class SplitWriter:
                 for name, array in arrays.items():
                     write[name](_encoded(array, getattr(chunk, name)))
                 records.append(_record(first + len(records), chunk))
-                del chunk  # before the next one is made
+                del chunk  # frees its memory before the next one is read
         return records
 
 

@@ -38,7 +38,7 @@ class MissingExtraError(UsageError):
     """A library is not installed; one of the project's extras installs it."""
 
     def __init__(self, what: str, library: str, extra: str) -> None:
-        """Begin the sentence with `what`, which needs the library."""
+        """Name the feature (`what`), its library and the extra that installs it."""
         super().__init__(
             f"{what} needs the library {library}, which the extra '{extra}' installs: run "
             f"`pip install '.[{extra}]'` in a checkout of mnist-stream."
@@ -206,7 +206,7 @@ def exit_code_of(error: BaseException | None) -> int:
             return 0
         case KeyboardInterrupt():
             return 128 + signal.SIGINT
-        case SystemExit():  # click ends so after a broken pipe
+        case SystemExit():  # click exits like this after a broken pipe
             return 128 + signal.SIGPIPE
         case Exception() if known := as_pipeline_error(error):
             return known.exit_code

@@ -19,7 +19,7 @@ STREAMS = ("/dev/std", "/dev/fd/", "/proc/")
 NAME_BYTES = 255
 """The longest name on common file systems."""
 ADDED = "." * (len("..tmp") + 1 + 32)
-"""What the name of a partial file adds to that of its file."""
+"""The characters that a partial file's name has in addition to its file's name."""
 
 
 def create(path: Path) -> int:
@@ -60,7 +60,7 @@ def fsync(descriptor: int) -> None:
 
 
 def close(descriptor: int) -> None:
-    """Close a descriptor of `create` or `open_append`."""
+    """Close a descriptor that `create` or `open_append` returned."""
     os.close(descriptor)
 
 
@@ -94,9 +94,9 @@ def fsync_directory(path: Path) -> None:
 
 
 def check_room(threads: int, open_files: int) -> None:
-    """Raise `UnreachableError` unless so many more threads and open files are available.
+    """Raise `UnreachableError` unless this many more threads and open files are available.
 
-    Some libraries hang, or print the error, if they run out of either.
+    Some libraries hang or print errors when they run out of either.
     """
     done = Event()
     waiting: list[Thread] = []
@@ -123,7 +123,7 @@ def check_room(threads: int, open_files: int) -> None:
 def file_to_write(path: Path, option: str) -> Path:
     """Return the path of the regular file to write: `path`, or the target of a link.
 
-    Raises `UsageError` if something else is at `path`, or if no file can have that name.
+    Raises `UsageError` if something else is at `path`, or if the name is invalid.
     """
     place = path.absolute()
     if str(place).startswith(STREAMS):

@@ -28,7 +28,7 @@ ELEMENT_TYPES: dict[int, np.dtype[Any]] = {
     0x0D: np.dtype(">f4"),
     0x0E: np.dtype(">f8"),
 }
-"""IDX type codes and the element types they stand for, as stored."""
+"""Element types by IDX type code, as stored."""
 
 MAX_ROW_BYTES = 64 * 1024**2
 """The largest row that is read, which bounds the memory for n rows."""
@@ -41,7 +41,7 @@ _START_BYTES = 512
 """Bytes that suffice for the longest header, and to recognise other formats."""
 _GET_IT_AGAIN = "Copy or download the file again."
 _UNPACK = "Unpack it, and give the IDX files in it."
-_CONVERT = "Give the IDX file, or write its values as one."
+_CONVERT = "Give the IDX file, or convert its values to IDX."
 # Checked in this order: offset, bytes, format, what to do.
 _OTHER_FORMATS = (
     (0, b"version https://git-lfs", "a Git LFS pointer", "Run `git lfs pull` to get the file."),
@@ -255,7 +255,7 @@ def _recognise(start: bytes) -> tuple[str, str]:
         return "one with a header in the wrong byte order", advice
     if start.lstrip(b"\xef\xbb\xbf \r\n\t").lower().startswith((b"<!doctype", b"<html")):
         return (
-            "an HTML page, as servers send in place of a file",
+            "an HTML page, which servers may send instead of a file",
             "Download the file itself: open the link in a browser to see what the page says.",
         )
     text = start.decode(errors="ignore")

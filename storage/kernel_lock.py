@@ -44,7 +44,7 @@ class _KernelLock(Lock):
         self.retired = True
 
     def end(self) -> None:
-        """Empty the file, or remove it if retired, unless it is another process's by now."""
+        """Empty the file, or remove it if retired, unless another process has replaced it."""
         with suppress(ConflictError, OSError):
             self.check()
             if self.retired:

@@ -32,7 +32,7 @@ SCORED = "scored"
 FOUND = "found"
 """Rows that had been scored before arrived under another name or in another format."""
 JUDGED = "judged"
-"""Existing scores were compared with gates again, with another verdict."""
+"""Existing scores were compared with gates again, with a different verdict."""
 FAILED_EVENT = "failed"
 """A file of an inbox could not be scored."""
 
@@ -45,7 +45,7 @@ Entry = dict[str, Any]
 
 
 class LedgerError(BadDataError):
-    """The ledger is damaged, whatever is being recorded."""
+    """The ledger itself is damaged, so nothing can be recorded."""
 
 
 class Ledger:
@@ -156,7 +156,7 @@ class Ledger:
                 line = documents.sealed_bytes(entry, indent=None)
                 location.append(LEDGER, line, _joined(lines))
                 lines = [*lines, line.removesuffix(b"\n")]
-            # A crash just before this leaves the count behind; the next job updates it.
+            # A crash just before this leaves too low a count; the next job updates it.
             count = {"lines": len(lines), "sha256": _digest(lines)}
             location.put(LEDGER_COUNT, documents.sealed_bytes(count))
             self._is_count_behind = False
@@ -177,10 +177,10 @@ class Ledger:
         self.location.delete(_failure_key(entry))
 
     def _lines(self) -> list[bytes]:
-        """Return the complete lines, and what follows the last one.
+        """Return the complete lines, and the bytes after the last one.
 
-        The ledger only grows, so if its size has changed, only what follows the last known line is
-        read, together with that line. If that line differs, the whole ledger is read again.
+        The ledger only grows, so if its size has changed, only the last known line and the bytes
+        after it are read. If that line differs, the whole ledger is read again.
         """
         try:
             size = self.location.size(LEDGER)

@@ -30,7 +30,7 @@ from storage.location import (
 )
 
 FORMER = ("old", "tmp")
-"""Suffixes of the checkpoints that earlier releases were writing or removing."""
+"""Suffixes that earlier releases gave to checkpoints being written or removed."""
 PARTIAL = re.compile(r"[0-9a-f]{32}\.tmp")
 """Suffix of a partial file's name."""
 YOUNG_SECONDS = 10.0
@@ -243,7 +243,7 @@ class LocalLocation(Location):
         self._throw_away(old)
 
     def _throw_away(self, tree: "LocalLocation") -> None:
-        """Rename a tree, so that a crash leaves no half of it here, then remove it if possible."""
+        """Rename a tree, so that a crash leaves no partial tree here, then try to remove it."""
         if tree.exists():
             doomed = self.staging()
             tree.take_place_of(doomed)
@@ -306,7 +306,7 @@ def _remove_abandoned(path: Path) -> None:
 def _can_be_named(key: str) -> bool:
     try:
         return b"\0" not in os.fsencode(key)
-    except UnicodeEncodeError:  # half a surrogate pair, which JSON can spell
+    except UnicodeEncodeError:  # half a surrogate pair, which JSON can contain
         return False
 
 
@@ -321,7 +321,7 @@ def _open_object(path: str, flags: int) -> int:
 
 
 def _read_all(descriptor: int, count: int) -> bytes:
-    """Read up to `count` bytes, by one system call as a rule."""
+    """Read up to `count` bytes, usually in one system call."""
     data = os.read(descriptor, count)
     while len(data) < count:
         more = os.read(descriptor, count - len(data))

@@ -55,7 +55,7 @@ VERSION = re.compile(r"version-[0-9a-f]{32}")
 VERSIONED = "mnist-stream versions"
 """The format of a root object that names a version."""
 ROOT_BYTES = 2**20
-"""Upper bound of the size of such an object, including what other Zarr programs add."""
+"""Upper bound of the size of such an object, with the fields that other Zarr programs add."""
 REMOVED_BYTES = 32
 """Size of the root object of a removed tree; every document is longer."""
 
@@ -80,7 +80,7 @@ class Lock(ABC):
         """Raise `ConflictError` if the lock was lost."""
 
     def retire(self) -> None:  # noqa: B027 - a store keeps the object
-        """Remove the lock's file on release, as no one will need it again."""
+        """Remove the lock's file on release, because no process will need it again."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -281,10 +281,10 @@ class Location(ABC):
 
     @abstractmethod
     def sweep_trees(self, key: str, root: str) -> None:
-        """Remove what dead writers left of the trees directly below `key`."""
+        """Remove the incomplete trees of dead writers directly below `key`."""
 
     def publish(self, staged: "Location", root: str) -> None:
-        """Replace whatever is here by the finished tree at `staged`.
+        """Replace any tree here by the finished one at `staged`.
 
         After a crash at any moment, a reader finds the old tree, the new one, or a sibling with the
         suffix `REPLACED`, and `recover` completes or undoes the replacement. If the lock was lost,
@@ -339,11 +339,11 @@ class Location(ABC):
         return trees
 
     def draft(self) -> Self:
-        """Return where to write a tree that another job can continue after a crash."""
+        """Return the location for a tree that another job can continue after a crash."""
         return self if self.renames else self.staging()
 
     def drafts(self) -> list[Self]:
-        """Return where earlier jobs may have left such a tree: here, or in any version.
+        """Return the locations of such trees of earlier jobs: this one, or any version.
 
         Earlier releases wrote here in stores too.
         """
@@ -386,10 +386,10 @@ def is_published(sizes: dict[str, int], root: str) -> bool:
 
 
 def is_foreign(key: str) -> bool:
-    """Return whether a name is that of a file which systems, file managers or editors create."""
+    """Return whether operating systems, file managers or editors create files of this name."""
     return any(FOREIGN.fullmatch(part) for part in key.split("/"))
 
 
 def is_leftover(name: str) -> bool:
-    """Return whether a name is that of a tree or file that a dead writer left behind."""
+    """Return whether a name marks a partial tree or file of a dead writer."""
     return bool(LEFTOVER.fullmatch(name))

@@ -106,7 +106,7 @@ class Run:
 
 
 def check_place(location: Location) -> None:
-    """Raise `ConflictError` if a run, or anything else, is at a location."""
+    """Raise `ConflictError` if a location already contains a run or other files."""
     names = location.names()  # one listing: another process may begin a run at any time
     if RECORD in names:
         raise ConflictError(f"{location} is a run already.")
@@ -129,7 +129,7 @@ def create_run(
 ) -> Run:
     """Create a run: write its run.json. The caller holds its lock.
 
-    Raises `ConflictError` if a run, or anything else, is at the location.
+    Raises `ConflictError` if the location already contains a run or other files.
     """
     check_place(location)
     run_id = uuid.uuid4().hex

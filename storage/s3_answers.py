@@ -1,6 +1,6 @@
 """Interpretation of an S3 store's error responses: whether to retry, and what to report.
 
-obstore passes a response on as the text of an exception, with its status and body.
+obstore reports a response as the text of an exception, with its status and body.
 """
 
 import re
@@ -13,7 +13,7 @@ TRANSIENT_CODE = re.compile(
     r"|TooManyRequests\w*|RequestLimitExceeded|BandwidthLimitExceeded|PriorRequestNotComplete"
     r"|OperationAborted|ConditionalRequestConflict|TransactionInProgressException"
 )
-"""Codes that the AWS SDKs retry whatever the status, and S3's for transient conflicts."""
+"""Codes that the AWS SDKs retry for any status, and S3's codes for transient conflicts."""
 REGION_CODES = (
     "AuthorizationHeaderMalformed",
     "PermanentRedirect",
@@ -31,7 +31,7 @@ _WRONG_REGION = "redirect without LOCATION"
 _METADATA_SERVER = "169.254."
 _LASTING = {
     "ETag Header missing": "no ETag",
-    "DeleteObjects response": "no list of what it removed",
+    "DeleteObjects response": "no list of removed objects",
     "TooManyRedirects": "it redirects in a circle",
     "InvalidCertificate": "its TLS certificate is not trusted",
     "InvalidContentType": "it does not speak TLS; an endpoint that does not begins with http://",
@@ -39,11 +39,11 @@ _LASTING = {
 }
 _BROKEN_OFF = _LASTING | {
     "Header missing": "a header is missing",
-    "invalid list response": "its listing is not an S3 store's",
+    "invalid list response": "it does not list objects as S3 does",
     "Connection refused": "the connection is refused",
     "TimedOut": "no whole answer in time",
     "timed out": "no whole answer in time",
-    "dns error": "the host's name is not known",
+    "dns error": "the host name is unknown",
 }
 
 
@@ -103,7 +103,7 @@ def refusal(error: BaseException, bucket: str, address: str) -> str:
 
 
 def not_s3(address: str, answer: str) -> str:
-    """Return the message for a response that no S3 store sends."""
+    """Return the message for a response that is not an S3 store's."""
     return (
         f"{address} does not respond like an S3 store ({answer}). Check the endpoint, and whether "
         "a proxy or a login page of the network responds in its place."

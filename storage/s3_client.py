@@ -130,7 +130,7 @@ class S3Client:
     options: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     """Options of obstore's `S3Store` and `retry_seconds`, sorted; they may hold secrets."""
     _answered: list[str] = field(default_factory=list, init=False, compare=False, repr=False)
-    """A key that the store has responded for."""
+    """A key for which the store has responded."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.bucket, self.options)
@@ -233,7 +233,7 @@ class S3Client:
         return answer
 
     def _check_answers(self, key: str) -> None:
-        """Check once that it is not a web page that responds: writes and listings cannot tell."""
+        """Raise `UnreachableError` for a web server, which writes and listings do not detect."""
         if not self._answered:
             with suppress(BaseError, FileNotFoundError):
                 self._answer(key or ".", {"head": True})

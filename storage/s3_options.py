@@ -16,7 +16,7 @@ FROM_ENVIRONMENT = {
     ENDPOINT: ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
     REGION: ("AWS_REGION", "AWS_DEFAULT_REGION"),
 }
-"""Read here instead of by obstore, so that a pickled location carries them to other machines."""
+"""Read here, not by obstore, so that pickled locations carry them to other machines."""
 ENDPOINT_OF_S3 = "aws_endpoint_url_s3"
 """obstore's key for the endpoint with the highest precedence."""
 SHORT_NAMES = {"endpoint_url": ENDPOINT, "endpoint_url_s3": ENDPOINT}
@@ -31,7 +31,7 @@ OTHER_VARIABLES = (
 )
 """Read by obstore itself."""
 CLIENT_OPTIONS = ("timeout", "connect_timeout", "allow_http")
-"""Those of obstore's HTTP client."""
+"""Options of obstore's HTTP client."""
 URLS = (ENDPOINT, "container_credentials_full_uri", "metadata_endpoint", "endpoint_url_sts")
 REGIONS = (REGION, "default_region")
 
@@ -46,7 +46,7 @@ _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 
 
 def check_bucket(bucket: str, url: str) -> None:
-    """Raise `UsageError` for a name that no bucket can have."""
+    """Raise `UsageError` for an invalid bucket name."""
     if not _BUCKET.fullmatch(bucket):
         raise UsageError(
             f"{url!r} names the bucket {bucket!r}; expected letters, digits, dots, hyphens and "

@@ -26,7 +26,7 @@ LZ4, LZ4HC, ZSTD = COMPRESSIONS = ("lz4", "lz4hc", "zstd")
 CHUNK_BYTES = 1_570_000
 """Decoded size of a default chunk: 2,000 rows of MNIST with its bias column."""
 CHUNK_AND_TARGETS_BYTES = 2 * CHUNK_BYTES
-"""The same including targets, for those that are wider than the inputs."""
+"""The same for inputs and targets together, if the targets are wider than the inputs."""
 SHARD_THRESHOLD = 1_000
 """Splits with more chunks than this are stored in shards."""
 CHUNKS_PER_SHARD = 8
@@ -152,7 +152,7 @@ class SplitRecord:
         """Raise `ValueError` if the split, its classes and its images are inconsistent."""
         schema = self.schema
         if not name.isidentifier():
-            raise ValueError(f"a split called {name!r}")
+            raise ValueError(f"a split named {name!r}")
         if schema.classes not in (0, len(class_names)) or len(self.class_counts) != schema.classes:
             raise ValueError(f"{len(class_names):,} class names for split {name}")
         if min(image_shape, default=0) < 1 or math.prod(image_shape) != schema.features:

@@ -47,7 +47,7 @@ class ScoresSchema(InChunks):
         self._check_chunk(4 * self.classes)
         if len(self.class_names) != self.classes:
             raise BadDataError(
-                f"A scoring of {self.classes:,} classes has {len(self.class_names):,} names."
+                f"Scores of {self.classes:,} classes have {len(self.class_names):,} class names."
             )
 
     @property
@@ -119,7 +119,7 @@ class Scores:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the chunk digests, and so over all predictions."""
+        """SHA-256 of the chunk digests, which identifies all predictions."""
         return hashlib.sha256("".join(self.chunk_digests).encode()).hexdigest()
 
     @property

@@ -120,7 +120,7 @@ def verify_run(location: Location, mention: Mention = lambda text: None) -> Iter
         return
     for name in list_checkpoints(run):
         check = _check(f"{location}: checkpoint {name}", load_checkpoint, run, name)
-        # A running training may have pruned a checkpoint.
+        # A training run in progress may have pruned a checkpoint.
         if check[1] is None or name in list_checkpoints(run):
             yield check
     yield _check(f"{location}: metrics", recorded_metrics, run)

@@ -126,7 +126,7 @@ def test_a_response_that_is_not_a_listing(proxy: Proxy) -> None:
     """It is reported; without a retry, the message mentions none."""
     answer = Answer(200, b"{}", "application/json", OF_OBJECTS)
     place = answered(proxy, answer, retry_seconds="0")
-    with pytest.raises(UnreachableError, match=r"listing is not an S3 store's, at http") as caught:
+    with pytest.raises(UnreachableError, match=r"does not list objects as S3") as caught:
         place.objects()
     assert "retried" not in str(caught.value)
 
