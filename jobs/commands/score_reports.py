@@ -2,14 +2,16 @@
 
 import heapq
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from datetime import UTC, datetime, timedelta
+from itertools import compress
 from typing import Any
 
 from jobs.commands.console import Report
 from jobs.commands.tables import SHORT_DIGEST, SHOWN_CLASSES, facts, fit, fits, table
 from jobs.output import local_time, one_line, percent
 from jobs.scoring.promote import PromoteResult
+from jobs.scoring.records import failure_text
 from jobs.scoring.result import ScoreResult, ScoringResult
 from storage.errors import UsageError
 from storage.ledger import FAILED_EVENT, SCORED, Entry, Ledger
@@ -160,23 +162,55 @@ def ledger_report(run: Location, since: str | None, failed: bool) -> Report:
     if not entries:
         text = f"Nothing in the ledger of {location}."
         return Report(document, text, text)
-    listed = table(
-        LEDGER_HEADER,
-        [_entry_row(entry) for entry in entries],
+    failed_entries = [entry for entry in entries if entry["event"] == FAILED_EVENT]
+    errors = [one_line(failure_text(entry["file"], entry["error"])) for entry in failed_entries]
+    outcomes = Counter(map(_outcome, entries)).items()
+    summary = f"{ledger}: {', '.join(f'{count:,} {outcome}' for outcome, count in outcomes)}"
+    models = {entry["model_digest"][:SHORT_DIGEST] for entry in entries}
+    if len(models) == 1:
+        summary += f"; model {models.pop()}"
+    parts = [_ledger_table(entries), "\n".join(errors), fit(summary)]
+    return Report(document, "\n\n".join(filter(None, parts)), summary, _entry_details(entries))
+
+
+def _ledger_table(entries: list[Entry]) -> str:
+    """Return a line per entry; without models if there is one, and outcomes if all are plain."""
+    hidden = set()
+    if len({entry["model_digest"] for entry in entries}) == 1:
+        hidden.add("model")
+    if {*map(_outcome, entries)} <= {SCORED, FAILED_EVENT}:
+        hidden.add("outcome")  # a failed entry has "failed" in place of its accuracy
+    keep = [column not in hidden for column in LEDGER_HEADER]
+    names = _names(entries)
+    return table(
+        list(compress(LEDGER_HEADER, keep)),
+        [list(compress(_entry_row(*pair), keep)) for pair in zip(entries, names, strict=True)],
         left=("what", "outcome", "model", "result"),
         wrapped=("what", "outcome", "result"),
         optional=("result",),
     )
-    errors = [_error_text(entry) for entry in entries if entry["event"] == FAILED_EVENT]
-    outcomes = Counter(map(_outcome, entries)).items()
-    summary = f"{ledger}: {', '.join(f'{count:,} {outcome}' for outcome, count in outcomes)}"
-    parts = [listed, "\n".join(errors), summary]
-    return Report(document, "\n\n".join(filter(None, parts)), summary, _entry_details(entries))
 
 
-def _error_text(entry: Entry) -> str:
-    file, error = entry["file"], entry["error"]
-    return one_line(error if file in error else f"{file}: {error}")
+def _names(entries: list[Entry]) -> list[str]:
+    """Return the file or split of each entry; the dataset too if a split's name is ambiguous."""
+    digests: defaultdict[str, set[Any]] = defaultdict(set)
+    splits = [entry for entry in entries if not entry.get("file")]
+    for entry in splits:
+        for name in (_what(entry), _with_dataset(entry)):
+            digests[name].add(entry.get("dataset_digest"))
+    names = []
+    for entry in entries:
+        name = _what(entry)
+        if entry in splits and len(digests[name]) > 1:
+            name = _with_dataset(entry)
+            if len(digests[name]) > 1:  # the dataset was replaced
+                name += f" ({str(entry.get('dataset_digest'))[:SHORT_DIGEST]})"
+        names.append(name)
+    return names
+
+
+def _with_dataset(entry: Entry) -> str:
+    return one_line(f"{_what(entry)} of {entry.get('dataset')}")
 
 
 def _entry_details(entries: list[Entry]) -> str:
@@ -237,15 +271,16 @@ def _what(entry: Entry) -> str:
     return one_line(str(entry.get("file") or entry.get("split") or "-"))
 
 
-def _entry_row(entry: Entry) -> list[str]:
+def _entry_row(entry: Entry, name: str) -> list[str]:
     accuracy = entry.get("accuracy")
     rows = entry.get("rows")
+    none = FAILED_EVENT if entry["event"] == FAILED_EVENT else "-"
     return [
         local_time(entry["time"]),
-        _what(entry),
+        name,
         _outcome(entry),
         "-" if rows is None else f"{rows:,}",
-        "-" if accuracy is None else percent(accuracy),
+        none if accuracy is None else percent(accuracy),
         entry["model_digest"][:SHORT_DIGEST],
         str(entry.get("result") or "-"),
     ]

@@ -131,7 +131,7 @@ class Records:
         event(
             logger,
             "failed",
-            (trace or "") + _naming_once(name, error),
+            (trace or "") + failure_text(name, error),
             logging.WARNING,
             file=name,
             error=error,
@@ -177,7 +177,7 @@ def _last_gates(lines: list[Entry]) -> Any:
     return verdicts[-1] if verdicts else None
 
 
-def _naming_once(name: str, error: str) -> str:
+def failure_text(name: str, error: str) -> str:
     """Return a message that names the file only once: many errors begin with its name."""
     rest = error.removeprefix(f"{name}: ").removeprefix(f"{name} ")
     return f"{name}: not scored: {rest}"

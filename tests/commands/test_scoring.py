@@ -36,7 +36,7 @@ def test_gate(dataset: Path, run: Path, call: Call) -> None:
     assert "Test accuracy " in ended.out
     assert re.fullmatch(r"Error: test scored by .* as test-\w+\.\n", ended.err)
     shown = call("scores").out.splitlines()
-    assert shown[0].split() == ["time", "what", "outcome", "rows", "accuracy", "model"]
+    assert shown[0].split() == ["time", "what", "outcome", "rows", "accuracy"]
     assert "below gate" in shown[1]
     entries = json.loads(call("scores", "--failed", "--json").out)["entries"]
     assert [5] == [entry["exit"] for entry in entries]
@@ -166,11 +166,28 @@ def test_scores_of_a_ledger_that_lost_lines(dataset: Path, run: Path, call: Call
     )
     assert 0 == call(*score).code
     shown = call("scores")
-    assert ("", "runs/mnist/scores/ledger.jsonl: 2 scored") == (
-        shown.err,
-        shown.out.splitlines()[-1],
-    )
+    assert "" == shown.err
+    assert "\nruns/mnist/scores/ledger.jsonl: 2 scored; model " in shown.out
     assert_refused(call("scores", "absent"), BAD_DATA, "There is no run at absent")
+
+
+def test_one_line_for_each_scoring(dataset: Path, run: Path, call: Call) -> None:
+    """Long file names fit on a line of `scores`, and splits of several datasets differ."""
+    bad, good = "thursday-east-images-idx3-ubyte.gz", "wednesday-east-images-idx3-ubyte"
+    put_images(run.parent.parent / "inbox" / good, 1)
+    (run.parent.parent / "inbox" / bad).write_bytes(b"no images")
+    call("score")
+    call("score", "--inbox", "inbox", "--settle", "0")
+    for rows in (20, 30):
+        call("ingest", f"synthetic:60,{rows}", "--out", "data/other", "--overwrite")
+        assert 0 == call("score", "--dataset", "data/other").code
+    entries = json.loads(call("scores", "--json").out)["entries"]
+    digests = [entry.get("dataset_digest", "")[:12] for entry in entries]
+    _, *shown = call("scores").out.partition("\n\n")[0].splitlines()
+    names = ["test of data/mnist", bad, good]
+    names += [f"test of data/other ({digest})" for digest in digests[-2:]]
+    assert names == [re.split("  +", line)[1] for line in shown]
+    assert "failed" == shown[1].split()[-1]
 
 
 def test_ten_times(call: Call) -> None:

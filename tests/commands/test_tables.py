@@ -101,7 +101,7 @@ def test_scores_and_names(width: int, dataset: Any, run: Any, call: Call) -> Non
     assert_fits(ledger.partition("\n\n")[0], width)
     assert_fits(_printed(call("promote", "--list")), width)
     assert ("scores/test-" in ledger) == (width == 200)
-    assert "\n\nbad-images-idx3-ubyte: this is not an IDX file" in ledger, ledger
+    assert "\n\nbad-images-idx3-ubyte: not scored: this is not an IDX file" in ledger, ledger
     report = ledger_report(open_location(LONG_RUN), None, failed=False)
     for entry in report.document["entries"]:
         assert entry["model_digest"] in report.details
