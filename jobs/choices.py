@@ -1,7 +1,60 @@
-"""Default places and choices of the jobs; imports nothing, so that --help is fast."""
+"""Default places of the jobs, and other names of options. Light, so that --help is fast."""
+
+from collections.abc import Iterable
 
 DEFAULT_DATASET = "data/mnist"
 DEFAULT_RUN = "runs/mnist"
 DEFAULT_MODELS = "models"
 DEFAULT_CHECKPOINT = "best"
 DEFAULT_SETTLE = 5.0
+OTHER_NAMES = {
+    "batch-size": "batch bs minibatch b",
+    "checkpoint": "c",
+    "compression": "codec",
+    "config": "c",
+    "dataset": "data input d",
+    "dtype": "precision",
+    "epochs": "iterations max-iter e n",
+    "help": "help",
+    "holdout": "cv val-split validation",
+    "inbox": "folder i",
+    "ingest": "convert download import",
+    "inspect": "info ls show",
+    "l2": "decay regularization wd weight-decay",
+    "learning-rate": "lr l",
+    "list": "l",
+    "min-accuracy": "threshold",
+    "network": "arch hidden hidden-layers hidden-units layers model neurons units m",
+    "model": "m",
+    "name": "n",
+    "optimizer": "solver",
+    "out": "dest output",
+    "overwrite": "force f",
+    "patience": "early-stopping",
+    "quiet": "silent",
+    "resume": "continue",
+    "rows-per-chunk": "chunk-size",
+    "run": "r",
+    "scale": "normalize",
+    "schedule": "cron",
+    "scheduler": "address",
+    "score": "eval evaluate predict test",
+    "scores": "history",
+    "seed": "random-state s",
+    "split": "s",
+    "storage-option": "endpoint-url",
+    "threads": "cores cpus jobs n-jobs num-workers j t",
+    "timezone": "tz t",
+    "train": "fit resume run",
+    "verify": "check validate",
+    "version": "version",
+    "workers": "jobs n-jobs num-workers j w",
+}
+"""Commands and options, without dashes, and how other programs call them."""
+
+
+def known_name(name: str, known: Iterable[str]) -> str:
+    """Return the known command or option that other programs call `name`, or else `name`."""
+    words, bare = {word.lstrip("-") for word in known}, name.lstrip("-")
+    names = (ours for ours, others in OTHER_NAMES.items() if bare in others.split())
+    return next((ours for ours in names if ours in words), name)

@@ -88,9 +88,15 @@ class StoppedError(PipelineError):
 
 
 def did_you_mean(word: str, known: Iterable[str], parent: str = "") -> str:
-    """Return ` Did you mean 'x'?` with the known word nearest to `word`, or an empty string."""
-    folded = {name.lower(): name for name in known}
-    nearest = difflib.get_close_matches(word[:COMPARED].lower(), folded, n=1)
+    """Return ` Did you mean 'x'?`, or an empty string.
+
+    `x` is the first known word that begins with `word`, or else the nearest one. Case and the
+    dashes of options are ignored.
+    """
+    word = word[:COMPARED].lower().lstrip("-")
+    folded = {name.lower().lstrip("-"): name for name in known}
+    begun = [name for name in folded if word and name.startswith(word)]
+    nearest = begun or difflib.get_close_matches(word, folded, n=1)
     return f" Did you mean {parent + folded[nearest[0]]!r}?" if nearest else ""
 
 

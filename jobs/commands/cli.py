@@ -8,14 +8,15 @@ import io
 import os
 import signal
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from itertools import takewhile
 
 import click
 
+from jobs.choices import known_name
 from jobs.commands.datasets import ingest, inspect, verify
 from jobs.commands.demo import demo
-from jobs.commands.mistakes import usage_message
 from jobs.commands.schedule import schedule
 from jobs.commands.score import promote, score, scores
 from jobs.commands.train import train
@@ -26,11 +27,14 @@ from storage.errors import (
     StoppedError,
     UsageError,
     as_pipeline_error,
+    did_you_mean,
     is_directory_there,
 )
 
 COMPLETION = "_PIPELINE_COMPLETE"
 """The environment variable by which a shell asks for completions."""
+GPU_NAMES = {"--cuda", "--device", "--gpu", "--gpus", "-g"}
+GPU_HINT = " mnist-stream computes on CPU cores: see --threads and --workers."
 INTERNAL_ERROR = "This is an internal error of mnist-stream. Please report it with the lines above."
 EPILOG = """\b
 Exit codes:
@@ -86,7 +90,7 @@ def cli(context: click.Context, version: bool, verbose: bool) -> None:
         click.echo(_version(verbose))
         context.exit()
     if verbose:
-        raise UsageError("-v goes behind the command, such as pipeline train -v.")
+        raise UsageError("-v belongs after the command, as in pipeline train -v.")
     if context.invoked_subcommand is None:
         raise click.UsageError("Missing command.", context)
 
@@ -165,7 +169,7 @@ def _run() -> int:
     try:
         cli.main(prog_name="pipeline", standalone_mode=False)
     except click.ClickException as error:
-        print_aside(usage_message(error))
+        print_aside(_usage_message(error))
         _end_log(error)
         return UsageError.exit_code
     except (KeyboardInterrupt, click.Abort):
@@ -188,12 +192,45 @@ def _report(error: BaseException) -> int:
         print_aside(f"{traceback.format_exc()}{INTERNAL_ERROR}")
         return 1
     prefix = "" if isinstance(known, StoppedError) else "Error: "
-    hint = "" if is_directory_there() else f" {REMOVED_DIRECTORY}"
-    if str(known) == REMOVED_DIRECTORY:
-        hint = ""
+    is_said = is_directory_there() or str(known) == REMOVED_DIRECTORY
+    hint = "" if is_said else f" {REMOVED_DIRECTORY}"
     notes = getattr(known, "__notes__", [])
     print_aside("\n".join([f"{prefix}{one_line(str(known))}{hint}", *notes]))
     return known.exit_code
+
+
+def _usage_message(error: click.ClickException) -> str:
+    """Return a command's usage and what is wrong with it."""
+    message = _explain(error)
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        return message
+    if context is None:
+        return f"Error: {one_line(message)}"
+    help_command = f"Try '{context.command_path} --help' for help."
+    return f"{context.get_usage()}\n{help_command}\n\nError: {one_line(message)}"
+
+
+def _explain(error: click.ClickException) -> str:
+    """Return what is wrong, with the command or option that was probably meant."""
+    if isinstance(error, click.exceptions.NoSuchOption) and error.ctx:
+        return error.message + _hint(error.option_name, error.ctx)
+    if isinstance(error, click.exceptions.NoSuchCommand) and error.ctx:
+        return error.message + _hint(error.command_name, error.ctx)
+    return error.format_message()
+
+
+def _hint(name: str, context: click.Context) -> str:
+    if name in GPU_NAMES:
+        return GPU_HINT
+    known = [*getattr(context.command, "commands", ()), *_option_names(context)]
+    return did_you_mean(known_name(name, known), known)
+
+
+def _option_names(context: click.Context) -> Iterable[str]:
+    for parameter in context.command.get_params(context):
+        yield from parameter.opts
+        yield from parameter.secondary_opts
 
 
 def _end_log(error: click.ClickException) -> None:
@@ -202,8 +239,7 @@ def _end_log(error: click.ClickException) -> None:
         from jobs.commands.logs import JsonHandler
 
         with suppress(PipelineError):
-            refused = UsageError(error.format_message())
-            JsonHandler(counting=False).summary(refused)
+            JsonHandler(counting=False).summary(UsageError(_explain(error)))
 
 
 if __name__ == "__main__":

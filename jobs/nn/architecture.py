@@ -68,7 +68,7 @@ def complete_network(text: str, inputs: int, classes: int) -> str:
     a network without hidden layers. Mistakes are left to `parse_network`.
     """
     pieces = text.strip().split("-")
-    if len(pieces) == 1 and pieces[0] != OUTPUT_ACTIVATION:
+    if len(pieces) == 1 and pieces[0].isdecimal():
         return text
     if not pieces[0].isdecimal():
         pieces.insert(0, str(inputs))

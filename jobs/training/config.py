@@ -1,14 +1,21 @@
 """The settings of a training: typed, from options and TOML, to and from JSON."""
 
-import difflib
 import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
+from jobs.choices import known_name
 from jobs.nn.choices import INITS, OPTIMIZERS, SCHEDULES
-from jobs.training.settings import LONGEST, Setting, check_range, convert, setting_field
+from jobs.training.settings import (
+    LONGEST,
+    Setting,
+    check_range,
+    convert,
+    option_name,
+    setting_field,
+)
 from storage.documents import digest_of
 from storage.errors import (
     UNUSABLE_NAME,
@@ -313,16 +320,18 @@ def given_settings(settings: Mapping[str, Any], place: str) -> dict[str, Any]:
     """Return the given settings by field name, without those that are None: the default.
 
     Raises `UsageError` that names `place` for a value of another type and for a setting that is
-    unknown, with the nearest known one, or given twice.
+    unknown, or given twice.
     """
     known = {setting.name: setting for setting in fields(TrainConfig)}
     given: dict[str, Any] = {}
     for key, value in settings.items():
         name = key.replace("-", "_")
         if name not in known:
-            (nearest,) = difflib.get_close_matches(name[:LONGEST], known, n=1, cutoff=0)
+            option = known_name(name.replace("_", "-"), map(option_name, known.values()))
+            hint = did_you_mean(option.replace("-", "_"), known)
             raise UsageError(
-                f"{place} has an unknown setting '{key[:LONGEST]}'; did you mean '{nearest}'?"
+                f"{place} has an unknown setting '{key[:LONGEST]}'."
+                f"{hint or ' `pipeline train --help-all` lists the settings.'}"
             )
         if name in given:
             raise UsageError(f"{place} gives {name} twice, with _ and with -; leave one out.")

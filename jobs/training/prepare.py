@@ -139,7 +139,8 @@ def warn_of_no_effect(given: TrainConfig | Mapping[str, Any], config: TrainConfi
             reason = f"--{other} {getattr(config, other)}"
             reasons.setdefault(reason, []).append(option_name(setting))
     for reason, options in reasons.items():
-        logger.warning("%s: no effect with %s.", ", ".join(options), reason)
+        verb = "has" if len(options) == 1 else "have"
+        logger.warning("%s %s no effect with %s.", ", ".join(options), verb, reason)
 
 
 def _check_same(location: Location, config: TrainConfig, recorded: TrainConfig) -> None:

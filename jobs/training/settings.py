@@ -1,13 +1,12 @@
 """Settings as dataclass fields: their metadata, and the types and ranges of their values."""
 
-import difflib
 import math
 import re
 from dataclasses import Field, field
 from decimal import Decimal
 from typing import Any, TypeAlias, get_args
 
-from storage.errors import UsageError
+from storage.errors import UsageError, did_you_mean
 
 Setting: TypeAlias = "Field[Any]"
 
@@ -104,10 +103,9 @@ def check_range(setting: Setting, value: Any) -> None:
     choices, least, most = (setting.metadata[key] for key in ("choices", "least", "most"))
     option = option_name(setting)
     if choices and value not in choices:
-        (nearest,) = difflib.get_close_matches(value[:LONGEST], choices, n=1, cutoff=0)
         raise UsageError(
-            f"{option} is {_shown(value)}; expected one of {', '.join(choices)} "
-            f"(nearest: {nearest})."
+            f"{option} is {_shown(value)}; expected one of {', '.join(choices)}."
+            f"{did_you_mean(value, choices)}"
         )
     if least is None or value is None:
         return

@@ -83,7 +83,7 @@ def test_wrong_usage(
 @pytest.mark.parametrize(
     ("toml", "words"),
     [
-        ("learning_rat = 0.1", ("'learning_rat'", "did you mean 'learning_rate'")),
+        ("learning_rat = 0.1", ("'learning_rat'", "Did you mean 'learning_rate'")),
         ("epochs = '3'", ("epochs", "'3'", "a whole number")),
         ("epochs = =", ("not valid TOML", "line 1")),
         ("epochs = 0", ("--epochs is 0",)),
@@ -110,6 +110,7 @@ def test_wrong_usage_in_a_process(here: Path) -> None:
     [
         (("score", "--threads", "many"), "'many' is not a valid integer"),
         (("score", "--inbx", "i"), "No such option"),
+        (("train", "--hidden", "9"), "Did you mean '--network'?"),
         (("score", "--json"), "leave one of them out"),
         (("train", "--json"), "leave one of them out"),
         (("score", "--include", "*.gz"), "--include requires --inbox"),
@@ -125,13 +126,14 @@ def test_wrong_usage_in_a_process(here: Path) -> None:
     ids=str,
 )
 def test_log_of_wrong_usage(arguments: tuple[str, ...], words: str, call: Call) -> None:
-    """A JSON log ends in one summary, whether click or the command refuses the usage."""
+    """A JSON log ends in one summary with the error, whether click or the command refuses it."""
     command, *others = arguments
     ended = call(command, "--log-json", *others)
     assert (USAGE, 1) == (ended.code, ended.err.count("Error: "))
     (summary,) = (json.loads(line) for line in ended.out.splitlines())
     assert ("summary", USAGE) == (summary["event"], summary["exit"])
     assert words in str(summary["error"])
+    assert ended.err.endswith(f"Error: {summary['error']}\n")
 
 
 MEANT = [
@@ -158,6 +160,7 @@ MEANT = [
     (("score", "--model", "champon"), "'champion'"),
     ((*NIGHTLY, "--print", "cronn", "--", "score"), "'cron'"),
     (("train", "--weight-decay", "1"), "'--l2'"),
+    (("train", "--init", "glorot"), "'glorot-normal'"),
     (("ingest", "--output", "x"), "'--out'"),
     ((*NIGHTLY, "--", "scroe"), "'score'"),
     ((*NIGHTLY, "--timezone", "Europe/Berln", "--", "score"), "'Europe/Berlin'"),

@@ -58,6 +58,13 @@ def test_completion_leaves_mistakes(text: str) -> None:
         parse_network(complete_network(text, inputs=4, classes=3))
 
 
+def test_completion_of_a_single_mistake() -> None:
+    """A single word is taken for an activation, which the message then expects."""
+    complaint = "'relu20': expected a hidden layer's activation, relu or sigmoid or tanh. Did you"
+    with pytest.raises(ValueError, match=complaint):
+        parse_network(complete_network("relu20", inputs=4, classes=3))
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [

@@ -51,8 +51,8 @@ def test_settings_without_effect(half_done: Path, expected: dict[str, Any], log:
     result = train(given, run=half_done, resume=True)
     assert expected == outcome(result)
     assert [
-        "--momentum: no effect with --optimizer adamw.",
-        "--replicas, --outer-momentum: no effect with --parallel steps.",
+        "--momentum has no effect with --optimizer adamw.",
+        "--replicas, --outer-momentum have no effect with --parallel steps.",
     ] == warnings_in(log)
     recorded = open_run(open_location(half_done)).configuration
     assert (0.9, 4, 0.5, 1) == tuple(
