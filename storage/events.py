@@ -28,6 +28,11 @@ def event(
     logger.log(level, "%s", message, extra={"event": name, "text": text, "facts": facts})
 
 
+def for_people(logger: logging.Logger, text: str, level: int = logging.INFO) -> None:
+    """Log a line that logs for programs leave out, such as the header of a table."""
+    logger.log(level, "%s", text, extra={"for_people": True})
+
+
 def local_time(moment: datetime | str, zone: tzinfo | None = None) -> str:
     """Return a time for people, with its offset from UTC: `2026-11-27 18:02:21+00:00`.
 

@@ -81,6 +81,10 @@ class JsonHandler(EventHandler):
         self._rows = 0
         self._model_digest: str | None = None
 
+    def emit(self, record: logging.LogRecord) -> None:
+        if not getattr(record, "for_people", False):
+            super().emit(record)
+
     def show(self, name: str, text: str, facts: dict[str, Any], *, warns: bool = False) -> None:
         self._counts[name] += 1
         self._rows += facts["rows"] if name == "scored" else 0

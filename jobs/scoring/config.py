@@ -56,7 +56,7 @@ class ScoreConfig:
     """Number of retries after a connection failure."""
     retry_wait: float = 60.0
     """Seconds between two attempts."""
-    storage_options: Mapping[str, str] = field(default_factory=dict)
+    storage_options: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Options for places that are URLs of an object store."""
     take_over: TakeOver | None = None
     """Permission to take over the locks of dead writers in an object store."""

@@ -110,7 +110,7 @@ class TrainConfig:
         "L2 regularisation: decoupled weight decay with adamw, part of the gradient otherwise.",
         default_text="0.1 for adamw, 0 otherwise",
         least=0,
-        most=1e6,
+        most=10**6,
     )
     micro_batches: int | None = setting_field(
         "Optimisation",

@@ -41,7 +41,7 @@ from storage.checkpoints import (
 )
 from storage.dataset import Dataset
 from storage.errors import ConflictError
-from storage.events import Progress, event, no_progress
+from storage.events import Progress, event, for_people, no_progress
 from storage.location import TakeOver
 from storage.places import Place, open_location
 from storage.runs import Run, check_place, run_exists, run_lock
@@ -279,7 +279,7 @@ class _Training:
                 for name in self.config.evaluations(self.dataset.splits)
             }
             self.table = EpochTable(self.config.epochs, list(evaluators))
-            event(logger, "columns", self.table.header)
+            for_people(logger, self.table.header)
             while not self._finished:
                 self._train_epoch(evaluators)
                 self._stop_if_requested()
@@ -320,7 +320,7 @@ class _Training:
         self.run.append_metrics(line, self.metrics[:-1])
         self._save()
         event(logger, "epoch", self.table.row(line), **line)
-        logger.debug("%s", timing_text(line))
+        for_people(logger, timing_text(line), logging.DEBUG)
 
     def _line(self, evaluators: Mapping[str, Evaluator]) -> Metrics:
         """Return the metrics of the epoch that just ended; they do not depend on interruptions."""

@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -105,16 +106,23 @@ class Model:
             If the images have another shape or type, or values that are not finite.
         """
         array = np.asarray(images)
-        shape = array.shape[1:]
-        if shape == (self.network.layers[0].inputs,) and self.image_shape is not None:
-            shape = self.image_shape
-        check_images(self, "The array", shape, array.dtype.name)
+        check_images(self, "The array", self._image_shape_of(array), array.dtype.name)
         scaling = self.preparation.scaling
         if array.size:
             check_values(array, scaling, "The array", 0)
         predict = Predictor(self.network, self.parameters, scaling)
         with one_blas_thread():
             return predict(add_bias(array, self.preparation.bias(array.dtype)))[0]
+
+    def _image_shape_of(self, array: NDArray[Any]) -> tuple[int, ...]:
+        """Return the shape of an image in the array; raise `BadDataError` unless it fits."""
+        shape, flat = array.shape[1:], (self.network.layers[0].inputs,)
+        fits = math.prod(shape) == flat[0] and shape in (flat, self.image_shape or shape)
+        if not fits:
+            shapes = dict.fromkeys([self.image_shape or ("height", "width"), flat])
+            expected = " or ".join(f"(rows, {', '.join(map(str, sizes))})" for sizes in shapes)
+            raise BadDataError(f"The array has shape {array.shape}; expected {expected}.")
+        return self.image_shape or shape
 
     def __repr__(self) -> str:
         shape = _times(self.image_shape or (self.network.layers[0].inputs,))

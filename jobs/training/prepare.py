@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jobs.environment import environment
-from jobs.nn.architecture import OUTPUT_ACTIVATION, Layer, complete_network, parse_network
+from jobs.nn.architecture import OUTPUT_ACTIVATION, Layer, format_network, parse_network
 from jobs.training.config import VALIDATION, TrainConfig, given_settings
 from jobs.training.settings import option_name
 from jobs.training.step import STEP_VERSION, micro_batch_count
@@ -91,16 +91,21 @@ def check_labels(dataset: Dataset) -> None:
 def completed(config: TrainConfig, dataset: Dataset) -> TrainConfig:
     """Return the configuration with the defaults that a dataset decides.
 
-    These are the network's ends, the splits to evaluate, and the parts of a mini-batch.
+    These are the network's ends, the splits to evaluate, and the parts of a mini-batch. Raises
+    `UsageError` for a text that is no network.
     """
     schema = dataset.split("train").schema
+    try:
+        layers = parse_network(config.network, schema.features, schema.classes)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     evaluate = config.evaluate
     if evaluate is None:
         evaluate = "test" if _has_labels(dataset, "test") else "none"
     rows = config.batch_size or max(1, schema.rows - config.holdout)
     return replace(
         config,
-        network=complete_network(config.network, schema.features, schema.classes),
+        network=format_network(layers),
         evaluate=evaluate,
         micro_batches=micro_batch_count(config.micro_batches, rows),
     )
@@ -164,10 +169,7 @@ def check_fit(config: TrainConfig, dataset: Dataset) -> tuple[Layer, ...]:
 
     Raises `BadDataError` if a split to evaluate has no labels.
     """
-    try:
-        layers = parse_network(config.network)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    layers = parse_network(config.network)
     schema = dataset.split("train").schema
     expected = (schema.features, schema.classes)
     if (layers[0].inputs, layers[-1].outputs) != expected:
@@ -219,9 +221,10 @@ def _check_evaluations(config: TrainConfig, dataset: Dataset) -> None:
                 f"pass --evaluate {labelled} or --evaluate none{holdout}."
             )
         if name in dataset.splits and not _has_labels(dataset, name):
+            way_out = "Ingest" if name == VALIDATION else "Leave it out of --evaluate, or ingest"
             raise BadDataError(
-                f"The {name} split of {dataset.location} has no labels to evaluate by. Leave it "
-                "out of --evaluate, or ingest it again with its labels or not at all."
+                f"The {name} split of {dataset.location} has no labels to evaluate by. {way_out} "
+                "the files again, with its labels or without this split."
             )
 
 

@@ -389,7 +389,9 @@ def test_log_of_a_training(dataset: Path, call: Call) -> None:
     assert ("summary", 0) == (events[-1]["event"], events[-1]["exit"])
     epochs = [event for event in events if event["event"] == "epoch"]
     assert [1, 2] == [event["epoch"] for event in epochs]
-    assert {"loss", "accuracy", "evaluation"} <= set(epochs[0])
+    assert {"loss", "accuracy", "evaluation", "timing"} <= set(epochs[0])
+    names = {"memory", "training", "run", "progress", "epoch", "summary"}
+    assert names == {event["event"] for event in events}  # no header, no line of rates
 
 
 @pytest.mark.skipif(

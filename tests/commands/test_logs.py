@@ -9,7 +9,7 @@ import pytest
 from jobs.commands.console import Console, Report
 from jobs.commands.logs import LOGGERS, JsonHandler, attached
 from storage.errors import BadDataError, StoppedError
-from storage.events import event
+from storage.events import event, for_people
 
 logger = logging.getLogger("jobs.scoring.test")
 
@@ -91,11 +91,12 @@ def log(lines: list[dict[str, Any]]) -> JsonHandler:
 
 
 def test_json(log: JsonHandler, lines: list[dict[str, Any]]) -> None:
-    """An event's facts are the fields; other records are notes or warnings."""
+    """An event's facts are the fields; other records are notes or warnings, unless for people."""
     with attached(log):
         event(logger, "left", "a: left", file="a", accuracy=None)
         logger.info("reading")
         logger.warning("damaged")
+        for_people(logger, "epoch  loss")
     assert all("T" in line.pop("time") for line in lines)
     assert lines == [
         {"event": "left", "file": "a", "text": "a: left"},

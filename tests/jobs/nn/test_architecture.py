@@ -6,7 +6,6 @@ import pytest
 
 from jobs.nn.architecture import (
     Layer,
-    complete_network,
     count_parameters,
     format_network,
     parse_network,
@@ -45,32 +44,41 @@ def test_formats_what_it_parsed(text: str) -> None:
 )
 def test_completes_the_ends(text: str, expected: str) -> None:
     """The ends that a text leaves out are the inputs and the classes; others stay."""
-    assert expected == complete_network(text, inputs=4, classes=3)
-    parse_network(expected)
+    assert expected == format_network(parse_network(text, inputs=4, classes=3))
 
 
 @pytest.mark.parametrize(
-    "text", ["", "5", "relu", "rely-9", "relu-9-", "9-8", "softmax-3-relu-2", "-"]
+    ("text", "complaint"),
+    [
+        ("", "Piece 1 of the network '' is '': expected an activation, relu or sigmoid or tanh"),
+        ("5", "The network '5' ends after piece 1, '5': expected a layer, as in 'relu-200-"),
+        ("relu", "The network 'relu' ends after piece 1, 'relu': expected a layer's width"),
+        ("20-relu", "The network '20-relu' ends after piece 2, 'relu': expected a layer's width"),
+        ("relu20", "Piece 1 of the network 'relu20' is 'relu20': expected an activation"),
+        ("relu20", "Did you mean 'relu'?"),
+        ("rely-9", "Piece 1 of the network 'rely-9' is 'rely': expected a hidden layer's"),
+        ("relu-9-", "Piece 3 of the network 'relu-9-' is '': expected an activation"),
+        ("relu-9-tanh", "The network 'relu-9-tanh' ends after piece 3, 'tanh': expected a layer's"),
+        ("relu-9-softamx", "Piece 3 of the network 'relu-9-softamx' is 'softamx'"),
+        ("relu-9-softamx", "or softmax. Did you mean 'softmax'?"),
+        ("9-8", "Piece 2 of the network '9-8' is '8': expected an activation"),
+        ("softmax-3-relu-2", "Piece 1 of the network 'softmax-3-relu-2' is 'softmax'"),
+        ("softmax-softmax", "Piece 1 of the network 'softmax-softmax' is 'softmax'"),
+        ("-", "Piece 1 of the network '-' is '': expected a hidden layer's activation"),
+    ],
 )
-def test_completion_leaves_mistakes(text: str) -> None:
-    """A text that is no network is still refused after completion."""
-    with pytest.raises(ValueError, match="expected"):
-        parse_network(complete_network(text, inputs=4, classes=3))
-
-
-def test_completion_of_a_single_mistake() -> None:
-    """A single word is taken for an activation, which the message then expects."""
-    complaint = "'relu20': expected a hidden layer's activation, relu or sigmoid or tanh. Did you"
-    with pytest.raises(ValueError, match=complaint):
-        parse_network(complete_network("relu20", inputs=4, classes=3))
+def test_mistakes_in_a_text_without_ends(text: str, complaint: str) -> None:
+    """An error quotes the text without the ends that the dataset has added to it."""
+    with pytest.raises(ValueError, match=re.escape(complaint)):
+        parse_network(text, inputs=4, classes=3)
 
 
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
         ("", "Piece 1 of the network '' is '': expected a layer's width"),
-        ("4", "ends after piece 1, '4': expected a last layer"),
-        ("4-softmax", "ends after piece 2, 'softmax': expected a last layer"),
+        ("4", "ends after piece 1, '4': expected a layer, as in"),
+        ("4-softmax", "ends after piece 2, 'softmax': expected a layer's width"),
         ("4-softmax-", "Piece 3 of the network '4-softmax-' is '': expected a layer's width"),
         ("0-softmax-3", "Piece 1 of the network '0-softmax-3' is '0': expected a layer's width"),
         ("4-softmax-3.5", "Piece 3 of the network '4-softmax-3.5' is '3.5'"),

@@ -74,6 +74,7 @@ def test_repr(run: Path, digits: Path) -> None:
     assert expected == repr(result)
     model = f"model {job.model_digest[:12]} of {run}"
     assert f"<ScoringResult {model}: 1 results, 0 errors, 0 left>" == repr(job)
+    assert "secret" not in repr(ScoreConfig(storage_options={"secret_access_key": "hidden"}))
 
 
 def test_lock_files_are_removed(run: Path, digits: Path) -> None:

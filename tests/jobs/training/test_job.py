@@ -273,13 +273,13 @@ def test_events(digits: Path, tmp_path: Path, log: Log) -> None:
     config = small(epochs=2, momentum=0.5, evaluate="test")
     result = train(config, dataset=digits, run=tmp_path / "run", progress=progress)
     logged = [(vars(record).get("event"), vars(record).get("facts")) for record in log.records]
-    training, run, columns, *epochs = logged
+    training, run, header, *epochs = logged
     assert ("training", ROWS) == (training[0], training[1]["rows"])
     assert ("run", result.config.to_json()) == (run[0], run[1]["configuration"])
     names = ("network", "epochs", "batch_size", "learning_rate", "micro_batches")
     names += ("shuffle_memory", "keep")  # not momentum, which adamw does not use
     assert {name: getattr(config, name) for name in names} == run[1]["settings"]
-    assert "columns" == columns[0]
+    assert (None, None) == header  # no event
     assert [("epoch", line) for line in result.metrics] == epochs
     assert [
         f"Training 784-relu-9-softmax-10 on 1,031 rows of {digits}",
@@ -344,7 +344,7 @@ def test_divergence_of_the_last_step(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ),
         (
             {"network": "9"},
-            "network '9' ends after piece 1, '9': expected a last layer, as in '784-",
+            "network '9' ends after piece 1, '9': expected a layer, as in 'relu-200-",
         ),
         ({"network": "softmax-9"}, "Leave the ends out: --network softmax."),
         ({"network": "784-rely-9-softmax-10"}, "Did you mean 'relu'"),
@@ -422,6 +422,16 @@ def test_test_split_without_labels(tmp_path: Path) -> None:
         train({"evaluate": "test", "batch_size": 9}, dataset=data, run=tmp_path / "run")
     result = train({"epochs": 1, "batch_size": 20}, dataset=data, run=tmp_path / "run")
     assert "none" == result.config.evaluate
+
+
+def test_validation_split_without_labels(tmp_path: Path) -> None:
+    """A validation split needs labels; leaving it out of --evaluate would not help."""
+    images, labels = draw_digits(0, "train", 0, 80)
+    write_set(tmp_path / "set", images, labels)
+    write_idx(tmp_path / "set" / "validation-images-idx3-ubyte", images[:9])
+    ingest(str(tmp_path / "set"), tmp_path / "data")
+    with pytest.raises(BadDataError, match=r"validation split .* evaluate by\. Ingest"):
+        train({"batch_size": 9}, dataset=tmp_path / "data", run=tmp_path / "run")
 
 
 def test_unlabelled(tmp_path: Path) -> None:
