@@ -1,1 +1,1 @@
-"""What is run: training, scoring and their reports, and the commands that start them."""
+"""Jobs: training, scoring and scheduling, and the commands that start them."""

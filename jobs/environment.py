@@ -41,7 +41,7 @@ def one_blas_thread() -> Iterator[None]:
 
 
 def _let_this_thread_set() -> None:
-    """Let the current thread set the limit: threadpoolctl ignores all but the first that did."""
+    """Let the current thread set the limit: threadpoolctl ignores all threads after the first."""
     OpenBLASController.clear_controlling_thread(force=True)
 
 

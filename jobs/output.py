@@ -66,7 +66,7 @@ def print_exactly(text: str) -> None:
 def _translate_output_errors() -> Iterator[None]:
     try:
         yield
-    except BrokenPipeError as error:  # end as other commands do before `| head`
+    except BrokenPipeError as error:  # exit as other commands do in `| head`
         sys.stdout = None  # keeps Python from flushing it again at exit
         raise StoppedError(UNREAD_OUTPUT, signal.SIGPIPE) from error
     except OSError as error:

@@ -36,7 +36,7 @@ class StopSignal:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
             if sys.stderr.isatty():
-                os.write(2, b"\n")  # the prompt goes below the line of progress
+                os.write(2, b"\n")  # the shell prompt starts below the progress line
             os._exit(128 + number)  # at once: the user asked twice
         self.number = number
 

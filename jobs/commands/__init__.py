@@ -1,1 +1,1 @@
-"""The click commands by subject, and what they print: thin, and alone in knowing click."""
+"""The click commands and their reports; no other package imports click."""

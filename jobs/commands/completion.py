@@ -23,15 +23,15 @@ SOURCES = ("mnist", "fashion-mnist", "kmnist", "synthetic")
 DEPTH = 3
 """Levels of directories that are searched."""
 MOST_ENTRIES = 2_000
-"""Files and directories that are looked at: a completion takes a moment at most."""
+"""The most files and directories that are searched, which keeps completion fast."""
 DATASET_FORMAT = "mnist-stream dataset"
-"""`storage.schema.FORMAT`, which takes NumPy to import."""
+"""Equal to `storage.schema.FORMAT`, whose import needs NumPy."""
 Items: TypeAlias = "list[CompletionItem[str]]"
 Check = Callable[[Path], bool]
 
 
 def sources(_context: click.Context, _parameter: click.Parameter, start: str) -> Items:
-    """Complete what `ingest` makes a dataset of: a name or a directory."""
+    """Complete a source of `ingest`: a name or a directory."""
     return _items(SOURCES, start) + directories(_context, _parameter, start)
 
 
@@ -128,7 +128,7 @@ def _left_to_the_shell(start: str, what: str) -> Items:
 
 def _paths(start: str, wanted: Check, what: str) -> Items:
     """Return the wanted paths that begin with `start`; without any the shell completes."""
-    shell = _left_to_the_shell(start, what)  # first: bash forgets what comes before it
+    shell = _left_to_the_shell(start, what)  # first: bash forgets values before it
     return shell + _items(_search(start, wanted), start) if shell else []
 
 

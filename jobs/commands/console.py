@@ -69,7 +69,7 @@ class Console(EventHandler):
             print_line(text)
 
     def warn(self, text: str) -> None:
-        """Print a warning, also when quiet."""
+        """Print a warning, even if quiet."""
         self._end_stage()
         print_aside(f"Warning: {one_line(text)}")
 
@@ -85,7 +85,7 @@ class Console(EventHandler):
             print_line(text)
 
     def progress(self, stage: str, done: int, total: int, note: str = "") -> None:
-        """Show how many rows of a stage are done: on a terminal in place, else now and then."""
+        """Show how many rows of a stage are done: in place on a terminal, else now and then."""
         if self._silent:
             return
         moment, on_terminal = time.monotonic(), sys.stderr.isatty()

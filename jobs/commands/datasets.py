@@ -44,7 +44,7 @@ STOPPED = "Stopped; nothing was published. Run the same command to start again."
     section="Data",
     type=IntRange(1),
     metavar="N",
-    show_default="as many as make 1.5 MB",
+    show_default="about 1.5 MB of rows",
     help="Rows stored and read together.",
 )
 @option(
@@ -135,7 +135,7 @@ def ingest(
 def inspect(
     console: "Console", place: str, images: str | None, storage_options: tuple[str, ...]
 ) -> None:
-    """Show what a dataset or a run contains.
+    """Show the contents of a dataset or a run.
 
     PLACE is its path or URL.
     """

@@ -34,12 +34,12 @@ def demo(console: "Console", directory: str) -> "Report":
     with stop_on_signals() as stop:
         try:
             return _run(directory, console, stop)
-        except StoppedError:  # the message would name the command of one step
+        except StoppedError:  # the original message names one step's command
             stop.raise_stopped("Stopped; finished steps are kept. Run the same command to resume.")
 
 
 def _run(place: str, console: "Console", stop: StopSignal) -> "Report":
-    """Run the steps in the directory `place`; those that are already done take no time."""
+    """Run the steps in the directory `place`; finished steps are skipped."""
     directory = Path(place)
     if "://" in place:
         raise UsageError(f"'{place}' is a URL; the demo needs a local directory.")

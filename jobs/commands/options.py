@@ -38,7 +38,7 @@ def combined(*decorators: Callable[[Callback], Callback]) -> Callable[[Callback]
 
 
 def picked(config: type[Any], asked: dict[str, Any]) -> dict[str, Any]:
-    """Return those of a command's parameters that are fields of a configuration."""
+    """Return the parameters of a command that are fields of a configuration."""
     names = {field.name for field in fields(config)}
     return {name: value for name, value in asked.items() if name in names}
 
@@ -250,7 +250,7 @@ def cluster_of(
 
         def open_cluster() -> "Cluster | None":
             if not chosen.names_a_cluster:
-                return None  # importing distributed takes longer than many a job
+                return None  # importing distributed takes longer than many jobs
             from pipeline.cluster.connect import connect
 
             cluster = connect(chosen, stop.check, AFTER_LOSS[command])

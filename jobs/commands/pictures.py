@@ -69,7 +69,7 @@ def as_image(row: NDArray[Any], image_shape: tuple[int, ...]) -> NDArray[Any]:
 
 
 def check_picture(path: Path) -> Path:
-    """Return the file to write; raise `UsageError` unless it ends in .png and can be written."""
+    """Return the file to write; raise `UsageError` unless it ends in .png and is writable."""
     if path.suffix != ".png":
         raise UsageError(f"The picture's name is {str(path)!r}; expected one that ends in .png.")
     return file_to_write(path, "The picture")

@@ -1,4 +1,4 @@
-"""Reports on datasets, runs, ingests and trainings, for scripts and for people."""
+"""Reports on datasets, runs, ingest and training, for scripts and for people."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -231,7 +231,7 @@ def _epochs_text(metrics: list[dict[str, Any]], epochs: int) -> str:
 
 
 def train_report(result: "TrainResult") -> Report:
-    """Report a finished training; text and summary name the model that `score` takes."""
+    """Report a finished training run; text and summary name the model that `score` uses."""
     run, best, epochs = result.run.location, result.best, len(result.metrics)
     taken = result.metrics[best.epoch - 1 if best else -1] if epochs else None
     digest = taken["parameters_digest"] if taken else result.parameters_digest
@@ -260,7 +260,7 @@ def train_report(result: "TrainResult") -> Report:
 
 
 def _accuracy_text(line: dict[str, Any]) -> str:
-    """Return an epoch's accuracies, of the training rows if no split was evaluated."""
+    """Return an epoch's accuracies, or the training accuracy if no split was evaluated."""
     shares = {name: percent(one["accuracy"]) for name, one in line["evaluation"].items()}
     if len(shares) < 2:
         [(name, share)] = shares.items() or [("training", percent(line["accuracy"]))]

@@ -51,7 +51,7 @@ SHOWN_TIMES = 10
     metavar="FILE",
     show_default="in schedules/",
     shell_complete=completion.files,
-    help="File that is rewritten every 15 s, and from which a new scheduler continues.",
+    help="File that is rewritten every 15 s; a restarted scheduler continues from it.",
 )
 @option(
     "--dry-run",
@@ -139,7 +139,7 @@ def schedule(
 
 
 def _check_job(job: tuple[str, ...]) -> None:
-    """Raise an error now for a command line that would fail at every run."""
+    """Raise an error for a command line that would fail at every run."""
     if not job:
         raise UsageError("No command is given; add one after --, such as -- score --split test.")
     command = _command(job[0])
@@ -171,7 +171,7 @@ def _print_files(
     from storage.files import file_to_write
     from storage.places import open_location
 
-    # Decode as UTF-8, whatever the locale.
+    # Decode as UTF-8 in every locale.
     directory, *words = (os.fsencode(text).decode() for text in (os.getcwd(), *job))
     files = PRINTERS[scheduler](Plan(times, tuple(words), directory, **plan))
     if to is None:
@@ -195,7 +195,7 @@ def _run(
     if any("s3://" in word for word in job):
         from storage.s3_options import store_settings
 
-        store_settings({})  # raises an error now for variables that would fail at every run
+        store_settings({})  # raises an error for variables that would fail at every run
     beat = heartbeat_at(heartbeat, times, job)
     log = nullcontext() if log_json else attached(ScheduleHandler(times.zone))
     with log, beat.hold():

@@ -140,8 +140,8 @@ CHECKPOINT_HELP = "best (by validation, else latest), latest, an epoch or a mode
 def score(quiet: bool, verbose: bool, as_json: bool, log_json: bool, **asked: Any) -> None:
     """Predict every row with a trained model and report accuracy.
 
-    Probabilities and metrics are written below the run, and listed by pipeline scores. What the
-    same model has scored before is not scored again.
+    Probabilities and metrics are written below the run, and listed by pipeline scores. Rows that
+    the same model has already scored are not scored again.
     """
     log = options.console_of(log_json, as_json=as_json, quiet=quiet, verbose=verbose)
     with stop_on_signals() as stop, log as output:
@@ -185,7 +185,7 @@ def score_config(asked: dict[str, Any]) -> "ScoreConfig":
     "--since",
     section="Data",
     metavar="WHEN",
-    help="Only scorings since a date or time, or of the last 12h or 7d.",
+    help="Only scorings since a date or time, or in the last 12h or 7d.",
 )
 @option(
     "--failed",
@@ -202,7 +202,7 @@ def scores(
     failed: bool,
     storage_options: tuple[str, ...],
 ) -> "Report":
-    """List what was scored, when, and with which model.
+    """List all scorings with their times and models.
 
     RUN is the path or URL of a run, by default runs/mnist.
     """
@@ -236,7 +236,7 @@ def scores(
     "--undo",
     section="Model",
     is_flag=True,
-    help="Give the name back to the model that had it before.",
+    help="Return the name to the previous model.",
 )
 @option("--list", "listing", section="Model", is_flag=True, help="List all names.")
 @options.models

@@ -214,7 +214,7 @@ def _with_dataset(entry: Entry) -> str:
 
 
 def _entry_details(entries: list[Entry]) -> str:
-    """Return each entry's full digests, and where its scores are."""
+    """Return each entry's full digests and the location of its scores."""
     names = ("model", "checkpoint", "model_digest", "dataset", "dataset_digest", "result")
     return "".join(
         f"\n{local_time(entry['time'])}  {_what(entry)}\n"
@@ -296,7 +296,7 @@ def _outcome(entry: Entry) -> str:
 
 
 def promote_report(result: PromoteResult, models: Location) -> Report:
-    """Report which model the name stands for now, and which it stood for before."""
+    """Report the model that has the name now, and the previous one."""
     document = {
         "name": result.name,
         "model": _holder_document(result.holder),
@@ -330,7 +330,7 @@ def _holder_text(holder: Holder | None, models: Location) -> str:
 
 
 def _holder_details(name: str, holder: Holder | None, models: Location) -> str:
-    """Return everything that is recorded of a promoted model, with full digests."""
+    """Return all recorded facts about a promoted model, with full digests."""
     if holder is None:
         return ""
     run, since = referenced(holder.run, models), local_time(holder.since)

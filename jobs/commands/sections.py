@@ -15,7 +15,7 @@ SECTIONS = (
 )
 """The sections of a help text, in this order."""
 ADVANCED = {"Retries", "Rounds", "Cluster", "Storage"}
-"""Sections that only --help-all shows."""
+"""Sections that are shown by --help-all only."""
 METAVARS = {"integer": "N", "float": "X"}
 """The placeholder of a value in help, by the name of its type."""
 WIDTH = 80
@@ -23,7 +23,7 @@ DEFAULT = re.compile(r"\[default: [^]]{1,45}\]")
 """A default that is kept on one line."""
 NO_BREAK = "\xa0"
 TERM_WIDTH = 25
-"""Longer options have their description on the next line."""
+"""Width of the first column; longer options have their description on the next line."""
 
 
 class IntRange(click.IntRange):
@@ -33,7 +33,7 @@ class IntRange(click.IntRange):
 
 
 class Count(click.types.IntParamType):
-    """A whole number whose error says what it counts, such as `of rows`."""
+    """A whole number whose error names its unit, such as `of rows`."""
 
     def __init__(self, unit: str) -> None:
         self._unit = unit
@@ -46,7 +46,7 @@ class Count(click.types.IntParamType):
 
 
 class Choice(click.Choice[str]):
-    """A choice whose error names the value that was probably meant."""
+    """A choice whose error suggests the nearest value."""
 
     def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
         known = ", ".join(self.choices)

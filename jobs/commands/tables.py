@@ -19,7 +19,7 @@ SHOWN_CLASSES = 100
 NARROWEST = 8
 """Least width of a wrapped column."""
 WORDS = re.compile(r"(\s+|[^\s/]*/+)")
-"""Splits a text into pieces after which a line may end."""
+"""Splits a text into pieces, after each of which a line may break."""
 
 
 def terminal_width() -> int:

@@ -18,7 +18,7 @@ RARE_SETTINGS = {
     *("shuffle", "shuffle_memory", "drop_last", "init", "dtype", "momentum", "micro_batches"),
     *("checkpoint_every", "keep"),
 }
-"""Settings that only --help-all shows; so are those of rounds."""
+"""Settings that are shown by --help-all only, as are those of rounds."""
 ALIASES = {"learning_rate": ["--lr"]}
 METAVARS = {
     "network": "LAYERS",
@@ -33,7 +33,7 @@ class _TrainCommand(Command):
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         own = super().get_params(ctx)
-        return [*own[:-2], *_setting_options(), *own[-2:]]  # the last two are of help
+        return [*own[:-2], *_setting_options(), *own[-2:]]  # the last two are of --help
 
 
 @click.command(cls=_TrainCommand)
@@ -84,7 +84,7 @@ def train(
 ) -> "Report":
     """Train a network on a dataset, or resume a run.
 
-    A resumed run gives the same model, bit for bit, as if it had never stopped.
+    A resumed run gives the same model, bit for bit, as an uninterrupted one.
     """
     given = _given_settings(config_file, asked)
     from jobs.commands.reports import train_report

@@ -12,4 +12,4 @@ INITS = (
     "normal-0.1",
 )
 """`scaled` is he-normal for layers with relu and glorot-normal for the others. `normal-0.1` is the
-standard normal / 10 for weights and biases alike, as in the notebook this project began with."""
+standard normal / 10 for weights and biases alike, as in this project's original notebook."""

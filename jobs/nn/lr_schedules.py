@@ -35,5 +35,5 @@ def _one_cycle(maximum: float, step: int, total_steps: int) -> float:
 
 
 def _cosine(start: float, end: float, part: float) -> float:
-    """Return the value on half a cosine from `start` to `end`, at `part` in [0, 1] of the way."""
+    """Interpolate from `start` to `end` along half a cosine, at `part` in [0, 1] of the way."""
     return end + (start - end) * (1 + math.cos(math.pi * part)) / 2

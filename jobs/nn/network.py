@@ -20,7 +20,7 @@ class Workspace:
         self._buffers: dict[tuple[str, np.dtype[Any]], NDArray[Any]] = {}
 
     def array(self, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-        """Return a contiguous array with arbitrary values, in the memory of this name."""
+        """Return a contiguous, uninitialised array in the memory of this name."""
         size = math.prod(shape)
         key = (name, np.dtype(dtype))
         buffer = self._buffers.get(key)
@@ -178,7 +178,7 @@ class Network:
         occupied = len(columns)
         narrow = workspace.array("gradient", (occupied + 1, gradient.shape[1]), self.dtype)
         np.matmul(inputs.T, delta, out=narrow[:occupied])
-        narrow[occupied] = 0  # the row of every blank column
+        narrow[occupied] = 0  # the zero row of blank columns
         places = np.full(len(gradient), occupied)
         places[columns] = np.arange(occupied)
         np.take(narrow, places, axis=0, out=gradient, mode="clip")

@@ -1,1 +1,1 @@
-"""When jobs run: cron expressions, what a scheduler says, and the files of other schedulers."""
+"""Scheduling: cron expressions, the scheduler, and configuration files for other schedulers."""

@@ -49,7 +49,7 @@ class CronTimes:
         """Yield every time after a moment, in order."""
         for local in CronSim(self.expression, moment.astimezone(self.zone)):
             due = local.astimezone(UTC)
-            if due > moment:  # the first of two equal hours may be over
+            if due > moment:  # the first of two equal hours may have passed
                 yield due
 
     def between(self, start: datetime, stop: datetime, limit: int) -> list[datetime]:

@@ -325,7 +325,7 @@ def _cron_expression(plan: Plan) -> str:
 
 
 def _plain_expression(plan: Plan) -> str:
-    """Return an expression that every scheduler interprets alike; raise `UsageError` if none can.
+    """Return an expression that every scheduler interprets alike; raise `UsageError` otherwise.
 
     Kubernetes does not accept 7 for Sunday. If a day field begins with `*` but is restricted, such
     as `*/2`, both day fields must match in cron, but only one of them elsewhere.

@@ -2,7 +2,7 @@
 
 Runs missed while the scheduler was down, or the previous job still ran, are made up once or
 skipped; either way they are logged. The heartbeat file shows that the scheduler is alive and which
-runs it has handled; a restarted scheduler continues from there.
+runs it has handled; a restarted scheduler continues from it.
 """
 
 import hashlib

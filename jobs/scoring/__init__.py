@@ -1,1 +1,1 @@
-"""How rows are scored: what arrives, with which model, once each; judged, recorded, written out."""
+"""Scoring: splits and inbox files, quality gates, the ledger, output files and promotion."""

@@ -62,7 +62,7 @@ class ScoreWorkerState(Closing):
         self.predict = Predictor(network, parameters, task.scaling)
 
     def close(self) -> None:
-        """Do nothing: only memory is held."""
+        """Do nothing: the state holds memory only."""
 
 
 def score_chunk(

@@ -120,14 +120,14 @@ def find_items(inbox: Location, selection: Selection | None = None) -> Listing:
     datasets = {place for place, paths in directories.items() if place / METADATA_NAME in paths}
     for place, paths in sorted(directories.items()):
         if datasets.intersection(place.parents):
-            continue  # the inside of a dataset
+            continue  # a dataset's own files
         if place not in datasets:
             _add_files(inbox, paths, selection, listing)
         elif selection.takes(place):
             _add_dataset(inbox, place, listing)
     for path in linked:
         if not datasets.intersection(path.parents):
-            listing.left[one_line(str(path))] = "it is a link to a directory; put that here"
+            listing.left[one_line(str(path))] = "it is a link to a directory; move it here"
     return listing
 
 
@@ -152,7 +152,7 @@ def _add_dataset(inbox: Location, place: PurePosixPath, listing: Listing) -> Non
         attributes = documents.parse(documents.read(tree, METADATA_NAME), str(tree))["attributes"]
         splits = sorted(attributes["splits"]) if attributes.get("complete") is True else None
     except (BadDataError, KeyError, TypeError, AttributeError):
-        splits = [""]  # opening it later raises the precise error
+        splits = [""]  # opening it later raises a more precise error
     except FileNotFoundError:
         splits = None
     if splits is None:

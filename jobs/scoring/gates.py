@@ -21,7 +21,7 @@ class Verdict:
     passed: bool
     """Whether it is at least the limit."""
     text: str
-    """What to say if the gate is missed."""
+    """The message if the gate is missed."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the verdict as recorded in the ledger."""

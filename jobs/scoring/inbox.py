@@ -81,16 +81,16 @@ class Inbox:
     def __init__(
         self, location: Location, staging: Location, lock: Lock, stop: Callable[[], None]
     ) -> None:
-        """Remove the temporary datasets of earlier passes; `stop` is called often, and may raise.
+        """Remove the temporary datasets of earlier passes; `stop` is called repeatedly.
 
-        Raw files are converted into datasets below `staging`. In an object store each pass uses a
-        name of its own there, because a former holder of the lock may still be writing.
+        Raw files are converted into datasets below `staging`. In an object store each pass uses its
+        own name there, because a former holder of the lock may still be writing.
         """
         self._location = location
         self._lock = lock
         self._stop = stop
         former = staging.drafts()
-        lock.check()  # still held, so none of the drafts listed belongs to a later holder
+        lock.check()  # still held, so no listed draft belongs to a later holder
         self._staging = staging.draft()
         for draft in former:
             if draft not in (staging, self._staging):
@@ -129,7 +129,7 @@ class Inbox:
         return "it was removed" if self._look(item.keys[0]) is None else "it is still being written"
 
     def _is_unchanged(self, item: Item) -> bool:
-        """Return whether an item's files are as they were listed first."""
+        """Return whether an item's files are unchanged since the first listing."""
         looks = [(self._look(key), self._first_look[key]) for key in item.keys]
         return all(now and first and now.version == first.version for now, first in looks)
 

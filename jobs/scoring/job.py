@@ -52,7 +52,7 @@ def score(
 ) -> ScoreResult:
     """Score one split of a dataset with a checkpoint of a run, and record it in the ledger.
 
-    Existing scores are returned as they are; an interrupted scoring is continued.
+    Existing scores are returned unchanged; an interrupted scoring is continued.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ def score(
     ConflictError
         If another job is scoring the same split.
     QualityGateError
-        If a gate is missed; the scores are published all the same.
+        If a gate is missed; the scores are published anyway.
     UnreachableError
         If storage or the cluster cannot be used.
     StoppedError
@@ -99,8 +99,8 @@ def run_batch(
     """Score the splits or the inbox that the configuration names.
 
     An error in one split or file does not keep the others from being scored: the result's `errors`
-    has them all, and `ScoringResult.error` the most severe. Errors that concern all of them are
-    raised.
+    contains all errors, and `ScoringResult.error` the most severe. Errors that concern all splits
+    or files are raised.
 
     Parameters
     ----------
@@ -122,7 +122,7 @@ def run_batch(
     UnreachableError
         If the run, the inbox or the cluster cannot be used.
     StoppedError
-        After a signal; what has been scored is kept.
+        After a signal; finished scores are kept.
     """
     stop = stop or StopSignal()
     for split in config.splits:

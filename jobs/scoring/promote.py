@@ -71,7 +71,7 @@ class PromoteConfig:
 
 @dataclass(frozen=True, repr=False)
 class PromoteResult:
-    """The model that has a name now, and the one that had it before."""
+    """The model that has a name now, and the previous one."""
 
     name: str
     holder: Holder | None
@@ -114,7 +114,7 @@ def promote(
 
 
 def undo(models: Place, name: str, take_over: TakeOver | None = None) -> PromoteResult:
-    """Give a name back to the model that had it before; `UsageError` if no model has it."""
+    """Return a name to its previous model; raise `UsageError` if no model has it."""
     place = open_location(models)
     held_name(place, name)  # an unknown name must not leave a lock file
     with name_lock(place, name, take_over) as lock:

@@ -68,7 +68,7 @@ class ScoreResult:
 
 @dataclass(repr=False)
 class ScoringResult:
-    """Everything that one scoring job did."""
+    """The outcome of one scoring job."""
 
     run: Run
     """The run whose model scored."""

@@ -36,11 +36,11 @@ logger = logging.getLogger(__name__)
 
 
 class ModelError(BadDataError):
-    """The model itself cannot be used, whatever the rows are."""
+    """The model itself cannot be used, so no rows can be scored."""
 
 
 class Scorer:
-    """Scores datasets with one model; `result` collects what was done."""
+    """Scores datasets with one model; `result` collects the outcome."""
 
     def __init__(
         self, config: ScoreConfig, progress: Progress, stop: StopSignal, cluster: "OpenCluster"
@@ -56,7 +56,7 @@ class Scorer:
         self.scores = self.run.location.child(SCORES)
         checkpoint, warnings = choose_checkpoint(self.run, choice)
         self._checkpoint: Checkpoint | None = checkpoint
-        """Kept in memory until `model` uses it: a training may prune it in between."""
+        """Kept in memory until `model` uses it: a training run may prune it in between."""
         self._model: Model | None = None
         self.result = ScoringResult(self.run, checkpoint.parameters_digest, str(checkpoint.name))
         self._check_promoted()

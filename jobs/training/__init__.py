@@ -1,1 +1,1 @@
-"""How a network is trained: the step, the trainer, its forms on several cores and on a cluster."""
+"""Training: optimizer steps, the trainer, several cores, clusters, checkpoints and evaluation."""

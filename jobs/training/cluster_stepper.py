@@ -60,7 +60,7 @@ Position = Callable[[], tuple[int, int]]
 
 @dataclass(frozen=True)
 class GradientTask:
-    """What all gradient tasks of a training share."""
+    """The arguments that all gradient tasks of a training run share."""
 
     rows: OrderedRows
     network: str
@@ -76,7 +76,7 @@ class ThreadScratch(threading.local):
 
 
 class GradientWorkerState(Closing):
-    """A worker's state between the steps of one training."""
+    """A worker's state between the steps of one training run."""
 
     def __init__(self, task: GradientTask) -> None:
         """Open the dataset."""
@@ -100,7 +100,7 @@ def gradient_sum(
     batch_rows: int,
     parameters: Handle | Floats,
 ) -> VectorResult:
-    """Compute what micro-batches add to the gradient of a mini-batch of `batch_rows` rows.
+    """Compute the part of micro-batches in the gradient of a mini-batch of `batch_rows` rows.
 
     The micro-batches are one subtree of the fixed tree, in which the loss is summed too. Raises
     `BadDataError` if the rows cannot be read.
@@ -138,8 +138,8 @@ class ClusterDataParallelStep(Closing):
     ) -> None:
         """Start from copies of `parameters` and of the optimizer's `state`.
 
-        `position` returns where the next mini-batch begins. `threads` add up the sums and take the
-        step.
+        `position` returns where the next mini-batch begins. `threads` threads add up the sums and
+        take the step.
         """
         self._cluster = cluster
         self._task = task

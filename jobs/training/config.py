@@ -1,4 +1,4 @@
-"""The settings of a training: typed, from options and TOML, to and from JSON."""
+"""The settings of a training run: typed, from options and TOML, to and from JSON."""
 
 import tomllib
 from collections.abc import Collection, Mapping
@@ -27,7 +27,7 @@ from storage.errors import (
 from storage.files import open_regular
 
 VALIDATION = "validation"
-"""The split that chooses the best epoch: the dataset's own, or the held-out rows."""
+"""The split that determines the best epoch: the dataset's own, or the held-out rows."""
 EVALUATED = ("train", VALIDATION, "test")
 BY_OPTIMIZER = {
     "learning_rate": {"sgd": 1.6, "momentum": 0.3, "nesterov": 0.3, "adam": 0.004, "adamw": 0.006},
@@ -48,7 +48,7 @@ ROUNDS_ONLY = {"parallel": ("rounds",)}
 
 @dataclass(frozen=True, repr=False)
 class TrainConfig:
-    """Everything except the dataset that the result of a training depends on."""
+    """All settings of a training run; with the dataset they determine its result."""
 
     network: str = setting_field(
         "Model",
@@ -296,7 +296,7 @@ class TrainConfig:
         ]
 
     def without_effect(self) -> list[Setting]:
-        """Return the settings that the other settings' values leave without any effect."""
+        """Return the settings that have no effect with the values of the others."""
         return [
             setting
             for setting in fields(self)

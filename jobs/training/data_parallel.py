@@ -48,7 +48,7 @@ class DataParallelStep(Closing):
     """Takes optimizer steps on several cores, to the same bits as on one.
 
     Micro-batches may be views of windows. Those of the other processes are copied; this process
-    takes its own one after the other, and holds none while it takes the next.
+    takes its own one at a time, and holds none while it takes the next.
     """
 
     def __init__(

@@ -32,7 +32,7 @@ class Evaluation:
 
 
 class Evaluator(Closing):
-    """Evaluates a range of rows repeatedly; reads the first rows of the next time ahead."""
+    """Evaluates a range of rows repeatedly, and reads the next evaluation's first rows ahead."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class Evaluator(Closing):
         return Evaluation(total.correct / total.rows, total.loss_sum / total.rows)
 
     def _block(self, parameters: Floats, batch: Batch) -> LossSum:
-        assert batch.targets is not None  # the split is labelled
+        assert batch.targets is not None  # the split has labels
         inputs, columns = network_inputs(batch.inputs, self._network.dtype, self._scaling)
         with ignore_overflow():
             return self._network.loss(parameters, inputs, batch.targets, columns)

@@ -27,7 +27,7 @@ Metrics = dict[str, Any]
 def history_of(checkpoint: Checkpoint) -> list[Metrics]:
     """Return the metrics recorded in a checkpoint, one line per completed epoch.
 
-    Raises `BadDataError` if they are invalid or of another number of epochs.
+    Raises `BadDataError` if they are invalid or have another number of epochs.
     """
     place = f"The manifest of checkpoint {checkpoint.name}"
     lines = check_history(checkpoint.progress.get("metrics"), place)
@@ -69,7 +69,7 @@ def history_columns(metrics: Sequence[Metrics]) -> dict[str, list[Any]]:
 
 
 class EpochTable:
-    """The lines that a training prints: a header, then one per epoch, in 80 columns.
+    """The lines that training prints: a header, then one per epoch, in 80 columns.
 
     Three evaluations leave no room for their cross-entropies.
     """

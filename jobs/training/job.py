@@ -113,17 +113,17 @@ def train(
     Parameters
     ----------
     config
-        All settings, or a mapping of some. The others are those of the run that is resumed, or the
+        All settings, or a mapping of some. The others are those of the resumed run, or the
         defaults.
     dataset
-        The dataset. None: that of the run that is resumed, or `data/mnist`.
+        The dataset. None: the dataset of the resumed run, or `data/mnist`.
     run
         Where to save the run.
     storage_options
         Options of an S3 store, for a dataset or run given by its URL.
     resume
-        Continue the run from its newest checkpoint, with the same result as if it had never
-        stopped. A run without a checkpoint is started.
+        Continue the run from its newest checkpoint, with the same result as an uninterrupted one. A
+        run without a checkpoint is started.
     take_over
         Allows taking the lock of a dead writer in an object store; called with its description.
     progress
@@ -181,7 +181,7 @@ def train(
 
 @dataclass
 class _Training:
-    """A running training: its run, its trainer, and the metrics of its epochs."""
+    """A training run in progress: its record, its trainer, and the metrics of its epochs."""
 
     run: Run
     config: TrainConfig
@@ -228,7 +228,7 @@ class _Training:
         return self._make_trainer(newest and (newest.tensors, newest.progress))
 
     def _announce(self, checkpoint: CheckpointName | None) -> None:
-        """Log what is trained and where it continues, without texts if the run is finished."""
+        """Log the network, dataset and starting point, without texts if the run is finished."""
         config, data = self.config, self.dataset
         rows = data.split("train").schema.rows - config.holdout
         texts = (
@@ -350,7 +350,7 @@ class _Training:
         if not next_batch:
             return  # the end of the epoch is saved separately
         every = self.config.checkpoint_every
-        # A round has several mini-batches, and may end after the one that is due.
+        # A round has several mini-batches, so it may end past the due one.
         due = every and next_batch // every != self.last_batch // every
         self.last_batch = next_batch
         if due or self.stop.requested:

@@ -33,7 +33,7 @@ ADDRESSES_OF_A_THREAD = 48 * 2**20
 
 
 def train_memory(config: TrainConfig, network: Network, dataset: Dataset) -> int:
-    """Return the bytes that a training needs at most."""
+    """Return the bytes that training needs at most."""
     schema = dataset.split("train").schema
     batch_size = config.batch_size or schema.rows - config.holdout
     micro_batches = micro_batch_count(config.micro_batches, batch_size)

@@ -136,7 +136,7 @@ class Model:
 
 
 def model_of(run: Run, checkpoint: Checkpoint) -> Model:
-    """Return the model of a loaded checkpoint; raise `BadDataError` if it is not the run's."""
+    """Return the model of a loaded checkpoint; raise `BadDataError` if it does not fit the run."""
     place = f"{run.location}/{RECORD}"
     config = TrainConfig.from_json(run.configuration, place)
     try:

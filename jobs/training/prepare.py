@@ -1,4 +1,4 @@
-"""Prepare a training: settings that fit the dataset, and the run to begin or to resume."""
+"""Prepare a training run: settings that fit the dataset, and the run to start or to resume."""
 
 import logging
 import os
@@ -27,14 +27,14 @@ from storage.runs import RECORD, Run, create_run, open_run, run_exists
 logger = logging.getLogger(__name__)
 
 SHOWN_CLASSES = 10
-"""Number of classes that a warning names at most."""
+"""The most classes that a warning names."""
 VERSIONS = {"order": ORDER_VERSION, "step": STEP_VERSION}
 
 
 def recorded_run(location: Location, *, resume: bool) -> Run | None:
     """Return the run to resume, if there is one.
 
-    Raises `ConflictError` if another release began it, with another order or arithmetic.
+    Raises `ConflictError` if another release started it, with another order or arithmetic.
     """
     if not (resume and run_exists(location)):
         return None
@@ -42,7 +42,7 @@ def recorded_run(location: Location, *, resume: bool) -> Run | None:
     if run.versions != VERSIONS:
         raise ConflictError(
             f"The run {location} has versions {run.versions}; this release has {VERSIONS}. "
-            "Continue it with the release that began it."
+            "Continue it with the release that started it."
         )
     return run
 
@@ -195,7 +195,7 @@ def check_fit(config: TrainConfig, dataset: Dataset) -> tuple[Layer, ...]:
 
 
 def _check_validation(config: TrainConfig, dataset: Dataset) -> None:
-    """Raise `UsageError` unless the validation rows are clear, or not needed."""
+    """Raise `UsageError` if validation rows are ambiguous, or needed and missing."""
     if VALIDATION in dataset.splits and config.holdout:
         raise UsageError(
             f"{dataset.location} has a validation split; leave out --holdout {config.holdout}, "
@@ -242,7 +242,7 @@ def check_dataset(run: Run, dataset: Dataset) -> None:
 
 
 def begin_run(location: Location, config: TrainConfig, dataset: Dataset) -> Run:
-    """Begin a run and record its complete configuration, so that every release continues it."""
+    """Start a run and record its complete configuration, so that every release can resume it."""
     place = str(dataset.location)
     return create_run(
         location,
@@ -281,7 +281,7 @@ def reconfigured(run: Run, config: TrainConfig, newest: Checkpoint | None) -> Ru
 
 
 def warn_of_environment(run: Run) -> None:
-    """Warn if NumPy, its BLAS or the machine differ from those that the run was begun with."""
+    """Warn if NumPy, its BLAS or the machine differ from those at the start of the run."""
     here = environment()
     differing = [
         f"{name} was {run.environment.get(name)!r}, is {here[name]!r}"
@@ -290,7 +290,7 @@ def warn_of_environment(run: Run) -> None:
     ]
     if differing:
         logger.warning(
-            "The run was begun in another environment, so the last digits of its results may "
+            "The run was started in another environment, so the last digits of its results may "
             "differ (%s).",
             "; ".join(differing),
         )
@@ -326,13 +326,13 @@ def warn_of_evaluation(config: TrainConfig, dataset: Dataset) -> None:
 
 
 def _warn_of_holdout(rows: int, dataset: Dataset) -> None:
-    """Warn if the held-out rows have a class that is not trained on, or a single class."""
+    """Warn if the held-out rows contain all rows of a class, or a single class."""
     split, names = dataset.split("train"), np.array(dataset.class_names)
     first, before = divmod(split.schema.rows - rows, split.schema.chunk_rows)
     held = split.chunk_class_counts[first:].sum(axis=0)
     if before:
         targets = split.read_chunk(first).targets
-        assert targets is not None  # the split is labelled
+        assert targets is not None  # the split has labels
         held -= targets[:before].sum(axis=0, dtype=np.int64)
     unseen = names[(held > 0) & (held == np.array(split.record.class_counts))][:SHOWN_CLASSES]
     if len(unseen):

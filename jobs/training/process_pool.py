@@ -36,7 +36,7 @@ SPINS = 2_000
 PATIENCE = 0.25
 """Seconds of sleep after which a process checks that the other one is still alive."""
 STUCK_SECONDS, STUCK_TIMES = 60.0, 20.0
-"""A process that takes this long plus this many times as long as the owner is stuck."""
+"""A process is stuck if it takes this long, plus this many times as long as the owner."""
 MOST_DESCRIPTORS = 65_536
 FORKS = hasattr(os, "fork") and sys.platform != "darwin"
 """Whether a fork can compute: on macOS system libraries such as BLAS may hang in one."""
@@ -106,7 +106,7 @@ class ProcessPool(Closing):
             )
 
     def close(self) -> None:
-        """Kill the forks, which hold nothing that could be lost."""
+        """Kill the forks; no data is lost."""
         for process in self._others:
             process.end()
 
@@ -131,7 +131,7 @@ class _Process:
         self._requested.release()
 
     def take_back(self) -> bool:
-        """Take the task back if the process has not begun it; return whether that is so."""
+        """Cancel the task if the process has not begun it; return whether it was cancelled."""
         return self._requested.acquire(False)
 
     def reply(self, limit: float) -> Reply | None:

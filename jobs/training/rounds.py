@@ -151,7 +151,7 @@ def outer_step(
 
 
 def ordered_rows(config: TrainConfig, dataset: Dataset) -> OrderedRows:
-    """Return the rows of a training in order, from which workers read."""
+    """Return the training rows in order, from which workers read."""
     schema = dataset.split("train").schema
     return OrderedRows(
         dataset=dataset.location,
@@ -171,7 +171,7 @@ def ordered_rows(config: TrainConfig, dataset: Dataset) -> OrderedRows:
 
 @dataclass(frozen=True)
 class RoundTask:
-    """What all rounds of a training share."""
+    """The arguments that all rounds of a training run share."""
 
     rows: OrderedRows
     config: TrainConfig
@@ -225,7 +225,7 @@ class ReplicaResult:
 
 
 class RoundWorkerState(Closing):
-    """Readers and update rule of a process that takes steps for one or more replicas."""
+    """The readers and the update rule of a process that takes steps for one or more replicas."""
 
     def __init__(self, work: RoundTask) -> None:
         """Prepare to take steps; rows are read by `take`."""
@@ -293,7 +293,7 @@ class RoundWorkerState(Closing):
         finally:
             with self._lock:
                 if reader is not self._all:
-                    another = self._idle.pop(steps.replica, None)  # of a repeated task
+                    another = self._idle.pop(steps.replica, None)  # left by a repeated task
                     self._idle[steps.replica] = reader
             if another is not None:
                 another.close()

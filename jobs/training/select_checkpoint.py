@@ -73,8 +73,8 @@ def choose_checkpoint(run: Run, choice: str) -> tuple[Checkpoint, tuple[str, ...
     """Return the checkpoint `best`, `latest`, of an epoch or of a model's digest; and warnings.
 
     `best` has the lowest validation loss; without validation it is the latest. A checkpoint's name
-    (`000010-000000`) is a choice too. There is a warning if the newest checkpoint is damaged and
-    another one is the best. If a training prunes the checkpoint while it is read, the choice is
+    (`000010-000000`) is accepted too. Returns a warning if the newest checkpoint is damaged and
+    another one is the best. If a training run prunes the checkpoint while it is read, the choice is
     repeated. Raises `BadDataError` if the checkpoint is damaged or does not exist, and `UsageError`
     for an invalid choice.
     """
@@ -120,7 +120,7 @@ def _newest_or_best(run: Run, choice: str) -> tuple[Checkpoint, tuple[str, ...]]
     best = best_checkpoint(metrics) if choice == "best" else None
     if warnings and (best is None or best > newest.name):
         raise BadDataError(
-            f"{warnings[0]} The newest sound one is {newest.name} (epoch-step); choose it by "
+            f"{warnings[0]} The newest sound one is {newest.name} (epoch-step); choose it with "
             f"--checkpoint {newest.name}, or continue training from it with "
             "`pipeline train --resume`."
         )

@@ -78,7 +78,7 @@ def convert(setting: Setting, value: Any, place: str) -> Any:
         try:
             return float(value)
         except OverflowError:
-            return math.inf  # which is out of range
+            return math.inf  # infinity is out of range
     if type(value) is not expected:
         wanted = f"{TYPE_NAMES[expected]} {setting.metadata['unit']}".rstrip()
         raise UsageError(f"{place} gives {setting.name} as {_shown(value)}; expected {wanted}.")

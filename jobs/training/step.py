@@ -64,12 +64,12 @@ def subtree_size(micro_batches: int, workers: int, most: int) -> int:
 
 
 def ignore_overflow() -> AbstractContextManager[Any]:
-    """Silence NumPy in this thread when a training diverges: an error reports it from the loss."""
+    """Silence NumPy's warnings in this thread: divergence is detected from the loss."""
     return np.errstate(over="ignore", invalid="ignore")
 
 
 def thread_count(threads: int) -> int:
-    """Return the number of cores of `--threads`; 0 is all that this process may use."""
+    """Return the number of cores for `--threads`; 0 means all that this process may use."""
     return threads or usable_cores()
 
 

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from pipeline.cluster.client import Cluster
 
 FAR_FROM_ONE = 10.0
-"""Scaled inputs larger than this deserve a warning, and are a likelier cause of a divergence than
-the learning rate."""
+"""Scaled inputs larger than this get a warning, and are a likelier cause of divergence than the
+learning rate."""
 
 
 class TrainingState(Protocol):
@@ -61,7 +61,7 @@ class TrainingStep(TrainingState, Protocol):
 
 
 class Trainer(Closing):
-    """The state of a training, and the steps that change it."""
+    """The state of a training run, and the steps that change it."""
 
     reads_rows = True
     """Whether this process reads the rows, or only follows their order."""
@@ -74,7 +74,7 @@ class Trainer(Closing):
         state: Any = None,
         cluster: "Cluster | None" = None,
     ) -> None:
-        """Start a training, or continue it from a checkpoint's `(tensors, progress)`."""
+        """Start training, or continue from a checkpoint's `(tensors, progress)`."""
         self.config = config
         self._dataset = dataset
         self._cluster = cluster
@@ -161,7 +161,7 @@ class Trainer(Closing):
                 self.sums += loss
             self.check_finite(f"the loss of step {self.steps}", self.sums.loss_sum)
             after_step()
-        # The last step is in no loss yet.
+        # No loss includes the last step yet.
         self.check_finite("the largest parameter", float(np.abs(self.parameters).max()))
 
     def _losses(self) -> Iterator[list[LossSum]]:

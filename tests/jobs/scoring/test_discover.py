@@ -59,7 +59,7 @@ def test_link_to_a_directory(outside: bool, tmp_path: Path) -> None:
         (inbox / name).symlink_to(tmp_path if outside else inbox / "monday")
     listing = listing_of(inbox)
     assert ["monday/images.idx"] == [item.name for item in listing.items]
-    assert {"today": "it is a link to a directory; put that here"} == listing.left
+    assert {"today": "it is a link to a directory; move it here"} == listing.left
 
 
 def test_directory_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

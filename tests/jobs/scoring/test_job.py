@@ -226,7 +226,7 @@ def test_damaged_newest(run: Path, digits: Path) -> None:
     """If the newest checkpoint is damaged, the one before scores only if chosen explicitly."""
     state = run / CheckpointName(2, 0).key / STATE
     state.write_bytes(state.read_bytes()[:-1])
-    with pytest.raises(BadDataError, match="choose it by --checkpoint 000001-000000"):
+    with pytest.raises(BadDataError, match="choose it with --checkpoint 000001-000000"):
         score(run=run, dataset=digits)
     result = score(run=run, dataset=digits, checkpoint="000001-000000")
     assert "000001-000000" == result.metrics["checkpoint"]
