@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks [NAMES]`: measure, print one table, write JSON."""
+"""Run benchmarks, print one table and write JSON: `python -m tests.benchmarks [NAMES]`."""
 
 import argparse
 import json
@@ -36,10 +36,14 @@ LARGE = {"scale": bench_scale, "cluster": bench_cluster}
 
 def main() -> None:
     """Run the named benchmarks, by default all but the large ones."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAMES", help=", ".join(BENCHMARKS | LARGE))
-    parser.add_argument("--rounds", type=int, default=5, help="counted rounds of each contest")
-    parser.add_argument("--json", type=Path, default=Path("benchmarks.json"), help="where to")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks",
+        description="Run benchmarks, print one table and write JSON.",
+    )
+    names_help = f"any of {', '.join(BENCHMARKS | LARGE)} (default: all but {', '.join(LARGE)})"
+    parser.add_argument("names", nargs="*", metavar="NAMES", help=names_help)
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of each comparison")
+    parser.add_argument("--json", type=Path, default=Path("benchmarks.json"), help="file to write")
     arguments = parser.parse_args()
     names = arguments.names or list(BENCHMARKS)
     known = BENCHMARKS | LARGE

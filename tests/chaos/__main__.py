@@ -64,12 +64,21 @@ def main() -> int:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.chaos",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     for name, default in DEFAULTS.items():
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--only", default="", metavar="NAMES")
+        help_text = f"number of {name}; other counts scale with it (default: {default:,})"
+        parser.add_argument(f"--{name}", type=int, default=default, help=help_text)
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random choices")
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, help="cases to run at the same time"
+    )
+    parser.add_argument(
+        "--only", default="", metavar="NAMES", help=f"experiments to run: {', '.join(MODULES)}"
+    )
     parser.add_argument(
         "--cluster", action="store_true", help="run jobs on clusters whose workers keep dying"
     )
