@@ -202,8 +202,10 @@ def load_newest(
     if list_checkpoints(run) != names:
         yield from load_newest(run, template)
     elif names:
+        several = f"All {len(names)} checkpoints of {run.location} are"
+        damaged = several if len(names) > 1 else f"The only checkpoint of {run.location} is"
         raise BadDataError(
-            f"All {len(names)} checkpoints of {run.location} are damaged; nothing was changed. "
+            f"{damaged} damaged; nothing was changed. "
             f"Restore one, or the {RECORD} that they belong to, or train into another --run."
         )
 

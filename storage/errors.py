@@ -100,6 +100,11 @@ def did_you_mean(word: str, known: Iterable[str], parent: str = "") -> str:
     return f" Did you mean {parent + folded[nearest[0]]!r}?" if nearest else ""
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number and its noun: `1 row`, `1,000 rows`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def nearest_place(place: str) -> str:
     """Return ` Did you mean 'runs/mnist'?` for a misspelt local path, or an empty string."""
     parent, name = os.path.split(place)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.decoding import BLOCK_BYTES, GZIP_MAGIC, XZ_MAGIC, DecodedFile, FileDigests
-from storage.errors import BadDataError
+from storage.errors import BadDataError, counted
 from storage.location import Closing
 
 ELEMENT_TYPES: dict[int, np.dtype[Any]] = {
@@ -131,8 +131,7 @@ class IdxReader(Closing):
         """Check that the file ends after its last row; return its digests."""
         extra = self._file.readinto(memoryview(bytearray(BLOCK_BYTES)))
         if extra:
-            more = "or more " if extra == BLOCK_BYTES else ""
-            raise _trailing_error(self._file, self.header, f"{extra:,} {more}bytes")
+            raise _trailing_error(self._file, self.header, extra)
         if self._file.cut_off:
             raise BadDataError(
                 f"{self.path}: its {self._file.compression} data is cut off before the checksum "
@@ -165,23 +164,27 @@ def _check_raw_size(file: DecodedFile, header: IdxHeader, stored_size: int) -> N
     if excess < 0:
         raise _cut_off_error(file, header, stored_size)
     if excess > 0:
-        raise _trailing_error(file, header, f"{excess:,} bytes")
+        raise _trailing_error(file, header, excess)
 
 
 def _cut_off_error(file: DecodedFile, header: IdxHeader, available: int) -> BadDataError:
     whole_rows = (available - header.header_bytes) // header.row_bytes
     return BadDataError(
-        f"{file.path}: the data is cut off after {whole_rows:,} whole rows "
-        f"({available:,} bytes{' decoded' if file.compression else ''}); expected "
-        f"{header.shape[0]:,} rows ({header.file_bytes:,} bytes) by its header. "
+        f"{file.path}: the data is cut off after {counted(whole_rows, 'whole row')} "
+        f"({counted(available, 'byte')}{' decoded' if file.compression else ''}); expected "
+        f"{counted(header.shape[0], 'row')} ({header.file_bytes:,} bytes) by its header. "
         f"{_byte_order_hint(header) or _GET_IT_AGAIN}"
     )
 
 
-def _trailing_error(file: DecodedFile, header: IdxHeader, amount: str) -> BadDataError:
+def _trailing_error(file: DecodedFile, header: IdxHeader, extra: int) -> BadDataError:
+    """Return the error for bytes after the last row: `extra` of them, or more if it is a block."""
+    amount = "1 byte follows" if extra == 1 else f"{extra:,} bytes follow"
+    if extra == BLOCK_BYTES:
+        amount = f"{extra:,} or more bytes follow"
     return BadDataError(
-        f"{file.path}: {amount} follow the end of its {header.shape[0]:,} rows; expected the end "
-        f"of the file, by its header {header.shape}. {_GET_IT_AGAIN}"
+        f"{file.path}: {amount} the end of its {counted(header.shape[0], 'row')}; expected the "
+        f"end of the file, by its header {header.shape}. {_GET_IT_AGAIN}"
     )
 
 

@@ -20,7 +20,7 @@ from jobs.training.history import EpochTable, check_history
 from pipeline.ingest import IngestResult
 from storage.checkpoints import list_checkpoints, load_checkpoint, recorded_metrics
 from storage.dataset import Dataset, open_dataset, replaced_sibling
-from storage.errors import BadDataError, nearest_place
+from storage.errors import BadDataError, counted, nearest_place
 from storage.location import Location
 from storage.runs import METRICS, RECORD, SCORES, Run, open_run
 from storage.schema import METADATA_NAME
@@ -192,7 +192,7 @@ def inspect_run(run: Run) -> Report:
         parts.append("scores\n" + "\n".join(f"  scores/{name}" for name in scores))
     digests = [("dataset", run.dataset_digest)]
     digests += [(one["name"], one["parameters_digest"]) for one in checkpoints if one["sound"]]
-    epochs = f"{len(metrics)} of {run.configuration['epochs']} epochs"
+    epochs = f"{len(metrics)} of {counted(run.configuration['epochs'], 'epoch')}"
     accuracy = f", {_accuracy_text(metrics[-1]).lower()}" if metrics else ""
     summary = f"{run.location}: {epochs}{accuracy}"
     details = "\ndigests\n" + facts(digests)
@@ -248,8 +248,8 @@ def train_report(result: "TrainResult") -> Report:
     }
     lines = [f"{run} is already trained."] if result.already_done else []
     if result.stopped_early:
-        patience = result.config.patience
-        lines.append(f"Stopped early: no lower validation loss in {patience} epochs.")
+        patience = counted(result.config.patience, "epoch")
+        lines.append(f"Stopped early: no lower validation loss in {patience}.")
     summary = f"model {digest[:SHORT_DIGEST]} in {run}"
     if taken:
         rank = f", the best of {epochs:,}" if best else ""

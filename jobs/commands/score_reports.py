@@ -13,7 +13,7 @@ from jobs.output import local_time, one_line, percent
 from jobs.scoring.promote import PromoteResult
 from jobs.scoring.records import failure_text
 from jobs.scoring.result import ScoreResult, ScoringResult
-from storage.errors import UsageError
+from storage.errors import UsageError, counted
 from storage.ledger import FAILED_EVENT, SCORED, Entry, Ledger
 from storage.location import Location
 from storage.models import Holder, ModelName
@@ -109,11 +109,12 @@ def _split_report(result: ScoreResult) -> Report:
     schema, quality = result.scores.schema, result.metrics["quality"]
     location = f"scores in {result.scores.location}"
     parts = [f"{schema.split} is already scored with this model.\n"] if result.already_done else []
-    summary = f"{schema.rows:,} rows of {schema.split} without labels; {location}"
+    rows = counted(schema.rows, "row")
+    summary = f"{rows} of {schema.split} without labels; {location}"
     if quality:
         parts.append(quality_text(quality) + "\n")
         summary = f"{schema.split.capitalize()} accuracy {percent(quality['accuracy'])}; {location}"
-        parts.append(f"Cross-entropy {quality['cross_entropy']:.4f} on {schema.rows:,} rows")
+        parts.append(f"Cross-entropy {quality['cross_entropy']:.4f} on {rows}")
     parts.append(fit(summary))
     parts += _outputs([result])
     digests = [("model", schema.model_digest), ("dataset", schema.dataset_digest)]

@@ -9,6 +9,7 @@ from textwrap import TextWrapper
 from typing import Any
 
 from jobs.output import one_line
+from storage.errors import counted
 
 SHORT_DIGEST = 12
 """Digits of a digest in tables and summaries; --verbose and --json print all 64."""
@@ -111,4 +112,4 @@ def size(count: int) -> str:
     for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if count >= scale:
             return f"{count / scale:.1f} {unit}"
-    return f"{count} bytes"
+    return counted(count, "byte")

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from jobs.scoring.result import INTERNAL_ERROR, SHOWN_NAMES, ScoreResult
-from storage.errors import BadDataError, InternalError, PipelineError, QualityGateError
+from storage.errors import BadDataError, InternalError, PipelineError, QualityGateError, counted
 from storage.events import event
 from storage.ledger import FAILED, FAILED_EVENT, FOUND, JUDGED, SCORED, Entry, Ledger
 from storage.runs import SCORES
@@ -156,9 +156,8 @@ class Records:
             names = [str(one["file"]) for one in self._bad if one["exit"] == error_type.exit_code]
             if names:
                 yield error_type(
-                    f"{len(names):,} file{'s' * (len(names) > 1)} of the inbox could not be "
-                    f"scored{bug}: {', '.join(names[:SHOWN_NAMES])}. The errors are recorded in "
-                    f"{place}.{remedy}"
+                    f"{counted(len(names), 'file')} of the inbox could not be scored{bug}: "
+                    f"{', '.join(names[:SHOWN_NAMES])}. The errors are recorded in {place}.{remedy}"
                 )
 
 

@@ -18,7 +18,7 @@ from jobs.scoring.retry import POLL_SECONDS, pause
 from jobs.signals import StopSignal
 from jobs.training.select_checkpoint import choose_checkpoint, choose_dataset
 from storage.checkpoints import Checkpoint
-from storage.errors import BadDataError, ConflictError, QualityGateError
+from storage.errors import BadDataError, ConflictError, QualityGateError, counted
 from storage.events import Progress, event
 from storage.ledger import FOUND, SCORED, Ledger
 from storage.location import Location
@@ -221,7 +221,7 @@ class Scorer:
 def _report(result: ScoreResult) -> None:
     rows, place, text = result.scores.schema.rows, str(result.scores.location), ""
     if result.file and not result.already_done:
-        text = f"{result.file}: {rows:,} rows scored"
+        text = f"{result.file}: {counted(rows, 'row')} scored"
     event(
         logger,
         FOUND if result.already_done else SCORED,

@@ -6,7 +6,7 @@ from typing import Any
 from jobs.output import percent
 from storage.checkpoints import Checkpoint
 from storage.documents import check_fields
-from storage.errors import BadDataError
+from storage.errors import BadDataError, counted
 
 LINE = {
     "epoch": int,
@@ -33,7 +33,8 @@ def history_of(checkpoint: Checkpoint) -> list[Metrics]:
     lines = check_history(checkpoint.progress.get("metrics"), place)
     if len(lines) != checkpoint.name.epoch:
         raise BadDataError(
-            f"{place} has the metrics of {len(lines):,} epochs; expected {checkpoint.name.epoch:,}."
+            f"{place} has the metrics of {counted(len(lines), 'epoch')}; expected "
+            f"{checkpoint.name.epoch:,}."
         )
     return lines
 

@@ -40,7 +40,7 @@ from storage.checkpoints import (
     sweep_checkpoints,
 )
 from storage.dataset import Dataset
-from storage.errors import ConflictError
+from storage.errors import ConflictError, counted
 from storage.events import Progress, event, for_people, no_progress
 from storage.location import TakeOver
 from storage.places import Place, open_location
@@ -232,8 +232,8 @@ class _Training:
         config, data = self.config, self.dataset
         rows = data.split("train").schema.rows - config.holdout
         texts = (
-            f"Training {config.network} on {rows:,} rows of {data.location}",
-            f"Run {self.run.location}: {_count(config.epochs, 'epoch')} on {self._computers()}",
+            f"Training {config.network} on {counted(rows, 'row')} of {data.location}",
+            f"Run {self.run.location}: {counted(config.epochs, 'epoch')} on {self._computers()}",
             _resumed_text(checkpoint) if checkpoint else "",
         )
         training, run, resumed = ("", "", "") if self._finished else texts
@@ -255,10 +255,10 @@ class _Training:
         config = self.config
         if self.cluster is not None:
             workers = len(self.cluster.workers())
-            return _count(workers, "worker") if workers else "a cluster"
+            return counted(workers, "worker") if workers else "a cluster"
         assert config.micro_batches is not None  # the configuration is complete
         cores = min(thread_count(config.threads), config.micro_batches)
-        return _count(1 if config.parallel == "rounds" else cores, "core")
+        return counted(1 if config.parallel == "rounds" else cores, "core")
 
     def _make_trainer(self, state: Any) -> Trainer:
         trainer: type[Trainer] = Trainer
@@ -360,7 +360,7 @@ class _Training:
     def _stop_if_requested(self) -> None:
         if self.stop.requested and not self._finished:
             self.stop.raise_stopped(
-                f"Stopped after {self.trainer.steps:,} steps; the checkpoint is saved. "
+                f"Stopped after {counted(self.trainer.steps, 'step')}; the checkpoint is saved. "
                 "Run the same command with --resume to continue."
             )
 
@@ -391,10 +391,6 @@ class _Training:
 
     def _digest(self) -> str:
         return parameters_digest(self.layers, self.trainer.parameters)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def _resumed_text(checkpoint: CheckpointName) -> str:

@@ -32,7 +32,7 @@ from distributed.utils import LoopRunner, format_dashboard_link
 from pipeline.cluster.client import CLOSE_SECONDS, POLL_SECONDS, STOPPED, Check, Cluster, Deadline
 from pipeline.cluster.options import ClusterOptions, address_in
 from pipeline.cluster.worker import reason
-from storage.errors import PipelineError, UnreachableError, causes
+from storage.errors import PipelineError, UnreachableError, causes, counted
 from storage.events import event
 from storage.files import check_room
 from storage.location import Closing
@@ -221,9 +221,9 @@ class LocalCluster(Closing):
                 self.dask = on_failure.enter_context(_start(options, directory))
             except Exception as error:  # Dask turns a lack of resources into many kinds of errors
                 raise UnreachableError(
-                    f"Cannot start {workers} workers ({reason(_system_error(error))}). Use fewer "
-                    "--workers, or raise the limits on processes (ulimit -u), open files (-n) and "
-                    "memory (-v)."
+                    f"Cannot start {counted(workers, 'worker')} ({reason(_system_error(error))}). "
+                    "Use fewer --workers, or raise the limits on processes (ulimit -u), open files "
+                    "(-n) and memory (-v)."
                 ) from error
             self._resources = on_failure.pop_all()
 

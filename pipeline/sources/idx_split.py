@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.sources.splits import LoadedPart, Part, SourceFile, SplitSource
 from storage.decoding import FileDigests, hash_stored
-from storage.errors import BadDataError
+from storage.errors import BadDataError, counted
 from storage.events import Progress
 from storage.idx import IdxHeader, IdxReader
 
@@ -58,8 +58,9 @@ class IdxSplit(SplitSource):
             )
         if rows != self.rows:
             raise BadDataError(
-                f"{path} has {rows:,} labels, but {self.origin} has {self.rows:,} images; "
-                "expected equal numbers. Take both files from the same set and split."
+                f"{path} has {counted(rows, 'label')}, but {self.origin} has "
+                f"{counted(self.rows, 'image')}; expected equal numbers. Take both files from the "
+                "same set and split."
             )
 
     def label_values(self, progress: Progress) -> list[int]:

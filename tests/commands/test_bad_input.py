@@ -56,7 +56,7 @@ def assert_nothing_made(here: Path) -> None:
         (IMAGES, ".gz", lambda whole: whole[:7], ("header is cut off", "found 7 ", AGAIN)),
         (IMAGES, "", lambda whole: whole[:-1], ("cut off", "expected 300 rows", AGAIN)),
         (IMAGES, "", lambda whole: PACK[".gz"](whole)[:-9], (AGAIN,)),
-        (IMAGES, ".gz", lambda whole: whole + b"\0", ("1 bytes follow", AGAIN)),
+        (IMAGES, ".gz", lambda whole: whole + b"\0", ("1 byte follows", AGAIN)),
         (IMAGES, "", lambda _: images_header(0, 28, 28), ("empty", "Use a file that contains")),
         (LABELS, "", lambda whole: FEWER + whole[8:-1], ("299 labels", "300 images", "Take both")),
     ],

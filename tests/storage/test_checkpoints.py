@@ -195,6 +195,9 @@ def test_all_damaged_is_an_error(run: Run) -> None:
     with pytest.raises(BadDataError, match=r"All 3 checkpoints of .* are damaged"):
         newest(run)
     assert before == run.location.objects()
+    prune_checkpoints(run, CheckpointName(3, 0), 1, set())
+    with pytest.raises(BadDataError, match=r"The only checkpoint of .* is damaged"):
+        newest(run)
 
 
 def test_a_checkpoint_of_another_run_is_refused(run: Run, tmp_path: Path) -> None:

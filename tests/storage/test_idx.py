@@ -248,7 +248,9 @@ SWAPPED = "wrong byte order"
     [
         *((HEADER[:length], ("header is cut off", f"found {length} ")) for length in range(16)),
         (idx_bytes((10, 2, 2), bytes(30)), ("cut off after 7 whole rows", "expected 10 rows")),
-        (idx_bytes((2, 2), bytes(4 + 3)), ("3 bytes follow the end",)),
+        (idx_bytes((2, 2), bytes(4 + 3)), ("3 bytes follow the end of its 2 rows",)),
+        (idx_bytes((1, 2), bytes(2 + 1)), ("1 byte follows the end of its 1 row;",)),
+        (idx_bytes((2, 9), bytes(9)), ("after 1 whole row (", "expected 2 rows")),
         (idx_bytes((1, 2**13, 2**13 + 1)), ("64 MiB",)),
         (b"\0\0\x08\x03" + 3 * LARGE, ("64 MiB",)),
         (b"\0\0\x08\x40" + 64 * LARGE, ("64 MiB",)),
@@ -291,7 +293,7 @@ def test_header_alone(tmp_path: Path, ending: str) -> None:
     header, compression = read_header(start, size)
     assert ((99_999, 1), ending) == (header.shape, compression)
     if not ending:
-        with pytest.raises(BadDataError, match="1 bytes follow"):
+        with pytest.raises(BadDataError, match="1 byte follows"):
             read_header(start, size + 1)
 
 

@@ -245,7 +245,7 @@ def test_bytes_after_the_last_part(tmp_path: Path, name: str) -> None:
     write_set(tmp_path, ending=".gz")
     content = gzip.decompress((tmp_path / name).read_bytes())
     (tmp_path / name).write_bytes(gzip.compress(content + b"x"))
-    with pytest.raises(BadDataError, match="1 bytes follow"):
+    with pytest.raises(BadDataError, match="1 byte follows"):
         list(splits_of(tmp_path)[0].parts(100))
 
 
