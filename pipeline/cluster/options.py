@@ -27,9 +27,13 @@ class ClusterOptions:
     """Worker processes to start on this machine; 0 for no cluster, whatever Dask's configuration
     says."""
     tls_ca: str | None = None
+    """PEM file with the CA certificate of a `tls://` cluster."""
     tls_cert: str | None = None
+    """PEM file with this client's certificate."""
     tls_key: str | None = None
+    """PEM file with the private key of that certificate."""
     timeout: float = DEFAULT_TIMEOUT
+    """Longest wait in seconds for a scheduler, or for a worker if there is none."""
 
     def __post_init__(self) -> None:
         """Raise `UsageError` for options that exclude each other, or are incomplete."""
