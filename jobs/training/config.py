@@ -95,7 +95,8 @@ class TrainConfig:
         "Optimisation",
         "one-cycle",
         "Learning-rate schedule.",
-        "`cosine` falls to 0; `one-cycle` rises for 30 % of the steps, then falls to almost 0.",
+        "`constant` keeps the rate, `cosine` lowers it to 0, and `one-cycle` raises it for 30 % of "
+        "the steps, then lowers it to almost 0.",
         choices=SCHEDULES,
     )
     momentum: float = setting_field(
@@ -110,7 +111,8 @@ class TrainConfig:
         "Optimisation",
         None,
         "L2 strength.",
-        "With adamw it is decoupled weight decay, otherwise part of the gradient.",
+        "L2 regularisation is decoupled weight decay with adamw, and part of the gradient "
+        "otherwise.",
         default_text="0.1 for adamw, 0 otherwise",
         least=0,
         most=10**6,
@@ -157,8 +159,8 @@ class TrainConfig:
         "Evaluation",
         0,
         "Last training rows for validation.",
-        "For a dataset without a validation split. Its rows must be in random order: the last rows "
-        "of sorted files are of few classes.",
+        "For a dataset without a validation split. The training rows must be in random order: the "
+        "last rows of sorted files belong to few classes.",
         least=0,
         unit="of rows",
     )

@@ -25,7 +25,8 @@ class ClusterOptions:
     """The file that `dask scheduler --scheduler-file` writes."""
     workers: int | None = None
     """Worker processes to start on this machine; 0 for no cluster, whatever Dask's configuration
-    says."""
+    says. They import the calling script, which needs `if __name__ == "__main__":` around the call
+    of `connect`."""
     tls_ca: str | None = None
     """PEM file with the CA certificate of a `tls://` cluster."""
     tls_cert: str | None = None
