@@ -8,6 +8,7 @@ import pytest
 from tests.commands.sets import write_set
 from tests.docs.blocks import LANGUAGES, PAGES, REPOSITORY, blocks_of, is_known
 from tests.docs.session import pattern_of, session
+from tests.jobs.inboxes import put_images
 from tests.object_store.server import Store, create_bucket
 
 BLOCKS = {str(page.relative_to(REPOSITORY)): list(blocks_of(page)) for page in PAGES}
@@ -54,6 +55,8 @@ def test_page(
         env["MNIST_DIR"] = str(request.getfixturevalue("mnist_dir"))
     if "my-files" in code and "write_idx" not in code:
         write_set(tmp_path / "my-files")
+    if "new-files" in code and "mkdir new-files" not in code:
+        put_images(tmp_path / "new-files" / "monday-images-idx3-ubyte", 1)
     if "s3://" in code:
         store: Store = request.getfixturevalue("store")
         create_bucket(Store(store.endpoint, BUCKET))
