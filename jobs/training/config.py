@@ -224,8 +224,7 @@ class TrainConfig:
         """Fill in the optimizer's defaults; raise `UsageError` for a setting out of range."""
         for setting in fields(self):
             value = convert(setting, getattr(self, setting.name), "The configuration")
-            if value is None and setting.name in BY_OPTIMIZER:
-                value = BY_OPTIMIZER[setting.name][self.optimizer]
+            value = self.default(setting) if value is None else value
             check_range(setting, value)
             object.__setattr__(self, setting.name, value)
         self.evaluated_splits  # noqa: B018 - a property that checks

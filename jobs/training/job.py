@@ -63,7 +63,7 @@ class TrainResult:
     metrics: tuple[Metrics, ...]
     """The metrics of each epoch of the run, as in `metrics.jsonl`."""
     parameters_digest: str
-    """SHA-256 that identifies the model."""
+    """SHA-256 that identifies the model after the last epoch."""
     order_digest: str
     """SHA-256 over the rows of all mini-batches, in order."""
     best: CheckpointName | None
@@ -89,10 +89,11 @@ class TrainResult:
             for name, column in self.history.items()
             if name.endswith("_accuracy")
         )
+        best = f", best: checkpoint {self.best}" if self.best else ""
         return (
             f"<TrainResult of {self.run.location}>\n"
-            f"  epochs: {len(self.metrics)} of {self.config.epochs}{accuracies}\n"
-            f"  model: {self.parameters_digest[:12]}, order: {self.order_digest[:12]}"
+            f"  epochs: {len(self.metrics)} of {self.config.epochs}{accuracies}{best}\n"
+            f"  last model: {self.parameters_digest[:12]}, order: {self.order_digest[:12]}"
         )
 
 

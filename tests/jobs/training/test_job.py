@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from jobs.commands.reports import train_report
 from jobs.environment import environment
 from jobs.nn.architecture import parse_network
 from jobs.nn.initialise import initialise
@@ -387,6 +388,8 @@ def test_validation_split(validated: Path, tmp_path: Path) -> None:
     assert result.stopped_early
     assert result.best is not None
     assert 1 + int(np.argmin(entropies)) == result.best.epoch
+    assert repr(result).splitlines()[1].endswith(f", best: checkpoint {result.best}")
+    assert "Stopped early: no lower validation loss in 1 epoch.\n" in train_report(result).text
     inputs, labels = rows_of(validated, "validation")
     expected = judge(parameters_after(result, 1), inputs, labels)[1]
     assert pytest.approx(expected, rel=1e-5) == entropies[0]
