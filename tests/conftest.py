@@ -37,7 +37,7 @@ def mnist_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def store() -> Iterator[Store]:
-    """A server with the S3 API, with an empty bucket at first."""
+    """A server with the S3 API and an initially empty bucket."""
     with running_store() as running:
         yield running
 

@@ -200,7 +200,7 @@ def _report(error: BaseException) -> int:
 
 
 def _usage_message(error: click.ClickException) -> str:
-    """Return a command's usage and what is wrong with it."""
+    """Return a command's usage and the error."""
     message = _explain(error)
     context = error.ctx if isinstance(error, click.UsageError) else None
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
@@ -212,7 +212,7 @@ def _usage_message(error: click.ClickException) -> str:
 
 
 def _explain(error: click.ClickException) -> str:
-    """Return what is wrong, with the command or option that was probably meant."""
+    """Return the error, with the nearest command or option as a suggestion."""
     if isinstance(error, click.exceptions.NoSuchOption) and error.ctx:
         return error.message + _hint(error.option_name, error.ctx)
     if isinstance(error, click.exceptions.NoSuchCommand) and error.ctx:

@@ -141,7 +141,7 @@ def _choose(
             holder, verdicts = _judge(config, place, run, checkpoint, how)
             if missed(verdicts) is None:
                 pin_checkpoint(run, checkpoint.name)
-                load_checkpoint(run, checkpoint.name)  # a training may just have pruned it
+                load_checkpoint(run, checkpoint.name)  # a training run may just have pruned it
             break
         except BadDataError:
             if checkpoint.name in list_checkpoints(run):

@@ -1,1 +1,1 @@
-"""Experiments that kill processes, fail disk operations, damage files, and check the promises."""
+"""Experiments: kill processes, fail disk operations, damage files, and check the guarantees."""

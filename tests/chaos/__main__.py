@@ -25,13 +25,13 @@ MODULES = (
     "damage",
     "hostile",
 )
-"""Each has a tuple `EXPERIMENTS` whose cases may run side by side."""
+"""Modules, each with a tuple `EXPERIMENTS` whose cases may run in parallel."""
 DEFAULTS = {"kills": 200, "flips": 5000}
-"""The values that the experiments' own counts refer to; other values scale the counts."""
+"""Default values, to which the experiments' counts refer; other values scale the counts."""
 
 
 def experiments(only: set[str], cluster: bool = False) -> list[Experiment]:
-    """Return the experiments with these names or in these modules; without names, all."""
+    """Return the experiments with these names or in these modules; all, if none is named."""
     modules = (*MODULES, "cluster") if only else ("cluster",) if cluster else MODULES
     return [
         experiment

@@ -1,4 +1,4 @@
-"""A clock that jumps by up to a day either way, in any time zone, changes nothing but timestamps.
+"""A clock that jumps by up to a day in either direction, in any time zone, changes timestamps only.
 
     python -m tests.chaos.clock SEED COMMAND...
 
@@ -48,7 +48,7 @@ def age(place: Path, chance: random.Random) -> None:
 
 
 def jump(seed: int) -> None:
-    """Make every reading of the wall clock off by up to a day from now on."""
+    """Shift every later reading of the wall clock by up to a day."""
     chance = random.Random(seed)
     now, now_ns, plain = time.time, time.time_ns, datetime.datetime
 

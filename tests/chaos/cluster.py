@@ -1,4 +1,4 @@
-"""Jobs on failing clusters, and very long ones, produce the bits of a single process.
+"""Jobs on failing clusters, and very long jobs, have the same bits as in a single process.
 
 Workers live four seconds on average, and each that dies is replaced. Occasionally one is paused,
 or the scheduler dies and the same command runs again on a new cluster. Two more experiments pause a
@@ -221,7 +221,7 @@ class _Watch:
         self._held["tasks"].append(self._cluster.client.run_on_scheduler(_count_tasks))
 
     def check(self) -> None:
-        """Print what was held; raise `AssertionError` if it grew."""
+        """Print the memory and tasks held; raise `AssertionError` if they grew."""
         for name, held in self._held.items():
             half = len(held) // 2
             first, second = max(held[:half]), max(held[half:])

@@ -57,17 +57,17 @@ def _try_crash(stage: Stage, case: int, chance: random.Random) -> str:
 
 @dataclass
 class Written:
-    """A file of which not all bytes may have been synced."""
+    """A file that may have unsynced bytes."""
 
     descriptor: int
-    """A separate descriptor, to truncate the file whatever its name is by then."""
+    """A separate descriptor, to truncate the file even after it is renamed."""
     synced: int
     """Number of bytes that are known to be on disk."""
 
 
 @dataclass
 class Disk:
-    """A disk that keeps track of what has not been synced, and can lose it."""
+    """A disk that tracks unsynced data and names, and can lose them."""
 
     kept: Path
     """A directory on the same file system, for links to removed and replaced files."""
@@ -86,7 +86,7 @@ class Disk:
         self.kept.mkdir()
 
     def operate(self, name: str, real: Operation, arguments: tuple[Any, ...]) -> Any:
-        """Perform an operation and record what may be lost, or raise `Died`."""
+        """Perform an operation and record its unsynced data, or raise `Died`."""
         if self._done == self.survivors:
             self.dead = True
             if name == "close":
@@ -105,10 +105,10 @@ class Disk:
 
     @staticmethod
     def _nothing(*arguments: Any) -> None:
-        """Stand in for the operations that change no names."""
+        """Replace the operations that do not change names."""
 
     def lose(self, chance: random.Random) -> str:
-        """Lose some of what was not synced; return a description of it."""
+        """Lose some unsynced data; return a description of the loss."""
         losses = ""
         share = chance.choice((0.0, 0.5, 1.0))
         for _, what, undo in reversed(self._names):

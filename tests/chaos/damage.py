@@ -1,6 +1,6 @@
 """Damage to every kind of file is detected by `verify` and by the commands that use the file.
 
-Each case damages one file in a copy of what the three commands produced. Then `verify` and every
+Each case damages one file in a copy of the three commands' artefacts. Then `verify` and every
 command that reads the file are run: each gives the undisturbed result, or exits with code 3 and
 names the place. No other result and no other exit code is allowed.
 """
@@ -41,7 +41,7 @@ class Scene:
 
     whole: Subject
     other: Subject
-    """Made by the same commands from other rows, with the same file names."""
+    """A subject made by the same commands from other rows, with the same file names."""
     outcome: Outcome
     scores_at: dict[str, Outcome]
     """For each checkpoint, the scores of a run that ends there."""
@@ -79,7 +79,7 @@ def checkpoints(subject: Subject) -> list[str]:
 
 @contextmanager
 def halted(subject: Subject, checkpoint: str) -> Iterator[Path]:
-    """Copy the run as it was right after a checkpoint, without scores."""
+    """Copy the run's state right after a checkpoint, without scores."""
     with TemporaryDirectory(dir=subject.home) as directory:
         names = shutil.ignore_patterns(SCORES)
         run = Path(shutil.copytree(subject.run, Path(directory) / "run", ignore=names))
@@ -90,7 +90,7 @@ def halted(subject: Subject, checkpoint: str) -> Iterator[Path]:
 
 
 def score_latest(subject: Subject, run: Path) -> tuple[Ended, Outcome]:
-    """Score with the latest checkpoint; return how that ended, and the scores if any."""
+    """Score with the latest checkpoint; return the exit and message, and the scores if any."""
     ended = run_here(*subject.score, "--run", run, "--checkpoint", "latest")
     return ended, scores_outcome(open_location(run / SCORES)) if ended.code == 0 else {}
 
@@ -238,7 +238,7 @@ def uses(key: str) -> tuple[Use, ...]:
 
 
 def inspect(scene: Scene, copy: Subject, key: str) -> Ended:
-    """Run `inspect`, which need not refuse files that it only counts."""
+    """Run `inspect`, which may accept damaged files that it only counts."""
     return run_here("inspect", copy.home / key.partition("/")[0], "--quiet")
 
 
@@ -254,7 +254,7 @@ def resume(scene: Scene, copy: Subject, key: str) -> Ended:
 
 
 def train_to_the_end(scene: Scene, copy: Subject, run: Path) -> Ended:
-    """Train; a training that succeeds must have the oracle's result."""
+    """Train; if training succeeds, it must have the oracle's result."""
     ended = run_here(*copy.train, "--run", run)
     if ended.code == 0:
         assert scene.outcome["run"] == run_outcome(open_location(run)), "another training"

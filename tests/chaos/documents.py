@@ -1,4 +1,4 @@
-"""Forged documents: arbitrary values in any place of what the commands made, with valid seals.
+"""Forged documents: arbitrary values anywhere in the commands' artefacts, with valid seals.
 
 A forgery is drawn as a list of edits that can be applied to any document. Seals, digests and sizes
 are then recomputed, so that the contents themselves are tested.
@@ -225,7 +225,7 @@ def forge_quality(subject: Subject, changes: Edits) -> None:
 
 
 SPARSE_BYTES = 2**40
-"""Apparent size of a sparse file, which takes no space."""
+"""Apparent size of a sparse file, which takes no disk space."""
 
 TEXTS = (
     *(b"", b"null", b"[]", b"[" * 100_000, b'{"a":' * 100_000, b"1" * 10_000, b"\xff\xfe{}"),
@@ -310,7 +310,7 @@ def forge_config(subject: Subject, drawn: Any) -> None:
     names = list(subject.config.to_json())
     lines = [f"{names[number % len(names)]}{end} = {value}\n" for number, end, value in drawn]
     if not any(line.startswith("batch_size ") for line in lines):
-        lines.append(f"batch_size = {subject.config.batch_size}\n")  # the tiny set needs it
+        lines.append(f"batch_size = {subject.config.batch_size}\n")  # required by the tiny dataset
     (subject.home / "config.toml").write_text("".join(lines), errors="surrogatepass")
 
 

@@ -38,7 +38,7 @@ MEMORY = 2**30
 STACK = 2**19
 """Bytes of a thread's stack; the system's larger default would count as used memory."""
 PROCESSOR_SECONDS = 30
-"""Limit for one example; most take a hundredth of it."""
+"""Limit for one example in seconds; most take a hundredth of it."""
 SECRET = b"not for you"
 DASK = "dask."
 """Prefix of modules that may be unpickled: Dask pickles its graphs in memory to name them."""
@@ -71,7 +71,7 @@ def try_targets(
 
 
 class Watch:
-    """An audit hook that records what must not happen while a command runs."""
+    """An audit hook that records forbidden operations while a command runs."""
 
     def __init__(self) -> None:
         self.outside: str | None = None
@@ -98,7 +98,7 @@ class Watch:
 
 
 def run_session(home: Path, examples: int, number: int, names: list[str]) -> None:
-    """Run all examples of a session in this process, under limits from then on."""
+    """Run all examples of a session in this process, whose limits stay in effect."""
     watch = Watch()
     sys.addaudithook(watch)
     threading.stack_size(STACK)

@@ -35,7 +35,7 @@ Held = dict[str, int]
 
 
 def repeat(name: str, count: int, *case: Any) -> str:
-    """Repeat a job in a new process, whose second half must hold no more than its first."""
+    """Repeat a job in a new process; the second half must hold no more than the first."""
     process = subprocess.run(
         [sys.executable, "-W", "error", "-m", "tests.chaos.leaks", name, str(count)],
         cwd=REPOSITORY,

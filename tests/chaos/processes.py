@@ -31,9 +31,9 @@ class Work:
     """The duration of an undisturbed command in seconds."""
 
     start_up: float
-    """From its start until it holds the lock."""
+    """Seconds from its start until it holds the lock."""
     writing: float
-    """From then until its end."""
+    """Seconds from then until its end."""
 
 
 @contextmanager
@@ -69,7 +69,7 @@ def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]") ->
     while not condition():
         if process.poll() is not None:
             return False
-        time.sleep(0.001)  # only to leave the processor to the process
+        time.sleep(0.001)  # only to leave the processor to that process
     return True
 
 
@@ -93,7 +93,7 @@ def holder(lock: Path) -> int | None:
 
 
 def is_held(lock: Path) -> bool:
-    """Return whether any process holds a lock, whatever its file says."""
+    """Return whether any process holds a lock, regardless of its file's content."""
     try:
         with open(lock) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -142,7 +142,7 @@ def has_ended(process: "subprocess.Popen[str]", seconds: float = 0) -> bool:
 
 @contextmanager
 def paused(process: "subprocess.Popen[str]") -> Iterator[None]:
-    """Pause the process, wherever it is, while the block runs."""
+    """Pause the process while the block runs."""
     process.send_signal(signal.SIGSTOP)
     os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
     try:

@@ -47,7 +47,7 @@ class Scenario:
     makes: str
     """The artefact that the command makes: `dataset`, `run` or `scores`."""
     begin: Callable[[Subject], None]
-    """Creates, in an empty home, what the command needs."""
+    """Creates the command's preconditions in an empty home."""
     command: Callable[[Subject], list[str]]
 
 
@@ -110,7 +110,7 @@ class Stage:
 
     @contextmanager
     def subject(self) -> Iterator[Subject]:
-        """Copy what exists before the command."""
+        """Copy the preconditions of the command."""
         with TemporaryDirectory(dir=self.base) as home:
             yield _subject(self.base, "before").copy(Path(home) / "home")
 
@@ -188,7 +188,7 @@ def _history(base: Path) -> dict[str, Outcome]:
 
 
 def _read(read: Callable[[Location], Outcome], location: Location) -> Outcome | None:
-    """Return what a reader finds; None if nothing exists yet."""
+    """Return the outcome for a reader; None if nothing exists yet."""
     try:
         return read(location)
     except BadDataError as error:

@@ -1,7 +1,7 @@
 """The jobs of the experiments with real processes, and their expected results.
 
-The subject is larger than that of the experiments within one process, so that jobs write for a
-while and a random moment can fall anywhere.
+The subject is larger than that of the experiments within one process, so that a random moment can
+fall anywhere in a job's writes.
 """
 
 import shutil
@@ -64,7 +64,7 @@ class Job:
         self.check()
 
     def check(self) -> None:
-        """Check that the result is the oracle's, and that nothing but locks is left behind."""
+        """Check that the result is the oracle's, and that only locks are left behind."""
         outcome = self.read(open_location(self.target))
         differing = [key for key in self.expected if self.expected[key] != outcome.get(key)]
         assert not differing, f"other than undisturbed: {', '.join(differing)}"
@@ -79,7 +79,7 @@ class Scene:
     directory: Path
     oracle: Subject
     other: Subject
-    """A subject with other rows, and so another dataset."""
+    """A subject with other rows, hence another dataset."""
     expected: Outcome
     other_dataset: Outcome
     work: dict[str, Work]

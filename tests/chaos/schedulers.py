@@ -1,4 +1,4 @@
-"""Two schedulers with one inbox, which are killed: each file is still scored exactly once.
+"""Two schedulers share an inbox and are killed: each file is still scored exactly once.
 
 Both start the same job every second. Repeatedly one of them, or its job, is killed; a killed
 scheduler is started again, like a service.
@@ -97,7 +97,7 @@ class Service:
         return self.place / f"{self.name}.log"
 
     def jobs(self) -> list[int]:
-        """Return the jobs that were started and whose end is not logged, the latest last."""
+        """Return the jobs whose start is logged and whose end is not, the latest last."""
         running = []
         for line in self.log.read_text().splitlines():
             with suppress(ValueError):

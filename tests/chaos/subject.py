@@ -100,12 +100,12 @@ class Subject:
         return self.run / SCORES / home
 
     def copy(self, home: Path) -> "Subject":
-        """Copy everything that the commands made; the source is shared."""
+        """Copy all artefacts; the source is shared."""
         shutil.copytree(self.home, home, symlinks=True, ignore=shutil.ignore_patterns("source"))
         return Subject(home, self.source, self.config)
 
     def outcome(self) -> Outcome:
-        """Read and check the artefacts that exist; return what must be reproduced.
+        """Read and check the artefacts that exist; return their reproducible content.
 
         The keys are `dataset`, `run` and `scores`. Raises `BadDataError` if one is damaged or
         incomplete.

@@ -1,4 +1,4 @@
-"""Experiments with many cases, the plan of which to run, and the tally of their outcomes."""
+"""Experiments with many cases, plans that select cases, and the tally of outcomes."""
 
 import atexit
 import multiprocessing
@@ -18,11 +18,11 @@ OUTCOMES = ("survived", "detected", "harmless")
 """Good outcomes: the undisturbed result, the right error message, or no effect at all."""
 
 TryCase = Callable[[Any, int, random.Random], str]
-"""Tries one case, given what the cases share, and returns its outcome; raises `AssertionError`."""
+"""Tries one case, given the shared state, and returns its outcome; raises `AssertionError`."""
 
 
 TRIES = 50
-"""How many times another random moment is drawn for a case."""
+"""Number of random moments that are tried for a case."""
 
 
 class TooLateError(Exception):
@@ -31,7 +31,7 @@ class TooLateError(Exception):
 
 @dataclass(frozen=True)
 class Plan:
-    """Which cases of an experiment to run, and how."""
+    """The cases of an experiment to run, and the number of processes."""
 
     count: int
     """Number of cases; 0 for all of a finite experiment."""
@@ -101,7 +101,7 @@ class Experiment:
     count: int
     """Default number of cases in the long run; 0 for all."""
     prepare: Callable[[], Any] = lambda: None
-    """Returns what the cases share; cached for this process."""
+    """Returns the cases' shared state; cached for this process."""
     total: Callable[[Any], int] | None = None
     """Returns the number of cases of a finite experiment."""
     scaled_by: str = ""
@@ -139,7 +139,7 @@ class Experiment:
 
 
 def _attempt(try_case: TryCase, shared: Any, seed: str, case: int) -> tuple[str, str]:
-    """Return the outcome of one case and "", or "" and what went wrong."""
+    """Return the outcome of one case and "", or "" and a description of the failure."""
     chance = random.Random(f"{seed}|{case}")
     for _ in range(TRIES):
         try:

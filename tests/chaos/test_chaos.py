@@ -30,7 +30,7 @@ COUNTS = {
     "damage-flip": 106,  # every file twice
     "damage-truncate": 30,
     "damage-misplace": 36,
-    "damage-fallback": 6,  # each case damages one more checkpoint, the last one all
+    "damage-fallback": 6,  # each case damages one more checkpoint than the case before
     "hostile-sample": 1,
 }
 """Number of cases of each module or experiment."""
@@ -52,7 +52,7 @@ def test_experiment(name: str) -> None:
 
 @pytest.mark.parametrize("job", leaks.JOBS)
 def test_leaks(job: str) -> None:
-    """The second half of 40 repetitions needs no more files, threads or memory than the first."""
+    """The second half of 40 repetitions uses no more files, threads or memory than the first."""
     leaks.repeat(job, 40)
 
 

@@ -1,4 +1,4 @@
-"""The disk of the crash experiments loses exactly what a real one may lose."""
+"""The disk of the crash experiments loses exactly the data that a real disk may lose."""
 
 import random
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from tests.chaos.crashes import Disk, dying
 
 
 def possible_contents(directory: Path, write: Callable[[Path], None]) -> set[bytes | None]:
-    """Return what the file `new` may contain after `write` and a crash; None if it is missing."""
+    """Return the possible contents of `new` after `write` and a crash; None if it is missing."""
     contents: set[bytes | None] = set()
     for seed in range(40):
         place = directory / str(seed)

@@ -1,4 +1,4 @@
-"""Of two concurrent writers one works, and the other's error names it; readers never wait.
+"""One of two concurrent writers works, and the other's error names it; readers never wait.
 
 The holder of the lock is paused while others run: if they waited for it, they would hang.
 """
@@ -29,7 +29,7 @@ RACERS = 3
 
 
 def second_writer(name: str, scene: Scene, case: int, chance: random.Random) -> str:
-    """While one writes, a second is refused and readers can read; its death frees the lock."""
+    """While one job writes, a second is refused and readers can read; its death frees the lock."""
     killed = chance.random() < 0.5
     with scene.job(name) as job:
         with started(job.command) as process:
@@ -56,7 +56,7 @@ def is_published(job: Job) -> bool:
 
 
 def race(name: str, scene: Scene, case: int, chance: random.Random) -> str:
-    """Of several that start at once, some work and others are refused; the result is the same."""
+    """If several jobs start at once, some work and others are refused; the result is the same."""
     with scene.job(name) as job:
         with ExitStack() as stack:
             racers = [stack.enter_context(started(job.command)) for _ in range(RACERS)]
@@ -86,7 +86,7 @@ def check_refused(result: Ended, holder: int | None = None) -> int:
 
 
 def read(name: str, scene: Scene, case: int, chance: random.Random) -> str:
-    """Readers that look again and again while one writes find nothing incomplete."""
+    """Readers that repeatedly read during a write find nothing incomplete."""
     with scene.job(name) as job:
         with started(job.command) as process:
             while not has_ended(process):

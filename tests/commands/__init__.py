@@ -1,4 +1,4 @@
-"""The commands, run as people and schedulers run them."""
+"""Tests of the commands, run as users and schedulers run them."""
 
 import pytest
 

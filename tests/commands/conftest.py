@@ -22,7 +22,7 @@ SMALL = ("--network", "784-relu-8-softmax-10", "--batch-size", "50")
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory as the bare commands leave it: `files`, `data/mnist` and `runs/mnist`."""
+    """A directory after the commands without options: `files`, `data/mnist` and `runs/mnist`."""
     place = tmp_path_factory.mktemp("made")
     config = TrainConfig(network=SMALL[1], batch_size=int(SMALL[3]), epochs=2)
     with chdir(place):
@@ -73,7 +73,7 @@ def environment(store: Store, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]
 
 @pytest.fixture
 def home(store: Store, environment: dict[str, str], call: Call) -> str:
-    """A place in the store with a dataset, `set`, and a run of one epoch, `run`."""
+    """A prefix in the store with a dataset, `set`, and a run of one epoch, `run`."""
     place = str(store.new_place())
     ingest = ("ingest", "synthetic:300,60", "--rows-per-chunk", 64, "--out", f"{place}/set")
     assert 0 == call(*ingest).code
@@ -84,5 +84,5 @@ def home(store: Store, environment: dict[str, str], call: Call) -> str:
 
 @pytest.fixture(scope="session")
 def fonts() -> None:
-    """Have matplotlib look for fonts now: it says so on stderr where that takes it long."""
+    """Build matplotlib's font cache first: a slow build prints a warning on stderr."""
     import_module("matplotlib.font_manager")

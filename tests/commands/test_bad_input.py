@@ -32,7 +32,7 @@ from tests.commands.sets import (
 USAGE, BAD_DATA, CONFLICT, UNREACHABLE = 2, 3, 4, 6
 AGAIN = "Copy or download the file again."
 MEMORY = 2 * 2**30
-"""Address space of a process that must not allocate what a header claims; half of it is enough."""
+"""Address space of a process that must not allocate a header's claimed size; half would suffice."""
 IMAGES, LABELS = TRAIN_IMAGES, TRAIN_LABELS
 FEWER = bytes((0, 0, 8, 1, 0, 0, 1, 43))
 """The header of 299 labels."""
@@ -92,7 +92,7 @@ def test_files_that_make_no_set(files: Path, call: Call) -> None:
 def test_little_memory_is_enough_to_refuse(form: str, files: Path) -> None:
     """A header that claims 2^48 values, and a gzip bomb, are refused within 2 GiB of memory."""
     for name in (TEST_IMAGES, TEST_LABELS, TRAIN_LABELS):
-        (files / name).unlink()  # images alone: no count of labels gives the claim away
+        (files / name).unlink()  # images alone: no number of labels contradicts the claim
     if form == "claim":
         replace_file(files, TRAIN_IMAGES, images_header(2**32 - 1, 2**8, 2**8) + bytes(2**16))
     else:
@@ -116,13 +116,13 @@ def test_mnist_dir_that_is_none(here: Path) -> None:
 
 
 def test_no_network(here: Path) -> None:
-    """Without a network, ingest exits 6 and names the sources that need none."""
+    """Without a network, ingest exits 6 and names the sources that do not need one."""
     closed = socket.socket()
     with closed:
         closed.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
         proxy = f"http://127.0.0.1:{closed.getsockname()[1]}"
         env = dict.fromkeys(("http_proxy", "https_proxy"), proxy)
-        env |= {"XDG_CACHE_HOME": str(here / "cache")}  # where nothing is kept yet
+        env |= {"XDG_CACHE_HOME": str(here / "cache")}  # an empty cache
         refused = run_pipeline("ingest", "--quiet", cwd=here, env=env)
     assert_refused(refused, UNREACHABLE, "could not be reached", "MNIST_DIR", "ingest synthetic")
     assert_nothing_made(here)
@@ -221,7 +221,7 @@ def test_parts_of_a_set(
     files: Path,
     call: Call,
 ) -> None:
-    """A set without some of its files can be ingested; training names what is missing."""
+    """An incomplete set can be ingested; training names the missing part."""
     for name in missing:
         (files / name).unlink()
     assert call("ingest", "files").code == 0
@@ -232,7 +232,7 @@ def test_parts_of_a_set(
 
 
 def test_something_else(dataset: Path, run: Path, call: Call) -> None:
-    """No command changes a directory that holds something else; the message says so."""
+    """No command changes a directory with other content; the message says so."""
     thesis = dataset.parent.parent / "thesis"
     thesis.mkdir()
     (thesis / "chapter-1.txt").write_text("It was a dark and stormy night.")
@@ -308,7 +308,7 @@ def test_checkpoints_that_are_gone_or_damaged(dataset: Path, run: Path, call: Ca
     kept = tree(run / "checkpoints")
     for command in (resume, ("score",)):
         refused = call(*command)
-        *_, last = refused.err.splitlines(keepends=True)  # each is warned of before
+        *_, last = refused.err.splitlines(keepends=True)  # after a warning for each
         assert (refused.code, refused.err.count("Traceback")) == (BAD_DATA, 0)
         assert last.startswith("Error: ")
         assert "runs/mnist" in last
@@ -321,7 +321,7 @@ def test_checkpoints_that_are_gone_or_damaged(dataset: Path, run: Path, call: Ca
 
 
 def test_score_another_dataset(dataset: Path, run: Path, call: Call) -> None:
-    """A model is not used on images of another size; both sizes are named."""
+    """A model refuses images of another size; the message names both sizes."""
     other = write_set(dataset.parent.parent / "other")
     replace_file(other, TEST_IMAGES, images_header(60, 2, 3) + bytes(360))
     replace_file(other, TRAIN_IMAGES, images_header(300, 2, 3) + bytes(1800))

@@ -1,4 +1,4 @@
-"""The commands from end to end: what they write, print, and do when repeated."""
+"""The commands from end to end: their files, their output, and repeated runs."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def succeeded(ended: Ended) -> str:
 
 @pytest.mark.slow
 def test_three_bare_commands(files: Path) -> None:
-    """ingest, train --resume and score need no options; run again, they find their work done."""
+    """ingest, train --resume and score need no options; repeated, they have nothing to do."""
     here, env = files.parent, {"MNIST_DIR": str(files)}
     made = succeeded(run_pipeline("ingest", cwd=here, env=env))
     assert f"mnist: {TRAIN_ROWS} train, {TEST_ROWS} test rows of 28 x 28 in data/mnist" in made
@@ -147,7 +147,7 @@ def test_inspect_run(run: Path, call: Call) -> None:
 
 @pytest.mark.slow
 def test_inspect_images(dataset: Path, fonts: None) -> None:
-    """inspect --images writes a picture, and says so; --json stays one document."""
+    """inspect --images writes a picture and names it; --json stays one document."""
     here = dataset.parent.parent
     said = succeeded(run_pipeline("inspect", "data/mnist", "--images", "some.png", cwd=here))
     assert said.endswith("Images in some.png\n")
@@ -175,7 +175,7 @@ def test_plain_file(form: str, dataset: Path, run: Path, call: Call) -> None:
 
 
 def test_verify_sound(dataset: Path, run: Path, call: Call) -> None:
-    """verify finds a dataset, a run and its scores sound."""
+    """verify accepts a sound dataset, run and scores."""
     succeeded(call("score"))
     for place in ("data/mnist", "runs/mnist"):
         assert succeeded(call("verify", place)).startswith(f"{place} is sound: ")
@@ -199,7 +199,7 @@ def test_verify_damaged(dataset: Path, run: Path) -> None:
 
 
 def test_settings_from_a_file(dataset: Path, call: Call) -> None:
-    """Options override --config, which overrides the defaults; what is printed is TOML again."""
+    """Options override --config, which overrides defaults; the printed settings are valid TOML."""
     here = dataset.parent.parent
     (here / "settings.toml").write_text(
         'network = "784-tanh-6-softmax-10"\nepochs = 1\nlearning-rate = 1\nseed = 3\nl2 = 1e-5\n'
@@ -354,7 +354,7 @@ def _read_all(descriptor: int, into: bytearray) -> None:
 
 
 def test_version(here: Path) -> None:
-    """--version prints one line; with -v, before or after, what a bug report should name."""
+    """--version prints one line; -v, before or after it, adds the versions for a bug report."""
     from importlib.metadata import version
 
     line = f"pipeline, version {version('mnist-stream')}\n"
@@ -370,7 +370,7 @@ def test_version(here: Path) -> None:
 
 
 def test_short_names(dataset: Path, call: Call) -> None:
-    """-q, -v, -o and --lr are the long options."""
+    """-q, -v, -o and --lr are aliases of the long options."""
     place = ("--run", "runs/short")
     assert 1 == len(succeeded(call("train", *SMALL, *place, "--lr", "0.01", "-q")).splitlines())
     recorded = document(call("inspect", "runs/short", "--json"))["configuration"]

@@ -1,4 +1,4 @@
-"""Shell completion, asked for as bash and zsh ask: commands, options, choices, places, names."""
+"""Shell completion, requested as bash and zsh do: commands, options, choices, places, names."""
 
 import os
 import subprocess
@@ -40,7 +40,7 @@ def test_commands_and_options(complete: Complete) -> None:
 
 
 def test_places(dataset: Path, run: Path, complete: Complete) -> None:
-    """Datasets, runs and TOML files are found in folders; of stores nothing is asked."""
+    """Datasets, runs and TOML files are found in folders; stores get no requests."""
     here = dataset.parent.parent
     (here / "data" / "other").mkdir()
     (here / "data" / "other" / "zarr.json").write_text('{"attributes": {"format": "other"}}')
@@ -79,7 +79,7 @@ def test_schedule(complete: Complete) -> None:
 
 @pytest.mark.parametrize("content", ["", "[]", '{"attributes": 1}', "[" * 100_000])
 def test_damaged_documents(content: str, here: Path, complete: Complete) -> None:
-    """What cannot be read is not offered, and prints no traceback into the command line."""
+    """Unreadable files are not offered, and cause no traceback in the command line."""
     (here / "data").mkdir()
     (here / "data" / "zarr.json").write_text(content)
     assert complete("train --dataset ") in ([], ["<dir>"])

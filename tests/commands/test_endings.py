@@ -1,4 +1,4 @@
-"""The exit code of a command and the summary of its JSON log agree, however it ends."""
+"""A command's exit code and the summary of its JSON log always agree."""
 
 import builtins
 import json
@@ -83,7 +83,7 @@ def test_an_endpoint_that_is_none(
     call: Call,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Every command refuses it before any work, and says where it was given."""
+    """Every command refuses a bad endpoint before any work, and names its source."""
     monkeypatch.chdir(made)
     if given == "variable":
         monkeypatch.setenv("AWS_ENDPOINT_URL", "localhost:9000")

@@ -24,7 +24,7 @@ HOSTILE = (
     *("* * * * *", "*/0 * * * *", "1-0 * * * *", "0 0 31 2 *", "* " * 5000, "9" * 500 + " 0 * * *"),
     *("[" * 5000, "best", "latest", "000002-000000", "Europe/Berlin", "../../etc/passwd"),
 )
-"""Values that are wrong for most options, and some that are right for one."""
+"""Values that are invalid for most options, and some that are valid for one."""
 SLOW = {
     *("--help", "--version", "--scheduler", "--scheduler-file", "--workers", "--take-over"),
     *("--storage-option", "--wait"),
@@ -36,7 +36,7 @@ BASE = {
     "schedule": ["0 3 * * *", "--dry-run"],
     "promote": ["--as", "champion"],
 }
-"""Arguments that keep a command fast if no hostile one replaces them."""
+"""Arguments that keep a command fast unless a hostile one replaces them."""
 
 
 def arguments(draw: random.Random, name: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Help: it is complete, stands by itself, and fits a screen."""
+"""Help is complete, needs no other text, and fits a screen."""
 
 import re
 from pathlib import Path
@@ -74,7 +74,7 @@ def test_help_fits_a_screen(
 
 @every_command
 def test_every_option_is_shown(name: str, call: Call) -> None:
-    """--help-all shows every option once; --help says where those are that it leaves out."""
+    """--help-all shows every option once; --help names the sections that it leaves out."""
     everything, short = call(name, "--help-all").out, call(name, "--help").out
     shown = re.findall(r"^  (?:-\w, )?(--[\w-]+)", everything, re.MULTILINE)
     assert sorted(shown) == sorted(max(option.opts, key=len) for option in options_of(name))
@@ -87,7 +87,7 @@ def test_every_option_is_shown(name: str, call: Call) -> None:
 
 @every_command
 def test_every_option_has_a_help_text(name: str) -> None:
-    """Every command and every option says in a sentence of its own what it does."""
+    """Every command and every option has a description that is a full sentence."""
     assert (cli.commands[name].help or "").split("\n")[0].endswith(".")
     texts = {option.opts[0]: option.help or "" for option in options_of(name)}
     sentence = re.compile(r"(?!Of |The same)[A-Z\d.a-z].*[^.]\.", re.DOTALL)
@@ -95,7 +95,7 @@ def test_every_option_has_a_help_text(name: str) -> None:
 
 
 def test_no_default_needs_an_explanation(call: Call) -> None:
-    """A default that stands for something says what."""
+    """A default with a special meaning is described in words."""
     shown = " ".join(call("train", "--help-all").out.split())
     for option, default in {
         "--threads": "all cores",

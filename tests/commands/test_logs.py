@@ -57,7 +57,7 @@ def test_result(
 
 
 def test_memory_is_printed_when_it_grows(capsys: pytest.CaptureFixture[str]) -> None:
-    """Of many memory bounds, those larger than all before are printed."""
+    """A memory bound is printed only if it is larger than all earlier ones."""
     with attached(Console()):
         for megabytes in (100, 50, 100, 101, 3):
             event(logger, "memory", f"{megabytes} MB", bytes=megabytes * 10**6)
@@ -86,7 +86,7 @@ def lines() -> list[dict[str, Any]]:
 
 @pytest.fixture
 def log(lines: list[dict[str, Any]]) -> JsonHandler:
-    """A JSON log into `lines`."""
+    """A JSON log that writes to `lines`."""
     return JsonHandler(lambda line: lines.append(json.loads(line)))
 
 

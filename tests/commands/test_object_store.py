@@ -26,13 +26,13 @@ def dataset_url(store: Store, environment: dict[str, str], call: Call) -> str:
 
 @pytest.fixture
 def expected(call: Call) -> dict[str, object]:
-    """The result of the same training in local directories, undisturbed."""
+    """The undisturbed result of the same training in local directories."""
     document(call(*INGEST, "--out", "set", "--json"))
     return document(call(*TRAIN, "--dataset", "set", "--run", "run", "--json"))
 
 
 def digests(trained: dict[str, object]) -> tuple[object, ...]:
-    """Return the digests of a training's parameters and order."""
+    """Return the digests of a run's parameters and order."""
     return trained["parameters_digest"], trained["order_digest"]
 
 
@@ -86,7 +86,7 @@ def test_a_killed_training_is_taken_over(
     call: Call,
     here: Path,
 ) -> None:
-    """After SIGKILL another training needs --take-over, and ends with the same bits."""
+    """After SIGKILL the next job needs --take-over, and ends with the same bits."""
     run = f"{store.new_place()}/run"
     arguments = (*TRAIN, "--dataset", dataset_url, "--run", run, "--resume")
     process = kill_at_line(" +2/", *arguments, cwd=here, env=environment)
@@ -110,7 +110,7 @@ def test_one_of_two_trainers_wins(
     call: Call,
     here: Path,
 ) -> None:
-    """Of two trainings that start in one place at once, one ends with exit code 4."""
+    """If two jobs start training in one place at once, one ends with exit code 4."""
     run = f"{store.new_place()}/run"
     arguments = (*TRAIN, "--dataset", dataset_url, "--run", run)
     with (
@@ -156,7 +156,7 @@ def test_a_store_that_stops_responding(
     dataset_url: str,
     call: Call,
 ) -> None:
-    """The training ends with exit code 6, naming the place; resumed, it ends with the same bits."""
+    """Training ends with exit code 6 and names the place; resumed, it ends with the same bits."""
     run = f"{store.new_place()}/run"
     lost: list[str] = []
 

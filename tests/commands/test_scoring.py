@@ -1,4 +1,4 @@
-"""The scoring commands as scripts and schedulers use them: exit codes, output, imports."""
+"""The scoring commands in scripts and schedulers: exit codes, output, imports."""
 
 import json
 import re
@@ -43,7 +43,7 @@ def test_gate(dataset: Path, run: Path, call: Call) -> None:
 
 
 def test_drop_from_nothing(dataset: Path, run: Path, call: Call) -> None:
-    """Without an earlier accuracy a drop is not judged, which is printed; the job succeeds."""
+    """Without an earlier accuracy a drop is not judged; the job says so and succeeds."""
     ended = call("score", "--max-drop", "0")
     assert (0, 1) == (ended.code, ended.out.count("--max-drop is not judged"))
 
@@ -61,7 +61,7 @@ def test_log_ends_in_a_summary(dataset: Path, run: Path, call: Call) -> None:
 
 
 def test_summary_of_a_failed_job(dataset: Path, run: Path, call: Call) -> None:
-    """The summary counts what was scored before the error."""
+    """The summary counts the rows that were scored before the error."""
     summary = lines(call("score", "--split", "test", "--split", "none", "--log-json"))[-1]
     assert (USAGE, 1) == (summary["exit"], summary["scored"])
     assert summary["rows"]
@@ -119,7 +119,7 @@ def test_retries(run: Path, call: Call) -> None:
 
 
 def test_promote_score_undo(dataset: Path, run: Path, call: Call) -> None:
-    """A name is given to a model, used, listed and given back."""
+    """A name is given to a model, used, listed and returned to the previous model."""
     assert_refused(call("score", "--model", "champion"), USAGE, "No model is called 'champion'")
     assert 0 == call("promote", "--as", "champion", "--checkpoint", "1").code
     promoted = call("promote", "--as", "champion", "--not-worse-than", "champion")
@@ -145,7 +145,7 @@ def test_since(dataset: Path, run: Path, call: Call) -> None:
 
 
 def test_scores_of_a_ledger_that_lost_lines(dataset: Path, run: Path, call: Call) -> None:
-    """An incomplete line and missing lines are warned of; the next job writes them again."""
+    """Incomplete and missing lines cause warnings; the next job writes them again."""
     score = ("score", "--split", "test", "--split", "train")
     assert 0 == call(*score).code
     path = run / "scores" / "ledger.jsonl"

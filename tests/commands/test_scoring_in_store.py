@@ -91,7 +91,7 @@ def test_odd_keys_in_a_store(store: Store, home: str, call: Call, here: Path) ->
 def test_recent_objects_in_a_store(
     store: Store, home: str, call: Call, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Recent images whose labels arrive during the pause are left, and then scored with them."""
+    """Recent images whose labels arrive during the pause are left, and scored by the next run."""
     images = put_images(here / "a-images-idx3", seed=1, labelled=True)
     upload(store, home, images)
 

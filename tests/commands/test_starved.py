@@ -1,4 +1,4 @@
-"""Under limits on files, processes or memory a command does its work or ends with exit code 6."""
+"""Under limits on files, processes or memory a command succeeds or ends with exit code 6."""
 
 import ctypes
 import os
@@ -37,7 +37,7 @@ def limited(command: str, limit: int, value: int, cwd: Path) -> tuple[int, str]:
     libc = ctypes.CDLL(None)
 
     def limit_this_process() -> None:
-        """Count the processes of a user whom the limit binds, with root's access to files."""
+        """Run as a user to whom the limit applies, with root's access to files."""
         if limit == PROCESSES:
             for capability in (CAP_SYS_ADMIN, CAP_SYS_RESOURCE):
                 libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)

@@ -1,4 +1,4 @@
-"""Tables fit the terminal; what they leave out is printed with --verbose or --json."""
+"""Tables fit the terminal; omitted columns are printed with --verbose or --json."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def assert_fits(text: str, width: int) -> None:
 
 
 def joined(text: str) -> str:
-    """The text without its layout, so that wrapped words are whole again."""
+    """The text without its layout, so that wrapped words are joined."""
     return "".join(text.split())
 
 
@@ -64,7 +64,7 @@ def test_grid(width: int) -> None:
 
 
 def quality(names: list[str]) -> dict[str, Any]:
-    """Metrics of 200 rows per class, a tenth of them predicted as the next class."""
+    """Metrics of 200 rows per class, a tenth of which are predicted as the next class."""
     true = np.repeat(np.arange(len(names)), 200)
     predicted = (true + (np.arange(len(true)) % 10 == 0)) % len(names)
     counter = ConfusionCounter(tuple(names))
@@ -87,7 +87,7 @@ def test_quality_of_many_classes(classes: int, name: str, width: int) -> None:
 
 
 def test_scores_and_names(width: int, dataset: Any, run: Any, call: Call) -> None:
-    """Tables of the ledger, an inbox and promoted names fit; details have what is left out."""
+    """Tables of the ledger, an inbox and promoted names fit; details have the omitted columns."""
     put_images(run.parent.parent / "inbox" / LONG_FILE, 1, labelled=True)
     (run.parent.parent / "inbox" / "bad-images-idx3-ubyte").write_bytes(b"no images")
     long_run = run.parent.parent / LONG_RUN

@@ -1,4 +1,4 @@
-"""Commands that are still running after another one took over, in a store and on a disk."""
+"""Commands that continue after another one took over, in a store and on a disk."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -49,7 +49,7 @@ def test_a_former_holder_continues(
     what: tuple[object, ...],
     end: str,
 ) -> None:
-    """Its last write arrives after the new holder has finished: the new holder's work remains."""
+    """A last write that arrives after the new holder has finished does not change its work."""
     arguments = [str(word).format(home=home) for word in what]
     verify = ("verify", f"{home}/{'set' if what[0] == 'ingest' else 'run'}", "--json")
     verified: list[object] = []
@@ -74,7 +74,7 @@ def test_a_former_holder_continues(
 
 @pytest.mark.parametrize("replaced", [False, True], ids=["moved", "replaced"])
 def test_a_run_that_was_moved(dataset: Path, here: Path, call: Call, replaced: bool) -> None:
-    """A moved run's training ends without touching the old place, even if a new run is there."""
+    """After a run is moved, its job does not touch the old place, even if a new run is there."""
     train = ("train", *SMALL, "--run", "run")
     with start_pipeline(*train, "--epochs", 100_000, cwd=here) as process:
         wait_for_line(process, " +1/")

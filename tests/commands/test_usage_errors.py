@@ -1,4 +1,4 @@
-"""Wrong usage: exit code 2, one plain message with the likely correction, nothing written."""
+"""Usage errors: exit code 2, one message with the likely correction, nothing written."""
 
 import json
 import os
@@ -73,7 +73,7 @@ WRONG = [
 def test_wrong_usage(
     case: tuple[tuple[object, ...], str], dataset: Path, run: Path, files: Path, call: Call
 ) -> None:
-    """Each is refused before any work, also when it is only scheduled; nothing is written."""
+    """Each command line is refused before any work, even if only scheduled; nothing is written."""
     arguments, *words = case
     before = tree(files.parent)
     assert_refused(call(*arguments), USAGE, *words)
@@ -212,6 +212,6 @@ def test_nothing_near(words: tuple[str, ...], call: Call) -> None:
 
 
 def test_a_demo_where_a_pipe_is(here: Path, call: Call) -> None:
-    """The demo refuses it before any download."""
+    """The demo refuses an unusable directory before any download."""
     os.mkfifo(here / "pipe")
     assert_refused(call("demo", "pipe"), USAGE, "'pipe' is not a directory")

@@ -25,7 +25,7 @@ CHANGES: dict[str, Change] = {
     "bytes": lambda images: images,
     "i16": lambda images: images.astype(np.int16) * 12 - 1024,  # -1024 to 2036
     "f32": lambda images: images.astype(np.float32),  # 0 to 255
-    "f64": lambda images: 1e9 + images.astype(np.float64) / 2**20,  # all the same in float32
+    "f64": lambda images: 1e9 + images.astype(np.float64) / 2**20,  # all equal in float32
 }
 
 
@@ -106,7 +106,7 @@ def test_transposed_images(call: Call, here: Path) -> None:
 
 
 def test_emnist_hint_is_a_warning(call: Call, here: Path) -> None:
-    """Images that look like EMNIST's are warned of, also with --quiet."""
+    """Images that look like EMNIST's cause a warning, even with --quiet."""
     write(here / "emnist", CHANGES["bytes"])
     ended = call("ingest", "emnist", "--quiet")
     assert "Warning: These look like EMNIST files" in ended.err
@@ -146,7 +146,7 @@ def test_a_divergence_that_the_data_causes(call: Call, here: Path) -> None:
 
 
 def test_a_run_of_an_older_release(of_bytes: float, call: Call, here: Path) -> None:
-    """A run that does not record the images' shape and type is resumed and scores."""
+    """A run that does not record the images' shape and type can be resumed, and can score."""
     from storage import documents
 
     path = here / "runs" / "bytes" / "run.json"

@@ -1,4 +1,4 @@
-"""Libraries that commands must not import, because that would take longer than their work."""
+"""Libraries that commands must not import, because the import takes longer than their work."""
 
 import re
 import subprocess
@@ -42,7 +42,7 @@ def test_help_imports_little(arguments: tuple[str, ...], tmp_path: Path) -> None
 
 
 def test_imports_are_seen(tmp_path: Path) -> None:
-    """Imports are reported: a command that does work has some."""
+    """The measurement works: a command that does work reports some imports."""
     assert {"numpy", "numcodecs"} <= imported("inspect", "nothing", cwd=tmp_path)
 
 
@@ -70,7 +70,7 @@ def test_what_jobs_spare(files: Path, job: str) -> None:
 
 @pytest.mark.slow
 def test_a_configuration_in_a_place_where_dask_looks(tmp_path: Path) -> None:
-    """A scheduler in a configuration file of Dask's is used; this one is unreachable (exit 6)."""
+    """A scheduler in a Dask configuration file is used; this one is unreachable (exit 6)."""
     home = tmp_path / "home" / ".config" / "dask"
     home.mkdir(parents=True)
     (home / "mine.yaml").write_text(f"scheduler-address: {NOWHERE}\n")

@@ -32,19 +32,19 @@ class Block:
 
     page: Path
     line: int
-    """The line of its first line of code, from 1."""
+    """The line number of its first line of code, from 1."""
     language: str
     code: str
     mark: str | None
     """The comment on the line before."""
     output: str | None
-    """What the page says that the code prints: the `text` block that follows at once."""
+    """The expected output: the `text` block directly after the code, if any."""
 
     def __str__(self) -> str:
         return f"{self.page.relative_to(REPOSITORY)}:{self.line}"
 
     def marked(self, name: str) -> str | None:
-        """Return what a mark says: its `reason`, `code` or `background`; None without it."""
+        """Return a field of the mark: its `reason`, `code` or `background`; None if absent."""
         match = _MARK.fullmatch(self.mark or "")
         return match[name] if match else None
 

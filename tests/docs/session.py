@@ -1,4 +1,4 @@
-"""A reader who types the blocks of a page, one after the other, into one terminal."""
+"""A terminal session that runs the blocks of a page in order, as a reader would."""
 
 import contextlib
 import io
@@ -17,7 +17,7 @@ from jobs.environment import environment
 from tests.docs.blocks import Block
 
 SHOWN_ON = {"numpy": "2.4.6", "blas_kernel": "SkylakeX"}
-"""Where the pages' digests and accuracies were computed; elsewhere their digits may differ."""
+"""The platform on which the pages' digits were computed; other platforms may differ."""
 TIMEOUT = 1200
 _MEASURED = (
     r"\.\.\.",
@@ -102,7 +102,7 @@ def session(directory: Path, env: dict[str, str]) -> Iterator[Session]:
 
 
 def pattern_of(expected: str, *, exact: bool | None = None) -> re.Pattern[str]:
-    """Return the pattern of outputs that a page's sample output stands for.
+    """Return a pattern that matches the outputs equivalent to a page's sample output.
 
     `...` stands for any text in a line, and for any lines if it is the whole line. Times, sizes and
     core counts match any others; digests, fractions and counts do so unless `exact`.

@@ -1,4 +1,4 @@
-"""Every block of README and docs runs, and prints what its page says, or has a reason not to."""
+"""Every block of README and docs runs and prints the page's output, or is marked with a reason."""
 
 import re
 from pathlib import Path
@@ -29,7 +29,7 @@ def test_every_fence_is_of_a_block() -> None:
 
 
 def test_readme_is_short() -> None:
-    """What a newcomer does not need is in docs."""
+    """README stays short; details are in docs."""
     assert 130 >= len((REPOSITORY / "README.md").read_text().splitlines())
 
 
@@ -87,5 +87,5 @@ def test_page(
     ],
 )
 def test_sample_output(expected: str, printed: str, exact: bool, matches: bool) -> None:
-    """Times may differ, digests and accuracies on other processors too, and all else may not."""
+    """Times may differ, as may digests and accuracies on other processors; nothing else may."""
     assert matches == bool(pattern_of(expected, exact=exact).fullmatch(printed))

@@ -33,7 +33,7 @@ def test_exit_codes_are_those_of_the_errors() -> None:
 
 
 def logged_events() -> set[tuple[str, frozenset[str]]]:
-    """The name and the facts of every event that the product logs, as far as they are literals."""
+    """The name and the literal facts of every event that the product logs."""
     events = set()
     for path in (path for floor in FLOORS for path in (ROOT / floor).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):

@@ -17,7 +17,7 @@ def anchors(page: Path) -> set[str]:
 
 
 def broken_links(page: Path) -> list[str]:
-    """The links of a page that lead nowhere."""
+    """The broken links of a page."""
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
     broken = []
     for target, anchor in LINK.findall(text):

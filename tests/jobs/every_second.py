@@ -1,4 +1,4 @@
-"""A scheduler, in a process of its own, whose job is due every second.
+"""A scheduler in a separate process, whose job is due every second.
 
 python -m tests.jobs.every_second HEARTBEAT COMMAND...
 """
@@ -30,7 +30,7 @@ class EverySecond(CronTimes):
 
 @contextmanager
 def start_every_second(heartbeat: Path, *command: str) -> Iterator["Popen[str]"]:
-    """Start such a scheduler, which is killed at the end of the block; its jobs may outlive it."""
+    """Start this scheduler, and kill it at the end of the block; its jobs may outlive it."""
     process = start_pipeline(
         heartbeat, *command, cwd=heartbeat.parent, module=("tests.jobs.every_second",)
     )

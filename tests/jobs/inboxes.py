@@ -16,7 +16,7 @@ from storage.places import open_location
 from tests.storage.idx_files import write_idx
 
 LONG_AGO = 1_700_000_000
-"""A modification time, in 2023, that counts as settled."""
+"""A modification time in 2023, which counts as settled."""
 
 
 def put_images(path: Path, seed: int, rows: int = 20, *, labelled: bool = False) -> Path:

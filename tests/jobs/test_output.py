@@ -1,4 +1,4 @@
-"""Printing: whatever a name holds, a terminal shows it and obeys none of it."""
+"""Printing: a terminal shows special characters in a name, and never interprets them."""
 
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
@@ -22,19 +22,19 @@ HOSTILE = {
 
 @pytest.mark.parametrize(("text", "shown"), HOSTILE.items())
 def test_what_a_terminal_would_obey_is_escaped(text: str, shown: str) -> None:
-    """Control, escape and reordering characters, and bytes that are no text, are spelt out."""
+    """Control, escape and reordering characters, and bytes that are not text, are escaped."""
     assert shown == printable(text) == one_line(text)
 
 
 def test_plain_text_stays() -> None:
-    """Letters of any script stay; line feeds and tabs do where the text has several lines."""
+    """Letters of any script are unchanged, as are line feeds and tabs in multi-line text."""
     text = "Zürich 東京 \U0001f600\n\ta\tb"
     assert text == printable(text)
     assert "Zürich 東京 \U0001f600\\n\\ta\\tb" == one_line(text)
 
 
 def test_a_name_adds_no_line_to_a_table() -> None:
-    """A line feed in a name is spelt out, and widths fit what is shown."""
+    """A line feed in a name is escaped, and column widths fit the escaped text."""
     assert table(["name", "rows"], [["a\nb", 1]]).splitlines() == ["name  rows", "a\\nb     1"]
     assert facts([("dataset", "a\nb")]) == "dataset  a\\nb"
 

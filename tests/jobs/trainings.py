@@ -1,4 +1,4 @@
-"""Small trainings, their comparable outcome, and a process that resumes them.
+"""Small training runs, their comparable outcome, and a process that resumes them.
 
 python -m tests.jobs.trainings RESUME DATASET RUN...
 python -m tests.jobs.trainings PAUSE DATASET RUN STEP
@@ -51,7 +51,7 @@ def untimed(metrics: tuple[dict[str, Any], ...]) -> list[dict[str, Any]]:
 
 
 def outcome(result: TrainResult) -> dict[str, Any]:
-    """The parts of a run that must not depend on stops, as a JSON object."""
+    """The parts of a run that must not depend on interruptions, as a JSON object."""
     run = result.run
     last = run.location.path / list_checkpoints(run)[-1].key / STATE
     assert run.metrics() == list(result.metrics)
@@ -80,7 +80,7 @@ def tree(directory: Path) -> dict[str, bytes]:
 
 
 def stopped_at(run: Path, checkpoint: CheckpointName, copy: Path) -> Path:
-    """A copy of a run, as if it had died right after that checkpoint.
+    """A copy of a run, as after a crash right after that checkpoint.
 
     Its metrics.jsonl has all lines: a resume removes those after the checkpoint.
     """
@@ -105,7 +105,7 @@ class StopAt:
 
 
 def resumed_at(log: Log) -> list[str]:
-    """The checkpoints that trainings were resumed from."""
+    """The checkpoints from which training was resumed."""
     facts = [vars(record).get("facts", {}) for record in log.records]
     return [names["checkpoint"] for names in facts if "checkpoint" in names]
 

@@ -1,4 +1,4 @@
-"""The same network, optimizers and schedules as in PyTorch, in float64."""
+"""The network, optimizers and schedules agree with PyTorch's in float64."""
 
 from typing import Any
 
@@ -68,7 +68,7 @@ class Twins:
     ["7-softmax-4", "7-relu-6-softmax-4", "7-tanh-9-sigmoid-8-relu-6-softmax-4"],
 )
 def test_forward_loss_and_gradient(text: str) -> None:
-    """Probabilities, mean loss and mean gradient are PyTorch's."""
+    """Probabilities, mean loss and mean gradient equal PyTorch's."""
     twins = Twins(text)
     expected_loss = twins.torch_loss()
     logits = twins.module(torch.from_numpy(twins.inputs[:, 1:])).detach()
@@ -85,7 +85,7 @@ def test_forward_loss_and_gradient(text: str) -> None:
 @pytest.mark.parametrize("l2", [0.0, 0.05])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_ten_steps_of_each_optimizer(name: str, l2: float) -> None:
-    """After ten steps the parameters are PyTorch's, with weight decay on all but the biases."""
+    """After ten steps the parameters equal PyTorch's, with weight decay on all but the biases."""
     twins = Twins("7-tanh-9-softmax-4")
     groups = [
         {"params": [linear.weight for linear in twins.linears], "weight_decay": l2},

@@ -43,7 +43,7 @@ def test_formats_what_it_parsed(text: str) -> None:
     ],
 )
 def test_completes_the_ends(text: str, expected: str) -> None:
-    """The ends that a text leaves out are the inputs and the classes; others stay."""
+    """Missing ends are completed with the inputs and the classes; given ends stay."""
     assert expected == format_network(parse_network(text, inputs=4, classes=3))
 
 
@@ -95,6 +95,6 @@ def test_mistakes_in_a_text_without_ends(text: str, complaint: str) -> None:
     ],
 )
 def test_an_error_names_the_piece_and_what_is_allowed(text: str, complaint: str) -> None:
-    """A text that is no network is refused with the piece, its position and the alternatives."""
+    """An invalid text is refused with the piece, its position and the alternatives."""
     with pytest.raises(ValueError, match=re.escape(complaint)):
         parse_network(text)

@@ -1,4 +1,4 @@
-"""The results of the notebook this project began with, recorded in golden.json."""
+"""The results of the project's original notebook, recorded in golden.json."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""Cross-entropy at points computed by hand, and where a naive formula has log(0)."""
+"""Cross-entropy at points computed by hand, and at points where a naive formula has log(0)."""
 
 import math
 

@@ -14,7 +14,7 @@ every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
 def stepped(
     optimizer: Optimizer, before: Stepped, gradient: Floats, rate: float, number: int
 ) -> Stepped:
-    """A step into new arrays."""
+    """Take a step into new arrays."""
     parameters, state = before
     out = np.empty_like(parameters), {name: np.empty_like(state[name]) for name in state}
     optimizer.step(before, gradient, rate, number, out)

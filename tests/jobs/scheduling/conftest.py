@@ -1,4 +1,4 @@
-"""A plan to print, and arguments that the printed formats could misread."""
+"""A plan to print, and arguments that could be misread in the printed formats."""
 
 import sys
 from pathlib import Path
@@ -61,6 +61,6 @@ def plan(tmp_path: Path) -> Plan:
 
 
 def own_command() -> list[str]:
-    """Return the command for `pipeline` that printed schedules should run."""
+    """Return the expected command for `pipeline` in printed schedules."""
     script = Path(sys.executable).with_name("pipeline")
     return [str(script)] if script.exists() else [sys.executable, "-P", "-m", "jobs.commands.cli"]

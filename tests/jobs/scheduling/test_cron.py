@@ -21,7 +21,7 @@ from storage.errors import UsageError
         ("30 2 * * *", "2026-10-24T12:00+02:00", ["25T02:30+02:00", "26T02:30+01:00"]),
         # from the second of two equal hours, the first one is over
         ("30 2 * * *", "2026-10-25T02:10+01:00", ["26T02:30+01:00"]),
-        # an expression for every hour is due in both
+        # an expression for every hour is due at both
         (
             "*/30 * * * *",
             "2026-10-25T02:15+02:00",
@@ -32,7 +32,7 @@ from storage.errors import UsageError
     ],
 )
 def test_times_after(expression: str, start: str, expected: list[str]) -> None:
-    """The times after a moment are those of Debian's cron, also when clocks change."""
+    """The times after a moment equal those of Debian's cron, even when clocks change."""
     times = cron_times(expression, "Europe/Berlin")
     moments = islice(times.times_after(datetime.fromisoformat(start)), len(expected))
     texts = [moment.astimezone(times.zone).isoformat(timespec="minutes") for moment in moments]
@@ -54,7 +54,7 @@ def test_sunday_is_0_and_7() -> None:
 
 
 def test_names_are_not_extensions() -> None:
-    """The W of WED and the L of JUL are not taken for extensions."""
+    """The W of WED and the L of JUL are not mistaken for extensions."""
     assert [3] == cron_times("0 0 * JUL WED", "UTC").fields[4]
 
 

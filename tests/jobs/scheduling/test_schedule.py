@@ -59,7 +59,7 @@ def test_json_log(job: tuple[str, ...], expected: list[str], tmp_path: Path) -> 
 
 @pytest.mark.parametrize("place", ["directory", "file/beat.json", "pipe", "/dev/stdout"])
 def test_heartbeat_that_cannot_be_a_file(place: str, tmp_path: Path) -> None:
-    """A directory, a pipe or a path below a file is refused: a probe would wait for ever."""
+    """A directory, a pipe or a path below a file is refused: a probe would wait forever."""
     (tmp_path / "directory").mkdir()
     (tmp_path / "file").touch()
     os.mkfifo(tmp_path / "pipe")

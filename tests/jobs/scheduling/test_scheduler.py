@@ -73,7 +73,7 @@ class Scene:
         self.heartbeat = Heartbeat(open_location(directory), "beat.json")
         self.log = Events()
         self.started: list[datetime] = []
-        """When jobs were started, to the minute."""
+        """The start times of the jobs, to the minute."""
         self.jobs: list[Job] = []
         self.lasts = timedelta(minutes=5)
         self.code = 0
@@ -87,7 +87,7 @@ class Scene:
         catch_up: bool = True,
         signals: int = 1,
     ) -> list[datetime]:
-        """Run until a moment; return when jobs were started."""
+        """Run until a moment; return the start times of the jobs."""
         self.clock.stop_at = until
         scheduler = Scheduler(
             cron_times(expression, zone),
@@ -127,7 +127,7 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
 
 
 def hours(*numbers: float) -> list[datetime]:
-    """Return the moments so many hours after `START`."""
+    """Return the moments this many hours after `START`."""
     return [START + timedelta(hours=number) for number in numbers]
 
 
@@ -270,14 +270,14 @@ def test_heartbeat(scene: Scene) -> None:
 
 
 def test_unwritable_heartbeat(scene: Scene, tmp_path: Path) -> None:
-    """If the heartbeat cannot be read or written, jobs run all the same, with a warning."""
+    """If the heartbeat cannot be read or written, jobs still run, with a warning."""
     (tmp_path / "beat.json").mkdir()
     assert hours(1) == scene.run("0 * * * *", START + timedelta(hours=1.5))
     assert scene.events("WARNING")
 
 
 def test_long_down(scene: Scene) -> None:
-    """A year of missed runs is made up by one, and computed quickly."""
+    """A year of missed runs is made up by one run, and computed quickly."""
     scene.run("* * * * *", START + timedelta(seconds=30))
     scene.clock.time = START + timedelta(days=365)
     scene.lasts = timedelta(seconds=10)
@@ -287,7 +287,7 @@ def test_long_down(scene: Scene) -> None:
 
 
 def test_unwritable_lock(scene: Scene) -> None:
-    """A heartbeat whose lock cannot be created is used all the same, with a warning."""
+    """A heartbeat whose lock cannot be created is still used, with a warning."""
     heartbeat = Heartbeat(open_location("/proc"), "beat.json")
     with attached(scene.log), heartbeat.hold():
         assert "would not be detected" in scene.events("WARNING")[0]["text"]

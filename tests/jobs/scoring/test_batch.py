@@ -93,7 +93,7 @@ def test_scores_without_a_line(run: Path, digits: Path) -> None:
 
 
 def test_missed_gate(run: Path, digits: Path) -> None:
-    """Scores below a gate are published and marked; the error has the gate's exit code."""
+    """Scores below a gate are published and marked; the error has exit code 5."""
     result = batch(run, digits, gates=Gates(min_accuracy=1.0))
     assert isinstance(result.error, QualityGateError)
     assert "expected at least 100.00 %" in str(result.error)
@@ -131,7 +131,7 @@ def test_first_scoring_of_a_split(run: Path, digits: Path) -> None:
 
 
 def test_a_bad_split_does_not_stop_the_others(run: Path, digits: Path, tmp_path: Path) -> None:
-    """The other splits are scored, and the job ends with the bad one's error."""
+    """The other splits are scored, and the job ends with the bad split's error."""
     dataset = shutil.copytree(digits, tmp_path / "dataset")
     (dataset / "train" / "inputs" / "c.0.0").unlink()
     result = batch(run, dataset, splits=("train", "test"))
@@ -140,7 +140,7 @@ def test_a_bad_split_does_not_stop_the_others(run: Path, digits: Path, tmp_path:
 
 
 def test_wait(run: Path, digits: Path, tmp_path: Path, events: Events) -> None:
-    """With --wait a job waits for another one's lock, and then scores."""
+    """With --wait a job waits for another job's lock, and then scores."""
     (other,) = batch(shutil.copytree(run, tmp_path / "other"), digits).results
     home = open_location(run).child(f"scores/{other.scores.schema.home}")
     held = score_into(home, other.scores.schema)
@@ -198,7 +198,7 @@ def test_retries_are_limited(error: PipelineError, calls: int) -> None:
 
 
 def test_a_signal_ends_a_pause() -> None:
-    """A job that waits for a retry stops at a signal."""
+    """A job that waits for a retry stops after a signal."""
     stop = StopSignal()
     stop.number = 15
 
@@ -265,7 +265,7 @@ def test_empty_checkpoint(run: Path, digits: Path) -> None:
 def test_checkpoint_pruned_after_it_was_chosen(
     run: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The chosen model scores even if a training prunes its checkpoint in the meantime."""
+    """The chosen model scores even if a training run prunes its checkpoint in the meantime."""
 
     def choose(*arguments: Any) -> Any:
         chosen = choose_checkpoint(*arguments)

@@ -1,4 +1,4 @@
-"""Listing an inbox by file names, including the names that careless programs produce."""
+"""Listing an inbox by file names, including names that careless programs produce."""
 
 import errno
 import os
@@ -26,7 +26,7 @@ def listing_of(place: Path, *names: str) -> Listing:
     ["unlabelled.idx", "images-unlabeled.gz", "labelled-images.idx", "IMAGES-Unlabelled.idx"],
 )
 def test_labelled_is_not_labels(tmp_path: Path, name: str) -> None:
-    """Words such as `labelled` in a name do not make it a file of labels."""
+    """A word such as `labelled` in a name does not mark a file of labels."""
     listing = listing_of(tmp_path, name)
     assert ([name], {}) == ([item.name for item in listing.items], listing.left)
 
@@ -67,7 +67,7 @@ def test_directory_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.Mon
     listed = os.scandir
 
     def scandir(path: str) -> object:
-        if path.endswith("private"):  # chmod would not stop the superuser
+        if path.endswith("private"):  # chmod does not restrict the superuser
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
         return listed(path)
 
@@ -104,7 +104,7 @@ def test_names_are_shown_on_one_line(tmp_path: Path) -> None:
     ],
 )
 def test_labels_go_with_their_images(tmp_path: Path, images: str, labels: str) -> None:
-    """Images and labels pair whatever their format, compression and word for the split."""
+    """Images and labels form pairs in any format and compression, with any word for the split."""
     listing = listing_of(tmp_path, images, labels, "b-images-idx3-ubyte")
     items = {item.name: item for item in listing.items}
     assert [images, labels] == items[images].keys
@@ -113,7 +113,7 @@ def test_labels_go_with_their_images(tmp_path: Path, images: str, labels: str) -
 
 
 def test_which_labels(tmp_path: Path) -> None:
-    """Labels with one column are preferred to a table, and the same words to the same split."""
+    """Labels with one column are preferred to a table, and equal words to an equal split."""
     listing = listing_of(
         tmp_path,
         *("q-test-images-idx3-ubyte", "q-test-labels-idx1-ubyte.gz", "q-test-labels-idx2-int.gz"),

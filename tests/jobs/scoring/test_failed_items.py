@@ -17,7 +17,7 @@ from tests.storage.idx_files import write_idx
 
 
 def test_name_that_is_not_utf8(run: Path, inbox: Path) -> None:
-    """A file with such a name is bad until it is renamed; the others are scored."""
+    """A file whose name is not UTF-8 is bad until it is renamed; the others are scored."""
     put_images(inbox / "a", 1)
     latin1 = put_images(inbox / os.fsdecode(b"caf\xe9"), 2)
     for _ in range(2):
@@ -165,7 +165,7 @@ def test_a_damaged_ledger(run: Path, inbox: Path) -> None:
 
 
 class PanicException(BaseException):
-    """Like a panic in a Rust library, this is not an `Exception`."""
+    """An error that, like a panic in a Rust library, is not an `Exception`."""
 
 
 @pytest.mark.parametrize("error_type", [ZeroDivisionError, PanicException])
@@ -176,7 +176,7 @@ def test_a_bug(
     monkeypatch: pytest.MonkeyPatch,
     events: Events,
 ) -> None:
-    """A bug at one file is logged with its traceback, the others are scored, and the exit is 1."""
+    """A bug in one file is logged with its traceback; the others are scored; the exit code is 1."""
     for number, name in enumerate("abc"):
         put_images(inbox / name, number)
     init = IdxSplit.__init__
@@ -199,7 +199,7 @@ def test_a_bug(
     assert "in broken" in events.named("failed")[0]["text"]
     (inbox / "junk").write_bytes(b"no images")
     settle(inbox / "junk")
-    assert isinstance(score_inbox(run, inbox).error, BadDataError)  # the more severe one
+    assert isinstance(score_inbox(run, inbox).error, BadDataError)  # the more severe error
     monkeypatch.undo()
     (inbox / "junk").unlink()
     assert score_inbox(run, inbox).error is None

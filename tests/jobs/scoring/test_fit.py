@@ -1,4 +1,4 @@
-"""Which datasets a model can score: shapes, types, classes, labels, and what is missing."""
+"""Datasets that a model can score: shapes, types, classes, labels, and missing splits."""
 
 from pathlib import Path
 from typing import Any

@@ -27,13 +27,13 @@ def test_verdicts(gates: Gates, accuracy: float, before: float | None, passed: l
 
 
 def test_rounding_is_tolerated() -> None:
-    """An accuracy that equals the limit but for rounding passes."""
+    """An accuracy that equals the limit except for rounding passes."""
     (verdict,) = Gates(max_drop=0.1).judge(0.7, 0.8, "test")
     assert verdict.passed
 
 
 def test_message_of_a_missed_gate() -> None:
-    """The message has the accuracy, the limit, and where the limit comes from."""
+    """The message has the accuracy, the limit, and the origin of the limit."""
     text = missed(Gates(max_drop=0.01).judge(0.9, 0.95, "test"))
     assert text is not None
     for part in ("test has accuracy 90.00 %", "at least 94.00 %", "95.00 % before"):

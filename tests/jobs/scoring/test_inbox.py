@@ -181,7 +181,7 @@ def test_changed_while_it_is_read(change: str, run: Path, inbox: Path) -> None:
             path.unlink()
 
     result = score_inbox(run, inbox, progress=at_ingest(act))
-    if result.results:  # its rows had been read completely
+    if result.results:  # after its rows were read completely
         assert change == "deleted"
         return
     assert [] == result.failed
@@ -192,7 +192,7 @@ def test_changed_while_it_is_read(change: str, run: Path, inbox: Path) -> None:
 
 
 def test_labels_that_arrive_later(run: Path, inbox: Path) -> None:
-    """Images scored without labels are scored again with the labels that arrive later."""
+    """Images scored without labels are scored again when their labels arrive."""
     put_images(inbox / "a-images-idx3-ubyte", 1, labelled=True)
     labels = inbox / "a-labels-idx1-ubyte"
     labels.rename(inbox.parent / "labels")
@@ -257,7 +257,7 @@ def test_one_pass_at_a_time(run: Path, inbox: Path) -> None:
 
 
 def test_no_inbox(run: Path, inbox: Path) -> None:
-    """A missing inbox may be mounted later: exit 6, not an empty inbox."""
+    """A missing inbox exits with 6, because it may be mounted later; it does not count as empty."""
     with pytest.raises(UnreachableError, match=r"The inbox .* does not exist"):
         score_inbox(run, inbox / "absent")
 
@@ -295,7 +295,7 @@ def test_stop_while_a_file_is_hashed(run: Path, inbox: Path) -> None:
     settle(inbox / "huge")
 
     class LateSignal(StopSignal):
-        """Arrives when the file is being hashed, at the fourth check."""
+        """Send the signal while the file is being hashed, at the fourth check."""
 
         checks = 0
 
@@ -312,7 +312,7 @@ def test_stop_while_a_file_is_hashed(run: Path, inbox: Path) -> None:
 def test_unreachable_file(
     retries: int, run: Path, inbox: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file that cannot be reached is retried, or left for the next run; others are scored."""
+    """An unreachable file is retried, or left for the next run; others are scored."""
     put_images(inbox / "a", 1)
     put_images(inbox / "b", 2)
     failures = [UnreachableError("The store does not respond.")]

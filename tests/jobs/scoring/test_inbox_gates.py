@@ -1,4 +1,4 @@
-"""Gates of an inbox: which files are judged, against which accuracy, and when they alarm."""
+"""Gates of an inbox: the files that are judged, the accuracy to compare, and the alarms."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from tests.jobs.inboxes import Events, ledger, put_images, score_inbox
 
 
 def test_gates_of_labelled_files(run: Path, inbox: Path) -> None:
-    """A file below the gate is scored and recorded so; files without labels are not judged."""
+    """A file below the gate is scored, with its verdict recorded; unlabelled ones are not judged."""
     put_images(inbox / "a-images-idx3", 1, labelled=True)
     put_images(inbox / "b-images-idx3", 2)
     result = score_inbox(run, inbox, gates=Gates(min_accuracy=1.0))
@@ -61,7 +61,7 @@ def test_drop_between_files(run: Path, inbox: Path) -> None:
 
 
 def test_drop_between_datasets(run: Path, inbox: Path, digits: Path) -> None:
-    """A drop is measured from the last split of the same name, also of another dataset."""
+    """A drop is measured from the last split of the same name, even in another dataset."""
     put_images(inbox / "t10k-images-idx3-ubyte", 1, labelled=True)
     ingest(str(inbox), inbox.parent / "other")
     other = score(run=run, dataset=inbox.parent / "other")

@@ -213,7 +213,7 @@ def test_output_of_existing_scores(run: Path, digits: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("checkpoint", ["1", "2", "best", "latest"])
 def test_checkpoint(checkpoint: str, run: Path, digits: Path, trained: TrainResult) -> None:
-    """The chosen checkpoint scores."""
+    """Scores come from the chosen checkpoint."""
     result = score(run=run, dataset=digits, checkpoint=checkpoint)
     epoch = 1 if checkpoint == "1" else 2
     assert str(CheckpointName(epoch, 0)) == result.metrics["checkpoint"]
@@ -223,7 +223,7 @@ def test_checkpoint(checkpoint: str, run: Path, digits: Path, trained: TrainResu
 
 
 def test_damaged_newest(run: Path, digits: Path) -> None:
-    """If the newest checkpoint is damaged, the one before scores only if chosen explicitly."""
+    """If the newest checkpoint is damaged, the one before is used only if chosen explicitly."""
     state = run / CheckpointName(2, 0).key / STATE
     state.write_bytes(state.read_bytes()[:-1])
     with pytest.raises(BadDataError, match="choose it with --checkpoint 000001-000000"):
@@ -236,7 +236,7 @@ def test_damaged_newest(run: Path, digits: Path) -> None:
 def test_two_windows_are_held(
     run: Path, digits: Path, monkeypatch: pytest.MonkeyPatch, threads: int
 ) -> None:
-    """While a window is loaded, one other is in memory: threads keep no rows of older ones."""
+    """While a window is loaded, only one other is in memory: threads keep no older rows."""
     monkeypatch.setattr("pipeline.stream.PLAIN_WINDOW_CHUNKS", 2)
     held = watched_windows(monkeypatch)
     score(run=run, split="train", dataset=digits, threads=threads)
@@ -247,7 +247,7 @@ def test_two_windows_are_held(
 def test_probabilities_that_are_not_finite(
     run: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """NaN is never published: the row is named, also by a continued scoring."""
+    """NaN is never published: the row is named, even by a continued scoring."""
     forward = Network.forward
 
     def overflowing(network: Network, *arguments: Any) -> NDArray[np.float32]:
@@ -266,7 +266,7 @@ def test_probabilities_that_are_not_finite(
 
 
 def test_a_bug(run: Path, digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bug at one split is reported, and the others are scored."""
+    """A bug in one split is reported, and the others are scored."""
     read = Split.read_chunk
 
     def broken(split: Split, *arguments: Any) -> Any:
@@ -282,7 +282,7 @@ def test_a_bug(run: Path, digits: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_the_runs_dataset(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By default the training's dataset is scored, also if it was moved along with the run."""
+    """By default the training dataset is scored, even if it was moved along with the run."""
     here = tmp_path / "here"
     shutil.copytree(digits, here / "data" / "mine")
     monkeypatch.chdir(here)

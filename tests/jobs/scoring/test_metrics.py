@@ -45,7 +45,7 @@ def test_confusion() -> None:
 
 
 def test_cross_entropy() -> None:
-    """It is minus the mean log: the powers of two add up to 17, and there is one log 3/4."""
+    """Cross-entropy is minus the mean log: 17 log 2 from the powers of two, and one log 3/4."""
     expected = (17 * math.log(2) - math.log(0.75)) / 10
     assert pytest.approx(expected, rel=1e-15) == quality()["cross_entropy"]
 

@@ -127,7 +127,7 @@ def test_written_whole(form: str, run: Path, digits: Path, tmp_path: Path) -> No
 
 
 def test_partial_files_are_removed(run: Path, digits: Path, tmp_path: Path) -> None:
-    """Partial files of the same name are removed by the next job, others are kept."""
+    """Partial files of the same name are removed by the next job; others are kept."""
     names = [".x.csv.", ".y.csv."]
     left = [tmp_path / f"{name}{0:032x}.tmp" for name in names]
     for path in left:
@@ -171,7 +171,7 @@ def test_parquet_without_pyarrow(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_impossible_files(name: str, words: str, run: Path, digits: Path, tmp_path: Path) -> None:
-    """A directory, a pipe or too long a name is refused before anything is scored."""
+    """A directory, a pipe or a name that is too long is refused before anything is scored."""
     (tmp_path / "there.csv").mkdir()
     (tmp_path / "file").touch()
     os.mkfifo(tmp_path / "pipe.csv")

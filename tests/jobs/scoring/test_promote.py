@@ -32,7 +32,7 @@ def models(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def give(run: Path, digits: Path, models: Path) -> Promote:
-    """A function that promotes an epoch's model, by default as champion."""
+    """`give(epoch)` promotes that epoch's model, by default as champion."""
 
     def call(epoch: int, name: str = "champion", **options: Any) -> PromoteResult:
         where: dict[str, str] = {"run": str(run), "models": str(models), "dataset": str(digits)}
@@ -48,7 +48,7 @@ def accuracies(run: Path, digits: Path) -> list[float]:
 
 
 def champion(models: Path) -> str | None:
-    """Return the checkpoint that is champion."""
+    """Return the champion's checkpoint."""
     holder = open_name(open_location(models), "champion").holder
     return holder and holder.checkpoint
 
@@ -73,7 +73,7 @@ def test_already(give: Promote, models: Path) -> None:
 
 
 def test_undo(give: Promote, models: Path) -> None:
-    """Each undo gives the name back to the model before, until no model has it."""
+    """Each undo returns the name to the previous model, until no model has it."""
     give(1)
     give(2)
     assert ["000001-000000", None] == [
@@ -111,7 +111,7 @@ def test_not_worse_than(give: Promote, models: Path) -> None:
 
 
 def test_gates_are_recorded_in_the_ledger(give: Promote, run: Path) -> None:
-    """The scores that a gate was judged on are in the run's ledger."""
+    """The scores used by a gate are in the run's ledger."""
     result = give(2, min_accuracy=0.0)
     (line,) = ledger(run)
     assert result.holder is not None
@@ -194,7 +194,7 @@ def test_by_digest(give: Promote, run: Path, models: Path) -> None:
 def test_a_checkpoint_that_is_pruned_is_not_promoted(
     run: Path, digits: Path, models: Path, monkeypatch: pytest.MonkeyPatch, judged: bool
 ) -> None:
-    """If a training prunes the chosen checkpoint before it is pinned, another one is chosen."""
+    """If a training run prunes the chosen checkpoint before it is pinned, another one is chosen."""
     chosen: list[str] = []
 
     def choose(*arguments: Any) -> Any:

@@ -1,4 +1,4 @@
-"""One training, whole and in pieces, for the tests of resuming."""
+"""One training run, uninterrupted and stopped, for the tests of resuming."""
 
 import shutil
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.jobs.trainings import Log, outcome, small, stopped_at
 
 @pytest.fixture(scope="module")
 def whole(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
-    """`SMALL`, never stopped, with a checkpoint every four batches."""
+    """An uninterrupted run of `SMALL`, with a checkpoint every four batches."""
     run = tmp_path_factory.mktemp("whole") / "run"
     return train(small(checkpoint_every=4), dataset=digits, run=run)
 

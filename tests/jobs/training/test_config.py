@@ -1,4 +1,4 @@
-"""Settings: types and ranges, TOML and JSON, and what a resume may change."""
+"""Settings: types and ranges, TOML and JSON, and changes on resume."""
 
 import os
 from dataclasses import fields, replace
@@ -42,11 +42,11 @@ OTHER = TrainConfig(
 """Every setting differs from its default."""
 
 OF_ROUNDS = ("replicas", "sync_every", "outer_learning_rate", "outer_momentum")
-"""Settings without an effect on a run of steps."""
+"""Settings that have no effect on a run of steps."""
 
 
 def updated(**settings: Any) -> TrainConfig:
-    """The defaults with some settings replaced, as a file gives them."""
+    """The defaults, overridden by some settings from a file."""
     return TrainConfig(**given_settings(settings, "my.toml"))
 
 
@@ -206,7 +206,7 @@ def test_evaluations(
 
 @pytest.mark.parametrize("parallel", ["steps", "rounds"])
 def test_digest_and_differences(parallel: str) -> None:
-    """The digest and the differences cover every setting but those that a resume may change."""
+    """The digest and the differences cover every setting except those that a resume may change."""
     recorded = TrainConfig(parallel=parallel, optimizer="momentum", l2=0.1)
     others = OTHER.to_json() | {"parallel": "rounds" if parallel == "steps" else "steps"}
     for name, value in others.items():

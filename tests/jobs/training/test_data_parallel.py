@@ -1,4 +1,4 @@
-"""Data-parallel steps: the same bits on any number of cores, also if processes die."""
+"""Data-parallel steps: the same bits on any number of cores, even if processes die."""
 
 import os
 import signal
@@ -141,7 +141,7 @@ def test_more_cores_than_a_group() -> None:
 
 
 def steps(threads: int, *, kill: bool = False, signals: tuple[int, ...] = ()) -> Any:
-    """Return the losses and parameters of ten steps, with harm done to processes after five."""
+    """Return the losses and parameters of ten steps; after five, processes are signalled or killed."""
     rule, start = beginning("adamw", l2=0.1)
     generator = np.random.default_rng(3)
     with stepper_of(rule, start, 40, 4, threads) as stepper:

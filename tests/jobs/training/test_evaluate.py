@@ -1,4 +1,4 @@
-"""The evaluator: exact figures for the same rows, repeatedly, on any number of threads."""
+"""The evaluator: exact metrics for the same rows, repeatedly, on any number of threads."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,7 +41,7 @@ def evaluator(
 
 
 def direct(dataset: Path, parameters: Floats, first_row: int, rows: int) -> Evaluation:
-    """The same figures from the probabilities of all rows at once."""
+    """The same metrics, from the probabilities of all rows at once."""
     split = open_dataset(open_location(dataset)).split("train")
     stored, chosen = stored_rows(split), slice(first_row, first_row + rows)
     assert stored.targets is not None
@@ -57,7 +57,7 @@ def direct(dataset: Path, parameters: Floats, first_row: int, rows: int) -> Eval
 )
 @pytest.mark.parametrize(("dtype", "precision"), [("float32", 1e-5), ("float64", 1e-13)])
 def test_figures(first_row: int, rows: int, dtype: str, precision: float, digits: Path) -> None:
-    """The figures of a range of rows are those of a single forward pass."""
+    """The metrics of a range of rows equal those of a single forward pass."""
     parameters = initialise("scaled", LAYERS, 4, dtype)
     expected = direct(digits, parameters, first_row, rows)
     with evaluator(digits, dtype, first_row, rows) as judged:
@@ -76,7 +76,7 @@ def test_again(digits: Path) -> None:
 
 
 def test_threads(digits: Path) -> None:
-    """The figures are the same to the bit on any number of threads."""
+    """The metrics are the same to the bit on any number of threads."""
     assert 2 * BLOCK_ROWS < 1031
     parameters = initialise("scaled", LAYERS, 1)
     figures = []

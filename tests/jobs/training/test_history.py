@@ -12,7 +12,7 @@ from storage.errors import BadDataError
 
 
 def line(number: int, /, **changes: Any) -> dict[str, Any]:
-    """The metrics of an epoch, with other values for some fields."""
+    """The metrics of an epoch, with some fields overridden."""
     return {
         "epoch": number,
         "steps": 3 * number,
@@ -31,7 +31,7 @@ def checkpoint(epoch: int, metrics: Any) -> Checkpoint:
 
 
 def test_a_sound_history() -> None:
-    """Sound lines are returned unchanged, also none at all."""
+    """Valid lines are returned unchanged, as is an empty list."""
     assert [line(1), line(2)] == check_history([line(1), line(2)], "metrics.jsonl")
     assert [line(1)] == history_of(checkpoint(1, [line(1)]))
     assert [] == history_of(checkpoint(0, []))
@@ -65,7 +65,7 @@ def test_a_checkpoint_has_the_lines_of_its_epochs(metrics: Any) -> None:
 
 
 def test_columns() -> None:
-    """A history as columns is a data frame with a row per epoch; none has no columns."""
+    """A history as columns makes a data frame with a row per epoch; an empty one has no columns."""
     frame = pandas.DataFrame(history_columns([line(1), line(2, loss=0.25)]))
     assert [1, 2] == list(frame["epoch"])
     assert [0.5, 0.25] == list(frame["loss"])

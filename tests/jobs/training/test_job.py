@@ -159,7 +159,7 @@ def test_evaluation(digits: Path, tmp_path: Path) -> None:
 
 
 def test_no_evaluation(digits: Path, tmp_path: Path, log: Log) -> None:
-    """With `none` nothing is evaluated, and the training is the same."""
+    """With `none` nothing is evaluated, and the model is the same."""
     none = train(small(epochs=1, evaluate="none"), dataset=digits, run=tmp_path / "none")
     both = train(small(epochs=1, evaluate="train,test"), dataset=digits, run=tmp_path / "both")
     assert {} == none.metrics[0]["evaluation"]
@@ -227,7 +227,7 @@ def test_holdout_is_not_trained_on(tmp_path: Path) -> None:
 def test_holdout_of_sorted_rows(
     order: str, holdout: int, warnings: list[str], tmp_path: Path, log: Log
 ) -> None:
-    """Rows held out from sorted files are of other classes than the rest, which is warned of."""
+    """Rows held out from files sorted by class cause a warning that names the class."""
     labels = np.arange(300, dtype=np.uint8) % 4
     if order == "sorted":
         labels[:250].sort()  # 62 rows of class 3
@@ -240,7 +240,7 @@ def test_holdout_of_sorted_rows(
 
 
 def test_record(digits: Path, tmp_path: Path) -> None:
-    """run.json records the complete configuration, also of what the dataset decides."""
+    """run.json records the complete configuration, including defaults that the dataset decides."""
     config = small(network="relu-9", epochs=1, l2=0.25, micro_batches=None)
     train(config, dataset=digits, run=tmp_path / "run")
     run = open_run(open_location(tmp_path / "run"))
@@ -310,7 +310,7 @@ DIVERGING = small(
 def test_divergence(
     settings: dict[str, Any], what: str, evaluate: str, digits: Path, tmp_path: Path
 ) -> None:
-    """A training that diverges ends with advice, without a warning."""
+    """Divergence ends with advice, without NumPy's warnings."""
     config = replace(DIVERGING, threads=2, evaluate=evaluate, **settings)
     with pytest.raises(QualityGateError, match=f"{what} is .*--learning-rate below 1e"):
         train(config, dataset=digits, run=tmp_path / "run")
@@ -396,7 +396,7 @@ def test_validation_split(validated: Path, tmp_path: Path) -> None:
 
 
 def test_holdout_beside_a_validation_split(validated: Path, tmp_path: Path) -> None:
-    """Two kinds of validation rows are refused: neither is chosen silently."""
+    """A validation split together with --holdout is refused: neither is chosen silently."""
     with pytest.raises(UsageError, match="has a validation split; leave out --holdout 9"):
         train(small(holdout=9), dataset=validated, run=tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -416,7 +416,7 @@ def test_missing_split(tmp_path: Path, log: Log) -> None:
 
 
 def test_test_split_without_labels(tmp_path: Path) -> None:
-    """A test split without labels is evaluated only if asked for, which is refused."""
+    """A test split without labels is not evaluated; asking for it is refused."""
     source, data = tmp_path / "set", tmp_path / "data"
     write_set(source, *draw_digits(0, "train", 0, 80))
     (source / "t10k-labels-idx1-ubyte").unlink()

@@ -19,7 +19,7 @@ SEEDS = range(2)
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory of this session, the same for all of its pytest-xdist workers."""
+    """A directory shared by all pytest-xdist workers of this session."""
     base = tmp_path_factory.getbasetemp()
     directory = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "learning"
     directory.mkdir(exist_ok=True)
@@ -63,7 +63,7 @@ def test_each_optimizer(optimizer: str, mnist: Path, tmp_path: Path) -> None:
 
 
 def test_rounds(mnist: Path, tmp_path: Path) -> None:
-    """Rounds with the default settings lose at most 0.3 points against the same epochs of steps."""
+    """Rounds with the default settings lose at most 0.3 points compared with steps."""
     result = train(TrainConfig(parallel="rounds"), dataset=mnist, run=tmp_path / "run")
     reached = result.metrics[-1]["evaluation"]["test"]["accuracy"]
     assert accuracy(0, mnist) - 0.003 <= reached
@@ -91,7 +91,7 @@ ORIGINAL = {
 def test_original_settings(
     settings: dict[str, Any], steps: int, least: float, mnist: Path, tmp_path: Path
 ) -> None:
-    """The original's settings are available, and reach the expected accuracy in an epoch."""
+    """The original notebook's settings reach the expected accuracy in an epoch."""
     config = TrainConfig(**ORIGINAL | settings)
     result = train(config, dataset=mnist, run=tmp_path / "run")
     assert steps == result.metrics[0]["steps"]

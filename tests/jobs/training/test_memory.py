@@ -55,7 +55,7 @@ def stated_and_taken(*arguments: object, cwd: Path) -> tuple[int, int]:
     ],
 )
 def test_wide_networks(options: tuple[object, ...], digits: Path, tmp_path: Path) -> None:
-    """A training, its resumption and a scoring each stay below what they state."""
+    """Training, resumed training and scoring each stay below their stated bounds."""
     where = ("--dataset", digits, "--run", "run")
     for epochs in (1, 2):
         train = ("train", *where, *options, "--schedule", "constant", "--epochs", epochs)
@@ -110,7 +110,7 @@ def test_probabilities_of_many_classes(form: str, tmp_path: Path) -> None:
 
 
 def test_few_rows_of_many_pixels() -> None:
-    """At most a chunk's rows count: ten images of four million pixels need little."""
+    """No more rows than a chunk's are counted: ten images of four million pixels need little."""
     network = Network(parse_network("4000000-relu-2-softmax-2"), "float32")
     split = SplitSchema.plan(rows=10, features=4_000_000, dtype="uint8", classes=2)
     assert score_memory(network, split, threads=2) < 10**9

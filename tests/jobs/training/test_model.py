@@ -31,7 +31,7 @@ def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResu
 
 @pytest.fixture
 def run(trained: TrainResult, tmp_path: Path) -> Run:
-    """A copy of it, which a test may change."""
+    """A copy of that run, which a test may change."""
     return open_run(open_location(shutil.copytree(trained.run.location.path, tmp_path / "run")))
 
 
@@ -98,7 +98,7 @@ def test_epoch_that_is_not_kept(run: Run) -> None:
 
 
 def test_no_checkpoint(run: Run) -> None:
-    """A run without checkpoints is refused with how to get one."""
+    """A run without checkpoints is refused with advice to train it."""
     shutil.rmtree(run.location.path / "checkpoints")
     with pytest.raises(BadDataError, match=r"no checkpoint yet. Train it with `pipeline train`"):
         load_model(run, "best")
@@ -166,7 +166,7 @@ def test_invalid_images(images: dict[str, Any], run: Run) -> None:
 
 
 def test_a_choice_that_is_pruned_is_chosen_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If a training prunes the chosen checkpoint while it is read, the choice is repeated."""
+    """If a training run prunes the chosen checkpoint while it is read, the choice is repeated."""
     listed = select_checkpoint.list_checkpoints
 
     def prune_once(run: Run) -> list[CheckpointName]:

@@ -1,4 +1,4 @@
-"""Models in Python: predictions for plain arrays of images are those of a scoring."""
+"""Models in Python: predictions for plain arrays of images equal those of `score`."""
 
 import re
 from pathlib import Path
@@ -41,7 +41,7 @@ def images_of(dataset: Path, split: str = "test") -> NDArray[Any]:
 
 
 def scored(scores: Scores) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """The probabilities and classes of a scoring."""
+    """The probabilities and classes that `score` writes."""
     chunks = [scores.read_chunk(number) for number in range(scores.schema.chunks)]
     return np.concatenate([one for one, _ in chunks]), np.concatenate([one for _, one in chunks])
 
@@ -108,7 +108,7 @@ def test_other_images(images: Any, words: str, run: Path) -> None:
 
 
 def test_values_that_are_not_finite(tmp_path: Path) -> None:
-    """A value that is no finite number has no class: its row is named."""
+    """A value that is not finite is refused; the message names its row."""
     (tmp_path / "set").mkdir()
     images, labels = draw_digits(0, "train", 0, 90)
     write_idx(tmp_path / "set" / "train-images-idx3", images.astype("f4"))
@@ -122,7 +122,7 @@ def test_values_that_are_not_finite(tmp_path: Path) -> None:
 
 
 def test_choices(run: Path, digits: Path, tmp_path: Path) -> None:
-    """A checkpoint is chosen as by `--checkpoint`; a run that is none is named."""
+    """A checkpoint is chosen as by `--checkpoint`; a missing run is named."""
     latest = Model.load(run, "latest")
     assert latest.digest == Model.load(run, latest.digest[:12]).digest == Model.load(run, 2).digest
     with pytest.raises(UsageError, match="expected best, latest"):
@@ -143,7 +143,7 @@ def test_a_run_in_a_store(store: Store, run: Path, digits: Path) -> None:
 
 
 def test_repr(run: Path) -> None:
-    """A session shows which model this is, and what images it takes, in a few lines."""
+    """The repr shows the model and the images that it accepts in a few lines."""
     first, *lines = repr(Model.load(run)).splitlines()
     assert first.startswith("<Model ")
     assert [

@@ -87,7 +87,7 @@ def test_a_task_of_a_dead_process_is_done_by_its_owner() -> None:
 
 
 def test_a_task_that_is_not_begun_is_done_by_the_owner() -> None:
-    """A fork that has no core delays no task, and takes tasks again when it has one."""
+    """A fork without a core delays no task, and takes tasks again once it has one."""
     places = shared_array((2,), np.int64)
 
     def sign(task: Task) -> Reply:

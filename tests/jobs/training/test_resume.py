@@ -1,4 +1,4 @@
-"""Resume: a run that was stopped anywhere has the bits of one that was not."""
+"""Resume: an interrupted run has the same bits as an uninterrupted one."""
 
 import json
 import shutil
@@ -59,7 +59,7 @@ def test_the_matrix_has_every_pair() -> None:
 def test_every_configuration(number: int, digits: Path, tmp_path: Path, log: Log) -> None:
     """Every optimizer, schedule, order and dtype resumes exactly, within and between epochs.
 
-    Each case takes three of the stops in turn, so that all stops are tested many times.
+    Each case uses three of the stops in turn, so that all stops are tested many times.
     """
     optimizer, schedule, shuffle, dtype = MATRIX[number]
     config = small(
@@ -207,7 +207,7 @@ def test_no_checkpoint_yet(digits: Path, tmp_path: Path, whole: TrainResult) -> 
 
 
 def test_more_epochs_are_recorded(digits: Path, tmp_path: Path) -> None:
-    """A resume without settings trains the epochs of the one before; fewer are refused."""
+    """A resume without settings uses the last number of epochs; a smaller one is refused."""
     six = small(schedule="constant")
     expected = outcome(train(six, dataset=digits, run=tmp_path / "six"))
     run = tmp_path / "run"
@@ -301,7 +301,7 @@ def test_several_damaged(half_done: Path, digits: Path, expected: dict[str, Any]
 
 
 def test_all_damaged(half_done: Path, digits: Path) -> None:
-    """If no checkpoint is sound, that is an error, not a fresh start; nothing is changed."""
+    """If no checkpoint is sound, resuming is an error, not a fresh start; nothing is changed."""
     for name in checkpoints(half_done):
         _flip(half_done / name.key / STATE, -1)
     before = tree(half_done)
@@ -330,7 +330,7 @@ METRICS_DAMAGE: dict[str, Callable[[Path], object]] = {
 def test_damaged_metrics(
     damage: str, half_done: Path, digits: Path, expected: dict[str, Any]
 ) -> None:
-    """metrics.jsonl is rewritten from the checkpoint, whatever its state."""
+    """metrics.jsonl is rewritten from the checkpoint, even if damaged."""
     METRICS_DAMAGE[damage](half_done / METRICS)
     assert expected == outcome(train(SMALL, dataset=digits, run=half_done, resume=True))
 
@@ -345,7 +345,7 @@ def test_metrics_go_back(half_done: Path, digits: Path, whole: TrainResult) -> N
 
 
 EARLY = small(epochs=12, holdout=50, patience=2, learning_rate=0.03, schedule="constant", l2=0.0)
-"""A training that overfits its few rows, and stops early."""
+"""A run that overfits its few rows, and stops early."""
 
 
 def test_early_stopping(digits: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Resume: settings that may change, and those that are refused."""
+"""Resume: settings that may change, and settings that are refused."""
 
 import json
 from collections.abc import Callable
@@ -35,7 +35,7 @@ def test_settings_that_may_change(half_done: Path, digits: Path, expected: dict[
 
 
 def test_networks_are_compared_in_full(finished: Path, expected: dict[str, Any]) -> None:
-    """A network whose ends are left out is the run's if it is the same when completed."""
+    """A network without its ends matches the run's if it is the same after completion."""
     assert expected == outcome(train({"network": "relu-9"}, run=finished, resume=True))
     config = small(network="relu-9-softmax", checkpoint_every=4)
     assert expected == outcome(train(config, run=finished, resume=True))
@@ -46,7 +46,7 @@ def test_networks_are_compared_in_full(finished: Path, expected: dict[str, Any])
 
 
 def test_settings_without_effect(half_done: Path, expected: dict[str, Any], log: Log) -> None:
-    """What has no effect is warned of and not compared; the recorded value stays."""
+    """Settings without effect cause a warning and are not compared; the recorded value stays."""
     given = {"momentum": 0.5, "replicas": 2, "outer-momentum": 0.1, "threads": 1}
     result = train(given, run=half_done, resume=True)
     assert expected == outcome(result)
@@ -117,7 +117,7 @@ def test_other_settings(finished: Path, digits: Path) -> None:
 
 
 def test_another_dataset(finished: Path, tmp_path: Path) -> None:
-    """A dataset with other rows is refused, both digests shown."""
+    """A dataset with other rows is refused; the message has both digests."""
     other = ingest("synthetic:1031,211", tmp_path / "other", rows_per_chunk=230, seed=1).dataset
     with pytest.raises(ConflictError) as caught:
         train(SMALL, dataset=tmp_path / "other", run=finished, resume=True)
@@ -129,7 +129,7 @@ def test_another_dataset(finished: Path, tmp_path: Path) -> None:
 def test_another_environment(
     half_done: Path, digits: Path, expected: dict[str, Any], log: Log
 ) -> None:
-    """A run that was begun with another NumPy resumes with a warning."""
+    """A run that was started with another NumPy resumes with a warning."""
     record = json.loads((half_done / RECORD).read_text())
     record["environment"]["numpy"] = "1.2.3"
     (half_done / RECORD).write_bytes(documents.sealed_bytes(record))

@@ -52,7 +52,7 @@ def test_steps_are_counted(plan: RoundPlan) -> None:
 
 
 def test_the_step_size_of_replicas() -> None:
-    """The rate grows with the square root of the replicas; a single one has the run's rate."""
+    """The rate grows with the square root of the number of replicas, and is unchanged for one."""
     assert [0.5, 1.0, 1.5] == [replica_rate(0.5, replicas) for replicas in (1, 4, 9)]
 
 

@@ -32,7 +32,7 @@ def by_definition(items: list[Any]) -> Any:
 
 
 def wide(generator: np.random.Generator, count: int, size: int) -> NDArray[np.float32]:
-    """`(count, size)` numbers of such different sizes that the order of adding them shows."""
+    """`(count, size)` numbers of such different sizes that their sum depends on the order."""
     exponents = generator.uniform(-6, 6, (count, size))
     return (generator.standard_normal((count, size)) * 10**exponents).astype(np.float32)
 
@@ -49,7 +49,7 @@ def test_tree(count: int, seed: int) -> None:
 
 
 def test_tree_is_not_a_chain() -> None:
-    """Another order of adding the numbers of the test above has other bits."""
+    """Adding the same numbers in another order gives other bits."""
     vectors = list(wide(np.random.default_rng(1), 7, 50))
     chain = functools.reduce(np.add, vectors)
     assert by_definition(vectors).tobytes() != chain.tobytes()
@@ -58,7 +58,7 @@ def test_tree_is_not_a_chain() -> None:
 @given(count=st.integers(1, 300))
 @settings(deadline=None)
 def test_tree_memory(count: int) -> None:
-    """A sum holds at most one item per binary digit of their number, by depth."""
+    """A sum holds at most one item per binary digit of the number of items."""
     places: dict[int, int] = {}
 
     def add(left: int, right: int, depth: int) -> int:
@@ -102,7 +102,7 @@ def test_default_micro_batches_anywhere(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_l2_by_parts() -> None:
-    """L2 applies to each weight and no bias, wherever a step is cut into blocks."""
+    """L2 applies to each weight and no bias, for any division of a step into blocks."""
     network = Network(parse_network("3-tanh-2-softmax-2"))  # biases at 0, 1 and 8, 9
     parameters = np.arange(1, 15, dtype=np.float32)
     pulled = np.ones(14, bool)
