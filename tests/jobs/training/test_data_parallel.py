@@ -141,7 +141,7 @@ def test_more_cores_than_a_group() -> None:
 
 
 def steps(threads: int, *, kill: bool = False, signals: tuple[int, ...] = ()) -> Any:
-    """Return the losses and parameters of ten steps; after five, processes are signalled or killed."""
+    """Return losses and parameters of ten steps; after five, processes are signalled or killed."""
     rule, start = beginning("adamw", l2=0.1)
     generator = np.random.default_rng(3)
     with stepper_of(rule, start, 40, 4, threads) as stepper:
