@@ -32,7 +32,7 @@ Check = Callable[[Path], bool]
 
 def sources(_context: click.Context, _parameter: click.Parameter, start: str) -> Items:
     """Complete a source of `ingest`: a name or a directory."""
-    return _items(SOURCES, start) + directories(_context, _parameter, start)
+    return _paths(start, Path.is_dir, "dir") + _items(SOURCES, start)
 
 
 def datasets(_context: click.Context, _parameter: click.Parameter, start: str) -> Items:
@@ -100,18 +100,13 @@ def time_zones(_context: click.Context, _parameter: click.Parameter, start: str)
 
 
 def scheduled_command(context: click.Context, _parameter: click.Parameter, start: str) -> Items:
-    """Complete the command of a schedule, and its options."""
-    group = context.find_root().command
-    words = context.params.get("job") or ()
-    if not isinstance(group, click.Group):
-        return []
-    if not words:
-        return _items((name for name in group.commands if name != "schedule"), start)
-    command = group.commands.get(words[0])
-    if command is None:
-        return []
-    with command.make_context(words[0], list(words[1:]), resilient_parsing=True) as inner:
-        return command.shell_complete(inner, start)
+    """Complete the command of a schedule as if it were not scheduled."""
+    from click.shell_completion import ShellComplete
+
+    words = list(context.params.get("job") or ())
+    shell = ShellComplete(context.find_root().command, {}, "pipeline", "")
+    items = shell.get_completions(words, start)
+    return items if words else [item for item in items if item.value != "schedule"]
 
 
 def _items(values: Iterable[str], start: str) -> Items:

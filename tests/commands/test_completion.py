@@ -53,7 +53,7 @@ def test_places(dataset: Path, run: Path, complete: Complete) -> None:
     assert ["<dir>", f"{here}/runs/mnist"] == complete(f"score --run {here}/ru")
     assert ["<dir>", "data/mnist", "runs/mnist"] == complete("inspect ")
     assert ["<file>", "conf/small.toml"] == complete("train --config ")
-    assert ["mnist", "<dir>"] == complete("ingest mn")
+    assert ["<dir>", "conf", "kmnist"] == [*complete("ingest conf"), *complete("ingest k")[1:]]
     for start in ("s3://bucket/", "file://x"):
         assert [] == complete(f"train --dataset {start}")
 
@@ -74,6 +74,8 @@ def test_schedule(complete: Complete) -> None:
     """The scheduled command and its options, and time zones."""
     assert ["score", "scores"] == complete("schedule '@daily' -- sco")
     assert ["--min-accuracy"] == complete("schedule '@daily' -- score --min")
+    assert ["lz4hc"] == complete("schedule '@daily' -- ingest --compression lz4h")
+    assert [] == complete("schedule '@daily' -- sched")
     assert ["Europe/Berlin"] == complete("schedule --timezone Europe/Berl")
 
 
@@ -94,7 +96,9 @@ def test_in_bash(dataset: Path) -> None:
     command.chmod(0o755)
     script = (
         'eval "$(_PIPELINE_COMPLETE=bash_source pipeline)"; complete -p pipeline;'
-        "COMP_WORDS=(pipeline train --dataset da); COMP_CWORD=3; compopt() { :; };"
+        "compopt() { :; }; COMP_WORDS=(pipeline train --dataset da); COMP_CWORD=3;"
+        '_pipeline_completion pipeline; echo "${COMPREPLY[@]}";'
+        'COMP_WORDS=(pipeline ingest ""); COMP_CWORD=2;'
         '_pipeline_completion pipeline; echo "${COMPREPLY[@]}"'
     )
     path = f"{command.parent}{os.pathsep}{os.environ['PATH']}"
@@ -106,9 +110,10 @@ def test_in_bash(dataset: Path) -> None:
         text=True,
         check=True,
     )
-    registered, offered = ended.stdout.splitlines()
+    registered, offered, sources = ended.stdout.splitlines()
     assert registered == "complete -o nosort -F _pipeline_completion pipeline"
     assert offered == "data/mnist"
+    assert sources == "bin data mnist fashion-mnist kmnist synthetic"
 
 
 def test_in_zsh(dataset: Path) -> None:
