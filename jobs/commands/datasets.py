@@ -177,6 +177,7 @@ def verify(console: "Console", place: str, storage_options: tuple[str, ...]) -> 
     verdicts = [item["error"] for item in wrong] or [f"{place} is sound: {len(checked):,} checks."]
     document = {"place": place, "checked": len(checked), "wrong": wrong, "mentioned": mentioned}
     text, summary = ("\n".join(map(one_line, lines)) for lines in (mentioned + verdicts, verdicts))
-    console.result(Report(document, text, summary))
+    details = "\n".join(one_line(f"checked {what}") for what, _ in checked)
+    console.result(Report(document, text, summary, details))
     if wrong:
         raise BadDataError(f"{place} is damaged: {len(wrong)} of {len(checked):,} checks failed.")

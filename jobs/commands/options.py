@@ -225,14 +225,14 @@ cluster = combined(
         section="Cluster",
         metavar="FILE",
         shell_complete=completion.files,
-        help="Certificate of this client.",
+        help="Client certificate for a tls:// cluster.",
     ),
     option(
         "--tls-key",
         section="Cluster",
         metavar="FILE",
         shell_complete=completion.files,
-        help="Private key of this client's certificate.",
+        help="Private key of the client certificate.",
     ),
 )
 

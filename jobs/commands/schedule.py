@@ -65,7 +65,7 @@ SHOWN_TIMES = 10
     "scheduler",
     section="Other schedulers",
     type=Choice(["cron", "systemd", "kubernetes", "airflow"]),
-    help="Print the configuration of your own scheduler.",
+    help="Print a configuration for your own scheduler.",
 )
 @option(
     "--to",

@@ -8,7 +8,16 @@ from itertools import compress
 from typing import Any
 
 from jobs.commands.console import Report
-from jobs.commands.tables import SHORT_DIGEST, SHOWN_CLASSES, facts, fit, fits, table
+from jobs.commands.tables import (
+    SHORT_DIGEST,
+    SHOWN_CLASSES,
+    facts,
+    fit,
+    fits,
+    table,
+    terminal_width,
+    wrap,
+)
 from jobs.output import local_time, one_line, percent
 from jobs.scoring.promote import PromoteResult
 from jobs.scoring.records import failure_text
@@ -165,12 +174,13 @@ def ledger_report(run: Location, since: str | None, failed: bool) -> Report:
         return Report(document, text, text)
     failed_entries = [entry for entry in entries if entry["event"] == FAILED_EVENT]
     errors = [one_line(failure_text(entry["file"], entry["error"])) for entry in failed_entries]
+    wrapped = [line for error in errors for line in wrap(error, terminal_width())]
     outcomes = Counter(map(_outcome, entries)).items()
     summary = f"{ledger}: {', '.join(f'{count:,} {outcome}' for outcome, count in outcomes)}"
     models = {entry["model_digest"][:SHORT_DIGEST] for entry in entries}
     if len(models) == 1:
         summary += f"; model {models.pop()}"
-    parts = [_ledger_table(entries), "\n".join(errors), fit(summary)]
+    parts = [_ledger_table(entries), "\n".join(wrapped), fit(summary)]
     return Report(document, "\n\n".join(filter(None, parts)), summary, _entry_details(entries))
 
 
@@ -217,9 +227,9 @@ def _with_dataset(entry: Entry) -> str:
 def _entry_details(entries: list[Entry]) -> str:
     """Return each entry's full digests and the location of its scores."""
     names = ("model", "checkpoint", "model_digest", "dataset", "dataset_digest", "result")
-    return "".join(
+    return "\n".join(
         f"\n{local_time(entry['time'])}  {_what(entry)}\n"
-        + facts([(f"  {name}", entry[name]) for name in names if entry.get(name)])
+        + facts([(name, entry[name]) for name in names if entry.get(name)])
         for entry in entries
     )
 

@@ -19,8 +19,8 @@ ADVANCED = {"Retries", "Rounds", "Cluster", "Storage"}
 METAVARS = {"integer": "N", "float": "X"}
 """The placeholder of a value in help, by the name of its type."""
 WIDTH = 80
-DEFAULT = re.compile(r"\[default: [^]]{1,45}\]")
-"""A default that is kept on one line."""
+DEFAULT = re.compile(r"\[default: [^]]+\]")
+"""A default, kept on one line if it fits."""
 NO_BREAK = "\xa0"
 TERM_WIDTH = 25
 """Width of the first column; longer options have their description on the next line."""
@@ -147,8 +147,11 @@ def _sections(options: list[click.Option], context: click.Context, width: int) -
 def _entry(term: str, text: str, term_width: int, width: int) -> str:
     """Return an option's lines: its name and, in the second column, its description."""
     indent = " " * (term_width + 4)
-    whole = DEFAULT.sub(lambda match: match[0].replace(" ", NO_BREAK), text)
-    lines = textwrap.wrap(whole, width - len(indent), break_on_hyphens=False)
+    room = width - len(indent)
+    default = DEFAULT.search(text)
+    if default and len(default[0]) <= room:
+        text = text.replace(default[0], default[0].replace(" ", NO_BREAK))
+    lines = textwrap.wrap(text, room, break_on_hyphens=False)
     first, *rest = [line.replace(NO_BREAK, " ") for line in lines]
     start = f"  {term:<{term_width}}  " if len(term) <= term_width else f"  {term}\n{indent}"
     return "\n".join([start + first, *(indent + line for line in rest)]) + "\n"

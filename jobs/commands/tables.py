@@ -97,9 +97,15 @@ def grid(cells: Sequence[str]) -> str:
 
 
 def facts(pairs: Sequence[tuple[str, Any]]) -> str:
-    """Return names and values, one pair a line, the values aligned."""
+    """Return names and values, one pair a line, the values aligned.
+
+    A value too long for its line, such as a digest, is put below its name.
+    """
     width = max(len(name) for name, _ in pairs)
-    return "\n".join(f"{name.ljust(width)}  {one_line(str(value))}" for name, value in pairs)
+    lines = [(name, f"{name.ljust(width)}  {one_line(str(value))}") for name, value in pairs]
+    return "\n".join(
+        line if fits(line) else f"{name}\n  {line[width:].lstrip()}" for name, line in lines
+    )
 
 
 def settings_text(settings: dict[str, Any]) -> str:

@@ -86,6 +86,8 @@ class ScoreConfig:
 
     def _check_out(self) -> None:
         if self.out is None:
+            if self.all_probabilities:
+                raise UsageError("--probabilities requires --out; pass --out, or leave it out.")
             return
         out = str(self.out)
         if not out.endswith(OUTPUTS):

@@ -179,6 +179,7 @@ def test_verify_sound(dataset: Path, run: Path, call: Call) -> None:
     succeeded(call("score"))
     for place in ("data/mnist", "runs/mnist"):
         assert succeeded(call("verify", place)).startswith(f"{place} is sound: ")
+        assert f"checked {place}" in succeeded(call("verify", place, "--verbose"))
         assert [] == document(call("verify", place, "--json"))["wrong"]
 
 

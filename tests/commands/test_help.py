@@ -73,6 +73,15 @@ def test_help_fits_a_screen(
 
 
 @every_command
+def test_narrow_help_breaks_no_word(name: str, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a narrow terminal, the help has the words that it has on a wide one."""
+    monkeypatch.setenv("COLUMNS", "80")
+    words = call(name, "--help-all").out.split()
+    monkeypatch.setenv("COLUMNS", "60")
+    assert words == call(name, "--help-all").out.split()
+
+
+@every_command
 def test_every_option_is_shown(name: str, call: Call) -> None:
     """--help-all shows every option once; --help names the sections that it leaves out."""
     everything, short = call(name, "--help-all").out, call(name, "--help").out

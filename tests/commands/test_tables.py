@@ -1,12 +1,13 @@
 """Tables fit the terminal; omitted columns are printed with --verbose or --json."""
 
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 
 from jobs.commands.score_reports import ledger_report, quality_text
-from jobs.commands.tables import grid, table
+from jobs.commands.tables import facts, grid, table
 from jobs.scoring.metrics import ConfusionCounter
 from storage.places import open_location
 from tests.commands.conftest import Call
@@ -86,6 +87,15 @@ def test_quality_of_many_classes(classes: int, name: str, width: int) -> None:
     assert matrix == (name == "{}" and (classes == 10 or (width == 200 and classes < 47)))
 
 
+def test_facts(width: int) -> None:
+    """A digest that does not fit beside a long name is put below it."""
+    pairs = [("train", "a" * 12), ("train-images-idx3-ubyte.gz", "d" * 64)]
+    text = facts(pairs)
+    assert_fits(text, width)
+    assert joined(text) == joined("".join(map("".join, pairs)))
+    assert len(text.splitlines()) == (3 if width == 80 else 2)
+
+
 def test_scores_and_names(width: int, dataset: Any, run: Any, call: Call) -> None:
     """Tables of the ledger, an inbox and promoted names fit; details have the omitted columns."""
     put_images(run.parent.parent / "inbox" / LONG_FILE, 1, labelled=True)
@@ -98,14 +108,15 @@ def test_scores_and_names(width: int, dataset: Any, run: Any, call: Call) -> Non
     scored = _printed(call("score", "--run", LONG_RUN, "--inbox", "inbox", "--settle", "0"), 3)
     ledger = _printed(call("scores", LONG_RUN))
     assert_fits(scored.partition("\nwhat ")[2].partition("\n\n")[0], width)
-    assert_fits(ledger.partition("\n\n")[0], width)
+    assert_fits(ledger.rpartition("\n\n")[0], width)
     assert_fits(_printed(call("promote", "--list")), width)
     assert ("scores/test-" in ledger) == (width == 200)
-    assert "\n\nbad-images-idx3-ubyte: not scored: this is not an IDX file" in ledger, ledger
+    assert "bad-images-idx3-ubyte:notscored:thisisnotanIDXfile" in joined(ledger)
     report = ledger_report(open_location(LONG_RUN), None, failed=False)
     for entry in report.document["entries"]:
         assert entry["model_digest"] in report.details
         assert entry.get("result", "") in report.details
+    assert_fits("\n".join(re.findall(r"^.*[0-9a-f]{64}$", report.details, re.MULTILINE)), width)
 
 
 def _printed(ended: Ended, code: int = 0) -> str:

@@ -114,6 +114,7 @@ def test_wrong_usage_in_a_process(here: Path) -> None:
         (("score", "--json"), "leave one of them out"),
         (("train", "--json"), "leave one of them out"),
         (("score", "--include", "*.gz"), "--include requires --inbox"),
+        (("score", "--probabilities"), "--probabilities requires --out"),
         (("score", "--inbox", "i", "--exclude", ""), "--exclude is empty"),
         (("score", "--storage-option", "a"), "has no key or no '='; expected KEY=VALUE"),
         (("schedule", "nightly", "--", "score"), "five"),
