@@ -86,9 +86,13 @@ def inspect_dataset(dataset: Dataset) -> Report:
     ]
     digests = [("dataset", dataset.digest)]
     digests += [(name, split["digest"]) for name, split in splits.items()]
-    digests += [(source["name"], source.get("decoded_sha256")) for source in dataset.sources]
+    digests += [
+        (source["name"], source["decoded_sha256"])
+        for source in dataset.sources
+        if source.get("decoded_sha256")
+    ]
     summary = f"{_rows_text(dataset)} in {dataset.location}"
-    details = "\ndigests\n" + facts([(name, digest) for name, digest in digests if digest])
+    details = "\ndigests\n" + facts(digests)
     return Report(document, "\n\n".join(filter(None, parts)), summary, details)
 
 
