@@ -256,7 +256,7 @@ def train_report(result: "TrainResult") -> Report:
         lines.append(f"Stopped early: no lower validation loss in {patience}.")
     summary = f"model {digest[:SHORT_DIGEST]} in {run}"
     if taken:
-        rank = f", the best of {epochs:,}" if best else ""
+        rank = f", the best of {epochs:,}" if best and epochs > 1 else ""
         summary = f"{_accuracy_text(taken)} after epoch {taken['epoch']}{rank}; {summary}"
     last = [("last model", result.parameters_digest)] if best else []
     details = facts([("model", digest), *last, ("order", result.order_digest)])

@@ -318,11 +318,7 @@ def warn_of_evaluation(config: TrainConfig, dataset: Dataset) -> None:
     if config.holdout:
         _warn_of_holdout(config.holdout, dataset)
     elif evaluated in ((), ("train",)) and not _has_labels(dataset, "test"):
-        logger.info(
-            "No accuracy on new rows is measured: %s has no test or validation labels. Pass "
-            "--holdout ROWS to keep training rows for it.",
-            dataset.location,
-        )
+        logger.info("No accuracy on new rows: pass --holdout ROWS to keep training rows for it.")
 
 
 def _warn_of_holdout(rows: int, dataset: Dataset) -> None:

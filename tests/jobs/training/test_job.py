@@ -165,7 +165,7 @@ def test_no_evaluation(digits: Path, tmp_path: Path, log: Log) -> None:
     assert {} == none.metrics[0]["evaluation"]
     assert ["train", "test"] == list(both.metrics[0]["evaluation"])
     assert none.parameters_digest == both.parameters_digest
-    assert "Pass --holdout" not in log.text
+    assert "pass --holdout" not in log.text
 
 
 def test_seeds(digits: Path, tmp_path: Path) -> None:
@@ -411,7 +411,7 @@ def test_missing_split(tmp_path: Path, log: Log) -> None:
     assert not run.exists()
     result = train({"epochs": 1, "batch_size": 20}, dataset=data, run=run)
     assert ({}, "none") == (result.metrics[0]["evaluation"], result.config.evaluate)
-    assert 1 == log.text.count("Pass --holdout ROWS to keep training rows for it.")
+    assert 1 == log.text.count("pass --holdout ROWS to keep training rows for it.")
     assert "none" == open_run(open_location(run)).configuration["evaluate"]
 
 
