@@ -88,7 +88,7 @@ class Momentum(Optimizer):
 
 
 class Nesterov(Momentum):
-    """Nesterov's momentum, as Sutskever et al. (2013) and PyTorch write it.
+    """Nesterov's momentum (Sutskever et al., 2013), in PyTorch's form.
 
     v' = momentum v + g; w' = w - learning_rate (g + momentum v').
     """
