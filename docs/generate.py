@@ -187,12 +187,11 @@ def values_of(setting: "Field[Any]") -> str:
 
 
 def only_with(setting: "Field[Any]") -> str:
-    """Return a sentence on the settings without which this one has no effect; empty for none."""
-    needed = [
-        f"`{name}` is {' or '.join(f'`{value}`' for value in values)}"
-        for name, values in setting.metadata["only_with"].items()
-    ]
-    return f" Used only if {' and '.join(needed)}." if needed else ""
+    """Return a sentence on the setting without which this one has no effect; empty for none."""
+    if setting.metadata["only_with"] is None:
+        return ""
+    name, values = setting.metadata["only_with"]
+    return f" Used only if `{name}` is {' or '.join(f'`{value}`' for value in values)}."
 
 
 def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

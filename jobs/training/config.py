@@ -43,7 +43,7 @@ strength would dominate the gradient of the others.
 RATES = ", ".join(f"{rate:g} for {name}" for name, rate in BY_OPTIMIZER["learning_rate"].items())
 SMALLEST_SHUFFLE_MEMORY = 2**20
 TOML_LIMIT = 2**20
-ROUNDS_ONLY = {"parallel": ("rounds",)}
+ROUNDS_ONLY = ("parallel", ("rounds",))
 
 
 @dataclass(frozen=True, repr=False)
@@ -105,7 +105,7 @@ class TrainConfig:
         "Coefficient of momentum and nesterov.",
         least=0,
         most=0.9999,
-        only_with={"optimizer": ("momentum", "nesterov")},
+        only_with=("optimizer", ("momentum", "nesterov")),
     )
     l2: float = setting_field(
         "Optimisation",
@@ -305,10 +305,8 @@ class TrainConfig:
         return [
             setting
             for setting in fields(self)
-            if any(
-                getattr(self, other) not in values
-                for other, values in setting.metadata["only_with"].items()
-            )
+            if (needed := setting.metadata["only_with"])
+            and getattr(self, needed[0]) not in needed[1]
         ]
 
 
@@ -341,8 +339,9 @@ def given_settings(settings: Mapping[str, Any], place: str) -> dict[str, Any]:
         if name in given:
             raise UsageError(f"{place} gives {name} twice, with _ and with -; leave one out.")
         converted = convert(known[name], value, place)
-        given[name] = None if value is None else converted
-    return {name: value for name, value in given.items() if value is not None}
+        if value is not None:
+            given[name] = converted
+    return given
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -66,6 +66,8 @@ def configure(
     else:
         config = _from_mapping(recorded.to_json(), given)
     config = completed(config, dataset)
+    if {*config.evaluated_splits} == {*recorded.evaluated_splits}:
+        config = replace(config, evaluate=recorded.evaluate)  # whatever their order and spaces
     _check_same(run.location, config, recorded)
     unused = {setting.name: getattr(recorded, setting.name) for setting in config.without_effect()}
     return replace(config, **unused)
@@ -140,7 +142,7 @@ def warn_of_no_effect(given: TrainConfig | Mapping[str, Any], config: TrainConfi
     reasons: dict[str, list[str]] = {}
     for setting in config.without_effect():
         if setting.name in names:
-            (other,) = setting.metadata["only_with"]
+            other, _ = setting.metadata["only_with"]
             reason = f"--{other} {getattr(config, other)}"
             reasons.setdefault(reason, []).append(option_name(setting))
     for reason, options in reasons.items():

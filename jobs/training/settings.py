@@ -28,7 +28,7 @@ DEFAULTS: dict[str, Any] = {
     "most": None,
     "is_size": False,
     "may_change": False,
-    "only_with": {},
+    "only_with": None,
     "unit": "",
 }
 

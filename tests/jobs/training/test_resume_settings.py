@@ -45,6 +45,17 @@ def test_networks_are_compared_in_full(finished: Path, expected: dict[str, Any])
         train({"network": "tanh-9"}, run=finished, resume=True)
 
 
+def test_splits_to_evaluate_are_compared(digits: Path, tmp_path: Path) -> None:
+    """Splits to evaluate are the run's in any order, with or without spaces between them."""
+    place = tmp_path / "run"
+    train(small(evaluate="train, test", epochs=1), dataset=digits, run=place)
+    for same in ("train,test", "test, train"):
+        result = train({"evaluate": same}, run=place, resume=True)
+        assert ("train, test", True) == (result.config.evaluate, result.already_done)
+    with pytest.raises(ConflictError, match="evaluate: 'train, test' recorded, 'test' given"):
+        train({"evaluate": "test"}, run=place, resume=True)
+
+
 def test_settings_without_effect(half_done: Path, expected: dict[str, Any], log: Log) -> None:
     """Settings without effect cause a warning and are not compared; the recorded value stays."""
     given = {"momentum": 0.5, "replicas": 2, "outer-momentum": 0.1, "threads": 1}
