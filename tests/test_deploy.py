@@ -99,7 +99,7 @@ def test_dask_job() -> None:
 
 
 def test_slurm(tmp_path: Path) -> None:
-    """The script runs scheduler, worker and job, with an `srun` that calls its arguments."""
+    """The script runs scheduler, worker and job, with a fake `srun` that runs its arguments."""
     script = DEPLOY / "train.slurm"
     bash = shutil.which("bash")
     assert bash is not None

@@ -10,7 +10,7 @@ DIGESTS = {
     "digest": "7100e1c181d5e2237a395f73b876d817e908c7186226448302d3e72a9c7d60dd",
     "order_digest": "e60b8f7d03ea802d16a45cd5f54ef6360df3edfaf17f4a5aaf9bac08515e32d9",
 }
-"""Digests of the dataset and its order, which are the same on every machine."""
+"""Digests of the dataset and its order, which are equal on every machine."""
 SMALL = ("train", "--resume", "--network", "784-relu-8-softmax-10", "--batch-size", "60")
 
 
@@ -27,7 +27,7 @@ def test_mnist(mnist_dir: Path, tmp_path: Path) -> None:
 
 
 def test_kill_and_cluster(tmp_path: Path) -> None:
-    """A killed training that is resumed on two workers has the bits of an undisturbed one."""
+    """A killed run that is resumed on two workers has the bits of an undisturbed one."""
     write_set(tmp_path / "files")
     succeeded(run_pipeline("ingest", "files", "--out", "data/mnist", cwd=tmp_path))
     train = (*SMALL, "--epochs", 40, "--run")

@@ -110,7 +110,7 @@ def interleave(
 ) -> list[BaseException | None]:
     """Run one writer up to its gate, another up to its own, then the first, then the other.
 
-    `look` is called once both wait or have ended. Returns what each of them ended with.
+    `look` is called once both wait or have ended. Returns the error of each, or None.
     """
     ends: list[BaseException | None] = [None, None]
 

@@ -50,7 +50,7 @@ DROP = "drop"
 LOST = "lost"
 """The server executes the request, and its response is lost."""
 SLOW = "slow"
-"""There is no response until the proxy is closed."""
+"""No response is sent until the proxy is closed."""
 TROUBLES = ("500", "503", "400", "429", CUT, DROP, LOST, SLOW)
 
 

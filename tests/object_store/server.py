@@ -45,7 +45,7 @@ class Store:
 
     @property
     def options(self) -> dict[str, str]:
-        """The same as options of a location, with few retries."""
+        """The same settings as options of a location, with few retries."""
         return {
             "endpoint_url": self.endpoint,
             "access_key_id": "tests",

@@ -1,4 +1,4 @@
-"""Write IDX files, which only tests do."""
+"""Write IDX files, for tests only."""
 
 import gzip
 import lzma
@@ -21,7 +21,7 @@ COMPRESS: dict[str, Callable[[bytes], bytes]] = {
 
 
 def idx_bytes(shape: tuple[int, ...], data: bytes = b"", code: int = 0x08) -> bytes:
-    """Return an IDX file whose header claims `shape`, whatever `data` follows it."""
+    """Return an IDX file: a header that claims `shape`, followed by any `data`."""
     return struct.pack(f">HBB{len(shape)}I", 0, code, len(shape), *shape) + data
 
 
@@ -31,6 +31,6 @@ def write_idx(path: str | os.PathLike[str], values: NDArray[Any]) -> None:
     stored = np.ascontiguousarray(values, values.dtype.newbyteorder(">"))
     code = {dtype: code for code, dtype in ELEMENT_TYPES.items()}[stored.dtype]
     content = idx_bytes(values.shape, stored.tobytes(), code)
-    partial = path.with_name(path.name + ".partial")  # jobs never see half a file
+    partial = path.with_name(path.name + ".partial")  # jobs never see a partial file
     partial.write_bytes(COMPRESS.get(path.suffix, bytes)(content))
     partial.replace(path)

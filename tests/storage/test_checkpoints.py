@@ -42,7 +42,7 @@ def run(anywhere: Location) -> Run:
 
 @pytest.fixture
 def local_run(tmp_path: Path) -> Run:
-    """Return the same in a local directory."""
+    """Return the same run in a local directory."""
     return make_run(open_location(tmp_path / "run"))
 
 
@@ -52,7 +52,7 @@ def home(run: Run, epoch: int) -> Location:
 
 
 def remaining(run: Run) -> list[str]:
-    """Return the names of checkpoints with any object but a removed one's root."""
+    """Return the names of checkpoints with any object except the root of a removed one."""
     sizes = run.location.child(DIRECTORY).sizes()
     return sorted({key.split("/")[0] for key, size in sizes.items() if size != REMOVED_BYTES})
 
@@ -100,7 +100,7 @@ def test_unusual_tensors(run: Run, dtype: str) -> None:
 
 
 def test_checkpoints_are_listed_oldest_first(run: Run) -> None:
-    """They are sorted by epoch, then by step, beyond a million too; other names are not listed."""
+    """Checkpoints are sorted by epoch, then step, even beyond a million; others are ignored."""
     for name in (CheckpointName(10**6, 0), CheckpointName(1, 5), CheckpointName(1, 10**6)):
         save_checkpoint(run, name, {}, parameters_digest="", config_digest="", progress={})
     for other in ("notes.txt", ".000004-000000.tmp/x", "4-0/x"):
@@ -134,7 +134,7 @@ def test_a_template_that_differs(run: Run, template: Tensors, message: str) -> N
 
 
 def newest(run: Run) -> tuple[list[str], Checkpoint | None]:
-    """Return the damaged checkpoints that were passed over, and the one that is used."""
+    """Return the damaged checkpoints that were skipped, and the one that is used."""
     passed: list[str] = []
     for loaded in load_newest(run, TEMPLATE):
         if isinstance(loaded, Checkpoint):
@@ -144,7 +144,7 @@ def newest(run: Run) -> tuple[list[str], Checkpoint | None]:
 
 
 def test_the_newest_is_used(run: Run) -> None:
-    """If all are sound, the newest is used; without any, none."""
+    """If all are sound, the newest is used; None without any."""
     passed, loaded = newest(run)
     assert loaded is not None
     assert ([], CheckpointName(3, 0)) == (passed, loaded.name)
@@ -168,7 +168,7 @@ def test_the_newest_is_used(run: Run) -> None:
 def test_a_damaged_newest_is_passed_over(
     run: Run, damage: Callable[[Location, Location], None]
 ) -> None:
-    """It is reported by name and the one before is used; nothing is removed."""
+    """A damaged checkpoint is reported and the one before is used; nothing is removed."""
     damage(home(run, 3), home(run, 2))
     before = run.location.objects()
     passed, loaded = newest(run)
@@ -179,7 +179,7 @@ def test_a_damaged_newest_is_passed_over(
 
 
 def test_a_truncated_state_is_refused_by_its_size(run: Run) -> None:
-    """Its size is compared first: it is not read and hashed."""
+    """A state of the wrong size is refused without being read and hashed."""
     place, state = home(run, 3), home(run, 3).get(STATE)
     place.put(STATE, state[:-1])
     lengths = f"has {len(state) - 1:,} bytes; expected {len(state):,}: it is damaged"
@@ -188,7 +188,7 @@ def test_a_truncated_state_is_refused_by_its_size(run: Run) -> None:
 
 
 def test_all_damaged_is_an_error(run: Run) -> None:
-    """The run does not start again: each is reported, exit 3, and nothing is removed."""
+    """If all are damaged, each is reported, the exit code is 3, and nothing is removed."""
     for epoch in (1, 2, 3):
         flip_bit(home(run, epoch), STATE)
     before = run.location.objects()
@@ -210,7 +210,7 @@ def test_a_checkpoint_of_another_run_is_refused(run: Run, tmp_path: Path) -> Non
 
 
 def test_swapped_checkpoints_are_refused(local_run: Run) -> None:
-    """Directories that were swapped are both refused."""
+    """Swapped directories are both refused."""
     home(local_run, 2).path.rename(local_run.location.path / "aside")
     home(local_run, 3).path.rename(home(local_run, 2).path)
     (local_run.location.path / "aside").rename(home(local_run, 3).path)
@@ -240,7 +240,7 @@ def test_a_manifest_of_other_content_is_refused(run: Run, change: dict[str, obje
 
 @pytest.mark.parametrize("state", [b"", b"\0" * 8, b"\xff" * 64, (2**62).to_bytes(8, "little")])
 def test_an_invalid_safetensors_file(run: Run, state: bytes) -> None:
-    """A state with the right digest and a bad header is refused, whatever sizes it claims."""
+    """A state with the right digest and a bad header is refused, for any claimed sizes."""
     manifest = documents.read_sealed(home(run, 3), MANIFEST)
     digest = hashlib.sha256(state).hexdigest()
     manifest |= {"state_bytes": len(state), "state_sha256": digest}
@@ -266,7 +266,7 @@ def save_while_reading(run: Run, keep: int, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_loading_while_checkpoints_are_pruned(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reader beside a running training gets the newer checkpoint, without a false alarm."""
+    """A reader during training gets the newer checkpoint, without a false alarm."""
     save_while_reading(run, 1, monkeypatch)
     passed, loaded = newest(run)
     assert loaded is not None
@@ -280,7 +280,7 @@ def test_metrics_of_a_running_training(run: Run, monkeypatch: pytest.MonkeyPatch
 
 
 def test_pruning_keeps_the_newest_and_the_best(run: Run) -> None:
-    """The last N and the given ones are kept; nothing is left of the others."""
+    """The last N and the given checkpoints are kept; the others are removed completely."""
     for epoch in (4, 5):
         save_epoch(run, epoch)
     prune_checkpoints(run, CheckpointName(5, 0), keep=2, also={CheckpointName(2, 0)})
@@ -289,7 +289,7 @@ def test_pruning_keeps_the_newest_and_the_best(run: Run) -> None:
 
 
 def test_pruning_after_a_fall_back_keeps_what_is_sound(run: Run) -> None:
-    """Damaged later ones are removed, and do not count towards N."""
+    """Later, damaged checkpoints are removed, and do not count towards N."""
     flip_bit(home(run, 3), STATE)
     save_checkpoint(
         run, CheckpointName(2, 4), TEMPLATE, parameters_digest="", config_digest="", progress={}
@@ -299,7 +299,7 @@ def test_pruning_after_a_fall_back_keeps_what_is_sound(run: Run) -> None:
 
 
 def test_a_checkpoint_is_saved_again(run: Run) -> None:
-    """One of the same name is replaced, a damaged one too, and no temporary file is left."""
+    """A checkpoint of the same name is replaced, even if damaged; no temporary file is left."""
     flip_bit(home(run, 3), STATE)
     name = save_epoch(run, 3)
     assert_same_tensors(tensors_of(3), load_checkpoint(run, name, TEMPLATE).tensors)
@@ -346,7 +346,7 @@ def test_recorded_metrics_are_the_checkpoints(run: Run) -> None:
 
 
 def test_truncated_metrics(local_run: Run) -> None:
-    """Fewer lines than the checkpoint recorded are damage, by a byte or by all lines."""
+    """Fewer lines than the checkpoint recorded are damage, whether a byte or all are missing."""
     whole = local_run.location.get(METRICS)
     for length in range(len(whole)):
         local_run.location.put(METRICS, whole[:length])

@@ -1,4 +1,4 @@
-"""ChunkedArray reads and writes what Zarr does, and detects damage."""
+"""ChunkedArray reads and writes the same bytes as Zarr, and detects damage."""
 
 import itertools
 import json
@@ -123,7 +123,7 @@ def test_refuses_another_shape(sharded: ChunkedArray) -> None:
 
 
 def test_compression_is_recognised_from_the_chunk(place: Location) -> None:
-    """A chunk is decoded by its own first bytes, whatever compression the reader writes."""
+    """A chunk is decoded by its own first bytes, whatever compression the array's writer uses."""
     split = make_split(place, dtype="float32")
     expected = split.read_chunk(1).inputs
     stored = set()
@@ -222,7 +222,7 @@ def test_a_header_with_wrong_sizes(place: Location, at: int, value: int, message
 
 
 def test_a_block_size_that_does_not_divide(place: Location) -> None:
-    """Blosc would leave the rest of the block unset."""
+    """A block size that is not whole elements is refused: Blosc would leave bytes unset."""
     reader = make_split(place, dtype="float32").arrays["inputs"]
     chunk = bytearray(reader.location.get("c.1.0")[:-4])
     chunk[8] -= 1
@@ -233,7 +233,7 @@ def test_a_block_size_that_does_not_divide(place: Location) -> None:
 
 @pytest.mark.parametrize("rows", [0, 3, 8])
 def test_a_frame_of_another_size(place: Location, rows: int) -> None:
-    """Decoded into a buffer that still has the chunk's rows, a shorter one would seem complete."""
+    """A shorter chunk decoded into a buffer that still has the full rows would seem complete."""
     split = make_split(place, compression=ZSTD)
     out = split.empty_chunk()
     inputs = split.read_chunk(1, out).inputs
@@ -298,7 +298,7 @@ def test_a_shard_index_that_points_outside_is_refused(
 
 
 def test_far_too_few_files(sharded: ChunkedArray) -> None:
-    """If there are far fewer files than the metadata claim, no chunk is read."""
+    """If there are far fewer files than the metadata claims, no chunk is read."""
     sharded.check_claim()
     with pytest.raises(BadDataError, match=r"inputs holds 3 files; its .* rows should fill"):
         replace(sharded, rows=2**47).check_claim()
@@ -322,7 +322,7 @@ def reseal(place: Location, **attributes: Any) -> None:
 
 
 def test_a_dataset_of_the_first_version_is_read(place: Location) -> None:
-    """It does not record its compression, which is Zstandard; its digest is the same."""
+    """A version 1 dataset does not record its compression, Zstandard; its digest is the same."""
     schema = dataset_schema(compression=ZSTD)
     expected = make_dataset(place, schema).digest
     reseal(place, compression="gone", format_version=1)

@@ -118,7 +118,7 @@ def test_the_order_of_writing_does_not_matter(
 
 
 def test_writing_a_part_twice(place: Location) -> None:
-    """A part that is written twice, as after a worker's death, gives the same records and bytes."""
+    """A part that is written twice, as after a worker's death, has the same records and bytes."""
     with create_dataset(place, dataset_schema()) as writer:
         split = writer.split("train")
         chunks = part_of(split, 1)
@@ -252,7 +252,7 @@ def test_a_missing_chunk_is_an_error_for_zarr_too(place: Location, dataset: Data
 
 
 def test_chunks_that_were_swapped_are_reported(place: Location, dataset: Dataset) -> None:
-    """A sound chunk in the place of another one does not have its digest."""
+    """A sound chunk in the place of another one is refused, because its digest differs."""
     place.put("train/inputs/c.0.0", place.get("train/inputs/c.1.0"))
     with pytest.raises(BadDataError, match=r"Chunk 0 \(rows 0..3\) .* recorded digest"):
         dataset.split("train").read_chunk(0)
@@ -283,7 +283,7 @@ def test_sound_bytes_are_not_hashed_again(
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"attributes": []}', b"\xff" * 9])
 def test_an_invalid_root(place: Location, dataset: Dataset, content: bytes) -> None:
-    """Whatever the root's `zarr.json` contains, opening it ends in exit 3 and names the place."""
+    """For any content of the root's `zarr.json`, opening it ends in exit 3 and names the place."""
     place.put("zarr.json", content)
     with pytest.raises(BadDataError, match=str(place)):
         open_dataset(place)

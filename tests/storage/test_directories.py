@@ -36,7 +36,7 @@ from storage.local import LocalLocation
     ],
 )
 def test_refusals(error: Exception, error_type: type[PipelineError]) -> None:
-    """An error of the system becomes one with an exit code and a printable message."""
+    """An operating system's error becomes one with an exit code and a printable message."""
     translated = as_pipeline_error(error)
     assert type(translated) is error_type
     assert str(translated).endswith(".")
@@ -80,7 +80,7 @@ def test_errors_that_are_their_own_causes(length: int) -> None:
 
 
 def test_room() -> None:
-    """The threads and files of the check are gone afterwards."""
+    """The check's threads and files are closed afterwards."""
     before, threads = os.listdir("/proc/self/fd"), os.listdir("/proc/self/task")
     check_room(threads=30, open_files=9)
     assert set(threads) >= set(os.listdir("/proc/self/task"))
@@ -102,7 +102,7 @@ def make_special(path: Path, special: str) -> None:
         case "socket":
             with socket.socket(socket.AF_UNIX) as bound:
                 here = os.getcwd()
-                os.chdir(path.parent)  # a socket's path has room for 107 bytes
+                os.chdir(path.parent)  # a socket's path has at most 107 bytes
                 bound.bind(path.name)
                 os.chdir(here)
         case "device":
@@ -121,7 +121,7 @@ def make_special(path: Path, special: str) -> None:
 
 @pytest.mark.parametrize("special", SPECIAL)
 def test_special_files_are_never_replaced(special: str, tmp_path: Path) -> None:
-    """It is refused by the check before the work, and by the write itself."""
+    """Anything but a regular file is refused, by the check before the work and by the write."""
     place = tmp_path / "place"
     make_special(place, special)
     before = place.lstat()
@@ -134,13 +134,13 @@ def test_special_files_are_never_replaced(special: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
 def test_streams_are_refused(place: str) -> None:
-    """A path that stands for a stream of a process is refused."""
+    """A path that names a process's stream is refused."""
     with pytest.raises(UsageError, match="a stream of a process"):
         file_to_write(Path(place), "--out")
 
 
 def test_a_link_to_a_file(tmp_path: Path) -> None:
-    """Its target is written."""
+    """Writing through a link writes its target."""
     (tmp_path / "file").write_bytes(b"old")
     (tmp_path / "link").symlink_to("file")
     assert tmp_path / "file" == file_to_write(tmp_path / "link", "--out")
@@ -184,4 +184,4 @@ def test_a_file_in_place_of_a_directory(place: str, tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     lock = LocalLocation(tmp_path / place).writer_lock("it", None)
     with pytest.raises(UsageError, match=r"(file|loop) is not a directory\. Choose"), lock:
-        pytest.fail("a lock below what is no directory")
+        pytest.fail("a lock below a regular file")

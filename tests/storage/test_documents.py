@@ -88,7 +88,7 @@ def test_truncation() -> None:
     ids=lambda data: repr(data[:12]),
 )
 def test_invalid_documents(data: bytes) -> None:
-    """Other JSON, no JSON, no seal, NaN and deep nesting end in exit 3."""
+    """Other JSON, invalid JSON, a missing seal, NaN and deep nesting end in exit 3."""
     with pytest.raises(BadDataError, match="the document"):
         content(data)
 
@@ -104,7 +104,7 @@ def test_a_message_names_both_digests() -> None:
 
 
 def test_a_group_is_sealed_among_its_attributes() -> None:
-    """A sealed Zarr group has no field that Zarr does not know."""
+    """A sealed Zarr group has no field that is unknown to Zarr."""
     group = {"zarr_format": 3, "node_type": "group", "attributes": {"a": 1}}
     document = trees.seal_group(trees.seal_group(group))
     assert group.keys() == document.keys()

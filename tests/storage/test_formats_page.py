@@ -1,4 +1,4 @@
-"""docs/reference/formats.md is true: a reader that follows it, without this project's code."""
+"""docs/reference/formats.md is correct: a reader written from it, without this project's code."""
 
 import hashlib
 import json
@@ -32,7 +32,7 @@ def canonical(value: object) -> bytes:
 
 
 def unsealed(text: str) -> Json:
-    """Return a document without its seal, which must be right."""
+    """Return a document without its seal, after checking it."""
     document: Json = json.loads(text)
     recorded = document.pop("seal")
     assert sha256(canonical(document)) == recorded
@@ -87,7 +87,7 @@ def values(group: zarr.Group, name: str) -> NDArray[Any]:
 
 
 def chunk_digests(arrays: list[NDArray[Any]], chunk_rows: int) -> list[str]:
-    """Return the digest of each chunk: its rows of the one array, then those of the next."""
+    """Return the digest of each chunk: its rows of one array, then those of the next."""
     return [
         sha256(b"".join(array[start : start + chunk_rows].tobytes() for array in arrays))
         for start in range(0, len(arrays[0]), chunk_rows)

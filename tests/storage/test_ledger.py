@@ -1,4 +1,4 @@
-"""The ledger: exactly one line for each scoring, whatever is interrupted."""
+"""The ledger: exactly one line for each scoring, despite any interruption."""
 
 import multiprocessing
 import os
@@ -119,7 +119,7 @@ def test_lines_are_not_read_again(
 
 @pytest.mark.parametrize("lines", [0, 1, 2, 3, 9])
 def test_another_ledger_in_its_place(lines: int, ledger: Ledger, tmp_path: Path) -> None:
-    """If the ledger was replaced by a new one, the new one is read, however long it is."""
+    """If the ledger was replaced by a new one of any length, the new one is read."""
     for number in range(2):
         record(tmp_path, entry(result=f"scores/old-{number}"))
     assert 2 == len(ledger.entries())
@@ -230,7 +230,7 @@ def test_lost_lines_are_reported(
 
 
 def test_nothing_is_added_to_a_ledger_that_lost_lines(recorded: Ledger, tmp_path: Path) -> None:
-    """Nothing is added to a damaged ledger; once it is moved away, a new one is started."""
+    """Nothing is added to a damaged ledger; after it is moved away, a new one is started."""
     file_of(recorded).write_bytes(b"")
     for _ in range(2):
         with pytest.raises(BadDataError, match=r"has 0 lines; expected 3.* move the ledger away"):
@@ -298,7 +298,7 @@ def test_scores_and_lines_must_match(recorded: Ledger, tmp_path: Path) -> None:
 
 
 def test_a_ledger_that_is_a_pipe(ledger: Ledger, tmp_path: Path) -> None:
-    """It is refused without blocking."""
+    """A ledger that is a pipe is refused without blocking."""
     begin_run(open_location(tmp_path))
     (tmp_path / "scores").mkdir()
     os.mkfifo(file_of(ledger))

@@ -198,7 +198,7 @@ def die_after(monkeypatch: pytest.MonkeyPatch, operations: int) -> None:
 
 
 def test_a_tree_is_replaced_whatever_dies(local: Location, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a death at any operation and a sweep, there is just the old or the new object."""
+    """After a death at any operation and a sweep, only the old or the new object exists."""
 
     def write(content: bytes) -> None:
         with local.atomic_tree("trees/a.b", "root") as tree:
@@ -226,7 +226,7 @@ def test_a_tree_is_replaced_whatever_dies(local: Location, monkeypatch: pytest.M
 
 
 def test_a_link_stays_a_link(local: Location, tmp_path: Path) -> None:
-    """A tree that is moved and replaced by way of a link leaves the link in place."""
+    """Moving and replacing a tree through a link leaves the link in place."""
     local.put("x", b"1")
     link = open_location(tmp_path / "link")
     link.path.symlink_to(local.path)
@@ -276,7 +276,7 @@ def test_a_file_url_is_a_path(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["file", "directory/file"])
 def test_a_link_that_leads_outside_is_refused(local: Location, tmp_path: Path, key: str) -> None:
-    """A file or directory that is a link to the outside is not read, written or removed."""
+    """A link that leads outside is not read, written or removed."""
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").write_text("mine")
     local.path.mkdir()
@@ -290,7 +290,7 @@ def test_a_link_that_leads_outside_is_refused(local: Location, tmp_path: Path, k
 
 
 def test_a_link_within_a_location_is_followed(local: Location, tmp_path: Path) -> None:
-    """A link may also be the location itself."""
+    """The location itself may be a link."""
     local.put("a/file", b"1")
     (local.path / "b").symlink_to("a")
     (tmp_path / "link").symlink_to(local.path)

@@ -98,7 +98,7 @@ def test_one_holder_at_a_time(anywhere: Location) -> None:
 
 @pytest.mark.parametrize("content", [b"\xff\0", b"[]", b'{"process": "x"}', b"[" * 100_000])
 def test_a_lock_with_invalid_content(anywhere: Location, content: bytes) -> None:
-    """A lock with invalid content is held all the same; its holder is not named."""
+    """A lock with invalid content is still held; its holder is not named."""
     lock_file = anywhere.child(".lock")
     with lock_file.writer_lock("The run"):
         if isinstance(anywhere, LocalLocation):
@@ -126,7 +126,7 @@ def test_a_killed_holder_frees_the_lock(lock_file: Location) -> None:
 
 
 def test_a_retired_lock_leaves_nothing(lock_file: Location) -> None:
-    """Its file is removed on release; any other lock's file stays, and is emptied."""
+    """A retired lock's file is removed on release; any other lock's file is emptied."""
     with lock_file.writer_lock("The run"):
         pass
     assert b"" == lock_file.path.read_bytes()
@@ -139,7 +139,7 @@ def test_a_retired_lock_leaves_nothing(lock_file: Location) -> None:
 def test_a_lock_is_held_until_its_file_is_gone(
     lock_file: Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If it were released first, the file of the next holder would be removed."""
+    """The file is removed before the release; afterwards it could be the next holder's."""
     unlink, tried = Path.unlink, []
 
     def try_first(path: Path) -> None:
@@ -163,7 +163,7 @@ def test_retired_locks_exclude_each_other(lock_file: Location) -> None:
 
 
 def test_a_place_where_no_file_can_be_made() -> None:
-    """It is unreachable, and no other process is named as the holder."""
+    """An error while creating the file is unreachable; no other process is named as the holder."""
     with (
         pytest.raises(UnreachableError, match="no file can be created there"),
         kernel_lock(Path("/proc/lock"), "what", None),
@@ -172,7 +172,7 @@ def test_a_place_where_no_file_can_be_made() -> None:
 
 
 def test_a_moved_directory_is_a_conflict(tmp_path: Path) -> None:
-    """An error for a directory that was moved is a conflict, which retrying does not solve."""
+    """A moved directory is a conflict, which is not retried."""
     place = open_location(tmp_path / "run")
     with (
         pytest.raises(ConflictError, match="The run was moved or removed while"),

@@ -59,7 +59,7 @@ def scores_place(tmp_path: Path) -> Location:
 def test_what_zarr_programs_change(
     dataset_place: Location, scores_place: Location, change: Callable[[Path], None]
 ) -> None:
-    """Datasets and scores open as before, with the same digests, and are sound."""
+    """Datasets and scores still open, with the same digests, and are sound."""
     digests = (open_dataset(dataset_place).digest, open_scores(scores_place).digest)
     for place in (dataset_place, scores_place):
         change(place.path)
@@ -94,7 +94,7 @@ def test_earlier_releases(dataset_place: Location, scores_place: Location, numbe
     ],
 )
 def test_own_metadata_are_checked(dataset_place: Location, key: str, ours: str, other: str) -> None:
-    """A changed or renamed own field or attribute is refused by every reader."""
+    """Every reader refuses a changed or renamed own field or attribute."""
     text = dataset_place.get(key).decode()
     assert ours in text
     dataset_place.put(key, text.replace(ours, other).encode())

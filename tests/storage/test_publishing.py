@@ -107,7 +107,7 @@ def test_an_existing_dataset_is_kept(place: Location, dataset: Dataset) -> None:
 
 
 def test_an_existing_dataset_is_replaced_when_asked(place: Location, dataset: Dataset) -> None:
-    """With `overwrite`, the new dataset replaces the old one, of which nothing is left."""
+    """With `overwrite`, the new dataset replaces the old one, whose files are all removed."""
     schema = dataset_schema(rows=7)
     make_dataset(place, schema, overwrite=True)
     assert_holds_its_rows(open_dataset(place), schema)
@@ -144,7 +144,7 @@ def test_other_files_are_never_replaced(place: Location, other: str) -> None:
 
 
 def test_a_dataset_is_replaced_behind_a_link(tmp_path: Path, local_dataset: Dataset) -> None:
-    """A link to a dataset then leads to the new one; the old one's files are removed."""
+    """After a replacement, a link to a dataset leads to the new one; the old files are removed."""
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "set")
     make_dataset(open_location(link), dataset_schema(rows=7), overwrite=True)
@@ -157,7 +157,7 @@ def test_a_dataset_is_replaced_behind_a_link(tmp_path: Path, local_dataset: Data
 def test_a_replacement_that_died_between_the_renames(
     tmp_path: Path, local_dataset: Dataset, left: str
 ) -> None:
-    """A reader gets an error; the next writer restores the old dataset."""
+    """Readers refuse a half-done replacement; the next writer restores the old dataset."""
     if left == "a link":
         (tmp_path / "link").symlink_to(tmp_path / "set")
     target = open_location(tmp_path / ("link" if left == "a link" else "set"))
@@ -173,7 +173,7 @@ def test_a_replacement_that_died_between_the_renames(
 
 
 def test_a_replacement_that_died_after_the_renames(local_dataset: Dataset) -> None:
-    """The next writer removes the rest of a replaced dataset."""
+    """The next writer removes the remains of a replaced dataset."""
     place = local_dataset.location
     replaced_sibling(place).put("zarr.json", b"half removed")
     with dataset_lock(place):
@@ -185,7 +185,7 @@ def test_a_replacement_that_died_after_the_renames(local_dataset: Dataset) -> No
 def test_an_orphan_writes_into_nothing_that_is_published(place: Location) -> None:
     """A worker that outlives its job does not write into the next ingest's dataset."""
     with dataset_lock(place) as locked:
-        dead = DatasetWriter(locked, locked.staging(), dataset_schema())  # of a job that died
+        dead = DatasetWriter(locked, locked.staging(), dataset_schema())  # left by a job that died
     orphan = dead.split("train")
     schema = dataset_schema(rows=7)
     with create_dataset(place, schema) as writer:
@@ -200,7 +200,7 @@ def test_an_orphan_writes_into_nothing_that_is_published(place: Location) -> Non
 
 
 def test_staged_datasets_of_dead_ingests_are_removed(place: Location, dataset: Dataset) -> None:
-    """The sweep leaves neighbours whose names begin alike."""
+    """The sweep leaves neighbours with similar names."""
     parent, _ = place.split()
     neighbour = parent.child("set.ingest-0123456789ab")
     kept = (parent.child("other").staging(), neighbour.staging())

@@ -1,4 +1,4 @@
-"""What a Python session shows of an open dataset, run, checkpoint and scores."""
+"""The repr of an open dataset, run, checkpoint and scores."""
 
 from storage.checkpoints import CheckpointName, load_checkpoint
 from storage.dataset import open_dataset

@@ -123,7 +123,7 @@ def test_transient_errors_are_retried(
 
 
 def test_a_response_that_is_not_a_listing(proxy: Proxy) -> None:
-    """It is reported; without a retry, the message mentions none."""
+    """A response that is not a listing is reported; without a retry, the message mentions none."""
     answer = Answer(200, b"{}", "application/json", OF_OBJECTS)
     place = answered(proxy, answer, retry_seconds="0")
     with pytest.raises(UnreachableError, match=r"does not list objects as S3") as caught:
@@ -146,7 +146,7 @@ def test_invalid_endpoints(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_password_in_an_endpoint_is_not_shown() -> None:
-    """It is refused without being shown."""
+    """A bad endpoint that may contain a password is refused without being shown."""
     with pytest.raises(UsageError, match="without a user name") as caught:
         open_location("s3://bucket/place", {"endpoint": "http://me:swordfish@localhost"})
     assert "swordfish" not in str(caught.value)
@@ -180,7 +180,7 @@ def test_invalid_bucket_names(bucket: str) -> None:
 
 @pytest.mark.parametrize("key", ["a//b", "x/../../y", "./a", "..", "a\x01b", "\u2028", "/first"])
 def test_keys_that_are_not_paths(store: Store, key: str) -> None:
-    """The other objects are listed; this one is refused by name."""
+    """An object with an invalid key is refused by name; the others are listed."""
     place = store.new_place()
     store.put_raw(f"{str(place).split('/', 3)[3]}/{key}", b"odd")
     assert not place.is_free()

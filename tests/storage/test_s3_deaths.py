@@ -46,7 +46,7 @@ class Died(BaseException):
 
 @contextmanager
 def dying_after(writes: int) -> Iterator[list[str]]:
-    """Raise `Died` after so many writes; yield the names of all that were tried."""
+    """Raise `Died` after this many writes; yield the names of all attempted writes."""
     asked: list[str] = []
 
     def mortal(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
@@ -84,7 +84,7 @@ def writes_of(act: Callable[[], None]) -> list[str]:
 
 
 def moments(writes: list[str]) -> list[int]:
-    """Return how many writes to allow: half of the version's, and each one of publishing."""
+    """Return the numbers of writes to allow: half of the version's, and each one of publishing."""
     publishing = len(writes) - 1 - writes[::-1].index("put")
     return [publishing // 2, *range(publishing, len(writes))]
 
@@ -115,7 +115,7 @@ def test_a_dataset_is_replaced_whatever_dies(store: Store) -> None:
 
 
 def test_a_store_that_is_lost_while_publishing(store: Store, proxy: Proxy) -> None:
-    """The old dataset stays; so does the staged one, as a lost request may have published it."""
+    """The old dataset stays, as does the staged one: a lost request may have published it."""
     target = store.new_place().child("set")
     old = make_dataset(target, dataset_schema(rows=2))
     proxied = proxy.store.location(str(target).split("/", 3)[3], retry_seconds="0.1")

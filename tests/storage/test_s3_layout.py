@@ -51,7 +51,7 @@ def errors_in(location: Location) -> list[object]:
 
 
 def test_a_dataset_of_a_former_release(place: Location, dataset_place: Location) -> None:
-    """It is read in place, kept by the next ingest's recovery, and replaced without a rest."""
+    """An early release's dataset is read, kept by the next ingest's recovery, and replaced."""
     target = place.child("set")
     copy(dataset_place, target)
     old = open_dataset(target)
@@ -68,7 +68,7 @@ def test_a_dataset_of_a_former_release(place: Location, dataset_place: Location)
 def test_a_dataset_that_a_former_release_half_replaced(
     place: Location, dataset_place: Location
 ) -> None:
-    """The message says what to remove; after that an ingest succeeds."""
+    """The message names the paths to remove; afterwards ingest succeeds."""
     target, marker = place.child("set"), place.child(".set.replaced")
     copy(dataset_place, target)
     target.delete("zarr.json")
@@ -84,7 +84,7 @@ def test_a_dataset_that_a_former_release_half_replaced(
 
 
 def test_a_run_of_a_former_release(place: Location, run_place: Location) -> None:
-    """It is read, continued and pruned; its scores are not written again."""
+    """An early release's run is read, continued and pruned; its scores are not rewritten."""
     run = place.child("run")
     copy(run_place, run)
     assert [] == errors_in(run)

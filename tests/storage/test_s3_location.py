@@ -28,7 +28,7 @@ def place(store: Store) -> Location:
 
 
 def through(proxy: Proxy, place: Location, **options: str) -> Location:
-    """Return the location by way of the proxy, with a timeout of a second."""
+    """Return the location behind the proxy, with a timeout of a second."""
     return proxy.store.location(str(place).split("/", 3)[3], timeout="1s", **options)
 
 
@@ -141,7 +141,7 @@ def test_transient_failures_are_retried(proxy: Proxy, place: Location, trouble: 
     ],
 )
 def test_lasting_failures(proxy: Proxy, place: Location, trouble: str, reason: str) -> None:
-    """After `retry_seconds`: exit 6, the object's URL and the reason."""
+    """After `retry_seconds` the error has exit code 6, the object's URL and the reason."""
     place.put("digits", DIGITS)
     proxy.plan = lambda method, path: trouble
     proxied = through(proxy, place, retry_seconds="0.2")
@@ -152,7 +152,7 @@ def test_lasting_failures(proxy: Proxy, place: Location, trouble: str, reason: s
 
 
 def test_a_store_that_ignores_ranges(proxy: Proxy, place: Location) -> None:
-    """Its response is not used in place of the requested range."""
+    """The response of a store that ignores ranges is not used."""
     place.put("digits", DIGITS)
     proxy.withheld = {"range"}
     with pytest.raises(UnreachableError, match=r"not respond like an S3 store .*it ignores ranges"):
@@ -227,7 +227,7 @@ def test_invalid_urls(url: str) -> None:
     ],
 )
 def test_unknown_options(options: dict[str, str], message: str) -> None:
-    """They are refused without a request."""
+    """Invalid options are refused without a request."""
     with pytest.raises(UsageError, match=message):
         open_location("s3://bucket/place", options)
 

@@ -1,4 +1,4 @@
-"""The writer's lock in a store: one holder, explicit takeover, and a former holder that stops."""
+"""The writer's lock in a store: one holder, explicit takeover, and former holders that stop."""
 
 import os
 import socket
@@ -65,7 +65,7 @@ def test_concurrent_writers_of_one_place(place: Location) -> None:
                 taken = stack.enter_context(lock)
             except ConflictError:
                 taken = None
-            together.wait()  # no one releases it before all have asked
+            together.wait()  # none releases it before all have asked
             try:
                 return taken is not None and taken.check() is None
             except ConflictError:
@@ -118,7 +118,7 @@ def test_a_former_holder_does_not_release_the_lock(place: Location) -> None:
 
 
 def test_a_trainer_that_lost_its_run_publishes_nothing(place: Location) -> None:
-    """It writes neither metrics nor checkpoints, and does not prune."""
+    """A former holder writes neither metrics nor checkpoints, and does not prune."""
     make_run(place)
     with (
         pytest.raises(ConflictError, match=r"was taken over by .*stopped writing there"),

@@ -160,7 +160,7 @@ def test_a_damaged_root_starts_over(home: Location, expected: Scores) -> None:
 
 
 def test_scores_of_another_model_are_not_used(home: Location) -> None:
-    """Unfinished scores of something else in the same directory are replaced."""
+    """Unfinished scores of another model in the same directory are replaced."""
     with score_into(home, scores_schema(rows=9, model_digest="e" * 64)) as writer:
         write_scores(writer, [0, 1])
     with score_into(home, SCHEMA) as writer:

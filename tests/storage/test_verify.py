@@ -1,4 +1,4 @@
-"""Verification: sound artefacts pass, and any damage is reported or without effect."""
+"""Verification: sound artefacts pass, and any damage is reported or has no effect."""
 
 import json
 import random
@@ -105,7 +105,7 @@ def test_an_unexpected_file_in_a_dataset_is_reported(dataset: Location, key: str
 
 
 def test_an_unexpected_file_in_a_run_is_reported(run: Location) -> None:
-    """They are errors among checkpoints and scores, but not in the run's directory itself."""
+    """Unexpected files are errors below checkpoints/ and scores/, but not directly in the run."""
     home = f"scores/{scores_schema().home}"
     run.put("notes.txt", b"mine")
     run.put("checkpoints/000003-000000x/state.safetensors", b"unexpected")
@@ -201,7 +201,7 @@ def test_a_field_that_zarr_does_not_know_is_reported(
 
 
 def test_files_of_another_run_are_reported(run: Location, tmp_path: Path) -> None:
-    """The record or the metrics of another run are detected."""
+    """A record or metrics of another run are detected."""
     other = make_run(open_location(tmp_path / "other"), epochs=4).location
     record = run.get("run.json")
     run.put("run.json", other.get("run.json"))
@@ -242,7 +242,7 @@ def test_a_wrong_sum_of_class_counts(dataset: Location) -> None:
 
 
 def dataset_content(location: Location) -> Any:
-    """Return everything that readers get from a dataset."""
+    """Return all values that readers get from a dataset."""
     dataset = open_dataset(location)
     chunks = [
         split.read_chunk(number).digest()
@@ -257,7 +257,7 @@ def dataset_content(location: Location) -> Any:
 
 
 def run_content(location: Location) -> Any:
-    """Return everything that readers get from a run and its scores."""
+    """Return all values that readers get from a run and its scores."""
     run = open_run(location)
     checkpoints = [
         (

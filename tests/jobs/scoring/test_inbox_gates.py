@@ -12,7 +12,7 @@ from tests.jobs.inboxes import Events, ledger, put_images, score_inbox
 
 
 def test_gates_of_labelled_files(run: Path, inbox: Path) -> None:
-    """A file below the gate is scored, with its verdict recorded; others are not judged."""
+    """A file below a gate is scored and its verdict recorded; unlabelled files are not judged."""
     put_images(inbox / "a-images-idx3", 1, labelled=True)
     put_images(inbox / "b-images-idx3", 2)
     result = score_inbox(run, inbox, gates=Gates(min_accuracy=1.0))
