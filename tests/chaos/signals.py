@@ -14,6 +14,7 @@ from functools import partial
 
 from jobs.commands import cli
 from storage.checkpoints import CheckpointName, list_checkpoints
+from storage.errors import counted
 from storage.places import open_location
 from storage.runs import open_run, run_exists
 from tests.chaos.processes import (
@@ -85,7 +86,8 @@ def stop_soon(name: str, scene: Scene, case: int, chance: random.Random) -> str:
             result = ended(process)
         assert 128 + number == result.code, result
         assert before <= steps_saved(job) <= before + 2
-        assert result.err.startswith(f"Stopped after {steps_saved(job):,} steps; "), result
+        steps = counted(steps_saved(job), "step")
+        assert result.err.startswith(f"Stopped after {steps}; "), result
         job.finish()
     return "survived"
 
