@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jobs.commands.score_reports import ledger_report, quality_text
-from jobs.commands.tables import facts, grid, table
+from jobs.commands.tables import facts, fit, grid, table
 from jobs.scoring.metrics import ConfusionCounter
 from storage.places import open_location
 from tests.commands.conftest import Call
@@ -94,6 +94,15 @@ def test_facts(width: int) -> None:
     assert_fits(text, width)
     assert joined(text) == joined("".join(map("".join, pairs)))
     assert len(text.splitlines()) == (3 if width == 80 else 2)
+
+
+def test_line_of_two_parts(width: int) -> None:
+    """A line that is too wide is broken at its semicolon, and its first part at spaces."""
+    accuracies = "Accuracy 98.50 % (train), 97.50 % (test), 96.67 % (validation) after epoch 10"
+    assert "a\n" + "b" * width == fit("a; " + "b" * width)
+    lines = fit(f"{accuracies}, the best of 12; model 76ce3a09c55a in runs/mnist").splitlines()
+    assert_fits("\n".join(lines), width)
+    assert ("model 76ce3a09c55a in runs/mnist" == lines[-1]) == (width == 80)
 
 
 def test_scores_and_names(width: int, dataset: Any, run: Any, call: Call) -> None:
