@@ -181,6 +181,13 @@ AFTER_LOSS = {
 }
 """What to do after a command has lost its cluster."""
 
+
+def _cluster_file(name: str, text: str) -> Callable[[Callback], Callback]:
+    return option(
+        name, section="Cluster", metavar="FILE", shell_complete=completion.files, help=text
+    )
+
+
 cluster = combined(
     option(
         "--workers",
@@ -196,13 +203,7 @@ cluster = combined(
         metavar="ADDRESS",
         help="Use the Dask cluster at this address.",
     ),
-    option(
-        "--scheduler-file",
-        section="Cluster",
-        metavar="FILE",
-        shell_complete=completion.files,
-        help="Use the Dask cluster whose scheduler wrote this file.",
-    ),
+    _cluster_file("--scheduler-file", "Use the Dask cluster whose scheduler wrote this file."),
     option(
         "--cluster-timeout",
         "timeout",
@@ -213,27 +214,9 @@ cluster = combined(
         type=click.FloatRange(1, 86_400),
         help="Longest wait for a scheduler or for its first worker.",
     ),
-    option(
-        "--tls-ca",
-        section="Cluster",
-        metavar="FILE",
-        shell_complete=completion.files,
-        help="CA certificate of a tls:// cluster.",
-    ),
-    option(
-        "--tls-cert",
-        section="Cluster",
-        metavar="FILE",
-        shell_complete=completion.files,
-        help="Client certificate for a tls:// cluster.",
-    ),
-    option(
-        "--tls-key",
-        section="Cluster",
-        metavar="FILE",
-        shell_complete=completion.files,
-        help="Private key of the client certificate.",
-    ),
+    _cluster_file("--tls-ca", "CA certificate of a tls:// cluster."),
+    _cluster_file("--tls-cert", "Client certificate for a tls:// cluster."),
+    _cluster_file("--tls-key", "Private key of the client certificate."),
 )
 
 
