@@ -18,7 +18,7 @@ from pipeline.order import ORDER_VERSION
 from pipeline.values import largest_input
 from storage.checkpoints import Checkpoint, CheckpointName
 from storage.dataset import Dataset
-from storage.errors import BadDataError, ConflictError, UsageError
+from storage.errors import BadDataError, ConflictError, UsageError, counted
 from storage.location import Location
 from storage.places import reference_to
 from storage.preparation import BYTES
@@ -188,7 +188,7 @@ def check_fit(config: TrainConfig, dataset: Dataset) -> tuple[Layer, ...]:
         )
     if config.batch_size > rows:
         raise UsageError(
-            f"--batch-size {config.batch_size:,} is more than the {rows:,} training rows; "
+            f"--batch-size {config.batch_size:,} is more than the {counted(rows, 'training row')}; "
             "expected at most that, or 0 for all of them."
         )
     _check_validation(config, dataset)

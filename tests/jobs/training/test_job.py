@@ -353,6 +353,7 @@ def test_divergence_of_the_last_step(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ({"holdout": 1031}, "--holdout 1,031 leaves nothing"),
         ({"batch_size": 1032}, "at most that, or 0 for all"),
         ({"batch_size": 1000, "holdout": 32}, "more than the 999 training rows"),
+        ({"holdout": 1030}, "more than the 1 training row;"),
         ({"shuffle_memory": 2**20, "evaluate": "validating"}, "--evaluate is 'validating'"),
         ({"evaluate": "validation"}, "no split 'validation' to evaluate"),
         ({"patience": 3}, "--holdout ROWS"),
