@@ -25,18 +25,18 @@ SIGNATURE_BYTES = 4096
 
 
 class _KernelLock(Lock):
-    def __init__(self, path: Path, what: str) -> None:
+    def __init__(self, path: Path, subject: str) -> None:
         self.retired = False
         self._path = path.absolute()
-        self._what = what
+        self._subject = subject
         self._file = _identity(path)
 
     def check(self) -> None:
         """Raise `ConflictError` if the lock file was removed or replaced."""
         if self._file is not None and self._file != _identity(self._path):
             raise ConflictError(
-                f"{self._what} was moved or removed while it was being written: {self._path} is no "
-                "longer this process's lock. Nothing more is written there."
+                f"{self._subject} was moved or removed while it was being written: {self._path} is "
+                "no longer this process's lock. Nothing more is written there."
             )
 
     def retire(self) -> None:
@@ -64,8 +64,8 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 @contextmanager
-def kernel_lock(path: Path, what: str, take_over: TakeOver | None) -> Iterator[Lock]:
-    """Hold the exclusive right to write `what`, without waiting; see `Location.writer_lock`.
+def kernel_lock(path: Path, subject: str, take_over: TakeOver | None) -> Iterator[Lock]:
+    """Hold the exclusive right to write `subject`, without waiting; see `Location.writer_lock`.
 
     The lock file names the holder, and remains unless the lock is retired. Raises `LockedError` if
     another process, or another lock in this one, holds it: such a holder is alive, so `take_over`
@@ -77,8 +77,8 @@ def kernel_lock(path: Path, what: str, take_over: TakeOver | None) -> Iterator[L
         if path.is_symlink():
             raise UsageError(f"The lock file {path} is a link. Remove it, or choose another place.")
         check_regular(path, f"The lock file is {path}")
-        _acquire(file_lock, path, what, take_over)
-    lock = _KernelLock(path, what)
+        _acquire(file_lock, path, subject, take_over)
+    lock = _KernelLock(path, subject)
     try:
         _write(path, json.dumps(signature()).encode())
         yield lock
@@ -90,7 +90,7 @@ def kernel_lock(path: Path, what: str, take_over: TakeOver | None) -> Iterator[L
         file_lock.release()
 
 
-def _acquire(lock: BaseFileLock, path: Path, what: str, take_over: TakeOver | None) -> None:
+def _acquire(lock: BaseFileLock, path: Path, subject: str, take_over: TakeOver | None) -> None:
     """Take the lock, or raise `LockedError` that names the holder."""
     holder = None
     for _ in range(SIGNATURE_TRIES):
@@ -108,7 +108,7 @@ def _acquire(lock: BaseFileLock, path: Path, what: str, take_over: TakeOver | No
     living = "" if take_over is None else " It is alive, so its lock cannot be taken over."
     holder = holder or "another process"
     raise LockedError(
-        f"{what} is being written by {holder}. Wait for it, or stop it.{living}", holder
+        f"{subject} is being written by {holder}. Wait for it, or stop it.{living}", holder
     )
 
 

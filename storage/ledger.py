@@ -140,8 +140,8 @@ class Ledger:
         """
         if known(self.entries(containing)) and not self._is_count_behind:
             return False
-        lock_file, what = self.location.child(LOCK), f"The ledger {self}"
-        with waiting_lock(lock_file, what, self._take_over, LOCK_SECONDS) as lock:
+        lock_file, subject = self.location.child(LOCK), f"The ledger {self}"
+        with waiting_lock(lock_file, subject, self._take_over, LOCK_SECONDS) as lock:
             is_known = known(self.entries(containing))
             self.check_count()
             if is_known and not self._is_count_behind:
@@ -233,8 +233,8 @@ def _joined(lines: list[bytes]) -> bytes:
 
 
 def _failure_key(entry: Entry) -> str:
-    both = hashlib.sha256(f"{entry['content']}|{entry['model_digest']}".encode()).hexdigest()
-    return f"{FAILED}/{both[:16]}.json"
+    digest = hashlib.sha256(f"{entry['content']}|{entry['model_digest']}".encode()).hexdigest()
+    return f"{FAILED}/{digest[:16]}.json"
 
 
 def pause_between_attempts(_: ConflictError) -> None:
@@ -245,7 +245,7 @@ def pause_between_attempts(_: ConflictError) -> None:
 @contextmanager
 def waiting_lock(
     lock_file: Location,
-    what: str,
+    subject: str,
     take_over: TakeOver | None = None,
     seconds: float = 0.0,
     pause: Callable[[ConflictError], None] = pause_between_attempts,
@@ -263,7 +263,7 @@ def waiting_lock(
             is_last = time.monotonic() >= deadline
             try:
                 permission = take_over if is_last else None
-                lock = stack.enter_context(lock_file.writer_lock(what, permission))
+                lock = stack.enter_context(lock_file.writer_lock(subject, permission))
             except ConflictError as conflict:
                 if is_last:
                     raise

@@ -210,9 +210,9 @@ class LocalLocation(Location):
                 _remove_abandoned(self._at(f"{directory}/{other}" if directory else other))
 
     def writer_lock(
-        self, what: str, take_over: TakeOver | None = None
+        self, subject: str, take_over: TakeOver | None = None
     ) -> AbstractContextManager[Lock]:
-        return kernel_lock(self.path, what, take_over)
+        return kernel_lock(self.path, subject, take_over)
 
     def take_place_of(self, target: "LocalLocation") -> None:
         """Rename this tree to `target`, which must not exist, and make the new name durable.

@@ -235,9 +235,9 @@ class Location(ABC):
 
     @abstractmethod
     def writer_lock(
-        self, what: str, take_over: TakeOver | None = None
+        self, subject: str, take_over: TakeOver | None = None
     ) -> AbstractContextManager[Lock]:
-        """Hold the exclusive right to write `what`, without waiting; this location is the lock's.
+        """Hold the exclusive right to write `subject`, without waiting; the lock is located here.
 
         On a local disk the kernel frees the lock when its holder dies. In a store it is an object
         that remains; `take_over` permits to take it. Raises `ConflictError` that names the holder

@@ -99,18 +99,18 @@ def name_lock(
 def open_name(place: Location, name: str) -> ModelName:
     """Return a name with its history, empty for a new one; raise `BadDataError` if damaged."""
     check_model_name(name)
-    where = f"{place}/{_key(name)}"
+    file = f"{place}/{_key(name)}"
     try:
         document = documents.read_sealed(place, _key(name))
     except FileNotFoundError:
         return ModelName(place, name)
-    documents.check_format(document, FORMAT, (FORMAT_VERSION,), where)
-    documents.check_fields(document, RECORDED, where)
+    documents.check_format(document, FORMAT, (FORMAT_VERSION,), file)
+    documents.check_fields(document, RECORDED, file)
     if document["name"] != name:
         raise BadDataError(
-            f"{where} contains the name {document['name']!r}: the file was renamed. Rename it back."
+            f"{file} contains the name {document['name']!r}: the file was renamed. Rename it back."
         )
-    holders = tuple(Holder.from_json(holder, where) for holder in document["holders"])
+    holders = tuple(Holder.from_json(holder, file) for holder in document["holders"])
     return ModelName(place, name, holders, tuple(document["events"]))
 
 

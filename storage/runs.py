@@ -95,13 +95,13 @@ class Run:
             data = documents.read(self.location, METRICS)
         except FileNotFoundError:
             return []
-        *whole, torn = data.split(b"\n")
+        *complete, torn = data.split(b"\n")
         place = f"{self.location}/{METRICS}"
         if torn and not torn.startswith(b"{"):
             raise BadDataError(f"{place} ends with something other than a line of metrics.")
         return [
             documents.parse_sealed(line, f"{place} line {number}")
-            for number, line in enumerate(whole, 1)
+            for number, line in enumerate(complete, 1)
         ]
 
 

@@ -224,9 +224,9 @@ class S3Location(Location):
             self.client.delete([self._key()])
 
     def writer_lock(
-        self, what: str, take_over: TakeOver | None = None
+        self, subject: str, take_over: TakeOver | None = None
     ) -> AbstractContextManager[Lock]:
-        return s3_lock(self.client, self._key(), what, take_over)
+        return s3_lock(self.client, self._key(), subject, take_over)
 
     def staging(self) -> Self:
         return replace(self.child(f"version-{uuid.uuid4().hex}"), lock=None)

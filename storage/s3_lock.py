@@ -39,7 +39,7 @@ class S3Lock(Lock):
 
     client: S3Client
     key: str
-    what: str
+    subject: str
     """What it protects, for messages."""
     content: bytes = field(repr=False)
     """The holder's unique signature."""
@@ -49,7 +49,7 @@ class S3Lock(Lock):
         if content != self.content:
             holder = (holder_named_by(content) or UNKNOWN) if content else FINISHED
             raise ConflictError(
-                f"{self.what} was taken over by {holder}; this process stopped writing there."
+                f"{self.subject} was taken over by {holder}; this process stopped writing there."
             )
 
     def acquire(self, take_over: TakeOver | None) -> None:
@@ -65,7 +65,7 @@ class S3Lock(Lock):
             )
         if content and take_over is not None:
             former = holder_named_by(content) or UNKNOWN
-            take_over(f"{self.what} was being written by {former}: taken over.")
+            take_over(f"{self.subject} was being written by {former}: taken over.")
 
     def release(self) -> None:
         """Empty the object, unless another process has taken the lock over."""
@@ -80,7 +80,7 @@ class S3Lock(Lock):
     def _conflict(self, content: bytes) -> LockedError:
         holder = holder_named_by(content) or UNKNOWN
         return LockedError(
-            f"{self.what} is being written by {holder}. Wait for it, or stop it; if it is no "
+            f"{self.subject} is being written by {holder}. Wait for it, or stop it; if it is no "
             "longer running, pass --take-over.",
             holder,
         )
@@ -91,9 +91,11 @@ def _signed() -> bytes:
 
 
 @contextmanager
-def s3_lock(client: S3Client, key: str, what: str, take_over: TakeOver | None) -> Iterator[S3Lock]:
-    """Hold the exclusive right to write `what`; see `Location.writer_lock`."""
-    lock = S3Lock(client, key, what, _signed())
+def s3_lock(
+    client: S3Client, key: str, subject: str, take_over: TakeOver | None
+) -> Iterator[S3Lock]:
+    """Hold the exclusive right to write `subject`; see `Location.writer_lock`."""
+    lock = S3Lock(client, key, subject, _signed())
     lock.acquire(take_over)
     try:
         yield lock

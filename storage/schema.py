@@ -58,13 +58,13 @@ class InChunks:
         start = number * self.chunk_rows
         return start, min(start + self.chunk_rows, self.rows)
 
-    def _check_sizes(self, what: str, limits: Mapping[str, tuple[int, int]]) -> None:
+    def _check_sizes(self, subject: str, limits: Mapping[str, tuple[int, int]]) -> None:
         """Raise `BadDataError` for the first field that is not an integer in its range."""
         for field, (least, most) in limits.items():
             value = getattr(self, field)
             if type(value) is not int or not least <= value <= most:
                 raise BadDataError(
-                    f"A {what}'s {field} is {value!r}; expected an integer from {least} to "
+                    f"A {subject}'s {field} is {value!r}; expected an integer from {least} to "
                     f"{most:,}."
                 )
 

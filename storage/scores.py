@@ -61,8 +61,8 @@ class ScoresSchema(InChunks):
 
 def scoring_home(model_digest: str, dataset_digest: str, split: str) -> str:
     """Return the directory's name under `scores/`, which depends on the arguments alone."""
-    both = f"{model_digest}|{dataset_digest}".encode()
-    return f"{split}-{hashlib.sha256(both).hexdigest()[:12]}"
+    identity = f"{model_digest}|{dataset_digest}".encode()
+    return f"{split}-{hashlib.sha256(identity).hexdigest()[:12]}"
 
 
 def score_arrays(location: Location, schema: ScoresSchema) -> dict[str, ChunkedArray]:
@@ -270,8 +270,8 @@ class ScoresWriter:
             return
         keys = [array.keys for array in score_arrays(place, self.schema).values()]
         for number, (first, second) in enumerate(zip(*keys, strict=True)):
-            both = {f"probabilities/{first}", f"predicted/{second}"}
-            if number in self.digests or not both <= written:
+            pair = {f"probabilities/{first}", f"predicted/{second}"}
+            if number in self.digests or not pair <= written:
                 continue
             with suppress(BadDataError):
                 probabilities, predicted = read_arrays(place, self.schema, number)
@@ -321,8 +321,8 @@ def score_into(
 
     Raises `ConflictError` if another process is writing them, or if they are complete.
     """
-    lock_file, what = location.sibling(".lock"), f"The scoring {location}"
-    with waiting_lock(lock_file, what, take_over, wait, pause) as lock:
+    lock_file, subject = location.sibling(".lock"), f"The scoring {location}"
+    with waiting_lock(lock_file, subject, take_over, wait, pause) as lock:
         try:
             if is_complete(location):
                 raise ConflictError(

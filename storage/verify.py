@@ -256,5 +256,5 @@ def _attempt(
         return None, error
 
 
-def _check(what: str, check: Callable[..., Any], *arguments: Any) -> Check:
-    return what, _attempt(check, *arguments)[1]
+def _check(description: str, check: Callable[..., Any], *arguments: Any) -> Check:
+    return description, _attempt(check, *arguments)[1]

@@ -115,19 +115,19 @@ def _items(values: Iterable[str], start: str) -> Items:
     return [CompletionItem(value) for value in values if value.startswith(start)]
 
 
-def _left_to_the_shell(start: str, what: str) -> Items:
+def _left_to_the_shell(start: str, item_type: str) -> Items:
     from click.shell_completion import CompletionItem
 
-    return [] if "://" in start else [CompletionItem(start, type=what)]
+    return [] if "://" in start else [CompletionItem(start, type=item_type)]
 
 
-def _paths(start: str, wanted: Check, what: str) -> Items:
+def _paths(start: str, is_wanted: Check, item_type: str) -> Items:
     """Return the wanted paths that begin with `start`; without any the shell completes."""
-    shell = _left_to_the_shell(start, what)  # first: bash forgets values before it
-    return shell + _items(_search(start, wanted), start) if shell else []
+    shell = _left_to_the_shell(start, item_type)  # first: bash forgets values before it
+    return shell + _items(_search(start, is_wanted), start) if shell else []
 
 
-def _search(start: str, wanted: Check) -> Iterator[str]:
+def _search(start: str, is_wanted: Check) -> Iterator[str]:
     """Yield the wanted paths that begin with `start`, nearest first, as a shell takes them."""
     parent = start[: start.rfind("/") + 1]
     root = Path(os.path.expanduser(parent))
@@ -138,7 +138,7 @@ def _search(start: str, wanted: Check) -> Iterator[str]:
             name = path.relative_to(root).as_posix()
             if name != shlex.quote(name) or path.name.startswith("."):
                 continue
-            if wanted(path):
+            if is_wanted(path):
                 yield parent + name
             else:
                 below += _entries(path)

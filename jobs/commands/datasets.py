@@ -173,11 +173,11 @@ def verify(console: "Console", place: str, storage_options: tuple[str, ...]) -> 
     check_something_there(location)
     mentioned: list[str] = []
     checked = list(verify_location(location, mentioned.append))
-    wrong = [{"what": what, "error": str(error)} for what, error in checked if error is not None]
+    wrong = [{"what": check, "error": str(error)} for check, error in checked if error is not None]
     verdicts = [item["error"] for item in wrong] or [f"{place} is sound: {len(checked):,} checks."]
     document = {"place": place, "checked": len(checked), "wrong": wrong, "mentioned": mentioned}
     text, summary = ("\n".join(map(one_line, lines)) for lines in (mentioned + verdicts, verdicts))
-    details = "\n".join(one_line(f"checked {what}") for what, _ in checked)
+    details = "\n".join(one_line(f"checked {check}") for check, _ in checked)
     console.result(Report(document, text, summary, details))
     if wrong:
         raise BadDataError(f"{place} is damaged: {len(wrong)} of {len(checked):,} checks failed.")

@@ -195,7 +195,7 @@ def inspect_run(run: Run) -> Report:
     if scores:
         parts.append("scores\n" + "\n".join(f"  scores/{name}" for name in scores))
     digests = [("dataset", run.dataset_digest)]
-    digests += [(one["name"], one["parameters_digest"]) for one in checkpoints if one["sound"]]
+    digests += [(item["name"], item["parameters_digest"]) for item in checkpoints if item["sound"]]
     epochs = f"{len(metrics)} of {counted(run.configuration['epochs'], 'epoch')}"
     accuracy = f", {_accuracy_text(metrics[-1]).lower()}" if metrics else ""
     summary = f"{run.location}: {epochs}{accuracy}"
@@ -219,10 +219,10 @@ def _checkpoint_document(run: Run, name: Any) -> dict[str, Any]:
 
 def _checkpoints_table(checkpoints: list[dict[str, Any]]) -> str:
     rows = [
-        [one["name"], "sound", one["parameters_digest"][:SHORT_DIGEST]]
-        if one["sound"]
-        else [one["name"], "DAMAGED", one["error"]]
-        for one in checkpoints
+        [entry["name"], "sound", entry["parameters_digest"][:SHORT_DIGEST]]
+        if entry["sound"]
+        else [entry["name"], "DAMAGED", entry["error"]]
+        for entry in checkpoints
     ]
     return table(["checkpoint", "state", "model"], rows, ("state", "model"), wrapped=("model",))
 
@@ -237,8 +237,8 @@ def _epochs_text(metrics: list[dict[str, Any]], epochs: int) -> str:
 def train_report(result: "TrainResult") -> Report:
     """Report a finished training run; text and summary name the model that `score` uses."""
     run, best, epochs = result.run.location, result.best, len(result.metrics)
-    taken = result.metrics[best.epoch - 1 if best else -1] if epochs else None
-    digest = taken["parameters_digest"] if taken else result.parameters_digest
+    chosen = result.metrics[best.epoch - 1 if best else -1] if epochs else None
+    digest = chosen["parameters_digest"] if chosen else result.parameters_digest
     document = {
         "run": str(run),
         "epochs": list(result.metrics),
@@ -255,9 +255,9 @@ def train_report(result: "TrainResult") -> Report:
         patience = counted(result.config.patience, "epoch")
         lines.append(f"Stopped early: no lower validation loss in {patience}.")
     summary = f"model {digest[:SHORT_DIGEST]} in {run}"
-    if taken:
+    if chosen:
         rank = f", the best of {epochs:,}" if best and epochs > 1 else ""
-        summary = f"{_accuracy_text(taken)} after epoch {taken['epoch']}{rank}; {summary}"
+        summary = f"{_accuracy_text(chosen)} after epoch {chosen['epoch']}{rank}; {summary}"
     last = [("last model", result.parameters_digest)] if best else []
     details = facts([("model", digest), *last, ("order", result.order_digest)])
     return Report(document, "\n".join([*lines, fit(summary)]), summary, details)
@@ -265,7 +265,7 @@ def train_report(result: "TrainResult") -> Report:
 
 def _accuracy_text(line: dict[str, Any]) -> str:
     """Return an epoch's accuracies, or the training accuracy if no split was evaluated."""
-    shares = {name: percent(one["accuracy"]) for name, one in line["evaluation"].items()}
+    shares = {name: percent(split["accuracy"]) for name, split in line["evaluation"].items()}
     if len(shares) < 2:
         [(name, share)] = shares.items() or [("training", percent(line["accuracy"]))]
         return f"{name.capitalize()} accuracy {share}"

@@ -43,13 +43,13 @@ def quality_text(quality: dict[str, Any]) -> str:
     classes, title = quality["classes"], ""
     if len(classes) > SHOWN_CLASSES:
         title = f"the {SHOWN_CLASSES} of {len(classes):,} classes with the lowest F1\n"
-        classes = sorted(classes, key=lambda one: one["f1"])[:SHOWN_CLASSES]
+        classes = sorted(classes, key=lambda entry: entry["f1"])[:SHOWN_CLASSES]
     rows: list[list[Any]] = []
-    for one in classes:
-        shares = [percent(one[figure]) for figure in ("precision", "recall", "f1")]
-        rows.append([one["name"], *shares, f"{one['rows']:,}"])
+    for entry in classes:
+        shares = [percent(entry[figure]) for figure in ("precision", "recall", "f1")]
+        rows.append([entry["name"], *shares, f"{entry['rows']:,}"])
     figures = table(["class", "precision", "recall", "F1", "rows"], rows)
-    names = [one["name"] for one in quality["classes"]]
+    names = [entry["name"] for entry in quality["classes"]]
     return f"{title}{figures}\n\n{_confusion_text(names, quality['confusion'])}"
 
 

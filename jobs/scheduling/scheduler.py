@@ -278,8 +278,8 @@ def heartbeat_at(place: str | None, times: CronTimes, job: tuple[str, ...]) -> H
     Raises `UsageError` for a URL: only local locks are released when their holder dies.
     """
     if place is None:
-        what = json.dumps([times.expression, times.zone_name, job])
-        name = f"{hashlib.sha256(what.encode()).hexdigest()[:12]}.json"
+        identity = json.dumps([times.expression, times.zone_name, job])
+        name = f"{hashlib.sha256(identity.encode()).hexdigest()[:12]}.json"
         return Heartbeat(open_location(DIRECTORY), name)
     if "://" in place or not Path(place).name:
         raise UsageError(f"--heartbeat is {place!r}; expected the path of a file on this machine.")

@@ -53,7 +53,7 @@ class Gates:
         """Whether there is a gate at all."""
         return self.min_accuracy is not None or self.max_drop is not None
 
-    def judge(self, accuracy: float, before: float | None, what: str) -> tuple[Verdict, ...]:
+    def judge(self, accuracy: float, before: float | None, name: str) -> tuple[Verdict, ...]:
         """Return a verdict on each gate that can be judged.
 
         A drop is measured from the accuracy `before`; if that is None, there is no verdict on it.
@@ -61,16 +61,16 @@ class Gates:
         verdicts = []
         if self.min_accuracy is not None:
             why = "--min-accuracy"
-            verdicts.append(at_least("min-accuracy", accuracy, self.min_accuracy, what, why))
+            verdicts.append(at_least("min-accuracy", accuracy, self.min_accuracy, name, why))
         if self.max_drop is not None and before is not None:
             why = f"{percent(before)} before, with a drop of {percent(self.max_drop)} allowed"
-            verdicts.append(at_least("max-drop", accuracy, before - self.max_drop, what, why))
+            verdicts.append(at_least("max-drop", accuracy, before - self.max_drop, name, why))
         return tuple(verdicts)
 
 
-def at_least(gate: str, accuracy: float, limit: float, what: str, why: str) -> Verdict:
+def at_least(gate: str, accuracy: float, limit: float, name: str, why: str) -> Verdict:
     """Return the verdict on an accuracy that must not be below a limit."""
-    text = f"{what} has accuracy {percent(accuracy)}; expected at least {percent(limit)} ({why})."
+    text = f"{name} has accuracy {percent(accuracy)}; expected at least {percent(limit)} ({why})."
     # The tolerance is for limits given as decimals: 0.97 is not exactly 97 of 100 rows.
     return Verdict(gate, limit, accuracy, accuracy >= limit - 1e-12, text)
 

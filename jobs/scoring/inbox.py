@@ -65,12 +65,12 @@ def check_directory(inbox: Location) -> None:
 
 def check_apart(inbox: Location, written: Mapping[str, Location | None]) -> None:
     """Raise `UsageError` if the job writes into its own inbox."""
-    for what, location in written.items():
+    for name, location in written.items():
         if location is not None and real_place(location).startswith(
             real_place(inbox).rstrip("/") + "/"
         ):
             raise UsageError(
-                f"{what} is {location}, which is inside the inbox: output there would be scored by "
+                f"{name} is {location}, which is inside the inbox: output there would be scored by "
                 "the next run. Choose a place outside the inbox."
             )
 

@@ -231,9 +231,9 @@ class _InboxJob:
         self._retry(lambda: check_directory(location))
         written = {"The run": scorer.run.location, "--out": config.output(SPLIT, SPLIT)}
         check_apart(location, written)
-        key, what = inbox_key(location), f"The scoring of inbox {location}"
+        key, subject = inbox_key(location), f"The scoring of inbox {location}"
         lock_file = scorer.scores.child(f"{key}.lock")
-        with waiting_lock(lock_file, what, config.take_over, config.wait, scorer.wait) as lock:
+        with waiting_lock(lock_file, subject, config.take_over, config.wait, scorer.wait) as lock:
             inbox = Inbox(location, scorer.scores.child(key), lock, scorer.check_stop)
             for item in self._discover(inbox):
                 scorer.check_stop()
@@ -246,7 +246,7 @@ class _InboxJob:
                 inbox.end()
             except UnreachableError as error:
                 self._result.errors.append(error)
-            left = {one["file"] for one in self._result.left}
+            left = {entry["file"] for entry in self._result.left}
             scorer.records.forget_failures(inbox.name, left)
             self._result.errors += scorer.records.failures()
 

@@ -16,8 +16,8 @@ def check_quality(document: Any, classes: int, place: str) -> None:
     types = {"accuracy": float, "cross_entropy": float, "classes": list, "confusion": list}
     check_fields(document, types, place)
     class_types = {"name": str, "precision": float, "recall": float, "f1": float, "rows": int}
-    for one in document["classes"]:
-        check_fields(one, class_types, place)
+    for entry in document["classes"]:
+        check_fields(entry, class_types, place)
     rows = document["confusion"]
     square = all(type(row) is list and len(row) == classes for row in rows)
     square = square and all(type(count) is int for row in rows for count in row)

@@ -132,13 +132,13 @@ def list_names(models: Place) -> list[ModelName]:
 
 
 def _choose(
-    config: PromoteConfig, place: Location, run: Run, how: dict[str, Any]
+    config: PromoteConfig, place: Location, run: Run, places: dict[str, Any]
 ) -> tuple[Holder, tuple[Verdict, ...]]:
     """Return the model to promote and its verdicts; pin its checkpoint if it passes."""
     while True:
         checkpoint, warnings = choose_checkpoint(run, config.checkpoint)
         try:
-            holder, verdicts = _judge(config, place, run, checkpoint, how)
+            holder, verdicts = _judge(config, place, run, checkpoint, places)
             if missed(verdicts) is None:
                 pin_checkpoint(run, checkpoint.name)
                 load_checkpoint(run, checkpoint.name)  # a training run may just have pruned it
@@ -152,7 +152,7 @@ def _choose(
 
 
 def _judge(
-    config: PromoteConfig, place: Location, run: Run, checkpoint: Checkpoint, how: dict[str, Any]
+    config: PromoteConfig, place: Location, run: Run, checkpoint: Checkpoint, places: dict[str, Any]
 ) -> tuple[Holder, tuple[Verdict, ...]]:
     """Return the checkpoint as a holder of the name, and the verdict of each gate."""
     holder = Holder(
@@ -167,21 +167,21 @@ def _judge(
     if config.min_accuracy is None and config.not_worse_than is None:
         return holder, ()
     dataset = open_chosen_dataset(run, config.dataset, config.storage_options)
-    how = how | {"dataset": dataset.location}
-    accuracy = _accuracy(config, config.run, holder.checkpoint, how)
-    what = f"Model {holder.model_digest[:12]}"
-    verdicts = Gates(config.min_accuracy).judge(accuracy, None, what)
+    places = places | {"dataset": dataset.location}
+    accuracy = _accuracy(config, config.run, holder.checkpoint, places)
+    subject = f"Model {holder.model_digest[:12]}"
+    verdicts = Gates(config.min_accuracy).judge(accuracy, None, subject)
     rival = _rival(config, place)
     if rival is not None:
         name, other = rival
-        least = _accuracy(config, name.run_place(other), other.checkpoint, how)
+        least = _accuracy(config, name.run_place(other), other.checkpoint, places)
         why = f"that of {name.name}, model {other.model_digest[:12]}"
-        verdicts = (*verdicts, at_least("not-worse-than", accuracy, least, what, why))
+        verdicts = (*verdicts, at_least("not-worse-than", accuracy, least, subject, why))
     judged_by = f"{config.split} of {dataset.digest}"
     return replace(holder, accuracy=accuracy, judged_by=judged_by), verdicts
 
 
-def _accuracy(config: PromoteConfig, run: Place, checkpoint: str, how: dict[str, Any]) -> float:
+def _accuracy(config: PromoteConfig, run: Place, checkpoint: str, places: dict[str, Any]) -> float:
     """Return a model's accuracy, from existing scores if there are any."""
     result = score(
         run=run,
@@ -191,12 +191,12 @@ def _accuracy(config: PromoteConfig, run: Place, checkpoint: str, how: dict[str,
         wait=config.wait,
         storage_options=config.storage_options,
         take_over=config.take_over,
-        **how,
+        **places,
     )
     if result.accuracy is None:
         raise UsageError(
-            f"Split {config.split} of {how['dataset']} has no labels, so no gate can be judged on "
-            "it. Choose another --dataset or --split."
+            f"Split {config.split} of {places['dataset']} has no labels, so no gate can be judged "
+            "on it. Choose another --dataset or --split."
         )
     return result.accuracy
 

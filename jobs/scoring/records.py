@@ -120,11 +120,11 @@ class Records:
             "content": content or name,
             "error": error,
         } | ({"traceback": trace} if trace else {})
-        same = ["event", "content", "model_digest"] + ([] if content else ["error"])
+        fields = ["event", "content", "model_digest"] + ([] if content else ["error"])
         self._ledger.put_failure(entry)
         self._ledger.record(
             entry,
-            lambda lines: any(all(line.get(key) == entry[key] for key in same) for line in lines),
+            lambda lines: any(all(line.get(key) == entry[key] for key in fields) for line in lines),
             json.dumps(entry["content"]),
         )
         self._bad.append(entry)
@@ -153,7 +153,7 @@ class Records:
             (BadDataError, "", " Repair these files, or exclude them with --exclude."),
             (InternalError, f" because of an {INTERNAL_ERROR}", ""),
         ):
-            names = [str(one["file"]) for one in self._bad if one["exit"] == error_type.exit_code]
+            names = [str(bad["file"]) for bad in self._bad if bad["exit"] == error_type.exit_code]
             if names:
                 yield error_type(
                     f"{counted(len(names), 'file')} of the inbox could not be scored{bug}: "

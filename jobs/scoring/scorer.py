@@ -201,8 +201,8 @@ class Scorer:
             if before is None:
                 text = "--max-drop is not judged: there is no earlier accuracy of %s."
                 logger.info(text, schema.split)
-        what = f"{file or schema.split} scored by {self.result.model_digest[:12]}"
-        return gates.judge(accuracy, before, what)
+        subject = f"{file or schema.split} scored by {self.result.model_digest[:12]}"
+        return gates.judge(accuracy, before, subject)
 
     def _write_output(
         self, scores: Scores, already_done: bool, dataset_of: "Callable[[], Dataset]"

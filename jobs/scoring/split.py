@@ -94,10 +94,10 @@ def _schema(model: Model, dataset: Dataset, split: str) -> ScoresSchema:
 
 def _check_orientation(model: Model, dataset: Dataset) -> None:
     if dataset.preparation.transposed != model.preparation.transposed:
-        ways = ("without --transpose", "with --transpose")
-        expected = ways[model.preparation.transposed]
+        flags = ("without --transpose", "with --transpose")
+        expected = flags[model.preparation.transposed]
         raise BadDataError(
-            f"{dataset.location} was ingested {ways[dataset.preparation.transposed]}; the run was "
+            f"{dataset.location} was ingested {flags[dataset.preparation.transposed]}; the run was "
             f"trained on images ingested {expected}. Ingest the files again {expected}."
         )
 

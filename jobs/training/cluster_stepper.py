@@ -197,9 +197,9 @@ class ClusterDataParallelStep(Closing):
         tasks = []
         for first, worker in zip(range(0, len(spans), size), cycle(workers), strict=False):
             part = tuple(spans[first : first + size])
-            what = f"rows {part[0][0]}..{part[-1][1] - 1} in the order of epoch {epoch + 1}"
+            description = f"rows {part[0][0]}..{part[-1][1] - 1} in the order of epoch {epoch + 1}"
             arguments = (self._cluster.job, self._task, step, epoch, part, rows)
-            tasks.append(Task("gradient", what, gradient_sum, arguments, worker))
+            tasks.append(Task("gradient", description, gradient_sum, arguments, worker))
         parameters = self._shared[self._now]
         return self._exchange.results([(task, parameters) for task in tasks])
 
@@ -213,7 +213,7 @@ class ClusterDataParallelStep(Closing):
             with ignore_overflow():
                 for first in range(start, end, BLOCK):
                     block = slice(first, min(first + BLOCK, end))
-                    gradient = tree_reduce([one[block] for one in sums], workspace)
+                    gradient = tree_reduce([vector[block] for vector in sums], workspace)
                     self._rule.apply(block, before, gradient, learning_rate, step_number, after)
 
         list(self._pool.map(take, stretches))

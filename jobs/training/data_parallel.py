@@ -176,18 +176,18 @@ class DataParallelStep(Closing):
                 rows += self._copy(next(micro_batches), member, rows)
         return (GRADIENT, self._now, member, parts, rows, batch_rows, place)
 
-    def _copy(self, part: Batch, member: int, start: int) -> int:
+    def _copy(self, micro_batch: Batch, member: int, start: int) -> int:
         """Copy a micro-batch to a process's rows from `start` on; return its number of rows."""
-        stop = start + len(part.inputs)
-        self._inputs[member][start:stop] = part.inputs
-        if part.targets is not None:
-            self._targets[member][start:stop] = part.targets
+        stop = start + len(micro_batch.inputs)
+        self._inputs[member][start:stop] = micro_batch.inputs
+        if micro_batch.targets is not None:
+            self._targets[member][start:stop] = micro_batch.targets
         return stop - start
 
     def _copied(self, member: int, parts: int, rows: int) -> Iterator[Batch]:
         """Return a process's micro-batches, cut as a mini-batch is: the larger ones come first."""
         cuts = (
-            np.array_split(whole[member][:rows], parts) for whole in (self._inputs, self._targets)
+            np.array_split(array[member][:rows], parts) for array in (self._inputs, self._targets)
         )
         for inputs, targets in zip(*cuts, strict=True):
             yield Batch(inputs, targets if self._schema.classes else None, NO_NUMBERS)

@@ -44,13 +44,13 @@ def check_history(lines: Any, place: str) -> list[Metrics]:
     if not isinstance(lines, list):
         raise BadDataError(f"{place} has no list of metrics.")
     for number, line in enumerate(lines, 1):
-        here = f"Epoch {number} in {place}"
-        check_fields(line, LINE, here)
-        check_fields(line["timing"], TIMING, here)
+        epoch_place = f"Epoch {number} in {place}"
+        check_fields(line, LINE, epoch_place)
+        check_fields(line["timing"], TIMING, epoch_place)
         for figures in line["evaluation"].values():
-            check_fields(figures, EVALUATION, here)
+            check_fields(figures, EVALUATION, epoch_place)
         if line["epoch"] != number or line["evaluation"].keys() != lines[0]["evaluation"].keys():
-            raise BadDataError(f"{here} has another epoch's number, or other splits.")
+            raise BadDataError(f"{epoch_place} has another epoch's number, or other splits.")
     return lines
 
 

@@ -329,8 +329,8 @@ class _Training:
         for name, evaluator in evaluators.items():
             evaluation = evaluator.evaluate(self.trainer.parameters)
             split = name if name in self.dataset.splits else "train"
-            what, value = f"the cross-entropy of {name}", evaluation.cross_entropy
-            self.trainer.check_finite(what, value, split)
+            quantity, value = f"the cross-entropy of {name}", evaluation.cross_entropy
+            self.trainer.check_finite(quantity, value, split)
             evaluations[name] = asdict(evaluation)
         sums, state = self.trainer.sums, self.trainer.stream.state
         return {

@@ -284,11 +284,11 @@ def reconfigured(run: Run, config: TrainConfig, newest: Checkpoint | None) -> Ru
 
 def warn_of_environment(run: Run) -> None:
     """Warn if NumPy, its BLAS or the machine differ from those at the start of the run."""
-    here = environment()
+    current = environment()
     differing = [
-        f"{name} was {run.environment.get(name)!r}, is {here[name]!r}"
-        for name in here
-        if run.environment.get(name) != here[name]
+        f"{name} was {run.environment.get(name)!r}, is {current[name]!r}"
+        for name in current
+        if run.environment.get(name) != current[name]
     ]
     if differing:
         logger.warning(

@@ -164,8 +164,8 @@ def gradient_of_subtree(
     tree = TreeSum[GradientSum](add)
     for gradient_sum in map(compute, micro_batches):
         tree.add(gradient_sum)
-    whole = tree.result()  # its gradient is `out`: sums are written over their left part
-    return LossSum(whole.loss_sum, whole.correct, whole.rows)
+    total = tree.result()  # its gradient is `out`: sums are written over their left part
+    return LossSum(total.loss_sum, total.correct, total.rows)
 
 
 def tree_reduce(sums: list[Floats], workspace: Workspace) -> Floats:

@@ -170,14 +170,14 @@ class Trainer(Closing):
             rows, step = self.stream.next_rows, self.steps + 1
             yield [self._step.step(micro_batches, rows, self.learning_rate, step)]
 
-    def check_finite(self, what: str, value: float, split: str = "train") -> None:
+    def check_finite(self, quantity: str, value: float, split: str = "train") -> None:
         """Raise `QualityGateError` if `value` is not finite: the training has diverged.
 
         The error names the values of `split` if they are the likely cause; it is a `BadDataError`
         if they are too large for the arithmetic.
         """
         if not math.isfinite(value):
-            raise self._diverged(f"Training diverged: {what} is {value}.", split)
+            raise self._diverged(f"Training diverged: {quantity} is {value}.", split)
 
     def _diverged(self, text: str, split: str) -> PipelineError:
         scaling = self._dataset.preparation.scaling
