@@ -42,7 +42,9 @@ def open_location(place: Place, options: Mapping[str, str] | None = None) -> Loc
         text = text.removeprefix("file://")
     elif "://" in text:
         scheme = text.split("://", 1)[0]
-        raise UsageError(f"'{text}' is a {scheme} URL; expected a path, a file:// or an s3:// URL.")
+        raise UsageError(
+            f"'{text}' is a {scheme}:// URL; expected a path, a file:// or an s3:// URL."
+        )
     try:
         return LocalLocation(Path(text).expanduser())
     except RuntimeError as error:

@@ -21,7 +21,7 @@ from jobs.signals import StopSignal
 from jobs.training.model import Model, check_images
 from storage.dataset import Dataset, open_dataset
 from storage.decoding import START_BYTES, hash_stored
-from storage.errors import BadDataError, UnreachableError, UsageError
+from storage.errors import BadDataError, UnreachableError, UsageError, nearest_place
 from storage.events import Progress, event
 from storage.idx import read_header
 from storage.local import LocalLocation
@@ -59,7 +59,8 @@ def check_directory(inbox: Location) -> None:
         if inbox.path.exists():
             raise UsageError(f"The inbox {inbox} is a file; give the directory that contains it.")
         raise UnreachableError(
-            f"The inbox {inbox} does not exist. Create or mount the directory, and try again."
+            f"The inbox {inbox} does not exist.{nearest_place(str(inbox))} Create or mount the "
+            "directory, and try again."
         )
 
 

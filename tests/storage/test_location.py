@@ -259,7 +259,7 @@ def test_the_sibling_of_a_link(tmp_path: Path) -> None:
     [
         ("", "is empty"),
         ("  ", "is empty"),
-        ("gs://bucket/key", "is a gs URL"),
+        ("gs://bucket/key", "is a gs:// URL"),
         ("a\0b", "null character"),
     ],
 )

@@ -258,8 +258,8 @@ def test_one_pass_at_a_time(run: Path, inbox: Path) -> None:
 
 def test_no_inbox(run: Path, inbox: Path) -> None:
     """A missing inbox exits with 6, because it may be mounted later; it does not count as empty."""
-    with pytest.raises(UnreachableError, match=r"The inbox .* does not exist"):
-        score_inbox(run, inbox / "absent")
+    with pytest.raises(UnreachableError, match=r"does not exist. Did you mean '.*/inbox'\? Create"):
+        score_inbox(run, inbox.parent / "inbx")
 
 
 def test_skipped_files(run: Path, inbox: Path, events: Events) -> None:
