@@ -127,7 +127,7 @@ class ChunkedArray(InChunks):
     dtype: str
     chunk_rows: int
     dimensions: tuple[str, ...]
-    """Their names; a one-dimensional array is read as one column."""
+    """Names of the dimensions; a one-dimensional array is read as one column."""
     chunks_per_shard: int = 1
     compression: str = ZSTD
     """Compression of new chunks; chunks with any other compression can be read too."""
@@ -281,7 +281,7 @@ class ChunkedArray(InChunks):
 
     @property
     def _stored_limit(self) -> int:
-        """Upper bound of a stored chunk's size in bytes; no more is read.
+        """Upper bound of a stored chunk's size in bytes, and of the bytes read.
 
         `ZSTD_compressBound` adds 1/256 and at most 64 KiB, Blosc less.
         """

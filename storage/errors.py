@@ -1,4 +1,4 @@
-"""Error types, each with its exit code, and the translation of what the operating system raises."""
+"""Error types, each with its exit code, and the translation of the operating system's errors."""
 
 import difflib
 import errno
@@ -15,8 +15,8 @@ COMPARED = 100
 class PipelineError(Exception):
     """An error that a user can act on.
 
-    Its text is one or two whole sentences that name the place (file, row, chunk or field), what was
-    read, what was expected, and what to do.
+    Its text is one or two whole sentences that name the place (file, row, chunk or field), the
+    value read, the value expected, and a remedy.
     """
 
     exit_code: int = 1
@@ -46,7 +46,7 @@ class MissingExtraError(UsageError):
 
 
 class BadDataError(PipelineError):
-    """Data is damaged, incomplete, or not what it claims to be."""
+    """Data is damaged, incomplete, or in another format."""
 
     exit_code = 3
 
@@ -118,7 +118,7 @@ def nearest_place(place: str) -> str:
 
 SHORTAGES = {
     errno.EMFILE: "open files (ulimit -n)",
-    errno.ENFILE: "open files: those of the whole machine are used up",
+    errno.ENFILE: "open files: the limit of the whole machine is reached",
     errno.EAGAIN: "processes or threads, or no memory for them (ulimit -u, ulimit -v)",
     errno.ENOMEM: "memory (ulimit -v)",
 }
@@ -235,7 +235,7 @@ def is_directory_there() -> bool:
 
 @contextmanager
 def translate_os_errors(verb: str, path: Path) -> Iterator[None]:
-    """Raise `UnreachableError` for an `OSError`, but leave `FileNotFoundError` as it is."""
+    """Raise `UnreachableError` for an `OSError`, but let `FileNotFoundError` pass."""
     try:
         yield
     except FileNotFoundError:

@@ -55,7 +55,7 @@ def write(descriptor: int, data: bytes | memoryview) -> None:
 
 
 def fsync(descriptor: int) -> None:
-    """Make what was written through `descriptor` survive a loss of power."""
+    """Make the bytes written through `descriptor` survive a loss of power."""
     os.fsync(descriptor)
 
 

@@ -270,7 +270,7 @@ class Location(ABC):
 
     @abstractmethod
     def remove_tree(self, root: str) -> None:
-        """Remove the tree here; after a crash half-way, `trees` does not list the rest."""
+        """Remove the tree here; after a crash during removal, `trees` does not list the rest."""
 
     @abstractmethod
     def recover(self, root: str) -> None:

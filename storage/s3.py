@@ -273,6 +273,6 @@ def _temporary_space() -> Iterator[None]:
 
 
 def _other_versions(keys: Iterable[str], root: str, version: str | None) -> list[str]:
-    """Return the keys at a place but for its root object and those of one version."""
+    """Return the keys at a place except its root object and those of one version."""
     kept = f"{root.rpartition('/')[0]}/{version}/"
     return [key for key in keys if key != root and not key.startswith(kept)]

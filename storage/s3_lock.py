@@ -40,7 +40,7 @@ class S3Lock(Lock):
     client: S3Client
     key: str
     subject: str
-    """What it protects, for messages."""
+    """The artefact that it protects, for messages."""
     content: bytes = field(repr=False)
     """The holder's unique signature."""
 

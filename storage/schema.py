@@ -37,7 +37,7 @@ SIZE_LIMIT = 2**48
 """The most rows, and values of a row."""
 CLASS_LIMIT = 2**16
 ROW_LIMIT = 64 * 2**20
-"""The longest row in bytes, to bound what is allocated for a claimed size."""
+"""The longest row in bytes, to bound the allocation for a claimed size."""
 CHUNK_LIMIT = 2**30
 """The largest chunk in decoded bytes, for the same reason."""
 
@@ -216,7 +216,7 @@ def dataset_digest(
     return digest_of(
         {
             "format": FORMAT,
-            "format_version": 1,  # later versions did not change what is digested
+            "format_version": 1,  # later versions did not change the digested fields
             "class_names": class_names,
             "image_shape": image_shape,
             "transforms": transforms,

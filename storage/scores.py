@@ -100,7 +100,7 @@ class Scores:
     """The published scores of one split; chunks are checked as they are read."""
 
     location: Location
-    """Their Zarr group, in an object store a version below their place."""
+    """The scores' Zarr group, in an object store a version below their place."""
     schema: ScoresSchema
     """The numbers of rows, classes and chunks, the class names, and the digests of the inputs."""
     chunk_digests: tuple[str, ...]
@@ -208,7 +208,7 @@ class ScoresWriter:
         """Collect the sound chunks; the caller holds the lock."""
         self.home = location
         self.location = location.draft()
-        """Where the chunks are written."""
+        """The location of the chunks."""
         self.schema = schema
         self.digests: dict[int, str] = {}
         """The digest of each written chunk, including those that workers wrote."""

@@ -1,6 +1,6 @@
-"""The command `pipeline`: its subcommands, how it ends, and what it prints on an error.
+"""The command `pipeline`: its subcommands, its exit codes, and its error messages.
 
-Imports heavier than click are made when a command runs, so that help is fast.
+Libraries heavier than click are imported when a command runs, so that help is fast.
 """
 
 import atexit
@@ -32,7 +32,7 @@ from storage.errors import (
 )
 
 COMPLETION = "_PIPELINE_COMPLETE"
-"""The environment variable by which a shell asks for completions."""
+"""The environment variable with which a shell requests completions."""
 GPU_NAMES = {"--cuda", "--device", "--gpu", "--gpus", "-g"}
 GPU_HINT = " mnist-stream computes on CPU cores: see --threads and --workers."
 INTERNAL_ERROR = "This is an internal error of mnist-stream. Please report it with the lines above."
@@ -134,7 +134,7 @@ def main() -> None:
 
 
 def _complete() -> int:
-    """Print completions, or the script that has a shell ask for them."""
+    """Print completions, or the script that enables them in a shell."""
     from click.shell_completion import shell_complete
 
     with suppress(Exception):  # a traceback would be printed into the user's command line

@@ -22,7 +22,7 @@ class Report:
     document: dict[str, Any]
     """The document of --json."""
     text: str
-    """What is printed by default."""
+    """The default output."""
     summary: str
     """The line of --quiet."""
     details: str = ""

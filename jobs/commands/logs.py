@@ -126,7 +126,7 @@ class JsonHandler(EventHandler):
         }
 
     def result(self, report: object) -> None:
-        """Print nothing; the summary stands for the result."""
+        """Print nothing: the summary contains the result."""
 
 
 @contextmanager

@@ -190,7 +190,7 @@ def _ledger_table(entries: list[Entry]) -> str:
     if len({entry["model_digest"] for entry in entries}) == 1:
         hidden.add("model")
     if {*map(_outcome, entries)} <= {SCORED, FAILED_EVENT}:
-        hidden.add("outcome")  # a failed entry has "failed" in place of its accuracy
+        hidden.add("outcome")  # a failed entry has "failed" instead of an accuracy
     keep = [column not in hidden for column in LEDGER_HEADER]
     names = _names(entries)
     return table(

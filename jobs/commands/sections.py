@@ -27,7 +27,7 @@ TERM_WIDTH = 25
 
 
 class IntRange(click.IntRange):
-    """A range whose error says `'x' is not a valid integer`."""
+    """A range with the error `'x' is not a valid integer`."""
 
     name = "integer"
 

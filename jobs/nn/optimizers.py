@@ -1,6 +1,6 @@
 """Optimizers: each computes new parameters and state from parameters, gradient and state.
 
-They work element by element, so a step can be taken on parts of the vectors separately, also in
+They work element by element, so a step can be taken on parts of the vectors separately, even in
 parallel. Of the caller's arrays only those of `out` are changed.
 """
 

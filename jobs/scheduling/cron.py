@@ -39,7 +39,7 @@ class CronTimes:
     expression: str
     zone: tzinfo
     zone_name: str
-    """Its name in the IANA database, or `local` if unknown."""
+    """The time zone's name in the IANA database, or `local` if unknown."""
 
     def after(self, moment: datetime) -> datetime:
         """Return the first time after a moment."""

@@ -85,7 +85,7 @@ class ScoringResult:
     left: list[dict[str, str]] = field(default_factory=list)
     """The inbox's files that were left for the next run: `file` and `reason`."""
     unjudged: list[str] = field(default_factory=list)
-    """The inbox's files that no gate could judge, usually for lack of labels."""
+    """The inbox's files that no gate could judge, usually because they have no labels."""
 
     def __repr__(self) -> str:
         """Return the model and the counts, on one line."""

@@ -150,7 +150,7 @@ def model_of(run: Run, checkpoint: Checkpoint) -> Model:
     if digest != checkpoint.parameters_digest:
         raise BadDataError(
             f"The parameters of checkpoint {checkpoint.name} have digest {digest}; its manifest "
-            f"says {checkpoint.parameters_digest}: it is damaged."
+            f"has {checkpoint.parameters_digest}: it is damaged."
         )
     class_names = _texts(run, "class_names")
     if len(class_names) != layers[-1].outputs or len(set(class_names)) != len(class_names):
@@ -218,5 +218,5 @@ def _times(shape: tuple[int, ...]) -> str:
 
 
 def _family(element_type: str) -> str:
-    """Return one name for the types that may stand for each other: all floats."""
+    """Return one name for all floating-point types, which are interchangeable."""
     return "float" if element_type.startswith("float") else element_type

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 Task: TypeAlias = Sequence[float]
 """A task for a process, as at most `MOST_NUMBERS` numbers."""
 Reply: TypeAlias = Sequence[float]
-"""Its result, likewise."""
+"""A task's result, as at most `MOST_NUMBERS` numbers."""
 
 MOST_NUMBERS = 8
 SPINS = 2_000
@@ -65,7 +65,7 @@ class ProcessPool(Closing):
         self._work = work
         self._others: list[_Process] = []
         forks = size - 1 if FORKS else 0
-        with suppress(OSError):  # the system gives no more processes or semaphores
+        with suppress(OSError):  # the system has no more processes or semaphores
             for _ in range(forks):
                 self._others.append(_Process(work))
         self._warn(forks - len(self._others))

@@ -35,7 +35,7 @@ from storage.schema import SplitSchema
 VELOCITY = "outer.velocity"
 FORMS_PER_REPLICA = 11
 """Vectors of a replica: parameters and two of the optimizer, before and after a round and in a
-checkpoint, with what the allocator keeps."""
+checkpoint, with the memory that the allocator keeps."""
 
 
 @dataclass(frozen=True)
@@ -276,7 +276,7 @@ class RoundWorkerState(Closing):
     def _reading(self, steps: LocalSteps) -> Iterator[RowReader]:
         """Give the reader of the replica's rows, which no other thread uses at the same time.
 
-        A reader that holds all rows is used for all replicas, also at the same time.
+        A reader that holds all rows is shared by all replicas, even at the same time.
         """
         another = None
         with self._lock:

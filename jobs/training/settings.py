@@ -65,7 +65,7 @@ def setting_type(setting: Setting) -> type:
 
 
 def convert(setting: Setting, value: Any, place: str) -> Any:
-    """Return `value` as the setting's own type; an integer passes for a float.
+    """Return `value` as the setting's own type; an integer is accepted as a float.
 
     None stands for a default that depends on other settings or is described by a text.
     """

@@ -1,4 +1,4 @@
-"""Each operation that changes the disk fails in turn: once, or from then on."""
+"""Each operation that changes the disk is made to fail: once, or from then on."""
 
 import errno
 import os

@@ -2,7 +2,8 @@
 
     python -m tests.chaos.leaks JOB COUNT
 
-runs COUNT epochs of a training, or COUNT scorings, and prints what it held after each.
+runs COUNT epochs of a training, or COUNT scorings, and prints the open files, threads and bytes
+after each.
 """
 
 import gc

@@ -1,4 +1,4 @@
-"""The commands to disturb, what exists before them, and what a reader may find afterwards."""
+"""The commands to disturb, their preconditions, and the states that a reader may find."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -170,9 +170,9 @@ def _files_of(subject: Subject) -> set[str]:
 def _is_litter(name: str) -> bool:
     """Return whether a leftover file is an error, with two exceptions.
 
-    The temporary file of --out is in the user's own directory, where a dead writer's cannot be told
-    from a live one's. A complete run is not opened for writing again, so it may keep a sound
-    checkpoint too many.
+    The temporary file of --out is in the user's own directory, where a dead writer's cannot be
+    distinguished from a live one's. A complete run is not opened for writing again, so it may keep
+    a sound checkpoint too many.
     """
     directory, _, rest = name.partition("/checkpoints/")
     checkpoint = directory == "run" and NAME.fullmatch(rest.split("/")[0])

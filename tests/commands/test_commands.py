@@ -158,7 +158,7 @@ def test_inspect_images(dataset: Path, fonts: None) -> None:
 
 @pytest.mark.parametrize("form", ["csv", "npz"])
 def test_plain_file(form: str, dataset: Path, run: Path, call: Call) -> None:
-    """score --out writes a row per image, also if the split is already scored."""
+    """score --out writes a row per image, even if the split is already scored."""
     here = dataset.parent.parent
     for name in ("first", "again"):
         text = succeeded(call("score", "--probabilities", "--out", f"{name}.{form}"))

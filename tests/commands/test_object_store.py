@@ -1,4 +1,4 @@
-"""The commands on s3:// places: the same bits as on disk, also after kills and failed requests."""
+"""The commands on s3:// places: the same bits as on disk, even after kills and failed requests."""
 
 import json
 from itertools import count, cycle

@@ -104,7 +104,7 @@ def test_predictions_of_an_inbox(run: Path, call: Call) -> None:
 
 
 def test_an_inbox_that_is_a_file(run: Path, call: Call) -> None:
-    """A file in place of the inbox is a mistake in the options, without retries."""
+    """A file given as the inbox is a usage error, which is not retried."""
     put_images(run.parent.parent / "inbox" / "a-images-idx3-ubyte", 1)
     file = "inbox/a-images-idx3-ubyte"
     ended = call("score", "--inbox", file, "--retries", "2", "--retry-wait", "0")

@@ -104,7 +104,7 @@ def test_a_sound_dataset_is_not_called_damaged(place: Path) -> None:
 @pytest.mark.parametrize("megabytes", [150, 180])
 @pytest.mark.parametrize("command", ["verify", "ingest", "train", "score"])
 def test_little_memory(tmp_path: Path, place: Path, command: str, megabytes: int) -> None:
-    """The work is done, or the limit is named."""
+    """The command succeeds, or names the limit."""
     for name in ("set", "run"):
         (tmp_path / name).symlink_to(place / name)
     code, output = limited(command, MEMORY, megabytes * 2**20, tmp_path)

@@ -206,7 +206,7 @@ def test_which_place_was_meant(
     "words", [("xyzzy",), ("train", "-x"), ("train", "--xyzzy"), ("train", "--init", "xyzzy")]
 )
 def test_nothing_near(words: tuple[str, ...], call: Call) -> None:
-    """A word unlike every known one gets no suggestion."""
+    """A word unlike all known ones gets no suggestion."""
     ended = call(*words)
     assert_refused(ended, USAGE, "'")
     assert "Did you mean" not in ended.err

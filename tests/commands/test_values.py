@@ -67,7 +67,7 @@ def of_bytes(call: Call, here: Path) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["i16", "f64"])
 def test_any_range_learns_like_bytes(name: str, of_bytes: float, call: Call, here: Path) -> None:
-    """The training split's range is mapped to [0, 1], also for files of an inbox."""
+    """The training split's range is mapped to [0, 1], for files of an inbox too."""
     accuracy = learn(call, here, name, CHANGES[name])
     assert of_bytes > 0.7
     assert abs(of_bytes - accuracy) <= 0.04
@@ -114,7 +114,7 @@ def test_emnist_hint_is_a_warning(call: Call, here: Path) -> None:
 
 
 def test_missing_data_is_not_scored(call: Call, here: Path) -> None:
-    """A file with an enormous value is named and not scored; the others are."""
+    """A file with an enormous value is reported and not scored; the others are scored."""
     learn(call, here, "f", CHANGES["f32"])
     inbox = fill_inbox(here, "f")
     images = draw_digits(1, "test", 0, 9)[0].astype(np.float32)

@@ -16,7 +16,7 @@ PROGRAMS = {
 
 @pytest.fixture(scope="session")
 def plain_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """A reader's variables: this checkout's `pipeline` on the PATH, a home of its own."""
+    """A reader's variables: this checkout's `pipeline` on the PATH, and a temporary home."""
     programs, home = tmp_path_factory.mktemp("bin"), tmp_path_factory.mktemp("home")
     for name, arguments in PROGRAMS.items():
         program = programs / name

@@ -93,7 +93,7 @@ class Session:
 
 @contextlib.contextmanager
 def session(directory: Path, env: dict[str, str]) -> Iterator[Session]:
-    """Open a session, and end what it left running."""
+    """Open a session, and end its background processes afterwards."""
     opened = Session(directory, env)
     try:
         yield opened

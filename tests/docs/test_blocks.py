@@ -48,7 +48,7 @@ def test_page(
     plain_environment: dict[str, str],
     request: pytest.FixtureRequest,
 ) -> None:
-    """The blocks of a page run in order in one directory, and print what the page shows."""
+    """The blocks of a page run in order in one directory, and print the page's sample output."""
     env = dict(plain_environment)
     code = "".join(block.code for block in RUN[name])
     if USES_MNIST.search(code):

@@ -11,7 +11,7 @@ NOTEBOOK = REPOSITORY / "docs" / "tutorial.ipynb"
 
 
 def test_has_no_outputs() -> None:
-    """It is committed without outputs, which would differ from one machine to the next."""
+    """The notebook is committed without outputs, which would differ between machines."""
     nbformat = pytest.importorskip("nbformat", reason="needs the extra docs")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells)

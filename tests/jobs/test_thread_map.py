@@ -28,7 +28,7 @@ class Backwards:
 @pytest.mark.parametrize("threads", [1, 2, 3, 4])
 @pytest.mark.parametrize("items", [0, 1, 2, 3, 4, 5, 11, 12])
 def test_threads_keep_the_order(threads: int, items: int) -> None:
-    """Results have the order of the items, also if later items finish first."""
+    """Results have the order of the items, even if later items finish first."""
     function = Backwards(threads, items)
     threaded = ThreadMap(function, threads)
     results = list(threaded.map(iter(range(items))))

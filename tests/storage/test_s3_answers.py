@@ -210,7 +210,7 @@ def test_folders_are_not_objects(store: Store) -> None:
 
 
 def test_the_copy_of_an_object_has_a_short_name(store: Store) -> None:
-    """The copy keeps the object's suffix, shortened to what a disk allows."""
+    """The copy keeps the object's suffix, shortened to the disk's limit."""
     place, key = store.new_place(), "\u00e9" * 200 + ".idx3-ubyte.gz"
     place.put(key, b"x")
     with place.as_file(key) as path:

@@ -37,7 +37,7 @@ def test_a_certain_mistake_costs_its_margin(dtype: type[np.floating]) -> None:
 
 @pytest.mark.parametrize("shape", [(1, 3), (4, 1), (1, 1), (4, 3)])
 def test_the_logits_are_not_changed(shape: tuple[int, int]) -> None:
-    """The logits are not changed, also with a single row or class."""
+    """The logits are not changed, even with a single row or class."""
     logits = np.random.default_rng(3).normal(size=shape)
     before = logits.copy()
     cross_entropy(logits, np.eye(shape[1], dtype=np.uint8)[[0] * shape[0]])

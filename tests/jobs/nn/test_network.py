@@ -85,7 +85,7 @@ def test_a_row_counts_its_weight_in_the_gradient() -> None:
 
 
 def test_sums_over_parts_are_the_sum_over_all() -> None:
-    """A batch's gradient is the sum of its micro-batches' gradients, also with an empty one."""
+    """A batch's gradient is the sum of its micro-batches' gradients, even with an empty one."""
     network, (parameters, inputs, targets) = example(NETWORKS[-1], np.float64)
     whole = network.gradient_sum(parameters, inputs, targets)
     parts = [
@@ -141,7 +141,7 @@ def test_huge_inputs_stay_finite(text: str, dtype: type[np.floating]) -> None:
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    """A wrong dtype or shape is named with the expected one."""
+    """The error for a wrong dtype or shape names the expected one."""
     network, (parameters, inputs, targets) = example(NETWORKS[0], np.float32)
     refusals: list[Any] = [
         (parameters.astype(np.float64), inputs, targets, "The parameters are float64"),

@@ -46,7 +46,7 @@ def test_two_hand_worked_steps(name: str, expected: list[float]) -> None:
 
 @every_optimizer
 def test_nothing_that_was_passed_is_changed(name: str) -> None:
-    """Parameters, gradient and state are unchanged, also if the rate is a NumPy number."""
+    """Parameters, gradient and state are unchanged, even if the rate is a NumPy number."""
     optimizer = make_optimizer(name)
     generator = np.random.default_rng(8)
     parameters, gradient = generator.normal(size=(2, 1000)).astype(np.float32)

@@ -225,7 +225,7 @@ def test_clock_put_back(back: int, again: list[int], scene: Scene) -> None:
 
 @pytest.mark.parametrize("day", ["2026-03-28", "2026-10-24"])
 def test_daylight_saving(day: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A nightly job runs once a night, also when clocks change."""
+    """A nightly job runs once a night, even when clocks change."""
     noon = datetime.fromisoformat(f"{day}T12:00+00:00")
     scene = Scene(tmp_path, noon)
     monkeypatch.setattr(Heartbeat, "write", lambda self, **facts: None)  # for speed

@@ -117,7 +117,7 @@ def test_labels_of_another_class(run: Path, inbox: Path) -> None:
 
 
 def test_renamed_bad_file(run: Path, inbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bad file has one line in the ledger, also if it is renamed or reached by another path."""
+    """A bad file has one line in the ledger, even if it is renamed or reached by another path."""
     (inbox / "junk").write_bytes(b"no images")
     settle(inbox / "junk")
     first = score_inbox(run, inbox).failed[0]["error"]

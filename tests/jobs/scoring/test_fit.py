@@ -76,7 +76,7 @@ def letters_run(tmp_path: Path) -> Path:
 
 
 def test_class_names_of_unlabelled_rows(letters_run: Path, tmp_path: Path) -> None:
-    """The class names are the model's, also for rows without labels."""
+    """The class names are the model's, for rows without labels too."""
     dataset = letters(tmp_path / "u", [4, 7], labelled=False)
     result = score(run=letters_run, dataset=dataset, split="train")
     assert ("4", "7", "9") == result.scores.schema.class_names
@@ -163,7 +163,7 @@ def test_rows_that_arrive_separately(run: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("gates", [Gates(), Gates(min_accuracy=0.1)])
 def test_held_out_rows_are_no_split(gates: Gates, run: Path, digits: Path) -> None:
-    """The message says what became of the held-out rows, and which command shows their accuracy."""
+    """The message explains the held-out rows, and names the command that shows their accuracy."""
     record = open_run(open_location(run))
     record.reconfigured(record.configuration | {"holdout": 1000})
     with pytest.raises(UsageError, match=r"held out its last 1,000 training rows .* inspect"):

@@ -1,4 +1,4 @@
-"""Scoring a split: correct scores, computed once, also after interruptions and damage."""
+"""Scoring a split: correct scores, computed once, even after interruptions and damage."""
 
 import json
 import shutil
@@ -195,7 +195,7 @@ def test_continues_after_damage(run: Path, digits: Path, tmp_path: Path) -> None
 
 
 def test_damaged_scores(run: Path, digits: Path) -> None:
-    """Damaged scores are an error that says what to do."""
+    """Damaged scores are an error with a remedy."""
     result = score(run=run, dataset=digits)
     metrics = result.scores.location.path / "metrics.json"
     metrics.write_bytes(metrics.read_bytes().replace(b"0", b"1", 1))

@@ -148,7 +148,7 @@ def test_without_processes(
 
 
 def test_ignored_sigchld() -> None:
-    """Dead processes are noticed also if SIGCHLD is ignored, as a launcher may do."""
+    """Dead processes are noticed even if SIGCHLD is ignored, as by some launchers."""
     before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     try:
         with ProcessPool(doubled, 3) as pool:
