@@ -98,8 +98,8 @@ def ingest(
 ) -> IngestResult:
     """Convert images and labels to a published dataset.
 
-    A dataset that is already at `out`, made from the same source in the same way, is returned as it
-    is. Otherwise the new one is published only once it is complete.
+    A dataset that is already at `out`, made from the same source in the same way, is returned
+    unchanged. Otherwise the new one is published only once it is complete.
 
     Parameters
     ----------

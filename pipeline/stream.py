@@ -264,9 +264,10 @@ class BatchStream(Closing):
 
     def __repr__(self) -> str:
         state = "closed, " if self._process is None else ""
+        noun = "batch" if self.batches == 1 else "batches"
         return (
-            f"<BatchStream of {self._location}, split {self._began.split}: {self.batches:,} batches"
-            f" of {self.batch_size:,} rows, {state}next is {self._next_batch} of epoch "
+            f"<BatchStream of {self._location}, split {self._began.split}: {self.batches:,} {noun} "
+            f"of {self.batch_size:,} rows, {state}next is {self._next_batch} of epoch "
             f"{self._epoch}>"
         )
 
@@ -356,9 +357,9 @@ def _check_sizes(
 
 
 def chunks_per_window(schema: SplitSchema, shuffle_memory: int, shuffle: bool = True) -> int:
-    """Return the chunks per window for a shuffle memory of so many bytes, for two windows.
+    """Return the chunks per window if two windows share `shuffle_memory` bytes.
 
-    Raises `UsageError` if not even two chunks fit.
+    Raises `UsageError` if two chunks do not fit.
     """
     chunk_bytes = schema.chunk_rows * schema.row_bytes
     fitting = shuffle_memory // (2 * chunk_bytes)

@@ -151,7 +151,7 @@ def total(parts: list[Timing]) -> Timing:
 
 
 def _empty_block(split: Split, window: Window, memory: WindowMemory) -> Block:
-    """Return a block for a window, in memory that fits any window with so many chunks."""
+    """Return a block for a window, in memory that fits any window of as many chunks."""
     schema, rows = split.schema, window.rows
     whole = memory.array(len(window.chunks) * schema.chunk_rows * schema.row_bytes)
     targets_at, end = rows * (schema.row_bytes - schema.classes), rows * schema.row_bytes

@@ -4,7 +4,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from logging import getLogger
 from typing import Any, TypeAlias
 
@@ -68,12 +68,16 @@ class Cluster(Closing):
     def __init__(
         self,
         client: Client,
-        local: Closing | None,
+        resources: ExitStack,
+        owns_workers: bool,
         timeout: float,
         check: Check,
         after_loss: str,
     ) -> None:
-        """Take over `client`, and `local`, the worker processes that the job started, if any."""
+        """Take over `client` and `resources`, which are closed after it.
+
+        `owns_workers` says whether the job started the workers.
+        """
         self.client = client
         self.timeout = timeout
         self.check = check
@@ -82,7 +86,8 @@ class Cluster(Closing):
         self.address = str(client.scheduler.address) if client.scheduler else ""
         self.job = f"{JOB_PREFIX}{client.id}-{uuid.uuid4().hex}"
         """The name of this job's plugin on the workers."""
-        self._local = local
+        self._resources = resources
+        self._owns_workers = owns_workers
         self._is_prepared = False
         self._is_lost = False
         self._numbers = 0
@@ -90,6 +95,9 @@ class Cluster(Closing):
         self._paused = 0
         self._refreshed = -REFRESH_SECONDS
         self._groups: dict[str, Future[int]] = {}
+
+    def __repr__(self) -> str:
+        return f"<Cluster at {self.address}>"
 
     def key(self, name: str) -> str:
         """Return a task key that is never used again; it begins with `name`, for people."""
@@ -184,7 +192,7 @@ class Cluster(Closing):
         self._check_versions()
         with suppress(Exception):  # a job that is left over is forgotten by the next one
             self.ask(_end_dead_jobs, min(self.timeout, 2 * ENDING_SECONDS))
-        plugin = JobPlugin(self.job, ignores_signals=self._local is not None)
+        plugin = JobPlugin(self.job, ignores_signals=self._owns_workers)
         self._is_prepared = True
         try:
             self.ask(lambda client: client.register_plugin(plugin))
@@ -268,8 +276,7 @@ class Cluster(Closing):
                 )
         with suppress(Exception):
             self.client.close(timeout=CLOSE_SECONDS)
-        if self._local is not None:
-            self._local.close()
+        self._resources.close()
 
 
 async def _end_dead_jobs(client: Any) -> None:

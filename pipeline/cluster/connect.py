@@ -39,6 +39,7 @@ from storage.location import Closing
 
 AFTER_LOSS = "Finished work is kept. Run the same again, with or without a cluster."
 LOGGERS = ("distributed", "distributed.client", "tornado.application", "asyncio")
+SILENT = logging.CRITICAL + 1
 SETTINGS = {"distributed.admin.large-graph-warning-threshold": "1 TB"}
 """A model's parameters pass through the scheduler on purpose, once."""
 
@@ -78,15 +79,15 @@ def connect(
     scheduler or no worker responds in time, or if the versions of Python, NumPy, Zarr, Dask or this
     project differ between the processes.
     """
-    for name in LOGGERS:  # this project reports a lost worker itself, once, without a traceback
-        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-    dask.config.set(SETTINGS)
     with ExitStack() as on_failure:
-        local = on_failure.enter_context(LocalCluster(options)) if options.workers else None
+        resources = on_failure.enter_context(ExitStack())
+        resources.enter_context(quiet_dask())
+        resources.enter_context(dask.config.set(SETTINGS))
+        local = resources.enter_context(LocalCluster(options)) if options.workers else None
         client = _open_client(local, options, Deadline(options.timeout, check))
         if client is None:
             return None
-        cluster = Cluster(client, local, options.timeout, check, after_loss)
+        cluster = Cluster(client, resources, local is not None, options.timeout, check, after_loss)
         on_failure.enter_context(cluster)
         cluster.wait_for_workers(options.workers or 1, stopped=STOPPED)
         cluster.prepare()
@@ -96,19 +97,35 @@ def connect(
     return cluster
 
 
+@contextmanager
+def quiet_dask() -> Iterator[None]:
+    """Silence Dask while the block runs; this project reports lost workers itself, once."""
+    loggers = [logging.getLogger(name) for name in LOGGERS]
+    before = [(logger, logger.level) for logger in loggers if logger.level != SILENT]
+    for logger, _ in before:
+        logger.setLevel(SILENT)
+    try:
+        yield
+    finally:
+        for logger, level in before:
+            logger.setLevel(level)
+
+
 def _announce(cluster: Cluster) -> None:
     count = len(cluster.workers(now=True))
-    dashboard = _dashboard_link(cluster)
+    dashboard = dashboard_link(cluster)
     text = f"{count} worker{'' if count == 1 else 's'} at {cluster.address}"
     text += f", dashboard {dashboard}" if dashboard else ""
     event(logger, "cluster", text, address=cluster.address, workers=count, dashboard=dashboard)
 
 
-def _dashboard_link(cluster: Cluster) -> str | None:
+def dashboard_link(cluster: Cluster) -> str | None:
     """Return the dashboard's address, by Dask's own template; None for a cluster without one."""
     with suppress(Exception):  # a missing link is no reason to fail
         port = cluster.ask(lambda client: client.run_on_scheduler(_dashboard_port), CLOSE_SECONDS)
-        return port and str(format_dashboard_link(get_address_host(cluster.address), port))
+        host = get_address_host(cluster.address)
+        host = f"[{host}]" if ":" in host else host  # IPv6
+        return port and str(format_dashboard_link(host, port))
     return None
 
 
@@ -170,6 +187,8 @@ def _check_scheduler(address: str, options: ClusterOptions, deadline: Deadline) 
     async def identify() -> str:
         security = security_of(options) or Security()  # the latter reads Dask's configuration
         arguments = security.get_connection_args("client")
+        if address.startswith("tls:") and not arguments.get("ssl_context"):
+            raise OSError("TLS needs certificates")
         # The deadline ends the wait; Dask's own limit must not come first.
         async with rpc(address, timeout=2 * deadline.seconds, connection_args=arguments) as server:
             return str((await server.identity())["type"])

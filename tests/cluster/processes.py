@@ -51,7 +51,12 @@ class Cluster(Closing):
     """
 
     def __init__(
-        self, home: Path, workers: int, *, options: tuple[str, ...] = (), host: str = "tcp://"
+        self,
+        home: Path,
+        workers: int,
+        *,
+        options: tuple[str, ...] = (),
+        host: str = "tcp://127.0.0.1",
     ) -> None:
         """`options` go to both the scheduler and the workers, as TLS requires."""
         self._home = home
@@ -62,7 +67,7 @@ class Cluster(Closing):
         self.scheduler = self._start(
             "dask_scheduler",
             "--host",
-            f"{host}127.0.0.1",
+            host,
             "--port",
             "0",
             "--no-dashboard",

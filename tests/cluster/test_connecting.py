@@ -1,5 +1,7 @@
 """Connecting to a cluster: impossible requests fail at once, and every wait has a limit."""
 
+import copy
+import logging
 import os
 import re
 import shutil
@@ -11,16 +13,18 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
 
+import dask
 import psutil
 import pytest
 
 from pipeline.cluster.client import STOPPED
 from pipeline.cluster.client import Cluster as Client
-from pipeline.cluster.connect import connect
+from pipeline.cluster.connect import LOGGERS, SILENT, connect, dashboard_link
 from pipeline.cluster.options import ClusterOptions, address_in
 from pipeline.cluster.tasks import Task, results
 from pipeline.cluster.worker import reason
@@ -212,6 +216,7 @@ def test_a_stalled_scheduler(tmp_path: Path) -> None:
 
 def test_the_address_of_a_worker(cluster: Client) -> None:
     """Only a scheduler is accepted."""
+    assert f"<Cluster at {cluster.address}>" == repr(cluster)
     with pytest.raises(UnreachableError, match="it is a worker"):
         connect(ClusterOptions(scheduler=cluster.workers()[0], timeout=60))
 
@@ -284,10 +289,10 @@ def test_tls(tmp_path: Path) -> None:
     )
     ours = ("--tls-ca", certificate, "--tls-cert", certificate, "--tls-key", key)
     dasks = ("--tls-ca-file", *ours[1:])
-    with Cluster(tmp_path / "c", workers=1, options=dasks, host="tls://") as workers:
+    with Cluster(tmp_path / "c", workers=1, options=dasks, host="tls://127.0.0.1") as workers:
         common = ["ingest", "synthetic:60,10", "--out", "data", "--scheduler"]
         ended = run_pipeline(*common, workers.address, *LIMIT, cwd=tmp_path)
-        assert_failed(ended, 6, "--tls-ca, --tls-cert and --tls-key")
+        assert_failed(ended, 6, "(TLS needs certificates)", "--tls-ca, --tls-cert and --tls-key")
         plain = workers.address.replace("tls", "tcp")
         ended = run_pipeline(*common, plain, *LIMIT, cwd=tmp_path)
         assert_failed(ended, 6, "If it uses TLS")
@@ -339,6 +344,31 @@ def test_the_dashboard_of_a_scheduler(
     options = ("--dashboard", "--dashboard-address", "127.0.0.1:0")
     with Cluster(tmp_path / "cluster", workers=1, options=options) as workers:
         assert dashboard_of(ClusterOptions(scheduler=workers.address, timeout=60), monkeypatch)
+
+
+def test_the_dashboard_of_an_ipv6_scheduler() -> None:
+    """Its address is in brackets, as URLs require."""
+    cluster: Any = SimpleNamespace(address="tcp://[::1]:8786", ask=lambda *question: 8787)
+    assert "http://[::1]:8787/status" == dashboard_link(cluster)
+
+
+def levels() -> set[int]:
+    """The levels of the loggers that `connect` silences."""
+    return {logging.getLogger(name).level for name in LOGGERS}
+
+
+def test_the_application_s_logging_and_settings(standing: Cluster) -> None:
+    """They are changed only while a cluster is open, even if two overlap."""
+    before, settings = levels(), copy.deepcopy(dask.config.config)
+    with pytest.raises(UnreachableError):
+        connect(ClusterOptions(scheduler=NOWHERE, timeout=1))
+    with connected(standing):
+        assert {SILENT} == levels()
+    assert (before, settings) == (levels(), dask.config.config)
+    first, second = connected(standing), connected(standing)
+    first.close()
+    second.close()
+    assert before == levels()
 
 
 def worker_processes(job: int) -> list[psutil.Process]:

@@ -316,8 +316,8 @@ def test_one_writer_at_a_time(source: Path, out: Path) -> None:
     assert not ingest(str(source), out).already_done
 
 
-def test_an_interrupted_replacement_is_put_right(source: Path, out: Path) -> None:
-    """After a death between the two renames, the next ingest finds the old dataset."""
+def test_an_interrupted_replacement_is_undone(source: Path, out: Path) -> None:
+    """After a kill between the two renames, the next ingest restores the old dataset."""
     ingest(str(source), out)
     out.rename(out.with_name(".set.replaced"))
     assert ingest(str(source), out).already_done
