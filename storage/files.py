@@ -1,7 +1,7 @@
 """File operations that change a disk.
 
-All writes go through these functions, looked up on this module at each call, so that a test can
-count them, make each of them fail, or end the process after it.
+All writes go through these functions, which are looked up on this module at each call. Tests
+replace them to count calls, make a call fail, or end the process after it.
 """
 
 import errno

@@ -90,7 +90,7 @@ class IdxReader(Closing):
     Opening it checks the header, and a raw file's size. A context manager.
 
     Raises `BadDataError` if the file is missing, not IDX, cut off, damaged or empty, or has bytes
-    after its end or rows above 64 MiB; `UnreachableError` if it cannot be read.
+    after its end or rows above 64 MiB. Raises `UnreachableError` if it cannot be read.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -146,9 +146,9 @@ class IdxReader(Closing):
 def read_header(path: Path, stored_size: int | None = None) -> tuple[IdxHeader, str]:
     """Return a file's header and its compression: `.gz`, `.xz` or an empty string.
 
-    Reads one block. A raw file's size is checked against its header if `stored_size` is given, the
-    size of the whole file; `path` may then contain only its first `START_BYTES`. Raises as
-    `IdxReader` does.
+    Reads one block. With `stored_size`, the size of the whole file, a raw file's size is checked
+    against its header; `path` may then contain only its first `START_BYTES`. Raises as `IdxReader`
+    does.
     """
     with DecodedFile(path) as file:
         header = _read_header(file)

@@ -253,8 +253,8 @@ def waiting_lock(
     """Hold a writer's lock, waiting up to `seconds` for its holder.
 
     `pause` is called with the conflict between two attempts, and may raise to give up. The last
-    attempt raises `ConflictError` that names the holder; with `take_over`, it takes a lock in a
-    store instead, as a live holder would have released it.
+    attempt raises `ConflictError` that names the holder. With `take_over` it takes a lock in a
+    store instead, because a live holder would have released it.
     """
     deadline = time.monotonic() + seconds
     with ExitStack() as stack:

@@ -15,9 +15,9 @@ another has taken over its lock. These rules keep it from touching what the othe
   `run.json` is written on condition that it does not exist.
 - **Removal.** A shared name is never removed: a removed checkpoint leaves its root object. Versions
   are listed before the lock is checked, and removed after a conditional write of the root. Those
-  listed belong to this writer or to earlier ones, which read the root before that write and so
-  cannot publish any more; a later holder's version was not listed. Readers of a removed version
-  get an error that it was replaced.
+  listed belong to this writer or to earlier ones, which read the root before that write and so can
+  no longer publish. A later holder's version was not listed. Readers of a removed version get an
+  error that it was replaced.
 - **Chunks of scores** are in the version. A job that continues a scoring copies the sound ones into
   its own version.
 

@@ -2,13 +2,14 @@
 
 obstore sends them. Transient errors are retried: 5xx, 408 and 429 responses, those with a code that
 the AWS SDKs retry (`storage/s3_answers.py`), refused and dropped connections, slow or truncated
-responses. When the response to a conditional write was lost, the retry conflicts with the write's
-own object, so an object with the same bytes counts as success. obstore's own retries know neither
-those codes nor conditional writes, so they are off.
+responses. If the response to a conditional write is lost, the retry conflicts with the written
+object. So an object with the same bytes counts as success. obstore's own retries know neither those
+codes nor conditional writes, so they are off.
 
 One key with `//`, a part `.` or `..`, or control characters makes obstore fail a whole page of a
-listing. Then this module sends S3's ListObjectsV2 itself, with a URL that obstore signs: obstore
-appends an empty path to the endpoint, which here is the bucket's URL with the request's query.
+listing. Then this module sends S3's ListObjectsV2 itself, with a URL that obstore signs. The
+endpoint for obstore is the bucket's URL with the request's query, to which it appends an empty
+path.
 """
 
 import random

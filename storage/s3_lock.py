@@ -1,6 +1,6 @@
 """The writer's lock in a store: an object that names its holder, taken by a conditional write.
 
-A crash does not free it, and a silent holder may still be alive, so it remains until its holder
+A crash does not free it, and a silent holder may still be alive. So it remains until its holder
 releases it or the user takes it over. The former holder checks for its own signature before it
 publishes anything, and stops if it finds another. The lock may still change hands between that
 check and the write, so published objects are written conditionally too (see `storage/s3.py`).

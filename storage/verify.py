@@ -1,8 +1,8 @@
 """Verification: read all of a dataset, run or scores, and check every digest.
 
 Each function yields pairs of a description and its error, or None if the check passed. Unexpected
-files are errors too. Temporary files of dead writers are ignored, and so are files that systems and
-editors create (`.DS_Store`, `Thumbs.db`): `mention` is called with a sentence about each of these.
+files are errors too. Temporary files of dead writers are ignored. So are files that systems and
+editors create (`.DS_Store`, `Thumbs.db`), but `mention` is called with a sentence about each.
 """
 
 from collections.abc import Callable, Iterable, Iterator

@@ -66,7 +66,7 @@ def _weights(scheme: str, layer: Layer, seed: int, number: int) -> NDArray[np.fl
 def uniforms(count: int, seed: int, layer: int) -> NDArray[np.float64]:
     """Return `count` uniform numbers in the open interval (0, 1): odd multiples of 2^-53.
 
-    The stream is Philox with counter 0 and a key of the first 128 bits, as two little-endian
+    The stream is Philox with counter 0. Its key is the first 128 bits, as two little-endian
     integers, of the SHA-256 of `mnist-stream init 1|{seed}|{layer}`.
     """
     digest = hashlib.sha256(f"mnist-stream init 1|{seed}|{layer}".encode("ascii")).digest()

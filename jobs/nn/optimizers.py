@@ -164,9 +164,9 @@ def make_optimizer(name: str, *, momentum: float = 0.9) -> Optimizer:
 def _flush_decayed(moment: Floats, step_number: int) -> None:
     """Every `FLUSH_EVERY` steps, set decayed numbers to 0 in place.
 
-    If a gradient stays 0, for example of a blank pixel, the moment shrinks until it is subnormal,
-    and stays so: 0.9 times the smallest number rounds to itself. Arithmetic with subnormal numbers
-    can be a hundred times slower; without this, steps were a third slower after about 10,000.
+    If a gradient stays 0, as for a blank pixel, the moment shrinks until it is subnormal. It stays
+    subnormal: 0.9 times the smallest number rounds to itself. Arithmetic with subnormal numbers can
+    be a hundred times slower; without this, steps were a third slower after about 10,000.
     """
     if step_number % FLUSH_EVERY == 0:
         moment[np.abs(moment) < DECAYED * np.finfo(moment.dtype).tiny] = 0

@@ -32,7 +32,7 @@ class CronTimes:
     """The times of one expression in one time zone; all arguments and results are in UTC.
 
     Expressions are interpreted as by Debian's cron(8). When daylight saving time begins, a time
-    inside the gap is due right after it; when it ends, a time that occurs twice is due the first
+    inside the gap is due right after it. When it ends, a time that occurs twice is due the first
     time. Expressions whose minute or hour begins with `*` follow elapsed hours instead.
     """
 

@@ -297,7 +297,7 @@ with DAG(
 def _airflow_text(text: str) -> str:
     """Return text for an operator's field, where Airflow expands Jinja templates and file names.
 
-    If that would change the text, return a template with the text as a string literal: JSON's
+    If that would change the text, return a template with the text as a string literal. JSON's
     escapes are also Jinja's, except for characters outside ASCII, which need none.
     """
     if re.search(r"[{\r\n]", text) or text.endswith(AIRFLOW_FILES):
@@ -328,7 +328,7 @@ def _plain_expression(plan: Plan) -> str:
     """Return an expression that every scheduler interprets alike; raise `UsageError` otherwise.
 
     Kubernetes does not accept 7 for Sunday. If a day field begins with `*` but is restricted, such
-    as `*/2`, both day fields must match in cron, but only one of them elsewhere.
+    as `*/2`, cron requires both day fields to match. The other schedulers require only one.
     """
     times = plan.times
     minutes, hours, days, months, weekdays = _cron_expression(plan).split()

@@ -98,9 +98,9 @@ def run_batch(
 ) -> ScoringResult:
     """Score the splits or the inbox that the configuration names.
 
-    An error in one split or file does not keep the others from being scored: the result's `errors`
-    contains all errors, and `ScoringResult.error` the most severe. Errors that concern all splits
-    or files are raised.
+    The others are scored despite an error in one split or file. The result's `errors` contains all
+    errors, and `ScoringResult.error` the most severe. Errors that concern all splits or files are
+    raised.
 
     Parameters
     ----------

@@ -48,8 +48,8 @@ MOST_SUMS = 16
 """Gradient sums of a step at most; on larger clusters, two for each worker."""
 
 BLOCK = 262_144
-"""Elements that a thread updates at a time. With smaller blocks threads wait for one another: four
-threads took 39 ms for AdamW on 28 MB with blocks of 65,536, and 11 ms with these."""
+"""Elements that a thread updates at a time. With smaller blocks threads wait for one another. For
+AdamW on 28 MB, four threads took 39 ms with blocks of 65,536, and 11 ms with these."""
 
 Span = tuple[int, int]
 """The positions [start, stop) of a micro-batch's rows in an epoch."""

@@ -128,7 +128,7 @@ class DataParallelStep(Closing):
         """The arrays that gradient sums are written to.
 
         With one task the only sum is written to the array of the new parameters, which replace it
-        block by block: a step then uses less memory than the cache holds.
+        block by block. A step then fits in the cache.
         """
         return [self._generations[1 - self._now][0]] if self._alone else self._shared_sums
 

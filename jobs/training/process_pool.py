@@ -1,7 +1,7 @@
 """A pool of processes that compute on shared memory: this one and its forks.
 
-Threads would contend for the interpreter's lock: a micro-batch is some thirty short NumPy calls,
-each of which releases the lock and has to reacquire it. Four threads had half the speed of four
+Threads would contend for the interpreter's lock. A micro-batch is some thirty short NumPy calls,
+and each of them releases and reacquires the lock. Four threads had half the speed of four
 processes.
 """
 
@@ -78,7 +78,7 @@ class ProcessPool(Closing):
     def run(self, tasks: Sequence[Task]) -> list[Reply]:
         """Return the replies to one task or more, in order.
 
-        This process computes the last task, and then those that no fork has begun: on a busy
+        This process computes the last task, and then those that no fork has begun. On a busy
         machine a fork may wait long for a core. A fork that takes far longer than this process did
         is stopped or stuck. It is killed, and its task computed here.
         """

@@ -3,7 +3,7 @@
 In a round each of R replicas takes H optimizer steps from the same parameters, on mini-batches of
 its own part of the order. Then an outer step moves the parameters towards the replicas' mean. With
 an outer learning rate of 1 and no outer momentum it takes the mean itself (local SGD: Stich, arXiv
-1805.09767), otherwise it is the Nesterov step of DiLoCo (arXiv 2311.08105, algorithm 1). Each
+1805.09767). Otherwise it is the Nesterov step of DiLoCo (arXiv 2311.08105, algorithm 1). Each
 replica keeps the state of its inner optimizer. The result differs from that of `steps`, and does
 not depend on where, or in which order, the replicas are computed.
 """

@@ -31,9 +31,9 @@ Item = TypeVar("Item")
 def default_micro_batches(batch_size: int) -> int:
     """Return the number of micro-batches of a mini-batch, the same on every machine.
 
-    One below 100 rows, two below 320, then four or more of at most `MICRO_BATCH_ROWS`. Smaller
-    ones would keep more cores busy, but each costs a pass over all parameters: two of 50 rows
-    save a quarter of the time on two cores, and cost a tenth on one.
+    One below 100 rows, two below 320, then four or more of at most `MICRO_BATCH_ROWS`. Smaller ones
+    would keep more cores busy, but each costs a pass over all parameters. Two of 50 rows save a
+    quarter of the time on two cores, and cost a tenth on one.
     """
     if batch_size < 100:
         return 1
@@ -50,8 +50,8 @@ def micro_batch_count(chosen: int | None, batch_size: int) -> int:
 def subtree_size(micro_batches: int, workers: int, most: int) -> int:
     """Return the number of micro-batches in a gradient sum: a power of two, which is a subtree.
 
-    Among the sizes that give at most `most` sums, it is the one with which the last worker is done
-    first, and the largest of equals.
+    Among the sizes that give at most `most` sums, it minimises the time of the last worker. Of
+    equals it is the largest.
     """
     sizes = [1 << depth for depth in range((micro_batches - 1).bit_length() + 1)]
 

@@ -173,7 +173,7 @@ class Trainer(Closing):
     def check_finite(self, quantity: str, value: float, split: str = "train") -> None:
         """Raise `QualityGateError` if `value` is not finite: the training has diverged.
 
-        The error names the values of `split` if they are the likely cause; it is a `BadDataError`
+        The error names the values of `split` if they are the likely cause. It is a `BadDataError`
         if they are too large for the arithmetic.
         """
         if not math.isfinite(value):

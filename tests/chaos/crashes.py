@@ -1,7 +1,7 @@
 """The machine crashes after an operation, and data that was not synced may be lost.
 
-The seed decides what POSIX leaves open: data without a later fsync may be complete, truncated or
-lost; a name without a later fsync of its directory may be new or old.
+The seed decides the cases that POSIX leaves open. Data without a later fsync may be complete,
+truncated or lost. A name without a later fsync of its directory may be new or old.
 """
 
 import os

@@ -1,7 +1,7 @@
 """Damage to every kind of file is detected by `verify` and by the commands that use the file.
 
 Each case damages one file in a copy of the three commands' artefacts. Then `verify` and every
-command that reads the file are run: each gives the undisturbed result, or exits with code 3 and
+command that reads the file are run. Each gives the undisturbed result, or exits with code 3 and
 names the place. No other result and no other exit code is allowed.
 """
 

@@ -1,7 +1,7 @@
 """Hostile files: commands end with a documented exit code and in bounded memory.
 
 Hypothesis draws the forgeries (see `documents`). Each session runs in a process with limited
-address space and processor time, whose audit hook checks that nothing is unpickled and that nothing
+address space and processor time. An audit hook checks that nothing is unpickled, and nothing
 outside the given places is opened, moved or removed.
 
     python -m tests.chaos.hostile SUBJECT EXAMPLES SEED TARGET...
