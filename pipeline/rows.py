@@ -173,7 +173,7 @@ class WindowReader(Closing):
 
 @dataclass(frozen=True)
 class OrderedRows:
-    """A training's rows and their order: everything that a worker needs to read any of them."""
+    """The training rows and their order: all that a worker needs to read any of them."""
 
     dataset: Location
     """Its name must mean the same in every process."""

@@ -35,7 +35,7 @@ class Run:
 
     location: Location
     run_id: str
-    """A random name that every checkpoint repeats, so that those of other runs are refused."""
+    """A random name, repeated in every checkpoint, so that other runs' checkpoints are refused."""
     configuration: dict[str, Any]
     """All settings by name, as the last resume left them."""
     dataset_digest: str

@@ -34,7 +34,7 @@ SHARD_LIMIT = 1024
 """The most chunks of a shard, so that a few objects cannot claim an unbounded number."""
 ELEMENT_TYPES = ("uint8", "int8", "int16", "int32", "float32", "float64")
 SIZE_LIMIT = 2**48
-"""The most rows, and values of a row."""
+"""The largest number of rows, and of values in a row."""
 CLASS_LIMIT = 2**16
 ROW_LIMIT = 64 * 2**20
 """The longest row in bytes, to bound the allocation for a claimed size."""

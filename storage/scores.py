@@ -211,7 +211,7 @@ class ScoresWriter:
         """The location of the chunks."""
         self.schema = schema
         self.digests: dict[int, str] = {}
-        """The digest of each written chunk, including those that workers wrote."""
+        """The digest of each written chunk, including workers' chunks."""
         self._attributes: dict[str, Any] = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,

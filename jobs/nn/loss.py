@@ -17,7 +17,7 @@ class CrossEntropy:
     """The cross-entropy summed over the rows, in nats."""
 
     correct: int
-    """The number of rows whose largest logit is that of the target class."""
+    """The number of rows whose largest logit is the target class's."""
 
     delta: Floats
     """The gradient of `loss_sum` with respect to the logits, `(rows, classes)`."""

@@ -64,7 +64,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """The file that shows that the scheduler is alive, and which runs it has handled."""
+    """The file that records that the scheduler is alive, and the runs that it has handled."""
 
     location: Location
     key: str

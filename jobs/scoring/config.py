@@ -37,7 +37,7 @@ class ScoreConfig:
     settle: float = DEFAULT_SETTLE
     """Files of the inbox modified within the last `settle` seconds are skipped."""
     checkpoint: str | None = None
-    """`best`, `latest`, an epoch or a model's digest; by default that of `model`, or the best."""
+    """`best`, `latest`, an epoch or a model's digest; by default `model`'s, or the best."""
     model: str | None = None
     """A promoted name, instead of a run and a checkpoint."""
     models: Place = DEFAULT_MODELS

@@ -217,22 +217,22 @@ def _labels_of(images: IdxName, group: dict[str, list[IdxName]]) -> tuple[str | 
     Within a group of one stem, names with the same words (`t10k`, but not `test`) form pairs; the
     remaining images and labels belong together.
     """
-    rivals = [one for one in group["images"] if one.says_content] or group["images"]
+    rivals = [file for file in group["images"] if file.says_content] or group["images"]
     if images not in rivals:
         return None, None
-    labelled = {one.words for one in group["labels"]} & {one.words for one in rivals}
+    labelled = {file.words for file in group["labels"]} & {file.words for file in rivals}
     if images.words in labelled:
-        rivals = [one for one in rivals if one.words == images.words]
-        labels = [one for one in group["labels"] if one.words == images.words]
+        rivals = [file for file in rivals if file.words == images.words]
+        labels = [file for file in group["labels"] if file.words == images.words]
     else:
-        rivals = [one for one in rivals if one.words not in labelled]
-        labels = [one for one in group["labels"] if one.words not in labelled]
+        rivals = [file for file in rivals if file.words not in labelled]
+        labels = [file for file in group["labels"] if file.words not in labelled]
     if not labels:
         return None, None
     chosen = choose_one(labels)
-    if chosen is not None and len({one.base for one in rivals}) == 1:
+    if chosen is not None and len({file.base for file in rivals}) == 1:
         return chosen.name, None
-    listed = ", ".join(one_line(one.name) for one in [*rivals, *labels])
+    listed = ", ".join(one_line(file.name) for file in [*rivals, *labels])
     return None, (
         f"{one_line(images.name)}: it is ambiguous which labels belong to which images ({listed}). "
         "Give each pair its own name, such as a-images-idx3-ubyte and a-labels-idx1-ubyte."

@@ -279,7 +279,7 @@ class TrainConfig:
             raise BadDataError(str(error)) from error
 
     def fixed(self) -> dict[str, Any]:
-        """Return the settings by name that a resume of a run with these may not change."""
+        """Return the settings that must not change when a run with these is resumed."""
         return {
             setting.name: getattr(self, setting.name)
             for setting in fields(self)
@@ -288,7 +288,7 @@ class TrainConfig:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the settings that a resume may not change."""
+        """SHA-256 of the settings that must not change on resume."""
         return digest_of(self.fixed())
 
     def differences(self, recorded: "TrainConfig") -> list[str]:
@@ -311,7 +311,7 @@ class TrainConfig:
 
 
 def may_change(setting: Setting, recorded: TrainConfig) -> bool:
-    """Return whether a resume may give another value: epochs too, unless a schedule spans them."""
+    """Return whether a setting may change on resume: epochs may, unless a schedule spans them."""
     if setting.name == "epochs":
         return recorded.schedule == "constant"
     if setting.metadata["only_with"] == ROUNDS_ONLY:
@@ -320,7 +320,7 @@ def may_change(setting: Setting, recorded: TrainConfig) -> bool:
 
 
 def given_settings(settings: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """Return the given settings by field name, without those that are None: the default.
+    """Return the given settings by field name, leaving out None, which means the default.
 
     Raises `UsageError` that names `place` for a value of another type and for a setting that is
     unknown, or given twice.

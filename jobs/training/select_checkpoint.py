@@ -70,7 +70,7 @@ def newest_checkpoint(
 
 
 def choose_checkpoint(run: Run, choice: str) -> tuple[Checkpoint, tuple[str, ...]]:
-    """Return the checkpoint `best`, `latest`, of an epoch or of a model's digest; and warnings.
+    """Return the chosen checkpoint (`best`, `latest`, an epoch or a model's digest) and warnings.
 
     `best` has the lowest validation loss; without validation it is the latest. A checkpoint's name
     (`000010-000000`) is accepted too. Returns a warning if the newest checkpoint is damaged and

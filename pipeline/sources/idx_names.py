@@ -164,7 +164,7 @@ def nearest_role(name: str, dimensions: int | None) -> tuple[str, str] | None:
 
 
 def accompanies_data(name: str) -> bool:
-    """Return whether a name is that of a checksum, a note, a picture or the like."""
+    """Return whether a file is a checksum, a note, a picture or the like, by its name."""
     base = name.removesuffix(compression_of(name))
     ending = base.rpartition(".")[2].lower() if "." in base else ""
     return ending in _OTHER_ENDINGS.split() or _OTHER_NAMES.fullmatch(base) is not None

@@ -49,7 +49,7 @@ def killed(job: Job, chance: random.Random) -> bool:
 
 
 def kill_a_fork(scene: Scene, case: int, chance: random.Random) -> str:
-    """Kill the processes that compute for a training; the training itself continues to its end."""
+    """Kill the processes that compute gradients; training itself continues to its end."""
     with scene.job("train") as job, started(job.command) as process:
         wait_at_work(process, job.command, chance.uniform(0, job.work.writing))
         helpers = forks(process.pid)

@@ -2,7 +2,7 @@
 
     python -m tests.chaos.leaks JOB COUNT
 
-runs COUNT epochs of a training, or COUNT scorings, and prints the open files, threads and bytes
+runs COUNT epochs of training, or COUNT scorings, and prints the open files, threads and bytes
 after each.
 """
 
@@ -68,7 +68,7 @@ def holds() -> Held:
 
 
 class _HeldAfterEpochs:
-    """A progress callback that records what the process holds after each epoch."""
+    """A progress callback that records the resources held after each epoch."""
 
     def __init__(self) -> None:
         self.held: list[Held] = []
@@ -79,7 +79,7 @@ class _HeldAfterEpochs:
 
 
 def repeat_here(name: str, count: int) -> list[Held]:
-    """Return what this process holds after each epoch of a training, or after each scoring."""
+    """Return the resources that this process holds after each epoch, or after each scoring."""
     with TemporaryDirectory(prefix="chaos-") as directory:
         subject = undisturbed(Path(directory))
         if name == "train":

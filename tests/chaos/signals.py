@@ -72,7 +72,7 @@ def stopped(name: str, job: Job, chance: random.Random) -> bool:
 
 
 def stop_soon(name: str, scene: Scene, case: int, chance: random.Random) -> str:
-    """Stop a training that saves at each step; it stops within two steps."""
+    """Stop a training run that saves at each step; it stops within two steps."""
     with scene.job(name) as job:
         saving = Command((*job.command.arguments, *EVERY_STEP), job.command.lock)
         number = chance.choice(SIGNALS)

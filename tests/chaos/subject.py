@@ -46,7 +46,7 @@ CONFIG = TrainConfig(
     keep=2,
     threads=1,
 )
-"""A training that saves within epochs, prunes, and has a best checkpoint."""
+"""Settings of a run that saves within epochs, prunes, and has a best checkpoint."""
 
 Outcome = dict[str, Any]
 

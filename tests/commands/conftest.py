@@ -17,7 +17,7 @@ from tests.object_store.server import Store
 Call = Callable[..., Ended]
 
 SMALL = ("--network", "784-relu-8-softmax-10", "--batch-size", "50")
-"""Options of a training that takes a moment."""
+"""Options for training that takes a moment."""
 
 
 @pytest.fixture(scope="session")

@@ -255,14 +255,14 @@ def test_something_else(dataset: Path, run: Path, call: Call) -> None:
 
 
 def test_resume_with_another_configuration(dataset: Path, run: Path, call: Call) -> None:
-    """A resume with other settings is refused, field by field."""
+    """Resuming with other settings is refused, field by field."""
     refused = call("train", "--resume", *SMALL, "--epochs", 3, "--seed", 7)
     fields = ("epochs: 2 recorded, 3 given", "seed: 0 recorded, 7 given")
     assert_refused(refused, CONFLICT, "runs/mnist", *fields, "another --run")
 
 
 def test_resume_with_another_dataset(dataset: Path, run: Path, call: Call) -> None:
-    """A resume on another dataset is refused; both are named."""
+    """Resuming on another dataset is refused; the message names both."""
     write_set(dataset.parent.parent / "other", seed=1)
     assert call("ingest", "other", "--out", "data/other").code == 0
     refused = call("train", "--resume", *SMALL, "--epochs", 2, "--dataset", "data/other")

@@ -1,4 +1,4 @@
-"""Commands that continue after another one took over, in a store and on a disk."""
+"""Commands that continue after another process took over, in a store and on a disk."""
 
 from collections.abc import Callable
 from pathlib import Path

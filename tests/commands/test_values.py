@@ -81,7 +81,7 @@ def test_any_range_learns_like_bytes(name: str, of_bytes: float, call: Call, her
 
 
 def test_a_range_of_the_run(of_bytes: float, call: Call, here: Path) -> None:
-    """The run's own range is applied to a dataset that was ingested with another one."""
+    """The run's own range is applied to a dataset that was ingested with another range."""
     call("ingest", "bytes", "--out", "data/raw", "--scale", "none")
     ended = call("score", "--dataset", "data/raw", "--run", "runs/bytes", "--json")
     assert of_bytes == json.loads(ended.out)["quality"]["accuracy"]

@@ -37,7 +37,7 @@ SMALL = TrainConfig(
     shuffle_memory=2**20,  # two windows of two chunks: an epoch has three
     keep=1000,
 )
-"""A training of the dataset `digits`."""
+"""Settings for training on the dataset `digits`."""
 
 
 def small(**settings: Any) -> TrainConfig:

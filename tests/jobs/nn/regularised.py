@@ -19,7 +19,7 @@ def penalty(network: Network, parameters: Floats, l2: float) -> float:
 
 
 def regularised(network: Network, parameters: Floats, gradient: Floats, l2: float) -> Floats:
-    """Return the gradient of a step of plain SGD, from that of the mean loss."""
+    """Return the gradient that a step of plain SGD uses, from the gradient of the mean loss."""
     rule = UpdateRule(network, make_optimizer("sgd"), l2)
     after = np.empty_like(parameters)
     whole = slice(0, len(parameters))

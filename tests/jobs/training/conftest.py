@@ -41,6 +41,6 @@ def half_done(whole: TrainResult, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def log(caplog: Log) -> Log:
-    """The log of a training, with its events."""
+    """The log of training, with its events."""
     caplog.set_level("INFO")
     return caplog

@@ -20,7 +20,7 @@ from tests.jobs.training.test_step import by_definition
 def test_any_split_in_any_order(
     micro_batches: int, workers: int, size: int | None, random: Random, seed: int
 ) -> None:
-    """The sum of subtrees of any size, computed in any order, equals that of the tree."""
+    """The sum of subtrees of any size, computed in any order, equals the tree's sum."""
     generator = np.random.default_rng(seed)
     sums = list(generator.standard_normal((micro_batches, 5)).astype(np.float32))
     size = size or subtree_size(micro_batches, workers, 16)

@@ -206,7 +206,7 @@ def test_evaluations(
 
 @pytest.mark.parametrize("parallel", ["steps", "rounds"])
 def test_digest_and_differences(parallel: str) -> None:
-    """The digest and the differences cover every setting except those that a resume may change."""
+    """The digest and the differences cover every setting except those that may change on resume."""
     recorded = TrainConfig(parallel=parallel, optimizer="momentum", l2=0.1)
     others = OTHER.to_json() | {"parallel": "rounds" if parallel == "steps" else "steps"}
     for name, value in others.items():

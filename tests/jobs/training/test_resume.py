@@ -240,7 +240,7 @@ def _flip(path: Path, position: int) -> None:
 
 
 def _of_another_run(checkpoint: Path) -> None:
-    """Replace the checkpoint by that of another run with the same configuration."""
+    """Replace the checkpoint by one from another run with the same configuration."""
     manifest = json.loads((checkpoint / MANIFEST).read_text())
     (checkpoint / MANIFEST).write_bytes(documents.sealed_bytes(manifest | {"run_id": "0" * 32}))
 
@@ -349,7 +349,7 @@ EARLY = small(epochs=12, holdout=50, patience=2, learning_rate=0.03, schedule="c
 
 
 def test_early_stopping(digits: Path, tmp_path: Path) -> None:
-    """Patience spans a resume: training stops after the same epoch, with the same best one."""
+    """Patience spans a resume: training stops after the same epoch, with the same best epoch."""
     result = train(EARLY, dataset=digits, run=tmp_path / "whole")
     expected = outcome(result)
     assert result.stopped_early

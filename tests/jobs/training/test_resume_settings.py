@@ -120,7 +120,7 @@ def test_parts_of_another_release(
 
 
 def test_other_settings(finished: Path, digits: Path) -> None:
-    """All settings that differ are named at once, with both values, and nothing is lost."""
+    """The message names all settings that differ, with both values; nothing is lost."""
     before = tree(finished)
     with pytest.raises(ConflictError, match=r"holdout: 0 .*, 9 given; patience: 0 .*, 2 given"):
         train(small(holdout=9, patience=2), dataset=digits, run=finished, resume=True)

@@ -40,7 +40,7 @@ def wide(generator: np.random.Generator, count: int, size: int) -> NDArray[np.fl
 @given(count=st.integers(1, 70), seed=st.integers(0, 2**32))
 @settings(deadline=None)
 def test_tree(count: int, seed: int) -> None:
-    """For any number of items the sum is that of the tree's definition, to the bit."""
+    """For any number of items the sum equals the tree's definition, to the bit."""
     vectors = wide(np.random.default_rng(seed), count, 5)
     tree = TreeSum[NDArray[np.float32]](lambda left, right, _: left + right)
     for vector in vectors:
