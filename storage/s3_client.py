@@ -53,7 +53,7 @@ PAGE_BYTES = 2**25
 
 
 def list_any_keys(bucket: str, options: dict[str, str], prefix: str) -> dict[str, int]:
-    """Return the sizes of all objects whose keys begin with `prefix/`, whatever their names.
+    """Return the sizes of all objects whose keys begin with `prefix/`, valid paths or not.
 
     Raises obstore's errors.
     """

@@ -145,7 +145,7 @@ def test_no_file_needs_itself() -> None:
 
 
 def test_a_folder_has_few_rooms() -> None:
-    """A folder has few enough files and folders to find one's way."""
+    """A folder has few enough files and folders to survey."""
     for place, most in ROOMS.items():
         below = {path.relative_to(place).parts[0] for path in FILES if path.is_relative_to(place)}
         assert most >= len(below - {PACKAGE}), (place, sorted(below))

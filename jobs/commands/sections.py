@@ -57,7 +57,7 @@ class Choice(click.Choice[str]):
 
 
 class Option(click.Option):
-    """An option with a section; `advanced` leaves it to --help-all whatever its section."""
+    """An option with a section; `advanced` leaves it to --help-all in any section."""
 
     def __init__(
         self, *declarations: Any, section: str = "Output", advanced: bool = False, **settings: Any

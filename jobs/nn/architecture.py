@@ -97,7 +97,7 @@ def _check_width(place: str, piece: str) -> None:
 
 
 def _check_activation(place: str, piece: str, following: int) -> None:
-    """Raise ValueError unless an activation may have so many pieces after it."""
+    """Raise ValueError unless an activation may have this many pieces after it."""
     expected, allowed = "a hidden layer's activation", HIDDEN_ACTIVATIONS
     if following == 1:
         expected, allowed = "the last layer's activation", ACTIVATIONS[-1:]

@@ -218,7 +218,7 @@ class Scheduler:
             self._forward_signals(process)
             self._beat()
             self._clock.sleep(TICK_SECONDS / 10)
-        # A job that was stopped half-way counts as missed: the next scheduler continues it.
+        # An interrupted job counts as missed: the next scheduler runs it again.
         self._running = due if self._handled_signals > 1 and code in STOPPED else None
         self._last_exit = code
         self._ready = self._clock.now()

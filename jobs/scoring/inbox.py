@@ -217,7 +217,7 @@ class Inbox:
     def message(self, arrival: Arrival, text: str) -> str:
         """Return an error message with the paths of copies replaced by names in the inbox.
 
-        The message is then the same in each pass, wherever the inbox is mounted.
+        The message is then the same in each pass, at any mount point of the inbox.
         """
         images = one_line(str(arrival.item.images))
         keys = map(one_line, arrival.item.keys)

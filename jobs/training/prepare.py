@@ -67,7 +67,7 @@ def configure(
         config = _from_mapping(recorded.to_json(), given)
     config = completed(config, dataset)
     if {*config.evaluated_splits} == {*recorded.evaluated_splits}:
-        config = replace(config, evaluate=recorded.evaluate)  # whatever their order and spaces
+        config = replace(config, evaluate=recorded.evaluate)  # in any order, with any spaces
     _check_same(run.location, config, recorded)
     unused = {setting.name: getattr(recorded, setting.name) for setting in config.without_effect()}
     return replace(config, **unused)

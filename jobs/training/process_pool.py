@@ -1,6 +1,6 @@
 """A pool of processes that compute on shared memory: this one and its forks.
 
-Threads would contend for the interpreter's lock. A micro-batch is some thirty short NumPy calls,
+Threads would contend for the interpreter's lock. A micro-batch is about thirty short NumPy calls,
 and each of them releases and reacquires the lock. Four threads had half the speed of four
 processes.
 """

@@ -225,7 +225,7 @@ def test_settings_from_a_file(dataset: Path, call: Call) -> None:
 
 
 def test_no_shuffle(dataset: Path, call: Call) -> None:
-    """--no-shuffle visits the rows in stored order, whatever the seed."""
+    """--no-shuffle visits the rows in stored order for any seed."""
     orders = [
         document(
             call("train", *SMALL, "--epochs", 1, "--json", "--run", f"runs/{number}", *options)

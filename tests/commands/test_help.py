@@ -74,7 +74,7 @@ def test_help_fits_a_screen(
 
 @every_command
 def test_narrow_help_breaks_no_word(name: str, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a narrow terminal, the help has the words that it has on a wide one."""
+    """On a narrow terminal, the help has the same words as on a wide one."""
     monkeypatch.setenv("COLUMNS", "80")
     words = call(name, "--help-all").out.split()
     monkeypatch.setenv("COLUMNS", "60")

@@ -90,7 +90,7 @@ def test_a_range_of_the_run(of_bytes: float, call: Call, here: Path) -> None:
 
 
 def test_transposed_images(call: Call, here: Path) -> None:
-    """--transpose stores images upright, also those of an inbox."""
+    """--transpose stores images upright, in an inbox too."""
     upright = learn(call, here, "bytes", CHANGES["bytes"])
     upside = learn(call, here, "again", lambda images: images.swapaxes(1, 2), "--transpose")
     assert upright == upside

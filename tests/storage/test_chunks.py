@@ -123,7 +123,7 @@ def test_refuses_another_shape(sharded: ChunkedArray) -> None:
 
 
 def test_compression_is_recognised_from_the_chunk(place: Location) -> None:
-    """A chunk is decoded by its own first bytes, whatever compression the array's writer uses."""
+    """A chunk is decoded by its own first bytes, not by the array's compression for new chunks."""
     split = make_split(place, dtype="float32")
     expected = split.read_chunk(1).inputs
     stored = set()
@@ -341,7 +341,7 @@ def test_an_unknown_compression_is_refused(place: Location, compression: Any) ->
 
 
 def test_the_digest_does_not_depend_on_the_compression(tmp_path: Path) -> None:
-    """The same rows have the same digest, whatever their compression."""
+    """The same rows have the same digest with any compression."""
     digests = {
         make_dataset(open_location(tmp_path / name), dataset_schema(compression=name)).digest
         for name in COMPRESSIONS

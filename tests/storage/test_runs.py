@@ -119,7 +119,7 @@ def test_metrics_are_rewritten(place: Location) -> None:
 
 
 def test_an_incomplete_line_is_ignored(place: Location) -> None:
-    """Wherever the last line was cut off, the lines before it are read."""
+    """If the last line is cut off at any byte, the lines before it are read."""
     run = begin_run(place)
     run.append_metrics(metrics_line(1))
     whole = place.size(METRICS)

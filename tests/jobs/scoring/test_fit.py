@@ -171,7 +171,7 @@ def test_held_out_rows_are_no_split(gates: Gates, run: Path, digits: Path) -> No
 
 
 def test_rows_that_were_trained_on(run: Path, digits: Path, tmp_path: Path, events: Events) -> None:
-    """The accuracy of the run's own training rows comes with a warning, another dataset's not."""
+    """Scoring the run's own training rows causes a warning; another dataset causes none."""
     score(run=run, dataset=other_set(tmp_path / "set", 28, 10), split="train")
     score(run=run, dataset=digits, split="test")
     assert [] == events.named("WARNING")

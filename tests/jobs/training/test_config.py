@@ -98,7 +98,7 @@ def test_toml(tmp_path: Path) -> None:
     ],
 )
 def test_unknown_setting(key: str, nearest: str | None) -> None:
-    """An unknown setting is an error that names the place and the setting probably meant."""
+    """An unknown setting is an error that names the place and the nearest setting."""
     hint = f"Did you mean '{nearest}'?" if nearest else "`pipeline train --help-all` lists"
     assert refusal({key: 1}).startswith(f"my.toml has an unknown setting '{key}'. {hint}")
 

@@ -91,7 +91,7 @@ def test_rounds_of_many_replicas(options: tuple[object, ...], tmp_path: Path) ->
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["csv", "npz", "parquet"])
 def test_probabilities_of_many_classes(form: str, tmp_path: Path) -> None:
-    """Probabilities are written a few rows at a time, whatever the chunk size."""
+    """Probabilities are written a few rows at a time for any chunk size."""
     rows = 4_000
     random = np.random.default_rng(0)
     write_idx(tmp_path / "train-images-idx3-ubyte", random.integers(0, 256, (rows, 4, 4), np.uint8))
