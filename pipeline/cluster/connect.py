@@ -235,8 +235,8 @@ class LocalCluster(Closing):
             open_files=OPEN_FILES + OPEN_FILES_PER_WORKER * workers,
         )
         with ExitStack() as on_failure:
+            directory = on_failure.enter_context(private_directory())
             try:
-                directory = on_failure.enter_context(private_directory())
                 self.dask = on_failure.enter_context(_start(options, directory))
             except Exception as error:  # Dask turns a lack of resources into many kinds of errors
                 raise UnreachableError(

@@ -228,3 +228,10 @@ def test_too_few_resources_for_local_workers(tmp_path: Path) -> None:
     arguments = ["ingest", "synthetic:60,10", "--workers", "2"]
     ended = run_pipeline(*arguments, cwd=tmp_path, preexec_fn=limit)
     assert_failed(ended, 6, "The system has no more open files (ulimit -n)")
+
+
+def test_no_directory_for_local_workers(tmp_path: Path) -> None:
+    """The message names the directory that Dask is configured to use."""
+    env = {"DASK_TEMPORARY_DIRECTORY": str(tmp_path / "missing")}
+    ended = run_pipeline("ingest", "synthetic:60,10", "--workers", "1", cwd=tmp_path, env=env)
+    assert_failed(ended, 6, f"{tmp_path / 'missing'}/", "No such file or directory")
