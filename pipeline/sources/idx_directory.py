@@ -86,8 +86,8 @@ def _check_others(directory: Path, others: list[IdxName], chosen: dict[Role, Idx
     if near:
         raise BadDataError(
             f"{directory} has files whose names almost match the convention for IDX files: "
-            f"{_shown(near)}. Complete or unpack each file and rename it like {usual[0]}, or move "
-            "it to another directory."
+            f"{_shown(near)}. Rename each like {usual[0]} once it is complete and unpacked, or "
+            "move it to another directory."
         )
     if unused:
         logger.warning(

@@ -117,14 +117,14 @@ def test_near_miss(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) 
     (tmp_path / LABELS).unlink()
     message = refusal(tmp_path)
     assert f"{name} (train labels)" in message
-    assert f"rename it like {LABELS}" in message
+    assert f"Rename each like {LABELS}" in message
 
 
 def test_near_miss_of_images(tmp_path: Path) -> None:
     """Misnamed images are not mistaken for labels."""
     write_set(tmp_path)
     (tmp_path / IMAGES).rename(tmp_path / "trian-images-idx3-ubyte")
-    assert f"rename it like {IMAGES}" in refusal(tmp_path)
+    assert f"Rename each like {IMAGES}" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize(
