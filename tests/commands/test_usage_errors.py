@@ -18,7 +18,7 @@ WRONG = [
     (("ingest", "mnst"), "Did you mean 'mnist'?"),
     (("ingest", f"files/{TRAIN_IMAGES}"), "is a file", "Give 'files'"),
     (("ingest", "--out", ""), "empty"),
-    (("ingest", "--out", "gs://bucket/set"), "gs URL"),
+    (("ingest", "--out", "gs://bucket/set"), "gs:// URL"),
     (("ingest", "files", "--out", f"files/{TRAIN_IMAGES}/set"), "is not a directory"),
     (("ingest", "--rows-per-chunk", "0"), "--rows-per-chunk"),
     *(
