@@ -316,8 +316,8 @@ def _nothing_there(location: Location) -> str:
             f"`pipeline ingest --out {location}`."
         )
     return (
-        f"{location} is not a dataset: it contains no {METADATA_NAME}. Give a directory that "
-        "`pipeline ingest` created."
+        f"{location} is not a dataset: it contains no {METADATA_NAME}. Convert image files with "
+        "`pipeline ingest` first, and give the directory that it creates."
     )
 
 

@@ -11,6 +11,9 @@ from storage.location import Location
 DOCUMENT_LIMIT = 256 * 2**20
 """The largest document that is read, in bytes."""
 
+LONGEST_NAME = 40
+"""Characters of a format's name that a message quotes."""
+
 SEAL = "seal"
 
 
@@ -72,10 +75,12 @@ def _has_half_character(data: bytes, document: dict[str, Any]) -> bool:
 
 def check_format(document: Any, name: str, versions: Collection[int], place: str) -> None:
     """Raise `BadDataError` for a document or attributes of another format or a newer version."""
-    if not isinstance(document, dict) or document.get("format") != name:
+    actual = document.get("format") if isinstance(document, dict) else None
+    if actual != name:
+        known = isinstance(actual, str) and len(actual) <= LONGEST_NAME
         raise BadDataError(
-            f"{place} does not have format '{name}': it is not a {name.split()[1]}, or it is "
-            "damaged. Give another place, or restore it from a copy."
+            f"{place} {f'has format {actual!r}, not' if known else 'does not have format'} "
+            f"{name!r}. Give another place, or restore it from a copy if it is damaged."
         )
     version = document.get("format_version")
     if version not in versions:

@@ -227,5 +227,9 @@ def _command(name: str) -> click.Command:
     known = {other: command for other, command in group.commands.items() if other != "schedule"}
     if name not in known:
         hint = did_you_mean(name, known)
+        if name == "pipeline":
+            hint = " Leave out the word 'pipeline'."
+        elif not name.isalpha():
+            hint = " Quote the five fields of the schedule, and put -- before the command."
         raise UsageError(f"{name!r} cannot be scheduled; expected one of {', '.join(known)}.{hint}")
     return known[name]

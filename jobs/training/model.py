@@ -98,14 +98,14 @@ class Model:
         ----------
         images
             An array `(rows, height, width)` or `(rows, features)`, upright as the dataset stores
-            them, with values of the training images' type and range.
+            them, with values of the training images' range. Integers may have any integer type.
 
         Raises
         ------
         BadDataError
             If the images have another shape or type, or values that are not finite.
         """
-        array = np.asarray(images)
+        array = self._lossless(np.asarray(images))
         check_images(self, "The array", self._image_shape_of(array), array.dtype.name)
         scaling = self.preparation.scaling
         if array.size:
@@ -113,6 +113,14 @@ class Model:
         predict = Predictor(self.network, self.parameters, scaling)
         with one_blas_thread():
             return predict(add_bias(array, self.preparation.bias(array.dtype)))[0]
+
+    def _lossless(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Return integers of another type as the training images' type, if that holds them all."""
+        expected = np.dtype(self.element_type or array.dtype)
+        if array.dtype == expected or array.dtype.kind not in "biu" or expected.kind not in "iu":
+            return array
+        converted = array.astype(expected)
+        return converted if (converted == array).all() else array
 
     def _image_shape_of(self, array: NDArray[Any]) -> tuple[int, ...]:
         """Return the shape of an image in the array; raise `BadDataError` unless it fits."""

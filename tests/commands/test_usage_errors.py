@@ -58,6 +58,8 @@ WRONG = [
     (("promote", "--as", "unknown", "--undo"), "No model is called"),
     (NIGHTLY, "No command"),
     ((*NIGHTLY, "--", "sleep"), "'sleep' cannot be scheduled"),
+    ((*NIGHTLY, "--", "pipeline", "score"), "Leave out the word 'pipeline'"),
+    (("schedule", "0", "3", "*", "*", "*", "--", "score"), "Quote the five fields"),
     ((*NIGHTLY, "--", "schedule"), "'schedule' cannot be scheduled"),
     ((*NIGHTLY, "--", "score", "--inbx", "i"), "--inbx"),
     ((*NIGHTLY, "--", "score", "--log-json", "--inbx", "i"), "--inbx"),

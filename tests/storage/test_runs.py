@@ -82,7 +82,7 @@ def test_a_changed_record_is_refused(place: Location, change: dict[str, object])
     ("change", "message"),
     [
         ({"format_version": 2}, "has format version 2; this release reads up to 1"),
-        ({"format": "diary"}, "does not have format 'mnist-stream run'"),
+        ({"format": "diary"}, "has format 'diary', not 'mnist-stream run'"),
         ({"run_id": None}, r"has a \w+ for its 'run_id'"),
         ({"configuration": 3}, r"has a \w+ for its 'configuration'"),
         ({"versions": "ab"}, r"has a \w+ for its 'versions'"),

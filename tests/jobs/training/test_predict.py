@@ -58,6 +58,7 @@ def test_predictions_are_those_of_a_scoring(checkpoint: str | int, run: Path, di
     np.testing.assert_allclose(model.predict_proba(images), probabilities, rtol=1e-5, atol=1e-7)
     assert np.array_equal(classes, model.predict(images.reshape(-1, 784)))
     assert np.array_equal(classes[:3], model.predict(np.asfortranarray(images[:3])))
+    assert np.array_equal(classes[:3], model.predict(images[:3].tolist()))
     assert tuple("0123456789") == model.class_names
     assert (0, 10) == model.predict_proba(images[:0]).shape
     assert (0,) == model.predict(images[:0]).shape
@@ -97,7 +98,7 @@ def test_other_types_and_transposed_images(dtype: str, tmp_path: Path) -> None:
             np.zeros((3, 28, 28)),
             "values of type float64; the run was trained on values of type uint8",
         ),
-        (np.zeros((3, 28, 28), "i8"), "values of type int64; "),
+        (np.full((3, 28, 28), 256), "values of type int64; "),
         ([], "(0,); expected (rows, 28, 28)"),
     ],
 )
