@@ -103,6 +103,9 @@ HELP_ALL = Option(
 class Command(click.Command):
     """A command whose help shows its options in sections."""
 
+    def get_help_option_names(self, ctx: click.Context) -> list[str]:
+        return ["-h", "--help"]  # also in a context without a parent: click keeps the first answer
+
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         *own, help_option = super().get_params(ctx)
         return [*own, help_option, HELP_ALL]

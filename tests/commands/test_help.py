@@ -81,6 +81,11 @@ def test_narrow_help_breaks_no_word(name: str, call: Call, monkeypatch: pytest.M
     assert words == call(name, "--help-all").out.split()
 
 
+def test_short_help_outside_of_the_group() -> None:
+    """A command has -h in any context: click creates its help option once per process."""
+    assert ["-h", "--help"] in [option.opts for option in options_of("demo")]
+
+
 @every_command
 def test_every_option_is_shown(name: str, call: Call) -> None:
     """--help-all shows every option once; --help names the sections that it leaves out."""
