@@ -41,8 +41,8 @@ _BROKEN_OFF = _LASTING | {
     "Header missing": "a header is missing",
     "invalid list response": "it does not list objects as S3 does",
     "Connection refused": "the connection is refused",
-    "TimedOut": "no whole answer in time",
-    "timed out": "no whole answer in time",
+    "TimedOut": "no complete response in time",
+    "timed out": "no complete response in time",
     "dns error": "the host name is unknown",
 }
 

@@ -21,11 +21,14 @@ PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglo
 PHRASES = {
     "a defect of ours": "an internal error",
     "besides": "also, in addition to, or except",
+    "by name of": "named",
     "came to the": "ended with the",
     "goes on": "continues",
     "heed": "obey, ignore",
     "in hand": "in progress",
+    "is made of": "consists of",
     "is to be": "will be, must be",
+    "lets go of": "releases",
     "lies in": "is in",
     "meanwhile": "in the meantime, or leave it out",
     "nobody": "no process, no user",
@@ -34,7 +37,9 @@ PHRASES = {
     "seen to": "handled",
     "so often": "how many times",
     "somebody": "another user, another process",
+    "takes back": "undoes, returns",
     "told of": "notified of, given",
+    "warned of": "caused a warning",
     "whoever": "the process that, users who",
 }
 """Refused in comments, strings and pages: the phrase, and what to say instead."""

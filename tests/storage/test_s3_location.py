@@ -137,7 +137,7 @@ def test_transient_failures_are_retried(proxy: Proxy, place: Location, trouble: 
         (CUT, "was interrupted"),
         (DROP, "was interrupted"),
         (LOST, "was interrupted"),
-        (SLOW, "no whole answer in time"),
+        (SLOW, "no complete response in time"),
     ],
 )
 def test_lasting_failures(proxy: Proxy, place: Location, trouble: str, reason: str) -> None:
