@@ -239,10 +239,14 @@ class LocalCluster(Closing):
             try:
                 self.dask = on_failure.enter_context(_start(options, directory))
             except Exception as error:  # Dask turns a lack of resources into many kinds of errors
+                cause = _system_error(error)
+                script = ""
+                if cause is error:  # else the system refused something
+                    script = ' In a Python script, connect below `if __name__ == "__main__":`.'
                 raise UnreachableError(
-                    f"Cannot start {counted(workers, 'worker')} ({reason(_system_error(error))}). "
-                    "Use fewer --workers, or raise the limits on processes (ulimit -u), open files "
-                    "(-n) and memory (-v)."
+                    f"Cannot start {counted(workers, 'worker')} ({reason(cause).rstrip('.')}). Use "
+                    "fewer --workers, or raise the limits on processes (ulimit -u), open files "
+                    f"(-n) and memory (-v).{script}"
                 ) from error
             self._resources = on_failure.pop_all()
 

@@ -5,6 +5,8 @@ import re
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -235,3 +237,17 @@ def test_no_directory_for_local_workers(tmp_path: Path) -> None:
     env = {"DASK_TEMPORARY_DIRECTORY": str(tmp_path / "missing")}
     ended = run_pipeline("ingest", "synthetic:60,10", "--workers", "1", cwd=tmp_path, env=env)
     assert_failed(ended, 6, f"{tmp_path / 'missing'}/", "No such file or directory")
+
+
+def test_a_script_that_workers_cannot_import(tmp_path: Path) -> None:
+    """If worker processes run the whole script again, the message says how to prevent that."""
+    (tmp_path / "script.py").write_text(
+        "from pipeline.cluster.connect import connect\n"
+        "from pipeline.cluster.options import ClusterOptions\n"
+        "connect(ClusterOptions(workers=1))\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, check=False, capture_output=True, text=True
+    )
+    assert ended.returncode
+    assert 'connect below `if __name__ == "__main__":`.' in ended.stderr.splitlines()[-1]
