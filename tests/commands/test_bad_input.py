@@ -176,9 +176,9 @@ INSPECT = ("inspect", "data/mnist")
         (
             _in_attributes(format="theirs"),
             (SCORE, INSPECT),
-            ("not a dataset", "Give another place"),
+            ("has format 'theirs', not", "Give another place"),
         ),
-        (_gone("zarr.json"), (INSPECT, TRAIN), ("zarr.json", "Give")),
+        (_gone("zarr.json"), (INSPECT, TRAIN), ("zarr.json", "pipeline ingest")),
         (
             _gone("test/targets/zarr.json"),
             (INSPECT,),
