@@ -34,3 +34,12 @@ def write_idx(path: str | os.PathLike[str], values: NDArray[Any]) -> None:
     partial = path.with_name(path.name + ".partial")  # jobs never see a partial file
     partial.write_bytes(COMPRESS.get(path.suffix, bytes)(content))
     partial.replace(path)
+
+
+def write_set(directory: Path, images: NDArray[Any], labels: NDArray[np.uint8]) -> Path:
+    """Write these rows as IDX files, the last 50 of them as the test split."""
+    directory.mkdir()
+    for prefix, rows in (("train", slice(-50)), ("t10k", slice(-50, None))):
+        write_idx(directory / f"{prefix}-images-idx3-ubyte", images[rows])
+        write_idx(directory / f"{prefix}-labels-idx1-ubyte", labels[rows])
+    return directory
