@@ -288,8 +288,18 @@ class TrainConfig:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the settings that must not change on resume."""
-        return digest_of(self.fixed())
+        """SHA-256 of the settings that must not change on resume.
+
+        Settings that a later release added are left out while they have their defaults, so that
+        runs of earlier releases keep their digests.
+        """
+        unchanged = {
+            setting.name
+            for setting in fields(self)
+            if setting.metadata["added"] and getattr(self, setting.name) == self.default(setting)
+        }
+        fixed = self.fixed().items()
+        return digest_of({name: value for name, value in fixed if name not in unchanged})
 
     def differences(self, recorded: "TrainConfig") -> list[str]:
         """Return why this configuration cannot continue a run with the recorded one."""

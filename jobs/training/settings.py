@@ -29,6 +29,7 @@ DEFAULTS: dict[str, Any] = {
     "is_size": False,
     "may_change": False,
     "only_with": None,
+    "added": False,
     "unit": "",
 }
 
@@ -41,8 +42,9 @@ def setting_field(section: str, default: Any, text: str, more: str = "", **limit
     dataset. `limits` may be: `default_text`, which describes a default; `choices`, the values
     allowed; `least` and `most`, inclusive bounds; `is_size`, for bytes, which may have a unit;
     `may_change`, if a resume may give another value, as the result does not depend on it;
-    `only_with`, a setting and those of its values with which this one has an effect; and `unit`,
-    such as "of rows", for errors about a value that is no whole number.
+    `only_with`, a setting and those of its values with which this one has an effect; `added`, if
+    the first release lacks the setting; and `unit`, such as "of rows", for errors about a value
+    that is no whole number.
     """
     metadata = DEFAULTS | limits | {"section": section, "help": text, "more": more}
     return field(default=default, metadata=metadata)

@@ -1,7 +1,7 @@
 """Settings: types and ranges, TOML and JSON, and changes on resume."""
 
 import os
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import pytest
 
 from jobs.nn.choices import OPTIMIZERS
 from jobs.training.config import TrainConfig, given_settings, may_change, read_toml
+from jobs.training.settings import setting_field
 from storage.errors import BadDataError, UsageError
 
 OTHER = TrainConfig(
@@ -246,6 +247,23 @@ def test_digests_of_earlier_releases(settings: dict[str, Any], digest: str) -> N
     """The digest of a complete configuration stays the same from release to release."""
     complete = {"network": "784-relu-200-sigmoid-80-softmax-10", "micro_batches": 2}
     assert digest == TrainConfig(**complete | {"evaluate": "test"} | settings).digest
+
+
+@dataclass(frozen=True, repr=False)
+class LaterConfig(TrainConfig):
+    """The settings of a release that added one."""
+
+    novelty: float = setting_field("Model", 0.5, "Strength of the novelty.", added=True)
+
+
+def test_digest_with_an_added_setting() -> None:
+    """An added setting changes the digest, and refuses a resume, unless it has its default."""
+    earlier = LaterConfig.from_json(TrainConfig().to_json(), "run.json")
+    assert TrainConfig().digest == earlier.digest
+    later = replace(earlier, novelty=0.6)
+    assert later.digest != earlier.digest
+    assert ["novelty: 0.5 recorded, 0.6 given"] == later.differences(earlier)
+    assert ["novelty: 0.6 recorded, 0.5 given"] == earlier.differences(later)
 
 
 @pytest.mark.parametrize(
