@@ -145,11 +145,15 @@ def _setting_option(setting: Any) -> Option:
 
 def _given_settings(config_file: str | None, asked: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of the file, overridden by those given as options."""
-    from jobs.training.config import TrainConfig, given_settings, read_toml
+    from dataclasses import fields
+
+    from jobs.training.config import TrainConfig, read_toml
+    from jobs.training.settings import given_settings
 
     from_file = read_toml(Path(config_file)) if config_file else {}
     chosen = options.picked(TrainConfig, asked)
     from_options = {name: value for name, value in chosen.items() if value is not None}
-    return given_settings(from_file, str(config_file)) | given_settings(
-        from_options, "The command line"
+    known = fields(TrainConfig)
+    return given_settings(from_file, known, str(config_file)) | given_settings(
+        from_options, known, "The command line"
     )

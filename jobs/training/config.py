@@ -1,19 +1,17 @@
 """The settings of a training run: typed, from options and TOML, to and from JSON."""
 
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
-from jobs.choices import known_name
 from jobs.nn.choices import INITS, OPTIMIZERS, SCHEDULES
 from jobs.training.settings import (
-    LONGEST,
     Setting,
     check_range,
     convert,
-    option_name,
+    given_settings,
     setting_field,
 )
 from storage.documents import digest_of
@@ -53,10 +51,10 @@ class TrainConfig:
     network: str = setting_field(
         "Model",
         "relu-200-sigmoid-80",
-        "Activations and widths of the hidden layers.",
-        "Activations are relu, sigmoid and tanh. The inputs and the softmax layer of the classes "
-        "come from the dataset; given, as in `784-relu-200-softmax-10`, they are checked. "
-        "`softmax` has no hidden layer.",
+        "Hidden layers.",
+        "Each is an activation (relu, sigmoid or tanh) and a width. The inputs and the softmax "
+        "layer of the classes come from the dataset; given, as in `784-relu-200-softmax-10`, they "
+        "are checked. `softmax` has no hidden layer.",
     )
     init: str = setting_field(
         "Model",
@@ -85,9 +83,9 @@ class TrainConfig:
     learning_rate: float = setting_field(
         "Optimisation",
         None,
-        "Learning rate, the peak of a schedule.",
+        "Peak learning rate.",
         f"The default depends on the optimizer: {RATES}.",
-        default_text="0.006 for adamw, else by optimizer",
+        default_text="0.006 for adamw",
         least=0,
         most=10**6,
     )
@@ -274,7 +272,7 @@ class TrainConfig:
     def from_json(cls, document: dict[str, Any], place: str) -> Self:
         """Return the settings of a record; raise `BadDataError` naming `place` if they are bad."""
         try:
-            return cls(**given_settings(document, place))
+            return cls(**given_settings(document, fields(cls), place))
         except UsageError as error:
             raise BadDataError(str(error)) from error
 
@@ -327,31 +325,6 @@ def may_change(setting: Setting, recorded: TrainConfig) -> bool:
     if setting.metadata["only_with"] == ROUNDS_ONLY:
         return recorded.parallel == "steps"
     return bool(setting.metadata["may_change"])
-
-
-def given_settings(settings: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """Return the given settings by field name, leaving out None, which means the default.
-
-    Raises `UsageError` that names `place` for a value of another type and for a setting that is
-    unknown, or given twice.
-    """
-    known = {setting.name: setting for setting in fields(TrainConfig)}
-    given: dict[str, Any] = {}
-    for key, value in settings.items():
-        name = key.replace("-", "_")
-        if name not in known:
-            option = known_name(name.replace("_", "-"), map(option_name, known.values()))
-            hint = did_you_mean(option.replace("-", "_"), known)
-            raise UsageError(
-                f"{place} has an unknown setting '{key[:LONGEST]}'."
-                f"{hint or ' `pipeline train --help-all` lists the settings.'}"
-            )
-        if name in given:
-            raise UsageError(f"{place} gives {name} twice, with _ and with -; leave one out.")
-        converted = convert(known[name], value, place)
-        if value is not None:
-            given[name] = converted
-    return given
 
 
 def read_toml(path: Path) -> dict[str, Any]:

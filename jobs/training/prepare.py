@@ -10,8 +10,8 @@ import numpy as np
 
 from jobs.environment import environment
 from jobs.nn.architecture import OUTPUT_ACTIVATION, Layer, format_network, parse_network
-from jobs.training.config import VALIDATION, TrainConfig, given_settings
-from jobs.training.settings import option_name
+from jobs.training.config import VALIDATION, TrainConfig
+from jobs.training.settings import given_settings, option_name
 from jobs.training.step import STEP_VERSION, micro_batch_count
 from jobs.training.trainer import FAR_FROM_ONE
 from pipeline.order import ORDER_VERSION
@@ -74,7 +74,7 @@ def configure(
 
 
 def _from_mapping(others: dict[str, Any], given: Mapping[str, Any]) -> TrainConfig:
-    return TrainConfig(**others | given_settings(given, "train()"))
+    return TrainConfig(**others | given_settings(given, fields(TrainConfig), "train()"))
 
 
 def check_labels(dataset: Dataset) -> None:
@@ -138,7 +138,7 @@ def warn_of_no_effect(given: TrainConfig | Mapping[str, Any], config: TrainConfi
     """Warn of settings in a mapping that have no effect with the others."""
     if isinstance(given, TrainConfig):
         return
-    names = given_settings(given, "train()")
+    names = given_settings(given, fields(TrainConfig), "train()")
     reasons: dict[str, list[str]] = {}
     for setting in config.without_effect():
         if setting.name in names:

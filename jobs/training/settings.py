@@ -2,10 +2,12 @@
 
 import math
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import Field, field
 from decimal import Decimal
 from typing import Any, TypeAlias, get_args
 
+from jobs.choices import known_name
 from storage.errors import UsageError, did_you_mean
 
 Setting: TypeAlias = "Field[Any]"
@@ -64,6 +66,33 @@ def setting_type(setting: Setting) -> type:
     """Return the type of a setting's values other than None."""
     types: tuple[type, ...] = get_args(setting.type) or (setting.type,)
     return types[0]
+
+
+def given_settings(
+    given: Mapping[str, Any], known: Iterable[Setting], place: str
+) -> dict[str, Any]:
+    """Return the given settings by field name, leaving out None, which means the default.
+
+    Raises `UsageError` that names `place` for a value of another type and for a setting that is
+    not among the known ones, or given twice.
+    """
+    by_name = {setting.name: setting for setting in known}
+    settings: dict[str, Any] = {}
+    for key, value in given.items():
+        name = key.replace("-", "_")
+        if name not in by_name:
+            option = known_name(name.replace("_", "-"), map(option_name, by_name.values()))
+            hint = did_you_mean(option.replace("-", "_"), by_name)
+            raise UsageError(
+                f"{place} has an unknown setting '{key[:LONGEST]}'."
+                f"{hint or ' `pipeline train --help-all` lists the settings.'}"
+            )
+        if name in settings:
+            raise UsageError(f"{place} gives {name} twice, with _ and with -; leave one out.")
+        converted = convert(by_name[name], value, place)
+        if value is not None:
+            settings[name] = converted
+    return settings
 
 
 def convert(setting: Setting, value: Any, place: str) -> Any:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from jobs.nn.choices import OPTIMIZERS
-from jobs.training.config import TrainConfig, given_settings, may_change, read_toml
-from jobs.training.settings import setting_field
+from jobs.training.config import TrainConfig, may_change, read_toml
+from jobs.training.settings import given_settings, setting_field
 from storage.errors import BadDataError, UsageError
 
 OTHER = TrainConfig(
@@ -48,7 +48,7 @@ OF_ROUNDS = ("replicas", "sync_every", "outer_learning_rate", "outer_momentum")
 
 def updated(**settings: Any) -> TrainConfig:
     """The defaults, overridden by some settings from a file."""
-    return TrainConfig(**given_settings(settings, "my.toml"))
+    return TrainConfig(**given_settings(settings, fields(TrainConfig), "my.toml"))
 
 
 def refusal(settings: dict[str, Any]) -> str:
