@@ -18,7 +18,7 @@ RARE_SETTINGS = {
     *("shuffle", "shuffle_memory", "drop_last", "init", "dtype", "momentum", "micro_batches"),
     *("checkpoint_every", "keep"),
 }
-"""Settings that are shown by --help-all only, as are those of rounds."""
+"""Settings that are shown by --help-all only, as are added ones and those of rounds."""
 ALIASES = {"learning_rate": ["--lr"]}
 METAVARS = {
     "network": "LAYERS",
@@ -133,7 +133,7 @@ def _setting_option(setting: Any) -> Option:
     return Option(
         names,
         section=metadata["section"],
-        advanced=setting.name in RARE_SETTINGS,
+        advanced=metadata["added"] or setting.name in RARE_SETTINGS,
         type=type_,
         metavar=METAVARS.get(setting.name),
         default=None,

@@ -153,12 +153,18 @@ class AdamW(Adam):
     decouples_l2 = True
 
 
-def make_optimizer(name: str, *, momentum: float = 0.9) -> Optimizer:
-    """Return one of `OPTIMIZERS` by name; `momentum` is for momentum and nesterov."""
+def make_optimizer(
+    name: str, *, momentum: float = 0.9, beta1: float = 0.9, beta2: float = 0.999
+) -> Optimizer:
+    """Return one of `OPTIMIZERS` by name.
+
+    `momentum` is for momentum and nesterov, `beta1` and `beta2` are for adam and adamw.
+    """
     if name in ("momentum", "nesterov"):
         return Momentum(momentum) if name == "momentum" else Nesterov(momentum)
-    others: dict[str, type[Optimizer]] = {"sgd": Sgd, "adam": Adam, "adamw": AdamW}
-    return others[name]()
+    if name in ("adam", "adamw"):
+        return (Adam if name == "adam" else AdamW)(beta1, beta2)
+    return {"sgd": Sgd}[name]()
 
 
 def _flush_decayed(moment: Floats, step_number: int) -> None:

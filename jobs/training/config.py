@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from jobs.nn.choices import INITS, OPTIMIZERS, SCHEDULES
 from jobs.training.settings import (
+    POSITIVE,
     Setting,
     check_range,
     convert,
@@ -20,6 +21,7 @@ from storage.errors import (
     BadDataError,
     UnreachableError,
     UsageError,
+    counted,
     did_you_mean,
 )
 from storage.files import open_regular
@@ -38,10 +40,16 @@ of 1.3 to 2 apart, each has the lowest cross-entropy on the last 10,000 training
 average over seeds 0 to 2. AdamW decouples its weight decay from the gradient; the same strength
 would dominate the gradient of the others.
 """
+WARM_UP = {"constant": 0.0, "cosine": 0.0, "one-cycle": 0.3}
 RATES = ", ".join(f"{rate:g} for {name}" for name, rate in BY_OPTIMIZER["learning_rate"].items())
 SMALLEST_SHUFFLE_MEMORY = 2**20
 TOML_LIMIT = 2**20
 ROUNDS_ONLY = ("parallel", ("rounds",))
+OF_ADAM: dict[str, Any] = {
+    "least": 0,
+    "only_with": ("optimizer", ("adam", "adamw")),
+    "added": True,
+}
 
 
 @dataclass(frozen=True, repr=False)
@@ -93,9 +101,50 @@ class TrainConfig:
         "Optimisation",
         "one-cycle",
         "Learning-rate schedule.",
-        "`constant` keeps the rate, `cosine` lowers it to 0, and `one-cycle` raises it for 30 % of "
-        "the steps, then lowers it to almost 0.",
+        "`constant` keeps the rate, `cosine` lowers it to 0, with `restarts` several times, and "
+        "`one-cycle` raises it for 30 % of the steps, then lowers it to almost 0.",
         choices=SCHEDULES,
+    )
+    warm_up: float = setting_field(
+        "Optimisation",
+        None,
+        "Share of each cycle in which the rate rises.",
+        "It rises in a line with `cosine`, along half a cosine with `one-cycle`.",
+        default_text="0.3 for one-cycle, 0 for cosine",
+        least=0,
+        most=1,
+        only_with=("schedule", ("cosine", "one-cycle")),
+        added=True,
+    )
+    restarts: int = setting_field(
+        "Optimisation",
+        0,
+        "Warm restarts of the schedule.",
+        "The last epochs are further cycles. The checkpoint at the end of each cycle, the first "
+        "included, is a snapshot, which is kept.",
+        least=0,
+        most=1000,
+        only_with=("schedule", ("cosine",)),
+        added=True,
+    )
+    restart_epochs: int | None = setting_field(
+        "Optimisation",
+        None,
+        "Epochs of the cycle after each restart.",
+        "The first cycle has the other epochs.",
+        default_text="epochs / (restarts + 1)",
+        least=1,
+        only_with=("restarts", POSITIVE),
+        added=True,
+    )
+    restart_factor: float = setting_field(
+        "Optimisation",
+        1.0,
+        "Peak of a restarted cycle / learning rate.",
+        least=0,
+        most=1,
+        only_with=("restarts", POSITIVE),
+        added=True,
     )
     momentum: float = setting_field(
         "Optimisation",
@@ -104,6 +153,12 @@ class TrainConfig:
         least=0,
         most=0.9999,
         only_with=("optimizer", ("momentum", "nesterov")),
+    )
+    beta1: float = setting_field(
+        "Optimisation", 0.9, "Decay of adam's mean gradient.", most=0.9999, **OF_ADAM
+    )
+    beta2: float = setting_field(
+        "Optimisation", 0.999, "Decay of adam's mean squared gradient.", most=0.99999, **OF_ADAM
     )
     l2: float = setting_field(
         "Optimisation",
@@ -219,13 +274,14 @@ class TrainConfig:
     )
 
     def __post_init__(self) -> None:
-        """Fill in the optimizer's defaults; raise `UsageError` for a setting out of range."""
+        """Fill in defaults; raise `UsageError` for a setting out of range."""
         for setting in fields(self):
             value = convert(setting, getattr(self, setting.name), "The configuration")
             value = self.default(setting) if value is None else value
             check_range(setting, value)
             object.__setattr__(self, setting.name, value)
         self.evaluated_splits  # noqa: B018 - a property that checks
+        self.cycles  # noqa: B018 - likewise
 
     def __repr__(self) -> str:
         """Show the settings that differ from their defaults."""
@@ -237,9 +293,26 @@ class TrainConfig:
         return f"TrainConfig({', '.join(shown)})"
 
     def default(self, setting: Setting) -> Any:
-        """Return the default of a setting with this optimizer; None if the dataset decides."""
+        """Return the default of a setting with the others; None if the dataset decides."""
+        if setting.name == "warm_up":
+            return WARM_UP[self.schedule]
         by_optimizer = BY_OPTIMIZER.get(setting.name)
         return by_optimizer[self.optimizer] if by_optimizer else setting.default
+
+    @property
+    def cycles(self) -> tuple[int, ...]:
+        """The epochs of each cycle of the schedule; a single one without restarts."""
+        if self.schedule != "cosine" or not self.restarts:
+            return (self.epochs,)
+        length = self.restart_epochs or max(1, self.epochs // (self.restarts + 1))
+        first = self.epochs - self.restarts * length
+        if first < 1:
+            raise UsageError(
+                f"--restarts {self.restarts} with cycles of {counted(length, 'epoch')} needs at "
+                f"least {self.epochs - first + 1:,} epochs; --epochs is {self.epochs:,}. Train for "
+                "more epochs, or with fewer or shorter restarts."
+            )
+        return (first, *[length] * self.restarts)
 
     @property
     def evaluated_splits(self) -> tuple[str, ...]:

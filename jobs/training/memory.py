@@ -39,7 +39,7 @@ def train_memory(config: TrainConfig, network: Network, dataset: Dataset) -> int
     micro_batches = micro_batch_count(config.micro_batches, batch_size)
     threads = thread_count(config.threads)
     window = chunks_per_window(schema, config.shuffle_memory, config.shuffle)
-    optimizer = make_optimizer(config.optimizer, momentum=config.momentum)
+    optimizer = make_optimizer(config.optimizer)
     needed = (
         FORMS_OF_THE_STATE * (1 + len(optimizer.remembers)) * network.parameter_memory
         + step_memory(network, schema, batch_size, micro_batches, threads)

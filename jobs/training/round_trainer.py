@@ -6,7 +6,6 @@ from itertools import islice
 
 import numpy as np
 
-from jobs.nn.lr_schedules import learning_rate
 from jobs.nn.network import LossSum
 from jobs.nn.optimizers import State
 from jobs.nn.parameters import Floats
@@ -24,7 +23,7 @@ from jobs.training.rounds import (
     replica_rate,
 )
 from jobs.training.step import UpdateRule
-from jobs.training.trainer import Trainer, TrainingState
+from jobs.training.trainer import Trainer, TrainingState, rate_of_step
 from pipeline.cluster.client import Cluster
 from pipeline.cluster.tasks import (
     Handle,
@@ -221,7 +220,6 @@ class RoundTrainer(Trainer):
         The round has `count` mini-batches from number `first` of the run. A step of all replicas
         uses one mini-batch for each of them.
         """
-        total = self.config.epochs * self._plan.batches
         place = first + min(step * self._plan.replicas, count - 1)
         maximum = replica_rate(self.config.learning_rate, self._plan.replicas)
-        return learning_rate(self.config.schedule, maximum, place, total)
+        return rate_of_step(self.config, maximum, place, self._plan.batches)

@@ -19,7 +19,7 @@ import numpy as np
 
 from jobs.nn.architecture import parse_network
 from jobs.nn.network import LossSum, Network
-from jobs.nn.optimizers import State, make_optimizer
+from jobs.nn.optimizers import Optimizer, State, make_optimizer
 from jobs.nn.parameters import Floats
 from jobs.training.config import TrainConfig
 from jobs.training.data_parallel import DataParallelStep
@@ -100,9 +100,16 @@ def replica_rate(learning_rate: float, replicas: int) -> float:
     return learning_rate * math.sqrt(replicas)
 
 
+def optimizer_of(config: TrainConfig) -> Optimizer:
+    """Return the optimizer of a run, and of each replica in it."""
+    return make_optimizer(
+        config.optimizer, momentum=config.momentum, beta1=config.beta1, beta2=config.beta2
+    )
+
+
 def initial_state(config: TrainConfig, parameters: Floats) -> State:
     """Return the optimizer's vectors before the first step, by name."""
-    optimizer = make_optimizer(config.optimizer, momentum=config.momentum)
+    optimizer = optimizer_of(config)
     if config.parallel == "steps":
         return optimizer.initial_state(parameters)
     state = {
@@ -237,7 +244,7 @@ class RoundWorkerState(Closing):
         self._all: RowReader | None = None
         self._rule = UpdateRule(
             Network(parse_network(config.network), config.dtype),
-            make_optimizer(config.optimizer, momentum=config.momentum),
+            optimizer_of(config),
             config.l2,
             work.scaling,
         )

@@ -20,6 +20,16 @@ TYPE_NAMES = {
     float: "a number",
     str: "a text in quotes",
 }
+
+
+class _Positive:
+    """All numbers above 0, as the values of another setting that `only_with` needs."""
+
+    def __contains__(self, value: Any) -> bool:
+        return bool(value > 0)
+
+
+POSITIVE = _Positive()
 SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,9})?) ?([kmgt]?i?)b?", re.ASCII | re.IGNORECASE)
 PREFIXES = ("", "k", "m", "g", "t")
 DEFAULTS: dict[str, Any] = {

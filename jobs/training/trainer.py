@@ -13,11 +13,11 @@ from jobs.nn.architecture import Layer, format_network
 from jobs.nn.initialise import initialise
 from jobs.nn.lr_schedules import learning_rate
 from jobs.nn.network import NO_ROWS, LossSum, Network
-from jobs.nn.optimizers import State, make_optimizer
+from jobs.nn.optimizers import State
 from jobs.nn.parameters import Floats
 from jobs.training.config import TrainConfig
 from jobs.training.data_parallel import DataParallelStep
-from jobs.training.rounds import initial_state
+from jobs.training.rounds import initial_state, optimizer_of
 from jobs.training.step import UpdateRule, micro_batch_count, thread_count
 from pipeline.stream import Batch, BatchStream, StreamState
 from pipeline.values import largest_input
@@ -92,13 +92,12 @@ class Trainer(Closing):
             vectors = {name: tensors[f"optimizer.{name}"] for name in names}
             self.sums = _sums_from_json(progress.get("sums"))
             stream_state = StreamState.from_json(progress.get("stream"))
-        optimizer = make_optimizer(config.optimizer, momentum=config.momentum)
         rows = dataset.split("train").schema.rows - config.holdout
         self._batch_size = config.batch_size or rows
         self._micro_batches = micro_batch_count(config.micro_batches, self._batch_size)
         # The stepper forks, which must precede the stream's threads.
         self._stepper = self._make_stepper(
-            UpdateRule(self.network, optimizer, config.l2, dataset.preparation.scaling),
+            UpdateRule(self.network, optimizer_of(config), config.l2, dataset.preparation.scaling),
             parameters,
             vectors,
         )
@@ -147,9 +146,9 @@ class Trainer(Closing):
     @property
     def learning_rate(self) -> float:
         """The learning rate of the next step; of the last one at the end of the run."""
-        total = self.config.epochs * self.stream.batches
-        step = min(self.steps, total - 1)
-        return learning_rate(self.config.schedule, self.config.learning_rate, step, total)
+        batches = self.stream.batches
+        step = min(self.steps, self.config.epochs * batches - 1)
+        return rate_of_step(self.config, self.config.learning_rate, step, batches)
 
     def train_epoch(self, after_step: Callable[[], None]) -> None:
         """Train on the rest of the current epoch; call `after_step` after each step.
@@ -213,6 +212,14 @@ class Trainer(Closing):
         """Close the processes and the stream."""
         self._stepper.close()
         self.stream.close()
+
+
+def rate_of_step(config: TrainConfig, maximum: float, step: int, batches: int) -> float:
+    """Return the learning rate of a step of the run, whose epochs have `batches` steps."""
+    cycles = [epochs * batches for epochs in config.cycles]
+    return learning_rate(
+        config.schedule, maximum, step, cycles, config.warm_up, config.restart_factor
+    )
 
 
 def template(config: TrainConfig, layers: tuple[Layer, ...]) -> Tensors:

@@ -95,10 +95,11 @@ def test_ten_steps_of_each_optimizer(name: str, l2: float) -> None:
         "sgd": lambda: torch.optim.SGD(groups, lr=0.02),
         "momentum": lambda: torch.optim.SGD(groups, lr=0.02, momentum=0.8),
         "nesterov": lambda: torch.optim.SGD(groups, lr=0.02, momentum=0.8, nesterov=True),
-        "adam": lambda: torch.optim.Adam(groups, lr=0.02),
-        "adamw": lambda: torch.optim.AdamW(groups, lr=0.02),
+        "adam": lambda: torch.optim.Adam(groups, lr=0.02, betas=(0.8, 0.99)),
+        "adamw": lambda: torch.optim.AdamW(groups, lr=0.02, betas=(0.8, 0.99)),
     }[name]()
-    rule = UpdateRule(twins.network, make_optimizer(name, momentum=0.8), l2)
+    optimizer = make_optimizer(name, momentum=0.8, beta1=0.8, beta2=0.99)
+    rule = UpdateRule(twins.network, optimizer, l2)
 
     parameters = twins.parameters
     state = rule.optimizer.initial_state(parameters)
@@ -132,5 +133,34 @@ def test_every_step_of_each_schedule(schedule: str, total_steps: int) -> None:
         optimizer.step()
         if step + 1 < total_steps:
             scheduler.step()
-    rates = [learning_rate(schedule, 0.3, step, total_steps) for step in range(total_steps)]
+    warm_up = 0.3 if schedule == "one-cycle" else 0.0
+    rates = [
+        learning_rate(schedule, 0.3, step, [total_steps], warm_up) for step in range(total_steps)
+    ]
     np.testing.assert_allclose(rates, expected, rtol=1e-10)
+
+
+def test_warm_up_and_restarts() -> None:
+    """The rates are those of LinearLR before CosineAnnealingLR, and of CosineAnnealingWarmRestarts.
+
+    The latter has neither warm-up nor a factor, and cycles of one length.
+    """
+    lr_scheduler = torch.optim.lr_scheduler
+
+    def warm_cosine(optimizer: Any) -> Any:
+        rise = lr_scheduler.LinearLR(optimizer, start_factor=1 / 5, total_iters=4)
+        fall = lr_scheduler.CosineAnnealingLR(optimizer, T_max=36)
+        return lr_scheduler.SequentialLR(optimizer, [rise, fall], milestones=[4])
+
+    def warm_restarts(optimizer: Any) -> Any:
+        return lr_scheduler.CosineAnnealingWarmRestarts(optimizer, T_0=8)
+
+    for make, cycles, warm_up in ((warm_cosine, [40], 0.1), (warm_restarts, [8] * 5, 0.0)):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.3)
+        scheduler = make(optimizer)
+        for step in range(40):
+            expected = optimizer.param_groups[0]["lr"]
+            rate = learning_rate("cosine", 0.3, step, cycles, warm_up)
+            np.testing.assert_allclose(rate, expected, rtol=1e-10)
+            optimizer.step()
+            scheduler.step()

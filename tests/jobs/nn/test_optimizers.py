@@ -44,6 +44,22 @@ def test_two_hand_worked_steps(name: str, expected: list[float]) -> None:
     np.testing.assert_allclose(parameters, expected, rtol=1e-7)
 
 
+def test_betas_of_adam() -> None:
+    """Ten steps with other betas equal algorithm 1 of Kingma and Ba, as it is printed."""
+    optimizer = make_optimizer("adam", beta1=0.7, beta2=0.95)
+    gradients = np.random.default_rng(2).normal(size=(10, 50))
+    parameters = expected = np.ones(50)
+    state = optimizer.initial_state(parameters)
+    mean = square = np.zeros(50)
+    for number, gradient in enumerate(gradients, 1):
+        parameters, state = stepped(optimizer, (parameters, state), gradient, 0.1, number)
+        mean = 0.7 * mean + 0.3 * gradient
+        square = 0.95 * square + 0.05 * gradient**2
+        root = np.sqrt(square / (1 - 0.95**number))
+        expected = expected - 0.1 * (mean / (1 - 0.7**number)) / (root + 1e-8)
+    np.testing.assert_allclose(parameters, expected, rtol=1e-12)
+
+
 @every_optimizer
 def test_nothing_that_was_passed_is_changed(name: str) -> None:
     """Parameters, gradient and state are unchanged, even if the rate is a NumPy number."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from jobs.nn.choices import OPTIMIZERS
+from jobs.nn.choices import OPTIMIZERS, SCHEDULES
 from jobs.training.config import TrainConfig, may_change, read_toml
 from jobs.training.settings import given_settings, setting_field
 from storage.errors import BadDataError, UsageError
@@ -19,7 +19,13 @@ OTHER = TrainConfig(
     optimizer="sgd",
     learning_rate=0.5,
     schedule="constant",
+    warm_up=0.2,
+    restarts=2,
+    restart_epochs=1,
+    restart_factor=0.5,
     momentum=0.5,
+    beta1=0.8,
+    beta2=0.99,
     l2=0.0,
     init="normal-0.1",
     seed=9,
@@ -44,6 +50,15 @@ OTHER = TrainConfig(
 
 OF_ROUNDS = ("replicas", "sync_every", "outer_learning_rate", "outer_momentum")
 """Settings that have no effect on a run of steps."""
+NEEDED = {
+    "warm_up": {"schedule": "cosine"},
+    "restarts": {"schedule": "cosine"},
+    "restart_epochs": {"schedule": "cosine", "restarts": 2},
+    "restart_factor": {"schedule": "cosine", "restarts": 2},
+    "beta1": {"optimizer": "adam"},
+    "beta2": {"optimizer": "adam"},
+}
+"""Values of other settings with which these have an effect."""
 
 
 def updated(**settings: Any) -> TrainConfig:
@@ -146,6 +161,12 @@ def test_types(settings: dict[str, Any], expected: str) -> None:
         ({"patience": -1, "holdout": 1}, "--patience"),
         ({"checkpoint_every": -1}, "--checkpoint-every"),
         ({"keep": 0}, "--keep is 0; expected at least 1."),
+        ({"warm_up": 1.5}, "--warm-up is 1.5; expected 0 to 1."),
+        ({"restarts": -1}, "--restarts is -1; expected 0 to 1,000."),
+        ({"restart_epochs": 0}, "--restart-epochs is 0; expected at least 1."),
+        ({"restart_factor": 1.5}, "--restart-factor is 1.5; expected 0 to 1."),
+        ({"beta1": 1.0}, "--beta1 is 1.0; expected 0 to 0.9999."),
+        ({"beta2": 1.0}, "--beta2 is 1.0; expected 0 to 0.99999."),
         ({"threads": 1025}, "--threads is 1025; expected 0 to 1,024."),
         ({"optimizer": "adamm"}, "nesterov, adam, adamw. Did you mean 'adam'?"),
         ({"init": "he"}, "normal-0.1. Did you mean 'he-normal'?"),
@@ -208,9 +229,10 @@ def test_evaluations(
 @pytest.mark.parametrize("parallel", ["steps", "rounds"])
 def test_digest_and_differences(parallel: str) -> None:
     """The digest and the differences cover every setting except those that may change on resume."""
-    recorded = TrainConfig(parallel=parallel, optimizer="momentum", l2=0.1)
+    usual = TrainConfig(parallel=parallel, optimizer="momentum", l2=0.1)
     others = OTHER.to_json() | {"parallel": "rounds" if parallel == "steps" else "steps"}
     for name, value in others.items():
+        recorded = replace(usual, **NEEDED.get(name, {}))
         given = replace(recorded, **{name: value})
         if name in ("checkpoint_every", "keep", "threads") or (
             name in OF_ROUNDS and parallel == "steps"
@@ -264,6 +286,41 @@ def test_digest_with_an_added_setting() -> None:
     assert later.digest != earlier.digest
     assert ["novelty: 0.5 recorded, 0.6 given"] == later.differences(earlier)
     assert ["novelty: 0.6 recorded, 0.5 given"] == earlier.differences(later)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "restarts", "length", "cycles"),
+    [
+        (265, 2, 26, (213, 26, 26)),
+        (10, 3, None, (4, 2, 2, 2)),
+        (3, 2, None, (1, 1, 1)),
+        (5, 0, 7, (5,)),
+    ],
+)
+def test_cycles(epochs: int, restarts: int, length: int | None, cycles: tuple[int, ...]) -> None:
+    """Restarted cycles have `restart_epochs`, or equal shares; the first has the other epochs."""
+    config = TrainConfig(schedule="cosine", epochs=epochs, restarts=restarts, restart_epochs=length)
+    assert cycles == config.cycles
+    assert (epochs,) == replace(config, schedule="one-cycle").cycles
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"restarts": 2, "restart_epochs": 5}, "--restarts 2 with cycles of 5 epochs needs at "),
+        ({"restarts": 2, "restart_epochs": 6}, "at least 13 epochs; --epochs is 10. Train for"),
+        ({"restarts": 10}, "--restarts 10 with cycles of 1 epoch needs at least 11 epochs"),
+    ],
+)
+def test_restarts_longer_than_the_run(settings: dict[str, Any], message: str) -> None:
+    """The first cycle needs an epoch."""
+    assert message in refusal({"schedule": "cosine"} | settings)
+
+
+def test_defaults_by_schedule() -> None:
+    """The default of the warm-up depends on the schedule."""
+    shares = {name: updated(schedule=name).warm_up for name in SCHEDULES}
+    assert {"constant": 0, "cosine": 0, "one-cycle": 0.3} == shares
 
 
 @pytest.mark.parametrize(
