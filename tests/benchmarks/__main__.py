@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from jobs.commands.tables import table
@@ -14,6 +15,7 @@ try:
     from tests.benchmarks.contest import Verdict
     from tests.benchmarks.data import CORES, SOURCE, Workplace
     from tests.benchmarks.epochs import bench_epochs
+    from tests.benchmarks.learning import LearningVerdict, bench_learning, learning_table
     from tests.benchmarks.processes import bench_help, bench_ingest, bench_to_98, bench_train
     from tests.benchmarks.scale import bench_latency, bench_scale
     from tests.benchmarks.streams import bench_score, bench_stream
@@ -30,8 +32,8 @@ BENCHMARKS = {
     "to-98": bench_to_98,
     "latency": bench_latency,
 }
-LARGE = {"scale": bench_scale, "cluster": bench_cluster}
-"""Benchmarks that take long and much disk space; they run only if named."""
+LARGE = {"scale": bench_scale, "cluster": bench_cluster, "learning": bench_learning}
+"""Benchmarks that take long or much disk space; they run only if named."""
 
 
 def main() -> None:
@@ -42,11 +44,16 @@ def main() -> None:
     )
     names_help = f"any of {', '.join(BENCHMARKS | LARGE)} (default: all but {', '.join(LARGE)})"
     parser.add_argument("names", nargs="*", metavar="NAMES", help=names_help)
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of each comparison")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of each comparison, or seeds")
     parser.add_argument("--json", type=Path, default=Path("benchmarks.json"), help="file to write")
+    learning = parser.add_argument_group("learning")
+    learning.add_argument("--long", action="store_true", help="also train for hours")
+    holdout_help = "measure errors on held-out training rows, to choose settings"
+    learning.add_argument("--holdout", action="store_true", help=holdout_help)
     arguments = parser.parse_args()
     names = arguments.names or list(BENCHMARKS)
-    known = BENCHMARKS | LARGE
+    of_learning = partial(bench_learning, long=arguments.long, holdout=arguments.holdout)
+    known = BENCHMARKS | LARGE | {"learning": of_learning}
     if unknown := set(names) - set(known):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(known)}")
     verdicts: list[Verdict] = []
@@ -57,10 +64,18 @@ def main() -> None:
                 verdicts.append(verdict)
                 print(f"{verdict.name}: {verdict.figure:,.3f}  {verdict.note}", file=sys.stderr)
     print(f"{SOURCE} on {CORES} cores: {environment()}\n")
-    print(_table(verdicts))
+    print(_tables(verdicts))
     document = {"environment": environment(), "cores": CORES, "source": SOURCE}
     document["verdicts"] = [verdict.to_json() for verdict in verdicts]
     arguments.json.write_text(json.dumps(document, indent=2) + "\n")
+
+
+def _tables(verdicts: list[Verdict]) -> str:
+    """Return a table of errors and one of the other figures, if there are any."""
+    errors = [verdict for verdict in verdicts if isinstance(verdict, LearningVerdict)]
+    others = [verdict for verdict in verdicts if not isinstance(verdict, LearningVerdict)]
+    tables = ([learning_table(errors)] if errors else []) + ([_table(others)] if others else [])
+    return "\n\n".join(tables)
 
 
 def _table(verdicts: list[Verdict]) -> str:
