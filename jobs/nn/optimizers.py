@@ -47,8 +47,8 @@ class Optimizer(ABC):
 
         All vectors are flat `(parameters,)` of one dtype. `gradient` is that of the mean loss,
         `rate` the learning rate, and `step_number` the number of the step in the run, from 1. The
-        new parameters may be written over the gradient; otherwise `out` shares no memory with the
-        arguments.
+        gradient is overwritten. `out` may be `before`, for a step in place; otherwise it shares no
+        memory with the arguments.
         """
 
 
@@ -59,9 +59,8 @@ class Sgd(Optimizer):
     def step(
         self, before: Stepped, gradient: Floats, rate: float, step_number: int, out: Stepped
     ) -> None:
-        new, _ = out
-        np.multiply(gradient, -float(rate), out=new)
-        new += before[0]
+        np.multiply(gradient, -float(rate), out=gradient)
+        np.add(before[0], gradient, out=out[0])
 
 
 @dataclass(frozen=True)
@@ -79,11 +78,11 @@ class Momentum(Optimizer):
         velocity = np.multiply(state["velocity"], self.momentum, out=new_state["velocity"])
         velocity += gradient
         _flush_decayed(velocity, step_number)
-        np.multiply(self.direction(gradient, velocity, new), -float(rate), out=new)
-        new += parameters
+        np.multiply(self.direction(gradient, velocity), -float(rate), out=gradient)
+        np.add(parameters, gradient, out=new)
 
-    def direction(self, gradient: Floats, velocity: Floats, out: Floats) -> Floats:
-        """Return the direction that the step is opposite to, in `out` or another array."""
+    def direction(self, gradient: Floats, velocity: Floats) -> Floats:
+        """Return the direction that the step is opposite to; it may overwrite the gradient."""
         return velocity
 
 
@@ -93,9 +92,9 @@ class Nesterov(Momentum):
     v' = momentum v + g; w' = w - learning_rate (g + momentum v').
     """
 
-    def direction(self, gradient: Floats, velocity: Floats, out: Floats) -> Floats:
-        np.add(gradient, velocity * self.momentum, out=out)
-        return out
+    def direction(self, gradient: Floats, velocity: Floats) -> Floats:
+        gradient += velocity * self.momentum
+        return gradient
 
 
 @dataclass(frozen=True)
@@ -133,14 +132,14 @@ class Adam(Optimizer):
         gradients += gradient
         squares = new_state["squared_gradients"]
         np.multiply(state["squared_gradients"], self.beta2, out=squares)
-        squares += np.square(gradient, out=new)
+        squares += np.square(gradient, out=gradient)
         for moment in (gradients, squares):
             _flush_decayed(moment, step_number)
-        np.sqrt(squares, out=new)
-        new += floor
-        np.divide(gradients, new, out=new)
-        new *= size
-        np.subtract(parameters, new, out=new)
+        step = np.sqrt(squares, out=gradient)
+        step += floor
+        np.divide(gradients, step, out=step)
+        step *= size
+        np.subtract(parameters, step, out=new)
 
 
 class AdamW(Adam):

@@ -72,18 +72,19 @@ class DataParallelStep(Closing):
         self._micro_batches = micro_batches
         self._span = process_span(micro_batches, self._size)
         self._rule = rule
-        self._generations = [
+        generations = [
             (_shared_copy(parameters), {name: _shared_copy(state[name]) for name in state})
-            for _ in range(2)
+            for _ in range(min(2, self._size))
         ]
+        # A single process never repeats a step, so it steps in place.
+        self._generations = generations[0], generations[-1]
         self._now = 0
-        tasks = self._tasks(batch_size)
-        self._alone = self._size == tasks == 1
         group = max(GROUP, 1 << (self._size - 1).bit_length())
-        self._shared_sums = [
+        self._sums = [
             shared_array(parameters.shape, parameters.dtype)
-            for _ in range(0 if self._alone else min(group, tasks))
+            for _ in range(min(group, self._tasks(batch_size)))
         ]
+        """The arrays that gradient sums are written to."""
         self._own: Iterator[Batch] = iter(())
         """The micro-batches that this process computes itself."""
         rows = self._span * -(-batch_size // micro_batches)
@@ -122,15 +123,6 @@ class DataParallelStep(Closing):
     def _tasks(self, rows: int) -> int:
         """Return the number of gradient sums of a mini-batch of `rows`."""
         return -(-min(self._micro_batches, rows) // self._span)
-
-    @property
-    def _sums(self) -> list[Floats]:
-        """The arrays that gradient sums are written to.
-
-        With one task the only sum is written to the array of the new parameters, which replace it
-        block by block. A step then fits in the cache.
-        """
-        return [self._generations[1 - self._now][0]] if self._alone else self._shared_sums
 
     def _sum_gradients(self, micro_batches: Iterator[Batch], rows: int) -> tuple[int, LossSum]:
         """Compute the gradient sums; return how many of `_sums` hold them, and the loss."""
@@ -227,8 +219,9 @@ class DataParallelStep(Closing):
         for first in range(start, end, BLOCK):
             block = slice(first, min(first + BLOCK, end))
             blocks = [gradient_sum[block] for gradient_sum in self._sums[:sums]]
-            # A single process never repeats a step, so its only sum may be overwritten.
-            gradient = blocks[0] if self._alone else tree_reduce(blocks, self._workspace)
+            # A process that never repeats a step may overwrite its only sum.
+            overwrites = self._size == sums == 1
+            gradient = blocks[0] if overwrites else tree_reduce(blocks, self._workspace)
             self._rule.apply(block, before, gradient, learning_rate, step_number, after)
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ The bits depend on the configuration alone, not on the number of cores.
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import count
 from typing import Any, Generic, TypeVar
 
@@ -211,12 +212,13 @@ class UpdateRule:
     ) -> None:
         """Update one block of the flat vectors from `before` into `after`.
 
-        `gradient` is the block's part of the gradient of the mean loss. It is overwritten, and may
-        share its memory with the new parameters.
+        `gradient` is the block's part of the gradient of the mean loss. It is overwritten. `after`
+        may be `before`, for a step in place.
         """
         parameters = before[0][block]
         if self.l2 and self.optimizer.decouples_l2:
-            parameters = parameters.copy()
+            after[0][block] = parameters
+            parameters = after[0][block]
             for weights in self._weights(block):
                 parameters[weights] *= 1 - learning_rate * self.l2
         elif self.l2:
@@ -227,11 +229,15 @@ class UpdateRule:
         out = after[0][block], new_state
         self.optimizer.step((parameters, state), gradient, learning_rate, step_number, out)
 
+    @cached_property
+    def _all_weights(self) -> list[slice]:
+        return weight_slices(self.network.layers)
+
     def _weights(self, block: slice) -> list[slice]:
         """Return the slices of the block that L2 applies to: all weights, no biases."""
         size = block.stop - block.start
         return [
             slice(max(0, weights.start - block.start), min(size, weights.stop - block.start))
-            for weights in weight_slices(self.network.layers)
+            for weights in self._all_weights
             if weights.start < block.stop and block.start < weights.stop
         ]

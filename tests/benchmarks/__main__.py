@@ -18,6 +18,7 @@ try:
     from tests.benchmarks.learning import LearningVerdict, bench_learning, learning_table
     from tests.benchmarks.processes import bench_help, bench_ingest, bench_to_98, bench_train
     from tests.benchmarks.scale import bench_latency, bench_scale
+    from tests.benchmarks.steps import bench_step
     from tests.benchmarks.streams import bench_score, bench_stream
 except ModuleNotFoundError as missing:
     sys.exit(f"The benchmarks need {missing.name}. Run: pip install -e '.[bench]'")
@@ -28,6 +29,7 @@ BENCHMARKS = {
     "ingest": bench_ingest,
     "score": bench_score,
     "epochs": bench_epochs,
+    "step": bench_step,
     "train": bench_train,
     "to-98": bench_to_98,
     "latency": bench_latency,

@@ -11,10 +11,14 @@ from jobs.nn.architecture import Layer, parse_network
 from tests.benchmarks.contest import Contestant
 from tests.benchmarks.data import NETWORK, Workplace
 
+ACTIVATIONS = {"relu": torch.nn.ReLU, "sigmoid": torch.nn.Sigmoid, "tanh": torch.nn.Tanh}
 
-def bare_products(rows: int, batch_size: int, *, backward: bool = True) -> Contestant:
+
+def bare_products(
+    rows: int, batch_size: int, *, backward: bool = True, network: str = NETWORK
+) -> Contestant:
     """Return an epoch that only computes matrix products, into preallocated arrays."""
-    products = list(_products(parse_network(NETWORK), batch_size, backward))
+    products = list(_products(parse_network(network), batch_size, backward))
 
     def epoch() -> None:
         for _ in range(rows // batch_size):
@@ -46,15 +50,14 @@ def _products(
                 yield deltas, weights.T, some(rows, inputs)
 
 
-def torch_model() -> torch.nn.Sequential:
-    """Return the default network, with logits as output."""
-    return torch.nn.Sequential(
-        torch.nn.Linear(784, 200),
-        torch.nn.ReLU(),
-        torch.nn.Linear(200, 80),
-        torch.nn.Sigmoid(),
-        torch.nn.Linear(80, 10),
-    )
+def torch_model(network: str = NETWORK) -> torch.nn.Sequential:
+    """Return a network with logits as output."""
+    modules: list[torch.nn.Module] = []
+    for layer in parse_network(network):
+        modules.append(torch.nn.Linear(layer.inputs, layer.outputs))
+        if layer.activation in ACTIVATIONS:
+            modules.append(ACTIVATIONS[layer.activation]())
+    return torch.nn.Sequential(*modules)
 
 
 def torch_tensors(workplace: Workplace) -> tuple[torch.Tensor, torch.Tensor]:
