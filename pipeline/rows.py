@@ -35,6 +35,8 @@ class Batch:
     """`(rows, classes)` one-hot, or None if the split has no labels."""
     rows: RowNumbers
     """`(rows,)` int64: the row numbers in the split."""
+    epoch: int = 0
+    """The epoch that the rows are visited in, from 0."""
 
     def __repr__(self) -> str:
         targets = "none"
@@ -43,18 +45,19 @@ class Batch:
         return f"<Batch: inputs {self.inputs.shape} {self.inputs.dtype}, targets {targets}>"
 
     @classmethod
-    def empty(cls, schema: SplitSchema, rows: int) -> "Batch":
+    def empty(cls, schema: SplitSchema, rows: int, epoch: int) -> "Batch":
         """Return an uninitialised batch for a split."""
         return cls(
             np.empty((rows, schema.columns), schema.dtype),
             np.empty((rows, schema.classes), np.uint8) if schema.classes else None,
             np.empty(rows, np.int64),
+            epoch,
         )
 
     def part(self, rows: "slice | RowNumbers") -> "Batch":
         """Return some of the rows: a view for a slice, a copy for an index array."""
         targets = None if self.targets is None else self.targets[rows]
-        return Batch(self.inputs[rows], targets, self.rows[rows])
+        return Batch(self.inputs[rows], targets, self.rows[rows], self.epoch)
 
     def put(self, start: int, other: "Batch") -> None:
         """Copy another batch's rows into this batch, from row `start` on."""
@@ -115,7 +118,7 @@ class WindowReader(Closing):
         """
         if self._reach(epoch, start) >= stop:
             return self._view(start, stop)
-        batch = Batch.empty(self.schema, stop - start)
+        batch = Batch.empty(self.schema, stop - start, epoch)
         place = start
         while place < stop:
             end = min(stop, self._reach(epoch, place))
@@ -141,7 +144,7 @@ class WindowReader(Closing):
         window, block = self._loader.take(order, number)
         if self.reads_ahead:
             self._expect_next(order, number)
-        batch = Batch(block.inputs, block.targets, window.row_numbers)
+        batch = Batch(block.inputs, block.targets, window.row_numbers, order.epoch)
         return _Held(order.epoch, int(order.window_starts[number]), batch)
 
     def _expect_next(self, order: EpochOrder, number: int) -> None:
@@ -247,7 +250,7 @@ class RowReader(WindowReader):
                 self._all = Batch(block.inputs, block.targets, window.row_numbers)
             if self._visited is None or self._visited[0] != epoch:
                 self._visited = epoch, self._order_at(epoch).window(0).row_numbers
-            return self._all.part(self._visited[1][start:stop])
+            return replace(self._all.part(self._visited[1][start:stop]), epoch=epoch)
 
     def close(self) -> None:
         self._all = None

@@ -11,10 +11,10 @@ from storage.errors import did_you_mean
 
 SECTIONS = (
     *("Data", "Model", "Optimisation", "Evaluation", "Checkpoints", "Gates", "Schedule"),
-    *("Output", "Other schedulers", "Retries", "Rounds", "Cluster", "Storage"),
+    *("Output", "Other schedulers", "Retries", "Distortions", "Rounds", "Cluster", "Storage"),
 )
 """The sections of a help text, in this order."""
-ADVANCED = {"Retries", "Rounds", "Cluster", "Storage"}
+ADVANCED = {"Retries", "Distortions", "Rounds", "Cluster", "Storage"}
 """Sections that are shown by --help-all only."""
 METAVARS = {"integer": "N", "float": "X"}
 """The placeholder of a value in help, by the name of its type."""

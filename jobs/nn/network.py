@@ -83,6 +83,14 @@ class Network:
         self.parameter_count = count_parameters(layers)
         self._hidden = [ACTIVATIONS[layer.activation] for layer in layers[:-1]]
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Network):
+            return NotImplemented
+        return (self.layers, self.dtype) == (other.layers, other.dtype)
+
+    def __hash__(self) -> int:
+        return hash((self.layers, self.dtype))
+
     @property
     def parameter_memory(self) -> int:
         """Bytes of a parameter vector."""

@@ -14,15 +14,14 @@ from itertools import cycle
 
 import numpy as np
 
-from jobs.nn.architecture import parse_network
-from jobs.nn.network import LossSum, Network, Workspace
+from jobs.nn.network import LossSum, Workspace
 from jobs.nn.optimizers import State, Stepped
 from jobs.nn.parameters import Floats
+from jobs.training.gradients import GradientRule, Gradients
 from jobs.training.rounds import ordered_rows
 from jobs.training.step import (
     TreeSum,
     UpdateRule,
-    gradient_of_subtree,
     ignore_overflow,
     subtree_size,
     thread_count,
@@ -42,7 +41,6 @@ from pipeline.cluster.worker import hold
 from pipeline.rows import OrderedRows, RowReader
 from pipeline.stream import Batch
 from storage.location import Closing
-from storage.preparation import ValueRange
 
 MOST_SUMS = 16
 """Gradient sums of a step at most; on larger clusters, two for each worker."""
@@ -63,16 +61,14 @@ class GradientTask:
     """The arguments that all gradient tasks of a training run share."""
 
     rows: OrderedRows
-    network: str
-    dtype: str
-    scaling: ValueRange | None
+    rule: GradientRule
 
 
-class ThreadScratch(threading.local):
-    """The scratch arrays of each thread of a worker."""
+class ThreadGradients(threading.local):
+    """The computation of gradients in each thread of a worker."""
 
-    def __init__(self) -> None:
-        self.workspace = Workspace()
+    def __init__(self, rule: GradientRule) -> None:
+        self.gradients = Gradients(rule)
 
 
 class GradientWorkerState(Closing):
@@ -80,9 +76,8 @@ class GradientWorkerState(Closing):
 
     def __init__(self, task: GradientTask) -> None:
         """Open the dataset."""
-        self.network = Network(parse_network(task.network), task.dtype)
         self.reader = RowReader(task.rows)
-        self.scratch = ThreadScratch()
+        self.thread = ThreadGradients(task.rule)
         self.lent = SharedBufferPool()
 
     def close(self) -> None:
@@ -110,15 +105,7 @@ def gradient_sum(
     def compute(parameters: Floats, out: Floats) -> LossSum:
         micro_batches = (state.reader.take(epoch, *span) for span in spans)
         with ignore_overflow():
-            return gradient_of_subtree(
-                state.network,
-                task.scaling,
-                parameters,
-                micro_batches,
-                batch_rows,
-                out,
-                state.scratch.workspace,
-            )
+            return state.thread.gradients.of_subtree(parameters, micro_batches, batch_rows, out)
 
     return state.lent.answer(step, parameters, compute)
 
@@ -130,7 +117,7 @@ class ClusterDataParallelStep(Closing):
         self,
         cluster: Cluster,
         task: GradientTask,
-        rule: UpdateRule,
+        update: UpdateRule,
         parameters: Floats,
         state: State,
         position: Position,
@@ -143,7 +130,7 @@ class ClusterDataParallelStep(Closing):
         """
         self._cluster = cluster
         self._task = task
-        self._rule = rule
+        self._update = update
         self._position = position
         # Two copies: workers read one while the step writes the other.
         self._shared = [SharedVector(len(parameters), str(parameters.dtype)) for _ in range(2)]
@@ -214,7 +201,7 @@ class ClusterDataParallelStep(Closing):
                 for first in range(start, end, BLOCK):
                     block = slice(first, min(first + BLOCK, end))
                     gradient = tree_reduce([vector[block] for vector in sums], workspace)
-                    self._rule.apply(block, before, gradient, learning_rate, step_number, after)
+                    self._update.apply(block, before, gradient, learning_rate, step_number, after)
 
         list(self._pool.map(take, stretches))
         self._now = 1 - self._now
@@ -231,14 +218,16 @@ class ClusterTrainer(Trainer):
 
     reads_rows = False
 
-    def _make_stepper(self, rule: UpdateRule, parameters: Floats, state: State) -> TrainingState:
+    def _make_stepper(
+        self, rule: GradientRule, update: UpdateRule, parameters: Floats, state: State
+    ) -> TrainingState:
         assert self._cluster is not None
         config = self.config
         rows = ordered_rows(config, self._dataset)
         self._step = ClusterDataParallelStep(
             self._cluster,
-            GradientTask(rows, config.network, config.dtype, rule.scaling),
-            rule,
+            GradientTask(rows, rule),
+            update,
             parameters,
             state,
             lambda: (self.stream.state.epoch, self.stream.place),

@@ -52,6 +52,10 @@ OF_ADAM: dict[str, Any] = {
 }
 
 
+def _distortion(text: str, more: str = "", default: float = 0.0, **limits: Any) -> Any:
+    return setting_field("Distortions", default, text, more, added=True, **{"least": 0} | limits)
+
+
 @dataclass(frozen=True, repr=False)
 class TrainConfig:
     """All settings of a training run; with the dataset they determine its result."""
@@ -235,6 +239,39 @@ class TrainConfig:
     keep: int = setting_field(
         "Checkpoints", 3, "Newest checkpoints to keep, plus the best.", least=1, may_change=True
     )
+    rotate: float = _distortion(
+        "Largest rotation, in degrees.",
+        "Each image is rotated by an angle drawn evenly between this to the left and to the right.",
+        most=180,
+    )
+    scale: float = _distortion(
+        "Largest change of width and height, as a share.",
+        "0.15 draws factors evenly from 0.85 to 1.15, one for each axis.",
+        most=0.9,
+    )
+    shear: float = _distortion(
+        "Largest shear, as a share.", "0.15 moves rows by up to 0.15 of their distance.", most=1
+    )
+    shift: float = _distortion("Largest shift along each axis, in pixels.", most=1000)
+    elastic: float = _distortion(
+        "Elastic displacement, in pixels r.m.s.",
+        "A smooth random field moves each pixel (Simard et al., 2003).",
+        most=100,
+    )
+    elastic_sigma: float = _distortion(
+        "Smoothness of the elastic displacement, in pixels.",
+        "The standard deviation of the Gaussian that smooths the field.",
+        default=5.0,
+        least=1,
+        most=1000,
+        only_with=("elastic", POSITIVE),
+    )
+    distort_until: float = _distortion(
+        "Share of the epochs with full distortions.",
+        "Later epochs distort half as strongly, which helps short trainings.",
+        default=1.0,
+        most=1,
+    )
     parallel: str = setting_field(
         "Rounds",
         "steps",
@@ -392,9 +429,9 @@ class TrainConfig:
 
 
 def may_change(setting: Setting, recorded: TrainConfig) -> bool:
-    """Return whether a setting may change on resume: epochs may, unless a schedule spans them."""
+    """Return whether a setting may change on resume: epochs may, unless others span them."""
     if setting.name == "epochs":
-        return recorded.schedule == "constant"
+        return recorded.schedule == "constant" and recorded.distort_until == 1
     if setting.metadata["only_with"] == ROUNDS_ONLY:
         return recorded.parallel == "steps"
     return bool(setting.metadata["may_change"])

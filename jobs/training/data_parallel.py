@@ -14,16 +14,15 @@ from jobs.environment import one_blas_thread
 from jobs.nn.network import LossSum, Network, Workspace
 from jobs.nn.optimizers import State
 from jobs.nn.parameters import Floats
+from jobs.training.gradients import GradientRule, Gradients
 from jobs.training.process_pool import PROCESS_MEMORY, ProcessPool, Reply, Task, shared_array
 from jobs.training.step import (
     TreeSum,
     UpdateRule,
-    gradient_of_subtree,
     ignore_overflow,
     subtree_size,
     tree_reduce,
 )
-from pipeline.order import RowNumbers
 from pipeline.stream import Batch
 from storage.location import Closing
 from storage.schema import SplitSchema
@@ -40,9 +39,6 @@ BLOCK = 65_536
 
 GRADIENT, STEP = 0, 1
 
-NO_NUMBERS: RowNumbers = np.empty(0, np.int64)
-"""The row numbers of copied micro-batches, which are not needed."""
-
 
 class DataParallelStep(Closing):
     """Takes optimizer steps on several cores, to the same bits as on one.
@@ -53,7 +49,8 @@ class DataParallelStep(Closing):
 
     def __init__(
         self,
-        rule: UpdateRule,
+        rule: GradientRule,
+        update: UpdateRule,
         parameters: Floats,
         state: State,
         schema: SplitSchema,
@@ -71,7 +68,8 @@ class DataParallelStep(Closing):
         self._size = min(threads, micro_batches)
         self._micro_batches = micro_batches
         self._span = process_span(micro_batches, self._size)
-        self._rule = rule
+        self._gradients = Gradients(rule)  # each fork continues with its own copy
+        self._update = update
         generations = [
             (_shared_copy(parameters), {name: _shared_copy(state[name]) for name in state})
             for _ in range(min(2, self._size))
@@ -91,6 +89,7 @@ class DataParallelStep(Closing):
         others = range(self._size - 1)
         self._inputs = [shared_array((rows, schema.columns), schema.dtype) for _ in others]
         self._targets = [shared_array((rows, schema.classes), np.uint8) for _ in others]
+        self._numbers = [shared_array((rows,), np.int64) for _ in others]
         self._schema = schema
         self._bounds = np.linspace(0, len(parameters), self._size + 1).astype(int).tolist()
         self._workspace = Workspace()
@@ -160,29 +159,32 @@ class DataParallelStep(Closing):
         member = place % self._size
         done = (first + place) * self._span
         parts = min(self._span, min(self._micro_batches, batch_rows) - done)
-        rows = 0
+        rows = epoch = 0
         if member == self._size - 1:
             self._own = islice(micro_batches, parts)
         else:
-            for _ in range(parts):
-                rows += self._copy(next(micro_batches), member, rows)
-        return (GRADIENT, self._now, member, parts, rows, batch_rows, place)
+            for micro_batch in islice(micro_batches, parts):
+                rows += self._copy(micro_batch, member, rows)
+                epoch = micro_batch.epoch
+        return (GRADIENT, self._now, member, parts, rows, epoch, batch_rows, place)
 
     def _copy(self, micro_batch: Batch, member: int, start: int) -> int:
         """Copy a micro-batch to a process's rows from `start` on; return its number of rows."""
         stop = start + len(micro_batch.inputs)
         self._inputs[member][start:stop] = micro_batch.inputs
+        self._numbers[member][start:stop] = micro_batch.rows
         if micro_batch.targets is not None:
             self._targets[member][start:stop] = micro_batch.targets
         return stop - start
 
-    def _copied(self, member: int, parts: int, rows: int) -> Iterator[Batch]:
+    def _copied(self, member: int, parts: int, rows: int, epoch: int) -> Iterator[Batch]:
         """Return a process's micro-batches, cut as a mini-batch is: the larger ones come first."""
         cuts = (
-            np.array_split(array[member][:rows], parts) for array in (self._inputs, self._targets)
+            np.array_split(array[member][:rows], parts)
+            for array in (self._inputs, self._targets, self._numbers)
         )
-        for inputs, targets in zip(*cuts, strict=True):
-            yield Batch(inputs, targets if self._schema.classes else None, NO_NUMBERS)
+        for inputs, targets, numbers in zip(*cuts, strict=True):
+            yield Batch(inputs, targets if self._schema.classes else None, numbers, epoch)
 
     def _work(self, task: Task) -> Reply:
         """Compute a task; repeated, it has the same result."""
@@ -195,18 +197,22 @@ class DataParallelStep(Closing):
             return ()
 
     def _gradient(
-        self, now: int, member: int, parts: int, rows: int, batch_rows: int, place: int
+        self,
+        now: int,
+        member: int,
+        parts: int,
+        rows: int,
+        epoch: int,
+        batch_rows: int,
+        place: int,
     ) -> Reply:
         """Compute the gradient sum of a process's micro-batches."""
         own = member == self._size - 1
-        loss = gradient_of_subtree(
-            self._rule.network,
-            self._rule.scaling,
+        loss = self._gradients.of_subtree(
             self._generations[now][0],
-            self._own if own else self._copied(member, parts, rows),
+            self._own if own else self._copied(member, parts, rows, epoch),
             batch_rows,
             self._sums[place],
-            self._workspace,
         )
         return loss.loss_sum, loss.correct, loss.rows
 
@@ -222,7 +228,7 @@ class DataParallelStep(Closing):
             # A process that never repeats a step may overwrite its only sum.
             overwrites = self._size == sums == 1
             gradient = blocks[0] if overwrites else tree_reduce(blocks, self._workspace)
-            self._rule.apply(block, before, gradient, learning_rate, step_number, after)
+            self._update.apply(block, before, gradient, learning_rate, step_number, after)
 
     def close(self) -> None:
         """End the other processes."""

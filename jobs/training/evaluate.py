@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from jobs.nn.network import NO_ROWS, LossSum, Network
 from jobs.nn.parameters import Floats
 from jobs.thread_map import ThreadMap
-from jobs.training.step import ignore_overflow, network_inputs
+from jobs.training.gradients import network_inputs
+from jobs.training.step import ignore_overflow
 from pipeline.stream import Batch, BatchStream
 from storage.dataset import Dataset
 from storage.location import Closing

@@ -9,6 +9,7 @@ import numpy as np
 from jobs.nn.network import LossSum
 from jobs.nn.optimizers import State
 from jobs.nn.parameters import Floats
+from jobs.training.gradients import GradientRule
 from jobs.training.rounds import (
     VELOCITY,
     LocalStep,
@@ -174,13 +175,15 @@ class RoundTrainer(Trainer):
 
     reads_rows = False
 
-    def _make_stepper(self, rule: UpdateRule, parameters: Floats, state: State) -> TrainingState:
+    def _make_stepper(
+        self, rule: GradientRule, update: UpdateRule, parameters: Floats, state: State
+    ) -> TrainingState:
         config, rows = self.config, ordered_rows(self.config, self._dataset)
         size = self._batch_size
         whole, rest = divmod(rows.order.rows, size)
         batches = whole if config.drop_last or not rest else whole + 1
         self._plan = RoundPlan(batches, config.replicas, config.sync_every)
-        work = RoundTask(rows, config, rule.scaling, size, self._micro_batches, self._plan)
+        work = RoundTask(rows, config, rule, size, self._micro_batches, self._plan)
         self._rounds = RoundStepper(work, parameters, state, self._cluster)
         return self._rounds
 

@@ -17,19 +17,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jobs.nn.architecture import parse_network
 from jobs.nn.network import LossSum, Network
 from jobs.nn.optimizers import Optimizer, State, make_optimizer
 from jobs.nn.parameters import Floats
 from jobs.training.config import TrainConfig
 from jobs.training.data_parallel import DataParallelStep
+from jobs.training.gradients import GradientRule
 from jobs.training.step import TreeSum, UpdateRule
 from pipeline.order import EpochOrder, cut
 from pipeline.rows import OrderedRows, RowReader, reader_memory
 from pipeline.stream import Batch, chunks_per_window
 from storage.dataset import Dataset
 from storage.location import Closing
-from storage.preparation import ValueRange
 from storage.schema import SplitSchema
 
 VELOCITY = "outer.velocity"
@@ -182,7 +181,7 @@ class RoundTask:
 
     rows: OrderedRows
     config: TrainConfig
-    scaling: ValueRange | None
+    rule: GradientRule
     batch_size: int
     micro_batches: int
     plan: RoundPlan
@@ -232,7 +231,7 @@ class ReplicaResult:
 
 
 class RoundWorkerState(Closing):
-    """The readers and the update rule of a process that takes steps for one or more replicas."""
+    """The readers and the rules of a process that takes steps for one or more replicas."""
 
     def __init__(self, work: RoundTask) -> None:
         """Prepare to take steps; rows are read by `take`."""
@@ -242,12 +241,7 @@ class RoundWorkerState(Closing):
         self._idle: OrderedDict[int, RowReader] = OrderedDict()
         """Readers by replica; the most recently used is the last."""
         self._all: RowReader | None = None
-        self._rule = UpdateRule(
-            Network(parse_network(config.network), config.dtype),
-            optimizer_of(config),
-            config.l2,
-            work.scaling,
-        )
+        self._update = UpdateRule(work.rule.network, optimizer_of(config), config.l2)
 
     def take(self, steps: LocalSteps, parameters: Floats, state: State) -> ReplicaResult:
         """Take the steps one after the other, with one thread."""
@@ -255,7 +249,8 @@ class RoundWorkerState(Closing):
         with (
             self._reading(steps) as reader,
             DataParallelStep(
-                self._rule,
+                work.rule,
+                self._update,
                 parameters,
                 state,
                 reader.schema,

@@ -1,26 +1,20 @@
-"""The arithmetic of a step, version 3: gradients of micro-batches, summed in a fixed tree.
+"""The arithmetic of a step, version 3: sums in a fixed tree, and the update.
 
 The bits depend on the configuration alone, not on the number of cores.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import count
 from typing import Any, Generic, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from jobs.nn.network import Columns, GradientSum, LossSum, Network, Workspace
+from jobs.nn.network import Network, Workspace
 from jobs.nn.optimizers import Optimizer, Stepped
 from jobs.nn.parameters import Floats, weight_slices
-from pipeline.stream import Batch
-from pipeline.transforms import occupied_columns, scale
 from pipeline.windows import usable_cores
-from storage.errors import BadDataError
-from storage.preparation import BYTES, ValueRange
 
 STEP_VERSION = 3
 MICRO_BATCH_ROWS = 256
@@ -74,25 +68,6 @@ def thread_count(threads: int) -> int:
     return threads or usable_cores()
 
 
-def network_inputs(
-    stored: NDArray[Any],
-    dtype: np.dtype[Any],
-    scaling: ValueRange | None,
-    workspace: Workspace | None = None,
-) -> tuple[Floats, Columns | None]:
-    """Return stored rows scaled for the network, and its columns if blank ones are left out."""
-    workspace = workspace or Workspace()
-    columns = occupied_columns(stored, scaling)
-    if columns is None:
-        out = workspace.array("inputs", stored.shape, dtype)
-        return scale(stored, dtype, scaling, out), None
-    # Indexing stores columns contiguously; `take`, which stores rows, needs twice the time. Matrix
-    # products take either layout.
-    narrow = stored[:, columns]
-    by_column = workspace.array("inputs", narrow.T.shape, dtype)
-    return scale(narrow, dtype, scaling, by_column.T), columns
-
-
 class TreeSum(Generic[Item]):
     """A sum in a fixed binary tree over the items' index, which holds log2(items) of them.
 
@@ -121,52 +96,6 @@ class TreeSum(Generic[Item]):
             _, left = self._subtrees.pop()
             total = self._add(left, total, len(self._subtrees))
         return total
-
-
-def gradient_of_subtree(
-    network: Network,
-    scaling: ValueRange | None,
-    parameters: Floats,
-    micro_batches: Iterable[Batch],
-    batch_rows: int,
-    out: Floats,
-    workspace: Workspace,
-) -> LossSum:
-    """Compute the gradient of micro-batches that are a subtree of the fixed tree; return the loss.
-
-    They add this to the gradient of the mean loss of a mini-batch of `batch_rows` rows. It is
-    written to `out`, `(parameters,)`. No micro-batch is held while the next is taken, because it
-    may be a view of a window. Raises `BadDataError` if they have no labels.
-    """
-    free, numbers = [out], count()
-
-    def compute(batch: Batch) -> GradientSum:
-        if batch.targets is None:
-            raise BadDataError("The split has no labels to learn from; choose a labelled one.")
-        if not free:
-            free.append(workspace.array(f"subtree-{next(numbers)}", out.shape, out.dtype))
-        inputs, columns = network_inputs(batch.inputs, network.dtype, scaling, workspace)
-        return network.gradient_sum(
-            parameters,
-            inputs,
-            batch.targets,
-            columns,
-            weight=1 / batch_rows,
-            out=free.pop(),
-            workspace=workspace,
-        )
-
-    def add(left: GradientSum, right: GradientSum, _: int) -> GradientSum:
-        free.append(right.gradient)
-        np.add(left.gradient, right.gradient, out=left.gradient)
-        loss = left + right
-        return GradientSum(loss.loss_sum, loss.correct, loss.rows, left.gradient)
-
-    tree = TreeSum[GradientSum](add)
-    for gradient_sum in map(compute, micro_batches):
-        tree.add(gradient_sum)
-    total = tree.result()  # its gradient is `out`: sums are written over their left part
-    return LossSum(total.loss_sum, total.correct, total.rows)
 
 
 def tree_reduce(sums: list[Floats], workspace: Workspace) -> Floats:
@@ -198,8 +127,6 @@ class UpdateRule:
     optimizer: Optimizer
     l2: float
     """The strength of L2 regularisation; see `--l2`."""
-    scaling: ValueRange | None = BYTES
-    """The range of stored inputs that is mapped to [0, 1]; see `Preparation`."""
 
     def apply(
         self,

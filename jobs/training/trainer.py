@@ -17,6 +17,7 @@ from jobs.nn.optimizers import State
 from jobs.nn.parameters import Floats
 from jobs.training.config import TrainConfig
 from jobs.training.data_parallel import DataParallelStep
+from jobs.training.gradients import GradientRule, gradient_rule
 from jobs.training.rounds import initial_state, optimizer_of
 from jobs.training.step import UpdateRule, micro_batch_count, thread_count
 from pipeline.stream import Batch, BatchStream, StreamState
@@ -97,7 +98,8 @@ class Trainer(Closing):
         self._micro_batches = micro_batch_count(config.micro_batches, self._batch_size)
         # The stepper forks, which must precede the stream's threads.
         self._stepper = self._make_stepper(
-            UpdateRule(self.network, optimizer_of(config), config.l2, dataset.preparation.scaling),
+            gradient_rule(config, self.network, dataset),
+            UpdateRule(self.network, optimizer_of(config), config.l2),
             parameters,
             vectors,
         )
@@ -120,10 +122,13 @@ class Trainer(Closing):
             self._stepper.close()
             raise
 
-    def _make_stepper(self, rule: UpdateRule, parameters: Floats, state: State) -> TrainingState:
+    def _make_stepper(
+        self, rule: GradientRule, update: UpdateRule, parameters: Floats, state: State
+    ) -> TrainingState:
         """Return the object that takes the steps, here on the cores of this machine."""
         self._step: TrainingStep = DataParallelStep(
             rule,
+            update,
             parameters,
             state,
             self._dataset.split("train").schema,

@@ -13,6 +13,7 @@ from jobs.nn.network import NO_ROWS, Network
 from jobs.nn.optimizers import make_optimizer
 from jobs.training.config import TrainConfig
 from jobs.training.data_parallel import DataParallelStep
+from jobs.training.gradients import GradientRule
 from jobs.training.step import UpdateRule, default_micro_batches
 from jobs.training.trainer import Trainer
 from pipeline.stream import Batch
@@ -64,10 +65,11 @@ def memory_epoch(
     inputs, targets = workplace.train_bytes, workplace.train_targets
     layers = parse_network(NETWORK)
     parts = micro_batches(batch_size, threads)
-    rule = UpdateRule(Network(layers), make_optimizer("sgd"), l2=0.0)
+    network = Network(layers)
     stepper = stack.enter_context(
         DataParallelStep(
-            rule,
+            GradientRule(network),
+            UpdateRule(network, make_optimizer("sgd"), l2=0.0),
             initialise("scaled", layers, 0),
             {},
             workplace.dataset.split("train").schema,

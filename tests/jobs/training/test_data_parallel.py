@@ -20,14 +20,16 @@ from jobs.nn.network import LossSum, Network
 from jobs.nn.optimizers import Stepped, make_optimizer
 from jobs.nn.parameters import Floats
 from jobs.training.data_parallel import DataParallelStep
+from jobs.training.gradients import GradientRule, network_inputs
 from jobs.training.job import train
-from jobs.training.step import UpdateRule, default_micro_batches, network_inputs
+from jobs.training.step import UpdateRule, default_micro_batches
 from jobs.training.trainer import parameters_digest
 from pipeline.order import EpochOrder
 from pipeline.stream import Batch, chunks_per_window
 from storage.dataset import open_dataset
 from storage.errors import BadDataError
 from storage.places import open_location
+from storage.preparation import BYTES
 from storage.schema import SplitSchema
 from tests.jobs.training.test_step import by_definition
 from tests.jobs.trainings import small
@@ -69,7 +71,7 @@ def one_by_one(
     with one_blas_thread():
         for part in batches:
             assert part.targets is not None
-            inputs, columns = network_inputs(part.inputs, rule.network.dtype, rule.scaling)
+            inputs, columns = network_inputs(part.inputs, rule.network.dtype, BYTES)
             gradient = rule.network.gradient_sum(
                 before[0], inputs, part.targets, columns, weight=1 / rows
             )
@@ -85,7 +87,13 @@ def stepper_of(
 ) -> DataParallelStep:
     """Takes steps of mini-batches of `LAYERS`' rows."""
     return DataParallelStep(
-        rule, *start, SCHEMA, batch_size=rows, micro_batches=micro_batches, threads=threads
+        GradientRule(rule.network),
+        rule,
+        *start,
+        SCHEMA,
+        batch_size=rows,
+        micro_batches=micro_batches,
+        threads=threads,
     )
 
 

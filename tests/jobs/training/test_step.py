@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from jobs.nn.architecture import parse_network
 from jobs.nn.network import Network, Workspace
 from jobs.nn.optimizers import make_optimizer
+from jobs.training.gradients import network_inputs
 from jobs.training.step import (
     TreeSum,
     UpdateRule,
     default_micro_batches,
-    network_inputs,
     thread_count,
 )
 from storage.preparation import BYTES

@@ -1,0 +1,147 @@
+"""Gradients of micro-batches: rows, distorted and scaled, through the network and back.
+
+A gradient depends on the parameters and the rows alone, wherever it is computed.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from itertools import count
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jobs.nn.network import Columns, GradientSum, LossSum, Network, Workspace
+from jobs.nn.parameters import Floats
+from jobs.training.config import TrainConfig
+from jobs.training.step import TreeSum
+from pipeline.distortions import Distorter, Distortions
+from pipeline.stream import Batch
+from pipeline.transforms import occupied_columns, scale
+from storage.dataset import Dataset
+from storage.errors import BadDataError
+from storage.preparation import BYTES, ValueRange
+
+
+@dataclass(frozen=True)
+class DistortionPlan:
+    """The distortions of a run: full strengths first, then half strengths."""
+
+    strengths: Distortions
+    image_shape: tuple[int, ...]
+    seed: int
+    full_epochs: int
+    """Epochs at full strength; later ones have half of it."""
+
+
+@dataclass(frozen=True)
+class GradientRule:
+    """How rows become a gradient. It holds no state, and is the same for all steps of a run."""
+
+    network: Network
+    scaling: ValueRange | None = BYTES
+    """The range of stored inputs that is mapped to [0, 1]; see `Preparation`."""
+    distortions: DistortionPlan | None = None
+
+
+def network_inputs(
+    stored: NDArray[Any],
+    dtype: np.dtype[Any],
+    scaling: ValueRange | None,
+    workspace: Workspace | None = None,
+) -> tuple[Floats, Columns | None]:
+    """Return stored rows scaled for the network, and its columns if blank ones are left out."""
+    workspace = workspace or Workspace()
+    columns = occupied_columns(stored, scaling)
+    if columns is None:
+        out = workspace.array("inputs", stored.shape, dtype)
+        return scale(stored, dtype, scaling, out), None
+    # Indexing stores columns contiguously; `take`, which stores rows, needs twice the time. Matrix
+    # products take either layout.
+    narrow = stored[:, columns]
+    by_column = workspace.array("inputs", narrow.T.shape, dtype)
+    return scale(narrow, dtype, scaling, by_column.T), columns
+
+
+def distortions(config: TrainConfig) -> Distortions:
+    """Return the strengths of a run's distortions."""
+    return Distortions(**{field.name: getattr(config, field.name) for field in fields(Distortions)})
+
+
+def gradient_rule(config: TrainConfig, network: Network, dataset: Dataset) -> GradientRule:
+    """Return the rule of a run on a dataset."""
+    plan, strengths = None, distortions(config)
+    if strengths.any:
+        full_epochs = round(config.distort_until * config.epochs)
+        plan = DistortionPlan(strengths, dataset.image_shape, config.seed, full_epochs)
+    return GradientRule(network, dataset.preparation.scaling, plan)
+
+
+class Gradients:
+    """Computes gradients by a rule, for one thread: it keeps the memory that they need."""
+
+    def __init__(self, rule: GradientRule) -> None:
+        self._rule = rule
+        self._workspace = Workspace()
+        self._distorters: dict[bool, Distorter] = {}
+        """By whether the strengths are full, made on first use."""
+
+    def of_subtree(
+        self, parameters: Floats, micro_batches: Iterable[Batch], batch_rows: int, out: Floats
+    ) -> LossSum:
+        """Compute the gradient of micro-batches that are a subtree of the fixed tree.
+
+        They add this to the gradient of the mean loss of a mini-batch of `batch_rows` rows. It is
+        written to `out`, `(parameters,)`; the loss is returned. No micro-batch is held while the
+        next is taken, because it may be a view of a window. Raises `BadDataError` if they have no
+        labels.
+        """
+        free, numbers = [out], count()
+
+        def compute(batch: Batch) -> GradientSum:
+            if not free:
+                name = f"subtree-{next(numbers)}"
+                free.append(self._workspace.array(name, out.shape, out.dtype))
+            return self._gradient_sum(parameters, batch, batch_rows, free.pop())
+
+        def add(left: GradientSum, right: GradientSum, _: int) -> GradientSum:
+            free.append(right.gradient)
+            np.add(left.gradient, right.gradient, out=left.gradient)
+            loss = left + right
+            return GradientSum(loss.loss_sum, loss.correct, loss.rows, left.gradient)
+
+        tree = TreeSum[GradientSum](add)
+        for gradient_sum in map(compute, micro_batches):
+            tree.add(gradient_sum)
+        total = tree.result()  # its gradient is `out`: sums are written over their left part
+        return LossSum(total.loss_sum, total.correct, total.rows)
+
+    def _gradient_sum(
+        self, parameters: Floats, batch: Batch, batch_rows: int, out: Floats
+    ) -> GradientSum:
+        if batch.targets is None:
+            raise BadDataError("The split has no labels to learn from; choose a labelled one.")
+        network = self._rule.network
+        inputs, columns = network_inputs(
+            self._distorted(batch), network.dtype, self._rule.scaling, self._workspace
+        )
+        return network.gradient_sum(
+            parameters,
+            inputs,
+            batch.targets,
+            columns,
+            weight=1 / batch_rows,
+            out=out,
+            workspace=self._workspace,
+        )
+
+    def _distorted(self, batch: Batch) -> NDArray[Any]:
+        """Return the stored inputs as the run's distortions change them in the batch's epoch."""
+        plan = self._rule.distortions
+        if plan is None:
+            return batch.inputs
+        full = batch.epoch < plan.full_epochs
+        if full not in self._distorters:
+            strengths = plan.strengths if full else plan.strengths.halved()
+            self._distorters[full] = Distorter(strengths, plan.image_shape, plan.seed)
+        return self._distorters[full](batch.inputs, batch.epoch, batch.rows)
