@@ -128,7 +128,8 @@ def help_text(context: click.Context, *, show_all: bool) -> str:
         _sections([one for one in options if one not in hidden], context, formatter.width)
     )
     if advanced and not show_all:
-        formatter.write(f"\n{_titles(advanced)} options: {context.command_path} --help-all\n")
+        titles = _advanced_titles(advanced)
+        formatter.write(f"\nMore options{titles}: {context.command_path} --help-all\n")
     return formatter.getvalue().rstrip("\n")
 
 
@@ -160,12 +161,11 @@ def _entry(term: str, text: str, term_width: int, width: int) -> str:
     return "\n".join([start + first, *(indent + line for line in rest)]) + "\n"
 
 
-def _titles(options: list[click.Option]) -> str:
-    """Return the sections of advanced options, as the start of a sentence."""
+def _advanced_titles(options: list[click.Option]) -> str:
+    """Return the sections that --help leaves out, in parentheses; empty if there are none."""
     titles = {section_of(option) for option in options}
-    names = [title for title in SECTIONS if title in titles & ADVANCED]
-    names += ["other"] if titles - ADVANCED else []
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]])).capitalize()
+    names = [title.lower() for title in SECTIONS if title in titles & ADVANCED]
+    return f" ({', '.join(names)})" if names else ""
 
 
 def section_of(option: click.Option) -> str:

@@ -11,7 +11,7 @@ from itertools import islice
 import numpy as np
 
 from jobs.environment import one_blas_thread
-from jobs.nn.network import LossSum, Network, Workspace
+from jobs.nn.network import LossSum, Workspace
 from jobs.nn.optimizers import State
 from jobs.nn.parameters import Floats
 from jobs.training.gradients import GradientRule, Gradients
@@ -24,6 +24,7 @@ from jobs.training.step import (
     tree_reduce,
 )
 from pipeline.stream import Batch
+from pipeline.windows import ROW_NUMBERS
 from storage.location import Closing
 from storage.schema import SplitSchema
 
@@ -163,19 +164,18 @@ class DataParallelStep(Closing):
         if member == self._size - 1:
             self._own = islice(micro_batches, parts)
         else:
-            for micro_batch in islice(micro_batches, parts):
-                rows += self._copy(micro_batch, member, rows)
-                epoch = micro_batch.epoch
+            for _ in range(parts):
+                rows, epoch = self._copy(next(micro_batches), member, rows)
         return (GRADIENT, self._now, member, parts, rows, epoch, batch_rows, place)
 
-    def _copy(self, micro_batch: Batch, member: int, start: int) -> int:
-        """Copy a micro-batch to a process's rows from `start` on; return its number of rows."""
+    def _copy(self, micro_batch: Batch, member: int, start: int) -> tuple[int, int]:
+        """Copy a micro-batch to a process's rows from `start` on; return their end and the epoch."""
         stop = start + len(micro_batch.inputs)
         self._inputs[member][start:stop] = micro_batch.inputs
         self._numbers[member][start:stop] = micro_batch.rows
         if micro_batch.targets is not None:
             self._targets[member][start:stop] = micro_batch.targets
-        return stop - start
+        return stop, micro_batch.epoch
 
     def _copied(self, member: int, parts: int, rows: int, epoch: int) -> Iterator[Batch]:
         """Return a process's micro-batches, cut as a mini-batch is: the larger ones come first."""
@@ -236,9 +236,10 @@ class DataParallelStep(Closing):
 
 
 def step_memory(
-    network: Network, schema: SplitSchema, batch_size: int, micro_batches: int, threads: int
+    rule: GradientRule, schema: SplitSchema, batch_size: int, micro_batches: int, threads: int
 ) -> int:
     """Return the bytes of a `DataParallelStep` at most, without its two copies of the state."""
+    network = rule.network
     size = min(threads, micro_batches)
     span = process_span(micro_batches, size)
     tasks = -(-micro_batches // span)
@@ -246,7 +247,8 @@ def step_memory(
     rows = -(-batch_size // micro_batches)
     process = (
         PROCESS_MEMORY
-        + rows * (network.gradient_memory + span * schema.row_bytes)
+        + rows * (network.gradient_memory + span * (schema.row_bytes + ROW_NUMBERS))
+        + rule.distorting_memory(rows)
         + 2 * network.first_layer_memory
     )
     return sums * network.parameter_memory + size * process

@@ -15,7 +15,7 @@ from jobs.nn.network import Columns, GradientSum, LossSum, Network, Workspace
 from jobs.nn.parameters import Floats
 from jobs.training.config import TrainConfig
 from jobs.training.step import TreeSum
-from pipeline.distortions import Distorter, Distortions
+from pipeline.distortions import Distorter, Distortions, distorter_memory
 from pipeline.stream import Batch
 from pipeline.transforms import occupied_columns, scale
 from storage.dataset import Dataset
@@ -42,6 +42,11 @@ class GradientRule:
     scaling: ValueRange | None = BYTES
     """The range of stored inputs that is mapped to [0, 1]; see `Preparation`."""
     distortions: DistortionPlan | None = None
+
+    def distorting_memory(self, rows: int) -> int:
+        """Return the bytes that distorting `rows` needs at most, at full and half strengths."""
+        plan = self.distortions
+        return 0 if plan is None else 2 * distorter_memory(plan.strengths, plan.image_shape, rows)
 
 
 def network_inputs(

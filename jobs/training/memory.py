@@ -12,6 +12,7 @@ from jobs.nn.optimizers import make_optimizer
 from jobs.training.config import TrainConfig
 from jobs.training.data_parallel import step_memory
 from jobs.training.evaluate import evaluation_memory
+from jobs.training.gradients import gradient_rule
 from jobs.training.rounds import replicas_memory
 from jobs.training.step import micro_batch_count, thread_count
 from pipeline.ingest import BASE_MEMORY
@@ -40,9 +41,10 @@ def train_memory(config: TrainConfig, network: Network, dataset: Dataset) -> int
     threads = thread_count(config.threads)
     window = chunks_per_window(schema, config.shuffle_memory, config.shuffle)
     optimizer = make_optimizer(config.optimizer)
+    rule = gradient_rule(config, network, dataset)
     needed = (
         FORMS_OF_THE_STATE * (1 + len(optimizer.remembers)) * network.parameter_memory
-        + step_memory(network, schema, batch_size, micro_batches, threads)
+        + step_memory(rule, schema, batch_size, micro_batches, threads)
         + windows_memory(schema, window)
     )
     if config.parallel == "rounds":

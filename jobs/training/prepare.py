@@ -11,9 +11,11 @@ import numpy as np
 from jobs.environment import environment
 from jobs.nn.architecture import OUTPUT_ACTIVATION, Layer, format_network, parse_network
 from jobs.training.config import VALIDATION, TrainConfig
+from jobs.training.gradients import distortions
 from jobs.training.settings import given_settings, option_name
 from jobs.training.step import STEP_VERSION, micro_batch_count
 from jobs.training.trainer import FAR_FROM_ONE
+from pipeline.distortions import DISTORTION_VERSION, check_distortable
 from pipeline.order import ORDER_VERSION
 from pipeline.values import largest_input
 from storage.checkpoints import Checkpoint, CheckpointName
@@ -28,7 +30,12 @@ logger = logging.getLogger(__name__)
 
 SHOWN_CLASSES = 10
 """The most classes that a warning names."""
-VERSIONS = {"order": ORDER_VERSION, "step": STEP_VERSION}
+VERSIONS = {
+    "order": ORDER_VERSION,
+    "step": STEP_VERSION,
+    "distortions": DISTORTION_VERSION,
+}
+"""Versions of the arithmetic; a run records those of the parts that it uses."""
 
 
 def recorded_run(location: Location, *, resume: bool) -> Run | None:
@@ -39,7 +46,7 @@ def recorded_run(location: Location, *, resume: bool) -> Run | None:
     if not (resume and run_exists(location)):
         return None
     run = open_run(location)
-    if run.versions != VERSIONS:
+    if not run.versions.items() <= VERSIONS.items():
         raise ConflictError(
             f"The run {location} has versions {run.versions}; this release has {VERSIONS}. "
             "Continue it with the release that started it."
@@ -191,6 +198,8 @@ def check_fit(config: TrainConfig, dataset: Dataset) -> tuple[Layer, ...]:
             f"--batch-size {config.batch_size:,} is more than the {counted(rows, 'training row')}; "
             "expected at most that, or 0 for all of them."
         )
+    place = f"The training split of {dataset.location}"
+    check_distortable(distortions(config), dataset.image_shape, schema.dtype, place)
     _check_validation(config, dataset)
     _check_evaluations(config, dataset)
     return layers
@@ -258,7 +267,11 @@ def begin_run(location: Location, config: TrainConfig, dataset: Dataset) -> Run:
             "image_shape": list(dataset.image_shape),
             "element_type": dataset.split("train").schema.dtype,
         },
-        versions=VERSIONS,
+        versions={
+            name: version
+            for name, version in VERSIONS.items()
+            if name != "distortions" or distortions(config).any
+        },
         environment=environment(),
     )
 

@@ -39,6 +39,13 @@ OTHER = TrainConfig(
     sync_every=5,
     outer_learning_rate=0.7,
     outer_momentum=0.9,
+    rotate=3.5,
+    scale=0.1,
+    shear=0.2,
+    shift=2.0,
+    elastic=0.5,
+    elastic_sigma=4.0,
+    distort_until=0.75,
     evaluate="train,test",
     holdout=11,
     patience=4,
@@ -51,6 +58,7 @@ OTHER = TrainConfig(
 OF_ROUNDS = ("replicas", "sync_every", "outer_learning_rate", "outer_momentum")
 """Settings that have no effect on a run of steps."""
 NEEDED = {
+    "elastic_sigma": {"elastic": 1.0},
     "warm_up": {"schedule": "cosine"},
     "restarts": {"schedule": "cosine"},
     "restart_epochs": {"schedule": "cosine", "restarts": 2},
@@ -327,12 +335,13 @@ def test_defaults_by_schedule() -> None:
     ("schedule", "changes"), [("constant", True), ("cosine", False), ("one-cycle", False)]
 )
 def test_epochs_may_change(schedule: str, changes: bool) -> None:
-    """The number of epochs may change if the schedule does not depend on it."""
+    """The number of epochs may change if neither schedule nor distortions depend on it."""
     recorded = TrainConfig(schedule=schedule)
     given = replace(recorded, epochs=99)
     assert changes == (not given.differences(recorded)) == (given.digest == recorded.digest)
     epochs = next(setting for setting in fields(TrainConfig) if setting.name == "epochs")
     assert changes == may_change(epochs, recorded)
+    assert not may_change(epochs, replace(recorded, rotate=5.0, distort_until=0.5))
 
 
 @pytest.mark.parametrize(
