@@ -169,7 +169,7 @@ class DataParallelStep(Closing):
         return (GRADIENT, self._now, member, parts, rows, epoch, batch_rows, place)
 
     def _copy(self, micro_batch: Batch, member: int, start: int) -> tuple[int, int]:
-        """Copy a micro-batch to a process's rows from `start` on; return their end and the epoch."""
+        """Copy a micro-batch to a process's rows from `start` on; return end and epoch."""
         stop = start + len(micro_batch.inputs)
         self._inputs[member][start:stop] = micro_batch.inputs
         self._numbers[member][start:stop] = micro_batch.rows
