@@ -13,6 +13,7 @@ from jobs.nn.initialise import initialise
 from jobs.nn.network import Network
 from jobs.nn.optimizers import make_optimizer
 from jobs.training.data_parallel import DataParallelStep
+from jobs.training.gradients import GradientRule
 from jobs.training.step import UpdateRule
 from pipeline.stream import Batch
 from tests.benchmarks.contest import Contestant, Verdict, medians
@@ -58,13 +59,14 @@ def own_steps(workplace: Workplace, threads: int, stack: ExitStack) -> Contestan
     """Return `STEPS` steps of the project, with AdamW."""
     inputs, targets = workplace.train_bytes, workplace.train_targets
     layers = parse_network(NETWORK)
-    rule = UpdateRule(Network(layers), make_optimizer("adamw"), l2=0.1)
+    network, optimizer = Network(layers), make_optimizer("adamw")
     parameters = initialise("scaled", layers, 0)
     stepper = stack.enter_context(
         DataParallelStep(
-            rule,
+            GradientRule(network),
+            UpdateRule(network, optimizer, l2=0.1),
             parameters,
-            rule.optimizer.initial_state(parameters),
+            optimizer.initial_state(parameters),
             workplace.dataset.split("train").schema,
             batch_size=BATCH_SIZE,
             micro_batches=MICRO_BATCHES,

@@ -106,8 +106,8 @@ def test_strengths_out_of_range(settings: dict[str, float], message: str) -> Non
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (np.zeros((150, 9), np.uint8), "only images of two dimensions can be distorted"),
-        (np.zeros((150, 3, 3), np.int16), "values of type int16, and only images of bytes"),
+        (np.zeros((150, 9), np.uint8), "only two-dimensional images can be distorted"),
+        (np.zeros((150, 3, 3), np.int16), "int16 values; only images of bytes"),
     ],
     ids=["vectors", "int16"],
 )
