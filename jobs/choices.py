@@ -7,6 +7,8 @@ DEFAULT_RUN = "runs/mnist"
 DEFAULT_MODELS = "models"
 DEFAULT_CHECKPOINT = "best"
 DEFAULT_SETTLE = 5.0
+DISTORTION_SETS = ("digits", "none")
+"""The names in `pipeline.distortions.SETS`, whose import needs NumPy."""
 OTHER_NAMES = {
     "batch-size": "batch bs minibatch b",
     "checkpoint": "c",

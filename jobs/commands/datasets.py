@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from jobs.choices import DISTORTION_SETS
 from jobs.commands import completion, options
 from jobs.commands.sections import Choice, Command, IntRange, option
 from jobs.output import one_line
@@ -130,10 +131,19 @@ def ingest(
     shell_complete=completion.files,
     help="Write a picture of the first images of a dataset.",
 )
+@option(
+    "--distort",
+    type=Choice(DISTORTION_SETS),
+    help="Show images in the picture as training with these distortions sees them.",
+)
 @options.storage
 @options.output
 def inspect(
-    console: "Console", place: str, images: str | None, storage_options: tuple[str, ...]
+    console: "Console",
+    place: str,
+    images: str | None,
+    distort: str | None,
+    storage_options: tuple[str, ...],
 ) -> None:
     """Show the contents of a dataset or a run.
 
@@ -142,6 +152,8 @@ def inspect(
     from jobs.commands.reports import inspect_location
 
     location = options.location_of(place, storage_options)
+    if images is None and distort is not None:
+        raise UsageError("--distort needs a picture to write: add --images FILE.png.")
     if images is None:
         console.result(inspect_location(location))
         return
@@ -151,7 +163,7 @@ def inspect(
     report = inspect_location(location)
     if report.document["kind"] != "dataset":
         raise UsageError(f"--images needs a dataset; {place} is a run.")
-    write_examples(location, Path(images))
+    write_examples(location, Path(images), distort or "none")
     console.result(report)
     console.say(f"\nImages in {images}")
 

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.distortions import SETS, Distorter, Distortions, check_distortable
 from storage.dataset import Dataset, Split, open_dataset
 from storage.errors import MissingExtraError, UsageError
 from storage.files import file_to_write
@@ -22,9 +23,19 @@ Tile: TypeAlias = tuple[NDArray[Any], str]
 """An image of shape (height, width) and its title."""
 
 
-def write_examples(location: Location, path: Path) -> None:
-    """Write a grid of the first images of each split's first chunk as a PNG file."""
+def write_examples(location: Location, path: Path, distort: str = "none") -> None:
+    """Write a grid of the first images of each split's first chunk as a PNG file.
+
+    With a set of distortions, write the first rows of the first split, as stored and distorted.
+    """
     dataset = open_dataset(location)
+    if SETS[distort].any:
+        tiles, title = (
+            distorted_tiles(dataset, SETS[distort]),
+            f"{dataset.name} with --distort {distort}",
+        )
+        write_grid(tiles, path, title)
+        return
     each = COLUMNS * ROWS // len(dataset.splits)
     tiles = [
         tile for split in dataset.splits.values() for tile in _first_tiles(dataset, split, each)
@@ -39,6 +50,18 @@ def _first_tiles(dataset: Dataset, split: Split, count: int) -> list[Tile]:
         titles = [dataset.class_names[index] for index in block.targets.argmax(axis=1)]
     rows = zip(block.inputs[:count], titles[:count], strict=True)
     return [(as_image(row, dataset.image_shape), title) for row, title in rows]
+
+
+def distorted_tiles(dataset: Dataset, strengths: Distortions) -> list[Tile]:
+    """Return rows of tiles: an image as stored, and as the first epochs with seed 0 see it."""
+    split, shape = next(iter(dataset.splits.values())), dataset.image_shape
+    check_distortable(strengths, shape, split.schema.dtype, str(dataset.location))
+    stored = split.read_chunk(0).inputs[:ROWS]
+    distorter, rows = Distorter(strengths, shape, seed=0), np.arange(len(stored))
+    epochs = [distorter(stored, epoch, rows).copy() for epoch in range(COLUMNS - 1)]
+    titles = ["as stored", *(f"epoch {number}" for number in range(1, COLUMNS))]
+    versions = list(zip([stored, *epochs], titles, strict=True))
+    return [(as_image(inputs[row], shape), title) for row in rows for inputs, title in versions]
 
 
 def worst_mistakes(dataset: Dataset, scores: Scores, count: int = 30) -> list[Tile]:

@@ -16,12 +16,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from jobs.choices import DISTORTION_SETS
+from jobs.commands.pictures import distorted_tiles
 from jobs.training.config import TrainConfig
+from pipeline.distortions import DIGITS, SETS, Distorter
 from pipeline.sources.source import Source, open_source
+from storage.dataset import open_dataset
 from storage.errors import UnreachableError
+from storage.places import open_location
 from tests.commands.conftest import SMALL, Call
 from tests.commands.process import Ended, assert_refused, run_pipeline
-from tests.commands.sets import TEST_ROWS, TRAIN_ROWS
+from tests.commands.sets import TEST_IMAGES, TEST_ROWS, TRAIN_IMAGES, TRAIN_ROWS
+from tests.storage.idx_files import write_idx
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -154,6 +160,31 @@ def test_inspect_images(dataset: Path, fonts: None) -> None:
     assert (here / "some.png").read_bytes().startswith(PNG)
     document(run_pipeline("inspect", "data/mnist", "--images", "a/b.png", "--json", cwd=here))
     assert (here / "a" / "b.png").read_bytes() == (here / "some.png").read_bytes()
+
+
+def test_inspect_distorted_images(dataset: Path, fonts: None, call: Call) -> None:
+    """inspect --images --distort shows rows as training sees them; vectors are refused."""
+    here = dataset.parent.parent
+    picture = ("--images", "distorted.png", "--distort", "digits")
+    assert succeeded(call("inspect", "data/mnist", *picture)).endswith("Images in distorted.png\n")
+    tiles = distorted_tiles(open_dataset(open_location(dataset)), DIGITS)
+    rows = open_dataset(open_location(dataset)).split("train").read_chunk(0).inputs[:6]
+    assert [title for _, title in tiles[:10]] == [
+        "as stored",
+        *(f"epoch {n}" for n in range(1, 10)),
+    ]
+    assert tiles[10][0].tolist() == rows[1, 1:].reshape(28, 28).tolist()
+    expected = Distorter(DIGITS, (28, 28), seed=0)(rows, 8, np.arange(6))[5, 1:]
+    assert tiles[59][0].tolist() == expected.reshape(28, 28).tolist()
+    (here / "vectors").mkdir()
+    for name in (TRAIN_IMAGES, TEST_IMAGES):
+        write_idx(here / "vectors" / name, np.zeros((70, 5), np.uint8))
+    assert call("ingest", "vectors").code == 0
+    (here / "distorted.png").unlink()
+    assert set(DISTORTION_SETS) == set(SETS)
+    refused = call("inspect", "data/vectors", *picture)
+    assert_refused(refused, 2, "data/vectors has rows of 5 values; only two-dimensional images")
+    assert not (here / "distorted.png").exists()
 
 
 @pytest.mark.parametrize("form", ["csv", "npz"])

@@ -27,6 +27,11 @@ WRONG = [
     ),
     (("inspect",), "PLACE"),
     (("inspect", "data/mnist", "--images", "examples"), "examples", ".png"),
+    (("inspect", "data/mnist", "--distort", "digits"), "add --images FILE.png"),
+    (
+        ("inspect", "data/mnist", "--images", "a.png", "--distort", "digit"),
+        "Did you mean 'digits'?",
+    ),
     (("demo", "one", "two"), "two"),
     (("demo", f"files/{TRAIN_IMAGES}"), "is not a directory"),
     (("train", "--network", "784-relu-8-softmax-26", "--run", "new"), "--network relu-8."),
