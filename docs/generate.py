@@ -43,7 +43,8 @@ learning_rate = 0.004
 
 The run records all settings, and `pipeline inspect RUN` prints them. `train --resume` takes them
 from the run, and refuses another value of a *fixed* one, because the model depends on it. A setting
-that has no effect in a run is not compared."""
+that has no effect in a run is not compared. *Added* settings came with a later release; runs of
+earlier ones have their defaults."""
 DEFAULT = re.compile(r"\s*\[default: (.*)\]$")
 """The end of a help text."""
 PIPE = r"\|"
@@ -163,6 +164,7 @@ def setting_row(setting: "Field[Any]", option: Option) -> tuple[str, ...]:
     changes = "may change" if setting.metadata["may_change"] else "fixed"
     if setting.name == "epochs":
         changes = "may change if `schedule` is `constant`"
+    changes += ", added" if setting.metadata["added"] else ""
     default = default_of(setting, option)
     return f"`{setting.name}`", values_of(setting), escaped(default), text, changes
 

@@ -16,9 +16,11 @@ from jobs.commands.tables import (
     table,
 )
 from jobs.output import percent
+from jobs.training.config import TrainConfig
 from jobs.training.history import EpochTable, check_history
+from jobs.training.select_checkpoint import snapshots
 from pipeline.ingest import IngestResult
-from storage.checkpoints import list_checkpoints, load_checkpoint, recorded_metrics
+from storage.checkpoints import CheckpointName, list_checkpoints, load_checkpoint, recorded_metrics
 from storage.dataset import Dataset, open_dataset, replaced_sibling
 from storage.errors import BadDataError, counted, nearest_place
 from storage.location import Location
@@ -167,7 +169,11 @@ def _shape(sizes: Sequence[int]) -> str:
 def inspect_run(run: Run) -> Report:
     """Report the configuration, epochs, checkpoints and scores of a run."""
     metrics = check_history(recorded_metrics(run), f"{run.location}/{METRICS}")
-    checkpoints = [_checkpoint_document(run, name) for name in list_checkpoints(run)]
+    config = TrainConfig.from_json(run.configuration, f"{run.location}/{RECORD}")
+    marked = snapshots(config, config.epochs)
+    checkpoints = [
+        _checkpoint_document(run, name, name in marked) for name in list_checkpoints(run)
+    ]
     scores = scoring_homes(run.location.child(SCORES))
     document = {
         "kind": "run",
@@ -203,7 +209,7 @@ def inspect_run(run: Run) -> Report:
     return Report(document, "\n\n".join(parts), summary, details)
 
 
-def _checkpoint_document(run: Run, name: Any) -> dict[str, Any]:
+def _checkpoint_document(run: Run, name: CheckpointName, is_snapshot: bool) -> dict[str, Any]:
     try:
         checkpoint = load_checkpoint(run, name)
     except BadDataError as error:
@@ -214,12 +220,17 @@ def _checkpoint_document(run: Run, name: Any) -> dict[str, Any]:
         "epoch": name.epoch,
         "step": name.step,
         "parameters_digest": checkpoint.parameters_digest,
+        "snapshot": is_snapshot,
     }
 
 
 def _checkpoints_table(checkpoints: list[dict[str, Any]]) -> str:
     rows = [
-        [entry["name"], "sound", entry["parameters_digest"][:SHORT_DIGEST]]
+        [
+            entry["name"],
+            "sound, snapshot" if entry["snapshot"] else "sound",
+            entry["parameters_digest"][:SHORT_DIGEST],
+        ]
         if entry["sound"]
         else [entry["name"], "DAMAGED", entry["error"]]
         for entry in checkpoints

@@ -30,7 +30,12 @@ from jobs.training.prepare import (
     warn_of_no_effect,
     warn_of_values,
 )
-from jobs.training.select_checkpoint import best_checkpoint, newest_checkpoint, open_chosen_dataset
+from jobs.training.select_checkpoint import (
+    best_checkpoint,
+    newest_checkpoint,
+    open_chosen_dataset,
+    snapshots,
+)
 from jobs.training.step import thread_count
 from jobs.training.trainer import Trainer, parameters_digest, template
 from storage.checkpoints import (
@@ -366,7 +371,7 @@ class _Training:
             )
 
     def _save(self) -> None:
-        """Save a checkpoint, and remove those beyond `keep`."""
+        """Save a checkpoint, and remove those beyond `keep` but the best and the snapshots."""
         state = self.trainer.stream.state
         name = CheckpointName(state.epoch, state.next_batch)
         save_checkpoint(
@@ -378,7 +383,8 @@ class _Training:
             progress=self.trainer.progress() | {"metrics": self.metrics},
         )
         best = best_checkpoint(self.metrics)
-        prune_checkpoints(self.run, name, self.config.keep, {best} if best else set())
+        also = {*snapshots(self.config, state.epoch), *([best] if best else [])}
+        prune_checkpoints(self.run, name, self.config.keep, also)
 
     @property
     def _finished(self) -> bool:

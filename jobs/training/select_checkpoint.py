@@ -6,10 +6,11 @@ Imports neither Zarr nor Dask, which a job without work to do does not need.
 import logging
 import re
 from collections.abc import Mapping
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from jobs.choices import DEFAULT_DATASET
-from jobs.training.config import VALIDATION
+from jobs.training.config import VALIDATION, TrainConfig
 from jobs.training.history import Metrics, history_of
 from storage.checkpoints import (
     Checkpoint,
@@ -46,6 +47,15 @@ def best_checkpoint(metrics: list[Metrics]) -> CheckpointName | None:
         if VALIDATION in line["evaluation"]
     ]
     return CheckpointName(min(scored)[1], 0) if scored else None
+
+
+def snapshots(config: TrainConfig, epochs: int) -> list[CheckpointName]:
+    """Return the checkpoints at the ends of the cycles of a schedule with restarts.
+
+    Only those of the first `epochs` epochs; none without restarts.
+    """
+    ends = accumulate(config.cycles) if len(config.cycles) > 1 else ()
+    return [CheckpointName(end, 0) for end in ends if end <= epochs]
 
 
 def newest_checkpoint(

@@ -213,7 +213,12 @@ class TrainSettings:
         may_change=True,
     )
     keep: int = setting_field(
-        "Checkpoints", 3, "Newest checkpoints to keep, plus the best.", least=1, may_change=True
+        "Checkpoints",
+        3,
+        "Newest checkpoints to keep, plus the best.",
+        "Snapshots are kept, too.",
+        least=1,
+        may_change=True,
     )
     rotate: float = _distortion(
         "Largest rotation, in degrees.",

@@ -151,6 +151,17 @@ def test_inspect_run(run: Path, call: Call) -> None:
     assert "000002-000000  sound    " in text
 
 
+def test_inspect_run_with_snapshots(dataset: Path, call: Call) -> None:
+    """inspect marks the checkpoints at the ends of cycles."""
+    cycles = ("--epochs", 3, "--schedule", "cosine", "--restarts", 1, "--run", "runs/warm")
+    document(call("train", *SMALL, *cycles, "--json"))
+    shown = document(call("inspect", "runs/warm", "--json"))["checkpoints"]
+    assert [False, True, True] == [checkpoint["snapshot"] for checkpoint in shown]
+    text = succeeded(call("inspect", "runs/warm"))
+    assert "000001-000000  sound            " in text
+    assert "000002-000000  sound, snapshot  " in text
+
+
 @pytest.mark.slow
 def test_inspect_images(dataset: Path, fonts: None) -> None:
     """inspect --images writes a picture and names it; --json stays one document."""

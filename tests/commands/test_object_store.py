@@ -13,7 +13,8 @@ from tests.object_store.proxy import CUT, DROP, LOST, Proxy
 from tests.object_store.server import Store
 
 INGEST = ("ingest", "synthetic:300,60", "--rows-per-chunk", 64)
-TRAIN = ("train", *SMALL, "--epochs", 6, "--checkpoint-every", 2, "--holdout", 50)
+CYCLES = ("--schedule", "cosine", "--restarts", 2, "--keep", 1)
+TRAIN = ("train", *SMALL, *CYCLES, "--epochs", 6, "--checkpoint-every", 2, "--holdout", 50)
 
 
 @pytest.fixture
@@ -86,7 +87,7 @@ def test_a_killed_training_is_taken_over(
     call: Call,
     here: Path,
 ) -> None:
-    """After SIGKILL the next job needs --take-over, and ends with the same bits."""
+    """After SIGKILL the next job needs --take-over, and ends with the same bits and snapshots."""
     run = f"{store.new_place()}/run"
     arguments = (*TRAIN, "--dataset", dataset_url, "--run", run, "--resume")
     process = kill_at_line(" +2/", *arguments, cwd=here, env=environment)
@@ -99,6 +100,9 @@ def test_a_killed_training_is_taken_over(
     trained = document(call(*arguments, "--json"))
     assert digests(expected) == digests(trained)
     assert [] == document(call("verify", run, "--json"))["wrong"]
+    checkpoints = document(call("inspect", run, "--json"))["checkpoints"]
+    names = [checkpoint["name"] for checkpoint in checkpoints if checkpoint["snapshot"]]
+    assert ["000002-000000", "000004-000000", "000006-000000"] == names
 
 
 @pytest.mark.slow

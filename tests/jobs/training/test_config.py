@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from jobs.nn.choices import OPTIMIZERS, SCHEDULES
+from jobs.nn.optimizers import Adam, AdamW
 from jobs.training.config import TrainConfig, may_change, read_toml
+from jobs.training.rounds import optimizer_of
 from jobs.training.settings import given_settings, setting_field
 from storage.errors import BadDataError, UsageError
 
@@ -323,6 +325,13 @@ def test_cycles(epochs: int, restarts: int, length: int | None, cycles: tuple[in
 def test_restarts_longer_than_the_run(settings: dict[str, Any], message: str) -> None:
     """The first cycle needs an epoch."""
     assert message in refusal({"schedule": "cosine"} | settings)
+
+
+@pytest.mark.parametrize("optimizer", [Adam, AdamW])
+def test_betas(optimizer: type[Adam]) -> None:
+    """The optimizer of a run has its betas."""
+    config = TrainConfig(optimizer=optimizer.__name__.lower(), beta1=0.8, beta2=0.99)
+    assert optimizer(0.8, 0.99) == optimizer_of(config)
 
 
 def test_defaults_by_schedule() -> None:
