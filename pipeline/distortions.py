@@ -4,7 +4,6 @@ A distorted row depends on the image, the strengths, the seed, the epoch and the
 A published version never changes; test vectors pin it. docs/explanation/distortions.md defines it.
 """
 
-import hashlib
 import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.draws import Words, random_words
 from pipeline.order import RowNumbers
 from pipeline.resampling import PACKED_BYTES, PIXEL_BYTES, STEPS, Resampler
 from storage.errors import UsageError
@@ -32,10 +32,7 @@ MEAN_SUM = 510
 """Mean of a sum of four random bytes, and its largest deviation from it."""
 SUM_DEVIATION = math.sqrt(4 * (256**2 - 1) / 12)
 """Standard deviation of a sum of four random bytes."""
-ROW_STEP, WORD_STEP = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD1B54A32D192ED03)
 EVEN_BYTES, LOW_QUARTER = np.uint64(0x00FF00FF00FF00FF), np.uint64(0xFFFF)
-
-Words = NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
@@ -135,11 +132,12 @@ class Distorter:
         """
         if len(self._out) < len(inputs):
             self._out = np.empty(inputs.shape, np.uint8)
-        out, key = self._out[: len(inputs)], _key(self._seed, epoch)
+        out = self._out[: len(inputs)]
+        text = f"mnist-stream distortion {DISTORTION_VERSION}|{self._seed}|{epoch}"
         out[:, 0] = inputs[:, 0]
         for start in range(0, len(inputs), self._resampler.rows):
             block = slice(start, start + self._resampler.rows)
-            words = _words(key, rows[block], self._field.words)
+            words = random_words(text, rows[block], self._field.words)
             coefficients = self._coefficients[: 2 * len(words)]
             self._field.write_coefficients(words, coefficients)
             origins = self._origins[: 2 * len(words)]
@@ -262,33 +260,6 @@ def _cosines(waves: NDArray[np.intp], size: int) -> NDArray[np.float64]:
 
 def _block_rows(height: int, width: int) -> int:
     return max(4, BLOCK_PIXELS // (height * width))  # fewer would read the matrix too often
-
-
-@lru_cache(maxsize=8)
-def _key(seed: int, epoch: int) -> Words:
-    """Return the two words that the words of an epoch's rows start from."""
-    text = f"mnist-stream distortion {DISTORTION_VERSION}|{seed}|{epoch}"
-    digest = hashlib.sha256(text.encode("ascii")).digest()
-    return np.frombuffer(digest[:16], "<u8").astype(np.uint64)
-
-
-def _words(key: Words, rows: RowNumbers, count: int) -> Words:
-    """Return `(rows, count)` random words: hashes of a counter, as in SplitMix64.
-
-    Steele et al., "Fast splittable pseudorandom number generators", OOPSLA 2014.
-    """
-    starts = _mixed(rows.astype(np.uint64) * ROW_STEP + key[0])
-    return _mixed(starts[:, None] + (np.arange(count, dtype=np.uint64) * WORD_STEP + key[1]))
-
-
-def _mixed(words: Words) -> Words:
-    """Mix the bits of words in place."""
-    words ^= words >> np.uint64(30)
-    words *= np.uint64(0xBF58476D1CE4E5B9)
-    words ^= words >> np.uint64(27)
-    words *= np.uint64(0x94D049BB133111EB)
-    words ^= words >> np.uint64(31)
-    return words
 
 
 def distorter_memory(strengths: Distortions, image_shape: tuple[int, ...], rows: int) -> int:

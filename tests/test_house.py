@@ -24,6 +24,7 @@ SHORT = {
     "jobs/scoring/retry.py": "the job, the scorer and the inbox share it",
     "jobs/thread_map.py": "evaluation and scoring share it",
     "pipeline/convert.py": "workers import it, and ingest does",
+    "pipeline/draws.py": "distortions and dropout share it",
     "storage/events.py": "logging and progress, which all floors use",
 }
 """Files of fewer than `FEWEST_LINES` lines, each with its reason."""

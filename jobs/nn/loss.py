@@ -14,7 +14,7 @@ class CrossEntropy:
     """The loss of a block of rows."""
 
     loss_sum: float
-    """The cross-entropy summed over the rows, in nats."""
+    """The cross-entropy to the targets, smoothed or not, summed over the rows, in nats."""
 
     correct: int
     """The number of rows whose largest logit is the target class's."""
@@ -23,12 +23,17 @@ class CrossEntropy:
     """The gradient of `loss_sum` with respect to the logits, `(rows, classes)`."""
 
 
-def cross_entropy(logits: Floats, targets: NDArray[np.uint8]) -> CrossEntropy:
+def cross_entropy(
+    logits: Floats, targets: NDArray[np.uint8], smoothing: float = 0.0
+) -> CrossEntropy:
     """Return the softmax cross-entropy of `logits` `(rows, classes)` to one-hot `targets`.
 
     A row's loss is -log softmax(x)[t] = log(sum of exp(x - max)) - (x[t] - max), where the sum is
     at least 1. Its gradient is softmax(x) - target (Bishop, Pattern Recognition and Machine
     Learning, 2006, eq. 4.109).
+
+    With label smoothing e the target is (1 - e) one-hot + e / classes (Szegedy et al., Rethinking
+    the Inception architecture, 2016, section 7), so -e (mean of x - x[t]) is added to the loss.
     """
     rows = np.arange(len(logits))
     labels = targets.argmax(axis=1)
@@ -37,10 +42,14 @@ def cross_entropy(logits: Floats, targets: NDArray[np.uint8]) -> CrossEntropy:
     values = by_class(logits)
     values -= np.maximum.reduce(values, axis=0)
     of_target = values[labels, rows]
+    if smoothing:
+        of_target += smoothing * (np.add.reduce(values, axis=0) / len(values) - of_target)
     np.exp(values, out=values)
     totals = np.add.reduce(values, axis=0)
     loss_sum = float(np.add.reduce(np.log(totals) - of_target, dtype=np.float64))
 
     values /= totals
-    values[labels, rows] -= 1
+    values[labels, rows] -= 1 - smoothing
+    if smoothing:
+        values -= smoothing / len(values)
     return CrossEntropy(loss_sum, correct, values.T)

@@ -1,6 +1,7 @@
 """The network: forward pass, backpropagation, and their reusable buffers."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -141,6 +142,8 @@ class Network:
         columns: Columns | None = None,
         *,
         weight: float = 1.0,
+        smoothing: float = 0.0,
+        masks: Sequence[Floats] = (),
         out: Floats | None = None,
         workspace: Workspace | None = None,
     ) -> GradientSum:
@@ -148,14 +151,15 @@ class Network:
 
         The loss of each row is multiplied by `weight`: with 1 / B, the sum is the rows' part of
         the gradient of the mean over B rows, for one factor per class instead of one per
-        parameter. It is written to `out`, `(parameters,)`, if given; `workspace` saves
-        allocations.
+        parameter. `smoothing` is that of the labels (see `cross_entropy`). `masks`, one for each
+        hidden layer or none, `(rows, outputs)`, multiply the layers' outputs (dropout). The
+        gradient is written to `out`, `(parameters,)`, if given; `workspace` saves allocations.
         """
         self._check(parameters, inputs, columns, targets)
         workspace = workspace or Workspace()
         weights = views(parameters, self.layers)
-        outputs, logits = self._forward(weights, inputs, columns, workspace)
-        loss = cross_entropy(logits, targets)
+        outputs, logits = self._forward(weights, inputs, columns, workspace, masks)
+        loss = cross_entropy(logits, targets, smoothing)
 
         gradient = np.empty_like(parameters) if out is None else out
         gradients = views(gradient, self.layers)
@@ -163,11 +167,14 @@ class Network:
         delta = np.multiply(loss.delta, weight, out=loss.delta)
         for layer in range(len(self.layers) - 1, 0, -1):
             output = outputs[layer - 1]
-            np.matmul(output.T, delta, out=gradients[layer][1:])
+            below = self._masked(output, layer, masks, workspace)
+            np.matmul(below.T, delta, out=gradients[layer][1:])
             np.add.reduce(delta, axis=0, out=gradients[layer][0])
             back = workspace.array(f"delta-{layer}", output.shape, self.dtype)
             delta = np.matmul(delta, weights[layer][1:].T, out=back)
             delta *= self._hidden[layer - 1].derivative(output)
+            if masks:
+                delta *= masks[layer - 1]
         self._first_gradient(inputs, delta, columns, gradients[0], workspace)
         return GradientSum(loss.loss_sum, loss.correct, len(inputs), gradient)
 
@@ -197,8 +204,12 @@ class Network:
         inputs: Floats,
         columns: Columns | None,
         workspace: Workspace,
+        masks: Sequence[Floats] = (),
     ) -> tuple[list[Floats], Floats]:
-        """Return each hidden layer's outputs, `(rows, outputs)`, and the last layer's logits."""
+        """Return each hidden layer's outputs, `(rows, outputs)`, and the last layer's logits.
+
+        The outputs are those before the masks, which the derivatives need.
+        """
         outputs: list[Floats] = []
         sums = workspace.array("sums-0", (len(inputs), self.layers[0].outputs), self.dtype)
         first = self._first_weights(weights[0], columns, workspace)
@@ -208,9 +219,19 @@ class Network:
             outputs.append(output)
             shape = (len(inputs), self.layers[number].outputs)
             sums = workspace.array(f"sums-{number}", shape, self.dtype)
-            np.matmul(output, weights[number][1:], out=sums)
+            below = self._masked(output, number, masks, workspace)
+            np.matmul(below, weights[number][1:], out=sums)
             sums += weights[number][0]
         return outputs, sums
+
+    def _masked(
+        self, output: Floats, number: int, masks: Sequence[Floats], workspace: Workspace
+    ) -> Floats:
+        """Return hidden layer `number`'s outputs times its mask, if there are masks."""
+        if not masks:
+            return output
+        masked: Floats = workspace.array(f"masked-{number}", output.shape, self.dtype)
+        return np.multiply(output, masks[number - 1], out=masked)
 
     def _first_weights(
         self, weights: Floats, columns: Columns | None, workspace: Workspace

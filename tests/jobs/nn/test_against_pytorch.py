@@ -1,5 +1,6 @@
 """The network, optimizers and schedules agree with PyTorch's in float64."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,10 @@ from jobs.nn.architecture import parse_network
 from jobs.nn.choices import OPTIMIZERS
 from jobs.nn.initialise import initialise
 from jobs.nn.lr_schedules import learning_rate
-from jobs.nn.network import Network
+from jobs.nn.network import Network, Workspace
 from jobs.nn.optimizers import make_optimizer
 from jobs.nn.parameters import Floats, views
+from jobs.training.dropout import Dropout
 from jobs.training.step import UpdateRule
 
 pytestmark = pytest.mark.slow
@@ -45,12 +47,16 @@ class Twins:
         self.module = torch.nn.Sequential(*modules)
         self.linears = modules[::2]
 
-    def torch_loss(self) -> Any:
+    def torch_loss(self, smoothing: float = 0.0, masks: Sequence[Floats] = ()) -> Any:
         """Return the mean cross-entropy, and leave the gradients in PyTorch's parameters."""
         self.module.zero_grad()
-        loss = torch.nn.functional.cross_entropy(
-            self.module(torch.from_numpy(self.inputs[:, 1:])), torch.from_numpy(self.labels)
-        )
+        values, left = torch.from_numpy(self.inputs[:, 1:]), list(masks)
+        for module in self.module:
+            values = module(values)
+            if left and not isinstance(module, torch.nn.Linear):
+                values = values * torch.from_numpy(left.pop(0))
+        labels = torch.from_numpy(self.labels)
+        loss = torch.nn.functional.cross_entropy(values, labels, label_smoothing=smoothing)
         loss.backward()
         return loss
 
@@ -77,6 +83,20 @@ def test_forward_loss_and_gradient(text: str) -> None:
         twins.network.forward(twins.parameters, twins.inputs),
         torch.softmax(logits, dim=1).numpy(),
         rtol=1e-12,
+    )
+    np.testing.assert_allclose(result.loss_sum / 13, expected_loss.item(), rtol=1e-13)
+    np.testing.assert_allclose(result.gradient / 13, twins.torch_flat("grad"), atol=1e-14)
+
+
+@pytest.mark.parametrize(("smoothing", "share"), [(0.1, 0.0), (0.0, 0.4), (0.3, 0.25)])
+def test_label_smoothing_and_dropout(smoothing: float, share: float) -> None:
+    """Loss and gradient equal PyTorch's, with label smoothing and with the same dropout masks."""
+    twins = Twins("7-tanh-9-sigmoid-8-relu-6-softmax-4")
+    dropout = Dropout(share, seed=1)
+    masks = dropout.masks(twins.network, 2, np.arange(13), Workspace()) if share else []
+    expected_loss = twins.torch_loss(smoothing, masks)
+    result = twins.network.gradient_sum(
+        twins.parameters, twins.inputs, twins.targets, smoothing=smoothing, masks=masks
     )
     np.testing.assert_allclose(result.loss_sum / 13, expected_loss.item(), rtol=1e-13)
     np.testing.assert_allclose(result.gradient / 13, twins.torch_flat("grad"), atol=1e-14)

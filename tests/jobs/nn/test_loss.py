@@ -25,6 +25,15 @@ def test_losses_of_rows_are_summed() -> None:
     assert 1 == loss.correct
 
 
+def test_a_hand_worked_row_with_smoothed_labels() -> None:
+    """With smoothing 0.3 the target is 0.1, 0.1, 0.8: the loss is its cross-entropy."""
+    loss = cross_entropy(np.log([[1.0, 2.0, 5.0]]), ONE_HOT[[2]], smoothing=0.3)
+    expected = -0.1 * math.log(1 / 8) - 0.1 * math.log(2 / 8) - 0.8 * math.log(5 / 8)
+    assert math.isclose(expected, loss.loss_sum, rel_tol=1e-14)
+    assert 1 == loss.correct
+    np.testing.assert_allclose(loss.delta, [[0.025, 0.15, -0.175]], rtol=1e-14)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_certain_mistake_costs_its_margin(dtype: type[np.floating]) -> None:
     """If the target's probability rounds to 0, the loss is the logits' difference, not infinity."""

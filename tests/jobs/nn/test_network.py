@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from jobs.nn.architecture import parse_network
 from jobs.nn.initialise import initialise
-from jobs.nn.network import Network
-from jobs.nn.parameters import Floats
+from jobs.nn.network import GradientSum, Network
+from jobs.nn.parameters import Floats, views
 from tests.jobs.nn.regularised import penalty, regularised
 
 NETWORKS = [
@@ -59,6 +59,48 @@ def test_the_gradient_is_the_slope_of_the_loss(text: str, l2: float) -> None:
     mean_gradient = network.gradient_sum(parameters, inputs, targets).gradient / len(inputs)
     gradient = regularised(network, parameters, mean_gradient, l2)
     np.testing.assert_allclose(gradient, differences, rtol=1e-6, atol=1e-9)
+
+
+def some_masks(network: Network, rows: int = 11) -> list[Floats]:
+    """Fixed masks that leave out a third of the outputs of each hidden layer."""
+    generator = np.random.default_rng(9)
+    return [
+        (generator.random((rows, layer.outputs)) > 1 / 3) * network.dtype.type(1.5)
+        for layer in network.layers[:-1]
+    ]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("text", NETWORKS[1:])
+def test_the_gradient_with_masks_and_smoothing(text: str, smoothing: float) -> None:
+    """With fixed masks the gradient is the slope of the loss with the same masks."""
+    network, (parameters, inputs, targets) = example(text, np.float64)
+    masks = some_masks(network)
+
+    def result(at: Floats) -> GradientSum:
+        return network.gradient_sum(at, inputs, targets, smoothing=smoothing, masks=masks)
+
+    step = 1e-5
+    moves = step * np.eye(len(parameters))
+    differences = np.array(
+        [result(parameters + move).loss_sum - result(parameters - move).loss_sum for move in moves]
+    ) / (2 * step)
+    np.testing.assert_allclose(result(parameters).gradient, differences, rtol=1e-6, atol=1e-8)
+    plain = network.gradient_sum(parameters, inputs, targets)
+    assert np.abs(result(parameters).gradient - plain.gradient).max() > 0.01
+
+
+def test_a_masked_unit_has_no_gradient() -> None:
+    """A unit left out in all rows has no gradient, neither of its inputs nor of its outputs."""
+    network, (parameters, inputs, targets) = example("5-tanh-4-softmax-3", np.float64)
+    mask = np.ones((11, 4))
+    mask[:, 2] = 0
+    gradient = network.gradient_sum(parameters, inputs, targets, masks=[mask]).gradient
+    first, second = views(gradient, network.layers)
+    assert not first[:, 2].any()
+    assert not second[1 + 2].any()
+    assert first[:, 1].all()
+    assert second[1 + 1].all()
 
 
 def test_gradient_sum_and_loss_report_the_same_rows() -> None:

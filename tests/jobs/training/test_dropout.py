@@ -1,0 +1,76 @@
+"""Dropout: masks by definition, their statistics, and the same model however it is computed."""
+
+import hashlib
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from jobs.nn.architecture import parse_network
+from jobs.nn.network import Network, Workspace
+from jobs.training.dropout import Dropout
+
+NETWORK = Network(parse_network("5-relu-7-tanh-9-softmax-3"))
+WIDE = Network(parse_network("5-relu-400-relu-200-softmax-3"))
+
+
+def mix(word: int) -> int:
+    """SplitMix64's finaliser, on integers."""
+    word %= 2**64
+    word = (word ^ word >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    word = (word ^ word >> 27) * 0x94D049BB133111EB % 2**64
+    return word ^ word >> 31
+
+
+def kept_by_definition(seed: int, epoch: int, row: int, share: float) -> list[list[bool]]:
+    """Return which units of NETWORK a row keeps: 7 units in 2 words, then 9 units in 3."""
+    digest = hashlib.sha256(f"mnist-stream dropout 1|{seed}|{epoch}".encode()).digest()
+    first, second = (int.from_bytes(digest[i : i + 8], "little") for i in (0, 8))
+    start = mix(first + row * 0x9E3779B97F4A7C15)
+    words = [mix(start + second + number * 0xD1B54A32D192ED03) for number in range(5)]
+    draws = [word >> 16 * place & 0xFFFF for word in words for place in range(4)]
+    return [[draw >= share * 2**16 for draw in layer] for layer in (draws[:7], draws[8:17])]
+
+
+def masks(
+    share: float, epoch: int, rows: "list[int] | NDArray[np.int64]", network: Network = NETWORK
+) -> list[NDArray[np.floating]]:
+    """Return copies of the masks with seed 3."""
+    drawn = Dropout(share, seed=3).masks(network, epoch, np.asarray(rows), Workspace())
+    return [mask.copy() for mask in drawn]
+
+
+def test_masks_by_definition() -> None:
+    """Masks are those of the documented definition, for rows of any number."""
+    rows = [0, 5, 59_999, 2**40]
+    drawn = masks(0.25, 7, rows)
+    for place, row in enumerate(rows):
+        kept = kept_by_definition(3, 7, row, 0.25)
+        assert kept == [(mask[place] > 0).tolist() for mask in drawn]
+    for mask in drawn:
+        assert {0.0, np.float32(4 / 3)} == set(mask.flat)
+
+
+def test_a_row_has_its_own_masks() -> None:
+    """A row's masks do not depend on the rows beside it, but on the epoch."""
+    rows = np.arange(100, 140)
+    for whole, part in zip(masks(0.5, 0, rows), masks(0.5, 0, rows[17:23]), strict=True):
+        np.testing.assert_array_equal(whole[17:23], part)
+    for one, other in zip(masks(0.5, 0, rows), masks(0.5, 1, rows), strict=True):
+        assert 0.4 < (one == other).mean() < 0.6
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_statistics(share: float) -> None:
+    """The share of units left out is as stated, in each layer; rows and units are independent."""
+    count = 2000
+    for mask in masks(share, 4, np.arange(count), WIDE):
+        dropped = mask == 0
+        deviation = (share * (1 - share)) ** 0.5
+        assert abs(dropped.mean() - share) < 4 * deviation / dropped.size**0.5
+        assert abs(mask.mean() - 1) < 4 * (share / (1 - share) / mask.size) ** 0.5
+        for axis, size in ((0, count), (1, mask.shape[1])):
+            spread = dropped.mean(axis=axis).std() / (deviation / size**0.5)
+            assert 0.85 < spread < 1.15
+        correlation = np.corrcoef(dropped[:, :50].T) - np.eye(50)
+        assert np.abs(correlation).max() < 5 / count**0.5
