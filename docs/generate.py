@@ -17,6 +17,7 @@ import click
 from jobs.commands.cli import cli
 from jobs.commands.sections import SECTIONS, section_of
 from jobs.training.config import TrainConfig
+from jobs.training.presets import Presets
 from jobs.training.settings import POSITIVE
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -32,7 +33,8 @@ SETTINGS = """\
 # Settings
 
 Settings of training are options of `pipeline train`, keys of the TOML file that `--config` reads,
-and fields of `TrainConfig` [in Python](python.md). An option overrides the file. The option
+and fields of `TrainConfig` [in Python](python.md). An option overrides the file, and the file
+overrides a recipe. `recipe` and `distort` stand for several settings and are no fields. The option
 for `batch_size` is `--batch-size`; a boolean such as `shuffle` has `--shuffle` and `--no-shuffle`.
 
 ```toml
@@ -151,7 +153,7 @@ def settings_page() -> str:
     by_name = {parameter.name: parameter for parameter in command.get_params(context)}
     rows = [
         setting_row(setting, option_of(by_name[setting.name], context))
-        for setting in fields(TrainConfig)
+        for setting in (*fields(Presets), *fields(TrainConfig))
     ]
     header = ("setting", "type and range", "default", "description", "resume")
     return page([SETTINGS, table(header, rows)])

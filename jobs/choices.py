@@ -7,6 +7,8 @@ DEFAULT_RUN = "runs/mnist"
 DEFAULT_MODELS = "models"
 DEFAULT_CHECKPOINT = "best"
 DEFAULT_SETTLE = 5.0
+RECIPES = ("seed", "quick", "accurate", "record", "fashion")
+"""The recipes of training, each a file in `jobs/training/recipes`."""
 DISTORTION_SETS = ("digits", "none")
 """The names in `pipeline.distortions.SETS`, whose import needs NumPy."""
 OTHER_NAMES = {
@@ -15,6 +17,7 @@ OTHER_NAMES = {
     "compression": "codec",
     "config": "c",
     "dataset": "data input d",
+    "distort": "augment augmentation",
     "dtype": "precision",
     "epochs": "iterations max-iter e n",
     "help": "help",
@@ -34,6 +37,7 @@ OTHER_NAMES = {
     "overwrite": "force f",
     "patience": "early-stopping",
     "quiet": "silent",
+    "recipe": "preset",
     "resume": "continue",
     "rows-per-chunk": "chunk-size",
     "run": "r",

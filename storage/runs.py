@@ -26,7 +26,7 @@ RECORDED = {
     "versions": dict,
     "environment": dict,
 }
-"""The fields of run.json, without its format."""
+"""The fields of run.json, without its format; a run from a recipe also has `recipe`."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -47,6 +47,8 @@ class Run:
     """Versions of the order and of a step's arithmetic."""
     environment: dict[str, Any]
     """NumPy's version, its BLAS and kernel, the machine's architecture."""
+    recipe: str | None = None
+    """The recipe that the settings were given by, for information; recorded if there is one."""
 
     def __repr__(self) -> str:
         network, epochs = map(self.configuration.get, ("network", "epochs"))
@@ -68,6 +70,8 @@ class Run:
         The caller holds the lock.
         """
         record = {name: value for name, value in vars(self).items() if name != "location"}
+        if self.recipe is None:
+            del record["recipe"]
         document = {"format": FORMAT, "format_version": FORMAT_VERSION} | record
         self.location.put(RECORD, documents.sealed_bytes(document), new=new)
 
@@ -126,6 +130,7 @@ def create_run(
     dataset: dict[str, Any],
     versions: dict[str, int],
     environment: dict[str, Any],
+    recipe: str | None = None,
 ) -> Run:
     """Create a run: write its run.json. The caller holds its lock.
 
@@ -133,7 +138,9 @@ def create_run(
     """
     check_place(location)
     run_id = uuid.uuid4().hex
-    run = Run(location, run_id, configuration, dataset_digest, dataset, versions, environment)
+    run = Run(
+        location, run_id, configuration, dataset_digest, dataset, versions, environment, recipe
+    )
     run.write(new=True)
     return run
 
@@ -146,8 +153,9 @@ def open_run(location: Location) -> Run:
     except FileNotFoundError:
         raise BadDataError(_nothing_there(location)) from None
     documents.check_format(record, FORMAT, (FORMAT_VERSION,), place)
-    documents.check_fields(record, RECORDED, place)
-    return Run(location=location, **{name: record[name] for name in RECORDED})
+    recorded = RECORDED | ({"recipe": str} if "recipe" in record else {})
+    documents.check_fields(record, recorded, place)
+    return Run(location=location, **{name: record[name] for name in recorded})
 
 
 def run_exists(location: Location) -> bool:

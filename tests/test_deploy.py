@@ -176,7 +176,7 @@ def test_image(tmp_path: Path) -> None:
         "dask worker --version",
         "python -c 'import obstore, matplotlib'",
         "pipeline ingest synthetic:60,10 --workers 1",
-        "pipeline train --dataset data/synthetic --epochs 1 --batch-size 20",
+        "pipeline train --dataset data/synthetic --epochs 1 --batch-size 20 --recipe seed",
     ):
         program, *arguments = shlex.split(words)
         path = {"PATH": f"{opt}:/usr/bin:/bin"}

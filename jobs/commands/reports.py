@@ -179,6 +179,7 @@ def inspect_run(run: Run) -> Report:
         "kind": "run",
         "location": str(run.location),
         "configuration": run.configuration,
+        "recipe": run.recipe,
         "dataset_digest": run.dataset_digest,
         "versions": run.versions,
         "environment": run.environment,
@@ -191,6 +192,7 @@ def inspect_run(run: Run) -> Report:
             [
                 ("run", run.location),
                 ("dataset", run.dataset_digest[:SHORT_DIGEST]),
+                *([("recipe", run.recipe)] if run.recipe else []),
                 *run.environment.items(),
             ]
         ),

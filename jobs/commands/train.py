@@ -109,12 +109,13 @@ def train(
 
 
 def _setting_options() -> list[click.Parameter]:
-    """Return an option for each field of `TrainConfig`, without a default: TOML comes first."""
+    """Return an option for each preset and setting, without a default: TOML comes first."""
     from dataclasses import fields
 
     from jobs.training.config import TrainConfig
+    from jobs.training.presets import Presets
 
-    return [_setting_option(setting) for setting in fields(TrainConfig)]
+    return [_setting_option(setting) for setting in (*fields(Presets), *fields(TrainConfig))]
 
 
 def _setting_option(setting: Any) -> Option:
@@ -122,7 +123,9 @@ def _setting_option(setting: Any) -> Option:
 
     metadata = setting.metadata
     names = [option_name(setting), *ALIASES.get(setting.name, [])]
-    default = metadata["default_text"] or str(setting.default).removesuffix(".0")
+    default = metadata["default_text"]
+    if default is None and setting.default is not None:
+        default = str(setting.default).removesuffix(".0")
     type_: Any = Choice(metadata["choices"]) if metadata["choices"] else option_type(setting)
     if metadata["unit"]:
         type_ = Count(metadata["unit"])
@@ -145,15 +148,12 @@ def _setting_option(setting: Any) -> Option:
 
 def _given_settings(config_file: str | None, asked: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of the file, overridden by those given as options."""
-    from dataclasses import fields
-
-    from jobs.training.config import TrainConfig, read_toml
-    from jobs.training.settings import given_settings
+    from jobs.training.config import TrainConfig
+    from jobs.training.presets import Presets, flat_settings, read_toml
 
     from_file = read_toml(Path(config_file)) if config_file else {}
-    chosen = options.picked(TrainConfig, asked)
+    chosen = options.picked(Presets, asked) | options.picked(TrainConfig, asked)
     from_options = {name: value for name, value in chosen.items() if value is not None}
-    known = fields(TrainConfig)
-    return given_settings(from_file, known, str(config_file)) | given_settings(
-        from_options, known, "The command line"
+    return flat_settings(from_file, str(config_file)) | flat_settings(
+        from_options, "The command line"
     )

@@ -1,28 +1,22 @@
 """The settings of a training run: typed, from options and TOML, to and from JSON."""
 
-import tomllib
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any, Self
 
 from jobs.training.setting_fields import BY_OPTIMIZER, ROUNDS_ONLY, WARM_UP, TrainSettings
 from jobs.training.settings import Setting, check_range, convert, given_settings
 from storage.documents import digest_of
 from storage.errors import (
-    UNUSABLE_NAME,
     BadDataError,
-    UnreachableError,
     UsageError,
     counted,
     did_you_mean,
 )
-from storage.files import open_regular
 
 VALIDATION = "validation"
 """The split that determines the best epoch: the dataset's own, or the held-out rows."""
 EVALUATED = ("train", VALIDATION, "test")
-TOML_LIMIT = 2**20
 
 
 @dataclass(frozen=True, repr=False)
@@ -154,22 +148,3 @@ def may_change(setting: Setting, recorded: TrainConfig) -> bool:
     if setting.metadata["only_with"] == ROUNDS_ONLY:
         return recorded.parallel == "steps"
     return bool(setting.metadata["may_change"])
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """Return the settings in a TOML file; raise `UsageError` if it cannot be read as one."""
-    try:
-        with open(path, "rb", opener=open_regular) as file:
-            data = file.read(TOML_LIMIT + 1)
-        if len(data) > TOML_LIMIT:
-            raise UsageError(f"{path} has more than {TOML_LIMIT:,} bytes; it is no configuration.")
-        return tomllib.loads(data.decode())
-    except FileNotFoundError:
-        others = [other.name for other in path.parent.glob("*.toml")]
-        hint = did_you_mean(path.name, others)
-        raise UsageError(f"There is no configuration file {path}.{hint}") from None
-    except OSError as error:
-        error_type = UsageError if error.errno in UNUSABLE_NAME else UnreachableError
-        raise error_type(f"Cannot read {path}: {error.strerror}. Give a TOML file.") from error
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is not valid TOML ({error}).") from error

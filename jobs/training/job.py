@@ -119,8 +119,8 @@ def train(
     Parameters
     ----------
     config
-        All settings, or a mapping of some. The others are those of the resumed run, or the
-        defaults.
+        All settings, or a mapping of some, such as `{"recipe": "quick", "epochs": 5}`. The others
+        are those of the recipe, of the resumed run, or the defaults.
     dataset
         The dataset. None: the dataset of the resumed run, or `data/mnist`.
     run
@@ -179,7 +179,7 @@ def train(
         record = recorded_run(location, resume=resume)
         config = configure(given, record, data)
         layers = check_fit(config, data)
-        record = record or begin_run(location, config, data)
+        record = record or begin_run(location, given, config, data)
         check_dataset(record, data)
         stop = stop or StopSignal()
         return _Training(record, config, data, layers, cluster, progress, stop).run_to_end()

@@ -12,7 +12,8 @@ from jobs.environment import environment
 from jobs.nn.architecture import OUTPUT_ACTIVATION, Layer, format_network, parse_network
 from jobs.training.config import VALIDATION, TrainConfig
 from jobs.training.gradients import distortions
-from jobs.training.settings import given_settings, option_name
+from jobs.training.presets import flat_settings, with_recipe
+from jobs.training.settings import option_name
 from jobs.training.step import STEP_VERSION, micro_batch_count
 from jobs.training.trainer import FAR_FROM_ONE
 from pipeline.distortions import DISTORTION_VERSION, check_distortable
@@ -75,13 +76,17 @@ def configure(
     config = completed(config, dataset)
     if {*config.evaluated_splits} == {*recorded.evaluated_splits}:
         config = replace(config, evaluate=recorded.evaluate)  # in any order, with any spaces
-    _check_same(run.location, config, recorded)
+    _check_same(run.location, config, recorded, _recipe_of(given))
     unused = {setting.name: getattr(recorded, setting.name) for setting in config.without_effect()}
     return replace(config, **unused)
 
 
 def _from_mapping(others: dict[str, Any], given: Mapping[str, Any]) -> TrainConfig:
-    return TrainConfig(**others | given_settings(given, fields(TrainConfig), "train()"))
+    return TrainConfig(**others | with_recipe(flat_settings(given, "train()")))
+
+
+def _recipe_of(given: TrainConfig | Mapping[str, Any]) -> str | None:
+    return None if isinstance(given, TrainConfig) else given.get("recipe")
 
 
 def check_labels(dataset: Dataset) -> None:
@@ -145,7 +150,7 @@ def warn_of_no_effect(given: TrainConfig | Mapping[str, Any], config: TrainConfi
     """Warn of settings in a mapping that have no effect with the others."""
     if isinstance(given, TrainConfig):
         return
-    names = given_settings(given, fields(TrainConfig), "train()")
+    names = flat_settings(given, "train()")
     reasons: dict[str, list[str]] = {}
     for setting in config.without_effect():
         if setting.name in names:
@@ -157,12 +162,15 @@ def warn_of_no_effect(given: TrainConfig | Mapping[str, Any], config: TrainConfi
         logger.warning("%s %s no effect with %s.", ", ".join(options), verb, reason)
 
 
-def _check_same(location: Location, config: TrainConfig, recorded: TrainConfig) -> None:
+def _check_same(
+    location: Location, config: TrainConfig, recorded: TrainConfig, recipe: str | None
+) -> None:
     differences = config.differences(recorded)
     if not differences:
         return
-    way_out = "Leave these settings out to resume with the recorded ones, or choose another --run."
-    if len(differences) == 1 and config.epochs != recorded.epochs:
+    given = "these settings" if recipe is None else f"--recipe {recipe} and these settings"
+    way_out = f"Leave {given} out to resume with the recorded ones, or choose another --run."
+    if recipe is None and len(differences) == 1 and config.epochs != recorded.epochs:
         way_out = (
             f"Its {recorded.schedule} schedule spans exactly that many epochs; only a run with "
             f"--schedule constant can be extended. Leave --epochs out, or train a new run: "
@@ -252,8 +260,16 @@ def check_dataset(run: Run, dataset: Dataset) -> None:
     )
 
 
-def begin_run(location: Location, config: TrainConfig, dataset: Dataset) -> Run:
-    """Start a run and record its complete configuration, so that every release can resume it."""
+def begin_run(
+    location: Location,
+    given: TrainConfig | Mapping[str, Any],
+    config: TrainConfig,
+    dataset: Dataset,
+) -> Run:
+    """Start a run and record its complete configuration, so that every release can resume it.
+
+    The name of the recipe is recorded for people only: a recipe may differ between releases.
+    """
     place = str(dataset.location)
     return create_run(
         location,
@@ -273,6 +289,7 @@ def begin_run(location: Location, config: TrainConfig, dataset: Dataset) -> Run:
             if name != "distortions" or distortions(config).any
         },
         environment=environment(),
+        recipe=_recipe_of(given),
     )
 
 

@@ -36,6 +36,8 @@ def test_commands_and_options(complete: Complete) -> None:
     assert ["--lr"] == complete("train --lr")
     assert ["--outer-learning-rate", "--outer-momentum"] == complete("train --outer")
     assert ["adam", "adamw"] == complete("train --optimizer ada")
+    assert ["seed", "quick", "accurate", "record", "fashion"] == complete("train --recipe ")
+    assert ["digits"] == complete("train --distort d")
     assert ["lz4", "lz4hc", "zstd"] == complete("ingest --compression ")
 
 

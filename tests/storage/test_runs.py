@@ -1,6 +1,7 @@
 """The run directory: run.json, metrics.jsonl, and the errors for damaged ones."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -22,6 +23,14 @@ def test_round_trip(place: Location) -> None:
     assert run == open_run(place)
     assert run_exists(place)
     assert run.run_id != begin_run(place.child("other")).run_id
+
+
+def test_a_recipe_is_recorded_if_there_is_one(place: Location) -> None:
+    """A run from a recipe records its name; the record of any other is as in earlier releases."""
+    run = begin_run(place)
+    assert "recipe" not in documents.read_sealed(place, RECORD)
+    replace(run, recipe="quick").write()
+    assert "quick" == open_run(place).reconfigured({"epochs": 9}).recipe == open_run(place).recipe
 
 
 def test_a_run_begins_under_its_lock(place: Location) -> None:
@@ -86,6 +95,7 @@ def test_a_changed_record_is_refused(place: Location, change: dict[str, object])
         ({"run_id": None}, r"has a \w+ for its 'run_id'"),
         ({"configuration": 3}, r"has a \w+ for its 'configuration'"),
         ({"versions": "ab"}, r"has a \w+ for its 'versions'"),
+        ({"recipe": 3}, r"has a \w+ for its 'recipe'"),
     ],
 )
 def test_an_invalid_record(place: Location, change: dict[str, object], message: str) -> None:

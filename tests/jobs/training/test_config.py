@@ -9,7 +9,8 @@ import pytest
 
 from jobs.nn.choices import OPTIMIZERS, SCHEDULES
 from jobs.nn.optimizers import Adam, AdamW
-from jobs.training.config import TrainConfig, may_change, read_toml
+from jobs.training.config import TrainConfig, may_change
+from jobs.training.presets import read_toml
 from jobs.training.rounds import optimizer_of
 from jobs.training.settings import given_settings, setting_field
 from storage.errors import BadDataError, UsageError
