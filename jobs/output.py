@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from storage.errors import StoppedError, UnreachableError
+from storage.errors import StoppedError, UnreachableError, counted
 from storage.events import local_time as local_time  # noqa: PLC0414 - for the commands
 
 PLAIN_SECONDS = 10.0
@@ -83,6 +83,14 @@ def print_aside(text: str, end: str = "\n") -> None:
         print(printable(text), file=sys.stderr, end=end, flush=True)
     except OSError:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - stays open until exit
+
+
+def average_text(members: int, average_shifts: int) -> str:
+    """Return over what a model averages probabilities, as a text; empty for a single network."""
+    pixels = counted(average_shifts, "pixel")
+    parts = [f"{members} checkpoints"] if members > 1 else []
+    parts += [f"shifts of up to {pixels}"] if average_shifts else []
+    return f"average over {' and '.join(parts)}" if parts else ""
 
 
 def percent(share: float) -> str:

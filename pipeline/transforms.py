@@ -78,6 +78,37 @@ def _map(inputs: NDArray[Any], scaling: ValueRange | None, out: NDArray[Any]) ->
         out[start : start + rows] = values
 
 
+def background(scaling: ValueRange | None, dtype: np.dtype[Any]) -> float:
+    """Return the stored value nearest to the one that is scaled to 0; 0 without scaling."""
+    low = 0.0 if scaling is None else scaling.low
+    if dtype.kind == "f":
+        return low
+    limits = np.iinfo(dtype)
+    return min(max(round(low), int(limits.min)), int(limits.max))
+
+
+def shift_images(
+    inputs: NDArray[Any],
+    image_shape: tuple[int, ...],
+    down: int,
+    right: int,
+    scaling: ValueRange | None,
+) -> NDArray[Any]:
+    """Return stored rows `(rows, 1 + features)` with their images moved by whole pixels.
+
+    Pixels that move out of the image are lost; those that are vacated become the background.
+    """
+    moved = np.full_like(inputs, background(scaling, inputs.dtype))
+    moved[:, 0] = inputs[:, 0]
+    height, width = image_shape
+    before, after = (rows[:, 1:].reshape(-1, height, width) for rows in (inputs, moved))
+    down, right = max(-height, min(down, height)), max(-width, min(right, width))
+    after[:, max(down, 0) : height + min(down, 0), max(right, 0) : width + min(right, 0)] = before[
+        :, max(-down, 0) : height - max(down, 0), max(-right, 0) : width - max(right, 0)
+    ]
+    return moved
+
+
 def occupied_columns(inputs: NDArray[Any], scaling: ValueRange | None) -> NDArray[np.intp] | None:
     """Return, in ascending order, the columns of byte inputs that have a value other than 0.
 

@@ -24,7 +24,7 @@ class Holder:
     """Its run: a path relative to the directory of the names, or a URL."""
     run_id: str
     checkpoint: str
-    """Its name in the run, such as `000010-000000`."""
+    """Its name in the run, such as `000010-000000`; several with commas for their average."""
     model_digest: str
     since: str
     """When it got the name, UTC in ISO 8601."""
@@ -32,12 +32,16 @@ class Holder:
     """Accuracy at the promotion; None if there were no gates."""
     judged_by: str | None
     """The split and the dataset's digest: `test of 7100e1...`."""
+    average_shifts: int = 0
+    """The largest shift in pixels of the images that are averaged; 0 for none."""
 
     @classmethod
     def from_json(cls, document: Any, place: str) -> Self:
         """Return the inverse of `asdict`; raise `BadDataError` that names `place`."""
         types = dict.fromkeys(("run", "run_id", "checkpoint", "model_digest", "since"), str)
         documents.check_fields(document, types, place)
+        document = {"average_shifts": 0} | document  # earlier releases had no shifts
+        documents.check_fields(document, {"average_shifts": int}, place)
         optional = {"accuracy": float, "judged_by": str}
         given = {name: type_ for name, type_ in optional.items() if document.get(name) is not None}
         documents.check_fields(document, given, place)

@@ -1,7 +1,7 @@
 """The scores format: write chunks, continue after a crash, publish, open."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +20,10 @@ from storage.trees import TreeFormat, group_metadata, metadata_bytes, write_tree
 
 FORMAT = "mnist-stream scores"
 FORMAT_VERSION = 1
+AVERAGES_VERSION = 2
+"""The version of an average's scores, which earlier releases do not read."""
+AVERAGE_FIELDS = {"members": list, "average_shifts": int}
+"""The fields of a schema that only an average's scores record."""
 METRICS = "metrics.json"
 JOURNAL = "chunks.jsonl"
 """A file that earlier releases kept in unfinished scores; it is ignored."""
@@ -40,6 +44,10 @@ class ScoresSchema(InChunks):
     classes: int
     chunk_rows: int
     class_names: tuple[str, ...]
+    members: tuple[str, ...] = ()
+    """The digests of the models that are averaged; may be empty for one model without shifts."""
+    average_shifts: int = 0
+    """The largest shift in pixels of the images that are averaged; 0 for none."""
 
     def __post_init__(self) -> None:
         limits = dict.fromkeys(("rows", "classes", "chunk_rows"), (1, SIZE_LIMIT))
@@ -49,20 +57,50 @@ class ScoresSchema(InChunks):
             raise BadDataError(
                 f"Scores of {self.classes:,} classes have {len(self.class_names):,} class names."
             )
+        digest = average_digest(self.members or (self.model_digest,), self.average_shifts)
+        if digest != self.model_digest:
+            raise BadDataError(
+                f"Scores of model {self.model_digest} name members and shifts whose average is "
+                f"model {digest}. {AGAIN}"
+            )
+
+    @property
+    def is_average(self) -> bool:
+        """Whether the probabilities are means over several models or shifts."""
+        return len(self.members) > 1 or self.average_shifts > 0
 
     @property
     def home(self) -> str:
         """The directory's name under `scores/`."""
-        return scoring_home(self.model_digest, self.dataset_digest, self.split)
+        average = len(self.members), self.average_shifts
+        return scoring_home(self.model_digest, self.dataset_digest, self.split, *average)
 
     def to_json(self) -> dict[str, Any]:
-        return {**vars(self), "class_names": list(self.class_names)}
+        document = {**vars(self), "class_names": list(self.class_names)}
+        if self.is_average:
+            return document | {"members": list(self.members)}
+        return {name: value for name, value in document.items() if name not in AVERAGE_FIELDS}
 
 
-def scoring_home(model_digest: str, dataset_digest: str, split: str) -> str:
+def average_digest(members: Sequence[str], average_shifts: int) -> str:
+    """Return the digest of the average of models, given by their digests, in this order.
+
+    One model without shifts keeps its own digest.
+    """
+    if len(members) == 1 and not average_shifts:
+        return members[0]
+    text = "|".join(["mnist-stream average 1", str(average_shifts), *members])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def scoring_home(
+    model_digest: str, dataset_digest: str, split: str, members: int = 1, average_shifts: int = 0
+) -> str:
     """Return the directory's name under `scores/`, which depends on the arguments alone."""
-    identity = f"{model_digest}|{dataset_digest}".encode()
-    return f"{split}-{hashlib.sha256(identity).hexdigest()[:12]}"
+    average = [f"average{members}"] if members > 1 else []
+    average += [f"shifts{average_shifts}"] if average_shifts else []
+    identity = hashlib.sha256(f"{model_digest}|{dataset_digest}".encode()).hexdigest()
+    return "-".join([split, *average, identity[:12]])
 
 
 def score_arrays(location: Location, schema: ScoresSchema) -> dict[str, ChunkedArray]:
@@ -165,7 +203,10 @@ def _schema(scored: Any, place: str) -> ScoresSchema:
     names = scored["class_names"]
     if type(names) is not list or any(type(name) is not str for name in names):
         raise BadDataError(f"{place} has class names that are not a list of strings. {AGAIN}")
-    return ScoresSchema(**scored | {"class_names": tuple(names)})
+    average = {name: scored[name] for name in AVERAGE_FIELDS if name in scored}
+    documents.check_fields(average, {name: AVERAGE_FIELDS[name] for name in average}, place)
+    members = tuple(map(str, scored.get("members", ())))
+    return ScoresSchema(**scored | {"class_names": tuple(names), "members": members})
 
 
 def is_complete(location: Location) -> bool:
@@ -184,7 +225,7 @@ def _nothing_there(location: Location) -> str:
 
 SCORES_FORMAT = TreeFormat(
     name=FORMAT,
-    versions=(FORMAT_VERSION,),
+    versions=(FORMAT_VERSION, AVERAGES_VERSION),
     attributes=frozenset({"scored", "chunk_digests", "metrics_sha256"}),
     unfinished="run the same `pipeline score` again.",
     remedy=AGAIN,
@@ -214,7 +255,7 @@ class ScoresWriter:
         """The digest of each written chunk, including workers' chunks."""
         self._attributes: dict[str, Any] = {
             "format": FORMAT,
-            "format_version": FORMAT_VERSION,
+            "format_version": AVERAGES_VERSION if schema.is_average else FORMAT_VERSION,
             "scored": schema.to_json(),
         }
         for place in location.drafts():

@@ -85,11 +85,16 @@ def evaluated_splits(context: click.Context, _parameter: click.Parameter, start:
 
 
 def checkpoints(context: click.Context, _parameter: click.Parameter, start: str) -> Items:
-    """Complete best, latest, or the epoch of one of the run's checkpoints."""
+    """Complete best, latest, average, or the epoch of one of the run's checkpoints.
+
+    After a comma the next checkpoint is completed.
+    """
     place = Path(context.params.get("run") or DEFAULT_RUN) / "checkpoints"
     ends = [path.name for path in _entries(place) if re.fullmatch(r"\d+-0+", path.name)]
     epochs = [str(int(name.partition("-")[0])) for name in ends]
-    return _items(["best", "latest", *epochs], start)
+    before = start[: start.rfind(",") + 1]
+    names = ["best", "latest", *([] if before else ["average"]), *epochs]
+    return _items([before + name for name in names], start)
 
 
 def time_zones(_context: click.Context, _parameter: click.Parameter, start: str) -> Items:

@@ -15,7 +15,21 @@ if TYPE_CHECKING:
     from jobs.scoring.config import ScoreConfig
     from storage.location import TakeOver
 
-CHECKPOINT_HELP = "best (by validation, else latest), latest, an epoch or a model digest."
+CHECKPOINT_HELP = (
+    "best (by validation, else latest), latest, an epoch or a model digest; a list such as 8,9,10, "
+    "or average (all snapshots), for the mean of their probabilities."
+)
+
+
+average_shifts = option(
+    "--average-shifts",
+    section="Model",
+    advanced=True,
+    type=IntRange(0, 3),
+    metavar="N",
+    show_default="the run's setting",
+    help="Average over each image and its shifts by up to N pixels.",
+)
 
 
 @click.command(cls=Command)
@@ -78,6 +92,7 @@ CHECKPOINT_HELP = "best (by validation, else latest), latest, an epoch or a mode
     shell_complete=completion.checkpoints,
     help=CHECKPOINT_HELP,
 )
+@average_shifts
 @option(
     "--model",
     section="Model",
@@ -232,6 +247,7 @@ def scores(
     shell_complete=completion.checkpoints,
     help=CHECKPOINT_HELP,
 )
+@average_shifts
 @option(
     "--undo",
     section="Model",

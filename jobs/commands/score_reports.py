@@ -18,7 +18,7 @@ from jobs.commands.tables import (
     terminal_width,
     wrap,
 )
-from jobs.output import local_time, one_line, percent
+from jobs.output import average_text, local_time, one_line, percent
 from jobs.scoring.promote import PromoteResult
 from jobs.scoring.records import failure_text
 from jobs.scoring.result import ScoreResult, ScoringResult
@@ -81,6 +81,7 @@ def batch_report(batch: ScoringResult, *, one_split: bool) -> Report:
         "run": str(batch.run.location),
         "checkpoint": batch.checkpoint,
         "model_digest": batch.model_digest,
+        "average_shifts": batch.average_shifts,
         "results": [_document(result) for result in batch.results],
         "failed": batch.failed,
         "left": batch.left,
@@ -119,6 +120,8 @@ def _split_report(result: ScoreResult) -> Report:
     location = f"scores in {result.scores.location}"
     parts = [f"{schema.split} is already scored with this model.\n"] if result.already_done else []
     rows = counted(schema.rows, "row")
+    average = average_text(len(schema.members), schema.average_shifts)
+    location = f"{average}; {location}" if average else location
     summary = f"{rows} of {schema.split} without labels; {location}"
     if quality:
         parts.append(quality_text(quality) + "\n")
@@ -337,7 +340,9 @@ def _holder_text(holder: Holder | None, models: Location) -> str:
         return "none"
     accuracy = "" if holder.accuracy is None else f", accuracy {percent(holder.accuracy)}"
     run = referenced(holder.run, models)
-    return f"model {holder.model_digest[:SHORT_DIGEST]} in {run}{accuracy}"
+    average = average_text(holder.checkpoint.count(",") + 1, holder.average_shifts)
+    average = f", {average}" if average else ""
+    return f"model {holder.model_digest[:SHORT_DIGEST]} in {run}{average}{accuracy}"
 
 
 def _holder_details(name: str, holder: Holder | None, models: Location) -> str:

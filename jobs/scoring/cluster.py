@@ -38,6 +38,7 @@ class ScoreTask:
     network: str
     dtype: str
     scaling: ValueRange | None
+    image_shape: tuple[int, ...] | None
 
 
 @dataclass(frozen=True)
@@ -53,26 +54,27 @@ class ChunkResult:
 class ScoreWorkerState(Closing):
     """State that a worker keeps between the chunks of one scoring."""
 
-    def __init__(self, task: ScoreTask, parameters: Floats) -> None:
+    def __init__(self, task: ScoreTask, members: Floats) -> None:
         """Open the dataset, and check that this worker sees the place of the scores too."""
         check_seen(task.home)
         self.split = open_split(task.dataset, task.dataset_digest, task.schema.split)
         self.scratch = Scratch(self.split)
         network = Network(parse_network(task.network), task.dtype)
-        self.predict = Predictor(network, parameters, task.scaling)
+        shifts = task.image_shape, task.schema.average_shifts
+        self.predict = Predictor(network, members, task.scaling, *shifts)
 
     def close(self) -> None:
         """Do nothing: the state holds memory only."""
 
 
 def score_chunk(
-    job: str, task: ScoreTask, number: int, digest: str | None, parameters: Floats
+    job: str, task: ScoreTask, number: int, digest: str | None, members: Floats
 ) -> ChunkResult:
     """Score, write and count chunk `number`; if its scores have a `digest` already, only count.
 
     Raises `BadDataError` if the chunk or its existing scores are damaged.
     """
-    state = hold(job, task, lambda: ScoreWorkerState(task, parameters))
+    state = hold(job, task, lambda: ScoreWorkerState(task, members))
     block = state.split.read_chunk(number, state.scratch.chunk)
     if digest is None:
         predictions = state.predict(block.inputs)
@@ -97,17 +99,16 @@ def score_on_cluster(
         network=format_network(model.network.layers),
         dtype=str(model.network.dtype),
         scaling=model.preparation.scaling,
+        image_shape=model.image_shape,
     )
     # As a task's result, the parameters are copied between workers and recomputed if lost.
-    parameters = cluster.client.submit(
-        np.asarray, model.parameters, key=cluster.key("model"), pure=False
-    )
+    members = cluster.client.submit(np.asarray, model.members, key=cluster.key("model"), pure=False)
     tasks = (
         Task(
             name="score-chunk",
             what=f"rows {start}..{stop - 1} of {schema.split}",
             function=score_chunk,
-            arguments=(cluster.job, task, number, writer.digests.get(number), parameters),
+            arguments=(cluster.job, task, number, writer.digests.get(number), members),
         )
         for number in range(schema.chunks)
         for start, stop in [schema.chunk_bounds(number)]

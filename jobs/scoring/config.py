@@ -37,7 +37,11 @@ class ScoreConfig:
     settle: float = DEFAULT_SETTLE
     """Files of the inbox modified within the last `settle` seconds are skipped."""
     checkpoint: str | None = None
-    """`best`, `latest`, an epoch or a model's digest; by default `model`'s, or the best."""
+    """`best`, `latest`, an epoch or a model's digest; several with commas are averaged, as are all
+    snapshots with `average`. By default `model`'s, or the best."""
+    average_shifts: int | None = None
+    """Average over images and their shifts by up to this number of pixels; by default `model`'s,
+    or that of the run's evaluations."""
     model: str | None = None
     """A promoted name, instead of a run and a checkpoint."""
     models: Place = DEFAULT_MODELS
@@ -75,6 +79,8 @@ class ScoreConfig:
             raise UsageError("--model determines the run; leave out --run.")
         if self.model is not None and self.checkpoint is not None:
             raise UsageError("--model determines the checkpoint; leave out --checkpoint.")
+        if self.model is not None and self.average_shifts is not None:
+            raise UsageError("--model determines the shifts; leave out --average-shifts.")
         if not self.splits:
             raise UsageError("No split is given; pass --split, such as --split test.")
         for option, globs in (("--include", self.include), ("--exclude", self.exclude)):

@@ -140,6 +140,7 @@ def run_batch(
         run=str(result.run.location),
         checkpoint=result.checkpoint,
         model_digest=result.model_digest,
+        average_shifts=result.average_shifts,
     )
     if config.inbox is not None:
         _InboxJob(config, scorer, retry).run(config.open(config.inbox))

@@ -101,6 +101,7 @@ def _facts(scores: Scores) -> dict[str, str]:
     return {
         "model_digest": schema.model_digest,
         "checkpoint": str(scores.metrics.get("checkpoint")),
+        "average_shifts": str(schema.average_shifts),
         "dataset_digest": schema.dataset_digest,
         "split": schema.split,
         "scores_digest": scores.digest,

@@ -1,4 +1,4 @@
-"""Promotion: give a checkpoint a name if it passes the gates, or undo that."""
+"""Promotion: give a model a name if it passes the gates, or undo that."""
 
 import getpass
 import logging
@@ -13,9 +13,8 @@ from jobs.scoring.gates import Gates, Verdict, at_least, missed
 from jobs.scoring.job import score
 from jobs.scoring.records import now
 from jobs.signals import StopSignal
-from jobs.training.select_checkpoint import choose_checkpoint, open_chosen_dataset
+from jobs.training.select_checkpoint import ModelChoice, choose_model, open_chosen_dataset
 from storage.checkpoints import (
-    Checkpoint,
     list_checkpoints,
     load_checkpoint,
     pin_checkpoint,
@@ -48,6 +47,9 @@ class PromoteConfig:
     run: Place
     name: str
     checkpoint: str = "best"
+    average_shifts: int | None = None
+    """Average over images and their shifts by up to this number of pixels; by default that of the
+    run's evaluations."""
     models: Place = DEFAULT_MODELS
     dataset: Place | None = None
     """The dataset that the gates are judged on; by default the one that the run was trained on."""
@@ -91,9 +93,10 @@ def promote(
 ) -> PromoteResult:
     """Give a checkpoint a name, atomically; the model that had the name before is recorded.
 
-    The checkpoint is never pruned from then on. Gates are judged by scoring the checkpoint, which
-    its run's ledger records. If one is missed, raises `QualityGateError`: the name keeps its model,
-    and the refusal is recorded. Promoting the same checkpoint again changes nothing.
+    The checkpoints of an average get it together. They are never pruned from then on. Gates are
+    judged by scoring the model, which its run's ledger records. If one is missed, raises
+    `QualityGateError`: the name keeps its model, and the refusal is recorded. Promoting the same
+    model again changes nothing.
     """
     place = open_location(config.models, config.storage_options)
     run = open_run(open_location(config.run, config.storage_options))
@@ -134,17 +137,19 @@ def list_names(models: Place) -> list[ModelName]:
 def _choose(
     config: PromoteConfig, place: Location, run: Run, places: dict[str, Any]
 ) -> tuple[Holder, tuple[Verdict, ...]]:
-    """Return the model to promote and its verdicts; pin its checkpoint if it passes."""
+    """Return the model to promote and its verdicts; pin its checkpoints if it passes."""
     while True:
-        checkpoint, warnings = choose_checkpoint(run, config.checkpoint)
+        chosen, warnings = choose_model(run, config.checkpoint, config.average_shifts)
+        names = {checkpoint.name for checkpoint in chosen.checkpoints}
         try:
-            holder, verdicts = _judge(config, place, run, checkpoint, places)
+            holder, verdicts = _judge(config, place, run, chosen, places)
             if missed(verdicts) is None:
-                pin_checkpoint(run, checkpoint.name)
-                load_checkpoint(run, checkpoint.name)  # a training run may just have pruned it
+                for name in names:
+                    pin_checkpoint(run, name)
+                    load_checkpoint(run, name)  # a training run may just have pruned it
             break
         except BadDataError:
-            if checkpoint.name in list_checkpoints(run):
+            if names.issubset(list_checkpoints(run)):
                 raise
     for warning in warnings:
         logger.warning("%s", warning)
@@ -152,41 +157,43 @@ def _choose(
 
 
 def _judge(
-    config: PromoteConfig, place: Location, run: Run, checkpoint: Checkpoint, places: dict[str, Any]
+    config: PromoteConfig, place: Location, run: Run, chosen: ModelChoice, places: dict[str, Any]
 ) -> tuple[Holder, tuple[Verdict, ...]]:
-    """Return the checkpoint as a holder of the name, and the verdict of each gate."""
+    """Return the chosen model as a holder of the name, and the verdict of each gate."""
     holder = Holder(
         run=reference_to(run.location, place),
         run_id=run.run_id,
-        checkpoint=str(checkpoint.name),
-        model_digest=checkpoint.parameters_digest,
+        checkpoint=chosen.names,
+        model_digest=chosen.digest,
         since=now(),
         accuracy=None,
         judged_by=None,
+        average_shifts=chosen.average_shifts,
     )
     if config.min_accuracy is None and config.not_worse_than is None:
         return holder, ()
     dataset = open_chosen_dataset(run, config.dataset, config.storage_options)
     places = places | {"dataset": dataset.location}
-    accuracy = _accuracy(config, config.run, holder.checkpoint, places)
+    accuracy = _accuracy(config, config.run, holder, places)
     subject = f"Model {holder.model_digest[:12]}"
     verdicts = Gates(config.min_accuracy).judge(accuracy, None, subject)
     rival = _rival(config, place)
     if rival is not None:
         name, other = rival
-        least = _accuracy(config, name.run_place(other), other.checkpoint, places)
+        least = _accuracy(config, name.run_place(other), other, places)
         why = f"that of {name.name}, model {other.model_digest[:12]}"
         verdicts = (*verdicts, at_least("not-worse-than", accuracy, least, subject, why))
     judged_by = f"{config.split} of {dataset.digest}"
     return replace(holder, accuracy=accuracy, judged_by=judged_by), verdicts
 
 
-def _accuracy(config: PromoteConfig, run: Place, checkpoint: str, places: dict[str, Any]) -> float:
+def _accuracy(config: PromoteConfig, run: Place, model: Holder, places: dict[str, Any]) -> float:
     """Return a model's accuracy, from existing scores if there are any."""
     result = score(
         run=run,
         split=config.split,
-        checkpoint=checkpoint,
+        checkpoint=model.checkpoint,
+        average_shifts=model.average_shifts,
         threads=config.threads,
         wait=config.wait,
         storage_options=config.storage_options,

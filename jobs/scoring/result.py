@@ -75,7 +75,9 @@ class ScoringResult:
     model_digest: str
     """Digest of the model."""
     checkpoint: str
-    """Name of its checkpoint, `EPOCH-STEP`."""
+    """Name of its checkpoint, `EPOCH-STEP`; several with commas for their average."""
+    average_shifts: int
+    """The largest shift in pixels of the images that are averaged; 0 for none."""
     results: list[ScoreResult] = field(default_factory=list)
     """The scores of each split or file, new and existing."""
     errors: list[PipelineError] = field(default_factory=list)

@@ -16,8 +16,7 @@ from jobs.scoring.records import Records
 from jobs.scoring.result import ScoreResult, ScoringResult
 from jobs.scoring.retry import POLL_SECONDS, pause
 from jobs.signals import StopSignal
-from jobs.training.select_checkpoint import choose_checkpoint, choose_dataset
-from storage.checkpoints import Checkpoint
+from jobs.training.select_checkpoint import ModelChoice, choose_dataset, choose_model
 from storage.errors import BadDataError, ConflictError, QualityGateError, counted
 from storage.events import Progress, event
 from storage.ledger import FOUND, SCORED, Ledger
@@ -45,20 +44,21 @@ class Scorer:
     def __init__(
         self, config: ScoreConfig, progress: Progress, stop: StopSignal, cluster: "OpenCluster"
     ) -> None:
-        """Choose the model; raise as `open_run` and `choose_checkpoint` do."""
+        """Choose the model; raise as `open_run` and `choose_model` do."""
         self._config = config
         self._progress_callback = progress
         self._stop = stop
         self._cluster = cluster
         self._holder: Holder | None = None
-        place, choice = self._run_and_checkpoint()
+        place, choice, average_shifts = self._run_and_checkpoint()
         self.run = open_run(config.open(place))
         self.scores = self.run.location.child(SCORES)
-        checkpoint, warnings = choose_checkpoint(self.run, choice)
-        self._checkpoint: Checkpoint | None = checkpoint
+        chosen, warnings = choose_model(self.run, choice, average_shifts)
+        self._choice: ModelChoice | None = chosen
         """Kept in memory until `model` uses it: a training run may prune it in between."""
         self._model: Model | None = None
-        self.result = ScoringResult(self.run, checkpoint.parameters_digest, str(checkpoint.name))
+        self._average = len(chosen.members), chosen.average_shifts
+        self.result = ScoringResult(self.run, chosen.digest, chosen.names, chosen.average_shifts)
         self._check_promoted()
         for warning in warnings:
             logger.warning("%s", warning)
@@ -67,19 +67,22 @@ class Scorer:
             {
                 "model": config.model,
                 "model_digest": self.result.model_digest,
-                "checkpoint": self.result.checkpoint,
+                "checkpoint": chosen.names,
+                "average_shifts": chosen.average_shifts,
             },
         )
         self._last_conflict = ""
 
-    def _run_and_checkpoint(self) -> tuple[Place, str]:
+    def _run_and_checkpoint(self) -> tuple[Place, str, int | None]:
+        """Return the run, the choice of checkpoints, and the shifts or None for the run's own."""
         config = self._config
         if config.model is None:
             # An empty checkpoint is refused later: it may be a script's unset variable.
             choice = DEFAULT_CHECKPOINT if config.checkpoint is None else config.checkpoint
-            return config.run or DEFAULT_RUN, choice
+            return config.run or DEFAULT_RUN, choice, config.average_shifts
         name, self._holder = held_name(config.open(config.models), config.model)
-        return name.run_place(self._holder), self._holder.checkpoint
+        holder = self._holder
+        return name.run_place(holder), holder.checkpoint, holder.average_shifts
 
     def _check_promoted(self) -> None:
         """Raise `BadDataError` if the checkpoint is no longer the promoted one."""
@@ -98,12 +101,12 @@ class Scorer:
         if self._model is None:
             from jobs.training.model import model_of
 
-            assert self._checkpoint is not None
+            assert self._choice is not None
             try:
-                self._model = model_of(self.run, self._checkpoint)
+                self._model = model_of(self.run, self._choice)
             except BadDataError as error:
                 raise ModelError(str(error)) from error
-            self._checkpoint = None
+            self._choice = None
         return self._model
 
     def check_stop(self) -> None:
@@ -133,7 +136,7 @@ class Scorer:
 
     def score(self, dataset: "Dataset", split: str) -> tuple[Scores, bool]:
         """Return the scores of a split, and whether they existed already."""
-        name = scoring_home(self.result.model_digest, dataset.digest, split)
+        name = scoring_home(self.result.model_digest, dataset.digest, split, *self._average)
         if is_complete(self.scores.child(name)):
             return open_scored(self.scores.child(name)), True
         from jobs.scoring.split import score_split

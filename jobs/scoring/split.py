@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from jobs.environment import one_blas_thread
 from jobs.scoring.metrics import ConfusionCounter, count_chunk, open_scored
 from jobs.thread_map import ThreadMap
-from jobs.training.evaluate import Predictor
 from jobs.training.memory import check_memory, score_memory
 from jobs.training.model import Model, check_images
 from jobs.training.step import thread_count
@@ -47,8 +46,9 @@ def score_split(
     schema = _schema(model, dataset, split)
     home = place.child(schema.home)
     cores = thread_count(threads)
-    memory = score_memory(model.network, dataset.split(split).schema, cores) + output_memory
-    memory = check_memory(memory, cores)
+    average = len(model.members), model.average_shifts
+    memory = score_memory(model.network, dataset.split(split).schema, cores, *average)
+    memory = check_memory(memory + output_memory, cores)
     text = f"memory at most {memory / 1e6:,.0f} MB"
     event(logger, "memory", text, logging.DEBUG, bytes=memory)
     began, done = time.perf_counter(), 0
@@ -89,6 +89,8 @@ def _schema(model: Model, dataset: Dataset, split: str) -> ScoresSchema:
         model.network.layers[-1].outputs,
         rows.chunk_rows,
         model.class_names,
+        model.member_digests,
+        model.average_shifts,
     )
 
 
@@ -121,7 +123,9 @@ def _metrics(
         "dataset_digest": schema.dataset_digest,
         "split": schema.split,
         "rows": schema.rows,
-        "checkpoint": str(model.checkpoint),
+        "checkpoint": ",".join(map(str, model.checkpoints)),
+        "members": list(model.member_digests),
+        "average_shifts": model.average_shifts,
         "quality": count.result() if labelled else None,
         "seconds": seconds,
     }
@@ -132,7 +136,7 @@ def _score_here(
 ) -> Iterator[int]:
     """Write and count the chunks in order, one per thread; yield the rows of each."""
     schema, missing = writer.schema, set(writer.missing)
-    predict = Predictor(model.network, model.parameters, model.preparation.scaling)
+    predict = model.predictor
 
     def score_chunk(batch: Batch) -> tuple[int, ConfusionCounter | None]:
         number = int(batch.rows[0]) // schema.chunk_rows

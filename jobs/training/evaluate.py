@@ -1,5 +1,6 @@
-"""Evaluate a network on rows of a dataset: forward passes, cross-entropy, accuracy."""
+"""Evaluate networks on rows of a dataset: probabilities, cross-entropy, accuracy."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,6 +14,7 @@ from jobs.thread_map import ThreadMap
 from jobs.training.gradients import network_inputs
 from jobs.training.step import ignore_overflow
 from pipeline.stream import Batch, BatchStream
+from pipeline.transforms import shift_images
 from storage.dataset import Dataset
 from storage.location import Closing
 from storage.preparation import ValueRange
@@ -20,6 +22,8 @@ from storage.scores import Predictions
 
 BLOCK_ROWS = 500
 """Rows of one forward pass; fixed, so that the bits do not depend on the number of threads."""
+DIRECTIONS = ((-1, 0), (1, 0), (0, -1), (0, 1))
+"""Up, down, left and right, as pixels down and right."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +49,16 @@ class Evaluator(Closing):
         rows: int,
         times: int,
         threads: int,
+        average_shifts: int = 0,
     ) -> None:
-        """Take rows [first_row, first_row + rows) of a labelled split, at most `times` times."""
+        """Take rows [first_row, first_row + rows) of a labelled split, at most `times` times.
+
+        With `average_shifts` the metrics are those of probabilities averaged as by `Predictor`.
+        """
         self._network = network
         self._scaling = dataset.preparation.scaling
+        self._image_shape = dataset.image_shape
+        self._average_shifts = average_shifts
         self._threads = threads
         self._stream = BatchStream(
             dataset,
@@ -70,6 +80,10 @@ class Evaluator(Closing):
 
     def _block(self, parameters: Floats, batch: Batch) -> LossSum:
         assert batch.targets is not None  # the split has labels
+        if self._average_shifts:
+            shifts = self._image_shape, self._average_shifts
+            predict = Predictor(self._network, parameters[None], self._scaling, *shifts)
+            return _loss_sum(predict(batch.inputs), batch.targets)
         inputs, columns = network_inputs(batch.inputs, self._network.dtype, self._scaling)
         with ignore_overflow():
             return self._network.loss(parameters, inputs, batch.targets, columns)
@@ -78,21 +92,40 @@ class Evaluator(Closing):
         self._stream.close()
 
 
-def evaluation_memory(network: Network, rows: int, threads: int) -> int:
+def _loss_sum(predictions: Predictions, targets: NDArray[np.uint8]) -> LossSum:
+    """Return the loss of mean probabilities; one that underflows to 0 counts as the smallest."""
+    probabilities, predicted = predictions
+    labels = targets.argmax(axis=1)
+    of_target = probabilities[np.arange(len(labels)), labels]
+    of_target = np.maximum(of_target, np.finfo(np.float32).smallest_subnormal)
+    loss_sum = -float(np.log(of_target, dtype=np.float64).sum())
+    return LossSum(loss_sum, int(np.count_nonzero(predicted == labels)), len(labels))
+
+
+def evaluation_memory(network: Network, rows: int, threads: int, average_shifts: int = 0) -> int:
     """Return the bytes of `threads` that each evaluate a block of at most `rows`."""
-    block = min(BLOCK_ROWS, rows) * network.forward_memory
+    shifted = 8 * network.layers[0].shape[0] if average_shifts else 0
+    block = min(BLOCK_ROWS, rows) * (network.forward_memory + shifted)
     return threads * (network.first_layer_memory + block)
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """Predicts the probabilities and classes of rows."""
+    """Predicts the probabilities and classes of rows.
+
+    The probabilities are means over the members and over shifts of the images: none, and 1 to
+    `average_shifts` pixels up, down, left and right. Shifts come first, the members of each in
+    their order. Sums are float64, so that the mean of one is that one, and means float32.
+    """
 
     network: Network
-    parameters: Floats
-    """The flat vector `(parameters,)`."""
+    members: Floats
+    """A parameter vector for each member: `(members, parameters)`."""
     scaling: ValueRange | None
     """The run's range of input values."""
+    image_shape: tuple[int, ...] | None = None
+    """Height and width of the stored images, which shifts need."""
+    average_shifts: int = 0
 
     def __call__(self, inputs: NDArray[Any]) -> Predictions:
         """Return probabilities `(rows, classes)` and classes `(rows,)` of `(rows, 1 + features)`.
@@ -100,11 +133,28 @@ class Predictor:
         They are computed in blocks of `BLOCK_ROWS`, so the bits do not depend on the threads.
         """
         blocks = [np.empty((0, self.network.layers[-1].outputs), np.float32)]
+        starts = range(0, len(inputs), BLOCK_ROWS)
         with ignore_overflow():  # non-finite probabilities are never written
-            for start in range(0, len(inputs), BLOCK_ROWS):
-                block = inputs[start : start + BLOCK_ROWS]
-                scaled, columns = network_inputs(block, self.network.dtype, self.scaling)
-                probabilities = self.network.forward(self.parameters, scaled, columns)
-                blocks.append(probabilities.astype(np.float32, copy=False))
+            blocks += [self._mean(inputs[start : start + BLOCK_ROWS]) for start in starts]
         probabilities = np.concatenate(blocks)
         return probabilities, probabilities.argmax(axis=1).astype(np.int32)
+
+    def _mean(self, block: NDArray[Any]) -> NDArray[np.float32]:
+        """Return the mean probabilities of a block's rows."""
+        total, terms = np.zeros((len(block), self.network.layers[-1].outputs)), 0
+        for shifted in self._shifted(block):
+            inputs, columns = network_inputs(shifted, self.network.dtype, self.scaling)
+            for parameters in self.members:
+                total += self.network.forward(parameters, inputs, columns)
+                terms += 1
+        total /= terms
+        return total.astype(np.float32)
+
+    def _shifted(self, block: NDArray[Any]) -> Iterator[NDArray[Any]]:
+        """Yield the rows, then the rows with shifted images, the smallest shifts first."""
+        yield block
+        for pixels in range(1, self.average_shifts + 1):
+            assert self.image_shape is not None  # checked where the model was chosen
+            for down, right in DIRECTIONS:
+                shift = pixels * down, pixels * right
+                yield shift_images(block, self.image_shape, *shift, self.scaling)

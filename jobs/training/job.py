@@ -306,6 +306,7 @@ class _Training:
             rows=rows,
             times=self.config.epochs - len(self.metrics),
             threads=thread_count(self.config.threads),
+            average_shifts=self.config.average_shifts,
         )
 
     def _train_epoch(self, evaluators: Mapping[str, Evaluator]) -> None:

@@ -52,19 +52,24 @@ def train_memory(config: TrainConfig, network: Network, dataset: Dataset) -> int
     if evaluations := len(config.evaluations(dataset.splits)):
         rows = max(split.schema.rows for split in dataset.splits.values())
         windows = windows_memory(schema, PLAIN_WINDOW_CHUNKS, WINDOWS_OF_THREADS)
-        needed += evaluation_memory(network, rows, threads) + evaluations * windows
+        needed += evaluation_memory(network, rows, threads, config.average_shifts)
+        needed += evaluations * windows
     return BASE_MEMORY + max(needed, initialise_memory(network.layers))
 
 
-def score_memory(network: Network, split: SplitSchema, threads: int) -> int:
+def score_memory(
+    network: Network, split: SplitSchema, threads: int, members: int = 1, average_shifts: int = 0
+) -> int:
     """Return the bytes that scoring a split of this schema needs at most."""
+    # Each member's checkpoint and parameters, a template, and a vector on its way.
+    vectors = members * (MOST_VECTORS + 1) + MOST_VECTORS + 1
     # A thread holds a chunk's rows, and its predictions in blocks, joined and encoded.
     chunk = split.chunk_rows * (split.row_bytes + 3 * 4 * (network.layers[-1].outputs + 1))
     return (
         BASE_MEMORY
         + windows_memory(split, PLAIN_WINDOW_CHUNKS, WINDOWS_OF_THREADS)
-        + evaluation_memory(network, split.chunk_rows, threads)
-        + (2 * MOST_VECTORS + 1) * network.parameter_memory  # loading the checkpoint
+        + evaluation_memory(network, split.chunk_rows, threads, average_shifts)
+        + vectors * network.parameter_memory
         + threads * chunk
     )
 

@@ -1,4 +1,4 @@
-"""A trained model: the network and parameters of one of a run's checkpoints."""
+"""A trained model: the network and parameters of one or several of a run's checkpoints."""
 
 import logging
 import math
@@ -11,12 +11,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from jobs.choices import DEFAULT_RUN
 from jobs.environment import one_blas_thread
-from jobs.nn.architecture import format_network, parse_network
+from jobs.nn.architecture import Layer, format_network, parse_network
 from jobs.nn.network import Network
 from jobs.nn.parameters import Floats
+from jobs.output import average_text
 from jobs.training.config import TrainConfig
 from jobs.training.evaluate import Predictor
-from jobs.training.select_checkpoint import choose_checkpoint
+from jobs.training.select_checkpoint import ModelChoice, choose_model
 from jobs.training.trainer import flat_parameters, parameters_digest, template
 from pipeline.transforms import add_bias
 from pipeline.values import check_values
@@ -26,22 +27,28 @@ from storage.places import Place, open_location
 from storage.preparation import BYTE_SCALE, Preparation
 from storage.runs import RECORD, Run, open_run
 from storage.schema import ELEMENT_TYPES
+from storage.scores import average_digest
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Model:
-    """A trained network, loaded from a run, which predicts the classes of images."""
+    """A trained network, loaded from a run, which predicts the classes of images.
+
+    It may have several members, whose probabilities are averaged: checkpoints of the same run.
+    """
 
     network: Network
     """The layers and the floating-point type."""
-    parameters: Floats
-    """The parameters as a flat vector, layer by layer."""
-    digest: str
-    """SHA-256 of network, dtype and parameters, which identifies the model."""
-    checkpoint: CheckpointName
-    """The epoch and step at which the parameters were saved."""
+    members: Floats
+    """The parameters of each member, layer by layer: `(members, parameters)`."""
+    member_digests: tuple[str, ...]
+    """SHA-256 of network, dtype and parameters of each member."""
+    checkpoints: tuple[CheckpointName, ...]
+    """The epoch and step at which each member was saved."""
+    average_shifts: int
+    """Probabilities are averaged over an image and its shifts by up to this number of pixels."""
     class_names: tuple[str, ...]
     """The name of each class, in the order of the columns of probabilities."""
     preparation: Preparation
@@ -57,8 +64,9 @@ class Model:
         run: Place = DEFAULT_RUN,
         checkpoint: str | int = "best",
         storage_options: Mapping[str, str] | None = None,
+        average_shifts: int | None = None,
     ) -> "Model":
-        """Load the model of one of a run's checkpoints.
+        """Load the model of one or several of a run's checkpoints.
 
         Parameters
         ----------
@@ -66,22 +74,50 @@ class Model:
             The run.
         checkpoint
             `best` (lowest validation loss, or the latest without validation), `latest`, an epoch's
-            number, or the first 8 or more digits of a model's digest.
+            number, or the first 8 or more digits of a model's digest. Several of them with commas
+            are averaged; `average` means all snapshots of a run with warm restarts.
         storage_options
             Options of an S3 store, for a run given by its URL.
+        average_shifts
+            Average over an image and its shifts by 1 to this number of pixels up, down, left and
+            right. None: as the run's evaluations do.
 
         Raises
         ------
         BadDataError
             If there is no such run or checkpoint, or it is damaged.
         UsageError
-            If `checkpoint` is none of these.
+            If `checkpoint` is none of these, or the images cannot be shifted.
         """
         record = open_run(open_location(run, storage_options))
-        chosen, warnings = choose_checkpoint(record, str(checkpoint))
+        chosen, warnings = choose_model(record, str(checkpoint), average_shifts)
         for warning in warnings:
             logger.warning("%s", warning)
         return model_of(record, chosen)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 that identifies the model; a single member without shifts has its own."""
+        return average_digest(self.member_digests, self.average_shifts)
+
+    @property
+    def parameters(self) -> Floats:
+        """The parameters of the only member; raises `ValueError` if there are several."""
+        parameters: Floats
+        (parameters,) = self.members
+        return parameters
+
+    @property
+    def checkpoint(self) -> CheckpointName:
+        """The checkpoint of the only member; raises `ValueError` if there are several."""
+        (checkpoint,) = self.checkpoints
+        return checkpoint
+
+    @property
+    def predictor(self) -> Predictor:
+        """The function that computes the probabilities of stored rows."""
+        shifts = self.image_shape, self.average_shifts
+        return Predictor(self.network, self.members, self.preparation.scaling, *shifts)
 
     def predict(self, images: ArrayLike) -> NDArray[np.int64]:
         """Return the index in `class_names` of the most probable class of each image, `(rows,)`.
@@ -107,12 +143,10 @@ class Model:
         """
         array = self._lossless(np.asarray(images))
         check_images(self, "The array", self._image_shape_of(array), array.dtype.name)
-        scaling = self.preparation.scaling
         if array.size:
-            check_values(array, scaling, "The array", 0)
-        predict = Predictor(self.network, self.parameters, scaling)
+            check_values(array, self.preparation.scaling, "The array", 0)
         with one_blas_thread():
-            return predict(add_bias(array, self.preparation.bias(array.dtype)))[0]
+            return self.predictor(add_bias(array, self.preparation.bias(array.dtype)))[0]
 
     def _lossless(self, array: NDArray[Any]) -> NDArray[Any]:
         """Return integers of another type as the training images' type, if that holds them all."""
@@ -135,31 +169,31 @@ class Model:
     def __repr__(self) -> str:
         shape = _times(self.image_shape or (self.network.layers[0].inputs,))
         names = ", ".join(self.class_names[:20]) + ", ..." * (len(self.class_names) > 20)
+        noun = "checkpoint" if len(self.checkpoints) == 1 else "checkpoints"
+        checkpoints = f"{noun} {', '.join(map(str, self.checkpoints))}"
+        average = average_text(len(self.members), self.average_shifts)
         return (
-            f"<Model {self.digest[:12]} of checkpoint {self.checkpoint}>\n"
+            f"<Model {self.digest[:12]} of {checkpoints}{average and f', {average}'}>\n"
             f"  network: {format_network(self.network.layers)}, {self.network.dtype}\n"
             f"  images: {shape} {self.element_type or 'numbers'}, {self.preparation}\n"
             f"  classes: {names}"
         )
 
 
-def model_of(run: Run, checkpoint: Checkpoint) -> Model:
-    """Return the model of a loaded checkpoint; raise `BadDataError` if it does not fit the run."""
+def model_of(run: Run, choice: ModelChoice) -> Model:
+    """Return the model of loaded checkpoints; raise `BadDataError` if one does not fit the run."""
     place = f"{run.location}/{RECORD}"
     config = TrainConfig.from_json(run.configuration, place)
     try:
         layers = parse_network(config.network)
     except ValueError as error:
         raise BadDataError(f"{place}: {error}") from error
-    tensors = run.location.child(checkpoint.name.key)
-    check_template(tensors, checkpoint.tensors, template(config, layers))
-    parameters = flat_parameters(layers, checkpoint.tensors)
-    digest = parameters_digest(layers, parameters)
-    if digest != checkpoint.parameters_digest:
-        raise BadDataError(
-            f"The parameters of checkpoint {checkpoint.name} have digest {digest}; its manifest "
-            f"has {checkpoint.parameters_digest}: it is damaged."
-        )
+    network = Network(layers, config.dtype)
+    members = np.empty((len(choice.checkpoints), network.parameter_count), network.dtype)
+    expected = template(config, layers)
+    for number, checkpoint in enumerate(choice.checkpoints):
+        check_template(run.location.child(checkpoint.name.key), checkpoint.tensors, expected)
+        members[number] = _checked_parameters(layers, checkpoint)
     class_names = _texts(run, "class_names")
     if len(class_names) != layers[-1].outputs or len(set(class_names)) != len(class_names):
         raise BadDataError(
@@ -170,15 +204,28 @@ def model_of(run: Run, checkpoint: Checkpoint) -> Model:
     if element_type is None and BYTE_SCALE in transforms:
         element_type = "uint8"
     return Model(
-        Network(layers, config.dtype),
-        parameters,
-        digest,
-        checkpoint.name,
+        network,
+        members,
+        choice.members,
+        tuple(checkpoint.name for checkpoint in choice.checkpoints),
+        choice.average_shifts,
         class_names,
         Preparation.from_names(transforms, place),
         shape,
         element_type,
     )
+
+
+def _checked_parameters(layers: tuple[Layer, ...], checkpoint: Checkpoint) -> Floats:
+    """Return a checkpoint's parameters; raise `BadDataError` if they have another digest."""
+    parameters = flat_parameters(layers, checkpoint.tensors)
+    digest = parameters_digest(layers, parameters)
+    if digest != checkpoint.parameters_digest:
+        raise BadDataError(
+            f"The parameters of checkpoint {checkpoint.name} have digest {digest}; its manifest "
+            f"has {checkpoint.parameters_digest}: it is damaged."
+        )
+    return parameters
 
 
 def _texts(run: Run, name: str) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from jobs.nn.architecture import OUTPUT_ACTIVATION, Layer, format_network, parse
 from jobs.training.config import VALIDATION, TrainConfig
 from jobs.training.gradients import distortions
 from jobs.training.presets import flat_settings, with_recipe
+from jobs.training.select_checkpoint import check_shifts
 from jobs.training.settings import option_name
 from jobs.training.step import STEP_VERSION, micro_batch_count
 from jobs.training.trainer import FAR_FROM_ONE
@@ -208,6 +209,7 @@ def check_fit(config: TrainConfig, dataset: Dataset) -> tuple[Layer, ...]:
         )
     place = f"The training split of {dataset.location}"
     check_distortable(distortions(config), dataset.image_shape, schema.dtype, place)
+    check_shifts(config.average_shifts, dataset.image_shape, place)
     _check_validation(config, dataset)
     _check_evaluations(config, dataset)
     return layers

@@ -1,17 +1,19 @@
-"""Select a checkpoint of a run, and the dataset if none is given.
+"""Select the checkpoints of a model, and the dataset if none is given.
 
 Imports neither Zarr nor Dask, which a job without work to do does not need.
 """
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from jobs.choices import DEFAULT_DATASET
 from jobs.training.config import VALIDATION, TrainConfig
 from jobs.training.history import Metrics, history_of
+from jobs.training.settings import check_range
 from storage.checkpoints import (
     Checkpoint,
     CheckpointName,
@@ -24,16 +26,43 @@ from storage.checkpoints import (
 from storage.errors import BadDataError, UsageError, did_you_mean
 from storage.location import Location
 from storage.places import Place, open_location
-from storage.runs import Run
+from storage.runs import RECORD, Run
+from storage.scores import average_digest
 
 if TYPE_CHECKING:
     from storage.dataset import Dataset
 
 logger = logging.getLogger(__name__)
 
+AVERAGE = "average"
+"""The choice of all snapshots of a run with warm restarts."""
 EPOCH = re.compile(r"[0-9]{1,7}", re.ASCII)
 DIGEST = re.compile(r"[0-9a-f]{8,64}", re.ASCII)
 """The first digits of a model's digest. A shorter number is an epoch."""
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """The checkpoints of a run and the shifts of images that a model averages."""
+
+    checkpoints: tuple[Checkpoint, ...]
+    average_shifts: int = 0
+    """The largest shift in pixels; 0 for none."""
+
+    @property
+    def names(self) -> str:
+        """The names of the checkpoints, with commas: `choose_model` chooses them by it."""
+        return ",".join(str(checkpoint.name) for checkpoint in self.checkpoints)
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The digest of each checkpoint's parameters."""
+        return tuple(checkpoint.parameters_digest for checkpoint in self.checkpoints)
+
+    @property
+    def digest(self) -> str:
+        """The digest of the model."""
+        return average_digest(self.members, self.average_shifts)
 
 
 def best_checkpoint(metrics: list[Metrics]) -> CheckpointName | None:
@@ -79,6 +108,66 @@ def newest_checkpoint(
     return None, ()
 
 
+def choose_model(
+    run: Run, choice: str, average_shifts: int | None = None
+) -> tuple[ModelChoice, tuple[str, ...]]:
+    """Return the chosen checkpoints with the shifts to average over, and warnings.
+
+    `choice` is one that `choose_checkpoint` accepts, several with commas between them, or
+    `average` for the run's snapshots. With `average_shifts` None the shifts are those of the run's
+    evaluations. Raises as `choose_checkpoint` does, and `UsageError` for a run without snapshots
+    and for shifts that do not fit its images.
+    """
+    config = TrainConfig.from_json(run.configuration, f"{run.location}/{RECORD}")
+    if average_shifts is None:
+        average_shifts = config.average_shifts
+    check_shifts(average_shifts, run.dataset.get("image_shape"), f"The run {run.location}")
+    if choice == AVERAGE:
+        choices = [str(name) for name in _all_snapshots(run, config)]
+    else:
+        choices = [name.strip() for name in choice.split(",")] if "," in choice else [choice]
+    chosen = [choose_checkpoint(run, name) for name in choices]
+    checkpoints = tuple(checkpoint for checkpoint, _ in chosen)
+    names = [checkpoint.name for checkpoint in checkpoints]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(
+                f"--checkpoint is {choice!r}, which names checkpoint {name} more than once. Name "
+                "each checkpoint once."
+            )
+    warnings = dict.fromkeys(warning for _, warnings in chosen for warning in warnings)
+    return ModelChoice(checkpoints, average_shifts), tuple(warnings)
+
+
+def _all_snapshots(run: Run, config: TrainConfig) -> list[CheckpointName]:
+    """Return the run's snapshots; raise if it is trained without, or one is missing."""
+    names, kept = snapshots(config, config.epochs), list_checkpoints(run)
+    if not names:
+        raise UsageError(
+            f"The run {run.location} was trained without --restarts, so it has no snapshots to "
+            "average. Name the checkpoints instead, such as --checkpoint 8,9,10."
+        )
+    if missing := [str(name) for name in names if name not in kept]:
+        raise BadDataError(
+            f"The run {run.location} has no checkpoint {', '.join(missing)}, of the snapshots that "
+            "--checkpoint average needs. Finish the training with `pipeline train --resume`, or "
+            f"name the checkpoints to average; it keeps {', '.join(map(str, kept)) or 'none'}."
+        )
+    return names
+
+
+def check_shifts(average_shifts: int, image_shape: Sequence[int] | None, place: str) -> None:
+    """Raise `UsageError` for shifts out of range, or of images without height and width alone."""
+    check_range(TrainConfig.__dataclass_fields__["average_shifts"], average_shifts)
+    if average_shifts and (image_shape is None or len(image_shape) != 2):
+        shape = " x ".join(map(str, image_shape or ()))
+        images = f"has images of {shape}" if shape else "does not record the shape of its images"
+        raise UsageError(
+            f"--average-shifts {average_shifts} moves images of height x width; {place} {images}. "
+            "Use --average-shifts 0."
+        )
+
+
 def choose_checkpoint(run: Run, choice: str) -> tuple[Checkpoint, tuple[str, ...]]:
     """Return the chosen checkpoint (`best`, `latest`, an epoch or a model's digest) and warnings.
 
@@ -118,7 +207,8 @@ def _chosen(
         return _of_digest(run, choice, names), ()
     raise UsageError(
         f"--checkpoint is {choice!r}; expected best, latest, the number of an epoch, or the "
-        f"first 8 or more digits of a model's digest.{did_you_mean(choice, ('best', 'latest'))}"
+        "first 8 or more digits of a model's digest; or several of them with commas, or average, "
+        f"for an average.{did_you_mean(choice, ('best', 'latest', AVERAGE))}"
     )
 
 

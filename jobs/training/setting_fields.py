@@ -188,6 +188,16 @@ class TrainSettings:
         "epoch.",
         default_text="test, if it has labels",
     )
+    average_shifts: int = setting_field(
+        "Evaluation",
+        0,
+        "Average over shifts by up to N pixels.",
+        "Accuracy and loss after each epoch are those of probabilities averaged over an image and "
+        "its shifts by 1 to N pixels up, down, left and right. `score` does the same by default.",
+        least=0,
+        most=3,
+        added=True,
+    )
     holdout: int = setting_field(
         "Evaluation",
         0,

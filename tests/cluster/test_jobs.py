@@ -106,6 +106,15 @@ def test_score(digits: Path, trained: Path, tmp_path: Path) -> None:
     assert scored(trained, dataset=digits) == scores
 
 
+def test_score_an_average(cluster: Client, digits: Path, trained: Path, tmp_path: Path) -> None:
+    """An average of checkpoints and shifts has the same bits on no, one and two workers."""
+    options: dict[str, Any] = {"dataset": digits, "checkpoint": "1,3", "average_shifts": 1}
+    expected = scored(trained, **options)
+    assert expected == scored(trained, cluster=cluster, **options)
+    with Cluster(tmp_path / "cluster", workers=1) as worker, connected(worker) as client:
+        assert expected == scored(trained, cluster=client, **options)
+
+
 def test_an_interrupted_scoring_is_continued(cluster: Client, digits: Path, trained: Path) -> None:
     """A cluster completes a scoring that was interrupted here, and counts what was written."""
     expected = scored(trained, dataset=digits)

@@ -65,7 +65,8 @@ def test_names_and_splits(dataset: Path, run: Path, call: Call, complete: Comple
     assert 0 == call("promote", "--as", "champion", "--models", "names").code
     assert ["champion"] == complete("score --models names --model ch")
     assert [] == complete("score --model ch")
-    assert ["best", "latest", "1", "2"] == complete("score --checkpoint ")
+    assert ["best", "latest", "average", "1", "2"] == complete("score --checkpoint ")
+    assert ["1,best", "1,latest", "1,1", "1,2"] == complete("score --checkpoint 1,")
     assert ["test"] == complete("score --dataset data/mnist --split te")
     assert ["train", "test"] == complete("promote runs/mnist --split t")
     assert [] == complete("score --dataset elsewhere --split ")

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.transforms import add_bias, occupied_columns, one_hot, scale
+from pipeline.transforms import add_bias, occupied_columns, one_hot, scale, shift_images
 from storage.errors import BadDataError
 from storage.preparation import BYTES, Preparation, ValueRange
 
@@ -123,3 +123,31 @@ def test_a_transform_of_another_release(name: str) -> None:
     """An unknown transform is refused."""
     with pytest.raises(BadDataError, match=r"here has the unknown transform"):
         Preparation.from_names(("bias-column", name), "here")
+
+
+@pytest.mark.parametrize("by", [(0, 0), (-1, 0), (2, 0), (0, 1), (0, -3), (1, -2), (5, 0), (0, -4)])
+def test_shift_images(by: tuple[int, int]) -> None:
+    """Each pixel moves down and right; bytes from outside are 0, and the bias stays."""
+    images = np.random.default_rng(1).integers(1, 256, (3, 2, 4), np.uint8)
+    expected = np.zeros_like(images)
+    for row, column in np.ndindex(2, 4):
+        if 0 <= row + by[0] < 2 and 0 <= column + by[1] < 4:
+            expected[:, row + by[0], column + by[1]] = images[:, row, column]
+    inputs = add_bias(images, 255)
+    inputs.flags.writeable = False
+    moved = shift_images(inputs, (2, 4), *by, BYTES)
+    np.testing.assert_array_equal(add_bias(expected, 255), moved)
+    assert np.uint8 == moved.dtype
+
+
+@pytest.mark.parametrize("dtype", ELEMENT_TYPES)
+@pytest.mark.parametrize(
+    ("scaling", "background"), [(None, 0), (ValueRange(-100, 27), -100), (ValueRange(7.4, 9), 7.4)]
+)
+def test_background(dtype: str, scaling: ValueRange | None, background: float) -> None:
+    """A vacated pixel is the stored value nearest to the one that is scaled to 0."""
+    moved = shift_images(add_bias(np.full((1, 2, 2), 50, dtype), 1), (2, 2), 0, 1, scaling)
+    if np.dtype(dtype).kind != "f":
+        background = max(round(background), np.iinfo(dtype).min)
+    expected = [1, background, 50, background, 50]
+    assert np.array([expected], dtype).tolist() == moved.tolist()

@@ -36,6 +36,17 @@ def test_round_trip(place: Location) -> None:
     assert ["champion"] == names(place)
 
 
+def test_a_name_of_an_earlier_release(place: Location) -> None:
+    """A holder without a field for shifts has none; a value of another type is refused."""
+    document = {name: value for name, value in vars(HOLDER).items() if name != "average_shifts"}
+    assert HOLDER == Holder.from_json(document, "champion.json")
+    later = replace(HOLDER, average_shifts=2)
+    assert later == Holder.from_json(vars(later), "champion.json")
+    for value in (None, "1", 1.0):
+        with pytest.raises(BadDataError, match="for its 'average_shifts'; expected a int"):
+            Holder.from_json(vars(HOLDER) | {"average_shifts": value}, "champion.json")
+
+
 def test_a_name_without_a_holder(place: Location) -> None:
     """A name without a holder is empty, and an error if a model is needed."""
     assert ModelName(place, "champion") == open_name(place, "champion")

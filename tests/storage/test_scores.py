@@ -10,7 +10,15 @@ from storage import documents, trees
 from storage.errors import BadDataError, ConflictError, UnreachableError
 from storage.location import Location
 from storage.places import open_location
-from storage.scores import METRICS, Scores, ScoresSchema, is_complete, open_scores, score_into
+from storage.scores import (
+    METRICS,
+    Scores,
+    ScoresSchema,
+    average_digest,
+    is_complete,
+    open_scores,
+    score_into,
+)
 from tests.storage.artefacts import make_scores, scores_schema, write_scores
 
 SCHEMA = scores_schema(rows=9)  # five chunks, the last with a single row
@@ -238,3 +246,47 @@ def test_a_schema_is_checked() -> None:
     """A chunk above the size limit is refused, with both sizes."""
     with pytest.raises(BadDataError, match="Use fewer rows per chunk"):
         ScoresSchema("a", "b", "test", 2**40, 10, 2**40, ())
+
+
+MEMBERS = ("a" * 64, "b" * 64)
+AVERAGE = "1b0606c514d89c33413b0b86e5ecf976b1757d1780dc24a5520467a3b90c5628"
+"""sha256sum of `mnist-stream average 1|1|aaa...|bbb...`."""
+
+
+def test_digest_of_an_average() -> None:
+    """It covers the members in their order and the shifts; one model without shifts has its own."""
+    assert average_digest(MEMBERS, 1) == AVERAGE
+    assert average_digest(MEMBERS[:1], 0) == MEMBERS[0]
+    others = [(MEMBERS[::-1], 1), (MEMBERS, 0), (MEMBERS[:1], 1)]
+    assert 4 == len({AVERAGE, *(average_digest(*other) for other in others)})
+
+
+def test_scores_of_an_average(run: Location) -> None:
+    """Members and shifts are part of the name and of the attributes, in version 2."""
+    average = scores_schema(model_digest=AVERAGE, members=MEMBERS, average_shifts=1)
+    assert average.home.startswith("test-average2-shifts1-")
+    scores = make_scores(run, average)
+    opened = open_scores(run.child(f"scores/{average.home}"))
+    assert (average, scores.digest) == (opened.schema, opened.digest)
+    attributes = json.loads(scores.location.get("zarr.json"))["attributes"]
+    assert 2 == attributes["format_version"]
+    plain = make_scores(run).location.get("zarr.json")
+    assert 1 == json.loads(plain)["attributes"]["format_version"]
+    assert b"members" not in plain
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"members": list(MEMBERS[::-1])}, {"average_shifts": 2}, {"members": "ab"}, {"members": [1]}],
+)
+def test_members_that_do_not_fit(local_run: Location, change: dict[str, object]) -> None:
+    """Members and shifts must give the model's digest."""
+    scores = make_scores(
+        local_run, scores_schema(model_digest=AVERAGE, members=MEMBERS, average_shifts=1)
+    )
+    path = scores.location.path / "zarr.json"
+    document = json.loads(path.read_text())
+    document["attributes"]["scored"] |= change
+    path.write_text(json.dumps(trees.seal_group(document)))
+    with pytest.raises(BadDataError, match=r"name members and shifts|has a str for its"):
+        open_scores(scores.location)

@@ -17,7 +17,7 @@ from jobs.scoring.result import ScoreResult
 from jobs.signals import StopSignal
 from jobs.training.job import TrainResult, train
 from jobs.training.model import model_of
-from jobs.training.select_checkpoint import choose_checkpoint
+from jobs.training.select_checkpoint import choose_model
 from storage.checkpoints import STATE, CheckpointName
 from storage.dataset import Split, open_dataset
 from storage.errors import (
@@ -60,7 +60,7 @@ def direct(
     stored = stored_rows(open_dataset(open_location(dataset)).split(split))
     assert stored.targets is not None
     trained = open_run(open_location(run))
-    model = model_of(trained, choose_checkpoint(trained, checkpoint)[0])
+    model = model_of(trained, choose_model(trained, checkpoint)[0])
     network = Network(model.network.layers, "float64")
     probabilities = network.forward(model.parameters.astype("float64"), stored.inputs / 255)
     return np.asarray(probabilities, np.float64), stored.targets.argmax(axis=1)
@@ -141,7 +141,7 @@ def test_threads(run: Path, digits: Path, tmp_path: Path) -> None:
     assert 1 == len(digests)
 
 
-def stop_after(chunks: int, run: Path, dataset: Path) -> Path:
+def stop_after(chunks: int, run: Path, dataset: Path, **options: Any) -> Path:
     """Score the training split, stop after some chunks, and return the place of the scores."""
     stop = StopSignal()
     left = chunks
@@ -153,7 +153,7 @@ def stop_after(chunks: int, run: Path, dataset: Path) -> Path:
             stop.number = 15
 
     with pytest.raises(StoppedError, match="Run the same command to continue") as caught:
-        score(run=run, dataset=dataset, split="train", progress=progress, stop=stop)
+        score(run=run, dataset=dataset, split="train", progress=progress, stop=stop, **options)
     assert 143 == caught.value.exit_code
     (home,) = (run / "scores").glob("train-*")
     return home

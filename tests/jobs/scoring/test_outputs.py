@@ -24,7 +24,7 @@ from storage.places import open_location
 from tests.jobs.trainings import small
 from tests.storage.idx_files import write_idx
 
-FACTS = ("model_digest", "checkpoint", "dataset_digest", "split", "scores_digest")
+FACTS = ("model_digest", "checkpoint", "average_shifts", "dataset_digest", "split", "scores_digest")
 COLUMNS = ["row", "predicted", "probability", "true", "correct"]
 EVERY = [f"p_{digit}" for digit in range(10)]
 TYPES = dict(zip(COLUMNS, ["int64", "str", "float32", "str", "bool"], strict=True))
@@ -109,7 +109,7 @@ def test_without_labels(form: str, run: Path, digits: Path, tmp_path: Path) -> N
 def test_facts(form: str, run: Path, digits: Path, tmp_path: Path) -> None:
     """The file's metadata name the model, checkpoint, dataset and scores."""
     result = written(run, digits, tmp_path / f"scores.{form}", every=False)
-    expected = {name: result.metrics.get(name) for name in FACTS}
+    expected = {name: str(result.metrics.get(name)) for name in FACTS}
     expected["scores_digest"] = result.scores.digest
     assert expected == read(tmp_path / f"scores.{form}")[1]
 

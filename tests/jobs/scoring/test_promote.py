@@ -12,7 +12,7 @@ from jobs.scoring.gates import Gates
 from jobs.scoring.job import run_batch, score
 from jobs.scoring.promote import PromoteConfig, PromoteResult, promote, undo
 from jobs.training.job import train
-from jobs.training.select_checkpoint import choose_checkpoint
+from jobs.training.select_checkpoint import choose_model
 from storage.checkpoints import CheckpointName, list_checkpoints, prune_checkpoints
 from storage.errors import BadDataError, QualityGateError, UsageError
 from storage.models import open_name
@@ -198,13 +198,13 @@ def test_a_checkpoint_that_is_pruned_is_not_promoted(
     chosen: list[str] = []
 
     def choose(*arguments: Any) -> Any:
-        choice = choose_checkpoint(*arguments)
-        chosen.append(str(choice[0].name))
+        choice = choose_model(*arguments)
+        chosen.append(str(choice[0].names))
         if len(chosen) == 1:
             shutil.rmtree(run / "checkpoints" / chosen[0])
         return choice
 
-    monkeypatch.setattr("jobs.scoring.promote.choose_checkpoint", choose)
+    monkeypatch.setattr("jobs.scoring.promote.choose_model", choose)
     least = 0.0 if judged else None
     where: dict[str, Any] = {"run": run, "models": models, "dataset": digits}
     result = promote(

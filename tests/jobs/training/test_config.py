@@ -52,6 +52,7 @@ OTHER = TrainConfig(
     evaluate="train,test",
     holdout=11,
     patience=4,
+    average_shifts=2,
     checkpoint_every=6,
     keep=8,
     threads=2,

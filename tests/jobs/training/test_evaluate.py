@@ -13,18 +13,28 @@ from jobs.nn.initialise import initialise
 from jobs.nn.network import Network
 from jobs.nn.parameters import Floats
 from jobs.training.evaluate import BLOCK_ROWS, Evaluation, Evaluator
+from jobs.training.job import train
+from pipeline.ingest import ingest
 from storage.dataset import open_dataset
+from storage.errors import UsageError
 from storage.places import open_location
 from tests.jobs.trainings import SMALL
 from tests.pipeline.datasets import watched_windows
 from tests.storage.artefacts import stored_rows
+from tests.storage.idx_files import write_set
 
 LAYERS = parse_network(SMALL.network)
 
 
 @contextmanager
 def evaluator(
-    dataset: Path, dtype: str, first_row: int, rows: int, threads: int = 1, times: int = 2
+    dataset: Path,
+    dtype: str,
+    first_row: int,
+    rows: int,
+    threads: int = 1,
+    times: int = 2,
+    average_shifts: int = 0,
 ) -> Iterator[Evaluator]:
     """An evaluator over some of the training rows."""
     made = Evaluator(
@@ -35,6 +45,7 @@ def evaluator(
         rows=rows,
         times=times,
         threads=threads,
+        average_shifts=average_shifts,
     )
     with one_blas_thread(), made:
         yield made
@@ -75,15 +86,37 @@ def test_again(digits: Path) -> None:
     assert figures[0] != figures[1]
 
 
-def test_threads(digits: Path) -> None:
+@pytest.mark.parametrize("average_shifts", [0, 1])
+def test_threads(average_shifts: int, digits: Path) -> None:
     """The metrics are the same to the bit on any number of threads."""
     assert 2 * BLOCK_ROWS < 1031
     parameters = initialise("scaled", LAYERS, 1)
     figures = []
     for threads in (1, 2, 3, 4):
-        with evaluator(digits, "float32", 0, 1031, threads) as judged:
+        shifts = {"average_shifts": average_shifts}
+        with evaluator(digits, "float32", 0, 1031, threads, **shifts) as judged:
             figures.append(judged.evaluate(parameters))
     assert [figures[0]] * 4 == figures
+
+
+def test_probabilities_that_underflow(digits: Path) -> None:
+    """A mean probability of 0 counts as the smallest positive number: the loss is finite."""
+    parameters = 1e4 * initialise("scaled", LAYERS, 0)
+    with evaluator(digits, "float32", 0, 100, average_shifts=1) as judged:
+        figures = judged.evaluate(parameters)
+    assert 0 < figures.accuracy < 1
+    assert 10 < figures.cross_entropy < -np.log(np.finfo(np.float32).smallest_subnormal)
+
+
+def test_images_that_cannot_be_shifted(tmp_path: Path) -> None:
+    """Training refuses to average over shifts of anything but images of height and width."""
+    labels = np.arange(70, dtype=np.uint8) % 2
+    write_set(tmp_path / "set", np.zeros((70, 2, 2, 3), np.uint8), labels)
+    ingest(str(tmp_path / "set"), tmp_path / "data")
+    with pytest.raises(UsageError, match=r"height x width; .*data has images of 2 x 2 x 3"):
+        train(
+            {"average_shifts": 1, "batch_size": 9}, dataset=tmp_path / "data", run=tmp_path / "run"
+        )
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -37,7 +37,7 @@ def run(trained: TrainResult, tmp_path: Path) -> Run:
 
 def load_model(run: Run, choice: str) -> Model:
     """The model of the checkpoint that is chosen."""
-    return model_of(run, select_checkpoint.choose_checkpoint(run, choice)[0])
+    return model_of(run, select_checkpoint.choose_model(run, choice)[0])
 
 
 def damage(run: Run, name: CheckpointName) -> None:
