@@ -300,7 +300,7 @@ toml_values = (
     | st.text(max_size=10).map(lambda text: json.dumps(text, ensure_ascii=False))
 )
 toml_lines = st.tuples(
-    st.integers(0, 30), st.sampled_from(["", "a" * 50_000, "[", ".x", "-"]), toml_values
+    st.integers(0, 99), st.sampled_from(["", "a" * 50_000, "[", ".x", "-"]), toml_values
 )
 toml_documents = st.lists(toml_lines, min_size=1, max_size=3)
 

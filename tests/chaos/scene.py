@@ -35,7 +35,15 @@ from tests.chaos.tally import Experiment, scratch
 
 TIMES = 10
 """900 training rows in 45 chunks, 310 test rows in 16."""
-CONFIG = longer(epochs=6, batch_size=67, micro_batches=2, checkpoint_every=4, threads=2)
+CONFIG = longer(
+    epochs=6,
+    batch_size=67,
+    micro_batches=2,
+    schedule="cosine",
+    restarts=2,  # a snapshot after every second epoch
+    checkpoint_every=4,
+    threads=2,
+)
 """An epoch has two windows and 14 batches; each batch is computed in two parts by two processes."""
 BATCHES = -(-(TIMES * SPLITS["train"][1] - CONFIG.holdout) // CONFIG.batch_size)
 

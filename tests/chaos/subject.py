@@ -14,11 +14,13 @@ from typing import Any
 
 from jobs.nn.architecture import parse_network
 from jobs.training.config import TrainConfig
+from jobs.training.select_checkpoint import snapshots
 from jobs.training.trainer import template
 from pipeline.sources.digits import draw_digits
 from storage.checkpoints import (
     Checkpoint,
     CheckpointName,
+    list_checkpoints,
     load_checkpoint,
     load_newest,
     recorded_metrics,
@@ -180,16 +182,20 @@ def dataset_outcome(location: Location) -> Outcome:
 
 
 def run_outcome(location: Location) -> Outcome:
-    """Return the newest sound checkpoint's name, tensors and order, and the untimed metrics."""
+    """Return the newest sound checkpoint's name, tensors and order, metrics and snapshots."""
     run = open_run(location)
     config = TrainConfig.from_json(run.configuration, str(location))
     newest = None
     for candidate in load_newest(run, template(config, parse_network(config.network))):
         newest = candidate if isinstance(candidate, Checkpoint) else None
-    metrics = {"metrics": untimed(recorded_metrics(run))}
+    kept = set(list_checkpoints(run))
+    rest = {
+        "metrics": untimed(recorded_metrics(run)),
+        "snapshots": [str(name) for name in snapshots(config, config.epochs) if name in kept],
+    }
     if newest is None:
-        return {"checkpoint": None} | metrics
-    return _of_checkpoint(newest) | metrics
+        return {"checkpoint": None} | rest
+    return _of_checkpoint(newest) | rest
 
 
 def checkpoint_outcome(run: Run, name: CheckpointName) -> Outcome:
