@@ -81,17 +81,17 @@ def check_distortable(
     if len(image_shape) != 2:
         raise UsageError(
             f"{place} has rows of {shape} values; only two-dimensional images can be distorted. "
-            "Leave the distortions out."
+            "Pass --distort none."
         )
     if dtype != "uint8":
         raise UsageError(
-            f"{place} has {dtype} values; only images of bytes (uint8) can be distorted. Leave the "
-            "distortions out, or ingest the images as bytes."
+            f"{place} has {dtype} values; only images of bytes (uint8) can be distorted. Pass "
+            "--distort none, or ingest the images as bytes."
         )
     if max(image_shape) > LARGEST_SIDE:
         raise UsageError(
             f"{place} has images of {shape} pixels; only images of at most {LARGEST_SIDE:,} pixels "
-            "a side can be distorted. Leave the distortions out."
+            "a side can be distorted. Pass --distort none."
         )
     height, width = image_shape
     modes = _waves(strengths, height, width).shape[1]

@@ -113,8 +113,9 @@ def facts(pairs: Sequence[tuple[str, Any]]) -> str:
 
 
 def settings_text(settings: dict[str, Any]) -> str:
-    """Return settings as TOML lines, which `--config` reads back."""
-    return "\n".join(f"  {name} = {json.dumps(value)}" for name, value in settings.items())
+    """Return settings as TOML lines, which `--config` reads back; TOML has no null."""
+    given = {name: value for name, value in settings.items() if value is not None}
+    return "\n".join(f"  {name} = {json.dumps(value)}" for name, value in given.items())
 
 
 def size(count: int) -> str:

@@ -42,6 +42,17 @@ def test_a_run_without_a_recipe(run: Path, call: Call) -> None:
     assert json.loads(call("inspect", "runs/mnist", "--json").out)["recipe"] is None
 
 
+def test_inspect_prints_a_configuration(dataset: Path, run: Path, here: Path, call: Call) -> None:
+    """The settings that `inspect` prints are a TOML file, and those of the run."""
+    settings = (
+        call("inspect", "runs/mnist").out.partition("configuration\n")[2].partition("\n\n")[0]
+    )
+    (here / "run.toml").write_text(settings)
+    ended = call("train", "--config", "run.toml", "--resume")
+    assert 0 == ended.code, ended.err
+    assert ended.out.startswith("runs/mnist is already trained.")
+
+
 def test_a_recipe_that_does_not_fit(call: Call) -> None:
     """A set smaller than a mini-batch is refused with the setting to change."""
     assert 0 == call("ingest", "synthetic:300,60", "--out", "data/mnist").code
