@@ -143,7 +143,7 @@ class Network:
         *,
         weight: float = 1.0,
         smoothing: float = 0.0,
-        masks: Sequence[Floats] = (),
+        masks: Sequence[Floats] | None = None,
         out: Floats | None = None,
         workspace: Workspace | None = None,
     ) -> GradientSum:
@@ -204,7 +204,7 @@ class Network:
         inputs: Floats,
         columns: Columns | None,
         workspace: Workspace,
-        masks: Sequence[Floats] = (),
+        masks: Sequence[Floats] | None = None,
     ) -> tuple[list[Floats], Floats]:
         """Return each hidden layer's outputs, `(rows, outputs)`, and the last layer's logits.
 
@@ -225,7 +225,7 @@ class Network:
         return outputs, sums
 
     def _masked(
-        self, output: Floats, number: int, masks: Sequence[Floats], workspace: Workspace
+        self, output: Floats, number: int, masks: Sequence[Floats] | None, workspace: Workspace
     ) -> Floats:
         """Return hidden layer `number`'s outputs times its mask, if there are masks."""
         if not masks:

@@ -248,7 +248,7 @@ def step_memory(
     process = (
         PROCESS_MEMORY
         + rows * (network.gradient_memory + span * (schema.row_bytes + ROW_NUMBERS))
-        + rule.distorting_memory(rows)
+        + rule.memory(rows)
         + 2 * network.first_layer_memory
     )
     return sums * network.parameter_memory + size * process

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from jobs.nn.network import Columns, GradientSum, LossSum, Network, Workspace
 from jobs.nn.parameters import Floats
 from jobs.training.config import TrainConfig
+from jobs.training.dropout import Dropout, dropout_memory
 from jobs.training.step import TreeSum
 from pipeline.distortions import Distorter, Distortions, distorter_memory
 from pipeline.stream import Batch
@@ -42,11 +43,18 @@ class GradientRule:
     scaling: ValueRange | None = BYTES
     """The range of stored inputs that is mapped to [0, 1]; see `Preparation`."""
     distortions: DistortionPlan | None = None
+    dropout: Dropout | None = None
+    label_smoothing: float = 0.0
+    """The share of each label that is moved to all classes."""
 
-    def distorting_memory(self, rows: int) -> int:
-        """Return the bytes that distorting `rows` needs at most, at full and half strengths."""
+    def memory(self, rows: int) -> int:
+        """Return the bytes that distortions and dropout of `rows` need at most."""
         plan = self.distortions
-        return 0 if plan is None else 2 * distorter_memory(plan.strengths, plan.image_shape, rows)
+        masks = 0 if self.dropout is None else dropout_memory(self.network, rows)
+        if plan is None:
+            return masks
+        # At full and at half strengths.
+        return masks + 2 * distorter_memory(plan.strengths, plan.image_shape, rows)
 
 
 def network_inputs(
@@ -79,7 +87,9 @@ def gradient_rule(config: TrainConfig, network: Network, dataset: Dataset) -> Gr
     if strengths.any:
         full_epochs = round(config.distort_until * config.epochs)
         plan = DistortionPlan(strengths, dataset.image_shape, config.seed, full_epochs)
-    return GradientRule(network, dataset.preparation.scaling, plan)
+    dropout = Dropout(config.dropout, config.seed) if config.dropout else None
+    scaling = dataset.preparation.scaling
+    return GradientRule(network, scaling, plan, dropout, config.label_smoothing)
 
 
 class Gradients:
@@ -130,12 +140,17 @@ class Gradients:
         inputs, columns = network_inputs(
             self._distorted(batch), network.dtype, self._rule.scaling, self._workspace
         )
+        dropout, masks = self._rule.dropout, None
+        if dropout is not None:
+            masks = dropout.masks(network, batch.epoch, batch.rows, self._workspace)
         return network.gradient_sum(
             parameters,
             inputs,
             batch.targets,
             columns,
             weight=1 / batch_rows,
+            smoothing=self._rule.label_smoothing,
+            masks=masks,
             out=out,
             workspace=self._workspace,
         )

@@ -150,6 +150,25 @@ class TrainSettings:
         least=0,
         most=10**6,
     )
+    dropout: float = setting_field(
+        "Optimisation",
+        0.0,
+        "Share of hidden outputs left out in training.",
+        "Each row leaves out its own, anew in each epoch; the others are divided by 1 - share.",
+        least=0,
+        most=0.9,
+        added=True,
+    )
+    label_smoothing: float = setting_field(
+        "Optimisation",
+        0.0,
+        "Share of each training label moved to all classes.",
+        "Each class then has at least this share / classes of the label. The loss of a training "
+        "epoch is that of the smoothed labels; evaluation uses the labels themselves.",
+        least=0,
+        most=0.5,
+        added=True,
+    )
     micro_batches: int | None = setting_field(
         "Optimisation",
         None,

@@ -1,14 +1,25 @@
 """Dropout: masks by definition, their statistics, and the same model however it is computed."""
 
 import hashlib
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from jobs.nn.architecture import parse_network
+from jobs.nn.initialise import initialise
 from jobs.nn.network import Network, Workspace
 from jobs.training.dropout import Dropout
+from jobs.training.gradients import Gradients, gradient_rule, network_inputs
+from jobs.training.job import train
+from pipeline.rows import Batch
+from storage.dataset import open_dataset
+from storage.errors import ConflictError
+from storage.places import open_location
+from tests.jobs.trainings import outcome, small
+from tests.storage.artefacts import stored_rows
 
 NETWORK = Network(parse_network("5-relu-7-tanh-9-softmax-3"))
 WIDE = Network(parse_network("5-relu-400-relu-200-softmax-3"))
@@ -74,3 +85,73 @@ def test_statistics(share: float) -> None:
             assert 0.85 < spread < 1.15
         correlation = np.corrcoef(dropped[:, :50].T) - np.eye(50)
         assert np.abs(correlation).max() < 5 / count**0.5
+
+
+def test_what_the_network_leaves_out(digits: Path) -> None:
+    """The gradient is that of the masks of the batch's epoch and rows, and of smoothed labels."""
+    config = small(dropout=0.4, label_smoothing=0.2, seed=3)
+    network, dataset = Network(parse_network(config.network)), open_dataset(open_location(digits))
+    rows = np.array([900, 3, 17, 4])
+    stored = stored_rows(dataset.split("train"))
+    assert stored.targets is not None
+    inputs, targets = stored.inputs[rows], stored.targets[rows]
+    parameters = initialise("scaled", network.layers, 0)
+    out = np.empty_like(parameters)
+    rule = gradient_rule(config, network, dataset)
+    Gradients(rule).of_subtree(parameters, [Batch(inputs, targets, rows, epoch=1)], 4, out)
+    scaled, columns = network_inputs(inputs, network.dtype, rule.scaling)
+    by_hand = network.gradient_sum(
+        parameters,
+        scaled,
+        targets,
+        columns,
+        weight=1 / 4,
+        smoothing=0.2,
+        masks=masks(0.4, 1, rows, network),
+    )
+    assert by_hand.gradient.tobytes() == out.tobytes()
+
+
+def test_any_number_of_threads(digits: Path, tmp_path: Path) -> None:
+    """One and two processes leave out the same units; each share is another training."""
+    digests = set()
+    for share, smoothing in ((0.0, 0.0), (0.2, 0.0), (0.0, 0.1)):
+        config = small(epochs=2, dropout=share, label_smoothing=smoothing)
+        one, two = (
+            train(
+                replace(config, threads=threads),
+                dataset=digits,
+                run=tmp_path / f"{share}-{smoothing}-{threads}",
+            )
+            for threads in (1, 2)
+        )
+        assert outcome(one) == outcome(two)
+        digests.add(one.parameters_digest)
+    assert 3 == len(digests)
+
+
+def test_evaluation_is_plain(digits: Path, tmp_path: Path) -> None:
+    """Smoothed labels and dropout are in the training loss alone, which stays above the floor.
+
+    With smoothing 0.5 and ten classes the loss is at least the entropy of the smoothed label.
+    """
+    config = small(epochs=4, dropout=0.1, label_smoothing=0.5)
+    result = train(config, dataset=digits, run=tmp_path / "run")
+    *_, last = result.metrics
+    target = np.array([0.55, *[0.05] * 9])
+    assert last["loss"] > -(target * np.log(target)).sum() > 1.6
+    assert last["evaluation"]["test"]["cross_entropy"] < last["loss"]
+
+
+def test_other_shares_on_resume(digits: Path, tmp_path: Path) -> None:
+    """Another share of either is another training."""
+    config = small(epochs=1, dropout=0.2)
+    train(config, dataset=digits, run=tmp_path / "run")
+    other = replace(config, dropout=0.0, label_smoothing=0.1)
+    with pytest.raises(ConflictError) as caught:
+        train(other, dataset=digits, run=tmp_path / "run", resume=True)
+    for message in (
+        "dropout: 0.2 recorded, 0.0 given",
+        "label_smoothing: 0.0 recorded, 0.1 given",
+    ):
+        assert message in str(caught.value)

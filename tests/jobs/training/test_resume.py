@@ -70,6 +70,8 @@ def test_every_configuration(number: int, digits: Path, tmp_path: Path, log: Log
         l2=0.01,
         elastic=0.0 if shuffle else 1.0,
         distort_until=0.5,
+        dropout=0.0 if shuffle else 0.3,
+        label_smoothing=0.1,
         batch_size=197,
         checkpoint_every=4,
     )
