@@ -77,6 +77,10 @@ def _strengths(name: str) -> dict[str, float]:
 def _distortions_of(table: Mapping[str, Any], place: str) -> dict[str, Any]:
     """Return the settings in a table [distort], with its `like` as `distort`."""
     known = [one for one in fields(TrainConfig) if one.metadata["section"] == "Distortions"]
+    misplaced = {one.name for one in fields(TrainConfig)} - {one.name for one in known}
+    for key in table:
+        if key.replace("-", "_") in misplaced:
+            raise UsageError(f"{place} has {key}, which is no distortion; put it above [distort].")
     named = {TABLE_KEYS.get(key, key): value for key, value in table.items()}
     return given_settings(named, (*known, *fields(Presets)[1:]), place)
 

@@ -1,5 +1,6 @@
 """Recipes and sets of distortions: what they stand for, and what overrides them."""
 
+import re
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from pipeline.distortions import SETS
 from storage.errors import ConflictError, UsageError
 from storage.places import open_location
 from storage.runs import open_run
-from tests.jobs.trainings import Log, warnings_in
+from tests.jobs.trainings import REPOSITORY, Log, warnings_in
 
 DIGITS = asdict(SETS["digits"])
 NONE = dict.fromkeys(("rotate", "scale", "shear", "shift", "elastic"), 0) | {"distort_until": 1}
+PAGE = REPOSITORY / "docs" / "how-to" / "accuracy.md"
 QUICK = TrainConfig(**recipe_settings("quick"))
 SHORT: dict[str, Any] = {"epochs": 3, "network": "relu-9", "batch_size": 200, "threads": 1}
 """Settings that make any recipe train in a moment."""
@@ -43,6 +45,19 @@ def test_recipe(name: str, digits: Path, tmp_path: Path, log: Log) -> None:
     } | {"network": "relu-9"}
     assert name == open_run(result.run.location).recipe
     assert [] == warnings_in(log)
+
+
+def test_the_page_lists_the_recipes() -> None:
+    """The table of the page has a row for each recipe, with its network and epochs."""
+    rows = re.findall(
+        r"^\| `(\w+)` \| .* \| `([\w-]+)` \| (\d+) \|", PAGE.read_text(), re.MULTILINE
+    )
+    configs = [TrainConfig(**recipe_settings(name)) for name in RECIPES]
+    expected = [
+        (name, config.network, str(config.epochs))
+        for name, config in zip(RECIPES, configs, strict=True)
+    ]
+    assert expected == rows
 
 
 def test_layers() -> None:
@@ -106,7 +121,10 @@ def test_distort(given: dict[str, Any], expected: dict[str, Any]) -> None:
         ({"distort": "digit"}, "--distort is 'digit'; expected one of digits, none. Did you mean"),
         ({"distort": True}, "my.toml gives distort as True; expected a text in quotes."),
         ({"distort": {"rotat": 1}}, "[distort] in my.toml has an unknown setting 'rotat'. Did you"),
-        ({"distort": {"epochs": 1}}, "[distort] in my.toml has an unknown setting 'epochs'"),
+        (
+            {"distort": {"epochs": 1}},
+            "[distort] in my.toml has epochs, which is no distort",
+        ),
         ({"distort": {"like": "x"}}, "--distort is 'x'; expected one of digits, none."),
         (
             {"distort": {"until": "x"}},
