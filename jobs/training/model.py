@@ -172,8 +172,9 @@ class Model:
         noun = "checkpoint" if len(self.checkpoints) == 1 else "checkpoints"
         checkpoints = f"{noun} {', '.join(map(str, self.checkpoints))}"
         average = average_text(len(self.members), self.average_shifts)
+        average = f"  {average}\n" if average else ""
         return (
-            f"<Model {self.digest[:12]} of {checkpoints}{average and f', {average}'}>\n"
+            f"<Model {self.digest[:12]} of {checkpoints}>\n{average}"
             f"  network: {format_network(self.network.layers)}, {self.network.dtype}\n"
             f"  images: {shape} {self.element_type or 'numbers'}, {self.preparation}\n"
             f"  classes: {names}"
