@@ -185,7 +185,7 @@ class _Field:
         self.matrix = np.ascontiguousarray(matrix * (STEPS / (2 * half)), np.float32)
         self.words = 1 + self._modes
         cosine, sine, scale, shear, shift = (float(np.abs(table).max()) for table in self._tables)
-        linear = math.ceil((cosine + sine + shear) * scale / half)
+        linear = math.ceil((cosine + sine + shear) * scale / half) + 2  # as >> rounds down
         constant = shift + max(self._centres)
         bounds = [linear, linear, constant] + [MEAN_SUM] * self._modes
         self.largest = float((bounds @ np.abs(matrix, out=matrix)).max())
