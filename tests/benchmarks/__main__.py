@@ -14,6 +14,7 @@ try:
     from tests.benchmarks.cluster import bench_cluster
     from tests.benchmarks.contest import Verdict
     from tests.benchmarks.data import CORES, SOURCE, Workplace
+    from tests.benchmarks.distortions import bench_distortions
     from tests.benchmarks.epochs import bench_epochs
     from tests.benchmarks.learning import LearningVerdict, bench_learning, learning_table
     from tests.benchmarks.processes import bench_help, bench_ingest, bench_to_98, bench_train
@@ -26,6 +27,7 @@ except ModuleNotFoundError as missing:
 BENCHMARKS = {
     "help": bench_help,
     "stream": bench_stream,
+    "distortions": bench_distortions,
     "ingest": bench_ingest,
     "score": bench_score,
     "epochs": bench_epochs,
