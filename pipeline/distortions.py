@@ -5,8 +5,10 @@ A published version never changes; test vectors pin it. docs/explanation/distort
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -26,8 +28,12 @@ MATRIX_LIMIT = 2**27
 """The most bytes of the matrix that makes displacements of coefficients."""
 BLOCK_PIXELS = 64 * 28 * 28
 """Pixels that are distorted together: enough to outweigh NumPy's calls, few enough for a cache."""
+MAKING_MEMORY = 2**19
+"""Bytes that making the tables of draws needs; the matrix needs nine float64 more per pixel."""
 DRAWS = 1024
 """Values of a uniform draw, which has 10 bits."""
+FIRST_BITS = np.array([0, 0, 10, 20, 30, 40, 50], np.uint64)
+"""The first bit of the draw for each table: cosine and sine have the same one."""
 MEAN_SUM = 510
 """Mean of a sum of four random bytes, and its largest deviation from it."""
 SUM_DEVIATION = math.sqrt(4 * (256**2 - 1) / 12)
@@ -158,63 +164,55 @@ class _Field:
 
     def __init__(self, strengths: Distortions, height: int, width: int) -> None:
         self.bits = 22 - max(6, (max(height, width) - 1).bit_length())
-        half = 2 ** (self.bits - 1)
+        half, unit = 2 ** (self.bits - 1), 2**self.bits / SUM_DEVIATION
         # cos, sin, exp and sqrt may differ in their last digit between machines. Rounded to
         # integers, they would differ only for a value within 1e-11 or so of a half.
         draws = (2 * np.arange(DRAWS) - (DRAWS - 1)) / DRAWS
         angles = draws * math.radians(strengths.rotate)
-        self._tables = [
-            np.rint(values * half).astype(np.int64)
-            for values in (
-                np.cos(angles),
-                np.sin(angles),
-                1 + draws * strengths.scale,
-                draws * strengths.shear,
-                draws * strengths.shift * 2,
-            )
-        ]
+        scales, shifts = 1 + draws * strengths.scale, draws * strengths.shift * 2
+        shears = draws * strengths.shear
+        tables = [np.cos(angles), np.sin(angles), scales, scales, shears, shifts, shifts]
+        self._tables = np.rint(np.array(tables) * half).astype(np.int64)
         # The centre of the image, and half a unit of the resampler so that its cut rounds.
         rounding = half // STEPS
         self._centres = [(width + 1) * half + rounding, (height + 1) * half + rounding]
         line, column = np.mgrid[:height, :width]
         half_pixels = [2 * column - (width - 1), 2 * line - (height - 1), np.ones_like(line)]
-        modes = np.rint(_modes(strengths, height, width) * (2 * half / SUM_DEVIATION))
-        self._modes = len(modes)
-        matrix = np.concatenate([half_pixels, modes])
-        matrix = matrix.reshape(len(matrix), -1)
-        self.matrix = np.ascontiguousarray(matrix * (STEPS / (2 * half)), np.float32)
+        self._modes = _waves(strengths, height, width).shape[1]
         self.words = 1 + self._modes
-        cosine, sine, scale, shear, shift = (float(np.abs(table).max()) for table in self._tables)
+        self.matrix = np.empty((3 + self._modes, height * width), np.float32)
+        cosine, sine, scale, _, shear, shift, _ = np.abs(self._tables).max(axis=1).tolist()
         linear = math.ceil((cosine + sine + shear) * scale / half) + 2  # as >> rounds down
-        constant = shift + max(self._centres)
-        bounds = [linear, linear, constant] + [MEAN_SUM] * self._modes
-        self.largest = float((bounds @ np.abs(matrix, out=matrix)).max())
+        bounds = [linear, linear, shift + max(self._centres)] + [MEAN_SUM] * self._modes
+        sums = np.zeros((height, width))
+        modes = (np.rint(mode * unit) for mode in _modes(strengths, height, width))
+        for row, bound, values in zip(self.matrix, bounds, chain(half_pixels, modes), strict=True):
+            row[:] = values.reshape(-1) * (STEPS / (2 * half))
+            sums += bound * np.abs(values)
+        self.largest = float(sums.max())
         """An upper bound of the sums of absolute values."""
 
     def write_coefficients(self, words: Words, out: NDArray[np.float32]) -> None:
         """Write the coefficients of the columns, then those of the rows, `(2 * rows, terms)`."""
-        count, shift = len(words), self.bits - 1
-        draws = (words[:, 0] >> np.arange(0, 60, 10, dtype=np.uint64)[:, None]).astype(np.int64)
-        draws &= DRAWS - 1
-        angle, *others = draws
-        cosines, sines, scales, shears, shifts = self._tables
-        cosine, sine, shear = cosines[angle], sines[angle], shears[others[2]]
-        for part, first, second, move, centre in (
-            (out[:count], cosine, (cosine * shear >> shift) - sine, others[3], self._centres[0]),
-            (out[count:], sine, (sine * shear >> shift) + cosine, others[4], self._centres[1]),
-        ):
-            part[:, 0] = first * scales[others[0]] >> shift
-            part[:, 1] = second * scales[others[1]] >> shift
-            part[:, 2] = shifts[move] + centre
+        columns, lines = out[: len(words)], out[len(words) :]
+        draws = (words[:, 0] >> FIRST_BITS[:, None]).astype(np.int64) & (DRAWS - 1)
+        drawn = self._tables[np.arange(len(draws))[:, None], draws]
+        cosine, sine, scale_x, scale_y, shear, shift_x, shift_y = drawn
+        bits = self.bits - 1  # the fractional bits of a table's values
+        columns[:, 0] = cosine * scale_x >> bits
+        columns[:, 1] = ((cosine * shear >> bits) - sine) * scale_y >> bits
+        columns[:, 2] = shift_x + self._centres[0]
+        lines[:, 0] = sine * scale_x >> bits
+        lines[:, 1] = ((sine * shear >> bits) + cosine) * scale_y >> bits
+        lines[:, 2] = shift_y + self._centres[1]
         if self._modes:
             # The sum of a half word's four bytes is nearly normal. Bytes are added to their
             # neighbours, then pairs to theirs: the low half is for columns, the high for rows.
             sums = (words & EVEN_BYTES) + (words >> np.uint64(8) & EVEN_BYTES)
             sums += sums >> np.uint64(16)
-            elastic = out[:, 3:]
-            elastic[:count] = (sums & LOW_QUARTER)[:, 1:]
-            elastic[count:] = (sums >> np.uint64(32) & LOW_QUARTER)[:, 1:]
-            elastic -= MEAN_SUM
+            columns[:, 3:] = (sums & LOW_QUARTER)[:, 1:]
+            lines[:, 3:] = (sums >> np.uint64(32) & LOW_QUARTER)[:, 1:]
+            out[:, 3:] -= MEAN_SUM
 
 
 @lru_cache(maxsize=8)
@@ -236,25 +234,26 @@ def _waves(strengths: Distortions, height: int, width: int) -> NDArray[np.intp]:
     return np.argwhere(is_mode).T
 
 
-def _modes(strengths: Distortions, height: int, width: int) -> NDArray[np.float64]:
-    """Return `(modes, height, width)`: cosines, damped as by a Gaussian filter.
+def _modes(strengths: Distortions, height: int, width: int) -> Iterator[NDArray[np.float64]]:
+    """Yield `(height, width)` products of cosines, damped as by a Gaussian filter.
 
     The mean over the pixels of the sum of their squares is the square of the elastic strength.
     """
-    down, across = _waves(strengths, height, width)[:, :, None]
+    down, across = _waves(strengths, height, width)
     sigma = strengths.elastic_sigma
     rates = (down * sigma / height) ** 2 + (across * sigma / width) ** 2
     damping = np.exp(-(math.pi**2) / 2 * rates)
     damping *= strengths.elastic / np.sqrt((damping**2).sum() or 1)
-    vertical, horizontal = _cosines(down, height), _cosines(across, width)
-    modes: NDArray[np.float64] = (damping * vertical)[:, :, None] * horizontal[:, None, :]
-    return modes
+    waves = zip(damping, _cosines(down, height), _cosines(across, width), strict=True)
+    for amplitude, vertical, horizontal in waves:
+        yield np.outer(amplitude * vertical, horizontal)
 
 
 def _cosines(waves: NDArray[np.intp], size: int) -> NDArray[np.float64]:
-    """Return cosines of `waves` half-periods over `size` pixels: orthogonal, of mean square 1."""
-    cosines: NDArray[np.float64] = np.cos(math.pi / (2 * size) * waves * (2 * np.arange(size) + 1))
-    cosines[waves[:, 0] > 0] *= math.sqrt(2)
+    """Return `(waves, size)`: cosines of so many half-periods, orthogonal and of mean square 1."""
+    angles = math.pi / (2 * size) * np.outer(waves, 2 * np.arange(size) + 1)
+    amplitudes = np.where(waves, math.sqrt(2), 1)
+    cosines: NDArray[np.float64] = amplitudes[:, None] * np.cos(angles)
     return cosines
 
 
@@ -269,6 +268,9 @@ def distorter_memory(strengths: Distortions, image_shape: tuple[int, ...], rows:
     height, width = image_shape
     field, block = _field_of(strengths, height, width), _block_rows(height, width)
     pixels, terms = height * width, len(field.matrix)
-    scratch = pixels * (PIXEL_BYTES + 8) + (height + 2) * (width + 1) * PACKED_BYTES
-    # Building the matrix needs up to four of them in float64; drawing, six arrays of words.
-    return 9 * field.matrix.nbytes + block * (scratch + terms * (8 + 6 * 8)) + rows * (1 + pixels)
+    scratch = pixels * (PIXEL_BYTES + 8) + (height + 2) * (width + 2) * PACKED_BYTES
+    # A coefficient has 8 bytes, and up to six words of scratch memory while it is drawn.
+    scratch += terms * (8 + 6 * 8)
+    return (
+        field.matrix.nbytes + MAKING_MEMORY + pixels * 9 * 8 + block * scratch + rows * (1 + pixels)
+    )

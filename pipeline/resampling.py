@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 STEPS = 256
 """Coordinates are in 1/256 pixel: the weights of neighbours have 8 bits."""
-PIXEL_BYTES = 4 * 4 + 2 * 4
-"""Scratch memory of a resampled pixel: four coordinates and two lanes of 4 bytes."""
+PIXEL_BYTES = 7 * 4
+"""Scratch memory of a resampled pixel: four coordinates, the image's start and two lanes."""
 PACKED_BYTES = 1 + 2 * 4
 """Scratch memory of a pixel with its border: a byte, and twice its four neighbours."""
 EVEN_BYTES = np.uint32(0x00FF00FF)

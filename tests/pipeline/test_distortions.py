@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import math
 import re
+import tracemalloc
 from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from pipeline.distortions import (
     _Field,
     _field_of,
     check_distortable,
+    distorter_memory,
 )
 from storage.errors import UsageError
 
@@ -86,11 +88,11 @@ def test_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(np, "rint", lambda values: rint(exact.append(values) or values))
     field = _Field(DIGITS, 28, 28)
     distances = [np.abs(values - np.floor(values) - 0.5).min() for values in exact]
-    assert len(distances) == len(field._tables) + 1
+    assert len(distances) == field.words
     assert min(distances) > 1e-7
-    parts = [np.array(field._tables), field.matrix * 256]
+    parts = [field._tables, field.matrix * 256]
     digests = [hashlib.sha256(part.astype("<i4").tobytes()).hexdigest()[:16] for part in parts]
-    assert ["7ab41a0e003646ab", "f12357bfab74f59e"] == digests
+    assert ["29edd72ea210f3f1", "f12357bfab74f59e"] == digests
 
 
 @pytest.mark.parametrize(("strengths", "shape"), CASES)
@@ -222,6 +224,27 @@ def test_elastic_draws() -> None:
     assert abs((x * y).mean()) < 0.05
     central = x[:, 14, 14] / x[:, 14, 14].std()
     assert (central**4).mean() == pytest.approx(3, abs=0.35)  # nearly normal
+
+
+@pytest.mark.parametrize(
+    ("strengths", "shape"),
+    [
+        (DIGITS, (28, 28)),
+        (Distortions(shift=1), (28, 28)),
+        (replace(DIGITS, elastic_sigma=12), (200, 150)),
+    ],
+)
+def test_memory(strengths: Distortions, shape: tuple[int, int]) -> None:
+    """A distorter takes at most the memory that is stated, and not much less."""
+    inputs, rows = stored(256, shape), np.arange(256)
+    stated = distorter_memory(strengths, shape, 256)
+    _field_of.cache_clear()
+    tracemalloc.start()
+    Distorter(strengths, shape, 0)(inputs, 0, rows)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak <= stated <= 1.5 * peak
+    assert distorter_memory(Distortions(), shape, 256) == 0
 
 
 def test_refusals() -> None:
