@@ -292,6 +292,7 @@ TOML = (
     *("0x" + "f" * 5000, "[0x" + "f" * 5000 + "]", "1979-05-27", '"' + "a" * 100_000 + '"'),
     *('"784-relu-9999999-softmax-10"', '"784-relu-9999999-relu-9999999-softmax-10"', "{a = 1}"),
     *("[" * 900 + "]" * 900, "[" * 90_000 + "]" * 90_000, '"\\ud800"'),
+    *('{like = "none", shift = 2}', '{like = [1], "" = 2}', '{until = "x", batch-size = 9}'),
 )
 toml_values = (
     st.sampled_from(TOML)
@@ -307,7 +308,7 @@ toml_documents = st.lists(toml_lines, min_size=1, max_size=3)
 
 def forge_config(subject: Subject, drawn: Any) -> None:
     """Write a TOML configuration with known and unknown settings of any value."""
-    names = list(subject.config.to_json())
+    names = [*subject.config.to_json(), "recipe", "distort"]
     lines = [f"{names[number % len(names)]}{end} = {value}\n" for number, end, value in drawn]
     if not any(line.startswith("batch_size ") for line in lines):
         lines.append(f"batch_size = {subject.config.batch_size}\n")  # required by the tiny dataset
