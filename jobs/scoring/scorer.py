@@ -16,14 +16,18 @@ from jobs.scoring.records import Records
 from jobs.scoring.result import ScoreResult, ScoringResult
 from jobs.scoring.retry import POLL_SECONDS, pause
 from jobs.signals import StopSignal
-from jobs.training.select_checkpoint import ModelChoice, choose_dataset, choose_model
+from jobs.training.select_checkpoint import (
+    ModelChoice,
+    choose_dataset,
+    choose_holder,
+    choose_model,
+)
 from storage.errors import BadDataError, ConflictError, QualityGateError, counted
 from storage.events import Progress, event
 from storage.ledger import FOUND, SCORED, Ledger
 from storage.location import Location
 from storage.models import Holder, held_name
-from storage.places import Place
-from storage.runs import SCORES, open_run
+from storage.runs import SCORES, Run, open_run
 from storage.scores import Scores, is_complete, scoring_home
 
 if TYPE_CHECKING:
@@ -50,16 +54,13 @@ class Scorer:
         self._stop = stop
         self._cluster = cluster
         self._holder: Holder | None = None
-        place, choice, average_shifts = self._run_and_checkpoint()
-        self.run = open_run(config.open(place))
+        self.run, chosen, warnings = self._choose()
         self.scores = self.run.location.child(SCORES)
-        chosen, warnings = choose_model(self.run, choice, average_shifts)
         self._choice: ModelChoice | None = chosen
         """Kept in memory until `model` uses it: a training run may prune it in between."""
         self._model: Model | None = None
         self._average = len(chosen.members), chosen.average_shifts
         self.result = ScoringResult(self.run, chosen.digest, chosen.names, chosen.average_shifts)
-        self._check_promoted()
         for warning in warnings:
             logger.warning("%s", warning)
         self.records = Records(
@@ -73,27 +74,16 @@ class Scorer:
         )
         self._last_conflict = ""
 
-    def _run_and_checkpoint(self) -> tuple[Place, str, int | None]:
-        """Return the run, the choice of checkpoints, and the shifts or None for the run's own."""
+    def _choose(self) -> tuple[Run, ModelChoice, tuple[str, ...]]:
+        """Return the run, its chosen checkpoints, and warnings."""
         config = self._config
-        if config.model is None:
-            # An empty checkpoint is refused later: it may be a script's unset variable.
-            choice = DEFAULT_CHECKPOINT if config.checkpoint is None else config.checkpoint
-            return config.run or DEFAULT_RUN, choice, config.average_shifts
-        name, self._holder = held_name(config.open(config.models), config.model)
-        holder = self._holder
-        return name.run_place(holder), holder.checkpoint, holder.average_shifts
-
-    def _check_promoted(self) -> None:
-        """Raise `BadDataError` if the checkpoint is no longer the promoted one."""
-        holder, digest = self._holder, self.result.model_digest
-        if holder is None or (self.run.run_id, digest) == (holder.run_id, holder.model_digest):
-            return
-        raise BadDataError(
-            f"{self._config.model} is model {holder.model_digest}; checkpoint "
-            f"{self.result.checkpoint} of {self.run.location} is now {digest}: the run was "
-            "replaced. Restore it, or promote another."
-        )
+        if config.model is not None:
+            name, self._holder = held_name(config.open(config.models), config.model)
+            return choose_holder(name, self._holder, config.storage_options)
+        run = open_run(config.open(config.run or DEFAULT_RUN))
+        # An empty checkpoint is refused later: it may be a script's unset variable.
+        choice = DEFAULT_CHECKPOINT if config.checkpoint is None else config.checkpoint
+        return run, *choose_model(run, choice, config.average_shifts)
 
     @property
     def model(self) -> "Model":

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from jobs.choices import DEFAULT_RUN
+from jobs.choices import DEFAULT_MODELS, DEFAULT_RUN
 from jobs.environment import one_blas_thread
 from jobs.nn.architecture import Layer, format_network, parse_network
 from jobs.nn.network import Network
@@ -17,12 +17,13 @@ from jobs.nn.parameters import Floats
 from jobs.output import average_text
 from jobs.training.config import TrainConfig
 from jobs.training.evaluate import Predictor
-from jobs.training.select_checkpoint import ModelChoice, choose_model
+from jobs.training.select_checkpoint import ModelChoice, choose_holder, choose_model
 from jobs.training.trainer import flat_parameters, parameters_digest, template
 from pipeline.transforms import add_bias
 from pipeline.values import check_values
 from storage.checkpoints import Checkpoint, CheckpointName, check_template
 from storage.errors import BadDataError
+from storage.models import held_name
 from storage.places import Place, open_location
 from storage.preparation import BYTE_SCALE, Preparation
 from storage.runs import RECORD, Run, open_run
@@ -65,6 +66,9 @@ class Model:
         checkpoint: str | int = "best",
         storage_options: Mapping[str, str] | None = None,
         average_shifts: int | None = None,
+        *,
+        model: str | None = None,
+        models: Place = DEFAULT_MODELS,
     ) -> "Model":
         """Load the model of one or several of a run's checkpoints.
 
@@ -81,16 +85,24 @@ class Model:
         average_shifts
             Average over an image and its shifts by 1 to this number of pixels up, down, left and
             right. None: as the run's evaluations do.
+        model
+            A promoted name, which determines run, checkpoint and shifts.
+        models
+            The directory or prefix with the promoted names.
 
         Raises
         ------
         BadDataError
-            If there is no such run or checkpoint, or it is damaged.
+            If there is no such run or checkpoint, or it is damaged, or no longer the promoted one.
         UsageError
-            If `checkpoint` is none of these, or the images cannot be shifted.
+            If `checkpoint` is none of these, images cannot be shifted, or no model has the name.
         """
-        record = open_run(open_location(run, storage_options))
-        chosen, warnings = choose_model(record, str(checkpoint), average_shifts)
+        if model is not None:
+            promoted = held_name(open_location(models, storage_options), model)
+            record, chosen, warnings = choose_holder(*promoted, storage_options)
+        else:
+            record = open_run(open_location(run, storage_options))
+            chosen, warnings = choose_model(record, str(checkpoint), average_shifts)
         for warning in warnings:
             logger.warning("%s", warning)
         return model_of(record, chosen)

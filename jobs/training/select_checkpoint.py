@@ -25,8 +25,9 @@ from storage.checkpoints import (
 )
 from storage.errors import BadDataError, UsageError, did_you_mean
 from storage.location import Location
+from storage.models import Holder, ModelName
 from storage.places import Place, open_location
-from storage.runs import RECORD, Run
+from storage.runs import RECORD, Run, open_run
 from storage.scores import average_digest
 
 if TYPE_CHECKING:
@@ -137,6 +138,24 @@ def choose_model(
             )
     warnings = dict.fromkeys(warning for _, warnings in chosen for warning in warnings)
     return ModelChoice(checkpoints, average_shifts), tuple(warnings)
+
+
+def choose_holder(
+    name: ModelName, holder: Holder, storage_options: Mapping[str, str] | None
+) -> tuple[Run, ModelChoice, tuple[str, ...]]:
+    """Return the run and the checkpoints of a promoted model, and warnings.
+
+    Raises `BadDataError` if they are no longer the ones that were promoted.
+    """
+    run = open_run(open_location(name.run_place(holder), storage_options))
+    chosen, warnings = choose_model(run, holder.checkpoint, holder.average_shifts)
+    if (run.run_id, chosen.digest) != (holder.run_id, holder.model_digest):
+        raise BadDataError(
+            f"{name.name} is model {holder.model_digest}; checkpoint {chosen.names} of "
+            f"{run.location} is now {chosen.digest}: the run was replaced. Restore it, or promote "
+            "another."
+        )
+    return run, chosen, warnings
 
 
 def _all_snapshots(run: Run, config: TrainConfig) -> list[CheckpointName]:

@@ -214,6 +214,7 @@ def test_promoted(run: Path, digits: Path, tmp_path: Path) -> None:
     assert 3 == len(list_checkpoints(opened))
     scored = score(model="champion", models=tmp_path / "models", dataset=digits)
     assert (digest, True) == (scored.metrics["model_digest"], scored.already_done)
+    assert digest == Model.load(model="champion", models=tmp_path / "models").digest
     assert promote(PromoteConfig(name="champion", **choice, **where)).already_done
     other = choice | {"average_shifts": 1}
     assert not promote(PromoteConfig(name="champion", **other, **where)).already_done

@@ -12,6 +12,7 @@ from jobs.scoring.gates import Gates
 from jobs.scoring.job import run_batch, score
 from jobs.scoring.promote import PromoteConfig, PromoteResult, promote, undo
 from jobs.training.job import train
+from jobs.training.model import Model
 from jobs.training.select_checkpoint import choose_model
 from storage.checkpoints import CheckpointName, list_checkpoints, prune_checkpoints
 from storage.errors import BadDataError, QualityGateError, UsageError
@@ -149,6 +150,8 @@ def test_replaced_run(give: Promote, run: Path, digits: Path, models: Path) -> N
     train(small(epochs=1, learning_rate=0.01), dataset=digits, run=run)
     with pytest.raises(BadDataError, match="the run was replaced"):
         score(model="champion", models=models, dataset=digits)
+    with pytest.raises(BadDataError, match="the run was replaced"):
+        Model.load(model="champion", models=models)
 
 
 def test_promoted_checkpoints_are_kept(give: Promote, run: Path) -> None:
