@@ -3,7 +3,10 @@
 import hashlib
 import itertools
 import math
+import os
 import re
+import subprocess
+import sys
 import tracemalloc
 from dataclasses import astuple, replace
 from pathlib import Path
@@ -80,6 +83,17 @@ def test_vectors() -> None:
     """Distorted rows of version 1 never change."""
     assert DISTORTION_VERSION == 1
     assert CASES == {case: digest_of(*case) for case in CASES}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", ["Prescott", "Haswell"])
+def test_other_processors(kernel: str) -> None:
+    """BLAS kernels of older processors, two threads and narrow vectors give the same rows."""
+    features = "X86_V3 X86_V4 AVX512_ICL AVX512_SPR"
+    env = {"OPENBLAS_CORETYPE": kernel, "OPENBLAS_NUM_THREADS": "2"}
+    env |= {"NPY_DISABLE_CPU_FEATURES": features, "PYTHONPATH": str(PAGE.parents[2])}
+    code = "from tests.pipeline.test_distortions import test_vectors; test_vectors()"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=os.environ | env, check=True)
 
 
 def test_tables(monkeypatch: pytest.MonkeyPatch) -> None:
