@@ -110,8 +110,8 @@ def test_a_single_model_is_recorded_as_before(run: Path, digits: Path) -> None:
     assert "test-" == result.scores.schema.home[:-12]
 
 
-def test_averages_have_scores_of_their_own(run: Path, digits: Path) -> None:
-    """Each choice of members, of their order and of shifts is another model."""
+def test_averages_have_scores_of_their_own(run: Path, digits: Path, events: Events) -> None:
+    """Each choice of members, of their order and of shifts is a model that scores once."""
     choices = [("1", 0), ("1", 1), ("1", 2), ("1,3", 0), ("1,3", 1), ("3,1", 0)]
     for _ in range(2):
         results = [
@@ -120,6 +120,7 @@ def test_averages_have_scores_of_their_own(run: Path, digits: Path) -> None:
         ]
     assert all(result.already_done for result in results)
     assert len(choices) == len({result.scores.location for result in results})
+    assert len(choices) == len(events.named("memory"))  # existing scores need none
 
 
 def test_threads(run: Path, digits: Path, tmp_path: Path) -> None:
@@ -218,6 +219,17 @@ def test_promoted(run: Path, digits: Path, tmp_path: Path) -> None:
     assert promote(PromoteConfig(name="champion", **choice, **where)).already_done
     other = choice | {"average_shifts": 1}
     assert not promote(PromoteConfig(name="champion", **other, **where)).already_done
+
+
+def test_a_promoted_name_with_other_shifts(run: Path, digits: Path, tmp_path: Path) -> None:
+    """A name whose members and shifts do not give its model's digest is refused."""
+    models = open_location(tmp_path / "models")
+    promote(PromoteConfig(run, "champion", "1,2", average_shifts=1, models=models))
+    name = open_name(models, "champion")
+    assert name.holder is not None
+    replace(name, holders=(replace(name.holder, average_shifts=2),)).save()
+    with pytest.raises(BadDataError, match=f"champion is model {name.holder.model_digest}; .* now"):
+        score(model="champion", models=models, dataset=digits)
 
 
 def test_inbox(run: Path, inbox: Path) -> None:

@@ -12,12 +12,13 @@ from jobs.nn.architecture import parse_network
 from jobs.nn.initialise import initialise
 from jobs.nn.network import Network
 from jobs.nn.parameters import Floats
-from jobs.training.evaluate import BLOCK_ROWS, Evaluation, Evaluator
+from jobs.training.evaluate import BLOCK_ROWS, Evaluation, Evaluator, Predictor
 from jobs.training.job import train
 from pipeline.ingest import ingest
 from storage.dataset import open_dataset
 from storage.errors import UsageError
 from storage.places import open_location
+from storage.preparation import BYTES, ValueRange
 from tests.jobs.trainings import SMALL
 from tests.pipeline.datasets import watched_windows
 from tests.storage.artefacts import stored_rows
@@ -106,6 +107,20 @@ def test_probabilities_that_underflow(digits: Path) -> None:
         figures = judged.evaluate(parameters)
     assert 0 < figures.accuracy < 1
     assert 10 < figures.cross_entropy < -np.log(np.finfo(np.float32).smallest_subnormal)
+
+
+def test_background_of_another_range(digits: Path) -> None:
+    """Images stored in another range are shifted alike: what is vacated is scaled to 0."""
+    images = stored_rows(open_dataset(open_location(digits)).split("test")).inputs
+    parameters = initialise("scaled", LAYERS, 0)[None]
+    probabilities = [
+        Predictor(Network(LAYERS), parameters, scaling, (28, 28), 1)(stored)[0]
+        for stored, scaling in (
+            (images, BYTES),
+            (images.astype(np.int16) * 12 - 1024, ValueRange(-1024, 12 * 255 - 1024)),
+        )
+    ]
+    np.testing.assert_allclose(*probabilities, rtol=1e-4)
 
 
 def test_images_that_cannot_be_shifted(tmp_path: Path) -> None:
