@@ -15,7 +15,7 @@ from jobs.commands.tables import (
     size,
     table,
 )
-from jobs.output import percent
+from jobs.output import average_text, percent
 from jobs.training.config import TrainConfig
 from jobs.training.history import EpochTable, check_history
 from jobs.training.select_checkpoint import snapshots
@@ -270,7 +270,10 @@ def train_report(result: "TrainResult") -> Report:
     summary = f"model {digest[:SHORT_DIGEST]} in {run}"
     if chosen:
         rank = f", the best of {epochs:,}" if best and epochs > 1 else ""
-        summary = f"{_accuracy_text(chosen)} after epoch {chosen['epoch']}{rank}; {summary}"
+        average = average_text(1, result.config.average_shifts if chosen["evaluation"] else 0)
+        average = f", {average}" if average else ""
+        epoch = f"after epoch {chosen['epoch']}{rank}{average}"
+        summary = f"{_accuracy_text(chosen)} {epoch}; {summary}"
     last = [("last model", result.parameters_digest)] if best else []
     details = facts([("model", digest), *last, ("order", result.order_digest)])
     return Report(document, "\n".join([*lines, fit(summary)]), summary, details)

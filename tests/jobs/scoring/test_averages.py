@@ -5,6 +5,9 @@ The reference is plain NumPy in float64: padded images, and one forward pass of 
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from jobs.commands.reports import train_report
 from jobs.nn.network import Network
 from jobs.scoring.job import score
 from jobs.scoring.promote import PromoteConfig, promote
@@ -28,7 +32,7 @@ from storage.places import open_location
 from storage.runs import RECORD, open_run
 from storage.scores import average_digest, open_scores
 from tests.jobs.inboxes import Events, ledger, put_images, score_inbox
-from tests.jobs.scoring.test_job import predictions, stop_after
+from tests.jobs.scoring.test_job import predictions
 from tests.jobs.trainings import small
 from tests.storage.artefacts import stored_rows
 
@@ -132,11 +136,26 @@ def test_threads(run: Path, digits: Path, tmp_path: Path) -> None:
     assert 1 == len(digests)
 
 
-def test_continues(run: Path, digits: Path, tmp_path: Path) -> None:
-    """A stopped scoring continues; its finished chunks are not computed again."""
-    options = {"checkpoint": "1,3", "average_shifts": 1}
+KILLED = """
+import os, signal, sys
+from jobs.scoring.job import score
+
+def progress(stage, done, total, note=""):
+    if done > 300:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+run, dataset = sys.argv[1:]
+average = {"checkpoint": "1,3", "average_shifts": 1}
+score(run=run, dataset=dataset, split="train", progress=progress, **average)
+"""
+
+
+def test_killed(run: Path, digits: Path, tmp_path: Path) -> None:
+    """After SIGKILL a scoring continues; its finished chunks are not computed again."""
     whole = average(shutil.copytree(run, tmp_path / "whole"), digits, split="train")
-    home = stop_after(2, run, digits, **options)
+    arguments = [sys.executable, "-c", KILLED, str(run), str(digits)]
+    assert -signal.SIGKILL == subprocess.run(arguments, check=False).returncode
+    (home,) = (run / "scores").glob("train-average2-shifts1-*")
     kept = {path: path.stat().st_mtime_ns for path in home.glob("*/c*") if path.is_file()}
     assert 4 <= len(kept)
     result = average(run, digits, split="train")
@@ -167,6 +186,8 @@ def test_shifts_of_the_run(digits: Path, tmp_path: Path) -> None:
     assert plain.parameters_digest == result.parameters_digest
     evaluation = result.metrics[-1]["evaluation"]["test"]
     assert evaluation != plain.metrics[-1]["evaluation"]["test"]
+    summary = train_report(result).summary
+    assert "after epoch 2, average over shifts of up to 1 pixel; model" in summary
     scored = score(run=tmp_path / "run", dataset=digits)
     assert 1 == scored.metrics["average_shifts"]
     assert evaluation["accuracy"] == scored.metrics["quality"]["accuracy"]

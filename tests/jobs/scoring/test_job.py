@@ -141,7 +141,7 @@ def test_threads(run: Path, digits: Path, tmp_path: Path) -> None:
     assert 1 == len(digests)
 
 
-def stop_after(chunks: int, run: Path, dataset: Path, **options: Any) -> Path:
+def stop_after(chunks: int, run: Path, dataset: Path) -> Path:
     """Score the training split, stop after some chunks, and return the place of the scores."""
     stop = StopSignal()
     left = chunks
@@ -153,7 +153,7 @@ def stop_after(chunks: int, run: Path, dataset: Path, **options: Any) -> Path:
             stop.number = 15
 
     with pytest.raises(StoppedError, match="Run the same command to continue") as caught:
-        score(run=run, dataset=dataset, split="train", progress=progress, stop=stop, **options)
+        score(run=run, dataset=dataset, split="train", progress=progress, stop=stop)
     assert 143 == caught.value.exit_code
     (home,) = (run / "scores").glob("train-*")
     return home
