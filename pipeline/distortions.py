@@ -26,7 +26,7 @@ LARGEST_SIDE = 4096
 """The most pixels of a side; a larger image would leave too few fractional bits."""
 MATRIX_LIMIT = 2**27
 """The most bytes of the matrix that makes displacements of coefficients."""
-BLOCK_PIXELS = 64 * 28 * 28
+BLOCK_PIXELS = 128 * 28 * 28
 """Pixels that are distorted together: enough to outweigh NumPy's calls, few enough for a cache."""
 MAKING_MEMORY = 2**19
 """Bytes that making the tables of draws needs; the matrix needs nine float64 more per pixel."""

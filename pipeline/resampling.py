@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 STEPS = 256
 """Coordinates are in 1/256 pixel: the weights of neighbours have 8 bits."""
-PIXEL_BYTES = 7 * 4
-"""Scratch memory of a resampled pixel: four coordinates, the image's start and two lanes."""
+PIXEL_BYTES = 5 * 4 + 8
+"""Scratch memory of a resampled pixel: four integers, its image's start, `numpy.take`'s index."""
 PACKED_BYTES = 1 + 2 * 4
 """Scratch memory of a pixel with its border: a byte, and twice its four neighbours."""
 EVEN_BYTES = np.uint32(0x00FF00FF)
@@ -23,7 +23,6 @@ class Resampler:
         self.rows = rows
         self._height, self._width = height, width
         self._coordinates = [np.empty((rows, height * width), np.int32) for _ in range(4)]
-        self._lanes = [np.empty((rows, height * width), np.uint32) for _ in range(2)]
         # The border is 0. Each image has a column of zeros on its left, which is right of the row
         # above too, and a row of zeros on top, which is below the image before it too.
         self._stride = width + 1
@@ -60,7 +59,7 @@ class Resampler:
         y *= self._stride
         x += y
         x += self._starts[:count]
-        left, right = (array[:count] for array in self._lanes)
+        left, right = y.view(np.uint32), x.view(np.uint32)  # the memory of what is used up
         np.take(quads, x, out=left, mode="clip")
         # Two pixels at a time: the left neighbours are in the even bytes, the right ones in the odd
         # bytes. A blend is at most 255 * 256, so the upper pair's fits the lower half of the word
