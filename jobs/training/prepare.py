@@ -11,6 +11,7 @@ import numpy as np
 from jobs.environment import environment
 from jobs.nn.architecture import OUTPUT_ACTIVATION, Layer, format_network, parse_network
 from jobs.training.config import VALIDATION, TrainConfig
+from jobs.training.dropout import DROPOUT_VERSION
 from jobs.training.gradients import distortions
 from jobs.training.presets import flat_settings, with_recipe
 from jobs.training.select_checkpoint import check_shifts
@@ -36,6 +37,7 @@ VERSIONS = {
     "order": ORDER_VERSION,
     "step": STEP_VERSION,
     "distortions": DISTORTION_VERSION,
+    "dropout": DROPOUT_VERSION,
 }
 """Versions of the arithmetic; a run records those of the parts that it uses."""
 
@@ -273,6 +275,7 @@ def begin_run(
     The name of the recipe is recorded for people only: a recipe may differ between releases.
     """
     place = str(dataset.location)
+    used = {"distortions": distortions(config).any, "dropout": config.dropout > 0}
     return create_run(
         location,
         configuration=config.to_json(),
@@ -285,11 +288,7 @@ def begin_run(
             "image_shape": list(dataset.image_shape),
             "element_type": dataset.split("train").schema.dtype,
         },
-        versions={
-            name: version
-            for name, version in VERSIONS.items()
-            if name != "distortions" or distortions(config).any
-        },
+        versions={name: version for name, version in VERSIONS.items() if used.get(name, True)},
         environment=environment(),
         recipe=_recipe_of(given),
     )
