@@ -58,7 +58,7 @@ EXPERIMENTS = (
     ),
     # 1.5 % [l2 0.3: 1.5].
     Experiment("784-800-10", "Simard 2003", 1.6, f"{PERCEPTRON} 20", short=1),
-    # 0.9 %. The publication does not state the strengths: these are those of `--distort digits`.
+    # 0.9 %. The strengths are those of `--distort digits`.
     Experiment(
         "784-800-10, affine",
         "Simard 2003",
@@ -207,7 +207,7 @@ def verdict(laboratory: Laboratory, experiment: Experiment, seeds: Iterable[int]
 
 def learning_table(verdicts: Sequence[LearningVerdict]) -> str:
     """Return published and measured errors as a table."""
-    header = ["network", "published %", "by", "ours %", "deviation", "seeds", "seconds"]
+    header = ["network", "published %", "by", "measured %", "deviation", "seeds", "seconds"]
     return table(header, [_row(verdict) for verdict in verdicts], left=["by"])
 
 
