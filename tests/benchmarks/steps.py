@@ -101,7 +101,7 @@ def bench_step(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
                 "torch": torch_steps(workplace, threads),
                 "step": own_steps(workplace, threads, stack),
             }
-            times = medians(contestants, 2 * rounds)
+            times = medians(contestants, rounds)
         where = f"{threads} thread{'s' if threads > 1 else ''}, batch {BATCH_SIZE}"
         note = f"{NETWORK}, {MICRO_BATCHES} micro-batches: " + ", ".join(
             f"{name} {1000 * seconds / STEPS:.0f} ms" for name, seconds in times.items()
