@@ -12,6 +12,8 @@ from storage.places import referenced
 
 FORMAT = "mnist-stream model name"
 FORMAT_VERSION = 1
+AVERAGES_VERSION = 2
+"""The version of a name that an average has, or had: earlier releases would drop its shifts."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 RECORDED = {"name": str, "holders": list, "events": list}
 
@@ -34,6 +36,11 @@ class Holder:
     """The split and the dataset's digest: `test of 7100e1...`."""
     average_shifts: int = 0
     """The largest shift in pixels of the images that are averaged; 0 for none."""
+
+    @property
+    def is_average(self) -> bool:
+        """Whether the model averages several checkpoints or shifts."""
+        return "," in self.checkpoint or self.average_shifts > 0
 
     @classmethod
     def from_json(cls, document: Any, place: str) -> Self:
@@ -70,9 +77,10 @@ class ModelName:
 
     def save(self) -> None:
         """Write the name's document atomically; the caller holds its lock."""
+        has_average = any(holder.is_average for holder in self.holders)
         document = {
             "format": FORMAT,
-            "format_version": FORMAT_VERSION,
+            "format_version": AVERAGES_VERSION if has_average else FORMAT_VERSION,
             "name": self.name,
             "holders": [asdict(holder) for holder in self.holders],
             "events": list(self.events),
@@ -108,7 +116,7 @@ def open_name(place: Location, name: str) -> ModelName:
         document = documents.read_sealed(place, _key(name))
     except FileNotFoundError:
         return ModelName(place, name)
-    documents.check_format(document, FORMAT, (FORMAT_VERSION,), file)
+    documents.check_format(document, FORMAT, (FORMAT_VERSION, AVERAGES_VERSION), file)
     documents.check_fields(document, RECORDED, file)
     if document["name"] != name:
         raise BadDataError(

@@ -248,7 +248,7 @@ def _epochs_text(metrics: list[dict[str, Any]], epochs: int) -> str:
 
 
 def train_report(result: "TrainResult") -> Report:
-    """Report a finished training run; text and summary name the model that `score` uses."""
+    """Report a finished training run; text and summary name the model of the best epoch."""
     run, best, epochs = result.run.location, result.best, len(result.metrics)
     chosen = result.metrics[best.epoch - 1 if best else -1] if epochs else None
     digest = chosen["parameters_digest"] if chosen else result.parameters_digest

@@ -229,7 +229,8 @@ def _with_dataset(entry: Entry) -> str:
 
 def _entry_details(entries: list[Entry]) -> str:
     """Return each entry's full digests and the location of its scores."""
-    names = ("model", "checkpoint", "model_digest", "dataset", "dataset_digest", "result")
+    model = ("model", "checkpoint", "average_shifts", "model_digest")
+    names = (*model, "dataset", "dataset_digest", "result")
     return "\n".join(
         f"\n{local_time(entry['time'])}  {_what(entry)}\n"
         + facts([(name, entry[name]) for name in names if entry.get(name)])
@@ -328,7 +329,7 @@ def promote_report(result: PromoteResult, models: Location) -> Report:
     else:
         lines.append(f"{result.name}: {_holder_text(result.holder, models)}")
     details = _holder_details(result.name, result.holder, models)
-    return Report(document, "\n".join(lines), lines[-1], details)
+    return Report(document, "\n".join(map(fit, lines)), lines[-1], details)
 
 
 def _holder_document(holder: Holder | None) -> dict[str, Any] | None:
@@ -340,9 +341,12 @@ def _holder_text(holder: Holder | None, models: Location) -> str:
         return "none"
     accuracy = "" if holder.accuracy is None else f", accuracy {percent(holder.accuracy)}"
     run = referenced(holder.run, models)
-    average = average_text(holder.checkpoint.count(",") + 1, holder.average_shifts)
-    average = f", {average}" if average else ""
+    average = f", {text}" if (text := _average_text(holder)) else ""
     return f"model {holder.model_digest[:SHORT_DIGEST]} in {run}{average}{accuracy}"
+
+
+def _average_text(holder: Holder) -> str:
+    return average_text(holder.checkpoint.count(",") + 1, holder.average_shifts)
 
 
 def _holder_details(name: str, holder: Holder | None, models: Location) -> str:
@@ -373,9 +377,15 @@ def names_report(names: list[ModelName], models: str) -> Report:
         wrapped=("name", "run"),
         optional=("checkpoint",),
     )
+    averages = [
+        fit(f"{name.name}: {average}")
+        for name in names
+        if name.holder and (average := _average_text(name.holder))
+    ]
     summary = f"Promoted in {models}: {', '.join(name.name for name in names)}"
+    text = "\n\n".join(filter(None, [text, "\n".join(averages), summary]))
     details = "\n".join(_holder_details(name.name, name.holder, name.place) for name in names)
-    return Report(document, f"{text}\n\n{summary}", summary, details)
+    return Report(document, text, summary, details)
 
 
 def _name_row(name: ModelName) -> list[str]:

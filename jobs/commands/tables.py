@@ -73,12 +73,12 @@ def fits(text: str) -> bool:
 
 
 def fit(line: str) -> str:
-    """Return a line; if it is wider than the terminal, broken at its semicolon, then at spaces."""
+    """Return a line; if it is wider than the terminal, broken at semicolons, then at spaces."""
     if fits(line):
         return line
     wrapper = TextWrapper(terminal_width(), break_long_words=False, break_on_hyphens=False)
-    first, *rest = line.split("; ", 1)
-    return "\n".join([*wrapper.wrap(first), *rest])
+    *parts, last = line.split("; ")
+    return "\n".join([*map(wrapper.fill, parts), last]) if parts else wrapper.fill(line)
 
 
 def wrap(text: str, width: int) -> list[str]:

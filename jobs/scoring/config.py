@@ -36,7 +36,7 @@ class ScoreConfig:
     """Globs of files and directories of the inbox to skip."""
     settle: float = DEFAULT_SETTLE
     """Files of the inbox modified within the last `settle` seconds are skipped."""
-    checkpoint: str | None = None
+    checkpoint: str | int | None = None
     """`best`, `latest`, an epoch or a model's digest; several with commas are averaged, as are all
     snapshots with `average`. By default `model`'s, or the best."""
     average_shifts: int | None = None

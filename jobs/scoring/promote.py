@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from operator import attrgetter
 from typing import Any
 
-from jobs.choices import DEFAULT_MODELS
+from jobs.choices import DEFAULT_CHECKPOINT, DEFAULT_MODELS
 from jobs.scoring.gates import Gates, Verdict, at_least, missed
 from jobs.scoring.job import score
 from jobs.scoring.records import now
@@ -46,7 +46,7 @@ class PromoteConfig:
 
     run: Place
     name: str
-    checkpoint: str = "best"
+    checkpoint: str | int = DEFAULT_CHECKPOINT
     average_shifts: int | None = None
     """Average over images and their shifts by up to this number of pixels; by default that of the
     run's evaluations."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from jobs.choices import DEFAULT_MODELS, DEFAULT_RUN
+from jobs.choices import DEFAULT_CHECKPOINT, DEFAULT_MODELS, DEFAULT_RUN
 from jobs.environment import one_blas_thread
 from jobs.nn.architecture import Layer, format_network, parse_network
 from jobs.nn.network import Network
@@ -22,7 +22,7 @@ from jobs.training.trainer import flat_parameters, parameters_digest, template
 from pipeline.transforms import add_bias
 from pipeline.values import check_values
 from storage.checkpoints import Checkpoint, CheckpointName, check_template
-from storage.errors import BadDataError
+from storage.errors import BadDataError, UsageError
 from storage.models import held_name
 from storage.places import Place, open_location
 from storage.preparation import BYTE_SCALE, Preparation
@@ -63,7 +63,7 @@ class Model:
     def load(
         cls,
         run: Place = DEFAULT_RUN,
-        checkpoint: str | int = "best",
+        checkpoint: str | int = DEFAULT_CHECKPOINT,
         storage_options: Mapping[str, str] | None = None,
         average_shifts: int | None = None,
         *,
@@ -86,7 +86,7 @@ class Model:
             Average over an image and its shifts by 1 to this number of pixels up, down, left and
             right. None: as the run's evaluations do.
         model
-            A promoted name, which determines run, checkpoint and shifts.
+            A promoted name, instead of run, checkpoint and shifts.
         models
             The directory or prefix with the promoted names.
 
@@ -98,11 +98,15 @@ class Model:
             If `checkpoint` is none of these, images cannot be shifted, or no model has the name.
         """
         if model is not None:
+            if (run, checkpoint, average_shifts) != (DEFAULT_RUN, DEFAULT_CHECKPOINT, None):
+                raise UsageError(
+                    f"The name {model!r} determines run, checkpoint and shifts; leave them out."
+                )
             promoted = held_name(open_location(models, storage_options), model)
             record, chosen, warnings = choose_holder(*promoted, storage_options)
         else:
             record = open_run(open_location(run, storage_options))
-            chosen, warnings = choose_model(record, str(checkpoint), average_shifts)
+            chosen, warnings = choose_model(record, checkpoint, average_shifts)
         for warning in warnings:
             logger.warning("%s", warning)
         return model_of(record, chosen)

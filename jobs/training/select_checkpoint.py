@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from jobs.choices import DEFAULT_DATASET
 from jobs.training.config import VALIDATION, TrainConfig
 from jobs.training.history import Metrics, history_of
-from jobs.training.settings import check_range
+from jobs.training.settings import check_range, convert
 from storage.checkpoints import (
     Checkpoint,
     CheckpointName,
@@ -110,7 +110,7 @@ def newest_checkpoint(
 
 
 def choose_model(
-    run: Run, choice: str, average_shifts: int | None = None
+    run: Run, choice: str | int, average_shifts: int | None = None
 ) -> tuple[ModelChoice, tuple[str, ...]]:
     """Return the chosen checkpoints with the shifts to average over, and warnings.
 
@@ -123,10 +123,16 @@ def choose_model(
     if average_shifts is None:
         average_shifts = config.average_shifts
     check_shifts(average_shifts, run.dataset.get("image_shape"), f"The run {run.location}")
-    if choice == AVERAGE:
+    choices = str(choice).split(",")
+    if len(choices) > 1:
+        choices = [name.strip() for name in choices]
+    if choices == [AVERAGE]:
         choices = [str(name) for name in _all_snapshots(run, config)]
-    else:
-        choices = [name.strip() for name in choice.split(",")] if "," in choice else [choice]
+    if AVERAGE in choices:
+        raise UsageError(
+            f"--checkpoint is {choice!r}; average means all snapshots. Give it by itself, or name "
+            "each checkpoint."
+        )
     chosen = [choose_checkpoint(run, name) for name in choices]
     checkpoints = tuple(checkpoint for checkpoint, _ in chosen)
     names = [checkpoint.name for checkpoint in checkpoints]
@@ -164,25 +170,27 @@ def _all_snapshots(run: Run, config: TrainConfig) -> list[CheckpointName]:
     if not names:
         raise UsageError(
             f"The run {run.location} was trained without --restarts, so it has no snapshots to "
-            "average. Name the checkpoints instead, such as --checkpoint 8,9,10."
+            f"average. Name checkpoints that it keeps: {', '.join(map(str, kept)) or 'none yet'}."
         )
     if missing := [str(name) for name in names if name not in kept]:
         raise BadDataError(
-            f"The run {run.location} has no checkpoint {', '.join(missing)}, of the snapshots that "
-            "--checkpoint average needs. Finish the training with `pipeline train --resume`, or "
-            f"name the checkpoints to average; it keeps {', '.join(map(str, kept)) or 'none'}."
+            f"The run {run.location} lacks {', '.join(missing)} of the snapshots that --checkpoint "
+            "average needs. If its training is not finished, continue it with `pipeline train "
+            "--resume`. Otherwise name checkpoints that it keeps: "
+            f"{', '.join(map(str, kept)) or 'none yet'}."
         )
     return names
 
 
 def check_shifts(average_shifts: int, image_shape: Sequence[int] | None, place: str) -> None:
     """Raise `UsageError` for shifts out of range, or of images without height and width alone."""
-    check_range(TrainConfig.__dataclass_fields__["average_shifts"], average_shifts)
+    setting = TrainConfig.__dataclass_fields__["average_shifts"]
+    check_range(setting, convert(setting, average_shifts, "The call"))
     if average_shifts and (image_shape is None or len(image_shape) != 2):
         shape = " x ".join(map(str, image_shape or ()))
         images = f"has images of {shape}" if shape else "does not record the shape of its images"
         raise UsageError(
-            f"--average-shifts {average_shifts} moves images of height x width; {place} {images}. "
+            f"{place} {images}; --average-shifts {average_shifts} needs images of height x width. "
             "Use --average-shifts 0."
         )
 
@@ -218,16 +226,17 @@ def _chosen(
     if name in names:
         return load_checkpoint(run, name), ()
     if name is not None:
+        advice = " Train with a larger --keep to have more." if name < names[-1] else ""
         raise BadDataError(
             f"The run {run.location} has no checkpoint {name} (epoch-step); it keeps "
-            f"{', '.join(map(str, names))}. Train with a larger --keep to have more."
+            f"{', '.join(map(str, names))}.{advice}"
         )
     if DIGEST.fullmatch(choice):
         return _of_digest(run, choice, names), ()
     raise UsageError(
         f"--checkpoint is {choice!r}; expected best, latest, the number of an epoch, or the "
-        "first 8 or more digits of a model's digest; or several of them with commas, or average, "
-        f"for an average.{did_you_mean(choice, ('best', 'latest', AVERAGE))}"
+        "first 8 or more digits of a model's digest; several of these with commas; or average."
+        f"{did_you_mean(choice, ('best', 'latest', AVERAGE))}"
     )
 
 

@@ -100,6 +100,7 @@ def test_line_of_two_parts(width: int) -> None:
     """A line that is too wide is broken at its semicolon, and its first part at spaces."""
     accuracies = "Accuracy 98.50 % (train), 97.50 % (test), 96.67 % (validation) after epoch 10"
     assert "a\n" + "b" * width == fit("a; " + "b" * width)
+    assert "a\nb\n" + "c" * width == fit("a; b; " + "c" * width)
     lines = fit(f"{accuracies}, the best of 12; model 76ce3a09c55a in runs/mnist").splitlines()
     assert_fits("\n".join(lines), width)
     assert ("model 76ce3a09c55a in runs/mnist" == lines[-1]) == (width == 80)
@@ -112,13 +113,19 @@ def test_scores_and_names(width: int, dataset: Any, run: Any, call: Call) -> Non
     long_run = run.parent.parent / LONG_RUN
     long_run.parent.mkdir(parents=True)
     run.rename(long_run)
+    average = ("--checkpoint", "1,2", "--average-shifts", "1")
+    assert_fits(_printed(call("promote", LONG_RUN, "--as", "average", *average)), width)
     assert 0 == call("promote", LONG_RUN, "--as", "champion").code
     assert 0 == call("score", "--run", LONG_RUN, "--dataset", "data/mnist").code
     scored = _printed(call("score", "--run", LONG_RUN, "--inbox", "inbox", "--settle", "0"), 3)
     ledger = _printed(call("scores", LONG_RUN))
     assert_fits(scored.partition("\nwhat ")[2].partition("\n\n")[0], width)
     assert_fits(ledger.rpartition("\n\n")[0], width)
-    assert_fits(_printed(call("promote", "--list")), width)
+    listed = _printed(call("promote", "--list"))
+    assert_fits(listed, width)
+    assert joined("average: average over 2 checkpoints and shifts of up to 1 pixel") in joined(
+        listed
+    )
     assert ("scores/test-" in ledger) == (width == 200)
     assert "bad-images-idx3-ubyte:notscored:thisisnotanIDXfile" in joined(ledger)
     report = ledger_report(open_location(LONG_RUN), None, failed=False)

@@ -1,5 +1,6 @@
 """Model names: their holders and history."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,6 +46,17 @@ def test_a_name_of_an_earlier_release(place: Location) -> None:
     for value in (None, "1", 1.0):
         with pytest.raises(BadDataError, match="for its 'average_shifts'; expected a int"):
             Holder.from_json(vars(HOLDER) | {"average_shifts": value}, "champion.json")
+
+
+def test_an_average_has_a_format_of_its_own(place: Location) -> None:
+    """Earlier releases, which would drop the shifts, refuse a name with an average."""
+    averages = (replace(HOLDER, average_shifts=1), replace(HOLDER, checkpoint="a,b"))
+    histories = {(): 1, (HOLDER,): 1} | {(average, HOLDER): 2 for average in averages}
+    for holders, version in histories.items():
+        ModelName(place, "champion", holders).save()
+        document = json.loads((place.path / "champion.json").read_text())
+        assert version == document["format_version"]
+        assert holders == open_name(place, "champion").holders
 
 
 def test_a_name_without_a_holder(place: Location) -> None:

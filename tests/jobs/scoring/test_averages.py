@@ -195,7 +195,7 @@ def test_shifts_of_the_run(digits: Path, tmp_path: Path) -> None:
         pytest.approx(evaluation["cross_entropy"], rel=1e-12)
         == (scored.metrics["quality"]["cross_entropy"])
     )
-    without = score(run=tmp_path / "run", dataset=digits, average_shifts=0)
+    without = score(run=tmp_path / "run", dataset=digits, checkpoint=2, average_shifts=0)
     assert result.parameters_digest == without.metrics["model_digest"]
 
 
@@ -210,13 +210,13 @@ def test_snapshots(digits: Path, tmp_path: Path) -> None:
     assert average(run, digits, checkpoint="3,4,5").already_done
     assert Model.load(run, "average", average_shifts=1).digest == result.metrics["model_digest"]
     shutil.rmtree(run / CheckpointName(4, 0).key)
-    with pytest.raises(BadDataError, match=r"no checkpoint 000004-000000, of the snapshots that"):
+    with pytest.raises(BadDataError, match=r"lacks 000004-000000 of the snapshots"):
         average(run, digits, checkpoint="average")
 
 
 def test_no_snapshots(run: Path, digits: Path) -> None:
     """A run without restarts has nothing that `average` could mean."""
-    with pytest.raises(UsageError, match=r"without --restarts, .* such as --checkpoint 8,9,10"):
+    with pytest.raises(UsageError, match=r"without --restarts, .* keeps: 000001-000000, "):
         average(run, digits, checkpoint="average")
 
 
@@ -237,6 +237,8 @@ def test_promoted(run: Path, digits: Path, tmp_path: Path) -> None:
     scored = score(model="champion", models=tmp_path / "models", dataset=digits)
     assert (digest, True) == (scored.metrics["model_digest"], scored.already_done)
     assert digest == Model.load(model="champion", models=tmp_path / "models").digest
+    with pytest.raises(UsageError, match="'champion' determines run, checkpoint and shifts"):
+        Model.load(checkpoint=1, model="champion", models=tmp_path / "models")
     assert promote(PromoteConfig(name="champion", **choice, **where)).already_done
     other = choice | {"average_shifts": 1}
     assert not promote(PromoteConfig(name="champion", **other, **where)).already_done
@@ -267,8 +269,10 @@ def test_inbox(run: Path, inbox: Path) -> None:
         ({"checkpoint": "3,latest"}, "names checkpoint 000003-000000 more than once"),
         ({"checkpoint": "1,"}, "--checkpoint is ''; expected best"),
         ({"checkpoint": "1,bset"}, "--checkpoint is 'bset'; expected best"),
-        ({"checkpoint": "1,average"}, "--checkpoint is 'average'; expected best"),
+        ({"checkpoint": "1,average"}, "average means all snapshots"),
         ({"average_shifts": 4}, "--average-shifts is 4; expected 0 to 3"),
+        ({"average_shifts": True}, "average_shifts as True; expected a whole number"),
+        ({"average_shifts": "1"}, "average_shifts as '1'; expected a whole number"),
         ({"model": "m", "run": None, "checkpoint": None}, "leave out --average-shifts"),
     ],
 )
@@ -310,6 +314,6 @@ def test_images_that_cannot_be_shifted(
 ) -> None:
     """Shifts need images of height and width alone; the members can be averaged without."""
     edit_record(run, "dataset", image_shape=shape)
-    with pytest.raises(UsageError, match=f"height x width; The run .* {message}"):
+    with pytest.raises(UsageError, match=f"The run .* {message}.*height x width"):
         average(run, digits)
     assert 2 == len(Model.load(run, "1,3").members)
