@@ -165,7 +165,7 @@ def setting_row(setting: "Field[Any]", option: Option) -> tuple[str, ...]:
     text = escaped(" ".join(filter(None, sentences))) + only_with(setting)
     changes = "may change" if setting.metadata["may_change"] else "fixed"
     if setting.name == "epochs":
-        changes = "may change if `schedule` is `constant`"
+        changes = "may change if `schedule` is `constant` and `distort_until` is 1"
     changes += ", added" if setting.metadata["added"] else ""
     default = default_of(setting, option)
     return f"`{setting.name}`", values_of(setting), escaped(default), text, changes

@@ -217,7 +217,7 @@ class _Training:
                 order_digest=trainer.stream.state.order_digest,
                 best=best_checkpoint(self.metrics),
                 already_done=already_done,
-                stopped_early=self._out_of_patience,
+                stopped_early=self._stopped_early,
             )
 
     def _resumed_trainer(self) -> Trainer:
@@ -389,13 +389,13 @@ class _Training:
 
     @property
     def _finished(self) -> bool:
-        return len(self.metrics) >= self.config.epochs or self._out_of_patience
+        return len(self.metrics) >= self.config.epochs or self._stopped_early
 
     @property
-    def _out_of_patience(self) -> bool:
-        best = best_checkpoint(self.metrics)
+    def _stopped_early(self) -> bool:
+        best, epochs = best_checkpoint(self.metrics), len(self.metrics)
         patience = self.config.patience
-        return bool(patience and best and len(self.metrics) - best.epoch >= patience)
+        return bool(patience and best and best.epoch + patience <= epochs < self.config.epochs)
 
     def _digest(self) -> str:
         return parameters_digest(self.layers, self.trainer.parameters)

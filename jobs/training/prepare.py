@@ -174,10 +174,13 @@ def _check_same(
     given = "these settings" if recipe is None else f"--recipe {recipe} and these settings"
     way_out = f"Leave {given} out to resume with the recorded ones, or choose another --run."
     if recipe is None and len(differences) == 1 and config.epochs != recorded.epochs:
+        cause, needed = f"{recorded.schedule} schedule spans", "--schedule constant"
+        if recorded.schedule == "constant":
+            until = f"--distort-until {recorded.distort_until:g}"
+            cause, needed = f"{until} is a share of", "--distort-until 1"
         way_out = (
-            f"Its {recorded.schedule} schedule spans exactly that many epochs; only a run with "
-            f"--schedule constant can be extended. Leave --epochs out, or train a new run: "
-            f"--epochs {config.epochs} --run OTHER."
+            f"Its {cause} exactly that many epochs; only a run with {needed} can be extended. "
+            f"Leave --epochs out, or train a new run: --epochs {config.epochs} --run OTHER."
         )
     raise ConflictError(
         f"The run {location} has another configuration ({'; '.join(differences)}). {way_out}"

@@ -81,6 +81,8 @@ def _distortions_of(table: Mapping[str, Any], place: str) -> dict[str, Any]:
     for key in table:
         if key.replace("-", "_") in misplaced:
             raise UsageError(f"{place} has {key}, which is no distortion; put it above [distort].")
+        if (name := TABLE_KEYS.get(key)) in table:
+            raise UsageError(f"{place} gives {key} twice, also as {name}; leave one out.")
     named = {TABLE_KEYS.get(key, key): value for key, value in table.items()}
     return given_settings(named, (*known, *fields(Presets)[1:]), place)
 

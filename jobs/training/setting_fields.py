@@ -54,7 +54,8 @@ class TrainSettings:
     seed: int = setting_field(
         "Model",
         0,
-        "Random seed of weights and order.",
+        "Random seed.",
+        "It determines the initial weights, the order of the rows, distortions and dropout.",
         least=0,
         most=2**63 - 1,
     )

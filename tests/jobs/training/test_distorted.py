@@ -87,6 +87,17 @@ def test_resumed_with_other_distortions(
     assert message in str(caught.value)
 
 
+def test_extended(digits: Path, tmp_path: Path) -> None:
+    """With halved distortions the number of epochs is fixed, whatever the schedule."""
+    config = replace(DISTORTED, epochs=1, schedule="constant")
+    train(config, dataset=digits, run=tmp_path / "run")
+    with pytest.raises(
+        ConflictError,
+        match=r"--distort-until 0\.5 is a share of exactly that .* --distort-until 1 ",
+    ):
+        train({"epochs": 2}, run=tmp_path / "run", resume=True)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

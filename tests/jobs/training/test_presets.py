@@ -134,6 +134,11 @@ def test_distort(given: dict[str, Any], expected: dict[str, Any]) -> None:
             {"distort": {"shift": 1}, "shift": 2},
             "gives shift twice, inside and outside of [distort]",
         ),
+        (
+            {"distort": {"like": "digits", "distort": "none"}},
+            "[distort] in my.toml gives like twice, also as distort; leave one out.",
+        ),
+        ({"distort": {"distort_until": 1, "until": 0}}, "until twice, also as distort_until"),
     ],
     ids=str,
 )

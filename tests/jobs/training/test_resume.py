@@ -367,6 +367,8 @@ def test_early_stopping(digits: Path, tmp_path: Path) -> None:
         run = stopped_at(tmp_path / "whole", stop, tmp_path / str(stop))
         assert expected == outcome(train(EARLY, dataset=digits, run=run, resume=True)), stop
     assert train(EARLY, dataset=digits, run=tmp_path / "whole", resume=True).already_done
+    all_epochs = train(replace(EARLY, epochs=epochs), dataset=digits, run=tmp_path / "all")
+    assert not all_epochs.stopped_early
 
 
 def test_best_checkpoint_stays(digits: Path, tmp_path: Path) -> None:
