@@ -231,6 +231,12 @@ def pin_checkpoint(run: Run, name: CheckpointName) -> None:
     run.location.put(f"{PINS}/{name}.json", documents.sealed_bytes(pin))
 
 
+def pinned_checkpoints(run: Run) -> list[CheckpointName]:
+    """Return the names of the checkpoints that are protected from pruning, oldest first."""
+    pins = (name.removesuffix(".json") for name in run.location.names(PINS))
+    return sorted(filter(None, map(parse_name, pins)))
+
+
 def is_pinned(run: Run, name: CheckpointName) -> bool:
     """Return whether a checkpoint is protected from pruning."""
     return run.location.exists(f"{PINS}/{name}.json")

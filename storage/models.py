@@ -13,7 +13,7 @@ from storage.places import referenced
 FORMAT = "mnist-stream model name"
 FORMAT_VERSION = 1
 AVERAGES_VERSION = 2
-"""The version of a name that an average has, or had: earlier releases would drop its shifts."""
+"""The version of a name that an average holds or held: earlier releases would drop its shifts."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 RECORDED = {"name": str, "holders": list, "events": list}
 

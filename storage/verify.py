@@ -2,7 +2,8 @@
 
 Each function yields pairs of a description and its error, or None if the check passed. Unexpected
 files are errors too. Temporary files of dead writers are ignored. So are files that systems and
-editors create (`.DS_Store`, `Thumbs.db`), but `mention` is called with a sentence about each.
+editors create (`.DS_Store`, `Thumbs.db`), but `mention` is called with a sentence about each, and
+about what else deserves attention without being an error.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +19,7 @@ from storage.checkpoints import (
     list_checkpoints,
     load_checkpoint,
     parse_name,
+    pinned_checkpoints,
     recorded_metrics,
 )
 from storage.chunks import ChunkedArray
@@ -123,6 +125,13 @@ def verify_run(location: Location, mention: Mention = lambda text: None) -> Iter
         # A training run in progress may have pruned a checkpoint.
         if check[1] is None or name in list_checkpoints(run):
             yield check
+    kept = list_checkpoints(run)
+    for name in pinned_checkpoints(run):
+        if name not in kept:
+            mention(
+                f"{location}/{name.key} is missing, although it was promoted: `pipeline score "
+                "--model` may need it. Restore it from a copy."
+            )
     yield _check(f"{location}: metrics", recorded_metrics, run)
     yield from _unexpected(location, _is_of_run, mention)
     homes = scoring_homes(location.child(SCORES))

@@ -12,7 +12,13 @@ import pytest
 import zarr
 
 from storage import documents, trees
-from storage.checkpoints import list_checkpoints, load_checkpoint, recorded_metrics
+from storage.checkpoints import (
+    MANIFEST,
+    list_checkpoints,
+    load_checkpoint,
+    pin_checkpoint,
+    recorded_metrics,
+)
 from storage.dataset import open_dataset
 from storage.location import Location
 from storage.places import open_location
@@ -114,6 +120,19 @@ def test_an_unexpected_file_in_a_run_is_reported(run: Location) -> None:
     assert 2 == len(errors)
     assert "checkpoints/000003-000000x/state.safetensors does not belong" in errors[0]
     assert f"{home}/probabilities/c.7.0 does not belong" in errors[1]
+
+
+def test_a_promoted_checkpoint_that_is_gone_is_mentioned(run: Location) -> None:
+    """Pruning never removes a promoted checkpoint, so its absence is worth a sentence."""
+    opened = open_run(run)
+    first, *_ = list_checkpoints(opened)
+    pin_checkpoint(opened, first)
+    mentioned: list[str] = []
+    assert not [error for _, error in verify_run(run, mentioned.append) if error]
+    assert not mentioned
+    run.child(first.key).remove_tree(MANIFEST)
+    assert not [error for _, error in verify_run(run, mentioned.append) if error]
+    assert [f"{run}/{first.key} is missing"] == [text.split(",")[0] for text in mentioned]
 
 
 def swap(location: Location, one: str, other: str) -> None:
