@@ -33,9 +33,12 @@ SETTINGS = """\
 # Settings
 
 Settings of training are options of `pipeline train`, keys of the TOML file that `--config` reads,
-and fields of `TrainConfig` [in Python](python.md). An option overrides the file, and the file
-overrides a recipe. `recipe` and `distort` stand for several settings and are no fields. The option
-for `batch_size` is `--batch-size`; a boolean such as `shuffle` has `--shuffle` and `--no-shuffle`.
+and keys of the mapping that `train` takes [in Python](python.md#training). An option overrides the
+file, and the file overrides a recipe. The option for `batch_size` is `--batch-size`; a boolean such
+as `shuffle` has `--shuffle` and `--no-shuffle`.
+
+`recipe` and `distort` stand for several settings. All others are also fields of `TrainConfig`, and
+`TrainConfig(**recipe_settings("quick"))` has those of a recipe.
 
 ```toml
 network = "relu-200-sigmoid-80"
@@ -166,6 +169,8 @@ def setting_row(setting: "Field[Any]", option: Option) -> tuple[str, ...]:
     changes = "may change" if setting.metadata["may_change"] else "fixed"
     if setting.name == "epochs":
         changes = "may change if `schedule` is `constant` and `distort_until` is 1"
+    if setting in fields(Presets):
+        changes = "like its settings"
     changes += ", added" if setting.metadata["added"] else ""
     default = default_of(setting, option)
     return f"`{setting.name}`", values_of(setting), escaped(default), text, changes
@@ -208,8 +213,8 @@ def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def escaped(text: str) -> str:
-    """Return a text whose characters Markdown does not take for its own."""
-    return re.sub(r"([<>*_{}|])", r"\\\1", text)
+    """Return a text whose characters Markdown does not take for its own; code spans stay."""
+    return re.sub(r"(`[^`]*`)|([<>*_{}|])", lambda match: match[1] or "\\" + match[2], text)
 
 
 def page(parts: list[str]) -> str:

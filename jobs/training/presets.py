@@ -36,7 +36,7 @@ class Presets:
         "Distort training images.",
         "`digits` suits handwritten digits and sets the distortions below; `none` turns off those "
         "of a recipe. In TOML, it may be a table `[distort]` with the keys `rotate`, `scale`, "
-        "`shear`, `shift`, `elastic`, `elastic-sigma`, `until`, and `like` for the name of a set "
+        "`shear`, `shift`, `elastic`, `elastic_sigma`, `until`, and `like` for the name of a set "
         "that they override.",
         choices=DISTORTION_SETS,
     )
