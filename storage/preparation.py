@@ -55,8 +55,9 @@ class ValueRange:
         return {"scale_factor": 1 / width, "add_offset": 0.0 - self.low / width}
 
     def __str__(self) -> str:
-        low, high = (repr(value).removesuffix(".0") for value in (self.low, self.high))
-        return f"{low} to {high}"
+        ends = (self.low, self.high)
+        texts = (f"{end:.6g}" if end % 1 else repr(end).removesuffix(".0") for end in ends)
+        return " to ".join(texts)
 
 
 BYTES = ValueRange(0.0, 255.0)

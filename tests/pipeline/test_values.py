@@ -13,7 +13,7 @@ from pipeline.ingest import Scaling, ingest
 from storage import documents
 from storage.dataset import Dataset
 from storage.errors import BadDataError, ConflictError, UsageError
-from storage.preparation import BYTES, ValueRange, parse_range
+from storage.preparation import BYTES, Preparation, ValueRange, parse_range
 from tests.storage.artefacts import stored_rows
 from tests.storage.idx_files import write_idx
 
@@ -118,6 +118,19 @@ def test_the_training_split_gives_the_range(
     assert {"scale_factor": 1 / 3060, "add_offset": 1024 / 3060} == attributes["test"]
     assert attributes["train"] == attributes["test"]
     assert "int16 images: values from -1024 to 2036 mapped to [0, 1]" in caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("scaling", "text"),
+    [
+        (ValueRange(-7.167664051055908, 2.5), "-7.16766 to 2.5"),
+        (ValueRange(-(2.0**31), 2.0**31 - 1), "-2147483648 to 2147483647"),
+    ],
+)
+def test_the_text_of_a_range(scaling: ValueRange, text: str) -> None:
+    """A text for people has 6 digits of fractions and all of whole numbers; the name has all."""
+    assert text == str(scaling)
+    assert scaling == Preparation.from_names([scaling.name], "the test").scaling
 
 
 @pytest.mark.parametrize(
