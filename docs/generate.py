@@ -201,6 +201,8 @@ def only_with(setting: "Field[Any]") -> str:
     if setting.metadata["only_with"] is None:
         return ""
     name, values = setting.metadata["only_with"]
+    if name == "distort":
+        return " Used only with distortions."
     if values is POSITIVE:
         return f" Used only if `{name}` is above 0."
     return f" Used only if `{name}` is {' or '.join(f'`{value}`' for value in values)}."

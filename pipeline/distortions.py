@@ -91,8 +91,8 @@ def check_distortable(
         )
     if dtype != "uint8":
         raise UsageError(
-            f"{place} has {dtype} values; only images of bytes (uint8) can be distorted. Pass "
-            "--distort none, or ingest the images as bytes."
+            f"{place} has {dtype} values; only images of bytes (uint8) can be distorted. Write "
+            "the files as bytes and ingest them again, or pass --distort none."
         )
     if max(image_shape) > LARGEST_SIDE:
         raise UsageError(

@@ -25,6 +25,7 @@ average_shifts = option(
     "--average-shifts",
     section="Model",
     advanced=True,
+    topic="averages",
     type=IntRange(0, 3),
     metavar="N",
     show_default="the run's setting",

@@ -57,14 +57,23 @@ class Choice(click.Choice[str]):
 
 
 class Option(click.Option):
-    """An option with a section; `advanced` leaves it to --help-all in any section."""
+    """An option with a section; `advanced` leaves it to --help-all in any section.
+
+    --help then names its `topic`, if it has one, or its section, if that is left out.
+    """
 
     def __init__(
-        self, *declarations: Any, section: str = "Output", advanced: bool = False, **settings: Any
+        self,
+        *declarations: Any,
+        section: str = "Output",
+        advanced: bool = False,
+        topic: str = "",
+        **settings: Any,
     ) -> None:
         super().__init__(*declarations, **settings)
         self.section = section
         self.advanced = advanced or section in ADVANCED
+        self.topic = section.lower() if section in ADVANCED else topic
         self.metavar = self.metavar or METAVARS.get(self.type.name)
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str]:
@@ -89,7 +98,18 @@ def _show_all(context: click.Context, _: click.Parameter, given: bool) -> None:
         context.exit()
 
 
-HELP_ALL = Option(
+class _HelpAll(Option):
+    """The option --help-all, whose description names what --help leaves out."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str]:
+        options = [one for one in ctx.command.get_params(ctx) if isinstance(one, Option)]
+        options.sort(key=lambda one: SECTIONS.index(one.section))
+        topics = dict.fromkeys(one.topic for one in options if one.topic)
+        more = f"Show more options: {', '.join(topics)}." if topics else self.help
+        return self.get_help_spec(ctx), str(more)
+
+
+HELP_ALL = _HelpAll(
     ["--help-all"],
     is_flag=True,
     is_eager=True,
@@ -123,13 +143,10 @@ def help_text(context: click.Context, *, show_all: bool) -> str:
     command.format_help_text(context, formatter)
     options = [one for one in command.get_params(context) if isinstance(one, click.Option)]
     advanced = [one for one in options if getattr(one, "advanced", False) and one is not HELP_ALL]
-    hidden = [] if show_all else [HELP_ALL, *advanced]
+    hidden = [] if show_all else advanced or [HELP_ALL]
     formatter.write(
         _sections([one for one in options if one not in hidden], context, formatter.width)
     )
-    if advanced and not show_all:
-        titles = _advanced_titles(advanced)
-        formatter.write(f"\nMore options{titles}: {context.command_path} --help-all\n")
     return formatter.getvalue().rstrip("\n")
 
 
@@ -159,13 +176,6 @@ def _entry(term: str, text: str, term_width: int, width: int) -> str:
     first, *rest = [line.replace(NO_BREAK, " ") for line in lines]
     start = f"  {term:<{term_width}}  " if len(term) <= term_width else f"  {term}\n{indent}"
     return "\n".join([start + first, *(indent + line for line in rest)]) + "\n"
-
-
-def _advanced_titles(options: list[click.Option]) -> str:
-    """Return the sections that --help leaves out, in parentheses; empty if there are none."""
-    titles = {section_of(option) for option in options}
-    names = [title.lower() for title in SECTIONS if title in titles & ADVANCED]
-    return f" ({', '.join(names)})" if names else ""
 
 
 def section_of(option: click.Option) -> str:

@@ -19,6 +19,13 @@ RARE_SETTINGS = {
     *("checkpoint_every", "keep"),
 }
 """Settings that are shown by --help-all only, as are added ones and those of rounds."""
+TOPICS = {
+    "warm_up": "warm-up",
+    "restarts": "restarts",
+    "dropout": "dropout",
+    "average_shifts": "averages",
+}
+"""What --help says that --help-all shows, beside its sections."""
 ALIASES = {"learning_rate": ["--lr"]}
 METAVARS = {
     "network": "LAYERS",
@@ -137,6 +144,7 @@ def _setting_option(setting: Any) -> Option:
         names,
         section=metadata["section"],
         advanced=metadata["added"] or setting.name in RARE_SETTINGS,
+        topic=TOPICS.get(setting.name, ""),
         type=type_,
         metavar=METAVARS.get(setting.name),
         default=None,
@@ -150,10 +158,9 @@ def _given_settings(config_file: str | None, asked: dict[str, Any]) -> dict[str,
     """Return the settings of the file, overridden by those given as options."""
     from jobs.training.config import TrainConfig
     from jobs.training.presets import Presets, flat_settings, read_toml
+    from jobs.training.settings import COMMAND_LINE
 
     from_file = read_toml(Path(config_file)) if config_file else {}
     chosen = options.picked(Presets, asked) | options.picked(TrainConfig, asked)
     from_options = {name: value for name, value in chosen.items() if value is not None}
-    return flat_settings(from_file, str(config_file)) | flat_settings(
-        from_options, "The command line"
-    )
+    return flat_settings(from_file, str(config_file)) | flat_settings(from_options, COMMAND_LINE)

@@ -50,6 +50,12 @@ class TrainConfig(TrainSettings):
         return by_optimizer[self.optimizer] if by_optimizer else setting.default
 
     @property
+    def distort(self) -> str:
+        """`none` without distortions, otherwise `some`."""
+        strengths = (self.rotate, self.scale, self.shear, self.shift, self.elastic)
+        return "some" if any(strengths) else "none"
+
+    @property
     def cycles(self) -> tuple[int, ...]:
         """The epochs of each cycle of the schedule; a single one without restarts."""
         if self.schedule != "cosine" or not self.restarts:
@@ -144,7 +150,8 @@ class TrainConfig(TrainSettings):
 def may_change(setting: Setting, recorded: TrainConfig) -> bool:
     """Return whether a setting may change on resume: epochs may, unless others span them."""
     if setting.name == "epochs":
-        return recorded.schedule == "constant" and recorded.distort_until == 1
+        spanned = recorded.distort != "none" and recorded.distort_until < 1
+        return recorded.schedule == "constant" and not spanned
     if setting.metadata["only_with"] == ROUNDS_ONLY:
         return recorded.parallel == "steps"
     return bool(setting.metadata["may_change"])

@@ -75,7 +75,9 @@ def configure(
     if isinstance(given, TrainConfig):
         config = replace(given, micro_batches=given.micro_batches or recorded.micro_batches)
     else:
-        config = _from_mapping(recorded.to_json(), given)
+        # Another recipe stands for all settings, those that it leaves at their defaults included.
+        another = _recipe_of(given) not in (None, run.recipe)
+        config = _from_mapping({} if another else recorded.to_json(), given)
     config = completed(config, dataset)
     if {*config.evaluated_splits} == {*recorded.evaluated_splits}:
         config = replace(config, evaluate=recorded.evaluate)  # in any order, with any spaces
@@ -153,10 +155,12 @@ def warn_of_no_effect(given: TrainConfig | Mapping[str, Any], config: TrainConfi
     """Warn of settings in a mapping that have no effect with the others."""
     if isinstance(given, TrainConfig):
         return
-    names = flat_settings(given, "train()")
+    values = flat_settings(given, "train()")
     reasons: dict[str, list[str]] = {}
     for setting in config.without_effect():
-        if setting.name in names:
+        # A set of distortions gives the defaults of those without effect.
+        by_set = setting.metadata["section"] == "Distortions"
+        if setting.name in values and not (by_set and values[setting.name] == setting.default):
             other, _ = setting.metadata["only_with"]
             reason = f"--{other} {getattr(config, other)}"
             reasons.setdefault(reason, []).append(option_name(setting))

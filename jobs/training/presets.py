@@ -8,7 +8,7 @@ from typing import Any
 
 from jobs.choices import DISTORTION_SETS, RECIPES
 from jobs.training.config import TrainConfig
-from jobs.training.settings import check_range, given_settings, setting_field
+from jobs.training.settings import given_settings, setting_field
 from storage.errors import UNUSABLE_NAME, UnreachableError, UsageError, did_you_mean
 from storage.files import open_regular
 
@@ -56,9 +56,6 @@ def flat_settings(given: Mapping[str, Any], place: str) -> dict[str, Any]:
     settings = given_settings(given, (*fields(TrainConfig), *fields(Presets)), place)
     for name in sorted(own.keys() & settings.keys()):
         raise UsageError(f"{place} gives {name} twice, inside and outside of [distort].")
-    for preset in fields(Presets):
-        if preset.name in settings:
-            check_range(preset, settings[preset.name])
     distort = settings.pop("distort", None)
     return ({} if distort is None else _strengths(distort)) | own | settings
 
@@ -69,7 +66,6 @@ def _strengths(name: str) -> dict[str, float]:
 
     strengths = asdict(SETS[name])
     if not SETS[name].any:
-        del strengths["elastic_sigma"]  # it would have no effect
         strengths["distort_until"] = 1.0
     return strengths
 

@@ -89,7 +89,7 @@ class TrainSettings:
     warm_up: float = setting_field(
         "Optimisation",
         None,
-        "Share of each cycle in which the rate rises.",
+        "Share of each cycle in which the rate rises; 0 for none.",
         "It rises in a line with `cosine`, along half a cosine with `one-cycle`.",
         default_text="0.3 for one-cycle, 0 for cosine",
         least=0,
@@ -100,7 +100,7 @@ class TrainSettings:
     restarts: int = setting_field(
         "Optimisation",
         0,
-        "Warm restarts of the schedule.",
+        "Warm restarts; needs --schedule cosine.",
         "The last epochs are further cycles. The checkpoint at the end of each cycle, the first "
         "included, is a snapshot, which is kept.",
         least=0,
@@ -278,10 +278,11 @@ class TrainSettings:
         only_with=("elastic", POSITIVE),
     )
     distort_until: float = _distortion(
-        "Share of the epochs with full distortions.",
-        "Later epochs distort half as strongly, which helps short trainings.",
+        "Share of the epochs before distortions are halved.",
+        "Half strengths at the end help short trainings.",
         default=1.0,
         most=1,
+        only_with=("distort", ("some",)),
     )
     parallel: str = setting_field(
         "Rounds",

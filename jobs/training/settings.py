@@ -12,6 +12,7 @@ from storage.errors import UsageError, did_you_mean
 
 Setting: TypeAlias = "Field[Any]"
 
+COMMAND_LINE = "The command line"
 LONGEST = 200
 """Characters of a value, or of an unknown setting's name, that a message shows."""
 TYPE_NAMES = {
@@ -83,8 +84,8 @@ def given_settings(
 ) -> dict[str, Any]:
     """Return the given settings by field name, leaving out None, which means the default.
 
-    Raises `UsageError` that names `place` for a value of another type and for a setting that is
-    not among the known ones, or given twice.
+    Raises `UsageError` that names `place` for a value of another type or out of range, and for a
+    setting that is not among the known ones, or given twice.
     """
     by_name = {setting.name: setting for setting in known}
     settings: dict[str, Any] = {}
@@ -101,6 +102,7 @@ def given_settings(
             raise UsageError(f"{place} gives {name} twice, with _ and with -; leave one out.")
         converted = convert(by_name[name], value, place)
         if value is not None:
+            check_range(by_name[name], converted, place)
             settings[name] = converted
     return settings
 
@@ -139,20 +141,22 @@ def _parse_size(setting: Setting, text: str) -> int:
     return int(Decimal(size[1]) * base ** PREFIXES.index(prefix[:1]))
 
 
-def check_range(setting: Setting, value: Any) -> None:
-    """Raise `UsageError` if a value is not one of the choices or out of bounds."""
+def check_range(setting: Setting, value: Any, place: str = COMMAND_LINE) -> None:
+    """Raise `UsageError` that names `place` if a value is no choice, or out of bounds."""
     choices, least, most = (setting.metadata[key] for key in ("choices", "least", "most"))
-    option = option_name(setting)
+    subject = f"{place} gives {setting.name} as"
+    if place == COMMAND_LINE:
+        subject = f"{option_name(setting)} is"
     if choices and value not in choices:
         raise UsageError(
-            f"{option} is {_shown(value)}; expected one of {', '.join(choices)}."
+            f"{subject} {_shown(value)}; expected one of {', '.join(choices)}."
             f"{did_you_mean(value, choices)}"
         )
     if least is None or value is None:
         return
     if not least <= value <= (math.inf if most is None else most):
         bounds = f"at least {least:,}" if most is None else f"{least:,} to {most:,}"
-        raise UsageError(f"{option} is {_shown(value)}; expected {bounds}.")
+        raise UsageError(f"{subject} {_shown(value)}; expected {bounds}.")
 
 
 def _shown(value: Any) -> str:

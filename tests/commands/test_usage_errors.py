@@ -93,7 +93,7 @@ def test_wrong_usage(
         ("learning_rat = 0.1", ("'learning_rat'", "Did you mean 'learning_rate'")),
         ("epochs = '3'", ("epochs", "'3'", "a whole number")),
         ("epochs = =", ("not valid TOML", "line 1")),
-        ("epochs = 0", ("--epochs is 0",)),
+        ("epochs = 0", ("settings.toml gives epochs as 0",)),
     ],
 )
 def test_wrong_configuration_file(

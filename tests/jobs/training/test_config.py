@@ -65,6 +65,7 @@ OF_ROUNDS = ("replicas", "sync_every", "outer_learning_rate", "outer_momentum")
 """Settings that have no effect on a run of steps."""
 NEEDED = {
     "elastic_sigma": {"elastic": 1.0},
+    "distort_until": {"rotate": 5.0},
     "warm_up": {"schedule": "cosine"},
     "restarts": {"schedule": "cosine"},
     "restart_epochs": {"schedule": "cosine", "restarts": 2},
@@ -99,7 +100,7 @@ def test_json_round_trip() -> None:
         ({"batchsize": 3}, "run.json has an unknown setting 'batchsize'"),
         ({"epochs": "3"}, "run.json gives epochs as '3'; expected a whole number."),
         ({"holdout": 0.2}, "run.json gives holdout as 0.2; expected a whole number of rows."),
-        ({"epochs": 0}, "--epochs is 0; expected 1 to 1,000,000."),
+        ({"epochs": 0}, "run.json gives epochs as 0; expected 1 to 1,000,000."),
     ],
 )
 def test_bad_json(document: dict[str, Any], message: str) -> None:
@@ -158,35 +159,38 @@ def test_types(settings: dict[str, Any], expected: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"epochs": 0}, "--epochs is 0; expected 1 to 1,000,000."),
-        ({"epochs": 10**6 + 1}, "--epochs"),
-        ({"batch_size": -1}, "--batch-size is -1; expected at least 0."),
-        ({"learning_rate": -0.1}, "--learning-rate is -0.1; expected 0 to 1,000,000"),
-        ({"learning_rate": float("nan")}, "--learning-rate is nan"),
-        ({"learning_rate": float("inf")}, "--learning-rate is inf"),
-        ({"learning_rate": 10**400}, "--learning-rate is inf"),
-        ({"momentum": 1.0}, "--momentum is 1.0; expected 0 to 0.9999."),
-        ({"l2": -0.5}, "--l2"),
-        ({"seed": -1}, "--seed"),
-        ({"seed": 2**63}, "--seed"),
-        ({"shuffle_memory": 2**20 - 1}, "--shuffle-memory is 1048575; expected at least 1,048,576"),
-        ({"micro_batches": -1}, "--micro-batches"),
-        ({"holdout": -1}, "--holdout"),
-        ({"patience": -1, "holdout": 1}, "--patience"),
-        ({"checkpoint_every": -1}, "--checkpoint-every"),
-        ({"keep": 0}, "--keep is 0; expected at least 1."),
-        ({"warm_up": 1.5}, "--warm-up is 1.5; expected 0 to 1."),
-        ({"restarts": -1}, "--restarts is -1; expected 0 to 1,000."),
-        ({"restart_epochs": 0}, "--restart-epochs is 0; expected at least 1."),
-        ({"restart_factor": 1.5}, "--restart-factor is 1.5; expected 0 to 1."),
-        ({"beta1": 1.0}, "--beta1 is 1.0; expected 0 to 0.9999."),
-        ({"beta2": 1.0}, "--beta2 is 1.0; expected 0 to 0.99999."),
-        ({"dropout": 0.95}, "--dropout is 0.95; expected 0 to 0.9."),
-        ({"label_smoothing": 0.6}, "--label-smoothing is 0.6; expected 0 to 0.5."),
-        ({"threads": 1025}, "--threads is 1025; expected 0 to 1,024."),
+        ({"epochs": 0}, "my.toml gives epochs as 0; expected 1 to 1,000,000."),
+        ({"epochs": 10**6 + 1}, "gives epochs as "),
+        ({"batch_size": -1}, "gives batch_size as -1; expected at least 0."),
+        ({"learning_rate": -0.1}, "gives learning_rate as -0.1; expected 0 to 1,000,000"),
+        ({"learning_rate": float("nan")}, "gives learning_rate as nan"),
+        ({"learning_rate": float("inf")}, "gives learning_rate as inf"),
+        ({"learning_rate": 10**400}, "gives learning_rate as inf"),
+        ({"momentum": 1.0}, "gives momentum as 1.0; expected 0 to 0.9999."),
+        ({"l2": -0.5}, "gives l2 as "),
+        ({"seed": -1}, "gives seed as "),
+        ({"seed": 2**63}, "gives seed as "),
+        (
+            {"shuffle_memory": 2**20 - 1},
+            "gives shuffle_memory as 1048575; expected at least 1,0",
+        ),
+        ({"micro_batches": -1}, "gives micro_batches as "),
+        ({"holdout": -1}, "gives holdout as "),
+        ({"patience": -1, "holdout": 1}, "gives patience as "),
+        ({"checkpoint_every": -1}, "gives checkpoint_every as "),
+        ({"keep": 0}, "gives keep as 0; expected at least 1."),
+        ({"warm_up": 1.5}, "gives warm_up as 1.5; expected 0 to 1."),
+        ({"restarts": -1}, "gives restarts as -1; expected 0 to 1,000."),
+        ({"restart_epochs": 0}, "gives restart_epochs as 0; expected at least 1."),
+        ({"restart_factor": 1.5}, "gives restart_factor as 1.5; expected 0 to 1."),
+        ({"beta1": 1.0}, "gives beta1 as 1.0; expected 0 to 0.9999."),
+        ({"beta2": 1.0}, "gives beta2 as 1.0; expected 0 to 0.99999."),
+        ({"dropout": 0.95}, "gives dropout as 0.95; expected 0 to 0.9."),
+        ({"label_smoothing": 0.6}, "gives label_smoothing as 0.6; expected 0 to 0.5."),
+        ({"threads": 1025}, "gives threads as 1025; expected 0 to 1,024."),
         ({"optimizer": "adamm"}, "nesterov, adam, adamw. Did you mean 'adam'?"),
         ({"init": "he"}, "normal-0.1. Did you mean 'he-normal'?"),
-        ({"dtype": "float16"}, "--dtype is 'float16'; expected one of float32, float64"),
+        ({"dtype": "float16"}, "gives dtype as 'float16'; expected one of float32, float64"),
         ({"evaluate": "valid"}, "--evaluate is 'valid'; expected none, or some of train, valid"),
         ({"evaluate": ""}, "--evaluate"),
         ({"evaluate": "test,test"}, "--evaluate"),
@@ -195,7 +199,7 @@ def test_types(settings: dict[str, Any], expected: str) -> None:
     ],
 )
 def test_ranges(settings: dict[str, Any], message: str) -> None:
-    """A setting out of range is refused with its option, its value, and the range."""
+    """A setting out of range is refused with its place, its value and the range."""
     assert message in refusal(settings)
 
 
@@ -357,6 +361,7 @@ def test_epochs_may_change(schedule: str, changes: bool) -> None:
     epochs = next(setting for setting in fields(TrainConfig) if setting.name == "epochs")
     assert changes == may_change(epochs, recorded)
     assert not may_change(epochs, replace(recorded, rotate=5.0, distort_until=0.5))
+    assert changes == may_change(epochs, replace(recorded, distort_until=0.5))
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def test_strengths_out_of_range(settings: dict[str, float], message: str) -> Non
         (np.zeros((150, 9), np.uint8), "two-dimensional images can be .* Pass --distort none"),
         (
             np.zeros((150, 3, 3), np.int16),
-            "int16 values; only images of bytes.*Pass --distort none",
+            "int16 values; only images of bytes.*Write the files as bytes.*or pass --distort none",
         ),
     ],
     ids=["vectors", "int16"],

@@ -10,15 +10,17 @@ import pytest
 from jobs.choices import RECIPES
 from jobs.training.config import TrainConfig
 from jobs.training.job import train
+from jobs.training.prepare import changed_settings
 from jobs.training.presets import RECIPE_FILES, flat_settings, recipe_settings, with_recipe
 from pipeline.distortions import SETS
+from storage.dataset import open_dataset
 from storage.errors import ConflictError, UsageError
 from storage.places import open_location
 from storage.runs import open_run
 from tests.jobs.trainings import REPOSITORY, Log, warnings_in
 
 DIGITS = asdict(SETS["digits"])
-NONE = dict.fromkeys(("rotate", "scale", "shear", "shift", "elastic"), 0) | {"distort_until": 1}
+NONE = asdict(SETS["none"]) | {"distort_until": 1}
 PAGE = REPOSITORY / "docs" / "how-to" / "accuracy.md"
 QUICK = TrainConfig(**recipe_settings("quick"))
 SHORT: dict[str, Any] = {"epochs": 3, "network": "relu-9", "batch_size": 200, "threads": 1}
@@ -113,19 +115,23 @@ def test_distort(given: dict[str, Any], expected: dict[str, Any]) -> None:
     [
         (
             {"recipe": "quik"},
-            "--recipe is 'quik'; expected one of seed, quick, accurate, record, fa",
+            "my.toml gives recipe as 'quik'; expected one of seed, quick, accur",
         ),
         ({"recipe": "quik"}, "Did you mean 'quick'?"),
         ({"recipe": 3}, "my.toml gives recipe as 3; expected a text in quotes."),
         ({"recipie": "quick"}, "unknown setting 'recipie'. Did you mean 'recipe'?"),
-        ({"distort": "digit"}, "--distort is 'digit'; expected one of digits, none. Did you mean"),
+        ({"distort": "digit"}, "my.toml gives distort as 'digit'; expected one of digits, none. D"),
         ({"distort": True}, "my.toml gives distort as True; expected a text in quotes."),
         ({"distort": {"rotat": 1}}, "[distort] in my.toml has an unknown setting 'rotat'. Did you"),
         (
             {"distort": {"epochs": 1}},
             "[distort] in my.toml has epochs, which is no distort",
         ),
-        ({"distort": {"like": "x"}}, "--distort is 'x'; expected one of digits, none."),
+        (
+            {"distort": {"like": "x"}},
+            "[distort] in my.toml gives distort as 'x'; expected one of d",
+        ),
+        ({"distort": {"rotate": 200}}, "[distort] in my.toml gives rotate as 200.0; expected 0 to"),
         (
             {"distort": {"until": "x"}},
             "[distort] in my.toml gives distort_until as 'x'; expected a n",
@@ -164,3 +170,32 @@ def test_resume(digits: Path, tmp_path: Path) -> None:
     ):
         train({"recipe": "quick"}, run=place, resume=True)
     assert "quick" == open_run(open_location(place)).recipe
+
+
+def test_resume_with_another_recipe(digits: Path, tmp_path: Path) -> None:
+    """Another recipe stands for all settings: those at its defaults are compared, too."""
+    place = tmp_path / "run"
+    train({"recipe": "quick"} | SHORT | {"epochs": 1}, dataset=digits, run=place)
+    with pytest.raises(ConflictError) as caught:
+        train({"recipe": "seed"} | SHORT | {"epochs": 1}, run=place, resume=True)
+    assert "learning_rate: 0.0025 recorded, 0.006 given" in str(caught.value)
+    assert "schedule: 'cosine' recorded, 'one-cycle' given" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (flat_settings({"distort": "digits"}, "my.toml") | NONE, []),
+        ({"distort": "none"}, []),
+        ({"distort_until": 0.5}, ["--distort-until has no effect with --distort none."]),
+    ],
+)
+def test_warnings(
+    given: dict[str, Any], expected: list[str], digits: Path, tmp_path: Path, log: Log
+) -> None:
+    """A set of distortions causes no warning; a strength's setting without strengths does."""
+    result = train(given | SHORT | {"epochs": 1}, dataset=digits, run=tmp_path / "run")
+    assert expected == warnings_in(log)
+    assert "distort_until" not in changed_settings(
+        result.config, open_dataset(open_location(digits))
+    )
