@@ -172,12 +172,11 @@ def _all_snapshots(run: Run, config: TrainConfig) -> list[CheckpointName]:
             f"The run {run.location} was trained without --restarts, so it has no snapshots to "
             f"average. Name checkpoints that it keeps: {', '.join(map(str, kept)) or 'none yet'}."
         )
-    if missing := [str(name) for name in names if name not in kept]:
+    if kept and (missing := [str(name) for name in names if name not in kept]):
         raise BadDataError(
             f"The run {run.location} lacks {', '.join(missing)} of the snapshots that --checkpoint "
             "average needs. If its training is not finished, continue it with `pipeline train "
-            "--resume`. Otherwise name checkpoints that it keeps: "
-            f"{', '.join(map(str, kept)) or 'none yet'}."
+            f"--resume`. Otherwise name checkpoints that it keeps: {', '.join(map(str, kept))}."
         )
     return names
 
@@ -226,7 +225,8 @@ def _chosen(
     if name in names:
         return load_checkpoint(run, name), ()
     if name is not None:
-        advice = " Train with a larger --keep to have more." if name < names[-1] else ""
+        was_saved = CheckpointName(1, 0) <= name < names[-1]
+        advice = " Train with a larger --keep to have more." if was_saved else ""
         raise BadDataError(
             f"The run {run.location} has no checkpoint {name} (epoch-step); it keeps "
             f"{', '.join(map(str, names))}.{advice}"

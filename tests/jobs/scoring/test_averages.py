@@ -212,6 +212,9 @@ def test_snapshots(digits: Path, tmp_path: Path) -> None:
     shutil.rmtree(run / CheckpointName(4, 0).key)
     with pytest.raises(BadDataError, match=r"lacks 000004-000000 of the snapshots"):
         average(run, digits, checkpoint="average")
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(BadDataError, match="has no checkpoint yet"):
+        average(run, digits, checkpoint="average")
 
 
 def test_no_snapshots(run: Path, digits: Path) -> None:
