@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
-from jobs.choices import DEFAULT_DATASET, DEFAULT_MODELS, DEFAULT_RUN
+from jobs.choices import DEFAULT_DATASET, DEFAULT_MODELS, DEFAULT_RUN, DISTORTION_SETS, RECIPES
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -53,6 +53,12 @@ def datasets_and_runs(_context: click.Context, _parameter: click.Parameter, star
 def toml_files(_context: click.Context, _parameter: click.Parameter, start: str) -> Items:
     """Complete a TOML file."""
     return _paths(start, lambda path: path.suffix == ".toml" and path.is_file(), "file")
+
+
+def distortions(context: click.Context, parameter: click.Parameter, start: str) -> Items:
+    """Complete a set of distortions, a recipe or a TOML file."""
+    names = _items((*DISTORTION_SETS, *RECIPES), start)
+    return names + toml_files(context, parameter, start)
 
 
 def files(_context: click.Context, _parameter: click.Parameter, start: str) -> Items:

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobs.choices import DISTORTION_SETS
 from jobs.commands import completion, options
 from jobs.commands.sections import Choice, Command, IntRange, option
 from jobs.output import one_line
@@ -133,8 +132,10 @@ def ingest(
 )
 @option(
     "--distort",
-    type=Choice(DISTORTION_SETS),
-    help="Show images in the picture as training with these distortions sees them.",
+    metavar="NAME",
+    shell_complete=completion.distortions,
+    help="Show images in the picture as training sees them with digits, the distortions of a "
+    "recipe, or those of a TOML file.",
 )
 @options.storage
 @options.output

@@ -8,9 +8,13 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.distortions import SETS, Distorter, Distortions, check_distortable
+from jobs.choices import DISTORTION_SETS, RECIPES
+from jobs.training.config import TrainConfig
+from jobs.training.gradients import distortions
+from jobs.training.presets import flat_settings, read_toml, with_recipe
+from pipeline.distortions import Distorter, Distortions, check_distortable
 from storage.dataset import Dataset, Split, open_dataset
-from storage.errors import MissingExtraError, UsageError
+from storage.errors import MissingExtraError, UsageError, did_you_mean
 from storage.files import file_to_write
 from storage.location import Location
 from storage.places import open_location
@@ -26,21 +30,39 @@ Tile: TypeAlias = tuple[NDArray[Any], str]
 def write_examples(location: Location, path: Path, distort: str = "none") -> None:
     """Write a grid of the first images of each split's first chunk as a PNG file.
 
-    With a set of distortions, write the first rows of the first split, as stored and distorted.
+    With distortions, write the first rows of the first split, as stored and distorted; see
+    `distortions_of`.
     """
-    dataset = open_dataset(location)
-    if SETS[distort].any:
-        tiles, title = (
-            distorted_tiles(dataset, SETS[distort]),
-            f"{dataset.name} with --distort {distort}",
-        )
-        write_grid(tiles, path, title)
+    dataset, strengths = open_dataset(location), distortions_of(distort)
+    if strengths.any:
+        title = f"{dataset.name} with --distort {distort}"
+        write_grid(distorted_tiles(dataset, strengths), path, title)
         return
     each = COLUMNS * ROWS // len(dataset.splits)
     tiles = [
         tile for split in dataset.splits.values() for tile in _first_tiles(dataset, split, each)
     ]
     write_grid(tiles, path, f"{dataset.name}: {', '.join(dataset.splits)}")
+
+
+def distortions_of(name: str) -> Distortions:
+    """Return the distortions of a set, of a recipe, or of a TOML file with settings.
+
+    Raises `UsageError` if `name` is none of these, or the settings are invalid.
+    """
+    if name in DISTORTION_SETS:
+        given = {"distort": name}
+    elif name in RECIPES:
+        given = {"recipe": name}
+    elif name.endswith(".toml"):
+        given = read_toml(Path(name))
+    else:
+        known = (*DISTORTION_SETS, *RECIPES)
+        raise UsageError(
+            f"--distort is {name!r}; expected one of {', '.join(known)}, or a TOML file."
+            f"{did_you_mean(name, known)}"
+        )
+    return distortions(TrainConfig(**with_recipe(flat_settings(given, name))))
 
 
 def _first_tiles(dataset: Dataset, split: Split, count: int) -> list[Tile]:
@@ -99,7 +121,7 @@ def check_picture(path: Path) -> Path:
 
 
 def write_grid(tiles: Sequence[Tile], path: Path, title: str) -> None:
-    """Write tiles in rows of ten as a PNG file, atomically.
+    """Write tiles in rows of ten, with one grey scale for all, as a PNG file, atomically.
 
     Raises `UsageError` if matplotlib is not installed or the name does not end in .png.
     """
@@ -115,8 +137,9 @@ def write_grid(tiles: Sequence[Tile], path: Path, title: str) -> None:
     axes = np.atleast_1d(np.asarray(figure.subplots(lines, COLUMNS))).reshape(-1)
     for axis in axes:
         axis.set_axis_off()
+    values = [value for image, _ in tiles for value in (image.min(), image.max())]
     for axis, (image, name) in zip(axes, tiles, strict=False):
-        axis.imshow(image, cmap="gray_r")
+        axis.imshow(image, cmap="gray_r", vmin=min(values), vmax=max(values))
         axis.set_title(name, fontsize=8)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)

@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.image import imread
 
 from jobs.choices import DISTORTION_SETS
-from jobs.commands.pictures import distorted_tiles
+from jobs.commands.pictures import distorted_tiles, distortions_of, write_grid
 from jobs.training.config import TrainConfig
-from pipeline.distortions import DIGITS, SETS, Distorter
+from pipeline.distortions import DIGITS, SETS, Distorter, Distortions
 from pipeline.sources.source import Source, open_source
 from storage.dataset import open_dataset
 from storage.errors import UnreachableError
@@ -196,6 +197,25 @@ def test_inspect_distorted_images(dataset: Path, fonts: None, call: Call) -> Non
     refused = call("inspect", "data/vectors", *picture)
     assert_refused(refused, 2, "data/vectors has rows of 5 values; only two-dimensional images")
     assert not (here / "distorted.png").exists()
+
+
+def test_distortions_in_pictures(dataset: Path, fonts: None, call: Call) -> None:
+    """inspect --distort takes a recipe's distortions, or those of the file that train reads."""
+    here = dataset.parent.parent
+    (here / "mine.toml").write_text('epochs = 2\n[distort]\nlike = "digits"\nrotate = 3\n')
+    picture = ("--images", "mine.png", "--distort", "mine.toml")
+    assert succeeded(call("inspect", "data/mnist", *picture)).endswith("Images in mine.png\n")
+    assert replace(DIGITS, rotate=3) == distortions_of("mine.toml")
+    assert Distortions(scale=0.05, shift=1) == distortions_of("fashion")
+
+
+def test_one_scale_in_a_picture(here: Path, fonts: None) -> None:
+    """A value has the same grey in all images: a faint one is not stretched to black."""
+    faint, strong = (np.full((4, 4), value) * np.eye(4) for value in (20, 255))
+    write_grid([(faint, ""), (strong, "")], here / "two.png", "")
+    grey = imread(here / "two.png")[..., 0]
+    column = grey.shape[1] // 10
+    assert (True, False) == (grey[:, :column].min() > 0.8, grey[:, column : 2 * column].min() > 0.8)
 
 
 @pytest.mark.parametrize("form", ["csv", "npz"])

@@ -38,6 +38,7 @@ def test_commands_and_options(complete: Complete) -> None:
     assert ["adam", "adamw"] == complete("train --optimizer ada")
     assert ["seed", "quick", "accurate", "record", "fashion"] == complete("train --recipe ")
     assert ["digits"] == complete("train --distort d")
+    assert ["fashion", "<file>"] == complete("inspect data/mnist --distort f")
     assert ["lz4", "lz4hc", "zstd"] == complete("ingest --compression ")
 
 

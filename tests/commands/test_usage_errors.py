@@ -31,6 +31,7 @@ WRONG = [
     (
         ("inspect", "data/mnist", "--images", "a.png", "--distort", "digit"),
         "Did you mean 'digits'?",
+        "or a TOML file",
     ),
     (("demo", "one", "two"), "two"),
     (("demo", f"files/{TRAIN_IMAGES}"), "is not a directory"),
