@@ -183,7 +183,8 @@ def ledger_report(run: Location, since: str | None, failed: bool) -> Report:
     models = {entry["model_digest"][:SHORT_DIGEST] for entry in entries}
     if len(models) == 1:
         summary += f"; model {models.pop()}"
-    parts = [_ledger_table(entries), "\n".join(wrapped), fit(summary)]
+    averages = "\n".join(map(fit, _averages(entries)))
+    parts = [_ledger_table(entries), averages, "\n".join(wrapped), fit(summary)]
     return Report(document, "\n\n".join(filter(None, parts)), summary, _entry_details(entries))
 
 
@@ -203,6 +204,17 @@ def _ledger_table(entries: list[Entry]) -> str:
         wrapped=("what", "outcome", "result"),
         optional=("result",),
     )
+
+
+def _averages(entries: list[Entry]) -> list[str]:
+    """Return a line for each model that is an average, with its digest."""
+    averages = {
+        entry["model_digest"][:SHORT_DIGEST]: average_text(
+            str(entry.get("checkpoint")).count(",") + 1, entry.get("average_shifts", 0)
+        )
+        for entry in entries
+    }
+    return [f"{digest}: {average}" for digest, average in averages.items() if average]
 
 
 def _names(entries: list[Entry]) -> list[str]:

@@ -22,8 +22,9 @@ from jobs.training.select_checkpoint import (
     choose_holder,
     choose_model,
 )
+from storage.checkpoints import CheckpointName
 from storage.errors import BadDataError, ConflictError, QualityGateError, counted
-from storage.events import Progress, event
+from storage.events import Progress, event, for_people
 from storage.ledger import FOUND, SCORED, Ledger
 from storage.location import Location
 from storage.models import Holder, held_name
@@ -63,6 +64,9 @@ class Scorer:
         self.result = ScoringResult(self.run, chosen.digest, chosen.names, chosen.average_shifts)
         for warning in warnings:
             logger.warning("%s", warning)
+        for checkpoint in chosen.checkpoints:
+            if checkpoint.name.step:
+                for_people(logger, self._unfinished_text(checkpoint.name))
         self.records = Records(
             Ledger(self.run.location, config.take_over),
             {
@@ -73,6 +77,12 @@ class Scorer:
             },
         )
         self._last_conflict = ""
+
+    def _unfinished_text(self, name: CheckpointName) -> str:
+        return (
+            f"Checkpoint {name} was saved within epoch {name.epoch + 1} of "
+            f"{self.run.configuration.get('epochs')}: this training is not finished."
+        )
 
     def _choose(self) -> tuple[Run, ModelChoice, tuple[str, ...]]:
         """Return the run, its chosen checkpoints, and warnings."""

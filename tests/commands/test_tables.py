@@ -116,16 +116,19 @@ def test_scores_and_names(width: int, dataset: Any, run: Any, call: Call) -> Non
     average = ("--checkpoint", "1,2", "--average-shifts", "1")
     assert_fits(_printed(call("promote", LONG_RUN, "--as", "average", *average)), width)
     assert 0 == call("promote", LONG_RUN, "--as", "champion").code
-    assert 0 == call("score", "--run", LONG_RUN, "--dataset", "data/mnist").code
+    scoring = ("score", "--run", LONG_RUN, "--dataset", "data/mnist")
+    assert (0, 0) == (call(*scoring).code, call(*scoring, *average).code)
     scored = _printed(call("score", "--run", LONG_RUN, "--inbox", "inbox", "--settle", "0"), 3)
     ledger = _printed(call("scores", LONG_RUN))
     assert_fits(scored.partition("\nwhat ")[2].partition("\n\n")[0], width)
     assert_fits(ledger.rpartition("\n\n")[0], width)
     listed = _printed(call("promote", "--list"))
     assert_fits(listed, width)
-    assert joined("average: average over 2 checkpoints and shifts of up to 1 pixel") in joined(
-        listed
-    )
+    text = ": average over 2 checkpoints and shifts of up to 1 pixel"
+    assert joined(f"average{text}") in joined(listed)
+    digests = re.findall(rf"([0-9a-f]{{12}}){joined(text)}", joined(ledger))
+    assert 1 == len(digests)
+    assert joined(ledger).count(digests[0]) == 2  # in the table, too
     assert ("scores/test-" in ledger) == (width == 200)
     assert "bad-images-idx3-ubyte:notscored:thisisnotanIDXfile" in joined(ledger)
     report = ledger_report(open_location(LONG_RUN), None, failed=False)

@@ -1,6 +1,7 @@
 """Scoring a split: correct scores, computed once, even after interruptions and damage."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from storage.errors import (
 from storage.places import open_location
 from storage.runs import SCORES, open_run
 from tests.jobs.inboxes import Events
-from tests.jobs.trainings import small
+from tests.jobs.trainings import Log, StopAt, small
 from tests.pipeline.datasets import watched_windows
 from tests.storage.artefacts import stored_rows
 
@@ -139,6 +140,19 @@ def test_threads(run: Path, digits: Path, tmp_path: Path) -> None:
         result = score(run=copy, dataset=digits, split="train", threads=threads)
         digests.add(result.scores.digest)
     assert 1 == len(digests)
+
+
+def test_unfinished_training(digits: Path, tmp_path: Path, caplog: Log) -> None:
+    """Scoring a checkpoint within an epoch says so, as the training may go on; others do not."""
+    place, stop = tmp_path / "run", StopAt(14)
+    with pytest.raises(StoppedError):
+        train(CONFIG, dataset=digits, run=place, progress=stop, stop=stop.signal)
+    caplog.set_level(logging.INFO, "jobs")
+    score(run=place)
+    assert "Checkpoint 000001-000003 was saved within epoch 2 of 2: this" in caplog.text
+    caplog.clear()
+    score(run=place, checkpoint="1")
+    assert "within epoch" not in caplog.text
 
 
 def stop_after(chunks: int, run: Path, dataset: Path) -> Path:
