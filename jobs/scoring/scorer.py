@@ -81,7 +81,7 @@ class Scorer:
     def _unfinished_text(self, name: CheckpointName) -> str:
         return (
             f"Checkpoint {name} was saved within epoch {name.epoch + 1} of "
-            f"{self.run.configuration.get('epochs')}: this training is not finished."
+            f"{self.run.configuration.get('epochs')}; the training may not be finished."
         )
 
     def _choose(self) -> tuple[Run, ModelChoice, tuple[str, ...]]:

@@ -149,7 +149,7 @@ def test_unfinished_training(digits: Path, tmp_path: Path, caplog: Log) -> None:
         train(CONFIG, dataset=digits, run=place, progress=stop, stop=stop.signal)
     caplog.set_level(logging.INFO, "jobs")
     score(run=place)
-    assert "Checkpoint 000001-000003 was saved within epoch 2 of 2: this" in caplog.text
+    assert "Checkpoint 000001-000003 was saved within epoch 2 of 2; the" in caplog.text
     caplog.clear()
     score(run=place, checkpoint="1")
     assert "within epoch" not in caplog.text
