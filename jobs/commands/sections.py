@@ -147,6 +147,8 @@ def help_text(context: click.Context, *, show_all: bool) -> str:
     formatter.write(
         _sections([one for one in options if one not in hidden], context, formatter.width)
     )
+    if show_all:
+        command.format_epilog(context, formatter)
     return formatter.getvalue().rstrip("\n")
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobs.choices import DEFAULT_DATASET, DEFAULT_RUN
+from jobs.choices import DEFAULT_DATASET, DEFAULT_RUN, RECIPES
 from jobs.commands import completion, options
 from jobs.commands.sections import Choice, Command, Count, Option, option
 from jobs.signals import stop_on_signals
@@ -41,6 +41,13 @@ class _TrainCommand(Command):
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         own = super().get_params(ctx)
         return [*own[:-2], *_setting_options(), *own[-2:]]  # the last two are of --help
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the recipes, for --help-all."""
+        from jobs.training.presets import recipe_summary
+
+        with formatter.section("Recipes (--recipe)"):
+            formatter.write_dl([(name, recipe_summary(name)) for name in RECIPES])
 
 
 @click.command(cls=_TrainCommand)

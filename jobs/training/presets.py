@@ -95,6 +95,12 @@ def recipe_settings(name: str) -> dict[str, Any]:
     return flat_settings(read_toml(RECIPE_FILES / f"{name}.toml"), f"The recipe {name}")
 
 
+def recipe_summary(name: str) -> str:
+    """Return what a recipe reaches and costs: the last line of its comments."""
+    lines = (RECIPE_FILES / f"{name}.toml").read_text().splitlines()
+    return [line.removeprefix("# ") for line in lines if line.startswith("# ")][-1]
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """Return the settings in a TOML file; raise `UsageError` if it cannot be read as one."""
     try:

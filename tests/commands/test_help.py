@@ -6,8 +6,10 @@ from pathlib import Path
 import click
 import pytest
 
+from jobs.choices import RECIPES
 from jobs.commands.cli import cli
 from jobs.commands.sections import ADVANCED, SECTIONS
+from jobs.training.presets import recipe_summary
 from storage import errors
 from tests.commands.conftest import Call
 from tests.commands.process import run_pipeline
@@ -100,10 +102,14 @@ def test_every_option_is_shown(name: str, call: Call) -> None:
 
 
 def test_help_names_what_it_leaves_out(call: Call) -> None:
-    """--help names the sections that it leaves out, and topics within others."""
+    """--help names what it leaves out: sections, topics and, for train, what recipes reach."""
     shown = {name: " ".join(call(name, "--help").out.split()) for name in ("train", "promote")}
     topics = "warm-up, restarts, dropout, averages, distortions, rounds, cluster, storage"
     assert shown["train"].endswith(f"--help-all Show more options: {topics}.")
+    recipes = call("train", "--help-all").out.partition("\nRecipes (--recipe):\n")[2]
+    expected = [f"{name} {recipe_summary(name)}" for name in RECIPES]
+    assert " ".join(expected) == " ".join(recipes.split())
+    assert all(re.search(r": [\d.]+ % .*(second|minute|hour)", text) for text in expected)
     assert shown["promote"].endswith("--help-all Show more options: averages, retries, storage.")
 
 
