@@ -128,7 +128,7 @@ def test_images_that_cannot_be_shifted(tmp_path: Path) -> None:
     labels = np.arange(70, dtype=np.uint8) % 2
     write_set(tmp_path / "set", np.zeros((70, 2, 2, 3), np.uint8), labels)
     ingest(str(tmp_path / "set"), tmp_path / "data")
-    with pytest.raises(UsageError, match="data has images of 2 x 2 x 3; .* needs images of height x w"):
+    with pytest.raises(UsageError, match=r"images of 2 x 2 x 3; .*needs images of height x width"):
         train(
             {"average_shifts": 1, "batch_size": 9}, dataset=tmp_path / "data", run=tmp_path / "run"
         )
