@@ -1,13 +1,14 @@
 """Trainings for clusters, and harm during their steps."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jobs.training.config import TrainConfig
 from jobs.training.job import train
+from jobs.training.settings import option_name
 from pipeline.cluster.connect import connect
 from pipeline.cluster.options import ClusterOptions
 from tests.cluster import processes
@@ -41,12 +42,11 @@ ROUNDS = TrainConfig(
 CONNECTING_SECONDS = 300.0
 """Timeout of a cluster that works, on a busy machine."""
 
-DEFAULTS = TrainConfig().to_json()
 SETTINGS = [
     argument
-    for name, value in STEPS.to_json().items()
-    if value != DEFAULTS[name]
-    for argument in (f"--{name.replace('_', '-')}", str(value))
+    for setting in fields(STEPS)
+    if (value := getattr(STEPS, setting.name)) != STEPS.default(setting)
+    for argument in (option_name(setting), str(value))
 ]
 """`STEPS` as options of `pipeline train`."""
 
