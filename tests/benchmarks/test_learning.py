@@ -21,6 +21,7 @@ def dataset(tmp_path: Path) -> str:
     return str(ingest("synthetic:900,150", tmp_path / "data").dataset.location)
 
 
+@pytest.mark.slow
 def test_errors_are_those_of_the_test_split_evaluated_once(dataset: str, tmp_path: Path) -> None:
     """No epoch evaluates a split; two experiments with equal training share the run."""
     laboratory = Laboratory(dataset, tmp_path / "runs")

@@ -103,7 +103,10 @@ def test_a_location_can_be_pickled(store: Store) -> None:
     assert "swordfish" not in f"{place} {place!r}"
 
 
-@pytest.mark.parametrize("trouble", TROUBLES)
+@pytest.mark.parametrize(
+    "trouble",
+    [pytest.param(name, marks=pytest.mark.slow) if name == "slow" else name for name in TROUBLES],
+)
 def test_transient_failures_are_retried(proxy: Proxy, place: Location, trouble: str) -> None:
     """Every kind of request is retried."""
     proxied = through(proxy, place)
