@@ -32,7 +32,7 @@ from storage.places import open_location
 from storage.runs import RECORD, open_run
 from storage.scores import average_digest, open_scores
 from tests.jobs.inboxes import Events, ledger, put_images, score_inbox
-from tests.jobs.scoring.test_job import predictions
+from tests.jobs.scoring.test_job import finished_files, predictions
 from tests.jobs.trainings import small
 from tests.storage.artefacts import stored_rows
 
@@ -156,7 +156,7 @@ def test_killed(run: Path, digits: Path, tmp_path: Path) -> None:
     arguments = [sys.executable, "-c", KILLED, str(run), str(digits)]
     assert -signal.SIGKILL == subprocess.run(arguments, check=False).returncode
     (home,) = (run / "scores").glob("train-average2-shifts1-*")
-    kept = {path: path.stat().st_mtime_ns for path in home.glob("*/c*") if path.is_file()}
+    kept = finished_files(home)
     assert 4 <= len(kept)
     result = average(run, digits, split="train")
     assert (whole.scores.digest, False) == (result.scores.digest, result.already_done)
