@@ -4,19 +4,29 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.convert import Conversion, convert_part
-from pipeline.sources.source import Source, open_source
+from pipeline.plan import (
+    BYTES_IN_FLIGHT,
+    DEFAULT_THREADS,
+    Scaling,
+    labels_of,
+    memory_needed,
+    plan_class_names,
+    plan_dataset,
+    plan_preparation,
+)
+from pipeline.sources.formats import Source, SourceOptions
+from pipeline.sources.source import open_source
 from pipeline.sources.splits import SplitSource
-from pipeline.values import range_of
 from storage.dataset import Dataset, open_dataset
 from storage.dataset_writer import (
     ChunkRecord,
@@ -29,34 +39,20 @@ from storage.errors import ConflictError, UsageError, did_you_mean
 from storage.events import Progress, event, no_progress
 from storage.location import Location, TakeOver
 from storage.places import Place, open_location
-from storage.preparation import BYTES, Preparation, ValueRange
-from storage.schema import COMPRESSIONS, LZ4, METADATA_NAME, DatasetSchema, SplitSchema
+from storage.preparation import BYTES, Preparation
+from storage.schema import COMPRESSIONS, LZ4, METADATA_NAME, DatasetSchema
 
 if TYPE_CHECKING:
     from pipeline.cluster.client import Cluster
-
-DEFAULT_THREADS = min(4, os.cpu_count() or 1)
-
-BYTES_IN_FLIGHT = 8 * 2**20
-"""Decoded bytes that are processed at once, or one part per thread if that is more."""
 
 EMNIST_HINT = (
     "These look like EMNIST files, whose images are published with height and width swapped. "
     "Pass --transpose to store them upright."
 )
-BASE_MEMORY = 130_000_000
-"""Bytes of the interpreter, its libraries and their threads."""
-COPIES_OF_A_CHUNK = 5
-"""Copies of a chunk: as read or drawn, transformed, padded, encoded, and decoded again."""
-
 Converted = tuple[int, list[ChunkRecord]]
 """The result of `convert_part`: a part's number of rows and its chunks' records."""
 Convert = Callable[[SplitSource, SplitWriter, Conversion], Generator[Converted, None, None]]
 """Converts each part of a split, in order."""
-Scaling = ValueRange | Literal["none"] | None
-"""The range that is mapped to [0, 1]. None: 0 to 255 for bytes, and the training split's range for
-other types."""
-
 logger = logging.getLogger(__name__)
 
 
@@ -88,7 +84,8 @@ def ingest(
     rows_per_chunk: int | None = None,
     compression: str | None = None,
     overwrite: bool = False,
-    seed: int = 0,
+    options: SourceOptions | None = None,
+    class_names: Sequence[str] | None = None,
     scale: Scaling = None,
     transpose: bool | None = None,
     take_over: TakeOver | None = None,
@@ -104,8 +101,8 @@ def ingest(
     Parameters
     ----------
     source
-        A directory of IDX files; `mnist`, `fashion-mnist` or `kmnist`; `synthetic[:TRAIN[,TEST]]`
-        for generated digits; or a `Source`.
+        A file or directory; `mnist`, `fashion-mnist` or `kmnist`; `synthetic[:TRAIN[,TEST]]` for
+        generated digits; or a `Source`.
     out
         Where to publish the dataset.
     rows_per_chunk
@@ -114,8 +111,11 @@ def ingest(
         `lz4`, `lz4hc` or `zstd`. None: `lz4`, or whatever an existing dataset has.
     overwrite
         Replace another dataset that is at `out`.
-    seed
-        Seed of generated digits.
+    options
+        Options for reading the source, such as `SourceOptions(resize=(28, 28))`.
+    class_names
+        Names of the classes, in the order of their labels. None: those of the source, if it has
+        any, otherwise the labels.
     scale
         Range of stored values that is mapped to [0, 1], or `"none"` to keep the values. None: 0 to
         255 for bytes, and the range of the training split for other types.
@@ -135,7 +135,7 @@ def ingest(
     UsageError
         If an argument does not fit the source.
     BadDataError
-        If a file is damaged, incomplete or not in IDX format.
+        If a file is damaged, incomplete or of another format.
     ConflictError
         If `out` is locked, or holds another dataset and `overwrite` is false.
     UnreachableError
@@ -144,10 +144,12 @@ def ingest(
     began = time.perf_counter()
     _check_options(rows_per_chunk, compression)
     if isinstance(source, str):
-        source = open_source(source, seed=seed)
+        source = open_source(source, options, progress=progress)
     target = open_location(out)
-    preparation = _preparation(source, scale, bool(transpose), progress)
-    schema = plan_dataset(source, preparation, rows_per_chunk, compression or LZ4, progress)
+    preparation = plan_preparation(source, scale, bool(transpose), progress)
+    labels = labels_of(source, progress)
+    names = plan_class_names(labels, class_names or source.class_names)
+    schema = plan_dataset(source, preparation, names, rows_per_chunk, compression or LZ4)
     fingerprint = source.fingerprint(progress)
     # Locked from the first check to the end, so that no other writer interferes.
     with dataset_lock(target, take_over) as target:
@@ -158,7 +160,7 @@ def ingest(
         if dataset is None:
             _announce(source, schema, preparation, threads, scale, transpose)
             with stage_dataset(target, schema, overwrite=overwrite) as writer:
-                dataset = _convert(source, writer, fingerprint, threads, progress, cluster)
+                dataset = _convert(source, writer, labels, fingerprint, threads, progress, cluster)
     if "train" in schema.splits and not schema.splits["train"].classes:
         logger.warning("The train split has no labels: the dataset can be scored, not trained on.")
     seconds = time.perf_counter() - began
@@ -224,6 +226,12 @@ def _same_dataset(
             f"{rows_per_chunk:,}. Pass --overwrite to replace it, choose another --out, or leave "
             "--rows-per-chunk out to keep it."
         )
+    if existing.class_names != schema.class_names:
+        raise ConflictError(
+            f"{target} already exists. It was made from the same files with other class names: "
+            f"{_shown(existing.class_names)}; these options ask for {_shown(schema.class_names)}. "
+            "Pass --overwrite to replace it, or choose another --out."
+        )
     made = existing.preparation, existing.compression
     wanted = schema.preparation, compression or existing.compression
     if made != wanted:
@@ -237,6 +245,10 @@ def _same_dataset(
             "keep it."
         )
     return existing
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + ", ..." * (len(names) > 10)
 
 
 def _differences(recorded: dict[str, Any], given: dict[str, Any]) -> list[str]:
@@ -253,49 +265,17 @@ def _differences(recorded: dict[str, Any], given: dict[str, Any]) -> list[str]:
     return [part for part in old | new if old.get(part) != new.get(part)]
 
 
-def _preparation(
-    source: Source, scale: Scaling, transpose: bool, progress: Progress
-) -> Preparation:
-    """Return the transforms for a source; raise `UsageError` if one does not fit it."""
-    split = next((split for split in source.splits if split.name == "train"), source.splits[0])
-    if transpose and len(split.image_shape) < 2:
-        raise UsageError(
-            f"--transpose needs images with height and width, but those of {source.name} are rows "
-            f"of {split.image_shape[0]:,} values. Leave it out."
-        )
-    if isinstance(scale, ValueRange):
-        _check_range(split.dtype, scale)
-        scaling: ValueRange | None = scale
-    elif scale == "none":
-        scaling = None
-    else:
-        scaling = BYTES if split.dtype == np.uint8 else range_of(split, progress)
-    return Preparation(scaling, transpose, any(split.has_labels for split in source.splits))
-
-
-def _check_range(dtype: np.dtype[Any], scale: ValueRange) -> None:
-    """Raise `UsageError` for a range that contains no value of an integer type."""
-    if dtype.kind == "f":
-        return
-    limits = np.iinfo(dtype)
-    if scale.high < limits.min or scale.low > limits.max:
-        raise UsageError(
-            f"--scale {scale.low:g},{scale.high:g} contains none of the values of {dtype} images, "
-            f"{limits.min:,} to {limits.max:,}. Give the smallest and the largest value of the "
-            "images."
-        )
-
-
 def _convert(
     source: Source,
     writer: DatasetWriter,
+    labels: list[int],
     fingerprint: dict[str, Any],
     threads: int,
     progress: Progress,
     cluster: "Cluster | None",
 ) -> Dataset:
     """Convert all splits and publish the dataset."""
-    classes = np.array([int(name) for name in writer.schema.class_names], dtype=np.int64)
+    classes = np.array(labels, dtype=np.int64)
     with ThreadPoolExecutor(threads, thread_name_prefix="ingest") as pool:
         convert: Convert = partial(_convert_here, pool, threads)
         if cluster is not None:
@@ -325,46 +305,6 @@ def _collect(
             done += rows
             progress(stage, done, split.rows)
     return records
-
-
-def plan_dataset(
-    source: Source,
-    preparation: Preparation,
-    rows_per_chunk: int | None,
-    compression: str,
-    progress: Progress,
-) -> DatasetSchema:
-    """Return the schema of a source's dataset; reads headers and labels only."""
-    labels = sorted({label for split in source.splits for label in split.label_values(progress)})
-    first = source.splits[0]
-    features = int(np.prod(first.image_shape))
-    splits = {
-        split.name: SplitSchema.plan(
-            rows=split.rows,
-            features=features,
-            dtype=str(split.dtype),
-            classes=len(labels) if split.has_labels else 0,
-            chunk_rows=rows_per_chunk,
-        )
-        for split in source.splits
-    }
-    return DatasetSchema(
-        name=source.name,
-        class_names=tuple(str(label) for label in labels),
-        image_shape=preparation.image_shape(tuple(first.image_shape)),
-        transforms=preparation.names,
-        splits=splits,
-        compression=compression,
-    )
-
-
-def memory_needed(schema: DatasetSchema, threads: int = DEFAULT_THREADS) -> int:
-    """Return the most bytes that an ingest needs; they do not depend on the number of rows."""
-    splits = schema.splits.values()
-    chunk = max(split.chunk_rows * split.row_bytes for split in splits)
-    part = max(split.chunk_rows * split.chunks_per_shard * split.row_bytes for split in splits)
-    read = max(BYTES_IN_FLIGHT, threads * part) + part
-    return BASE_MEMORY + read + threads * COPIES_OF_A_CHUNK * chunk
 
 
 def _convert_here(

@@ -7,13 +7,14 @@ import click
 
 from jobs.commands import completion, options
 from jobs.commands.sections import Choice, Command, IntRange, option
+from jobs.commands.source_options import read_class_names, source_options
 from jobs.output import one_line
 from jobs.signals import stop_on_signals
 from storage.errors import BadDataError, UsageError
 
 if TYPE_CHECKING:
     from jobs.commands.console import Console, Report
-    from pipeline.ingest import Scaling
+    from pipeline.plan import Scaling
     from storage.location import TakeOver
 
 DATA_ROOT = "data"
@@ -62,12 +63,68 @@ STOPPED = "Stopped; nothing was published. Run the same command to start again."
     help="Swap height and width of every image, as EMNIST needs.",
 )
 @option(
-    "--seed",
+    "--class-names",
     section="Data",
+    metavar="FILE",
+    shell_complete=completion.files,
+    show_default="the source's, or the labels",
+    help="Text file with the names of the classes, one a line, in the order of their labels.",
+)
+@option(
+    "--arrays",
+    section="Source",
+    multiple=True,
+    metavar="SPLIT=IMAGES,LABELS",
+    help="Names of a split's arrays in an .npz file, such as train=x,y; repeatable.",
+)
+@option(
+    "--label",
+    section="Source",
+    metavar="COLUMN",
+    show_default="label, or the like",
+    help="Column with the labels, in CSV and Parquet files.",
+)
+@option(
+    "--shape",
+    section="Source",
+    metavar="HxW",
+    show_default="a square",
+    help="Height and width of images that are rows of values; HxWxC for C channels.",
+)
+@option(
+    "--resize",
+    section="Source",
+    metavar="HxW",
+    show_default="all must have the same size",
+    help="Resize pictures to this height and width.",
+)
+@option(
+    "--channels",
+    section="Source",
+    type=Choice(["grey", "rgb"]),
+    show_default="grey",
+    help="Convert pictures to shades of grey, or keep three colours.",
+)
+@option(
+    "--holdout",
+    section="Source",
+    type=IntRange(1),
+    metavar="N",
+    help="Make a test split of N pictures, drawn at random from a folder without splits.",
+)
+@option(
+    "--shuffle",
+    section="Source",
+    is_flag=True,
+    help="Store pictures in random order instead of that of their names.",
+)
+@option(
+    "--seed",
+    section="Source",
     default=0,
     type=IntRange(0),
     metavar="N",
-    help="Random seed of synthetic digits.",
+    help="Random seed of synthetic digits, --holdout and --shuffle.",
 )
 @options.storage
 @options.take_over
@@ -78,7 +135,7 @@ def ingest(
     source: str,
     out: str | None,
     scale: str | None,
-    seed: int,
+    class_names: str | None,
     storage_options: tuple[str, ...],
     take_over: "TakeOver | None",
     **asked: Any,
@@ -98,6 +155,7 @@ def ingest(
         scaling: Scaling = None if scale is None else parse_range(scale) or "none"
     except ValueError as error:
         raise UsageError(f"--scale is {scale!r}; {error}.") from None
+    chosen, names = source_options(asked), read_class_names(class_names)
     store = options.store_options(storage_options, out)
     place = None if out is None else open_location(out, store)  # refused before downloads
     with stop_on_signals() as stop, options.cluster_of("ingest", asked, stop) as cluster:
@@ -106,12 +164,13 @@ def ingest(
             console.progress(stage, done, total, note)
             stop.check(STOPPED)
 
-        opened = open_source(source, seed=seed)
+        opened = open_source(source, chosen, progress=progress)
         result = run_ingest(
             opened,
             place or f"{DATA_ROOT}/{opened.name}",
             rows_per_chunk=asked["rows_per_chunk"],
             compression=asked["compression"],
+            class_names=names,
             scale=scaling,
             transpose=asked["transpose"],
             overwrite=asked["overwrite"],

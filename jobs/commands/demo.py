@@ -14,7 +14,7 @@ from storage.errors import StoppedError, UnreachableError, UsageError
 
 if TYPE_CHECKING:
     from jobs.commands.console import Console, Report
-    from pipeline.sources.source import Source
+    from pipeline.sources.formats import Source
     from storage.dataset import Dataset
     from storage.scores import Scores
 

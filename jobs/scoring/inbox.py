@@ -193,8 +193,8 @@ class Inbox:
         if item.split is not None:
             return open_dataset(self._location.child(str(item.images)))
         from pipeline.ingest import ingest
+        from pipeline.sources.formats import Source
         from pipeline.sources.idx_split import IdxSplit
-        from pipeline.sources.source import Source
 
         images, labels = arrival.files[0], arrival.files[1] if len(arrival.files) > 1 else None
         rows = IdxSplit(SPLIT, images, labels)

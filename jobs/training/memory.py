@@ -15,7 +15,7 @@ from jobs.training.evaluate import evaluation_memory
 from jobs.training.gradients import gradient_rule
 from jobs.training.rounds import replicas_memory
 from jobs.training.step import micro_batch_count, thread_count
-from pipeline.ingest import BASE_MEMORY
+from pipeline.plan import BASE_MEMORY
 from pipeline.stream import PLAIN_WINDOW_CHUNKS, chunks_per_window
 from pipeline.windows import windows_memory
 from storage.dataset import Dataset

@@ -27,18 +27,23 @@ class Catalogue:
     it."""
     mirrors: tuple[str, ...]
     """URL prefixes ending in a slash, in the order in which they are tried."""
+    class_names: tuple[str, ...] | None = None
+    """The names of labels 0, 1, ...; None for the labels themselves."""
     timeout_seconds: float = 20.0
     """Time limit for connecting, and for each read."""
 
 
-def _catalogue(name: str, checksums: tuple[str, str, str, str], *mirrors: str) -> Catalogue:
+def _catalogue(
+    name: str, checksums: tuple[str, str, str, str], *mirrors: str, class_names: str | None = None
+) -> Catalogue:
     names = (
         "train-images-idx3-ubyte.gz",
         "train-labels-idx1-ubyte.gz",
         "t10k-images-idx3-ubyte.gz",
         "t10k-labels-idx1-ubyte.gz",
     )
-    return Catalogue(name, tuple(zip(names, checksums, strict=True)), mirrors)
+    files = tuple(zip(names, checksums, strict=True))
+    return Catalogue(name, files, mirrors, tuple(class_names.split("; ")) if class_names else None)
 
 
 CATALOGUES: Mapping[str, Catalogue] = {
@@ -63,6 +68,8 @@ CATALOGUES: Mapping[str, Catalogue] = {
         ),
         "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
         "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
+        class_names="T-shirt/top; Trouser; Pullover; Dress; Coat; Sandal; Shirt; Sneaker; Bag; "
+        "Ankle boot",  # the README of the set
     ),
     "kmnist": _catalogue(
         "kmnist",
@@ -75,6 +82,7 @@ CATALOGUES: Mapping[str, Catalogue] = {
         # Only one host is known, with two protocols.
         "https://codh.rois.ac.jp/kmnist/dataset/kmnist/",
         "http://codh.rois.ac.jp/kmnist/dataset/kmnist/",
+        class_names="o; ki; su; tsu; na; ha; ma; ya; re; wo",  # kmnist_classmap.csv of the set
     ),
 }
 """Sets by name, with the MD5 that their publishers and torchvision give."""

@@ -1,4 +1,4 @@
-"""Find the IDX set in a directory; report files that are not used."""
+"""The format IDX: the set of files in a directory, found by their names."""
 
 import logging
 import os
@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 
+from pipeline.sources.formats import Format, Source
 from pipeline.sources.idx_names import (
     SPLITS,
     IdxName,
@@ -14,6 +15,7 @@ from pipeline.sources.idx_names import (
     nearest_role,
     read_name,
 )
+from pipeline.sources.idx_split import IdxSplit
 from storage.errors import BadDataError, PipelineError, translate_os_errors
 from storage.idx import read_header
 
@@ -28,6 +30,24 @@ SplitFiles = dict[str, Path]
 """The files of a split: `images`, and `labels` if it has any."""
 
 logger = logging.getLogger(__name__)
+
+
+def open_directory(directory: Path) -> Source:
+    """Open the IDX set in a directory; its default name is the files' prefix or the directory's.
+
+    Reads the headers only. Raises the errors of `find_idx_files`, and `BadDataError` if the splits
+    do not match.
+    """
+    prefix, files = find_idx_files(directory)
+    splits = tuple(IdxSplit(split, **paths) for split, paths in files.items())
+    if len({(split.image_shape, split.dtype) for split in splits}) > 1:
+        shapes = ", ".join(f"{s.name} has {s.image_shape} of {s.dtype}" for s in splits)
+        raise BadDataError(
+            f"The splits' images differ: {shapes}; expected the same shape and element type. "
+            "Take the files of all splits from the same set."
+        )
+    name = prefix or os.path.basename(os.path.realpath(directory)) or "dataset"
+    return Source(name, splits, f"IDX files in {directory}")
 
 
 def find_idx_files(directory: Path) -> tuple[str, dict[str, SplitFiles]]:
@@ -153,3 +173,10 @@ def _ambiguous_error(directory: Path, what: str, names: Iterable[IdxName]) -> Ba
         f"{directory} has {what} ({listed}); expected one file of images and one of labels per "
         "split. Move each set to its own directory."
     )
+
+
+FORMAT = Format(
+    name="a directory of IDX files",
+    recognises=lambda path, start: path.is_dir(),
+    open=lambda path, options, progress: open_directory(path),
+)

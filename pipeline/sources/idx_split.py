@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.sources.file_split import MAX_CLASSES, DistinctLabels, check_labels
 from pipeline.sources.splits import LoadedPart, Part, SourceFile, SplitSource
 from storage.decoding import FileDigests, hash_stored
 from storage.errors import BadDataError, counted
 from storage.events import Progress
 from storage.idx import IdxHeader, IdxReader
 
-MAX_CLASSES = 1000
-"""With more distinct labels than this, a file is assumed not to contain classes."""
 QMNIST_COLUMNS = (8,)
 """The shape of a row of QMNIST's extended labels, of type int."""
 
@@ -66,20 +65,15 @@ class IdxSplit(SplitSource):
     def label_values(self, progress: Progress) -> list[int]:
         if not self.has_labels:
             return []
-        values: set[int] = set()
+        distinct = DistinctLabels(str(self._paths["labels"]))
         with self._open("labels") as reader:
             labels = LabelReader(reader)
             for _ in range(0, self.rows, _LABEL_BLOCK_ROWS):
                 progress(f"ingest {self.name}", 0, self.rows)
-                values.update(np.unique(labels.read(_LABEL_BLOCK_ROWS)).tolist())
-                if len(values) > MAX_CLASSES:
-                    raise BadDataError(
-                        f"{reader.path} has more than {MAX_CLASSES:,} distinct labels; expected "
-                        "classes. Check that the file's first column is the class."
-                    )
+                distinct.add(labels.read(_LABEL_BLOCK_ROWS))
             reader.finish()
-        _check_byte_order(reader.path, reader.header.dtype, sorted(values))
-        return sorted(values)
+        _check_byte_order(reader.path, reader.header.dtype, distinct.values())
+        return distinct.values()
 
     def parts(self, rows_per_part: int) -> Iterator[Part]:
         with ExitStack() as stack:
@@ -139,12 +133,7 @@ class LabelReader:
     def _read(self, count: int) -> NDArray[Any]:
         values = self._reader.read_rows(count)
         classes = values if values.ndim == 1 else self._classes_of_columns(values)
-        if classes.dtype.kind == "i" and (negative := classes < 0).any():
-            row = int(np.argmax(negative))
-            raise BadDataError(
-                f"{self._reader.path}: row {self._start + row} has label {classes[row]}; expected "
-                "0 or more. Remove the rows without a class, or the labels file."
-            )
+        check_labels(classes, str(self._reader.path), self._start)
         self._start += len(classes)
         return classes
 

@@ -21,7 +21,8 @@ from jobs.choices import DISTORTION_SETS
 from jobs.commands.pictures import distorted_tiles, distortions_of, write_grid
 from jobs.training.config import TrainConfig
 from pipeline.distortions import DIGITS, SETS, Distorter
-from pipeline.sources.source import Source, open_source
+from pipeline.sources.formats import Source
+from pipeline.sources.source import open_source
 from storage.dataset import open_dataset
 from storage.errors import UnreachableError
 from storage.places import open_location

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from pipeline.convert import convert_part
 from pipeline.ingest import ingest
 from pipeline.sources.digits import draw_digits
-from pipeline.sources.source import open_directory
+from pipeline.sources.formats import SourceOptions
+from pipeline.sources.idx_directory import open_directory
 from storage.dataset import Dataset, open_dataset
 from storage.dataset_writer import dataset_lock
 from storage.errors import (
@@ -241,7 +242,13 @@ def test_threads_make_no_difference(source: Path, out: Path, seed: int) -> None:
     """Any number of threads writes the same files, byte for byte."""
     spec = str(source) if seed else "synthetic:50,9"
     datasets = [
-        ingest(spec, out / str(threads), rows_per_chunk=3, seed=seed, threads=threads).dataset
+        ingest(
+            spec,
+            out / str(threads),
+            rows_per_chunk=3,
+            options=SourceOptions(seed=seed),
+            threads=threads,
+        ).dataset
         for threads in (1, 2, 5)
     ]
     assert 1 == len({dataset.digest for dataset in datasets})
@@ -341,15 +348,17 @@ def test_a_file_that_changes_under_way(source: Path, out: Path) -> None:
 
 def test_synthetic(out: Path) -> None:
     """Generated digits are stored as drawn, and depend on the seed."""
-    dataset = ingest("synthetic:23,6", out, rows_per_chunk=5, seed=3).dataset
+    dataset = ingest("synthetic:23,6", out, rows_per_chunk=5, options=SourceOptions(seed=3)).dataset
     drawn, classes = draw_digits(3, "train", 0, 23)
     inputs, targets = rows_of(dataset, "train")
     assert drawn.reshape(23, -1).tolist() == inputs[:, 1:].tolist()
     assert targets is not None
     assert classes.tolist() == targets.argmax(axis=1).tolist()
     assert tuple("0123456789") == dataset.class_names
-    assert ingest("synthetic:23,6", out, rows_per_chunk=5, seed=3).already_done
-    refusal(ConflictError, "synthetic:23,6", out, rows_per_chunk=5, seed=4)
+    assert ingest(
+        "synthetic:23,6", out, rows_per_chunk=5, options=SourceOptions(seed=3)
+    ).already_done
+    refusal(ConflictError, "synthetic:23,6", out, rows_per_chunk=5, options=SourceOptions(seed=4))
 
 
 def test_mnist(mnist_dir: Path, tmp_path: Path, out: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from jobs.training.job import train
 from pipeline.ingest import ingest
+from pipeline.sources.formats import SourceOptions
 from storage import documents
 from storage.checkpoints import CheckpointName
 from storage.errors import BadDataError, ConflictError, StoppedError
@@ -90,7 +91,7 @@ def test_the_runs_dataset(finished: Path, digits: Path, tmp_path: Path) -> None:
     _record(finished, lambda record: record["dataset"].update(place=str(moved)))
     with pytest.raises(BadDataError, match=r"no dataset at .*moved.* pass --dataset"):
         train(run=finished, resume=True)
-    ingest("synthetic:1031,211", moved, rows_per_chunk=230, seed=1)
+    ingest("synthetic:1031,211", moved, rows_per_chunk=230, options=SourceOptions(seed=1))
     with pytest.raises(ConflictError, match=r"trained on the dataset at .*moved with digest"):
         train(run=finished, resume=True)
     assert train(dataset=digits, run=finished, resume=True).already_done
@@ -129,7 +130,9 @@ def test_other_settings(finished: Path, digits: Path) -> None:
 
 def test_another_dataset(finished: Path, tmp_path: Path) -> None:
     """A dataset with other rows is refused; the message has both digests."""
-    other = ingest("synthetic:1031,211", tmp_path / "other", rows_per_chunk=230, seed=1).dataset
+    other = ingest(
+        "synthetic:1031,211", tmp_path / "other", rows_per_chunk=230, options=SourceOptions(seed=1)
+    ).dataset
     with pytest.raises(ConflictError) as caught:
         train(SMALL, dataset=tmp_path / "other", run=finished, resume=True)
     recorded = open_run(open_location(finished)).dataset_digest

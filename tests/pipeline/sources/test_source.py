@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.sources.digits import DIGITS_VERSION, draw_digits
+from pipeline.sources.formats import SourceOptions
 from pipeline.sources.source import open_source
 from pipeline.sources.splits import SourceFile, SplitSource
 from storage.errors import BadDataError, PipelineError, UsageError
@@ -44,7 +45,7 @@ def write_set(directory: Path, names: tuple[str, ...] = MNIST_NAMES, ending: str
 
 
 def splits_of(spec: Path | str, **options: Any) -> tuple[SplitSource, ...]:
-    return open_source(str(spec), **options).splits
+    return open_source(str(spec), SourceOptions(**options)).splits
 
 
 def refusal(spec: Path | str, error: type[PipelineError] = BadDataError) -> str:
