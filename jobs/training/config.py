@@ -31,7 +31,6 @@ class TrainConfig(TrainSettings):
             check_range(setting, value)
             object.__setattr__(self, setting.name, value)
         self.evaluated_splits  # noqa: B018 - a property that checks
-        self.cycles  # noqa: B018 - likewise
 
     def __repr__(self) -> str:
         """Show the settings that differ from their defaults."""
@@ -57,7 +56,11 @@ class TrainConfig(TrainSettings):
 
     @property
     def cycles(self) -> tuple[int, ...]:
-        """The epochs of each cycle of the schedule; a single one without restarts."""
+        """The epochs of each cycle of the schedule; a single one without restarts.
+
+        Raises `UsageError` if the restarts leave no epoch for the first. That is not checked
+        earlier, because a resume compares each setting with the run's first.
+        """
         if self.schedule != "cosine" or not self.restarts:
             return (self.epochs,)
         length = self.restart_epochs or max(1, self.epochs // (self.restarts + 1))

@@ -192,10 +192,12 @@ def _check_same(
 
 
 def check_fit(config: TrainConfig, dataset: Dataset) -> tuple[Layer, ...]:
-    """Return the network's layers; raise `UsageError` if settings do not fit the dataset.
+    """Return the network's layers.
 
-    Raises `BadDataError` if a split to evaluate has no labels.
+    Raises `UsageError` if settings do not fit the dataset or one another, and `BadDataError` if a
+    split to evaluate has no labels.
     """
+    config.cycles  # noqa: B018 - a property that checks
     layers = parse_network(config.network)
     schema = dataset.split("train").schema
     expected = (schema.features, schema.classes)

@@ -88,17 +88,25 @@ def test_damaged_snapshot(digits: Path, tmp_path: Path, log: Log) -> None:
 
 
 def test_cycles_are_fixed(digits: Path, tmp_path: Path) -> None:
-    """Another number of epochs, or of restarts, is refused on resume."""
+    """Other epochs or restarts are refused on resume, those that leave no first cycle included."""
     run = tmp_path / "run"
     train(CYCLES, dataset=digits, run=run)
     for settings, message in (
         ({"epochs": 8}, "epochs: 6 recorded, 8 given"),
+        ({"epochs": 2}, r"epochs: 6 recorded, 2 given\). Its cosine schedule spans exactly"),
         ({"restarts": 1}, "restarts: 2 recorded, 1 given"),
+        ({"restarts": 6}, "restarts: 2 recorded, 6 given"),
+        ({"restart_epochs": 3}, "restart_epochs: None recorded, 3 given"),
         ({"restart_epochs": 2}, "restart_epochs: None recorded, 2 given"),
         ({"warm_up": 0.1}, "warm_up: 0.2 recorded, 0.1 given"),
         ({"schedule": "one-cycle"}, "schedule: 'cosine' recorded, 'one-cycle' given"),
     ):
         with pytest.raises(ConflictError, match=message):
             train(settings, run=run, resume=True)
+
+
+def test_restarts_longer_than_a_new_run(digits: Path, tmp_path: Path) -> None:
+    """Restarts that leave no first cycle are refused before the run is created."""
     with pytest.raises(UsageError, match="needs at least 3 epochs; --epochs is 2"):
-        train({"epochs": 2}, run=run, resume=True)
+        train(small(schedule="cosine", restarts=2, epochs=2), dataset=digits, run=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -2,16 +2,21 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from jobs.training.config import TrainConfig
 from jobs.training.job import train
+from jobs.training.prepare import begin_run, completed, configure
+from jobs.training.settings import Setting, setting_type
 from pipeline.ingest import ingest
 from pipeline.sources.formats import SourceOptions
 from storage import documents
 from storage.checkpoints import CheckpointName
+from storage.dataset import open_dataset
 from storage.errors import BadDataError, ConflictError, StoppedError
 from storage.places import open_location
 from storage.runs import RECORD, create_run, open_run, run_lock
@@ -126,6 +131,49 @@ def test_other_settings(finished: Path, digits: Path) -> None:
     with pytest.raises(ConflictError, match=r"holdout: 0 .*, 9 given; patience: 0 .*, 2 given"):
         train(small(holdout=9, patience=2), dataset=digits, run=finished, resume=True)
     assert before == tree(finished)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "momentum"])
+def test_each_fixed_setting(optimizer: str, digits: Path, tmp_path: Path) -> None:
+    """Another value of any fixed setting is a conflict that names both values.
+
+    That it fits neither the dataset nor the other settings does not matter.
+    """
+    dataset = open_dataset(open_location(digits))
+    config = small(
+        optimizer=optimizer,
+        schedule="cosine",
+        restarts=2,
+        restart_epochs=2,
+        parallel="rounds",
+        elastic=1.0,
+        distort_until=0.5,
+    )
+    recorded = completed(config, dataset)
+    run = begin_run(open_location(tmp_path / "run"), config, recorded, dataset)
+    ignored = {setting.name for setting in recorded.without_effect()}
+    for setting in fields(TrainConfig):
+        name, value = setting.name, getattr(recorded, setting.name)
+        if setting.metadata["may_change"] or name in ignored:
+            continue
+        for other in _values(setting):
+            given = {name: other}
+            if completed(replace(recorded, **given), dataset) == recorded:
+                continue
+            with pytest.raises(ConflictError) as caught:
+                configure(given, run, dataset)
+            assert f"{name}: {value!r} recorded, " in str(caught.value)
+
+
+def _values(setting: Setting) -> list[Any]:
+    """The bounds of a setting, all its choices, or other texts."""
+    texts = {"network": ["softmax", "10-softmax-3"], "evaluate": ["validation", "none"]}
+    if setting_type(setting) is bool:
+        return [True, False]
+    choices, least, most = (setting.metadata[key] for key in ("choices", "least", "most"))
+    if setting.name in texts or choices:
+        return texts.get(setting.name) or list(choices)
+    return [least, 10**9 if most is None else most]
 
 
 def test_another_dataset(finished: Path, tmp_path: Path) -> None:
