@@ -18,6 +18,7 @@ from jobs.commands.cli import cli
 from jobs.commands.sections import SECTIONS, section_of
 from jobs.training.config import TrainConfig
 from jobs.training.presets import Presets
+from jobs.training.setting_fields import DEEP
 from jobs.training.settings import POSITIVE
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -205,6 +206,8 @@ def only_with(setting: "Field[Any]") -> str:
         return " Used only with distortions."
     if values is POSITIVE:
         return f" Used only if `{name}` is above 0."
+    if values is DEEP:
+        return f" Used only if `{name}` has hidden layers."
     return f" Used only if `{name}` is {' or '.join(f'`{value}`' for value in values)}."
 
 

@@ -3,8 +3,19 @@
 from dataclasses import dataclass
 from typing import Any
 
+from jobs.nn.architecture import HIDDEN_ACTIVATIONS
 from jobs.nn.choices import INITS, OPTIMIZERS, SCHEDULES
 from jobs.training.settings import POSITIVE, setting_field
+
+
+class _Deep:
+    """All networks with hidden layers, as the values of another setting that `only_with` needs."""
+
+    def __contains__(self, network: str) -> bool:
+        return any(activation in network for activation in HIDDEN_ACTIVATIONS)
+
+
+DEEP = _Deep()
 
 BY_OPTIMIZER = {
     "learning_rate": {"sgd": 1.6, "momentum": 0.3, "nesterov": 0.3, "adam": 0.004, "adamw": 0.006},
@@ -158,6 +169,7 @@ class TrainSettings:
         "Each row leaves out its own, anew in each epoch; the others are divided by 1 - share.",
         least=0,
         most=0.9,
+        only_with=("network", DEEP),
         added=True,
     )
     label_smoothing: float = setting_field(

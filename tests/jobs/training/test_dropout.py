@@ -18,7 +18,7 @@ from pipeline.rows import Batch
 from storage.dataset import open_dataset
 from storage.errors import ConflictError
 from storage.places import open_location
-from tests.jobs.trainings import outcome, small
+from tests.jobs.trainings import Log, outcome, small, warnings_in
 from tests.storage.artefacts import stored_rows
 
 NETWORK = Network(parse_network("5-relu-7-tanh-9-softmax-3"))
@@ -141,6 +141,20 @@ def test_evaluation_is_plain(digits: Path, tmp_path: Path) -> None:
     target = np.array([0.55, *[0.05] * 9])
     assert last["loss"] > -(target * np.log(target)).sum() > 1.6
     assert last["evaluation"]["test"]["cross_entropy"] < last["loss"]
+
+
+@pytest.mark.parametrize("network", ["softmax", "784-softmax-10", "tanh-3"])
+def test_without_hidden_layers(network: str, digits: Path, tmp_path: Path, log: Log) -> None:
+    """Dropout has no effect on a network without hidden layers, which a warning says."""
+    given = {"network": network, "epochs": 1, "threads": 1}
+    plain, dropped = (
+        train(given | {"dropout": share}, dataset=digits, run=tmp_path / str(share))
+        for share in (0.0, 0.5)
+    )
+    deep = "tanh" in network
+    assert deep == (outcome(plain) != outcome(dropped))
+    warning = "--dropout has no effect with --network 784-softmax-10."
+    assert ([] if deep else [warning] * 2) == warnings_in(log)
 
 
 def test_other_shares_on_resume(digits: Path, tmp_path: Path) -> None:
