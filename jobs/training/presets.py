@@ -2,13 +2,14 @@
 
 import tomllib
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from jobs.choices import DISTORTION_SETS, RECIPES
 from jobs.training.config import TrainConfig
-from jobs.training.settings import given_settings, setting_field
+from jobs.training.settings import Setting, given_settings, setting_field
 from storage.errors import UNUSABLE_NAME, UnreachableError, UsageError, did_you_mean
 from storage.files import open_regular
 
@@ -72,15 +73,25 @@ def _strengths(name: str) -> dict[str, float]:
 
 def _distortions_of(table: Mapping[str, Any], place: str) -> dict[str, Any]:
     """Return the settings in a table [distort], with its `like` as `distort`."""
-    known = [one for one in fields(TrainConfig) if one.metadata["section"] == "Distortions"]
-    misplaced = {one.name for one in fields(TrainConfig)} - {one.name for one in known}
+    distortions = [one for one in fields(TrainConfig) if one.metadata["section"] == "Distortions"]
+    settings = {one.name: one for one in (*distortions, *fields(Presets)[1:])}
+    aliases = [_renamed(settings[name], key) for key, name in TABLE_KEYS.items()]
+    misplaced = {one.name for one in fields(TrainConfig)} - settings.keys()
     for key in table:
         if key.replace("-", "_") in misplaced:
             raise UsageError(f"{place} has {key}, which is no distortion; put it above [distort].")
-        if (name := TABLE_KEYS.get(key)) in table:
+    own = given_settings(table, (*settings.values(), *aliases), place)
+    for key, name in TABLE_KEYS.items():
+        if key in own and name in own:
             raise UsageError(f"{place} gives {key} twice, also as {name}; leave one out.")
-    named = {TABLE_KEYS.get(key, key): value for key, value in table.items()}
-    return given_settings(named, (*known, *fields(Presets)[1:]), place)
+    return {TABLE_KEYS.get(key, key): value for key, value in own.items()}
+
+
+def _renamed(setting: Setting, name: str) -> Setting:
+    """Return the setting under another name, which messages about its value use."""
+    renamed = copy(setting)
+    renamed.name = name
+    return renamed
 
 
 def with_recipe(settings: Mapping[str, Any]) -> dict[str, Any]:

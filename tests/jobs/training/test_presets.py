@@ -129,13 +129,13 @@ def test_distort(given: dict[str, Any], expected: dict[str, Any]) -> None:
         ),
         (
             {"distort": {"like": "x"}},
-            "[distort] in my.toml gives distort as 'x'; expected one of d",
+            "[distort] in my.toml gives like as 'x'; expected one of d",
         ),
         ({"distort": {"rotate": 200}}, "[distort] in my.toml gives rotate as 200.0; expected 0 to"),
-        (
-            {"distort": {"until": "x"}},
-            "[distort] in my.toml gives distort_until as 'x'; expected a n",
-        ),
+        ({"distort": {"until": "x"}}, "[distort] in my.toml gives until as 'x'; expected a numb"),
+        ({"distort": {"until": 2}}, "[distort] in my.toml gives until as 2.0; expected 0 to 1."),
+        ({"distort": {"like": 3}}, "[distort] in my.toml gives like as 3; expected a text in q"),
+        ({"distort": {"untill": 1}}, "has an unknown setting 'untill'. Did you mean 'until'?"),
         (
             {"distort": {"shift": 1}, "shift": 2},
             "gives shift twice, inside and outside of [distort]",
