@@ -18,6 +18,7 @@ from storage.events import Progress
 MAX_CLASSES = 1000
 """With more distinct labels than this, a file is assumed not to contain classes."""
 _LABEL_BLOCK_ROWS = 65_536
+_SHOWN_COLUMNS = 12
 _SHOWN_FILES = 20
 """A dataset records more files than this together."""
 
@@ -121,6 +122,27 @@ def check_labels(labels: NDArray[Any], place: str, first_row: int) -> NDArray[An
             "0 or more. Remove the rows without a class, or the labels file."
         )
     return labels
+
+
+def is_one_hot(table: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return whether each row has a single 1 and otherwise 0."""
+    rows: NDArray[np.bool_] = ((table == 0) | (table == 1)).all(axis=1) & (table.sum(axis=1) == 1)
+    return rows
+
+
+def classes_of_one_hot(table: NDArray[Any], place: str, first_row: int) -> NDArray[Any]:
+    """Return the class of each row; raise `BadDataError` for one that is not one-hot."""
+    whole = is_one_hot(table)
+    if not whole.all():
+        row = int(np.argmin(whole))
+        shown = np.array2string(table[row], separator=", ", threshold=_SHOWN_COLUMNS)
+        raise BadDataError(
+            f"{place}: row {first_row + row} holds {shown}; expected one-hot labels, a single 1 "
+            f"and otherwise 0 in {table.shape[1]:,} columns. Store one integer per row, the class, "
+            "instead."
+        )
+    classes: NDArray[Any] = np.argmax(table, axis=1)
+    return classes
 
 
 def _relative(path: Path, base: Path) -> str:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from pipeline.sources.formats import Format, Source
 from pipeline.sources.idx_names import (
-    SPLITS,
     IdxName,
     accompanies_data,
     choose_one,
@@ -16,6 +15,7 @@ from pipeline.sources.idx_names import (
     read_name,
 )
 from pipeline.sources.idx_split import IdxSplit
+from pipeline.sources.splits import SPLITS, check_same_images
 from storage.errors import BadDataError, PipelineError, translate_os_errors
 from storage.idx import read_header
 
@@ -40,12 +40,7 @@ def open_directory(directory: Path) -> Source:
     """
     prefix, files = find_idx_files(directory)
     splits = tuple(IdxSplit(split, **paths) for split, paths in files.items())
-    if len({(split.image_shape, split.dtype) for split in splits}) > 1:
-        shapes = ", ".join(f"{s.name} has {s.image_shape} of {s.dtype}" for s in splits)
-        raise BadDataError(
-            f"The splits' images differ: {shapes}; expected the same shape and element type. "
-            "Take the files of all splits from the same set."
-        )
+    check_same_images(splits)
     name = prefix or os.path.basename(os.path.realpath(directory)) or "dataset"
     return Source(name, splits, f"IDX files in {directory}")
 

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-SPLITS = ("train", "validation", "test")
-"""The splits of a dataset, in order."""
+from pipeline.sources.splits import SPLIT_OF
+
 COMPRESSIONS = ("", ".gz", ".xz")
 """Suffixes of raw and compressed files, in order of preference."""
 UNFINISHED = re.compile(
@@ -20,17 +20,6 @@ UNFINISHED = re.compile(
 )
 """Names that copying and downloading programs give to unfinished files."""
 
-_SPLIT_OF = {
-    "train": "train",
-    "training": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "dev": "validation",
-    "test": "test",
-    "testing": "test",
-    "t10k": "test",
-}
 _TYPES = (
     "ubyte|uint8|u8|sbyte|byte|int8|i8|short|u?int16|i16|int|u?int32|i32|int64|i64|"
     "float|float32|f32|double|float64|f64"
@@ -106,7 +95,7 @@ def read_name(name: str) -> IdxName:
     prefix, split = "", None
     if expected := _EXPECTED.fullmatch(base):
         prefix = expected["prefix"] or ""
-        split = _SPLIT_OF[(expected["split"] or expected["validation"]).lower()]
+        split = SPLIT_OF[(expected["split"] or expected["validation"]).lower()]
     return IdxName(
         name=name,
         base=base,
@@ -116,7 +105,7 @@ def read_name(name: str) -> IdxName:
         says_content=bool(contents),
         dimensions=int(digits[-1][:3]) if digits else 0,
         words="-".join(words),
-        stem="-".join(_SPLIT_OF.get(word, word) for word in words),
+        stem="-".join(SPLIT_OF.get(word, word) for word in words),
     )
 
 
@@ -154,8 +143,8 @@ def nearest_role(name: str, dimensions: int | None) -> tuple[str, str] | None:
     `dimensions` is given for a file in IDX format, whose name need not mention the format.
     """
     idx_name = read_name(without_copy_marks(name))
-    near = (get_close_matches(word, _SPLIT_OF, 1, 0.75) for word in idx_name.words.split("-"))
-    split = next((_SPLIT_OF[matches[0]] for matches in near if matches), None)
+    near = (get_close_matches(word, SPLIT_OF, 1, 0.75) for word in idx_name.words.split("-"))
+    split = next((SPLIT_OF[matches[0]] for matches in near if matches), None)
     claims_idx = idx_name.says_content and re.search("idx|ubyte", name, re.IGNORECASE)
     if split is None or (dimensions is None and not claims_idx):
         return None

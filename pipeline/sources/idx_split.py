@@ -8,7 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.sources.file_split import MAX_CLASSES, DistinctLabels, check_labels
+from pipeline.sources.file_split import (
+    MAX_CLASSES,
+    DistinctLabels,
+    check_labels,
+    classes_of_one_hot,
+    is_one_hot,
+)
 from pipeline.sources.splits import LoadedPart, Part, SourceFile, SplitSource
 from storage.decoding import FileDigests, hash_stored
 from storage.errors import BadDataError, counted
@@ -18,7 +24,6 @@ from storage.idx import IdxHeader, IdxReader
 QMNIST_COLUMNS = (8,)
 """The shape of a row of QMNIST's extended labels, of type int."""
 
-_SHOWN_COLUMNS = 12
 _LABEL_BLOCK_ROWS = 65_536
 _LABEL_BLOCK_BYTES = 2**20
 """Amount of a labels file to read at once."""
@@ -140,21 +145,11 @@ class LabelReader:
     def _classes_of_columns(self, table: NDArray[Any]) -> NDArray[Any]:
         if table.shape[1] == 1:
             return table[:, 0]
-        is_one_hot = ((table == 0) | (table == 1)).all(axis=1) & (table.sum(axis=1) == 1)
         if self._start == 0 and table.shape[1:] == QMNIST_COLUMNS and table.dtype == np.int32:
-            self._is_qmnist = not is_one_hot[0]
+            self._is_qmnist = not is_one_hot(table[:1]).all()
         if self._is_qmnist:
             return np.ascontiguousarray(table[:, 0])
-        if not is_one_hot.all():
-            row = int(np.argmin(is_one_hot))
-            shown = np.array2string(table[row], separator=", ", threshold=_SHOWN_COLUMNS)
-            raise BadDataError(
-                f"{self._reader.path}: row {self._start + row} holds {shown}; expected one-hot "
-                f"labels, a single 1 and otherwise 0 in {table.shape[1]:,} columns. Store one "
-                "integer per row, the class, instead."
-            )
-        classes: NDArray[Any] = np.argmax(table, axis=1)
-        return classes
+        return classes_of_one_hot(table, str(self._reader.path), self._start)
 
 
 def _check_byte_order(path: Path, dtype: np.dtype[Any], values: list[int]) -> None:

@@ -4,15 +4,32 @@ To add a source, write a subclass of `SplitSource` in a module of this folder an
 `source.open_source`. `synthetic` is the smallest example.
 """
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from storage.errors import BadDataError
 from storage.events import Progress
+
+SPLITS = ("train", "validation", "test")
+"""The splits of a dataset, in order."""
+SPLIT_OF = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+    "t10k": "test",
+}
+"""The split that a word in the name of a file, folder or array means."""
 
 Rows = tuple[NDArray[Any], NDArray[Any] | None]
 """Images `(rows, *image_shape)` and integer labels `(rows,)`, None where unlabelled."""
@@ -105,3 +122,19 @@ class SplitSource(ABC):
         For files, their stored sizes and SHA-256, independent of their location; for generated
         rows, the generator's arguments.
         """
+
+
+def split_named(name: str) -> str | None:
+    """Return the split that one of the words of a name means; None without such a word."""
+    words = re.split(r"[^a-z0-9]+", name.lower())
+    return next((SPLIT_OF[word] for word in words if word in SPLIT_OF), None)
+
+
+def check_same_images(splits: Sequence[SplitSource]) -> None:
+    """Raise `BadDataError` if splits differ in the shape or the element type of their images."""
+    if len({(split.image_shape, split.dtype) for split in splits}) > 1:
+        shapes = ", ".join(f"{s.name} has {s.image_shape} of {s.dtype}" for s in splits)
+        raise BadDataError(
+            f"The splits' images differ: {shapes}; expected the same shape and element type. "
+            "Take the files of all splits from the same set."
+        )
