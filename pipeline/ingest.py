@@ -25,7 +25,7 @@ from pipeline.plan import (
     plan_preparation,
 )
 from pipeline.sources.formats import Source, SourceOptions
-from pipeline.sources.source import open_source
+from pipeline.sources.remote import SourcePlace, opened_source
 from pipeline.sources.splits import SplitSource
 from storage.dataset import Dataset, open_dataset
 from storage.dataset_writer import (
@@ -78,7 +78,7 @@ class IngestResult:
 
 
 def ingest(
-    source: str | Source = "mnist",
+    source: SourcePlace = "mnist",
     out: Place = "data/mnist",
     *,
     rows_per_chunk: int | None = None,
@@ -101,8 +101,8 @@ def ingest(
     Parameters
     ----------
     source
-        A file or directory; `mnist`, `fashion-mnist` or `kmnist`; `synthetic[:TRAIN[,TEST]]` for
-        generated digits; or a `Source`.
+        A file or directory; the `s3://` URL of one, or its location in a store; `mnist`,
+        `fashion-mnist` or `kmnist`; `synthetic[:TRAIN[,TEST]]` for generated digits; or a `Source`.
     out
         Where to publish the dataset.
     rows_per_chunk
@@ -143,28 +143,31 @@ def ingest(
     """
     began = time.perf_counter()
     _check_options(rows_per_chunk, compression)
-    if isinstance(source, str):
-        source = open_source(source, options, progress=progress)
     target = open_location(out)
-    preparation = plan_preparation(source, scale, bool(transpose), progress)
-    labels = labels_of(source, progress)
-    names = plan_class_names(labels, class_names or source.class_names)
-    schema = plan_dataset(source, preparation, names, rows_per_chunk, compression or LZ4)
-    fingerprint = source.fingerprint(progress)
-    # Locked from the first check to the end, so that no other writer interferes.
-    with dataset_lock(target, take_over) as target:
-        existing = None
-        if not overwrite:
-            existing = _same_dataset(target, schema, fingerprint, rows_per_chunk, compression)
-        dataset = existing
-        if dataset is None:
-            _announce(source, schema, preparation, threads, scale, transpose)
-            with stage_dataset(target, schema, overwrite=overwrite) as writer:
-                dataset = _convert(source, writer, labels, fingerprint, threads, progress, cluster)
-    if "train" in schema.splits and not schema.splits["train"].classes:
-        logger.warning("The train split has no labels: the dataset can be scored, not trained on.")
-    seconds = time.perf_counter() - began
-    return IngestResult(dataset, existing is not None, source.description, seconds)
+    with opened_source(source, options, progress) as opened:
+        preparation = plan_preparation(opened, scale, bool(transpose), progress)
+        labels = labels_of(opened, progress)
+        names = plan_class_names(labels, class_names or opened.class_names)
+        schema = plan_dataset(opened, preparation, names, rows_per_chunk, compression or LZ4)
+        fingerprint = opened.fingerprint(progress)
+        # Locked from the first check to the end, so that no other writer interferes.
+        with dataset_lock(target, take_over) as target:
+            existing = None
+            if not overwrite:
+                existing = _same_dataset(target, schema, fingerprint, rows_per_chunk, compression)
+            dataset = existing
+            if dataset is None:
+                _announce(opened, schema, preparation, threads, scale, transpose)
+                with stage_dataset(target, schema, overwrite=overwrite) as writer:
+                    dataset = _convert(
+                        opened, writer, labels, fingerprint, threads, progress, cluster
+                    )
+        if "train" in schema.splits and not schema.splits["train"].classes:
+            logger.warning(
+                "The train split has no labels: the dataset can be scored, not trained on."
+            )
+        seconds = time.perf_counter() - began
+        return IngestResult(dataset, existing is not None, opened.description, seconds)
 
 
 def _check_options(rows_per_chunk: int | None, compression: str | None) -> None:

@@ -95,7 +95,7 @@ class Console(EventHandler):
             self._last_line = -PLAIN_SECONDS if on_terminal else moment
         if moment - self._last_line > (REDRAW_SECONDS if on_terminal else PLAIN_SECONDS):
             self._last_line = moment
-            parts = [f"{done:,} of {total:,} rows"]
+            parts = [f"{done:,} of {total:,} rows"] if done or not note else []
             if done and moment > self._began:
                 rate = done / (moment - self._began)
                 parts += [f"{rate:,.0f} rows/s", f"{duration((total - done) / rate)} left"]

@@ -142,13 +142,13 @@ def ingest(
 ) -> "Report":
     """Convert image files to a chunked, checksummed dataset.
 
-    SOURCE is a directory with IDX files (raw, .gz or .xz); mnist (the default), fashion-mnist or
-    kmnist, which are downloaded; or synthetic[:TRAIN[,TEST]] for generated digits.
+    SOURCE is a directory with IDX files (raw, .gz or .xz), or its s3:// URL; mnist (the default),
+    fashion-mnist or kmnist, which are downloaded; or synthetic[:TRAIN[,TEST]] for generated digits.
     """
     from jobs.commands.reports import ingest_report
     from pipeline.ingest import ingest as run_ingest
-    from pipeline.sources.source import open_source
-    from storage.places import open_location
+    from pipeline.sources.remote import opened_source
+    from storage.places import is_url_of_store, open_location
     from storage.preparation import parse_range
 
     try:
@@ -156,28 +156,29 @@ def ingest(
     except ValueError as error:
         raise UsageError(f"--scale is {scale!r}; {error}.") from None
     chosen, names = source_options(asked), read_class_names(class_names)
-    store = options.store_options(storage_options, out)
+    store = options.store_options(storage_options, source, out)
     place = None if out is None else open_location(out, store)  # refused before downloads
+    given = open_location(source, store) if is_url_of_store(source) else source
     with stop_on_signals() as stop, options.cluster_of("ingest", asked, stop) as cluster:
 
         def progress(stage: str, done: int, total: int, note: str = "") -> None:
             console.progress(stage, done, total, note)
             stop.check(STOPPED)
 
-        opened = open_source(source, chosen, progress=progress)
-        result = run_ingest(
-            opened,
-            place or f"{DATA_ROOT}/{opened.name}",
-            rows_per_chunk=asked["rows_per_chunk"],
-            compression=asked["compression"],
-            class_names=names,
-            scale=scaling,
-            transpose=asked["transpose"],
-            overwrite=asked["overwrite"],
-            take_over=take_over,
-            progress=progress,
-            cluster=cluster(),
-        )
+        with opened_source(given, chosen, progress) as opened:
+            result = run_ingest(
+                opened,
+                place or f"{DATA_ROOT}/{opened.name}",
+                rows_per_chunk=asked["rows_per_chunk"],
+                compression=asked["compression"],
+                class_names=names,
+                scale=scaling,
+                transpose=asked["transpose"],
+                overwrite=asked["overwrite"],
+                take_over=take_over,
+                progress=progress,
+                cluster=cluster(),
+            )
     return ingest_report(result)
 
 
