@@ -25,7 +25,7 @@ from pipeline.cluster.client import Cluster
 from pipeline.cluster.worker import TaskFailedError, reason, run_task
 from pipeline.convert import Conversion, convert_part
 from pipeline.rows import check_seen
-from pipeline.sources.splits import LoadedPart, Part, SplitSource
+from pipeline.sources.splits import Part, SplitSource
 from storage.dataset_writer import ChunkRecord, SplitWriter
 from storage.errors import BadDataError, ConflictError, PipelineError, UnreachableError, UsageError
 from storage.location import Closing
@@ -232,9 +232,9 @@ def convert_parts(
 ) -> Generator[tuple[int, list[ChunkRecord]], None, None]:
     """Yield the number of rows and the chunk records of each part, in order.
 
-    Files are read here, once, and their rows are sent to the worker that writes them; generated
-    digits are drawn by the worker. If the ingest stops, its running tasks end before their output
-    is removed.
+    Files are read here, once, and their content is sent to the worker that writes the rows;
+    generated digits are drawn by the worker. If the ingest stops, its running tasks end before
+    their output is removed.
     """
     tasks = (
         Task(
@@ -242,7 +242,7 @@ def convert_parts(
             what=f"rows {part.start}..{part.stop - 1} of {split.name}",
             function=convert_part_on_worker,
             arguments=(part, writer, conversion),
-            bulky=isinstance(part, LoadedPart),
+            bulky=part.holds_data,
         )
         for part in split.parts(writer.part_rows)
     )

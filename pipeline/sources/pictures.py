@@ -82,30 +82,34 @@ def decode_picture(
         raise _damaged_error(place, str(error) or type(error).__name__) from error
 
 
+def decode_with_shape(
+    data: bytes, place: str, shape: tuple[int, ...], resize: tuple[int, int] | None = None
+) -> NDArray[np.uint8]:
+    """Return a picture of this shape; three sizes mean `rgb`.
+
+    Raises as `decode_picture` does, and `BadDataError` for a picture of another size.
+    """
+    image = decode_picture(data, place, "rgb" if len(shape) == 3 else "grey", resize)
+    if image.shape != shape:
+        size, expected = (f"{height} x {width}" for height, width in (image.shape[:2], shape[:2]))
+        raise BadDataError(
+            f"{place} has {size} pixels (height x width), but the first picture has {expected}. "
+            f"Pass --resize HxW to give all the same size, such as --resize {shape[0]}x{shape[1]}, "
+            "or remove it."
+        )
+    return image
+
+
 def decode_pictures(
     pictures: Sequence[bytes],
     places: Sequence[str],
     shape: tuple[int, ...],
     resize: tuple[int, int] | None = None,
 ) -> NDArray[np.uint8]:
-    """Return pictures of one shape as `(rows, *shape)`; three sizes in `shape` mean `rgb`.
-
-    Raises as `decode_picture` does, and `BadDataError` that names the first picture of another
-    size.
-    """
+    """Return pictures of one shape as `(rows, *shape)`; see `decode_with_shape`."""
     rows = np.empty((len(pictures), *shape), np.uint8)
     for row, data, place in zip(rows, pictures, places, strict=True):
-        image = decode_picture(data, place, "rgb" if len(shape) == 3 else "grey", resize)
-        if image.shape != shape:
-            size, expected = (
-                f"{height} x {width}" for height, width in (image.shape[:2], shape[:2])
-            )
-            raise BadDataError(
-                f"{place} has {size} pixels (height x width), but the first picture has "
-                f"{expected}. Pass --resize HxW to give all the same size, such as --resize "
-                f"{shape[0]}x{shape[1]}, or remove it."
-            )
-        row[...] = image
+        row[...] = decode_with_shape(data, place, shape, resize)
     return rows
 
 

@@ -5,14 +5,18 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline.sources import idx_directory, numpy_files
+from pipeline.sources import idx_directory, numpy_files, picture_folder
 from pipeline.sources.downloads import CATALOGUES, Catalogue, download
 from pipeline.sources.formats import START_BYTES, Format, Source, SourceOptions, check_options
 from pipeline.sources.synthetic import open_synthetic
 from storage.errors import UsageError, did_you_mean, translate_os_errors
 from storage.events import Progress, no_progress
 
-FORMATS: tuple[Format, ...] = (numpy_files.FORMAT, idx_directory.FORMAT)
+FORMATS: tuple[Format, ...] = (
+    numpy_files.FORMAT,
+    picture_folder.FORMAT,
+    idx_directory.FORMAT,
+)
 """The formats, in the order in which they are tried: the first that recognises a path is used."""
 
 

@@ -8,7 +8,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +58,8 @@ class Part(ABC):
 
     start: int
     stop: int
+    holds_data: ClassVar[bool] = True
+    """Whether the part is pickled with its data, not only with the numbers of its rows."""
 
     @abstractmethod
     def load(self, start: int, stop: int) -> Rows:

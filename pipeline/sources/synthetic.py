@@ -22,6 +22,7 @@ _SPEC = re.compile(r"synthetic(?::([0-9_]{1,19})(?:,([0-9_]{1,19}))?)?")
 class DrawnPart(Part):
     """A part that pickles only its row numbers; the images are drawn on loading."""
 
+    holds_data = False
     seed: int
     split: str
 

@@ -20,13 +20,14 @@ from pipeline.cluster.tasks import Task, results
 from pipeline.cluster.worker import ZARR_CONCURRENCY
 from pipeline.ingest import ingest
 from pipeline.sources.digits import draw_digits
-from storage.errors import UnreachableError
+from storage.errors import BadDataError, UnreachableError
 from storage.local import LocalLocation
 from storage.places import open_location
 from storage.verify import verify_location
 from tests.cluster.processes import Cluster, assert_failed, connected
 from tests.cluster.trainings import ROUNDS, SETTINGS, STEPS, Reference
 from tests.commands.process import run_pipeline
+from tests.pipeline.sources.test_picture_folder import write_pictures
 from tests.storage.idx_files import write_idx
 
 
@@ -76,6 +77,20 @@ def test_ingest(files: str, tmp_path: Path) -> None:
             assert make(tmp_path / f"alone-{number}").dataset.digest == result.dataset.digest
             checked = list(verify_location(open_location(place)))
             assert [] == [error for _, error in checked if error is not None]
+
+
+def test_ingest_pictures(cluster: Client, tmp_path: Path) -> None:
+    """Workers decode the files that they are sent; a damaged file stops the ingest."""
+    images, labels = draw_digits(5, "train", 0, 300)
+    write_pictures(tmp_path / "set", images, labels, "train")
+    make = partial(ingest, str(tmp_path / "set"), rows_per_chunk=20)
+    made = make(tmp_path / "cluster-made", cluster=cluster)
+    assert make(tmp_path / "alone").dataset.digest == made.dataset.digest
+    (damaged,) = (tmp_path / "set").glob("train/*/250.png")
+    damaged.write_bytes(damaged.read_bytes()[:-5])
+    with pytest.raises(BadDataError, match=r"250\.png is damaged"):
+        make(tmp_path / "refused", cluster=cluster)
+    assert not (tmp_path / "refused").exists()
 
 
 def test_ingest_with_a_stalled_worker(
