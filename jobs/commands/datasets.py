@@ -82,7 +82,8 @@ STOPPED = "Stopped; nothing was published. Run the same command to start again."
     section="Source",
     metavar="COLUMN",
     show_default="label, or the like",
-    help="Column with the labels, in CSV and Parquet files.",
+    help="Column with the labels, in CSV and Parquet files: its name, or its number from 0 in a "
+    "CSV file without a header.",
 )
 @option(
     "--shape",
