@@ -50,7 +50,7 @@ average_shifts = option(
     section="Data",
     metavar="PLACE",
     shell_complete=completion.directories,
-    help="Score each new IDX file and dataset below a path or URL once.",
+    help="Score each new file, folder of pictures and dataset below a path or URL once.",
 )
 @option(
     "--include",

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from storage.errors import UsageError, translate_os_errors
-from storage.schema import CLASS_LIMIT
 
 if TYPE_CHECKING:
     from pipeline.sources.formats import SourceOptions
@@ -59,6 +58,8 @@ def read_class_names(file: str | None) -> tuple[str, ...] | None:
     """Return the lines of a file of class names; raise `UsageError` if it is not such a file."""
     if file is None:
         return None
+    from storage.schema import CLASS_LIMIT  # imports NumPy
+
     path = Path(file)
     if not path.is_file():
         raise UsageError(f"--class-names is {file}, which is not a file; check its name.")

@@ -1,18 +1,23 @@
-"""The inbox: a directory or prefix whose IDX files and datasets are scored once each, by content.
+"""The inbox: a directory or prefix whose files and datasets are scored once each, by content.
 
-Image files are converted, together with their labels, into a temporary dataset beside the run's
-scores. It exists until the scores are published, so an interrupted scoring can continue. Files that
-are still being written are left for the next run.
+Images are converted, together with their labels, into a temporary dataset beside the run's scores.
+It exists until the scores are published, so an interrupted scoring can continue. Files that are
+still being written are left for the next run.
 """
 
 import hashlib
 import logging
 import os
+import re
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from jobs.output import one_line
 from jobs.scoring.discover import Item, Listing, Selection, find_items, is_text
@@ -21,18 +26,32 @@ from jobs.signals import StopSignal
 from jobs.training.model import Model, check_images
 from storage.dataset import Dataset, open_dataset
 from storage.decoding import START_BYTES, hash_stored
-from storage.errors import BadDataError, UnreachableError, UsageError, nearest_place
+from storage.errors import (
+    BadDataError,
+    UnreachableError,
+    UsageError,
+    nearest_place,
+    translate_os_errors,
+)
 from storage.events import Progress, event
 from storage.idx import read_header
 from storage.local import LocalLocation
 from storage.location import Location, Lock, Status, TakeOver
+from storage.preparation import BYTES, ValueRange
+
+if TYPE_CHECKING:
+    from pipeline.sources.formats import Source
 
 logger = logging.getLogger(__name__)
 
 LARGE_FILE = 64 * 2**20
 """Files with more bytes have their header checked before they are copied and hashed."""
 SPLIT = "inbox"
-"""The split's name for rows from raw files."""
+"""The split's name for rows from files other than datasets."""
+BYTE_RANGES = (BYTES, ValueRange(0.0, 256.0))
+"""The ranges of formats whose values are bytes, or bytes divided by 255 or 256."""
+INGEST_ADVICE = "For options, put a dataset that `pipeline ingest` made into the inbox instead."
+_INGEST_OPTION = re.compile(r"--(arrays|channels|holdout|label|resize|shape)\b")
 
 
 @dataclass
@@ -41,9 +60,13 @@ class Arrival:
 
     item: Item
     files: list[Path] = field(default_factory=list)
-    """Local copies of its raw files; empty for a dataset."""
+    """Local copies of its files; empty for a dataset."""
     content: str = ""
     """The digest of its stored files, or of a dataset's rows; empty until it is known."""
+    directory: Path | None = None
+    """A temporary directory with links to the files, by their names in the inbox; None for IDX."""
+    source: "Source | None" = None
+    """Its rows, in one split; None for a dataset, and until the files are opened."""
 
 
 def real_place(location: Location) -> str:
@@ -104,14 +127,20 @@ class Inbox:
         """The inbox's name in the ledger."""
         return one_line(real_place(self._location))
 
-    def look(self, selection: Selection, settle: float, stop: StopSignal) -> Listing:
-        """List the inbox.
+    def look(
+        self,
+        selection: Selection,
+        class_names: Collection[str],
+        settle: float,
+        stop: StopSignal,
+    ) -> Listing:
+        """List the inbox; folders with the model's `class_names` label their pictures.
 
         If a file is younger than `settle` seconds, wait that long and list the inbox again:
         `reason_to_leave` compares the two listings.
         """
         began = time.monotonic()
-        listing = find_items(self._location, selection)
+        listing = find_items(self._location, selection, class_names)
         keys = {key for item in listing.items for key in item.keys}
         self._first_look = {key: self._look(key) for key in keys}
         self._settled = set(listing.items)
@@ -120,7 +149,7 @@ class Inbox:
             text = f"Waiting {settle:g} s for files that are still changing"
             event(logger, "settling", text, seconds=settle)
             pause(began + settle - time.monotonic(), stop)
-            self._settled = set(find_items(self._location, selection).items)
+            self._settled = set(find_items(self._location, selection, class_names).items)
         return listing
 
     def reason_to_leave(self, item: Item) -> str | None:
@@ -152,7 +181,7 @@ class Inbox:
         Raises `BadDataError` if its name, or the header of a large file, cannot be used.
         """
         item = arrival.item
-        if not is_text(str(item.images)):
+        if not all(map(is_text, item.keys)):
             raise BadDataError(f"{item.name}: the name is not valid UTF-8. Rename the file.")
         if item.trouble is not None:
             raise BadDataError(item.trouble)
@@ -161,15 +190,21 @@ class Inbox:
             arrival.content = digest_of([dataset.digest, item.split])
             return
         try:
-            for key in item.keys:
-                self._check_header(key, arrival)
+            if item.is_idx:
+                for key in item.keys:
+                    self._check_header(key, arrival)
             arrival.files = [
                 opened.enter_context(self._location.as_file(key, check=self._stop))
                 for key in item.keys
             ]
         except FileNotFoundError as error:
             raise BadDataError(f"{item.name} was removed: {error}.") from error
-        arrival.content = digest_of(hash_stored(path, self._stop)[1] for path in arrival.files)
+        digests = [hash_stored(path, self._stop)[1] for path in arrival.files]
+        if item.members:  # their order and classes follow from their names
+            digests = [f"{digest} {name}" for digest, name in zip(digests, item.names, strict=True)]
+        arrival.content = digest_of(digests)
+        if not item.is_idx:
+            arrival.directory = opened.enter_context(_directory_of_links(item.names, arrival.files))
 
     def _check_header(self, key: str, arrival: Arrival) -> None:
         """Check the header and size of a large file before it is copied and hashed."""
@@ -185,6 +220,58 @@ class Inbox:
                 arrival.content = digest_of([str(size), head])
                 raise BadDataError(str(error).replace(str(start), one_line(key))) from error
 
+    def open(self, arrival: Arrival, model: Model, progress: Progress) -> list[Arrival]:
+        """Open an item's files; return the item, or one for each split of a file with several.
+
+        Raises `BadDataError` or `UsageError` if they are damaged, or cannot be read as images.
+        """
+        if arrival.item.split is not None:
+            return [arrival]
+        with self._shown(arrival):
+            source = self._source(arrival, model, progress)
+        item = arrival.item
+        parts = []
+        for split in source.splits:
+            one = arrival
+            if len(source.splits) > 1:
+                name, content = (
+                    f"{item.name}/{split.name}",
+                    digest_of([arrival.content, split.name]),
+                )
+                one = replace(arrival, item=replace(item, name=name), content=content)
+            split.name = SPLIT
+            one.source = replace(source, name=item.images.name, splits=(split,))
+            parts.append(one)
+        return parts
+
+    def _source(self, arrival: Arrival, model: Model, progress: Progress) -> "Source":
+        from pipeline.sources.formats import Source, SourceOptions
+        from pipeline.sources.idx_split import IdxSplit
+        from pipeline.sources.source import format_of, open_path
+
+        item, directory = arrival.item, arrival.directory
+        if directory is None:
+            return Source("", (IdxSplit(SPLIT, *arrival.files),), "")
+        if item.has_only_pictures:
+            return _pictures(directory, item.names, model)
+        path = directory if item.labels else directory / item.images.name
+        known = format_of(path)
+        if known is None:
+            raise BadDataError(f"{item.name} is not in the format that its name says.")
+        given = _options_of(model)
+        options = {name: given[name] for name in given if name in known.options}
+        return open_path(path, SourceOptions(**options), progress)
+
+    def _shown(self, arrival: Arrival) -> AbstractContextManager[None]:
+        """Name the inbox's files in place of the links to them in errors and log messages."""
+        if arrival.directory is None:
+            return nullcontext()
+        from pipeline.sources.remote import shown_as
+
+        base = str(arrival.item.directory)
+        place = self._location if base == "." else self._location.child(base)
+        return shown_as(arrival.directory, str(place))
+
     def dataset(
         self, arrival: Arrival, model: Model, progress: Progress, take_over: TakeOver | None
     ) -> Dataset:
@@ -193,24 +280,32 @@ class Inbox:
         if item.split is not None:
             return open_dataset(self._location.child(str(item.images)))
         from pipeline.ingest import ingest
-        from pipeline.sources.formats import Source
-        from pipeline.sources.idx_split import IdxSplit
 
-        images, labels = arrival.files[0], arrival.files[1] if len(arrival.files) > 1 else None
-        rows = IdxSplit(SPLIT, images, labels)
+        if arrival.source is None:
+            self.open(arrival, model, progress)
+        source = arrival.source
+        assert source is not None
+        (rows,) = source.splits
         preparation = model.preparation
         shape = preparation.image_shape(rows.image_shape)
-        check_images(model, str(images), shape, str(rows.dtype))
-        dataset = ingest(
-            Source(item.images.name, (rows,), f"{item.name} of the inbox"),
-            self._staged(arrival).child("dataset"),
-            scale=preparation.scaling or "none",
-            transpose=preparation.transposed,
-            take_over=take_over,
-            progress=lambda stage, *done: progress(f"{stage} {item.name}", *done),
-        ).dataset
-        read = digest_of(str(source["stored_sha256"]) for source in dataset.sources)
-        if read != arrival.content:
+        check_images(model, item.name, shape, str(rows.dtype))
+        _check_range(item.name, source.scaling, preparation.scaling)
+        with self._shown(arrival):
+            dataset = ingest(
+                source,
+                self._staged(arrival).child("dataset"),
+                scale=preparation.scaling or "none",
+                transpose=preparation.transposed,
+                class_names=_class_names(source, model),
+                take_over=take_over,
+                progress=lambda stage, *done: progress(f"{stage} {item.name}", *done),
+            ).dataset
+        if item.is_idx:
+            read = digest_of(str(file["stored_sha256"]) for file in dataset.sources)
+            changed = read != arrival.content
+        else:
+            changed = not self._is_unchanged(item)
+        if changed:
             raise BadDataError(f"{item.name} changed while it was being read.")
         return dataset
 
@@ -219,13 +314,16 @@ class Inbox:
 
         The message is then the same in each pass, at any mount point of the inbox.
         """
-        images = one_line(str(arrival.item.images))
-        keys = map(one_line, arrival.item.keys)
+        item = arrival.item
+        images = one_line(str(item.images))
+        keys = map(one_line, item.keys)
         names = dict(zip(map(str, arrival.files), keys, strict=False))
         names[str(self._staged(arrival).child("dataset"))] = images
-        names[f"{str(self._location).rstrip('/')}/{arrival.item.images}"] = images
+        names[f"{str(self._location).rstrip('/')}/{item.images}"] = images
         for place, name in names.items():
             text = text.replace(place, name)
+        if _INGEST_OPTION.search(text):
+            text += f" {INGEST_ADVICE}"
         return text
 
     def _staged(self, arrival: Arrival) -> Location:
@@ -251,3 +349,57 @@ def inbox_key(location: Location) -> str:
 def digest_of(parts: Iterable[str]) -> str:
     """Return the SHA-256 of several texts, in hex."""
     return hashlib.sha256("|".join(parts).encode()).hexdigest()
+
+
+@contextmanager
+def _directory_of_links(names: Iterable[str], files: Iterable[Path]) -> Iterator[Path]:
+    """Yield a temporary directory in which links with these names lead to the files."""
+    with TemporaryDirectory() as place:
+        with translate_os_errors("write", Path(place)):
+            for name, file in zip(names, files, strict=True):
+                link = Path(place, name)
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(file.absolute())
+        yield Path(place)
+
+
+def _pictures(directory: Path, names: list[str], model: Model) -> "Source":
+    """Open pictures; those in folders are labelled with the class that the folder names."""
+    from pipeline.sources.formats import SourceOptions
+    from pipeline.sources.picture_folder import natural_key
+    from pipeline.sources.picture_split import PictureFiles, open_pictures
+
+    ordered = sorted(names, key=lambda name: (natural_key(PurePosixPath(name).name), name))
+    classes = [PurePosixPath(name).parent.name for name in ordered]
+    labels = None
+    if all(classes):
+        labels = np.array([model.class_names.index(name) for name in classes], np.int32)
+    files = {"test": PictureFiles(ordered, labels)}
+    channels = _options_of(model).get("channels")
+    return open_pictures(directory, files, model.class_names, SourceOptions(channels=channels), "")
+
+
+def _options_of(model: Model) -> dict[str, Any]:
+    """Return options for reading images of the model's shape; squares of grey are the default."""
+    shape = model.preparation.image_shape(model.image_shape or ())
+    is_square = len(shape) == 2 and shape[0] == shape[1]
+    options: dict[str, Any] = {} if is_square or not shape else {"shape": shape}
+    return options | ({"channels": "rgb"} if shape[2:] == (3,) else {})
+
+
+def _check_range(name: str, scaling: ValueRange | None, trained: ValueRange | None) -> None:
+    """Raise `BadDataError` if a file's format maps other values to [0, 1] than the model does."""
+    trained = trained or ValueRange(0.0, 1.0)
+    if scaling in (None, trained) or {scaling, trained} <= set(BYTE_RANGES):
+        return
+    raise BadDataError(
+        f"{name} has values from {scaling}; the run was trained on values from {trained}. Convert "
+        "them to that range."
+    )
+
+
+def _class_names(source: "Source", model: Model) -> tuple[str, ...] | None:
+    """Return the model's names of a file's numeric labels; None if names and numbers agree."""
+    if source.class_names is not None or all(name.isdecimal() for name in model.class_names):
+        return source.class_names
+    return model.class_names

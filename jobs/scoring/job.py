@@ -3,7 +3,8 @@
 import logging
 import time
 import traceback
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from jobs.training.select_checkpoint import open_chosen_dataset
 from storage.errors import (
     BadDataError,
     InternalError,
+    MissingExtraError,
     StoppedError,
     UnreachableError,
     UsageError,
@@ -255,7 +257,10 @@ class _InboxJob:
         """Return the candidates; report the files that are skipped or left for the next run."""
         config = self._config
         selection = Selection(config.include, config.exclude)
-        listing = self._retry(lambda: inbox.look(selection, config.settle, self._retry.stop))
+        classes = tuple(map(str, self._scorer.run.dataset.get("class_names") or ()))
+        listing = self._retry(
+            lambda: inbox.look(selection, classes, config.settle, self._retry.stop)
+        )
         for name, reason in listing.left.items():
             self._leave(name, reason)
         if listing.skipped:
@@ -278,8 +283,22 @@ class _InboxJob:
         from jobs.scoring.inbox import Arrival
 
         arrival = Arrival(item)
+        with self._failures_recorded(inbox, arrival), ExitStack() as opened:
+            self._retry(lambda: inbox.read(arrival, opened))
+            for part in self._retry(lambda: self._parts(inbox, arrival)):
+                with self._failures_recorded(inbox, part):
+                    self._retry(partial(self._attempt, inbox, part))
+
+    def _parts(self, inbox: "Inbox", arrival: "Arrival") -> "list[Arrival]":
+        """Return an item's splits; files that were scored before are not opened."""
+        if self._scorer.scored_before(arrival.content) is not None:
+            return [arrival]
+        return inbox.open(arrival, self._scorer.model, self._scorer.progress)
+
+    @contextmanager
+    def _failures_recorded(self, inbox: "Inbox", arrival: "Arrival") -> Iterator[None]:
         try:
-            self._retry(lambda: self._attempt(inbox, arrival))
+            yield
         except (ModelError, LedgerError, StoppedError, KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # noqa: BLE001 - a panic in Rust is no Exception
@@ -289,25 +308,24 @@ class _InboxJob:
         from jobs.scoring.inbox import SPLIT
 
         item, scorer = arrival.item, self._scorer
-        with ExitStack() as opened:
-            inbox.read(arrival, opened)
 
-            @cache
-            def dataset_of() -> "Dataset":
-                take_over = self._config.take_over
-                return inbox.dataset(arrival, scorer.model, scorer.progress, take_over)
+        @cache
+        def dataset_of() -> "Dataset":
+            take_over = self._config.take_over
+            return inbox.dataset(arrival, scorer.model, scorer.progress, take_over)
 
-            scores = scorer.scored_before(arrival.content)
-            already_done = scores is not None
-            if scores is None:
-                scores, already_done = scorer.score(dataset_of(), item.split or SPLIT)
-            scorer.finish(scores, already_done, dataset_of, item.name, arrival.content)
-            inbox.remove_staged(arrival)
+        scores = scorer.scored_before(arrival.content)
+        already_done = scores is not None
+        if scores is None:
+            scores, already_done = scorer.score(dataset_of(), item.split or SPLIT)
+        scorer.finish(scores, already_done, dataset_of, item.name, arrival.content)
+        inbox.remove_staged(arrival)
 
     def _fail(self, inbox: "Inbox", arrival: "Arrival", error: BaseException) -> None:
         """Record that an item could not be scored, unless it changed while it was being read."""
         failure, name = as_pipeline_error(error), arrival.item.name
-        if failure is not None and not isinstance(failure, BadDataError | UsageError):
+        concerns_file = isinstance(failure, BadDataError | UsageError)
+        if failure is not None and (not concerns_file or isinstance(failure, MissingExtraError)):
             self._result.errors.append(failure)
             self._leave(name, str(failure))
         elif inbox.has_changed(arrival.item):

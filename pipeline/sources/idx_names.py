@@ -123,10 +123,10 @@ def choose_one(rivals: Sequence[IdxName]) -> IdxName | None:
     return min(rivals, key=lambda rival: COMPRESSIONS.index(compression_of(rival.name).lower()))
 
 
-def by_stem(names: Iterable[str]) -> dict[str, dict[str, list[IdxName]]]:
+def by_stem(names: Iterable[IdxName]) -> dict[str, dict[str, list[IdxName]]]:
     """Group names by stem, then by content."""
     groups: dict[str, dict[str, list[IdxName]]] = defaultdict(lambda: defaultdict(list))
-    for idx_name in map(read_name, names):
+    for idx_name in names:
         groups[idx_name.stem][idx_name.content].append(idx_name)
     return groups
 

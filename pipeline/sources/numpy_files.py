@@ -94,12 +94,10 @@ def _named_roles(path: Path, arrays: Mapping[str, Npy]) -> Roles:
     default = split_named(path.stem) or "train"
     by_role: dict[str, dict[str, list[str]]] = defaultdict(lambda: {"images": [], "labels": []})
     for name in arrays:
-        words = [word.lower() for word in _WORD.findall(name)]
-        split = next((SPLIT_OF[word] for word in words if word in SPLIT_OF), default)
-        if IMAGE_WORDS.intersection(words):
-            by_role[split]["images"].append(name)
-        elif LABEL_WORDS.intersection(words):
-            by_role[split]["labels"].append(name)
+        content, words = read_array_name(name)
+        split = next((word for word in words if word in SPLITS), default)
+        if content is not None:
+            by_role[split][content].append(name)
     for split, names in by_role.items():
         if len(names["images"]) != 1 or len(names["labels"]) > 1:
             raise _unclear_error(path, arrays, f"the {split} split's images and labels are unclear")
@@ -109,6 +107,19 @@ def _named_roles(path: Path, arrays: Mapping[str, Npy]) -> Roles:
         split: (names["images"][0], names["labels"][0] if names["labels"] else None)
         for split, names in by_role.items()
     }
+
+
+def read_array_name(name: str) -> tuple[str | None, list[str]]:
+    """Return `images` or `labels`, or None if a name says neither, and its other words.
+
+    Each word for a split is replaced by the split.
+    """
+    lower = [word.lower() for word in _WORD.findall(name)]
+    words = [SPLIT_OF.get(word, word) for word in lower]
+    for content, known in (("images", IMAGE_WORDS), ("labels", LABEL_WORDS)):
+        if known.intersection(words):
+            return content, [word for word in words if word not in known]
+    return None, words
 
 
 def _unclear_error(path: Path, arrays: Mapping[str, Npy], problem: str) -> BadDataError:

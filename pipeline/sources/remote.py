@@ -56,7 +56,7 @@ def opened_source(
         return
     with _temporary_directory() as directory:
         path, url = directory / source.name, str(source)
-        with _shown_as(path, url):
+        with shown_as(path, url):
             _copy(source, path, progress)
             opened = open_path(path, options or SourceOptions(), progress)
             for split in opened.splits:
@@ -165,21 +165,21 @@ def _local_errors(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _shown_as(path: Path, url: str) -> Iterator[None]:
-    """Replace a path by a URL in errors and log records while the block runs."""
+def shown_as(path: Path, place: str) -> Iterator[None]:
+    """Replace a path by another place in errors and log records while the block runs."""
     make_record = logging.getLogRecordFactory()
 
     def make_renamed(*arguments: Any, **more: Any) -> logging.LogRecord:
         record = make_record(*arguments, **more)
         if str(path) in (text := record.getMessage()):
-            record.msg, record.args = text.replace(str(path), url), ()
+            record.msg, record.args = text.replace(str(path), place), ()
         return record
 
     logging.setLogRecordFactory(make_renamed)
     try:
         yield
     except PipelineError as error:
-        error.args = tuple(str(text).replace(str(path), url) for text in error.args)
+        error.args = tuple(str(text).replace(str(path), place) for text in error.args)
         raise
     finally:
         logging.setLogRecordFactory(make_record)

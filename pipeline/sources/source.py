@@ -56,18 +56,22 @@ def open_source(
 
 def open_path(path: Path, options: SourceOptions, progress: Progress = no_progress) -> Source:
     """Open a file or directory in the first format that recognises it; see `open_source`."""
-    start = b""
-    if path.is_file():
-        with translate_os_errors("read", path), path.open("rb") as file:
-            start = file.read(START_BYTES)
-    for known in FORMATS:
-        if known.recognises(path, start):
-            check_options(options, known.options, f"{path}, which is {known.name}")
-            return known.open(path, options, progress)
+    if known := format_of(path):
+        check_options(options, known.options, f"{path}, which is {known.name}")
+        return known.open(path, options, progress)
     raise UsageError(
         f"SOURCE {str(path)!r} is a file; expected the directory that contains the IDX files. "
         f"Give {str(path.parent)!r} if its files are one set."
     )
+
+
+def format_of(path: Path) -> Format | None:
+    """Return the first format that recognises a file or directory; None if none does."""
+    start = b""
+    if path.is_file():
+        with translate_os_errors("read", path), path.open("rb") as file:
+            start = file.read(START_BYTES)
+    return next((known for known in FORMATS if known.recognises(path, start)), None)
 
 
 def _open_set(catalogue: Catalogue, cache: Path | None) -> Source:

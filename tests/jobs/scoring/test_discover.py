@@ -101,6 +101,8 @@ def test_names_are_shown_on_one_line(tmp_path: Path) -> None:
         ("monday-images.float32", "monday-labels.int8"),
         ("a-images-idx3-f32", "a-labels-idx1-int64"),
         ("images.idx3-ubyte", "labels.idx1-ubyte"),
+        ("x_train.npy", "y_train.npy"),
+        ("images.npy", "labels.npy"),
     ],
 )
 def test_labels_go_with_their_images(tmp_path: Path, images: str, labels: str) -> None:
@@ -166,7 +168,7 @@ def test_unfinished_labels(tmp_path: Path) -> None:
 
 NOT_DATA = (
     *("_SUCCESS", "SHA256SUMS", "a-images-idx3-ubyte.md5", "a-images.gz.sha256", "README"),
-    *("SUCCESS", "AUTHORS", "SHA512SUMS.gpg", "film.mkv", "table.parquet", "Icon\r"),
+    *("SUCCESS", "AUTHORS", "SHA512SUMS.gpg", "film.mkv", "my_submission.csv", "Icon\r"),
     *("readme.md.gz", "photo.JPG", "labels.csv", "Thumbs.db", "desktop.ini", "manifest.json"),
 )
 
@@ -202,3 +204,34 @@ def test_selection(
     assert expected == [item.name for item in listing.items]
     if "a-images.idx" in expected:
         assert ["a-images.idx", "a-labels.idx"] == listing.items[0].keys
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("monday/a.png", "monday/labels.csv"), {"monday": ["monday/a.png", "monday/labels.csv"]}),
+        (
+            ("tuesday/1/a.png", "tuesday/2/b.JPG"),
+            {"tuesday": ["tuesday/1/a.png", "tuesday/2/b.JPG"]},
+        ),
+        (("2/1/a.png", "2/2/b.jpeg"), {"2": ["2/1/a.png", "2/2/b.jpeg"]}),
+        (("t/1/a.png", "t/x/b.bmp"), {"t/1": ["t/1/a.png"], "t/x": ["t/x/b.bmp"]}),
+        (("t/a.png", "t/1/b.webp"), {"t": ["t/a.png"], "t/1": ["t/1/b.webp"]}),
+        (("1/a.png", "2/b.tiff"), {"1": ["1/a.png"], "2": ["2/b.tiff"]}),
+        (("a.png", "b.png"), {"a.png": ["a.png"], "b.png": ["b.png"]}),
+        (("m/a.png", "m/images.idx"), {"m/images.idx": ["m/images.idx"]}),
+        (("a.png", "a.npz"), {"a.npz": ["a.npz"]}),
+        (("m/a.png", "m/b.png.part"), {}),
+        (("t/1/a.png", "t/2/b.png.part"), {}),
+        (("a.png", "b.png.part"), {"a.png": ["a.png"]}),
+        (("t.csv", "labels.csv", "metadata.parquet"), {"t.csv": ["t.csv"]}),
+    ],
+)
+def test_pictures(tmp_path: Path, names: tuple[str, ...], expected: dict[str, list[str]]) -> None:
+    """Pictures form batches by folder; folders with names of classes are labels of one batch."""
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+    listing = find_items(open_location(tmp_path), class_names=("1", "2", "3"))
+    assert expected == {item.name: item.keys for item in listing.items}
