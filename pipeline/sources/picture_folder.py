@@ -229,21 +229,22 @@ def _is_ignored(name: str) -> bool:
     return name.startswith(".") or name.lower() in IGNORED
 
 
-def _recognises(path: Path) -> bool:
-    """Return whether a directory has pictures, and no IDX files that they accompany."""
+def holds_idx(path: Path) -> bool:
+    """Return whether a directory has IDX files, or some that are almost named so."""
+    if not path.is_dir():
+        return False
     with translate_os_errors("list", path), os.scandir(path) as entries:
         names = [entry.name for entry in entries if entry.is_file()]
-    is_idx = any(
+    return any(
         read_name(name).split or (nearest_role(name, None) and not accompanies_data(name))
         for name in names
         if not _is_ignored(name) and not is_picture_name(name)
     )
-    return not is_idx and has_pictures(path)
 
 
 FORMAT = Format(
     name="a folder of pictures",
-    recognises=lambda path, start: path.is_dir() and _recognises(path),
+    recognises=lambda path, start: path.is_dir() and not holds_idx(path) and has_pictures(path),
     open=lambda path, options, progress: open_folder(path, options),
     options=frozenset({"seed", "resize", "channels", "holdout", "shuffle"}),
 )

@@ -5,7 +5,13 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline.sources import csv_files, idx_directory, numpy_files, picture_folder
+from pipeline.sources import (
+    csv_files,
+    idx_directory,
+    numpy_files,
+    picture_folder,
+    picture_table,
+)
 from pipeline.sources.downloads import CATALOGUES, Catalogue, download
 from pipeline.sources.formats import START_BYTES, Format, Source, SourceOptions, check_options
 from pipeline.sources.synthetic import open_synthetic
@@ -14,6 +20,7 @@ from storage.events import Progress, no_progress
 
 FORMATS: tuple[Format, ...] = (
     numpy_files.FORMAT,
+    picture_table.FORMAT,
     picture_folder.FORMAT,
     csv_files.FORMAT,
     idx_directory.FORMAT,
