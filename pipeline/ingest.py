@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.convert import Conversion, convert_part
+from pipeline.convert import Conversion, Converted, convert_part
+from pipeline.findings import Findings, FindingsCollector
 from pipeline.plan import (
     BYTES_IN_FLIGHT,
     DEFAULT_THREADS,
@@ -49,8 +50,6 @@ EMNIST_HINT = (
     "These look like EMNIST files, whose images are published with height and width swapped. "
     "Pass --transpose to store them upright."
 )
-Converted = tuple[int, list[ChunkRecord]]
-"""The result of `convert_part`: a part's number of rows and its chunks' records."""
 Convert = Callable[[SplitSource, SplitWriter, Conversion], Generator[Converted, None, None]]
 """Converts each part of a split, in order."""
 logger = logging.getLogger(__name__)
@@ -162,6 +161,7 @@ def ingest(
                     dataset = _convert(
                         opened, writer, labels, fingerprint, threads, progress, cluster
                     )
+                _warn(dataset)
         if "train" in schema.splits and not schema.splits["train"].classes:
             logger.warning(
                 "The train split has no labels: the dataset can be scored, not trained on."
@@ -197,6 +197,13 @@ def _announce(
     names = [source.name, *(os.path.basename(split.origin) for split in source.splits)]
     if transpose is None and any("emnist" in name.lower() for name in names):
         logger.warning(EMNIST_HINT)
+
+
+def _warn(dataset: Dataset) -> None:
+    """Log what was noticed about the images that deserves a warning."""
+    findings = Findings.of(dataset)
+    for text in findings.warnings() if findings else []:
+        logger.warning(text)
 
 
 def _same_dataset(
@@ -279,7 +286,10 @@ def _convert(
 ) -> Dataset:
     """Convert all splits and publish the dataset."""
     classes = np.array(labels, dtype=np.int64)
-    with ThreadPoolExecutor(threads, thread_name_prefix="ingest") as pool:
+    with (
+        ThreadPoolExecutor(threads, thread_name_prefix="ingest") as pool,
+        FindingsCollector(writer.schema) as findings,
+    ):
         convert: Convert = partial(_convert_here, pool, threads)
         if cluster is not None:
             from pipeline.cluster.tasks import convert_parts  # imports Dask's cluster
@@ -289,23 +299,27 @@ def _convert(
         for split in source.splits:
             conversion = Conversion(writer.schema.preparation, classes, split.origin)
             parts = convert(split, writer.split(split.name), conversion)
-            records[split.name] = _collect(split, parts, progress)
+            records[split.name] = _collect(split, parts, findings, progress)
             files += [{"split": split.name} | file.to_json() for file in split.files()]
-        return writer.publish(records, files, fingerprint)
+        return writer.publish(records, files, fingerprint, findings.result().to_json())
 
 
 def _collect(
-    split: SplitSource, parts: Generator[Converted, None, None], progress: Progress
+    split: SplitSource,
+    parts: Generator[Converted, None, None],
+    findings: FindingsCollector,
+    progress: Progress,
 ) -> list[ChunkRecord]:
-    """Return the chunk records of all parts of a split, and report progress."""
+    """Return the chunk records of all parts of a split; collect findings, and report progress."""
     stage = f"ingest {split.name}"
     progress(stage, 0, split.rows)
     records: list[ChunkRecord] = []
     done = 0
     with closing(parts):  # running conversions end before their output is removed
-        for rows, chunk_records in parts:
-            records += chunk_records
-            done += rows
+        for part in parts:
+            records += part.records
+            findings.add(split.name, part.examinations)
+            done += part.rows
             progress(stage, done, split.rows)
     return records
 

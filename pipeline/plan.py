@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from pipeline.findings import findings_memory
 from pipeline.sources.formats import Source
 from pipeline.values import range_of
 from storage.errors import UsageError, counted
@@ -118,9 +119,10 @@ def plan_dataset(
 
 
 def memory_needed(schema: DatasetSchema, threads: int = DEFAULT_THREADS) -> int:
-    """Return the most bytes that an ingest needs; they do not depend on the number of rows."""
+    """Return the most bytes that an ingest needs; they do not grow with more rows than a limit."""
     splits = schema.splits.values()
     chunk = max(split.chunk_rows * split.row_bytes for split in splits)
     part = max(split.chunk_rows * split.chunks_per_shard * split.row_bytes for split in splits)
     read = max(BYTES_IN_FLIGHT, threads * part) + part
-    return BASE_MEMORY + read + threads * COPIES_OF_A_CHUNK * chunk
+    findings = findings_memory(schema, max(threads, BYTES_IN_FLIGHT // chunk))
+    return BASE_MEMORY + read + threads * COPIES_OF_A_CHUNK * chunk + findings

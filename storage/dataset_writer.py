@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from storage import documents
 from storage.chunks import ChunkedArray, Document, array_metadata
 from storage.dataset import (
     DATASET_FORMAT,
@@ -28,7 +29,7 @@ from storage.schema import (
     SplitSchema,
     dataset_digest,
 )
-from storage.trees import group_metadata, metadata_bytes, write_tree
+from storage.trees import FINDINGS, group_metadata, metadata_bytes, write_tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +122,13 @@ class DatasetWriter:
         records: dict[str, list[ChunkRecord]],
         sources: list[dict[str, Any]],
         fingerprint: dict[str, Any],
+        findings: dict[str, Any] | None = None,
     ) -> Dataset:
         """Write the metadata of all chunks and publish the dataset.
 
-        Raises `BadDataError` if a chunk has no record, or two; `UnreachableError` if one that a
-        worker wrote cannot be seen from here.
+        `findings` about the images are stored with a seal of their own. Raises `BadDataError` if a
+        chunk has no record, or two; `UnreachableError` if one that a worker wrote cannot be seen
+        from here.
         """
         schema = self.schema
         splits = {name: self._record_split(name, records[name]) for name in schema.splits}
@@ -144,6 +147,8 @@ class DatasetWriter:
                 schema.class_names, schema.image_shape, schema.transforms, splits
             ),
         }
+        if findings is not None:
+            attributes[FINDINGS] = documents.seal(findings)
         write_tree(self._staged, attributes, self._members())
         self.publishing = True
         self.target.publish(self._staged, METADATA_NAME)

@@ -4,6 +4,7 @@ import difflib
 import errno
 import os
 import signal
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -247,4 +248,17 @@ def translate_os_errors(verb: str, path: Path) -> Iterator[None]:
         remedy = REMEDY.get(error.errno or 0, "check the disk or mount and run again.")
         raise UnreachableError(
             f"Cannot {verb} {path}: {error.strerror or error}. {remedy[0].upper()}{remedy[1:]}"
+        ) from error
+
+
+@contextmanager
+def temporary_space() -> Iterator[None]:
+    """Raise `UnreachableError` if a temporary file cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        place = tempfile.tempdir or os.environ.get("TMPDIR", "the temporary directory")
+        raise UnreachableError(
+            f"Cannot write a temporary file to {place}: {error.strerror or error}. Free some space "
+            "there, or set TMPDIR to another directory, and run the same command again."
         ) from error

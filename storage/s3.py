@@ -25,7 +25,6 @@ Without a lock, the last writer wins: `--out` files, pins and records of failed 
 content does not depend on the writer. For locks see `storage/s3_lock.py`.
 """
 
-import os
 import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -35,7 +34,7 @@ from pathlib import Path, PurePosixPath
 from typing import ClassVar, Self
 
 from storage import files
-from storage.errors import BadDataError, ConflictError, UnreachableError, UsageError
+from storage.errors import BadDataError, ConflictError, UsageError, temporary_space
 from storage.location import (
     REMOVED_BYTES,
     VERSION,
@@ -142,12 +141,12 @@ class S3Location(Location):
 
     @contextmanager
     def open_for_writing(self, key: str) -> Iterator[Write]:
-        with _temporary_space():  # on disk, so that the upload can be retried
+        with temporary_space():  # on disk, so that the upload can be retried
             pieces = tempfile.TemporaryFile()  # noqa: SIM115 - closed below
         with pieces:
 
             def write(data: bytes | memoryview) -> None:
-                with _temporary_space():
+                with temporary_space():
                     files.write(pieces.fileno(), data)
 
             yield write
@@ -176,18 +175,18 @@ class S3Location(Location):
         self, key: str, count: int | None = None, check: Callable[[], None] = lambda: None
     ) -> Iterator[Path]:
         size = self.size(key) if count is None else min(self.size(key), count)
-        with _temporary_space():
+        with temporary_space():
             directory = tempfile.TemporaryDirectory()
         with directory as place:
             suffixes = "".join(PurePosixPath(key).suffixes[-2:])
             path = Path(place) / f"object{suffixes[-SUFFIX_CHARACTERS:]}"
-            with _temporary_space():
+            with temporary_space():
                 descriptor = files.create(path)
             try:
                 for start in range(0, size, PIECE_BYTES):
                     check()
                     piece = self.get(key, start, min(start + PIECE_BYTES, size))
-                    with _temporary_space():
+                    with temporary_space():
                         files.write(descriptor, piece)
             finally:
                 files.close(descriptor)
@@ -257,19 +256,6 @@ class S3Location(Location):
                 tree.recover(root)
             elif sizes.keys() != {root}:
                 tree.remove_tree(root)
-
-
-@contextmanager
-def _temporary_space() -> Iterator[None]:
-    """Raise `UnreachableError` if a temporary file cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        place = tempfile.tempdir or os.environ.get("TMPDIR", "the temporary directory")
-        raise UnreachableError(
-            f"Cannot write a temporary file to {place}: {error.strerror or error}. Free some space "
-            "there, or set TMPDIR to another directory, and run the same command again."
-        ) from error
 
 
 def _other_versions(keys: Iterable[str], root: str, version: str | None) -> list[str]:

@@ -23,7 +23,6 @@ SHORT = {
     "jobs/nn/parameters.py": "the layout in memory that optimizers and checkpoints share",
     "jobs/scoring/retry.py": "the job, the scorer and the inbox share it",
     "jobs/thread_map.py": "evaluation and scoring share it",
-    "pipeline/convert.py": "workers import it, and ingest does",
     "pipeline/draws.py": "distortions and dropout share it",
     "storage/events.py": "logging and progress, which all floors use",
 }

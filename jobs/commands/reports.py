@@ -15,10 +15,11 @@ from jobs.commands.tables import (
     size,
     table,
 )
-from jobs.output import average_text, percent
+from jobs.output import average_text, one_line, percent
 from jobs.training.config import TrainConfig
 from jobs.training.history import EpochTable, check_history
 from jobs.training.select_checkpoint import snapshots
+from pipeline.findings import Findings
 from pipeline.ingest import IngestResult
 from storage.checkpoints import CheckpointName, list_checkpoints, load_checkpoint, recorded_metrics
 from storage.dataset import Dataset, open_dataset, replaced_sibling
@@ -68,7 +69,9 @@ def inspect_dataset(dataset: Dataset) -> Report:
         "compression": dataset.compression,
         "splits": splits,
         "sources": list(dataset.sources),
+        "findings": dataset.findings,
     }
+    findings = "\n".join(_findings(dataset))
     tree = [("Zarr group", str(dataset.tree))] if dataset.tree != dataset.location else []
     pairs = [
         ("dataset", f"{dataset.name} in {dataset.location}"),
@@ -84,6 +87,7 @@ def inspect_dataset(dataset: Dataset) -> Report:
         facts(pairs),
         table(header, rows, left=("chunks",)),
         _class_counts(dataset.class_names, splits),
+        findings and f"findings\n{findings}",
         _sources_table(dataset.sources),
     ]
     digests = [("dataset", dataset.digest)]
@@ -96,6 +100,15 @@ def inspect_dataset(dataset: Dataset) -> Report:
     summary = f"{_rows_text(dataset)} in {dataset.location}"
     details = "\ndigests\n" + facts(digests)
     return Report(document, "\n\n".join(filter(None, parts)), summary, details)
+
+
+def _findings(dataset: Dataset) -> list[str]:
+    """Return a line for each thing that ingest noticed about the images."""
+    findings = Findings.of(dataset)
+    if findings is None:
+        return []
+    counts = {name: split.record.class_counts for name, split in dataset.splits.items()}
+    return [f"  {one_line(text)}" for text in findings.sentences(dataset.class_names, counts)]
 
 
 def _class_counts(class_names: Sequence[str], splits: dict[str, Any]) -> str:
@@ -298,7 +311,8 @@ def ingest_report(result: IngestResult) -> Report:
     summary = f"{_rows_text(dataset)} in {dataset.location}, {result.seconds:.1f} s"
     if result.already_done:
         summary = f"{dataset.location} is already ingested from the same source."
-    return Report(document, summary, summary, facts([("digest", dataset.digest)]))
+    details = [*_findings(dataset), facts([("digest", dataset.digest)])]
+    return Report(document, summary, summary, "\n".join(details))
 
 
 def _rows_text(dataset: Dataset) -> str:

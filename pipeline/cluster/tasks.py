@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 
 from pipeline.cluster.client import Cluster
 from pipeline.cluster.worker import TaskFailedError, reason, run_task
-from pipeline.convert import Conversion, convert_part
+from pipeline.convert import Conversion, Converted, convert_part
 from pipeline.rows import check_seen
 from pipeline.sources.splits import Part, SplitSource
-from storage.dataset_writer import ChunkRecord, SplitWriter
+from storage.dataset_writer import SplitWriter
 from storage.errors import BadDataError, ConflictError, PipelineError, UnreachableError, UsageError
 from storage.location import Closing
 
@@ -219,9 +219,7 @@ PARTS_PER_WORKER = 2
 """Parts in flight for each worker: one being written, and the next."""
 
 
-def convert_part_on_worker(
-    part: Part, writer: SplitWriter, conversion: Conversion
-) -> tuple[int, list[ChunkRecord]]:
+def convert_part_on_worker(part: Part, writer: SplitWriter, conversion: Conversion) -> Converted:
     """Convert a part on a worker, if it sees the job's dataset."""
     check_seen(writer.location)
     return convert_part(part, writer, conversion)
@@ -229,8 +227,8 @@ def convert_part_on_worker(
 
 def convert_parts(
     cluster: Cluster, split: SplitSource, writer: SplitWriter, conversion: Conversion
-) -> Generator[tuple[int, list[ChunkRecord]], None, None]:
-    """Yield the number of rows and the chunk records of each part, in order.
+) -> Generator[Converted, None, None]:
+    """Convert each part, and yield the results in order.
 
     Files are read here, once, and their content is sent to the worker that writes the rows;
     generated digits are drawn by the worker. If the ingest stops, its running tasks end before

@@ -71,7 +71,8 @@ def open_group(place: Path, attributes: list[str]) -> tuple[zarr.Group, Json]:
     every: Json = root["attributes"]
     assert every["complete"] is True
     assert every.keys() == {*attributes, *ROOT}
-    assert every["own_seal"] == own_digest(root, [name for name in every if "seal" not in name])
+    own = [name for name in every if "seal" not in name and name != "findings"]
+    assert every["own_seal"] == own_digest(root, own)
     recorded = every.pop("seal")
     assert sha256(canonical(root)) == recorded
     for key, digest in every["own_metadata_digests"].items():
@@ -112,6 +113,11 @@ def read_dataset(place: Path) -> tuple[zarr.Group, Json]:
         assert split["digest"] == sha256(digests.tobytes())
         assert split["class_counts_digest"] == sha256(counts.astype("<i8").tobytes())
         assert counts.sum(axis=0).tolist() == split["class_counts"]
+    findings = unsealed(json.dumps(attributes["findings"]))
+    assert list(findings) == listed("field of `findings`")
+    assert [list(split) for split in findings["splits"].values()] == [
+        listed("finding of a split")
+    ] * len(attributes["splits"])
     meaning = {
         name: attributes[name] for name in ("class_names", "image_shape", "transforms", "splits")
     }
