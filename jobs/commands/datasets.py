@@ -143,8 +143,9 @@ def ingest(
 ) -> "Report":
     """Convert image files to a chunked, checksummed dataset.
 
-    SOURCE is a directory with IDX files (raw, .gz or .xz), or its s3:// URL; mnist (the default),
-    fashion-mnist or kmnist, which are downloaded; or synthetic[:TRAIN[,TEST]] for generated digits.
+    SOURCE is a path or s3:// URL of IDX, NumPy, CSV or Parquet files or of a folder of pictures;
+    mnist (the default), fashion-mnist or kmnist, which are downloaded; or synthetic[:TRAIN[,TEST]]
+    for generated digits.
     """
     from jobs.commands.reports import ingest_report
     from pipeline.ingest import ingest as run_ingest

@@ -1,6 +1,7 @@
 """A split from an array of images and an optional one of labels, whatever file contains them."""
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -61,7 +62,29 @@ class RowArray(Protocol):
         """
 
 
-class ArraySplit(FileSplit):
+class ValueSplit(FileSplit):
+    """A split of values of any element type, which `source_of_values` may replace."""
+
+    stored_dtype: np.dtype[Any]
+    """The element type as stored, in this machine's byte order."""
+
+    def set_type(self, stored: np.dtype[Any]) -> None:
+        """Set the element types; raise `BadDataError` for values that are no numbers."""
+        self.stored_dtype = stored.newbyteorder("=")
+        dtype = WIDENED.get(self.stored_dtype.name, self.stored_dtype.name)
+        if dtype not in (*ELEMENT_TYPES, *SCANNED):
+            raise BadDataError(
+                f"{self.origin} has values of type {stored}; expected integers, floats of at most "
+                "64 bits, or bool. Convert them to one of these, and save them again."
+            )
+        self.dtype = np.dtype(dtype)  # of `SCANNED` until `source_of_values` replaces it
+
+    @abstractmethod
+    def range(self, progress: Progress) -> tuple[int, int]:
+        """Return the smallest and the largest value of integer images, by reading all of them."""
+
+
+class ArraySplit(ValueSplit):
     """The rows of an array of images, with the classes of an optional array of labels."""
 
     def __init__(
@@ -82,15 +105,8 @@ class ArraySplit(FileSplit):
         self._images, self._labels = images, labels
         self.rows = images.shape[0] if images.shape else 0
         self.has_labels = labels is not None
-        self.image_shape = _image_shape(images, shape)
-        self.stored_dtype = images.dtype.newbyteorder("=")
-        dtype = WIDENED.get(self.stored_dtype.name, self.stored_dtype.name)
-        if dtype not in (*ELEMENT_TYPES, *SCANNED):
-            raise BadDataError(
-                f"{images.place} has values of type {images.dtype}; expected integers, floats of "
-                "at most 64 bits, or bool. Convert the array with astype, and save it again."
-            )
-        self.dtype = np.dtype(dtype)  # of `SCANNED` until `choose_types` replaces it
+        self.image_shape = image_shape(images.place, images.shape, images.dtype.itemsize, shape)
+        self.set_type(images.dtype)
         if labels is not None:
             self._check_labels(labels)
 
@@ -155,7 +171,6 @@ class ArraySplit(FileSplit):
         return distinct.values()
 
     def range(self, progress: Progress) -> tuple[int, int]:
-        """Return the smallest and the largest value of integer images, by reading all of them."""
         low, high = np.iinfo(np.int64).max, np.iinfo(np.int64).min
         with self._images.open() as read:
             for start, stop in _steps(self._images, self.rows):
@@ -165,8 +180,8 @@ class ArraySplit(FileSplit):
         return low, high
 
 
-def source_of_arrays(
-    name: str, splits: Sequence[ArraySplit], description: str, progress: Progress
+def source_of_values(
+    name: str, splits: Sequence[ValueSplit], description: str, progress: Progress
 ) -> Source:
     """Return the source of splits, in order; choose the element type of wide integers.
 
@@ -185,7 +200,7 @@ def source_of_arrays(
     )
 
 
-def _choose_types(splits: Sequence[ArraySplit], progress: Progress) -> None:
+def _choose_types(splits: Sequence[ValueSplit], progress: Progress) -> None:
     wide = [split for split in splits if split.dtype.name in SCANNED]
     if not wide:
         return
@@ -202,26 +217,31 @@ def _choose_types(splits: Sequence[ArraySplit], progress: Progress) -> None:
     )
 
 
-def _image_shape(images: RowArray, asked: tuple[int, ...] | None) -> tuple[int, ...]:
-    """Return the shape of an image: as asked, a square for a row of values, or the array's."""
-    _, *sizes = images.shape or (0,)
-    shape, features = tuple(sizes), math.prod(sizes)
-    if not shape or not features or not images.shape[0]:
+def image_shape(
+    place: str, stored: tuple[int, ...], itemsize: int, asked: tuple[int, ...] | None
+) -> tuple[int, ...]:
+    """Return the shape of an image: as asked, a square for a row of values, or as stored.
+
+    The first of the `stored` sizes counts the rows. Raises `BadDataError` if these are no images,
+    `UsageError` if `asked` does not fit.
+    """
+    shape, features = stored[1:], math.prod(stored[1:])
+    if not shape or not features or not stored[0]:
         raise BadDataError(
-            f"{images.place} has values of shape {images.shape}; expected images of shape (rows, "
-            "height, width), (rows, height, width, channels) or (rows, features)."
+            f"{place} has values of shape {stored}; expected images of shape (rows, height, "
+            "width), (rows, height, width, channels) or (rows, features)."
         )
-    if features * images.dtype.itemsize > ROW_LIMIT:
+    if features * itemsize > ROW_LIMIT:
         raise BadDataError(
-            f"{images.place} has images of {features * images.dtype.itemsize:,} bytes; expected at "
-            f"most {ROW_LIMIT:,}. The first dimension of its shape {images.shape} must be the rows."
+            f"{place} has images of {features * itemsize:,} bytes; expected at most "
+            f"{ROW_LIMIT:,}. The first dimension of its shape {stored} must be the rows."
         )
     if len(shape) == 3 and 1 in (shape[0], shape[2]):  # one channel, last or first
         shape = shape[:2] if shape[2] == 1 else shape[1:]
     if asked is not None and asked != shape:
         if len(shape) > 1 or math.prod(asked) != features:
             raise UsageError(
-                f"--shape {'x'.join(map(str, asked))} does not fit the images of {images.place}, "
+                f"--shape {'x'.join(map(str, asked))} does not fit the images of {place}, "
                 f"which have {' x '.join(map(str, shape))} values. Correct it, or leave it out."
             )
         return asked

@@ -58,8 +58,12 @@ class FileSplit(SplitSource):
         for images, labels in self.blocks(rows_per_part):
             yield LoadedPart(start, start + len(images), (images, labels))
             start += len(images)
+        self.check_complete(start)
+
+    def check_complete(self, rows: int) -> None:
+        """Raise `BadDataError` at the end of a pass if files changed, or had other rows."""
         changed = [path for path, status in self._status.items() if _status(path) != status]
-        if changed or start != self.rows:
+        if changed or rows != self.rows:
             place = changed[0] if changed else self.origin
             raise BadDataError(f"{place} changed while it was being read. Start again.")
 

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline.sources.array_split import ArraySplit, source_of_arrays
+from pipeline.sources.array_split import ArraySplit, source_of_values
 from pipeline.sources.formats import Format, Source, SourceOptions
 from pipeline.sources.idx_names import read_name
 from pipeline.sources.npy import NPY_MAGIC, Npy, read_npy, read_npz
@@ -44,7 +44,7 @@ def open_arrays(path: Path, options: SourceOptions, progress: Progress) -> Sourc
         if split in roles
     ]
     name = os.path.basename(os.path.realpath(path)) if path.is_dir() else path.stem
-    return source_of_arrays(name or "dataset", splits, f"NumPy arrays in {path}", progress)
+    return source_of_values(name or "dataset", splits, f"NumPy arrays in {path}", progress)
 
 
 def _arrays_at(path: Path) -> dict[str, Npy]:

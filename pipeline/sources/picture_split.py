@@ -49,7 +49,7 @@ class PicturePart(Part):
 
     pictures: list[bytes | NDArray[np.uint8]] = field(repr=False)
     places: list[str] = field(repr=False)
-    labels: NDArray[np.int32] | None = field(repr=False)
+    labels: NDArray[Any] | None = field(repr=False)
     image_shape: tuple[int, ...]
     resize: tuple[int, int] | None
 

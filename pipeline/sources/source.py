@@ -9,6 +9,7 @@ from pipeline.sources import (
     csv_files,
     idx_directory,
     numpy_files,
+    parquet_files,
     picture_folder,
     picture_table,
 )
@@ -21,6 +22,7 @@ from storage.events import Progress, no_progress
 FORMATS: tuple[Format, ...] = (
     numpy_files.FORMAT,
     picture_table.FORMAT,
+    parquet_files.FORMAT,
     picture_folder.FORMAT,
     csv_files.FORMAT,
     idx_directory.FORMAT,
