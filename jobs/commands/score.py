@@ -131,6 +131,13 @@ average_shifts = option(
     is_flag=True,
     help="Add the probability of every class to --out.",
 )
+@option(
+    "--columns",
+    metavar="NAMES",
+    show_default="row,predicted,probability, and true,correct with labels",
+    help="Columns of --out, in order, separated by commas; also p_CLASS, the probability of a "
+    "class, and for Kaggle ImageId, the row counted from 1, and Label, the predicted class.",
+)
 @options.log_json
 @options.wait
 @option(
@@ -189,6 +196,7 @@ def score_config(asked: dict[str, Any]) -> "ScoreConfig":
         places = []  # a promoted name records the run's place, and a run the dataset's
     changed = {
         "splits": asked["splits"] or ("test",),
+        "columns": () if asked["columns"] is None else tuple(asked["columns"].split(",")),
         "gates": Gates(asked["min_accuracy"], asked["max_drop"]),
         "storage_options": options.store_options(asked["storage_options"], *places),
     }

@@ -50,6 +50,8 @@ class ScoreConfig:
     """A .csv, .npz or .parquet file to write; may contain `{home}` and `{split}`."""
     all_probabilities: bool = False
     """Whether `out` contains the probabilities of all classes."""
+    columns: tuple[str, ...] = ()
+    """Names of the columns of `out`, in order; by default the usual ones. See `outputs`."""
     threads: int = 0
     """CPU cores to compute on; 0 for all."""
     wait: float = 0.0
@@ -94,8 +96,11 @@ class ScoreConfig:
         if self.out is None:
             if self.all_probabilities:
                 raise UsageError("--probabilities requires --out; pass --out, or leave it out.")
+            if self.columns:
+                raise UsageError("--columns requires --out; pass --out, or leave it out.")
             return
         out = str(self.out)
+        self._check_columns(out)
         if not out.endswith(OUTPUTS):
             hint = did_you_mean(PurePosixPath(out).suffix, OUTPUTS)
             raise UsageError(
@@ -114,6 +119,22 @@ class ScoreConfig:
         if len(set(self.splits)) > 1 and HOME not in out and SPLIT_NAME not in out:
             raise UsageError(
                 f"--out is {out!r}; with several splits it must contain {SPLIT_NAME} or {HOME}."
+            )
+
+    def _check_columns(self, out: str) -> None:
+        if self.columns and self.all_probabilities:
+            raise UsageError(
+                "--probabilities cannot be combined with --columns; add p_CLASS to --columns for "
+                "each class instead."
+            )
+        if self.columns and out.endswith(".npz"):
+            raise UsageError(
+                f"--columns does not apply to {out!r}; expected a .csv or .parquet file."
+            )
+        if not all(self.columns) or len(set(self.columns)) < len(self.columns):
+            raise UsageError(
+                f"--columns is {','.join(self.columns)!r}; expected different names with commas, "
+                "such as ImageId,Label."
             )
 
     def open(self, place: Place) -> Location:

@@ -1,15 +1,16 @@
 """Predictions as one CSV, Parquet or npz file, written chunk by chunk and renamed when complete.
 
 The columns are `row`, `predicted` and `probability`, for rows with labels `true` and `correct`, and
-on request `p_NAME` for each class. Parquet's metadata and further arrays of npz name the model, the
-dataset and the scores.
+on request `p_NAME` for each class; or those that are asked for, also `ImageId` and `Label`, which
+Kaggle's submissions have: the row counted from 1, and the predicted class. Parquet's metadata and
+further arrays of npz name the model, the dataset and the scores.
 """
 
 import csv
 import io
 import itertools
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.dataset import Dataset
-from storage.errors import MissingExtraError
+from storage.errors import MissingExtraError, UsageError, did_you_mean
 from storage.files import file_to_write
 from storage.local import LocalLocation
 from storage.location import Location, Write
@@ -28,8 +29,12 @@ PARQUET_MEMORY = 100_000_000
 CSV_BUFFER = 2**20
 """Size of the write buffer in bytes."""
 
+PREDICTED = ("row", "predicted", "probability")
+"""Columns that all rows have."""
 FROM_LABELS = ("true", "correct")
 """Columns that only rows with labels have."""
+KAGGLE = ("ImageId", "Label")
+"""Columns of a submission to Kaggle: the row counted from 1, and the predicted class."""
 
 Columns = dict[str, NDArray[Any]]
 """Consecutive rows by column name, `(rows,)` each."""
@@ -81,18 +86,54 @@ def labels_of(dataset: Dataset, schema: ScoresSchema) -> Labels | None:
     return Labels(dataset, schema) if dataset.split(schema.split).schema.classes else None
 
 
-def write_output(
-    file: Location, scores: Scores, labels: Labels | None, *, all_probabilities: bool
-) -> None:
-    """Write all predictions to a .csv, .npz or .parquet file.
+def check_columns(columns: Sequence[str], class_names: Sequence[str], *, labelled: bool) -> None:
+    """Raise `UsageError` for a column that predictions with these classes do not have."""
+    known = (*PREDICTED, *FROM_LABELS, *KAGGLE, *_of_classes(class_names))
+    for column in columns:
+        if column not in known:
+            raise UsageError(
+                f"--columns contains {column!r}; expected names from "
+                f"{', '.join((*PREDICTED, *FROM_LABELS, *KAGGLE))}, and p_CLASS for the "
+                f"probability of a class.{did_you_mean(column, known)}"
+            )
+        if column in FROM_LABELS and not labelled:
+            raise UsageError(
+                f"--columns contains {column!r}, but the rows to score have no labels. Leave it "
+                "out."
+            )
 
-    Raises `UsageError` as `check_output` does.
+
+def _of_classes(class_names: Sequence[str]) -> list[str]:
+    return [f"p_{name}" for name in class_names]
+
+
+def write_output(
+    file: Location,
+    scores: Scores,
+    labels: Labels | None,
+    *,
+    all_probabilities: bool,
+    columns: Sequence[str] = (),
+) -> None:
+    """Write all predictions to a .csv, .npz or .parquet file, by default in the usual columns.
+
+    Raises `UsageError` as `check_output` and `check_columns` do.
     """
+    of_classes = _of_classes(scores.schema.class_names)
+    check_columns(columns, scores.schema.class_names, labelled=labels is not None)
+    usual = (
+        *PREDICTED,
+        *(FROM_LABELS if labels else ()),
+        *(of_classes if all_probabilities else ()),
+    )
+    columns = columns or usual
+    if not set(FROM_LABELS).intersection(columns):
+        labels = None  # not read
     directory, name = check_output(file).split()
     directory.sweep_partial(name)
     write_rows = {"csv": _write_csv, "npz": _write_npz, "parquet": _write_parquet}
     with directory.open_for_writing(name) as write:
-        write_rows[name.rpartition(".")[2]](_Pipe(write), scores, labels, all_probabilities)
+        write_rows[name.rpartition(".")[2]](_Pipe(write), scores, labels, columns)
 
 
 def _facts(scores: Scores) -> dict[str, str]:
@@ -123,27 +164,25 @@ def _chunk(scores: Scores, labels: Labels | None, number: int) -> Columns:
     return columns | {"probabilities": probabilities}
 
 
-def _tables(scores: Scores, labels: Labels | None, all_probabilities: bool) -> Iterator[Columns]:
-    """Yield the rows of each chunk: classes by name, and a column of each class's probability."""
+def _tables(scores: Scores, labels: Labels | None, columns: Sequence[str]) -> Iterator[Columns]:
+    """Yield these columns of each chunk, with classes by name."""
     names = np.array(scores.schema.class_names)
     for number in range(scores.schema.chunks):
-        columns = _chunk(scores, labels, number)
-        probabilities = columns.pop("probabilities")
-        columns |= {name: names[columns[name]] for name in ("predicted", "true") if name in columns}
-        if all_probabilities:
-            columns |= {f"p_{name}": probabilities[:, index] for index, name in enumerate(names)}
-        yield columns
+        rows = _chunk(scores, labels, number)
+        rows |= {name: names[rows[name]] for name in ("predicted", "true") if name in rows}
+        rows |= {"ImageId": rows["row"] + 1, "Label": rows["predicted"]}
+        rows |= zip(_of_classes(scores.schema.class_names), rows["probabilities"].T, strict=True)
+        yield {name: rows[name] for name in columns}
 
 
 def _write_csv(
-    pipe: "_Pipe", scores: Scores, labels: Labels | None, all_probabilities: bool
+    pipe: "_Pipe", scores: Scores, labels: Labels | None, columns: Sequence[str]
 ) -> None:
     with io.TextIOWrapper(io.BufferedWriter(pipe, CSV_BUFFER), "utf-8", newline="") as text:
         file = csv.writer(text, lineterminator="\n")
-        for number, columns in enumerate(_tables(scores, labels, all_probabilities)):
-            if not number:
-                file.writerow(columns)
-            file.writerows(zip(*map(_cells, columns.values()), strict=True))
+        file.writerow(columns)
+        for rows in _tables(scores, labels, columns):
+            file.writerows(zip(*map(_cells, rows.values()), strict=True))
 
 
 def _cells(column: NDArray[Any]) -> Iterator[Any]:
@@ -152,12 +191,12 @@ def _cells(column: NDArray[Any]) -> Iterator[Any]:
 
 
 def _write_npz(
-    pipe: "_Pipe", scores: Scores, labels: Labels | None, all_probabilities: bool
+    pipe: "_Pipe", scores: Scores, labels: Labels | None, columns: Sequence[str]
 ) -> None:
     """Write an array for each column, classes as indices into `class_names`, and the facts."""
     schema = scores.schema
-    names = ["row", "predicted", "probability", *(FROM_LABELS if labels else ())]
-    names += ["probabilities"] if all_probabilities else []
+    names = [name for name in columns if name in (*PREDICTED, *FROM_LABELS)]
+    names += ["probabilities"] if len(names) < len(columns) else []
     with zipfile.ZipFile(pipe, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for name in names:
             needed = labels if name in FROM_LABELS else None  # each array is a pass over the chunks
@@ -182,15 +221,14 @@ def _write_npy(
 
 
 def _write_parquet(
-    pipe: "_Pipe", scores: Scores, labels: Labels | None, all_probabilities: bool
+    pipe: "_Pipe", scores: Scores, labels: Labels | None, columns: Sequence[str]
 ) -> None:
     """Write a row group per chunk; the facts become the schema's key-value metadata."""
     import pyarrow
     from pyarrow import parquet
 
     tables = (
-        pyarrow.table(columns, metadata=_facts(scores))
-        for columns in _tables(scores, labels, all_probabilities)
+        pyarrow.table(rows, metadata=_facts(scores)) for rows in _tables(scores, labels, columns)
     )
     first = next(tables)
     with parquet.ParquetWriter(pyarrow.PythonFile(pipe, "w"), first.schema) as file:

@@ -11,7 +11,13 @@ from jobs.choices import DEFAULT_CHECKPOINT, DEFAULT_RUN
 from jobs.scoring.config import ScoreConfig
 from jobs.scoring.gates import Verdict
 from jobs.scoring.metrics import open_scored
-from jobs.scoring.outputs import labels_of, output_exists, output_memory, write_output
+from jobs.scoring.outputs import (
+    check_columns,
+    labels_of,
+    output_exists,
+    output_memory,
+    write_output,
+)
 from jobs.scoring.records import Records
 from jobs.scoring.result import ScoreResult, ScoringResult
 from jobs.scoring.retry import POLL_SECONDS, pause
@@ -142,6 +148,8 @@ class Scorer:
         from jobs.scoring.split import score_split
 
         config = self._config
+        labelled = bool(dataset.split(split).schema.classes)
+        check_columns(config.columns, self.model.class_names, labelled=labelled)
         return score_split(
             self.scores,
             self.model,
@@ -217,7 +225,13 @@ class Scorer:
         # An inbox's file has its output since it was scored; a split's is written each time.
         if not (config.inbox is not None and already_done and output_exists(file)):
             labels = labels_of(dataset_of(), schema)
-            write_output(file, scores, labels, all_probabilities=config.all_probabilities)
+            write_output(
+                file,
+                scores,
+                labels,
+                all_probabilities=config.all_probabilities,
+                columns=config.columns,
+            )
         return file
 
 

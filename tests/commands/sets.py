@@ -42,6 +42,23 @@ def write_set(directory: Path, seed: int = 0) -> Path:
     return directory
 
 
+def write_kaggle(directory: Path, train_rows: int = 3000, test_rows: int = 200) -> Path:
+    """Write generated digits as Kaggle's Digit Recognizer has them: the test set has no labels."""
+    directory.mkdir(parents=True)
+    pixels = ",".join(f"pixel{number}" for number in range(784))
+    for split, rows, header in (
+        ("train", train_rows, f"label,{pixels}"),
+        ("test", test_rows, pixels),
+    ):
+        images, labels = draw_digits(0, split, 0, rows)
+        columns = [labels[:, None]] if split == "train" else []
+        table = np.concatenate([*columns, images.reshape(rows, -1)], axis=1)
+        lines = [",".join(map(str, row)) for row in table.tolist()]
+        (directory / f"{split}.csv").write_text("\n".join([header, *lines, ""]))
+    (directory / "sample_submission.csv").write_text("ImageId,Label\n1,0\n")
+    return directory
+
+
 def replace_file(directory: Path, name: str, data: bytes, form: str = "") -> Path:
     """Replace a raw file by `data`, compressed; return the new file."""
     (directory / name).unlink()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.sets import write_set
+from tests.commands.sets import write_kaggle, write_set
 from tests.docs.blocks import LANGUAGES, PAGES, REPOSITORY, blocks_of, is_known
 from tests.docs.session import pattern_of, session
 from tests.jobs.inboxes import put_images
@@ -55,6 +55,8 @@ def test_page(
         env["MNIST_DIR"] = str(request.getfixturevalue("mnist_dir"))
     if "my-files" in code and "write_idx" not in code:
         write_set(tmp_path / "my-files")
+    if "digit-recognizer" in code:
+        write_kaggle(tmp_path / "digit-recognizer")
     if "new-files" in code and "mkdir new-files" not in code:
         put_images(tmp_path / "new-files" / "monday-images-idx3-ubyte", 1)
     if "s3://" in code:

@@ -105,6 +105,36 @@ def test_without_labels(form: str, run: Path, digits: Path, tmp_path: Path) -> N
     assert ["row", "predicted", "probability"] == list(read(tmp_path / f"scores.{form}")[0])
 
 
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_columns(form: str, run: Path, digits: Path, tmp_path: Path) -> None:
+    """Only the columns that are asked for are written, in their order."""
+    names, path = ("p_7", "Label", "ImageId", "true"), tmp_path / f"scores.{form}"
+    result = score(run=run, dataset=digits, split="train", out=path, columns=names)
+    probabilities, predicted = predictions(result)
+    columns, _ = read(path)
+    assert names == tuple(columns)
+    assert list(range(1, 1032)) == columns["ImageId"].tolist()
+    assert predicted.tolist() == columns["Label"].astype(int).tolist()
+    assert probabilities[:, 7].tolist() == columns["p_7"].tolist()
+    score(run=run, dataset=digits, split="train", out=path, columns=("ImageId", "Label"))
+    assert ["ImageId", "Label"] == list(read(path)[0])
+
+
+@pytest.mark.parametrize(
+    ("column", "words"),
+    [("Lable", "Did you mean 'Label'"), ("p_10", "'p_10'"), ("true", "have no labels")],
+)
+def test_columns_that_are_not_there(column: str, words: str, run: Path, tmp_path: Path) -> None:
+    """An unknown column, or one of labels that rows lack, is refused before anything is scored."""
+    write_idx(tmp_path / "test-images-idx3-ubyte", np.zeros((3, 28, 28), np.uint8))
+    dataset = ingest(str(tmp_path), tmp_path / "data").dataset
+    before = sorted((run / "scores").iterdir())
+    with pytest.raises(UsageError, match=words):
+        score(run=run, dataset=dataset.location, out=tmp_path / "x.csv", columns=("row", column))
+    assert before == sorted((run / "scores").iterdir())
+    assert not (tmp_path / "x.csv").exists()
+
+
 @pytest.mark.parametrize("form", ["parquet", "npz"])
 def test_facts(form: str, run: Path, digits: Path, tmp_path: Path) -> None:
     """The file's metadata name the model, checkpoint, dataset and scores."""
