@@ -97,7 +97,7 @@ STOPPED = "Stopped; nothing was published. Run the same command to start again."
     section="Source",
     metavar="HxW",
     show_default="all must have the same size",
-    help="Resize pictures to this height and width.",
+    help="Resize pictures to this height and width, by bicubic interpolation.",
 )
 @option(
     "--channels",

@@ -2,6 +2,9 @@
 
 import logging
 import os
+import subprocess
+import sys
+import textwrap
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -263,6 +266,31 @@ def test_same_dataset(tmp_path: Path, threads: int) -> None:
     assert make().already_done
     with pytest.raises(ConflictError, match="train channels"):
         make(options=SourceOptions(channels="rgb"))
+
+
+@pytest.mark.slow
+def test_memory(tmp_path: Path) -> None:
+    """Resizing ten times as many photos of a megabyte takes no more memory."""
+    noise = np.random.default_rng(0).integers(0, 256, (1000, 1000), np.uint8)
+    photo = tmp_path / "photo.png"
+    Image.fromarray(noise).save(photo, compress_level=0)
+    code = """
+        import resource, sys
+        from pipeline.ingest import ingest
+        from pipeline.sources.formats import SourceOptions
+        ingest(sys.argv[1], sys.argv[1] + "-made", options=SourceOptions(resize=(28, 28)))
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    """
+    peaks = []
+    for count in (16, 160):
+        for row in range(count):
+            place = tmp_path / f"{count}-photos" / str(row % 2) / f"{row}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.link(photo, place)
+        arguments = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / f"{count}-photos")]
+        done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+        peaks.append(int(done.stdout))
+    assert peaks[1] < peaks[0] + 16_000
 
 
 @pytest.mark.slow
