@@ -19,6 +19,7 @@ try:
     from tests.benchmarks.learning import LearningVerdict, bench_learning, learning_table
     from tests.benchmarks.processes import bench_help, bench_ingest, bench_to_98, bench_train
     from tests.benchmarks.scale import bench_latency, bench_scale
+    from tests.benchmarks.sources import ROWS, bench_sources
     from tests.benchmarks.steps import bench_step
     from tests.benchmarks.streams import bench_score, bench_stream
 except ModuleNotFoundError as missing:
@@ -36,7 +37,12 @@ BENCHMARKS = {
     "to-98": bench_to_98,
     "latency": bench_latency,
 }
-LARGE = {"scale": bench_scale, "cluster": bench_cluster, "learning": bench_learning}
+LARGE = {
+    "scale": bench_scale,
+    "cluster": bench_cluster,
+    "learning": bench_learning,
+    "sources": bench_sources,
+}
 """Benchmarks that take long or much disk space; they run only if named."""
 
 
@@ -50,14 +56,18 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAMES", help=names_help)
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each comparison, or seeds")
     parser.add_argument("--json", type=Path, default=Path("benchmarks.json"), help="file to write")
+    parser.add_argument(
+        "--long", action="store_true", help="learning: train for hours too; sources: ten times ROWS"
+    )
+    parser.add_argument("--rows", type=int, default=ROWS, help="sources: rows of each file")
     learning = parser.add_argument_group("learning")
-    learning.add_argument("--long", action="store_true", help="also train for hours")
     holdout_help = "measure errors on held-out training rows, to choose settings"
     learning.add_argument("--holdout", action="store_true", help=holdout_help)
     arguments = parser.parse_args()
     names = arguments.names or list(BENCHMARKS)
     of_learning = partial(bench_learning, long=arguments.long, holdout=arguments.holdout)
-    known = BENCHMARKS | LARGE | {"learning": of_learning}
+    of_sources = partial(bench_sources, rows=arguments.rows, long=arguments.long)
+    known = BENCHMARKS | LARGE | {"learning": of_learning, "sources": of_sources}
     if unknown := set(names) - set(known):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(known)}")
     verdicts: list[Verdict] = []

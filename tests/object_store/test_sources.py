@@ -9,9 +9,12 @@ from collections.abc import Iterator
 from itertools import count, cycle
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline.ingest import ingest
+from pipeline.sources.digits import draw_digits
 from pipeline.sources.remote import PIECE_BYTES, opened_source
 from storage.dataset import Dataset
 from storage.errors import BadDataError, PipelineError, UsageError
@@ -71,6 +74,24 @@ def test_prefix(prefix: Location, files: Path, tmp_path: Path) -> None:
     assert f"IDX files in {prefix}" == result.source
     again = ingest(str(files), tmp_path / "remote", rows_per_chunk=64)
     assert again.already_done
+
+
+def test_formats(store: Store, tmp_path: Path) -> None:
+    """An object is a file of its format; below a prefix, folders keep their names."""
+    values, classes = draw_digits(0, "train", 0, 20)
+    np.savez(tmp_path / "digits.npz", x_train=values, y_train=classes)
+    for row, (image, label) in enumerate(zip(values, classes, strict=True)):
+        path = tmp_path / f"folder/train/{label}/{row:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    place = store.new_place()
+    for path in filter(Path.is_file, [*tmp_path.rglob("*.npz"), *tmp_path.rglob("*.png")]):
+        place.put(str(path.relative_to(tmp_path)), path.read_bytes())
+    for name in ("digits.npz", "folder"):
+        local = made_of(str(tmp_path / name), tmp_path / f"local-{name}")
+        remote = made_of(place.child(name), tmp_path / f"remote-{name}")
+        assert (local.name, local.digest) == (remote.name, remote.digest)
+        assert local.sources == remote.sources
 
 
 def test_command(store: Store, prefix: Location, tmp_path: Path) -> None:
