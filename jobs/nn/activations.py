@@ -1,7 +1,8 @@
 """Activation functions and their derivatives.
 
 A derivative is a function of the activation's output, which the backward pass has already. As in
-NumPy's own functions, `out` is an optional array for the result, which may be the input itself.
+NumPy's own functions, `out` is an optional array for the result. That of an activation may be the
+input itself.
 """
 
 from collections.abc import Callable
@@ -19,8 +20,8 @@ class Activation:
     apply: Callable[[Floats, Floats | None], Floats]
     """`apply(sums, out)` returns the activation of each element, written to `out` if given."""
 
-    derivative: Callable[[Floats], Floats]
-    """`derivative(output)` returns the slope at each element, from the activation's output."""
+    derivative: Callable[[Floats, Floats | None], Floats]
+    """`derivative(output, out)` returns the slope at each element from the activation's output."""
 
 
 def relu(sums: Floats, out: Floats | None = None) -> Floats:
@@ -29,9 +30,9 @@ def relu(sums: Floats, out: Floats | None = None) -> Floats:
     return np.maximum(sums, np.zeros(sums.shape[-1:], sums.dtype), out=out)
 
 
-def relu_derivative(output: Floats) -> Floats:
+def relu_derivative(output: Floats, out: Floats | None = None) -> Floats:
     """Return 1 where relu's `output` is positive, else 0; the slope at 0 is defined as 0."""
-    return np.greater(output, 0, out=np.empty_like(output))
+    return np.greater(output, 0, out=np.empty_like(output) if out is None else out)
 
 
 def sigmoid(sums: Floats, out: Floats | None = None) -> Floats:
@@ -44,9 +45,9 @@ def sigmoid(sums: Floats, out: Floats | None = None) -> Floats:
     return np.divide(1, result, out=result)
 
 
-def sigmoid_derivative(output: Floats) -> Floats:
+def sigmoid_derivative(output: Floats, out: Floats | None = None) -> Floats:
     """Return s (1 - s) for each element s of sigmoid's `output`."""
-    slope = np.subtract(1, output)
+    slope = np.subtract(1, output, out=out)
     slope *= output
     return slope
 
@@ -56,9 +57,9 @@ def tanh(sums: Floats, out: Floats | None = None) -> Floats:
     return np.tanh(sums, out=out)
 
 
-def tanh_derivative(output: Floats) -> Floats:
+def tanh_derivative(output: Floats, out: Floats | None = None) -> Floats:
     """Return 1 - t^2 for each element t of tanh's `output`."""
-    slope = np.square(output)
+    slope = np.square(output, out=out)
     return np.subtract(1, slope, out=slope)
 
 

@@ -172,7 +172,8 @@ class Network:
             np.add.reduce(delta, axis=0, out=gradients[layer][0])
             back = workspace.array(f"delta-{layer}", output.shape, self.dtype)
             delta = np.matmul(delta, weights[layer][1:].T, out=back)
-            delta *= self._hidden[layer - 1].derivative(output)
+            slope = workspace.array("slope", output.shape, self.dtype)
+            delta *= self._hidden[layer - 1].derivative(output, slope)
             if masks:
                 delta *= masks[layer - 1]
         self._first_gradient(inputs, delta, columns, gradients[0], workspace)
