@@ -1,7 +1,8 @@
 """Distorting MNIST's rows on one thread: this project, SciPy, torchvision and Keras.
 
 Each distorts every image by draws of its own, as strongly as `--distort digits`. Keras' elastic
-layer has other parameters than a root mean square; it is used with its defaults.
+layer has other parameters than a root mean square; it is used with its defaults. Epochs are trained
+with and without distortions, on all cores.
 """
 
 import math
@@ -9,6 +10,8 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, replace
 from types import ModuleType
 
 import numpy as np
@@ -16,9 +19,15 @@ import torch
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from jobs.nn.architecture import parse_network
+from jobs.training.config import TrainConfig
+from jobs.training.trainer import Trainer
 from pipeline.distortions import DIGITS, Distorter
 from tests.benchmarks.contest import Contestant, Verdict, medians
-from tests.benchmarks.data import Workplace
+from tests.benchmarks.data import NETWORK, Workplace
+from tests.benchmarks.epochs import MANY, epoch_of
+from tests.benchmarks.steps import BATCH_SIZE, MICRO_BATCHES
+from tests.benchmarks.steps import NETWORK as WIDE
 
 ROWS, PEER_ROWS, BATCH_ROWS = 60_000, 500, 64
 SIDE = 28
@@ -26,6 +35,18 @@ TARGET = 114_000
 """Rows a second."""
 LEAST_RATIO = 20
 """Times as fast as each peer."""
+EPOCHS = {
+    1.08: TrainConfig(
+        network=WIDE,
+        batch_size=BATCH_SIZE,
+        micro_batches=MICRO_BATCHES,
+        learning_rate=0.001,
+        schedule="constant",
+        epochs=MANY,
+    ),
+    1.6: TrainConfig(network=NETWORK, learning_rate=0.001, schedule="constant", epochs=MANY),
+}
+"""Trainings by the target for a distorted epoch / the same without distortions."""
 
 Images = NDArray[np.uint8]
 
@@ -49,6 +70,25 @@ def bench_distortions(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
     for name, rate in rates.items():
         if name != "ours":
             yield Verdict(f"distortions / {name}", rates["ours"] / rate, LEAST_RATIO, True)
+    yield from _bench_epochs(workplace, rounds)
+
+
+def _bench_epochs(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
+    """Compare epochs of training with and without distortions, on all cores."""
+    for target, plain in EPOCHS.items():
+        distorted = replace(plain, **asdict(DIGITS))
+        contestants, layers = {}, parse_network(plain.network)
+        with ExitStack() as stack:
+            for name, config in {"plain": plain, "distorted": distorted}.items():
+                trainer = stack.enter_context(Trainer(config, layers, workplace.dataset))
+                contestants[name] = epoch_of(trainer)
+            times = medians(contestants, rounds)
+        yield Verdict(
+            f"distorted epoch / plain, {plain.network}",
+            times["distorted"] / times["plain"],
+            target,
+            note=", ".join(f"{name} {seconds:.2f} s" for name, seconds in times.items()),
+        )
 
 
 def _measured(work: Callable[[], object], rows: int) -> Contestant:
