@@ -10,6 +10,7 @@ from pipeline.sources import (
     idx_directory,
     numpy_files,
     parquet_files,
+    pickled_mnist,
     picture_folder,
     picture_table,
 )
@@ -21,6 +22,7 @@ from storage.events import Progress, no_progress
 
 FORMATS: tuple[Format, ...] = (
     numpy_files.FORMAT,
+    pickled_mnist.FORMAT,
     picture_table.FORMAT,
     parquet_files.FORMAT,
     picture_folder.FORMAT,

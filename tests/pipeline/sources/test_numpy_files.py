@@ -378,7 +378,7 @@ def test_random_damage(tmp_path: Path, save: Any) -> None:
     save(path, **arrays())
     whole = path.read_bytes()
     expected = [read(split) for split in splits_of(path)]
-    for _ in range(1500):
+    for _ in range(600):
         content = bytearray(whole)
         for place in random.integers(0, len(whole), random.integers(1, 4)):
             content[place] = random.integers(0, 256)
