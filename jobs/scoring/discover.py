@@ -30,11 +30,15 @@ OTHER_DIRECTORIES = ("lost+found", "$RECYCLE.BIN", "System Volume Information", 
 """Directories that file systems and servers create beside the data."""
 
 _PICTURE = re.compile(r".+\.(png|jpe?g|bmp|tiff?|webp)", re.IGNORECASE | re.DOTALL)
-_TABLE = re.compile(r".+\.csv(\.gz|\.zst|\.zip)?", re.IGNORECASE | re.DOTALL)
+_TABLE = re.compile(r".+\.[ct]sv", re.IGNORECASE | re.DOTALL)
 _ARRAYS = re.compile(
-    r".+\.(npz|npy|parquet|(csv|pkl|pickle)(\.gz|\.zst|\.zip)?)", re.IGNORECASE | re.DOTALL
+    r".+\.(npz|npy|parquet|pq|(csv|tsv|pkl|pickle)(\.(gz|xz|zst|zip))?)", re.IGNORECASE | re.DOTALL
 )
-_NO_IMAGES = re.compile(r"_.*|(readme|manifest|metadata|labels?)\b.*|.*submission.*", re.IGNORECASE)
+_NO_IMAGES = re.compile(
+    r"(_.*|(readme|manifest|metadata)\b.*|(.*[-_. ])?labels?|.*submission.*)"
+    r"\.(csv|tsv|parquet|pq)(\..*)?",
+    re.IGNORECASE | re.DOTALL,
+)
 """Names of tables that accompany images, and of answers to a competition."""
 _ROOT = PurePosixPath()
 
@@ -319,8 +323,7 @@ def is_named_format(name: str) -> bool:
 def _accompanies_data(name: str) -> bool:
     """Return whether a file is not to be scored, by its name."""
     if _ARRAYS.fullmatch(name):
-        is_npy = name.lower().endswith(".npy")  # `labels.npy` belongs to `images.npy`
-        return not is_npy and _NO_IMAGES.fullmatch(name) is not None
+        return _NO_IMAGES.fullmatch(name) is not None
     return not _PICTURE.fullmatch(name) and accompanies_data(name)
 
 

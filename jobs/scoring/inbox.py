@@ -9,6 +9,7 @@ import hashlib
 import logging
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -204,7 +205,7 @@ class Inbox:
             digests = [f"{digest} {name}" for digest, name in zip(digests, item.names, strict=True)]
         arrival.content = digest_of(digests)
         if not item.is_idx:
-            arrival.directory = opened.enter_context(_directory_of_links(item.names, arrival.files))
+            arrival.directory = opened.enter_context(_directory_of_links(item, arrival.files))
 
     def _check_header(self, key: str, arrival: Arrival) -> None:
         """Check the header and size of a large file before it is copied and hashed."""
@@ -254,7 +255,7 @@ class Inbox:
             return Source("", (IdxSplit(SPLIT, *arrival.files),), "")
         if item.has_only_pictures:
             return _pictures(directory, item.names, model)
-        path = directory if item.labels else directory / item.images.name
+        path = directory if item.labels or item.members else directory / item.images.name
         known = format_of(path)
         if known is None:
             raise BadDataError(f"{item.name} is not in the format that its name says.")
@@ -352,15 +353,29 @@ def digest_of(parts: Iterable[str]) -> str:
 
 
 @contextmanager
-def _directory_of_links(names: Iterable[str], files: Iterable[Path]) -> Iterator[Path]:
-    """Yield a temporary directory in which links with these names lead to the files."""
+def _directory_of_links(item: Item, files: list[Path]) -> Iterator[Path]:
+    """Yield a temporary directory with links to the files, named as in the inbox.
+
+    A table must not name pictures that links lead to, so it and its pictures are no symlinks.
+    """
+    has_table = bool(item.members) and not item.has_only_pictures
     with TemporaryDirectory() as place:
         with translate_os_errors("write", Path(place)):
-            for name, file in zip(names, files, strict=True):
+            for name, file in zip(item.names, files, strict=True):
                 link = Path(place, name)
                 link.parent.mkdir(parents=True, exist_ok=True)
-                link.symlink_to(file.absolute())
+                if has_table:
+                    _link_or_copy(file, link)
+                else:
+                    link.symlink_to(file.absolute())
         yield Path(place)
+
+
+def _link_or_copy(file: Path, link: Path) -> None:
+    try:
+        os.link(os.path.realpath(file), link)
+    except OSError:  # on another file system, or of another user
+        shutil.copyfile(file, link)
 
 
 def _pictures(directory: Path, names: list[str], model: Model) -> "Source":
@@ -399,7 +414,10 @@ def _check_range(name: str, scaling: ValueRange | None, trained: ValueRange | No
 
 
 def _class_names(source: "Source", model: Model) -> tuple[str, ...] | None:
-    """Return the model's names of a file's numeric labels; None if names and numbers agree."""
-    if source.class_names is not None or all(name.isdecimal() for name in model.class_names):
-        return source.class_names
-    return model.class_names
+    """Return names for a file's labels: the model's if labels are numbers and its names are not."""
+    names, known = source.class_names, model.class_names
+    if all(map(str.isdecimal, known)) or not all(map(str.isdecimal, names or ())):
+        return names
+    if names is None:
+        return known
+    return tuple(known[int(name)] if int(name) < len(known) else name for name in names)

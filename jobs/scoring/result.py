@@ -11,12 +11,20 @@ from storage.errors import (
     PipelineError,
     QualityGateError,
     UnreachableError,
+    UsageError,
 )
 from storage.location import Location
 from storage.runs import Run
 from storage.scores import Scores
 
-SEVERITY = (BadDataError, QualityGateError, InternalError, UnreachableError, ConflictError)
+SEVERITY = (
+    BadDataError,
+    QualityGateError,
+    InternalError,
+    UnreachableError,
+    ConflictError,
+    UsageError,
+)
 """Error types, most severe first: the first one that occurred gives the exit code."""
 INTERNAL_ERROR = "internal error (please report it)"
 SHOWN_NAMES = 10
@@ -99,7 +107,8 @@ class ScoringResult:
     def error(self) -> PipelineError | None:
         """The error that decides the exit code: of the most severe type, up to three messages."""
         for error_type in SEVERITY:
-            texts = [str(error) for error in self.errors if isinstance(error, error_type)]
+            errors = [error for error in self.errors if isinstance(error, error_type)]
+            texts = list(dict.fromkeys(map(str, errors)))
             more = f" And {len(texts) - 3:,} more." if len(texts) > 3 else ""
             if texts:
                 return error_type(" ".join(texts[:3]) + more)

@@ -1,15 +1,18 @@
 """Scheduled scoring with the inbox, the names, the run and the ledger in an object store."""
 
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
 
+from pipeline.sources.digits import draw_digits
 from storage import ledger
 from tests.commands.conftest import SMALL, Call
 from tests.commands.process import assert_refused
 from tests.commands.test_commands import document
 from tests.jobs.inboxes import put_images
+from tests.jobs.scoring.test_inbox_formats import put_csv, put_npz, put_pair, put_pictures
 from tests.object_store.server import Store
 
 pytestmark = pytest.mark.slow
@@ -53,6 +56,33 @@ def test_an_inbox_in_a_store(store: Store, home: str, call: Call, here: Path) ->
     assert 0 == call(*score, *out).code
     assert entries == document(call("scores", f"{home}/run", "--json"))["entries"]
     assert [] == store.location(f"{key_of(home)}/run/scores/failed").names()
+
+
+def test_formats_in_a_store(store: Store, home: str, call: Call, here: Path) -> None:
+    """Objects of other formats are scored once; a folder of pictures is copied as one batch."""
+    images, labels = draw_digits(1, "inbox", 0, 20)
+    put_pair(here / "x_test.npy", 1)
+    put_npz(here / "set.npz", x_train=images, y_train=labels, x_test=images[:9], y_test=labels[:9])
+    put_csv(here / "a.csv", 1)
+    for name in ("x_test.npy", "y_test.npy", "set.npz", "a.csv"):
+        upload(store, home, here / name, f"deep/{name}")
+    for number, picture in enumerate(sorted(put_pictures(here / "pictures", 2).iterdir())):
+        upload(store, home, picture, f"monday/{labels[number] % 2}/{picture.name}")
+    bad = here / "bad.png"
+    bad.write_bytes(b"no picture")
+    upload(store, home, bad, "tuesday/bad.png")
+    score = ("score", "--run", f"{home}/run", "--inbox", f"{home}/inbox", "--json", "--settle", 0)
+    expected = {"deep/a.csv", "deep/set.npz/train", "deep/set.npz/test", "deep/x_test.npy"}
+    for _ in range(2):
+        ended = call(*score)
+        assert 3 == ended.code
+        entries = document(call("scores", f"{home}/run", "--json"))["entries"]
+        lines = {line["file"]: line["accuracy"] for line in entries if line["event"] != "failed"}
+        assert ({*expected, "monday"}, 6) == (set(lines), len(entries))
+        assert None not in lines.values()
+        warning = "Warning: tuesday: not scored: tuesday/bad.png is not a PNG"
+        assert warning in ended.err.replace(f"{home}/inbox/", "")
+        assert str(tempfile.gettempdir()) not in ended.err.replace(str(here), "")
 
 
 @pytest.mark.parametrize("form", ["csv", "parquet", "npz"])

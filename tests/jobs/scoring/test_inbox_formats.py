@@ -2,8 +2,11 @@
 
 import csv
 import gzip
+import io
+import os
 import pickle
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -111,6 +114,28 @@ def test_number_without_a_class(named_run: Path, inbox: Path) -> None:
     assert 3 == result.error.exit_code
 
 
+def put_parquet(path: Path, seed: int) -> Path:
+    """Write pictures and labels as the Hugging Face Hub has them."""
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    image_module = pytest.importorskip("PIL.Image")
+    pictures = []
+    images, labels = rows_of(seed)
+    for image in images:
+        buffer = io.BytesIO()
+        image_module.fromarray(image).save(buffer, "PNG")
+        pictures.append({"bytes": buffer.getvalue(), "path": None})
+    table = arrow.table({"image": pictures, "label": labels.astype(np.int64)})
+    return put(path, lambda place: parquet.write_table(table, place))
+
+
+def put_table(folder: Path, seed: int) -> Path:
+    """Write pictures, and a table of their labels beside them."""
+    put_pictures(folder, seed)
+    lines = [f"{row:03}.png,{label}" for row, label in enumerate(rows_of(seed)[1])]
+    put(folder / "labels.csv", lambda place: place.write_text("\n".join(["file,label", *lines])))
+    return folder
+
+
 def put_pickle(path: Path, seed: int) -> Path:
     """Write three pairs as in `mnist.pkl.gz`: floats k / 256, whose rows are those of the seeds."""
     pairs = []
@@ -136,6 +161,9 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "a.npz": lambda path: put_arrays(path, 1),
     "a.npy": lambda path: put(path, lambda place: np.save(place, rows_of(1)[0])),
     "sub/x_test.npy": lambda path: put_pair(path, 1),
+    "sub/a.csv": lambda path: put_csv(path, 1),
+    "test-00000-of-00001.parquet": lambda path: put_parquet(path, 1),
+    "table": lambda path: put_table(path, 1),
     "monday": lambda path: put_pictures(path, 1),
     "tuesday": lambda path: put_pictures(path, 1, tuple(map(str, range(10)))),
 }
@@ -193,3 +221,136 @@ def test_damaged(name: str, run: Path, inbox: Path, events: Events) -> None:
         assert str(files[0].relative_to(inbox)) in failure(result)
         assert not [line for line in events.events if tempfile.gettempdir() + "/tmp" in str(line)]
     assert [("failed", name)] == list(recorded(run))
+
+
+@pytest.mark.parametrize("kind", ["text", "folders", "numbers in a table"])
+def test_labels_by_name(kind: str, named_run: Path, inbox: Path) -> None:
+    """Text labels are the model's class names in any order; numbers are positions."""
+    if kind == "text":
+        put_csv(inbox / "a.csv", 1, NAMES)
+    elif kind == "folders":
+        put_pictures(inbox / "a", 1, NAMES)
+    else:
+        put_table(inbox / "a", 1)
+    put_images(inbox / "b-images-idx3-ubyte", 1, labelled=True)
+    result = score_inbox(named_run, inbox)
+    by_class = [
+        {entry["name"]: entry["rows"] for entry in one.metrics["quality"]["classes"]}
+        for one in result.results
+    ]
+    assert 2 == len(by_class)
+    assert by_class[0] == by_class[1]
+
+
+def test_unknown_label(named_run: Path, inbox: Path) -> None:
+    """A text label that is not a class of the model is an error."""
+    put_csv(inbox / "a.csv", 1, ("zero", *NAMES[1:]))
+    assert "classes that the model was not trained on: zero" in failure(
+        score_inbox(named_run, inbox)
+    )
+
+
+def test_late_picture(run: Path, inbox: Path) -> None:
+    """A folder to which a picture was added is new content, and scored as a whole."""
+    put_pictures(inbox / "monday", 1)
+    (first,) = score_inbox(run, inbox).results
+    shutil.copy2(inbox / "monday" / "000.png", inbox / "monday" / "late.png")
+    (second,) = score_inbox(run, inbox).results
+    assert (ROWS, ROWS + 1) == (first.metrics["rows"], second.metrics["rows"])
+    assert [("scored", "monday")] * 2 == list(recorded(run))
+
+
+@pytest.mark.parametrize("name", ["late.png", "late.png.part"])
+def test_picture_that_arrives_during_the_pause(
+    name: str, run: Path, inbox: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder is left while pictures arrive in it."""
+    put_pictures(inbox / "monday", 1)
+    os.utime(inbox / "monday" / "000.png")
+
+    def put_late(seconds: float, stop: object) -> None:
+        shutil.copy2(inbox / "monday" / "001.png", inbox / "monday" / name)
+
+    monkeypatch.setattr("jobs.scoring.inbox.pause", put_late)
+    result = score_inbox(run, inbox, settle=5.0)
+    assert [{"file": "monday", "reason": "it is still being written"}] == result.left
+    assert [] == result.results
+
+
+def test_picture_that_changes_while_it_is_read(run: Path, inbox: Path) -> None:
+    """A folder of which a picture changes during the scoring is left, not recorded as bad."""
+    put_pictures(inbox / "monday", 1)
+
+    def progress(stage: str, done: int, total: int, note: str = "") -> None:
+        if stage.startswith("ingest"):
+            shutil.copy(inbox / "monday" / "002.png", inbox / "monday" / "001.png")
+
+    result = score_inbox(run, inbox, progress=progress)
+    assert ([], []) == (result.results, result.failed)
+    reason = "it changed or disappeared while it was being read"
+    assert [{"file": "monday", "reason": reason}] == result.left
+
+
+def test_values_in_another_range(run: Path, inbox: Path) -> None:
+    """Black and white as bool is refused by a run that was trained on 0 to 255."""
+    put_npz(inbox / "a.npz", images=rows_of(1)[0] > 127)
+    result = score_inbox(run, inbox)
+    assert (
+        "a.npz has values from 0 to 1; the run was trained on values from 0 to 255. Convert them "
+        "to that range." == failure(result)
+    )
+
+
+@pytest.mark.parametrize("form", ["npz", "csv", "pictures"])
+def test_another_size(form: str, run: Path, inbox: Path) -> None:
+    """Images of another size than the run's are refused; `pipeline ingest` has options for them."""
+    images = np.zeros((3, 30, 30), np.uint8)
+    if form == "npz":
+        put_npz(inbox / "a.npz", images=images)
+    elif form == "csv":
+        header = ",".join(f"p{number}" for number in range(900))
+        lines = [",".join(["0"] * 900)] * 3
+        put(inbox / "a.csv", lambda place: place.write_text("\n".join([header, *lines])))
+    else:
+        image_module = pytest.importorskip("PIL.Image")
+        put(inbox / "a" / "a.png", image_module.fromarray(images[0]).save)
+    text = failure(score_inbox(run, inbox))
+    assert "has images of 30 x 30; the run was trained on images of 28 x 28" in text
+
+
+def test_pictures_of_unequal_size(run: Path, inbox: Path) -> None:
+    """Advice about options of `ingest` says that a dataset made with them can be scored."""
+    image_module = pytest.importorskip("PIL.Image")
+    put_pictures(inbox / "a", 1)
+    put(inbox / "a" / "z.png", image_module.new("L", (30, 30)).save)
+    text = failure(score_inbox(run, inbox))
+    assert text.startswith("a/z.png has 30 x 30 pixels")
+    assert "put a dataset that `pipeline ingest` made into the inbox" in text
+
+
+def test_hostile_names(run: Path, inbox: Path) -> None:
+    """Names with line breaks or dashes are shown on one line; invalid UTF-8 is an error."""
+    put_pictures(inbox / "a\nb", 1)
+    put_npz(inbox / "--label.npz", images=rows_of(2)[0])
+    bad = os.fsdecode(b"caf\xe9.png")
+    put_pictures(inbox / "c", 3)
+    (inbox / "c" / "000.png").rename(inbox / "c" / bad)
+    result = score_inbox(run, inbox)
+    assert ["--label.npz", "a\\nb"] == files_of(result)
+    assert "c: the name is not valid UTF-8. Rename the file." == failure(result)
+
+
+def test_another_format_than_the_name_says(run: Path, inbox: Path) -> None:
+    """A file whose name and content disagree is refused."""
+    put_images(inbox / "images.parquet", 1)
+    assert failure(score_inbox(run, inbox)).startswith("images.parquet is damaged, or is not")
+
+
+def test_missing_library(run: Path, inbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are left if no library can read them: they are not bad."""
+    put_pictures(inbox / "monday", 1)
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    result = score_inbox(run, inbox)
+    assert [] == result.failed
+    assert "Reading pictures needs the library Pillow" in result.left[0]["reason"]
+    assert 2 == result.error.exit_code
