@@ -240,7 +240,8 @@ def _same_dataset(
         raise ConflictError(
             f"{target} already exists. It was made from the same files with other class names: "
             f"{_shown(existing.class_names)}; these options ask for {_shown(schema.class_names)}. "
-            "Pass --overwrite to replace it, or choose another --out."
+            "Pass --overwrite to replace it, choose another --out, or pass its own --class-names "
+            "to keep it."
         )
     made = existing.preparation, existing.compression
     wanted = schema.preparation, compression or existing.compression

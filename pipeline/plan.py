@@ -1,6 +1,7 @@
 """Plan a dataset: its transforms, classes, chunks and memory, before its rows are converted."""
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -80,9 +81,11 @@ def plan_class_names(labels: list[int], names: Sequence[str] | None) -> tuple[st
             f"There are {counted(len(names), 'class name')} for labels from {labels[0]} to "
             f"{labels[-1]}; expected one for each label, in ascending order."
         )
-    if len(set(names)) < len(names) or not all(map(str.strip, names)):
+    if not all(map(str.strip, names)):
+        raise UsageError("A class name is empty; expected a name for each class.")
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise UsageError(
-            "Two class names are equal, or one is empty; expected a different name for each class."
+            f"The class name {twice[0]!r} is given twice; expected a different name for each class."
         )
     by_value = labels[-1] < len(names)
     return tuple(names[label if by_value else rank] for rank, label in enumerate(labels))

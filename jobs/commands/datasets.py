@@ -181,6 +181,11 @@ def ingest(
                 progress=progress,
                 cluster=cluster(),
             )
+    if unused := [name for name in names or () if name not in result.dataset.class_names]:
+        console.warn(
+            f"No image has the class {unused[-1]!r}, which {class_names} names. Check that its "
+            "first line is the first class."
+        )
     return ingest_report(result)
 
 

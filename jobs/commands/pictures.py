@@ -1,6 +1,7 @@
 """Pictures: examples of a dataset, and a model's worst mistakes."""
 
 import io
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.choices import DISTORTION_SETS, RECIPES
+from jobs.commands.tables import wrap
 from jobs.training.config import TrainConfig
 from jobs.training.gradients import distortions
 from jobs.training.presets import flat_settings, read_toml, with_recipe
@@ -22,6 +24,9 @@ from storage.scores import Scores
 
 COLUMNS = 10
 ROWS = 6
+TITLE_WIDTH = 14
+"""Characters of a title that are as wide as its tile."""
+TITLE_LINES = 3
 
 Tile: TypeAlias = tuple[NDArray[Any], str]
 """An image of shape (height, width) and its title."""
@@ -132,17 +137,27 @@ def write_grid(tiles: Sequence[Tile], path: Path, title: str) -> None:
         raise MissingExtraError("A picture", "matplotlib", "plot") from None
 
     lines = max(1, -(-len(tiles) // COLUMNS))
-    figure = Figure(figsize=(COLUMNS, 0.5 + 1.2 * lines), layout="tight")
-    figure.suptitle(title)
+    titles = [_lines_of(name) for _, name in tiles]
+    height = 1.05 + 0.15 * max((text.count("\n") + 1 for text in titles), default=1)
+    figure = Figure(figsize=(COLUMNS, 0.5 + height * lines), layout="tight")
+    figure.suptitle(title, parse_math=False)  # a name may contain dollar signs
     axes = np.atleast_1d(np.asarray(figure.subplots(lines, COLUMNS))).reshape(-1)
     for axis in axes:
         axis.set_axis_off()
     values = [value for image, _ in tiles for value in (image.min(), image.max())]
-    for axis, (image, name) in zip(axes, tiles, strict=False):
+    for axis, (image, _), text in zip(axes, tiles, titles, strict=False):
         axis.imshow(image, cmap="gray_r", vmin=min(values), vmax=max(values))
-        axis.set_title(name, fontsize=8)
+        axis.set_title(text, fontsize=8, parse_math=False)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # drawn as a box
+        figure.savefig(buffer, format="png", dpi=100)
     directory = open_location(path.parent)
     directory.sweep_partial(path.name)
     directory.put(path.name, buffer.getvalue())
+
+
+def _lines_of(title: str) -> str:
+    """Return a tile's title in lines as wide as the tile, cut off after the third."""
+    lines = wrap(title, TITLE_WIDTH)
+    return "\n".join(lines[:TITLE_LINES]) + "..." * (len(lines) > TITLE_LINES)

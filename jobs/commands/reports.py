@@ -14,6 +14,9 @@ from jobs.commands.tables import (
     settings_text,
     size,
     table,
+    terminal_width,
+    width_of,
+    wrap,
 )
 from jobs.output import average_text, one_line, percent
 from jobs.training.config import TrainConfig
@@ -31,6 +34,10 @@ from storage.scores import scoring_homes
 
 if TYPE_CHECKING:
     from jobs.training.job import TrainResult
+
+
+SHORT_NAME = 8
+"""Longer names of classes are listed one a line."""
 
 
 def inspect_location(location: Location) -> Report:
@@ -108,11 +115,12 @@ def _findings(dataset: Dataset) -> list[str]:
     if findings is None:
         return []
     counts = {name: split.record.class_counts for name, split in dataset.splits.items()}
-    return [f"  {one_line(text)}" for text in findings.sentences(dataset.class_names, counts)]
+    texts = map(one_line, findings.sentences(dataset.class_names, counts))
+    return ["\n    ".join(wrap(f"  {text}", terminal_width() - 4)) for text in texts]
 
 
 def _class_counts(class_names: Sequence[str], splits: dict[str, Any]) -> str:
-    """Return the rows of each class in each split, as a table if it fits, else as a grid."""
+    """Return the rows of each class in each split, in as few lines as fit."""
     counts = {
         name: [f"{count:,}" for count in split["class_counts"]]
         for name, split in splits.items()
@@ -125,6 +133,8 @@ def _class_counts(class_names: Sequence[str], splits: dict[str, Any]) -> str:
     text = table(["class", *class_names], [[name, *texts] for name, texts in counts.items()])
     if fits(text):
         return text
+    if max(map(width_of, class_names)) > SHORT_NAME:
+        return table(["class", *counts], list(zip(class_names, *counts.values(), strict=True)))
     return "\n\n".join(
         f"{len(class_names):,} classes: rows in {name}\n"
         + grid([f"{label}: {text}" for label, text in zip(class_names, texts, strict=True)])

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import unicodedata
 from collections.abc import Collection, Sequence
 from itertools import compress, zip_longest
 from textwrap import TextWrapper
@@ -42,7 +43,7 @@ def table(
     out the `optional` columns, then wraps those that are `wrapped`, by default all aligned left.
     """
     cells = [list(header), *([one_line(str(cell)) for cell in row] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    widths = [max(map(width_of, column)) for column in zip(*cells, strict=True)]
     if optional and _total(widths) > terminal_width():
         keep = [name not in optional for name in header]
         shorter = [list(compress(row, keep)) for row in cells]
@@ -54,7 +55,7 @@ def table(
         if widths[widest] <= NARROWEST:
             break
         widths[widest] -= 1
-    align = [str.ljust if name in (header[0], *left) else str.rjust for name in header]
+    align = [_left if name in (header[0], *left) else _right for name in header]
     lines = [
         [put(cell, width) for put, cell, width in zip(align, line, widths, strict=True)]
         for row in cells
@@ -63,13 +64,29 @@ def table(
     return "\n".join(GAP.join(line).rstrip() for line in lines)
 
 
+def width_of(text: str) -> int:
+    """Return the columns of a terminal that a text takes: two for a Chinese character."""
+    if text.isascii():
+        return len(text)
+    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
+    return len(text) + wide - sum(unicodedata.combining(character) > 0 for character in text)
+
+
+def _left(text: str, width: int) -> str:
+    return text + " " * (width - width_of(text))
+
+
+def _right(text: str, width: int) -> str:
+    return " " * (width - width_of(text)) + text
+
+
 def _total(widths: Sequence[int]) -> int:
     return sum(widths) + len(GAP) * (len(widths) - 1)
 
 
 def fits(text: str) -> bool:
     """Return whether no line of a text is longer than the terminal is wide."""
-    return max(map(len, text.splitlines()), default=0) <= terminal_width()
+    return max(map(width_of, text.splitlines()), default=0) <= terminal_width()
 
 
 def fit(line: str) -> str:
@@ -83,19 +100,19 @@ def fit(line: str) -> str:
 
 def wrap(text: str, width: int) -> list[str]:
     """Break a text into lines, at spaces and after slashes if possible."""
-    if len(text) <= width:
+    if width_of(text) <= width:
         return [text]
-    wrapper = TextWrapper(width)
+    wrapper = TextWrapper(max(1, width * len(text) // width_of(text)))
     wrapper.wordsep_re = WORDS
     return wrapper.wrap(text)
 
 
 def grid(cells: Sequence[str]) -> str:
     """Return short texts in as many columns as fit the terminal, filled row by row."""
-    width = max(map(len, cells))
+    width = max(map(width_of, cells))
     columns = max(1, (terminal_width() + len(GAP)) // (width + len(GAP)))
     return "\n".join(
-        GAP.join(cell.ljust(width) for cell in cells[start : start + columns]).rstrip()
+        GAP.join(_left(cell, width) for cell in cells[start : start + columns]).rstrip()
         for start in range(0, len(cells), columns)
     )
 
