@@ -100,9 +100,9 @@ def inspect_dataset(dataset: Dataset) -> Report:
     digests = [("dataset", dataset.digest)]
     digests += [(name, split["digest"]) for name, split in splits.items()]
     digests += [
-        (source["name"], source["decoded_sha256"])
+        (source["name"], digest)
         for source in dataset.sources
-        if source.get("decoded_sha256")
+        if (digest := _digest_of_source(source))
     ]
     summary = f"{_rows_text(dataset)} in {dataset.location}"
     details = "\ndigests\n" + facts(digests)
@@ -142,12 +142,17 @@ def _class_counts(class_names: Sequence[str], splits: dict[str, Any]) -> str:
     )
 
 
+def _digest_of_source(source: dict[str, Any]) -> str | None:
+    """Return the digest of a file's decoded content, or that of the file itself."""
+    return source.get("decoded_sha256") or source.get("stored_sha256")
+
+
 def _sources_table(sources: Sequence[dict[str, Any]]) -> str:
     rows = [
         [
             *(source.get(name) for name in ("name", "split", "kind")),
             size(stored) if type(stored := source.get("stored_bytes")) is int else "-",
-            (source.get("decoded_sha256") or "-")[:SHORT_DIGEST],
+            (_digest_of_source(source) or "-")[:SHORT_DIGEST],
         ]
         for source in sources
     ]

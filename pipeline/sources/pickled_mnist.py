@@ -87,7 +87,7 @@ def open_pickle(path: Path, options: SourceOptions, progress: Progress) -> Sourc
                 pairs = _pairs(_Unpickler(stream).load())
     except _UnsafeError as error:
         raise BadDataError(
-            f"{path} is a pickle with {error}; it was not loaded. Expected (images, labels) pairs "
+            f"{path} is a pickle {error}; it was not loaded. Expected (images, labels) pairs "
             "of NumPy arrays for train, validation and test, as in mnist.pkl.gz. If you trust the "
             "file, load it in Python and save its arrays with numpy.savez."
         ) from None
@@ -192,8 +192,8 @@ def _check_operations(stream: _Stream) -> None:
         if operation is None:
             raise ValueError(f"{code!r} is no operation" if code else "it is cut off")
         if operation.name not in OPERATIONS:
-            is_dictionary = "DICT" in operation.name
-            raise _UnsafeError("a dictionary" if is_dictionary else f"{operation.name} operations")
+            what = "a dictionary" if "DICT" in operation.name else f"{operation.name} operations"
+            raise _UnsafeError("with " + what)
         argument = _read_argument(stream, operation)
         if operation.name == "GLOBAL":
             _check_name(*str(argument).split(" ", 1))
@@ -201,7 +201,7 @@ def _check_operations(stream: _Stream) -> None:
             break  # the unpickler's memory grows with the largest number
         if operation.name == "STOP":
             return stream.check_end()
-    raise _UnsafeError(f"more than {MOST_OPERATIONS:,} operations")
+    raise _UnsafeError(f"with more than {MOST_OPERATIONS:,} operations")
 
 
 def _read_argument(stream: _Stream, operation: pickletools.OpcodeInfo) -> Any:
@@ -217,7 +217,7 @@ def _read_argument(stream: _Stream, operation: pickletools.OpcodeInfo) -> Any:
 
 def _check_name(module: str, name: str) -> None:
     if (module, name) not in STAND_INS:
-        raise _UnsafeError(f"the name {module[:60]}.{name[:60]}, which could run a program")
+        raise _UnsafeError(f"that refers to {module[:60]}.{name[:60]}, which could run a program")
 
 
 class _Unpickler(pickle.Unpickler):
@@ -235,7 +235,7 @@ class _Unpickler(pickle.Unpickler):
         """Return the bytes that Python 3 writes as text into pickles for Python 2."""
         self._encoded += len(text)
         if encoding != "latin1" or self._encoded > MOST_BYTES:
-            raise _UnsafeError("encoded text")
+            raise _UnsafeError("with encoded text")
         return text.encode("latin1")
 
 
@@ -251,7 +251,7 @@ class _Type:
     def dtype(self) -> np.dtype[Any]:
         code = _text(self._code)
         if not _TYPE.fullmatch(code) or self._order not in ("<", ">", "|", "="):
-            raise _UnsafeError(f"an array of type {code[:20]!r}")
+            raise _UnsafeError(f"with an array of type {code[:20]!r}")
         return np.dtype(self._order + code)
 
 
@@ -268,7 +268,7 @@ class _Array:
         """Return the array, on the bytes that were unpickled."""
         _, shape, stand_in, in_fortran_order, data = self._state
         if not isinstance(stand_in, _Type) or not isinstance(data, bytes | bytearray):
-            raise _UnsafeError("an array of Python objects")
+            raise _UnsafeError("with an array of Python objects")
         dtype = stand_in.dtype()
         if not 0 < len(shape) <= 8 or any(type(size) is not int or size < 0 for size in shape):
             raise ValueError("the shape of an array is not a tuple of sizes")
@@ -312,7 +312,7 @@ def _pairs(content: Any) -> list[Pair]:
         content = [content]
     is_sequence = isinstance(content, tuple | list) and 1 <= len(content) <= len(SPLITS)
     if not is_sequence or not all(_is_pair(pair) for pair in content):
-        raise _UnsafeError("other content")
+        raise _UnsafeError("with other content")
     return [(images.array(), labels.array()) for images, labels in content]
 
 

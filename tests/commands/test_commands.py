@@ -1,5 +1,6 @@
 """The commands from end to end: their files, their output, and repeated runs."""
 
+import hashlib
 import json
 import os
 import pty
@@ -139,6 +140,14 @@ def test_inspect_dataset(dataset: Path, call: Call) -> None:
     assert ("dataset", "files") == (shown["kind"], shown["name"])
     stored = sum(path.stat().st_size for path in (dataset / "test").rglob("*") if path.is_file())
     assert stored == shown["splits"]["test"]["stored_bytes"]
+
+
+def test_inspect_other_formats(here: Path, call: Call) -> None:
+    """inspect shows the digest of the file where no decoded content is hashed."""
+    np.savez(here / "set.npz", x=np.arange(64, dtype=np.uint8).reshape(4, 4, 4), y=np.arange(4))
+    succeeded(call("ingest", "set.npz"))
+    digest = hashlib.sha256((here / "set.npz").read_bytes()).hexdigest()
+    assert f"  {digest[:12]}" in succeeded(call("inspect", "data/set"))
 
 
 def test_inspect_run(run: Path, call: Call) -> None:
