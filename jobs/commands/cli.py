@@ -17,6 +17,7 @@ import click
 from jobs.choices import known_name
 from jobs.commands.datasets import ingest, inspect, verify
 from jobs.commands.demo import demo
+from jobs.commands.predict import predict
 from jobs.commands.schedule import schedule
 from jobs.commands.score import promote, score, scores
 from jobs.commands.train import train
@@ -95,7 +96,7 @@ def cli(context: click.Context, version: bool, verbose: bool) -> None:
         raise click.UsageError("Missing command.", context)
 
 
-for command in (ingest, train, score, demo, inspect, verify, scores, promote, schedule):
+for command in (ingest, train, score, demo, predict, inspect, verify, scores, promote, schedule):
     cli.add_command(command)
 
 
