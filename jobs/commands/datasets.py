@@ -36,6 +36,7 @@ STOPPED = "Stopped; nothing was published. Run the same command to start again."
 @option(
     "--compression",
     section="Data",
+    advanced=True,
     type=Choice(["lz4", "lz4hc", "zstd"]),
     show_default="lz4",
     help="lz4 is read fastest; zstd is a quarter smaller; lz4hc is nearly both, but slow to write.",
@@ -43,6 +44,7 @@ STOPPED = "Stopped; nothing was published. Run the same command to start again."
 @option(
     "--rows-per-chunk",
     section="Data",
+    advanced=True,
     type=IntRange(1),
     metavar="N",
     show_default="about 1.5 MB of rows",
@@ -122,6 +124,7 @@ STOPPED = "Stopped; nothing was published. Run the same command to start again."
 @option(
     "--seed",
     section="Source",
+    advanced=True,
     default=0,
     type=IntRange(0),
     metavar="N",
