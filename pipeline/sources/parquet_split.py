@@ -1,6 +1,7 @@
 """A split from Parquet files: pictures or values in one column, or a column for each value."""
 
 import math
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -111,7 +112,7 @@ def open_file(path: Path) -> Iterator[Any]:
         if isinstance(error, OSError) and error.errno is not None:
             with translate_os_errors("read", path):
                 raise
-        reason = str(error).partition("\n")[0][:200].rstrip(". ")
+        reason = re.split(r"\n|\. ", str(error))[0][:200].rstrip(". ")
         if "crypt" in reason:
             raise BadDataError(
                 f"{path} is encrypted; expected plain Parquet. Write it again without encryption."
@@ -315,11 +316,9 @@ class ParquetSplit(ValueSplit):
         return self.labels.values() if self.labels is not None else []
 
     def fingerprint(self, progress: Progress) -> dict[str, Any]:
-        resize = None if self.resize is None else "{}x{}".format(*self.resize)
         return super().fingerprint(progress) | {
             "label": self.layout.label,
             "shape": list(self.image_shape),
-            "resize": resize,
         }
 
     def _check_present(

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pyarrow import parquet as pq
 
 from pipeline.ingest import ingest
+from pipeline.sources import parquet_split
 from pipeline.sources.formats import Source, SourceOptions
 from pipeline.sources.source import open_source
 from pipeline.sources.splits import SplitSource
@@ -117,6 +118,24 @@ def test_parts(tmp_path: Path, row_group_size: int, rows_per_part: int) -> None:
     got, classes = read(split, rows_per_part)
     np.testing.assert_array_equal(images(), got)
     np.testing.assert_array_equal(labels(), classes)
+
+
+def test_large_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures that take more bytes than their pixels are held decoded, in the same order."""
+    path = write(tmp_path / "train.parquet", hub_table())
+    monkeypatch.setattr(parquet_split, "LEAST_BYTES_HELD", 300)
+    monkeypatch.setattr(parquet_split, "MOST_AT_ONCE", 3)
+    split = opened(path).splits[0]
+    pictures: list[Any] = [picture for part in split.parts(20) for picture in part.pictures]
+    assert {bytes, np.ndarray} == set(map(type, pictures))
+    np.testing.assert_array_equal(images(), read(split, 20)[0])
+
+
+def test_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message names the extra that installs the library."""
+    path = write(tmp_path / "train.parquet", hub_table())
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    assert "pip install '.[parquet]'" in refusal(path, UsageError)
 
 
 @pytest.mark.parametrize(
