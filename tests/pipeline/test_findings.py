@@ -102,8 +102,9 @@ def test_all_findings_are_right(
     }
     assert expected["splits"]["train"]["contradictory_images"]["count"] > 1
     assert 2 <= expected["splits"]["train"]["constant_columns"] < 6
+    ways = [(20, 2, 10), (100, 1, MOST_ROWS), (20, 3, MOST_ROWS), (100, 1, 1)]
     for number, (chunk_rows, threads, most_rows) in enumerate(
-        [(100, 1, MOST_ROWS), (7, 3, MOST_ROWS), (7, 2, 10), (100, 1, 16), (1, 1, 1)]
+        ways if dtype == "uint8" else ways[:1]
     ):
         monkeypatch.setattr("pipeline.findings.MOST_ROWS", most_rows)
         place = tmp_path / str(number)
@@ -154,7 +155,7 @@ def test_mnist(tmp_path: Path) -> None:
         assert mask.sum() == of_splits[name]["constant_columns"]
         constant = (images.min(axis=1) == images.max(axis=1)).sum()
         assert constant == of_splits[name]["constant_images"]["count"]
-        repeated = len(images) - len(np.unique(images, axis=0))
+        repeated = len(images) - len({image.tobytes() for image in images})
         assert repeated == of_splits[name]["repeated_images"]["count"]
     assert (67, 116) == tuple(of_splits[name]["constant_columns"] for name in splits)
     in_train = {image.tobytes() for image in splits["train"]}
@@ -242,7 +243,6 @@ def replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
     return copy
 
 
-@pytest.mark.parametrize("new", [..., None, -1.5, "x", True, {}, [[1]], [["a", 1]], [{"a": 1}]])
 @pytest.mark.parametrize(
     "path",
     [
@@ -256,18 +256,20 @@ def replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
         ("shared_images", 0, "first"),
     ],
 )
-def test_malformed_findings(path: tuple[Any, ...], new: Any, tmp_path: Path) -> None:
+def test_malformed_findings(path: tuple[Any, ...], tmp_path: Path) -> None:
     """Damaged findings are refused when the dataset is opened, sealed ones when they are used."""
     place = open_location(tmp_path / "set")
     ingest("synthetic:40,20", place)
     document = json.loads(place.get("zarr.json"))
     attributes = document["attributes"]
-    changed = replaced(attributes["findings"], path, new)
-    for findings in (changed, documents.seal(changed)):
-        attributes["findings"] = findings
-        place.put("zarr.json", documents.document_bytes(trees.seal_group(document)))
-        with pytest.raises(BadDataError, match="attribute findings of"):
-            Findings.of(open_dataset(place))
+    whole = attributes["findings"]
+    for new in (..., None, -1.5, "x", True, {}, [[1]], [["a", 1]], [{"a": 1}]):
+        changed = replaced(whole, path, new)
+        for findings in (changed, documents.seal(changed)):
+            attributes["findings"] = findings
+            place.put("zarr.json", documents.document_bytes(trees.seal_group(document)))
+            with pytest.raises(BadDataError, match="attribute findings of"):
+                Findings.of(open_dataset(place))
 
 
 def test_findings_of_another_type(tmp_path: Path) -> None:
