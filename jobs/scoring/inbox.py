@@ -38,10 +38,11 @@ from storage.events import Progress, event
 from storage.idx import read_header
 from storage.local import LocalLocation
 from storage.location import Location, Lock, Status, TakeOver
-from storage.preparation import BYTES, ValueRange
+from storage.preparation import ValueRange
 
 if TYPE_CHECKING:
     from pipeline.sources.formats import Source
+    from pipeline.sources.splits import SplitSource
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +50,8 @@ LARGE_FILE = 64 * 2**20
 """Files with more bytes have their header checked before they are copied and hashed."""
 SPLIT = "inbox"
 """The split's name for rows from files other than datasets."""
-BYTE_RANGES = (BYTES, ValueRange(0.0, 256.0))
-"""The ranges of formats whose values are bytes, or bytes divided by 255 or 256."""
+BLACK_OR_WHITE = ValueRange(0.0, 1.0)
+"""The range of bool, which is stored as bytes."""
 INGEST_ADVICE = "For options, put a dataset that `pipeline ingest` made into the inbox instead."
 _INGEST_OPTION = re.compile(r"--(arrays|channels|holdout|label|resize|shape)\b")
 
@@ -288,9 +289,7 @@ class Inbox:
         assert source is not None
         (rows,) = source.splits
         preparation = model.preparation
-        shape = preparation.image_shape(rows.image_shape)
-        check_images(model, item.name, shape, str(rows.dtype))
-        _check_range(item.name, source.scaling, preparation.scaling)
+        _check_values(item.name, rows, source, model)
         with self._shown(arrival):
             dataset = ingest(
                 source,
@@ -402,15 +401,24 @@ def _options_of(model: Model) -> dict[str, Any]:
     return options | ({"channels": "rgb"} if shape[2:] == (3,) else {})
 
 
-def _check_range(name: str, scaling: ValueRange | None, trained: ValueRange | None) -> None:
-    """Raise `BadDataError` if a file's format maps other values to [0, 1] than the model does."""
-    trained = trained or ValueRange(0.0, 1.0)
-    if scaling in (None, trained) or {scaling, trained} <= set(BYTE_RANGES):
-        return
-    raise BadDataError(
-        f"{name} has values from {scaling}; the run was trained on values from {trained}. Convert "
-        "them to that range."
-    )
+def _check_values(name: str, rows: "SplitSource", source: "Source", model: Model) -> None:
+    """Raise `BadDataError` if images differ from the model's in shape, type or range.
+
+    Bytes, and bytes that were divided by 255 or 256, have the same values: the run's scaling
+    applies. Integers without a declared type get the model's.
+    """
+    expected = np.dtype(model.element_type or rows.dtype)
+    if rows.may_widen and expected.kind == "i" and np.can_cast(rows.dtype, expected):
+        rows.dtype = expected
+    shape = model.preparation.image_shape(rows.image_shape)
+    check_images(model, name, shape, str(rows.dtype))
+    ranges = (source.scaling, model.preparation.scaling)
+    one_is_bool = BLACK_OR_WHITE in ranges and ranges[0] != ranges[1]
+    if rows.dtype == np.uint8 and one_is_bool and None not in ranges:
+        raise BadDataError(
+            f"{name} has values from {ranges[0]}; the run was trained on values from {ranges[1]}. "
+            "Convert them to that range."
+        )
 
 
 def _class_names(source: "Source", model: Model) -> tuple[str, ...] | None:

@@ -209,7 +209,7 @@ def _choose_types(splits: Sequence[ValueSplit], progress: Progress) -> None:
     for name in NARROWER:
         if np.iinfo(name).min <= low and high <= np.iinfo(name).max:
             for split in wide:
-                split.dtype = np.dtype(name)
+                split.dtype, split.may_widen = np.dtype(name), True
             return
     raise BadDataError(
         f"{wide[0].origin} has {wide[0].stored_dtype} values from {low:,} to {high:,}; expected "

@@ -71,7 +71,7 @@ class CsvSplit(FileSplit):
 
     def set_types(self, dtype: np.dtype[Any], class_names: Sequence[str] | None) -> None:
         """Set the element type of all splits, and the label of each text: its rank or its value."""
-        self.dtype = dtype
+        self.dtype, self.may_widen = dtype, dtype.kind in "iu"
         for text in self.scan.labels:
             number = float(text) if class_names is None else class_names.index(text.strip())
             self._labels[text] = int(number)

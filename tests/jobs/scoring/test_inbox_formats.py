@@ -354,3 +354,33 @@ def test_missing_library(run: Path, inbox: Path, monkeypatch: pytest.MonkeyPatch
     assert [] == result.failed
     assert "Reading pictures needs the library Pillow" in result.left[0]["reason"]
     assert 2 == result.error.exit_code
+
+
+@pytest.mark.parametrize("form", ["csv", "npy"])
+def test_small_values_of_a_wide_type(form: str, inbox: Path, tmp_path: Path) -> None:
+    """A file whose type is chosen by its values fits a run that was trained on larger ones."""
+    images, labels = draw_digits(1, "inbox", 0, 300)
+    put_npz(tmp_path / "train.npz", images=images.astype(np.int64) * 100, labels=labels)
+    ingest(str(tmp_path / "train.npz"), tmp_path / "dataset")
+    train(small(epochs=1), dataset=tmp_path / "dataset", run=tmp_path / "run")
+    if form == "csv":
+        put_csv(inbox / "a.csv", 1)
+    else:
+        put(inbox / "a.npy", lambda place: np.save(place, images[:ROWS].astype(np.int64)))
+    write_idx(inbox / "b-images-idx3-ubyte", images[:ROWS].astype(np.int16))
+    result = score_inbox(tmp_path / "run", inbox)
+    assert ["a." + form, "b-images-idx3-ubyte"] == files_of(result)
+    first, second = (one.scores.read_chunk(0)[0].tolist() for one in result.results)
+    assert first == second
+
+
+def test_floats_of_another_range(inbox: Path, tmp_path: Path) -> None:
+    """The range of a run's floats is that of its training rows: a file may have another one."""
+    images, labels = draw_digits(1, "inbox", 0, 150)
+    put_npz(tmp_path / "train.npz", images=images / np.float32(8), labels=labels)
+    ingest(str(tmp_path / "train.npz"), tmp_path / "dataset")
+    train(small(epochs=1), dataset=tmp_path / "dataset", run=tmp_path / "run")
+    lines = [",".join(map(str, image.ravel() / 16)) for image in images[:ROWS]]
+    header = ",".join(f"pixel{number}" for number in range(784))
+    put(inbox / "a.csv", lambda place: place.write_text("\n".join([header, *lines])))
+    assert ["a.csv"] == files_of(score_inbox(tmp_path / "run", inbox))
