@@ -223,12 +223,12 @@ def test_damaged(name: str, run: Path, inbox: Path, events: Events) -> None:
     assert [("failed", name)] == list(recorded(run))
 
 
-@pytest.mark.parametrize("kind", ["text", "folders", "numbers in a table"])
-def test_labels_by_name(kind: str, named_run: Path, inbox: Path) -> None:
+@pytest.mark.parametrize("form", ["text", "folders", "numbers in a table"])
+def test_labels_by_name(form: str, named_run: Path, inbox: Path) -> None:
     """Text labels are the model's class names in any order; numbers are positions."""
-    if kind == "text":
+    if form == "text":
         put_csv(inbox / "a.csv", 1, NAMES)
-    elif kind == "folders":
+    elif form == "folders":
         put_pictures(inbox / "a", 1, NAMES)
     else:
         put_table(inbox / "a", 1)
