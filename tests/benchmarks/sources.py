@@ -82,11 +82,13 @@ def _write_csv_gz(place: Path, images: Bytes, labels: Bytes) -> Path:
 
 
 def _write_pickle(place: Path, images: Bytes, labels: Bytes) -> Path:
-    rows = images.reshape(len(images), -1).astype(np.float32) / np.float32(255)
-    pair = rows, labels.astype(np.int64)
-    few = rows[:TEST_ROWS], pair[1][:TEST_ROWS]
+    mirrored = images[:TEST_ROWS, ::-1], images[:TEST_ROWS, :, ::-1]  # so that no image is in two
+    pairs = [
+        (some.reshape(len(some), -1) / np.float32(255), labels[: len(some)].astype(np.int64))
+        for some in (images, *mirrored)
+    ]
     with gzip.open(place / "digits.pkl.gz", "wb", compresslevel=6) as file:
-        pickle.dump((pair, few, few), file, protocol=2)
+        pickle.dump(tuple(pairs), file, protocol=2)
     return place / "digits.pkl.gz"
 
 
