@@ -197,6 +197,18 @@ def test_several_splits(run: Path, inbox: Path) -> None:
     assert result.results[1].scores.digest == result.results[2].scores.digest
 
 
+def test_bytes_that_were_divided(run: Path, inbox: Path) -> None:
+    """In a pickle, k / 256 is the byte k, which a run trained on bytes scores like any other."""
+    put_pickle(inbox / "mnist.pkl.gz", 1)
+    for number, split in enumerate(("train", "validation", "test")):
+        put_images(inbox / f"{split}-images-idx3-ubyte", 1 + number, labelled=True)
+    result = score_inbox(run, inbox)
+    digests = {str(one.file): one.scores.digest for one in result.results}
+    assert 6 == len(digests)
+    for split in ("train", "validation", "test"):
+        assert digests[f"mnist.pkl.gz/{split}"] == digests[f"{split}-images-idx3-ubyte"]
+
+
 def test_one_bad_split(run: Path, inbox: Path) -> None:
     """An error in one split does not prevent the scoring of another."""
     images, labels = rows_of(1)
