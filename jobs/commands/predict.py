@@ -79,7 +79,7 @@ INKED = 96
 @options.storage
 @options.output_flags
 def predict(as_json: bool, quiet: bool, verbose: bool, **asked: Any) -> None:
-    """Predict the class of single pictures, such as photos or scans of digits.
+    """Predict the class of photos, scans and drawings.
 
     FILE is a PNG, JPEG, WebP, BMP or TIFF picture of any size, or - for standard input. For models
     of digits in 28 x 28 pixels, pictures are prepared as those of MNIST were: the background is

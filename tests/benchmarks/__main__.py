@@ -17,6 +17,7 @@ try:
     from tests.benchmarks.distortions import bench_distortions
     from tests.benchmarks.epochs import bench_epochs
     from tests.benchmarks.learning import LearningVerdict, bench_learning, learning_table
+    from tests.benchmarks.pictures import bench_pictures
     from tests.benchmarks.processes import bench_help, bench_ingest, bench_to_98, bench_train
     from tests.benchmarks.scale import bench_latency, bench_scale
     from tests.benchmarks.sources import ROWS, bench_sources
@@ -41,6 +42,7 @@ LARGE = {
     "scale": bench_scale,
     "cluster": bench_cluster,
     "learning": bench_learning,
+    "pictures": bench_pictures,
     "sources": bench_sources,
 }
 """Benchmarks that take long or much disk space; they run only if named."""
