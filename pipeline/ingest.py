@@ -190,6 +190,7 @@ def _announce(
 ) -> None:
     """Log the memory bound, a range taken from the data, and a hint for EMNIST."""
     needed = memory_needed(schema, threads)
+    needed += max(split.reader_memory for split in source.splits)
     text = f"memory at most {needed / 1e6:,.0f} MB"
     event(logger, "memory", text, logging.DEBUG, bytes=needed)
     if scale is None and preparation.scaling != BYTES:

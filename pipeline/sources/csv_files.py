@@ -24,7 +24,7 @@ from pipeline.sources.csv_rows import (
     import_pyarrow,
     line_blocks,
 )
-from pipeline.sources.file_split import FileSplit
+from pipeline.sources.file_split import ARROW_MEMORY, FileSplit
 from pipeline.sources.formats import Format, Source, SourceOptions
 from pipeline.sources.idx_names import read_name
 from pipeline.sources.splits import SPLIT_OF, SPLITS, Rows, check_same_images, split_named
@@ -59,6 +59,8 @@ logger = logging.getLogger(__name__)
 
 class CsvSplit(FileSplit):
     """The rows of one file, which was scanned."""
+
+    reader_memory = ARROW_MEMORY
 
     def __init__(self, name: str, path: Path, base: Path, layout: Layout, scan: Scan) -> None:
         super().__init__(name, [path], base)

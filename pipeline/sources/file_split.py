@@ -17,6 +17,8 @@ from storage.events import Progress
 
 MAX_CLASSES = 1000
 """With more distinct labels than this, a file is assumed not to contain classes."""
+ARROW_MEMORY = 80_000_000
+"""Bytes of pyarrow and of the blocks that it parses."""
 _LABEL_BLOCK_ROWS = 65_536
 _SHOWN_COLUMNS = 12
 _SHOWN_FILES = 20

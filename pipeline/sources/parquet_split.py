@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.sources.array_split import ValueSplit, image_shape
+from pipeline.sources.file_split import ARROW_MEMORY
 from pipeline.sources.formats import SourceOptions
 from pipeline.sources.parquet_labels import LabelColumn
 from pipeline.sources.picture_split import DECODING_THREADS, LEAST_BYTES_HELD, PicturePart
@@ -124,6 +125,8 @@ def open_file(path: Path) -> Iterator[Any]:
 
 class ParquetSplit(ValueSplit):
     """The rows of one or more files."""
+
+    reader_memory = ARROW_MEMORY
 
     def __init__(
         self,

@@ -109,6 +109,9 @@ def open_pickle(path: Path, options: SourceOptions, progress: Progress) -> Sourc
         )
         for name, values, (_, labels) in zip(names, images, pairs, strict=True)
     ]
+    held = sum(values.nbytes for values in (*images, *(pickled for pickled, _ in pairs)))
+    for split in splits:
+        split.reader_memory = held
     name = path.name.partition(".")[0] or "dataset"
     source = source_of_values(name, splits, f"pickled arrays in {path}", progress)
     return source if scaling is None else replace(source, scaling=scaling)
