@@ -92,7 +92,7 @@ class SplitSource(ABC):
     """The images' element type, in this machine's byte order."""
     has_labels: bool
     reader_memory: int = 0
-    """Bytes that reading needs besides the rows, such as those of a library."""
+    """Bytes that reading needs in addition to the rows, such as those of a library."""
     may_widen: bool = False
     """Whether `dtype` was chosen by the values, so that it can be set to a wider integer type."""
 
