@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from pipeline.examine import Examination, examine
 from pipeline.sources.splits import Part
+from pipeline.statistics import ImageStatistics, is_sampled
 from pipeline.transforms import add_bias, one_hot
 from pipeline.values import check_values
 from storage.dataset import Block
@@ -24,6 +25,8 @@ class Conversion:
     """The distinct labels, sorted."""
     origin: str
     """The file of the images, for messages."""
+    counted_rows: int
+    """Rows of the split if statistics of its images are counted, else 0."""
 
 
 class Converted(NamedTuple):
@@ -33,6 +36,7 @@ class Converted(NamedTuple):
     records: list[ChunkRecord]
     examinations: list[Examination]
     """What was noticed about the images of each chunk."""
+    statistics: ImageStatistics
 
 
 def convert_part(part: Part, writer: SplitWriter, conversion: Conversion) -> Converted:
@@ -42,19 +46,19 @@ def convert_part(part: Part, writer: SplitWriter, conversion: Conversion) -> Con
     chunk at a time is in memory.
     """
     chunk_rows = writer.schema.chunk_rows
-    examinations: list[Examination] = []
+    result = Converted(part.stop - part.start, [], [], ImageStatistics.empty())
     chunks = (
-        _transformed(part, start, min(start + chunk_rows, part.stop), conversion, examinations)
+        _transformed(part, start, min(start + chunk_rows, part.stop), conversion, result)
         for start in range(part.start, part.stop, chunk_rows)
     )
-    records = writer.write_part(part.start // writer.part_rows, chunks)
-    return Converted(part.stop - part.start, records, examinations)
+    result.records.extend(writer.write_part(part.start // writer.part_rows, chunks))
+    return result
 
 
 def _transformed(
-    part: Part, start: int, stop: int, conversion: Conversion, examinations: list[Examination]
+    part: Part, start: int, stop: int, conversion: Conversion, result: Converted
 ) -> Block:
-    """Return rows [start, stop) of the split in stored form, and add their examination."""
+    """Return rows [start, stop) of the split in stored form; add what is known of them."""
     images, labels = part.load(start, stop)
     preparation = conversion.preparation
     if images.dtype != np.uint8 or preparation.scaling not in (BYTES, None):
@@ -62,5 +66,9 @@ def _transformed(
     if preparation.transposed:
         images = images.swapaxes(1, 2)
     targets = None if labels is None else one_hot(labels, conversion.classes, start)
-    examinations.append(examine(start, images, targets))
+    result.examinations.append(examine(start, images, targets))
+    if conversion.counted_rows:
+        sampled = is_sampled(start, stop, conversion.counted_rows)
+        counted = ImageStatistics.of(images, images.shape[1:], preparation.scaling, sampled)
+        result.statistics.add(counted)
     return Block(add_bias(images, preparation.bias(images.dtype)), targets)

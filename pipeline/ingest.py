@@ -28,6 +28,7 @@ from pipeline.plan import (
 from pipeline.sources.formats import Source, SourceOptions
 from pipeline.sources.remote import SourcePlace, opened_source
 from pipeline.sources.splits import SplitSource
+from pipeline.statistics import ImageStatistics
 from storage.dataset import Dataset, open_dataset
 from storage.dataset_writer import (
     ChunkRecord,
@@ -42,6 +43,7 @@ from storage.location import Location, TakeOver
 from storage.places import Place, open_location
 from storage.preparation import BYTES, Preparation
 from storage.schema import COMPRESSIONS, LZ4, METADATA_NAME, DatasetSchema
+from storage.trees import FINDINGS, STATISTICS
 
 if TYPE_CHECKING:
     from pipeline.cluster.client import Cluster
@@ -297,22 +299,27 @@ def _convert(
             from pipeline.cluster.tasks import convert_parts  # imports Dask's cluster
 
             convert = partial(convert_parts, cluster)
-        records, files = {}, []
+        records, files, statistics = {}, [], ImageStatistics.empty()
         for split in source.splits:
-            conversion = Conversion(writer.schema.preparation, classes, split.origin)
+            counted = split.rows if split.name == "train" else 0
+            conversion = Conversion(writer.schema.preparation, classes, split.origin, counted)
             parts = convert(split, writer.split(split.name), conversion)
-            records[split.name] = _collect(split, parts, findings, progress)
+            records[split.name] = _collect(split, parts, findings, statistics, progress)
             files += [{"split": split.name} | file.to_json() for file in split.files()]
-        return writer.publish(records, files, fingerprint, findings.result().to_json())
+        notes = {FINDINGS: findings.result().to_json()}
+        if "train" in records:
+            notes[STATISTICS] = statistics.to_json()
+        return writer.publish(records, files, fingerprint, notes)
 
 
 def _collect(
     split: SplitSource,
     parts: Generator[Converted, None, None],
     findings: FindingsCollector,
+    statistics: ImageStatistics,
     progress: Progress,
 ) -> list[ChunkRecord]:
-    """Return the chunk records of all parts of a split; collect findings, and report progress."""
+    """Return the chunk records of all parts of a split; collect findings and statistics."""
     stage = f"ingest {split.name}"
     progress(stage, 0, split.rows)
     records: list[ChunkRecord] = []
@@ -321,6 +328,7 @@ def _collect(
         for part in parts:
             records += part.records
             findings.add(split.name, part.examinations)
+            statistics.add(part.statistics)
             done += part.rows
             progress(stage, done, split.rows)
     return records

@@ -25,7 +25,7 @@ from storage.schema import (
     SplitSchema,
     dataset_digest,
 )
-from storage.trees import FINDINGS, TreeFormat, read_root
+from storage.trees import NOTES, TreeFormat, read_root
 
 if TYPE_CHECKING:
     import zarr
@@ -267,6 +267,8 @@ class Dataset:
     """The splits by name: `train`, `validation`, `test`."""
     findings: dict[str, Any] | None
     """What ingest noticed about the images; None if an earlier release made the dataset."""
+    statistics: dict[str, Any] | None
+    """Histograms of statistics of the training images; None if an earlier release made it."""
 
     def __repr__(self) -> str:
         splits = (f"{name} {split.schema.rows:,} rows" for name, split in self.splits.items())
@@ -359,9 +361,10 @@ def _from_attributes(location: Location, tree: Location, attributes: dict[str, A
     transforms = tuple(str(name) for name in attributes["transforms"])
     expected = dataset_digest(class_names, image_shape, transforms, records)
     DATASET_FORMAT.check_digest(f"The attributes of {location}", expected, attributes["digest"])
-    findings = attributes.get(FINDINGS)
-    if findings is not None:
-        findings = documents.check_seal(findings, f"The attribute {FINDINGS} of {location}")
+    notes = {name: attributes.get(name) for name in NOTES}
+    for name, note in notes.items():
+        if note is not None:
+            notes[name] = documents.check_seal(note, f"The attribute {name} of {location}")
     first = attributes["format_version"] == READ_VERSIONS[0]
     compression = ZSTD if first else attributes["compression"]
     if compression not in COMPRESSIONS:
@@ -385,5 +388,5 @@ def _from_attributes(location: Location, tree: Location, attributes: dict[str, A
         splits={
             name: Split(tree, name, record, expected, location) for name, record in records.items()
         },
-        findings=findings,
+        **notes,
     )

@@ -1,7 +1,7 @@
 """Write a dataset chunk by chunk in a staged tree, then publish it."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +29,7 @@ from storage.schema import (
     SplitSchema,
     dataset_digest,
 )
-from storage.trees import FINDINGS, group_metadata, metadata_bytes, write_tree
+from storage.trees import group_metadata, metadata_bytes, write_tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,13 +122,13 @@ class DatasetWriter:
         records: dict[str, list[ChunkRecord]],
         sources: list[dict[str, Any]],
         fingerprint: dict[str, Any],
-        findings: dict[str, Any] | None = None,
+        notes: Mapping[str, dict[str, Any]] | None = None,
     ) -> Dataset:
         """Write the metadata of all chunks and publish the dataset.
 
-        `findings` about the images are stored with a seal of their own. Raises `BadDataError` if a
-        chunk has no record, or two; `UnreachableError` if one that a worker wrote cannot be seen
-        from here.
+        `notes` about the images, findings and statistics, are stored with seals of their own.
+        Raises `BadDataError` if a chunk has no record, or two; `UnreachableError` if one that a
+        worker wrote cannot be seen from here.
         """
         schema = self.schema
         splits = {name: self._record_split(name, records[name]) for name in schema.splits}
@@ -147,8 +147,7 @@ class DatasetWriter:
                 schema.class_names, schema.image_shape, schema.transforms, splits
             ),
         }
-        if findings is not None:
-            attributes[FINDINGS] = documents.seal(findings)
+        attributes |= {name: documents.seal(note) for name, note in (notes or {}).items()}
         write_tree(self._staged, attributes, self._members())
         self.publishing = True
         self.target.publish(self._staged, METADATA_NAME)

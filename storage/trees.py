@@ -26,8 +26,9 @@ ROOT_ATTRIBUTES = frozenset(
     {"format", "format_version", METADATA_DIGESTS, OWN_METADATA_DIGESTS, "complete"}
 )
 """The sealed attributes of every root."""
-FINDINGS = "findings"
-"""A root attribute with a seal of its own. Earlier releases ignore it, so `OWN_SEAL` does, too."""
+FINDINGS, STATISTICS = NOTES = ("findings", "statistics")
+"""Root attributes with a seal of their own. Earlier releases ignore them, so `OWN_SEAL` does, too.
+"""
 ARRAY_ATTRIBUTES = frozenset({"scale_factor", "add_offset"})
 """The own attributes of arrays; groups below the root have none."""
 ZARR_FIELDS = frozenset(
@@ -233,7 +234,7 @@ def seal_group(document: Document) -> Document:
     """Return a root document with both seals added to its attributes."""
     every = document["attributes"].items()
     attributes = {key: value for key, value in every if key not in (documents.SEAL, OWN_SEAL)}
-    own = own_metadata(document | {"attributes": attributes}, attributes.keys() - {FINDINGS})
+    own = own_metadata(document | {"attributes": attributes}, attributes.keys() - set(NOTES))
     body = document | {"attributes": attributes | {OWN_SEAL: documents.digest_of(own)}}
     seal = {documents.SEAL: documents.digest_of(body)}
     return body | {"attributes": body["attributes"] | seal}

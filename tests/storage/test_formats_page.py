@@ -71,7 +71,7 @@ def open_group(place: Path, attributes: list[str]) -> tuple[zarr.Group, Json]:
     every: Json = root["attributes"]
     assert every["complete"] is True
     assert every.keys() == {*attributes, *ROOT}
-    own = [name for name in every if "seal" not in name and name != "findings"]
+    own = [name for name in every if "seal" not in name and name not in ("findings", "statistics")]
     assert every["own_seal"] == own_digest(root, own)
     recorded = every.pop("seal")
     assert sha256(canonical(root)) == recorded
@@ -118,6 +118,9 @@ def read_dataset(place: Path) -> tuple[zarr.Group, Json]:
     assert [list(split) for split in findings["splits"].values()] == [
         listed("finding of a split")
     ] * len(attributes["splits"])
+    statistics = unsealed(json.dumps(attributes["statistics"]))
+    assert list(statistics) == listed("field of `statistics`")
+    assert list(statistics["counts"]) == listed("image statistic")
     meaning = {
         name: attributes[name] for name in ("class_names", "image_shape", "transforms", "splits")
     }
