@@ -21,6 +21,7 @@ from jobs.commands.predict import predict
 from jobs.commands.schedule import schedule
 from jobs.commands.score import promote, score, scores
 from jobs.commands.train import train
+from jobs.commands.write_report import report
 from jobs.output import UNREAD_OUTPUT, one_line, print_aside
 from storage.errors import (
     REMOVED_DIRECTORY,
@@ -96,7 +97,10 @@ def cli(context: click.Context, version: bool, verbose: bool) -> None:
         raise click.UsageError("Missing command.", context)
 
 
-for command in (ingest, train, score, demo, predict, inspect, verify, scores, promote, schedule):
+for command in (
+    *(ingest, train, score, demo, predict, inspect, report),
+    *(verify, scores, promote, schedule),
+):
     cli.add_command(command)
 
 

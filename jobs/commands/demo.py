@@ -1,4 +1,4 @@
-"""The demo: ingest, train, score and a picture of the worst mistakes, in one directory."""
+"""The demo: ingest, train, score, a picture of the worst mistakes, and a report."""
 
 import time
 from pathlib import Path
@@ -10,7 +10,7 @@ from jobs.commands import completion, options
 from jobs.commands.sections import Command
 from jobs.output import percent
 from jobs.signals import StopSignal, stop_on_signals
-from storage.errors import StoppedError, UnreachableError, UsageError
+from storage.errors import MissingExtraError, StoppedError, UnreachableError, UsageError
 
 if TYPE_CHECKING:
     from jobs.commands.console import Console, Report
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from storage.scores import Scores
 
 PICTURE = "worst-mistakes.png"
+REPORT = "report.html"
 
 
 @click.command(cls=Command)
@@ -29,7 +30,7 @@ def demo(console: "Console", directory: str) -> "Report":
 
     DIRECTORY is mnist-demo by default. MNIST is read from the directory in the environment variable
     MNIST_DIR, else from the cache, else downloaded. Without a network the demo uses synthetic
-    digits. It also draws the worst mistakes.
+    digits. It also draws the worst mistakes and writes a report.
     """
     with stop_on_signals() as stop:
         try:
@@ -67,6 +68,7 @@ def _run(place: str, console: "Console", stop: StopSignal) -> "Report":
     console.say(train_report(trained).text + "\n")
     scored = score(run=run, dataset=dataset, progress=console.progress, stop=stop)
     picture = _picture(directory / PICTURE, made.dataset, scored.scores, console)
+    report = _report(directory / REPORT, run, console)
     accuracy = scored.metrics["quality"]["accuracy"]
     seconds = time.perf_counter() - began
     places = {
@@ -74,6 +76,7 @@ def _run(place: str, console: "Console", stop: StopSignal) -> "Report":
         "run": run,
         "scores": scored.scores.location,
         "picture": picture,
+        "report": report,
     }
     summary = (
         f"{percent(accuracy)} of {scored.metrics['rows']:,} test images are classified correctly, "
@@ -110,6 +113,18 @@ def _picture(path: Path, dataset: "Dataset", scores: "Scores", console: "Console
     try:
         write_grid(worst_mistakes(dataset, scores), path, "The worst mistakes on the test images")
     except UsageError as error:
+        console.warn(str(error))
+        return None
+    return path
+
+
+def _report(path: Path, run: Path, console: "Console") -> Path | None:
+    """Write the report on the run; return None without jinja2 or matplotlib."""
+    from jobs.commands.write_report import write_report
+
+    try:
+        write_report([str(run)], path)
+    except MissingExtraError as error:
         console.warn(str(error))
         return None
     return path

@@ -320,11 +320,12 @@ def test_demo(files: Path, fonts: None) -> None:
     here, env = files.parent, {"MNIST_DIR": str(files)}
     said = succeeded(run_pipeline("demo", cwd=here, env=env))
     assert said.startswith(f"Source: mnist, IDX files in {files}, named by MNIST_DIR.\n")
-    *_, result, _, dataset, run, scores, picture, _, closer = said.splitlines()
+    *_, result, _, dataset, run, scores, picture, page, _, closer = said.splitlines()
     assert f" % of {TEST_ROWS} test images are classified correctly, after " in result
-    places = [here / line.split()[-1] for line in (dataset, run, scores, picture)]
-    assert [True] * 4 == [place.exists() for place in places]
+    places = [here / line.split()[-1] for line in (dataset, run, scores, picture, page)]
+    assert [True] * 5 == [place.exists() for place in places]
     assert places[3].read_bytes().startswith(PNG)
+    assert places[4].name == "report.html"
     assert closer == "Next: pipeline inspect mnist-demo/runs/mnist"
     again = document(run_pipeline("demo", "--json", cwd=here, env=env))
     assert f"{100 * again['accuracy']:.2f} % of" in result

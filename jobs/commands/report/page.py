@@ -1,0 +1,440 @@
+"""The page of a report: parts of runs and plots, put into the packaged template."""
+
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import version
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from jobs.commands.report import plots
+from jobs.commands.report.collect import Part, Subject, differing
+from jobs.commands.report.examine import TABLE
+from jobs.commands.report.images import data_uri, sprite, weights_uri
+from jobs.commands.tables import SHORT_DIGEST, size
+from jobs.output import percent
+from jobs.training.config import TrainConfig
+from jobs.training.settings import option_name
+from jobs.training.trainer import rate_of_step
+from pipeline.findings import Findings
+from storage.errors import BadDataError, counted
+from storage.events import local_time
+
+UNITS, UNIT_COLUMNS = 64, 16
+RATE_POINTS = 200
+CONFIDENT = 0.99
+"""The confidence of the sentence on coverage."""
+MATRIX_CLASSES = 20
+"""With more classes, the confusion matrix has only those with the most mistakes."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """A line of the checks at the top: a problem, or nothing to do."""
+
+    is_problem: bool
+    text: str
+
+
+def run_page(subject: Subject) -> str:
+    """Return the page of one run."""
+    sections: dict[str, Callable[[Subject], Any]] = {
+        "learning": _learning,
+        "confusion": _confusion,
+        "mistakes": lambda run: run.examination,
+        "suspicious": lambda run: run.training_examination,
+        "calibration": _calibration,
+        "coverage": _coverage,
+        "weights": _weights,
+        "dataset": _dataset,
+        "images": _class_images,
+        "scorings": lambda run: run.scorings,
+        "provenance": _provenance,
+    }
+    parts = {name: Part.of(partial(make, subject)) for name, make in sections.items()}
+    return _render(
+        "page.html.j2",
+        title=f"Report on {subject}",
+        run=subject,
+        headline=subject.part("result"),
+        before=Part.of(partial(_comparison, subject)).value,
+        seconds=Part.of(partial(_seconds, subject)).value,
+        notes=_notes(subject, parts),
+        **parts,
+    )
+
+
+def comparison_page(subjects: Sequence[Subject]) -> str:
+    """Return the page that compares several runs."""
+    curves = [
+        plot
+        for split in ("train", "validation", "test")
+        for name, is_log in (("accuracy", False), ("cross-entropy", True))
+        if (plot := _compared(subjects, split, name, is_log=is_log))
+    ]
+    return _render(
+        "comparison.html.j2",
+        title=f"Comparison of {len(subjects)} runs",
+        runs=subjects,
+        results=[run.part("result") for run in subjects],
+        epochs=[run.part("epochs") for run in subjects],
+        seconds=[Part.of(partial(_seconds, run)).value for run in subjects],
+        curves=curves,
+        settings=list(differing(list(subjects))),
+    )
+
+
+def _render(template: str, **values: Any) -> str:
+    folder = files(__package__)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "percent": percent,
+        "png": data_uri,
+        "moment": local_time,
+        "size": size,
+        "counted": counted,
+        "digest": lambda digest: digest[:SHORT_DIGEST],
+    }
+    shared = environment.from_string(folder.joinpath("parts.html.j2").read_text("utf-8"))
+    return environment.from_string(folder.joinpath(template).read_text("utf-8")).render(
+        values,
+        parts=shared.module,
+        style=Markup(folder.joinpath("style.css").read_text("utf-8")),  # noqa: S704 - ours
+        made=local_time(datetime.now(UTC)),
+        release=version("mnist-stream"),
+    )
+
+
+def _seconds(run: Subject) -> float:
+    return float(sum(line["timing"]["seconds"] for line in run.epochs))
+
+
+def _comparison(run: Subject) -> dict[str, Any] | None:
+    """Return the run before with its result on the same split, if it has one."""
+    if run.before is None:
+        return None
+    before = run.before.result
+    if before.split != run.result.split:
+        return None
+    (low, high), (low_before, high_before) = run.result.interval, before.interval
+    return {
+        "run": run.before,
+        "result": before,
+        "points": 100 * (run.result.accuracy - before.accuracy),
+        "overlap": low <= high_before and low_before <= high,
+    }
+
+
+def _notes(run: Subject, parts: dict[str, Part[Any]]) -> list[Note]:
+    """Return what is off, or a line that says that nothing is."""
+    notes: list[str] = []
+    epochs = run.part("epochs")
+    if epochs.value is not None and len(epochs.value) < run.config.epochs:
+        done = f"{len(epochs.value)} of {counted(run.config.epochs, 'epoch')}"
+        reason = (
+            "it is running, was stopped, or stopped early"
+            if run.config.patience
+            else ("it is running or was stopped")
+        )
+        notes.append(f"The training has finished {done}: {reason}.")
+    findings = Part.of(lambda: Findings.of(run.dataset))
+    notes += findings.value.warnings() if findings.value else []
+    scorings = parts["scorings"].value or []
+    bad = [scoring for scoring in scorings if scoring.is_bad]
+    if bad:
+        notes.append(
+            f"{counted(len(bad), 'scoring')} of {len(scorings):,} failed or missed a gate; the "
+            f"last one is {bad[-1].what}: {bad[-1].verdict}."
+        )
+    looks = [scoring for scoring in scorings if scoring.drift and scoring.drift["text"]]
+    notes += [f"{scoring.what}: {scoring.drift['text']}" for scoring in looks[-3:]]
+    expected = {"suspicious"}
+    holes = {part.hole for name, part in parts.items() if part.hole and name not in expected}
+    notes += [f"Missing here: {hole}" for hole in sorted(holes)]
+    return [Note(True, text) for text in notes] or [Note(False, "No problem was noticed.")]
+
+
+def _learning(run: Subject) -> dict[str, Any]:
+    """Return the curves of the training, and its table."""
+    epochs = run.epochs
+    if not epochs:
+        raise BadDataError("No epoch is finished yet.")
+    numbers = [line["epoch"] for line in epochs]
+    splits = list(epochs[0]["evaluation"])
+
+    def lines(name: str, own: str, factor: float = 1.0) -> list[plots.Line]:
+        training = [factor * line[own] for line in epochs]
+        evaluated = {
+            split: [factor * line["evaluation"][split][name] for line in epochs] for split in splits
+        }
+        names = {"train": "train (all rows, after)"}
+        return [plots.Line("train (during)", numbers, training)] + [
+            plots.Line(names.get(split, split), numbers, values)
+            for split, values in evaluated.items()
+        ]
+
+    last = epochs[-1]
+    accuracy = ", ".join(
+        f"{split} {percent(last['evaluation'][split]['accuracy'])}" for split in splits
+    )
+    waited = [
+        100 * line["timing"]["seconds_waited"] / max(line["timing"]["seconds"], 1e-9)
+        for line in epochs
+    ]
+    speed = [float(line["timing"]["rows_per_second"]) for line in epochs]
+    curve = partial(plots.line_plot, x_label="epoch")
+    figures = [
+        curve(
+            title="Cross-entropy",
+            description=f"After epoch {len(epochs)}: training {last['loss']:.4f}.",
+            lines=lines("cross_entropy", "loss"),
+            y_label="cross-entropy in nats",
+            is_log=True,
+        ),
+        curve(
+            title="Accuracy",
+            description=f"After epoch {len(epochs)}: training {percent(last['accuracy'])}"
+            + (f", {accuracy}." if accuracy else "."),
+            lines=lines("accuracy", "accuracy", 100.0),
+            y_label="accuracy",
+            percent=True,
+        ),
+        *_rate_figure(run),
+        curve(
+            title="Speed",
+            description=f"From {min(speed):,.0f} to {max(speed):,.0f} rows a second.",
+            lines=[plots.Line("rows a second", numbers, [value / 1000 for value in speed])],
+            y_label="thousand rows a second",
+        ),
+        curve(
+            title="Time waiting for data",
+            description=f"From {min(waited):.0f} to {max(waited):.0f} % of an epoch's time.",
+            lines=[plots.Line("waiting", numbers, waited)],
+            y_label="share of the time",
+            percent=True,
+        ),
+    ]
+    return {"plots": figures, "epochs": epochs, "splits": splits, "best": run.best_epoch["epoch"]}
+
+
+def _rate_figure(run: Subject) -> list[plots.Plot]:
+    """Return the plot of the learning rate; none if it is not one rate for all rows."""
+    batches = run.epochs[0]["steps"]
+    total = batches * run.config.epochs
+    if run.config.parallel == "rounds" or not batches:
+        return []
+    steps = sorted({round(part * (total - 1) / RATE_POINTS) for part in range(RATE_POINTS + 1)})
+    rate = partial(rate_of_step, run.config, run.config.learning_rate, batches=batches)
+    rates = [rate(step=step) for step in steps]
+    return [
+        plots.line_plot(
+            "Learning rate",
+            f"At most {max(rates):g}; {rates[0]:g} at the first step, {rates[-1]:.2g} at the last.",
+            [plots.Line("rate", [step / batches for step in steps], rates)],
+            "epoch",
+            "learning rate",
+        )
+    ]
+
+
+def _compared(
+    subjects: Sequence[Subject], split: str, name: str, *, is_log: bool
+) -> plots.Plot | None:
+    """Return a plot with the same curve of each run that has it."""
+    lines = []
+    for subject in subjects:
+        epochs = subject.part("epochs").value or []
+        if split == "train":
+            field = "loss" if is_log else "accuracy"
+            values = [line[field] for line in epochs]
+        else:
+            field = "cross_entropy" if is_log else "accuracy"
+            splits = [line["evaluation"].get(split) for line in epochs]
+            values = [figures[field] for figures in splits if figures]
+        if values:
+            factor = 1.0 if is_log else 100.0
+            numbers = list(range(1, len(values) + 1))
+            lines.append(plots.Line(str(subject), numbers, [factor * value for value in values]))
+    if not lines:
+        return None
+    title = f"{name.capitalize()} on {'training' if split == 'train' else split} rows"
+    unit = "" if is_log else " %"
+    last = "; ".join(f"{line.name}: {line.y[-1]:.4g}{unit}" for line in lines)
+    unit_label = f"{name} in nats" if is_log else name
+    return plots.line_plot(
+        title,
+        f"After the last epoch: {last}.",
+        lines,
+        "epoch",
+        unit_label,
+        is_log=is_log,
+        percent=not is_log,
+    )
+
+
+def _confusion(run: Subject) -> dict[str, Any]:
+    """Return the confusion matrix, examples for its worst cells, and each class's metrics."""
+    quality = run.quality
+    if quality is None:
+        raise BadDataError(f"The {run.scores.schema.split} split has no labels.")
+    confusion = quality["confusion"]
+    names = [entry["name"] for entry in quality["classes"]]
+    wrong = [sum(row) - row[number] for number, row in enumerate(confusion)]
+    order = sorted(range(len(names)), key=lambda number: -wrong[number])[:MATRIX_CLASSES]
+    shown = sorted(order)
+    largest = max(
+        (confusion[true][answer] for true in shown for answer in shown if true != answer), default=1
+    )
+    rows = [
+        {
+            "name": names[true],
+            "cells": [
+                {
+                    "count": confusion[true][answer],
+                    "is_hit": true == answer,
+                    "strength": round(100 * confusion[true][answer] / max(largest, 1)),
+                }
+                for answer in shown
+            ],
+        }
+        for true in shown
+    ]
+    cells = [
+        {"truth": names[cell[0]], "answer": names[cell[1]], "count": count, "cell": cell}
+        for cell, count in run.worst_cells
+    ]
+    return {
+        "classes": quality["classes"],
+        "names": [names[number] for number in shown],
+        "left_out": len(names) - len(shown),
+        "rows": rows,
+        "cells": cells,
+        "examples": Part.of(lambda: run.examination.cells),
+    }
+
+
+def _calibration(run: Subject) -> dict[str, Any]:
+    """Return the reliability diagram and the expected calibration error."""
+    examined = run.examination
+    if not examined.is_labelled:
+        raise BadDataError(f"The {run.scores.schema.split} split has no labels.")
+    filled = examined.bin_rows > 0
+    confidence = examined.bin_confidence[filled] / examined.bin_rows[filled]
+    accuracy = examined.bin_hits[filled] / examined.bin_rows[filled]
+    error = examined.calibration_error
+    plot = plots.reliability_plot(
+        "Reliability diagram",
+        f"Accuracy against mean confidence in {len(confidence)} bins. The expected calibration "
+        f"error is {error:.4f}.",
+        confidence.tolist(),
+        accuracy.tolist(),
+    )
+    table = zip(examined.bin_rows[filled].tolist(), confidence, accuracy, strict=True)
+    return {"error": error, "plot": plot, "bins": list(table)}
+
+
+def _coverage(run: Subject) -> dict[str, Any]:
+    """Return how many rows are decided at each confidence, and how many mistakes remain."""
+    examined = run.examination
+    points = examined.coverage()
+    table = [point for point in points if point[0] in TABLE]
+    decided = [point for point in points if point[1]]
+    plot = None
+    if examined.is_labelled:
+        plot = plots.line_plot(
+            "Accuracy against coverage",
+            "Accuracy among the rows whose confidence reaches a threshold, against their share.",
+            [
+                plots.Line(
+                    "decided",
+                    [100 * rows / examined.rows for _, rows, _ in decided],
+                    [100 * (1 - wrong / rows) for _, rows, wrong in decided],
+                )
+            ],
+            "rows decided in %",
+            "accuracy among them",
+            percent=True,
+        )
+    sentence = next(point for point in table if point[0] == CONFIDENT)
+    return {"table": table, "plot": plot, "at": sentence, "examined": examined}
+
+
+def _weights(run: Subject) -> dict[str, Any]:
+    """Return the weights of the first layer's units as one image."""
+    checkpoint = run.model.checkpoints[0]
+    weights = checkpoint.tensors.get("layer_0")
+    shape = run.run.dataset.get("image_shape")
+    if weights is None or shape is None:
+        raise BadDataError("The run does not record the shape of its images.")
+    uri = weights_uri(weights[1:], shape, UNITS, UNIT_COLUMNS)
+    return {"uri": uri, "units": weights.shape[1], "shown": min(UNITS, weights.shape[1])}
+
+
+def _dataset(run: Subject) -> dict[str, Any]:
+    """Return the splits, class balance, findings and sources of the dataset."""
+    dataset = run.dataset
+    counts = {name: split.record.class_counts for name, split in dataset.splits.items()}
+    findings = Findings.of(dataset)
+    largest = max((count for values in counts.values() for count in values), default=0)
+    return {
+        "dataset": dataset,
+        "counts": counts,
+        "largest": max(largest, 1),
+        "findings": findings and findings.sentences(dataset.class_names, counts),
+    }
+
+
+def _class_images(run: Subject) -> list[tuple[str, int, str]]:
+    """Return for each class its name, the number of examples, and them as one image."""
+    return [
+        (name, len(images), data_uri(sprite(images, columns=len(images))))
+        for name, images in run.class_images
+        if images
+    ]
+
+
+def _provenance(run: Subject) -> dict[str, Any]:
+    """Return digests, settings, versions, environment, and the commands to make the run again."""
+    defaults = TrainConfig()
+    settings = [
+        (setting.name, value, value != getattr(defaults, setting.name))
+        for setting in fields(TrainConfig)
+        if (value := getattr(run.config, setting.name)) is not None
+    ]
+    epochs = run.part("epochs").value or []
+    model, scores = run.part("model").value, run.part("scores").value
+    digests = [
+        ("dataset", run.run.dataset_digest),
+        ("model", model.digest if model else None),
+        ("order of the rows", epochs[-1]["order_digest"] if epochs else None),
+        ("scores", scores.digest if scores else None),
+    ]
+    changed = [
+        *(
+            _option(option_name(setting), getattr(run.config, setting.name))
+            for setting in fields(TrainConfig)
+            if getattr(run.config, setting.name) not in (None, getattr(defaults, setting.name))
+        ),
+    ]
+    place = run.run.dataset_place or "DATASET"
+    words = ["pipeline", "train", "--dataset", place, "--run", f"{run}-again"]
+    return {
+        "digests": [(name, digest) for name, digest in digests if digest],
+        "checkpoint": model.names if model else None,
+        "settings": settings,
+        "command": " ".join([shlex.join(words), *changed]),
+        "score": shlex.join(["pipeline", "score", "--run", f"{run}-again"]),
+    }
+
+
+def _option(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return name if value else name.replace("--", "--no-", 1)
+    return shlex.join([name, str(value)])

@@ -1,0 +1,189 @@
+"""Plots as SVG elements of a page: they follow its colours and have titles for screen readers."""
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import matplotlib as mpl
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+INK, GRID = "#010203", "#040506"
+SERIES = ("#0a0b00", "#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04")
+VARIABLES = {INK: "currentColor", GRID: "var(--grid)"} | {
+    colour: f"var(--series-{number})" for number, colour in enumerate(SERIES)
+}
+"""Colours that no plot has, and what replaces them: variables of style.css."""
+DASHES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
+MARKERS = "os^Dv"
+SETTINGS: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "report",
+    "font.size": 9.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.titlesize": 10.0,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "text.parse_math": False,
+    "legend.frameon": False,
+    "legend.handlelength": 2.6,
+} | dict.fromkeys(
+    ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK
+)
+SIZE = (4.2, 2.9)
+NAMESPACE = re.compile(r"\{[^}]*\}")
+
+
+@dataclass(frozen=True)
+class Plot:
+    """An element `svg`, and its title."""
+
+    title: str
+    element: Markup
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve; points that are None are left out."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float | None]
+
+
+def line_plot(
+    title: str,
+    description: str,
+    lines: Sequence[Line],
+    x_label: str,
+    y_label: str,
+    *,
+    is_log: bool = False,
+    percent: bool = False,
+) -> Plot:
+    """Return curves over one another, told apart by colour, dashes and markers."""
+    with mpl.rc_context(SETTINGS):
+        figure, axes = _axes(x_label, y_label)
+        for number, line in enumerate(lines):
+            points = [(x, y) for x, y in zip(line.x, line.y, strict=True) if y is not None]
+            style = number % len(SERIES)
+            axes.plot(
+                *zip(*points, strict=True) if points else ([], []),
+                color=SERIES[style],
+                linestyle=DASHES[style],
+                marker=MARKERS[style] if len(points) <= 30 else "",
+                markersize=3.5,
+                linewidth=1.6,
+                label=line.name,
+            )
+        if is_log and all(y is None or y > 0 for line in lines for y in line.y):
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("{x:g}" if _spans_little(lines) else "")
+        if percent:
+            axes.yaxis.set_major_formatter("{x:g} %")
+        if all(float(x).is_integer() for line in lines for x in line.x):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if len(lines) > 1:
+            _legend(axes, len(lines))
+        return Plot(title, _element(figure, title, description))
+
+
+def _spans_little(lines: Sequence[Line]) -> bool:
+    """Return whether all values are within a decade, where few powers of ten are ticks."""
+    values = [y for line in lines for y in line.y if y is not None]
+    return bool(values) and max(values) < 10 * min(values)
+
+
+def reliability_plot(
+    title: str, description: str, confidence: Sequence[float], accuracy: Sequence[float]
+) -> Plot:
+    """Return a reliability diagram: bars of accuracy by confidence, and the diagonal."""
+    with mpl.rc_context(SETTINGS):
+        figure, axes = _axes("mean confidence of the bin", "accuracy of the bin")
+        axes.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle="--", label="calibrated")
+        axes.plot(
+            *(confidence, accuracy),
+            color=SERIES[0],
+            marker="o",
+            markersize=5,
+            linestyle="-",
+            label="this model",
+        )
+        axes.set_xlim(0, 1.02)
+        axes.set_ylim(0, 1.05)
+        _legend(axes, 2)
+        return Plot(title, _element(figure, title, description))
+
+
+def _axes(x_label: str, y_label: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=SIZE, layout="constrained")
+    axes = figure.subplots()
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _legend(axes: Axes, entries: int) -> None:
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(entries, 2), fontsize=9)
+
+
+def _element(figure: Figure, title: str, description: str) -> Markup:
+    """Return a figure as an element `svg` with a title, without names outside of the page."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", transparent=True)
+    root = ET.fromstring(buffer.getvalue())  # noqa: S314 - written by matplotlib
+    prefix = "p" + re.sub(r"\W+", "-", title.lower())
+    _make_plain(root, prefix)
+    for name in ("width", "height", "version"):
+        root.attrib.pop(name, None)
+    root.attrib |= {"role": "img", "aria-labelledby": f"{prefix}-title {prefix}-text"}
+    texts = []
+    for tag, text in (("title", title), ("desc", description)):
+        element = ET.Element(tag, {"id": f"{prefix}-{'text' if tag == 'desc' else tag}"})
+        element.text = text
+        texts.append(element)
+    root[:0] = texts
+    source = ET.tostring(root, encoding="unicode")
+    for colour, variable in VARIABLES.items():
+        source = source.replace(colour, variable)
+    return Markup(source)  # noqa: S704 - ElementTree escapes every text
+
+
+def _make_plain(root: ET.Element, prefix: str) -> None:
+    """Remove namespaces, metadata and fonts; make identifiers unique in the page."""
+    used = set()
+    for parent in root.iter():
+        for child in list(parent):
+            tag = NAMESPACE.sub("", child.tag)
+            if tag in ("metadata", "style"):
+                parent.remove(child)
+    for element in root.iter():
+        element.tag = NAMESPACE.sub("", element.tag)
+        plain = {NAMESPACE.sub("", name): value for name, value in element.attrib.items()}
+        plain = {name: _local(name, value, prefix) for name, value in plain.items()}
+        used |= set(re.findall(r"#([\w-]+)", " ".join(plain.values())))
+        element.attrib.clear()
+        element.attrib.update(plain)
+    for element in root.iter():
+        if element.get("id") not in used:
+            element.attrib.pop("id", None)
+
+
+def _local(name: str, value: str, prefix: str) -> str:
+    """Return an attribute with the identifiers of the page, and without the name of a font."""
+    if name == "id":
+        return f"{prefix}-{value}"
+    if name == "href":
+        return value.replace("#", f"#{prefix}-", 1)
+    if name == "style":
+        return re.sub(r"font: ([\d.]+)px [^;]*", r"font-size: \1px", value)
+    return re.sub(r"url\(#", f"url(#{prefix}-", value)
