@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 DEFAULT_DATASET = "data/mnist"
 DEFAULT_RUN = "runs/mnist"
+DEFAULT_RUNS = "runs"
 DEFAULT_MODELS = "models"
 DEFAULT_CHECKPOINT = "best"
 DEFAULT_SETTLE = 5.0

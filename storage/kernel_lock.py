@@ -1,6 +1,7 @@
 """The writer's lock on a local disk, which the kernel frees when its holder dies."""
 
 import errno
+import fcntl
 import json
 import os
 import socket
@@ -22,6 +23,8 @@ from storage.location import Lock, TakeOver
 SIGNATURE_TRIES = 50
 """Attempts, 10 ms apart, to read the signature of a holder that has just taken the lock."""
 SIGNATURE_BYTES = 4096
+UNKNOWN = "another process"
+"""The description of a holder whose signature cannot be read."""
 
 
 class _KernelLock(Lock):
@@ -90,23 +93,41 @@ def kernel_lock(path: Path, subject: str, take_over: TakeOver | None) -> Iterato
         file_lock.release()
 
 
+def kernel_lock_holder(path: Path) -> str | None:
+    """Return the description of the process that holds a lock; None if it is free."""
+    with translate_os_errors("read", path):
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                return None
+            raise
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # freed when it is closed
+        except BlockingIOError:
+            return holder_named_by(os.read(descriptor, SIGNATURE_BYTES)) or UNKNOWN
+        finally:
+            os.close(descriptor)
+    return None
+
+
 def _acquire(lock: BaseFileLock, path: Path, subject: str, take_over: TakeOver | None) -> None:
     """Take the lock, or raise `LockedError` that names the holder."""
     holder = None
-    for _ in range(SIGNATURE_TRIES):
+    for attempt in range(SIGNATURE_TRIES):
         try:
             lock.acquire()
             return
         except Timeout:
             with suppress(OSError), open(path, "rb") as file:
                 holder = holder_named_by(file.read(SIGNATURE_BYTES))
-        if holder:
+        if holder and attempt:  # `kernel_lock_holder` of another process holds it for an instant
             break
         time.sleep(0.01)
     if holder is None and not path.exists():
         raise OSError(errno.EACCES, "no file can be created there", str(path))
     living = "" if take_over is None else " It is alive, so its lock cannot be taken over."
-    holder = holder or "another process"
+    holder = holder or UNKNOWN
     raise LockedError(
         f"{subject} is being written by {holder}. Wait for it, or stop it.{living}", holder
     )

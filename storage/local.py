@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Self
 from storage import files
 from storage.errors import BadDataError, ConflictError, UnreachableError, translate_os_errors
 from storage.files import check_regular, make_directories, remove_tree
-from storage.kernel_lock import kernel_lock
+from storage.kernel_lock import kernel_lock, kernel_lock_holder
 from storage.location import (
     LEFTOVER,
     REPLACED,
@@ -213,6 +213,9 @@ class LocalLocation(Location):
         self, subject: str, take_over: TakeOver | None = None
     ) -> AbstractContextManager[Lock]:
         return kernel_lock(self.path, subject, take_over)
+
+    def lock_holder(self) -> str | None:
+        return kernel_lock_holder(self.path)
 
     def take_place_of(self, target: "LocalLocation") -> None:
         """Rename this tree to `target`, which must not exist, and make the new name durable.

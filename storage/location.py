@@ -244,6 +244,13 @@ class Location(ABC):
         of a lock that is not free.
         """
 
+    @abstractmethod
+    def lock_holder(self) -> str | None:
+        """Return the description of the holder of the lock located here; None if it is free.
+
+        Nothing is created or changed. In a store, the holder may have died.
+        """
+
     def under(self, lock: Lock) -> Self:
         """Return this location for a writer that holds `lock`."""
         return replace(self, lock=lock)

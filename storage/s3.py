@@ -48,7 +48,7 @@ from storage.location import (
     root_object,
 )
 from storage.s3_client import S3Client
-from storage.s3_lock import s3_lock
+from storage.s3_lock import s3_lock, s3_lock_holder
 from storage.s3_options import check_bucket, store_settings
 
 PIECE_BYTES = 16 * 2**20
@@ -226,6 +226,9 @@ class S3Location(Location):
         self, subject: str, take_over: TakeOver | None = None
     ) -> AbstractContextManager[Lock]:
         return s3_lock(self.client, self._key(), subject, take_over)
+
+    def lock_holder(self) -> str | None:
+        return s3_lock_holder(self.client, self._key())
 
     def staging(self) -> Self:
         return replace(self.child(f"version-{uuid.uuid4().hex}"), lock=None)

@@ -25,12 +25,11 @@ from storage.errors import (
     UnreachableError,
     UsageError,
 )
-from storage.kernel_lock import holder_named_by, signature
+from storage.kernel_lock import UNKNOWN, holder_named_by, signature
 from storage.location import Lock, TakeOver
 from storage.s3_client import S3Client
 
 FINISHED = "another process, which has finished"
-UNKNOWN = "another process"
 
 
 @dataclass(frozen=True)
@@ -88,6 +87,12 @@ class S3Lock(Lock):
 
 def _signed() -> bytes:
     return json.dumps(signature() | {"token": uuid.uuid4().hex}).encode()
+
+
+def s3_lock_holder(client: S3Client, key: str) -> str | None:
+    """Return the description of a lock's holder, alive or not; None if it is free."""
+    content, _ = client.get_tagged(key) or (b"", None)
+    return (holder_named_by(content) or UNKNOWN) if content else None
 
 
 @contextmanager

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 SHORT_NAME = 8
 """Longer names of classes are listed one a line."""
+LOOKED_INTO = 100
+"""The most directories that are searched for runs."""
 
 
 def inspect_location(location: Location) -> Report:
@@ -56,6 +58,11 @@ def check_something_there(location: Location) -> None:
             "dataset or of a run."
         )
     if location.exists() and not location.exists(RECORD) and not location.exists(METADATA_NAME):
+        if any(location.exists(f"{name}/{RECORD}") for name in location.names()[:LOOKED_INTO]):
+            raise BadDataError(
+                f"{location} is a directory of runs. `pipeline runs {location}` lists them; give "
+                "the directory of one."
+            )
         raise BadDataError(
             f"{location} is neither a dataset nor a run: it contains neither {METADATA_NAME} nor "
             f"{RECORD}. Give a directory created by `pipeline ingest` or `pipeline train`."

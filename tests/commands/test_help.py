@@ -55,7 +55,7 @@ def test_commands_in_order_of_use(tmp_path: Path) -> None:
     shown = run_pipeline("--help", cwd=tmp_path).out
     assert re.findall(r"^  pipeline (\w+) +# ", shown, re.MULTILINE) == ["ingest", "train", "score"]
     listing = shown.partition("Commands:\n")[2].partition("\n\n")[0]
-    listed = re.findall(r"^  (\w+) +(.*)$", listing, re.MULTILINE)
+    listed = re.findall(r"^  ([\w-]+) +(.*)$", listing, re.MULTILINE)
     assert [name for name, _ in listed] == list(cli.commands)
     assert list(cli.commands)[:4] == ["ingest", "train", "score", "demo"]
     assert [] == [text for _, text in listed if not re.fullmatch(r"[A-Z].*[^.]\.", text)]

@@ -227,3 +227,18 @@ def test_not_a_lock_file(lock_file: Location, special: str) -> None:
     ):
         pass
     assert before == os.lstat(path)
+
+
+def test_the_holder_of_a_free_lock_is_none(lock_file: Location) -> None:
+    """Looking at a lock names its live holder, creates nothing, and does not disturb writers."""
+    assert lock_file.lock_holder() is None
+    assert not Path(str(lock_file)).parent.exists()
+    with process(lock_file) as holder:
+        assert "held" == output_line(holder)
+        assert f"process {holder.pid} on " in str(lock_file.lock_holder())
+        holder.kill()
+        holder.wait()
+    assert lock_file.lock_holder() is None  # the signature of the killed process remains
+    assert Path(str(lock_file)).read_bytes()
+    with lock_file.writer_lock("The run"):
+        assert lock_file.lock_holder()

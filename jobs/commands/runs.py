@@ -1,0 +1,45 @@
+"""The commands of runs: runs."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from jobs.choices import DEFAULT_RUNS
+from jobs.commands import completion, options
+from jobs.commands.sections import Choice, Command, option
+from storage.errors import UsageError
+
+if TYPE_CHECKING:
+    from jobs.commands.console import Console, Report
+
+COLUMNS = ("name", "network", "settings", "epochs", "accuracy", "time", "state")
+"""The columns of the table; `--sort` takes the name of one."""
+
+
+@click.command(cls=Command)
+@click.argument("place", default=DEFAULT_RUNS, shell_complete=completion.directories)
+@option(
+    "--sort",
+    default="name",
+    type=Choice(COLUMNS),
+    help="Column to sort by. Accuracy and epochs begin with the highest.",
+)
+@option("--csv", "as_csv", is_flag=True, help="Print the table as CSV.")
+@options.storage
+@options.output
+def runs(
+    _: "Console", place: str, sort: str, as_csv: bool, storage_options: tuple[str, ...]
+) -> "Report":
+    """Compare all runs below a directory.
+
+    PLACE is the path or URL of the directory, by default runs. Settings are shown that differ from
+    the defaults and among the runs. A run is running, finished, stopped (it has fewer epochs than
+    it was started for), or failed: damaged or unreadable.
+    """
+    from jobs.commands.run_table import csv_report, find_runs, runs_report
+
+    if as_csv and click.get_current_context().params["as_json"]:
+        raise UsageError("--csv cannot be combined with --json; leave one of them out.")
+    location = options.location_of(place, storage_options)
+    entries = find_runs(location, sort)
+    return csv_report(entries) if as_csv else runs_report(location, entries)
