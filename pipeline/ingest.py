@@ -43,7 +43,7 @@ from storage.location import Location, TakeOver
 from storage.places import Place, open_location
 from storage.preparation import BYTES, Preparation
 from storage.schema import COMPRESSIONS, LZ4, METADATA_NAME, DatasetSchema
-from storage.trees import FINDINGS, STATISTICS
+from storage.trees import FINDINGS, LABELS, STATISTICS
 
 if TYPE_CHECKING:
     from pipeline.cluster.client import Cluster
@@ -306,7 +306,7 @@ def _convert(
             parts = convert(split, writer.split(split.name), conversion)
             records[split.name] = _collect(split, parts, findings, statistics, progress)
             files += [{"split": split.name} | file.to_json() for file in split.files()]
-        notes = {FINDINGS: findings.result().to_json()}
+        notes = {FINDINGS: findings.result().to_json(), LABELS: {"values": labels}}
         if "train" in records:
             notes[STATISTICS] = statistics.to_json()
         return writer.publish(records, files, fingerprint, notes)

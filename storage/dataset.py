@@ -25,7 +25,7 @@ from storage.schema import (
     SplitSchema,
     dataset_digest,
 )
-from storage.trees import NOTES, TreeFormat, read_root
+from storage.trees import LABELS, NOTES, TreeFormat, read_root
 
 if TYPE_CHECKING:
     import zarr
@@ -249,6 +249,8 @@ class Dataset:
     """Name of the source, such as `mnist`."""
     class_names: tuple[str, ...]
     """Names of the classes, in the order of the columns of `targets`."""
+    labels: tuple[int, ...]
+    """Their labels in the source files; empty if there are none, or an early release made it."""
     image_shape: tuple[int, ...]
     """Shape of an image, such as `(28, 28)`."""
     transforms: tuple[str, ...]
@@ -365,6 +367,7 @@ def _from_attributes(location: Location, tree: Location, attributes: dict[str, A
     for name, note in notes.items():
         if note is not None:
             notes[name] = documents.check_seal(note, f"The attribute {name} of {location}")
+    labels = notes.pop(LABELS)
     first = attributes["format_version"] == READ_VERSIONS[0]
     compression = ZSTD if first else attributes["compression"]
     if compression not in COMPRESSIONS:
@@ -378,6 +381,7 @@ def _from_attributes(location: Location, tree: Location, attributes: dict[str, A
         tree=tree,
         name=str(attributes["name"]),
         class_names=class_names,
+        labels=tuple(map(int, labels["values"])) if labels else (),
         image_shape=image_shape,
         transforms=transforms,
         preparation=Preparation.from_names(transforms, str(location)),

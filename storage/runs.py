@@ -40,7 +40,7 @@ class Run:
     """All settings by name, as the last resume left them."""
     dataset_digest: str
     dataset: dict[str, Any]
-    """The training dataset's `place`, `class_names`, `transforms`, `image_shape` and
+    """The training dataset's `place`, `class_names`, `labels`, `transforms`, `image_shape` and
     `element_type`. Runs of early releases have only `class_names` and `transforms`. The place is a
     URL, an absolute path if one was given, or a path relative to the run."""
     versions: dict[str, int]

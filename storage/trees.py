@@ -26,7 +26,7 @@ ROOT_ATTRIBUTES = frozenset(
     {"format", "format_version", METADATA_DIGESTS, OWN_METADATA_DIGESTS, "complete"}
 )
 """The sealed attributes of every root."""
-FINDINGS, STATISTICS = NOTES = ("findings", "statistics")
+FINDINGS, STATISTICS, LABELS = NOTES = ("findings", "statistics", "labels")
 """Root attributes with a seal of their own. Earlier releases ignore them, so `OWN_SEAL` does, too.
 """
 ARRAY_ATTRIBUTES = frozenset({"scale_factor", "add_offset"})

@@ -296,7 +296,7 @@ class Inbox:
                 self._staged(arrival).child("dataset"),
                 scale=preparation.scaling or "none",
                 transpose=preparation.transposed,
-                class_names=_class_names(source, model),
+                class_names=_class_names(source, model, progress),
                 take_over=take_over,
                 progress=lambda stage, *done: progress(f"{stage} {item.name}", *done),
             ).dataset
@@ -421,11 +421,14 @@ def _check_values(name: str, rows: "SplitSource", source: "Source", model: Model
         )
 
 
-def _class_names(source: "Source", model: Model) -> tuple[str, ...] | None:
+def _class_names(source: "Source", model: Model, progress: Progress) -> tuple[str, ...] | None:
     """Return names for a file's labels: the model's if labels are numbers and its names are not."""
     names, known = source.class_names, model.class_names
     if all(map(str.isdecimal, known)) or not all(map(str.isdecimal, names or ())):
         return names
     if names is None:
-        return known
-    return tuple(known[int(name)] if int(name) < len(known) else name for name in names)
+        from pipeline.plan import labels_of
+
+        names = tuple(map(str, labels_of(source, progress)))
+    by_label = dict(zip(model.labels or range(len(known)), known, strict=True))
+    return tuple(by_label.get(int(name), name) for name in names)

@@ -58,6 +58,8 @@ class Model:
     """The shape of a training image; None for runs of early releases, which do not record it."""
     element_type: str | None
     """The type of the training images' values; None if it is neither recorded nor uint8."""
+    labels: tuple[int, ...] = ()
+    """The label of each class in the training files; empty for runs of early releases."""
 
     @classmethod
     def load(
@@ -230,6 +232,7 @@ def model_of(run: Run, choice: ModelChoice) -> Model:
         Preparation.from_names(transforms, place),
         shape,
         element_type,
+        _labels_of(run, class_names),
     )
 
 
@@ -251,6 +254,18 @@ def _texts(run: Run, name: str) -> tuple[str, ...]:
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
         raise BadDataError(f"{run.location}/{RECORD} has no list of {name}; it is damaged.")
     return tuple(values)
+
+
+def _labels_of(run: Run, class_names: tuple[str, ...]) -> tuple[int, ...]:
+    """Return the label of each class in the training files, if a run records them."""
+    labels = run.dataset.get("labels", [])
+    integers = isinstance(labels, list) and all(type(label) is int for label in labels)
+    if not integers or len(set(labels)) not in (0, len(class_names)):
+        raise BadDataError(
+            f"{run.location}/{RECORD} has the labels {labels!r}; expected an integer for each of "
+            f"{len(class_names):,} classes."
+        )
+    return tuple(labels)
 
 
 def _images_of(run: Run) -> tuple[tuple[int, ...] | None, str | None]:

@@ -293,6 +293,7 @@ def begin_run(
             # A relative path is recorded as seen from the run, so that both can be moved.
             "place": place if os.path.isabs(place) else reference_to(dataset.location, location),
             "class_names": list(dataset.class_names),
+            "labels": list(dataset.labels),
             "transforms": list(dataset.transforms),
             "image_shape": list(dataset.image_shape),
             "element_type": dataset.split("train").schema.dtype,

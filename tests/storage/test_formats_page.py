@@ -71,7 +71,8 @@ def open_group(place: Path, attributes: list[str]) -> tuple[zarr.Group, Json]:
     every: Json = root["attributes"]
     assert every["complete"] is True
     assert every.keys() == {*attributes, *ROOT}
-    own = [name for name in every if "seal" not in name and name not in ("findings", "statistics")]
+    notes = ("findings", "statistics", "labels")
+    own = [name for name in every if "seal" not in name and name not in notes]
     assert every["own_seal"] == own_digest(root, own)
     recorded = every.pop("seal")
     assert sha256(canonical(root)) == recorded
@@ -121,6 +122,7 @@ def read_dataset(place: Path) -> tuple[zarr.Group, Json]:
     statistics = unsealed(json.dumps(attributes["statistics"]))
     assert list(statistics) == listed("field of `statistics`")
     assert list(statistics["counts"]) == listed("image statistic")
+    assert unsealed(json.dumps(attributes["labels"])) == {"values": list(range(10))}
     meaning = {
         name: attributes[name] for name in ("class_names", "image_shape", "transforms", "splits")
     }

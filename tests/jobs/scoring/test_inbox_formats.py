@@ -110,8 +110,26 @@ def test_number_without_a_class(named_run: Path, inbox: Path) -> None:
     write_idx(inbox / "a-images-idx3-ubyte", rows_of(1)[0])
     write_idx(inbox / "a-labels-idx1-ubyte", np.array([12] + [3] * (ROWS - 1), np.uint8))
     result = score_inbox(named_run, inbox)
-    assert "10 class names for labels from 3 to 12" in failure(result)
+    assert "not trained on: 12; the model has nought" in failure(result)
     assert 3 == result.error.exit_code
+
+
+def test_numbers_of_classes_named_by_rank(tmp_path: Path, inbox: Path) -> None:
+    """The names of labels 1, 2, ... keep their labels in a file that has only some of them."""
+    images, labels = draw_digits(0, "train", 0, 300)
+    np.savez(tmp_path / "ranks.npz", x_train=images, y_train=labels + 1)
+    ingest(str(tmp_path / "ranks.npz"), tmp_path / "dataset", class_names=NAMES)
+    train(small(epochs=1), dataset=tmp_path / "dataset", run=tmp_path / "run")
+    images, labels = rows_of(1)
+    few = labels < 3
+    put_npz(inbox / "a.npz", images=images[few], labels=labels[few] + 1)
+    (scored,) = score_inbox(tmp_path / "run", inbox).results
+    counts = [entry["rows"] for entry in scored.metrics["quality"]["classes"]]
+    assert np.bincount(labels[few], minlength=10).tolist() == counts
+    put_npz(inbox / "a.npz", images=images, labels=labels)
+    assert "not trained on: 0; the model has nought" in failure(
+        score_inbox(tmp_path / "run", inbox)
+    )
 
 
 def put_parquet(path: Path, seed: int) -> Path:
