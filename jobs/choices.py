@@ -8,6 +8,8 @@ DEFAULT_RUNS = "runs"
 DEFAULT_MODELS = "models"
 DEFAULT_CHECKPOINT = "best"
 DEFAULT_SETTLE = 5.0
+LARGE_DRIFT = 3.0
+"""Scorings with a larger drift score say what differs from training."""
 RECIPES = ("seed", "quick", "accurate", "record", "fashion")
 """The recipes of training, each a file in `jobs/training/recipes`."""
 DISTORTION_SETS = ("digits", "none")

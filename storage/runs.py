@@ -17,6 +17,10 @@ RECORD = "run.json"
 METRICS = "metrics.jsonl"
 SCORES = "scores"
 """The directory of the run's scores."""
+REFERENCES = "references"
+"""The directory of the references of the run's models."""
+REFERENCE_FORMAT = "mnist-stream reference"
+REFERENCE_VERSION = 1
 LOCK = ".lock"
 RECORDED = {
     "run_id": str,
@@ -156,6 +160,11 @@ def open_run(location: Location) -> Run:
     recorded = RECORDED | ({"recipe": str} if "recipe" in record else {})
     documents.check_fields(record, recorded, place)
     return Run(location=location, **{name: record[name] for name in recorded})
+
+
+def reference_key(model_digest: str) -> str:
+    """Return the key of a model's reference below its run."""
+    return f"{REFERENCES}/{model_digest[:12]}.json"
 
 
 def run_exists(location: Location) -> bool:

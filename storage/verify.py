@@ -27,7 +27,15 @@ from storage.dataset import MAKE_AGAIN, Split, open_dataset
 from storage.errors import BadDataError
 from storage.ledger import LEDGER, LEDGER_COUNT, SCORED, Entry, Ledger
 from storage.location import VERSION, Location, is_foreign, is_leftover
-from storage.runs import RECORD, SCORES, open_run
+from storage.runs import (
+    RECORD,
+    REFERENCE_FORMAT,
+    REFERENCE_VERSION,
+    REFERENCES,
+    SCORES,
+    open_run,
+    reference_key,
+)
 from storage.schema import METADATA_NAME
 from storage.scores import JOURNAL, METRICS, SCORES_FORMAT, is_complete, open_scores, scoring_homes
 from storage.trees import ZARR_FIELDS, metadata_digest
@@ -133,11 +141,28 @@ def verify_run(location: Location, mention: Mention = lambda text: None) -> Iter
                 "--model` may need it. Restore it from a copy."
             )
     yield _check(f"{location}: metrics", recorded_metrics, run)
+    for file in location.names(REFERENCES):
+        if not is_leftover(file) and not is_foreign(file):
+            yield _check(f"{location}: reference {file}", _check_reference, location, file)
     yield from _unexpected(location, _is_of_run, mention)
     homes = scoring_homes(location.child(SCORES))
     yield from _verify_ledger(Ledger(location), homes, mention)
     for home in homes:
         yield from verify_scores(location.child(f"{SCORES}/{home}"), mention)
+
+
+def _check_reference(location: Location, name: str) -> None:
+    """Raise `BadDataError` for a damaged reference of a model."""
+    key = f"{REFERENCES}/{name}"
+    reference = documents.read_sealed(location, key)
+    place = f"{location}/{key}"
+    documents.check_format(reference, REFERENCE_FORMAT, (REFERENCE_VERSION,), place)
+    documents.check_fields(reference, {"model_digest": str}, place)
+    if reference_key(reference["model_digest"]) != key:
+        raise BadDataError(
+            f"{place} is the reference of model {reference['model_digest']}, which belongs "
+            "elsewhere. Remove it; `pipeline score` makes it again."
+        )
 
 
 def _verify_ledger(ledger: Ledger, homes: list[str], mention: Mention) -> Iterator[Check]:

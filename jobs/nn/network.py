@@ -117,9 +117,19 @@ class Network:
 
     def forward(self, parameters: Floats, inputs: Floats, columns: Columns | None = None) -> Floats:
         """Return the probability of each class for each row: `(rows, classes)`."""
+        return self.forward_with_hidden(parameters, inputs, columns)[0]
+
+    def forward_with_hidden(
+        self, parameters: Floats, inputs: Floats, columns: Columns | None = None
+    ) -> tuple[Floats, Floats]:
+        """Return the probabilities and the last hidden layer's outputs, `(rows, outputs)`.
+
+        A network without hidden layers has no such outputs: `(rows, 0)`.
+        """
         self._check(parameters, inputs, columns)
-        _, logits = self._forward(views(parameters, self.layers), inputs, columns, Workspace())
-        return softmax(logits)
+        weights = views(parameters, self.layers)
+        outputs, logits = self._forward(weights, inputs, columns, Workspace())
+        return softmax(logits), outputs[-1] if outputs else logits[:, :0]
 
     def loss(
         self,

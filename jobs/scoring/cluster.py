@@ -11,6 +11,7 @@ from jobs.nn.parameters import Floats
 from jobs.scoring.metrics import ConfusionCounter, count_chunk
 from jobs.training.evaluate import Predictor
 from jobs.training.model import Model
+from jobs.training.reference import Observation, Observer
 from pipeline.cluster.client import Cluster
 from pipeline.cluster.tasks import Task, results
 from pipeline.cluster.worker import hold
@@ -38,14 +39,14 @@ class ScoreTask:
     network: str
     dtype: str
     scaling: ValueRange | None
-    image_shape: tuple[int, ...] | None
+    image_shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class ChunkResult:
     """The result of scoring one chunk."""
 
-    rows: int
+    observed: Observation
     digest: str
     counted: ConfusionCounter | None
     """None if the split has no labels."""
@@ -61,7 +62,8 @@ class ScoreWorkerState(Closing):
         self.scratch = Scratch(self.split)
         network = Network(parse_network(task.network), task.dtype)
         shifts = task.image_shape, task.schema.average_shifts
-        self.predict = Predictor(network, members, task.scaling, *shifts)
+        predictor = Predictor(network, members, task.scaling, *shifts)
+        self.observer = Observer(predictor, task.image_shape, task.schema.rows)
 
     def close(self) -> None:
         """Do nothing: the state holds memory only."""
@@ -70,23 +72,30 @@ class ScoreWorkerState(Closing):
 def score_chunk(
     job: str, task: ScoreTask, number: int, digest: str | None, members: Floats
 ) -> ChunkResult:
-    """Score, write and count chunk `number`; if its scores have a `digest` already, only count.
+    """Score, write and count chunk `number`; existing scores with a `digest` are only counted.
 
     Raises `BadDataError` if the chunk or its existing scores are damaged.
     """
     state = hold(job, task, lambda: ScoreWorkerState(task, members))
     block = state.split.read_chunk(number, state.scratch.chunk)
+    start, hidden = task.schema.chunk_bounds(number)[0], None
     if digest is None:
-        predictions = state.predict(block.inputs)
+        predictions, hidden = state.observer.predictor.with_hidden(block.inputs)
         digest = write_arrays(task.home, task.schema, number, *predictions)
     else:
         predictions = read_arrays(task.home, task.schema, number, digest)
     counted = count_chunk(task.schema, task.class_names, predictions, block.targets)
-    return ChunkResult(len(block.inputs), digest, counted)
+    observed = state.observer.observe(start, block.inputs, predictions, hidden)
+    return ChunkResult(observed, digest, counted)
 
 
 def score_on_cluster(
-    cluster: Cluster, writer: ScoresWriter, model: Model, dataset: Dataset, count: ConfusionCounter
+    cluster: Cluster,
+    writer: ScoresWriter,
+    model: Model,
+    dataset: Dataset,
+    count: ConfusionCounter,
+    observation: Observation,
 ) -> Iterator[int]:
     """Write and count the chunks in order; yield the rows of each."""
     schema = writer.schema
@@ -99,7 +108,7 @@ def score_on_cluster(
         network=format_network(model.network.layers),
         dtype=str(model.network.dtype),
         scaling=model.preparation.scaling,
-        image_shape=model.image_shape,
+        image_shape=dataset.image_shape,
     )
     # As a task's result, the parameters are copied between workers and recomputed if lost.
     members = cluster.client.submit(np.asarray, model.members, key=cluster.key("model"), pure=False)
@@ -115,6 +124,7 @@ def score_on_cluster(
     )
     for number, reply in enumerate(results(cluster, tasks, CHUNKS_PER_WORKER)):
         writer.digests.setdefault(number, reply.digest)
+        observation.add(reply.observed)
         if reply.counted is not None:
             count.merge(reply.counted)
-        yield reply.rows
+        yield reply.observed.rows

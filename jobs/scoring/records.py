@@ -95,6 +95,8 @@ class Records:
             "rows": schema.rows,
             "accuracy": quality.get("accuracy"),
             "cross_entropy": quality.get("cross_entropy"),
+            "drift": result.drift and result.drift["score"],
+            "drift_text": result.drift and result.drift["text"],
             "gates": [verdict.to_json() for verdict in result.verdicts],
             "result": f"{SCORES}/{schema.home}",
             "scores_digest": result.scores.digest,

@@ -55,7 +55,13 @@ class ScoreResult:
     @property
     def metrics(self) -> dict[str, Any]:
         """The contents of metrics.json; `quality` is None for rows without labels."""
-        return {"quality": None} | self.scores.metrics
+        return {"quality": None, "drift": None} | self.scores.metrics
+
+    @property
+    def drift(self) -> dict[str, Any] | None:
+        """How far the rows are from training, as metrics.json records it; None if unknown."""
+        drift: dict[str, Any] | None = self.metrics["drift"]
+        return drift
 
     @property
     def accuracy(self) -> float | None:

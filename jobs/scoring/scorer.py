@@ -5,6 +5,7 @@ NumPy and Dask are imported only if something remains to be scored.
 
 import logging
 from collections.abc import Callable
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from jobs.choices import DEFAULT_CHECKPOINT, DEFAULT_RUN
@@ -27,9 +28,10 @@ from jobs.training.select_checkpoint import (
     choose_dataset,
     choose_holder,
     choose_model,
+    open_chosen_dataset,
 )
 from storage.checkpoints import CheckpointName
-from storage.errors import BadDataError, ConflictError, QualityGateError, counted
+from storage.errors import BadDataError, ConflictError, QualityGateError, UnreachableError, counted
 from storage.events import Progress, event, for_people
 from storage.ledger import FOUND, SCORED, Ledger
 from storage.location import Location
@@ -39,6 +41,7 @@ from storage.scores import Scores, is_complete, scoring_home
 
 if TYPE_CHECKING:
     from jobs.training.model import Model
+    from jobs.training.reference import Reference
     from pipeline.cluster.client import OpenCluster
     from storage.dataset import Dataset
 
@@ -115,6 +118,22 @@ class Scorer:
             self._choice = None
         return self._model
 
+    @cached_property
+    def reference(self) -> "Reference | None":
+        """The distributions that scored rows are compared with; None, with a note, if unknown."""
+        from jobs.training.reference import ensure_reference
+
+        text = "the run's dataset was replaced by another one"
+        try:
+            dataset = open_chosen_dataset(self.run, None, self._config.storage_options)
+            if dataset.digest == self.run.dataset_digest:
+                holdout = int(self.run.configuration.get("holdout") or 0)
+                return ensure_reference(self.run, self.model, dataset, holdout)
+        except (BadDataError, UnreachableError) as error:
+            text = str(error)
+        logger.info("Drift is not recorded: this model has no reference, and %s", text)
+        return None
+
     def check_stop(self) -> None:
         """Raise `StoppedError` after a signal."""
         self._stop.check("Stopped; finished scores are kept. Run the same command to continue.")
@@ -162,6 +181,7 @@ class Scorer:
             progress=self.progress,
             cluster=self._cluster,
             output_memory=output_memory(str(config.out)),
+            reference=self.reference,
         )
 
     def finish(
@@ -239,6 +259,8 @@ def _report(result: ScoreResult) -> None:
     rows, place, text = result.scores.schema.rows, str(result.scores.location), ""
     if result.file and not result.already_done:
         text = f"{result.file}: {counted(rows, 'row')} scored"
+        if result.drift and result.drift["text"]:
+            text += f". {result.drift['text']}"
     event(
         logger,
         FOUND if result.already_done else SCORED,
@@ -249,6 +271,8 @@ def _report(result: ScoreResult) -> None:
         seconds=result.seconds,
         rows_per_second=round(rows / result.seconds) if result.seconds else None,
         accuracy=result.accuracy,
+        drift=result.drift and result.drift["score"],
+        drift_text=result.drift and result.drift["text"],
         result=place,
         output=result.output and str(result.output),
     )

@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from jobs.environment import one_blas_thread
+from jobs.scoring.drift import drift_of
 from jobs.scoring.metrics import ConfusionCounter, count_chunk, open_scored
 from jobs.thread_map import ThreadMap
 from jobs.training.memory import check_memory, score_memory
 from jobs.training.model import Model, check_images
+from jobs.training.reference import Observation, Observer, Reference
 from jobs.training.step import thread_count
 from pipeline.stream import Batch, BatchStream
 from storage.dataset import Dataset
@@ -37,11 +39,13 @@ def score_split(
     progress: Progress,
     cluster: "OpenCluster",
     output_memory: int,
+    reference: Reference | None = None,
 ) -> tuple[Scores, bool]:
     """Score a split, or continue an interrupted scoring, and publish the scores below `place`.
 
-    If another job is scoring it, wait up to `wait` seconds: see `waiting_lock`. Returns the
-    scores, and whether another job completed them during the wait.
+    If another job is scoring it, wait up to `wait` seconds: see `waiting_lock`. The rows are
+    compared with the model's `reference`, if there is one. Returns the scores, and whether another
+    job completed them during the wait.
     """
     schema = _schema(model, dataset, split)
     home = place.child(schema.home)
@@ -53,20 +57,24 @@ def score_split(
     event(logger, "memory", text, logging.DEBUG, bytes=memory)
     began, done = time.perf_counter(), 0
     count = ConfusionCounter(schema.class_names, dataset.class_names)
+    observer = Observer(model.predictor, dataset.image_shape, schema.rows)
+    observation = observer.nothing
     try:
         workers = cluster()
         with one_blas_thread(), score_into(home, schema, take_over, wait, pause) as writer:
             if workers is None:
-                chunks = _score_here(writer, model, dataset, cores, count)
+                chunks = _score_here(writer, observer, dataset, cores, count, observation)
             else:
                 from jobs.scoring.cluster import score_on_cluster
 
-                chunks = score_on_cluster(workers, writer, model, dataset, count)
+                chunks = score_on_cluster(workers, writer, model, dataset, count, observation)
             for rows in chunks:
                 done += rows
                 progress(f"score {split}", done, schema.rows)
+            drift = drift_of(reference, observation, model, dataset, split)
             seconds = round(time.perf_counter() - began, 3)
-            writer.publish(_metrics(schema, model, dataset, count, seconds))
+            metrics = _metrics(schema, model, dataset, count, seconds)
+            writer.publish(metrics | {"drift": drift})
     except ConflictError:
         if not is_complete(home):
             raise
@@ -132,27 +140,33 @@ def _metrics(
 
 
 def _score_here(
-    writer: ScoresWriter, model: Model, dataset: Dataset, threads: int, count: ConfusionCounter
+    writer: ScoresWriter,
+    observer: Observer,
+    dataset: Dataset,
+    threads: int,
+    count: ConfusionCounter,
+    observation: Observation,
 ) -> Iterator[int]:
     """Write and count the chunks in order, one per thread; yield the rows of each."""
     schema, missing = writer.schema, set(writer.missing)
-    predict = model.predictor
 
-    def score_chunk(batch: Batch) -> tuple[int, ConfusionCounter | None]:
-        number = int(batch.rows[0]) // schema.chunk_rows
+    def score_chunk(batch: Batch) -> tuple[Observation, ConfusionCounter | None]:
+        start, hidden = int(batch.rows[0]), None
+        number = start // schema.chunk_rows
         if number in missing:
-            predictions = predict(batch.inputs)
+            predictions, hidden = observer.predictor.with_hidden(batch.inputs)
             writer.write_chunk(number, *predictions)
         else:
             predictions = writer.read_chunk(number)
         counted = count_chunk(schema, dataset.class_names, predictions, batch.targets)
-        return len(batch.rows), counted
+        return observer.observe(start, batch.inputs, predictions, hidden), counted
 
     chunks = BatchStream(
         dataset, schema.split, batch_size=schema.chunk_rows, shuffle=False, epochs=1
     )
     with chunks, ThreadMap(score_chunk, threads) as scored:
-        for rows, counted in scored.map(iter(chunks)):
+        for observed, counted in scored.map(iter(chunks)):
+            observation.add(observed)
             if counted is not None:
                 count.merge(counted)
-            yield rows
+            yield observed.rows

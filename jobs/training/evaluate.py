@@ -22,6 +22,8 @@ from storage.scores import Predictions
 
 BLOCK_ROWS = 500
 """Rows of one forward pass; fixed, so that the bits do not depend on the number of threads."""
+HIDDEN_UNITS = 128
+"""Units of the last hidden layer whose outputs are compared between sets of rows, at most."""
 DIRECTIONS = ((-1, 0), (1, 0), (0, -1), (0, 1))
 """Up, down, left and right, as pixels down and right."""
 
@@ -132,23 +134,49 @@ class Predictor:
 
         They are computed in blocks of `BLOCK_ROWS`, so the bits do not depend on the threads.
         """
-        blocks = [np.empty((0, self.network.layers[-1].outputs), np.float32)]
+        return self.with_hidden(inputs)[0]
+
+    def with_hidden(self, inputs: NDArray[Any]) -> tuple[Predictions, Floats]:
+        """Return the predictions, and outputs of the last hidden layer: `(rows, units)`.
+
+        They are those of the first member for the images as they are, of all units if these are at
+        most `HIDDEN_UNITS`, otherwise of some at equal intervals.
+        """
+        classes, units = self.network.layers[-1].outputs, self.hidden_units
+        blocks = [(np.empty((0, classes), np.float32), np.empty((0, units)))]
         starts = range(0, len(inputs), BLOCK_ROWS)
         with ignore_overflow():  # non-finite probabilities are never written
             blocks += [self._mean(inputs[start : start + BLOCK_ROWS]) for start in starts]
-        probabilities = np.concatenate(blocks)
-        return probabilities, probabilities.argmax(axis=1).astype(np.int32)
+        probabilities, hidden = map(np.concatenate, zip(*blocks, strict=True))
+        return (probabilities, probabilities.argmax(axis=1).astype(np.int32)), hidden
 
-    def _mean(self, block: NDArray[Any]) -> NDArray[np.float32]:
-        """Return the mean probabilities of a block's rows."""
+    @property
+    def hidden_units(self) -> int:
+        """The units whose outputs `with_hidden` returns; 0 without hidden layers."""
+        return len(self._units)
+
+    @property
+    def _units(self) -> range:
+        outputs = self.network.layers[-1].inputs if len(self.network.layers) > 1 else 0
+        return range(0, outputs, -(-outputs // HIDDEN_UNITS) or 1)
+
+    def _mean(self, block: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """Return the mean probabilities of a block's rows, and outputs of the hidden layer."""
         total, terms = np.zeros((len(block), self.network.layers[-1].outputs)), 0
+        hidden: NDArray[np.float64] | None = None
         for shifted in self._shifted(block):
             inputs, columns = network_inputs(shifted, self.network.dtype, self.scaling)
             for parameters in self.members:
-                total += self.network.forward(parameters, inputs, columns)
+                probabilities, outputs = self.network.forward_with_hidden(
+                    parameters, inputs, columns
+                )
+                if hidden is None:
+                    hidden = outputs[:, :: self._units.step].astype(np.float64)
+                total += probabilities
                 terms += 1
+        assert hidden is not None  # a model has a member
         total /= terms
-        return total.astype(np.float32)
+        return total.astype(np.float32), hidden
 
     def _shifted(self, block: NDArray[Any]) -> Iterator[NDArray[Any]]:
         """Yield the rows, then the rows with shifted images, the smallest shifts first."""

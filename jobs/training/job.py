@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from jobs.choices import DEFAULT_RUN
+from jobs.choices import DEFAULT_CHECKPOINT, DEFAULT_RUN
 from jobs.environment import one_blas_thread
 from jobs.nn.architecture import Layer
 from jobs.nn.network import NO_ROWS, Network
@@ -17,6 +17,7 @@ from jobs.training.config import TrainConfig
 from jobs.training.evaluate import Evaluator
 from jobs.training.history import EpochTable, Metrics, history_columns, history_of, timing_text
 from jobs.training.memory import check_memory, train_memory
+from jobs.training.model import model_of
 from jobs.training.prepare import (
     begin_run,
     changed_settings,
@@ -30,8 +31,10 @@ from jobs.training.prepare import (
     warn_of_no_effect,
     warn_of_values,
 )
+from jobs.training.reference import ensure_reference
 from jobs.training.select_checkpoint import (
     best_checkpoint,
+    choose_model,
     newest_checkpoint,
     open_chosen_dataset,
     snapshots,
@@ -45,7 +48,7 @@ from storage.checkpoints import (
     sweep_checkpoints,
 )
 from storage.dataset import Dataset
-from storage.errors import ConflictError, counted
+from storage.errors import BadDataError, ConflictError, counted
 from storage.events import Progress, event, for_people, no_progress
 from storage.location import TakeOver
 from storage.places import Place, open_location
@@ -209,6 +212,7 @@ class _Training:
                 warn_of_values(self.dataset)
                 warn_of_evaluation(self.config, self.dataset)
                 self._train_epochs()
+            self._make_reference()
             return TrainResult(
                 run=self.run,
                 config=self.config,
@@ -219,6 +223,18 @@ class _Training:
                 already_done=already_done,
                 stopped_early=self._stopped_early,
             )
+
+    def _make_reference(self) -> None:
+        """Write the distributions that scored rows are compared with, if there are none yet.
+
+        If the chosen checkpoint or the rows are damaged, the training is finished all the same.
+        """
+        try:
+            chosen, _ = choose_model(self.run, DEFAULT_CHECKPOINT)
+            model = model_of(self.run, chosen)
+            ensure_reference(self.run, model, self.dataset, self.config.holdout)
+        except BadDataError as error:
+            logger.warning("Scorings cannot be compared with training: %s", error)
 
     def _resumed_trainer(self) -> Trainer:
         """Return a trainer in the state of the newest checkpoint, or a new one."""

@@ -11,7 +11,7 @@ from jobs.nn.network import Network
 from jobs.nn.optimizers import make_optimizer
 from jobs.training.config import TrainConfig
 from jobs.training.data_parallel import step_memory
-from jobs.training.evaluate import evaluation_memory
+from jobs.training.evaluate import HIDDEN_UNITS, evaluation_memory
 from jobs.training.gradients import gradient_rule
 from jobs.training.rounds import replicas_memory
 from jobs.training.step import micro_batch_count, thread_count
@@ -63,8 +63,10 @@ def score_memory(
     """Return the bytes that scoring a split of this schema needs at most."""
     # Each member's checkpoint and parameters, a template, and a vector on its way.
     vectors = members * (MOST_VECTORS + 1) + MOST_VECTORS + 1
-    # A thread holds a chunk's rows, and its predictions in blocks, joined and encoded.
-    chunk = split.chunk_rows * (split.row_bytes + 3 * 4 * (network.layers[-1].outputs + 1))
+    # A thread holds a chunk's rows, its predictions in blocks, joined and encoded, and outputs of
+    # the hidden layer in blocks and joined.
+    values = 3 * 4 * (network.layers[-1].outputs + 1) + 2 * 8 * HIDDEN_UNITS
+    chunk = split.chunk_rows * (split.row_bytes + values)
     return (
         BASE_MEMORY
         + windows_memory(split, PLAIN_WINDOW_CHUNKS, WINDOWS_OF_THREADS)

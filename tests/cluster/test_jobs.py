@@ -110,7 +110,9 @@ def scored(run: Path, **options: Any) -> tuple[Any, ...]:
     """Return a scoring's results except its duration, and remove it."""
     result = score(run=run, split="train", **options)
     shutil.rmtree(run / "scores")
-    return result.scores.chunk_digests, result.metrics["quality"], result.already_done
+    assert result.drift is not None
+    quality = result.metrics["quality"]
+    return result.scores.chunk_digests, quality, result.drift, result.already_done
 
 
 def test_score(digits: Path, trained: Path, tmp_path: Path) -> None:

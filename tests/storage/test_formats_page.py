@@ -163,7 +163,9 @@ def read_scores(place: Path) -> tuple[zarr.Group, Json, str]:
     assert attributes["chunk_digests"] == chunk_digests(arrays, scored["chunk_rows"])
     metrics = (place / "metrics.json").read_bytes()
     assert sha256(metrics) == attributes["metrics_sha256"]
-    assert list(unsealed(metrics.decode())) == listed("field of `metrics.json`")
+    document = unsealed(metrics.decode())
+    assert list(document) == listed("field of `metrics.json`")
+    assert list(document["drift"]) == listed("field of `drift`")
     home = sha256(f"{scored['model_digest']}|{scored['dataset_digest']}".encode())[:12]
     assert place.name == f"{scored['split']}-{home}"
     return group, scored, sha256("".join(attributes["chunk_digests"]).encode())
@@ -186,6 +188,11 @@ def test_scores_are_what_the_model_gives(made: Path) -> None:
     layers, manifest, record = read_model(made / "run", "000002-000000")
     (place,) = (made / "run" / "scores").glob("test-*")
     scores, scored, digest = read_scores(place)
+    (reference,) = (made / "run" / "references").glob("*.json")
+    document = unsealed(reference.read_text())
+    assert reference.stem == manifest["parameters_digest"][:12]
+    assert list(document) == listed("field of a reference")
+    assert [len(row) for row in document["hidden_covariance"]] == [1, 2, 3, 4, 5, 6]
     assert attributes["digest"] == record["dataset_digest"] == scored["dataset_digest"]
     assert manifest["parameters_digest"] == scored["model_digest"]
     (line,) = unsealed_lines(made / "run" / "scores" / "ledger.jsonl")

@@ -197,6 +197,8 @@ def test_continues(
     assert not result.already_done
     assert whole.scores.digest == result.scores.digest
     assert whole.metrics["quality"] == result.metrics["quality"]
+    assert whole.drift == result.drift
+    assert result.drift is not None
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
 
 
@@ -269,15 +271,15 @@ def test_probabilities_that_are_not_finite(
     run: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """NaN is never published: the row is named, even by a continued scoring."""
-    forward = Network.forward
+    forward = Network.forward_with_hidden
 
-    def overflowing(network: Network, *arguments: Any) -> NDArray[np.float32]:
-        probabilities = forward(network, *arguments)
+    def overflowing(network: Network, *arguments: Any) -> tuple[NDArray[Any], NDArray[Any]]:
+        probabilities, hidden = forward(network, *arguments)
         if len(probabilities) == 211:
             probabilities[7, 3] = np.nan
-        return probabilities
+        return probabilities, hidden
 
-    monkeypatch.setattr(Network, "forward", overflowing)
+    monkeypatch.setattr(Network, "forward_with_hidden", overflowing)
     for _ in range(2):
         with pytest.raises(BadDataError, match="Row 7 of split test has probabilities that are"):
             score(run=run, dataset=digits, out=tmp_path / "out.csv")
