@@ -15,8 +15,10 @@ from scipy.stats import binomtest
 
 from jobs.commands.report.examine import wilson_interval
 from storage.dataset import open_dataset
+from storage.ledger import Ledger
 from storage.places import open_location
 from storage.scores import open_scores, scoring_homes
+from tests.commands.browser import chromium, visit
 from tests.commands.conftest import SMALL, Call
 from tests.commands.process import assert_refused
 from tests.commands.sets import TEST_ROWS, TRAIN_ROWS, write_kaggle
@@ -234,6 +236,18 @@ def test_a_night_with_bad_files(scored: Path, call: Call) -> None:
     assert "not scored" in text
 
 
+def test_drift(scored: Path, call: Call) -> None:
+    """A scoring's drift is a column of the table, and what it looks like a line at the top."""
+    assert "drift" not in report(call, "runs/mnist").text
+    ledger = Ledger(open_location("runs/mnist"))
+    text = "Brightness 6.8 from training: inverted images?"
+    entry = ledger.entries()[0] | {"file": "noon.npy", "drift": 6.8, "drift_text": text}
+    assert ledger.record(entry, lambda _: False, "")
+    shown = report(call, "runs/mnist").text
+    assert f"noon.npy: {text}" in shown
+    assert re.search(r"noon\.npy 60 [\d.]+ % 6\.8 ", shown)
+
+
 def test_the_run_before(scored: Path, call: Call) -> None:
     """Accuracy is compared with the run beside it that was written before."""
     assert "Against the run before" not in report(call, "runs/mnist").text
@@ -289,3 +303,39 @@ def test_open(run: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     assert ended.code == 0
     assert opened == [Path("report.html").absolute().as_uri()]
     assert "No browser could be started; open report.html yourself." in ended.err
+
+
+@pytest.mark.slow
+def test_in_a_browser(scored: Path, call: Call, tmp_path: Path) -> None:
+    """At 400, 1,280 and 1,600 pixels, a page makes no request, logs nothing and fits its width.
+
+    Screen readers get a name for every image and table, and the keyboard reaches what scrolls.
+    """
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    if program is None:
+        pytest.skip("chromium is not on PATH")
+    assert 0 == call("train", *SMALL, "--epochs", 3, "--run", "runs/next").code
+    for out, runs in {"one": ["runs/mnist"], "two": ["runs/mnist", "runs/next"]}.items():
+        assert 0 == call("report", *runs, "--out", f"{out}.html").code
+    reach = "[...document.querySelectorAll('.scroll')].every(element => element.tabIndex === 0)"
+    overflow = "document.documentElement.scrollWidth - window.innerWidth"
+    with chromium(program, tmp_path / "profile") as address:
+        for out in ("one", "two"):
+            page = Path(f"{out}.html")
+            for width in (400, 1280, 1600):
+                seen = visit(address, page, width, reach, overflow)
+                assert page.absolute().as_uri() in seen.requests
+                others = [url for url in seen.requests if not url.startswith("data:")]
+                assert len(others) == 1, others
+                assert seen.messages == []
+                assert seen.values == [True, 0]
+                names = {
+                    role: [
+                        node.get("name", {}).get("value")
+                        for node in seen.nodes
+                        if not node["ignored"] and node["role"]["value"] == role
+                    ]
+                    for role in ("image", "table", "region")
+                }
+                assert all(names.values()), names
+                assert all(all(values) for values in names.values()), names

@@ -345,7 +345,7 @@ def _drift_of(entry: Entry, scores: Scores | None) -> dict[str, Any] | None:
     details = recorded if isinstance(recorded, dict) else {}
     score = entry.get("drift", details.get("score"))
     text = entry.get("drift_text") or details.get("looks_like")
-    return None if type(score) is not float else {"score": score, "text": text}
+    return {"score": score, "text": text} if type(score) in (int, float) else None
 
 
 def _verdict(entry: Entry, gates: list[Any]) -> str:

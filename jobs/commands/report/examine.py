@@ -14,7 +14,7 @@ from storage.scores import Scores
 
 MISTAKES = 24
 """The number of worst mistakes, and of most uncertain rows, that are kept."""
-CELL_EXAMPLES = 6
+CELL_EXAMPLES = 5
 BINS = 15
 """Bins of confidence for the calibration error."""
 TABLE = (0.5, 0.8, 0.9, 0.95, 0.99, 0.999)

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from jobs.commands.report import plots
 from jobs.commands.report.collect import Part, Subject, differing
-from jobs.commands.report.examine import TABLE
+from jobs.commands.report.examine import TABLE, wilson_interval
 from jobs.commands.report.images import data_uri, sprite, weights_uri
 from jobs.commands.tables import SHORT_DIGEST, size
 from jobs.output import percent
@@ -249,7 +249,7 @@ def _compared(
 ) -> plots.Plot | None:
     """Return a plot with the same curve of each run that has it."""
     lines = []
-    for subject in subjects:
+    for style, subject in enumerate(subjects):
         epochs = subject.part("epochs").value or []
         if split == "train":
             field = "loss" if is_log else "accuracy"
@@ -261,7 +261,8 @@ def _compared(
         if values:
             factor = 1.0 if is_log else 100.0
             numbers = list(range(1, len(values) + 1))
-            lines.append(plots.Line(str(subject), numbers, [factor * value for value in values]))
+            values = [factor * value for value in values]
+            lines.append(plots.Line(str(subject), numbers, values, style))
     if not lines:
         return None
     title = f"{name.capitalize()} on {'training' if split == 'train' else split} rows"
@@ -326,6 +327,7 @@ def _calibration(run: Subject) -> dict[str, Any]:
     if not examined.is_labelled:
         raise BadDataError(f"The {run.scores.schema.split} split has no labels.")
     filled = examined.bin_rows > 0
+    rows, hits = examined.bin_rows[filled].tolist(), examined.bin_hits[filled].tolist()
     confidence = examined.bin_confidence[filled] / examined.bin_rows[filled]
     accuracy = examined.bin_hits[filled] / examined.bin_rows[filled]
     error = examined.calibration_error
@@ -335,9 +337,9 @@ def _calibration(run: Subject) -> dict[str, Any]:
         f"error is {error:.4f}.",
         confidence.tolist(),
         accuracy.tolist(),
+        [wilson_interval(*pair) for pair in zip(hits, rows, strict=True)],
     )
-    table = zip(examined.bin_rows[filled].tolist(), confidence, accuracy, strict=True)
-    return {"error": error, "plot": plot, "bins": list(table)}
+    return {"error": error, "plot": plot}
 
 
 def _coverage(run: Subject) -> dict[str, Any]:

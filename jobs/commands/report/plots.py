@@ -51,11 +51,13 @@ class Plot:
 
 @dataclass(frozen=True)
 class Line:
-    """A curve; points that are None are left out."""
+    """A curve."""
 
     name: str
     x: Sequence[float]
-    y: Sequence[float | None]
+    y: Sequence[float]
+    style: int | None = None
+    """Number of its colour, dashes and marker; by default that of the line in its plot."""
 
 
 def line_plot(
@@ -72,18 +74,17 @@ def line_plot(
     with mpl.rc_context(SETTINGS):
         figure, axes = _axes(x_label, y_label)
         for number, line in enumerate(lines):
-            points = [(x, y) for x, y in zip(line.x, line.y, strict=True) if y is not None]
-            style = number % len(SERIES)
+            style = (number if line.style is None else line.style) % len(SERIES)
             axes.plot(
-                *zip(*points, strict=True) if points else ([], []),
+                *(line.x, line.y),
                 color=SERIES[style],
                 linestyle=DASHES[style],
-                marker=MARKERS[style] if len(points) <= 30 else "",
+                marker=MARKERS[style] if len(line.x) <= 30 else "",
                 markersize=3.5,
                 linewidth=1.6,
                 label=line.name,
             )
-        if is_log and all(y is None or y > 0 for line in lines for y in line.y):
+        if is_log and all(y > 0 for line in lines for y in line.y):
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_formatter("{x:g}" if _spans_little(lines) else "")
@@ -91,34 +92,43 @@ def line_plot(
             axes.yaxis.set_major_formatter("{x:g} %")
         if all(float(x).is_integer() for line in lines for x in line.x):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if len(lines) > 1:
+        if len(lines) > 1 or lines[0].style is not None:
             _legend(axes, len(lines))
         return Plot(title, _element(figure, title, description))
 
 
 def _spans_little(lines: Sequence[Line]) -> bool:
     """Return whether all values are within a decade, where few powers of ten are ticks."""
-    values = [y for line in lines for y in line.y if y is not None]
+    values = [y for line in lines for y in line.y]
     return bool(values) and max(values) < 10 * min(values)
 
 
 def reliability_plot(
-    title: str, description: str, confidence: Sequence[float], accuracy: Sequence[float]
+    title: str,
+    description: str,
+    confidence: Sequence[float],
+    accuracy: Sequence[float],
+    intervals: Sequence[tuple[float, float]],
 ) -> Plot:
-    """Return a reliability diagram: bars of accuracy by confidence, and the diagonal."""
+    """Return a reliability diagram: accuracy by confidence, with intervals, and the diagonal."""
     with mpl.rc_context(SETTINGS):
         figure, axes = _axes("mean confidence of the bin", "accuracy of the bin")
         axes.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle="--", label="calibrated")
-        axes.plot(
+        pairs = list(zip(accuracy, intervals, strict=True))
+        below = [max(0.0, share - low) for share, (low, _) in pairs]
+        above = [max(0.0, high - share) for share, (_, high) in pairs]
+        axes.errorbar(
             *(confidence, accuracy),
+            yerr=(below, above),
             color=SERIES[0],
-            marker="o",
+            fmt="o",
             markersize=5,
-            linestyle="-",
-            label="this model",
+            elinewidth=1.2,
+            capsize=2.5,
+            label="this model, 95 % interval",
         )
         axes.set_xlim(0, 1.02)
-        axes.set_ylim(0, 1.05)
+        axes.set_ylim(-0.02, 1.05)
         _legend(axes, 2)
         return Plot(title, _element(figure, title, description))
 
