@@ -11,7 +11,7 @@ import pickletools
 import re
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +32,8 @@ MOST_BYTES = 2**30
 """The largest pickle when decoded: its arrays are held in memory."""
 MOST_OPERATIONS = 2000
 """A pickle of six arrays has about a hundred."""
+LONGEST_LINE = 200
+"""The most bytes of a name or a number that is written as text."""
 PIECE_BYTES = 2**20
 DIVISORS = {255: BYTES, 256: ValueRange(0, 256)}
 """What bytes may have been divided by, and the range that maps them to the same fractions."""
@@ -120,14 +122,17 @@ def open_pickle(path: Path, options: SourceOptions, progress: Progress) -> Sourc
 class _Stream:
     """The decoded bytes of a file, at most `MOST_BYTES`, as the unpickler reads them."""
 
-    def __init__(self, file: DecodedFile, check: Callable[[], None]) -> None:
-        self._file, self._check, self._bytes = file, check, 0
+    longest_line = MOST_BYTES
+    """The most bytes that `readline` returns."""
+
+    def __init__(self, file: DecodedFile, progress: Progress) -> None:
+        self._file, self._progress, self._bytes = file, progress, 0
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
         filled = 0
         while filled < len(view):
-            self._check()
+            self._progress(f"read {self._file.path.name}", 0, 1, f"{self._bytes / 1e6:,.0f} MB")
             count = self._file.readinto(view[filled : filled + PIECE_BYTES])
             filled += count
             self._bytes += count
@@ -150,7 +155,13 @@ class _Stream:
         return b"".join(pieces)
 
     def readline(self) -> bytes:
-        return b"".join(self._pieces_of_line())
+        pieces, room = [], self.longest_line
+        for piece in self._pieces_of_line():
+            pieces.append(piece)
+            room -= len(piece)
+            if room < 0:
+                raise ValueError(f"a line has more than {self.longest_line:,} bytes")
+        return b"".join(pieces)
 
     def _pieces_of_line(self) -> Iterator[bytes]:
         piece = b""
@@ -181,7 +192,7 @@ class _Stream:
 @contextmanager
 def _opened(path: Path, progress: Progress) -> Iterator[_Stream]:
     with DecodedFile(path) as file:
-        yield _Stream(file, lambda: progress(f"read {path.name}", 0, 1))
+        yield _Stream(file, progress)
 
 
 def _check_operations(stream: _Stream) -> None:
@@ -189,6 +200,7 @@ def _check_operations(stream: _Stream) -> None:
 
     `pickletools.genops` would hold the data, and rejects byte strings of Python 2's protocol 0.
     """
+    stream.longest_line = LONGEST_LINE
     for _ in range(MOST_OPERATIONS):
         code = stream.read(1).decode("latin1")
         operation = KNOWN.get(code)

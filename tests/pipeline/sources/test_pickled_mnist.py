@@ -9,6 +9,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -285,6 +286,17 @@ def test_text_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encode = b"c_codecs\nencode\n(h\x00X\x06\0\0\0latin1tR"
     path = write(tmp_path / "set.pkl", b"\x80\x02" + text + b"q\x000(" + encode * 11 + b"t.")
     assert "encoded text" in refusal(path)
+
+
+@pytest.mark.parametrize("operation", [b"I", b"L", b"c", b"p", b"g"])
+def test_long_line(tmp_path: Path, operation: bytes) -> None:
+    """Names and numbers in text are not read until memory is full."""
+    path = write(tmp_path / "set.pkl", b"\x80\x02" + operation + b"1" * 2**25 + b"\n.")
+    tracemalloc.start()
+    assert "a line has more than 200 bytes" in refusal(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 2**24 > peak
 
 
 def test_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
