@@ -16,9 +16,17 @@ from pipeline.sources import (
 )
 from pipeline.sources.downloads import CATALOGUES, Catalogue, download
 from pipeline.sources.formats import START_BYTES, Format, Source, SourceOptions, check_options
+from pipeline.sources.idx_names import read_name
 from pipeline.sources.synthetic import open_synthetic
-from storage.errors import UsageError, did_you_mean, translate_os_errors
+from storage.errors import (
+    BadDataError,
+    PipelineError,
+    UsageError,
+    did_you_mean,
+    translate_os_errors,
+)
 from storage.events import Progress, no_progress
+from storage.idx import read_header
 
 FORMATS: tuple[Format, ...] = (
     numpy_files.FORMAT,
@@ -30,6 +38,10 @@ FORMATS: tuple[Format, ...] = (
     idx_directory.FORMAT,
 )
 """The formats, in the order in which they are tried: the first that recognises a path is used."""
+FORMAT_NAMES = "IDX, NumPy, mnist.pkl.gz, CSV, Parquet, pictures"
+ARCHIVES = (".npz", *pickled_mnist.ENDINGS)
+"""Endings of files that have all splits."""
+_SHOWN = 5
 
 
 def open_source(
@@ -67,13 +79,13 @@ def open_source(
 
 def open_path(path: Path, options: SourceOptions, progress: Progress = no_progress) -> Source:
     """Open a file or directory in the first format that recognises it; see `open_source`."""
-    if known := format_of(path):
-        check_options(options, known.options, f"{path}, which is {known.name}")
-        return known.open(path, options, progress)
-    raise UsageError(
-        f"SOURCE {str(path)!r} is a file; expected the directory that contains the IDX files. "
-        f"Give {str(path.parent)!r} if its files are one set."
-    )
+    known = format_of(path)
+    if known in (idx_directory.FORMAT, picture_folder.FORMAT) and (archive := _archive(path)):
+        path, known = archive, format_of(archive)
+    if known is None:
+        raise _unknown_format_error(path)
+    check_options(options, known.options, f"{path}, which is {known.name}")
+    return known.open(path, options, progress)
 
 
 def format_of(path: Path) -> Format | None:
@@ -83,6 +95,48 @@ def format_of(path: Path) -> Format | None:
         with translate_os_errors("read", path), path.open("rb") as file:
             start = file.read(START_BYTES)
     return next((known for known in FORMATS if known.recognises(path, start)), None)
+
+
+def _archive(directory: Path) -> Path | None:
+    """Return the archive or pickle of a directory, as it was downloaded, with files about it.
+
+    Those beside IDX files or folders of pictures are not used. Raises `BadDataError` if there are
+    several.
+    """
+    with translate_os_errors("list", directory):
+        paths = sorted(directory.iterdir())
+    archives = [
+        path
+        for path in paths
+        if path.name.lower().endswith(ARCHIVES) and path.name[0] != "." and path.is_file()
+    ]
+    has_idx = any(read_name(path.name).split for path in paths)
+    if not archives or has_idx or any(map(picture_folder.has_pictures, filter(Path.is_dir, paths))):
+        return None
+    if len(archives) > 1:
+        raise BadDataError(
+            f"{directory} has several sets: {', '.join(path.name for path in archives[:_SHOWN])}"
+            f"{', ...' * (len(archives) > _SHOWN)}. Give the path of one of these files."
+        )
+    return archives[0]
+
+
+def _unknown_format_error(path: Path) -> UsageError:
+    if not path.is_file():
+        return UsageError(
+            f"SOURCE {str(path)!r} is neither a regular file nor a directory. Copy its content to a "
+            "file."
+        )
+    with suppress(PipelineError):
+        read_header(path)
+        return UsageError(
+            f"SOURCE {str(path)!r} is one file of a set of IDX files; expected their directory. "
+            f"Give {str(path.parent)!r}."
+        )
+    return UsageError(
+        f"SOURCE {str(path)!r} has none of the known formats: {FORMAT_NAMES}. Check the file, or "
+        "give a directory."
+    )
 
 
 def _open_set(catalogue: Catalogue, cache: Path | None) -> Source:
@@ -104,16 +158,14 @@ def _open_set(catalogue: Catalogue, cache: Path | None) -> Source:
 
 
 def _unknown_source_error(spec: str, known: list[str]) -> UsageError:
-    hint = did_you_mean(spec.partition(":")[0].strip(), known)
-    if not hint and spec:
-        hint = did_you_mean(spec, _directories_beside(Path(spec)))
+    hint = did_you_mean(spec.partition(":")[0].strip(), [*known, *_files_beside(Path(spec))])
     return UsageError(
-        f"SOURCE {spec!r} is neither a directory nor a known name.{hint} Give a directory with "
-        f"IDX files, or one of {', '.join(known)}, or synthetic:TRAIN,TEST."
+        f"SOURCE {spec!r} is neither a file, nor a directory, nor a known name.{hint} Give image "
+        f"files ({FORMAT_NAMES}), or one of {', '.join(known)}, or synthetic:TRAIN,TEST."
     )
 
 
-def _directories_beside(path: Path) -> list[str]:
+def _files_beside(path: Path) -> list[str]:
     with suppress(OSError):
-        return [str(other) for other in path.parent.iterdir() if other.is_dir()]
+        return [str(other) for other in path.parent.iterdir()]
     return []

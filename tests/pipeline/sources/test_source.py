@@ -4,13 +4,16 @@ import gzip
 import hashlib
 import json
 import lzma
+import os
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from pipeline.sources.digits import DIGITS_VERSION, draw_digits
 from pipeline.sources.formats import SourceOptions
@@ -423,16 +426,48 @@ def test_unknown_name(spec: str, nearest: str | None) -> None:
 
 
 def test_misspelt_directory(tmp_path: Path) -> None:
-    """The nearest directory is suggested if the source is not like a known name."""
+    """The nearest file or directory is suggested if the source is not like a known name."""
     (tmp_path / "my-files").mkdir()
-    expected = f"Did you mean {str(tmp_path / 'my-files')!r}?"
-    assert expected in refusal(tmp_path / "my-fils", UsageError)
+    (tmp_path / "digits.npz").touch()
+    for name, misspelt in (("my-files", "my-fils"), ("digits.npz", "digit.npz")):
+        expected = f"Did you mean {str(tmp_path / name)!r}?"
+        assert expected in refusal(tmp_path / misspelt, UsageError)
 
 
 def test_file_in_place_of_its_directory(tmp_path: Path) -> None:
     """A single file is refused, and its directory is suggested."""
     write_set(tmp_path)
     assert f"Give {str(tmp_path)!r}" in refusal(tmp_path / IMAGES, UsageError)
+
+
+def test_unknown_format(tmp_path: Path) -> None:
+    """A file of no format is refused with all of them, and so is a pipe, without waiting for it."""
+    (tmp_path / "notes.txt").write_text("none")
+    formats = "IDX, NumPy, mnist.pkl.gz, CSV, Parquet, pictures"
+    assert f"known formats: {formats}" in refusal(tmp_path / "notes.txt", UsageError)
+    assert formats in refusal("/nowhere/at/all.npz", UsageError)
+    os.mkfifo(tmp_path / "pipe.npz")
+    assert "neither a regular file nor a directory" in refusal(tmp_path / "pipe.npz", UsageError)
+
+
+def test_archive_in_a_directory(tmp_path: Path) -> None:
+    """A directory with one archive or pickle is that set; IDX files or folders come first."""
+    (tmp_path / "README.md").write_text("about")
+    Image.new("L", (3, 4)).save(tmp_path / "preview.png")
+    pair = images(12), labels(12)
+    (tmp_path / "b.pkl.gz").write_bytes(gzip.compress(pickle.dumps(pair)))
+    assert "b" == open_source(str(tmp_path)).name
+    np.savez(tmp_path / "a.npz", x=pair[0], y=pair[1])
+    assert "has several sets: a.npz, b.pkl.gz. Give the path of one" in refusal(tmp_path)
+    (tmp_path / "b.pkl.gz").unlink()
+    assert "a" == open_source(str(tmp_path)).name
+    for name in ("0", "1"):
+        (tmp_path / name).mkdir()
+        shutil.copy(tmp_path / "preview.png", tmp_path / name)
+    (tmp_path / "preview.png").unlink()
+    assert "pictures in" in open_source(str(tmp_path)).description
+    write_set(tmp_path)
+    assert "IDX" in open_source(str(tmp_path)).description
 
 
 @pytest.mark.parametrize(
