@@ -259,7 +259,7 @@ def _steps(array: RowArray, count: int) -> Iterator[tuple[int, int]]:
 
 def _whole_numbers(values: NDArray[Any], place: str, first_row: int) -> NDArray[Any]:
     """Return labels as integers; raise `BadDataError` for one that is not a whole number."""
-    if values.dtype.kind == "f":
+    if values.dtype.kind == "f" or values.dtype == np.uint64:
         whole = (np.abs(values) < LARGEST_WHOLE) & (np.trunc(values) == values)  # false for NaN
         if not whole.all():
             row, *_ = np.argwhere(~whole)[0]

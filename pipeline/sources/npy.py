@@ -201,10 +201,10 @@ def read_header(stream: Any, path: Path, member: str | None, place: str, size: i
         ):
             raise ValueError(f"the shape {shape}")
     except _HEADER_ERRORS as error:
-        reason = str(error).partition("\n")[0][:100]
+        reason = str(error).partition("\n")[0].partition(" on line 1: <ast")[0][:100]
         raise BadDataError(
-            f"{place} has a NumPy header that cannot be used ({reason}); expected a plain array of "
-            f"numbers. {AGAIN}"
+            f"{place} has a NumPy header that cannot be used ({reason or 'too deep'}); expected a "
+            f"plain array of numbers. {AGAIN}"
         ) from error
     header_bytes = len(magic) + len(length_bytes) + length
     return Npy(path, member, place, dtype, shape, bool(fortran_order), header_bytes, size)

@@ -32,6 +32,8 @@ Roles = dict[str, tuple[str, str | None]]
 def open_arrays(path: Path, options: SourceOptions, progress: Progress) -> Source:
     """Open NumPy arrays; see the errors of `Format.open`."""
     arrays = _arrays_at(path)
+    if not arrays:
+        raise BadDataError(f"{path} has no arrays. Save images and labels with numpy.savez.")
     if options.arrays:
         roles = _asked_roles(path, arrays, options.arrays)
     elif path.is_file() and path.suffix.lower() == ".npy":
@@ -134,8 +136,6 @@ def _unclear_error(path: Path, arrays: Mapping[str, Npy], problem: str) -> BadDa
 
 
 def _listed(arrays: Mapping[str, Npy]) -> str:
-    if not arrays:
-        return "no arrays"
     shown = [f"{name} {array.shape}" for name, array in list(arrays.items())[:_SHOWN_ARRAYS]]
     more = len(arrays) - len(shown)
     return f"the arrays {', '.join(shown)}{f' and {more:,} more' if more else ''}"

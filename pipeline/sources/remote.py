@@ -56,7 +56,7 @@ def opened_source(
         return
     with _temporary_directory() as directory:
         path, url = directory / source.name, str(source)
-        with shown_as(path, url):
+        with shown_as(directory, str(source.split()[0])), shown_as(path, url):
             _copy(source, path, progress)
             opened = open_path(path, options or SourceOptions(), progress)
             for split in opened.splits:

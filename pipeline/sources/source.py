@@ -74,6 +74,8 @@ def open_source(
     path = Path(spec)
     if spec and path.exists():
         return open_path(path, options, progress)
+    if path.is_symlink():
+        raise UsageError(f"SOURCE {spec!r} is a link to a missing file. Fetch the file.")
     raise _unknown_source_error(spec, [*catalogues, "synthetic"])
 
 
@@ -124,8 +126,8 @@ def _archive(directory: Path) -> Path | None:
 def _unknown_format_error(path: Path) -> UsageError:
     if not path.is_file():
         return UsageError(
-            f"SOURCE {str(path)!r} is neither a regular file nor a directory. Copy its content to a "
-            "file."
+            f"SOURCE {str(path)!r} is neither a regular file nor a directory. Copy its content to "
+            "a file."
         )
     with suppress(PipelineError):
         read_header(path)

@@ -120,7 +120,8 @@ def test_messages(
     message = refusal(prefix)
     assert message.startswith(f"{prefix}/{TRAIN_LABELS}")
     one = store.location(f"{key_of(prefix)}/{TRAIN_IMAGES}")
-    assert f"{one}" in refusal(one, UsageError)
+    assert f"SOURCE '{one}' is one file" in (message := refusal(one, UsageError))
+    assert f"Give '{prefix}'." in message
 
 
 def test_nothing_there(store: Store) -> None:

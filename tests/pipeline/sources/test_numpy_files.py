@@ -219,6 +219,7 @@ def test_labels(tmp_path: Path, given: NDArray[Any]) -> None:
     [
         (np.array([0, 1, 2, 0.5] * 3), "array y: row 3 has label 0.5; expected whole numbers"),
         (np.array([0, np.nan] * 6), "row 1 has label nan"),
+        (np.array([0, 2**64 - 1] * 6, "u8"), "row 1 has label 18446744073709551615; expected"),
         (np.array([0, 1, -1] * 4), "row 2 has label -1; expected 0 or more"),
         (np.ones((12, 3), "u1"), "row 0 holds [1, 1, 1]; expected one-hot"),
         (np.zeros((12, 2, 2), "u1"), "of shape (12, 2, 2); expected labels"),
@@ -264,7 +265,7 @@ def test_bad_images(tmp_path: Path, given: NDArray[Any], message: str) -> None:
         ({"x": images(3), "y_test": labels(3)}, "test split's images and labels are unclear"),
         ({"x_train": images(3), "x_test": images(3, 2, 2)}, "The splits' images differ"),
         ({"x_train": images(3) > 9, "x_test": images(4)}, "some are bool, others bytes"),
-        ({}, "set.npz"),
+        ({}, "has no arrays. Save images"),
     ],
 )
 def test_sets_that_are_none(tmp_path: Path, values: dict[str, Any], message: str) -> None:
@@ -294,7 +295,8 @@ CLAIM = "{'descr': '|u1', 'fortran_order': False, 'shape': %s, }"
         (header_bytes(CLAIM % "(True, 28)"), "the shape (True, 28)"),
         (header_bytes(CLAIM % ("(" + "1," * 70 + ")")), "the shape (1, 1"),
         (header_bytes("(" * 5000), "header that cannot be used"),
-        (header_bytes("__import__('os').system('touch ran')"), "header that cannot be used"),
+        (header_bytes("-" * 9000 + "1"), "header that cannot be used (too deep)"),
+        (header_bytes("__import__('os').system('touch ran')"), "used (malformed node or string);"),
         (header_bytes("{}", (3, 0)), "version 3.0"),
         (header_bytes("{}" + " " * 10_000, (2, 0)), "version 2.0, 10,002 bytes"),
         (b"\x93NUMPY\x02\x00\xff\xff\xff\xff", "4,294,967,295 bytes"),

@@ -441,11 +441,13 @@ def test_file_in_place_of_its_directory(tmp_path: Path) -> None:
 
 
 def test_unknown_format(tmp_path: Path) -> None:
-    """A file of no format is refused with all of them, and so is a pipe, without waiting for it."""
+    """All formats are named for a file of none; broken links and pipes are refused at once."""
     (tmp_path / "notes.txt").write_text("none")
     formats = "IDX, NumPy, mnist.pkl.gz, CSV, Parquet, pictures"
     assert f"known formats: {formats}" in refusal(tmp_path / "notes.txt", UsageError)
     assert formats in refusal("/nowhere/at/all.npz", UsageError)
+    (tmp_path / "link.npz").symlink_to("missing")
+    assert "is a link to a missing file" in refusal(tmp_path / "link.npz", UsageError)
     os.mkfifo(tmp_path / "pipe.npz")
     assert "neither a regular file nor a directory" in refusal(tmp_path / "pipe.npz", UsageError)
 
