@@ -10,6 +10,8 @@ DEFAULT_CHECKPOINT = "best"
 DEFAULT_SETTLE = 5.0
 LARGE_DRIFT = 3.0
 """Scorings with a larger drift score say what differs from training."""
+DEFAULT_BELOW = 0.99
+"""The probability below which `score --review` lists a row."""
 RECIPES = ("seed", "quick", "accurate", "record", "fashion")
 """The recipes of training, each a file in `jobs/training/recipes`."""
 DISTORTION_SETS = ("digits", "none")

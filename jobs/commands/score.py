@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobs.choices import DEFAULT_CHECKPOINT, DEFAULT_RUN, DEFAULT_SETTLE
+from jobs.choices import DEFAULT_BELOW, DEFAULT_CHECKPOINT, DEFAULT_RUN, DEFAULT_SETTLE
 from jobs.commands import completion, options
 from jobs.commands.sections import Command, IntRange, option
 from jobs.signals import stop_on_signals
@@ -122,8 +122,8 @@ average_shifts = option(
     "-o",
     metavar="FILE",
     shell_complete=completion.files,
-    help="Also write predictions to a .csv, .parquet or .npz file; {split} and {home} in its name "
-    "are replaced by the split and the scoring's name.",
+    help="Also write predictions to a .csv, .parquet or .npz file; {split}, {home} and {file} in "
+    "its name are replaced by the split, the scoring's name and the inbox's file.",
 )
 @option(
     "--probabilities",
@@ -136,7 +136,22 @@ average_shifts = option(
     metavar="NAMES",
     show_default="row,predicted,probability, and true,correct with labels",
     help="Columns of --out, in order, separated by commas; also p_CLASS, the probability of a "
-    "class, and for Kaggle ImageId, the row counted from 1, and Label, the predicted class.",
+    "class, file for an inbox, and for Kaggle ImageId, the row counted from 1, and Label, the "
+    "predicted class.",
+)
+@option(
+    "--review",
+    metavar="FILE",
+    shell_complete=completion.files,
+    help="Also write the least certain rows to a .csv or, with images, .html file.",
+)
+@option(
+    "--below",
+    advanced=True,
+    type=float,
+    metavar="SHARE",
+    show_default=f"{DEFAULT_BELOW:g}",
+    help="Largest probability below which a row is in --review.",
 )
 @options.log_json
 @options.wait
@@ -191,7 +206,7 @@ def score_config(asked: dict[str, Any]) -> "ScoreConfig":
     from jobs.scoring.config import ScoreConfig
     from jobs.scoring.gates import Gates
 
-    places = [asked[name] for name in ("run", "dataset", "inbox", "models", "out")]
+    places = [asked[name] for name in ("run", "dataset", "inbox", "models", "out", "review")]
     if asked["model"] is not None or (asked["dataset"] is None and asked["inbox"] is None):
         places = []  # a promoted name records the run's place, and a run the dataset's
     changed = {

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import PurePosixPath
 
 from jobs.choices import DEFAULT_MODELS, DEFAULT_SETTLE
@@ -13,8 +14,13 @@ from storage.location import Location, TakeOver
 from storage.places import Place, open_location
 
 OUTPUTS = (".csv", ".npz", ".parquet")
-HOME, SPLIT_NAME = "{home}", "{split}"
-"""Placeholders in the name of an output, for the scoring's own name and its split."""
+REVIEWS = (".csv", ".html")
+HOME, SPLIT_NAME, FILE_NAME = "{home}", "{split}", "{file}"
+"""Placeholders in the name of an output, for the scoring's own name, its split and its file."""
+LONGEST_FILE = 80
+"""Characters of an inbox's file name that `{file}` keeps, from its end."""
+UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
+"""Characters that `{file}` replaces."""
 PLACEHOLDER = re.compile(r"\{.*?\}")
 
 
@@ -47,11 +53,15 @@ class ScoreConfig:
     models: Place = DEFAULT_MODELS
     """The directory or prefix with the promoted names."""
     out: Place | None = None
-    """A .csv, .npz or .parquet file to write; may contain `{home}` and `{split}`."""
+    """A .csv, .npz or .parquet file to write; may contain `{home}`, `{split}` and `{file}`."""
     all_probabilities: bool = False
     """Whether `out` contains the probabilities of all classes."""
     columns: tuple[str, ...] = ()
     """Names of the columns of `out`, in order; by default the usual ones. See `outputs`."""
+    review: Place | None = None
+    """A .csv or .html file of the least certain rows to write, with placeholders like `out`."""
+    below: float | None = None
+    """Rows with a largest probability below this are in `review`; by default `DEFAULT_BELOW`."""
     threads: int = 0
     """CPU cores to compute on; 0 for all."""
     wait: float = 0.0
@@ -91,6 +101,7 @@ class ScoreConfig:
             if not all(glob.strip("/") for glob in globs):
                 raise UsageError(f"{option} is empty; expected a glob, such as '*-images-*'.")
         self._check_out()
+        self._check_review()
 
     def _check_out(self) -> None:
         if self.out is None:
@@ -106,19 +117,50 @@ class ScoreConfig:
             raise UsageError(
                 f"--out is {out!r}; expected a name that ends in .csv, .npz or .parquet.{hint}"
             )
-        if unknown := PLACEHOLDER.search(out.replace(HOME, "").replace(SPLIT_NAME, "")):
-            hint = did_you_mean(unknown[0], (HOME, SPLIT_NAME))
+        self._check_placeholders("--out", out)
+
+    def _check_review(self) -> None:
+        if self.review is None:
+            if self.below is not None:
+                raise UsageError("--below requires --review; pass --review, or leave it out.")
+            return
+        if self.below is not None and not 0 < self.below <= 1:
             raise UsageError(
-                f"--out contains {unknown[0]}; expected only {HOME} and {SPLIT_NAME}.{hint}"
+                f"--below is {self.below}; expected a probability above 0, up to 1, such as 0.99."
             )
-        if self.inbox is not None and HOME not in out:
+        review = str(self.review)
+        if not review.endswith(REVIEWS):
+            hint = did_you_mean(PurePosixPath(review).suffix, REVIEWS)
             raise UsageError(
-                f"--out is {out!r}; with --inbox it must contain {HOME}, which differs for "
-                f"each file, such as night/{HOME}.csv."
+                f"--review is {review!r}; expected a name that ends in .csv or .html.{hint}"
             )
-        if len(set(self.splits)) > 1 and HOME not in out and SPLIT_NAME not in out:
+        if review == str(self.out):
+            raise UsageError(f"--review and --out are both {review!r}; give different files.")
+        self._check_placeholders("--review", review)
+
+    def _check_placeholders(self, option: str, name: str) -> None:
+        """Raise `UsageError` unless the name of an output differs for each scoring."""
+        known = (HOME, SPLIT_NAME, FILE_NAME)
+        rest = reduce(lambda text, placeholder: text.replace(placeholder, ""), known, name)
+        if unknown := PLACEHOLDER.search(rest):
+            hint = did_you_mean(unknown[0], known)
             raise UsageError(
-                f"--out is {out!r}; with several splits it must contain {SPLIT_NAME} or {HOME}."
+                f"{option} contains {unknown[0]}; expected only {HOME}, {SPLIT_NAME} and "
+                f"{FILE_NAME}.{hint}"
+            )
+        if self.inbox is None and FILE_NAME in name:
+            raise UsageError(
+                f"{option} contains {FILE_NAME}, which is the name of an inbox's file; without "
+                f"--inbox use {SPLIT_NAME}."
+            )
+        if self.inbox is not None and HOME not in name:
+            raise UsageError(
+                f"{option} is {name!r}; with --inbox it must contain {HOME}, which differs for "
+                f"each file, such as night/{HOME}{PurePosixPath(name).suffix}."
+            )
+        if len(set(self.splits)) > 1 and HOME not in name and SPLIT_NAME not in name:
+            raise UsageError(
+                f"{option} is {name!r}; with several splits it must contain {SPLIT_NAME} or {HOME}."
             )
 
     def _check_columns(self, out: str) -> None:
@@ -141,8 +183,29 @@ class ScoreConfig:
         """Return the location of a path or URL."""
         return open_location(place, self.storage_options)
 
-    def output(self, home: str, split: str) -> Location | None:
-        """Return the file that `out` means for one scoring; None without `out`."""
-        if self.out is None or isinstance(self.out, Location):
-            return self.out
-        return self.open(str(self.out).replace(HOME, home).replace(SPLIT_NAME, split))
+    def output(self, home: str, split: str, file: str | None = None) -> Location | None:
+        """Return the file that `out` means for one scoring; None without `out`.
+
+        `file` is the inbox's file that was scored.
+        """
+        return self._named(self.out, home, split, file)
+
+    def review_file(self, home: str, split: str, file: str | None = None) -> Location | None:
+        """Return the file that `review` means for one scoring, likewise."""
+        return self._named(self.review, home, split, file)
+
+    def _named(
+        self, place: Place | None, home: str, split: str, file: str | None
+    ) -> Location | None:
+        if place is None or isinstance(place, Location):
+            return place
+        values = {HOME: home, SPLIT_NAME: split, FILE_NAME: _file_name(file or split)}
+        return self.open(PLACEHOLDER.sub(lambda match: values.get(match[0], match[0]), str(place)))
+
+
+def _file_name(name: str) -> str:
+    """Return an inbox's file name in characters that every file system and store accepts.
+
+    Different files may have the same result; with the scoring's own name it is unique.
+    """
+    return UNSAFE.sub("-", name)[-LONGEST_FILE:].strip(".-") or "file"

@@ -131,6 +131,11 @@ def run_batch(
         file = config.output(scoring_home("", "", split), split)
         if file is not None:
             check_output(file)
+        review = config.review_file(scoring_home("", "", split), split)
+        if review is not None:
+            from jobs.scoring.review import check_review
+
+            check_review(review)
     retry = Retry(config.retries, config.retry_wait, stop)
     scorer = retry(lambda: Scorer(config, progress, stop, cluster))
     began = time.monotonic()
@@ -233,6 +238,7 @@ class _InboxJob:
         config, scorer = self._config, self._scorer
         self._retry(lambda: check_directory(location))
         written = {"The run": scorer.run.location, "--out": config.output(SPLIT, SPLIT)}
+        written["--review"] = config.review_file(SPLIT, SPLIT)
         check_apart(location, written)
         key, subject = inbox_key(location), f"The scoring of inbox {location}"
         lock_file = scorer.scores.child(f"{key}.lock")

@@ -1,9 +1,10 @@
 """Predictions as one CSV, Parquet or npz file, written chunk by chunk and renamed when complete.
 
-The columns are `row`, `predicted` and `probability`, for rows with labels `true` and `correct`, and
-on request `p_NAME` for each class; or those that are asked for, also `ImageId` and `Label`, which
-Kaggle's submissions have: the row counted from 1, and the predicted class. Parquet's metadata and
-further arrays of npz name the model, the dataset and the scores.
+The columns are `row`, `predicted` and `probability`, for rows with labels `true` and `correct`, on
+request `p_NAME` for each class, and for rows from an inbox `file`; or those that are
+asked for, also `ImageId` and `Label`, which Kaggle's submissions have: the row counted from 1, and
+the predicted class. Parquet's metadata and further arrays of npz name the model, the dataset, the
+scores and the inbox's file.
 """
 
 import csv
@@ -33,6 +34,8 @@ PREDICTED = ("row", "predicted", "probability")
 """Columns that all rows have."""
 FROM_LABELS = ("true", "correct")
 """Columns that only rows with labels have."""
+FILE = "file"
+"""The column that only rows from an inbox have: the file that they came from."""
 KAGGLE = ("ImageId", "Label")
 """Columns of a submission to Kaggle: the row counted from 1, and the predicted class."""
 
@@ -45,17 +48,17 @@ def output_memory(place: str) -> int:
     return PARQUET_MEMORY if place.endswith(".parquet") else 2 * CSV_BUFFER
 
 
-def check_output(file: Location) -> Location:
+def check_output(file: Location, option: str = "--out") -> Location:
     """Return the file to write, with links resolved.
 
-    Raises `UsageError` if its format needs an extra that is not installed, or if it can never be a
-    regular file.
+    Raises `UsageError`, naming the option, if its format needs an extra that is not installed, or
+    if it can never be a regular file.
     """
     if str(file).endswith(".parquet") and find_spec("pyarrow") is None:
-        raise MissingExtraError(f"--out {str(file)!r}", "pyarrow", "parquet")
+        raise MissingExtraError(f"{option} {str(file)!r}", "pyarrow", "parquet")
     if not isinstance(file, LocalLocation):
         return file
-    return LocalLocation(file_to_write(file.path, "--out"))
+    return LocalLocation(file_to_write(file.path, option))
 
 
 def output_exists(file: Location) -> bool:
@@ -86,20 +89,28 @@ def labels_of(dataset: Dataset, schema: ScoresSchema) -> Labels | None:
     return Labels(dataset, schema) if dataset.split(schema.split).schema.classes else None
 
 
-def check_columns(columns: Sequence[str], class_names: Sequence[str], *, labelled: bool) -> None:
+def check_columns(
+    columns: Sequence[str], class_names: Sequence[str], *, labelled: bool, from_inbox: bool
+) -> None:
     """Raise `UsageError` for a column that predictions with these classes do not have."""
-    known = (*PREDICTED, *FROM_LABELS, *KAGGLE, *_of_classes(class_names))
+    named = (*PREDICTED, *FROM_LABELS, FILE, *KAGGLE)
+    known = (*named, *_of_classes(class_names))
     for column in columns:
         if column not in known:
             raise UsageError(
                 f"--columns contains {column!r}; expected names from "
-                f"{', '.join((*PREDICTED, *FROM_LABELS, *KAGGLE))}, and p_CLASS for the "
-                f"probability of a class.{did_you_mean(column, known)}"
+                f"{', '.join(named)}, and p_CLASS for the probability of a "
+                f"class.{did_you_mean(column, known)}"
             )
         if column in FROM_LABELS and not labelled:
             raise UsageError(
                 f"--columns contains {column!r}, but the rows to score have no labels. Leave it "
                 "out."
+            )
+        if column == FILE and not from_inbox:
+            raise UsageError(
+                f"--columns contains {column!r}, but the rows of a split have no file of their "
+                "own. Leave it out, or score an --inbox."
             )
 
 
@@ -114,17 +125,26 @@ def write_output(
     *,
     all_probabilities: bool,
     columns: Sequence[str] = (),
+    source: str | None = None,
 ) -> None:
     """Write all predictions to a .csv, .npz or .parquet file, by default in the usual columns.
+
+    `source` is the inbox's file that the rows came from.
 
     Raises `UsageError` as `check_output` and `check_columns` do.
     """
     of_classes = _of_classes(scores.schema.class_names)
-    check_columns(columns, scores.schema.class_names, labelled=labels is not None)
+    check_columns(
+        columns,
+        scores.schema.class_names,
+        labelled=labels is not None,
+        from_inbox=source is not None,
+    )
     usual = (
         *PREDICTED,
         *(FROM_LABELS if labels else ()),
         *(of_classes if all_probabilities else ()),
+        *([FILE] if source is not None else ()),
     )
     columns = columns or usual
     if not set(FROM_LABELS).intersection(columns):
@@ -133,11 +153,11 @@ def write_output(
     directory.sweep_partial(name)
     write_rows = {"csv": _write_csv, "npz": _write_npz, "parquet": _write_parquet}
     with directory.open_for_writing(name) as write:
-        write_rows[name.rpartition(".")[2]](_Pipe(write), scores, labels, columns)
+        write_rows[name.rpartition(".")[2]](_Pipe(write), scores, labels, columns, source)
 
 
-def _facts(scores: Scores) -> dict[str, str]:
-    """Return the digests and names that identify the scores."""
+def _facts(scores: Scores, source: str | None) -> dict[str, str]:
+    """Return the digests and names that identify the scores, and the inbox's file."""
     schema = scores.schema
     return {
         "model_digest": schema.model_digest,
@@ -146,6 +166,7 @@ def _facts(scores: Scores) -> dict[str, str]:
         "dataset_digest": schema.dataset_digest,
         "split": schema.split,
         "scores_digest": scores.digest,
+        **({} if source is None else {"file": source}),
     }
 
 
@@ -164,24 +185,31 @@ def _chunk(scores: Scores, labels: Labels | None, number: int) -> Columns:
     return columns | {"probabilities": probabilities}
 
 
-def _tables(scores: Scores, labels: Labels | None, columns: Sequence[str]) -> Iterator[Columns]:
+def _tables(
+    scores: Scores, labels: Labels | None, columns: Sequence[str], source: str | None
+) -> Iterator[Columns]:
     """Yield these columns of each chunk, with classes by name."""
     names = np.array(scores.schema.class_names)
     for number in range(scores.schema.chunks):
         rows = _chunk(scores, labels, number)
         rows |= {name: names[rows[name]] for name in ("predicted", "true") if name in rows}
+        rows |= {FILE: np.full(len(rows["row"]), source or "")}
         rows |= {"ImageId": rows["row"] + 1, "Label": rows["predicted"]}
         rows |= zip(_of_classes(scores.schema.class_names), rows["probabilities"].T, strict=True)
         yield {name: rows[name] for name in columns}
 
 
 def _write_csv(
-    pipe: "_Pipe", scores: Scores, labels: Labels | None, columns: Sequence[str]
+    pipe: "_Pipe",
+    scores: Scores,
+    labels: Labels | None,
+    columns: Sequence[str],
+    source: str | None,
 ) -> None:
     with io.TextIOWrapper(io.BufferedWriter(pipe, CSV_BUFFER), "utf-8", newline="") as text:
         file = csv.writer(text, lineterminator="\n")
         file.writerow(columns)
-        for rows in _tables(scores, labels, columns):
+        for rows in _tables(scores, labels, columns, source):
             file.writerows(zip(*map(_cells, rows.values()), strict=True))
 
 
@@ -191,18 +219,23 @@ def _cells(column: NDArray[Any]) -> Iterator[Any]:
 
 
 def _write_npz(
-    pipe: "_Pipe", scores: Scores, labels: Labels | None, columns: Sequence[str]
+    pipe: "_Pipe",
+    scores: Scores,
+    labels: Labels | None,
+    columns: Sequence[str],
+    source: str | None,
 ) -> None:
     """Write an array for each column, classes as indices into `class_names`, and the facts."""
     schema = scores.schema
     names = [name for name in columns if name in (*PREDICTED, *FROM_LABELS)]
-    names += ["probabilities"] if len(names) < len(columns) else []
+    with_probabilities = any(name.startswith("p_") for name in columns)
+    names += ["probabilities"] if with_probabilities else []
     with zipfile.ZipFile(pipe, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for name in names:
             needed = labels if name in FROM_LABELS else None  # each array is a pass over the chunks
             chunks = (_chunk(scores, needed, number)[name] for number in range(schema.chunks))
             _write_npy(archive, name, schema.rows, chunks)
-        for name, value in {"class_names": schema.class_names, **_facts(scores)}.items():
+        for name, value in {"class_names": schema.class_names, **_facts(scores, source)}.items():
             with archive.open(f"{name}.npy", "w") as entry:
                 np.lib.format.write_array(entry, np.array(value), allow_pickle=False)
 
@@ -221,14 +254,19 @@ def _write_npy(
 
 
 def _write_parquet(
-    pipe: "_Pipe", scores: Scores, labels: Labels | None, columns: Sequence[str]
+    pipe: "_Pipe",
+    scores: Scores,
+    labels: Labels | None,
+    columns: Sequence[str],
+    source: str | None,
 ) -> None:
     """Write a row group per chunk; the facts become the schema's key-value metadata."""
     import pyarrow
     from pyarrow import parquet
 
     tables = (
-        pyarrow.table(rows, metadata=_facts(scores)) for rows in _tables(scores, labels, columns)
+        pyarrow.table(rows, metadata=_facts(scores, source))
+        for rows in _tables(scores, labels, columns, source)
     )
     first = next(tables)
     with parquet.ParquetWriter(pyarrow.PythonFile(pipe, "w"), first.schema) as file:

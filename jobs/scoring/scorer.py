@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from jobs.choices import DEFAULT_CHECKPOINT, DEFAULT_RUN
+from jobs.choices import DEFAULT_BELOW, DEFAULT_CHECKPOINT, DEFAULT_RUN
 from jobs.scoring.config import ScoreConfig
 from jobs.scoring.gates import Verdict
 from jobs.scoring.metrics import open_scored
@@ -168,7 +168,12 @@ class Scorer:
 
         config = self._config
         labelled = bool(dataset.split(split).schema.classes)
-        check_columns(config.columns, self.model.class_names, labelled=labelled)
+        check_columns(
+            config.columns,
+            self.model.class_names,
+            labelled=labelled,
+            from_inbox=config.inbox is not None,
+        )
         return score_split(
             self.scores,
             self.model,
@@ -199,12 +204,13 @@ class Scorer:
         """
         self.records.check(scores.schema)
         verdicts = self._judge(scores, file)
-        output = self._write_output(scores, already_done, dataset_of)
+        output = self._write_output(scores, already_done, dataset_of, file)
         result = ScoreResult(scores, already_done, output, file, verdicts)
         config = self._config
         dataset = None
         if file is None:
             dataset = str(choose_dataset(self.run, config.dataset, config.storage_options))
+        self._write_review(scores, already_done, dataset_of, file)
         is_new = self.records.add(result, dataset, content)
         self.result.results.append(result)
         _report(result)
@@ -236,14 +242,15 @@ class Scorer:
         return gates.judge(accuracy, before, subject)
 
     def _write_output(
-        self, scores: Scores, already_done: bool, dataset_of: "Callable[[], Dataset]"
+        self,
+        scores: Scores,
+        already_done: bool,
+        dataset_of: "Callable[[], Dataset]",
+        source: str | None,
     ) -> Location | None:
         config, schema = self._config, scores.schema
-        file = config.output(schema.home, schema.split)
-        if file is None:
-            return None
-        # An inbox's file has its output since it was scored; a split's is written each time.
-        if not (config.inbox is not None and already_done and output_exists(file)):
+        file = config.output(schema.home, schema.split, source)
+        if file is not None and self._is_due(file, already_done):
             labels = labels_of(dataset_of(), schema)
             write_output(
                 file,
@@ -251,8 +258,33 @@ class Scorer:
                 labels,
                 all_probabilities=config.all_probabilities,
                 columns=config.columns,
+                source=source,
             )
         return file
+
+    def _write_review(
+        self,
+        scores: Scores,
+        already_done: bool,
+        dataset_of: "Callable[[], Dataset]",
+        source: str | None,
+    ) -> None:
+        config, schema = self._config, scores.schema
+        file = config.review_file(schema.home, schema.split, source)
+        if file is None or not self._is_due(file, already_done):
+            return
+        from jobs.scoring.review import write_review
+
+        below = DEFAULT_BELOW if config.below is None else config.below
+        rows, uncertain = write_review(file, scores, dataset_of(), below, source)
+        text = f"To review: {counted(uncertain, 'row')} below {below:g} in {file}"
+        if rows < uncertain:
+            text = f"To review: the {rows:,} least certain of {uncertain:,} rows in {file}"
+        event(logger, "review", text, review=str(file), rows=rows, uncertain=uncertain)
+
+    def _is_due(self, file: Location, already_done: bool) -> bool:
+        """Return whether an output must be written: a split's each time, a file's once."""
+        return self._config.inbox is None or not already_done or not output_exists(file)
 
 
 def _report(result: ScoreResult) -> None:

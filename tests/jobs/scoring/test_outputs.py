@@ -12,6 +12,7 @@ import xarray
 from numpy.typing import NDArray
 from pyarrow import parquet
 
+from jobs.scoring.config import ScoreConfig
 from jobs.scoring.job import score
 from jobs.scoring.outputs import check_output
 from jobs.scoring.result import ScoreResult
@@ -21,6 +22,7 @@ from storage.dataset import open_dataset
 from storage.errors import UnreachableError, UsageError
 from storage.local import LocalLocation
 from storage.places import open_location
+from tests.jobs.inboxes import put_images, score_inbox
 from tests.jobs.trainings import small
 from tests.storage.idx_files import write_idx
 
@@ -233,3 +235,46 @@ def test_nothing_is_left_of_a_file_that_failed(
     with pytest.raises(UnreachableError, match="Input/output error"):
         written(run, digits, tmp_path / "scores.csv", every=False)
     assert [] == list(tmp_path.iterdir())
+
+
+def test_the_inbox_file_of_each_row(run: Path, tmp_path: Path) -> None:
+    """Rows from an inbox name their file: as the last column by default, or where it is asked."""
+    put_images(tmp_path / "inbox" / "under" / "x-images-idx3-ubyte", seed=1, rows=3)
+    name = "under/x-images-idx3-ubyte"
+
+    def out(pattern: str, **options: Any) -> Path:
+        score_inbox(run, tmp_path / "inbox", out=f"{tmp_path}/{pattern}", **options)
+        (path,) = tmp_path.glob(pattern.replace("{home}", "*").replace("{file}", "*"))
+        return path
+
+    plain = pandas.read_csv(out("{home}.csv"))
+    assert ["row", "predicted", "probability", "file"] == list(plain)
+    assert [name] * 3 == plain["file"].tolist()
+    chosen = pandas.read_csv(out("c-{home}.csv", columns=("file", "Label")))
+    assert ["file", "Label"] == list(chosen)
+    named = out("{file}_{home}.npz")
+    assert named.name.startswith("under-x-images-idx3-ubyte_inbox-")
+    with np.load(named) as arrays:
+        assert name == str(arrays["file"])
+        assert "probabilities" not in arrays
+    table = parquet.read_table(out("{home}.parquet"))
+    assert [name] * 3 == table["file"].to_pylist()
+    assert name.encode() == table.schema.metadata[b"file"]
+
+
+def test_rows_of_a_split_have_no_file(run: Path, digits: Path, tmp_path: Path) -> None:
+    """The column is refused for a split, which is no file."""
+    with pytest.raises(UsageError, match="have no file of their own"):
+        score(run=run, dataset=digits, split="train", out=tmp_path / "x.csv", columns=("file",))
+
+
+def test_a_file_name_that_is_safe() -> None:
+    """`{file}` is short, and no path, whatever the inbox's file is called."""
+    config = ScoreConfig(inbox="in", out="{file}/{home}.csv")
+    for file, expected in {
+        "a/b c.npy": "a-b-c.npy",
+        "../..": "file",
+        "\x1b[31m{home}": "31m-home",
+        "x" * 300: "x" * 80,
+    }.items():
+        assert f"{expected}/h.csv" == str(config.output("h", "inbox", file))
