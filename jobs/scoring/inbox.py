@@ -380,8 +380,8 @@ def _link_or_copy(file: Path, link: Path) -> None:
 def _pictures(directory: Path, names: list[str], model: Model) -> "Source":
     """Open pictures; those in folders are labelled with the class that the folder names."""
     from pipeline.sources.formats import SourceOptions
-    from pipeline.sources.picture_folder import natural_key
     from pipeline.sources.picture_split import PictureFiles, open_pictures
+    from pipeline.sources.splits import natural_key
 
     ordered = sorted(names, key=lambda name: (natural_key(PurePosixPath(name).name), name))
     classes = [PurePosixPath(name).parent.name for name in ordered]

@@ -27,7 +27,14 @@ from pipeline.sources.csv_rows import (
 from pipeline.sources.file_split import ARROW_MEMORY, FileSplit
 from pipeline.sources.formats import Format, Source, SourceOptions
 from pipeline.sources.idx_names import read_name
-from pipeline.sources.splits import SPLIT_OF, SPLITS, Rows, check_same_images, split_named
+from pipeline.sources.splits import (
+    SPLIT_OF,
+    SPLITS,
+    Rows,
+    check_same_images,
+    in_natural_order,
+    split_named,
+)
 from storage.errors import (
     BadDataError,
     PipelineError,
@@ -345,18 +352,25 @@ def _no_column(path: Path, names: Sequence[str], label: str) -> UsageError:
 
 
 def _check_guess(split: CsvSplit, options: SourceOptions) -> None:
-    """Raise `BadDataError` if a first column that was taken for the labels never changes."""
-    is_guess = options.label is None and split.layout.names[0] == "0"
-    if is_guess and len(split.scan.labels) == 1 and split.rows >= _FEWEST_ROWS:
+    """Log that a first column is taken for the labels; raise `BadDataError` if it never changes."""
+    label, names = split.layout.label, split.layout.names
+    if options.label is not None or label is None or names[label] != "0":
+        return
+    if len(split.scan.labels) == 1 and split.rows >= _FEWEST_ROWS:
         raise BadDataError(
             f"{split.origin} has no header, and its first column is always "
             f"{split.scan.labels[0]}; expected the labels there. Pass --label COLUMN with the "
             f"number of their column, such as {len(split.layout.names) - 1} for the last one."
         )
+    logger.info(
+        "%s has no header; its first column is taken for the labels: %s.",
+        split.origin,
+        counted(len(split.scan.labels), "distinct value"),
+    )
 
 
 def _class_names(splits: Sequence[CsvSplit]) -> tuple[str, ...] | None:
-    """Return the sorted names of the classes; None if all labels are numbers."""
+    """Return the names of the classes in natural order; None if all labels are numbers."""
     texts = {text.strip() for split in splits for text in split.scan.labels}
     names = sorted(text for text in texts if as_number(text) is None)
     if names and len(names) < len(texts):
@@ -366,7 +380,7 @@ def _class_names(splits: Sequence[CsvSplit]) -> tuple[str, ...] | None:
             splits[0].origin,
             ", ".join(names[:5]),
         )
-    return tuple(sorted(texts)) if names else None
+    return tuple(in_natural_order(texts)) if names else None
 
 
 def _element_type(low: float, high: float, *, is_whole: bool) -> np.dtype[Any]:

@@ -6,6 +6,7 @@ again by the module csv, which is slow but shows the line and the column.
 
 import csv
 import math
+import os
 import re
 import zipfile
 import zlib
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from pipeline.sources.file_split import MAX_CLASSES
 from storage.decoding import DecodedFile
-from storage.errors import BadDataError, MissingExtraError, translate_os_errors
+from storage.errors import BadDataError, MissingExtraError, counted, translate_os_errors
 from storage.events import Progress
 from storage.preparation import LARGEST
 
@@ -106,12 +107,13 @@ def line_blocks(path: Path) -> Iterator[Lines]:
                     "image a line, shorter than that. Convert larger images to IDX."
                 )
             lines = Lines(number, bytes(view[:end]))
-            yield lines
             if at_end:
-                return
+                break
+            yield lines
             number += lines.text.count(b"\n")
             kept = count - end
             view[:kept] = bytes(view[end:count])
+    yield lines  # after the check that the file was not cut off
 
 
 @contextmanager
@@ -159,11 +161,11 @@ def _member(path: Path, archive: zipfile.ZipFile) -> Any:
 
 
 def data_members(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
-    """Return an archive's files, without directories and those that macOS adds."""
+    """Return an archive's files, without directories and hidden files, such as those of macOS."""
     return [
         member
         for member in archive.infolist()
-        if not member.is_dir() and not member.filename.startswith("__MACOSX/")
+        if not member.is_dir() and not os.path.basename(member.filename).startswith(".")
     ]
 
 
@@ -325,8 +327,8 @@ class CsvRows:
             return " has a line break or an unclosed quote in a field; expected one image a line."
         if fields and len(fields) != len(layout.names):
             return (
-                f" has {len(fields):,} fields; expected {len(layout.names):,}, as in the first "
-                "line. Correct the line, or remove it."
+                f" has {counted(len(fields), 'field')}; expected {len(layout.names):,}, as in the "
+                "first line. Correct the line, or remove it."
             )
         for column in layout.pixels if fields else ():
             value = as_number(fields[column])

@@ -20,7 +20,7 @@ from pipeline.sources.formats import Format, Source, SourceOptions
 from pipeline.sources.idx_names import read_name
 from pipeline.sources.parquet_labels import is_label, number_texts
 from pipeline.sources.parquet_split import Layout, ParquetSplit, import_pyarrow, open_file
-from pipeline.sources.splits import SPLIT_OF, SPLITS, split_named
+from pipeline.sources.splits import SPLIT_OF, SPLITS, in_natural_order, split_named
 from storage.errors import BadDataError, UsageError, did_you_mean, translate_os_errors
 from storage.events import Progress
 
@@ -69,15 +69,11 @@ def _parquet_files(directory: Path) -> list[Path]:
     for place, folders, names in islice(os.walk(directory), MOST_LOOKED_INTO):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         paths += [
-            Path(place, name)
+            os.path.join(place, name)
             for name in names
             if name.lower().endswith(ENDINGS) and not name.startswith((".", "_"))
         ]
-    return sorted(paths, key=_natural_key)
-
-
-def _natural_key(path: Path) -> list[str | int]:
-    return [int(text) if text.isdecimal() else text for text in re.split(r"([0-9]+)", str(path))]
+    return [Path(path) for path in in_natural_order(paths)]
 
 
 def _split_files(directory: Path) -> dict[str, list[Path]]:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.sources.file_split import MAX_CLASSES
+from pipeline.sources.splits import in_natural_order
 from storage.errors import BadDataError
 
 NO_LABEL = -1
@@ -123,11 +124,12 @@ def number_texts(columns: Sequence[LabelColumn]) -> tuple[str, ...] | None:
     """Give each text one number in all splits, and return the names of the classes.
 
     Texts that are all whole numbers stand for these numbers, and give no names; others are
-    numbered in sorted order.
+    numbered in natural order.
     """
-    texts = sorted({label for column in columns for label in column.distinct})
-    if not any(isinstance(text, str) for text in texts):
+    labels = {label for column in columns for label in column.distinct}
+    if not any(isinstance(label, str) for label in labels):
         return None
+    texts = in_natural_order(labels)
     are_numbers = all(text.isascii() and text.isdigit() for text in texts)
     numbers = {text: int(text) if are_numbers else rank for rank, text in enumerate(texts)}
     for column in columns:

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from pipeline.sources.formats import Format, Source, SourceOptions
 from pipeline.sources.idx_names import accompanies_data, nearest_role, read_name
 from pipeline.sources.picture_split import PictureFiles, open_pictures
 from pipeline.sources.pictures import is_picture_name
-from pipeline.sources.splits import split_named
+from pipeline.sources.splits import in_natural_order, natural_key, split_named
 from storage.errors import BadDataError, translate_os_errors
 
 MOST_FOLDERS = 1_000
@@ -52,7 +51,7 @@ def open_folder(folder: Path, options: SourceOptions) -> Source:
     splits = scan.splits()
     scan.warn()
     labelled = {name for classes in splits.values() for name in classes if name is not None}
-    class_names = sorted(labelled, key=lambda name: (natural_key(name), name))
+    class_names = in_natural_order(labelled)
     if len(class_names) == 1:
         raise BadDataError(
             f"{folder} has pictures of a single class, {class_names[0]!r}; {LAYOUT}. Add a folder "
@@ -61,20 +60,6 @@ def open_folder(folder: Path, options: SourceOptions) -> Source:
     ranks: dict[str | None, int] = {name: rank for rank, name in enumerate(class_names)}
     files = {split: _in_order(classes, ranks) for split, classes in splits.items()}
     return open_pictures(folder, files, tuple(class_names), options, f"pictures in {folder}")
-
-
-def natural_key(name: str) -> str:
-    """Return a key that sorts numbers in names by value.
-
-    A number becomes the count of its digits, then the digits: a string takes less memory than a
-    tuple for each of many files.
-    """
-    return re.sub("[0-9]+", _number_key, name)
-
-
-def _number_key(match: re.Match[str]) -> str:
-    digits = match[0].lstrip("0")
-    return f"0{chr(len(digits))}{digits}"
 
 
 def _in_order(classes: Classes, ranks: dict[str | None, int]) -> PictureFiles:
@@ -114,7 +99,7 @@ class _Scan:
     def warn(self) -> None:
         """Warn about what is skipped: files that are not pictures, and empty folders."""
         for names, what in (
-            (self._skipped, "Files that are not pictures"),
+            (self._skipped, "Files other than PNG, JPEG, BMP, TIFF and WebP pictures"),
             (self._empty, "Folders without pictures"),
         ):
             if names:

@@ -6,7 +6,6 @@ import logging
 import os
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
@@ -16,10 +15,10 @@ from typing import BinaryIO
 import numpy as np
 
 from pipeline.sources.formats import Format, Source, SourceOptions
-from pipeline.sources.picture_folder import has_pictures, holds_idx, natural_key
+from pipeline.sources.picture_folder import has_pictures, holds_idx
 from pipeline.sources.picture_split import PictureFiles, open_pictures
 from pipeline.sources.pictures import ENDINGS, is_picture_name
-from pipeline.sources.splits import SPLITS, split_named
+from pipeline.sources.splits import SPLITS, in_natural_order, split_named
 from storage.errors import BadDataError, UsageError, counted, did_you_mean, translate_os_errors
 from storage.events import Progress
 
@@ -128,10 +127,11 @@ class _Splits:
 
     def _check(self, table: Table, name: str, place: str) -> None:
         """Raise `BadDataError` for a picture that is missing or outside the table's folder."""
-        if not name or not name.isprintable() or name.startswith("/") or ".." in name.split("/"):
+        is_outside = name.startswith("/") or ".." in name.split("/")
+        if is_outside or not name or not name.isprintable() or "\\" in name:
             raise BadDataError(
                 f"{place} names the picture {name!r}; expected a path that stays within "
-                f"{table.path.parent}. Correct the path."
+                f"{table.path.parent}, with / between folders. Correct the path."
             )
         path = table.path.parent / table.folder / name
         try:
@@ -173,9 +173,8 @@ def open_tables(path: Path, options: SourceOptions, progress: Progress) -> Sourc
             )
         by_split[split] = table.path
         collected.add(table, split, progress)
-    class_names = sorted(
-        {label for labels in collected.labels.values() for label in labels},
-        key=lambda name: (natural_key(name), name),
+    class_names = in_natural_order(
+        {label for labels in collected.labels.values() for label in labels}
     )
     ranks = {name: rank for rank, name in enumerate(class_names)}
     files = {}
@@ -214,8 +213,12 @@ def read_table(path: Path) -> Table | None:
     """Return the table at a path; None if its first row does not name a picture."""
     rows: list[list[str]] = []
     if path.name.lower().endswith(TABLE_ENDINGS) and path.is_file():
-        with suppress(BadDataError):
-            rows = [row for _, row in islice(_rows(path), 2)]
+        try:
+            for _, row in islice(_rows(path), 2):
+                rows.append(row)
+        except BadDataError:
+            if rows and any(_folded(name) in PATH_COLUMNS for name in rows[0]):
+                raise
     if not rows:
         return None
     header, first = rows[0], rows[-1]
@@ -224,8 +227,9 @@ def read_table(path: Path) -> Table | None:
         return _located(path, None, header, column)
     folded = [_folded(name) for name in header]
     columns = [folded.index(name) for name in PATH_COLUMNS if name in folded]
-    if len(rows) < 2 or len(first) != len(header):
+    if len(rows) < 2:
         return None
+    columns = [column for column in columns if column < len(first)]
     tables = (_located(path, tuple(header), first, column) for column in columns)
     return next((table for table in tables if table is not None), None)
 
@@ -246,14 +250,15 @@ def _located(
         lambda folder: split is not None and split_named(folder) == split,
         lambda folder: True,
     ]
-    endings = ("",) if is_picture_name(name) else ENDINGS
+    endings = ("",) if is_picture_name(name) else (*map(str.upper, ENDINGS), *ENDINGS)
     for places in [[""], *([*filter(rank, folders)] for rank in ranked)]:
-        matches = [
-            (folder, ending)
+        by_lower_case = {  # file systems of macOS and Windows ignore case
+            (folder, ending.lower()): (folder, ending)
             for folder in places
             for ending in endings
             if name and (path.parent / folder / (name + ending)).is_file()
-        ]
+        }
+        matches = list(by_lower_case.values())
         if len(matches) > 1 and endings != ("",):
             return None
         if len(matches) > 1:
@@ -263,10 +268,10 @@ def _located(
                 "folder in the table."
             )
         if matches:
-            return Table(path, header, len(first), column, *matches[0])
+            return Table(path, header, len(header or first), column, *matches[0])
     if endings != ("",):
         return None
-    return Table(path, header, len(first), column, "", "")
+    return Table(path, header, len(header or first), column, "", "")
 
 
 def _rows(path: Path) -> NumberedRows:

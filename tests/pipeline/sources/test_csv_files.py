@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import logging
 import lzma
 import random
 import subprocess
@@ -197,7 +198,10 @@ def test_small_negative_numbers(tmp_path: Path) -> None:
 
 
 def test_class_names(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Texts as labels are names of classes, sorted, the same in all splits."""
+    """Texts as labels are names of classes in natural order, the same in all splits."""
+    labels = [f"class {n % 3 * 5}" for n in range(ROWS)]
+    put(tmp_path, text_of(HEADER, lines_of(labels=labels)))
+    assert ("class 0", "class 5", "class 10") == open_source(str(tmp_path)).class_names
     names = ["dog", "cat", " é t"]
     put(tmp_path, text_of(HEADER, lines_of(labels=[names[n % 3] for n in range(ROWS)])))
     put(tmp_path, text_of(HEADER, lines_of(labels=["dog"] * ROWS)), "test.csv")
@@ -249,7 +253,7 @@ def test_idx_files_are_preferred(tmp_path: Path) -> None:
         (("5,6,", "5,\xff,"), "line 3, column 'a' holds 'ÿ'"),
         (("8,9", "8"), "line 3 has 4 fields; expected 5"),
         (("8,9", "8,9,"), "line 3 has 6 fields; expected 5"),
-        (("\n5,", "\n   \n5,"), "line 3 has 1 fields; expected 5"),
+        (("\n5,", "\n   \n5,"), "line 3 has 1 field; expected 5"),
         (("\n5,", "\n,"), "line 3, column 'label' is empty; expected the label"),
         (("\n5,", "\n-5,"), "line 3, column 'label' holds '-5'; expected a label"),
         (("\n5,", "\n5.5,"), "line 3, column 'label' holds '5.5'"),
@@ -298,6 +302,7 @@ def test_line_numbers_in_later_blocks(tmp_path: Path, monkeypatch: pytest.Monkey
         (PACK[".zst"](SMALL.encode())[:-9], "is damaged or cut off"),
         (zipped(SMALL.encode())[:-9], "is damaged or cut off (File is not a zip file)"),
         (zipped(SMALL.encode(), "a.csv", "b.csv"), "has 2 files (a.csv, b.csv); expected one CSV"),
+        (PACK[".gz"](text_of().encode())[:-40], "is damaged or cut off"),
         (zipped(b"", "a/"), "has 0 files (none); expected one CSV"),
         (zipped(b"1," * 3_000_000), "line 1 has more than 4,194,304 bytes"),
     ],
@@ -313,6 +318,7 @@ def test_line_numbers_in_later_blocks(tmp_path: Path, monkeypatch: pytest.Monkey
         "zstd-cut",
         "zip-cut",
         "zip-two",
+        "gzip-cut-in-line",
         "zip-none",
         "zip-long",
     ],
@@ -359,6 +365,15 @@ def test_guessed_labels_that_never_change(tmp_path: Path) -> None:
     path = put(tmp_path, text_of("", lines_of(labels=[0] * ROWS)))
     assert "first column is always 0" in refusal(path)
     assert [0] == splits_of(path, label="0")[0].label_values(no_progress)
+
+
+def test_guessed_labels_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Taking the first column of a file without a header for the labels is logged."""
+    caplog.set_level(logging.INFO)
+    opened(tmp_path, text_of())
+    assert not caplog.text
+    opened(tmp_path, text_of(""))
+    assert "its first column is taken for the labels: 7 distinct values." in caplog.text
 
 
 def test_too_many_labels(tmp_path: Path) -> None:

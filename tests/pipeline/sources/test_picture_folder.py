@@ -161,11 +161,12 @@ def test_skipped_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None
     (tmp_path / "b/3.png").symlink_to(tmp_path / "a/1.png")
     (split,) = splits_of(tmp_path)
     assert [0, 1, 0, 2] == values(split)
+    formats = "PNG, JPEG, BMP, TIFF and WebP"
     assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
-        (logging.WARNING, message.format(tmp_path))
+        (logging.WARNING, message)
         for message in (
-            "Files that are not pictures in {} are skipped: 2, such as b/linked.",
-            "Folders without pictures in {} are skipped: 1, such as c.",
+            f"Files other than {formats} pictures in {tmp_path} are skipped: 2, such as b/linked.",
+            f"Folders without pictures in {tmp_path} are skipped: 1, such as c.",
         )
     ]
     (tmp_path / "b/5.png").symlink_to("nowhere")

@@ -109,6 +109,7 @@ def test_options(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         (",a", "line 4 names the picture ''"),
         ("/etc/x.png,a", "line 4 names the picture '/etc/x.png'; expected a path that stays"),
         ("../{}/1.png,a", "1.png'; expected a path that stays within"),
+        ("sub\\1.png,a", "line 4 names the picture 'sub\\\\1.png'; expected a path that stays"),
         ("link.png,a", "line 4 names {}/link.png, a link that leads outside"),
         ("linked/1.png,a", "line 4 names {}/linked/1.png, a link that leads outside"),
         ('1.png,"a', "is not a valid CSV table"),
@@ -132,6 +133,28 @@ def test_bad_rows(tmp_path: Path, line: str, message: str) -> None:
     text = "\n".join([*lines, line.replace("{}", "home")]) + "\n"
     (home / "bad.csv").write_bytes(text.encode(errors="surrogateescape"))
     assert message.replace("{}", str(home)) in refusal(home / "bad.csv")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b"\xc4.png,a", "line 2 is not UTF-8 text"),
+        (b"1.png,a,b", "line 2 has 3 columns; expected 2"),
+    ],
+)
+def test_bad_first_row(tmp_path: Path, line: bytes, message: str) -> None:
+    """A table whose first row is bad is refused; the pictures are not read without it."""
+    layout(tmp_path, "img/1.png", "more/2.png")
+    (tmp_path / "labels.csv").write_bytes(b"File Name,label\n" + line + b"\n1.png,a\n")
+    assert message in refusal(tmp_path)
+
+
+def test_endings_in_capitals(tmp_path: Path) -> None:
+    """Names without endings may be of files with endings in capitals."""
+    layout(tmp_path, "img/1.png", "img/2.png")
+    for path in (tmp_path / "img").iterdir():
+        path.rename(path.with_suffix(".PNG"))
+    assert [0, 1] == values(splits_of(write(tmp_path / "a.csv", "id,label", "1,x", "2,y"))[0])
 
 
 def test_ambiguous(tmp_path: Path) -> None:
