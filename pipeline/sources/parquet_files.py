@@ -233,9 +233,10 @@ def _images(path: Path, fields: list[Any]) -> tuple[tuple[str, ...], str, str | 
     types = [_element_type(field.type) for field in fields]
     if len(fields) < FEWEST_PIXELS or not all(types):
         raise BadDataError(
-            f"{path} has no column of images among {_listed(fields)}; expected pictures (binary, "
-            "or a struct of bytes and path), lists of numbers, or a column of numbers for each "
-            "pixel. Write the images into the file: paths of pictures are not followed."
+            f"{path} has no column of images among {_listed(fields) or 'its columns'}; expected "
+            "pictures (binary, or a struct of bytes and path), lists of numbers, or a column of "
+            "numbers for each pixel. Write the images into the file: paths of pictures are not "
+            "followed."
         )
     dtype = np.result_type(*filter(None, types))
     return tuple(field.name for field in fields), f"columns of {dtype}", str(dtype)

@@ -1,5 +1,6 @@
 """The column of labels of a Parquet file: whole numbers, or texts."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -123,14 +124,14 @@ class LabelColumn:
 def number_texts(columns: Sequence[LabelColumn]) -> tuple[str, ...] | None:
     """Give each text one number in all splits, and return the names of the classes.
 
-    Texts that are all whole numbers stand for these numbers, and give no names; others are
-    numbered in natural order.
+    Texts that are all whole numbers, of at most 18 digits, stand for these numbers, and give no
+    names; others are numbered in natural order.
     """
     labels = {label for column in columns for label in column.distinct}
     if not any(isinstance(label, str) for label in labels):
         return None
     texts = in_natural_order(labels)
-    are_numbers = all(text.isascii() and text.isdigit() for text in texts)
+    are_numbers = all(re.fullmatch("[0-9]{1,18}", text) for text in texts)
     numbers = {text: int(text) if are_numbers else rank for rank, text in enumerate(texts)}
     for column in columns:
         column.number_texts(numbers)

@@ -22,6 +22,7 @@ from pipeline.sources.pictures import decode_picture, decode_with_shape
 from pipeline.sources.splits import Part, Rows
 from storage.errors import BadDataError, MissingExtraError, translate_os_errors
 from storage.events import Progress
+from storage.schema import ROW_LIMIT
 
 BATCH_BYTES = 4 * 2**20
 """Bytes of images to read at once, as far as the metadata states them."""
@@ -140,12 +141,21 @@ class ParquetSplit(ValueSplit):
         super().__init__(name, paths, base)
         self.layout, self.resize = layout, options.resize
         self._arrow = import_pyarrow()
-        self.rows, stored = 0, 0
+        self.rows, stored, values = 0, 0, 0
+        itemsize = np.dtype(layout.dtype or np.uint8).itemsize
         for path in paths:
             with open_file(path) as file:
                 self.rows += file.metadata.num_rows
-                stored += _bytes_of(file.metadata, layout.images)
-        self._at_once = max(1, min(MOST_AT_ONCE, BATCH_BYTES * self.rows // max(stored, 1)))
+                for chunk in _chunks_of(file.metadata, layout.images):
+                    stored += chunk.total_uncompressed_size
+                    values += chunk.num_values * itemsize  # more than stored if they repeat
+        if values > ROW_LIMIT * max(1, self.rows):
+            raise BadDataError(
+                f"{self.origin} has images of {values // max(1, self.rows):,} bytes on average; "
+                f"expected at most {ROW_LIMIT:,}. Check that each row is one image."
+            )
+        at_once = BATCH_BYTES * self.rows // max(stored, values, 1)
+        self._at_once = max(1, min(MOST_AT_ONCE, at_once))
         self._sizes: tuple[int, ...] | None = None
         self.labels = None
         if layout.label is not None:
@@ -341,18 +351,9 @@ def _joined(labels: list[NDArray[np.int64]]) -> NDArray[np.int64] | None:
     return np.concatenate(labels) if labels else None
 
 
-def _bytes_of(metadata: Any, columns: tuple[str, ...]) -> int:
-    """Return the bytes that columns have before compression, as the metadata states them."""
-    if not metadata.num_row_groups:
-        return 0
-    group = metadata.row_group(0)
-    wanted = [
-        number
-        for number in range(group.num_columns)
-        if group.column(number).path_in_schema.partition(".")[0] in columns
-    ]
-    return sum(
-        metadata.row_group(g).column(number).total_uncompressed_size
-        for g in range(metadata.num_row_groups)
-        for number in wanted
-    )
+def _chunks_of(metadata: Any, columns: tuple[str, ...]) -> Iterator[Any]:
+    """Yield the metadata of the columns' chunks."""
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for chunk in map(group.column, range(group.num_columns)):
+            if chunk.path_in_schema.partition(".")[0] in columns:
+                yield chunk

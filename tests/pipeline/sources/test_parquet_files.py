@@ -272,6 +272,25 @@ def test_labels(tmp_path: Path, column: pa.Array, names: list[str] | None) -> No
     assert names == (source.class_names and list(source.class_names))
 
 
+def test_texts_of_many_digits(tmp_path: Path) -> None:
+    """Texts of more than 18 digits are names: they would not fit 64 bits."""
+    column = pa.array(["9" * 30, "1"] * (ROWS // 2))
+    source = opened(write(tmp_path / "train.parquet", hub_table(label=column, names=[])))
+    assert ("1", "9" * 30) == source.class_names
+    np.testing.assert_array_equal(1 - labels() % 2, read(source.splits[0])[1])
+
+
+def test_repeated_values(tmp_path: Path) -> None:
+    """Values that repeat, of which a file stores few bytes, are not read all at once."""
+    values = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(12 * 2**20, "u1")), 2**20)
+    (split,) = opened(write(tmp_path / "train.parquet", {"image": values})).splits
+    assert isinstance(split, parquet_split.ParquetSplit)
+    assert 4 == split._at_once
+    wide = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(2**26 + 1, "u1")), 2**26 + 1)
+    message = refusal(write(tmp_path / "wide.parquet", {"image": wide}))
+    assert "images of 67,108,865 bytes on average; expected at most 67,108,864" in message
+
+
 def test_class_names(tmp_path: Path) -> None:
     """The names of classes are in the metadata of the file; damaged ones are left out."""
     names = [f"class {n}" for n in range(10)]
