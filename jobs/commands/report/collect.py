@@ -344,7 +344,7 @@ def _drift_of(entry: Entry, scores: Scores | None) -> dict[str, Any] | None:
     recorded = None if scores is None else scores.metrics.get("drift")
     details = recorded if isinstance(recorded, dict) else {}
     score = entry.get("drift", details.get("score"))
-    text = entry.get("drift_text") or details.get("looks_like")
+    text = entry.get("drift_text") or details.get("text")
     return {"score": score, "text": text} if type(score) in (int, float) else None
 
 
