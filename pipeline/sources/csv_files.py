@@ -73,6 +73,7 @@ class CsvSplit(FileSplit):
         super().__init__(name, [path], base)
         self._rows = CsvRows(path, layout)
         self.layout, self.scan = layout, scan
+        self.choices["label"] = layout.label
         self.rows, self.image_shape = scan.rows, layout.shape
         self.has_labels = layout.label is not None
         self.dtype = np.dtype(np.uint8)

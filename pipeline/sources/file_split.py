@@ -36,6 +36,8 @@ class FileSplit(SplitSource):
         self.name = name
         self.origin = str(paths[0] if len(paths) == 1 else base)
         self._paths, self._base = paths, base
+        self.choices: dict[str, Any] = {}
+        """The arrays or columns that were chosen in the files, as parts of the fingerprint."""
         self._hashed: dict[Path, tuple[int, str]] = {}
         self._status: dict[Path, tuple[int, ...]] = {}
 
@@ -86,7 +88,8 @@ class FileSplit(SplitSource):
                 path, lambda: progress(f"ingest {self.name}", 0, self.rows)
             )
         total = sum(size for size, _ in self._hashed.values())
-        return {"files": {"stored_bytes": total, "stored_sha256": self._digest()}}
+        stored = {"stored_bytes": total, "stored_sha256": self._digest()}
+        return {"files": stored, "shape": list(self.image_shape), **self.choices}
 
     def _digest(self) -> str:
         """Return the file's SHA-256, or that of a list of all files' names and SHA-256."""

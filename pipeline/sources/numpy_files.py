@@ -76,7 +76,9 @@ def _split(
     for array in used:
         array.check()
     files = list(dict.fromkeys(array.path for array in used))
-    return ArraySplit(split, images, labels, files, path, options.shape)
+    opened = ArraySplit(split, images, labels, files, path, options.shape)
+    opened.choices["arrays"] = [array.member or array.path.name for array in used]
+    return opened
 
 
 def _asked_roles(

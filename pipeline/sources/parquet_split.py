@@ -140,6 +140,7 @@ class ParquetSplit(ValueSplit):
         """Read the metadata and the first image; raise `BadDataError` if there is none."""
         super().__init__(name, paths, base)
         self.layout, self.resize = layout, options.resize
+        self.choices["label"] = layout.label
         self._arrow = import_pyarrow()
         self.rows, stored, values = 0, 0, 0
         itemsize = np.dtype(layout.dtype or np.uint8).itemsize
@@ -327,12 +328,6 @@ class ParquetSplit(ValueSplit):
 
     def label_values(self, progress: Progress) -> list[int]:
         return self.labels.values() if self.labels is not None else []
-
-    def fingerprint(self, progress: Progress) -> dict[str, Any]:
-        return super().fingerprint(progress) | {
-            "label": self.layout.label,
-            "shape": list(self.image_shape),
-        }
 
     def _check_present(
         self, column: Any, path: Path, row: int, name: str, values_per_row: int = 1

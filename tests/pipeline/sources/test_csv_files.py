@@ -22,7 +22,7 @@ from pipeline.sources import csv_rows
 from pipeline.sources.formats import SourceOptions
 from pipeline.sources.source import open_source
 from pipeline.sources.splits import SplitSource
-from storage.errors import BadDataError, MissingExtraError, PipelineError, UsageError
+from storage.errors import BadDataError, ConflictError, MissingExtraError, PipelineError, UsageError
 from storage.events import no_progress
 from storage.preparation import ValueRange
 from tests.pipeline.sources.test_source import MNIST_NAMES, read, splits_of
@@ -509,3 +509,13 @@ def test_mnist(mnist_dir: Path, tmp_path: Path) -> None:
         for n, place in enumerate((mnist_dir, tmp_path))
     ]
     assert ["7100e1c181d5e2237a395f73b876d817e908c7186226448302d3e72a9c7d60dd"] * 2 == digests
+
+
+def test_another_column_of_labels(tmp_path: Path) -> None:
+    """Labels of another column are not taken for the dataset made before."""
+    lines = [f"{row},{row},{row},{row},{row % 2},{row // 2 % 2}\n" for row in range(12)]
+    (tmp_path / "set.csv").write_text("a,b,c,d,e,f\n" + "".join(lines))
+    e, f = (SourceOptions(label=label, shape=(1, 5)) for label in "ef")
+    ingest(str(tmp_path / "set.csv"), tmp_path / "data", options=e)
+    with pytest.raises(ConflictError, match=r"these differ: train label\. "):
+        ingest(str(tmp_path / "set.csv"), tmp_path / "data", options=f)

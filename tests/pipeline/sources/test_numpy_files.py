@@ -4,6 +4,8 @@ import io
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from pipeline.sources.formats import SourceOptions
 from pipeline.sources.idx_directory import open_directory
 from pipeline.sources.source import open_source
 from pipeline.sources.splits import SplitSource
-from storage.errors import BadDataError, PipelineError, UsageError
+from storage.errors import BadDataError, ConflictError, PipelineError, UsageError
 from storage.events import no_progress
 from storage.preparation import BYTES, ValueRange
 from tests.pipeline.sources.test_source import images, labels, read, write_set
@@ -280,6 +282,22 @@ def test_shape_that_does_not_fit(tmp_path: Path) -> None:
     assert "have 12 values" in refusal(tmp_path / "rows.npy", UsageError, shape=(5, 5))
     np.save(tmp_path / "images.npy", np.zeros((3, 4, 3), "u1"))
     assert "4 x 3 values" in refusal(tmp_path / "images.npy", UsageError, shape=(3, 4))
+
+
+def test_other_choices(tmp_path: Path) -> None:
+    """Other arrays of a file, and another shape, are not taken for the dataset made before."""
+    path = tmp_path / "set.npz"
+    np.savez(
+        path, a=np.zeros((12, 16), "u1"), b=labels(12), c=np.ones((12, 16), "u1"), d=labels(12)
+    )
+    made = partial(ingest, str(path), tmp_path / "set")
+    first = SourceOptions(arrays={"train": ("a", "b")})
+    made(options=first)
+    assert made(options=first).already_done
+    with pytest.raises(ConflictError, match=r"these differ: train arrays\. "):
+        made(options=SourceOptions(arrays={"train": ("c", "d")}))
+    with pytest.raises(ConflictError, match=r"these differ: train shape\. "):
+        made(options=replace(first, shape=(2, 8)))
 
 
 CLAIM = "{'descr': '|u1', 'fortran_order': False, 'shape': %s, }"
