@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,12 @@ LINE, RULED_SIDE = 3, 64
 THINNEST = 1.6
 """Thinner strokes, in pixels of the prepared image, are thickened to this width."""
 WIDEST = 2.0
-"""The largest width of a digit, as a multiple of its height."""
+"""The largest width of a digit, as a multiple of its height.
+
+Strokes one above the other are several digits if they are together higher than this multiple.
+"""
+FILLED_CORNER = 0.2
+"""Ink on more than this share of two adjacent sides, and in their corner, is a shadow's."""
 
 Mask = NDArray[np.bool_]
 Floats = NDArray[np.float32]
@@ -94,7 +99,7 @@ def _digit(grey: NDArray[np.uint8], name: str) -> tuple[Floats, list[str]]:
     strength, mask, inverted = _ink(work, name)
     if max(mask.shape) >= RULED_SIDE:
         mask = _without_lines(mask)
-    kept = _painted(_one_digit(_strokes(mask), name), mask.shape)
+    kept = _painted(_one_digit(_strokes(mask), mask.shape, name), mask.shape)
     top, bottom, left, right = _box(kept)
     if scale > 1 and max(bottom - top, right - left) < ZOOMED_BELOW:
         margin = max(bottom - top, right - left) / 2
@@ -120,7 +125,7 @@ def _ink(work: Floats, name: str) -> tuple[Floats, Mask, bool]:
     if peak < max(LEAST_CONTRAST, LEAST_SIGNAL * noise):
         raise BadDataError(
             f"{name} is blank: nothing in it differs enough from the background. Give a picture of "
-            "one digit with more contrast."
+            "one digit with more contrast, without shadows; transparent pixels count as white."
         )
     return strength, strength > peak / 2, dark
 
@@ -242,26 +247,46 @@ def _strokes(mask: Mask) -> list[_Stroke]:
     return sorted(strokes.values(), key=lambda stroke: -stroke.pixels)
 
 
-def _one_digit(strokes: list[_Stroke], name: str) -> list[_Stroke]:
-    """Return the strokes of the digit, without specks and frames around it.
+def _one_digit(strokes: list[_Stroke], shape: tuple[int, ...], name: str) -> list[_Stroke]:
+    """Return the strokes of the digit, without specks, frames around it and shadows in corners.
 
-    Raises `BadDataError` if there is more than one digit.
+    Raises `BadDataError` if there is more than one digit, or no stroke outside a shadow.
     """
     strokes = [stroke for stroke in strokes if stroke.pixels > SPECK * strokes[0].pixels]
     frames = [one for one in strokes if any(one.surrounds(other) for other in strokes)]
     strokes = [stroke for stroke in strokes if stroke not in frames]
+    shadows = [stroke for stroke in strokes if _fills_corner(stroke, shape)]
+    strokes = [stroke for stroke in strokes if stroke not in shadows]
+    if not strokes:
+        raise BadDataError(
+            f"{name} has a background with a sharp edge, such as that of a shadow or a sheet of "
+            "paper. Crop it to the digit and the even background around it."
+        )
     height = max(one.bottom for one in strokes) - min(one.top for one in strokes)
     width = max(one.right for one in strokes) - min(one.left for one in strokes)
-    tall = sorted(
-        (one for one in strokes if one.bottom - one.top >= 0.7 * height), key=lambda one: one.left
-    )
-    apart = any(left.right <= right.left for left, right in pairwise(tall))
-    if apart or width > WIDEST * height:
+    tallest = max(one.bottom - one.top for one in strokes)
+    tall = [one for one in strokes if one.bottom - one.top >= 0.7 * tallest]
+    row = sorted(tall, key=lambda one: one.left)
+    beside = any(left.right <= right.left for left, right in pairwise(row))
+    # The parts of a broken 1 are narrow.
+    wide = [one for one in tall if 3 * (one.right - one.left) > one.bottom - one.top]
+    column = sorted(wide, key=lambda one: one.top)
+    stacked = any(upper.bottom <= lower.top for upper, lower in pairwise(column))
+    if beside or (stacked and height > WIDEST * width) or width > WIDEST * height:
         raise BadDataError(
             f"{name} seems to hold several digits; expected one. Crop it to one digit, or give "
             "--as-is for a picture that is prepared already."
         )
     return strokes
+
+
+def _fills_corner(stroke: _Stroke, shape: tuple[int, ...]) -> bool:
+    """Return whether a stroke fills a corner of the picture, as a part in the shadow does."""
+    ink = _painted([stroke], shape)
+    return any(
+        ink[row, column] and min(ink[row].mean(), ink[:, column].mean()) > FILLED_CORNER
+        for row, column in product((0, -1), repeat=2)
+    )
 
 
 def _painted(strokes: list[_Stroke], shape: tuple[int, ...]) -> Mask:

@@ -98,7 +98,7 @@ def predict(as_json: bool, quiet: bool, verbose: bool, **asked: Any) -> None:
         checked = [] if asked["model"] is not None else places
         store = options.store_options(asked["storage_options"], *checked)
         outputs = {
-            option: job.output_file(asked[option], f"--{option}", ending, store)
+            option: job.output_file(asked[option], f"--{option}", ending, asked["files"], store)
             for option, ending in (("out", ".csv"), ("show", ".png"))
             if asked[option] is not None
         }

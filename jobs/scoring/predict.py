@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.output import one_line
+from jobs.scoring.inbox import real_place
 from jobs.training.model import Model
 from pipeline.prepare_picture import SIDE, PreparedPicture, prepare_digit, resized
 from pipeline.sources.pictures import MOST_STORED_BYTES, decode_picture
@@ -209,12 +210,19 @@ def write_seen(file: Location, predictions: Sequence[Prediction]) -> None:
 
 
 def output_file(
-    place: str, option: str, ending: str, storage_options: Mapping[str, str]
+    place: str, option: str, ending: str, names: Sequence[str], storage_options: Mapping[str, str]
 ) -> Location:
-    """Return the file that an option names; raise `UsageError` if it cannot be written."""
+    """Return the file that an option names; raise `UsageError` if it cannot be written.
+
+    It may be none of the pictures that are read, given by their `names`.
+    """
     if not place.endswith(ending):
         raise UsageError(f"{option} is {place!r}; expected a name that ends in {ending}.")
     file = open_location(place, storage_options)
+    if real_place(file) in {
+        real_place(open_location(name, storage_options)) for name in names if name != STDIN
+    }:
+        raise UsageError(f"{option} is {place}, one of the pictures. Choose another file.")
     if isinstance(file, LocalLocation):
         return LocalLocation(file_to_write(file.path, option))
     return file

@@ -111,6 +111,10 @@ def test_wrong_usage(seven: str, here: Path, call: Call) -> None:
     assert_refused(call("predict", "https://host/x.png"), 2, "https:// URL")
     assert_refused(call("predict", seven, "--out", "x.txt"), 2, "--out", ".csv")
     assert_refused(call("predict", seven, "--show", "x.jpg"), 2, "--show", ".png")
+    picture = (here / seven).read_bytes()
+    for same in (seven, f"./{seven}", here / seven):
+        assert_refused(call("predict", seven, "--show", same), 2, "one of the pictures")
+    assert (here / seven).read_bytes() == picture
     assert_refused(call("predict", seven, "--model", "best", "--run", "x"), 2, "leave them out")
     assert_refused(call("predict", seven, "--as-is"), 3, "60 x 40", "28 x 28")
 

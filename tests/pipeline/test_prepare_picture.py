@@ -137,6 +137,36 @@ def test_several_digits(five: Bytes) -> None:
         prepare_digit(bar, "x.png")
 
 
+def test_digits_above_each_other(five: Bytes) -> None:
+    """Digits in a column or a grid are refused; a 1 in two parts is not."""
+    for rows, columns in ((2, 1), (3, 1), (2, 2), (4, 3)):
+        with pytest.raises(BadDataError, match="several digits"):
+            prepare_digit(np.tile(five, (rows, columns)), "x.png")
+    one = np.zeros((200, 100), np.uint8)
+    one[20:90, 45:55] = one[100:180, 46:56] = 255
+    assert prepare_digit(one, "x.png").image[8:20, 14].all()
+
+
+def test_shadow_in_a_corner(five: Bytes) -> None:
+    """A shadow beside the digit is left out, one across it is refused; a digit may touch sides."""
+    seven = np.full((300, 200), 240, np.uint8)
+    seven[:20] = 10
+    for row in range(300):
+        seven[row, 180 - row // 3 : 200 - row // 3] = 10
+    assert prepare_digit(seven, "x.png").image.any()
+    y, x = np.mgrid[-1:1:400j, -1:1:400j]
+    page = 240 - 0.9 * enlarged(five, 400, 400, 200)
+
+    def shaded(edge: float, softness: float) -> Bytes:
+        light = 0.6 + 0.4 / (1 + np.exp(-(x + 0.6 * y + edge) / softness))
+        return (page * light).astype(np.uint8)
+
+    for photo in (shaded(0, 0.3), shaded(0.8, 0.1), shaded(0.8, 0.02)):
+        assert same(prepare_digit(five, "x.png").image, prepare_digit(photo, "x.png").image)
+    with pytest.raises(BadDataError, match="sharp edge"):
+        prepare_digit(shaded(0.4, 0.05), "x.png")
+
+
 def test_resized() -> None:
     """Means are kept where a picture shrinks; a picture of the same size is unchanged."""
     picture = np.random.default_rng(0).integers(0, 256, (90, 120)).astype(np.uint8)
