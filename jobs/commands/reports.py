@@ -109,7 +109,7 @@ def inspect_dataset(dataset: Dataset) -> Report:
     digests += [
         (source["name"], digest)
         for source in dataset.sources
-        if (digest := _digest_of_source(source))
+        if (digest := digest_of_source(source))
     ]
     summary = f"{_rows_text(dataset)} in {dataset.location}"
     details = "\ndigests\n" + facts(digests)
@@ -149,7 +149,7 @@ def _class_counts(class_names: Sequence[str], splits: dict[str, Any]) -> str:
     )
 
 
-def _digest_of_source(source: dict[str, Any]) -> str | None:
+def digest_of_source(source: dict[str, Any]) -> str | None:
     """Return the digest of a file's decoded content, or that of the file itself."""
     return source.get("decoded_sha256") or source.get("stored_sha256")
 
@@ -159,7 +159,7 @@ def _sources_table(sources: Sequence[dict[str, Any]]) -> str:
         [
             *(source.get(name) for name in ("name", "split", "kind")),
             size(stored) if type(stored := source.get("stored_bytes")) is int else "-",
-            (_digest_of_source(source) or "-")[:SHORT_DIGEST],
+            (digest_of_source(source) or "-")[:SHORT_DIGEST],
         ]
         for source in sources
     ]

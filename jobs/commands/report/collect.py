@@ -27,8 +27,8 @@ from storage.scores import Scores, is_complete, scoring_home
 
 T = TypeVar("T")
 
-EXAMPLES = 12
-"""Images of each class."""
+EXAMPLES, LEAST_EXAMPLES, ALL_EXAMPLES = 12, 3, 150
+"""Images of each class: the most, the least, and about how many of all classes."""
 SHOWN_CLASSES = 50
 """Classes of which images, or a row of the confusion matrix, are shown."""
 WORST_CELLS = 6
@@ -229,12 +229,14 @@ class Subject:
     @cached_property
     def examination(self) -> Examination:
         """The scores beside their labels and images."""
-        return examine(self.dataset, self.scores, [cell for cell, _ in self.worst_cells])
+        scores = self.scores  # first: the error names the command that makes them
+        return examine(self.dataset, scores, [cell for cell, _ in self.worst_cells])
 
     @cached_property
     def training_examination(self) -> Examination:
         """The same for the training split."""
-        return examine(self.dataset, self.training_scores)
+        scores = self.training_scores
+        return examine(self.dataset, scores)
 
     @cached_property
     def class_images(self) -> list[tuple[str, list[Pixels]]]:
@@ -245,6 +247,7 @@ class Subject:
         dataset = self.dataset
         split = next(iter(dataset.splits.values()))
         counts = split.chunk_class_counts
+        each = min(EXAMPLES, max(LEAST_EXAMPLES, ALL_EXAMPLES // len(dataset.class_names)))
         if not split.schema.classes:
             return [
                 ("", [pixels_of(row, dataset) for row in split.read_chunk(0).inputs[:EXAMPLES]])
@@ -254,7 +257,7 @@ class Subject:
             chunk = int(np.argmax(counts[:, number] > 0))
             block = split.read_chunk(chunk)
             assert block.targets is not None
-            rows = np.flatnonzero(block.targets[:, number])[:EXAMPLES]
+            rows = np.flatnonzero(block.targets[:, number])[:each]
             images.append((name, [pixels_of(block.inputs[row], dataset) for row in rows]))
         return images
 

@@ -14,21 +14,22 @@ from markupsafe import Markup
 
 from jobs.commands.report import plots
 from jobs.commands.report.collect import Part, Subject, differing
+from jobs.commands.report.curves import compared, learning
 from jobs.commands.report.examine import TABLE, wilson_interval
 from jobs.commands.report.images import data_uri, sprite, weights_uri
+from jobs.commands.reports import digest_of_source
 from jobs.commands.tables import SHORT_DIGEST, size
 from jobs.output import percent
 from jobs.training.config import TrainConfig
 from jobs.training.settings import option_name
-from jobs.training.trainer import rate_of_step
 from pipeline.findings import Findings
 from storage.errors import BadDataError, counted
 from storage.events import local_time
 
 UNITS, UNIT_COLUMNS = 64, 16
-RATE_POINTS = 200
 CONFIDENT = 0.99
 """The confidence of the sentence on coverage."""
+SHOWN_SOURCES = 50
 MATRIX_CLASSES = 20
 """With more classes, the confusion matrix has only those with the most mistakes."""
 
@@ -44,7 +45,7 @@ class Note:
 def run_page(subject: Subject) -> str:
     """Return the page of one run."""
     sections: dict[str, Callable[[Subject], Any]] = {
-        "learning": _learning,
+        "learning": learning,
         "confusion": _confusion,
         "mistakes": lambda run: run.examination,
         "suspicious": lambda run: run.training_examination,
@@ -75,7 +76,7 @@ def comparison_page(subjects: Sequence[Subject]) -> str:
         plot
         for split in ("train", "validation", "test")
         for name, is_log in (("accuracy", False), ("cross-entropy", True))
-        if (plot := _compared(subjects, split, name, is_log=is_log))
+        if (plot := compared(subjects, split, name, is_log=is_log))
     ]
     return _render(
         "comparison.html.j2",
@@ -97,8 +98,7 @@ def _render(template: str, **values: Any) -> str:
     environment.filters |= {
         "percent": percent,
         "png": data_uri,
-        "moment": local_time,
-        "size": size,
+        "moment": _moment,
         "counted": counted,
         "digest": lambda digest: digest[:SHORT_DIGEST],
     }
@@ -110,6 +110,13 @@ def _render(template: str, **values: Any) -> str:
         made=local_time(datetime.now(UTC)),
         release=version("mnist-stream"),
     )
+
+
+def _moment(text: str) -> str:
+    try:
+        return local_time(text)
+    except ValueError:  # as the ledger has it
+        return text
 
 
 def _seconds(run: Subject) -> float:
@@ -159,125 +166,6 @@ def _notes(run: Subject, parts: dict[str, Part[Any]]) -> list[Note]:
     holes = {part.hole for name, part in parts.items() if part.hole and name not in expected}
     notes += [f"Missing here: {hole}" for hole in sorted(holes)]
     return [Note(True, text) for text in notes] or [Note(False, "No problem was noticed.")]
-
-
-def _learning(run: Subject) -> dict[str, Any]:
-    """Return the curves of the training, and its table."""
-    epochs = run.epochs
-    if not epochs:
-        raise BadDataError("No epoch is finished yet.")
-    numbers = [line["epoch"] for line in epochs]
-    splits = list(epochs[0]["evaluation"])
-
-    def lines(name: str, own: str, factor: float = 1.0) -> list[plots.Line]:
-        training = [factor * line[own] for line in epochs]
-        evaluated = {
-            split: [factor * line["evaluation"][split][name] for line in epochs] for split in splits
-        }
-        names = {"train": "train (all rows, after)"}
-        return [plots.Line("train (during)", numbers, training)] + [
-            plots.Line(names.get(split, split), numbers, values)
-            for split, values in evaluated.items()
-        ]
-
-    last = epochs[-1]
-    accuracy = ", ".join(
-        f"{split} {percent(last['evaluation'][split]['accuracy'])}" for split in splits
-    )
-    waited = [
-        100 * line["timing"]["seconds_waited"] / max(line["timing"]["seconds"], 1e-9)
-        for line in epochs
-    ]
-    speed = [float(line["timing"]["rows_per_second"]) for line in epochs]
-    curve = partial(plots.line_plot, x_label="epoch")
-    figures = [
-        curve(
-            title="Cross-entropy",
-            description=f"After epoch {len(epochs)}: training {last['loss']:.4f}.",
-            lines=lines("cross_entropy", "loss"),
-            y_label="cross-entropy in nats",
-            is_log=True,
-        ),
-        curve(
-            title="Accuracy",
-            description=f"After epoch {len(epochs)}: training {percent(last['accuracy'])}"
-            + (f", {accuracy}." if accuracy else "."),
-            lines=lines("accuracy", "accuracy", 100.0),
-            y_label="accuracy",
-            percent=True,
-        ),
-        *_rate_figure(run),
-        curve(
-            title="Speed",
-            description=f"From {min(speed):,.0f} to {max(speed):,.0f} rows a second.",
-            lines=[plots.Line("rows a second", numbers, [value / 1000 for value in speed])],
-            y_label="thousand rows a second",
-        ),
-        curve(
-            title="Time waiting for data",
-            description=f"From {min(waited):.0f} to {max(waited):.0f} % of an epoch's time.",
-            lines=[plots.Line("waiting", numbers, waited)],
-            y_label="share of the time",
-            percent=True,
-        ),
-    ]
-    return {"plots": figures, "epochs": epochs, "splits": splits, "best": run.best_epoch["epoch"]}
-
-
-def _rate_figure(run: Subject) -> list[plots.Plot]:
-    """Return the plot of the learning rate; none if it is not one rate for all rows."""
-    batches = run.epochs[0]["steps"]
-    total = batches * run.config.epochs
-    if run.config.parallel == "rounds" or not batches:
-        return []
-    steps = sorted({round(part * (total - 1) / RATE_POINTS) for part in range(RATE_POINTS + 1)})
-    rate = partial(rate_of_step, run.config, run.config.learning_rate, batches=batches)
-    rates = [rate(step=step) for step in steps]
-    return [
-        plots.line_plot(
-            "Learning rate",
-            f"At most {max(rates):g}; {rates[0]:g} at the first step, {rates[-1]:.2g} at the last.",
-            [plots.Line("rate", [step / batches for step in steps], rates)],
-            "epoch",
-            "learning rate",
-        )
-    ]
-
-
-def _compared(
-    subjects: Sequence[Subject], split: str, name: str, *, is_log: bool
-) -> plots.Plot | None:
-    """Return a plot with the same curve of each run that has it."""
-    lines = []
-    for style, subject in enumerate(subjects):
-        epochs = subject.part("epochs").value or []
-        if split == "train":
-            field = "loss" if is_log else "accuracy"
-            values = [line[field] for line in epochs]
-        else:
-            field = "cross_entropy" if is_log else "accuracy"
-            splits = [line["evaluation"].get(split) for line in epochs]
-            values = [figures[field] for figures in splits if figures]
-        if values:
-            factor = 1.0 if is_log else 100.0
-            numbers = list(range(1, len(values) + 1))
-            values = [factor * value for value in values]
-            lines.append(plots.Line(str(subject), numbers, values, style))
-    if not lines:
-        return None
-    title = f"{name.capitalize()} on {'training' if split == 'train' else split} rows"
-    unit = "" if is_log else " %"
-    last = "; ".join(f"{line.name}: {line.y[-1]:.4g}{unit}" for line in lines)
-    unit_label = f"{name} in nats" if is_log else name
-    return plots.line_plot(
-        title,
-        f"After the last epoch: {last}.",
-        lines,
-        "epoch",
-        unit_label,
-        is_log=is_log,
-        percent=not is_log,
-    )
 
 
 def _confusion(run: Subject) -> dict[str, Any]:
@@ -390,7 +278,17 @@ def _dataset(run: Subject) -> dict[str, Any]:
         "counts": counts,
         "largest": max(largest, 1),
         "findings": findings and findings.sentences(dataset.class_names, counts),
+        "sources": [
+            (source["name"], source["split"], _size_of(source), digest_of_source(source) or "-")
+            for source in dataset.sources[:SHOWN_SOURCES]
+        ],
+        "more_sources": max(0, len(dataset.sources) - SHOWN_SOURCES),
     }
+
+
+def _size_of(source: dict[str, Any]) -> str:
+    stored = source.get("stored_bytes")
+    return size(stored) if type(stored) is int else "-"
 
 
 def _class_images(run: Subject) -> list[tuple[str, int, str]]:

@@ -91,7 +91,7 @@ def line_plot(
         if percent:
             axes.yaxis.set_major_formatter("{x:g} %")
         if all(float(x).is_integer() for line in lines for x in line.x):
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         if len(lines) > 1 or lines[0].style is not None:
             _legend(axes, len(lines))
         return Plot(title, _element(figure, title, description))
