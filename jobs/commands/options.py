@@ -83,6 +83,13 @@ log_json = option(
     is_flag=True,
     help="Print a line of JSON for each event instead.",
 )
+metrics_file = option(
+    "--metrics-file",
+    advanced=True,
+    metavar="FILE.prom",
+    shell_complete=completion.files,
+    help="Write metrics for node_exporter's textfile collector at the end, also after a failure.",
+)
 output_flags = combined(
     option("--quiet", "-q", is_flag=True, help="Print one line with the result."),
     option("--verbose", "-v", is_flag=True, help="Also print memory bounds, speed and digests."),

@@ -61,6 +61,12 @@ SHOWN_TIMES = 10
 )
 @option("--log-json", is_flag=True, help="Print a line of JSON for each event instead.")
 @option(
+    "--metrics-file",
+    metavar="FILE.prom",
+    shell_complete=completion.files,
+    help="Write metrics for node_exporter's textfile collector after each run.",
+)
+@option(
     "--print",
     "scheduler",
     section="Other schedulers",
@@ -105,6 +111,7 @@ def schedule(
     to: str | None,
     dry_run: bool,
     log_json: bool,
+    metrics_file: str | None,
     **asked: Any,
 ) -> None:
     """Run a pipeline command on a cron schedule.
@@ -135,7 +142,10 @@ def schedule(
         elif dry_run:
             _print_times(times)
         else:
-            _run(times, job, log_json, catch_up == "once", heartbeat)
+            from jobs.commands.metrics_file import schedule_metrics
+
+            with schedule_metrics(metrics_file):
+                _run(times, job, log_json, catch_up == "once", heartbeat)
 
 
 def _check_job(job: tuple[str, ...]) -> None:

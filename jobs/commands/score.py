@@ -154,6 +154,7 @@ average_shifts = option(
     help="Largest probability below which a row is in --review.",
 )
 @options.log_json
+@options.metrics_file
 @options.wait
 @option(
     "--retries",
@@ -181,8 +182,11 @@ def score(quiet: bool, verbose: bool, as_json: bool, log_json: bool, **asked: An
     Probabilities and metrics are written below the run, and listed by pipeline scores. Rows that
     the same model has already scored are not scored again.
     """
+    from jobs.commands.metrics_file import metrics_written
+
     log = options.console_of(log_json, as_json=as_json, quiet=quiet, verbose=verbose)
-    with stop_on_signals() as stop, log as output:
+    metrics = metrics_written("score", asked["metrics_file"])
+    with metrics, stop_on_signals() as stop, log as output:
         from jobs.commands.score_reports import batch_report
 
         config = score_config(click.get_current_context().params)

@@ -82,6 +82,7 @@ class _TrainCommand(Command):
     help="Continue the run with its settings, or start it.",
 )
 @options.log_json
+@options.metrics_file
 @options.storage
 @options.take_over
 @options.cluster
@@ -92,6 +93,7 @@ def train(
     run: str,
     resume: bool,
     config_file: str | None,
+    metrics_file: str | None,
     storage_options: tuple[str, ...],
     take_over: "TakeOver | None",
     **asked: Any,
@@ -100,25 +102,28 @@ def train(
 
     A resumed run gives the same model, bit for bit, as an uninterrupted one.
     """
-    given = _given_settings(config_file, asked)
-    from jobs.commands.reports import train_report
-    from jobs.training.job import train as run_train
+    from jobs.commands.metrics_file import metrics_written
 
-    # Without --dataset, the run may record a dataset in a store.
-    places = () if dataset is None else (dataset, run)
-    store = options.store_options(storage_options, *places)
-    with stop_on_signals() as stop, options.cluster_of("train", asked, stop) as cluster:
-        result = run_train(
-            given,
-            dataset=dataset,
-            run=run,
-            storage_options=store,
-            resume=resume,
-            take_over=take_over,
-            progress=console.progress,
-            stop=stop,
-            cluster=cluster(),
-        )
+    with metrics_written("train", metrics_file), stop_on_signals() as stop:
+        given = _given_settings(config_file, asked)
+        from jobs.commands.reports import train_report
+        from jobs.training.job import train as run_train
+
+        # Without --dataset, the run may record a dataset in a store.
+        places = () if dataset is None else (dataset, run)
+        store = options.store_options(storage_options, *places)
+        with options.cluster_of("train", asked, stop) as cluster:
+            result = run_train(
+                given,
+                dataset=dataset,
+                run=run,
+                storage_options=store,
+                resume=resume,
+                take_over=take_over,
+                progress=console.progress,
+                stop=stop,
+                cluster=cluster(),
+            )
     return train_report(result)
 
 
