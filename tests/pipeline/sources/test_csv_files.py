@@ -367,7 +367,7 @@ def test_guessed_labels_that_never_change(tmp_path: Path) -> None:
     assert [0] == splits_of(path, label="0")[0].label_values(no_progress)
 
 
-def test_guessed_labels_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_guessed_labels_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Taking the first column of a file without a header for the labels is logged."""
     caplog.set_level(logging.INFO)
     opened(tmp_path, text_of())
