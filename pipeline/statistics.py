@@ -150,11 +150,14 @@ def image_statistics(
     depth = math.prod(shape[2:])
     size = height * width * depth
     moments, unit = np.empty((len(numbers), 8)), 1.0
-    rows = max(1, BLOCK // size)
+    rows, lines_at_once = max(1, BLOCK // size), max(1, BLOCK // (width * depth))
     for start in range(0, len(numbers), rows):
         block = images[numbers[start : start + rows]].reshape(-1, width * depth)
-        lines, unit = _pixels(block, scaling)
-        moments[start : start + rows] = _moments(lines, height, width, depth)
+        sums = []
+        for line in range(0, len(block), lines_at_once):  # all at once, unless images are large
+            lines, unit = _pixels(block[line : line + lines_at_once], scaling)
+            sums.append(_line_sums(lines, width, depth))
+        moments[start : start + rows] = _moments(np.concatenate(sums).reshape(-1, height, 5))
     total, squares, steps, *centred = moments.T
     mean = total / size / unit
     mean_square = squares / size / unit**2
@@ -178,21 +181,25 @@ def image_statistics(
     return statistics
 
 
-def _moments(lines: NDArray[Any], height: int, width: int, depth: int) -> NDArray[np.float64]:
-    """Return sums over each image: of v, v^2, squared steps, v x, v y, v x^2, v y^2 and v x y.
+def _line_sums(lines: NDArray[Any], width: int, depth: int) -> NDArray[np.float64]:
+    """Return sums over each horizontal line: of v, v x, v x^2, v^2 and squared steps.
 
-    v is a value and (x, y) its place; `lines` are the horizontal lines of all images.
+    v is a value and x its place.
     """
     across = np.repeat(np.arange(width), depth)
     powers = np.stack([across**power for power in range(3)], axis=1).astype(lines.dtype)
-    of_lines = (lines @ powers).reshape(-1, height, 3).astype(np.float64)
     steps = lines[:, depth:] - lines[:, :-depth]
-    squares, of_steps = (
-        np.einsum("ij,ij->i", values, values).reshape(-1, height).sum(axis=1, dtype=np.float64)
-        for values in (lines, steps)
-    )
-    down = np.arange(height)
-    total, x, xx = of_lines.sum(axis=1).T
+    squares = [np.einsum("ij,ij->i", values, values) for values in (lines, steps)]
+    return np.column_stack([lines @ powers, *squares]).astype(np.float64)
+
+
+def _moments(of_lines: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return sums over each image: of v, v^2, squared steps, v x, v y, v x^2, v y^2 and v x y.
+
+    `of_lines` are the sums over lines, `(images, height, 5)`; y is the number of a line.
+    """
+    down = np.arange(of_lines.shape[1])
+    total, x, xx, squares, of_steps = of_lines.sum(axis=1).T
     y, yy = of_lines[:, :, 0] @ down, of_lines[:, :, 0] @ down**2
     xy = of_lines[:, :, 1] @ down
     return np.stack([total, squares, of_steps, x, y, xx, yy, xy], axis=1)

@@ -1,6 +1,7 @@
 """Statistics of images: their values, and histograms that ingest records."""
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,20 @@ def test_statistics_follow_their_formulas(scaling: ValueRange) -> None:
     scaled = np.clip((images - scaling.low) / (scaling.high - scaling.low), 0, 1)
     values = image_statistics(images, (6, 9), scaling, np.arange(200))
     np.testing.assert_allclose(values, [by_hand(image) for image in scaled], atol=1e-7)
+
+
+def test_large_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large image takes little memory besides itself, and gives the values of a single pass."""
+    image = np.random.default_rng(0).integers(0, 256, (1, 900, 1000, 3), np.uint8)
+    tracemalloc.start()
+    values = image_statistics(image, (900, 1000, 3), BYTES, np.arange(1))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 2 * image.nbytes > peak
+    monkeypatch.setattr("pipeline.statistics.BLOCK", image.size)
+    np.testing.assert_array_equal(
+        image_statistics(image, (900, 1000, 3), BYTES, np.arange(1)), values
+    )
 
 
 def test_shapes() -> None:
