@@ -118,6 +118,13 @@ average_shifts = option(
     help="Exit 5 if the accuracy fell by more than SHARE since the last scoring of the split.",
 )
 @option(
+    "--max-drift",
+    section="Gates",
+    type=float,
+    metavar="X",
+    help="Exit 5 if the rows, labelled or not, are further from training; 3 is a good limit.",
+)
+@option(
     "--out",
     "-o",
     metavar="FILE",
@@ -216,7 +223,7 @@ def score_config(asked: dict[str, Any]) -> "ScoreConfig":
     changed = {
         "splits": asked["splits"] or ("test",),
         "columns": () if asked["columns"] is None else tuple(asked["columns"].split(",")),
-        "gates": Gates(asked["min_accuracy"], asked["max_drop"]),
+        "gates": Gates(asked["min_accuracy"], asked["max_drop"], asked["max_drift"]),
         "storage_options": options.store_options(asked["storage_options"], *places),
     }
     return ScoreConfig(**options.picked(ScoreConfig, asked) | changed)

@@ -34,7 +34,7 @@ SHOWN_FILES = 20
 """Larger inboxes are reported without a line per file."""
 SHOWN_MISTAKES = 10
 """Rows listed instead of a confusion matrix that is wider than the terminal."""
-LEDGER_HEADER = ["time", "what", "outcome", "rows", "accuracy", "model", "result"]
+LEDGER_HEADER = ["time", "what", "outcome", "rows", "accuracy", "drift", "model", "result"]
 UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
@@ -127,11 +127,20 @@ def _split_report(result: ScoreResult) -> Report:
         parts.append(quality_text(quality) + "\n")
         summary = f"{schema.split.capitalize()} accuracy {percent(quality['accuracy'])}; {location}"
         parts.append(f"Cross-entropy {quality['cross_entropy']:.4f} on {rows}")
+    if result.drift and result.drift["text"]:
+        parts.append(fit(result.drift["text"]))
     parts.append(fit(summary))
     parts += _outputs([result])
     digests = [("model", schema.model_digest), ("dataset", schema.dataset_digest)]
-    details = facts([*digests, ("scores", result.scores.digest)])
+    details = facts([*digests, ("scores", result.scores.digest), *_drift_facts(result)])
     return Report(_document(result), "\n".join(parts), summary, details)
+
+
+def _drift_facts(result: ScoreResult) -> list[tuple[str, str]]:
+    """Return the drift score and the distribution that it comes from, if there is a score."""
+    if result.drift is None or result.drift["score"] is None:
+        return []
+    return [("drift", f"{result.drift['score']:.2f} ({result.drift['largest']})")]
 
 
 def _document(result: ScoreResult) -> dict[str, Any]:
@@ -195,6 +204,8 @@ def _ledger_table(entries: list[Entry]) -> str:
         hidden.add("model")
     if {*map(_outcome, entries)} <= {SCORED, FAILED_EVENT}:
         hidden.add("outcome")  # a failed entry has "failed" instead of an accuracy
+    if all(entry.get("drift") is None for entry in entries):
+        hidden.add("drift")
     keep = [column not in hidden for column in LEDGER_HEADER]
     names = _names(entries)
     return table(
@@ -202,7 +213,7 @@ def _ledger_table(entries: list[Entry]) -> str:
         [list(compress(_entry_row(*pair), keep)) for pair in zip(entries, names, strict=True)],
         left=("what", "outcome", "model", "result"),
         wrapped=("what", "outcome", "result"),
-        optional=("result",),
+        optional=("drift", "result"),
     )
 
 
@@ -308,6 +319,7 @@ def _entry_row(entry: Entry, name: str) -> list[str]:
         _outcome(entry),
         "-" if rows is None else f"{rows:,}",
         none if accuracy is None else percent(accuracy),
+        "-" if entry.get("drift") is None else f"{entry['drift']:.1f}",
         entry["model_digest"][:SHORT_DIGEST],
         str(entry.get("result") or "-"),
     ]

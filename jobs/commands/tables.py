@@ -35,19 +35,20 @@ def table(
     left: Collection[str] = (),
     *,
     wrapped: Collection[str] | None = None,
-    optional: Collection[str] = (),
+    optional: Sequence[str] = (),
 ) -> str:
     """Return aligned columns that fit the terminal.
 
     The first column and those named in `left` are aligned left. If the table is too wide, it leaves
-    out the `optional` columns, then wraps those that are `wrapped`, by default all aligned left.
+    out `optional` columns, the last one first, then wraps those that are `wrapped`, by default all
+    aligned left.
     """
     cells = [list(header), *([one_line(str(cell)) for cell in row] for row in rows)]
     widths = [max(map(width_of, column)) for column in zip(*cells, strict=True)]
     if optional and _total(widths) > terminal_width():
-        keep = [name not in optional for name in header]
+        keep = [name != optional[-1] for name in header]
         shorter = [list(compress(row, keep)) for row in cells]
-        return table(shorter[0], shorter[1:], left, wrapped=wrapped)
+        return table(shorter[0], shorter[1:], left, wrapped=wrapped, optional=optional[:-1])
     wrappable = {header[0], *left} if wrapped is None else wrapped
     shrinking = [number for number, name in enumerate(header) if name in wrappable]
     while shrinking and _total(widths) > terminal_width():

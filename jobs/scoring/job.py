@@ -171,9 +171,9 @@ def _score_splits(config: ScoreConfig, scorer: Scorer, retry: Retry) -> None:
 def _score_split(config: ScoreConfig, scorer: Scorer, split: str) -> None:
     dataset = open_chosen_dataset(scorer.run, config.dataset, config.storage_options)
     _check_split(scorer.run, dataset, split)
-    if config.gates.any and not dataset.splits[split].schema.classes:
+    if config.gates.need_labels and not dataset.splits[split].schema.classes:
         raise UsageError(
-            f"Split {split} has no labels, so no gate can be judged on it. Leave out "
+            f"Split {split} has no labels, so its accuracy cannot be judged. Leave out "
             "--min-accuracy and --max-drop, or give a split with labels."
         )
     scorer.finish(*scorer.score(dataset, split), lambda: dataset)

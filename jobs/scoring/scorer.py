@@ -225,13 +225,16 @@ class Scorer:
             event(logger, "unjudged", "", file=file)
 
     def _judge(self, scores: Scores, file: str | None) -> tuple[Verdict, ...]:
-        """Return a verdict for each gate; none for rows without labels."""
+        """Return a verdict for each gate that can be judged."""
         gates, schema = self._config.gates, scores.schema
-        accuracy = ScoreResult(scores, already_done=True).accuracy
-        if not gates.any or accuracy is None:
+        result = ScoreResult(scores, already_done=True)
+        if not gates.any:
             return ()
-        before = None
-        if gates.max_drop is not None:
+        before, drift = None, result.drift
+        if gates.max_drift is not None and (drift is None or drift["score"] is None):
+            why = "no drift is recorded" if drift is None else "it has too few rows"
+            logger.info("--max-drift is not judged on %s: %s.", file or schema.split, why)
+        if gates.max_drop is not None and result.accuracy is not None:
             before = self.records.accuracy_before(schema)
             if before is None and self._holder is not None:
                 before = self._holder.accuracy
@@ -239,7 +242,7 @@ class Scorer:
                 text = "--max-drop is not judged: there is no earlier accuracy of %s."
                 logger.info(text, schema.split)
         subject = f"{file or schema.split} scored by {self.result.model_digest[:12]}"
-        return gates.judge(accuracy, before, subject)
+        return gates.judge(result.accuracy, before, subject, drift)
 
     def _write_output(
         self,

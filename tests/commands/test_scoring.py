@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.commands.conftest import Call
@@ -36,10 +37,25 @@ def test_gate(dataset: Path, run: Path, call: Call) -> None:
     assert "Test accuracy " in ended.out
     assert re.fullmatch(r"Error: test scored by .* as test-\w+\.\n", ended.err)
     shown = call("scores").out.splitlines()
-    assert shown[0].split() == ["time", "what", "outcome", "rows", "accuracy"]
+    assert shown[0].split() == ["time", "what", "outcome", "rows", "accuracy", "drift"]
     assert "below gate" in shown[1]
     entries = json.loads(call("scores", "--failed", "--json").out)["entries"]
     assert [5] == [entry["exit"] for entry in entries]
+
+
+def test_drift(dataset: Path, run: Path, call: Call, here: Path) -> None:
+    """Rows far from training are told in words, with the number after -v, and can end in 5."""
+    images = np.random.default_rng(0).integers(0, 256, (40, 28, 28), np.uint8)
+    np.savez(here / "noise.npz", x_test=images)
+    assert 0 == call("ingest", "noise.npz", "--out", "noise").code
+    ended = call("score", "--dataset", "noise")
+    assert 0 == ended.code
+    assert re.search(r"from training.*: noise\?", ended.out.replace("\n", " "))
+    assert re.search(r"drift +\d+\.\d\d \(\w", call("score", "--dataset", "noise", "-v").out)
+    ended = call("score", "--dataset", "noise", "--max-drift", "3")
+    assert BELOW_GATE == ended.code
+    assert "(--max-drift)" in ended.err
+    assert 0 == call("score", "--max-drift", "3").code
 
 
 def test_drop_from_nothing(dataset: Path, run: Path, call: Call) -> None:

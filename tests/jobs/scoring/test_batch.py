@@ -238,7 +238,7 @@ def test_invalid_options(options: dict[str, Any], words: str) -> None:
 def test_gates_need_labels(run: Path, digits: Path, tmp_path: Path) -> None:
     """A gate on a split without labels is refused before it is scored."""
     dataset = unlabelled_test(digits, tmp_path / "set")
-    with pytest.raises(UsageError, match="has no labels, so no gate"):
+    with pytest.raises(UsageError, match="has no labels, so its accuracy"):
         batch(run, dataset, gates=Gates(min_accuracy=0.5))
     assert not (run / "scores").exists()
 

@@ -3,31 +3,34 @@
 import json
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from scipy import stats
 
-from jobs.scoring.drift import (
-    LEAST_ROWS,
+from jobs.scoring.distances import (
     SIGMAS,
     chi_squared_bound,
     grouped_psi,
     hidden_distance,
     stability_index,
 )
+from jobs.scoring.gates import Gates
 from jobs.scoring.job import score
-from jobs.training.config import TrainConfig
+from jobs.scoring.remedies import LEAST_ROWS
 from jobs.training.job import train
 from jobs.training.reference import Observation, Reference
 from pipeline.ingest import ingest
 from pipeline.statistics import BINS, ImageStatistics
 from storage.dataset import open_dataset
 from storage.documents import seal
+from storage.errors import QualityGateError
 from storage.local import LocalLocation
 from storage.verify import verify_run
-from tests.jobs.inboxes import Events, ledger
+from tests.jobs.inboxes import Events, ledger, score_inbox
 from tests.jobs.trainings import small
 from tests.storage.artefacts import stored_rows
 
@@ -61,7 +64,7 @@ def test_chance_is_no_drift(rows: int) -> None:
     assert grouped_psi(expected, rng.multinomial(rows, shares[::-1])) > 0
 
 
-def observed(hidden: np.ndarray) -> Observation:
+def observed(hidden: NDArray[np.float64]) -> Observation:
     rows = len(hidden)
     counts = np.array([rows, 0]), np.array([rows, *[0] * (BINS - 1)])
     return Observation(ImageStatistics.empty(), *counts, hidden.sum(axis=0))
@@ -141,25 +144,75 @@ def test_few_and_equal_rows(run: Path, digits: Path, tmp_path: Path) -> None:
     assert drift["text"] == f"All {LEAST_ROWS - 1} rows are equal."
 
 
-def test_record(digits: Path, tmp_path: Path, events: Events) -> None:
-    """Inverted images are far from training, which ledger, events and metrics record."""
-    config = TrainConfig(network="784-relu-20-softmax-10", epochs=2, batch_size=50)
-    ingest("synthetic:1500,300", tmp_path / "set")
-    train(config, dataset=tmp_path / "set", run=tmp_path / "run")
-    near = score(run=tmp_path / "run").drift
-    assert near is not None
-    assert (near["score"] < 1, near["text"]) == (True, None)
+Images = NDArray[np.uint8]
 
-    test = stored_rows(open_dataset(LocalLocation(tmp_path / "set")).split("test"))
-    np.savez(tmp_path / "inverted.npz", x_test=255 - test.inputs[:, 1:].reshape(-1, 28, 28))
-    ingest(str(tmp_path / "inverted.npz"), tmp_path / "inverted")
-    result = score(run=tmp_path / "run", dataset=tmp_path / "inverted")
-    far = result.drift
-    assert far is not None
-    assert far["score"] > 3
-    assert far["score"] == max(*far["psi"].values(), far["hidden"])
-    assert "from training" in far["text"]
-    line = ledger(tmp_path / "run")[-1]
-    assert (line["drift"], line["drift_text"]) == (far["score"], far["text"])
-    facts = events.named("scored")[-1]
-    assert (facts["drift"], facts["drift_text"]) == (far["score"], far["text"])
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a dataset `set` and a `run` that tells its digits apart."""
+    place = tmp_path_factory.mktemp("known")
+    ingest("synthetic:2000,400", place / "set")
+    train(
+        {"network": "784-relu-40-softmax-10", "epochs": 4}, dataset=place / "set", run=place / "run"
+    )
+    return place
+
+
+def images_of(known: Path) -> Images:
+    """Return the images of the test split, `(rows, 28, 28)`."""
+    test = stored_rows(open_dataset(LocalLocation(known / "set")).split("test"))
+    return test.inputs[:, 1:].reshape(-1, 28, 28)
+
+
+DAMAGES: dict[str | None, Callable[[Images], Images]] = {
+    None: lambda images: images,
+    "inverted images": lambda images: 255 - images,
+    "transposed images": lambda images: images.swapaxes(1, 2),
+    "images turned clockwise by 90 degrees": lambda images: np.rot90(images, -1, (1, 2)),
+    "images moved by 4 pixels": lambda images: np.roll(images, 4, axis=2),
+    "blank images": np.zeros_like,
+    "black-and-white images": lambda images: (255 * (images > 127)).astype(np.uint8),
+    "noise": lambda images: np.random.default_rng(0).integers(0, 256, images.shape, np.uint8),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_what_images_look_like(name: str | None, known: Path, tmp_path: Path) -> None:
+    """Damaged images are far from training, and what happened to them is named."""
+    images = np.ascontiguousarray(DAMAGES[name](images_of(known)))
+    np.savez(tmp_path / "images.npz", x_test=images)
+    ingest(str(tmp_path / "images.npz"), tmp_path / "set")
+    drift = score(run=known / "run", dataset=tmp_path / "set").drift
+    assert drift is not None
+    shutil.rmtree(known / "run" / "scores")
+    assert (drift["looks_like"], drift["score"] > 3) == (name, name is not None)
+    assert (drift["text"] is None) == (name is None)
+    if name is not None:
+        assert drift["text"].endswith((f": {name}?", f"{name}? All 400 rows are equal."))
+
+
+def test_gate(known: Path, tmp_path: Path, events: Events) -> None:
+    """A file without labels raises one alarm, not one per night; the ledger marks it."""
+    run, inbox = shutil.copytree(known / "run", tmp_path / "run"), tmp_path / "inbox"
+    inbox.mkdir()
+    np.save(inbox / "good.npy", images_of(known))
+    np.save(inbox / "bad.npy", 255 - images_of(known))
+    np.save(inbox / "few.npy", images_of(known)[:5])
+    gates = Gates(max_drift=3.0)
+    result = score_inbox(run, inbox, gates=gates)
+    assert isinstance(result.error, QualityGateError)
+    assert "bad.npy scored by" in str(result.error)
+    assert "inverted images?" in str(result.error)
+    assert "good.npy" not in str(result.error)
+    assert ["few.npy"] == result.unjudged
+    lines = {line["file"]: line for line in ledger(run)}
+    assert {"good.npy": 0, "bad.npy": 5, "few.npy": 0} == {
+        name: line["exit"] for name, line in lines.items()
+    }
+    drift = result.results[0].drift
+    assert drift is not None
+    assert lines["bad.npy"]["drift"] == drift["score"]
+    assert "inverted images?" in lines["bad.npy"]["drift_text"]
+    assert "inverted images?" in events.named("scored")[0]["drift_text"]
+    assert score_inbox(run, inbox, gates=gates).error is None
+    assert score_inbox(run, inbox).error is None

@@ -40,6 +40,28 @@ def test_message_of_a_missed_gate() -> None:
         assert part in text
 
 
+@pytest.mark.parametrize(
+    ("score", "passed"), [(2.0, [True]), (3.0, [True]), (3.1, [False]), (None, [])]
+)
+def test_drift(score: float | None, passed: list[bool]) -> None:
+    """Drift is judged without labels, but not without a score; the message says what differs."""
+    drift = {"score": score, "text": "Brightness 3.1 from training."}
+    verdicts = Gates(max_drift=3.0, min_accuracy=0.9).judge(None, None, "a.npz", drift)
+    assert passed == [verdict.passed for verdict in verdicts]
+    assert () == Gates(max_drift=3.0).judge(1.0, None, "a.npz", None)
+    if passed == [False]:
+        assert missed(verdicts) == (
+            "a.npz has drift 3.10; expected at most 3 (--max-drift). Brightness 3.1 from training."
+        )
+
+
+@pytest.mark.parametrize("limit", [-0.1, float("nan"), float("inf")])
+def test_invalid_drift(limit: float) -> None:
+    """A limit that nothing could miss, or everything, is refused."""
+    with pytest.raises(UsageError, match="expected 0 or more"):
+        Gates(max_drift=limit)
+
+
 @pytest.mark.parametrize("share", [-0.1, 1.1, 97.0, float("nan")])
 def test_invalid_shares(share: float) -> None:
     """A gate outside [0, 1] is refused: 97 does not mean 97 %."""
