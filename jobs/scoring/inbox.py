@@ -53,6 +53,7 @@ SPLIT = "inbox"
 BLACK_OR_WHITE = ValueRange(0.0, 1.0)
 """The range of bool, which is stored as bytes."""
 INGEST_ADVICE = "For options, put a dataset that `pipeline ingest` made into the inbox instead."
+_ANOTHER_SIZE = "the run was trained on images of"
 _INGEST_OPTION = re.compile(r"--(arrays|channels|holdout|label|resize|shape)\b")
 
 
@@ -324,6 +325,8 @@ class Inbox:
             text = text.replace(place, name)
         if _INGEST_OPTION.search(text):
             text += f" {INGEST_ADVICE}"
+        elif item.has_only_pictures and _ANOTHER_SIZE in text:
+            text += " `pipeline predict` takes pictures of any size."
         return text
 
     def _staged(self, arrival: Arrival) -> Location:

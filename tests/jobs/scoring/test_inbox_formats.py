@@ -346,6 +346,7 @@ def test_another_size(form: str, run: Path, inbox: Path) -> None:
         put(inbox / "a" / "a.png", image_module.fromarray(images[0]).save)
     text = failure(score_inbox(run, inbox))
     assert "has images of 30 x 30; the run was trained on images of 28 x 28" in text
+    assert ("`pipeline predict`" in text) == (form == "pictures")
 
 
 def test_pictures_of_unequal_size(run: Path, inbox: Path) -> None:
