@@ -281,6 +281,16 @@ def test_several_runs(scored: Path, call: Call) -> None:
     assert [svg["role"] for svg in page.all("svg")] == ["img"] * 4
 
 
+@pytest.mark.slow
+def test_in_a_store(home: str, call: Call) -> None:
+    """A run and its dataset may be in an object store; the file is local."""
+    assert 0 == call("score", "--run", f"{home}/run").code
+    text = report(call, f"{home}/run").text
+    assert "Worst mistakes" in text
+    assert f"Report on {home}/run" in text
+    assert "Missing here" not in text
+
+
 def test_refusals(run: Path, call: Call) -> None:
     """A run that cannot be read is exit code 3; another name of the file or a twin, 2."""
     assert_refused(call("report", "runs/none"), 3, "There is no run at runs/none")
