@@ -15,6 +15,7 @@ try:
     from tests.benchmarks.contest import Verdict
     from tests.benchmarks.data import CORES, SOURCE, Workplace
     from tests.benchmarks.distortions import bench_distortions
+    from tests.benchmarks.drift import bench_drift
     from tests.benchmarks.epochs import bench_epochs
     from tests.benchmarks.learning import LearningVerdict, bench_learning, learning_table
     from tests.benchmarks.pictures import bench_pictures
@@ -44,6 +45,7 @@ LARGE = {
     "learning": bench_learning,
     "pictures": bench_pictures,
     "sources": bench_sources,
+    "drift": bench_drift,
 }
 """Benchmarks that take long or much disk space; they run only if named."""
 
