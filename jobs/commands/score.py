@@ -142,9 +142,8 @@ average_shifts = option(
     "--columns",
     metavar="NAMES",
     show_default="row,predicted,probability, and true,correct with labels",
-    help="Columns of --out, in order, separated by commas; also p_CLASS, the probability of a "
-    "class, file for an inbox, and for Kaggle ImageId, the row counted from 1, and Label, the "
-    "predicted class.",
+    help="Columns of --out, separated by commas; also p_CLASS, the probability of a class, file "
+    "for an inbox, and for Kaggle ImageId and Label.",
 )
 @option(
     "--review",

@@ -100,6 +100,9 @@ def _cron(plan: Plan) -> dict[str, str]:
         f"# {plan.name}: install with `crontab FILE`, or add the lines with `crontab -e`.",
         "# If the previous job is still running, the new one exits with code 4.",
         "# cron does not make up missed runs.",
+        "# It mails all output of a job; for errors only, add >/dev/null to the last line.",
+        "# Fill in an address and remove its number sign:",
+        "#MAILTO=you@example.org",
         "SHELL=/bin/sh",
     ]
     if plan.zone_given:
@@ -132,6 +135,8 @@ def _systemd(plan: Plan) -> dict[str, str]:
 # systemctl --user daemon-reload && systemctl --user enable --now {plan.name}.timer
 [Unit]
 Description=mnist-stream: pipeline {plan.arguments[0]}
+# To be notified of a failure, fill in a unit that sends a message and remove the number sign:
+#OnFailure=notify@%N.service
 
 [Service]
 Type=oneshot
@@ -207,7 +212,11 @@ def _kubernetes(plan: Plan) -> dict[str, str]:
 # kubectl apply -f {plan.name}.yaml
 # The volume must contain the files of {printable(plan.directory)}.
 # Build the image from deploy/Dockerfile, or install the command at the same path.
-# An evicted pod is restarted and continues; permanent errors are not retried.
+# An evicted pod is restarted and continues; permanent errors are not retried. A job that failed
+# for good, also after the retries of backoffLimit, has an event:
+#   kubectl get events --field-selector type=Warning,involvedObject.kind=Job
+# With kube-state-metrics, Prometheus can raise an alert:
+#   expr: kube_job_failed{{condition="true", job_name=~"{plan.name}-[0-9]+"}} > 0
 apiVersion: batch/v1
 kind: CronJob
 metadata:
@@ -282,6 +291,8 @@ with DAG(
     catchup=False,  # of several missed runs, only the last is made up
     max_active_runs=1,
     dagrun_timeout=timedelta(days=1),
+    # To be notified of a failure, fill in a function or a notifier and remove the number sign:
+    # on_failure_callback=notify,
 ):
     BashOperator(
         task_id="pipeline",

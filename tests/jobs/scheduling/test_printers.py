@@ -1,6 +1,7 @@
 """The printed configurations for cron, Kubernetes and Airflow, read as these programs read them."""
 
 import ast
+import configparser
 import re
 import shlex
 import shutil
@@ -240,3 +241,32 @@ def test_sunday(scheduler: str, plan: Plan) -> None:
     """Sunday, which only cron accepts as 7, is printed as 0."""
     text = only(PRINTERS[scheduler](replace(plan, times=cron_times("0 0 * * 5-7", "UTC"))))
     assert "0 0 * * 0,5,6" in text
+
+
+def test_how_a_failure_is_reported(plan: Plan, tmp_path: Path) -> None:
+    """Without its number sign, the line to fill in is one that the other scheduler reads."""
+    table = only(PRINTERS["cron"](plan)).replace("#MAILTO=", "MAILTO=")
+    assert "MAILTO=you@example.org" in table.splitlines()[:-1]
+    if checks_tables():
+        (tmp_path / "table").write_text(table)
+        subprocess.run(["crontab", "-n", str(tmp_path / "table")], check=True)
+    units = configparser.ConfigParser(interpolation=None, strict=False)
+    units.read_string(PRINTERS["systemd"](plan)["nightly.service"].replace("#OnF", "OnF"))
+    assert "notify@%N.service" == units["Unit"]["OnFailure"]
+    dag = only(PRINTERS["airflow"](plan)).replace("# on_failure", "on_failure")
+    calls = [call for call in ast.walk(ast.parse(dag)) if isinstance(call, ast.Call)]
+    (call,) = [call for call in calls if getattr(call.func, "id", "") == "DAG"]
+    assert "on_failure_callback" in [word.arg for word in call.keywords]
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def test_prometheus_accepts_the_alert_of_kubernetes(plan: Plan, tmp_path: Path) -> None:
+    """The printed expression is one of Prometheus, for the jobs of this schedule."""
+    text = only(PRINTERS["kubernetes"](plan))
+    (expression,) = re.findall(r"^#   expr: (.*)$", text, re.MULTILINE)
+    assert 'job_name=~"nightly-[0-9]+"' in expression
+    rule = {"alert": "JobFailed", "expr": expression}
+    rules = tmp_path / "rules.yml"
+    rules.write_text(yaml.safe_dump({"groups": [{"name": "jobs", "rules": [rule]}]}))
+    checked = ["promtool", "check", "rules", str(rules)]
+    subprocess.run(checked, check=True, capture_output=True)
