@@ -260,7 +260,7 @@ def _labels_of(run: Run, class_names: tuple[str, ...]) -> tuple[int, ...]:
     """Return the label of each class in the training files, if a run records them."""
     labels = run.dataset.get("labels", [])
     integers = isinstance(labels, list) and all(type(label) is int for label in labels)
-    if not integers or len(set(labels)) not in (0, len(class_names)):
+    if not integers or {len(labels), len(set(labels))} not in ({0}, {len(class_names)}):
         raise BadDataError(
             f"{run.location}/{RECORD} has the labels {labels!r}; expected an integer for each of "
             f"{len(class_names):,} classes."

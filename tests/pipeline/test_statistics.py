@@ -62,7 +62,7 @@ def test_statistics_follow_their_formulas(scaling: ValueRange) -> None:
 
 
 def test_large_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A large image takes little memory besides itself, and gives the values of a single pass."""
+    """A large image takes little memory beyond itself, and gives the values of a single pass."""
     image = np.random.default_rng(0).integers(0, 256, (1, 900, 1000, 3), np.uint8)
     tracemalloc.start()
     values = image_statistics(image, (900, 1000, 3), BYTES, np.arange(1))

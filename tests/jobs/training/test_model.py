@@ -165,6 +165,13 @@ def test_invalid_images(images: dict[str, Any], run: Run) -> None:
         load_model(replace(run, dataset=run.dataset | images), "latest")
 
 
+@pytest.mark.parametrize("labels", [7, [0.5] * 10, [1, 2], [{}] * 10, [3] * 10, [*range(10), 9]])
+def test_invalid_labels(labels: object, run: Run) -> None:
+    """A record without a distinct integer for each class is refused."""
+    with pytest.raises(BadDataError, match=r"run\.json has the labels"):
+        load_model(replace(run, dataset=run.dataset | {"labels": labels}), "latest")
+
+
 def test_a_choice_that_is_pruned_is_chosen_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """If a training run prunes the chosen checkpoint while it is read, the choice is repeated."""
     listed = select_checkpoint.list_checkpoints
