@@ -149,7 +149,7 @@ average_shifts = option(
     "--review",
     metavar="FILE",
     shell_complete=completion.files,
-    help="Also write the least certain rows to a .csv or, with images, .html file.",
+    help="Write the least certain rows to a .csv or .html file.",
 )
 @option(
     "--below",
