@@ -49,7 +49,7 @@ OTHER_NAMES = {
     "scale": "normalize",
     "schedule": "cron",
     "scheduler": "address",
-    "score": "eval evaluate predict test",
+    "score": "eval evaluate test",
     "scores": "history",
     "seed": "random-state s",
     "split": "s",

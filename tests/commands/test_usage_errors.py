@@ -157,7 +157,7 @@ MEANT = [
     (("trian",), "'train'"),
     (("Train",), "'train'"),
     (("fit",), "'train'"),
-    (("predict",), "'score'"),
+    (("evaluate",), "'score'"),
     (("train", "--epoch", "3"), "'--epochs'"),
     (("train", "--learn", "1"), "'--learning-rate'"),
     (("train", "--learning_rate", "1"), "'--learning-rate'"),
