@@ -124,14 +124,16 @@ def histograms(values: NDArray[np.float64]) -> NDArray[np.int64]:
     return np.bincount(bins.ravel(), minlength=columns * BINS).reshape(columns, BINS)
 
 
-def is_sampled(start: int, stop: int, rows: int) -> NDArray[np.bool_]:
+def is_sampled(start: int, stop: int, rows: int, most: int = SAMPLED_ROWS) -> NDArray[np.bool_]:
     """Return which rows [start, stop) of a split of `rows` are counted: all if they are few.
+
+    Of more than `most`, about that number is counted.
 
     The choice follows from a row's number alone, and has no period that labels could share.
     """
     numbers = np.arange(start, stop, dtype=np.uint64)
     hashed = numbers * np.uint64(WEYL) & np.uint64(2**32 - 1)
-    chosen: NDArray[np.bool_] = hashed * np.uint64(rows) < np.uint64(SAMPLED_ROWS * 2**32)
+    chosen: NDArray[np.bool_] = hashed * np.uint64(rows) < np.uint64(most * 2**32)
     return chosen
 
 

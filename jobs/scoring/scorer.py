@@ -123,16 +123,22 @@ class Scorer:
         """The distributions that scored rows are compared with; None, with a note, if unknown."""
         from jobs.training.reference import ensure_reference
 
-        text = "the run's dataset was replaced by another one"
+        holdout = int(self.run.configuration.get("holdout") or 0)
         try:
-            dataset = open_chosen_dataset(self.run, None, self._config.storage_options)
-            if dataset.digest == self.run.dataset_digest:
-                holdout = int(self.run.configuration.get("holdout") or 0)
-                return ensure_reference(self.run, self.model, dataset, holdout)
+            return ensure_reference(self.run, self.model, self._training_dataset, holdout)
         except (BadDataError, UnreachableError) as error:
-            text = str(error)
-        logger.info("Drift is not recorded: this model has no reference, and %s", text)
+            logger.info("Drift is not recorded: the model has no reference yet. %s", error)
         return None
+
+    def _training_dataset(self) -> "Dataset":
+        """Return the run's own dataset; raise `BadDataError` if another one is in its place."""
+        dataset = open_chosen_dataset(self.run, None, self._config.storage_options)
+        if dataset.digest != self.run.dataset_digest:
+            raise BadDataError(
+                f"{dataset.location} is not the dataset that the run was trained on: it was "
+                "replaced. Ingest the original files again."
+            )
+        return dataset
 
     def check_stop(self) -> None:
         """Raise `StoppedError` after a signal."""

@@ -232,7 +232,7 @@ class _Training:
         try:
             chosen, _ = choose_model(self.run, DEFAULT_CHECKPOINT)
             model = model_of(self.run, chosen)
-            ensure_reference(self.run, model, self.dataset, self.config.holdout)
+            ensure_reference(self.run, model, lambda: self.dataset, self.config.holdout)
         except BadDataError as error:
             logger.warning("Scorings cannot be compared with training: %s", error)
 

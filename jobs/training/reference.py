@@ -5,6 +5,7 @@ trained on: predicted classes, confidence, and the last hidden layer's outputs.
 """
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -35,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 REFERENCE_ROWS = 10_000
 """The most rows that a model is applied to for its reference."""
+COUNTED_IMAGES = 1_000
+"""About this number of a split's images have their statistics counted; more tell little more."""
 LEAST_UNCERTAINTY = 1e-6
 """Confidences nearer to 1 are counted as this far from it."""
 FIELDS = {
@@ -121,7 +124,7 @@ class Observer:
         if hidden is None:
             first = replace(self.predictor, members=self.predictor.members[:1], average_shifts=0)
             hidden = first.with_hidden(inputs)[1]
-        sampled = is_sampled(start, start + len(inputs), self.rows)
+        sampled = is_sampled(start, start + len(inputs), self.rows, COUNTED_IMAGES)
         scaling = self.predictor.scaling
         images = ImageStatistics.of(inputs[:, 1:], self.image_shape, scaling, sampled)
         return Observation.of(images, predictions, hidden)
@@ -220,7 +223,9 @@ def read_reference(run: Run, model: Model) -> Reference | None:
     return reference
 
 
-def ensure_reference(run: Run, model: Model, dataset: Dataset, holdout: int) -> Reference:
+def ensure_reference(
+    run: Run, model: Model, dataset_of: Callable[[], Dataset], holdout: int
+) -> Reference:
     """Return a model's reference; make it from the run's dataset if there is none.
 
     A damaged one is made again. Several jobs may make it at once: they write the same document,
@@ -232,7 +237,7 @@ def ensure_reference(run: Run, model: Model, dataset: Dataset, holdout: int) -> 
     except BadDataError as error:
         logger.warning("%s It is made again.", error)
     if reference is None:
-        reference = make_reference(model, dataset, holdout)
+        reference = make_reference(model, dataset_of(), holdout)
         content = documents.sealed_bytes(reference.to_json(), indent=None)
         run.location.put(reference_key(model.digest), content)
     return reference
