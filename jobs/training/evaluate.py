@@ -143,7 +143,7 @@ class Predictor:
         most `HIDDEN_UNITS`, otherwise of some at equal intervals.
         """
         classes, units = self.network.layers[-1].outputs, self.hidden_units
-        blocks = [(np.empty((0, classes), np.float32), np.empty((0, units)))]
+        blocks = [(np.empty((0, classes), np.float32), np.empty((0, units), self.network.dtype))]
         starts = range(0, len(inputs), BLOCK_ROWS)
         with ignore_overflow():  # non-finite probabilities are never written
             blocks += [self._mean(inputs[start : start + BLOCK_ROWS]) for start in starts]
@@ -160,10 +160,10 @@ class Predictor:
         outputs = self.network.layers[-1].inputs if len(self.network.layers) > 1 else 0
         return range(0, outputs, -(-outputs // HIDDEN_UNITS) or 1)
 
-    def _mean(self, block: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    def _mean(self, block: NDArray[Any]) -> tuple[NDArray[np.float32], Floats]:
         """Return the mean probabilities of a block's rows, and outputs of the hidden layer."""
         total, terms = np.zeros((len(block), self.network.layers[-1].outputs)), 0
-        hidden: NDArray[np.float64] | None = None
+        hidden: Floats | None = None
         for shifted in self._shifted(block):
             inputs, columns = network_inputs(shifted, self.network.dtype, self.scaling)
             for parameters in self.members:
@@ -171,7 +171,7 @@ class Predictor:
                     parameters, inputs, columns
                 )
                 if hidden is None:
-                    hidden = outputs[:, :: self._units.step].astype(np.float64)
+                    hidden = outputs[:, :: self._units.step]
                 total += probabilities
                 terms += 1
         assert hidden is not None  # a model has a member

@@ -82,7 +82,7 @@ class Observation:
             images,
             np.bincount(predicted, minlength=probabilities.shape[1]),
             histograms(np.clip(confidence, 0, 1))[0],
-            hidden.sum(axis=0),
+            hidden.sum(axis=0, dtype=np.float64),
         )
 
     @property
@@ -261,7 +261,8 @@ def make_reference(model: Model, dataset: Dataset, holdout: int) -> Reference:
         for batch in stream:
             predictions, hidden = predictor.with_hidden(batch.inputs)
             observation.add(Observation.of(ImageStatistics.empty(), predictions, hidden))
-            squares += hidden.T @ hidden
+            wide = hidden.astype(np.float64)
+            squares += wide.T @ wide
     if not np.isfinite(squares).all():  # outputs too large to be compared
         observation.hidden_sum, squares = np.zeros(len(squares)), np.zeros_like(squares)
     mean = observation.hidden_sum / rows
