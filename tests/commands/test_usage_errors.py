@@ -16,7 +16,7 @@ NIGHTLY = ("schedule", "0 3 * * *")
 
 WRONG = [
     (("ingest", "mnst"), "Did you mean 'mnist'?"),
-    (("ingest", f"files/{TRAIN_IMAGES}"), "is a file", "Give 'files'"),
+    (("ingest", f"files/{TRAIN_IMAGES}"), "is one file of a set", "Give 'files'"),
     (("ingest", "--out", ""), "empty"),
     (("ingest", "--out", "gs://bucket/set"), "gs:// URL"),
     (("ingest", "files", "--out", f"files/{TRAIN_IMAGES}/set"), "is not a directory"),

@@ -92,7 +92,7 @@ def test_min_accuracy(give: Promote, run: Path, digits: Path, models: Path) -> N
     """A model below the gate is refused: the name keeps its model, and the refusal is recorded."""
     one, two, three = accuracies(run, digits)
     assert one < two < three
-    assert two == give(2, min_accuracy=two).verdicts[0].accuracy
+    assert two == give(2, min_accuracy=two).verdicts[0].value
     with pytest.raises(QualityGateError, match="champion remains model"):
         give(1, min_accuracy=two)
     assert "000002-000000" == champion(models)
