@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.commands.process import kill_at_line, run_pipeline
 from tests.commands.sets import write_set
 from tests.commands.test_commands import document, succeeded
@@ -26,6 +28,7 @@ def test_mnist(mnist_dir: Path, tmp_path: Path) -> None:
     assert 0.98 <= scored["quality"]["accuracy"]
 
 
+@pytest.mark.slow
 def test_kill_and_cluster(tmp_path: Path) -> None:
     """A killed run that is resumed on two workers has the bits of an undisturbed one."""
     write_set(tmp_path / "files")

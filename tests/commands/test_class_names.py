@@ -96,6 +96,7 @@ def test_other_names_are_another_dataset(here: Path, call: Call) -> None:
     assert named["splits"]["train"]["digest"] == unnamed["splits"]["train"]["digest"]
 
 
+@pytest.mark.slow
 def test_names_are_shown_everywhere(
     here: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,7 @@ from tests.pipeline.streams import (
 )
 
 
+@pytest.mark.slow
 @settings(SETTINGS, max_examples=20)
 @given(options=stream_settings(), epochs=st.integers(1, 2))
 def test_the_state_at_every_batch(known: Known, options: dict[str, Any], epochs: int) -> None:

@@ -185,6 +185,7 @@ except BadDataError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
 @pytest.mark.parametrize("ending", [".gz", ".xz"])
 @pytest.mark.parametrize(

@@ -96,6 +96,7 @@ def test_one_holder_at_a_time(anywhere: Location) -> None:
             pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [b"\xff\0", b"[]", b'{"process": "x"}', b"[" * 100_000])
 def test_a_lock_with_invalid_content(anywhere: Location, content: bytes) -> None:
     """A lock with invalid content is still held; its holder is not named."""

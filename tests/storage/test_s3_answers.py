@@ -64,6 +64,7 @@ def acts(place: Location) -> dict[str, Callable[[], Any]]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
@@ -101,6 +102,7 @@ def test_refusals(proxy: Proxy, answer: Answer, words: str) -> None:
         assert words in str(caught.value), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "answer",
     [refusal(400, "RequestTimeout"), refusal(409, "OperationAborted"), refusal(503, "SlowDown")],

@@ -103,6 +103,7 @@ def test_a_location_can_be_pickled(store: Store) -> None:
     assert "swordfish" not in f"{place} {place!r}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "trouble",
     [pytest.param(name, marks=pytest.mark.slow) if name == "slow" else name for name in TROUBLES],
@@ -132,6 +133,7 @@ def test_transient_failures_are_retried(proxy: Proxy, place: Location, trouble: 
     assert {"digits": 10} == place.sizes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trouble", "reason"),
     [

@@ -118,6 +118,7 @@ def test_a_scoring_continues_after_a_crash(home: Location, expected: Scores) -> 
     assert len(expected.location.objects()) == len(scores.location.objects())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("array", ["probabilities/c.3.0", "predicted/c.3"])
 @pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "gone", "another's"])
 def test_a_chunk_damaged_before_completion_is_scored_again(
@@ -142,6 +143,7 @@ def test_a_chunk_damaged_before_completion_is_scored_again(
     assert expected.digest == scores.digest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["probabilities/zarr.json", "predicted/zarr.json"])
 @pytest.mark.parametrize("content", [b"", b"{", None])
 def test_damaged_metadata_are_rewritten(

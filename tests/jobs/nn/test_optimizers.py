@@ -94,6 +94,7 @@ def test_steps_in_parts(name: str) -> None:
         np.testing.assert_array_equal(vector, state[key])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "sgd"])
 def test_decayed_moments_become_zero(

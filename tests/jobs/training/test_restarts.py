@@ -41,6 +41,7 @@ def test_snapshots_are_the_ends_of_cycles() -> None:
     assert [] == snapshots(small(schedule="cosine"), 6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["steps", "rounds"])
 def test_resume_within_a_cycle(parallel: str, digits: Path, tmp_path: Path) -> None:
     """A run that is resumed in the warm-up or the fall of a later cycle has the same bits."""

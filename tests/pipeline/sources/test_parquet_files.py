@@ -280,6 +280,7 @@ def test_texts_of_many_digits(tmp_path: Path) -> None:
     np.testing.assert_array_equal(1 - labels() % 2, read(source.splits[0])[1])
 
 
+@pytest.mark.slow
 def test_repeated_values(tmp_path: Path) -> None:
     """Values that repeat, of which a file stores few bytes, are not read all at once."""
     values = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(12 * 2**20, "u1")), 2**20)
