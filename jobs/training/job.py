@@ -52,7 +52,7 @@ from storage.errors import BadDataError, ConflictError, counted
 from storage.events import Progress, event, for_people, no_progress
 from storage.location import TakeOver
 from storage.places import Place, open_location
-from storage.runs import Run, check_place, run_exists, run_lock
+from storage.runs import REFERENCES, Run, check_place, run_exists, run_lock
 
 if TYPE_CHECKING:
     from pipeline.cluster.client import Cluster
@@ -178,6 +178,7 @@ def train(
         )
     with run_lock(location, take_over) as location, one_blas_thread():
         location.sweep()
+        location.sweep(REFERENCES)
         # Another process may have begun the run before this one had the lock.
         record = recorded_run(location, resume=resume)
         config = configure(given, record, data)
