@@ -177,7 +177,7 @@ def test_refused(data: bytes, message: str) -> None:
 
 
 def test_photo_of_several_frames() -> None:
-    """Of a camera's MPO file, the photo is read, not its preview."""
+    """A camera's MPO file gives its photo, not the preview."""
     assert decode_picture(frames("MPO"), "x").shape == SIZE
 
 
