@@ -229,9 +229,10 @@ def ensure_reference(
     """Return a model's reference; make it from the run's dataset if there is none.
 
     A damaged one is made again. Several jobs may make it at once: they write the same document,
-    each atomically.
+    each atomically. What a killed job left of it is removed.
     """
-    reference = None
+    key, reference = reference_key(model.digest), None
+    run.location.sweep_partial(key)
     try:
         reference = read_reference(run, model)
     except BadDataError as error:
@@ -239,7 +240,7 @@ def ensure_reference(
     if reference is None:
         reference = make_reference(model, dataset_of(), holdout)
         content = documents.sealed_bytes(reference.to_json(), indent=None)
-        run.location.put(reference_key(model.digest), content)
+        run.location.put(key, content)
     return reference
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -104,6 +105,20 @@ def test_training_makes_the_reference(run: Path, digits: Path, events: Events) -
         assert score(run=run, dataset=digits).drift == first
         assert path.read_bytes() == content
     assert "made again" in " ".join(event["text"] for event in events.events)
+
+
+def test_partial_references(run: Path, digits: Path) -> None:
+    """A scoring removes what a killed one left of the reference, whether or not it is there."""
+    (path,) = (run / "references").glob("*.json")
+    partial = path.with_name(f".{path.name}.{'0' * 32}.tmp")
+    for is_missing in (True, False):
+        partial.touch()
+        os.utime(partial, (0, 0))  # as after a while
+        if is_missing:
+            path.unlink()
+        shutil.rmtree(run / "scores", ignore_errors=True)
+        assert score(run=run, dataset=digits).drift is not None
+        assert [path.name] == os.listdir(path.parent)
 
 
 def test_without_the_training_dataset(
