@@ -1,6 +1,7 @@
 """Score a split on a cluster: one task per chunk reads, scores, writes and counts it."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,7 +97,7 @@ def score_on_cluster(
     dataset: Dataset,
     count: ConfusionCounter,
     observation: Observation,
-) -> Iterator[int]:
+) -> Generator[int, None, None]:
     """Write and count the chunks in order; yield the rows of each."""
     schema = writer.schema
     task = ScoreTask(
@@ -122,9 +123,10 @@ def score_on_cluster(
         for number in range(schema.chunks)
         for start, stop in [schema.chunk_bounds(number)]
     )
-    for number, reply in enumerate(results(cluster, tasks, CHUNKS_PER_WORKER)):
-        writer.digests.setdefault(number, reply.digest)
-        observation.add(reply.observed)
-        if reply.counted is not None:
-            count.merge(reply.counted)
-        yield reply.observed.rows
+    with closing(results(cluster, tasks, CHUNKS_PER_WORKER)) as replies:
+        for number, reply in enumerate(replies):
+            writer.digests.setdefault(number, reply.digest)
+            observation.add(reply.observed)
+            if reply.counted is not None:
+                count.merge(reply.counted)
+            yield reply.observed.rows

@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from jobs.environment import one_blas_thread
@@ -68,9 +69,10 @@ def score_split(
                 from jobs.scoring.cluster import score_on_cluster
 
                 chunks = score_on_cluster(workers, writer, model, dataset, count, observation)
-            for rows in chunks:
-                done += rows
-                progress(f"score {split}", done, schema.rows)
+            with closing(chunks):  # the threads end before the lock is released
+                for rows in chunks:
+                    done += rows
+                    progress(f"score {split}", done, schema.rows)
             drift = drift_of(reference, observation, model, dataset, split)
             seconds = round(time.perf_counter() - began, 3)
             metrics = _metrics(schema, model, dataset, count, seconds)
@@ -146,7 +148,7 @@ def _score_here(
     threads: int,
     count: ConfusionCounter,
     observation: Observation,
-) -> Iterator[int]:
+) -> Generator[int, None, None]:
     """Write and count the chunks in order, one per thread; yield the rows of each."""
     schema, missing = writer.schema, set(writer.missing)
 

@@ -198,7 +198,9 @@ class Pending:
         self.release()
 
 
-def results(cluster: Cluster, tasks: Iterable[Task], per_worker: int = 1) -> Iterator[Any]:
+def results(
+    cluster: Cluster, tasks: Iterable[Task], per_worker: int = 1
+) -> Generator[Any, None, None]:
     """Yield the tasks' results in order, with `per_worker` tasks in flight for each worker."""
     waiting: deque[Pending] = deque()
     try:

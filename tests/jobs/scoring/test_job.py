@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,8 @@ def stop_after(chunks: int, run: Path, dataset: Path) -> Path:
     with pytest.raises(StoppedError, match="Run the same command to continue") as caught:
         score(run=run, dataset=dataset, split="train", progress=progress, stop=stop)
     assert 143 == caught.value.exit_code
+    # No thread still writes, although the traceback holds the stopped generator
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("compute")]
     (home,) = (run / "scores").glob("train-*")
     return home
 
