@@ -4,18 +4,17 @@ A first pass over the scores chooses the rows, a second one reads the chunks tha
 memory is bounded by a chunk and by `MOST_ROWS` rows of text or pictures.
 """
 
-import base64
 import csv
 import html
 import io
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jobs.output import one_line
+from jobs.scoring.images import Pixels, data_uri, pixels_of
 from jobs.scoring.outputs import check_output, labels_of
 from storage.dataset import Dataset
 from storage.errors import MissingExtraError
@@ -26,8 +25,6 @@ MOST_ROWS = {"csv": 10_000, "html": 1_000}
 """The most rows of a file, by its format: the least certain ones."""
 CLASSES = 3
 """Classes that are shown for each row, most probable first."""
-LONGEST_SIDE = 64
-"""Larger pictures are made smaller."""
 SHOWN_SIDE = 84
 """Least width and height of a picture on the page, in pixels."""
 COLUMNS = (
@@ -54,8 +51,7 @@ class ReviewRow:
     """The most probable classes with their probabilities, largest first."""
     true: str
     """The true class; empty without labels."""
-    image: NDArray[Any]
-    """The stored row, without its bias."""
+    pixels: Pixels
 
 
 def check_review(file: Location) -> None:
@@ -120,19 +116,9 @@ def _rows(scores: Scores, dataset: Dataset, chosen: NDArray[np.int64]) -> list[R
                 row,
                 tuple((schema.class_names[index], float(shares[index])) for index in best),
                 "" if true is None else schema.class_names[true[row - start]],
-                _thumbnail(inputs[row - start, 1:], dataset),
+                pixels_of(inputs[row - start], dataset),
             )
     return [rows[row] for row in chosen.tolist()]
-
-
-def _thumbnail(row: NDArray[Any], dataset: Dataset) -> NDArray[Any]:
-    """Return a copy of a row as an image of at most `LONGEST_SIDE` pixels a side."""
-    shape = dataset.image_shape
-    image = row.reshape(shape if len(shape) > 1 else (1, -1))
-    if image.ndim > 2 and image.shape[2] != 3:
-        image = image.reshape(len(image), -1)
-    step = -(-max(image.shape[:2]) // LONGEST_SIDE)
-    return image[::step, ::step].copy()
 
 
 def _write_csv(text: io.StringIO, rows: list[ReviewRow], name: str) -> None:
@@ -171,16 +157,5 @@ def _html_row(row: ReviewRow) -> str:
     cells = [f"{one_line(label)} {share:.4f}" for label, share in row.classes]
     cells += [""] * (CLASSES - len(cells)) + [one_line(row.true)]
     texts = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
-    picture = f'<img src="{_data_uri(row.image)}" alt="Image of row {row.row}">'
+    picture = f'<img src="{data_uri(row.pixels)}" alt="Image of row {row.row}">'
     return f'<tr><td class="number">{row.row:,}</td><td>{picture}</td>{texts}</tr>\n'
-
-
-def _data_uri(image: NDArray[Any]) -> str:
-    """Return an image as a PNG file in a data URI, from its smallest to its largest value."""
-    from PIL import Image
-
-    values = image.astype(np.float64)
-    span = (values - values.min()) / max(float(np.ptp(values)), 1e-30)
-    buffer = io.BytesIO()
-    Image.fromarray(np.rint(255 * span).astype(np.uint8)).save(buffer, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

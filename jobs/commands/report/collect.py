@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from jobs.commands.report.examine import Cell, Examination, examine, wilson_interval
-from jobs.commands.report.images import Pixels, pixels_of
+from jobs.scoring.images import Pixels, pixels_of
 from jobs.scoring.metrics import open_scored
 from jobs.training.config import VALIDATION, TrainConfig
 from jobs.training.history import Metrics, check_history

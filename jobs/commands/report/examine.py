@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.commands.report.images import Pixels, pixels_of
+from jobs.scoring.images import Pixels, pixels_of
 from storage.dataset import Dataset
 from storage.errors import BadDataError
 from storage.scores import Scores

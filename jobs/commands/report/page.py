@@ -16,10 +16,10 @@ from jobs.commands.report import plots
 from jobs.commands.report.collect import Part, Subject, differing
 from jobs.commands.report.curves import compared, learning
 from jobs.commands.report.examine import TABLE, wilson_interval
-from jobs.commands.report.images import data_uri, sprite, weights_uri
 from jobs.commands.reports import digest_of_source
 from jobs.commands.tables import SHORT_DIGEST, size
 from jobs.output import percent
+from jobs.scoring.images import data_uri, sprite, weights_uri
 from jobs.training.config import TrainConfig
 from jobs.training.settings import option_name
 from pipeline.findings import Findings

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.commands.pictures import as_image
 from jobs.nn.parameters import Floats
 from storage.dataset import Dataset
 
@@ -28,7 +27,8 @@ def pixels_of(row: NDArray[Any], dataset: Dataset) -> Pixels:
     """Return a stored row, bias first, as pixels; grey images get dark ink on white."""
     shape = dataset.image_shape
     is_coloured = len(shape) == 3 and shape[2] == COLOURS
-    image = row[1:].reshape(shape) if is_coloured else as_image(row, shape)
+    lines = shape[0] if len(shape) > 1 else 1
+    image = row[1:].reshape(shape if is_coloured else (lines, -1))
     image = thinned(image).astype(np.float64)
     scaling = dataset.preparation.scaling
     low, high = (scaling.low, scaling.high) if scaling else (image.min(), image.max())
