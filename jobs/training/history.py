@@ -1,6 +1,6 @@
 """A run's history: the recorded metrics of its epochs, as a list, as columns and as lines."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jobs.output import percent
@@ -20,6 +20,9 @@ LINE = {
 }
 EVALUATION = {"accuracy": float, "cross_entropy": float}
 TIMING = {"seconds": float, "rows_per_second": int, "seconds_waited": float}
+ADDED_TO_LINE = {"learning_rate": float}
+ADDED_TO_TIMING = {"time": str}
+"""Fields that epochs of early releases do not have."""
 
 Metrics = dict[str, Any]
 
@@ -47,6 +50,8 @@ def check_history(lines: Any, place: str) -> list[Metrics]:
         epoch_place = f"Epoch {number} in {place}"
         check_fields(line, LINE, epoch_place)
         check_fields(line["timing"], TIMING, epoch_place)
+        _check_added_fields(line, ADDED_TO_LINE, epoch_place)
+        _check_added_fields(line["timing"], ADDED_TO_TIMING, epoch_place)
         for figures in line["evaluation"].values():
             check_fields(figures, EVALUATION, epoch_place)
         if line["epoch"] != number or line["evaluation"].keys() != lines[0]["evaluation"].keys():
@@ -54,18 +59,23 @@ def check_history(lines: Any, place: str) -> list[Metrics]:
     return lines
 
 
+def _check_added_fields(document: Metrics, types: Mapping[str, Any], place: str) -> None:
+    check_fields(document, {name: types[name] for name in types.keys() & document.keys()}, place)
+
+
 def history_columns(metrics: Sequence[Metrics]) -> dict[str, list[Any]]:
     """Return metrics as columns of equal length, one value per epoch.
 
-    The columns are `epoch`, `steps`, `loss`, `accuracy`, then `NAME_accuracy` and
+    The columns are `epoch`, `steps`, `loss`, `accuracy`, `learning_rate`, then `NAME_accuracy` and
     `NAME_cross_entropy` of each evaluated split, then those of the timing, such as `seconds`.
     """
     rows = []
     for line in metrics:
-        row = {name: line[name] for name in ("epoch", "steps", "loss", "accuracy")}
+        names = ("epoch", "steps", "loss", "accuracy", "learning_rate")
+        row = {name: line.get(name) for name in names}
         for split, figures in line["evaluation"].items():
             row |= {f"{split}_{name}": value for name, value in figures.items()}
-        rows.append(row | line["timing"])
+        rows.append(row | line["timing"] | {"time": line["timing"].get("time")})
     return {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
 
 

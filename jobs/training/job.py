@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from jobs.choices import DEFAULT_CHECKPOINT, DEFAULT_RUN
@@ -85,9 +86,10 @@ class TrainResult:
     def history(self) -> dict[str, list[Any]]:
         """The metrics as columns, for `pandas.DataFrame(result.history)` or a plot.
 
-        The columns are `epoch`, `steps`, `loss`, `accuracy`, `NAME_accuracy` and
-        `NAME_cross_entropy` of each evaluated split, `seconds`, `rows_per_second` and
-        `seconds_waited`.
+        The columns are `epoch`, `steps`, `loss`, `accuracy`, `learning_rate`, `NAME_accuracy` and
+        `NAME_cross_entropy` of each evaluated split, `seconds`, `rows_per_second`,
+        `seconds_waited` and `time`. Epochs of early releases have None as `learning_rate` and
+        `time`.
         """
         return history_columns(self.metrics)
 
@@ -338,7 +340,8 @@ class _Training:
             "rows_per_second": round((trainer.sums.rows - first_row) / max(seconds, 1e-9)),
             "seconds_waited": round(trainer.stream.seconds_waited - waited, 3),
         }
-        line = self._line(evaluators) | {"timing": timing}
+        line = self._line(evaluators)
+        line["timing"] = timing | {"time": datetime.now(UTC).isoformat(timespec="milliseconds")}
         self.metrics.append(line)
         trainer.sums = NO_ROWS
         self.run.append_metrics(line, self.metrics[:-1])
@@ -361,6 +364,7 @@ class _Training:
             "steps": self.trainer.steps,
             "loss": sums.loss_sum / sums.rows,
             "accuracy": sums.correct / sums.rows,
+            "learning_rate": self.trainer.learning_rate(self.trainer.steps - 1),
             "evaluation": evaluations,
             "order_digest": state.order_digest,
             "parameters_digest": self._digest(),

@@ -148,12 +148,9 @@ class Trainer(Closing):
         """Optimizer steps of the run so far."""
         return self.stream.batches_taken
 
-    @property
-    def learning_rate(self) -> float:
-        """The learning rate of the next step; of the last one at the end of the run."""
-        batches = self.stream.batches
-        step = min(self.steps, self.config.epochs * batches - 1)
-        return rate_of_step(self.config, self.config.learning_rate, step, batches)
+    def learning_rate(self, step: int) -> float:
+        """Return the learning rate of a step, counted from 0."""
+        return rate_of_step(self.config, self.config.learning_rate, step, self.stream.batches)
 
     def train_epoch(self, after_step: Callable[[], None]) -> None:
         """Train on the rest of the current epoch; call `after_step` after each step.
@@ -171,8 +168,8 @@ class Trainer(Closing):
     def _losses(self) -> Iterator[list[LossSum]]:
         """Take the epoch's steps; yield a list of losses for each step or round."""
         for micro_batches in self.stream.micro_batches(self._micro_batches):
-            rows, step = self.stream.next_rows, self.steps + 1
-            yield [self._step.step(micro_batches, rows, self.learning_rate, step)]
+            rows, rate = self.stream.next_rows, self.learning_rate(self.steps)
+            yield [self._step.step(micro_batches, rows, rate, self.steps + 1)]
 
     def check_finite(self, quantity: str, value: float, split: str = "train") -> None:
         """Raise `QualityGateError` if `value` is not finite: the training has diverged.

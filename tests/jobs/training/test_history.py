@@ -48,6 +48,8 @@ def test_a_sound_history() -> None:
         line(2, evaluation={}),
         line(2, evaluation={"test": {"accuracy": 0.5}}),
         line(2, timing={"seconds": None}),
+        line(2, learning_rate="0.1"),
+        line(2, timing=line(2)["timing"] | {"time": 1764300000}),
         None,
     ],
 )
@@ -71,10 +73,21 @@ def test_columns() -> None:
     assert [0.5, 0.25] == list(frame["loss"])
     assert [1.5, 1.5] == list(frame["test_cross_entropy"])
     assert {
-        *("epoch", "steps", "loss", "accuracy", "test_accuracy", "test_cross_entropy"),
-        *("seconds", "rows_per_second", "seconds_waited"),
+        *("epoch", "steps", "loss", "accuracy", "learning_rate"),
+        *("test_accuracy", "test_cross_entropy"),
+        *("seconds", "rows_per_second", "seconds_waited", "time"),
     } == {*frame.columns}
     assert {} == history_columns([])
+
+
+def test_columns_that_a_later_release_added() -> None:
+    """Epochs of an earlier release, which the run was resumed after, have None in new columns."""
+    late = line(2, learning_rate=0.25)
+    late["timing"] |= {"time": "2026-01-02T03:04:05.678+00:00"}
+    columns = history_columns(check_history([line(1), late], "metrics.jsonl"))
+    assert [None, 0.25] == columns["learning_rate"]
+    assert [None, "2026-01-02T03:04:05.678+00:00"] == columns["time"]
+    assert {2} == {len(column) for column in columns.values()}
 
 
 @pytest.mark.parametrize("splits", [(), ("test",), ("validation", "test"), ("train", "test")])

@@ -3,6 +3,7 @@
 import re
 import tracemalloc
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from jobs.commands.reports import train_report
 from jobs.environment import environment
 from jobs.nn.architecture import parse_network
 from jobs.nn.initialise import initialise
+from jobs.nn.lr_schedules import learning_rate
 from jobs.nn.parameters import Floats, views
 from jobs.training.job import TrainResult, train
 from jobs.training.trainer import flat_parameters
@@ -21,10 +23,10 @@ from pipeline.ingest import ingest
 from pipeline.sources.digits import draw_digits
 from storage.checkpoints import list_checkpoints, load_checkpoint
 from storage.dataset import open_dataset
-from storage.errors import BadDataError, QualityGateError, UsageError
+from storage.errors import BadDataError, QualityGateError, StoppedError, UsageError
 from storage.places import open_location
 from storage.runs import open_run
-from tests.jobs.trainings import SMALL, Log, outcome, small, warnings_in
+from tests.jobs.trainings import SMALL, Log, StopAt, outcome, small, warnings_in
 from tests.storage.artefacts import stored_rows
 from tests.storage.idx_files import write_idx, write_set
 
@@ -252,7 +254,31 @@ def test_metrics_file(digits: Path, tmp_path: Path) -> None:
     assert [(1, 11), (2, 22)] == [(line["epoch"], line["steps"]) for line in lines]
     assert result.parameters_digest == lines[-1]["parameters_digest"]
     assert result.order_digest == lines[-1]["order_digest"]
-    assert {"seconds", "rows_per_second", "seconds_waited"} == lines[0]["timing"].keys()
+    timing = lines[0]["timing"]
+    assert {"seconds", "rows_per_second", "seconds_waited", "time"} == timing.keys()
+
+
+def test_learning_rate_and_time_of_epochs(digits: Path, tmp_path: Path) -> None:
+    """An epoch records its last step's learning rate, and when it ended, also after a resume."""
+    config = small(epochs=3, schedule="cosine", warm_up=0.5, learning_rate=0.25)
+    began = datetime.now(UTC)
+    stop_in_epoch_2 = StopAt(13)
+    with pytest.raises(StoppedError):
+        train(
+            config,
+            dataset=digits,
+            run=tmp_path / "run",
+            progress=stop_in_epoch_2,
+            stop=stop_in_epoch_2.signal,
+        )
+    result = train(config, dataset=digits, run=tmp_path / "run", resume=True)
+    total = 3 * 11
+    rates = [learning_rate("cosine", 0.25, step, [total], 0.5) for step in (10, 21, 32)]
+    assert rates == result.history["learning_rate"]
+    times = [datetime.fromisoformat(time) for time in result.history["time"]]
+    assert times == sorted(times)
+    millisecond = timedelta(milliseconds=1)
+    assert began - millisecond <= times[0] <= times[-1] <= datetime.now(UTC)
 
 
 def test_events(digits: Path, tmp_path: Path, log: Log) -> None:
