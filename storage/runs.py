@@ -1,13 +1,14 @@
-"""The run directory: run.json, metrics.jsonl, and the writer's lock."""
+"""The run directory: run.json, metrics.jsonl, failure.json, and the writer's lock."""
 
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any, Self
 
 from storage import documents
-from storage.errors import BadDataError, ConflictError, nearest_place
+from storage.errors import BadDataError, ConflictError, PipelineError, nearest_place
 from storage.location import Location, TakeOver, is_foreign
 from storage.places import referenced
 
@@ -15,6 +16,8 @@ FORMAT = "mnist-stream run"
 FORMAT_VERSION = 1
 RECORD = "run.json"
 METRICS = "metrics.jsonl"
+FAILURE = "failure.json"
+"""Exists if the last training failed for a reason that a resume would meet again."""
 SCORES = "scores"
 """The directory of the run's scores."""
 REFERENCES = "references"
@@ -111,6 +114,24 @@ class Run:
             documents.parse_sealed(line, f"{place} line {number}")
             for number, line in enumerate(complete, 1)
         ]
+
+    def record_failure(self, error: PipelineError) -> None:
+        """Record the error that ended the training; the next resume removes the record."""
+        time = datetime.now(UTC).isoformat(timespec="milliseconds")
+        document = {"time": time, "exit": error.exit_code, "error": str(error)}
+        self.location.put(FAILURE, documents.sealed_bytes(document))
+
+    def remove_failure(self) -> None:
+        self.location.delete(FAILURE)
+
+    def failure(self) -> str | None:
+        """Return the message of the error that ended the last training; None if none did."""
+        try:
+            record = documents.read_sealed(self.location, FAILURE)
+        except FileNotFoundError:
+            return None
+        documents.check_fields(record, {"error": str}, f"{self.location}/{FAILURE}")
+        return str(record["error"])
 
 
 def check_place(location: Location) -> None:

@@ -28,6 +28,7 @@ from storage.errors import BadDataError
 from storage.ledger import LEDGER, LEDGER_COUNT, SCORED, Entry, Ledger
 from storage.location import VERSION, Location, is_foreign, is_leftover
 from storage.runs import (
+    FAILURE,
     RECORD,
     REFERENCE_FORMAT,
     REFERENCE_VERSION,
@@ -141,6 +142,8 @@ def verify_run(location: Location, mention: Mention = lambda text: None) -> Iter
                 "--model` may need it. Restore it from a copy."
             )
     yield _check(f"{location}: metrics", recorded_metrics, run)
+    if location.exists(FAILURE):
+        yield _check(f"{location}: failure", run.failure)
     for file in location.names(REFERENCES):
         if not is_leftover(file) and not is_foreign(file):
             yield _check(f"{location}: reference {file}", _check_reference, location, file)

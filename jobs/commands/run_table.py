@@ -111,9 +111,10 @@ def _read(location: Location, name: str) -> RunEntry:
     metrics = check_history(run.metrics(), f"{location}/{METRICS}")
     best = best_checkpoint(metrics)
     split, accuracy = _accuracy(metrics[best.epoch - 1 if best else -1]) if metrics else (None,) * 2
+    state, reason = ("running", holder) if holder else _state(run, config, metrics)
     return RunEntry(
         name=name,
-        state="running" if holder else _state(config, metrics),
+        state=state,
         location=str(location),
         network=_hidden_layers(run),
         settings=_settings(config),
@@ -122,14 +123,18 @@ def _read(location: Location, name: str) -> RunEntry:
         accuracy=accuracy,
         split=split,
         seconds=round(sum(line["timing"]["seconds"] for line in metrics), 3),
-        reason=holder,
+        reason=reason,
     )
 
 
-def _state(config: TrainConfig, metrics: list[Metrics]) -> str:
+def _state(run: Run, config: TrainConfig, metrics: list[Metrics]) -> tuple[str, str | None]:
+    """Return the state of a run that no process is training, and the reason if it failed."""
     best, done = best_checkpoint(metrics), len(metrics)
     stopped_early = bool(config.patience and best and best.epoch + config.patience <= done)
-    return "finished" if done >= config.epochs or stopped_early else "stopped"
+    if done >= config.epochs or stopped_early:
+        return "finished", None
+    reason = run.failure()
+    return "failed" if reason else "stopped", reason
 
 
 def _accuracy(line: Metrics) -> tuple[str, float]:

@@ -34,7 +34,8 @@ def runs(
 
     PLACE is the path or URL of the directory, by default runs. Settings are shown that differ from
     the defaults and among the runs. A run is running, finished, stopped (it has fewer epochs than
-    it was started for), or failed: damaged or unreadable.
+    it was started for), or failed: the training diverged, its data was damaged, or the run itself
+    is damaged or unreadable.
     """
     from jobs.commands.run_table import csv_report, find_runs, runs_report
 

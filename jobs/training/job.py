@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -49,7 +49,13 @@ from storage.checkpoints import (
     sweep_checkpoints,
 )
 from storage.dataset import Dataset
-from storage.errors import BadDataError, ConflictError, counted
+from storage.errors import (
+    BadDataError,
+    ConflictError,
+    PipelineError,
+    QualityGateError,
+    counted,
+)
 from storage.events import Progress, event, for_people, no_progress
 from storage.location import TakeOver
 from storage.places import Place, open_location
@@ -207,7 +213,15 @@ class _Training:
     """The epoch's next mini-batch when saving was last considered."""
 
     def run_to_end(self) -> TrainResult:
-        """Train the remaining epochs."""
+        """Train the remaining epochs; record an error that a resume would meet again."""
+        try:
+            return self._train()
+        except (BadDataError, QualityGateError) as error:
+            with suppress(PipelineError):  # the error is raised, even if it cannot be recorded
+                self.run.record_failure(error)
+            raise
+
+    def _train(self) -> TrainResult:
         with self._resumed_trainer() as trainer:
             self.trainer = trainer
             already_done = self._finished
@@ -248,6 +262,7 @@ class _Training:
         self.run = reconfigured(self.run, self.config, newest)
         self.metrics = [] if newest is None else history_of(newest)
         self.run.rewrite_metrics(self.metrics)
+        self.run.remove_failure()
         self._announce(newest.name if newest else None)
         warn_of_environment(self.run)
         return self._make_trainer(newest and (newest.tensors, newest.progress))

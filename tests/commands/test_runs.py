@@ -9,6 +9,7 @@ import pytest
 
 from jobs.commands.runs import COLUMNS
 from storage import documents
+from storage.errors import QualityGateError
 from storage.places import open_location
 from storage.runs import open_run, run_lock
 from tests.commands.conftest import Call
@@ -64,6 +65,19 @@ def test_states(runs: Path, call: Call) -> None:
     assert lines[-1]["evaluation"]["test"]["accuracy"] == finished["accuracy"]
     assert "test" == finished["split"]
     assert sum(line["timing"]["seconds"] for line in lines) == pytest.approx(finished["seconds"])
+
+
+def test_a_failed_training(runs: Path, call: Call) -> None:
+    """A training that diverged has failed, for its reason, unless all epochs are there."""
+    stopped = open_run(open_location(runs / "night" / "stopped"))
+    stopped.record_failure(QualityGateError("Training diverged: the loss of step 2 is nan."))
+    failed = entries(call)["night/stopped"]
+    assert ("failed", 2, 7) == tuple(failed[name] for name in ("state", "epochs_done", "epochs"))
+    assert "Training diverged: the loss of step 2 is nan." == failed["reason"]
+    assert "night/stopped: Training diverged: " in call("runs").out
+    rename(runs / "night" / "stopped", 2)
+    finished = entries(call)["night/stopped"]
+    assert ("finished", None) == (finished["state"], finished["reason"])
 
 
 def test_settings_that_differ(runs: Path, call: Call) -> None:

@@ -20,6 +20,7 @@ from storage.checkpoints import (
     recorded_metrics,
 )
 from storage.dataset import open_dataset
+from storage.errors import BadDataError
 from storage.location import Location
 from storage.places import open_location
 from storage.runs import open_run
@@ -108,6 +109,14 @@ def test_an_unexpected_file_in_a_dataset_is_reported(dataset: Location, key: str
     dataset.put(key, b"unexpected")
     errors = errors_in(dataset)
     assert [f"{dataset}/{key} does not belong here. Move it elsewhere."] == errors
+
+
+def test_a_damaged_failure_is_reported(run: Location) -> None:
+    """The record of a failed training is checked as any document is."""
+    open_run(run).record_failure(BadDataError("Chunk 0 is damaged."))
+    assert [] == errors_in(run)
+    run.put("failure.json", run.get("failure.json").replace(b"0 is", b"1 is"))
+    assert ["failure.json"] == [Path(message.split()[0]).name for message in errors_in(run)]
 
 
 def test_an_unexpected_file_in_a_run_is_reported(run: Location) -> None:
