@@ -134,8 +134,6 @@ class ScoreConfig:
             raise UsageError(
                 f"--review is {review!r}; expected a name that ends in .csv or .html.{hint}"
             )
-        if review == str(self.out):
-            raise UsageError(f"--review and --out are both {review!r}; give different files.")
         self._check_placeholders("--review", review)
 
     def _check_placeholders(self, option: str, name: str) -> None:

@@ -128,14 +128,14 @@ def run_batch(
     """
     stop = stop or StopSignal()
     for split in config.splits:
-        file = config.output(scoring_home("", "", split), split)
+        home = scoring_home("", "", split)
+        file, review = config.output(home, split), config.review_file(home, split)
         if file is not None:
             check_output(file)
-        review = config.review_file(scoring_home("", "", split), split)
         if review is not None:
             from jobs.scoring.review import check_review
 
-            check_review(review)
+            check_review(review, file)
     retry = Retry(config.retries, config.retry_wait, stop)
     scorer = retry(lambda: Scorer(config, progress, stop, cluster))
     began = time.monotonic()

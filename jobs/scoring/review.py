@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from jobs.output import one_line
 from jobs.scoring.images import Pixels, data_uri, pixels_of
+from jobs.scoring.inbox import real_place
 from jobs.scoring.outputs import check_output, labels_of
 from storage.dataset import Dataset
-from storage.errors import MissingExtraError
+from storage.errors import MissingExtraError, UsageError
 from storage.location import Location
 from storage.scores import Scores, ScoresSchema
 
@@ -54,11 +55,16 @@ class ReviewRow:
     pixels: Pixels
 
 
-def check_review(file: Location) -> None:
-    """Raise `UsageError` if a review can never be written there, or lacks a library."""
+def check_review(file: Location, output: Location | None) -> None:
+    """Raise `UsageError` for a review that lacks a library, or can never be written there.
+
+    `output` is the file of the predictions.
+    """
     if str(file).endswith(".html") and find_spec("PIL") is None:
         raise MissingExtraError(f"--review {str(file)!r}", "pillow", "images")
     check_output(file, "--review")
+    if output is not None and real_place(file) == real_place(output):
+        raise UsageError(f"--review and --out are the same file, {file}; give different files.")
 
 
 def write_review(

@@ -151,13 +151,21 @@ def test_inbox(run: Path, inbox: Path, tmp_path: Path, events: Events) -> None:
         ({"review": "{file}.csv"}, "without --inbox use {split}"),
         ({"review": "{homes}.csv"}, "Did you mean '{home}'?"),
         ({"review": "r.csv", "splits": ("test", "train")}, "several splits"),
-        ({"review": "r.csv", "out": "r.csv"}, "both 'r.csv'"),
     ],
 )
 def test_invalid_options(options: dict[str, Any], words: str) -> None:
     """Options that cannot work are refused before any work."""
     with pytest.raises(UsageError, match=re.escape(words)):
         ScoreConfig(**options)
+
+
+def test_predictions_and_review_in_one_file(run: Path, digits: Path, tmp_path: Path) -> None:
+    """Two names of one file are refused, so that the review does not replace the predictions."""
+    (tmp_path / "link.csv").symlink_to("test.csv")
+    (tmp_path / "test.csv").touch()
+    for out in ("test.csv", "link.csv", "./test.csv", "{split}.csv"):
+        with pytest.raises(UsageError, match="the same file"):
+            reviewed(run, digits, tmp_path / "test.csv", out=f"{tmp_path}/{out}")
 
 
 def test_missing_library(run: Path, digits: Path, tmp_path: Path) -> None:
