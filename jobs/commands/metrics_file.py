@@ -59,7 +59,7 @@ class MetricsFile:
                 f"--metrics-file is {place!r}; expected a path on this machine that ends in .prom, "
                 "which the textfile collector reads."
             )
-        path = file_to_write(Path(place).expanduser(), "--metrics-file")
+        path = file_to_write(Path(str(open_location(place))), "--metrics-file")
         self._directory, self._name = open_location(path.parent), path.name
         self._prefix = f"mnist_stream_{command}_"
 
@@ -68,7 +68,7 @@ class MetricsFile:
         from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
         now = time.time()
-        success = now if exit_code == 0 else self._last_success()
+        success = now if exit_code == 0 else self._last_success(now)
         every = {
             "exit_code": exit_code,
             "last_run_timestamp_seconds": now,
@@ -78,19 +78,23 @@ class MetricsFile:
         }
         registry = CollectorRegistry()
         for name, value in every.items():
-            Gauge(self._prefix + name, MEANINGS[name], registry=registry).set(value)
+            gauge = Gauge(self._prefix + name, MEANINGS[name], ["file"], registry=registry)
+            gauge.labels(self._name).set(value)  # the collector refuses equal series of two files
         self._directory.sweep_partial(self._name)
         self._directory.put(self._name, generate_latest(registry))
 
-    def _last_success(self) -> float | None:
-        """Return the time of the last success from the former file; None if it has none."""
+    def _last_success(self, now: float) -> float | None:
+        """Return the time of the last success from the former file; None if it has none.
+
+        A time that is not in the past is damage: no alert would ever follow from it.
+        """
         from prometheus_client.parser import text_string_to_metric_families
 
         try:
             text = self._directory.get(self._name, 0, FILE_BYTES).decode()
             for family in text_string_to_metric_families(text):
                 for sample in family.samples:
-                    if sample.name == self._prefix + LAST_SUCCESS:
+                    if sample.name == self._prefix + LAST_SUCCESS and sample.value <= now:
                         return float(sample.value)
         except (FileNotFoundError, PipelineError, ValueError):
             return None

@@ -112,6 +112,28 @@ def test_a_file_that_cannot_be_written(
     assert 2 == call("score", "--split", "tset", "--metrics-file", "score.prom").code
 
 
+def test_files_of_one_directory_differ(here: Path) -> None:
+    """The series of two jobs have different labels: the collector drops equal ones."""
+    for name in ("a.prom", "b.prom"):
+        metrics_file.MetricsFile("score", name).write(0, 1.0, {})
+    labels = [
+        sample.labels
+        for name in ("a.prom", "b.prom")
+        for family in text_string_to_metric_families(Path(name).read_text())
+        for sample in family.samples
+        if sample.name.endswith("exit_code")
+    ]
+    assert [{"file": "a.prom"}, {"file": "b.prom"}] == labels
+
+
+@pytest.mark.parametrize("value", ["NaN", "+Inf", "1e12", "damaged", "\0"])
+def test_damaged_last_success(value: str, here: Path) -> None:
+    """A time that no alert could follow from is not kept."""
+    Path("score.prom").write_text(f"mnist_stream_score_{LAST_SUCCESS} {value}\n")
+    metrics_file.MetricsFile("score", "score.prom").write(3, 1.0, {})
+    assert LAST_SUCCESS not in metrics(Path("score.prom"))
+
+
 @pytest.mark.parametrize("name", ["score.txt", "s3://bucket/score.prom", "directory.prom"])
 def test_invalid_names(name: str, here: Path, call: Call) -> None:
     """A name that the collector would not read is refused before any work."""
@@ -119,6 +141,7 @@ def test_invalid_names(name: str, here: Path, call: Call) -> None:
     for command in (("score",), ("train",), ("schedule", "* * * * *", "--", "verify", "x")):
         ended = call(command[0], "--metrics-file", name, *command[1:])
         assert_refused(ended, 2, "--metrics-file", name)
+    assert_refused(call("score", "--metrics-file", "~missing/x.prom"), 2, "'~missing/x.prom'")
 
 
 def test_missing_library(here: Path, call: Call) -> None:
