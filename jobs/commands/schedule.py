@@ -128,6 +128,11 @@ def schedule(
     with json_log(counting=False) if log_json else nullcontext():
         if log_json and (scheduler is not None or dry_run):
             raise UsageError("--log-json cannot be combined with --print or --dry-run.")
+        if metrics_file is not None and (scheduler is not None or dry_run):
+            raise UsageError(
+                "--metrics-file cannot be combined with --print or --dry-run. To write the "
+                "metrics of train or score, give it after the command."
+            )
         if scheduler is not None and dry_run:
             raise UsageError("--dry-run cannot be combined with --print; leave one of them out.")
         if to is not None and scheduler is None:

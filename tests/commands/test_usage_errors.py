@@ -73,6 +73,7 @@ WRONG = [
     ((*NIGHTLY, "--timezone", "Mars", "--", "score"), "Mars"),
     ((*NIGHTLY, "--to", "d", "--", "score"), "--print"),
     ((*NIGHTLY, "--print", "cron", "--dry-run", "--", "score"), "--dry-run cannot be combined"),
+    ((*NIGHTLY, "--print", "cron", "--metrics-file", "x.prom", "--", "score"), "after the command"),
     (("schedule", "nightly", "--", "score"), "five"),
 ]
 
