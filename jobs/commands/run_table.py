@@ -20,6 +20,7 @@ from jobs.training.history import Metrics, check_history
 from jobs.training.select_checkpoint import best_checkpoint
 from storage.checkpoints import DIRECTORY
 from storage.errors import BadDataError, PipelineError, counted, nearest_place
+from storage.local import LocalLocation
 from storage.location import Location
 from storage.runs import LOCK, METRICS, RECORD, Run, open_run
 from storage.schema import METADATA_NAME
@@ -65,13 +66,15 @@ class RunEntry:
 def find_runs(place: Location, sort: str = "name") -> list[RunEntry]:
     """Return an entry for each run at or below a place, sorted by a column of `KEYS`.
 
-    Raises `BadDataError` if a place other than the default one does not exist.
+    Raises `BadDataError` for a file, and if a place other than the default one does not exist.
     """
     if not place.exists() and str(place) != DEFAULT_RUNS:
         raise BadDataError(
             f"{place} does not exist.{nearest_place(str(place))} Give a directory that contains "
             "runs."
         )
+    if isinstance(place, LocalLocation) and place.path.is_file():
+        raise BadDataError(f"{place} is a file; give a directory that contains runs.")
     entries = _only_differences([_entry(place, key) for key in _search(place, "", DEPTH)])
     return sorted(entries, key=lambda entry: (*KEYS[sort](entry), entry.name))
 

@@ -167,6 +167,8 @@ def test_nothing_there(here: Path, call: Call) -> None:
         ended.out,
     )
     assert_refused(call("runs", "nowhere"), 3, "nowhere does not exist")
+    (here / "file").touch()
+    assert_refused(call("runs", "file"), 3, "file is a file")
 
 
 def test_inspect_points_here(runs: Path, call: Call) -> None:
