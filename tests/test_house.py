@@ -17,7 +17,6 @@ FILES = [
 PACKAGE = "__init__.py"
 MOST_LINES, FEWEST_LINES = 450, 60
 SHORT = {
-    "jobs/commands/runs.py": "so that --help does not import what reads runs",
     "jobs/environment.py": "all floors of jobs set and record BLAS by it",
     "jobs/nn/choices.py": "names that --help shows, in a file that imports nothing",
     "jobs/nn/loss.py": "one subject of the network, read beside its tests",

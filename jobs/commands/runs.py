@@ -1,5 +1,6 @@
-"""The commands of runs: runs."""
+"""The commands of several runs: runs, which compares them, and export-logs."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -44,3 +45,35 @@ def runs(
     location = options.location_of(place, storage_options)
     entries = find_runs(location, sort)
     return csv_report(entries) if as_csv else runs_report(location, entries)
+
+
+@click.command("export-logs", cls=Command)
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...", shell_complete=completion.runs)
+@option(
+    "--to",
+    "directory",
+    required=True,
+    metavar="DIR",
+    shell_complete=completion.directories,
+    help="Directory to write to. Each run has its own subdirectory there.",
+)
+@options.storage
+@options.output
+def export_logs(
+    _: "Console", runs: tuple[str, ...], directory: str, storage_options: tuple[str, ...]
+) -> "Report":
+    """Export the metrics of a run, or several, to TensorBoard.
+
+    RUN is the path or URL of a run. Its losses, accuracies, learning rate and times are written to
+    one event file, with the epoch as step. The file of an earlier export is replaced.
+    """
+    from jobs.commands.console import Report
+    from jobs.commands.event_files import write_event_files
+    from storage.errors import counted
+
+    store = options.store_options(storage_options, *runs)
+    files = write_event_files(runs, Path(directory), store)
+    document = {"directory": directory, "files": [str(file) for file in files]}
+    summary = f"Metrics of {counted(len(files), 'run')} in {directory}"
+    advice = f"Show them with `tensorboard --logdir {directory}`."
+    return Report(document, f"{summary}\n{advice}", summary)

@@ -1,6 +1,7 @@
 """A run's history: the recorded metrics of its epochs, as a list, as columns and as lines."""
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from jobs.output import percent
@@ -57,6 +58,17 @@ def check_history(lines: Any, place: str) -> list[Metrics]:
         if line["epoch"] != number or line["evaluation"].keys() != lines[0]["evaluation"].keys():
             raise BadDataError(f"{epoch_place} has another epoch's number, or other splits.")
     return lines
+
+
+def end_of(line: Metrics) -> float | None:
+    """Return when an epoch ended, in seconds since 1970; None if it is not recorded."""
+    time = line["timing"].get("time")
+    try:
+        return None if time is None else datetime.fromisoformat(time).timestamp()
+    except (ValueError, OverflowError):
+        raise BadDataError(
+            f"Epoch {line['epoch']} ended at {time!r}; expected a time in ISO 8601."
+        ) from None
 
 
 def _check_added_fields(document: Metrics, types: Mapping[str, Any], place: str) -> None:
