@@ -16,6 +16,8 @@ Pixels = NDArray[np.uint8]
 
 MOST_PIXELS = 64
 """Larger images are thinned out until neither side is longer."""
+UNITS_EACH, UNIT_COLUMNS = 32, 8
+"""Units in an image of weights, and in each of its lines."""
 COLOURS = 3
 LEVELS = 16
 """Shades of each of the two colours of weights."""
@@ -68,10 +70,11 @@ def sprite(tiles: Sequence[Pixels], columns: int, background: int = 255) -> Pixe
     return whole
 
 
-def weights_uri(weights: Floats, image_shape: Sequence[int], most: int, columns: int) -> str:
-    """Return the columns of `(inputs, units)` with the largest norms, each as an image.
+def weights_images(weights: Floats, image_shape: Sequence[int], most: int) -> list[tuple[int, str]]:
+    """Return the columns of `(inputs, units)` with the largest norms, `UNITS_EACH` in an image.
 
-    White is 0, and the darkest shade is the unit's largest weight by absolute value.
+    Each image comes with its number of units. White is 0, and the darkest shade is a unit's
+    largest weight by absolute value.
     """
     norms = np.linalg.norm(weights, axis=0)
     units = np.sort(np.argsort(-norms, kind="stable")[:most])
@@ -82,7 +85,11 @@ def weights_uri(weights: Floats, image_shape: Sequence[int], most: int, columns:
         for step in steps
         for colour in side
     ]
-    return data_uri(sprite(tiles, columns, background=LEVELS), shades)
+    parts = [tiles[first : first + UNITS_EACH] for first in range(0, len(tiles), UNITS_EACH)]
+    return [
+        (len(part), data_uri(sprite(part, UNIT_COLUMNS, background=LEVELS), shades))
+        for part in parts
+    ]
 
 
 def _weight_levels(weights: Floats, shape: tuple[int, ...]) -> Pixels:

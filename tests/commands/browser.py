@@ -1,6 +1,7 @@
 """A headless Chromium, driven by the DevTools protocol over tornado's WebSocket."""
 
 import asyncio
+import base64
 import json
 import subprocess
 import time
@@ -56,18 +57,31 @@ def chromium(program: str, profile: Path) -> Iterator[str]:
             process.terminate()
 
 
-def visit(address: str, page: Path, width: int, *expressions: str) -> Visit:
-    """Load a file in a new tab `width` pixels wide, then evaluate expressions."""
+def visit(
+    address: str, page: Path, width: int, *expressions: str, picture: Path | None = None
+) -> Visit:
+    """Load a file in a new tab `width` pixels wide, then evaluate expressions.
+
+    The PNG file `picture` gets an image of the whole page.
+    """
     new = urllib.request.Request(f"{address}/json/new?about:blank", method="PUT")
     with urllib.request.urlopen(new) as response:
         socket = json.load(response)["webSocketDebuggerUrl"]
-    return asyncio.run(_visit(socket, page.absolute().as_uri(), width, expressions))
+    url = page.absolute().as_uri()
+    seen, image = asyncio.run(_visit(socket, url, width, expressions, draws=picture is not None))
+    if picture is not None:
+        picture.write_bytes(image)
+    return seen
 
 
-async def _visit(socket: str, url: str, width: int, expressions: tuple[str, ...]) -> Visit:
+async def _visit(
+    socket: str, url: str, width: int, expressions: tuple[str, ...], *, draws: bool
+) -> tuple[Visit, bytes]:
     connection = await websocket_connect(socket, max_message_size=2**28)
     try:
-        return await _look(_Tab(connection), url, width, expressions)
+        tab = _Tab(connection)
+        seen = await _look(tab, url, width, expressions)
+        return seen, await tab.picture() if draws else b""
     finally:
         connection.close()
         while await connection.read_message() is not None:  # until its socket is closed
@@ -109,6 +123,11 @@ class _Tab:
         assert "error" not in answer, answer
         result: dict[str, Any] = answer["result"]
         return result
+
+    async def picture(self) -> bytes:
+        """Return the whole page as a PNG file."""
+        answer = await self.call("Page.captureScreenshot", captureBeyondViewport=True)
+        return base64.b64decode(answer["data"])
 
     async def read(self) -> dict[str, Any]:
         """Return the next message; remember what it says about the page."""

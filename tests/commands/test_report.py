@@ -238,20 +238,31 @@ def test_a_night_with_bad_files(scored: Path, call: Call) -> None:
     assert ended.code == 3, ended
     assert call("score", "--min-accuracy", "1").code == 5
     text = report(call, "runs/mnist").text
-    assert "2 scorings of 3 failed or missed a gate" in text
-    assert "torn.npy" in text
-    assert "not scored" in text
+    assert "2 of 3 scorings failed or missed a gate." in text
+    assert "torn.npy: not scored. " in text
+    assert "test: accuracy below 100.00 %" in text
 
 
 def test_drift(scored: Path, call: Call) -> None:
-    """A scoring's drift is a column of the table, and what it looks like a line at the top."""
+    """A scoring's drift is a column of the table and a point of the plot, beside its limit.
+
+    What it looks like is a line at the top.
+    """
     ledger = Ledger(open_location("runs/mnist"))
     text = "Brightness 6.8 from training: inverted images?"
-    entry = ledger.entries()[0] | {"file": "noon.npy", "drift": 6.8, "drift_text": text}
-    assert ledger.record(entry, lambda _: False, "")
-    shown = report(call, "runs/mnist").text
-    assert f"noon.npy: {text}" in shown
-    assert re.search(r"noon\.npy 60 [\d.]+ % 6\.8 ", shown)
+    for name, drift, passed in (("dawn.npy", 2.5, True), ("noon.npy", 6.8, False)):
+        gate = {"gate": "max-drift", "limit": 3.0, "found": drift, "passed": passed}
+        entry = ledger.entries()[0] | {"file": name, "drift": drift, "gates": [gate]}
+        entry |= {"result": f"scores/{name}", "exit": 0 if passed else 5}
+        entry |= {"drift_text": None if passed else text}
+        assert ledger.record(entry, lambda _: False, "")
+    page = report(call, "runs/mnist")
+    assert re.search(rf"noon\.npy: drift above 3\. .*{re.escape(text)}", page.text)
+    assert re.search(r"noon\.npy drift above 3 6\.8 [\d.]+ % 60 ", page.text)
+    assert re.search(r"dawn\.npy ok 2\.5 [\d.]+ % 60 ", page.text)
+    described = "The largest of 4 is 6.8, of noon.npy; 1 above the limit."
+    assert f"Drift of each scoring {described}" in page.text
+    assert "limit (--max-drift)" in page.text
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from jobs.commands.report.examine import Cell, Examination, examine, wilson_interval
+from jobs.output import percent
 from jobs.scoring.images import Pixels, pixels_of
 from jobs.scoring.metrics import open_scored
 from jobs.training.config import VALIDATION, TrainConfig
@@ -35,6 +36,8 @@ WORST_CELLS = 6
 NEIGHBOURS = 100
 """The most runs beside this one that are looked at to find the run before."""
 SHOWN_SCORINGS = 60
+MAX_DRIFT = "max-drift"
+"""The gate on the drift, as the ledger names it."""
 SPLITS = ("test", VALIDATION)
 """The splits whose accuracy is a run's, the first one that was scored or evaluated."""
 
@@ -278,12 +281,13 @@ class Subject:
             rows=entry.get("rows"),
             accuracy=entry.get("accuracy"),
             drift=_drift_of(entry, scores.value),
+            drift_limit=next((gate["limit"] for gate in gates if gate["gate"] == MAX_DRIFT), None),
             shares=Part.of(lambda: _class_shares(scores.value)).value or {},
             verdict=_verdict(entry, gates),
             problem=entry.get("error") or scores.hole,
         )
 
-    def _last_gates(self, entry: Entry) -> list[Any]:
+    def _last_gates(self, entry: Entry) -> list[dict[str, Any]]:
         """Return the last verdicts on a scoring's scores."""
         lines = [line for line in self.entries if line.get("result") == entry.get("result")]
         gates = [line["gates"] for line in lines if line.get("gates")]
@@ -321,6 +325,8 @@ class Scoring:
     rows: int | None
     accuracy: float | None
     drift: dict[str, Any] | None
+    drift_limit: float | None
+    """The largest drift that passed `--max-drift`; None without this gate."""
     shares: dict[str, float]
     """The share of rows predicted as each class."""
     verdict: str
@@ -330,6 +336,23 @@ class Scoring:
     @property
     def is_bad(self) -> bool:
         return self.verdict != "ok"
+
+    @property
+    def looks(self) -> str:
+        """What its drift looks like; empty if it is small."""
+        return str(self.drift["text"] or "") if self.drift else ""
+
+    @property
+    def details(self) -> str:
+        """Why it was not scored or cannot be read, and what its drift looks like."""
+        return f"{self.problem or ''} {self.looks}".strip()
+
+    @property
+    def warning(self) -> str | None:
+        """What is wrong with the scoring; None if nothing is."""
+        if self.is_bad:
+            return f"{self.what}: {self.verdict}. {self.details}".strip()
+        return f"{self.what}: {self.looks}" if self.looks else None
 
 
 def _class_shares(scores: Scores | None) -> dict[str, float]:
@@ -351,12 +374,17 @@ def _drift_of(entry: Entry, scores: Scores | None) -> dict[str, Any] | None:
     return {"score": score, "text": text} if type(score) in (int, float) else None
 
 
-def _verdict(entry: Entry, gates: list[Any]) -> str:
+def _verdict(entry: Entry, gates: list[dict[str, Any]]) -> str:
     if entry["event"] == FAILED_EVENT:
         return "not scored"
-    missed = [gate for gate in gates if isinstance(gate, dict) and not gate.get("passed")]
-    texts = [f"{gate.get('gate')} {gate.get('limit')} missed" for gate in missed]
-    return ", ".join(texts) or ("below a gate" if entry["exit"] and not gates else "ok")
+    missed = [
+        f"drift above {gate['limit']:g}"
+        if gate["gate"] == MAX_DRIFT
+        else f"accuracy below {percent(gate['limit'])}"
+        for gate in gates
+        if not gate["passed"]
+    ]
+    return ", ".join(missed) or ("below a gate" if entry["exit"] and not gates else "ok")
 
 
 def differing(subjects: list[Subject]) -> Iterator[tuple[str, list[Any]]]:

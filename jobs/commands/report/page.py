@@ -9,6 +9,7 @@ from importlib.metadata import version
 from importlib.resources import files
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
@@ -19,17 +20,21 @@ from jobs.commands.report.examine import TABLE, wilson_interval
 from jobs.commands.reports import digest_of_source
 from jobs.commands.tables import SHORT_DIGEST, size
 from jobs.output import percent
-from jobs.scoring.images import data_uri, sprite, weights_uri
+from jobs.scoring.images import data_uri, sprite, weights_images
 from jobs.training.config import TrainConfig
 from jobs.training.settings import option_name
 from pipeline.findings import Findings
 from storage.errors import BadDataError, counted
 from storage.events import local_time
 
-UNITS, UNIT_COLUMNS = 64, 16
+UNITS = 64
+"""The most units whose weights are shown."""
 CONFIDENT = 0.99
 """The confidence of the sentence on coverage."""
 SHOWN_SOURCES = 50
+SHOWN_WARNINGS = 5
+"""The most scorings that are named at the top: the last ones."""
+DAY_CHARACTERS = len("2026-11-28")
 MATRIX_CLASSES = 20
 """With more classes, the confusion matrix has only those with the most mistakes."""
 
@@ -55,6 +60,7 @@ def run_page(subject: Subject) -> str:
         "dataset": _dataset,
         "images": _class_images,
         "scorings": lambda run: run.scorings,
+        "drift": _drift,
         "provenance": _provenance,
     }
     parts = {name: Part.of(partial(make, subject)) for name, make in sections.items()}
@@ -154,14 +160,10 @@ def _notes(run: Subject, parts: dict[str, Part[Any]]) -> list[Note]:
     findings = Part.of(lambda: Findings.of(run.dataset))
     notes += findings.value.warnings() if findings.value else []
     scorings = parts["scorings"].value or []
-    bad = [scoring for scoring in scorings if scoring.is_bad]
-    if bad:
-        notes.append(
-            f"{counted(len(bad), 'scoring')} of {len(scorings):,} failed or missed a gate; the "
-            f"last one is {bad[-1].what}: {bad[-1].verdict}."
-        )
-    looks = [scoring for scoring in scorings if scoring.drift and scoring.drift["text"]]
-    notes += [f"{scoring.what}: {scoring.drift['text']}" for scoring in looks[-3:]]
+    if bad := sum(scoring.is_bad for scoring in scorings):
+        notes.append(f"{bad:,} of {counted(len(scorings), 'scoring')} failed or missed a gate.")
+    warnings = [scoring.warning for scoring in scorings if scoring.warning]
+    notes += warnings[-SHOWN_WARNINGS:]
     expected = {"suspicious"}
     holes = {part.hole for name, part in parts.items() if part.hole and name not in expected}
     notes += [f"Missing here: {hole}" for hole in sorted(holes)]
@@ -257,14 +259,14 @@ def _coverage(run: Subject) -> dict[str, Any]:
 
 
 def _weights(run: Subject) -> dict[str, Any]:
-    """Return the weights of the first layer's units as one image."""
+    """Return the weights of the first layer's units as images."""
     checkpoint = run.model.checkpoints[0]
     weights = checkpoint.tensors.get("layer_0")
     shape = run.run.dataset.get("image_shape")
     if weights is None or shape is None:
         raise BadDataError("The run does not record the shape of its images.")
-    uri = weights_uri(weights[1:], shape, UNITS, UNIT_COLUMNS)
-    return {"uri": uri, "units": weights.shape[1], "shown": min(UNITS, weights.shape[1])}
+    images = weights_images(weights[1:], shape, UNITS)
+    return {"images": images, "units": weights.shape[1], "shown": min(UNITS, weights.shape[1])}
 
 
 def _dataset(run: Subject) -> dict[str, Any]:
@@ -298,6 +300,21 @@ def _class_images(run: Subject) -> list[tuple[str, int, str]]:
         for name, images in run.class_images
         if images
     ]
+
+
+def _drift(run: Subject) -> plots.Plot | None:
+    """Return the plot of the drift of each scoring; None if fewer than two have one."""
+    scored = [(scoring, scoring.drift["score"]) for scoring in run.scorings if scoring.drift]
+    if len(scored) < 2:
+        return None
+    drifts = np.array([drift for _, drift in scored])
+    limits = np.array([scoring.drift_limit for scoring, _ in scored], np.float64)
+    largest, drift = max(scored, key=lambda pair: pair[1])
+    text = f"The largest of {len(scored)} is {drift:.1f}, of {largest.what}"
+    if not np.isnan(limits).all():
+        text += f"; {np.sum(drifts > limits)} above the limit"
+    days = [_moment(scoring.time)[:DAY_CHARACTERS] for scoring, _ in scored]
+    return plots.drift_plot("Drift of each scoring", f"{text}.", drifts, limits, days)
 
 
 def _provenance(run: Subject) -> dict[str, Any]:

@@ -8,10 +8,12 @@ from typing import Any
 from xml.etree import ElementTree as ET
 
 import matplotlib as mpl
+import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 INK, GRID = "#010203", "#040506"
 SERIES = ("#0a0b00", "#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04")
@@ -38,6 +40,8 @@ SETTINGS: Any = {
     ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK
 )
 SIZE = (4.2, 2.9)
+MOST_DAYS = 4
+"""The most dates below the plot of drift."""
 NAMESPACE = re.compile(r"\{[^}]*\}")
 
 
@@ -131,6 +135,46 @@ def reliability_plot(
         axes.set_ylim(-0.02, 1.05)
         _legend(axes, 2)
         return Plot(title, _element(figure, title, description))
+
+
+def drift_plot(
+    title: str,
+    description: str,
+    drifts: NDArray[np.float64],
+    limits: NDArray[np.float64],
+    days: Sequence[str],
+) -> Plot:
+    """Return the drift of each scoring, oldest first, with its limit, NaN if it had none.
+
+    The first scoring of a day has a tick with its date, as far as there is room.
+    """
+    places, above = np.arange(len(drifts)), drifts > limits
+    with mpl.rc_context(SETTINGS):
+        figure, axes = _axes("scorings, oldest first", "drift")
+        axes.vlines(places, 0, drifts, color=GRID, linewidth=2)
+        groups = ((~above, 0, "o", 4.0, "drift"), (above, 1, "D", 5.5, "drift above the limit"))
+        for group, number, marker, size, name in groups:
+            if group.any():
+                (points,) = axes.plot(places[group], drifts[group], marker, label=name, ms=size)
+                points.set(color=SERIES[number], clip_on=False)
+        if not np.isnan(limits).all():
+            ends, name = (places - 0.5, places + 0.5), "limit (--max-drift)"
+            axes.hlines(limits, *ends, color=INK, linestyle="--", linewidth=1, label=name)
+        axes.set_ylim(bottom=0)
+        ticks = _spread([days.index(day) for day in dict.fromkeys(days)], len(days))
+        axes.set_xticks(ticks, [days[place] for place in ticks])
+        axes.grid(visible=False, axis="x")
+        _legend(axes, 3)
+        return Plot(title, _element(figure, title, description))
+
+
+def _spread(places: Sequence[int], length: int) -> list[int]:
+    """Return the first place, and of the others those that are not too near to the one before."""
+    spread: list[int] = []
+    for place in places:
+        if not spread or place - spread[-1] >= length / MOST_DAYS:
+            spread.append(place)
+    return spread
 
 
 def _axes(x_label: str, y_label: str) -> tuple[Figure, Axes]:
