@@ -24,13 +24,14 @@ from pipeline.sources.csv_rows import (
     import_pyarrow,
     line_blocks,
 )
-from pipeline.sources.file_split import ARROW_MEMORY, FileSplit
+from pipeline.sources.file_split import ARROW_MEMORY, FileSplit, regroup
 from pipeline.sources.formats import Format, Source, SourceOptions
 from pipeline.sources.idx_names import read_name
 from pipeline.sources.splits import (
     SPLIT_OF,
     SPLITS,
     Rows,
+    changed_error,
     check_same_images,
     in_natural_order,
     split_named,
@@ -103,35 +104,9 @@ class CsvSplit(FileSplit):
             if written is not None:
                 places = arrow.compute.index_in(written, value_set=texts).fill_null(-1).to_numpy()
                 if places.min() < 0:
-                    raise BadDataError(
-                        f"{self.origin} changed while it was being read. Start again."
-                    )
+                    raise changed_error(self.origin)
                 labels = values[places]
             yield images, labels
-
-
-def regroup(blocks: Iterator[Rows], rows: int) -> Iterator[Rows]:
-    """Yield the rows of blocks of any sizes in blocks of `rows`; the last one may be shorter."""
-    waiting: list[Rows] = []
-    count = 0
-    for images, labels in blocks:
-        start = 0
-        while start < len(images):
-            part = slice(start, start + rows - count)
-            waiting.append((images[part], None if labels is None else labels[part]))
-            start += len(waiting[-1][0])
-            count += len(waiting[-1][0])
-            if count == rows:
-                yield _joined(waiting)
-                waiting, count = [], 0
-    if waiting:
-        yield _joined(waiting)
-
-
-def _joined(blocks: list[Rows]) -> Rows:
-    images = np.concatenate([block for block, _ in blocks])
-    labels = [block for _, block in blocks if block is not None]
-    return images, np.concatenate(labels) if labels else None
 
 
 def open_csv(path: Path, options: SourceOptions, progress: Progress = no_progress) -> Source:

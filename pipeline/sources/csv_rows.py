@@ -310,7 +310,8 @@ class CsvRows:
                 return BadDataError(f"{self.path}: line {number:,}{problem}")
         return BadDataError(
             f"{self.path}: a line from {lines.first:,} on cannot be read as numbers, or the file "
-            "changed while it was being read. Check its delimiters and quotes, and start again."
+            "changed while it was being read. Check its delimiters and quotes, and run the same "
+            "command again."
         )
 
     def _problem(self, line: bytes) -> str | None:

@@ -3,14 +3,21 @@
 import hashlib
 import os
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.sources.splits import LoadedPart, Part, Rows, SourceFile, SplitSource
+from pipeline.sources.splits import (
+    LoadedPart,
+    Part,
+    Rows,
+    SourceFile,
+    SplitSource,
+    changed_error,
+)
 from storage.decoding import hash_stored
 from storage.errors import BadDataError
 from storage.events import Progress
@@ -57,7 +64,7 @@ class FileSplit(SplitSource):
             distinct.add(labels)
         return distinct.values()
 
-    def parts(self, rows_per_part: int) -> Iterator[Part]:
+    def parts(self, rows_per_part: int) -> Generator[Part, None, None]:
         start = 0
         for images, labels in self.blocks(rows_per_part):
             yield LoadedPart(start, start + len(images), (images, labels))
@@ -68,8 +75,7 @@ class FileSplit(SplitSource):
         """Raise `BadDataError` at the end of a pass if files changed, or had other rows."""
         changed = [path for path, status in self._status.items() if _status(path) != status]
         if changed or rows != self.rows:
-            place = changed[0] if changed else self.origin
-            raise BadDataError(f"{place} changed while it was being read. Start again.")
+            raise changed_error(changed[0] if changed else self.origin)
 
     def files(self) -> list[SourceFile]:
         entries = [
@@ -100,6 +106,30 @@ class FileSplit(SplitSource):
             for path, (_, sha256) in self._hashed.items()
         )
         return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
+
+
+def regroup(blocks: Iterator[Rows], rows: int) -> Iterator[Rows]:
+    """Yield the rows of blocks of any sizes in blocks of `rows`; the last one may be shorter."""
+    waiting: list[Rows] = []
+    count = 0
+    for images, labels in blocks:
+        start = 0
+        while start < len(images):
+            part = slice(start, start + rows - count)
+            waiting.append((images[part], None if labels is None else labels[part]))
+            start += len(waiting[-1][0])
+            count += len(waiting[-1][0])
+            if count == rows:
+                yield _joined(waiting)
+                waiting, count = [], 0
+    if waiting:
+        yield _joined(waiting)
+
+
+def _joined(blocks: list[Rows]) -> Rows:
+    images = np.concatenate([block for block, _ in blocks])
+    labels = [block for _, block in blocks if block is not None]
+    return images, np.concatenate(labels) if labels else None
 
 
 class DistinctLabels:

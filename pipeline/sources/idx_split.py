@@ -1,6 +1,6 @@
 """A split from an IDX file of images and an optional one of labels, read together in one pass."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,7 @@ class IdxSplit(SplitSource):
         _check_byte_order(reader.path, reader.header.dtype, distinct.values())
         return distinct.values()
 
-    def parts(self, rows_per_part: int) -> Iterator[Part]:
+    def parts(self, rows_per_part: int) -> Generator[Part, None, None]:
         with ExitStack() as stack:
             readers = {content: stack.enter_context(self._open(content)) for content in self._paths}
             labels = LabelReader(readers["labels"]) if self.has_labels else None
@@ -96,7 +96,8 @@ class IdxSplit(SplitSource):
             reader.close()
             raise BadDataError(
                 f"{reader.path} changed while it was being read: its shape is "
-                f"{reader.header.shape}, expected {self._headers[content].shape}. Start again."
+                f"{reader.header.shape}, expected {self._headers[content].shape}. Run the same "
+                "command again."
             )
         return reader
 

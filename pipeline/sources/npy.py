@@ -22,6 +22,7 @@ from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
 from pipeline.sources.array_split import Read
+from pipeline.sources.splits import changed_error
 from storage.errors import BadDataError, counted, translate_os_errors
 
 NPY_MAGIC = b"\x93NUMPY"
@@ -106,7 +107,7 @@ class Npy:
 
             with _translate_errors(self.path, self.place):
                 if read_header(stream, self.path, self.member, self.place, self.size) != self:
-                    raise BadDataError(f"{self.path} changed while it was being read. Start again.")
+                    raise changed_error(self.path)
             yield read
 
     def check(self) -> None:

@@ -2,23 +2,22 @@
 
 import math
 import re
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.sources.array_split import ValueSplit, image_shape
-from pipeline.sources.file_split import ARROW_MEMORY
+from pipeline.sources.file_split import ARROW_MEMORY, regroup
 from pipeline.sources.formats import SourceOptions
 from pipeline.sources.parquet_labels import LabelColumn
-from pipeline.sources.picture_split import DECODING_THREADS, LEAST_BYTES_HELD, PicturePart
-from pipeline.sources.pictures import decode_picture, decode_with_shape
+from pipeline.sources.picture_split import StoredPicture, picture_parts
+from pipeline.sources.pictures import decode_picture
 from pipeline.sources.splits import Part, Rows
 from storage.errors import BadDataError, MissingExtraError, translate_os_errors
 from storage.events import Progress
@@ -62,8 +61,7 @@ class Layout:
         return f"images in {names} ({self.image_type[:80]}) and {label}"
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """Successive rows of a file."""
 
     path: Path
@@ -72,16 +70,6 @@ class Batch:
     images: Any
     """Encoded pictures, as a list of bytes, or values `(rows, ...)`."""
     labels: NDArray[np.int64] | None
-
-    def take(self, start: int, stop: int) -> "Batch":
-        """Return rows [start, stop) of the batch."""
-        labels = None if self.labels is None else self.labels[start:stop]
-        return replace(self, row=self.row + start, images=self.images[start:stop], labels=labels)
-
-    @property
-    def places(self) -> list[str]:
-        """The file and the row of each image, for messages."""
-        return [f"{self.path}: row {self.row + n}" for n in range(len(self.images))]
 
 
 def import_pyarrow() -> Any:
@@ -167,9 +155,8 @@ class ParquetSplit(ValueSplit):
             raise BadDataError(f"{self.origin} has no rows; expected an image in each row.")
         if layout.dtype is None:
             self.set_type(np.dtype(np.uint8))
-            picture = decode_picture(
-                first.images[0], first.places[0], options.channels, options.resize
-            )
+            place = f"{first.path}: row {first.row}"
+            picture = decode_picture(first.images[0], place, options.channels, options.resize)
             self.image_shape = picture.shape
         else:
             self.set_type(np.dtype(layout.dtype))
@@ -183,72 +170,35 @@ class ParquetSplit(ValueSplit):
 
     # Images.
 
-    def parts(self, rows_per_part: int) -> Iterator[Part]:
+    def parts(self, rows_per_part: int) -> Generator[Part, None, None]:
         if self.layout.dtype is not None:
-            yield from super().parts(rows_per_part)
-            return
-        most = max(LEAST_BYTES_HELD, rows_per_part * math.prod(self.image_shape))
-        decode = partial(decode_with_shape, shape=self.image_shape, resize=self.resize)
-        start, stop, held, encoded = 0, 0, 0, 0
-        pictures: list[Any] = []
-        places: list[str] = []
-        labels: list[NDArray[np.int64]] = []
-        with ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="pictures") as pool:
-            for batch in self._within_parts(rows_per_part):
-                pictures += batch.images
-                places += batch.places
-                labels += [] if batch.labels is None else [batch.labels]
-                stop += len(batch.images)
-                held += sum(map(len, batch.images))
-                if held > most:
-                    pictures[encoded:] = pool.map(decode, pictures[encoded:], places[encoded:])
-                    held, encoded = 0, len(pictures)
-                if stop - start == rows_per_part or stop == self.rows:
-                    yield PicturePart(
-                        start,
-                        stop,
-                        pictures,
-                        places,
-                        _joined(labels),
-                        self.image_shape,
-                        self.resize,
-                    )
-                    start, held, encoded, pictures, places, labels = stop, 0, 0, [], [], []
-        self.check_complete(stop)
+            return super().parts(rows_per_part)
+        return picture_parts(self, self._stored(), rows_per_part, self.resize)
+
+    def _stored(self) -> Generator[StoredPicture, None, None]:
+        rows = 0
+        for path, row, pictures, labels in self._batches(self._at_once):
+            numbers = repeat(None) if labels is None else labels.tolist()
+            for n, (picture, label) in enumerate(zip(pictures, numbers, strict=False), row):
+                yield StoredPicture(picture, f"{path}: row {n}", label)
+            rows += len(pictures)
+        self.check_complete(rows)
 
     def blocks(self, rows: int) -> Iterator[Rows]:
-        waiting: list[Batch] = []
-        count = 0
-        for batch in self._within_parts(rows):
-            waiting.append(batch)
-            count += len(batch.images)
-            if count % rows == 0 or count == self.rows:
-                images = np.concatenate([batch.images for batch in waiting])
-                images = images.astype(self.dtype, copy=False).reshape(-1, *self.image_shape)
-                labels = [batch.labels for batch in waiting if batch.labels is not None]
-                yield images, _joined(labels)
-                waiting = []
+        batches = ((values, labels) for _, _, values, labels in self._batches(self._at_once))
+        for values, labels in regroup(batches, rows):
+            yield values.astype(self.dtype, copy=False).reshape(-1, *self.image_shape), labels
 
     def range(self, progress: Progress) -> tuple[int, int]:
         low, high, done = np.iinfo(np.int64).max, np.iinfo(np.int64).min, 0
-        for batch in self._batches(self._at_once):
-            low, high = min(low, int(batch.images.min())), max(high, int(batch.images.max()))
-            done += len(batch.images)
+        for _, _, values, _ in self._batches(self._at_once):
+            low, high = min(low, int(values.min())), max(high, int(values.max()))
+            done += len(values)
             progress(f"range of {self.name}", done, self.rows)
         return low, high
 
-    def _within_parts(self, rows: int) -> Iterator[Batch]:
-        """Yield all rows in batches that end at each multiple of `rows`, or before."""
-        count = 0
-        for batch in self._batches(self._at_once):
-            start = 0
-            while start < len(batch.images):
-                stop = min(len(batch.images), start + rows - count % rows)
-                yield batch.take(start, stop)
-                count += stop - start
-                start = stop
-
     def _batches(self, rows: int) -> Iterator[Batch]:
+        """Yield all rows in order, at most `rows` at a time."""
         layout = self.layout
         columns = layout.columns + ([str(layout.label)] if self.has_labels else [])
         for path, row, table in self._tables(columns, rows):
@@ -340,10 +290,6 @@ class ParquetSplit(ValueSplit):
                 f"{path}: row {row}, column {name!r}, has no value; expected an image in each row. "
                 "Add it, or remove the row."
             )
-
-
-def _joined(labels: list[NDArray[np.int64]]) -> NDArray[np.int64] | None:
-    return np.concatenate(labels) if labels else None
 
 
 def _chunks_of(metadata: Any, columns: tuple[str, ...]) -> Iterator[Any]:

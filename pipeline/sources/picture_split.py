@@ -2,13 +2,16 @@
 
 import hashlib
 import logging
+import math
 import os
-from collections.abc import Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import count, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +19,14 @@ from numpy.typing import NDArray
 from pipeline.sources.file_split import MAX_CLASSES
 from pipeline.sources.formats import Source, SourceOptions
 from pipeline.sources.pictures import MOST_STORED_BYTES, decode_picture, decode_with_shape
-from pipeline.sources.splits import SPLITS, Part, Rows, SourceFile, SplitSource
+from pipeline.sources.splits import (
+    SPLITS,
+    Part,
+    Rows,
+    SourceFile,
+    SplitSource,
+    changed_error,
+)
 from storage.errors import BadDataError, UsageError, counted, translate_os_errors
 from storage.events import Progress
 
@@ -65,6 +75,49 @@ class PicturePart(Part):
         return images, None if self.labels is None else self.labels[wanted]
 
 
+class StoredPicture(NamedTuple):
+    """A picture before it is decoded."""
+
+    data: bytes
+    place: str
+    """Its file, and its row if the file has several, for messages."""
+    label: int | None
+
+
+def picture_parts(
+    split: SplitSource,
+    stored: Generator[StoredPicture, None, None],
+    rows_per_part: int,
+    resize: tuple[int, int] | None,
+) -> Generator[Part, None, None]:
+    """Yield the pictures of a split in parts; close `stored` at the end.
+
+    They are decoded where a part is loaded, or here if their stored bytes are too many to hold.
+    """
+    shape = split.image_shape
+    most = max(LEAST_BYTES_HELD, rows_per_part * math.prod(shape))
+    decode = partial(decode_with_shape, shape=shape, resize=resize)
+    with closing(stored), ThreadPoolExecutor(DECODING_THREADS, "pictures") as pool:
+        for start in count(0, rows_per_part):
+            pictures: list[bytes | NDArray[np.uint8]] = []
+            places: list[str] = []
+            labels: list[int | None] = []
+            decoded = held = 0
+            for data, place, label in islice(stored, rows_per_part):
+                pictures.append(data)
+                places.append(place)
+                labels.append(label)
+                held += len(data)
+                if held > most:
+                    pictures[decoded:] = pool.map(decode, pictures[decoded:], places[decoded:])
+                    decoded, held = len(pictures), 0
+            if not pictures:
+                return
+            classes = np.array(labels, np.int64) if split.has_labels else None
+            stop = start + len(pictures)
+            yield PicturePart(start, stop, pictures, places, classes, shape, resize)
+
+
 class PictureSplit(SplitSource):
     """A split with a file for each row. The files must not change after `fingerprint`."""
 
@@ -106,44 +159,20 @@ class PictureSplit(SplitSource):
             "resize": resize,
         }
 
-    def parts(self, rows_per_part: int) -> Iterator[Part]:
-        content, self._stored_bytes = hashlib.sha256(), 0
-        with ThreadPoolExecutor(DECODING_THREADS, "pictures") as pool:
-            for start in range(0, self.rows, rows_per_part):
-                stop = min(start + rows_per_part, self.rows)
-                places = [self._place(row) for row in range(start, stop)]
-                labels = None if self._files.labels is None else self._files.labels[start:stop]
-                yield PicturePart(
-                    start,
-                    stop,
-                    self._pictures(start, places, content, pool),
-                    places,
-                    labels,
-                    self.image_shape,
-                    self._resize,
-                )
-        self._digest = content.hexdigest()
+    def parts(self, rows_per_part: int) -> Generator[Part, None, None]:
+        return picture_parts(self, self._stored(), rows_per_part, self._resize)
 
-    def _pictures(
-        self, start: int, places: list[str], content: Any, pool: Executor
-    ) -> list[bytes | NDArray[np.uint8]]:
-        """Read the pictures of a part; decode them if their stored bytes are too many to hold."""
-        most = max(LEAST_BYTES_HELD, len(places) * int(np.prod(self.image_shape)))
-        decode = partial(decode_with_shape, shape=self.image_shape, resize=self._resize)
-        pictures: list[bytes | NDArray[np.uint8]] = []
-        stored: list[bytes] = []
-        held = 0
-        for row in range(start, start + len(places)):
-            stored.append(self._read(row))
-            held += len(stored[-1])
-            prefix = self._add(content, row, stored[-1])
+    def _stored(self) -> Generator[StoredPicture, None, None]:
+        """Read the files in order; raise `BadDataError` for one that has changed."""
+        content, self._stored_bytes = hashlib.sha256(), 0
+        for row in range(self.rows):
+            data, place = self._read(row), self._place(row)
+            prefix = self._add(content, row, data)
             if self._prefixes is not None and self._prefixes[row] != prefix:
-                raise _changed_error(self._place(row))
-            if held > most:
-                begin = len(pictures)
-                pictures += pool.map(decode, stored, places[begin : begin + len(stored)])
-                stored, held = [], 0
-        return pictures + stored
+                raise changed_error(place)
+            label = None if self._files.labels is None else int(self._files.labels[row])
+            yield StoredPicture(data, place, label)
+        self._digest = content.hexdigest()
 
     def _add(self, content: Any, row: int, data: bytes) -> int:
         """Add a file to the digest of all of them; return the start of its own SHA-256."""
@@ -217,14 +246,14 @@ def read_picture(path: Path) -> bytes:
             size = os.fstat(file.fileno()).st_size
             data = file.read(min(size, MOST_STORED_BYTES))
     except FileNotFoundError:
-        raise BadDataError(f"{path} is missing. Add the file, and start again.") from None
+        raise BadDataError(f"{path} is missing. Add it, and run the same command again.") from None
     if size > MOST_STORED_BYTES:
         raise BadDataError(
             f"{path} has {size:,} bytes; expected at most {MOST_STORED_BYTES:,}. Make the picture "
             "smaller, or remove it."
         )
     if len(data) != size:
-        raise _changed_error(str(path))
+        raise changed_error(str(path))
     return data
 
 
@@ -263,7 +292,3 @@ def _is_sorted_by_class(labels: NDArray[np.int32] | None) -> bool:
     classes = len(np.unique(labels))
     runs = 1 + int(np.count_nonzero(np.diff(labels)))
     return 1 < classes == runs < len(labels)
-
-
-def _changed_error(place: str) -> BadDataError:
-    return BadDataError(f"{place} changed while it was being read. Start again.")

@@ -14,6 +14,7 @@ from typing import Any
 
 from pipeline.sources.formats import Source, SourceOptions
 from pipeline.sources.source import open_path, open_source
+from pipeline.sources.splits import changed_error
 from storage import files
 from storage.errors import BadDataError, PipelineError, UnreachableError, UsageError
 from storage.events import Progress, no_progress
@@ -78,11 +79,10 @@ def _copy(source: Location, path: Path, progress: Progress) -> None:
     copied: list[int] = []
     stopped = Event()
 
-    def copy(key: str) -> None:
-        for size in _pieces(location, key, directory / key):
-            copied.append(size)
-            if stopped.is_set():
-                raise CancelledError
+    def count(size: int) -> None:
+        copied.append(size)
+        if stopped.is_set():
+            raise CancelledError
 
     def report() -> None:
         note = f"{sum(copied) / 1e6:,.1f} of {sum(sizes.values()) / 1e6:,.1f} MB"
@@ -90,7 +90,10 @@ def _copy(source: Location, path: Path, progress: Progress) -> None:
 
     with ThreadPoolExecutor(THREADS, thread_name_prefix="copy") as pool:
         try:
-            _wait_for([pool.submit(copy, key) for key in sizes], report)
+            _wait_for(
+                [pool.submit(_copy_object, location, key, directory / key, count) for key in sizes],
+                report,
+            )
         except BaseException:
             stopped.set()
             pool.shutdown(wait=False, cancel_futures=True)
@@ -108,10 +111,10 @@ def _wait_for(futures: list[Future[None]], report: Callable[[], None]) -> None:
             future.result()
 
 
-def _pieces(location: Location, key: str, path: Path) -> Iterator[int]:
-    """Copy an object; yield the size of each piece.
+def _copy_object(location: Location, key: str, path: Path, count: Callable[[int], None]) -> None:
+    """Copy an object; call `count` with the size of each piece, which may raise to stop.
 
-    Raises `BadDataError` if it is changed or removed during the copy.
+    Raises `BadDataError` if the object is changed or removed during the copy.
     """
     try:
         before = location.status(key)
@@ -123,14 +126,14 @@ def _pieces(location: Location, key: str, path: Path) -> Iterator[int]:
                 piece = location.get(key, start, min(start + PIECE_BYTES, before.size))
                 with _local_errors(f"{location}/{key}"):
                     files.write(descriptor, piece)
-                yield len(piece)
+                count(len(piece))
         finally:
             files.close(descriptor)
         changed = location.status(key).version != before.version
     except FileNotFoundError:
         changed = True
     if changed:
-        raise BadDataError(f"{location}/{key} changed while it was being read. Start again.")
+        raise changed_error(f"{location}/{key}")
 
 
 def _refuse(key: str, error: PipelineError | None) -> None:

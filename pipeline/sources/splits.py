@@ -7,7 +7,7 @@ To add a source, write a subclass of `SplitSource` in a module of this folder an
 import re
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -111,11 +111,12 @@ class SplitSource(ABC):
         """
 
     @abstractmethod
-    def parts(self, rows_per_part: int) -> Iterator[Part]:
+    def parts(self, rows_per_part: int) -> Generator[Part, None, None]:
         """Yield all rows in order, `rows_per_part` at a time; the last part may be shorter.
 
         Raises `BadDataError` for damaged data, and after the last part for extra bytes. Only a
-        complete pass checks everything.
+        complete pass checks everything. Close a pass that may end early: it holds open files, and
+        possibly threads.
         """
 
     @abstractmethod
@@ -164,3 +165,8 @@ def check_same_images(splits: Sequence[SplitSource]) -> None:
             f"The splits' images differ: {shapes}; expected the same shape and element type. "
             "Take the files of all splits from the same set."
         )
+
+
+def changed_error(place: object) -> BadDataError:
+    """Return the error for a file that has other content than before."""
+    return BadDataError(f"{place} changed while it was being read. Run the same command again.")

@@ -1,7 +1,7 @@
 """The source `synthetic[:TRAIN[,TEST]]`: digits that are generated when a part is loaded."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +44,7 @@ class SyntheticSplit(SplitSource):
     def label_values(self, progress: Progress) -> list[int]:
         return list(range(CLASSES))
 
-    def parts(self, rows_per_part: int) -> Iterator[Part]:
+    def parts(self, rows_per_part: int) -> Generator[Part, None, None]:
         for start in range(0, self.rows, rows_per_part):
             yield DrawnPart(start, min(start + rows_per_part, self.rows), self._seed, self.name)
 

@@ -157,7 +157,9 @@ def test_object_that_changes(proxy: Proxy, store: Store, prefix: Location, files
 
     proxy.plan = plan
     message = refusal(proxy.store.location(key_of(prefix)))
-    assert f"{prefix}/{TRAIN_IMAGES} changed while it was being read. Start again." == message
+    assert message == (
+        f"{prefix}/{TRAIN_IMAGES} changed while it was being read. Run the same command again."
+    )
 
 
 def test_failing_requests(proxy: Proxy, prefix: Location, files: Path, tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def test_parts(tmp_path: Path, row_group_size: int, rows_per_part: int) -> None:
 def test_large_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures that take more bytes than their pixels are held decoded, in the same order."""
     path = write(tmp_path / "train.parquet", hub_table())
-    monkeypatch.setattr(parquet_split, "LEAST_BYTES_HELD", 300)
+    monkeypatch.setattr("pipeline.sources.picture_split.LEAST_BYTES_HELD", 300)
     monkeypatch.setattr(parquet_split, "MOST_AT_ONCE", 3)
     split = opened(path).splits[0]
     pictures: list[Any] = [picture for part in split.parts(20) for picture in part.pictures]
