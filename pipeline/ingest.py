@@ -344,9 +344,10 @@ def _convert_here(
     """Convert the parts on a pool's threads; yield the results in order."""
     most = max(threads, BYTES_IN_FLIGHT // (writer.part_rows * writer.schema.row_bytes))
     waiting: deque[Future[Converted]] = deque()
-    for part in split.parts(writer.part_rows):
-        waiting.append(pool.submit(convert_part, part, writer, conversion))
-        if len(waiting) >= most:
-            yield waiting.popleft().result()
+    with closing(split.parts(writer.part_rows)) as parts:
+        for part in parts:
+            waiting.append(pool.submit(convert_part, part, writer, conversion))
+            if len(waiting) >= most:
+                yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()

@@ -1,6 +1,7 @@
 """The values of images: their range, and whether they fit the network's arithmetic."""
 
 import math
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -66,10 +67,11 @@ def range_of(split: SplitSource, progress: Progress) -> ValueRange:
     features = int(np.prod(split.image_shape))
     plan = SplitSchema.plan(rows=split.rows, features=features, dtype=str(split.dtype), classes=0)
     ends: list[float] = []
-    for part in split.parts(plan.chunk_rows):
-        images, _ = part.load(part.start, part.stop)
-        ends += check_values(images, None, split.origin, part.start)
-        progress(f"range of {split.name}", part.stop, split.rows)
+    with closing(split.parts(plan.chunk_rows)) as parts:
+        for part in parts:
+            images, _ = part.load(part.start, part.stop)
+            ends += check_values(images, None, split.origin, part.start)
+            progress(f"range of {split.name}", part.stop, split.rows)
     return ValueRange.covering(min(ends), max(ends))
 
 

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -236,21 +236,22 @@ def convert_parts(
     generated digits are drawn by the worker. If the ingest stops, its running tasks end before
     their output is removed.
     """
-    tasks = (
-        Task(
-            name="write-part",
-            what=f"rows {part.start}..{part.stop - 1} of {split.name}",
-            function=convert_part_on_worker,
-            arguments=(part, writer, conversion),
-            bulky=part.holds_data,
+    with closing(split.parts(writer.part_rows)) as parts:
+        tasks = (
+            Task(
+                name="write-part",
+                what=f"rows {part.start}..{part.stop - 1} of {split.name}",
+                function=convert_part_on_worker,
+                arguments=(part, writer, conversion),
+                bulky=part.holds_data,
+            )
+            for part in parts
         )
-        for part in split.parts(writer.part_rows)
-    )
-    try:
-        yield from results(cluster, tasks, PARTS_PER_WORKER)
-    except BaseException:
-        cluster.let_tasks_end()
-        raise
+        try:
+            yield from results(cluster, tasks, PARTS_PER_WORKER)
+        except BaseException:
+            cluster.let_tasks_end()
+            raise
 
 
 @dataclass(frozen=True)

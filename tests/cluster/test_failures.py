@@ -7,8 +7,11 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -16,7 +19,9 @@ from jobs.commands.options import cluster_of
 from jobs.signals import StopSignal, stop_on_signals
 from jobs.training.job import train
 from pipeline.cluster.client import Cluster as Client
-from pipeline.cluster.tasks import Pending, Task, results
+from pipeline.cluster.tasks import Pending, Task, convert_parts, results
+from pipeline.sources.splits import Part
+from pipeline.sources.synthetic import SyntheticSplit
 from storage.dataset import open_dataset
 from storage.errors import BadDataError, StoppedError, UnreachableError
 from storage.places import open_location
@@ -83,6 +88,30 @@ def test_a_project_error_keeps_its_type(cluster: Client, tmp_path: Path) -> None
     """A `BadDataError` on a worker is raised as one in the job."""
     with pytest.raises(BadDataError, match="There is no dataset"):
         list(results(cluster, [task(open_dataset, open_location(tmp_path / "x"))]))
+
+
+def test_a_failed_ingest_closes_its_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass over a source ends with its error, not when the traceback is collected."""
+    ended = []
+
+    class Digits(SyntheticSplit):
+        def parts(self, rows_per_part: int) -> Generator[Part, None, None]:
+            try:
+                yield from super().parts(rows_per_part)
+            finally:
+                ended.append(self.name)
+
+    def failing(_: object, tasks: Iterator[Task], per_worker: int) -> Iterator[object]:
+        yield next(tasks)
+        raise BadDataError("row 3 is damaged")
+
+    monkeypatch.setattr("pipeline.cluster.tasks.results", failing)
+    cluster: Any = SimpleNamespace(let_tasks_end=lambda: None)
+    writer: Any = SimpleNamespace(part_rows=2)
+    conversion: Any = None
+    with pytest.raises(BadDataError) as caught:
+        list(convert_parts(cluster, Digits("train", 9, 0), writer, conversion))
+    assert (["train"], "row 3 is damaged") == (ended, str(caught.value))
 
 
 def test_a_result_that_dies_with_its_worker(
