@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobs.choices import DEFAULT_DATASET, DEFAULT_MODELS
+from jobs.choices import DEFAULT_CHECKPOINT, DEFAULT_DATASET, DEFAULT_MODELS, DEFAULT_RUN
 from jobs.commands import completion
 from jobs.commands.sections import IntRange, option
 from pipeline.cluster.options import DEFAULT_TIMEOUT, ClusterOptions
@@ -38,9 +38,10 @@ def combined(*decorators: Callable[[Callback], Callback]) -> Callable[[Callback]
 
 
 def picked(config: type[Any], asked: dict[str, Any]) -> dict[str, Any]:
-    """Return the parameters of a command that are fields of a configuration."""
+    """Return the given parameters of a command that are fields of a configuration."""
     names = {field.name for field in fields(config)}
-    return {name: value for name, value in asked.items() if name in names}
+    given = {name: value for name, value in asked.items() if value is not None}
+    return {name: value for name, value in given.items() if name in names}
 
 
 dataset = option(
@@ -59,6 +60,45 @@ models = option(
     default=DEFAULT_MODELS,
     shell_complete=completion.directories,
     help="Path or URL where promoted names are kept.",
+)
+checkpoint = option(
+    "--checkpoint",
+    section="Model",
+    metavar="NAME",
+    show_default=DEFAULT_CHECKPOINT,
+    shell_complete=completion.checkpoints,
+    help="best (by validation, else latest), latest, an epoch or a model digest; a list such as "
+    "8,9,10, or average (all snapshots), for the mean of their probabilities.",
+)
+average_shifts = option(
+    "--average-shifts",
+    section="Model",
+    advanced=True,
+    topic="averages",
+    type=IntRange(0, 3),
+    metavar="N",
+    show_default="the run's setting",
+    help="Average over each image and its shifts by up to N pixels.",
+)
+model = combined(
+    option(
+        "--run",
+        section="Model",
+        metavar="PLACE",
+        show_default=DEFAULT_RUN,
+        shell_complete=completion.runs,
+        help="Path or URL of the run.",
+    ),
+    checkpoint,
+    average_shifts,
+    option(
+        "--model",
+        section="Model",
+        metavar="NAME",
+        shell_complete=completion.model_names,
+        help="Promoted name, instead of --run and --checkpoint.",
+    ),
+    models,
 )
 wait = option(
     "--wait",

@@ -7,7 +7,6 @@ import click
 
 from jobs.choices import DEFAULT_CHECKPOINT, DEFAULT_RUN
 from jobs.commands import completion, options
-from jobs.commands.score import CHECKPOINT_HELP, average_shifts
 from jobs.commands.sections import Command, option
 from jobs.output import one_line, percent
 from jobs.signals import stop_on_signals
@@ -32,31 +31,7 @@ INKED = 96
 @click.argument(
     "files", nargs=-1, required=True, metavar="FILE...", shell_complete=completion.files
 )
-@option(
-    "--run",
-    section="Model",
-    metavar="PLACE",
-    show_default=DEFAULT_RUN,
-    shell_complete=completion.runs,
-    help="Path or URL of the run.",
-)
-@option(
-    "--checkpoint",
-    section="Model",
-    metavar="NAME",
-    show_default=DEFAULT_CHECKPOINT,
-    shell_complete=completion.checkpoints,
-    help=CHECKPOINT_HELP,
-)
-@average_shifts
-@option(
-    "--model",
-    section="Model",
-    metavar="NAME",
-    shell_complete=completion.model_names,
-    help="Promoted name, instead of --run and --checkpoint.",
-)
-@options.models
+@options.model
 @option(
     "--as-is",
     section="Data",

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobs.choices import DEFAULT_BELOW, DEFAULT_CHECKPOINT, DEFAULT_RUN, DEFAULT_SETTLE
+from jobs.choices import DEFAULT_BELOW, DEFAULT_RUN, DEFAULT_SETTLE
 from jobs.commands import completion, options
 from jobs.commands.sections import Command, IntRange, option
 from jobs.signals import stop_on_signals
@@ -14,23 +14,6 @@ if TYPE_CHECKING:
     from jobs.commands.console import Console, Report
     from jobs.scoring.config import ScoreConfig
     from storage.location import TakeOver
-
-CHECKPOINT_HELP = (
-    "best (by validation, else latest), latest, an epoch or a model digest; a list such as 8,9,10, "
-    "or average (all snapshots), for the mean of their probabilities."
-)
-
-
-average_shifts = option(
-    "--average-shifts",
-    section="Model",
-    advanced=True,
-    topic="averages",
-    type=IntRange(0, 3),
-    metavar="N",
-    show_default="the run's setting",
-    help="Average over each image and its shifts by up to N pixels.",
-)
 
 
 @click.command(cls=Command)
@@ -77,31 +60,7 @@ average_shifts = option(
     metavar="SECONDS",
     help="Skip inbox files modified within the last SECONDS.",
 )
-@option(
-    "--run",
-    section="Model",
-    metavar="PLACE",
-    show_default=DEFAULT_RUN,
-    shell_complete=completion.runs,
-    help="Path or URL of the run.",
-)
-@option(
-    "--checkpoint",
-    section="Model",
-    metavar="NAME",
-    show_default=DEFAULT_CHECKPOINT,
-    shell_complete=completion.checkpoints,
-    help=CHECKPOINT_HELP,
-)
-@average_shifts
-@option(
-    "--model",
-    section="Model",
-    metavar="NAME",
-    shell_complete=completion.model_names,
-    help="Promoted name, instead of --run and --checkpoint.",
-)
-@options.models
+@options.model
 @options.threads
 @option(
     "--min-accuracy",
@@ -273,15 +232,8 @@ def scores(
     shell_complete=completion.model_names,
     help="Name to give, such as champion.",
 )
-@option(
-    "--checkpoint",
-    section="Model",
-    metavar="NAME",
-    default=DEFAULT_CHECKPOINT,
-    shell_complete=completion.checkpoints,
-    help=CHECKPOINT_HELP,
-)
-@average_shifts
+@options.checkpoint
+@options.average_shifts
 @option(
     "--undo",
     section="Model",

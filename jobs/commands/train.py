@@ -173,6 +173,5 @@ def _given_settings(config_file: str | None, asked: dict[str, Any]) -> dict[str,
     from jobs.training.settings import COMMAND_LINE
 
     from_file = read_toml(Path(config_file)) if config_file else {}
-    chosen = options.picked(Presets, asked) | options.picked(TrainConfig, asked)
-    from_options = {name: value for name, value in chosen.items() if value is not None}
+    from_options = options.picked(Presets, asked) | options.picked(TrainConfig, asked)
     return flat_settings(from_file, str(config_file)) | flat_settings(from_options, COMMAND_LINE)
