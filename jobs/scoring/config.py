@@ -87,53 +87,45 @@ class ScoreConfig:
         ):
             if not 0 <= value < math.inf:
                 raise UsageError(f"{option} is {value}; expected 0 or more.")
-        if self.model is not None and self.run is not None:
-            raise UsageError("--model determines the run; leave out --run.")
-        if self.model is not None and self.checkpoint is not None:
-            raise UsageError("--model determines the checkpoint; leave out --checkpoint.")
-        if self.model is not None and self.average_shifts is not None:
-            raise UsageError("--model determines the shifts; leave out --average-shifts.")
+        for option, what, chosen in (
+            ("--run", "run", self.run),
+            ("--checkpoint", "checkpoint", self.checkpoint),
+            ("--average-shifts", "shifts", self.average_shifts),
+        ):
+            if self.model is not None and chosen is not None:
+                raise UsageError(f"--model determines the {what}; leave out {option}.")
+        for option, given, needed, place in (
+            ("--include", self.include, "--inbox", self.inbox),
+            ("--exclude", self.exclude, "--inbox", self.inbox),
+            ("--probabilities", self.all_probabilities, "--out", self.out),
+            ("--columns", self.columns, "--out", self.out),
+            ("--below", self.below is not None, "--review", self.review),
+        ):
+            if given and place is None:
+                raise UsageError(f"{option} requires {needed}; pass {needed}, or leave it out.")
         if not self.splits:
             raise UsageError("No split is given; pass --split, such as --split test.")
         for option, globs in (("--include", self.include), ("--exclude", self.exclude)):
-            if globs and self.inbox is None:
-                raise UsageError(f"{option} requires --inbox; pass --inbox, or leave it out.")
             if not all(glob.strip("/") for glob in globs):
                 raise UsageError(f"{option} is empty; expected a glob, such as '*-images-*'.")
         self._check_out()
         self._check_review()
 
     def _check_out(self) -> None:
-        if self.out is None:
-            if self.all_probabilities:
-                raise UsageError("--probabilities requires --out; pass --out, or leave it out.")
-            if self.columns:
-                raise UsageError("--columns requires --out; pass --out, or leave it out.")
-            return
-        out = str(self.out)
-        self._check_columns(out)
-        if not out.endswith(OUTPUTS):
-            hint = did_you_mean(PurePosixPath(out).suffix, OUTPUTS)
-            raise UsageError(
-                f"--out is {out!r}; expected a name that ends in .csv, .npz or .parquet.{hint}"
-            )
-        self._check_placeholders("--out", out)
+        if self.out is not None:
+            self._check_columns(str(self.out))
+            _check_ending("--out", str(self.out), OUTPUTS)
+            self._check_placeholders("--out", str(self.out))
 
     def _check_review(self) -> None:
         if self.review is None:
-            if self.below is not None:
-                raise UsageError("--below requires --review; pass --review, or leave it out.")
             return
         if self.below is not None and not 0 < self.below <= 1:
             raise UsageError(
                 f"--below is {self.below}; expected a probability above 0, up to 1, such as 0.99."
             )
         review = str(self.review)
-        if not review.endswith(REVIEWS):
-            hint = did_you_mean(PurePosixPath(review).suffix, REVIEWS)
-            raise UsageError(
-                f"--review is {review!r}; expected a name that ends in .csv or .html.{hint}"
-            )
+        _check_ending("--review", review, REVIEWS)
         self._check_placeholders("--review", review)
 
     def _check_placeholders(self, option: str, name: str) -> None:
@@ -199,6 +191,13 @@ class ScoreConfig:
             return place
         values = {HOME: home, SPLIT_NAME: split, FILE_NAME: _file_name(file or split)}
         return self.open(PLACEHOLDER.sub(lambda match: values.get(match[0], match[0]), str(place)))
+
+
+def _check_ending(option: str, name: str, endings: tuple[str, ...]) -> None:
+    if not name.endswith(endings):
+        expected = f"{', '.join(endings[:-1])} or {endings[-1]}"
+        hint = did_you_mean(PurePosixPath(name).suffix, endings)
+        raise UsageError(f"{option} is {name!r}; expected a name that ends in {expected}.{hint}")
 
 
 def _file_name(name: str) -> str:
