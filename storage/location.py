@@ -131,6 +131,17 @@ class Location(ABC):
         """Return this location's parent and its key there."""
         return replace(self, path=self.path.parent, lock=None), self.path.name
 
+    def is_object(self) -> bool:
+        """Return whether there is an object at this location."""
+        parent, key = self.split()
+        return parent.holds(key)
+
+    def write_object(self, data: bytes) -> None:
+        """Write this location's object like `put`; remove partial files that dead writers left."""
+        parent, key = self.split()
+        parent.sweep_partial(key)
+        parent.put(key, data)
+
     # Objects.
 
     @abstractmethod

@@ -152,9 +152,7 @@ def write_grid(tiles: Sequence[Tile], path: Path, title: str) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # drawn as a box
         figure.savefig(buffer, format="png", dpi=100)
-    directory = open_location(path.parent)
-    directory.sweep_partial(path.name)
-    directory.put(path.name, buffer.getvalue())
+    open_location(path).write_object(buffer.getvalue())
 
 
 def _lines_of(title: str) -> str:

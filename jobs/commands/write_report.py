@@ -89,7 +89,5 @@ def write_report(
     subjects = [Subject(place, dataset, storage_options) for place in places]
     page = run_page(subjects[0]) if len(subjects) == 1 else comparison_page(subjects)
     data = page.encode("utf-8", "backslashreplace")
-    directory = open_location(path.parent)
-    directory.sweep_partial(path.name)
-    directory.put(path.name, data)
+    open_location(path).write_object(data)
     return len(data)

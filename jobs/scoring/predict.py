@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from jobs.output import one_line
 from jobs.scoring.inbox import real_place
+from jobs.scoring.outputs import check_output
 from jobs.training.model import Model
 from pipeline.prepare_picture import SIDE, PreparedPicture, prepare_digit, resized
 from pipeline.sources.pictures import MOST_STORED_BYTES, decode_picture
 from storage.errors import BadDataError, UsageError, nearest_place, translate_os_errors
-from storage.files import file_to_write
 from storage.local import LocalLocation
 from storage.location import Location
 from storage.places import open_location
@@ -93,10 +93,8 @@ def _check_file(name: str, file: Location | None) -> None:
         raise UsageError(f"{name} is a directory; expected a picture. Give the names of its files.")
     if isinstance(file, LocalLocation) and not os.path.exists(file.path):
         raise UsageError(f"There is no picture {name}.{nearest_place(name)}")
-    if file is not None and not isinstance(file, LocalLocation):
-        directory, key = file.split()
-        if not directory.holds(key):
-            raise UsageError(f"There is no picture {name}. Check the URL.")
+    if file is not None and not isinstance(file, LocalLocation) and not file.is_object():
+        raise UsageError(f"There is no picture {name}. Check the URL.")
 
 
 def _read(file: Location | None) -> bytes:
@@ -196,7 +194,7 @@ def write_predictions(
             rows.writerow((one_line(result.name), predicted, f"{probability:.9g}", prepared, ""))
         else:
             rows.writerow((one_line(result[0]), "", "", "", one_line(str(result[1]))))
-    _put(file, text.getvalue().encode())
+    file.write_object(text.getvalue().encode())
 
 
 def write_seen(file: Location, predictions: Sequence[Prediction]) -> None:
@@ -206,7 +204,7 @@ def write_seen(file: Location, predictions: Sequence[Prediction]) -> None:
     buffer = io.BytesIO()
     pictures = [prediction.picture.image for prediction in predictions]
     Image.fromarray(np.concatenate(pictures)).save(buffer, "PNG")
-    _put(file, buffer.getvalue())
+    file.write_object(buffer.getvalue())
 
 
 def output_file(
@@ -223,12 +221,4 @@ def output_file(
         real_place(open_location(name, storage_options)) for name in names if name != STDIN
     }:
         raise UsageError(f"{option} is {place}, one of the pictures. Choose another file.")
-    if isinstance(file, LocalLocation):
-        return LocalLocation(file_to_write(file.path, option))
-    return file
-
-
-def _put(file: Location, content: bytes) -> None:
-    directory, name = file.split()
-    directory.sweep_partial(name)
-    directory.put(name, content)
+    return check_output(file, option)

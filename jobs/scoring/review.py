@@ -84,9 +84,7 @@ def write_review(
         _write_csv(text, rows, name)
     else:
         _write_html(text, rows, name, _summary(scores.schema, below, len(chosen), uncertain))
-    directory, key = check_output(file, "--review").split()
-    directory.sweep_partial(key)
-    directory.put(key, text.getvalue().encode())
+    check_output(file, "--review").write_object(text.getvalue().encode())
     return len(chosen), uncertain
 
 
