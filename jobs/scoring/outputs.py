@@ -1,9 +1,9 @@
 """Predictions as one CSV, Parquet or npz file, written chunk by chunk and renamed when complete.
 
 The columns are `row`, `predicted` and `probability`, for rows with labels `true` and `correct`, on
-request `p_NAME` for each class, and for rows from an inbox `file`; or those that are
-asked for, also `ImageId` and `Label`, which Kaggle's submissions have: the row counted from 1, and
-the predicted class. Parquet's metadata and further arrays of npz name the model, the dataset, the
+request `p_NAME` for each class, and for rows from an inbox `file`; or those that are asked for,
+also `ImageId` and `Label`, which Kaggle's submissions have: the row counted from 1, and the
+predicted class. Parquet's metadata and further arrays of npz name the model, the dataset, the
 scores and the inbox's file.
 """
 
@@ -12,6 +12,7 @@ import io
 import itertools
 import zipfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -59,12 +60,6 @@ def check_output(file: Location, option: str = "--out") -> Location:
     if not isinstance(file, LocalLocation):
         return file
     return LocalLocation(file_to_write(file.path, option))
-
-
-def output_exists(file: Location) -> bool:
-    """Return whether the file exists."""
-    directory, name = file.split()
-    return directory.holds(name)
 
 
 class Labels:
@@ -146,70 +141,73 @@ def write_output(
         *(of_classes if all_probabilities else ()),
         *([FILE] if source is not None else ()),
     )
-    columns = columns or usual
-    if not set(FROM_LABELS).intersection(columns):
-        labels = None  # not read
+    table = _Table(scores, labels, columns or usual, source)
     directory, name = check_output(file).split()
     directory.sweep_partial(name)
     write_rows = {"csv": _write_csv, "npz": _write_npz, "parquet": _write_parquet}
     with directory.open_for_writing(name) as write:
-        write_rows[name.rpartition(".")[2]](_Pipe(write), scores, labels, columns, source)
+        write_rows[name.rpartition(".")[2]](_Pipe(write), table)
 
 
-def _facts(scores: Scores, source: str | None) -> dict[str, str]:
-    """Return the digests and names that identify the scores, and the inbox's file."""
-    schema = scores.schema
-    return {
-        "model_digest": schema.model_digest,
-        "checkpoint": str(scores.metrics.get("checkpoint")),
-        "average_shifts": str(schema.average_shifts),
-        "dataset_digest": schema.dataset_digest,
-        "split": schema.split,
-        "scores_digest": scores.digest,
-        **({} if source is None else {"file": source}),
-    }
+@dataclass(frozen=True)
+class _Table:
+    """Predictions with the columns to write."""
+
+    scores: Scores
+    labels: Labels | None
+    columns: Sequence[str]
+    source: str | None
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """The digests and names that identify the scores, and the inbox's file."""
+        schema = self.scores.schema
+        return {
+            "model_digest": schema.model_digest,
+            "checkpoint": str(self.scores.metrics.get("checkpoint")),
+            "average_shifts": str(schema.average_shifts),
+            "dataset_digest": schema.dataset_digest,
+            "split": schema.split,
+            "scores_digest": self.scores.digest,
+            **({} if self.source is None else {"file": self.source}),
+        }
+
+    def chunk(self, number: int) -> Columns:
+        """Return the rows of a chunk, classes as numbers; `probabilities` is `(rows, classes)`.
+
+        Labels are read only if a column needs them.
+        """
+        start, stop = self.scores.schema.chunk_bounds(number)
+        probabilities, predicted = self.scores.read_chunk(number)
+        rows: Columns = {
+            "row": np.arange(start, stop, dtype=np.int64),
+            "predicted": predicted,
+            "probability": probabilities[np.arange(len(predicted)), predicted],
+            "probabilities": probabilities,
+        }
+        if self.labels is not None and not set(FROM_LABELS).isdisjoint(self.columns):
+            true = self.labels.read_chunk(number)
+            rows |= {"true": true, "correct": predicted == true}
+        return rows
+
+    def chunks(self) -> Iterator[Columns]:
+        """Yield the columns of each chunk, with classes by name."""
+        schema = self.scores.schema
+        names = np.array(schema.class_names)
+        for number in range(schema.chunks):
+            rows = self.chunk(number)
+            rows |= {name: names[rows[name]] for name in ("predicted", "true") if name in rows}
+            rows |= {FILE: np.full(len(rows["row"]), self.source or "")}
+            rows |= {"ImageId": rows["row"] + 1, "Label": rows["predicted"]}
+            rows |= zip(_of_classes(schema.class_names), rows["probabilities"].T, strict=True)
+            yield {name: rows[name] for name in self.columns}
 
 
-def _chunk(scores: Scores, labels: Labels | None, number: int) -> Columns:
-    """Return the rows of a chunk, classes as numbers; `probabilities` is `(rows, classes)`."""
-    start, stop = scores.schema.chunk_bounds(number)
-    probabilities, predicted = scores.read_chunk(number)
-    columns: Columns = {
-        "row": np.arange(start, stop, dtype=np.int64),
-        "predicted": predicted,
-        "probability": probabilities[np.arange(len(predicted)), predicted],
-    }
-    if labels is not None:
-        true = labels.read_chunk(number)
-        columns |= {"true": true, "correct": predicted == true}
-    return columns | {"probabilities": probabilities}
-
-
-def _tables(
-    scores: Scores, labels: Labels | None, columns: Sequence[str], source: str | None
-) -> Iterator[Columns]:
-    """Yield these columns of each chunk, with classes by name."""
-    names = np.array(scores.schema.class_names)
-    for number in range(scores.schema.chunks):
-        rows = _chunk(scores, labels, number)
-        rows |= {name: names[rows[name]] for name in ("predicted", "true") if name in rows}
-        rows |= {FILE: np.full(len(rows["row"]), source or "")}
-        rows |= {"ImageId": rows["row"] + 1, "Label": rows["predicted"]}
-        rows |= zip(_of_classes(scores.schema.class_names), rows["probabilities"].T, strict=True)
-        yield {name: rows[name] for name in columns}
-
-
-def _write_csv(
-    pipe: "_Pipe",
-    scores: Scores,
-    labels: Labels | None,
-    columns: Sequence[str],
-    source: str | None,
-) -> None:
+def _write_csv(pipe: "_Pipe", table: _Table) -> None:
     with io.TextIOWrapper(io.BufferedWriter(pipe, CSV_BUFFER), "utf-8", newline="") as text:
         file = csv.writer(text, lineterminator="\n")
-        file.writerow(columns)
-        for rows in _tables(scores, labels, columns, source):
+        file.writerow(table.columns)
+        for rows in table.chunks():
             file.writerows(zip(*map(_cells, rows.values()), strict=True))
 
 
@@ -218,24 +216,18 @@ def _cells(column: NDArray[Any]) -> Iterator[Any]:
     return (f"{value:.9g}" for value in column) if column.dtype.kind == "f" else iter(column)
 
 
-def _write_npz(
-    pipe: "_Pipe",
-    scores: Scores,
-    labels: Labels | None,
-    columns: Sequence[str],
-    source: str | None,
-) -> None:
+def _write_npz(pipe: "_Pipe", table: _Table) -> None:
     """Write an array for each column, classes as indices into `class_names`, and the facts."""
-    schema = scores.schema
-    names = [name for name in columns if name in (*PREDICTED, *FROM_LABELS)]
-    with_probabilities = any(name.startswith("p_") for name in columns)
+    schema = table.scores.schema
+    names = [name for name in table.columns if name in (*PREDICTED, *FROM_LABELS)]
+    with_probabilities = any(name.startswith("p_") for name in table.columns)
     names += ["probabilities"] if with_probabilities else []
     with zipfile.ZipFile(pipe, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        for name in names:
-            needed = labels if name in FROM_LABELS else None  # each array is a pass over the chunks
-            chunks = (_chunk(scores, needed, number)[name] for number in range(schema.chunks))
+        for name in names:  # each array is a pass over the chunks
+            column = replace(table, columns=(name,))
+            chunks = (column.chunk(number)[name] for number in range(schema.chunks))
             _write_npy(archive, name, schema.rows, chunks)
-        for name, value in {"class_names": schema.class_names, **_facts(scores, source)}.items():
+        for name, value in {"class_names": schema.class_names, **table.facts}.items():
             with archive.open(f"{name}.npy", "w") as entry:
                 np.lib.format.write_array(entry, np.array(value), allow_pickle=False)
 
@@ -253,25 +245,16 @@ def _write_npy(
             entry.write(part.tobytes())
 
 
-def _write_parquet(
-    pipe: "_Pipe",
-    scores: Scores,
-    labels: Labels | None,
-    columns: Sequence[str],
-    source: str | None,
-) -> None:
+def _write_parquet(pipe: "_Pipe", table: _Table) -> None:
     """Write a row group per chunk; the facts become the schema's key-value metadata."""
     import pyarrow
     from pyarrow import parquet
 
-    tables = (
-        pyarrow.table(rows, metadata=_facts(scores, source))
-        for rows in _tables(scores, labels, columns, source)
-    )
-    first = next(tables)
+    groups = (pyarrow.table(rows, metadata=table.facts) for rows in table.chunks())
+    first = next(groups)
     with parquet.ParquetWriter(pyarrow.PythonFile(pipe, "w"), first.schema) as file:
-        for table in itertools.chain([first], tables):
-            file.write_table(table)
+        for group in itertools.chain([first], groups):
+            file.write_table(group)
 
 
 class _Pipe(io.RawIOBase):

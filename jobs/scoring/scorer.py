@@ -5,6 +5,7 @@ NumPy and Dask are imported only if something remains to be scored.
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,6 @@ from jobs.scoring.metrics import open_scored
 from jobs.scoring.outputs import (
     check_columns,
     labels_of,
-    output_exists,
     output_memory,
     write_output,
 )
@@ -203,20 +203,21 @@ class Scorer:
         file: str | None = None,
         content: str | None = None,
     ) -> None:
-        """Judge complete scores, write `--out`, record and report them.
+        """Judge complete scores, write `--out` and `--review`, record and report them.
 
-        `dataset_of` returns the scored dataset, for its labels; `file` and `content` are the name
-        and digest of an inbox's file.
+        `dataset_of` returns the scored dataset, for its labels and images; `file` and `content` are
+        the name and digest of an inbox's file.
         """
-        self.records.check(scores.schema)
-        verdicts = self._judge(scores, file)
-        output = self._write_output(scores, already_done, dataset_of, file)
-        result = ScoreResult(scores, already_done, output, file, verdicts)
         config = self._config
+        result = ScoreResult(scores, already_done, file=file)
+        self.records.check(scores.schema)
+        verdicts = self._judge(result)
+        output = self._write_output(result, dataset_of)
+        result = replace(result, output=output, verdicts=verdicts)
         dataset = None
         if file is None:
             dataset = str(choose_dataset(self.run, config.dataset, config.storage_options))
-        self._write_review(scores, already_done, dataset_of, file)
+        self._write_review(result, dataset_of)
         is_new = self.records.add(result, dataset, content)
         self.result.results.append(result)
         _report(result)
@@ -230,16 +231,15 @@ class Scorer:
             self.result.unjudged.append(file)
             event(logger, "unjudged", "", file=file)
 
-    def _judge(self, scores: Scores, file: str | None) -> tuple[Verdict, ...]:
+    def _judge(self, result: ScoreResult) -> tuple[Verdict, ...]:
         """Return a verdict for each gate that can be judged."""
-        gates, schema = self._config.gates, scores.schema
-        result = ScoreResult(scores, already_done=True)
+        gates, schema = self._config.gates, result.scores.schema
         if not gates.any:
             return ()
-        before, drift = None, result.drift
+        before, drift, subject = None, result.drift, result.file or schema.split
         if gates.max_drift is not None and (drift is None or drift["score"] is None):
             why = "no drift is recorded" if drift is None else "it has too few rows"
-            logger.info("--max-drift is not judged on %s: %s.", file or schema.split, why)
+            logger.info("--max-drift is not judged on %s: %s.", subject, why)
         if gates.max_drop is not None and result.accuracy is not None:
             before = self.records.accuracy_before(schema)
             if before is None and self._holder is not None:
@@ -247,53 +247,42 @@ class Scorer:
             if before is None:
                 text = "--max-drop is not judged: there is no earlier accuracy of %s."
                 logger.info(text, schema.split)
-        subject = f"{file or schema.split} scored by {self.result.model_digest[:12]}"
+        subject = f"{subject} scored by {self.result.model_digest[:12]}"
         return gates.judge(result.accuracy, before, subject, drift)
 
     def _write_output(
-        self,
-        scores: Scores,
-        already_done: bool,
-        dataset_of: "Callable[[], Dataset]",
-        source: str | None,
+        self, result: ScoreResult, dataset_of: "Callable[[], Dataset]"
     ) -> Location | None:
-        config, schema = self._config, scores.schema
-        file = config.output(schema.home, schema.split, source)
-        if file is not None and self._is_due(file, already_done):
-            labels = labels_of(dataset_of(), schema)
+        config, schema = self._config, result.scores.schema
+        file = config.output(schema.home, schema.split, result.file)
+        if file is not None and self._is_due(file, result):
             write_output(
                 file,
-                scores,
-                labels,
+                result.scores,
+                labels_of(dataset_of(), schema),
                 all_probabilities=config.all_probabilities,
                 columns=config.columns,
-                source=source,
+                source=result.file,
             )
         return file
 
-    def _write_review(
-        self,
-        scores: Scores,
-        already_done: bool,
-        dataset_of: "Callable[[], Dataset]",
-        source: str | None,
-    ) -> None:
-        config, schema = self._config, scores.schema
-        file = config.review_file(schema.home, schema.split, source)
-        if file is None or not self._is_due(file, already_done):
+    def _write_review(self, result: ScoreResult, dataset_of: "Callable[[], Dataset]") -> None:
+        config, schema = self._config, result.scores.schema
+        file = config.review_file(schema.home, schema.split, result.file)
+        if file is None or not self._is_due(file, result):
             return
         from jobs.scoring.review import write_review
 
         below = DEFAULT_BELOW if config.below is None else config.below
-        rows, uncertain = write_review(file, scores, dataset_of(), below, source)
+        rows, uncertain = write_review(file, result.scores, dataset_of(), below, result.file)
         text = f"To review: {counted(uncertain, 'row')} below {below:g} in {file}"
         if rows < uncertain:
             text = f"To review: the {rows:,} least certain of {uncertain:,} rows in {file}"
         event(logger, "review", text, review=str(file), rows=rows, uncertain=uncertain)
 
-    def _is_due(self, file: Location, already_done: bool) -> bool:
+    def _is_due(self, file: Location, result: ScoreResult) -> bool:
         """Return whether an output must be written: a split's each time, a file's once."""
-        return self._config.inbox is None or not already_done or not output_exists(file)
+        return result.file is None or not result.already_done or not file.is_object()
 
 
 def _report(result: ScoreResult) -> None:
