@@ -83,14 +83,14 @@ def open_pickle(path: Path, options: SourceOptions, progress: Progress) -> Sourc
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about escapes in damaged strings
-            with _opened(path, progress) as stream:
-                _check_operations(stream)
-            with _opened(path, progress) as stream:
-                pairs = _pairs(_Unpickler(stream).load())
+            with DecodedFile(path) as file:
+                _check_operations(_Stream(file, progress))
+            with DecodedFile(path) as file:
+                pairs = _pairs(_Unpickler(_Stream(file, progress)).load())
     except _UnsafeError as error:
         raise BadDataError(
-            f"{path} is a pickle {error}; it was not loaded. Expected (images, labels) pairs "
-            "of NumPy arrays for train, validation and test, as in mnist.pkl.gz. If you trust the "
+            f"{path} was not loaded: it is a pickle {error}. Expected (images, labels) pairs of "
+            "NumPy arrays for train, validation and test, as in mnist.pkl.gz. If you trust the "
             "file, load it in Python and save its arrays with numpy.savez."
         ) from None
     except _ERRORS as error:
@@ -189,12 +189,6 @@ class _Stream:
             raise ValueError("its compressed data are cut off")
 
 
-@contextmanager
-def _opened(path: Path, progress: Progress) -> Iterator[_Stream]:
-    with DecodedFile(path) as file:
-        yield _Stream(file, progress)
-
-
 def _check_operations(stream: _Stream) -> None:
     """Raise `_UnsafeError` for whatever arrays do not need, `ValueError` for damage.
 
@@ -205,7 +199,7 @@ def _check_operations(stream: _Stream) -> None:
         code = stream.read(1).decode("latin1")
         operation = KNOWN.get(code)
         if operation is None:
-            raise ValueError(f"{code!r} is no operation" if code else "it is cut off")
+            raise ValueError(f"{code!r} is not an operation" if code else "it is cut off")
         if operation.name not in OPERATIONS:
             what = "a dictionary" if "DICT" in operation.name else f"{operation.name} operations"
             raise _UnsafeError("with " + what)
@@ -327,7 +321,7 @@ def _pairs(content: Any) -> list[Pair]:
         content = [content]
     is_sequence = isinstance(content, tuple | list) and 1 <= len(content) <= len(SPLITS)
     if not is_sequence or not all(_is_pair(pair) for pair in content):
-        raise _UnsafeError("with other content")
+        raise _UnsafeError("of other objects")
     return [(images.array(), labels.array()) for images, labels in content]
 
 
