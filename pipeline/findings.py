@@ -11,14 +11,13 @@ import numpy as np
 
 from pipeline.duplicates import MOST_ROWS, ROW_MEMORY, DuplicateFinder, Rows
 from pipeline.examine import Examination
+from pipeline.sources.splits import SPLITS
 from storage.dataset import Dataset
 from storage.documents import check_fields
-from storage.errors import counted
+from storage.errors import counted, listed
 from storage.location import Closing
 from storage.schema import DatasetSchema, SplitSchema
 
-SPLITS = ("train", "validation", "test")
-"""Images of a later split are looked up in the earlier ones."""
 PAIR = ("first", "second")
 """Names of the two rows, or of the two splits, that are compared."""
 BITMAP_LIMIT = 2**15
@@ -174,7 +173,7 @@ class FindingsCollector(Closing):
     def __init__(self, schema: DatasetSchema) -> None:
         """Expect the splits of a dataset."""
         self._schema = schema
-        self._names = sorted(schema.splits, key=_rank)
+        self._names = sorted(schema.splits, key=_rank)  # later ones are looked up in earlier ones
         total_rows = sum(split.rows for split in schema.splits.values())
         self._duplicates = DuplicateFinder(len(self._names), total_rows, MOST_ROWS)
         self._constant = dict.fromkeys(self._names, Rows())
@@ -244,9 +243,8 @@ def _rows_from_json(entry: Any, place: str, names: tuple[str, ...] = PAIR) -> Ro
 
 def _named(classes: Sequence[str]) -> str:
     """Return the names of one or more classes."""
-    shown = ", ".join(classes[:SHOWN_CLASSES])
-    more = f" and {len(classes) - SHOWN_CLASSES:,} more" if len(classes) > SHOWN_CLASSES else ""
-    return f"{'class' if len(classes) == 1 else 'the classes'} {shown}{more}"
+    noun = "class" if len(classes) == 1 else "the classes"
+    return f"{noun} {listed(classes, SHOWN_CLASSES)}"
 
 
 def _images(rows: Rows, split: str) -> str:

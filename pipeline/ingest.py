@@ -37,7 +37,7 @@ from storage.dataset_writer import (
     dataset_lock,
     stage_dataset,
 )
-from storage.errors import ConflictError, UsageError, did_you_mean
+from storage.errors import ConflictError, UsageError, did_you_mean, listed
 from storage.events import Progress, event, no_progress
 from storage.location import Location, TakeOver
 from storage.places import Place, open_location
@@ -242,7 +242,7 @@ def _same_dataset(
     if existing.class_names != schema.class_names:
         raise ConflictError(
             f"{target} already exists. It was made from the same files with other class names: "
-            f"{_shown(existing.class_names)}; these options ask for {_shown(schema.class_names)}. "
+            f"{listed(existing.class_names)}; these options ask for {listed(schema.class_names)}. "
             "Pass --overwrite to replace it, choose another --out, or pass its own --class-names "
             "to keep it."
         )
@@ -259,10 +259,6 @@ def _same_dataset(
             "keep it."
         )
     return existing
-
-
-def _shown(names: Sequence[str]) -> str:
-    return ", ".join(names[:10]) + ", ..." * (len(names) > 10)
 
 
 def _differences(recorded: dict[str, Any], given: dict[str, Any]) -> list[str]:

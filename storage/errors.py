@@ -5,7 +5,7 @@ import errno
 import os
 import signal
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -104,6 +104,12 @@ def did_you_mean(word: str, known: Iterable[str], parent: str = "") -> str:
 def counted(number: int, noun: str) -> str:
     """Return a number and its noun: `1 row`, `1,000 rows`."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """Return the first names, and the number of the others: `a, b and 3 more`."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def nearest_place(place: str) -> str:

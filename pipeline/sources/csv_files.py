@@ -8,13 +8,13 @@ import re
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline.sources.csv_rows import (
-    ZIP_MAGIC,
     CsvRows,
     Layout,
     Scan,
@@ -24,16 +24,16 @@ from pipeline.sources.csv_rows import (
     import_pyarrow,
     line_blocks,
 )
-from pipeline.sources.file_split import ARROW_MEMORY, FileSplit, regroup
-from pipeline.sources.formats import Format, Source, SourceOptions
-from pipeline.sources.idx_names import read_name
+from pipeline.sources.file_split import ARROW_MEMORY, LABEL_NAMES, FileSplit, regroup
+from pipeline.sources.formats import Format, Source, SourceOptions, directory_name
+from pipeline.sources.npy import ZIP_MAGIC
 from pipeline.sources.splits import (
     SPLIT_OF,
-    SPLITS,
     Rows,
     changed_error,
     check_same_images,
     in_natural_order,
+    in_order,
     split_named,
 )
 from storage.errors import (
@@ -42,13 +42,12 @@ from storage.errors import (
     UsageError,
     counted,
     did_you_mean,
+    listed,
     translate_os_errors,
 )
 from storage.events import Progress, no_progress
 from storage.preparation import ValueRange
 
-LABEL_NAMES = ("label", "labels", "class", "target", "y", "digit")
-"""Names of columns, in lower case, that hold labels unless another one is given."""
 INDEX_NAMES = ("", "index", "id", "imageid", "image_id", "row", "unnamed: 0")
 """Names of columns, in lower case, that number the rows; they are not used."""
 DELIMITERS = ",;\t|"
@@ -116,7 +115,7 @@ def open_csv(path: Path, options: SourceOptions, progress: Progress = no_progres
     `UsageError` for options that do not fit its columns.
     """
     if path.is_dir():
-        files, name = _split_files(path), os.path.basename(os.path.realpath(path)) or "dataset"
+        files, name = _split_files(path), directory_name(path)
         description = f"CSV files in {path}"
     else:
         files, name = {split_named(path.name) or "train": path}, _name_of(path)
@@ -147,9 +146,8 @@ def open_csv(path: Path, options: SourceOptions, progress: Progress = no_progres
 
 def _split_files(directory: Path) -> dict[str, Path]:
     """Return the file of each split; warn about CSV files that are not used."""
-    names = _csv_names(directory)
     by_split: dict[str, list[str]] = {}
-    for name in names:
+    for name in _csv_names(directory):
         by_split.setdefault(split_named(name) or "", []).append(name)
     others = by_split.pop("", [])
     if not by_split and len(others) == 1:
@@ -162,7 +160,7 @@ def _split_files(directory: Path) -> dict[str, Path]:
             )
     if not by_split:
         raise BadDataError(
-            f"{directory} has several CSV files ({', '.join(others[:5])}); expected names such as "
+            f"{directory} has several CSV files ({listed(others)}); expected names such as "
             "train.csv and test.csv. Rename the files, or give one of them."
         )
     if others:
@@ -170,10 +168,10 @@ def _split_files(directory: Path) -> dict[str, Path]:
         logger.warning(
             "%s has CSV files that are not used: %s. Used: %s.",
             directory,
-            ", ".join(others[:5]),
+            listed(others),
             ", ".join(used),
         )
-    return {split: directory / by_split[split][0] for split in SPLITS if split in by_split}
+    return {split: directory / names[0] for split, names in in_order(by_split).items()}
 
 
 def _csv_names(directory: Path) -> list[str]:
@@ -181,18 +179,12 @@ def _csv_names(directory: Path) -> list[str]:
     return [name for name in names if _NAME.fullmatch(name) and not name.startswith(".")]
 
 
-def _words(name: str) -> list[str]:
-    match = _NAME.fullmatch(name)
-    return re.split(r"[-_.\s]+", match["stem"] if match else os.path.splitext(name)[0])
-
-
 def _name_of(path: Path) -> str:
     """Return the part of a file's name before its split, or else the name of its directory."""
-    words = _words(path.name)
-    before = next((n for n, word in enumerate(words) if word.lower() in SPLIT_OF), len(words))
-    return (
-        "-".join(filter(None, words[:before])) or Path(os.path.realpath(path)).parent.name or "csv"
-    )
+    match = _NAME.fullmatch(path.name)
+    words = re.split(r"[-_.\s]+", match["stem"] if match else path.stem)
+    before = takewhile(lambda word: word.lower() not in SPLIT_OF, words)
+    return "-".join(filter(None, before)) or Path(os.path.realpath(path)).parent.name or "csv"
 
 
 def _layout(path: Path, options: SourceOptions) -> Layout:
@@ -354,7 +346,7 @@ def _class_names(splits: Sequence[CsvSplit]) -> tuple[str, ...] | None:
             "%s has labels that are numbers and others that are not: %s. All are taken as names of "
             "classes.",
             splits[0].origin,
-            ", ".join(names[:5]),
+            listed(names),
         )
     return tuple(in_natural_order(texts)) if names else None
 
@@ -376,7 +368,7 @@ def _element_type(low: float, high: float, *, is_whole: bool) -> np.dtype[Any]:
 def _recognises(path: Path, start: bytes) -> bool:
     if path.is_dir():
         with translate_os_errors("list", path):
-            return bool(_csv_names(path)) and not any(read_name(n).split for n in os.listdir(path))
+            return bool(_csv_names(path))
     if start.startswith(ZIP_MAGIC) and path.suffix.lower() == ".zip":
         with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
             return any(_NAME.fullmatch(member.filename) for member in data_members(archive))

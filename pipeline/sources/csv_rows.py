@@ -22,14 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.sources.file_split import MAX_CLASSES
+from pipeline.sources.npy import ZIP_MAGIC
 from storage.decoding import DecodedFile
-from storage.errors import BadDataError, MissingExtraError, counted, translate_os_errors
+from storage.errors import BadDataError, MissingExtraError, counted, listed, translate_os_errors
 from storage.events import Progress
 from storage.preparation import LARGEST
 
 BLOCK_BYTES = 4 * 2**20
 """Decoded bytes that are parsed at once; a line must be shorter."""
-ZIP_MAGIC, ZSTD_MAGIC = b"PK\x03\x04", b"\x28\xb5\x2f\xfd"
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 VALUE_TYPES = ("uint8", "int32", "float64")
 """The types as which values are parsed; the first that suits a whole file is used."""
 
@@ -147,7 +148,7 @@ def _member(path: Path, archive: zipfile.ZipFile) -> Any:
     """Open the one file of a ZIP archive, which is read in place."""
     files = data_members(archive)
     if len(files) != 1:
-        names = ", ".join(file.filename for file in files[:5]) or "none"
+        names = listed([file.filename for file in files]) or "none"
         raise BadDataError(
             f"{path} has {len(files):,} files ({names}); expected one CSV file. Unpack it, "
             "and give the directory."

@@ -24,6 +24,8 @@ from storage.events import Progress
 
 MAX_CLASSES = 1000
 """With more distinct labels than this, a file is assumed not to contain classes."""
+LABEL_NAMES = ("label", "labels", "class", "target", "y", "digit")
+"""Usual names of the column with the labels, in lower case, in order of preference."""
 ARROW_MEMORY = 80_000_000
 """Bytes of pyarrow and of the blocks that it parses."""
 _LABEL_BLOCK_ROWS = 65_536

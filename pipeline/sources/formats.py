@@ -4,6 +4,7 @@ To add a format, write a module of this folder that defines a `Format`, and list
 `source.FORMATS`.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -75,6 +76,11 @@ class Format:
     `UsageError` for an option that does not fit it."""
     options: frozenset[str] = frozenset()
     """Names of the fields of `SourceOptions` that the format uses."""
+
+
+def directory_name(directory: Path) -> str:
+    """Return the name of a directory, for the dataset made from it."""
+    return os.path.basename(os.path.realpath(directory)) or "dataset"
 
 
 def check_options(options: SourceOptions, used: frozenset[str], subject: str) -> None:

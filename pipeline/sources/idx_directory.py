@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 
-from pipeline.sources.formats import Format, Source
+from pipeline.sources.formats import Format, Source, directory_name
 from pipeline.sources.idx_names import (
     IdxName,
     accompanies_data,
@@ -15,14 +15,12 @@ from pipeline.sources.idx_names import (
     read_name,
 )
 from pipeline.sources.idx_split import IdxSplit
-from pipeline.sources.splits import SPLITS, check_same_images
-from storage.errors import BadDataError, PipelineError, translate_os_errors
+from pipeline.sources.splits import check_same_images, in_order
+from storage.errors import BadDataError, PipelineError, listed, translate_os_errors
 from storage.idx import read_header
 
 MOST_LOOKED_INTO = 200
 """Subdirectories to search for IDX files that are missing in a directory itself."""
-SHOWN_NAMES = 5
-"""More files than this are counted, not named."""
 
 Role = tuple[str, str]
 """A split, and `images` or `labels`."""
@@ -41,8 +39,13 @@ def open_directory(directory: Path) -> Source:
     prefix, files = find_idx_files(directory)
     splits = tuple(IdxSplit(split, **paths) for split, paths in files.items())
     check_same_images(splits)
-    name = prefix or os.path.basename(os.path.realpath(directory)) or "dataset"
-    return Source(name, splits, f"IDX files in {directory}")
+    return Source(prefix or directory_name(directory), splits, f"IDX files in {directory}")
+
+
+def has_idx_files(directory: Path) -> bool:
+    """Return whether a directory has files that are named as those of IDX sets."""
+    with translate_os_errors("list", directory):
+        return any(read_name(name).split for name in os.listdir(directory))
 
 
 def find_idx_files(directory: Path) -> tuple[str, dict[str, SplitFiles]]:
@@ -101,7 +104,7 @@ def _check_others(directory: Path, others: list[IdxName], chosen: dict[Role, Idx
     if near:
         raise BadDataError(
             f"{directory} has files whose names almost match the convention for IDX files: "
-            f"{_shown(near)}. Rename each like {usual[0]} once it is complete and unpacked, or "
+            f"{listed(near)}. Rename each like {usual[0]} once it is complete and unpacked, or "
             "move it to another directory."
         )
     if unused:
@@ -110,7 +113,7 @@ def _check_others(directory: Path, others: list[IdxName], chosen: dict[Role, Idx
             "images or labels, like train-images-idx3-ubyte. Images without labels are scored with "
             "`pipeline score --inbox DIRECTORY`.",
             directory,
-            _shown(unused),
+            listed(unused),
             ", ".join(name.name for name in chosen.values()) or "none",
         )
 
@@ -134,7 +137,7 @@ def _by_split(directory: Path, chosen: dict[Role, IdxName]) -> dict[str, SplitFi
                 f"{files['labels']} has labels, but there is no file of images for the {split} "
                 f"split, such as {split}-images-idx3-ubyte. Add it, or move the labels elsewhere."
             )
-    return {split: by_split[split] for split in SPLITS if split in by_split}
+    return in_order(by_split)
 
 
 def _none_error(directory: Path) -> BadDataError:
@@ -146,7 +149,7 @@ def _none_error(directory: Path) -> BadDataError:
     ]
     if below:
         return BadDataError(
-            f"{directory} has no IDX files itself, but there are some in {_shown(sorted(below))}. "
+            f"{directory} has no IDX files itself, but there are some in {listed(sorted(below))}. "
             "Give the directory of one set."
         )
     return BadDataError(
@@ -157,16 +160,10 @@ def _none_error(directory: Path) -> BadDataError:
     )
 
 
-def _shown(names: list[str]) -> str:
-    more = len(names) - SHOWN_NAMES
-    return ", ".join([*names[:SHOWN_NAMES], *([f"and {more:,} more"] if more > 0 else [])])
-
-
 def _ambiguous_error(directory: Path, what: str, names: Iterable[IdxName]) -> BadDataError:
-    listed = ", ".join(name.name for name in names)
     return BadDataError(
-        f"{directory} has {what} ({listed}); expected one file of images and one of labels per "
-        "split. Move each set to its own directory."
+        f"{directory} has {what} ({', '.join(name.name for name in names)}); expected one file of "
+        "images and one of labels per split. Move each set to its own directory."
     )
 
 

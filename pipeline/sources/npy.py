@@ -25,7 +25,7 @@ from pipeline.sources.array_split import Read
 from pipeline.sources.splits import changed_error
 from storage.errors import BadDataError, counted, translate_os_errors
 
-NPY_MAGIC = b"\x93NUMPY"
+NPY_MAGIC, ZIP_MAGIC = b"\x93NUMPY", b"PK\x03\x04"
 MAX_HEADER_BYTES = 10_000
 """The longest header, as for `numpy.load`."""
 MAX_DIMENSIONS = 64

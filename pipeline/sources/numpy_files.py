@@ -4,21 +4,18 @@ The names of the arrays say which split and content they have: `x_train` and `y_
 writes them, `val_images` and `val_labels` as in MedMNIST, or `images` and `labels` alone.
 """
 
-import os
 import re
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.sources.array_split import ArraySplit, source_of_values
-from pipeline.sources.formats import Format, Source, SourceOptions
-from pipeline.sources.idx_names import read_name
-from pipeline.sources.npy import NPY_MAGIC, Npy, read_npy, read_npz
-from pipeline.sources.splits import SPLIT_OF, SPLITS, split_named
-from storage.errors import BadDataError, UsageError, did_you_mean, translate_os_errors
+from pipeline.sources.formats import Format, Source, SourceOptions, directory_name
+from pipeline.sources.npy import NPY_MAGIC, ZIP_MAGIC, Npy, read_npy, read_npz
+from pipeline.sources.splits import SPLIT_OF, SPLITS, in_order, split_named
+from storage.errors import BadDataError, UsageError, did_you_mean, listed, translate_os_errors
 from storage.events import Progress
 
-ZIP_MAGIC = b"PK\x03\x04"
 IMAGE_WORDS = {"x", "image", "images", "img", "imgs", "data", "input", "inputs", "features"}
 LABEL_WORDS = {"y", "label", "labels", "target", "targets", "class", "classes"}
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|\d+[a-z]*\d*")
@@ -41,12 +38,11 @@ def open_arrays(path: Path, options: SourceOptions, progress: Progress) -> Sourc
     else:
         roles = _named_roles(path, arrays)
     splits = [
-        _split(path, split, arrays[roles[split][0]], arrays.get(roles[split][1] or ""), options)
-        for split in SPLITS
-        if split in roles
+        _split(path, split, arrays[images], arrays.get(labels or ""), options)
+        for split, (images, labels) in in_order(roles).items()
     ]
-    name = os.path.basename(os.path.realpath(path)) if path.is_dir() else path.stem
-    return source_of_values(name or "dataset", splits, f"NumPy arrays in {path}", progress)
+    name = directory_name(path) if path.is_dir() else path.stem
+    return source_of_values(name, splits, f"NumPy arrays in {path}", progress)
 
 
 def _arrays_at(path: Path) -> dict[str, Npy]:
@@ -138,16 +134,14 @@ def _unclear_error(path: Path, arrays: Mapping[str, Npy], problem: str) -> BadDa
 
 
 def _listed(arrays: Mapping[str, Npy]) -> str:
-    shown = [f"{name} {array.shape}" for name, array in list(arrays.items())[:_SHOWN_ARRAYS]]
-    more = len(arrays) - len(shown)
-    return f"the arrays {', '.join(shown)}{f' and {more:,} more' if more else ''}"
+    shapes = [f"{name} {array.shape}" for name, array in arrays.items()]
+    return f"the arrays {listed(shapes, _SHOWN_ARRAYS)}"
 
 
 def _recognises(path: Path, start: bytes) -> bool:
-    """Recognise arrays by their first bytes, then by name; a directory with IDX files is one."""
+    """Recognise arrays by their first bytes, then by name."""
     if path.is_dir():
-        has_idx = any(read_name(name).split for name in os.listdir(path))
-        return not has_idx and bool(_npy_files(path))
+        return bool(_npy_files(path))
     if start.startswith(ZIP_MAGIC):
         first = start[30 : 30 + int.from_bytes(start[26:28], "little")]
         return first.endswith(b".npy") or path.suffix.lower() == ".npz"

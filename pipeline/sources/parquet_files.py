@@ -16,20 +16,19 @@ from typing import Any
 import numpy as np
 
 from pipeline.sources.array_split import source_of_values
-from pipeline.sources.formats import Format, Source, SourceOptions
-from pipeline.sources.idx_names import read_name
+from pipeline.sources.file_split import LABEL_NAMES
+from pipeline.sources.formats import Format, Source, SourceOptions, directory_name
 from pipeline.sources.parquet_labels import is_label, number_texts
 from pipeline.sources.parquet_split import Layout, ParquetSplit, import_pyarrow, open_file
-from pipeline.sources.splits import SPLIT_OF, SPLITS, in_natural_order, split_named
-from storage.errors import BadDataError, UsageError, did_you_mean, translate_os_errors
+from pipeline.sources.splits import SPLIT_OF, in_natural_order, in_order, split_named
+from storage.errors import BadDataError, UsageError, did_you_mean, listed
 from storage.events import Progress
 
 MAGICS = (b"PAR1", b"PARE")
 """The first bytes of a file, and of one whose metadata is encrypted."""
 ENDINGS = (".parquet", ".pq")
 IMAGE_NAMES = ("image", "images", "img", "picture", "pixels")
-LABEL_NAMES = ("label", "labels", "class", "target", "y", "digit")
-"""Names of columns, in lower case, in order of preference."""
+"""Usual names of the column with the images, in lower case."""
 MOST_LOOKED_INTO = 1_000
 """Directories to search for Parquet files."""
 FEWEST_PIXELS = 4
@@ -37,7 +36,6 @@ FEWEST_PIXELS = 4
 _INDEX = re.compile(r"__index_level_\d+__|index|(?:image_?)?id|row", re.IGNORECASE)
 """Columns that number the rows; pandas writes the first kind."""
 _SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})", re.DOTALL)
-_SHOWN = 5
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +53,8 @@ def open_parquet(path: Path, options: SourceOptions, progress: Progress) -> Sour
         split.scan_labels(progress)
     names = number_texts([split.labels for split in splits if split.labels is not None])
     names = names or next((layout.class_names for layout in layouts.values()), None)
-    name = os.path.basename(os.path.realpath(path)) if path.is_dir() else _name_of(path)
-    source = source_of_values(name or "dataset", splits, f"Parquet files in {path}", progress)
+    name = directory_name(path) if path.is_dir() else _name_of(path)
+    source = source_of_values(name, splits, f"Parquet files in {path}", progress)
     return replace(source, class_names=names)
 
 
@@ -88,9 +86,9 @@ def _split_files(directory: Path) -> dict[str, list[Path]]:
         words = [folder for folder in folders if folder != "data" and not split_named(folder)]
         sets.add("/".join(filter(None, [*words, _words_before_split(path)])))
     if len(sets) > 1:
-        shown = ", ".join(name or "." for name in sorted(sets)[:_SHOWN])
+        names = listed([name or "." for name in sorted(sets)])
         raise BadDataError(
-            f"{directory} has Parquet files of several sets ({shown}); expected one. Give the "
+            f"{directory} has Parquet files of several sets ({names}); expected one. Give the "
             "directory of one set, or move the others elsewhere."
         )
     if list(by_split) == [""]:
@@ -102,7 +100,7 @@ def _split_files(directory: Path) -> dict[str, list[Path]]:
         )
     for paths in by_split.values():
         _check_shards(paths)
-    return {split: by_split[split] for split in SPLITS if split in by_split}
+    return in_order(by_split)
 
 
 def _check_shards(paths: list[Path]) -> None:
@@ -134,7 +132,7 @@ def _name_of(path: Path) -> str:
     """Return the part of a file's name before its split, or the name of its directory."""
     if split_named(path.stem) is None and not path.stem.isdecimal():
         return path.stem
-    return _words_before_split(path) or Path(os.path.realpath(path)).parent.name
+    return _words_before_split(path) or directory_name(Path(os.path.realpath(path)).parent)
 
 
 # Columns.
@@ -168,7 +166,7 @@ def _layout(path: Path, options: SourceOptions) -> Layout:
             "%s has no column of labels: none is named %s. If one of %s has them, pass --label.",
             path,
             " or ".join(LABEL_NAMES[:3]),
-            ", ".join(map(repr, others[:_SHOWN])),
+            listed([*map(repr, others)]),
         )
     return Layout(images, image_type, dtype, label, _class_names(features.get(label)))
 
@@ -198,13 +196,12 @@ def _label(
     if asked is not None and asked not in schema.names:
         raise UsageError(
             f"{path} has no column {asked!r}, which --label names."
-            f"{did_you_mean(asked, schema.names)} Its columns are {_listed(schema)}."
+            f"{did_you_mean(asked, schema.names)} Its columns are {_columns(schema)}."
         )
     classes = [name for name in schema.names if _class_names(features.get(name))]
     if asked is None and len(classes) > 1:
         raise BadDataError(
-            f"{path} has several columns of classes: {', '.join(classes[:_SHOWN])}. Choose one by "
-            "--label."
+            f"{path} has several columns of classes: {listed(classes)}. Choose one by --label."
         )
     by_name = {name.lower(): name for name in reversed(schema.names)}
     usual = [by_name[name] for name in LABEL_NAMES if name in by_name]
@@ -233,7 +230,7 @@ def _images(path: Path, fields: list[Any]) -> tuple[tuple[str, ...], str, str | 
     types = [_element_type(field.type) for field in fields]
     if len(fields) < FEWEST_PIXELS or not all(types):
         raise BadDataError(
-            f"{path} has no column of images among {_listed(fields) or 'its columns'}; expected "
+            f"{path} has no column of images among {_columns(fields) or 'its columns'}; expected "
             "pictures (binary, or a struct of bytes and path), lists of numbers, or a column of "
             "numbers for each pixel. Write the images into the file: paths of pictures are not "
             "followed."
@@ -278,10 +275,9 @@ def _element_type(column_type: Any) -> str | None:
     return None
 
 
-def _listed(fields: Any) -> str:
+def _columns(fields: Any) -> str:
     """Return the names and types of columns, for messages."""
-    listed = [f"{field.name} ({str(field.type)[:40]})" for field in islice(fields, _SHOWN)]
-    return ", ".join(listed) + ", ..." * (len(fields) > _SHOWN)
+    return listed([f"{field.name} ({str(field.type)[:40]})" for field in fields])
 
 
 def _check_options(path: Path, layout: Layout, options: SourceOptions) -> None:
@@ -299,11 +295,9 @@ def _check_options(path: Path, layout: Layout, options: SourceOptions) -> None:
 
 
 def _recognises(path: Path, start: bytes) -> bool:
-    """Recognise a file by its first bytes or its name; a directory with IDX files is one of IDX."""
+    """Recognise a file by its first bytes or its name."""
     if path.is_dir():
-        with translate_os_errors("list", path):
-            has_idx = any(read_name(name).split for name in os.listdir(path))
-        return not has_idx and bool(_parquet_files(path))
+        return bool(_parquet_files(path))
     return start.startswith(MAGICS) or path.name.lower().endswith(ENDINGS)
 
 

@@ -29,7 +29,8 @@ class LabelColumn:
         self.distinct: dict[Any, None] = {}
         """The distinct labels, whole numbers or texts, that were scanned."""
         self._without: str | None = None
-        self._numbers: dict[str, int] = {}
+        self.numbers: dict[str, int] = {}
+        """The number of each text, which `number_texts` sets; empty for a column of numbers."""
 
     def scan(self, column: Any, path: Path, row: int) -> None:
         """Add labels to `distinct`; `row` is the number of the first one in the file.
@@ -58,21 +59,17 @@ class LabelColumn:
                 "the row."
             )
 
-    def number_texts(self, numbers: dict[str, int]) -> None:
-        """Set the number of each text, for a column of texts."""
-        self._numbers = numbers
-
     def values(self) -> list[int]:
         """Return the distinct labels in ascending order."""
-        return sorted(self._numbers.get(label, label) for label in self.distinct)
+        return sorted(self.numbers.get(label, label) for label in self.distinct)
 
     def read(self, column: Any, path: Path, row: int) -> NDArray[np.int64]:
         """Return labels as numbers; those of a file that has changed may be wrong."""
         labels, _ = self._normalised(column, path, row)
-        if self._numbers:
-            texts = self._arrow.array(self._numbers, labels.type)
+        if self.numbers:
+            texts = self._arrow.array(self.numbers, labels.type)
             labels = self._arrow.compute.index_in(labels, value_set=texts)
-            numbers = np.array([*self._numbers.values(), NO_LABEL], np.int64)
+            numbers = np.array([*self.numbers.values(), NO_LABEL], np.int64)
             ranks: NDArray[np.int32] = labels.fill_null(-1).to_numpy(zero_copy_only=False)
             return numbers[ranks]
         values: NDArray[np.int64] = labels.fill_null(NO_LABEL).to_numpy(zero_copy_only=False)
@@ -134,7 +131,7 @@ def number_texts(columns: Sequence[LabelColumn]) -> tuple[str, ...] | None:
     are_numbers = all(re.fullmatch("[0-9]{1,18}", text) for text in texts)
     numbers = {text: int(text) if are_numbers else rank for rank, text in enumerate(texts)}
     for column in columns:
-        column.number_texts(numbers)
+        column.numbers = numbers
     return None if are_numbers else tuple(texts)
 
 

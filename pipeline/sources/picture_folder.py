@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.sources.formats import Format, Source, SourceOptions
-from pipeline.sources.idx_names import accompanies_data, nearest_role, read_name
+from pipeline.sources.idx_names import accompanies_data, nearest_role
 from pipeline.sources.picture_split import PictureFiles, open_pictures
 from pipeline.sources.pictures import is_picture_name
 from pipeline.sources.splits import in_natural_order, natural_key, split_named
@@ -214,14 +214,14 @@ def _is_ignored(name: str) -> bool:
     return name.startswith(".") or name.lower() in IGNORED
 
 
-def holds_idx(path: Path) -> bool:
-    """Return whether a directory has IDX files, or some that are almost named so."""
+def is_almost_idx(path: Path) -> bool:
+    """Return whether a directory has files that are almost named as those of IDX sets."""
     if not path.is_dir():
         return False
     with translate_os_errors("list", path), os.scandir(path) as entries:
         names = [entry.name for entry in entries if entry.is_file()]
     return any(
-        read_name(name).split or (nearest_role(name, None) and not accompanies_data(name))
+        nearest_role(name, None) and not accompanies_data(name)
         for name in names
         if not _is_ignored(name) and not is_picture_name(name)
     )
@@ -229,7 +229,7 @@ def holds_idx(path: Path) -> bool:
 
 FORMAT = Format(
     name="a folder of pictures",
-    recognises=lambda path, start: path.is_dir() and not holds_idx(path) and has_pictures(path),
+    recognises=lambda path, start: path.is_dir() and not is_almost_idx(path) and has_pictures(path),
     open=lambda path, options, progress: open_folder(path, options),
     options=frozenset({"seed", "resize", "channels", "holdout", "shuffle"}),
 )

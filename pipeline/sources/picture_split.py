@@ -17,15 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.sources.file_split import MAX_CLASSES
-from pipeline.sources.formats import Source, SourceOptions
+from pipeline.sources.formats import Source, SourceOptions, directory_name
 from pipeline.sources.pictures import MOST_STORED_BYTES, decode_picture, decode_with_shape
 from pipeline.sources.splits import (
-    SPLITS,
     Part,
     Rows,
     SourceFile,
     SplitSource,
     changed_error,
+    in_order,
 )
 from storage.errors import BadDataError, UsageError, counted, translate_os_errors
 from storage.events import Progress
@@ -225,11 +225,11 @@ def open_pictures(
             "windows of chunks only. Pass --shuffle to store them in random order.",
             base,
         )
-    ordered = {name: splits[name] for name in SPLITS if name in splits}
+    ordered = in_order(splits)
     place = os.path.join(base, next(iter(ordered.values())).names[0])
     first = decode_picture(read_picture(Path(place)), place, options.channels, options.resize)
     return Source(
-        os.path.basename(os.path.realpath(base)) or "dataset",
+        directory_name(base),
         tuple(
             PictureSplit(name, base, files, first.shape, options.resize)
             for name, files in ordered.items()
@@ -263,10 +263,9 @@ def _hold_out(
     """Move `count` pictures, drawn at random, from the train split to a test split."""
     files = splits.get("train")
     if files is None or len(splits) > 1:
-        names = " and ".join(name for name in SPLITS if name in splits)
         raise UsageError(
-            f"--holdout makes a test split of pictures without splits, but {base} has {names}. "
-            "Leave it out."
+            "--holdout makes a test split of pictures without splits, but "
+            f"{base} has {' and '.join(in_order(splits))}. Leave it out."
         )
     if count >= len(files.names):
         raise UsageError(

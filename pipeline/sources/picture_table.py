@@ -15,7 +15,7 @@ from typing import BinaryIO
 import numpy as np
 
 from pipeline.sources.formats import Format, Source, SourceOptions
-from pipeline.sources.picture_folder import has_pictures, holds_idx
+from pipeline.sources.picture_folder import has_pictures, is_almost_idx
 from pipeline.sources.picture_split import PictureFiles, open_pictures
 from pipeline.sources.pictures import ENDINGS, is_picture_name
 from pipeline.sources.splits import SPLITS, in_natural_order, split_named
@@ -48,8 +48,6 @@ DELIMITERS = ",;\t"
 MOST_BYTES = 2**16
 """The longest line of a table."""
 
-NumberedRows = Iterator[tuple[int, list[str]]]
-"""Line numbers from 1, and the cells of each row."""
 logger = logging.getLogger(__name__)
 
 
@@ -274,8 +272,8 @@ def _located(
     return Table(path, header, len(header or first), column, "", "")
 
 
-def _rows(path: Path) -> NumberedRows:
-    """Yield the rows that are not empty, each with its line's number."""
+def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield the line number, from 1, and the cells of each row that is not empty."""
     try:
         with translate_os_errors("read", path), open(path, "rb") as file:
             start = file.readline(MOST_BYTES)
@@ -367,7 +365,7 @@ def _folded(name: str) -> str:
 
 FORMAT = Format(
     name="a table of pictures",
-    recognises=lambda path, start: not holds_idx(path) and bool(find_tables(path)),
+    recognises=lambda path, start: not is_almost_idx(path) and bool(find_tables(path)),
     open=open_tables,
     options=frozenset({"seed", "resize", "channels", "holdout", "shuffle", "label"}),
 )

@@ -16,13 +16,13 @@ from pipeline.sources import (
 )
 from pipeline.sources.downloads import CATALOGUES, Catalogue, download
 from pipeline.sources.formats import START_BYTES, Format, Source, SourceOptions, check_options
-from pipeline.sources.idx_names import read_name
 from pipeline.sources.synthetic import open_synthetic
 from storage.errors import (
     BadDataError,
     PipelineError,
     UsageError,
     did_you_mean,
+    listed,
     translate_os_errors,
 )
 from storage.events import Progress, no_progress
@@ -41,7 +41,6 @@ FORMATS: tuple[Format, ...] = (
 FORMAT_NAMES = "IDX, NumPy, mnist.pkl.gz, CSV, Parquet, pictures"
 ARCHIVES = (".npz", *pickled_mnist.ENDINGS)
 """Endings of files that have all splits."""
-_SHOWN = 5
 
 
 def open_source(
@@ -91,7 +90,13 @@ def open_path(path: Path, options: SourceOptions, progress: Progress = no_progre
 
 
 def format_of(path: Path) -> Format | None:
-    """Return the first format that recognises a file or directory; None if none does."""
+    """Return the format of a file or directory; None for an unknown one.
+
+    It is IDX for a directory that has files named so, whatever else is there, or else the first
+    format that recognises the path.
+    """
+    if path.is_dir() and idx_directory.has_idx_files(path):
+        return idx_directory.FORMAT
     start = b""
     if path.is_file():
         with translate_os_errors("read", path), path.open("rb") as file:
@@ -112,13 +117,15 @@ def _archive(directory: Path) -> Path | None:
         for path in paths
         if path.name.lower().endswith(ARCHIVES) and path.name[0] != "." and path.is_file()
     ]
-    has_idx = any(read_name(path.name).split for path in paths)
-    if not archives or has_idx or any(map(picture_folder.has_pictures, filter(Path.is_dir, paths))):
+    is_other = idx_directory.has_idx_files(directory) or any(
+        map(picture_folder.has_pictures, filter(Path.is_dir, paths))
+    )
+    if not archives or is_other:
         return None
     if len(archives) > 1:
         raise BadDataError(
-            f"{directory} has several sets: {', '.join(path.name for path in archives[:_SHOWN])}"
-            f"{', ...' * (len(archives) > _SHOWN)}. Give the path of one of these files."
+            f"{directory} has several sets: {listed([path.name for path in archives])}. Give the "
+            "path of one of these files."
         )
     return archives[0]
 

@@ -7,9 +7,9 @@ To add a source, write a subclass of `SplitSource` in a module of this folder an
 import re
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,7 @@ SPLIT_OF = {
 }
 """The split that a word in the name of a file, folder or array means."""
 
+T = TypeVar("T")
 Rows = tuple[NDArray[Any], NDArray[Any] | None]
 """Images `(rows, *image_shape)` and integer labels `(rows,)`, None where unlabelled."""
 
@@ -136,6 +137,11 @@ def split_named(name: str) -> str | None:
     """Return the split that one of the words of a name means; None without such a word."""
     words = re.split(r"[^a-z0-9]+", name.lower())
     return next((SPLIT_OF[word] for word in words if word in SPLIT_OF), None)
+
+
+def in_order(by_split: Mapping[str, T]) -> dict[str, T]:
+    """Return what belongs to each split in the order of `SPLITS`."""
+    return {split: by_split[split] for split in SPLITS if split in by_split}
 
 
 def in_natural_order(names: Iterable[str]) -> list[str]:
