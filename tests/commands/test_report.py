@@ -15,8 +15,10 @@ from scipy.stats import binomtest
 
 from jobs.commands.report.examine import examine, wilson_interval
 from storage.dataset import open_dataset
+from storage.errors import QualityGateError
 from storage.ledger import Ledger
 from storage.places import open_location
+from storage.runs import open_run
 from storage.scores import open_scores, scoring_homes
 from tests.commands.browser import chromium, visit
 from tests.commands.conftest import SMALL, Call
@@ -200,6 +202,16 @@ def test_holes(scored: Path, call: Call, damage: str, words: str, still: str) ->
     assert "Missing here:" in page.text
     assert words in page.text
     assert still in page.text
+
+
+def test_a_failed_training(run: Path, call: Call) -> None:
+    """A training that diverged is not called stopped; its reason is shown."""
+    record = open_run(open_location(run))
+    record.reconfigured(record.configuration | {"epochs": 7})
+    assert "2 of 7 epochs. It is running or was stopped." in report(call, "runs/mnist").text
+    record.record_failure(QualityGateError("Training diverged: the loss of step 2 is nan."))
+    text = report(call, "runs/mnist").text
+    assert "2 of 7 epochs. Training diverged: the loss of step 2 is nan." in text
 
 
 def test_damaged_pieces(scored: Path, call: Call) -> None:

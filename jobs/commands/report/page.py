@@ -150,13 +150,7 @@ def _notes(run: Subject, parts: dict[str, Part[Any]]) -> list[Note]:
     notes: list[str] = []
     epochs = run.part("epochs")
     if epochs.value is not None and len(epochs.value) < run.config.epochs:
-        done = f"{len(epochs.value)} of {counted(run.config.epochs, 'epoch')}"
-        reason = (
-            "it is running, was stopped, or stopped early"
-            if run.config.patience
-            else ("it is running or was stopped")
-        )
-        notes.append(f"The training has finished {done}: {reason}.")
+        notes.append(_unfinished(run, len(epochs.value)))
     findings = Part.of(lambda: Findings.of(run.dataset))
     notes += findings.value.warnings() if findings.value else []
     scorings = parts["scorings"].value or []
@@ -168,6 +162,16 @@ def _notes(run: Subject, parts: dict[str, Part[Any]]) -> list[Note]:
     holes = {part.hole for name, part in parts.items() if part.hole and name not in expected}
     notes += [f"Missing here: {hole}" for hole in sorted(holes)]
     return [Note(True, text) for text in notes] or [Note(False, "No problem was noticed.")]
+
+
+def _unfinished(run: Subject, done: int) -> str:
+    """Return how far the training came, and why it came no further, as far as it is known."""
+    failure = Part.of(run.run.failure)
+    reason = failure.value or failure.hole
+    if not reason:
+        early = ", was stopped, or stopped early" if run.config.patience else " or was stopped"
+        reason = f"It is running{early}."
+    return f"The training has finished {done} of {counted(run.config.epochs, 'epoch')}. {reason}"
 
 
 def _confusion(run: Subject) -> dict[str, Any]:
