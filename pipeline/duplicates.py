@@ -17,8 +17,8 @@ from pipeline.examine import Digests
 from storage.errors import temporary_space
 from storage.location import Closing
 
-MOST_ROWS = 2**18
-"""Rows that are held in memory."""
+MOST_ROWS = 2**15
+"""Rows that are held in memory: with 6 MB, ingest needs about as much for any number of rows."""
 ROW_MEMORY = 200
 """Bytes of memory that each of them needs, as measured."""
 RECORDED_ROWS = 10
