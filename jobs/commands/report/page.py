@@ -34,6 +34,7 @@ CONFIDENT = 0.99
 SHOWN_SOURCES = 50
 SHOWN_WARNINGS = 5
 """The most scorings that are named at the top: the last ones."""
+NO_BREAK = "\N{NO-BREAK SPACE}"
 DAY_CHARACTERS = len("2026-11-28")
 MATRIX_CLASSES = 20
 """With more classes, the confusion matrix has only those with the most mistakes."""
@@ -102,7 +103,7 @@ def _render(template: str, **values: Any) -> str:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {
-        "percent": percent,
+        "percent": lambda share: percent(share).replace(" ", NO_BREAK),
         "png": data_uri,
         "moment": _moment,
         "counted": counted,
