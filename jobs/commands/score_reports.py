@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import compress
 from typing import Any
 
+from jobs.choices import LARGE_DRIFT
 from jobs.commands.console import Report
 from jobs.commands.tables import (
     SHORT_DIGEST,
@@ -88,20 +89,27 @@ def batch_report(batch: ScoringResult, *, one_split: bool) -> Report:
         "unjudged": batch.unjudged,
     }
     new = sum(not result.already_done for result in batch.results)
+    drifted = sum((result.drift_score or 0) > LARGE_DRIFT for result in batch.results)
     counts = [
         f"{new:,} scored",
         f"{len(batch.results) - new:,} scored before",
         *([f"{len(batch.failed):,} failed"] if batch.failed else []),
         *([f"{len(batch.left):,} left for the next run"] if batch.left else []),
         *([f"{len(batch.unjudged):,} not judged by any gate"] if batch.unjudged else []),
+        *([f"{drifted:,} with drift above {LARGE_DRIFT:g}"] if drifted else []),
     ]
     summary = f"{', '.join(counts)}; scores in {batch.run.location}/scores"
     text = fit(summary)
     if 0 < len(batch.results) <= SHOWN_FILES:
-        header = ["what", "scored", "rows", "accuracy", "scores"]
+        header = ["what", "scored", "rows", "accuracy", "drift", "scores"]
         rows = [_row(result) for result in batch.results]
         listed = table(header, rows, left=("scored", "scores"), wrapped=("what", "scores"))
-        text = f"{listed}\n\n{text}"
+        texts = [
+            fit(f"{result.scores.schema.split}: {result.drift_text}")
+            for result in batch.results
+            if result.drift_text and result.file is None  # the log has those of files
+        ]
+        text = "\n".join([listed, "", *texts, text])
     text += "".join(f"\n{line}" for line in _outputs(batch.results))
     digests = [(result.scores.schema.home, result.scores.digest) for result in batch.results]
     return Report(document, text, summary, facts([("model", batch.model_digest), *digests]))
@@ -122,13 +130,15 @@ def _split_report(result: ScoreResult) -> Report:
     rows = counted(schema.rows, "row")
     average = average_text(len(schema.members), schema.average_shifts)
     location = f"{average}; {location}" if average else location
+    if (result.drift_score or 0) > LARGE_DRIFT:
+        location = f"drift {result.drift_score:.1f}; {location}"
     summary = f"{rows} of {schema.split} without labels; {location}"
     if quality:
         parts.append(quality_text(quality) + "\n")
         summary = f"{schema.split.capitalize()} accuracy {percent(quality['accuracy'])}; {location}"
         parts.append(f"Cross-entropy {quality['cross_entropy']:.4f} on {rows}")
-    if result.drift and result.drift["text"]:
-        parts.append(fit(result.drift["text"]))
+    if result.drift_text:
+        parts.append(fit(result.drift_text))
     parts.append(fit(summary))
     parts += _outputs([result])
     digests = [("model", schema.model_digest), ("dataset", schema.dataset_digest)]
@@ -138,9 +148,9 @@ def _split_report(result: ScoreResult) -> Report:
 
 def _drift_facts(result: ScoreResult) -> list[tuple[str, str]]:
     """Return the drift score and the distribution that it comes from, if there is a score."""
-    if result.drift is None or result.drift["score"] is None:
+    if result.drift is None or result.drift_score is None:
         return []
-    return [("drift", f"{result.drift['score']:.2f} ({result.drift['largest']})")]
+    return [("drift", f"{result.drift_score:.2f} ({result.drift['largest']})")]
 
 
 def _document(result: ScoreResult) -> dict[str, Any]:
@@ -161,8 +171,13 @@ def _row(result: ScoreResult) -> list[str]:
         "before" if result.already_done else "now",
         f"{schema.rows:,}",
         "-" if result.accuracy is None else percent(result.accuracy),
+        _drift_cell(result.drift_score),
         schema.home,
     ]
+
+
+def _drift_cell(score: float | None) -> str:
+    return "-" if score is None else f"{score:.1f}"
 
 
 def ledger_report(run: Location, since: str | None, failed: bool) -> Report:
@@ -198,7 +213,7 @@ def ledger_report(run: Location, since: str | None, failed: bool) -> Report:
 
 
 def _ledger_table(entries: list[Entry]) -> str:
-    """Return a line per entry; without models if there is one, and outcomes if all are plain."""
+    """Return a line per entry, without columns that say nothing, such as the only model."""
     hidden = set()
     if len({entry["model_digest"] for entry in entries}) == 1:
         hidden.add("model")
@@ -206,6 +221,11 @@ def _ledger_table(entries: list[Entry]) -> str:
         hidden.add("outcome")  # a failed entry has "failed" instead of an accuracy
     if all(entry.get("drift") is None for entry in entries):
         hidden.add("drift")
+    if all(entry.get("accuracy") is None and entry["event"] != FAILED_EVENT for entry in entries):
+        hidden.add("accuracy")
+    has_drifted = any((entry.get("drift") or 0) > LARGE_DRIFT for entry in entries)
+    # A large drift is worth broken lines, but all columns together take more than 80.
+    optional = ("result",) if has_drifted and hidden else ("drift", "result")
     keep = [column not in hidden for column in LEDGER_HEADER]
     names = _names(entries)
     return table(
@@ -213,7 +233,7 @@ def _ledger_table(entries: list[Entry]) -> str:
         [list(compress(_entry_row(*pair), keep)) for pair in zip(entries, names, strict=True)],
         left=("what", "outcome", "model", "result"),
         wrapped=("what", "outcome", "result"),
-        optional=("drift", "result"),
+        optional=optional,
     )
 
 
@@ -319,7 +339,7 @@ def _entry_row(entry: Entry, name: str) -> list[str]:
         _outcome(entry),
         "-" if rows is None else f"{rows:,}",
         none if accuracy is None else percent(accuracy),
-        "-" if entry.get("drift") is None else f"{entry['drift']:.1f}",
+        _drift_cell(entry.get("drift")),
         entry["model_digest"][:SHORT_DIGEST],
         str(entry.get("result") or "-"),
     ]

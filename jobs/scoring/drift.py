@@ -58,7 +58,7 @@ def drift_text(values: Distances, predicted: Counts, class_names: tuple[str, ...
     """Return words that name the largest distances, and the class of most rows."""
     large = {name: value for name, value in values.all.items() if value > LARGE_DRIFT}
     # The hidden layer comes last: it is the least familiar.
-    ordered = sorted(large, key=lambda name: name == "hidden")[:2]
+    ordered = sorted(list(large)[:2], key=lambda name: name == "hidden")
     named = [f"{NAMES.get(name, name)} {large[name]:.1f}" for name in ordered]
     text = " and ".join(named).capitalize() + " from training"
     if values.psi["predicted"] > LARGE_DRIFT:

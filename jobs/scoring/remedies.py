@@ -40,13 +40,16 @@ def looks_like(
 ) -> str | None:
     """Return what the images of a split probably are, such as `inverted images`; None if unknown.
 
-    Raises `BadDataError` if the first chunk is damaged.
+    Vectors are no images. Raises `BadDataError` if the first chunk is damaged.
     """
+    if len(dataset.image_shape) == 1:
+        return None
     if (name := _recognised(reference, observed)) is not None:
         return name
     stored = dataset.split(split)
     rows = min(SAMPLE_ROWS, SAMPLE_BYTES // stored.schema.row_bytes)
-    inputs = stored.read_chunk(0).inputs[:rows]
+    inputs = stored.read_chunk(0).inputs
+    inputs = inputs[:: -(-len(inputs) // max(rows, 1))]  # spread: the first rows may differ
     if len(inputs) < LEAST_ROWS:
         return None
     images = inputs[:, 1:].reshape(-1, *dataset.image_shape)
@@ -59,6 +62,8 @@ def looks_like(
         return distances(reference, observer.observe(0, rows, predictions, hidden)).score
 
     before = score_of(images)
+    if before <= LARGE_DRIFT:  # other rows have drifted
+        return None
     scores = {
         name: score_of(changed)
         for name, changed in _remedies(images, scaling, reference.statistics, observed.images)
@@ -95,12 +100,10 @@ def _remedies(
     """Yield what may have happened to images, and the images with it undone."""
     low, high = (0.0, 1.0) if scaling is None else (scaling.low, scaling.high)
     yield "inverted images", low + high - images
-    is_plane = images.ndim > 2
-    if is_plane:
-        yield "mirrored images", images[:, :, ::-1]
-        yield "images upside down", images[:, ::-1]
-        yield "images turned by 180 degrees", images[:, ::-1, ::-1]
-    if is_plane and images.shape[1] == images.shape[2]:
+    yield "mirrored images", images[:, :, ::-1]
+    yield "images upside down", images[:, ::-1]
+    yield "images turned by 180 degrees", images[:, ::-1, ::-1]
+    if images.shape[1] == images.shape[2]:
         yield "transposed images", images.swapaxes(1, 2)
         yield "images turned clockwise by 90 degrees", np.rot90(images, 1, (1, 2))
         yield "images turned counterclockwise by 90 degrees", np.rot90(images, 3, (1, 2))

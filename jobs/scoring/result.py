@@ -64,6 +64,16 @@ class ScoreResult:
         return drift
 
     @property
+    def drift_score(self) -> float | None:
+        """The largest distance of the rows from training; None if unknown, or if they are few."""
+        return None if self.drift is None else self.drift["score"]
+
+    @property
+    def drift_text(self) -> str | None:
+        """What differs from training; None if nothing does much."""
+        return None if self.drift is None else self.drift["text"]
+
+    @property
     def accuracy(self) -> float | None:
         """The share of correct rows; None without labels."""
         quality = self.metrics["quality"]

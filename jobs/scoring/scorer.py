@@ -31,7 +31,14 @@ from jobs.training.select_checkpoint import (
     open_chosen_dataset,
 )
 from storage.checkpoints import CheckpointName
-from storage.errors import BadDataError, ConflictError, QualityGateError, UnreachableError, counted
+from storage.errors import (
+    BadDataError,
+    ConflictError,
+    QualityGateError,
+    UnreachableError,
+    UsageError,
+    counted,
+)
 from storage.events import Progress, event, for_people
 from storage.ledger import FOUND, SCORED, Ledger
 from storage.location import Location
@@ -126,7 +133,7 @@ class Scorer:
         holdout = int(self.run.configuration.get("holdout") or 0)
         try:
             return ensure_reference(self.run, self.model, self._training_dataset, holdout)
-        except (BadDataError, UnreachableError) as error:
+        except (BadDataError, UnreachableError, UsageError) as error:
             logger.info("Drift is not recorded: the model has no reference yet. %s", error)
         return None
 
@@ -289,8 +296,8 @@ def _report(result: ScoreResult) -> None:
     rows, place, text = result.scores.schema.rows, str(result.scores.location), ""
     if result.file and not result.already_done:
         text = f"{result.file}: {counted(rows, 'row')} scored"
-        if result.drift and result.drift["text"]:
-            text += f". {result.drift['text']}"
+        if result.drift_text:
+            text += f". {result.drift_text}"
     event(
         logger,
         FOUND if result.already_done else SCORED,
@@ -301,8 +308,8 @@ def _report(result: ScoreResult) -> None:
         seconds=result.seconds,
         rows_per_second=round(rows / result.seconds) if result.seconds else None,
         accuracy=result.accuracy,
-        drift=result.drift and result.drift["score"],
-        drift_text=result.drift and result.drift["text"],
+        drift=result.drift_score,
+        drift_text=result.drift_text,
         result=place,
         output=result.output and str(result.output),
     )

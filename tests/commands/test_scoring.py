@@ -51,11 +51,29 @@ def test_drift(dataset: Path, run: Path, call: Call, here: Path) -> None:
     ended = call("score", "--dataset", "noise")
     assert 0 == ended.code
     assert re.search(r"from training.*: noise\?", ended.out.replace("\n", " "))
+    assert re.search(r"; drift \d+\.\d; scores in", call("score", "--dataset", "noise", "-q").out)
+    table = call("scores").out.splitlines()
+    assert "drift" in table[0]
+    assert 80 >= max(map(len, table))
     assert re.search(r"drift +\d+\.\d\d \(\w", call("score", "--dataset", "noise", "-v").out)
     ended = call("score", "--dataset", "noise", "--max-drift", "3")
     assert BELOW_GATE == ended.code
     assert "(--max-drift)" in ended.err
     assert 0 == call("score", "--max-drift", "3").code
+
+
+def test_drift_of_several(dataset: Path, run: Path, call: Call, here: Path) -> None:
+    """Several splits or files have their drift in the table, and a count that -q shows, too."""
+    rng = np.random.default_rng(0)
+    names = ("train", "test")
+    noise = {name: rng.integers(0, 256, (40, 28, 28), np.uint8) for name in names}
+    np.savez(here / "noise.npz", **{f"x_{name}": images for name, images in noise.items()})
+    assert 0 == call("ingest", "noise.npz", "--out", "noise").code
+    splits = ("--dataset", "noise", "--split", "train", "--split", "test")
+    shown = call("score", *splits).out
+    assert "drift" in shown.splitlines()[0]
+    assert all(re.search(rf"^{name}: [^:]* from training", shown, re.MULTILINE) for name in names)
+    assert "2 with drift above 3; " in call("score", *splits, "-q").out
 
 
 def test_drop_from_nothing(dataset: Path, run: Path, call: Call) -> None:

@@ -14,11 +14,13 @@ from scipy import stats
 
 from jobs.scoring.distances import (
     SIGMAS,
+    Distances,
     chi_squared_bound,
     grouped_psi,
     hidden_distance,
     stability_index,
 )
+from jobs.scoring.drift import drift_text
 from jobs.scoring.gates import Gates
 from jobs.scoring.job import score
 from jobs.scoring.remedies import LEAST_ROWS
@@ -121,13 +123,14 @@ def test_partial_references(run: Path, digits: Path) -> None:
         assert [path.name] == os.listdir(path.parent)
 
 
+@pytest.mark.parametrize("place", ["/missing", "gs://bucket/set"])
 def test_without_the_training_dataset(
-    run: Path, digits: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    place: str, run: Path, digits: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is not needed if there is a reference; without both, rows are scored without drift."""
     caplog.set_level(logging.INFO)
     record = json.loads((run / "run.json").read_text())
-    record["dataset"]["place"] = str(tmp_path / "missing")
+    record["dataset"]["place"] = place
     (run / "run.json").write_text(json.dumps(seal(record)))
     assert score(run=run, dataset=digits).drift is not None
     shutil.rmtree(run / "references")
@@ -206,6 +209,41 @@ def test_what_images_look_like(name: str | None, known: Path, tmp_path: Path) ->
     assert (drift["text"] is None) == (name is None)
     if name is not None:
         assert drift["text"].endswith((f": {name}?", f"{name}? All 400 rows are equal."))
+
+
+def test_the_largest_distance_is_named() -> None:
+    """The text has the score's own number, even if it is the hidden layer's, which comes last."""
+    values = Distances({"brightness": 5.0, "predicted": 2.0, "confidence": 4.0}, 11.0)
+    text = drift_text(values, np.array([7, 3]), ("0", "1"))
+    assert text == "Brightness 5.0 and hidden layer 11.0 from training"
+
+
+@pytest.mark.parametrize("share", [0.2, 0.8])
+def test_some_rows_are_inverted(share: float, known: Path, tmp_path: Path) -> None:
+    """Drift at a file's end is explained by the rows that drifted, not by its first ones."""
+    images = np.concatenate([images_of(known)] * 5)  # more than the rows that remedies try
+    first = round((1 - share) * len(images))
+    images[first:] = 255 - images[first:]
+    np.savez(tmp_path / "images.npz", x_test=images)
+    ingest(str(tmp_path / "images.npz"), tmp_path / "set")
+    drift = score(run=known / "run", dataset=tmp_path / "set").drift
+    shutil.rmtree(known / "run" / "scores")
+    assert drift is not None
+    assert drift["score"] > 3
+    assert drift["looks_like"] == ("inverted images" if share > 0.5 else None)
+
+
+def test_vectors_are_no_images(tmp_path: Path) -> None:
+    """Vectors far from training are not said to look like images."""
+    rng = np.random.default_rng(0)
+    vectors = {"x_train": rng.normal(size=(200, 5)), "x_test": np.zeros((100, 5))}
+    labels = {"y_train": rng.integers(0, 2, 200), "y_test": rng.integers(0, 2, 100)}
+    np.savez(tmp_path / "vectors.npz", **vectors, **labels)
+    ingest(str(tmp_path / "vectors.npz"), tmp_path / "set")
+    train({"epochs": 1, "batch_size": 10}, dataset=tmp_path / "set", run=tmp_path / "run")
+    drift = score(run=tmp_path / "run", dataset=tmp_path / "set").drift
+    assert drift is not None
+    assert (drift["score"] > 3, drift["looks_like"]) == (True, None)
 
 
 def test_gate(known: Path, tmp_path: Path, events: Events) -> None:
