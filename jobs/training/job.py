@@ -2,8 +2,8 @@
 
 import logging
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -213,22 +213,15 @@ class _Training:
     """The epoch's next mini-batch when saving was last considered."""
 
     def run_to_end(self) -> TrainResult:
-        """Train the remaining epochs; record an error that a resume would meet again."""
-        try:
-            return self._train()
-        except (BadDataError, QualityGateError) as error:
-            with suppress(PipelineError):  # the error is raised, even if it cannot be recorded
-                self.run.record_failure(error)
-            raise
-
-    def _train(self) -> TrainResult:
+        """Train the remaining epochs."""
         with self._resumed_trainer() as trainer:
             self.trainer = trainer
             already_done = self._finished
             if not already_done:
                 warn_of_values(self.dataset)
                 warn_of_evaluation(self.config, self.dataset)
-                self._train_epochs()
+                with self._recorded_failure():
+                    self._train_epochs()
             self._make_reference()
             return TrainResult(
                 run=self.run,
@@ -240,6 +233,16 @@ class _Training:
                 already_done=already_done,
                 stopped_early=self._stopped_early,
             )
+
+    @contextmanager
+    def _recorded_failure(self) -> Iterator[None]:
+        """Record an error that a resume would meet again."""
+        try:
+            yield
+        except (BadDataError, QualityGateError) as error:
+            with suppress(PipelineError):  # the error is raised, even if it cannot be recorded
+                self.run.record_failure(error)
+            raise
 
     def _make_reference(self) -> None:
         """Write the distributions that scored rows are compared with, if there are none yet.
