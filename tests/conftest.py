@@ -36,10 +36,16 @@ def mnist_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
-def store() -> Iterator[Store]:
-    """A server with the S3 API and an initially empty bucket."""
+def server() -> Iterator[Store]:
+    """A server with the S3 API."""
     with running_store() as running:
         yield running
+
+
+@pytest.fixture
+def store(server: Store) -> Store:
+    """A bucket of the server for one test: a listing takes time for every object of a bucket."""
+    return server.new_bucket()
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import urllib.request
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import quote
 
 from storage.location import Location
@@ -69,6 +69,12 @@ class Store:
     def new_place(self) -> Location:
         """Return a location with an unused prefix."""
         return self.location(uuid.uuid4().hex[:8])
+
+    def new_bucket(self) -> "Store":
+        """Return an empty bucket of the same server."""
+        store = replace(self, bucket=f"bucket-{uuid.uuid4().hex[:8]}")
+        create_bucket(store)
+        return store
 
 
 @contextmanager
