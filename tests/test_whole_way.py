@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.process import kill_at_line, run_pipeline
+from tests.commands.process import document, kill_at_line, run_pipeline, succeeded
 from tests.commands.sets import write_set
-from tests.commands.test_commands import document, succeeded
 
 DIGESTS = {
     "digest": "7100e1c181d5e2237a395f73b876d817e908c7186226448302d3e72a9c7d60dd",

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import re
 import resource
@@ -126,3 +127,17 @@ def assert_refused(ended: Ended, code: int, *words: object) -> None:
     assert usage or message.endswith((".\n", "?\n")), message
     for word in words:
         assert str(word) in message
+
+
+def document(ended: Ended) -> dict[str, Any]:
+    """Return the JSON document that a command printed; it succeeded without a warning."""
+    assert (0, "") == (ended.code, ended.err)
+    printed = json.loads(ended.out)
+    assert isinstance(printed, dict)
+    return printed
+
+
+def succeeded(ended: Ended) -> str:
+    """Return the output of a command that succeeded without a warning."""
+    assert (0, "") == (ended.code, ended.err)
+    return ended.out

@@ -1,14 +1,9 @@
 """The commands from end to end: their files, their output, and repeated runs."""
 
-import hashlib
 import json
-import os
-import pty
 import re
-import signal
 import subprocess
 import sys
-import threading
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -16,37 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from matplotlib.image import imread
 
-from jobs.choices import DISTORTION_SETS
-from jobs.commands.pictures import distorted_tiles, distortions_of, write_grid
 from jobs.training.config import TrainConfig
-from pipeline.distortions import DIGITS, SETS, Distorter
 from pipeline.sources.formats import Source
 from pipeline.sources.source import open_source
-from storage.dataset import open_dataset
 from storage.errors import UnreachableError
-from storage.places import open_location
 from tests.commands.conftest import SMALL, Call
-from tests.commands.process import Ended, assert_refused, run_pipeline
-from tests.commands.sets import TEST_IMAGES, TEST_ROWS, TRAIN_IMAGES, TRAIN_ROWS
-from tests.storage.idx_files import write_idx
+from tests.commands.process import assert_refused, document, run_pipeline, succeeded
+from tests.commands.sets import TEST_ROWS, TRAIN_ROWS
 
 PNG = b"\x89PNG\r\n\x1a\n"
-
-
-def document(ended: Ended) -> dict[str, Any]:
-    """Return the JSON document that a command printed; it succeeded without a warning."""
-    assert (0, "") == (ended.code, ended.err)
-    printed = json.loads(ended.out)
-    assert isinstance(printed, dict)
-    return printed
-
-
-def succeeded(ended: Ended) -> str:
-    """Return the output of a command that succeeded without a warning."""
-    assert (0, "") == (ended.code, ended.err)
-    return ended.out
 
 
 @pytest.mark.slow
@@ -73,21 +47,21 @@ def test_three_bare_commands(files: Path) -> None:
     assert "test is already scored with this model.\n\n" + scored == again
 
 
-def test_documents_for_scripts(files: Path) -> None:
+def test_documents_for_scripts(files: Path, call: Call) -> None:
     """With --json each command prints one document; those of consecutive commands agree."""
     here = files.parent
-    made = document(run_pipeline("ingest", "files", "--json", cwd=here))
+    made = document(call("ingest", "files", "--json"))
     assert [TRAIN_ROWS, 785] == made["splits"]["train"]["inputs_shape"]
     assert TEST_ROWS == sum(made["splits"]["test"]["class_counts"])
     assert not made["already_done"]
 
     place = ("--dataset", "data/files", "--run", "runs/files")
-    trained = document(run_pipeline("train", *place, *SMALL, "--epochs", 2, "--json", cwd=here))
+    trained = document(call("train", *place, *SMALL, "--epochs", 2, "--json"))
     assert [1, 2] == [line["epoch"] for line in trained["epochs"]]
     assert 50 == trained["configuration"]["batch_size"]
     assert trained["parameters_digest"] == trained["epochs"][-1]["parameters_digest"]
 
-    scored = document(run_pipeline("score", *place, "--json", cwd=here))
+    scored = document(call("score", *place, "--json"))
     assert made["digest"] == scored["dataset_digest"]
     assert trained["parameters_digest"] == scored["model_digest"]
     evaluated = trained["epochs"][-1]["evaluation"]["test"]
@@ -131,104 +105,6 @@ def test_best_model(dataset: Path, call: Call) -> None:
     assert document(call("score", "--json"))["model_digest"] == trained["best_parameters_digest"]
 
 
-def test_inspect_dataset(dataset: Path, call: Call) -> None:
-    """inspect shows a dataset's splits, chunks, counts, transforms and sources."""
-    text = succeeded(call("inspect", "data/mnist"))
-    for words in ("300 x 785", "5 of 64 rows", "bias-column", "train-images-idx3-ubyte"):
-        assert words in text
-    shown = document(call("inspect", "data/mnist", "--json"))
-    assert ("dataset", "files") == (shown["kind"], shown["name"])
-    stored = sum(path.stat().st_size for path in (dataset / "test").rglob("*") if path.is_file())
-    assert stored == shown["splits"]["test"]["stored_bytes"]
-
-
-def test_inspect_other_formats(here: Path, call: Call) -> None:
-    """inspect shows the digest of the file where no decoded content is hashed."""
-    np.savez(here / "set.npz", x=np.arange(64, dtype=np.uint8).reshape(4, 4, 4), y=np.arange(4))
-    succeeded(call("ingest", "set.npz"))
-    digest = hashlib.sha256((here / "set.npz").read_bytes()).hexdigest()
-    assert f"  {digest[:12]}" in succeeded(call("inspect", "data/set"))
-
-
-def test_inspect_run(run: Path, call: Call) -> None:
-    """inspect shows a run's settings, epochs and checkpoints, damaged ones too."""
-    shown = document(call("inspect", "runs/mnist", "--json"))
-    assert ("run", SMALL[1]) == (shown["kind"], shown["configuration"]["network"])
-    assert [1, 2] == [line["epoch"] for line in shown["epochs"]]
-    assert [True, True] == [checkpoint["sound"] for checkpoint in shown["checkpoints"]]
-    (run / "checkpoints" / "000001-000000" / "state.safetensors").write_bytes(b"")
-    text = succeeded(call("inspect", "runs/mnist"))
-    assert "000001-000000  DAMAGED  " in text
-    assert "000002-000000  sound    " in text
-
-
-def test_inspect_run_with_snapshots(dataset: Path, call: Call) -> None:
-    """inspect marks the checkpoints at the ends of cycles."""
-    cycles = ("--epochs", 3, "--schedule", "cosine", "--restarts", 1, "--run", "runs/warm")
-    document(call("train", *SMALL, *cycles, "--json"))
-    shown = document(call("inspect", "runs/warm", "--json"))["checkpoints"]
-    assert [False, True, True] == [checkpoint["snapshot"] for checkpoint in shown]
-    text = succeeded(call("inspect", "runs/warm"))
-    assert "000001-000000  sound            " in text
-    assert "000002-000000  sound, snapshot  " in text
-
-
-@pytest.mark.slow
-def test_inspect_images(dataset: Path, fonts: None) -> None:
-    """inspect --images writes a picture and names it; --json stays one document."""
-    here = dataset.parent.parent
-    said = succeeded(run_pipeline("inspect", "data/mnist", "--images", "some.png", cwd=here))
-    assert said.endswith("Images in some.png\n")
-    assert (here / "some.png").read_bytes().startswith(PNG)
-    document(run_pipeline("inspect", "data/mnist", "--images", "a/b.png", "--json", cwd=here))
-    assert (here / "a" / "b.png").read_bytes() == (here / "some.png").read_bytes()
-
-
-def test_inspect_distorted_images(dataset: Path, fonts: None, call: Call) -> None:
-    """inspect --images --distort shows rows as training sees them; vectors are refused."""
-    here = dataset.parent.parent
-    picture = ("--images", "distorted.png", "--distort", "digits")
-    assert succeeded(call("inspect", "data/mnist", *picture)).endswith("Images in distorted.png\n")
-    tiles = distorted_tiles(open_dataset(open_location(dataset)), DIGITS)
-    rows = open_dataset(open_location(dataset)).split("train").read_chunk(0).inputs[:6]
-    assert [title for _, title in tiles[:10]] == [
-        "as stored",
-        *(f"epoch {n}" for n in range(1, 10)),
-    ]
-    assert tiles[10][0].tolist() == rows[1, 1:].reshape(28, 28).tolist()
-    expected = Distorter(DIGITS, (28, 28), seed=0)(rows, 8, np.arange(6))[5, 1:]
-    assert tiles[59][0].tolist() == expected.reshape(28, 28).tolist()
-    (here / "vectors").mkdir()
-    for name in (TRAIN_IMAGES, TEST_IMAGES):
-        write_idx(here / "vectors" / name, np.zeros((70, 5), np.uint8))
-    assert call("ingest", "vectors").code == 0
-    (here / "distorted.png").unlink()
-    assert set(DISTORTION_SETS) == set(SETS)
-    refused = call("inspect", "data/vectors", *picture)
-    assert_refused(refused, 2, "data/vectors has rows of 5 values; only two-dimensional images")
-    assert not (here / "distorted.png").exists()
-
-
-@pytest.mark.slow
-def test_distortions_in_pictures(dataset: Path, fonts: None, call: Call) -> None:
-    """inspect --distort takes a recipe's distortions, or those of the file that train reads."""
-    here = dataset.parent.parent
-    (here / "mine.toml").write_text('epochs = 2\n[distort]\nlike = "digits"\nrotate = 3\n')
-    picture = ("--images", "mine.png", "--distort", "mine.toml")
-    assert succeeded(call("inspect", "data/mnist", *picture)).endswith("Images in mine.png\n")
-    assert replace(DIGITS, rotate=3) == distortions_of("mine.toml")
-    assert DIGITS == distortions_of("quick")
-
-
-def test_one_scale_in_a_picture(here: Path, fonts: None) -> None:
-    """A value has the same grey in all images: a faint one is not stretched to black."""
-    faint, strong = (np.full((4, 4), value) * np.eye(4) for value in (20, 255))
-    write_grid([(faint, ""), (strong, "")], here / "two.png", "")
-    grey = imread(here / "two.png")[..., 0]
-    column = grey.shape[1] // 10
-    assert (True, False) == (grey[:, :column].min() > 0.8, grey[:, column : 2 * column].min() > 0.8)
-
-
 @pytest.mark.parametrize("form", ["csv", "npz"])
 def test_plain_file(form: str, dataset: Path, run: Path, call: Call) -> None:
     """score --out writes a row per image, even if the split is already scored."""
@@ -256,19 +132,18 @@ def test_verify_sound(dataset: Path, run: Path, call: Call) -> None:
         assert [] == document(call("verify", place, "--json"))["wrong"]
 
 
-def test_verify_damaged(dataset: Path, run: Path) -> None:
+def test_verify_damaged(dataset: Path, call: Call) -> None:
     """verify lists every damaged place and exits 3."""
-    here = dataset.parent.parent
     chunks = [dataset / "train" / "inputs" / "c.1.0", dataset / "test" / "targets" / "c.0.0"]
     chunks[0].unlink()
     chunks[1].write_bytes(chunks[1].read_bytes()[:-1] + b"\0")
-    ended = run_pipeline("verify", "data/mnist", cwd=here)
+    ended = call("verify", "data/mnist")
     assert ended.code == 3
     assert ended.err.startswith("Error: data/mnist is damaged: 2 of ")
     first, second = sorted(ended.out.splitlines())
     assert "test/targets/c.0.0" in first + second
     assert "train/inputs/c.1.0" in first + second
-    ended = run_pipeline("verify", "data/mnist", "--json", cwd=here)
+    ended = call("verify", "data/mnist", "--json")
     assert (3, 2) == (ended.code, len(json.loads(ended.out)["wrong"]))
 
 
@@ -311,9 +186,6 @@ def test_no_shuffle(dataset: Path, call: Call) -> None:
     assert orders[0] == orders[1]
 
 
-# ------------------------------------------------------------------ the demo
-
-
 @pytest.mark.slow
 def test_demo(files: Path, fonts: None) -> None:
     """The demo names its source, ingests, trains, scores, and lists the paths of the results."""
@@ -349,9 +221,6 @@ def test_demo_without_mnist(call: Call, fonts: None, monkeypatch: pytest.MonkeyP
     assert "picture  place/worst-mistakes.png" in said
 
 
-# ------------------------------------------------------------------ resuming
-
-
 def test_bare_resume(dataset: Path, run: Path, call: Call) -> None:
     """`train --resume` uses the run's settings and compares those of the file and the options."""
     assert "runs/mnist is already trained" in succeeded(call("train", "--resume"))
@@ -365,83 +234,20 @@ def test_bare_resume(dataset: Path, run: Path, call: Call) -> None:
     assert_refused(more, 4, "(epochs: 2 recorded, 20 given)", "--epochs 20 --run OTHER")
 
 
-# ------------------------------------------------------------------ terminals and pipes
-
-
-@pytest.mark.parametrize("arguments", [("inspect", "data/mnist"), ("train", *SMALL)], ids=str)
-def test_broken_pipe(arguments: tuple[str, ...], dataset: Path) -> None:
-    """If the reader of a pipe exits, the command ends with 128 + SIGPIPE and no traceback."""
-    reading, writing = os.pipe()
-    os.close(reading)
-    ended = run_pipeline(*arguments, cwd=dataset.parent.parent, stdout=writing)
-    os.close(writing)
-    assert (128 + signal.SIGPIPE, "Stopped: the reader of the output closed it.\n") == (
-        ended.code,
-        ended.err,
-    )
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_full_disk_for_the_output(dataset: Path) -> None:
-    """A full disk behind stdout is an error with a remedy."""
-    with open("/dev/full", "w") as full:
-        ended = run_pipeline("inspect", "data/mnist", cwd=dataset.parent.parent, stdout=full)
-    assert_refused(
-        Ended(ended.code, "", ended.err), 6, "No space left on device", "free some space"
-    )
-
-
-def test_progress_on_a_terminal(dataset: Path) -> None:
-    """On a terminal one line shows rows and loss, and is removed at the end."""
-    controlling, terminal = pty.openpty()
-    shown = bytearray()
-    reader = threading.Thread(target=_read_all, args=(controlling, shown))
-    reader.start()
-    ended = run_pipeline(
-        "train",
-        *SMALL,
-        "--epochs",
-        2,
-        cwd=dataset.parent.parent,
-        env={"TERM": "xterm"},
-        stderr=terminal,
-    )
-    os.close(terminal)
-    reader.join()
-    os.close(controlling)
-    assert ended.code == 0
-    assert b"epoch 2/2" in shown
-    assert b"of 300 rows" in shown
-    assert b"loss" in shown
-    assert shown.endswith(b" \r")
-    assert b"\n" not in shown
-
-
-def _read_all(descriptor: int, into: bytearray) -> None:
-    while True:
-        try:
-            data = os.read(descriptor, 4096)
-        except OSError:  # Linux: the other side has been closed
-            return
-        if not data:
-            return
-        into += data
-
-
-def test_version(here: Path) -> None:
+def test_version(call: Call) -> None:
     """--version prints one line; -v, before or after it, adds the versions for a bug report."""
     from importlib.metadata import version
 
     line = f"pipeline, version {version('mnist-stream')}\n"
-    assert line == succeeded(run_pipeline("--version", cwd=here))
-    shown = succeeded(run_pipeline("--version", "-v", cwd=here))
-    assert shown == succeeded(run_pipeline("-v", "--version", cwd=here))
+    assert line == succeeded(call("--version"))
+    shown = succeeded(call("--version", "-v"))
+    assert shown == succeeded(call("-v", "--version"))
     assert shown.startswith(line)
     named = dict(line.split(None, 1) for line in shown.splitlines()[1:])
     assert list(named) == ["Python", "NumPy", "BLAS", "Zarr", "Dask", "platform"]
     assert (named["NumPy"], named["Zarr"]) == (np.__version__, version("zarr"))
     assert re.search(r"\d, kernel \w+", named["BLAS"])
-    assert_refused(run_pipeline("-v", "train", cwd=here), 2, "pipeline train -v")
+    assert_refused(call("-v", "train"), 2, "pipeline train -v")
 
 
 def test_short_names(dataset: Path, call: Call) -> None:

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from pipeline.sources.digits import draw_digits
-from tests.commands.process import run_pipeline
+from tests.commands.process import run_pipeline, succeeded
 from tests.commands.sets import write_kaggle
-from tests.commands.test_commands import succeeded
 
 
 @pytest.mark.slow

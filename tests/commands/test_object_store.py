@@ -7,8 +7,14 @@ from pathlib import Path
 import pytest
 
 from tests.commands.conftest import SMALL, Call
-from tests.commands.process import Ended, assert_refused, kill_at_line, run_pipeline, start_pipeline
-from tests.commands.test_commands import document
+from tests.commands.process import (
+    Ended,
+    assert_refused,
+    document,
+    kill_at_line,
+    run_pipeline,
+    start_pipeline,
+)
 from tests.object_store.proxy import CUT, DROP, LOST, Proxy
 from tests.object_store.server import Store
 

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.process import run_pipeline
-from tests.commands.test_commands import document
+from tests.commands.process import document, run_pipeline
 
 pytestmark = pytest.mark.slow
 

@@ -9,8 +9,7 @@ import pytest
 from pipeline.sources.digits import draw_digits
 from storage import ledger
 from tests.commands.conftest import SMALL, Call
-from tests.commands.process import assert_refused
-from tests.commands.test_commands import document
+from tests.commands.process import assert_refused, document
 from tests.jobs.inboxes import put_images
 from tests.jobs.scoring.test_inbox_formats import put_csv, put_npz, put_pair, put_pictures
 from tests.object_store.server import Store

@@ -7,8 +7,13 @@ import pytest
 
 from storage.places import open_location
 from tests.commands.conftest import SMALL, Call
-from tests.commands.process import assert_refused, run_pipeline, start_pipeline, wait_for_line
-from tests.commands.test_commands import document
+from tests.commands.process import (
+    assert_refused,
+    document,
+    run_pipeline,
+    start_pipeline,
+    wait_for_line,
+)
 from tests.object_store.proxy import Proxy
 from tests.object_store.server import Store
 

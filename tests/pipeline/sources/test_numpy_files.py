@@ -17,11 +17,11 @@ from pipeline.ingest import ingest
 from pipeline.sources.formats import SourceOptions
 from pipeline.sources.idx_directory import open_directory
 from pipeline.sources.source import open_source
-from pipeline.sources.splits import SplitSource
-from storage.errors import BadDataError, ConflictError, PipelineError, UsageError
+from storage.errors import BadDataError, ConflictError, UsageError
 from storage.events import no_progress
 from storage.preparation import BYTES, ValueRange
-from tests.pipeline.sources.test_source import images, labels, read, write_set
+from tests.pipeline.sources import small_sets
+from tests.pipeline.sources.small_sets import images, labels, read, splits_of, write_set
 from tests.storage.idx_files import write_idx
 
 MNIST_DIGEST = "7100e1c1"
@@ -55,17 +55,7 @@ def header_bytes(header: str, version: tuple[int, int] = (1, 0)) -> bytes:
     return b"\x93NUMPY" + bytes(version) + length + header.encode("latin1")
 
 
-def splits_of(path: Path, **options: Any) -> tuple[SplitSource, ...]:
-    return open_source(str(path), SourceOptions(**options)).splits
-
-
-def refusal(path: Path, error: type[PipelineError] = BadDataError, **options: Any) -> str:
-    """Return the message with which a source is refused when it is opened or read."""
-    with pytest.raises(error) as caught:
-        for split in splits_of(path, **options):
-            split.label_values(no_progress)
-            read(split)
-    return str(caught.value)
+refusal = partial(small_sets.refusal, reading=True)
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])

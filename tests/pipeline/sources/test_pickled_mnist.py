@@ -20,12 +20,10 @@ from numpy.typing import NDArray
 
 from pipeline.ingest import ingest
 from pipeline.sources import pickled_mnist
-from pipeline.sources.formats import SourceOptions
 from pipeline.sources.source import open_source
-from pipeline.sources.splits import SplitSource
 from storage.errors import BadDataError, PipelineError
 from storage.preparation import BYTES, ValueRange
-from tests.pipeline.sources.test_source import images, labels, read, write_set
+from tests.pipeline.sources.small_sets import images, labels, read, refusal, splits_of, write_set
 
 Pairs = list[tuple[NDArray[Any], NDArray[Any]]]
 
@@ -66,16 +64,6 @@ def python2(content: Pairs, protocol: int) -> bytes:
 def write(path: Path, content: bytes) -> Path:
     path.write_bytes(content)
     return path
-
-
-def splits_of(path: Path, **options: Any) -> tuple[SplitSource, ...]:
-    return open_source(str(path), SourceOptions(**options)).splits
-
-
-def refusal(path: Path) -> str:
-    with pytest.raises(BadDataError) as caught:
-        open_source(str(path))
-    return str(caught.value)
 
 
 def assert_rows(path: Path, rows: dict[str, int]) -> None:

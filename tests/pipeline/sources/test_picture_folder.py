@@ -21,7 +21,7 @@ from pipeline.sources.splits import SplitSource
 from storage.errors import BadDataError, ConflictError, UsageError
 from storage.events import no_progress
 from storage.idx import IdxReader
-from tests.pipeline.sources.test_source import images, labels, read, splits_of, write_set
+from tests.pipeline.sources.small_sets import images, labels, read, splits_of, write_set
 from tests.storage.idx_files import write_idx
 
 

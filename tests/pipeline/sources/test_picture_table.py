@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -10,21 +9,15 @@ import pytest
 from pipeline.ingest import ingest
 from pipeline.sources.formats import SourceOptions
 from pipeline.sources.source import open_source
-from storage.errors import BadDataError, PipelineError, UsageError
+from storage.errors import PipelineError, UsageError
+from tests.pipeline.sources.small_sets import images, labels, read, refusal, splits_of, write_set
 from tests.pipeline.sources.test_picture_folder import draw, layout, values, write_pictures
-from tests.pipeline.sources.test_source import images, labels, read, splits_of, write_set
 
 
 def write(path: Path, *lines: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{line}\n" for line in lines))
     return path
-
-
-def refusal(path: Path, error: type[PipelineError] = BadDataError, **options: Any) -> str:
-    with pytest.raises(error) as caught:
-        open_source(str(path), SourceOptions(**options))
-    return str(caught.value)
 
 
 @pytest.mark.parametrize(
