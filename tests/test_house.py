@@ -6,6 +6,7 @@ A failing test names every file that breaks its rule.
 import ast
 import sys
 from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -58,10 +59,13 @@ def imported(source: str, package: str) -> Iterator[str]:
             yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
-IMPORTS = {
-    path: set(imported((ROOT / path).read_text(), ".".join(path.parent.parts))) for path in FILES
-}
-"""The names that each file imports, in functions too."""
+@cache
+def imports() -> dict[Path, set[str]]:
+    """Return the names that each file imports, in functions too."""
+    return {
+        path: set(imported((ROOT / path).read_text(), ".".join(path.parent.parts)))
+        for path in FILES
+    }
 
 
 def top(name: str) -> str:
@@ -95,7 +99,7 @@ def test_arrows_point_down() -> None:
     """storage imports neither pipeline, jobs, dask nor click; pipeline not jobs; commands click."""
     refused = {
         str(path): {top(name) for name in names} & FORBIDDEN[place]
-        for path, names in IMPORTS.items()
+        for path, names in imports().items()
         for place in [str(path.parent) if str(path.parent) in FORBIDDEN else path.parts[0]]
     }
     assert {} == {path: names for path, names in refused.items() if names}
@@ -111,7 +115,7 @@ def test_arrows_between_the_folders_of_jobs() -> None:
     }
     wrong = {
         (str(path), name)
-        for path, names in IMPORTS.items()
+        for path, names in imports().items()
         if path.parts[0] == "jobs"
         for name in names
         if folder(name) and folder(name) not in {path.parts[1], *FOLDERS.get(path.parts[1], set())}
@@ -124,7 +128,7 @@ def test_the_network_can_be_read_alone() -> None:
     known = {"numpy", *sys.stdlib_module_names}
     wrong = {
         (str(path), name)
-        for path, names in IMPORTS.items()
+        for path, names in imports().items()
         if folder(".".join(path.parts)) == "nn"
         for name in names
         if top(name) not in known and folder(name) != "nn"
@@ -136,7 +140,7 @@ def test_no_file_needs_itself() -> None:
     """No chain of imports, those in functions too, leads back to its file."""
     modules = {".".join(path.with_suffix("").parts): path for path in FILES}
     needs = {
-        module: {module for name in IMPORTS[path] for module in (name, name.rpartition(".")[0])}
+        module: {module for name in imports()[path] for module in (name, name.rpartition(".")[0])}
         & modules.keys()
         for module, path in modules.items()
     }

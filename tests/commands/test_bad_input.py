@@ -109,10 +109,10 @@ def test_little_memory_is_enough_to_refuse(form: str, files: Path) -> None:
     assert_nothing_made(files.parent)
 
 
-def test_mnist_dir_that_is_none(here: Path) -> None:
+def test_mnist_dir_that_is_none(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     """A missing MNIST_DIR is an error, not a reason to download."""
-    refused = run_pipeline("ingest", cwd=here, env={"MNIST_DIR": "/nowhere"})
-    assert_refused(refused, USAGE, "MNIST_DIR", "/nowhere", "unset it")
+    monkeypatch.setenv("MNIST_DIR", "/nowhere")
+    assert_refused(call("ingest"), USAGE, "MNIST_DIR", "/nowhere", "unset it")
 
 
 def test_no_network(here: Path) -> None:

@@ -1,7 +1,6 @@
 """Help is complete, needs no other text, and fits a screen."""
 
 import re
-from pathlib import Path
 
 import click
 import pytest
@@ -12,7 +11,6 @@ from jobs.commands.sections import ADVANCED, SECTIONS
 from jobs.training.presets import recipe_summary
 from storage import errors
 from tests.commands.conftest import Call
-from tests.commands.process import run_pipeline
 
 EXIT_CODES = {
     "0": "success, or nothing left to do",
@@ -39,10 +37,9 @@ def options_of(name: str) -> list[click.Option]:
     return [parameter for parameter in parameters if isinstance(parameter, click.Option)]
 
 
-def test_exit_codes(tmp_path: Path) -> None:
+def test_exit_codes(call: Call) -> None:
     """The list of exit codes in --help is the design's, and the errors' own."""
-    ended = run_pipeline("--help", cwd=tmp_path)
-    _, _, rest = ended.out.partition("Exit codes:\n")
+    _, _, rest = call("--help").out.partition("Exit codes:\n")
     listed = re.findall(r"^ {4}(\S.*?)  +(.*)$", rest.partition("\n\n")[0], re.MULTILINE)
     assert EXIT_CODES == dict(listed)
     types = [value for value in vars(errors).values() if isinstance(value, type)]
@@ -50,9 +47,9 @@ def test_exit_codes(tmp_path: Path) -> None:
     assert codes == {"1", "2", "3", "4", "5", "6"}
 
 
-def test_commands_in_order_of_use(tmp_path: Path) -> None:
+def test_commands_in_order_of_use(call: Call) -> None:
     """--help begins with an example and lists the commands, each with a whole sentence."""
-    shown = run_pipeline("--help", cwd=tmp_path).out
+    shown = call("--help").out
     assert re.findall(r"^  pipeline (\w+) +# ", shown, re.MULTILINE) == ["ingest", "train", "score"]
     listing = shown.partition("Commands:\n")[2].partition("\n\n")[0]
     listed = re.findall(r"^  ([\w-]+) +(.*)$", listing, re.MULTILINE)

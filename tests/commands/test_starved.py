@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 PR_CAPBSET_DROP = 24
 CAP_SYS_ADMIN, CAP_SYS_RESOURCE = 21, 24
-NOBODY = 65534
+UNPRIVILEGED = 65534
 GENEROUS_SECONDS = 120
 FILES, PROCESSES, MEMORY = resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC, resource.RLIMIT_AS
 NETWORK = ("--network", "784-relu-20-softmax-10", "--epochs", "1", "--batch-size", "50")
@@ -41,7 +41,7 @@ def limited(command: str, limit: int, value: int, cwd: Path) -> tuple[int, str]:
         if limit == PROCESSES:
             for capability in (CAP_SYS_ADMIN, CAP_SYS_RESOURCE):
                 libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
-            os.setresuid(NOBODY, 0, 0)
+            os.setresuid(UNPRIVILEGED, 0, 0)
         resource.setrlimit(limit, (value, value))
 
     ended = subprocess.run(

@@ -12,7 +12,7 @@ import pytest
 
 from jobs.scheduling.scheduler import Heartbeat
 from storage.places import open_location
-from tests.commands.process import assert_refused, run_pipeline, start_pipeline
+from tests.commands.process import assert_refused, run_here, run_pipeline, start_pipeline
 
 
 def owed(heartbeat: Path) -> Path:
@@ -58,13 +58,16 @@ def test_json_log(job: tuple[str, ...], expected: list[str], tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("place", ["directory", "file/beat.json", "pipe", "/dev/stdout"])
-def test_heartbeat_that_cannot_be_a_file(place: str, tmp_path: Path) -> None:
+def test_heartbeat_that_cannot_be_a_file(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A directory, a pipe or a path below a file is refused: a probe would wait forever."""
-    (tmp_path / "directory").mkdir()
-    (tmp_path / "file").touch()
-    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.chdir(tmp_path)
+    Path("directory").mkdir()
+    Path("file").touch()
+    os.mkfifo("pipe")
     command = ("schedule", "0 0 1 1 *", "--heartbeat", place, "--", "score")
-    assert_refused(run_pipeline(*command, cwd=tmp_path), 2, "--heartbeat", place)
+    assert_refused(run_here(*command), 2, "--heartbeat", place)
 
 
 def test_two_schedulers_with_one_heartbeat(tmp_path: Path) -> None:
