@@ -23,7 +23,7 @@ from storage.errors import BadDataError
 from storage.runs import METRICS, RECORD
 from storage.schema import METADATA_NAME, SplitRecord, dataset_digest
 from tests.chaos.subject import Subject
-from tests.commands.sets import PACK
+from tests.storage.idx_files import COMPRESS
 
 Json = Any
 Edits = list[tuple[int, str, Json]]
@@ -269,7 +269,7 @@ idx_heads = st.tuples(
     st.integers(0, 255) | st.integers(1, 4),
     st.lists(st.integers(0, 2**32 - 1) | st.integers(0, 100), max_size=6),
     st.binary(max_size=40) | st.sampled_from([b"\0" * 3000, b"\1" * 90, b"\x1f\x8b\x08"]),
-    st.sampled_from(sorted(PACK)),
+    st.sampled_from(sorted(COMPRESS)),
     st.integers(0, 3),
     st.integers(0, 40),
 )
@@ -281,7 +281,7 @@ def forge_idx(subject: Subject, drawn: Any) -> None:
     paths = sorted(subject.source.iterdir())
     path = paths[number]
     data = struct.pack(f">BBBB{len(sizes)}I", 0, first, code, dimensions, *sizes) + content
-    packed = PACK[form](data)
+    packed = COMPRESS[form](data)
     path.unlink()
     kept = packed[: len(packed) - cut] if cut % 4 == 0 else packed
     path.with_name(path.name + form).write_bytes(kept)

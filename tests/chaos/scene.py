@@ -29,9 +29,9 @@ from tests.chaos.subject import (
     run_outcome,
     scores_outcome,
     undisturbed,
-    untimed,
 )
 from tests.chaos.tally import Experiment, scratch
+from tests.jobs.trainings import untimed
 
 TIMES = 10
 """900 training rows in 45 chunks, 310 test rows in 16."""

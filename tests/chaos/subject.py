@@ -31,6 +31,7 @@ from storage.places import open_location
 from storage.runs import SCORES, Run, open_run
 from storage.scores import open_scores, scoring_homes
 from tests.commands.process import run_here
+from tests.jobs.trainings import untimed
 from tests.storage.idx_files import write_idx
 
 ROWS_PER_CHUNK = 20
@@ -228,11 +229,6 @@ def _scoring_outcome(location: Location) -> Outcome:
         content.update(probabilities.tobytes() + predicted.tobytes())
     metrics = {key: value for key, value in scores.metrics.items() if key != "seconds"}
     return {"digest": scores.digest, "content": content.hexdigest(), "metrics": metrics}
-
-
-def untimed(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return lines of metrics without durations, which differ between runs."""
-    return [{key: line[key] for key in line if key != "timing"} for line in metrics]
 
 
 def longer(**settings: Any) -> TrainConfig:

@@ -1,8 +1,6 @@
 """Small sets of IDX files, intact or damaged."""
 
-import gzip
 import json
-import lzma
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,35 +9,18 @@ from typing import Any
 import numpy as np
 
 from pipeline.sources.digits import draw_digits
-from tests.storage.idx_files import write_idx
+from tests.storage.idx_files import COMPRESS, MNIST_NAMES, write_files
 
 TRAIN_ROWS = 300
 TEST_ROWS = 60
-TRAIN_IMAGES = "train-images-idx3-ubyte"
-TRAIN_LABELS = "train-labels-idx1-ubyte"
-TEST_IMAGES = "t10k-images-idx3-ubyte"
-TEST_LABELS = "t10k-labels-idx1-ubyte"
+TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = MNIST_NAMES
 IMAGE_HEADER_BYTES = 16
-
-PACK: dict[str, Callable[[bytes], bytes]] = {
-    "": bytes,
-    ".gz": lambda data: gzip.compress(data, mtime=0),
-    ".xz": lzma.compress,
-}
-"""Compression by file suffix."""
 
 
 def write_set(directory: Path, seed: int = 0) -> Path:
     """Write the four raw IDX files of a synthetic set."""
-    directory.mkdir(parents=True)
-    for split, rows, images_name, labels_name in (
-        ("train", TRAIN_ROWS, TRAIN_IMAGES, TRAIN_LABELS),
-        ("test", TEST_ROWS, TEST_IMAGES, TEST_LABELS),
-    ):
-        images, labels = draw_digits(seed, split, 0, rows)
-        write_idx(directory / images_name, images)
-        write_idx(directory / labels_name, labels)
-    return directory
+    train = draw_digits(seed, "train", 0, TRAIN_ROWS)
+    return write_files(directory, *train, *draw_digits(seed, "test", 0, TEST_ROWS))
 
 
 def write_kaggle(directory: Path, train_rows: int = 3000, test_rows: int = 200) -> Path:
@@ -63,7 +44,7 @@ def replace_file(directory: Path, name: str, data: bytes, form: str = "") -> Pat
     """Replace a raw file by `data`, compressed; return the new file."""
     (directory / name).unlink()
     new = directory / (name + form)
-    new.write_bytes(PACK[form](data))
+    new.write_bytes(COMPRESS[form](data))
     return new
 
 

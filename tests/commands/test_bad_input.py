@@ -17,7 +17,6 @@ from storage.runs import run_lock
 from tests.commands.conftest import SMALL, Call
 from tests.commands.process import assert_refused, limited_to, run_pipeline
 from tests.commands.sets import (
-    PACK,
     TEST_IMAGES,
     TEST_LABELS,
     TRAIN_IMAGES,
@@ -28,6 +27,7 @@ from tests.commands.sets import (
     tree,
     write_set,
 )
+from tests.storage.idx_files import COMPRESS
 
 USAGE, BAD_DATA, CONFLICT, UNREACHABLE = 2, 3, 4, 6
 AGAIN = "Copy or download the file again."
@@ -55,7 +55,7 @@ def assert_nothing_made(here: Path) -> None:
         (IMAGES, ".xz", lambda _: b"hello", ("a text that starts with 'hello", "Give the IDX")),
         (IMAGES, ".gz", lambda whole: whole[:7], ("header is cut off", "found 7 ", AGAIN)),
         (IMAGES, "", lambda whole: whole[:-1], ("cut off", "expected 300 rows", AGAIN)),
-        (IMAGES, "", lambda whole: PACK[".gz"](whole)[:-9], (AGAIN,)),
+        (IMAGES, "", lambda whole: COMPRESS[".gz"](whole)[:-9], (AGAIN,)),
         (IMAGES, ".gz", lambda whole: whole + b"\0", ("1 byte follows", AGAIN)),
         (IMAGES, "", lambda _: images_header(0, 28, 28), ("empty", "Use a file that contains")),
         (LABELS, "", lambda whole: FEWER + whole[8:-1], ("299 labels", "300 images", "Take both")),

@@ -11,21 +11,17 @@ from jobs.commands.score_reports import quality_text
 from jobs.commands.tables import table, width_of
 from jobs.scoring.metrics import ConfusionCounter
 from tests.commands.conftest import Call
-from tests.storage.idx_files import write_idx
+from tests.storage.idx_files import write_files
 
 LONG = "A class whose name has 31 chars"
 CHINESE = "連衣裙外套"
 NAMES = ["T-shirt/top", "$\\frac$", "Dress", CHINESE, LONG, "a,b", 'say "x"', "7", "Bag", "é"]
 
 
-def write_files(directory: Path, labels: list[int]) -> str:
-    directory.mkdir()
+def write_labelled(directory: Path, labels: list[int]) -> str:
     values = np.resize(np.array(labels, np.uint8), 40)
     images = np.random.default_rng(0).integers(0, 256, (40, 4, 4)).astype(np.uint8)
-    write_idx(directory / "train-images-idx3-ubyte", images)
-    write_idx(directory / "train-labels-idx1-ubyte", values)
-    write_idx(directory / "test-images-idx3-ubyte", images[::-1].copy())
-    write_idx(directory / "test-labels-idx1-ubyte", values[::-1].copy())
+    write_files(directory, images, values, images[::-1], values[::-1])
     return str(directory)
 
 
@@ -46,7 +42,7 @@ def write_files(directory: Path, labels: list[int]) -> str:
 )
 def test_bad_files(content: bytes | None, expected: str, here: Path, call: Call) -> None:
     """A file that is not a list of different names is a usage error, and nothing is made."""
-    source = write_files(here / "files", [0, 1, 2])
+    source = write_labelled(here / "files", [0, 1, 2])
     if content is not None:
         (here / "names.txt").write_bytes(content)
     ended = call("ingest", source, "--out", "set", "--class-names", "names.txt")
@@ -70,7 +66,7 @@ def test_names_of_labels(
     labels: list[int], content: bytes, names: list[str], here: Path, call: Call
 ) -> None:
     """A name belongs to the label of its line's number, or of its rank; others cause a warning."""
-    source = write_files(here / "files", labels)
+    source = write_labelled(here / "files", labels)
     Path("names.txt").write_bytes(content)
     ended = call("ingest", source, "--out", "set", "--class-names", "names.txt", "--json")
     assert names == json.loads(ended.out)["class_names"]
@@ -81,7 +77,7 @@ def test_names_of_labels(
 
 def test_other_names_are_another_dataset(here: Path, call: Call) -> None:
     """The same names keep a dataset; others, or none, are a conflict until it is replaced."""
-    source = write_files(here / "files", list(range(10)))
+    source = write_labelled(here / "files", list(range(10)))
     Path("names.txt").write_text("\n".join(NAMES))
     Path("others.txt").write_text("\n".join(reversed(NAMES)))
     command = ("ingest", source, "--out", "set", "--json")
@@ -102,7 +98,7 @@ def test_names_are_shown_everywhere(
 ) -> None:
     """Long and Chinese names, commas, quotes and dollar signs fit 80 columns, files, pictures."""
     monkeypatch.setenv("COLUMNS", "80")
-    source = write_files(here / "files", list(range(10)))
+    source = write_labelled(here / "files", list(range(10)))
     Path("names.txt").write_text("\n".join(NAMES), encoding="utf-8")
     call("ingest", source, "--out", "set", "--class-names", "names.txt")
     inspected = call("inspect", "set", "--images", "examples.png")

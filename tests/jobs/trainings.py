@@ -10,6 +10,7 @@ import logging
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -45,7 +46,7 @@ def small(**settings: Any) -> TrainConfig:
     return replace(SMALL, **settings)
 
 
-def untimed(metrics: tuple[dict[str, Any], ...]) -> list[dict[str, Any]]:
+def untimed(metrics: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Metrics without the timing, which differs between runs."""
     return [{key: line[key] for key in line if key != "timing"} for line in metrics]
 

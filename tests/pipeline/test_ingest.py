@@ -28,6 +28,7 @@ from storage.errors import (
 from storage.idx import IdxReader
 from storage.places import open_location
 from storage.preparation import Preparation, ValueRange
+from tests.storage.artefacts import stored_rows
 from tests.storage.idx_files import write_idx
 
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
@@ -63,14 +64,6 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "data" / "set"
 
 
-def rows_of(dataset: Dataset, split: str) -> tuple[NDArray[Any], NDArray[np.uint8] | None]:
-    """All inputs and targets of a split, read with verification."""
-    blocks = [dataset.split(split).read_chunk(n) for n in range(dataset.split(split).schema.chunks)]
-    targets = [block.targets for block in blocks if block.targets is not None]
-    inputs = np.concatenate([block.inputs for block in blocks])
-    return inputs, np.concatenate(targets) if targets else None
-
-
 def content(directory: Path) -> dict[str, bytes]:
     """Every file below a directory, except locks."""
     return {
@@ -90,11 +83,11 @@ def assert_all_rows(dataset: Dataset, rows: dict[str, int]) -> None:
     """Assert that the dataset has the rows of `source`: images with the bias first, and labels."""
     assert list(rows) == list(dataset.splits)
     for split, count in rows.items():
-        inputs, targets = rows_of(dataset, split)
-        assert images(count).reshape(count, -1).tolist() == inputs[:, 1:].tolist()
-        assert {255} == set(inputs[:, 0].tolist())
-        assert targets is not None
-        assert np.eye(3, dtype=int)[labels(count)].tolist() == targets.tolist()
+        stored = stored_rows(dataset.split(split))
+        assert images(count).reshape(count, -1).tolist() == stored.inputs[:, 1:].tolist()
+        assert {255} == set(stored.inputs[:, 0].tolist())
+        assert stored.targets is not None
+        assert np.eye(3, dtype=int)[labels(count)].tolist() == stored.targets.tolist()
 
 
 @pytest.mark.parametrize("rows_per_chunk", [None, 1, 8, 37, 1000])
@@ -130,7 +123,7 @@ def test_element_types_and_shapes(
     write_idx(tmp_path / TRAIN_IMAGES, images(9, *row_shape, dtype=dtype))
     write_idx(tmp_path / TRAIN_LABELS, labels(9))
     dataset = ingest(str(tmp_path), out, rows_per_chunk=4).dataset
-    inputs, _ = rows_of(dataset, "train")
+    inputs = stored_rows(dataset.split("train")).inputs
     assert np.dtype(dtype) == inputs.dtype
     assert images(9, *row_shape).reshape(9, -1).tolist() == inputs[:, 1:].tolist()
     values = inputs[:, 1:]
@@ -150,7 +143,7 @@ def test_labels(tmp_path: Path, out: Path, values: tuple[int, ...]) -> None:
     write_idx(tmp_path / TRAIN_LABELS, classes)
     dataset = ingest(str(tmp_path), out, rows_per_chunk=7).dataset
     assert [str(value) for value in sorted(values)] == list(dataset.class_names)
-    _, targets = rows_of(dataset, "train")
+    targets = stored_rows(dataset.split("train")).targets
     assert targets is not None
     assert classes.tolist() == np.array(sorted(values))[targets.argmax(axis=1)].tolist()
     counts = [int((classes == value).sum()) for value in sorted(values)]
@@ -185,9 +178,9 @@ def test_an_unlabelled_split(source: Path, out: Path, caplog: pytest.LogCaptureF
     (source / TEST_LABELS).unlink()
     dataset = ingest(str(source), out, rows_per_chunk=4).dataset
     assert "one-hot" in dataset.transforms
-    inputs, targets = rows_of(dataset, "test")
-    assert images(11).reshape(11, -1).tolist() == inputs[:, 1:].tolist()
-    assert targets is None
+    stored = stored_rows(dataset.split("test"))
+    assert images(11).reshape(11, -1).tolist() == stored.inputs[:, 1:].tolist()
+    assert stored.targets is None
     assert 3 == dataset.split("train").schema.classes
     assert [] == caplog.messages
 
@@ -230,7 +223,7 @@ def test_overwrite(source: Path, out: Path) -> None:
     new = ingest(str(source), out, rows_per_chunk=8, overwrite=True)
     assert not new.already_done
     assert old.dataset.digest != new.dataset.digest
-    inputs, _ = rows_of(open_dataset(open_location(out)), "train")
+    inputs = stored_rows(open_dataset(open_location(out)).split("train")).inputs
     assert images(37, seed=1).reshape(37, -1).tolist() == inputs[:, 1:].tolist()
     assert ["set"] == [path.name for path in out.parent.iterdir() if path.suffix != ".lock"]
     fresh = ingest(str(source), out.with_name("fresh"), rows_per_chunk=8)
@@ -350,10 +343,10 @@ def test_synthetic(out: Path) -> None:
     """Generated digits are stored as drawn, and depend on the seed."""
     dataset = ingest("synthetic:23,6", out, rows_per_chunk=5, options=SourceOptions(seed=3)).dataset
     drawn, classes = draw_digits(3, "train", 0, 23)
-    inputs, targets = rows_of(dataset, "train")
-    assert drawn.reshape(23, -1).tolist() == inputs[:, 1:].tolist()
-    assert targets is not None
-    assert classes.tolist() == targets.argmax(axis=1).tolist()
+    stored = stored_rows(dataset.split("train"))
+    assert drawn.reshape(23, -1).tolist() == stored.inputs[:, 1:].tolist()
+    assert stored.targets is not None
+    assert classes.tolist() == stored.targets.argmax(axis=1).tolist()
     assert tuple("0123456789") == dataset.class_names
     assert ingest(
         "synthetic:23,6", out, rows_per_chunk=5, options=SourceOptions(seed=3)
@@ -380,10 +373,10 @@ def test_mnist(mnist_dir: Path, tmp_path: Path, out: Path) -> None:
         ("train", (TRAIN_IMAGES, TRAIN_LABELS)),
         ("test", (TEST_IMAGES, TEST_LABELS)),
     ]:
-        inputs, targets = rows_of(dataset, split)
-        assert targets is not None
-        write_idx(tmp_path / names[0], inputs[:, 1:].reshape(-1, 28, 28))
-        write_idx(tmp_path / names[1], targets.argmax(axis=1).astype(np.uint8))
+        stored = stored_rows(dataset.split(split))
+        assert stored.targets is not None
+        write_idx(tmp_path / names[0], stored.inputs[:, 1:].reshape(-1, 28, 28))
+        write_idx(tmp_path / names[1], stored.targets.argmax(axis=1).astype(np.uint8))
     digests = {
         name: hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in expected
     }

@@ -19,6 +19,14 @@ COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     ".xz": lzma.compress,
 }
 
+MNIST_NAMES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+"""The four files of MNIST."""
+
 
 def idx_bytes(shape: tuple[int, ...], data: bytes = b"", code: int = 0x08) -> bytes:
     """Return an IDX file: a header that claims `shape`, followed by any `data`."""
@@ -38,8 +46,17 @@ def write_idx(path: str | os.PathLike[str], values: NDArray[Any]) -> None:
 
 def write_set(directory: Path, images: NDArray[Any], labels: NDArray[np.uint8]) -> Path:
     """Write these rows as IDX files, the last 50 of them as the test split."""
-    directory.mkdir()
-    for prefix, rows in (("train", slice(-50)), ("t10k", slice(-50, None))):
-        write_idx(directory / f"{prefix}-images-idx3-ubyte", images[rows])
-        write_idx(directory / f"{prefix}-labels-idx1-ubyte", labels[rows])
+    return write_files(directory, images[:-50], labels[:-50], images[-50:], labels[-50:])
+
+
+def write_files(
+    directory: Path,
+    *values: NDArray[Any],
+    names: tuple[str, ...] = MNIST_NAMES,
+    ending: str = "",
+) -> Path:
+    """Write images and labels of the training split and of the test split under these names."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, array in zip(names, values, strict=True):
+        write_idx(directory / (name + ending), array)
     return directory

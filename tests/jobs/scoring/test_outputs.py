@@ -9,7 +9,6 @@ import numpy as np
 import pandas
 import pytest
 import xarray
-from numpy.typing import NDArray
 from pyarrow import parquet
 
 from jobs.scoring.config import ScoreConfig
@@ -23,6 +22,7 @@ from storage.errors import UnreachableError, UsageError
 from storage.local import LocalLocation
 from storage.places import open_location
 from tests.jobs.inboxes import put_images, score_inbox
+from tests.jobs.scoring.test_job import predictions
 from tests.jobs.trainings import small
 from tests.storage.idx_files import write_idx
 
@@ -45,13 +45,6 @@ def run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def written(run: Path, digits: Path, out: Path, *, every: bool) -> ScoreResult:
     return score(run=run, dataset=digits, split="train", out=out, all_probabilities=every)
-
-
-def predictions(result: ScoreResult) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """All probabilities `(rows, classes)` and predicted classes `(rows,)`."""
-    scores = result.scores
-    chunks = [scores.read_chunk(number) for number in range(scores.schema.chunks)]
-    return np.concatenate([one for one, _ in chunks]), np.concatenate([two for _, two in chunks])
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:

@@ -12,15 +12,7 @@ from pipeline.sources.source import open_source
 from pipeline.sources.splits import SplitSource
 from storage.errors import BadDataError, PipelineError
 from storage.events import no_progress
-from tests.storage.idx_files import write_idx
-
-MNIST_NAMES = (
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
-)
-"""The four files of MNIST, in the order of `write_set`."""
+from tests.storage.idx_files import MNIST_NAMES, write_files
 
 
 def images(rows: int, *row_shape: int) -> NDArray[Any]:
@@ -35,8 +27,7 @@ def labels(rows: int, classes: int = 10) -> NDArray[Any]:
 def write_set(directory: Path, names: tuple[str, ...] = MNIST_NAMES, ending: str = "") -> None:
     """Write 12 training and 5 test rows under `names`, in the order of MNIST_NAMES."""
     values = (images(12), labels(12), images(5), labels(5))
-    for name, value in zip(names, values, strict=True):
-        write_idx(directory / (name + ending), value)
+    write_files(directory, *values, names=names, ending=ending)
 
 
 def splits_of(spec: Path | str, **options: Any) -> tuple[SplitSource, ...]:

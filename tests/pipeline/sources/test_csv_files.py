@@ -27,9 +27,9 @@ from tests.pipeline.sources.csv_texts import (
     text_of,
     zipped,
 )
-from tests.pipeline.sources.small_sets import MNIST_NAMES, read, refusal, splits_of
+from tests.pipeline.sources.small_sets import read, refusal, splits_of
 from tests.pipeline.sources.small_sets import write_set as write_idx_set
-from tests.storage.idx_files import write_set
+from tests.storage.idx_files import MNIST_NAMES, write_set
 
 
 @pytest.mark.parametrize("ending", PACK)

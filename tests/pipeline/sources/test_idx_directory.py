@@ -17,7 +17,6 @@ from pipeline.sources.splits import SourceFile
 from storage.errors import BadDataError
 from storage.events import no_progress
 from tests.pipeline.sources.small_sets import (
-    MNIST_NAMES,
     images,
     labels,
     read,
@@ -25,7 +24,7 @@ from tests.pipeline.sources.small_sets import (
     splits_of,
     write_set,
 )
-from tests.storage.idx_files import write_idx
+from tests.storage.idx_files import MNIST_NAMES, write_idx
 
 IMAGES, LABELS, TEST_IMAGES, TEST_LABELS = MNIST_NAMES
 

@@ -13,12 +13,12 @@ from PIL import Image
 from pipeline.sources.source import open_source
 from storage.errors import UsageError
 from tests.pipeline.sources.small_sets import (
-    MNIST_NAMES,
     images,
     labels,
     refusal,
     write_set,
 )
+from tests.storage.idx_files import MNIST_NAMES
 
 
 @pytest.mark.parametrize(
