@@ -1,15 +1,25 @@
 """Pictures of one digit become images of MNIST: cropped, scaled, centred, light on 0."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from threadpoolctl import threadpool_limits
 
 from pipeline.prepare_picture import BOX, SIDE, prepare_digit, resized
 from pipeline.sources.digits import draw_digits
 from storage.errors import BadDataError
 
 Bytes = NDArray[np.uint8]
+
+
+@pytest.fixture(autouse=True)
+def _one_blas_thread() -> Iterator[None]:
+    """Limit BLAS to one thread: for these small products, more of them mostly wait."""
+    with threadpool_limits(1, "blas"):
+        yield
 
 
 def enlarged(digit: Bytes, height: int = 300, width: int = 200, side: int = 168) -> Bytes:
