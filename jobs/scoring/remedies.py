@@ -28,7 +28,7 @@ SAMPLE_ROWS = 400
 SAMPLE_BYTES = 16 * 2**20
 """Fewer rows are taken if they are larger than this."""
 MUCH = 0.5
-"""A remedy is named if it lowers the score to this share, or below `LARGE_DRIFT`."""
+"""A remedy is named if it lowers the score to this share."""
 NOTHING = 0.02
 """A mean statistic below this is that of blank, or of black-and-white images."""
 NOISE = 0.6
@@ -47,11 +47,11 @@ def looks_like(
     if (name := _recognised(reference, observed)) is not None:
         return name
     stored = dataset.split(split)
-    rows = min(SAMPLE_ROWS, SAMPLE_BYTES // stored.schema.row_bytes)
     inputs = stored.read_chunk(0).inputs
-    inputs = inputs[:: -(-len(inputs) // max(rows, 1))]  # spread: the first rows may differ
-    if len(inputs) < LEAST_ROWS:
+    rows = min(SAMPLE_ROWS, SAMPLE_BYTES // stored.schema.row_bytes, len(inputs))
+    if rows < LEAST_ROWS:
         return None
+    inputs = inputs[np.arange(rows) * len(inputs) // rows]  # spread: the first rows may differ
     images = inputs[:, 1:].reshape(-1, *dataset.image_shape)
     observer = Observer(model.predictor, dataset.image_shape, len(images))
     scaling = model.preparation.scaling
@@ -69,7 +69,7 @@ def looks_like(
         for name, changed in _remedies(images, scaling, reference.statistics, observed.images)
     }
     best = min(scores, key=scores.__getitem__)
-    return best if scores[best] <= max(LARGE_DRIFT, MUCH * before) else None
+    return best if scores[best] <= MUCH * before else None
 
 
 def _recognised(reference: Reference, observed: Observation) -> str | None:

@@ -233,6 +233,19 @@ def test_some_rows_are_inverted(share: float, known: Path, tmp_path: Path) -> No
     assert drift["looks_like"] == ("inverted images" if share > 0.5 else None)
 
 
+def test_copies_of_a_row_are_not_transposed(tmp_path: Path) -> None:
+    """A remedy that lowers a drift only a little, from 3.2 to 2.7 here, is not named."""
+    train_set = ingest("synthetic:600,200", tmp_path / "set").dataset
+    settings = {"network": "784-softmax-10", "epochs": 2}
+    train(settings, dataset=train_set.location, run=tmp_path / "run")
+    image = stored_rows(train_set.split("test")).inputs[0, 1:].reshape(28, 28)
+    np.savez(tmp_path / "images.npz", x_test=np.stack([image] * 40))
+    ingest(str(tmp_path / "images.npz"), tmp_path / "copies")
+    drift = score(run=tmp_path / "run", dataset=tmp_path / "copies").drift
+    assert drift is not None
+    assert (drift["looks_like"], drift["score"] > 3) == (None, True)
+
+
 def test_vectors_are_no_images(tmp_path: Path) -> None:
     """Vectors far from training are not said to look like images."""
     rng = np.random.default_rng(0)
