@@ -134,7 +134,9 @@ class Scorer:
         try:
             return ensure_reference(self.run, self.model, self._training_dataset, holdout)
         except (BadDataError, UnreachableError, UsageError) as error:
-            logger.info("Drift is not recorded: the model has no reference yet. %s", error)
+            is_judged = self._config.gates.max_drift is not None
+            level = logging.WARNING if is_judged else logging.INFO
+            logger.log(level, "Drift is not recorded: the model has no reference. %s", error)
         return None
 
     def _training_dataset(self) -> "Dataset":

@@ -231,16 +231,18 @@ def ensure_reference(
     A damaged one is made again. Several jobs may make it at once: they write the same document,
     each atomically. What a killed job left of it is removed.
     """
-    key, reference = reference_key(model.digest), None
+    key, reference, damage = reference_key(model.digest), None, None
     run.location.sweep_partial(key)
     try:
         reference = read_reference(run, model)
     except BadDataError as error:
-        logger.warning("%s It is made again.", error)
+        damage = error
     if reference is None:
         reference = make_reference(model, dataset_of(), holdout)
         content = documents.sealed_bytes(reference.to_json(), indent=None)
         run.location.put(key, content)
+        if damage is not None:
+            logger.warning("%s It was made again.", damage)
     return reference
 
 
