@@ -19,7 +19,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.ingest import ingest
-from pipeline.sources import pickled_mnist
+from pipeline.sources import pickled_arrays
 from pipeline.sources.source import open_source
 from storage.errors import BadDataError, PipelineError
 from storage.preparation import BYTES, ValueRange
@@ -269,7 +269,7 @@ def test_hostile(
 
 def test_text_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One text cannot be encoded again and again until memory is full."""
-    monkeypatch.setattr(pickled_mnist, "MOST_BYTES", 1000)
+    monkeypatch.setattr(pickled_arrays, "MOST_BYTES", 1000)
     text = b"X\x64\0\0\0" + b"a" * 100
     encode = b"c_codecs\nencode\n(h\x00X\x06\0\0\0latin1tR"
     path = write(tmp_path / "set.pkl", b"\x80\x02" + text + b"q\x000(" + encode * 11 + b"t.")
@@ -289,7 +289,7 @@ def test_long_line(tmp_path: Path, operation: bytes) -> None:
 
 def test_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pickle that decodes to more than the limit is refused with another way."""
-    monkeypatch.setattr(pickled_mnist, "MOST_BYTES", 10_000)
+    monkeypatch.setattr(pickled_arrays, "MOST_BYTES", 10_000)
     content = pickle.dumps((np.zeros((1000, 16), "u1"), labels(1000)))
     path = write(tmp_path / "set.pkl.gz", gzip.compress(content))
     assert "more than 10,000 bytes" in refusal(path)
