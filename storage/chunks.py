@@ -318,7 +318,7 @@ def _checked(data: bytes) -> memoryview:
     return memoryview(data)[:-CHECKSUM_BYTES]
 
 
-def array_metadata(array: ChunkedArray, attributes: dict[str, Any] | None = None) -> Document:
+def array_metadata(array: ChunkedArray) -> Document:
     """Return the `zarr.json` of an array, whose chunks are in one directory (`c.0.0`)."""
     columns = array.shape[1:]
     codecs = [_bytes_codec(array.dtype), _compressor(array.compression, array.dtype), CRC32C]
@@ -338,7 +338,7 @@ def array_metadata(array: ChunkedArray, attributes: dict[str, Any] | None = None
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
         "fill_value": np.zeros((), array.dtype).item(),
         "codecs": codecs,
-        "attributes": attributes or {},
+        "attributes": {},
         "dimension_names": array.dimensions,
         "zarr_format": 3,
         "node_type": "array",

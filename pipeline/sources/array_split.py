@@ -206,15 +206,23 @@ def _choose_types(splits: Sequence[ValueSplit], progress: Progress) -> None:
         return
     ranges = [split.range(progress) for split in wide]
     low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
-    for name in NARROWER:
-        if np.iinfo(name).min <= low and high <= np.iinfo(name).max:
-            for split in wide:
-                split.dtype, split.may_widen = np.dtype(name), True
-            return
-    raise BadDataError(
-        f"{wide[0].origin} has {wide[0].stored_dtype} values from {low:,} to {high:,}; expected "
-        "integers of at most 32 bits. Convert them to float32 with astype, and save them again."
-    )
+    dtype = narrowest(low, high)
+    if dtype is None:
+        raise BadDataError(
+            f"{wide[0].origin} has {wide[0].stored_dtype} values from {low:,} to {high:,}; "
+            "expected integers of at most 32 bits. Convert them to float32 with astype, and save "
+            "them again."
+        )
+    for split in wide:
+        split.dtype, split.may_widen = dtype, True
+
+
+def narrowest(low: float, high: float) -> np.dtype[Any] | None:
+    """Return the first type of `NARROWER` that holds a range of integers; None if none does."""
+    for dtype in map(np.dtype, NARROWER):
+        if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
+            return dtype
+    return None
 
 
 def image_shape(

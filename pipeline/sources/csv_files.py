@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.sources.array_split import narrowest
 from pipeline.sources.csv_rows import (
     CsvRows,
     Layout,
@@ -45,7 +46,7 @@ from storage.errors import (
     listed,
     translate_os_errors,
 )
-from storage.events import Progress, no_progress
+from storage.events import Progress
 from storage.preparation import ValueRange
 
 INDEX_NAMES = ("", "index", "id", "imageid", "image_id", "row", "unnamed: 0")
@@ -108,7 +109,7 @@ class CsvSplit(FileSplit):
             yield images, labels
 
 
-def open_csv(path: Path, options: SourceOptions, progress: Progress = no_progress) -> Source:
+def open_csv(path: Path, options: SourceOptions, progress: Progress) -> Source:
     """Open a CSV file, or a directory with one for each split; scan all of each file.
 
     Raises `BadDataError` for a file that is damaged or whose lines do not hold images, and
@@ -358,11 +359,8 @@ def _element_type(low: float, high: float, *, is_whole: bool) -> np.dtype[Any]:
     """
     if not is_whole:
         return np.dtype(np.float32)
-    for dtype in (np.uint8, np.int8, np.int16, np.int32):
-        limits = np.iinfo(dtype)
-        if limits.min <= low and high <= limits.max:
-            return np.dtype(dtype)
-    return np.dtype(np.float64)
+    dtype = narrowest(low, high)
+    return np.dtype(np.float64) if dtype is None else dtype
 
 
 def _recognises(path: Path, start: bytes) -> bool:

@@ -8,7 +8,6 @@
 
 import io
 import zlib
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -88,19 +87,6 @@ def decode_with_shape(
             "or remove it."
         )
     return image
-
-
-def decode_pictures(
-    pictures: Sequence[bytes],
-    places: Sequence[str],
-    shape: tuple[int, ...],
-    resize: tuple[int, int] | None = None,
-) -> NDArray[np.uint8]:
-    """Return pictures of one shape as `(rows, *shape)`; see `decode_with_shape`."""
-    rows = np.empty((len(pictures), *shape), np.uint8)
-    for row, data, place in zip(rows, pictures, places, strict=True):
-        row[...] = decode_with_shape(data, place, shape, resize)
-    return rows
 
 
 def _import_pillow() -> Any:

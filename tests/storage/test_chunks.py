@@ -103,7 +103,7 @@ def test_zarr_writes_and_reads_the_same(
     assert values.dtype == chunks[0].dtype
     assert values.tobytes() == np.concatenate(chunks).tobytes()
     expected = json.loads((tmp_path / "theirs" / "zarr.json").read_text())
-    document = array_metadata(ours, ATTRIBUTES)
+    document = array_metadata(ours) | {"attributes": ATTRIBUTES}
     assert expected == json.loads(json.dumps(document))
     assert list(expected) == list(document)
 

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.sources.pictures import decode_picture, decode_pictures
+from pipeline.sources.pictures import decode_picture, decode_with_shape
 from storage.errors import BadDataError, MissingExtraError
 
 SIZE = (5, 7)
@@ -126,13 +126,11 @@ def test_resize() -> None:
 
 
 def test_one_size() -> None:
-    """The first picture of another size is named with both sizes; resizing accepts it."""
-    places = ["a.png", "b.png", "c.png"]
-    stored = [encoded(GREY), encoded(GREY.T), encoded(GREY[1:])]
+    """A picture of another size is named with both sizes; resizing accepts it."""
     with pytest.raises(BadDataError, match=r"b\.png has 7 x 5 pixels .* has 5 x 7\. Pass --resize"):
-        decode_pictures(stored, places, SIZE)
-    assert decode_pictures(stored, places, SIZE, SIZE).shape == (3, *SIZE)
-    assert decode_pictures(stored, places, (*SIZE, 3), SIZE).shape == (3, *SIZE, 3)
+        decode_with_shape(encoded(GREY.T), "b.png", SIZE)
+    for shape in (SIZE, (*SIZE, 3)):
+        assert shape == decode_with_shape(encoded(GREY.T), "b.png", shape, SIZE).shape
 
 
 @pytest.mark.parametrize("file_format", FORMATS)
