@@ -114,7 +114,7 @@ def quiet_dask() -> Iterator[None]:
 def _announce(cluster: Cluster) -> None:
     count = len(cluster.workers(now=True))
     dashboard = dashboard_link(cluster)
-    text = f"{count} worker{'' if count == 1 else 's'} at {cluster.address}"
+    text = f"{counted(count, 'worker')} at {cluster.address}"
     text += f", dashboard {dashboard}" if dashboard else ""
     event(logger, "cluster", text, address=cluster.address, workers=count, dashboard=dashboard)
 

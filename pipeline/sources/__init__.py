@@ -1,1 +1,1 @@
-"""Where rows come from: IDX files, downloads, generated digits."""
+"""Where rows come from: files in several formats, downloads, generated digits."""

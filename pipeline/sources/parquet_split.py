@@ -130,21 +130,7 @@ class ParquetSplit(ValueSplit):
         self.layout, self.resize = layout, options.resize
         self.choices["label"] = layout.label
         self._arrow = import_pyarrow()
-        self.rows, stored, values = 0, 0, 0
-        itemsize = np.dtype(layout.dtype or np.uint8).itemsize
-        for path in paths:
-            with open_file(path) as file:
-                self.rows += file.metadata.num_rows
-                for chunk in _chunks_of(file.metadata, layout.images):
-                    stored += chunk.total_uncompressed_size
-                    values += chunk.num_values * itemsize  # more than stored if they repeat
-        if values > ROW_LIMIT * max(1, self.rows):
-            raise BadDataError(
-                f"{self.origin} has images of {values // max(1, self.rows):,} bytes on average; "
-                f"expected at most {ROW_LIMIT:,}. Check that each row is one image."
-            )
-        at_once = BATCH_BYTES * self.rows // max(stored, values, 1)
-        self._at_once = max(1, min(MOST_AT_ONCE, at_once))
+        self.rows, self._at_once = self._counted()
         self._sizes: tuple[int, ...] | None = None
         self.labels = None
         if layout.label is not None:
@@ -167,6 +153,24 @@ class ParquetSplit(ValueSplit):
                 self.stored_dtype.itemsize,
                 options.shape,
             )
+
+    def _counted(self) -> tuple[int, int]:
+        """Return the rows of all files by their metadata, and how many to read at once."""
+        rows = stored = values = 0
+        itemsize = np.dtype(self.layout.dtype or np.uint8).itemsize
+        for path in self._paths:
+            with open_file(path) as file:
+                rows += file.metadata.num_rows
+                for chunk in _chunks_of(file.metadata, self.layout.images):
+                    stored += chunk.total_uncompressed_size
+                    values += chunk.num_values * itemsize  # more than stored if they repeat
+        if values > ROW_LIMIT * max(1, rows):
+            raise BadDataError(
+                f"{self.origin} has images of {values // max(1, rows):,} bytes on average; "
+                f"expected at most {ROW_LIMIT:,}. Check that each row is one image."
+            )
+        at_once = BATCH_BYTES * rows // max(stored, values, 1)
+        return rows, max(1, min(MOST_AT_ONCE, at_once))
 
     # Images.
 
@@ -199,8 +203,8 @@ class ParquetSplit(ValueSplit):
 
     def _batches(self, rows: int) -> Iterator[Batch]:
         """Yield all rows in order, at most `rows` at a time."""
-        layout = self.layout
-        columns = layout.columns + ([str(layout.label)] if self.has_labels else [])
+        layout, labels = self.layout, self.labels if self.has_labels else None
+        columns = layout.columns + ([labels.name] if labels else [])
         for path, row, table in self._tables(columns, rows):
             if layout.dtype is None:
                 images: Any = self._pictures(table, path, row)
@@ -209,8 +213,8 @@ class ParquetSplit(ValueSplit):
             else:
                 images = self._values(table.column(layout.images[0]), path, row)
             classes = None
-            if self.has_labels and self.labels is not None:
-                classes = self.labels.read(table.column(self.labels.name), path, row)
+            if labels is not None:
+                classes = labels.read(table.column(labels.name), path, row)
             yield Batch(path, row, images, classes)
 
     def _tables(self, columns: list[str], rows: int) -> Iterator[tuple[Path, int, Any]]:

@@ -151,14 +151,14 @@ class _Scan:
 
     def _are_classes(self, folders: list[str]) -> bool:
         """Return whether all folders have pictures themselves: a class may be a train."""
-        return all(_list(self._folder / name).pictures for name in folders)
+        return all(_listing(self._folder / name).pictures for name in folders)
 
     def _list(self, folder: str) -> tuple[Listing, list[str]]:
         """Return a folder's content, and the folders with pictures in it; all with its path.
 
         Raises `BadDataError` if it has pictures beside folders with pictures.
         """
-        listing = _list(self._folder / folder)
+        listing = _listing(self._folder / folder)
         for names in (listing.folders, listing.pictures, listing.skipped):
             names[:] = [os.path.join(folder, name) for name in names]
         folders = sorted(name for name in listing.folders if has_pictures(self._folder / name))
@@ -190,7 +190,7 @@ def has_pictures(folder: Path) -> bool:
     return False
 
 
-def _list(folder: Path) -> Listing:
+def _listing(folder: Path) -> Listing:
     listing = Listing()
     with translate_os_errors("list", folder), os.scandir(folder) as entries:
         for entry in entries:

@@ -5,7 +5,7 @@ import csv
 import logging
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
@@ -119,7 +119,7 @@ class _Splits:
     def _add_label(self, split: str, label: str, place: str) -> None:
         if not label or not label.isprintable():
             raise BadDataError(
-                f"{place} has the label {label!r}; expected a class. Remove the line, or add it."
+                f"{place} has the label {label!r}; expected a class. Add it, or remove the line."
             )
         self.labels.setdefault(split, []).append(label)
 
@@ -243,13 +243,10 @@ def _located(
     name = first[column].strip()
     folders, stem = _folders_in(path.parent), path.stem.lower()
     split = split_named(stem)
-    ranked: list[Callable[[str], bool]] = [
-        lambda folder: folder.lower() == stem,
-        lambda folder: split is not None and split_named(folder) == split,
-        lambda folder: True,
-    ]
+    same_name = [folder for folder in folders if folder.lower() == stem]
+    same_split = [folder for folder in folders if split and split_named(folder) == split]
     endings = ("",) if is_picture_name(name) else (*map(str.upper, ENDINGS), *ENDINGS)
-    for places in [[""], *([*filter(rank, folders)] for rank in ranked)]:
+    for places in ([""], same_name, same_split, folders):
         by_lower_case = {  # file systems of macOS and Windows ignore case
             (folder, ending.lower()): (folder, ending)
             for folder in places
