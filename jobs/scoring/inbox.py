@@ -237,11 +237,9 @@ class Inbox:
         for split in source.splits:
             one = arrival
             if len(source.splits) > 1:
-                name, content = (
-                    f"{item.name}/{split.name}",
-                    digest_of([arrival.content, split.name]),
-                )
-                one = replace(arrival, item=replace(item, name=name), content=content)
+                part = replace(item, name=f"{item.name}/{split.name}")
+                content = digest_of([arrival.content, split.name])
+                one = replace(arrival, item=part, content=content)
             split.name = SPLIT
             one.source = replace(source, name=item.images.name, splits=(split,))
             parts.append(one)
