@@ -20,7 +20,6 @@ MOST_LINES, FEWEST_LINES = 450, 60
 SHORT = {
     "jobs/environment.py": "all floors of jobs set and record BLAS by it",
     "jobs/nn/choices.py": "names that --help shows, in a file that imports nothing",
-    "jobs/nn/loss.py": "one subject of the network, read beside its tests",
     "jobs/nn/parameters.py": "the layout in memory that optimizers and checkpoints share",
     "jobs/scoring/retry.py": "the job, the scorer and the inbox share it",
     "jobs/thread_map.py": "evaluation and scoring share it",

@@ -23,6 +23,16 @@ class CrossEntropy:
     """The gradient of `loss_sum` with respect to the logits, `(rows, classes)`."""
 
 
+def loss_of_probabilities(probabilities: NDArray[np.float32], labels: NDArray[np.intp]) -> float:
+    """Return the cross-entropy of `(rows, classes)` to the labels `(rows,)`, summed over the rows.
+
+    A probability that underflows to 0 counts as the smallest positive float32.
+    """
+    of_label = probabilities[np.arange(len(labels)), labels]
+    of_label = np.maximum(of_label, np.finfo(np.float32).smallest_subnormal)
+    return -float(np.log(of_label, dtype=np.float64).sum())
+
+
 def cross_entropy(
     logits: Floats, targets: NDArray[np.uint8], smoothing: float = 0.0
 ) -> CrossEntropy:

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs.nn.loss import loss_of_probabilities
 from storage.documents import check_fields
 from storage.errors import BadDataError
 from storage.location import Location
@@ -62,11 +63,7 @@ class ConfusionCounter:
         self._confusion += np.bincount(pairs, minlength=self._confusion.size).reshape(
             self._confusion.shape
         )
-        # A probability that underflows to 0 counts as the smallest positive float32.
-        of_truth = np.maximum(
-            probabilities[np.arange(len(truth)), truth], np.finfo(np.float32).smallest_subnormal
-        )
-        self._loss_sum -= float(np.log(of_truth, dtype=np.float64).sum())
+        self._loss_sum += loss_of_probabilities(probabilities, truth)
 
     def merge(self, counted: "ConfusionCounter") -> None:
         """Add the counts of one block; merged in the blocks' order, the sums have the same bits."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs.nn.loss import loss_of_probabilities
 from jobs.nn.network import NO_ROWS, LossSum, Network
 from jobs.nn.parameters import Floats
 from jobs.thread_map import ThreadMap
@@ -95,12 +96,10 @@ class Evaluator(Closing):
 
 
 def _loss_sum(predictions: Predictions, targets: NDArray[np.uint8]) -> LossSum:
-    """Return the loss of mean probabilities; one that underflows to 0 counts as the smallest."""
+    """Return the loss of mean probabilities."""
     probabilities, predicted = predictions
     labels = targets.argmax(axis=1)
-    of_target = probabilities[np.arange(len(labels)), labels]
-    of_target = np.maximum(of_target, np.finfo(np.float32).smallest_subnormal)
-    loss_sum = -float(np.log(of_target, dtype=np.float64).sum())
+    loss_sum = loss_of_probabilities(probabilities, labels)
     return LossSum(loss_sum, int(np.count_nonzero(predicted == labels)), len(labels))
 
 
