@@ -17,7 +17,7 @@ from jobs.commands.tables import fit, fits, table, terminal_width, wrap
 from jobs.output import one_line, percent
 from jobs.training.config import TrainConfig
 from jobs.training.history import Metrics, check_history
-from jobs.training.select_checkpoint import best_checkpoint
+from jobs.training.select_checkpoint import best_checkpoint, stopped_early
 from storage.checkpoints import DIRECTORY
 from storage.errors import BadDataError, PipelineError, counted, nearest_place
 from storage.local import LocalLocation
@@ -120,7 +120,7 @@ def _read(location: Location, name: str) -> RunEntry:
         state=state,
         location=str(location),
         network=_hidden_layers(run),
-        settings=_settings(config),
+        settings={n: value for n, value in config.changed().items() if n not in LEFT_OUT},
         epochs_done=len(metrics),
         epochs=config.epochs,
         accuracy=accuracy,
@@ -132,9 +132,7 @@ def _read(location: Location, name: str) -> RunEntry:
 
 def _state(run: Run, config: TrainConfig, metrics: list[Metrics]) -> tuple[str, str | None]:
     """Return the state of a run that no process is training, and the reason if it failed."""
-    best, done = best_checkpoint(metrics), len(metrics)
-    stopped_early = bool(config.patience and best and best.epoch + config.patience <= done)
-    if done >= config.epochs or stopped_early:
+    if len(metrics) >= config.epochs or stopped_early(config, metrics):
         return "finished", None
     reason = run.failure()
     return "failed" if reason else "stopped", reason
@@ -155,17 +153,6 @@ def _hidden_layers(run: Run) -> str:
     if inputs.isdecimal() and len(layers) > 2 and layers[-2] == "softmax":
         return "-".join(layers[:-2])
     return network
-
-
-def _settings(config: TrainConfig) -> dict[str, Any]:
-    """Return the settings that differ from their defaults and have an effect."""
-    ignored = config.without_effect()
-    return {
-        setting.name: value
-        for setting in fields(config)
-        if setting.name not in LEFT_OUT and setting not in ignored
-        if (value := getattr(config, setting.name)) != config.default(setting)
-    }
 
 
 def _only_differences(entries: list[RunEntry]) -> list[RunEntry]:
@@ -207,10 +194,8 @@ def runs_report(place: Location, entries: list[RunEntry]) -> Report:
         return Report(document, text, text)
     splits = sorted({entry.split for entry in entries if entry.split})
     rows = [_row(entry, several_splits=len(splits) > 1) for entry in entries]
-    text, notes = (
-        table(HEADER, rows, LEFT, wrapped=()),
-        [(entry, entry.reason) for entry in entries],
-    )
+    text = table(HEADER, rows, LEFT, wrapped=())
+    notes = [(entry, entry.reason) for entry in entries]
     if not fits(text):
         text = table(HEADER, rows, LEFT, wrapped=("name",), optional=("settings",))
         notes = [(entry, _settings_text(entry)) for entry in entries] + notes

@@ -17,7 +17,7 @@ from jobs.training.step import thread_count
 from pipeline.stream import Batch, BatchStream
 from storage.dataset import Dataset
 from storage.errors import BadDataError, ConflictError, UsageError
-from storage.events import Progress, event
+from storage.events import Progress
 from storage.location import Location, TakeOver
 from storage.scores import Scores, ScoresSchema, ScoresWriter, is_complete, score_into
 
@@ -53,13 +53,11 @@ def score_split(
     cores = thread_count(threads)
     average = len(model.members), model.average_shifts
     memory = score_memory(model.network, dataset.split(split).schema, cores, *average)
-    memory = check_memory(memory + output_memory, cores)
-    text = f"memory at most {memory / 1e6:,.0f} MB"
-    event(logger, "memory", text, logging.DEBUG, bytes=memory)
+    check_memory(memory + output_memory, cores)
     began, done = time.perf_counter(), 0
     count = ConfusionCounter(schema.class_names, dataset.class_names)
     observer = Observer(model.predictor, dataset.image_shape, schema.rows)
-    observation = observer.nothing
+    observation = Observation.empty(observer.predictor)
     try:
         workers = cluster()
         with one_blas_thread(), score_into(home, schema, take_over, wait, pause) as writer:

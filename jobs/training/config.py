@@ -41,6 +41,16 @@ class TrainConfig(TrainSettings):
         )
         return f"TrainConfig({', '.join(shown)})"
 
+    def changed(self) -> dict[str, Any]:
+        """Return the settings that differ from their defaults and have an effect, by name."""
+        ignored = self.without_effect()
+        return {
+            setting.name: value
+            for setting in fields(self)
+            if setting not in ignored
+            if (value := getattr(self, setting.name)) != self.default(setting)
+        }
+
     def default(self, setting: Setting) -> Any:
         """Return the default of a setting with the others; None if the dataset decides."""
         if setting.name == "warm_up":

@@ -39,6 +39,7 @@ from jobs.training.select_checkpoint import (
     newest_checkpoint,
     open_chosen_dataset,
     snapshots,
+    stopped_early,
 )
 from jobs.training.step import thread_count
 from jobs.training.trainer import Trainer, parameters_digest, template
@@ -175,9 +176,7 @@ def train(
     config = configure(given, record, data)
     network = Network(check_fit(config, data), config.dtype)
     warn_of_no_effect(given, config)
-    memory = check_memory(train_memory(config, network, data), thread_count(config.threads))
-    text = f"memory at most {memory / 1e6:,.0f} MB"
-    event(logger, "memory", text, logging.DEBUG, bytes=memory)
+    check_memory(train_memory(config, network, data), thread_count(config.threads))
     if not run_exists(location):
         check_place(location)  # before the lock creates its file in another program's directory
     elif not resume:
@@ -432,9 +431,7 @@ class _Training:
 
     @property
     def _stopped_early(self) -> bool:
-        best, epochs = best_checkpoint(self.metrics), len(self.metrics)
-        patience = self.config.patience
-        return bool(patience and best and best.epoch + patience <= epochs < self.config.epochs)
+        return stopped_early(self.config, self.metrics)
 
     def _digest(self) -> str:
         return parameters_digest(self.layers, self.trainer.parameters)

@@ -1,6 +1,7 @@
 """Upper bounds of a job's memory, computed before it starts; they do not grow with the rows."""
 
 import errno
+import logging
 import math
 import os
 import resource
@@ -20,7 +21,10 @@ from pipeline.stream import PLAIN_WINDOW_CHUNKS, chunks_per_window
 from pipeline.windows import windows_memory
 from storage.dataset import Dataset
 from storage.errors import SHORTAGES, UsageError, starved
+from storage.events import event
 from storage.schema import SplitSchema
+
+logger = logging.getLogger(__name__)
 
 WINDOWS_OF_THREADS = 3
 """Two windows, and one more whose rows a thread may still use."""
@@ -76,8 +80,8 @@ def score_memory(
     )
 
 
-def check_memory(needed: int, threads: int) -> int:
-    """Return `needed`; raise `UsageError` if this machine has less memory."""
+def check_memory(needed: int, threads: int) -> None:
+    """Log the bytes that a job needs; raise `UsageError` if this machine has less memory."""
     installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > installed:
         raise UsageError(
@@ -86,7 +90,8 @@ def check_memory(needed: int, threads: int) -> int:
         )
     if needed - BASE_MEMORY + threads * ADDRESSES_OF_A_THREAD > _free_addresses():
         raise starved(SHORTAGES[errno.ENOMEM])  # before OpenBLAS ends the process
-    return needed
+    text = f"memory at most {needed / 1e6:,.0f} MB"
+    event(logger, "memory", text, logging.DEBUG, bytes=needed)
 
 
 def _free_addresses() -> float:

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -141,14 +141,12 @@ def changed_settings(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
         "evaluate": None,
         "micro_batches": None,
     }
-    usual, ignored = completed(replace(config, **by_dataset), dataset), config.without_effect()
-    changed = {}
-    for setting in fields(config):
-        name, value = setting.name, getattr(config, setting.name)
-        default = getattr(usual, name) if name in by_dataset else config.default(setting)
-        if value != default and setting not in ignored:
-            changed[name] = value
-    return changed
+    usual = completed(replace(config, **by_dataset), dataset)
+    return {
+        name: value
+        for name, value in config.changed().items()
+        if name not in by_dataset or value != getattr(usual, name)
+    }
 
 
 def warn_of_no_effect(given: TrainConfig | Mapping[str, Any], config: TrainConfig) -> None:

@@ -66,10 +66,11 @@ class Observation:
     """Sum of the outputs of the last hidden layer, `(units,)`."""
 
     @classmethod
-    def empty(cls, classes: int, units: int) -> Self:
+    def empty(cls, predictor: Predictor) -> Self:
         """Return the observation of no rows, to add others to."""
+        classes = predictor.network.layers[-1].outputs
         counts = np.zeros(classes, np.int64), np.zeros(BINS, np.int64)
-        return cls(ImageStatistics.empty(), *counts, np.zeros(units))
+        return cls(ImageStatistics.empty(), *counts, np.zeros(predictor.hidden_units))
 
     @classmethod
     def of(cls, images: ImageStatistics, predictions: Predictions, hidden: Floats) -> Self:
@@ -107,20 +108,10 @@ class Observer:
     rows: int
     """Rows of the split, some of which are sampled for the statistics of images."""
 
-    @property
-    def nothing(self) -> Observation:
-        """The observation of no rows."""
-        classes = self.predictor.network.layers[-1].outputs
-        return Observation.empty(classes, self.predictor.hidden_units)
-
     def observe(
-        self,
-        start: int,
-        inputs: NDArray[Any],
-        predictions: Predictions,
-        hidden: Floats | None = None,
+        self, start: int, inputs: NDArray[Any], predictions: Predictions, hidden: Floats | None
     ) -> Observation:
-        """Observe stored rows from row `start`; `hidden` is computed if it is not given."""
+        """Observe stored rows from row `start`; `hidden` is computed if it is None."""
         if hidden is None:
             first = replace(self.predictor, members=self.predictor.members[:1], average_shifts=0)
             hidden = first.with_hidden(inputs)[1]
@@ -254,7 +245,7 @@ def make_reference(model: Model, dataset: Dataset, holdout: int) -> Reference:
     """
     name, split, first_row, rows = _rows_of(dataset, holdout)
     predictor = model.predictor
-    observation = Observation.empty(len(model.class_names), predictor.hidden_units)
+    observation = Observation.empty(predictor)
     squares = np.zeros((predictor.hidden_units, predictor.hidden_units))
     size = min(BLOCK_ROWS, rows)
     blocks = BatchStream(

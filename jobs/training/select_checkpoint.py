@@ -79,6 +79,13 @@ def best_checkpoint(metrics: list[Metrics]) -> CheckpointName | None:
     return CheckpointName(min(scored)[1], 0) if scored else None
 
 
+def stopped_early(config: TrainConfig, metrics: list[Metrics]) -> bool:
+    """Return whether `patience` ended a training before its last epoch."""
+    best, epochs = best_checkpoint(metrics), len(metrics)
+    is_over = bool(config.patience and best and best.epoch + config.patience <= epochs)
+    return is_over and epochs < config.epochs
+
+
 def snapshots(config: TrainConfig, epochs: int) -> list[CheckpointName]:
     """Return the checkpoints at the ends of the cycles of a schedule with restarts.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from jobs.nn import parameters as layout
-from jobs.nn.architecture import Layer, format_network
+from jobs.nn.architecture import Layer, count_parameters, format_network
 from jobs.nn.initialise import initialise
 from jobs.nn.lr_schedules import learning_rate
 from jobs.nn.network import NO_ROWS, LossSum, Network
@@ -226,7 +226,7 @@ def rate_of_step(config: TrainConfig, maximum: float, step: int, batches: int) -
 
 def template(config: TrainConfig, layers: tuple[Layer, ...]) -> Tensors:
     """Return tensors with the names, shapes and dtypes of this configuration's checkpoints."""
-    parameters = np.zeros(sum(layer.parameter_count for layer in layers), config.dtype)
+    parameters = np.zeros(count_parameters(layers), config.dtype)
     return layer_tensors(layers, parameters) | {
         f"optimizer.{name}": vector for name, vector in initial_state(config, parameters).items()
     }
