@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from storage.errors import StoppedError, UnreachableError, counted
-from storage.events import local_time as local_time  # noqa: PLC0414 - for the commands
 
 PLAIN_SECONDS = 10.0
 """Seconds between two lines of progress when stderr is not a terminal."""

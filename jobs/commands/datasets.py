@@ -249,11 +249,11 @@ def verify(console: "Console", place: str, storage_options: tuple[str, ...]) -> 
     PLACE is its path or URL.
     """
     from jobs.commands.console import Report
-    from jobs.commands.reports import check_something_there
+    from jobs.commands.reports import check_dataset_or_run
     from storage.verify import verify_location
 
     location = options.location_of(place, storage_options)
-    check_something_there(location)
+    check_dataset_or_run(location)
     mentioned: list[str] = []
     checked = list(verify_location(location, mentioned.append))
     wrong = [{"what": check, "error": str(error)} for check, error in checked if error is not None]

@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 
 import click
 
-from jobs.output import PLAIN_SECONDS, local_time, one_line, print_line
+from jobs.output import PLAIN_SECONDS, one_line, print_line
 from storage.errors import exit_code_of
+from storage.events import local_time
 
 LOGGERS = ("storage", "pipeline", "jobs")
 """Parents of all loggers of this project."""

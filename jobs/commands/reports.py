@@ -44,13 +44,13 @@ LOOKED_INTO = 100
 
 def inspect_location(location: Location) -> Report:
     """Report on a dataset or a run; raise `BadDataError` if the location is neither."""
-    check_something_there(location)
+    check_dataset_or_run(location)
     if location.exists(RECORD):
         return inspect_run(open_run(location))
     return inspect_dataset(open_dataset(location))
 
 
-def check_something_there(location: Location) -> None:
+def check_dataset_or_run(location: Location) -> None:
     """Raise `BadDataError` unless the location has the files of a dataset or of a run."""
     if not location.exists() and not replaced_sibling(location).exists():
         raise BadDataError(

@@ -168,7 +168,8 @@ def _print_times(times: "CronTimes") -> None:
     from datetime import UTC, datetime
     from itertools import islice
 
-    from jobs.output import local_time, print_line
+    from jobs.output import print_line
+    from storage.events import local_time
 
     for due in islice(times.times_after(datetime.now(UTC)), SHOWN_TIMES):
         weekday = due.astimezone(times.zone).strftime("%a")

@@ -19,11 +19,12 @@ from jobs.commands.tables import (
     terminal_width,
     wrap,
 )
-from jobs.output import average_text, local_time, one_line, percent
+from jobs.output import average_text, one_line, percent
 from jobs.scoring.promote import PromoteResult
 from jobs.scoring.records import failure_text
 from jobs.scoring.result import ScoreResult, ScoringResult
 from storage.errors import UsageError, counted
+from storage.events import local_time
 from storage.ledger import FAILED_EVENT, SCORED, Entry, Ledger
 from storage.location import Location
 from storage.models import Holder, ModelName

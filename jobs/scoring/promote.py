@@ -14,11 +14,7 @@ from jobs.scoring.job import score
 from jobs.scoring.records import now
 from jobs.signals import StopSignal
 from jobs.training.select_checkpoint import ModelChoice, choose_model, open_chosen_dataset
-from storage.checkpoints import (
-    list_checkpoints,
-    load_checkpoint,
-    pin_checkpoint,
-)
+from storage.checkpoints import list_checkpoints, load_checkpoint, pin_checkpoint
 from storage.errors import BadDataError, QualityGateError, UsageError
 from storage.events import Progress, no_progress
 from storage.location import Location, TakeOver
@@ -135,14 +131,17 @@ def list_names(models: Place) -> list[ModelName]:
 
 
 def _choose(
-    config: PromoteConfig, place: Location, run: Run, places: dict[str, Any]
+    config: PromoteConfig, place: Location, run: Run, scoring: dict[str, Any]
 ) -> tuple[Holder, tuple[Verdict, ...]]:
-    """Return the model to promote and its verdicts; pin its checkpoints if it passes."""
+    """Return the model to promote and its verdicts; pin its checkpoints if it passes.
+
+    `scoring` has further arguments of `score`.
+    """
     while True:
         chosen, warnings = choose_model(run, config.checkpoint, config.average_shifts)
         names = {checkpoint.name for checkpoint in chosen.checkpoints}
         try:
-            holder, verdicts = _judge(config, place, run, chosen, places)
+            holder, verdicts = _judge(config, place, run, chosen, scoring)
             if missed(verdicts) is None:
                 for name in names:
                     pin_checkpoint(run, name)
@@ -157,7 +156,7 @@ def _choose(
 
 
 def _judge(
-    config: PromoteConfig, place: Location, run: Run, chosen: ModelChoice, places: dict[str, Any]
+    config: PromoteConfig, place: Location, run: Run, chosen: ModelChoice, scoring: dict[str, Any]
 ) -> tuple[Holder, tuple[Verdict, ...]]:
     """Return the chosen model as a holder of the name, and the verdict of each gate."""
     holder = Holder(
@@ -173,21 +172,21 @@ def _judge(
     if config.min_accuracy is None and config.not_worse_than is None:
         return holder, ()
     dataset = open_chosen_dataset(run, config.dataset, config.storage_options)
-    places = places | {"dataset": dataset.location}
-    accuracy = _accuracy(config, config.run, holder, places)
+    scoring = scoring | {"dataset": dataset.location}
+    accuracy = _accuracy(config, config.run, holder, scoring)
     subject = f"Model {holder.model_digest[:12]}"
     verdicts = Gates(config.min_accuracy).judge(accuracy, None, subject)
     rival = _rival(config, place)
     if rival is not None:
         name, other = rival
-        least = _accuracy(config, name.run_place(other), other, places)
+        least = _accuracy(config, name.run_place(other), other, scoring)
         why = f"that of {name.name}, model {other.model_digest[:12]}"
         verdicts = (*verdicts, at_least("not-worse-than", accuracy, least, subject, why))
     judged_by = f"{config.split} of {dataset.digest}"
     return replace(holder, accuracy=accuracy, judged_by=judged_by), verdicts
 
 
-def _accuracy(config: PromoteConfig, run: Place, model: Holder, places: dict[str, Any]) -> float:
+def _accuracy(config: PromoteConfig, run: Place, model: Holder, scoring: dict[str, Any]) -> float:
     """Return a model's accuracy, from existing scores if there are any."""
     result = score(
         run=run,
@@ -198,11 +197,11 @@ def _accuracy(config: PromoteConfig, run: Place, model: Holder, places: dict[str
         wait=config.wait,
         storage_options=config.storage_options,
         take_over=config.take_over,
-        **places,
+        **scoring,
     )
     if result.accuracy is None:
         raise UsageError(
-            f"Split {config.split} of {places['dataset']} has no labels, so no gate can be judged "
+            f"Split {config.split} of {scoring['dataset']} has no labels, so no gate can be judged "
             "on it. Choose another --dataset or --split."
         )
     return result.accuracy

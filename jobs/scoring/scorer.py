@@ -1,6 +1,6 @@
 """Score rows with one model: find or compute the scores, judge, write, record and report them.
 
-NumPy and Dask are imported only if something remains to be scored.
+Dask and the network are imported only if something remains to be scored.
 """
 
 import logging
