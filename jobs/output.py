@@ -92,6 +92,6 @@ def average_text(members: int, average_shifts: int) -> str:
     return f"average over {' and '.join(parts)}" if parts else ""
 
 
-def percent(share: float) -> str:
-    """Format a share in [0, 1] as `98.21 %`."""
-    return f"{100 * share:.2f} %"
+def percent(share: float, digits: int = 2) -> str:
+    """Format a share in [0, 1] as `98.21 %`, with `digits` after the point."""
+    return f"{100 * share:.{digits}f} %"

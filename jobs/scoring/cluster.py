@@ -91,14 +91,9 @@ def score_chunk(
 
 
 def score_on_cluster(
-    cluster: Cluster,
-    writer: ScoresWriter,
-    model: Model,
-    dataset: Dataset,
-    count: ConfusionCounter,
-    observation: Observation,
-) -> Generator[int, None, None]:
-    """Write and count the chunks in order; yield the rows of each."""
+    cluster: Cluster, writer: ScoresWriter, model: Model, dataset: Dataset
+) -> Generator[tuple[Observation, ConfusionCounter | None], None, None]:
+    """Write the chunks in order; yield the counts of each."""
     schema = writer.schema
     task = ScoreTask(
         dataset=dataset.location,
@@ -126,7 +121,4 @@ def score_on_cluster(
     with closing(results(cluster, tasks, CHUNKS_PER_WORKER)) as replies:
         for number, reply in enumerate(replies):
             writer.digests.setdefault(number, reply.digest)
-            observation.add(reply.observed)
-            if reply.counted is not None:
-                count.merge(reply.counted)
-            yield reply.observed.rows
+            yield reply.observed, reply.counted

@@ -6,6 +6,7 @@ The score is the largest of the distances of single distributions; see docs/expl
 from typing import Any
 
 from jobs.choices import LARGE_DRIFT
+from jobs.output import percent
 from jobs.scoring.distances import Counts, Distances, distances
 from jobs.scoring.remedies import LEAST_ROWS, looks_like
 from jobs.training.model import Model
@@ -63,8 +64,8 @@ def drift_text(values: Distances, predicted: Counts, class_names: tuple[str, ...
     text = " and ".join(named).capitalize() + " from training"
     if values.psi["predicted"] > LARGE_DRIFT:
         number = int(predicted.argmax())
-        share = predicted[number] / predicted.sum()
-        text += f" ({share:.0%}".replace("%", " %") + f" are '{class_names[number]}')"
+        share = percent(predicted[number] / predicted.sum(), digits=0)
+        text += f" ({share} are '{class_names[number]}')"
     return text
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.choices import LARGE_DRIFT
+from jobs.output import percent
 from jobs.scoring.distances import distances
 from jobs.training.model import Model
 from jobs.training.reference import Observation, Observer, Reference
@@ -122,7 +123,5 @@ def _remedies(
     if means["contrast"] > 0:
         share = means["contrast"] / usual["contrast"] if usual["contrast"] else 1.0
         values = low + (images - low) / share
-        yield (
-            f"images with {share:.0%} of the contrast".replace("%", " %"),
-            np.clip(values, low, high),
-        )
+        name = f"images with {percent(share, digits=0)} of the contrast"
+        yield name, np.clip(values, low, high)

@@ -16,7 +16,6 @@ from jobs.scoring.metrics import open_scored
 from jobs.scoring.outputs import (
     check_columns,
     labels_of,
-    output_memory,
     write_output,
 )
 from jobs.scoring.records import Records
@@ -30,7 +29,6 @@ from jobs.training.select_checkpoint import (
     choose_model,
     open_chosen_dataset,
 )
-from storage.checkpoints import CheckpointName
 from storage.errors import (
     BadDataError,
     ConflictError,
@@ -75,14 +73,15 @@ class Scorer:
         self.scores = self.run.location.child(SCORES)
         self._choice: ModelChoice | None = chosen
         """Kept in memory until `model` uses it: a training run may prune it in between."""
-        self._model: Model | None = None
         self._average = len(chosen.members), chosen.average_shifts
         self.result = ScoringResult(self.run, chosen.digest, chosen.names, chosen.average_shifts)
         for warning in warnings:
             logger.warning("%s", warning)
         for checkpoint in chosen.checkpoints:
             if checkpoint.name.step:
-                for_people(logger, self._unfinished_text(checkpoint.name))
+                name, epochs = checkpoint.name, self.run.configuration.get("epochs")
+                text = f"Checkpoint {name} was saved within epoch {name.epoch + 1} of {epochs}"
+                for_people(logger, f"{text}; the training may not be finished.")
         self.records = Records(
             Ledger(self.run.location, config.take_over),
             {
@@ -93,12 +92,6 @@ class Scorer:
             },
         )
         self._last_conflict = ""
-
-    def _unfinished_text(self, name: CheckpointName) -> str:
-        return (
-            f"Checkpoint {name} was saved within epoch {name.epoch + 1} of "
-            f"{self.run.configuration.get('epochs')}; the training may not be finished."
-        )
 
     def _choose(self) -> tuple[Run, ModelChoice, tuple[str, ...]]:
         """Return the run, its chosen checkpoints, and warnings."""
@@ -111,19 +104,18 @@ class Scorer:
         choice = DEFAULT_CHECKPOINT if config.checkpoint is None else config.checkpoint
         return run, *choose_model(run, choice, config.average_shifts)
 
-    @property
+    @cached_property
     def model(self) -> "Model":
         """The model, loaded on first use. Raises `ModelError`."""
-        if self._model is None:
-            from jobs.training.model import model_of
+        from jobs.training.model import model_of
 
-            assert self._choice is not None
-            try:
-                self._model = model_of(self.run, self._choice)
-            except BadDataError as error:
-                raise ModelError(str(error)) from error
-            self._choice = None
-        return self._model
+        assert self._choice is not None
+        try:
+            model = model_of(self.run, self._choice)
+        except BadDataError as error:
+            raise ModelError(str(error)) from error
+        self._choice = None
+        return model
 
     @cached_property
     def reference(self) -> "Reference | None":
@@ -190,17 +182,14 @@ class Scorer:
             from_inbox=config.inbox is not None,
         )
         return score_split(
+            config,
             self.scores,
             self.model,
             dataset,
             split,
-            threads=config.threads,
-            take_over=config.take_over,
-            wait=config.wait,
             pause=self.wait,
             progress=self.progress,
             cluster=self._cluster,
-            output_memory=output_memory(str(config.out)),
             reference=self.reference,
         )
 

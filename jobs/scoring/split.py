@@ -4,11 +4,13 @@ import logging
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from jobs.environment import one_blas_thread
+from jobs.scoring.config import ScoreConfig
 from jobs.scoring.drift import drift_of
 from jobs.scoring.metrics import ConfusionCounter, count_chunk, open_scored
+from jobs.scoring.outputs import output_memory
 from jobs.thread_map import ThreadMap
 from jobs.training.memory import check_memory, score_memory
 from jobs.training.model import Model, check_images
@@ -18,7 +20,7 @@ from pipeline.stream import Batch, BatchStream
 from storage.dataset import Dataset
 from storage.errors import BadDataError, ConflictError, UsageError
 from storage.events import Progress
-from storage.location import Location, TakeOver
+from storage.location import Location
 from storage.scores import Scores, ScoresSchema, ScoresWriter, is_complete, score_into
 
 if TYPE_CHECKING:
@@ -26,51 +28,54 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+Counted: TypeAlias = tuple[Observation, ConfusionCounter | None]
+"""The distributions of a chunk's rows, and the counts of its predictions if it has labels."""
+
 
 def score_split(
+    config: ScoreConfig,
     place: Location,
     model: Model,
     dataset: Dataset,
     split: str,
     *,
-    threads: int,
-    take_over: TakeOver | None,
-    wait: float,
     pause: Callable[[ConflictError], None],
     progress: Progress,
     cluster: "OpenCluster",
-    output_memory: int,
-    reference: Reference | None = None,
+    reference: Reference | None,
 ) -> tuple[Scores, bool]:
     """Score a split, or continue an interrupted scoring, and publish the scores below `place`.
 
-    If another job is scoring it, wait up to `wait` seconds: see `waiting_lock`. The rows are
-    compared with the model's `reference`, if there is one. Returns the scores, and whether another
-    job completed them during the wait.
+    If another job is scoring it, wait, calling `pause`: see `waiting_lock`. The rows are compared
+    with the model's `reference`, if there is one. Returns the scores, and whether another job
+    completed them during the wait.
     """
     schema = _schema(model, dataset, split)
     home = place.child(schema.home)
-    cores = thread_count(threads)
+    cores = thread_count(config.threads)
     average = len(model.members), model.average_shifts
     memory = score_memory(model.network, dataset.split(split).schema, cores, *average)
-    check_memory(memory + output_memory, cores)
-    began, done = time.perf_counter(), 0
+    check_memory(memory + output_memory(str(config.out)), cores)
+    began = time.perf_counter()
     count = ConfusionCounter(schema.class_names, dataset.class_names)
     observer = Observer(model.predictor, dataset.image_shape, schema.rows)
     observation = Observation.empty(observer.predictor)
     try:
         workers = cluster()
-        with one_blas_thread(), score_into(home, schema, take_over, wait, pause) as writer:
+        held = score_into(home, schema, config.take_over, config.wait, pause)
+        with one_blas_thread(), held as writer:
             if workers is None:
-                chunks = _score_here(writer, observer, dataset, cores, count, observation)
+                chunks = _score_here(writer, observer, dataset, cores)
             else:
                 from jobs.scoring.cluster import score_on_cluster
 
-                chunks = score_on_cluster(workers, writer, model, dataset, count, observation)
+                chunks = score_on_cluster(workers, writer, model, dataset)
             with closing(chunks):  # the threads end before the lock is released
-                for rows in chunks:
-                    done += rows
-                    progress(f"score {split}", done, schema.rows)
+                for observed, counted in chunks:
+                    observation.add(observed)
+                    if counted is not None:
+                        count.merge(counted)
+                    progress(f"score {split}", observation.rows, schema.rows)
             drift = drift_of(reference, observation, model, dataset, split)
             seconds = round(time.perf_counter() - began, 3)
             metrics = _metrics(schema, model, dataset, count, seconds)
@@ -140,17 +145,12 @@ def _metrics(
 
 
 def _score_here(
-    writer: ScoresWriter,
-    observer: Observer,
-    dataset: Dataset,
-    threads: int,
-    count: ConfusionCounter,
-    observation: Observation,
-) -> Generator[int, None, None]:
-    """Write and count the chunks in order, one per thread; yield the rows of each."""
+    writer: ScoresWriter, observer: Observer, dataset: Dataset, threads: int
+) -> Generator[Counted, None, None]:
+    """Write the chunks in order, one per thread; yield the counts of each."""
     schema, missing = writer.schema, set(writer.missing)
 
-    def score_chunk(batch: Batch) -> tuple[Observation, ConfusionCounter | None]:
+    def score_chunk(batch: Batch) -> Counted:
         start, hidden = int(batch.rows[0]), None
         number = start // schema.chunk_rows
         if number in missing:
@@ -165,8 +165,4 @@ def _score_here(
         dataset, schema.split, batch_size=schema.chunk_rows, shuffle=False, epochs=1
     )
     with chunks, ThreadMap(score_chunk, threads) as scored:
-        for observed, counted in scored.map(iter(chunks)):
-            observation.add(observed)
-            if counted is not None:
-                count.merge(counted)
-            yield observed.rows
+        yield from scored.map(iter(chunks))

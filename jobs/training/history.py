@@ -142,5 +142,5 @@ def _loss_text(loss: float) -> str:
 def timing_text(metrics: Metrics) -> str:
     """Return the speed of an epoch, and the share of its time spent waiting for data."""
     timing = metrics["timing"]
-    waiting = timing["seconds_waited"] / max(timing["seconds"], 1e-9)
-    return f"  {timing['rows_per_second']:,} rows/s, {100 * waiting:.0f} % waiting for data"
+    waiting = percent(timing["seconds_waited"] / max(timing["seconds"], 1e-9), digits=0)
+    return f"  {timing['rows_per_second']:,} rows/s, {waiting} waiting for data"
