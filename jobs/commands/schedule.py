@@ -1,9 +1,13 @@
 """The command `schedule`: runs another command on a cron schedule, or prints a configuration."""
 
+import os
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
+from datetime import UTC, datetime
 from functools import partial
+from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -165,9 +169,6 @@ def _check_job(job: tuple[str, ...]) -> None:
 
 
 def _print_times(times: "CronTimes") -> None:
-    from datetime import UTC, datetime
-    from itertools import islice
-
     from jobs.output import print_line
     from storage.events import local_time
 
@@ -179,9 +180,6 @@ def _print_times(times: "CronTimes") -> None:
 def _print_files(
     scheduler: str, times: "CronTimes", job: tuple[str, ...], to: str | None, plan: dict[str, Any]
 ) -> None:
-    import os
-    from pathlib import Path
-
     from jobs.output import print_exactly, print_line
     from jobs.scheduling.printers import PRINTERS, Plan
     from storage.files import file_to_write

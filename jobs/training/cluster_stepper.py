@@ -18,7 +18,6 @@ from jobs.nn.network import LossSum, Workspace
 from jobs.nn.optimizers import State, Stepped
 from jobs.nn.parameters import Floats
 from jobs.training.gradients import GradientRule, Gradients
-from jobs.training.rounds import ordered_rows
 from jobs.training.step import (
     TreeSum,
     UpdateRule,
@@ -222,15 +221,13 @@ class ClusterTrainer(Trainer):
         self, rule: GradientRule, update: UpdateRule, parameters: Floats, state: State
     ) -> TrainingState:
         assert self._cluster is not None
-        config = self.config
-        rows = ordered_rows(config, self._dataset)
         self._step = ClusterDataParallelStep(
             self._cluster,
-            GradientTask(rows, rule),
+            GradientTask(self._ordered_rows(), rule),
             update,
             parameters,
             state,
             lambda: (self.stream.state.epoch, self.stream.place),
-            thread_count(config.threads),
+            thread_count(self.config.threads),
         )
         return self._step

@@ -19,7 +19,6 @@ from jobs.training.rounds import (
     RoundTask,
     RoundWorkerState,
     of_replica,
-    ordered_rows,
     outer_step,
     replica_rate,
 )
@@ -178,7 +177,7 @@ class RoundTrainer(Trainer):
     def _make_stepper(
         self, rule: GradientRule, update: UpdateRule, parameters: Floats, state: State
     ) -> TrainingState:
-        config, rows = self.config, ordered_rows(self.config, self._dataset)
+        config, rows = self.config, self._ordered_rows()
         size = self._batch_size
         whole, rest = divmod(rows.order.rows, size)
         batches = whole if config.drop_last or not rest else whole + 1

@@ -18,16 +18,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from jobs.nn.network import LossSum, Network
-from jobs.nn.optimizers import Optimizer, State, make_optimizer
+from jobs.nn.optimizers import State
 from jobs.nn.parameters import Floats
 from jobs.training.config import TrainConfig
 from jobs.training.data_parallel import DataParallelStep
 from jobs.training.gradients import GradientRule
-from jobs.training.step import TreeSum, UpdateRule
-from pipeline.order import EpochOrder, cut
+from jobs.training.step import TreeSum, optimizer_of, update_rule
+from pipeline.order import cut
 from pipeline.rows import OrderedRows, RowReader, reader_memory
-from pipeline.stream import Batch, chunks_per_window
-from storage.dataset import Dataset
+from pipeline.stream import Batch
 from storage.location import Closing
 from storage.schema import SplitSchema
 
@@ -99,13 +98,6 @@ def replica_rate(learning_rate: float, replicas: int) -> float:
     return learning_rate * math.sqrt(replicas)
 
 
-def optimizer_of(config: TrainConfig) -> Optimizer:
-    """Return the optimizer of a run, and of each replica in it."""
-    return make_optimizer(
-        config.optimizer, momentum=config.momentum, beta1=config.beta1, beta2=config.beta2
-    )
-
-
 def initial_state(config: TrainConfig, parameters: Floats) -> State:
     """Return the optimizer's vectors before the first step, by name."""
     optimizer = optimizer_of(config)
@@ -154,25 +146,6 @@ def outer_step(
         velocity = velocity * parameters.dtype.type(momentum) + change
         step = change + velocity * parameters.dtype.type(momentum)
     return parameters - step * parameters.dtype.type(learning_rate), velocity
-
-
-def ordered_rows(config: TrainConfig, dataset: Dataset) -> OrderedRows:
-    """Return the training rows in order, from which workers read."""
-    schema = dataset.split("train").schema
-    return OrderedRows(
-        dataset=dataset.location,
-        dataset_digest=dataset.digest,
-        split="train",
-        order=EpochOrder(
-            seed=config.seed,
-            epoch=0,
-            rows=schema.rows - config.holdout,
-            chunk_rows=schema.chunk_rows,
-            window_chunks=chunks_per_window(schema, config.shuffle_memory, config.shuffle),
-            shuffle=config.shuffle,
-        ),
-        epochs=config.epochs,
-    )
 
 
 @dataclass(frozen=True)
@@ -235,13 +208,12 @@ class RoundWorkerState(Closing):
 
     def __init__(self, work: RoundTask) -> None:
         """Prepare to take steps; rows are read by `take`."""
-        config = work.config
         self._work = work
         self._lock = threading.Lock()
         self._idle: OrderedDict[int, RowReader] = OrderedDict()
         """Readers by replica; the most recently used is the last."""
         self._all: RowReader | None = None
-        self._update = UpdateRule(work.rule.network, optimizer_of(config), config.l2)
+        self._update = update_rule(work.config, work.rule.network)
 
     def take(self, steps: LocalSteps, parameters: Floats, state: State) -> ReplicaResult:
         """Take the steps one after the other, with one thread."""

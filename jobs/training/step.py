@@ -12,8 +12,9 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from jobs.nn.network import Network, Workspace
-from jobs.nn.optimizers import Optimizer, Stepped
+from jobs.nn.optimizers import Optimizer, Stepped, make_optimizer
 from jobs.nn.parameters import Floats, weight_slices
+from jobs.training.config import TrainConfig
 from pipeline.windows import usable_cores
 
 STEP_VERSION = 3
@@ -168,3 +169,15 @@ class UpdateRule:
             for weights in self._all_weights
             if weights.start < block.stop and block.start < weights.stop
         ]
+
+
+def optimizer_of(config: TrainConfig) -> Optimizer:
+    """Return the optimizer of a run, and of each replica in it."""
+    return make_optimizer(
+        config.optimizer, momentum=config.momentum, beta1=config.beta1, beta2=config.beta2
+    )
+
+
+def update_rule(config: TrainConfig, network: Network) -> UpdateRule:
+    """Return the rule of a run's steps, and of each replica's."""
+    return UpdateRule(network, optimizer_of(config), config.l2)

@@ -18,9 +18,11 @@ from jobs.nn.parameters import Floats
 from jobs.training.config import TrainConfig
 from jobs.training.data_parallel import DataParallelStep
 from jobs.training.gradients import GradientRule, gradient_rule
-from jobs.training.rounds import initial_state, optimizer_of
-from jobs.training.step import UpdateRule, micro_batch_count, thread_count
-from pipeline.stream import Batch, BatchStream, StreamState
+from jobs.training.rounds import initial_state
+from jobs.training.step import UpdateRule, micro_batch_count, thread_count, update_rule
+from pipeline.order import EpochOrder
+from pipeline.rows import OrderedRows
+from pipeline.stream import Batch, BatchStream, StreamState, chunks_per_window
 from pipeline.values import largest_input
 from storage.checkpoints import Tensors
 from storage.dataset import Dataset
@@ -99,7 +101,7 @@ class Trainer(Closing):
         # The stepper forks, which must precede the stream's threads.
         self._stepper = self._make_stepper(
             gradient_rule(config, self.network, dataset),
-            UpdateRule(self.network, optimizer_of(config), config.l2),
+            update_rule(config, self.network),
             parameters,
             vectors,
         )
@@ -137,6 +139,24 @@ class Trainer(Closing):
             threads=thread_count(self.config.threads),
         )
         return self._step
+
+    def _ordered_rows(self) -> OrderedRows:
+        """Return the training rows in order, from which workers and replicas read."""
+        config, schema = self.config, self._dataset.split("train").schema
+        return OrderedRows(
+            dataset=self._dataset.location,
+            dataset_digest=self._dataset.digest,
+            split="train",
+            order=EpochOrder(
+                seed=config.seed,
+                epoch=0,
+                rows=schema.rows - config.holdout,
+                chunk_rows=schema.chunk_rows,
+                window_chunks=chunks_per_window(schema, config.shuffle_memory, config.shuffle),
+                shuffle=config.shuffle,
+            ),
+            epochs=config.epochs,
+        )
 
     @property
     def parameters(self) -> Floats:

@@ -11,8 +11,8 @@ from jobs.nn.choices import OPTIMIZERS, SCHEDULES
 from jobs.nn.optimizers import Adam, AdamW
 from jobs.training.config import TrainConfig, may_change
 from jobs.training.presets import read_toml
-from jobs.training.rounds import optimizer_of
 from jobs.training.settings import given_settings, setting_field
+from jobs.training.step import optimizer_of
 from storage.errors import BadDataError, UsageError
 
 OTHER = TrainConfig(
