@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -259,7 +258,9 @@ class CsvRows:
         """Return the values and labels of a block; None if it cannot be parsed as this type."""
         try:
             table = self._arrow.csv.read_csv(
-                BytesIO(lines.text), *self._options(len(lines.text)), self._converted[value_type]
+                self._arrow.BufferReader(lines.text),
+                *self._options(len(lines.text)),
+                self._converted[value_type],
             )
             batch = table.combine_chunks().to_batches()[0]
             labels = None
@@ -273,7 +274,10 @@ class CsvRows:
     def _options(self, size: int) -> tuple[Any, Any]:
         numbers = [str(number) for number in range(len(self.layout.names))]
         return (
-            self._arrow.csv.ReadOptions(column_names=numbers, block_size=size + 1),
+            # One thread: with several, what the allocator keeps depends on their timing.
+            self._arrow.csv.ReadOptions(
+                column_names=numbers, block_size=size + 1, use_threads=False
+            ),
             self._arrow.csv.ParseOptions(delimiter=self.layout.delimiter),
         )
 
