@@ -1,10 +1,17 @@
 """`--metrics-file`: what Prometheus gets to know of a run, and the alerts that follow."""
 
 import builtins
+import json
 import shutil
+import socket
 import subprocess
+import threading
+import time
+import urllib.request
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from unittest import mock
 
 import pytest
@@ -227,3 +234,54 @@ def test_a_missed_night_raises_an_alert(run: Path, dataset: Path, here: Path) ->
         ["promtool", "test", "rules", "rules.yml"], capture_output=True, text=True, check=False
     )
     assert 0 == done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("prometheus") is None, reason="Prometheus is not installed")
+def test_a_server_has_the_alert(run: Path, dataset: Path, here: Path, call: Call) -> None:
+    """A Prometheus server that scrapes the file of two nights ago fires for the missed night."""
+    with mock.patch.object(metrics_file.time, "time", return_value=time.time() - 2 * DAY):
+        assert 0 == call("score", "--metrics-file", "score.prom").code
+    files = ThreadingHTTPServer(("127.0.0.1", 0), partial(TextFiles, directory=str(here)))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    target = {"targets": [f"127.0.0.1:{files.server_port}"]}
+    textfile = {
+        "job_name": "textfile",
+        "metrics_path": "/score.prom",
+        "static_configs": [target],
+    }
+    document = {
+        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+        "rule_files": [str(RULES)],
+        "scrape_configs": [textfile],
+    }
+    Path("prometheus.yml").write_text(yaml.safe_dump(document))
+    command = ["prometheus", "--config.file=prometheus.yml", f"--web.listen-address={address}"]
+    threading.Thread(target=files.serve_forever, daemon=True).start()
+    with files, subprocess.Popen([*command, "--storage.tsdb.path=data"]) as server:
+        try:
+            assert ["ScoringMissed"] == firing_alerts(f"http://{address}/api/v1/alerts")
+        finally:
+            server.terminate()
+            files.shutdown()
+
+
+class TextFiles(SimpleHTTPRequestHandler):
+    """Serves metrics as the collector does."""
+
+    extensions_map: ClassVar = {".prom": "text/plain"}
+
+
+def firing_alerts(url: str) -> list[str]:
+    """Return the names of the firing alerts as soon as there are any."""
+    for _ in range(600):
+        try:
+            with urllib.request.urlopen(url) as response:
+                alerts = json.load(response)["data"]["alerts"]
+        except OSError:  # it is starting
+            alerts = []
+        if names := [a["labels"]["alertname"] for a in alerts if a["state"] == "firing"]:
+            return names
+        time.sleep(0.1)
+    return []
