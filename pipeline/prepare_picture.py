@@ -36,6 +36,11 @@ Strokes one above the other are several digits if they are together higher than 
 FILLED_CORNER = 0.2
 """Ink on more than this share of two adjacent sides, and in their corner, is a shadow's."""
 
+LARGEST_STRETCH = 1.6
+"""A picture whose sides have a larger ratio is no stretched image of MNIST."""
+MARGIN_TOLERANCE = 2.0
+"""How much a stretched image's box and centre may differ from MNIST's, in MNIST's pixels."""
+
 Mask = NDArray[np.bool_]
 Floats = NDArray[np.float32]
 
@@ -58,7 +63,52 @@ def prepare_digit(grey: NDArray[np.uint8], name: str) -> PreparedPicture:
 
     Raises `BadDataError`, which names the picture, if there is no ink or more than one digit.
     """
-    ink, steps = _digit(grey, name)
+    return _finished(*_digit(grey, name))
+
+
+def digit_candidates(grey: NDArray[np.uint8], name: str) -> list[PreparedPicture]:
+    """Return the images of MNIST that a picture may show: one, or two for the model to choose from.
+
+    The second is scaled to a square first. It is there if the picture looks like an image of MNIST
+    that was stretched to other proportions, which a closely cropped photo may do as well.
+
+    Raises `BadDataError` as `prepare_digit` does, if there is no candidate.
+    """
+    unstretched = _unstretched(grey, name)
+    try:
+        prepared = prepare_digit(grey, name)
+    except BadDataError:
+        if unstretched is None:
+            raise
+        return [unstretched]  # such as a zero that was stretched until it was too wide
+    return [prepared] if unstretched is None else [prepared, unstretched]
+
+
+def _unstretched(grey: NDArray[np.uint8], name: str) -> PreparedPicture | None:
+    """Return the image of a picture scaled to a square, if that has the margins of MNIST."""
+    long, short = max(grey.shape), min(grey.shape)
+    if not short < long <= LARGEST_STRETCH * short:
+        return None
+    side = min(long, WORKING_SIDE)
+    try:
+        ink, steps = _digit(resized(grey, side, side), name)
+    except BadDataError:
+        return None
+    top, bottom, left, right = _box(ink > 0.5)
+    box = max(bottom - top, right - left)
+    centres = [np.average(np.arange(side) + 0.5, weights=ink.sum(axis)) for axis in (0, 1)]
+    pixel = side / SIDE
+    # MNIST has the centre of mass in the pixel to the right of the middle and below it.
+    errors = [box / pixel - BOX, *(centre / pixel - (SIDE + 1) / 2 for centre in centres)]
+    if max(map(abs, errors)) > MARGIN_TOLERANCE:
+        return None
+    return _finished(ink, ["unstretched", *steps])
+
+
+def _finished(ink: Floats, steps: list[str]) -> PreparedPicture:
+    """Return the image of ink on a larger picture: cropped, scaled and centred."""
+    top, bottom, left, right = _box(ink > 0.1)
+    ink = ink[top:bottom, left:right]
     scale = BOX / max(ink.shape)
     height, width = (max(1, round(size * scale)) for size in ink.shape)
     ink, thickened = _thickened(ink, scale)
@@ -91,8 +141,8 @@ def _weights(size: int, new_size: int) -> Floats:
     return normalised
 
 
-def _digit(grey: NDArray[np.uint8], name: str) -> tuple[Floats, list[str]]:
-    """Return the ink within the digit's box, about 1 in a stroke's middle, and what was done."""
+def _digit(grey: NDArray[Any], name: str) -> tuple[Floats, list[str]]:
+    """Return the digit's ink, about 1 in a stroke's middle and else 0, and what was done."""
     scale = max(1.0, max(grey.shape) / WORKING_SIDE)
     height, width = (max(1, round(size / scale)) for size in grey.shape)
     work = resized(grey, height, width) if scale > 1 else grey.astype(np.float32)
@@ -110,8 +160,7 @@ def _digit(grey: NDArray[np.uint8], name: str) -> tuple[Floats, list[str]]:
         return _digit(grey[rows, columns], name)
     full = np.quantile(strength[kept], 0.6)
     ink = np.clip(strength / full, 0, 1) * _grown(kept, 2)
-    top, bottom, left, right = _box(ink > 0.1)
-    return ink[top:bottom, left:right], ["inverted"] if inverted else []
+    return ink, ["inverted"] if inverted else []
 
 
 def _ink(work: Floats, name: str) -> tuple[Floats, Mask, bool]:

@@ -16,7 +16,7 @@ from jobs.output import one_line
 from jobs.scoring.inbox import real_place
 from jobs.scoring.outputs import check_output
 from jobs.training.model import Model
-from pipeline.prepare_picture import SIDE, PreparedPicture, prepare_digit, resized
+from pipeline.prepare_picture import SIDE, PreparedPicture, digit_candidates, resized
 from pipeline.sources.pictures import MOST_STORED_BYTES, decode_picture
 from storage.errors import BadDataError, UsageError, nearest_place, translate_os_errors
 from storage.local import LocalLocation
@@ -80,12 +80,14 @@ def predict_pictures(
     for name, file in zip(names, files, strict=True):
         shown = "Standard input" if name == STDIN else one_line(name)
         try:
-            picture = _prepared(model, _read(file), shown, as_is=as_is)
+            candidates = _prepared(model, _read(file), shown, as_is=as_is)
         except BadDataError as error:
             yield name, error
             continue
-        values = _values(model, picture.image)
-        yield Prediction(name, picture, model.predict_proba(values[None])[0])
+        images = np.stack([candidate.image for candidate in candidates])
+        probabilities = model.predict_proba(_values(model, images))
+        surest = int(probabilities.max(axis=1).argmax())
+        yield Prediction(name, candidates[surest], probabilities[surest])
 
 
 def _check_file(name: str, file: Location | None) -> None:
@@ -109,8 +111,11 @@ def _read(file: Location | None) -> bytes:
         return stream.read(limit)
 
 
-def _prepared(model: Model, data: bytes, name: str, *, as_is: bool) -> PreparedPicture:
-    """Return a picture as the model's images are; raise `BadDataError` if that cannot be done."""
+def _prepared(model: Model, data: bytes, name: str, *, as_is: bool) -> list[PreparedPicture]:
+    """Return a picture as the model's images are, in each way that it may have to be prepared.
+
+    Raises `BadDataError` if that cannot be done.
+    """
     if len(data) > MOST_STORED_BYTES:
         raise BadDataError(
             f"{name} has more than {MOST_STORED_BYTES:,} bytes, the most that are read. Make the "
@@ -125,10 +130,10 @@ def _prepared(model: Model, data: bytes, name: str, *, as_is: bool) -> PreparedP
             "--as-is, or resize it."
         )
     if as_is:
-        return PreparedPicture(picture, ())
+        return [PreparedPicture(picture, ())]
     if shape == (SIDE, SIDE) and set(model.class_names) <= DIGITS:
-        return prepare_digit(picture, name)
-    return PreparedPicture(*_fitted(picture, shape))
+        return digit_candidates(picture, name)
+    return [PreparedPicture(*_fitted(picture, shape))]
 
 
 def _image_shape(model: Model) -> tuple[int, ...]:
@@ -166,17 +171,17 @@ def _fitted(
     return image.reshape(shape), (f"resized to {height} x {width}", *padded)
 
 
-def _values(model: Model, image: NDArray[np.uint8]) -> NDArray[Any]:
+def _values(model: Model, images: NDArray[np.uint8]) -> NDArray[Any]:
     """Return grey levels in the model's range, as its element type."""
     element_type, scaling = model.element_type or "float32", model.preparation.scaling
     if scaling is None:
         if element_type == "uint8":
-            return image
+            return images
         raise UsageError(
             f"The model was trained on values of type {element_type} without a range (--scale "
             "none), so grey levels cannot be converted to them."
         )
-    values = scaling.low + image / 255 * (scaling.high - scaling.low)
+    values = scaling.low + images / 255 * (scaling.high - scaling.low)
     return (values if element_type.startswith("float") else np.round(values)).astype(element_type)
 
 

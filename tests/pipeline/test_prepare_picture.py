@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from threadpoolctl import threadpool_limits
 
-from pipeline.prepare_picture import BOX, SIDE, prepare_digit, resized
+from pipeline.prepare_picture import BOX, SIDE, digit_candidates, prepare_digit, resized
 from pipeline.sources.digits import draw_digits
 from storage.errors import BadDataError
 
@@ -65,6 +65,49 @@ def test_box_and_centre_of_mass() -> None:
         for axis in (0, 1):
             centre = np.average(np.arange(SIDE), weights=image.sum(axis, dtype=float))
             assert abs(centre - SIDE / 2) <= 0.51
+
+
+@pytest.mark.parametrize("size", [(200, 300), (300, 200), (250, 200), (120, 160)])
+def test_a_stretched_image_is_also_unstretched(size: tuple[int, int]) -> None:
+    """A picture with MNIST's margins is a candidate as it is, and scaled to a square again."""
+    differences = np.zeros(2)
+    for digit in digits(20):
+        image = Image.fromarray(255 - prepare_digit(digit, "x.png").image)
+        square, stretched = (
+            np.asarray(image.resize(some, Image.Resampling.BICUBIC)) for some in ((200, 200), size)
+        )
+        expected = prepare_digit(square, "x.png").image.astype(int)
+        candidates = digit_candidates(stretched, "x.png")
+        steps = ("inverted", "cropped", "centred")
+        assert [steps, ("unstretched", *steps)] == [candidate.steps for candidate in candidates]
+        for number, candidate in enumerate(candidates):
+            differences[number] += np.abs(candidate.image - expected).mean()
+    assert 3 * differences[1] < differences[0]
+
+
+def test_only_digits_with_the_margins_of_mnist_are_unstretched(five: Bytes) -> None:
+    """Neither are square pictures, longer ones, nor those with other margins or off centre."""
+    image = np.asarray(Image.fromarray(prepare_digit(five, "x.png").image))
+
+    def candidates(width: int, height: int, picture: Bytes = image) -> int:
+        stretched = Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC)
+        return len(digit_candidates(np.asarray(stretched), "x.png"))
+
+    assert candidates(200, 300) == 2
+    assert candidates(200, 200) == candidates(200, 400) == 1
+    assert candidates(200, 300, np.pad(image, 4)) == 1
+    assert candidates(200, 300, np.roll(image, 4, axis=0)) == 1
+
+
+def test_a_wide_digit_is_unstretched_where_it_would_be_refused() -> None:
+    """A digit that is too wide for one digit is accepted if its picture was stretched."""
+    image = np.zeros((SIDE, SIDE), np.uint8)
+    image[8:20, 4:7] = image[8:20, 21:24] = image[8:11, 4:24] = image[17:20, 4:24] = 255
+    wide = np.asarray(Image.fromarray(image).resize((300, 200), Image.Resampling.BICUBIC))
+    with pytest.raises(BadDataError, match="several digits"):
+        prepare_digit(wide, "x.png")
+    (unstretched,) = digit_candidates(wide, "x.png")
+    assert (12, 20) == tuple(np.ptp(places) + 1 for places in np.nonzero(unstretched.image > 100))
 
 
 def test_steps(five: Bytes) -> None:

@@ -66,6 +66,20 @@ def test_digits_are_prepared_and_other_classes_resized(seven: str) -> None:
     assert predicted(model_of((30, 20)), seven).picture.steps == ("resized to 30 x 20",)
 
 
+def test_the_surer_candidate_counts(tmp_path: Path) -> None:
+    """A stretched image of MNIST is predicted as the model is surer of: stretched or not."""
+    image = np.zeros((28, 28), np.uint8)
+    image[4:24, 8:20] = 255
+    picture = np.asarray(Image.fromarray(image).resize((200, 300)))
+    name, model = save(tmp_path / "x.png", picture), model_of((28, 28))
+    matrix = model.members.reshape(785, 10)  # the biases, and the weights of each pixel
+    # Unstretched, the box is 12 pixels wide, else 8: pixels at its sides tell them apart.
+    for weight, expected in ((1, "unstretched"), (-1, "cropped")):
+        matrix[0, 0] = 2 - 2 * weight
+        matrix[1:, 0] = weight * (np.arange(784) == 14 * 28 + 9)
+        assert predicted(model, name).picture.steps[0] == expected
+
+
 def test_colours(tmp_path: Path) -> None:
     """A run of images with three values per pixel sees colours."""
     picture = np.zeros((20, 20, 3), np.uint8)
