@@ -6,7 +6,8 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from jobs.commands.tables import facts, table
-from jobs.output import local_time, one_line, printable
+from jobs.output import one_line, printable
+from storage.events import local_time
 
 HOSTILE = {
     "\x1b[31mred": r"\x1b[31mred",
