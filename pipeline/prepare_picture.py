@@ -38,8 +38,11 @@ FILLED_CORNER = 0.2
 
 LARGEST_STRETCH = 1.6
 """A picture whose sides have a larger ratio is no stretched image of MNIST."""
-MARGIN_TOLERANCE = 2.0
-"""How much a stretched image's box and centre may differ from MNIST's, in MNIST's pixels."""
+EXACT_MARGINS, SIMILAR_MARGINS = 0.75, 2.0
+"""How much a stretched image's box and centre differ at most from MNIST's, in MNIST's pixels.
+
+Below the first it is surely stretched; up to the second, after rotation or a shift, it may be.
+"""
 
 Mask = NDArray[np.bool_]
 Floats = NDArray[np.float32]
@@ -69,40 +72,46 @@ def prepare_digit(grey: NDArray[np.uint8], name: str) -> PreparedPicture:
 def digit_candidates(grey: NDArray[np.uint8], name: str) -> list[PreparedPicture]:
     """Return the images of MNIST that a picture may show: one, or two for the model to choose from.
 
-    The second is scaled to a square first. It is there if the picture looks like an image of MNIST
-    that was stretched to other proportions, which a closely cropped photo may do as well.
+    A picture that looks like an image of MNIST, stretched to other proportions, is scaled to a
+    square first. A closely cropped photo may look so too: unless the margins are exactly MNIST's,
+    the picture with its own proportions is the first candidate.
 
     Raises `BadDataError` as `prepare_digit` does, if there is no candidate.
     """
-    unstretched = _unstretched(grey, name)
+    unstretched, error = _unstretched(grey, name)
+    if unstretched is None:
+        return [prepare_digit(grey, name)]
+    if error <= EXACT_MARGINS:
+        return [unstretched]
     try:
-        prepared = prepare_digit(grey, name)
+        return [prepare_digit(grey, name), unstretched]
     except BadDataError:
-        if unstretched is None:
-            raise
         return [unstretched]  # such as a zero that was stretched until it was too wide
-    return [prepared] if unstretched is None else [prepared, unstretched]
 
 
-def _unstretched(grey: NDArray[np.uint8], name: str) -> PreparedPicture | None:
-    """Return the image of a picture scaled to a square, if that has the margins of MNIST."""
+def _unstretched(grey: NDArray[np.uint8], name: str) -> tuple[PreparedPicture | None, float]:
+    """Return the image of a picture scaled to a square, and how much its margins are not MNIST's.
+
+    It is None if the picture is a square, too long for a stretched one, or its margins differ more.
+    """
     long, short = max(grey.shape), min(grey.shape)
     if not short < long <= LARGEST_STRETCH * short:
-        return None
+        return None, math.inf
     side = min(long, WORKING_SIDE)
     try:
         ink, steps = _digit(resized(grey, side, side), name)
     except BadDataError:
-        return None
+        return None, math.inf
     top, bottom, left, right = _box(ink > 0.5)
-    box = max(bottom - top, right - left)
-    centres = [np.average(np.arange(side) + 0.5, weights=ink.sum(axis)) for axis in (0, 1)]
     pixel = side / SIDE
-    # MNIST has the centre of mass in the pixel to the right of the middle and below it.
-    errors = [box / pixel - BOX, *(centre / pixel - (SIDE + 1) / 2 for centre in centres)]
-    if max(map(abs, errors)) > MARGIN_TOLERANCE:
-        return None
-    return _finished(ink, ["unstretched", *steps])
+    errors = [max(bottom - top, right - left) / pixel - BOX]
+    for axis in (0, 1):
+        centre = np.average(np.arange(side) + 0.5, weights=ink.sum(axis)) / pixel
+        errors.append(float(centre) - (SIDE + 1) / 2)  # pixel 14, right of and below the middle
+    error = max(map(abs, errors))
+    if error > SIMILAR_MARGINS:
+        return None, error
+    return _finished(ink, ["unstretched", *steps]), error
 
 
 def _finished(ink: Floats, steps: list[str]) -> PreparedPicture:

@@ -67,16 +67,16 @@ def test_digits_are_prepared_and_other_classes_resized(seven: str) -> None:
 
 
 def test_the_surer_candidate_counts(tmp_path: Path) -> None:
-    """A stretched image of MNIST is predicted as the model is surer of: stretched or not."""
+    """Of a picture that may have been stretched, the model takes the image it is surer of."""
     image = np.zeros((28, 28), np.uint8)
-    image[4:24, 8:20] = 255
+    image[6:26, 8:20] = 255  # a pixel lower than MNIST has it
     picture = np.asarray(Image.fromarray(image).resize((200, 300)))
     name, model = save(tmp_path / "x.png", picture), model_of((28, 28))
     matrix = model.members.reshape(785, 10)  # the biases, and the weights of each pixel
-    # Unstretched, the box is 12 pixels wide, else 8: pixels at its sides tell them apart.
-    for weight, expected in ((1, "unstretched"), (-1, "cropped")):
-        matrix[0, 0] = 2 - 2 * weight
-        matrix[1:, 0] = weight * (np.arange(784) == 14 * 28 + 9)
+    # Unstretched, the box is 12 pixels wide, else 8: it has the pixel (14, 9) or not.
+    for bias, weight, expected in ((0, 1, "unstretched"), (2, -1, "cropped")):
+        matrix[0, 0] = bias
+        matrix[1 + 14 * 28 + 9, 0] = weight
         assert predicted(model, name).picture.steps[0] == expected
 
 
