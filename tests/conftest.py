@@ -16,11 +16,13 @@ MARKED = {"chaos", "cluster"}
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests by their directory, before `-m` selects; start the longest first."""
+    """Mark tests by their directory and fixtures, before `-m` selects; start the longest first."""
     items.sort(key=lambda item: item.path.name != "test_whole_way.py")
     for item in items:
         for name in MARKED & {item.path.relative_to(HERE).parts[0]}:
             item.add_marker(name)
+        if "server" in getattr(item, "fixturenames", ()):
+            item.add_marker("slow")  # its server takes seconds to start
 
 
 @pytest.fixture(scope="session")

@@ -38,6 +38,7 @@ def test_errors_are_those_of_the_test_split_evaluated_once(dataset: str, tmp_pat
     assert trials[0].seconds == trials[1].seconds > 0
 
 
+@pytest.mark.slow
 def test_held_out_rows_in_place_of_the_test_split(
     dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

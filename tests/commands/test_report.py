@@ -154,6 +154,7 @@ def test_the_page_stands_alone(scored: Path, call: Call) -> None:
 HOSTILE = "<script>alert(1)</script>\"'&{{ 7 * 7 }}$x$"
 
 
+@pytest.mark.slow
 def test_hostile_names(here: Path, call: Call) -> None:
     """Names of classes, of directories and of files are shown as they are."""
     names = Path("names.txt")

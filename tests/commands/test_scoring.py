@@ -242,6 +242,7 @@ def test_printed_into_files(here: Path, call: Call) -> None:
         assert (here / name).read_text().strip() in printed
 
 
+@pytest.mark.slow
 def test_the_printed_cron_line_runs(dataset: Path, run: Path, call: Call) -> None:
     """The command of the crontab works in a shell without any environment variable."""
     if not shutil.which("sh"):

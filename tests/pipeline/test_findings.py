@@ -84,6 +84,7 @@ def findings_of(dataset: Dataset) -> dict[str, Any]:
     return {name: value for name, value in dataset.findings.items() if name != "seal"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ELEMENT_TYPES)
 def test_all_findings_are_right(
     dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -138,6 +139,7 @@ def test_digests_differ_in_every_bit(length: int) -> None:
     assert (digests == np.concatenate([image_digests(row[None]) for row in rows])).all()
 
 
+@pytest.mark.slow
 def test_mnist(tmp_path: Path) -> None:
     """MNIST has no images twice; in a part of it that has, NumPy counts the same."""
     if "MNIST_DIR" not in os.environ:

@@ -136,6 +136,7 @@ def test_unlabelled(tmp_path: Path) -> None:
             assert_contents(known, batch)
 
 
+@pytest.mark.slow
 def test_shards(sharded: Known) -> None:
     """More than a thousand chunks are stored in shards, and yield the same rows."""
     assert 8 == sharded.dataset.split("train").schema.chunks_per_shard

@@ -11,7 +11,7 @@ from tests.object_store.server import Store
 from tests.storage.artefacts import make_dataset, make_run, make_scores, scores_schema
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.slow)])
 def anywhere(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
     """Return an unused location, on a disk and in a store in turn."""
     if request.param == "local":

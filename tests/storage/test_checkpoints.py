@@ -345,6 +345,7 @@ def test_recorded_metrics_are_the_checkpoints(run: Run) -> None:
     assert [] == recorded_metrics(begin_run(run.location.child("fresh")))
 
 
+@pytest.mark.slow
 def test_truncated_metrics(local_run: Run) -> None:
     """Fewer lines than the checkpoint recorded are damage, whether a byte or all are missing."""
     whole = local_run.location.get(METRICS)

@@ -176,6 +176,7 @@ def test_flipped_bits_of_a_shard(sharded: ChunkedArray) -> None:
             [replace(sharded, _indexes={}).read(number) for number in range(3)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compression", COMPRESSIONS)
 def test_random_damage(place: Location, compression: str) -> None:
     """Random changes with a matching CRC-32C are refused, or decode to the same rows."""

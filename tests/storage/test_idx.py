@@ -210,6 +210,7 @@ def test_bomb(tmp_path: Path, ending: str, shape: tuple[int, ...], message: str)
     assert message in reading.stdout
 
 
+@pytest.mark.slow
 def test_xz_that_asks_for_memory(tmp_path: Path) -> None:
     """An xz file that needs more than 128 MiB of memory is refused."""
     filters = [{"id": lzma.FILTER_LZMA2, "dict_size": 2**29}]

@@ -318,6 +318,7 @@ def truncated(data: bytes, draw: random.Random) -> Iterator[bytes]:
     yield from (data[:length] for length in lengths)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damages", [flipped, truncated])
 @pytest.mark.parametrize(
     ("artefact", "content"),

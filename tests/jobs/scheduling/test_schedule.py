@@ -23,6 +23,7 @@ def owed(heartbeat: Path) -> Path:
     return heartbeat
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("job", "expected"),
     [

@@ -384,6 +384,7 @@ def test_holdout_beside_a_validation_split(validated: Path, tmp_path: Path) -> N
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_full_batch_memory(tmp_path: Path) -> None:
     """Full-batch training holds two windows and a few micro-batches, not the split."""
     generator = np.random.default_rng(0)

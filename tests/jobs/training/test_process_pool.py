@@ -178,6 +178,7 @@ def test_close_ends_the_processes() -> None:
             os.kill(process, 0)
 
 
+@pytest.mark.slow
 def test_forks_do_not_outlive_their_owner(tmp_path: Path) -> None:
     """The forks hold no file of the owner: when it is killed, its lock is free at once."""
     owner = subprocess.Popen(

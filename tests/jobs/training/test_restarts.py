@@ -61,6 +61,7 @@ def test_resume_within_a_cycle(parallel: str, digits: Path, tmp_path: Path) -> N
         assert expected == outcome(train(every, dataset=digits, run=run, resume=True)), stop
 
 
+@pytest.mark.slow
 def test_snapshots_are_kept_through_kills(digits: Path, tmp_path: Path) -> None:
     """With --keep 1 the ends of cycles stay, also if the process is killed between them."""
     whole = train(CYCLES, dataset=digits, run=tmp_path / "whole")

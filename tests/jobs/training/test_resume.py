@@ -149,6 +149,7 @@ def test_stop_after_every_step(digits: Path, tmp_path: Path) -> None:
     assert expected == outcome(train(config, dataset=digits, run=tmp_path / "run", resume=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal(
     number: signal.Signals, half_done: Path, digits: Path, expected: dict[str, Any]
@@ -352,6 +353,7 @@ EARLY = small(epochs=12, holdout=50, patience=2, learning_rate=0.03, schedule="c
 """A run that overfits its few rows, and stops early."""
 
 
+@pytest.mark.slow
 def test_early_stopping(digits: Path, tmp_path: Path) -> None:
     """Patience spans a resume: training stops after the same epoch, with the same best epoch."""
     result = train(EARLY, dataset=digits, run=tmp_path / "whole")

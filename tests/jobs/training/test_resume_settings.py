@@ -111,6 +111,7 @@ def test_a_run_that_does_not_record_its_datasets_place(
     assert train(run=finished, resume=True).already_done
 
 
+@pytest.mark.slow
 def test_parts_of_another_release(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

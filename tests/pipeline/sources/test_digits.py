@@ -41,6 +41,7 @@ def test_the_bytes_of_version_1_are_pinned(
     assert expected == hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(bounds=st.tuples(st.integers(0, ROWS), st.integers(0, ROWS)))
 def test_a_row_is_the_same_in_every_range(
