@@ -88,6 +88,7 @@ def test_files_that_make_no_set(files: Path, call: Call) -> None:
     assert_nothing_made(files.parent)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["claim", "bomb"])
 def test_little_memory_is_enough_to_refuse(form: str, files: Path) -> None:
     """A header that claims 2^48 values, and a gzip bomb, are refused within 2 GiB of memory."""

@@ -42,6 +42,7 @@ def test_progress_stays_on_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (" " * 59, "end\r\n") == (removed, end)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [("inspect", "data/mnist"), ("train", *SMALL)], ids=str)
 def test_broken_pipe(arguments: tuple[str, ...], dataset: Path) -> None:
     """If the reader of a pipe exits, the command ends with 128 + SIGPIPE and no traceback."""

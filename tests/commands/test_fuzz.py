@@ -54,6 +54,7 @@ def arguments(draw: random.Random, name: str) -> list[str]:
     return [*words, "--", draw.choice(["score", *HOSTILE])] if name == "schedule" else words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_arguments(seed: int, dataset: Path, run: Path, files: Path, call: Call) -> None:
     """Random command lines, from fixed seeds, end as documented."""

@@ -74,6 +74,7 @@ def test_inspect_images(dataset: Path, fonts: None) -> None:
     assert (here / "a" / "b.png").read_bytes() == (here / "some.png").read_bytes()
 
 
+@pytest.mark.slow
 def test_inspect_distorted_images(dataset: Path, fonts: None, call: Call) -> None:
     """inspect --images --distort shows rows as training sees them; vectors are refused."""
     here = dataset.parent.parent

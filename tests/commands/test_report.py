@@ -78,6 +78,7 @@ def report(call: Call, *arguments: object) -> Page:
     return Page(Path("report.html"))
 
 
+@pytest.mark.slow
 def test_numbers(scored: Path, call: Call) -> None:
     """Accuracy, calibration, coverage and confusions are those of the scores and labels."""
     page = report(call, "runs/mnist")
@@ -205,6 +206,7 @@ def test_holes(scored: Path, call: Call, damage: str, words: str, still: str) ->
     assert still in page.text
 
 
+@pytest.mark.slow
 def test_a_failed_training(run: Path, call: Call) -> None:
     """A training that diverged is not called stopped; its reason is shown."""
     record = open_run(open_location(run))

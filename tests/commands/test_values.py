@@ -89,6 +89,7 @@ def test_a_range_of_the_run(of_bytes: float, call: Call, here: Path) -> None:
     assert "28 x 28, values not scaled" in shown
 
 
+@pytest.mark.slow
 def test_transposed_images(call: Call, here: Path) -> None:
     """--transpose stores images upright, in an inbox too."""
     upright = learn(call, here, "bytes", CHANGES["bytes"])

@@ -21,6 +21,7 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "set"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compression", [None, *COMPRESSIONS])
 def test_the_rows_are_stored_as_chosen(out: Path, tmp_path: Path, compression: str | None) -> None:
     """The default is LZ4; Zarr's metadata agree, the dataset is sound, the digest is the same."""

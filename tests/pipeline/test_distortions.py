@@ -168,6 +168,7 @@ def test_no_distortion() -> None:
     assert Distortions(7.5, 0.075, 0.075, 0.5, 0.5, 5) == DIGITS.halved()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("strengths", "shape"), CASES)
 def test_sums_are_exact(strengths: Distortions, shape: tuple[int, int]) -> None:
     """Origins are exact for any draws and in any order of the terms: all sums are below 2^24."""

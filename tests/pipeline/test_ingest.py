@@ -230,6 +230,7 @@ def test_overwrite(source: Path, out: Path) -> None:
     assert content(fresh.dataset.location.path) == content(out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_threads_make_no_difference(source: Path, out: Path, seed: int) -> None:
     """Any number of threads writes the same files, byte for byte."""
@@ -354,6 +355,7 @@ def test_synthetic(out: Path) -> None:
     refusal(ConflictError, "synthetic:23,6", out, rows_per_chunk=5, options=SourceOptions(seed=4))
 
 
+@pytest.mark.slow
 def test_mnist(mnist_dir: Path, tmp_path: Path, out: Path) -> None:
     """MNIST: its class counts, every row as in its files, and its permanent digest."""
     dataset = ingest(str(mnist_dir), out).dataset

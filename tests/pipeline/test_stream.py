@@ -71,6 +71,7 @@ def count_reads(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
     return reads
 
 
+@pytest.mark.slow
 @SETTINGS
 @given(options=stream_settings())
 def test_batches(known: Known, options: dict[str, Any]) -> None:

@@ -175,6 +175,7 @@ def other_process() -> Iterator[ProcessPoolExecutor]:
         yield pool
 
 
+@pytest.mark.slow
 def test_another_process_writes_and_reads(
     tmp_path: Path, other_process: ProcessPoolExecutor
 ) -> None:

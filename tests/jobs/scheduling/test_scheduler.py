@@ -146,6 +146,7 @@ def test_when_it_is_due(scene: Scene) -> None:
     assert [] == scene.events("missed", "skip")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("catch_up", "expected"), [(True, [1, 3.5, 6]), (False, [1, 4])])
 def test_missed_while_busy(catch_up: bool, expected: list[float], scene: Scene) -> None:
     """Runs that fell due during a job are made up once or skipped, and logged."""
@@ -156,6 +157,7 @@ def test_missed_while_busy(catch_up: bool, expected: list[float], scene: Scene) 
     assert bool(scene.events("skip")) != catch_up
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("catch_up", "made_up"), [(True, "once, now"), (False, "not at all")])
 @pytest.mark.parametrize(("back", "runs"), [(10.5, 9), (2 + 3 / 3600, 1)])
 def test_missed_while_down(
@@ -189,6 +191,7 @@ def test_killed_while_a_job_ran(scene: Scene) -> None:
     assert hours(1.7) == scene.run("0 * * * *", START + timedelta(hours=1.9))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "time",
     [

@@ -69,6 +69,7 @@ def average(run: Path, digits: Path, **options: Any) -> ScoreResult:
     return score(run=run, dataset=digits, **{"checkpoint": "1,3", "average_shifts": 1, **options})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("checkpoint", "shifts", "label"),
     [("1,3", 0, "average2-"), ("2", 1, "shifts1-"), ("3,1,2", 2, "average3-shifts2-")],
@@ -150,6 +151,7 @@ score(run=run, dataset=dataset, split="train", progress=progress, **average)
 """
 
 
+@pytest.mark.slow
 def test_killed(run: Path, digits: Path, tmp_path: Path) -> None:
     """After SIGKILL a scoring continues; its finished chunks are not computed again."""
     whole = average(shutil.copytree(run, tmp_path / "whole"), digits, split="train")

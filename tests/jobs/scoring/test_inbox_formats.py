@@ -215,6 +215,7 @@ def test_several_splits(run: Path, inbox: Path) -> None:
     assert result.results[1].scores.digest == result.results[2].scores.digest
 
 
+@pytest.mark.slow
 def test_bytes_that_were_divided(run: Path, inbox: Path) -> None:
     """In a pickle, k / 256 is the byte k, which a run trained on bytes scores like any other."""
     put_pickle(inbox / "mnist.pkl.gz", 1)
@@ -387,6 +388,7 @@ def test_missing_library(run: Path, inbox: Path, monkeypatch: pytest.MonkeyPatch
     assert 2 == result.error.exit_code
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["csv", "npy"])
 def test_small_values_of_a_wide_type(form: str, inbox: Path, tmp_path: Path) -> None:
     """A file whose type is chosen by its values fits a run that was trained on larger ones."""

@@ -112,6 +112,7 @@ def test_what_the_network_leaves_out(digits: Path) -> None:
     assert by_hand.gradient.tobytes() == out.tobytes()
 
 
+@pytest.mark.slow
 def test_any_number_of_threads(digits: Path, tmp_path: Path) -> None:
     """One and two processes leave out the same units; each share is another training."""
     digests = set()

@@ -173,6 +173,7 @@ def test_no_evaluation(digits: Path, tmp_path: Path, log: Log) -> None:
     assert "pass --holdout" not in log.text
 
 
+@pytest.mark.slow
 def test_seeds(digits: Path, tmp_path: Path) -> None:
     """A seed determines the run and, for any network, the order; another seed changes both."""
     network = {"network": "784-tanh-5-softmax-10", "optimizer": "sgd", "dtype": "float64"}

@@ -109,6 +109,7 @@ def test_new_processes(settings: dict[str, Any], digits: Path, tmp_path: Path) -
     assert dict.fromkeys(stops, expected) == dict(zip(stops, outcomes, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 11, 15, 65])
 def test_stop(step: int, digits: Path, tmp_path: Path, expected: dict[str, Any]) -> None:
     """A stop saves the current step and says so; resumed, the result is the same."""
@@ -211,6 +212,7 @@ def test_no_checkpoint_yet(digits: Path, tmp_path: Path, whole: TrainResult) -> 
     assert outcome(whole) == outcome(train(SMALL, dataset=digits, run=run, resume=True))
 
 
+@pytest.mark.slow
 def test_more_epochs_are_recorded(digits: Path, tmp_path: Path) -> None:
     """A resume without settings uses the last number of epochs; a smaller one is refused."""
     six = small(schedule="constant")
@@ -258,6 +260,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damaged_newest(
     damage: str,
@@ -331,6 +334,7 @@ METRICS_DAMAGE: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", METRICS_DAMAGE)
 def test_damaged_metrics(
     damage: str, half_done: Path, digits: Path, expected: dict[str, Any]

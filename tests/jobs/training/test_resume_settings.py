@@ -33,6 +33,7 @@ from tests.jobs.trainings import (
 )
 
 
+@pytest.mark.slow
 def test_settings_that_may_change(half_done: Path, digits: Path, expected: dict[str, Any]) -> None:
     """Checkpoints and threads may change: the result does not depend on them."""
     config = small(keep=2, threads=3, checkpoint_every=5)

@@ -200,6 +200,7 @@ def test_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert "the extra 'parquet'" in refusal(put(tmp_path, text_of()), MissingExtraError)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", PACK)
 def test_fuzz(tmp_path: Path, ending: str) -> None:
     """A file with any bytes changed is read, or refused by an error for people."""

@@ -276,6 +276,7 @@ def test_text_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "encoded text" in refusal(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("operation", [b"I", b"L", b"c", b"p", b"g"])
 def test_long_line(tmp_path: Path, operation: bytes) -> None:
     """Names and numbers in text are not read until memory is full."""

@@ -197,6 +197,7 @@ def claimed(width: int, height: int, bits: int = 1) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", [9_000, 10_000, 30_000])
 def test_bomb(side: int) -> None:
     """A small file of too many pixels is refused before they are decoded.
