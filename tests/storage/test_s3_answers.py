@@ -73,7 +73,7 @@ def acts(place: Location) -> dict[str, Callable[[], Any]]:
             refusal(403, "AccessDenied", "<Message>No.</Message>"),
             "these credentials (403 Forbidden, AccessDenied: No). Check AWS_ACCESS_KEY_ID",
         ),
-        (refusal(404, "NoSuchBucket"), "there is no bucket 'bucket'"),
+        (refusal(404, "NoSuchBucket"), "there is no bucket 'bucket-"),
         (refusal(301, "PermanentRedirect"), "in another region. Set AWS_REGION"),
         (
             refusal(400, "AuthorizationHeaderMalformed", "<Region>eu-west-1</Region>"),
