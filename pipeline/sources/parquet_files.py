@@ -112,7 +112,7 @@ def _check_shards(paths: list[Path]) -> None:
                 if not path.with_name(name).exists():
                     raise BadDataError(
                         f"{path.with_name(name)} is missing, one of {int(match['count']):,} files "
-                        "of its split. Add it, and run the same command again."
+                        "of its split. Add it and run the command again."
                     )
 
 

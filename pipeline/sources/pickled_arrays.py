@@ -295,7 +295,7 @@ def _pairs(content: Any) -> list[Pair]:
         content = [content]
     is_sequence = isinstance(content, tuple | list) and 1 <= len(content) <= len(SPLITS)
     if not is_sequence or not all(_is_pair(pair) for pair in content):
-        raise _UnsafeError("of other objects")
+        raise _UnsafeError("with objects other than pairs of arrays")
     return [(images.array(), labels.array()) for images, labels in content]
 
 

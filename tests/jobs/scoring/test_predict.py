@@ -67,7 +67,7 @@ def test_digits_are_prepared_and_other_classes_resized(seven: str) -> None:
 
 
 def test_the_surer_candidate_counts(tmp_path: Path) -> None:
-    """Of a picture that may have been stretched, the model takes the image it is surer of."""
+    """Predict both images of a picture that may be stretched; the higher probability counts."""
     image = np.zeros((28, 28), np.uint8)
     image[6:26, 8:20] = 255  # a pixel lower than MNIST has it
     picture = np.asarray(Image.fromarray(image).resize((200, 300)))
