@@ -18,11 +18,12 @@ FILES = [
 PACKAGE = "__init__.py"
 MOST_LINES, FEWEST_LINES = 450, 60
 SHORT = {
-    "jobs/environment.py": "all floors of jobs set and record BLAS by it",
+    "jobs/training/environment.py": "scoring and commands set and record BLAS by it too",
     "jobs/nn/choices.py": "names that --help shows, in a file that imports nothing",
     "jobs/nn/parameters.py": "the layout in memory that optimizers and checkpoints share",
     "jobs/scoring/retry.py": "the job, the scorer and the inbox share it",
-    "jobs/thread_map.py": "evaluation and scoring share it",
+    "jobs/training/result.py": "what `train` returns, as jobs/scoring/result.py is of scoring",
+    "jobs/training/thread_map.py": "evaluation and scoring share it",
     "pipeline/draws.py": "distortions and dropout share it",
     "storage/events.py": "logging and progress, which all floors use",
 }

@@ -115,7 +115,7 @@ def _version(verbose: bool) -> str:
     import platform
 
     from jobs.commands.tables import facts
-    from jobs.environment import environment
+    from jobs.training.environment import environment
 
     computed_by = environment()
     versions = {

@@ -33,7 +33,7 @@ from storage.schema import METADATA_NAME
 from storage.scores import scoring_homes
 
 if TYPE_CHECKING:
-    from jobs.training.job import TrainResult
+    from jobs.training.result import TrainResult
 
 
 SHORT_NAME = 8

@@ -6,16 +6,16 @@ from collections.abc import Callable, Generator
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from jobs.environment import one_blas_thread
 from jobs.scoring.config import ScoreConfig
 from jobs.scoring.drift import drift_of
 from jobs.scoring.metrics import ConfusionCounter, count_chunk, open_scored
 from jobs.scoring.outputs import output_memory
-from jobs.thread_map import ThreadMap
+from jobs.training.environment import one_blas_thread
 from jobs.training.memory import check_memory, score_memory
 from jobs.training.model import Model, check_images
 from jobs.training.reference import Observation, Observer, Reference
 from jobs.training.step import thread_count
+from jobs.training.thread_map import ThreadMap
 from pipeline.stream import Batch, BatchStream
 from storage.dataset import Dataset
 from storage.errors import BadDataError, ConflictError, UsageError

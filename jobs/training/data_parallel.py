@@ -10,10 +10,10 @@ from itertools import islice
 
 import numpy as np
 
-from jobs.environment import one_blas_thread
 from jobs.nn.network import LossSum, Workspace
 from jobs.nn.optimizers import State
 from jobs.nn.parameters import Floats
+from jobs.training.environment import one_blas_thread
 from jobs.training.gradients import GradientRule, Gradients
 from jobs.training.process_pool import PROCESS_MEMORY, ProcessPool, Reply, Task, shared_array
 from jobs.training.step import (

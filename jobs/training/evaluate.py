@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from jobs.nn.loss import loss_of_probabilities
 from jobs.nn.network import NO_ROWS, LossSum, Network
 from jobs.nn.parameters import Floats
-from jobs.thread_map import ThreadMap
 from jobs.training.gradients import network_inputs
 from jobs.training.step import ignore_overflow
+from jobs.training.thread_map import ThreadMap
 from pipeline.stream import Batch, BatchStream
 from pipeline.transforms import shift_images
 from storage.dataset import Dataset

@@ -9,14 +9,13 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from jobs.choices import DEFAULT_CHECKPOINT, DEFAULT_RUN
-from jobs.environment import one_blas_thread
 from jobs.nn.architecture import Layer
 from jobs.nn.network import NO_ROWS, Network
-from jobs.output import percent
 from jobs.signals import StopSignal
 from jobs.training.config import TrainConfig
+from jobs.training.environment import one_blas_thread
 from jobs.training.evaluate import Evaluator
-from jobs.training.history import EpochTable, Metrics, history_columns, history_of, timing_text
+from jobs.training.history import EpochTable, Metrics, history_of, timing_text
 from jobs.training.memory import check_memory, train_memory
 from jobs.training.model import model_of
 from jobs.training.prepare import (
@@ -33,6 +32,7 @@ from jobs.training.prepare import (
     warn_of_values,
 )
 from jobs.training.reference import ensure_reference
+from jobs.training.result import TrainResult
 from jobs.training.select_checkpoint import (
     best_checkpoint,
     choose_model,
@@ -68,52 +68,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, repr=False)
-class TrainResult:
-    """The result of `train`."""
-
-    run: Run
-    """The run's record."""
-    config: TrainConfig
-    """All settings of the run."""
-    metrics: tuple[Metrics, ...]
-    """The metrics of each epoch of the run, as in `metrics.jsonl`."""
-    parameters_digest: str
-    """SHA-256 that identifies the model after the last epoch."""
-    order_digest: str
-    """SHA-256 over the rows of all mini-batches, in order."""
-    best: CheckpointName | None
-    """The checkpoint with the lowest validation cross-entropy; None without validation."""
-    already_done: bool
-    """True if the run had been finished before."""
-    stopped_early: bool
-    """True if `patience` ended the training."""
-
-    @property
-    def history(self) -> dict[str, list[Any]]:
-        """The metrics as columns, for `pandas.DataFrame(result.history)` or a plot.
-
-        The columns are `epoch`, `steps`, `loss`, `accuracy`, `learning_rate`, `NAME_accuracy` and
-        `NAME_cross_entropy` of each evaluated split, `seconds`, `rows_per_second`,
-        `seconds_waited` and `time`. Epochs of early releases have None as `learning_rate` and
-        `time`.
-        """
-        return history_columns(self.metrics)
-
-    def __repr__(self) -> str:
-        accuracies = "".join(
-            f", {name.removesuffix('_accuracy')} accuracy {percent(column[-1])}"
-            for name, column in self.history.items()
-            if name.endswith("_accuracy")
-        )
-        best = f", best: checkpoint {self.best}" if self.best else ""
-        return (
-            f"<TrainResult of {self.run.location}>\n"
-            f"  epochs: {len(self.metrics)} of {self.config.epochs}{accuracies}{best}\n"
-            f"  last model: {self.parameters_digest[:12]}, order: {self.order_digest[:12]}"
-        )
-
-
 def train(
     config: TrainConfig | Mapping[str, Any] | None = None,
     *,
@@ -124,6 +78,7 @@ def train(
     take_over: TakeOver | None = None,
     progress: Progress = no_progress,
     stop: StopSignal | None = None,
+    until: int | None = None,
     cluster: "Cluster | None" = None,
 ) -> TrainResult:
     """Train a network on a dataset's training split, and save checkpoints in a run.
@@ -148,6 +103,8 @@ def train(
         Called after each step with the rows done; may raise to stop.
     stop
         Set by a signal handler to stop after the current step, with a checkpoint.
+    until
+        Return after this epoch, with its checkpoint. A resume trains the others, to the same bits.
     cluster
         Dask cluster whose workers compute the gradients, to the same bits.
 
@@ -193,7 +150,7 @@ def train(
         record = record or begin_run(location, given, config, data)
         check_dataset(record, data)
         stop = stop or StopSignal()
-        return _Training(record, config, data, layers, cluster, progress, stop).run_to_end()
+        return _Training(record, config, data, layers, cluster, progress, stop, until).run_to_end()
 
 
 @dataclass
@@ -207,6 +164,7 @@ class _Training:
     cluster: "Cluster | None"
     progress: Progress
     stop: StopSignal
+    until: int | None = None
     metrics: list[Metrics] = field(default_factory=list)
     last_batch: int = 0
     """The epoch's next mini-batch when saving was last considered."""
@@ -221,7 +179,8 @@ class _Training:
                 warn_of_evaluation(self.config, self.dataset)
                 with self._recorded_failure():
                     self._train_epochs()
-            self._make_reference()
+            if self._finished:
+                self._make_reference()
             return TrainResult(
                 run=self.run,
                 config=self.config,
@@ -322,7 +281,8 @@ class _Training:
             }
             self.table = EpochTable(self.config.epochs, list(evaluators))
             for_people(logger, self.table.header)
-            while not self._finished:
+            until = self.config.epochs if self.until is None else self.until
+            while not self._finished and len(self.metrics) < until:
                 self._train_epoch(evaluators)
                 self._stop_if_requested()
 

@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from jobs.choices import DEFAULT_CHECKPOINT, DEFAULT_MODELS, DEFAULT_RUN
-from jobs.environment import one_blas_thread
 from jobs.nn.architecture import Layer, format_network, parse_network
 from jobs.nn.network import Network
 from jobs.nn.parameters import Floats
 from jobs.output import average_text
 from jobs.training.config import TrainConfig
+from jobs.training.environment import one_blas_thread
 from jobs.training.evaluate import Predictor
 from jobs.training.select_checkpoint import ModelChoice, choose_holder, choose_model
 from jobs.training.trainer import flat_parameters, parameters_digest, template

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from jobs.environment import environment
 from jobs.nn.architecture import OUTPUT_ACTIVATION, Layer, format_network, parse_network
 from jobs.training.config import VALIDATION, TrainConfig
 from jobs.training.dropout import DROPOUT_VERSION
+from jobs.training.environment import environment
 from jobs.training.gradients import distortions
 from jobs.training.presets import flat_settings, with_recipe
 from jobs.training.select_checkpoint import check_shifts

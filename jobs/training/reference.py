@@ -12,9 +12,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.environment import one_blas_thread
 from jobs.nn.parameters import Floats
 from jobs.training.config import VALIDATION
+from jobs.training.environment import one_blas_thread
 from jobs.training.evaluate import BLOCK_ROWS, Predictor
 from jobs.training.model import Model
 from pipeline.statistics import (

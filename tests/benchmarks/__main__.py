@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from jobs.commands.tables import table
-from jobs.environment import environment
+from jobs.training.environment import environment
 
 try:
     from tests.benchmarks.cluster import bench_cluster

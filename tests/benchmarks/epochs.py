@@ -6,13 +6,13 @@ from contextlib import ExitStack
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from jobs.environment import one_blas_thread
 from jobs.nn.architecture import parse_network
 from jobs.nn.initialise import initialise
 from jobs.nn.network import NO_ROWS, Network
 from jobs.nn.optimizers import make_optimizer
 from jobs.training.config import TrainConfig
 from jobs.training.data_parallel import DataParallelStep
+from jobs.training.environment import one_blas_thread
 from jobs.training.gradients import GradientRule
 from jobs.training.step import UpdateRule, default_micro_batches
 from jobs.training.trainer import Trainer

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.environment import one_blas_thread
 from jobs.nn.architecture import parse_network
 from jobs.training.config import TrainConfig
+from jobs.training.environment import one_blas_thread
 from jobs.training.trainer import Trainer
 from pipeline.stream import BatchStream
 from storage.dataset import Dataset, open_dataset

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from jobs.environment import one_blas_thread
 from jobs.nn.architecture import parse_network
 from jobs.nn.initialise import initialise
 from jobs.nn.network import Network
 from jobs.nn.optimizers import make_optimizer
 from jobs.training.data_parallel import DataParallelStep
+from jobs.training.environment import one_blas_thread
 from jobs.training.gradients import GradientRule
 from jobs.training.step import UpdateRule
 from pipeline.stream import Batch

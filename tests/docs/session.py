@@ -13,7 +13,7 @@ from typing import Any
 from unittest import mock
 
 from jobs.commands.logs import LOGGERS
-from jobs.environment import environment
+from jobs.training.environment import environment
 from tests.docs.blocks import Block
 
 SHOWN_ON = {"numpy": "2.4.6", "blas_kernel": "SkylakeX"}

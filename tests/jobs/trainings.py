@@ -19,7 +19,8 @@ import pytest
 
 from jobs.signals import StopSignal, stop_on_signals
 from jobs.training.config import TrainConfig
-from jobs.training.job import TrainResult, train
+from jobs.training.job import train
+from jobs.training.result import TrainResult
 from storage.checkpoints import STATE, CheckpointName, list_checkpoints
 from storage.errors import PipelineError
 from storage.places import open_location

@@ -17,8 +17,9 @@ from jobs.scoring.job import run_batch, score
 from jobs.scoring.promote import PromoteConfig, promote
 from jobs.scoring.result import ScoreResult
 from jobs.signals import StopSignal
-from jobs.training.job import TrainResult, train
+from jobs.training.job import train
 from jobs.training.model import model_of
+from jobs.training.result import TrainResult
 from jobs.training.select_checkpoint import choose_model
 from storage.checkpoints import STATE, CheckpointName
 from storage.dataset import Split, open_dataset

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from jobs.training.job import TrainResult, train
+from jobs.training.job import train
+from jobs.training.result import TrainResult
 from storage.checkpoints import CheckpointName
 from tests.jobs.trainings import Log, outcome, small, stopped_at
 

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.environment import one_blas_thread
 from jobs.nn.architecture import parse_network
 from jobs.nn.choices import OPTIMIZERS
 from jobs.nn.initialise import initialise
@@ -20,6 +19,7 @@ from jobs.nn.network import LossSum, Network
 from jobs.nn.optimizers import Stepped, make_optimizer
 from jobs.nn.parameters import Floats
 from jobs.training.data_parallel import DataParallelStep
+from jobs.training.environment import one_blas_thread
 from jobs.training.gradients import GradientRule, network_inputs
 from jobs.training.job import train
 from jobs.training.step import UpdateRule, default_micro_batches

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.environment import one_blas_thread
 from jobs.nn.architecture import parse_network
 from jobs.nn.initialise import initialise
 from jobs.nn.network import Network
 from jobs.nn.parameters import Floats
+from jobs.training.environment import one_blas_thread
 from jobs.training.evaluate import BLOCK_ROWS, Evaluation, Evaluator, Predictor
 from jobs.training.job import train
 from pipeline.ingest import ingest

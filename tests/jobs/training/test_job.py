@@ -12,12 +12,13 @@ import pytest
 from numpy.typing import NDArray
 
 from jobs.commands.reports import train_report
-from jobs.environment import environment
 from jobs.nn.architecture import parse_network
 from jobs.nn.initialise import initialise
 from jobs.nn.lr_schedules import learning_rate
 from jobs.nn.parameters import Floats, views
-from jobs.training.job import TrainResult, train
+from jobs.training.environment import environment
+from jobs.training.job import train
+from jobs.training.result import TrainResult
 from jobs.training.trainer import flat_parameters
 from pipeline.ingest import ingest
 from pipeline.sources.digits import draw_digits

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from jobs.training import select_checkpoint
-from jobs.training.job import TrainResult, train
+from jobs.training.job import train
 from jobs.training.model import Model, model_of
+from jobs.training.result import TrainResult
 from storage import documents
 from storage.checkpoints import MANIFEST, STATE, CheckpointName
 from storage.errors import BadDataError, UsageError

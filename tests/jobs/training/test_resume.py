@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from jobs.nn.choices import OPTIMIZERS, SCHEDULES
-from jobs.training.job import TrainResult, train
+from jobs.training.job import train
+from jobs.training.result import TrainResult
 from storage import documents
 from storage.checkpoints import MANIFEST, STATE, CheckpointName
 from storage.errors import BadDataError, ConflictError, StoppedError
@@ -390,3 +391,15 @@ def test_keep(digits: Path, tmp_path: Path) -> None:
     train(small(epochs=2, keep=3, checkpoint_every=4), dataset=digits, run=tmp_path / "run")
     expected = [CheckpointName(1, 4), CheckpointName(1, 8), CheckpointName(2, 0)]
     assert expected == checkpoints(tmp_path / "run")
+
+
+def test_until(digits: Path, tmp_path: Path, expected: dict[str, Any]) -> None:
+    """A training that ends after some epochs has no reference yet; a resume trains the others."""
+    first = train(SMALL, dataset=digits, run=tmp_path / "run", until=2)
+    assert (len(first.metrics), first.stopped_early) == (2, False)
+    assert checkpoints(tmp_path / "run") == [CheckpointName(1, 0), CheckpointName(2, 0)]
+    assert not (tmp_path / "run" / "references").exists()
+    again = train(SMALL, dataset=digits, run=tmp_path / "run", until=2, resume=True)
+    assert first.parameters_digest == again.parameters_digest
+    result = train(SMALL, dataset=digits, run=tmp_path / "run", resume=True)
+    assert expected == outcome(result)

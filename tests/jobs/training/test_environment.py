@@ -6,8 +6,8 @@ from threading import Barrier
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from jobs import environment
-from jobs.environment import one_blas_thread
+from jobs.training import environment
+from jobs.training.environment import one_blas_thread
 
 
 def blas_threads() -> set[int]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from jobs.thread_map import ThreadMap
+from jobs.training.thread_map import ThreadMap
 
 
 class Backwards:
