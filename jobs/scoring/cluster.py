@@ -4,13 +4,10 @@ from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
 
-import numpy as np
-
-from jobs.nn.architecture import format_network, parse_network
 from jobs.nn.network import Network
 from jobs.nn.parameters import Floats
 from jobs.scoring.metrics import ConfusionCounter, count_chunk
-from jobs.training.evaluate import Predictor
+from jobs.training.evaluate import Predictor, TrainedNetwork
 from jobs.training.model import Model
 from jobs.training.reference import Observation, Observer
 from pipeline.cluster.client import Cluster
@@ -37,8 +34,8 @@ class ScoreTask:
     """The dataset's classes, a subset of the model's."""
     home: Location
     schema: ScoresSchema
-    network: str
-    dtype: str
+    networks: tuple[Network, ...]
+    """The network of each member."""
     scaling: ValueRange | None
     image_shape: tuple[int, ...]
 
@@ -56,14 +53,14 @@ class ChunkResult:
 class ScoreWorkerState(Closing):
     """State that a worker keeps between the chunks of one scoring."""
 
-    def __init__(self, task: ScoreTask, members: Floats) -> None:
+    def __init__(self, task: ScoreTask, parameters: list[Floats]) -> None:
         """Open the dataset, and check that this worker sees the place of the scores too."""
         check_seen(task.home)
         self.split = open_split(task.dataset, task.dataset_digest, task.schema.split)
         self.scratch = Scratch(self.split)
-        network = Network(parse_network(task.network), task.dtype)
+        members = tuple(map(TrainedNetwork, task.networks, parameters))
         shifts = task.image_shape, task.schema.average_shifts
-        predictor = Predictor(network, members, task.scaling, *shifts)
+        predictor = Predictor(members, task.scaling, *shifts)
         self.observer = Observer(predictor, task.image_shape, task.schema.rows)
 
     def close(self) -> None:
@@ -71,13 +68,13 @@ class ScoreWorkerState(Closing):
 
 
 def score_chunk(
-    job: str, task: ScoreTask, number: int, digest: str | None, members: Floats
+    job: str, task: ScoreTask, number: int, digest: str | None, parameters: list[Floats]
 ) -> ChunkResult:
     """Score, write and count chunk `number`; existing scores with a `digest` are only counted.
 
     Raises `BadDataError` if the chunk or its existing scores are damaged.
     """
-    state = hold(job, task, lambda: ScoreWorkerState(task, members))
+    state = hold(job, task, lambda: ScoreWorkerState(task, parameters))
     block = state.split.read_chunk(number, state.scratch.chunk)
     start, hidden = task.schema.chunk_bounds(number)[0], None
     if digest is None:
@@ -101,19 +98,19 @@ def score_on_cluster(
         class_names=dataset.class_names,
         home=writer.location,
         schema=schema,
-        network=format_network(model.network.layers),
-        dtype=str(model.network.dtype),
+        networks=tuple(member.network for member in model.members),
         scaling=model.preparation.scaling,
         image_shape=dataset.image_shape,
     )
     # As a task's result, the parameters are copied between workers and recomputed if lost.
-    members = cluster.client.submit(np.asarray, model.members, key=cluster.key("model"), pure=False)
+    vectors = [member.parameters for member in model.members]
+    parameters = cluster.client.submit(list[Floats], vectors, key=cluster.key("model"), pure=False)
     tasks = (
         Task(
             name="score-chunk",
             what=f"rows {start}..{stop - 1} of {schema.split}",
             function=score_chunk,
-            arguments=(cluster.job, task, number, writer.digests.get(number), members),
+            arguments=(cluster.job, task, number, writer.digests.get(number), parameters),
         )
         for number in range(schema.chunks)
         for start, stop in [schema.chunk_bounds(number)]

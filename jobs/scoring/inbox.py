@@ -24,7 +24,8 @@ from jobs.output import one_line
 from jobs.scoring.discover import Item, Listing, Selection, find_items, is_text
 from jobs.scoring.retry import pause
 from jobs.signals import StopSignal
-from jobs.training.model import Model, check_images
+from jobs.training.model import Model
+from jobs.training.signature import check_images
 from storage.dataset import Dataset, open_dataset
 from storage.decoding import START_BYTES, hash_stored
 from storage.errors import (

@@ -138,7 +138,7 @@ def _prepared(model: Model, data: bytes, name: str, *, as_is: bool) -> list[Prep
 
 def _image_shape(model: Model) -> tuple[int, ...]:
     """Return the shape of the model's images; runs of early releases do not record it."""
-    side = math.isqrt(model.network.layers[0].inputs)
+    side = math.isqrt(model.features)
     shape = model.image_shape or (side, side)
     if len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] != 3):
         raise UsageError(

@@ -12,8 +12,9 @@ from jobs.scoring.metrics import ConfusionCounter, count_chunk, open_scored
 from jobs.scoring.outputs import output_memory
 from jobs.training.environment import one_blas_thread
 from jobs.training.memory import check_memory, score_memory
-from jobs.training.model import Model, check_images
+from jobs.training.model import Model
 from jobs.training.reference import Observation, Observer, Reference
+from jobs.training.signature import check_images
 from jobs.training.step import thread_count
 from jobs.training.thread_map import ThreadMap
 from pipeline.stream import Batch, BatchStream
@@ -53,8 +54,9 @@ def score_split(
     schema = _schema(model, dataset, split)
     home = place.child(schema.home)
     cores = thread_count(config.threads)
-    average = len(model.members), model.average_shifts
-    memory = score_memory(model.network, dataset.split(split).schema, cores, *average)
+    networks = [member.network for member in model.members]
+    rows = dataset.split(split).schema
+    memory = score_memory(networks, rows, cores, model.average_shifts)
     check_memory(memory + output_memory(str(config.out)), cores)
     began = time.perf_counter()
     count = ConfusionCounter(schema.class_names, dataset.class_names)
@@ -99,10 +101,10 @@ def _schema(model: Model, dataset: Dataset, split: str) -> ScoresSchema:
         dataset.digest,
         split,
         rows.rows,
-        model.network.layers[-1].outputs,
+        len(model.class_names),
         rows.chunk_rows,
         model.class_names,
-        model.member_digests,
+        tuple(member.digest for member in model.members),
         model.average_shifts,
     )
 
@@ -136,8 +138,8 @@ def _metrics(
         "dataset_digest": schema.dataset_digest,
         "split": schema.split,
         "rows": schema.rows,
-        "checkpoint": ",".join(map(str, model.checkpoints)),
-        "members": list(model.member_digests),
+        "checkpoint": ",".join(str(member.checkpoint) for member in model.members),
+        "members": list(schema.members),
         "average_shifts": model.average_shifts,
         "quality": count.result() if labelled else None,
         "seconds": seconds,

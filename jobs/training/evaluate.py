@@ -85,8 +85,9 @@ class Evaluator(Closing):
         assert batch.targets is not None  # the split has labels
         if self._average_shifts:
             shifts = self._image_shape, self._average_shifts
-            predict = Predictor(self._network, parameters[None], self._scaling, *shifts)
-            return _loss_sum(predict(batch.inputs), batch.targets)
+            members = (TrainedNetwork(self._network, parameters),)
+            predictions = Predictor(members, self._scaling, *shifts)(batch.inputs)
+            return _loss_sum(predictions, batch.targets)
         inputs, columns = network_inputs(batch.inputs, self._network.dtype, self._scaling)
         with ignore_overflow():
             return self._network.loss(parameters, inputs, batch.targets, columns)
@@ -110,18 +111,28 @@ def evaluation_memory(network: Network, rows: int, threads: int, average_shifts:
     return threads * (network.first_layer_memory + block)
 
 
+@dataclass(frozen=True, eq=False)
+class TrainedNetwork:
+    """A network and its parameters."""
+
+    network: Network
+    """The layers and the floating-point type."""
+    parameters: Floats
+    """The flat vector of `jobs.nn.parameters`, layer by layer."""
+
+
 @dataclass(frozen=True)
 class Predictor:
     """Predicts the probabilities and classes of rows.
 
     The probabilities are means over the members and over shifts of the images: none, and 1 to
     `average_shifts` pixels up, down, left and right. Shifts come first, the members of each in
-    their order. Sums are float64, so that the mean of one is that one, and means float32.
+    their order. Sums are float64, so that the mean of one is that one, and means float32. Members
+    may differ in their networks, but not in the numbers of inputs and classes.
     """
 
-    network: Network
-    members: Floats
-    """A parameter vector for each member: `(members, parameters)`."""
+    members: tuple[TrainedNetwork, ...]
+    """At least one."""
     scaling: ValueRange | None
     """The run's range of input values."""
     image_shape: tuple[int, ...] | None = None
@@ -141,13 +152,18 @@ class Predictor:
         They are those of the first member for the images as they are, of all units if these are at
         most `HIDDEN_UNITS`, otherwise of some at equal intervals.
         """
-        classes, units = self.network.layers[-1].outputs, self.hidden_units
-        blocks = [(np.empty((0, classes), np.float32), np.empty((0, units), self.network.dtype))]
+        shapes = (0, self.classes), (0, self.hidden_units)
+        blocks = [(np.empty(shapes[0], np.float32), np.empty(shapes[1], self._first.dtype))]
         starts = range(0, len(inputs), BLOCK_ROWS)
         with ignore_overflow():  # non-finite probabilities are never written
             blocks += [self._mean(inputs[start : start + BLOCK_ROWS]) for start in starts]
         probabilities, hidden = map(np.concatenate, zip(*blocks, strict=True))
         return (probabilities, probabilities.argmax(axis=1).astype(np.int32)), hidden
+
+    @property
+    def classes(self) -> int:
+        """The columns of the probabilities."""
+        return self._first.layers[-1].outputs
 
     @property
     def hidden_units(self) -> int:
@@ -156,18 +172,23 @@ class Predictor:
 
     @property
     def _units(self) -> range:
-        outputs = self.network.layers[-1].inputs if len(self.network.layers) > 1 else 0
+        outputs = self._first.layers[-1].inputs if len(self._first.layers) > 1 else 0
         return range(0, outputs, -(-outputs // HIDDEN_UNITS) or 1)
+
+    @property
+    def _first(self) -> Network:
+        return self.members[0].network
 
     def _mean(self, block: NDArray[Any]) -> tuple[NDArray[np.float32], Floats]:
         """Return the mean probabilities of a block's rows, and outputs of the hidden layer."""
-        total, terms = np.zeros((len(block), self.network.layers[-1].outputs)), 0
+        total, terms = np.zeros((len(block), self.classes)), 0
+        dtypes = dict.fromkeys(member.network.dtype for member in self.members)
         hidden: Floats | None = None
         for shifted in self._shifted(block):
-            inputs, columns = network_inputs(shifted, self.network.dtype, self.scaling)
-            for parameters in self.members:
-                probabilities, outputs = self.network.forward_with_hidden(
-                    parameters, inputs, columns
+            inputs = {dtype: network_inputs(shifted, dtype, self.scaling) for dtype in dtypes}
+            for member in self.members:
+                probabilities, outputs = member.network.forward_with_hidden(
+                    member.parameters, *inputs[member.network.dtype]
                 )
                 if hidden is None:
                     hidden = outputs[:, :: self._units.step]

@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import resource
+from collections.abc import Sequence
 from contextlib import suppress
 
 from jobs.nn.initialise import initialise_memory
@@ -62,20 +63,26 @@ def train_memory(config: TrainConfig, network: Network, dataset: Dataset) -> int
 
 
 def score_memory(
-    network: Network, split: SplitSchema, threads: int, members: int = 1, average_shifts: int = 0
+    networks: Sequence[Network], split: SplitSchema, threads: int, average_shifts: int = 0
 ) -> int:
-    """Return the bytes that scoring a split of this schema needs at most."""
+    """Return the bytes that scoring a split with these members' networks needs at most."""
     # Each member's checkpoint and parameters, a template, and a vector on its way.
-    vectors = members * (MOST_VECTORS + 1) + MOST_VECTORS + 1
+    sizes = [network.parameter_memory for network in networks]
+    vectors = (MOST_VECTORS + 1) * (sum(sizes) + max(sizes))
+    # The members compute one after the other; a block's inputs are kept in each dtype.
+    evaluation = len({network.dtype for network in networks}) * max(
+        evaluation_memory(network, split.chunk_rows, threads, average_shifts)
+        for network in networks
+    )
     # A thread holds a chunk's rows, its predictions in blocks, joined and encoded, and outputs of
     # the hidden layer in blocks and joined.
-    values = 3 * 4 * (network.layers[-1].outputs + 1) + 2 * 8 * HIDDEN_UNITS
+    values = 3 * 4 * (networks[0].layers[-1].outputs + 1) + 2 * 8 * HIDDEN_UNITS
     chunk = split.chunk_rows * (split.row_bytes + values)
     return (
         BASE_MEMORY
         + windows_memory(split, PLAIN_WINDOW_CHUNKS, WINDOWS_OF_THREADS)
-        + evaluation_memory(network, split.chunk_rows, threads, average_shifts)
-        + vectors * network.parameter_memory
+        + evaluation
+        + vectors
         + threads * chunk
     )
 

@@ -1,4 +1,4 @@
-"""A trained model: the network and parameters of one or several of a run's checkpoints."""
+"""A trained model: the networks and parameters of one or several checkpoints."""
 
 import logging
 import math
@@ -16,8 +16,9 @@ from jobs.nn.parameters import Floats
 from jobs.output import average_text
 from jobs.training.config import TrainConfig
 from jobs.training.environment import one_blas_thread
-from jobs.training.evaluate import Predictor
+from jobs.training.evaluate import Predictor, TrainedNetwork
 from jobs.training.select_checkpoint import ModelChoice, choose_holder, choose_model
+from jobs.training.signature import Signature, check_images, signature_of, times_text
 from jobs.training.trainer import flat_parameters, parameters_digest, template
 from pipeline.transforms import add_bias
 from pipeline.values import check_values
@@ -25,41 +26,36 @@ from storage.checkpoints import Checkpoint, CheckpointName, check_template
 from storage.errors import BadDataError, UsageError
 from storage.models import held_name
 from storage.places import Place, open_location
-from storage.preparation import BYTE_SCALE, Preparation
 from storage.runs import RECORD, Run, open_run
-from storage.schema import ELEMENT_TYPES
 from storage.scores import average_digest
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Model:
+class Member(TrainedNetwork):
+    """A checkpoint of a run, as a member of a model."""
+
+    digest: str
+    """SHA-256 of network, dtype and parameters."""
+    checkpoint: CheckpointName
+    """The epoch and step at which it was saved."""
+    run: Run
+    """The run that has the checkpoint."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Model(Signature):
     """A trained network, loaded from a run, which predicts the classes of images.
 
-    It may have several members, whose probabilities are averaged: checkpoints of the same run.
+    It may have several members, whose probabilities are averaged. They may have different
+    networks; their images and classes are the same.
     """
 
-    network: Network
-    """The layers and the floating-point type."""
-    members: Floats
-    """The parameters of each member, layer by layer: `(members, parameters)`."""
-    member_digests: tuple[str, ...]
-    """SHA-256 of network, dtype and parameters of each member."""
-    checkpoints: tuple[CheckpointName, ...]
-    """The epoch and step at which each member was saved."""
+    members: tuple[Member, ...]
+    """The networks, at least one, in the order in which they are averaged."""
     average_shifts: int
     """Probabilities are averaged over an image and its shifts by up to this number of pixels."""
-    class_names: tuple[str, ...]
-    """The name of each class, in the order of the columns of probabilities."""
-    preparation: Preparation
-    """The transforms of the training images; the same scaling is applied before predicting."""
-    image_shape: tuple[int, ...] | None
-    """The shape of a training image; None for runs of early releases, which do not record it."""
-    element_type: str | None
-    """The type of the training images' values; None if it is neither recorded nor uint8."""
-    labels: tuple[int, ...] = ()
-    """The label of each class in the training files; empty for runs of early releases."""
 
     @classmethod
     def load(
@@ -116,26 +112,31 @@ class Model:
     @property
     def digest(self) -> str:
         """SHA-256 that identifies the model; a single member without shifts has its own."""
-        return average_digest(self.member_digests, self.average_shifts)
+        return average_digest([member.digest for member in self.members], self.average_shifts)
+
+    @property
+    def network(self) -> Network:
+        """The network of all members; raises `ValueError` if they have different ones."""
+        (network,) = {member.network for member in self.members}
+        return network
 
     @property
     def parameters(self) -> Floats:
         """The parameters of the only member; raises `ValueError` if there are several."""
-        parameters: Floats
-        (parameters,) = self.members
-        return parameters
+        (member,) = self.members
+        return member.parameters
 
     @property
     def checkpoint(self) -> CheckpointName:
         """The checkpoint of the only member; raises `ValueError` if there are several."""
-        (checkpoint,) = self.checkpoints
-        return checkpoint
+        (member,) = self.members
+        return member.checkpoint
 
     @property
     def predictor(self) -> Predictor:
         """The function that computes the probabilities of stored rows."""
         shifts = self.image_shape, self.average_shifts
-        return Predictor(self.network, self.members, self.preparation.scaling, *shifts)
+        return Predictor(self.members, self.preparation.scaling, *shifts)
 
     def predict(self, images: ArrayLike) -> NDArray[np.int64]:
         """Return the index in `class_names` of the most probable class of each image, `(rows,)`.
@@ -176,7 +177,7 @@ class Model:
 
     def _image_shape_of(self, array: NDArray[Any]) -> tuple[int, ...]:
         """Return the shape of an image in the array; raise `BadDataError` unless it fits."""
-        shape, flat = array.shape[1:], (self.network.layers[0].inputs,)
+        shape, flat = array.shape[1:], (self.features,)
         fits = math.prod(shape) == flat[0] and shape in (flat, self.image_shape or shape)
         if not fits:
             shapes = dict.fromkeys([self.image_shape or ("height", "width"), flat])
@@ -185,15 +186,19 @@ class Model:
         return self.image_shape or shape
 
     def __repr__(self) -> str:
-        shape = _times(self.image_shape or (self.network.layers[0].inputs,))
+        shape = times_text(self.image_shape or (self.features,))
         names = ", ".join(self.class_names[:20]) + ", ..." * (len(self.class_names) > 20)
-        noun = "checkpoint" if len(self.checkpoints) == 1 else "checkpoints"
-        checkpoints = f"{noun} {', '.join(map(str, self.checkpoints))}"
+        noun = "checkpoint" if len(self.members) == 1 else "checkpoints"
+        checkpoints = f"{noun} {', '.join(str(member.checkpoint) for member in self.members)}"
+        networks = dict.fromkeys(
+            f"{format_network(member.network.layers)}, {member.network.dtype}"
+            for member in self.members
+        )
         average = average_text(len(self.members), self.average_shifts)
         average = f"  {average}\n" if average else ""
         return (
             f"<Model {self.digest[:12]} of {checkpoints}>\n{average}"
-            f"  network: {format_network(self.network.layers)}, {self.network.dtype}\n"
+            f"  network: {'; '.join(networks)}\n"
             f"  images: {shape} {self.element_type or 'numbers'}, {self.preparation}\n"
             f"  classes: {names}"
         )
@@ -207,33 +212,15 @@ def model_of(run: Run, choice: ModelChoice) -> Model:
         layers = parse_network(config.network)
     except ValueError as error:
         raise BadDataError(f"{place}: {error}") from error
-    network = Network(layers, config.dtype)
-    members = np.empty((len(choice.checkpoints), network.parameter_count), network.dtype)
-    expected = template(config, layers)
-    for number, checkpoint in enumerate(choice.checkpoints):
+    network, expected = Network(layers, config.dtype), template(config, layers)
+    members = []
+    for checkpoint in choice.checkpoints:
         check_template(run.location.child(checkpoint.name.key), checkpoint.tensors, expected)
-        members[number] = _checked_parameters(layers, checkpoint)
-    class_names = _texts(run, "class_names")
-    if len(class_names) != layers[-1].outputs or len(set(class_names)) != len(class_names):
-        raise BadDataError(
-            f"{place} has {len(class_names)} class names for {layers[-1].outputs} outputs."
-        )
-    transforms = _texts(run, "transforms")
-    shape, element_type = _images_of(run)
-    if element_type is None and BYTE_SCALE in transforms:
-        element_type = "uint8"
-    return Model(
-        network,
-        members,
-        choice.members,
-        tuple(checkpoint.name for checkpoint in choice.checkpoints),
-        choice.average_shifts,
-        class_names,
-        Preparation.from_names(transforms, place),
-        shape,
-        element_type,
-        _labels_of(run, class_names),
-    )
+        parameters = _checked_parameters(layers, checkpoint)
+        digest = checkpoint.parameters_digest
+        members.append(Member(network, parameters, digest, checkpoint.name, run))
+    signature = signature_of(run, layers[0].inputs, layers[-1].outputs)
+    return Model(**vars(signature), members=tuple(members), average_shifts=choice.average_shifts)
 
 
 def _checked_parameters(layers: tuple[Layer, ...], checkpoint: Checkpoint) -> Floats:
@@ -246,64 +233,3 @@ def _checked_parameters(layers: tuple[Layer, ...], checkpoint: Checkpoint) -> Fl
             f"has {checkpoint.parameters_digest}: it is damaged."
         )
     return parameters
-
-
-def _texts(run: Run, name: str) -> tuple[str, ...]:
-    """Return a list of texts from a run's record of its dataset."""
-    values = run.dataset.get(name)
-    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise BadDataError(f"{run.location}/{RECORD} has no list of {name}; it is damaged.")
-    return tuple(values)
-
-
-def _labels_of(run: Run, class_names: tuple[str, ...]) -> tuple[int, ...]:
-    """Return the label of each class in the training files, if a run records them."""
-    labels = run.dataset.get("labels", [])
-    integers = isinstance(labels, list) and all(type(label) is int for label in labels)
-    if not integers or {len(labels), len(set(labels))} not in ({0}, {len(class_names)}):
-        raise BadDataError(
-            f"{run.location}/{RECORD} has the labels {labels!r}; expected an integer for each of "
-            f"{len(class_names):,} classes."
-        )
-    return tuple(labels)
-
-
-def _images_of(run: Run) -> tuple[tuple[int, ...] | None, str | None]:
-    """Return the shape and the element type of a run's training images, if they are recorded."""
-    shape, element_type = run.dataset.get("image_shape"), run.dataset.get("element_type")
-    sizes = shape if isinstance(shape, list) else []
-    known = shape is None or (sizes and all(type(size) is int for size in sizes))
-    if not known or element_type not in (None, *ELEMENT_TYPES):
-        raise BadDataError(
-            f"{run.location}/{RECORD} gives its images the shape {shape!r} and the type "
-            f"{element_type!r}; expected sizes and an element type of IDX files."
-        )
-    return (None if shape is None else tuple(sizes)), element_type
-
-
-def check_images(model: Model, place: str, image_shape: tuple[int, ...], element_type: str) -> None:
-    """Raise `BadDataError` if images at `place` differ from the model's in shape or type."""
-    trained, features = model.image_shape, model.network.layers[0].inputs
-    if math.prod(image_shape) != features or image_shape != (trained or image_shape):
-        raise BadDataError(
-            f"{place} has images of {_times(image_shape)}; the run was trained on images of "
-            f"{_times(trained or (features,))}. Give images of that shape."
-        )
-    expected = model.element_type
-    if expected is None and element_type != "uint8":
-        return  # a run of an early release records no type, only that it was not bytes
-    if expected is None or _family(element_type) != _family(expected):
-        raise BadDataError(
-            f"{place} holds values of type {element_type}; the run was trained on values of "
-            f"{f'type {expected}' if expected else 'another type'}. Convert them to the same type "
-            "and range."
-        )
-
-
-def _times(shape: tuple[int, ...]) -> str:
-    return " x ".join(f"{size:,}" for size in shape)
-
-
-def _family(element_type: str) -> str:
-    """Return one name for all floating-point types, which are interchangeable."""
-    return "float" if element_type.startswith("float") else element_type

@@ -68,8 +68,7 @@ class Observation:
     @classmethod
     def empty(cls, predictor: Predictor) -> Self:
         """Return the observation of no rows, to add others to."""
-        classes = predictor.network.layers[-1].outputs
-        counts = np.zeros(classes, np.int64), np.zeros(BINS, np.int64)
+        counts = np.zeros(predictor.classes, np.int64), np.zeros(BINS, np.int64)
         return cls(ImageStatistics.empty(), *counts, np.zeros(predictor.hidden_units))
 
     @classmethod

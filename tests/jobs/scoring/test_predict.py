@@ -13,10 +13,12 @@ from PIL import Image
 from jobs.nn.architecture import parse_network
 from jobs.nn.network import Network
 from jobs.scoring.predict import Prediction, predict_pictures
-from jobs.training.model import Model
+from jobs.training.model import Member, Model
 from storage.checkpoints import CheckpointName
 from storage.errors import BadDataError, UsageError
+from storage.places import open_location
 from storage.preparation import BYTES, Preparation, ValueRange
+from storage.runs import Run
 
 
 def model_of(
@@ -24,12 +26,11 @@ def model_of(
 ) -> Model:
     """Return an untrained model of bytes."""
     network = Network(parse_network(f"{np.prod(shape)}-softmax-{len(names)}"), "float32")
-    members = np.zeros((1, network.parameter_count), np.float32)
-    checkpoints = (CheckpointName(1, 0),)
-    preparation = Preparation(scaling)
-    return Model(
-        network, members, ("0" * 64,), checkpoints, 0, tuple(names), preparation, shape, "uint8"
-    )
+    parameters = np.zeros(network.parameter_count, np.float32)
+    run = Run(open_location("run"), "", {}, "", {}, {}, {})
+    member = Member(network, parameters, "0" * 64, CheckpointName(1, 0), run)
+    signature = math.prod(shape), tuple(names), Preparation(scaling), shape, "uint8", ()
+    return Model(*signature, members=(member,), average_shifts=0)
 
 
 def save(path: Path, picture: NDArray[np.uint8], **options: object) -> str:
@@ -72,7 +73,7 @@ def test_the_surer_candidate_counts(tmp_path: Path) -> None:
     image[6:26, 8:20] = 255  # a pixel lower than MNIST has it
     picture = np.asarray(Image.fromarray(image).resize((200, 300)))
     name, model = save(tmp_path / "x.png", picture), model_of((28, 28))
-    matrix = model.members.reshape(785, 10)  # the biases, and the weights of each pixel
+    matrix = model.parameters.reshape(785, 10)  # the biases, and the weights of each pixel
     # Unstretched, the box is 12 pixels wide, else 8: it has the pixel (14, 9) or not.
     for bias, weight, expected in ((0, 1, "unstretched"), (2, -1, "cropped")):
         matrix[0, 0] = bias
@@ -106,7 +107,7 @@ def test_values_have_the_range_of_the_run(tmp_path: Path) -> None:
     picture = np.array([[0, 255], [255, 0]], np.uint8)
     name = save(tmp_path / "x.png", picture)
     model = model_of((2, 2), scaling=ValueRange(-10.0, 20.0))
-    matrix = model.members.reshape(5, 10)  # the biases, and the weights of each input
+    matrix = model.parameters.reshape(5, 10)  # the biases, and the weights of each input
     matrix[1:3, 0] = 1  # so class 0 has the logit 0 + 1
     expected = pytest.approx(math.e / (math.e + 9))
     for element_type in ("float32", "int16"):

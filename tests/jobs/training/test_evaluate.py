@@ -12,7 +12,7 @@ from jobs.nn.initialise import initialise
 from jobs.nn.network import Network
 from jobs.nn.parameters import Floats
 from jobs.training.environment import one_blas_thread
-from jobs.training.evaluate import BLOCK_ROWS, Evaluation, Evaluator, Predictor
+from jobs.training.evaluate import BLOCK_ROWS, Evaluation, Evaluator, Predictor, TrainedNetwork
 from jobs.training.job import train
 from pipeline.ingest import ingest
 from storage.dataset import open_dataset
@@ -112,15 +112,31 @@ def test_probabilities_that_underflow(digits: Path) -> None:
 def test_background_of_another_range(digits: Path) -> None:
     """Images stored in another range are shifted alike: what is vacated is scaled to 0."""
     images = stored_rows(open_dataset(open_location(digits)).split("test")).inputs
-    parameters = initialise("scaled", LAYERS, 0)[None]
+    members = (TrainedNetwork(Network(LAYERS), initialise("scaled", LAYERS, 0)),)
     probabilities = [
-        Predictor(Network(LAYERS), parameters, scaling, (28, 28), 1)(stored)[0]
+        Predictor(members, scaling, (28, 28), 1)(stored)[0]
         for stored, scaling in (
             (images, BYTES),
             (images.astype(np.int16) * 12 - 1024, ValueRange(-1024, 12 * 255 - 1024)),
         )
     ]
     np.testing.assert_allclose(*probabilities, rtol=1e-4)
+
+
+def test_members_of_different_networks(digits: Path) -> None:
+    """Networks and dtypes may differ: the mean is that of each, the hidden layer the first's."""
+    images = stored_rows(open_dataset(open_location(digits)).split("test")).inputs
+    members = []
+    for text, dtype in (("784-relu-8-softmax-10", "float32"), (SMALL.network, "float64")):
+        layers = parse_network(text)
+        network = Network(layers, dtype)
+        members.append(TrainedNetwork(network, initialise("scaled", layers, 1, dtype)))
+    each = [Predictor((member,), BYTES).with_hidden(images) for member in members]
+    (probabilities, predicted), hidden = Predictor(tuple(members), BYTES).with_hidden(images)
+    expected = np.mean([predictions[0] for predictions, _ in each], axis=0)
+    np.testing.assert_allclose(probabilities, expected, rtol=1e-6)
+    assert probabilities.argmax(axis=1).tolist() == predicted.tolist()
+    assert each[0][1].tobytes() == hidden.tobytes()
 
 
 def test_images_that_cannot_be_shifted(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def test_few_rows_of_many_pixels() -> None:
     """No more rows than a chunk's are counted: ten images of four million pixels need little."""
     network = Network(parse_network("4000000-relu-2-softmax-2"), "float32")
     split = SplitSchema.plan(rows=10, features=4_000_000, dtype="uint8", classes=2)
-    assert score_memory(network, split, threads=2) < 10**9
+    assert score_memory([network], split, threads=2) < 10**9
 
 
 def test_chunks_of_many_classes() -> None:
