@@ -58,6 +58,7 @@ class Evaluator(Closing):
 
         With `average_shifts` the metrics are those of probabilities averaged as by `Predictor`.
         """
+        self.split = split
         self._network = network
         self._scaling = dataset.preparation.scaling
         self._image_shape = dataset.image_shape

@@ -3,8 +3,8 @@
 import logging
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from jobs.nn.network import NO_ROWS, Network
 from jobs.signals import StopSignal
 from jobs.training.config import TrainConfig
 from jobs.training.environment import one_blas_thread
+from jobs.training.epochs import epoch_metrics, make_trainer, open_evaluators
 from jobs.training.evaluate import Evaluator
 from jobs.training.history import EpochTable, Metrics, history_of, timing_text
 from jobs.training.memory import check_memory, train_memory
@@ -42,7 +43,7 @@ from jobs.training.select_checkpoint import (
     stopped_early,
 )
 from jobs.training.step import thread_count
-from jobs.training.trainer import Trainer, parameters_digest, template
+from jobs.training.trainer import Trainer, template
 from storage.checkpoints import (
     CheckpointName,
     prune_checkpoints,
@@ -185,7 +186,7 @@ class _Training:
                 run=self.run,
                 config=self.config,
                 metrics=tuple(self.metrics),
-                parameters_digest=self._digest(),
+                parameters_digest=trainer.parameters_digest,
                 order_digest=trainer.stream.state.order_digest,
                 best=best_checkpoint(self.metrics),
                 already_done=already_done,
@@ -226,7 +227,8 @@ class _Training:
         self.run.remove_failure()
         self._announce(newest.name if newest else None)
         warn_of_environment(self.run)
-        return self._make_trainer(newest and (newest.tensors, newest.progress))
+        state = newest and (newest.tensors, newest.progress)
+        return make_trainer(self.config, self.layers, self.dataset, state, self.cluster)
 
     def _announce(self, checkpoint: CheckpointName | None) -> None:
         """Log the network, dataset and starting point, without texts if the run is finished."""
@@ -261,49 +263,15 @@ class _Training:
         cores = min(thread_count(config.threads), config.micro_batches)
         return counted(1 if config.parallel == "rounds" else cores, "core")
 
-    def _make_trainer(self, state: Any) -> Trainer:
-        trainer: type[Trainer] = Trainer
-        if self.config.parallel == "rounds":
-            from jobs.training.round_trainer import RoundTrainer
-
-            trainer = RoundTrainer
-        elif self.cluster is not None:
-            from jobs.training.cluster_stepper import ClusterTrainer
-
-            trainer = ClusterTrainer
-        return trainer(self.config, self.layers, self.dataset, state, self.cluster)
-
     def _train_epochs(self) -> None:
-        with ExitStack() as stack:
-            evaluators = {
-                name: stack.enter_context(self._evaluator(name))
-                for name in self.config.evaluations(self.dataset.splits)
-            }
+        times = self.config.epochs - len(self.metrics)
+        with open_evaluators(self.trainer, self.dataset, times) as evaluators:
             self.table = EpochTable(self.config.epochs, list(evaluators))
             for_people(logger, self.table.header)
             until = self.config.epochs if self.until is None else self.until
             while not self._finished and len(self.metrics) < until:
                 self._train_epoch(evaluators)
                 self._stop_if_requested()
-
-    def _evaluator(self, name: str) -> Evaluator:
-        """Return the evaluator of a split or, for validation, of the held-out rows."""
-        trained = self.dataset.split("train").schema.rows - self.config.holdout
-        split, first_row, rows = name, 0, trained
-        if name not in self.dataset.splits:
-            split, first_row, rows = "train", trained, self.config.holdout
-        elif name != "train":
-            rows = self.dataset.split(name).schema.rows
-        return Evaluator(
-            self.trainer.network,
-            self.dataset,
-            split,
-            first_row=first_row,
-            rows=rows,
-            times=self.config.epochs - len(self.metrics),
-            threads=thread_count(self.config.threads),
-            average_shifts=self.config.average_shifts,
-        )
 
     def _train_epoch(self, evaluators: Mapping[str, Evaluator]) -> None:
         began = time.perf_counter()
@@ -317,7 +285,7 @@ class _Training:
             "rows_per_second": round((trainer.sums.rows - first_row) / max(seconds, 1e-9)),
             "seconds_waited": round(trainer.stream.seconds_waited - waited, 3),
         }
-        line = self._line(evaluators)
+        line = epoch_metrics(trainer, evaluators)
         line["timing"] = timing | {"time": datetime.now(UTC).isoformat(timespec="milliseconds")}
         self.metrics.append(line)
         trainer.sums = NO_ROWS
@@ -325,27 +293,6 @@ class _Training:
         self._save()
         event(logger, "epoch", self.table.row(line), **line)
         for_people(logger, timing_text(line), logging.DEBUG)
-
-    def _line(self, evaluators: Mapping[str, Evaluator]) -> Metrics:
-        """Return the metrics of the epoch that just ended; they do not depend on interruptions."""
-        evaluations = {}
-        for name, evaluator in evaluators.items():
-            evaluation = evaluator.evaluate(self.trainer.parameters)
-            split = name if name in self.dataset.splits else "train"
-            quantity, value = f"the cross-entropy of {name}", evaluation.cross_entropy
-            self.trainer.check_finite(quantity, value, split)
-            evaluations[name] = asdict(evaluation)
-        sums, state = self.trainer.sums, self.trainer.stream.state
-        return {
-            "epoch": state.epoch,
-            "steps": self.trainer.steps,
-            "loss": sums.loss_sum / sums.rows,
-            "accuracy": sums.correct / sums.rows,
-            "learning_rate": self.trainer.learning_rate(self.trainer.steps - 1),
-            "evaluation": evaluations,
-            "order_digest": state.order_digest,
-            "parameters_digest": self._digest(),
-        }
 
     def _after_step(self) -> None:
         sums, stream = self.trainer.sums, self.trainer.stream
@@ -377,7 +324,7 @@ class _Training:
             self.run,
             name,
             self.trainer.tensors(),
-            parameters_digest=self._digest(),
+            parameters_digest=self.trainer.parameters_digest,
             config_digest=self.config.digest,
             progress=self.trainer.progress() | {"metrics": self.metrics},
         )
@@ -392,9 +339,6 @@ class _Training:
     @property
     def _stopped_early(self) -> bool:
         return stopped_early(self.config, self.metrics)
-
-    def _digest(self) -> str:
-        return parameters_digest(self.layers, self.trainer.parameters)
 
 
 def _resumed_text(checkpoint: CheckpointName) -> str:

@@ -164,6 +164,11 @@ class Trainer(Closing):
         return self._stepper.parameters
 
     @property
+    def parameters_digest(self) -> str:
+        """SHA-256 of the model as it is now."""
+        return parameters_digest(self.network.layers, self.parameters)
+
+    @property
     def steps(self) -> int:
         """Optimizer steps of the run so far."""
         return self.stream.batches_taken
