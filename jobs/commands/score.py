@@ -214,7 +214,7 @@ def scores(
 
     RUN is the path or URL of a run, by default runs/mnist.
     """
-    from jobs.commands.score_reports import ledger_report
+    from jobs.commands.ledger_report import ledger_report
 
     report = ledger_report(options.location_of(run, storage_options), since, failed)
     for warning in report.document["warnings"]:
@@ -285,7 +285,7 @@ def promote(
     RUN is the path or URL of a run, by default runs/mnist. A model below a gate is not promoted
     (exit 5). The checkpoint of a promoted model is never deleted.
     """
-    from jobs.commands.score_reports import names_report, promote_report
+    from jobs.commands.name_reports import names_report, promote_report
     from jobs.scoring import promote as job
     from storage.places import open_location
 

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jobs.commands.score_reports import ledger_report, quality_text
+from jobs.commands.ledger_report import ledger_report
+from jobs.commands.score_reports import quality_text
 from jobs.commands.tables import facts, fit, grid, table
 from jobs.scoring.metrics import ConfusionCounter
 from storage.places import open_location
