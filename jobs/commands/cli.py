@@ -18,6 +18,7 @@ from jobs.choices import known_name
 from jobs.commands.datasets import ingest, inspect, verify
 from jobs.commands.demo import demo
 from jobs.commands.predict import predict
+from jobs.commands.reproduce import reproduce
 from jobs.commands.runs import export_logs, runs
 from jobs.commands.schedule import schedule
 from jobs.commands.score import promote, score, scores
@@ -100,7 +101,7 @@ def cli(context: click.Context, version: bool, verbose: bool) -> None:
 
 for command in (
     *(ingest, train, score, demo, predict, inspect, report, runs),
-    *(export_logs, verify, scores, promote, schedule),
+    *(export_logs, verify, reproduce, scores, promote, schedule),
 ):
     cli.add_command(command)
 

@@ -224,6 +224,7 @@ AFTER_LOSS = {
     "ingest": "Nothing was published. Run the command again, with or without a cluster.",
     "train": "All checkpoints are kept. Run the command again with --resume, with or without a "
     "cluster.",
+    "reproduce": "The run is unchanged. Run the command again, with or without a cluster.",
     "score": "Finished scores are kept. Run the command again, with or without a cluster.",
 }
 """What to do after a command has lost its cluster."""

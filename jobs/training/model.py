@@ -216,14 +216,14 @@ def model_of(run: Run, choice: ModelChoice) -> Model:
     members = []
     for checkpoint in choice.checkpoints:
         check_template(run.location.child(checkpoint.name.key), checkpoint.tensors, expected)
-        parameters = _checked_parameters(layers, checkpoint)
+        parameters = checked_parameters(layers, checkpoint)
         digest = checkpoint.parameters_digest
         members.append(Member(network, parameters, digest, checkpoint.name, run))
     signature = signature_of(run, layers[0].inputs, layers[-1].outputs)
     return Model(**vars(signature), members=tuple(members), average_shifts=choice.average_shifts)
 
 
-def _checked_parameters(layers: tuple[Layer, ...], checkpoint: Checkpoint) -> Floats:
+def checked_parameters(layers: tuple[Layer, ...], checkpoint: Checkpoint) -> Floats:
     """Return a checkpoint's parameters; raise `BadDataError` if they have another digest."""
     parameters = flat_parameters(layers, checkpoint.tensors)
     digest = parameters_digest(layers, parameters)

@@ -50,12 +50,20 @@ def recorded_run(location: Location, *, resume: bool) -> Run | None:
     if not (resume and run_exists(location)):
         return None
     run = open_run(location)
+    check_versions(run, "Continue")
+    return run
+
+
+def check_versions(run: Run, action: str) -> None:
+    """Raise `ConflictError` if another release started a run, with another order or arithmetic.
+
+    `action` is the verb of what that release can do.
+    """
     if not run.versions.items() <= VERSIONS.items():
         raise ConflictError(
-            f"The run {location} has versions {run.versions}; this release has {VERSIONS}. "
-            "Continue it with the release that started it."
+            f"The run {run.location} has versions {run.versions}; this release has {VERSIONS}. "
+            f"{action} it with the release that started it."
         )
-    return run
 
 
 def configure(
@@ -321,19 +329,23 @@ def reconfigured(run: Run, config: TrainConfig, newest: Checkpoint | None) -> Ru
     return run.reconfigured(config.to_json())
 
 
-def warn_of_environment(run: Run) -> None:
-    """Warn if NumPy, its BLAS or the machine differ from those at the start of the run."""
+def environment_changes(run: Run) -> str:
+    """Return how NumPy, its BLAS or the machine differ from those at the start of the run."""
     current = environment()
-    differing = [
+    return "; ".join(
         f"{name} was {run.environment.get(name)!r}, is {current[name]!r}"
         for name in current
         if run.environment.get(name) != current[name]
-    ]
-    if differing:
+    )
+
+
+def warn_of_environment(run: Run) -> None:
+    """Warn of `environment_changes`."""
+    if changes := environment_changes(run):
         logger.warning(
             "The run was started in another environment, so the last digits of its results may "
             "differ (%s).",
-            "; ".join(differing),
+            changes,
         )
 
 

@@ -10,6 +10,7 @@ from dask.utils import key_split
 from distributed import Scheduler
 
 from jobs.training.job import train
+from jobs.training.reproduce import reproduce
 from pipeline.cluster.client import Cluster as Client
 from pipeline.cluster.tasks import Handle
 from tests.cluster.processes import Cluster, connected
@@ -30,6 +31,13 @@ def test_any_number_of_workers(digits: Path, reference: Reference, tmp_path: Pat
             assert reference.steps == steps
             rounds = train_on(cluster, ROUNDS, digits, tmp_path / f"rounds-{workers}")
             assert reference.rounds == rounds
+
+
+def test_reproduce(reference: Reference, tmp_path: Path) -> None:
+    """Runs of one process are reproduced by two workers."""
+    with Cluster(tmp_path / "cluster", workers=2) as workers, connected(workers) as client:
+        for name in ("steps", "rounds"):
+            assert reproduce(reference.home / name, cluster=client).is_same
 
 
 @pytest.mark.parametrize("parallel", ["steps", "rounds"])
