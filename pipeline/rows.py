@@ -188,9 +188,9 @@ class OrderedRows:
     """Number of epochs after which nothing is read ahead."""
 
 
-def check_seen(place: Location) -> None:
-    """Raise `UnreachableError` if this process does not see a dataset that the job opened."""
-    if not place.exists(METADATA_NAME):
+def check_seen(place: Location, name: str = METADATA_NAME) -> None:
+    """Raise `UnreachableError` if this process does not see an object of a place of the job's."""
+    if not place.exists(name):
         raise UnreachableError(
             f"{place} cannot be seen from here. The job and its workers share only the storage: "
             f"{SHARED_PLACE}"

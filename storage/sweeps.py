@@ -65,13 +65,9 @@ class TrialResult:
     """Message of that error."""
 
     @property
-    def epochs(self) -> int:
-        return len(self.cross_entropy)
-
-    def best(self, until: int | None = None) -> int:
-        """Return the index of the epoch with the lowest validation cross-entropy, among `until`."""
-        losses = self.cross_entropy[:until]
-        return losses.index(min(losses))
+    def best(self) -> int:
+        """The index of the epoch with the lowest validation cross-entropy, the first of equals."""
+        return self.cross_entropy.index(min(self.cross_entropy))
 
 
 @dataclass(frozen=True)
@@ -172,7 +168,7 @@ def best_runs(location: Location, count: int) -> list[Location]:
     sweep = open_sweep(location)
     results = sweep.results()
     finished = [
-        (result.cross_entropy[result.best()], trial.name)
+        (result.cross_entropy[result.best], trial.name)
         for trial in sweep.trials
         if (result := results.get(trial.name)) and result.state == FINISHED
     ]

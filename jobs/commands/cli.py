@@ -22,6 +22,7 @@ from jobs.commands.reproduce import reproduce
 from jobs.commands.runs import export_logs, runs
 from jobs.commands.schedule import schedule
 from jobs.commands.score import promote, score, scores
+from jobs.commands.sweep import sweep
 from jobs.commands.train import train
 from jobs.commands.write_report import report
 from jobs.output import UNREAD_OUTPUT, one_line, print_aside
@@ -101,7 +102,7 @@ def cli(context: click.Context, version: bool, verbose: bool) -> None:
 
 for command in (
     *(ingest, train, score, demo, predict, inspect, report, runs),
-    *(export_logs, verify, reproduce, scores, promote, schedule),
+    *(sweep, export_logs, verify, reproduce, scores, promote, schedule),
 ):
     cli.add_command(command)
 

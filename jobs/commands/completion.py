@@ -50,6 +50,26 @@ def datasets_and_runs(_context: click.Context, _parameter: click.Parameter, star
     return _paths(start, lambda path: _is_dataset(path) or _is_run(path), "dir")
 
 
+def sweeps(_context: click.Context, _parameter: click.Parameter, start: str) -> Items:
+    """Complete a sweep's directory."""
+    return _paths(start, lambda path: (path / "sweep.json").is_file(), "dir")
+
+
+def setting_values(_context: click.Context, _parameter: click.Parameter, start: str) -> Items:
+    """Complete the name of a setting of training, then the last of several values."""
+    from dataclasses import fields
+
+    from jobs.training.setting_fields import TrainSettings
+
+    settings = {setting.name: setting for setting in fields(TrainSettings)}
+    name, equals, _ = start.partition("=")
+    if not equals:
+        return _items((f"{name}=" for name in settings), start)
+    before = start[: max(start.rfind(","), start.find("=")) + 1]
+    choices = settings[name].metadata["choices"] if name in settings else None
+    return _items((before + value for value in choices or ()), start)
+
+
 def toml_files(_context: click.Context, _parameter: click.Parameter, start: str) -> Items:
     """Complete a TOML file."""
     return _paths(start, lambda path: path.suffix == ".toml" and path.is_file(), "file")

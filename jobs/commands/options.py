@@ -52,6 +52,22 @@ dataset = option(
     show_default=f"the run's, or {DEFAULT_DATASET}",
     help="Path or URL of the dataset.",
 )
+train_dataset = option(
+    "--dataset",
+    section="Data",
+    metavar="PLACE",
+    shell_complete=completion.datasets,
+    show_default=DEFAULT_DATASET,
+    help="Path or URL of the dataset.",
+)
+train_config = option(
+    "--config",
+    "config_file",
+    section="Data",
+    metavar="FILE.toml",
+    shell_complete=completion.toml_files,
+    help="Read settings from a TOML file; options override it.",
+)
 models = option(
     "--models",
     section="Model",
@@ -225,6 +241,7 @@ AFTER_LOSS = {
     "train": "All checkpoints are kept. Run the command again with --resume, with or without a "
     "cluster.",
     "reproduce": "The run is unchanged. Run the command again, with or without a cluster.",
+    "sweep": "All trials keep their checkpoints. Run the command again, with or without a cluster.",
     "score": "Finished scores are kept. Run the command again, with or without a cluster.",
 }
 """What to do after a command has lost its cluster."""

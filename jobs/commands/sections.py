@@ -10,7 +10,17 @@ import click
 from storage.errors import did_you_mean
 
 SECTIONS = (
-    *("Data", "Source", "Model", "Optimisation", "Evaluation", "Checkpoints", "Gates", "Schedule"),
+    *(
+        "Search",
+        "Data",
+        "Source",
+        "Model",
+        "Optimisation",
+        "Evaluation",
+        "Checkpoints",
+        "Gates",
+        "Schedule",
+    ),
     *("Output", "Other schedulers", "Retries", "Distortions", "Rounds", "Cluster", "Storage"),
 )
 """The sections of a help text, in this order."""

@@ -1,11 +1,12 @@
 """The command that trains."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobs.choices import DEFAULT_DATASET, DEFAULT_RUN, RECIPES
+from jobs.choices import DEFAULT_RUN, RECIPES
 from jobs.commands import completion, options
 from jobs.commands.sections import Choice, Command, Count, Option, option
 from jobs.signals import stop_on_signals
@@ -35,12 +36,16 @@ METAVARS = {
 }
 
 
-class _TrainCommand(Command):
+class SettingsCommand(Command):
     """A command with an option for each field of `TrainConfig`, which is imported when needed."""
+
+    everyday: tuple[str, ...] | None = None
+    """The settings that --help shows; None for those that are neither rare nor added."""
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         own = super().get_params(ctx)
-        return [*own[:-2], *_setting_options(), *own[-2:]]  # the last two are of --help
+        settings = _setting_options(self.everyday)
+        return [*own[:-2], *settings, *own[-2:]]  # the last two are of --help
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the recipes, for --help-all."""
@@ -50,23 +55,9 @@ class _TrainCommand(Command):
             formatter.write_dl([(name, recipe_summary(name)) for name in RECIPES])
 
 
-@click.command(cls=_TrainCommand)
-@option(
-    "--dataset",
-    section="Data",
-    metavar="PLACE",
-    shell_complete=completion.datasets,
-    help="Path or URL of the dataset.",
-    show_default=DEFAULT_DATASET,
-)
-@option(
-    "--config",
-    "config_file",
-    section="Data",
-    metavar="FILE.toml",
-    shell_complete=completion.toml_files,
-    help="Read settings from a TOML file; options override it.",
-)
+@click.command(cls=SettingsCommand)
+@options.train_dataset
+@options.train_config
 @option(
     "--run",
     section="Checkpoints",
@@ -105,7 +96,7 @@ def train(
     from jobs.commands.metrics_file import metrics_written
 
     with metrics_written("train", metrics_file), stop_on_signals() as stop:
-        given = _given_settings(config_file, asked)
+        given = given_settings(config_file, asked)
         from jobs.commands.reports import train_report
         from jobs.training.job import train as run_train
 
@@ -127,20 +118,24 @@ def train(
     return train_report(result)
 
 
-def _setting_options() -> list[click.Parameter]:
+def _setting_options(everyday: tuple[str, ...] | None) -> list[click.Parameter]:
     """Return an option for each preset and setting, without a default: TOML comes first."""
     from dataclasses import fields
 
     from jobs.training.config import TrainConfig
     from jobs.training.presets import Presets
 
-    return [_setting_option(setting) for setting in (*fields(Presets), *fields(TrainConfig))]
+    settings = (*fields(Presets), *fields(TrainConfig))
+    return [_setting_option(setting, everyday) for setting in settings]
 
 
-def _setting_option(setting: Any) -> Option:
+def _setting_option(setting: Any, everyday: tuple[str, ...] | None) -> Option:
     from jobs.training.settings import option_name, option_type
 
     metadata = setting.metadata
+    is_rare = metadata.get("added") or setting.name in RARE_SETTINGS
+    if everyday is not None:
+        is_rare = setting.name not in everyday
     names = [option_name(setting), *ALIASES.get(setting.name, [])]
     default = metadata["default_text"]
     if default is None and setting.default is not None:
@@ -155,7 +150,7 @@ def _setting_option(setting: Any) -> Option:
     return Option(
         names,
         section=metadata["section"],
-        advanced=metadata["added"] or setting.name in RARE_SETTINGS,
+        advanced=is_rare,
         topic=TOPICS.get(setting.name, ""),
         type=type_,
         metavar=METAVARS.get(setting.name),
@@ -166,12 +161,19 @@ def _setting_option(setting: Any) -> Option:
     )
 
 
-def _given_settings(config_file: str | None, asked: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of the file, overridden by those given as options."""
+def given_settings(
+    config_file: str | None, asked: dict[str, Any], without: Collection[str] = ()
+) -> dict[str, Any]:
+    """Return the settings of the file, overridden by those given as options.
+
+    Those that are `without` effect in the file are left out.
+    """
     from jobs.training.config import TrainConfig
     from jobs.training.presets import Presets, flat_settings, read_toml
     from jobs.training.settings import COMMAND_LINE
 
     from_file = read_toml(Path(config_file)) if config_file else {}
     from_options = options.picked(Presets, asked) | options.picked(TrainConfig, asked)
-    return flat_settings(from_file, str(config_file)) | flat_settings(from_options, COMMAND_LINE)
+    settings = flat_settings(from_file, str(config_file))
+    kept = {name: value for name, value in settings.items() if name not in without}
+    return kept | flat_settings(from_options, COMMAND_LINE)

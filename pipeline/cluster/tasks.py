@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ TRIES = 3
 MOST_LOSSES = 50
 """Limit of submissions of one task."""
 TASK_SECONDS = 1800.0
-"""Time limit of one task."""
+"""Time limit of one task, unless it has none."""
 POLL_SECONDS = 1.0
 SLOW_SECONDS = 20.0
 """After this time a signal ends the wait for a task: its worker may be stalled."""
@@ -59,6 +60,8 @@ class Task:
     """The preferred worker; another one takes the task if it is gone."""
     bulky: bool = False
     """Whether to send the arguments directly to a worker, not through the scheduler."""
+    seconds: float | None = TASK_SECONDS
+    """Time limit, for tasks that `result` waits for; None for a task that takes any time."""
 
 
 class Pending:
@@ -66,7 +69,7 @@ class Pending:
 
     def __init__(self, cluster: Cluster, task: Task) -> None:
         self._cluster = cluster
-        self._task = task
+        self.task = task
         self._pinned: str | None = None
         self._kills = self._losses = 0
         self._submit()
@@ -78,7 +81,7 @@ class Pending:
             try:
                 self._wait(began)
                 # Not `Future.result(timeout)`, which raises the wrong error if both limits pass.
-                result = self._cluster.ask(lambda client: client.gather(self._future), patience)
+                result = self._cluster.ask(lambda client: client.gather(self.future), patience)
                 self.release()
                 return result
             except TaskFailedError as failure:
@@ -95,18 +98,18 @@ class Pending:
                 raise
             except Exception as error:
                 raise UnreachableError(
-                    f"The cluster at {self._cluster.address} cannot do {self._task.what} "
+                    f"The cluster at {self._cluster.address} cannot do {self.task.what} "
                     f"({type(error).__name__}: {reason(error)}). {self._cluster.after_loss}"
                 ) from error
 
     def _wait(self, began: float) -> None:
         """Wait until the task has succeeded or failed; raise `CancelledError` if it is lost."""
-        while not self._future.done():
+        while not self.future.done():
             with suppress(TimeoutError), self._cluster.client.as_current():
-                wait([self._future], timeout=POLL_SECONDS)
+                wait([self.future], timeout=POLL_SECONDS)
                 return
             self._check_connected()
-            self._cluster.wait_for_workers(until=self._future.done)
+            self._cluster.wait_for_workers(until=self.future.done)
             if self._pinned and self._pinned not in self._cluster.workers():
                 # Dask may have moved it to another worker, or keep it for the lost one forever.
                 raise CancelledError
@@ -118,13 +121,13 @@ class Pending:
 
     def _check_wait(self, began: float) -> None:
         """Raise if a wait since `began` has lasted too long, or must be stopped."""
-        what, waited = self._task.what, time.monotonic() - began
+        what, waited = self.task.what, time.monotonic() - began
         if waited > SLOW_SECONDS:
             self._cluster.check(f"Stopped while waiting for {what}. {self._cluster.after_loss}")
-        if waited > TASK_SECONDS:
+        if self.task.seconds is not None and waited > self.task.seconds:
             raise UnreachableError(
-                f"No worker finished {what} within {TASK_SECONDS:,.0f} s. Use faster workers, or "
-                "smaller chunks or batches."
+                f"No worker finished {what} within {self.task.seconds:,.0f} s. Use faster workers, "
+                "or smaller chunks or batches."
             )
 
     def _resubmit(self, error: Exception) -> None:
@@ -139,7 +142,7 @@ class Pending:
         self._kills += isinstance(error, KilledWorker)
         if self._losses >= MOST_LOSSES or self._kills >= TRIES:
             raise UnreachableError(
-                f"The cluster at {self._cluster.address} lost {self._task.what} {self._losses} "
+                f"The cluster at {self._cluster.address} lost {self.task.what} {self._losses} "
                 f"times: worker after worker died or stalled ({reason(error)}). Check the workers' "
                 "logs, they may lack memory; then run the same command again."
             ) from None
@@ -149,16 +152,16 @@ class Pending:
         while True:
             self._cluster.wait_for_workers()
             try:
-                self._future = self._send()
+                self.future = self._send()
                 return
             except (OSError, ValueError, KeyError) as error:  # Dask's errors for a lost worker
                 self._count_loss(error)
-            self._task = replace(self._task, worker=None)
+            self.task = replace(self.task, worker=None)
             time.sleep(POLL_SECONDS / 4)
             self._cluster.workers(now=True)
 
     def _send(self) -> "Future[Any]":
-        task, cluster = self._task, self._cluster
+        task, cluster = self.task, self._cluster
         self._pinned = task.worker if task.worker in cluster.workers() else None
         arguments = task.arguments
         if task.bulky:
@@ -189,12 +192,12 @@ class Pending:
     def release(self) -> None:
         """Make the scheduler and the workers forget the task."""
         with suppress(Exception):
-            self._future.release()
+            self.future.release()
 
     def cancel(self) -> None:
         """Cancel the task, unless it is running."""
         with suppress(Exception):
-            self._future.cancel()
+            self.future.cancel()
         self.release()
 
 
@@ -213,6 +216,36 @@ def results(
     finally:
         for pending in waiting:
             pending.cancel()
+
+
+def ended(cluster: Cluster, tasks: Iterable[Task]) -> Generator[Pending, None, None]:
+    """Yield tasks as they end, in any order, with one in flight for each worker.
+
+    Tasks may take any time. If the caller stops, waits for the running ones to notice.
+    """
+    left, waiting = iter(tasks), list[Pending]()
+    try:
+        while True:
+            free = max(1, len(cluster.workers())) - len(waiting)
+            waiting += [Pending(cluster, task) for task in islice(left, max(0, free))]
+            if not waiting:
+                return
+            with suppress(TimeoutError), cluster.client.as_current():
+                wait([one.future for one in waiting], POLL_SECONDS, "FIRST_COMPLETED")
+            if not cluster.is_connected:
+                raise cluster.lost()
+            cluster.check(f"Stopped while tasks were running. {cluster.after_loss}")
+            done = [one for one in waiting if one.future.done()]
+            if not done:
+                cluster.wait_for_workers()
+            for one in done:
+                waiting.remove(one)
+                yield one
+    finally:
+        for one in waiting:
+            one.cancel()
+        if waiting:
+            cluster.let_tasks_end()
 
 
 MOST_MAPPED = 64

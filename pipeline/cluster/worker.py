@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 import zarr
-from distributed import Worker, WorkerPlugin, get_worker
+from distributed import Status, Worker, WorkerPlugin, get_worker
 from distributed.versions import get_versions
 from threadpoolctl import threadpool_limits
 
@@ -139,6 +139,22 @@ def _plugin(worker: Worker, job: str) -> JobPlugin:
 def hold(job: str, description: Hashable, make: Callable[[], Held]) -> Held:
     """Return, in a task, the object that this worker keeps for a job under a description."""
     return _plugin(get_worker(), job).hold(description, make)
+
+
+def wanted(job: str) -> Callable[[], bool]:
+    """Return a function that tells, during a task, whether its job still waits for the result.
+
+    Dask cancels a task on its worker if the client releases it, disconnects or dies.
+    """
+    worker, key = get_worker(), get_worker().get_current_task()
+
+    def is_wanted() -> bool:
+        task = worker.state.tasks.get(key)
+        if task is None or task.state == "cancelled" or job not in worker.plugins:
+            return False
+        return worker.status in (Status.running, Status.paused)  # else the worker is closing
+
+    return is_wanted
 
 
 async def tasks_ended(job: str, dask_worker: Worker) -> None:

@@ -1,0 +1,1 @@
+"""Sweeps: many trainings over a grid or a sample of settings, and the choice among them."""
