@@ -25,6 +25,7 @@ OTHER_NAMES = {
     "distort": "augment augmentation",
     "dtype": "precision",
     "epochs": "iterations max-iter e n",
+    "from": "base base-model finetune fine-tune init-from parent pretrained warm-start",
     "help": "help",
     "holdout": "cv val-split validation",
     "inbox": "folder i",

@@ -72,6 +72,20 @@ def reference_to(target: Location, base: Location) -> str:
     return os.path.relpath(os.path.realpath(text), os.path.realpath(str(base)))
 
 
+def recorded_place(target: Location, base: Location) -> str:
+    """Return a place as the run in `base` records it: an absolute path as it was given.
+
+    Another path is recorded as seen from the run, so that both can be moved.
+    """
+    place = str(target)
+    return place if os.path.isabs(place) else reference_to(target, base)
+
+
+def is_same_place(one: Location, other: Location) -> bool:
+    """Return whether two locations are the same directory or prefix."""
+    return reference_to(one, other) in (".", str(other))
+
+
 def referenced(reference: str, base: Location) -> str:
     """Return the path or URL of a reference in `base`."""
     if "://" in reference or os.path.isabs(reference):

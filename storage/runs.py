@@ -33,7 +33,17 @@ RECORDED = {
     "versions": dict,
     "environment": dict,
 }
-"""The fields of run.json, without its format; a run from a recipe also has `recipe`."""
+"""The fields of run.json, without its format."""
+OPTIONAL = {"recipe": str, "parent": dict}
+"""Its fields that only some runs have."""
+PARENT = {
+    "place": str,
+    "run_id": str,
+    "checkpoint": str,
+    "model_digest": str,
+    "optimizer": bool,
+}
+"""The fields of `parent`."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -56,6 +66,10 @@ class Run:
     """NumPy's version, its BLAS and kernel, the machine's architecture."""
     recipe: str | None = None
     """The recipe that the settings were given by, for information; recorded if there is one."""
+    parent: dict[str, Any] | None = None
+    """The checkpoint that the run was started from, if it was: its run's `place` (like that of the
+    dataset) and `run_id`, its name (`checkpoint`), its `model_digest`, and whether the state of its
+    `optimizer` was taken over."""
 
     def __repr__(self) -> str:
         network, epochs = map(self.configuration.get, ("network", "epochs"))
@@ -71,14 +85,23 @@ class Run:
         place = self.dataset.get("place")
         return None if place is None else referenced(place, self.location)
 
+    @property
+    def parent_place(self) -> str | None:
+        """The path or URL of the parent's run; None without a parent."""
+        return None if self.parent is None else referenced(self.parent["place"], self.location)
+
+    @property
+    def parent_checkpoint(self) -> str | None:
+        """The parent as `train --from` takes it: `runs/base@000010-000000`."""
+        return None if self.parent is None else f"{self.parent_place}@{self.parent['checkpoint']}"
+
     def write(self, *, new: bool = False) -> None:
         """Write run.json atomically; with `new`, raise `ConflictError` if it exists.
 
         The caller holds the lock.
         """
-        record = {name: value for name, value in vars(self).items() if name != "location"}
-        if self.recipe is None:
-            del record["recipe"]
+        record = {name: vars(self)[name] for name in RECORDED}
+        record |= {name: value for name in OPTIONAL if (value := vars(self)[name]) is not None}
         document = {"format": FORMAT, "format_version": FORMAT_VERSION} | record
         self.location.put(RECORD, documents.sealed_bytes(document), new=new)
 
@@ -156,6 +179,7 @@ def create_run(
     versions: dict[str, int],
     environment: dict[str, Any],
     recipe: str | None = None,
+    parent: dict[str, Any] | None = None,
 ) -> Run:
     """Create a run: write its run.json. The caller holds its lock.
 
@@ -164,7 +188,15 @@ def create_run(
     check_place(location)
     run_id = uuid.uuid4().hex
     run = Run(
-        location, run_id, configuration, dataset_digest, dataset, versions, environment, recipe
+        location,
+        run_id,
+        configuration,
+        dataset_digest,
+        dataset,
+        versions,
+        environment,
+        recipe,
+        parent,
     )
     run.write(new=True)
     return run
@@ -178,8 +210,10 @@ def open_run(location: Location) -> Run:
     except FileNotFoundError:
         raise BadDataError(_nothing_there(location)) from None
     documents.check_format(record, FORMAT, (FORMAT_VERSION,), place)
-    recorded = RECORDED | ({"recipe": str} if "recipe" in record else {})
+    recorded = RECORDED | {name: type_ for name, type_ in OPTIONAL.items() if name in record}
     documents.check_fields(record, recorded, place)
+    if "parent" in record:
+        documents.check_fields(record["parent"], PARENT, f"The parent in {place}")
     return Run(location=location, **{name: record[name] for name in recorded})
 
 
@@ -210,4 +244,4 @@ def _nothing_there(location: Location) -> str:
             f"There is no run at {location}.{nearest_place(str(location))} Make one with "
             f"`pipeline train --run {location}`."
         )
-    return f"{location} is not a run: it contains no {RECORD}. Restore it, or choose another --run."
+    return f"{location} is not a run: it contains no {RECORD}. Restore it, or give another place."

@@ -210,11 +210,14 @@ def inspect_run(run: Run) -> Report:
         _checkpoint_document(run, name, name in marked) for name in list_checkpoints(run)
     ]
     scores = scoring_homes(run.location.child(SCORES))
+    failure = run.failure()
     document = {
         "kind": "run",
         "location": str(run.location),
         "configuration": run.configuration,
         "recipe": run.recipe,
+        "parent": run.parent and {**run.parent, "place": run.parent_place},
+        "failure": failure,
         "dataset_digest": run.dataset_digest,
         "versions": run.versions,
         "environment": run.environment,
@@ -228,6 +231,7 @@ def inspect_run(run: Run) -> Report:
                 ("run", run.location),
                 ("dataset", run.dataset_digest[:SHORT_DIGEST]),
                 *([("recipe", run.recipe)] if run.recipe else []),
+                *([("parent", _parent_text(run))] if run.parent else []),
                 *run.environment.items(),
             ]
         ),
@@ -235,15 +239,26 @@ def inspect_run(run: Run) -> Report:
         _epochs_text(metrics, run.configuration["epochs"]),
         _checkpoints_table(checkpoints) if checkpoints else "No checkpoint yet.",
     ]
+    if failure:
+        parts.append(
+            "\n".join(wrap(f"The last training failed: {one_line(failure)}", terminal_width()))
+        )
     if scores:
         parts.append("scores\n" + "\n".join(f"  scores/{name}" for name in scores))
     digests = [("dataset", run.dataset_digest)]
+    digests += [("parent", run.parent["model_digest"])] if run.parent else []
     digests += [(item["name"], item["parameters_digest"]) for item in checkpoints if item["sound"]]
     epochs = f"{len(metrics)} of {counted(run.configuration['epochs'], 'epoch')}"
     accuracy = f", {_accuracy_text(metrics[-1]).lower()}" if metrics else ""
     summary = f"{run.location}: {epochs}{accuracy}"
     details = "\ndigests\n" + facts(digests)
     return Report(document, "\n\n".join(parts), summary, details)
+
+
+def _parent_text(run: Run) -> str:
+    """Return the checkpoint that a run was started from."""
+    assert run.parent is not None
+    return f"{run.parent_checkpoint}{' with its optimizer' if run.parent['optimizer'] else ''}"
 
 
 def _checkpoint_document(run: Run, name: CheckpointName, is_snapshot: bool) -> dict[str, Any]:
@@ -289,6 +304,7 @@ def train_report(result: "TrainResult") -> Report:
     digest = chosen["parameters_digest"] if chosen else result.parameters_digest
     document = {
         "run": str(run),
+        "parent": result.run.parent_checkpoint,
         "epochs": list(result.metrics),
         "parameters_digest": result.parameters_digest,
         "order_digest": result.order_digest,

@@ -50,6 +50,8 @@ class RunEntry:
     """The hidden layers."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Other settings that differ from their defaults and among the runs."""
+    parent: str | None = None
+    """The checkpoint that it was started from, as `train --from` takes it."""
     epochs_done: int | None = None
     epochs: int | None = None
     """Epochs that the run was started for."""
@@ -121,6 +123,7 @@ def _read(location: Location, name: str) -> RunEntry:
         location=str(location),
         network=_hidden_layers(run),
         settings={n: value for n, value in config.changed().items() if n not in LEFT_OUT},
+        parent=run.parent_checkpoint,
         epochs_done=len(metrics),
         epochs=config.epochs,
         accuracy=accuracy,
@@ -235,7 +238,9 @@ def _row(entry: RunEntry, *, several_splits: bool) -> list[str]:
 
 
 def _settings_text(entry: RunEntry) -> str:
-    return " ".join(f"{name}={value}" for name, value in entry.settings.items())
+    """Return the settings and the parent, as texts that a table and CSV show."""
+    settings = entry.settings | ({"from": entry.parent} if entry.parent else {})
+    return " ".join(f"{name}={value}" for name, value in settings.items())
 
 
 def csv_report(entries: list[RunEntry]) -> Report:
@@ -244,6 +249,8 @@ def csv_report(entries: list[RunEntry]) -> Report:
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow([column.name for column in fields(RunEntry)])
     for entry in entries:
-        rows.writerow((vars(entry) | {"settings": _settings_text(entry)}).values())
+        rows.writerow(
+            (vars(entry) | {"settings": _settings_text(replace(entry, parent=None))}).values()
+        )
     table_text = text.getvalue().rstrip("\n")
     return Report({}, table_text, table_text)

@@ -21,7 +21,6 @@ RARE_SETTINGS = {
 }
 """Settings that are shown by --help-all only, as are added ones and those of rounds."""
 TOPICS = {
-    "warm_up": "warm-up",
     "restarts": "restarts",
     "dropout": "dropout",
     "average_shifts": "averages",
@@ -72,6 +71,24 @@ class SettingsCommand(Command):
     is_flag=True,
     help="Continue the run with its settings, or start it.",
 )
+@option(
+    "--from",
+    "parent",
+    section="Model",
+    advanced=True,
+    topic="warm start",
+    metavar="RUN[@CHECKPOINT]",
+    shell_complete=completion.runs,
+    help="Start with the parameters of another run's checkpoint: best (the default), latest, an "
+    "epoch or a model digest. Network and dtype are that run's.",
+)
+@option(
+    "--from-optimizer",
+    section="Model",
+    advanced=True,
+    is_flag=True,
+    help="Start with the state of that run's optimizer as well.",
+)
 @options.log_json
 @options.metrics_file
 @options.storage
@@ -83,6 +100,8 @@ def train(
     dataset: str | None,
     run: str,
     resume: bool,
+    parent: str | None,
+    from_optimizer: bool,
     config_file: str | None,
     metrics_file: str | None,
     storage_options: tuple[str, ...],
@@ -100,8 +119,8 @@ def train(
         from jobs.commands.reports import train_report
         from jobs.training.job import train as run_train
 
-        # Without --dataset, the run may record a dataset in a store.
-        places = () if dataset is None else (dataset, run)
+        # Without --dataset, the run may record a dataset in a store, and so may its parent.
+        places = () if dataset is None else (dataset, run, *(() if parent is None else (parent,)))
         store = options.store_options(storage_options, *places)
         with options.cluster_of("train", asked, stop) as cluster:
             result = run_train(
@@ -114,6 +133,8 @@ def train(
                 progress=console.progress,
                 stop=stop,
                 cluster=cluster(),
+                parent=parent,
+                from_optimizer=from_optimizer,
             )
     return train_report(result)
 

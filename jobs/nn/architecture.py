@@ -84,6 +84,12 @@ def format_network(layers: tuple[Layer, ...]) -> str:
     )
 
 
+def format_hidden(layers: tuple[Layer, ...]) -> str:
+    """Return the text without its ends: the hidden layers, or `softmax` if there are none."""
+    hidden = "-".join(f"{layer.activation}-{layer.outputs}" for layer in layers[:-1])
+    return hidden or OUTPUT_ACTIVATION
+
+
 def count_parameters(layers: tuple[Layer, ...]) -> int:
     """Return the number of parameters, biases included."""
     return sum(layer.parameter_count for layer in layers)

@@ -3,14 +3,14 @@
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jobs.nn.architecture import Layer
 from jobs.training.config import TrainConfig
 from jobs.training.evaluate import Evaluator
 from jobs.training.history import Metrics
 from jobs.training.step import thread_count
-from jobs.training.trainer import Trainer
+from jobs.training.trainer import SavedState, Start, Trainer
 from storage.dataset import Dataset
 
 if TYPE_CHECKING:
@@ -21,10 +21,10 @@ def make_trainer(
     config: TrainConfig,
     layers: tuple[Layer, ...],
     dataset: Dataset,
-    state: Any,
+    state: SavedState | Start | None,
     cluster: "Cluster | None",
 ) -> Trainer:
-    """Return a new trainer, or one in the state of a checkpoint's `(tensors, progress)`."""
+    """Return a new trainer, from a `Start` if given, or one in the state of a checkpoint."""
     trainer: type[Trainer] = Trainer
     if config.parallel == "rounds":
         from jobs.training.round_trainer import RoundTrainer

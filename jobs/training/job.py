@@ -43,7 +43,13 @@ from jobs.training.select_checkpoint import (
     stopped_early,
 )
 from jobs.training.step import thread_count
-from jobs.training.trainer import Trainer, template
+from jobs.training.trainer import SavedState, Start, Trainer, template
+from jobs.training.warm_start import (
+    check_parent,
+    check_recorded_parent,
+    open_parent,
+    starting_state,
+)
 from storage.checkpoints import (
     CheckpointName,
     prune_checkpoints,
@@ -81,6 +87,8 @@ def train(
     stop: StopSignal | None = None,
     until: int | None = None,
     cluster: "Cluster | None" = None,
+    parent: Place | None = None,
+    from_optimizer: bool = False,
 ) -> TrainResult:
     """Train a network on a dataset's training split, and save checkpoints in a run.
 
@@ -108,16 +116,22 @@ def train(
         Return after this epoch, with its checkpoint. A resume trains the others, to the same bits.
     cluster
         Dask cluster whose workers compute the gradients, to the same bits.
+    parent
+        A run to start from, with its best checkpoint or another one: `runs/base@latest`, the number
+        of an epoch, or the first digits of a model's digest after the `@`. Network and dtype are
+        the parent's. All other settings are those given, or the defaults.
+    from_optimizer
+        Start with the state of the parent's optimizer as well.
 
     Raises
     ------
     UsageError
-        If a setting is invalid or does not fit the dataset.
+        If a setting is invalid or does not fit the dataset or the parent.
     BadDataError
-        If the dataset or the run is damaged.
+        If the dataset, the run or the parent is damaged, or the parent had other images.
     ConflictError
-        If the run exists and `resume` is false, is locked, or has other settings or another
-        dataset.
+        If the run exists and `resume` is false, is locked, or has other settings, another dataset
+        or another parent.
     QualityGateError
         If the training diverges.
     UnreachableError
@@ -131,10 +145,18 @@ def train(
     data = open_chosen_dataset(record, dataset, storage_options)
     if record is not None:
         check_dataset(record, data)
-    config = configure(given, record, data)
+    check_recorded_parent(record, parent, storage_options, optimizer=from_optimizer)
+    source = None
+    if record is None and parent is not None:
+        source = open_parent(parent, location, storage_options)
+    inherited = None if source is None else source.settings
+    config = configure(given, record, data, inherited)
+    if source is not None:
+        check_parent(source, config, data, optimizer=from_optimizer)
     network = Network(check_fit(config, data), config.dtype)
     warn_of_no_effect(given, config)
-    check_memory(train_memory(config, network, data), thread_count(config.threads))
+    needed = train_memory(config, network, data, from_parent=parent is not None)
+    check_memory(needed, thread_count(config.threads))
     if not run_exists(location):
         check_place(location)  # before the lock creates its file in another program's directory
     elif not resume:
@@ -146,12 +168,24 @@ def train(
         location.sweep(REFERENCES)
         # Another process may have begun the run before this one had the lock.
         record = recorded_run(location, resume=resume)
-        config = configure(given, record, data)
+        check_recorded_parent(record, parent, storage_options, optimizer=from_optimizer)
+        config = configure(given, record, data, inherited)
         layers = check_fit(config, data)
-        record = record or begin_run(location, given, config, data)
+        if record is None:
+            recorded = source and source.record(location, optimizer=from_optimizer)
+            record = begin_run(location, given, config, data, recorded or None)
         check_dataset(record, data)
-        stop = stop or StopSignal()
-        return _Training(record, config, data, layers, cluster, progress, stop, until).run_to_end()
+        return _Training(
+            record,
+            config,
+            data,
+            layers,
+            cluster,
+            progress,
+            stop or StopSignal(),
+            until,
+            storage_options,
+        ).run_to_end()
 
 
 @dataclass
@@ -166,6 +200,8 @@ class _Training:
     progress: Progress
     stop: StopSignal
     until: int | None = None
+    storage_options: Mapping[str, str] | None = None
+    """For the parent, if the run starts from one."""
     metrics: list[Metrics] = field(default_factory=list)
     last_batch: int = 0
     """The epoch's next mini-batch when saving was last considered."""
@@ -227,7 +263,11 @@ class _Training:
         self.run.remove_failure()
         self._announce(newest.name if newest else None)
         warn_of_environment(self.run)
-        state = newest and (newest.tensors, newest.progress)
+        state: SavedState | Start | None
+        if newest is None:
+            state = starting_state(self.run, self.config, self.dataset, self.storage_options)
+        else:
+            state = newest.tensors, newest.progress
         return make_trainer(self.config, self.layers, self.dataset, state, self.cluster)
 
     def _announce(self, checkpoint: CheckpointName | None) -> None:

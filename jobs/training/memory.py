@@ -38,8 +38,10 @@ ADDRESSES_OF_A_THREAD = 48 * 2**20
 """Address space of a thread's stack and OpenBLAS buffer, most of it unused, in bytes."""
 
 
-def train_memory(config: TrainConfig, network: Network, dataset: Dataset) -> int:
-    """Return the bytes that training needs at most."""
+def train_memory(
+    config: TrainConfig, network: Network, dataset: Dataset, *, from_parent: bool = False
+) -> int:
+    """Return the bytes that training needs at most; `from_parent` loads a parent's checkpoint."""
     schema = dataset.split("train").schema
     batch_size = config.batch_size or schema.rows - config.holdout
     micro_batches = micro_batch_count(config.micro_batches, batch_size)
@@ -59,7 +61,9 @@ def train_memory(config: TrainConfig, network: Network, dataset: Dataset) -> int
         windows = windows_memory(schema, PLAIN_WINDOW_CHUNKS, WINDOWS_OF_THREADS)
         needed += evaluation_memory(network, rows, threads, config.average_shifts)
         needed += evaluations * windows
-    return BASE_MEMORY + max(needed, initialise_memory(network.layers))
+    # The file, its tensors, the parameters before and after they are adapted to the classes.
+    parent = (2 * MOST_VECTORS + 2) * network.parameter_memory if from_parent else 0
+    return BASE_MEMORY + max(needed, initialise_memory(network.layers), parent)
 
 
 def score_memory(

@@ -1,14 +1,13 @@
 """Prepare a training run: settings that fit the dataset, and the run to start or to resume."""
 
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from jobs.nn.architecture import OUTPUT_ACTIVATION, Layer, format_network, parse_network
+from jobs.nn.architecture import Layer, format_hidden, format_network, parse_network
 from jobs.training.config import VALIDATION, TrainConfig
 from jobs.training.dropout import DROPOUT_VERSION
 from jobs.training.environment import environment
@@ -18,6 +17,7 @@ from jobs.training.select_checkpoint import check_shifts
 from jobs.training.settings import option_name
 from jobs.training.step import STEP_VERSION, micro_batch_count
 from jobs.training.trainer import FAR_FROM_ONE
+from jobs.training.warm_start import INHERITED, START_VERSION
 from pipeline.distortions import DISTORTION_VERSION, check_distortable
 from pipeline.order import ORDER_VERSION
 from pipeline.values import largest_input
@@ -25,7 +25,7 @@ from storage.checkpoints import Checkpoint, CheckpointName
 from storage.dataset import Dataset
 from storage.errors import BadDataError, ConflictError, UsageError, counted
 from storage.location import Location
-from storage.places import reference_to
+from storage.places import recorded_place
 from storage.preparation import BYTES
 from storage.runs import RECORD, Run, create_run, open_run, run_exists
 
@@ -38,6 +38,7 @@ VERSIONS = {
     "step": STEP_VERSION,
     "distortions": DISTORTION_VERSION,
     "dropout": DROPOUT_VERSION,
+    "start": START_VERSION,
 }
 """Versions of the arithmetic; a run records those of the parts that it uses."""
 
@@ -67,17 +68,21 @@ def check_versions(run: Run, action: str) -> None:
 
 
 def configure(
-    given: TrainConfig | Mapping[str, Any], run: Run | None, dataset: Dataset
+    given: TrainConfig | Mapping[str, Any],
+    run: Run | None,
+    dataset: Dataset,
+    parent: Mapping[str, Any] | None = None,
 ) -> TrainConfig:
     """Return the configuration to train with, complete for the dataset.
 
-    Settings that are not given are the resumed run's. Raises `UsageError` if the settings do not
+    Settings that are not given are the resumed run's, or for a new run those of its `parent`, which
+    take precedence over a recipe's. Raises `UsageError` if the settings do not
     fit the dataset, `BadDataError` if it lacks what training needs, and `ConflictError` if the run
     has another configuration.
     """
     check_labels(dataset)
     if run is None:
-        plain = given if isinstance(given, TrainConfig) else _from_mapping({}, given)
+        plain = given if isinstance(given, TrainConfig) else _from_mapping({}, parent or {}, given)
         return completed(plain, dataset)
     recorded = TrainConfig.from_json(run.configuration, f"{run.location}/{RECORD}")
     if isinstance(given, TrainConfig):
@@ -85,7 +90,9 @@ def configure(
     else:
         # Another recipe stands for all settings, those that it leaves at their defaults included.
         another = _recipe_of(given) not in (None, run.recipe)
-        config = _from_mapping({} if another else recorded.to_json(), given)
+        settings = recorded.to_json()
+        inherited = {name: settings[name] for name in INHERITED if run.parent is not None}
+        config = _from_mapping({} if another else settings, inherited, given)
     config = completed(config, dataset)
     if {*config.evaluated_splits} == {*recorded.evaluated_splits}:
         config = replace(config, evaluate=recorded.evaluate)  # in any order, with any spaces
@@ -94,8 +101,12 @@ def configure(
     return replace(config, **unused)
 
 
-def _from_mapping(others: dict[str, Any], given: Mapping[str, Any]) -> TrainConfig:
-    return TrainConfig(**others | with_recipe(flat_settings(given, "train()")))
+def _from_mapping(
+    others: dict[str, Any], parent: Mapping[str, Any], given: Mapping[str, Any]
+) -> TrainConfig:
+    """Return the given settings, then the parent's, then those of the recipe, then others."""
+    settings = {**parent, **flat_settings(given, "train()")}
+    return TrainConfig(**others | with_recipe(settings))
 
 
 def _recipe_of(given: TrainConfig | Mapping[str, Any]) -> str | None:
@@ -208,11 +219,10 @@ def check_fit(config: TrainConfig, dataset: Dataset) -> tuple[Layer, ...]:
     schema = dataset.split("train").schema
     expected = (schema.features, schema.classes)
     if (layers[0].inputs, layers[-1].outputs) != expected:
-        hidden = "-".join(f"{layer.activation}-{layer.outputs}" for layer in layers[:-1])
         raise UsageError(
             f"The network {config.network} takes {layers[0].inputs} values and gives "
             f"{layers[-1].outputs} classes; {dataset.location} has {expected[0]} and "
-            f"{expected[1]}. Leave the ends out: --network {hidden or OUTPUT_ACTIVATION}."
+            f"{expected[1]}. Leave the ends out: --network {format_hidden(layers)}."
         )
     rows = schema.rows - config.holdout
     if rows < 1:
@@ -284,20 +294,23 @@ def begin_run(
     given: TrainConfig | Mapping[str, Any],
     config: TrainConfig,
     dataset: Dataset,
+    parent: dict[str, Any] | None = None,
 ) -> Run:
     """Start a run and record its complete configuration, so that every release can resume it.
 
     The name of the recipe is recorded for people only: a recipe may differ between releases.
     """
-    place = str(dataset.location)
-    used = {"distortions": distortions(config).any, "dropout": config.dropout > 0}
+    used = {
+        "distortions": distortions(config).any,
+        "dropout": config.dropout > 0,
+        "start": parent is not None,
+    }
     return create_run(
         location,
         configuration=config.to_json(),
         dataset_digest=dataset.digest,
         dataset={
-            # A relative path is recorded as seen from the run, so that both can be moved.
-            "place": place if os.path.isabs(place) else reference_to(dataset.location, location),
+            "place": recorded_place(dataset.location, location),
             "class_names": list(dataset.class_names),
             "labels": list(dataset.labels),
             "transforms": list(dataset.transforms),
@@ -307,6 +320,7 @@ def begin_run(
         versions={name: version for name, version in VERSIONS.items() if used.get(name, True)},
         environment=environment(),
         recipe=_recipe_of(given),
+        parent=parent,
     )
 
 

@@ -28,6 +28,7 @@ from jobs.training.prepare import (
 from jobs.training.select_checkpoint import open_chosen_dataset
 from jobs.training.step import thread_count
 from jobs.training.trainer import Trainer, template
+from jobs.training.warm_start import starting_state
 from storage.checkpoints import Checkpoint, CheckpointName, list_checkpoints, load_checkpoint
 from storage.errors import BadDataError, QualityGateError, UsageError, counted, listed
 from storage.events import Progress, event, for_people, no_progress
@@ -175,7 +176,7 @@ def reproduce(
     check_memory(train_memory(config, network, data), thread_count(config.threads))
     record = _Record.read(opened, config, network.layers)
     last = record.last_epoch(first, last)
-    state = record.state_before(first)
+    state = record.state_before(first) or starting_state(opened, config, data, storage_options)
     place, epochs_text = str(opened.location), f"epochs {first} to {last}"
     if first == last:
         epochs_text = f"epoch {first}"

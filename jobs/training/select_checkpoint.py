@@ -228,7 +228,7 @@ def _chosen(
         )
     if choice in ("best", "latest"):
         return _newest_or_best(run, choice)
-    name = CheckpointName(int(choice), 0) if EPOCH.fullmatch(choice) else parse_name(choice)
+    name = position_of(choice)
     if name in names:
         return load_checkpoint(run, name), ()
     if name is not None:
@@ -245,6 +245,11 @@ def _chosen(
         "first 8 or more digits of a model's digest; several of these with commas; or average."
         f"{did_you_mean(choice, ('best', 'latest', AVERAGE))}"
     )
+
+
+def position_of(choice: str) -> CheckpointName | None:
+    """Return the checkpoint that an epoch's number or a checkpoint's name refers to."""
+    return CheckpointName(int(choice), 0) if EPOCH.fullmatch(choice) else parse_name(choice)
 
 
 def _newest_or_best(run: Run, choice: str) -> tuple[Checkpoint, tuple[str, ...]]:

@@ -3,8 +3,8 @@
 import hashlib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -37,6 +37,23 @@ if TYPE_CHECKING:
 FAR_FROM_ONE = 10.0
 """Scaled inputs larger than this get a warning, and are a likelier cause of divergence than the
 learning rate."""
+OPTIMIZER_STEPS = "optimizer_steps"
+"""In a checkpoint's progress: the steps before the run that its optimizer's state comes from."""
+
+
+SavedState: TypeAlias = tuple[Tensors, dict[str, Any]]
+"""The tensors and the progress of a checkpoint."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """The state of a training before its first step."""
+
+    parameters: Floats
+    vectors: State
+    """The optimizer's."""
+    optimizer_steps: int = 0
+    """Steps that the optimizer's state comes from, which Adam's bias correction depends on."""
 
 
 class TrainingState(Protocol):
@@ -74,10 +91,10 @@ class Trainer(Closing):
         config: TrainConfig,
         layers: tuple[Layer, ...],
         dataset: Dataset,
-        state: Any = None,
+        state: SavedState | Start | None = None,
         cluster: "Cluster | None" = None,
     ) -> None:
-        """Start training, or continue from a checkpoint's `(tensors, progress)`."""
+        """Start training, from a `Start` if given, or continue from `(tensors, progress)`."""
         self.config = config
         self._dataset = dataset
         self._cluster = cluster
@@ -87,14 +104,15 @@ class Trainer(Closing):
         stream_state = None
         if state is None:
             parameters = initialise(config.init, layers, config.seed, config.dtype)
-            vectors = initial_state(config, parameters)
+            start = Start(parameters, initial_state(config, parameters))
+        elif isinstance(state, Start):
+            start = state
         else:
             tensors, progress = state
-            parameters = flat_parameters(layers, tensors)
-            names = initial_state(config, parameters)
-            vectors = {name: tensors[f"optimizer.{name}"] for name in names}
+            start = saved_state(config, layers, tensors, progress)
             self.sums = _sums_from_json(progress.get("sums"))
             stream_state = StreamState.from_json(progress.get("stream"))
+        self._optimizer_steps = start.optimizer_steps
         rows = dataset.split("train").schema.rows - config.holdout
         self._batch_size = config.batch_size or rows
         self._micro_batches = micro_batch_count(config.micro_batches, self._batch_size)
@@ -102,8 +120,8 @@ class Trainer(Closing):
         self._stepper = self._make_stepper(
             gradient_rule(config, self.network, dataset),
             update_rule(config, self.network),
-            parameters,
-            vectors,
+            start.parameters,
+            start.vectors,
         )
         try:
             self.stream = BatchStream(
@@ -194,7 +212,8 @@ class Trainer(Closing):
         """Take the epoch's steps; yield a list of losses for each step or round."""
         for micro_batches in self.stream.micro_batches(self._micro_batches):
             rows, rate = self.stream.next_rows, self.learning_rate(self.steps)
-            yield [self._step.step(micro_batches, rows, rate, self.steps + 1)]
+            number = self._optimizer_steps + self.steps + 1
+            yield [self._step.step(micro_batches, rows, rate, number)]
 
     def check_finite(self, quantity: str, value: float, split: str = "train") -> None:
         """Raise `QualityGateError` if `value` is not finite: the training has diverged.
@@ -233,7 +252,10 @@ class Trainer(Closing):
 
     def progress(self) -> dict[str, Any]:
         """Return the rest of the state, for a checkpoint's manifest."""
-        return {"stream": self.stream.state.to_json(), "sums": asdict(self.sums)}
+        progress = {"stream": self.stream.state.to_json(), "sums": asdict(self.sums)}
+        return progress | (
+            {OPTIMIZER_STEPS: self._optimizer_steps} if self._optimizer_steps else {}
+        )
 
     def close(self) -> None:
         """Close the processes and the stream."""
@@ -255,6 +277,23 @@ def template(config: TrainConfig, layers: tuple[Layer, ...]) -> Tensors:
     return layer_tensors(layers, parameters) | {
         f"optimizer.{name}": vector for name, vector in initial_state(config, parameters).items()
     }
+
+
+def saved_state(
+    config: TrainConfig, layers: tuple[Layer, ...], tensors: Tensors, progress: dict[str, Any]
+) -> Start:
+    """Return the parameters and the optimizer's vectors of a checkpoint."""
+    parameters = flat_parameters(layers, tensors)
+    vectors = {name: tensors[f"optimizer.{name}"] for name in initial_state(config, parameters)}
+    steps = {OPTIMIZER_STEPS: 0} | progress
+    check_fields(steps, {OPTIMIZER_STEPS: int}, "The trainer's state in a checkpoint")
+    return Start(parameters, vectors, steps[OPTIMIZER_STEPS])
+
+
+def steps_taken(progress: dict[str, Any]) -> int:
+    """Return the optimizer steps that a run had taken when a checkpoint was saved."""
+    stream = StreamState.from_json(progress.get("stream"))
+    return stream.epoch * stream.batches + stream.next_batch
 
 
 def layer_tensors(layers: tuple[Layer, ...], parameters: Floats) -> Tensors:

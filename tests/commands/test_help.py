@@ -101,7 +101,7 @@ def test_every_option_is_shown(name: str, call: Call) -> None:
 def test_help_names_what_it_leaves_out(call: Call) -> None:
     """--help names what it leaves out: sections, topics and, for train, what recipes reach."""
     shown = {name: " ".join(call(name, "--help").out.split()) for name in ("train", "promote")}
-    topics = "warm-up, restarts, dropout, averages, distortions, rounds, cluster, storage"
+    topics = "warm start, restarts, dropout, averages, distortions, rounds, cluster, storage"
     assert shown["train"].endswith(f"--help-all Show more options: {topics}.")
     recipes = call("train", "--help-all").out.partition("\nRecipes (--recipe):\n")[2]
     expected = [f"{name} {recipe_summary(name)}" for name in RECIPES]

@@ -334,6 +334,7 @@ def _provenance(run: Subject) -> dict[str, Any]:
     model, scores = run.part("model").value, run.part("scores").value
     digests = [
         ("dataset", run.run.dataset_digest),
+        ("parent's model", (run.run.parent or {}).get("model_digest")),
         ("model", model.digest if model else None),
         ("order of the rows", epochs[-1]["order_digest"] if epochs else None),
         ("scores", scores.digest if scores else None),
@@ -347,6 +348,9 @@ def _provenance(run: Subject) -> dict[str, Any]:
     ]
     place = run.run.dataset_place or "DATASET"
     words = ["pipeline", "train", "--dataset", place, "--run", f"{run}-again"]
+    if (parent := run.run.parent) is not None:
+        words += ["--from", str(run.run.parent_checkpoint)]
+        words += ["--from-optimizer"] if parent["optimizer"] else []
     return {
         "digests": [(name, digest) for name, digest in digests if digest],
         "checkpoint": model.names if model else None,
