@@ -16,6 +16,8 @@ RECIPES = ("seed", "quick", "accurate", "record", "fashion")
 """The recipes of training, each a file in `jobs/training/recipes`."""
 DISTORTION_SETS = ("digits", "none")
 """The names in `pipeline.distortions.SETS`, whose import needs NumPy."""
+EXPORT_ENDINGS = (".onnx", ".safetensors", ".py")
+"""The endings of files that a model can be exported to."""
 OTHER_NAMES = {
     "batch-size": "batch bs minibatch b",
     "checkpoint": "c",
@@ -24,6 +26,7 @@ OTHER_NAMES = {
     "dataset": "data input d",
     "distort": "augment augmentation",
     "dtype": "precision",
+    "export": "onnx save",
     "epochs": "iterations max-iter e n",
     "from": "base base-model finetune fine-tune init-from parent pretrained warm-start",
     "help": "help",

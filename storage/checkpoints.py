@@ -80,9 +80,15 @@ def save_checkpoint(
     parameters_digest: str,
     config_digest: str,
     progress: dict[str, Any],
+    metadata: dict[str, str] | None = None,
 ) -> None:
-    """Write a checkpoint atomically, replacing one of the same name."""
-    state = save_safetensors({key: np.asarray(tensors[key], order="C") for key in sorted(tensors)})
+    """Write a checkpoint atomically, replacing one of the same name.
+
+    `metadata` describes the tensors to other programs. Safetensors writes several entries in
+    random order.
+    """
+    ordered = {key: np.asarray(tensors[key], order="C") for key in sorted(tensors)}
+    state = save_safetensors(ordered, metadata)
     manifest = _identity(run, name) | {
         "state_bytes": len(state),
         "state_sha256": hashlib.sha256(state).hexdigest(),

@@ -31,7 +31,8 @@ SHORT = {
 ROOMS = {"jobs": 10, "pipeline/cluster": 5}
 """The largest number of files and folders directly in a folder, without `__init__.py`."""
 FOLDERS = {
-    "commands": {"scoring", "scheduling", "sweeps", "training", "nn"},
+    "commands": {"exports", "scoring", "scheduling", "sweeps", "training", "nn"},
+    "exports": {"training", "nn"},
     "sweeps": {"training", "nn"},
     "scoring": {"training", "nn"},
     "training": {"nn"},

@@ -17,6 +17,7 @@ import click
 from jobs.choices import known_name
 from jobs.commands.datasets import ingest, inspect, verify
 from jobs.commands.demo import demo
+from jobs.commands.export import export
 from jobs.commands.predict import predict
 from jobs.commands.reproduce import reproduce
 from jobs.commands.runs import export_logs, runs
@@ -102,7 +103,7 @@ def cli(context: click.Context, version: bool, verbose: bool) -> None:
 
 for command in (
     *(ingest, train, score, demo, predict, inspect, report, runs),
-    *(sweep, export_logs, verify, reproduce, scores, promote, schedule),
+    *(sweep, export, export_logs, verify, reproduce, scores, promote, schedule),
 ):
     cli.add_command(command)
 

@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
-from jobs.choices import DEFAULT_DATASET, DEFAULT_MODELS, DEFAULT_RUN, DISTORTION_SETS, RECIPES
+from jobs.choices import (
+    DEFAULT_DATASET,
+    DEFAULT_MODELS,
+    DEFAULT_RUN,
+    DISTORTION_SETS,
+    EXPORT_ENDINGS,
+    RECIPES,
+)
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -68,6 +75,15 @@ def setting_values(_context: click.Context, _parameter: click.Parameter, start: 
     before = start[: max(start.rfind(","), start.find("=")) + 1]
     choices = settings[name].metadata["choices"] if name in settings else None
     return _items((before + value for value in choices or ()), start)
+
+
+def inspected(_context: click.Context, _parameter: click.Parameter, start: str) -> Items:
+    """Complete what `inspect` shows: a dataset, a run or an exported model."""
+
+    def is_shown(path: Path) -> bool:
+        return path.suffix in EXPORT_ENDINGS or _is_dataset(path) or _is_run(path)
+
+    return _paths(start, is_shown, "file")
 
 
 def toml_files(_context: click.Context, _parameter: click.Parameter, start: str) -> Items:

@@ -193,7 +193,7 @@ def ingest(
 
 
 @click.command(cls=Command)
-@click.argument("place", shell_complete=completion.datasets_and_runs)
+@click.argument("place", shell_complete=completion.inspected)
 @option(
     "--images",
     metavar="FILE.png",
@@ -216,7 +216,7 @@ def inspect(
     distort: str | None,
     storage_options: tuple[str, ...],
 ) -> None:
-    """Show the contents of a dataset or a run.
+    """Show the contents of a dataset, a run or an exported model.
 
     PLACE is its path or URL.
     """
@@ -233,7 +233,7 @@ def inspect(
     check_picture(Path(images))
     report = inspect_location(location)
     if report.document["kind"] != "dataset":
-        raise UsageError(f"--images needs a dataset; {place} is a run.")
+        raise UsageError(f"--images needs a dataset; {place} is a {report.document['kind']}.")
     write_examples(location, Path(images), distort or "none")
     console.result(report)
     console.say(f"\nImages in {images}")

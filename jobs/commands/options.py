@@ -96,6 +96,13 @@ average_shifts = option(
     show_default="the run's setting",
     help="Average over each image and its shifts by up to N pixels.",
 )
+promoted = option(
+    "--model",
+    section="Model",
+    metavar="NAME",
+    shell_complete=completion.model_names,
+    help="Promoted name, instead of a run and --checkpoint.",
+)
 model = combined(
     option(
         "--run",
@@ -107,13 +114,7 @@ model = combined(
     ),
     checkpoint,
     average_shifts,
-    option(
-        "--model",
-        section="Model",
-        metavar="NAME",
-        shell_complete=completion.model_names,
-        help="Promoted name, instead of --run and --checkpoint.",
-    ),
+    promoted,
     models,
 )
 wait = option(

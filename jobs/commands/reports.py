@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from jobs.choices import EXPORT_ENDINGS
 from jobs.commands.console import Report
 from jobs.commands.tables import (
     SHORT_DIGEST,
@@ -43,7 +44,11 @@ LOOKED_INTO = 100
 
 
 def inspect_location(location: Location) -> Report:
-    """Report on a dataset or a run; raise `BadDataError` if the location is neither."""
+    """Report on a dataset, a run or an exported model; raise `BadDataError` for anything else."""
+    if str(location).endswith(EXPORT_ENDINGS) and location.is_object():
+        from jobs.commands.export import inspect_export
+
+        return inspect_export(location)
     check_dataset_or_run(location)
     if location.exists(RECORD):
         return inspect_run(open_run(location))

@@ -13,6 +13,7 @@ from jobs.nn.architecture import Layer
 from jobs.nn.network import NO_ROWS, Network
 from jobs.signals import StopSignal
 from jobs.training.config import TrainConfig
+from jobs.training.description import describe, describe_member, tensor_metadata
 from jobs.training.environment import one_blas_thread
 from jobs.training.epochs import epoch_metrics, make_trainer, open_evaluators
 from jobs.training.evaluate import Evaluator
@@ -42,6 +43,7 @@ from jobs.training.select_checkpoint import (
     snapshots,
     stopped_early,
 )
+from jobs.training.signature import signature_of
 from jobs.training.step import thread_count
 from jobs.training.trainer import SavedState, Start, Trainer, template
 from jobs.training.warm_start import (
@@ -367,10 +369,18 @@ class _Training:
             parameters_digest=self.trainer.parameters_digest,
             config_digest=self.config.digest,
             progress=self.trainer.progress() | {"metrics": self.metrics},
+            metadata=self._metadata(),
         )
         best = best_checkpoint(self.metrics)
         also = {*snapshots(self.config, state.epoch), *([best] if best else [])}
         prune_checkpoints(self.run, name, self.config.keep, also)
+
+    def _metadata(self) -> dict[str, str]:
+        """Return a description of the parameters, so that other programs can use a checkpoint."""
+        layers, network = self.layers, self.trainer.network
+        signature = signature_of(self.run, layers[0].inputs, layers[-1].outputs)
+        member = describe_member(network, self.trainer.parameters_digest, self.run.dataset_digest)
+        return tensor_metadata(describe(signature, [member], average_shifts=0))
 
     @property
     def _finished(self) -> bool:

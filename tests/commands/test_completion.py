@@ -54,7 +54,7 @@ def test_places(dataset: Path, run: Path, complete: Complete) -> None:
     assert ["<dir>", "data/mnist"] == complete("train --dataset data/m")
     assert ["<dir>"] == complete("train --dataset runs/")
     assert ["<dir>", f"{here}/runs/mnist"] == complete(f"score --run {here}/ru")
-    assert ["<dir>", "data/mnist", "runs/mnist"] == complete("inspect ")
+    assert ["<file>", "data/mnist", "runs/mnist"] == complete("inspect ")
     assert ["<file>", "conf/small.toml"] == complete("train --config ")
     assert ["<dir>", "conf", "kmnist"] == [*complete("ingest conf"), *complete("ingest k")[1:]]
     for start in ("s3://bucket/", "file://x"):
