@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-from storage.errors import StoppedError
+from storage.errors import RestartError, StoppedError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -46,7 +46,11 @@ def stop_on_signals() -> Iterator[StopSignal]:
     """Record SIGINT and SIGTERM while the block runs, in the main thread."""
     stop = StopSignal()
     with handle_signals(stop._handle):
-        yield stop
+        try:
+            yield stop
+        except RestartError:
+            stop.check("Stopped before any work was started. Run the same command again.")
+            raise
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import errno
 import os
 import signal
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -44,6 +44,18 @@ class MissingExtraError(UsageError):
             f"{what} needs the library {library}, which the extra '{extra}' installs: run "
             f"`pip install '.[{extra}]'` in a checkout of mnist-stream."
         )
+
+
+class RestartError(UsageError):
+    """The process must start anew with other environment variables.
+
+    The command `pipeline` does so by itself; a Python program has to be started again.
+    """
+
+    def __init__(self, message: str, variables: Mapping[str, str | None]) -> None:
+        """`variables` are the variables to set; None stands for one to unset."""
+        super().__init__(message)
+        self.variables = variables
 
 
 class BadDataError(PipelineError):

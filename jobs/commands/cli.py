@@ -30,6 +30,7 @@ from jobs.output import UNREAD_OUTPUT, one_line, print_aside
 from storage.errors import (
     REMOVED_DIRECTORY,
     PipelineError,
+    RestartError,
     StoppedError,
     UsageError,
     as_pipeline_error,
@@ -181,6 +182,8 @@ def _run() -> int:
         print_aside(_usage_message(error))
         _end_log(error)
         return UsageError.exit_code
+    except RestartError as error:
+        return _restart(error)
     except (KeyboardInterrupt, click.Abort):
         return 128 + signal.SIGINT
     except SystemExit:  # raised by click after a broken pipe
@@ -188,6 +191,26 @@ def _run() -> int:
     except BaseException as error:  # noqa: BLE001 - the last resort, for panics of Rust's too
         return _report(error)
     return 0
+
+
+def _restart(error: RestartError) -> int:
+    """Run the same command in this process anew, with the environment variables that it needs.
+
+    A program that called `main` is not run anew: the error is reported instead.
+    """
+    from jobs.training.portable import RESTARTED
+
+    arguments = sys.argv[1:]
+    if sys.orig_argv[-len(arguments) :] != arguments:
+        code = _report(error)
+        _end_log(error)
+        return code
+    variables = {**os.environ, **error.variables, RESTARTED: str(os.getpid())}
+    given = {name: value for name, value in variables.items() if value is not None}
+    try:
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], given)  # noqa: S606 - no shell
+    except OSError as failure:
+        return _report(failure)
 
 
 def _report(error: BaseException) -> int:
@@ -242,13 +265,14 @@ def _option_names(context: click.Context) -> Iterable[str]:
         yield from parameter.secondary_opts
 
 
-def _end_log(error: click.ClickException) -> None:
-    """Print the summary that --log-json promises for usage errors that click finds."""
+def _end_log(error: click.ClickException | RestartError) -> None:
+    """Print the summary that --log-json promises, for errors that do not end the log."""
     if "--log-json" in takewhile(lambda word: word != "--", sys.argv[1:]):
         from jobs.commands.logs import JsonHandler
 
         with suppress(PipelineError):
-            JsonHandler(counting=False).summary(UsageError(_explain(error)))
+            text = _explain(error) if isinstance(error, click.ClickException) else str(error)
+            JsonHandler(counting=False).summary(UsageError(text))
 
 
 if __name__ == "__main__":

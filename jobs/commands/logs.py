@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from jobs.output import PLAIN_SECONDS, one_line, print_line
-from storage.errors import exit_code_of
+from storage.errors import RestartError, exit_code_of
 from storage.events import local_time
 
 LOGGERS = ("storage", "pipeline", "jobs")
@@ -134,7 +134,7 @@ class JsonHandler(EventHandler):
 def json_log(*, counting: bool = True) -> Iterator[JsonHandler]:
     """Log in JSON while the block runs; the last line is always a summary.
 
-    The summary of an error that click raised is printed by `main`.
+    The summary of an error that click raised is printed by `main`, which also restarts the process.
     """
     log = JsonHandler(counting=counting)
     error: BaseException | None = None
@@ -145,7 +145,7 @@ def json_log(*, counting: bool = True) -> Iterator[JsonHandler]:
         error = raised
         raise
     finally:
-        if not isinstance(error, click.ClickException):
+        if not isinstance(error, click.ClickException | RestartError):
             log.summary(error)
 
 

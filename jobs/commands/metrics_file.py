@@ -18,6 +18,7 @@ from jobs.commands.logs import attached
 from storage.errors import (
     MissingExtraError,
     PipelineError,
+    RestartError,
     UnreachableError,
     UsageError,
     exit_code_of,
@@ -169,14 +170,21 @@ def metrics_written(command: str, place: str | None) -> Iterator[None]:
         error = raised
         raise
     finally:
-        is_usage = isinstance(error, click.ClickException)
-        code = UsageError.exit_code if is_usage else exit_code_of(error)
-        try:
-            file.write(code, time.monotonic() - began, handler.values)
-        except PipelineError as failure:
-            if error is None:
-                raise
-            logger.warning("The metrics could not be written: %s", failure)
+        if not isinstance(error, RestartError):  # else the command has yet to run
+            _write_last(file, error, time.monotonic() - began, handler.values)
+
+
+def _write_last(
+    file: MetricsFile, error: BaseException | None, seconds: float, values: Mapping[str, float]
+) -> None:
+    is_usage = isinstance(error, click.ClickException)
+    code = UsageError.exit_code if is_usage else exit_code_of(error)
+    try:
+        file.write(code, seconds, values)
+    except PipelineError as failure:
+        if error is None:
+            raise
+        logger.warning("The metrics could not be written: %s", failure)
 
 
 @contextmanager

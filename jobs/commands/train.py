@@ -132,7 +132,7 @@ def train(
                 take_over=take_over,
                 progress=console.progress,
                 stop=stop,
-                cluster=cluster(),
+                cluster=cluster,
                 parent=parent,
                 from_optimizer=from_optimizer,
             )

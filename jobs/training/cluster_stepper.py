@@ -18,6 +18,7 @@ from jobs.nn.network import LossSum, Workspace
 from jobs.nn.optimizers import State, Stepped
 from jobs.nn.parameters import Floats
 from jobs.training.gradients import GradientRule, Gradients
+from jobs.training.portable import arithmetic_of_workers, check_worker
 from jobs.training.step import (
     TreeSum,
     UpdateRule,
@@ -61,6 +62,8 @@ class GradientTask:
 
     rows: OrderedRows
     rule: GradientRule
+    arithmetic: str = ""
+    """What `arithmetic_of_workers` returned."""
 
 
 class ThreadGradients(threading.local):
@@ -74,7 +77,8 @@ class GradientWorkerState(Closing):
     """A worker's state between the steps of one training run."""
 
     def __init__(self, task: GradientTask) -> None:
-        """Open the dataset."""
+        """Open the dataset; raise `UnreachableError` if this worker computes differently."""
+        check_worker(task.arithmetic)
         self.reader = RowReader(task.rows)
         self.thread = ThreadGradients(task.rule)
         self.lent = SharedBufferPool()
@@ -223,7 +227,7 @@ class ClusterTrainer(Trainer):
         assert self._cluster is not None
         self._step = ClusterDataParallelStep(
             self._cluster,
-            GradientTask(self._ordered_rows(), rule),
+            GradientTask(self._ordered_rows(), rule, arithmetic_of_workers(self.config.arithmetic)),
             update,
             parameters,
             state,

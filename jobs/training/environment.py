@@ -1,5 +1,7 @@
-"""NumPy and its BLAS: the versions that a run records, and the limit to one BLAS thread."""
+"""What rounds the results: the libraries that a run records, and the limit to one BLAS thread."""
 
+import hashlib
+import math
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,7 +9,24 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
+from numpy._core._multiarray_umath import (  # type: ignore[import-not-found]
+    __cpu_baseline__,
+    __cpu_dispatch__,
+    __cpu_features__,
+)
+from numpy.typing import NDArray
 from threadpoolctl import OpenBLASController, threadpool_info, threadpool_limits
+
+from jobs.nn.initialise import uniforms
+
+CPU_BASELINE: tuple[str, ...] = tuple(__cpu_baseline__)
+"""The processor features that this NumPy always uses."""
+CPU_DISPATCH: tuple[str, ...] = tuple(__cpu_dispatch__)
+"""The processor features for which this NumPy has functions of their own."""
+CPU_FEATURES: dict[str, bool] = __cpu_features__
+"""Whether this process has each feature."""
+SAMPLE_SHAPE = (2, 50, 800)
+"""The shape of the sample values: two matrices, large enough for all loops of a BLAS kernel."""
 
 _lock = Lock()
 _jobs = 0
@@ -45,15 +64,50 @@ def _let_this_thread_set() -> None:
     OpenBLASController.clear_controlling_thread(force=True)
 
 
-def environment() -> dict[str, Any]:
-    """Return the versions and the BLAS kernel that NumPy computes with."""
+def numpy_blas() -> list[dict[str, Any]]:
+    """Return threadpoolctl's descriptions of NumPy's BLAS; none if it does not know the library.
+
+    Other packages, such as SciPy, bring their own BLAS; that of NumPy's wheels is in numpy.libs.
+    """
     every = [library for library in threadpool_info() if library["user_api"] == "blas"]
-    # Other packages, such as SciPy, bring their own BLAS; NumPy's is in numpy or numpy.libs.
     own = [library for library in every if library["filepath"].startswith(np.__path__[0])]
-    blas = own or every
+    return own or every
+
+
+def cpu_features() -> list[str]:
+    """Return the processor features whose functions NumPy uses beside its baseline's."""
+    return [name for name in CPU_DISPATCH if CPU_FEATURES[name]]
+
+
+def sample_digest() -> str:
+    """Return a digest of sample results, which differs wherever functions round differently.
+
+    The samples are all that a training's results depend on beside exact operations: products, the
+    exponential, the logarithm and the hyperbolic tangent in both types, and the cosine.
+    """
+    digest = hashlib.sha256()
+    uniform = uniforms(math.prod(SAMPLE_SHAPE), seed=0, layer=0)
+    with one_blas_thread():
+        for dtype in (np.float32, np.float64):
+            positive: NDArray[Any] = (20 * uniform).astype(dtype)
+            signed: NDArray[Any] = (20 * uniform - 10).astype(dtype)
+            left, right = signed.reshape(SAMPLE_SHAPE)
+            functions = (np.exp(signed), np.log(positive), np.tanh(signed))
+            for values in (left @ right.T, *functions):
+                digest.update(values.tobytes())
+    digest.update(np.cos(signed).tobytes())
+    return digest.hexdigest()[:12]
+
+
+def environment() -> dict[str, str]:
+    """Return what a result's last digits depend on, for the record of a run."""
+    blas = numpy_blas()
     return {
         "numpy": np.__version__,
         "blas": ", ".join(f"{library['internal_api']} {library['version']}" for library in blas),
         "blas_kernel": ", ".join(str(library.get("architecture")) for library in blas),
+        "cpu_features": ", ".join(cpu_features()),
+        "libc": " ".join(platform.libc_ver()).strip(),
         "machine": platform.machine(),
+        "sample_digest": sample_digest(),
     }

@@ -9,6 +9,7 @@ from jobs.nn.architecture import Layer
 from jobs.training.config import TrainConfig
 from jobs.training.evaluate import Evaluator
 from jobs.training.history import Metrics
+from jobs.training.portable import check_arithmetic
 from jobs.training.step import thread_count
 from jobs.training.trainer import SavedState, Start, Trainer
 from storage.dataset import Dataset
@@ -24,7 +25,11 @@ def make_trainer(
     state: SavedState | Start | None,
     cluster: "Cluster | None",
 ) -> Trainer:
-    """Return a new trainer, from a `Start` if given, or one in the state of a checkpoint."""
+    """Return a new trainer, from a `Start` if given, or one in the state of a checkpoint.
+
+    Raises `UsageError` if this process does not compute with the configuration's arithmetic.
+    """
+    check_arithmetic(config.arithmetic)
     trainer: type[Trainer] = Trainer
     if config.parallel == "rounds":
         from jobs.training.round_trainer import RoundTrainer

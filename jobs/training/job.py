@@ -20,6 +20,7 @@ from jobs.training.evaluate import Evaluator
 from jobs.training.history import EpochTable, Metrics, history_of, timing_text
 from jobs.training.memory import check_memory, train_memory
 from jobs.training.model import model_of
+from jobs.training.portable import check_arithmetic, warn_of_samples
 from jobs.training.prepare import (
     begin_run,
     changed_settings,
@@ -72,7 +73,7 @@ from storage.places import Place, open_location
 from storage.runs import REFERENCES, Run, check_place, run_exists, run_lock
 
 if TYPE_CHECKING:
-    from pipeline.cluster.client import Cluster
+    from pipeline.cluster.client import Cluster, OpenCluster
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ def train(
     progress: Progress = no_progress,
     stop: StopSignal | None = None,
     until: int | None = None,
-    cluster: "Cluster | None" = None,
+    cluster: "Cluster | OpenCluster | None" = None,
     parent: Place | None = None,
     from_optimizer: bool = False,
 ) -> TrainResult:
@@ -117,7 +118,8 @@ def train(
     until
         Return after this epoch, with its checkpoint. A resume trains the others, to the same bits.
     cluster
-        Dask cluster whose workers compute the gradients, to the same bits.
+        Dask cluster whose workers compute the gradients, to the same bits; or a function that
+        connects to it, which is called when all else has been checked.
     parent
         A run to start from, with its best checkpoint or another one: `runs/base@latest`, the number
         of an epoch, or the first digits of a model's digest after the `@`. Network and dtype are
@@ -128,7 +130,8 @@ def train(
     Raises
     ------
     UsageError
-        If a setting is invalid or does not fit the dataset or the parent.
+        If a setting is invalid or does not fit the dataset or the parent. `RestartError` if Python
+        must be started with other environment variables for the setting `arithmetic`.
     BadDataError
         If the dataset, the run or the parent is damaged, or the parent had other images.
     ConflictError
@@ -156,6 +159,7 @@ def train(
     if source is not None:
         check_parent(source, config, data, optimizer=from_optimizer)
     network = Network(check_fit(config, data), config.dtype)
+    check_arithmetic(config.arithmetic)
     warn_of_no_effect(given, config)
     needed = train_memory(config, network, data, from_parent=parent is not None)
     check_memory(needed, thread_count(config.threads))
@@ -165,6 +169,7 @@ def train(
         raise ConflictError(
             f"The run {location} exists. Pass --resume to continue it, or choose another --run."
         )
+    cluster = cluster() if callable(cluster) else cluster
     with run_lock(location, take_over) as location, one_blas_thread():
         location.sweep()
         location.sweep(REFERENCES)
@@ -173,6 +178,7 @@ def train(
         check_recorded_parent(record, parent, storage_options, optimizer=from_optimizer)
         config = configure(given, record, data, inherited)
         layers = check_fit(config, data)
+        check_arithmetic(config.arithmetic)
         if record is None:
             recorded = source and source.record(location, optimizer=from_optimizer)
             record = begin_run(location, given, config, data, recorded or None)
@@ -265,6 +271,7 @@ class _Training:
         self.run.remove_failure()
         self._announce(newest.name if newest else None)
         warn_of_environment(self.run)
+        warn_of_samples(self.config.arithmetic)
         state: SavedState | Start | None
         if newest is None:
             state = starting_state(self.run, self.config, self.dataset, self.storage_options)

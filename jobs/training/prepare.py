@@ -344,12 +344,11 @@ def reconfigured(run: Run, config: TrainConfig, newest: Checkpoint | None) -> Ru
 
 
 def environment_changes(run: Run) -> str:
-    """Return how NumPy, its BLAS or the machine differ from those at the start of the run."""
-    current = environment()
+    """Return how the environment differs from that at the start of the run, as far as recorded."""
     return "; ".join(
-        f"{name} was {run.environment.get(name)!r}, is {current[name]!r}"
-        for name in current
-        if run.environment.get(name) != current[name]
+        f"{name} was {run.environment[name]!r}, is {value!r}"
+        for name, value in environment().items()
+        if name in run.environment and run.environment[name] != value
     )
 
 

@@ -10,6 +10,7 @@ from jobs.nn.network import LossSum
 from jobs.nn.optimizers import State
 from jobs.nn.parameters import Floats
 from jobs.training.gradients import GradientRule
+from jobs.training.portable import arithmetic_of_workers, check_worker
 from jobs.training.rounds import (
     VELOCITY,
     LocalStep,
@@ -54,6 +55,8 @@ class ReplicaWorkerState(Closing):
     """A worker's state between rounds."""
 
     def __init__(self, work: RoundTask) -> None:
+        """Raise `UnreachableError` if this worker computes differently from the job."""
+        check_worker(work.arithmetic)
         self.steps = RoundWorkerState(work)
         self.lent = SharedBufferPool()
 
@@ -182,7 +185,8 @@ class RoundTrainer(Trainer):
         whole, rest = divmod(rows.order.rows, size)
         batches = whole if config.drop_last or not rest else whole + 1
         self._plan = RoundPlan(batches, config.replicas, config.sync_every)
-        work = RoundTask(rows, config, rule, size, self._micro_batches, self._plan)
+        arithmetic = arithmetic_of_workers(config.arithmetic)
+        work = RoundTask(rows, config, rule, size, self._micro_batches, self._plan, arithmetic)
         self._rounds = RoundStepper(work, parameters, state, self._cluster)
         return self._rounds
 

@@ -158,6 +158,8 @@ class RoundTask:
     batch_size: int
     micro_batches: int
     plan: RoundPlan
+    arithmetic: str = ""
+    """What `arithmetic_of_workers` returned."""
 
     def part(self, replica: int) -> tuple[int, int]:
         """Return the positions [start, stop) in an epoch of a replica's rows."""

@@ -73,6 +73,16 @@ class TrainSettings:
     dtype: str = setting_field(
         "Model", "float32", "Floating-point type.", choices=("float32", "float64")
     )
+    arithmetic: str = setting_field(
+        "Model",
+        "native",
+        "Fastest functions of this processor, or portable ones.",
+        "`portable` gives the same model on every x86-64 processor with AVX2: NumPy and OpenBLAS "
+        "use functions that all of these have. See "
+        "[arithmetic](../explanation/arithmetic.md#portable-arithmetic).",
+        choices=("native", "portable"),
+        added=True,
+    )
     epochs: int = setting_field(
         "Optimisation", 10, "Passes over the training rows.", least=1, most=10**6
     )

@@ -215,6 +215,17 @@ def test_equal_raw_numbers_keep_their_places(monkeypatch: pytest.MonkeyPatch) ->
     assert expected == permutation(500, 0, 0, "rows").tolist()
 
 
+def test_faulty_sort(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order does not depend on a sort that an emulator gets wrong."""
+    expected = permutation(10, 0, 0, "rows").tolist()
+    sort = np.argsort
+    wrong = [*expected[1:], expected[0]]
+    monkeypatch.setattr(
+        np, "argsort", lambda numbers, **how: sort(numbers, **how) if how else np.array(wrong)
+    )
+    assert expected == permutation(10, 0, 0, "rows").tolist()
+
+
 def test_every_argument_matters() -> None:
     """No two of (seed, epoch, level, window) share an order, not even 1|11 and 11|1."""
     values = (0, 1, 2, 11, 12, 111)

@@ -35,6 +35,7 @@ OTHER = TrainConfig(
     init="normal-0.1",
     seed=9,
     dtype="float64",
+    arithmetic="portable",
     shuffle=False,
     shuffle_memory=2**21,
     drop_last=True,

@@ -247,7 +247,8 @@ def test_record(digits: Path, tmp_path: Path) -> None:
     assert open_dataset(open_location(digits)).digest == run.dataset_digest
     assert {"order": 1, "step": 3} == run.versions
     assert environment() == run.environment
-    assert {"numpy", "blas", "blas_kernel", "machine"} == run.environment.keys()
+    names = {"numpy", "blas", "blas_kernel", "cpu_features", "libc", "machine", "sample_digest"}
+    assert names == run.environment.keys()
     assert np.__version__ == run.environment["numpy"]
 
 
