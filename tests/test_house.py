@@ -18,7 +18,6 @@ FILES = [
 PACKAGE = "__init__.py"
 MOST_LINES, FEWEST_LINES = 450, 60
 SHORT = {
-    "jobs/training/environment.py": "scoring and commands set and record BLAS by it too",
     "jobs/nn/choices.py": "names that --help shows, in a file that imports nothing",
     "jobs/nn/parameters.py": "the layout in memory that optimizers and checkpoints share",
     "jobs/scoring/retry.py": "the job, the scorer and the inbox share it",

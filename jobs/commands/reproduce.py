@@ -66,7 +66,7 @@ def reproduce(
                 storage_options=store,
                 progress=console.progress,
                 stop=stop,
-                cluster=cluster(),
+                cluster=cluster,
             )
     report = reproduction_report(result)
     if not result.is_same:

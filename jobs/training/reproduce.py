@@ -17,6 +17,7 @@ from jobs.training.evaluate import Evaluator
 from jobs.training.history import EpochTable, Metrics, check_history, history_of
 from jobs.training.memory import check_memory, train_memory
 from jobs.training.model import checked_parameters
+from jobs.training.portable import check_arithmetic
 from jobs.training.prepare import (
     check_dataset,
     check_fit,
@@ -36,7 +37,7 @@ from storage.places import Place, open_location
 from storage.runs import METRICS, Run, open_run
 
 if TYPE_CHECKING:
-    from pipeline.cluster.client import Cluster
+    from pipeline.cluster.client import Cluster, OpenCluster
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +126,7 @@ def reproduce(
     storage_options: Mapping[str, str] | None = None,
     progress: Progress = no_progress,
     stop: StopSignal | None = None,
-    cluster: "Cluster | None" = None,
+    cluster: "Cluster | OpenCluster | None" = None,
 ) -> Reproduction:
     """Train epochs of a run again, and compare them with what the run recorded.
 
@@ -150,7 +151,8 @@ def reproduce(
     stop
         Set by a signal handler to stop after the current step.
     cluster
-        Dask cluster whose workers compute the gradients, to the same bits.
+        Dask cluster whose workers compute the gradients, to the same bits; or a function that
+        connects to it.
 
     Raises
     ------
@@ -173,10 +175,12 @@ def reproduce(
     check_dataset(opened, data)
     config = configure({"threads": threads}, opened, data)
     network = Network(check_fit(config, data), config.dtype)
+    check_arithmetic(config.arithmetic)
     check_memory(train_memory(config, network, data), thread_count(config.threads))
     record = _Record.read(opened, config, network.layers)
     last = record.last_epoch(first, last)
     state = record.state_before(first) or starting_state(opened, config, data, storage_options)
+    cluster = cluster() if callable(cluster) else cluster
     place, epochs_text = str(opened.location), f"epochs {first} to {last}"
     if first == last:
         epochs_text = f"epoch {first}"

@@ -142,7 +142,7 @@ def test_workers(machine: pytest.MonkeyPatch) -> None:
 
 
 def test_unknown_libraries(monkeypatch: pytest.MonkeyPatch, log: Log) -> None:
-    """Libraries that round differently are warned of, in portable arithmetic alone."""
+    """Libraries that round differently cause a warning, in portable arithmetic alone."""
     monkeypatch.setattr(portable, "sample_digest", lambda: SAMPLE_DIGEST)
     warn_of_samples("portable")
     monkeypatch.setattr(portable, "sample_digest", lambda: "another")
