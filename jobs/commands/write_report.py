@@ -1,4 +1,4 @@
-"""The command report: a run, or several side by side, as one HTML file."""
+"""The command report: a run, several side by side, or a sweep, as one HTML file."""
 
 import webbrowser
 from collections.abc import Mapping, Sequence
@@ -42,9 +42,9 @@ def report(
 ) -> "Report":
     """Write a report on a run, or several, as one HTML file.
 
-    RUN is the path or URL of a run. The report of one run shows its curves, mistakes, confidence,
-    data and scorings. Damaged or missing parts are left out with the reason. The file needs no
-    network.
+    RUN is the path or URL of a run or of a sweep. The report of one run shows its curves, mistakes,
+    confidence, data and scorings; that of a sweep compares its configurations. Damaged or missing
+    parts are left out with the reason. The file needs no network.
     """
     from jobs.commands.console import Report
     from jobs.commands.tables import size
@@ -79,15 +79,20 @@ def write_report(
     path = file_to_write(path, "--out")
     try:
         from jobs.commands.report.collect import Subject
-        from jobs.commands.report.page import comparison_page, run_page
+        from jobs.commands.report.page import comparison_page, run_page, sweep_page
     except ModuleNotFoundError as error:
         library = (error.name or "").partition(".")[0]
         raise MissingExtraError("A report", library, "plot") from None
+    from jobs.sweeps.job import SweepResult
     from storage.places import open_location
+    from storage.sweeps import sweep_exists
 
     places = [open_location(run, storage_options) for run in runs]
-    subjects = [Subject(place, dataset, storage_options) for place in places]
-    page = run_page(subjects[0]) if len(subjects) == 1 else comparison_page(subjects)
+    if len(places) == 1 and sweep_exists(places[0]):
+        page = sweep_page(SweepResult.read(places[0]))
+    else:
+        subjects = [Subject(place, dataset, storage_options) for place in places]
+        page = run_page(subjects[0]) if len(subjects) == 1 else comparison_page(subjects)
     data = page.encode("utf-8", "backslashreplace")
     open_location(path).write_object(data)
     return len(data)

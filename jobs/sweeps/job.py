@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from jobs.output import percent
 from jobs.signals import StopSignal
@@ -64,12 +64,18 @@ COMPARED = ("dataset_digest", "settings", "search", "seeds", "rungs")
 
 @dataclass(frozen=True, repr=False)
 class SweepResult:
-    """The result of `sweep`."""
+    """The result of `sweep`, also of one that is not finished."""
 
     sweep: Sweep
     """The sweep's record."""
     results: dict[str, TrialResult]
     """The results of the trials by their names."""
+
+    @classmethod
+    def read(cls, location: Location) -> Self:
+        """Return what is recorded of a sweep; raise `BadDataError` if it is missing or damaged."""
+        recorded = open_sweep(location)
+        return cls(recorded, recorded.results())
 
     @property
     def ranking(self) -> list[Summary]:
@@ -368,7 +374,9 @@ class _Sweeping:
                 return
             place = self.dataset.location
             is_relative = not os.path.isabs(str(place)) and "://" not in str(place)
-            task = TrialTask(self.sweep, place, is_relative, until)
+            # Each trial has a lock of its own.
+            unlocked = replace(self.sweep, location=replace(self.sweep.location, lock=None))
+            task = TrialTask(unlocked, place, is_relative, until)
             for trial, result in self._train_trials(task, trials):
                 self.results[trial.name] = result
                 self.sweep.write_result(trial, result)

@@ -1,5 +1,6 @@
 """A sweep on a cluster: a trial per worker, whatever happens to the workers or the job."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -9,20 +10,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from jobs.sweeps.job import SweepResult, sweep
 from jobs.training.job import train
 from pipeline.cluster.client import Cluster as Client
+from pipeline.ingest import ingest
+from storage.errors import ConflictError
 from storage.places import open_location
-from storage.runs import LOCK, open_run
-from storage.sweeps import FAILED, FINISHED
+from storage.runs import LOCK, open_run, run_lock
+from storage.sweeps import FAILED, FINISHED, best_runs
 from tests.cluster.processes import Cluster, connected
 from tests.commands.process import REPOSITORY
 from tests.jobs.trainings import outcome
+from tests.object_store.server import Store
 
 SETTINGS: dict[str, Any] = {"network": "relu-12", "epochs": 3, "batch_size": 170, "holdout": 300}
 GRID = {"learning_rate": [0.003, 0.03], "optimizer": ["adam", "adamw"]}
 LONG = ("--network", "relu-12", "--epochs", "100000", "--holdout", "300", "--batch-size", "50")
-SECONDS = 60.0
+SECONDS = 300.0
 
 
 def swept(place: Path, digits: Path, cluster: Client | None, **options: Any) -> SweepResult:
@@ -106,6 +112,40 @@ def test_workers_are_killed(digits: Path, tmp_path: Path) -> None:
         killer.join()
     expected = sweep(settings, out=tmp_path / "here", **given)
     assert outcomes(expected) == outcomes(result)
+
+
+def test_in_a_store(store: Store, cluster: Client, digits: Path, tmp_path: Path) -> None:
+    """Workers write the runs of a sweep in an object store, and read its dataset there."""
+    made = ingest("synthetic:2100,430", store.location("set"), rows_per_chunk=200).dataset
+    given: dict[str, Any] = {"grid": {"optimizer": ["adam", "adamw"]}}
+    remote = sweep(
+        SETTINGS, out=store.location("a"), dataset=made.location, cluster=cluster, **given
+    )
+    expected = sweep(SETTINGS, out=tmp_path / "here", dataset=digits, **given)
+    assert [one.rank for one in expected.ranking] == [one.rank for one in remote.ranking]
+    assert 2 == len(best_runs(store.location("a"), 2))
+    with pytest.raises(ConflictError, match="being written by"), run_lock(store.location("a")):
+        sweep(SETTINGS, out=store.location("a"), dataset=made.location, **given)
+
+
+def test_own_workers_after_a_kill(digits: Path, tmp_path: Path) -> None:
+    """A sweep with its own workers that is killed is continued by the same command."""
+    command = [sys.executable, "-m", "jobs.commands.cli", "sweep", "--out", str(tmp_path / "sweep")]
+    command += ["--network", "relu-12", "--epochs", "16", "--holdout", "300", "--json"]
+    command += ["--dataset", str(digits), "--workers", "2", "--seeds", "2", "--checkpoint-every"]
+    command += ["5"]
+    runs = [tmp_path / "sweep" / "trials" / f"001-seed{seed}" for seed in (0, 1)]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE) as job:
+        wait_until(lambda: all(list((run / "checkpoints").glob("*-*")) for run in runs))
+        job.kill()
+    again = subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.PIPE, check=True)
+    [configuration] = json.loads(again.stdout)["configurations"]
+    settings = {"network": "relu-12", "epochs": 16, "holdout": 300}
+    for seed, trial in enumerate(configuration["trials"]):
+        other = train(settings | {"seed": seed}, dataset=digits, run=tmp_path / f"run-{seed}")
+        resumed = train({}, run=runs[seed], resume=True)
+        assert other.parameters_digest == resumed.parameters_digest
+        assert FINISHED == trial["state"]
 
 
 def test_a_killed_job(standing: Cluster, digits: Path, tmp_path: Path) -> None:

@@ -61,6 +61,16 @@ def test_places(dataset: Path, run: Path, complete: Complete) -> None:
         assert [] == complete(f"train --dataset {start}")
 
 
+def test_sweeps(here: Path, complete: Complete) -> None:
+    """Settings that vary, their choices, and the places of sweeps."""
+    (here / "sweeps" / "a").mkdir(parents=True)
+    (here / "sweeps" / "a" / "sweep.json").touch()
+    assert ["optimizer=", "outer_learning_rate=", "outer_momentum="] == complete("sweep --grid o")
+    assert ["optimizer=adam", "optimizer=adamw"] == complete("sweep --grid optimizer=ad")
+    assert ["optimizer=sgd,adam", "optimizer=sgd,adamw"] == complete("sweep --grid optimizer=sgd,a")
+    assert ["<dir>", "sweeps/a"] == complete("sweep --out ")
+
+
 def test_names_and_splits(dataset: Path, run: Path, call: Call, complete: Complete) -> None:
     """Promoted names, checkpoints, and the splits of the named dataset or the run's."""
     assert 0 == call("promote", "--as", "champion", "--models", "names").code

@@ -60,6 +60,22 @@ def test_runs(swept: Path, call: Call) -> None:
     assert {"trials/001-seed0", "trials/004-seed1"} < {run["name"] for run in runs}
 
 
+@pytest.mark.slow
+def test_report(swept: Path, call: Call) -> None:
+    """The report has a row for each configuration, the best first, and one for each trial."""
+    ended = call("report", "sweeps/a", "--json")
+    assert 0 == ended.code, ended.err
+    page = Path(json.loads(ended.out)["report"]).read_text()
+    best = json.loads(call(*SWEEP, *GRID, "--json").out)["configurations"][0]
+    rows = [row for row in page.split("<tr>") if "</td>" in row]
+    assert 4 + 8 == len(rows)
+    assert str(best["settings"]["learning_rate"]) in rows[0]
+    assert best["settings"]["optimizer"] in rows[0]
+    mean, deviation = (100 * best["accuracy"][name] for name in ("mean", "deviation"))
+    assert f"{mean:.2f} ± {deviation:.2f} %" in rows[0]
+    assert rows[-1].startswith('<th scope="row">004-seed1')
+
+
 def test_failures(dataset: Path, call: Call) -> None:
     """A failed trial is a warning; the exit code is 0 if another one has finished."""
     others = [*SETTINGS[:2], *SETTINGS[4:]]
@@ -67,6 +83,8 @@ def test_failures(dataset: Path, call: Call) -> None:
     assert 0 == ended.code, ended.err
     assert "Warning: Trial 002-seed0 failed: --batch-size 7,000 is more than" in ended.err
     assert "0 of 1" in ended.out
+    assert 0 == call("report", "sweeps/a").code
+    assert "Trial 002-seed0 failed: --batch-size 7,000" in Path("report.html").read_text()
     failed = call("sweep", "--out", "sweeps/b", *SETTINGS, "--grid", "lr=1e6")
     assert GATE == failed.code
     assert "No trial of the sweep sweeps/b has a result" in failed.err

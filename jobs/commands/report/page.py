@@ -18,9 +18,11 @@ from jobs.commands.report.collect import Part, Subject, differing
 from jobs.commands.report.curves import compared, learning
 from jobs.commands.report.examine import TABLE, wilson_interval
 from jobs.commands.reports import digest_of_source
+from jobs.commands.sweep_table import rows_of, settings_text
 from jobs.commands.tables import SHORT_DIGEST, size
 from jobs.output import percent
 from jobs.scoring.images import data_uri, sprite, weights_images
+from jobs.sweeps.job import SweepResult
 from jobs.training.config import TrainConfig
 from jobs.training.settings import option_name
 from pipeline.findings import Findings
@@ -94,6 +96,27 @@ def comparison_page(subjects: Sequence[Subject]) -> str:
         seconds=[Part.of(partial(_seconds, run)).value for run in subjects],
         curves=curves,
         settings=list(differing(list(subjects))),
+    )
+
+
+def sweep_page(result: SweepResult) -> str:
+    """Return the page of a sweep: its configurations, best first, and its trials."""
+    sweep, results = result.sweep, result.results
+    rows = rows_of(result)
+    return _render(
+        "sweep.html.j2",
+        title=f"Report on {sweep.location}",
+        place=sweep.location,
+        names=list(rows[0].settings),
+        rows=rows,
+        trials=[
+            (trial, settings_text(sweep.configurations[trial.configuration]), results[trial.name])
+            for trial in sweep.trials
+            if trial.name in results and results[trial.name].accuracy
+        ],
+        failures=[
+            f"Trial {name} failed: {one.reason}" for name, one in results.items() if one.reason
+        ],
     )
 
 
