@@ -4,7 +4,7 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from storage.errors import StoppedError, UnreachableError, counted
@@ -84,12 +84,22 @@ def print_aside(text: str, end: str = "\n") -> None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - stays open until exit
 
 
-def average_text(members: int, average_shifts: int) -> str:
-    """Return over what a model averages probabilities, as a text; empty for a single network."""
+def average_text(members: int, average_shifts: int, names: Sequence[str] = ()) -> str:
+    """Return over what a model averages probabilities, as a text; empty for a single network.
+
+    `names` are those of the members, if they are of several runs: see `member_names`.
+    """
     pixels = counted(average_shifts, "pixel")
-    parts = [f"{members} checkpoints"] if members > 1 else []
+    listed = f" ({', '.join(names)})" if names else ""
+    parts = [f"{members} checkpoints{listed}"] if members > 1 else []
     parts += [f"shifts of up to {pixels}"] if average_shifts else []
     return f"average over {' and '.join(parts)}" if parts else ""
+
+
+def member_names(runs: Sequence[str], checkpoints: str) -> list[str]:
+    """Return the run and checkpoint of each member; none if the runs are not given."""
+    names = checkpoints.split(",") if runs else []
+    return [f"{run} {name}" for run, name in zip(runs, names, strict=True)]
 
 
 def percent(share: float, digits: int = 2) -> str:

@@ -14,16 +14,27 @@ FORMAT = "mnist-stream model name"
 FORMAT_VERSION = 1
 AVERAGES_VERSION = 2
 """The version of a name that an average holds or held: earlier releases would drop its shifts."""
+RUNS_VERSION = 3
+"""The version of a name that an average over several runs holds or held."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 RECORDED = {"name": str, "holders": list, "events": list}
 
 
 @dataclass(frozen=True)
-class Holder:
-    """A checkpoint that has, or had, a name."""
+class HeldRun:
+    """The run of one of a model's checkpoints."""
 
     run: str
-    """Its run: a path relative to the directory of the names, or a URL."""
+    """A path relative to the directory of the names, or a URL."""
+    run_id: str
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A model that has, or had, a name: a checkpoint, or several that are averaged."""
+
+    run: str
+    """Its run, the first of several: a path relative to the directory of the names, or a URL."""
     run_id: str
     checkpoint: str
     """Its name in the run, such as `000010-000000`; several with commas for their average."""
@@ -36,6 +47,14 @@ class Holder:
     """The split and the dataset's digest: `test of 7100e1...`."""
     average_shifts: int = 0
     """The largest shift in pixels of the images that are averaged; 0 for none."""
+    runs: tuple[HeldRun, ...] = ()
+    """The run of each checkpoint, if they are of several runs."""
+
+    @property
+    def run_ids(self) -> list[str]:
+        """The identity of each run, once."""
+        ids = {held.run: held.run_id for held in self.runs} or {self.run: self.run_id}
+        return list(ids.values())
 
     @property
     def is_average(self) -> bool:
@@ -44,7 +63,7 @@ class Holder:
 
     @classmethod
     def from_json(cls, document: Any, place: str) -> Self:
-        """Return the inverse of `asdict`; raise `BadDataError` that names `place`."""
+        """Return the inverse of `to_json`; raise `BadDataError` that names `place`."""
         types = dict.fromkeys(("run", "run_id", "checkpoint", "model_digest", "since"), str)
         documents.check_fields(document, types, place)
         document = {"average_shifts": 0} | document  # earlier releases had no shifts
@@ -52,7 +71,14 @@ class Holder:
         optional = {"accuracy": float, "judged_by": str}
         given = {name: type_ for name, type_ in optional.items() if document.get(name) is not None}
         documents.check_fields(document, given, place)
-        return cls(**{field: document.get(field) for field in cls.__dataclass_fields__})
+        fields = {field: document.get(field) for field in cls.__dataclass_fields__}
+        return cls(**fields | {"runs": _held_runs(document, place)})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the model as an object; earlier releases know no `runs`."""
+        document = asdict(self)
+        runs = document.pop("runs")
+        return document | ({"runs": list(runs)} if runs else {})
 
 
 @dataclass(frozen=True)
@@ -72,23 +98,45 @@ class ModelName:
         return self.holders[-1] if self.holders else None
 
     def run_place(self, holder: Holder) -> str:
-        """Return the path or URL of a holder's run."""
+        """Return the path or URL of a holder's run, the first of several."""
         return referenced(holder.run, self.place)
+
+    def run_places(self, holder: Holder) -> list[tuple[str, str]]:
+        """Return the path or URL of each run of a holder, and its checkpoints with commas."""
+        if not holder.runs:
+            return [(self.run_place(holder), holder.checkpoint)]
+        places = [referenced(held.run, self.place) for held in holder.runs]
+        return list(zip(places, holder.checkpoint.split(","), strict=True))
 
     def save(self) -> None:
         """Write the name's document atomically; the caller holds its lock."""
-        has_average = any(holder.is_average for holder in self.holders)
+        version = FORMAT_VERSION
+        if any(holder.is_average for holder in self.holders):
+            version = AVERAGES_VERSION
+        if any(holder.runs for holder in self.holders):
+            version = RUNS_VERSION
         document = {
             "format": FORMAT,
-            "format_version": AVERAGES_VERSION if has_average else FORMAT_VERSION,
+            "format_version": version,
             "name": self.name,
-            "holders": [asdict(holder) for holder in self.holders],
+            "holders": [holder.to_json() for holder in self.holders],
             "events": list(self.events),
         }
         self.place.put(_key(self.name), documents.sealed_bytes(document))
 
     def with_event(self, event: dict[str, Any]) -> Self:
         return replace(self, events=(*self.events, event))
+
+
+def _held_runs(document: dict[str, Any], place: str) -> tuple[HeldRun, ...]:
+    """Return the runs of a recorded holder; raise `BadDataError` unless each checkpoint has one."""
+    documents.check_fields({"runs": []} | document, {"runs": list}, place)
+    held = document.get("runs", [])
+    for entry in held:
+        documents.check_fields(entry, {"run": str, "run_id": str}, place)
+    if held and len(held) != document["checkpoint"].count(",") + 1:
+        raise BadDataError(f"{place} has {len(held)} runs for checkpoint {document['checkpoint']}.")
+    return tuple(HeldRun(entry["run"], entry["run_id"]) for entry in held)
 
 
 def check_model_name(name: str) -> str:
@@ -116,7 +164,7 @@ def open_name(place: Location, name: str) -> ModelName:
         document = documents.read_sealed(place, _key(name))
     except FileNotFoundError:
         return ModelName(place, name)
-    documents.check_format(document, FORMAT, (FORMAT_VERSION, AVERAGES_VERSION), file)
+    documents.check_format(document, FORMAT, (FORMAT_VERSION, AVERAGES_VERSION, RUNS_VERSION), file)
     documents.check_fields(document, RECORDED, file)
     if document["name"] != name:
         raise BadDataError(

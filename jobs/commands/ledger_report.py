@@ -10,12 +10,13 @@ from jobs.choices import LARGE_DRIFT
 from jobs.commands.console import Report
 from jobs.commands.score_reports import drift_cell
 from jobs.commands.tables import SHORT_DIGEST, facts, fit, table, terminal_width, wrap
-from jobs.output import average_text, one_line, percent
+from jobs.output import average_text, member_names, one_line, percent
 from jobs.scoring.records import failure_text
 from storage.errors import UsageError
 from storage.events import local_time
 from storage.ledger import FAILED_EVENT, SCORED, Entry, Ledger
 from storage.location import Location
+from storage.places import referenced
 from storage.runs import SCORES, open_run
 from storage.scores import is_complete, scoring_homes
 
@@ -50,7 +51,7 @@ def ledger_report(run: Location, since: str | None, failed: bool) -> Report:
     models = {entry["model_digest"][:SHORT_DIGEST] for entry in entries}
     if len(models) == 1:
         summary += f"; model {models.pop()}"
-    averages = "\n".join(map(fit, _averages(entries)))
+    averages = "\n".join(map(fit, _averages(entries, location)))
     parts = [_ledger_table(entries), averages, "\n".join(wrapped), fit(summary)]
     return Report(document, "\n\n".join(filter(None, parts)), summary, _entry_details(entries))
 
@@ -80,14 +81,15 @@ def _ledger_table(entries: list[Entry]) -> str:
     )
 
 
-def _averages(entries: list[Entry]) -> list[str]:
+def _averages(entries: list[Entry], run: Location) -> list[str]:
     """Return a line for each model that is an average, with its digest."""
-    averages = {
-        entry["model_digest"][:SHORT_DIGEST]: average_text(
-            str(entry.get("checkpoint")).count(",") + 1, entry.get("average_shifts", 0)
-        )
-        for entry in entries
-    }
+    averages = {}
+    for entry in entries:
+        checkpoints = str(entry.get("checkpoint"))
+        runs = [referenced(place, run) for place in entry.get("runs", ())]
+        average = checkpoints.count(",") + 1, entry.get("average_shifts", 0)
+        names = member_names(runs, checkpoints)
+        averages[entry["model_digest"][:SHORT_DIGEST]] = average_text(*average, names)
     return [f"{digest}: {average}" for digest, average in averages.items() if average]
 
 
@@ -115,13 +117,17 @@ def _with_dataset(entry: Entry) -> str:
 
 def _entry_details(entries: list[Entry]) -> str:
     """Return each entry's full digests and the location of its scores."""
-    model = ("model", "checkpoint", "average_shifts", "model_digest")
+    model = ("model", "checkpoint", "runs", "average_shifts", "model_digest")
     names = (*model, "dataset", "dataset_digest", "result")
     return "\n".join(
         f"\n{local_time(entry['time'])}  {_what(entry)}\n"
-        + facts([(name, entry[name]) for name in names if entry.get(name)])
+        + facts([(name, _joined(entry[name])) for name in names if entry.get(name)])
         for entry in entries
     )
+
+
+def _joined(value: Any) -> str:
+    return ", ".join(value) if isinstance(value, list) else str(value)
 
 
 def _warnings(ledger: Ledger, entries: list[Entry]) -> list[str]:

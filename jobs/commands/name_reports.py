@@ -4,7 +4,7 @@ from typing import Any
 
 from jobs.commands.console import Report
 from jobs.commands.tables import SHORT_DIGEST, facts, fit, table
-from jobs.output import average_text, percent
+from jobs.output import average_text, member_names, percent
 from jobs.scoring.promote import PromoteResult
 from storage.events import local_time
 from storage.location import Location
@@ -35,7 +35,7 @@ def promote_report(result: PromoteResult, models: Location) -> Report:
 
 
 def _holder_document(holder: Holder | None) -> dict[str, Any] | None:
-    return None if holder is None else dict(vars(holder))
+    return None if holder is None else holder.to_json()
 
 
 def _holder_text(holder: Holder | None, models: Location) -> str:
@@ -43,12 +43,14 @@ def _holder_text(holder: Holder | None, models: Location) -> str:
         return "none"
     accuracy = "" if holder.accuracy is None else f", accuracy {percent(holder.accuracy)}"
     run = referenced(holder.run, models)
-    average = f", {text}" if (text := _average_text(holder)) else ""
+    average = f", {text}" if (text := _average_text(holder, models)) else ""
     return f"model {holder.model_digest[:SHORT_DIGEST]} in {run}{average}{accuracy}"
 
 
-def _average_text(holder: Holder) -> str:
-    return average_text(holder.checkpoint.count(",") + 1, holder.average_shifts)
+def _average_text(holder: Holder, models: Location) -> str:
+    runs = [referenced(held.run, models) for held in holder.runs]
+    names = member_names(runs, holder.checkpoint)
+    return average_text(holder.checkpoint.count(",") + 1, holder.average_shifts, names)
 
 
 def _holder_details(name: str, holder: Holder | None, models: Location) -> str:
@@ -56,7 +58,9 @@ def _holder_details(name: str, holder: Holder | None, models: Location) -> str:
     if holder is None:
         return ""
     run, since = referenced(holder.run, models), local_time(holder.since)
-    recorded = vars(holder) | {"run": run, "since": since}
+    recorded = holder.to_json() | {"run": run, "since": since}
+    if holder.runs:
+        recorded["runs"] = ", ".join(referenced(held.run, models) for held in holder.runs)
     present = [(f"  {key}", value) for key, value in recorded.items() if value is not None]
     return f"\n{name}\n{facts(present)}"
 
@@ -82,7 +86,7 @@ def names_report(names: list[ModelName], models: str) -> Report:
     averages = [
         fit(f"{name.name}: {average}")
         for name in names
-        if name.holder and (average := _average_text(name.holder))
+        if name.holder and (average := _average_text(name.holder, name.place))
     ]
     summary = f"Promoted in {models}: {', '.join(name.name for name in names)}"
     text = "\n\n".join(filter(None, [text, "\n".join(averages), summary]))

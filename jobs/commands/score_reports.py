@@ -12,7 +12,7 @@ from jobs.commands.tables import (
     fits,
     table,
 )
-from jobs.output import average_text, percent
+from jobs.output import average_text, member_names, percent
 from jobs.scoring.result import ScoreResult, ScoringResult
 from storage.errors import counted
 
@@ -60,9 +60,10 @@ def _confusion_text(names: list[str], confusion: list[list[int]]) -> str:
 def batch_report(batch: ScoringResult, *, one_split: bool) -> Report:
     """Report a scoring job; for a single split, with its quality."""
     if one_split and len(batch.results) == 1:
-        return _split_report(batch.results[0])
+        return _split_report(batch.results[0], batch)
     document = {
         "run": str(batch.run.location),
+        **_runs(batch),
         "checkpoint": batch.checkpoint,
         "model_digest": batch.model_digest,
         "average_shifts": batch.average_shifts,
@@ -106,12 +107,20 @@ def _outputs(results: list[ScoreResult]) -> list[str]:
     return files
 
 
-def _split_report(result: ScoreResult) -> Report:
+def _runs(batch: ScoringResult) -> dict[str, list[str]]:
+    """Return the run of each checkpoint, if they are of several runs."""
+    places = [str(run.location) for run in batch.runs]
+    return {"runs": places} if len(set(places)) > 1 else {}
+
+
+def _split_report(result: ScoreResult, batch: ScoringResult) -> Report:
     schema, quality = result.scores.schema, result.metrics["quality"]
     location = f"scores in {result.scores.location}"
     parts = [f"{schema.split} is already scored with this model.\n"] if result.already_done else []
     rows = counted(schema.rows, "row")
-    average = average_text(len(schema.members), schema.average_shifts)
+    runs = _runs(batch)
+    names = member_names(runs.get("runs", ()), batch.checkpoint)
+    average = average_text(len(batch.runs), schema.average_shifts, names)
     location = f"{average}; {location}" if average else location
     if (result.drift_score or 0) > LARGE_DRIFT:
         location = f"drift {result.drift_score:.1f}; {location}"
@@ -126,7 +135,7 @@ def _split_report(result: ScoreResult) -> Report:
     parts += _outputs([result])
     digests = [("model", schema.model_digest), ("dataset", schema.dataset_digest)]
     details = facts([*digests, ("scores", result.scores.digest), *_drift_facts(result)])
-    return Report(_document(result), "\n".join(parts), summary, details)
+    return Report(_document(result) | runs, "\n".join(parts), summary, details)
 
 
 def _drift_facts(result: ScoreResult) -> list[tuple[str, str]]:

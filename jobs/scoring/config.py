@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 
 from jobs.choices import DEFAULT_MODELS, DEFAULT_SETTLE
 from jobs.scoring.gates import Gates
+from jobs.training.choose_model import Runs
 from storage.errors import UsageError, did_you_mean
 from storage.location import Location, TakeOver
 from storage.places import Place, open_location
@@ -28,8 +29,9 @@ PLACEHOLDER = re.compile(r"\{.*?\}")
 class ScoreConfig:
     """The options of a scoring job."""
 
-    run: Place | None = None
-    """The run with the model; `runs/mnist` if neither `run` nor `model` is given."""
+    run: Runs | None = None
+    """The run with the model, or several whose models are averaged; `RUN@CHECKPOINT` chooses the
+    checkpoint of one of them. By default `runs/mnist`, if no `model` is given either."""
     dataset: Place | None = None
     """The dataset to score; by default the one that the run was trained on."""
     splits: tuple[str, ...] = ("test",)
@@ -44,7 +46,7 @@ class ScoreConfig:
     """Files of the inbox modified within the last `settle` seconds are skipped."""
     checkpoint: str | int | None = None
     """`best`, `latest`, an epoch or a model's digest; several with commas are averaged, as are all
-    snapshots with `average`. By default `model`'s, or the best."""
+    snapshots with `average`. By default `model`'s, or the best of each run."""
     average_shifts: int | None = None
     """Average over images and their shifts by up to this number of pixels; by default `model`'s,
     or that of the run's evaluations."""

@@ -133,6 +133,7 @@ def run_batch(
         "started",
         "",
         run=str(result.run.location),
+        runs=list(dict.fromkeys(str(run.location) for run in result.runs)),
         checkpoint=result.checkpoint,
         model_digest=result.model_digest,
         average_shifts=result.average_shifts,
@@ -167,11 +168,12 @@ def _score_split(config: ScoreConfig, scorer: Scorer, split: str) -> None:
             "--min-accuracy and --max-drop, or give a split with labels."
         )
     scorer.finish(*scorer.score(dataset, split), lambda: dataset)
-    if split == "train" and dataset.digest == scorer.run.dataset_digest:
+    trained = [run for run in scorer.result.runs if run.dataset_digest == dataset.digest]
+    if split == "train" and trained:
         logger.warning(
             "The train split includes the rows that %s was trained on: its accuracy says nothing "
             "about new images.",
-            scorer.run.location,
+            trained[0].location,
         )
 
 

@@ -3,8 +3,8 @@
 import getpass
 import logging
 import socket
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any
 
@@ -13,12 +13,14 @@ from jobs.scoring.gates import Gates, Verdict, at_least, missed
 from jobs.scoring.job import score
 from jobs.scoring.records import now
 from jobs.signals import StopSignal
-from jobs.training.select_checkpoint import ModelChoice, choose_model, open_chosen_dataset
+from jobs.training.choose_model import ModelChoice, Runs, choose_models
+from jobs.training.select_checkpoint import open_chosen_dataset
 from storage.checkpoints import list_checkpoints, load_checkpoint, pin_checkpoint
 from storage.errors import BadDataError, QualityGateError, UsageError
 from storage.events import Progress, no_progress
 from storage.location import Location, TakeOver
 from storage.models import (
+    HeldRun,
     Holder,
     ModelName,
     check_model_name,
@@ -28,7 +30,6 @@ from storage.models import (
     open_name,
 )
 from storage.places import Place, open_location, reference_to
-from storage.runs import Run, open_run
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,8 @@ IDENTITY = attrgetter("run_id", "checkpoint", "model_digest")
 class PromoteConfig:
     """The checkpoint to promote, its new name, and its gates."""
 
-    run: Place
+    run: Runs
+    """The run with the model, or several whose models are averaged: see `ScoreConfig`."""
     name: str
     checkpoint: str | int = DEFAULT_CHECKPOINT
     average_shifts: int | None = None
@@ -95,8 +97,7 @@ def promote(
     model again changes nothing.
     """
     place = open_location(config.models, config.storage_options)
-    run = open_run(open_location(config.run, config.storage_options))
-    holder, verdicts = _choose(config, place, run, {"progress": progress, "stop": stop})
+    holder, verdicts = _choose(config, place, {"progress": progress, "stop": stop})
     text = missed(verdicts)
     with name_lock(place, config.name, config.take_over) as lock:
         name = open_name(place.under(lock), config.name)
@@ -131,24 +132,26 @@ def list_names(models: Place) -> list[ModelName]:
 
 
 def _choose(
-    config: PromoteConfig, place: Location, run: Run, scoring: dict[str, Any]
+    config: PromoteConfig, place: Location, scoring: dict[str, Any]
 ) -> tuple[Holder, tuple[Verdict, ...]]:
     """Return the model to promote and its verdicts; pin its checkpoints if it passes.
 
     `scoring` has further arguments of `score`.
     """
     while True:
-        chosen, warnings = choose_model(run, config.checkpoint, config.average_shifts)
-        names = {checkpoint.name for checkpoint in chosen.checkpoints}
+        chosen, warnings = choose_models(
+            config.run, config.checkpoint, config.average_shifts, config.storage_options
+        )
+        members = [(member.run, member.checkpoint.name) for member in chosen.members]
         try:
-            holder, verdicts = _judge(config, place, run, chosen, scoring)
+            holder, verdicts = _judge(config, place, chosen, scoring)
             if missed(verdicts) is None:
-                for name in names:
+                for run, name in members:
                     pin_checkpoint(run, name)
                     load_checkpoint(run, name)  # a training run may just have pruned it
             break
         except BadDataError:
-            if names.issubset(list_checkpoints(run)):
+            if all(name in list_checkpoints(run) for run, name in members):
                 raise
     for warning in warnings:
         logger.warning("%s", warning)
@@ -156,42 +159,52 @@ def _choose(
 
 
 def _judge(
-    config: PromoteConfig, place: Location, run: Run, chosen: ModelChoice, scoring: dict[str, Any]
+    config: PromoteConfig, place: Location, chosen: ModelChoice, scoring: dict[str, Any]
 ) -> tuple[Holder, tuple[Verdict, ...]]:
     """Return the chosen model as a holder of the name, and the verdict of each gate."""
+    runs = [
+        HeldRun(reference_to(member.run.location, place), member.run.run_id)
+        for member in chosen.members
+    ]
     holder = Holder(
-        run=reference_to(run.location, place),
-        run_id=run.run_id,
+        run=runs[0].run,
+        run_id=runs[0].run_id,
         checkpoint=chosen.names,
         model_digest=chosen.digest,
         since=now(),
         accuracy=None,
         judged_by=None,
         average_shifts=chosen.average_shifts,
+        runs=tuple(runs) if len(chosen.runs) > 1 else (),
     )
     if config.min_accuracy is None and config.not_worse_than is None:
         return holder, ()
-    dataset = open_chosen_dataset(run, config.dataset, config.storage_options)
+    dataset = open_chosen_dataset(chosen.run, config.dataset, config.storage_options)
     scoring = scoring | {"dataset": dataset.location}
-    accuracy = _accuracy(config, config.run, holder, scoring)
+    places = [(member.run.location, str(member.checkpoint.name)) for member in chosen.members]
+    accuracy = _accuracy(config, places, holder, scoring)
     subject = f"Model {holder.model_digest[:12]}"
     verdicts = Gates(config.min_accuracy).judge(accuracy, None, subject)
     rival = _rival(config, place)
     if rival is not None:
         name, other = rival
-        least = _accuracy(config, name.run_place(other), other, scoring)
+        least = _accuracy(config, name.run_places(other), other, scoring)
         why = f"that of {name.name}, model {other.model_digest[:12]}"
         verdicts = (*verdicts, at_least("not-worse-than", accuracy, least, subject, why))
     judged_by = f"{config.split} of {dataset.digest}"
     return replace(holder, accuracy=accuracy, judged_by=judged_by), verdicts
 
 
-def _accuracy(config: PromoteConfig, run: Place, model: Holder, scoring: dict[str, Any]) -> float:
+def _accuracy(
+    config: PromoteConfig,
+    runs: Sequence[tuple[Place, str]],
+    model: Holder,
+    scoring: dict[str, Any],
+) -> float:
     """Return a model's accuracy, from existing scores if there are any."""
     result = score(
-        run=run,
+        run=runs,
         split=config.split,
-        checkpoint=model.checkpoint,
         average_shifts=model.average_shifts,
         threads=config.threads,
         wait=config.wait,
@@ -226,7 +239,7 @@ def _event(
         "event": event,
         "time": now(),
         "by": f"{user}@{socket.gethostname()}",
-        "model": asdict(holder) if holder else None,
-        "before": asdict(before) if before else None,
+        "model": holder.to_json() if holder else None,
+        "before": before.to_json() if before else None,
         "gates": [verdict.to_json() for verdict in verdicts],
     }

@@ -20,8 +20,8 @@ logger = logging.getLogger(__name__)
 class Records:
     """Writes the ledger for one job."""
 
-    def __init__(self, ledger: Ledger, model: Mapping[str, str | int | None]) -> None:
-        """`model` is added to each line: promoted name, model digest, checkpoint and shifts."""
+    def __init__(self, ledger: Ledger, model: Mapping[str, Any]) -> None:
+        """`model` is added to each line: promoted name, digest, checkpoint, shifts, and runs."""
         self._ledger = ledger
         self._model = dict(model)
         self._bad: list[Entry] = []

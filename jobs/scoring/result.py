@@ -1,5 +1,6 @@
 """The result of a scoring job: scores, errors, and the error that decides the exit code."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,8 +95,8 @@ class ScoreResult:
 class ScoringResult:
     """The outcome of one scoring job."""
 
-    run: Run
-    """The run whose model scored."""
+    runs: Sequence[Run]
+    """The run of each checkpoint; the scores are kept below the first one."""
     model_digest: str
     """Digest of the model."""
     checkpoint: str
@@ -118,6 +119,11 @@ class ScoringResult:
         model = f"model {self.model_digest[:12]} of {self.run.location}"
         counts = f"{len(self.results):,} results, {len(self.errors):,} errors"
         return f"<ScoringResult {model}: {counts}, {len(self.left):,} left>"
+
+    @property
+    def run(self) -> Run:
+        """The run below which the scores are kept."""
+        return self.runs[0]
 
     @property
     def error(self) -> PipelineError | None:

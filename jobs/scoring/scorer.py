@@ -22,13 +22,13 @@ from jobs.scoring.records import Records
 from jobs.scoring.result import ScoreResult, ScoringResult
 from jobs.scoring.retry import POLL_SECONDS, pause
 from jobs.signals import StopSignal
-from jobs.training.select_checkpoint import (
+from jobs.training.choose_model import (
     ModelChoice,
-    choose_dataset,
     choose_holder,
-    choose_model,
-    open_chosen_dataset,
+    choose_models,
+    recorded_runs,
 )
+from jobs.training.select_checkpoint import choose_dataset, open_chosen_dataset
 from storage.errors import (
     BadDataError,
     ConflictError,
@@ -41,7 +41,7 @@ from storage.events import Progress, event, for_people
 from storage.ledger import FOUND, SCORED, Ledger
 from storage.location import Location
 from storage.models import Holder, held_name
-from storage.runs import SCORES, Run, open_run
+from storage.runs import SCORES
 from storage.scores import Scores, is_complete, scoring_home
 
 if TYPE_CHECKING:
@@ -63,23 +63,26 @@ class Scorer:
     def __init__(
         self, config: ScoreConfig, progress: Progress, stop: StopSignal, cluster: "OpenCluster"
     ) -> None:
-        """Choose the model; raise as `open_run` and `choose_model` do."""
+        """Choose the model; raise as `choose_models` does."""
         self._config = config
         self._progress_callback = progress
         self._stop = stop
         self._cluster = cluster
         self._holder: Holder | None = None
-        self.run, chosen, warnings = self._choose()
+        chosen, warnings = self._choose()
+        self.run = chosen.run
+        """The run below which the scores are kept: the first one of several."""
         self.scores = self.run.location.child(SCORES)
         self._choice: ModelChoice | None = chosen
         """Kept in memory until `model` uses it: a training run may prune it in between."""
         self._average = len(chosen.members), chosen.average_shifts
-        self.result = ScoringResult(self.run, chosen.digest, chosen.names, chosen.average_shifts)
+        runs = [member.run for member in chosen.members]
+        self.result = ScoringResult(runs, chosen.digest, chosen.names, chosen.average_shifts)
         for warning in warnings:
             logger.warning("%s", warning)
-        for checkpoint in chosen.checkpoints:
-            if checkpoint.name.step:
-                name, epochs = checkpoint.name, self.run.configuration.get("epochs")
+        for member in chosen.members:
+            if member.checkpoint.name.step:
+                name, epochs = member.checkpoint.name, member.run.configuration.get("epochs")
                 text = f"Checkpoint {name} was saved within epoch {name.epoch + 1} of {epochs}"
                 for_people(logger, f"{text}; the training may not be finished.")
         self.records = Records(
@@ -89,20 +92,21 @@ class Scorer:
                 "model_digest": self.result.model_digest,
                 "checkpoint": chosen.names,
                 "average_shifts": chosen.average_shifts,
-            },
+            }
+            | recorded_runs(runs),
         )
         self._last_conflict = ""
 
-    def _choose(self) -> tuple[Run, ModelChoice, tuple[str, ...]]:
-        """Return the run, its chosen checkpoints, and warnings."""
+    def _choose(self) -> tuple[ModelChoice, tuple[str, ...]]:
+        """Return the chosen checkpoints, and warnings."""
         config = self._config
         if config.model is not None:
             name, self._holder = held_name(config.open(config.models), config.model)
             return choose_holder(name, self._holder, config.storage_options)
-        run = open_run(config.open(config.run or DEFAULT_RUN))
+        runs = config.run or DEFAULT_RUN
         # An empty checkpoint is refused later: it may be a script's unset variable.
         choice = DEFAULT_CHECKPOINT if config.checkpoint is None else config.checkpoint
-        return run, *choose_model(run, choice, config.average_shifts)
+        return choose_models(runs, choice, config.average_shifts, config.storage_options)
 
     @cached_property
     def model(self) -> "Model":
@@ -111,7 +115,7 @@ class Scorer:
 
         assert self._choice is not None
         try:
-            model = model_of(self.run, self._choice)
+            model = model_of(self._choice)
         except BadDataError as error:
             raise ModelError(str(error)) from error
         self._choice = None
@@ -122,7 +126,12 @@ class Scorer:
         """The distributions that scored rows are compared with; None, with a note, if unknown."""
         from jobs.training.reference import ensure_reference
 
-        holdout = int(self.run.configuration.get("holdout") or 0)
+        # Rows that no member was trained on: those that all runs on this dataset held out.
+        holdout = min(
+            int(run.configuration.get("holdout") or 0)
+            for run in self.result.runs
+            if run.dataset_digest == self.run.dataset_digest
+        )
         try:
             return ensure_reference(self.run, self.model, self._training_dataset, holdout)
         except (BadDataError, UnreachableError, UsageError) as error:

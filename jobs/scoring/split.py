@@ -10,6 +10,7 @@ from jobs.scoring.config import ScoreConfig
 from jobs.scoring.drift import drift_of
 from jobs.scoring.metrics import ConfusionCounter, count_chunk, open_scored
 from jobs.scoring.outputs import output_memory
+from jobs.training.choose_model import recorded_runs
 from jobs.training.environment import one_blas_thread
 from jobs.training.memory import check_memory, score_memory
 from jobs.training.model import Model
@@ -141,6 +142,7 @@ def _metrics(
         "checkpoint": ",".join(str(member.checkpoint) for member in model.members),
         "members": list(schema.members),
         "average_shifts": model.average_shifts,
+        **recorded_runs([member.run for member in model.members]),
         "quality": count.result() if labelled else None,
         "seconds": seconds,
     }

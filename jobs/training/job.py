@@ -12,6 +12,7 @@ from jobs.choices import DEFAULT_CHECKPOINT, DEFAULT_RUN
 from jobs.nn.architecture import Layer
 from jobs.nn.network import NO_ROWS, Network
 from jobs.signals import StopSignal
+from jobs.training.choose_model import choose_model
 from jobs.training.config import TrainConfig
 from jobs.training.description import describe, describe_member, tensor_metadata
 from jobs.training.environment import one_blas_thread
@@ -38,7 +39,6 @@ from jobs.training.reference import ensure_reference
 from jobs.training.result import TrainResult
 from jobs.training.select_checkpoint import (
     best_checkpoint,
-    choose_model,
     newest_checkpoint,
     open_chosen_dataset,
     snapshots,
@@ -254,7 +254,7 @@ class _Training:
         """
         try:
             chosen, _ = choose_model(self.run, DEFAULT_CHECKPOINT)
-            model = model_of(self.run, chosen)
+            model = model_of(chosen)
             ensure_reference(self.run, model, lambda: self.dataset, self.config.holdout)
         except BadDataError as error:
             logger.warning("Scorings cannot be compared with training: %s", error)
@@ -384,8 +384,7 @@ class _Training:
 
     def _metadata(self) -> dict[str, str]:
         """Return a description of the parameters, so that other programs can use a checkpoint."""
-        layers, network = self.layers, self.trainer.network
-        signature = signature_of(self.run, layers[0].inputs, layers[-1].outputs)
+        network, signature = self.trainer.network, signature_of(self.run)
         member = describe_member(network, self.trainer.parameters_digest, self.run.dataset_digest)
         return tensor_metadata(describe(signature, [member], average_shifts=0))
 

@@ -10,15 +10,21 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from jobs.choices import DEFAULT_CHECKPOINT, DEFAULT_MODELS, DEFAULT_RUN
-from jobs.nn.architecture import Layer, format_network, parse_network
+from jobs.nn.architecture import Layer, format_network
 from jobs.nn.network import Network
 from jobs.nn.parameters import Floats
-from jobs.output import average_text
+from jobs.output import average_text, member_names
+from jobs.training.choose_model import ModelChoice, Runs, choose_holder, choose_models
 from jobs.training.config import TrainConfig
 from jobs.training.environment import one_blas_thread
 from jobs.training.evaluate import Predictor, TrainedNetwork
-from jobs.training.select_checkpoint import ModelChoice, choose_holder, choose_model
-from jobs.training.signature import Signature, check_images, signature_of, times_text
+from jobs.training.signature import (
+    Signature,
+    check_images,
+    layers_of,
+    signature_of,
+    times_text,
+)
 from jobs.training.trainer import flat_parameters, parameters_digest, template
 from pipeline.transforms import add_bias
 from pipeline.values import check_values
@@ -26,7 +32,7 @@ from storage.checkpoints import Checkpoint, CheckpointName, check_template
 from storage.errors import BadDataError, UsageError
 from storage.models import held_name
 from storage.places import Place, open_location
-from storage.runs import RECORD, Run, open_run
+from storage.runs import RECORD, Run
 from storage.scores import average_digest
 
 logger = logging.getLogger(__name__)
@@ -60,7 +66,7 @@ class Model(Signature):
     @classmethod
     def load(
         cls,
-        run: Place = DEFAULT_RUN,
+        run: Runs = DEFAULT_RUN,
         checkpoint: str | int = DEFAULT_CHECKPOINT,
         storage_options: Mapping[str, str] | None = None,
         average_shifts: int | None = None,
@@ -68,16 +74,18 @@ class Model(Signature):
         model: str | None = None,
         models: Place = DEFAULT_MODELS,
     ) -> "Model":
-        """Load the model of one or several of a run's checkpoints.
+        """Load the model of one or several checkpoints, of one or several runs.
 
         Parameters
         ----------
         run
-            The run.
+            The run, or a list of runs whose models are averaged. `RUN@CHECKPOINT` chooses the
+            checkpoint of one of them.
         checkpoint
             `best` (lowest validation loss, or the latest without validation), `latest`, an epoch's
             number, or the first 8 or more digits of a model's digest. Several of them with commas
-            are averaged; `average` means all snapshots of a run with warm restarts.
+            are averaged; `average` means all snapshots of a run with warm restarts. Of several runs
+            it is chosen for each.
         storage_options
             Options of an S3 store, for a run given by its URL.
         average_shifts
@@ -93,7 +101,8 @@ class Model(Signature):
         BadDataError
             If there is no such run or checkpoint, or it is damaged, or no longer the promoted one.
         UsageError
-            If `checkpoint` is none of these, images cannot be shifted, or no model has the name.
+            If `checkpoint` is none of these, images cannot be shifted, no model has the name, or
+            the runs cannot be averaged.
         """
         if model is not None:
             if (run, checkpoint, average_shifts) != (DEFAULT_RUN, DEFAULT_CHECKPOINT, None):
@@ -101,13 +110,12 @@ class Model(Signature):
                     f"The name {model!r} determines run, checkpoint and shifts; leave them out."
                 )
             promoted = held_name(open_location(models, storage_options), model)
-            record, chosen, warnings = choose_holder(*promoted, storage_options)
+            chosen, warnings = choose_holder(*promoted, storage_options)
         else:
-            record = open_run(open_location(run, storage_options))
-            chosen, warnings = choose_model(record, checkpoint, average_shifts)
+            chosen, warnings = choose_models(run, checkpoint, average_shifts, storage_options)
         for warning in warnings:
             logger.warning("%s", warning)
-        return model_of(record, chosen)
+        return model_of(chosen)
 
     @property
     def digest(self) -> str:
@@ -189,38 +197,37 @@ class Model(Signature):
         shape = times_text(self.image_shape or (self.features,))
         names = ", ".join(self.class_names[:20]) + ", ..." * (len(self.class_names) > 20)
         noun = "checkpoint" if len(self.members) == 1 else "checkpoints"
-        checkpoints = f"{noun} {', '.join(str(member.checkpoint) for member in self.members)}"
+        checkpoints = [str(member.checkpoint) for member in self.members]
+        runs = [str(member.run.location) for member in self.members]
+        members = member_names(runs if len(set(runs)) > 1 else [], ",".join(checkpoints))
         networks = dict.fromkeys(
             f"{format_network(member.network.layers)}, {member.network.dtype}"
             for member in self.members
         )
-        average = average_text(len(self.members), self.average_shifts)
+        average = average_text(len(self.members), self.average_shifts, members)
         average = f"  {average}\n" if average else ""
         return (
-            f"<Model {self.digest[:12]} of {checkpoints}>\n{average}"
+            f"<Model {self.digest[:12]} of {noun} {', '.join(checkpoints)}>\n{average}"
             f"  network: {'; '.join(networks)}\n"
             f"  images: {shape} {self.element_type or 'numbers'}, {self.preparation}\n"
             f"  classes: {names}"
         )
 
 
-def model_of(run: Run, choice: ModelChoice) -> Model:
-    """Return the model of loaded checkpoints; raise `BadDataError` if one does not fit the run."""
-    place = f"{run.location}/{RECORD}"
-    config = TrainConfig.from_json(run.configuration, place)
-    try:
-        layers = parse_network(config.network)
-    except ValueError as error:
-        raise BadDataError(f"{place}: {error}") from error
-    network, expected = Network(layers, config.dtype), template(config, layers)
-    members = []
-    for checkpoint in choice.checkpoints:
-        check_template(run.location.child(checkpoint.name.key), checkpoint.tensors, expected)
-        parameters = checked_parameters(layers, checkpoint)
-        digest = checkpoint.parameters_digest
-        members.append(Member(network, parameters, digest, checkpoint.name, run))
-    signature = signature_of(run, layers[0].inputs, layers[-1].outputs)
-    return Model(**vars(signature), members=tuple(members), average_shifts=choice.average_shifts)
+def model_of(choice: ModelChoice) -> Model:
+    """Return the model of loaded checkpoints; raise `BadDataError` if one does not fit its run."""
+    members = tuple(_member(chosen.run, chosen.checkpoint) for chosen in choice.members)
+    signature = signature_of(choice.run)
+    return Model(**vars(signature), members=members, average_shifts=choice.average_shifts)
+
+
+def _member(run: Run, checkpoint: Checkpoint) -> Member:
+    layers = layers_of(run)
+    config = TrainConfig.from_json(run.configuration, f"{run.location}/{RECORD}")
+    place = run.location.child(checkpoint.name.key)
+    check_template(place, checkpoint.tensors, template(config, layers))
+    network, parameters = Network(layers, config.dtype), checked_parameters(layers, checkpoint)
+    return Member(network, parameters, checkpoint.parameters_digest, checkpoint.name, run)
 
 
 def checked_parameters(layers: tuple[Layer, ...], checkpoint: Checkpoint) -> Floats:

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from jobs.nn.architecture import Layer, format_hidden, format_network, parse_network
+from jobs.training.choose_model import check_shifts
 from jobs.training.config import VALIDATION, TrainConfig
 from jobs.training.dropout import DROPOUT_VERSION
 from jobs.training.environment import environment
 from jobs.training.gradients import distortions
 from jobs.training.presets import flat_settings, with_recipe
-from jobs.training.select_checkpoint import check_shifts
 from jobs.training.settings import option_name
 from jobs.training.step import STEP_VERSION, micro_batch_count
 from jobs.training.trainer import FAR_FROM_ONE

@@ -1,19 +1,17 @@
-"""Select the checkpoints of a model, and the dataset if none is given.
+"""Select a checkpoint of a run, and the dataset if none is given.
 
 Imports neither Zarr nor Dask, which a job without work to do does not need.
 """
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from jobs.choices import DEFAULT_DATASET
 from jobs.training.config import VALIDATION, TrainConfig
 from jobs.training.history import Metrics, history_of
-from jobs.training.settings import check_range, convert
 from storage.checkpoints import (
     Checkpoint,
     CheckpointName,
@@ -25,10 +23,8 @@ from storage.checkpoints import (
 )
 from storage.errors import BadDataError, UsageError, did_you_mean
 from storage.location import Location
-from storage.models import Holder, ModelName
 from storage.places import Place, open_location
-from storage.runs import RECORD, Run, open_run
-from storage.scores import average_digest
+from storage.runs import Run, run_exists
 
 if TYPE_CHECKING:
     from storage.dataset import Dataset
@@ -40,30 +36,6 @@ AVERAGE = "average"
 EPOCH = re.compile(r"[0-9]{1,7}", re.ASCII)
 DIGEST = re.compile(r"[0-9a-f]{8,64}", re.ASCII)
 """The first digits of a model's digest. A shorter number is an epoch."""
-
-
-@dataclass(frozen=True)
-class ModelChoice:
-    """The checkpoints of a run and the shifts of images that a model averages."""
-
-    checkpoints: tuple[Checkpoint, ...]
-    average_shifts: int = 0
-    """The largest shift in pixels; 0 for none."""
-
-    @property
-    def names(self) -> str:
-        """The names of the checkpoints, with commas: `choose_model` chooses them by it."""
-        return ",".join(str(checkpoint.name) for checkpoint in self.checkpoints)
-
-    @property
-    def members(self) -> tuple[str, ...]:
-        """The digest of each checkpoint's parameters."""
-        return tuple(checkpoint.parameters_digest for checkpoint in self.checkpoints)
-
-    @property
-    def digest(self) -> str:
-        """The digest of the model."""
-        return average_digest(self.members, self.average_shifts)
 
 
 def best_checkpoint(metrics: list[Metrics]) -> CheckpointName | None:
@@ -116,91 +88,6 @@ def newest_checkpoint(
     return None, ()
 
 
-def choose_model(
-    run: Run, choice: str | int, average_shifts: int | None = None
-) -> tuple[ModelChoice, tuple[str, ...]]:
-    """Return the chosen checkpoints with the shifts to average over, and warnings.
-
-    `choice` is one that `choose_checkpoint` accepts, several with commas between them, or
-    `average` for the run's snapshots. With `average_shifts` None the shifts are those of the run's
-    evaluations. Raises as `choose_checkpoint` does, and `UsageError` for a run without snapshots
-    and for shifts that do not fit its images.
-    """
-    config = TrainConfig.from_json(run.configuration, f"{run.location}/{RECORD}")
-    if average_shifts is None:
-        average_shifts = config.average_shifts
-    check_shifts(average_shifts, run.dataset.get("image_shape"), f"The run {run.location}")
-    choices = str(choice).split(",")
-    if len(choices) > 1:
-        choices = [name.strip() for name in choices]
-    if choices == [AVERAGE]:
-        choices = [str(name) for name in _all_snapshots(run, config)]
-    if AVERAGE in choices:
-        raise UsageError(
-            f"--checkpoint is {choice!r}; average means all snapshots. Give it by itself, or name "
-            "each checkpoint."
-        )
-    chosen = [choose_checkpoint(run, name) for name in choices]
-    checkpoints = tuple(checkpoint for checkpoint, _ in chosen)
-    names = [checkpoint.name for checkpoint in checkpoints]
-    for name in names:
-        if names.count(name) > 1:
-            raise UsageError(
-                f"--checkpoint is {choice!r}, which names checkpoint {name} more than once. Name "
-                "each checkpoint once."
-            )
-    warnings = dict.fromkeys(warning for _, warnings in chosen for warning in warnings)
-    return ModelChoice(checkpoints, average_shifts), tuple(warnings)
-
-
-def choose_holder(
-    name: ModelName, holder: Holder, storage_options: Mapping[str, str] | None
-) -> tuple[Run, ModelChoice, tuple[str, ...]]:
-    """Return the run and the checkpoints of a promoted model, and warnings.
-
-    Raises `BadDataError` if they are no longer the ones that were promoted.
-    """
-    run = open_run(open_location(name.run_place(holder), storage_options))
-    chosen, warnings = choose_model(run, holder.checkpoint, holder.average_shifts)
-    if (run.run_id, chosen.digest) != (holder.run_id, holder.model_digest):
-        raise BadDataError(
-            f"{name.name} is model {holder.model_digest}; checkpoint {chosen.names} of "
-            f"{run.location} is now {chosen.digest}: the run was replaced. Restore it, or promote "
-            "another."
-        )
-    return run, chosen, warnings
-
-
-def _all_snapshots(run: Run, config: TrainConfig) -> list[CheckpointName]:
-    """Return the run's snapshots; raise if it is trained without, or one is missing."""
-    names, kept = snapshots(config, config.epochs), list_checkpoints(run)
-    if not names:
-        raise UsageError(
-            f"The run {run.location} was trained without --restarts, so it has no snapshots to "
-            f"average. Name checkpoints that it keeps: {', '.join(map(str, kept)) or 'none yet'}."
-        )
-    if kept and (missing := [str(name) for name in names if name not in kept]):
-        raise BadDataError(
-            f"The run {run.location} lacks {', '.join(missing)} of the snapshots that --checkpoint "
-            "average needs. If its training is not finished, continue it with `pipeline train "
-            f"--resume`. Otherwise name checkpoints that it keeps: {', '.join(map(str, kept))}."
-        )
-    return names
-
-
-def check_shifts(average_shifts: int, image_shape: Sequence[int] | None, place: str) -> None:
-    """Raise `UsageError` for shifts out of range, or of images without height and width alone."""
-    setting = TrainConfig.__dataclass_fields__["average_shifts"]
-    check_range(setting, convert(setting, average_shifts, "The call"))
-    if average_shifts and (image_shape is None or len(image_shape) != 2):
-        shape = " x ".join(map(str, image_shape or ()))
-        images = f"has images of {shape}" if shape else "does not record the shape of its images"
-        raise UsageError(
-            f"{place} {images}; --average-shifts {average_shifts} needs images of height x width. "
-            "Use --average-shifts 0."
-        )
-
-
 def choose_checkpoint(run: Run, choice: str) -> tuple[Checkpoint, tuple[str, ...]]:
     """Return the chosen checkpoint (`best`, `latest`, an epoch or a model's digest) and warnings.
 
@@ -217,6 +104,20 @@ def choose_checkpoint(run: Run, choice: str) -> tuple[Checkpoint, tuple[str, ...
         except BadDataError:
             if list_checkpoints(run) == names:
                 raise
+
+
+def split_checkpoint(
+    place: Place, storage_options: Mapping[str, str] | None
+) -> tuple[Place, str | None]:
+    """Split `RUN@CHECKPOINT` into the run and the choice of a checkpoint, None without one.
+
+    A run whose own name has an `@` stays whole.
+    """
+    run, at, choice = str(place).rpartition("@")
+    is_whole = not at or "/" in choice or isinstance(place, Location)
+    if is_whole or run_exists(open_location(place, storage_options)):
+        return place, None
+    return run, choice
 
 
 def _chosen(

@@ -2,11 +2,17 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
+from jobs.nn.architecture import Layer, parse_network
+from jobs.training.config import TrainConfig
 from storage.errors import BadDataError
 from storage.preparation import BYTE_SCALE, Preparation
 from storage.runs import RECORD, Run
 from storage.schema import ELEMENT_TYPES
+
+SHOWN = 10
+"""Classes that a message names at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,16 +32,61 @@ class Signature:
     labels: tuple[int, ...]
     """The label of each class in the training files; empty for runs of early releases."""
 
+    def differences(self, other: "Signature") -> list[str]:
+        """Return each difference as a text that has this signature's value first.
 
-def signature_of(run: Run, features: int, classes: int) -> Signature:
-    """Return the signature of a run's models from its record of the training dataset.
+        What one of them does not record is not compared.
+        """
+        pairs = [
+            ("classes", self.class_names, other.class_names),
+            ("labels", self.labels, other.labels),
+            ("image shapes", *self._shapes(other)),
+            ("element types", _family(self.element_type), _family(other.element_type)),
+            ("ranges of values", self._range, other._range),
+            ("orientations", self._orientation, other._orientation),
+        ]
+        return [
+            f"{name} ({_text(own)} and {_text(others)})"
+            for name, own, others in pairs
+            if own and others and own != others
+        ]
 
-    Raises `BadDataError` if the record is damaged or has another number of classes.
+    def _shapes(self, other: "Signature") -> tuple[str, str]:
+        shapes = [self.image_shape, other.image_shape]
+        if None in shapes:
+            shapes = [(self.features,), (other.features,)]
+        first, second = (times_text(shape or ()) for shape in shapes)
+        return first, second
+
+    @property
+    def _range(self) -> str:
+        return str(self.preparation.scaling or "none")
+
+    @property
+    def _orientation(self) -> str:
+        return "transposed" if self.preparation.transposed else "not transposed"
+
+
+def layers_of(run: Run) -> tuple[Layer, ...]:
+    """Return the layers of a run's network; raise `BadDataError` if its record is damaged."""
+    place = f"{run.location}/{RECORD}"
+    try:
+        return parse_network(TrainConfig.from_json(run.configuration, place).network)
+    except ValueError as error:
+        raise BadDataError(f"{place}: {error}") from error
+
+
+def signature_of(run: Run) -> Signature:
+    """Return the signature of a run's models from its record.
+
+    Raises `BadDataError` if the record is damaged, or if its network has another number of classes.
     """
+    layers = layers_of(run)
     class_names = _texts(run, "class_names")
-    if len(class_names) != classes or len(set(class_names)) != len(class_names):
+    if len(class_names) != layers[-1].outputs or len(set(class_names)) != len(class_names):
         raise BadDataError(
-            f"{run.location}/{RECORD} has {len(class_names)} class names for {classes} outputs."
+            f"{run.location}/{RECORD} has {len(class_names)} class names for {layers[-1].outputs} "
+            "outputs."
         )
     transforms = _texts(run, "transforms")
     shape, element_type = _images_of(run)
@@ -43,7 +94,7 @@ def signature_of(run: Run, features: int, classes: int) -> Signature:
         element_type = "uint8"
     preparation = Preparation.from_names(transforms, f"{run.location}/{RECORD}")
     labels = _labels_of(run, class_names)
-    return Signature(features, class_names, preparation, shape, element_type, labels)
+    return Signature(layers[0].inputs, class_names, preparation, shape, element_type, labels)
 
 
 def _texts(run: Run, name: str) -> tuple[str, ...]:
@@ -105,6 +156,13 @@ def times_text(shape: tuple[int, ...]) -> str:
     return " x ".join(f"{size:,}" for size in shape)
 
 
-def _family(element_type: str) -> str:
+def _text(value: Any) -> str:
+    if not isinstance(value, tuple):
+        return str(value)
+    return ", ".join(map(str, value[:SHOWN])) + ", ..." * (len(value) > SHOWN)
+
+
+def _family(element_type: str | None) -> str | None:
     """Return one name for all floating-point types, which are interchangeable."""
-    return "float" if element_type.startswith("float") else element_type
+    is_float = element_type is not None and element_type.startswith("float")
+    return "float" if is_float else element_type

@@ -9,15 +9,16 @@ from jobs.choices import DEFAULT_CHECKPOINT
 from jobs.nn.architecture import Layer, format_hidden, parse_network
 from jobs.nn.initialise import initialise
 from jobs.nn.parameters import Floats, views
+from jobs.training.choose_model import ChosenCheckpoint, ModelChoice
 from jobs.training.config import TrainConfig
 from jobs.training.model import model_of
 from jobs.training.rounds import initial_state
 from jobs.training.select_checkpoint import (
     AVERAGE,
     DIGEST,
-    ModelChoice,
     choose_checkpoint,
     position_of,
+    split_checkpoint,
 )
 from jobs.training.signature import Signature, check_images, signature_of
 from jobs.training.step import optimizer_of
@@ -102,13 +103,9 @@ def _place_and_choice(
     parent: Place, storage_options: Mapping[str, str] | None
 ) -> tuple[Location, str]:
     """Return the location and the choice of a checkpoint in `RUN@CHECKPOINT`."""
-    if isinstance(parent, Location):
-        return parent, DEFAULT_CHECKPOINT
-    text = str(parent)
-    place, at, choice = text.rpartition("@")
-    if not at or "/" in choice:
-        place, choice = text, DEFAULT_CHECKPOINT
-    if not place.strip():
+    place, given = split_checkpoint(parent, storage_options)
+    choice, text = DEFAULT_CHECKPOINT if given is None else given, str(parent)
+    if not str(place).strip():
         raise UsageError(
             f"--from is {text!r}; expected a run, or RUN@CHECKPOINT such as runs/mnist@best."
         )
@@ -127,9 +124,8 @@ def _place_and_choice(
 
 def _parent(run: Run, checkpoint: Checkpoint) -> Parent:
     """Return a checkpoint as a parent; raise `BadDataError` if it does not fit its run."""
-    model = model_of(run, ModelChoice((checkpoint,)))
-    layers = model.network.layers
-    signature = signature_of(run, layers[0].inputs, layers[-1].outputs)
+    model = model_of(ModelChoice((ChosenCheckpoint(run, checkpoint),)))
+    layers, signature = model.network.layers, signature_of(run)
     config = TrainConfig.from_json(run.configuration, str(run.location))
     return Parent(run, checkpoint.name, model.digest, config, layers, signature)
 

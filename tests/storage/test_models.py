@@ -9,6 +9,7 @@ import pytest
 from storage.errors import BadDataError, UsageError
 from storage.location import Location
 from storage.models import (
+    HeldRun,
     Holder,
     ModelName,
     check_model_name,
@@ -39,13 +40,13 @@ def test_round_trip(place: Location) -> None:
 
 def test_a_name_of_an_earlier_release(place: Location) -> None:
     """A holder without a field for shifts has none; a value of another type is refused."""
-    document = {name: value for name, value in vars(HOLDER).items() if name != "average_shifts"}
+    document = {name: value for name, value in HOLDER.to_json().items() if name != "average_shifts"}
     assert HOLDER == Holder.from_json(document, "champion.json")
     later = replace(HOLDER, average_shifts=2)
-    assert later == Holder.from_json(vars(later), "champion.json")
+    assert later == Holder.from_json(later.to_json(), "champion.json")
     for value in (None, "1", 1.0):
         with pytest.raises(BadDataError, match="for its 'average_shifts'; expected a int"):
-            Holder.from_json(vars(HOLDER) | {"average_shifts": value}, "champion.json")
+            Holder.from_json(HOLDER.to_json() | {"average_shifts": value}, "champion.json")
 
 
 def test_an_average_has_a_format_of_its_own(place: Location) -> None:
@@ -89,6 +90,21 @@ def test_no_name(name: str) -> None:
     """A name that is not a plain file name is refused."""
     with pytest.raises(UsageError, match="is not a valid model name"):
         check_model_name(name)
+
+
+def test_several_runs(place: Location) -> None:
+    """The runs of an average are recorded in a version that earlier releases refuse."""
+    runs = (HeldRun("../a", "1"), HeldRun("../b", "2"))
+    average = replace(HOLDER, checkpoint="000001-000000,000002-000000", runs=runs)
+    for holder, version in ((HOLDER, 1), (replace(HOLDER, average_shifts=1), 2), (average, 3)):
+        ModelName(place, "champion", (holder,)).save()
+        document = json.loads((place.path / "champion.json").read_text())
+        assert version == document["format_version"]
+        assert ("runs" in document["holders"][0]) == (version == 3)
+        assert holder == open_name(place, "champion").holder
+    wrong = average.to_json() | {"checkpoint": "000001-000000"}
+    with pytest.raises(BadDataError, match="has 2 runs for checkpoint 000001-000000"):
+        Holder.from_json(wrong, "champion.json")
 
 
 def test_moved_together(tmp_path: Path) -> None:

@@ -11,14 +11,10 @@ from jobs.commands.report.examine import Cell, Examination, examine, wilson_inte
 from jobs.output import percent
 from jobs.scoring.images import Pixels, pixels_of
 from jobs.scoring.metrics import open_scored
+from jobs.training.choose_model import ModelChoice, choose_model
 from jobs.training.config import VALIDATION, TrainConfig
 from jobs.training.history import Metrics, check_history
-from jobs.training.select_checkpoint import (
-    ModelChoice,
-    best_checkpoint,
-    choose_model,
-    open_chosen_dataset,
-)
+from jobs.training.select_checkpoint import best_checkpoint, open_chosen_dataset
 from storage.dataset import Dataset
 from storage.errors import BadDataError, as_pipeline_error
 from storage.ledger import FAILED_EVENT, SCORED, Entry, Ledger
@@ -168,7 +164,7 @@ class Subject:
             members = len(model.members), model.average_shifts
             places = [scoring_home(model.digest, self.run.dataset_digest, split, *members)]
         for entry in reversed(self.part("entries").value or []):
-            is_own = entry.get("dataset_digest") == self.run.dataset_digest
+            is_own = entry.get("dataset_digest") == self.run.dataset_digest and "runs" not in entry
             if entry["event"] == SCORED and entry.get("split") == split and is_own:
                 places.append(str(entry.get("result")).removeprefix(f"{SCORES}/"))
         for place in dict.fromkeys(places):
@@ -277,7 +273,7 @@ class Subject:
         gates = self._last_gates(entry)
         return Scoring(
             time=entry["time"],
-            what=str(entry.get("file") or entry.get("split")),
+            what=_what(entry),
             rows=entry.get("rows"),
             accuracy=entry.get("accuracy"),
             drift=_drift_of(entry, scores.value),
@@ -353,6 +349,13 @@ class Scoring:
         if self.is_bad:
             return f"{self.what}: {self.verdict}. {self.details}".strip()
         return f"{self.what}: {self.looks}" if self.looks else None
+
+
+def _what(entry: Entry) -> str:
+    """Return the file or split of a scoring, and the number of runs if its model averages them."""
+    runs = len(set(entry.get("runs", ())))
+    average = f" (average of {runs} runs)" if runs else ""
+    return f"{entry.get('file') or entry.get('split')}{average}"
 
 
 def _class_shares(scores: Scores | None) -> dict[str, float]:

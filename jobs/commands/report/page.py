@@ -288,7 +288,7 @@ def _coverage(run: Subject) -> dict[str, Any]:
 
 def _weights(run: Subject) -> dict[str, Any]:
     """Return the weights of the first layer's units as images."""
-    checkpoint = run.model.checkpoints[0]
+    checkpoint = run.model.members[0].checkpoint
     weights = checkpoint.tensors.get("layer_0")
     shape = run.run.dataset.get("image_shape")
     if weights is None or shape is None:

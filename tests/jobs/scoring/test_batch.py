@@ -12,7 +12,7 @@ from jobs.scoring.job import run_batch, score
 from jobs.scoring.result import ScoringResult
 from jobs.scoring.retry import Retry
 from jobs.signals import StopSignal
-from jobs.training.select_checkpoint import choose_model
+from jobs.training.choose_model import choose_models
 from storage.errors import (
     BadDataError,
     ConflictError,
@@ -268,11 +268,11 @@ def test_checkpoint_pruned_after_it_was_chosen(
     """The chosen model scores even if a training run prunes its checkpoint in the meantime."""
 
     def choose(*arguments: Any) -> Any:
-        chosen = choose_model(*arguments)
+        chosen = choose_models(*arguments)
         shutil.rmtree(run / "checkpoints" / chosen[0].names)
         return chosen
 
-    monkeypatch.setattr("jobs.scoring.scorer.choose_model", choose)
+    monkeypatch.setattr("jobs.scoring.scorer.choose_models", choose)
     (result,) = batch(run, digits, checkpoint="latest").results
     assert not result.already_done
     assert not (run / "checkpoints" / "000003-000000").exists()

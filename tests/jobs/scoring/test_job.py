@@ -17,10 +17,10 @@ from jobs.scoring.job import run_batch, score
 from jobs.scoring.promote import PromoteConfig, promote
 from jobs.scoring.result import ScoreResult
 from jobs.signals import StopSignal
+from jobs.training.choose_model import choose_model
 from jobs.training.job import train
 from jobs.training.model import model_of
 from jobs.training.result import TrainResult
-from jobs.training.select_checkpoint import choose_model
 from storage.checkpoints import STATE, CheckpointName
 from storage.dataset import Split, open_dataset
 from storage.errors import (
@@ -63,7 +63,7 @@ def direct(
     stored = stored_rows(open_dataset(open_location(dataset)).split(split))
     assert stored.targets is not None
     trained = open_run(open_location(run))
-    model = model_of(trained, choose_model(trained, checkpoint)[0])
+    model = model_of(choose_model(trained, checkpoint)[0])
     network = Network(model.network.layers, "float64")
     probabilities = network.forward(model.parameters.astype("float64"), stored.inputs / 255)
     return np.asarray(probabilities, np.float64), stored.targets.argmax(axis=1)

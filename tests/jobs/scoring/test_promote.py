@@ -11,9 +11,9 @@ from jobs.scoring.config import ScoreConfig
 from jobs.scoring.gates import Gates
 from jobs.scoring.job import run_batch, score
 from jobs.scoring.promote import PromoteConfig, PromoteResult, promote, undo
+from jobs.training.choose_model import choose_models
 from jobs.training.job import train
 from jobs.training.model import Model
-from jobs.training.select_checkpoint import choose_model
 from storage.checkpoints import CheckpointName, list_checkpoints, prune_checkpoints
 from storage.errors import BadDataError, QualityGateError, UsageError
 from storage.models import open_name
@@ -201,13 +201,13 @@ def test_a_checkpoint_that_is_pruned_is_not_promoted(
     chosen: list[str] = []
 
     def choose(*arguments: Any) -> Any:
-        choice = choose_model(*arguments)
+        choice = choose_models(*arguments)
         chosen.append(str(choice[0].names))
         if len(chosen) == 1:
             shutil.rmtree(run / "checkpoints" / chosen[0])
         return choice
 
-    monkeypatch.setattr("jobs.scoring.promote.choose_model", choose)
+    monkeypatch.setattr("jobs.scoring.promote.choose_models", choose)
     least = 0.0 if judged else None
     where: dict[str, Any] = {"run": run, "models": models, "dataset": digits}
     result = promote(

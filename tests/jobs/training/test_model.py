@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from jobs.training import select_checkpoint
+from jobs.training.choose_model import choose_model
 from jobs.training.job import train
 from jobs.training.model import Model, model_of
 from jobs.training.result import TrainResult
@@ -38,7 +39,7 @@ def run(trained: TrainResult, tmp_path: Path) -> Run:
 
 def load_model(run: Run, choice: str) -> Model:
     """The model of the checkpoint that is chosen."""
-    return model_of(run, select_checkpoint.choose_model(run, choice)[0])
+    return model_of(choose_model(run, choice)[0])
 
 
 def damage(run: Run, name: CheckpointName) -> None:
