@@ -1,5 +1,6 @@
 """The command export: a model as a file that other programs can use."""
 
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 import click
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 @options.promoted
 @options.models
 @options.dataset
+@options.provenance
 @options.storage
 @options.output
 def export(
@@ -42,6 +44,7 @@ def export(
     model: str | None,
     models: str,
     dataset: str | None,
+    provenance: str | None,
     storage_options: tuple[str, ...],
 ) -> "Report":
     """Export a model to a file that other programs can use.
@@ -59,6 +62,7 @@ def export(
     """
     from jobs.exports.job import checked_ending
     from jobs.exports.job import export as run_export
+    from jobs.exports.provenance import statement_file, write_statement
     from jobs.training.model import Model
 
     checked_ending(to)
@@ -74,7 +78,11 @@ def export(
         model=model,
         models=models,
     )
+    with_provenance = provenance and statement_file(provenance, store)
     result = run_export(chosen, to, dataset=dataset, overwrite=overwrite, storage_options=store)
+    if with_provenance:
+        subjects = {PurePath(str(result.file)).name: result.sha256}
+        write_statement(with_provenance, chosen, subjects, dataset, store)
     return export_report(result)
 
 
@@ -100,6 +108,7 @@ def export_report(result: "Export") -> "Report":
     document = {
         "file": str(result.file),
         "bytes": result.size,
+        "sha256": result.sha256,
         "model_digest": result.model_digest,
         "comparison": checks,
         "note": None if checks else note,

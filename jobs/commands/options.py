@@ -117,6 +117,12 @@ model = combined(
     promoted,
     models,
 )
+provenance = option(
+    "--provenance",
+    metavar="FILE.json",
+    shell_complete=completion.files,
+    help="Also write how the model was made, as an in-toto statement with SLSA provenance.",
+)
 wait = option(
     "--wait",
     section="Retries",

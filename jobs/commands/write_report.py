@@ -29,6 +29,7 @@ REPORT = "report.html"
     help="File to write; an existing one is replaced.",
 )
 @options.dataset
+@options.provenance
 @option("--open", "opens", is_flag=True, help="Open the file in the default browser.")
 @options.storage
 @options.output
@@ -37,6 +38,7 @@ def report(
     runs: tuple[str, ...],
     out: str,
     dataset: str | None,
+    provenance: str | None,
     opens: bool,
     storage_options: tuple[str, ...],
 ) -> "Report":
@@ -51,10 +53,13 @@ def report(
 
     path = Path(out)
     store = options.store_options(storage_options, *runs, dataset)
+    if provenance is not None:
+        _write_provenance(runs, provenance, dataset, store)
     written = write_report(runs, path, dataset, store)
     if opens and not webbrowser.open(path.absolute().as_uri()):
         console.warn(f"No browser could be started; open {path} yourself.")
     document: dict[str, Any] = {"report": str(path), "runs": list(runs), "bytes": written}
+    document |= {"provenance": provenance} if provenance else {}
     text = f"Report in {path}, {size(written)}"
     return Report(document, text, text)
 
@@ -96,3 +101,17 @@ def write_report(
     data = page.encode("utf-8", "backslashreplace")
     open_location(path).write_object(data)
     return len(data)
+
+
+def _write_provenance(
+    runs: Sequence[str], place: str, dataset: str | None, storage_options: Mapping[str, str]
+) -> None:
+    """Write how a run's best model was made; raise `UsageError` for several runs."""
+    from jobs.exports.provenance import checkpoint_subjects, statement_file, write_statement
+    from jobs.training.model import Model
+
+    if len(runs) > 1:
+        raise UsageError("--provenance is about one run; give a single one, or leave it out.")
+    file = statement_file(place, storage_options)
+    model = Model.load(runs[0], storage_options=storage_options)
+    write_statement(file, model, checkpoint_subjects(model), dataset, storage_options)

@@ -1,5 +1,6 @@
 """Export a model to a file of its own, checked before it is written; read such a file back."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -39,6 +40,8 @@ class Export:
     model_digest: str
     size: int
     """The length of the file in bytes."""
+    sha256: str
+    """The digest of the file."""
     comparison: Comparison | str
     """How its predictions differ from the model's, or why they were not compared."""
 
@@ -86,7 +89,8 @@ def export(
     parse_export(data, str(file))
     comparison = _compared(model, data, ending, dataset, storage_options)
     file.write_object(data)
-    return Export(file, model.digest, len(data), comparison)
+    digest = hashlib.sha256(data).hexdigest()
+    return Export(file, model.digest, len(data), digest, comparison)
 
 
 def checked_ending(name: str) -> str:

@@ -1,5 +1,6 @@
 """`pipeline export` and `pipeline inspect FILE`: what they print, write and refuse."""
 
+import hashlib
 import json
 import shutil
 import sys
@@ -186,3 +187,21 @@ def test_reader_in_pytorch(dataset: Path, run: Path, call: Call) -> None:
     shutil.copy(state, "model.safetensors")
     exec(block.code, names)
     np.testing.assert_allclose(names["values"], Model.load(run).predict_proba(images), atol=1e-5)
+
+
+def test_provenance(dataset: Path, run: Path, call: Call) -> None:
+    """export and report write a statement on the file, and on the checkpoint."""
+    options = ("--to", "model.py", "--provenance", "export.json", "--json")
+    digest = document(call("export", *options))["sha256"]
+    assert hashlib.sha256(Path("model.py").read_bytes()).hexdigest() == digest
+    exported = json.loads(Path("export.json").read_bytes())
+    assert {"name": "model.py", "digest": {"sha256": digest}} == exported["subject"][1]
+    succeeded(call("report", run, "--provenance", "report.json"))
+    reported = json.loads(Path("report.json").read_bytes())
+    assert exported["predicate"] == reported["predicate"]
+    assert exported["subject"][0] == reported["subject"][0]
+    refused = ("report", run, "other", "--provenance", "two.json")
+    assert_refused(call(*refused), 2, "--provenance is about one run")
+    refused = ("export", "--to", "b.py", "--provenance", "b.txt")
+    assert_refused(call(*refused), 2, "ends in .json")
+    assert not Path("b.py").exists()
