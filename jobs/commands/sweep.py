@@ -135,7 +135,7 @@ def sweep(
                 take_over=take_over,
                 progress=console.progress,
                 stop=stop,
-                cluster=cluster(),
+                cluster=cluster,
             )
     return sweep_report(result)
 

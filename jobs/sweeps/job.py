@@ -12,6 +12,7 @@ from jobs.sweeps.halving import Summary, has_reached, rungs, summarise, survivor
 from jobs.sweeps.search import Configuration, Search
 from jobs.sweeps.trials import TrialTask, train_here, train_on_cluster
 from jobs.training.config import VALIDATION, TrainConfig
+from jobs.training.portable import arithmetic_of_workers, check_arithmetic
 from jobs.training.prepare import (
     check_fit,
     configure,
@@ -34,7 +35,7 @@ from storage.errors import (
 )
 from storage.events import Progress, event, no_progress
 from storage.location import Location, TakeOver, is_foreign
-from storage.places import Place, open_location, reference_to
+from storage.places import Place, open_location, recorded_place
 from storage.runs import LOCK
 from storage.sweeps import (
     FAILED,
@@ -48,7 +49,7 @@ from storage.sweeps import (
 )
 
 if TYPE_CHECKING:
-    from pipeline.cluster.client import Cluster
+    from pipeline.cluster.client import Cluster, OpenCluster
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +115,7 @@ def sweep(
     take_over: TakeOver | None = None,
     progress: Progress = no_progress,
     stop: StopSignal | None = None,
-    cluster: "Cluster | None" = None,
+    cluster: "Cluster | OpenCluster | None" = None,
 ) -> SweepResult:
     """Train a run for each configuration of settings and each seed, and compare them.
 
@@ -149,12 +150,14 @@ def sweep(
     stop
         Set by a signal handler to stop after the current step, with a checkpoint.
     cluster
-        Dask cluster whose workers train one trial each, to the same bits.
+        Dask cluster whose workers train one trial each, to the same bits; or a function that
+        connects to it, which is called if there are trials to train.
 
     Raises
     ------
     UsageError
-        If settings are invalid for every trial, or there are no validation rows.
+        If settings are invalid for every trial, or there are no validation rows. `RestartError`
+        if Python must be started with other environment variables for the setting `arithmetic`.
     BadDataError
         If the dataset or the sweep is damaged.
     ConflictError
@@ -226,7 +229,7 @@ def _planned(
     return Sweep(
         location,
         dataset_digest=data.digest,
-        dataset=reference_to(data.location, location),
+        dataset=recorded_place(data.location, location),
         settings=settings,
         search=search.to_json(),
         configurations=configurations,
@@ -263,6 +266,7 @@ def _valid_configs(
         except UsageError as error:
             refused.append(error)
             continue
+        check_arithmetic(config.arithmetic)
         if not config.holdout and VALIDATION not in data.splits:
             raise UsageError(
                 f"A sweep chooses by validation rows, and {data.location} has no validation "
@@ -313,7 +317,7 @@ class _Sweeping:
     take_over: TakeOver | None
     progress: Progress
     stop: StopSignal
-    cluster: "Cluster | None"
+    cluster: "Cluster | OpenCluster | None"
 
     def run_to_end(self) -> SweepResult:
         """Train the trials that have not ended; return all results."""
@@ -376,7 +380,8 @@ class _Sweeping:
             is_relative = not os.path.isabs(str(place)) and "://" not in str(place)
             # Each trial has a lock of its own.
             unlocked = replace(self.sweep, location=replace(self.sweep.location, lock=None))
-            task = TrialTask(unlocked, place, is_relative, until)
+            expected = arithmetic_of_workers(self.sweep.settings.get("arithmetic", "native"))
+            task = TrialTask(unlocked, place, is_relative, expected, until)
             for trial, result in self._train_trials(task, trials):
                 self.results[trial.name] = result
                 self.sweep.write_result(trial, result)
@@ -389,6 +394,8 @@ class _Sweeping:
     def _train_trials(
         self, task: TrialTask, trials: Sequence[Trial]
     ) -> Iterable[tuple[Trial, TrialResult]]:
+        if callable(self.cluster):
+            self.cluster = self.cluster()
         if self.cluster is None:
             return train_here(task, trials, self.take_over, self.progress, self.stop)
         take_over = self.take_over is not None

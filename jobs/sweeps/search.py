@@ -28,6 +28,7 @@ TRIES = 1000
 MOST_CONFIGURATIONS = 10_000
 NOT_VARIED = {
     "seed": "Use --seeds for several seeds.",
+    "arithmetic": "A process computes in one way.",
     "holdout": "All trials are compared on the same rows.",
 }
 """Settings that cannot vary, each with the reason or what to do."""

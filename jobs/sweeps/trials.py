@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.signals import StopSignal
 from jobs.training.config import VALIDATION
 from jobs.training.job import train
+from jobs.training.portable import check_worker
 from jobs.training.result import TrainResult
 from pipeline.rows import check_seen
 from storage.errors import LockedError, StoppedError, UnreachableError, as_pipeline_error
@@ -47,6 +48,8 @@ class TrialTask:
     dataset: Location
     is_relative: bool
     """Whether runs record the dataset's path relative to them."""
+    arithmetic: str
+    """What `arithmetic_of_workers` returned."""
     until: int | None
     """The epoch to train until; None for all."""
 
@@ -120,8 +123,9 @@ def train_on_worker(job: str, task: TrialTask, trial: Trial, take_over: bool) ->
     try:
         check_seen(task.sweep.location, RECORD)
         check_seen(task.dataset)
+        check_worker(task.arithmetic)
     except UnreachableError as error:
-        return _failed(error.exit_code, str(error))
+        return _failed(error.exit_code, f"{str(error).rstrip('.')}.")
     if task.is_relative:
         task = replace(task, dataset=open_location(os.path.relpath(str(task.dataset))))
     # One thread, so that the worker does not fork: it has threads that hold locks.

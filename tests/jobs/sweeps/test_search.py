@@ -60,6 +60,7 @@ def test_points_of_a_sample_differ() -> None:
     ("asked", "words"),
     [
         ({"grid": {"seed": [1, 2]}}, "Use --seeds"),
+        ({"grid": {"arithmetic": ["native", "portable"]}}, "computes in one way"),
         ({"grid": {"holdout": [1, 2]}}, "compared on the same rows"),
         ({"grid": {"threads": [1, 2]}}, "no result depends on it"),
         ({"grid": {"learning_rat": [1]}}, "Did you mean 'learning_rate'"),

@@ -70,11 +70,11 @@ def test_trials_are_runs(digits: Path, tmp_path: Path) -> None:
 def test_finished_trials_are_not_repeated(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A sweep that is repeated trains nothing, and leaves every file as it is."""
+    """A sweep that is repeated trains nothing, opens no cluster, and leaves all files alone."""
     first = swept(tmp_path / "sweep", digits, **TWO)
     before = tree(tmp_path / "sweep")
     monkeypatch.setattr(trials, "train", None)
-    again = swept(tmp_path / "sweep", digits, **TWO)
+    again = swept(tmp_path / "sweep", digits, cluster=pytest.fail, **TWO)
     assert before == tree(tmp_path / "sweep")
     assert first.results == again.results
 
