@@ -69,6 +69,19 @@ def test_workers_are_killed(
     assert expected == actual
 
 
+@pytest.mark.parametrize("parallel", ["steps", "rounds"])
+def test_from_another_run(
+    parallel: str, cluster: Client, digits: Path, reference: Reference, tmp_path: Path
+) -> None:
+    """A run from a parent's checkpoint has the same bits on a cluster and without one."""
+    config = {"steps": STEPS, "rounds": ROUNDS}[parallel]
+    parent = f"{reference.home / 'steps'}@2"
+    alone = train(config, dataset=digits, run=tmp_path / "alone", parent=parent)
+    shared = train(config, dataset=digits, run=tmp_path / "shared", parent=parent, cluster=cluster)
+    assert outcome(alone) == outcome(shared)
+    assert reference.steps["parameters_digest"] != alone.parameters_digest
+
+
 def test_a_worker_is_paused(digits: Path, reference: Reference, tmp_path: Path) -> None:
     """A stalled worker is waited for or replaced: the same bits."""
     with Cluster(tmp_path / "cluster", workers=2) as cluster:
