@@ -154,9 +154,9 @@ def train(
     source = None
     if record is None and parent is not None:
         source = open_parent(parent, location, storage_options)
-    inherited = None if source is None else source.settings
+    inherited = source.settings if source else None
     config = configure(given, record, data, inherited)
-    if source is not None:
+    if source:
         check_parent(source, config, data, optimizer=from_optimizer)
     network = Network(check_fit(config, data), config.dtype)
     check_arithmetic(config.arithmetic)
@@ -180,8 +180,8 @@ def train(
         layers = check_fit(config, data)
         check_arithmetic(config.arithmetic)
         if record is None:
-            recorded = source and source.record(location, optimizer=from_optimizer)
-            record = begin_run(location, given, config, data, recorded or None)
+            origin = source.record(location, optimizer=from_optimizer) if source else None
+            record = begin_run(location, given, config, data, origin)
         check_dataset(record, data)
         return _Training(
             record,

@@ -76,6 +76,7 @@ def test_parameters_are_the_parents(
     assert "parent" not in (base.run.location.path / "run.json").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "nesterov", "sgd"])
 def test_the_state_of_the_optimizer(optimizer: str, digits: Path, tmp_path: Path) -> None:
     """With its state, and rows in a fixed order, training continues the parent's to the same bits.
@@ -155,6 +156,7 @@ def test_settings_are_not_the_parents(digits: Path, tmp_path: Path) -> None:
     assert train(given, dataset=digits, run=tmp_path / "run", resume=True).already_done
 
 
+@pytest.mark.slow
 def test_refused(base: TrainResult, parent: Path, digits: Path, tmp_path: Path) -> None:
     """Whatever does not fit is named with both sides, and nothing is created."""
     small = tmp_path / "small.npz"
@@ -199,6 +201,7 @@ def test_refused(base: TrainResult, parent: Path, digits: Path, tmp_path: Path) 
         assert not itself.exists(), words
 
 
+@pytest.mark.slow
 def test_start_again_without_a_checkpoint(
     parent: Path, digits: Path, tmp_path: Path, log: Log
 ) -> None:
@@ -259,6 +262,7 @@ def test_resume_names_the_same_parent(parent: Path, digits: Path, tmp_path: Path
     assert before == tree(run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["steps", "rounds"])
 def test_threads_and_interruptions(
     parallel: str, parent: Path, digits: Path, tmp_path: Path
