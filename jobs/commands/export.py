@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Command)
-@click.argument("run", required=False, shell_complete=completion.runs)
+@click.argument("runs", nargs=-1, metavar="[RUN]...", shell_complete=completion.runs)
 @option(
     "--to",
     required=True,
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 @options.output
 def export(
     _: "Console",
-    run: str | None,
+    runs: tuple[str, ...],
     to: str,
     overwrite: bool,
     checkpoint: str | None,
@@ -49,11 +49,11 @@ def export(
 ) -> "Report":
     """Export a model to a file that other programs can use.
 
-    RUN is the path or URL of a run, by default runs/mnist. The ending of the file chooses the
-    format:
+    RUN is the path or URL of a run, by default runs/mnist; the models of several runs are averaged,
+    and RUN@CHECKPOINT chooses a checkpoint of one. The ending of the file chooses the format:
 
     \b
-    .onnx         a graph from raw images to class; needs the extra onnx
+    .onnx         a graph from raw images to class, opset 13 (extra onnx)
     .safetensors  the parameters, and metadata that describe them
     .py           a Python module that needs NumPy alone
 
@@ -66,12 +66,12 @@ def export(
     from jobs.training.model import Model
 
     checked_ending(to)
-    if model is not None and (run, checkpoint, average_shifts) != (None, None, None):
+    if model is not None and (runs, checkpoint, average_shifts) != ((), None, None):
         raise UsageError("--model determines run, checkpoint and shifts; leave them out.")
-    places = () if model is not None else (run, to, dataset)
+    places = () if model is not None else (*runs, to, dataset)
     store = options.store_options(storage_options, *places)
     chosen = Model.load(
-        run or DEFAULT_RUN,
+        runs or DEFAULT_RUN,
         checkpoint or DEFAULT_CHECKPOINT,
         store,
         average_shifts,

@@ -16,7 +16,7 @@ from jobs.exports.contents import (
     description_of,
     with_file_digest,
 )
-from jobs.nn.architecture import OUTPUT_ACTIVATION
+from jobs.nn.architecture import OUTPUT_ACTIVATION, count_parameters
 from jobs.nn.parameters import names as layer_names
 from jobs.nn.parameters import views
 from jobs.training.description import prefix_of
@@ -72,13 +72,17 @@ def read_onnx(data: bytes, place: str) -> Content:
     networks = check_description(description, data, place)
     constants = {constant.name: constant for constant in exported.graph.initializer}
     parameters = []
-    for number, layers in enumerate(networks):
+    for number, (member, layers) in enumerate(zip(description["members"], networks, strict=True)):
         prefix = prefix_of(number, len(networks))
         names = [f"{prefix}{name}.{part}" for name in layer_names(layers) for part in PARTS]
         if missing := [name for name in names if name not in constants]:
             raise BadDataError(f"{place} lacks the constant {missing[0]}. Export it again.")
-        arrays = [numpy_helper.to_array(constants[name]).reshape(-1) for name in names]
-        parameters.append(np.concatenate(arrays))
+        # Without numpy_helper.to_array, which would open files that a constant names.
+        values = b"".join(constants[name].raw_data for name in names)
+        dtype = np.dtype(member["dtype"]).newbyteorder("<")
+        if len(values) != count_parameters(layers) * dtype.itemsize:
+            raise BadDataError(f"{place} has constants of another size. Export it again.")
+        parameters.append(np.frombuffer(values, dtype))
     return check_parameters(description, parameters, place)
 
 
@@ -166,20 +170,22 @@ class _Graph:
                 self._constant(f"{prefix}{name}.{part}", values)
 
     def _add_network(self, member: Member, prefix: str, rows: str, scope: str) -> str:
-        """Add a member's layers; return its probabilities, as float64."""
+        """Add a member's layers; return its probabilities."""
         layers = member.network.layers
         for name, layer in zip(layer_names(layers), layers, strict=True):
             weight, bias = f"{prefix}{name}.weight", f"{prefix}{name}.bias"
             sums = self._add("Gemm", [rows, weight, bias], f"{scope}{name}.sums")
             axis = {"axis": 1} if layer.activation == OUTPUT_ACTIVATION else {}
             rows = self._add(OPERATORS[layer.activation], [sums], f"{scope}{name}", **axis)
-        return self._add("Cast", [rows], f"{scope}probabilities_64", to=TensorProto.DOUBLE)
+        return rows
 
     def _add_mean(self, terms: list[str]) -> str:
+        """Add the mean of probabilities, computed as float64 if there are several."""
         if len(terms) == 1:
             return terms[0]
+        wide = [self._add("Cast", [term], f"{term}.64", to=TensorProto.DOUBLE) for term in terms]
         count = self._constant("terms", np.float64(len(terms)))
-        return self._add("Div", [self._add("Sum", terms, "sum"), count], "mean")
+        return self._add("Div", [self._add("Sum", wide, "sum"), count], "mean")
 
     def _add(self, operator: str, inputs: list[str], output: str, **attributes: Any) -> str:
         node = helper.make_node(operator, inputs, [output], name=output, **attributes)

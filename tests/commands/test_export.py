@@ -75,6 +75,8 @@ def test_choice_of_the_model(dataset: Path, run: Path, call: Call) -> None:
     succeeded(call("promote", "runs/mnist", "--checkpoint", "1", "--as", "champion"))
     named = document(call("export", "--model", "champion", "--to", "champion.py", "--json"))
     assert Model.load(run, 1).digest == named["model_digest"]
+    pair = document(call("export", "runs/mnist@1", "runs/mnist@2", "--to", "pair.py", "--json"))
+    assert Model.load(run, "1,2").digest == pair["model_digest"]
     both = call("export", "runs/mnist", "--model", "champion", "--to", "x.py")
     assert_refused(both, 2, "leave them out")
 

@@ -95,6 +95,7 @@ def test_parameters_of_another_model(ending: str) -> None:
         parse_export(written(other, ending), f"file{ending}")
 
 
+@pytest.mark.slow
 def test_python_file_alone(tmp_path: Path) -> None:
     """The Python file imports NumPy and the standard library, and prints CSV when it is run."""
     model = random_model()
