@@ -1,6 +1,8 @@
 """The scikit-learn estimator: its conventions, its parameters, and the bits of `train`."""
 
 import pickle
+import runpy
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,8 @@ from jobs.training.job import train
 from jobs.training.model import Model
 from pipeline.array_dataset import array_dataset
 from pipeline.ingest import ingest
-from storage.errors import BadDataError
+from storage.errors import BadDataError, MissingExtraError
+from tests.jobs.trainings import REPOSITORY
 
 CHECKS = 50
 """scikit-learn has at least these checks for a classifier."""
@@ -61,14 +64,17 @@ def test_conventions_of_scikit_learn() -> None:
     assert statuses.count("passed") >= CHECKS > 8 * statuses.count("skipped")
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "float32", "float64"])
+@pytest.mark.parametrize(
+    "dtype", ["uint8", *[pytest.param(f"float{bits}", marks=pytest.mark.slow) for bits in (32, 64)]]
+)
 def test_bits_of_train(dtype: str, tmp_path: Path) -> None:
     """Arrays give the model of `train` on a dataset of several chunks, as does the dataset."""
     random = np.random.default_rng(1)
-    images = random.integers(0, 256, (4100, 28, 28)).astype(dtype)
-    if dtype != "uint8":
-        images = images[:900] / np.array(255, dtype)
-    labels = random.integers(0, 10, len(images))
+    labels = random.integers(0, 10, 4100 if dtype == "uint8" else 900)
+    images = random.random((len(labels), 28, 28))
+    images[np.arange(len(labels)), 8 + labels] += 1  # a brighter line
+    images[:, :6] = 0  # columns that are left out, as in a batch of digits
+    images = (images * 127).astype(dtype) if dtype == "uint8" else images.astype(dtype)
     np.savez(tmp_path / "set.npz", x_train=images, y_train=labels)
     place = tmp_path / "dataset"
     dataset = ingest(
@@ -235,14 +241,13 @@ def test_partial_fit_continues() -> None:
 
 
 def test_partial_fit_shuffles() -> None:
-    """Each call visits the rows in another order."""
+    """Each call visits the rows in another order, that of the next seed."""
     rows, labels = blobs()
-    first = small().partial_fit(rows, labels, classes=[0, 1, 2])
-    order = small(max_iter=1, learning_rate="constant").fit(rows, labels)
-    assert first.model_digest_ == order.model_digest_
-    first.set_params(random_state=9).partial_fit(rows, labels)
-    again = small(learning_rate="constant", max_iter=2).fit(rows, labels)
-    assert again.model_digest_ != first.model_digest_
+    usual = {"solver": "sgd", "momentum": 0.0}
+    twice = small(**usual).partial_fit(rows, labels, classes=[0, 1, 2]).partial_fit(rows, labels)
+    warm = small(**usual, learning_rate="constant", max_iter=1, warm_start=True).fit(rows, labels)
+    warm.set_params(random_state=1).fit(rows, labels)
+    assert warm.model_digest_ == twice.model_digest_
 
 
 def test_warm_start() -> None:
@@ -273,6 +278,35 @@ def test_early_stopping_returns_to_the_best() -> None:
     assert best < estimator.n_iter_ == len(scores) < 200
     until = small(**stopping, max_iter=best, validation_fraction=0.25).fit(rows, labels)
     assert until.model_digest_ == estimator.model_digest_
+
+
+def test_validation_rows_of_each_class() -> None:
+    """Rows are kept by class, so each class needs two; the other rows are trained on."""
+    rows, labels = blobs()
+    estimator = small(early_stopping=True, validation_fraction=0.25).fit(rows, labels)
+    assert 3 * 90 == estimator.t_
+    labels[7] = 3
+    with pytest.raises(ValueError, match="least populated class"):
+        estimator.fit(rows, labels)
+
+
+def test_rows_of_a_split() -> None:
+    """A split in memory reads its samples in their order, with the bias first."""
+    values, labels = np.arange(12.0).reshape(6, 2), np.array([0, 1, 2, 0, 1, 2])
+    splits = {"train": np.array([5, 0]), "validation": np.array([3])}
+    data = array_dataset(values, labels, ("a", "b", "c"), None, splits)
+    block = data.split("train").read_chunk(0)
+    assert [[1, 10, 11], [1, 0, 1]] == block.inputs.tolist()
+    assert block.targets is not None
+    assert [[0, 0, 1], [1, 0, 0]] == block.targets.tolist()
+    assert [[1, 6, 7]] == data.split("validation").read_chunk(0).inputs.tolist()
+
+
+def test_missing_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without scikit-learn the import names the extra that installs it."""
+    monkeypatch.setitem(sys.modules, "sklearn.base", None)
+    with pytest.raises(MissingExtraError, match=r"scikit-learn.*'sklearn'"):
+        runpy.run_path(str(REPOSITORY / "jobs/training/estimator.py"))
 
 
 def test_training_loss_stops_at_a_constant_rate_only() -> None:
