@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from jobs.training.portable import check_arithmetic
+from storage.errors import RestartError, UsageError
 from tests.object_store.proxy import Proxy
 from tests.object_store.server import Store, running_store
 
@@ -35,6 +37,17 @@ def mnist_dir() -> Path:
     if not list(directory.glob("train-images*")):
         pytest.skip(f"MNIST_DIR={named} holds no train-images file")
     return directory
+
+
+@pytest.fixture(scope="session")
+def portable_machine() -> None:
+    """Skip a machine that cannot compute portably, such as one with an ARM processor."""
+    try:
+        check_arithmetic("portable")
+    except RestartError:
+        return
+    except UsageError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

@@ -157,7 +157,7 @@ def check_worker(expected: str) -> None:
     except RestartError as error:
         raise UnreachableError(
             "The job computes with portable arithmetic, and a worker does not. Start it with "
-            f"`{_command(error.variables)} dask worker`"
+            f"`{_command(error.variables)} dask worker`."
         ) from error
     except UsageError as error:
         raise UnreachableError(f"A worker cannot compute as the job does. {error}") from error
@@ -165,5 +165,5 @@ def check_worker(expected: str) -> None:
     if digest != expected:
         raise UnreachableError(
             f"A worker rounds differently from the job (sample digest {digest}, not {expected}). "
-            "Install the same versions of NumPy and of the C library"
+            "Install the same versions of NumPy and of the C library."
         )

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from jobs.training import portable
-from jobs.training.portable import KERNEL, RESTARTED, SAMPLE_DIGEST, check_arithmetic
-from storage.errors import RestartError, UsageError
+from jobs.training.portable import KERNEL, RESTARTED, SAMPLE_DIGEST
 from tests.commands.conftest import SMALL, Call
 from tests.commands.process import (
     assert_refused,
@@ -19,7 +18,10 @@ from tests.commands.process import (
     wait_for_line,
 )
 
-pytestmark = pytest.mark.slow  # each test starts a process, which starts anew
+pytestmark = [
+    pytest.mark.slow,  # each test starts a process, which starts anew
+    pytest.mark.usefixtures("portable_machine"),
+]
 
 PORTABLE = ("train", "--arithmetic", "portable")
 SETTINGS = (
@@ -48,17 +50,6 @@ HOSTILE = {
     "NPY_ENABLE_CPU_FEATURES": "X86_V3",
     "GLIBC_TUNABLES": "glibc.cpu.hwcaps=-AVX2,-FMA",
 }
-
-
-@pytest.fixture(autouse=True)
-def _machine() -> None:
-    """Skip a machine that cannot compute portably, such as one with an ARM processor."""
-    try:
-        check_arithmetic("portable")
-    except RestartError:
-        return
-    except UsageError as error:
-        pytest.skip(str(error))
 
 
 @pytest.mark.parametrize(
