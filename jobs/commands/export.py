@@ -135,7 +135,7 @@ def inspect_export(file: "Location") -> "Report":
     names = dict.fromkeys(f"{member['network']}, {member['dtype']}" for member in members)
     pairs = [
         ("model", f"{description['model_digest'][:SHORT_DIGEST]} in {file}"),
-        *([("average", average)] if average else []),
+        *([("average", average.removeprefix("average "))] if average else []),
         *(("network", name) for name in names),
         ("images", f"{images} {description['element_type']}, {preparation}"),
         ("classes", ", ".join(description["class_names"])),

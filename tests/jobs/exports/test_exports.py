@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jobs.choices import EXPORT_ENDINGS
-from jobs.exports import check, job, onnx_file
+from jobs.exports import check, job
 from jobs.exports.check import Predict, predict_onnx, predict_python
 from jobs.exports.contents import description_of
 from jobs.exports.job import export, parse_export, written
@@ -145,6 +145,8 @@ def test_wrong_graph_is_not_written(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If predictions differ, export raises and leaves no file; an existing one stays."""
+    from jobs.exports import onnx_file
+
     train(small(epochs=1), dataset=digits, run=tmp_path / "run")
     model = Model.load(tmp_path / "run")
     made = export(model, tmp_path / "model.onnx")
