@@ -42,16 +42,12 @@ class Summary:
 
 
 def summarise(sweep: Sweep, results: Results, until: int | None = None) -> list[Summary]:
-    """Return a summary of each configuration, of the first `until` epochs only if given."""
+    """Return a summary of each configuration, by losses of the first `until` epochs if given."""
     summaries = []
     for number, configuration in enumerate(sweep.configurations):
         names = [trial.name for trial in sweep.trials if trial.configuration == number]
         sound = [
-            replace(
-                results[name],
-                accuracy=results[name].accuracy[:until],
-                cross_entropy=results[name].cross_entropy[:until],
-            )
+            replace(results[name], cross_entropy=results[name].cross_entropy[:until])
             for name in names
             if name in results and results[name].state != FAILED
         ]
