@@ -91,8 +91,7 @@ class SweepResult:
     @property
     def best(self) -> Summary | None:
         """The best configuration; None if no trial has a result."""
-        first = self.ranking[0]
-        return first if first.results else None
+        return next((one for one in self.ranking if one.results), None)
 
     def __repr__(self) -> str:
         best = "" if self.best is None else f"\n  best: {self.best.configuration}"

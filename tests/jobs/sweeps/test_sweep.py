@@ -13,7 +13,7 @@ from jobs.training.job import train
 from pipeline.ingest import ingest
 from storage.errors import BadDataError, ConflictError, QualityGateError, StoppedError, UsageError
 from storage.runs import open_run, run_lock
-from storage.sweeps import FAILED, FINISHED, TRAINED, best_runs
+from storage.sweeps import FAILED, FINISHED, TRAINED, TrialResult, best_runs
 from tests.jobs.trainings import Log, outcome, tree, warnings_in
 
 SETTINGS: dict[str, Any] = {
@@ -138,6 +138,16 @@ def test_failed_trials(digits: Path, tmp_path: Path, caplog: Log) -> None:
     caplog.clear()
     assert result.results == swept(tmp_path / "sweep", digits, grid=grid, seeds=1).results
     assert [] == warnings_in(caplog)
+
+
+def test_survivors_fail(digits: Path, tmp_path: Path) -> None:
+    """If all survivors of a halving fail, the best of the others is the best."""
+    result = swept(tmp_path / "sweep", digits, halving=True, grid=TWO["grid"], seeds=1)
+    assert result.best is not None
+    name = f"{result.best.number + 1:03d}-seed0"
+    lost = SweepResult(result.sweep, result.results | {name: TrialResult(FAILED, reason="lost")})
+    assert lost.best is not None
+    assert lost.best.number != result.best.number
 
 
 def test_all_trials_fail(digits: Path, tmp_path: Path) -> None:
