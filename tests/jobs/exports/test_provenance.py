@@ -1,6 +1,7 @@
 """The provenance of a model has what in-toto and SLSA require, and the digests of real files."""
 
 import base64
+import gzip
 import hashlib
 import json
 import re
@@ -28,7 +29,10 @@ DIGEST = re.compile("[0-9a-f]{64}")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with `files`, the dataset `data` of them, and the runs `a` and `b`."""
     place = tmp_path_factory.mktemp("made")
-    ingest(str(write_set(place / "files")), place / "data", rows_per_chunk=64)
+    labels = write_set(place / "files") / "train-labels-idx1-ubyte"
+    labels.with_suffix(".gz").write_bytes(gzip.compress(labels.read_bytes()))
+    labels.unlink()
+    ingest(str(place / "files"), place / "data", rows_per_chunk=64)
     for name, seed in (("a", 0), ("b", 1)):
         settings = small(epochs=2, batch_size=50, seed=seed)
         train(settings, dataset=place / "data", run=place / name)

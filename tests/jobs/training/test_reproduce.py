@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from jobs.nn.architecture import parse_network
 from jobs.training.job import train
 from jobs.training.reproduce import Reproduction, reproduce
 from jobs.training.result import TrainResult
+from jobs.training.trainer import flat_parameters, parameters_digest
 from pipeline.ingest import ingest
 from storage import documents
 from storage.checkpoints import MANIFEST, STATE, CheckpointName
@@ -66,17 +68,22 @@ def change_in(manifest: dict[str, Any], epoch: int, change: Callable[..., None])
 
 
 def change_tensor(run: Path, name: CheckpointName, tensor: str) -> None:
-    """Flip the lowest bit of a tensor's first value, and give the checkpoint new digests."""
+    """Flip the lowest bit of a tensor's first value, and give the checkpoint all new digests."""
     state = run / name.key / STATE
     tensors = load_file(state)
     key = next(key for key in tensors if key.startswith(tensor))
     flipped = tensors[key].copy()
     flipped.reshape(-1).view(np.uint32)[0] ^= 1
-    save_file(tensors | {key: flipped}, state)
-    digest = hashlib.sha256(state.read_bytes()).hexdigest()
-    change_document(
-        run / name.key / MANIFEST, lambda manifest: manifest.update(state_sha256=digest)
-    )
+    tensors[key] = flipped
+    save_file(tensors, state)
+    new = {
+        "state_sha256": hashlib.sha256(state.read_bytes()).hexdigest(),
+        "state_bytes": state.stat().st_size,
+    }
+    if name.step:  # the digest after an epoch is in the metrics too
+        layers = parse_network("784-relu-9-softmax-10")
+        new["parameters_digest"] = parameters_digest(layers, flat_parameters(layers, tensors))
+    change_document(run / name.key / MANIFEST, lambda manifest: manifest.update(new))
 
 
 def first_difference(result: Reproduction) -> tuple[int, list[str]]:
@@ -111,7 +118,7 @@ def test_unfinished_run(half_done: Path) -> None:
         b"".join((half_done / "metrics.jsonl").read_bytes().splitlines(keepends=True)[:3])
     )
     assert "the same bits: 3 of 3 epochs" == reproduce(half_done).summary
-    change_tensor(half_done, CheckpointName(3, 4), "layer")
+    (half_done / CheckpointName(3, 4).key / STATE).write_bytes(b"")
     assert (3, ["checkpoint 000003-000004"]) == first_difference(reproduce(half_done))
 
 
@@ -151,11 +158,14 @@ def test_changed_metrics(half_done: Path, quantity: str) -> None:
 @pytest.mark.parametrize("name", [CheckpointName(2, 0), CheckpointName(2, 8)], ids=str)
 @pytest.mark.parametrize("tensor", ["layer_0", "layer_1", "optimizer."])
 def test_changed_tensors(finished: Path, name: CheckpointName, tensor: str) -> None:
-    """One bit of a checkpoint is found, although all digests of its files fit."""
+    """One bit of a checkpoint is found, although the digests of its file fit."""
     change_tensor(finished, name, tensor)
     result = reproduce(finished, last=4)
     epoch = name.epoch + (name.step > 0)
     assert (epoch, [f"checkpoint {name}"]) == first_difference(result)
+    by_digest = "layer" in tensor and not name.step
+    expected = "The parameters of" if by_digest else f"saved and computed {tensor}"
+    assert result.epochs[epoch - 1].differences[f"checkpoint {name}"].startswith(expected)
     assert 4 == len(result.epochs)
     with pytest.raises(QualityGateError, match="All its recorded metrics were: restore the check"):
         result.check()
