@@ -131,7 +131,7 @@ def checkpoints(context: click.Context, _parameter: click.Parameter, start: str)
 
     After a comma the next checkpoint is completed.
     """
-    place = Path(context.params.get("run") or DEFAULT_RUN) / "checkpoints"
+    place = _run(context) / "checkpoints"
     ends = [path.name for path in _entries(place) if re.fullmatch(r"\d+-0+", path.name)]
     epochs = [str(int(name.partition("-")[0])) for name in ends]
     before = start[: start.rfind(",") + 1]
@@ -208,8 +208,14 @@ def _is_run(path: Path) -> bool:
     return (path / "run.json").is_file()
 
 
+def _run(context: click.Context) -> Path:
+    """Return the run that the command line names, the first of several."""
+    runs = context.params.get("run") or DEFAULT_RUN
+    return Path(runs if isinstance(runs, str) else runs[0])
+
+
 def _splits(context: click.Context) -> list[str]:
-    run = Path(context.params.get("run") or DEFAULT_RUN)
+    run = _run(context)
     recorded = _part(run / "run.json", "dataset").get("place")
     place = context.params.get("dataset") or (run / recorded if recorded else DEFAULT_DATASET)
     return list(_part(Path(place) / "zarr.json", "attributes").get("splits", ()))

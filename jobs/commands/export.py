@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     help="Path or URL of the file to write: .onnx, .safetensors or .py.",
 )
 @option("--overwrite", is_flag=True, help="Replace an existing file.")
+@options.sweep
 @options.checkpoint
 @options.average_shifts
 @options.promoted
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 def export(
     _: "Console",
     runs: tuple[str, ...],
+    sweep: str | None,
+    best: int | None,
     to: str,
     overwrite: bool,
     checkpoint: str | None,
@@ -68,10 +71,11 @@ def export(
     checked_ending(to)
     if model is not None and (runs, checkpoint, average_shifts) != ((), None, None):
         raise UsageError("--model determines run, checkpoint and shifts; leave them out.")
-    places = () if model is not None else (*runs, to, dataset)
+    places = () if model is not None else (*runs, sweep, to, dataset)
     store = options.store_options(storage_options, *places)
+    asked = {"run": runs, "sweep": sweep, "best": best, "model": model}
     chosen = Model.load(
-        runs or DEFAULT_RUN,
+        options.chosen_runs(asked, store) or DEFAULT_RUN,
         checkpoint or DEFAULT_CHECKPOINT,
         store,
         average_shifts,

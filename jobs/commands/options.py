@@ -17,6 +17,7 @@ from storage.errors import UsageError
 
 if TYPE_CHECKING:
     from jobs.signals import StopSignal
+    from jobs.training.choose_model import Runs
     from pipeline.cluster.client import Cluster
     from storage.location import Location
 
@@ -103,15 +104,38 @@ promoted = option(
     shell_complete=completion.model_names,
     help="Promoted name, instead of a run and --checkpoint.",
 )
+sweep = combined(
+    option(
+        "--sweep",
+        section="Model",
+        advanced=True,
+        topic="averages",
+        metavar="PLACE",
+        shell_complete=completion.sweeps,
+        help="Path or URL of a sweep, instead of a run.",
+    ),
+    option(
+        "--best",
+        section="Model",
+        advanced=True,
+        topic="averages",
+        type=IntRange(1),
+        metavar="N",
+        show_default="1",
+        help="Average the N best trials of --sweep, by their validation loss.",
+    ),
+)
 model = combined(
     option(
         "--run",
         section="Model",
+        multiple=True,
         metavar="PLACE",
         show_default=DEFAULT_RUN,
         shell_complete=completion.runs,
-        help="Path or URL of the run.",
+        help="Path or URL of a run; repeatable.",
     ),
+    sweep,
     checkpoint,
     average_shifts,
     promoted,
@@ -226,6 +250,23 @@ def store_options(storage_options: tuple[str, ...], *places: str | None) -> dict
             "--storage-option applies to places in a store, s3://BUCKET/PREFIX; none is given."
         )
     return options
+
+
+def chosen_runs(asked: dict[str, Any], store: dict[str, str]) -> "Runs | None":
+    """Return the runs that the command names, or the best of its sweep; None without either."""
+    run, sweep, best = asked["run"], asked["sweep"], asked["best"]
+    if sweep is None:
+        if best is not None:
+            raise UsageError("--best requires --sweep; pass --sweep, or leave it out.")
+        return run or None
+    if asked.get("model") is not None:
+        raise UsageError("--model determines the run; leave out --sweep.")
+    if run:
+        raise UsageError("--sweep cannot be combined with a run; leave one of them out.")
+    from storage.places import open_location
+    from storage.sweeps import best_runs
+
+    return best_runs(open_location(sweep, store), best or 1)
 
 
 def _key_and_value(option: str) -> tuple[str, str]:

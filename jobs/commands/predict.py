@@ -68,7 +68,8 @@ def predict(as_json: bool, quiet: bool, verbose: bool, **asked: Any) -> None:
     with stop_on_signals() as stop, options.console_of(False, counting=False, **flags) as console:
         from jobs.scoring import predict as job
 
-        places = [*asked["files"], asked["run"], asked["models"], asked["out"], asked["show"]]
+        names = ("sweep", "models", "out", "show")
+        places = [*asked["files"], *asked["run"], *(asked[name] for name in names)]
         # A promoted name records the run's place, which may be in a store.
         checked = [] if asked["model"] is not None else places
         store = options.store_options(asked["storage_options"], *checked)
@@ -108,7 +109,7 @@ def _load_model(asked: dict[str, Any], store: dict[str, str]) -> "Model":
     from jobs.training.model import Model
 
     return Model.load(
-        asked["run"] or DEFAULT_RUN,
+        options.chosen_runs(asked, store) or DEFAULT_RUN,
         asked["checkpoint"] or DEFAULT_CHECKPOINT,
         store,
         asked["average_shifts"],

@@ -144,8 +144,8 @@ if TYPE_CHECKING:
 def score(quiet: bool, verbose: bool, as_json: bool, log_json: bool, **asked: Any) -> None:
     """Predict every row with a trained model and report accuracy.
 
-    Probabilities and metrics are written below the run, and listed by pipeline scores. Rows that
-    the same model has already scored are not scored again.
+    Probabilities and metrics are written below the run, and listed by pipeline scores. Rows
+    scored before are not scored again. Several runs are averaged.
     """
     from jobs.commands.metrics_file import metrics_written
 
@@ -175,14 +175,17 @@ def score_config(asked: dict[str, Any]) -> "ScoreConfig":
     from jobs.scoring.config import ScoreConfig
     from jobs.scoring.gates import Gates
 
-    places = [asked[name] for name in ("run", "dataset", "inbox", "models", "out", "review")]
+    names = ("sweep", "dataset", "inbox", "models", "out", "review")
+    places = [*asked["run"], *(asked[name] for name in names)]
     if asked["model"] is not None or (asked["dataset"] is None and asked["inbox"] is None):
         places = []  # a promoted name records the run's place, and a run the dataset's
+    store = options.store_options(asked["storage_options"], *places)
     changed = {
+        "run": options.chosen_runs(asked, store),
         "splits": asked["splits"] or ("test",),
         "columns": () if asked["columns"] is None else tuple(asked["columns"].split(",")),
         "gates": Gates(asked["min_accuracy"], asked["max_drop"], asked["max_drift"]),
-        "storage_options": options.store_options(asked["storage_options"], *places),
+        "storage_options": store,
     }
     return ScoreConfig(**options.picked(ScoreConfig, asked) | changed)
 
@@ -223,7 +226,7 @@ def scores(
 
 
 @click.command(cls=Command)
-@click.argument("run", default=DEFAULT_RUN, shell_complete=completion.runs)
+@click.argument("run", nargs=-1, shell_complete=completion.runs)
 @option(
     "--as",
     "name",
@@ -232,6 +235,7 @@ def scores(
     shell_complete=completion.model_names,
     help="Name to give, such as champion.",
 )
+@options.sweep
 @options.checkpoint
 @options.average_shifts
 @option(
@@ -282,15 +286,15 @@ def promote(
 ) -> "Report":
     """Give a trained model a name for `score --model`.
 
-    RUN is the path or URL of a run, by default runs/mnist. A model below a gate is not promoted
-    (exit 5). The checkpoint of a promoted model is never deleted.
+    RUN is the path or URL of a run, by default runs/mnist; several runs are averaged. A model below
+    a gate is not promoted (exit 5). The checkpoints of a promoted model are never deleted.
     """
     from jobs.commands.name_reports import names_report, promote_report
     from jobs.scoring import promote as job
     from storage.places import open_location
 
     # Without --dataset, the run may record a dataset in a store.
-    places = () if asked["dataset"] is None else (asked["run"], models, asked["dataset"])
+    places = () if asked["dataset"] is None else (*asked["run"], models, asked["dataset"])
     store = options.store_options(storage_options, *places)
     place = open_location(models, store)
     if listing:
@@ -299,8 +303,9 @@ def promote(
         raise UsageError("No name is given; pass --as, such as --as champion.")
     if undo:
         return promote_report(job.undo(place, name, take_over), place)
+    runs = options.chosen_runs(asked, store) or DEFAULT_RUN
     config = job.PromoteConfig(
-        **options.picked(job.PromoteConfig, asked),
+        **options.picked(job.PromoteConfig, asked) | {"run": runs},
         name=name,
         models=models,
         storage_options=store,

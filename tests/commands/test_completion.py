@@ -69,6 +69,7 @@ def test_sweeps(here: Path, complete: Complete) -> None:
     assert ["optimizer=adam", "optimizer=adamw"] == complete("sweep --grid optimizer=ad")
     assert ["optimizer=sgd,adam", "optimizer=sgd,adamw"] == complete("sweep --grid optimizer=sgd,a")
     assert ["<dir>", "sweeps/a"] == complete("sweep --out ")
+    assert ["<dir>", "sweeps/a"] == complete("score --sweep ")
 
 
 def test_names_and_splits(dataset: Path, run: Path, call: Call, complete: Complete) -> None:
@@ -78,6 +79,9 @@ def test_names_and_splits(dataset: Path, run: Path, call: Call, complete: Comple
     assert [] == complete("score --model ch")
     assert ["best", "latest", "average", "1", "2"] == complete("score --checkpoint ")
     assert ["1,best", "1,latest", "1,1", "1,2"] == complete("score --checkpoint 1,")
+    several = "score --run runs/mnist --run runs/other --checkpoint "
+    assert ["best", "latest", "average", "1", "2"] == complete(several)
+    assert ["train", "test"] == complete("promote runs/mnist runs/other --split t")
     assert ["test"] == complete("score --dataset data/mnist --split te")
     assert ["train", "test"] == complete("promote runs/mnist --split t")
     assert [] == complete("score --dataset elsewhere --split ")
