@@ -27,6 +27,7 @@ from storage.verify import verify_location
 from tests.cluster.processes import Cluster, assert_failed, connected
 from tests.cluster.trainings import ROUNDS, SETTINGS, STEPS, Reference
 from tests.commands.process import run_pipeline
+from tests.jobs.trainings import small
 from tests.pipeline.sources.test_picture_folder import write_pictures
 from tests.storage.idx_files import write_idx
 
@@ -130,6 +131,21 @@ def test_score_an_average(cluster: Client, digits: Path, trained: Path, tmp_path
     assert expected == scored(trained, cluster=cluster, **options)
     with Cluster(tmp_path / "cluster", workers=1) as worker, connected(worker) as client:
         assert expected == scored(trained, cluster=client, **options)
+
+
+def test_score_an_ensemble(cluster: Client, digits: Path, trained: Path, tmp_path: Path) -> None:
+    """An average over runs with different networks and element types has the same bits."""
+    settings: dict[str, Any] = {"network": "784-tanh-7-relu-5-softmax-10", "dtype": "float64"}
+    other = train(small(epochs=1, **settings), dataset=digits, run=tmp_path / "other").run
+    runs = [trained, other.location]
+    expected = score(run=runs, dataset=digits, split="train")
+    shutil.rmtree(trained / "scores")
+    result = score(run=runs, dataset=digits, split="train", cluster=cluster)
+    assert (expected.scores.chunk_digests, expected.metrics["quality"], expected.drift) == (
+        result.scores.chunk_digests,
+        result.metrics["quality"],
+        result.drift,
+    )
 
 
 def test_an_interrupted_scoring_is_continued(cluster: Client, digits: Path, trained: Path) -> None:

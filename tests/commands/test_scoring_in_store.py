@@ -57,6 +57,22 @@ def test_an_inbox_in_a_store(store: Store, home: str, call: Call, here: Path) ->
     assert [] == store.location(f"{key_of(home)}/run/scores/failed").names()
 
 
+def test_an_ensemble_in_a_store(store: Store, home: str, call: Call) -> None:
+    """Several runs in a store are averaged and promoted, and the name finds them again."""
+    runs = f"{home}/run", f"{home}/other"
+    where = ("--dataset", f"{home}/set", "--run", runs[1], "--schedule", "constant")
+    assert 0 == call("train", *SMALL, *where, "--epochs", 1, "--seed", 7).code
+    scored = document(call("score", "--run", f"{runs[0]}@1", "--run", runs[1], "--json"))
+    assert list(runs) == scored["runs"]
+    names = ("--models", f"{home}/models")
+    assert 0 == call("promote", f"{runs[0]}@1", runs[1], "--as", "champion", *names).code
+    named = document(call("score", "--model", "champion", *names, "--json"))
+    assert (True, scored["location"]) == (named["already_done"], named["location"])
+    for run in runs:
+        assert ["000001-000000.json"] == store.location(f"{key_of(run)}/pins").names()
+    assert [] == document(call("verify", runs[0], "--json"))["wrong"]
+
+
 def test_formats_in_a_store(store: Store, home: str, call: Call, here: Path) -> None:
     """Objects of other formats are scored once; a folder of pictures is copied as one batch."""
     images, labels = draw_digits(1, "inbox", 0, 20)
