@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.ingest import ingest
-from storage.dataset import Dataset
+from storage.dataset import Dataset, open_dataset
+from storage.places import open_location
+from storage.preparation import ValueRange
 
 SOURCE = "mnist" if os.environ.get("MNIST_DIR") else "synthetic"
 NETWORK = "784-relu-200-sigmoid-80-softmax-10"
@@ -21,11 +23,21 @@ class Workplace:
     """A scratch directory with the dataset in it."""
 
     directory: Path
+    quick: bool = False
+    """Whether benchmarks take fewer rows, to see that they run."""
 
     @cached_property
     def dataset(self) -> Dataset:
-        """The dataset, ingested on first use."""
-        return ingest(SOURCE, self.directory / "data").dataset
+        """The dataset, ingested on first use by the first process that needs it."""
+        place = self.directory / "data"
+        if place.exists():
+            return open_dataset(open_location(place))
+        return ingest(SOURCE, place).dataset
+
+    @property
+    def scaling(self) -> ValueRange | None:
+        """The range of stored inputs that is mapped to [0, 1]."""
+        return self.dataset.preparation.scaling
 
     @cached_property
     def train_bytes(self) -> NDArray[np.uint8]:

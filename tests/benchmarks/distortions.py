@@ -25,9 +25,7 @@ from jobs.training.trainer import Trainer
 from pipeline.distortions import DIGITS, Distorter
 from tests.benchmarks.contest import Contestant, Verdict, medians
 from tests.benchmarks.data import NETWORK, Workplace
-from tests.benchmarks.epochs import MANY, epoch_of
-from tests.benchmarks.steps import BATCH_SIZE, MICRO_BATCHES
-from tests.benchmarks.steps import NETWORK as WIDE
+from tests.benchmarks.epochs import MANY, WIDE_CASE, epoch_of
 
 ROWS, PEER_ROWS, BATCH_ROWS = 60_000, 500, 64
 SIDE = 28
@@ -37,9 +35,9 @@ LEAST_RATIO = 20
 """Times as fast as each peer."""
 EPOCHS = {
     1.08: TrainConfig(
-        network=WIDE,
-        batch_size=BATCH_SIZE,
-        micro_batches=MICRO_BATCHES,
+        network=WIDE_CASE.network,
+        batch_size=WIDE_CASE.batch_size,
+        micro_batches=WIDE_CASE.micro_batches,
         learning_rate=0.001,
         schedule="constant",
         epochs=MANY,
@@ -70,12 +68,13 @@ def bench_distortions(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
     for name, rate in rates.items():
         if name != "ours":
             yield Verdict(f"distortions / {name}", rates["ours"] / rate, LEAST_RATIO, True)
-    yield from _bench_epochs(workplace, rounds)
 
 
-def _bench_epochs(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
+def bench_distorted(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
     """Compare epochs of training with and without distortions, on all cores."""
     for target, plain in EPOCHS.items():
+        if workplace.quick:
+            plain = replace(plain, holdout=4 * len(workplace.train_bytes) // 5)  # noqa: PLW2901
         distorted = replace(plain, **asdict(DIGITS))
         contestants, layers = {}, parse_network(plain.network)
         with ExitStack() as stack:

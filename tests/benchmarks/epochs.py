@@ -1,13 +1,13 @@
-"""Epochs of training: streamed from disk, from memory, as bare products, and in PyTorch."""
+"""Epochs of training: streamed from disk, from memory, and by peers, one after the other."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
+from statistics import median
+from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
-from jobs.nn.architecture import parse_network
-from jobs.nn.initialise import initialise
 from jobs.nn.network import NO_ROWS, Network
 from jobs.nn.optimizers import make_optimizer
 from jobs.training.config import TrainConfig
@@ -17,34 +17,76 @@ from jobs.training.gradients import GradientRule
 from jobs.training.step import UpdateRule, default_micro_batches
 from jobs.training.trainer import Trainer
 from pipeline.stream import Batch
-from tests.benchmarks.contest import Contestant, Verdict, medians
+from tests.benchmarks.contest import Contestant, Verdict, race
+from tests.benchmarks.contestants import Case, ContestantProcess, Entry
 from tests.benchmarks.data import CORES, NETWORK, Workplace
-from tests.benchmarks.peers import bare_products, torch_epoch
 
 MANY = 10**6
+LARGE_NETWORK = "784-relu-1024-relu-1024-softmax-10"
+WIDE_NETWORK = "784-relu-1500-relu-1000-relu-500-softmax-10"
+CASES = [
+    Case(network, batch_size, optimizer, rows)
+    for network, rows in ((NETWORK, 60_000), (LARGE_NETWORK, 20_000))
+    for batch_size, optimizer in ((100, "sgd"), (200, "adamw"), (1000, "sgd"))
+]
+WIDE_CASE = Case(WIDE_NETWORK, 512, "adamw", rows=5_120, micro_batches=2)
+"""Ten steps of 3 million parameters."""
+PEERS = {
+    "products": "products.training",
+    "JAX scan": "jax_peers.scan",
+    "JAX step": "jax_peers.step",
+    "PyTorch": "torch_peers.memory",
+    "memory": "epochs.memory",
+    "streamed": "epochs.streamed",
+}
+UNPINNED = "streamed, with a second core to load"
+"""All other contestants of one thread have one core for everything that they do."""
+LOADER = {"DataLoader": "torch_peers.loader"}
+TARGETS = {
+    "JAX scan": 1.0,
+    "JAX step": None,
+    "PyTorch": 0.75,
+    "memory": 1.05,
+    "products": None,
+    "DataLoader": None,
+}
+"""The streamed epoch / each contestant's, at most."""
+TWO_THREADS_JAX = {1000: 0.95}
+TWO_THREADS = {100: 0.80, 200: 0.70, 1000: 0.58}
+"""The streamed epoch on two threads / on one, by batch size."""
+SAME_LOSS = 0.01
+"""Relative difference of the losses of contestants that train the same network."""
 
 
-def micro_batches(batch_size: int, threads: int) -> int:
-    """Return the default number of micro-batches, but no more than there are threads."""
-    return min(default_micro_batches(batch_size), threads)
+def micro_batches(case: Case, threads: int) -> int:
+    """Return the case's micro-batches: the default, but no more than there are threads."""
+    return case.micro_batches or min(default_micro_batches(case.batch_size), threads)
 
 
-def streamed_epoch(
-    workplace: Workplace, batch_size: int, threads: int, stack: ExitStack
-) -> Contestant:
+def streamed(
+    workplace: Workplace, threads: int, options: dict[str, Any], stack: ExitStack
+) -> Entry:
     """Return an epoch of `pipeline train`, without evaluation and checkpoint."""
+    case = Case(**options)
+    trainer = stack.enter_context(streaming_trainer(workplace, case, threads))
+    return Entry(epoch_of(trainer), lambda: trainer.parameters)
+
+
+def streaming_trainer(workplace: Workplace, case: Case, threads: int) -> Trainer:
+    """Return the trainer of a case, which streams its rows from disk."""
     config = TrainConfig(
-        batch_size=batch_size,
+        network=case.network,
+        batch_size=case.batch_size,
         threads=threads,
-        micro_batches=micro_batches(batch_size, threads) if threads else None,
-        optimizer="sgd",
-        learning_rate=0.1,
+        micro_batches=micro_batches(case, threads) if threads else None,
+        optimizer=case.optimizer,
+        learning_rate=case.learning_rate,
         schedule="constant",
-        l2=0.0,
+        l2=case.l2,
         epochs=MANY,
+        holdout=len(workplace.train_bytes) - case.rows,
     )
-    trainer = Trainer(config, parse_network(NETWORK), workplace.dataset)
-    return epoch_of(stack.enter_context(trainer))
+    return Trainer(config, case.layers, workplace.dataset)
 
 
 def epoch_of(trainer: Trainer) -> Contestant:
@@ -58,81 +100,97 @@ def epoch_of(trainer: Trainer) -> Contestant:
     return epoch
 
 
-def memory_epoch(
-    workplace: Workplace, batch_size: int, threads: int, stack: ExitStack
-) -> Contestant:
-    """Return an epoch with the same steps over shuffled rows in memory."""
-    inputs, targets = workplace.train_bytes, workplace.train_targets
-    layers = parse_network(NETWORK)
-    parts = micro_batches(batch_size, threads)
-    network = Network(layers)
+def memory(workplace: Workplace, threads: int, options: dict[str, Any], stack: ExitStack) -> Entry:
+    """Return an epoch with the same steps, over rows that are gathered in memory."""
+    case = Case(**options)
+    inputs, targets, order = workplace.train_bytes, workplace.train_targets, case.order(workplace)
+    parts, network = micro_batches(case, threads), Network(case.layers)
+    optimizer, parameters = make_optimizer(case.optimizer), case.initial_parameters()
     stepper = stack.enter_context(
         DataParallelStep(
             GradientRule(network),
-            UpdateRule(network, make_optimizer("sgd"), l2=0.0),
-            initialise("scaled", layers, 0),
-            {},
+            UpdateRule(network, optimizer, case.l2),
+            parameters,
+            optimizer.initial_state(parameters),
             workplace.dataset.split("train").schema,
-            batch_size=batch_size,
+            batch_size=case.batch_size,
             micro_batches=parts,
             threads=threads,
         )
     )
-
-    def cut(rows: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> Iterator[Batch]:
-        for part in np.array_split(rows, parts):
-            yield Batch(inputs[part], targets[part], part)
+    steps = 0
 
     def epoch() -> None:
-        order = np.random.default_rng(0).permutation(len(inputs))
+        nonlocal steps
         with one_blas_thread():
-            for number, start in enumerate(range(0, len(order), batch_size), 1):
-                rows = order[start : start + batch_size]
-                stepper.step(cut(rows), len(rows), 0.1, number)
+            for rows in order:
+                steps += 1
+                batches = (
+                    Batch(inputs[part], targets[part], part) for part in np.array_split(rows, parts)
+                )
+                stepper.step(batches, len(rows), case.learning_rate, steps)
 
-    return epoch
+    return Entry(epoch, lambda: stepper.parameters)
 
 
 def bench_epochs(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
-    """Compare epochs on one thread and on all cores, with batches of 100 and 1000."""
-    rows = len(workplace.train_bytes)
-    bare_targets = {(1, 1000): 1.12, (1, 100): 1.20, (CORES, 1000): 1.6}
-    for threads in dict.fromkeys((1, CORES)):
-        for batch_size in (100, 1000):
-            with ExitStack() as stack:
-                products = bare_products(rows, batch_size)
+    """Compare epochs on one thread and on all cores, of two networks, with three batch sizes."""
+    for case in CASES:
+        if workplace.quick:
+            case = replace(case, rows=case.rows // 5)  # noqa: PLW2901 - a short form
+        peers = PEERS | LOADER if case.network == NETWORK and case.optimizer == "sgd" else PEERS
+        yield from _bench_case(workplace, rounds, case, peers)
 
-                def bare(products: Contestant = products, threads: int = threads) -> None:
-                    with threadpool_limits(threads, user_api="blas"):
-                        products()
 
-                contestants = {
-                    "bare": bare,
-                    "torch": torch_epoch(workplace, batch_size, threads, loader=False),
-                    "loader": torch_epoch(workplace, batch_size, threads, loader=True),
-                    "memory": memory_epoch(workplace, batch_size, threads, stack),
-                    "streamed": streamed_epoch(workplace, batch_size, threads, stack),
-                }
-                times = medians(contestants, rounds)
-            where = f"{threads} thread{'s' if threads > 1 else ''}, batch {batch_size}"
-            note = f"{micro_batches(batch_size, threads)} micro-batches: " + ", ".join(
-                f"{name} {seconds:.3f} s" for name, seconds in times.items()
+def bench_step(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
+    """Compare steps of a network of 3 million parameters on one core and on all."""
+    yield from _bench_case(workplace, rounds, WIDE_CASE, PEERS)
+
+
+def _bench_case(
+    workplace: Workplace, rounds: int, case: Case, peers: dict[str, str]
+) -> Iterator[Verdict]:
+    counts = list(dict.fromkeys((1, CORES)))
+    with ExitStack() as stack:
+        contestants = {
+            (name, threads): stack.enter_context(
+                ContestantProcess(function, workplace, threads, case)
             )
-            streamed = times["streamed"]
-            if (threads, batch_size) in bare_targets:
-                target = bare_targets[threads, batch_size]
-                yield Verdict(
-                    f"streamed / bare, {where}", streamed / times["bare"], target, note=note
-                )
-            yield Verdict(
-                f"streamed / PyTorch in memory, {where}",
-                streamed / times["torch"],
-                0.75,
-                note=note,
+            for name, function in peers.items()
+            for threads in counts
+        }
+        if len(counts) > 1:
+            contestants[UNPINNED, 1] = stack.enter_context(
+                ContestantProcess("epochs.streamed", workplace, 1, case, cores=CORES)
             )
-            yield Verdict(
-                f"streamed / PyTorch DataLoader, {where}", streamed / times["loader"], 0.55
-            )
-            yield Verdict(
-                f"streamed / the same in memory, {where}", streamed / times["memory"], 1.05
-            )
+        _check_losses({key: process.ready() for key, process in contestants.items()})
+        seconds = race(contestants, rounds)
+        busy = {key: median(process.busy) for key, process in contestants.items()}
+    times = {key: median(values) for key, values in seconds.items()}
+    for threads in counts:
+        where = f"{case.name}, {threads} thread{'s' if threads > 1 else ''}"
+        note = "; ".join(
+            f"{name} {times[name, threads]:.3f} s ({min(seconds[name, threads]):.3f} to "
+            f"{max(seconds[name, threads]):.3f}, {busy[name, threads]:.2f} cores)"
+            for name in peers
+        )
+        for name in peers:
+            if name != "streamed":
+                target = TARGETS[name]
+                if name == "JAX scan" and threads > 1:
+                    target = TWO_THREADS_JAX.get(case.batch_size, target)
+                ratio = times["streamed", threads] / times[name, threads]
+                yield Verdict(f"streamed / {name}, {where}", ratio, target, note=note)
+    if len(counts) > 1:
+        ratio = times[UNPINNED, 1] / times["streamed", 1]
+        yield Verdict(f"{UNPINNED} / without, {case.name}, 1 thread", ratio, None)
+        ratio = times["streamed", CORES] / times["streamed", 1]
+        target = TWO_THREADS.get(case.batch_size) if CORES == 2 else None
+        yield Verdict(f"streamed, {CORES} threads / 1, {case.name}", ratio, target)
+
+
+def _check_losses(losses: dict[tuple[str, int], float | None]) -> None:
+    """Raise `RuntimeError` unless all contestants that train have the same loss."""
+    known = {key: loss for key, loss in losses.items() if loss is not None}
+    if max(known.values()) > (1 + SAME_LOSS) * min(known.values()):
+        raise RuntimeError(f"Contestants train different networks; their losses: {known}.")

@@ -1,5 +1,6 @@
 """Whole processes, timed from start to exit."""
 
+import itertools
 import json
 import os
 import shutil
@@ -14,10 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from tests.benchmarks.contest import Contestant, Verdict, medians
-from tests.benchmarks.data import Workplace
-from tests.benchmarks.epochs import streamed_epoch
-
-PROJECT = Path(__file__).parents[2]
+from tests.benchmarks.contestants import PROJECT, Case
+from tests.benchmarks.data import CORES, NETWORK, Workplace
+from tests.benchmarks.epochs import epoch_of, streaming_trainer
 
 
 def process(*arguments: str) -> Contestant:
@@ -85,7 +85,8 @@ def bench_train(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
         return time.perf_counter() - began
 
     with ExitStack() as stack:
-        epoch = streamed_epoch(workplace, 100, 0, stack)
+        trainer = streaming_trainer(workplace, Case(NETWORK, 100), threads=0)
+        epoch = epoch_of(stack.enter_context(trainer))
 
         def ten() -> None:
             for _ in range(10):
@@ -125,12 +126,57 @@ PYTORCH_TO_98 = """
             accuracy = (model(tests).argmax(1) == test_labels).float().mean().item()
         if accuracy >= 0.98:
             break
-    print(epoch + 1, accuracy)
+"""
+JAX_TO_98 = """
+    import sys
+    import jax, jax.numpy as jnp, numpy as np, optax
+    data, seed = np.load(sys.argv[1]), int(sys.argv[2])
+    images, tests = jnp.asarray(data["images"]), jnp.asarray(data["test_images"])
+    labels, test_labels = (jnp.asarray(data[n], jnp.int32) for n in ("labels", "test_labels"))
+    batch, epochs, rate, decay = 200, 10, 0.006, 0.1
+    steps = len(images) // batch
+    optimizer = optax.adamw(
+        optax.cosine_onecycle_schedule(epochs * steps, rate), weight_decay=decay
+    )
+    generator, widths = np.random.default_rng(seed), (784, 200, 80, 10)
+    parameters = [
+        (jnp.asarray(generator.normal(0, (2 / a) ** 0.5, (a, b)), jnp.float32), jnp.zeros(b))
+        for a, b in zip(widths, widths[1:])
+    ]
+
+    def logits(parameters, images):
+        first, second, third = parameters
+        hidden = jax.nn.relu(images.astype(jnp.float32) / 255 @ first[0] + first[1])
+        hidden = jax.nn.sigmoid(hidden @ second[0] + second[1])
+        return hidden @ third[0] + third[1]
+
+    def loss(parameters, images, labels):
+        outputs = logits(parameters, images)
+        return optax.softmax_cross_entropy_with_integer_labels(outputs, labels).mean()
+
+    @jax.jit(donate_argnums=0)
+    def train_epoch(carried, order, images, labels, tests, test_labels):
+        def step(carried, rows):
+            parameters, state = carried
+            gradient = jax.grad(loss)(parameters, images[rows], labels[rows])
+            updates, state = optimizer.update(gradient, state, parameters)
+            return (optax.apply_updates(parameters, updates), state), None
+
+        carried, _ = jax.lax.scan(step, carried, order)
+        return carried, (logits(carried[0], tests).argmax(1) == test_labels).mean()
+
+    carried = parameters, optimizer.init(parameters)
+    for epoch in range(epochs):
+        order = generator.permutation(len(images))[: steps * batch].reshape(steps, batch)
+        order = jnp.asarray(order, jnp.int32)
+        carried, accuracy = train_epoch(carried, order, images, labels, tests, test_labels)
+        if accuracy >= 0.98:
+            break
 """
 
 
 def bench_to_98(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
-    """Measure the time to 98 % test accuracy, compared with PyTorch with the same settings."""
+    """Measure the time to 98 % test accuracy, with the same settings and a seed for each round."""
     arrays = workplace.directory / "arrays.npz"
     test = workplace.dataset.split("test")
     blocks = [test.read_chunk(number) for number in range(test.schema.chunks)]
@@ -143,13 +189,11 @@ def bench_to_98(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
             [block.targets.argmax(axis=1) for block in blocks if block.targets is not None]
         ),
     )
-    run = workplace.directory / "to-98"
-    script = textwrap.dedent(PYTORCH_TO_98)
-    cores = str(len(os.sched_getaffinity(0)))
+    run, seeds = workplace.directory / "to-98", itertools.count()
 
     def pipeline_train() -> float:
         shutil.rmtree(run, ignore_errors=True)
-        command = [sys.executable, "-m", "jobs.commands.cli", "train"]
+        command = [sys.executable, "-m", "jobs.commands.cli", "train", "--seed", str(next(seeds))]
         command += ["--dataset", str(workplace.dataset.location), "--run", str(run)]
         began = time.perf_counter()
         with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) as job:
@@ -161,10 +205,78 @@ def bench_to_98(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
             job.kill()
         return seconds
 
-    torch_run = process("-c", script, str(arrays), "0", cores)
-    times = medians({"pipeline": pipeline_train, "torch": torch_run}, max(1, rounds // 2))
+    def peer(script: str) -> Contestant:
+        own_seeds, program = itertools.count(), textwrap.dedent(script)
+
+        def run() -> None:
+            process("-c", program, str(arrays), str(next(own_seeds)), str(CORES))()
+
+        return run
+
+    contestants = {
+        "pipeline": pipeline_train,
+        "JAX": peer(JAX_TO_98),
+        "PyTorch": peer(PYTORCH_TO_98),
+    }
+    times = medians(contestants, max(1, rounds // 2))
     note = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in times.items())
-    yield Verdict("start to 98 % / PyTorch's", times["pipeline"] / times["torch"], 0.7, note=note)
+    for name, target in (("JAX", 0.5), ("PyTorch", 0.7)):
+        ratio = times["pipeline"] / times[name]
+        yield Verdict(f"start to 98 % / {name}'s", ratio, target, note=note)
+
+
+FIRST_STEP = """
+    import os, sys
+    from jobs.training.data_parallel import DataParallelStep
+    take_step = DataParallelStep.step
+
+    def first_step(*arguments):
+        take_step(*arguments)
+        os._exit(0)
+
+    DataParallelStep.step = first_step
+    from jobs.commands.cli import main
+    main()
+"""
+OPENING = """
+    import sys, time
+    from storage.dataset import open_dataset
+    from storage.places import open_location
+    began = time.perf_counter()
+    open_dataset(open_location(sys.argv[1]))
+    print(time.perf_counter() - began)
+"""
+FIRST_STEP_SECONDS = 0.6
+
+
+def bench_start(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
+    """Measure `pipeline train` from process start to the end of its first step."""
+    run, place = workplace.directory / "started", str(workplace.dataset.location)
+    start = process(
+        "-c", textwrap.dedent(FIRST_STEP), "train", "--dataset", place, "--run", f"{run}"
+    )
+
+    def first_step() -> float:
+        shutil.rmtree(run, ignore_errors=True)
+        began = time.perf_counter()
+        start()
+        return time.perf_counter() - began
+
+    def opening() -> float:
+        program = [sys.executable, "-c", textwrap.dedent(OPENING), place]
+        return float(subprocess.check_output(program, cwd=PROJECT, text=True))
+
+    imported = process("-c", "import numpy")
+    contestants = {"first step": first_step, "import numpy": imported, "opening": opening}
+    times = medians(contestants, 3 * rounds)
+    note = ", ".join(f"{name} {seconds:.3f} s" for name, seconds in times.items())
+    allowed = max(FIRST_STEP_SECONDS, 2 * times["import numpy"] + times["opening"])
+    yield Verdict(
+        "process start to the first step / 0.6 s, or 2.0 times `import numpy` and the opening",
+        times["first step"] / allowed,
+        1.0,
+        note=note,
+    )
 
 
 def _last_accuracy(run: Path) -> float:

@@ -22,8 +22,8 @@ from storage.dataset import Dataset, open_dataset
 from storage.local import LocalLocation
 from storage.places import open_location
 from tests.benchmarks.contest import Verdict
+from tests.benchmarks.contestants import PROJECT
 from tests.benchmarks.data import NETWORK, Workplace
-from tests.benchmarks.processes import PROJECT
 
 SIZES = (60_000, 600_000, 6_000_000)
 IN_TURN = (60_000, 600_000, 600_000, 6_000_000, 600_000, 600_000, 60_000)

@@ -25,8 +25,8 @@ from pipeline.sources.source import open_source
 from storage.dataset import open_dataset
 from storage.places import open_location
 from tests.benchmarks.contest import Verdict
+from tests.benchmarks.contestants import PROJECT
 from tests.benchmarks.data import SOURCE, Workplace
-from tests.benchmarks.processes import PROJECT
 from tests.benchmarks.scale import LAUNCHER
 from tests.storage.idx_files import write_idx
 

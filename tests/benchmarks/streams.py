@@ -1,22 +1,30 @@
 """The stream alone, and scoring without process start."""
 
 import itertools
+import shutil
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from jobs.scoring.job import score
 from jobs.training.config import TrainConfig
 from jobs.training.job import train
+from pipeline.ingest import ingest
 from pipeline.stream import BatchStream
+from storage.dataset import open_dataset
+from storage.places import open_location
 from tests.benchmarks.contest import Verdict, medians
+from tests.benchmarks.contestants import ContestantProcess, Entry
 from tests.benchmarks.data import CORES, Workplace
-from tests.benchmarks.peers import bare_products, loader_batches, torch_tensors
+from tests.benchmarks.torch_peers import loader_batches, torch_tensors
 
 BATCH_ROWS = 128
 EPOCHS = 5
+MANY_ROWS = 600_000
 
 
 def bench_stream(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
@@ -50,31 +58,51 @@ def bench_stream(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
     yield Verdict("stream alone", rate["stream"], 1_500_000, True, "rows/s", note)
     peer = rate["loader"]
     yield Verdict("stream / PyTorch DataLoader, row by row", rate["stream"] / peer, 5, True)
-    yield Verdict("stream / gathering in memory", rate["stream"] / rate["gather"], 0.5, True)
+    yield Verdict("stream / gathering in memory", rate["stream"] / rate["gather"], 0.33, True)
+
+
+def scoring(workplace: Workplace, threads: int, options: dict[str, Any], stack: ExitStack) -> Entry:
+    """Return a scoring of a split without earlier scores, by a run that only it uses."""
+    dataset, split = options["dataset"], options["split"]
+    run = workplace.directory / f"scored-{split}-{threads}"
+    shutil.copytree(options["run"], run, dirs_exist_ok=True)
+    names = itertools.count()
+
+    def scored() -> float:
+        if (run / "scores").exists():
+            (run / "scores").rename(run.with_name(f"{run.name}-{next(names)}"))
+        began = time.perf_counter()
+        score(run=run, dataset=dataset, split=split, threads=threads)
+        return time.perf_counter() - began
+
+    return Entry(scored)
 
 
 def bench_score(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
-    """Measure scoring the test split in this process, each time without earlier scores."""
-    trained = workplace.directory / "scored"
-    train(TrainConfig(epochs=1), dataset=workplace.dataset.location, run=trained)
-    names = itertools.count()
-    rows = workplace.dataset.split("test").schema.rows
+    """Compare scoring with the forward products, each time without earlier scores."""
+    run = workplace.directory / "scored"
+    train(TrainConfig(epochs=1), dataset=workplace.dataset.location, run=run)
+    test = workplace.dataset
+    yield from _bench_scoring(workplace, rounds, run, Path(str(test.location)), "test", 1.5)
+    many = workplace.directory / "many"
+    ingest(f"synthetic:{MANY_ROWS // (10 if workplace.quick else 1)},100", many)
+    yield from _bench_scoring(workplace, rounds, run, many, "train", 1.2)
 
-    def scored() -> float:
-        (trained / "scores").exists() and (trained / "scores").rename(
-            workplace.directory / f"scores-{next(names)}"
-        )
-        began = time.perf_counter()
-        score(run=trained, dataset=workplace.dataset.location)
-        return time.perf_counter() - began
 
-    products = bare_products(rows, 500, backward=False)
-
-    def bare() -> None:
-        with threadpool_limits(1, user_api="blas"):
-            products()
-
-    times = medians({"score": scored, "bare": bare}, rounds)
-    note = f"score {times['score']:.3f} s on {CORES} cores, products {times['bare']:.3f} s on one"
-    ratio = times["score"] / times["bare"]
-    yield Verdict("scoring / forward matrix products", ratio, 1.5, note=note)
+def _bench_scoring(
+    workplace: Workplace, rounds: int, run: Path, dataset: Path, split: str, target: float
+) -> Iterator[Verdict]:
+    rows = open_dataset(open_location(dataset)).split(split).schema.rows
+    options = {"run": str(run), "dataset": str(dataset), "split": split, "rows": rows}
+    for threads in dict.fromkeys((1, CORES)):
+        with ExitStack() as stack:
+            contestants = {
+                name: stack.enter_context(ContestantProcess(name, workplace, threads, options))
+                for name in ("streams.scoring", "products.scoring")
+            }
+            for contestant in contestants.values():
+                contestant.ready()
+            scored, products = medians(contestants, rounds).values()
+        note = f"score {scored:.3f} s, products {products:.3f} s"
+        where = f"{rows:,} rows, {threads} thread{'s' if threads > 1 else ''}"
+        yield Verdict(f"scoring / forward products, {where}", scored / products, target, note=note)
