@@ -191,9 +191,10 @@ def main() -> None:
         loss = None
         if entry.parameters is not None:
             loss = Case(**options).loss(workplace, entry.parameters())
+        gc.collect()
+        gc.freeze()  # so that no collection in an epoch visits what the preparation has left
         print(json.dumps(loss), flush=True)
         for _ in sys.stdin:
-            gc.collect()
             began = time.perf_counter()
             measured = entry.run()
             elapsed = time.perf_counter() - began
