@@ -97,14 +97,14 @@ class Sweep:
     @property
     def trials(self) -> list[Trial]:
         """All trials, configuration by configuration."""
+        numbers = range(len(self.configurations))
+        return [trial for number in numbers for trial in self.trials_of(number)]
+
+    def trials_of(self, number: int) -> list[Trial]:
+        """Return the trials of one configuration."""
+        settings = self.settings | self.configurations[number]
         return [
-            Trial(
-                number,
-                seed,
-                f"{number + 1:03d}-seed{seed}",
-                self.settings | configuration | {"seed": seed},
-            )
-            for number, configuration in enumerate(self.configurations)
+            Trial(number, seed, f"{number + 1:03d}-seed{seed}", settings | {"seed": seed})
             for seed in self.seeds
         ]
 

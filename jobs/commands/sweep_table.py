@@ -7,7 +7,7 @@ from typing import Any
 from jobs.commands.console import Report, duration
 from jobs.commands.tables import fit, fits, table
 from jobs.output import percent
-from jobs.sweeps.halving import Summary, survivors
+from jobs.sweeps.halving import Summary
 from jobs.sweeps.job import SweepResult
 from storage.errors import counted
 from storage.sweeps import FAILED, FINISHED, Trial
@@ -65,20 +65,15 @@ def _loss_text(one: Summary) -> str:
 
 
 def _state(result: SweepResult, one: Summary) -> str:
-    results = [result.results.get(trial.name) for trial in _trials(result, one)]
+    results = [result.results.get(trial.name) for trial in result.sweep.trials_of(one.number)]
     states = [trial.state if trial else "" for trial in results]
-    kept, _ = survivors(result.sweep, result.results)
     if all(state == FAILED for state in states):
         return FAILED
-    if one.number not in kept:
+    if one.number not in result.kept:
         return "stopped"
     if not all(state in (FINISHED, FAILED) for state in states):
         return "unfinished"
     return "best" if result.best is not None and one.number == result.best.number else FINISHED
-
-
-def _trials(result: SweepResult, one: Summary) -> list[Trial]:
-    return [trial for trial in result.sweep.trials if trial.configuration == one.number]
 
 
 def settings_text(configuration: dict[str, Any]) -> str:
@@ -151,7 +146,7 @@ def _document(result: SweepResult) -> dict[str, Any]:
                 "settings": one.configuration,
                 "state": _state(result, one),
                 **{name: _figures(one, name) for name in ("accuracy", "cross_entropy")},
-                "trials": [_trial_document(result, trial) for trial in _trials(result, one)],
+                "trials": [_trial_document(result, trial) for trial in sweep.trials_of(one.number)],
             }
             for one in result.ranking
         ],

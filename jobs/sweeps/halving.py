@@ -45,7 +45,7 @@ def summarise(sweep: Sweep, results: Results, until: int | None = None) -> list[
     """Return a summary of each configuration, by losses of the first `until` epochs if given."""
     summaries = []
     for number, configuration in enumerate(sweep.configurations):
-        names = [trial.name for trial in sweep.trials if trial.configuration == number]
+        names = [trial.name for trial in sweep.trials_of(number)]
         sound = [
             replace(results[name], cross_entropy=results[name].cross_entropy[:until])
             for name in names

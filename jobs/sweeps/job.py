@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 from jobs.output import percent
@@ -78,13 +79,18 @@ class SweepResult:
         recorded = open_sweep(location)
         return cls(recorded, recorded.results())
 
-    @property
+    @cached_property
+    def kept(self) -> set[int]:
+        """The numbers of the configurations that halving has not stopped."""
+        return survivors(self.sweep, self.results)[0]
+
+    @cached_property
     def ranking(self) -> list[Summary]:
         """A summary of each configuration, best first; those that halving stopped come last."""
-        kept, _ = survivors(self.sweep, self.results)
 
         def key(one: Summary) -> tuple[Any, ...]:
-            return one.number not in kept, 0 if one.number in kept else -one.epochs, one.rank
+            is_kept = one.number in self.kept
+            return not is_kept, 0 if is_kept else -one.epochs, one.rank
 
         return sorted(summarise(self.sweep, self.results), key=key)
 

@@ -2,12 +2,15 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from jobs.commands.sweep_table import sweep_report
 from jobs.sweeps.halving import rungs, summarise, survivors
+from jobs.sweeps.job import SweepResult
 from storage.places import open_location
-from storage.sweeps import FAILED, FINISHED, TRAINED, Sweep, TrialResult
+from storage.sweeps import FAILED, FINISHED, TRAINED, Sweep, Trial, TrialResult
 
 RATES = [0.1, 0.2, 0.3, 0.4, 0.5]
 
@@ -77,3 +80,18 @@ def test_figures(sweep: Sweep) -> None:
     assert pytest.approx(0.55) == first.figures("accuracy")[0]
     assert (0.5, None) == second.figures("cross_entropy")
     assert 3 == first.epochs
+
+
+def test_report_of_many_configurations(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The work for a report grows with the configurations, not with their square or cube."""
+    made: list[None] = []
+
+    def counted(*fields: Any) -> Trial:
+        made.append(None)
+        return Trial(*fields)
+
+    monkeypatch.setattr("storage.sweeps.Trial", counted)
+    large = replace(sweep, configurations=sweep.configurations * 20)
+    results = {trial.name: trained(0.2, 0.1) for trial in large.trials}
+    sweep_report(SweepResult(large, results))
+    assert len(made) <= 10 * len(results)
