@@ -65,13 +65,14 @@ def export(
     """
     from jobs.exports.job import checked_ending
     from jobs.exports.job import export as run_export
-    from jobs.exports.provenance import statement_file, write_statement
+    from jobs.exports.provenance import statement, statement_file, subject
     from jobs.training.model import Model
+    from storage.documents import document_bytes
 
     checked_ending(to)
     if model is not None and (runs, checkpoint, average_shifts) != ((), None, None):
         raise UsageError("--model determines run, checkpoint and shifts; leave them out.")
-    places = () if model is not None else (*runs, sweep, to, dataset)
+    places = () if model is not None else (*runs, sweep, to, dataset, provenance)
     store = options.store_options(storage_options, *places)
     asked = {"run": runs, "sweep": sweep, "best": best, "model": model}
     chosen = Model.load(
@@ -82,11 +83,14 @@ def export(
         model=model,
         models=models,
     )
-    with_provenance = provenance and statement_file(provenance, store)
+    origin = None
+    if provenance is not None:  # so that an error of the statement leaves no file
+        file = statement_file(provenance, store)
+        origin = statement(chosen, {}, dataset=dataset, storage_options=store)
     result = run_export(chosen, to, dataset=dataset, overwrite=overwrite, storage_options=store)
-    if with_provenance:
-        subjects = {PurePath(str(result.file)).name: result.sha256}
-        write_statement(with_provenance, chosen, subjects, dataset, store)
+    if origin is not None:
+        origin["subject"].append(subject(PurePath(str(result.file)).name, result.sha256))
+        file.write_object(document_bytes(origin))
     return export_report(result)
 
 

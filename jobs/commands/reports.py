@@ -68,6 +68,11 @@ def check_dataset_or_run(location: Location) -> None:
                 f"{location} is a directory of runs. `pipeline runs {location}` lists them; give "
                 "the directory of one."
             )
+        if location.is_object():
+            raise BadDataError(
+                f"{location} is a file, neither a dataset nor a run. `pipeline inspect FILE` reads "
+                f"exported models ({', '.join(EXPORT_ENDINGS)}) and checks their digests."
+            )
         raise BadDataError(
             f"{location} is neither a dataset nor a run: it contains neither {METADATA_NAME} nor "
             f"{RECORD}. Give a directory created by `pipeline ingest` or `pipeline train`."

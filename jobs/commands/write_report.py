@@ -52,7 +52,7 @@ def report(
     from jobs.commands.tables import size
 
     path = Path(out)
-    store = options.store_options(storage_options, *runs, dataset)
+    store = options.store_options(storage_options, *runs, dataset, provenance)
     if provenance is not None:
         _write_provenance(runs, provenance, dataset, store)
     written = write_report(runs, path, dataset, store)
@@ -107,11 +107,14 @@ def _write_provenance(
     runs: Sequence[str], place: str, dataset: str | None, storage_options: Mapping[str, str]
 ) -> None:
     """Write how a run's best model was made; raise `UsageError` for several runs."""
-    from jobs.exports.provenance import checkpoint_subjects, statement_file, write_statement
+    from jobs.exports.provenance import checkpoint_subjects, statement, statement_file
     from jobs.training.model import Model
+    from storage.documents import document_bytes
 
     if len(runs) > 1:
         raise UsageError("--provenance is about one run; give a single one, or leave it out.")
     file = statement_file(place, storage_options)
     model = Model.load(runs[0], storage_options=storage_options)
-    write_statement(file, model, checkpoint_subjects(model), dataset, storage_options)
+    subjects = checkpoint_subjects(model)
+    made = statement(model, subjects, dataset=dataset, storage_options=storage_options)
+    file.write_object(document_bytes(made))

@@ -7,7 +7,6 @@ those digits. The members' digests are those of their parameters.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import Any
 
 from jobs.nn.architecture import Layer, parse_network
@@ -15,7 +14,7 @@ from jobs.nn.parameters import Floats
 from jobs.training.description import FORMAT, FORMAT_VERSION, describe, describe_member
 from jobs.training.model import Model
 from jobs.training.trainer import parameters_digest
-from storage.checkpoints import STATE
+from storage.checkpoints import MANIFEST, STATE
 from storage.documents import check_fields, check_format
 from storage.errors import BadDataError
 from storage.preparation import Preparation, ValueRange
@@ -66,12 +65,15 @@ def with_file_digest(data: bytes) -> bytes:
 
 
 def check_description(
-    description: dict[str, Any], data: bytes, place: str
+    description: dict[str, Any], data: bytes, place: str, *, is_checkpoint: bool = False
 ) -> list[tuple[Layer, ...]]:
-    """Return the layers of each member; raise `BadDataError` for a damaged description or file."""
+    """Return the layers of each member; raise `BadDataError` for a damaged description or file.
+
+    The file of a checkpoint has its digest in the manifest, not in its description.
+    """
     check_format(description, FORMAT, (FORMAT_VERSION,), place)
     check_fields(description, FIELDS, place)
-    if PurePath(place).name != STATE:  # a checkpoint's manifest has the digest of its file
+    if not is_checkpoint:
         check_file_digest(description.get(FILE_DIGEST), data, place)
     sizes, names = description["image_shape"], description["class_names"]
     if not all(type(size) is int for size in sizes) or not all(isinstance(n, str) for n in names):
@@ -82,8 +84,14 @@ def check_description(
 
 def check_file_digest(recorded: object, data: bytes, place: str) -> None:
     """Raise `BadDataError` if a file does not have the digest that it records."""
-    digits = recorded if isinstance(recorded, str) else ""
-    digest = hashlib.sha256(data.replace(digits.encode(), ZEROS.encode(), 1)).hexdigest()
+    if not isinstance(recorded, str):
+        raise BadDataError(
+            f"{place} does not record its digest, as an export does, so it cannot be checked. That "
+            f"of a checkpoint's {STATE} is in the {MANIFEST} beside it."
+        )
+    digest = hashlib.sha256(
+        data.replace(recorded.encode(errors="replace"), ZEROS.encode(), 1)
+    ).hexdigest()
     if digest != recorded:
         raise BadDataError(
             f"{place} was changed after it was exported: it records the digest {recorded!r}, and "

@@ -18,6 +18,8 @@ from jobs.exports.tensor_files import (
 from jobs.training.model import Model
 from jobs.training.select_checkpoint import open_chosen_dataset
 from jobs.training.signature import check_images
+from storage.checkpoints import MANIFEST, STATE
+from storage.documents import read_sealed
 from storage.errors import (
     BadDataError,
     ConflictError,
@@ -122,9 +124,15 @@ def written(model: Model, ending: str) -> bytes:
 
 
 def read_export(file: Location) -> Content:
-    """Return the content of an exported file; raise `BadDataError` if it is damaged."""
+    """Return the content of an export or a checkpoint; raise `BadDataError` if it is damaged."""
     parent, key = file.split()
-    return parse_export(parent.get(key), str(file))
+    data = parent.get(key)
+    if key != STATE or not parent.holds(MANIFEST):
+        return parse_export(data, str(file))
+    recorded = read_sealed(parent, MANIFEST).get("state_sha256")
+    if hashlib.sha256(data).hexdigest() != recorded:
+        raise BadDataError(f"{file} does not have the digest in its {MANIFEST}: it is damaged.")
+    return read_safetensors(data, str(file), is_checkpoint=True)
 
 
 def parse_export(data: bytes, place: str) -> Content:

@@ -4,6 +4,7 @@ import base64
 import logging
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from itertools import starmap
 from typing import Any
 
 from jobs.training.history import check_history, end_of
@@ -11,8 +12,8 @@ from jobs.training.model import Model
 from jobs.training.prepare import check_dataset
 from jobs.training.select_checkpoint import open_chosen_dataset
 from storage.checkpoints import MANIFEST, STATE
-from storage.documents import canonical, document_bytes, read_sealed
-from storage.errors import PipelineError, UsageError
+from storage.documents import canonical, read_document, read_sealed
+from storage.errors import BadDataError, ConflictError, PipelineError, UsageError
 from storage.files import file_to_write
 from storage.local import LocalLocation
 from storage.location import Location
@@ -66,10 +67,9 @@ def statement(
         for descriptor in _dependencies(run, dataset, storage_options)
     ]
     unique = list({canonical(descriptor): descriptor for descriptor in dependencies}.values())
-    digests = {"model": model.digest, **subjects}
     return {
         "_type": STATEMENT_TYPE,
-        "subject": [{"name": name, "digest": {"sha256": digests[name]}} for name in digests],
+        "subject": [subject("model", model.digest), *starmap(subject, subjects.items())],
         "predicateType": PREDICATE_TYPE,
         "predicate": {
             "buildDefinition": {
@@ -95,6 +95,11 @@ def statement(
             "runDetails": {"builder": {"id": BUILDER}, "metadata": _metadata(model)},
         },
     }
+
+
+def subject(name: str, digest: str) -> Descriptor:
+    """Return the descriptor of a file, or of a model, with SHA-256 in hex."""
+    return {"name": name, "digest": {"sha256": digest}}
 
 
 def _dependencies(
@@ -155,23 +160,28 @@ def checkpoint_subjects(model: Model) -> dict[str, str]:
     return subjects
 
 
-def write_statement(
-    file: Location,
-    model: Model,
-    subjects: Mapping[str, str],
-    dataset: Place | None = None,
-    storage_options: Mapping[str, str] | None = None,
-) -> None:
-    """Write the statement of `statement` to a file that `statement_file` returned."""
-    made = statement(model, subjects, dataset=dataset, storage_options=storage_options)
-    file.write_object(document_bytes(made))
-
-
 def statement_file(place: Place, storage_options: Mapping[str, str] | None = None) -> Location:
-    """Return the file to write a statement to; raise `UsageError` for a name of another ending."""
+    """Return the file to write a statement to.
+
+    Raises `UsageError` for a name of another ending, and `ConflictError` for an existing file that
+    is not a statement, such as a run's record.
+    """
     if not str(place).endswith(".json"):
         raise UsageError(f"--provenance is {str(place)!r}; expected a name that ends in .json.")
     file = open_location(place, storage_options)
     if isinstance(file, LocalLocation):
-        return LocalLocation(file_to_write(file.path, "--provenance"))
+        file = LocalLocation(file_to_write(file.path, "--provenance"))
+    if file.is_object() and not _is_statement(file):
+        raise ConflictError(
+            f"{file} exists and is not a statement, so it is not replaced. Choose another name for "
+            "--provenance."
+        )
     return file
+
+
+def _is_statement(file: Location) -> bool:
+    parent, key = file.split()
+    try:
+        return read_document(parent, key).get("_type") == STATEMENT_TYPE
+    except BadDataError:
+        return False

@@ -44,7 +44,7 @@ def write_safetensors(model: Model) -> bytes:
     return with_file_digest(save_safetensors(tensors, metadata))
 
 
-def read_safetensors(data: bytes, place: str) -> Content:
+def read_safetensors(data: bytes, place: str, *, is_checkpoint: bool = False) -> Content:
     """Return the content of a file or a checkpoint; raise `BadDataError` if it is damaged."""
     try:
         tensors = load_safetensors(data)  # checks the header too
@@ -53,7 +53,7 @@ def read_safetensors(data: bytes, place: str) -> Content:
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadDataError(f"{place} is not in safetensors format ({error}).") from error
     parameters = []
-    networks = check_description(description, data, place)
+    networks = check_description(description, data, place, is_checkpoint=is_checkpoint)
     for number, layers in enumerate(networks):
         names = [f"{prefix_of(number, len(networks))}{name}" for name in layer_names(layers)]
         if missing := [name for name in names if name not in tensors]:

@@ -124,11 +124,23 @@ def test_inspect_a_checkpoint(run: Path, call: Call) -> None:
     shown = document(call("inspect", state, "--json"))
     assert Model.load(run, 2).digest == shown["model_digest"]
     assert ["layer_0", "layer_1"] == shown["members"][0]["tensors"]
-    data = bytearray(state.read_bytes())
-    data[len(data) // 2] ^= 1
-    copied = state.parent / "copied.safetensors"
-    copied.write_bytes(data)
-    assert_refused(call("inspect", copied), 3, "copied.safetensors was changed")
+    copied = shutil.copy(state, "copied.safetensors")
+    assert_refused(call("inspect", copied), 3, "does not record its digest")
+    state.write_bytes(
+        state.read_bytes().replace(b'\\"transposed\\": false', b'\\"transposed\\": true ')
+    )
+    assert_refused(call("inspect", state), 3, "does not have the digest in its manifest.json")
+
+
+def test_export_with_the_name_of_a_checkpoint(dataset: Path, run: Path, call: Call) -> None:
+    """A file named state.safetensors is protected by its own digest, like any export."""
+    state = Path("state.safetensors")
+    succeeded(call("export", "--to", state))
+    succeeded(call("inspect", state))
+    state.write_bytes(
+        state.read_bytes().replace(b'\\"transposed\\": false', b'\\"transposed\\": true ')
+    )
+    assert_refused(call("inspect", state), 3, "state.safetensors was changed")
 
 
 def test_inspect_damaged_files(dataset: Path, run: Path, call: Call) -> None:
@@ -144,7 +156,8 @@ def test_inspect_damaged_files(dataset: Path, run: Path, call: Call) -> None:
     assert_refused(call("inspect", "other.py"), 3, "other.py is not a model exported to Python")
     assert not Path("executed").exists()
     Path("other.txt").write_text("")
-    assert_refused(call("inspect", "other.txt"), 3, "other.txt")
+    assert_refused(call("inspect", "other.txt"), 3, "other.txt is a file", ".safetensors, .py")
+    assert_refused(call("verify", "model.py"), 3, "`pipeline inspect FILE` reads exported models")
     assert_refused(call("inspect", "model.py", "--images", "a.png"), 3, "model.py")
 
 
@@ -181,7 +194,7 @@ def test_reader_in_pytorch(dataset: Path, run: Path, call: Call) -> None:
     """PyTorch computes the same from the file, by the reader of the page."""
     pytest.importorskip("torch", reason="needs the extra torch")
     succeeded(call("export", "--to", "model.safetensors"))
-    (block,) = [block for block in blocks_of(PAGE) if "torch.nn.Sequential" in block.code]
+    (block,) = [block for block in blocks_of(PAGE) if "import torch" in block.code]
     images = np.random.default_rng(0).integers(0, 256, (50, 28, 28)).astype(np.uint8)
     names = {"images": images}
     exec(block.code, names)
@@ -205,6 +218,17 @@ def test_provenance(dataset: Path, run: Path, call: Call) -> None:
     assert exported["subject"][0] == reported["subject"][0]
     refused = ("report", run, "other", "--provenance", "two.json")
     assert_refused(call(*refused), 2, "--provenance is about one run")
-    refused = ("export", "--to", "b.py", "--provenance", "b.txt")
-    assert_refused(call(*refused), 2, "ends in .json")
+    refused = ("export", "--to", "b.py", "--provenance")
+    assert_refused(call(*refused, "b.txt"), 2, "ends in .json")
+    record = run / "run.json"
+    before = record.read_bytes()
+    for command in (refused[:-1], ("report", run)):
+        written = call(*command, "--provenance", record)
+        assert_refused(written, 4, "run.json exists and is not a statement")
+    assert before == record.read_bytes()
+    ingest("synthetic:60,20", "data/drawn")
+    other = call(*refused, "report.json", "--dataset", "data/drawn")
+    assert_refused(other, 4, "was trained on")
+    assert reported == json.loads(Path("report.json").read_bytes())
     assert not Path("b.py").exists()
+    succeeded(call(*refused, "report.json"))
