@@ -206,7 +206,8 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # un
         start = None
         if self.warm_start and self.__sklearn_is_fitted__():
             start = Start(self._start.parameters, {})  # with a new optimizer
-        self.__dict__.pop("_start", None)  # if the training fails, nothing is fitted
+        else:
+            self.__dict__.pop("_start", None)  # if the training fails, nothing is fitted
         self._seed = self._new_seed()
         if isinstance(X, (str, Path, Location, Dataset)):
             data = self._opened(X, y, start)
@@ -271,7 +272,13 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # un
         starts = range(0, len(values), BLOCK_ROWS)
         threads = 1 if len(starts) == 1 else min(core_count(self._parameters), len(starts))
         with one_blas_thread(), ThreadMap(probabilities, threads) as blocks:
-            return np.concatenate(list(blocks.map(iter(starts))))
+            result = np.concatenate(list(blocks.map(iter(starts))))
+        if not np.isfinite(result).all():
+            raise ValueError(
+                f"X has values that are too large for the network's arithmetic, {network.dtype}: "
+                "some probabilities are not finite."
+            )
+        return result
 
     def predict_log_proba(self, X: Any) -> NDArray[np.float32]:  # noqa: N803
         """Return the logarithms of `predict_proba`; of 0 that is negative infinity."""

@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import fields
 from numbers import Integral, Real
 from typing import Any
@@ -30,6 +30,8 @@ SETTINGS = {
 """Parameters, and the settings that they stand for."""
 DEFAULTED = ("alpha", "learning_rate_init", "max_iter")
 """Parameters that may be None, for a default that depends on others."""
+FLAGS = ("nesterovs_momentum", "early_stopping", "warm_start")
+"""Parameters that are True or False, and no setting."""
 SOLVERS = ("adamw", "adam", "sgd")
 ACTIVATIONS = {name: name for name in HIDDEN_ACTIVATIONS} | {"logistic": "sigmoid"}
 """The activations of hidden layers; scikit-learn has another name for one."""
@@ -132,6 +134,9 @@ def value_range(scale: Any, dtype: np.dtype[Any]) -> ValueRange | None:
 
 def _settings(parameters: Parameters) -> dict[str, Any]:
     """Return the settings that have the values of parameters."""
+    for flag in FLAGS:
+        if parameters[flag] not in (True, False):
+            raise ValueError(f"{flag} is {parameters[flag]!r}; expected True or False.")
     settings = {}
     for parameter, setting in SETTINGS.items():
         value = parameters[parameter]
@@ -149,12 +154,13 @@ def _settings(parameters: Parameters) -> dict[str, Any]:
 def _network_text(parameters: Parameters) -> str:
     """Return the hidden layers as in `--network`."""
     sizes, names = parameters["hidden_layer_sizes"], parameters["activation"]
-    sizes = [sizes] if isinstance(sizes, Integral) else list(sizes)
-    names = [names] * len(sizes) if isinstance(names, str) else list(names)
+    sizes = list(sizes) if isinstance(sizes, Iterable) else [sizes]
+    several = isinstance(names, Iterable) and not isinstance(names, str)
+    names = list(names) if several else [names] * len(sizes)
     if len(names) != len(sizes):
         raise ValueError(
-            f"activation has {len(names)} names for {len(sizes)} hidden layers; expected one for "
-            "each of them, or a single text."
+            f"activation has {len(names)} names for hidden_layer_sizes of length {len(sizes)}; "
+            "expected one for each hidden layer, or a single text."
         )
     pieces = []
     for size, name in zip(sizes, names, strict=True):

@@ -156,13 +156,18 @@ def test_every_parameter_has_an_effect() -> None:
     [
         ({"solver": "lbfgs"}, "solver is 'lbfgs'; expected 'adamw' or 'adam' or 'sgd'"),
         ({"activation": "identity"}, "activation is 'identity'; expected"),
-        ({"activation": ("relu", "tanh")}, "2 names for 1 hidden layers"),
+        ({"activation": ("relu", "tanh")}, "2 names for hidden_layer_sizes of length 1"),
+        ({"activation": None}, "activation is None; expected"),
         ({"learning_rate": "adaptive"}, "learning_rate is 'adaptive'; expected"),
         ({"learning_rate_init": -1}, "learning_rate_init = -1.0; expected"),
         ({"max_iter": 0}, "max_iter = 0; expected"),
         ({"max_iter": 2.5}, "max_iter = 2.5; expected a whole number"),
         ({"alpha": "much"}, "alpha = 'much'; expected a number"),
         ({"hidden_layer_sizes": (5, 0)}, "hidden_layer_sizes is 0; expected"),
+        ({"hidden_layer_sizes": 2.5}, "hidden_layer_sizes is 2.5; expected"),
+        ({"early_stopping": "no"}, "early_stopping is 'no'; expected True or False"),
+        ({"solver": "sgd", "nesterovs_momentum": None}, "nesterovs_momentum is None; expected"),
+        ({"warm_start": "no"}, "warm_start is 'no'; expected"),
         ({"batch_size": 0}, "batch_size is 0; expected"),
         ({"random_state": -1}, "random_state is -1; expected"),
         ({"tol": -1}, "tol is -1; expected"),
@@ -265,6 +270,18 @@ def test_warm_start() -> None:
         estimator.fit(rows, labels + 1)
     with pytest.raises(ValueError, match="warm_start"):
         small(warm_start=True).fit(rows, labels).set_params(hidden_layer_sizes=3).fit(rows, labels)
+
+
+def test_warm_start_that_is_refused() -> None:
+    """A call that is refused, or diverges, leaves the network of the previous one."""
+    rows, labels = blobs()
+    estimator = small(warm_start=True).fit(rows, labels)
+    before = estimator.predict_proba(rows)
+    with pytest.raises(ValueError, match="expecting 5 features"):
+        estimator.fit(rows[:, :2], labels)
+    with pytest.raises(ValueError, match="diverged"):
+        estimator.set_params(solver="sgd", learning_rate_init=1e5).fit(rows * 1e9, labels)
+    assert np.array_equal(before, estimator.predict_proba(rows))
 
 
 def test_early_stopping_returns_to_the_best() -> None:
@@ -378,6 +395,8 @@ def test_refused_data(tmp_path: Path) -> None:
     with pytest.raises(BadDataError, match="no dataset"):
         small().fit(tmp_path / "none")
     estimator = small().fit(rows, labels)
+    with pytest.raises(ValueError, match="X has values that are too large"):
+        estimator.predict(rows * 1e300)  # more than float32 holds
     with pytest.raises(ValueError, match="smaller learning_rate_init"):
         estimator.set_params(solver="sgd", learning_rate_init=1e5).fit(rows * 1e9, labels)
     with pytest.raises(NotFittedError):
