@@ -104,8 +104,8 @@ def promote(
         before = name.holder
         if text is not None:
             name.with_event(_event("refused", holder, before, verdicts)).save()
-            model = f"model {before.model_digest[:12]}" if before else "no model"
-            raise QualityGateError(f"{text} {config.name} remains {model}.")
+            kept = f"{config.name} remains model {before.model_digest[:12]}." if before else ""
+            raise QualityGateError(f"{text} {kept or f'No model is named {config.name}.'}")
         if before is not None and IDENTITY(before) == IDENTITY(holder):
             return PromoteResult(config.name, before, None, True, verdicts)
         name = replace(name, holders=(*name.holders, holder))

@@ -103,7 +103,7 @@ class Scorer:
         if config.model is not None:
             name, self._holder = held_name(config.open(config.models), config.model)
             return choose_holder(name, self._holder, config.storage_options)
-        runs = config.run or DEFAULT_RUN
+        runs = DEFAULT_RUN if config.run is None else config.run
         # An empty checkpoint is refused later: it may be a script's unset variable.
         choice = DEFAULT_CHECKPOINT if config.checkpoint is None else config.checkpoint
         return choose_models(runs, choice, config.average_shifts, config.storage_options)

@@ -38,7 +38,7 @@ class ChosenCheckpoint:
     checkpoint: Checkpoint
 
     def __str__(self) -> str:
-        return f"Checkpoint {self.checkpoint.name} of {self.run.location}"
+        return f"checkpoint {self.checkpoint.name} of {self.run.location}"
 
 
 @dataclass(frozen=True)
@@ -169,8 +169,8 @@ def _check_members(chosen: ModelChoice) -> None:
         other = first.setdefault(member.checkpoint.parameters_digest, member)
         if other is not member:
             raise UsageError(
-                f"{member} is the same model as {other}: {member.checkpoint.parameters_digest}. "
-                "Name each model once."
+                f"Model {member.checkpoint.parameters_digest[:12]} is named twice: {other} and "
+                f"{member}. Name each model once."
             )
     if len(chosen.runs) == 1:
         return

@@ -60,7 +60,7 @@ WRONG = [
     (("score", "--sweep", "sweeps/a", "--run", "runs/mnist"), "--sweep cannot be combined with"),
     (("predict", "x.png", "--sweep", "s", "--model", "m"), "leave out --sweep"),
     (("promote", "--sweep", "s", "--best", "0", "--as", "m"), "--best", "0"),
-    (("score", "--run", "runs/mnist", "--run", "runs/mnist@2"), "is the same model as"),
+    (("score", "--run", "runs/mnist", "--run", "runs/mnist@2"), "Name each model once"),
     (("score", "--max-drop", "2"), "--max-drop is 2.0", "0 to 1"),
     (("scores", "--since", "yesterday"), "--since", "12h"),
     (("scores", "--since", "999999w"), "--since", "12h"),

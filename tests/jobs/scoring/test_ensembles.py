@@ -237,8 +237,11 @@ def test_shifts_are_those_of_the_call(run: Path, other: Path) -> None:
 @pytest.mark.parametrize(
     ("places", "message"),
     [
-        (["run@3", "other", "run"], "is the same model as Checkpoint 000003-000000 of .*run: "),
-        (["run", "copy"], "000003-000000 of .*copy is the same model as .*run"),
+        (
+            ["run@3", "other", "run"],
+            "is named twice: checkpoint 000003-000000 of .*run and checkpoint ",
+        ),
+        (["run", "copy"], "twice: checkpoint 000003-000000 of .*run and .*copy"),
         ([], "No run is given"),
         (["@1", "run"], "A location is empty"),
     ],
@@ -256,3 +259,5 @@ def test_invalid_choices(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match=message):
         Model.load(places)
+    with pytest.raises(UsageError, match=message):
+        score(run=places)

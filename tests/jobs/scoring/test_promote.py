@@ -92,12 +92,14 @@ def test_min_accuracy(give: Promote, run: Path, digits: Path, models: Path) -> N
     """A model below the gate is refused: the name keeps its model, and the refusal is recorded."""
     one, two, three = accuracies(run, digits)
     assert one < two < three
+    with pytest.raises(QualityGateError, match="No model is named champion"):
+        give(1, min_accuracy=two)
     assert two == give(2, min_accuracy=two).verdicts[0].value
     with pytest.raises(QualityGateError, match="champion remains model"):
         give(1, min_accuracy=two)
     assert "000002-000000" == champion(models)
     events = [event["event"] for event in open_name(open_location(models), "champion").events]
-    assert ["promoted", "refused"] == events
+    assert ["refused", "promoted", "refused"] == events
 
 
 def test_not_worse_than(give: Promote, models: Path) -> None:
