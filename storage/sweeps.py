@@ -174,7 +174,7 @@ def best_runs(location: Location, count: int) -> list[Location]:
     ]
     if len(finished) < count:
         raise BadDataError(
-            f"{counted(len(finished), 'trial')} of the sweep {location} have finished; expected "
-            f"at least {count}. Continue the sweep, or ask for fewer."
+            f"The sweep {location} has {counted(len(finished), 'finished trial')}; expected at "
+            f"least {count}. If the sweep was interrupted, continue it; otherwise ask for fewer."
         )
     return [location.child(f"{TRIALS}/{name}") for _, name in sorted(finished)[:count]]
