@@ -15,6 +15,7 @@ import csv
 import hashlib
 import json
 import math
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -152,6 +153,8 @@ def main() -> None:
         probabilities = predict_proba(images)
     except (OSError, ValueError) as error:
         sys.exit(f"Error: {sys.argv[1]}: {error}")
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end without an error if head has enough
     output = csv.writer(sys.stdout, lineterminator="\n")
     output.writerow(("row", "predicted", "probability"))
     for row, best in enumerate(probabilities.argmax(axis=1)):

@@ -3,6 +3,7 @@
 import ast
 import csv
 import io
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -122,6 +123,12 @@ def test_python_file_alone(tmp_path: Path) -> None:
         assert (1, "") == (refused.returncode, refused.stdout)
         assert words in refused.stderr
         assert "Traceback" not in refused.stderr
+    # As `python model.py images.npy | head -n 1` may.
+    unread, output = os.pipe()
+    os.close(unread)
+    with open(output) as closed:
+        options = {"cwd": tmp_path, "stdout": closed, "stderr": subprocess.PIPE}
+        assert b"" == subprocess.run([*command, "images.npy"], check=False, **options).stderr
 
 
 @pytest.mark.parametrize(
