@@ -141,9 +141,9 @@ def _check_bounds(name: str, bounds: tuple[float, float]) -> None:
     _check_name(name)
     if name not in SETTINGS or setting_type(SETTINGS[name]) not in (int, float):
         hint = did_you_mean(name, SETTINGS) if name not in SETTINGS else ""
-        raise UsageError(f"{name} is not a setting that is a number, and has no range.{hint}")
+        raise UsageError(f"A range needs a numeric setting; {name} is not one.{hint}")
     for value in bounds:
         flat_settings({name: value}, "The range")
     low, high = bounds
     if not low < high:
-        raise UsageError(f"The range of {name} is {low:g}:{high:g}; expected LOW:HIGH.")
+        raise UsageError(f"The range of {name} is {low:g}:{high:g}; expected LOW below HIGH.")

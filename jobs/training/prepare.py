@@ -285,7 +285,7 @@ def check_dataset(run: Run, dataset: Dataset) -> None:
     raise ConflictError(
         f"The run {run.location} was trained on {at} with digest {run.dataset_digest}; "
         f"{dataset.location} has {dataset.digest}. Pass the run's dataset with --dataset, or "
-        "choose another --run."
+        "choose another run."
     )
 
 

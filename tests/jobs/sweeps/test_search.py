@@ -73,7 +73,7 @@ def test_points_of_a_sample_differ() -> None:
         ({"ranges": {"network": (0.1, 1)}, "sample": 1}, "not a setting that is a number"),
         ({"ranges": {"dropuot": (0.1, 1)}, "sample": 1}, "Did you mean 'dropout'"),
         ({"ranges": {"dropout": (0.1, 1)}, "sample": 1}, "expected 0 to 0.9"),
-        ({"ranges": {"dropout": (0.2, 0.1)}, "sample": 1}, "expected LOW:HIGH"),
+        ({"ranges": {"dropout": (0.2, 0.1)}, "sample": 1}, "expected LOW below HIGH"),
         ({"ranges": {"batch_size": (0.2, 7)}, "sample": 1}, "expected a whole number"),
         ({"sample": 3}, "a --range or --grid to draw"),
         ({"grid": {"l2": [1]}, "ranges": {"l2": (1, 2)}, "sample": 1}, "leave one out"),
