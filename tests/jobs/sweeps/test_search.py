@@ -70,7 +70,7 @@ def test_points_of_a_sample_differ() -> None:
         ({"grid": {"optimizer": ["adm"]}}, "Did you mean 'adam'"),
         ({"grid": {"epochs": range(1, 20_000)}}, "at most 10,000"),
         ({"ranges": {"learning_rate": (0.1, 1)}}, "needs --sample N"),
-        ({"ranges": {"network": (0.1, 1)}, "sample": 1}, "not a setting that is a number"),
+        ({"ranges": {"network": (0.1, 1)}, "sample": 1}, "A range needs a numeric setting"),
         ({"ranges": {"dropuot": (0.1, 1)}, "sample": 1}, "Did you mean 'dropout'"),
         ({"ranges": {"dropout": (0.1, 1)}, "sample": 1}, "expected 0 to 0.9"),
         ({"ranges": {"dropout": (0.2, 0.1)}, "sample": 1}, "expected LOW below HIGH"),
