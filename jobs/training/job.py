@@ -23,6 +23,7 @@ from jobs.training.memory import check_memory, train_memory
 from jobs.training.model import model_of
 from jobs.training.portable import check_arithmetic, warn_of_samples
 from jobs.training.prepare import (
+    asked_arithmetic,
     begin_run,
     changed_settings,
     check_dataset,
@@ -119,7 +120,7 @@ def train(
         Return after this epoch, with its checkpoint. A resume trains the others, to the same bits.
     cluster
         Dask cluster whose workers compute the gradients, to the same bits; or a function that
-        connects to it, which is called when all else has been checked.
+        connects to it, which is called when the arithmetic has been checked.
     parent
         A run to start from, with its best checkpoint or another one: `runs/base@latest`, the number
         of an epoch, or the first digits of a model's digest after the `@`. Network and dtype are
@@ -147,6 +148,8 @@ def train(
     given = {} if config is None else config
     location = open_location(run, storage_options)
     record = recorded_run(location, resume=resume)
+    check_arithmetic(asked_arithmetic(given, record))  # a restart must precede the connection
+    cluster = cluster() if callable(cluster) else cluster
     data = open_chosen_dataset(record, dataset, storage_options)
     if record is not None:
         check_dataset(record, data)
@@ -159,7 +162,6 @@ def train(
     if source:
         check_parent(source, config, data, optimizer=from_optimizer)
     network = Network(check_fit(config, data), config.dtype)
-    check_arithmetic(config.arithmetic)
     warn_of_no_effect(given, config)
     needed = train_memory(config, network, data, from_parent=parent is not None)
     check_memory(needed, thread_count(config.threads))
@@ -169,7 +171,6 @@ def train(
         raise ConflictError(
             f"The run {location} exists. Pass --resume to continue it, or choose another --run."
         )
-    cluster = cluster() if callable(cluster) else cluster
     with run_lock(location, take_over) as location, one_blas_thread():
         location.sweep()
         location.sweep(REFERENCES)

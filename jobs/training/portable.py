@@ -40,12 +40,12 @@ RESTARTED = "MNIST_STREAM_RESTARTED"
 
 
 def check_arithmetic(arithmetic: str) -> None:
-    """Do nothing for native arithmetic; raise unless this process computes portably.
+    """Raise unless this process computes portably, if the arithmetic is `portable`.
 
     Raises `RestartError` if other environment variables would help, and `UsageError` if the
     processor or the libraries cannot compute portably.
     """
-    if arithmetic == "native":
+    if arithmetic != "portable":
         return
     _check_machine()
     if _is_portable():

@@ -109,6 +109,13 @@ def _from_mapping(
     return TrainConfig(**others | with_recipe(settings))
 
 
+def asked_arithmetic(given: TrainConfig | Mapping[str, Any], run: Run | None) -> str:
+    """Return the given arithmetic, or else the resumed run's, before any check of settings."""
+    settings = vars(given) if isinstance(given, TrainConfig) else given
+    recorded = run.configuration if run else {}
+    return settings.get("arithmetic") or recorded.get("arithmetic") or TrainConfig.arithmetic
+
+
 def _recipe_of(given: TrainConfig | Mapping[str, Any]) -> str | None:
     return None if isinstance(given, TrainConfig) else given.get("recipe")
 
