@@ -91,7 +91,7 @@ def halted(subject: Subject, checkpoint: str) -> Iterator[Path]:
 
 def score_latest(subject: Subject, run: Path) -> tuple[Ended, Outcome]:
     """Score with the latest checkpoint; return the exit and message, and the scores if any."""
-    ended = run_here(*subject.score, "--run", run, "--checkpoint", "latest")
+    ended = run_here(*subject.score_with(run), "--checkpoint", "latest")
     return ended, scores_outcome(open_location(run / SCORES)) if ended.code == 0 else {}
 
 

@@ -140,7 +140,7 @@ def train(subject: Subject, directory: Path) -> Command:
 def score(subject: Subject, directory: Path) -> Command:
     """Return the command that scores with another run of the same model."""
     lock = directory / SCORES / f".{subject.scoring.name}.lock"
-    return Command((*subject.score, "--run", str(directory)), lock)
+    return Command(tuple(subject.score_with(directory)), lock)
 
 
 def look_at_dataset(dataset: Path, before: Outcome | None, after: Outcome) -> None:

@@ -88,7 +88,11 @@ class Subject:
     @property
     def score(self) -> list[str]:
         """The arguments that score the test split."""
-        places = ["--dataset", str(self.dataset), "--run", str(self.run)]
+        return self.score_with(self.run)
+
+    def score_with(self, run: Path) -> list[str]:
+        """The arguments that score the test split with another run of the same model."""
+        places = ["--dataset", str(self.dataset), "--run", str(run)]
         return ["score", *places, "--threads", "1", "--quiet"]
 
     @property

@@ -134,6 +134,7 @@ def test_in_bash(dataset: Path) -> None:
     assert sources == "bin data mnist fashion-mnist kmnist synthetic"
 
 
+@pytest.mark.slow
 def test_in_zsh(dataset: Path) -> None:
     """Zsh is given the script, and each value with its description."""
     here = dataset.parent.parent

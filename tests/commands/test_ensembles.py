@@ -24,6 +24,7 @@ def options(*runs: str) -> list[str]:
     return [word for run in runs for word in ("--run", run)]
 
 
+@pytest.mark.slow
 def test_reports(runs: tuple[str, str], call: Call) -> None:
     """The reports of score, of the ledger and of names say which runs are averaged."""
     ended = call("score", *options("runs/mnist@1", "runs/b"))

@@ -205,6 +205,7 @@ def test_reader_in_pytorch(dataset: Path, run: Path, call: Call) -> None:
     np.testing.assert_allclose(names["values"], Model.load(run).predict_proba(images), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_provenance(dataset: Path, run: Path, call: Call) -> None:
     """export and report write a statement on the file, and on the checkpoint."""
     options = ("--to", "model.py", "--provenance", "export.json", "--json")

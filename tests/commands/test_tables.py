@@ -107,6 +107,7 @@ def test_line_of_two_parts(width: int) -> None:
     assert ("model 76ce3a09c55a in runs/mnist" == lines[-1]) == (width == 80)
 
 
+@pytest.mark.slow
 def test_scores_and_names(width: int, dataset: Any, run: Any, call: Call) -> None:
     """Tables of the ledger, an inbox and promoted names fit; details have the omitted columns."""
     put_images(run.parent.parent / "inbox" / LONG_FILE, 1, labelled=True)

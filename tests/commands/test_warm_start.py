@@ -24,6 +24,7 @@ def tuned(dataset: Path, run: Path, call: Call) -> Path:
     return run.parent / "tuned"
 
 
+@pytest.mark.slow
 def test_the_parent_is_shown(tuned: Path, call: Call) -> None:
     """inspect, runs and report name the checkpoint, for people and for programs."""
     shown = document(call("inspect", "runs/tuned", "--json"))["parent"]

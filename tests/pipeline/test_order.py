@@ -188,6 +188,7 @@ def test_the_order_digest_by_hand() -> None:
     assert expected == link(CHAIN_START, np.array([5, 256]))
 
 
+@pytest.mark.slow
 @SETTINGS
 @given(
     count=st.integers(0, 200),

@@ -70,6 +70,7 @@ def check_statement(document: dict[str, Any]) -> dict[str, Any]:
     return predicate
 
 
+@pytest.mark.slow
 def test_statement(made: Path) -> None:
     """Subjects and source files have the SHA-256 of the files, and all settings are there."""
     model = Model.load(made / "a")

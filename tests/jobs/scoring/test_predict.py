@@ -117,6 +117,7 @@ def test_values_have_the_range_of_the_run(tmp_path: Path) -> None:
         predicted(replace(model_of((2, 2), scaling=None), element_type="int16"), name, as_is=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "BMP", "TIFF", "WEBP"])
 def test_formats_and_modes(form: str, tmp_path: Path, seven: str) -> None:
     """All formats, bits and colours of the same drawing lead to nearly the same image."""

@@ -102,6 +102,7 @@ def test_min_accuracy(give: Promote, run: Path, digits: Path, models: Path) -> N
     assert ["refused", "promoted", "refused"] == events
 
 
+@pytest.mark.slow
 def test_not_worse_than(give: Promote, models: Path) -> None:
     """A model must be as good as the champion on the same rows."""
     give(2, not_worse_than="champion")  # there is no champion yet

@@ -196,6 +196,7 @@ def test_refusals(digits: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "sweep").exists()
 
 
+@pytest.mark.slow
 def test_damaged_data_is_tried_again(tmp_path: Path) -> None:
     """A trial that failed for another reason than its settings is tried again."""
     data = tmp_path / "data"
@@ -211,6 +212,7 @@ def test_damaged_data_is_tried_again(tmp_path: Path) -> None:
     assert [FINISHED] == [one.state for one in result.results.values()]
 
 
+@pytest.mark.slow
 def test_a_locked_trial_is_waited_for(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,6 +234,7 @@ def test_a_locked_trial_is_waited_for(
     assert [FINISHED, FINISHED] == [one.state for one in again.results.values()]
 
 
+@pytest.mark.slow
 def test_events_of_trainings_are_not_shown(digits: Path, tmp_path: Path, caplog: Log) -> None:
     """The sweep has a line for each trial, and warns once of what all share."""
     caplog.set_level(logging.INFO, "jobs")

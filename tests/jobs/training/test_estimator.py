@@ -90,6 +90,7 @@ def test_bits_of_train(dtype: str, tmp_path: Path) -> None:
     assert np.array_equal(probabilities, estimator.predict_proba(images[:700].reshape(700, -1)))
 
 
+@pytest.mark.slow
 def test_validation_of_a_dataset(digits: Path, tmp_path: Path) -> None:
     """With `early_stopping` the last rows of a dataset are held out, as by `train`."""
     held_out = train(SETTINGS | {"holdout": 104}, dataset=digits, run=tmp_path / "run")

@@ -99,6 +99,7 @@ def test_batch_sizes(settings: dict[str, Any], steps: int, digits: Path, tmp_pat
     assert np.isfinite(result.metrics[0]["loss"])
 
 
+@pytest.mark.slow
 def test_more_parts_than_rows(digits: Path, tmp_path: Path) -> None:
     """More micro-batches than rows means one row each."""
     digests = set()
@@ -189,6 +190,7 @@ def test_seeds(digits: Path, tmp_path: Path) -> None:
     assert one.order_digest == network_of_seed.order_digest
 
 
+@pytest.mark.slow
 def test_holdout_is_not_trained_on(tmp_path: Path) -> None:
     """The parameters do not depend on the values of held-out rows."""
     generator = np.random.default_rng(3)

@@ -143,6 +143,7 @@ def test_classes_in_another_order(parent: Path, tmp_path: Path, log: Log) -> Non
     assert "in the order of the dataset's classes" in log.text
 
 
+@pytest.mark.slow
 def test_settings_are_not_the_parents(digits: Path, tmp_path: Path) -> None:
     """Network and dtype come from the parent, even with a recipe; all else from the defaults."""
     settings = {"network": "tanh-5", "dtype": "float64", "batch_size": 300, "optimizer": "sgd"}
@@ -230,6 +231,7 @@ def test_start_again_without_a_checkpoint(
     assert not checkpoints(run)
 
 
+@pytest.mark.slow
 def test_reproduce(parent: Path, digits: Path, tmp_path: Path) -> None:
     """A run from a parent can be reproduced from its first epoch, while the parent is there."""
     moved = shutil.copytree(parent, tmp_path / "parent")
