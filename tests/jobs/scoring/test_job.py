@@ -144,6 +144,7 @@ def test_threads(run: Path, digits: Path, tmp_path: Path) -> None:
     assert 1 == len(digests)
 
 
+@pytest.mark.slow
 def test_unfinished_training(digits: Path, tmp_path: Path, caplog: Log) -> None:
     """Scoring a checkpoint within an epoch says so, as the training may go on; others do not."""
     place, stop = tmp_path / "run", StopAt(14)

@@ -65,7 +65,12 @@ def parameters_after(result: TrainResult, epoch: int) -> Floats:
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"batch_size": 0, "micro_batches": 7}, {"shuffle": False}]
+    "settings",
+    [
+        {},
+        pytest.param({"batch_size": 0, "micro_batches": 7}, marks=pytest.mark.slow),
+        pytest.param({"shuffle": False}, marks=pytest.mark.slow),
+    ],
 )
 def test_any_number_of_threads(settings: dict[str, Any], digits: Path, tmp_path: Path) -> None:
     """One to four threads give the same run, to the last bit."""
@@ -165,6 +170,7 @@ def test_evaluation(digits: Path, tmp_path: Path) -> None:
             assert pytest.approx(figures, rel=1e-12) == line["evaluation"][name]
 
 
+@pytest.mark.slow
 def test_no_evaluation(digits: Path, tmp_path: Path, log: Log) -> None:
     """With `none` nothing is evaluated, and the model is the same."""
     none = train(small(epochs=1, evaluate="none"), dataset=digits, run=tmp_path / "none")
