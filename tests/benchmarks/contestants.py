@@ -46,7 +46,7 @@ class Case:
     optimizer: str = "sgd"
     rows: int = 60_000
     micro_batches: int | None = None
-    """Of the project's steps; None: the default, but no more than there are threads."""
+    """Micro-batches of the project's steps. None: the default, at most one per thread."""
 
     @property
     def learning_rate(self) -> float:

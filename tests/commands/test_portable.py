@@ -82,7 +82,7 @@ def test_setting_of_a_file_and_of_a_run(dataset: Path, here: Path) -> None:
 
 
 def test_process_and_signals(dataset: Path, here: Path) -> None:
-    """The process keeps its ID: a signal to it is heeded as ever."""
+    """The process keeps its ID, and a signal still stops it."""
     with start_pipeline(*PORTABLE, *SMALL, "--epochs", "1000", cwd=here) as process:
         wait_for_line(process, " +2/")
         process.send_signal(signal.SIGTERM)
