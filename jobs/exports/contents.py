@@ -86,8 +86,8 @@ def check_file_digest(recorded: object, data: bytes, place: str) -> None:
     """Raise `BadDataError` if a file does not have the digest that it records."""
     if not isinstance(recorded, str):
         raise BadDataError(
-            f"{place} cannot be checked, because it does not record its digest as exports do. For a "
-            f"checkpoint's {STATE}, keep the {MANIFEST} beside it, which has the digest."
+            f"{place} cannot be checked, because it does not record its digest as exports do. "
+            f"For a checkpoint's {STATE}, keep the {MANIFEST} beside it, which has the digest."
         )
     digest = hashlib.sha256(
         data.replace(recorded.encode(errors="replace"), ZEROS.encode(), 1)
