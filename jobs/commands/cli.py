@@ -255,14 +255,20 @@ def _explain(error: click.ClickException) -> str:
 def _hint(name: str, context: click.Context) -> str:
     if name in GPU_NAMES:
         return GPU_HINT
+    for argument in context.command.get_params(context):
+        of_argument = (f"--{argument.name}", f"--{str(argument.name).removesuffix('s')}")
+        if isinstance(argument, click.Argument) and name in of_argument:
+            usage = f"{context.command_path} {argument.make_metavar(context)}"
+            return f" Give it as an argument: {usage}"
     known = [*getattr(context.command, "commands", ()), *_option_names(context)]
     return did_you_mean(known_name(name, known), known)
 
 
 def _option_names(context: click.Context) -> Iterable[str]:
     for parameter in context.command.get_params(context):
-        yield from parameter.opts
-        yield from parameter.secondary_opts
+        if isinstance(parameter, click.Option):
+            yield from parameter.opts
+            yield from parameter.secondary_opts
 
 
 def _end_log(error: click.ClickException | RestartError) -> None:

@@ -205,6 +205,22 @@ def test_what_was_meant(
     assert_refused(call(*words), USAGE, f"Did you mean {meant}?")
 
 
+@pytest.mark.parametrize(
+    ("words", "usage"),
+    [
+        (("scores", "--run", "runs/a"), "pipeline scores [RUN]"),
+        (("report", "--run", "runs/a"), "pipeline report RUN..."),
+        (("ingest", "--source", "mnist"), "pipeline ingest [SOURCE]"),
+    ],
+    ids=" ".join,
+)
+def test_an_option_that_is_an_argument(words: tuple[str, ...], usage: str, call: Call) -> None:
+    """A command that takes a place as an argument says so if it is given as an option."""
+    assert_refused(
+        call(*words), USAGE, f"No such option {words[1]!r}. Give it as an argument: {usage}"
+    )
+
+
 def test_no_gpu(call: Call) -> None:
     """Without an option for GPUs, the message names those for CPU cores."""
     assert_refused(call("train", "--gpu"), USAGE, "'--gpu'", "computes on CPU cores: see --threads")
