@@ -43,22 +43,20 @@ class StopSignal:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopSignal]:
-    """Record SIGINT and SIGTERM while the block runs, in the main thread."""
+    """Record SIGINT and SIGTERM from the start of the block to the end of the process.
+
+    So a job that is done prints its result and keeps its exit code, whenever the signal comes.
+    """
     stop = StopSignal()
-    with handle_signals(stop._handle):
-        try:
-            yield stop
-        except RestartError:
-            stop.check("Stopped before any work was started. Run the same command again.")
-            raise
-
-
-@contextmanager
-def handle_signals(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Call `handle` for SIGINT and SIGTERM while the block runs, in the main thread."""
-    before = {number: signal.signal(number, handle) for number in SIGNALS}
+    handle_signals(stop._handle)
     try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        yield stop
+    except RestartError:
+        stop.check("Stopped before any work was started. Run the same command again.")
+        raise
+
+
+def handle_signals(handle: Callable[[int, FrameType | None], None]) -> None:
+    """Call `handle` for SIGINT and SIGTERM from now on, in the main thread."""
+    for number in SIGNALS:
+        signal.signal(number, handle)

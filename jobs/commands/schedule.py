@@ -214,8 +214,8 @@ def _run(
     log = nullcontext() if log_json else attached(ScheduleHandler(times.zone))
     with log, beat.hold():
         scheduler = Scheduler(times, _launcher(job, log_json), beat, catch_up=catch_up)
-        with handle_signals(lambda number, _: scheduler.ask_to_stop(number)):
-            scheduler.run()
+        handle_signals(lambda number, _: scheduler.ask_to_stop(number))
+        scheduler.run()
 
 
 def _launcher(job: tuple[str, ...], log_json: bool) -> "Callable[[], Popen[bytes]]":

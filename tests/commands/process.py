@@ -16,6 +16,7 @@ from typing import Any
 from unittest import mock
 
 from jobs.commands.cli import main
+from jobs.signals import SIGNALS
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -91,7 +92,8 @@ def kill_at_line(
 
 
 def run_here(*arguments: object) -> Ended:
-    """Run the command in this process and capture its streams."""
+    """Run the command in this process and capture its streams; signals are handled as before."""
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
     streams = [io.TextIOWrapper(io.BytesIO(), "utf-8", newline="") for _ in range(2)]
     with (
         mock.patch.object(sys, "argv", ["pipeline", *map(str, arguments)]),
@@ -103,6 +105,9 @@ def run_here(*arguments: object) -> Ended:
         except SystemExit as leaving:
             assert isinstance(leaving.code, int), leaving.code
             return Ended(leaving.code, *map(_written, streams))
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
     raise AssertionError("the command did not end in an exit code")
 
 

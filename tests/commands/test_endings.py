@@ -2,15 +2,20 @@
 
 import builtins
 import json
+import os
 import signal
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from jobs.signals import SIGNALS
+from tests.chaos.processes import is_held
 from tests.commands.conftest import Call
-from tests.commands.process import assert_refused
+from tests.commands.process import assert_refused, start_pipeline
 
 
 class Panic(BaseException):
@@ -57,6 +62,30 @@ def test_the_summary_has_the_exit_code(
     last = json.loads(ended.out.splitlines()[-1])
     assert ("summary", code, code) == (last["event"], last["exit"], ended.code)
     assert last["error"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_after_the_work(number: signal.Signals, tmp_path: Path) -> None:
+    """A job that is done prints its result and ends with 0."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with suppress(BlockingIOError):  # until the pipe is full, so that printing has to wait
+        while True:
+            os.write(writing, bytes(1))
+    os.set_blocking(writing, True)
+    dataset = tmp_path / "data"
+    command = ("ingest", "synthetic:20,5", "--out", dataset)
+    with start_pipeline(*command, cwd=tmp_path, stdout=writing) as process:
+        os.close(writing)
+        while not dataset.exists() or is_held(tmp_path / ".data.lock"):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.001)
+        process.send_signal(number)
+        with open(reading, "rb") as pipe:
+            printed = pipe.read().strip(bytes(1)).decode()
+        assert 0 == process.wait(), process.communicate()
+    assert str(dataset) in printed
 
 
 @pytest.mark.parametrize(

@@ -48,10 +48,8 @@ def _main(heartbeat: str, *command: str) -> int:
         lambda: launch_pipeline(command),
         Heartbeat(open_location(path.parent), path.name),
     )
-    with (
-        attached(JsonHandler()),
-        handle_signals(lambda number, _: scheduler.ask_to_stop(number)),
-    ):
+    handle_signals(lambda number, _: scheduler.ask_to_stop(number))
+    with attached(JsonHandler()):
         try:
             scheduler.run()
         except StoppedError as stopped:
