@@ -38,11 +38,11 @@ def raw_numbers(
 def permutation(count: int, seed: int, epoch: int, level: str, window: int = 0) -> RowNumbers:
     """Return `(count,)`, the stable argsort of `count` raw numbers."""
     numbers = raw_numbers(count, seed, epoch, level, window)
-    places = np.argsort(numbers)  # five times as fast as the stable sort; differs for ties only
-    ordered = numbers[places]
-    # QEMU 7.2 emulates the vector instructions of this sort wrongly, so the order is checked.
-    if (ordered[1:] <= ordered[:-1]).any():
-        return np.argsort(numbers, kind="stable")
+    # NumPy has a radix sort for 16 bits, and four of them take half the time of `argsort`. They are
+    # also free of its vector instructions, which QEMU 7.2 emulates wrongly.
+    places = np.arange(count)
+    for digit in numbers.astype("<u8", copy=False).view("<u2").reshape(count, 4).T:
+        places = places.take(np.argsort(digit.take(places), kind="stable"))
     return places
 
 

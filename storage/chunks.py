@@ -25,7 +25,7 @@ from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 
 from storage.errors import BadDataError, UnreachableError, shortage
-from storage.location import Location, Write
+from storage.location import Location, Version, Write
 from storage.schema import LZ4, LZ4HC, ZSTD, InChunks
 
 blosc.use_threads = False  # as in Zarr: chunks are decoded in parallel instead
@@ -55,6 +55,8 @@ SHARED_PLACE = "use a disk that all mount at the same absolute path, or an S3 st
 """Advice for places that must be visible from several machines."""
 CRC32C = {"name": "crc32c"}
 
+Identity: TypeAlias = Version | bytes
+"""Equal for equal stored bytes: the version of the object that holds them, or their SHA-256."""
 Document: TypeAlias = dict[str, Any]
 """A `zarr.json`, parsed."""
 
@@ -185,22 +187,21 @@ class ChunkedArray(InChunks):
         self,
         number: int,
         out: NDArray[Any] | None = None,
-        stored_digest: "hashlib._Hash | None" = None,
+        identities: "list[Identity] | None" = None,
     ) -> NDArray[Any]:
         """Return chunk `number` as `(rows, columns)`; the last chunk may have fewer rows.
 
         It is a view of `out`, an `empty_chunk`, if given: allocating new memory takes half as long
-        as decoding. `stored_digest` is updated with the number of stored bytes, then the bytes.
-        Raises `BadDataError` that names a missing or damaged object.
+        as decoding. The identity of the stored bytes is appended to `identities`. Raises
+        `BadDataError` that names a missing or damaged object.
         """
         key = self._key(number // self.chunks_per_shard)
         place = f"{self.location}/{key}"
         try:
-            stored = self._stored(key, number % self.chunks_per_shard)
-            if stored_digest is not None:
-                stored_digest.update(len(stored).to_bytes(8, "little"))
-                stored_digest.update(stored)
+            stored, version = self._stored(key, number % self.chunks_per_shard)
             values = self.decode(stored, out)
+            if identities is not None:
+                identities.append(version or hashlib.sha256(stored).digest())
         except FileNotFoundError:
             raise BadDataError(
                 f"Chunk {number} is missing: there is no {place}. Restore it from a copy, or "
@@ -269,7 +270,7 @@ class ChunkedArray(InChunks):
         entries[: len(lengths), 1] = lengths
         return _with_checksum(entries.tobytes())
 
-    def _stored(self, key: str, place_in_shard: int) -> bytes:
+    def _stored(self, key: str, place_in_shard: int) -> tuple[bytes, Version | None]:
         start, length = 0, self._stored_limit
         if self.chunks_per_shard > 1:
             if key not in self._indexes:
@@ -277,7 +278,7 @@ class ChunkedArray(InChunks):
             start, length = self._indexes[key][place_in_shard].tolist()
             if start + length > self.chunks_per_shard * self._stored_limit:
                 raise ValueError("its shard index points past the end of the shard")
-        return self.location.get(key, start, start + min(length, self._stored_limit))
+        return self.location.get_with_version(key, start, start + min(length, self._stored_limit))
 
     @property
     def _stored_limit(self) -> int:

@@ -26,6 +26,7 @@ from storage.location import (
     Refused,
     Status,
     TakeOver,
+    Version,
     Write,
 )
 
@@ -33,6 +34,8 @@ FORMER = ("old", "tmp")
 """Suffixes that earlier releases gave to checkpoints being written or removed."""
 PARTIAL = re.compile(r"[0-9a-f]{32}\.tmp")
 """Suffix of a partial file's name."""
+SETTLED_SECONDS = 2.0
+"""Age of a file's last change from which another one shows in its times, which may be coarse."""
 YOUNG_SECONDS = 10.0
 """Age below which the writer of a partial file may not have locked it yet."""
 
@@ -78,17 +81,18 @@ class LocalLocation(Location):
         return Path(resolved).is_relative_to(os.path.realpath(self.path))
 
     def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
+        return self.get_with_version(key, start, stop)[0]
+
+    def get_with_version(
+        self, key: str, start: int = 0, stop: int | None = None
+    ) -> tuple[bytes, Version | None]:
         path = self._at(key)
-        with (
-            translate_os_errors("read", path),
-            open(path, "rb", buffering=0, opener=_open_object) as file,
-        ):
-            size = os.fstat(file.fileno()).st_size
+        with translate_os_errors("read", path), _opened(path) as descriptor:
+            began, size = time.time(), os.fstat(descriptor).st_size
             first = max(0, size + start) if start < 0 else start
             last = size if stop is None else min(stop, size)
-            if first:
-                file.seek(first)
-            return _read_all(file.fileno(), max(0, last - first))
+            data = _read_all(descriptor, first, last)
+            return data, _version(os.fstat(descriptor), began)
 
     def put(self, key: str, data: bytes | memoryview, *, new: bool = False) -> None:
         if new and self.exists(key):  # no other process writes here: the caller holds the lock
@@ -313,22 +317,42 @@ def _can_be_named(key: str) -> bool:
         return False
 
 
-def _open_object(path: str, flags: int) -> int:
-    """Open a regular file; raise `FileNotFoundError` for anything else."""
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """Yield the descriptor of a regular file; raise `FileNotFoundError` for anything else."""
     try:
-        return files.open_regular(path, flags)
+        descriptor = files.open_regular(str(path), os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         if error.errno in {errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ENXIO}:
-            raise FileNotFoundError(path) from error
+            raise FileNotFoundError(str(path)) from error
         raise
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
-def _read_all(descriptor: int, count: int) -> bytes:
-    """Read up to `count` bytes, usually in one system call."""
-    data = os.read(descriptor, count)
-    while len(data) < count:
-        more = os.read(descriptor, count - len(data))
+def _read_all(descriptor: int, first: int, last: int) -> bytes:
+    """Read bytes [first, last), or fewer at the end, usually in one system call."""
+    if last <= first:
+        return b""
+    data = os.pread(descriptor, last - first, first)
+    while len(data) < last - first:
+        more = os.pread(descriptor, last - first - len(data), first + len(data))
         if not more:
             break
         data += more
     return data
+
+
+def _version(status: os.stat_result, began: float) -> Version | None:
+    """Return the version of a file that was read from `began` until its `status` was taken."""
+    if began - status.st_ctime < SETTLED_SECONDS:
+        return None
+    return (
+        status.st_dev,
+        status.st_ino,
+        status.st_size,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+    )

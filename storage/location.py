@@ -32,6 +32,9 @@ class Closing(ABC):
 
 Write = Callable[[bytes | memoryview], None]
 
+Version = tuple[int, ...]
+"""Identifies an object and its last change within a process."""
+
 TakeOver = Callable[[str], None]
 """Permission to take over a dead writer's lock; called with a sentence that names its holder."""
 
@@ -150,6 +153,16 @@ class Location(ABC):
 
         Raises `FileNotFoundError` if there is no such object.
         """
+
+    def get_with_version(
+        self, key: str, start: int = 0, stop: int | None = None
+    ) -> tuple[bytes, Version | None]:
+        """Return an object's bytes as `get` does, and its version.
+
+        While its version is the same, an object has not been written. The version is None if the
+        store has none, or if a write could leave it as it is.
+        """
+        return self.get(key, start, stop), None
 
     @abstractmethod
     def put(self, key: str, data: bytes | memoryview, *, new: bool = False) -> None:

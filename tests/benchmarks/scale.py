@@ -20,6 +20,7 @@ from jobs.training.trainer import Trainer
 from pipeline.stream import BatchStream
 from storage.dataset import Dataset, open_dataset
 from storage.local import LocalLocation
+from storage.location import Version
 from storage.places import open_location
 from tests.benchmarks.contest import Verdict
 from tests.benchmarks.contestants import PROJECT
@@ -167,17 +168,17 @@ def bench_latency(workplace: Workplace, rounds: int) -> Iterator[Verdict]:
 def watched_reads(delay: float = 0.0) -> Iterator[list[tuple[str, int]]]:
     """Record the name and size of every file read; delay each by `delay` seconds."""
     reads: list[tuple[str, int]] = []
-    get = LocalLocation.get
+    get = LocalLocation.get_with_version
 
-    def watched(location: LocalLocation, key: str, *bounds: Any) -> bytes:
+    def watched(location: LocalLocation, key: str, *bounds: Any) -> tuple[bytes, Version | None]:
         if delay:
             time.sleep(delay)
-        data = get(location, key, *bounds)
+        data, version = get(location, key, *bounds)
         reads.append((f"{Path(str(location)).name}/{key}", len(data)))
-        return data
+        return data, version
 
-    LocalLocation.get = watched  # type: ignore[method-assign, assignment]
+    LocalLocation.get_with_version = watched  # type: ignore[method-assign, assignment]
     try:
         yield reads
     finally:
-        LocalLocation.get = get  # type: ignore[method-assign]
+        LocalLocation.get_with_version = get  # type: ignore[method-assign]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from pipeline.order import CHAIN_START, ORDER_VERSION, EpochOrder, permutation, raw_numbers
 from tests.pipeline.streams import link
@@ -208,23 +209,27 @@ def test_permutations_as_defined(
     assert list(range(count)) == sorted(result)
 
 
-def test_equal_raw_numbers_keep_their_places(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The sort is stable: equal raw numbers keep their order."""
-    numbers = np.arange(500, dtype=np.uint64)[::-1] // np.uint64(100)
+@pytest.mark.parametrize("shift", [0, 16, 32, 48])
+@pytest.mark.parametrize("divisor", [1, 100])
+def test_close_raw_numbers(divisor: int, shift: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Raw numbers that differ in some bits only are sorted; equal ones keep their order."""
+    numbers = np.arange(500, dtype=np.uint64)[::-1] // np.uint64(divisor) << np.uint64(shift)
     monkeypatch.setattr("pipeline.order.raw_numbers", lambda *_: numbers)
     expected = sorted(range(500), key=numbers.tolist().__getitem__)
     assert expected == permutation(500, 0, 0, "rows").tolist()
 
 
-def test_faulty_sort(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The order does not depend on a sort that an emulator gets wrong."""
-    expected = permutation(10, 0, 0, "rows").tolist()
-    sort = np.argsort
-    wrong = [*expected[1:], expected[0]]
-    monkeypatch.setattr(
-        np, "argsort", lambda numbers, **how: sort(numbers, **how) if how else np.array(wrong)
-    )
-    assert expected == permutation(10, 0, 0, "rows").tolist()
+def test_only_radix_sorts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order does not depend on the vector instructions of NumPy's other sorts."""
+    argsort, sorted_types = np.argsort, []
+
+    def recorded(numbers: NDArray[Any], **how: Any) -> NDArray[np.int64]:
+        sorted_types.append((numbers.dtype.name, how))
+        return argsort(numbers, **how)
+
+    monkeypatch.setattr(np, "argsort", recorded)
+    permutation(10, 0, 0, "rows")
+    assert [("uint16", {"kind": "stable"})] * 4 == sorted_types
 
 
 def test_every_argument_matters() -> None:

@@ -3,6 +3,7 @@
 import math
 import os
 import threading
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +18,7 @@ from pipeline import windows
 from pipeline.order import CHAIN_START, EpochOrder, Window
 from pipeline.stream import chunks_per_window
 from pipeline.windows import DEFAULT_THREADS, Scratch, Timing, WindowLoader, threads_beside
+from storage import local
 from storage.dataset import Block, Split
 from storage.errors import BadDataError, UsageError
 from storage.schema import SplitSchema
@@ -322,6 +324,26 @@ def test_a_damaged_chunk(tmp_path: Path, array: str, harm: Any, threads: int) ->
         assert [list(range(n, n + 4)) for n in range(0, 24, 4)] == taken
         assert 6 == stream.state.next_batch
     assert [] == [thread.name for thread in threading.enumerate() if "load-" in thread.name]
+
+
+@pytest.mark.parametrize("harm", [flip_a_bit, take_another])
+@pytest.mark.parametrize("array", ["inputs", "targets"])
+def test_damage_between_epochs(
+    tmp_path: Path, array: str, harm: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chunk that changes after it was read is found, even if its size and time are the same."""
+    monkeypatch.setattr(local, "SETTLED_SECONDS", -1.0)
+    known = write_known(tmp_path / "set", 40, 4)
+    chunk = known.path / "train" / array / "c.7.0"
+    with open_stream(known, batch_size=4, window_chunks=2, shuffle=False) as stream:
+        list(stream)
+        time.sleep(0.02)  # the clock of a file system may advance in such steps
+        status = chunk.stat()
+        harm(chunk)
+        os.utime(chunk, ns=(status.st_atime_ns, status.st_mtime_ns))
+        assert status.st_size == chunk.stat().st_size
+        with pytest.raises(BadDataError, match="Chunk 7 "):
+            list(stream)
 
 
 def test_continuing_after_a_repair(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from storage import chunks, documents, trees
 from storage.chunks import ChunkedArray, array_metadata
 from storage.dataset import Split, open_dataset
 from storage.errors import BadDataError
-from storage.location import Location
+from storage.location import Location, Version
 from storage.places import open_location
 from storage.schema import COMPRESSIONS, ELEMENT_TYPES, LZ4, ZSTD
 from storage.trees import group_metadata
@@ -260,17 +260,17 @@ def test_zstandard_of_any_size(size: int) -> None:
 def test_a_shard_index_is_read_once(sharded: ChunkedArray, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading all chunks of a shard reads each byte once; the index is not pickled."""
     read = 0
-    get = type(sharded.location).get
+    get = type(sharded.location).get_with_version
 
-    def counted(location: Location, *arguments: Any) -> bytes:
+    def counted(location: Location, *arguments: Any) -> tuple[bytes, Version | None]:
         nonlocal read
-        data = get(location, *arguments)
+        data, version = get(location, *arguments)
         read += len(data)
-        return data
+        return data, version
 
     stored = sharded.location.size("c.0.0")
     small = len(pickle.dumps(sharded))
-    monkeypatch.setattr(type(sharded.location), "get", counted)
+    monkeypatch.setattr(type(sharded.location), "get_with_version", counted)
     for number in range(3):
         sharded.read(number)
     assert stored == read

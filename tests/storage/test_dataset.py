@@ -2,10 +2,12 @@
 
 import json
 import multiprocessing
+import os
 import pickle
 import re
+import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 import xarray
 
+from storage import chunks, local
 from storage.chunks import ChunkedArray
 from storage.dataset import Block, Dataset, Split, open_dataset
 from storage.dataset_writer import ChunkRecord
@@ -280,6 +283,41 @@ def test_sound_bytes_are_not_hashed_again(
         place.put(key, sound)
         split.read_chunk(0)
     assert len(hashed) == 3
+
+
+def write_in_place(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+def write_beside(path: Path, content: bytes) -> None:
+    path.with_name("new").write_bytes(content)
+    path.with_name("new").rename(path)
+
+
+@pytest.mark.parametrize("write", [write_in_place, write_beside])
+@pytest.mark.parametrize("name", ["inputs", "targets"])
+def test_a_changed_file_is_hashed_again(
+    place: Location,
+    dataset: Dataset,
+    name: str,
+    write: Callable[[Path, bytes], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Unchanged files are read without SHA-256; other bytes are found, whatever their times say."""
+    monkeypatch.setattr(local, "SETTLED_SECONDS", -1.0)
+    split, path = dataset.split("train"), place.path / "train" / name / "c.0.0"
+    expected = split.read_chunk(0).digest()
+    with monkeypatch.context() as patched:
+        patched.delattr(chunks.hashlib, "sha256")
+        split.read_chunk(0)
+    time.sleep(0.02)  # the clock of a file system may advance in such steps
+    status, sound = path.stat(), path.read_bytes()
+    write(path, path.with_name("c.1.0").read_bytes())
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(BadDataError, match=r"Chunk 0 \(rows 0..3\) .* recorded digest"):
+        split.read_chunk(0)
+    write(path, sound)
+    assert expected == split.read_chunk(0).digest()
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"attributes": []}', b"\xff" * 9])

@@ -3,6 +3,7 @@
 import errno
 import itertools
 import os
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from storage import files
+from storage import local as local_module
 from storage.errors import BadDataError, UnreachableError, UsageError
 from storage.location import Location
 from storage.places import open_location
@@ -72,6 +74,19 @@ def test_ranges(place: Location) -> None:
     ]:
         assert digits[start:stop] == place.get("digits", start, stop), (start, stop)
         assert b"" == place.get("empty", start, stop)
+
+
+def test_a_version_changes_with_the_file(local: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file has a version once its last change is so old that a new one shows in its times."""
+    local.put("key", b"some bytes")
+    assert (b"some", None) == local.get_with_version("key", 0, 4)
+    monkeypatch.setattr(local_module, "SETTLED_SECONDS", 0.0)
+    data, version = local.get_with_version("key", 0, 4)
+    assert (b"some", True) == (data, version is not None)
+    assert (b"bytes", version) == local.get_with_version("key", -5)
+    time.sleep(0.02)  # the clock of a file system may advance in such steps
+    os.utime(local.path / "key")
+    assert version != local.get_with_version("key")[1]
 
 
 @pytest.mark.parametrize("key", ["absent", "directory", "directory/object/below", "a/b"])
