@@ -16,23 +16,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.cluster.options import translate_configuration_errors
 from pipeline.order import EpochOrder, Window
 from storage.dataset import Block, Split
-from storage.errors import UsageError
 from storage.location import Closing
 from storage.schema import SplitSchema
-
-__all__ = ["config", "run_on_threads"]
-
-try:
-    from dask import config
-    from dask.threaded import get as run_on_threads
-except (TypeError, ValueError) as error:
-    reason = str(error).partition(", original error message:")[0]
-    raise UsageError(
-        f"Dask cannot read its configuration files and DASK_ variables ({reason}). Correct or "
-        "remove the setting."
-    ) from error
 
 MOST_SPARE = 2
 """Most unused mappings to keep; there are never more windows at a time."""
@@ -122,8 +110,11 @@ def load_window(
     }
     key = f"load-window-{name}"
     graph[key] = (total, list(graph))
+    # Imported by the loading thread, as late as possible: a training forks before that.
+    with translate_configuration_errors():
+        from dask.threaded import get
     # Called directly: `dask.compute` would import all of `distributed` to look for a client.
-    timing: Timing = run_on_threads(graph, key, pool=pool)
+    timing: Timing = get(graph, key, pool=pool)
     return timing
 
 

@@ -150,7 +150,7 @@ def ingest(
     mnist (the default), fashion-mnist or kmnist, which are downloaded; or synthetic[:TRAIN[,TEST]]
     for generated digits.
     """
-    from jobs.commands.reports import ingest_report
+    from jobs.commands.dataset_reports import ingest_report
     from pipeline.ingest import ingest as run_ingest
     from pipeline.sources.remote import opened_source
     from storage.places import is_url_of_store, open_location
@@ -220,7 +220,7 @@ def inspect(
 
     PLACE is its path or URL.
     """
-    from jobs.commands.reports import inspect_location
+    from jobs.commands.dataset_reports import inspect_location
 
     location = options.location_of(place, storage_options)
     if images is None and distort is not None:
@@ -249,7 +249,7 @@ def verify(console: "Console", place: str, storage_options: tuple[str, ...]) -> 
     PLACE is its path or URL.
     """
     from jobs.commands.console import Report
-    from jobs.commands.reports import check_dataset_or_run
+    from jobs.commands.dataset_reports import check_dataset_or_run
     from storage.verify import verify_location
 
     location = options.location_of(place, storage_options)

@@ -47,7 +47,8 @@ def _run(place: str, console: "Console", stop: StopSignal) -> "Report":
     if directory.exists() and not directory.is_dir():
         raise UsageError(f"'{place}' is not a directory; give a directory or a new name.")
     from jobs.commands.console import Report
-    from jobs.commands.reports import ingest_report, train_report
+    from jobs.commands.dataset_reports import ingest_report
+    from jobs.commands.run_reports import train_report
     from jobs.commands.tables import facts
     from jobs.scoring.job import score
     from jobs.training.job import train

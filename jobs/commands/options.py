@@ -12,7 +12,11 @@ import click
 from jobs.choices import DEFAULT_CHECKPOINT, DEFAULT_DATASET, DEFAULT_MODELS, DEFAULT_RUN
 from jobs.commands import completion
 from jobs.commands.sections import IntRange, option
-from pipeline.cluster.options import DEFAULT_TIMEOUT, ClusterOptions
+from pipeline.cluster.options import (
+    DEFAULT_TIMEOUT,
+    ClusterOptions,
+    translate_configuration_errors,
+)
 from storage.errors import UsageError
 
 if TYPE_CHECKING:
@@ -347,8 +351,8 @@ def cluster_of(
         def open_cluster() -> "Cluster | None":
             if not chosen.names_a_cluster:
                 return None  # importing distributed takes longer than many jobs
-            from pipeline.cluster.connect import connect
-
+            with translate_configuration_errors():
+                from pipeline.cluster.connect import connect
             cluster = connect(chosen, stop.check, AFTER_LOSS[command])
             if cluster is not None:
                 opened.callback(cluster.close)

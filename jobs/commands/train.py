@@ -116,7 +116,7 @@ def train(
 
     with metrics_written("train", metrics_file), stop_on_signals() as stop:
         given = given_settings(config_file, asked)
-        from jobs.commands.reports import train_report
+        from jobs.commands.run_reports import train_report
         from jobs.training.job import train as run_train
 
         # Without --dataset, the run may record a dataset in a store, and so may its parent.

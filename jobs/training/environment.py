@@ -5,6 +5,7 @@ import math
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from threading import Lock
 from typing import Any
 
@@ -79,6 +80,7 @@ def cpu_features() -> list[str]:
     return [name for name in CPU_DISPATCH if CPU_FEATURES[name]]
 
 
+@cache
 def sample_digest() -> str:
     """Return a digest of sample results, which differs wherever functions round differently.
 

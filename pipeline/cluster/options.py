@@ -5,6 +5,8 @@ import os
 import site
 import stat
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -78,10 +80,24 @@ def configured_address() -> str | None:
     variables = any(name.startswith("DASK_") for name in os.environ)
     if not variables and "dask" not in sys.modules and not any(map(os.path.exists, places())):
         return None
-    from pipeline.windows import config
+    with translate_configuration_errors():
+        from dask import config
 
     address = config.get("scheduler-address", None)
     return str(address) if address else None
+
+
+@contextmanager
+def translate_configuration_errors() -> Iterator[None]:
+    """Import Dask in the block; raise `UsageError` if its configuration cannot be read."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        reason = str(error).partition(", original error message:")[0]
+        raise UsageError(
+            f"Dask cannot read its configuration files and DASK_ variables ({reason}). Correct or "
+            "remove the setting."
+        ) from error
 
 
 def checked_address(address: str) -> str:

@@ -13,11 +13,11 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from jobs.commands.dataset_reports import digest_of_source
 from jobs.commands.report import plots
 from jobs.commands.report.collect import Part, Subject, differing
 from jobs.commands.report.curves import compared, learning
 from jobs.commands.report.examine import TABLE, wilson_interval
-from jobs.commands.reports import digest_of_source
 from jobs.commands.sweep_table import rows_of, settings_text
 from jobs.commands.tables import SHORT_DIGEST, size
 from jobs.output import percent

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from jobs.commands.reports import train_report
+from jobs.commands.run_reports import train_report
 from jobs.nn.network import Network
 from jobs.scoring.job import score
 from jobs.scoring.promote import PromoteConfig, promote

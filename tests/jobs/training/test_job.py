@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from jobs.commands.reports import train_report
+from jobs.commands.run_reports import train_report
 from jobs.nn.architecture import parse_network
 from jobs.nn.initialise import initialise
 from jobs.nn.lr_schedules import learning_rate
