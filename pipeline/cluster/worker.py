@@ -15,7 +15,6 @@ from collections.abc import Callable, Hashable, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar
 
-import zarr
 from distributed import Status, Worker, WorkerPlugin, get_worker
 from distributed.versions import get_versions
 from threadpoolctl import threadpool_limits
@@ -33,8 +32,6 @@ JOB_PREFIX = "mnist-stream-"
 """The start of every plugin name; the client's id follows."""
 ENDING_SECONDS = 30.0
 """How long a worker waits for a job's last tasks before it forgets the job."""
-ZARR_CONCURRENCY = 4
-"""Concurrent reads of one array by Zarr; there are several workers already."""
 
 
 class TaskFailedError(Exception):
@@ -79,7 +76,7 @@ def reason(error: BaseException) -> str:
 
 
 class JobPlugin(WorkerPlugin):
-    """One job on one worker: one BLAS thread, Zarr's concurrency, and objects kept for tasks."""
+    """One job on one worker: one BLAS thread, and objects kept for tasks."""
 
     def __init__(self, name: str, *, ignores_signals: bool) -> None:
         """`ignores_signals` is for workers that the job started: it ends them itself."""
@@ -93,7 +90,6 @@ class JobPlugin(WorkerPlugin):
         self._lock = threading.Lock()
         # The bits of a product differ between one BLAS thread and several.
         self._limits = threadpool_limits(limits=1, user_api="blas")
-        zarr.config.set({"async.concurrency": ZARR_CONCURRENCY})
         if self._ignores_signals and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_IGN)

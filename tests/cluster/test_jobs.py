@@ -10,14 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import zarr
 from threadpoolctl import threadpool_info
 
 from jobs.scoring.job import score
 from jobs.training.job import train
 from pipeline.cluster.client import Cluster as Client
 from pipeline.cluster.tasks import Task, results
-from pipeline.cluster.worker import ZARR_CONCURRENCY
 from pipeline.ingest import ingest
 from pipeline.sources.digits import draw_digits
 from storage.errors import BadDataError, UnreachableError
@@ -206,19 +204,19 @@ def test_a_home_that_a_worker_does_not_see(
     assert [] == list((trained / "scores").glob("*/metrics.json"))
 
 
-def settings() -> tuple[int, int]:
-    """Return the most BLAS threads of this process, and Zarr's concurrent reads of an array."""
+def blas_threads() -> int:
+    """Return the most BLAS threads of this process."""
     libraries = [one for one in threadpool_info() if one["user_api"] == "blas"]
-    return max(one["num_threads"] for one in libraries), zarr.config.get("async.concurrency")
+    return max(one["num_threads"] for one in libraries)
 
 
 def test_workers_are_set(tmp_path: Path) -> None:
-    """Workers use one BLAS thread and few reads, whatever their environment says."""
+    """Workers use one BLAS thread, whatever their environment says."""
     with Cluster(tmp_path / "cluster", workers=0) as workers:
         workers.add_worker(env={"OMP_NUM_THREADS": "3", "OPENBLAS_NUM_THREADS": "3"})
         with connected(workers) as client:
-            task = Task("look", "its settings", settings, ())
-            assert [(1, ZARR_CONCURRENCY)] == list(results(client, [task], 1))
+            task = Task("look", "its settings", blas_threads, ())
+            assert [1] == list(results(client, [task], 1))
 
 
 def test_values_of_another_range(cluster: Client, tmp_path: Path) -> None:
