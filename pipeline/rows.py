@@ -74,11 +74,8 @@ class _Held:
 
     epoch: int
     start: int
+    stop: int
     batch: Batch
-
-    @property
-    def stop(self) -> int:
-        return self.start + len(self.batch.rows)
 
 
 class WindowReader(Closing):
@@ -145,7 +142,8 @@ class WindowReader(Closing):
         if self.reads_ahead:
             self._expect_next(order, number)
         batch = Batch(block.inputs, block.targets, window.row_numbers, order.epoch)
-        return _Held(order.epoch, int(order.window_starts[number]), batch)
+        start = int(order.window_starts[number])
+        return _Held(order.epoch, start, start + window.rows, batch)
 
     def _expect_next(self, order: EpochOrder, number: int) -> None:
         start, stop = self._part

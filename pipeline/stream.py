@@ -188,6 +188,12 @@ class BatchStream(Closing):
         if state is not None:
             self._began = self._began.continued_at(state)
         self._epoch, self._next_batch = self._began.epoch, self._began.next_batch
+        self.rows = rows
+        """Number of rows of an epoch, before `drop_last`."""
+        self.batch_size = self._began.batch_size
+        """Rows of every mini-batch but the last of an epoch."""
+        self.batches = self._began.batches
+        """Number of mini-batches per epoch."""
         self._location = dataset.location
         self._chain = bytes.fromhex(self._began.order_digest)
         self._process: int | None = os.getpid()
@@ -222,21 +228,6 @@ class BatchStream(Closing):
             next_batch=self._next_batch,
             order_digest=self._chain.hex(),
         )
-
-    @property
-    def rows(self) -> int:
-        """Number of rows of an epoch, before `drop_last`."""
-        return self._began.rows
-
-    @property
-    def batch_size(self) -> int:
-        """Rows of every mini-batch but the last of an epoch."""
-        return self._began.batch_size
-
-    @property
-    def batches(self) -> int:
-        """Number of mini-batches per epoch."""
-        return self._began.batches
 
     @property
     def batches_taken(self) -> int:
@@ -286,15 +277,16 @@ class BatchStream(Closing):
             yield self._cut(parts)
 
     def _cut(self, parts: int) -> Iterator[Batch]:
-        end = self.place + self.next_rows
+        first = self.place
+        end = first + self.next_rows
         chain = hashlib.sha256(self._chain)
-        for start, stop in cut(self.place, end, parts):
+        for start, stop in cut(first, end, parts):
             yield self._take(start, stop, chain, is_last=stop == end)
 
     def _take(self, start: int, stop: int, chain: "hashlib._Hash", *, is_last: bool) -> Batch:
         self._check_usable()
         batch = self._reader.take(self._epoch, start, stop)
-        chain.update(batch.rows.astype("<u8", copy=False).data)
+        chain.update(batch.rows.astype("<i8", copy=False).data)  # as <u8, which would be a copy
         if is_last:
             self._chain = chain.digest()
             self._next_batch += 1

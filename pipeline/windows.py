@@ -94,9 +94,11 @@ Timing = tuple[float, float]
 
 
 def load_window(
-    split: Split, window: Window, block: Block, pool: Executor, scratch: Scratch
+    split: Split, window: Window, block: Block, pool: Executor | None, scratch: Scratch
 ) -> Timing:
     """Fill `block` with a window's rows in shuffled order, by a Dask graph on the pool's threads.
+
+    Without a pool the graph is computed here, which saves the changes between threads.
 
     One task per chunk reads, verifies and decodes it, and copies its rows to their positions, so
     memory holds the window and one chunk per thread. Keys are unique: Dask would take two tasks
@@ -112,27 +114,31 @@ def load_window(
     graph[key] = (total, list(graph))
     # Imported by the loading thread, as late as possible: a training forks before that.
     with translate_configuration_errors():
+        from dask.local import get_sync
         from dask.threaded import get
     # Called directly: `dask.compute` would import all of `distributed` to look for a client.
-    timing: Timing = get(graph, key, pool=pool)
+    timing: Timing = get(graph, key, pool=pool) if pool else get_sync(graph, key)
     return timing
 
 
 def place_chunk(
     split: Split, window: Window, block: Block, scratch: Scratch, position: int
 ) -> Timing:
-    """Copy the rows of the window's chunk number `position` to their positions in the block."""
+    """Put the rows of the window's chunk number `position` at their positions in the block."""
     began, processor_began = time.perf_counter(), time.thread_time()
     number, start, stop = (
         int(values[position]) for values in (window.chunks, window.starts, window.stops)
     )
-    chunk = split.read_chunk(number, scratch.chunk)
     first, _ = split.schema.chunk_bounds(number)
     listed = int((window.stops - window.starts)[:position].sum())
-    places = window.destinations[listed : listed + stop - start]
-    for whole, part in ((block.inputs, chunk.inputs), (block.targets, chunk.targets)):
-        if whole is not None and part is not None:
-            _as_items(whole)[places] = _as_items(part)[start - first : stop - first]
+    rows = slice(listed, listed + stop - start)
+    if window.seed is None and stop - start == split.schema.chunk_rows:
+        split.read_chunk(number, block.part(rows))
+    else:
+        chunk, places = split.read_chunk(number, scratch.chunk), window.destinations[rows]
+        for whole, part in ((block.inputs, chunk.inputs), (block.targets, chunk.targets)):
+            if whole is not None and part is not None:
+                _as_items(whole)[places] = _as_items(part)[start - first : stop - first]
     return time.perf_counter() - began, time.thread_time() - processor_began
 
 
@@ -229,13 +235,15 @@ class WindowLoader(Closing):
 
     def _use_threads(self, threads: int) -> None:
         if threads != self._threads:
-            self._pool.shutdown()
+            if self._pool:
+                self._pool.shutdown()
             self._threads = threads
             self._pool = _pool(threads)
 
     def close(self) -> None:
         self._ahead.shutdown(cancel_futures=True)
-        self._pool.shutdown(cancel_futures=True)
+        if self._pool:
+            self._pool.shutdown(cancel_futures=True)
         self._coming.clear()
         self._memory.clear()
 
@@ -248,10 +256,10 @@ def usable_cores() -> int:
 
 
 def threads_beside(busy_cores: int, most: int) -> int:
-    """Return `most` threads, or fewer to leave `busy_cores` cores free; all if none is left."""
-    left = usable_cores() - busy_cores
-    return min(left, most) if left > 0 else most
+    """Return `most` threads, or fewer to leave `busy_cores` cores free, but at least one."""
+    return max(1, min(usable_cores() - busy_cores, most))
 
 
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="load-chunk")
+def _pool(threads: int) -> Executor | None:
+    """Return threads for `load_window`; None for a single one, which is its own."""
+    return ThreadPoolExecutor(threads, "load-chunk") if threads > 1 else None

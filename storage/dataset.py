@@ -45,6 +45,10 @@ class Block:
         targets = "none" if self.targets is None else self.targets.shape
         return f"<Block> {self.inputs.dtype} inputs {self.inputs.shape}, targets {targets}"
 
+    def part(self, rows: slice) -> "Block":
+        """Return a view of some of the rows."""
+        return Block(self.inputs[rows], None if self.targets is None else self.targets[rows])
+
     def digest(self) -> bytes:
         """Return the SHA-256 of the inputs followed by the targets: 32 bytes."""
         return values_digest(self.inputs, *([] if self.targets is None else [self.targets]))
