@@ -7,6 +7,7 @@ split; a scoring compares its rows with them.
 import math
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Self
 
 import numpy as np
@@ -35,11 +36,9 @@ SAMPLED_ROWS = 5_000
 """About this number of rows of a larger split are counted."""
 WEYL = 2_654_435_769
 """2**32 over the golden ratio: its multiples are spread evenly (Knuth, 1973)."""
-BLOCK = 65_536
+BLOCK = 32_768
 """Values that are computed on at a time, so that they fit the cache."""
 COUNT = re.compile(r"[0-9]{1,15}", re.ASCII)
-EXACT = 2**24
-"""Float32 holds all integers below this number."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,20 +149,23 @@ def image_statistics(
     """
     height, width = shape[:2] if len(shape) > 1 else (1, *shape)
     depth = math.prod(shape[2:])
-    size = height * width * depth
-    moments, unit = np.empty((len(numbers), 8)), 1.0
-    rows, lines_at_once = max(1, BLOCK // size), max(1, BLOCK // (width * depth))
-    for start in range(0, len(numbers), rows):
-        block = images[numbers[start : start + rows]].reshape(-1, width * depth)
-        sums = []
-        for line in range(0, len(block), lines_at_once):  # all at once, unless images are large
-            lines, unit = _pixels(block[line : line + lines_at_once], scaling)
-            sums.append(_line_sums(lines, width, depth))
-        moments[start : start + rows] = _moments(np.concatenate(sums).reshape(-1, height, 5))
-    total, squares, steps, *centred = moments.T
+    line, size = width * depth, height * width * depth
+    flat, moments, unit = images.reshape(len(images), size), np.zeros((len(numbers), 8)), 1.0
+    rows, lines = max(1, BLOCK // size), max(1, BLOCK // line)
+    for top in range(0, height, lines):  # once, unless images are large
+        powers = _powers(top, min(height, top + lines), width, depth)
+        part = slice(top * line, top * line + len(powers))
+        for start in range(0, len(numbers), rows):
+            block = slice(start, start + rows)
+            pixels, unit = _pixels(flat[numbers[block], part], scaling)
+            steps = _steps(pixels, width, depth)
+            moments[block, :6] += pixels @ powers
+            for column, terms in ((6, pixels), (7, steps)):
+                moments[block, column] += np.einsum("ij,ij->i", terms, terms)
+    total, *centred, squares, of_steps = moments.T
     mean = total / size / unit
     mean_square = squares / size / unit**2
-    step = steps / max(1, height * (width - 1) * depth) / unit**2
+    step = of_steps / max(1, height * (width - 1) * depth) / unit**2
     x, y, xx, yy, xy = np.divide(centred, np.where(total > 0, total, 1.0))
     spread_x, spread_y = (np.sqrt(np.maximum(v, 0)) for v in (xx - x * x, yy - y * y))
     slant = (xy - x * y) / np.maximum(spread_x * spread_y, 1e-6)
@@ -183,37 +185,27 @@ def image_statistics(
     return statistics
 
 
-def _line_sums(lines: NDArray[Any], width: int, depth: int) -> NDArray[np.float64]:
-    """Return sums over each horizontal line: of v, v x, v x^2, v^2 and squared steps.
-
-    v is a value and x its place.
-    """
-    across = np.repeat(np.arange(width), depth)
-    powers = np.stack([across**power for power in range(3)], axis=1).astype(lines.dtype)
-    steps = lines[:, depth:] - lines[:, :-depth]
-    squares = [np.einsum("ij,ij->i", values, values) for values in (lines, steps)]
-    return np.column_stack([lines @ powers, *squares]).astype(np.float64)
+@lru_cache(maxsize=1)
+def _powers(top: int, bottom: int, width: int, depth: int) -> NDArray[np.float64]:
+    """Return 1, x, y, x^2, y^2 and x y of each value of the lines [top, bottom)."""
+    places: NDArray[np.intp] = np.mgrid[top:bottom, :width].reshape(2, -1)
+    y, x = places.repeat(depth, axis=1).astype(np.float64)
+    return np.column_stack([np.ones_like(x), x, y, x * x, y * y, x * y])
 
 
-def _moments(of_lines: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return sums over each image: of v, v^2, squared steps, v x, v y, v x^2, v y^2 and v x y.
-
-    `of_lines` are the sums over lines, `(images, height, 5)`; y is the number of a line.
-    """
-    down = np.arange(of_lines.shape[1])
-    total, x, xx, squares, of_steps = of_lines.sum(axis=1).T
-    y, yy = of_lines[:, :, 0] @ down, of_lines[:, :, 0] @ down**2
-    xy = of_lines[:, :, 1] @ down
-    return np.stack([total, squares, of_steps, x, y, xx, yy, xy], axis=1)
+def _steps(pixels: NDArray[np.float64], width: int, depth: int) -> NDArray[np.float64]:
+    """Return the differences to the next pixel of the same line; 0 at the end of a line."""
+    steps = np.empty_like(pixels)
+    np.subtract(pixels[:, depth:], pixels[:, :-depth], out=steps[:, :-depth])
+    steps.reshape(len(steps), -1, width, depth)[:, :, -1] = 0
+    return steps
 
 
-def _pixels(lines: NDArray[Any], scaling: ValueRange | None) -> tuple[NDArray[Any], float]:
-    """Return stored values as floats in a type that holds their sums, and what stands for 1."""
-    if lines.dtype == np.uint8 and scaling == BYTES:
-        width = lines.shape[1]
-        largest = 255 * max(255, width**2) * width
-        return lines.astype(np.float32 if largest < EXACT else np.float64), 255.0
+def _pixels(stored: NDArray[Any], scaling: ValueRange | None) -> tuple[NDArray[np.float64], float]:
+    """Return stored values as float64, and what stands for 1: bytes stay integers."""
+    if stored.dtype == np.uint8 and scaling == BYTES:
+        return stored.astype(np.float64), 255.0
     low, high = (0.0, 1.0) if scaling is None else (scaling.low, scaling.high)
-    values = np.subtract(lines, low, dtype=np.float64)
+    values = np.subtract(stored, low, dtype=np.float64)
     values /= high - low
     return np.clip(values, 0, 1, out=values), 1.0

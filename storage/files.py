@@ -84,6 +84,15 @@ def rmdir(path: Path) -> None:
     os.rmdir(path)
 
 
+def fsync_path(path: Path) -> None:
+    """Make the bytes of a file, written by any process, survive a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def fsync_directory(path: Path) -> None:
     """Make the names in a directory survive a loss of power."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -157,8 +166,8 @@ def check_regular(path: Path, subject: str) -> None:
         )
 
 
-def make_directories(path: Path) -> None:
-    """Create a directory and its parents, each durable; `UsageError` if a file is in the way."""
+def make_directories(path: Path, *, durable: bool = True) -> None:
+    """Create a directory and its parents; `UsageError` if a file is in the way."""
     missing = []
     while not path.is_dir():
         missing.append(path)
@@ -172,7 +181,8 @@ def make_directories(path: Path) -> None:
             raise UsageError(f"{directory} is not a directory. Choose another place.") from error
         except FileNotFoundError as error:  # the parent exists: below /proc, for example
             raise PermissionError(errno.EPERM, "No directory can be created here") from error
-        fsync_directory(directory.parent)
+        if durable:
+            fsync_directory(directory.parent)
 
 
 def remove_tree(path: Path) -> None:

@@ -7,7 +7,7 @@ import re
 import stat
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -45,8 +45,8 @@ class LocalLocation(Location):
     """A directory of objects; see `Location`.
 
     An object is written to a temporary file beside it, which is synced and renamed; then the
-    directory is synced. The location may be a symbolic link, and links below it are followed unless
-    they lead outside.
+    directory is synced. Without `durable`, nothing is synced before `sync`. The location
+    may be a symbolic link, and links below it are followed unless they lead outside.
     """
 
     path: Path
@@ -107,10 +107,10 @@ class LocalLocation(Location):
         with translate_os_errors("write", path):
             check_regular(path, f"The output is {path}")
             path = Path(os.path.realpath(path)) if path.is_symlink() else path
-            make_directories(path.parent)
+            make_directories(path.parent, durable=self.durable)
             temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
             try:
-                with _synced_file(temporary) as descriptor:
+                with _new_file(temporary, durable=self.durable) as descriptor:
                     yield partial(files.write, descriptor)
                 self.check_held()
                 files.rename(temporary, path)
@@ -118,7 +118,16 @@ class LocalLocation(Location):
                 with suppress(OSError):
                     files.unlink(temporary)
                 raise
-            files.fsync_directory(path.parent)
+            if self.durable:
+                files.fsync_directory(path.parent)
+
+    def sync(self, keys: Collection[str]) -> None:
+        paths = [self._at(key) for key in keys]
+        with translate_os_errors("write", self.path):
+            for path in paths:
+                files.fsync_path(path)
+            for directory in dict.fromkeys([*(path.parent for path in paths), self.path]):
+                files.fsync_directory(directory)
 
     def append(self, key: str, data: bytes, before: bytes | None = None) -> None:
         path = self._at(key)
@@ -283,8 +292,8 @@ class LocalLocation(Location):
 
 
 @contextmanager
-def _synced_file(path: Path) -> Iterator[int]:
-    """Yield the descriptor of a new file, which is synced when the block succeeds."""
+def _new_file(path: Path, *, durable: bool) -> Iterator[int]:
+    """Yield the descriptor of a new file, which is synced if `durable` when the block succeeds."""
     try:
         descriptor = files.create(path)
     except FileNotFoundError as error:  # its directory exists: /proc, for example
@@ -293,7 +302,8 @@ def _synced_file(path: Path) -> Iterator[int]:
         with suppress(OSError):  # some network file systems have no locks
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield descriptor
-        files.fsync(descriptor)
+        if durable:
+            files.fsync(descriptor)
     finally:
         files.close(descriptor)
 

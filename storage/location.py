@@ -7,7 +7,7 @@ import json
 import re
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
@@ -90,15 +90,17 @@ class Lock(ABC):
 class Location(ABC):
     """A directory or prefix of objects, each named by a relative key such as `train/zarr.json`.
 
-    Writes are atomic and durable: a reader sees the old object or the new one. A key that leads
-    outside raises `BadDataError`, an unreachable place `UnreachableError`. A location can be
-    pickled and used on another machine.
+    Writes are atomic, and durable unless `durable` is false: a reader sees the old object or the
+    new one. A key that leads outside raises `BadDataError`, an unreachable place
+    `UnreachableError`. A location can be pickled and used on another machine.
     """
 
     path: PurePath
     """The path of a directory, or a bucket's prefix."""
     lock: Lock | None = field(default=None, compare=False, kw_only=True)
     """The writer's lock, checked before each write."""
+    durable: bool = field(default=True, compare=False, kw_only=True)
+    """Whether each write survives a loss of power at once, or only after `sync`."""
 
     renames: ClassVar[bool]
     """Whether a tree is published by a rename, or by a root object that names its version."""
@@ -251,6 +253,13 @@ class Location(ABC):
         for name in self.names(key):
             if TEMPORARY.fullmatch(name):
                 self.delete(f"{key}/{name}" if key else name)
+
+    def unsynced(self) -> Self:
+        """Return this location for a writer of many objects that calls `sync` at the end."""
+        return replace(self, durable=False)
+
+    def sync(self, keys: Collection[str]) -> None:  # noqa: B027 - a store's writes are durable
+        """Make objects, written by any process, survive a loss of power, and their names too."""
 
     def sweep_partial(self, key: str) -> None:  # noqa: B027 - a store has no partial objects
         """Remove the partial files that dead writers of one object left, but no live writer's."""

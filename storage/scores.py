@@ -250,6 +250,7 @@ class ScoresWriter:
         self.home = location
         self.location = location.draft()
         """The location of the chunks."""
+        self._unsynced = self.location.unsynced()
         self.schema = schema
         self.digests: dict[int, str] = {}
         """The digest of each written chunk, including workers' chunks."""
@@ -273,15 +274,15 @@ class ScoresWriter:
     def write_chunk(
         self, number: int, probabilities: NDArray[np.float32], predicted: NDArray[np.int32]
     ) -> None:
-        """Write one chunk durably: `(rows, classes)` and `(rows,)`."""
+        """Write one chunk: `(rows, classes)` and `(rows,)`. It is durable when it is published."""
         predictions = (probabilities, predicted)
-        self.digests[number] = write_arrays(self.location, self.schema, number, *predictions)
+        self.digests[number] = write_arrays(self._unsynced, self.schema, number, *predictions)
 
     def read_chunk(self, number: int) -> Predictions:
         return read_arrays(self.location, self.schema, number, self.digests[number])
 
     def publish(self, metrics: dict[str, Any]) -> Scores:
-        """Write the metrics, then the root that marks the scores complete.
+        """Write the metrics, sync everything, then write the root that marks the scores complete.
 
         Raises `UnreachableError` if a chunk that a worker wrote cannot be seen from here.
         """
@@ -290,13 +291,14 @@ class ScoresWriter:
             array.check_presence()
         digests = [self.digests[number] for number in range(self.schema.chunks)]
         written = documents.sealed_bytes(metrics)
-        self.location.put(METRICS, written)
+        self._unsynced.put(METRICS, written)
         attributes = self._attributes | {
             "chunk_digests": digests,
             "metrics_sha256": hashlib.sha256(written).hexdigest(),
         }
         members = {name: array_metadata(array) for name, array in arrays.items()}
-        write_tree(self.location, attributes, members)
+        keys = [f"{name}/{key}" for name, array in arrays.items() for key in array.keys]
+        write_tree(self._unsynced, attributes, members, [METRICS, *keys])
         if self.location != self.home:
             self.home.publish(self.location, METADATA_NAME)
         return Scores(self.location, self.schema, tuple(digests), metrics)

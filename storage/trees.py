@@ -7,7 +7,7 @@ digests cover a document's *own* metadata (see docs/reference/formats.md).
 
 import hashlib
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from storage import documents
@@ -160,16 +160,22 @@ def read_root(location: Location) -> tuple[Location, bytes | None]:
 
 
 def write_tree(
-    tree: Location, attributes: Mapping[str, Any], members: Mapping[str, Document]
+    tree: Location,
+    attributes: Mapping[str, Any],
+    members: Mapping[str, Document],
+    unsynced: Collection[str] = (),
 ) -> None:
     """Write the documents of all groups and arrays, given by path, then the root.
 
+    Before the root is written, other objects that were written `unsynced` are made durable.
     The root has consolidated metadata, without which xarray warns and opens the group slowly.
     """
     written = {f"{path}/{METADATA_NAME}": document for path, document in members.items()}
     contents = {key: metadata_bytes(document) for key, document in written.items()}
     for key, content in contents.items():
         tree.put(key, content)
+    if not tree.durable:
+        tree.sync([*unsynced, *contents])
     digests = {
         METADATA_DIGESTS: {
             key: hashlib.sha256(content).hexdigest() for key, content in contents.items()
@@ -177,7 +183,7 @@ def write_tree(
         OWN_METADATA_DIGESTS: {key: metadata_digest(document) for key, document in written.items()},
     }
     root = group_metadata({**attributes, **digests, "complete": True}, members)
-    tree.put(METADATA_NAME, metadata_bytes(seal_group(root)))
+    replace(tree, durable=True).put(METADATA_NAME, metadata_bytes(seal_group(root)))
 
 
 def group_metadata(

@@ -153,12 +153,13 @@ class Predictor:
         They are those of the first member for the images as they are, of all units if these are at
         most `HIDDEN_UNITS`, otherwise of some at equal intervals.
         """
-        shapes = (0, self.classes), (0, self.hidden_units)
-        blocks = [(np.empty(shapes[0], np.float32), np.empty(shapes[1], self._first.dtype))]
-        starts = range(0, len(inputs), BLOCK_ROWS)
+        rows = len(inputs)
+        probabilities = np.empty((rows, self.classes), np.float32)
+        hidden = np.empty((rows, self.hidden_units), self._first.dtype)
         with ignore_overflow():  # non-finite probabilities are never written
-            blocks += [self._mean(inputs[start : start + BLOCK_ROWS]) for start in starts]
-        probabilities, hidden = map(np.concatenate, zip(*blocks, strict=True))
+            for start in range(0, rows, BLOCK_ROWS):
+                block = slice(start, start + BLOCK_ROWS)
+                self._write_mean(inputs[block], probabilities[block], hidden[block])
         return (probabilities, probabilities.argmax(axis=1).astype(np.int32)), hidden
 
     @property
@@ -180,24 +181,24 @@ class Predictor:
     def _first(self) -> Network:
         return self.members[0].network
 
-    def _mean(self, block: NDArray[Any]) -> tuple[NDArray[np.float32], Floats]:
-        """Return the mean probabilities of a block's rows, and outputs of the hidden layer."""
-        total, terms = np.zeros((len(block), self.classes)), 0
+    def _write_mean(self, block: NDArray[Any], mean: NDArray[np.float32], hidden: Floats) -> None:
+        """Write the mean probabilities of a block's rows, and outputs of the hidden layer."""
         dtypes = dict.fromkeys(member.network.dtype for member in self.members)
-        hidden: Floats | None = None
+        total: Floats | None = None
+        terms = 0
         for shifted in self._shifted(block):
             inputs = {dtype: network_inputs(shifted, dtype, self.scaling) for dtype in dtypes}
             for member in self.members:
                 probabilities, outputs = member.network.forward_with_hidden(
                     member.parameters, *inputs[member.network.dtype]
                 )
-                if hidden is None:
-                    hidden = outputs[:, :: self._units.step]
-                total += probabilities
+                if total is None:
+                    total, hidden[:] = probabilities, outputs[:, :: self._units.step]
+                else:
+                    total = np.add(total, probabilities, dtype=np.float64)
                 terms += 1
-        assert hidden is not None  # a model has a member
-        total /= terms
-        return total.astype(np.float32), hidden
+        assert total is not None  # a model has a member
+        np.divide(total, terms, out=mean, casting="same_kind")
 
     def _shifted(self, block: NDArray[Any]) -> Iterator[NDArray[Any]]:
         """Yield the rows, then the rows with shifted images, the smallest shifts first."""

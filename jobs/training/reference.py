@@ -75,8 +75,9 @@ class Observation:
     def of(cls, images: ImageStatistics, predictions: Predictions, hidden: Floats) -> Self:
         """Observe rows with the statistics of their images, if they are counted."""
         probabilities, predicted = predictions
-        uncertainty = 1 - np.nan_to_num(probabilities.max(axis=1), nan=0.0).astype(np.float64)
-        logarithm = np.log10(np.clip(uncertainty, LEAST_UNCERTAINTY, 1))
+        largest = probabilities[np.arange(len(predicted)), predicted].astype(np.float64)
+        uncertainty = np.fmin(1 - largest, 1)  # 1 for NaN, which is never written
+        logarithm = np.log10(np.maximum(uncertainty, LEAST_UNCERTAINTY))
         confidence = logarithm[:, None] / np.log10(LEAST_UNCERTAINTY)
         return cls(
             images,

@@ -143,6 +143,11 @@ class Disk:
         status = os.fstat(descriptor)
         self._written[status.st_ino].synced = status.st_size
 
+    def _after_fsync_path(self, result: None, path: Path) -> None:
+        status = path.stat()
+        if status.st_ino in self._written:  # not if an earlier process wrote it
+            self._written[status.st_ino].synced = status.st_size
+
     # Names
 
     def _after_fsync_directory(self, result: None, path: Path) -> None:

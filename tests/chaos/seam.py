@@ -14,6 +14,7 @@ OPERATIONS = (
     "open_append",
     "write",
     "fsync",
+    "fsync_path",
     "close",
     "rename",
     "mkdir",

@@ -17,7 +17,10 @@ from storage.errors import BadDataError, UnreachableError, UsageError
 from storage.location import Location
 from storage.places import open_location
 
-OPERATIONS = ("create", "write", "fsync", "close", "rename", "mkdir", "unlink", "fsync_directory")
+OPERATIONS = (
+    *("create", "write", "close", "rename", "mkdir", "unlink"),
+    *("fsync", "fsync_path", "fsync_directory"),
+)
 
 
 @pytest.fixture
@@ -111,6 +114,20 @@ def test_a_put_is_synced_before_and_after_the_rename(
     local.put("a/key", b"new")
     expected = ["create", "write", "fsync", "close", "rename", "fsync_directory", "fsync"]
     assert ["mkdir", "fsync_directory", "fsync", *expected] == called
+
+
+def test_many_writes_are_synced_together(local: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without `durable` nothing is synced before `sync`, which syncs files, then directories."""
+    local.path.mkdir()
+    called = record_operations(monkeypatch)
+    unsynced = local.unsynced()
+    for key in ("a/one", "a/two", "three"):
+        unsynced.put(key, b"new")
+    put = ["create", "write", "close", "rename"]
+    assert ["mkdir", *put, *put, *put] == called
+    called.clear()
+    local.sync(["a/one", "a/two", "three"])
+    assert ["fsync_path", "fsync"] * 3 + ["fsync_directory", "fsync"] * 2 == called
 
 
 @pytest.mark.parametrize("operation", ["create", "write", "fsync", "rename"])
