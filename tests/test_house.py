@@ -24,6 +24,7 @@ SHORT = {
     "jobs/training/result.py": "what `train` returns, as jobs/scoring/result.py is of scoring",
     "jobs/training/thread_map.py": "evaluation and scoring share it",
     "pipeline/draws.py": "distortions and dropout share it",
+    "jobs/training/local_step.py": "chooses between two steps, for all that take steps",
     "storage/events.py": "logging and progress, which all floors use",
 }
 """Files of fewer than `FEWEST_LINES` lines, each with its reason."""

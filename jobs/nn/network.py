@@ -3,15 +3,21 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from jobs.nn.activations import ACTIVATIONS, softmax
 from jobs.nn.architecture import Layer, count_parameters
+from jobs.nn.backpropagation import Backpropagation, Columns, unit_slices
 from jobs.nn.loss import cross_entropy
 from jobs.nn.parameters import Floats, views
+
+LEAST_UNITS = 16
+"""Units in a part of the first layer at least."""
+MANY_UNITS = 512
+"""Units of a first layer that can keep four cores busy."""
 
 
 class Workspace:
@@ -28,10 +34,6 @@ class Workspace:
         if buffer is None or buffer.size < size:
             buffer = self._buffers[key] = np.empty(size, key[1])
         return buffer[:size].reshape(shape)
-
-
-Columns: TypeAlias = NDArray[np.intp]
-"""Ascending indices of input columns; 0 is the bias."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +69,10 @@ class GradientSum(LossSum):
 class Network:
     """A multilayer perceptron with given layers and dtype. It holds no parameters and no state.
 
-    Every method is pure and may be called from several threads at once, each with its own
-    `workspace` or none. `parameters` is the flat vector of `jobs.nn.parameters`, in the network's
-    dtype, float32 or float64. `inputs` is `(rows, 1 + features)` in that dtype, and begins with a
-    column of ones, the bias. `targets` is `(rows, classes)`, one-hot uint8. Arrays of another
-    shape or dtype raise ValueError.
+    Every method is pure and may be called from several threads at once. `parameters` is the flat
+    vector of `jobs.nn.parameters`, in the network's dtype, float32 or float64. `inputs` is
+    `(rows, 1 + features)` in that dtype, and begins with a column of ones, the bias. `targets` is
+    `(rows, classes)`, one-hot uint8. Arrays of another shape or dtype raise ValueError.
 
     `columns` are the columns of the input that `inputs` has, if some are left out. Those must be
     zero in all rows, so they do not change the sums and have no gradient. A third of the pixels of
@@ -93,6 +94,16 @@ class Network:
         return hash((self.layers, self.dtype))
 
     @property
+    def parts(self) -> int:
+        """The parts of the first layer's units if a mini-batch is not divided by its rows.
+
+        It depends on the network alone, because the bits depend on it.
+        """
+        if len(self.layers) == 1 or self.layers[0].outputs < 2 * LEAST_UNITS:
+            return 1
+        return 2 if self.layers[0].outputs < MANY_UNITS else 4
+
+    @property
     def parameter_memory(self) -> int:
         """Bytes of a parameter vector."""
         return self.parameter_count * self.dtype.itemsize
@@ -111,9 +122,11 @@ class Network:
 
     @property
     def gradient_memory(self) -> int:
-        """Bytes of a row in the forward and backward pass: sums, outputs and deltas too."""
+        """Bytes of a row in the forward and backward pass: sums, masks, deltas and slopes too."""
         outputs = sum(layer.outputs for layer in self.layers)
-        return (2 * (1 + self.layers[0].inputs) + 4 * outputs) * self.dtype.itemsize
+        partial_sums = self.parts * max(layer.outputs for layer in self.layers)
+        values = 2 * (1 + self.layers[0].inputs) + 4 * outputs + partial_sums
+        return values * self.dtype.itemsize
 
     def forward(self, parameters: Floats, inputs: Floats, columns: Columns | None = None) -> Floats:
         """Return the probability of each class for each row: `(rows, classes)`."""
@@ -128,7 +141,7 @@ class Network:
         """
         self._check(parameters, inputs, columns)
         weights = views(parameters, self.layers)
-        outputs, logits = self._forward(weights, inputs, columns, Workspace())
+        outputs, logits = self._forward(weights, inputs, columns)
         return softmax(logits), outputs[-1] if outputs else logits[:, :0]
 
     def loss(
@@ -140,7 +153,7 @@ class Network:
     ) -> LossSum:
         """Return the summed loss and the correct rows; from logits, so there is no log(0)."""
         self._check(parameters, inputs, columns, targets)
-        _, logits = self._forward(views(parameters, self.layers), inputs, columns, Workspace())
+        _, logits = self._forward(views(parameters, self.layers), inputs, columns)
         loss = cross_entropy(logits, targets)
         return LossSum(loss.loss_sum, loss.correct, len(inputs))
 
@@ -154,104 +167,43 @@ class Network:
         weight: float = 1.0,
         smoothing: float = 0.0,
         masks: Sequence[Floats] | None = None,
-        out: Floats | None = None,
-        workspace: Workspace | None = None,
+        parts: int = 1,
     ) -> GradientSum:
         """Backpropagate the summed cross-entropy to its gradient (Rumelhart et al., 1986).
 
         The loss of each row is multiplied by `weight`: with 1 / B, the sum is the rows' part of
         the gradient of the mean over B rows, for one factor per class instead of one per
         parameter. `smoothing` is that of the labels (see `cross_entropy`). `masks`, one for each
-        hidden layer or none, `(rows, outputs)`, multiply the layers' outputs (dropout). The
-        gradient is written to `out`, `(parameters,)`, if given; `workspace` saves allocations.
+        hidden layer or none, `(rows, outputs)`, multiply the layers' outputs (dropout). The first
+        layer's units are computed in `parts`, on whose number the last bits depend.
         """
         self._check(parameters, inputs, columns, targets)
-        workspace = workspace or Workspace()
-        weights = views(parameters, self.layers)
-        outputs, logits = self._forward(weights, inputs, columns, workspace, masks)
-        loss = cross_entropy(logits, targets, smoothing)
-
-        gradient = np.empty_like(parameters) if out is None else out
-        gradients = views(gradient, self.layers)
-        # (rows, outputs of the layer): the gradient with respect to the layer's sums
-        delta = np.multiply(loss.delta, weight, out=loss.delta)
-        for layer in range(len(self.layers) - 1, 0, -1):
-            output = outputs[layer - 1]
-            below = self._masked(output, layer, masks, workspace)
-            np.matmul(below.T, delta, out=gradients[layer][1:])
-            np.add.reduce(delta, axis=0, out=gradients[layer][0])
-            back = workspace.array(f"delta-{layer}", output.shape, self.dtype)
-            delta = np.matmul(delta, weights[layer][1:].T, out=back)
-            slope = workspace.array("slope", output.shape, self.dtype)
-            delta *= self._hidden[layer - 1].derivative(output, slope)
-            if masks:
-                delta *= masks[layer - 1]
-        self._first_gradient(inputs, delta, columns, gradients[0], workspace)
+        gradient = np.empty_like(parameters)
+        units = unit_slices(self.layers, parts)
+        loss = Backpropagation(self.layers, self.dtype, units).gradient_sum(
+            parameters,
+            inputs,
+            targets,
+            columns,
+            weight=weight,
+            smoothing=smoothing,
+            masks=masks,
+            out=gradient,
+        )
         return GradientSum(loss.loss_sum, loss.correct, len(inputs), gradient)
 
-    def _first_gradient(
-        self,
-        inputs: Floats,
-        delta: Floats,
-        columns: Columns | None,
-        gradient: Floats,
-        workspace: Workspace,
-    ) -> None:
-        """Write the first layer's gradient; the rows of columns left out are zero."""
-        if columns is None:
-            np.matmul(inputs.T, delta, out=gradient)
-            return
-        occupied = len(columns)
-        narrow = workspace.array("gradient", (occupied + 1, gradient.shape[1]), self.dtype)
-        np.matmul(inputs.T, delta, out=narrow[:occupied])
-        narrow[occupied] = 0  # the zero row of blank columns
-        places = np.full(len(gradient), occupied)
-        places[columns] = np.arange(occupied)
-        np.take(narrow, places, axis=0, out=gradient, mode="clip")
-
     def _forward(
-        self,
-        weights: list[Floats],
-        inputs: Floats,
-        columns: Columns | None,
-        workspace: Workspace,
-        masks: Sequence[Floats] | None = None,
+        self, weights: list[Floats], inputs: Floats, columns: Columns | None
     ) -> tuple[list[Floats], Floats]:
-        """Return each hidden layer's outputs, `(rows, outputs)`, and the last layer's logits.
-
-        The outputs are those before the masks, which the derivatives need.
-        """
+        """Return each hidden layer's outputs, `(rows, outputs)`, and the last layer's logits."""
         outputs: list[Floats] = []
-        sums = workspace.array("sums-0", (len(inputs), self.layers[0].outputs), self.dtype)
-        first = self._first_weights(weights[0], columns, workspace)
-        np.matmul(inputs, first, out=sums)  # the inputs' first column, ones, meets the bias row
+        first = weights[0] if columns is None else weights[0][columns]
+        sums = inputs @ first  # the inputs' first column, ones, meets the bias row
         for number, activation in enumerate(self._hidden, 1):
-            output = activation.apply(sums, sums)
-            outputs.append(output)
-            shape = (len(inputs), self.layers[number].outputs)
-            sums = workspace.array(f"sums-{number}", shape, self.dtype)
-            below = self._masked(output, number, masks, workspace)
-            np.matmul(below, weights[number][1:], out=sums)
+            outputs.append(activation.apply(sums, sums))
+            sums = outputs[-1] @ weights[number][1:]
             sums += weights[number][0]
         return outputs, sums
-
-    def _masked(
-        self, output: Floats, number: int, masks: Sequence[Floats] | None, workspace: Workspace
-    ) -> Floats:
-        """Return hidden layer `number`'s outputs times its mask, if there are masks."""
-        if not masks:
-            return output
-        masked: Floats = workspace.array(f"masked-{number}", output.shape, self.dtype)
-        return np.multiply(output, masks[number - 1], out=masked)
-
-    def _first_weights(
-        self, weights: Floats, columns: Columns | None, workspace: Workspace
-    ) -> Floats:
-        if columns is None:
-            return weights
-        narrow = workspace.array("weights", (len(columns), weights.shape[1]), self.dtype)
-        # mode="clip" keeps NumPy from copying `out` first; all indices are in range.
-        return np.take(weights, columns, axis=0, out=narrow, mode="clip")
 
     def _check(
         self,

@@ -15,8 +15,9 @@ from jobs.nn.optimizers import State
 from jobs.nn.parameters import Floats
 from jobs.training.environment import one_blas_thread
 from jobs.training.gradients import GradientRule, Gradients
-from jobs.training.process_pool import PROCESS_MEMORY, ProcessPool, Reply, Task, shared_array
+from jobs.training.process_pool import PROCESS_MEMORY, Meet, ProcessPool, Reply, Task, shared_array
 from jobs.training.step import (
+    BLOCK,
     TreeSum,
     UpdateRule,
     ignore_overflow,
@@ -34,9 +35,6 @@ MOST_SPAN = 8
 GROUP = 16
 """Gradient sums kept until the step, or more on many cores. Larger mini-batches are added up
 group by group; a power of two makes each group one subtree of the fixed tree."""
-
-BLOCK = 65_536
-"""Elements updated at a time: all arrays that Adam uses fit the cache."""
 
 GRADIENT, STEP = 0, 1
 
@@ -186,7 +184,7 @@ class DataParallelStep(Closing):
         for inputs, targets, numbers in zip(*cuts, strict=True):
             yield Batch(inputs, targets if self._schema.classes else None, numbers, epoch)
 
-    def _work(self, task: Task) -> Reply:
+    def _work(self, task: Task, meet: Meet) -> Reply:
         """Compute a task; repeated, it has the same result."""
         action, *details = task
         with ignore_overflow():
@@ -235,7 +233,7 @@ class DataParallelStep(Closing):
         self._pool.close()
 
 
-def step_memory(
+def row_parallel_memory(
     rule: GradientRule, schema: SplitSchema, batch_size: int, micro_batches: int, threads: int
 ) -> int:
     """Return the bytes of a `DataParallelStep` at most, without its two copies of the state."""

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.nn.network import Columns, GradientSum, LossSum, Network, Workspace
+from jobs.nn.backpropagation import Backpropagation, Columns, unit_slices
+from jobs.nn.network import GradientSum, LossSum, Network, Workspace
 from jobs.nn.parameters import Floats
 from jobs.training.config import TrainConfig
 from jobs.training.dropout import Dropout, dropout_memory
-from jobs.training.step import TreeSum
+from jobs.training.step import TreeSum, micro_batch_count
 from pipeline.distortions import Distorter, Distortions, distorter_memory
 from pipeline.stream import Batch
 from pipeline.transforms import occupied_columns, scale
@@ -46,6 +47,8 @@ class GradientRule:
     dropout: Dropout | None = None
     label_smoothing: float = 0.0
     """The share of each label that is moved to all classes."""
+    parts: int = 1
+    """The parts of the first layer's units in each gradient."""
 
     def memory(self, rows: int) -> int:
         """Return the bytes that distortions and dropout of `rows` need at most."""
@@ -76,6 +79,13 @@ def network_inputs(
     return scale(narrow, dtype, scaling, by_column.T), columns
 
 
+def targets_of(batch: Batch) -> NDArray[np.uint8]:
+    """Return the one-hot targets `(rows, classes)`; raise `BadDataError` if there are none."""
+    if batch.targets is None:
+        raise BadDataError("The split has no labels to learn from; choose a labelled one.")
+    return batch.targets
+
+
 def distortions(config: TrainConfig) -> Distortions:
     """Return the strengths of a run's distortions."""
     return Distortions(**{field.name: getattr(config, field.name) for field in fields(Distortions)})
@@ -88,8 +98,48 @@ def gradient_rule(config: TrainConfig, network: Network, dataset: Dataset) -> Gr
         full_epochs = round(config.distort_until * config.epochs)
         plan = DistortionPlan(strengths, dataset.image_shape, config.seed, full_epochs)
     dropout = Dropout(config.dropout, config.seed) if config.dropout else None
-    scaling = dataset.preparation.scaling
-    return GradientRule(network, scaling, plan, dropout, config.label_smoothing)
+    rows = config.batch_size or dataset.split("train").schema.rows - config.holdout
+    by_units = micro_batch_count(config.micro_batches, rows) == 1
+    return GradientRule(
+        network,
+        dataset.preparation.scaling,
+        plan,
+        dropout,
+        config.label_smoothing,
+        network.parts if by_units else 1,
+    )
+
+
+class RowScaler:
+    """Distorts and scales rows for the network, for one thread: it keeps the memory."""
+
+    def __init__(self, rule: GradientRule) -> None:
+        self._rule = rule
+        self._workspace = Workspace()
+        self._distorters: dict[bool, Distorter] = {}
+        """By whether the strengths are full, made on first use."""
+
+    def distort(self, batch: Batch) -> NDArray[Any]:
+        """Return the stored inputs as the run's distortions change them in the batch's epoch."""
+        plan = self._rule.distortions
+        if plan is None:
+            return batch.inputs
+        full = batch.epoch < plan.full_epochs
+        if full not in self._distorters:
+            strengths = plan.strengths if full else plan.strengths.halved()
+            self._distorters[full] = Distorter(strengths, plan.image_shape, plan.seed)
+        return self._distorters[full](batch.inputs, batch.epoch, batch.rows)
+
+    def scale(self, stored: NDArray[Any]) -> tuple[Floats, Columns | None]:
+        """Return stored rows scaled for the network, and its columns if blank ones are left out."""
+        return network_inputs(stored, self._rule.network.dtype, self._rule.scaling, self._workspace)
+
+    def masks(self, batch: Batch) -> list[Floats] | None:
+        """Return the masks of the hidden layers for the batch, if the run has dropout."""
+        dropout = self._rule.dropout
+        if dropout is None:
+            return None
+        return dropout.masks(self._rule.network, batch.epoch, batch.rows, self._workspace)
 
 
 class Gradients:
@@ -97,9 +147,10 @@ class Gradients:
 
     def __init__(self, rule: GradientRule) -> None:
         self._rule = rule
+        self._scaler = RowScaler(rule)
         self._workspace = Workspace()
-        self._distorters: dict[bool, Distorter] = {}
-        """By whether the strengths are full, made on first use."""
+        layers, dtype = rule.network.layers, rule.network.dtype
+        self._backpropagation = Backpropagation(layers, dtype, unit_slices(layers, rule.parts))
 
     def of_subtree(
         self, parameters: Floats, micro_batches: Iterable[Batch], batch_rows: int, out: Floats
@@ -134,34 +185,15 @@ class Gradients:
     def _gradient_sum(
         self, parameters: Floats, batch: Batch, batch_rows: int, out: Floats
     ) -> GradientSum:
-        if batch.targets is None:
-            raise BadDataError("The split has no labels to learn from; choose a labelled one.")
-        network = self._rule.network
-        inputs, columns = network_inputs(
-            self._distorted(batch), network.dtype, self._rule.scaling, self._workspace
-        )
-        dropout, masks = self._rule.dropout, None
-        if dropout is not None:
-            masks = dropout.masks(network, batch.epoch, batch.rows, self._workspace)
-        return network.gradient_sum(
+        inputs, columns = self._scaler.scale(self._scaler.distort(batch))
+        loss = self._backpropagation.gradient_sum(
             parameters,
             inputs,
-            batch.targets,
+            targets_of(batch),
             columns,
             weight=1 / batch_rows,
             smoothing=self._rule.label_smoothing,
-            masks=masks,
+            masks=self._scaler.masks(batch),
             out=out,
-            workspace=self._workspace,
         )
-
-    def _distorted(self, batch: Batch) -> NDArray[Any]:
-        """Return the stored inputs as the run's distortions change them in the batch's epoch."""
-        plan = self._rule.distortions
-        if plan is None:
-            return batch.inputs
-        full = batch.epoch < plan.full_epochs
-        if full not in self._distorters:
-            strengths = plan.strengths if full else plan.strengths.halved()
-            self._distorters[full] = Distorter(strengths, plan.image_shape, plan.seed)
-        return self._distorters[full](batch.inputs, batch.epoch, batch.rows)
+        return GradientSum(loss.loss_sum, loss.correct, len(inputs), out)

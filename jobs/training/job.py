@@ -46,7 +46,7 @@ from jobs.training.select_checkpoint import (
     stopped_early,
 )
 from jobs.training.signature import signature_of
-from jobs.training.step import thread_count
+from jobs.training.step import core_count, thread_count
 from jobs.training.trainer import SavedState, Start, Trainer, template
 from jobs.training.warm_start import (
     check_parent,
@@ -309,9 +309,12 @@ class _Training:
         if self.cluster is not None:
             workers = len(self.cluster.workers())
             return counted(workers, "worker") if workers else "a cluster"
+        if config.parallel == "rounds":
+            return counted(1, "core")
         assert config.micro_batches is not None  # the configuration is complete
-        cores = min(thread_count(config.threads), config.micro_batches)
-        return counted(1 if config.parallel == "rounds" else cores, "core")
+        batch_size = config.batch_size or self.dataset.split("train").schema.rows - config.holdout
+        network, threads = Network(self.layers, config.dtype), thread_count(config.threads)
+        return counted(core_count(network, batch_size, config.micro_batches, threads), "core")
 
     def _train_epochs(self) -> None:
         times = self.config.epochs - len(self.metrics)

@@ -12,9 +12,9 @@ from jobs.nn.initialise import initialise_memory
 from jobs.nn.network import Network
 from jobs.nn.optimizers import make_optimizer
 from jobs.training.config import TrainConfig
-from jobs.training.data_parallel import step_memory
 from jobs.training.evaluate import HIDDEN_UNITS, evaluation_memory
 from jobs.training.gradients import gradient_rule
+from jobs.training.local_step import step_memory
 from jobs.training.rounds import replicas_memory
 from jobs.training.step import micro_batch_count, thread_count
 from pipeline.plan import BASE_MEMORY

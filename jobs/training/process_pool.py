@@ -29,6 +29,10 @@ Task: TypeAlias = Sequence[float]
 """A task for a process, as at most `MOST_NUMBERS` numbers."""
 Reply: TypeAlias = Sequence[float]
 """A task's result, as at most `MOST_NUMBERS` numbers."""
+Meet: TypeAlias = Callable[[], None]
+"""Waits in a task until all processes have come as far; see `ProcessPool.meet`."""
+Work: TypeAlias = Callable[[Task, Meet], Reply]
+"""Computes a task."""
 
 MOST_NUMBERS = 8
 SPINS = 2_000
@@ -57,13 +61,15 @@ def shared_array(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
 class ProcessPool(Closing):
     """Computes tasks in parallel, in this process and in forks that share its earlier arrays."""
 
-    def __init__(self, work: Callable[[Task], Reply], size: int) -> None:
-        """Fork `size` - 1 processes, which compute tasks with `work` as this one does.
+    def __init__(self, work: Work, size: int) -> None:
+        """Fork `size` - 1 processes, which compute tasks with `work`.
 
         A repeated task must have the same result: the task of a process that died is repeated.
         """
         self._work = work
         self._others: list[_Process] = []
+        self._busy: dict[int, _Process] = {}
+        """Who computes the tasks given by `begin`, by their number."""
         forks = size - 1 if FORKS else 0
         with suppress(OSError):  # the system has no more processes or semaphores
             for _ in range(forks):
@@ -78,24 +84,74 @@ class ProcessPool(Closing):
     def run(self, tasks: Sequence[Task]) -> list[Reply]:
         """Return the replies to one task or more, in order.
 
-        This process computes the last task, and then those that no fork has begun. On a busy
-        machine a fork may wait long for a core. A fork that takes far longer than this process did
-        is stopped or stuck. It is killed, and its task computed here.
+        This process computes the last task, and then those that no fork has finished.
         """
-        assigned = list(zip(self._others, tasks[:-1], strict=False))
-        for process, task in assigned:
-            process.begin(task)
-        began = time.monotonic()
-        own_replies = [self._work(task) for task in tasks[len(assigned) :]]
-        limit = STUCK_SECONDS + STUCK_TIMES * (time.monotonic() - began)
-        replies = []
-        for process, task in assigned:
+        self.begin(tasks[:-1])
+        begun = len(self._busy)
+        own_replies = [self._work(task, _alone) for task in tasks[begun:]]
+        others_replies = [
+            self._work(tasks[number], _alone) if reply is None else reply
+            for number, reply in self.finish().items()
+        ]
+        return [*others_replies, *own_replies]
+
+    def __len__(self) -> int:
+        """Return the number of forks that are alive, as far as is known."""
+        return len(self._others)
+
+    def begin(self, tasks: Sequence[Task]) -> None:
+        """Give the forks tasks, at most one each; then do a part here.
+
+        In each of these tasks `meet` is called as often as here.
+        """
+        self._began = time.monotonic()
+        self._busy = dict(enumerate(self._others[: len(tasks)]))
+        for number, process in self._busy.items():
+            process.begin(tasks[number])
+
+    def gather(self) -> list[int]:
+        """Wait until the forks meet; return the numbers of the tasks that none is computing.
+
+        A fork may have died, or have no core to begin. The others wait until `part` is called.
+        """
+        limit = self._limit()
+        missing = [
+            number
+            for number, process in self._busy.items()
+            if process.take_back() or not process.has_come(limit)
+        ]
+        for number in missing:
+            self._remove_dead(self._busy.pop(number))
+        return missing
+
+    def part(self) -> None:
+        """Let the processes that have met continue."""
+        for process in self._busy.values():
+            process.let_go()
+
+    def finish(self) -> dict[int, Reply | None]:
+        """Wait for the end of the tasks; return each one's reply, None if its fork has died.
+
+        On a busy machine a fork may wait long for a core: a task not begun is cancelled too. A
+        fork that takes far longer than this process did is stopped or stuck, and killed.
+        """
+        limit, replies = self._limit(), {}
+        for number, process in self._busy.items():
             reply = None if process.take_back() else process.reply(limit)
-            replies.append(self._work(task) if reply is None else reply)
-            if reply is None and not process.is_alive():
-                self._others.remove(process)
-                self._warn(1)
-        return [*replies, *own_replies]
+            replies[number] = reply
+            if reply is None:
+                self._remove_dead(process)
+        self._busy = {}
+        return replies
+
+    def _limit(self) -> float:
+        """Return the seconds to wait for a fork, after this process has done its part."""
+        return STUCK_SECONDS + STUCK_TIMES * (time.monotonic() - self._began)
+
+    def _remove_dead(self, process: "_Process") -> None:
+        if not process.is_alive():
+            self._others.remove(process)
+            self._warn(1)
 
     def _warn(self, missing: int) -> None:
         if missing:
@@ -114,9 +170,11 @@ class ProcessPool(Closing):
 class _Process:
     """A forked process of the pool."""
 
-    def __init__(self, work: Callable[[Task], Reply]) -> None:
+    def __init__(self, work: Work) -> None:
         context = get_context("fork")
         self._requested: Semaphore = context.Semaphore(0)
+        self._come: Semaphore = context.Semaphore(0)
+        self._gone: Semaphore = context.Semaphore(0)
         self._done: Semaphore = context.Semaphore(0)
         self._letter = shared_array((1 + MOST_NUMBERS,), np.float64)
         self._parent = os.getpid()
@@ -136,6 +194,17 @@ class _Process:
 
     def reply(self, limit: float) -> Reply | None:
         """Return the task's reply; None if the process died, or is killed after `limit` s."""
+        return self._read() if self._wait_for(self._done, limit) else None
+
+    def has_come(self, limit: float) -> bool:
+        """Wait until the process meets; False if it died, or is killed after `limit` s."""
+        return self._wait_for(self._come, limit)
+
+    def let_go(self) -> None:
+        """Let the process continue after it has met."""
+        self._gone.release()
+
+    def _wait_for(self, semaphore: Semaphore, limit: float) -> bool:
         end = time.monotonic() + limit
 
         def is_working() -> bool:
@@ -143,7 +212,16 @@ class _Process:
                 self.end()
             return self.is_alive()
 
-        return self._read() if _wait(self._done, is_working) else None
+        return _wait(semaphore, is_working)
+
+    def _meet(self) -> None:
+        """Wait in the fork until its owner has met all processes."""
+        self._come.release()
+        if not _wait(self._gone, self._has_owner):
+            os._exit(1)
+
+    def _has_owner(self) -> bool:
+        return os.getppid() == self._parent
 
     def end(self) -> None:
         """Kill the process; harmless when called again."""
@@ -173,18 +251,22 @@ class _Process:
                 self.number = 0
         return bool(self.number)
 
-    def _serve(self, work: Callable[[Task], Reply]) -> None:
+    def _serve(self, work: Work) -> None:
         """Compute tasks in the fork until the parent has ended. Never returns."""
         try:
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_IGN)  # the parent handles them
             gc.disable()  # finalizers of inherited objects must not run here
             os.closerange(0, MOST_DESCRIPTORS)  # locks and pipes must close with their owner
-            while _wait(self._requested, lambda: os.getppid() == self._parent):
-                self._write(work(self._read()))
+            while _wait(self._requested, self._has_owner):
+                self._write(work(self._read(), self._meet))
                 self._done.release()
         finally:
             os._exit(1)
+
+
+def _alone() -> None:
+    """Meet no other process."""
 
 
 def _wait(semaphore: Semaphore, is_other_alive: Callable[[], bool]) -> bool:

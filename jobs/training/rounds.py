@@ -21,8 +21,8 @@ from jobs.nn.network import LossSum, Network
 from jobs.nn.optimizers import State
 from jobs.nn.parameters import Floats
 from jobs.training.config import TrainConfig
-from jobs.training.data_parallel import DataParallelStep
 from jobs.training.gradients import GradientRule
+from jobs.training.local_step import local_step
 from jobs.training.step import TreeSum, optimizer_of, update_rule
 from pipeline.order import cut
 from pipeline.rows import OrderedRows, RowReader, reader_memory
@@ -222,7 +222,7 @@ class RoundWorkerState(Closing):
         work = self._work
         with (
             self._reading(steps) as reader,
-            DataParallelStep(
+            local_step(
                 work.rule,
                 self._update,
                 parameters,

@@ -197,7 +197,8 @@ class TrainSettings:
         None,
         "Parts of a mini-batch for parallel gradients.",
         "Their gradients are summed in a fixed tree, so the model depends on their number. By "
-        "default 1 below 100 rows, 2 below 320, then 4 or as many as have at most 256 rows each.",
+        "default 1 below 320 rows, then 4 or as many as have at most 256 rows each. The work of a "
+        "single one is divided by the units of the first hidden layer.",
         default_text="by batch size",
         least=1,
     )

@@ -1,9 +1,9 @@
-"""The arithmetic of a step, version 3: sums in a fixed tree, and the update.
+"""The arithmetic of a step, version 4: sums in a fixed tree, and the update.
 
 The bits depend on the configuration alone, not on the number of cores.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,9 +17,13 @@ from jobs.nn.parameters import Floats, weight_slices
 from jobs.training.config import TrainConfig
 from pipeline.windows import usable_cores
 
-STEP_VERSION = 3
+STEP_VERSION = 4
 MICRO_BATCH_ROWS = 256
 """Rows of a micro-batch of a large batch at most."""
+LEAST_WORK = 10_000_000
+"""Rows times parameters of a mini-batch below which a second core costs more than it saves."""
+BLOCK = 262_144
+"""Elements updated at a time. Smaller blocks fit the cache, but cost more calls than they save."""
 
 Item = TypeVar("Item")
 
@@ -27,20 +31,23 @@ Item = TypeVar("Item")
 def default_micro_batches(batch_size: int) -> int:
     """Return the number of micro-batches of a mini-batch, the same on every machine.
 
-    One below 100 rows, two below 320, then four or more of at most `MICRO_BATCH_ROWS`. Smaller ones
-    would keep more cores busy, but each costs a pass over all parameters. Two of 50 rows save a
-    quarter of the time on two cores, and cost a tenth on one.
+    One below 320 rows, whose work is divided by the units of the first layer, then four or more of
+    at most `MICRO_BATCH_ROWS`. Smaller ones would keep more cores busy, but each costs a pass over
+    all parameters.
     """
-    if batch_size < 100:
-        return 1
-    if batch_size < 320:
-        return 2
-    return max(4, -(-batch_size // MICRO_BATCH_ROWS))
+    return 1 if batch_size < 320 else max(4, -(-batch_size // MICRO_BATCH_ROWS))
 
 
 def micro_batch_count(chosen: int | None, batch_size: int) -> int:
     """Return the number of micro-batches: `--micro-batches` or the default, none of them empty."""
     return min(chosen or default_micro_batches(batch_size), batch_size)
+
+
+def core_count(network: Network, batch_size: int, micro_batches: int, threads: int) -> int:
+    """Return the cores that the steps of mini-batches of `batch_size` rows use, of `threads`."""
+    if micro_batches > 1:
+        return min(threads, micro_batches)
+    return min(threads, network.parts) if batch_size * network.parameter_count >= LEAST_WORK else 1
 
 
 def subtree_size(micro_batches: int, workers: int, most: int) -> int:
@@ -128,6 +135,8 @@ class UpdateRule:
     optimizer: Optimizer
     l2: float
     """The strength of L2 regularisation; see `--l2`."""
+    weights: tuple[slice, ...] | None = None
+    """The elements that L2 applies to; None: all but the biases in `jobs.nn.parameters`' layout."""
 
     def apply(
         self,
@@ -158,8 +167,8 @@ class UpdateRule:
         self.optimizer.step((parameters, state), gradient, learning_rate, step_number, out)
 
     @cached_property
-    def _all_weights(self) -> list[slice]:
-        return weight_slices(self.network.layers)
+    def _all_weights(self) -> Sequence[slice]:
+        return self.weights or weight_slices(self.network.layers)
 
     def _weights(self, block: slice) -> list[slice]:
         """Return the slices of the block that L2 applies to: all weights, no biases."""

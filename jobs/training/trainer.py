@@ -16,10 +16,16 @@ from jobs.nn.network import NO_ROWS, LossSum, Network
 from jobs.nn.optimizers import State
 from jobs.nn.parameters import Floats
 from jobs.training.config import TrainConfig
-from jobs.training.data_parallel import DataParallelStep
 from jobs.training.gradients import GradientRule, gradient_rule
+from jobs.training.local_step import local_step
 from jobs.training.rounds import initial_state
-from jobs.training.step import UpdateRule, micro_batch_count, thread_count, update_rule
+from jobs.training.step import (
+    UpdateRule,
+    core_count,
+    micro_batch_count,
+    thread_count,
+    update_rule,
+)
 from pipeline.order import EpochOrder
 from pipeline.rows import OrderedRows
 from pipeline.stream import Batch, BatchStream, StreamState, chunks_per_window
@@ -116,6 +122,10 @@ class Trainer(Closing):
         rows = dataset.split("train").schema.rows - config.holdout
         self._batch_size = config.batch_size or rows
         self._micro_batches = micro_batch_count(config.micro_batches, self._batch_size)
+        self.cores = core_count(
+            self.network, self._batch_size, self._micro_batches, thread_count(config.threads)
+        )
+        """The cores that take the steps, unless a cluster does."""
         # The stepper forks, which must precede the stream's threads.
         self._stepper = self._make_stepper(
             gradient_rule(config, self.network, dataset),
@@ -134,7 +144,7 @@ class Trainer(Closing):
                 drop_last=config.drop_last,
                 rows=rows,
                 epochs=config.epochs,
-                busy_cores=min(thread_count(config.threads), self._micro_batches),
+                busy_cores=self.cores,
                 state=stream_state,
                 reads_rows=self.reads_rows,
             )
@@ -146,7 +156,7 @@ class Trainer(Closing):
         self, rule: GradientRule, update: UpdateRule, parameters: Floats, state: State
     ) -> TrainingState:
         """Return the object that takes the steps, here on the cores of this machine."""
-        self._step: TrainingStep = DataParallelStep(
+        self._step: TrainingStep = local_step(
             rule,
             update,
             parameters,
@@ -154,7 +164,7 @@ class Trainer(Closing):
             self._dataset.split("train").schema,
             batch_size=self._batch_size,
             micro_batches=self._micro_batches,
-            threads=thread_count(self.config.threads),
+            threads=self.cores,
         )
         return self._step
 

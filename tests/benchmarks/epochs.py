@@ -11,9 +11,9 @@ import numpy as np
 from jobs.nn.network import NO_ROWS, Network
 from jobs.nn.optimizers import make_optimizer
 from jobs.training.config import TrainConfig
-from jobs.training.data_parallel import DataParallelStep
 from jobs.training.environment import one_blas_thread
 from jobs.training.gradients import GradientRule
+from jobs.training.local_step import local_step
 from jobs.training.step import UpdateRule, default_micro_batches
 from jobs.training.trainer import Trainer
 from pipeline.stream import Batch
@@ -112,8 +112,8 @@ def memory(workplace: Workplace, threads: int, options: dict[str, Any], stack: E
     parts, network = micro_batches(case, threads), Network(case.layers)
     optimizer, parameters = make_optimizer(case.optimizer), case.initial_parameters()
     stepper = stack.enter_context(
-        DataParallelStep(
-            GradientRule(network),
+        local_step(
+            GradientRule(network, parts=network.parts if parts == 1 else 1),
             UpdateRule(network, optimizer, case.l2),
             parameters,
             optimizer.initial_state(parameters),

@@ -22,8 +22,10 @@ from jobs.training.data_parallel import DataParallelStep
 from jobs.training.environment import one_blas_thread
 from jobs.training.gradients import GradientRule, network_inputs
 from jobs.training.job import train
+from jobs.training.local_step import local_step
 from jobs.training.step import UpdateRule, default_micro_batches
 from jobs.training.trainer import parameters_digest
+from jobs.training.unit_parallel import UnitParallelStep
 from pipeline.order import EpochOrder
 from pipeline.stream import Batch, chunks_per_window
 from storage.dataset import open_dataset
@@ -68,12 +70,13 @@ def one_by_one(
     """A step by definition: the gradients of the parts, summed in the tree."""
     sums = []
     rows = sum(len(part.inputs) for part in batches)
+    units = rule.network.parts if len(batches) == 1 else 1
     with one_blas_thread():
         for part in batches:
             assert part.targets is not None
             inputs, columns = network_inputs(part.inputs, rule.network.dtype, BYTES)
             gradient = rule.network.gradient_sum(
-                before[0], inputs, part.targets, columns, weight=1 / rows
+                before[0], inputs, part.targets, columns, weight=1 / rows, parts=units
             )
             sums.append(gradient.gradient)
     gradient: Floats = by_definition(sums)
@@ -84,10 +87,11 @@ def one_by_one(
 
 def stepper_of(
     rule: UpdateRule, start: Stepped, rows: int, micro_batches: int, threads: int
-) -> DataParallelStep:
+) -> DataParallelStep | UnitParallelStep:
     """Takes steps of mini-batches of `LAYERS`' rows."""
-    return DataParallelStep(
-        GradientRule(rule.network),
+    parts = rule.network.parts if micro_batches == 1 else 1
+    return local_step(
+        GradientRule(rule.network, parts=parts),
         rule,
         *start,
         SCHEMA,

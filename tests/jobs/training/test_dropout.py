@@ -162,7 +162,7 @@ def test_other_shares_on_resume(digits: Path, tmp_path: Path) -> None:
     """Another share of either is another training; the run records dropout's version."""
     config = small(epochs=1, dropout=0.2)
     result = train(config, dataset=digits, run=tmp_path / "run")
-    assert {"order": 1, "step": 3, "dropout": 1} == result.run.versions
+    assert {"order": 1, "step": 4, "dropout": 1} == result.run.versions
     other = replace(config, dropout=0.0, label_smoothing=0.1)
     with pytest.raises(ConflictError) as caught:
         train(other, dataset=digits, run=tmp_path / "run", resume=True)

@@ -253,7 +253,7 @@ def test_record(digits: Path, tmp_path: Path) -> None:
     complete = replace(config, network=SMALL.network, micro_batches=1, evaluate="test")
     assert complete.to_json() == run.configuration
     assert open_dataset(open_location(digits)).digest == run.dataset_digest
-    assert {"order": 1, "step": 3} == run.versions
+    assert {"order": 1, "step": 4} == run.versions
     assert environment() == run.environment
     names = {"numpy", "blas", "blas_kernel", "cpu_features", "libc", "machine", "sample_digest"}
     assert names == run.environment.keys()

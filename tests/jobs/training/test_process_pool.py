@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jobs.training import process_pool as pool_module
-from jobs.training.process_pool import PATIENCE, ProcessPool, Reply, Task, shared_array
+from jobs.training.process_pool import PATIENCE, Meet, ProcessPool, Reply, Task, shared_array
 from storage.places import open_location
 
 OWNER = """
@@ -21,7 +21,7 @@ from jobs.training.process_pool import ProcessPool, shared_array
 from storage.places import open_location
 with open_location(sys.argv[1]).writer_lock("The run"):
     begun = shared_array((3,), int)
-    def begin(task):
+    def begin(task, meet):
         begun[int(task[0])] = 1
         while not begun.all():
             os.sched_yield()
@@ -33,7 +33,7 @@ with open_location(sys.argv[1]).writer_lock("The run"):
 """
 
 
-def doubled(task: Task) -> Reply:
+def doubled(task: Task, meet: Meet) -> Reply:
     """Double each number."""
     return [2 * number for number in task]
 
@@ -52,7 +52,7 @@ def test_memory_is_shared() -> None:
     """All processes share arrays, and each task runs in its own process."""
     places = shared_array((3,), np.int64)
 
-    def sign(task: Task) -> Reply:
+    def sign(task: Task, meet: Meet) -> Reply:
         places[int(task[0])] = os.getpid()
         while not places.all():  # or the owner would compute the others' tasks as well
             os.sched_yield()
@@ -67,13 +67,13 @@ def test_a_task_of_a_dead_process_is_done_by_its_owner() -> None:
     """If a process is killed before or during a task, all replies are still returned."""
     owner, begun = os.getpid(), shared_array((14,), np.int64)
 
-    def fatal(task: Task) -> Reply:
+    def fatal(task: Task, meet: Meet) -> Reply:
         begun[int(task[0])] = 1
         if task[0] == 13 and os.getpid() != owner:
             os.kill(os.getpid(), signal.SIGKILL)
         while task[0] == 5 and not begun[13]:
             os.sched_yield()
-        return doubled(task)
+        return doubled(task, meet)
 
     with ProcessPool(fatal, 3) as pool:
         killed = pool.process_numbers[0]
@@ -90,7 +90,7 @@ def test_a_task_that_is_not_begun_is_done_by_the_owner() -> None:
     """A fork without a core delays no task, and takes tasks again once it has one."""
     places = shared_array((2,), np.int64)
 
-    def sign(task: Task) -> Reply:
+    def sign(task: Task, meet: Meet) -> Reply:
         places[int(task[0])] = os.getpid()
         return ()
 
@@ -113,13 +113,13 @@ def test_a_stuck_process_is_ended(
     monkeypatch.setattr(pool_module, "STUCK_SECONDS", 0.1)
     owner, begun = os.getpid(), shared_array((1,), np.int64)
 
-    def stop(task: Task) -> Reply:
+    def stop(task: Task, meet: Meet) -> Reply:
         if task[0] == 0 and os.getpid() != owner:
             begun[0] = 1
             os.kill(os.getpid(), signal.SIGSTOP)
         while task[0] == 1 and not begun[0]:
             os.sched_yield()
-        return doubled(task)
+        return doubled(task, meet)
 
     with ProcessPool(stop, 2) as pool:
         assert [[0], [2]] == [list(reply) for reply in pool.run([(0,), (1,)])]
@@ -164,7 +164,7 @@ def test_ignored_sigchld() -> None:
 
 def test_an_error_is_raised_by_its_owner() -> None:
     """A task that fails ends the fork; the repetition in the owner raises the error."""
-    with ProcessPool(lambda task: [1 / task[0]], 2) as pool, pytest.raises(ZeroDivisionError):
+    with ProcessPool(lambda task, meet: [1 / task[0]], 2) as pool, pytest.raises(ZeroDivisionError):
         pool.run([(0,), (1,)])
 
 

@@ -245,7 +245,7 @@ def test_invalid_record(digits: Path, tmp_path: Path) -> None:
         configuration={"batchsize": 3},
         dataset_digest=train_digest(digits),
         dataset={},
-        versions={"order": 1, "step": 3},
+        versions={"order": 1, "step": 4},
         environment={},
     )
     with pytest.raises(BadDataError, match=r"run\.json has an unknown setting 'batchsize'"):

@@ -76,10 +76,7 @@ def test_tree_memory(count: int) -> None:
     ("batch_size", "micro_batches"),
     [
         (1, 1),
-        (99, 1),
-        (100, 2),
-        (200, 2),
-        (319, 2),
+        (319, 1),
         (320, 4),
         (1000, 4),
         (1024, 4),
