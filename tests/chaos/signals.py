@@ -110,6 +110,8 @@ def stop_at_once(name: str, scene: Scene, case: int, chance: random.Random) -> s
                 for number in SIGNALS:
                     process.send_signal(number)
             result = ended(process)
+        if result.code == 0:
+            raise TooLateError
         assert result.code in [128 + number for number in SIGNALS], result
         assert "" == result.out + result.err, result
         job.look()
@@ -125,7 +127,8 @@ def stop_in_start_up(name: str, scene: Scene, case: int, chance: random.Random) 
             if not end_at(process, chance.uniform(0, job.work.start_up), number):
                 raise TooLateError
             result = ended(process)
-        if result.code == 0:
+        # The signal may also precede the job's first line.
+        if result.code == 0 or "Could not import runpy" in result.err:
             raise TooLateError
         assert result.code in (128 + number, -number), result
         job.look()

@@ -56,9 +56,13 @@ def test_on_average(mnist: Path) -> None:
 
 @pytest.mark.parametrize("optimizer", [name for name in OPTIMIZERS if name != "adamw"])
 def test_each_optimizer(optimizer: str, mnist: Path, tmp_path: Path) -> None:
-    """Every optimizer reaches 97.5 % at its default learning rate; adamw is the default above."""
-    result = train(TrainConfig(optimizer=optimizer), dataset=mnist, run=tmp_path / "run")
-    assert 10 == len(result.metrics)
+    """Every optimizer reaches 97.5 % at its default learning rate; adamw is the default above.
+
+    Six epochs suffice.
+    """
+    config = TrainConfig(optimizer=optimizer, epochs=6)
+    result = train(config, dataset=mnist, run=tmp_path / "run")
+    assert 6 == len(result.metrics)
     assert 0.975 <= result.metrics[-1]["evaluation"]["test"]["accuracy"]
 
 
