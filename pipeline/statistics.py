@@ -38,7 +38,7 @@ WEYL = 2_654_435_769
 """2**32 over the golden ratio: its multiples are spread evenly (Knuth, 1973)."""
 BLOCK = 32_768
 """Values that are computed on at a time, so that they fit the cache."""
-COUNT = re.compile(r"[0-9]{1,15}", re.ASCII)
+COUNTS = re.compile(r"([0-9]{1,15}( [0-9]{1,15})*)?", re.ASCII)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,13 +105,13 @@ def counts_text(counts: NDArray[np.int64]) -> str:
 def parse_counts(text: Any, bins: int, place: str) -> NDArray[np.int64]:
     """Return the inverse of `counts_text`; raise `BadDataError` that names `place`."""
     numbers = text.split(" ") if isinstance(text, str) and text else []
-    if len(numbers) > bins or not all(COUNT.fullmatch(number) for number in numbers):
+    if len(numbers) > bins or not COUNTS.fullmatch(" ".join(numbers)):
         raise BadDataError(
             f"{place} has a histogram {str(text)[:20]!r}...; expected up to {bins} numbers. "
             "Restore it from a copy, or create it again."
         )
     counts = np.zeros(bins, np.int64)
-    counts[: len(numbers)] = [int(number) for number in numbers]
+    counts[: len(numbers)] = list(map(int, numbers))
     return counts
 
 

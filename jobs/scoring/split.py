@@ -166,7 +166,12 @@ def _score_here(
         return observer.observe(start, batch.inputs, predictions, hidden), counted
 
     chunks = BatchStream(
-        dataset, schema.split, batch_size=schema.chunk_rows, shuffle=False, epochs=1
+        dataset,
+        schema.split,
+        batch_size=schema.chunk_rows,
+        shuffle=False,
+        epochs=1,
+        busy_cores=threads,
     )
     with chunks, ThreadMap(score_chunk, threads) as scored:
         yield from scored.map(iter(chunks))

@@ -167,8 +167,7 @@ class Reference:
         mean, triangle = document["hidden_mean"], document["hidden_covariance"]
         lengths = [len(row) if isinstance(row, list) else None for row in [mean, *triangle]]
         numbers = [number for row in [mean, *triangle] if isinstance(row, list) for number in row]
-        is_known = all(type(number) is float for number in numbers)
-        if lengths != [units, *range(1, units + 1)] or not is_known:
+        if lengths != [units, *range(1, units + 1)] or not set(map(type, numbers)) <= {float}:
             raise BadDataError(
                 f"{place} does not describe {units} units of the last hidden layer. Remove it; "
                 "`pipeline score` makes it again."
