@@ -190,7 +190,7 @@ class WindowLoader(Closing):
     ) -> None:
         """Use at most `threads` threads; fewer if the consumer already uses `busy_cores` cores.
 
-        All are used for the window after a late one, and `WAITING_THREADS` for a slow store.
+        All are used for the window after a late one, and `WAITING_THREADS` if that is slow too.
         """
         self.split = split
         self.seconds_waited = 0.0
@@ -229,7 +229,8 @@ class WindowLoader(Closing):
         )
         _ = window.row_numbers  # computed here, not while the caller waits
         least = SLOW_SECONDS * len(window.chunks)
-        if seconds > max(least, SLOW * processor_seconds):
+        # On a busy machine chunks wait for a core. More threads would only make the wait longer.
+        if late and seconds > max(least, SLOW * processor_seconds):
             self._most = self._fewer = max(self._most, WAITING_THREADS)
         return window, block
 

@@ -208,9 +208,9 @@ def test_two_windows_are_held(
 
 
 def threads_used(
-    split: Split, busy_cores: int, timing: Timing, monkeypatch: pytest.MonkeyPatch
+    split: Split, busy_cores: int, timings: list[Timing], monkeypatch: pytest.MonkeyPatch
 ) -> list[int]:
-    """The threads that load each of four windows for a given timing; the last two are late."""
+    """The threads that load each of four windows for given timings; the last two are late."""
     used: list[int] = []
     load_window = windows.load_window
 
@@ -223,7 +223,7 @@ def threads_used(
     ) -> Timing:
         used.append(pool._max_workers if pool else 1)
         load_window(split, window, block, pool, scratch)
-        return timing
+        return timings[window.number]
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(4)))
     monkeypatch.setattr(windows, "load_window", counting)
@@ -238,28 +238,29 @@ def threads_used(
 
 
 @pytest.mark.parametrize(
-    ("busy_cores", "timing", "expected"),
+    ("busy_cores", "timings", "expected"),
     [
-        (0, (0.3, 0.29), [4, 4, 4, 4]),
-        (3, (0.3, 0.29), [4, 1, 1, 4]),
-        (3, (0.3, 0.01), [4, 16, 16, 16]),
-        (3, (0.003, 0.0), [4, 1, 1, 4]),
+        (0, [(0.3, 0.29)] * 4, [4, 4, 4, 4]),
+        (3, [(0.3, 0.29)] * 4, [4, 1, 1, 4]),
+        (3, [(0.3, 0.01)] * 4, [4, 16, 16, 16]),
+        (3, [(0.3, 0.29), *[(0.3, 0.01)] * 3], [4, 1, 1, 4]),
+        (3, [(0.003, 0.0)] * 4, [4, 1, 1, 4]),
     ],
 )
 def test_threads_that_load(
     known: Known,
     busy_cores: int,
-    timing: Timing,
+    timings: list[Timing],
     expected: list[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Fewer threads load if the consumer is busy, and all for the window after a late one.
 
-    More load after a window that mostly waited, as for a slow store, unless the wait was short, as
-    that of small chunks for one another.
+    More load after a late window that mostly waited, as for a slow store, unless the wait was
+    short, as that of small chunks for one another.
     """
     split = known.dataset.split("train")
-    assert expected == threads_used(split, busy_cores, timing, monkeypatch)
+    assert expected == threads_used(split, busy_cores, timings, monkeypatch)
 
 
 def test_threads_beside_a_consumer(monkeypatch: pytest.MonkeyPatch) -> None:
