@@ -24,7 +24,7 @@ import pytest
 
 from pipeline.cluster.client import STOPPED
 from pipeline.cluster.client import Cluster as Client
-from pipeline.cluster.connect import LOGGERS, SILENT, connect, dashboard_link
+from pipeline.cluster.connect import LOCAL_SETTINGS, LOGGERS, SILENT, connect, dashboard_link
 from pipeline.cluster.options import ClusterOptions, address_in
 from pipeline.cluster.tasks import Task, results
 from pipeline.cluster.worker import reason
@@ -321,6 +321,12 @@ def dashboard_of(options: ClusterOptions, monkeypatch: pytest.MonkeyPatch) -> st
             assert 200 == page.status
             assert b"Bokeh" in page.read()
     return address
+
+
+def test_settings_of_local_workers() -> None:
+    """Dask has all of them: one that a new version renames would have no effect."""
+    for name in LOCAL_SETTINGS:
+        dask.config.get(name)  # raises KeyError
 
 
 def test_the_dashboard_of_local_workers(monkeypatch: pytest.MonkeyPatch) -> None:
