@@ -32,7 +32,7 @@ from jobs.training.process_pool import (
 from jobs.training.step import BLOCK, UpdateRule, ignore_overflow
 from jobs.training.unit_layout import UnitLayout
 from pipeline.stream import Batch
-from pipeline.windows import ROW_NUMBERS
+from pipeline.windows import ROW_NUMBERS, as_items
 from storage.location import Closing
 from storage.schema import SplitSchema
 
@@ -69,6 +69,7 @@ class UnitParallelStep(Closing):
         for name, vector in self._vectors.items():
             self._layout.put(state[name] if name else parameters, vector)
         self._weights = self._layout.matrices(self._vectors[""])
+        self._first_items = [as_items(matrix) for matrix in self._weights.first]
         self._gradient = np.empty_like(parameters)
         self._gradients = self._layout.matrices(self._gradient)
         self._scaler = RowScaler(rule)
@@ -135,13 +136,14 @@ class UnitParallelStep(Closing):
         loss = self._middle(targets, self._gradients)
         for share in mine:
             self._update_parts(share)
+        result = LossSum(loss.loss_sum, loss.correct, len(targets))
         lost = [others[fork] for fork, reply in pool.finish().items() if reply is None]
         for share in lost:
             self._restore(share)
             self._forward(share)
             self._update_parts(share)
         self._apply(self._layout.sections[-1], own)
-        return LossSum(loss.loss_sum, loss.correct, len(targets))
+        return result
 
     def _missing(self, others: list["_Share"], do: Callable[["_Share"], None]) -> list["_Share"]:
         """Meet the forks, and do the part of those that do not come; return their shares."""
@@ -237,7 +239,8 @@ class UnitParallelStep(Closing):
 
     def _put(self, part: int, narrow: Floats) -> None:
         """Write the weights of the columns in use to their rows of the first layer."""
-        _as_items(self._weights.first[part])[self._columns] = _as_items(narrow)
+        item = self._first_items[part].dtype
+        self._first_items[part][self._columns] = narrow.view(item).reshape(-1)
 
     def _apply(self, section: slice, share: "_Share", part: int | None = None) -> None:
         """Take the step on a section of the vectors, block by block."""
@@ -308,8 +311,3 @@ class _Share(NamedTuple):
 def _cut(count: int, processes: int) -> Iterator[tuple[int, int]]:
     """Return the bounds of nearly equal stretches, the larger ones first."""
     return pairwise(-(-count * number // processes) for number in range(processes + 1))
-
-
-def _as_items(rows: Floats) -> NDArray[np.void]:
-    """Return each row as one opaque item, which NumPy copies as a whole."""
-    return rows.view(np.dtype((np.void, rows.shape[1] * rows.itemsize))).reshape(-1)
