@@ -24,6 +24,9 @@ from storage.dataset import Dataset
 from storage.errors import BadDataError
 from storage.preparation import BYTES, ValueRange
 
+ROWS = 256
+"""Rows that are scaled at a time: those of a large mini-batch would not fit the cache."""
+
 
 @dataclass(frozen=True)
 class DistortionPlan:
@@ -72,11 +75,13 @@ def network_inputs(
     if columns is None:
         out = workspace.array("inputs", stored.shape, dtype)
         return scale(stored, dtype, scaling, out), None
-    # Indexing stores columns contiguously; `take`, which stores rows, needs twice the time. Matrix
-    # products take either layout.
-    narrow = stored[:, columns]
-    by_column = workspace.array("inputs", narrow.T.shape, dtype)
-    return scale(narrow, dtype, scaling, by_column.T), columns
+    by_column = workspace.array("inputs", (len(columns), len(stored)), dtype)
+    for first in range(0, len(stored), ROWS):
+        rows = slice(first, first + ROWS)
+        # Indexing stores columns contiguously; `take`, which stores rows, needs twice the time.
+        # Matrix products take either layout.
+        scale(stored[rows][:, columns], dtype, scaling, by_column.T[rows])
+    return by_column.T, columns
 
 
 def targets_of(batch: Batch) -> NDArray[np.uint8]:

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+from array import array
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing import get_context
@@ -176,7 +177,7 @@ class _Process:
         self._come: Semaphore = context.Semaphore(0)
         self._gone: Semaphore = context.Semaphore(0)
         self._done: Semaphore = context.Semaphore(0)
-        self._letter = shared_array((1 + MOST_NUMBERS,), np.float64)
+        self._letter = shared_array((1 + MOST_NUMBERS,), np.float64).data
         self._parent = os.getpid()
         self.number = os.fork()
         """The process identifier; 0 once the process has ended."""
@@ -232,13 +233,10 @@ class _Process:
             self.number = 0
 
     def _write(self, numbers: Task | Reply) -> None:
-        self._letter[0] = len(numbers)
-        self._letter[1 : 1 + len(numbers)] = numbers
+        self._letter[: 1 + len(numbers)] = array("d", (len(numbers), *numbers))
 
-    def _read(self) -> list[float]:
-        count = int(self._letter[0])
-        numbers: list[float] = self._letter[1 : 1 + count].tolist()
-        return numbers
+    def _read(self) -> Task | Reply:
+        return self._letter[1 : 1 + int(self._letter[0])].tolist()
 
     def is_alive(self) -> bool:
         """Return whether the process is alive."""

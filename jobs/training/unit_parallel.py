@@ -6,8 +6,7 @@ second layer's sums. What lies above them is small: each computes it, and the ow
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -173,12 +172,10 @@ class UnitParallelStep(Closing):
 
     def _shares(self, rows: int, epoch: int, learning_rate: float, number: int) -> list["_Share"]:
         """Return the share of each process; this one, which has more to do, is the last."""
-        processes = 1 + len(self._pool)
+        parts, processes = len(self._weights.first), 1 + len(self._pool)
         return [
-            _Share(number, learning_rate, epoch, rows, *parts, *some_rows)
-            for parts, some_rows in zip(
-                _cut(len(self._weights.first), processes), _cut(rows, processes), strict=True
-            )
+            _Share(number, learning_rate, epoch, rows, *bounds)
+            for bounds in _bounds(parts, rows, processes)
         ]
 
     def _copy(self, batch: Batch, targets: NDArray[np.uint8]) -> Batch:
@@ -188,7 +185,7 @@ class UnitParallelStep(Closing):
         self._inputs[rows] = batch.inputs
         self._targets[rows] = targets
         self._numbers[rows] = batch.rows
-        return replace(batch, inputs=self._inputs[rows])
+        return Batch(self._inputs[rows], targets, batch.rows, batch.epoch)
 
     def _distort(self, batch: Batch, share: "_Share") -> None:
         """Distort a share of the rows for all processes."""
@@ -308,6 +305,8 @@ class _Share(NamedTuple):
         return range(int(self.first_part), int(self.last_part))
 
 
-def _cut(count: int, processes: int) -> Iterator[tuple[int, int]]:
-    """Return the bounds of nearly equal stretches, the larger ones first."""
-    return pairwise(-(-count * number // processes) for number in range(processes + 1))
+@lru_cache
+def _bounds(parts: int, rows: int, processes: int) -> list[tuple[int, int, int, int]]:
+    """Return the bounds of each process's parts and rows, the larger shares first."""
+    cuts = [(-(-parts * i // processes), -(-rows * i // processes)) for i in range(processes + 1)]
+    return [(part, end, row, stop) for (part, row), (end, stop) in pairwise(cuts)]
