@@ -8,7 +8,6 @@ import stat
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -35,8 +34,6 @@ FORMER = ("old", "tmp")
 """Suffixes that earlier releases gave to checkpoints being written or removed."""
 PARTIAL = re.compile(r"[0-9a-f]{32}\.tmp")
 """Suffix of a partial file's name."""
-SYNCED_AT_ONCE = 8
-"""Files that `sync` waits for at once."""
 SETTLED_SECONDS = 2.0
 """Age of a file's last change from which another one shows in its times, which may be coarse."""
 YOUNG_SECONDS = 10.0
@@ -127,9 +124,8 @@ class LocalLocation(Location):
     def sync(self, keys: Collection[str]) -> None:
         paths = [self._at(key) for key in keys]
         with translate_os_errors("write", self.path):
-            # Together, because a file system makes several files durable in one step.
-            with ThreadPoolExecutor(SYNCED_AT_ONCE, "sync") as pool:
-                list(pool.map(files.fsync_path, paths))
+            for path in paths:
+                files.fsync_path(path)
             for directory in dict.fromkeys([*(path.parent for path in paths), self.path]):
                 files.fsync_directory(directory)
 

@@ -87,7 +87,7 @@ class Disk:
 
     def operate(self, name: str, real: Operation, arguments: tuple[Any, ...]) -> Any:
         """Perform an operation and record its unsynced data, or raise `Died`."""
-        if self._done >= self.survivors:
+        if self._done == self.survivors:
             self.dead = True
             if name == "close":
                 real(*arguments)  # the kernel closes the files of a dead process
