@@ -114,10 +114,10 @@ def load_window(
     graph[key] = (total, list(graph))
     # Imported by the loading thread, as late as possible: a training forks before that.
     with translate_configuration_errors():
-        from dask.local import get_sync
-        from dask.threaded import get
+        # Not `from dask.local`: beside another loader that would not wait for all of Dask.
+        from dask import local, threaded
     # Called directly: `dask.compute` would import all of `distributed` to look for a client.
-    timing: Timing = get(graph, key, pool=pool) if pool else get_sync(graph, key)
+    timing: Timing = threaded.get(graph, key, pool=pool) if pool else local.get_sync(graph, key)
     return timing
 
 

@@ -3,6 +3,8 @@
 import copy
 import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -23,6 +25,35 @@ OPTIONS: dict[str, Any] = {
     "drop_last": True,
     "epochs": 2,
 }
+
+TWO_LOADERS = """
+import sys, threading, time
+from concurrent.futures import ThreadPoolExecutor
+from pipeline.stream import BatchStream
+from storage.dataset import open_dataset
+from storage.places import open_location
+
+dataset = open_dataset(open_location(sys.argv[1]))
+importing = threading.Event()
+
+class Pause:
+    def find_spec(self, name, path, target=None):
+        if name == "dask.system" and not importing.is_set():
+            importing.set()
+            time.sleep(0.05)
+
+def rows():
+    with BatchStream(dataset, "train", batch_size=5, threads=2) as stream:
+        return sum(len(batch.rows) for batch in stream)
+
+assert "dask" not in sys.modules
+sys.meta_path.insert(0, Pause())
+with ThreadPoolExecutor(2) as pool:
+    first = pool.submit(rows)
+    importing.wait(60)
+    print(pool.submit(rows).result(), first.result())
+"""
+"""Begins a second stream while the loader of the first one imports Dask."""
 
 
 def rest(stream: BatchStream) -> tuple[list[list[int]], str]:
@@ -121,6 +152,13 @@ def test_closed(known: Known) -> None:
     stream.close()
     with open_stream(known, **OPTIONS, state=stream.state) as other:
         assert stream.state == other.state
+
+
+@pytest.mark.slow
+def test_two_loaders_import_dask(known: Known) -> None:
+    """Two streams begin at once in a process that has not imported Dask."""
+    command = [sys.executable, "-c", TWO_LOADERS, str(known.dataset.location)]
+    assert "61 61\n" == subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 @pytest.mark.slow
