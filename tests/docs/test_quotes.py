@@ -20,10 +20,12 @@ QUOTES = re.findall(
 def test_quotes_are_found() -> None:
     """The page quotes the code of every step, forward and backward."""
     assert {name for name, _, _ in QUOTES} == {
-        "Network._forward",
-        "Network.gradient_sum",
-        "Network._first_gradient",
+        "Backpropagation.forward",
+        "Backpropagation.middle",
+        "Backpropagation._multiply_slope",
+        "Backpropagation.first_gradient",
         "cross_entropy",
+        "CrossEntropy.loss_sum.func",
     }
 
 
