@@ -164,10 +164,10 @@ def test_settings_from_a_file(dataset: Path, call: Call) -> None:
         seed=4,
         l2=1e-5,
         batch_size=100,
-        micro_batches=2,  # the default for this batch size
+        micro_batches=1,  # the default for this batch size
         evaluate="test",  # the default for this dataset
     )
-    assert expected == replace(config, micro_batches=2, evaluate="test")
+    assert expected == replace(config, micro_batches=1, evaluate="test")
     recorded = document(call("inspect", "runs/mnist", "--json"))["configuration"]
     assert expected == TrainConfig.from_json(recorded, "run.json")
 
