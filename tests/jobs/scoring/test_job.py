@@ -32,7 +32,7 @@ from storage.places import open_location
 from storage.runs import SCORES, open_run
 from tests.jobs.inboxes import Events
 from tests.jobs.trainings import Log, StopAt, small
-from tests.pipeline.datasets import watched_windows
+from tests.pipeline.datasets import load_at_once, watched_windows
 from tests.storage.artefacts import stored_rows
 
 CONFIG = small(epochs=2, learning_rate=0.03, dtype="float32")
@@ -266,6 +266,7 @@ def test_two_windows_are_held(
 ) -> None:
     """While a window is loaded, only one other is in memory: threads keep no older rows."""
     monkeypatch.setattr("pipeline.stream.PLAIN_WINDOW_CHUNKS", 2)
+    load_at_once(monkeypatch)
     held = watched_windows(monkeypatch)
     score(run=run, split="train", dataset=digits, threads=threads)
     assert 3 == len(held)

@@ -20,7 +20,7 @@ from storage.errors import UsageError
 from storage.places import open_location
 from storage.preparation import BYTES, ValueRange
 from tests.jobs.trainings import SMALL
-from tests.pipeline.datasets import watched_windows
+from tests.pipeline.datasets import load_at_once, watched_windows
 from tests.storage.artefacts import stored_rows
 from tests.storage.idx_files import write_set
 
@@ -155,6 +155,7 @@ def test_two_windows_are_held(digits: Path, monkeypatch: pytest.MonkeyPatch, thr
     """When a window is loaded, only one other is in memory: threads hold no earlier rows."""
     monkeypatch.setattr("jobs.training.evaluate.BLOCK_ROWS", 115)  # two of each window
     monkeypatch.setattr("pipeline.stream.PLAIN_WINDOW_CHUNKS", 1)
+    load_at_once(monkeypatch)
     windows = watched_windows(monkeypatch)
     parameters = initialise("scaled", LAYERS, 0)
     with evaluator(digits, "float32", 0, 1031, threads, times=3) as judge:
