@@ -113,7 +113,7 @@ class ProcessPool(Closing):
     def gather(self) -> list[int]:
         """Wait until the forks meet; return the numbers of the tasks that none is computing.
 
-        A fork may have died, or have no core to begin. The others wait until `part` is called.
+        A fork may have died, or have no core to begin. The others wait until `proceed` is called.
         """
         limit = self._limit()
         missing = [
@@ -125,7 +125,7 @@ class ProcessPool(Closing):
             self._remove_dead(self._busy.pop(number))
         return missing
 
-    def part(self) -> None:
+    def proceed(self) -> None:
         """Let the processes that have met continue."""
         for process in self._busy.values():
             process.let_go()

@@ -149,7 +149,7 @@ class UnitParallelStep(Closing):
         missing = [others[fork] for fork in self._pool.gather()]
         for share in missing:
             do(share)
-        self._pool.part()
+        self._pool.proceed()
         return missing
 
     def _work(self, numbers: Task, meet: Meet) -> Reply:
